@@ -1,0 +1,258 @@
+"""The inner border: all that the author of a backend reads, and the only thing the host knows of upstream APIs.
+
+A backend is a struct: its fields are its options, its ``build`` and ``parse`` are its work. It only converts;
+chunking, retries, keys, caching, timeouts and redaction are the host's.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+import msgspec
+
+from embedroute import vectors
+from embedroute.errors import BadAnswer, UpstreamError
+from embedroute.faults import fault_of
+from embedroute.inputs import Input, Kind, Part
+from embedroute.vectors import Array
+
+__all__ = [
+    "Accepts",
+    "Backend",
+    "Batch",
+    "HTTPBackend",
+    "LocalBackend",
+    "Secret",
+    "UpstreamReply",
+    "UpstreamRequest",
+    "Vectors",
+]
+
+
+class Secret:
+    """A text that never shows: not in ``repr``, ``str``, logs, traces, errors or pickles."""
+
+    __slots__ = ("__text",)
+
+    def __init__(self, text: str) -> None:
+        """Hold ``text``."""
+        self.__text = text
+
+    def reveal(self) -> str:
+        """Hand out the text; call this only where it goes on the wire."""
+        return self.__text
+
+    def __repr__(self) -> str:
+        """Show that there is a secret, and nothing of it."""
+        return "Secret('…')"
+
+    def __eq__(self, other: object) -> bool:
+        """Compare by the text held."""
+        return isinstance(other, Secret) and self.reveal() == other.reveal()
+
+    def __hash__(self) -> int:
+        """Hash by the text held."""
+        return hash(self.__text)
+
+    def __reduce__(self) -> str:
+        """Refuse to be pickled or copied out of the process."""
+        raise TypeError("A Secret cannot be pickled.")
+
+
+class Accepts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an upstream API takes; config may override each of these for one endpoint.
+
+    ``max_tokens`` is the sum over one call, ``max_bytes`` bounds the texts of one call in UTF-8 bytes.
+    ``input_types`` and ``dtypes`` list the neutral words the API honours itself; ``options`` names the
+    namespaces of ``embedding_options`` it speaks; ``fetches`` says that it fetches ``https:`` images itself.
+    """
+
+    texts: bool = True
+    tokens: bool = False
+    modalities: tuple[str, ...] = ("text",)
+    fetches: bool = False
+    dimensions: bool = False
+    base64: bool = False
+    user: bool = False
+    input_types: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = ("float",)
+    options: tuple[str, ...] = ()
+    max_inputs: int | None = None
+    max_tokens: int | None = None
+    max_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse caps that would let nothing through."""
+        for name in ("max_inputs", "max_tokens", "max_bytes"):
+            cap = getattr(self, name)
+            if cap is not None and cap < 1:
+                raise ValueError(f"{name} must be at least 1")
+
+
+class Batch(msgspec.Struct, frozen=True, kw_only=True):
+    """What one upstream call embeds: n inputs of one kind, in order.
+
+    Exactly one of ``texts``, ``tokens`` and ``parts`` is not empty. ``dimensions`` and ``input_type`` are set
+    only when the backend accepts them; ``input_type`` is a neutral word (``query``, ``document``, …), ``dtype``
+    one of float, int8, uint8, binary, ubinary, and ``options`` the namespace of ``embedding_options`` it speaks.
+    """
+
+    model: str
+    texts: Sequence[str] = ()
+    tokens: Sequence[Sequence[int]] = ()
+    parts: Sequence[Sequence[Part]] = ()
+    dimensions: int | None = None
+    input_type: str | None = None
+    dtype: str = "float"
+    user: str | None = None
+    options: Mapping[str, Any] = {}
+
+    @property
+    def inputs(self) -> Sequence[Input]:
+        """The inputs, whatever their kind."""
+        return self.texts or self.tokens or self.parts  # pyright: ignore
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of all inputs."""
+        if self.texts:
+            return Kind.TEXT
+        return Kind.TOKENS if self.tokens else Kind.PARTS
+
+    def __len__(self) -> int:
+        """Count the inputs."""
+        return len(self.texts) or len(self.tokens) or len(self.parts)
+
+
+class Vectors(msgspec.Struct, frozen=True):
+    """What one call gives back: an (n, d) array, row i for input i, and the tokens billed for all n.
+
+    ``prompt_tokens`` is None where the upstream does not say; ``modality_tokens`` splits it, where it does.
+    """
+
+    array: Array
+    prompt_tokens: int | None = None
+    modality_tokens: Mapping[str, int] = {}
+
+    @classmethod
+    def from_lists(cls, rows: Sequence[Sequence[float]], *, prompt_tokens: Any = None, dtype: str = "float") -> Self:
+        """Take n rows of d JSON numbers.
+
+        Raises:
+            BadAnswer: the rows are not n lists of d numbers.
+        """
+        return cls(vectors.from_lists(rows, dtype), _count(prompt_tokens))
+
+    @classmethod
+    def from_base64(cls, rows: Sequence[str | bytes], *, prompt_tokens: Any = None, dtype: str = "float") -> Self:
+        """Take n rows of base64 text, each d little-endian numbers.
+
+        Raises:
+            BadAnswer: a row is not strict base64 of d whole numbers.
+        """
+        return cls(vectors.from_base64(rows, dtype), _count(prompt_tokens))
+
+    @classmethod
+    def from_bytes(cls, rows: Sequence[bytes], *, prompt_tokens: Any = None, dtype: str = "float") -> Self:
+        """Take n rows of raw little-endian numbers.
+
+        Raises:
+            BadAnswer: a row is not d whole numbers long.
+        """
+        return cls(vectors.from_bytes(rows, dtype), _count(prompt_tokens))
+
+
+_MOST_TOKENS = 2**31
+
+
+def _count(said: Any) -> int | None:
+    # An upstream's own count is only believed where it is one: LocalAI says 0, others a string or null.
+    return said if type(said) is int and 0 < said < _MOST_TOKENS else None
+
+
+class UpstreamRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One HTTP request to an upstream; header names in lower case."""
+
+    url: str
+    content: bytes
+    headers: Mapping[str, str | Secret]
+    method: str = "POST"
+
+    @classmethod
+    def json(
+        cls, url: str, body: Mapping[str, Any], *, bearer: Secret | None = None, headers: Mapping[str, str | Secret] = {}
+    ) -> Self:
+        """POST ``body`` as JSON; keys whose value is None are left out."""
+        content = _ENCODER.encode({name: value for name, value in body.items() if value is not None})
+        sent: dict[str, str | Secret] = {"content-type": "application/json", **headers}
+        if bearer is not None and bearer.reveal():
+            sent["authorization"] = Secret(f"Bearer {bearer.reveal()}")
+        return cls(url=url, content=content, headers=sent)
+
+
+_ENCODER = msgspec.json.Encoder()
+
+
+class UpstreamReply(msgspec.Struct, frozen=True):
+    """One HTTP answer of an upstream; header names in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    content: bytes
+
+    def json(self, type: Any = Any) -> Any:
+        """Decode the body, into ``type`` if one is given.
+
+        Raises:
+            BadAnswer: the body is not JSON, or not of that type.
+        """
+        try:
+            return msgspec.json.decode(self.content, type=type)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise BadAnswer(f"The upstream's body is not the JSON that was due: {error}") from None
+
+
+class BackendBase(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What all backends share: options as fields, and what their API accepts."""
+
+    accepts: ClassVar[Accepts] = Accepts()
+
+
+class HTTPBackend(BackendBase, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An upstream reached by one HTTP request per batch. Both methods are pure."""
+
+    def build(self, batch: Batch) -> UpstreamRequest:
+        """Write the request for ``batch``."""
+        raise NotImplementedError
+
+    def parse(self, batch: Batch, reply: UpstreamReply) -> Vectors:
+        """Read a 200; the host then checks count, width and numbers.
+
+        Raises:
+            BadAnswer: the body is not what the API documents. ``KeyError``, ``TypeError``, ``ValueError``,
+                ``IndexError`` and ``AttributeError`` count as that too, so plain code is enough.
+        """
+        raise NotImplementedError
+
+    def fault(self, reply: UpstreamReply) -> UpstreamError:
+        """Judge an answer that is not a 2xx; the default reads the shapes that the providers document."""
+        return fault_of(reply.status, reply.headers, reply.content)
+
+
+class LocalBackend(BackendBase, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A model inside this process: loaded once per gateway, run in a worker thread."""
+
+    def load(self) -> Any:
+        """Load the model; the host keeps it."""
+        raise NotImplementedError
+
+    def run(self, model: Any, batch: Batch) -> Vectors:
+        """Embed ``batch`` with what ``load`` gave."""
+        raise NotImplementedError
+
+
+class Backend(BackendBase, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The wider contract, for what is neither one HTTP request nor a local model."""
+
+    async def embed(self, batch: Batch) -> Vectors:
+        """Embed ``batch``, or raise one of the upstream errors of :mod:`embedroute.errors`."""
+        raise NotImplementedError

@@ -1,0 +1,74 @@
+"""What a client asks to be embedded: the three kinds of input, and nothing else.
+
+An input is a text (``str``), a list of token ids (``tuple[int, ...]``) or a list of content parts
+(``tuple[TextPart | ImagePart, ...]``). One input becomes one vector.
+"""
+
+from collections.abc import Sequence
+from enum import StrEnum
+
+import msgspec
+
+
+class Kind(StrEnum):
+    """The kind that all inputs of one request share."""
+
+    TEXT = "text"
+    TOKENS = "tokens"
+    PARTS = "parts"
+
+
+class TextPart(msgspec.Struct, frozen=True, tag="text", tag_field="type", forbid_unknown_fields=True):
+    """A text inside a multimodal input."""
+
+    text: str
+
+
+class ImageURL(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where an image is: a ``data:`` URL, or an ``https:`` one that the upstream fetches."""
+
+    url: str
+
+
+class ImagePart(msgspec.Struct, frozen=True, tag="image_url", tag_field="type", forbid_unknown_fields=True):
+    """An image inside a multimodal input."""
+
+    image_url: ImageURL
+
+
+Part = TextPart | ImagePart
+Input = str | tuple[int, ...] | tuple[Part, ...]
+
+
+def kind_of(first: Input) -> Kind:
+    """Tell the kind of a request's inputs from its first one."""
+    if isinstance(first, str):
+        return Kind.TEXT
+    return Kind.TOKENS if isinstance(first[0], int) else Kind.PARTS
+
+
+def size_of(item: Input) -> int:
+    """Estimate the tokens of one input: exact for ids, UTF-8 bytes / 4 for text, at least 1.
+
+    An image counts as 258 tokens, which is what Gemini bills for one (ai.google.dev, token counting).
+    """
+    if isinstance(item, str):
+        return text_size(item)
+    return sum(1 if isinstance(part, int) else _part_size(part) for part in item)
+
+
+def text_size(text: str) -> int:
+    """Estimate the tokens of a text as UTF-8 bytes / 4, at least 1."""
+    length = len(text) if text.isascii() else len(text.encode())
+    return max(1, length // 4)
+
+
+def _part_size(part: Part) -> int:
+    return text_size(part.text) if isinstance(part, TextPart) else 258
+
+
+def modalities_of(items: Sequence[Input]) -> frozenset[str]:
+    """Name the modalities that a request's inputs hold: ``text``, ``image``."""
+    if kind_of(items[0]) is not Kind.PARTS:
+        return frozenset({"text"})
+    return frozenset("image" if isinstance(part, ImagePart) else "text" for item in items for part in item)
