@@ -1,0 +1,38 @@
+"""OpenAI-compatible embeddings inside any ASGI host, over any number of upstreams, and never a wrong vector.
+
+A map, from the ground up; a file imports only from floors below:
+
+- words: ``errors``, ``inputs``, ``vectors``, ``faults``, ``journal``, ``tasks``
+- borders: ``wire`` (clients), ``backend`` (plugins), ``models`` and ``config`` (operators), ``redact``
+- decisions, pure: ``access``, ``routing``
+- effects: ``cache``, ``flights``, ``http``, ``exchange``, ``calls``, ``perloop``, ``plugins``
+- the journey: ``gateway``; begin to read there
+- doors: ``inbound``, ``listing``, ``asgi``, ``fastapi``, ``cli``
+
+Beside the house stand ``backends`` (one file per upstream API, written as a third party would) and ``testing``.
+"""
+
+from embedroute.access import Caller
+from embedroute.asgi import EmbeddingsMiddleware, embeddings_app
+from embedroute.config import CacheSettings, Config, Key, Settings
+from embedroute.errors import ConfigError, EmbedrouteError
+from embedroute.gateway import Gateway
+from embedroute.models import Endpoint, Model, Provider
+from embedroute.wire.responses import Embeddings
+
+__all__ = [
+    "CacheSettings",
+    "Caller",
+    "Config",
+    "ConfigError",
+    "EmbeddingsMiddleware",
+    "EmbedrouteError",
+    "Embeddings",
+    "Endpoint",
+    "Gateway",
+    "Key",
+    "Model",
+    "Provider",
+    "Settings",
+    "embeddings_app",
+]

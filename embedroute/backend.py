@@ -94,13 +94,15 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     Exactly one of ``texts``, ``tokens`` and ``parts`` is not empty. ``dimensions`` and ``input_type`` are set
     only when the backend accepts them; ``input_type`` is a neutral word (``query``, ``document``, …), ``dtype``
     one of float, int8, uint8, binary, ubinary, and ``options`` the namespace of ``embedding_options`` it speaks.
+    ``width`` is the width that the answer must have, known for every declared model whether or not it was asked for.
     """
 
     model: str
     texts: Sequence[str] = ()
-    tokens: Sequence[Sequence[int]] = ()
-    parts: Sequence[Sequence[Part]] = ()
+    tokens: Sequence[tuple[int, ...]] = ()
+    parts: Sequence[tuple[Part, ...]] = ()
     dimensions: int | None = None
+    width: int | None = None
     input_type: str | None = None
     dtype: str = "float"
     user: str | None = None
@@ -109,7 +111,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def inputs(self) -> Sequence[Input]:
         """The inputs, whatever their kind."""
-        return self.texts or self.tokens or self.parts  # pyright: ignore
+        return self.texts or self.tokens or self.parts
 
     @property
     def kind(self) -> Kind:

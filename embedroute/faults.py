@@ -5,9 +5,9 @@ providers document or were seen to send (OpenAI, Azure, Gemini, Mistral, Cohere,
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from email.utils import parsedate_to_datetime
-from typing import Any, Final
+from typing import Final, cast
 
 import msgspec
 
@@ -26,6 +26,10 @@ from embedroute.errors import (
 LONGEST_MESSAGE = 300
 """Characters of an upstream's text that a client may see."""
 
+MOST_READ: Final = 20_000  # bytes of an upstream's body that are searched
+MESSAGES: Final = ("error", "message", "detail", "errors", "msg")  # where a body's message is, outermost first
+ECHOES: Final = frozenset({"input", "inputs", "texts", "loc", "ctx"})  # what a client sent, repeated (FastAPI's 422)
+
 BY_STATUS: Final[Mapping[int, type[UpstreamError]]] = {
     400: InputRefused,
     401: KeyRefused,
@@ -38,25 +42,30 @@ BY_STATUS: Final[Mapping[int, type[UpstreamError]]] = {
 }
 """Status → error; every other status is the upstream's own trouble."""
 
+
 SIGNALS: Final[tuple[tuple[type[UpstreamError], re.Pattern[str]], ...]] = (
     (KeyRefused, re.compile(r"insufficient_quota|INSUFFICIENT_BALANCE|Arrearage|API_KEY_INVALID|invalid_api_key|PerDay")),
     (
         BatchTooLarge,
         re.compile(
-            r"max_tokens_per_request|tokens per request|too many inputs|too many tokens (in batch|overall)|batch size"
+            r"(?im)max_tokens_per_request|tokens per request|too many inputs|too many tokens (in batch|overall)|batch size"
             r"|requests can be in one batch|split into more batches|max(imum)? allowed (batch|number of inputs)"
-            r"|max number of inputs|array too long|less than or equal to \d+ items"
-            r'|"3210"|(texts|inputs?) (list )?(length|size) (exceeds|must)|body is too large|payload too large',
-            re.IGNORECASE,
+            r"|max number of inputs|array too long|less than or equal to \d+ items|^3210$"
+            r"|(texts|inputs|input list) (list )?(length|size) (exceeds|must)|body is too large|payload too large"
         ),
     ),
-    (ModelRefused, re.compile(r"model_not_found|INPUT_MODEL_NOT_FOUND|DeploymentNotFound|model .{1,100} (does not exist|not found)", re.IGNORECASE)),
+    (
+        ModelRefused,
+        re.compile(
+            r"(?i)model_not_found|INPUT_MODEL_NOT_FOUND|DeploymentNotFound"
+            r"|model .{1,100} (does not exist|not found|is not supported)"
+        ),
+    ),
     (
         ContextTooLong,
         re.compile(
-            r"context.?length|maximum context|INPUT_TOKEN_LIMIT_EXCEEDED|exceeded max .{0,20}tokens|too long|too large to process"
-            r"|must have less than \d+ tokens|input exceeds",
-            re.IGNORECASE,
+            r"(?i)context.?length|maximum context|INPUT_TOKEN_LIMIT_EXCEEDED|exceeded max .{0,20}tokens|too long"
+            r"|too large to process|must have less than \d+ tokens|input exceeds"
         ),
     ),
 )
@@ -71,21 +80,40 @@ def fault_of(status: int, headers: Mapping[str, str], content: bytes) -> Upstrea
 
     The message is the upstream's own, cut at ``LONGEST_MESSAGE`` characters; the caller scrubs secrets from it.
     """
-    body = content[:20_000].decode(errors="replace")
-    kind = _kind(status, body)
+    kind = _kind(status, content)
     said = message_of(content)
     text = f"The upstream answered {status}" + (f": {said}" if said else ".")
-    return kind(text, retry_after=hint_of(headers, body), upstream_status=status)
+    hint = hint_of(headers, content[:MOST_READ].decode(errors="replace"))
+    return kind(text, retry_after=hint, upstream_status=status)
 
 
-def _kind(status: int, body: str) -> type[UpstreamError]:
+def _kind(status: int, content: bytes) -> type[UpstreamError]:
     plain = BY_STATUS.get(status, Unavailable)
     if status not in READ_AT:
         return plain
-    for kind, signal in SIGNALS:
-        if signal.search(body) and _may_say(status, kind):
-            return kind
-    return plain
+    text = "\n".join(_words(_read(content)))[:MOST_READ]
+    return next((kind for kind, signal in SIGNALS if _may_say(status, kind) and signal.search(text)), plain)
+
+
+def _read(content: bytes) -> object:
+    try:
+        return msgspec.json.decode(content[:1_000_000])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return content[:MOST_READ].decode(errors="replace").strip()
+
+
+def _words(body: object, depth: int = 8) -> Iterator[str]:
+    if isinstance(body, str | int):
+        yield str(body)
+    for part in _parts(body) if depth else ():
+        yield from _words(part, depth - 1)
+
+
+def _parts(body: object) -> Iterable[object]:
+    if isinstance(body, dict):
+        # A client must not be able to blame the provider's key by what it sends, so echoes are not read.
+        return [part for name, part in cast("dict[str, object]", body).items() if name not in ECHOES]
+    return cast("list[object]", body) if isinstance(body, list) else ()
 
 
 def _may_say(status: int, kind: type[UpstreamError]) -> bool:
@@ -100,24 +128,15 @@ def _may_say(status: int, kind: type[UpstreamError]) -> bool:
 
 def message_of(content: bytes) -> str:
     """Find the human message in an error body: OpenAI's, flat, FastAPI's, nested, or plain text; HTML says nothing."""
-    try:
-        found = _drill(msgspec.json.decode(content[:1_000_000]))
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        text = content[: LONGEST_MESSAGE * 4].decode(errors="replace").strip()
-        found = "" if text.startswith("<") else text
-    return found[:LONGEST_MESSAGE]
-
-
-def _drill(body: Any) -> str:
+    body = _read(content)
     for _ in range(8):
         if isinstance(body, str):
-            return body
-        if isinstance(body, list) and body:
-            body = body[0]
-        elif isinstance(body, dict):
-            body = next((body[name] for name in ("error", "message", "detail", "errors", "msg") if body.get(name)), None)
+            return "" if body.startswith("<") else body[:LONGEST_MESSAGE]
+        if isinstance(body, dict):
+            named = cast("dict[str, object]", body)
+            body = next((named[name] for name in MESSAGES if named.get(name) and named[name] is not True), None)
         else:
-            return ""
+            body = next(iter(_parts(body)), None)
     return ""
 
 
@@ -140,7 +159,8 @@ def hint_of(headers: Mapping[str, str], body: str = "") -> float | None:
 
 
 def _number(text: str | None, unit: float) -> float | None:
-    if text is None or not re.fullmatch(r"\d{1,18}(\.\d{1,9})?", text.strip(), re.ASCII):
+    # An absurdly long number is still a number: it ends at the cap.
+    if text is None or not re.fullmatch(r"\d{1,400}(\.\d{1,400})?", text.strip(), re.ASCII):
         return None
     return float(text) * unit
 
@@ -154,20 +174,25 @@ def _until(date: str | None, now: str | None) -> float | None:
     return max(0.0, wait.total_seconds())
 
 
-_GO_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|m|h)")
+_GO_PART = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|s|m|h)")
+_GO_DURATION = re.compile(rf"(?:{_GO_PART.pattern}){{1,4}}")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 def _reset(headers: Mapping[str, str]) -> float | None:
-    waits = [
-        sum(float(amount) * _SECONDS[unit] for amount, unit in _GO_DURATION.findall(headers[f"x-ratelimit-reset-{what}"]))
-        for what in ("requests", "tokens")
-        if headers.get(f"x-ratelimit-remaining-{what}") == "0" and f"x-ratelimit-reset-{what}" in headers
-    ]
-    return max(waits, default=None)
+    spent = [what for what in ("requests", "tokens") if headers.get(f"x-ratelimit-remaining-{what}") == "0"]
+    resets = [headers.get(f"x-ratelimit-reset-{what}", "") for what in spent]
+    return max((_duration(reset) for reset in resets if _GO_DURATION.fullmatch(reset)), default=None)
 
 
-_TOLD = re.compile(r'"retryDelay"\s*:\s*"(\d{1,9}(?:\.\d{1,9})?)s"|(?:retry|try again) (?:after|in) (\d{1,9}(?:\.\d{1,9})?) ?s', re.IGNORECASE)
+def _duration(text: str) -> float:
+    return sum(float(amount) * _SECONDS[unit] for amount, unit in _GO_PART.findall(text))
+
+
+_TOLD = re.compile(
+    r'(?i)"retryDelay"\s*:\s*"(\d{1,18}(?:\.\d{1,9})?)s"'
+    r"|(?:retry|try again) (?:after|in) (\d{1,18}(?:\.\d{1,9})?) ?s"
+)
 
 
 def _told(body: str) -> float | None:

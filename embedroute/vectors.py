@@ -1,20 +1,21 @@
 """(n, d) float32 arrays: base64 and JSON in and out, truncation, and the checks; alone knows numpy and orjson."""
 
-import binascii
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Final
 
+import msgspec
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
 from embedroute.errors import BadAnswer
 
-Array = NDArray[np.generic]
+Number = np.float32 | np.int8 | np.uint8
+Array = NDArray[Number]
 """(n, d); float32 for float vectors, int8 or uint8 for quantised ones."""
 
 FLOAT32 = np.dtype("<f4")
-DTYPES = {
+DTYPES: Final[Mapping[str, np.dtype[Number]]] = {
     "float": FLOAT32,
     "int8": np.dtype("i1"),
     "uint8": np.dtype("u1"),
@@ -31,13 +32,17 @@ def from_lists(rows: Sequence[Sequence[float]], dtype: str = "float") -> Array:
         BadAnswer: the rows differ in width, or hold something that is not a number of ``dtype``.
     """
     try:
-        exact = np.asarray(rows, dtype=np.float64)
+        found = np.asarray(rows)
     except (TypeError, ValueError, OverflowError):
-        raise BadAnswer("The upstream's rows are not lists of numbers of one width.") from None
+        found = np.empty(0)
+    # Told the dtype, numpy would take null for NaN and the text "1" for 1, so it says what it sees first.
+    if found.ndim != 2 or found.dtype.kind not in "fiu":
+        raise BadAnswer("The upstream's rows are not lists of numbers of one width.")
+    exact = found.astype(np.float64, copy=False)
     if dtype == "float":
         with np.errstate(over="ignore"):
             return exact.astype(FLOAT32)
-    bounds = np.iinfo(DTYPES[dtype])
+    bounds = np.iinfo(DTYPES[dtype].name)
     if exact.size and not (np.all(exact == np.trunc(exact)) and exact.min() >= bounds.min and exact.max() <= bounds.max):
         raise BadAnswer(f"The upstream's rows do not hold {dtype} numbers.")
     return exact.astype(DTYPES[dtype])
@@ -50,9 +55,11 @@ def from_base64(rows: Sequence[str | bytes], dtype: str = "float") -> Array:
         BadAnswer: a row is not strict base64, not whole numbers long, or of another width than the first.
     """
     try:
-        return from_bytes([binascii.a2b_base64(row, strict_mode=True) for row in rows], dtype)
-    except (ValueError, TypeError):
+        # msgspec is as strict as binascii's strict mode, and four times as fast.
+        raw = msgspec.convert([row if isinstance(row, str) else row.decode("ascii") for row in rows], list[bytes])
+    except (AttributeError, TypeError, UnicodeDecodeError, msgspec.ValidationError):
         raise BadAnswer("The upstream's rows are not base64.") from None
+    return from_bytes(raw, dtype)
 
 
 def from_bytes(rows: Sequence[bytes], dtype: str = "float") -> Array:
@@ -62,17 +69,25 @@ def from_bytes(rows: Sequence[bytes], dtype: str = "float") -> Array:
         BadAnswer: the rows differ in length, or are not whole numbers long.
     """
     held = DTYPES[dtype]
-    if len(rows) == 1:
-        return _row(rows[0], held)[np.newaxis]
-    if len({len(row) for row in rows}) > 1:
-        raise BadAnswer("The upstream's rows differ in width.")
-    return _row(b"".join(rows), held).reshape(len(rows), -1)
-
-
-def _row(raw: bytes, held: np.dtype[Any]) -> Array:
-    if len(raw) % held.itemsize:
+    lengths = {len(row) for row in rows}
+    if len(lengths) != 1:
+        raise BadAnswer("The upstream's rows differ in width." if rows else "The upstream answered no rows.")
+    width, rest = divmod(lengths.pop(), held.itemsize)
+    if rest:
         raise BadAnswer("The upstream's rows are not whole numbers long.")
-    return np.frombuffer(raw, dtype=held)
+    return np.frombuffer(rows[0] if len(rows) == 1 else b"".join(rows), dtype=held).reshape(len(rows), width)
+
+
+def from_digests(rows: Sequence[bytes]) -> Array:
+    """Make (n, d) unit vectors of rows of 2 d random bytes; none is zero, and shorter digests make prefixes up to scale."""
+    whole = np.frombuffer(b"".join(rows), dtype="<i2").reshape(len(rows), -1)
+    return unit(whole * np.float64(2) + 1)
+
+
+def mean_of(table: Array, picked: Sequence[int]) -> Array:
+    """Average the rows ``picked`` of (v, d) ``table``: (d,); piece by piece, so that a long text stays small and exact."""
+    pieces = (table[picked[start : start + 512]].sum(axis=0) for start in range(0, len(picked), 512))
+    return (sum(pieces, np.zeros(table.shape[1])) / max(len(picked), 1)).astype(FLOAT32)
 
 
 def check(array: Array, count: int, width: int | None, dtype: str = "float") -> None:
@@ -116,11 +131,12 @@ def truncate(array: Array, width: int) -> Array:
     return (cut / norms).astype(FLOAT32)
 
 
-def unit(array: Array) -> Array:
-    """Scale each row to length 1 (float64 inside, float32 out); zero rows stay zero."""
+def unit(array: Array | NDArray[np.float64]) -> Array:
+    """Scale each row to length 1 (float64 inside, float32 out); zero rows stay zero, infinite ones turn to NaN."""
     exact = array.astype(np.float64)
-    norms = np.linalg.norm(exact, axis=1, keepdims=True)
-    return (exact / np.where(norms == 0, 1, norms)).astype(FLOAT32)
+    with np.errstate(invalid="ignore"):
+        norms = np.linalg.norm(exact, axis=1, keepdims=True)
+        return (exact / np.where(norms == 0, 1, norms)).astype(FLOAT32)
 
 
 def stack(rows: Sequence[Array]) -> Array:
@@ -128,11 +144,18 @@ def stack(rows: Sequence[Array]) -> Array:
     return np.stack(rows)
 
 
+def close(left: Array, right: Array) -> bool:
+    """Tell whether two arrays are of one shape and the same numbers, but for what float32 arithmetic may differ by."""
+    return left.shape == right.shape and bool(np.allclose(left, right, rtol=1e-4, atol=1e-5))
+
+
 def to_json(row: Array) -> bytes:
     """Write one (d,) row as a JSON array; float32 in its shortest form that reads back the same."""
     return orjson.dumps(np.ascontiguousarray(row), option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def to_base64(row: Array) -> bytes:
-    """Write one (d,) row as base64 of its little-endian numbers, without quotes."""
-    return binascii.b2a_base64(np.ascontiguousarray(row), newline=False)
+def raw_rows(array: Array) -> list[memoryview]:
+    """View an (n, d) array as n rows of little-endian bytes, without a copy where the memory is already so."""
+    flat = np.ascontiguousarray(array).data.cast("B")
+    width = len(flat) // len(array)
+    return [flat[start : start + width] for start in range(0, len(flat), width)]

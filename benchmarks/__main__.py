@@ -1,0 +1,97 @@
+"""The command behind `scripts/bench`."""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import msgspec
+
+from benchmarks import environments, imports, places, report, systems, workloads
+from benchmarks.configs import KEY
+from benchmarks.imports import Costs
+from benchmarks.interleave import Bench, Effort, bench
+from benchmarks.report import Run
+from benchmarks.systems import System
+from benchmarks.workloads import Workload
+
+QUICK = Effort(seconds=1.0, rounds=1)
+IMPORTS = "imports"
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Comma-separated systems and workloads, each of which must exist."""
+    given = tuple(text.split(","))
+    known = [*systems.BY_NAME, *workloads.BY_NAME, IMPORTS]
+    if unknown := [name for name in given if name not in known]:
+        raise argparse.ArgumentTypeError(f"{', '.join(unknown)} unknown; there are {', '.join(known)}")
+    return given
+
+
+def options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure embedroute beside its peers on loopback.")
+    parser.add_argument("--quick", action="store_true", help="one round of a second each; for a look, not for a claim")
+    parser.add_argument(
+        "--only", type=names, default=(), metavar="NAME[,NAME]", help="these systems and workloads (and `imports`)"
+    )
+    parser.add_argument("--without", type=names, default=(), metavar="NAME[,NAME]", help="all but these")
+    parser.add_argument("--show", action="store_true", help="print the report of the last run again")
+    return parser.parse_args(arguments)
+
+
+def chosen(table: dict, asked: argparse.Namespace) -> list:
+    """Rows of a table that `--only` names, all if it names none of this table, less those of `--without`."""
+    only = [name for name in asked.only if name in table]
+    return [row for name, row in table.items() if (name in only or not only) and name not in asked.without]
+
+
+def work(wanted: list[System], plan: list[Workload], effort: Effort, *, with_imports: bool) -> tuple[Bench, Costs | None]:
+    taking_part = {name for workload in plan for name in workload.systems}
+    with bench([system for system in wanted if system.name in taking_part], effort) as at_work:
+        costs = import_costs(at_work) if with_imports else None
+        for workload in plan:
+            print(f"{workload.name}: {workload.title}", flush=True)
+            at_work.work(workload)
+            show(at_work, workload)
+    return at_work, costs
+
+
+def import_costs(at_work: Bench) -> Costs | None:
+    try:
+        return imports.measure("venv", str(places.RUN / "embedroute-off.toml"), "n1-base64")
+    except subprocess.CalledProcessError as failure:
+        at_work.fail(IMPORTS, failure.stderr.strip().splitlines()[-1].replace(KEY, "…"))
+    except (OSError, ValueError, StopIteration, subprocess.TimeoutExpired) as failure:
+        at_work.fail(IMPORTS, f"{type(failure).__name__}: {failure}")
+    return None
+
+
+def show(at_work: Bench, workload: Workload) -> None:
+    for (name, at), figures in at_work.results.items():
+        if at == workload.name:
+            cost = f"{figures.cpu_us:10.0f} µs {figures.rate:9.1f}/s"
+            latency = f"p50 {figures.p50_ms:8.1f} ms  p99 {figures.p99_ms:8.1f} ms"
+            print(f"  {name:18} {cost}  {latency}  {figures.rss_mib:5.0f} MiB  bad {figures.bad}")
+
+
+def main() -> None:
+    asked = options(sys.argv[1:])
+    last = places.WORK / "RESULTS.md"
+    if asked.show:
+        sys.exit(print(last.read_text()))
+    environments.prepare_tools()
+    plan = [] if asked.only == (IMPORTS,) else chosen(workloads.BY_NAME, asked)
+    effort = QUICK if asked.quick else Effort()
+    with_imports = IMPORTS not in asked.without and (not asked.only or IMPORTS in asked.only)
+    at_work, costs = work(chosen(systems.BY_NAME, asked), plan, effort, with_imports=with_imports)
+    text = report.written(Run(bench=at_work, effort=effort, costs=costs, left_out=asked.without))
+    rows = [{"system": name, "workload": at, **msgspec.to_builtins(figures)} for (name, at), figures in at_work.results.items()]
+    (places.WORK / "results.json").write_bytes(msgspec.json.format(msgspec.json.encode(rows)))
+    partial = asked.quick or asked.only
+    for file in (last,) if partial else (last, places.HERE / "RESULTS.md"):
+        file.write_text(text)
+    print(text.partition("## Goals")[2].partition("\n## ")[0])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""OpenAI's embeddings API, and every server that speaks it.
+
+Source: openai/openai-openapi ``openapi.yaml`` 2.3.0; what other servers do differently is in ``encoding_format``,
+``extra_body``, ``extra_headers`` and ``input_types``.
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+from embedroute.backend import Accepts, Batch, HTTPBackend, Secret, UpstreamReply, UpstreamRequest, Vectors
+from embedroute.backends import rows
+
+
+class OpenAI(HTTPBackend, frozen=True, kw_only=True):
+    """One account at OpenAI, or one server that speaks its API.
+
+    ``encoding_format`` is what is asked of the server: ``float`` for one that refuses base64, ``omit`` for one that
+    refuses the field. ``extra_body`` adds fields (``normalize = true`` for Fireworks), ``extra_headers`` adds headers.
+    ``input_types`` gives the server's own words for the neutral ones, for servers whose ``accepts`` lists input types.
+    """
+
+    accepts: ClassVar[Accepts] = Accepts(
+        tokens=True, dimensions=True, base64=True, user=True, max_inputs=2048, max_tokens=300_000
+    )
+
+    api_key: Secret | None = None
+    base_url: str = "https://api.openai.com/v1"
+    organization: str | None = None
+    project: str | None = None
+    encoding_format: Literal["base64", "float", "omit"] = "base64"
+    input_types: Mapping[str, str] = {}
+    extra_headers: Mapping[str, Secret] = {}
+    extra_body: Mapping[str, bool | int | float | str] = {}
+
+    def build(self, batch: Batch) -> UpstreamRequest:
+        """Ask for base64 unless told otherwise: it is a third of the bytes and a tenth of the work."""
+        body = {
+            **self.extra_body,
+            "model": batch.model,
+            "input": batch.texts or batch.tokens or [{"content": parts} for parts in batch.parts],
+            "encoding_format": None if self.encoding_format == "omit" else self.encoding_format,
+            "dimensions": batch.dimensions,
+            "input_type": batch.input_type and self.input_types.get(batch.input_type, batch.input_type),
+            "user": batch.user,
+        }
+        return UpstreamRequest.json(
+            f"{self.base_url.rstrip('/')}/embeddings", body, bearer=self.api_key, headers=self._headers()
+        )
+
+    def _headers(self) -> dict[str, str | Secret]:
+        named = {"openai-organization": self.organization, "openai-project": self.project}
+        ours = {name: value for name, value in named.items() if value}
+        return {**ours, **{name.lower(): value for name, value in self.extra_headers.items()}}
+
+    def parse(self, batch: Batch, reply: UpstreamReply) -> Vectors:
+        """Read base64 or numbers, whichever the server chose to send."""
+        return rows.read(batch, reply, self.fault)

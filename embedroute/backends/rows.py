@@ -1,0 +1,109 @@
+"""Reads the answer that OpenAI made common: rows with an index, as base64 or numbers, and errors inside a 200."""
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import msgspec
+
+from embedroute.backend import Batch, UpstreamReply, Vectors
+from embedroute.errors import BadAnswer, UpstreamError
+
+STATUSES: Final = {
+    "context_length_exceeded": 400,
+    "insufficient_quota": 429,
+    "invalid_api_key": 401,
+    "model_not_found": 404,
+    "rate_limit_exceeded": 429,
+    "server_error": 500,
+}
+"""Error code inside a 200 → the status that OpenAI sends with it."""
+
+EMPTY: Final = frozenset({b"", b"null", b"false", b'""', b"{}", b"[]"})
+
+
+class Row(msgspec.Struct, gc=False):
+    """One vector; msgspec decodes base64 straight to bytes, strictly."""
+
+    embedding: bytes | list[float]
+    index: int | None = None
+
+
+class Usage(msgspec.Struct):
+    """What the call was billed."""
+
+    prompt_tokens: int | None = None
+
+
+class Fault(msgspec.Struct):
+    """The part of an error inside a 200 that says what kind it is."""
+
+    code: int | str | None = None
+
+
+class Answer(msgspec.Struct):
+    """The whole answer. What may be odd without harm stays raw until it is wanted."""
+
+    data: list[Row] | None = None
+    error: msgspec.Raw = msgspec.Raw()
+    usage: msgspec.Raw = msgspec.Raw()
+
+
+def read(batch: Batch, reply: UpstreamReply, fault: Callable[[UpstreamReply], UpstreamError]) -> Vectors:
+    """Read a 200 whose rows are as ``Row`` says, in any order that ``index`` makes good.
+
+    Raises:
+        BadAnswer: the body is of another shape, or the indexes are not 0 … n-1.
+        UpstreamError: the body is an error; ``fault`` judges it by the status that its code stands for.
+    """
+    answer: Answer = reply.json(Answer)
+    if answer.data is None or bytes(answer.error) not in EMPTY:
+        raise _fault_in(answer.error, reply, fault)
+    embeddings = [row.embedding for row in in_order(answer.data)]
+    return _vectors(embeddings, _prompt_tokens(answer.usage), batch.dtype)
+
+
+def in_order(rows: Sequence[Row]) -> Sequence[Row]:
+    """Put rows in the order of their indexes; rows that have none are in order.
+
+    Raises:
+        BadAnswer: an index is missing beside others, comes twice, or is out of range.
+    """
+    indexes = [row.index for row in rows]
+    if indexes == list(range(len(rows))) or not any(index is not None for index in indexes):
+        return rows
+    placed = {row.index: row for row in rows}
+    if placed.keys() != set(range(len(rows))):
+        raise BadAnswer(f"The upstream's {len(rows)} rows are not numbered 0 to {len(rows) - 1}, each once.")
+    return [placed[index] for index in range(len(rows))]
+
+
+def _vectors(embeddings: Sequence[bytes | list[float]], prompt_tokens: int | None, dtype: str) -> Vectors:
+    numbers = [row for row in embeddings if isinstance(row, list)]
+    if len(numbers) == len(embeddings):
+        return Vectors.from_lists(numbers, prompt_tokens=prompt_tokens, dtype=dtype)
+    raw = [row if isinstance(row, bytes) else Vectors.from_lists([row], dtype=dtype).array.tobytes() for row in embeddings]
+    return Vectors.from_bytes(raw, prompt_tokens=prompt_tokens, dtype=dtype)
+
+
+def _prompt_tokens(usage: msgspec.Raw) -> int | None:
+    try:
+        return msgspec.json.decode(usage, type=Usage).prompt_tokens
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def _fault_in(error: msgspec.Raw, reply: UpstreamReply, fault: Callable[[UpstreamReply], UpstreamError]) -> UpstreamError:
+    status = _status_of(error)
+    if 400 <= status <= 599:
+        return fault(UpstreamReply(status, reply.headers, reply.content))
+    return BadAnswer(fault(reply).message, upstream_status=reply.status)
+
+
+def _status_of(error: msgspec.Raw) -> int:
+    try:
+        code = msgspec.json.decode(error, type=Fault).code
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return 0
+    if isinstance(code, int):
+        return code
+    return int(code) if code and code.isascii() and code.isdigit() and len(code) == 3 else STATUSES.get(code or "", 0)

@@ -1,0 +1,67 @@
+"""A memory cache of vectors: least recently used goes first, bounded by real bytes, with a time to live."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
+import msgspec
+
+from embedroute.routing.plan import Embedded, Key
+from embedroute.vectors import Array
+
+OVERHEAD: Final = 440
+"""Bytes that an entry costs beside its numbers: key, entry, array header, and its places in the table."""
+
+
+class _Entry(msgspec.Struct, gc=False):
+    vector: Array
+    tokens: int
+    expires: float
+
+
+class MemoryCache:
+    """Key → vector, within ``limit`` bytes and ``ttl`` seconds; ``clock`` is monotonic."""
+
+    def __init__(self, limit: int, ttl: float, clock: Callable[[], float]) -> None:
+        """Hold nothing yet; a limit of 0 holds nothing ever."""
+        self.limit = limit
+        self.size = 0
+        self._ttl = ttl
+        self._clock = clock
+        self._entries: OrderedDict[Key, _Entry] = OrderedDict()
+
+    def __len__(self) -> int:
+        """Count the entries."""
+        return len(self._entries)
+
+    def look_up(self, keys: Iterable[Key]) -> dict[Key, Embedded]:
+        """Find those of ``keys`` that are held and not too old."""
+        if not self._entries:
+            return {}
+        now, found = self._clock(), dict[Key, Embedded]()
+        for key in keys:
+            entry = self._entries.get(key)
+            if entry is None:
+                continue
+            if entry.expires <= now:
+                self._drop(key)
+                continue
+            self._entries.move_to_end(key)
+            found[key] = Embedded(entry.vector, entry.tokens)
+        return found
+
+    def store(self, landed: Mapping[Key, Embedded]) -> None:
+        """Keep ``landed``, as copies: a row would otherwise hold its whole batch in memory."""
+        if not self.limit:
+            return
+        expires = self._clock() + self._ttl
+        for key, item in landed.items():
+            if key in self._entries:
+                self._drop(key)
+            self._entries[key] = _Entry(item.vector.copy(), item.tokens, expires)
+            self.size += item.vector.nbytes + OVERHEAD
+        while self.size > self.limit:
+            self._drop(next(iter(self._entries)))
+
+    def _drop(self, key: Key) -> None:
+        self.size -= self._entries.pop(key).vector.nbytes + OVERHEAD

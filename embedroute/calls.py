@@ -1,0 +1,278 @@
+"""Over endpoints and attempts under one deadline; the only place that retries."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import anyio
+import msgspec
+from anyio import CapacityLimiter
+
+from embedroute import tasks
+from embedroute.backend import Batch, UpstreamReply, UpstreamRequest
+from embedroute.errors import (
+    BatchTooLarge,
+    DeadlineExceeded,
+    EmbedrouteError,
+    InputRefused,
+    KeyRefused,
+    ModelRefused,
+    NoHealthyEndpoint,
+    RateLimited,
+    Unavailable,
+    UpstreamError,
+)
+from embedroute.exchange import LocalModels, checked, exchange
+from embedroute.http import Engine
+from embedroute.inputs import Input, Kind, size_of
+from embedroute.journal import Journal
+from embedroute.models import Model
+from embedroute.redact import scrub, secrets_of
+from embedroute.routing.directory import Candidate
+from embedroute.routing.health import BreakerPolicy, Health
+from embedroute.routing.plan import Embedded, Key, halves, land, split
+from embedroute.routing.retry import RetryBudget, RetryPolicy, Then, judge, wait_before, worst
+from embedroute.routing.select import Parameters
+
+log = logging.getLogger("embedroute.calls")
+
+CHUNKS_AT_ONCE = 8
+DEFAULT_REST = 1.0
+"""Seconds that a 429 without a hint rests its endpoint."""
+
+
+Land = Callable[[Mapping[Key, Embedded]], None]
+"""Takes vectors as they land."""
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """What all chunks of one request share: how to embed, by when (``clock`` seconds), and what keeps the results."""
+
+    model: Model
+    parameters: Parameters
+    kind: Kind
+    user: str | None
+    deadline: float
+    journal: Journal
+    land: Land
+
+
+class Desk:
+    """Makes the calls of one gateway on one event loop; health and budget are the gateway's."""
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        local: LocalModels,
+        healths: "Healths",
+        budget: RetryBudget,
+        policy: RetryPolicy,
+        clock: Callable[[], float],
+        random: Callable[[], float],
+    ) -> None:
+        """Take what is shared with other loops, and the engine, which is this loop's own."""
+        self._engine = engine
+        self._local = local
+        self._workers = CapacityLimiter(2)
+        self._healths = healths
+        self._budget = budget
+        self._policy = policy
+        self._clock = clock
+        self._random = random
+
+    async def embed(self, work: Mapping[Key, Input], candidates: Sequence[Candidate], order: Order) -> None:
+        """Compute all of ``work``; ``order.land`` gets each chunk's vectors as soon as they are there.
+
+        Raises:
+            EmbedrouteError: what the client is to be told when some of it cannot be computed.
+        """
+        failures: list[EmbedrouteError] = []
+        for position, candidate in enumerate(candidates):
+            health = self._healths.of(candidate)
+            pieces = split(work, candidate.accepts, health.max_inputs)
+            if len(pieces) > 1:
+                order.journal.note("split", "cut", endpoint=candidate.name, chunks=[len(piece) for piece in pieces])
+                await self._all(pieces, candidates[position:], order)
+                return
+            failure = await self._at(candidate, work, order, left=len(candidates) - position)
+            if failure is None:
+                return
+            if isinstance(failure, BatchTooLarge) and len(work) > 1:
+                health.max_inputs = max(1, len(work) // 2)
+                await self._all(halves(work), candidates[position:], order)
+                return
+            failures.append(failure)
+        await self._wait_or_raise(work, candidates, order, worst(failures))
+
+    async def _all(self, pieces: Sequence[Mapping[Key, Input]], candidates: Sequence[Candidate], order: Order) -> None:
+        await tasks.gather([partial(self.embed, piece, candidates, order) for piece in pieces], CHUNKS_AT_ONCE)
+
+    async def _wait_or_raise(
+        self, work: Mapping[Key, Input], candidates: Sequence[Candidate], order: Order, failure: EmbedrouteError
+    ) -> None:
+        now = self._clock()
+        nearest = min(candidates, key=lambda it: self._healths.of(it).ready_at(now))
+        rest = self._healths.of(nearest).ready_at(now) - now
+        if not isinstance(failure, RateLimited) or now + rest >= order.deadline:
+            raise failure
+        await anyio.sleep(max(rest, 0.01))
+        await self.embed(work, [nearest, *(it for it in candidates if it is not nearest)], order)
+
+    async def _at(self, candidate: Candidate, work: Mapping[Key, Input], order: Order, left: int) -> EmbedrouteError | None:
+        """Try one endpoint until it answers or is given up; tell why it was given up."""
+        attempt = 0
+        while True:
+            attempt += 1
+            if not self._healths.of(candidate).admit(self._clock()):
+                return self._resting(candidate)
+            failure = await self._attempt(candidate, work, order, left, attempt)
+            if failure is None:
+                return None
+            then = judge(failure, attempt, self._policy)
+            if then is Then.STOP:
+                raise failure
+            if then is not Then.RETRY or not self._budget.allow(self._clock()):
+                return failure
+            await anyio.sleep(wait_before(failure, attempt, self._policy, self._random))
+
+    def _resting(self, candidate: Candidate) -> EmbedrouteError:
+        now, health = self._clock(), self._healths.of(candidate)
+        rest = max(health.ready_at(now) - now, DEFAULT_REST)
+        if health.limited_until > now:
+            return RateLimited("Every provider of this model asks to wait.", retry_after=rest)
+        return NoHealthyEndpoint("No provider of this model is healthy at the moment.", retry_after=rest)
+
+    async def _attempt(
+        self, candidate: Candidate, work: Mapping[Key, Input], order: Order, left: int, attempt: int
+    ) -> EmbedrouteError | None:
+        began = self._clock()
+        if attempt == 1:
+            self._budget.called(began)
+        if order.deadline <= began:
+            self._healths.of(candidate).released()
+            raise DeadlineExceeded("The deadline passed before an upstream answered.")
+        failure: EmbedrouteError | None = None
+        try:
+            await self._call(candidate, work, order, (order.deadline - began) / left, began)
+        except EmbedrouteError as error:
+            failure = _for_client(error, candidate)
+        except BaseException:
+            self._healths.of(candidate).released()
+            raise
+        self._record(candidate, failure, order.journal, attempt, self._clock() - began)
+        return failure
+
+    async def _call(self, candidate: Candidate, work: Mapping[Key, Input], order: Order, timeout: float, began: float) -> None:
+        batch, journal = make_batch(candidate, work, order), order.journal
+        keep = partial(_keep, journal, candidate) if journal.keeps else None
+        journal.attempts += 1
+        answer = await exchange(
+            candidate.backend, batch, engine=self._engine, local=self._local, workers=self._workers, timeout=timeout, keep=keep
+        )
+        answer = checked(answer, batch, due=order.parameters.width)
+        tokens = answer.prompt_tokens
+        if tokens is None:
+            journal.estimated = True
+            tokens = sum(map(size_of, work.values()))
+        self._healths.of(candidate).succeeded(self._clock(), self._clock() - began, tokens)
+        journal.served(candidate.provider, cost_of(candidate, tokens), answer.modality_tokens)
+        order.land(land(work, answer, tokens))
+
+    def _record(
+        self, candidate: Candidate, failure: EmbedrouteError | None, journal: Journal, attempt: int, took: float
+    ) -> None:
+        now, health = self._clock(), self._healths.of(candidate)
+        if isinstance(failure, RateLimited):
+            health.limited(now, DEFAULT_REST if failure.retry_after is None else failure.retry_after)
+        elif isinstance(failure, KeyRefused | ModelRefused):
+            health.refused(now)
+        elif isinstance(failure, Unavailable):
+            health.failed(now)
+        elif failure is not None:
+            health.released()
+        outcome: dict[str, Any] = {
+            "endpoint": candidate.name,
+            "attempt": attempt,
+            "ms": round(took * 1000, 1),
+            **_outcome(failure),
+        }
+        journal.note("call", "failed" if failure else "answered", **outcome)
+        log.log(logging.WARNING if failure else logging.INFO, "attempt", extra={"request_id": journal.request_id, **outcome})
+
+
+class Healths:
+    """The health of every endpoint of a gateway, made as they are met."""
+
+    def __init__(self, policy: BreakerPolicy) -> None:
+        """Know none yet."""
+        self._policy = policy
+        self._healths: dict[str, Health] = {}
+
+    def of(self, candidate: Candidate) -> Health:
+        """The health of one endpoint."""
+        health = self._healths.get(candidate.name)
+        if health is None:
+            health = self._healths[candidate.name] = Health(self._policy)
+        return health
+
+
+def make_batch(candidate: Candidate, work: Mapping[Key, Input], order: Order) -> Batch:
+    """Word a chunk as the endpoint's backend takes it."""
+    wanted, accepts = order.parameters, candidate.accepts
+    inputs: Any = list(work.values())
+    native = wanted.input_type is not None and wanted.input_type in accepts.input_types
+    before = "" if native or wanted.input_type is None else (order.model.prefixes or {}).get(wanted.input_type, "")
+    return Batch(
+        model=candidate.model,
+        texts=([before + text for text in inputs] if before else inputs) if order.kind is Kind.TEXT else (),
+        tokens=inputs if order.kind is Kind.TOKENS else (),
+        parts=inputs if order.kind is Kind.PARTS else (),
+        dimensions=wanted.dimensions if accepts.dimensions else None,
+        width=wanted.width if accepts.dimensions else order.model.dimensions,
+        input_type=wanted.input_type if native else None,
+        dtype=wanted.dtype,
+        user=order.user if accepts.user else None,
+        options={"title": wanted.title} if wanted.title is not None else {},
+    )
+
+
+def cost_of(candidate: Candidate, tokens: int) -> Any:
+    """USD that one call costs by the endpoint's prices; what has no known price costs 0 here."""
+    prices = candidate.prices
+    return prices.get("prompt", 0) * tokens / 1_000_000 + prices.get("request", 0)
+
+
+def _for_client(error: EmbedrouteError, candidate: Candidate) -> EmbedrouteError:
+    """Word a failure so that it can be shown: no secret, and nothing of what a refused key made an upstream say."""
+    if isinstance(error, KeyRefused):
+        error.message = (
+            f"The provider {candidate.provider} refuses this gateway's own credentials; its operator must mend that."
+        )
+    elif isinstance(error, UpstreamError):
+        error.message = scrub(error.message, secrets_of(candidate.backend))
+    return error
+
+
+def _outcome(failure: EmbedrouteError | None) -> dict[str, Any]:
+    if failure is None:
+        return {"status": 200}
+    return {"error": type(failure).__name__, "status": getattr(failure, "upstream_status", None)}
+
+
+def _keep(journal: Journal, candidate: Candidate, request: UpstreamRequest, reply: UpstreamReply | None) -> None:
+    secrets = secrets_of(candidate.backend)
+    journal.sent.append(
+        {"provider": candidate.provider, "url": scrub(request.url, secrets), "body": _body(request.content, secrets)}
+    )
+    if reply is not None:
+        journal.got.append({"provider": candidate.provider, "status": reply.status, "body": _body(reply.content, secrets)})
+
+
+def _body(content: bytes, secrets: Sequence[str]) -> Any:
+    text = scrub(content[:1_000_000].decode(errors="replace"), secrets)
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.MsgspecError, RecursionError):
+        return text

@@ -1,0 +1,95 @@
+"""One batch to one backend and back: HTTP, local or its own way; what comes back is checked before anyone sees it."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import anyio.to_thread
+from anyio import CapacityLimiter
+
+from embedroute import vectors
+from embedroute.backend import Backend, BackendBase, Batch, HTTPBackend, LocalBackend, UpstreamReply, UpstreamRequest, Vectors
+from embedroute.errors import BadAnswer, EmbedrouteError, TimedOut, Unavailable
+from embedroute.http import Engine
+
+Keep = Callable[[UpstreamRequest, UpstreamReply | None], None]
+"""What debug does with an exchange; the reply is None when there was none."""
+
+_PLAIN_MISTAKES = (KeyError, TypeError, ValueError, IndexError, AttributeError)
+
+
+class LocalModels:
+    """The loaded models of local backends: each loaded once per gateway, by whichever request needs it first."""
+
+    def __init__(self) -> None:
+        """Load nothing yet."""
+        self._loading = threading.Lock()
+        self._loaded: dict[int, Any] = {}
+
+    def run(self, backend: LocalBackend, batch: Batch) -> Vectors:
+        """Embed in this thread, which is a worker's."""
+        with self._loading:
+            if id(backend) not in self._loaded:
+                self._loaded[id(backend)] = backend.load()
+        return backend.run(self._loaded[id(backend)], batch)
+
+
+async def exchange(
+    backend: BackendBase,
+    batch: Batch,
+    *,
+    engine: Engine,
+    local: LocalModels,
+    workers: CapacityLimiter,
+    timeout: float,
+    keep: Keep | None,
+) -> Vectors:
+    """Have ``backend`` embed ``batch`` within ``timeout`` seconds; the numbers are still unchecked.
+
+    Raises:
+        UpstreamError: whatever went wrong, mistakes of the backend's own code included.
+    """
+    try:
+        if isinstance(backend, HTTPBackend):
+            return await _over_http(backend, batch, engine, timeout, keep)
+        with anyio.fail_after(timeout):
+            if isinstance(backend, LocalBackend):
+                return await anyio.to_thread.run_sync(local.run, backend, batch, abandon_on_cancel=True, limiter=workers)
+            if isinstance(backend, Backend):
+                return await backend.embed(batch)
+    except EmbedrouteError:
+        raise
+    except TimeoutError:
+        raise TimedOut(f"The backend did not answer within {timeout:.1f} s.") from None
+    except Exception as error:
+        raise Unavailable(f"The backend {type(backend).__name__} failed ({type(error).__name__}).") from error
+    raise TypeError(f"{type(backend).__name__} must subclass HTTPBackend, LocalBackend or Backend.")
+
+
+async def _over_http(backend: HTTPBackend, batch: Batch, engine: Engine, timeout: float, keep: Keep | None) -> Vectors:
+    request, reply = backend.build(batch), None
+    try:
+        reply = await engine.send(request, timeout)
+    finally:
+        if keep is not None:
+            keep(request, reply)
+    if not 200 <= reply.status < 300:
+        raise backend.fault(reply)
+    try:
+        return backend.parse(batch, reply)
+    except _PLAIN_MISTAKES as error:
+        raise BadAnswer(f"The upstream's answer is not what its API documents ({type(error).__name__}).") from error
+
+
+def checked(answer: Vectors, batch: Batch, *, due: int | None) -> Vectors:
+    """Refuse an answer that is not one sound row per input; cut it to ``due`` numbers if the API did not.
+
+    Raises:
+        BadAnswer: rows are missing, of another width, zero or not finite.
+    """
+    width = -(-batch.width // 8) if batch.width and batch.dtype in {"binary", "ubinary"} else batch.width
+    vectors.check(answer.array, len(batch), width, batch.dtype)
+    if due is None or due == batch.width or batch.dtype != "float":
+        return answer
+    return Vectors(vectors.truncate(answer.array, due), answer.prompt_tokens, answer.modality_tokens)

@@ -1,0 +1,66 @@
+"""The FastAPI door: a router with lifespan, OpenAPI docs and dependencies, and an untouched body."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from embedroute.asgi import EmbeddingsApp, FindCaller
+from embedroute.config import DialectName
+from embedroute.errors import MissingExtra
+from embedroute.gateway import Gateway
+from embedroute.wire.schema import inlined, models_operation, operation
+
+try:
+    from fastapi import APIRouter, Request, Response
+except ImportError:
+    raise MissingExtra("fastapi", "fastapi") from None
+
+from starlette.types import Receive, Scope, Send
+
+_METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+_DOCUMENTED: Final = {"/v1/embeddings": ("POST", operation), "/v1/models": ("GET", models_operation)}
+_OTHERS: Final = (
+    "/embeddings",
+    "/v1/embeddings/models",
+    "/embeddings/models",
+    "/models",
+    "/v1/models/{id:path}",
+    "/models/{id:path}",
+)
+
+
+class _Handed(Response):
+    """A response that lets the application answer, below the router's own path."""
+
+    def __init__(self, app: EmbeddingsApp, path: str) -> None:
+        super().__init__()
+        self._app = app
+        self._path = path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app.door.serve(self._path, scope, receive, send)
+
+
+def embeddings_router(
+    gateway: Gateway, *, dialect: DialectName | None = None, caller: FindCaller | None = None, **options: Any
+) -> APIRouter:
+    """Make a router for ``app.include_router(embeddings_router(gateway), prefix="/ai", dependencies=[…])``.
+
+    ``options`` are ``APIRouter``'s own. The host's OpenAPI document describes ``POST …/v1/embeddings``, the
+    gateway closes with the host, and every refusal that comes from here is the dialect's JSON.
+    """
+    app = EmbeddingsApp(gateway, dialect=dialect, caller=caller)
+    router = APIRouter(lifespan=gateway.lifespan, **options)
+    for path, (method, describe) in _DOCUMENTED.items():
+        router.add_api_route(
+            path, _endpoint(app, path), methods=[method], response_model=None, openapi_extra=inlined(describe())
+        )
+    for path in (*_DOCUMENTED, *_OTHERS):
+        router.add_api_route(path, _endpoint(app, path), methods=list(_METHODS), include_in_schema=False)
+    return router
+
+
+def _endpoint(app: EmbeddingsApp, template: str) -> Callable[[Request], Awaitable[Response]]:
+    async def embeddings(request: Request) -> Response:
+        return _Handed(app, template.replace("{id:path}", str(request.path_params.get("id", ""))))
+
+    return embeddings

@@ -1,0 +1,106 @@
+"""Keys being computed now: equal inputs of concurrent requests are computed once.
+
+Invariant: shared work goes on for whoever still waits. No task is started here: the request that comes first
+leads and computes; one that waits takes over when its leader is cancelled or runs out of time.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeVar
+
+import anyio
+
+from embedroute.errors import DeadlineExceeded, EmbedrouteError, TimedOut
+from embedroute.inputs import Input
+from embedroute.routing.plan import Embedded, Key
+
+Work = dict[Key, Input]
+Compute = Callable[[Work, Callable[[Mapping[Key, Embedded]], None]], Awaitable[None]]
+"""Computes work, and calls its second argument with each part as it lands."""
+
+T = TypeVar("T")
+
+
+class Flight:
+    """One key on its way; ``terms`` is what a waiter must share with its leader to share its error too."""
+
+    __slots__ = ("done", "error", "landed", "terms")
+
+    def __init__(self, terms: object) -> None:
+        """Take off."""
+        self.done = anyio.Event()
+        self.terms = terms
+        self.landed: Embedded | None = None
+        self.error: EmbedrouteError | None = None
+
+
+class Flights:
+    """The flights of one event loop."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._flights: dict[Key, Flight] = {}
+
+    def __len__(self) -> int:
+        """Count the keys under way."""
+        return len(self._flights)
+
+    async def share(self, missing: Mapping[Key, Input], terms: object, compute: Compute) -> tuple[dict[Key, Embedded], int]:
+        """Get every key of ``missing``: lead those that nobody computes, and wait for the others.
+
+        Returns what was asked for, and how many keys this request led.
+
+        Raises:
+            EmbedrouteError: this request's own, or its leader's if both asked on the same ``terms``.
+        """
+        found: dict[Key, Embedded] = {}
+        led = 0
+        left = dict(missing)
+        while left:
+            awaited = {key: flight for key in left if (flight := self._flights.get(key))}
+            own = {key: item for key, item in left.items() if key not in awaited}
+            led += len(own)
+            if own:
+                found |= await self._lead(own, terms, compute)
+            found |= await _landings(awaited, terms)
+            left = {key: item for key, item in left.items() if key not in found}
+        return found, led
+
+    async def _lead(self, own: Work, terms: object, compute: Compute) -> dict[Key, Embedded]:
+        flights = {key: Flight(terms) for key in own}
+        self._flights |= flights
+        found: dict[Key, Embedded] = {}
+
+        def land(landed: Mapping[Key, Embedded]) -> None:
+            found.update(landed)
+            for key, item in landed.items():
+                flights[key].landed = item
+                self._end(key, flights[key])
+
+        try:
+            await compute(own, land)
+        except EmbedrouteError as error:
+            # Running out of time is this request's own affair: whoever waits has its own deadline and leads anew.
+            if not isinstance(error, DeadlineExceeded | TimedOut):
+                for flight in flights.values():
+                    flight.error = error
+            raise
+        finally:
+            for key, flight in flights.items():
+                self._end(key, flight)
+        return found
+
+    def _end(self, key: Key, flight: Flight) -> None:
+        flight.done.set()
+        if self._flights.get(key) is flight:
+            del self._flights[key]
+
+
+async def _landings(awaited: Mapping[Key, Flight], terms: object) -> dict[Key, Embedded]:
+    found: dict[Key, Embedded] = {}
+    for key, flight in awaited.items():
+        await flight.done.wait()
+        if flight.landed is not None:
+            found[key] = flight.landed
+        elif flight.error is not None and flight.terms == terms:
+            raise flight.error
+    return found

@@ -1,0 +1,142 @@
+"""One HTTP exchange with a client: its headers judged, its body received within bounds, its answer sent."""
+
+import math
+import re
+import time
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import anyio
+from starlette.types import Receive, Scope, Send
+
+from embedroute.errors import LONGEST_HINT, BodyTimeout, BodyTooLarge, EmbedrouteError, MethodNotAllowed, UnsupportedContentType
+from embedroute.gateway import new_request_id
+from embedroute.journal import Journal
+from embedroute.tasks import ClientGone
+
+Header = tuple[bytes, bytes]
+_REQUEST_ID: Final = re.compile(rb"[\w.-]{1,128}", re.ASCII)
+_CONTENT_TYPE: Final = re.compile(rb'application/json[ \t]*(?:;[ \t]*charset=(?:utf-8|"utf-8")[ \t]*)?', re.IGNORECASE)
+
+
+class Inbound:
+    """A request on its way in and its answer on the way out; ``receive`` and ``send`` are the server's."""
+
+    __slots__ = ("began", "begun", "headers", "journal", "receive", "scope", "send")
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Start the clock and take the client's request id, if it is a good one."""
+        self.scope = scope
+        self.receive = receive
+        self.send = send
+        self.headers: Sequence[Header] = scope["headers"]
+        self.began = time.perf_counter()
+        self.begun = False
+        given = self.values(b"x-request-id")
+        known = len(given) == 1 and _REQUEST_ID.fullmatch(given[0])
+        self.journal = Journal(given[0].decode() if known else new_request_id())
+
+    def values(self, name: bytes) -> list[bytes]:
+        """Every value of a header."""
+        return [value for held, value in self.headers if held == name]
+
+    def refuse_other_types(self) -> None:
+        """Let only plain UTF-8 JSON pass.
+
+        An untyped or text body would be one that any web page may send across origins (Fetch, "simple" requests).
+
+        Raises:
+            UnsupportedContentType: not exactly one such ``Content-Type``, or any ``Content-Encoding``.
+        """
+        types = self.values(b"content-type")
+        if len(types) != 1 or not _CONTENT_TYPE.fullmatch(types[0]):
+            raise UnsupportedContentType("Send the body with one header 'Content-Type: application/json'.")
+        encodings = self.values(b"content-encoding")
+        if any(encoding.strip().lower() != b"identity" for encoding in encodings):
+            raise UnsupportedContentType("Send the body without Content-Encoding.", code="unsupported_content_encoding")
+
+    async def body(self, most: int, timeout: float) -> bytes:
+        """Read the whole body, within ``most`` bytes and ``timeout`` seconds.
+
+        Raises:
+            BodyTooLarge: by its declared length before a byte is read, or while reading.
+            BodyTimeout: it was not whole in time.
+            ClientGone: the client left.
+        """
+        declared = self.values(b"content-length")
+        if any(length.isdigit() and int(length[:19]) > most for length in declared):
+            raise _too_large(most)
+        try:
+            with anyio.fail_after(timeout):
+                return await self._read(most)
+        except TimeoutError:
+            raise BodyTimeout(f"The body was not whole within {timeout:g} s.") from None
+
+    async def _read(self, most: int) -> bytes:
+        read = bytearray()
+        while True:
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            piece: bytes = message.get("body", b"")
+            if len(read) + len(piece) > most:
+                raise _too_large(most)
+            if not message.get("more_body", False):
+                return bytes(read + piece) if read else piece
+            read += piece
+
+    async def gone(self) -> None:
+        """Return when the client leaves; the body has been read."""
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+
+    async def answer(self, status: int, body: bytes, extra: Iterable[Header] = ()) -> None:
+        """Send a whole answer."""
+        self.begun = True
+        took = (time.perf_counter() - self.began) * 1000
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            (b"x-request-id", self.journal.request_id.encode()),
+            (b"server-timing", b"total;dur=%.1f" % took),
+            (b"openai-processing-ms", b"%d" % took),
+            *extra,
+        ]
+        await self.send({"type": "http.response.start", "status": status, "headers": headers})
+        await self.send({"type": "http.response.body", "body": body if self.scope["method"] != "HEAD" else b""})
+
+
+def facts_of(journal: Journal) -> list[Header]:
+    """The headers that tell what a request's journey was."""
+    facts = [
+        (b"x-embedroute-attempts", b"%d" % journal.attempts),
+        (b"x-embedroute-cache", b"hits=%d misses=%d" % (journal.hits, journal.misses)),
+    ]
+    if journal.providers:
+        facts.append((b"x-embedroute-provider", ",".join(journal.providers).encode()))
+    if journal.estimated:
+        facts.append((b"x-embedroute-usage", b"estimated"))
+    if journal.fallback:
+        facts.append((b"x-embedroute-model-fallback", journal.fallback.encode("ascii", "backslashreplace")))
+    return facts
+
+
+def hints_of(error: EmbedrouteError, status: int) -> list[Header]:
+    """The headers that tell a client's library what to do about an error."""
+    hints: list[Header] = []
+    if error.retry_after is not None and status in {429, 503}:
+        wait = min(max(error.retry_after, 0.0), LONGEST_HINT)
+        hints += [(b"retry-after", b"%d" % math.ceil(wait)), (b"retry-after-ms", b"%d" % math.ceil(wait * 1000))]
+    if status == 401:
+        hints.append((b"www-authenticate", b"Bearer"))
+    if isinstance(error, MethodNotAllowed):
+        hints.append((b"allow", error.allow.encode()))
+    if error.code == "unsupported_content_encoding":
+        hints.append((b"accept-encoding", b"identity"))
+    if not error.heals:
+        hints.append((b"x-should-retry", b"false"))
+    return hints
+
+
+def _too_large(most: int) -> BodyTooLarge:
+    return BodyTooLarge(f"The body is over {most} bytes; send fewer inputs at a time.")

@@ -1,0 +1,56 @@
+"""Things that belong to one event loop: made at first use, closed by the lifespan or, without one, at the loop's end.
+
+Invariant: no task outlives its request, and nothing needs a lifespan to start. Nothing is opened at import or in
+``__init__``, so forking and preloading are safe.
+"""
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AsyncExitStack
+from typing import Generic, TypeVar
+
+import anyio
+from anyio.lowlevel import RunVar
+
+T = TypeVar("T")
+
+
+class PerLoop(Generic[T]):
+    """One ``T`` per event loop; ``make`` builds it and puts what must be closed on the stack it is given."""
+
+    def __init__(self, name: str, make: Callable[[AsyncExitStack], T]) -> None:
+        """Make nothing yet."""
+        self._held: RunVar[_Held[T] | None] = RunVar(name, None)
+        self._make = make
+
+    async def get(self) -> T:
+        """Give this loop's ``T``."""
+        held = self._held.get()
+        if held is None:
+            held = _Held(self._make)
+            self._held.set(held)  # before any await, so that no second one is made
+            # Event loops close the async generators that are still open when they end.
+            held.at_loop_end = self._close_at_loop_end(held)
+            await anext(held.at_loop_end)
+        return held.made
+
+    async def _close_at_loop_end(self, held: "_Held[T]") -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            # The variable would keep its loop alive; trio ends generators cancelled, so close under a shield.
+            self._held.set(None)
+            with anyio.CancelScope(shield=True):
+                await held.stack.aclose()
+
+    async def close(self) -> None:
+        """Close this loop's ``T``, if there is one; the next ``get`` makes another."""
+        held = self._held.get()
+        if held is not None and held.at_loop_end is not None:
+            await held.at_loop_end.aclose()
+
+
+class _Held(Generic[T]):
+    def __init__(self, make: Callable[[AsyncExitStack], T]) -> None:
+        self.stack = AsyncExitStack()
+        self.made = make(self.stack)
+        self.at_loop_end: AsyncGenerator[None, None] | None = None

@@ -1,0 +1,119 @@
+"""Finds backends: built-ins by a static table, third parties by one scan of the entry points; loads only what is named."""
+
+import importlib
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Final
+
+import msgspec
+
+from embedroute.backend import BackendBase
+from embedroute.config import Config, fit, quoted
+from embedroute.errors import ConfigError, EmbedrouteError, did_you_mean
+from embedroute.models import KnownProvider, Provider
+
+GROUP: Final = "embedroute.backends"
+
+BUILT_IN: Final[Mapping[str, str]] = {
+    "gemini": "embedroute.backends.gemini:Gemini",
+    "hashed": "embedroute.backends.hashed:Hashed",
+    "mistral": "embedroute.backends.mistral:Mistral",
+    "openai": "embedroute.backends.openai:OpenAI",
+    "wordllama": "embedroute.backends.wordllama:WordLlama",
+}
+"""The same names stand in our own entry points; with this table the common case scans nothing."""
+
+
+class Listed(msgspec.Struct, frozen=True):
+    """A backend that can be named in a config: its name, where its code is, and who ships it."""
+
+    name: str
+    value: str
+    distribution: str
+
+
+@cache
+def _scanned() -> Sequence[EntryPoint]:
+    return tuple(entry for entry in entry_points(group=GROUP) if BUILT_IN.get(entry.name) != entry.value)
+
+
+def listed() -> list[Listed]:
+    """Every backend that is installed, by name; nothing is imported."""
+    own = [Listed(name, value, "embedroute") for name, value in BUILT_IN.items()]
+    others = [Listed(entry.name, entry.value, entry.dist.name if entry.dist else "?") for entry in _scanned()]
+    return sorted(own + others, key=lambda it: it.name)
+
+
+def load(name: str) -> type[BackendBase]:
+    """Import the backend of that name.
+
+    Raises:
+        EmbedrouteError: it is not installed, two packages claim the name, or it does not import.
+    """
+    claims = [it for it in listed() if it.name == name]
+    if not claims:
+        raise EmbedrouteError(f'no backend "{name}" is installed{did_you_mean(name, [it.name for it in listed()])}')
+    if len(claims) > 1:
+        raise EmbedrouteError(
+            f'two packages bring a backend "{name}": {", ".join(it.distribution for it in claims)}; uninstall one'
+        )
+    claim = claims[0]
+    try:
+        module, _, attribute = claim.value.partition(":")
+        found: Any = importlib.import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except Exception as error:  # noqa: BLE001 - whatever a plugin raises names the plugin and harms no other
+        raise EmbedrouteError(
+            f'the backend "{name}" ({claim.value} of {claim.distribution}) does not import: {type(error).__name__}: {error}'
+        ) from None
+    if not (isinstance(found, type) and issubclass(found, BackendBase)):
+        raise EmbedrouteError(
+            f'the backend "{name}" ({claim.value} of {claim.distribution}) is not an HTTPBackend, LocalBackend or Backend'
+        )
+    return found
+
+
+def build_backends(config: Config, known: Mapping[str, KnownProvider], environ: Mapping[str, str]) -> dict[str, BackendBase]:
+    """Make the backend of every configured provider.
+
+    Raises:
+        ConfigError: one line per provider or option that does not fit.
+    """
+    built: dict[str, BackendBase] = {}
+    mistakes: list[str] = []
+    for slug, provider in config.providers.items():
+        backend, wrong = _build(slug, provider, known.get(slug.partition("/")[0]), environ)
+        mistakes += wrong
+        if backend is not None:
+            built[slug] = backend
+    if mistakes:
+        raise ConfigError(mistakes)
+    return built
+
+
+def _build(
+    slug: str, provider: Provider, known: KnownProvider | None, environ: Mapping[str, str]
+) -> tuple[BackendBase | None, list[str]]:
+    place = f"providers.{quoted(slug)}"
+    if isinstance(provider.backend, BackendBase):
+        return provider.backend, [f"[{place}] options go into the backend object" for _ in (provider.options and [1])]
+    if provider.backend is not None and not isinstance(provider.backend, str):
+        return None, [f"[{place}] backend must be a name, or an object whose class is an HTTPBackend, LocalBackend or Backend"]
+    shipped = known if known and provider.backend is None else None
+    name = provider.backend or (shipped.backend if shipped else None) or slug.partition("/")[0]
+    try:
+        backend = load(name)
+    except EmbedrouteError as error:
+        return None, [f"[{place}] {error.message}"]
+    options = {**(shipped.options if shipped else {}), **provider.options}
+    fitted, mistakes = fit(place, options, backend, environ)
+    return (None, mistakes) if mistakes else _made(place, backend, fitted)
+
+
+def _made(place: str, backend: type[BackendBase], fitted: dict[str, Any]) -> tuple[BackendBase | None, list[str]]:
+    try:
+        return backend(**fitted), []
+    except (ValueError, TypeError) as error:
+        return None, [f"[{place}] {error}"]

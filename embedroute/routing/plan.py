@@ -1,0 +1,119 @@
+"""Order and duplicates: inputs → keys in request order and unique work; chunks; and the way back. Alone knows order."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
+
+import msgspec
+
+from embedroute import vectors
+from embedroute.backend import Accepts, Vectors
+from embedroute.inputs import ImagePart, Input, size_of
+from embedroute.vectors import Array
+
+Key = bytes
+"""Digest of all that makes a vector what it is, and of who may see it."""
+
+
+class Embedded(msgspec.Struct, frozen=True):
+    """One input's vector, (d,), and its share of the tokens that computing it cost."""
+
+    vector: Array
+    tokens: int
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """The keys of a request in its order, and the input of each unique key."""
+
+    keys: Sequence[Key]
+    work: Mapping[Key, Input]
+
+
+def prefix(*fields: str | bytes) -> bytes:
+    """Join what all keys of a request share, length-prefixed so that no two lists of fields run together."""
+    return b"".join(
+        len(raw).to_bytes(4, "little") + raw
+        for raw in (field.encode() if isinstance(field, str) else field for field in fields)
+    )
+
+
+def make_plan(inputs: Sequence[Input], shared: bytes) -> Plan:
+    """Give every input its key; equal inputs share one."""
+    begun = hashlib.blake2b(shared, digest_size=24)
+    keys = [_key(begun.copy(), item) for item in inputs]
+    return Plan(keys, dict(zip(keys, inputs, strict=True)))
+
+
+def _key(digest: "hashlib._Hash", item: Input) -> Key:
+    if isinstance(item, str):
+        digest.update(b"t")
+        digest.update(item.encode())
+    elif isinstance(item[0], int):
+        digest.update(b"i%d" % len(item) + b"".join(b",%d" % number for number in item))
+    else:
+        digest.update(b"p" + prefix(*(f"{type(part).__name__}{_said(part)}" for part in item)))
+    return digest.digest()
+
+
+def _said(part: object) -> str:
+    return part.image_url.url if isinstance(part, ImagePart) else part.text  # pyright: ignore
+
+
+def split(work: Mapping[Key, Input], accepts: Accepts, learned: int | None = None) -> list[dict[Key, Input]]:
+    """Cut work into chunks within the caps on inputs, tokens and bytes of one call; ``learned`` is a smaller count.
+
+    An input that is over a cap by itself goes alone: the upstream then says so in its own words.
+    """
+    most = min(accepts.max_inputs or len(work), learned or len(work))
+    if len(work) <= most and accepts.max_tokens is None and accepts.max_bytes is None:
+        return [dict(work)]
+    return list(_chunks(work, most, accepts.max_tokens or float("inf"), accepts.max_bytes or float("inf")))
+
+
+def _chunks(work: Mapping[Key, Input], most: int, tokens: float, size: float) -> Iterator[dict[Key, Input]]:
+    chunk: dict[Key, Input] = {}
+    held = filled = 0
+    for key, item in work.items():
+        cost, weight = size_of(item), _bytes_of(item)
+        if chunk and (len(chunk) >= most or held + cost > tokens or filled + weight > size):
+            yield chunk
+            chunk, held, filled = {}, 0, 0
+        chunk[key] = item
+        held, filled = held + cost, filled + weight
+    if chunk:
+        yield chunk
+
+
+def _bytes_of(item: Input) -> int:
+    if isinstance(item, str):
+        return len(item.encode()) + 3
+    return sum(8 if isinstance(part, int) else len(_said(part)) + 64 for part in item)
+
+
+def halves(chunk: Mapping[Key, Input]) -> tuple[dict[Key, Input], dict[Key, Input]]:
+    """Cut a chunk that was too large in two."""
+    items = list(chunk.items())
+    middle = len(items) // 2
+    return dict(items[:middle]), dict(items[middle:])
+
+
+def land(chunk: Mapping[Key, Input], answer: Vectors, tokens: int) -> dict[Key, Embedded]:
+    """Pair each key of a chunk with its row and its share of the chunk's ``tokens``.
+
+    ``answer.array`` is checked already: row i is input i. Shares go by input length and add up exactly.
+    """
+    shares = share_out(tokens, [size_of(item) for item in chunk.values()] if len(chunk) > 1 else [1])
+    return {key: Embedded(row, share) for key, row, share in zip(chunk, answer.array, shares, strict=True)}
+
+
+def share_out(total: int, sizes: Sequence[int]) -> list[int]:
+    """Split ``total`` in proportion to ``sizes``, in whole numbers that add up to it exactly."""
+    whole = sum(sizes)
+    marks = [total * reached // whole for reached in accumulate(sizes)]
+    return [mark - before for mark, before in zip(marks, [0, *marks], strict=False)]
+
+
+def assemble(plan: Plan, found: Mapping[Key, Embedded]) -> tuple[Array, int]:
+    """Put the rows in request order: an (n, d) array, and the tokens that all n inputs cost."""
+    embedded = [found[key] for key in plan.keys]
+    return vectors.stack([item.vector for item in embedded]), sum(item.tokens for item in embedded)

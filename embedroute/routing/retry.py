@@ -1,0 +1,108 @@
+"""What to do after a failed attempt, and how long to wait: a table, a jittered delay and a budget. Pure."""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+from embedroute.errors import (
+    BadAnswer,
+    BatchTooLarge,
+    EmbedrouteError,
+    InputRefused,
+    KeyRefused,
+    ModelRefused,
+    Overloaded,
+    RateLimited,
+    TimedOut,
+    Unavailable,
+    Unreachable,
+)
+
+
+class Then(StrEnum):
+    """What follows a failed attempt."""
+
+    RETRY = "retry"
+    NEXT = "next"
+    HALVE = "halve"
+    STOP = "stop"
+
+
+class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """How often one endpoint is tried for one chunk, and the bounds of the wait between, in seconds."""
+
+    attempts: int = 2
+    first_wait: float = 0.05
+    longest_wait: float = 2.0
+
+
+JUDGEMENTS: Final[tuple[tuple[type[EmbedrouteError], Then], ...]] = (
+    (InputRefused, Then.STOP),
+    (BatchTooLarge, Then.HALVE),
+    (RateLimited, Then.NEXT),
+    (KeyRefused, Then.NEXT),
+    (ModelRefused, Then.NEXT),
+    (TimedOut, Then.NEXT),
+    (Unreachable, Then.RETRY),
+    (BadAnswer, Then.RETRY),
+    (Unavailable, Then.RETRY),
+)
+"""Failure → what follows; the first class that fits decides. A timeout is not repeated: it adds load where it hurts."""
+
+
+def judge(failure: EmbedrouteError, attempt: int, policy: RetryPolicy) -> Then:
+    """Decide what follows the ``attempt``-th failure (counted from 1) at one endpoint."""
+    then = next((then for kind, then in JUDGEMENTS if isinstance(failure, kind)), Then.STOP)
+    return Then.NEXT if then is Then.RETRY and attempt >= policy.attempts else then
+
+
+def wait_before(failure: EmbedrouteError, attempt: int, policy: RetryPolicy, random: Callable[[], float]) -> float:
+    """Seconds to wait before trying again: none where nothing was sent, else full jitter (AWS, "Exponential Backoff")."""
+    if isinstance(failure, Unreachable):
+        return 0.0
+    return random() * min(policy.longest_wait, policy.first_wait * 2 ** (attempt - 1))
+
+
+def worst(failures: Sequence[EmbedrouteError]) -> EmbedrouteError:
+    """Choose what the client is told when every endpoint failed: the first real trouble, else the shortest rest."""
+    real = [failure for failure in failures if not isinstance(failure, RateLimited | Overloaded)]
+    if real:
+        return next((failure for failure in real if failure.heals), real[0])
+    limited = [failure for failure in failures if isinstance(failure, RateLimited)] or failures
+    return min(limited, key=lambda failure: failure.retry_after or 0.0)
+
+
+class RetryBudget:
+    """Retries may be at most a share of recent calls, with a floor (Finagle's ``RetryBudget``).
+
+    Trying an endpoint for the first time is not a retry: without it there would be no fallback.
+    """
+
+    def __init__(self, share: float = 0.2, floor: int = 10, window: float = 10.0) -> None:
+        """Allow ``share`` of the calls of the last ``window`` seconds, and ``floor`` besides."""
+        self._share = share
+        self._floor = floor
+        self._window = window
+        self._calls: deque[float] = deque()
+        self._retries: deque[float] = deque()
+
+    def called(self, now: float) -> None:
+        """Count a first attempt."""
+        self._calls.append(now)
+        self._forget(now)
+
+    def allow(self, now: float) -> bool:
+        """Take one retry out of the budget, if there is one."""
+        self._forget(now)
+        if len(self._retries) >= self._floor + self._share * len(self._calls):
+            return False
+        self._retries.append(now)
+        return True
+
+    def _forget(self, now: float) -> None:
+        for seen in (self._calls, self._retries):
+            while seen and now - seen[0] > self._window:
+                seen.popleft()

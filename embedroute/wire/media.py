@@ -1,0 +1,60 @@
+"""Which image URLs are let through: strict ``data:`` images, and ``https:`` to listed hosts; nothing is fetched."""
+
+import binascii
+import re
+from collections.abc import Collection, Mapping
+from typing import Final
+
+from embedroute.errors import InvalidRequest
+
+LARGEST_IMAGE = 20 * 1024 * 1024
+"""Bytes of an image inside a ``data:`` URL."""
+LONGEST_URL = 8 * 1024
+"""Characters of an ``https:`` URL."""
+
+MAGIC: Final[Mapping[str, re.Pattern[bytes]]] = {
+    "image/png": re.compile(rb"\x89PNG\r\n\x1a\n"),
+    "image/jpeg": re.compile(rb"\xff\xd8\xff"),
+    "image/webp": re.compile(rb"RIFF....WEBP", re.DOTALL),
+    "image/gif": re.compile(rb"GIF8[79]a"),
+}
+"""Media type → how such a file begins."""
+
+_HTTPS = re.compile(r"https://([a-z0-9](?:[a-z0-9.-]*[a-z0-9])?)(?::443)?(?:[/?#][\x21-\x5b\x5d-\x7e]*)?", re.ASCII)
+_ADDRESS = re.compile(r"(0x[0-9a-f]*|[0-9]+)(\.(0x[0-9a-f]*|[0-9]+))*")
+
+
+def check_media(url: str, domains: Collection[str], param: str) -> None:
+    """Let a media URL pass, or say why not; ``domains`` are the hosts that config lists, in lower case.
+
+    Raises:
+        InvalidRequest: code ``invalid_media_url``.
+    """
+    fault = _data_fault(url) if url.startswith("data:") else _https_fault(url, domains)
+    if fault:
+        raise InvalidRequest(f"'{param}' {fault}", param=param, code="invalid_media_url")
+
+
+def _data_fault(url: str) -> str | None:
+    media_type, comma, payload = url[len("data:") :].partition(";base64,")
+    if not comma or media_type not in MAGIC:
+        return f"must be base64 of one of {', '.join(MAGIC)}."
+    if len(payload) > (LARGEST_IMAGE + 2) // 3 * 4:
+        return f"holds an image over {LARGEST_IMAGE} bytes."
+    try:
+        image = binascii.a2b_base64(payload, strict_mode=True)
+    except (ValueError, UnicodeEncodeError):
+        return "is not strict base64."
+    return None if MAGIC[media_type].match(image) else f"does not begin as {media_type} does."
+
+
+def _https_fault(url: str, domains: Collection[str]) -> str | None:
+    if len(url) > LONGEST_URL:
+        return f"is longer than {LONGEST_URL} characters."
+    scheme, separator, rest = url.partition("://")
+    host, slash, tail = rest.partition("/")
+    lowered = scheme.lower() + separator + host.lower() + slash + tail
+    found = _HTTPS.fullmatch(lowered)
+    if not found or _ADDRESS.fullmatch(found[1]):
+        return "must be a data: URL, or https: to a host by name, on port 443, without user info."
+    return None if found[1] in domains else "names a host that this gateway does not list in media_domains."

@@ -1,0 +1,110 @@
+"""Turns msgspec's error texts into refusals that name the field and say what it must be."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from embedroute.errors import LONGEST_ECHO, InvalidRequest, did_you_mean, echo
+
+_PATH = re.compile(r"^(?P<what>.*?)(?: - at `(?:key in )?\$\.?(?P<path>.*)`)?$", re.DOTALL)
+_UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
+_MISSING = re.compile(r"Object missing required field `(.*)`")
+_TYPES = re.compile(r"Expected `(.+)`, got `(.+)`")
+_BOUND = re.compile(r"Expected `(.+?)` (of length )?(>=|<=) (\d+)")
+
+WORDS: Final[Mapping[str, str]] = {
+    "str": "a string",
+    "int": "an integer",
+    "float": "a number",
+    "bool": "true or false",
+    "array": "an array",
+    "object": "an object",
+    "null": "null",
+}
+
+
+def refusal_of(
+    error: Exception, body: bytes, fields: Mapping[str, Sequence[str]], choices: Mapping[str, Sequence[str]]
+) -> InvalidRequest:
+    """Word a decoding error for the client.
+
+    ``fields`` maps the path of an object that forbids unknown keys to the keys it has; the root's path is "".
+    ``choices`` maps the path of an enumeration to its values; array indexes stand as ``[]``.
+    """
+    if not isinstance(error, msgspec.ValidationError):
+        return _syntax(error, body)
+    found = _PATH.match(str(error))
+    what, path = (found["what"], found["path"] or "") if found else (str(error), "")
+    if _UNKNOWN.match(what):
+        return _unknown_keys(body, path, fields.get(path, ()))
+    if missing := _MISSING.match(what):
+        return _refuse(_join(path, missing[1]), "is required.")
+    if not path:
+        return InvalidRequest("The body must be a JSON object.")
+    return _refuse(path, _demand(what, choices.get(re.sub(r"\[\d+\]", "[]", path), ())))
+
+
+def _syntax(error: Exception, body: bytes) -> InvalidRequest:
+    if isinstance(error, UnicodeDecodeError):
+        return InvalidRequest("The body is not valid JSON: it is not UTF-8.")
+    if "truncated" in str(error) and (param := _lone_surrogate(body)):
+        return _refuse(param, "holds half of a surrogate pair; send whole characters.")
+    return InvalidRequest(f"The body is not valid JSON: {error}.")
+
+
+def _lone_surrogate(body: bytes) -> str | None:
+    """Find the top-level field with half a surrogate pair, which msgspec reports as a body cut short."""
+    try:
+        fields = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    held = fields.items() if isinstance(fields, dict) else ()
+    return next((name for name, value in held if re.search(r"[\ud800-\udfff]", json.dumps(value, ensure_ascii=False))), None)
+
+
+def _demand(what: str, choices: Sequence[str]) -> str:
+    if bound := _BOUND.match(what):
+        kind, length, side, limit = bound.groups()
+        unit = {"str": " characters", "array": " items"}.get(kind.split(" ")[0], "") if length else ""
+        return f"must be {'at least' if side == '>=' else 'at most'} {limit}{unit}{' long' if unit else ''}."
+    if types := _TYPES.match(what):
+        return f"must be {_listed(types[1])}, not {WORDS.get(types[2], types[2])}."
+    if what.startswith(("Invalid enum value", "Invalid value")):
+        return f"must be one of {', '.join(choices)}."
+    if what.startswith("Expected `str` matching"):
+        return "must be a plain decimal number."
+    return "is out of range." if "out of range" in what else "is not valid."
+
+
+def _listed(types: str) -> str:
+    wanted = [word for word in types.split(" | ") if word != "null"]
+    if "float" in wanted and "int" in wanted:
+        wanted.remove("int")
+    return " or ".join(WORDS.get(word, word) for word in wanted)
+
+
+def _refuse(param: str, text: str) -> InvalidRequest:
+    param = param[:LONGEST_ECHO]
+    return InvalidRequest(f"{echo(param)} {text}", param=param)
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _unknown_keys(body: bytes, path: str, known: Sequence[str]) -> InvalidRequest:
+    """Name at most five unknown keys of the object at ``path``, each with the known one it resembles."""
+    unknown = [name for name in _walk(msgspec.json.decode(body), path) if name not in known]
+    said = ", ".join(f"{echo(_join(path, name))}{did_you_mean(name, known)}" for name in unknown[:5])
+    more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+    param = _join(path, unknown[0])[:LONGEST_ECHO] if unknown else path
+    return InvalidRequest(f"Unknown field: {said}{more}. Take it out of the body.", param=param)
+
+
+def _walk(found: Any, path: str) -> Mapping[str, Any]:
+    for name, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path):
+        found = found[int(index)] if index else found[name]
+    return found

@@ -1,0 +1,84 @@
+"""What a client gets: the list of embeddings, the models, and the struct of an error before a dialect words it."""
+
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Any, Literal
+
+import msgspec
+
+from embedroute import vectors
+from embedroute.journal import Journal
+from embedroute.vectors import Array
+
+
+class Embeddings(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to one request: ``vectors`` is (n, d), row i for input i; ``model`` the public name of their space."""
+
+    vectors: Array
+    model: str
+    prompt_tokens: int
+    journal: Journal
+
+    @property
+    def providers(self) -> Sequence[str]:
+        """The providers that were called, none for an answer from the cache."""
+        return tuple(self.journal.providers)
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Tokens of all inputs; ``cost`` in USD and the other extras only where a dialect has them."""
+
+    prompt_tokens: int
+    total_tokens: int
+    completion_tokens: int | None = None
+    cost: float | None = None
+    prompt_tokens_details: Mapping[str, int] | None = None
+
+
+class Embedding(msgspec.Struct, frozen=True, kw_only=True):
+    """One vector: a JSON array, or base64 of little-endian float32."""
+
+    embedding: msgspec.Raw | memoryview
+    index: int
+    object: Literal["embedding"] = "embedding"
+
+
+class CreateEmbeddingResponse(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="object", tag="list"):
+    """The success body; what is None is left out."""
+
+    data: Sequence[Embedding]
+    model: str
+    usage: Usage
+    id: str | None = None
+    provider: str | None = None
+    upstream_request: Any = None
+    upstream_response: Any = None
+    trace: Any = None
+
+
+class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
+    """A model in OpenAI's form, and the facts that choosing one needs; prices in USD per million tokens."""
+
+    id: str
+    owned_by: str
+    dimensions: int | None
+    dimensions_allowed: Sequence[int] | None
+    matryoshka: bool
+    context_length: int | None
+    modalities: Sequence[str]
+    pricing: Mapping[str, Decimal]
+    providers: Sequence[str]
+    supported_endpoints: Sequence[str] = ("/v1/embeddings",)
+    created: int = 0
+    object: Literal["model"] = "model"
+
+
+ENCODER = msgspec.json.Encoder(decimal_format="string")
+"""Writes every body; prices are strings, so that no reader rounds them."""
+
+
+def rows(array: Array, *, base64: bool) -> list[Embedding]:
+    """Write an (n, d) array as n rows, in order, each with its ``index``."""
+    if base64:
+        return [Embedding(embedding=raw, index=at) for at, raw in enumerate(vectors.raw_rows(array))]
+    return [Embedding(embedding=msgspec.Raw(vectors.to_json(row)), index=at) for at, row in enumerate(array)]

@@ -1,0 +1,94 @@
+"""Hashed vectors: the same everywhere, and different for whatever differs."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedroute import vectors
+from embedroute.backend import Batch
+from embedroute.backends.hashed import INPUT_TYPES, Hashed
+from embedroute.inputs import ImagePart, ImageURL, TextPart
+from embedroute.wire.vocabulary import SPELLINGS
+
+URL = "https://x.example/i.png"
+
+pytestmark = pytest.mark.anyio
+
+
+async def row(**batch):
+    return (await Hashed().embed(Batch(model="m", **batch))).array[0]
+
+
+async def test_a_vector_is_pinned():
+    """These numbers may never change: tests in other repositories rely on them."""
+    found = await row(texts=("hello",), dimensions=4)
+
+    assert found.tolist() == pytest.approx([0.0, 0.0, 0.0, 0.0], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("batch", "width"),
+    [({}, 256), ({"dimensions": 3}, 3), ({"width": 5}, 5), ({"dimensions": 3, "width": 5}, 3), ({"dimensions": 1}, 1)],
+)
+async def test_is_as_wide_as_asked_declared_or_usual(batch, width):
+    assert await row(texts=("a",), **batch) is not None
+    assert (width,) == (await row(texts=("a",), **batch)).shape
+
+
+async def test_whatever_differs_gives_another_vector():
+    different = [
+        {"texts": ("ab",)},
+        {"texts": ("a",)},
+        {"texts": ("[97,98]",)},
+        {"texts": (URL,)},
+        {"texts": ("ab",), "input_type": "query"},
+        {"texts": ("ab",), "input_type": "document"},
+        {"tokens": ((97, 98),)},
+        {"tokens": ((9798,),)},
+        {"parts": ((TextPart("ab"),),)},
+        {"parts": ((TextPart("a"), TextPart("b")),)},
+        {"parts": ((TextPart(URL),),)},
+        {"parts": ((ImagePart(ImageURL(URL)),),)},
+    ]
+    rows = [await row(**batch) for batch in different]
+
+    assert all(abs(float(left @ right)) < 0.5 for left, right in combinations(rows, 2))
+
+
+async def test_neither_neighbours_nor_model_nor_user_change_a_vector():
+    alone, beside = (
+        await Hashed().embed(Batch(model="m", texts=("a",))),
+        await Hashed().embed(Batch(model="other", texts=("b", "a"), user="u")),
+    )
+
+    assert np.array_equal(alone.array[0], beside.array[1])
+
+
+async def test_a_shorter_vector_starts_a_longer_one():
+    short, long = await row(texts=("a",), dimensions=8), await row(texts=("a",), dimensions=64)
+
+    assert vectors.close(short[np.newaxis], vectors.truncate(long[np.newaxis], 8))
+
+
+async def test_tokens_are_estimated():
+    found = await Hashed().embed(Batch(model="m", texts=("a" * 40, "b" * 8)))
+
+    assert found.prompt_tokens == 12
+
+
+async def test_knows_every_neutral_input_type():
+    assert set(SPELLINGS) == set(INPUT_TYPES) == set(Hashed.accepts.input_types)
+
+
+@given(
+    texts=st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=1, max_size=5),
+    width=st.integers(1, 50),
+)
+async def test_every_vector_is_sound_and_of_length_one(texts, width):
+    found = await Hashed().embed(Batch(model="m", texts=texts, dimensions=width))
+
+    vectors.check(found.array, len(texts), width)
+    assert np.allclose(np.linalg.norm(found.array, axis=1), 1, atol=1e-6)
