@@ -27,7 +27,7 @@ base_url = "{{url}}"
 
 [models.{{model}}]
 dimensions = {WIDTH}
-endpoints = [{{{{ provider = "{{model}}", model = "upstream-model"{{more}} }}}}]
+endpoints = [{{{{ provider = "{{model}}", model = "upstream-model", price = 0.02{{more}} }}}}]
 """
 
 

@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from embedroute.config import Key
+from embedroute.config import STATE_AUTH, Config, Key
 from embedroute.errors import Unauthorized
 
 LONGEST_KEY = 256
@@ -34,6 +34,15 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
 
 ANYONE: Final = Caller(name="anyone")
 """The caller of an open gateway, and of the host application itself."""
+
+
+def unstated(config: Config) -> list[str]:
+    """The mistakes of a config that does not say who may call."""
+    if config.gateway.auth is None:
+        return [STATE_AUTH]
+    if config.gateway.auth == "keys" and not config.keys:
+        return ['[gateway] auth = "keys" needs at least one [keys.NAME] table with key = "env:VARIABLE".']
+    return []
 
 
 class KeyRing:

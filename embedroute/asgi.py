@@ -15,6 +15,7 @@ from embedroute import listing, tasks
 from embedroute.access import ANYONE, Caller
 from embedroute.config import DialectName
 from embedroute.errors import EmbedrouteError, InternalError, MethodNotAllowed, NotFound, Unauthorized, echo
+from embedroute.explain import explain
 from embedroute.gateway import Gateway
 from embedroute.inbound import Inbound, facts_of, hints_of
 from embedroute.tasks import ClientGone
@@ -91,7 +92,11 @@ class Door:
         body = await inbound.body(settings.max_body_bytes, settings.body_timeout)
         job = decode_request(body, self.gateway.limits)
         _open_journal(inbound, job)
-        answer = await tasks.unless(inbound.gone, self.gateway.embed(job, caller=caller, journal=journal))
+        if b"explain=1" in inbound.scope.get("query_string", b"").split(b"&"):
+            await inbound.answer(200, ENCODER.encode(explain(self.gateway, job, caller)))
+            return
+        work = self.gateway.embed(job, caller=caller, journal=journal, cached=inbound.cache_use())
+        answer = await tasks.unless(inbound.gone, work)
         await inbound.answer(200, self.dialect.success(answer, job), facts_of(journal))
         log.info(
             "served", extra={"request_id": journal.request_id, "status": 200, "model": answer.model, "caller": caller.name}
@@ -111,8 +116,7 @@ class Door:
     async def _refuse(self, inbound: Inbound, error: EmbedrouteError) -> None:
         if inbound.begun:
             return
-        status = self.dialect.status(error)
-        body = ENCODER.encode(self.dialect.error(error, inbound.journal))
+        status, body = error.status, self.dialect.error(error, inbound.journal)
         log.info("refused", extra={"request_id": inbound.journal.request_id, "status": status, "code": error.code})
         try:
             await inbound.answer(status, body, [*facts_of(inbound.journal), *hints_of(error, status)])
@@ -121,9 +125,14 @@ class Door:
 
 
 def _open_journal(inbound: Inbound, job: Job) -> None:
-    if job.debug.wanted():
-        inbound.journal.events = [] if job.debug.trace else None
-        inbound.journal.keeps = bool(job.debug.return_upstream_request or job.debug.return_upstream_response)
+    debug = job.debug
+    if debug.wanted():
+        inbound.journal.open(
+            trace=bool(debug.trace),
+            sent=bool(debug.return_upstream_request),
+            got=bool(debug.return_upstream_response),
+            full=debug.trace_level != "summary",
+        )
 
 
 def _allow(method: str, *allowed: str) -> None:
@@ -169,7 +178,7 @@ class EmbeddingsApp:
 
 
 def embeddings_app(gateway: Gateway, *, dialect: DialectName | None = None, caller: FindCaller | None = None) -> EmbeddingsApp:
-    """Make an application to mount: ``app.mount("/ai", embeddings_app(gateway))`` gives ``/ai/v1/embeddings``.
+    """Make an application to mount; below ``app.mount("/ai", …)`` it answers ``/ai/v1/embeddings``.
 
     ``dialect`` replaces the config's; ``caller`` is awaited with the ASGI scope when ``auth = "host"``.
     """

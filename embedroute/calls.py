@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from functools import partial
 from typing import Any
 
@@ -10,12 +11,11 @@ import msgspec
 from anyio import CapacityLimiter
 
 from embedroute import tasks
-from embedroute.backend import Batch, UpstreamReply, UpstreamRequest
+from embedroute.backend import Batch
 from embedroute.errors import (
     BatchTooLarge,
     DeadlineExceeded,
     EmbedrouteError,
-    InputRefused,
     KeyRefused,
     ModelRefused,
     NoHealthyEndpoint,
@@ -28,7 +28,7 @@ from embedroute.http import Engine
 from embedroute.inputs import Input, Kind, size_of
 from embedroute.journal import Journal
 from embedroute.models import Model
-from embedroute.redact import scrub, secrets_of
+from embedroute.redact import capture, scrub, secrets_of
 from embedroute.routing.directory import Candidate
 from embedroute.routing.health import BreakerPolicy, Health
 from embedroute.routing.plan import Embedded, Key, halves, land, split
@@ -56,6 +56,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     deadline: float
     journal: Journal
     land: Land
+    store: Land | None = None
 
 
 class Desk:
@@ -166,7 +167,11 @@ class Desk:
 
     async def _call(self, candidate: Candidate, work: Mapping[Key, Input], order: Order, timeout: float, began: float) -> None:
         batch, journal = make_batch(candidate, work, order), order.journal
-        keep = partial(_keep, journal, candidate) if journal.keeps else None
+        keep = (
+            None
+            if journal.sent is None and journal.got is None
+            else partial(capture, journal, candidate.provider, candidate.backend)
+        )
         journal.attempts += 1
         answer = await exchange(
             candidate.backend, batch, engine=self._engine, local=self._local, workers=self._workers, timeout=timeout, keep=keep
@@ -178,12 +183,17 @@ class Desk:
             tokens = sum(map(size_of, work.values()))
         self._healths.of(candidate).succeeded(self._clock(), self._clock() - began, tokens)
         journal.served(candidate.provider, cost_of(candidate, tokens), answer.modality_tokens)
-        order.land(land(work, answer, tokens))
+        landed = land(work, answer, tokens)
+        if order.store is not None:
+            order.store(landed)
+        order.land(landed)
 
     def _record(
         self, candidate: Candidate, failure: EmbedrouteError | None, journal: Journal, attempt: int, took: float
     ) -> None:
         now, health = self._clock(), self._healths.of(candidate)
+        if failure is not None:
+            journal.failures.append((candidate.provider, getattr(failure, "upstream_status", None)))
         if isinstance(failure, RateLimited):
             health.limited(now, DEFAULT_REST if failure.retry_after is None else failure.retry_after)
         elif isinstance(failure, KeyRefused | ModelRefused):
@@ -238,10 +248,10 @@ def make_batch(candidate: Candidate, work: Mapping[Key, Input], order: Order) ->
     )
 
 
-def cost_of(candidate: Candidate, tokens: int) -> Any:
+def cost_of(candidate: Candidate, tokens: int) -> Decimal:
     """USD that one call costs by the endpoint's prices; what has no known price costs 0 here."""
-    prices = candidate.prices
-    return prices.get("prompt", 0) * tokens / 1_000_000 + prices.get("request", 0)
+    prompt, request = (candidate.prices.get(kind, Decimal(0)) for kind in ("prompt", "request"))
+    return prompt * tokens / 1_000_000 + request
 
 
 def _for_client(error: EmbedrouteError, candidate: Candidate) -> EmbedrouteError:
@@ -252,6 +262,8 @@ def _for_client(error: EmbedrouteError, candidate: Candidate) -> EmbedrouteError
         )
     elif isinstance(error, UpstreamError):
         error.message = scrub(error.message, secrets_of(candidate.backend))
+    if isinstance(error, UpstreamError):
+        error.provider = candidate.provider
     return error
 
 
@@ -259,20 +271,3 @@ def _outcome(failure: EmbedrouteError | None) -> dict[str, Any]:
     if failure is None:
         return {"status": 200}
     return {"error": type(failure).__name__, "status": getattr(failure, "upstream_status", None)}
-
-
-def _keep(journal: Journal, candidate: Candidate, request: UpstreamRequest, reply: UpstreamReply | None) -> None:
-    secrets = secrets_of(candidate.backend)
-    journal.sent.append(
-        {"provider": candidate.provider, "url": scrub(request.url, secrets), "body": _body(request.content, secrets)}
-    )
-    if reply is not None:
-        journal.got.append({"provider": candidate.provider, "status": reply.status, "body": _body(reply.content, secrets)})
-
-
-def _body(content: bytes, secrets: Sequence[str]) -> Any:
-    text = scrub(content[:1_000_000].decode(errors="replace"), secrets)
-    try:
-        return msgspec.json.decode(text)
-    except (msgspec.MsgspecError, RecursionError):
-        return text

@@ -1,9 +1,9 @@
 """The operator's border: TOML or environment in, a typed Config out, or every mistake in it with its place."""
 
+import os
 import tomllib
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import msgspec
 from msgspec import Meta
@@ -11,6 +11,7 @@ from msgspec import Meta
 from embedroute.backend import Secret
 from embedroute.errors import ConfigError, did_you_mean
 from embedroute.models import Endpoint, Model, Provider, known_providers
+from embedroute.reading import as_table, fit, quoted
 
 Seconds = Annotated[float, Meta(gt=0)]
 Auth = Literal["keys", "open", "host"]
@@ -71,32 +72,27 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         """Read the tables that were given as plain dicts."""
         given = {name: getattr(self, name) for name in self.__struct_fields__}
-        reading = _Reading({})
+        reading = _Reading(os.environ)
         for name, value in reading.tables(given).items():
             msgspec.structs.force_setattr(self, name, value)
         reading.finish()
 
 
-def read_config(text: str, environ: Mapping[str, str]) -> Config:
+def read_config(text: str, environ: Mapping[str, str]) -> tuple[Config, list[str]]:
     """Read the TOML of a config; secrets come from ``environ`` and from the files they name.
 
-    Raises:
-        ConfigError: one line per mistake, each with its place.
+    Returns what could be read, and the mistakes in the rest, each with its place: so that whoever goes on to
+    build something of it can name all mistakes at once.
     """
     try:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError([f"The config is not TOML: {error}"]) from None
+        return Config(), [f"The config is not TOML: {error}"]
+    names = Config.__struct_fields__
+    unknown = [f'unknown table "{name}"{did_you_mean(name, names)}' for name in tables if name not in names]
     reading = _Reading(environ)
-    unknown = [
-        f'unknown table "{name}"{did_you_mean(name, Config.__struct_fields__)}'
-        for name in tables
-        if name not in Config.__struct_fields__
-    ]
-    reading.mistakes.extend(unknown)
-    read = reading.tables({name: tables.get(name, {}) for name in Config.__struct_fields__})
-    reading.finish()
-    return Config(**read)
+    read = reading.tables({name: tables.get(name, {}) for name in names})
+    return Config(**read), [*unknown, *reading.mistakes]
 
 
 def environment_config(environ: Mapping[str, str], *, local: bool) -> Config:
@@ -126,59 +122,6 @@ def _set_options(variables: Mapping[str, list[str]], environ: Mapping[str, str])
     return {option: value for option, value in found.items() if value} if found.get("api_key") else {}
 
 
-def secret_hook(environ: Mapping[str, str]) -> Callable[[type, Any], Any]:
-    """Make msgspec read a ``Secret``: ``env:NAME``, ``file:PATH``, or the secret itself."""
-
-    def read(wanted: type, value: Any) -> Any:
-        if wanted is not Secret:
-            raise NotImplementedError
-        return value if isinstance(value, Secret) else Secret(_reveal(value, environ))
-
-    return read
-
-
-def _reveal(text: object, environ: Mapping[str, str]) -> str:
-    if not isinstance(text, str):
-        raise ValueError("must be a string: env:NAME, file:PATH or the secret itself")  # noqa: TRY004 - msgspec words ValueError
-    source, _, name = text.partition(":")
-    if source == "env":
-        found = environ.get(name, "")
-        if not found:
-            raise ValueError(f"the environment variable {name} is not set")
-        return found
-    if source == "file":
-        try:
-            return Path(name).read_text(encoding="utf-8").strip()
-        except OSError as error:
-            raise ValueError(f"the file {name} cannot be read: {error.strerror}") from None
-    if not text.strip():
-        raise ValueError("must not be empty")
-    return text
-
-
-def fit(
-    place: str, table: Mapping[str, Any], wanted: type[msgspec.Struct], environ: Mapping[str, str]
-) -> tuple[dict[str, Any], list[str]]:
-    """Fit a table to a struct's fields one by one, so that every mistake is named and not only the first."""
-    fields = {field.name: field for field in msgspec.structs.fields(wanted)}
-    mistakes = [f'[{place}] unknown option "{name}"{did_you_mean(name, list(fields))}' for name in table if name not in fields]
-    fitted: dict[str, Any] = {}
-    for name, field in fields.items():
-        if name not in table:
-            if field.required:
-                mistakes.append(f'[{place}] option "{name}" is missing')
-            continue
-        try:
-            fitted[name] = msgspec.convert(table[name], field.type, dec_hook=secret_hook(environ))
-        except msgspec.ValidationError as error:
-            mistakes.append(f"[{place}] {name}: {_plain(error)}")
-    return fitted, mistakes
-
-
-def _plain(error: msgspec.ValidationError) -> str:
-    return str(error).partition(" - at `$`")[0].replace("`", "").replace(" - at $", " at ")
-
-
 class _Reading:
     """One pass over the tables of a config, gathering mistakes instead of stopping at the first."""
 
@@ -192,52 +135,45 @@ class _Reading:
 
     def tables(self, given: Mapping[str, Any]) -> dict[str, Any]:
         return {
-            "gateway": self.struct("gateway", given["gateway"], Settings),
-            "keys": self.each("keys", given["keys"], Key),
-            "cache": self.struct("cache", given["cache"], CacheSettings),
-            "providers": {slug: self.provider(slug, table) for slug, table in self.named("providers", given["providers"])},
-            "models": {name: self.model(name, table) for name, table in self.named("models", given["models"])},
+            "gateway": self.struct("gateway", given["gateway"], Settings) or Settings(),
+            "keys": self.each("keys", given["keys"], lambda name, table: self.struct(f"keys.{quoted(name)}", table, Key)),
+            "cache": self.struct("cache", given["cache"], CacheSettings) or CacheSettings(),
+            "providers": self.each("providers", given["providers"], self.provider),
+            "models": self.each("models", given["models"], self.model),
         }
 
-    def named(self, place: str, tables: Any) -> list[tuple[str, Any]]:
-        if isinstance(tables, Mapping):
-            return [(str(name), table) for name, table in tables.items()]
-        self.mistakes.append(f"[{place}] must be a table")
-        return []
+    def each(self, place: str, given: object, read: Callable[[str, object], Any]) -> dict[str, Any]:
+        tables = as_table(given)
+        if tables is None:
+            self.mistakes.append(f"[{place}] must be a table")
+            return {}
+        found = {name: read(name, table) for name, table in tables.items()}
+        return {name: value for name, value in found.items() if value is not None}
 
-    def each(self, place: str, tables: Any, wanted: type[msgspec.Struct]) -> dict[str, Any]:
-        return {name: self.struct(f"{place}.{quoted(name)}", table, wanted) for name, table in self.named(place, tables)}
-
-    def struct(self, place: str, table: Any, wanted: type[msgspec.Struct]) -> Any:
-        if isinstance(table, wanted):
-            return table
-        if not isinstance(table, Mapping):
+    def struct(self, place: str, given: object, wanted: type[msgspec.Struct]) -> Any:
+        if isinstance(given, wanted):
+            return given
+        table = as_table(given)
+        if table is None:
             self.mistakes.append(f"[{place}] must be a table")
             return None
         fitted, mistakes = fit(place, table, wanted, self.environ)
         self.mistakes.extend(mistakes)
         return None if mistakes else wanted(**fitted)
 
-    def provider(self, slug: str, table: Any) -> Any:
-        if isinstance(table, Provider) or not isinstance(table, Mapping):
-            return self.struct(f"providers.{quoted(slug)}", table, Provider)
-        reserved = set(Provider.__struct_fields__) - {"options"}
-        options = {name: value for name, value in table.items() if name not in reserved}
-        own = {name: value for name, value in table.items() if name in reserved}
-        return self.struct(f"providers.{quoted(slug)}", {**own, "options": options}, Provider)
+    def provider(self, slug: str, given: object) -> Any:
+        table = as_table(given)
+        if table is not None and "options" not in table:
+            reserved = Provider.__struct_fields__
+            own = {name: value for name, value in table.items() if name in reserved}
+            given = {**own, "options": {name: value for name, value in table.items() if name not in reserved}}
+        return self.struct(f"providers.{quoted(slug)}", given, Provider)
 
-    def model(self, name: str, table: Any) -> Any:
-        place = f"models.{quoted(name)}"
-        if isinstance(table, Model) or not isinstance(table, Mapping):
-            return self.struct(place, table, Model)
-        endpoints = table.get("endpoints", [])
-        if not isinstance(endpoints, list):
-            self.mistakes.append(f"[{place}] endpoints must be an array of tables")
-            endpoints = []
-        read = [self.struct(f"{place}.endpoints] [{at}", endpoint, Endpoint) for at, endpoint in enumerate(endpoints)]
-        return self.struct(place, {**table, "endpoints": [endpoint for endpoint in read if endpoint]}, Model)
-
-
-def quoted(name: str) -> str:
-    """Write a table's name as TOML does."""
-    return name if name.replace("-", "").replace("_", "").isalnum() and name.isascii() else f'"{name}"'
+    def model(self, name: str, given: object) -> Any:
+        place, table = f"models.{quoted(name)}", as_table(given)
+        endpoints = table.get("endpoints") if table is not None else None
+        if table is not None and isinstance(endpoints, list):
+            listed = cast("list[object]", endpoints)
+            read = [self.struct(f"{place}.endpoints.{at}", endpoint, Endpoint) for at, endpoint in enumerate(listed)]
+            given = {**table, "endpoints": [endpoint for endpoint in read if endpoint is not None]}
+        return self.struct(place, given, Model)

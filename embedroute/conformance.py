@@ -51,7 +51,7 @@ def check_backend(
     if not mistakes:
         samples = _samples(type(backend).accepts, model, dimensions)
         if isinstance(backend, HTTPBackend):
-            mistakes = list(_http_mistakes(backend, reply, samples))
+            mistakes = _http_mistakes(backend, reply, samples)
         else:
             mistakes = anyio.run(_run_mistakes, backend, samples)
     if mistakes:
@@ -69,11 +69,11 @@ def _class_mistakes(backend: HTTPBackend | LocalBackend | Backend) -> Iterator[s
 
 def _samples(accepts: Accepts, model: str, dimensions: int) -> list[Batch]:
     """Write batches of all that is accepted; the first is of several inputs, and each later one changes one thing."""
-    one, many = Batch(model=model, texts=("alpha",)), Batch(model=model, texts=("alpha", "beta", "gamma"))
+    one, many = Batch(model=model, texts=("a",)), Batch(model=model, texts=("a", "bc", "def"))
     if not accepts.texts:
-        one, many = Batch(model=model, parts=((IMAGE,),)), Batch(model=model, parts=((IMAGE,), (TextPart("beta"), IMAGE)))
+        one, many = Batch(model=model, parts=((IMAGE,),)), Batch(model=model, parts=((IMAGE,), (TextPart("a"), IMAGE)))
     tokens = [Batch(model=model, tokens=((1, 2, 3), (4,)))] if accepts.tokens else []
-    parts = [Batch(model=model, parts=((TextPart("alpha"), IMAGE), (IMAGE,)))] if "image" in accepts.modalities else []
+    parts = [Batch(model=model, parts=((TextPart("a"), IMAGE), (IMAGE,)))] if "image" in accepts.modalities else []
     sizes = [replace(many, dimensions=dimensions)] if accepts.dimensions else []
     types = [replace(many, input_type=word) for word in accepts.input_types]
     dtypes = [replace(many, dtype=dtype) for dtype in accepts.dtypes if dtype != "float"]
@@ -95,19 +95,18 @@ async def _run_mistakes(backend: LocalBackend | Backend, samples: Sequence[Batch
     return mistakes or list(_order_mistakes(found[0], turned))
 
 
-def _http_mistakes(backend: HTTPBackend, reply: Reply | None, samples: Sequence[Batch]) -> Iterator[str]:
+def _http_mistakes(backend: HTTPBackend, reply: Reply | None, samples: Sequence[Batch]) -> list[str]:
     if reply is None:
-        yield "Pass reply=: a function from a batch to the JSON that the API would answer, one vector per batch.inputs."
-        return
+        return ["Pass reply=: a function from a batch to the JSON that the API would answer, one vector per batch.inputs."]
     secrets = {name: Secret(MARK) for name in backend.__struct_fields__ if isinstance(getattr(backend, name), Secret)}
     marked = replace(backend, **secrets)
+    mistakes = list(_deaf_mistakes(backend, samples))
     if MARK in repr(marked):
-        yield f"A secret shows in repr({type(backend).__name__}): keep it in its Secret field alone."
+        mistakes.append(f"A secret shows in repr({type(backend).__name__}): keep it in its Secret field alone.")
     for batch in samples:
-        yield from _request_mistakes(marked.build(batch), marked.build(batch))
-        yield from _answer_mistakes(backend.parse(batch, _reply_to(batch, reply)), batch, None)
-    yield from _deaf_mistakes(backend, samples)
-    yield from _parse_mistakes(backend, reply, samples[0])
+        mistakes += _request_mistakes(marked.build(batch), marked.build(batch))
+        mistakes += _answer_mistakes(backend.parse(batch, _reply_to(batch, reply)), batch, None)
+    return mistakes or list(_parse_mistakes(backend, reply, samples[0]))
 
 
 def _request_mistakes(request: object, again: object) -> Iterator[str]:

@@ -159,7 +159,7 @@ class DeadlineExceeded(EmbedrouteError):
 
 
 class UpstreamError(EmbedrouteError):
-    """502: an upstream failed; ``upstream_status`` is what it answered, if it did."""
+    """502: an upstream failed; ``upstream_status`` is what it answered, if it did, and ``provider`` whose it was."""
 
     status = 502
     type = "upstream_error"
@@ -176,6 +176,7 @@ class UpstreamError(EmbedrouteError):
         """Remember the upstream's own status beside what the client is told."""
         super().__init__(message, param=param, code=code, retry_after=retry_after)
         self.upstream_status = upstream_status
+        self.provider: str | None = None
 
 
 class Unavailable(UpstreamError):

@@ -68,12 +68,15 @@ async def exchange(
 
 
 async def _over_http(backend: HTTPBackend, batch: Batch, engine: Engine, timeout: float, keep: Keep | None) -> Vectors:
-    request, reply = backend.build(batch), None
+    request = backend.build(batch)
     try:
         reply = await engine.send(request, timeout)
-    finally:
+    except EmbedrouteError:
         if keep is not None:
-            keep(request, reply)
+            keep(request, None)
+        raise
+    if keep is not None:
+        keep(request, reply)
     if not 200 <= reply.status < 300:
         raise backend.fault(reply)
     try:

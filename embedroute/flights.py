@@ -47,11 +47,13 @@ class Flights:
     async def share(self, missing: Mapping[Key, Input], terms: object, compute: Compute) -> tuple[dict[Key, Embedded], int]:
         """Get every key of ``missing``: lead those that nobody computes, and wait for the others.
 
-        Returns what was asked for, and how many keys this request led.
+        Returns what was asked for, and how many keys this request led. Terms of None share with nobody.
 
         Raises:
             EmbedrouteError: this request's own, or its leader's if both asked on the same ``terms``.
         """
+        if terms is None:
+            return await _alone(dict(missing), compute), len(missing)
         found: dict[Key, Embedded] = {}
         led = 0
         left = dict(missing)
@@ -93,6 +95,12 @@ class Flights:
         flight.done.set()
         if self._flights.get(key) is flight:
             del self._flights[key]
+
+
+async def _alone(work: Work, compute: Compute) -> dict[Key, Embedded]:
+    found: dict[Key, Embedded] = {}
+    await compute(work, found.update)
+    return found
 
 
 async def _landings(awaited: Mapping[Key, Flight], terms: object) -> dict[Key, Embedded]:

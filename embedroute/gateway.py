@@ -4,13 +4,11 @@
 stage decides is on the floors below; what goes over the wire is the doors' affair.
 """
 
-import logging
 import os
 import random
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
@@ -20,10 +18,11 @@ import anyio
 import httpx2
 import msgspec
 
-from embedroute.access import ANYONE, Caller, KeyRing
+from embedroute.access import ANYONE, Caller, KeyRing, unstated
+from embedroute.cache import FULL_USE, PROBE, CacheUse
 from embedroute.cache.memory import MemoryCache
 from embedroute.calls import Desk, Healths, Land, Order
-from embedroute.config import STATE_AUTH, Config, environment_config, read_config
+from embedroute.config import Config, environment_config, read_config
 from embedroute.errors import ConfigError, DeadlineExceeded, EmbedrouteError, InputRefused, PermissionDenied, Refusal, echo
 from embedroute.exchange import LocalModels
 from embedroute.flights import Flights, Work
@@ -32,15 +31,13 @@ from embedroute.journal import Journal
 from embedroute.models import catalogue, known_providers
 from embedroute.perloop import PerLoop
 from embedroute.plugins import build_backends
-from embedroute.routing.directory import Directory, Route, build_directory
+from embedroute.routing.directory import Candidate, Route, build_directory
 from embedroute.routing.health import BreakerPolicy
-from embedroute.routing.plan import Embedded, Key, assemble, make_plan, prefix
+from embedroute.routing.plan import Embedded, Key, assemble, cut, make_plan, rekeyed, shared_key
 from embedroute.routing.retry import RetryBudget, RetryPolicy
-from embedroute.routing.select import Parameters, Selection, Surroundings, select
+from embedroute.routing.select import Selection, Surroundings, select
 from embedroute.wire.decode import Job, Limits, make_request
 from embedroute.wire.responses import Embeddings
-
-log = logging.getLogger("embedroute")
 
 
 class _Loop(msgspec.Struct, frozen=True):
@@ -52,9 +49,6 @@ class Gateway:
     """Models, providers and everything that a request meets on its way; mount it with ``embeddings_app``.
 
     Several gateways live side by side in one process, each on any number of event loops.
-
-    Raises:
-        ConfigError: the config has mistakes, one line each.
     """
 
     def __init__(
@@ -62,29 +56,29 @@ class Gateway:
         config: Config,
         *,
         http_client: httpx2.AsyncClient | None = None,
-        retries: RetryPolicy = RetryPolicy(),  # noqa: B008 - frozen
-        breaker: BreakerPolicy = BreakerPolicy(),  # noqa: B008 - frozen
+        retries: RetryPolicy | None = None,
+        breaker: BreakerPolicy | None = None,
         environ: Mapping[str, str] = os.environ,
     ) -> None:
         """Build everything that can be built without an event loop; open nothing.
 
         ``http_client`` replaces the engine's own client, and stays the caller's to close.
+
+        Raises:
+            ConfigError: the config has mistakes, one line each.
         """
-        self.config = config
         self.settings = config.gateway
-        self.limits = Limits(
-            max_inputs=self.settings.max_inputs,
-            media_domains=frozenset(domain.lower() for domain in self.settings.media_domains),
-            ignore_unknown=self.settings.unknown_fields == "ignore",
-        )
-        self.keys = _key_ring(config)
-        backends = build_backends(config, known_providers(), environ)
-        self.directory: Directory = build_directory(config, backends, catalogue(), known_providers())
-        self.healths = Healths(breaker)
+        self.limits = Limits.of(self.settings)
+        self.keys = KeyRing(config.keys)
+        backends, mistakes = build_backends(config, known_providers(), environ)
+        self.directory, more = build_directory(config, backends, catalogue(), known_providers())
+        if mistakes := [*unstated(config), *mistakes, *more]:
+            raise ConfigError(mistakes)
+        self.healths = Healths(breaker or BreakerPolicy())
         self.cache = MemoryCache(config.cache.bytes, config.cache.ttl, time.monotonic)
         self._local = LocalModels()
         self._budget = RetryBudget()
-        self._retries = retries
+        self._retries = retries or RetryPolicy()
         self._client = http_client
         self._loop = PerLoop("embedroute", self._open)
 
@@ -98,10 +92,16 @@ class Gateway:
         environ = parts.get("environ", os.environ)
         named = path or environ.get("EMBEDROUTE_CONFIG") or "embedroute.toml"
         try:
-            text = Path(named).read_text(encoding="utf-8")
+            config, mistakes = read_config(Path(named).read_text(encoding="utf-8"), environ)
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError([f"The config {named} cannot be read: {error}"]) from None
-        return cls(read_config(text, environ), **parts)
+        try:
+            gateway = cls(config, **parts)
+        except ConfigError as error:
+            raise ConfigError([*mistakes, *error.mistakes]) from None
+        if mistakes:
+            raise ConfigError(mistakes)
+        return gateway
 
     @classmethod
     def from_env(cls, **parts: Any) -> Self:
@@ -110,7 +110,8 @@ class Gateway:
         Raises:
             ConfigError: ``EMBEDROUTE_AUTH`` does not state who may call.
         """
-        return cls(environment_config(parts.get("environ", os.environ), local=find_spec("wordllama") is not None), **parts)
+        local = find_spec("wordllama") is not None
+        return cls(environment_config(parts.get("environ", os.environ), local=local), **parts)
 
     async def embed(
         self,
@@ -119,6 +120,7 @@ class Gateway:
         model: str = "",
         caller: Caller = ANYONE,
         journal: Journal | None = None,
+        cached: CacheUse = FULL_USE,
         **fields: Any,
     ) -> Embeddings:
         """Embed ``input``, of any shape and with any ``fields`` that ``POST /v1/embeddings`` takes.
@@ -131,32 +133,33 @@ class Gateway:
         route = self.resolve(job, caller)
         try:
             with anyio.fail_after(self.settings.deadline):
-                return await self._embed_or_fall_back(route, job, caller, journal)
+                return await self._embed_or_fall_back(route, job, caller, journal, cached)
         except TimeoutError:
             raise DeadlineExceeded(f"No answer within the deadline of {self.settings.deadline:g} s.") from None
 
-    async def _embed_or_fall_back(self, route: Route, job: Job, caller: Caller, journal: Journal) -> Embeddings:
+    async def _embed_or_fall_back(
+        self, route: Route, job: Job, caller: Caller, journal: Journal, cached: CacheUse
+    ) -> Embeddings:
         try:
-            return await self._embed(route, job, caller, journal)
+            return await self._embed(route, job, caller, journal, cached)
         except (Refusal, InputRefused):
             raise
         except EmbedrouteError:
             if route.model.fallback is None:
                 raise
             journal.fallback = route.model.fallback
-            return await self._embed(self.directory.resolve(route.model.fallback), job, caller, journal)
+            return await self._embed(self.directory.resolve(route.model.fallback), job, caller, journal, cached)
 
-    async def _embed(self, route: Route, job: Job, caller: Caller, journal: Journal) -> Embeddings:
+    async def _embed(self, route: Route, job: Job, caller: Caller, journal: Journal, cached: CacheUse) -> Embeddings:
         selection = self.select(route, job, caller)
-        plan = make_plan(job.inputs, shared_key(route, selection.parameters, job, caller))
-        found = self.cache.look_up(plan.work)
+        selection.tell(journal)
+        plan = make_plan(job.inputs, shared_key(route, selection.parameters, job.preferences, caller))
+        found = self.look_up(plan.work, route, selection, job, caller) if cached.read else {}
         missing = {key: item for key, item in plan.work.items() if key not in found}
         if missing:
-            loop = await self._loop.get()
-            compute = partial(self._compute, loop.desk, route, selection, job, journal)
-            computed, journal.misses = await loop.flights.share(missing, _terms(selection), compute)
-            found |= computed
+            found |= await self._compute(missing, route, selection, job, journal, cached)
         journal.hits = len(plan.work) - journal.misses
+        journal.note("cache", "looked up", hits=journal.hits, misses=journal.misses)
         array, tokens = assemble(plan, found)
         return Embeddings(vectors=array, model=route.public, prompt_tokens=tokens, journal=journal)
 
@@ -181,7 +184,11 @@ class Gateway:
         return self.settings.debug if caller.debug is None else caller.debug
 
     def select(self, route: Route, job: Job, caller: Caller) -> Selection:
-        """Filter and order the endpoints for one job, as of now."""
+        """Filter and order the endpoints for one job, as of now.
+
+        Raises:
+            Refusal: no endpoint may serve it, and why.
+        """
         around = Surroundings(
             only=self.settings.only,
             ignore=self.settings.ignore,
@@ -192,23 +199,48 @@ class Gateway:
         )
         return select(route, job, caller, around)
 
-    async def _compute(
-        self, desk: Desk, route: Route, selection: Selection, job: Job, journal: Journal, work: Work, land: Land
-    ) -> None:
-        def store_and_land(landed: Mapping[Key, Embedded]) -> None:
-            self.cache.store(landed)
-            land(landed)
+    def look_up(
+        self, work: Mapping[Key, Any], route: Route, selection: Selection, job: Job, caller: Caller
+    ) -> dict[Key, Embedded]:
+        """Find what was computed before; a matryoshka model's full vectors serve every smaller width."""
+        found = self.cache.look_up(work)
+        if len(found) < len(work) and len(self.cache) and (whole := selection.parameters.uncut(route.model)):
+            left = {key: item for key, item in work.items() if key not in found}
+            wider = rekeyed(left, shared_key(route, whole, job.preferences, caller))
+            found |= cut(wider, self.cache.look_up(wider.values()), selection.parameters.width)
+        return found
 
-        order = Order(
-            model=route.model,
-            parameters=selection.parameters,
-            kind=job.kind,
-            user=job.user,
-            deadline=time.monotonic() + self.settings.deadline,
-            journal=journal,
-            land=store_and_land,
-        )
-        await desk.embed(work, selection.candidates, order)
+    async def _compute(
+        self, missing: Work, route: Route, selection: Selection, job: Job, journal: Journal, cached: CacheUse
+    ) -> dict[Key, Embedded]:
+        loop = await self._loop.get()
+
+        async def compute(work: Work, land: Land) -> None:
+            order = Order(
+                model=route.model,
+                parameters=selection.parameters,
+                kind=job.kind,
+                user=job.user,
+                deadline=time.monotonic() + self.settings.deadline,
+                journal=journal,
+                land=land,
+                store=self.cache.store if cached.store else None,
+            )
+            await loop.desk.embed(work, selection.candidates, order)
+
+        terms = selection.terms() if cached.read else None
+        found, journal.misses = await loop.flights.share(missing, terms, compute)
+        return found
+
+    async def embed_at(self, candidate: Candidate, input: Sequence[str], *, model: str) -> Embeddings:
+        """Embed texts at one endpoint of a model, past the cache and other requests: so endpoints are compared.
+
+        Raises:
+            EmbedrouteError: the endpoint does not answer.
+        """
+        job = make_request({"input": input, "model": model}, self.limits)
+        route = msgspec.structs.replace(self.directory.resolve(model), candidates=[candidate])
+        return await self._embed(route, job, ANYONE, Journal(new_request_id()), PROBE)
 
     def _open(self, stack: AsyncExitStack) -> _Loop:
         engine = Httpx2Engine(self._client)
@@ -233,29 +265,6 @@ class Gateway:
         finally:
             with anyio.CancelScope(shield=True):
                 await self._loop.close()
-
-
-def _key_ring(config: Config) -> KeyRing:
-    settings = config.gateway
-    if settings.auth is None:
-        raise ConfigError([STATE_AUTH])
-    if settings.auth == "keys" and not config.keys:
-        raise ConfigError(['[gateway] auth = "keys" needs at least one [keys.NAME] table with key = "env:VARIABLE".'])
-    return KeyRing(config.keys)
-
-
-def shared_key(route: Route, parameters: Parameters, job: Job, caller: Caller) -> bytes:
-    """What all keys of a request share: who may see its vectors, and all that makes them what they are but the input."""
-    wishes = job.preferences
-    policy = f"{wishes.data_collection == 'deny'}{bool(wishes.zdr)}"
-    width = str(parameters.width or "")
-    return prefix(
-        caller.namespace, policy, route.name, width, parameters.dtype, parameters.input_type or "", parameters.title or ""
-    )
-
-
-def _terms(selection: Selection) -> tuple[str, ...]:
-    return tuple(sorted(candidate.name for candidate in selection.candidates))
 
 
 def new_request_id() -> str:

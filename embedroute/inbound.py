@@ -9,6 +9,7 @@ from typing import Final
 import anyio
 from starlette.types import Receive, Scope, Send
 
+from embedroute.cache import FULL_USE, CacheUse
 from embedroute.errors import LONGEST_HINT, BodyTimeout, BodyTooLarge, EmbedrouteError, MethodNotAllowed, UnsupportedContentType
 from embedroute.gateway import new_request_id
 from embedroute.journal import Journal
@@ -54,6 +55,11 @@ class Inbound:
         encodings = self.values(b"content-encoding")
         if any(encoding.strip().lower() != b"identity" for encoding in encodings):
             raise UnsupportedContentType("Send the body without Content-Encoding.", code="unsupported_content_encoding")
+
+    def cache_use(self) -> CacheUse:
+        """Read what ``Cache-Control`` asks for."""
+        asked = {word.strip().lower() for value in self.values(b"cache-control") for word in value.split(b",")}
+        return CacheUse(read=b"no-cache" not in asked, store=b"no-store" not in asked) if asked else FULL_USE
 
     async def body(self, most: int, timeout: float) -> bytes:
         """Read the whole body, within ``most`` bytes and ``timeout`` seconds.

@@ -1,14 +1,17 @@
-"""What happened to one request: counts for its headers always, events for its trace only when asked for."""
+"""What happened to one request: counts for its headers always, events and bodies only when debug asks for them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
+Event = Mapping[str, Any]
+
 
 class Journal:
-    """The record of one request, written on the way and read by the encoder.
+    """The record of one request, written on the way and read by the dialect.
 
-    ``events`` is None unless a trace was asked for; ``cost`` is USD spent on upstream calls.
+    ``cost`` is USD spent on upstream calls. ``events`` is None unless a trace was asked for, ``sent`` and ``got``
+    unless the upstream's bodies were; ``full`` says whether values and input text may stand in them.
     """
 
     __slots__ = (
@@ -16,19 +19,20 @@ class Journal:
         "cost",
         "estimated",
         "events",
+        "failures",
         "fallback",
+        "full",
+        "got",
         "hits",
         "misses",
         "modality_tokens",
         "providers",
         "request_id",
         "sent",
-        "got",
-        "keeps",
     )
 
-    def __init__(self, request_id: str, *, trace: bool = False, keeps: bool = False) -> None:
-        """Begin empty; ``keeps`` says whether upstream requests and answers are kept for debug."""
+    def __init__(self, request_id: str) -> None:
+        """Begin empty, with debug off."""
         self.request_id = request_id
         self.attempts = 0
         self.hits = 0
@@ -38,10 +42,23 @@ class Journal:
         self.fallback: str | None = None
         self.providers: dict[str, None] = {}
         self.modality_tokens: dict[str, int] = {}
-        self.events: list[Mapping[str, Any]] | None = [] if trace else None
-        self.keeps = keeps
-        self.sent: list[Mapping[str, Any]] = []
-        self.got: list[Mapping[str, Any]] = []
+        self.failures: list[tuple[str, int | None]] = []
+        self.full = False
+        self.events: list[Event] | None = None
+        self.sent: list[Event] | None = None
+        self.got: list[Event] | None = None
+
+    def open(self, *, trace: bool, sent: bool, got: bool, full: bool) -> None:
+        """Turn on what debug asked for."""
+        self.full = full
+        self.events = [] if trace else None
+        self.sent = [] if sent else None
+        self.got = [] if got else None
+
+    @property
+    def keeps(self) -> bool:
+        """Whether any upstream body is to be kept."""
+        return self.sent is not None or self.got is not None
 
     def served(self, provider: str, cost: Decimal, modality_tokens: Mapping[str, int]) -> None:
         """Add what one answered call came from and cost in USD."""
@@ -50,7 +67,16 @@ class Journal:
         for modality, tokens in modality_tokens.items():
             self.modality_tokens[modality] = self.modality_tokens.get(modality, 0) + tokens
 
-    def note(self, stage: str, action: str, **facts: Any) -> None:
-        """Add an event to the trace, if there is one; ``facts`` hold no secret and no input text."""
+    def note(self, stage: str, action: str, values: Event | None = None, **facts: Any) -> None:
+        """Add an event to the trace, if there is one; ``values`` stand only in a full one. No secrets."""
         if self.events is not None:
-            self.events.append({"stage": stage, "action": action, **facts})
+            self.events.append({"stage": stage, "action": action, **facts, **((values or {}) if self.full else {})})
+
+    def shown(self) -> dict[str, Any]:
+        """What debug asked to see, by the names it has on the wire."""
+        shown = {"upstream_request": _one_or_all(self.sent), "upstream_response": _one_or_all(self.got), "trace": self.events}
+        return {name: value for name, value in shown.items() if value is not None}
+
+
+def _one_or_all(bodies: Sequence[Event] | None) -> Event | Sequence[Event] | None:
+    return bodies[0] if bodies is not None and len(bodies) == 1 else bodies

@@ -9,9 +9,10 @@ from typing import Any, Final
 import msgspec
 
 from embedroute.backend import BackendBase
-from embedroute.config import Config, fit, quoted
-from embedroute.errors import ConfigError, EmbedrouteError, did_you_mean
+from embedroute.config import Config
+from embedroute.errors import EmbedrouteError, did_you_mean
 from embedroute.models import KnownProvider, Provider
+from embedroute.reading import fit, quoted
 
 GROUP: Final = "embedroute.backends"
 
@@ -75,12 +76,10 @@ def load(name: str) -> type[BackendBase]:
     return found
 
 
-def build_backends(config: Config, known: Mapping[str, KnownProvider], environ: Mapping[str, str]) -> dict[str, BackendBase]:
-    """Make the backend of every configured provider.
-
-    Raises:
-        ConfigError: one line per provider or option that does not fit.
-    """
+def build_backends(
+    config: Config, known: Mapping[str, KnownProvider], environ: Mapping[str, str]
+) -> tuple[dict[str, BackendBase], list[str]]:
+    """Make the backend of every configured provider; what does not fit is named in the second part."""
     built: dict[str, BackendBase] = {}
     mistakes: list[str] = []
     for slug, provider in config.providers.items():
@@ -88,9 +87,7 @@ def build_backends(config: Config, known: Mapping[str, KnownProvider], environ: 
         mistakes += wrong
         if backend is not None:
             built[slug] = backend
-    if mistakes:
-        raise ConfigError(mistakes)
-    return built
+    return built, mistakes
 
 
 def _build(

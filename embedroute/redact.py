@@ -1,14 +1,24 @@
-"""Takes secrets out of text that was written elsewhere: an upstream may echo the key it was sent."""
+"""Takes secrets out of what debug and errors show: an upstream may echo the key it was sent."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, cast
 
 import msgspec
 
-from embedroute.backend import Secret
+from embedroute.backend import BackendBase, Secret, UpstreamReply, UpstreamRequest
+from embedroute.journal import Journal
 
 AFFIX = 8
 """Characters at either end of a key that upstreams repeat when they mask the rest."""
+
+LONGEST_CAPTURE = 1_000_000
+"""Bytes of an upstream's body that debug shows."""
+
+PLAIN: Final = frozenset(
+    {"model", "encoding_format", "dimensions", "object", "type", "code", "message", "input_type", "outputDimensionality"}
+)
+"""Fields whose text says nothing of the input, so that a summary may show it."""
 
 _CREDENTIALS = re.compile(r"(?<=://)[^/\s@]+@")
 
@@ -25,3 +35,39 @@ def scrub(text: str, secrets: Iterable[str]) -> str:
             if len(part) >= AFFIX or part == secret:
                 text = text.replace(part, "[redacted]")
     return _CREDENTIALS.sub("[redacted]@", text)
+
+
+def capture(
+    journal: Journal, provider: str, backend: BackendBase, request: UpstreamRequest, reply: UpstreamReply | None
+) -> None:
+    """Keep one exchange for debug: headers from the struct's own marking of secrets, bodies scrubbed besides."""
+    secrets = secrets_of(backend)
+    if journal.sent is not None:
+        headers = {name: "[redacted]" if isinstance(value, Secret) else value for name, value in request.headers.items()}
+        body = _body(request.content, secrets, full=journal.full)
+        journal.sent.append({"provider": provider, "url": scrub(request.url, secrets), "headers": headers, "body": body})
+    if journal.got is not None and reply is not None:
+        journal.got.append(
+            {"provider": provider, "status": reply.status, "body": _body(reply.content, secrets, full=journal.full)}
+        )
+
+
+def _body(content: bytes, secrets: Sequence[str], *, full: bool) -> Any:
+    text = scrub(content[:LONGEST_CAPTURE].decode(errors="replace"), secrets)
+    try:
+        body = msgspec.json.decode(text)
+    except (msgspec.MsgspecError, RecursionError):
+        return text if full else f"[{len(text)} characters]"
+    return body if full else _outline(body, "")
+
+
+def _outline(value: Any, name: str) -> Any:
+    """Keep the shape of a body and drop what the input could stand in."""
+    if isinstance(value, dict):
+        fields = cast("dict[str, Any]", value)
+        return {key: _outline(inner, key) for key, inner in fields.items()}
+    if isinstance(value, list):
+        return f"[{len(cast('list[Any]', value))} items]"
+    if isinstance(value, str) and name not in PLAIN:
+        return f"[{len(value)} characters]"
+    return value

@@ -1,7 +1,7 @@
 """The one place that starts tasks and unwraps exception groups, so that no task outlives its request."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import anyio
 from anyio import CapacityLimiter
@@ -9,7 +9,7 @@ from anyio import CapacityLimiter
 T = TypeVar("T")
 
 
-class ClientGone(Exception):  # noqa: N818 - it is news, not a fault
+class ClientGone(Exception):
     """The client went away before its answer was ready."""
 
 
@@ -58,8 +58,7 @@ async def gather(work: Sequence[Callable[[], Awaitable[None]]], at_once: int) ->
         raise innermost(grouped) from None
 
 
-def innermost(grouped: BaseException) -> BaseException:
+def innermost(grouped: BaseExceptionGroup[BaseException]) -> BaseException:
     """Take the first plain exception out of nested groups."""
-    while isinstance(grouped, BaseExceptionGroup):
-        grouped = grouped.exceptions[0]
-    return grouped
+    first = grouped.exceptions[0]
+    return innermost(cast("BaseExceptionGroup[BaseException]", first)) if isinstance(first, BaseExceptionGroup) else first

@@ -144,6 +144,14 @@ def stack(rows: Sequence[Array]) -> Array:
     return np.stack(rows)
 
 
+def agreement(left: Array, right: Array) -> tuple[float, float]:
+    """Compare two (n, d) arrays row by row: the lowest cosine, and the largest difference of two numbers."""
+    one, other = left.astype(np.float64), right.astype(np.float64)
+    norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    cosines = np.einsum("ij,ij->i", one, other) / np.where(norms == 0, 1, norms)
+    return float(cosines.min()), float(np.abs(one - other).max())
+
+
 def close(left: Array, right: Array) -> bool:
     """Tell whether two arrays are of one shape and the same numbers, but for what float32 arithmetic may differ by."""
     return left.shape == right.shape and bool(np.allclose(left, right, rtol=1e-4, atol=1e-5))

@@ -53,7 +53,8 @@ def post(client, upstream, given=TEXTS, **others):
 
 def floats(reply):
     rows = sorted(reply.json()["data"], key=lambda row: row["index"])
-    return np.array([row["embedding"] for row in rows], dtype="<f4")
+    with np.errstate(over="ignore"):
+        return np.array([row["embedding"] for row in rows], dtype="<f8").astype("<f4")
 
 
 def unpacked(reply):
@@ -114,13 +115,12 @@ def test_what_is_harmless_is_true(upstream, mode):
     assert np.array_equal(vectors_of(TEXTS, 4), floats(reply))
 
 
-@pytest.mark.parametrize("encoding", ["float", "base64"])
 @pytest.mark.parametrize("mode", sorted(LIES.keys() - STALLS - ENDLESS))
-def test_no_lie_looks_like_the_truth(upstream, mode, encoding):
+def test_no_lie_looks_like_the_truth(upstream, mode):
     """To a strict reader: status 200, sound JSON, indexes 0 to n-1 and the right vectors."""
     upstream.mode = mode
     with new_client(timeout=0.5) as fresh:
-        assert not _right(fresh, upstream, encoding)
+        assert [_right(fresh, upstream, encoding) for encoding in ("float", "base64")] == [False, False]
 
 
 def _right(client, upstream, encoding):
@@ -163,6 +163,10 @@ def test_what_is_too_much_comes_no_faster_than_it_is_read(upstream, mode):
         read = 0
         while read < 1 << 20:
             read += len(wire.recv(65536))
+    began = time.monotonic()
+    until(lambda: upstream.in_flight == 0)
+
+    assert time.monotonic() - began < 0.2
 
 
 def _request(body, **headers):

@@ -8,9 +8,10 @@ from typing import Any, Final
 import msgspec
 
 from embedroute.backend import Accepts, BackendBase
-from embedroute.config import Config, quoted
-from embedroute.errors import ConfigError, InvalidRequest, ModelNotFound, did_you_mean, echo
+from embedroute.config import Config
+from embedroute.errors import InvalidRequest, ModelNotFound, did_you_mean, echo
 from embedroute.models import Endpoint, KnownProvider, Model, Provider, Stage
+from embedroute.reading import quoted
 
 SLUG: Final = re.compile(r"[a-z0-9][a-z0-9._-]*(/[a-z0-9._-]+)?")
 _RUNS: Final = re.compile(r"[ ._]+")
@@ -88,10 +89,8 @@ class Directory(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             return self._hinted(name, hint)
         route = self.routes.get(name) or self._suffixed(name, None) or self._prefixed(name)
         if route is None:
-            raise ModelNotFound(
-                f"The model {echo(name)} does not exist here{did_you_mean(name, list(self.routes))}; GET /v1/models lists those that do.",
-                param="model",
-            )
+            hint = did_you_mean(name, list(self.routes)) or "; GET /v1/models lists those that do."
+            raise ModelNotFound(f"The model {echo(name)} does not exist here{hint}", param="model")
         return route
 
     def _hinted(self, name: str, hint: str) -> Route:
@@ -147,13 +146,10 @@ def build_directory(
     backends: Mapping[str, BackendBase],
     shipped: Mapping[str, Model],
     known: Mapping[str, KnownProvider],
-) -> Directory:
-    """Join what the operator says with what is shipped.
+) -> tuple[Directory, list[str]]:
+    """Join what the operator says with what is shipped; mistakes are named in the second part, with their place.
 
-    ``backends`` maps each configured slug to its backend.
-
-    Raises:
-        ConfigError: one line per mistake, each with its place.
+    ``backends`` maps each configured slug to its backend; one that could not be made has its mistake already.
     """
     building = _Building(config, backends, known)
     declared = {name: model.over(shipped.get(name, Model())) for name, model in config.models.items()}
@@ -170,11 +166,8 @@ def build_directory(
         for slug, provider in config.providers.items()
         for part in (slug, slug.partition("/")[0], provider.vendor or slug)
     }
-    return Directory(
-        routes=routes,
-        providers={slug: building.candidate(Endpoint(provider=slug), slug) for slug in backends},
-        known_names=frozenset(names),
-    )
+    providers = {slug: building.candidate(Endpoint(provider=slug), slug) for slug in backends}
+    return Directory(routes=routes, providers=providers, known_names=frozenset(names)), building.mistakes
 
 
 class _Building:
@@ -194,9 +187,9 @@ class _Building:
                 f'[{place}] endpoint names the provider "{endpoint.provider}", which no [providers] table configures'
                 f"{did_you_mean(endpoint.provider, list(self.backends))}"
                 for endpoint in model.endpoints
-                if endpoint.provider not in self.backends
+                if endpoint.provider not in self.config.providers
             ]
-        elif not endpoints:
+        elif not endpoints and len(self.backends) == len(self.config.providers):
             self.mistakes.append(f"[{place}] has no endpoint: name at least one configured provider")
         allowed = model.dimensions_allowed or []
         if allowed and model.dimensions and max(allowed) > model.dimensions:
@@ -246,5 +239,3 @@ class _Building:
         for name, model in self.config.models.items():
             if model.fallback is not None and (model.fallback == name or model.fallback not in routes):
                 self.mistakes.append(f'[models.{quoted(name)}] fallback "{model.fallback}" is not another model of this config')
-        if self.mistakes:
-            raise ConfigError(self.mistakes)

@@ -7,9 +7,13 @@ from itertools import accumulate
 import msgspec
 
 from embedroute import vectors
+from embedroute.access import Caller
 from embedroute.backend import Accepts, Vectors
-from embedroute.inputs import ImagePart, Input, size_of
+from embedroute.inputs import ImagePart, Input, Part, size_of
+from embedroute.routing.directory import Route
+from embedroute.routing.select import Parameters
 from embedroute.vectors import Array
+from embedroute.wire.preferences import Preferences
 
 Key = bytes
 """Digest of all that makes a vector what it is, and of who may see it."""
@@ -37,26 +41,49 @@ def prefix(*fields: str | bytes) -> bytes:
     )
 
 
+def shared_key(route: Route, parameters: Parameters, wishes: Preferences, caller: Caller) -> bytes:
+    """What all keys of a request share: who may see its vectors, and all that makes them what they are but the input."""
+    policy = f"{wishes.data_collection == 'deny'}{bool(wishes.zdr)}"
+    width = str(parameters.width or "")
+    return prefix(
+        caller.namespace, policy, route.name, width, parameters.dtype, parameters.input_type or "", parameters.title or ""
+    )
+
+
 def make_plan(inputs: Sequence[Input], shared: bytes) -> Plan:
     """Give every input its key; equal inputs share one."""
     begun = hashlib.blake2b(shared, digest_size=24)
-    keys = [_key(begun.copy(), item) for item in inputs]
+    keys: list[Key] = []
+    for item in inputs:
+        digest = begun.copy()
+        digest.update(_written(item))
+        keys.append(digest.digest())
     return Plan(keys, dict(zip(keys, inputs, strict=True)))
 
 
-def _key(digest: "hashlib._Hash", item: Input) -> Key:
+def rekeyed(work: Mapping[Key, Input], shared: bytes) -> dict[Key, Key]:
+    """Key → the key that the same input has under another ``shared``."""
+    return dict(zip(work, make_plan(list(work.values()), shared).keys, strict=True))
+
+
+def cut(wider: Mapping[Key, Key], found: Mapping[Key, Embedded], width: int | None) -> dict[Key, Embedded]:
+    """Cut found vectors of the model's own width to ``width``, under the keys that asked for them."""
+    return {
+        key: Embedded(vectors.truncate(whole.vector[None], width or 0)[0], whole.tokens)
+        for key, wide in wider.items()
+        if (whole := found.get(wide)) is not None
+    }
+
+
+def _written(item: Input) -> bytes:
+    """Write an input so that no two, of whatever kind, are written alike."""
     if isinstance(item, str):
-        digest.update(b"t")
-        digest.update(item.encode())
-    elif isinstance(item[0], int):
-        digest.update(b"i%d" % len(item) + b"".join(b",%d" % number for number in item))
-    else:
-        digest.update(b"p" + prefix(*(f"{type(part).__name__}{_said(part)}" for part in item)))
-    return digest.digest()
+        return b"t" + item.encode()
+    return b"l" + prefix(*(str(part) if isinstance(part, int) else f"{type(part).__name__}{_said(part)}" for part in item))
 
 
-def _said(part: object) -> str:
-    return part.image_url.url if isinstance(part, ImagePart) else part.text  # pyright: ignore
+def _said(part: Part) -> str:
+    return part.image_url.url if isinstance(part, ImagePart) else part.text
 
 
 def split(work: Mapping[Key, Input], accepts: Accepts, learned: int | None = None) -> list[dict[Key, Input]]:

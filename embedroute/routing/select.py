@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
+from itertools import accumulate
 from typing import Final
 
 import msgspec
@@ -9,12 +10,15 @@ import msgspec
 from embedroute.access import Caller
 from embedroute.errors import EmbedrouteError, InvalidRequest, NoEligibleProvider, echo
 from embedroute.inputs import ImagePart, Kind, modalities_of
+from embedroute.journal import Journal
 from embedroute.models import Model
 from embedroute.routing.directory import Candidate, Route, normalise
 from embedroute.routing.health import Health
 from embedroute.wire.decode import Job
 from embedroute.wire.preferences import Preferences, cutoffs
 from embedroute.wire.vocabulary import GOOGLE_TASKS
+
+NAMESPACES: Final = ("google", "mistral")
 
 
 class Dropped(msgspec.Struct, frozen=True):
@@ -39,6 +43,12 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
     namespace: str | None = None
     title: str | None = None
 
+    def uncut(self, model: Model) -> "Parameters | None":
+        """The same at the model's own width, if vectors of that width can be cut to the one asked for."""
+        if self.dimensions is None or model.dimensions is None or self.dtype != "float":
+            return None
+        return msgspec.structs.replace(self, width=model.dimensions, dimensions=None)
+
 
 class Selection(msgspec.Struct, frozen=True, kw_only=True):
     """The endpoints to try, in order, and those that were dropped on the way."""
@@ -46,6 +56,21 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
     candidates: Sequence[Candidate]
     dropped: Sequence[Dropped]
     parameters: Parameters
+    unspoken: Sequence[str] = ()
+
+    def terms(self) -> tuple[str, ...]:
+        """What two requests must have in common to share each other's failure."""
+        return tuple(candidate.name for candidate in sorted(self.candidates, key=lambda it: it.name))
+
+    def tell(self, journal: Journal) -> None:
+        """Write the decision into a trace."""
+        if journal.events is None:
+            return
+        for it in self.dropped:
+            journal.note("select", "filtered", endpoint=it.candidate.name, filter=it.filter, reason=it.reason)
+        for name in self.unspoken:
+            journal.note("select", "dropped parameter", parameter=f"embedding_options.{name}")
+        journal.note("select", "ordered", endpoints=[candidate.name for candidate in self.candidates])
 
 
 class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,7 +98,8 @@ def select(route: Route, job: Job, caller: Caller, around: Surroundings) -> Sele
     parameters = _parameters(sieve, route.model, job)
     _filter_by_parameters(sieve, route.model, job, parameters)
     ordered = order(sieve.left, job, route.sort, around)
-    return Selection(candidates=ordered, dropped=sieve.dropped, parameters=parameters)
+    unspoken = [name for name in NAMESPACES if _given(job, name) and name != parameters.namespace]
+    return Selection(candidates=ordered, dropped=sieve.dropped, parameters=parameters, unspoken=unspoken)
 
 
 def _refuse_unknown_names(wishes: Preferences, known: frozenset[str]) -> None:
@@ -155,7 +181,7 @@ def affordable(prices: Mapping[str, Decimal], caps: Mapping[str, Decimal]) -> bo
 def _parameters(sieve: _Sieve, model: Model, job: Job) -> Parameters:
     """Fold the namespace that acts into the neutral parameters; the candidates that do not speak it drop out."""
     spoken = next(
-        (name for name in ("google", "mistral") if _given(job, name) and any(name in it.accepts.options for it in sieve.left)),
+        (name for name in NAMESPACES if _given(job, name) and any(name in it.accepts.options for it in sieve.left)),
         None,
     )
     if spoken is None:
@@ -313,14 +339,9 @@ def _drawn(candidates: Sequence[Candidate], random: Callable[[], float]) -> list
     """Draw without replacement, each time with weight 1/price²; free endpoints come before all others."""
     left, drawn = list(candidates), list[Candidate]()
     while left:
-        weights = draw_weights(left)
-        mark = random() * sum(weights)
-        for picked, weight in zip(left, weights, strict=True):
-            mark -= weight
-            if mark < 0:
-                break
-        drawn.append(picked)
-        left.remove(picked)
+        marks = list(accumulate(draw_weights(left)))
+        mark = random() * marks[-1]
+        drawn.append(left.pop(next((at for at, end in enumerate(marks) if mark < end), len(left) - 1)))
     return drawn
 
 

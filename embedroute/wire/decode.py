@@ -1,12 +1,14 @@
 """Reads a body into a job: everything that can be judged without knowing models or providers is judged here."""
 
-from collections.abc import Collection, Sequence
-from typing import Any, Final, get_args
+import json
+from collections.abc import Sequence
+from typing import Any, Final, Self, get_args
 
 import msgspec
 
+from embedroute.config import Settings
 from embedroute.errors import InvalidRequest, echo
-from embedroute.inputs import ImagePart, Input, Kind, TextPart
+from embedroute.inputs import ImagePart, ImageURL, Input, Kind, TextPart
 from embedroute.wire import media, mistakes, strict
 from embedroute.wire.preferences import NO_PREFERENCES, MaxPrice, Percentiles, Preferences, Quantization, Sort, SortKey
 from embedroute.wire.requests import (
@@ -34,8 +36,11 @@ FIELDS: Final = {
     "embedding_options.google": GoogleOptions.__struct_fields__,
     "embedding_options.mistral": MistralOptions.__struct_fields__,
     "debug": Debug.__struct_fields__,
+    **{f"{name}[]": Content.__struct_fields__ for name in ("input", "inputs")},
+    **{f"{name}[].content[]": ("type", "text", "image_url") for name in ("input", "inputs")},
+    **{f"{name}[].content[].image_url": ImageURL.__struct_fields__ for name in ("input", "inputs")},
 }
-"""The objects of a body, by path, with the keys that each has."""
+"""The objects of a body, by path, with the keys that each has; array indexes stand as ``[]``."""
 
 CHOICES: Final = {
     "encoding_format": ("float", "base64"),
@@ -65,6 +70,12 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     max_inputs: int = 2048
     media_domains: frozenset[str] = frozenset()
     ignore_unknown: bool = False
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Take them from the ``[gateway]`` table."""
+        domains = frozenset(domain.lower() for domain in settings.media_domains)
+        return cls(max_inputs=settings.max_inputs, media_domains=domains, ignore_unknown=settings.unknown_fields == "ignore")
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,8 +116,10 @@ def decode_request(body: bytes, limits: Limits) -> Job:
 def _reworded(error: Exception, body: bytes) -> InvalidRequest:
     try:
         return mistakes.refusal_of(error, body, FIELDS, CHOICES)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return InvalidRequest("The body is not valid JSON.")
+    except ValueError as worse:  # msgspec stops at the first unknown field, so the rest is read only now
+        return InvalidRequest(f"The body is not valid JSON: {worse}.")
+    except RecursionError:
+        strict.refuse_depth()
 
 
 def make_request(fields: dict[str, Any], limits: Limits) -> Job:
@@ -117,12 +130,15 @@ def make_request(fields: dict[str, Any], limits: Limits) -> Job:
     """
     try:
         request = msgspec.convert(fields, CreateEmbeddingRequest)
+        msgspec.json.encode(request)
     except msgspec.ValidationError as error:
-        raise mistakes.refusal_of(error, msgspec.json.encode(fields), FIELDS, CHOICES) from None
+        raise mistakes.refusal_of(error, json.dumps(fields, default=repr).encode(), FIELDS, CHOICES) from None
+    except UnicodeEncodeError:
+        raise InvalidRequest("A text holds half of a surrogate pair; send whole characters.", param="input") from None
     return check_request(request, limits)
 
 
-def _texts(request: CreateEmbeddingRequest) -> list[str]:
+def _texts(request: CreateEmbeddingRequest) -> list[str] | None:
     texts = [text for text in (request.model, request.user, request.provider, request.input_type) if isinstance(text, str)]
     for given in (request.input, request.inputs):
         if isinstance(given, str):
@@ -130,7 +146,7 @@ def _texts(request: CreateEmbeddingRequest) -> list[str]:
         elif given is not None:
             texts.extend(item for item in given if isinstance(item, str))
             if any(isinstance(item, Content) for item in given):
-                texts.append(":" * 9)  # objects inside: let the exact look decide
+                return None
     return texts
 
 
@@ -140,7 +156,7 @@ def check_request(request: CreateEmbeddingRequest, limits: Limits) -> Job:
     Raises:
         InvalidRequest: ``param`` names the field at fault.
     """
-    inputs, kind = narrow(_given(request), limits)
+    inputs, kind = narrow(_given(request), limits, "inputs" if request.input is None else "input")
     options = request.embedding_options or NO_OPTIONS
     provider = request.provider
     if isinstance(provider, Preferences):
@@ -161,19 +177,17 @@ def check_request(request: CreateEmbeddingRequest, limits: Limits) -> Job:
 
 
 def _given(request: CreateEmbeddingRequest) -> WireInput:
-    if request.input is None and request.inputs is None:
-        raise InvalidRequest(
-            "'input' is required: a string, or an array of strings, token ids or content objects.", param="input"
-        )
-    if request.input is None or request.inputs is None:
-        return request.inputs if request.input is None else request.input  # pyright: ignore
-    if request.input != request.inputs:
-        raise InvalidRequest("'inputs' is another name for 'input' and must be equal to it; send one of them.", param="inputs")
-    return request.input
+    given = request.inputs if request.input is None else request.input
+    if given is None:
+        wanted = "a string, or an array of strings, token ids or content objects"
+        raise InvalidRequest(f"'input' is required: {wanted}.", param="input")
+    if request.inputs is not None and request.inputs != given:
+        raise InvalidRequest("'inputs' is another name for 'input'; send one of them, or both alike.", param="inputs")
+    return given
 
 
-def narrow(given: WireInput, limits: Limits) -> tuple[Sequence[Input], Kind]:
-    """Tell the four shapes of ``input`` apart: n inputs of one kind.
+def narrow(given: WireInput, limits: Limits, name: str = "input") -> tuple[Sequence[Input], Kind]:
+    """Tell the four shapes of ``input`` apart: n inputs of one kind; ``name`` is the field they came in.
 
     Raises:
         InvalidRequest: none or too many inputs, an empty one, two kinds, or an id that no vocabulary has.
@@ -181,37 +195,35 @@ def narrow(given: WireInput, limits: Limits) -> tuple[Sequence[Input], Kind]:
     if isinstance(given, str):
         given = [given]
     if not given:
-        raise InvalidRequest("'input' must not be an empty array.", param="input")
-    kinds = set(map(type, given)) - {float}
+        raise InvalidRequest(f"'{name}' must not be an empty array.", param=name)
+    kinds = set(map(type, given))
+    if kinds <= {int, float}:
+        return [_ids(given, name)], Kind.TOKENS
+    if len(kinds) > 1:
+        wanted = "strings, token ids, arrays of token ids or content objects"
+        raise InvalidRequest(f"'{name}' must hold one kind of item: {wanted}.", param=name)
+    _refuse_too_many(given, limits, name)
     if kinds == {str}:
-        return _texts_of(given, limits), Kind.TEXT
-    if kinds <= {int}:
-        return [_ids(given, "input")], Kind.TOKENS
-    return _nested(given, kinds, limits)
+        return _texts_of(given, name), Kind.TEXT
+    return _nested(given, limits, name)
 
 
-def _nested(given: list[Any], kinds: set[type], limits: Limits) -> tuple[Sequence[Input], Kind]:
-    if len(set(map(type, given))) > 1:
-        raise InvalidRequest(
-            "'input' must hold one kind of item: strings, token ids, arrays of token ids or content objects.", param="input"
-        )
-    _refuse_too_many(given, limits)
-    if kinds == {list}:
-        return [_ids(ids, f"input[{position}]") for position, ids in enumerate(given)], Kind.TOKENS
-    return [_parts(item, f"input[{position}]", limits) for position, item in enumerate(given)], Kind.PARTS
+def _nested(given: list[Any], limits: Limits, name: str) -> tuple[Sequence[Input], Kind]:
+    if isinstance(given[0], list):
+        return [_ids(ids, f"{name}[{position}]") for position, ids in enumerate(given)], Kind.TOKENS
+    return [_parts(item, f"{name}[{position}]", limits) for position, item in enumerate(given)], Kind.PARTS
 
 
-def _texts_of(texts: list[Any], limits: Limits) -> list[str]:
-    _refuse_too_many(texts, limits)
+def _texts_of(texts: list[Any], name: str) -> list[str]:
     if "" in texts:
-        param = f"input[{texts.index('')}]" if len(texts) > 1 else "input"
+        param = f"{name}[{texts.index('')}]" if len(texts) > 1 else name
         raise InvalidRequest(f"'{param}' must not be empty.", param=param)
     return texts
 
 
-def _refuse_too_many(items: Sequence[object], limits: Limits) -> None:
+def _refuse_too_many(items: Sequence[object], limits: Limits, name: str) -> None:
     if len(items) > limits.max_inputs:
-        raise InvalidRequest(f"'input' holds {len(items)} inputs; send at most {limits.max_inputs} at a time.", param="input")
+        raise InvalidRequest(f"'{name}' holds {len(items)} inputs; send at most {limits.max_inputs} at a time.", param=name)
 
 
 def _ids(ids: list[Any], param: str) -> tuple[int, ...]:

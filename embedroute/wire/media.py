@@ -51,6 +51,8 @@ def _data_fault(url: str) -> str | None:
 def _https_fault(url: str, domains: Collection[str]) -> str | None:
     if len(url) > LONGEST_URL:
         return f"is longer than {LONGEST_URL} characters."
+    if not url.isascii():  # before lower(), which folds the Kelvin sign to an ASCII k
+        return "must be ASCII; write a host's name in punycode and percent-encode the rest."
     scheme, separator, rest = url.partition("://")
     host, slash, tail = rest.partition("/")
     lowered = scheme.lower() + separator + host.lower() + slash + tail

@@ -8,8 +8,11 @@ from typing import Any, Final
 import msgspec
 
 from embedroute.errors import LONGEST_ECHO, InvalidRequest, did_you_mean, echo
+from embedroute.wire.strict import join, places
 
-_PATH = re.compile(r"^(?P<what>.*?)(?: - at `(?:key in )?\$\.?(?P<path>.*)`)?$", re.DOTALL)
+_PATH = re.compile(r"^(?P<what>.*?)(?: - at `(?:key in )?\$\.?(?P<path>[\w.\[\]]*)`)?$", re.DOTALL)
+_INDEX = re.compile(r"\[\d+\]")
+_HALF = re.compile("[\ud800-\udfff]")
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(.*)`")
 _TYPES = re.compile(r"Expected `(.+)`, got `(.+)`")
@@ -32,37 +35,42 @@ def refusal_of(
     """Word a decoding error for the client.
 
     ``fields`` maps the path of an object that forbids unknown keys to the keys it has; the root's path is "".
-    ``choices`` maps the path of an enumeration to its values; array indexes stand as ``[]``.
+    ``choices`` maps the path of an enumeration to its values. Array indexes stand as ``[]`` in both.
     """
     if not isinstance(error, msgspec.ValidationError):
         return _syntax(error, body)
     found = _PATH.match(str(error))
     what, path = (found["what"], found["path"] or "") if found else (str(error), "")
-    if _UNKNOWN.match(what):
-        return _unknown_keys(body, path, fields.get(path, ()))
+    if unknown := _UNKNOWN.match(what):
+        return _unknown_keys(json.loads(body, parse_int=str), path, unknown[1], fields)
     if missing := _MISSING.match(what):
-        return _refuse(_join(path, missing[1]), "is required.")
+        return _refuse(join(path, missing[1]), "is required.")
     if not path:
         return InvalidRequest("The body must be a JSON object.")
-    return _refuse(path, _demand(what, choices.get(re.sub(r"\[\d+\]", "[]", path), ())))
+    return _refuse(path, _demand(what, choices.get(_INDEX.sub("[]", path), ())))
 
 
 def _syntax(error: Exception, body: bytes) -> InvalidRequest:
     if isinstance(error, UnicodeDecodeError):
         return InvalidRequest("The body is not valid JSON: it is not UTF-8.")
-    if "truncated" in str(error) and (param := _lone_surrogate(body)):
+    if not body.strip():
+        return InvalidRequest("The body is empty; send a JSON object.")
+    if param := _lone_surrogate(body):
         return _refuse(param, "holds half of a surrogate pair; send whole characters.")
     return InvalidRequest(f"The body is not valid JSON: {error}.")
 
 
 def _lone_surrogate(body: bytes) -> str | None:
-    """Find the top-level field with half a surrogate pair, which msgspec reports as a body cut short."""
+    """Find the text with half a surrogate pair, which msgspec reports as malformed or as cut short."""
+    if rb"\u" not in body:
+        return None
     try:
-        fields = json.loads(body)
+        held = list(places(json.loads(body, parse_int=str)))
     except (ValueError, RecursionError):
         return None
-    held = fields.items() if isinstance(fields, dict) else ()
-    return next((name for name, value in held if re.search(r"[\ud800-\udfff]", json.dumps(value, ensure_ascii=False))), None)
+    # A key that holds such a half cannot be named in an answer.
+    broken = (path for path, value in held if isinstance(value, str) and _HALF.search(value))
+    return next((path for path in broken if not _HALF.search(path)), None)
 
 
 def _demand(what: str, choices: Sequence[str]) -> str:
@@ -91,20 +99,26 @@ def _refuse(param: str, text: str) -> InvalidRequest:
     return InvalidRequest(f"{echo(param)} {text}", param=param)
 
 
-def _join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
-
-
-def _unknown_keys(body: bytes, path: str, known: Sequence[str]) -> InvalidRequest:
+def _unknown_keys(root: Any, path: str, name: str, fields: Mapping[str, Sequence[str]]) -> InvalidRequest:
     """Name at most five unknown keys of the object at ``path``, each with the known one it resembles."""
-    unknown = [name for name in _walk(msgspec.json.decode(body), path) if name not in known]
-    said = ", ".join(f"{echo(_join(path, name))}{did_you_mean(name, known)}" for name in unknown[:5])
+    unknown = _unknown_at(root, path, fields)
+    if not unknown:
+        # What looked like a path was the key's own text, or the key is known to another kind of content part.
+        at_root = _unknown_at(root, "", fields)
+        path, unknown = ("", at_root) if at_root else (path, [name])
+    known = fields.get(_INDEX.sub("[]", path), ())
+    said = ", ".join(f"{echo(join(path, key))}{did_you_mean(key, known)}" for key in unknown[:5])
     more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-    param = _join(path, unknown[0])[:LONGEST_ECHO] if unknown else path
-    return InvalidRequest(f"Unknown field: {said}{more}. Take it out of the body.", param=param)
+    return InvalidRequest(
+        f"Unknown field: {said}{more}. Take it out of the body.", param=join(path, unknown[0])[:LONGEST_ECHO]
+    )
 
 
-def _walk(found: Any, path: str) -> Mapping[str, Any]:
-    for name, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path):
-        found = found[int(index)] if index else found[name]
-    return found
+def _unknown_at(found: Any, path: str, fields: Mapping[str, Sequence[str]]) -> list[str]:
+    known = fields.get(_INDEX.sub("[]", path), ())
+    try:
+        for name, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path):
+            found = found[int(index)] if index else found[name]
+    except (KeyError, IndexError, TypeError):
+        return []
+    return [key for key in found if key not in known] if type(found) is dict else []

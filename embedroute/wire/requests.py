@@ -12,7 +12,9 @@ MOST_PARTS = 32
 """Content parts that one input may hold."""
 
 Dtype = Literal["float", "int8", "uint8", "binary", "ubinary"]
-Size = Annotated[int, Meta(ge=1)]
+LARGEST_SIZE = 2**31 - 1
+"""Numbers in a vector that a request may ask for: what every upstream's JSON reader holds."""
+Size = Annotated[int, Meta(ge=1, le=LARGEST_SIZE)]
 GoogleTask = Literal[
     "TASK_TYPE_UNSPECIFIED",
     "RETRIEVAL_QUERY",
@@ -85,7 +87,7 @@ class CreateEmbeddingRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=
     input: WireInput | None = None
     inputs: WireInput | None = None
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: Annotated[int, Meta(ge=0)] | None = None
+    dimensions: Annotated[int, Meta(ge=0, le=LARGEST_SIZE)] | None = None
     input_type: str | None = None
     user: Annotated[str, Meta(max_length=512)] | None = None
     provider: str | Preferences | None = None

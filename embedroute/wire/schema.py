@@ -1,7 +1,7 @@
 """Describes a mount as OpenAPI 3.1, from the same structs that decode requests and encode answers."""
 
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -90,7 +90,7 @@ def components() -> dict[str, Any]:
 def openapi() -> bytes:
     """The OpenAPI document of a mount; its paths are relative to it."""
     one = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
-    document = {
+    document: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {"title": "embedroute", "version": "1", "description": "OpenAI-compatible embeddings."},
         "servers": [{"url": "."}],
@@ -119,12 +119,13 @@ def models_operation() -> dict[str, Any]:
 def inlined(described: Any) -> Any:
     """Put the schemas where ``$ref`` points to them, for a host whose document has components of its own."""
     if isinstance(described, list):
-        return [inlined(item) for item in described]
+        return [inlined(item) for item in cast("list[Any]", described)]
     if not isinstance(described, dict):
         return described
-    if "$ref" in described:
-        return inlined(components()[described["$ref"].rpartition("/")[2]])
-    return {name: inlined(value) for name, value in described.items()}
+    fields = cast("dict[str, Any]", described)
+    if "$ref" in fields:
+        return inlined(components()[fields["$ref"].rpartition("/")[2]])
+    return {name: inlined(value) for name, value in fields.items()}
 
 
 def _json(name: str) -> dict[str, Any]:

@@ -1,26 +1,31 @@
-"""What JSON allows and an API must not: duplicate keys, which parsers resolve in different ways."""
+"""What JSON allows and an API must not: duplicate keys, which parsers resolve in different ways, and depth."""
 
 import json
-from collections.abc import Sequence
-from typing import NoReturn
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import Any, Final, NoReturn
 
 import msgspec
 
-from embedroute.errors import InvalidRequest, echo
+from embedroute.errors import LONGEST_ECHO, InvalidRequest, echo
 
 DEEPEST = 32
 """Levels of nesting that a body may have."""
 
+_NOT_BRACKETS: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[^][{}"]+', re.DOTALL)
 
-def refuse_duplicate_keys(body: bytes, request: msgspec.Struct, texts: Sequence[str]) -> None:
+
+def refuse_duplicate_keys(body: bytes, request: msgspec.Struct, texts: Sequence[str] | None) -> None:
     """Refuse a body in which any object names a key twice.
 
-    ``request`` is what the body decoded to and ``texts`` are its string values. Each member of an object has
-    one colon outside strings, so if the body's colons are those of the set fields and of the texts, nothing
+    ``request`` is what the body decoded to and ``texts`` are its string values, None if an input is an object. Each
+    member of an object has one colon outside strings, so if the body's colons are those of the set fields and of the texts, nothing
     was said twice; only a body where that sum does not come out is parsed again, key by key.
     """
     values = [value for name in request.__struct_fields__ if (value := getattr(request, name)) is not None]
-    if all(isinstance(value, str | int | list) for value in values) and b"\\u003" not in body:
+    if texts is not None and all(isinstance(value, str | int | list) for value in values) and b"\\u003" not in body:
         expected = len(values) + sum(text.count(":") for text in texts)
         if body.count(b":") == expected:
             return
@@ -28,21 +33,55 @@ def refuse_duplicate_keys(body: bytes, request: msgspec.Struct, texts: Sequence[
 
 
 def _parse_again(body: bytes) -> None:
-    try:
-        json.loads(body, object_pairs_hook=_unique, parse_int=str, parse_float=str, parse_constant=str)
-    except RecursionError:
+    if _depth(body) > DEEPEST:
         refuse_depth()
+    twice: list[_Twice] = []
+
+    def unique(pairs: list[tuple[str, Any]]) -> Any:
+        held = dict(pairs)
+        if len(held) == len(pairs):
+            return held
+        twice.append(_Twice(Counter(name for name, _ in pairs).most_common(1)[0][0]))
+        return twice[-1]
+
+    try:
+        root = json.loads(body.decode(), object_pairs_hook=unique, parse_int=str, parse_float=str, parse_constant=str)
+    except ValueError as error:
+        # Fields that are ignored were only skipped so far.
+        raise InvalidRequest(f"The body is not valid JSON: {error}.") from None
+    if twice:
+        param = next(join(path, node) for path, node in places(root) if isinstance(node, _Twice))[:LONGEST_ECHO]
+        raise InvalidRequest(f"The key {echo(param)} stands twice in one object; send it once.", param=param)
+
+
+def _depth(body: bytes) -> int:
+    if body.count(b"[") + body.count(b"{") <= DEEPEST:
+        return 0
+    return max(accumulate(1 if bracket in b"[{" else -1 for bracket in _NOT_BRACKETS.sub(b"", body)), default=0)
+
+
+class _Twice(str):
+    """Stands in a parsed body where an object named this key twice."""
+
+    __slots__ = ()
+
+
+def places(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of a parsed body, outer ones first, each with its path as ``param`` writes it."""
+    yield path, node
+    if type(node) is dict:
+        for name, value in node.items():
+            yield from places(value, join(path, name))
+    elif type(node) is list:
+        for index, value in enumerate(node):
+            yield from places(value, f"{path}[{index}]")
+
+
+def join(path: str, name: str) -> str:
+    """Write the path of a key of the object at ``path``."""
+    return f"{path}.{name}" if path else name
 
 
 def refuse_depth() -> NoReturn:
     """Say how deep a body may be nested."""
-    raise InvalidRequest(f"The body is nested deeper than {DEEPEST} levels.")
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    unique = dict(pairs)
-    if len(unique) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise InvalidRequest(f"The key {echo(twice)} stands twice in one object.", param=twice[:128])
-    return unique
+    raise InvalidRequest(f"The body is nested deeper than {DEEPEST} levels; send it flatter.")

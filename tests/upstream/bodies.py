@@ -128,7 +128,7 @@ def invalid_utf8(ask):
     return [whole(write(ask.answer(model="?name?")).replace(b"?name?", b"\xff\xfe"))]
 
 
-@lie()
+@doubtful
 def utf16(ask):
     """JSON in UTF-16."""
     return [whole(write(ask.answer()).decode().encode("utf-16"))]

@@ -92,7 +92,8 @@ class Connection(asyncio.Protocol):
 
     def play_on(self) -> None:
         """Play steps; where there are none left, see to the next request."""
-        while not self.paused:
+        # A write to a peer that has gone neither raises nor pauses: it only starts to close.
+        while not self.paused and not self.transport.is_closing():
             step = next(self.steps, None)
             if step is None:
                 return self.finish()

@@ -147,7 +147,7 @@ def quota_spent(_ask):
     return refuse(429, said, "insufficient_quota", code="insufficient_quota")
 
 
-# Come back later. ``rest`` seconds is long, so that no test's deadline covers it.
+# Come back later; the rest asked for is long, so that no test waits for it.
 
 
 @lie(429)

@@ -1,0 +1,73 @@
+"""Fits tables that people wrote to structs, naming every mistake with its place and not only the first."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+
+from embedroute.backend import Secret
+from embedroute.errors import did_you_mean
+
+
+def as_table(value: object) -> Mapping[str, Any] | None:
+    """Take ``value`` as a table, if it is one."""
+    return cast("Mapping[str, Any]", value) if isinstance(value, Mapping) else None
+
+
+def secret_hook(environ: Mapping[str, str]) -> Callable[[type, Any], Any]:
+    """Make msgspec read a ``Secret``: ``env:NAME``, ``file:PATH``, or the secret itself."""
+
+    def read(wanted: type, value: Any) -> Any:
+        if wanted is not Secret:
+            raise NotImplementedError
+        return value if isinstance(value, Secret) else Secret(_reveal(value, environ))
+
+    return read
+
+
+def _reveal(text: object, environ: Mapping[str, str]) -> str:
+    if not isinstance(text, str):
+        raise ValueError("must be a string: env:NAME, file:PATH or the secret itself")  # noqa: TRY004 - msgspec words ValueError
+    source, _, name = text.partition(":")
+    if source == "env":
+        found = environ.get(name, "")
+        if not found:
+            raise ValueError(f"the environment variable {name} is not set")
+        return found
+    if source == "file":
+        try:
+            text = Path(name).read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise ValueError(f"the file {name} cannot be read: {error.strerror}") from None
+    if not text.strip():
+        raise ValueError("must not be empty")
+    return text
+
+
+def fit(
+    place: str, table: Mapping[str, Any], wanted: type[msgspec.Struct], environ: Mapping[str, str]
+) -> tuple[dict[str, Any], list[str]]:
+    """Fit a table to a struct's fields one by one, so that every mistake is named and not only the first."""
+    fields = {field.name: field for field in msgspec.structs.fields(wanted)}
+    mistakes = [f'[{place}] unknown option "{name}"{did_you_mean(name, list(fields))}' for name in table if name not in fields]
+    fitted: dict[str, Any] = {}
+    for name, field in fields.items():
+        if name not in table:
+            if field.required:
+                mistakes.append(f'[{place}] option "{name}" is missing')
+            continue
+        try:
+            fitted[name] = msgspec.convert(table[name], field.type, dec_hook=secret_hook(environ))
+        except msgspec.ValidationError as error:
+            mistakes.append(f"[{place}] {name}: {_plain(error)}")
+    return fitted, mistakes
+
+
+def _plain(error: msgspec.ValidationError) -> str:
+    return str(error).partition(" - at `$`")[0].replace("`", "").replace(" - at $", " at ")
+
+
+def quoted(name: str) -> str:
+    """Write a table's name as TOML does."""
+    return name if name.replace("-", "").replace("_", "").isalnum() and name.isascii() else f'"{name}"'

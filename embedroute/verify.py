@@ -1,0 +1,92 @@
+"""Whether the endpoints of a model really give the same vectors: a fixed probe set, embedded on each, compared in pairs."""
+
+from collections.abc import Mapping
+from itertools import combinations
+from typing import Final, Literal
+
+import msgspec
+
+from embedroute import vectors
+from embedroute.errors import EmbedrouteError
+from embedroute.gateway import Gateway
+from embedroute.routing.directory import Candidate
+from embedroute.vectors import Array
+
+PROBES: Final = (
+    "The cat sat on the mat.",
+    "a",
+    "Der Fluß überschwemmte im März die Felder.",
+    "機械学習モデルは文章をベクトルに変換する。",
+    "SELECT name, COUNT(*) FROM users WHERE age > 30 GROUP BY name;",
+    "def add(a: int, b: int) -> int:\n    return a + b",
+    "Quarterly revenue fell by 12.5 % to $3,401 million, the lowest since 2009.",
+    "🙂 emoji, tabs\tand   spaces; “quotes” — dashes…",
+    "https://example.com/path?query=1&other=two#fragment",
+    "The patient was given 5 mg of the drug twice a day for two weeks. " * 12,
+)
+"""Short and long, several scripts, code, numbers and marks: where tokenizers, prefixes and truncation differ."""
+
+Outcome = Literal["verified", "near", "different"]
+
+
+class Thresholds(msgspec.Struct, frozen=True, kw_only=True):
+    """The least cosine over all probes for two endpoints to count as verified, or as near."""
+
+    verified: float = 0.9999
+    near: float = 0.999
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """Two endpoints compared: the lowest cosine and the largest difference of a number over all probes."""
+
+    model: str
+    left: str
+    right: str
+    cosine: float | None
+    difference: float | None
+    verdict: Outcome
+
+    @property
+    def shown_cosine(self) -> str:
+        """The cosine as a table shows it."""
+        return "-" if self.cosine is None else f"{self.cosine:.6f}"
+
+    @property
+    def shown_difference(self) -> str:
+        """The difference as a table shows it."""
+        return "-" if self.difference is None else f"{self.difference:.2e}"
+
+
+async def verify(gateway: Gateway, model: str, thresholds: Thresholds = Thresholds()) -> list[Verdict]:  # noqa: B008 - frozen
+    """Embed the probes on every endpoint of ``model`` and compare the endpoints in pairs.
+
+    An endpoint that fails is compared as "different" from all: what cannot be asked cannot be vouched for.
+
+    Raises:
+        ModelNotFound: nobody knows the model.
+    """
+    route = gateway.directory.resolve(model)
+    answers = {candidate.name: await _embedded(gateway, model, candidate) for candidate in route.candidates}
+    return [_compare(model, left, right, answers, thresholds) for left, right in combinations(answers, 2)]
+
+
+async def _embedded(gateway: Gateway, model: str, candidate: Candidate) -> Array | None:
+    try:
+        return (await gateway.embed_at(candidate, list(PROBES), model=model)).vectors
+    except EmbedrouteError:
+        return None
+
+
+def _compare(model: str, left: str, right: str, answers: Mapping[str, Array | None], thresholds: Thresholds) -> Verdict:
+    one, other = answers[left], answers[right]
+    if one is None or other is None or one.shape != other.shape:
+        return Verdict(model=model, left=left, right=right, cosine=None, difference=None, verdict="different")
+    cosine, difference = vectors.agreement(one, other)
+    return Verdict(model=model, left=left, right=right, cosine=cosine, difference=difference, verdict=judge(cosine, thresholds))
+
+
+def judge(cosine: float, thresholds: Thresholds) -> Outcome:
+    """Tell what a lowest cosine means."""
+    if cosine >= thresholds.verified:
+        return "verified"
+    return "near" if cosine >= thresholds.near else "different"

@@ -1,0 +1,15 @@
+"""FastAPI, the gateway mounted and closed by the host's lifespan."""
+
+from fastapi import FastAPI
+
+from embedroute import embeddings_app
+from tests.hosts.gateways import make
+
+gateway = make()
+app = FastAPI(lifespan=gateway.lifespan)
+app.mount("/ai", embeddings_app(gateway))
+
+
+@app.get("/hello")
+async def hello() -> str:
+    return "hello"

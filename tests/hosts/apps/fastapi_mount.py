@@ -1,0 +1,14 @@
+"""FastAPI, the gateway mounted: the host knows nothing of its lifespan."""
+
+from fastapi import FastAPI
+
+from embedroute import embeddings_app
+from tests.hosts.gateways import make
+
+app = FastAPI()
+app.mount("/ai", embeddings_app(make()))
+
+
+@app.get("/hello")
+async def hello() -> str:
+    return "hello"

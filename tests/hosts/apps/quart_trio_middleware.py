@@ -1,0 +1,16 @@
+"""Quart on trio with the gateway as a middleware."""
+
+from quart import jsonify
+from quart.wrappers import Response
+from quart_trio import QuartTrio
+
+from embedroute import EmbeddingsMiddleware
+from tests.hosts.gateways import make
+
+app = QuartTrio(__name__)
+app.asgi_app = EmbeddingsMiddleware(app.asgi_app, make(), prefix="/ai/v1")
+
+
+@app.get("/hello")
+async def hello() -> Response:
+    return jsonify("hello")

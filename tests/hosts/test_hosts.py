@@ -1,0 +1,180 @@
+"""Real hosts under real servers: each serves the gateway beside its own routes, and stops without a word."""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import httpx2
+import numpy as np
+import pytest
+
+from embedroute.testing import expected_vector
+from tests.hosts.gateways import KEY, WIDTH
+from tests.serving import Serving
+from tests.upstream import Upstream, vector_of
+
+TEXTS = ["one", "zwei", "три"]
+
+
+class Host(NamedTuple):
+    """``mount`` is where the gateway is, ``door`` how it got there, ``servers`` what can run the host."""
+
+    app: str
+    mount: str
+    door: str
+    servers: tuple[str, ...]
+
+
+ASYNCIO = ("uvicorn", "hypercorn")
+ALL = (*ASYNCIO, "hypercorn-trio")
+HOSTS = [
+    Host("fastapi_mount", "/ai", "mount", ALL),
+    Host("fastapi_lifespan", "/ai", "mount", ALL),
+    Host("fastapi_router", "/ai", "router", ALL),
+    Host("fastapi_middleware", "/ai", "middleware", ALL),
+    Host("starlette_middleware", "/ai", "middleware", ALL),
+    Host("starlette_nested", "/deep/ai", "mount", ALL),
+    Host("litestar_mount", "/ai", "mount", ALL),
+    Host("quart_middleware", "/ai", "middleware", ASYNCIO),
+    Host("quart_trio_middleware", "/ai", "middleware", ("hypercorn-trio",)),
+    Host("django_middleware", "/ai", "middleware", ASYNCIO),
+    Host("standalone", "", "mount", ALL),
+]
+
+
+class Case(NamedTuple):
+    """``prefix`` is what clients write before the host's own paths."""
+
+    host: Host
+    server: str
+    root_path: str = ""
+    prefix: str = ""
+
+
+# uvicorn puts the root path before the path it was sent; hypercorn leaves the path alone, whichever way the proxy sent it.
+CASES = [
+    *(Case(host, server) for host in HOSTS for server in host.servers),
+    *(Case(host, "uvicorn-uvloop", "/proxy") for host in HOSTS if "uvicorn" in host.servers),
+    *(Case(host, "hypercorn", "/proxy", "/proxy") for host in HOSTS if "hypercorn" in host.servers),
+]
+
+
+def name_of(case):
+    return f"{case.host.app}-{case.server}{case.root_path and '-root'}"
+
+
+class Visit(NamedTuple):
+    """What clients got (name → status and the telling part of the answer), what the upstream saw, what the server said."""
+
+    answers: dict[str, tuple]
+    connections: int
+    left_open: int
+    said: str
+
+
+def visit(case):
+    with Upstream() as upstream:
+        serving = Serving(
+            f"tests.hosts.apps.{case.host.app}", case.server, root_path=case.root_path, environ={"TEST_UPSTREAM": upstream.url}
+        )
+        with serving, httpx2.Client(base_url=serving.url, trust_env=False, timeout=20) as client:
+            answers = {name: ask(client, case, *what) for name, what in requests_for(case).items()}
+        return Visit(answers, upstream.connections, len(upstream.open), serving.said)
+
+
+def requests_for(case):
+    mount = case.prefix + case.host.mount
+    asked = {
+        "hashed": ("POST", f"{mount}/v1/embeddings", "hash"),
+        "upstream": ("POST", f"{mount}/v1/embeddings", "far"),
+        "trailing slash": ("POST", f"{mount}/v1/embeddings/", "hash"),
+        "unknown model": ("POST", f"{mount}/v1/embeddings", "gone"),
+        "no key": ("POST", f"{mount}/v1/embeddings", None),
+        "method": ("GET", f"{mount}/v1/embeddings"),
+        "models": ("GET", f"{mount}/v1/models"),
+        "model": ("GET", f"{mount}/v1/models/far"),
+        "openrouter": ("GET", f"{mount}/v1/embeddings/models"),
+        "unknown path": ("GET", f"{mount}/v1/nothing"),
+        "host": ("GET", f"{case.prefix}/hello"),
+    }
+    if case.host.door != "middleware":
+        asked["short"] = ("POST", f"{mount}/embeddings", "hash")
+    if case.host.door == "mount":
+        asked["openapi"] = ("GET", f"{mount}/openapi.json")
+    if case.prefix:
+        asked["proxy that strips"] = ("POST", f"{case.host.mount}/v1/embeddings", "hash")
+    return asked
+
+
+def ask(client, case, method, path, model=""):
+    headers = {"authorization": f"Bearer {KEY}"} if model is not None else {}
+    body = {"json": {"model": model, "input": TEXTS}} if method == "POST" else {}
+    reply = client.request(method, path, headers=headers, **body)
+    if reply.headers["content-type"] != "application/json" or "hello" in reply.text:
+        return reply.status_code, reply.text.strip('"')
+    return reply.status_code, gist(reply.json(), case)
+
+
+def gist(body, case):
+    """What tells one answer from another: vectors, ids, an error's code."""
+    if "error" in body:
+        return body["error"]["code"]
+    if "openapi" in body:
+        return list(body["paths"])
+    if "data" not in body:
+        return body.get("id", body)
+    ids = [row.get("id") for row in body["data"]]
+    if all(ids):
+        return ids
+    return {np.array(row["embedding"], "<f4").tobytes() for row in body["data"]}
+
+
+def expected_of(case):
+    hashed = 200, {expected_vector(text, WIDTH).tobytes() for text in TEXTS}
+    answers = {
+        "hashed": hashed,
+        "trailing slash": hashed,
+        "short": hashed,
+        "proxy that strips": hashed,
+        "upstream": (200, {vector_of(text, WIDTH).tobytes() for text in TEXTS}),
+        "unknown model": (404, "model_not_found"),
+        "no key": (401, "invalid_api_key"),
+        "method": (405, "method_not_allowed"),
+        "models": (200, ["hash", "far"]),
+        "openrouter": (200, ["hash", "far"]),
+        "model": (200, "far"),
+        "openapi": (200, ["/v1/embeddings", "/v1/models", "/v1/models/{id}"]),
+        "unknown path": (404, "not_found"),
+        "host": (200, "hello"),
+    }
+    if case.host.app == "standalone":
+        answers["host"] = 404, "not_found"
+    return {name: answers[name] for name in requests_for(case)}
+
+
+@pytest.fixture(scope="module")
+def visits(request):
+    """All visits that the selected tests ask for, three at a time."""
+    cases = dict.fromkeys(item.callspec.params["case"] for item in request.session.items if item.path == request.path)
+    with ThreadPoolExecutor(3) as pool:
+        yield {case: pool.submit(visit, case) for case in cases}
+
+
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_a_host_serves_the_gateway_beside_its_own_routes(visits, case):
+    """The answers are the same wherever the gateway is; what is not the gateway's is the host's."""
+    answers, expected = visits[case].result().answers, expected_of(case)
+    if case.host.door != "mount":
+        # The host's own 404: the gateway has these paths and no others there.
+        assert answers.pop("unknown path")[0] == 404
+        del expected["unknown path"]
+
+    assert expected == answers
+
+
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_a_host_starts_and_stops_without_a_word(visits, case):
+    """One connection was opened and closed; with warnings as errors, whatever is left open speaks up."""
+    _, connections, left_open, said = visits[case].result()
+
+    assert said == ""
+    assert (connections, left_open) == (1, 0)

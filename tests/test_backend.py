@@ -1,0 +1,237 @@
+"""The inner border: what a plugin author writes with, and that a secret never shows."""
+
+import copy
+import json
+import logging
+import pickle
+import traceback
+
+import msgspec
+import numpy as np
+import pytest
+
+from embedroute.backend import (
+    Accepts,
+    Backend,
+    Batch,
+    HTTPBackend,
+    LocalBackend,
+    Secret,
+    UpstreamReply,
+    UpstreamRequest,
+    Vectors,
+)
+from embedroute.errors import BadAnswer, RateLimited
+from embedroute.inputs import ImagePart, ImageURL, Kind, TextPart
+
+HIDDEN = "sk-hidden-2f9c"
+SECRET = Secret(HIDDEN)
+
+
+class Acme(HTTPBackend):
+    """The example that the docs show, word for word."""
+
+    api_key: Secret
+    base_url: str = "https://api.acme.example"
+    accepts = Accepts(max_inputs=96, dimensions=True)
+
+    def build(self, batch):
+        body = {"model": batch.model, "texts": batch.texts, "size": batch.dimensions}
+        return UpstreamRequest.json(f"{self.base_url}/embed", body, bearer=self.api_key)
+
+    def parse(self, _batch, reply):
+        answer = reply.json()
+        return Vectors.from_lists(answer["vectors"], prompt_tokens=answer["tokens"])
+
+
+def fail(held):
+    raise ValueError(held)
+
+
+def traced(held):
+    try:
+        fail(held)
+    except ValueError as error:
+        return "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())
+
+
+def refused(attempt):
+    with pytest.raises(TypeError) as caught:
+        attempt()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        lambda: repr(SECRET),
+        lambda: str(SECRET),
+        lambda: f"{SECRET}",
+        lambda: f"{SECRET!r}",
+        lambda: repr([SECRET, {"k": SECRET}]),
+        lambda: repr(Acme(api_key=SECRET)),
+        lambda: repr(Acme(api_key=SECRET).build(Batch(model="m", texts=("a",)))),
+        lambda: traced((SECRET, Acme(api_key=SECRET))),
+        lambda: logging.LogRecord("n", 10, "p", 1, "%s", (SECRET,), None).getMessage(),
+        lambda: refused(lambda: f"{SECRET:>9}"),
+        lambda: refused(lambda: pickle.dumps(SECRET)),
+        lambda: refused(lambda: copy.copy(SECRET)),
+        lambda: refused(lambda: copy.deepcopy({"k": SECRET})),
+        lambda: refused(lambda: json.dumps(SECRET)),
+        lambda: refused(lambda: msgspec.json.encode(SECRET)),
+        lambda: refused(lambda: msgspec.json.encode(Acme(api_key=SECRET))),
+        lambda: refused(lambda: msgspec.to_builtins({"k": SECRET})),
+        lambda: refused(lambda: vars(SECRET)),
+        lambda: repr(msgspec.structs.asdict(Acme(api_key=SECRET))),
+    ],
+)
+def test_a_secret_never_shows(shown):
+    assert HIDDEN not in shown()
+
+
+def test_a_secret_is_handed_out_when_asked_for():
+    assert SECRET.reveal() == HIDDEN
+
+
+def test_secrets_compare_by_what_they_hold():
+    assert Secret(HIDDEN) == SECRET
+    assert Secret("other") != SECRET
+    assert SECRET != HIDDEN
+    assert len({SECRET, Secret(HIDDEN), Secret("other")}) == 2
+
+
+def test_the_example_of_the_docs_builds_this_request():
+    request = Acme(api_key=Secret("k")).build(Batch(model="m", texts=("a",)))
+
+    assert request == UpstreamRequest(
+        method="POST",
+        url="https://api.acme.example/embed",
+        content=b'{"model":"m","texts":["a"]}',
+        headers={"content-type": "application/json", "authorization": Secret("Bearer k")},
+    )
+
+
+def test_the_example_of_the_docs_reads_this_reply():
+    found = Acme(api_key=Secret("k")).parse(
+        Batch(model="m", texts=("a",)), UpstreamReply(200, {}, b'{"vectors":[[1,2]],"tokens":3}')
+    )
+
+    assert (found.array.tolist(), found.prompt_tokens) == ([[1, 2]], 3)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{}, {"api_key": "k", "colour": 1}, {"api_key": "k", "base_url": 7}, {"api_key": "k", "accepts": {}}]
+)
+def test_options_are_checked_by_one_convert(wrong):
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert(wrong, Acme, dec_hook=lambda _type, text: Secret(text))
+
+
+def test_a_backend_cannot_be_changed():
+    with pytest.raises(AttributeError):
+        Acme(api_key=SECRET).base_url = "https://elsewhere.example"
+
+
+@pytest.mark.parametrize(
+    ("headers", "sent"),
+    [
+        ({}, {"content-type": "application/json"}),
+        ({"content-type": "application/x", "x-a": "b"}, {"content-type": "application/x", "x-a": "b"}),
+    ],
+)
+def test_headers_of_ones_own_outweigh_the_usual(headers, sent):
+    assert sent == UpstreamRequest.json("https://a.example", {}, headers=headers).headers
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"<html>", b"\xff", b'"\xff"', b"[" * 100_000, b"{} x", b"NaN", b'{"a":1}'],
+)
+def test_a_body_of_another_shape_is_a_bad_answer(content):
+    with pytest.raises(BadAnswer, match="not the JSON"):
+        UpstreamReply(200, {}, content).json(list[int])
+
+
+def test_a_bad_answer_repeats_nothing_of_the_body():
+    with pytest.raises(BadAnswer) as caught:
+        UpstreamReply(200, {}, b'["%s"]' % HIDDEN.encode()).json(list[int])
+
+    assert HIDDEN not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("batch", "kind", "count"),
+    [
+        (Batch(model="m", texts=("a", "b")), Kind.TEXT, 2),
+        (Batch(model="m", tokens=((1, 2), (3,), (4,))), Kind.TOKENS, 3),
+        (
+            Batch(
+                model="m",
+                parts=(
+                    (
+                        TextPart("a"),
+                        ImagePart(ImageURL("data:")),
+                    ),
+                ),
+            ),
+            Kind.PARTS,
+            1,
+        ),
+    ],
+)
+def test_a_batch_knows_its_inputs(batch, kind, count):
+    assert (kind, count, count) == (batch.kind, len(batch), len(batch.inputs))
+    assert batch.inputs == (batch.texts or batch.tokens or batch.parts)
+
+
+@pytest.mark.parametrize(
+    ("said", "believed"),
+    [
+        (1, 1),
+        (2**31 - 1, 2**31 - 1),
+        (2**31, None),
+        (0, None),
+        (-1, None),
+        (1.0, None),
+        (True, None),
+        ("1", None),
+        (None, None),
+        ([], None),
+    ],
+)
+def test_a_token_count_is_believed_only_where_it_is_one(said, believed):
+    assert believed == Vectors.from_lists([[1]], prompt_tokens=said).prompt_tokens
+    assert believed == Vectors.from_bytes([b"\0\0\0\0"], prompt_tokens=said).prompt_tokens
+    assert believed == Vectors.from_base64(["AAAAAA=="], prompt_tokens=said).prompt_tokens
+
+
+def test_vectors_are_read_in_the_dtype_asked_for():
+    assert Vectors.from_lists([[1]], dtype="int8").array.dtype == np.int8
+    assert Vectors.from_bytes([b"\1"], dtype="ubinary").array.tolist() == [[1]]
+    assert Vectors.from_base64(["/w=="], dtype="binary").array.tolist() == [[-1]]
+
+
+@pytest.mark.parametrize("cap", ["max_inputs", "max_tokens", "max_bytes"])
+def test_a_cap_that_lets_nothing_through_is_refused(cap):
+    with pytest.raises(ValueError, match=cap):
+        Accepts(**{cap: 0})
+
+
+def test_a_failure_is_judged_by_what_the_providers_document():
+    found = Acme(api_key=SECRET).fault(UpstreamReply(429, {"retry-after": "7"}, b'{"detail":"slow"}'))
+
+    assert (RateLimited, 7) == (type(found), found.retry_after)
+
+
+def test_a_method_left_out_says_so():
+    batch = Batch(model="m", texts=("a",))
+    attempts = [
+        lambda: HTTPBackend().build(batch),
+        lambda: HTTPBackend().parse(batch, UpstreamReply(200, {}, b"")),
+        lambda: LocalBackend().load(),
+        lambda: LocalBackend().run(None, batch),
+        lambda: Backend().embed(batch).send(None),
+    ]
+    for attempt in attempts:
+        with pytest.raises(NotImplementedError):
+            attempt()

@@ -1,0 +1,198 @@
+"""Numbers in and out: nothing is lost, and nothing that is no number gets in."""
+
+import base64
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+
+from embedroute import vectors
+from embedroute.errors import BadAnswer
+
+SHAPES = array_shapes(min_dims=2, max_dims=2, max_side=9)
+FLOATS = arrays("<f4", SHAPES, elements=st.floats(width=32, allow_nan=False, allow_infinity=False))
+NAN, INF = float("nan"), float("inf")
+
+
+def floats(*rows):
+    return np.asarray(rows, dtype="<f4")
+
+
+@given(FLOATS)
+def test_float32_comes_back_the_same_from_every_form(array):
+    as_bytes = [bytes(row) for row in vectors.raw_rows(array)]
+    as_base64 = [base64.b64encode(raw).decode() for raw in as_bytes]
+    as_text = [json.loads(vectors.to_json(row)) for row in array]
+
+    assert vectors.from_bytes(as_bytes).tobytes() == array.tobytes()
+    assert vectors.from_base64(as_base64).tobytes() == array.tobytes()
+    assert vectors.from_base64([row.encode() for row in as_base64]).tobytes() == array.tobytes()
+    assert np.array_equal(vectors.from_lists(as_text), array)
+
+
+@pytest.mark.parametrize(("dtype", "held"), [("int8", "i1"), ("uint8", "u1"), ("binary", "i1"), ("ubinary", "u1")])
+def test_every_quantised_number_comes_back_the_same(dtype, held):
+    bounds = np.iinfo(held)
+    array = np.arange(bounds.min, bounds.max + 1, dtype=held).reshape(2, 128)
+    as_text = [json.loads(vectors.to_json(row)) for row in array]
+
+    assert np.array_equal(vectors.from_lists(as_text, dtype), array)
+    assert np.array_equal(vectors.from_bytes([bytes(row) for row in vectors.raw_rows(array)], dtype), array)
+
+
+@given(st.lists(st.lists(st.floats(-1, 1), min_size=3, max_size=3), min_size=1))
+def test_lists_come_out_as_the_nearest_float32(rows):
+    assert vectors.from_lists(rows).tolist() == [[float(np.float32(number)) for number in row] for row in rows]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        [1.0, 2.0],
+        [[1.0], [1.0, 2.0]],
+        [[[1.0]]],
+        [[None]],
+        [[None, 1.0]],
+        [["1"]],
+        [["1", 2.0]],
+        [[True]],
+        [{}],
+        ["1"],
+        "12",
+        None,
+        7,
+        {"a": [1]},
+        [[10**400]],
+        [[{}]],
+    ],
+)
+def test_what_is_not_rows_of_numbers_is_a_bad_answer(rows):
+    with pytest.raises(BadAnswer, match="lists of numbers"):
+        vectors.from_lists(rows)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "number"), [("int8", 128), ("int8", 0.5), ("uint8", -1), ("ubinary", 256), ("int8", NAN), ("int8", INF)]
+)
+def test_a_number_that_the_dtype_cannot_hold_is_a_bad_answer(dtype, number):
+    with pytest.raises(BadAnswer, match=dtype):
+        vectors.from_lists([[number]], dtype)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (["AAAAAAA"], "base64"),
+        (["AAAA AAAA"], "base64"),
+        (["AAAA-w=="], "base64"),
+        (["é"], "base64"),
+        (["é".encode()], "base64"),
+        ([None], "base64"),
+        ([[1.0]], "base64"),
+        ([7], "base64"),
+        ([], "no rows"),
+        (["AAAA"], "whole numbers"),
+        (["AAAAAAAA", "AAAAAAAA"], "whole numbers"),
+        (["AAAAAA==", "AAAAAAAAAAA="], "differ in width"),
+    ],
+)
+def test_what_is_not_rows_of_base64_is_a_bad_answer(rows, said):
+    with pytest.raises(BadAnswer, match=said):
+        vectors.from_base64(rows)
+
+
+@pytest.mark.parametrize(
+    ("array", "count", "width", "dtype"),
+    [
+        (floats([1, 2]), 1, 2, "float"),
+        (floats([1, 2]), 1, None, "float"),
+        (floats([0, 1e-30], [3e38, 3e38]), 2, 2, "float"),
+        (np.zeros((1, 2), dtype="u1"), 1, 2, "ubinary"),
+    ],
+)
+def test_sound_vectors_pass(array, count, width, dtype):
+    vectors.check(array, count, width, dtype)
+
+
+@pytest.mark.parametrize(
+    ("array", "said"),
+    [
+        (floats([1, 2]), "1 rows for 2"),
+        (floats([1, 2], [1, 2], [1, 2]), "3 rows for 2"),
+        (floats([1], [2]), "1 numbers where 2"),
+        (floats([1, 2, 3], [1, 2, 3]), "3 numbers where 2"),
+        (floats([], []), "0 numbers where 2"),
+        (np.ones(2, dtype="<f4"), "2 rows for 2"),
+        (np.ones((2, 2)), "float64 numbers where float"),
+        (floats([0, 0], [1, 2]), "zero"),
+        (floats([NAN, 1], [1, 2]), "not finite"),
+        (floats([INF, 1], [1, 2]), "not finite"),
+        (floats([-INF, 1], [1, 2]), "not finite"),
+    ],
+)
+def test_unsound_vectors_are_a_bad_answer(array, said):
+    with pytest.raises(BadAnswer, match=said):
+        vectors.check(array, 2, 2)
+
+
+@given(FLOATS, st.integers(1, 9))
+def test_a_cut_vector_has_length_one_or_is_refused(array, width):
+    if array[:, :width].any(axis=1).all():
+        assert np.allclose(np.linalg.norm(vectors.truncate(array, width).astype("f8"), axis=1), 1, atol=1e-6)
+    else:
+        with pytest.raises(BadAnswer, match="zero"):
+            vectors.truncate(array, width)
+
+
+@pytest.mark.parametrize(("row", "scaled"), [([3, 4], [0.6, 0.8]), ([0, 0], [0, 0]), ([3e38, 0], [1, 0]), ([1e-38, 0], [1, 0])])
+def test_scales_to_length_one(row, scaled):
+    assert vectors.unit(floats(row))[0].tolist() == pytest.approx(scaled)
+
+
+def test_scaling_leaves_what_is_not_finite_for_the_check_to_find():
+    with pytest.raises(BadAnswer, match="not finite"):
+        vectors.check(vectors.unit(floats([INF, 1])), 1, 2)
+
+
+def test_the_mean_of_picked_rows_is_exact_however_many_they_are():
+    table = np.random.default_rng(7).normal(size=(50, 4)).astype("<f4")
+    picked = [at % 50 for at in range(5003)]
+
+    assert np.allclose(vectors.mean_of(table, picked), table[picked].mean(axis=0, dtype="f8"), rtol=1e-5, atol=1e-7)
+    assert vectors.mean_of(table, []).tolist() == [0, 0, 0, 0]
+
+
+@given(st.lists(st.binary(min_size=6, max_size=6), min_size=1, max_size=5))
+def test_digests_become_sound_vectors(rows):
+    vectors.check(vectors.from_digests(rows), len(rows), 3)
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "same"),
+    [
+        (floats([1, 2]), floats([1, 2.00001]), True),
+        (floats([1, 2]), floats([1, 2.01]), False),
+        (floats([1, 2]), floats([1, 2], [1, 2]), False),
+    ],
+)
+def test_close_forgives_rounding_alone(left, right, same):
+    assert same is vectors.close(left, right)
+
+
+def test_stacks_rows():
+    assert vectors.stack([floats(1, 2), floats(3, 4)]).tolist() == [[1, 2], [3, 4]]
+
+
+def test_writes_float32_in_its_shortest_form():
+    assert vectors.to_json(floats(0.1, 1, -2.5)) == b"[0.1,1.0,-2.5]"
+
+
+def test_a_row_that_lies_apart_in_memory_is_written_whole():
+    array = np.asfortranarray(floats([1, 2], [3, 4]))
+
+    assert vectors.to_json(array[0]) == b"[1.0,2.0]"
+    assert [bytes(row) for row in vectors.raw_rows(array)] == [floats(1, 2).tobytes(), floats(3, 4).tobytes()]
