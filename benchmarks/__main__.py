@@ -1,6 +1,7 @@
 """The command behind `scripts/bench`."""
 
 import argparse
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from benchmarks.workloads import Workload
 
 QUICK = Effort(seconds=1.0, rounds=1)
 IMPORTS = "imports"
+LAST = places.WORK / "RESULTS.md"
 
 
 def names(text: str) -> tuple[str, ...]:
@@ -57,6 +59,7 @@ def work(wanted: list[System], plan: list[Workload], effort: Effort, *, with_imp
 
 
 def import_costs(at_work: Bench) -> Costs | None:
+    environments.prepare({"fast"})
     try:
         return imports.measure("venv", str(places.RUN / "embedroute-off.toml"), "n1-base64")
     except subprocess.CalledProcessError as failure:
@@ -74,22 +77,29 @@ def show(at_work: Bench, workload: Workload) -> None:
             print(f"  {name:18} {cost}  {latency}  {figures.rss_mib:5.0f} MiB  bad {figures.bad}")
 
 
+def keep(at_work: Bench, text: str, *, whole: bool) -> None:
+    """Write the report; only a whole run replaces the one beside the code."""
+    rows = [{"system": name, "workload": at, **msgspec.to_builtins(figures)} for (name, at), figures in at_work.results.items()]
+    (places.WORK / "results.json").write_bytes(msgspec.json.format(msgspec.json.encode(rows)))
+    for file in (LAST, places.HERE / "RESULTS.md") if whole else (LAST,):
+        file.write_text(text)
+
+
 def main() -> None:
     asked = options(sys.argv[1:])
-    last = places.WORK / "RESULTS.md"
     if asked.show:
-        sys.exit(print(last.read_text()))
-    environments.prepare_tools()
+        sys.exit(print(LAST.read_text()))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # so that every process that was started is stopped
+    try:
+        environments.prepare_tools()
+    except environments.NotInstalledError as failure:
+        sys.exit(f"wrk and nginx are needed: {failure}")
     plan = [] if asked.only == (IMPORTS,) else chosen(workloads.BY_NAME, asked)
     effort = QUICK if asked.quick else Effort()
     with_imports = IMPORTS not in asked.without and (not asked.only or IMPORTS in asked.only)
     at_work, costs = work(chosen(systems.BY_NAME, asked), plan, effort, with_imports=with_imports)
     text = report.written(Run(bench=at_work, effort=effort, costs=costs, left_out=asked.without))
-    rows = [{"system": name, "workload": at, **msgspec.to_builtins(figures)} for (name, at), figures in at_work.results.items()]
-    (places.WORK / "results.json").write_bytes(msgspec.json.format(msgspec.json.encode(rows)))
-    partial = asked.quick or asked.only
-    for file in (last,) if partial else (last, places.HERE / "RESULTS.md"):
-        file.write_text(text)
+    keep(at_work, text, whole=not (asked.quick or asked.only))
     print(text.partition("## Goals")[2].partition("\n## ")[0])
 
 

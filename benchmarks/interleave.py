@@ -18,7 +18,7 @@ type_of_results = dict[tuple[str, str], Figures]
 class Effort(msgspec.Struct, frozen=True):
     """How long a round is, in seconds, and how many there are."""
 
-    seconds: float = 2.5
+    seconds: float = 2.0
     rounds: int = 3
 
 

@@ -48,8 +48,10 @@ def fire(target: Target, workload: Workload, seconds: float, drained: Callable[[
 def keep_firing(target: Target, workload: Workload) -> Iterator[None]:
     with _wrk(target, workload, 60.0) as wrk:
         time.sleep(0.5)
-        yield
-        _stop(wrk)
+        try:
+            yield
+        finally:
+            _stop(wrk)
 
 
 def _wrk(target: Target, workload: Workload, seconds: float) -> subprocess.Popen:

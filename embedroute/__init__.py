@@ -3,13 +3,14 @@
 A map, from the ground up; a file imports only from floors below:
 
 - words: ``errors``, ``inputs``, ``vectors``, ``faults``, ``journal``, ``tasks``
-- borders: ``wire`` (clients), ``backend`` (plugins), ``models`` and ``config`` (operators), ``redact``
+- borders: ``backend`` (plugins), ``models``, ``reading`` and ``config`` (operators), ``wire`` (clients), ``redact``
 - decisions, pure: ``access``, ``routing``
-- effects: ``cache``, ``flights``, ``http``, ``exchange``, ``calls``, ``perloop``, ``plugins``
+- effects: ``cache``, ``batching``, ``flights``, ``http``, ``exchange``, ``calls``, ``perloop``, ``plugins``
 - the journey: ``gateway``; begin to read there
-- doors: ``inbound``, ``listing``, ``asgi``, ``fastapi``, ``cli``
+- doors: ``listing``, ``inbound``, ``explain``, ``verify``, ``asgi``, ``fastapi``, ``cli``
 
-Beside the house stand ``backends`` (one file per upstream API, written as a third party would) and ``testing``.
+On one floor a file imports only from those named before it. Beside the house stand ``backends`` (one file per upstream
+API, written as a third party would), ``conformance`` and ``testing``.
 """
 
 from embedroute.access import Caller

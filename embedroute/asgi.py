@@ -33,7 +33,7 @@ EMBEDDINGS: Final = frozenset({"/embeddings", "/v1/embeddings"})
 OPENROUTER_MODELS: Final = frozenset({"/embeddings/models", "/v1/embeddings/models"})
 OPENAPI: Final = frozenset({"/openapi.json", "/v1/openapi.json"})
 _MODELS: Final = re.compile(r"(?:/v1)?/models(?:/(?P<id>.+))?")
-_ENCODED: Final = re.compile(rb"%(?:2f|00)", re.IGNORECASE)
+_ENCODED: Final = re.compile(rb"[^?]*%(?:2f|00)", re.IGNORECASE)
 
 
 class Door:
@@ -63,7 +63,7 @@ class Door:
 
     async def _serve(self, path: str, inbound: Inbound) -> None:
         method: str = inbound.scope["method"]
-        if path in EMBEDDINGS and not _ENCODED.search(inbound.scope.get("raw_path") or b""):
+        if path in EMBEDDINGS and not _ENCODED.match(inbound.scope.get("raw_path") or b""):
             _allow(method, "POST")
             await self._embed(inbound, await self._authorise(inbound))
         elif path in OPENAPI:
@@ -152,11 +152,14 @@ def path_in_mount(scope: Scope) -> str:
     """The path below the mount, without a trailing slash.
 
     Servers and hosts differ in whether ``path`` holds ``root_path``: it is taken off only where it stands, whole.
+    Where they leave it out, a Starlette mount still adds itself to it, and only that part is in ``path``.
     """
     path: str = scope["path"]
     root: str = scope.get("root_path", "").rstrip("/")
-    if root and (path == root or path.startswith(f"{root}/")):
-        path = path[len(root) :]
+    mount = root.removeprefix(scope.get("app_root_path", "").rstrip("/"))
+    for prefix in (root, mount):
+        if prefix and f"{path}/".startswith(f"{prefix}/"):
+            return path[len(prefix) :].rstrip("/")
     return path.rstrip("/")
 
 
@@ -205,7 +208,7 @@ class EmbeddingsMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection, or hand it on."""
         if scope["type"] == "lifespan":
-            await self.app(scope, receive, self._closing(send))
+            await self._live(scope, receive, send)
         elif scope["type"] == "http" and (path := self._own(path_in_mount(scope))) is not None:
             await self.door.serve(path, scope, receive, send)
         else:
@@ -217,6 +220,23 @@ class EmbeddingsMiddleware:
             below in {"/embeddings", "/embeddings/models", "/models"} or below.startswith("/models/")
         )
         return below if own else None
+
+    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
+        heard = False
+
+        async def hearing() -> Message:
+            nonlocal heard
+            heard = True
+            return await receive()
+
+        try:
+            await self.app(scope, hearing, self._closing(send))
+        except Exception:
+            if heard:
+                raise
+        if not heard:
+            # Django and channels know no lifespan and raise at once; the gateway is closed all the same.
+            await _live(self.door.gateway, receive, send)
 
     def _closing(self, send: Send) -> Send:
         async def closing(message: Message) -> None:

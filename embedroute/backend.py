@@ -136,7 +136,7 @@ class Vectors(msgspec.Struct, frozen=True):
     modality_tokens: Mapping[str, int] = {}
 
     @classmethod
-    def from_lists(cls, rows: Sequence[Sequence[float]], *, prompt_tokens: Any = None, dtype: str = "float") -> Self:
+    def from_lists(cls, rows: Sequence[Sequence[float]], *, prompt_tokens: object = None, dtype: str = "float") -> Self:
         """Take n rows of d JSON numbers.
 
         Raises:
@@ -145,7 +145,7 @@ class Vectors(msgspec.Struct, frozen=True):
         return cls(vectors.from_lists(rows, dtype), _count(prompt_tokens))
 
     @classmethod
-    def from_base64(cls, rows: Sequence[str | bytes], *, prompt_tokens: Any = None, dtype: str = "float") -> Self:
+    def from_base64(cls, rows: Sequence[str | bytes], *, prompt_tokens: object = None, dtype: str = "float") -> Self:
         """Take n rows of base64 text, each d little-endian numbers.
 
         Raises:
@@ -154,7 +154,7 @@ class Vectors(msgspec.Struct, frozen=True):
         return cls(vectors.from_base64(rows, dtype), _count(prompt_tokens))
 
     @classmethod
-    def from_bytes(cls, rows: Sequence[bytes], *, prompt_tokens: Any = None, dtype: str = "float") -> Self:
+    def from_bytes(cls, rows: Sequence[bytes], *, prompt_tokens: object = None, dtype: str = "float") -> Self:
         """Take n rows of raw little-endian numbers.
 
         Raises:
@@ -166,7 +166,7 @@ class Vectors(msgspec.Struct, frozen=True):
 _MOST_TOKENS = 2**31
 
 
-def _count(said: Any) -> int | None:
+def _count(said: object) -> int | None:
     # An upstream's own count is only believed where it is one: LocalAI says 0, others a string or null.
     return said if type(said) is int and 0 < said < _MOST_TOKENS else None
 
@@ -181,7 +181,7 @@ class UpstreamRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def json(
-        cls, url: str, body: Mapping[str, Any], *, bearer: Secret | None = None, headers: Mapping[str, str | Secret] = {}
+        cls, url: str, body: Mapping[str, object], *, bearer: Secret | None = None, headers: Mapping[str, str | Secret] = {}
     ) -> Self:
         """POST ``body`` as JSON; keys whose value is None are left out."""
         content = _ENCODER.encode({name: value for name, value in body.items() if value is not None})

@@ -11,7 +11,8 @@ import msgspec
 from anyio import CapacityLimiter
 
 from embedroute import tasks
-from embedroute.backend import Batch
+from embedroute.backend import Batch, Vectors
+from embedroute.batching import Merger
 from embedroute.errors import (
     BatchTooLarge,
     DeadlineExceeded,
@@ -23,7 +24,7 @@ from embedroute.errors import (
     Unavailable,
     UpstreamError,
 )
-from embedroute.exchange import LocalModels, checked, exchange
+from embedroute.exchange import LocalModels, Tools, checked, exchange
 from embedroute.http import Engine
 from embedroute.inputs import Input, Kind, size_of
 from embedroute.journal import Journal
@@ -56,6 +57,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     deadline: float
     journal: Journal
     land: Land
+    policy: bytes = b""
     store: Land | None = None
 
 
@@ -77,6 +79,7 @@ class Desk:
         self._engine = engine
         self._local = local
         self._workers = CapacityLimiter(2)
+        self._merger = Merger()
         self._healths = healths
         self._budget = budget
         self._policy = policy
@@ -101,7 +104,7 @@ class Desk:
             if failure is None:
                 return
             if isinstance(failure, BatchTooLarge) and len(work) > 1:
-                health.max_inputs = max(1, len(work) // 2)
+                health.max_inputs = min(health.max_inputs or len(work), len(work) // 2)
                 await self._all(halves(work), candidates[position:], order)
                 return
             failures.append(failure)
@@ -116,18 +119,18 @@ class Desk:
         now = self._clock()
         nearest = min(candidates, key=lambda it: self._healths.of(it).ready_at(now))
         rest = self._healths.of(nearest).ready_at(now) - now
-        if not isinstance(failure, RateLimited) or now + rest >= order.deadline:
+        if not isinstance(failure, RateLimited) or now + rest >= order.deadline or not self._budget.allow(now):
             raise failure
         await anyio.sleep(max(rest, 0.01))
         await self.embed(work, [nearest, *(it for it in candidates if it is not nearest)], order)
 
     async def _at(self, candidate: Candidate, work: Mapping[Key, Input], order: Order, left: int) -> EmbedrouteError | None:
         """Try one endpoint until it answers or is given up; tell why it was given up."""
-        attempt = 0
+        attempt, failure = 0, None
         while True:
             attempt += 1
             if not self._healths.of(candidate).admit(self._clock()):
-                return self._resting(candidate)
+                return failure or self._resting(candidate)
             failure = await self._attempt(candidate, work, order, left, attempt)
             if failure is None:
                 return None
@@ -167,26 +170,36 @@ class Desk:
 
     async def _call(self, candidate: Candidate, work: Mapping[Key, Input], order: Order, timeout: float, began: float) -> None:
         batch, journal = make_batch(candidate, work, order), order.journal
-        keep = (
-            None
-            if journal.sent is None and journal.got is None
-            else partial(capture, journal, candidate.provider, candidate.backend)
-        )
         journal.attempts += 1
-        answer = await exchange(
-            candidate.backend, batch, engine=self._engine, local=self._local, workers=self._workers, timeout=timeout, keep=keep
-        )
-        answer = checked(answer, batch, due=order.parameters.width)
+        answer, made = await self._merged_or_alone(candidate, batch, order, timeout)
         tokens = answer.prompt_tokens
         if tokens is None:
             journal.estimated = True
             tokens = sum(map(size_of, work.values()))
-        self._healths.of(candidate).succeeded(self._clock(), self._clock() - began, tokens)
+        if made:
+            self._healths.of(candidate).succeeded(self._clock(), self._clock() - began, tokens)
+        else:
+            self._healths.of(candidate).released()
         journal.served(candidate.provider, cost_of(candidate, tokens), answer.modality_tokens)
         landed = land(work, answer, tokens)
         if order.store is not None:
             order.store(landed)
         order.land(landed)
+
+    async def _merged_or_alone(self, candidate: Candidate, batch: Batch, order: Order, timeout: float) -> tuple[Vectors, bool]:
+        """Make the call, or take part in one; tells also whether it was this request that made it."""
+        journal = order.journal
+        keep = partial(capture, journal, candidate.provider, candidate.backend) if journal.keeps else None
+        tools = Tools(engine=self._engine, local=self._local, workers=self._workers, timeout=timeout, keep=keep)
+
+        async def call(whole: Batch) -> Vectors:
+            return checked(await exchange(candidate.backend, whole, tools), whole, due=order.parameters.width)
+
+        if candidate.micro_batch_ms is None or keep is not None:
+            return await call(batch), True
+        terms = (candidate.name, order.policy, order.parameters, order.kind, batch.user)
+        patience = min(candidate.micro_batch_ms / 1000, timeout)
+        return await self._merger.embed(batch, terms, call, patience=patience, accepts=candidate.accepts)
 
     def _record(
         self, candidate: Candidate, failure: EmbedrouteError | None, journal: Journal, attempt: int, took: float
@@ -194,7 +207,9 @@ class Desk:
         now, health = self._clock(), self._healths.of(candidate)
         if failure is not None:
             journal.failures.append((candidate.provider, getattr(failure, "upstream_status", None)))
-        if isinstance(failure, RateLimited):
+        if isinstance(failure, UpstreamError) and failure.counted:
+            health.released()
+        elif isinstance(failure, RateLimited):
             health.limited(now, DEFAULT_REST if failure.retry_after is None else failure.retry_after)
         elif isinstance(failure, KeyRefused | ModelRefused):
             health.refused(now)
@@ -202,6 +217,9 @@ class Desk:
             health.failed(now)
         elif failure is not None:
             health.released()
+        level = logging.WARNING if failure else logging.INFO
+        if journal.events is None and not log.isEnabledFor(level):
+            return
         outcome: dict[str, Any] = {
             "endpoint": candidate.name,
             "attempt": attempt,
@@ -209,7 +227,7 @@ class Desk:
             **_outcome(failure),
         }
         journal.note("call", "failed" if failure else "answered", **outcome)
-        log.log(logging.WARNING if failure else logging.INFO, "attempt", extra={"request_id": journal.request_id, **outcome})
+        log.log(level, "attempt", extra={"request_id": journal.request_id, **outcome})
 
 
 class Healths:

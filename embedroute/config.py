@@ -1,6 +1,7 @@
 """The operator's border: TOML or environment in, a typed Config out, or every mistake in it with its place."""
 
 import os
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, cast
@@ -22,12 +23,22 @@ STATE_AUTH = (
     'auth = "host" (the host application decides who calls) or auth = "open" (anyone may call).'
 )
 
+STATE_ENV_AUTH = (
+    "There is no config file, and EMBEDROUTE_AUTH does not say who may call. Name a file in EMBEDROUTE_CONFIG, "
+    "or set EMBEDROUTE_AUTH to keys (with EMBEDROUTE_KEY), host or open."
+)
+
+_SENDABLE = re.compile(r"[\x21-\x7e]{1,256}")
+
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The ``[gateway]`` table; durations in seconds, sizes in bytes."""
 
     auth: Auth | None = None
     dialect: DialectName = "openai"
+    engine: Literal["auto", "httpx2", "fast"] = "auto"
+    proxy: Secret | None = None
+    ca_file: str | None = None
     unknown_fields: Literal["reject", "ignore"] = "reject"
     media_domains: list[str] = []
     debug: bool = False
@@ -110,7 +121,7 @@ def environment_config(environ: Mapping[str, str], *, local: bool) -> Config:
         providers["wordllama"] = Provider()
     auth, key = environ.get("EMBEDROUTE_AUTH"), environ.get("EMBEDROUTE_KEY")
     if auth not in ("keys", "open", "host"):
-        raise ConfigError(["EMBEDROUTE_AUTH must say who may call: keys (with EMBEDROUTE_KEY), host or open."])
+        raise ConfigError([STATE_ENV_AUTH])
     if auth == "keys" and not key:
         raise ConfigError(['EMBEDROUTE_KEY must hold the key that callers send, because EMBEDROUTE_AUTH is "keys".'])
     keys = {"default": Key(key=Secret(key))} if key and auth == "keys" else {}
@@ -136,7 +147,9 @@ class _Reading:
     def tables(self, given: Mapping[str, Any]) -> dict[str, Any]:
         return {
             "gateway": self.struct("gateway", given["gateway"], Settings) or Settings(),
-            "keys": self.each("keys", given["keys"], lambda name, table: self.struct(f"keys.{quoted(name)}", table, Key)),
+            "keys": self.usable(
+                self.each("keys", given["keys"], lambda name, table: self.struct(f"keys.{quoted(name)}", table, Key))
+            ),
             "cache": self.struct("cache", given["cache"], CacheSettings) or CacheSettings(),
             "providers": self.each("providers", given["providers"], self.provider),
             "models": self.each("models", given["models"], self.model),
@@ -150,9 +163,17 @@ class _Reading:
         found = {name: read(name, table) for name, table in tables.items()}
         return {name: value for name, value in found.items() if value is not None}
 
+    def usable(self, keys: dict[str, Key]) -> dict[str, Key]:
+        owners: dict[str, str] = {}
+        for name, it in keys.items():
+            text = it.key.reveal()
+            if not _SENDABLE.fullmatch(text):
+                self.mistakes.append(f"[keys.{quoted(name)}] key must be 1 to 256 visible ASCII characters")
+            elif (owner := owners.setdefault(text, name)) != name:
+                self.mistakes.append(f'[keys.{quoted(name)}] key is the same as that of "{owner}"')
+        return {name: keys[name] for name in owners.values()}
+
     def struct(self, place: str, given: object, wanted: type[msgspec.Struct]) -> Any:
-        if isinstance(given, wanted):
-            return given
         table = as_table(given)
         if table is None:
             self.mistakes.append(f"[{place}] must be a table")

@@ -177,6 +177,7 @@ class UpstreamError(EmbedrouteError):
         super().__init__(message, param=param, code=code, retry_after=retry_after)
         self.upstream_status = upstream_status
         self.provider: str | None = None
+        self.counted = False
 
 
 class Unavailable(UpstreamError):

@@ -2,13 +2,14 @@
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import anyio
 import anyio.to_thread
+import msgspec
 from anyio import CapacityLimiter
 
-from embedroute import vectors
+from embedroute import tasks, vectors
 from embedroute.backend import Backend, BackendBase, Batch, HTTPBackend, LocalBackend, UpstreamReply, UpstreamRequest, Vectors
 from embedroute.errors import BadAnswer, EmbedrouteError, TimedOut, Unavailable
 from embedroute.http import Engine
@@ -35,48 +36,50 @@ class LocalModels:
         return backend.run(self._loaded[id(backend)], batch)
 
 
-async def exchange(
-    backend: BackendBase,
-    batch: Batch,
-    *,
-    engine: Engine,
-    local: LocalModels,
-    workers: CapacityLimiter,
-    timeout: float,
-    keep: Keep | None,
-) -> Vectors:
-    """Have ``backend`` embed ``batch`` within ``timeout`` seconds; the numbers are still unchecked.
+class Tools(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What an exchange needs beside backend and batch: this loop's engine and workers, and ``timeout`` in seconds."""
+
+    engine: Engine
+    local: LocalModels
+    workers: CapacityLimiter
+    timeout: float
+    keep: Keep | None = None
+
+
+async def exchange(backend: BackendBase, batch: Batch, tools: Tools) -> Vectors:
+    """Have ``backend`` embed ``batch`` in time; the numbers are still unchecked.
 
     Raises:
         UpstreamError: whatever went wrong, mistakes of the backend's own code included.
     """
     try:
         if isinstance(backend, HTTPBackend):
-            return await _over_http(backend, batch, engine, timeout, keep)
-        with anyio.fail_after(timeout):
+            return await _over_http(backend, batch, tools)
+        async with tasks.within(tools.timeout):
             if isinstance(backend, LocalBackend):
-                return await anyio.to_thread.run_sync(local.run, backend, batch, abandon_on_cancel=True, limiter=workers)
+                run = partial(tools.local.run, backend, batch)
+                return await anyio.to_thread.run_sync(run, abandon_on_cancel=True, limiter=tools.workers)
             if isinstance(backend, Backend):
                 return await backend.embed(batch)
     except EmbedrouteError:
         raise
     except TimeoutError:
-        raise TimedOut(f"The backend did not answer within {timeout:.1f} s.") from None
+        raise TimedOut(f"The backend did not answer within {tools.timeout:.1f} s.") from None
     except Exception as error:
         raise Unavailable(f"The backend {type(backend).__name__} failed ({type(error).__name__}).") from error
     raise TypeError(f"{type(backend).__name__} must subclass HTTPBackend, LocalBackend or Backend.")
 
 
-async def _over_http(backend: HTTPBackend, batch: Batch, engine: Engine, timeout: float, keep: Keep | None) -> Vectors:
+async def _over_http(backend: HTTPBackend, batch: Batch, tools: Tools) -> Vectors:
     request = backend.build(batch)
     try:
-        reply = await engine.send(request, timeout)
+        reply = await tools.engine.send(request, tools.timeout)
     except EmbedrouteError:
-        if keep is not None:
-            keep(request, None)
+        if tools.keep is not None:
+            tools.keep(request, None)
         raise
-    if keep is not None:
-        keep(request, reply)
+    if tools.keep is not None:
+        tools.keep(request, reply)
     if not 200 <= reply.status < 300:
         raise backend.fault(reply)
     try:
@@ -89,10 +92,13 @@ def checked(answer: Vectors, batch: Batch, *, due: int | None) -> Vectors:
     """Refuse an answer that is not one sound row per input; cut it to ``due`` numbers if the API did not.
 
     Raises:
-        BadAnswer: rows are missing, of another width, zero or not finite.
+        BadAnswer: rows are missing, of another width, zero or not finite, or the backend gave something else.
     """
     width = -(-batch.width // 8) if batch.width and batch.dtype in {"binary", "ubinary"} else batch.width
-    vectors.check(answer.array, len(batch), width, batch.dtype)
+    try:
+        vectors.check(answer.array, len(batch), width, batch.dtype)
+    except _PLAIN_MISTAKES as error:
+        raise BadAnswer(f"The backend gave back no vectors ({type(error).__name__}).") from error
     if due is None or due == batch.width or batch.dtype != "float":
         return answer
     return Vectors(vectors.truncate(answer.array, due), answer.prompt_tokens, answer.modality_tokens)

@@ -7,7 +7,7 @@ from embedroute.errors import PermissionDenied
 from embedroute.gateway import Gateway
 from embedroute.inputs import size_of
 from embedroute.routing.directory import Candidate
-from embedroute.routing.plan import make_plan, shared_key, split
+from embedroute.routing.plan import make_plan, split
 from embedroute.wire.decode import Job
 
 
@@ -21,9 +21,9 @@ def explain(gateway: Gateway, job: Job, caller: Caller) -> dict[str, Any]:
     route = gateway.resolve(job, caller)
     if not gateway.may_debug(caller):
         raise PermissionDenied("This key may not use 'explain'.", param="explain", code="debug_not_allowed")
-    selection = gateway.select(route, job, caller)
-    plan = make_plan(job.inputs, shared_key(route, selection.parameters, job.preferences, caller))
-    held = gateway.look_up(plan.work, route, selection, job, caller)
+    decision = gateway.decide(route, job, caller)
+    selection, plan = decision.selection, make_plan(job.inputs, decision.shared)
+    held = gateway.look_up(plan.work, route, decision, job, caller)
     work = {key: item for key, item in plan.work.items() if key not in held}
     tokens = sum(map(size_of, work.values()))
     return {

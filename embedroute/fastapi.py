@@ -51,16 +51,18 @@ def embeddings_router(
     app = EmbeddingsApp(gateway, dialect=dialect, caller=caller)
     router = APIRouter(lifespan=gateway.lifespan, **options)
     for path, (method, describe) in _DOCUMENTED.items():
-        router.add_api_route(
-            path, _endpoint(app, path), methods=[method], response_model=None, openapi_extra=inlined(describe())
-        )
+        # FastAPI names operations by their paths: a host may hold two of these routers, and names must not repeat.
+        described = {name: value for name, value in inlined(describe()).items() if name != "operationId"}
+        router.add_api_route(path, _endpoint(app, path), methods=[method], response_model=None, openapi_extra=described)
     for path in (*_DOCUMENTED, *_OTHERS):
-        router.add_api_route(path, _endpoint(app, path), methods=list(_METHODS), include_in_schema=False)
+        # Both forms: FastAPI would redirect the other one, and a redirect re-sends body and key.
+        for form in (path, f"{path}/"):
+            router.add_api_route(form, _endpoint(app, path), methods=list(_METHODS), include_in_schema=False)
     return router
 
 
 def _endpoint(app: EmbeddingsApp, template: str) -> Callable[[Request], Awaitable[Response]]:
     async def embeddings(request: Request) -> Response:
-        return _Handed(app, template.replace("{id:path}", str(request.path_params.get("id", ""))))
+        return _Handed(app, template.replace("{id:path}", str(request.path_params.get("id", ""))).rstrip("/"))
 
     return embeddings

@@ -5,11 +5,12 @@ leads and computes; one that waits takes over when its leader is cancelled or ru
 """
 
 from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Set as AbstractSet
 from typing import TypeVar
 
 import anyio
 
-from embedroute.errors import DeadlineExceeded, EmbedrouteError, TimedOut
+from embedroute.errors import DeadlineExceeded, EmbedrouteError, InputRefused, TimedOut
 from embedroute.inputs import Input
 from embedroute.routing.plan import Embedded, Key
 
@@ -21,16 +22,39 @@ T = TypeVar("T")
 
 
 class Flight:
-    """One key on its way; ``terms`` is what a waiter must share with its leader to share its error too."""
+    """One key on its way; ``terms`` is what a waiter must share with its leader to share its error too.
 
-    __slots__ = ("done", "error", "landed", "terms")
+    ``group`` holds all keys that the leader computes: any of them may be the one that an upstream finds fault with.
+    """
 
-    def __init__(self, terms: object) -> None:
+    __slots__ = ("_end", "error", "group", "landed", "over", "terms")
+
+    def __init__(self, terms: object, group: AbstractSet[Key]) -> None:
         """Take off."""
-        self.done = anyio.Event()
+        self._end: anyio.Event | None = None
+        self.over = False
         self.terms = terms
+        self.group = group
         self.landed: Embedded | None = None
         self.error: EmbedrouteError | None = None
+
+    async def wait(self) -> None:
+        """Wait until it is over; nearly no flight is waited for, so only a waiter makes the event."""
+        if not self.over:
+            self._end = self._end or anyio.Event()
+            await self._end.wait()
+
+    def end(self) -> None:
+        """It is over: landed, failed, or left by its leader."""
+        self.over = True
+        if self._end is not None:
+            self._end.set()
+
+    def error_for(self, terms: object, asked: AbstractSet[Key]) -> EmbedrouteError | None:
+        """The leader's error, if it is also that of a request for ``asked`` on ``terms``."""
+        if self.terms != terms or (isinstance(self.error, InputRefused) and not self.group <= asked):
+            return None
+        return self.error
 
 
 class Flights:
@@ -56,19 +80,20 @@ class Flights:
             return await _alone(dict(missing), compute), len(missing)
         found: dict[Key, Embedded] = {}
         led = 0
-        left = dict(missing)
+        left: Work = dict(missing)
         while left:
             awaited = {key: flight for key in left if (flight := self._flights.get(key))}
-            own = {key: item for key, item in left.items() if key not in awaited}
+            own = {key: item for key, item in left.items() if key not in awaited} if awaited else left
             led += len(own)
             if own:
                 found |= await self._lead(own, terms, compute)
-            found |= await _landings(awaited, terms)
+            if awaited:
+                found |= await _landings(awaited, terms, missing.keys())
             left = {key: item for key, item in left.items() if key not in found}
         return found, led
 
     async def _lead(self, own: Work, terms: object, compute: Compute) -> dict[Key, Embedded]:
-        flights = {key: Flight(terms) for key in own}
+        flights = {key: Flight(terms, own.keys()) for key in own}
         self._flights |= flights
         found: dict[Key, Embedded] = {}
 
@@ -92,7 +117,7 @@ class Flights:
         return found
 
     def _end(self, key: Key, flight: Flight) -> None:
-        flight.done.set()
+        flight.end()
         if self._flights.get(key) is flight:
             del self._flights[key]
 
@@ -103,12 +128,12 @@ async def _alone(work: Work, compute: Compute) -> dict[Key, Embedded]:
     return found
 
 
-async def _landings(awaited: Mapping[Key, Flight], terms: object) -> dict[Key, Embedded]:
+async def _landings(awaited: Mapping[Key, Flight], terms: object, asked: AbstractSet[Key]) -> dict[Key, Embedded]:
     found: dict[Key, Embedded] = {}
     for key, flight in awaited.items():
-        await flight.done.wait()
+        await flight.wait()
         if flight.landed is not None:
             found[key] = flight.landed
-        elif flight.error is not None and flight.terms == terms:
-            raise flight.error
+        elif error := flight.error_for(terms, asked):
+            raise error
     return found

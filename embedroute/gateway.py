@@ -12,12 +12,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
-from uuid import uuid4
 
 import anyio
 import httpx2
 import msgspec
 
+from embedroute import tasks
 from embedroute.access import ANYONE, Caller, KeyRing, unstated
 from embedroute.cache import FULL_USE, PROBE, CacheUse
 from embedroute.cache.memory import MemoryCache
@@ -26,16 +26,20 @@ from embedroute.config import Config, environment_config, read_config
 from embedroute.errors import ConfigError, DeadlineExceeded, EmbedrouteError, InputRefused, PermissionDenied, Refusal, echo
 from embedroute.exchange import LocalModels
 from embedroute.flights import Flights, Work
-from embedroute.http.httpx2_engine import Httpx2Engine
+from embedroute.http import Connect
+from embedroute.http.choose import open_engine
+from embedroute.inputs import Input
 from embedroute.journal import Journal
 from embedroute.models import catalogue, known_providers
 from embedroute.perloop import PerLoop
 from embedroute.plugins import build_backends
 from embedroute.routing.directory import Candidate, Route, build_directory
 from embedroute.routing.health import BreakerPolicy
-from embedroute.routing.plan import Embedded, Key, assemble, cut, make_plan, rekeyed, shared_key
+from embedroute.routing.memo import Decision, Decisions
+from embedroute.routing.order import Surroundings
+from embedroute.routing.plan import Embedded, Key, assemble, cut, make_plan, rekeyed, shared_key, shared_policy
 from embedroute.routing.retry import RetryBudget, RetryPolicy
-from embedroute.routing.select import Selection, Surroundings, select
+from embedroute.routing.select import Selection
 from embedroute.wire.decode import Job, Limits, make_request
 from embedroute.wire.responses import Embeddings
 
@@ -43,6 +47,16 @@ from embedroute.wire.responses import Embeddings
 class _Loop(msgspec.Struct, frozen=True):
     desk: Desk
     flights: Flights
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """One request on its way; ``deadline`` is in seconds of the monotonic clock."""
+
+    job: Job
+    caller: Caller
+    journal: Journal
+    cached: CacheUse
+    deadline: float
 
 
 class Gateway:
@@ -76,6 +90,7 @@ class Gateway:
             raise ConfigError(mistakes)
         self.healths = Healths(breaker or BreakerPolicy())
         self.cache = MemoryCache(config.cache.bytes, config.cache.ttl, time.monotonic)
+        self._decisions = Decisions(self.directory.routes)
         self._local = LocalModels()
         self._budget = RetryBudget()
         self._retries = retries or RetryPolicy()
@@ -129,39 +144,40 @@ class Gateway:
             EmbedrouteError: what a client would be told, with ``status``, ``type``, ``code`` and ``param``.
         """
         job = input if isinstance(input, Job) else make_request({"input": input, "model": model, **fields}, self.limits)
-        journal = journal or Journal(new_request_id())
+        deadline = time.monotonic() + self.settings.deadline
+        asked = Asked(job=job, caller=caller, journal=journal or Journal(new_request_id()), cached=cached, deadline=deadline)
         route = self.resolve(job, caller)
         try:
-            with anyio.fail_after(self.settings.deadline):
-                return await self._embed_or_fall_back(route, job, caller, journal, cached)
+            async with tasks.within(self.settings.deadline):
+                return await self._embed_or_fall_back(route, asked)
         except TimeoutError:
             raise DeadlineExceeded(f"No answer within the deadline of {self.settings.deadline:g} s.") from None
 
-    async def _embed_or_fall_back(
-        self, route: Route, job: Job, caller: Caller, journal: Journal, cached: CacheUse
-    ) -> Embeddings:
+    async def _embed_or_fall_back(self, route: Route, asked: Asked) -> Embeddings:
         try:
-            return await self._embed(route, job, caller, journal, cached)
+            return await self._embed(route, asked)
         except (Refusal, InputRefused):
             raise
         except EmbedrouteError:
             if route.model.fallback is None:
                 raise
-            journal.fallback = route.model.fallback
-            return await self._embed(self.directory.resolve(route.model.fallback), job, caller, journal, cached)
+            asked.journal.fallback = route.model.fallback
+            return await self._embed(self.directory.resolve(route.model.fallback), asked)
 
-    async def _embed(self, route: Route, job: Job, caller: Caller, journal: Journal, cached: CacheUse) -> Embeddings:
-        selection = self.select(route, job, caller)
-        selection.tell(journal)
-        plan = make_plan(job.inputs, shared_key(route, selection.parameters, job.preferences, caller))
-        found = self.look_up(plan.work, route, selection, job, caller) if cached.read else {}
+    async def _embed(self, route: Route, asked: Asked) -> Embeddings:
+        """One request, from a model's route to vectors."""
+        journal = asked.journal
+        decision = self.decide(route, asked.job, asked.caller)
+        decision.selection.tell(journal)
+        plan = make_plan(asked.job.inputs, decision.shared)
+        found = self.look_up(plan.work, route, decision, asked.job, asked.caller) if asked.cached.read else {}
         missing = {key: item for key, item in plan.work.items() if key not in found}
         if missing:
-            found |= await self._compute(missing, route, selection, job, journal, cached)
+            found |= await self._share(missing, route, decision.selection, asked)
         journal.hits = len(plan.work) - journal.misses
         journal.note("cache", "looked up", hits=journal.hits, misses=journal.misses)
-        array, tokens = assemble(plan, found)
-        return Embeddings(vectors=array, model=route.public, prompt_tokens=tokens, journal=journal)
+        rows, tokens = assemble(plan, found)
+        return Embeddings(rows=rows, model=route.public, prompt_tokens=tokens, journal=journal)
 
     def resolve(self, job: Job, caller: Caller) -> Route:
         """Find the model that a job names.
@@ -183,12 +199,15 @@ class Gateway:
         """Whether a caller may see traces and upstream bodies."""
         return self.settings.debug if caller.debug is None else caller.debug
 
-    def select(self, route: Route, job: Job, caller: Caller) -> Selection:
+    def decide(self, route: Route, job: Job, caller: Caller) -> Decision:
         """Filter and order the endpoints for one job, as of now.
 
         Raises:
             Refusal: no endpoint may serve it, and why.
         """
+        known = self._decisions.recall(route, job, caller)
+        if known is not None and len(known.selection.candidates) == 1:
+            return known
         around = Surroundings(
             only=self.settings.only,
             ignore=self.settings.ignore,
@@ -197,23 +216,23 @@ class Gateway:
             now=time.monotonic(),
             random=random.random,
         )
-        return select(route, job, caller, around)
+        return self._decisions.decide(route, job, caller, around)
 
     def look_up(
-        self, work: Mapping[Key, Any], route: Route, selection: Selection, job: Job, caller: Caller
+        self, work: Mapping[Key, Input], route: Route, decision: Decision, job: Job, caller: Caller
     ) -> dict[Key, Embedded]:
         """Find what was computed before; a matryoshka model's full vectors serve every smaller width."""
         found = self.cache.look_up(work)
-        if len(found) < len(work) and len(self.cache) and (whole := selection.parameters.uncut(route.model)):
+        parameters = decision.selection.parameters
+        if len(found) < len(work) and len(self.cache) and (whole := parameters.uncut(route.model)):
             left = {key: item for key, item in work.items() if key not in found}
             wider = rekeyed(left, shared_key(route, whole, job.preferences, caller))
-            found |= cut(wider, self.cache.look_up(wider.values()), selection.parameters.width)
+            found |= cut(wider, self.cache.look_up(wider.values()), parameters.width)
         return found
 
-    async def _compute(
-        self, missing: Work, route: Route, selection: Selection, job: Job, journal: Journal, cached: CacheUse
-    ) -> dict[Key, Embedded]:
-        loop = await self._loop.get()
+    async def _share(self, missing: Work, route: Route, selection: Selection, asked: Asked) -> dict[Key, Embedded]:
+        """Lead what nobody computes, wait for the rest."""
+        loop, job = await self._loop.get(), asked.job
 
         async def compute(work: Work, land: Land) -> None:
             order = Order(
@@ -221,15 +240,16 @@ class Gateway:
                 parameters=selection.parameters,
                 kind=job.kind,
                 user=job.user,
-                deadline=time.monotonic() + self.settings.deadline,
-                journal=journal,
+                deadline=asked.deadline,
+                journal=asked.journal,
                 land=land,
-                store=self.cache.store if cached.store else None,
+                policy=shared_policy(job.preferences, asked.caller),
+                store=self.cache.store if asked.cached.store else None,
             )
             await loop.desk.embed(work, selection.candidates, order)
 
-        terms = selection.terms() if cached.read else None
-        found, journal.misses = await loop.flights.share(missing, terms, compute)
+        terms = selection.terms if asked.cached.read else None
+        found, asked.journal.misses = await loop.flights.share(missing, terms, compute)
         return found
 
     async def embed_at(self, candidate: Candidate, input: Sequence[str], *, model: str) -> Embeddings:
@@ -240,10 +260,14 @@ class Gateway:
         """
         job = make_request({"input": input, "model": model}, self.limits)
         route = msgspec.structs.replace(self.directory.resolve(model), candidates=[candidate])
-        return await self._embed(route, job, ANYONE, Journal(new_request_id()), PROBE)
+        deadline = time.monotonic() + self.settings.deadline
+        asked = Asked(job=job, caller=ANYONE, journal=Journal(new_request_id()), cached=PROBE, deadline=deadline)
+        return await self._embed(route, asked)
 
     def _open(self, stack: AsyncExitStack) -> _Loop:
-        engine = Httpx2Engine(self._client)
+        settings = self.settings
+        connect = Connect(proxy=settings.proxy, ca_file=settings.ca_file)
+        engine = open_engine(settings.engine, connect, self._client, on_asyncio=tasks.on_asyncio())
         stack.push_async_callback(engine.aclose)
         desk = Desk(
             engine=engine,
@@ -269,4 +293,4 @@ class Gateway:
 
 def new_request_id() -> str:
     """Make the id of a request whose client sent none."""
-    return f"req_{uuid4().hex}"
+    return f"req_{random.getrandbits(128):032x}"

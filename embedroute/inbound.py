@@ -6,9 +6,9 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-import anyio
 from starlette.types import Receive, Scope, Send
 
+from embedroute import tasks
 from embedroute.cache import FULL_USE, CacheUse
 from embedroute.errors import LONGEST_HINT, BodyTimeout, BodyTooLarge, EmbedrouteError, MethodNotAllowed, UnsupportedContentType
 from embedroute.gateway import new_request_id
@@ -73,7 +73,7 @@ class Inbound:
         if any(length.isdigit() and int(length[:19]) > most for length in declared):
             raise _too_large(most)
         try:
-            with anyio.fail_after(timeout):
+            async with tasks.within(timeout):
                 return await self._read(most)
         except TimeoutError:
             raise BodyTimeout(f"The body was not whole within {timeout:g} s.") from None

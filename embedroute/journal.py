@@ -73,9 +73,9 @@ class Journal:
             self.events.append({"stage": stage, "action": action, **facts, **((values or {}) if self.full else {})})
 
     def shown(self) -> dict[str, Any]:
-        """What debug asked to see, by the names it has on the wire."""
+        """What debug asked to see and there was, by the names it has on the wire."""
         shown = {"upstream_request": _one_or_all(self.sent), "upstream_response": _one_or_all(self.got), "trace": self.events}
-        return {name: value for name, value in shown.items() if value is not None}
+        return {name: value for name, value in shown.items() if value}
 
 
 def _one_or_all(bodies: Sequence[Event] | None) -> Event | Sequence[Event] | None:

@@ -15,8 +15,12 @@ from msgspec import Meta
 
 Count = Annotated[int, Meta(ge=1)]
 Money = (
-    Annotated[int, Meta(ge=0)] | Annotated[float, Meta(ge=0)] | Annotated[str, Meta(pattern=r"\A[0-9]{1,18}(\.[0-9]{1,18})?\Z")]
+    Annotated[int, Meta(ge=0)]
+    | Annotated[float, Meta(ge=0, le=1e18)]
+    | Annotated[str, Meta(pattern=r"\A[0-9]{1,18}(\.[0-9]{1,18})?\Z")]
 )
+Finite = Annotated[float, Meta(ge=-1e18, le=1e18)]
+Modality = Literal["text", "image", "audio", "video", "document"]
 Stage = Literal["stable", "beta", "alpha"]
 
 
@@ -41,8 +45,8 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     model: str | None = None
     price: Money | PriceTable | None = None
     quantization: Literal["int4", "int8", "fp4", "fp6", "fp8", "fp16", "bf16", "fp32", "unknown"] = "unknown"
-    weight: Annotated[float, Meta(gt=0)] = 1.0
-    quality: float = 1.0
+    weight: Annotated[float, Meta(gt=0, le=1e18)] = 1.0
+    quality: Finite = 1.0
     accepts: dict[str, Any] = {}
     micro_batch_ms: Annotated[float, Meta(ge=0, le=1000)] | None = None
 
@@ -67,7 +71,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     matryoshka: bool | None = None
     dimensions_allowed: list[Count] | None = None
     dimensions_min: Count | None = None
-    modalities: list[Literal["text", "image", "audio", "video", "document"]] | None = None
+    modalities: list[Modality] | None = None
     input_types: list[str] | None = None
     prefixes: dict[str, str] | None = None
     max_input_tokens: Count | None = None
@@ -111,6 +115,10 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     distillable: bool | None = None
     options: dict[str, Any] = {}
 
+    def __repr__(self) -> str:
+        """Show which options are set and none of their values, for any of them may be a secret."""
+        return f"Provider(backend={self.backend!r}, options={sorted(self.options)})"
+
 
 class KnownProvider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A row of the shipped provider table: which backend speaks to it, and which variables hold its key."""
@@ -129,7 +137,7 @@ class _Row(msgspec.Struct, frozen=True, kw_only=True):
     matryoshka: bool = False
     dimensions_allowed: list[Count] | None = None
     dimensions_min: Count | None = None
-    modalities: list[Literal["text", "image", "audio", "video", "document"]] | None = None
+    modalities: list[Modality] | None = None
     symmetric: bool = False
     prefixes: dict[str, str] | None = None
     max_input_tokens: Count | None = None

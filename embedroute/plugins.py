@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
-from embedroute.backend import BackendBase
+from embedroute.backend import Accepts, BackendBase
 from embedroute.config import Config
 from embedroute.errors import EmbedrouteError, did_you_mean
 from embedroute.models import KnownProvider, Provider
@@ -59,20 +59,23 @@ def load(name: str) -> type[BackendBase]:
         raise EmbedrouteError(
             f'two packages bring a backend "{name}": {", ".join(it.distribution for it in claims)}; uninstall one'
         )
-    claim = claims[0]
+    return _imported(claims[0])
+
+
+def _imported(claim: Listed) -> type[BackendBase]:
+    whose = f'the backend "{claim.name}" ({claim.value} of {claim.distribution})'
     try:
         module, _, attribute = claim.value.partition(":")
         found: Any = importlib.import_module(module)
         for part in attribute.split("."):
             found = getattr(found, part)
-    except Exception as error:  # noqa: BLE001 - whatever a plugin raises names the plugin and harms no other
-        raise EmbedrouteError(
-            f'the backend "{name}" ({claim.value} of {claim.distribution}) does not import: {type(error).__name__}: {error}'
-        ) from None
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a plugin raises names the plugin and harms no other
+        raise EmbedrouteError(f"{whose} does not import: {type(error).__name__}: {error}") from None
+    accepts = getattr(found, "accepts", None)
     if not (isinstance(found, type) and issubclass(found, BackendBase)):
-        raise EmbedrouteError(
-            f'the backend "{name}" ({claim.value} of {claim.distribution}) is not an HTTPBackend, LocalBackend or Backend'
-        )
+        raise EmbedrouteError(f"{whose} is not an HTTPBackend, LocalBackend or Backend")
+    if not isinstance(accepts, Accepts):
+        raise EmbedrouteError(f"{whose} must declare accepts: ClassVar[Accepts] = Accepts(…)")
     return found
 
 
@@ -105,12 +108,8 @@ def _build(
     except EmbedrouteError as error:
         return None, [f"[{place}] {error.message}"]
     options = {**(shipped.options if shipped else {}), **provider.options}
-    fitted, mistakes = fit(place, options, backend, environ)
-    return (None, mistakes) if mistakes else _made(place, backend, fitted)
-
-
-def _made(place: str, backend: type[BackendBase], fitted: dict[str, Any]) -> tuple[BackendBase | None, list[str]]:
     try:
-        return backend(**fitted), []
-    except (ValueError, TypeError) as error:
-        return None, [f"[{place}] {error}"]
+        fitted, mistakes = fit(place, options, backend, environ, Provider.__struct_fields__)
+        return (None, mistakes) if mistakes else (backend(**fitted), [])
+    except Exception as error:  # noqa: BLE001 - as in load
+        return None, [f"[{place}] {error if isinstance(error, ValueError) else repr(error)}"]

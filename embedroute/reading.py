@@ -1,8 +1,9 @@
 """Fits tables that people wrote to structs, naming every mistake with its place and not only the first."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args, get_origin
 
 import msgspec
 
@@ -11,7 +12,9 @@ from embedroute.errors import did_you_mean
 
 
 def as_table(value: object) -> Mapping[str, Any] | None:
-    """Take ``value`` as a table, if it is one."""
+    """Take ``value`` as a table, if it is one or a struct of one's fields."""
+    if isinstance(value, msgspec.Struct):
+        return msgspec.structs.asdict(value)
     return cast("Mapping[str, Any]", value) if isinstance(value, Mapping) else None
 
 
@@ -46,26 +49,45 @@ def _reveal(text: object, environ: Mapping[str, str]) -> str:
 
 
 def fit(
-    place: str, table: Mapping[str, Any], wanted: type[msgspec.Struct], environ: Mapping[str, str]
+    place: str,
+    table: Mapping[str, Any],
+    wanted: type[msgspec.Struct],
+    environ: Mapping[str, str],
+    also: Sequence[str] = (),
 ) -> tuple[dict[str, Any], list[str]]:
-    """Fit a table to a struct's fields one by one, so that every mistake is named and not only the first."""
+    """Fit a table to a struct's fields one by one, so that every mistake is named and not only the first.
+
+    ``also`` are words that stand beside the fields in the same table, for suggestions.
+    """
     fields = {field.name: field for field in msgspec.structs.fields(wanted)}
-    mistakes = [f'[{place}] unknown option "{name}"{did_you_mean(name, list(fields))}' for name in table if name not in fields]
+    words = [*fields, *also]
+    mistakes = [f'[{place}] unknown option "{name}"{did_you_mean(name, words)}' for name in table if name not in fields]
     fitted: dict[str, Any] = {}
     for name, field in fields.items():
         if name not in table:
             if field.required:
                 mistakes.append(f'[{place}] option "{name}" is missing')
             continue
+        given = str(table[name]) if isinstance(table[name], Decimal) else table[name]
         try:
-            fitted[name] = msgspec.convert(table[name], field.type, dec_hook=secret_hook(environ))
+            fitted[name] = msgspec.convert(given, field.type, dec_hook=secret_hook(environ))
         except msgspec.ValidationError as error:
-            mistakes.append(f"[{place}] {name}: {_plain(error)}")
+            mistakes.append(f"[{place}] {name}: {_plain(error)}{_choices(error, field.type)}")
     return fitted, mistakes
 
 
 def _plain(error: msgspec.ValidationError) -> str:
     return str(error).partition(" - at `$`")[0].replace("`", "").replace(" - at $", " at ")
+
+
+def _choices(error: msgspec.ValidationError, wanted: Any) -> str:
+    words = _words(wanted) if str(error).startswith("Invalid enum value") else ()
+    return f"; use {', '.join(words)}" if words else ""
+
+
+def _words(wanted: Any) -> Sequence[str]:
+    inner = get_args(wanted)
+    return inner if get_origin(wanted) is Literal else [word for it in inner for word in _words(it)]
 
 
 def quoted(name: str) -> str:

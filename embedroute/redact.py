@@ -1,7 +1,7 @@
 """Takes secrets out of what debug and errors show: an upstream may echo the key it was sent."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, cast
 
 import msgspec
@@ -24,15 +24,20 @@ _CREDENTIALS = re.compile(r"(?<=://)[^/\s@]+@")
 
 
 def secrets_of(options: msgspec.Struct) -> list[str]:
-    """Every secret that a backend's options hold."""
-    return [value.reveal() for value in msgspec.structs.astuple(options) if isinstance(value, Secret)]
+    """Every secret that a backend's options hold, as themselves or as the values of a table; the longest first."""
+    held = [
+        secret
+        for value in msgspec.structs.astuple(options)
+        for secret in (cast("Mapping[str, object]", value).values() if isinstance(value, Mapping) else (value,))
+    ]
+    return sorted((secret.reveal() for secret in held if isinstance(secret, Secret)), key=len, reverse=True)
 
 
 def scrub(text: str, secrets: Iterable[str]) -> str:
     """Replace every secret in ``text``, each one's affixes of eight characters, and credentials inside URLs."""
     for secret in secrets:
         for part in (secret, secret[:AFFIX], secret[-AFFIX:]):
-            if len(part) >= AFFIX or part == secret:
+            if len(part) >= AFFIX or part == secret != "":
                 text = text.replace(part, "[redacted]")
     return _CREDENTIALS.sub("[redacted]@", text)
 
@@ -58,16 +63,26 @@ def _body(content: bytes, secrets: Sequence[str], *, full: bool) -> Any:
         body = msgspec.json.decode(text)
     except (msgspec.MsgspecError, RecursionError):
         return text if full else f"[{len(text)} characters]"
-    return body if full else _outline(body, "")
+    # JSON may spell a secret with escapes, which are gone only now.
+    return _mapped(body, lambda said: scrub(said, secrets)) if full else _outline(body, "", secrets)
 
 
-def _outline(value: Any, name: str) -> Any:
+def _mapped(value: Any, change: Callable[[str], str]) -> Any:
+    """Change every text in a body, names of fields included."""
+    if isinstance(value, dict):
+        return {change(key): _mapped(inner, change) for key, inner in cast("dict[str, Any]", value).items()}
+    if isinstance(value, list):
+        return [_mapped(inner, change) for inner in cast("list[Any]", value)]
+    return change(value) if isinstance(value, str) else value
+
+
+def _outline(value: Any, name: str, secrets: Sequence[str]) -> Any:
     """Keep the shape of a body and drop what the input could stand in."""
     if isinstance(value, dict):
         fields = cast("dict[str, Any]", value)
-        return {key: _outline(inner, key) for key, inner in fields.items()}
+        return {scrub(key, secrets): _outline(inner, key, secrets) for key, inner in fields.items()}
     if isinstance(value, list):
         return f"[{len(cast('list[Any]', value))} items]"
-    if isinstance(value, str) and name not in PLAIN:
-        return f"[{len(value)} characters]"
+    if isinstance(value, str):
+        return scrub(value, secrets) if name in PLAIN else f"[{len(value)} characters]"
     return value

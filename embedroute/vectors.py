@@ -111,11 +111,12 @@ def check(array: Array, count: int, width: int | None, dtype: str = "float") -> 
 def _sound(array: Array) -> bool:
     # One pass settles nearly all: a square sum is inf or nan for any such number, 0 for a zero row.
     # Sums may over- or underflow on odd but good rows, so only the exact look refuses.
-    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+    if len(array) < 8:
+        certain = all(0 < float(np.dot(row, row)) < np.inf for row in array)
+    else:
         squares = np.einsum("ij,ij->i", array, array)
-    if bool(np.all((squares > 0) & (squares < np.inf))):
-        return True
-    return bool(np.isfinite(array).all() and array.any(axis=1).all())
+        certain = bool(np.all((squares > 0) & (squares < np.inf)))
+    return certain or bool(np.isfinite(array).all() and array.any(axis=1).all())
 
 
 def truncate(array: Array, width: int) -> Array:
@@ -140,8 +141,15 @@ def unit(array: Array | NDArray[np.float64]) -> Array:
 
 
 def stack(rows: Sequence[Array]) -> Array:
-    """Put n rows of (d,) on top of each other: (n, d)."""
-    return np.stack(rows)
+    """Put n rows of (d,) on top of each other: (n, d).
+
+    Raises:
+        BadAnswer: they differ in width, as the answers of an endpoint whose width nobody declared may.
+    """
+    try:
+        return np.stack(rows)
+    except ValueError:
+        raise BadAnswer("The upstream's vectors of one model differ in width; declare its dimensions.") from None
 
 
 def agreement(left: Array, right: Array) -> tuple[float, float]:
@@ -159,11 +167,9 @@ def close(left: Array, right: Array) -> bool:
 
 def to_json(row: Array) -> bytes:
     """Write one (d,) row as a JSON array; float32 in its shortest form that reads back the same."""
-    return orjson.dumps(np.ascontiguousarray(row), option=orjson.OPT_SERIALIZE_NUMPY)
+    return orjson.dumps(row if row.flags.c_contiguous else np.ascontiguousarray(row), option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def raw_rows(array: Array) -> list[memoryview]:
-    """View an (n, d) array as n rows of little-endian bytes, without a copy where the memory is already so."""
-    flat = np.ascontiguousarray(array).data.cast("B")
-    width = len(flat) // len(array)
-    return [flat[start : start + width] for start in range(0, len(flat), width)]
+def raw(row: Array) -> memoryview:
+    """View one (d,) row as little-endian bytes, without a copy where its memory is already so."""
+    return (row if row.flags.c_contiguous else np.ascontiguousarray(row)).data.cast("B")

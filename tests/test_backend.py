@@ -152,6 +152,12 @@ def test_a_body_of_another_shape_is_a_bad_answer(content):
         UpstreamReply(200, {}, content).json(list[int])
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b'"\xff"', b"[" * 100_000, b"{} x", b"NaN"])
+def test_what_is_not_json_at_all_is_a_bad_answer(content):
+    with pytest.raises(BadAnswer, match="not the JSON"):
+        UpstreamReply(200, {}, content).json()
+
+
 def test_a_bad_answer_repeats_nothing_of_the_body():
     with pytest.raises(BadAnswer) as caught:
         UpstreamReply(200, {}, b'["%s"]' % HIDDEN.encode()).json(list[int])

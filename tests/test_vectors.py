@@ -23,7 +23,7 @@ def floats(*rows):
 
 @given(FLOATS)
 def test_float32_comes_back_the_same_from_every_form(array):
-    as_bytes = [bytes(row) for row in vectors.raw_rows(array)]
+    as_bytes = [bytes(row) for row in map(vectors.raw, array)]
     as_base64 = [base64.b64encode(raw).decode() for raw in as_bytes]
     as_text = [json.loads(vectors.to_json(row)) for row in array]
 
@@ -40,7 +40,7 @@ def test_every_quantised_number_comes_back_the_same(dtype, held):
     as_text = [json.loads(vectors.to_json(row)) for row in array]
 
     assert np.array_equal(vectors.from_lists(as_text, dtype), array)
-    assert np.array_equal(vectors.from_bytes([bytes(row) for row in vectors.raw_rows(array)], dtype), array)
+    assert np.array_equal(vectors.from_bytes([bytes(row) for row in map(vectors.raw, array)], dtype), array)
 
 
 @given(st.lists(st.lists(st.floats(-1, 1), min_size=3, max_size=3), min_size=1))
@@ -195,4 +195,4 @@ def test_a_row_that_lies_apart_in_memory_is_written_whole():
     array = np.asfortranarray(floats([1, 2], [3, 4]))
 
     assert vectors.to_json(array[0]) == b"[1.0,2.0]"
-    assert [bytes(row) for row in vectors.raw_rows(array)] == [floats(1, 2).tobytes(), floats(3, 4).tobytes()]
+    assert [bytes(row) for row in map(vectors.raw, array)] == [floats(1, 2).tobytes(), floats(3, 4).tobytes()]

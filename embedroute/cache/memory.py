@@ -58,7 +58,9 @@ class MemoryCache:
         for key, item in landed.items():
             if key in self._entries:
                 self._drop(key)
-            self._entries[key] = _Entry(item.vector.copy(), item.tokens, expires)
+            vector = item.vector.copy()
+            vector.setflags(write=False)  # whoever is given it must not change what others will get
+            self._entries[key] = _Entry(vector, item.tokens, expires)
             self.size += item.vector.nbytes + OVERHEAD
         while self.size > self.limit:
             self._drop(next(iter(self._entries)))

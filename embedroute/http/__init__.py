@@ -1,11 +1,29 @@
 """How bytes reach an upstream: one small protocol, and engines that keep it. Alone knows HTTP clients."""
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Final, Protocol
 
-from embedroute.backend import UpstreamReply, UpstreamRequest
+import msgspec
+
+from embedroute.backend import Secret, UpstreamReply, UpstreamRequest
+from embedroute.errors import BadAnswer
 
 LARGEST_REPLY = 256 * 1024 * 1024
 """Bytes of an answer that are read; 2048 float vectors of 4096 numbers are about 180 MB of text."""
+
+
+CONNECT_TIMEOUT = 5.0
+"""Seconds for a connection and its TLS handshake."""
+
+
+class Connect(msgspec.Struct, frozen=True, kw_only=True):
+    """How connections are made: through ``proxy``, if one is named, trusting ``ca_file`` (PEM) besides the system."""
+
+    proxy: Secret | None = None
+    ca_file: str | None = None
+
+
+DIRECT: Final = Connect()
 
 
 class Engine(Protocol):
@@ -31,3 +49,23 @@ class Engine(Protocol):
     async def aclose(self) -> None:
         """Close the connections."""
         ...
+
+
+def revealed(headers: Mapping[str, str | Secret]) -> dict[str, str]:
+    """Headers as they go on the wire."""
+    return {name: value.reveal() if isinstance(value, Secret) else value for name, value in headers.items()}
+
+
+def too_large() -> BadAnswer:
+    """Word the refusal of an answer over ``LARGEST_REPLY``."""
+    return BadAnswer(f"The upstream's answer is larger than {LARGEST_REPLY} bytes.")
+
+
+def refuse_compressed(encoding: str | None) -> None:
+    """Refuse a body that was compressed though ``identity`` was asked for: 1 KiB of brotli can be 1 GiB.
+
+    Raises:
+        BadAnswer: ``encoding`` is neither empty nor ``identity``.
+    """
+    if encoding and encoding.strip().lower() != "identity":
+        raise BadAnswer("The upstream compressed its answer though it was asked not to.")

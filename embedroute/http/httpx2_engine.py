@@ -1,31 +1,46 @@
 """The default engine: httpx2, under asyncio and trio, with its own client or the host's."""
 
-from collections.abc import Mapping
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Any, Final
 
 import anyio
 import httpx2
 
-from embedroute.backend import Secret, UpstreamReply, UpstreamRequest
+from embedroute.backend import UpstreamReply, UpstreamRequest
 from embedroute.errors import BadAnswer, TimedOut, Unavailable, Unreachable
-from embedroute.http import LARGEST_REPLY
+from embedroute.http import CONNECT_TIMEOUT, DIRECT, LARGEST_REPLY, Connect, refuse_compressed, revealed, too_large
 
-CONNECT_TIMEOUT = 5.0
-"""Seconds for a connection and its TLS handshake."""
+FIRST_LOOK = 0.05
+"""Seconds for which the first answer of a host is watched for more than it should hold."""
+
+# How many exchanges a connection has had, and h11's state of it: httpx2 has no public way to see what was read too far.
+_EXCHANGES: Final[Callable[[Any], tuple[int, Any]]] = attrgetter("_request_count", "_h11_state")
+_CONNECTION: Final = attrgetter("stream._stream._httpcore_stream._stream._connection")
+
+
+Host = tuple[str, bytes]
 
 
 class Httpx2Engine:
-    """Sends requests through an ``httpx2.AsyncClient``; a client of the host's stays the host's to close."""
+    """Sends requests through an ``httpx2.AsyncClient``; a client of the host's stays the host's to close.
+
+    HTTP/1.1 has no ids: bytes that nobody asked for would be the answer to whatever is sent next on their connection.
+    So a connection on which they are seen is closed, a later answer than its first is not trusted, and connections to
+    their host are not kept from then on.
+    """
 
     name = "httpx2"
 
-    def __init__(self, client: httpx2.AsyncClient | None = None) -> None:
+    def __init__(self, client: httpx2.AsyncClient | None = None, connect: Connect = DIRECT) -> None:
         """Use ``client``, or one of our own that trusts no environment."""
         self._owned = client is None
-        self._client = client or httpx2.AsyncClient(
-            trust_env=False,
-            follow_redirects=False,
-            limits=httpx2.Limits(max_connections=512, max_keepalive_connections=128, keepalive_expiry=30.0),
-        )
+        self._client = client or _client(connect)
+        self._quiet: dict[Host, bool] = {}
+
+    def trusts(self, url: str) -> bool:
+        """Whether the host behind ``url`` was watched, and never sent more than it was asked for."""
+        return bool(self._quiet) and self._quiet.get(_host(httpx2.URL(url)), False)
 
     async def send(self, request: UpstreamRequest, timeout: float) -> UpstreamReply:
         """Exchange ``request`` for its answer within ``timeout`` seconds."""
@@ -40,19 +55,39 @@ class Httpx2Engine:
             raise Unavailable(f"The exchange with the upstream broke off ({type(error).__name__}).") from None
 
     async def _exchange(self, request: UpstreamRequest, timeout: float) -> UpstreamReply:
+        url = httpx2.URL(request.url)
+        host = _host(url)
         limits = httpx2.Timeout(timeout, connect=min(timeout, CONNECT_TIMEOUT))
         headers = {"accept": "application/json", "accept-encoding": "identity", **revealed(request.headers)}
+        if self._quiet.get(host) is False:
+            headers["connection"] = "close"
         async with self._client.stream(
-            request.method, request.url, content=request.content, headers=headers, timeout=limits, follow_redirects=False
+            request.method, url, content=request.content, headers=headers, timeout=limits, follow_redirects=False
         ) as response:
             refuse_compressed(response.headers.get("content-encoding"))
-            body = bytearray()
-            async for piece in response.aiter_raw():
-                body += piece
-                if len(body) > LARGEST_REPLY:
-                    raise BadAnswer(f"The upstream's answer is larger than {LARGEST_REPLY} bytes.")
+            body = await _read(response)
+            if response.http_version.startswith("HTTP/1"):
+                await self._look_for_more(response, host, timeout)
             self._client.cookies.clear()
-            return UpstreamReply(response.status_code, dict(response.headers.items()), bytes(body))
+            return UpstreamReply(response.status_code, dict(response.headers.items()), body)
+
+    async def _look_for_more(self, response: httpx2.Response, host: Host, timeout: float) -> None:
+        line = response.extensions.get("network_stream")
+        if line is None:
+            return
+        try:
+            exchanges, parser = _EXCHANGES(_CONNECTION(response))
+        except AttributeError:
+            # An httpx2 that is built another way: its connections cannot be looked at, so none is kept.
+            self._quiet[host] = False
+            return
+        patience = 0.0 if host in self._quiet else min(FIRST_LOOK, timeout / 4)
+        more = parser.trailing_data[0] or await _read_more(line, patience)
+        self._quiet[host] = not more and self._quiet.get(host, True)
+        if more:
+            parser.send_failed()  # so that the connection is closed, not kept
+            if exchanges > 1:
+                raise BadAnswer("The upstream sent more than one answer to a request, so none can be trusted.")
 
     async def aclose(self) -> None:
         """Close our own client."""
@@ -60,16 +95,48 @@ class Httpx2Engine:
             await self._client.aclose()
 
 
-def revealed(headers: Mapping[str, str | Secret]) -> dict[str, str]:
-    """Headers as they go on the wire."""
-    return {name: value.reveal() if isinstance(value, Secret) else value for name, value in headers.items()}
+async def _read(response: httpx2.Response) -> bytes:
+    body = bytearray()
+    declared = response.headers.get("content-length", "")
+    if declared.isdigit() and int(declared[:19]) > LARGEST_REPLY:
+        raise too_large()
+    try:
+        # Not `aiter_raw`: it gives the connection back for reuse before it can be looked at.
+        async for piece in response.stream:
+            body += piece
+            if len(body) > LARGEST_REPLY:
+                # Left early, the generators inside would not be closed before trio complains of it; this ends them.
+                await response.aclose()
+    except httpx2.HTTPError:
+        if len(body) <= LARGEST_REPLY:
+            raise
+    if len(body) > LARGEST_REPLY:
+        raise too_large()
+    return bytes(body)
 
 
-def refuse_compressed(encoding: str | None) -> None:
-    """Refuse a body that was compressed though ``identity`` was asked for: 1 KiB of brotli can be 1 GiB.
+async def _read_more(line: Any, patience: float) -> bytes:
+    """Read what stands on a connection that should be silent, or comes within ``patience`` seconds."""
+    if not patience and not line.get_extra_info("is_readable"):
+        return b""
+    try:
+        return await line.read(1, timeout=patience or 0.001)
+    except Exception:  # noqa: BLE001 - silent in time, or gone; backends differ in how they say so
+        return b""
 
-    Raises:
-        BadAnswer: ``encoding`` is neither empty nor ``identity``.
-    """
-    if encoding and encoding.strip().lower() != "identity":
-        raise BadAnswer("The upstream compressed its answer though it was asked not to.")
+
+def _host(url: httpx2.URL) -> Host:
+    return url.scheme, url.netloc
+
+
+def _client(connect: Connect) -> httpx2.AsyncClient:
+    context = httpx2.create_ssl_context(trust_env=False)
+    if connect.ca_file:
+        context.load_verify_locations(connect.ca_file)
+    return httpx2.AsyncClient(
+        verify=context,
+        proxy=connect.proxy.reveal() if connect.proxy else None,
+        trust_env=False,
+        follow_redirects=False,
+        limits=httpx2.Limits(max_connections=512, max_keepalive_connections=128, keepalive_expiry=30.0),
+    )

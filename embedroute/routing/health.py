@@ -6,12 +6,18 @@ from typing import Final
 
 import msgspec
 
+from embedroute.errors import LONGEST_HINT
+
 SIGNIFICANT: Final = 30.0
 """Seconds for which a significant failure moves an endpoint behind the others (SEMANTICS of OpenRouter's default)."""
 WINDOW: Final = 300.0
 """Seconds over which percentiles are taken."""
 SAMPLES: Final = 1024
 """Calls remembered per endpoint, so that memory stays bounded."""
+
+
+_DOUBLINGS: Final = 32
+"""Doublings of a rest; more would overflow a float in an outage of days."""
 
 
 class BreakerPolicy(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,8 +95,10 @@ class Health:
         """Count an upstream's own trouble; enough of it in a row, or a failed probe, opens the breaker."""
         self._last_failure = now
         self._failures += 1
+        if self.state(now) is State.OPEN:
+            return  # begun before the breaker opened: one burst must not be counted as several outages
         if self._probing or self._failures >= self.policy.failures:
-            rest = min(self.policy.longest_rest, self.policy.first_rest * 2**self._rests)
+            rest = min(self.policy.longest_rest, self.policy.first_rest * 2 ** min(self._rests, _DOUBLINGS))
             self._open(now + rest)
 
     def refused(self, now: float) -> None:
@@ -101,7 +109,7 @@ class Health:
     def limited(self, now: float, rest: float) -> None:
         """The upstream asked for ``rest`` seconds without calls; that says nothing of its health."""
         self._probing = False
-        self.limited_until = max(self.limited_until, now + rest)
+        self.limited_until = max(self.limited_until, now + min(rest, LONGEST_HINT))
 
     def released(self) -> None:
         """The call ended without news of the upstream: cancelled, or the input's own fault."""

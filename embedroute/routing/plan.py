@@ -10,7 +10,7 @@ from embedroute import vectors
 from embedroute.access import Caller
 from embedroute.backend import Accepts, Vectors
 from embedroute.inputs import ImagePart, Input, Part, size_of
-from embedroute.routing.directory import Route
+from embedroute.routing.routes import Route
 from embedroute.routing.select import Parameters
 from embedroute.vectors import Array
 from embedroute.wire.preferences import Preferences
@@ -41,13 +41,15 @@ def prefix(*fields: str | bytes) -> bytes:
     )
 
 
+def shared_policy(wishes: Preferences, caller: Caller) -> bytes:
+    """Who may see a vector, and under which data policy its input was sent: only equals share entries and calls."""
+    return prefix(caller.namespace, f"{wishes.data_collection == 'deny'}{bool(wishes.zdr)}")
+
+
 def shared_key(route: Route, parameters: Parameters, wishes: Preferences, caller: Caller) -> bytes:
     """What all keys of a request share: who may see its vectors, and all that makes them what they are but the input."""
-    policy = f"{wishes.data_collection == 'deny'}{bool(wishes.zdr)}"
-    width = str(parameters.width or "")
-    return prefix(
-        caller.namespace, policy, route.name, width, parameters.dtype, parameters.input_type or "", parameters.title or ""
-    )
+    made = (str(parameters.width or ""), parameters.dtype, parameters.input_type or "", parameters.title or "")
+    return prefix(shared_policy(wishes, caller), route.name, *made)
 
 
 def make_plan(inputs: Sequence[Input], shared: bytes) -> Plan:
@@ -91,6 +93,8 @@ def split(work: Mapping[Key, Input], accepts: Accepts, learned: int | None = Non
 
     An input that is over a cap by itself goes alone: the upstream then says so in its own words.
     """
+    if not work:
+        return []
     most = min(accepts.max_inputs or len(work), learned or len(work))
     if len(work) <= most and accepts.max_tokens is None and accepts.max_bytes is None:
         return [dict(work)]
@@ -113,8 +117,12 @@ def _chunks(work: Mapping[Key, Input], most: int, tokens: float, size: float) ->
 
 def _bytes_of(item: Input) -> int:
     if isinstance(item, str):
-        return len(item.encode()) + 3
-    return sum(8 if isinstance(part, int) else len(_said(part)) + 64 for part in item)
+        return _length(item) + 3
+    return sum(8 if isinstance(part, int) else _length(_said(part)) + 64 for part in item)
+
+
+def _length(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
 
 
 def halves(chunk: Mapping[Key, Input]) -> tuple[dict[Key, Input], dict[Key, Input]]:
@@ -140,7 +148,7 @@ def share_out(total: int, sizes: Sequence[int]) -> list[int]:
     return [mark - before for mark, before in zip(marks, [0, *marks], strict=False)]
 
 
-def assemble(plan: Plan, found: Mapping[Key, Embedded]) -> tuple[Array, int]:
-    """Put the rows in request order: an (n, d) array, and the tokens that all n inputs cost."""
+def assemble(plan: Plan, found: Mapping[Key, Embedded]) -> tuple[list[Array], int]:
+    """Put the rows in request order: n arrays of (d,), and the tokens that all n inputs cost."""
     embedded = [found[key] for key in plan.keys]
-    return vectors.stack([item.vector for item in embedded]), sum(item.tokens for item in embedded)
+    return [item.vector for item in embedded], sum([item.tokens for item in embedded])

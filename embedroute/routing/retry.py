@@ -67,12 +67,12 @@ def wait_before(failure: EmbedrouteError, attempt: int, policy: RetryPolicy, ran
 
 
 def worst(failures: Sequence[EmbedrouteError]) -> EmbedrouteError:
-    """Choose what the client is told when every endpoint failed: the first real trouble, else the shortest rest."""
+    """Choose what the client is told when every endpoint failed: trouble that may heal, a rest, then what will not heal."""
     real = [failure for failure in failures if not isinstance(failure, RateLimited | Overloaded)]
-    if real:
-        return next((failure for failure in real if failure.heals), real[0])
-    limited = [failure for failure in failures if isinstance(failure, RateLimited)] or failures
-    return min(limited, key=lambda failure: failure.retry_after or 0.0)
+    limited = [failure for failure in failures if isinstance(failure, RateLimited)]
+    if healing := [failure for failure in real if failure.heals]:
+        return healing[0]
+    return min(limited or real[:1] or failures, key=lambda failure: failure.retry_after or 0.0)
 
 
 class RetryBudget:

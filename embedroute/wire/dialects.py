@@ -10,7 +10,7 @@ from typing import Any, Final
 from embedroute.errors import LONGEST_ECHO, EmbedrouteError, UpstreamError
 from embedroute.journal import Journal
 from embedroute.wire.decode import Job
-from embedroute.wire.responses import ENCODER, CreateEmbeddingResponse, Embeddings, Usage, rows
+from embedroute.wire.responses import ENCODER, CreateEmbeddingResponse, Embeddings, Usage, written
 
 
 class OpenAIDialect:
@@ -20,7 +20,7 @@ class OpenAIDialect:
         """Write the body of a 200."""
         return ENCODER.encode(
             CreateEmbeddingResponse(
-                data=rows(answer.vectors, base64=job.base64),
+                data=written(answer.rows, base64=job.base64),
                 model=answer.model,
                 usage=Usage(prompt_tokens=answer.prompt_tokens, total_tokens=answer.prompt_tokens, **self.usage_extras(answer)),
                 **self.extras(answer),

@@ -41,6 +41,8 @@ def _data_fault(url: str) -> str | None:
         return f"must be base64 of one of {', '.join(MAGIC)}."
     if len(payload) > (LARGEST_IMAGE + 2) // 3 * 4:
         return f"holds an image over {LARGEST_IMAGE} bytes."
+    if len(payload) % 4 or payload.endswith("==="):  # which binascii's strict mode lets pass
+        return "is not strict base64."
     try:
         image = binascii.a2b_base64(payload, strict_mode=True)
     except (ValueError, UnicodeEncodeError):

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -76,6 +76,8 @@ def _lone_surrogate(body: bytes) -> str | None:
 def _demand(what: str, choices: Sequence[str]) -> str:
     if bound := _BOUND.match(what):
         kind, length, side, limit = bound.groups()
+        if length and (side, limit) == (">=", "1"):
+            return "must not be empty."
         unit = {"str": " characters", "array": " items"}.get(kind.split(" ")[0], "") if length else ""
         return f"must be {'at least' if side == '>=' else 'at most'} {limit}{unit}{' long' if unit else ''}."
     if types := _TYPES.match(what):
@@ -106,12 +108,10 @@ def _unknown_keys(root: Any, path: str, name: str, fields: Mapping[str, Sequence
         # What looked like a path was the key's own text, or the key is known to another kind of content part.
         at_root = _unknown_at(root, "", fields)
         path, unknown = ("", at_root) if at_root else (path, [name])
-    known = fields.get(_INDEX.sub("[]", path), ())
+    known = [key for key in fields.get(_INDEX.sub("[]", path), ()) if key not in unknown]
     said = ", ".join(f"{echo(join(path, key))}{did_you_mean(key, known)}" for key in unknown[:5])
     more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-    return InvalidRequest(
-        f"Unknown field: {said}{more}. Take it out of the body.", param=join(path, unknown[0])[:LONGEST_ECHO]
-    )
+    return InvalidRequest(f"Unknown field: {said}{more}. Take it out of the body.", param=join(path, unknown[0])[:LONGEST_ECHO])
 
 
 def _unknown_at(found: Any, path: str, fields: Mapping[str, Sequence[str]]) -> list[str]:
@@ -121,4 +121,5 @@ def _unknown_at(found: Any, path: str, fields: Mapping[str, Sequence[str]]) -> l
             found = found[int(index)] if index else found[name]
     except (KeyError, IndexError, TypeError):
         return []
-    return [key for key in found if key not in known] if type(found) is dict else []
+    held = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+    return [key for key in held if key not in known]

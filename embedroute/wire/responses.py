@@ -12,12 +12,17 @@ from embedroute.vectors import Array
 
 
 class Embeddings(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to one request: ``vectors`` is (n, d), row i for input i; ``model`` the public name of their space."""
+    """The answer to one request: ``rows`` are n arrays of (d,), row i for input i; ``model`` the name of their space."""
 
-    vectors: Array
+    rows: Sequence[Array]
     model: str
     prompt_tokens: int
     journal: Journal
+
+    @property
+    def vectors(self) -> Array:
+        """The rows on top of each other: (n, d)."""
+        return vectors.stack(self.rows)
 
     @property
     def providers(self) -> Sequence[str]:
@@ -77,8 +82,8 @@ ENCODER = msgspec.json.Encoder(decimal_format="string")
 """Writes every body; prices are strings, so that no reader rounds them."""
 
 
-def rows(array: Array, *, base64: bool) -> list[Embedding]:
-    """Write an (n, d) array as n rows, in order, each with its ``index``."""
+def written(rows: Sequence[Array], *, base64: bool) -> list[Embedding]:
+    """Write n arrays of (d,), in order, each with its ``index``; msgspec writes raw memory as base64."""
     if base64:
-        return [Embedding(embedding=raw, index=at) for at, raw in enumerate(vectors.raw_rows(array))]
-    return [Embedding(embedding=msgspec.Raw(vectors.to_json(row)), index=at) for at, row in enumerate(array)]
+        return [Embedding(embedding=vectors.raw(row), index=at) for at, row in enumerate(rows)]
+    return [Embedding(embedding=msgspec.Raw(vectors.to_json(row)), index=at) for at, row in enumerate(rows)]

@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, cast
 
 import msgspec
 
@@ -20,9 +20,9 @@ _NOT_BRACKETS: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[^][{}"]+', re.DOT
 def refuse_duplicate_keys(body: bytes, request: msgspec.Struct, texts: Sequence[str] | None) -> None:
     """Refuse a body in which any object names a key twice.
 
-    ``request`` is what the body decoded to and ``texts`` are its string values, None if an input is an object. Each
-    member of an object has one colon outside strings, so if the body's colons are those of the set fields and of the texts, nothing
-    was said twice; only a body where that sum does not come out is parsed again, key by key.
+    ``request`` is what the body decoded to and ``texts`` are its string values, None if an input is an object.
+    Each member of an object has one colon outside strings, so if the body's colons are those of the set fields
+    and of the texts, nothing was said twice; only a body where that sum does not come out is parsed again.
     """
     values = [value for name in request.__struct_fields__ if (value := getattr(request, name)) is not None]
     if texts is not None and all(isinstance(value, str | int | list) for value in values) and b"\\u003" not in body:
@@ -69,11 +69,13 @@ class _Twice(str):
 def places(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """Every value of a parsed body, outer ones first, each with its path as ``param`` writes it."""
     yield path, node
-    if type(node) is dict:
-        for name, value in node.items():
+    if isinstance(node, dict):
+        members = cast("dict[str, Any]", node)
+        for name, value in members.items():
             yield from places(value, join(path, name))
-    elif type(node) is list:
-        for index, value in enumerate(node):
+    elif isinstance(node, list):
+        items = cast("list[Any]", node)
+        for index, value in enumerate(items):
             yield from places(value, f"{path}[{index}]")
 
 

@@ -50,11 +50,15 @@ class Case(NamedTuple):
     prefix: str = ""
 
 
+# These find their way by the path just as another of the hosts does.
+SAME_PATHS = {"fastapi_lifespan", "starlette_middleware"}
+ROOTED = [host for host in HOSTS if host.app not in SAME_PATHS and "uvicorn" in host.servers]
+
 # uvicorn puts the root path before the path it was sent; hypercorn leaves the path alone, whichever way the proxy sent it.
 CASES = [
     *(Case(host, server) for host in HOSTS for server in host.servers),
-    *(Case(host, "uvicorn-uvloop", "/proxy") for host in HOSTS if "uvicorn" in host.servers),
-    *(Case(host, "hypercorn", "/proxy", "/proxy") for host in HOSTS if "hypercorn" in host.servers),
+    *(Case(host, "uvicorn-uvloop", "/proxy") for host in ROOTED),
+    *(Case(host, "hypercorn", "/proxy", "/proxy") for host in ROOTED),
 ]
 
 
@@ -77,7 +81,7 @@ def visit(case):
             f"tests.hosts.apps.{case.host.app}", case.server, root_path=case.root_path, environ={"TEST_UPSTREAM": upstream.url}
         )
         with serving, httpx2.Client(base_url=serving.url, trust_env=False, timeout=20) as client:
-            answers = {name: ask(client, case, *what) for name, what in requests_for(case).items()}
+            answers = {name: ask(client, *what) for name, what in requests_for(case).items()}
         return Visit(answers, upstream.connections, len(upstream.open), serving.said)
 
 
@@ -100,22 +104,26 @@ def requests_for(case):
         asked["short"] = ("POST", f"{mount}/embeddings", "hash")
     if case.host.door == "mount":
         asked["openapi"] = ("GET", f"{mount}/openapi.json")
-    if case.prefix:
+    if case.prefix and case.host.app != "starlette_nested":
+        # Starlette itself finds nothing in a mount in a mount below a root path that is not in the path.
         asked["proxy that strips"] = ("POST", f"{case.host.mount}/v1/embeddings", "hash")
     return asked
 
 
-def ask(client, case, method, path, model=""):
+def ask(client, method, path, model=""):
     headers = {"authorization": f"Bearer {KEY}"} if model is not None else {}
     body = {"json": {"model": model, "input": TEXTS}} if method == "POST" else {}
     reply = client.request(method, path, headers=headers, **body)
-    if reply.headers["content-type"] != "application/json" or "hello" in reply.text:
-        return reply.status_code, reply.text.strip('"')
-    return reply.status_code, gist(reply.json(), case)
+    try:
+        return reply.status_code, gist(reply.json())
+    except ValueError:
+        return reply.status_code, reply.text
 
 
-def gist(body, case):
+def gist(body):
     """What tells one answer from another: vectors, ids, an error's code."""
+    if isinstance(body, str):
+        return body
     if "error" in body:
         return body["error"]["code"]
     if "openapi" in body:
@@ -139,8 +147,8 @@ def expected_of(case):
         "unknown model": (404, "model_not_found"),
         "no key": (401, "invalid_api_key"),
         "method": (405, "method_not_allowed"),
-        "models": (200, ["hash", "far"]),
-        "openrouter": (200, ["hash", "far"]),
+        "models": (200, ["hash", "far", "hashed"]),
+        "openrouter": (200, ["hash", "far", "hashed"]),
         "model": (200, "far"),
         "openapi": (200, ["/v1/embeddings", "/v1/models", "/v1/models/{id}"]),
         "unknown path": (404, "not_found"),

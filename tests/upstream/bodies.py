@@ -122,9 +122,9 @@ def trailing_garbage(ask):
     return [whole(write(ask.answer()) + b'{"data":[]}')]
 
 
-@lie()
+@doubtful
 def invalid_utf8(ask):
-    """A string that is not UTF-8."""
+    """A string that is not UTF-8, where nobody need look."""
     return [whole(write(ask.answer(model="?name?")).replace(b"?name?", b"\xff\xfe"))]
 
 

@@ -14,7 +14,7 @@ async def ai(scope: Scope, receive: Receive, send: Send) -> None:
     await embeddings(scope, receive, send)
 
 
-@get("/hello", media_type="application/json")
+@get("/hello")
 async def hello() -> str:
     return "hello"
 

@@ -1,0 +1,38 @@
+"""Which engine a gateway uses: the quick one under asyncio where it is installed, else httpx2."""
+
+import logging
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Literal
+
+import httpx2
+
+from embedroute.errors import ConfigError, MissingExtra
+from embedroute.http import Connect, Engine
+from embedroute.http.httpx2_engine import Httpx2Engine
+
+log = logging.getLogger("embedroute.http")
+
+EngineName = Literal["auto", "httpx2", "fast"]
+
+
+def open_engine(name: EngineName, connect: Connect, client: httpx2.AsyncClient | None, *, on_asyncio: bool) -> Engine:
+    """Make the engine of one event loop; a ``client`` of the host's decides for httpx2.
+
+    Raises:
+        MissingExtra: ``fast`` is asked for and not installed.
+        ConfigError: ``fast`` is asked for under trio.
+    """
+    installed = find_spec("pyreqwest") is not None
+    if name == "fast" and not installed:
+        raise MissingExtra("fast", "pyreqwest")
+    if name == "fast" and not on_asyncio:
+        raise ConfigError(['[gateway] engine = "fast" needs asyncio; under trio write engine = "httpx2".'])
+    quick = client is None and on_asyncio and installed and name != "httpx2"
+    engine: Engine = _quick(connect) if quick else Httpx2Engine(client, connect)
+    log.info("engine", extra={"engine": engine.name})
+    return engine
+
+
+def _quick(connect: Connect) -> Engine:
+    return import_module("embedroute.http.pyreqwest_engine").PyreqwestEngine(connect)

@@ -1,0 +1,172 @@
+"""What of a request changes its vectors, and which endpoints can honour it; such a parameter is never dropped silently."""
+
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from embedroute.backend import Accepts
+from embedroute.errors import InvalidRequest
+from embedroute.inputs import ImagePart, Input, Kind, modalities_of
+from embedroute.models import Model
+from embedroute.routing.routes import Candidate
+from embedroute.routing.sieve import Sieve
+from embedroute.wire.decode import Job
+from embedroute.wire.vocabulary import GOOGLE_TASKS
+
+NAMESPACES: Final = ("google", "mistral")
+
+
+class Parameters(msgspec.Struct, frozen=True, kw_only=True):
+    """What of a request changes its vectors.
+
+    ``width`` is the width due, None for an undeclared model that was not asked for one; ``dimensions`` is the
+    width asked for where it is not the model's own. ``namespace`` is the part of ``embedding_options`` that acts.
+    """
+
+    width: int | None = None
+    dimensions: int | None = None
+    input_type: str | None = None
+    dtype: str = "float"
+    namespace: str | None = None
+    title: str | None = None
+
+    def uncut(self, model: Model) -> "Parameters | None":
+        """The same at the model's own width, if vectors of that width can be cut to the one asked for."""
+        if self.dimensions is None or model.dimensions is None or not model.matryoshka or self.dtype != "float":
+            return None
+        return msgspec.structs.replace(self, width=model.dimensions, dimensions=None)
+
+
+def fold(sieve: Sieve, model: Model, job: Job) -> Parameters:
+    """Fold the namespace that acts into the neutral parameters; the candidates that do not speak it drop out.
+
+    Raises:
+        InvalidRequest: the model has no such width, or a namespace that must be honoured is spoken by nobody.
+    """
+    spoken = next((it for it in NAMESPACES if _given(job, it) and any(it in one.accepts.options for one in sieve.left)), None)
+    if job.preferences.require_parameters and (lost := unspoken(job, spoken)):
+        param = f"embedding_options.{lost[0]}"
+        raise InvalidRequest(f"'{param}' names an API that no provider of this model speaks.", param=param)
+    if spoken is None:
+        return _checked(model, Parameters(input_type=job.input_type), job.dimensions, "dimensions")
+    sieve.keep("embedding_options", lambda it: spoken in it.accepts.options, f"does not speak {spoken}")
+    google, mistral = job.options.google, job.options.mistral
+    if spoken == "google" and google:
+        size, param = google.output_dimensionality, "embedding_options.google.output_dimensionality"
+        task = GOOGLE_TASKS[google.task_type] if google.task_type else None
+        wanted = Parameters(input_type=job.input_type or task, namespace="google", title=google.title)
+    else:
+        size, dtype = (mistral.output_dimension, mistral.output_dtype) if mistral else (None, None)
+        param = "embedding_options.mistral.output_dimension"
+        wanted = Parameters(input_type=job.input_type, dtype=dtype or "float", namespace="mistral")
+    return _checked(model, wanted, job.dimensions or size, "dimensions" if job.dimensions else param)
+
+
+def unspoken(job: Job, spoken: str | None) -> list[str]:
+    """The namespaces of ``embedding_options`` that were given and have no effect."""
+    return [name for name in NAMESPACES if _given(job, name) and name != spoken]
+
+
+def _given(job: Job, namespace: str) -> bool:
+    options = getattr(job.options, namespace)
+    return options is not None and any(it not in (None, "TASK_TYPE_UNSPECIFIED") for it in msgspec.structs.astuple(options))
+
+
+def _checked(model: Model, wanted: Parameters, size: int | None, param: str) -> Parameters:
+    own = model.dimensions
+    if size is not None and own is not None and (fault := _width_fault(model, own, size)):
+        raise InvalidRequest(f"'{param}' {fault}", param=param)
+    return msgspec.structs.replace(
+        wanted,
+        width=size or own,
+        dimensions=None if size == own else size,
+        # A model that tells no types apart gives the same vector for all of them, so they share one.
+        input_type=None if model.input_types == [] else wanted.input_type,
+    )
+
+
+def _width_fault(model: Model, own: int, size: int) -> str | None:
+    if size == own:
+        return None
+    if model.dimensions_allowed:
+        allowed = sorted({*model.dimensions_allowed, own})
+        return None if size in allowed else f"must be one of {', '.join(map(str, allowed))} for this model."
+    if not model.matryoshka:
+        return f"must be {own} for this model; its vectors cannot be shortened."
+    least = model.dimensions_min or 1
+    return None if least <= size <= own else f"must be from {least} to {own} for this model."
+
+
+def filter_by_parameters(sieve: Sieve, model: Model, job: Job, wanted: Parameters) -> None:
+    """Drop the endpoints that cannot honour what was asked.
+
+    Raises:
+        InvalidRequest: none is left; ``param`` names what nobody honours.
+        NoEligibleProvider: ``require_parameters`` took out the last.
+    """
+    _filter_by_input(sieve, model, job)
+    refusal = InvalidRequest("'dimensions' is honoured by no provider of this model.", param="dimensions")
+    sieve.keep("dimensions", lambda it: _gives_width(it, model, wanted), "cannot give this width", refusal)
+    refusal = InvalidRequest("'input_type' is honoured by no provider of this model; leave it out.", param="input_type")
+    sieve.keep(
+        "input_type",
+        lambda it: wanted.input_type is None or honours_type(it, model, wanted.input_type, job.kind),
+        "takes no such input type",
+        refusal,
+    )
+    param = "embedding_options.mistral.output_dtype"
+    refusal = InvalidRequest(f"'{param}' is honoured by no provider of this model.", param=param)
+    sieve.keep("output_dtype", lambda it: wanted.dtype in it.accepts.dtypes, "does not give such numbers", refusal)
+    if job.preferences.require_parameters and job.user is not None:
+        sieve.keep("require_parameters", lambda it: it.accepts.user, "does not take 'user'")
+
+
+def _filter_by_input(sieve: Sieve, model: Model, job: Job) -> None:
+    needs = modalities_of(job.inputs)
+    said = "token ids" if job.kind is Kind.TOKENS else f"{' and '.join(sorted(needs))} {job.kind}".replace("text text", "text")
+    refusal = InvalidRequest(
+        f"'input' holds {said}, which no provider of this model takes.", param="input", code="unsupported_modality"
+    )
+    if model.modalities is not None:
+        sieve.keep("input", lambda _: needs <= set(model.modalities or ()), "the model has no such modality", refusal)
+    sieve.keep("input", lambda it: _takes(it.accepts, job.kind, needs), f"does not take {said}", refusal)
+    if job.kind is Kind.PARTS and any(map(_is_remote, (part for item in job.inputs for part in item))):
+        sieve.keep("input", lambda it: it.accepts.fetches, "does not fetch https images", refusal)
+    if job.kind is Kind.TOKENS and model.max_input_tokens is not None:
+        _refuse_overlong(job.inputs, model.max_input_tokens)
+
+
+def _takes(accepts: Accepts, kind: Kind, needs: frozenset[str]) -> bool:
+    if kind is Kind.TEXT:
+        return accepts.texts
+    if kind is Kind.TOKENS:
+        return accepts.tokens
+    # Content parts are a multimodal API's way to speak; a text API has no room even for text parts.
+    return len(accepts.modalities) > 1 and needs <= set(accepts.modalities)
+
+
+def _is_remote(part: object) -> bool:
+    return isinstance(part, ImagePart) and part.image_url.url.startswith("https:")
+
+
+def _refuse_overlong(inputs: Sequence[Input], most: int) -> None:
+    for position, ids in enumerate(inputs):
+        if len(ids) > most:
+            param = f"input[{position}]" if len(inputs) > 1 else "input"
+            raise InvalidRequest(
+                f"'{param}' holds {len(ids)} token ids; the maximum context length of this model is {most}.",
+                param=param,
+                code="context_length_exceeded",
+            )
+
+
+def _gives_width(candidate: Candidate, model: Model, wanted: Parameters) -> bool:
+    if wanted.dimensions is None or candidate.accepts.dimensions:
+        return True
+    return wanted.uncut(model) is not None
+
+
+def honours_type(candidate: Candidate, model: Model, input_type: str, kind: Kind) -> bool:
+    """Whether the API takes an input type itself, or the model's config gives a text prefix for it."""
+    return input_type in candidate.accepts.input_types or (kind is Kind.TEXT and input_type in (model.prefixes or {}))

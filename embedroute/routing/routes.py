@@ -1,0 +1,150 @@
+"""What can be asked for: public model names and ``provider/upstream-model`` names, and how both are read."""
+
+import re
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Final
+
+import msgspec
+
+from embedroute.backend import Accepts, BackendBase
+from embedroute.errors import InvalidRequest, ModelNotFound, did_you_mean, echo
+from embedroute.models import Model, Stage
+
+_RUNS: Final = re.compile(r"[ ._]+")
+
+SUFFIXES: Final = {":floor": "price", ":nitro": "throughput"}
+"""Model suffix → what it sorts by (OpenRouter's shorthands)."""
+
+
+class Candidate(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """An endpoint that may serve a request, with every fact that a decision needs.
+
+    ``prices`` are USD per million tokens (``prompt``, ``completion``) or per unit; empty when unknown.
+    """
+
+    provider: str
+    model: str
+    backend: BackendBase
+    accepts: Accepts
+    vendor: str = ""
+    prices: Mapping[str, Decimal] = {}
+    data_collection: str | None = None
+    zdr: bool | None = None
+    distillable: bool | None = None
+    stage: Stage = "stable"
+    quantization: str = "unknown"
+    weight: float = 1.0
+    quality: float = 1.0
+    micro_batch_ms: float | None = None
+
+    @property
+    def name(self) -> str:
+        """Provider and upstream model, which together name the endpoint in traces and logs."""
+        return f"{self.provider}:{self.model}"
+
+    def named(self, name: str) -> bool:
+        """Whether a name of a client's list means this endpoint: its slug, the slug's base, or its vendor."""
+        plain = normalise(name)
+        return plain in (normalise(self.provider), normalise(self.provider.partition("/")[0]), normalise(self.vendor))
+
+
+class Route(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """A model with its facts and candidates; ``sort`` is what a suffix of the name asks for.
+
+    ``name`` is the vector space's identity, ``public`` what an answer calls the model. They differ only for an
+    undeclared model, whose space is the provider's own.
+    """
+
+    name: str
+    public: str
+    model: Model
+    candidates: Sequence[Candidate]
+    sort: str | None = None
+
+
+def normalise(name: str) -> str:
+    """Fold a provider's name: lower case, every run of spaces, dots and underscores a hyphen."""
+    return _RUNS.sub("-", name.strip().lower())
+
+
+def is_known(name: str, known: frozenset[str]) -> bool:
+    """Whether a name of a client's or an operator's list can mean a provider; ``known`` are normalised names.
+
+    A variant that is not configured passes only where its base has no configured variants: beside
+    ``tei/eu``, a ``tei/ue`` in ``ignore`` would send text to the very provider that it meant to avoid.
+    """
+    plain = normalise(name)
+    base, _, variant = plain.partition("/")
+    if plain in known or not variant:
+        return plain in known
+    return base in known and not any(it.startswith(f"{base}/") for it in known)
+
+
+class Directory(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """Public model names → routes, plus what is needed to read ``provider/upstream-model`` names."""
+
+    routes: Mapping[str, Route]
+    providers: Mapping[str, Candidate]
+    known_names: frozenset[str]
+
+    def resolve(self, name: str, hint: str | None = None) -> Route:
+        """Find the route that a model name, with an optional provider hint, stands for.
+
+        Raises:
+            InvalidRequest: the hint is no configured provider.
+            ModelNotFound: nobody knows the model.
+        """
+        if hint is not None:
+            return self._hinted(name, hint)
+        route = self.routes.get(name) or self._suffixed(name, None) or self._prefixed(name)
+        if route is None:
+            advice = did_you_mean(name, list(self.routes)) or "; GET /v1/models lists those that do."
+            raise ModelNotFound(f"The model {echo(name)} does not exist here{advice}", param="model")
+        return route
+
+    def _hinted(self, name: str, hint: str) -> Route:
+        slugs = [slug for slug, provider in self.providers.items() if provider.named(hint)]
+        if not slugs:
+            raise InvalidRequest(
+                f"'provider' {echo(hint)} is not configured here; use one of {', '.join(self.providers)}.", param="provider"
+            )
+        prefix = max((slug for slug in slugs if name.startswith(f"{slug}/")), key=len, default="")
+        bare = name[len(prefix) + 1 :] if prefix else name
+        for called in filter(None, (name, bare)):
+            route = self.routes.get(called) or self._suffixed(called, hint)
+            if route and (pinned := [candidate for candidate in route.candidates if candidate.named(hint)]):
+                return msgspec.structs.replace(route, candidates=pinned)
+        exact = [slug for slug in slugs if normalise(slug) == normalise(hint)]
+        return self._undeclared(prefix or (exact or slugs)[0], bare or name)
+
+    def _suffixed(self, name: str, hint: str | None) -> Route | None:
+        for suffix, sort in SUFFIXES.items():
+            if name.endswith(suffix) and len(name) > len(suffix):
+                try:
+                    route = self.resolve(name.removesuffix(suffix), hint)
+                except ModelNotFound:
+                    return None
+                return msgspec.structs.replace(route, sort=sort)
+        return None
+
+    def _prefixed(self, name: str) -> Route | None:
+        slugs = [slug for slug in self.providers if name.startswith(f"{slug}/") and len(name) > len(slug) + 1]
+        if not slugs:
+            return None
+        slug = max(slugs, key=len)
+        upstream = name[len(slug) + 1 :]
+        own = self.routes.get(upstream)
+        for route in [*([own] if own else []), *self.routes.values()]:
+            pinned = [it for it in route.candidates if it.provider == slug and (route is own or it.model == upstream)]
+            if pinned:
+                return msgspec.structs.replace(route, candidates=pinned)
+        return self._undeclared(slug, upstream)
+
+    def _undeclared(self, slug: str, upstream: str) -> Route:
+        return Route(
+            name=f"{slug}/{upstream}",
+            public=upstream,
+            model=Model(),
+            candidates=[msgspec.structs.replace(self.providers[slug], model=upstream)],
+        )

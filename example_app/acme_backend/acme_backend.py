@@ -1,0 +1,21 @@
+"""A backend for Acme, in a package of its own."""
+
+from embedroute.backend import Accepts, Batch, HTTPBackend, Secret, UpstreamReply, UpstreamRequest, Vectors
+
+
+class Acme(HTTPBackend, frozen=True):
+    """Acme's embeddings API: POST /embed, at most 96 texts a call."""
+
+    api_key: Secret
+    base_url: str = "https://api.acme.example"
+    accepts = Accepts(max_inputs=96, dimensions=True)
+
+    def build(self, batch: Batch) -> UpstreamRequest:
+        """Write the request."""
+        body = {"model": batch.model, "texts": batch.texts, "size": batch.dimensions}
+        return UpstreamRequest.json(f"{self.base_url}/embed", body, bearer=self.api_key)
+
+    def parse(self, batch: Batch, reply: UpstreamReply) -> Vectors:
+        """Read the answer."""
+        answer = reply.json()
+        return Vectors.from_lists(answer["vectors"], prompt_tokens=answer["tokens"])

@@ -1,0 +1,134 @@
+"""The official Python client against a real server: every encoding, every error by its class, retries as it is told."""
+
+import base64
+import time
+
+import numpy as np
+import openai
+import pytest
+
+from embedroute.testing import expected_vector
+from tests.clients.served import KEY, NARROW_KEY, WIDTH
+from tests.upstream import vector_of
+
+MODEL = "text-embedding-3-small"
+TEXTS = ["hello", "wörld", "三", "hello"]
+
+
+@pytest.fixture(scope="session")
+def client(standing):
+    with openai.OpenAI(base_url=f"{standing[0].url}/v1", api_key=KEY, max_retries=0) as client:
+        yield client
+
+
+def rows(answer):
+    return np.array([np.asarray(row.embedding, "<f4") for row in answer.data])
+
+
+@pytest.mark.usefixtures("upstream")
+@pytest.mark.parametrize("encoding", [{}, {"encoding_format": "float"}, {"encoding_format": "base64"}])
+@pytest.mark.parametrize("width", [None, 3])
+@pytest.mark.parametrize("given", [TEXTS, "hello", [5, 6, 7], [[1, 2], [3], [1, 2]]])
+def test_every_input_comes_back_in_order_in_every_encoding(client, given, width, encoding):
+    items = given if isinstance(given, list) and not isinstance(given[0], int) else [given]
+    sized = {} if width is None else {"dimensions": width}
+    answer = client.embeddings.create(model=MODEL, input=given, **sized, **encoding)
+    vectors = [row.embedding for row in answer.data]
+    if encoding.get("encoding_format") == "base64":
+        vectors = [np.frombuffer(base64.b64decode(row, validate=True), "<f4") for row in vectors]
+
+    assert np.allclose([vector_of(item, width or WIDTH) for item in items], vectors, atol=1e-6)
+    assert [row.index for row in answer.data] == list(range(len(items)))
+    assert (answer.object, answer.model) == ("list", MODEL)
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens > 0
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("encoding", [{}, {"encoding_format": "float"}])
+async def test_the_async_client_gets_the_same(server, encoding):
+    async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0) as client:
+        answer = await client.embeddings.create(model="hash", input=TEXTS, **encoding)
+
+    assert np.array_equal([expected_vector(text, WIDTH) for text in TEXTS], rows(answer))
+
+
+def test_the_client_finds_request_ids_and_models(client):
+    raw = client.embeddings.with_raw_response.create(model="hash", input="a", extra_headers={"x-request-id": "mine-1"})
+    listed = [model.id for model in client.models.list()]
+
+    assert raw.request_id == "mine-1"
+    assert {"hash", MODEL} <= set(listed)
+    assert client.models.retrieve(MODEL).id == MODEL
+
+
+@pytest.mark.parametrize(
+    ("asked", "key", "kind", "status", "code", "param"),
+    [
+        ({"input": "a", "model": "hash"}, "sk-wrong", openai.AuthenticationError, 401, "invalid_api_key", None),
+        ({"input": "", "model": "hash"}, KEY, openai.BadRequestError, 400, None, "input"),
+        ({"input": ["a", ""], "model": "hash"}, KEY, openai.BadRequestError, 400, None, "input[1]"),
+        ({"input": "a", "model": "hash", "dimensions": 9}, KEY, openai.BadRequestError, 400, None, "dimensions"),
+        ({"input": "a", "model": "hash", "encoding_format": "hex"}, KEY, openai.BadRequestError, 400, None, "encoding_format"),
+        ({"input": "a", "model": "hash", "extra_body": {"dimension": 4}}, KEY, openai.BadRequestError, 400, None, "dimension"),
+        ({"input": "a", "model": "gone"}, KEY, openai.NotFoundError, 404, "model_not_found", "model"),
+        ({"input": "a", "model": MODEL}, NARROW_KEY, openai.PermissionDeniedError, 403, "model_not_allowed", "model"),
+        ({"input": "a" * 1_100_000, "model": "hash"}, KEY, openai.APIStatusError, 413, None, None),
+    ],
+    ids=["key", "empty", "empty item", "dimensions", "encoding", "unknown", "model", "not allowed", "too large"],
+)
+def test_refusals_have_the_class_that_the_client_knows(client, asked, key, kind, status, code, param):
+    with pytest.raises(kind) as raised:
+        client.with_options(api_key=key).embeddings.create(**asked)
+    error = raised.value
+
+    assert (error.status_code, error.code, error.param) == (status, code, param)
+    assert error.type in {"invalid_request_error", "permission_error"}
+    assert error.body["message"]
+    assert error.request_id.startswith("req_")
+    assert key not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("model", "mode", "kind", "status"),
+    [
+        ("limited", "status_429", openai.RateLimitError, 429),
+        ("failing", "status_500", openai.InternalServerError, 502),
+        ("refused", "status_401", openai.InternalServerError, 502),
+        ("slow", "stalled", openai.InternalServerError, 504),
+        ("broken", "status_400", openai.BadRequestError, 400),
+    ],
+)
+def test_failures_of_an_upstream_have_the_class_that_the_client_knows(client, upstream, model, mode, kind, status):
+    upstream.mode = mode
+    with pytest.raises(kind) as raised:
+        client.embeddings.create(model=model, input=f"{mode}")
+    error = raised.value
+
+    assert error.status_code == status
+    assert isinstance(error.body["message"], str)
+    assert "sk-up" not in str(error)
+
+
+def test_the_client_retries_what_heals_and_waits_as_it_is_told(server, upstream):
+    """The upstream rests for a second, which is longer than the gateway's deadline: the client is told, and comes back."""
+    upstream.mode = ["limited_silent", "honest"]
+    began = time.monotonic()
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=2) as patient:
+        raw = patient.embeddings.with_raw_response.create(model=MODEL, input="come back later")
+
+    assert raw.retries_taken == 1
+    assert time.monotonic() - began >= 0.75
+    assert len(upstream.requests) == 2
+    assert np.allclose(rows(raw.parse()), [vector_of("come back later")])
+
+
+@pytest.mark.parametrize(("model", "mode"), [("refused-again", "status_401"), ("broken", "status_400")])
+def test_the_client_does_not_retry_what_will_not_heal(server, upstream, model, mode):
+    """Our own refused key is a 502, which clients retry unless ``x-should-retry`` says no."""
+    upstream.mode = mode
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=2) as patient:
+        began = time.monotonic()
+        with pytest.raises(openai.APIStatusError):
+            patient.embeddings.create(model=model, input=f"{mode} again")
+
+    assert time.monotonic() - began < 0.4

@@ -1,0 +1,363 @@
+"""Every engine against the same upstreams: what it sends, what it refuses, how it fails, and what it leaves behind."""
+
+import os
+import random
+import ssl
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import anyio
+import httpx2
+import numpy as np
+import pytest
+
+from embedroute.backend import Secret, UpstreamRequest
+from embedroute.errors import BadAnswer, TimedOut, Unavailable, Unreachable, UpstreamError
+from embedroute.http import DIRECT, Connect
+from embedroute.http.httpx2_engine import Httpx2Engine
+from embedroute.http.pyreqwest_engine import PyreqwestEngine
+from tests.upstream import Upstream, vectors_of
+
+ENGINES = {"httpx2": lambda connect: Httpx2Engine(None, connect), "pyreqwest": PyreqwestEngine}
+RUNS = [("asyncio", "httpx2"), ("trio", "httpx2"), ("asyncio", "pyreqwest")]
+engines = pytest.mark.parametrize(("anyio_backend", "name"), RUNS)
+
+DEAD = "http://127.0.0.1:9/v1"
+
+
+@pytest.fixture(scope="module")
+def shared():
+    with Upstream() as upstream:
+        yield upstream
+
+
+@pytest.fixture
+def upstream(shared):
+    shared.mode, shared.delay = "honest", 0.0
+    shared.requests.clear()
+    return shared
+
+
+def first_row(reply):
+    return np.array(reply.json()["data"][0]["embedding"], "<f4")
+
+
+class Client:
+    """An engine from ``async with`` to the end of it."""
+
+    def __init__(self, name, connect=DIRECT):
+        self.engine = ENGINES[name](connect)
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *_):
+        await self.engine.aclose()
+
+    async def send(self, url, texts=("text",), timeout=5.0, **headers):
+        body = {"model": "m", "input": list(texts)}
+        return await self.engine.send(UpstreamRequest.json(f"{url}/embeddings", body, bearer=Secret("sk-1"), headers=headers), timeout)
+
+    async def meet(self, upstream):
+        """Be past the first exchange, which the quick engine leaves to the careful one."""
+        mode, upstream.mode = upstream.mode, "honest"
+        await self.send(upstream.url)
+        upstream.mode = mode
+        upstream.requests.clear()
+
+
+@engines
+async def test_a_request_goes_out_as_it_was_built(anyio_backend, name, upstream):
+    async with Client(name) as client:
+        for _ in range(2):
+            reply = await client.send(upstream.url, **{"x-one": "1", "x-two": Secret("two")})
+
+    assert reply.status == 200
+    assert reply.headers["content-type"] == "application/json"
+    assert len(reply.json()["data"]) == 1
+    for ask in upstream.requests:
+        assert ask.json == {"model": "m", "input": ["text"]}
+        sent = {name: ask.headers.get(name) for name in ("authorization", "accept", "accept-encoding", "x-one", "x-two", "cookie")}
+        assert sent == {
+            "authorization": "Bearer sk-1",
+            "accept": "application/json",
+            "accept-encoding": "identity",
+            "x-one": "1",
+            "x-two": "two",
+            "cookie": None,
+        }
+
+
+@engines
+async def test_connections_are_used_again(anyio_backend, name, upstream):
+    async with Client(name) as client:
+        await client.meet(upstream)
+        before = upstream.connections
+        for _ in range(5):
+            await client.send(upstream.url)
+
+    assert upstream.connections - before <= 1
+
+
+@engines
+async def test_a_cookie_never_comes_back(anyio_backend, name, upstream):
+    upstream.mode = "sets_cookie"
+    async with Client(name) as client:
+        for _ in range(4):
+            await client.send(upstream.url)
+
+    assert [None] * 4 == [ask.headers.get("cookie") for ask in upstream.requests]
+
+
+@engines
+@pytest.mark.parametrize(("mode", "status"), [("redirect", 307), ("redirect_302", 302), ("status_401", 401), ("empty_500", 500)])
+async def test_any_status_comes_back_as_it_is(anyio_backend, name, upstream, mode, status):
+    """A redirect is not followed: it would take body and key elsewhere."""
+    async with Client(name) as client:
+        await client.meet(upstream)
+        upstream.mode = mode
+        assert (await client.send(upstream.url)).status == status
+
+    assert upstream.followed == []
+
+
+FAILURES = {
+    "gzip": BadAnswer,
+    "gzip_label": BadAnswer,
+    "brotli_label": BadAnswer,
+    "gzip_bomb": BadAnswer,
+    "huge_body": BadAnswer,
+    "huge_chunked": BadAnswer,
+    "reset_before_headers": Unavailable,
+    "fin_before_headers": Unavailable,
+    "half_headers": Unavailable,
+    "half_body_reset": Unavailable,
+    "half_body_fin": Unavailable,
+    "chunked_truncated": Unavailable,
+    "bad_status_line": Unavailable,
+    "ssh_banner": Unavailable,
+    "bad_chunk_size": Unavailable,
+    "stalled": TimedOut,
+    "stalled_body": TimedOut,
+    "stalled_half_body": TimedOut,
+    "never_ending": TimedOut,
+    "one_xx_flood": TimedOut,
+}
+
+
+@engines
+@pytest.mark.parametrize("met", [False, True])
+@pytest.mark.parametrize("mode", FAILURES)
+async def test_a_failed_exchange_is_named_by_its_kind(anyio_backend, name, upstream, mode, met):
+    async with Client(name) as client:
+        if met:
+            await client.meet(upstream)
+        upstream.mode = mode
+        with anyio.fail_after(8), pytest.raises(UpstreamError) as caught:
+            await client.send(upstream.url, timeout=0.3 if FAILURES[mode] is TimedOut else 5.0)
+
+    assert FAILURES[mode] is caught.type
+
+
+@engines
+@pytest.mark.parametrize(
+    ("url", "kind"),
+    [
+        (DEAD, Unreachable),
+        ("http://no-such-host.invalid/v1", Unreachable),
+        ("https://{host}/v1", UpstreamError),
+        ("ftp://{host}/v1", UpstreamError),
+        ("http://127.0.0.1:99999/v1", UpstreamError),
+        ("http://[::1/v1", UpstreamError),
+        ("not a url", UpstreamError),
+    ],
+)
+async def test_what_cannot_be_reached_is_an_upstreams_failure(anyio_backend, name, upstream, url, kind):
+    """A port that speaks no TLS, a name that is none, an address that is wrong: never anything but an ``UpstreamError``."""
+    async with Client(name) as client:
+        with pytest.raises(kind) as caught:
+            await client.send(url.format(host=f"127.0.0.1:{upstream.port}"), timeout=1.0)
+
+    assert "sk-1" not in caught.value.message
+
+
+@engines
+async def test_a_header_that_cannot_be_sent_is_an_upstreams_failure(anyio_backend, name, upstream):
+    async with Client(name) as client:
+        for value in ("naïve ☃", "a\r\nb: c"):
+            with pytest.raises(Unavailable):
+                await client.send(upstream.url, **{"x-one": value})
+
+    assert [ask for ask in upstream.requests if "b" in ask.headers] == []
+
+
+@engines
+@pytest.mark.parametrize("mode", ["answers_twice", "answers_twice_later"])
+async def test_an_answer_that_nobody_asked_for_is_never_the_next_ones(anyio_backend, name, upstream, mode):
+    """From its first word, or after it was honest: each right vector, or a failure."""
+    upstream.mode = mode
+    async with Client(name) as client:
+        for at in range(6):
+            texts = [f"text {at}"]
+            reply = await client.send(upstream.url, texts)
+            assert first_row(reply).tolist() == vectors_of(texts)[0].tolist()
+
+
+@engines
+async def test_a_second_answer_on_a_used_connection_discredits_the_first(anyio_backend, name, upstream):
+    """Who had been quiet so far: what was read may be the answer to another request."""
+    if name == "pyreqwest":
+        pytest.skip("hyper closes such a connection by itself, and tells nobody")
+    async with Client(name) as client:
+        await client.meet(upstream)
+        upstream.mode = "answers_twice"
+        with pytest.raises(BadAnswer):
+            await client.send(upstream.url, ["one"])
+        for text in ("two", "three"):
+            reply = await client.send(upstream.url, [text])
+            assert first_row(reply).tolist() == vectors_of([text])[0].tolist()
+
+
+@engines
+async def test_many_cancelled_requests_leave_no_connection_in_use(anyio_backend, name, upstream):
+    rng = random.Random(7)
+    async with Client(name) as client:
+        await client.meet(upstream)
+        upstream.delay = 0.01
+
+        async def leave():
+            for _ in range(8):
+                with anyio.move_on_after(rng.random() * 0.02):
+                    await client.send(upstream.url)
+
+        async with anyio.create_task_group() as group:
+            for _ in range(32):
+                group.start_soon(leave)
+        upstream.delay = 0.0
+        with anyio.fail_after(2):
+            while upstream.in_flight:
+                await anyio.sleep(0.01)
+        async with anyio.create_task_group() as group:
+            for _ in range(64):
+                group.start_soon(client.send, upstream.url)
+
+    with anyio.fail_after(2):
+        while upstream.open:
+            await anyio.sleep(0.01)
+
+
+# Proxies and TLS.
+
+
+@engines
+async def test_a_proxy_is_used_where_one_is_named(anyio_backend, name, upstream):
+    """The proxy is sent the whole address, and its own credentials."""
+    proxy = Secret(f"http://user:secret@127.0.0.1:{upstream.port}")
+    async with Client(name, Connect(proxy=proxy)) as client:
+        await client.send("http://upstream.invalid/v1")
+
+    [ask] = upstream.requests
+    assert ask.path == "http://upstream.invalid/v1/embeddings"
+    assert ask.headers["proxy-authorization"].startswith("Basic ")
+
+
+SCRIPT = """
+import anyio
+from embedroute.http.httpx2_engine import Httpx2Engine
+from embedroute.http.pyreqwest_engine import PyreqwestEngine
+from embedroute.backend import UpstreamRequest
+
+async def main():
+    for make in (Httpx2Engine, PyreqwestEngine):
+        engine = make()
+        for _ in range(2):
+            print((await engine.send(UpstreamRequest.json({url!r}, {{"input": ["a"]}}), 5.0)).status)
+        await engine.aclose()
+
+anyio.run(main)
+"""
+
+
+def test_a_proxy_of_the_environment_is_not_used(upstream):
+    """It would be sent the key."""
+    names = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+    environ = {**os.environ, **dict.fromkeys(names, DEAD)}
+    script = SCRIPT.format(url=f"{upstream.url}/embeddings")
+    ran = subprocess.run([sys.executable, "-c", script], env=environ, capture_output=True, text=True, check=False)  # noqa: S603 - our own words
+
+    assert (ran.stdout, ran.stderr) == ("200\n" * 4, "")
+
+
+class Hello(BaseHTTPRequestHandler):
+    """Answers any POST with an empty object."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):  # noqa: N802 - http.server's word
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(200)
+        self.send_header("content-length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *_):
+        pass
+
+
+class QuietServer(ThreadingHTTPServer):
+    """Says nothing of clients that do not trust it."""
+
+    def handle_error(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def private(tmp_path_factory):
+    """A TLS server that a CA of our own vouches for: its URL, and the CA's file."""
+    place = tmp_path_factory.mktemp("tls")
+    ca, cert, key = (str(place / name) for name in ("ca.pem", "cert.pem", "key.pem"))
+    new = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+    root = [*new, "-subj", "/CN=our ca", "-keyout", str(place / "ca.key"), "-out", ca]
+    leaf = [*new, "-subj", "/CN=localhost", "-CA", ca, "-CAkey", str(place / "ca.key"), "-keyout", key, "-out", cert]
+    names = ["-addext", "subjectAltName=DNS:localhost", "-addext", "basicConstraints=critical,CA:FALSE"]
+    for command in (root, [*leaf, *names]):
+        subprocess.run(command, check=True, capture_output=True)  # noqa: S603 - our own words
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    server = QuietServer(("127.0.0.1", 0), Hello)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server.server_address[1], ca
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@engines
+@pytest.mark.parametrize(
+    ("host", "trusting", "reached"), [("localhost", True, True), ("localhost", False, False), ("127.0.0.1", True, False)]
+)
+async def test_a_private_ca_is_trusted_where_it_is_named_and_for_its_names(anyio_backend, name, private, host, trusting, reached):
+    port, ca = private
+    async with Client(name, Connect(ca_file=ca if trusting else None)) as client:
+        if reached:
+            for _ in range(3):
+                assert (await client.send(f"https://{host}:{port}/v1")).status == 200
+        else:
+            with pytest.raises(Unreachable):
+                await client.send(f"https://{host}:{port}/v1")
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+async def test_a_client_of_the_hosts_is_used_and_left_open(anyio_backend, upstream):
+    async with httpx2.AsyncClient(headers={"x-host": "yes"}, trust_env=False) as own:
+        engine = Httpx2Engine(own)
+        reply = await engine.send(UpstreamRequest.json(f"{upstream.url}/embeddings", {"input": ["a"]}), 5.0)
+        await engine.aclose()
+
+        assert reply.status == 200
+        assert upstream.requests[0].headers["x-host"] == "yes"
+        assert not own.is_closed

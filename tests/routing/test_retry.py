@@ -1,0 +1,129 @@
+"""What follows a failed attempt, how long the wait is, and what the client is told in the end."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedroute.errors import (
+    BadAnswer,
+    BatchTooLarge,
+    ConfigError,
+    ContextTooLong,
+    EmbedrouteError,
+    InputRefused,
+    KeyRefused,
+    ModelRefused,
+    NoHealthyEndpoint,
+    Overloaded,
+    RateLimited,
+    TimedOut,
+    Unavailable,
+    Unreachable,
+    UpstreamError,
+)
+from embedroute.routing.retry import RetryBudget, RetryPolicy, Then, judge, wait_before, worst
+
+
+@pytest.mark.parametrize(
+    ("failure", "attempt", "then"),
+    [
+        (InputRefused("bad"), 1, Then.STOP),
+        (ContextTooLong("long"), 1, Then.STOP),
+        (BatchTooLarge("many"), 1, Then.HALVE),
+        (BatchTooLarge("many"), 3, Then.HALVE),
+        (RateLimited("slow down"), 1, Then.NEXT),
+        (KeyRefused("who?"), 1, Then.NEXT),
+        (ModelRefused("what?"), 1, Then.NEXT),
+        (TimedOut("slow"), 1, Then.NEXT),
+        (Unreachable("refused"), 1, Then.RETRY),
+        (Unreachable("refused"), 2, Then.RETRY),
+        (Unreachable("refused"), 3, Then.NEXT),
+        (BadAnswer("NaN"), 1, Then.RETRY),
+        (BadAnswer("NaN"), 3, Then.NEXT),
+        (Unavailable("reset"), 2, Then.RETRY),
+        (Unavailable("reset"), 3, Then.NEXT),
+        (Unavailable("reset"), 4, Then.NEXT),
+        (UpstreamError("?"), 1, Then.STOP),
+        (ConfigError(["extra"]), 1, Then.STOP),
+        (EmbedrouteError("?"), 1, Then.STOP),
+    ],
+)
+def test_a_failed_attempt_is_judged_by_its_kind(failure, attempt, then):
+    """Only an upstream's own trouble is worth a second try on the same endpoint, and a timeout not even that."""
+    assert then is judge(failure, attempt, RetryPolicy(attempts=3))
+
+
+def test_one_attempt_means_no_second():
+    assert Then.NEXT is judge(Unavailable("reset"), 1, RetryPolicy(attempts=1))
+
+
+@given(st.integers(1, 60), st.floats(0, 1, exclude_max=True))
+def test_the_wait_is_full_jitter_under_a_doubling_bound(attempt, chance):
+    policy = RetryPolicy(first_wait=0.05, longest_wait=2.0)
+    bound = min(2.0, 0.05 * 2 ** (attempt - 1))
+
+    assert chance * bound == wait_before(Unavailable("reset"), attempt, policy, lambda: chance)
+    assert 0.0 == wait_before(Unreachable("refused"), attempt, policy, lambda: chance)
+
+
+LIMIT_9, LIMIT_2, LIMIT = RateLimited("9", retry_after=9), RateLimited("2", retry_after=2), RateLimited("?")
+DOWN, BAD, KEY, REST = Unavailable("down"), BadAnswer("bad"), KeyRefused("key"), NoHealthyEndpoint("rest", retry_after=3)
+BUSY = Overloaded("busy", retry_after=1)
+
+
+@pytest.mark.parametrize(
+    ("failures", "told"),
+    [
+        ([DOWN], DOWN),
+        ([DOWN, BAD], DOWN),
+        ([LIMIT_9, DOWN], DOWN),
+        ([KEY, DOWN], DOWN),
+        ([KEY], KEY),
+        ([REST, KEY], KEY),
+        ([KEY, LIMIT_2], LIMIT_2),
+        ([LIMIT_9, LIMIT_2], LIMIT_2),
+        ([LIMIT_9, LIMIT], LIMIT),
+        ([REST, LIMIT_9], LIMIT_9),
+        ([REST, BUSY], BUSY),
+        ([REST], REST),
+    ],
+)
+def test_the_client_is_told_what_helps_it_most(failures, told):
+    """The first trouble that may heal; else the shortest rest; an upstream that refuses our key is the last thing to say."""
+    assert told is worst(failures)
+
+
+def test_retries_are_a_share_of_recent_calls_over_a_floor():
+    budget = RetryBudget(share=0.2, floor=3, window=10.0)
+
+    assert [True] * 3 + [False] == [budget.allow(0.0) for _ in range(4)]
+    for _ in range(10):
+        budget.called(0.0)
+    assert [True, True, False] == [budget.allow(0.0) for _ in range(3)]
+
+
+def test_the_budget_forgets_after_its_window():
+    budget = RetryBudget(share=0.5, floor=0, window=10.0)
+    assert not budget.allow(0.0)
+    budget.called(0.0)
+    budget.called(0.0)
+
+    assert [True, False] == [budget.allow(5.0), budget.allow(5.0)]
+    assert not budget.allow(10.1)
+    budget.called(16.0)
+    assert budget.allow(16.0)
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), max_size=300))
+def test_no_storm_gets_past_the_budget(steps):
+    """In any window the retries stay within the floor and a fifth of the calls."""
+    budget, now, calls, retries = RetryBudget(share=0.2, floor=5, window=10.0), 0.0, [], []
+    for wait, calling in steps:
+        now += wait
+        if calling:
+            budget.called(now)
+            calls.append(now)
+        elif budget.allow(now):
+            retries.append(now)
+            recent = sum(now - at <= 10.0 for at in calls)
+            assert sum(now - at <= 10.0 for at in retries) <= 5 + 0.2 * recent + 1

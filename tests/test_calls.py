@@ -1,0 +1,426 @@
+"""Over endpoints and attempts: what is tried where, when, how often, and what the client is told in the end."""
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import anyio
+import numpy as np
+import pytest
+
+from embedroute import Config, EmbedrouteError, Gateway, Provider
+from embedroute.backend import Accepts, Vectors
+from embedroute.errors import (
+    BadAnswer,
+    BatchTooLarge,
+    ContextTooLong,
+    InputRefused,
+    KeyRefused,
+    ModelRefused,
+    RateLimited,
+    TimedOut,
+    Unavailable,
+    Unreachable,
+)
+from embedroute.routing.health import BreakerPolicy
+from embedroute.routing.retry import RetryPolicy
+from embedroute.testing import ScriptedBackend, expected_vector
+
+pytestmark = pytest.mark.anyio
+
+WIDTH = 8
+TEXTS = [f"text {at}" for at in range(7)]
+QUICK = RetryPolicy(first_wait=0.001, longest_wait=0.002)
+
+
+def scripted(*script, **fields):
+    return ScriptedBackend(script=script, width=WIDTH, **fields)
+
+
+def capped(most, **fields):
+    """A backend that takes ``most`` inputs and only says so when there are more."""
+
+    def judge(batch):
+        if len(batch) > most:
+            raise BatchTooLarge("too many inputs")
+        return right(batch.texts)
+
+    return scripted(then=judge, **fields)
+
+
+def right(texts):
+    return Vectors(np.array([expected_vector(text, WIDTH) for text in texts]))
+
+
+def gateway_of(*backends, deadline=5.0, dimensions=WIDTH, cache=0, accepts=None, retries=QUICK, breaker=None):
+    names = "abcdef"[: len(backends)]
+    endpoints = [{"provider": name, "accepts": accepts or {}} for name in names]
+    config = Config(
+        gateway={"auth": "open", "deadline": deadline},
+        cache={"bytes": cache},
+        providers={name: Provider(backend=backend) for name, backend in zip(names, backends, strict=True)},
+        models={"m": {"dimensions": dimensions, "endpoints": endpoints}},
+    )
+    return Gateway(config, retries=retries, breaker=breaker)
+
+
+async def embed(gateway, texts=TEXTS, **fields):
+    """Embed in the order of the endpoints, and check that whatever comes back is right."""
+    wishes = {"order": ["a"], **fields.pop("provider", {})}
+    answer = await gateway.embed(texts, model=fields.pop("model", "m"), provider=wishes, **fields)
+    assert answer.vectors.tolist() == [expected_vector(text, WIDTH).tolist() for text in texts]
+    return answer
+
+
+async def failure_of(gateway, texts=TEXTS, **fields):
+    with pytest.raises(EmbedrouteError) as caught:
+        await embed(gateway, texts, **fields)
+    return caught.value
+
+
+def calls(*backends):
+    return [len(backend.batches) for backend in backends]
+
+
+class Fallback(NamedTuple):
+    """``told`` is what the client sees of ``failure`` alone, ``tried`` how often the first endpoint is called."""
+
+    failure: Exception | Vectors
+    tried: int
+    told: tuple[int, str | None]
+
+
+WRONG_WIDTH = Vectors(np.ones((len(TEXTS), WIDTH + 1), "<f4"))
+TOO_FEW = Vectors(np.ones((len(TEXTS) - 1, WIDTH), "<f4"))
+FALLBACKS = [
+    Fallback(Unavailable("reset"), 2, (502, None)),
+    Fallback(Unreachable("refused"), 2, (502, None)),
+    Fallback(BadAnswer("nonsense"), 2, (502, "upstream_invalid_response")),
+    Fallback(WRONG_WIDTH, 2, (502, "upstream_invalid_response")),
+    Fallback(TOO_FEW, 2, (502, "upstream_invalid_response")),
+    Fallback(RuntimeError("a bug of the plugin's"), 2, (502, None)),
+    Fallback(TimedOut("slow"), 1, (504, None)),
+    Fallback(KeyRefused("your key sk-1 is bad"), 1, (502, "upstream_credentials")),
+    Fallback(ModelRefused("no such model"), 1, (502, "upstream_model_not_found")),
+    Fallback(RateLimited("slow down", retry_after=100), 1, (429, "rate_limit_exceeded")),
+]
+fallbacks = pytest.mark.parametrize(Fallback._fields, FALLBACKS)
+
+
+@fallbacks
+async def test_an_upstreams_own_trouble_is_tried_again_or_elsewhere(failure, tried, told):
+    first, second = scripted(then=lambda _: failure) if isinstance(failure, Vectors) else scripted(then=failure), scripted()
+
+    answer = await embed(gateway_of(first, second))
+
+    assert [tried, 1] == calls(first, second)
+    assert ("b",) == answer.providers
+    assert answer.journal.attempts == tried + 1
+
+
+@fallbacks
+async def test_without_fallbacks_the_first_failure_is_told_by_its_own_status(failure, tried, told):
+    first, second = scripted(then=failure), scripted()
+
+    error = await failure_of(gateway_of(first, second), provider={"allow_fallbacks": False})
+
+    assert told == (error.status, error.code)
+    assert [tried, 0] == calls(first, second)
+
+
+@pytest.mark.parametrize("failure", [InputRefused("bad input"), ContextTooLong("too long")])
+async def test_the_inputs_own_fault_stops_at_once_and_counts_against_nobody(failure):
+    first, second = scripted(*[failure] * 9), scripted()
+    gateway = gateway_of(first, second, breaker=BreakerPolicy(failures=1))
+
+    for _ in range(9):
+        error = await failure_of(gateway)
+        assert (error.status, error.code) == (400, failure.code)
+
+    await embed(gateway)
+    assert [10, 0] == calls(first, second)
+
+
+@pytest.mark.parametrize("given", [None, "vectors", Vectors("nothing"), 7])
+async def test_what_a_plugin_gives_back_instead_of_vectors_is_its_failure(given):
+    async def give(_):
+        return given
+
+    assert (await failure_of(gateway_of(scripted(then=give)))).code == "upstream_invalid_response"
+    await embed(gateway_of(scripted(then=give), scripted()))
+
+
+async def test_a_refused_key_is_never_told_to_the_client():
+    error = await failure_of(gateway_of(scripted(then=KeyRefused("Incorrect API key sk-secret-1"))))
+
+    assert "sk-secret" not in error.message
+    assert (error.status, error.heals) == (502, False)
+
+
+async def test_a_refused_key_rests_its_endpoint():
+    first, second = scripted(then=KeyRefused("no")), scripted()
+    gateway = gateway_of(first, second)
+
+    for _ in range(3):
+        await embed(gateway)
+
+    assert [1, 3] == calls(first, second)
+
+
+async def test_a_rate_limited_endpoint_is_not_called_before_its_rest_is_over():
+    first, second = scripted(RateLimited("slow down", retry_after=0.3)), scripted()
+    gateway = gateway_of(first, second)
+
+    await embed(gateway)
+    await embed(gateway)
+    assert [1, 2] == calls(first, second)
+    await anyio.sleep(0.32)
+    await embed(gateway)
+    assert [2, 2] == calls(first, second)
+
+
+async def test_where_all_are_limited_the_nearest_hint_is_waited_for():
+    first, second = scripted(RateLimited("slow", retry_after=60)), scripted(RateLimited("slow", retry_after=0.2))
+    began = time.monotonic()
+
+    answer = await embed(gateway_of(first, second))
+
+    assert 0.2 <= time.monotonic() - began < 2
+    assert ("b",) == answer.providers
+    assert [1, 2] == calls(first, second)
+
+
+async def test_a_hint_past_the_deadline_is_told_instead_of_waited_for():
+    first, second = scripted(then=RateLimited("slow", retry_after=60)), scripted(then=RateLimited("slow", retry_after=30))
+    gateway = gateway_of(first, second)
+
+    for _ in range(2):
+        error = await failure_of(gateway)
+        assert error.status == 429
+        assert 29 < error.retry_after <= 30
+    assert [1, 1] == calls(first, second)
+
+
+async def test_waiting_for_a_limit_that_never_ends_is_a_retry_and_has_a_budget():
+    first = scripted(then=RateLimited("slow", retry_after=0.001))
+
+    assert (await failure_of(gateway_of(first, deadline=3))).status == 429
+    assert len(first.batches) <= 15
+
+
+async def test_the_breaker_opens_and_then_lets_one_probe_through_at_a_time():
+    release = anyio.Event()
+
+    async def probed(batch):
+        await release.wait()
+        return right(batch.texts)
+
+    only = scripted(*[Unavailable("down")] * 3, then=probed)
+    gateway = gateway_of(only, retries=RetryPolicy(attempts=1), breaker=BreakerPolicy(failures=3, first_rest=0.1))
+    for _ in range(3):
+        assert (await failure_of(gateway)).status == 502
+    error = await failure_of(gateway)
+    assert (error.status, error.code) == (503, "no_healthy_endpoint")
+    assert error.retry_after
+    assert calls(only) == [3]
+    await anyio.sleep(0.11)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(embed, gateway, ["the probe"])
+        await anyio.wait_all_tasks_blocked()
+        assert (await failure_of(gateway, ["not now"])).code == "no_healthy_endpoint"
+        assert calls(only) == [4]
+        release.set()
+    await embed(gateway)
+    assert calls(only) == [5]
+
+
+async def test_a_cancelled_probe_makes_room_for_the_next():
+    only = scripted(Unavailable("down"), 60.0)
+    gateway = gateway_of(only, retries=RetryPolicy(attempts=1), breaker=BreakerPolicy(failures=1, first_rest=0.01))
+    assert (await failure_of(gateway)).status == 502
+    await anyio.sleep(0.02)
+
+    with anyio.move_on_after(0.05):
+        await embed(gateway)
+    await embed(gateway)
+
+
+async def test_the_failure_that_opens_the_breaker_is_told_as_it_is():
+    only = scripted(then=Unavailable("down"))
+    gateway = gateway_of(only, breaker=BreakerPolicy(failures=1))
+
+    error = await failure_of(gateway)
+
+    assert (error.status, str(error)) == (502, "down")
+    assert calls(only) == [1]
+
+
+async def test_retries_stay_within_their_budget():
+    """20 % of the calls of the last 10 s, and 10 besides."""
+    only = scripted(then=Unavailable("down"))
+    gateway = gateway_of(only, breaker=BreakerPolicy(failures=10_000))
+
+    for _ in range(100):
+        await failure_of(gateway)
+
+    assert 110 <= len(only.batches) <= 130
+
+
+async def test_one_deadline_is_shared_by_the_endpoints():
+    slow, slower, last = scripted(then=60.0), scripted(then=60.0), scripted()
+    began = time.monotonic()
+
+    answer = await embed(gateway_of(slow, slower, last, deadline=0.9))
+
+    assert time.monotonic() - began == pytest.approx(0.6, abs=0.15)
+    assert ("c",) == answer.providers
+    assert [1, 1, 1] == calls(slow, slower, last)
+
+
+async def test_when_nobody_answers_in_time_the_client_is_told_in_time():
+    began = time.monotonic()
+
+    error = await failure_of(gateway_of(scripted(then=60.0), scripted(then=60.0), deadline=0.3))
+
+    assert (error.status, error.type) == (504, "timeout_error")
+    assert time.monotonic() - began == pytest.approx(0.3, abs=0.2)
+
+
+# Splitting.
+
+
+class Split(NamedTuple):
+    """Batch sizes that an endpoint sees for one request of 7 inputs, if they are always the same, and for the next."""
+
+    backend: Callable[[], ScriptedBackend]
+    accepts: dict[str, int]
+    first: list[int] | None
+    then: list[int]
+
+
+@pytest.mark.parametrize(
+    Split._fields,
+    [
+        Split(scripted, {"max_inputs": 3}, [3, 3, 1], [3, 3, 1]),
+        Split(scripted, {"max_inputs": 7}, [7], [7]),
+        Split(scripted, {"max_tokens": 2}, [2, 2, 2, 1], [2, 2, 2, 1]),
+        Split(scripted, {"max_bytes": 20}, [2, 2, 2, 1], [2, 2, 2, 1]),
+        Split(scripted, {"max_bytes": 1}, [1] * 7, [1] * 7),
+        Split(lambda: capped(3), {}, [7, 3, 3, 1], [3, 3, 1]),
+        Split(lambda: capped(2), {}, None, [1] * 7),
+        Split(lambda: capped(1), {}, None, [1] * 7),
+    ],
+)
+async def test_chunks_keep_within_caps_and_a_cap_is_learned_once(backend, accepts, first, then):
+    made = backend()
+    gateway = gateway_of(made, accepts=accepts)
+
+    for sizes in (first, then):
+        made.batches.clear()
+        answer = await embed(gateway)
+        assert answer.journal.attempts == len(made.batches)
+        if sizes is not None:
+            assert sorted(sizes) == sorted(map(len, made.batches))
+
+
+async def test_no_cap_is_learned_from_a_single_input():
+    only = scripted(BatchTooLarge("said of one"))
+    gateway = gateway_of(only)
+
+    assert (await failure_of(gateway, ["one"])).status == 502
+    await embed(gateway)
+
+    assert [1, 7] == list(map(len, only.batches))
+
+
+async def test_a_late_refusal_of_a_larger_batch_does_not_raise_what_was_learned():
+    """Chunks of one request fail in any order; the smallest cap stays."""
+
+    async def judge(batch):
+        await anyio.sleep(0.02 if len(batch) == 4 else 0)
+        if len(batch) > 1:
+            raise BatchTooLarge("too many")
+        return right(batch.texts)
+
+    only = scripted(then=judge)
+    gateway = gateway_of(only)
+    await embed(gateway)
+    only.batches.clear()
+
+    await embed(gateway)
+
+    assert [1] * 7 == list(map(len, only.batches))
+
+
+async def test_chunks_run_side_by_side_but_not_all_at_once():
+    running = most = 0
+
+    async def count(batch):
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await anyio.sleep(0.01)
+        running -= 1
+        return right(batch.texts)
+
+    texts = [f"t{at}" for at in range(40)]
+
+    await embed(gateway_of(scripted(then=count), accepts={"max_inputs": 1}), texts)
+
+    assert most == 8
+
+
+async def test_a_chunk_that_fails_goes_on_alone():
+    """Its siblings' vectors are kept: nobody computes them again."""
+
+    def judge(batch):
+        if "text 3" in batch.texts:
+            raise Unavailable("down")
+        return right(batch.texts)
+
+    first, second = scripted(then=judge), scripted()
+
+    answer = await embed(gateway_of(first, second, accepts={"max_inputs": 2}))
+
+    assert [["text 2", "text 3"]] == [list(batch.texts) for batch in second.batches]
+    assert {"a", "b"} == set(answer.providers)
+
+
+async def test_what_landed_is_kept_though_the_request_fails():
+    async def judge(batch):
+        if "text 3" in batch.texts:
+            await anyio.sleep(0.05)
+            raise Unavailable("down")
+        return right(batch.texts)
+
+    only = scripted(then=judge)
+    gateway = gateway_of(only, cache=1 << 20, accepts={"max_inputs": 2}, retries=RetryPolicy(attempts=1))
+    assert (await failure_of(gateway)).status == 502
+    only.batches.clear()
+
+    answer = await embed(gateway, [text for text in TEXTS if text not in ("text 2", "text 3")])
+
+    assert [] == only.batches
+    assert answer.journal.hits == 5
+
+
+async def test_a_narrow_endpoint_takes_in_pieces_what_a_wide_one_refused():
+    class Narrow(ScriptedBackend, frozen=True, kw_only=True):
+        accepts = Accepts(max_inputs=2, dimensions=True)
+
+    wide, narrow = scripted(then=Unavailable("down")), Narrow(width=WIDTH)
+
+    await embed(gateway_of(wide, narrow))
+
+    assert [1, 2, 2, 2] == sorted(map(len, narrow.batches))
+    assert [7, 7] == list(map(len, wide.batches))
+
+
+async def test_widths_that_differ_within_one_answer_are_refused_where_no_width_is_declared():
+    def judge(batch):
+        return Vectors(np.ones((len(batch), 4 if "text 3" in batch.texts else 8), "<f4"))
+
+    error = await failure_of(gateway_of(scripted(then=judge), dimensions=None, accepts={"max_inputs": 2}))
+
+    assert (error.status, error.code) == (502, "upstream_invalid_response")

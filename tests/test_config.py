@@ -1,0 +1,448 @@
+"""The operator's border: every mistake is named with its place, all of them at once, and no secret is ever shown."""
+
+from decimal import Decimal
+
+import msgspec
+import pytest
+
+from embedroute import CacheSettings, Config, ConfigError, Endpoint, Gateway, Key, Model, Provider, Settings
+from embedroute.access import ANYONE
+from embedroute.backend import Secret
+from embedroute.config import STATE_AUTH, STATE_ENV_AUTH, environment_config, read_config
+from embedroute.testing import ScriptedBackend
+
+ENVIRON = {"TEAM_A_KEY": "team-a-secret", "OPENAI_API_KEY": "sk-upstream", "EMPTY": ""}
+
+PINNED = """
+[gateway]
+dialect = "openai"
+auth = "keys"
+unknown_fields = "reject"
+media_domains = []
+debug = false
+body_timeout = 30.0
+only = []
+deadline = 60.0
+max_body_bytes = 33554432
+max_inputs = 2048
+
+[keys.team-a]
+key = "env:TEAM_A_KEY"
+models = ["text-embedding-3-small"]
+debug = true
+
+[cache]
+bytes = 268435456
+ttl = 86400.0
+
+[providers.openai]
+backend = "openai"
+api_key = "env:OPENAI_API_KEY"
+
+[providers.azure]
+backend = "openai"
+api_key = "env:OPENAI_API_KEY"
+base_url = "https://azure.example/openai/v1"
+
+[providers."tei/eu"]
+backend = "openai"
+vendor = "Hugging Face"
+base_url = "http://tei.internal:8080"
+data_collection = "deny"
+zdr = true
+stage = "beta"
+
+[models."text-embedding-3-small"]
+dimensions = 1536
+matryoshka = true
+modalities = ["text"]
+
+[[models."text-embedding-3-small".endpoints]]
+provider = "openai"
+
+[[models."text-embedding-3-small".endpoints]]
+provider = "azure"
+model = "my-deployment"
+price = 0.02
+quantization = "fp16"
+weight = 1.0
+quality = 1.0
+accepts = { max_inputs = 512 }
+micro_batch_ms = 2.0
+
+[models."BAAI/bge-m3"]
+endpoints = [{ provider = "tei/eu" }]
+"""
+
+
+def mistakes_of(text, environ=ENVIRON):
+    """All that starting a gateway on ``text`` complains of."""
+    config, mistakes = read_config(text, environ)
+    try:
+        Gateway(config, environ=environ)
+    except ConfigError as error:
+        return [*mistakes, *error.mistakes]
+    return mistakes
+
+
+def test_the_pinned_config_starts():
+    config, mistakes = read_config(PINNED, ENVIRON)
+    gateway = Gateway(config, environ=ENVIRON)
+    route = gateway.directory.resolve("text-embedding-3-small")
+    tei = gateway.directory.resolve("BAAI/bge-m3").candidates[0]
+
+    assert [] == mistakes
+    assert ["openai:text-embedding-3-small", "azure:my-deployment"] == [it.name for it in route.candidates]
+    assert (512, "fp16", 2.0) == (
+        route.candidates[1].accepts.max_inputs,
+        route.candidates[1].quantization,
+        route.candidates[1].micro_batch_ms,
+    )
+    assert ("tei/eu", "Hugging Face", "deny", True, "beta") == (
+        tei.provider,
+        tei.vendor,
+        tei.data_collection,
+        tei.zdr,
+        tei.stage,
+    )
+    assert ["text-embedding-3-small"] == config.keys["team-a"].models
+
+
+@pytest.mark.parametrize(
+    ("text", "mistake"),
+    [
+        ("[gatway]", 'unknown table "gatway"; did you mean "gateway"?'),
+        ("x = 1", 'unknown table "x"'),
+        ("gateway = 1", "[gateway] must be a table"),
+        ("keys = []", "[keys] must be a table"),
+        ("[keys]\na = 1", "[keys.a] must be a table"),
+        ("providers = 3", "[providers] must be a table"),
+        ("[providers]\nopenai = 'x'", "[providers.openai] must be a table"),
+        ("[models]\nm = 'x'", "[models.m] must be a table"),
+        ("[gateway]\ndead_line = 1", '[gateway] unknown option "dead_line"; did you mean "deadline"?'),
+        ('[gateway]\ndeadline = "60"', "[gateway] deadline: Expected float, got str"),
+        ("[gateway]\ndeadline = 0", "[gateway] deadline: Expected float > 0.0"),
+        ("[gateway]\ndeadline = -1", "[gateway] deadline: Expected float > 0.0"),
+        ("[gateway]\ndeadline = nan", "[gateway] deadline: Expected float > 0.0"),
+        ("[gateway]\ndeadline = true", "[gateway] deadline: Expected float, got bool"),
+        ("[gateway]\nmax_inputs = -1", "[gateway] max_inputs: Expected int >= 1"),
+        ("[gateway]\nmax_inputs = 2.5", "[gateway] max_inputs: Expected int, got float"),
+        ("[gateway]\nmax_body_bytes = 0", "[gateway] max_body_bytes: Expected int >= 1"),
+        ("[gateway]\ndebug = 1", "[gateway] debug: Expected bool, got int"),
+        ('[gateway]\nonly = "openai"', "[gateway] only: Expected array, got str"),
+        ("[gateway]\nonly = [1]", "[gateway] only: Expected str, got int at [0]"),
+        ('[gateway]\nauth = "key"', "[gateway] auth: Invalid enum value 'key'; use keys, open, host"),
+        (
+            '[gateway]\ndialect = "OpenAI"',
+            "[gateway] dialect: Invalid enum value 'OpenAI'; use openai, openrouter, gomodel, phaseo, spice",
+        ),
+        ("[cache]\nbytes = -1", "[cache] bytes: Expected int >= 0"),
+        ("[cache]\nttl = 0", "[cache] ttl: Expected float > 0.0"),
+        ("[cache]\nsize = 1", '[cache] unknown option "size"'),
+        ("[keys.a]", '[keys.a] option "key" is missing'),
+        ('[keys."a b"]', '[keys."a b"] option "key" is missing'),
+        ("[keys.a]\nkey = 1", "[keys.a] key: must be a string: env:NAME, file:PATH or the secret itself"),
+        ('[keys.a]\nkey = ""', "[keys.a] key: must not be empty"),
+        ('[keys.a]\nkey = "env:NOPE"', "[keys.a] key: the environment variable NOPE is not set"),
+        ('[keys.a]\nkey = "env:EMPTY"', "[keys.a] key: the environment variable EMPTY is not set"),
+        ('[keys.a]\nkey = "file:/nope/x"', "[keys.a] key: the file /nope/x cannot be read: No such file or directory"),
+        ('[keys.a]\nkey = "two words"', "[keys.a] key must be 1 to 256 visible ASCII characters"),
+        ('[keys.a]\nkey = "schlüssel"', "[keys.a] key must be 1 to 256 visible ASCII characters"),
+        (f'[keys.a]\nkey = "{"x" * 257}"', "[keys.a] key must be 1 to 256 visible ASCII characters"),
+        ('[keys.a]\nkey = "x"\n[keys.b]\nkey = "x"', '[keys.b] key is the same as that of "a"'),
+        ('[keys.a]\nkey = "x"\nmodel = []', '[keys.a] unknown option "model"; did you mean "models"?'),
+        ('[keys.a]\nkey = "x"\nmodels = ["nope/x"]', "[keys.a] models: The model 'nope/x' does not exist here"),
+        ('[providers.openai]\napi_kye = "x"', '[providers.openai] unknown option "api_kye"; did you mean "api_key"?'),
+        (
+            '[providers.hashed]\ndata_colection = "deny"',
+            '[providers.hashed] unknown option "data_colection"; did you mean "data_collection"?',
+        ),
+        (
+            '[providers.hashed]\nstage = "gamma"',
+            "[providers.hashed] stage: Invalid enum value 'gamma'; use stable, beta, alpha",
+        ),
+        ("[providers.hashed]\nzdr = 'yes'", "[providers.hashed] zdr: Expected bool | null, got str"),
+        ('[providers.openai]\napi_key = "env:NOPE"', "[providers.openai] api_key: the environment variable NOPE is not set"),
+        ('[providers.mine]\nbackend = "opnai"', '[providers.mine] no backend "opnai" is installed; did you mean "openai"?'),
+        ("[providers.mine]", '[providers.mine] no backend "mine" is installed'),
+        ("[providers.mine]\nbackend = 3", "[providers.mine] backend must be a name"),
+        ("[providers.Hashed]", "[providers.Hashed] a slug is lower-case"),
+        (
+            '[providers."my.x"]\nbackend = "hashed"\n[providers."my-x"]\nbackend = "hashed"',
+            '[providers.my-x] is the same name as "my.x"',
+        ),
+        ("[models.m]\ndimension = 8", '[models.m] unknown option "dimension"; did you mean "dimensions"?'),
+        ("[models.m]\ndimensions = 0", "[models.m] dimensions: Expected int >= 1"),
+        (
+            "[models.m]\nmodalities = ['txt']",
+            "[models.m] modalities: Invalid enum value 'txt' at [0]; use text, image, audio, video, document",
+        ),
+        ("[models.m]", "[models.m] has no endpoint"),
+        ("[models.m]\nendpoints = 'x'", "[models.m] endpoints: Expected array, got str"),
+        ("[models.m]\nendpoints = [{}]", '[models.m.endpoints.0] option "provider" is missing'),
+        ("[models.m]\nendpoints = [1]", "[models.m.endpoints.0] must be a table"),
+        (
+            "[models.m]\nendpoints = [{provider='hashed'},{provider='hashed',wieght=1}]",
+            '[models.m.endpoints.1] unknown option "wieght"; did you mean "weight"?',
+        ),
+        ("[models.m]\nendpoints = [{provider='hashed',weight=0}]", "[models.m.endpoints.0] weight: Expected float > 0.0"),
+        ("[models.m]\nendpoints = [{provider='hashed',price=-1}]", "[models.m.endpoints.0] price: Expected int >= 0"),
+        (
+            "[providers.hashed]\n[models.m]\nendpoints = [{provider='hashed',accepts={max_inputs=-1}}]",
+            "[models.m.endpoints.hashed.accepts] max_inputs must be at least 1",
+        ),
+        ("[models.m]\nendpoints = [{provider='nobody'}]", '[models.m] endpoint names the provider "nobody"'),
+        ("[gateway", "The config is not TOML: "),
+    ],
+)
+def test_every_mistake_is_named_with_its_place(text, mistake):
+    """caura-ai/caura#721: a negative cap is refused at start, not met later as zero vectors."""
+    found = mistakes_of(text)
+
+    assert [it for it in found if it.startswith(mistake)], found
+    assert [it for it in found if it != STATE_AUTH and not it.startswith("[gateway] auth = ")], found
+
+
+def test_all_mistakes_are_named_at_once():
+    """Of the whole file, whatever stage of starting would meet them."""
+    text = """
+    [gatewy]
+    [gateway]
+    deadline = "x"
+    max_inputs = 0
+    [keys.a]
+    key = "env:NOPE"
+    [cache]
+    ttl = -1
+    [providers.hashed]
+    colour = 1
+    [providers.wordlama]
+    [models.m]
+    dimensions = "many"
+    [models.n]
+    endpoints = [{provider = "x", weight = -1}, {provider = "y"}]
+    """
+
+    found = "\n".join(mistakes_of(text))
+
+    for place in (
+        "gatewy",
+        "deadline",
+        "max_inputs",
+        "NOPE",
+        "ttl",
+        "colour",
+        "wordlama",
+        "models.m",
+        "weight",
+        '"y"',
+    ):
+        assert place in found
+    assert len(found.splitlines()) >= 10
+
+
+@pytest.mark.parametrize(
+    ("said", "held"),
+    [
+        ("plain", "plain"),
+        ("env:TEAM_A_KEY", "team-a-secret"),
+        ("file:{path}", "from a file"),
+        ("environment:x", "environment:x"),
+        ("sk:1", "sk:1"),
+    ],
+)
+def test_a_secret_is_read_from_where_it_is(said, held, tmp_path):
+    path = tmp_path / "secret"
+    path.write_text(" from a file\n")
+    text = f'[providers.openai]\napi_key = "{said.format(path=path)}"\n[gateway]\nauth = "open"'
+
+    config, _ = read_config(text, ENVIRON)
+    gateway = Gateway(config, environ=ENVIRON)
+
+    assert Secret(held) == gateway.directory.providers["openai"].backend.api_key
+
+
+def test_a_file_that_holds_nothing_holds_no_secret(tmp_path):
+    path = tmp_path / "secret"
+    path.write_text(" \n")
+
+    assert ["[keys.a] key: must not be empty"] == read_config(f'[keys.a]\nkey = "file:{path}"', {})[1]
+
+
+def test_no_secret_shows():
+    """Not in the config's own words, nor in any mistake that it makes."""
+    text = '[keys.a]\nkey = "hidden-1"\n[providers.openai]\napi_key = "hidden-2"\nbase_ulr = "https://u:hidden-3@h"\n[gateway]\nauth="keys"'
+    config, mistakes = read_config(text, {})
+    from_environment = environment_config(
+        {"OPENAI_API_KEY": "hidden-4", "EMBEDROUTE_AUTH": "keys", "EMBEDROUTE_KEY": "hidden-5"}, local=True
+    )
+
+    shown = f"{config!r}{config}{from_environment!r}{mistakes}{mistakes_of(text)}"
+
+    assert "hidden" not in shown
+    assert "api_key" in shown
+
+
+@pytest.mark.parametrize(
+    ("environ", "local", "providers"),
+    [
+        ({}, False, set()),
+        ({}, True, {"wordllama"}),
+        ({"OPENAI_API_KEY": "k"}, True, {"openai", "wordllama"}),
+        ({"OPENAI_API_KEY": ""}, False, set()),
+        ({"OPENAI_API_KEY": "k", "MISTRAL_API_KEY": "k", "GOOGLE_API_KEY": "k"}, False, {"openai", "mistral", "gemini"}),
+        ({"GEMINI_API_KEY": "first", "GOOGLE_API_KEY": "second"}, False, {"gemini"}),
+        ({"JINA_API_KEY": "k", "UNRELATED_API_KEY": "k"}, False, {"jina"}),
+    ],
+)
+def test_the_environment_turns_on_whose_key_it_holds(environ, local, providers):
+    config = environment_config({"EMBEDROUTE_AUTH": "open", **environ}, local=local)
+
+    assert providers == set(config.providers)
+    assert providers == set(Gateway(config, environ={}).directory.providers)
+    if "GEMINI_API_KEY" in environ:
+        assert {"api_key": "first"} == config.providers["gemini"].options
+
+
+@pytest.mark.parametrize(
+    ("environ", "mistake"),
+    [
+        ({}, STATE_ENV_AUTH),
+        ({"EMBEDROUTE_AUTH": "Keys"}, STATE_ENV_AUTH),
+        ({"EMBEDROUTE_AUTH": ""}, STATE_ENV_AUTH),
+        ({"EMBEDROUTE_AUTH": "keys"}, "EMBEDROUTE_KEY must hold"),
+        ({"EMBEDROUTE_AUTH": "keys", "EMBEDROUTE_KEY": ""}, "EMBEDROUTE_KEY must hold"),
+        ({"EMBEDROUTE_AUTH": "keys", "EMBEDROUTE_KEY": "two words"}, "[keys.default] key must be"),
+    ],
+)
+def test_the_environment_must_say_who_may_call(environ, mistake):
+    with pytest.raises(ConfigError) as refused:
+        Gateway.from_env(environ=environ)
+
+    assert refused.value.message.startswith(mistake)
+
+
+def test_a_gateway_from_the_environment_knows_its_key():
+    gateway = Gateway.from_env(environ={"EMBEDROUTE_AUTH": "keys", "EMBEDROUTE_KEY": "k"})
+
+    assert "default" == gateway.keys.identify([(b"authorization", b"Bearer k")]).name
+
+
+@pytest.mark.parametrize(
+    ("text", "mistake"),
+    [("", STATE_AUTH), ('[gateway]\nauth = "keys"', '[gateway] auth = "keys" needs at least one [keys.NAME] table')],
+)
+def test_who_may_call_has_no_default(text, mistake):
+    assert [it for it in mistakes_of(text) if it.startswith(mistake)]
+
+
+STRUCTS = {
+    "gateway": Settings(auth="open", deadline=5.0),
+    "keys": {"a": Key(key=Secret("k"), models=["m"])},
+    "cache": CacheSettings(bytes=0),
+    "providers": {"hashed": Provider(zdr=True)},
+    "models": {"m": Model(dimensions=8, endpoints=[Endpoint(provider="hashed", price="0.1")])},
+}
+DICTS = {
+    "gateway": {"auth": "open", "deadline": 5.0},
+    "keys": {"a": {"key": "k", "models": ["m"]}},
+    "cache": {"bytes": 0},
+    "providers": {"hashed": {"zdr": True}},
+    "models": {"m": {"dimensions": 8, "endpoints": [{"provider": "hashed", "price": "0.1"}]}},
+}
+
+
+@pytest.mark.parametrize(
+    "mixed",
+    [{}, {"keys": STRUCTS["keys"]}, {"models": {"m": {**DICTS["models"]["m"], "endpoints": STRUCTS["models"]["m"].endpoints}}}],
+)
+def test_a_config_is_built_of_structs_or_dicts(mixed):
+    assert Config(**STRUCTS) == Config(**{**DICTS, **mixed})
+    assert {"m"} <= set(Gateway(Config(**STRUCTS)).directory.routes)
+
+
+@pytest.mark.parametrize(
+    ("tables", "mistake"),
+    [
+        ({"keys": {"a": Key(key="k")}}, None),
+        ({"keys": {"a": Key(key="two words")}}, "[keys.a] key must be"),
+        ({"gateway": Settings(auth="everyone")}, "[gateway] auth: Invalid enum value"),
+        ({"gateway": Settings(deadline="soon")}, "[gateway] deadline: Expected float, got str"),
+        ({"gateway": {"deadlin": 1}}, '[gateway] unknown option "deadlin"'),
+        ({"models": {"m": Model(dimensions=-1)}}, "[models.m] dimensions: Expected int >= 1"),
+        ({"models": {"m": {"endpoints": [Endpoint(provider="hashed", weight=-1)]}}}, "[models.m.endpoints.0] weight"),
+        ({"models": {"m": Model(endpoints=[Endpoint(provider=3)])}}, "[models.m.endpoints.0] provider: Expected str, got int"),
+        ({"providers": {"x": Provider(stage="gamma")}}, "[providers.x] stage: Invalid enum value"),
+        ({"providers": []}, "[providers] must be a table"),
+    ],
+)
+def test_what_python_says_is_judged_as_what_toml_says(tables, mistake):
+    """A struct checks nothing when it is made; a wrong type must not wait for the first request."""
+    if mistake is None:
+        assert Secret("k") == Config(**tables).keys["a"].key
+        return
+
+    with pytest.raises(ConfigError) as refused:
+        Config(**tables)
+    assert refused.value.message.startswith(mistake)
+
+
+def test_prices_may_be_decimals_in_python():
+    endpoint = Endpoint(provider="hashed", price=Decimal("0.02"))
+    config = Config(models={"m": Model(endpoints=[endpoint])})
+
+    assert {"prompt": Decimal("0.02")} == config.models["m"].endpoints[0].prices()
+
+
+def test_a_backend_object_needs_no_packaging():
+    backend = ScriptedBackend()
+    config = Config(
+        gateway={"auth": "open"},
+        providers={"mine": Provider(backend=backend, zdr=True)},
+        models={"m": {"endpoints": [{"provider": "mine"}]}},
+    )
+
+    (it,) = Gateway(config).directory.resolve("m").candidates
+    assert (True, True) == (it.backend is backend, it.zdr)
+
+
+@pytest.mark.parametrize("backend", [ScriptedBackend, 3, object(), ["openai"]])
+def test_what_is_no_backend_is_refused(backend):
+    with pytest.raises(ConfigError, match=r"\[providers.mine\] backend must be a name, or an object whose class is"):
+        Gateway(Config(gateway={"auth": "open"}, providers={"mine": Provider(backend=backend)}))
+
+
+def test_options_beside_a_backend_object_are_refused():
+    provider = Provider(backend=ScriptedBackend(), options={"width": 3})
+
+    with pytest.raises(ConfigError, match="options go into the backend object"):
+        Gateway(Config(gateway={"auth": "open"}, providers={"mine": provider}))
+
+
+def test_a_config_is_found_by_path_or_by_name(tmp_path):
+    path = tmp_path / "my.toml"
+    path.write_text('[gateway]\nauth = "open"\n[providers.hashed]\n[models.m]\nendpoints = [{provider = "hashed"}]')
+
+    for gateway in (Gateway.from_file(path), Gateway.from_file(environ={"EMBEDROUTE_CONFIG": str(path)})):
+        assert "m" == gateway.directory.resolve("m").name
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe", b"[gateway"])
+def test_a_file_that_cannot_be_read_is_named(content, tmp_path):
+    path = tmp_path / "my.toml"
+    if content is not None:
+        path.write_bytes(content)
+
+    with pytest.raises(ConfigError, match="config") as refused:
+        Gateway.from_file(path)
+    assert content == b"[gateway" or str(path) in refused.value.message
+
+
+def test_a_default_config_says_nothing_of_its_own():
+    """What is not said is the documented default."""
+    assert msgspec.structs.asdict(Settings()) | {"auth": None} == msgspec.structs.asdict(Config().gateway)
+    assert (None, 60.0, 30.0, 33_554_432, 2048) == tuple(
+        getattr(Settings(), name) for name in ("auth", "deadline", "body_timeout", "max_body_bytes", "max_inputs")
+    )
+    assert (268_435_456, 86_400.0) == (CacheSettings().bytes, CacheSettings().ttl)
+    assert ANYONE.models is None

@@ -1,0 +1,221 @@
+"""The FastAPI router: documented in the host's OpenAPI, guarded by the host's dependencies, at whatever prefix."""
+
+from typing import Annotated
+
+import jsonschema
+import pytest
+from fastapi import Depends, FastAPI, Header, HTTPException, Request
+from fastapi.testclient import TestClient
+
+from embedroute.fastapi import embeddings_router
+from embedroute.testing import expected_vector
+from tests.hosts.gateways import KEY, WIDTH, make
+
+ASKED = {"model": "hash", "input": "one"}
+SIGNED = {"authorization": f"Bearer {KEY}"}
+METHODS = ["get", "put", "post", "delete", "options", "head", "patch", "trace"]
+
+
+def host(prefix="/ai", *, dependencies=(), options=None, **settings):
+    app = FastAPI()
+    app.include_router(embeddings_router(make(**settings), **(options or {})), prefix=prefix, dependencies=list(dependencies))
+    return app
+
+
+def nodes_of(document):
+    yield document
+    inner = document.values() if isinstance(document, dict) else document if isinstance(document, list) else ()
+    for node in inner:
+        yield from nodes_of(node)
+
+
+def resolved(document, ref):
+    assert ref.startswith("#/")
+    for part in ref[2:].split("/"):
+        document = document[part.replace("~1", "/").replace("~0", "~")]
+    return document
+
+
+@pytest.mark.parametrize("prefix", ["/ai", "", "/a/b"])
+def test_the_document_of_the_host_describes_the_embeddings(prefix):
+    document = TestClient(host(prefix)).get("/openapi.json").json()
+    post = document["paths"][f"{prefix}/v1/embeddings"]["post"]
+    answers = post["responses"]
+
+    assert set(document["paths"]) == {f"{prefix}/v1/embeddings", f"{prefix}/v1/models"}
+    assert [method for method in METHODS if method in document["paths"][f"{prefix}/v1/embeddings"]] == ["post"]
+    assert [method for method in METHODS if method in document["paths"][f"{prefix}/v1/models"]] == ["get"]
+    assert post["requestBody"]["content"]["application/json"]["schema"]["required"] == ["model"]
+    assert {"200", "400", "401", "404", "413", "415", "429", "500", "502", "503", "504"} <= set(answers)
+    assert "422" not in answers
+    assert "description" in answers["200"]
+
+
+def test_the_document_holds_no_reference_to_nowhere():
+    document = TestClient(host()).get("/openapi.json").json()
+
+    for node in nodes_of(document):
+        if isinstance(node, dict) and isinstance(node.get("$ref"), str):
+            resolved(document, node["$ref"])
+
+
+def test_two_routers_in_one_host_do_not_clash():
+    app = FastAPI()
+    app.include_router(embeddings_router(make()), prefix="/one")
+    app.include_router(embeddings_router(make(), dialect="openrouter"), prefix="/two")
+    paths = TestClient(app).get("/openapi.json").json()["paths"]
+    names = [operation["operationId"] for path in paths.values() for operation in path.values()]
+
+    assert {"/one/v1/embeddings", "/two/v1/embeddings"} <= set(paths)
+    assert len(names) == len(set(names)) == 4
+
+
+@pytest.mark.parametrize(
+    ("body", "fits"),
+    [
+        ({"model": "m", "input": "a"}, True),
+        ({"model": "m", "input": ["a", "b"], "encoding_format": None, "dimensions": 8}, True),
+        ({"model": "m", "input": [[1, 2], [3]], "provider": {"order": ["a"]}}, True),
+        ({"model": "m", "input": [{"content": [{"type": "text", "text": "a"}]}]}, True),
+        ({"input": "a"}, False),
+        ({"model": "m", "input": 5}, False),
+        ({"model": "m", "input": "a", "encoding_format": "hex"}, False),
+    ],
+)
+def test_the_documented_request_is_the_one_that_is_taken(body, fits):
+    document = TestClient(host()).get("/openapi.json").json()
+    schema = document["paths"]["/ai/v1/embeddings"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    jsonschema.Draft202012Validator.check_schema(schema)
+
+    assert fits is jsonschema.Draft202012Validator({**schema, "components": document.get("components", {})}).is_valid(body)
+
+
+def test_answers_are_what_the_document_says():
+    client = TestClient(host())
+    answers = client.get("/openapi.json").json()["paths"]["/ai/v1/embeddings"]["post"]["responses"]
+    good = client.post("/ai/v1/embeddings", json=ASKED, headers=SIGNED)
+    bad = client.post("/ai/v1/embeddings", json={"model": "hash"}, headers=SIGNED)
+
+    assert (good.status_code, bad.status_code) == (200, 400)
+    for reply in (good, bad):
+        schema = answers[str(reply.status_code)]["content"]["application/json"]["schema"]
+        jsonschema.validate(reply.json(), schema, jsonschema.Draft202012Validator)
+
+
+@pytest.mark.parametrize("prefix", ["/ai", "", "/{tenant}/ai"])
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/embeddings", "/v1/embeddings/", "/embeddings/"])
+def test_every_form_of_the_path_answers_itself(prefix, path):
+    """A redirect would send body and key again."""
+    client = TestClient(host(prefix), follow_redirects=False)
+    reply = client.post(prefix.replace("{tenant}", "t") + path, json=ASKED, headers=SIGNED)
+
+    assert reply.status_code == 200
+    assert reply.json()["data"][0]["embedding"] == pytest.approx(expected_vector("one", WIDTH).tolist())
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/v1/embeddings", 405, "method_not_allowed"),
+        ("DELETE", "/v1/embeddings", 405, "method_not_allowed"),
+        ("PATCH", "/embeddings", 405, "method_not_allowed"),
+        ("POST", "/v1/models", 405, "method_not_allowed"),
+        ("POST", "/v1/models/hash", 405, "method_not_allowed"),
+        ("GET", "/v1/models/gone", 404, "model_not_found"),
+        ("GET", "/v1/models/a/b", 404, "model_not_found"),
+        ("GET", "/v1/models/", 200, None),
+        ("GET", "/v1/models", 200, None),
+        ("GET", "/models/hash/", 200, None),
+        ("GET", "/embeddings/models", 200, None),
+    ],
+)
+def test_methods_and_models_are_judged_by_the_gateway(method, path, status, code):
+    reply = TestClient(host(), follow_redirects=False).request(method, f"/ai{path}", headers=SIGNED)
+
+    assert reply.status_code == status
+    assert reply.json().get("error", {}).get("code") == code
+    assert ("allow" in reply.headers) is (status == 405)
+
+
+def test_a_path_that_is_not_the_gateways_is_the_hosts():
+    app = host("")
+
+    @app.get("/v1/other")
+    async def other() -> str:
+        return "other"
+
+    client = TestClient(app)
+
+    assert client.get("/v1/other").json() == "other"
+    assert client.get("/v1/nothing").json() == {"detail": "Not Found"}
+
+
+def test_a_dependency_refuses_in_the_hosts_own_words():
+    """It comes before all that the gateway would say, of the type of the body too."""
+
+    async def paid(x_tenant: Annotated[str, Header()] = "") -> None:
+        if x_tenant != "known":
+            raise HTTPException(402, "Who pays?")
+
+    client = TestClient(host(dependencies=[Depends(paid)]))
+    refused = client.post("/ai/v1/embeddings", content=b"not json", headers={"content-type": "text/plain"})
+    known = client.post("/ai/v1/embeddings", json=ASKED, headers={**SIGNED, "x-tenant": "known"})
+
+    assert (refused.status_code, refused.json()) == (402, {"detail": "Who pays?"})
+    assert known.status_code == 200
+
+
+@pytest.mark.anyio
+async def test_a_dependency_that_refuses_never_asks_for_the_body():
+    async def refuse() -> None:
+        raise HTTPException(402, "Who pays?")
+
+    sent, asked = [], []
+
+    async def receive():
+        asked.append("body")
+        return {"type": "http.request", "body": b"{}", "more_body": True}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": "/ai/v1/embeddings",
+        "raw_path": b"/ai/v1/embeddings",
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json"), (b"content-length", b"9999999999")],
+    }
+    await host(dependencies=[Depends(refuse)])(scope, receive, send)
+
+    assert sent[0]["status"] == 402
+    assert asked == []
+
+
+def test_a_dependency_may_tell_who_calls():
+    """With ``auth = "host"`` the caller is read from the scope, where a dependency can leave it."""
+
+    async def sign_in(request: Request) -> None:
+        request.scope["user"] = User(request.headers.get("x-user", ""))
+
+    client = TestClient(host(dependencies=[Depends(sign_in)], auth="host"))
+
+    assert client.post("/ai/v1/embeddings", json=ASKED, headers={"x-user": "ada"}).status_code == 200
+    assert client.post("/ai/v1/embeddings", json=ASKED).status_code == 401
+
+
+class User:
+    def __init__(self, name):
+        self.display_name, self.is_authenticated = name, bool(name)
+
+
+def test_options_are_the_routers_own():
+    document = TestClient(host(options={"tags": ["ours"], "deprecated": True})).get("/openapi.json").json()
+    post = document["paths"]["/ai/v1/embeddings"]["post"]
+
+    assert "ours" in post["tags"]
+    assert post["deprecated"] is True

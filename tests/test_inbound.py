@@ -1,0 +1,383 @@
+"""The doors: which paths they answer, in what order they refuse, and which headers their answers have."""
+
+import json
+
+import anyio
+import pytest
+
+from embedroute import Config, EmbeddingsMiddleware, Gateway, Provider, embeddings_app
+from embedroute.backend import Backend
+from tests.driver import call
+
+pytestmark = pytest.mark.anyio
+
+KEY, LIMITED = "sk-er-one", "sk-er-two"
+JSON = ("Content-Type", "application/json")
+BEARER = ("Authorization", f"Bearer {KEY}")
+GOOD = b'{"model":"m","input":"a"}'
+
+
+def gateway(**settings):
+    return Gateway(
+        Config(
+            gateway={"auth": "keys", "max_body_bytes": 4096, "body_timeout": 0.2, **settings},
+            keys={"one": {"key": KEY}, "two": {"key": LIMITED, "models": ["m"], "debug": False}},
+            providers={"mock": {"backend": "hashed"}},
+            models={
+                "m": {"dimensions": 8, "endpoints": [{"provider": "mock", "price": 1}]},
+                "org/big": {"dimensions": 8, "endpoints": [{"provider": "mock"}]},
+            },
+        )
+    )
+
+
+def app(**settings):
+    return embeddings_app(gateway(**settings))
+
+
+async def post(door, *headers, body=GOOD, path="/v1/embeddings", **scope):
+    return await call(door, "POST", path, headers or (JSON, BEARER), [body], **scope)
+
+
+# Paths
+
+
+@pytest.mark.parametrize(
+    ("path", "root_path", "status"),
+    [
+        ("/v1/embeddings", "", 200),
+        ("/embeddings", "", 200),
+        ("/v1/embeddings/", "", 200),
+        ("/ai/v1/embeddings", "/ai", 200),  # a Starlette mount, or uvicorn --root-path
+        ("/ai/v1/embeddings/", "/ai", 200),  # Litestar appends a slash to what it mounts
+        ("/ai/v1/embeddings", "/ai/", 200),
+        ("/v1/embeddings", "/ai", 200),  # hypercorn and granian leave the root path out of the path
+        ("/outer/inner/embeddings", "/outer/inner", 200),  # nested mounts
+        ("/v1/embeddings", "/v1", 200),
+        ("/v1/v1/embeddings", "/v1", 200),
+        ("/aiv1/embeddings", "/ai", 404),  # not at a slash
+        ("/airplane/v1/embeddings", "/ai", 404),
+        ("/ai/v1/embeddings", "", 404),  # no tail match
+        ("/ai/ai/v1/embeddings", "/ai", 404),
+        ("//v1/embeddings", "", 404),
+        ("/v1//embeddings", "", 404),
+        ("/v1/Embeddings", "", 404),
+        ("/v1/embeddings.json", "", 404),
+        ("/v1/embeddings/x", "", 404),
+        ("/v2/embeddings", "", 404),
+        ("/v1%2Fembeddings", "", 404),
+        ("/v1%2fembeddings", "", 404),
+        ("/v1/embeddings%2F", "", 404),
+        ("/v1/embeddings%00", "", 404),
+        ("/v1/embeddings?x=%2F%00", "", 200),
+        ("/v1/%65mbeddings", "", 200),
+        ("/", "", 404),
+        ("", "", 404),
+        ("/ai", "/ai", 404),
+    ],
+)
+async def test_the_path_below_the_mount_must_be_exact(path, root_path, status):
+    assert status == (await post(app(), path=path, root_path=root_path)).status
+
+
+@pytest.mark.parametrize(
+    ("raw_path", "status"), [(None, 200), (b"/v1/embeddings", 200), (b"/v1/embeddings?q=%2F", 200), (b"/v1%2Fembeddings", 404)]
+)
+async def test_the_raw_path_is_judged_where_a_server_gives_it(raw_path, status):
+    assert status == (await post(app(), raw_path=raw_path)).status
+
+
+async def passed_on(_scope, _receive, send):
+    await send({"type": "http.response.start", "status": 299, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "prefix", "status"),
+    [
+        ("POST", "/v1/embeddings", "/v1", 200),
+        ("POST", "/v1/embeddings/", "/v1", 200),
+        ("GET", "/v1/embeddings", "/v1", 405),
+        ("GET", "/v1/models", "/v1", 200),
+        ("GET", "/v1/models/m", "/v1", 200),
+        ("GET", "/v1/models/org/big", "/v1", 200),
+        ("GET", "/v1/models/nope", "/v1", 404),
+        ("GET", "/v1/embeddings/models", "/v1", 200),
+        ("POST", "/ai/embeddings", "/ai/", 200),
+        ("POST", "/embeddings", "", 200),
+        ("POST", "/embeddings", "/v1", 299),
+        ("POST", "/v1/chat/completions", "/v1", 299),
+        ("POST", "/v1embeddings", "/v1", 299),
+        ("POST", "/v1/v1/embeddings", "/v1", 299),
+        ("GET", "/v1/modelsx", "/v1", 299),
+        ("GET", "/v1/openapi.json", "/v1", 299),
+        ("GET", "/", "/v1", 299),
+    ],
+)
+async def test_the_middleware_answers_its_own_paths_and_passes_all_else_on(method, path, prefix, status):
+    door = EmbeddingsMiddleware(passed_on, gateway(), prefix)
+
+    assert status == (await call(door, method, path, [JSON, BEARER], [GOOD])).status
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "param", "wrong"),
+    [
+        (404, "not_found", None, {"path": "/nope", "method": "GET", "headers": [("Content-Length", "9999")]}),
+        (405, "method_not_allowed", None, {"method": "GET", "headers": [("Content-Length", "9999")]}),
+        (401, "invalid_api_key", None, {"headers": [("Content-Type", "text/plain"), ("Content-Length", "9999")]}),
+        (415, "unsupported_content_type", None, {"headers": [BEARER, ("Content-Length", "9999")]}),
+        (415, "unsupported_content_type", None, {"headers": [BEARER, ("Content-Encoding", "gzip")]}),
+        (
+            415,
+            "unsupported_content_encoding",
+            None,
+            {"headers": [BEARER, JSON, ("Content-Encoding", "gzip"), ("Content-Length", "9999")]},
+        ),
+        (413, None, None, {"headers": [BEARER, JSON, ("Content-Length", "4097")], "body": b"{"}),
+        (413, None, None, {"body": b"{" * 4097}),
+        (408, None, None, {"body": b"{" * 90, "pause": 0.3}),
+        (400, None, "input", {"body": b'{"model":"nope","input":[],"debug":{"trace":true}}'}),
+        (404, "model_not_found", "model", {"body": b'{"model":"nope","input":"a","debug":{"trace":true}}'}),
+        (403, "model_not_allowed", "model", {"body": b'{"model":"org/big","input":"a","debug":{"trace":true}}'}),
+        (
+            403,
+            "debug_not_allowed",
+            "debug",
+            {"body": b'{"model":"m","input":"a","debug":{"trace":true},"provider":{"only":[]}}'},
+        ),
+        (
+            404,
+            "no_eligible_provider",
+            "provider",
+            {"body": b'{"model":"m","input":"a","provider":{"only":[]},"dimensions":9,"input_type":"query"}'},
+        ),
+        (400, None, "dimensions", {"body": b'{"model":"m","input":"a","dimensions":9}'}),
+    ],
+)
+async def test_of_several_faults_the_earliest_is_told(status, code, param, wrong):
+    """Path, method, key, type, encoding, length, body, JSON, model, debug, preferences, parameters."""
+    told = {"path": "/v1/embeddings", "method": "POST", "headers": [("Authorization", f"Bearer {LIMITED}"), JSON], "body": b""}
+    told |= wrong
+
+    answer = await call(app(), told["method"], told["path"], told["headers"], [told["body"]], pause=told.get("pause", 0.0))
+
+    assert (status, code, param) == (answer.status, answer.error["code"], answer.error["param"])
+
+
+@pytest.mark.parametrize("status_of", [{"path": "/nope"}, {"method": "PUT"}, {"headers": [JSON]}, {"headers": [BEARER]}])
+async def test_what_the_headers_decide_takes_no_byte_of_the_body(status_of):
+    told = {"path": "/v1/embeddings", "method": "POST", "headers": [JSON, BEARER], **status_of}
+
+    answer = await call(app(), told["method"], told["path"], told["headers"], [GOOD])
+
+    assert (400 <= answer.status < 500, answer.taken) == (True, 0)
+
+
+@pytest.mark.parametrize(
+    ("types", "status"),
+    [
+        (["application/json"], 200),
+        (["APPLICATION/JSON"], 200),
+        (["application/json;charset=utf-8"], 200),
+        (['application/json ; charset="UTF-8"'], 200),
+        (["application/json; charset=utf-16"], 415),
+        (["application/json; charset=utf-8; x=y"], 415),
+        (["application/json, text/plain"], 415),
+        (["application/jsonp"], 415),
+        (["text/json"], 415),
+        (["multipart/form-data; boundary=application/json"], 415),
+        ([""], 415),
+        ([], 415),
+        (["application/json", "application/json"], 415),
+    ],
+)
+async def test_only_plain_json_is_read(types, status):
+    assert status == (await post(app(), BEARER, *(("Content-Type", told) for told in types))).status
+
+
+@pytest.mark.parametrize(
+    ("encodings", "status"),
+    [
+        (["identity"], 200),
+        (["Identity"], 200),
+        ([" identity "], 200),
+        (["gzip"], 415),
+        (["identity, gzip"], 415),
+        (["identity", "gzip"], 415),
+        ([""], 415),
+    ],
+)
+async def test_a_body_is_never_decompressed(encodings, status):
+    answer = await post(app(), BEARER, JSON, *(("Content-Encoding", told) for told in encodings))
+
+    assert (status, "identity" if status == 415 else None) == (answer.status, answer.header("accept-encoding"))
+
+
+@pytest.mark.parametrize(
+    ("length", "status"),
+    [("25", 200), ("4096", 200), ("4097", 413), ("9" * 30, 413), ("00000000000000000000000000000025", 200), ("x", 200)],
+)
+async def test_a_declared_length_is_believed_only_when_it_is_too_long(length, status):
+    answer = await post(app(), BEARER, JSON, ("Content-Length", length))
+
+    assert (status, answer.taken == 0) == (answer.status, status == 413)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "status"),
+    [
+        ([GOOD], 200),
+        ([bytes([byte]) for byte in GOOD], 200),
+        ([b"", GOOD, b""], 200),
+        ([GOOD.ljust(4096)], 200),
+        ([GOOD.ljust(4096), b" "], 413),
+        ([], 400),
+    ],
+)
+async def test_a_body_may_come_in_any_pieces(pieces, status):
+    assert status == (await call(app(), "POST", "/v1/embeddings", [JSON, BEARER], pieces)).status
+
+
+class Stuck(Backend, frozen=True):
+    """Never answers."""
+
+    async def embed(self, _batch):
+        await anyio.sleep_forever()
+
+
+@pytest.mark.parametrize("whole", [False, True])
+async def test_a_client_that_leaves_is_answered_nothing(whole):
+    """It may go while its body is read, or while its answer is made."""
+    door = embeddings_app(Gateway(Config(gateway={"auth": "open"}, providers={"mock": Provider(backend=Stuck())})))
+    body = {"type": "http.request", "body": b'{"model":"mock/m","input":"a"}', "more_body": not whole}
+    messages, sent = [body, {"type": "http.disconnect"}], []
+
+    async def receive():
+        return messages.pop(0)
+
+    async def send(message):
+        sent.append(message)
+
+    headers = [(b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/embeddings", "headers": headers, "query_string": b""}
+    with anyio.fail_after(5):
+        await door(scope, receive, send)
+
+    assert sent == []
+
+
+# Answers
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (["abc"], True),
+        (["A_b.c-9"], True),
+        (["x" * 128], True),
+        (["x" * 129], False),
+        (["a b"], False),
+        (["é"], False),
+        (["a\r\nx: y"], False),
+        ([""], False),
+        (["a", "b"], False),
+        ([], False),
+    ],
+)
+@pytest.mark.parametrize("body", [GOOD, b"{"])
+async def test_a_good_request_id_comes_back(given, kept, body):
+    answer = await post(app(), JSON, BEARER, *(("X-Request-Id", told) for told in given), body=body)
+
+    told = answer.header("x-request-id")
+    assert (told in given) == kept
+    assert kept or told.startswith("req_")
+
+
+async def test_a_success_says_where_it_came_from():
+    door = app()
+    first, second = await post(door), await post(door)
+
+    told = [(it.header("x-embedroute-attempts"), it.header("x-embedroute-cache")) for it in (first, second)]
+    assert told == [("1", "hits=0 misses=1"), ("0", "hits=1 misses=0")]
+    assert [it.header("x-embedroute-provider") for it in (first, second)] == ["mock", None]
+    assert first.body == second.body
+
+
+@pytest.mark.parametrize("body", [GOOD, b"{"])
+async def test_every_answer_has_its_headers_once(body):
+    answer = await post(app(), body=body)
+
+    names = [name for name, _ in answer.headers]
+    wanted = {b"content-type", b"content-length", b"x-request-id", b"server-timing", b"openai-processing-ms"}
+    assert wanted | {b"x-embedroute-attempts", b"x-embedroute-cache"} <= set(names)
+    assert len(names) == len(set(names))
+    assert answer.header("content-length") == str(len(answer.body))
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "status", "name", "value"),
+    [
+        ("POST", "/v1/embeddings", [JSON], 401, "www-authenticate", "Bearer"),
+        ("GET", "/v1/embeddings", [], 405, "allow", "POST"),
+        ("HEAD", "/v1/embeddings", [], 405, "allow", "POST"),
+        ("POST", "/v1/models", [], 405, "allow", "GET, HEAD"),
+        ("DELETE", "/v1/models/m", [], 405, "allow", "GET, HEAD"),
+        ("POST", "/openapi.json", [], 405, "allow", "GET, HEAD"),
+        ("BREW" * 99, "/v1/embeddings", [], 405, "allow", "POST"),
+    ],
+)
+async def test_a_refusal_has_the_header_that_its_status_asks_for(method, path, headers, status, name, value):
+    answer = await call(app(), method, path, headers)
+
+    assert (status, value) == (answer.status, answer.header(name))
+    assert len(answer.body) < 400
+
+
+@pytest.mark.parametrize(
+    "path", ["/models", "/v1/models", "/v1/models/m", "/models/org/big", "/v1/embeddings/models", "/embeddings/models"]
+)
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_the_lists_need_a_key_and_have_a_head(method, path):
+    """HEAD answers what GET does, without the body."""
+    refused = await call(app(), method, path)
+    answer, whole = await call(app(), method, path, [BEARER]), await call(app(), "GET", path, [BEARER])
+
+    assert refused.status == 401
+    assert (answer.status, answer.header("content-length")) == (200, str(len(whole.body)))
+    assert answer.body == (whole.body if method == "GET" else b"")
+
+
+@pytest.mark.parametrize("path", ["/openapi.json", "/v1/openapi.json"])
+async def test_the_document_needs_no_key(path):
+    assert (await call(app(), "GET", path)).json["openapi"].startswith("3.1")
+
+
+async def test_a_key_sees_only_its_models():
+    limited = [("Authorization", f"Bearer {LIMITED}")]
+    door = app()
+
+    assert [it["id"] for it in (await call(door, "GET", "/v1/models", limited)).json["data"]] == ["m"]
+    assert (await call(door, "GET", "/v1/models/org/big", limited)).status == 404
+    assert (await call(door, "GET", "/v1/models/org/big", [BEARER])).status == 200
+
+
+async def test_an_open_gateway_ignores_any_key():
+    door = embeddings_app(Gateway(Config(gateway={"auth": "open"}, providers={"mock": {"backend": "hashed"}})))
+
+    answer = await post(door, JSON, ("Authorization", "Basic x"), body=b'{"model":"mock/m","input":"a"}')
+
+    assert answer.status == 200
+
+
+@pytest.mark.parametrize("text", ["\x1b[31m", "a\r\nb", "é" * 200, "x" * 3000, "<script>"])
+async def test_what_a_client_wrote_is_repeated_safely(text):
+    answer = await post(app(), body=json.dumps({"model": text, "input": "a"}).encode())
+
+    assert answer.status == 404
+    assert answer.error["message"].isascii()
+    assert answer.error["message"].isprintable()
+    assert text[:129] not in answer.error["message"] or len(text) <= 128

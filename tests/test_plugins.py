@@ -1,0 +1,163 @@
+"""Backends of other people's packages: found by name, loaded only when named, and each harmless to the others.
+
+The packages are real ones, written into a folder of their own; one process tries them all, for starting one is dear.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from embedroute.backends.openai import OpenAI
+from embedroute.errors import EmbedrouteError
+from embedroute.plugins import BUILT_IN, listed, load
+from tests.commands import run
+
+GOOD = """
+from typing import ClassVar
+from embedroute.backend import Accepts, Backend, HTTPBackend, Secret
+
+class Acme(HTTPBackend):
+    api_key: Secret
+    size: int = 3
+
+class Nested:
+    class Inner(Acme):
+        pass
+
+class Picky(Acme):
+    def __post_init__(self):
+        raise KeyError("picky")
+
+class Strict(Acme):
+    def __post_init__(self):
+        raise ValueError("size must be even")
+
+class Unannotated(Acme):
+    accepts = {"max_inputs": 3}
+
+class Riddle(Acme):
+    answer: "Nowhere" = 3
+
+def function():
+    pass
+"""
+
+PACKAGES = {
+    "acme": ("acme_backend", GOOD, {"acme": "acme_backend:Acme", "inner": "acme_backend:Nested.Inner"}),
+    "acme-odd": (
+        "acme_odd",
+        "from acme_backend import *",
+        {
+            "picky": "acme_backend:Picky",
+            "strict": "acme_backend:Strict",
+            "unannotated": "acme_backend:Unannotated",
+            "riddle": "acme_backend:Riddle",
+            "function": "acme_backend:function",
+            "absent": "acme_backend:Absent",
+            "module": "acme_odd",
+        },
+    ),
+    "raiser": ("raiser", "raise RuntimeError('out of order')", {"raiser": "raiser:R"}),
+    "importer": ("importer", "import nowhere_to_be_found", {"importer": "importer:I"}),
+    "quitter": ("quitter", "import sys; sys.exit(3)", {"quitter": "quitter:Q"}),
+    "typo": ("typo", "def f(:", {"typo": "typo:T"}),
+    "twin-one": ("twin_one", GOOD, {"twin": "twin_one:Acme"}),
+    "twin-two": ("twin_two", GOOD, {"twin": "twin_two:Acme", "mistral": "twin_two:Acme"}),
+}
+
+PROBE = """
+import json, sys
+from embedroute import Config, ConfigError, Gateway
+from embedroute.plugins import listed
+
+def start(names):
+    providers = {name: {"options": {"api_key": "k"}} for name in names} | {"hashed": {}}
+    try:
+        return sorted(Gateway(Config(gateway={"auth": "open"}, providers=providers)).directory.providers)
+    except ConfigError as error:
+        return list(error.mistakes)
+
+told = {"listed": [[it.name, it.distribution] for it in listed()]}
+told["acme"] = start(["acme", "inner"])
+told["imported"] = sorted(set(sys.modules) & {MODULES})
+told |= {name: start([name]) for name in NAMES}
+told["all"] = start(NAMES)
+print(json.dumps(told))
+"""
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """What a process with all these packages installed tells."""
+    place = tmp_path_factory.mktemp("site")
+    for name, (module, code, entries) in PACKAGES.items():
+        (place / f"{module}.py").write_text(code)
+        info = place / f"{name.replace('-', '_')}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        lines = "\n".join(f"{entry} = {value}" for entry, value in entries.items())
+        (info / "entry_points.txt").write_text(f"[embedroute.backends]\n{lines}\n")
+    probe = PROBE.replace("MODULES", ", ".join(repr(module) for module, _, _ in PACKAGES.values())).replace(
+        "NAMES", repr(NAMES)
+    )
+    return json.loads(run([sys.executable, "-c", probe], place, {"PYTHONPATH": f"{place}:{Path(__file__).parent.parent}"}))
+
+
+MISTAKES = {
+    "picky": "KeyError('picky')",
+    "strict": "size must be even",
+    "unannotated": 'the backend "unannotated" (acme_backend:Unannotated of acme-odd) must declare accepts',
+    "riddle": "Nowhere",
+    "function": 'the backend "function" (acme_backend:function of acme-odd) is not an HTTPBackend, LocalBackend or Backend',
+    "absent": 'the backend "absent" (acme_backend:Absent of acme-odd) does not import: AttributeError',
+    "module": 'the backend "module" (acme_odd of acme-odd) does not import',
+    "raiser": 'the backend "raiser" (raiser:R of raiser) does not import: RuntimeError: out of order',
+    "importer": 'the backend "importer" (importer:I of importer) does not import: ModuleNotFoundError',
+    "quitter": 'the backend "quitter" (quitter:Q of quitter) does not import: SystemExit: 3',
+    "typo": 'the backend "typo" (typo:T of typo) does not import: SyntaxError',
+    "twin": 'two packages bring a backend "twin": twin-one, twin-two; uninstall one',
+    "mistral": 'two packages bring a backend "mistral": embedroute, twin-two; uninstall one',
+    "acne": 'no backend "acne" is installed; did you mean "acme"?',
+}
+NAMES = list(MISTAKES)
+
+
+def test_installed_backends_are_found(told):
+    assert {*map(tuple, told["listed"])} >= {
+        ("acme", "acme"),
+        ("hashed", "embedroute"),
+        ("twin", "twin-one"),
+        ("raiser", "raiser"),
+    }
+    assert sorted(told["listed"]) == sorted(told["listed"], key=lambda it: it[0])
+    assert ["acme", "hashed", "inner"] == told["acme"]
+
+
+def test_only_what_a_config_names_is_imported(told):
+    """A package that is merely installed costs nothing and cannot break anything."""
+    assert ["acme_backend"] == told["imported"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_broken_backend_names_itself_and_its_package(name, told):
+    (mistake,) = told[name]
+
+    assert mistake.startswith(f"[providers.{name}] ")
+    assert MISTAKES[name] in mistake
+
+
+def test_a_broken_backend_harms_no_other(told):
+    """All of them at once: each has its own line and nothing else is lost."""
+    assert sorted(it for name in NAMES for it in told[name]) == sorted(told["all"])
+
+
+def test_a_built_in_is_loaded_without_a_scan():
+    assert OpenAI is load("openai")
+    assert set(BUILT_IN) <= {it.name for it in listed()}
+
+
+def test_an_unknown_name_is_refused_with_advice():
+    with pytest.raises(EmbedrouteError, match='no backend "opnai" is installed; did you mean "openai"'):
+        load("opnai")

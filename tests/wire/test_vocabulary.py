@@ -1,0 +1,40 @@
+"""What inputs are for: vendors' spellings, the neutral words, and Gemini's tasks."""
+
+from typing import get_args
+
+import pytest
+
+from embedroute.errors import InvalidRequest
+from embedroute.wire.decode import Limits, decode_request
+from embedroute.wire.requests import GoogleTask
+from embedroute.wire.vocabulary import GOOGLE_TASKS, NEUTRAL, SPELLINGS
+
+
+def read(spelling):
+    return decode_request(b'{"model":"m","input":"a","input_type":"%s"}' % spelling.encode(), Limits()).input_type
+
+
+@pytest.mark.parametrize(("spelling", "word"), NEUTRAL.items())
+@pytest.mark.parametrize("case", [str, str.upper, str.title])
+def test_every_spelling_is_read_without_regard_to_case(spelling, word, case):
+    assert word == read(case(spelling))
+
+
+def test_no_spelling_means_two_things():
+    assert len(NEUTRAL) == sum(map(len, SPELLINGS.values()))
+    assert all(word in spellings for word, spellings in SPELLINGS.items())
+
+
+@pytest.mark.parametrize("spelling", ["", "quer", "query ", "document,query", "x" * 300])
+def test_another_word_is_refused_with_the_list(spelling):
+    with pytest.raises(InvalidRequest) as caught:
+        read(spelling)
+
+    assert caught.value.param == "input_type"
+    assert ", ".join(SPELLINGS) in caught.value.message
+    assert "x" * 129 not in caught.value.message
+
+
+def test_geminis_tasks_have_neutral_words():
+    assert set(GOOGLE_TASKS) == set(get_args(GoogleTask))
+    assert set(GOOGLE_TASKS.values()) - {None} <= set(SPELLINGS)
