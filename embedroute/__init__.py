@@ -5,7 +5,7 @@ A map, from the ground up; a file imports only from floors below:
 - words: ``errors``, ``inputs``, ``vectors``, ``faults``, ``journal``, ``tasks``
 - borders: ``backend`` (plugins), ``models``, ``reading`` and ``config`` (operators), ``wire`` (clients), ``redact``
 - decisions, pure: ``access``, ``routing``
-- effects: ``cache``, ``batching``, ``flights``, ``http``, ``exchange``, ``calls``, ``perloop``, ``plugins``
+- effects: ``cache``, ``batching``, ``flights``, ``http``, ``exchange``, ``orders``, ``calls``, ``perloop``, ``plugins``, ``assembly``
 - the journey: ``gateway``; begin to read there
 - doors: ``listing``, ``inbound``, ``explain``, ``verify``, ``asgi``, ``fastapi``, ``cli``
 

@@ -36,7 +36,7 @@ ANYONE: Final = Caller(name="anyone")
 """The caller of an open gateway, and of the host application itself."""
 
 
-def unstated(config: Config) -> list[str]:
+def access_mistakes(config: Config) -> list[str]:
     """The mistakes of a config that does not say who may call."""
     if config.gateway.auth is None:
         return [STATE_AUTH]

@@ -68,7 +68,7 @@ class Door:
             await self._embed(inbound, await self._authorise(inbound))
         elif path in OPENAPI:
             _allow(method, "GET", "HEAD")
-            await inbound.answer(200, openapi())
+            await inbound.answer(200, openapi(".." if path.startswith("/v1/") else "."))
         elif path in OPENROUTER_MODELS or _MODELS.fullmatch(path):
             _allow(method, "GET", "HEAD")
             await self._list(path, inbound, await self._authorise(inbound))

@@ -2,12 +2,10 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from decimal import Decimal
+from copy import copy
 from functools import partial
-from typing import Any
 
 import anyio
-import msgspec
 from anyio import CapacityLimiter
 
 from embedroute import tasks
@@ -26,39 +24,20 @@ from embedroute.errors import (
 )
 from embedroute.exchange import LocalModels, Tools, checked, exchange
 from embedroute.http import Engine
-from embedroute.inputs import Input, Kind, size_of
+from embedroute.inputs import Input, size_of
 from embedroute.journal import Journal
-from embedroute.models import Model
-from embedroute.redact import capture, scrub, secrets_of
+from embedroute.orders import Order, for_client, make_batch, outcome_of
+from embedroute.redact import capture
 from embedroute.routing.directory import Candidate
-from embedroute.routing.health import BreakerPolicy, Health
-from embedroute.routing.plan import Embedded, Key, halves, land, split
+from embedroute.routing.health import Healths
+from embedroute.routing.plan import Key, halves, land, split
 from embedroute.routing.retry import RetryBudget, RetryPolicy, Then, judge, wait_before, worst
-from embedroute.routing.select import Parameters
 
 log = logging.getLogger("embedroute.calls")
 
 CHUNKS_AT_ONCE = 8
 DEFAULT_REST = 1.0
 """Seconds that a 429 without a hint rests its endpoint."""
-
-
-Land = Callable[[Mapping[Key, Embedded]], None]
-"""Takes vectors as they land."""
-
-
-class Order(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """What all chunks of one request share: how to embed, by when (``clock`` seconds), and what keeps the results."""
-
-    model: Model
-    parameters: Parameters
-    kind: Kind
-    user: str | None
-    deadline: float
-    journal: Journal
-    land: Land
-    policy: bytes = b""
-    store: Land | None = None
 
 
 class Desk:
@@ -69,7 +48,7 @@ class Desk:
         *,
         engine: Engine,
         local: LocalModels,
-        healths: "Healths",
+        healths: Healths,
         budget: RetryBudget,
         policy: RetryPolicy,
         clock: Callable[[], float],
@@ -95,7 +74,7 @@ class Desk:
         failures: list[EmbedrouteError] = []
         for position, candidate in enumerate(candidates):
             health = self._healths.of(candidate)
-            pieces = split(work, candidate.accepts, health.max_inputs)
+            pieces = split(work, candidate.accepts, health.cap(self._clock()))
             if len(pieces) > 1:
                 order.journal.note("split", "cut", endpoint=candidate.name, chunks=[len(piece) for piece in pieces])
                 await self._all(pieces, candidates[position:], order)
@@ -104,7 +83,7 @@ class Desk:
             if failure is None:
                 return
             if isinstance(failure, BatchTooLarge) and len(work) > 1:
-                health.max_inputs = min(health.max_inputs or len(work), len(work) // 2)
+                health.overfilled(self._clock(), len(work))
                 await self._all(halves(work), candidates[position:], order)
                 return
             failures.append(failure)
@@ -146,6 +125,8 @@ class Desk:
         rest = max(health.ready_at(now) - now, DEFAULT_REST)
         if health.limited_until > now:
             return RateLimited("Every provider of this model asks to wait.", retry_after=rest)
+        if health.refusal is not None:
+            return copy(health.refusal)
         return NoHealthyEndpoint("No provider of this model is healthy at the moment.", retry_after=rest)
 
     async def _attempt(
@@ -161,7 +142,7 @@ class Desk:
         try:
             await self._call(candidate, work, order, (order.deadline - began) / left, began)
         except EmbedrouteError as error:
-            failure = _for_client(error, candidate)
+            failure = for_client(error, candidate)
         except BaseException:
             self._healths.of(candidate).released()
             raise
@@ -180,7 +161,7 @@ class Desk:
             self._healths.of(candidate).succeeded(self._clock(), self._clock() - began, tokens)
         else:
             self._healths.of(candidate).released()
-        journal.served(candidate.provider, cost_of(candidate, tokens), answer.modality_tokens)
+        journal.served(candidate.provider, candidate.prices, tokens, answer.modality_tokens)
         landed = land(work, answer, tokens)
         if order.store is not None:
             order.store(landed)
@@ -212,80 +193,18 @@ class Desk:
         elif isinstance(failure, RateLimited):
             health.limited(now, DEFAULT_REST if failure.retry_after is None else failure.retry_after)
         elif isinstance(failure, KeyRefused | ModelRefused):
-            health.refused(now)
+            health.refused(now, failure)
         elif isinstance(failure, Unavailable):
             health.failed(now)
         elif failure is not None:
             health.released()
-        level = logging.WARNING if failure else logging.INFO
-        if journal.events is None and not log.isEnabledFor(level):
+        if journal.events is None and not log.isEnabledFor(logging.INFO):
             return
-        outcome: dict[str, Any] = {
+        outcome: dict[str, object] = {
             "endpoint": candidate.name,
             "attempt": attempt,
             "ms": round(took * 1000, 1),
-            **_outcome(failure),
+            **outcome_of(failure),
         }
         journal.note("call", "failed" if failure else "answered", **outcome)
-        log.log(level, "attempt", extra={"request_id": journal.request_id, **outcome})
-
-
-class Healths:
-    """The health of every endpoint of a gateway, made as they are met."""
-
-    def __init__(self, policy: BreakerPolicy) -> None:
-        """Know none yet."""
-        self._policy = policy
-        self._healths: dict[str, Health] = {}
-
-    def of(self, candidate: Candidate) -> Health:
-        """The health of one endpoint."""
-        health = self._healths.get(candidate.name)
-        if health is None:
-            health = self._healths[candidate.name] = Health(self._policy)
-        return health
-
-
-def make_batch(candidate: Candidate, work: Mapping[Key, Input], order: Order) -> Batch:
-    """Word a chunk as the endpoint's backend takes it."""
-    wanted, accepts = order.parameters, candidate.accepts
-    inputs: Any = list(work.values())
-    native = wanted.input_type is not None and wanted.input_type in accepts.input_types
-    before = "" if native or wanted.input_type is None else (order.model.prefixes or {}).get(wanted.input_type, "")
-    return Batch(
-        model=candidate.model,
-        texts=([before + text for text in inputs] if before else inputs) if order.kind is Kind.TEXT else (),
-        tokens=inputs if order.kind is Kind.TOKENS else (),
-        parts=inputs if order.kind is Kind.PARTS else (),
-        dimensions=wanted.dimensions if accepts.dimensions else None,
-        width=wanted.width if accepts.dimensions else order.model.dimensions,
-        input_type=wanted.input_type if native else None,
-        dtype=wanted.dtype,
-        user=order.user if accepts.user else None,
-        options={"title": wanted.title} if wanted.title is not None else {},
-    )
-
-
-def cost_of(candidate: Candidate, tokens: int) -> Decimal:
-    """USD that one call costs by the endpoint's prices; what has no known price costs 0 here."""
-    prompt, request = (candidate.prices.get(kind, Decimal(0)) for kind in ("prompt", "request"))
-    return prompt * tokens / 1_000_000 + request
-
-
-def _for_client(error: EmbedrouteError, candidate: Candidate) -> EmbedrouteError:
-    """Word a failure so that it can be shown: no secret, and nothing of what a refused key made an upstream say."""
-    if isinstance(error, KeyRefused):
-        error.message = (
-            f"The provider {candidate.provider} refuses this gateway's own credentials; its operator must mend that."
-        )
-    elif isinstance(error, UpstreamError):
-        error.message = scrub(error.message, secrets_of(candidate.backend))
-    if isinstance(error, UpstreamError):
-        error.provider = candidate.provider
-    return error
-
-
-def _outcome(failure: EmbedrouteError | None) -> dict[str, Any]:
-    if failure is None:
-        return {"status": 200}
-    return {"error": type(failure).__name__, "status": getattr(failure, "upstream_status", None)}
+        log.info("attempt", extra={"request_id": journal.request_id, **outcome})

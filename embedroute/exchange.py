@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import anyio
 import anyio.to_thread
 import msgspec
 from anyio import CapacityLimiter
@@ -65,7 +66,9 @@ async def exchange(backend: BackendBase, batch: Batch, tools: Tools) -> Vectors:
         raise
     except TimeoutError:
         raise TimedOut(f"The backend did not answer within {tools.timeout:.1f} s.") from None
-    except Exception as error:
+    except (KeyboardInterrupt, GeneratorExit, anyio.get_cancelled_exc_class()):
+        raise
+    except BaseException as error:  # a backend that exits ends its own call, not the host
         raise Unavailable(f"The backend {type(backend).__name__} failed ({type(error).__name__}).") from error
     raise TypeError(f"{type(backend).__name__} must subclass HTTPBackend, LocalBackend or Backend.")
 

@@ -8,9 +8,7 @@ import os
 import random
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from importlib.util import find_spec
-from pathlib import Path
+from contextlib import asynccontextmanager
 from typing import Any, Self
 
 import anyio
@@ -18,35 +16,26 @@ import httpx2
 import msgspec
 
 from embedroute import tasks
-from embedroute.access import ANYONE, Caller, KeyRing, unstated
+from embedroute.access import ANYONE, Caller
+from embedroute.assembly import Opener, assembled, config_from_environment, config_from_file
 from embedroute.cache import FULL_USE, PROBE, CacheUse
 from embedroute.cache.memory import MemoryCache
-from embedroute.calls import Desk, Healths, Land, Order
-from embedroute.config import Config, environment_config, read_config
+from embedroute.config import Config
 from embedroute.errors import ConfigError, DeadlineExceeded, EmbedrouteError, InputRefused, PermissionDenied, Refusal, echo
-from embedroute.exchange import LocalModels
-from embedroute.flights import Flights, Work
-from embedroute.http import Connect
-from embedroute.http.choose import open_engine
+from embedroute.flights import Work
 from embedroute.inputs import Input
 from embedroute.journal import Journal
-from embedroute.models import catalogue, known_providers
+from embedroute.orders import Land, Order
 from embedroute.perloop import PerLoop
-from embedroute.plugins import build_backends
-from embedroute.routing.directory import Candidate, Route, build_directory
-from embedroute.routing.health import BreakerPolicy
+from embedroute.routing.directory import Candidate, Route
+from embedroute.routing.health import BreakerPolicy, Healths
 from embedroute.routing.memo import Decision, Decisions
 from embedroute.routing.order import Surroundings
 from embedroute.routing.plan import Embedded, Key, assemble, cut, make_plan, rekeyed, shared_key, shared_policy
-from embedroute.routing.retry import RetryBudget, RetryPolicy
+from embedroute.routing.retry import RetryPolicy
 from embedroute.routing.select import Selection
-from embedroute.wire.decode import Job, Limits, make_request
+from embedroute.wire.decode import Job, make_request
 from embedroute.wire.responses import Embeddings
-
-
-class _Loop(msgspec.Struct, frozen=True):
-    desk: Desk
-    flights: Flights
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -81,21 +70,16 @@ class Gateway:
         Raises:
             ConfigError: the config has mistakes, one line each.
         """
-        self.settings = config.gateway
-        self.limits = Limits.of(self.settings)
-        self.keys = KeyRing(config.keys)
-        backends, mistakes = build_backends(config, known_providers(), environ)
-        self.directory, more = build_directory(config, backends, catalogue(), known_providers())
-        if mistakes := [*unstated(config), *mistakes, *more]:
-            raise ConfigError(mistakes)
+        parts = assembled(config, environ)
+        self.settings = parts.settings
+        self.limits = parts.limits
+        self.keys = parts.keys
+        self.directory = parts.directory
         self.healths = Healths(breaker or BreakerPolicy())
         self.cache = MemoryCache(config.cache.bytes, config.cache.ttl, time.monotonic)
         self._decisions = Decisions(self.directory.routes)
-        self._local = LocalModels()
-        self._budget = RetryBudget()
-        self._retries = retries or RetryPolicy()
-        self._client = http_client
-        self._loop = PerLoop("embedroute", self._open)
+        opener = Opener(self.settings, http_client, self.healths, retries or RetryPolicy())
+        self._loop = PerLoop("embedroute", opener.open)
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str] | None = None, **parts: Any) -> Self:
@@ -104,12 +88,7 @@ class Gateway:
         Raises:
             ConfigError: there is no such file, or it has mistakes.
         """
-        environ = parts.get("environ", os.environ)
-        named = path or environ.get("EMBEDROUTE_CONFIG") or "embedroute.toml"
-        try:
-            config, mistakes = read_config(Path(named).read_text(encoding="utf-8"), environ)
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError([f"The config {named} cannot be read: {error}"]) from None
+        config, mistakes = config_from_file(path, parts.get("environ", os.environ))
         try:
             gateway = cls(config, **parts)
         except ConfigError as error:
@@ -125,8 +104,7 @@ class Gateway:
         Raises:
             ConfigError: ``EMBEDROUTE_AUTH`` does not state who may call.
         """
-        local = find_spec("wordllama") is not None
-        return cls(environment_config(parts.get("environ", os.environ), local=local), **parts)
+        return cls(config_from_environment(parts.get("environ", os.environ)), **parts)
 
     async def embed(
         self,
@@ -263,22 +241,6 @@ class Gateway:
         deadline = time.monotonic() + self.settings.deadline
         asked = Asked(job=job, caller=ANYONE, journal=Journal(new_request_id()), cached=PROBE, deadline=deadline)
         return await self._embed(route, asked)
-
-    def _open(self, stack: AsyncExitStack) -> _Loop:
-        settings = self.settings
-        connect = Connect(proxy=settings.proxy, ca_file=settings.ca_file)
-        engine = open_engine(settings.engine, connect, self._client, on_asyncio=tasks.on_asyncio())
-        stack.push_async_callback(engine.aclose)
-        desk = Desk(
-            engine=engine,
-            local=self._local,
-            healths=self.healths,
-            budget=self._budget,
-            policy=self._retries,
-            clock=time.monotonic,
-            random=random.random,
-        )
-        return _Loop(desk, Flights())
 
     @asynccontextmanager
     async def lifespan(self, app: object = None) -> AsyncGenerator[None, None]:

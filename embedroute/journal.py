@@ -10,13 +10,13 @@ Event = Mapping[str, Any]
 class Journal:
     """The record of one request, written on the way and read by the dialect.
 
-    ``cost`` is USD spent on upstream calls. ``events`` is None unless a trace was asked for, ``sent`` and ``got``
+    ``events`` is None unless a trace was asked for, ``sent`` and ``got``
     unless the upstream's bodies were; ``full`` says whether values and input text may stand in them.
     """
 
     __slots__ = (
         "attempts",
-        "cost",
+        "bills",
         "estimated",
         "events",
         "failures",
@@ -37,7 +37,7 @@ class Journal:
         self.attempts = 0
         self.hits = 0
         self.misses = 0
-        self.cost = Decimal(0)
+        self.bills: list[tuple[Mapping[str, Decimal], int]] = []
         self.estimated = False
         self.fallback: str | None = None
         self.providers: dict[str, None] = {}
@@ -60,14 +60,22 @@ class Journal:
         """Whether any upstream body is to be kept."""
         return self.sent is not None or self.got is not None
 
-    def served(self, provider: str, cost: Decimal, modality_tokens: Mapping[str, int]) -> None:
-        """Add what one answered call came from and cost in USD."""
-        self.providers[provider] = None
-        self.cost += cost
-        for modality, tokens in modality_tokens.items():
-            self.modality_tokens[modality] = self.modality_tokens.get(modality, 0) + tokens
+    @property
+    def cost(self) -> Decimal:
+        """USD spent upstream: prompt tokens by the million, and so much a call; an unknown price counts as 0."""
+        spent = (
+            prices.get("prompt", 0) * tokens / Decimal(1_000_000) + prices.get("request", 0) for prices, tokens in self.bills
+        )
+        return sum(spent, Decimal(0))
 
-    def note(self, stage: str, action: str, values: Event | None = None, **facts: Any) -> None:
+    def served(self, provider: str, prices: Mapping[str, Decimal], tokens: int, modality_tokens: Mapping[str, int]) -> None:
+        """Add what one answered call came from, and what it is billed by: the endpoint's ``prices`` and its tokens."""
+        self.providers[provider] = None
+        self.bills.append((prices, tokens))
+        for modality, count in modality_tokens.items():
+            self.modality_tokens[modality] = self.modality_tokens.get(modality, 0) + count
+
+    def note(self, stage: str, action: str, values: Event | None = None, /, **facts: object) -> None:
         """Add an event to the trace, if there is one; ``values`` stand only in a full one. No secrets."""
         if self.events is not None:
             self.events.append({"stage": stage, "action": action, **facts, **((values or {}) if self.full else {})})

@@ -1,7 +1,7 @@
 """Takes secrets out of what debug and errors show: an upstream may echo the key it was sent."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, cast
 
 import msgspec
@@ -33,12 +33,11 @@ def secrets_of(options: msgspec.Struct) -> list[str]:
     return sorted((secret.reveal() for secret in held if isinstance(secret, Secret)), key=len, reverse=True)
 
 
-def scrub(text: str, secrets: Iterable[str]) -> str:
-    """Replace every secret in ``text``, each one's affixes of eight characters, and credentials inside URLs."""
-    for secret in secrets:
-        for part in (secret, secret[:AFFIX], secret[-AFFIX:]):
-            if len(part) >= AFFIX or part == secret != "":
-                text = text.replace(part, "[redacted]")
+def scrub(text: str, secrets: Sequence[str]) -> str:
+    """Replace every one of ``secrets``, the longest first, in ``text``, then their ends, then credentials inside URLs."""
+    ends = [end for secret in secrets for end in (secret[:AFFIX], secret[-AFFIX:]) if len(end) == AFFIX]
+    for part in filter(None, [*secrets, *ends]):
+        text = text.replace(part, "[redacted]")
     return _CREDENTIALS.sub("[redacted]@", text)
 
 

@@ -1,5 +1,8 @@
 """What was computed before: every mask of hits and misses, who may share, how long, and how many bytes."""
 
+# Anyio's plugin reads `anyio_backend`.
+# ruff: noqa: ARG001
+
 import gc
 import itertools
 import os
@@ -44,11 +47,21 @@ def right(texts, width=WIDTH):
 
 RIGHT = {text: expected_vector(text, WIDTH).tolist() for text in LETTERS}
 # Every request of up to three letters of "abcd", in any order and with repeats, and some longer ones.
-REQUESTS = [*("".join(texts) for n in range(1, 4) for texts in itertools.product("abcd", repeat=n)), "abba", "fedcb", "abcdef", "faceab", "fcffca"]
+REQUESTS = [
+    *("".join(texts) for n in range(1, 4) for texts in itertools.product("abcd", repeat=n)),
+    "abba",
+    "fedcb",
+    "abcdef",
+    "faceab",
+    "fcffca",
+]
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-@pytest.mark.parametrize("held", ["".join(text for text, on in zip(LETTERS, mask, strict=True) if on) for mask in itertools.product([0, 1], repeat=6)])
+@pytest.mark.parametrize(
+    "held",
+    ["".join(text for text, on in zip(LETTERS, mask, strict=True) if on) for mask in itertools.product([0, 1], repeat=6)],
+)
 async def test_only_misses_go_upstream_and_every_row_belongs_to_its_input(anyio_backend, held):
     """LiteLLM's cache has handed out wrong vectors here since 2024 (BerriAI/litellm #2990 to #41799)."""
     backend, gateway = gateway_of()

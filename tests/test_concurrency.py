@@ -3,6 +3,9 @@
 ``EMBEDROUTE_SOAK=1`` makes it ten times as long.
 """
 
+# Anyio's plugin reads `anyio_backend`.
+# ruff: noqa: ARG001
+
 import os
 import select
 import signal

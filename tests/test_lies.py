@@ -1,7 +1,9 @@
 """A lying upstream, mode by mode: what a client sees of it alone, and beside an honest one."""
 
+# Anyio's plugin reads `anyio_backend`.
+# ruff: noqa: ARG001
+
 import base64
-import binascii
 import json
 import logging
 
@@ -24,7 +26,15 @@ MARGIN = 1.0
 """Seconds that an answer may come after its deadline; the machine is shared."""
 
 MODES = HARMLESS | DOUBTFUL | LIES | INPUT_FAULTS
-SAMPLE = ["answers_twice", "answers_twice_later", "batch_too_large", "half_body_fin", "key_in_500", "stalled_half_body", "status_429"]
+SAMPLE = [
+    "answers_twice",
+    "answers_twice_later",
+    "batch_too_large",
+    "half_body_fin",
+    "key_in_500",
+    "stalled_half_body",
+    "status_429",
+]
 RUNS = [("asyncio", mode) for mode in MODES] + [("trio", mode) for mode in SAMPLE]
 runs = pytest.mark.parametrize(("anyio_backend", "mode"), RUNS)
 

@@ -23,16 +23,18 @@ def open_engine(name: EngineName, connect: Connect, client: httpx2.AsyncClient |
         MissingExtra: ``fast`` is asked for and not installed.
         ConfigError: ``fast`` is asked for under trio.
     """
-    installed = find_spec("pyreqwest") is not None
+    installed = find_spec("httptools") is not None
     if name == "fast" and not installed:
-        raise MissingExtra("fast", "pyreqwest")
+        raise MissingExtra("fast", "httptools")
     if name == "fast" and not on_asyncio:
         raise ConfigError(['[gateway] engine = "fast" needs asyncio; under trio write engine = "httpx2".'])
-    quick = client is None and on_asyncio and installed and name != "httpx2"
+    if name == "fast" and connect.proxy is not None:
+        raise ConfigError(['[gateway] engine = "fast" goes straight to upstreams; with a proxy write engine = "httpx2".'])
+    quick = client is None and connect.proxy is None and on_asyncio and installed and name != "httpx2"
     engine: Engine = _quick(connect) if quick else Httpx2Engine(client, connect)
     log.info("engine", extra={"engine": engine.name})
     return engine
 
 
 def _quick(connect: Connect) -> Engine:
-    return import_module("embedroute.http.pyreqwest_engine").PyreqwestEngine(connect)
+    return import_module("embedroute.http.fast_engine").FastEngine(connect)

@@ -1,8 +1,8 @@
 """The default engine: httpx2, under asyncio and trio, with its own client or the host's."""
 
-from collections.abc import Callable
+from collections.abc import AsyncIterable, Callable
 from operator import attrgetter
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import anyio
 import httpx2
@@ -38,10 +38,6 @@ class Httpx2Engine:
         self._client = client or _client(connect)
         self._quiet: dict[Host, bool] = {}
 
-    def trusts(self, url: str) -> bool:
-        """Whether the host behind ``url`` was watched, and never sent more than it was asked for."""
-        return bool(self._quiet) and self._quiet.get(_host(httpx2.URL(url)), False)
-
     async def send(self, request: UpstreamRequest, timeout: float) -> UpstreamReply:
         """Exchange ``request`` for its answer within ``timeout`` seconds."""
         try:
@@ -57,7 +53,8 @@ class Httpx2Engine:
     async def _exchange(self, request: UpstreamRequest, timeout: float) -> UpstreamReply:
         url = httpx2.URL(request.url)
         host = _host(url)
-        limits = httpx2.Timeout(timeout, connect=min(timeout, CONNECT_TIMEOUT))
+        # Ended by its own limit, a connection is closed; ended from outside, trio leaves its socket to the collector.
+        limits = httpx2.Timeout(timeout, connect=min(timeout * 0.9, CONNECT_TIMEOUT))
         headers = {"accept": "application/json", "accept-encoding": "identity", **revealed(request.headers)}
         if self._quiet.get(host) is False:
             headers["connection"] = "close"
@@ -102,7 +99,7 @@ async def _read(response: httpx2.Response) -> bytes:
         raise too_large()
     try:
         # Not `aiter_raw`: it gives the connection back for reuse before it can be looked at.
-        async for piece in response.stream:
+        async for piece in cast("AsyncIterable[bytes]", response.stream):
             body += piece
             if len(body) > LARGEST_REPLY:
                 # Left early, the generators inside would not be closed before trio complains of it; this ends them.

@@ -6,10 +6,13 @@ from typing import Final
 
 import msgspec
 
-from embedroute.errors import LONGEST_HINT
+from embedroute.errors import LONGEST_HINT, UpstreamError
+from embedroute.routing.routes import Candidate
 
 SIGNIFICANT: Final = 30.0
 """Seconds for which a significant failure moves an endpoint behind the others (SEMANTICS of OpenRouter's default)."""
+LEARNED_FOR: Final = 600.0
+"""Seconds for which a learned cap holds."""
 WINDOW: Final = 300.0
 """Seconds over which percentiles are taken."""
 SAMPLES: Final = 1024
@@ -51,7 +54,8 @@ class Health:
     def __init__(self, policy: BreakerPolicy) -> None:
         """Begin closed and rested."""
         self.policy = policy
-        self.max_inputs: int | None = None
+        self.refusal: UpstreamError | None = None
+        self._cap: tuple[int, float] | None = None
         self.limited_until = 0.0
         self._open_until = 0.0
         self._rests = 0
@@ -89,21 +93,33 @@ class Health:
         """Close the breaker and remember how long the call took."""
         self._failures = self._rests = 0
         self._probing = False
+        self.refusal = None
         self._samples.append(Sample(now, latency, tokens / max(latency, 1e-9)))
 
     def failed(self, now: float) -> None:
         """Count an upstream's own trouble; enough of it in a row, or a failed probe, opens the breaker."""
         self._last_failure = now
         self._failures += 1
+        self.refusal = None
         if self.state(now) is State.OPEN:
             return  # begun before the breaker opened: one burst must not be counted as several outages
         if self._probing or self._failures >= self.policy.failures:
             rest = min(self.policy.longest_rest, self.policy.first_rest * 2 ** min(self._rests, _DOUBLINGS))
             self._open(now + rest)
 
-    def refused(self, now: float) -> None:
-        """Our key or the model was refused: asking again soon is no use."""
+    def cap(self, now: float) -> int | None:
+        """The inputs that one call may hold as far as the upstream has let on lately; None while it has not."""
+        return self._cap[0] if self._cap is not None and now < self._cap[1] else None
+
+    def overfilled(self, now: float, inputs: int) -> None:
+        """A call of so many ``inputs`` was too large: learn half of it, for a while, as tokens may have been why."""
+        half = max(1, inputs // 2)
+        self._cap = (min(self.cap(now) or half, half), now + LEARNED_FOR)
+
+    def refused(self, now: float, refusal: UpstreamError | None = None) -> None:
+        """Our key or the model was refused: asking again soon is no use, and what was said then still holds."""
         self._last_failure = now
+        self.refusal = refusal
         self._open(now + self.policy.refused_rest)
 
     def limited(self, now: float, rest: float) -> None:
@@ -139,3 +155,19 @@ def _percentile(ordered: list[float], percentile: int) -> float | None:
     if not ordered:
         return None
     return ordered[max(0, -(-percentile * len(ordered) // 100) - 1)]
+
+
+class Healths:
+    """The health of every endpoint of a gateway, made as they are met."""
+
+    def __init__(self, policy: BreakerPolicy) -> None:
+        """Know none yet."""
+        self._policy = policy
+        self._healths: dict[str, Health] = {}
+
+    def of(self, candidate: Candidate) -> Health:
+        """The health of one endpoint."""
+        health = self._healths.get(candidate.name)
+        if health is None:
+            health = self._healths[candidate.name] = Health(self._policy)
+        return health

@@ -93,8 +93,8 @@ def split(work: Mapping[Key, Input], accepts: Accepts, learned: int | None = Non
 
     An input that is over a cap by itself goes alone: the upstream then says so in its own words.
     """
-    if not work:
-        return []
+    if len(work) < 2:
+        return [dict(work)] if work else []
     most = min(accepts.max_inputs or len(work), learned or len(work))
     if len(work) <= most and accepts.max_tokens is None and accepts.max_bytes is None:
         return [dict(work)]
@@ -137,7 +137,7 @@ def land(chunk: Mapping[Key, Input], answer: Vectors, tokens: int) -> dict[Key, 
 
     ``answer.array`` is checked already: row i is input i. Shares go by input length and add up exactly.
     """
-    shares = share_out(tokens, [size_of(item) for item in chunk.values()] if len(chunk) > 1 else [1])
+    shares = share_out(tokens, [size_of(item) for item in chunk.values()]) if len(chunk) > 1 else [tokens]
     return {key: Embedded(row, share) for key, row, share in zip(chunk, answer.array, shares, strict=True)}
 
 

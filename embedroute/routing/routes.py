@@ -37,11 +37,11 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     weight: float = 1.0
     quality: float = 1.0
     micro_batch_ms: float | None = None
+    name: str = ""
 
-    @property
-    def name(self) -> str:
-        """Provider and upstream model, which together name the endpoint in traces and logs."""
-        return f"{self.provider}:{self.model}"
+    def __post_init__(self) -> None:
+        """Name the endpoint, for traces, logs and its health: provider and upstream model."""
+        msgspec.structs.force_setattr(self, "name", f"{self.provider}:{self.model}")
 
     def named(self, name: str) -> bool:
         """Whether a name of a client's list means this endpoint: its slug, the slug's base, or its vendor."""
@@ -144,7 +144,8 @@ class Directory(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     def _undeclared(self, slug: str, upstream: str) -> Route:
         return Route(
             name=f"{slug}/{upstream}",
-            public=upstream,
+            # A declared model of that name is another space, so then the whole name is the public one.
+            public=f"{slug}/{upstream}" if upstream in self.routes else upstream,
             model=Model(),
             candidates=[msgspec.structs.replace(self.providers[slug], model=upstream)],
         )

@@ -87,15 +87,16 @@ def components() -> dict[str, Any]:
 
 
 @cache
-def openapi() -> bytes:
-    """The OpenAPI document of a mount; its paths are relative to it."""
+def openapi(server: str = ".") -> bytes:
+    """The OpenAPI document of a mount, which is at ``server`` as seen from where the document is served."""
     one = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
     document: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {"title": "embedroute", "version": "1", "description": "OpenAI-compatible embeddings."},
-        "servers": [{"url": "."}],
+        "servers": [{"url": server}],
         "paths": {
             "/v1/embeddings": {"post": operation()},
+            "/v1/embeddings/models": {"get": {**models_operation(), "operationId": "listEmbeddingModels"}},
             "/v1/models": {"get": models_operation()},
             "/v1/models/{id}": {
                 "get": {**models_operation(), "operationId": "getModel", "summary": "Describe a model", "parameters": [one]}

@@ -150,7 +150,7 @@ def expected_of(case):
         "models": (200, ["hash", "far", "hashed"]),
         "openrouter": (200, ["hash", "far", "hashed"]),
         "model": (200, "far"),
-        "openapi": (200, ["/v1/embeddings", "/v1/models", "/v1/models/{id}"]),
+        "openapi": (200, ["/v1/embeddings", "/v1/embeddings/models", "/v1/models", "/v1/models/{id}"]),
         "unknown path": (404, "not_found"),
         "host": (200, "hello"),
     }

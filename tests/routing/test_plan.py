@@ -69,7 +69,7 @@ def test_no_two_inputs_share_a_key(one, other):
         ("é", "e\u0301"),
         ("a", "a "),
         ("a", "A"),
-        ("lTextPartx", (TextPart("x"),)),
+        ("l\x01\x00\x00\x005", (5,)),
     ],
 )
 def test_inputs_that_look_alike_are_told_apart(one, other):

@@ -1,0 +1,77 @@
+"""What one request orders of its endpoints: how a chunk is worded for a backend, what it costs, how its failure is told."""
+
+from collections.abc import Callable, Mapping
+from typing import cast
+
+import msgspec
+
+from embedroute.backend import Batch
+from embedroute.errors import EmbedrouteError, KeyRefused, UpstreamError
+from embedroute.inputs import Input, Kind, Part
+from embedroute.journal import Journal
+from embedroute.models import Model
+from embedroute.redact import scrub, secrets_of
+from embedroute.routing.parameters import Parameters
+from embedroute.routing.plan import Embedded, Key
+from embedroute.routing.routes import Candidate
+
+Land = Callable[[Mapping[Key, Embedded]], None]
+"""Takes vectors as they land."""
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """What all chunks of one request share: how to embed, by when (``clock`` seconds), and what keeps the results."""
+
+    model: Model
+    parameters: Parameters
+    kind: Kind
+    user: str | None
+    deadline: float
+    journal: Journal
+    land: Land
+    policy: bytes = b""
+    store: Land | None = None
+
+
+def make_batch(candidate: Candidate, work: Mapping[Key, Input], order: Order) -> Batch:
+    """Word a chunk as the endpoint's backend takes it."""
+    wanted, accepts = order.parameters, candidate.accepts
+    inputs = list(work.values())
+    native = wanted.input_type is not None and wanted.input_type in accepts.input_types
+    before = "" if native or wanted.input_type is None else (order.model.prefixes or {}).get(wanted.input_type, "")
+    return Batch(
+        model=candidate.model,
+        texts=_prefixed(cast("list[str]", inputs), before) if order.kind is Kind.TEXT else (),
+        tokens=cast("list[tuple[int, ...]]", inputs) if order.kind is Kind.TOKENS else (),
+        parts=cast("list[tuple[Part, ...]]", inputs) if order.kind is Kind.PARTS else (),
+        dimensions=wanted.dimensions if accepts.dimensions else None,
+        width=wanted.width if accepts.dimensions else order.model.dimensions,
+        input_type=wanted.input_type if native else None,
+        dtype=wanted.dtype,
+        user=order.user if accepts.user else None,
+        options={"title": wanted.title} if wanted.title is not None else {},
+    )
+
+
+def _prefixed(texts: list[str], before: str) -> list[str]:
+    return [before + text for text in texts] if before else texts
+
+
+def for_client(error: EmbedrouteError, candidate: Candidate) -> EmbedrouteError:
+    """Word a failure so that it can be shown: no secret, and nothing of what a refused key made an upstream say."""
+    if isinstance(error, KeyRefused):
+        error.message = (
+            f"The provider {candidate.provider} refuses this gateway's own credentials; its operator must mend that."
+        )
+    elif isinstance(error, UpstreamError):
+        error.message = scrub(error.message, secrets_of(candidate.backend))
+    if isinstance(error, UpstreamError):
+        error.provider = candidate.provider
+    return error
+
+
+def outcome_of(failure: EmbedrouteError | None) -> dict[str, object]:
+    """Tell how an attempt ended, as traces and logs name it."""
+    if failure is None:
+        return {"status": 200}
+    return {"error": type(failure).__name__, "status": getattr(failure, "upstream_status", None)}

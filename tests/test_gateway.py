@@ -1,0 +1,262 @@
+"""The journey as a whole, in process: what comes out, who may, what falls back, and what a gateway leaves behind."""
+
+import threading
+import time
+from decimal import Decimal
+
+import anyio
+import numpy as np
+import pytest
+
+from embedroute import Caller, Config, ConfigError, EmbedrouteError, Gateway, Provider
+from embedroute.backend import Accepts
+from embedroute.errors import InputRefused, KeyRefused, RateLimited, Unavailable
+from embedroute.journal import Journal
+from embedroute.routing.retry import RetryPolicy
+from embedroute.testing import ScriptedBackend, expected_vector
+from tests.upstream import Upstream, vectors_of
+
+WIDTH = 8
+trio_too = pytest.mark.anyio
+
+
+def gateway_of(backend=None, *, second=None, deadline=5.0, environ=None, **models):
+    """The model "m" at ``backend``, which falls back to the model "n" at ``second``, if there is one."""
+    providers = {
+        "p": Provider(backend=backend or ScriptedBackend(width=WIDTH)),
+        "q": Provider(backend=second or ScriptedBackend(width=WIDTH)),
+    }
+    own = {"dimensions": WIDTH, "matryoshka": True, "endpoints": [{"provider": "p", "price": 3}]}
+    other = {"dimensions": WIDTH, "endpoints": [{"provider": "q"}]}
+    table = {"m": {**own, **({"fallback": "n"} if second else {})}, "n": other, **models}
+    config = Config(gateway={"auth": "open", "deadline": deadline}, providers=providers, models=table)
+    return Gateway(config, retries=RetryPolicy(attempts=1), environ=environ or {})
+
+
+def right(texts, width=WIDTH):
+    return [expected_vector(text, width).tolist() for text in texts]
+
+
+@trio_too
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("text", ["text"]),
+        (["text"], ["text"]),
+        (["b", "a", "b"], ["b", "a", "b"]),
+        ([1, 2, 3], [(1, 2, 3)]),
+        ([[1], [2, 3]], [(1,), (2, 3)]),
+    ],
+)
+async def test_every_shape_of_input_comes_back_row_by_row(given, expected):
+    answer = await gateway_of().embed(given, model="m")
+
+    assert answer.vectors.dtype == np.float32
+    assert answer.vectors.tolist() == right(expected)
+    assert (answer.model, answer.providers) == ("m", ("p",))
+    assert answer.prompt_tokens >= len(expected)
+
+
+@trio_too
+async def test_fields_are_those_of_the_wire_and_so_are_refusals():
+    gateway = gateway_of()
+
+    assert (await gateway.embed("a", model="m", dimensions=4)).vectors.shape == (1, 4)
+    for given, fields, status, param in [
+        ("", {}, 400, "input"),
+        (["a", ""], {}, 400, "input[1]"),
+        ("a", {"dimensions": 99}, 400, "dimensions"),
+        ("a", {"model": "x"}, 404, "model"),
+        ("a", {"provider": {"sort": "odd"}}, 400, "provider.sort"),
+        ("a", {"wrong": 1}, 400, "wrong"),
+    ]:
+        with pytest.raises(EmbedrouteError) as caught:
+            await gateway.embed(given, **{"model": "m", **fields})
+        assert (caught.value.status, caught.value.param) == (status, param)
+
+
+@trio_too
+async def test_a_caller_uses_only_its_models():
+    gateway = gateway_of()
+    caller = Caller(name="c", models=frozenset({"n"}))
+
+    assert (await gateway.embed("a", model="n", caller=caller)).model == "n"
+    with pytest.raises(EmbedrouteError) as caught:
+        await gateway.embed("a", model="m", caller=caller)
+    assert (caught.value.status, caught.value.code) == (403, "model_not_allowed")
+
+
+@trio_too
+@pytest.mark.parametrize(
+    ("failure", "model"),
+    [
+        (Unavailable("down"), "n"),
+        (KeyRefused("no"), "n"),
+        (RateLimited("slow", retry_after=100), "n"),
+        (InputRefused("odd"), None),
+    ],
+)
+async def test_another_model_is_used_only_where_the_config_says_so_and_the_answer_then_says_so(failure, model):
+    gateway, journal = gateway_of(ScriptedBackend(then=failure), second=ScriptedBackend(width=WIDTH)), Journal("r")
+
+    if model is None:
+        with pytest.raises(InputRefused):
+            await gateway.embed(["a", "b"], model="m", journal=journal)
+    else:
+        answer = await gateway.embed(["a", "b"], model="m", journal=journal)
+        assert (answer.model, journal.fallback) == ("n", "n")
+        assert answer.vectors.tolist() == right(["a", "b"])
+    with pytest.raises(EmbedrouteError):
+        await gateway_of(ScriptedBackend(then=failure)).embed("a", model="m")
+
+
+@trio_too
+async def test_cost_and_attempts_are_counted():
+    journal = Journal("r")
+
+    answer = await gateway_of(ScriptedBackend(width=WIDTH)).embed(["abcd" * 10, "abcd" * 5], model="m", journal=journal)
+
+    assert (answer.prompt_tokens, journal.attempts) == (15, 1)
+    assert journal.cost == Decimal(3) * 15 / 1_000_000
+
+
+@trio_too
+async def test_one_deadline_bounds_all_of_a_request_its_fallback_too():
+    gateway = gateway_of(ScriptedBackend(then=9.0), second=ScriptedBackend(then=9.0), deadline=0.3)
+    began = time.monotonic()
+
+    with pytest.raises(EmbedrouteError) as caught:
+        await gateway.embed("a", model="m")
+
+    assert caught.value.status == 504
+    assert time.monotonic() - began < 0.6
+
+
+@trio_too
+async def test_an_undeclared_model_is_the_providers_own():
+    backend = ScriptedBackend(width=5)
+
+    answer = await gateway_of(backend).embed("a", model="p/some/model")
+
+    assert (answer.model, answer.vectors.shape, backend.batches[0].model) == ("some/model", (1, 5), "some/model")
+
+
+@trio_too
+async def test_an_endpoint_that_cannot_give_the_width_is_cut_here():
+    class Plain(ScriptedBackend, frozen=True, kw_only=True):
+        accepts = Accepts()
+
+    answer = await gateway_of(Plain(width=WIDTH)).embed(["a"], model="m", dimensions=4)
+
+    whole = expected_vector("a", WIDTH)[:4].astype(float)
+    assert np.allclose(answer.vectors[0], whole / np.linalg.norm(whole), atol=1e-6)
+
+
+# Loops and lifespans.
+
+
+@pytest.fixture
+def upstream():
+    with Upstream(remember=False) as upstream:
+        yield upstream
+
+
+def far(upstream):
+    providers = {"up": {"backend": "openai", "base_url": upstream.url}}
+    model = {"dimensions": WIDTH, "endpoints": [{"provider": "up"}]}
+    return Gateway(Config(gateway={"auth": "open"}, cache={"bytes": 0}, providers=providers, models={"m": model}))
+
+
+@pytest.mark.parametrize("loops", [["asyncio"], ["trio"], ["asyncio", "asyncio"], ["asyncio", "trio", "asyncio"]])
+@pytest.mark.parametrize("tidy", [True, False])
+def test_a_gateway_lives_on_any_loops_and_leaves_no_connection(upstream, loops, tidy):
+    """With its lifespan or without."""
+    gateway = far(upstream)
+
+    async def main():
+        if tidy:
+            async with gateway.lifespan():
+                return await gateway.embed(["a", "b"], model="m")
+        return await gateway.embed(["a", "b"], model="m")
+
+    for loop in loops:
+        assert anyio.run(main, backend=loop).vectors.tolist() == vectors_of(["a", "b"], WIDTH).tolist()
+
+    until = time.monotonic() + 2
+    while upstream.open and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not upstream.open
+
+
+def test_two_loops_in_two_threads_share_one_gateway_and_its_cache():
+    backend = ScriptedBackend(width=WIDTH)
+    gateway = gateway_of(backend)
+    wrong: list[object] = []
+
+    async def main():
+        for at in range(300):
+            texts = [f"t{at % 50}", f"t{(at * 7) % 50}"]
+            if (await gateway.embed(texts, model="m")).vectors.tolist() != right(texts):
+                wrong.append(texts)
+
+    threads = [threading.Thread(target=anyio.run, args=(main,)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert wrong == []
+    assert len(backend.batches) <= 150
+
+
+@trio_too
+async def test_after_its_lifespan_a_gateway_can_be_used_again(upstream):
+    gateway = far(upstream)
+    for _ in range(2):
+        async with gateway.lifespan():
+            await gateway.embed("a", model="m")
+
+
+@trio_too
+async def test_two_gateways_in_one_process_share_nothing():
+    first, second = ScriptedBackend(width=WIDTH), ScriptedBackend(width=WIDTH)
+
+    for backend in (first, second):
+        await gateway_of(backend).embed("a", model="m")
+
+    assert [1, 1] == [len(backend.batches) for backend in (first, second)]
+
+
+# Making one.
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("[gateway]\n", "auth is not stated"),
+        ('[gateway]\nauth = "open"\n[providers.openai]\napi_kee = "k"\n', "api_kee"),
+        ("[gateway\n", "not TOML"),
+        ('[gateway]\nauth = "open"\n[models.m]\nendpoints = [{ provider = "nobody" }]\n', "nobody"),
+    ],
+)
+def test_a_config_that_cannot_start_is_refused_by_name(tmp_path, text, named):
+    path = tmp_path / "embedroute.toml"
+    path.write_text(text)
+
+    for how in ({"path": path}, {"environ": {"EMBEDROUTE_CONFIG": str(path)}}):
+        with pytest.raises(ConfigError, match=named):
+            Gateway.from_file(**how)
+
+
+def test_a_config_that_is_not_there_is_named():
+    with pytest.raises(ConfigError, match=r"/no/such\.toml"):
+        Gateway.from_file("/no/such.toml")
+
+
+@trio_too
+async def test_the_environment_alone_makes_a_gateway():
+    gateway = Gateway.from_env(environ={"EMBEDROUTE_AUTH": "open"})
+
+    assert (await gateway.embed("a", model="wordllama")).vectors.shape[1] == 256
+    with pytest.raises(ConfigError, match="EMBEDROUTE_AUTH"):
+        Gateway.from_env(environ={})

@@ -1,0 +1,99 @@
+"""Log records: fields, not prose, for every request and every attempt; no secret and no input in any of them."""
+
+# Anyio's plugin reads `anyio_backend`.
+# ruff: noqa: ARG001
+
+import json
+import logging
+
+import pytest
+
+from embedroute import Config, Gateway, embeddings_app
+from embedroute.routing.retry import RetryPolicy
+from tests.driver import call
+from tests.upstream import INPUT_FAULTS, STALLS, Upstream
+from tests.upstream.modes import MODES
+
+pytestmark = pytest.mark.anyio
+
+KEY, CALLER, PLANTED = "sk-CanaryUp-0123456789", "sk-CanaryIn-9876543210", "PLANTED INPUT"
+STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime"}
+
+
+@pytest.fixture(scope="module")
+def upstream():
+    with Upstream(remember=False) as upstream:
+        yield upstream
+
+
+def gateway_of(upstream, deadline=5.0):
+    return Gateway(
+        Config(
+            gateway={"auth": "keys", "deadline": deadline},
+            keys={"team": {"key": CALLER}},
+            providers={"up": {"backend": "openai", "base_url": upstream.url, "api_key": KEY}},
+            models={"m": {"dimensions": 8, "endpoints": [{"provider": "up"}]}},
+        ),
+        retries=RetryPolicy(first_wait=0.001),
+    )
+
+
+async def ask(gateway, key=CALLER, **fields):
+    headers = [("content-type", "application/json"), ("authorization", f"Bearer {key}"), ("x-request-id", "r-1")]
+    body = json.dumps({"model": "m", "input": [PLANTED], "user": PLANTED, **fields}).encode()
+    async with gateway.lifespan():
+        return await call(embeddings_app(gateway), "POST", "/v1/embeddings", headers, [body])
+
+
+def fields(caplog):
+    """The message and the own fields of each of our records."""
+    return [
+        (
+            record.name.removeprefix("embedroute."),
+            record.getMessage(),
+            {k: v for k, v in vars(record).items() if k not in STANDARD},
+        )
+        for record in caplog.records
+        if record.name.startswith("embedroute") and record.name != "embedroute.http"
+    ]
+
+
+async def test_a_served_request_leaves_one_record_and_one_for_each_attempt(upstream, caplog):
+    caplog.set_level(logging.DEBUG)
+    upstream.mode = ["status_503", "honest"]
+
+    await ask(gateway_of(upstream))
+
+    (first, second, served) = fields(caplog)
+    assert [it[:2] for it in (first, second, served)] == [("calls", "attempt"), ("calls", "attempt"), ("access", "served")]
+    assert all(it[2]["request_id"] == "r-1" for it in (first, second, served))
+    assert {"endpoint": "up:m", "attempt": 1, "error": "Unavailable", "status": 503}.items() <= first[2].items()
+    assert {"endpoint": "up:m", "attempt": 2, "status": 200}.items() <= second[2].items()
+    assert first[2]["ms"] >= 0
+    assert {"status": 200, "model": "m", "caller": "team"}.items() <= served[2].items()
+
+
+async def test_a_refused_request_leaves_its_status_and_code(upstream, caplog):
+    caplog.set_level(logging.DEBUG)
+
+    await ask(gateway_of(upstream), key="sk-wrong")
+
+    [(name, message, told)] = fields(caplog)
+    assert (name, message) == ("access", "refused")
+    assert {"request_id": "r-1", "status": 401, "code": "invalid_api_key"}.items() <= told.items()
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode not in STALLS and not mode.startswith(("huge", "limited"))])
+async def test_no_lie_makes_a_log_tell_a_secret_or_an_input(anyio_backend, upstream, mode, caplog):
+    """At DEBUG, in the records of every library, fields and tracebacks included."""
+    caplog.set_level(logging.DEBUG)
+    upstream.mode = mode
+
+    answer = await ask(gateway_of(upstream, 0.9))
+
+    told = "\n".join(f"{record.getMessage()} {vars(record)} {record.exc_text}" for record in caplog.records)
+    assert not [part for secret in (KEY, CALLER) for part in (secret, secret[:8], secret[-8:]) if part in told]
+    assert PLANTED not in told
+    assert [message for _, message, _ in fields(caplog)][-1] == ("served" if answer.status == 200 else "refused")
+    assert answer.status == 400 or mode not in INPUT_FAULTS
