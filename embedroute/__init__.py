@@ -2,12 +2,14 @@
 
 A map, from the ground up; a file imports only from floors below:
 
-- words: ``errors``, ``inputs``, ``vectors``, ``faults``, ``journal``, ``tasks``
-- borders: ``backend`` (plugins), ``models``, ``reading`` and ``config`` (operators), ``wire`` (clients), ``redact``
+- words: ``wording``, ``failures``, ``errors``, ``inputs``, ``turns``, ``vectors``, ``faults``, ``journal``, ``tasks``
+- borders: ``secret``, ``upstream`` and ``backend`` (plugins), ``models``, ``reading`` and ``config`` (operators),
+  ``wire`` (clients), ``redact``
 - decisions, pure: ``access``, ``routing``
-- effects: ``cache``, ``batching``, ``flights``, ``http``, ``exchange``, ``orders``, ``calls``, ``perloop``, ``plugins``, ``assembly``
+- effects: ``cache``, ``batching``, ``flights``, ``http``, ``exchange``, ``orders``, ``calls``,
+  ``perloop``, ``plugins``, ``assembly``
 - the journey: ``gateway``; begin to read there
-- doors: ``listing``, ``inbound``, ``explain``, ``verify``, ``asgi``, ``fastapi``, ``cli``
+- doors: ``listing``, ``inbound``, ``explain``, ``verify``, ``door``, ``asgi``, ``fastapi``, ``cli``
 
 On one floor a file imports only from those named before it. Beside the house stand ``backends`` (one file per upstream
 API, written as a third party would), ``conformance`` and ``testing``.

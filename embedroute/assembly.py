@@ -7,8 +7,8 @@ from contextlib import AsyncExitStack
 from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import httpx2
 import msgspec
 
 from embedroute import tasks
@@ -25,7 +25,10 @@ from embedroute.plugins import build_backends
 from embedroute.routing.directory import Directory, build_directory
 from embedroute.routing.health import Healths
 from embedroute.routing.retry import RetryBudget, RetryPolicy
-from embedroute.wire.decode import Limits
+from embedroute.wire.narrow import Limits
+
+if TYPE_CHECKING:
+    import httpx2
 
 
 class Parts(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,7 +87,7 @@ class Loop(msgspec.Struct, frozen=True):
 class Opener:
     """Opens what belongs to an event loop; loaded models, health and the retry budget are shared by all loops."""
 
-    def __init__(self, settings: Settings, client: httpx2.AsyncClient | None, healths: Healths, retries: RetryPolicy) -> None:
+    def __init__(self, settings: Settings, client: "httpx2.AsyncClient | None", healths: Healths, retries: RetryPolicy) -> None:
         """Open nothing yet."""
         self._settings = settings
         self._client = client

@@ -10,9 +10,11 @@ from typing import Any, ClassVar, Self
 import msgspec
 
 from embedroute import vectors
-from embedroute.errors import BadAnswer, UpstreamError
+from embedroute.errors import UpstreamError
 from embedroute.faults import fault_of
 from embedroute.inputs import Input, Kind, Part
+from embedroute.secret import Secret
+from embedroute.upstream import UpstreamReply, UpstreamRequest
 from embedroute.vectors import Array
 
 __all__ = [
@@ -26,36 +28,6 @@ __all__ = [
     "UpstreamRequest",
     "Vectors",
 ]
-
-
-class Secret:
-    """A text that never shows: not in ``repr``, ``str``, logs, traces, errors or pickles."""
-
-    __slots__ = ("__text",)
-
-    def __init__(self, text: str) -> None:
-        """Hold ``text``."""
-        self.__text = text
-
-    def reveal(self) -> str:
-        """Hand out the text; call this only where it goes on the wire."""
-        return self.__text
-
-    def __repr__(self) -> str:
-        """Show that there is a secret, and nothing of it."""
-        return "Secret('…')"
-
-    def __eq__(self, other: object) -> bool:
-        """Compare by the text held."""
-        return isinstance(other, Secret) and self.reveal() == other.reveal()
-
-    def __hash__(self) -> int:
-        """Hash by the text held."""
-        return hash(self.__text)
-
-    def __reduce__(self) -> str:
-        """Refuse to be pickled or copied out of the process."""
-        raise TypeError("A Secret cannot be pickled.")
 
 
 class Accepts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -106,7 +78,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     input_type: str | None = None
     dtype: str = "float"
     user: str | None = None
-    options: Mapping[str, Any] = {}
+    options: Mapping[str, str] = {}
 
     @property
     def inputs(self) -> Sequence[Input]:
@@ -169,48 +141,6 @@ _MOST_TOKENS = 2**31
 def _count(said: object) -> int | None:
     # An upstream's own count is only believed where it is one: LocalAI says 0, others a string or null.
     return said if type(said) is int and 0 < said < _MOST_TOKENS else None
-
-
-class UpstreamRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One HTTP request to an upstream; header names in lower case."""
-
-    url: str
-    content: bytes
-    headers: Mapping[str, str | Secret]
-    method: str = "POST"
-
-    @classmethod
-    def json(
-        cls, url: str, body: Mapping[str, object], *, bearer: Secret | None = None, headers: Mapping[str, str | Secret] = {}
-    ) -> Self:
-        """POST ``body`` as JSON; keys whose value is None are left out."""
-        content = _ENCODER.encode({name: value for name, value in body.items() if value is not None})
-        sent: dict[str, str | Secret] = {"content-type": "application/json", **headers}
-        if bearer is not None and bearer.reveal():
-            sent["authorization"] = Secret(f"Bearer {bearer.reveal()}")
-        return cls(url=url, content=content, headers=sent)
-
-
-_ENCODER = msgspec.json.Encoder()
-
-
-class UpstreamReply(msgspec.Struct, frozen=True):
-    """One HTTP answer of an upstream; header names in lower case."""
-
-    status: int
-    headers: Mapping[str, str]
-    content: bytes
-
-    def json(self, type: Any = Any) -> Any:
-        """Decode the body, into ``type`` if one is given.
-
-        Raises:
-            BadAnswer: the body is not JSON, or not of that type.
-        """
-        try:
-            return msgspec.json.decode(self.content, type=type)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise BadAnswer(f"The upstream's body is not the JSON that was due: {error}") from None
 
 
 class BackendBase(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -22,7 +22,7 @@ from embedroute.errors import (
     Unavailable,
     UpstreamError,
 )
-from embedroute.exchange import LocalModels, Tools, checked, exchange
+from embedroute.exchange import LocalModels, Tools, checked, exchange, is_large
 from embedroute.http import Engine
 from embedroute.inputs import Input, size_of
 from embedroute.journal import Journal
@@ -174,11 +174,14 @@ class Desk:
         tools = Tools(engine=self._engine, local=self._local, workers=self._workers, timeout=timeout, keep=keep)
 
         async def call(whole: Batch) -> Vectors:
-            return checked(await exchange(candidate.backend, whole, tools), whole, due=order.parameters.width)
+            answer, due = await exchange(candidate.backend, whole, tools), order.parameters.width
+            if is_large(whole):
+                return await tasks.in_thread(partial(checked, answer, whole, due=due))
+            return checked(answer, whole, due=due)
 
         if candidate.micro_batch_ms is None or keep is not None:
             return await call(batch), True
-        terms = (candidate.name, order.policy, order.parameters, order.kind, batch.user)
+        terms = (candidate.name, order.shared, order.kind, batch.user)
         patience = min(candidate.micro_batch_ms / 1000, timeout)
         return await self._merger.embed(batch, terms, call, patience=patience, accepts=candidate.accepts)
 

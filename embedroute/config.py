@@ -4,19 +4,16 @@ import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, cast
+from typing import TypedDict, TypeVar, cast
 
 import msgspec
-from msgspec import Meta
 
-from embedroute.backend import Secret
-from embedroute.errors import ConfigError, did_you_mean
+from embedroute.errors import ConfigError
 from embedroute.models import Endpoint, Model, Provider, known_providers
 from embedroute.reading import as_table, fit, quoted
-
-Seconds = Annotated[float, Meta(gt=0)]
-Auth = Literal["keys", "open", "host"]
-DialectName = Literal["openai", "openrouter", "gomodel", "phaseo", "spice"]
+from embedroute.secret import Secret
+from embedroute.settings import CacheSettings, Key, Settings
+from embedroute.wording import did_you_mean
 
 STATE_AUTH = (
     '[gateway] auth is not stated; write auth = "keys" (and a [keys.NAME] table with key = "env:VARIABLE"), '
@@ -28,43 +25,18 @@ STATE_ENV_AUTH = (
     "or set EMBEDROUTE_AUTH to keys (with EMBEDROUTE_KEY), host or open."
 )
 
+T = TypeVar("T")
+Table = TypeVar("Table", bound=msgspec.Struct)
+
 _SENDABLE = re.compile(r"[\x21-\x7e]{1,256}")
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The ``[gateway]`` table; durations in seconds, sizes in bytes."""
-
-    auth: Auth | None = None
-    dialect: DialectName = "openai"
-    engine: Literal["auto", "httpx2", "fast"] = "auto"
-    proxy: Secret | None = None
-    ca_file: str | None = None
-    unknown_fields: Literal["reject", "ignore"] = "reject"
-    media_domains: list[str] = []
-    debug: bool = False
-    body_timeout: Seconds = 30.0
-    deadline: Seconds = 60.0
-    max_body_bytes: Annotated[int, Meta(ge=1)] = 33_554_432
-    max_inputs: Annotated[int, Meta(ge=1)] = 2048
-    only: list[str] = []
-    ignore: list[str] = []
-
-
-class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A ``[keys.NAME]`` table: one caller; ``models`` None allows all of them."""
-
-    key: Secret
-    models: list[str] | None = None
-    debug: bool | None = None
-    only: list[str] = []
-    ignore: list[str] = []
-
-
-class CacheSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The ``[cache]`` table: a bound in bytes (0 = off) and a time to live in seconds."""
-
-    bytes: Annotated[int, Meta(ge=0)] = 268_435_456
-    ttl: Seconds = 86_400.0
+class _Tables(TypedDict):
+    gateway: Settings
+    keys: dict[str, Key]
+    cache: CacheSettings
+    providers: dict[str, Provider]
+    models: dict[str, Model]
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,9 +54,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Read the tables that were given as plain dicts."""
-        given = {name: getattr(self, name) for name in self.__struct_fields__}
         reading = _Reading(os.environ)
-        for name, value in reading.tables(given).items():
+        for name, value in reading.tables(msgspec.structs.asdict(self)).items():
             msgspec.structs.force_setattr(self, name, value)
         reading.finish()
 
@@ -144,7 +115,7 @@ class _Reading:
         if self.mistakes:
             raise ConfigError(self.mistakes)
 
-    def tables(self, given: Mapping[str, Any]) -> dict[str, Any]:
+    def tables(self, given: Mapping[str, object]) -> _Tables:
         return {
             "gateway": self.struct("gateway", given["gateway"], Settings) or Settings(),
             "keys": self.usable(
@@ -155,7 +126,7 @@ class _Reading:
             "models": self.each("models", given["models"], self.model),
         }
 
-    def each(self, place: str, given: object, read: Callable[[str, object], Any]) -> dict[str, Any]:
+    def each(self, place: str, given: object, read: Callable[[str, object], T | None]) -> dict[str, T]:
         tables = as_table(given)
         if tables is None:
             self.mistakes.append(f"[{place}] must be a table")
@@ -173,7 +144,7 @@ class _Reading:
                 self.mistakes.append(f'[keys.{quoted(name)}] key is the same as that of "{owner}"')
         return {name: keys[name] for name in owners.values()}
 
-    def struct(self, place: str, given: object, wanted: type[msgspec.Struct]) -> Any:
+    def struct(self, place: str, given: object, wanted: type[Table]) -> Table | None:
         table = as_table(given)
         if table is None:
             self.mistakes.append(f"[{place}] must be a table")
@@ -182,7 +153,7 @@ class _Reading:
         self.mistakes.extend(mistakes)
         return None if mistakes else wanted(**fitted)
 
-    def provider(self, slug: str, given: object) -> Any:
+    def provider(self, slug: str, given: object) -> Provider | None:
         table = as_table(given)
         if table is not None and "options" not in table:
             reserved = Provider.__struct_fields__
@@ -190,7 +161,7 @@ class _Reading:
             given = {**own, "options": {name: value for name, value in table.items() if name not in reserved}}
         return self.struct(f"providers.{quoted(slug)}", given, Provider)
 
-    def model(self, name: str, given: object) -> Any:
+    def model(self, name: str, given: object) -> Model | None:
         place, table = f"models.{quoted(name)}", as_table(given)
         endpoints = table.get("endpoints") if table is not None else None
         if table is not None and isinstance(endpoints, list):

@@ -14,6 +14,7 @@ from embedroute import tasks, vectors
 from embedroute.backend import Backend, BackendBase, Batch, HTTPBackend, LocalBackend, UpstreamReply, UpstreamRequest, Vectors
 from embedroute.errors import BadAnswer, EmbedrouteError, TimedOut, Unavailable
 from embedroute.http import Engine
+from embedroute.turns import LARGE
 
 Keep = Callable[[UpstreamRequest, UpstreamReply | None], None]
 """What debug does with an exchange; the reply is None when there was none."""
@@ -56,7 +57,7 @@ async def exchange(backend: BackendBase, batch: Batch, tools: Tools) -> Vectors:
     try:
         if isinstance(backend, HTTPBackend):
             return await _over_http(backend, batch, tools)
-        async with tasks.within(tools.timeout):
+        with tasks.within(tools.timeout):
             if isinstance(backend, LocalBackend):
                 run = partial(tools.local.run, backend, batch)
                 return await anyio.to_thread.run_sync(run, abandon_on_cancel=True, limiter=tools.workers)
@@ -86,9 +87,16 @@ async def _over_http(backend: HTTPBackend, batch: Batch, tools: Tools) -> Vector
     if not 200 <= reply.status < 300:
         raise backend.fault(reply)
     try:
+        if len(reply.content) >= LARGE:
+            return await tasks.in_thread(partial(backend.parse, batch, reply))
         return backend.parse(batch, reply)
     except _PLAIN_MISTAKES as error:
         raise BadAnswer(f"The upstream's answer is not what its API documents ({type(error).__name__}).") from error
+
+
+def is_large(batch: Batch) -> bool:
+    """Whether checking the answer to ``batch`` would hold the event loop up."""
+    return len(batch) * (batch.width or 0) * 4 >= LARGE
 
 
 def checked(answer: Vectors, batch: Batch, *, due: int | None) -> Vectors:

@@ -9,10 +9,9 @@ import random
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import anyio
-import httpx2
 import msgspec
 
 from embedroute import tasks
@@ -21,7 +20,7 @@ from embedroute.assembly import Opener, assembled, config_from_environment, conf
 from embedroute.cache import FULL_USE, PROBE, CacheUse
 from embedroute.cache.memory import MemoryCache
 from embedroute.config import Config
-from embedroute.errors import ConfigError, DeadlineExceeded, EmbedrouteError, InputRefused, PermissionDenied, Refusal, echo
+from embedroute.errors import ConfigError, DeadlineExceeded, EmbedrouteError, InputRefused, PermissionDenied, Refusal
 from embedroute.flights import Work
 from embedroute.inputs import Input
 from embedroute.journal import Journal
@@ -31,11 +30,14 @@ from embedroute.routing.directory import Candidate, Route
 from embedroute.routing.health import BreakerPolicy, Healths
 from embedroute.routing.memo import Decision, Decisions
 from embedroute.routing.order import Surroundings
-from embedroute.routing.plan import Embedded, Key, assemble, cut, make_plan, rekeyed, shared_key, shared_policy
+from embedroute.routing.plan import Embedded, Key, assemble, cut, make_plan, rekeyed, shared_key
 from embedroute.routing.retry import RetryPolicy
-from embedroute.routing.select import Selection
 from embedroute.wire.decode import Job, make_request
 from embedroute.wire.responses import Embeddings
+from embedroute.wording import echo
+
+if TYPE_CHECKING:
+    import httpx2
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -58,7 +60,7 @@ class Gateway:
         self,
         config: Config,
         *,
-        http_client: httpx2.AsyncClient | None = None,
+        http_client: "httpx2.AsyncClient | None" = None,
         retries: RetryPolicy | None = None,
         breaker: BreakerPolicy | None = None,
         environ: Mapping[str, str] = os.environ,
@@ -126,7 +128,7 @@ class Gateway:
         asked = Asked(job=job, caller=caller, journal=journal or Journal(new_request_id()), cached=cached, deadline=deadline)
         route = self.resolve(job, caller)
         try:
-            async with tasks.within(self.settings.deadline):
+            with tasks.within(self.settings.deadline):
                 return await self._embed_or_fall_back(route, asked)
         except TimeoutError:
             raise DeadlineExceeded(f"No answer within the deadline of {self.settings.deadline:g} s.") from None
@@ -151,7 +153,7 @@ class Gateway:
         found = self.look_up(plan.work, route, decision, asked.job, asked.caller) if asked.cached.read else {}
         missing = {key: item for key, item in plan.work.items() if key not in found}
         if missing:
-            found |= await self._share(missing, route, decision.selection, asked)
+            found |= await self._share(missing, route, decision, asked)
         journal.hits = len(plan.work) - journal.misses
         journal.note("cache", "looked up", hits=journal.hits, misses=journal.misses)
         rows, tokens = assemble(plan, found)
@@ -208,9 +210,9 @@ class Gateway:
             found |= cut(wider, self.cache.look_up(wider.values()), parameters.width)
         return found
 
-    async def _share(self, missing: Work, route: Route, selection: Selection, asked: Asked) -> dict[Key, Embedded]:
+    async def _share(self, missing: Work, route: Route, decision: Decision, asked: Asked) -> dict[Key, Embedded]:
         """Lead what nobody computes, wait for the rest."""
-        loop, job = await self._loop.get(), asked.job
+        loop, job, selection = await self._loop.get(), asked.job, decision.selection
 
         async def compute(work: Work, land: Land) -> None:
             order = Order(
@@ -221,7 +223,7 @@ class Gateway:
                 deadline=asked.deadline,
                 journal=asked.journal,
                 land=land,
-                policy=shared_policy(job.preferences, asked.caller),
+                shared=decision.shared,
                 store=self.cache.store if asked.cached.store else None,
             )
             await loop.desk.embed(work, selection.candidates, order)

@@ -23,7 +23,7 @@ _CONTENT_TYPE: Final = re.compile(rb'application/json[ \t]*(?:;[ \t]*charset=(?:
 class Inbound:
     """A request on its way in and its answer on the way out; ``receive`` and ``send`` are the server's."""
 
-    __slots__ = ("began", "begun", "headers", "journal", "receive", "scope", "send")
+    __slots__ = ("_held", "began", "begun", "headers", "journal", "receive", "scope", "send")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Start the clock and take the client's request id, if it is a good one."""
@@ -31,6 +31,7 @@ class Inbound:
         self.receive = receive
         self.send = send
         self.headers: Sequence[Header] = scope["headers"]
+        self._held = dict(self.headers)
         self.began = time.perf_counter()
         self.begun = False
         given = self.values(b"x-request-id")
@@ -39,6 +40,8 @@ class Inbound:
 
     def values(self, name: bytes) -> list[bytes]:
         """Every value of a header."""
+        if len(self._held) == len(self.headers):
+            return [self._held[name]] if name in self._held else []
         return [value for held, value in self.headers if held == name]
 
     def refuse_other_types(self) -> None:
@@ -73,7 +76,7 @@ class Inbound:
         if any(length.isdigit() and int(length[:19]) > most for length in declared):
             raise _too_large(most)
         try:
-            async with tasks.within(timeout):
+            with tasks.within(timeout):
                 return await self._read(most)
         except TimeoutError:
             raise BodyTimeout(f"The body was not whole within {timeout:g} s.") from None

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from embedroute.errors import ModelNotFound, echo
+from embedroute.errors import ModelNotFound
 from embedroute.routing.directory import Route
 from embedroute.wire.responses import ModelCard
+from embedroute.wording import echo
 
 
 def card(route: Route) -> ModelCard:

@@ -29,7 +29,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     deadline: float
     journal: Journal
     land: Land
-    policy: bytes = b""
+    shared: bytes = b""
     store: Land | None = None
 
 

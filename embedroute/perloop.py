@@ -4,12 +4,16 @@ Invariant: no task outlives its request, and nothing needs a lifespan to start. 
 ``__init__``, so forking and preloading are safe.
 """
 
+from asyncio import AbstractEventLoop
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack
 from typing import Generic, TypeVar
+from weakref import ReferenceType, ref
 
 import anyio
 from anyio.lowlevel import RunVar
+
+from embedroute import tasks
 
 T = TypeVar("T")
 
@@ -21,9 +25,14 @@ class PerLoop(Generic[T]):
         """Make nothing yet."""
         self._held: RunVar[_Held[T] | None] = RunVar(name, None)
         self._make = make
+        self._latest: tuple[ReferenceType[AbstractEventLoop], _Held[T]] | None = None
 
     async def get(self) -> T:
         """Give this loop's ``T``."""
+        # A process mostly has one loop, and knowing it again costs a tenth of looking it up.
+        loop, latest = tasks.asyncio_loop(), self._latest
+        if loop is not None and latest is not None and latest[0]() is loop:
+            return latest[1].made
         held = self._held.get()
         if held is None:
             held = _Held(self._make)
@@ -31,6 +40,7 @@ class PerLoop(Generic[T]):
             # Event loops close the async generators that are still open when they end.
             held.at_loop_end = self._close_at_loop_end(held)
             await anext(held.at_loop_end)
+        self._latest = None if loop is None else (ref(loop), held)
         return held.made
 
     async def _close_at_loop_end(self, held: "_Held[T]") -> AsyncGenerator[None, None]:
@@ -39,6 +49,7 @@ class PerLoop(Generic[T]):
         finally:
             # The variable would keep its loop alive; trio ends generators cancelled, so close under a shield.
             self._held.set(None)
+            self._latest = None
             with anyio.CancelScope(shield=True):
                 await held.stack.aclose()
 

@@ -10,9 +10,10 @@ import msgspec
 
 from embedroute.backend import Accepts, BackendBase
 from embedroute.config import Config
-from embedroute.errors import EmbedrouteError, did_you_mean
+from embedroute.errors import EmbedrouteError
 from embedroute.models import KnownProvider, Provider
 from embedroute.reading import fit, quoted
+from embedroute.wording import did_you_mean
 
 GROUP: Final = "embedroute.backends"
 

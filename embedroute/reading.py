@@ -3,25 +3,27 @@
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal, cast, get_args, get_origin
+from typing import Literal, cast, get_args, get_origin
 
 import msgspec
 
-from embedroute.backend import Secret
-from embedroute.errors import did_you_mean
+from embedroute.secret import Secret
+from embedroute.wording import did_you_mean
 
 
-def as_table(value: object) -> Mapping[str, Any] | None:
+def as_table(value: object) -> Mapping[str, object] | None:
     """Take ``value`` as a table, if it is one or a struct of one's fields."""
     if isinstance(value, msgspec.Struct):
         return msgspec.structs.asdict(value)
-    return cast("Mapping[str, Any]", value) if isinstance(value, Mapping) else None
+    return cast("Mapping[str, object]", value) if isinstance(value, Mapping) else None
 
 
-def secret_hook(environ: Mapping[str, str]) -> Callable[[type, Any], Any]:
+def secret_hook(environ: Mapping[str, str]) -> Callable[[type, object], object]:
     """Make msgspec read a ``Secret``: ``env:NAME``, ``file:PATH``, or the secret itself."""
 
-    def read(wanted: type, value: Any) -> Any:
+    def read(wanted: type, value: object) -> object:
+        if wanted is object:
+            return value
         if wanted is not Secret:
             raise NotImplementedError
         return value if isinstance(value, Secret) else Secret(_reveal(value, environ))
@@ -50,11 +52,11 @@ def _reveal(text: object, environ: Mapping[str, str]) -> str:
 
 def fit(
     place: str,
-    table: Mapping[str, Any],
+    table: Mapping[str, object],
     wanted: type[msgspec.Struct],
     environ: Mapping[str, str],
     also: Sequence[str] = (),
-) -> tuple[dict[str, Any], list[str]]:
+) -> tuple[dict[str, object], list[str]]:
     """Fit a table to a struct's fields one by one, so that every mistake is named and not only the first.
 
     ``also`` are words that stand beside the fields in the same table, for suggestions.
@@ -62,7 +64,7 @@ def fit(
     fields = {field.name: field for field in msgspec.structs.fields(wanted)}
     words = [*fields, *also]
     mistakes = [f'[{place}] unknown option "{name}"{did_you_mean(name, words)}' for name in table if name not in fields]
-    fitted: dict[str, Any] = {}
+    fitted: dict[str, object] = {}
     for name, field in fields.items():
         if name not in table:
             if field.required:
@@ -80,12 +82,12 @@ def _plain(error: msgspec.ValidationError) -> str:
     return str(error).partition(" - at `$`")[0].replace("`", "").replace(" - at $", " at ")
 
 
-def _choices(error: msgspec.ValidationError, wanted: Any) -> str:
+def _choices(error: msgspec.ValidationError, wanted: object) -> str:
     words = _words(wanted) if str(error).startswith("Invalid enum value") else ()
     return f"; use {', '.join(words)}" if words else ""
 
 
-def _words(wanted: Any) -> Sequence[str]:
+def _words(wanted: object) -> Sequence[str]:
     inner = get_args(wanted)
     return inner if get_origin(wanted) is Literal else [word for it in inner for word in _words(it)]
 

@@ -1,41 +1,76 @@
 """The one place that starts tasks and unwraps exception groups, so that no task outlives its request."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import AbstractContextManager
+from types import TracebackType
 from typing import Any, TypeVar, cast
 
 import anyio
+import anyio.to_thread
 from anyio import CapacityLimiter
+from anyio.lowlevel import RunVar
 
 T = TypeVar("T")
+
+_THREADS: RunVar[CapacityLimiter] = RunVar("embedroute.threads")
+
+
+async def in_thread(work: Callable[[], T]) -> T:
+    """Do CPU work of milliseconds in a worker thread; two at a time, which are not of those that the host counts on."""
+    limiter = _THREADS.get(None)
+    if limiter is None:
+        limiter = CapacityLimiter(2)
+        _THREADS.set(limiter)
+    return await anyio.to_thread.run_sync(work, limiter=limiter)
 
 
 def on_asyncio() -> bool:
     """Whether this runs on an asyncio event loop, and not on trio."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
+    return asyncio_loop() is not None
 
 
 class ClientGone(Exception):
     """The client went away before its answer was ready."""
 
 
-def within(seconds: float) -> AbstractAsyncContextManager[object]:
-    """Bound what is awaited inside; past ``seconds`` it is cancelled and ``TimeoutError`` is raised.
+def asyncio_loop() -> asyncio.AbstractEventLoop | None:
+    """The running event loop of asyncio, None on trio."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
-    asyncio's own timeout costs a fifth of a cancel scope, and every request is under two.
-    """
-    return asyncio.timeout(seconds) if on_asyncio() else _within(seconds)
+
+def within(seconds: float) -> AbstractContextManager[object]:
+    """Bound what is awaited inside; past ``seconds`` it is cancelled and ``TimeoutError`` is raised."""
+    loop = asyncio_loop()
+    return anyio.fail_after(seconds) if loop is None else _Within(loop, seconds)
 
 
-@asynccontextmanager
-async def _within(seconds: float) -> AsyncGenerator[None, None]:
-    with anyio.fail_after(seconds):
-        yield
+class _Within:
+    """asyncio's own timeout without its means to be moved: every request is under two, and this is a third of the cost."""
+
+    __slots__ = ("_before", "_expired", "_task", "_timer")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+        self._task = cast("asyncio.Task[object]", asyncio.current_task())
+        self._expired = False
+        self._before = self._task.cancelling()
+        self._timer = loop.call_later(seconds, self._expire)
+
+    def _expire(self) -> None:
+        self._expired = True
+        self._task.cancel()
+
+    def __enter__(self) -> object:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._timer.cancel()
+        # Whoever else cancelled this task as well is to have its way.
+        if self._expired and self._task.uncancel() <= self._before and kind is asyncio.CancelledError:
+            raise TimeoutError from error
 
 
 async def unless(gone: Callable[[], Coroutine[Any, Any, None]], work: Coroutine[Any, Any, T], *, grace: float = 0.05) -> T:

@@ -1,6 +1,6 @@
 """(n, d) float32 arrays: base64 and JSON in and out, truncation, and the checks; alone knows numpy and orjson."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -9,6 +9,7 @@ import orjson
 from numpy.typing import NDArray
 
 from embedroute.errors import BadAnswer
+from embedroute.turns import in_turns
 
 Number = np.float32 | np.int8 | np.uint8
 Array = NDArray[Number]
@@ -125,11 +126,35 @@ def truncate(array: Array, width: int) -> Array:
     Raises:
         BadAnswer: a row's first ``width`` numbers are all zero.
     """
+    return gathered(len(array), (_cut(array[turn], width) for turn in in_turns(len(array))))
+
+
+def _cut(array: Array, width: int) -> Array:
     cut = array[:, :width].astype(np.float64)
     norms = np.linalg.norm(cut, axis=1, keepdims=True)
     if not norms.all():
         raise BadAnswer("The upstream answered a vector that is zero once it is cut to the width asked for.")
     return (cut / norms).astype(FLOAT32)
+
+
+def gathered(count: int, groups: Iterable[Array]) -> Array:
+    """Put groups of rows, ``count`` rows in all, on top of each other: (count, d), each copied once.
+
+    Raises:
+        BadAnswer: they differ in width.
+    """
+    whole, filled = np.empty((0, 0), FLOAT32), 0
+    for group in groups:
+        if len(group) == count:
+            return group
+        if not filled:
+            whole = np.empty((count, group.shape[1]), group.dtype)
+        # numpy would spread a row of one number over a whole row.
+        if group.shape[1] != whole.shape[1]:
+            raise BadAnswer("The upstream's rows differ in width.")
+        whole[filled : filled + len(group)] = group
+        filled += len(group)
+    return whole
 
 
 def unit(array: Array | NDArray[np.float64]) -> Array:

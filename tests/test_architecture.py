@@ -12,17 +12,17 @@ import embedroute
 PACKAGE = Path(embedroute.__file__).parent
 
 FLOORS = (
-    ("errors", "inputs", "vectors", "faults", "journal", "tasks"),
-    ("backend", "models", "reading", "config", "wire", "redact"),
+    ("wording", "failures", "errors", "inputs", "turns", "vectors", "faults", "journal", "tasks"),
+    ("secret", "upstream", "backend", "models", "reading", "config", "wire", "redact"),
     ("access", "routing"),
     ("cache", "batching", "flights", "http", "exchange", "orders", "calls", "perloop", "plugins", "assembly"),
     ("gateway",),
-    ("listing", "inbound", "explain", "verify", "asgi", "fastapi", "cli"),
+    ("listing", "inbound", "explain", "verify", "door", "asgi", "fastapi", "cli"),
 )
 """From the ground up; a room imports from floors below, and on its own floor from rooms named before it."""
 
 BESIDE = {
-    "backends": {"backend", "errors", "inputs", "vectors", "backends"},
+    "backends": {"backend", "errors", "inputs", "turns", "vectors", "backends"},
     "conformance": {"backend", "errors", "inputs", "vectors"},
     "testing": {"backend", "errors", "inputs", "vectors", "backends", "conformance"},
 }
@@ -40,7 +40,7 @@ HOLDERS = {
     "fastapi": {"fastapi.py"},
     "uvicorn": {"cli.py"},
     "wordllama": {"backends/wordllama.py"},
-    "asyncio": {"tasks.py", "http/connection.py", "http/fast_engine.py"},
+    "asyncio": {"tasks.py", "perloop.py", "http/connection.py", "http/fast_engine.py"},
     **dict.fromkeys(("aiohttp", "pyreqwest", "requests", "httpx", "urllib3", "trio", "sniffio"), frozenset[str]()),
     **dict.fromkeys(("pickle", "marshal", "shelve", "yaml", "torch", "subprocess", "ctypes"), frozenset[str]()),
 }
@@ -60,7 +60,7 @@ CALLERS = {
 """Function → the only files that may call it: one place starts tasks, one retries, none runs text as code."""
 
 LONGEST_FILE, LONGEST_FUNCTION, DEEPEST = 200, 30, 3
-TOO_LONG = {"asgi.py", "backend.py", "calls.py", "errors.py", "gateway.py", "wire/decode.py", "gateway.py:__init__"}
+TOO_LONG = {"calls.py", "gateway.py", "gateway.py:__init__"}
 """What is still to be cut; nothing may join."""
 
 
@@ -247,7 +247,7 @@ def test_code_that_keeps_the_rules_is_left_alone():
 
 def test_the_map_in_the_packages_docstring_is_this_one():
     """Whoever reads the package begins there."""
-    floors = re.findall(r"^- (.*)$", str(embedroute.__doc__), re.MULTILINE)
+    floors = re.findall(r"^- (.*(?:\n  .*)*)$", str(embedroute.__doc__), re.MULTILINE)
     beside = str(embedroute.__doc__).partition("Beside the house")[2]
 
     assert list(FLOORS) == [tuple(re.findall(r"``(\w+)``", floor)) for floor in floors]

@@ -255,3 +255,10 @@ def test_the_bound_is_on_real_bytes(width):
         tracemalloc.stop()
 
     assert used <= cache.size < 2 * used
+
+
+def test_what_is_found_cannot_be_written_to():
+    cache = MemoryCache(1 << 20, 10.0, Clock())
+    cache.store(entries("a"))
+
+    assert not cache.look_up([b"a"])[b"a"].vector.flags.writeable

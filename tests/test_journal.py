@@ -43,9 +43,9 @@ def test_one_body_stands_alone_and_several_in_a_list():
 
 def test_what_calls_cost_and_count_adds_up():
     journal = Journal("r")
-    journal.served("a", Decimal("0.1"), {"text": 1})
-    journal.served("b", Decimal("0.2"), {"text": 2, "image": 3})
-    journal.served("a", Decimal(0), {})
+    journal.served("a", {"prompt": Decimal(2)}, 3, {"text": 1})
+    journal.served("b", {"prompt": Decimal(4), "request": Decimal("0.5")}, 5, {"text": 2, "image": 3})
+    journal.served("a", {}, 7, {})
 
-    assert (list(journal.providers), journal.cost) == (["a", "b"], Decimal("0.3"))
+    assert (list(journal.providers), journal.cost) == (["a", "b"], Decimal("0.500026"))
     assert journal.modality_tokens == {"text": 3, "image": 3}

@@ -1,12 +1,14 @@
 """Reads the answer that OpenAI made common: rows with an index, as base64 or numbers, and errors inside a 200."""
 
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
 from embedroute.backend import Batch, UpstreamReply, Vectors
 from embedroute.errors import BadAnswer, UpstreamError
+from embedroute.turns import LARGE, in_turns
+from embedroute.vectors import gathered
 
 STATUSES: Final = {
     "context_length_exceeded": 400,
@@ -25,6 +27,13 @@ class Row(msgspec.Struct, gc=False):
     """One vector; msgspec decodes base64 straight to bytes, strictly."""
 
     embedding: bytes | list[float]
+    index: int | None = None
+
+
+class LongRow(msgspec.Struct, gc=False):
+    """One vector of a large answer, still text."""
+
+    embedding: msgspec.Raw
     index: int | None = None
 
 
@@ -48,6 +57,18 @@ class Answer(msgspec.Struct):
     usage: msgspec.Raw = msgspec.Raw()
 
 
+class LongAnswer(msgspec.Struct):
+    """A large answer; its rows are read in turns, so that no other thread waits for all of them."""
+
+    data: list[LongRow] | None = None
+    error: msgspec.Raw = msgspec.Raw()
+    usage: msgspec.Raw = msgspec.Raw()
+
+
+AnyRow = TypeVar("AnyRow", Row, LongRow)
+_LONG_ROWS: Final = msgspec.json.Decoder(list[bytes | list[float]])
+
+
 def read(batch: Batch, reply: UpstreamReply, fault: Callable[[UpstreamReply], UpstreamError]) -> Vectors:
     """Read a 200 whose rows are as ``Row`` says, in any order that ``index`` makes good.
 
@@ -55,14 +76,28 @@ def read(batch: Batch, reply: UpstreamReply, fault: Callable[[UpstreamReply], Up
         BadAnswer: the body is of another shape, or the indexes are not 0 … n-1.
         UpstreamError: the body is an error; ``fault`` judges it by the status that its code stands for.
     """
-    answer: Answer = reply.json(Answer)
+    answer: Answer | LongAnswer = reply.json(Answer if len(reply.content) < LARGE else LongAnswer)
     if answer.data is None or bytes(answer.error) not in EMPTY:
         raise _fault_in(answer.error, reply, fault)
+    if isinstance(answer, LongAnswer):
+        return _long_vectors(in_order(answer.data), _prompt_tokens(answer.usage), batch.dtype)
     embeddings = [row.embedding for row in in_order(answer.data)]
     return _vectors(embeddings, _prompt_tokens(answer.usage), batch.dtype)
 
 
-def in_order(rows: Sequence[Row]) -> Sequence[Row]:
+def _long_vectors(rows: Sequence[LongRow], prompt_tokens: int | None, dtype: str) -> Vectors:
+    groups = (_vectors(_decoded(rows[turn]), None, dtype).array for turn in in_turns(len(rows)))
+    return Vectors(gathered(len(rows), groups), Vectors.from_lists([[1]], prompt_tokens=prompt_tokens).prompt_tokens)
+
+
+def _decoded(rows: Sequence[LongRow]) -> list[bytes | list[float]]:
+    try:
+        return _LONG_ROWS.decode(b"[" + b",".join([row.embedding for row in rows]) + b"]")
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise BadAnswer(f"The upstream's body is not the JSON that was due: {error}") from None
+
+
+def in_order(rows: Sequence[AnyRow]) -> Sequence[AnyRow]:
     """Put rows in the order of their indexes; rows that have none are in order.
 
     Raises:

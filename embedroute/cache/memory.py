@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
+from threading import Lock
 from typing import Final
 
 import msgspec
@@ -28,6 +29,7 @@ class MemoryCache:
         self.size = 0
         self._ttl = ttl
         self._clock = clock
+        self._lock = Lock()  # loops in several threads may share one gateway
         self._entries: OrderedDict[Key, _Entry] = OrderedDict()
 
     def __len__(self) -> int:
@@ -39,15 +41,16 @@ class MemoryCache:
         if not self._entries:
             return {}
         now, found = self._clock(), dict[Key, Embedded]()
-        for key in keys:
-            entry = self._entries.get(key)
-            if entry is None:
-                continue
-            if entry.expires <= now:
-                self._drop(key)
-                continue
-            self._entries.move_to_end(key)
-            found[key] = Embedded(entry.vector, entry.tokens)
+        with self._lock:
+            for key in keys:
+                entry = self._entries.get(key)
+                if entry is None:
+                    continue
+                if entry.expires <= now:
+                    self._drop(key)
+                    continue
+                self._entries.move_to_end(key)
+                found[key] = Embedded(entry.vector, entry.tokens)
         return found
 
     def store(self, landed: Mapping[Key, Embedded]) -> None:
@@ -55,15 +58,19 @@ class MemoryCache:
         if not self.limit:
             return
         expires = self._clock() + self._ttl
-        for key, item in landed.items():
-            if key in self._entries:
-                self._drop(key)
-            vector = item.vector.copy()
-            vector.setflags(write=False)  # whoever is given it must not change what others will get
-            self._entries[key] = _Entry(vector, item.tokens, expires)
-            self.size += item.vector.nbytes + OVERHEAD
-        while self.size > self.limit:
-            self._drop(next(iter(self._entries)))
+        with self._lock:
+            for key, item in landed.items():
+                self._put(key, item, expires)
+            while self.size > self.limit:
+                self._drop(next(iter(self._entries)))
+
+    def _put(self, key: Key, item: Embedded, expires: float) -> None:
+        if key in self._entries:
+            self._drop(key)
+        vector = item.vector.copy()
+        vector.setflags(write=False)  # whoever is given it must not change what others will get
+        self._entries[key] = _Entry(vector, item.tokens, expires)
+        self.size += vector.nbytes + OVERHEAD
 
     def _drop(self, key: Key) -> None:
         self.size -= self._entries.pop(key).vector.nbytes + OVERHEAD

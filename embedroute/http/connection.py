@@ -5,69 +5,48 @@ on which such bytes are seen is given up, and an answer that more bytes follow i
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+import select
+import sys
+from collections.abc import Callable
+from io import BytesIO
 from typing import cast
 
-from httptools import HttpParserError, HttpResponseParser
+from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from embedroute.backend import UpstreamReply
 from embedroute.errors import BadAnswer, TimedOut, Unavailable, UpstreamError
-from embedroute.http import LARGEST_REPLY, refuse_compressed, too_large
+from embedroute.http import LARGEST_REPLY, too_large
+from embedroute.http.headers import Headers, RawHeaders, framed
 
 LARGEST_HEAD = 64 * 1024
-"""Bytes of header names and values that an answer may have."""
-
-RawHeaders = list[tuple[bytes, bytes]]
+"""Bytes of status lines and headers that an answer may have, those of 1xx answers before it included."""
 
 
 class StaleError(Exception):
     """A kept connection was closed before a byte of the answer came: nothing was served, so send it on another."""
 
 
-class Headers(Mapping[str, str]):
-    """An answer's headers, decoded when one is asked for, which on a good day is never."""
-
-    __slots__ = ("_decoded", "_raw")
-
-    def __init__(self, raw: RawHeaders) -> None:
-        """Hold the pairs as they came."""
-        self._raw = raw
-        self._decoded: dict[str, str] | None = None
-
-    def _all(self) -> dict[str, str]:
-        if self._decoded is None:
-            self._decoded = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in self._raw}
-        return self._decoded
-
-    def __getitem__(self, name: str) -> str:
-        return self._all()[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._all())
-
-    def __len__(self) -> int:
-        return len(self._all())
-
-
 class Connection(asyncio.Protocol):
     """A connection to one upstream; ``idle_since`` is in seconds of the loop's clock."""
 
     __slots__ = (
-        "_body",
         "_complete",
         "_exchanges",
+        "_first",
+        "_framed",
         "_head",
         "_heard",
         "_loop",
         "_noise",
+        "_overrun",
         "_parser",
-        "_sized",
+        "_readable",
+        "_rest",
         "_status",
         "_transport",
         "_waiter",
         "alive",
         "idle_since",
-        "size",
     )
 
     def __init__(self, loop: asyncio.AbstractEventLoop, noise: Callable[[], None]) -> None:
@@ -75,17 +54,28 @@ class Connection(asyncio.Protocol):
         self._loop = loop
         self._noise = noise
         self._parser = HttpResponseParser(self)
-        self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[UpstreamReply] | None = None
-        self._exchanges = self._status = 0
-        self._heard = self._complete = self._sized = False
+        self._exchanges = 0
         self.alive = False
         self.idle_since = 0.0
+        self._begin()
+
+    def _begin(self) -> None:
+        self._complete = self._framed = self._overrun = False
+        self._heard = self._status = 0
+        self._head: RawHeaders = []
+        self._first = b""
+        self._rest: BytesIO | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport."""
         self._transport = cast("asyncio.Transport", transport)
+        self._readable = readable(transport.get_extra_info("socket").fileno())
         self.alive = True
+
+    def silent(self) -> bool:
+        """Whether it is open, and nothing waits to be read that the loop has not come to yet."""
+        return self.alive and not self._readable()
 
     async def exchange(self, head: bytes, content: bytes) -> UpstreamReply:
         """Send a request and give back its whole answer.
@@ -94,14 +84,11 @@ class Connection(asyncio.Protocol):
             StaleError: the connection was kept, and closed before a byte came.
             UpstreamError: the exchange broke off, took too long or is no good HTTP.
         """
-        self._exchanges += 1
-        self._heard = self._complete = self._sized = False
-        self._status = self.size = 0
-        self._head: RawHeaders = []
-        self._body: list[bytes] = []
-        self._waiter = self._loop.create_future()
-        if self._transport is None or not self.alive:
+        if not self.alive:
             raise StaleError
+        self._exchanges += 1
+        self._begin()
+        self._waiter = self._loop.create_future()
         self._transport.writelines((head, content))
         try:
             return await self._waiter
@@ -117,8 +104,7 @@ class Connection(asyncio.Protocol):
     def abort(self) -> None:
         """Give the connection up at once."""
         self.alive = False
-        if self._transport is not None:
-            self._transport.abort()
+        self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser; without an exchange under way, nobody asked for these bytes."""
@@ -126,26 +112,32 @@ class Connection(asyncio.Protocol):
             self._noise()
             self.abort()
             return
-        self._heard = True
+        self._heard += len(data)
+        error = self._feed(data)
+        if self._complete:
+            self._end(overrun=self._overrun or error is not None)
+        elif error is not None:
+            self._fail(error)
+        elif self._heard > LARGEST_REPLY:
+            self._fail(too_large())
+        elif self._status < 200 and self._heard > LARGEST_HEAD:
+            self._fail(Unavailable(f"The upstream's headers are larger than {LARGEST_HEAD} bytes."))
+
+    def _feed(self, data: bytes) -> UpstreamError | None:
         try:
             self._parser.feed_data(data)
-        except HttpParserError as error:
+        except (HttpParserError, HttpParserUpgrade) as error:
             # What a callback raises comes out wrapped; the parser's own errors have no context.
             cause = error.__context__
-            self._fail(cause if isinstance(cause, UpstreamError) else Unavailable("The upstream's answer is not HTTP."))
-        if self._complete:
-            self._deliver()
-
-    def eof_received(self) -> bool:
-        """Close: an upstream that will send no more has nothing to be asked for."""
-        return False
+            return cause if isinstance(cause, UpstreamError) else Unavailable("The upstream's answer is not HTTP.")
+        return None
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End the exchange; a body without a length ends with its connection."""
         self.alive = False
-        if exc is None and self._status >= 200 and not self._sized:
-            self._finish()
-            self._deliver()
+        if exc is None and self._status >= 200 and not self._framed:
+            self._complete = True
+            self._end(overrun=False)
         elif not self._heard and self._exchanges > 1:
             self._fail(StaleError())
         else:
@@ -153,64 +145,66 @@ class Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         """Begin an answer; a second one in the same bytes answers nobody."""
-        if self._complete:
-            self._noise()
-            self.alive = False
-            if self._exchanges > 1:
-                raise BadAnswer("The upstream sent more than one answer to a request, so none can be trusted.")
+        self._overrun = self._complete
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep a header, within bounds."""
-        self.size += len(name) + len(value)
-        if self.size > LARGEST_HEAD:
-            raise Unavailable(f"The upstream's headers are larger than {LARGEST_HEAD} bytes.")
-        self._head.append((name, value))
+        """Keep a header; trailers are not headers."""
+        if self._status < 200:
+            self._head.append((name, value))
 
     def on_headers_complete(self) -> None:
         """Judge the answer by its head."""
-        if self._complete:
-            return
-        self._status, self.size = self._parser.get_status_code(), 0
-        for name, value in self._head:
-            lowered = name.lower()
-            if lowered == b"content-length":
-                self._sized = True
-                if int(value) > LARGEST_REPLY:
-                    raise too_large()
-            elif lowered == b"transfer-encoding":
-                self._sized = True
-            elif lowered == b"content-encoding":
-                refuse_compressed(value.decode("latin-1"))
+        if not self._complete:
+            self._status = self._parser.get_status_code()
+            self._framed = framed(self._head)
 
     def on_body(self, body: bytes) -> None:
-        """Keep a piece of the body, within bounds."""
-        self.size += len(body)
-        if self.size > LARGEST_REPLY:
-            raise too_large()
-        if not self._complete:
-            self._body.append(body)
-
-    def on_message_complete(self) -> None:
-        """End the answer; 1xx answers only announce it."""
+        """Keep a piece of the body."""
         if self._complete:
             return
-        if self._status < 200:
-            self._head, self._sized = [], False
+        if self._rest is None and not self._first:
+            self._first = body
             return
-        self.alive = self.alive and self._parser.should_keep_alive()
-        self._finish()
+        if self._rest is None:
+            # It gives its bytes away without a copy; joining a list of pieces would hold the loop up.
+            self._rest = BytesIO()
+            self._rest.write(self._first)
+        self._rest.write(body)
 
-    def _finish(self) -> None:
-        self._complete = True
+    def on_message_complete(self) -> None:
+        """Note that the answer is whole; 1xx answers only announce it."""
+        if self._status < 200:
+            self._head = []
+        elif not self._complete:
+            self._complete = True
+            # An upstream that answers before it has read the request may still take the rest for another one.
+            self.alive = self._parser.should_keep_alive() and not self._transport.get_write_buffer_size()
+
+    def _end(self, *, overrun: bool) -> None:
+        """Hand the answer over."""
+        if overrun:
+            self._noise()
+            self.alive = False
+            if self._exchanges > 1:
+                self._fail(BadAnswer("The upstream sent more than one answer to a request, so none can be trusted."))
+                return
         self.idle_since = self._loop.time()
-
-    def _deliver(self) -> None:
-        # Only once all bytes that came with it are read: what follows an answer may discredit it.
+        content = self._first if self._rest is None else self._rest.getvalue()
+        reply = UpstreamReply(self._status, Headers(self._head), content)
+        self._first, self._rest = b"", None  # an idle connection holds no answer
         if self._waiter is not None and not self._waiter.done():
-            content = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-            self._waiter.set_result(UpstreamReply(self._status, Headers(self._head), content))
+            self._waiter.set_result(reply)
 
     def _fail(self, error: Exception) -> None:
         self.abort()
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_exception(error)
+
+
+def readable(line: int) -> Callable[[], bool]:
+    """Make a look at whether a socket has bytes, or its end, to be read."""
+    if sys.platform == "win32":
+        return lambda: bool(select.select([line], [], [], 0)[0])
+    poller = select.poll()
+    poller.register(line, select.POLLIN)
+    return lambda: bool(poller.poll(0))

@@ -7,37 +7,22 @@ not end an exchange whose request was cancelled (docs/engines.md has the figures
 import asyncio
 import ssl
 from functools import partial
-from urllib.parse import urlsplit
 
-import msgspec
+import httpx2
 
 from embedroute.backend import UpstreamReply, UpstreamRequest
-from embedroute.errors import Unavailable, Unreachable
-from embedroute.http import CONNECT_TIMEOUT, DIRECT, Connect, revealed
+from embedroute.errors import TimedOut, Unreachable
+from embedroute.http import CONNECT_TIMEOUT, DIRECT, Connect
 from embedroute.http.connection import Connection, StaleError
+from embedroute.http.target import Origin, Target, parse_target, write_head
 
 WATCHED_FOR = 0.05
 """Seconds for which the first answer of a host is watched for more than it should hold, before its connection is kept."""
 KEPT_FOR = 25.0
 """Seconds that an idle connection is kept; most upstreams close theirs after 30 or more."""
+AT_ONCE = 512
+"""Exchanges under way at a time; more wait for their turn."""
 MOST_TARGETS = 1024
-
-
-class Target(msgspec.Struct, frozen=True):
-    """A parsed URL: where to connect, and how a request for it begins."""
-
-    host: str
-    port: int
-    tls: bool
-    begin: bytes
-
-    @property
-    def origin(self) -> "Origin":
-        """What connections are kept by."""
-        return self.host, self.port, self.tls
-
-
-Origin = tuple[str, int, bool]
 
 
 class FastEngine:
@@ -57,68 +42,99 @@ class FastEngine:
         self._idle: dict[Origin, list[Connection]] = {}
         self._quiet: dict[Origin, bool] = {}
         self._open: set[Connection] = set()
+        self._room = asyncio.Semaphore(AT_ONCE)
 
     async def send(self, request: UpstreamRequest, timeout: float) -> UpstreamReply:
         """Exchange ``request`` for its answer within ``timeout`` seconds."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
+        deadline = asyncio.get_running_loop().time() + timeout
         target = self._target(request)
-        head = _head(target, request)
-        while True:
-            connection = self._kept(target, loop.time()) or await self._connect(loop, target, deadline - loop.time())
-            timer = loop.call_at(deadline, connection.expire, timeout)
+        head = write_head(target, request)
+        if self._room.locked():
+            await self._wait_for_room(timeout)
+        else:
+            await self._room.acquire()  # which does not suspend
+        try:
+            return await self._send(target.origin, head, request.content, deadline, timeout)
+        finally:
+            self._room.release()
+
+    async def _wait_for_room(self, timeout: float) -> None:
+        try:
+            async with asyncio.timeout(timeout):
+                await self._room.acquire()
+        except TimeoutError:
+            raise TimedOut(f"More than {AT_ONCE} calls to upstreams were under way for {timeout:.1f} s.") from None
+
+    async def _send(self, origin: Origin, head: bytes, content: bytes, deadline: float, timeout: float) -> UpstreamReply:
+        loop = asyncio.get_running_loop()
+        connection = self._kept(origin, loop.time())
+        if connection is not None:
             try:
-                reply = await connection.exchange(head, request.content)
+                return await self._exchange(origin, connection, head, content, deadline, timeout)
             except StaleError:
-                continue
-            finally:
-                timer.cancel()
-                if not connection.alive:
-                    self._open.discard(connection)
-                    connection.abort()
-            if connection.alive:
-                self._keep(loop, target.origin, connection)
+                # Closed while it was idle, which a fresh one cannot be: so this happens once.
+                pass
+        connection = await self._connect(loop, origin, deadline - loop.time())
+        return await self._exchange(origin, connection, head, content, deadline, timeout)
+
+    async def _exchange(
+        self, origin: Origin, connection: Connection, head: bytes, content: bytes, deadline: float, timeout: float
+    ) -> UpstreamReply:
+        loop, whole = asyncio.get_running_loop(), False
+        timer = loop.call_at(deadline, connection.expire, timeout)
+        try:
+            reply = await connection.exchange(head, content)
+            whole = True
             return reply
+        finally:
+            timer.cancel()
+            if whole and connection.alive:
+                self._keep(loop, origin, connection)
+            else:
+                self._drop(connection)
 
     def _keep(self, loop: asyncio.AbstractEventLoop, origin: Origin, connection: Connection) -> None:
         quiet = self._quiet.get(origin)
         if quiet:
-            self._idle.setdefault(origin, []).append(connection)
+            kept = self._idle.setdefault(origin, [])
+            if kept and not (kept[0].alive and loop.time() - kept[0].idle_since < KEPT_FOR):
+                self._drop(kept.pop(0))
+            kept.append(connection)
         elif quiet is None:
             loop.call_later(WATCHED_FOR, self._watched, loop, origin, connection)
         else:
-            self._open.discard(connection)
-            connection.abort()
+            self._drop(connection)
 
     def _watched(self, loop: asyncio.AbstractEventLoop, origin: Origin, connection: Connection) -> None:
         if connection.alive:
             self._quiet.setdefault(origin, True)
             self._keep(loop, origin, connection)
+        else:
+            self._drop(connection)
 
-    def _kept(self, target: Target, now: float) -> Connection | None:
-        kept = self._idle.get(target.origin, [])
+    def _drop(self, connection: Connection) -> None:
+        self._open.discard(connection)
+        connection.abort()
+
+    def _kept(self, origin: Origin, now: float) -> Connection | None:
+        kept = self._idle.get(origin)
         while kept:
             connection = kept.pop()
-            if connection.alive and now - connection.idle_since < KEPT_FOR:
+            if now - connection.idle_since < KEPT_FOR and connection.silent():
                 return connection
-            self._open.discard(connection)
-            connection.abort()
+            self._drop(connection)
         return None
 
-    async def _connect(self, loop: asyncio.AbstractEventLoop, target: Target, left: float) -> Connection:
-        if target.tls and self._context is None:
-            self._context = ssl.create_default_context()
-            if self._connect_as.ca_file:
-                self._context.load_verify_locations(self._connect_as.ca_file)
-        context = self._context if target.tls else None
+    async def _connect(self, loop: asyncio.AbstractEventLoop, origin: Origin, left: float) -> Connection:
+        host, port, tls = origin
         limit = min(left, CONNECT_TIMEOUT)
         try:
             async with asyncio.timeout(limit):
                 _, connection = await loop.create_connection(
-                    lambda: Connection(loop, partial(self._quiet.__setitem__, target.origin, False)),  # noqa: FBT003
-                    target.host,
-                    target.port,
-                    ssl=context,
+                    lambda: Connection(loop, partial(self._quiet.__setitem__, origin, False)),  # noqa: FBT003
+                    host,
+                    port,
+                    ssl=self._trusted() if tls else None,
                 )
         except TimeoutError:
             raise Unreachable(f"No connection to the upstream within {limit:.1f} s.") from None
@@ -126,6 +142,15 @@ class FastEngine:
             raise Unreachable(f"The upstream cannot be reached ({type(error).__name__}).") from None
         self._open.add(connection)
         return connection
+
+    def _trusted(self) -> ssl.SSLContext:
+        if self._context is None:
+            context = httpx2.create_ssl_context(trust_env=False)
+            context.set_alpn_protocols(["http/1.1"])
+            if self._connect_as.ca_file:
+                context.load_verify_locations(self._connect_as.ca_file)
+            self._context = context
+        return self._context
 
     def _target(self, request: UpstreamRequest) -> Target:
         known = self._targets.get((request.method, request.url))
@@ -144,41 +169,3 @@ class FastEngine:
         # A transport lets go of its socket one turn of the loop after it was aborted.
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-
-
-def parse_target(method: str, url: str) -> Target:
-    """Read a URL that a backend made.
-
-    Raises:
-        Unavailable: it is not an http or https URL that can be written into a request.
-    """
-    try:
-        parts = urlsplit(url)
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-    except ValueError:
-        raise Unavailable("The backend made a URL that cannot be read.") from None
-    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    if (
-        parts.scheme not in {"http", "https"}
-        or not parts.hostname
-        or not f"{parts.netloc}{path}".isascii()
-        or not path.isprintable()
-    ):
-        raise Unavailable("The backend made a URL that is not plain http or https.")
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    named = host if port in {80, 443} else f"{host}:{port}"
-    line = f"{method} {path.replace(' ', '%20')} HTTP/1.1"
-    begin = f"{line}\r\nhost: {named}\r\naccept: application/json\r\naccept-encoding: identity\r\n"
-    return Target(parts.hostname, port, parts.scheme == "https", begin.encode())
-
-
-def _head(target: Target, request: UpstreamRequest) -> bytes:
-    lines = [f"{name}: {value}\r\n" for name, value in revealed(request.headers).items()]
-    lines.append(f"content-length: {len(request.content)}\r\n\r\n")
-    try:
-        head = "".join(lines).encode("latin-1")
-    except UnicodeEncodeError:
-        raise Unavailable("A header of this provider holds a character that HTTP has no room for.") from None
-    if head.count(b"\n") != len(lines) + 1:
-        raise Unavailable("A header of this provider holds a line break.")
-    return target.begin + head

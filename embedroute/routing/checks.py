@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from embedroute.config import Config
-from embedroute.errors import EmbedrouteError, did_you_mean
+from embedroute.errors import EmbedrouteError
 from embedroute.models import Model
 from embedroute.reading import quoted
 from embedroute.routing.routes import Candidate, Directory, Route, is_known, normalise
+from embedroute.wording import did_you_mean
 
 SLUG: Final = re.compile(r"[a-z0-9][a-z0-9._-]*(/[a-z0-9._-]+)?")
 

@@ -7,13 +7,13 @@ import msgspec
 
 from embedroute.backend import Accepts, BackendBase
 from embedroute.config import Config
-from embedroute.errors import did_you_mean
 from embedroute.models import Endpoint, KnownProvider, Modality, Model, Provider
 from embedroute.reading import fit, quoted
 from embedroute.routing.checks import contradictions, misheld, misnamed, width_faults
 from embedroute.routing.routes import Candidate, Directory, Route, normalise
 from embedroute.wire.requests import Dtype, EmbeddingOptions
 from embedroute.wire.vocabulary import NEUTRAL, SPELLINGS
+from embedroute.wording import did_you_mean
 
 WORDS: Final[Mapping[str, Sequence[str]]] = {
     "modalities": get_args(Modality),

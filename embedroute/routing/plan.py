@@ -105,7 +105,7 @@ def _chunks(work: Mapping[Key, Input], most: int, tokens: float, size: float) ->
     chunk: dict[Key, Input] = {}
     held = filled = 0
     for key, item in work.items():
-        cost, weight = size_of(item), _bytes_of(item)
+        cost, weight = size_of(item), bytes_of(item)
         if chunk and (len(chunk) >= most or held + cost > tokens or filled + weight > size):
             yield chunk
             chunk, held, filled = {}, 0, 0
@@ -115,7 +115,8 @@ def _chunks(work: Mapping[Key, Input], most: int, tokens: float, size: float) ->
         yield chunk
 
 
-def _bytes_of(item: Input) -> int:
+def bytes_of(item: Input) -> int:
+    """Count the UTF-8 bytes of one input, and a few for what stands around it."""
     if isinstance(item, str):
         return _length(item) + 3
     return sum(8 if isinstance(part, int) else _length(_said(part)) + 64 for part in item)

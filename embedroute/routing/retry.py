@@ -19,6 +19,7 @@ from embedroute.errors import (
     TimedOut,
     Unavailable,
     Unreachable,
+    UpstreamError,
 )
 
 
@@ -49,6 +50,7 @@ JUDGEMENTS: Final[tuple[tuple[type[EmbedrouteError], Then], ...]] = (
     (Unreachable, Then.RETRY),
     (BadAnswer, Then.RETRY),
     (Unavailable, Then.RETRY),
+    (UpstreamError, Then.NEXT),
 )
 """Failure → what follows; the first class that fits decides. A timeout is not repeated: it adds load where it hurts."""
 

@@ -8,8 +8,9 @@ from typing import Final
 import msgspec
 
 from embedroute.backend import Accepts, BackendBase
-from embedroute.errors import InvalidRequest, ModelNotFound, did_you_mean, echo
+from embedroute.errors import InvalidRequest, ModelNotFound
 from embedroute.models import Model, Stage
+from embedroute.wording import did_you_mean, echo
 
 _RUNS: Final = re.compile(r"[ ._]+")
 

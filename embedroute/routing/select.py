@@ -6,7 +6,7 @@ from decimal import Decimal
 import msgspec
 
 from embedroute.access import Caller
-from embedroute.errors import InvalidRequest, echo
+from embedroute.errors import InvalidRequest
 from embedroute.journal import Journal
 from embedroute.routing.order import Surroundings, order
 from embedroute.routing.parameters import Parameters, filter_by_parameters, fold, unspoken
@@ -14,6 +14,7 @@ from embedroute.routing.routes import Candidate, Route, is_known
 from embedroute.routing.sieve import Dropped, Sieve
 from embedroute.wire.decode import Job
 from embedroute.wire.preferences import Preferences
+from embedroute.wording import echo
 
 
 class Selection(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,11 +24,11 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
     dropped: Sequence[Dropped]
     parameters: Parameters
     unspoken: Sequence[str] = ()
+    terms: frozenset[str] = frozenset()
 
-    @property
-    def terms(self) -> frozenset[str]:
-        """What two requests must have in common to share each other's failure."""
-        return frozenset(candidate.name for candidate in self.candidates)
+    def __post_init__(self) -> None:
+        """Set what two requests must have in common to share each other's failure: the endpoints they may try."""
+        msgspec.structs.force_setattr(self, "terms", frozenset([candidate.name for candidate in self.candidates]))
 
     def tell(self, journal: Journal) -> None:
         """Write the decision into a trace."""

@@ -7,10 +7,11 @@ Spice.ai. What debug asked for stands at the top level of any of them, in errors
 from collections.abc import Mapping
 from typing import Any, Final
 
-from embedroute.errors import LONGEST_ECHO, EmbedrouteError, UpstreamError
+from embedroute.errors import EmbedrouteError, UpstreamError
 from embedroute.journal import Journal
 from embedroute.wire.decode import Job
-from embedroute.wire.responses import ENCODER, CreateEmbeddingResponse, Embeddings, Usage, written
+from embedroute.wire.responses import ENCODER, CreateEmbeddingResponse, Embeddings, Usage, filled, written
+from embedroute.wording import LONGEST_ECHO
 
 
 class OpenAIDialect:
@@ -18,15 +19,17 @@ class OpenAIDialect:
 
     def success(self, answer: Embeddings, job: Job) -> bytes:
         """Write the body of a 200."""
-        return ENCODER.encode(
+        large = answer.large
+        body = ENCODER.encode(
             CreateEmbeddingResponse(
-                data=written(answer.rows, base64=job.base64),
+                data=() if large else written(answer.rows, base64=job.base64),
                 model=answer.model,
                 usage=Usage(prompt_tokens=answer.prompt_tokens, total_tokens=answer.prompt_tokens, **self.usage_extras(answer)),
                 **self.extras(answer),
                 **answer.journal.shown(),
             )
         )
+        return filled(body, answer.rows, base64=job.base64) if large else body
 
     def extras(self, answer: Embeddings) -> Mapping[str, Any]:
         """Name further fields of a 200."""

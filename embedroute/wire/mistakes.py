@@ -7,8 +7,9 @@ from typing import Any, Final, cast
 
 import msgspec
 
-from embedroute.errors import LONGEST_ECHO, InvalidRequest, did_you_mean, echo
+from embedroute.errors import InvalidRequest
 from embedroute.wire.strict import join, places
+from embedroute.wording import LONGEST_ECHO, did_you_mean, echo
 
 _PATH = re.compile(r"^(?P<what>.*?)(?: - at `(?:key in )?\$\.?(?P<path>[\w.\[\]]*)`)?$", re.DOTALL)
 _INDEX = re.compile(r"\[\d+\]")

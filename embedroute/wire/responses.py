@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
+from io import BytesIO
 from typing import Any, Literal
 
 import msgspec
 
 from embedroute import vectors
 from embedroute.journal import Journal
+from embedroute.turns import LARGE, in_turns
 from embedroute.vectors import Array
 
 
@@ -23,6 +25,11 @@ class Embeddings(msgspec.Struct, frozen=True, kw_only=True):
     def vectors(self) -> Array:
         """The rows on top of each other: (n, d)."""
         return vectors.stack(self.rows)
+
+    @property
+    def large(self) -> bool:
+        """Whether its body is better written in a worker thread."""
+        return len(self.rows) * self.rows[0].nbytes >= LARGE
 
     @property
     def providers(self) -> Sequence[str]:
@@ -82,8 +89,21 @@ ENCODER = msgspec.json.Encoder(decimal_format="string")
 """Writes every body; prices are strings, so that no reader rounds them."""
 
 
-def written(rows: Sequence[Array], *, base64: bool) -> list[Embedding]:
+def filled(envelope: bytes, rows: Sequence[Array], *, base64: bool) -> bytes:
+    """Put rows into a body that was written without any: in turns, and each of them copied once."""
+    before, between, after = envelope.partition(b"[]")
+    body = BytesIO()
+    body.write(before + between[:1])
+    for turn in in_turns(len(rows)):
+        text = ENCODER.encode(written(rows[turn], base64=base64, start=turn.start))
+        body.write(b"," if turn.start else b"")
+        body.write(memoryview(text)[1:-1])
+    body.write(between[1:] + after)
+    return body.getvalue()
+
+
+def written(rows: Sequence[Array], *, base64: bool, start: int = 0) -> list[Embedding]:
     """Write n arrays of (d,), in order, each with its ``index``; msgspec writes raw memory as base64."""
     if base64:
-        return [Embedding(embedding=vectors.raw(row), index=at) for at, row in enumerate(rows)]
-    return [Embedding(embedding=msgspec.Raw(vectors.to_json(row)), index=at) for at, row in enumerate(rows)]
+        return [Embedding(embedding=vectors.raw(row), index=at) for at, row in enumerate(rows, start)]
+    return [Embedding(embedding=msgspec.Raw(vectors.to_json(row)), index=at) for at, row in enumerate(rows, start)]

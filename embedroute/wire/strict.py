@@ -9,7 +9,8 @@ from typing import Any, Final, NoReturn, cast
 
 import msgspec
 
-from embedroute.errors import LONGEST_ECHO, InvalidRequest, echo
+from embedroute.errors import InvalidRequest
+from embedroute.wording import LONGEST_ECHO, echo
 
 DEEPEST = 32
 """Levels of nesting that a body may have."""

@@ -265,7 +265,7 @@ async def test_the_upstream_sees_at_once_that_its_client_has_gone(anyio_backend,
             await until(lambda: upstream.aborted == 1, 0.25)
 
 
-async def until(true, seconds=2.0):
+async def until(true, seconds=5.0):
     with anyio.fail_after(seconds):
         while not true():  # noqa: ASYNC110 - it is another thread's to become true
             await anyio.sleep(0.005)

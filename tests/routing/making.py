@@ -13,7 +13,8 @@ from embedroute.routing.order import Surroundings
 from embedroute.routing.routes import Candidate, Route, normalise
 from embedroute.routing.select import select
 from embedroute.testing import ScriptedBackend
-from embedroute.wire.decode import Job, Limits, decode_request
+from embedroute.wire.decode import Job, decode_request
+from embedroute.wire.narrow import Limits
 from embedroute.wire.preferences import Preferences
 
 NOW = 1000.0

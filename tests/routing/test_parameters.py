@@ -6,7 +6,8 @@ from embedroute.errors import InvalidRequest, NoEligibleProvider
 from embedroute.models import Model
 from embedroute.routing.parameters import Parameters
 from embedroute.routing.select import select
-from embedroute.wire.decode import Limits, make_request
+from embedroute.wire.decode import make_request
+from embedroute.wire.narrow import Limits
 from tests.routing.making import SOMEONE, around, candidate, chosen, job, route
 
 PLAIN = candidate("plain", 1)

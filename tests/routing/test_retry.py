@@ -43,7 +43,7 @@ from embedroute.routing.retry import RetryBudget, RetryPolicy, Then, judge, wait
         (Unavailable("reset"), 2, Then.RETRY),
         (Unavailable("reset"), 3, Then.NEXT),
         (Unavailable("reset"), 4, Then.NEXT),
-        (UpstreamError("?"), 1, Then.STOP),
+        (UpstreamError("?"), 1, Then.NEXT),
         (ConfigError(["extra"]), 1, Then.STOP),
         (EmbedrouteError("?"), 1, Then.STOP),
     ],

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from embedroute.errors import InvalidRequest
 from embedroute.inputs import ImagePart, ImageURL, Kind, TextPart
-from embedroute.wire.decode import Job, Limits, decode_request, make_request
+from embedroute.wire.decode import Job, decode_request, make_request
+from embedroute.wire.narrow import Limits
 from embedroute.wire.preferences import MaxPrice, Percentiles, Preferences, Sort
 from embedroute.wire.requests import Debug, EmbeddingOptions, GoogleOptions, MistralOptions
 

@@ -3,7 +3,8 @@
 import pytest
 
 from embedroute.errors import InvalidRequest
-from embedroute.wire.decode import Limits, decode_request
+from embedroute.wire.decode import decode_request
+from embedroute.wire.narrow import Limits
 
 
 def refusal(content):

@@ -5,7 +5,8 @@ from decimal import Decimal
 import pytest
 
 from embedroute.errors import InvalidRequest
-from embedroute.wire.decode import Limits, decode_request
+from embedroute.wire.decode import decode_request
+from embedroute.wire.narrow import Limits
 from embedroute.wire.preferences import MaxPrice, Percentiles, Preferences, Sort, cutoffs
 
 

@@ -9,8 +9,9 @@ from embedroute.errors import InvalidRequest
 from embedroute.inputs import Kind
 from embedroute.journal import Journal
 from embedroute.vectors import from_lists
-from embedroute.wire.decode import Job, Limits, decode_request
+from embedroute.wire.decode import Job, decode_request
 from embedroute.wire.dialects import DIALECTS
+from embedroute.wire.narrow import Limits
 from embedroute.wire.responses import Embeddings
 from embedroute.wire.schema import components, inlined, models_operation, openapi, operation
 from embedroute.wire.strict import places

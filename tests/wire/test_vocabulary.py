@@ -5,7 +5,8 @@ from typing import get_args
 import pytest
 
 from embedroute.errors import InvalidRequest
-from embedroute.wire.decode import Limits, decode_request
+from embedroute.wire.decode import decode_request
+from embedroute.wire.narrow import Limits
 from embedroute.wire.requests import GoogleTask
 from embedroute.wire.vocabulary import GOOGLE_TASKS, NEUTRAL, SPELLINGS
 

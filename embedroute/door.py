@@ -1,0 +1,151 @@
+"""What every ASGI door shares: a gateway behind paths, over the events of one request.
+
+Invariant: it never raises. Every failure, 404 and 500 under the mount included, is the dialect's error JSON.
+No server cancels a request whose client left, so a watcher awaits ``receive()`` beside the work.
+"""
+
+import logging
+import re
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from starlette.types import Receive, Scope, Send
+
+from embedroute import listing, tasks
+from embedroute.access import ANYONE, Caller
+from embedroute.config import DialectName
+from embedroute.errors import EmbedrouteError, InternalError, MethodNotAllowed, NotFound, Unauthorized
+from embedroute.explain import explain
+from embedroute.gateway import Gateway
+from embedroute.inbound import Inbound, facts_of, hints_of
+from embedroute.tasks import ClientGone
+from embedroute.wire.decode import Job, decode_request
+from embedroute.wire.dialects import DIALECTS
+from embedroute.wire.responses import ENCODER
+from embedroute.wire.schema import openapi
+from embedroute.wording import echo
+
+log = logging.getLogger("embedroute.access")
+
+FindCaller = Callable[[Scope], Awaitable[Caller | None]]
+"""With ``auth = "host"``: tells who sends a request, or None to refuse it."""
+
+EMBEDDINGS: Final = frozenset({"/embeddings", "/v1/embeddings"})
+OPENROUTER_MODELS: Final = frozenset({"/embeddings/models", "/v1/embeddings/models"})
+OPENAPI: Final = frozenset({"/openapi.json", "/v1/openapi.json"})
+_MODELS: Final = re.compile(r"(?:/v1)?/models(?:/(?P<id>.+))?")
+_ENCODED: Final = re.compile(rb"[^?]*%(?:2f|00)", re.IGNORECASE)
+
+
+class Door:
+    """A gateway behind paths: what the application and the middleware share."""
+
+    def __init__(self, gateway: Gateway, dialect: DialectName | None, caller: FindCaller | None) -> None:
+        """Speak ``dialect``, or the config's; ``caller`` tells who calls where the host decides that."""
+        self.gateway = gateway
+        self.dialect = DIALECTS[dialect or gateway.settings.dialect]
+        self._caller = caller
+
+    async def serve(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request for ``path``, which is relative to the mount; never raise."""
+        inbound = Inbound(scope, receive, send)
+        try:
+            await self._serve(path, inbound)
+        except ClientGone:
+            log.info("gone", extra={"request_id": inbound.journal.request_id, "status": 499})
+        except EmbedrouteError as error:
+            await self._refuse(inbound, error)
+        except Exception:
+            request_id = inbound.journal.request_id
+            log.exception("bug", extra={"request_id": request_id})
+            await self._refuse(
+                inbound, InternalError(f"The gateway failed; its log holds the reason under request id {request_id}.")
+            )
+
+    async def _serve(self, path: str, inbound: Inbound) -> None:
+        method: str = inbound.scope["method"]
+        if path in EMBEDDINGS and not _ENCODED.match(inbound.scope.get("raw_path") or b""):
+            _allow(method, "POST")
+            await self._embed(inbound, await self._authorise(inbound))
+        elif path in OPENAPI:
+            _allow(method, "GET", "HEAD")
+            await inbound.answer(200, openapi(".." if path.startswith("/v1/") else "."))
+        elif path in OPENROUTER_MODELS or _MODELS.fullmatch(path):
+            _allow(method, "GET", "HEAD")
+            await self._list(path, inbound, await self._authorise(inbound))
+        else:
+            raise NotFound(f"There is nothing at {echo(path)}; use POST …/v1/embeddings or GET …/v1/models.")
+
+    async def _authorise(self, inbound: Inbound) -> Caller:
+        auth = self.gateway.settings.auth
+        if auth == "open":
+            return ANYONE
+        if auth == "keys":
+            return self.gateway.keys.identify(inbound.headers)
+        found = await self._caller(inbound.scope) if self._caller else user_of(inbound.scope)
+        if found is None:
+            raise Unauthorized("The host application does not know who is calling; sign in there first.")
+        return found
+
+    async def _embed(self, inbound: Inbound, caller: Caller) -> None:
+        settings, journal = self.gateway.settings, inbound.journal
+        inbound.refuse_other_types()
+        body = await inbound.body(settings.max_body_bytes, settings.body_timeout)
+        job = decode_request(body, self.gateway.limits)
+        _open_journal(inbound, job)
+        if b"explain=1" in inbound.scope.get("query_string", b"").split(b"&"):
+            await inbound.answer(200, ENCODER.encode(explain(self.gateway, job, caller)))
+            return
+        work = self.gateway.embed(job, caller=caller, journal=journal, cached=inbound.cache_use())
+        answer = await tasks.unless(inbound.gone, work)
+        write = self.dialect.success
+        body = await tasks.in_thread(lambda: write(answer, job)) if answer.large else write(answer, job)
+        await inbound.answer(200, body, facts_of(journal))
+        log.info(
+            "served", extra={"request_id": journal.request_id, "status": 200, "model": answer.model, "caller": caller.name}
+        )
+
+    async def _list(self, path: str, inbound: Inbound, caller: Caller) -> None:
+        routes = [
+            route for route in self.gateway.directory.routes.values() if caller.models is None or route.name in caller.models
+        ]
+        asked = _MODELS.fullmatch(path)
+        if asked is None:
+            body = listing.openrouter_list(routes)
+        else:
+            body = listing.model_card(routes, asked["id"]) if asked["id"] else listing.model_list(routes)
+        await inbound.answer(200, ENCODER.encode(body))
+
+    async def _refuse(self, inbound: Inbound, error: EmbedrouteError) -> None:
+        if inbound.begun:
+            return
+        status, body = error.status, self.dialect.error(error, inbound.journal)
+        log.info("refused", extra={"request_id": inbound.journal.request_id, "status": status, "code": error.code})
+        try:
+            await inbound.answer(status, body, [*facts_of(inbound.journal), *hints_of(error, status)])
+        except Exception:  # noqa: BLE001 - servers raise what they like when the client is gone
+            log.info("gone", extra={"request_id": inbound.journal.request_id, "status": 499})
+
+
+def _open_journal(inbound: Inbound, job: Job) -> None:
+    debug = job.debug
+    if debug.wanted():
+        inbound.journal.open(
+            trace=bool(debug.trace),
+            sent=bool(debug.return_upstream_request),
+            got=bool(debug.return_upstream_response),
+            full=debug.trace_level != "summary",
+        )
+
+
+def _allow(method: str, *allowed: str) -> None:
+    if method not in allowed:
+        raise MethodNotAllowed(method, ", ".join(allowed))
+
+
+def user_of(scope: Scope) -> Caller | None:
+    """Trust Starlette's ``scope["user"]``, as its AuthenticationMiddleware leaves it."""
+    user = scope.get("user")
+    if user is None or not user.is_authenticated:
+        return None
+    return Caller(name=str(user.display_name))

@@ -1,0 +1,115 @@
+"""The root of the error tree, and the branch for what goes wrong upstream.
+
+An upstream failure is judged by :mod:`embedroute.routing.retry`: it may be tried again, tried elsewhere, or passed
+on. Whoever raises or catches one takes it from :mod:`embedroute.errors`, which holds the whole tree.
+"""
+
+from typing import ClassVar
+
+LONGEST_HINT = 120.0
+"""Seconds; OpenAI's clients take a longer ``retry-after`` as "do not retry"."""
+
+
+class EmbedrouteError(Exception):
+    """Anything that ends a request: ``message`` is for the client and says what to do."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: str | None = None
+    heals: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        """Remember what the client is told; ``retry_after`` is in seconds."""
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code or self.code
+        self.retry_after = retry_after
+
+
+class UpstreamError(EmbedrouteError):
+    """502: an upstream failed; ``upstream_status`` is what it answered, if it did, and ``provider`` whose it was."""
+
+    status = 502
+    type = "upstream_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: float | None = None,
+        upstream_status: int | None = None,
+    ) -> None:
+        """Remember the upstream's own status beside what the client is told."""
+        super().__init__(message, param=param, code=code, retry_after=retry_after)
+        self.upstream_status = upstream_status
+        self.provider: str | None = None
+        self.counted = False
+
+
+class Unavailable(UpstreamError):
+    """The upstream's own trouble: 408, 424, 5xx, a reset, a body that broke off."""
+
+
+class Unreachable(Unavailable):
+    """No connection was made, so nothing was sent and trying again at once is free."""
+
+
+class TimedOut(Unavailable):
+    """The upstream was too slow; it may still be working, so the same endpoint is not asked again."""
+
+    status = 504
+    type = "timeout_error"
+
+
+class BadAnswer(Unavailable):
+    """A 200 that is not one right vector per input."""
+
+    code = "upstream_invalid_response"
+
+
+class KeyRefused(UpstreamError):
+    """The upstream refuses *our* key, or our account's quota is spent; the client's key is fine."""
+
+    code = "upstream_credentials"
+    heals = False
+
+
+class ModelRefused(UpstreamError):
+    """The upstream does not know the model."""
+
+    code = "upstream_model_not_found"
+
+
+class RateLimited(UpstreamError):
+    """429: the upstream asks for a rest of ``retry_after`` seconds, if it says so."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+
+class InputRefused(UpstreamError):
+    """400: the upstream finds fault with the input itself; no other endpoint would take it."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
+class ContextTooLong(InputRefused):
+    """400: an input is longer than the model's context."""
+
+    code = "context_length_exceeded"
+
+
+class BatchTooLarge(UpstreamError):
+    """The call holds more than the upstream takes; half of it may pass."""

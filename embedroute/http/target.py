@@ -1,0 +1,91 @@
+"""A URL, method and headers as the bytes that begin an HTTP/1.1 request; pure."""
+
+from base64 import b64encode
+from collections.abc import Mapping
+from typing import Final
+from urllib.parse import quote, unquote_to_bytes, urlsplit
+
+import msgspec
+
+from embedroute.backend import UpstreamRequest
+from embedroute.errors import Unavailable
+from embedroute.http import revealed
+
+Origin = tuple[str, int, bool]
+"""Host, port, TLS: what connections are kept by."""
+
+OURS: Final = {"accept": "application/json", "accept-encoding": "identity", "user-agent": "embedroute"}
+FRAMING: Final = frozenset({"connection", "content-length", "transfer-encoding", "upgrade"})
+"""Headers that say where a request ends or what follows it, which is not a backend's to say."""
+_SPOKEN_FOR: Final = frozenset({"host", "authorization", *OURS, *FRAMING})
+_PLAIN: Final = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
+
+
+class Target(msgspec.Struct, frozen=True):
+    """A parsed URL: where to connect, and how a request for it begins."""
+
+    origin: Origin
+    line: str
+    headers: Mapping[str, str]
+    begin: bytes
+
+
+def parse_target(method: str, url: str) -> Target:
+    """Read a URL that a backend made; credentials in it are sent as Basic ones, as httpx2 sends them.
+
+    Raises:
+        Unavailable: it is not an http or https URL that can be written into a request.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise Unavailable("The backend made a URL that cannot be read.") from None
+    host, tls = parts.hostname or "", parts.scheme == "https"
+    if parts.scheme not in {"http", "https"} or not _plain(host) or not (method.isascii() and method.isalpha()):
+        raise Unavailable("The backend made a URL that is not plain http or https; write other alphabets' names as xn--….")
+    usual = 443 if tls else 80
+    port = usual if port is None else port
+    named = f"[{host}]" if ":" in host else host
+    headers = {"host": named if port == usual else f"{named}:{port}", **OURS}
+    if "@" in parts.netloc:
+        headers["authorization"] = _basic(parts.username or "", parts.password or "")
+    path = quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), safe=_PLAIN)
+    line = f"{method} {path} HTTP/1.1\r\n"
+    return Target((host, port, tls), line, headers, _written(line, headers))
+
+
+def write_head(target: Target, request: UpstreamRequest) -> bytes:
+    """Write all of a request but its body.
+
+    Raises:
+        Unavailable: a header cannot be sent.
+    """
+    given = revealed(request.headers)
+    begin = target.begin
+    if not _SPOKEN_FOR.isdisjoint(given):
+        if not FRAMING.isdisjoint(given):
+            raise Unavailable("A header of this provider says where a request ends, which is the engine's to say.")
+        begin = _written(target.line, {name: value for name, value in target.headers.items() if name not in given})
+    lines = [f"{name}: {value}\r\n" for name, value in given.items()]
+    lines.append(f"content-length: {len(request.content)}\r\n\r\n")
+    try:
+        head = "".join(lines).encode("latin-1")
+    except UnicodeEncodeError:
+        raise Unavailable("A header of this provider holds a character that HTTP has no room for.") from None
+    breaks = len(lines) + 1
+    if head.count(b"\n") != breaks or head.count(b"\r") != breaks or b"\0" in head:
+        raise Unavailable("A header of this provider holds a line break.")
+    return begin + head
+
+
+def _plain(host: str) -> bool:
+    return bool(host) and host.isascii() and host.isprintable() and not set(host) & set(' "<>\\^`{|}')
+
+
+def _basic(name: str, password: str) -> str:
+    return f"Basic {b64encode(unquote_to_bytes(name) + b':' + unquote_to_bytes(password)).decode()}"
+
+
+def _written(line: str, headers: Mapping[str, str]) -> bytes:
+    return (line + "".join(f"{name}: {value}\r\n" for name, value in headers.items())).encode()

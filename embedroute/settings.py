@@ -1,0 +1,48 @@
+"""The tables of a config that are about the gateway itself: how it serves, who may call, what it keeps."""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from embedroute.secret import Secret
+
+Seconds = Annotated[float, Meta(gt=0)]
+Auth = Literal["keys", "open", "host"]
+DialectName = Literal["openai", "openrouter", "gomodel", "phaseo", "spice"]
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The ``[gateway]`` table; durations in seconds, sizes in bytes."""
+
+    auth: Auth | None = None
+    dialect: DialectName = "openai"
+    engine: Literal["auto", "httpx2", "fast"] = "auto"
+    proxy: Secret | None = None
+    ca_file: str | None = None
+    unknown_fields: Literal["reject", "ignore"] = "reject"
+    media_domains: list[str] = []
+    debug: bool = False
+    body_timeout: Seconds = 30.0
+    deadline: Seconds = 60.0
+    max_body_bytes: Annotated[int, Meta(ge=1)] = 33_554_432
+    max_inputs: Annotated[int, Meta(ge=1)] = 2048
+    only: list[str] = []
+    ignore: list[str] = []
+
+
+class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A ``[keys.NAME]`` table: one caller; ``models`` None allows all of them."""
+
+    key: Secret
+    models: list[str] | None = None
+    debug: bool | None = None
+    only: list[str] = []
+    ignore: list[str] = []
+
+
+class CacheSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The ``[cache]`` table: a bound in bytes (0 = off) and a time to live in seconds."""
+
+    bytes: Annotated[int, Meta(ge=0)] = 268_435_456
+    ttl: Seconds = 86_400.0

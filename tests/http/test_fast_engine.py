@@ -1,0 +1,472 @@
+"""The quick engine alone: what it keeps, what it sends again, what it refuses to write, and what it leaves behind."""
+
+import asyncio
+import gc
+import random
+import socket
+import subprocess
+import sys
+import warnings
+
+import pytest
+
+from embedroute import Gateway
+from embedroute.backend import Secret, UpstreamRequest
+from embedroute.errors import BadAnswer, TimedOut, Unavailable, Unreachable, UpstreamError
+from embedroute.http.fast_engine import FastEngine
+from embedroute.http.target import parse_target, write_head
+from tests.upstream import Upstream
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+def request(url, texts=("text",), **headers):
+    return UpstreamRequest.json(url, {"input": list(texts)}, headers=headers)
+
+
+class Wire:
+    """A server that answers the nth request, counted over all connections, with the nth of its ``answers``; None closes."""
+
+    def __init__(self, *answers, host="127.0.0.1"):
+        self.answers, self.host, self.heads, self.connections = list(answers), host, [], 0
+
+    async def __aenter__(self):
+        self.server = await asyncio.start_server(self.serve, self.host, 0)
+        port = self.server.sockets[0].getsockname()[1]
+        self.url = f"http://[{self.host}]:{port}/v1" if ":" in self.host else f"http://{self.host}:{port}/v1"
+        return self
+
+    async def __aexit__(self, *_):
+        self.server.close()
+
+    async def serve(self, reader, writer):
+        self.connections += 1
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = next(int(line[15:]) for line in head.split(b"\r\n") if line.startswith(b"content-length"))
+                self.heads.append(head)
+                await reader.readexactly(length)
+                answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+                pieces = answer if isinstance(answer, list) else [answer]
+                for piece in pieces:
+                    if piece is None:
+                        return
+                    if isinstance(piece, float):
+                        await asyncio.sleep(piece)
+                    else:
+                        writer.write(piece)
+        except (OSError, EOFError):
+            pass
+        finally:
+            writer.close()
+
+
+def ok(body=b"{}", *headers, status=b"200 OK"):
+    lines = [b"HTTP/1.1 " + status, b"content-length: %d" % len(body), *headers]
+    return b"\r\n".join([*lines, b"", body])
+
+
+class Engine(FastEngine):
+    """Closed at the end of ``async with``; ``held`` are the connections that it has not let go of."""
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *_):
+        await self.aclose()
+
+    @property
+    def held(self):
+        return len(self._open)
+
+    @property
+    def idle(self):
+        return sum(map(len, self._idle.values()))
+
+    async def meet(self, url):
+        """Be past the watch over a host's first answer."""
+        reply = await self.send(request(url), 5.0)
+        await asyncio.sleep(0.07)
+        return reply
+
+
+ANSWERS = {
+    "plain": (ok(b"{}"), 200, b"{}"),
+    "no content": (b"HTTP/1.1 204 No Content\r\n\r\n", 204, b""),
+    "not modified": (b"HTTP/1.1 304 Not Modified\r\ncontent-length: 5\r\n\r\n", 304, b""),
+    "continue first": (b"HTTP/1.1 100 Continue\r\n\r\n" + ok(b"{}"), 200, b"{}"),
+    "hints with a length": (b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n" + ok(b"[]"), 200, b"[]"),
+    "chunked": (
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1;a=b\r\n{\r\n1\r\n}\r\n0\r\ncontent-type: evil\r\nx: y\r\n\r\n",
+        200,
+        b"{}",
+    ),
+    "long, chunked, with a trailer": (
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n20000\r\n" + b"a" * 0x20000 + b"\r\n0\r\nx: y\r\n\r\n",
+        200,
+        b"a" * 0x20000,
+    ),
+    "of two pieces": ([ok(b"ab")[:-1], 0.01, b"b"], 200, b"ab"),
+    "of three pieces": ([ok(b"abc")[:-2], 0.01, b"b", 0.01, b"c"], 200, b"abc"),
+    "until the end": ([b"HTTP/1.1 200 OK\r\n\r\n{}", None], 200, b"{}"),
+    "HTTP/1.0": ([b"HTTP/1.0 200 OK\r\n\r\n{}", None], 200, b"{}"),
+    "nothing until the end": ([b"HTTP/1.1 200 OK\r\n\r\n", None], 200, b""),
+    "elsewhere": (ok(b"", b"location: http://127.0.0.1:9/", status=b"308 Permanent Redirect"), 308, b""),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+async def test_every_framing_of_a_body_is_read(name):
+    answer, status, body = ANSWERS[name]
+    async with Wire(answer) as wire, Engine() as engine:
+        for reply in [await engine.meet(wire.url), await engine.send(request(wire.url), 5.0)]:
+            assert (status, body) == (reply.status, reply.content)
+            assert reply.headers.get("content-type") is None
+
+    assert 2 == len(wire.heads)
+    assert (2 if isinstance(answer, list) and answer[-1] is None else 1) == wire.connections
+
+
+REFUSED = {
+    "a body in gzip": (ok(b"{}", b"content-encoding: gzip"), BadAnswer),
+    "chunks in gzip": (b"HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n", Unavailable),
+    "two lengths": (ok(b"{}", b"content-length: 3"), Unavailable),
+    "a length and chunks": (ok(b"{}", b"transfer-encoding: chunked"), Unavailable),
+    "a signed length": (b"HTTP/1.1 200 OK\r\ncontent-length: +2\r\n\r\n{}", Unavailable),
+    "a length beyond all": (b"HTTP/1.1 200 OK\r\ncontent-length: 99999999999\r\n\r\n{}", BadAnswer),
+    "another protocol": (b"HTTP/1.1 101 Switching Protocols\r\nupgrade: h2c\r\nconnection: upgrade\r\n\r\nabc", Unavailable),
+    "a head of many headers": (ok(b"{}", *(b"x-%d: %d" % (at, at) for at in range(20_000))), Unavailable),
+    "a head that does not end": ([b"HTTP/1.1 200 OK\r\nx: ", *[b"a" * 4096, 0.001] * 40], Unavailable),
+    "announcements without end": ([b"HTTP/1.1 102 Processing\r\n\r\n" * 5000], Unavailable),
+    "nothing": ([None], Unavailable),
+    "half a head": ([b"HTTP/1.1 200", None], Unavailable),
+    "half a body": ([ok(b"{}")[:-1], None], Unavailable),
+    "silence": ([3.0], TimedOut),
+    "a drip": ([b"HTTP/1.1 200 OK\r\ncontent-length: 9999\r\n\r\n", *[b"a", 0.02] * 100], TimedOut),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+async def test_what_is_no_whole_and_plain_answer_is_refused(name):
+    """And its connection is given up."""
+    answer, kind = REFUSED[name]
+    async with Wire(answer) as wire, Engine() as engine:
+        with pytest.raises(UpstreamError) as caught:
+            await engine.send(request(wire.url), 0.5)
+
+        assert 0 == engine.held
+    assert kind is caught.type
+    assert 1 == len(wire.heads)
+
+
+async def test_a_kept_connection_is_used_again():
+    async with Wire(ok()) as wire, Engine() as engine:
+        await engine.meet(wire.url)
+        for _ in range(20):
+            await engine.send(request(wire.url), 5.0)
+        assert (1, 1) == (engine.idle, engine.held)
+
+    assert 1 == wire.connections
+
+
+@pytest.mark.parametrize(("mode", "kept"), [("closed_when_reused", 1), ("closed_when_reused", 4), ("reset_when_reused", 4)])
+async def test_what_ran_into_a_closing_connection_is_sent_once_more_on_a_fresh_one(mode, kept):
+    """However many others are kept, which may be closing just as well."""
+    with Upstream(delay=0.02) as upstream:
+        async with Engine() as engine:
+            url = f"{upstream.url}/embeddings"
+            await engine.meet(url)
+            await asyncio.gather(*(engine.send(request(url), 5.0) for _ in range(kept)))
+            assert kept == engine.idle
+            upstream.mode = mode
+            upstream.requests.clear()
+            reply = await engine.send(request(url), 5.0)
+
+    assert 200 == reply.status
+    assert 2 == len(upstream.requests)
+    assert 1 == upstream.requests[1].nth
+
+
+async def test_a_fresh_connection_that_is_closed_is_not_tried_again():
+    async with Wire(ok(), [None]) as wire, Engine() as engine:
+        await engine.meet(wire.url)
+        with pytest.raises(Unavailable):
+            await engine.send(request(wire.url), 5.0)
+
+    assert 3 == len(wire.heads)
+
+
+async def test_connections_that_went_while_idle_are_let_go_of():
+    """Those of a burst too, which nobody comes back to."""
+    with Upstream(delay=0.02, remember=False) as upstream:
+        async with Engine() as engine:
+            url = f"{upstream.url}/embeddings"
+            await engine.meet(url)
+            await asyncio.gather(*(engine.send(request(url), 5.0) for _ in range(30)))
+            assert 30 == engine.idle
+            upstream.down()
+            upstream.up()
+            await asyncio.sleep(0.05)
+            for _ in range(40):
+                await engine.send(request(url), 5.0)
+
+            assert (1, 1) == (engine.idle, engine.held)
+
+
+@pytest.mark.parametrize("extra", [b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nwrong", b"garbage", b"\0"])
+@pytest.mark.parametrize("close", [(), (b"connection: close",)])
+async def test_an_answer_on_a_used_connection_that_more_follows_is_not_trusted(extra, close):
+    async with Wire(ok(), ok(b"right", *close) + extra, ok(b"next")) as wire, Engine() as engine:
+        await engine.meet(wire.url)
+        with pytest.raises(BadAnswer):
+            await engine.send(request(wire.url), 5.0)
+        for _ in range(3):
+            assert b"next" == (await engine.send(request(wire.url), 5.0)).content
+        assert 0 == engine.held
+
+    assert 4 == wire.connections
+
+
+async def test_bytes_that_came_while_the_loop_was_busy_are_no_answer():
+    """They stand in the socket's buffer when the connection is taken again."""
+    server = socket.create_server(("127.0.0.1", 0))
+    server.settimeout(5)
+    url = f"http://127.0.0.1:{server.getsockname()[1]}/v1"
+    loop = asyncio.get_running_loop()
+
+    def first():
+        held, _ = server.accept()
+        held.recv(65536)
+        held.sendall(ok(b"first"))
+        return held
+
+    def second():
+        held, _ = server.accept()
+        held.recv(65536)
+        held.sendall(ok(b"second"))
+        held.close()
+
+    async with Engine() as engine:
+        serving = loop.run_in_executor(None, first)
+        assert b"first" == (await engine.meet(url)).content
+        held = await serving
+        assert 1 == engine.idle
+        serving = loop.run_in_executor(None, second)
+        held.sendall(ok(b"wrong"))
+        assert b"second" == (await engine.send(request(url), 5.0)).content
+        await serving
+    held.close()
+    server.close()
+
+
+async def test_an_answer_before_the_request_was_read_leaves_no_connection_to_keep():
+    """Else the rest of the request would stand before the next one."""
+    server = socket.create_server(("127.0.0.1", 0))
+    server.settimeout(5)
+    url = f"http://127.0.0.1:{server.getsockname()[1]}/v1"
+
+    def hasty():
+        held, _ = server.accept()
+        held.recv(1024)
+        held.sendall(ok(b"too large", status=b"413 Content Too Large"))
+        return held
+
+    async with Engine() as engine:
+        engine._quiet["127.0.0.1", server.getsockname()[1], False] = True
+        serving = asyncio.get_running_loop().run_in_executor(None, hasty)
+        reply = await engine.send(request(url, ["a" * 30_000_000]), 5.0)
+        assert (413, 0) == (reply.status, engine.held)
+        (await serving).close()
+    server.close()
+
+
+TARGETS = [
+    ("http://host/v1", ("host", 80, False), b"POST /v1 HTTP/1.1", b"host", None),
+    ("HTTP://Host:80/v1", ("host", 80, False), b"POST /v1 HTTP/1.1", b"host", None),
+    ("https://host:443", ("host", 443, True), b"POST / HTTP/1.1", b"host", None),
+    ("https://host:80/?a=b#c", ("host", 80, True), b"POST /?a=b HTTP/1.1", b"host:80", None),
+    ("http://host:443/", ("host", 443, False), b"POST / HTTP/1.1", b"host:443", None),
+    ("http://[::1]:8080/a%20b c", ("::1", 8080, False), b"POST /a%20b%20c HTTP/1.1", b"[::1]:8080", None),
+    ("http://[::1]/é", ("::1", 80, False), b"POST /%C3%A9 HTTP/1.1", b"[::1]", None),
+    ("http://me:p%40ss@host/", ("host", 80, False), b"POST / HTTP/1.1", b"host", b"Basic bWU6cEBzcw=="),
+    ("http://xn--bcher-kva.example/", ("xn--bcher-kva.example", 80, False), b"POST / HTTP/1.1", b"xn--bcher-kva.example", None),
+]
+
+
+@pytest.mark.parametrize(("url", "origin", "line", "host", "authorization"), TARGETS)
+def test_a_url_is_written_as_http_wants_it(url, origin, line, host, authorization):
+    target = parse_target("POST", url)
+    first, *headers = write_head(target, request(url)).split(b"\r\n")
+    held = dict(header.split(b": ", 1) for header in headers if header)
+
+    assert (origin, line, host, authorization) == (target.origin, first, held[b"host"], held.get(b"authorization"))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "host/v1",
+        "ftp://host/",
+        "http:///v1",
+        "http://host:99999/",
+        "http://host:x/",
+        "http://bücher.example/",
+        "http://ho st/",
+        "http://ho\0st/",
+        "http://a\\b/",
+        "http://[::1/",
+    ],
+)
+def test_a_url_that_cannot_be_written_is_refused(url):
+    with pytest.raises(Unavailable):
+        parse_target("POST", url)
+
+
+@pytest.mark.parametrize("method", ["", "POST /x HTTP/1.1\r\nx: ", "PÖST", "A B"])
+def test_a_method_is_a_word(method):
+    with pytest.raises(Unavailable):
+        parse_target(method, "http://host/")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"x": "a\r\nb: c"},
+        {"x": "a\nb: c"},
+        {"x": "a\rb: c"},
+        {"x": "a\0"},
+        {"x\r\ny": "a"},
+        {"x": "☃"},
+        {"transfer-encoding": "chunked"},
+        {"content-length": "0"},
+        {"connection": "upgrade"},
+    ],
+)
+def test_no_header_can_end_or_split_a_request(headers):
+    with pytest.raises(Unavailable):
+        write_head(parse_target("POST", "http://host/"), UpstreamRequest(url="", content=b"", headers=headers))
+
+
+def test_a_backends_own_header_stands_over_the_engines():
+    headers = {"host": "other", "accept": "*/*", "authorization": Secret("Bearer k")}
+    head = write_head(parse_target("POST", "http://me:pass@host/"), UpstreamRequest(url="", content=b"", headers=headers))
+
+    assert [b"host: other", b"accept: */*", b"authorization: Bearer k"] == [
+        line for line in head.split(b"\r\n") if line.startswith((b"host", b"accept:", b"authorization"))
+    ]
+
+
+async def test_an_ipv6_address_is_reached():
+    async with Wire(ok(b"six"), host="::1") as wire, Engine() as engine:
+        assert b"six" == (await engine.send(request(wire.url), 5.0)).content
+
+
+async def test_a_connection_that_is_not_made_in_time_is_unreachable():
+    """A full backlog: the kernel says nothing."""
+    server = socket.socket()
+    server.bind(("127.0.0.1", 0))
+    server.listen(0)
+    fillers = [socket.socket() for _ in range(4)]
+    for filler in fillers:
+        filler.setblocking(False)
+        filler.connect_ex(server.getsockname())
+    async with Engine() as engine:
+        with pytest.raises(Unreachable):
+            await engine.send(request(f"http://127.0.0.1:{server.getsockname()[1]}/"), 0.2)
+    for held in (server, *fillers):
+        held.close()
+
+
+async def test_more_calls_than_there_is_room_for_wait_their_turn():
+    with Upstream(delay=0.01, remember=False) as upstream:
+        async with Engine() as engine:
+            engine._room = asyncio.Semaphore(4)
+            url = f"{upstream.url}/embeddings"
+            replies = await asyncio.gather(*(engine.send(request(url), 5.0) for _ in range(40)))
+            assert {200} == {reply.status for reply in replies}
+            assert 4 == upstream.most_in_flight
+            upstream.delay = 1.0
+            late = [asyncio.create_task(engine.send(request(url), 0.2)) for _ in range(6)]
+            assert {TimedOut} == {type(failure) for failure in await asyncio.gather(*late, return_exceptions=True)}
+
+
+async def test_five_thousand_cancelled_calls_leave_nothing_behind():
+    rng = random.Random(11)
+    with Upstream(delay=0.002, remember=False) as upstream, warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        before = asyncio.all_tasks()
+        async with Engine() as engine:
+            url = f"{upstream.url}/embeddings"
+            await engine.meet(url)
+
+            async def leave():
+                for _ in range(50):
+                    task = asyncio.create_task(engine.send(request(url), 5.0))
+                    for _ in range(rng.randint(0, 3)):
+                        await asyncio.sleep(rng.choice([0, 0, 0.001, 0.003]))
+                    task.cancel()
+                    await asyncio.wait([task])
+
+            await asyncio.gather(*(leave() for _ in range(100)))
+            await asyncio.sleep(0.1)
+            assert engine.held == engine.idle
+            assert 512 == engine._room._value
+            assert 0 == upstream.in_flight
+            assert len(upstream.open) == engine.idle
+        assert before == asyncio.all_tasks()
+        await asyncio.sleep(0.05)
+        assert set() == upstream.open
+        gc.collect()
+    assert [] == [str(warning.message) for warning in warned]
+
+
+LOOPS = """
+import asyncio, gc, sys, warnings
+from embedroute.backend import UpstreamRequest
+from embedroute.http.fast_engine import FastEngine
+warnings.simplefilter("error")
+
+async def main():
+    engine = FastEngine()
+    ask = UpstreamRequest.json({url!r}, {{"input": ["a"]}})
+    for _ in range(3):
+        print((await engine.send(ask, 5.0)).status)
+        await asyncio.sleep(0.06)
+    late = asyncio.create_task(engine.send(ask, 5.0))
+    await asyncio.sleep(0)
+    late.cancel()
+    await asyncio.wait([late])
+    await engine.aclose()
+    print(len(asyncio.all_tasks()))
+
+if sys.argv[1] == "uvloop":
+    import uvloop
+    uvloop.run(main())
+else:
+    asyncio.run(main(), debug=True)
+gc.collect()
+"""
+
+
+@pytest.mark.parametrize("loop", ["asyncio, debugging", "uvloop"])
+def test_it_closes_without_a_word(loop):
+    """No warning of an open socket, a pending task or a slow callback's traceback, under either loop."""
+    with Upstream(remember=False) as upstream:
+        script = LOOPS.format(url=f"{upstream.url}/embeddings")
+        command = [sys.executable, "-X", "dev", "-c", script, loop]
+        ran = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own words
+
+    assert ("200\n200\n200\n1\n", "") == (ran.stdout, ran.stderr)
+
+
+def test_two_loops_one_after_the_other_each_have_their_own_connections():
+    with Upstream() as upstream:
+        gateway = Gateway.from_env(environ={"EMBEDROUTE_AUTH": "open", "OPENAI_API_KEY": "k", "OPENAI_BASE_URL": upstream.url})
+        assert gateway is not None
