@@ -72,7 +72,8 @@ def _python(environment: str, *arguments: str, config: str = "") -> subprocess.C
     return subprocess.run(
         ["taskset", "-c", str(places.SYSTEM_CORE), places.python(environment), *arguments],
         cwd=places.ROOT,
-        env=os.environ | {"BENCH_CONFIG": config},
+        # Installed packages have their bytecode beside them.
+        env=os.environ | {"BENCH_CONFIG": config, "PYTHONDONTWRITEBYTECODE": ""},
         capture_output=True,
         text=True,
         timeout=60.0,

@@ -3,7 +3,7 @@
 A map, from the ground up; a file imports only from floors below:
 
 - words: ``wording``, ``failures``, ``errors``, ``inputs``, ``turns``, ``vectors``, ``faults``, ``journal``, ``tasks``
-- borders: ``secret``, ``upstream`` and ``backend`` (plugins), ``models``, ``reading`` and ``config`` (operators),
+- borders: ``secret``, ``upstream`` and ``backend`` (plugins), ``models``, ``reading``, ``settings`` and ``config`` (operators),
   ``wire`` (clients), ``redact``
 - decisions, pure: ``access``, ``routing``
 - effects: ``cache``, ``batching``, ``flights``, ``http``, ``exchange``, ``orders``, ``calls``,
@@ -17,10 +17,11 @@ API, written as a third party would), ``conformance`` and ``testing``.
 
 from embedroute.access import Caller
 from embedroute.asgi import EmbeddingsMiddleware, embeddings_app
-from embedroute.config import CacheSettings, Config, Key, Settings
+from embedroute.config import Config
 from embedroute.errors import ConfigError, EmbedrouteError
 from embedroute.gateway import Gateway
 from embedroute.models import Endpoint, Model, Provider
+from embedroute.settings import CacheSettings, Key, Settings
 from embedroute.wire.responses import Embeddings
 
 __all__ = [

@@ -8,8 +8,9 @@ from typing import Final
 
 import msgspec
 
-from embedroute.config import STATE_AUTH, Config, Key
+from embedroute.config import STATE_AUTH, Config
 from embedroute.errors import Unauthorized
+from embedroute.settings import Key
 
 LONGEST_KEY = 256
 """Bytes; a longer credential is refused before it is hashed."""

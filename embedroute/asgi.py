@@ -2,9 +2,9 @@
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from embedroute.config import DialectName
 from embedroute.door import Door, FindCaller
 from embedroute.gateway import Gateway
+from embedroute.settings import DialectName
 
 __all__ = ["EmbeddingsApp", "EmbeddingsMiddleware", "embeddings_app"]
 

@@ -2,19 +2,19 @@
 
 import random
 import time
-from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import msgspec
 
 from embedroute import tasks
 from embedroute.access import KeyRing, access_mistakes
 from embedroute.calls import Desk
-from embedroute.config import Config, Settings, environment_config, read_config
+from embedroute.config import Config, environment_config, read_config
 from embedroute.errors import ConfigError
 from embedroute.exchange import LocalModels
 from embedroute.flights import Flights
@@ -23,12 +23,23 @@ from embedroute.http.choose import open_engine
 from embedroute.models import catalogue, known_providers
 from embedroute.plugins import build_backends
 from embedroute.routing.directory import Directory, build_directory
-from embedroute.routing.health import Healths
+from embedroute.routing.health import BreakerPolicy, Healths
+from embedroute.routing.order import Surroundings
 from embedroute.routing.retry import RetryBudget, RetryPolicy
+from embedroute.settings import Settings
 from embedroute.wire.narrow import Limits
 
 if TYPE_CHECKING:
     import httpx2
+
+
+class Options(TypedDict, total=False):
+    """What a gateway takes besides its config."""
+
+    http_client: "httpx2.AsyncClient | None"
+    retries: RetryPolicy | None
+    breaker: BreakerPolicy | None
+    environ: Mapping[str, str]
 
 
 class Parts(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,6 +65,22 @@ def assembled(config: Config, environ: Mapping[str, str]) -> Parts:
     return Parts(settings=settings, limits=Limits.of(settings), keys=KeyRing(config.keys), directory=directory)
 
 
+def around_of(parts: Parts, healths: Healths) -> Callable[[], Surroundings]:
+    """Tell what decisions know beside a request, as of the moment it is asked."""
+
+    def around() -> Surroundings:
+        return Surroundings(
+            only=parts.settings.only,
+            ignore=parts.settings.ignore,
+            known_names=parts.directory.known_names,
+            health=healths.of,
+            now=time.monotonic(),
+            random=random.random,
+        )
+
+    return around
+
+
 def config_from_file(path: str | PathLike[str] | None, environ: Mapping[str, str]) -> tuple[Config, list[str]]:
     """Read ``path``, or the file that ``EMBEDROUTE_CONFIG`` names, or ``embedroute.toml``.
 
@@ -66,6 +93,21 @@ def config_from_file(path: str | PathLike[str] | None, environ: Mapping[str, str
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError([f"The config {named} cannot be read: {error}"]) from None
     return read_config(text, environ)
+
+
+@contextmanager
+def told_together(mistakes: Sequence[str]) -> Generator[None, None, None]:
+    """Add the mistakes of reading a config to those of building something of it.
+
+    Raises:
+        ConfigError: there are any, one line each.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError([*mistakes, *error.mistakes]) from None
+    if mistakes:
+        raise ConfigError(mistakes)
 
 
 def config_from_environment(environ: Mapping[str, str]) -> Config:

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from copy import copy
 from functools import partial
 
 import anyio
@@ -17,7 +16,6 @@ from embedroute.errors import (
     EmbedrouteError,
     KeyRefused,
     ModelRefused,
-    NoHealthyEndpoint,
     RateLimited,
     Unavailable,
     UpstreamError,
@@ -29,15 +27,13 @@ from embedroute.journal import Journal
 from embedroute.orders import Order, for_client, make_batch, outcome_of
 from embedroute.redact import capture
 from embedroute.routing.directory import Candidate
-from embedroute.routing.health import Healths
+from embedroute.routing.health import SHORTEST_REST, Healths
 from embedroute.routing.plan import Key, halves, land, split
 from embedroute.routing.retry import RetryBudget, RetryPolicy, Then, judge, wait_before, worst
 
 log = logging.getLogger("embedroute.calls")
 
 CHUNKS_AT_ONCE = 8
-DEFAULT_REST = 1.0
-"""Seconds that a 429 without a hint rests its endpoint."""
 
 
 class Desk:
@@ -109,7 +105,7 @@ class Desk:
         while True:
             attempt += 1
             if not self._healths.of(candidate).admit(self._clock()):
-                return failure or self._resting(candidate)
+                return failure or self._healths.of(candidate).resting(self._clock())
             failure = await self._attempt(candidate, work, order, left, attempt)
             if failure is None:
                 return None
@@ -119,15 +115,6 @@ class Desk:
             if then is not Then.RETRY or not self._budget.allow(self._clock()):
                 return failure
             await anyio.sleep(wait_before(failure, attempt, self._policy, self._random))
-
-    def _resting(self, candidate: Candidate) -> EmbedrouteError:
-        now, health = self._clock(), self._healths.of(candidate)
-        rest = max(health.ready_at(now) - now, DEFAULT_REST)
-        if health.limited_until > now:
-            return RateLimited("Every provider of this model asks to wait.", retry_after=rest)
-        if health.refusal is not None:
-            return copy(health.refusal)
-        return NoHealthyEndpoint("No provider of this model is healthy at the moment.", retry_after=rest)
 
     async def _attempt(
         self, candidate: Candidate, work: Mapping[Key, Input], order: Order, left: int, attempt: int
@@ -194,7 +181,7 @@ class Desk:
         if isinstance(failure, UpstreamError) and failure.counted:
             health.released()
         elif isinstance(failure, RateLimited):
-            health.limited(now, DEFAULT_REST if failure.retry_after is None else failure.retry_after)
+            health.limited(now, SHORTEST_REST if failure.retry_after is None else failure.retry_after)
         elif isinstance(failure, KeyRefused | ModelRefused):
             health.refused(now, failure)
         elif isinstance(failure, Unavailable):

@@ -13,11 +13,11 @@ from starlette.types import Receive, Scope, Send
 
 from embedroute import listing, tasks
 from embedroute.access import ANYONE, Caller
-from embedroute.config import DialectName
 from embedroute.errors import EmbedrouteError, InternalError, MethodNotAllowed, NotFound, Unauthorized
 from embedroute.explain import explain
 from embedroute.gateway import Gateway
-from embedroute.inbound import Inbound, facts_of, hints_of
+from embedroute.inbound import Inbound, hints_of
+from embedroute.settings import DialectName
 from embedroute.tasks import ClientGone
 from embedroute.wire.decode import Job, decode_request
 from embedroute.wire.dialects import DIALECTS
@@ -52,7 +52,7 @@ class Door:
         try:
             await self._serve(path, inbound)
         except ClientGone:
-            log.info("gone", extra={"request_id": inbound.journal.request_id, "status": 499})
+            inbound.record("gone", 499)
         except EmbedrouteError as error:
             await self._refuse(inbound, error)
         except Exception:
@@ -100,10 +100,8 @@ class Door:
         answer = await tasks.unless(inbound.gone, work)
         write = self.dialect.success
         body = await tasks.in_thread(lambda: write(answer, job)) if answer.large else write(answer, job)
-        await inbound.answer(200, body, facts_of(journal))
-        log.info(
-            "served", extra={"request_id": journal.request_id, "status": 200, "model": answer.model, "caller": caller.name}
-        )
+        await inbound.answer(200, body)
+        inbound.record("served", 200, model=answer.model, caller=caller.name, tokens=answer.prompt_tokens)
 
     async def _list(self, path: str, inbound: Inbound, caller: Caller) -> None:
         routes = [
@@ -120,11 +118,11 @@ class Door:
         if inbound.begun:
             return
         status, body = error.status, self.dialect.error(error, inbound.journal)
-        log.info("refused", extra={"request_id": inbound.journal.request_id, "status": status, "code": error.code})
+        inbound.record("refused", status, code=error.code)
         try:
-            await inbound.answer(status, body, [*facts_of(inbound.journal), *hints_of(error, status)])
+            await inbound.answer(status, body, hints_of(error, status))
         except Exception:  # noqa: BLE001 - servers raise what they like when the client is gone
-            log.info("gone", extra={"request_id": inbound.journal.request_id, "status": 499})
+            inbound.record("gone", 499)
 
 
 def _open_journal(inbound: Inbound, job: Job) -> None:

@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -28,7 +27,7 @@ class LocalModels:
     def __init__(self) -> None:
         """Load nothing yet."""
         self._loading = threading.Lock()
-        self._loaded: dict[int, Any] = {}
+        self._loaded: dict[int, object] = {}
 
     def run(self, backend: LocalBackend, batch: Batch) -> Vectors:
         """Embed in this thread, which is a worker's."""

@@ -1,17 +1,18 @@
 """What a request would do, without doing it: the ordered plan, the filters, prices, split and cache forecast."""
 
-from typing import Any
+from collections.abc import Mapping
 
 from embedroute.access import Caller
+from embedroute.cache.lookup import look_up
 from embedroute.errors import PermissionDenied
 from embedroute.gateway import Gateway
-from embedroute.inputs import size_of
+from embedroute.inputs import Input, size_of
 from embedroute.routing.directory import Candidate
-from embedroute.routing.plan import make_plan, split
+from embedroute.routing.plan import Key, make_plan, split
 from embedroute.wire.decode import Job
 
 
-def explain(gateway: Gateway, job: Job, caller: Caller) -> dict[str, Any]:
+def explain(gateway: Gateway, job: Job, caller: Caller) -> dict[str, object]:
     """Forecast a request; nothing is sent upstream.
 
     Raises:
@@ -21,29 +22,21 @@ def explain(gateway: Gateway, job: Job, caller: Caller) -> dict[str, Any]:
     route = gateway.resolve(job, caller)
     if not gateway.may_debug(caller):
         raise PermissionDenied("This key may not use 'explain'.", param="explain", code="debug_not_allowed")
-    decision = gateway.decide(route, job, caller)
+    decision = gateway.decisions.decide(route, job, caller)
     selection, plan = decision.selection, make_plan(job.inputs, decision.shared)
-    held = gateway.look_up(plan.work, route, decision, job, caller)
+    held = look_up(gateway.cache, plan.work, decision)
     work = {key: item for key, item in plan.work.items() if key not in held}
-    tokens = sum(map(size_of, work.values()))
     return {
         "object": "plan",
         "model": route.public,
-        "order": [
-            {
-                **_facts(candidate),
-                "chunks": [len(chunk) for chunk in split(work, candidate.accepts)],
-                "cost": _cost(candidate, tokens),
-            }
-            for candidate in selection.candidates
-        ],
+        "order": [_forecast(candidate, work) for candidate in selection.candidates],
         "filtered": [{**_facts(it.candidate), "filter": it.filter, "reason": it.reason} for it in selection.dropped],
         "cache": {"hits": len(held), "misses": len(work)},
-        "inputs": {"count": len(plan.keys), "unique": len(plan.work), "estimated_tokens": tokens},
+        "inputs": {"count": len(plan.keys), "unique": len(plan.work), "estimated_tokens": _tokens(work)},
     }
 
 
-def _facts(candidate: Candidate) -> dict[str, Any]:
+def _facts(candidate: Candidate) -> dict[str, object]:
     return {
         "provider": candidate.provider,
         "model": candidate.model,
@@ -51,6 +44,14 @@ def _facts(candidate: Candidate) -> dict[str, Any]:
     }
 
 
-def _cost(candidate: Candidate, tokens: int) -> str | None:
+def _forecast(candidate: Candidate, work: Mapping[Key, Input]) -> dict[str, object]:
     price = candidate.prices.get("prompt")
-    return None if price is None else str(price * tokens / 1_000_000)
+    return {
+        **_facts(candidate),
+        "chunks": [len(chunk) for chunk in split(work, candidate.accepts)],
+        "cost": None if price is None else str(price * _tokens(work) / 1_000_000),
+    }
+
+
+def _tokens(work: Mapping[Key, Input]) -> int:
+    return sum(map(size_of, work.values()))

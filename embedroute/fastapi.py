@@ -4,10 +4,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from embedroute.asgi import EmbeddingsApp
-from embedroute.config import DialectName
 from embedroute.door import FindCaller
 from embedroute.errors import MissingExtra
 from embedroute.gateway import Gateway
+from embedroute.settings import DialectName
 from embedroute.wire.schema import inlined, models_operation, operation
 
 try:

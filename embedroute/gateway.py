@@ -5,32 +5,30 @@ stage decides is on the floors below; what goes over the wire is the doors' affa
 """
 
 import os
-import random
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self, Unpack
 
 import anyio
 import msgspec
 
 from embedroute import tasks
 from embedroute.access import ANYONE, Caller
-from embedroute.assembly import Opener, assembled, config_from_environment, config_from_file
+from embedroute.assembly import Opener, Options, around_of, assembled, config_from_environment, config_from_file, told_together
 from embedroute.cache import FULL_USE, PROBE, CacheUse
+from embedroute.cache.lookup import look_up
 from embedroute.cache.memory import MemoryCache
 from embedroute.config import Config
-from embedroute.errors import ConfigError, DeadlineExceeded, EmbedrouteError, InputRefused, PermissionDenied, Refusal
+from embedroute.errors import DeadlineExceeded, EmbedrouteError, InputRefused, PermissionDenied, Refusal
 from embedroute.flights import Work
-from embedroute.inputs import Input
-from embedroute.journal import Journal
-from embedroute.orders import Land, Order
+from embedroute.journal import Journal, new_request_id
+from embedroute.orders import Asked, Land, Order
 from embedroute.perloop import PerLoop
 from embedroute.routing.directory import Candidate, Route
 from embedroute.routing.health import BreakerPolicy, Healths
 from embedroute.routing.memo import Decision, Decisions
-from embedroute.routing.order import Surroundings
-from embedroute.routing.plan import Embedded, Key, assemble, cut, make_plan, rekeyed, shared_key
+from embedroute.routing.plan import Embedded, Key, assemble, make_plan
 from embedroute.routing.retry import RetryPolicy
 from embedroute.wire.decode import Job, make_request
 from embedroute.wire.responses import Embeddings
@@ -38,16 +36,6 @@ from embedroute.wording import echo
 
 if TYPE_CHECKING:
     import httpx2
-
-
-class Asked(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One request on its way; ``deadline`` is in seconds of the monotonic clock."""
-
-    job: Job
-    caller: Caller
-    journal: Journal
-    cached: CacheUse
-    deadline: float
 
 
 class Gateway:
@@ -79,28 +67,23 @@ class Gateway:
         self.directory = parts.directory
         self.healths = Healths(breaker or BreakerPolicy())
         self.cache = MemoryCache(config.cache.bytes, config.cache.ttl, time.monotonic)
-        self._decisions = Decisions(self.directory.routes)
+        self.decisions = Decisions(self.directory.routes, around_of(parts, self.healths))
         opener = Opener(self.settings, http_client, self.healths, retries or RetryPolicy())
         self._loop = PerLoop("embedroute", opener.open)
 
     @classmethod
-    def from_file(cls, path: str | os.PathLike[str] | None = None, **parts: Any) -> Self:
-        """Read the config from ``path``, or from the file that ``EMBEDROUTE_CONFIG`` names.
+    def from_file(cls, path: str | os.PathLike[str] | None = None, **parts: Unpack[Options]) -> Self:
+        """Read ``path``, or the file that ``EMBEDROUTE_CONFIG`` names.
 
         Raises:
             ConfigError: there is no such file, or it has mistakes.
         """
         config, mistakes = config_from_file(path, parts.get("environ", os.environ))
-        try:
-            gateway = cls(config, **parts)
-        except ConfigError as error:
-            raise ConfigError([*mistakes, *error.mistakes]) from None
-        if mistakes:
-            raise ConfigError(mistakes)
-        return gateway
+        with told_together(mistakes):
+            return cls(config, **parts)
 
     @classmethod
-    def from_env(cls, **parts: Any) -> Self:
+    def from_env(cls, **parts: Unpack[Options]) -> Self:
         """Turn on every provider whose key variable is set, and the local model if it is installed.
 
         Raises:
@@ -110,13 +93,13 @@ class Gateway:
 
     async def embed(
         self,
-        input: Job | str | Sequence[Any],
+        input: Job | str | Sequence[object],
         *,
         model: str = "",
         caller: Caller = ANYONE,
         journal: Journal | None = None,
         cached: CacheUse = FULL_USE,
-        **fields: Any,
+        **fields: object,
     ) -> Embeddings:
         """Embed ``input``, of any shape and with any ``fields`` that ``POST /v1/embeddings`` takes.
 
@@ -147,10 +130,10 @@ class Gateway:
     async def _embed(self, route: Route, asked: Asked) -> Embeddings:
         """One request, from a model's route to vectors."""
         journal = asked.journal
-        decision = self.decide(route, asked.job, asked.caller)
+        decision = self.decisions.decide(route, asked.job, asked.caller)
         decision.selection.tell(journal)
         plan = make_plan(asked.job.inputs, decision.shared)
-        found = self.look_up(plan.work, route, decision, asked.job, asked.caller) if asked.cached.read else {}
+        found = look_up(self.cache, plan.work, decision) if asked.cached.read else {}
         missing = {key: item for key, item in plan.work.items() if key not in found}
         if missing:
             found |= await self._share(missing, route, decision, asked)
@@ -178,37 +161,6 @@ class Gateway:
     def may_debug(self, caller: Caller) -> bool:
         """Whether a caller may see traces and upstream bodies."""
         return self.settings.debug if caller.debug is None else caller.debug
-
-    def decide(self, route: Route, job: Job, caller: Caller) -> Decision:
-        """Filter and order the endpoints for one job, as of now.
-
-        Raises:
-            Refusal: no endpoint may serve it, and why.
-        """
-        known = self._decisions.recall(route, job, caller)
-        if known is not None and len(known.selection.candidates) == 1:
-            return known
-        around = Surroundings(
-            only=self.settings.only,
-            ignore=self.settings.ignore,
-            known_names=self.directory.known_names,
-            health=self.healths.of,
-            now=time.monotonic(),
-            random=random.random,
-        )
-        return self._decisions.decide(route, job, caller, around)
-
-    def look_up(
-        self, work: Mapping[Key, Input], route: Route, decision: Decision, job: Job, caller: Caller
-    ) -> dict[Key, Embedded]:
-        """Find what was computed before; a matryoshka model's full vectors serve every smaller width."""
-        found = self.cache.look_up(work)
-        parameters = decision.selection.parameters
-        if len(found) < len(work) and len(self.cache) and (whole := parameters.uncut(route.model)):
-            left = {key: item for key, item in work.items() if key not in found}
-            wider = rekeyed(left, shared_key(route, whole, job.preferences, caller))
-            found |= cut(wider, self.cache.look_up(wider.values()), parameters.width)
-        return found
 
     async def _share(self, missing: Work, route: Route, decision: Decision, asked: Asked) -> dict[Key, Embedded]:
         """Lead what nobody computes, wait for the rest."""
@@ -253,8 +205,3 @@ class Gateway:
         finally:
             with anyio.CancelScope(shield=True):
                 await self._loop.close()
-
-
-def new_request_id() -> str:
-    """Make the id of a request whose client sent none."""
-    return f"req_{random.getrandbits(128):032x}"

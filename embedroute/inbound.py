@@ -1,5 +1,6 @@
 """One HTTP exchange with a client: its headers judged, its body received within bounds, its answer sent."""
 
+import logging
 import math
 import re
 import time
@@ -11,9 +12,10 @@ from starlette.types import Receive, Scope, Send
 from embedroute import tasks
 from embedroute.cache import FULL_USE, CacheUse
 from embedroute.errors import LONGEST_HINT, BodyTimeout, BodyTooLarge, EmbedrouteError, MethodNotAllowed, UnsupportedContentType
-from embedroute.gateway import new_request_id
-from embedroute.journal import Journal
+from embedroute.journal import Journal, new_request_id
 from embedroute.tasks import ClientGone
+
+log = logging.getLogger("embedroute.access")
 
 Header = tuple[bytes, bytes]
 _REQUEST_ID: Final = re.compile(rb"[\w.-]{1,128}", re.ASCII)
@@ -109,10 +111,27 @@ class Inbound:
             (b"x-request-id", self.journal.request_id.encode()),
             (b"server-timing", b"total;dur=%.1f" % took),
             (b"openai-processing-ms", b"%d" % took),
+            *facts_of(self.journal),
             *extra,
         ]
         await self.send({"type": "http.response.start", "status": status, "headers": headers})
         await self.send({"type": "http.response.body", "body": body if self.scope["method"] != "HEAD" else b""})
+
+    def record(self, event: str, status: int, **facts: object) -> None:
+        """Log how the exchange ended: one record, its facts as fields; no secret, no input text."""
+        if not log.isEnabledFor(logging.INFO):
+            return
+        journal = self.journal
+        kept = {
+            "request_id": journal.request_id,
+            "status": status,
+            "ms": round((time.perf_counter() - self.began) * 1000, 1),
+            "attempts": journal.attempts,
+            "hits": journal.hits,
+            "misses": journal.misses,
+            "providers": list(journal.providers),
+        }
+        log.info(event, extra={**kept, **facts})
 
 
 def facts_of(journal: Journal) -> list[Header]:

@@ -1,8 +1,15 @@
 """What happened to one request: counts for its headers always, events and bodies only when debug asks for them."""
 
+import random
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
+
+
+def new_request_id() -> str:
+    """Make the id of a request whose client sent none."""
+    return f"req_{random.getrandbits(128):032x}"
+
 
 Event = Mapping[str, Any]
 

@@ -1,7 +1,6 @@
 """The models that a caller may use, in OpenAI's form and in OpenRouter's."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from embedroute.errors import ModelNotFound
 from embedroute.routing.directory import Route
@@ -25,7 +24,7 @@ def card(route: Route) -> ModelCard:
     )
 
 
-def model_list(routes: Sequence[Route]) -> dict[str, Any]:
+def model_list(routes: Sequence[Route]) -> dict[str, object]:
     """``GET /v1/models``."""
     return {"object": "list", "data": [card(route) for route in routes]}
 
@@ -42,12 +41,12 @@ def model_card(routes: Sequence[Route], name: str) -> ModelCard:
     raise ModelNotFound(f"The model {echo(name)} does not exist here; GET /v1/models lists those that do.", param="model")
 
 
-def openrouter_list(routes: Sequence[Route]) -> dict[str, Any]:
+def openrouter_list(routes: Sequence[Route]) -> dict[str, object]:
     """``GET /v1/embeddings/models``, as OpenRouter lists its embedding models; prices in USD per token."""
     return {"data": [_openrouter(card(route)) for route in routes]}
 
 
-def _openrouter(model: ModelCard) -> dict[str, Any]:
+def _openrouter(model: ModelCard) -> dict[str, object]:
     prompt = model.pricing.get("prompt")
     return {
         "id": model.id,

@@ -4,11 +4,11 @@ A public model name is one vector space: its endpoints back each other up becaus
 same vectors. The catalogue and the provider table are data beside this file.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from decimal import Decimal
 from functools import cache
-from importlib.resources import files
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Literal, cast
 
 import msgspec
 from msgspec import Meta
@@ -47,7 +47,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     quantization: Literal["int4", "int8", "fp4", "fp6", "fp8", "fp16", "bf16", "fp32", "unknown"] = "unknown"
     weight: Annotated[float, Meta(gt=0, le=1e18)] = 1.0
     quality: Finite = 1.0
-    accepts: dict[str, Any] = {}
+    accepts: Mapping[str, object] = {}
     micro_batch_ms: Annotated[float, Meta(ge=0, le=1000)] | None = None
 
     def prices(self) -> dict[str, Decimal]:
@@ -107,13 +107,13 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     fails a filter that demands privacy.
     """
 
-    backend: Any = None
+    backend: object = None
     vendor: str | None = None
     data_collection: Literal["allow", "deny"] | None = None
     zdr: bool | None = None
     stage: Stage = "stable"
     distillable: bool | None = None
-    options: dict[str, Any] = {}
+    options: Mapping[str, object] = {}
 
     def __repr__(self) -> str:
         """Show which options are set and none of their values, for any of them may be a secret."""
@@ -125,9 +125,9 @@ class KnownProvider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     vendor: str
     backend: str | None = None
-    options: dict[str, Any] = {}
+    options: Mapping[str, object] = {}
     env: dict[str, list[str]] = {}
-    accepts: dict[str, Any] = {}
+    accepts: Mapping[str, object] = {}
 
 
 class _Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -159,10 +159,10 @@ class _Row(msgspec.Struct, frozen=True, kw_only=True):
 @cache
 def catalogue() -> Mapping[str, Model]:
     """Public model name → the shipped facts on it (sources stand in the file)."""
-    raw = files("embedroute").joinpath("catalogue.json").read_bytes()
-    rows: Sequence[Mapping[str, Any]] = msgspec.json.decode(raw)
+    raw = Path(__file__).with_name("catalogue.json").read_bytes()
+    rows = msgspec.json.decode(raw, type=list[dict[str, object]])
     for row in rows:
-        for endpoint in row["endpoints"]:
+        for endpoint in cast("list[dict[str, object]]", row["endpoints"]):
             endpoint.pop("source", None)
     return {row.model: row.facts() for row in msgspec.convert(rows, list[_Row])}
 
@@ -170,5 +170,5 @@ def catalogue() -> Mapping[str, Model]:
 @cache
 def known_providers() -> Mapping[str, KnownProvider]:
     """Slug → the shipped row on that provider."""
-    raw = files("embedroute").joinpath("providers.json").read_bytes()
+    raw = Path(__file__).with_name("providers.json").read_bytes()
     return msgspec.json.decode(raw, type=dict[str, KnownProvider])

@@ -5,7 +5,9 @@ from typing import cast
 
 import msgspec
 
+from embedroute.access import Caller
 from embedroute.backend import Batch
+from embedroute.cache import CacheUse
 from embedroute.errors import EmbedrouteError, KeyRefused, UpstreamError
 from embedroute.inputs import Input, Kind, Part
 from embedroute.journal import Journal
@@ -14,6 +16,18 @@ from embedroute.redact import scrub, secrets_of
 from embedroute.routing.parameters import Parameters
 from embedroute.routing.plan import Embedded, Key
 from embedroute.routing.routes import Candidate
+from embedroute.wire.decode import Job
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """One request on its way; ``deadline`` is in seconds of the monotonic clock."""
+
+    job: Job
+    caller: Caller
+    journal: Journal
+    cached: CacheUse
+    deadline: float
+
 
 Land = Callable[[Mapping[Key, Embedded]], None]
 """Takes vectors as they land."""

@@ -3,8 +3,7 @@
 import importlib
 from collections.abc import Mapping, Sequence
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -14,6 +13,9 @@ from embedroute.errors import EmbedrouteError
 from embedroute.models import KnownProvider, Provider
 from embedroute.reading import fit, quoted
 from embedroute.wording import did_you_mean
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint, EntryPoints
 
 GROUP: Final = "embedroute.backends"
 
@@ -36,8 +38,10 @@ class Listed(msgspec.Struct, frozen=True):
 
 
 @cache
-def _scanned() -> Sequence[EntryPoint]:
-    return tuple(entry for entry in entry_points(group=GROUP) if BUILT_IN.get(entry.name) != entry.value)
+def _scanned() -> "Sequence[EntryPoint]":
+    # Reading metadata costs as much to import as a fifth of embedroute, and most processes only use built-ins.
+    found: EntryPoints = importlib.import_module("importlib.metadata").entry_points(group=GROUP)
+    return tuple(entry for entry in found if BUILT_IN.get(entry.name) != entry.value)
 
 
 def listed() -> list[Listed]:
@@ -67,7 +71,7 @@ def _imported(claim: Listed) -> type[BackendBase]:
     whose = f'the backend "{claim.name}" ({claim.value} of {claim.distribution})'
     try:
         module, _, attribute = claim.value.partition(":")
-        found: Any = importlib.import_module(module)
+        found: object = importlib.import_module(module)
         for part in attribute.split("."):
             found = getattr(found, part)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a plugin raises names the plugin and harms no other
@@ -108,7 +112,7 @@ def _build(
         backend = load(name)
     except EmbedrouteError as error:
         return None, [f"[{place}] {error.message}"]
-    options = {**(shipped.options if shipped else {}), **provider.options}
+    options: dict[str, object] = {**(shipped.options if shipped else {}), **provider.options}
     try:
         fitted, mistakes = fit(place, options, backend, environ, Provider.__struct_fields__)
         return (None, mistakes) if mistakes else (backend(**fitted), [])

@@ -33,7 +33,7 @@ def secret_hook(environ: Mapping[str, str]) -> Callable[[type, object], object]:
 
 def _reveal(text: object, environ: Mapping[str, str]) -> str:
     if not isinstance(text, str):
-        raise ValueError("must be a string: env:NAME, file:PATH or the secret itself")  # noqa: TRY004 - msgspec words ValueError
+        raise TypeError("must be a string: env:NAME, file:PATH or the secret itself")
     source, _, name = text.partition(":")
     if source == "env":
         found = environ.get(name, "")
@@ -66,16 +66,19 @@ def fit(
     mistakes = [f'[{place}] unknown option "{name}"{did_you_mean(name, words)}' for name in table if name not in fields]
     fitted: dict[str, object] = {}
     for name, field in fields.items():
-        if name not in table:
-            if field.required:
-                mistakes.append(f'[{place}] option "{name}" is missing')
-            continue
-        given = str(table[name]) if isinstance(table[name], Decimal) else table[name]
-        try:
-            fitted[name] = msgspec.convert(given, field.type, dec_hook=secret_hook(environ))
-        except msgspec.ValidationError as error:
-            mistakes.append(f"[{place}] {name}: {_plain(error)}{_choices(error, field.type)}")
+        if name in table:
+            try:
+                fitted[name] = _read(table[name], field.type, environ)
+            except msgspec.ValidationError as error:
+                mistakes.append(f"[{place}] {name}: {_plain(error)}{_choices(error, field.type)}")
+        elif field.required:
+            mistakes.append(f'[{place}] option "{name}" is missing')
     return fitted, mistakes
+
+
+def _read(given: object, wanted: object, environ: Mapping[str, str]) -> object:
+    given = str(given) if isinstance(given, Decimal) else given
+    return msgspec.convert(given, wanted, dec_hook=secret_hook(environ))
 
 
 def _plain(error: msgspec.ValidationError) -> str:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, cast
+from typing import Final, cast
 
 import msgspec
 
@@ -56,7 +56,7 @@ def capture(
         )
 
 
-def _body(content: bytes, secrets: Sequence[str], *, full: bool) -> Any:
+def _body(content: bytes, secrets: Sequence[str], *, full: bool) -> object:
     text = scrub(content[:LONGEST_CAPTURE].decode(errors="replace"), secrets)
     try:
         body = msgspec.json.decode(text)
@@ -66,22 +66,22 @@ def _body(content: bytes, secrets: Sequence[str], *, full: bool) -> Any:
     return _mapped(body, lambda said: scrub(said, secrets)) if full else _outline(body, "", secrets)
 
 
-def _mapped(value: Any, change: Callable[[str], str]) -> Any:
+def _mapped(value: object, change: Callable[[str], str]) -> object:
     """Change every text in a body, names of fields included."""
     if isinstance(value, dict):
-        return {change(key): _mapped(inner, change) for key, inner in cast("dict[str, Any]", value).items()}
+        return {change(key): _mapped(inner, change) for key, inner in cast("dict[str, object]", value).items()}
     if isinstance(value, list):
-        return [_mapped(inner, change) for inner in cast("list[Any]", value)]
+        return [_mapped(inner, change) for inner in cast("list[object]", value)]
     return change(value) if isinstance(value, str) else value
 
 
-def _outline(value: Any, name: str, secrets: Sequence[str]) -> Any:
+def _outline(value: object, name: str, secrets: Sequence[str]) -> object:
     """Keep the shape of a body and drop what the input could stand in."""
     if isinstance(value, dict):
-        fields = cast("dict[str, Any]", value)
+        fields = cast("dict[str, object]", value)
         return {scrub(key, secrets): _outline(inner, key, secrets) for key, inner in fields.items()}
     if isinstance(value, list):
-        return f"[{len(cast('list[Any]', value))} items]"
+        return f"[{len(cast('list[object]', value))} items]"
     if isinstance(value, str):
         return scrub(value, secrets) if name in PLAIN else f"[{len(value)} characters]"
     return value

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import anyio
 import anyio.to_thread
@@ -73,7 +73,7 @@ class _Within:
             raise TimeoutError from error
 
 
-async def unless(gone: Callable[[], Coroutine[Any, Any, None]], work: Coroutine[Any, Any, T], *, grace: float = 0.05) -> T:
+async def unless(gone: Callable[[], Coroutine[object, None, None]], work: Awaitable[T], *, grace: float = 0.05) -> T:
     """Await ``work``, and cancel it when ``gone`` returns first.
 
     The watch begins after ``grace`` seconds: most work is done by then and needs no second task.
@@ -84,8 +84,8 @@ async def unless(gone: Callable[[], Coroutine[Any, Any, None]], work: Coroutine[
     return await (_unless_on_asyncio if on_asyncio() else _unless)(gone, work, grace)
 
 
-async def _unless_on_asyncio(gone: Callable[[], Coroutine[Any, Any, None]], work: Coroutine[Any, Any, T], grace: float) -> T:
-    loop, worker = asyncio.get_running_loop(), cast("asyncio.Task[Any]", asyncio.current_task())
+async def _unless_on_asyncio(gone: Callable[[], Coroutine[object, None, None]], work: Awaitable[T], grace: float) -> T:
+    loop, worker = asyncio.get_running_loop(), cast("asyncio.Task[object]", asyncio.current_task())
     watches: list[asyncio.Task[None]] = []
 
     def left(watch: asyncio.Task[None]) -> None:
@@ -118,7 +118,7 @@ async def _end(watches: list[asyncio.Task[None]]) -> None:
         await asyncio.wait(ended)
 
 
-async def _unless(gone: Callable[[], Coroutine[Any, Any, None]], work: Coroutine[Any, Any, T], grace: float) -> T:
+async def _unless(gone: Callable[[], Coroutine[object, None, None]], work: Awaitable[T], grace: float) -> T:
     scope = anyio.CancelScope()
 
     async def watch() -> None:

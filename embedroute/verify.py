@@ -36,6 +36,9 @@ class Thresholds(msgspec.Struct, frozen=True, kw_only=True):
     near: float = 0.999
 
 
+THRESHOLDS: Final = Thresholds()
+
+
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """Two endpoints compared: the lowest cosine and the largest difference of a number over all probes."""
 
@@ -57,7 +60,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
         return "-" if self.difference is None else f"{self.difference:.2e}"
 
 
-async def verify(gateway: Gateway, model: str, thresholds: Thresholds = Thresholds()) -> list[Verdict]:  # noqa: B008 - frozen
+async def verify(gateway: Gateway, model: str, thresholds: Thresholds = THRESHOLDS) -> list[Verdict]:
     """Embed the probes on every endpoint of ``model`` and compare the endpoints in pairs.
 
     An endpoint that fails is compared as "different" from all: what cannot be asked cannot be vouched for.

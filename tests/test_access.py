@@ -6,8 +6,8 @@ import pytest
 
 from embedroute.access import LONGEST_KEY, Caller, KeyRing, bearer_token
 from embedroute.backend import Secret
-from embedroute.config import Key
 from embedroute.errors import Unauthorized
+from embedroute.settings import Key
 
 KEY = "sk-er-0123456789abcdef"
 LONGEST = "k" * LONGEST_KEY

@@ -11,10 +11,10 @@ from embedroute import Config, Endpoint, Gateway, Model, Provider, Settings
 from embedroute.backend import Accepts, Batch, Vectors
 from embedroute.backends.hashed import hash_batch
 from embedroute.batching import Merger
-from embedroute.config import CacheSettings
 from embedroute.errors import BatchTooLarge, EmbedrouteError, InputRefused, RateLimited, Unavailable
 from embedroute.inputs import ImagePart, ImageURL, TextPart
 from embedroute.routing.retry import RetryPolicy
+from embedroute.settings import CacheSettings
 from embedroute.testing import ScriptedBackend, expected_vector
 from tests.upstream import Upstream, vectors_of
 
@@ -146,7 +146,7 @@ async def test_nobody_waits_longer_than_the_patience(rival):
                 await anyio.sleep(0.01)
                 group.start_soon(endpoint.embed, f"other {at}")
         with anyio.fail_after(0.6):
-            while len(endpoint.batches) < 2:
+            while len(endpoint.batches) < 2:  # noqa: ASYNC110 - it is watched from outside
                 await anyio.sleep(0.005)
         assert endpoint.asked[1][0] == "waits"
         endpoint.open.set()
@@ -160,7 +160,7 @@ async def test_one_that_is_left_over_does_not_wait_anew():
         for texts in (["busy"], ["a"], ["b", "b", "b"], ["c", "c", "c"]):
             group.start_soon(endpoint.embed, *texts)
             await settle()
-        while len(endpoint.batches) < 4:
+        while len(endpoint.batches) < 4:  # noqa: ASYNC110 - it is watched from outside
             await anyio.sleep(0.005)
         assert anyio.current_time() - began < 0.35
         endpoint.open.set()
@@ -452,7 +452,7 @@ async def test_a_real_upstream_sees_fewer_calls_and_each_request_its_own_rows(po
 
 
 async def test_a_failure_of_a_merged_call_counts_once_against_the_endpoint():
-    backend = ScriptedBackend(script=[0.05], then=Unavailable("down"), width=8)
+    backend = ScriptedBackend(script=[0.02], then=Unavailable("down"), width=8)
     gateway = gateway_at(backend, retries=RetryPolicy(attempts=1))
     async with gateway.lifespan():
         outcomes = await ask_all(gateway, {text: ([text], {}) for text in "abcdefgh"})

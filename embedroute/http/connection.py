@@ -5,8 +5,6 @@ on which such bytes are seen is given up, and an answer that more bytes follow i
 """
 
 import asyncio
-import select
-import sys
 from collections.abc import Callable
 from io import BytesIO
 from typing import cast
@@ -16,7 +14,8 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 from embedroute.backend import UpstreamReply
 from embedroute.errors import BadAnswer, TimedOut, Unavailable, UpstreamError
 from embedroute.http import LARGEST_REPLY, too_large
-from embedroute.http.headers import Headers, RawHeaders, framed
+from embedroute.http.headers import Headers, RawHeaders, length_of
+from embedroute.http.readable import readable
 
 LARGEST_HEAD = 64 * 1024
 """Bytes of status lines and headers that an answer may have, those of 1xx answers before it included."""
@@ -33,9 +32,9 @@ class Connection(asyncio.Protocol):
         "_complete",
         "_exchanges",
         "_first",
-        "_framed",
         "_head",
         "_heard",
+        "_length",
         "_loop",
         "_noise",
         "_overrun",
@@ -61,8 +60,9 @@ class Connection(asyncio.Protocol):
         self._begin()
 
     def _begin(self) -> None:
-        self._complete = self._framed = self._overrun = False
+        self._complete = self._overrun = False
         self._heard = self._status = 0
+        self._length: int | None = None
         self._head: RawHeaders = []
         self._first = b""
         self._rest: BytesIO | None = None
@@ -135,7 +135,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End the exchange; a body without a length ends with its connection."""
         self.alive = False
-        if exc is None and self._status >= 200 and not self._framed:
+        if exc is None and self._status >= 200 and self._length is None:
             self._complete = True
             self._end(overrun=False)
         elif not self._heard and self._exchanges > 1:
@@ -156,20 +156,20 @@ class Connection(asyncio.Protocol):
         """Judge the answer by its head."""
         if not self._complete:
             self._status = self._parser.get_status_code()
-            self._framed = framed(self._head)
+            self._length = length_of(self._head)
 
     def on_body(self, body: bytes) -> None:
         """Keep a piece of the body."""
         if self._complete:
             return
-        if self._rest is None and not self._first:
+        if not self._first:
             self._first = body
-            return
-        if self._rest is None:
-            # It gives its bytes away without a copy; joining a list of pieces would hold the loop up.
-            self._rest = BytesIO()
-            self._rest.write(self._first)
-        self._rest.write(body)
+        elif self._rest is None:
+            # Memory that is not touched yet, and given away without a copy: joining pieces would hold the loop up.
+            self._rest = BytesIO(bytes(self._length or 0))
+            self._rest.write(self._first + body)
+        else:
+            self._rest.write(body)
 
     def on_message_complete(self) -> None:
         """Note that the answer is whole; 1xx answers only announce it."""
@@ -189,8 +189,7 @@ class Connection(asyncio.Protocol):
                 self._fail(BadAnswer("The upstream sent more than one answer to a request, so none can be trusted."))
                 return
         self.idle_since = self._loop.time()
-        content = self._first if self._rest is None else self._rest.getvalue()
-        reply = UpstreamReply(self._status, Headers(self._head), content)
+        reply = UpstreamReply(self._status, Headers(self._head), self._rest.getvalue() if self._rest else self._first)
         self._first, self._rest = b"", None  # an idle connection holds no answer
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(reply)
@@ -199,12 +198,3 @@ class Connection(asyncio.Protocol):
         self.abort()
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_exception(error)
-
-
-def readable(line: int) -> Callable[[], bool]:
-    """Make a look at whether a socket has bytes, or its end, to be read."""
-    if sys.platform == "win32":
-        return lambda: bool(select.select([line], [], [], 0)[0])
-    poller = select.poll()
-    poller.register(line, select.POLLIN)
-    return lambda: bool(poller.poll(0))

@@ -33,22 +33,22 @@ class Headers(Mapping[str, str]):
         return len(self._all())
 
 
-def framed(headers: RawHeaders) -> bool:
-    """Whether the headers say where the body ends; if not, it ends with its connection.
+def length_of(headers: RawHeaders) -> int | None:
+    """Read how long the body is, 0 for one in chunks; None for one that ends with its connection.
 
     Raises:
         BadAnswer: the body is compressed, or too large by its own word.
         Unavailable: it is transferred in a coding that nobody asked for.
     """
-    found = False
+    found = None
     for name, value in headers:
         lowered = name.lower()
         if lowered == b"content-length":
-            found = True
-            if int(value) > LARGEST_REPLY:
+            found = int(value)
+            if found > LARGEST_REPLY:
                 raise too_large()
         elif lowered == b"transfer-encoding":
-            found = True
+            found = 0
             if value.strip().lower() != b"chunked":
                 raise Unavailable("The upstream transfers its answer in a coding that it was not asked for.")
         elif lowered == b"content-encoding":

@@ -1,7 +1,7 @@
 """Joins what the operator says with what is shipped into the directory of all models; built once, mistakes named."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, get_args
+from typing import Final, cast, get_args
 
 import msgspec
 
@@ -131,13 +131,12 @@ class _Building:
     def accepts(self, endpoint: Endpoint, name: str, known: KnownProvider | None) -> Accepts:
         backend = self.backends[endpoint.provider]
         # The table's facts are about the API behind a known slug, not about another backend put there.
-        shipped: dict[str, Any] = (
-            known.accepts if known and self.config.providers.get(endpoint.provider, Provider()).backend is None else {}
-        )
+        own = known is not None and self.config.providers.get(endpoint.provider, Provider()).backend is None
+        shipped: Mapping[str, object] = known.accepts if known and own else {}
         place = f"models.{quoted(name)}.endpoints.{quoted(endpoint.provider)}.accepts"
         fitted, mistakes = fit(place, {**shipped, **endpoint.accepts}, Accepts, {})
         for field, words in WORDS.items():
-            wrong = [word for word in fitted.get(field, ()) if word not in words]
+            wrong = [word for word in cast("Sequence[str]", fitted.get(field, ())) if word not in words]
             mistakes += [f'[{place}] {field}: "{word}" is not known{_choose(word, words)}' for word in wrong]
         try:
             return msgspec.structs.replace(backend.accepts, **fitted)

@@ -1,18 +1,21 @@
 """How one endpoint is doing: breaker, rest, learned cap and rolling percentiles; the clock is an argument."""
 
 from collections import deque
+from copy import copy
 from enum import StrEnum
 from typing import Final
 
 import msgspec
 
-from embedroute.errors import LONGEST_HINT, UpstreamError
+from embedroute.errors import LONGEST_HINT, EmbedrouteError, NoHealthyEndpoint, RateLimited, UpstreamError
 from embedroute.routing.routes import Candidate
 
 SIGNIFICANT: Final = 30.0
 """Seconds for which a significant failure moves an endpoint behind the others (SEMANTICS of OpenRouter's default)."""
 LEARNED_FOR: Final = 600.0
 """Seconds for which a learned cap holds."""
+SHORTEST_REST: Final = 1.0
+"""Seconds that a 429 without a hint rests its endpoint, and the least that a client is told to wait."""
 WINDOW: Final = 300.0
 """Seconds over which percentiles are taken."""
 SAMPLES: Final = 1024
@@ -130,6 +133,15 @@ class Health:
     def released(self) -> None:
         """The call ended without news of the upstream: cancelled, or the input's own fault."""
         self._probing = False
+
+    def resting(self, now: float) -> EmbedrouteError:
+        """Tell why no call is made now: a 429, a refusal that still holds, or an open breaker."""
+        rest = max(self.ready_at(now) - now, SHORTEST_REST)
+        if self.limited_until > now:
+            return RateLimited("Every provider of this model asks to wait.", retry_after=rest)
+        if self.refusal is not None:
+            return copy(self.refusal)
+        return NoHealthyEndpoint("No provider of this model is healthy at the moment.", retry_after=rest)
 
     def _open(self, until: float) -> None:
         self._open_until = until

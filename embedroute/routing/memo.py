@@ -4,7 +4,7 @@ A request is plain when it states no preferences and no options and holds texts:
 model, width and input type and on its caller alone. Order is decided anew wherever there is more than one endpoint.
 """
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Final
 
 import msgspec
@@ -23,41 +23,44 @@ MOST: Final = 4096
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """A selection, and what the keys of its request share."""
+    """A selection, and what the keys of its request share; ``whole`` is that at the model's own width, where it may be cut."""
 
     selection: Selection
     shared: bytes
+    whole: bytes | None = None
 
 
 class Decisions:
-    """The decisions of one gateway; ``routes`` are those of its directory."""
+    """The decisions of one gateway; ``routes`` are those of its directory, ``around`` is what holds right now."""
 
-    def __init__(self, routes: Mapping[str, Route]) -> None:
+    def __init__(self, routes: Mapping[str, Route], around: Callable[[], Surroundings]) -> None:
         """Remember nothing yet."""
         self._routes = routes
+        self._around = around
         self._made: dict[Hashable, Decision] = {}
 
-    def recall(self, route: Route, job: Job, caller: Caller) -> Decision | None:
-        """Give the decision for a plain request that was made before."""
-        return self._made.get(_question(route, job, caller)) if self._plain(route, job) else None
-
-    def decide(self, route: Route, job: Job, caller: Caller, around: Surroundings) -> Decision:
-        """Decide, and remember it if it will hold for every equal request.
+    def decide(self, route: Route, job: Job, caller: Caller) -> Decision:
+        """Filter and order the endpoints for a request, or recall what an equal one was told.
 
         Raises:
             Refusal: no endpoint may serve the request, and why.
         """
-        known = self.recall(route, job, caller)
+        plain = self._plain(route, job)
+        known = self._made.get(_question(route, job, caller)) if plain else None
         if known is not None:
-            candidates = order(known.selection.candidates, job.preferences, route.sort, around)
-            return Decision(msgspec.structs.replace(known.selection, candidates=candidates), known.shared)
-        selection = select(route, job, caller, around)
-        made = Decision(selection, shared_key(route, selection.parameters, job.preferences, caller))
-        if self._plain(route, job):
+            return known if len(known.selection.candidates) == 1 else self._reordered(known, route, job)
+        selection = select(route, job, caller, self._around())
+        made = _decision(selection, route, job, caller)
+        if plain:
             if len(self._made) >= MOST:
                 self._made.clear()
             self._made[_question(route, job, caller)] = made
         return made
+
+    def _reordered(self, known: Decision, route: Route, job: Job) -> Decision:
+        candidates = order(known.selection.candidates, job.preferences, route.sort, self._around())
+        selection = msgspec.structs.replace(known.selection, candidates=candidates)
+        return msgspec.structs.replace(known, selection=selection)
 
     def _plain(self, route: Route, job: Job) -> bool:
         return (
@@ -66,6 +69,13 @@ class Decisions:
             and job.kind is Kind.TEXT
             and self._routes.get(route.name) is route
         )
+
+
+def _decision(selection: Selection, route: Route, job: Job, caller: Caller) -> Decision:
+    wanted, wishes = selection.parameters, job.preferences
+    uncut = wanted.uncut(route.model)
+    whole = shared_key(route, uncut, wishes, caller) if uncut else None
+    return Decision(selection, shared_key(route, wanted, wishes, caller), whole)
 
 
 def _question(route: Route, job: Job, caller: Caller) -> Hashable:

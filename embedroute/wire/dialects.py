@@ -13,6 +13,9 @@ from embedroute.wire.decode import Job
 from embedroute.wire.responses import ENCODER, CreateEmbeddingResponse, Embeddings, Usage, filled, written
 from embedroute.wording import LONGEST_ECHO
 
+Fields = Mapping[str, Any]
+"""Fields of a body, by name."""
+
 
 class OpenAIDialect:
     """OpenAI's own words; the other dialects say what they add."""
@@ -31,12 +34,12 @@ class OpenAIDialect:
         )
         return filled(body, answer.rows, base64=job.base64) if large else body
 
-    def extras(self, answer: Embeddings) -> Mapping[str, Any]:
+    def extras(self, answer: Embeddings) -> Fields:
         """Name further fields of a 200."""
         del answer
         return {}
 
-    def usage_extras(self, answer: Embeddings) -> Mapping[str, Any]:
+    def usage_extras(self, answer: Embeddings) -> Fields:
         """Name further fields of ``usage``."""
         del answer
         return {}
@@ -45,7 +48,7 @@ class OpenAIDialect:
         """Write the body of an error."""
         return ENCODER.encode({**self.fault(error, journal), **journal.shown()})
 
-    def fault(self, error: EmbedrouteError, journal: Journal) -> Mapping[str, Any]:
+    def fault(self, error: EmbedrouteError, journal: Journal) -> Fields:
         """Word an error: ``{"error": {message, type, param, code}}``, all four keys always."""
         del journal
         param = error.param[:LONGEST_ECHO] if error.param else error.param
@@ -59,16 +62,16 @@ class OpenAIDialect:
 class OpenRouterDialect(OpenAIDialect):
     """OpenRouter: an id, the cost, tokens by modality, and numeric error codes."""
 
-    def extras(self, answer: Embeddings) -> Mapping[str, Any]:
+    def extras(self, answer: Embeddings) -> Fields:
         """Add the id."""
         return {"id": answer.journal.request_id}
 
-    def usage_extras(self, answer: Embeddings) -> Mapping[str, Any]:
+    def usage_extras(self, answer: Embeddings) -> Fields:
         """Add the cost in USD, and tokens by modality where there are two or more."""
         counts = {f"{name}_tokens": count for name, count in answer.journal.modality_tokens.items() if count}
         return {"cost": float(answer.journal.cost), "prompt_tokens_details": counts if len(counts) > 1 else None}
 
-    def fault(self, error: EmbedrouteError, journal: Journal) -> Mapping[str, Any]:
+    def fault(self, error: EmbedrouteError, journal: Journal) -> Fields:
         """Word an error: ``{"error": {code, message, metadata}, "user_id"}``, the code being the status."""
         del journal
         metadata = None
@@ -80,7 +83,7 @@ class OpenRouterDialect(OpenAIDialect):
 class GoModelDialect(OpenAIDialect):
     """GoModel: the provider that answered, and five error types."""
 
-    def extras(self, answer: Embeddings) -> Mapping[str, Any]:
+    def extras(self, answer: Embeddings) -> Fields:
         """Add the provider, or the providers of a request that was split."""
         return {"provider": ",".join(answer.journal.providers) or None}
 
@@ -93,12 +96,12 @@ class GoModelDialect(OpenAIDialect):
 class PhaseoDialect(OpenAIDialect):
     """Phaseo: completion tokens, and errors that say whose fault it was and who failed."""
 
-    def usage_extras(self, answer: Embeddings) -> Mapping[str, Any]:
+    def usage_extras(self, answer: Embeddings) -> Fields:
         """Add the completion tokens, which embeddings have none of."""
         del answer
         return {"completion_tokens": 0}
 
-    def fault(self, error: EmbedrouteError, journal: Journal) -> Mapping[str, Any]:
+    def fault(self, error: EmbedrouteError, journal: Journal) -> Fields:
         """Word an error as the flat body that Phaseo's gateway sends."""
         upstream = isinstance(error, UpstreamError)
         return {
@@ -119,7 +122,7 @@ class PhaseoDialect(OpenAIDialect):
 class SpiceDialect(OpenAIDialect):
     """Spice.ai: errors are a message and nothing else."""
 
-    def fault(self, error: EmbedrouteError, journal: Journal) -> Mapping[str, Any]:
+    def fault(self, error: EmbedrouteError, journal: Journal) -> Fields:
         """Word an error: ``{"error": message}``."""
         del journal
         return {"error": error.message}

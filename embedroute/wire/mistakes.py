@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, cast
+from typing import Final, cast
 
 import msgspec
 
@@ -102,7 +102,7 @@ def _refuse(param: str, text: str) -> InvalidRequest:
     return InvalidRequest(f"{echo(param)} {text}", param=param)
 
 
-def _unknown_keys(root: Any, path: str, name: str, fields: Mapping[str, Sequence[str]]) -> InvalidRequest:
+def _unknown_keys(root: object, path: str, name: str, fields: Mapping[str, Sequence[str]]) -> InvalidRequest:
     """Name at most five unknown keys of the object at ``path``, each with the known one it resembles."""
     unknown = _unknown_at(root, path, fields)
     if not unknown:
@@ -115,12 +115,12 @@ def _unknown_keys(root: Any, path: str, name: str, fields: Mapping[str, Sequence
     return InvalidRequest(f"Unknown field: {said}{more}. Take it out of the body.", param=join(path, unknown[0])[:LONGEST_ECHO])
 
 
-def _unknown_at(found: Any, path: str, fields: Mapping[str, Sequence[str]]) -> list[str]:
+def _unknown_at(found: object, path: str, fields: Mapping[str, Sequence[str]]) -> list[str]:
     known = fields.get(_INDEX.sub("[]", path), ())
     try:
         for name, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path):
-            found = found[int(index)] if index else found[name]
+            found = cast("list[object]", found)[int(index)] if index else cast("dict[str, object]", found)[name]
     except (KeyError, IndexError, TypeError):
         return []
-    held = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+    held = cast("dict[str, object]", found) if isinstance(found, dict) else {}
     return [key for key in held if key not in known]

@@ -5,9 +5,9 @@ from typing import Self, cast
 
 import msgspec
 
-from embedroute.config import Settings
 from embedroute.errors import InvalidRequest
 from embedroute.inputs import ImagePart, Input, Kind, Part
+from embedroute.settings import Settings
 from embedroute.wire import media
 from embedroute.wire.requests import Content, WireInput
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from io import BytesIO
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
@@ -63,9 +63,9 @@ class CreateEmbeddingResponse(msgspec.Struct, frozen=True, kw_only=True, omit_de
     usage: Usage
     id: str | None = None
     provider: str | None = None
-    upstream_request: Any = None
-    upstream_response: Any = None
-    trace: Any = None
+    upstream_request: object = None
+    upstream_response: object = None
+    trace: object = None
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):

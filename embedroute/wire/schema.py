@@ -1,7 +1,8 @@
 """Describes a mount as OpenAPI 3.1, from the same structs that decode requests and encode answers."""
 
+from collections.abc import Mapping
 from functools import cache
-from typing import Any, cast
+from typing import cast
 
 import msgspec
 
@@ -58,7 +59,7 @@ STATUSES = (400, 401, 403, 404, 405, 408, 413, 415, 429, 500, 502, 503, 504)
 
 
 @cache
-def operation() -> dict[str, Any]:
+def operation() -> dict[str, object]:
     """The OpenAPI operation of ``POST /v1/embeddings``; its ``$ref`` point into ``components()``."""
     fault = {"description": "Error", "content": _json("ErrorResponse")}
     return {
@@ -74,7 +75,7 @@ def operation() -> dict[str, Any]:
 
 
 @cache
-def components() -> dict[str, Any]:
+def components() -> dict[str, dict[str, object]]:
     """The JSON Schemas that ``operation()`` refers to, by name."""
     _, schemas = msgspec.json.schema_components(
         [CreateEmbeddingRequest, _Answer, _Envelope], ref_template="#/components/schemas/{name}"
@@ -82,7 +83,7 @@ def components() -> dict[str, Any]:
     text = msgspec.json.encode(schemas)
     for held, name in NAMES.items():
         text = text.replace(f"schemas/{held}".encode(), f"schemas/{name}".encode())
-    read: dict[str, Any] = msgspec.json.decode(text)
+    read = msgspec.json.decode(text, type=dict[str, dict[str, object]])
     return {NAMES.get(name, name): {**schema, "title": NAMES.get(name, name)} for name, schema in read.items()}
 
 
@@ -90,7 +91,7 @@ def components() -> dict[str, Any]:
 def openapi(server: str = ".") -> bytes:
     """The OpenAPI document of a mount, which is at ``server`` as seen from where the document is served."""
     one = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
-    document: dict[str, Any] = {
+    document: dict[str, object] = {
         "openapi": "3.1.0",
         "info": {"title": "embedroute", "version": "1", "description": "OpenAI-compatible embeddings."},
         "servers": [{"url": server}],
@@ -108,7 +109,7 @@ def openapi(server: str = ".") -> bytes:
     return msgspec.json.encode(document)
 
 
-def models_operation() -> dict[str, Any]:
+def models_operation() -> dict[str, object]:
     """The OpenAPI operation of ``GET /v1/models``."""
     answers = {
         "200": {"description": "The models that the caller may use"},
@@ -117,17 +118,18 @@ def models_operation() -> dict[str, Any]:
     return {"operationId": "listModels", "summary": "List models", "tags": ["embeddings"], "responses": answers}
 
 
-def inlined(described: Any) -> Any:
+def inlined(described: Mapping[str, object]) -> dict[str, object]:
     """Put the schemas where ``$ref`` points to them, for a host whose document has components of its own."""
-    if isinstance(described, list):
-        return [inlined(item) for item in cast("list[Any]", described)]
-    if not isinstance(described, dict):
-        return described
-    fields = cast("dict[str, Any]", described)
-    if "$ref" in fields:
-        return inlined(components()[fields["$ref"].rpartition("/")[2]])
-    return {name: inlined(value) for name, value in fields.items()}
+    if "$ref" in described:
+        return inlined(components()[str(described["$ref"]).rpartition("/")[2]])
+    return {name: _inlined(value) for name, value in described.items()}
 
 
-def _json(name: str) -> dict[str, Any]:
+def _inlined(value: object) -> object:
+    if isinstance(value, list):
+        return [_inlined(item) for item in cast("list[object]", value)]
+    return inlined(cast("dict[str, object]", value)) if isinstance(value, dict) else value
+
+
+def _json(name: str) -> dict[str, object]:
     return {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}

@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from typing import Any, Final, NoReturn, cast
+from typing import Final, NoReturn, cast
 
 import msgspec
 
@@ -38,7 +38,7 @@ def _parse_again(body: bytes) -> None:
         refuse_depth()
     twice: list[_Twice] = []
 
-    def unique(pairs: list[tuple[str, Any]]) -> Any:
+    def unique(pairs: list[tuple[str, object]]) -> object:
         held = dict(pairs)
         if len(held) == len(pairs):
             return held
@@ -67,15 +67,15 @@ class _Twice(str):
     __slots__ = ()
 
 
-def places(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def places(node: object, path: str = "") -> Iterator[tuple[str, object]]:
     """Every value of a parsed body, outer ones first, each with its path as ``param`` writes it."""
     yield path, node
     if isinstance(node, dict):
-        members = cast("dict[str, Any]", node)
+        members = cast("dict[str, object]", node)
         for name, value in members.items():
             yield from places(value, join(path, name))
     elif isinstance(node, list):
-        items = cast("list[Any]", node)
+        items = cast("list[object]", node)
         for index, value in enumerate(items):
             yield from places(value, f"{path}[{index}]")
 

@@ -4,18 +4,20 @@ import asyncio
 import gc
 import random
 import socket
+import ssl
 import subprocess
 import sys
 import warnings
 
 import pytest
 
-from embedroute import Gateway
+from embedroute import CacheSettings, Config, Endpoint, Gateway, Model, Provider, Settings
 from embedroute.backend import Secret, UpstreamRequest
 from embedroute.errors import BadAnswer, TimedOut, Unavailable, Unreachable, UpstreamError
+from embedroute.http import Connect
 from embedroute.http.fast_engine import FastEngine
 from embedroute.http.target import parse_target, write_head
-from tests.upstream import Upstream
+from tests.upstream import Upstream, vectors_of
 
 pytestmark = pytest.mark.anyio
 
@@ -32,13 +34,16 @@ def request(url, texts=("text",), **headers):
 class Wire:
     """A server that answers the nth request, counted over all connections, with the nth of its ``answers``; None closes."""
 
-    def __init__(self, *answers, host="127.0.0.1"):
+    def __init__(self, *answers, host="127.0.0.1", tls=None):
+        self.tls = tls
         self.answers, self.host, self.heads, self.connections = list(answers), host, [], 0
 
     async def __aenter__(self):
-        self.server = await asyncio.start_server(self.serve, self.host, 0)
+        self.server = await asyncio.start_server(self.serve, self.host, 0, ssl=self.tls)
         port = self.server.sockets[0].getsockname()[1]
         self.url = f"http://[{self.host}]:{port}/v1" if ":" in self.host else f"http://{self.host}:{port}/v1"
+        if self.tls:
+            self.url = self.url.replace("http:", "https:")
         return self
 
     async def __aexit__(self, *_):
@@ -210,9 +215,9 @@ async def test_connections_that_went_while_idle_are_let_go_of():
             await engine.meet(url)
             await asyncio.gather(*(engine.send(request(url), 5.0) for _ in range(30)))
             assert 30 == engine.idle
-            upstream.down()
-            upstream.up()
-            await asyncio.sleep(0.05)
+            [kept] = engine._idle.values()
+            for connection in kept[:-1]:
+                connection.abort()
             for _ in range(40):
                 await engine.send(request(url), 5.0)
 
@@ -231,6 +236,16 @@ async def test_an_answer_on_a_used_connection_that_more_follows_is_not_trusted(e
         assert 0 == engine.held
 
     assert 4 == wire.connections
+
+
+@pytest.mark.parametrize("body", [b"", b"right", b"a" * 600_000])
+async def test_a_first_answer_that_more_follows_is_itself_and_nothing_else(body):
+    async with Wire(ok(body) + ok(b"wrong")) as wire, Engine() as engine:
+        for _ in range(3):
+            assert body == (await engine.send(request(wire.url), 5.0)).content
+        assert 0 == engine.held
+
+    assert 3 == wire.connections
 
 
 async def test_bytes_that_came_while_the_loop_was_busy_are_no_answer():
@@ -368,6 +383,69 @@ async def test_an_ipv6_address_is_reached():
         assert b"six" == (await engine.send(request(wire.url), 5.0)).content
 
 
+CA = """
+[ca]
+default_ca = own
+[own]
+database = {place}/index
+serial = {place}/serial
+new_certs_dir = {place}
+default_md = sha256
+policy = any
+x509_extensions = names
+[any]
+commonName = supplied
+[names]
+subjectAltName = DNS:localhost
+[req]
+distinguished_name = any
+"""
+
+
+@pytest.mark.parametrize(("until", "reached"), [("20200102000000Z", False), ("20991231000000Z", True)])
+async def test_a_certificate_that_is_out_of_date_is_not_trusted(tmp_path, until, reached):
+    """Nor is anything sent in the clear then."""
+    (tmp_path / "index").touch()
+    (tmp_path / "serial").write_text("01")
+    config, key, wish, cert = (str(tmp_path / name) for name in ("config", "key.pem", "wish.pem", "cert.pem"))
+    (tmp_path / "config").write_text(CA.format(place=tmp_path))
+    new = [
+        "req",
+        "-config",
+        config,
+        "-new",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-subj",
+        "/CN=localhost",
+        "-keyout",
+        key,
+        "-out",
+        wish,
+    ]
+    sign = ["ca", "-config", config, "-batch", "-notext", "-selfsign", "-keyfile", key, "-in", wish, "-out", cert]
+    for command in (new, [*sign, "-startdate", "20200101000000Z", "-enddate", until]):
+        subprocess.run(["openssl", *command], check=True, capture_output=True)  # noqa: ASYNC221, S603, S607 - our own words
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(cert, key)
+    async with Wire(ok(b"{}"), tls=context) as wire, Engine(Connect(ca_file=cert)) as engine:
+        url = wire.url.replace("127.0.0.1", "localhost")
+        if reached:
+            assert 200 == (await engine.send(request(url), 5.0)).status
+        else:
+            with pytest.raises(Unreachable):
+                await engine.send(request(url), 5.0)
+
+    assert reached == bool(wire.heads)
+
+
+async def test_a_ca_file_that_is_not_there_is_no_connection():
+    async with Engine(Connect(ca_file="/nowhere.pem")) as engine:
+        with pytest.raises(Unreachable):
+            await engine.send(request("https://127.0.0.1:9/"), 5.0)
+
+
 async def test_a_connection_that_is_not_made_in_time_is_unreachable():
     """A full backlog: the kernel says nothing."""
     server = socket.socket()
@@ -430,6 +508,7 @@ async def test_five_thousand_cancelled_calls_leave_nothing_behind():
 LOOPS = """
 import asyncio, gc, sys, warnings
 from embedroute.backend import UpstreamRequest
+from embedroute.http import Connect
 from embedroute.http.fast_engine import FastEngine
 warnings.simplefilter("error")
 
@@ -468,5 +547,23 @@ def test_it_closes_without_a_word(loop):
 
 def test_two_loops_one_after_the_other_each_have_their_own_connections():
     with Upstream() as upstream:
-        gateway = Gateway.from_env(environ={"EMBEDROUTE_AUTH": "open", "OPENAI_API_KEY": "k", "OPENAI_BASE_URL": upstream.url})
-        assert gateway is not None
+        gateway = Gateway(
+            Config(
+                gateway=Settings(auth="open", engine="fast"),
+                cache=CacheSettings(bytes=0),
+                providers={"one": Provider(backend="openai", options={"base_url": upstream.url})},
+                models={"m": Model(dimensions=8, endpoints=[Endpoint(provider="one")])},
+            ),
+            environ={},
+        )
+
+        async def embed():
+            for text in "abc":
+                answer = await gateway.embed(text, model="m")
+                assert vectors_of([text]).tolist() == answer.vectors.tolist()
+                await asyncio.sleep(0.07)
+
+        for at in range(2):
+            asyncio.run(embed())
+            assert at + 1 == upstream.connections
+            assert [1, 2, 3] == [ask.nth for ask in upstream.requests[-3:]]

@@ -3,11 +3,12 @@
 import pytest
 
 from embedroute.backend import Accepts, Secret
-from embedroute.config import Config, Settings
-from embedroute.config import Key as ConfigKey
+from embedroute.config import Config
 from embedroute.errors import InvalidRequest, ModelNotFound
 from embedroute.models import Endpoint, KnownProvider, Model, Provider, catalogue, known_providers
 from embedroute.routing.directory import build_directory
+from embedroute.settings import Key as ConfigKey
+from embedroute.settings import Settings
 from embedroute.testing import ScriptedBackend
 from embedroute.wire.vocabulary import SPELLINGS
 

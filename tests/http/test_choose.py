@@ -1,0 +1,78 @@
+"""Which engine a gateway opens, by what it asks for and where it runs."""
+
+import subprocess
+import sys
+
+import httpx2
+import pytest
+
+from embedroute.backend import Secret
+from embedroute.errors import ConfigError
+from embedroute.http import DIRECT, Connect
+from embedroute.http.choose import open_engine
+
+PROXIED = Connect(proxy=Secret("http://127.0.0.1:9"))
+
+
+def client():
+    return httpx2.AsyncClient()
+
+
+@pytest.mark.parametrize(
+    ("name", "connect", "client_of", "on_asyncio", "opened"),
+    [
+        ("auto", DIRECT, None, True, "fast"),
+        ("auto", DIRECT, None, False, "httpx2"),
+        ("auto", PROXIED, None, True, "httpx2"),
+        ("auto", DIRECT, client, True, "httpx2"),
+        ("auto", PROXIED, None, False, "httpx2"),
+        ("httpx2", DIRECT, None, True, "httpx2"),
+        ("httpx2", DIRECT, None, False, "httpx2"),
+        ("httpx2", DIRECT, client, True, "httpx2"),
+        ("fast", DIRECT, None, True, "fast"),
+    ],
+)
+def test_the_quick_engine_is_used_where_it_can_be(name, connect, client_of, on_asyncio, opened):
+    own = client_of() if client_of else None
+
+    assert opened == open_engine(name, connect, own, on_asyncio=on_asyncio).name
+
+
+@pytest.mark.parametrize(
+    ("connect", "client_of", "on_asyncio", "word"),
+    [(DIRECT, None, False, "trio"), (PROXIED, None, True, "proxy"), (DIRECT, client, True, "http_client")],
+)
+def test_asking_for_it_where_it_cannot_be_is_refused(connect, client_of, on_asyncio, word):
+    with pytest.raises(ConfigError, match=word):
+        open_engine("fast", connect, client_of() if client_of else None, on_asyncio=on_asyncio)
+
+
+WITHOUT = """
+import sys
+from importlib.machinery import PathFinder
+
+class Hiding(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name == "httptools" else super().find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Hiding
+
+from embedroute.errors import MissingExtra
+from embedroute.http import DIRECT
+from embedroute.http.choose import open_engine
+
+print(open_engine("auto", DIRECT, None, on_asyncio=True).name)
+try:
+    open_engine("fast", DIRECT, None, on_asyncio=True)
+except MissingExtra as error:
+    print(error)
+"""
+
+
+def test_without_its_extra_httpx2_is_used_and_asking_for_it_names_the_extra():
+    ran = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=False)  # noqa: S603 - our own words
+    used, refusal, *_ = ran.stdout.splitlines()
+
+    assert ("httpx2", "") == (used, ran.stderr)
+    assert "embedroute[fast]" in refusal

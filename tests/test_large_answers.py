@@ -1,0 +1,258 @@
+"""Answers of megabytes: the right vectors, nobody else kept waiting, and no more copies than need be."""
+
+import asyncio
+import base64
+import gc
+import json
+import subprocess
+import sys
+import time
+import tracemalloc
+from itertools import pairwise
+from types import SimpleNamespace
+
+import anyio
+import numpy as np
+import pytest
+
+from embedroute import CacheSettings, Config, Embeddings, Endpoint, Gateway, Model, Provider, Settings, embeddings_app
+from embedroute.backend import Batch, UpstreamReply
+from embedroute.backends import rows
+from embedroute.backends.openai import OpenAI
+from embedroute.errors import BadAnswer
+from embedroute.journal import Journal
+from embedroute.turns import LARGE, TURN
+from embedroute.wire.dialects import DIALECTS
+from tests.driver import call
+from tests.upstream import vectors_of
+
+COUNT, WIDTH = 2048, 1536
+TEXTS = [f"text {at}" for at in range(COUNT)]
+SIZE = COUNT * WIDTH * 4
+"""Bytes of the vectors themselves."""
+
+sent: list[float] = []
+
+
+class Noting(OpenAI, frozen=True, kw_only=True):
+    """Notes when its request was ready, after which all is the answer's."""
+
+    def build(self, batch):
+        request = super().build(batch)
+        sent.append(time.perf_counter())
+        return request
+
+
+@pytest.fixture(scope="module")
+def url():
+    """An upstream in a process of its own, so that it does not take the interpreter from ours."""
+    command = [sys.executable, "-m", "tests.upstream", "--width", str(WIDTH)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as upstream:  # noqa: S603 - our own words
+        yield upstream.stdout.readline().strip()
+        upstream.kill()
+
+
+def gateway_at(url, **options):
+    return Gateway(
+        Config(
+            gateway=Settings(auth="open"),
+            cache=CacheSettings(bytes=0),
+            providers={"one": Provider(backend=Noting(base_url=url, **options))},
+            models={"m": Model(dimensions=WIDTH, matryoshka=True, endpoints=[Endpoint(provider="one")])},
+        ),
+        environ={},
+    )
+
+
+async def ask(app, encoding, **fields):
+    body = json.dumps({"model": "m", "input": TEXTS, "encoding_format": encoding, **fields}).encode()
+    return await call(app, "POST", "/v1/embeddings", [("content-type", "application/json")], [body])
+
+
+def numbers(answer):
+    embeddings = [row["embedding"] for row in answer.json["data"]]
+    if isinstance(embeddings[0], str):
+        return np.stack([np.frombuffer(base64.b64decode(text), "<f4") for text in embeddings])
+    return np.array(embeddings, "<f4")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("asked_of", ["base64", "float"])
+@pytest.mark.parametrize("encoding", ["base64", "float"])
+async def test_a_large_answer_holds_the_right_vectors(url, asked_of, encoding):
+    gateway = gateway_at(url, encoding_format=asked_of)
+    async with gateway.lifespan():
+        answer = await ask(embeddings_app(gateway), encoding)
+
+    assert 200 == answer.status
+    assert list(range(COUNT)) == [row["index"] for row in answer.json["data"]]
+    assert {"prompt_tokens", "total_tokens"} == answer.json["usage"].keys()
+    assert np.array_equal(vectors_of(TEXTS, WIDTH), numbers(answer))
+
+
+class Watch:
+    """The longest that a coroutine which only wants its turn had to wait for it, in seconds."""
+
+    def __init__(self):
+        self.turns = []
+
+    async def keep(self):
+        while True:
+            self.turns.append(time.perf_counter())
+            await asyncio.sleep(0.0002)
+
+    def longest(self, since):
+        turns = [since, *(turn for turn in self.turns if turn > since)]
+        return max(after - before for before, after in pairwise(turns))
+
+
+@pytest.mark.parametrize("encoding", ["base64", "float"])
+def test_a_large_answer_does_not_hold_the_event_loop(url, encoding):
+    """The best of some runs counts, against the same work done at once: the machine may be busy with other things."""
+
+    async def held():
+        gateway, watch = gateway_at(url), Watch()
+        app = embeddings_app(gateway)
+        async with gateway.lifespan():
+            await ask(app, encoding)
+            keeping = asyncio.create_task(watch.keep())
+            gaps = []
+            for _ in range(8):
+                gc.collect()
+                assert 200 == (await ask(app, encoding)).status
+                await asyncio.sleep(0.001)
+                gaps.append(watch.longest(sent[-1]))
+            keeping.cancel()
+        return gaps
+
+    vectors = vectors_of(TEXTS, WIDTH)
+    reply = reply_of({"data": body_of(vectors)})
+    answer = Embeddings(rows=list(vectors), model="m", prompt_tokens=5, journal=Journal("req_1"))
+    began = time.perf_counter()
+    OpenAI().parse(Batch(model="m", texts=TEXTS, width=WIDTH), reply)
+    DIALECTS["openai"].success(answer, SimpleNamespace(base64=encoding == "base64"))
+    at_once = time.perf_counter() - began
+
+    assert min(asyncio.run(held())) < max(0.010, at_once / 2)
+
+
+def reply_of(answer):
+    return UpstreamReply(200, {}, json.dumps(answer).encode())
+
+
+def body_of(vectors, indexes=None):
+    texts = [base64.b64encode(row.tobytes()).decode() for row in vectors]
+    return [{"index": at, "embedding": text} for at, text in zip(indexes or range(len(texts)), texts, strict=True)]
+
+
+@pytest.mark.parametrize("step", ["read", "written in base64", "written in numbers"])
+def test_a_large_answer_is_copied_as_seldom_as_can_be(step):
+    """Beside what it is made of and what it becomes, only a few rows at a time."""
+    vectors = vectors_of(TEXTS, WIDTH)
+    reply = reply_of({"data": body_of(vectors), "usage": {"prompt_tokens": 5}})
+    answer = Embeddings(rows=list(vectors), model="m", prompt_tokens=5, journal=Journal("req_1"))
+    batch = Batch(model="m", texts=TEXTS, width=WIDTH)
+    gc.collect()
+    tracemalloc.start()
+    if step == "read":
+        made = OpenAI().parse(batch, reply).array.nbytes
+    else:
+        made = len(DIALECTS["openai"].success(answer, SimpleNamespace(base64="base64" in step)))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert most < made * 1.2 + (1 << 20)
+
+
+def many(count=200):
+    return vectors_of(TEXTS[:count], WIDTH)
+
+
+def faulty(at, embedding):
+    data = body_of(many())
+    data[at]["embedding"] = embedding
+    return data
+
+
+@pytest.mark.parametrize("at", [0, TURN, 199])
+@pytest.mark.parametrize(
+    "embedding",
+    [
+        "AAAA",
+        "AACAPw==",
+        "A" * 8191 + "!",
+        [1.0],
+        [1.0] * (WIDTH - 1),
+        [None] * WIDTH,
+        ["1"] * WIDTH,
+        [[1.0] * WIDTH],
+        None,
+        {},
+        7,
+        "",
+        [],
+    ],
+    ids=repr,
+)
+def test_one_bad_row_of_a_large_answer_spoils_it(at, embedding):
+    """In the first group, between two of them, in the last: a row of one number least of all may be spread over a row."""
+    reply = reply_of({"data": faulty(at, embedding)})
+
+    assert len(reply.content) >= LARGE
+    with pytest.raises(BadAnswer):
+        OpenAI().parse(Batch(model="m", texts=TEXTS[:200], width=WIDTH), reply)
+
+
+@pytest.mark.parametrize("dtype", ["float", "int8", "ubinary"])
+def test_a_large_answer_is_read_as_a_small_one_is(dtype):
+    """Rows out of order, some as numbers, of any kind of number."""
+    vectors = (many() * 100).astype({"float": "<f4", "int8": "i1", "ubinary": "u1"}[dtype])
+    order = list(reversed(range(200)))
+    data = body_of(vectors[::-1], order)
+    for row in data[::7]:
+        row["embedding"] = vectors[row["index"]].tolist()
+    reply = reply_of({"data": data, "usage": {"prompt_tokens": 9}})
+    read = rows.read(Batch(model="m", texts=TEXTS[:200], dtype=dtype), reply, OpenAI().fault)
+
+    assert len(reply.content) >= LARGE
+    assert 9 == read.prompt_tokens
+    assert vectors.dtype == read.array.dtype
+    assert np.array_equal(vectors, read.array)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("base64", [False, True])
+@pytest.mark.parametrize("count", [TURN - 1, TURN, TURN + 1, 2 * TURN, 3 * TURN + 5])
+def test_a_large_body_is_written_as_a_small_one_is(dialect, base64, count):
+    """Row for row: what a request of each row alone is told, together."""
+    vectors, job = vectors_of(TEXTS[:count], 4096), SimpleNamespace(base64=base64)
+
+    def body(rows):
+        answer = Embeddings(rows=rows, model='"data":[]', prompt_tokens=5, journal=Journal("req_1"))
+        return answer.large, json.loads(DIALECTS[dialect].success(answer, job))
+
+    large, whole = body(list(vectors))
+    singles = [body([row]) for row in vectors]
+
+    assert (True, {False}) == (large, {single[0] for single in singles})
+    assert [{**single[1]["data"][0], "index": at} for at, single in enumerate(singles)] == whole["data"]
+    assert {**singles[0][1], "data": 0} == {**whole, "data": 0}
+
+
+@pytest.mark.anyio
+async def test_large_answers_to_many_at_once_are_all_right(url):
+    """More of them than threads, with others that are cancelled among them."""
+    gateway = gateway_at(url)
+    right, whole = [], vectors_of(TEXTS[:300], WIDTH)
+
+    async def one(at):
+        with anyio.move_on_after(0.05 if at % 3 == 2 else 60):
+            answer = await gateway.embed(TEXTS[at : at + 280], model="m")
+            right.append(np.array_equal(answer.vectors, whole[at : at + 280]))
+
+    async with gateway.lifespan(), anyio.create_task_group() as group:
+        for at in range(9):
+            group.start_soon(one, at)
+
+    assert len(right) >= 6
+    assert all(right)
