@@ -12,6 +12,7 @@ KEY = "sk-bench-0123456789abcdef"
 GATEWAY = f"""\
 [gateway]
 auth = "keys"
+engine = "%s"
 
 [keys.bench]
 key = "{KEY}"
@@ -34,8 +35,9 @@ endpoints = [{{{{ provider = "{{model}}", model = "upstream-model", price = 0.02
 def write(ports: Ports) -> dict[str, str]:
     """Every file and text that `systems` fills into commands and variables."""
     return {
-        "off": _put("embedroute-off.toml", _embedroute(ports, 0)),
-        "on": _put("embedroute-on.toml", _embedroute(ports, 256 * 2**20)),
+        "off": _put("embedroute-off.toml", _embedroute(ports, "auto", 0)),
+        "httpx2": _put("embedroute-httpx2.toml", _embedroute(ports, "httpx2", 0)),
+        "on": _put("embedroute-on.toml", _embedroute(ports, "auto", 256 * 2**20)),
         "litellm": _put("litellm.yaml", _litellm(ports)),
         "routes": json.dumps({f"/{model}": f"{upstreams.url(ports, model)}/embeddings" for model in upstreams.MODELS}),
     }
@@ -47,8 +49,8 @@ def _put(name: str, text: str) -> str:
     return str(file)
 
 
-def _embedroute(ports: Ports, cache: int) -> str:
-    return GATEWAY % cache + "".join(
+def _embedroute(ports: Ports, engine: str, cache: int) -> str:
+    return GATEWAY % (engine, cache) + "".join(
         MODEL.format(
             model=model,
             url=upstreams.url(ports, upstreams.asked_in_base64(model)),

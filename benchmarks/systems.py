@@ -50,7 +50,7 @@ SYSTEMS = (
     _bare("bare-aiohttp-d", "aiohttp", "yes"),
     _bare("bare-pyreqwest-d", "pyreqwest", "yes"),
     _ours("embedroute", "fast", "{off}"),
-    _ours("embedroute-httpx2", "plain", "{off}"),
+    _ours("embedroute-httpx2", "plain", "{httpx2}"),
     _ours("embedroute-cache", "fast", "{on}"),
     System(name="static", environments=(), command=(*STATIC_APP, "benchmarks.peers.static:app")),
     System(name="static-mounted", environments=(), command=(*STATIC_APP, "benchmarks.peers.static:mounted")),

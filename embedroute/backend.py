@@ -60,7 +60,7 @@ class Accepts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
                 raise ValueError(f"{name} must be at least 1")
 
 
-class Batch(msgspec.Struct, frozen=True, kw_only=True):
+class Batch(msgspec.Struct, frozen=True):
     """What one upstream call embeds: n inputs of one kind, in order.
 
     Exactly one of ``texts``, ``tokens`` and ``parts`` is not empty. ``dimensions`` and ``input_type`` are set
@@ -74,16 +74,16 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     tokens: Sequence[tuple[int, ...]] = ()
     parts: Sequence[tuple[Part, ...]] = ()
     dimensions: int | None = None
-    width: int | None = None
     input_type: str | None = None
     dtype: str = "float"
     user: str | None = None
     options: Mapping[str, str] = {}
+    width: int | None = None
 
     @property
     def inputs(self) -> Sequence[Input]:
         """The inputs, whatever their kind."""
-        return self.texts or self.tokens or self.parts
+        return self.texts or self.tokens or self.parts or ()
 
     @property
     def kind(self) -> Kind:
@@ -94,7 +94,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
 
     def __len__(self) -> int:
         """Count the inputs."""
-        return len(self.texts) or len(self.tokens) or len(self.parts)
+        return len(self.inputs)
 
 
 class Vectors(msgspec.Struct, frozen=True):
