@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-LARGE: Final = 256 * 1024
+LARGE: Final = 3 * 512 * 1024
 """Bytes of an answer from which on reading or writing it would hold an event loop up."""
 TURN: Final = 32
 """Rows that are worked on at a time."""

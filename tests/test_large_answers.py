@@ -206,7 +206,8 @@ def test_one_bad_row_of_a_large_answer_spoils_it(at, embedding):
 @pytest.mark.parametrize("dtype", ["float", "int8", "ubinary"])
 def test_a_large_answer_is_read_as_a_small_one_is(dtype):
     """Rows out of order, some as numbers, of any kind of number."""
-    vectors = (many() * 100).astype({"float": "<f4", "int8": "i1", "ubinary": "u1"}[dtype])
+    numbers = np.tile(many() * 100, 4)
+    vectors = numbers.astype({"float": "<f4", "int8": "i1", "ubinary": "u1"}[dtype])
     order = list(reversed(range(200)))
     data = body_of(vectors[::-1], order)
     for row in data[::7]:
@@ -225,7 +226,7 @@ def test_a_large_answer_is_read_as_a_small_one_is(dtype):
 @pytest.mark.parametrize("count", [TURN - 1, TURN, TURN + 1, 2 * TURN, 3 * TURN + 5])
 def test_a_large_body_is_written_as_a_small_one_is(dialect, base64, count):
     """Row for row: what a request of each row alone is told, together."""
-    vectors, job = vectors_of(TEXTS[:count], 4096), SimpleNamespace(base64=base64)
+    vectors, job = vectors_of(TEXTS[:count], 4 * 4096), SimpleNamespace(base64=base64)
 
     def body(rows):
         answer = Embeddings(rows=rows, model='"data":[]', prompt_tokens=5, journal=Journal("req_1"))
