@@ -246,12 +246,12 @@ async def test_many_cancelled_requests_leave_no_connection_in_use(anyio_backend,
                     group.start_soon(leave)
             await until(lambda: upstream.in_flight == 0)
             upstream.delay = 0.0
+            await anyio.sleep(0.2)  # connections begun by those who left may still be accepted, and are not ours to count
             before = upstream.connections
             async with anyio.create_task_group() as group:
                 for _ in range(64):
                     group.start_soon(client.send, upstream.url)
-            # One that was begun before and given up may be accepted late; none that is stuck would be used again.
-            assert upstream.connections - before <= 64 + 8
+            assert upstream.connections - before <= 64
         await until(lambda: not upstream.open)
 
 
