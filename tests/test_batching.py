@@ -280,7 +280,7 @@ async def test_a_leader_that_is_cancelled_leaves_the_others_served(when):
             assert sorted(["leads", "a", "b"]) == sorted(endpoint.asked[-1])
         if when == "as its turn comes":
             endpoint.open.set()
-            while endpoint.merger._queues["terms"].under_way:
+            while (queue := endpoint.merger._queues.get("terms")) and queue.under_way:
                 await anyio.lowlevel.checkpoint()
         leads.cancel()
         await settle()
