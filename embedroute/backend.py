@@ -117,7 +117,9 @@ class Vectors(msgspec.Struct, frozen=True):
         return cls(vectors.from_lists(rows, dtype), _count(prompt_tokens))
 
     @classmethod
-    def from_base64(cls, rows: Sequence[str | bytes], *, prompt_tokens: object = None, dtype: str = "float") -> Self:
+    def from_base64(
+        cls, rows: Sequence[str | bytes | memoryview], *, prompt_tokens: object = None, dtype: str = "float"
+    ) -> Self:
         """Take n rows of base64 text, each d little-endian numbers.
 
         Raises:

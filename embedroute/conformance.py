@@ -169,7 +169,7 @@ def _answer_mistakes(found: object, batch: Batch, width: int | None) -> Iterator
 
 
 def _order_mistakes(found: Vectors, turned: Vectors) -> Iterator[str]:
-    if not vectors.close(found.array, turned.array[::-1]):
+    if not close(found.array, turned.array[::-1]):
         yield "The same inputs in reverse do not give the same vectors in reverse: give row i for input i."
 
 
@@ -181,3 +181,8 @@ def _reply_to(batch: Batch, reply: Reply) -> UpstreamReply:
 
 def _turned(batch: Batch) -> Batch:
     return replace(batch, texts=batch.texts[::-1], parts=batch.parts[::-1])
+
+
+def close(left: vectors.Array, right: vectors.Array) -> bool:
+    """Tell whether two arrays are of one shape and the same numbers, but for what float32 arithmetic may differ by."""
+    return left.shape == right.shape and bool((abs(left - right) <= 1e-5 + 1e-4 * abs(right)).all())

@@ -6,7 +6,7 @@ from embedroute.access import Caller
 from embedroute.cache.lookup import look_up
 from embedroute.errors import PermissionDenied
 from embedroute.gateway import Gateway
-from embedroute.inputs import Input, size_of
+from embedroute.inputs import Input, sizes_of
 from embedroute.routing.directory import Candidate
 from embedroute.routing.plan import Key, make_plan, split
 from embedroute.wire.decode import Job
@@ -54,4 +54,4 @@ def _forecast(candidate: Candidate, work: Mapping[Key, Input]) -> dict[str, obje
 
 
 def _tokens(work: Mapping[Key, Input]) -> int:
-    return sum(map(size_of, work.values()))
+    return sum(sizes_of(work.values()))

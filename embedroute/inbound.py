@@ -103,11 +103,15 @@ class Inbound:
 
     async def answer(self, status: int, body: bytes, extra: Iterable[Header] = ()) -> None:
         """Send a whole answer."""
+        await self.answer_in_pieces(status, (body,), extra)
+
+    async def answer_in_pieces(self, status: int, pieces: Sequence[bytes], extra: Iterable[Header] = ()) -> None:
+        """Send a whole answer whose body lies in pieces."""
         self.begun = True
         took = (time.perf_counter() - self.began) * 1000
         headers = [
             (b"content-type", b"application/json"),
-            (b"content-length", b"%d" % len(body)),
+            (b"content-length", b"%d" % sum(map(len, pieces))),
             (b"x-request-id", self.journal.request_id.encode()),
             (b"server-timing", b"total;dur=%.1f" % took),
             (b"openai-processing-ms", b"%d" % took),
@@ -115,7 +119,11 @@ class Inbound:
             *extra,
         ]
         await self.send({"type": "http.response.start", "status": status, "headers": headers})
-        await self.send({"type": "http.response.body", "body": body if self.scope["method"] != "HEAD" else b""})
+        if self.scope["method"] == "HEAD":
+            pieces = (b"",)
+        for piece in pieces[:-1]:
+            await self.send({"type": "http.response.body", "body": piece, "more_body": True})
+        await self.send({"type": "http.response.body", "body": pieces[-1]})
 
     def record(self, event: str, status: int, **facts: object) -> None:
         """Log how the exchange ended: one record, its facts as fields; no secret, no input text."""

@@ -4,8 +4,9 @@ An input is a text (``str``), a list of token ids (``tuple[int, ...]``) or a lis
 (``tuple[TextPart | ImagePart, ...]``). One input becomes one vector.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from enum import StrEnum
+from typing import TypeGuard
 
 import msgspec
 
@@ -55,6 +56,18 @@ def size_of(item: Input) -> int:
     if isinstance(item, str):
         return text_size(item)
     return sum(1 if isinstance(part, int) else _part_size(part) for part in item)
+
+
+def sizes_of(items: Collection[Input]) -> list[int]:
+    """Estimate the tokens of each of a request's inputs, which are of one kind, as ``size_of`` does."""
+    if all_text(items):
+        return [max(1, len(text) // 4) if text.isascii() else text_size(text) for text in items]
+    return [size_of(item) for item in items]
+
+
+def all_text(items: Collection[Input]) -> TypeGuard[Collection[str]]:
+    """Whether a request's inputs, which are of one kind, are texts."""
+    return isinstance(next(iter(items), None), str)
 
 
 def text_size(text: str) -> int:

@@ -1,11 +1,12 @@
-"""(n, d) float32 arrays: base64 and JSON in and out, truncation, and the checks; alone knows numpy and orjson."""
+"""(n, d) float32 arrays: base64 and JSON in and out, truncation, and the checks; alone knows numpy, orjson and pybase64."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Final
 
-import msgspec
 import numpy as np
 import orjson
+import pybase64
 from numpy.typing import NDArray
 
 from embedroute.errors import BadAnswer
@@ -49,18 +50,30 @@ def from_lists(rows: Sequence[Sequence[float]], dtype: str = "float") -> Array:
     return exact.astype(DTYPES[dtype])
 
 
-def from_base64(rows: Sequence[str | bytes], dtype: str = "float") -> Array:
+def from_base64(rows: Sequence[str | bytes | memoryview], dtype: str = "float") -> Array:
     """Make an (n, d) array of rows of base64 text, each little-endian numbers of ``dtype``.
 
     Raises:
         BadAnswer: a row is not strict base64, not whole numbers long, or of another width than the first.
     """
     try:
-        # msgspec is as strict as binascii's strict mode, and four times as fast.
-        raw = msgspec.convert([row if isinstance(row, str) else row.decode("ascii") for row in rows], list[bytes])
-    except (AttributeError, TypeError, UnicodeDecodeError, msgspec.ValidationError):
+        # As strict as binascii's strict mode, and many times as fast: it works on whole registers.
+        turns = in_turns(len(rows), sum(map(len, rows)))
+        raw = (pybase64.b64decode(row, validate=True) for turn in turns for row in rows[turn])
+        return _shaped(_packed(raw, len(rows)) if len(rows) > 1 else b"".join(raw), len(rows), dtype)
+    except (TypeError, ValueError):
         raise BadAnswer("The upstream's rows are not base64.") from None
-    return from_bytes(raw, dtype)
+
+
+def _packed(rows: Iterator[bytes], count: int) -> bytearray:
+    """Put each row in its place while it is in the processor's cache; joining them all at last costs three times as much."""
+    first = next(rows)
+    room, size = bytearray(count * len(first)), len(first)
+    for at, row in enumerate(chain([first], rows)):
+        if len(row) != size:
+            raise BadAnswer("The upstream's rows differ in width.")
+        room[at * size : at * size + size] = row
+    return room
 
 
 def from_bytes(rows: Sequence[bytes], dtype: str = "float") -> Array:
@@ -69,14 +82,17 @@ def from_bytes(rows: Sequence[bytes], dtype: str = "float") -> Array:
     Raises:
         BadAnswer: the rows differ in length, or are not whole numbers long.
     """
-    held = DTYPES[dtype]
-    lengths = {len(row) for row in rows}
-    if len(lengths) != 1:
-        raise BadAnswer("The upstream's rows differ in width." if rows else "The upstream answered no rows.")
-    width, rest = divmod(lengths.pop(), held.itemsize)
-    if rest:
+    if len(set(map(len, rows))) > 1:
+        raise BadAnswer("The upstream's rows differ in width.")
+    return _shaped(rows[0] if len(rows) == 1 else b"".join(rows), len(rows), dtype)
+
+
+def _shaped(raw: bytes | bytearray, count: int, dtype: str) -> Array:
+    if not count:
+        raise BadAnswer("The upstream answered no rows.")
+    if len(raw) % (count * DTYPES[dtype].itemsize):
         raise BadAnswer("The upstream's rows are not whole numbers long.")
-    return np.frombuffer(rows[0] if len(rows) == 1 else b"".join(rows), dtype=held).reshape(len(rows), width)
+    return np.frombuffer(raw, DTYPES[dtype]).reshape(count, -1 if raw else 0)
 
 
 def from_digests(rows: Sequence[bytes]) -> Array:
@@ -110,13 +126,10 @@ def check(array: Array, count: int, width: int | None, dtype: str = "float") -> 
 
 
 def _sound(array: Array) -> bool:
-    # One pass settles nearly all: a square sum is inf or nan for any such number, 0 for a zero row.
-    # Sums may over- or underflow on odd but good rows, so only the exact look refuses.
-    if len(array) < 8:
-        certain = all(0 < float(np.dot(row, row)) < np.inf for row in array)
-    else:
-        squares = np.einsum("ij,ij->i", array, array)
-        certain = bool(np.all((squares > 0) & (squares < np.inf)))
+    # One pass settles nearly all: a square sum is inf or nan for any such number, 0 for a zero row. Sums may over- or
+    # underflow on odd but good rows, so only the exact look refuses; vdot and einsum overflow without a warning.
+    squares = map(np.vdot, array, array) if len(array) < 8 else np.einsum("ij,ij->i", array, array).tolist()
+    certain = all(0 < square < np.inf for square in squares)
     return certain or bool(np.isfinite(array).all() and array.any(axis=1).all())
 
 
@@ -126,7 +139,7 @@ def truncate(array: Array, width: int) -> Array:
     Raises:
         BadAnswer: a row's first ``width`` numbers are all zero.
     """
-    return gathered(len(array), (_cut(array[turn], width) for turn in in_turns(len(array))))
+    return gathered(len(array), (_cut(array[turn], width) for turn in in_turns(len(array), array.nbytes)))
 
 
 def _cut(array: Array, width: int) -> Array:
@@ -177,24 +190,11 @@ def stack(rows: Sequence[Array]) -> Array:
         raise BadAnswer("The upstream's vectors of one model differ in width; declare its dimensions.") from None
 
 
-def agreement(left: Array, right: Array) -> tuple[float, float]:
-    """Compare two (n, d) arrays row by row: the lowest cosine, and the largest difference of two numbers."""
-    one, other = left.astype(np.float64), right.astype(np.float64)
-    norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-    cosines = np.einsum("ij,ij->i", one, other) / np.where(norms == 0, 1, norms)
-    return float(cosines.min()), float(np.abs(one - other).max())
-
-
-def close(left: Array, right: Array) -> bool:
-    """Tell whether two arrays are of one shape and the same numbers, but for what float32 arithmetic may differ by."""
-    return left.shape == right.shape and bool(np.allclose(left, right, rtol=1e-4, atol=1e-5))
-
-
 def to_json(row: Array) -> bytes:
     """Write one (d,) row as a JSON array; float32 in its shortest form that reads back the same."""
     return orjson.dumps(row if row.flags.c_contiguous else np.ascontiguousarray(row), option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def raw(row: Array) -> memoryview:
-    """View one (d,) row as little-endian bytes, without a copy where its memory is already so."""
-    return (row if row.flags.c_contiguous else np.ascontiguousarray(row)).data.cast("B")
+def to_base64(row: Array) -> bytes:
+    """Write one (d,) row's little-endian bytes as a JSON string of base64, from its memory where that is contiguous."""
+    return b'"%b"' % pybase64.b64encode((row if row.flags.c_contiguous else np.ascontiguousarray(row)).data)

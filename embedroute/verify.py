@@ -6,7 +6,6 @@ from typing import Final, Literal
 
 import msgspec
 
-from embedroute import vectors
 from embedroute.errors import EmbedrouteError
 from embedroute.gateway import Gateway
 from embedroute.routing.directory import Candidate
@@ -84,7 +83,7 @@ def _compare(model: str, left: str, right: str, answers: Mapping[str, Array | No
     one, other = answers[left], answers[right]
     if one is None or other is None or one.shape != other.shape:
         return Verdict(model=model, left=left, right=right, cosine=None, difference=None, verdict="different")
-    cosine, difference = vectors.agreement(one, other)
+    cosine, difference = agreement(one, other)
     return Verdict(model=model, left=left, right=right, cosine=cosine, difference=difference, verdict=judge(cosine, thresholds))
 
 
@@ -93,3 +92,11 @@ def judge(cosine: float, thresholds: Thresholds) -> Outcome:
     if cosine >= thresholds.verified:
         return "verified"
     return "near" if cosine >= thresholds.near else "different"
+
+
+def agreement(left: Array, right: Array) -> tuple[float, float]:
+    """Compare two (n, d) arrays row by row: the lowest cosine, and the largest difference of two numbers."""
+    one, other = left.astype("f8"), right.astype("f8")
+    lengths = ((one * one).sum(axis=1) * (other * other).sum(axis=1)) ** 0.5
+    cosines = (one * other).sum(axis=1) / lengths.clip(min=5e-324)
+    return float(cosines.min()), float(abs(one - other).max())

@@ -157,7 +157,7 @@ def test_a_large_answer_is_copied_as_seldom_as_can_be(step):
     if step == "read":
         made = OpenAI().parse(batch, reply).array.nbytes
     else:
-        made = len(DIALECTS["openai"].success(answer, SimpleNamespace(base64="base64" in step)))
+        made = sum(map(len, DIALECTS["openai"].success(answer, SimpleNamespace(base64="base64" in step))))
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
 
@@ -226,11 +226,11 @@ def test_a_large_answer_is_read_as_a_small_one_is(dtype):
 @pytest.mark.parametrize("count", [TURN - 1, TURN, TURN + 1, 2 * TURN, 3 * TURN + 5])
 def test_a_large_body_is_written_as_a_small_one_is(dialect, base64, count):
     """Row for row: what a request of each row alone is told, together."""
-    vectors, job = vectors_of(TEXTS[:count], 4 * 4096), SimpleNamespace(base64=base64)
+    vectors, job = vectors_of(TEXTS[:count], 8 * 4096), SimpleNamespace(base64=base64)
 
     def body(rows):
         answer = Embeddings(rows=rows, model='"data":[]', prompt_tokens=5, journal=Journal("req_1"))
-        return answer.large, json.loads(DIALECTS[dialect].success(answer, job))
+        return answer.large, json.loads(b"".join(DIALECTS[dialect].success(answer, job)))
 
     large, whole = body(list(vectors))
     singles = [body([row]) for row in vectors]

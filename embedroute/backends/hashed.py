@@ -7,7 +7,7 @@ import msgspec
 
 from embedroute import vectors
 from embedroute.backend import Accepts, Backend, Batch, Vectors
-from embedroute.inputs import Input, size_of
+from embedroute.inputs import Input, sizes_of
 
 DEFAULT_WIDTH = 256
 
@@ -39,7 +39,7 @@ def hash_batch(batch: Batch, width: int) -> Vectors:
     """Hash each input of ``batch``, to ``width`` numbers unless the batch says another width."""
     due = batch.dimensions or batch.width or width
     digests = [digest(item, batch.input_type, due) for item in batch.inputs]
-    return Vectors(vectors.from_digests(digests), prompt_tokens=sum(map(size_of, batch.inputs)))
+    return Vectors(vectors.from_digests(digests), prompt_tokens=sum(sizes_of(batch.inputs)))
 
 
 def digest(item: Input, input_type: str | None, width: int) -> bytes:

@@ -1,5 +1,6 @@
 """Reads the answer that OpenAI made common: rows with an index, as base64 or numbers, and errors inside a 200."""
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
@@ -24,14 +25,14 @@ EMPTY: Final = frozenset({b"", b"null", b"false", b'""', b"{}", b"[]"})
 
 
 class Row(msgspec.Struct, gc=False):
-    """One vector; msgspec decodes base64 straight to bytes, strictly."""
+    """One vector: base64, or numbers."""
 
-    embedding: bytes | list[float]
+    embedding: str | list[float]
     index: int | None = None
 
 
 class LongRow(msgspec.Struct, gc=False):
-    """One vector of a large answer, still text."""
+    """One vector of a large answer: still text, or the number of its text."""
 
     embedding: msgspec.Raw
     index: int | None = None
@@ -66,7 +67,8 @@ class LongAnswer(msgspec.Struct):
 
 
 AnyRow = TypeVar("AnyRow", Row, LongRow)
-_LONG_ROWS: Final = msgspec.json.Decoder(list[bytes | list[float]])
+_TEXT: Final = re.compile(rb'"embedding"[ \t\r\n]*:[ \t\r\n]*"')
+_LONG_ROWS: Final = msgspec.json.Decoder(list[str | list[float]])
 
 
 def read(batch: Batch, reply: UpstreamReply, fault: Callable[[UpstreamReply], UpstreamError]) -> Vectors:
@@ -76,21 +78,52 @@ def read(batch: Batch, reply: UpstreamReply, fault: Callable[[UpstreamReply], Up
         BadAnswer: the body is of another shape, or the indexes are not 0 … n-1.
         UpstreamError: the body is an error; ``fault`` judges it by the status that its code stands for.
     """
-    answer: Answer | LongAnswer = reply.json(Answer if len(reply.content) < LARGE else LongAnswer)
+    large = len(reply.content) >= LARGE
+    texts, answer = _long_answer(reply) if large else ((), reply.json(Answer))
     if answer.data is None or bytes(answer.error) not in EMPTY:
         raise _fault_in(answer.error, reply, fault)
+    prompt_tokens = _prompt_tokens(answer.usage)
     if isinstance(answer, LongAnswer):
-        return _long_vectors(in_order(answer.data), _prompt_tokens(answer.usage), batch.dtype)
-    embeddings = [row.embedding for row in in_order(answer.data)]
-    return _vectors(embeddings, _prompt_tokens(answer.usage), batch.dtype)
+        return _long_vectors(in_order(answer.data), texts, prompt_tokens, batch.dtype)
+    return _vectors([row.embedding for row in in_order(answer.data)], prompt_tokens, batch.dtype)
 
 
-def _long_vectors(rows: Sequence[LongRow], prompt_tokens: int | None, dtype: str) -> Vectors:
-    groups = (_vectors(_decoded(rows[turn]), None, dtype).array for turn in in_turns(len(rows)))
-    return Vectors(gathered(len(rows), groups), Vectors.from_lists([[1]], prompt_tokens=prompt_tokens).prompt_tokens)
+def _long_answer(reply: UpstreamReply) -> tuple[Sequence[memoryview], LongAnswer]:
+    """Read all but the vectors, and the texts of those if all rows are base64."""
+    rest, texts = lifted(reply.content)
+    answer: LongAnswer = UpstreamReply(reply.status, reply.headers, rest).json(LongAnswer)
+    if texts and [bytes(row.embedding) for row in answer.data or ()] == [b"%d" % at for at in range(len(texts))]:
+        return texts, answer
+    return (), reply.json(LongAnswer)
 
 
-def _decoded(rows: Sequence[LongRow]) -> list[bytes | list[float]]:
+def lifted(content: bytes) -> tuple[bytes, list[memoryview]]:
+    """Take the base64 out of a JSON text: what is left, each text's number in its place, and the texts, which are not copied.
+
+    Inside a JSON string a quote has a backslash before it, which base64 never has: what decodes ends where it seems to.
+    """
+    whole, left, texts, at = memoryview(content), list[bytes](), list[memoryview](), 0
+    while (begins := _TEXT.search(content, at)) is not None and (ends := content.find(b'"', begins.end())) >= 0:
+        left += [content[at : begins.end() - 1], b"%d" % len(texts)]
+        texts.append(whole[begins.end() : ends])
+        at = ends + 1
+    left.append(content[at:])
+    return b"".join(left), texts
+
+
+def _long_vectors(rows: Sequence[LongRow], texts: Sequence[memoryview], prompt_tokens: int | None, dtype: str) -> Vectors:
+    if texts:
+        return Vectors.from_base64([texts[int(row.embedding)] for row in rows], prompt_tokens=prompt_tokens, dtype=dtype)
+    turns = in_turns(len(rows), sum(len(row.embedding) for row in rows))
+    groups = (_vectors(_decoded(rows[turn]), None, dtype).array for turn in turns)
+    return Vectors(gathered(len(rows), groups), _counted(prompt_tokens))
+
+
+def _counted(prompt_tokens: int | None) -> int | None:
+    return Vectors.from_lists([[1]], prompt_tokens=prompt_tokens).prompt_tokens
+
+
+def _decoded(rows: Sequence[LongRow]) -> list[str | list[float]]:
     try:
         return _LONG_ROWS.decode(b"[" + b",".join([row.embedding for row in rows]) + b"]")
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -112,12 +145,15 @@ def in_order(rows: Sequence[AnyRow]) -> Sequence[AnyRow]:
     return [placed[index] for index in range(len(rows))]
 
 
-def _vectors(embeddings: Sequence[bytes | list[float]], prompt_tokens: int | None, dtype: str) -> Vectors:
+def _vectors(embeddings: Sequence[str | list[float]], prompt_tokens: int | None, dtype: str) -> Vectors:
+    texts = [row for row in embeddings if isinstance(row, str)]
+    if len(texts) == len(embeddings):
+        return Vectors.from_base64(texts, prompt_tokens=prompt_tokens, dtype=dtype)
     numbers = [row for row in embeddings if isinstance(row, list)]
-    if len(numbers) == len(embeddings):
+    if not texts:
         return Vectors.from_lists(numbers, prompt_tokens=prompt_tokens, dtype=dtype)
-    raw = [row if isinstance(row, bytes) else Vectors.from_lists([row], dtype=dtype).array.tobytes() for row in embeddings]
-    return Vectors.from_bytes(raw, prompt_tokens=prompt_tokens, dtype=dtype)
+    each = (_vectors([row], None, dtype).array for row in embeddings)
+    return Vectors(gathered(len(embeddings), each), _counted(prompt_tokens))
 
 
 def _prompt_tokens(usage: msgspec.Raw) -> int | None:

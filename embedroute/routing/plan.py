@@ -1,7 +1,7 @@
 """Order and duplicates: inputs → keys in request order and unique work; chunks; and the way back. Alone knows order."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import accumulate
 
 import msgspec
@@ -9,7 +9,7 @@ import msgspec
 from embedroute import vectors
 from embedroute.access import Caller
 from embedroute.backend import Accepts, Vectors
-from embedroute.inputs import ImagePart, Input, Part, size_of
+from embedroute.inputs import ImagePart, Input, Part, all_text, size_of, sizes_of
 from embedroute.routing.routes import Route
 from embedroute.routing.select import Parameters
 from embedroute.vectors import Array
@@ -58,7 +58,7 @@ def make_plan(inputs: Sequence[Input], shared: bytes) -> Plan:
     keys: list[Key] = []
     for item in inputs:
         digest = begun.copy()
-        digest.update(_written(item))
+        digest.update(b"t" + item.encode() if isinstance(item, str) else _written(item))
         keys.append(digest.digest())
     return Plan(keys, dict(zip(keys, inputs, strict=True)))
 
@@ -77,10 +77,8 @@ def cut(wider: Mapping[Key, Key], found: Mapping[Key, Embedded], width: int | No
     }
 
 
-def _written(item: Input) -> bytes:
-    """Write an input so that no two, of whatever kind, are written alike."""
-    if isinstance(item, str):
-        return b"t" + item.encode()
+def _written(item: Sequence[int | Part]) -> bytes:
+    """Write an input that is no text so that no two are written alike, nor like a text, which begins with another letter."""
     return b"l" + prefix(*(str(part) if isinstance(part, int) else f"{type(part).__name__}{_said(part)}" for part in item))
 
 
@@ -96,9 +94,18 @@ def split(work: Mapping[Key, Input], accepts: Accepts, learned: int | None = Non
     if len(work) < 2:
         return [dict(work)] if work else []
     most = min(accepts.max_inputs or len(work), learned or len(work))
-    if len(work) <= most and accepts.max_tokens is None and accepts.max_bytes is None:
+    tokens, size = accepts.max_tokens or float("inf"), accepts.max_bytes or float("inf")
+    if len(work) <= most and _surely_within(work.values(), tokens, size):
         return [dict(work)]
-    return list(_chunks(work, most, accepts.max_tokens or float("inf"), accepts.max_bytes or float("inf")))
+    return list(_chunks(work, most, tokens, size))
+
+
+def _surely_within(items: Collection[Input], tokens: float, size: float) -> bool:
+    """Whether texts are so far below the caps that nobody need measure each: a character is at most 4 bytes, or 1 token."""
+    if not all_text(items):
+        return tokens == size == float("inf")
+    most = sum(map(len, items)) + len(items)
+    return most <= tokens and 4 * most <= size
 
 
 def _chunks(work: Mapping[Key, Input], most: int, tokens: float, size: float) -> Iterator[dict[Key, Input]]:
@@ -138,7 +145,7 @@ def land(chunk: Mapping[Key, Input], answer: Vectors, tokens: int) -> dict[Key, 
 
     ``answer.array`` is checked already: row i is input i. Shares go by input length and add up exactly.
     """
-    shares = share_out(tokens, [size_of(item) for item in chunk.values()]) if len(chunk) > 1 else [tokens]
+    shares = share_out(tokens, sizes_of(chunk.values())) if len(chunk) > 1 else [tokens]
     return {key: Embedded(row, share) for key, row, share in zip(chunk, answer.array, shares, strict=True)}
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from io import BytesIO
 from typing import Literal
 
 import msgspec
@@ -50,7 +49,7 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Embedding(msgspec.Struct, frozen=True, kw_only=True):
     """One vector: a JSON array, or base64 of little-endian float32."""
 
-    embedding: msgspec.Raw | memoryview
+    embedding: msgspec.Raw
     index: int
     object: Literal["embedding"] = "embedding"
 
@@ -89,21 +88,17 @@ ENCODER = msgspec.json.Encoder(decimal_format="string")
 """Writes every body; prices are strings, so that no reader rounds them."""
 
 
-def filled(envelope: bytes, rows: Sequence[Array], *, base64: bool) -> bytes:
-    """Put rows into a body that was written without any: in turns, and each of them copied once."""
+def filled(envelope: bytes, rows: Sequence[Array], *, base64: bool) -> list[bytes]:
+    """Put rows into a body that was written without any: in turns, and in pieces, as one body would be one more copy."""
     before, between, after = envelope.partition(b"[]")
-    body = BytesIO()
-    body.write(before + between[:1])
-    for turn in in_turns(len(rows)):
+    pieces = [before + between[:1]]
+    for turn in in_turns(len(rows), LARGE):
         text = ENCODER.encode(written(rows[turn], base64=base64, start=turn.start))
-        body.write(b"," if turn.start else b"")
-        body.write(memoryview(text)[1:-1])
-    body.write(between[1:] + after)
-    return body.getvalue()
+        pieces += [b",", text[1:-1]] if turn.start else [text[1:-1]]
+    return [*pieces, between[1:] + after]
 
 
 def written(rows: Sequence[Array], *, base64: bool, start: int = 0) -> list[Embedding]:
-    """Write n arrays of (d,), in order, each with its ``index``; msgspec writes raw memory as base64."""
-    if base64:
-        return [Embedding(embedding=vectors.raw(row), index=at) for at, row in enumerate(rows, start)]
-    return [Embedding(embedding=msgspec.Raw(vectors.to_json(row)), index=at) for at, row in enumerate(rows, start)]
+    """Write n arrays of (d,), in order, each with its ``index``."""
+    write = vectors.to_base64 if base64 else vectors.to_json
+    return [Embedding(embedding=msgspec.Raw(write(row)), index=at) for at, row in enumerate(rows, start)]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from embedroute import vectors
 from embedroute.backend import Batch
 from embedroute.backends.hashed import INPUT_TYPES, Hashed
+from embedroute.conformance import close
 from embedroute.inputs import ImagePart, ImageURL, TextPart
 from embedroute.wire.vocabulary import SPELLINGS
 
@@ -70,7 +71,7 @@ async def test_neither_neighbours_nor_model_nor_user_change_a_vector():
 async def test_a_shorter_vector_starts_a_longer_one():
     short, long = await row(texts=("a",), dimensions=8), await row(texts=("a",), dimensions=64)
 
-    assert vectors.close(short[np.newaxis], vectors.truncate(long[np.newaxis], 8))
+    assert close(short[np.newaxis], vectors.truncate(long[np.newaxis], 8))
 
 
 async def test_tokens_are_estimated():

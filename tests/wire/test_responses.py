@@ -36,7 +36,7 @@ def array(*numbers):
 
 def success(vectors, *, base64):
     answer = Embeddings(rows=list(vectors), model="m", prompt_tokens=7, journal=Journal("req_1"))
-    return OPENAI.success(answer, Job(model="m:floor", inputs=["a"], kind=Kind.TEXT, base64=base64))
+    return b"".join(OPENAI.success(answer, Job(model="m:floor", inputs=["a"], kind=Kind.TEXT, base64=base64)))
 
 
 END = b'],"model":"m","usage":{"prompt_tokens":7,"total_tokens":7}}'

@@ -104,7 +104,7 @@ def test_an_answer_fits_the_schema(base64):
     answer = Embeddings(rows=list(from_lists([[1.0, 2.0]])), model="m", prompt_tokens=1, journal=Journal("req_1"))
     job = Job(model="m", inputs=["a"], kind=Kind.TEXT, base64=base64)
 
-    validator("CreateEmbeddingResponse").validate(json.loads(DIALECTS["openai"].success(answer, job)))
+    validator("CreateEmbeddingResponse").validate(json.loads(b"".join(DIALECTS["openai"].success(answer, job))))
 
 
 def test_an_error_fits_the_schema():
