@@ -50,7 +50,7 @@ class Door:
         """Answer a request for ``path``, which is relative to the mount; never raise."""
         inbound = Inbound(scope, receive, send)
         try:
-            await self._serve(path, inbound)
+            await self._answering(path, inbound)
         except ClientGone:
             inbound.record("gone", 499)
         except EmbedrouteError as error:
@@ -62,19 +62,18 @@ class Door:
                 inbound, InternalError(f"The gateway failed; its log holds the reason under request id {request_id}.")
             )
 
-    async def _serve(self, path: str, inbound: Inbound) -> None:
+    def _answering(self, path: str, inbound: Inbound) -> Awaitable[None]:
         method: str = inbound.scope["method"]
         if path in EMBEDDINGS and not _ENCODED.match(inbound.scope.get("raw_path") or b""):
             _allow(method, "POST")
-            await self._embed(inbound, await self._authorise(inbound))
-        elif path in OPENAPI:
+            return self._embed(inbound)
+        if path in OPENAPI:
             _allow(method, "GET", "HEAD")
-            await inbound.answer(200, openapi(".." if path.startswith("/v1/") else "."))
-        elif path in OPENROUTER_MODELS or _MODELS.fullmatch(path):
+            return inbound.answer(200, openapi(".." if path.startswith("/v1/") else "."))
+        if path in OPENROUTER_MODELS or _MODELS.fullmatch(path):
             _allow(method, "GET", "HEAD")
-            await self._list(path, inbound, await self._authorise(inbound))
-        else:
-            raise NotFound(f"There is nothing at {echo(path)}; use POST …/v1/embeddings or GET …/v1/models.")
+            return self._list(path, inbound)
+        raise NotFound(f"There is nothing at {echo(path)}; use POST …/v1/embeddings or GET …/v1/models.")
 
     async def _authorise(self, inbound: Inbound) -> Caller:
         auth = self.gateway.settings.auth
@@ -87,8 +86,8 @@ class Door:
             raise Unauthorized("The host application does not know who is calling; sign in there first.")
         return found
 
-    async def _embed(self, inbound: Inbound, caller: Caller) -> None:
-        settings, journal = self.gateway.settings, inbound.journal
+    async def _embed(self, inbound: Inbound) -> None:
+        caller, settings, journal = await self._authorise(inbound), self.gateway.settings, inbound.journal
         inbound.refuse_other_types()
         body = await inbound.body(settings.max_body_bytes, settings.body_timeout)
         job = decode_request(body, self.gateway.limits)
@@ -99,11 +98,12 @@ class Door:
         work = self.gateway.embed(job, caller=caller, journal=journal, cached=inbound.cache_use())
         answer = await tasks.unless(inbound.gone, work)
         write = self.dialect.success
-        body = await tasks.in_thread(lambda: write(answer, job)) if answer.large else write(answer, job)
-        await inbound.answer(200, body)
+        pieces = await tasks.in_thread(lambda: write(answer, job)) if answer.large else write(answer, job)
+        await inbound.answer_in_pieces(200, pieces)
         inbound.record("served", 200, model=answer.model, caller=caller.name, tokens=answer.prompt_tokens)
 
-    async def _list(self, path: str, inbound: Inbound, caller: Caller) -> None:
+    async def _list(self, path: str, inbound: Inbound) -> None:
+        caller = await self._authorise(inbound)
         routes = [
             route for route in self.gateway.directory.routes.values() if caller.models is None or route.name in caller.models
         ]

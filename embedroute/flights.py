@@ -93,33 +93,49 @@ class Flights:
         return found, led
 
     async def _lead(self, own: Work, terms: object, compute: Compute) -> dict[Key, Embedded]:
-        flights = {key: Flight(terms, own.keys()) for key in own}
-        self._flights |= flights
-        found: dict[Key, Embedded] = {}
-
-        def land(landed: Mapping[Key, Embedded]) -> None:
-            found.update(landed)
-            for key, item in landed.items():
-                flights[key].landed = item
-                self._end(key, flights[key])
-
+        led = _Led(self._flights, own, terms)
         try:
-            await compute(own, land)
+            await compute(own, led.land)
         except EmbedrouteError as error:
             # Running out of time is this request's own affair: whoever waits has its own deadline and leads anew.
             if not isinstance(error, DeadlineExceeded | TimedOut):
-                for flight in flights.values():
-                    flight.error = error
+                led.fail(error)
             raise
         finally:
-            for key, flight in flights.items():
+            led.end()
+        return led.found
+
+
+class _Led:
+    """The flights of one leader, on the board that all look at until they are over; ``found`` is what has landed."""
+
+    __slots__ = ("_board", "_own", "found")
+
+    def __init__(self, board: dict[Key, Flight], work: Work, terms: object) -> None:
+        self._board = board
+        self._own = {key: Flight(terms, work.keys()) for key in work}
+        self.found: dict[Key, Embedded] = {}
+        board |= self._own
+
+    def land(self, landed: Mapping[Key, Embedded]) -> None:
+        self.found.update(landed)
+        for key, item in landed.items():
+            self._own[key].landed = item
+            self._end(key, self._own[key])
+
+    def fail(self, error: EmbedrouteError) -> None:
+        for flight in self._own.values():
+            flight.error = error
+
+    def end(self) -> None:
+        for key, flight in self._own.items():
+            if not flight.over:
                 self._end(key, flight)
-        return found
 
     def _end(self, key: Key, flight: Flight) -> None:
         flight.end()
-        if self._flights.get(key) is flight:
-            del self._flights[key]
+        if self._board.get(key) is flight:
+            del self._board[key]
 
 
 async def _alone(work: Work, compute: Compute) -> dict[Key, Embedded]:

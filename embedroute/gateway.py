@@ -110,22 +110,22 @@ class Gateway:
         deadline = time.monotonic() + self.settings.deadline
         asked = Asked(job=job, caller=caller, journal=journal or Journal(new_request_id()), cached=cached, deadline=deadline)
         route = self.resolve(job, caller)
+        fallback = route.model.fallback
+        work = self._embed(route, asked) if fallback is None else self._embed_or_fall_back(route, fallback, asked)
         try:
             with tasks.within(self.settings.deadline):
-                return await self._embed_or_fall_back(route, asked)
+                return await work
         except TimeoutError:
             raise DeadlineExceeded(f"No answer within the deadline of {self.settings.deadline:g} s.") from None
 
-    async def _embed_or_fall_back(self, route: Route, asked: Asked) -> Embeddings:
+    async def _embed_or_fall_back(self, route: Route, fallback: str, asked: Asked) -> Embeddings:
         try:
             return await self._embed(route, asked)
         except (Refusal, InputRefused):
             raise
         except EmbedrouteError:
-            if route.model.fallback is None:
-                raise
-            asked.journal.fallback = route.model.fallback
-            return await self._embed(self.directory.resolve(route.model.fallback), asked)
+            asked.journal.fallback = fallback
+            return await self._embed(self.directory.resolve(fallback), asked)
 
     async def _embed(self, route: Route, asked: Asked) -> Embeddings:
         """One request, from a model's route to vectors."""

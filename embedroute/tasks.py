@@ -13,6 +13,9 @@ from anyio.lowlevel import RunVar
 
 T = TypeVar("T")
 
+Gone = Callable[[], Coroutine[object, None, None]]
+"""Returns when a client leaves."""
+
 _THREADS: RunVar[CapacityLimiter] = RunVar("embedroute.threads")
 
 
@@ -54,7 +57,7 @@ class _Within:
     __slots__ = ("_before", "_expired", "_task", "_timer")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
-        self._task = cast("asyncio.Task[object]", asyncio.current_task())
+        self._task = cast("asyncio.Task[object]", asyncio.current_task(loop))
         self._expired = False
         self._before = self._task.cancelling()
         self._timer = loop.call_later(seconds, self._expire)
@@ -73,7 +76,7 @@ class _Within:
             raise TimeoutError from error
 
 
-async def unless(gone: Callable[[], Coroutine[object, None, None]], work: Awaitable[T], *, grace: float = 0.05) -> T:
+def unless(gone: Gone, work: Awaitable[T], *, grace: float = 0.05) -> Awaitable[T]:
     """Await ``work``, and cancel it when ``gone`` returns first.
 
     The watch begins after ``grace`` seconds: most work is done by then and needs no second task.
@@ -81,44 +84,60 @@ async def unless(gone: Callable[[], Coroutine[object, None, None]], work: Awaita
     Raises:
         ClientGone: ``gone`` returned before the work was done.
     """
-    return await (_unless_on_asyncio if on_asyncio() else _unless)(gone, work, grace)
+    return (_unless_on_asyncio if on_asyncio() else _unless)(gone, work, grace)
 
 
-async def _unless_on_asyncio(gone: Callable[[], Coroutine[object, None, None]], work: Awaitable[T], grace: float) -> T:
-    loop, worker = asyncio.get_running_loop(), cast("asyncio.Task[object]", asyncio.current_task())
-    watches: list[asyncio.Task[None]] = []
+class _Watch:
+    """Awaits ``gone`` beside the task that makes it, which is cancelled when ``gone`` returns."""
 
-    def left(watch: asyncio.Task[None]) -> None:
-        if not watch.cancelled() and watches:
-            worker.cancel()
+    __slots__ = ("_gone", "_loop", "_task", "task")
 
-    def begin() -> None:
-        watches.append(loop.create_task(gone()))
-        watches[0].add_done_callback(left)
+    def __init__(self, gone: Gone) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._gone = gone
+        self._task = cast("asyncio.Task[object]", asyncio.current_task(self._loop))
+        self.task: asyncio.Task[None] | None = None
 
-    timer = loop.call_later(grace, begin)
+    def begin_in(self, seconds: float) -> asyncio.TimerHandle:
+        return self._loop.call_later(seconds, self._begin)
+
+    def _begin(self) -> None:
+        self.task = self._loop.create_task(self._gone())
+        self.task.add_done_callback(self._over)
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and self.task is not None:
+            self._task.cancel()
+
+    def cancelled_it(self) -> bool:
+        """Whether the cancellation that has just come is the watch's own; whoever else wants one is to have its way."""
+        return self.task is not None and self.task.done() and self._task.uncancel() == 0
+
+    async def end(self) -> None:
+        task, self.task = self.task, None
+        if task is not None and not task.done():
+            task.cancel()
+            await asyncio.wait([task])
+
+
+async def _unless_on_asyncio(gone: Gone, work: Awaitable[T], grace: float) -> T:
+    watch = _Watch(gone)
+    timer = watch.begin_in(grace)
     try:
         return await work
     except asyncio.CancelledError:
-        # Ours if the watch is over; but whoever else cancelled this task as well is to have its way.
-        if not watches or not watches[0].done() or worker.uncancel() > 0:
+        if not watch.cancelled_it():
             raise
-        raise watches[0].exception() or ClientGone() from None
+        raise (watch.task and watch.task.exception()) or ClientGone() from None
     except BaseExceptionGroup as grouped:
         raise innermost(grouped) from None
     finally:
         timer.cancel()
-        await _end(watches)
+        if watch.task is not None:
+            await watch.end()
 
 
-async def _end(watches: list[asyncio.Task[None]]) -> None:
-    ended, watches[:] = list(watches), []
-    if ended and not ended[0].done():
-        ended[0].cancel()
-        await asyncio.wait(ended)
-
-
-async def _unless(gone: Callable[[], Coroutine[object, None, None]], work: Awaitable[T], grace: float) -> T:
+async def _unless(gone: Gone, work: Awaitable[T], grace: float) -> T:
     scope = anyio.CancelScope()
 
     async def watch() -> None:
