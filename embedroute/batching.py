@@ -2,33 +2,38 @@
 
 An idle endpoint is called at once. Only while it is busy do calls wait, for as long as config says, and the first
 that waits leads: no task is started, the leader hands the queue over before it does I/O, and whoever is left
-without an answer, by a leader that was cancelled or a call that was full, goes round again.
+without an answer, by a leader that was cancelled or had less time, or by a call that was full, goes round again.
 """
 
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from copy import copy
 
 import anyio
-import msgspec
 
 from embedroute.backend import Accepts, Batch, Vectors
-from embedroute.errors import BatchTooLarge, EmbedrouteError, InputRefused, UpstreamError
-from embedroute.inputs import size_of
-from embedroute.routing.plan import bytes_of, share_out
+from embedroute.errors import BatchTooLarge, EmbedrouteError, InputRefused, TimedOut, UpstreamError
+from embedroute.routing.merge import Load, fitting, is_full, merged, taken_apart, weigh
 
-Call = Callable[[Batch], Awaitable[Vectors]]
+Call = Callable[[Batch, float], Awaitable[Vectors]]
+"""Makes one call within so many seconds."""
+Caps = Callable[[], Accepts]
+"""Tells what one call may hold now: an upstream may let on, while calls wait, that it takes less than it declared."""
 
 
 class _Waiting:
-    """One call in a queue: what it brings and weighs, and what became of it."""
+    """One call in a queue: what it brings and weighs, how long it waits and lives, and what became of it.
 
-    __slots__ = ("alone", "answer", "batch", "error", "inputs", "size", "tokens", "turn")
+    It waits for company for ``patience`` seconds, which is ``until`` then; its own time, whoever calls, ``ends`` later.
+    """
 
-    def __init__(self, batch: Batch, accepts: Accepts) -> None:
+    __slots__ = ("alone", "answer", "batch", "ends", "error", "load", "patience", "turn", "until")
+
+    def __init__(self, batch: Batch, accepts: Accepts, patience: float, until: float, ends: float) -> None:
         self.batch = batch
-        self.inputs = len(batch)
-        self.tokens = sum(map(size_of, batch.inputs)) if accepts.max_tokens else 0
-        self.size = sum(map(bytes_of, batch.inputs)) if accepts.max_bytes else 0
+        self.load = weigh(batch, accepts)
+        self.patience = patience
+        self.until = until
+        self.ends = ends
         self.turn = anyio.Event()
         self.answer: Vectors | None = None
         self.error: EmbedrouteError | None = None
@@ -38,12 +43,17 @@ class _Waiting:
 class _Queue:
     """The calls to one endpoint on the same terms: how many are under way, and which wait, the first of them leading."""
 
-    __slots__ = ("go", "under_way", "waiting")
+    __slots__ = ("go", "terms", "under_way", "waiting")
 
-    def __init__(self) -> None:
+    def __init__(self, terms: Hashable) -> None:
+        self.terms = terms
         self.under_way = 0
         self.waiting: list[_Waiting] = []
         self.go = anyio.Event()
+
+    @property
+    def loads(self) -> list[Load]:
+        return [waiting.load for waiting in self.waiting]
 
 
 class Merger:
@@ -54,138 +64,129 @@ class Merger:
         self._queues: dict[Hashable, _Queue] = {}
 
     async def embed(
-        self, batch: Batch, terms: Hashable, call: Call, *, patience: float, accepts: Accepts
+        self, batch: Batch, terms: Hashable, call: Call, *, patience: float, timeout: float, caps: Caps
     ) -> tuple[Vectors, bool]:
         """Embed ``batch``, in one call with others of equal ``terms`` if the endpoint is busy.
 
-        It waits ``patience`` seconds at the most before its call begins, and a merged call keeps the caps of
-        ``accepts``. Returns the batch's own rows and its exact share of the tokens, and whether it was this request
-        that made the call. Items of parts go alone: tokens by modality could not be shared out.
+        It waits ``patience`` seconds at most for company and ``timeout`` in all, and a merged call keeps ``caps``. Returns
+        its own rows with their exact share of the tokens, and whether this request made the call. Items of parts go alone.
 
         Raises:
             EmbedrouteError: the call failed; an error of a call that another made is marked ``counted``.
         """
-        if batch.parts:
-            return await call(batch), True
-        until = anyio.current_time() + patience
-        alone = False
+        if batch.parts:  # tokens by modality could not be shared out
+            return await call(batch, timeout), True
+        if terms not in self._queues:
+            return await self._call(self._queue(terms), call(batch, timeout)), True
+        now, alone = anyio.current_time(), False
+        ends = now + timeout
         while True:
-            queue = self._queues.setdefault(terms, _Queue())
+            queue = self._queue(terms)
             if alone or not (queue.under_way or queue.waiting):
-                return await self._call(queue, terms, batch, call), True
-            waiting = _Waiting(batch, accepts)
+                return await self._call(queue, call(batch, ends - anyio.current_time())), True
+            waiting = _Waiting(batch, caps(), patience, now + patience, ends)
             queue.waiting.append(waiting)
             if queue.waiting[0] is waiting:
-                return await self._lead(queue, terms, call, until, accepts), True
-            if _full(queue.waiting, accepts):
+                return await self._lead(queue, call, caps), True
+            if is_full(queue.loads, caps()):
                 queue.go.set()
             if (answer := await _follow(queue, waiting)) is not None:
                 return answer, False
             alone = waiting.alone
 
-    async def _call(self, queue: _Queue, terms: Hashable, batch: Batch, call: Call) -> Vectors:
+    def _queue(self, terms: Hashable) -> _Queue:
+        queue = self._queues.get(terms)
+        if queue is None:
+            queue = self._queues[terms] = _Queue(terms)
+        return queue
+
+    async def _call(self, queue: _Queue, call: Awaitable[Vectors]) -> Vectors:
         queue.under_way += 1
         try:
-            return await call(batch)
+            return await call
         finally:
             queue.under_way -= 1
             if queue.under_way == 0:
                 queue.go.set()
-            self._tidy(queue, terms)
+            self._tidy(queue)
 
-    def _tidy(self, queue: _Queue, terms: Hashable) -> None:
-        if not (queue.under_way or queue.waiting) and self._queues.get(terms) is queue:
-            del self._queues[terms]
+    def _tidy(self, queue: _Queue) -> None:
+        if not (queue.under_way or queue.waiting) and self._queues.get(queue.terms) is queue:
+            del self._queues[queue.terms]
 
-    async def _lead(self, queue: _Queue, terms: Hashable, call: Call, until: float, accepts: Accepts) -> Vectors:
+    async def _lead(self, queue: _Queue, call: Call, caps: Caps) -> Vectors:
         queue.go = anyio.Event()
         party: Sequence[_Waiting] = ()
         left: Sequence[_Waiting] = ()
         try:
-            with anyio.move_on_after(until - anyio.current_time()):
+            with anyio.move_on_after(queue.waiting[0].until - anyio.current_time()):
                 await queue.go.wait()
-            fitting = _fitting(queue.waiting, accepts)
-            party, left, queue.waiting = queue.waiting[:fitting], queue.waiting[fitting:], []
+            count = fitting(queue.loads, caps())
+            party, left, queue.waiting = queue.waiting[:count], queue.waiting[count:], []
             _release(left)
-            return await self._serve(queue, terms, party, call)
+            return await self._serve(queue, party, call)
         finally:
             if not party:  # cancelled while it waited
                 party, queue.waiting = queue.waiting, []
             _release(party)
-            self._tidy(queue, terms)
+            self._tidy(queue)
 
-    async def _serve(self, queue: _Queue, terms: Hashable, party: Sequence[_Waiting], call: Call) -> Vectors:
+    async def _serve(self, queue: _Queue, party: Sequence[_Waiting], call: Call) -> Vectors:
         """Make one call for a party, and give every follower its part; the leader's is returned."""
-        if len(party) == 1:
-            return await self._call(queue, terms, party[0].batch, call)
+        leader, followers = party[0], party[1:]
+        if not followers:
+            return await self._call(queue, call(leader.batch, leader.ends - anyio.current_time()))
+        batches = [waiting.batch for waiting in party]
         try:
-            whole = await self._call(queue, terms, _merged([waiting.batch for waiting in party]), call)
+            whole = await self._call(queue, call(merged(batches), leader.ends - anyio.current_time()))
         except (InputRefused, BatchTooLarge):
             # One bad input, or a cap that nobody declared, must harm nobody else, so each goes alone.
-            for waiting in party[1:]:
+            for waiting in followers:
                 waiting.alone = True
-            _release(party[1:])
-            return await self._call(queue, terms, party[0].batch, call)
+            _release(followers)
+            return await self._call(queue, call(leader.batch, leader.ends - anyio.current_time()))
         except UpstreamError as error:
-            for waiting in party[1:]:
-                waiting.error = copy(error)
-                waiting.error.counted = True
+            _share(error, leader, followers)
             raise
-        parts = _parts(whole, [waiting.batch for waiting in party])
+        parts = taken_apart(whole, batches)
         for waiting, part in zip(party, parts, strict=True):
             waiting.answer = part
         return parts[0]
 
 
+def _share(error: UpstreamError, leader: _Waiting, followers: Sequence[_Waiting]) -> None:
+    """Give each follower its leader's error; but a timeout only to those who have no more time than their leader.
+
+    Whoever has goes round again. Equal time that began some patience later is no more: else each of a party would
+    call an upstream anew that has just been too slow for all of them.
+    """
+    for waiting in followers:
+        if not isinstance(error, TimedOut) or waiting.ends - leader.ends <= waiting.patience:
+            waiting.error = copy(error)
+            waiting.error.counted = True
+
+
 async def _follow(queue: _Queue, waiting: _Waiting) -> Vectors | None:
-    """Wait for what another makes of it; None if that is nothing."""
+    """Wait for what another makes of it; None if that is nothing, and there is time for another round."""
     try:
-        await waiting.turn.wait()
+        with anyio.move_on_after(waiting.ends - anyio.current_time()):
+            await waiting.turn.wait()
     finally:
         if waiting in queue.waiting:
             queue.waiting.remove(waiting)
     if waiting.error is not None:
         raise waiting.error
+    if waiting.answer is None and not waiting.alone and waiting.ends - anyio.current_time() <= waiting.patience:
+        raise _timed_out()
     return waiting.answer
+
+
+def _timed_out() -> TimedOut:
+    error = TimedOut("The upstream did not answer in time.")
+    error.counted = True  # by whoever makes the call
+    return error
 
 
 def _release(waiting: Sequence[_Waiting]) -> None:
     for one in waiting:
         one.turn.set()
-
-
-def _fitting(waiting: Sequence[_Waiting], accepts: Accepts) -> int:
-    """Count the calls, from the first, that one call can hold; at least 1."""
-    inputs = tokens = size = 0
-    for count, one in enumerate(waiting):
-        inputs, tokens, size = inputs + one.inputs, tokens + one.tokens, size + one.size
-        over = inputs > (accepts.max_inputs or inputs) or tokens > (accepts.max_tokens or tokens)
-        if count and (over or size > (accepts.max_bytes or size)):
-            return count
-    return len(waiting)
-
-
-def _full(waiting: Sequence[_Waiting], accepts: Accepts) -> bool:
-    """Whether the first calls fill one; there is nothing more to wait for then."""
-    return sum(one.inputs for one in waiting) == accepts.max_inputs or _fitting(waiting, accepts) < len(waiting)
-
-
-def _merged(batches: Sequence[Batch]) -> Batch:
-    return msgspec.structs.replace(
-        batches[0],
-        texts=[text for batch in batches for text in batch.texts],
-        tokens=[ids for batch in batches for ids in batch.tokens],
-        parts=[parts for batch in batches for parts in batch.parts],
-    )
-
-
-def _parts(whole: Vectors, batches: Sequence[Batch]) -> list[Vectors]:
-    """Cut a merged answer: each batch its rows, and tokens by input length that add up exactly."""
-    sizes = [sum(map(size_of, batch.inputs)) for batch in batches]
-    tokens = [None] * len(batches) if whole.prompt_tokens is None else share_out(whole.prompt_tokens, sizes)
-    parts: list[Vectors] = []
-    start = 0
-    for batch, share in zip(batches, tokens, strict=True):
-        parts.append(Vectors(whole.array[start : start + len(batch)], share))
-        start += len(batch)
-    return parts

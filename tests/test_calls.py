@@ -81,6 +81,15 @@ async def failure_of(gateway, texts=TEXTS, **fields):
     return caught.value
 
 
+async def code_of(gateway, texts):
+    """The code of the failure, "answered" if there is none: for a task group, which would wrap a failed expectation."""
+    try:
+        await embed(gateway, texts)
+    except EmbedrouteError as error:
+        return error.code
+    return "answered"
+
+
 def calls(*backends):
     return [len(backend.batches) for backend in backends]
 
@@ -204,11 +213,27 @@ async def test_a_hint_past_the_deadline_is_told_instead_of_waited_for():
     assert [1, 1] == calls(first, second)
 
 
-async def test_waiting_for_a_limit_that_never_ends_is_a_retry_and_has_a_budget():
-    first = scripted(then=RateLimited("slow", retry_after=0.001))
+@pytest.mark.parametrize("endpoints", [1, 2, 3])
+async def test_whatever_is_called_after_a_rest_is_a_retry_and_has_a_budget(endpoints):
+    """Each endpoint is tried once for nothing; then come the ten that are always allowed, for a fifth of a call is none."""
+    limited = [scripted(then=RateLimited("slow", retry_after=0.001)) for _ in range(endpoints)]
 
-    assert (await failure_of(gateway_of(first, deadline=3))).status == 429
-    assert len(first.batches) <= 15
+    assert (await failure_of(gateway_of(*limited, deadline=60))).status == 429
+    assert sum(calls(*limited)) == endpoints + 10
+
+
+async def test_where_the_nearest_fails_after_its_rest_the_next_is_tried():
+    async def fail(_):
+        await anyio.sleep(0.3)
+        raise Unavailable("down")
+
+    first = scripted(RateLimited("slow", retry_after=0.05), then=fail)
+    second = scripted(RateLimited("slow", retry_after=0.06))
+
+    answer = await embed(gateway_of(first, second, retries=RetryPolicy(attempts=1)))
+
+    assert ("b",) == answer.providers
+    assert [2, 2] == calls(first, second)
 
 
 async def test_the_breaker_opens_and_then_lets_one_probe_through_at_a_time():
@@ -236,6 +261,43 @@ async def test_the_breaker_opens_and_then_lets_one_probe_through_at_a_time():
         release.set()
     await embed(gateway)
     assert calls(only) == [5]
+
+
+@pytest.mark.parametrize("late", ["answered", "failed", "cancelled"])
+async def test_a_call_from_before_the_outage_does_not_end_the_probe(late):
+    """However it ends: while the probe is under way nobody else is let in, and the probe's answer is what closes."""
+    come, over, probed, given_up = anyio.Event(), anyio.Event(), anyio.Event(), anyio.CancelScope()
+
+    async def judge(batch):
+        if "down" in batch.texts:
+            raise Unavailable("down")
+        if "early" in batch.texts:
+            await come.wait()
+            if late == "failed":
+                raise Unavailable("down as well")
+        if "probe" in batch.texts:
+            await probed.wait()
+        return right(batch.texts)
+
+    async def early():
+        with given_up:
+            await code_of(gateway, ["early"])
+        over.set()
+
+    breaker = BreakerPolicy(failures=1, first_rest=0.01)
+    gateway = gateway_of(scripted(then=judge), deadline=60, retries=RetryPolicy(attempts=1), breaker=breaker)
+    async with anyio.create_task_group() as group:
+        group.start_soon(early)
+        await anyio.wait_all_tasks_blocked()
+        assert await code_of(gateway, ["down"]) is None
+        await anyio.sleep(0.02)
+        group.start_soon(embed, gateway, ["probe"])
+        await anyio.wait_all_tasks_blocked()
+        (given_up.cancel if late == "cancelled" else come.set)()
+        await over.wait()
+        assert await code_of(gateway, ["not now"]) == "no_healthy_endpoint"
+        probed.set()
+    await embed(gateway)
 
 
 async def test_a_cancelled_probe_makes_room_for_the_next():

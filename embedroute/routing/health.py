@@ -2,12 +2,22 @@
 
 from collections import deque
 from copy import copy
-from enum import StrEnum
 from typing import Final
 
 import msgspec
 
-from embedroute.errors import LONGEST_HINT, EmbedrouteError, NoHealthyEndpoint, RateLimited, UpstreamError
+from embedroute.backend import Accepts
+from embedroute.errors import (
+    LONGEST_HINT,
+    EmbedrouteError,
+    KeyRefused,
+    ModelRefused,
+    NoHealthyEndpoint,
+    RateLimited,
+    Unavailable,
+    UpstreamError,
+)
+from embedroute.routing.breaker import Breaker, BreakerPolicy, State
 from embedroute.routing.routes import Candidate
 
 SIGNIFICANT: Final = 30.0
@@ -22,27 +32,6 @@ SAMPLES: Final = 1024
 """Calls remembered per endpoint, so that memory stays bounded."""
 
 
-_DOUBLINGS: Final = 32
-"""Doublings of a rest; more would overflow a float in an outage of days."""
-
-
-class BreakerPolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """When an endpoint is taken out, and for how long (seconds)."""
-
-    failures: int = 5
-    first_rest: float = 5.0
-    longest_rest: float = 120.0
-    refused_rest: float = 30.0
-
-
-class State(StrEnum):
-    """Of a breaker: closed lets all through, open none, half-open one probe at a time."""
-
-    CLOSED = "closed"
-    OPEN = "open"
-    HALF_OPEN = "half_open"
-
-
 class Sample(msgspec.Struct, frozen=True):
     """One answered call: when it ended, how many seconds it took, tokens a second."""
 
@@ -52,63 +41,76 @@ class Sample(msgspec.Struct, frozen=True):
 
 
 class Health:
-    """The state of one endpoint; every method takes ``now`` in seconds of one monotonic clock."""
+    """The state of one endpoint; every method takes ``now`` in seconds of one monotonic clock.
+
+    A call that is let in gets a ticket, which it brings back with its outcome, so that a call from before an outage
+    cannot pass for the probe that ends it (see ``Breaker``). What a late call says of the endpoint itself is learned
+    all the same: how long it took, that the endpoint failed lately, and how long it asks to be left alone.
+    """
 
     def __init__(self, policy: BreakerPolicy) -> None:
         """Begin closed and rested."""
-        self.policy = policy
-        self.refusal: UpstreamError | None = None
-        self._cap: tuple[int, float] | None = None
         self.limited_until = 0.0
-        self._open_until = 0.0
-        self._rests = 0
-        self._failures = 0
-        self._probing = False
+        self._breaker = Breaker(policy)
+        self._cap: tuple[int, float] | None = None
         self._last_failure = float("-inf")
         self._samples: deque[Sample] = deque(maxlen=SAMPLES)
 
     def state(self, now: float) -> State:
         """Tell the breaker's state."""
-        if self._rests == 0:
-            return State.CLOSED
-        return State.OPEN if now < self._open_until else State.HALF_OPEN
+        return self._breaker.state(now)
 
     def ready_at(self, now: float) -> float:
         """When a call may be made: ``now``, or the end of the rest that a failure or a 429 asked for."""
-        return max(now, self._open_until, self.limited_until)
+        return max(now, self._breaker.open_until, self.limited_until)
 
     def failing(self, now: float) -> bool:
         """Whether a significant failure lies less than 30 s back."""
         return now - self._last_failure < SIGNIFICANT
 
-    def admit(self, now: float) -> bool:
-        """Ask to make a call; a half-open breaker admits one probe at a time. Follow with one of the others."""
-        if self.ready_at(now) > now:
-            return False
-        if self.state(now) is State.CLOSED:
-            return True
-        if self._probing:
-            return False
-        self._probing = True
-        return True
+    def admit(self, now: float) -> int:
+        """Ask to make a call: its ticket, or 0 if it may not be made; a half-open breaker admits one probe at a time.
 
-    def succeeded(self, now: float, latency: float, tokens: int) -> None:
-        """Close the breaker and remember how long the call took."""
-        self._failures = self._rests = 0
-        self._probing = False
-        self.refusal = None
+        Bring the ticket back to ``succeeded``, ``learn`` or ``released``.
+        """
+        return 0 if now < self.limited_until else self._breaker.admit(now)
+
+    def succeeded(self, ticket: int, now: float, latency: float, tokens: int) -> None:
+        """Remember how long the call took; the probe's success closes the breaker."""
+        self._breaker.succeeded(ticket)
         self._samples.append(Sample(now, latency, tokens / max(latency, 1e-9)))
 
-    def failed(self, now: float) -> None:
+    def learn(self, ticket: int, now: float, failure: EmbedrouteError) -> None:
+        """Take what a failure says of the endpoint; one of the input's own, or counted already, says nothing."""
+        if isinstance(failure, UpstreamError) and failure.counted:
+            self.released(ticket)
+        elif isinstance(failure, RateLimited):
+            self.limited(ticket, now, SHORTEST_REST if failure.retry_after is None else failure.retry_after)
+        elif isinstance(failure, KeyRefused | ModelRefused):
+            self.refused(ticket, now, failure)
+        elif isinstance(failure, Unavailable):
+            self.failed(ticket, now)
+        else:
+            self.released(ticket)
+
+    def failed(self, ticket: int, now: float) -> None:
         """Count an upstream's own trouble; enough of it in a row, or a failed probe, opens the breaker."""
         self._last_failure = now
-        self._failures += 1
-        self.refusal = None
-        if self.state(now) is State.OPEN:
-            return  # begun before the breaker opened: one burst must not be counted as several outages
-        if self._probing or self._failures >= self.policy.failures:
-            rest = min(self.policy.longest_rest, self.policy.first_rest * 2 ** min(self._rests, _DOUBLINGS))
-            self._open(now + rest)
+        self._breaker.failed(ticket, now)
+
+    def refused(self, ticket: int, now: float, refusal: UpstreamError | None = None) -> None:
+        """Our key or the model was refused: asking again soon is no use, and what was said then still holds."""
+        self._last_failure = now
+        self._breaker.refused(ticket, now, refusal)
+
+    def limited(self, ticket: int, now: float, rest: float) -> None:
+        """The upstream asked for ``rest`` seconds without calls; that says nothing of its health."""
+        self.limited_until = max(self.limited_until, now + min(rest, LONGEST_HINT))
+        self._breaker.released(ticket)
+
+    def released(self, ticket: int) -> None:
+        """The call ended without news of the upstream: cancelled, or the input's own fault."""
+        self._breaker.released(ticket)
 
     def cap(self, now: float) -> int | None:
         """The inputs that one call may hold as far as the upstream has let on lately; None while it has not."""
@@ -119,34 +121,21 @@ class Health:
         half = max(1, inputs // 2)
         self._cap = (min(self.cap(now) or half, half), now + LEARNED_FOR)
 
-    def refused(self, now: float, refusal: UpstreamError | None = None) -> None:
-        """Our key or the model was refused: asking again soon is no use, and what was said then still holds."""
-        self._last_failure = now
-        self.refusal = refusal
-        self._open(now + self.policy.refused_rest)
-
-    def limited(self, now: float, rest: float) -> None:
-        """The upstream asked for ``rest`` seconds without calls; that says nothing of its health."""
-        self._probing = False
-        self.limited_until = max(self.limited_until, now + min(rest, LONGEST_HINT))
-
-    def released(self) -> None:
-        """The call ended without news of the upstream: cancelled, or the input's own fault."""
-        self._probing = False
+    def caps(self, accepts: Accepts, now: float) -> Accepts:
+        """What one call may hold: as much as the API ``accepts``, and no more inputs than the learned cap."""
+        most = self.cap(now)
+        if most is None:
+            return accepts
+        return msgspec.structs.replace(accepts, max_inputs=min(most, accepts.max_inputs or most))
 
     def resting(self, now: float) -> EmbedrouteError:
         """Tell why no call is made now: a 429, a refusal that still holds, or an open breaker."""
         rest = max(self.ready_at(now) - now, SHORTEST_REST)
         if self.limited_until > now:
             return RateLimited("Every provider of this model asks to wait.", retry_after=rest)
-        if self.refusal is not None:
-            return copy(self.refusal)
+        if self._breaker.refusal is not None:
+            return copy(self._breaker.refusal)
         return NoHealthyEndpoint("No provider of this model is healthy at the moment.", retry_after=rest)
-
-    def _open(self, until: float) -> None:
-        self._open_until = until
-        self._rests += 1
-        self._probing = False
 
     def latency(self, percentile: int, now: float) -> float | None:
         """Seconds that ``percentile`` % of recent calls stayed within; None without data."""

@@ -78,9 +78,10 @@ def worst(failures: Sequence[EmbedrouteError]) -> EmbedrouteError:
 
 
 class RetryBudget:
-    """Retries may be at most a share of recent calls, with a floor (Finagle's ``RetryBudget``).
+    """Lets no retry through that would make those of the last seconds more than a share of their calls and a floor.
 
-    Trying an endpoint for the first time is not a retry: without it there would be no fallback.
+    So Finagle's ``RetryBudget`` does. A call is a chunk's first try at an endpoint: were that a retry, there would be
+    no fallback. Whatever is tried again is one, be it at once, after a backoff or after the rest that a 429 asked for.
     """
 
     def __init__(self, share: float = 0.2, floor: int = 10, window: float = 10.0) -> None:
@@ -91,15 +92,16 @@ class RetryBudget:
         self._calls: deque[float] = deque()
         self._retries: deque[float] = deque()
 
-    def called(self, now: float) -> None:
-        """Count a first attempt."""
+    def called(self, now: float) -> bool:
+        """Count a first try, which is always granted."""
         self._calls.append(now)
         self._forget(now)
+        return True
 
     def allow(self, now: float) -> bool:
         """Take one retry out of the budget, if there is one."""
         self._forget(now)
-        if len(self._retries) >= self._floor + self._share * len(self._calls):
+        if len(self._retries) + 1 > self._floor + self._share * len(self._calls):
             return False
         self._retries.append(now)
         return True

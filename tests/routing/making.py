@@ -70,7 +70,7 @@ def chosen(candidates, *, caller=SOMEONE, suffix=None, facts=None, surroundings=
 def failed(seconds_ago: float) -> Health:
     """A health whose endpoint failed once, so long ago."""
     health = Health(BreakerPolicy())
-    health.failed(NOW - seconds_ago)
+    health.failed(health.admit(NOW - seconds_ago), NOW - seconds_ago)
     return health
 
 
@@ -78,5 +78,5 @@ def measured(*latencies: float, tokens: int = 100) -> Health:
     """A health whose calls took ``latencies`` seconds, just now."""
     health = Health(BreakerPolicy())
     for latency in latencies:
-        health.succeeded(NOW - 1, latency, tokens)
+        health.succeeded(health.admit(NOW - 1), NOW - 1, latency, tokens)
     return health

@@ -4,17 +4,35 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedroute.errors import LONGEST_HINT
-from embedroute.routing.health import SAMPLES, WINDOW, BreakerPolicy, Health, State
+from embedroute.backend import Accepts
+from embedroute.errors import (
+    LONGEST_HINT,
+    BadAnswer,
+    BatchTooLarge,
+    EmbedrouteError,
+    InputRefused,
+    KeyRefused,
+    ModelRefused,
+    NoHealthyEndpoint,
+    RateLimited,
+    TimedOut,
+    Unavailable,
+)
+from embedroute.routing.breaker import BreakerPolicy, State
+from embedroute.routing.health import SAMPLES, WINDOW, Health
 
 POLICY = BreakerPolicy(failures=3, first_rest=5.0, longest_rest=60.0, refused_rest=30.0)
+
+
+def counted(failure):
+    failure.counted = True
+    return failure
 
 
 def opened(at: float = 0.0) -> Health:
     health = Health(POLICY)
     for _ in range(POLICY.failures):
-        assert health.admit(at)
-        health.failed(at)
+        health.failed(health.admit(at), at)
     return health
 
 
@@ -22,8 +40,9 @@ def test_enough_failures_in_a_row_open_the_breaker():
     health = Health(POLICY)
     states = []
     for _ in range(4):
-        states.append((health.state(0.0), health.admit(0.0)))
-        health.failed(0.0)
+        ticket = health.admit(0.0)
+        states.append((health.state(0.0), bool(ticket)))
+        health.failed(ticket, 0.0)
 
     assert [(State.CLOSED, True)] * 3 + [(State.OPEN, False)] == states
 
@@ -31,9 +50,9 @@ def test_enough_failures_in_a_row_open_the_breaker():
 def test_a_success_in_between_starts_the_count_anew():
     health = Health(POLICY)
     for _ in range(10):
-        health.failed(0.0)
-        health.failed(0.0)
-        health.succeeded(0.0, 0.1, 1)
+        health.failed(health.admit(0.0), 0.0)
+        health.failed(health.admit(0.0), 0.0)
+        health.succeeded(health.admit(0.0), 0.0, 0.1, 1)
 
     assert State.CLOSED is health.state(0.0)
 
@@ -46,33 +65,7 @@ def test_an_open_breaker_half_opens_after_its_rest(now, state, ready):
     health = opened()
 
     assert (state, ready) == (health.state(now), health.ready_at(now))
-    assert (state is State.HALF_OPEN) == health.admit(now)
-
-
-def test_a_half_open_breaker_admits_one_probe_at_a_time():
-    health = opened()
-
-    assert [True, False, False] == [health.admit(6.0) for _ in range(3)]
-
-
-@pytest.mark.parametrize(
-    ("end", "then"),
-    [
-        (lambda health: health.succeeded(6.0, 0.1, 1), (State.CLOSED, [True, True])),
-        (lambda health: health.failed(6.0), (State.OPEN, [False, False])),
-        (lambda health: health.refused(6.0), (State.OPEN, [False, False])),
-        (lambda health: health.released(), (State.HALF_OPEN, [True, False])),
-        (lambda health: health.limited(6.0, 0.0), (State.HALF_OPEN, [True, False])),
-        (lambda health: health.limited(6.0, 1.0), (State.HALF_OPEN, [False, False])),
-    ],
-)
-def test_how_a_probe_ends_decides_what_follows(end, then):
-    """Only a success closes; a probe that brought no news leaves the place to another."""
-    health = opened()
-    assert health.admit(6.0)
-    end(health)
-
-    assert then == (health.state(6.0), [health.admit(6.0), health.admit(6.0)])
+    assert (state is State.HALF_OPEN) == bool(health.admit(now))
 
 
 def test_rests_double_up_to_the_longest_and_a_success_forgets_them():
@@ -80,15 +73,13 @@ def test_rests_double_up_to_the_longest_and_a_success_forgets_them():
     for _ in range(6):
         rests.append(health.ready_at(now) - now)
         now = health.ready_at(now)
-        assert health.admit(now)
-        health.failed(now)
+        health.failed(health.admit(now), now)
 
     assert [5.0, 10.0, 20.0, 40.0, 60.0, 60.0] == rests
     now = health.ready_at(now)
-    health.admit(now)
-    health.succeeded(now, 0.1, 1)
+    health.succeeded(health.admit(now), now, 0.1, 1)
     for _ in range(3):
-        health.failed(now)
+        health.failed(health.admit(now), now)
     assert now + 5.0 == health.ready_at(now)
 
 
@@ -97,8 +88,7 @@ def test_an_outage_of_weeks_is_survived():
     health, now = opened(), 0.0
     for _ in range(2000):
         now = health.ready_at(now)
-        assert health.admit(now)
-        health.failed(now)
+        health.failed(health.admit(now), now)
 
     assert now + 60.0 == health.ready_at(now)
 
@@ -106,9 +96,9 @@ def test_an_outage_of_weeks_is_survived():
 def test_calls_begun_before_the_breaker_opened_do_not_lengthen_its_rest():
     """A burst of a hundred failures at once is one outage, and a breaker first opens for at most 30 s."""
     health = Health(POLICY)
-    assert all(health.admit(0.0) for _ in range(100))
-    for at in range(100):
-        health.failed(at / 1000)
+    tickets = [health.admit(0.0) for _ in range(100)]
+    for at, ticket in enumerate(tickets):
+        health.failed(ticket, at / 1000)
 
     assert 5.0 + 0.002 == health.ready_at(0.1)
 
@@ -116,10 +106,28 @@ def test_calls_begun_before_the_breaker_opened_do_not_lengthen_its_rest():
 def test_a_refusal_of_our_key_rests_at_once_and_always_alike():
     health, now = Health(POLICY), 0.0
     for _ in range(4):
-        assert health.admit(now)
-        health.refused(now)
+        health.refused(health.admit(now), now)
         assert now + 30.0 == health.ready_at(now)
         now += 30.0
+
+
+@pytest.mark.parametrize(
+    ("end", "told"),
+    [
+        (lambda health, ticket: health.released(ticket), KeyRefused),
+        (lambda health, ticket: health.failed(ticket, 30.0), NoHealthyEndpoint),
+        (lambda health, ticket: health.refused(ticket, 30.0, ModelRefused("what?")), ModelRefused),
+        (lambda health, ticket: health.limited(ticket, 30.0, 5.0), RateLimited),
+        (lambda health, ticket: health.succeeded(ticket, 30.0, 0.1, 1), NoHealthyEndpoint),
+    ],
+)
+def test_what_was_refused_is_told_until_a_probe_knows_better(end, told):
+    health = Health(POLICY)
+    health.refused(health.admit(0.0), 0.0, KeyRefused("who?"))
+    assert KeyRefused is type(health.resting(29.0))
+    end(health, health.admit(30.0))
+
+    assert told is type(health.resting(30.0))
 
 
 @pytest.mark.parametrize(
@@ -135,8 +143,9 @@ def test_a_refusal_of_our_key_rests_at_once_and_always_alike():
 def test_a_rate_limit_rests_for_its_hint(rests, ready):
     """The longest of all hints holds, capped at two minutes; it is no failure, so nothing else changes."""
     health = Health(POLICY)
-    for now, rest in rests:
-        health.limited(now, rest)
+    tickets = [health.admit(0.0) for _ in rests]
+    for ticket, (now, rest) in zip(tickets, rests, strict=True):
+        health.limited(ticket, now, rest)
 
     assert (ready, State.CLOSED, False) == (health.ready_at(0.0), health.state(0.0), health.failing(0.0))
     assert health.admit(ready)
@@ -145,47 +154,56 @@ def test_a_rate_limit_rests_for_its_hint(rests, ready):
 @pytest.mark.parametrize(
     ("event", "significant"),
     [
-        (lambda health: health.failed(0.0), True),
-        (lambda health: health.refused(0.0), True),
-        (lambda health: health.limited(0.0, 1.0), False),
-        (lambda health: health.released(), False),
-        (lambda health: health.succeeded(0.0, 1.0, 1), False),
+        (lambda health, ticket: health.failed(ticket, 0.0), True),
+        (lambda health, ticket: health.refused(ticket, 0.0), True),
+        (lambda health, ticket: health.limited(ticket, 0.0, 1.0), False),
+        (lambda health, ticket: health.released(ticket), False),
+        (lambda health, ticket: health.succeeded(ticket, 0.0, 1.0, 1), False),
     ],
 )
 def test_only_an_upstreams_own_fault_is_significant(event, significant):
     health = Health(POLICY)
-    event(health)
+    event(health, health.admit(0.0))
 
     assert (significant, False) == (health.failing(29.9), health.failing(30.0))
 
 
-ENDS = {
-    "success": lambda health, now: health.succeeded(now, 0.1, 1),
-    "failure": lambda health, now: health.failed(now),
-    "refused": lambda health, now: health.refused(now),
-    "limited": lambda health, now: health.limited(now, 1.0),
-    "released": lambda health, now: health.released(),  # noqa: ARG005 - as the others
-}
+@pytest.mark.parametrize(
+    ("failure", "state", "ready", "significant"),
+    [
+        (Unavailable("down"), State.OPEN, 6.0, True),
+        (BadAnswer("nonsense"), State.OPEN, 6.0, True),
+        (TimedOut("slow"), State.OPEN, 6.0, True),
+        (counted(Unavailable("down")), State.CLOSED, 1.0, False),
+        (KeyRefused("who?"), State.OPEN, 31.0, True),
+        (ModelRefused("what?"), State.OPEN, 31.0, True),
+        (RateLimited("rest", retry_after=7), State.CLOSED, 8.0, False),
+        (RateLimited("rest"), State.CLOSED, 2.0, False),
+        (InputRefused("bad"), State.CLOSED, 1.0, False),
+        (BatchTooLarge("many"), State.CLOSED, 1.0, False),
+        (EmbedrouteError("?"), State.CLOSED, 1.0, False),
+    ],
+)
+def test_what_a_failure_says_of_its_endpoint(failure, state, ready, significant):
+    """One more of its own opens this breaker; what is the input's, or another call's, says nothing."""
+    health = Health(BreakerPolicy(failures=1, first_rest=5.0, refused_rest=30.0))
+    health.learn(health.admit(1.0), 1.0, failure)
+
+    assert (state, ready, significant) == (health.state(1.0), health.ready_at(1.0), health.failing(1.0))
 
 
-@given(st.lists(st.tuples(st.floats(0, 20), st.sampled_from(list(ENDS)), st.integers(0, 2)), max_size=60))
-def test_whatever_happens_no_two_probes_run_at_once(steps):
-    """Each step waits, lets callers in, and ends one call; once calls from before the opening are done, one at a time."""
-    health, now, flying = opened(), 0.0, 0
-    for wait, end, callers in steps:
-        now += wait
-        closed = health.state(now) is State.CLOSED
-        flying += sum(health.admit(now) for _ in range(callers + 1))
-        assert closed or flying <= 1
-        if closed:
-            health.released()
-            flying = 0
-            health.refused(now)
-            continue
-        if flying:
-            flying = 0
-            ENDS[end](health, now)
-        assert health.ready_at(now) - now <= LONGEST_HINT
+@pytest.mark.parametrize("accepted", [None, 10, 2])
+@pytest.mark.parametrize(("sizes", "cap"), [([], None), ([8], 4), ([8, 6], 3), ([6, 8], 3), ([1], 1)])
+def test_a_call_holds_no_more_than_is_declared_and_learned(accepted, sizes, cap):
+    """What was learned is half of the smallest that was too large, and is forgotten after ten minutes."""
+    health, accepts = Health(POLICY), Accepts(max_inputs=accepted, max_tokens=7)
+    for size in sizes:
+        health.overfilled(0.0, size)
+
+    held = health.caps(accepts, 599.9)
+
+    assert (min(filter(None, [accepted, cap]), default=None), 7) == (held.max_inputs, held.max_tokens)
+    assert accepts == health.caps(accepts, 600.0)
 
 
 @given(st.lists(st.floats(0.001, 100), min_size=1, max_size=200), st.sampled_from([50, 75, 90, 99]))
@@ -193,7 +211,7 @@ def test_percentiles_go_by_nearest_rank(latencies, percentile):
     """The smallest measured value that so many per cent of all do not exceed, and never one in between."""
     health = Health(POLICY)
     for latency in latencies:
-        health.succeeded(0.0, latency, 100)
+        health.succeeded(health.admit(0.0), 0.0, latency, 100)
 
     found = health.latency(percentile, 0.0)
 
@@ -211,7 +229,7 @@ def test_percentiles_go_by_nearest_rank(latencies, percentile):
 def test_percentiles_of_the_first_whole_numbers(count, p50, p75, p90, p99):
     health = Health(POLICY)
     for latency in range(count, 0, -1):
-        health.succeeded(0.0, float(latency), 1)
+        health.succeeded(health.admit(0.0), 0.0, float(latency), 1)
 
     assert [p50, p75, p90, p99] == [health.latency(it, 0.0) for it in (50, 75, 90, 99)]
 
@@ -222,8 +240,8 @@ def test_no_data_is_no_number():
 
 def test_percentiles_forget_after_five_minutes():
     health = Health(POLICY)
-    health.succeeded(0.0, 9.0, 1)
-    health.succeeded(10.0, 1.0, 1)
+    health.succeeded(health.admit(0.0), 0.0, 9.0, 1)
+    health.succeeded(health.admit(10.0), 10.0, 1.0, 1)
 
     assert [9.0, 1.0, None] == [health.latency(99, now) for now in (WINDOW, WINDOW + 1, WINDOW + 11)]
 
@@ -231,13 +249,13 @@ def test_percentiles_forget_after_five_minutes():
 def test_memory_stays_bounded():
     health = Health(POLICY)
     for at in range(10 * SAMPLES):
-        health.succeeded(at / 1000, 1.0, 1)
+        health.succeeded(health.admit(at / 1000), at / 1000, 1.0, 1)
 
     assert SAMPLES == len(health._samples)
 
 
 def test_a_call_of_no_time_is_no_division_by_zero():
     health = Health(POLICY)
-    health.succeeded(0.0, 0.0, 5)
+    health.succeeded(health.admit(0.0), 0.0, 0.0, 5)
 
     assert 0.0 == health.latency(50, 0.0)

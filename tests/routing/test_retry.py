@@ -111,7 +111,9 @@ def test_the_budget_forgets_after_its_window():
     assert [True, False] == [budget.allow(5.0), budget.allow(5.0)]
     assert not budget.allow(10.1)
     budget.called(16.0)
-    assert budget.allow(16.0)
+    assert not budget.allow(16.0)
+    budget.called(16.0)
+    assert [True, False] == [budget.allow(16.0), budget.allow(16.0)]
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), max_size=300))
@@ -126,4 +128,4 @@ def test_no_storm_gets_past_the_budget(steps):
         elif budget.allow(now):
             retries.append(now)
             recent = sum(now - at <= 10.0 for at in calls)
-            assert sum(now - at <= 10.0 for at in retries) <= 5 + 0.2 * recent + 1
+            assert sum(now - at <= 10.0 for at in retries) <= 5 + 0.2 * recent

@@ -1,0 +1,167 @@
+"""Whose outcome moves a breaker: the probe's own, whatever calls from before come back with. No clock is read."""
+
+from typing import NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedroute.errors import LONGEST_HINT, KeyRefused
+from embedroute.routing.breaker import BreakerPolicy, State
+from embedroute.routing.health import Health
+
+POLICY = BreakerPolicy(failures=3, first_rest=5.0, longest_rest=60.0, refused_rest=30.0)
+
+ENDS = {
+    "success": lambda health, ticket, now: health.succeeded(ticket, now, 0.1, 1),
+    "failure": lambda health, ticket, now: health.failed(ticket, now),
+    "refused": lambda health, ticket, now: health.refused(ticket, now, KeyRefused("late")),
+    "limited": lambda health, ticket, now: health.limited(ticket, now, 0.0),
+    "released": lambda health, ticket, _: health.released(ticket),
+}
+"""Every way in which a call comes back."""
+
+
+def opened(late: int = 0) -> tuple[Health, list[int]]:
+    """A breaker that opened at 0 s for 5, and the tickets of calls that are still under way since then."""
+    health = Health(POLICY)
+    tickets = [health.admit(0.0) for _ in range(late)]
+    for _ in range(POLICY.failures):
+        health.failed(health.admit(0.0), 0.0)
+    return health, tickets
+
+
+def test_a_half_open_breaker_admits_one_probe_at_a_time():
+    health, _ = opened()
+
+    assert [True, False, False] == [bool(health.admit(6.0)) for _ in range(3)]
+
+
+class Probe(NamedTuple):
+    """How a probe ends, and at 6 s: the state, when it is ready, and who of two is admitted."""
+
+    end: str
+    state: State
+    ready: float
+    admitted: list[bool]
+
+
+PROBES = [
+    Probe("success", State.CLOSED, 6.0, [True, True]),
+    Probe("failure", State.OPEN, 16.0, [False, False]),
+    Probe("refused", State.OPEN, 36.0, [False, False]),
+    Probe("limited", State.HALF_OPEN, 6.0, [True, False]),
+    Probe("released", State.HALF_OPEN, 6.0, [True, False]),
+]
+
+
+@pytest.mark.parametrize("late", [None, *ENDS])
+@pytest.mark.parametrize(Probe._fields, PROBES)
+def test_only_how_the_probe_ends_decides_what_follows(end, state, ready, admitted, late):
+    """Whatever a call from before the outage comes back with, before the probe, beside it or after it."""
+    health, tickets = opened(late=9)
+
+    def come_late():
+        for _ in range(3 if late else 0):
+            ENDS[late](health, tickets.pop(), 6.0)
+
+    come_late()
+    probe = health.admit(6.0)
+    come_late()
+    assert not health.admit(6.0)
+    ENDS[end](health, probe, 6.0)
+    come_late()
+
+    assert (state, ready) == (health.state(6.0), health.ready_at(6.0))
+    assert admitted == [bool(health.admit(6.0)) for _ in range(2)]
+
+
+@pytest.mark.parametrize("late", ENDS)
+@pytest.mark.parametrize("now", [0.0, 4.9])
+def test_no_late_call_opens_or_closes_an_open_breaker(late, now):
+    health, tickets = opened(late=5)
+    for ticket in tickets:
+        ENDS[late](health, ticket, now)
+
+    assert (State.OPEN, 5.0) == (health.state(now), health.ready_at(now))
+    assert "healthy" in str(health.resting(now))
+    assert (State.HALF_OPEN, True) == (health.state(5.0), bool(health.admit(5.0)))
+
+
+@pytest.mark.parametrize("late", ENDS)
+def test_a_late_call_counts_for_nothing_once_the_breaker_has_closed(late):
+    """Neither towards the next opening, nor as the success that would begin the count anew."""
+    health, tickets = opened(late=5)
+    health.succeeded(health.admit(6.0), 6.0, 0.1, 1)
+    health.failed(health.admit(6.0), 6.0)
+    health.failed(health.admit(6.0), 6.0)
+    for ticket in tickets:
+        ENDS[late](health, ticket, 6.0)
+    assert State.CLOSED is health.state(6.0)
+    health.failed(health.admit(6.0), 6.0)
+
+    assert State.OPEN is health.state(6.0)
+
+
+@pytest.mark.parametrize("first", ["limited", "released"])
+@pytest.mark.parametrize("then", ENDS)
+def test_a_probe_that_gave_its_place_up_is_late_itself(first, then):
+    """The next probe has the place; the same ticket does nothing a second time."""
+    health, _ = opened()
+    probe = health.admit(6.0)
+    ENDS[first](health, probe, 6.0)
+    following = health.admit(6.0)
+    ENDS[then](health, probe, 6.0)
+
+    assert (State.HALF_OPEN, 0) == (health.state(6.0), health.admit(6.0))
+    health.succeeded(following, 6.0, 0.1, 1)
+    assert State.CLOSED is health.state(6.0)
+
+
+def test_the_ticket_of_a_probe_that_closed_the_breaker_is_spent():
+    health, _ = opened()
+    probe = health.admit(6.0)
+    health.succeeded(probe, 6.0, 0.1, 1)
+    for _ in range(POLICY.failures):
+        health.failed(probe, 6.0)
+
+    assert State.CLOSED is health.state(6.0)
+
+
+def test_what_a_late_call_says_of_the_endpoint_is_learned():
+    """How long it took, that it failed lately, and how long it asks to be left alone."""
+    health, tickets = opened(late=3)
+    health.succeeded(tickets[0], 6.0, 0.1, 1)
+    assert 0.1 == health.latency(50, 6.0)
+    assert not health.failing(31.0)
+    health.failed(tickets[1], 6.0)
+    assert health.failing(31.0)
+    health.limited(tickets[2], 6.0, 9.0)
+
+    assert 15.0 == health.ready_at(6.0)
+
+
+STEPS = st.tuples(st.floats(0, 20), st.sampled_from(list(ENDS)), st.integers(0, 1000), st.integers(0, 3))
+
+
+@given(st.lists(STEPS, max_size=80))
+def test_whatever_comes_back_and_when_no_two_probes_run_at_once(steps):
+    """Each step waits, lets callers in, and ends any one of the calls under way; a late one leaves everything as it is."""
+    health, now, under_way, probe = Health(POLICY), 0.0, [], None
+    for wait, end, which, callers in steps:
+        now += wait
+        closed = health.state(now) is State.CLOSED
+        let_in = [ticket for _ in range(callers) if (ticket := health.admit(now))]
+        assert closed or len(let_in) <= (probe is None)
+        probe = let_in[0] if let_in and not closed else probe
+        under_way += let_in
+        if not under_way:
+            continue
+        ticket = under_way.pop(which % len(under_way))
+        before = health.state(now)
+        ENDS[end](health, ticket, now)
+        if before is not State.CLOSED and ticket != probe:
+            assert before is health.state(now)
+        elif ticket == probe:
+            probe = None
+        assert health.ready_at(now) - now <= LONGEST_HINT
