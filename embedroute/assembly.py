@@ -26,6 +26,7 @@ from embedroute.routing.directory import Directory, build_directory
 from embedroute.routing.health import BreakerPolicy, Healths
 from embedroute.routing.order import Surroundings
 from embedroute.routing.retry import RetryBudget, RetryPolicy
+from embedroute.routing.widths import Widths
 from embedroute.settings import Settings
 from embedroute.wire.narrow import Limits
 
@@ -127,7 +128,7 @@ class Loop(msgspec.Struct, frozen=True):
 
 
 class Opener:
-    """Opens what belongs to an event loop; loaded models, health and the retry budget are shared by all loops."""
+    """Opens what belongs to an event loop; loaded models, health, widths and the retry budget are shared by all loops."""
 
     def __init__(self, settings: Settings, client: "httpx2.AsyncClient | None", healths: Healths, retries: RetryPolicy) -> None:
         """Open nothing yet."""
@@ -136,6 +137,7 @@ class Opener:
         self._healths = healths
         self._retries = retries
         self._local = LocalModels()
+        self._widths = Widths()
         self._budget = RetryBudget()
 
     def open(self, stack: AsyncExitStack) -> Loop:
@@ -147,6 +149,7 @@ class Opener:
             engine=engine,
             local=self._local,
             healths=self._healths,
+            widths=self._widths,
             budget=self._budget,
             policy=self._retries,
             clock=time.monotonic,

@@ -10,21 +10,23 @@ from anyio import CapacityLimiter
 from embedroute import tasks
 from embedroute.backend import Batch, Vectors
 from embedroute.batching import Merger
-from embedroute.errors import BatchTooLarge, DeadlineExceeded, EmbedrouteError, RateLimited
-from embedroute.exchange import Keep, LocalModels, Tools, checked, exchange, is_large
+from embedroute.errors import BatchTooLarge, DeadlineExceeded, EmbedrouteError
+from embedroute.exchange import LocalModels, Tools, checked, exchange, is_large
 from embedroute.http import Engine
-from embedroute.inputs import Input, size_of
+from embedroute.inputs import Input
 from embedroute.journal import Journal
-from embedroute.orders import Order, for_client, make_batch, outcome_of
+from embedroute.orders import Land, Landed, Order, for_client, landed_of, make_batch, outcome_of
 from embedroute.redact import capture
 from embedroute.routing.directory import Candidate
 from embedroute.routing.health import Healths
-from embedroute.routing.plan import Key, halves, land, split
-from embedroute.routing.retry import RetryBudget, RetryPolicy, Then, judge, wait_before, worst
+from embedroute.routing.plan import Key, halves, split
+from embedroute.routing.retry import RetryBudget, RetryPolicy, Then, judge, limited, wait_before, worst
+from embedroute.routing.widths import Widths
 
 log = logging.getLogger("embedroute.calls")
 
 CHUNKS_AT_ONCE = 8
+Pieces = Sequence[Mapping[Key, Input]]
 
 
 class Desk:
@@ -36,6 +38,7 @@ class Desk:
         engine: Engine,
         local: LocalModels,
         healths: Healths,
+        widths: Widths,
         budget: RetryBudget,
         policy: RetryPolicy,
         clock: Callable[[], float],
@@ -47,15 +50,16 @@ class Desk:
         self._workers = CapacityLimiter(2)
         self._merger = Merger()
         self._healths = healths
+        self._widths = widths
         self._budget = budget
         self._policy = policy
         self._clock = clock
         self._random = random
 
     async def embed(
-        self, work: Mapping[Key, Input], candidates: Sequence[Candidate], order: Order, *, again: bool = False
+        self, candidates: Sequence[Candidate], order: Order, work: Mapping[Key, Input], land: Land, *, again: bool = False
     ) -> None:
-        """Compute all of ``work``; ``order.land`` gets each chunk's vectors as soon as they are there.
+        """Compute all of ``work``; ``land`` gets each chunk's vectors as soon as they are there.
 
         ``again`` says that all were tried and a rest was waited for: whatever is called now is called again.
 
@@ -64,35 +68,35 @@ class Desk:
         """
         failures: list[EmbedrouteError] = []
         for position, candidate in enumerate(candidates):
-            health = self._healths.of(candidate)
-            pieces = split(work, candidate.accepts, health.cap(self._clock()))
+            left = candidates[position:]
+            pieces = split(work, candidate.accepts, self._healths.of(candidate).cap(self._clock()))
             if len(pieces) > 1:
                 order.journal.note("split", "cut", endpoint=candidate.name, chunks=[len(piece) for piece in pieces])
-                await self._all(pieces, candidates[position:], order)
+                await self._all([*left, *limited(candidates, failures)], order, pieces, land)
                 return
-            enter = self._entry(again=again, first=position == 0)
-            failure = await self._at(candidate, work, order, len(candidates) - position, enter)
-            if failure is None:
+            outcome = await self._at(candidate, work, order, len(left), self._entry(again=again, first=position == 0))
+            if not isinstance(outcome, EmbedrouteError):
+                land(outcome)
                 return
-            if isinstance(failure, BatchTooLarge) and len(work) > 1:
-                await self._all(halves(work), candidates[position:], order)
+            if isinstance(outcome, BatchTooLarge) and len(work) > 1:
+                await self._all([*left, *limited(candidates, failures)], order, halves(work), land)
                 return
-            failures.append(failure)
-        await self._wait_or_raise(work, candidates, order, worst(failures))
+            failures.append(outcome)
+        nearest = await self._rested(limited(candidates, failures), order, worst(failures))
+        await self.embed([nearest, *(it for it in candidates if it is not nearest)], order, work, land, again=True)
 
-    async def _all(self, pieces: Sequence[Mapping[Key, Input]], candidates: Sequence[Candidate], order: Order) -> None:
-        await tasks.gather([partial(self.embed, piece, candidates, order) for piece in pieces], CHUNKS_AT_ONCE)
+    async def _all(self, candidates: Sequence[Candidate], order: Order, pieces: Pieces, land: Land) -> None:
+        await tasks.gather([partial(self.embed, candidates, order, piece, land) for piece in pieces], CHUNKS_AT_ONCE)
 
-    async def _wait_or_raise(
-        self, work: Mapping[Key, Input], candidates: Sequence[Candidate], order: Order, failure: EmbedrouteError
-    ) -> None:
+    async def _rested(self, resting: Sequence[Candidate], order: Order, failure: EmbedrouteError) -> Candidate:
+        """Wait for the first of the endpoints that asked for a rest, if it fits the deadline; else raise ``failure``."""
         now = self._clock()
-        nearest = min(candidates, key=lambda it: self._healths.of(it).ready_at(now))
-        rest = self._healths.of(nearest).ready_at(now) - now
-        if not isinstance(failure, RateLimited) or now + rest >= order.deadline or not self._budget.allow(now):
+        ready = {self._healths.of(it).ready_at(now): it for it in reversed(resting)}
+        at = min(ready, default=order.deadline)
+        if at >= order.deadline or not self._budget.allow(now):
             raise failure
-        await anyio.sleep(max(rest, 0.01))
-        await self.embed(work, [nearest, *(it for it in candidates if it is not nearest)], order, again=True)
+        await anyio.sleep(max(at - now, 0.01))
+        return ready[at]
 
     def _entry(self, *, again: bool, first: bool) -> Callable[[float], bool]:
         """Tell who grants the first try at an endpoint: it is no retry unless all were tried, and the wait is paid for."""
@@ -102,8 +106,8 @@ class Desk:
 
     async def _at(
         self, candidate: Candidate, work: Mapping[Key, Input], order: Order, left: int, enter: Callable[[float], bool]
-    ) -> EmbedrouteError | None:
-        """Try one endpoint until it answers or is given up; tell why it was given up."""
+    ) -> Landed | EmbedrouteError:
+        """Try one endpoint until it answers or is given up; then tell why."""
         attempt, failure, health = 0, None, self._healths.of(candidate)
         while True:
             attempt += 1
@@ -111,14 +115,14 @@ class Desk:
             if order.deadline <= now:
                 raise DeadlineExceeded("The deadline passed before an upstream answered.")
             ticket = health.admit(now)
-            if not ticket:
-                return failure or health.resting(now)
-            if attempt == 1 and not enter(now):
+            if not ticket or (attempt == 1 and not enter(now)):
                 health.released(ticket)
-                return health.resting(now)
-            failure = await self._attempt(candidate, work, order, (order.deadline - now) / left, attempt, ticket)
-            if failure is None:
-                return None
+                order.journal.note("select", "skipped", endpoint=candidate.name, reason="it rests")
+                return failure or health.resting(now)
+            outcome = await self._attempt(candidate, work, order, (order.deadline - now) / left, attempt, ticket)
+            if not isinstance(outcome, EmbedrouteError):
+                return outcome
+            failure = outcome
             then = judge(failure, attempt, self._policy)
             if then is Then.STOP:
                 raise failure
@@ -128,70 +132,69 @@ class Desk:
 
     async def _attempt(
         self, candidate: Candidate, work: Mapping[Key, Input], order: Order, timeout: float, attempt: int, ticket: int
-    ) -> EmbedrouteError | None:
-        began, health, failure = self._clock(), self._healths.of(candidate), None
+    ) -> Landed | EmbedrouteError:
+        began, health, journal = self._clock(), self._healths.of(candidate), order.journal
+        journal.attempts, batch = journal.attempts + 1, make_batch(candidate, work, order)
         try:
-            await self._call(candidate, work, order, timeout, ticket)
+            if candidate.micro_batch_ms is None or journal.keeps:
+                answer, made = await self._exchange(candidate, order, batch, timeout), True
+            else:
+                answer, made = await self._merged(candidate, order, batch, timeout, candidate.micro_batch_ms / 1000)
         except EmbedrouteError as error:
             failure = for_client(error, candidate)
             health.learn(ticket, self._clock(), failure)
+            journal.failures.append((candidate.provider, getattr(failure, "upstream_status", None)))
+            self._tell(candidate, failure, journal, attempt, began)
+            return failure
         except BaseException:
             health.released(ticket)
             raise
-        self._tell(candidate, failure, order.journal, attempt, self._clock() - began)
-        return failure
-
-    async def _call(self, candidate: Candidate, work: Mapping[Key, Input], order: Order, timeout: float, ticket: int) -> None:
-        journal, health, began = order.journal, self._healths.of(candidate), self._clock()
-        journal.attempts += 1
-        answer, made = await self._merged_or_alone(candidate, make_batch(candidate, work, order), order, timeout)
-        tokens = answer.prompt_tokens
-        if tokens is None:
-            journal.estimated = True
-            tokens = sum(map(size_of, work.values()))
+        landed, tokens = landed_of(candidate, work, answer, order, made=made)
         if made:
             now = self._clock()
             health.succeeded(ticket, now, now - began, tokens)
         else:
             health.released(ticket)
-        journal.served(candidate.provider, candidate.prices, tokens, answer.modality_tokens)
-        landed = land(work, answer, tokens)
-        if order.store is not None:
-            order.store(landed)
-        order.land(landed)
+        self._tell(candidate, None, journal, attempt, began)
+        return landed
 
-    async def _merged_or_alone(self, candidate: Candidate, batch: Batch, order: Order, timeout: float) -> tuple[Vectors, bool]:
+    async def _merged(
+        self, candidate: Candidate, order: Order, batch: Batch, timeout: float, patience: float
+    ) -> tuple[Vectors, bool]:
         """Make the call, or take part in one; tells also whether it was this request that made it."""
-        keep = partial(capture, order.journal, candidate.provider, candidate.backend) if order.journal.keeps else None
-        if candidate.micro_batch_ms is None or keep is not None:
-            return await self._exchange(candidate, order, keep, batch, timeout), True
         return await self._merger.embed(
             batch,
             (candidate.name, order.shared, order.kind, batch.user),
-            partial(self._exchange, candidate, order, keep),
-            patience=min(candidate.micro_batch_ms / 1000, timeout / 2),
+            partial(self._exchange, candidate, order),
+            patience=min(patience, timeout / 2),
             timeout=timeout,
             caps=lambda: self._healths.of(candidate).caps(candidate.accepts, self._clock()),
         )
 
-    async def _exchange(self, candidate: Candidate, order: Order, keep: Keep | None, batch: Batch, timeout: float) -> Vectors:
+    async def _exchange(self, candidate: Candidate, order: Order, batch: Batch, timeout: float) -> Vectors:
+        journal, due = order.journal, order.parameters.width
+        keep = partial(capture, journal, candidate.provider, candidate.backend) if journal.keeps else None
         tools = Tools(engine=self._engine, local=self._local, workers=self._workers, timeout=timeout, keep=keep)
         try:
-            answer, due = await exchange(candidate.backend, batch, tools), order.parameters.width
+            answer = await exchange(candidate.backend, batch, tools)
         except BatchTooLarge:
             if len(batch) > 1:
                 self._healths.of(candidate).overfilled(self._clock(), len(batch))
             raise
         if is_large(batch):
-            return await tasks.in_thread(partial(checked, answer, batch, due=due))
-        return checked(answer, batch, due=due)
+            answer = await tasks.in_thread(partial(checked, answer, batch, due=due))
+        else:
+            answer = checked(answer, batch, due=due)
+        if due is None:
+            self._widths.agree(order.space, batch.dtype, answer.array.shape[1])
+        return answer
 
-    def _tell(self, candidate: Candidate, failure: EmbedrouteError | None, journal: Journal, attempt: int, took: float) -> None:
-        if failure is not None:
-            journal.failures.append((candidate.provider, getattr(failure, "upstream_status", None)))
+    def _tell(
+        self, candidate: Candidate, failure: EmbedrouteError | None, journal: Journal, attempt: int, began: float
+    ) -> None:
         if journal.events is None and not log.isEnabledFor(logging.INFO):
             return
-        outcome: dict[str, object] = {"endpoint": candidate.name, "attempt": attempt, "ms": round(took * 1000, 1)}
-        outcome |= outcome_of(failure)
+        outcome: dict[str, object] = {"endpoint": candidate.name, "attempt": attempt}
+        outcome |= {"ms": round((self._clock() - began) * 1000, 1), **outcome_of(failure)}
         journal.note("call", "failed" if failure else "answered", **outcome)
         log.info("attempt", extra={"request_id": journal.request_id, **outcome})

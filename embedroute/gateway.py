@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Self, Unpack
 
 import anyio
@@ -21,14 +22,13 @@ from embedroute.cache.lookup import look_up
 from embedroute.cache.memory import MemoryCache
 from embedroute.config import Config
 from embedroute.errors import DeadlineExceeded, EmbedrouteError, InputRefused, PermissionDenied, Refusal
-from embedroute.flights import Work
 from embedroute.journal import Journal, new_request_id
-from embedroute.orders import Asked, Land, Order
+from embedroute.orders import Asked, order_of, terms_of
 from embedroute.perloop import PerLoop
 from embedroute.routing.directory import Candidate, Route
 from embedroute.routing.health import BreakerPolicy, Healths
-from embedroute.routing.memo import Decision, Decisions
-from embedroute.routing.plan import Embedded, Key, assemble, make_plan
+from embedroute.routing.memo import Decisions
+from embedroute.routing.plan import assemble, make_plan
 from embedroute.routing.retry import RetryPolicy
 from embedroute.wire.decode import Job, make_request
 from embedroute.wire.responses import Embeddings
@@ -110,33 +110,49 @@ class Gateway:
         deadline = time.monotonic() + self.settings.deadline
         asked = Asked(job=job, caller=caller, journal=journal or Journal(new_request_id()), cached=cached, deadline=deadline)
         route = self.resolve(job, caller)
-        fallback = route.model.fallback
-        work = self._embed(route, asked) if fallback is None else self._embed_or_fall_back(route, fallback, asked)
+        other = self._fallback_of(route, asked)
+        work = self._embed(route, asked) if other is None else self._embed_or_fall_back(route, other, asked)
         try:
             with tasks.within(self.settings.deadline):
                 return await work
         except TimeoutError:
             raise DeadlineExceeded(f"No answer within the deadline of {self.settings.deadline:g} s.") from None
 
-    async def _embed_or_fall_back(self, route: Route, fallback: str, asked: Asked) -> Embeddings:
+    def _fallback_of(self, route: Route, asked: Asked) -> Route | None:
+        """Find the model that may stand in for a route's: config names it, and neither request nor key forbids it."""
+        name, job, allowed = route.model.fallback, asked.job, asked.caller.models
+        if name is None or job.hint is not None or job.preferences.allow_fallbacks is False:
+            return None
+        other = self.directory.resolve(name)
+        return other if allowed is None or other.name in allowed else None
+
+    async def _embed_or_fall_back(self, route: Route, other: Route, asked: Asked) -> Embeddings:
+        """One request, at another model if all of the first's endpoints fail; each endpoint has its share of the time."""
+        share = self.settings.deadline / (len(route.candidates) + 1)
         try:
-            return await self._embed(route, asked)
+            return await self._embed(route, msgspec.structs.replace(asked, deadline=asked.deadline - share))
         except (Refusal, InputRefused):
             raise
-        except EmbedrouteError:
-            asked.journal.fallback = fallback
-            return await self._embed(self.directory.resolve(fallback), asked)
+        except EmbedrouteError as failure:
+            try:
+                answer = await self._embed(other, asked)
+            except EmbedrouteError:
+                raise failure from None
+            asked.journal.fallback = other.public
+            return answer
 
     async def _embed(self, route: Route, asked: Asked) -> Embeddings:
         """One request, from a model's route to vectors."""
-        journal = asked.journal
-        decision = self.decisions.decide(route, asked.job, asked.caller)
+        journal, decision = asked.journal, self.decisions.decide(route, asked.job, asked.caller)
         decision.selection.tell(journal)
         plan = make_plan(asked.job.inputs, decision.shared)
         found = look_up(self.cache, plan.work, decision) if asked.cached.read else {}
         missing = {key: item for key, item in plan.work.items() if key not in found}
         if missing:
-            found |= await self._share(missing, route, decision, asked)
+            loop, order = await self._loop.get(), order_of(asked, route, decision, self.cache.store)
+            compute = partial(loop.desk.embed, decision.selection.candidates, order)
+            landed, journal.misses = await loop.flights.share(missing, terms_of(asked, route, decision), compute)
+            found |= landed
         journal.hits = len(plan.work) - journal.misses
         journal.note("cache", "looked up", hits=journal.hits, misses=journal.misses)
         rows, tokens = assemble(plan, found)
@@ -162,28 +178,6 @@ class Gateway:
         """Whether a caller may see traces and upstream bodies."""
         return self.settings.debug if caller.debug is None else caller.debug
 
-    async def _share(self, missing: Work, route: Route, decision: Decision, asked: Asked) -> dict[Key, Embedded]:
-        """Lead what nobody computes, wait for the rest."""
-        loop, job, selection = await self._loop.get(), asked.job, decision.selection
-
-        async def compute(work: Work, land: Land) -> None:
-            order = Order(
-                model=route.model,
-                parameters=selection.parameters,
-                kind=job.kind,
-                user=job.user,
-                deadline=asked.deadline,
-                journal=asked.journal,
-                land=land,
-                shared=decision.shared,
-                store=self.cache.store if asked.cached.store else None,
-            )
-            await loop.desk.embed(work, selection.candidates, order)
-
-        terms = selection.terms if asked.cached.read else None
-        found, asked.journal.misses = await loop.flights.share(missing, terms, compute)
-        return found
-
     async def embed_at(self, candidate: Candidate, input: Sequence[str], *, model: str) -> Embeddings:
         """Embed texts at one endpoint of a model, past the cache and other requests: so endpoints are compared.
 
@@ -197,9 +191,8 @@ class Gateway:
         return await self._embed(route, asked)
 
     @asynccontextmanager
-    async def lifespan(self, app: object = None) -> AsyncGenerator[None, None]:
+    async def lifespan(self, _app: object = None) -> AsyncGenerator[None, None]:
         """Close this loop's connections on the way out; for ``FastAPI(lifespan=gateway.lifespan)``, and optional."""
-        del app
         try:
             yield
         finally:

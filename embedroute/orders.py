@@ -1,21 +1,22 @@
 """What one request orders of its endpoints: how a chunk is worded for a backend, what it costs, how its failure is told."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import cast
 
 import msgspec
 
 from embedroute.access import Caller
-from embedroute.backend import Batch
+from embedroute.backend import Batch, Vectors
 from embedroute.cache import CacheUse
 from embedroute.errors import EmbedrouteError, KeyRefused, UpstreamError
-from embedroute.inputs import Input, Kind, Part
+from embedroute.inputs import Input, Kind, Part, sizes_of
 from embedroute.journal import Journal
 from embedroute.models import Model
 from embedroute.redact import scrub, secrets_of
+from embedroute.routing.memo import Decision
 from embedroute.routing.parameters import Parameters
-from embedroute.routing.plan import Embedded, Key
-from embedroute.routing.routes import Candidate
+from embedroute.routing.plan import Embedded, Key, land
+from embedroute.routing.routes import Candidate, Route
 from embedroute.wire.decode import Job
 
 
@@ -29,12 +30,17 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     deadline: float
 
 
-Land = Callable[[Mapping[Key, Embedded]], None]
+Landed = Mapping[Key, Embedded]
+"""Vectors that have come, under the keys that asked for them."""
+Land = Callable[[Landed], None]
 """Takes vectors as they land."""
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """What all chunks of one request share: how to embed, by when (``clock`` seconds), and what keeps the results."""
+    """What all chunks of one request share: how to embed, in which vector space, by when, and what keeps the results.
+
+    ``deadline`` is in seconds of the monotonic clock.
+    """
 
     model: Model
     parameters: Parameters
@@ -42,9 +48,29 @@ class Order(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     user: str | None
     deadline: float
     journal: Journal
-    land: Land
+    space: str = ""
     shared: bytes = b""
     store: Land | None = None
+
+
+def order_of(asked: Asked, route: Route, decision: Decision, store: Land) -> Order:
+    """Word what a request orders; ``store`` keeps what has come, if the request lets it."""
+    return Order(
+        model=route.model,
+        parameters=decision.selection.parameters,
+        kind=asked.job.kind,
+        user=asked.job.user,
+        deadline=asked.deadline,
+        journal=asked.journal,
+        space=route.name,
+        shared=decision.shared,
+        store=store if asked.cached.store else None,
+    )
+
+
+def terms_of(asked: Asked, route: Route, decision: Decision) -> Hashable | None:
+    """What two requests must have in common to share each other's failure; one that reads past the cache shares nothing."""
+    return (decision.selection.terms, asked.job.preferences, route.sort) if asked.cached.read else None
 
 
 def make_batch(candidate: Candidate, work: Mapping[Key, Input], order: Order) -> Batch:
@@ -69,6 +95,25 @@ def make_batch(candidate: Candidate, work: Mapping[Key, Input], order: Order) ->
 
 def _prefixed(texts: list[str], before: str) -> list[str]:
     return [before + text for text in texts] if before else texts
+
+
+def landed_of(
+    candidate: Candidate, work: Mapping[Key, Input], answer: Vectors, order: Order, *, made: bool
+) -> tuple[Landed, int]:
+    """Pair a chunk's keys with their vectors, count and bill its tokens, and keep what may be kept.
+
+    ``made`` says whether this request made the call: a call that several share is billed by the call only once.
+    """
+    journal, tokens = order.journal, answer.prompt_tokens
+    if tokens is None:
+        journal.estimated = True
+        tokens = sum(sizes_of(work.values()))
+    prices = candidate.prices if made else {kind: price for kind, price in candidate.prices.items() if kind != "request"}
+    journal.served(candidate.provider, prices, tokens, answer.modality_tokens)
+    landed = land(work, answer, tokens)
+    if order.store is not None:
+        order.store(landed)
+    return landed, tokens
 
 
 def for_client(error: EmbedrouteError, candidate: Candidate) -> EmbedrouteError:

@@ -489,3 +489,33 @@ async def test_widths_that_differ_within_one_answer_are_refused_where_no_width_i
     error = await failure_of(gateway_of(scripted(then=judge), dimensions=None, accepts={"max_inputs": 2}))
 
     assert (error.status, error.code) == (502, "upstream_invalid_response")
+
+
+@pytest.mark.parametrize("most", [None, 2], ids=["whole", "cut by the other"])
+@pytest.mark.parametrize("other", [Unavailable("down"), KeyRefused("no")], ids=repr)
+async def test_who_asks_for_a_rest_is_waited_for_whatever_became_of_the_others(other, most):
+    """Also when another endpoint has cut the work before it failed."""
+
+    class Narrow(ScriptedBackend):
+        accepts = Accepts(max_inputs=most)
+
+    resting = scripted(RateLimited("slow down", retry_after=0.1))
+    gateway = gateway_of(resting, Narrow(then=other, width=WIDTH), retries=RetryPolicy(attempts=1))
+
+    answer = await embed(gateway)
+
+    assert ("a",) == answer.providers
+
+
+async def test_the_first_answer_settles_the_width_of_a_space_that_nobody_declared():
+    """Whoever answers otherwise is passed over, be it a part of one request or a later one."""
+    honest = scripted(0.0, Unavailable("down"), Unavailable("down"))
+    odd = ScriptedBackend(width=WIDTH + 2)
+    gateway = gateway_of(honest, odd, dimensions=None, cache=1 << 20, retries=RetryPolicy(attempts=1))
+
+    await embed(gateway, ["known"])
+    for texts in (["known", "new"], ["other"]):
+        assert 502 == (await failure_of(gateway, texts)).status
+    await embed(gateway, ["known", "new"])
+
+    assert [4, 2] == calls(honest, odd)

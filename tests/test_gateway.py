@@ -3,6 +3,7 @@
 import threading
 import time
 from decimal import Decimal
+from functools import partial
 
 import anyio
 import numpy as np
@@ -108,6 +109,61 @@ async def test_another_model_is_used_only_where_the_config_says_so_and_the_answe
         assert answer.vectors.tolist() == right(["a", "b"])
     with pytest.raises(EmbedrouteError):
         await gateway_of(ScriptedBackend(then=failure)).embed("a", model="m")
+
+
+@trio_too
+@pytest.mark.parametrize(
+    ("fields", "may"),
+    [
+        ({"provider": "p"}, None),
+        ({"provider": {"allow_fallbacks": False}}, None),
+        ({}, frozenset({"m"})),
+        ({"provider": {"only": ["p"]}}, None),
+        ({"provider": {"order": ["p"], "allow_fallbacks": False}}, None),
+        ({"dimensions": 4}, None),
+    ],
+    ids=repr,
+)
+async def test_another_model_stands_in_only_where_request_and_key_allow_it(fields, may):
+    """Else the first one's own failure is told, and not what the other would have had against the request."""
+    gateway, journal = gateway_of(ScriptedBackend(then=Unavailable("down")), second=ScriptedBackend(width=WIDTH)), Journal("r")
+
+    with pytest.raises(Unavailable):
+        await gateway.embed("a", model="m", journal=journal, caller=Caller(name="c", models=may), **fields)
+    assert journal.fallback is None
+
+
+@trio_too
+async def test_an_endpoint_that_stalls_leaves_time_for_the_other_model():
+    gateway = gateway_of(ScriptedBackend(then=9.0), second=ScriptedBackend(width=WIDTH), deadline=1.0)
+
+    assert "n" == (await gateway.embed("a", model="m")).model
+
+
+@trio_too
+async def test_a_failure_is_shared_only_by_those_who_asked_alike():
+    """The same endpoints, but other wishes: it calls anew."""
+    failing, told = anyio.Event(), {}
+
+    async def fails(_batch):
+        await failing.wait()
+        raise Unavailable("down")
+
+    gateway = gateway_of(ScriptedBackend(script=[fails], width=WIDTH))
+
+    async def ask(name, **fields):
+        try:
+            told[name] = (await gateway.embed("a", model="m", **fields)).vectors.tolist()
+        except EmbedrouteError as error:
+            told[name] = error.status
+
+    async with anyio.create_task_group() as group:
+        for name, fields in {"leads": {}, "alike": {}, "other": {"provider": {"sort": "price"}}}.items():
+            group.start_soon(partial(ask, name, **fields))
+            await anyio.wait_all_tasks_blocked()
+        failing.set()
+
+    assert {"leads": 502, "alike": 502, "other": right("a")} == told
 
 
 @trio_too

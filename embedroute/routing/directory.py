@@ -43,6 +43,7 @@ def build_directory(
         routes=routes,
         providers={slug: building.candidate(Endpoint(provider=slug), slug) for slug in backends},
         known_names=building.known_names(),
+        shipped=frozenset(shipped),
     )
     return directory, [
         *building.mistakes,

@@ -21,6 +21,7 @@ from embedroute.errors import (
     Unreachable,
     UpstreamError,
 )
+from embedroute.routing.routes import Candidate
 
 
 class Then(StrEnum):
@@ -110,3 +111,8 @@ class RetryBudget:
         for seen in (self._calls, self._retries):
             while seen and now - seen[0] > self._window:
                 seen.popleft()
+
+
+def limited(candidates: Sequence[Candidate], failures: Sequence[EmbedrouteError]) -> list[Candidate]:
+    """Those of the ``candidates`` that asked for a rest; ``failures`` are of those tried so far, in order."""
+    return [it for it, failure in zip(candidates, failures, strict=False) if isinstance(failure, RateLimited)]

@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from embedroute.backend import Accepts, BackendBase
-from embedroute.errors import InvalidRequest, ModelNotFound
+from embedroute.errors import InvalidRequest, ModelNotFound, NoEligibleProvider
 from embedroute.models import Model, Stage
 from embedroute.wording import did_you_mean, echo
 
@@ -69,6 +69,10 @@ def normalise(name: str) -> str:
     return _RUNS.sub("-", name.strip().lower())
 
 
+def _begins(name: str, prefix: str) -> bool:
+    return name[len(prefix) : len(prefix) + 1] == "/" and normalise(name[: len(prefix)]) == normalise(prefix)
+
+
 def is_known(name: str, known: frozenset[str]) -> bool:
     """Whether a name of a client's or an operator's list can mean a provider; ``known`` are normalised names.
 
@@ -83,11 +87,15 @@ def is_known(name: str, known: frozenset[str]) -> bool:
 
 
 class Directory(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """Public model names → routes, plus what is needed to read ``provider/upstream-model`` names."""
+    """Public model names → routes, plus what is needed to read ``provider/upstream-model`` names.
+
+    ``shipped`` are the models of the catalogue, whether or not a provider of theirs is configured.
+    """
 
     routes: Mapping[str, Route]
     providers: Mapping[str, Candidate]
     known_names: frozenset[str]
+    shipped: frozenset[str] = frozenset()
 
     def resolve(self, name: str, hint: str | None = None) -> Route:
         """Find the route that a model name, with an optional provider hint, stands for.
@@ -95,10 +103,11 @@ class Directory(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         Raises:
             InvalidRequest: the hint is no configured provider.
             ModelNotFound: nobody knows the model.
+            NoEligibleProvider: the hint is a provider that does not serve this model.
         """
         if hint is not None:
             return self._hinted(name, hint)
-        route = self.routes.get(name) or self._suffixed(name, None) or self._prefixed(name)
+        route = self.routes.get(name) or self._suffixed(name, None) or self._prefixed(name) or self._called(name)
         if route is None:
             advice = did_you_mean(name, list(self.routes)) or "; GET /v1/models lists those that do."
             raise ModelNotFound(f"The model {echo(name)} does not exist here{advice}", param="model")
@@ -110,14 +119,21 @@ class Directory(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             raise InvalidRequest(
                 f"'provider' {echo(hint)} is not configured here; use one of {', '.join(self.providers)}.", param="provider"
             )
-        prefix = max((slug for slug in slugs if name.startswith(f"{slug}/")), key=len, default="")
+        prefix = max((it for it in (hint, *slugs) if _begins(name, it)), key=len, default="")
         bare = name[len(prefix) + 1 :] if prefix else name
         for called in filter(None, (name, bare)):
             route = self.routes.get(called) or self._suffixed(called, hint)
             if route and (pinned := [candidate for candidate in route.candidates if candidate.named(hint)]):
                 return msgspec.structs.replace(route, candidates=pinned)
-        exact = [slug for slug in slugs if normalise(slug) == normalise(hint)]
-        return self._undeclared(prefix or (exact or slugs)[0], bare or name)
+        slug = next((slug for slug in slugs if normalise(slug) == normalise(prefix or hint)), slugs[0])
+        own = self._served(slug, bare or name)
+        if own is None and bare in self.routes:
+            # Its own model of that name may be another space, which must be asked for by its own name.
+            raise NoEligibleProvider(
+                f"'provider' {echo(hint)} does not serve the model {echo(bare)}; leave 'provider' out, or name that "
+                f"provider's own model as {echo(f'{slug}/{bare}')}."
+            )
+        return own or self._undeclared(slug, bare or name)
 
     def _suffixed(self, name: str, hint: str | None) -> Route | None:
         for suffix, sort in SUFFIXES.items():
@@ -135,18 +151,27 @@ class Directory(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             return None
         slug = max(slugs, key=len)
         upstream = name[len(slug) + 1 :]
+        return self._served(slug, upstream) or self._undeclared(slug, upstream)
+
+    def _served(self, slug: str, upstream: str) -> Route | None:
+        """Find the model that a provider serves under a name, public or its own, and pin the provider."""
         own = self.routes.get(upstream)
         for route in [*([own] if own else []), *self.routes.values()]:
             pinned = [it for it in route.candidates if it.provider == slug and (route is own or it.model == upstream)]
             if pinned:
                 return msgspec.structs.replace(route, candidates=pinned)
-        return self._undeclared(slug, upstream)
+        return None
+
+    def _called(self, upstream: str) -> Route | None:
+        """Find the one model that a provider calls so; ``openai/text-embedding-3-small`` is OpenRouter's name for one."""
+        routes = [route for route in self.routes.values() if any(it.model == upstream for it in route.candidates)]
+        return routes[0] if len(routes) == 1 else None
 
     def _undeclared(self, slug: str, upstream: str) -> Route:
         return Route(
             name=f"{slug}/{upstream}",
-            # A declared model of that name is another space, so then the whole name is the public one.
-            public=f"{slug}/{upstream}" if upstream in self.routes else upstream,
+            # A known model of that name is another space, so then the whole name is the public one.
+            public=f"{slug}/{upstream}" if upstream in self.routes or upstream in self.shipped else upstream,
             model=Model(),
             candidates=[msgspec.structs.replace(self.providers[slug], model=upstream)],
         )

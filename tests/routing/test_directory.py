@@ -4,7 +4,7 @@ import pytest
 
 from embedroute.backend import Accepts, Secret
 from embedroute.config import Config
-from embedroute.errors import InvalidRequest, ModelNotFound
+from embedroute.errors import InvalidRequest, ModelNotFound, NoEligibleProvider
 from embedroute.models import Endpoint, KnownProvider, Model, Provider, catalogue, known_providers
 from embedroute.routing.directory import build_directory
 from embedroute.settings import Key as ConfigKey
@@ -90,6 +90,14 @@ def told(name, hint=None):
         # in a conflict the hint is authoritative and the name stays whole
         ("azure/new", "openai", ("openai/azure/new", "azure/new", ["openai:azure/new"], None)),
         ("BAAI/other", "openai", ("openai/BAAI/other", "BAAI/other", ["openai:BAAI/other"], None)),
+        # the prefix is compared as names are
+        ("OpenAI/new", "openai", ("openai/new", "new", ["openai:new"], None)),
+        ("OpenAI/new", "OpenAI", ("openai/new", "new", ["openai:new"], None)),
+        ("TEI/EU/x", "Tei/eu", ("tei/eu/x", "x", ["tei/eu:x"], None)),
+        # a hint finds what its provider calls so, as the prefix does
+        ("text-small", "openai", ("small", "small", ["openai:text-small"], None)),
+        # one provider's name for a model finds it, with all its endpoints
+        ("other", None, ("text-small", "text-small", ["azure:other"], None)),
         # a base slug means itself before its variants
         ("new", "tei", ("tei/new", "new", ["tei:new"], None)),
         # suffixes, on everything
@@ -129,6 +137,30 @@ def test_an_unknown_name_is_refused_with_advice(name, advice):
     assert (404, "model", "model_not_found") == (refused.value.status, refused.value.param, refused.value.code)
     assert advice in refused.value.message
     assert len(refused.value.message) < 400
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("small", "tei"), ("tei/small", "tei"), ("small:floor", "tei"), ("tei/own", "azure")]
+)
+def test_a_hint_never_leaves_the_space_of_a_known_model(name, hint):
+    """Its provider may well serve some model of that name; whether it is the same space nobody said."""
+    with pytest.raises(NoEligibleProvider, match="does not serve the model"):
+        DIRECTORY.resolve(name, hint)
+
+
+def test_a_model_that_two_models_endpoints_are_called_by_is_neither():
+    twice = {name: Model(endpoints=[Endpoint(provider="openai", model="same")]) for name in "ab"}
+
+    with pytest.raises(ModelNotFound):
+        directory(**twice).resolve("same")
+
+
+def test_an_undeclared_model_does_not_take_the_name_of_a_shipped_one():
+    """Whether or not a provider of the shipped one is configured."""
+    shipped = {"known": Model(dimensions=3, endpoints=[Endpoint(provider="elsewhere")])}
+    found, _ = built(Config(providers={"openai": Provider()}), shipped=shipped)
+
+    assert ["openai/known", "other"] == [found.resolve(f"openai/{name}").public for name in ("known", "other")]
 
 
 @pytest.mark.parametrize("hint", ["", "opnai", "tei/us", "/"])
