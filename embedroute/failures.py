@@ -28,14 +28,34 @@ class EmbedrouteError(Exception):
     ) -> None:
         """Remember what the client is told; ``retry_after`` is in seconds."""
         super().__init__(message)
-        self.message = message
         self.param = param
         self.code = code or self.code
-        self.retry_after = retry_after
+        self.retry_after = _seconds(retry_after)
+
+    @property
+    def message(self) -> str:
+        """What the client is told; it is kept nowhere else, so that what is taken out of it is gone."""
+        return str(self.args[0])
+
+    @message.setter
+    def message(self, message: str) -> None:
+        self.args = (message,)
+
+
+def _seconds(told: float | None) -> float | None:
+    """Read how long a plugin says to wait, as a header may have it; what is no time to come says nothing."""
+    try:
+        seconds = -1.0 if told is None else float(told)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return seconds if seconds >= 0 else None
 
 
 class UpstreamError(EmbedrouteError):
-    """502: an upstream failed; ``upstream_status`` is what it answered, if it did, and ``provider`` whose it was."""
+    """502: an upstream failed; ``upstream_status`` is what it answered, if it did, and ``provider`` whose it was.
+
+    ``told`` are the words of the upstream by which the failure is known, if it was by words that a client could write.
+    """
 
     status = 502
     type = "upstream_error"
@@ -52,6 +72,7 @@ class UpstreamError(EmbedrouteError):
         """Remember the upstream's own status beside what the client is told."""
         super().__init__(message, param=param, code=code, retry_after=retry_after)
         self.upstream_status = upstream_status
+        self.told = ""
         self.provider: str | None = None
         self.counted = False
 

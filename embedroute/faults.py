@@ -1,18 +1,16 @@
 """Reads what an upstream means by a failure: status, body and headers in, one of the upstream errors out. Pure.
 
-Every upstream words its failures in its own way; the shapes and signals read here are those that the
-providers document or were seen to send (OpenAI, Azure, Gemini, Mistral, Cohere, Jina, TEI, vLLM, llama.cpp).
+Every upstream words its failures in its own way; the shapes read here are those that the providers document or were
+seen to send (OpenAI, Azure, Gemini, Mistral, Cohere, Jina, TEI, vLLM, llama.cpp), the words stand in ``signals``.
 """
 
-import re
-from collections.abc import Iterable, Iterator, Mapping
-from email.utils import parsedate_to_datetime
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, cast
 
 import msgspec
 
 from embedroute.errors import (
-    LONGEST_HINT,
     BatchTooLarge,
     ContextTooLong,
     InputRefused,
@@ -22,13 +20,12 @@ from embedroute.errors import (
     Unavailable,
     UpstreamError,
 )
+from embedroute.hints import hint_of
+from embedroute.inputs import Input, TextPart
+from embedroute.signals import ECHOES, HOLDS, MESSAGES, SIGNALS, Where
 
-LONGEST_MESSAGE = 300
-"""Characters of an upstream's text that a client may see."""
-
-MOST_READ: Final = 20_000  # bytes of an upstream's body that are searched
-MESSAGES: Final = ("error", "message", "detail", "errors", "msg")  # where a body's message is, outermost first
-ECHOES: Final = frozenset({"input", "inputs", "texts", "loc", "ctx"})  # what a client sent, repeated (FastAPI's 422)
+MOST_READ: Final = 20_000
+"""Characters of an upstream's body that are searched."""
 
 BY_STATUS: Final[Mapping[int, type[UpstreamError]]] = {
     400: InputRefused,
@@ -43,56 +40,74 @@ BY_STATUS: Final[Mapping[int, type[UpstreamError]]] = {
 """Status → error; every other status is the upstream's own trouble."""
 
 
-SIGNALS: Final[tuple[tuple[type[UpstreamError], re.Pattern[str]], ...]] = (
-    (KeyRefused, re.compile(r"insufficient_quota|INSUFFICIENT_BALANCE|Arrearage|API_KEY_INVALID|invalid_api_key|PerDay")),
-    (
-        BatchTooLarge,
-        re.compile(
-            r"(?im)max_tokens_per_request|tokens per request|too many inputs|too many tokens (in batch|overall)|batch size"
-            r"|requests can be in one batch|split into more batches|max(imum)? allowed (batch|number of inputs)"
-            r"|max number of inputs|array too long|less than or equal to \d+ items|^3210$"
-            r"|(texts|inputs|input list) (list )?(length|size) (exceeds|must)|body is too large|payload too large"
-        ),
-    ),
-    (
-        ModelRefused,
-        re.compile(
-            r"(?i)model_not_found|INPUT_MODEL_NOT_FOUND|DeploymentNotFound"
-            r"|model .{1,100} (does not exist|not found|is not supported)"
-        ),
-    ),
-    (
-        ContextTooLong,
-        re.compile(
-            r"(?i)context.?length|maximum context|INPUT_TOKEN_LIMIT_EXCEEDED|exceeded max .{0,20}tokens|too long"
-            r"|too large to process|must have less than \d+ tokens|input exceeds"
-        ),
-    ),
-)
-"""What a body says outweighs its status; the first that is found decides."""
-
-READ_AT: Final = frozenset({400, 402, 403, 413, 422, 429, 500})
-"""Statuses whose body is looked at for a signal (llama.cpp answers 500 to a long input)."""
-
-
-def fault_of(status: int, headers: Mapping[str, str], content: bytes) -> UpstreamError:
+def fault_of(status: int, headers: Mapping[str, str], content: bytes, *, now: float | None = None) -> UpstreamError:
     """Judge an answer that is not a 200; the error says how long to wait, if the upstream did.
 
-    The message is the upstream's own, cut at ``LONGEST_MESSAGE`` characters; the caller scrubs secrets from it.
+    The message is the upstream's own: the host takes secrets out of it, and cuts it. ``now`` is the time in seconds
+    since 1970, the wall clock's unless given. What it means for the call's inputs is for ``settled`` to say.
     """
-    kind = _kind(status, content)
-    said = message_of(content)
+    body = _read(content)
+    kind, told = _meaning(status, body)
+    said = _message_in(body)
     text = f"The upstream answered {status}" + (f": {said}" if said else ".")
-    hint = hint_of(headers, content[:MOST_READ].decode(errors="replace"))
-    return kind(text, retry_after=hint, upstream_status=status)
+    words = content[:MOST_READ].decode(errors="replace")
+    hint = hint_of(headers, words, now=time.time() if now is None else now)
+    fault = kind(text, retry_after=hint, upstream_status=status)
+    fault.told = told
+    return fault
 
 
-def _kind(status: int, content: bytes) -> type[UpstreamError]:
-    plain = BY_STATUS.get(status, Unavailable)
-    if status not in READ_AT:
-        return plain
-    text = "\n".join(_words(_read(content)))[:MOST_READ]
-    return next((kind for kind, signal in SIGNALS if _may_say(status, kind) and signal.search(text)), plain)
+def settled(fault: UpstreamError, inputs: Sequence[Input]) -> UpstreamError:
+    """Judge a failure to the end, now that the ``inputs`` of its call are known.
+
+    Words that stand in an input may be a quote of it, so they blame neither the model nor the size of the call. A call
+    that is too large is halved; but one input that is too large by itself is at fault.
+    """
+    kind = _kind_for(fault, inputs)
+    if kind is None:
+        return fault
+    other = kind(fault.message, param=fault.param, retry_after=fault.retry_after, upstream_status=fault.upstream_status)
+    other.told = fault.told
+    return other
+
+
+def _kind_for(fault: UpstreamError, inputs: Sequence[Input]) -> type[UpstreamError] | None:
+    """The kind that a failure rather is; None if it is what it seems."""
+    several = len(inputs) > 1
+    if isinstance(fault, ContextTooLong):
+        return BatchTooLarge if several and _counts(fault.message, inputs) else None
+    if isinstance(fault, InputRefused | BatchTooLarge) and fault.upstream_status == 413 and several:
+        return BatchTooLarge
+    if isinstance(fault, BatchTooLarge | ModelRefused) and _stands_in(inputs, fault.told):
+        return InputRefused
+    if isinstance(fault, BatchTooLarge) and not several:
+        return ContextTooLong if "token" in fault.message.lower() else InputRefused
+    return None
+
+
+def _counts(message: str, inputs: Sequence[Input]) -> bool:
+    held = HOLDS.search(message)
+    return held is not None and int(held[1]) == len(inputs) and not _stands_in(inputs, held[0])
+
+
+def _stands_in(inputs: Sequence[Input], told: str) -> bool:
+    sought = told.casefold()
+    return bool(sought) and any(sought in text.casefold() for item in inputs for text in _texts(item))
+
+
+def _texts(item: Input) -> Iterable[str]:
+    return (item,) if isinstance(item, str) else [part.text for part in item if isinstance(part, TextPart)]
+
+
+def _meaning(status: int, body: object) -> tuple[type[UpstreamError], str]:
+    """What a failure is, and the words that say so if a client could have written them."""
+    said = list(_within(MOST_READ, _said(body)))
+    for signal in SIGNALS:
+        if status in signal.statuses:
+            heard = next((found for field, text in said if (found := signal.heard(field, text))), "")
+            if heard:
+                return signal.means, "" if signal.where is Where.CODE else heard
+    return BY_STATUS.get(status, Unavailable), ""
 
 
 def _read(content: bytes) -> object:
@@ -102,99 +117,35 @@ def _read(content: bytes) -> object:
         return content[:MOST_READ].decode(errors="replace").strip()
 
 
-def _words(body: object, depth: int = 8) -> Iterator[str]:
+def _said(body: object, field: str = "", depth: int = 8) -> Iterator[tuple[str, str]]:
+    """Every text and whole number in a body, with the name of its field; what a client sent is left out."""
     if isinstance(body, str | int):
-        yield str(body)
-    for part in _parts(body) if depth else ():
-        yield from _words(part, depth - 1)
+        yield field, str(body)
+    elif depth and isinstance(body, dict):
+        for name, part in cast("dict[str, object]", body).items():
+            if name not in ECHOES:
+                yield from _said(part, name, depth - 1)
+    elif depth and isinstance(body, list):
+        for part in cast("list[object]", body):
+            yield from _said(part, field, depth - 1)
 
 
-def _parts(body: object) -> Iterable[object]:
-    if isinstance(body, dict):
-        # A client must not be able to blame the provider's key by what it sends, so echoes are not read.
-        return [part for name, part in cast("dict[str, object]", body).items() if name not in ECHOES]
-    return cast("list[object]", body) if isinstance(body, list) else ()
+def _within(room: int, said: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    for field, text in said:
+        yield field, text[:room]
+        room -= len(text)
+        if room <= 0:
+            return
 
 
-def _may_say(status: int, kind: type[UpstreamError]) -> bool:
-    # A 500 is read for llama.cpp's long input alone, a 429 for a spent quota alone: anything else
-    # that happens to use these words is a rate limit or an outage, and heals.
-    if status == 500:
-        return kind is ContextTooLong
-    if status in {402, 403, 429}:
-        return kind is KeyRefused
-    return True
-
-
-def message_of(content: bytes) -> str:
+def _message_in(body: object) -> str:
     """Find the human message in an error body: OpenAI's, flat, FastAPI's, nested, or plain text; HTML says nothing."""
-    body = _read(content)
     for _ in range(8):
         if isinstance(body, str):
-            return "" if body.startswith("<") else body[:LONGEST_MESSAGE]
+            return "" if body.startswith("<") else body[:MOST_READ]
         if isinstance(body, dict):
             named = cast("dict[str, object]", body)
             body = next((named[name] for name in MESSAGES if named.get(name) and named[name] is not True), None)
         else:
-            body = next(iter(_parts(body)), None)
+            body = next(iter(cast("list[object]", body)), None) if isinstance(body, list) else None
     return ""
-
-
-def hint_of(headers: Mapping[str, str], body: str = "") -> float | None:
-    """Find how many seconds the upstream asks to wait, at most ``LONGEST_HINT``; None if it does not say.
-
-    Order: ``retry-after-ms``, ``retry-after`` (seconds or HTTP date), the reset of an exhausted
-    ``x-ratelimit-*`` window, Google's ``RetryInfo``, and "retry after N seconds" in the text.
-    """
-    for seconds in (
-        _number(headers.get("retry-after-ms"), 0.001),
-        _number(headers.get("retry-after"), 1),
-        _until(headers.get("retry-after"), headers.get("date")),
-        _reset(headers),
-        _told(body),
-    ):
-        if seconds is not None:
-            return min(seconds, LONGEST_HINT)
-    return None
-
-
-def _number(text: str | None, unit: float) -> float | None:
-    # An absurdly long number is still a number: it ends at the cap.
-    if text is None or not re.fullmatch(r"\d{1,400}(\.\d{1,400})?", text.strip(), re.ASCII):
-        return None
-    return float(text) * unit
-
-
-def _until(date: str | None, now: str | None) -> float | None:
-    # The upstream's own clock is the right one to measure its date against.
-    try:
-        wait = parsedate_to_datetime(date or "") - parsedate_to_datetime(now or "")
-    except (ValueError, TypeError, OverflowError):
-        return None
-    return max(0.0, wait.total_seconds())
-
-
-_GO_PART = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|s|m|h)")
-_GO_DURATION = re.compile(rf"(?:{_GO_PART.pattern}){{1,4}}")
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-
-
-def _reset(headers: Mapping[str, str]) -> float | None:
-    spent = [what for what in ("requests", "tokens") if headers.get(f"x-ratelimit-remaining-{what}") == "0"]
-    resets = [headers.get(f"x-ratelimit-reset-{what}", "") for what in spent]
-    return max((_duration(reset) for reset in resets if _GO_DURATION.fullmatch(reset)), default=None)
-
-
-def _duration(text: str) -> float:
-    return sum(float(amount) * _SECONDS[unit] for amount, unit in _GO_PART.findall(text))
-
-
-_TOLD = re.compile(
-    r'(?i)"retryDelay"\s*:\s*"(\d{1,18}(?:\.\d{1,9})?)s"'
-    r"|(?:retry|try again) (?:after|in) (\d{1,18}(?:\.\d{1,9})?) ?s"
-)
-
-
-def _told(body: str) -> float | None:
-    found = _TOLD.search(body)
-    return float(found[1] or found[2]) if found else None

@@ -1,16 +1,25 @@
 """Takes secrets out of what debug and errors show: an upstream may echo the key it was sent."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from base64 import b64encode
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Final, cast
+from urllib.parse import quote
 
 import msgspec
 
 from embedroute.backend import BackendBase, Secret, UpstreamReply, UpstreamRequest
 from embedroute.journal import Journal
+from embedroute.wording import printable
 
-AFFIX = 8
-"""Characters at either end of a key that upstreams repeat when they mask the rest."""
+RUN = 8
+"""Characters of a key, in a row, that are not shown; upstreams that mask the rest of a key repeat its ends."""
+
+MASK = "[redacted]"
+
+MOST_READ = 20_000
+"""Characters of an upstream's message that are looked at."""
 
 LONGEST_CAPTURE = 1_000_000
 """Bytes of an upstream's body that debug shows."""
@@ -20,7 +29,10 @@ PLAIN: Final = frozenset(
 )
 """Fields whose text says nothing of the input, so that a summary may show it."""
 
-_CREDENTIALS = re.compile(r"(?<=://)[^/\s@]+@")
+Hide = Callable[[str], str]
+"""Takes secrets out of a text."""
+
+_CREDENTIALS = re.compile(r"""(?<=://)[^/\s"'<>]+(?=@)""")
 
 
 def secrets_of(options: msgspec.Struct) -> list[str]:
@@ -34,54 +46,101 @@ def secrets_of(options: msgspec.Struct) -> list[str]:
 
 
 def scrub(text: str, secrets: Sequence[str]) -> str:
-    """Replace every one of ``secrets``, the longest first, in ``text``, then their ends, then credentials inside URLs."""
-    ends = [end for secret in secrets for end in (secret[:AFFIX], secret[-AFFIX:]) if len(end) == AFFIX]
-    for part in filter(None, [*secrets, *ends]):
-        text = text.replace(part, "[redacted]")
-    return _CREDENTIALS.sub("[redacted]@", text)
+    """Word an upstream's text for a client: ``secrets`` are hidden first, then it is made printable and cut."""
+    return printable(hiding(secrets)(text[:MOST_READ]))
+
+
+def hiding(secrets: Sequence[str]) -> Hide:
+    """Prepare to take ``secrets`` out of many texts.
+
+    Hidden is any run of ``RUN`` characters of one, be it as it is, in base64 or percent-encoded; a shorter one as a
+    whole; and credentials inside URLs.
+    """
+    runs = {form[at : at + RUN] for secret in secrets for form in _forms(secret) for at in range(len(form) - RUN + 1)}
+    short = sorted({secret for secret in secrets if 0 < len(secret) < RUN}, key=len, reverse=True)
+    return partial(_hidden, frozenset(runs), re.compile("|".join(map(re.escape, short))) if short else _CREDENTIALS)
+
+
+def _forms(secret: str) -> Iterator[str]:
+    raw = secret.encode(errors="replace")
+    yield secret
+    yield quote(secret, safe="", errors="replace")
+    yield "".join([f"%{byte:02X}" for byte in raw])
+    yield "".join([f"%{byte:02x}" for byte in raw])
+    for before, unsure in enumerate((0, 2, 3)):
+        # In base64 a key looks different after one or two other bytes, whose bits share its first letters.
+        told = b64encode(bytes(before) + raw)[unsure : (before + len(raw)) * 4 // 3].decode()
+        yield from (told, told.translate(_URLSAFE))
+
+
+_URLSAFE: Final = str.maketrans("+/", "-_")
+
+
+def _hidden(runs: frozenset[str], short: re.Pattern[str], text: str) -> str:
+    marks = [(at, at + RUN) for at in range(len(text) - RUN + 1) if text[at : at + RUN] in runs] if runs else []
+    marks += [found.span() for pattern in (short, _CREDENTIALS) for found in pattern.finditer(text)]
+    return _without(text, sorted(marks)) if marks else text
+
+
+def _without(text: str, marks: Sequence[tuple[int, int]]) -> str:
+    left, at = list[str](), -1
+    for begin, end in marks:
+        if begin > at:
+            left += [text[max(at, 0) : begin], MASK]
+        at = max(at, end)
+    return "".join([*left, text[at:]])
 
 
 def capture(
     journal: Journal, provider: str, backend: BackendBase, request: UpstreamRequest, reply: UpstreamReply | None
 ) -> None:
     """Keep one exchange for debug: headers from the struct's own marking of secrets, bodies scrubbed besides."""
-    secrets = secrets_of(backend)
+    hide = hiding(secrets_of(backend))
     if journal.sent is not None:
-        headers = {name: "[redacted]" if isinstance(value, Secret) else value for name, value in request.headers.items()}
-        body = _body(request.content, secrets, full=journal.full)
-        journal.sent.append({"provider": provider, "url": scrub(request.url, secrets), "headers": headers, "body": body})
+        headers = {name: MASK if isinstance(value, Secret) else value for name, value in request.headers.items()}
+        body = _body(request.content, hide, full=journal.full)
+        journal.sent.append({"provider": provider, "url": hide(request.url), "headers": headers, "body": body})
     if journal.got is not None and reply is not None:
         journal.got.append(
-            {"provider": provider, "status": reply.status, "body": _body(reply.content, secrets, full=journal.full)}
+            {"provider": provider, "status": reply.status, "body": _body(reply.content, hide, full=journal.full)}
         )
 
 
-def _body(content: bytes, secrets: Sequence[str], *, full: bool) -> object:
-    text = scrub(content[:LONGEST_CAPTURE].decode(errors="replace"), secrets)
+def _body(content: bytes, hide: Hide, *, full: bool) -> object:
+    text = content[:LONGEST_CAPTURE].decode(errors="replace")
     try:
         body = msgspec.json.decode(text)
+        return _mapped(body, hide) if full else _outline(body, "", hide)
     except (msgspec.MsgspecError, RecursionError):
-        return text if full else f"[{len(text)} characters]"
-    # JSON may spell a secret with escapes, which are gone only now.
-    return _mapped(body, lambda said: scrub(said, secrets)) if full else _outline(body, "", secrets)
+        return hide(text) if full else f"[{len(text)} characters]"
 
 
-def _mapped(value: object, change: Callable[[str], str]) -> object:
-    """Change every text in a body, names of fields included."""
+def _mapped(value: object, hide: Hide) -> object:
+    """Hide what is secret in every text of a body, names of fields and long numbers included."""
     if isinstance(value, dict):
-        return {change(key): _mapped(inner, change) for key, inner in cast("dict[str, object]", value).items()}
+        return {hide(key): _mapped(inner, hide) for key, inner in cast("dict[str, object]", value).items()}
     if isinstance(value, list):
-        return [_mapped(inner, change) for inner in cast("list[object]", value)]
-    return change(value) if isinstance(value, str) else value
+        return [_mapped(inner, hide) for inner in cast("list[object]", value)]
+    if isinstance(value, str):
+        return hide(value)
+    return _number(value, hide)
 
 
-def _outline(value: object, name: str, secrets: Sequence[str]) -> object:
+def _number(value: object, hide: Hide) -> object:
+    # A key may be all digits, and an upstream may repeat it as a number.
+    if not isinstance(value, int) or abs(value) < 10 ** (RUN - 1):
+        return value
+    shown = hide(str(value))
+    return value if shown == str(value) else shown
+
+
+def _outline(value: object, name: str, hide: Hide) -> object:
     """Keep the shape of a body and drop what the input could stand in."""
     if isinstance(value, dict):
         fields = cast("dict[str, object]", value)
-        return {scrub(key, secrets): _outline(inner, key, secrets) for key, inner in fields.items()}
+        return {hide(key): _outline(inner, key, hide) for key, inner in fields.items()}
     if isinstance(value, list):
         return f"[{len(cast('list[object]', value))} items]"
     if isinstance(value, str):
-        return scrub(value, secrets) if name in PLAIN else f"[{len(value)} characters]"
-    return value
+        return hide(value) if name in PLAIN else f"[{len(value)} characters]"
+    return _number(value, hide)

@@ -1,10 +1,14 @@
-"""How an error speaks of a client's own text: it repeats it safely, and suggests what was meant."""
+"""How an error speaks of text that is not ours: it repeats it safely, and suggests what was meant."""
 
 from collections.abc import Sequence
 from difflib import get_close_matches
+from itertools import accumulate
 
 LONGEST_ECHO = 128
 """Characters of a client's own text that an error repeats."""
+
+LONGEST_MESSAGE = 300
+"""Characters of an upstream's text that a client may see, as they are written out."""
 
 
 def echo(text: str) -> str:
@@ -12,7 +16,24 @@ def echo(text: str) -> str:
     return ascii(text[:LONGEST_ECHO])[: LONGEST_ECHO + 2]
 
 
+def printable(text: str) -> str:
+    """Escape what would move a reader's cursor or turn the text around; cut at ``LONGEST_MESSAGE``.
+
+    What has been through this already comes out as it is.
+    """
+    written = [
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text[:LONGEST_MESSAGE]
+    ]
+    ends = accumulate(map(len, written))
+    return "".join([piece for piece, end in zip(written, ends, strict=True) if end <= LONGEST_MESSAGE])
+
+
+def closest(name: str, known: Sequence[str]) -> str | None:
+    """Find the word of ``known`` that was probably meant."""
+    return next(iter(get_close_matches(name[:LONGEST_ECHO], known, n=1)), None)
+
+
 def did_you_mean(name: str, known: Sequence[str]) -> str:
     """Suggest the closest of ``known``, as ``; did you mean "x"?``, or nothing."""
-    close = get_close_matches(name[:LONGEST_ECHO], known, n=1)
-    return f'; did you mean "{close[0]}"?' if close else ""
+    close = closest(name, known)
+    return "" if close is None else f'; did you mean "{close}"?'

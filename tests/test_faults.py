@@ -1,6 +1,8 @@
 """What upstreams say when they fail, in their own words: each body was documented by its provider or seen on the wire."""
 
 import json
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 
 import pytest
 from hypothesis import given
@@ -17,9 +19,13 @@ from embedroute.errors import (
     Unavailable,
     UpstreamError,
 )
-from embedroute.faults import LONGEST_MESSAGE, fault_of, hint_of, message_of
+from embedroute.faults import fault_of, settled
+from embedroute.hints import hint_of
+from embedroute.inputs import ImagePart, ImageURL, TextPart
 
 DATE = "Fri, 20 Nov 2026 10:00:00 GMT"
+NOW = datetime(2026, 11, 20, 9, 0, tzinfo=UTC).timestamp()
+"""Seconds; our clock is an hour slow."""
 
 
 def openai(message="m", code=None, type="invalid_request_error"):
@@ -32,6 +38,15 @@ def google(status, **detail):
 
 def mistral(message="m", code="1300"):
     return {"object": "error", "message": message, "type": "t", "param": None, "code": code}
+
+
+def fastapi(message):
+    return {"detail": [{"type": "too_long", "loc": ["body", "input"], "msg": message, "input": ["a"]}]}
+
+
+def judged(status, body, inputs=()):
+    content = (body if isinstance(body, str) else json.dumps(body)).encode()
+    return settled(fault_of(status, {}, content, now=NOW), inputs)
 
 
 @pytest.mark.parametrize(
@@ -47,6 +62,7 @@ def mistral(message="m", code="1300"):
         (429, openai(code="rate_limit_exceeded"), RateLimited),
         (429, openai("You exceeded your current quota", "insufficient_quota"), KeyRefused),
         (429, openai("Rate limit reached: too many tokens per request"), RateLimited),
+        (429, "insufficient_quota", KeyRefused),
         (500, openai("The server had an error"), Unavailable),
         (503, openai("overloaded"), Unavailable),
         (401, {"error": {"code": "401", "message": "Access denied due to invalid subscription key"}}, KeyRefused),
@@ -78,6 +94,7 @@ def mistral(message="m", code="1300"):
         (400, {"detail": "Model voyage-9 is not supported. Supported models are ['voyage-4']."}, ModelRefused),
         (400, {"detail": "[INPUT_MODEL_NOT_FOUND] no such model"}, ModelRefused),
         (400, {"detail": "[INPUT_TOKEN_LIMIT_EXCEEDED] too many"}, ContextTooLong),
+        (400, {"detail": {"message": "m", "code": "INPUT_MODEL_NOT_FOUND"}}, ModelRefused),
         (403, {"detail": "[AUTHZ_INSUFFICIENT_BALANCE] top up"}, KeyRefused),
         (400, {"code": "Arrearage", "message": "m"}, KeyRefused),
         (402, {"message": "Payment required"}, KeyRefused),
@@ -89,9 +106,9 @@ def mistral(message="m", code="1300"):
         (429, {"error": "Model is overloaded", "error_type": "Overloaded"}, RateLimited),
         (500, openai("input (600 tokens) is too large to process. increase the physical batch size"), ContextTooLong),
         (500, openai("insufficient_quota, model not found, batch size"), Unavailable),
-        (413, "<html>413 Request Entity Too Large</html>", InputRefused),
-        (413, "Payload Too Large", BatchTooLarge),
         (400, "upstream says: maximum context exceeded", ContextTooLong),
+        (400, openai("Invalid 'input[0]': maximum input length is 8192 tokens."), ContextTooLong),
+        (400, openai("the request exceeds the available context size. try increasing it"), ContextTooLong),
         (408, "", Unavailable),
         (409, "", Unavailable),
         (418, "", Unavailable),
@@ -109,10 +126,148 @@ def test_a_failure_is_judged_by_status_and_words(status, body, kind):
     assert (kind, status) == (type(found), found.upstream_status)
 
 
+FULL = {
+    "openai": (400, openai("Invalid 'input': array too long. Expected an array with maximum length 2048, but got 9")),
+    "openai tokens": (400, openai("Requested 400000 tokens, max 300000 tokens per request", "max_tokens_per_request")),
+    "openai size": (400, openai("Invalid 'input': maximum request size is 300000 tokens per request.")),
+    "azure": (400, {"error": {"message": "Too many inputs. The max number of inputs is 16. We hope to increase it."}}),
+    "azure by name": (400, {"error": {"message": "Too many inputs for model None. The max number of inputs is 1."}}),
+    "gemini": (400, {"error": {"message": "* BatchEmbedContentsRequest.requests: at most 100 requests can be in one batch"}}),
+    "gemini bytes": (400, {"error": {"message": "Request payload size exceeds the limit: 20971520 bytes."}}),
+    "vertex": (400, {"error": {"code": 400, "message": "5 instance(s) is allowed per prediction. Actual: 6"}}),
+    "mistral": (400, mistral("Too many inputs in request, split into more batches.")),
+    "mistral tokens": (400, mistral("Too many tokens overall, split into more batches.", "3210")),
+    "mistral tokens, old": (400, mistral("Too many tokens in batch. Max is 16384 got 20000")),
+    "cohere": (400, {"message": "invalid request: total number of texts must be at most 96 - received 131"}),
+    "bedrock": (400, {"message": "Malformed input request: #/texts: expected maximum item count: 96, found: 99, please"}),
+    "voyage": (400, {"detail": "The max allowed tokens per submitted batch is 120000. Please lower the number of tokens."}),
+    "voyage by name": (
+        400,
+        {"detail": "Request to model 'voyage-3' failed. The max allowed tokens per submitted batch is 120000. Your batch"},
+    ),
+    "jina": (400, {"detail": {"message": "Each input list can contain at most 512 items"}}),
+    "dashscope": (400, {"code": "InvalidParameter", "message": "batch size is invalid, it should not be larger than 10.: x"}),
+    "dashscope v1": (
+        400,
+        openai(
+            "<400> InternalError.Algo.InvalidParameter: Value error, batch size is invalid, it should not be larger than 10."
+        ),
+    ),
+    "tei": (422, {"error": "batch size 64 > maximum allowed batch size 32", "error_type": "Validation"}),
+    "siliconflow": (413, {"code": 20042, "message": "input batch size 473 > maximum allowed batch size 64"}),
+    "pydantic": (422, fastapi("List should have at most 512 items after validation, not 600")),
+    "pydantic 1": (422, fastapi("ensure this value has at most 512 items")),
+    "volcengine": (400, openai("maximum context length is 1, but 2 is requested")),
+    "nginx": (413, "<html><title>413 Request Entity Too Large</title></html>"),
+    "go": (413, {"error": "http: request body too large"}),
+    "anybody": (413, ""),
+}
+"""Who → how it says that a call of several inputs is too large."""
+
+
+@pytest.mark.parametrize("who", FULL)
+def test_a_call_of_several_inputs_that_is_too_large_is_one_to_halve(who):
+    assert BatchTooLarge is type(judged(*FULL[who], ["a", "b"]))
+
+
+@pytest.mark.parametrize("who", FULL)
+def test_one_input_that_is_too_large_is_at_fault_itself(who):
+    """Nothing is left to halve, and no other endpoint would take it; where tokens are counted, it is too long."""
+    status, body = FULL[who]
+    found = judged(status, body, ["a"])
+
+    long = "token" in str(body) or who == "volcengine"
+    assert (400, "context_length_exceeded" if long else None) == (found.status, found.code)
+    assert status == found.upstream_status
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "inputs", "kind"),
+    [
+        (413, "Input is too long for requested model.", ["a", "b"], ContextTooLong),
+        (400, mistral("Input id 0 has 9000 tokens, exceeded max 8192 tokens.", "3210"), ["a"], ContextTooLong),
+        (400, mistral("Input id 0 has 9000 tokens, exceeded max 8192 tokens.", "3210"), ["a", "b"], ContextTooLong),
+        (400, openai("input (600 tokens) is too large to process. increase the physical batch size"), ["a"], ContextTooLong),
+        (
+            400,
+            openai("input (600 tokens) is too large to process. increase the physical batch size"),
+            ["a"] * 2,
+            ContextTooLong,
+        ),
+        (400, openai("maximum context length is 8192, but 9000 is requested"), ["a", "b"], ContextTooLong),
+        (400, openai("maximum context length is 1, but 2 is requested"), ["is 1, but", "b"], BatchTooLarge),
+        (
+            400,
+            openai("maximum context length is 1, but 2 is requested"),
+            ["maximum context length is 1, but 2 is requested"] * 2,
+            ContextTooLong,
+        ),
+        (400, openai(f"maximum context length is 1, but {'2' * 5000} is requested"), ["a", "b"], ContextTooLong),
+        (400, openai(" Too many inputs in request, split into more batches."), ["a", "b"], BatchTooLarge),
+        (400, openai(code="max_tokens_per_request"), ["max_tokens_per_request", "b"], BatchTooLarge),
+        (429, openai(code="insufficient_quota"), ["insufficient_quota"], KeyRefused),
+        (404, openai("Model foo is not supported. Supported models are x"), ["Model foo is not supported"], ModelRefused),
+    ],
+)
+def test_a_failure_is_settled_by_the_inputs_of_its_call(status, body, inputs, kind):
+    assert kind is type(judged(status, body, inputs))
+
+
+def test_what_is_settled_keeps_what_the_upstream_said():
+    fault = BatchTooLarge("full", param="input", retry_after=7.0, upstream_status=400)
+
+    found = settled(fault, ["a"])
+
+    assert ("full", "input", 7.0, 400) == (found.message, found.param, found.retry_after, found.upstream_status)
+    assert fault is settled(fault, ["a", "b"])
+
+
+PLANTED = [
+    "what is invalid_api_key?",
+    "insufficient_quota",
+    "API_KEY_INVALID",
+    "Arrearage",
+    "EmbedContentRequestsPerDayPerUser",
+    "model foo does not exist",
+    "model_not_found",
+    "[INPUT_MODEL_NOT_FOUND] no such model",
+    "Model foo is not supported. Supported models are bar",
+    "too many inputs",
+    "max_tokens_per_request",
+    "3210",
+    "Too many inputs in request, split into more batches.",
+    "batch size 64 > maximum allowed batch size 32",
+    "Payload Too Large",
+]
+"""What a client may ask to have embedded."""
+
+
+@pytest.mark.parametrize(
+    "quoting",
+    [
+        lambda text: openai(f"Could not embed the text '{text}'"),
+        lambda text: openai(f"{text} could not be embedded"),
+        openai,
+        lambda text: openai(text.upper()),
+        lambda text: {"detail": f"Bad input: {text}"},
+        lambda text: {"detail": text, "query": text},
+        lambda text: {"document": text, "message": "no"},
+        lambda text: [text],
+        lambda text: f"cannot embed {text}",
+        lambda text: text,
+    ],
+)
+@pytest.mark.parametrize("status", [400, 422])
+@pytest.mark.parametrize("text", PLANTED)
+def test_what_a_client_sent_cannot_pass_for_the_upstreams_words(status, text, quoting):
+    """Else anyone could have a key held for spent, a model for unknown or an endpoint for small, and harm all others."""
+    for inputs in ([text], [f"Is it {text}?", "b"], [(TextPart(text), ImagePart(ImageURL("data:")))]):
+        assert InputRefused is type(judged(status, quoting(text), inputs))
+
+
 @pytest.mark.parametrize("echo", ["input", "inputs", "texts", "ctx", "loc"])
-def test_what_a_client_sent_cannot_pass_for_the_upstreams_words(echo):
-    """Else anyone could have a provider's key held for spent, and the provider left alone for it."""
-    body = {"detail": [{"msg": "String should be shorter", echo: "insufficient_quota API_KEY_INVALID"}]}
+def test_fields_that_repeat_what_a_client_sent_are_not_read(echo):
+    body = {"detail": [{"msg": "String should be shorter", echo: {"code": "insufficient_quota", "reason": "API_KEY_INVALID"}}]}
 
     assert type(fault_of(422, {}, json.dumps(body).encode())) is InputRefused
 
@@ -136,11 +291,15 @@ def test_what_a_client_sent_cannot_pass_for_the_upstreams_words(echo):
         ({}, ""),
         (7, ""),
         (None, ""),
-        ({"message": "x" * 999}, "x" * LONGEST_MESSAGE),
+        ({"message": "x" * 30_000}, "x" * 20_000),
     ],
 )
 def test_the_message_is_found_wherever_it_is(body, message):
-    assert message == message_of(json.dumps(body).encode())
+    assert (f": {message}" if message else ".") == said_in(json.dumps(body).encode())
+
+
+def said_in(content):
+    return fault_of(500, {}, content).message.removeprefix("The upstream answered 500")
 
 
 @pytest.mark.parametrize(
@@ -150,11 +309,11 @@ def test_the_message_is_found_wherever_it_is(body, message):
         (b"  plain \n", "plain"),
         (b"<html>no</html>", ""),
         (b"\xff", "\N{REPLACEMENT CHARACTER}"),
-        (b"[" * 9999, "[" * 300),
+        (b"[" * 9999, "[" * 9999),
     ],
 )
 def test_a_body_that_is_not_json_is_its_own_message_but_for_html(content, message):
-    assert message == message_of(content)
+    assert (f": {message}" if message else ".") == said_in(content)
 
 
 def test_the_message_says_what_was_answered():
@@ -187,8 +346,12 @@ def test_the_message_says_what_was_answered():
         ({"retry-after": "Fri, 20 Nov 2026 10:00:30 GMT", "date": DATE}, 30),
         ({"retry-after": "Fri, 20 Nov 2026 09:00:00 GMT", "date": DATE}, 0),
         ({"retry-after": "Fri, 20 Nov 2099 10:00:00 GMT", "date": DATE}, LONGEST_HINT),
-        ({"retry-after": "Fri, 20 Nov 2026 10:00:30 GMT"}, None),
-        ({"retry-after": "Fri, 20 Nov 2026 10:00:30", "date": DATE}, None),
+        ({"retry-after": "Fri, 20 Nov 2026 10:00:30"}, LONGEST_HINT),
+        ({"retry-after": "Fri, 20 Nov 2026 09:00:30 GMT"}, 30),
+        ({"retry-after": "Fri, 20 Nov 2026 09:00:30 GMT", "date": "today"}, 30),
+        ({"retry-after": "Fri, 20 Nov 2026 08:00:30 GMT"}, 0),
+        ({"retry-after": "Friday, 20-Nov-26 09:00:30 GMT"}, 30),
+        ({"retry-after": "Fri Nov 20 10:00:30 2026", "date": DATE}, 30),
         ({"retry-after": "Fri, 99 Nov 2026 10:00:30 GMT", "date": DATE}, None),
         ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "120ms"}, 0.12),
         ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "1m1.5s"}, 61.5),
@@ -210,7 +373,7 @@ def test_the_message_says_what_was_answered():
     ],
 )
 def test_headers_say_how_long_to_wait(headers, seconds):
-    assert hint_of(headers) == (seconds if seconds is None else pytest.approx(seconds))
+    assert hint_of(headers, now=NOW) == (seconds if seconds is None else pytest.approx(seconds))
 
 
 @pytest.mark.parametrize(
@@ -223,13 +386,29 @@ def test_headers_say_how_long_to_wait(headers, seconds):
         ("Please retry after 7 seconds.", 7),
         ("Please retry after 86400 seconds.", LONGEST_HINT),
         ("Please try again in 20s.", 20),
-        ("Please try again in 120ms.", None),
+        ("Please try again in 350ms.", 0.35),
+        ("Please try again in 1m12s.", 72),
+        ("Please try again in 6m0s.", LONGEST_HINT),
+        ("Please try again in 1h0m0s.", LONGEST_HINT),
+        ("Please try again in 1.5s. Visit https://x", 1.5),
+        ("try again in 1 minute 5 seconds", 65),
+        ("Retry after 250 milliseconds", 0.25),
+        ("Please try again in 7 sacks.", None),
+        ("Please try again in 7.", None),
         ("Please retry after a while.", None),
         ("", None),
     ],
 )
 def test_a_body_says_how_long_to_wait(body, seconds):
-    assert seconds == hint_of({}, body)
+    assert hint_of({}, body, now=NOW) == (seconds if seconds is None else pytest.approx(seconds))
+
+
+def test_the_wall_clock_is_taken_where_no_time_is_given():
+    then = datetime.now(UTC) + timedelta(seconds=90)
+
+    found = fault_of(429, {"retry-after": format_datetime(then, usegmt=True)}, b"")
+
+    assert found.retry_after == pytest.approx(90, abs=30)
 
 
 def test_a_header_outweighs_the_body():
@@ -256,4 +435,4 @@ def test_nothing_that_an_upstream_sends_breaks_the_reading(status, content, hint
     )
 )
 def test_no_json_breaks_the_reading(body):
-    assert isinstance(fault_of(400, {}, json.dumps(body).encode()), UpstreamError)
+    assert isinstance(judged(400, body, ["a"]), UpstreamError)

@@ -3,13 +3,19 @@
 # Anyio's plugin reads `anyio_backend`.
 # ruff: noqa: ARG001
 
+import base64
 import json
+from copy import copy
+from urllib.parse import quote, quote_plus
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from embedroute import Config, Gateway, embeddings_app
 from embedroute.backend import Secret, UpstreamReply, UpstreamRequest
 from embedroute.backends.openai import OpenAI
+from embedroute.errors import Unavailable
 from embedroute.journal import Journal
 from embedroute.redact import capture, scrub, secrets_of
 from tests.driver import call
@@ -30,11 +36,111 @@ KEY = "sk-proj-0123456789-abcdefghij"
         ("https://user:hunter2@host/v1?a=b", [], "https://[redacted]@host/v1?a=b"),
         ("mail me@host", [], "mail me@host"),
         ("one-secret-1 one-secret-12", ["one-secret-12", "one-secret-1"], "[redacted] [redacted]"),
+        ("a 12345678-a, no 2345678, no 78-ab", ["sk-12345678-abcdefgh"], "a [redacted], no 2345678, no 78-ab"),
+        ("twice: sk-12345678sk-12345678", ["sk-12345678"], "twice: [redacted]"),
+        ("sk-1****78-abcde", ["sk-12345678-abcdefgh"], "sk-1****[redacted]"),
+        ("abcd short abc", ["abc", "abcd", "abcdefghi"], "[redacted] short [redacted]"),
+        ("https://u:short@host", ["short"], "https://[redacted]@host"),
+        ("https://u:p@ss@host/a@b", [], "https://[redacted]@host/a@b"),
+        ("https://u:hunter2@host", ["https://example.org"], "[redacted]@host"),
+        ('["https://host","me@there"]', [], '["https://host","me@there"]'),
     ],
 )
 def test_secrets_are_taken_out_of_text_whole_and_masked(text, secrets, scrubbed):
-    """Upstreams that mask a key repeat its ends."""
+    """Upstreams that mask a key repeat its ends, or its middle; shorter pieces of it are no use to anybody."""
     assert scrubbed == scrub(text, secrets)
+
+
+ODD = "sk/AbC+dEf=GhIj-KlMn_OpQr~StUv?Wx"
+"""A key that is written otherwise in URLs, and in both kinds of base64."""
+
+
+@pytest.mark.parametrize("key", [KEY, ODD, "clé-très-secrète-0123"])
+@pytest.mark.parametrize(
+    "spell",
+    [
+        lambda key: base64.b64encode(key.encode()).decode(),
+        lambda key: base64.urlsafe_b64encode(key.encode()).decode(),
+        lambda key: base64.b64encode(f"u:{key}".encode()).decode(),
+        lambda key: base64.b64encode(f"Bearer {key}!".encode()).decode(),
+        lambda key: base64.urlsafe_b64encode(f'{{"a":"{key}"}}'.encode()).decode(),
+        quote,
+        quote_plus,
+        lambda key: "".join(f"%{byte:02x}" for byte in key.encode()),
+        lambda key: "".join(f"%{byte:02X}" for byte in key.encode()),
+    ],
+)
+def test_no_other_spelling_of_a_key_gets_through(spell, key):
+    """What is left are the edges, which are spelled together with what stands beside the key."""
+    left = scrub(spell(key), [key])
+
+    assert "[redacted]" in left
+    assert len(left.replace("[redacted]", "")) <= 16
+
+
+@given(st.data())
+def test_no_eight_letters_of_a_key_in_a_row_get_through(data):
+    """Wherever the key is cut, and wherever the text is."""
+    begin = data.draw(st.integers(0, len(KEY) - 8))
+    end = data.draw(st.integers(begin + 8, len(KEY)))
+    text = data.draw(st.text(max_size=20)) + KEY[begin:end] + data.draw(st.text(max_size=20))
+
+    seen = scrub(text, [KEY])
+
+    assert not [at for at in range(len(KEY) - 7) if KEY[at : at + 8] in seen]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("x" * 999, "x" * 300),
+        ("x" * 280 + KEY, "x" * 280 + "[redacted]"),
+        ("x" * 296 + KEY, "x" * 296 + "[red"),
+        ("\0\x1b[2J" * 400, "\\x00\\x1b[2J" * 27),
+        ("\u202ekey", "\\u202ekey"),
+        ("\u2066a\u200bb\ufeff", "\\u2066a\\u200bb\\ufeff"),
+        ("a\nb\tc\r", "a\\nb\\tc\\r"),
+        ("\U000e0041", "\\U000e0041"),
+        ("\ud800", "\\ud800"),
+        ("x" * 299 + "\x1b" + "y", "x" * 299),
+        ("naïve 漢字 🙂 \\x1b", "naïve 漢字 🙂 \\x1b"),
+    ],
+)
+def test_a_message_is_hidden_then_written_out_then_cut(text, shown):
+    """A key that is cut first is no whole key any more; a control character may move or turn what a reader sees."""
+    once = scrub(text, [KEY])
+
+    assert shown == once
+    assert once == scrub(once, [KEY])
+
+
+def test_an_error_keeps_nothing_of_what_its_message_was():
+    """Whoever prints or logs it, in whatever way."""
+    error = Unavailable(f"bad key {KEY}")
+    error.message = scrub(error.message, [KEY])
+
+    assert [] == [told for told in (str(error), repr(error), repr(error.args), str(copy(error))) if KEY[:8] in told]
+
+
+@pytest.mark.parametrize("full", [True, False])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        '{"code": 1234567890123456}',
+        '{"code": "1234567890123456", "message": "MTIzNDU2Nzg5MDEyMzQ1Ng"}',
+        '{"code": -12345678}',
+        "<1234567890>",
+    ],
+)
+def test_a_key_of_digits_is_hidden_in_numbers_too(answer, full):
+    journal = Journal("r")
+    journal.open(trace=False, sent=False, got=True, full=full)
+    reply = UpstreamReply(200, {}, answer.encode())
+    capture(journal, "p", OpenAI(api_key=Secret("1234567890123456")), UpstreamRequest.json("http://h", {}), reply)
+
+    seen = json.dumps(journal.shown())
+    assert "12345678" not in seen
+    assert "MTIzNDU2" not in seen
 
 
 def test_every_secret_of_a_backend_is_known_tables_included():
@@ -76,6 +182,7 @@ def test_a_summary_keeps_the_shape_and_drops_the_input():
     }
 
 
+CODED = base64.b64encode(KEY.encode()).decode()
 ESCAPED = "".join(f"\\u{ord(letter):04x}" for letter in KEY)
 
 
@@ -93,14 +200,18 @@ ESCAPED = "".join(f"\\u{ord(letter):04x}" for letter in KEY)
         "x" * 999_990 + KEY,
         "[" * 5000 + KEY,
         "\xff" + KEY,
+        f'{{"message": "{KEY[5:20]}"}}',
+        f'{{"message": "Basic {CODED}"}}',
+        "x" * 999_985 + CODED,
+        "[" * 700 + f'"{KEY}"' + "]" * 700,
     ],
 )
 def test_no_spelling_of_a_secret_gets_through(answer, full):
     """JSON may write any letter as an escape; a body may be cut within a key."""
     seen = json.dumps(shown({}, full=full, answer=answer.encode("latin-1")))
 
-    assert KEY[:8] not in seen
-    assert KEY[-8:] not in seen
+    assert not [at for at in range(len(KEY) - 7) if KEY[at : at + 8] in seen]
+    assert CODED[:-4] not in seen
 
 
 MODES = ["honest", "key_in_400", "key_in_500", "status_401", "key_in_200", "status_503", "reset_before_headers"]

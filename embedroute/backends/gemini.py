@@ -12,6 +12,8 @@ import msgspec
 
 from embedroute import vectors
 from embedroute.backend import Accepts, Batch, HTTPBackend, Secret, UpstreamReply, UpstreamRequest, Vectors
+from embedroute.backends.address import check_base_url
+from embedroute.backends.rows import first_count
 from embedroute.errors import InputRefused
 from embedroute.inputs import Part, TextPart
 
@@ -50,7 +52,7 @@ class Detail(msgspec.Struct, rename="camel"):
 class Usage(msgspec.Struct, rename="camel"):
     """What the call was billed; only gemini-embedding-2 says so."""
 
-    prompt_token_count: int | None = None
+    prompt_token_count: int | float | None = None
     prompt_token_details: list[Detail] = []
 
 
@@ -76,6 +78,10 @@ class Gemini(HTTPBackend, frozen=True, kw_only=True):
     api_key: Secret
     base_url: str = "https://generativelanguage.googleapis.com/v1beta"
 
+    def __post_init__(self) -> None:
+        """Refuse an address that cannot be one."""
+        check_base_url(self.base_url)
+
     def build(self, batch: Batch) -> UpstreamRequest:
         """Write one request per input; the key goes in a header, for an URL shows in logs.
 
@@ -100,7 +106,8 @@ class Gemini(HTTPBackend, frozen=True, kw_only=True):
         """Read the vectors, and scale those to length 1 that the model leaves as they fall."""
         answer: Answer = reply.json(Answer)
         usage = _usage(answer.usage_metadata)
-        found = Vectors.from_lists([row.values for row in answer.embeddings], prompt_tokens=usage.prompt_token_count)
+        tokens = first_count(usage.prompt_token_count)
+        found = Vectors.from_lists([row.values for row in answer.embeddings], prompt_tokens=tokens)
         split = {detail.modality.lower(): detail.token_count for detail in usage.prompt_token_details if detail.token_count > 0}
         plain = SECOND in batch.model or found.array.shape[1] >= FULL_WIDTH
         array = found.array if plain else vectors.unit(found.array)

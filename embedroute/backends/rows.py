@@ -1,12 +1,12 @@
 """Reads the answer that OpenAI made common: rows with an index, as base64 or numbers, and errors inside a 200."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, TypeVar
 
 import msgspec
 
-from embedroute.backend import Batch, UpstreamReply, Vectors
+from embedroute.backend import Batch, UpstreamReply, Vectors, count_of
 from embedroute.errors import BadAnswer, UpstreamError
 from embedroute.turns import LARGE, in_turns
 from embedroute.vectors import gathered
@@ -20,6 +20,9 @@ STATUSES: Final = {
     "server_error": 500,
 }
 """Error code inside a 200 → the status that OpenAI sends with it."""
+
+COUNTED: Final = ("num_tokens", "x-compute-tokens")
+"""Headers in which Cohere and TEI tell the tokens of a call."""
 
 EMPTY: Final = frozenset({b"", b"null", b"false", b'""', b"{}", b"[]"})
 
@@ -39,9 +42,10 @@ class LongRow(msgspec.Struct, gc=False):
 
 
 class Usage(msgspec.Struct):
-    """What the call was billed."""
+    """What the call was billed; Voyage and Jina know a total alone."""
 
-    prompt_tokens: int | None = None
+    prompt_tokens: object = None
+    total_tokens: object = None
 
 
 class Fault(msgspec.Struct):
@@ -82,7 +86,7 @@ def read(batch: Batch, reply: UpstreamReply, fault: Callable[[UpstreamReply], Up
     texts, answer = _long_answer(reply) if large else ((), reply.json(Answer))
     if answer.data is None or bytes(answer.error) not in EMPTY:
         raise _fault_in(answer.error, reply, fault)
-    prompt_tokens = _prompt_tokens(answer.usage)
+    prompt_tokens = _prompt_tokens(answer.usage, reply.headers)
     if isinstance(answer, LongAnswer):
         return _long_vectors(in_order(answer.data), texts, prompt_tokens, batch.dtype)
     return _vectors([row.embedding for row in in_order(answer.data)], prompt_tokens, batch.dtype)
@@ -116,11 +120,7 @@ def _long_vectors(rows: Sequence[LongRow], texts: Sequence[memoryview], prompt_t
         return Vectors.from_base64([texts[int(row.embedding)] for row in rows], prompt_tokens=prompt_tokens, dtype=dtype)
     turns = in_turns(len(rows), sum(len(row.embedding) for row in rows))
     groups = (_vectors(_decoded(rows[turn]), None, dtype).array for turn in turns)
-    return Vectors(gathered(len(rows), groups), _counted(prompt_tokens))
-
-
-def _counted(prompt_tokens: int | None) -> int | None:
-    return Vectors.from_lists([[1]], prompt_tokens=prompt_tokens).prompt_tokens
+    return Vectors(gathered(len(rows), groups), prompt_tokens)
 
 
 def _decoded(rows: Sequence[LongRow]) -> list[str | list[float]]:
@@ -153,14 +153,28 @@ def _vectors(embeddings: Sequence[str | list[float]], prompt_tokens: int | None,
     if not texts:
         return Vectors.from_lists(numbers, prompt_tokens=prompt_tokens, dtype=dtype)
     each = (_vectors([row], None, dtype).array for row in embeddings)
-    return Vectors(gathered(len(embeddings), each), _counted(prompt_tokens))
+    return Vectors(gathered(len(embeddings), each), prompt_tokens)
 
 
-def _prompt_tokens(usage: msgspec.Raw) -> int | None:
+def _prompt_tokens(usage: msgspec.Raw, headers: Mapping[str, str]) -> int | None:
     try:
-        return msgspec.json.decode(usage, type=Usage).prompt_tokens
+        told = msgspec.json.decode(usage, type=Usage)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
+        told = Usage()
+    # Headers are only read where they are wanted.
+    return first_count(told.prompt_tokens, told.total_tokens) or first_count(
+        *(_whole(headers.get(name, "")) for name in COUNTED)
+    )
+
+
+def _whole(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else None
+
+
+def first_count(*said: object) -> int | None:
+    """Take the first of what is said that is a count of tokens; some JSON writers make floats of all numbers."""
+    whole = (int(it) if isinstance(it, float) and it.is_integer() else it for it in said)
+    return next((count for it in whole if (count := count_of(it)) is not None), None)
 
 
 def _fault_in(error: msgspec.Raw, reply: UpstreamReply, fault: Callable[[UpstreamReply], UpstreamError]) -> UpstreamError:

@@ -57,16 +57,20 @@ JUDGEMENTS: Final[tuple[tuple[type[EmbedrouteError], Then], ...]] = (
 
 
 def judge(failure: EmbedrouteError, attempt: int, policy: RetryPolicy) -> Then:
-    """Decide what follows the ``attempt``-th failure (counted from 1) at one endpoint."""
+    """Decide what follows the ``attempt``-th failure (counted from 1) at one endpoint; it may ask for too long a rest."""
     then = next((then for kind, then in JUDGEMENTS if isinstance(failure, kind)), Then.STOP)
-    return Then.NEXT if then is Then.RETRY and attempt >= policy.attempts else then
+    enough = attempt >= policy.attempts or (failure.retry_after or 0.0) > policy.longest_wait
+    return Then.NEXT if then is Then.RETRY and enough else then
 
 
 def wait_before(failure: EmbedrouteError, attempt: int, policy: RetryPolicy, random: Callable[[], float]) -> float:
-    """Seconds to wait before trying again: none where nothing was sent, else full jitter (AWS, "Exponential Backoff")."""
+    """Seconds to wait before trying again: none where nothing was sent, else full jitter (AWS, "Exponential Backoff").
+
+    It is never less than the upstream asked for.
+    """
     if isinstance(failure, Unreachable):
         return 0.0
-    return random() * min(policy.longest_wait, policy.first_wait * 2 ** (attempt - 1))
+    return max(failure.retry_after or 0.0, random() * min(policy.longest_wait, policy.first_wait * 2 ** (attempt - 1)))
 
 
 def worst(failures: Sequence[EmbedrouteError]) -> EmbedrouteError:

@@ -142,6 +142,7 @@ def test_a_full_vector_is_left_as_it_is():
     ("usage", "tokens", "split"),
     [
         (b'{"promptTokenCount":9}', 9, {}),
+        (b'{"promptTokenCount":9.0}', 9, {}),
         (
             (
                 b'{"promptTokenCount":260,"promptTokenDetails":'

@@ -15,6 +15,7 @@ from embedroute.backend import Batch, Secret, UpstreamReply
 from embedroute.backends.openai import OpenAI
 from embedroute.errors import BadAnswer, ContextTooLong, KeyRefused, ModelRefused, RateLimited, Unavailable
 from embedroute.inputs import ImagePart, ImageURL, TextPart
+from embedroute.turns import LARGE
 
 TEXTS = Batch(model="m", texts=("a", "b"))
 
@@ -222,8 +223,9 @@ def test_an_error_inside_a_200_keeps_its_message():
 @pytest.mark.parametrize(
     ("usage", "tokens"),
     [
-        ({"prompt_tokens": 7, "total_tokens": 7}, 7),
-        ({"prompt_tokens": 7.0}, None),
+        ({"prompt_tokens": 7, "total_tokens": 8}, 7),
+        ({"prompt_tokens": 7.0}, 7),
+        ({"prompt_tokens": 1e308}, None),
         ({"prompt_tokens": 0}, None),
         ({"prompt_tokens": -1}, None),
         ({"prompt_tokens": 1.5}, None),
@@ -231,7 +233,12 @@ def test_an_error_inside_a_200_keeps_its_message():
         ({"prompt_tokens": True}, None),
         ({"prompt_tokens": None}, None),
         ({"prompt_tokens": 10**30}, None),
-        ({"total_tokens": 7}, None),
+        ({"total_tokens": 7}, 7),
+        ({"total_tokens": 7.0}, 7),
+        ({"prompt_tokens": 0, "total_tokens": 7}, 7),
+        ({"prompt_tokens": None, "total_tokens": 7}, 7),
+        ({"prompt_tokens": "6", "total_tokens": 7}, 7),
+        ({"total_tokens": "7"}, None),
         ({}, None),
         (None, None),
         ("7", None),
@@ -241,6 +248,33 @@ def test_an_error_inside_a_200_keeps_its_message():
 )
 def test_usage_is_believed_only_where_it_is_a_count(usage, tokens):
     found = OpenAI().parse(TEXTS, reply(rows([1, 2], [3, 4]) | {"usage": usage}))
+
+    assert tokens == found.prompt_tokens
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize(
+    ("usage", "headers", "tokens"),
+    [
+        (None, {"num_tokens": "42"}, 42),
+        (None, {"x-compute-tokens": "42"}, 42),
+        ({}, {"x-compute-tokens": "42"}, 42),
+        ({"prompt_tokens": 0}, {"x-compute-tokens": "42"}, 42),
+        ({"total_tokens": 7}, {"num_tokens": "42"}, 7),
+        (None, {"num_tokens": "none", "x-compute-tokens": "42"}, 42),
+        (None, {"num_tokens": "0"}, None),
+        (None, {"num_tokens": "-1"}, None),
+        (None, {"num_tokens": "4.2"}, None),
+        (None, {"num_tokens": "\N{SUPERSCRIPT TWO}"}, None),
+        (None, {"num_tokens": "9" * 5000}, None),
+        (None, {"x-ratelimit-remaining-tokens": "42"}, None),
+    ],
+)
+def test_where_the_body_does_not_say_a_header_may(usage, headers, tokens, large):
+    """Cohere and TEI count there; SEMANTICS: body, then header, then an estimate."""
+    body = rows([1, 2], [3, 4]) | {"usage": usage} | ({"more": "x" * LARGE} if large else {})
+
+    found = OpenAI().parse(TEXTS, UpstreamReply(200, headers, json.dumps(body).encode()))
 
     assert tokens == found.prompt_tokens
 

@@ -43,6 +43,8 @@ from embedroute.routing.retry import RetryBudget, RetryPolicy, Then, judge, wait
         (Unavailable("reset"), 2, Then.RETRY),
         (Unavailable("reset"), 3, Then.NEXT),
         (Unavailable("reset"), 4, Then.NEXT),
+        (Unavailable("busy", retry_after=2), 1, Then.RETRY),
+        (Unavailable("busy", retry_after=2.1), 1, Then.NEXT),
         (UpstreamError("?"), 1, Then.NEXT),
         (ConfigError(["extra"]), 1, Then.STOP),
         (EmbedrouteError("?"), 1, Then.STOP),
@@ -64,6 +66,14 @@ def test_the_wait_is_full_jitter_under_a_doubling_bound(attempt, chance):
 
     assert chance * bound == wait_before(Unavailable("reset"), attempt, policy, lambda: chance)
     assert 0.0 == wait_before(Unreachable("refused"), attempt, policy, lambda: chance)
+
+
+@pytest.mark.parametrize(("asked", "wait"), [(1.5, 1.5), (0.01, 0.025), (0.0, 0.025), (None, 0.025)])
+def test_a_rest_that_an_upstream_asks_for_is_waited_out(asked, wait):
+    """A 503 says when it will be over, and asking before is no use to anybody."""
+    policy = RetryPolicy(first_wait=0.05)
+
+    assert wait == wait_before(Unavailable("busy", retry_after=asked), 1, policy, lambda: 0.5)
 
 
 LIMIT_9, LIMIT_2, LIMIT = RateLimited("9", retry_after=9), RateLimited("2", retry_after=2), RateLimited("?")

@@ -1,7 +1,9 @@
 """Answers with another status than 200, worded as OpenAI and its kin word them."""
 
+import base64
 import time
 from email.utils import formatdate
+from urllib.parse import quote
 
 from tests.upstream.messages import whole
 from tests.upstream.modes import doubtful, harmless, input_fault, lie
@@ -64,6 +66,44 @@ def key_in_400(ask):
     return refuse(400, f"Bad input in request with key {ask.key} to https://user:hunter2@{ask.headers.get('host')}/v1.")
 
 
+@input_fault
+def key_cut_in_400(ask):
+    """The key stands where a message is cut, so that what is left is no whole key."""
+    return refuse(400, "x" * 264 + ask.key)
+
+
+@input_fault
+def key_masked_in_400(ask):
+    """The key with stars in it, of which more is left than its ends."""
+    return refuse(400, f"Incorrect API key provided: {ask.key[:5]}****{ask.key[8:]}.")
+
+
+@input_fault
+def key_spelled_in_400(ask):
+    """The key in other spellings: base64, as for a password, and percent-encoded."""
+    user = base64.b64encode(f"u:{ask.key}".encode()).decode()
+    return refuse(400, f"Bad {base64.b64encode(ask.key.encode()).decode()}, {user}, {quote(ask.key).replace('-', '%2D')}.")
+
+
+@input_fault
+def terminal_codes_in_400(_ask):
+    """A message that clears a terminal and turns the text around."""
+    return refuse(400, "\x1b[2J\x00\u202e" * 200)
+
+
+@input_fault
+def quotes_signals(ask):
+    """A message that repeats an input, which speaks of keys, models and batches."""
+    spoken = "insufficient_quota, model_not_found, batch size 2 > maximum allowed batch size 1"
+    return refuse(400, f"Could not embed '{ask.inputs[0]} {spoken}'.")
+
+
+@input_fault
+def page_413(_ask):
+    """Nginx on a body it finds too large, however small it is."""
+    return page(413, "Request Entity Too Large")
+
+
 # The batch is too large: half of it passes.
 
 
@@ -99,7 +139,40 @@ def _within(ask, refusal):
     return say(ask.answer()) if len(ask.inputs) <= ask.upstream.limit else refusal
 
 
-@lie(400, 502)
+@harmless
+def batch_too_large_page(ask):
+    """Nginx's page on more inputs than ``upstream.limit``."""
+    return _within(ask, page(413, "Request Entity Too Large"))
+
+
+@harmless
+def batch_too_large_jina(ask):
+    """Jina's 400 on more inputs than ``upstream.limit``."""
+    return _within(ask, say({"detail": {"message": f"Each input list can contain at most {ask.upstream.limit} items"}}, 400))
+
+
+@harmless
+def batch_too_large_vertex(ask):
+    """Vertex's 400 on more inputs than ``upstream.limit``."""
+    said = f"{ask.upstream.limit} instance(s) is allowed per prediction. Actual: {len(ask.inputs)}"
+    return _within(ask, say({"error": {"code": 400, "message": said, "status": "INVALID_ARGUMENT"}}, 400))
+
+
+@harmless
+def batch_too_large_cohere(ask):
+    """Cohere's 400 on more inputs than ``upstream.limit``."""
+    said = f"invalid request: total number of texts must be at most {ask.upstream.limit} - received {len(ask.inputs)}"
+    return _within(ask, say({"id": "i", "message": said}, 400))
+
+
+@harmless
+def batch_too_large_voyage(ask):
+    """Voyage's 400 on more tokens than a request may hold, where there are more inputs than ``upstream.limit``."""
+    said = "Request to model 'voyage-3' failed. The max allowed tokens per submitted batch is 120000. Your batch has 124417."
+    return _within(ask, say({"detail": said}, 400))
+
+
+@input_fault
 def batch_never_fits(ask):
     """Even a single input is said to be too large a batch."""
     return say({"error": f"batch size {len(ask.inputs)} > maximum allowed batch size 0", "error_type": "Validation"}, 413)
@@ -173,6 +246,18 @@ def limited_date(_ask):
 def limited_reset(_ask):
     """A rest in OpenAI's window headers alone."""
     return _limited(x_ratelimit_remaining_requests=0, x_ratelimit_reset_requests="1m40s")
+
+
+@lie(429)
+def limited_date_alone(_ask):
+    """A rest until a date, 100 s on, from an upstream that does not tell the time."""
+    return _limited(retry_after=formatdate(time.time() + 100, usegmt=True))
+
+
+@lie(429)
+def limited_words(_ask):
+    """A rest in OpenAI's words alone."""
+    return refuse(429, "Rate limit reached. Please try again in 1m40s.", "requests", code="rate_limit_exceeded")
 
 
 @lie(429)
@@ -278,6 +363,12 @@ def status_503(_ask):
 def resting_503(_ask):
     """An overload that asks for a rest of 100 s."""
     return refuse(503, "Slow down", "server_error", code="overloaded", retry_after=100)
+
+
+@lie(502, 503)
+def busy_503(_ask):
+    """An overload that will be over in 0.3 s."""
+    return refuse(503, "Model is loading", "server_error", code="overloaded", retry_after=0.3)
 
 
 @lie()

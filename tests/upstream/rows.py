@@ -20,7 +20,7 @@ def honest(ask):
 def shuffled(ask):
     """Rows out of order, each with its right index."""
     rows = ask.rows()
-    return say(ask.answer(rows[1::2] + rows[::-2]))
+    return say(ask.answer(rows[1::2] + rows[::2][::-1]))
 
 
 @doubtful

@@ -1,0 +1,118 @@
+"""What upstreams' own words mean: the codes they send, and the sentences they document or were seen to say.
+
+A client must not be able to blame an upstream's key, its model or its caps by what it sends. So most of this is read
+only where an upstream keeps its codes, or where a message begins: further in, it may quote an input.
+"""
+
+import re
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+from embedroute.errors import BatchTooLarge, ContextTooLong, KeyRefused, ModelRefused, UpstreamError
+
+CODES: Final = frozenset({"code", "type", "error_type", "reason", "status", "quotaId"})
+"""Fields in which upstreams keep codes."""
+MESSAGES: Final = ("error", "message", "detail", "errors", "msg")
+"""Where a body's message is, outermost first."""
+ECHOES: Final = frozenset({"input", "inputs", "texts", "loc", "ctx"})
+"""What a client sent, repeated (FastAPI's 422)."""
+
+BAD: Final = frozenset({400, 413, 422})
+LIMITED: Final = frozenset({429})
+CRASHED: Final = frozenset({500})
+
+
+class Where(StrEnum):
+    """Where words count: as the whole of a code, at the beginning of a message, or wherever they are."""
+
+    CODE = "code"
+    BEGINNING = "beginning"
+    ANYWHERE = "anywhere"
+
+
+class Signal(msgspec.Struct, frozen=True):
+    """What an upstream means when it says ``words`` with one of ``statuses``."""
+
+    means: type[UpstreamError]
+    statuses: frozenset[int]
+    where: Where
+    words: re.Pattern[str]
+
+    def heard(self, field: str, said: str) -> str | None:
+        """Find the words in what one field says."""
+        if self.where is Where.CODE:
+            found = self.words.fullmatch(said) if field in CODES else None
+        elif self.where is Where.BEGINNING:
+            found = self.words.match(said.lstrip()) if not field or field in MESSAGES else None
+        else:
+            found = self.words.search(said)
+        return found and found[0]
+
+
+def _any(*words: str) -> re.Pattern[str]:
+    return re.compile("|".join(words), re.IGNORECASE)
+
+
+SPENT: Final = _any("insufficient_quota", "invalid_api_key", "InvalidApiKey", "API_KEY_INVALID", "Arrearage", ".*PerDay.*")
+"""Codes that say: your key is no good, or your account has nothing left."""
+
+FULL: Final = _any(
+    r"Invalid 'input': array too long\. Expected an array with maximum length \d+",  # OpenAI
+    r"Invalid 'input': maximum request size is \d+ tokens per request",
+    r"Requested \d+ tokens, max \d+ tokens per request",
+    r"Too many inputs( for model \S{1,100})?\. The max number of inputs is \d+",  # Azure
+    r"(\* )?BatchEmbedContentsRequest\.requests: at most \d+ requests can be in one batch",  # Gemini
+    r"Request payload size exceeds the limit: \d+ bytes",
+    r"\d+ instance\(s\) is allowed per prediction\. Actual: \d+",  # Vertex
+    r"Too many (inputs in request|tokens overall), split into more batches",  # Mistral
+    r"Too many tokens in batch\. Max is \d+ got \d+",
+    r"(invalid request: )?total number of (texts|inputs|images) must be at most \d+ - received \d+",  # Cohere
+    r"Malformed input request: #/texts: expected maximum item count: \d+, found: \d+",  # Bedrock
+    r"(Request to model '\S{1,100}' failed\. )?The max allowed tokens per submitted batch is \d+",  # Voyage
+    r"Each input list can contain at most \d+ items",  # Jina
+    r"(<400> )?(InternalError\.Algo\.)?(InvalidParameter: )?(Value error, )?"  # DashScope
+    r"batch size is invalid, it should not be larger than \d+",
+    r"(input )?batch size \d+ > maximum allowed batch size \d+",  # TEI, SiliconFlow
+    r"List should have at most \d+ items after validation",  # Pydantic: Infinity, vLLM
+    r"ensure this value has at most \d+ items",
+)
+"""How a message begins that says: this call holds more than we take, in inputs, tokens or bytes."""
+
+LONG: Final = _any(
+    r"context.?length",
+    r"context size",
+    r"maximum context",
+    r"maximum input length",
+    r"INPUT_TOKEN_LIMIT_EXCEEDED",
+    r"exceeded max .{0,20}tokens",
+    r"(input|prompt|text|content|sequence)\b.{0,40} too long",
+    r"too large to process",
+    r"must have less than \d+ tokens",
+    r"input exceeds",
+)
+"""How an upstream says that one input is longer than the model's context. That is the input's own fault at worst."""
+
+HOLDS: Final = _any(r"maximum context length is \d+, but (\d{1,9}) is requested")
+"""Volcengine's words for too many inputs; the number is theirs."""
+
+SIGNALS: Final = (
+    Signal(KeyRefused, BAD | LIMITED, Where.CODE, SPENT),
+    Signal(KeyRefused, LIMITED, Where.ANYWHERE, _any("insufficient_quota", "PerDay")),
+    Signal(ModelRefused, BAD, Where.CODE, _any("(INPUT_)?model_?not_?found", "DeploymentNotFound")),
+    Signal(BatchTooLarge, BAD, Where.BEGINNING, FULL),
+    Signal(
+        ModelRefused,
+        BAD,
+        Where.BEGINNING,
+        _any(r"\[INPUT_MODEL_NOT_FOUND\]", r"Model \S{1,100} is not supported\. Supported models are "),  # Jina, Voyage
+    ),
+    Signal(ContextTooLong, BAD | CRASHED, Where.ANYWHERE, LONG),
+    Signal(BatchTooLarge, BAD, Where.CODE, _any("max_tokens_per_request", "array_above_max_length", "3210")),
+)
+"""What a body says outweighs its status; the first that is heard decides. At other statuses nobody listens.
+
+A 500 is heard for llama.cpp's long input alone, a 429 for a spent quota alone: whatever else happens to use these words
+is a rate limit or an outage, and heals. Mistral's 3210 comes last, for it also says that one input is too long.
+"""
