@@ -5,7 +5,8 @@ chunking, retries, keys, caching, timeouts and redaction are the host's.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+from numbers import Integral
+from typing import Any, ClassVar, Self, cast
 
 import msgspec
 
@@ -29,11 +30,13 @@ __all__ = [
     "Vectors",
 ]
 
+_WHOLE = (int, Integral)
+
 
 class Accepts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What an upstream API takes; config may override each of these for one endpoint.
 
-    ``max_tokens`` is the sum over one call, ``max_bytes`` bounds the texts of one call in UTF-8 bytes.
+    ``max_tokens`` is the sum over one call, ``max_bytes`` bounds its JSON body.
     ``input_types`` and ``dtypes`` list the neutral words the API honours itself; ``options`` names the
     namespaces of ``embedding_options`` it speaks; ``fetches`` says that it fetches ``https:`` images itself.
     """
@@ -98,9 +101,10 @@ class Batch(msgspec.Struct, frozen=True):
 
 
 class Vectors(msgspec.Struct, frozen=True):
-    """What one call gives back: an (n, d) array, row i for input i, and the tokens billed for all n.
+    """What one call gives back: an (n, d) array of floats, row i for input i, and the tokens billed for all n.
 
-    ``prompt_tokens`` is None where the upstream does not say; ``modality_tokens`` splits it, where it does.
+    ``prompt_tokens`` is None where the upstream does not say, and whatever is no count is read as None;
+    ``modality_tokens`` splits it, where it does. Floats of any size become float32.
     """
 
     array: Array
@@ -114,7 +118,7 @@ class Vectors(msgspec.Struct, frozen=True):
         Raises:
             BadAnswer: the rows are not n lists of d numbers.
         """
-        return cls(vectors.from_lists(rows, dtype), _count(prompt_tokens))
+        return cls(vectors.from_lists(rows, dtype), count_of(prompt_tokens))
 
     @classmethod
     def from_base64(
@@ -125,7 +129,7 @@ class Vectors(msgspec.Struct, frozen=True):
         Raises:
             BadAnswer: a row is not strict base64 of d whole numbers.
         """
-        return cls(vectors.from_base64(rows, dtype), _count(prompt_tokens))
+        return cls(vectors.from_base64(rows, dtype), count_of(prompt_tokens))
 
     @classmethod
     def from_bytes(cls, rows: Sequence[bytes], *, prompt_tokens: object = None, dtype: str = "float") -> Self:
@@ -134,15 +138,19 @@ class Vectors(msgspec.Struct, frozen=True):
         Raises:
             BadAnswer: a row is not d whole numbers long.
         """
-        return cls(vectors.from_bytes(rows, dtype), _count(prompt_tokens))
+        return cls(vectors.from_bytes(rows, dtype), count_of(prompt_tokens))
 
 
-_MOST_TOKENS = 2**31
+def count_of(said: object) -> int | None:
+    """Believe a count of tokens only where it is one: LocalAI says 0, others a string or null."""
+    whole = int(said) if isinstance(said, _WHOLE) and not isinstance(said, bool) else 0
+    return whole if 0 < whole < 2**31 else None
 
 
-def _count(said: object) -> int | None:
-    # An upstream's own count is only believed where it is one: LocalAI says 0, others a string or null.
-    return said if type(said) is int and 0 < said < _MOST_TOKENS else None
+def counts_of(said: object) -> dict[str, int]:
+    """Believe of a split of tokens by modality what is a name and a count."""
+    split = cast("Mapping[object, object]", said).items() if said and isinstance(said, Mapping) else ()
+    return {it: count for it, held in split if isinstance(it, str) and it.isidentifier() and (count := count_of(held))}
 
 
 class BackendBase(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

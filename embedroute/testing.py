@@ -3,7 +3,7 @@
 ``ScriptedBackend`` stands in for an upstream, in tests of a host or of the gateway; ``check_backend`` is the one line
 that the author of a backend needs::
 
-    check_backend(Acme(api_key=Secret("k")), reply=lambda batch: {"vectors": [[1.0, 2.0] for _ in batch.inputs], "tokens": 3})
+    check_backend(Acme(api_key=Secret("k")))
 """
 
 from collections.abc import Awaitable, Callable, Sequence

@@ -3,8 +3,9 @@
 Plugin authors take these from :mod:`embedroute.backend`.
 """
 
-from collections.abc import Mapping
-from typing import Any, Self
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Self, cast
 
 import msgspec
 
@@ -26,20 +27,79 @@ class UpstreamRequest(msgspec.Struct, frozen=True, kw_only=True):
     def json(
         cls, url: str, body: Mapping[str, object], *, bearer: Secret | None = None, headers: Mapping[str, str | Secret] = {}
     ) -> Self:
-        """POST ``body`` as JSON; keys whose value is None are left out."""
-        content = _ENCODER.encode({name: value for name, value in body.items() if value is not None})
+        """POST ``body`` as JSON; keys whose value is None are left out.
+
+        Raises:
+            ValueError: a number in ``body`` is NaN or infinite, for which JSON has no word.
+        """
+        kept = {name: value for name, value in body.items() if value is not None}
+        content = _ENCODER.encode(kept)
+        # The encoder writes such a number as null, so nearly no body has to be searched for one.
+        if b"null" in content and (lost := next(_wordless(msgspec.to_builtins(kept), "body"), None)):
+            raise ValueError(f"{lost}, which JSON cannot say.")
         sent: dict[str, str | Secret] = {"content-type": "application/json", **headers}
         if bearer is not None and bearer.reveal():
             sent["authorization"] = Secret(f"Bearer {bearer.reveal()}")
         return cls(url=url, content=content, headers=sent)
 
 
+def _wordless(value: object, place: str) -> Iterator[str]:
+    if isinstance(value, float) and not math.isfinite(value):
+        yield f"{place} is {value}"
+    elif isinstance(value, dict):
+        for name, inner in cast("dict[object, object]", value).items():
+            yield from _wordless(inner, f"{place}.{name}")
+    elif isinstance(value, list | tuple):
+        for at, inner in enumerate(cast("list[object]", value)):
+            yield from _wordless(inner, f"{place}[{at}]")
+
+
+class Headers(Mapping[str, str]):
+    """An answer's headers, found without regard to case; of equal names the last one counts.
+
+    They are decoded when one is asked for, which on a good day is never.
+    """
+
+    __slots__ = ("_decoded", "_pairs")
+
+    def __init__(self, pairs: Iterable[tuple[str | bytes, str | bytes]]) -> None:
+        """Hold the pairs as they came."""
+        self._pairs = pairs
+        self._decoded: dict[str, str] | None = None
+
+    def _all(self) -> dict[str, str]:
+        if self._decoded is None:
+            self._decoded = {_text(name).lower(): _text(value) for name, value in self._pairs}
+        return self._decoded
+
+    def __getitem__(self, name: str) -> str:
+        return self._all()[name.lower()]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+    def __repr__(self) -> str:
+        return repr(self._all())
+
+
+def _text(part: str | bytes) -> str:
+    return part if isinstance(part, str) else part.decode("latin-1")
+
+
 class UpstreamReply(msgspec.Struct, frozen=True):
-    """One HTTP answer of an upstream; header names in lower case."""
+    """One HTTP answer of an upstream; its headers are found without regard to case."""
 
     status: int
     headers: Mapping[str, str]
     content: bytes
+
+    def __post_init__(self) -> None:
+        """Read headers as HTTP does, whoever gives them."""
+        if not isinstance(self.headers, Headers):
+            msgspec.structs.force_setattr(self, "headers", Headers(self.headers.items()))
 
     def json(self, type: Any = Any) -> Any:
         """Decode the body, into ``type`` if one is given.

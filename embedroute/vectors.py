@@ -16,14 +16,8 @@ Number = np.float32 | np.int8 | np.uint8
 Array = NDArray[Number]
 """(n, d); float32 for float vectors, int8 or uint8 for quantised ones."""
 
-FLOAT32 = np.dtype("<f4")
-DTYPES: Final[Mapping[str, np.dtype[Number]]] = {
-    "float": FLOAT32,
-    "int8": np.dtype("i1"),
-    "uint8": np.dtype("u1"),
-    "binary": np.dtype("i1"),
-    "ubinary": np.dtype("u1"),
-}
+FLOAT32, I8, U8 = np.dtype("<f4"), np.dtype("i1"), np.dtype("u1")
+DTYPES: Final[Mapping[str, np.dtype[Number]]] = {"float": FLOAT32, "int8": I8, "uint8": U8, "binary": I8, "ubinary": U8}
 """How a number of each ``output_dtype`` is held; binary packs eight dimensions into one."""
 
 
@@ -107,22 +101,28 @@ def mean_of(table: Array, picked: Sequence[int]) -> Array:
     return (sum(pieces, np.zeros(table.shape[1])) / max(len(picked), 1)).astype(FLOAT32)
 
 
-def check(array: Array, count: int, width: int | None, dtype: str = "float") -> None:
-    """Refuse anything but ``count`` rows of ``width`` finite numbers, none of them all zero.
+def check(array: Array, count: int, width: int | None, dtype: str = "float") -> Array:
+    """Give back ``count`` rows of ``width`` finite numbers, none of them all zero; floats of any size as float32.
 
     Quantised rows may be zero: a zero byte is a value there.
 
     Raises:
         BadAnswer: says which of these does not hold.
     """
+    # Whatever a plugin made of it becomes a plain array; a masked one, whose holes would pass for numbers, becomes none.
+    array = np.asarray(None if isinstance(array, np.ma.MaskedArray) else array)
     if array.ndim != 2 or len(array) != count:
-        raise BadAnswer(f"The upstream answered {len(array)} rows for {count} inputs.")
+        raise BadAnswer(f"The upstream answered {len(array) if array.ndim else 0} rows for {count} inputs.")
     if array.shape[1] == 0 or (width is not None and array.shape[1] != width):
         raise BadAnswer(f"The upstream answered vectors of {array.shape[1]} numbers where {width} were due.")
+    if dtype == "float" and array.dtype != FLOAT32 and array.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            array = array.astype(FLOAT32)
     if array.dtype != DTYPES[dtype]:
         raise BadAnswer(f"The upstream answered {array.dtype} numbers where {dtype} ones were due.")
     if dtype == "float" and not _sound(array):
         raise BadAnswer("The upstream answered a vector that is zero or holds a number that is not finite.")
+    return array
 
 
 def _sound(array: Array) -> bool:

@@ -5,7 +5,9 @@ import json
 import logging
 import pickle
 import traceback
+from types import MappingProxyType
 
+import httpx2
 import msgspec
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from embedroute.backend import (
 )
 from embedroute.errors import BadAnswer, RateLimited
 from embedroute.inputs import ImagePart, ImageURL, Kind, TextPart
+from embedroute.upstream import Headers
 
 HIDDEN = "sk-hidden-2f9c"
 SECRET = Secret(HIDDEN)
@@ -143,6 +146,62 @@ def test_headers_of_ones_own_outweigh_the_usual(headers, sent):
     assert sent == UpstreamRequest.json("https://a.example", {}, headers=headers).headers
 
 
+NAN, INF = float("nan"), float("inf")
+
+
+class Held(msgspec.Struct):
+    size: float
+
+
+@pytest.mark.parametrize(
+    ("body", "place"),
+    [
+        ({"size": NAN}, "body.size is nan"),
+        ({"size": -INF}, "body.size is -inf"),
+        ({"a": {"b": [1.5, {"c": (0, INF)}]}}, r"body.a.b\[1\].c\[1\] is inf"),
+        ({"texts": ["null"] * 3, "last": NAN}, "body.last is nan"),
+        ({"held": [Held(NAN)]}, r"body.held\[0\].size is nan"),
+    ],
+)
+def test_a_number_that_json_has_not_is_never_written_as_null(body, place):
+    with pytest.raises(ValueError, match=place):
+        UpstreamRequest.json("https://a.example", body)
+
+
+@pytest.mark.parametrize(
+    "body", [{"texts": ["null", "NaN", "Infinity"]}, {"a": [None, {"b": None}], "c": 1.5}, {"a": None}, {}, {"a": 1e308}]
+)
+def test_every_other_body_is_written(body):
+    sent = {name: value for name, value in body.items() if value is not None}
+
+    assert sent == json.loads(UpstreamRequest.json("https://a.example", body).content)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"X-Tok": "9"},
+        {"x-tok": "9"},
+        MappingProxyType({"X-TOK": "9"}),
+        Headers([(b"X-Tok", b"8"), (b"x-tok", b"9")]),
+        httpx2.Headers({"X-Tok": "9"}),
+    ],
+)
+@pytest.mark.parametrize("asked", ["x-tok", "X-Tok", "X-TOK"])
+def test_a_header_of_a_reply_is_found_without_regard_to_case(headers, asked):
+    held = UpstreamReply(200, headers, b"").headers
+
+    assert ("9", "9", True, None) == (held[asked], held.get(asked), asked in held, held.get("other"))
+    assert ({"x-tok": "9"}, ["x-tok"], 1) == (held, list(held), len(held))
+    assert "{'x-tok': '9'}" in repr(UpstreamReply(200, headers, b""))
+
+
+def test_a_reply_may_be_made_of_another():
+    reply = UpstreamReply(200, {"X-Tok": "9"}, b"{}")
+
+    assert reply == UpstreamReply(200, reply.headers, b"{}") == msgspec.structs.replace(reply, status=200)
+
+
 @pytest.mark.parametrize(
     "content",
     [b"", b"{", b"<html>", b"\xff", b'"\xff"', b"[" * 100_000, b"{} x", b"NaN", b'{"a":1}'],
@@ -194,6 +253,7 @@ def test_a_batch_knows_its_inputs(batch, kind, count):
     ("said", "believed"),
     [
         (1, 1),
+        (np.int32(1), 1),
         (2**31 - 1, 2**31 - 1),
         (2**31, None),
         (0, None),
@@ -224,9 +284,10 @@ def test_a_cap_that_lets_nothing_through_is_refused(cap):
 
 
 def test_a_failure_is_judged_by_what_the_providers_document():
-    found = Acme(api_key=SECRET).fault(UpstreamReply(429, {"retry-after": "7"}, b'{"detail":"slow"}'))
+    for name in ("retry-after", "Retry-After"):
+        found = Acme(api_key=SECRET).fault(UpstreamReply(429, {name: "7"}, b'{"detail":"slow"}'))
 
-    assert (RateLimited, 7) == (type(found), found.retry_after)
+        assert (RateLimited, 7) == (type(found), found.retry_after)
 
 
 def test_a_method_left_out_says_so():

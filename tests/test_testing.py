@@ -1,5 +1,8 @@
 """The double that stands in for an upstream, and the check that finds each mistake that the author of a backend can make."""
 
+# A mistaken backend does not look at what it is given.
+# ruff: noqa: ARG002
+
 import time
 from itertools import count
 from typing import ClassVar
@@ -25,7 +28,7 @@ from embedroute.backends.hashed import Hashed
 from embedroute.backends.mistral import Mistral
 from embedroute.backends.openai import OpenAI
 from embedroute.backends.wordllama import WordLlama
-from embedroute.errors import BadAnswer, RateLimited, Unavailable
+from embedroute.errors import BadAnswer, InputRefused, RateLimited, Unavailable
 from embedroute.testing import ScriptedBackend, check_backend, expected_vector
 
 URL = "https://api.acme.example/embed"
@@ -115,6 +118,7 @@ class Acme(HTTPBackend, frozen=True):
 
     def build(self, batch):
         body = {
+            "model": batch.model,
             "in": batch.inputs,
             "size": batch.dimensions,
             "user": batch.user,
@@ -144,11 +148,84 @@ def gemini_reply(batch):
     return {"embeddings": [{"values": [len(str(item)), 1]} for item in batch.inputs]}
 
 
+class Printed(HTTPBackend):
+    """As the design prints it: nothing of the base is said again."""
+
+    api_key: Secret
+    base_url: str = "https://api.acme.example"
+    accepts = Accepts(max_inputs=96, dimensions=True)
+
+    def build(self, batch):
+        body = {"model": batch.model, "texts": batch.texts, "size": batch.dimensions}
+        return UpstreamRequest.json(f"{self.base_url}/embed", body, bearer=self.api_key)
+
+    def parse(self, _batch, reply):
+        answer = reply.json()
+        return Vectors.from_lists(answer["vectors"], prompt_tokens=answer["tokens"])
+
+
+def printed_reply(batch):
+    return {**by_input(batch), "tokens": 3}
+
+
+class OneByOne(Acme, frozen=True):
+    """Takes one input a call."""
+
+    accepts: ClassVar[Accepts] = Accepts(max_inputs=1)
+
+
+class TokensOnly(Acme, frozen=True):
+    accepts: ClassVar[Accepts] = Accepts(texts=False, tokens=True)
+
+
+class Fussy(Acme, frozen=True):
+    """Refuses what its API cannot do, as it may, and models that it does not know."""
+
+    def build(self, batch):
+        if batch.parts and batch.input_type is None:
+            raise InputRefused("images need an input type")
+        return msgspec.structs.replace(super().build(batch), headers={"x-model": {"model": "known"}[batch.model]})
+
+
+class Doubles(Backend, frozen=True):
+    """Gives what numpy makes of numbers."""
+
+    async def embed(self, batch):
+        return Vectors(np.array([[len(text), 1.0] for text in batch.texts]), np.int64(3))
+
+
+class Awaitable(Doubles, frozen=True):
+    """Its ``embed`` is no coroutine function, but what it gives can be awaited."""
+
+    def embed(self, batch):
+        return super().embed(batch)
+
+
+class OneImage(Backend, frozen=True):
+    accepts: ClassVar[Accepts] = Accepts(texts=False, modalities=("image",), max_inputs=1)
+
+    async def embed(self, batch):
+        (((image,),)) = batch.parts
+        return Vectors.from_lists([[1, len(image.image_url.url)]])
+
+
 @pytest.mark.parametrize(
     ("backend", "reply"),
     [
         (Acme(), by_input),
         (Acme(), by_place),
+        (Acme(), None),
+        (Printed(api_key=Secret("k")), None),
+        (Printed(api_key=Secret("k")), printed_reply),
+        (OneByOne(), by_input),
+        (TokensOnly(), by_input),
+        (Fussy(), by_input),
+        (OpenAI(api_key=Secret("k"), extra_headers={"x-key": Secret("k")}), None),
+        (Mistral(api_key=Secret("k")), None),
+        (Gemini(api_key=Secret("k")), None),
+        (Doubles(), None),
+        (Awaitable(), None),
+        (OneImage(), None),
         (OpenAI(api_key=Secret("k")), openai_reply),
         (OpenAI(), openai_reply),
         (Mistral(api_key=Secret("k")), openai_reply),
@@ -249,6 +326,134 @@ class Rash(Acme, frozen=True):
         return super().parse(batch, reply)
 
 
+class DeafToModel(Acme, frozen=True):
+    def build(self, batch):
+        return super().build(msgspec.structs.replace(batch, model="mine"))
+
+
+class DeafToOrder(Acme, frozen=True):
+    accepts: ClassVar[Accepts] = Accepts()
+
+    def build(self, batch):
+        return UpstreamRequest.json(URL, {"model": batch.model, "in": sorted(batch.texts)})
+
+
+class Buggy(Acme, frozen=True):
+    def build(self, batch):
+        raise KeyError(batch.texts[7])
+
+
+class Refusing(Acme, frozen=True):
+    def build(self, batch):
+        raise InputRefused("never")
+
+
+class OddURL(Acme, frozen=True):
+    def build(self, batch):
+        return msgspec.structs.replace(super().build(batch), url="http://[::1")
+
+
+class TextBody(Acme, frozen=True):
+    def build(self, batch):
+        return msgspec.structs.replace(super().build(batch), content="{}")
+
+
+class NumberHeader(Acme, frozen=True):
+    def build(self, batch):
+        return msgspec.structs.replace(super().build(batch), headers={"x-version": 2})
+
+
+class TableKey(Acme, frozen=True):
+    extra: dict[str, Secret] = msgspec.field(default_factory=lambda: {"x-key": Secret("k")})
+
+    def build(self, batch):
+        return msgspec.structs.replace(super().build(batch), headers={"x-key": self.extra["x-key"].reveal()})
+
+
+class AsyncBuild(Acme, frozen=True):
+    async def build(self, batch):
+        return super().build(batch)
+
+
+class NoBuild(HTTPBackend, frozen=True):
+    def parse(self, batch, reply):
+        raise BadAnswer("no")
+
+
+class NoArgument(Acme, frozen=True):
+    def parse(self):
+        return ONE
+
+
+class Broken(Acme, frozen=True):
+    def parse(self, batch, reply):
+        raise RuntimeError("x")
+
+
+class BadFault(Acme, frozen=True):
+    def fault(self, reply):
+        return reply.status
+
+
+class RashFault(Acme, frozen=True):
+    def fault(self, reply):
+        return RateLimited(reply.json()["error"]["message"])
+
+
+class OddAccepts(Acme, frozen=True):
+    accepts: ClassVar = {"max_inputs": 96}
+
+
+class OddDtype(Acme, frozen=True):
+    accepts: ClassVar[Accepts] = Accepts(dtypes=("float", "fp16"))
+
+
+class NoInput(Acme, frozen=True):
+    accepts: ClassVar[Accepts] = Accepts(texts=False)
+
+
+class NoEmbed(Backend, frozen=True):
+    pass
+
+
+class SyncEmbed(Backend, frozen=True):
+    def embed(self, batch):
+        return Vectors(np.ones((len(batch), 4), "<f4"))
+
+
+class Answers(Backend, frozen=True):
+    """Gives whatever it is told to."""
+
+    given: object = None
+
+    async def embed(self, batch):
+        if isinstance(self.given, BaseException):
+            raise self.given
+        rows = np.array([[len(text), 1] for text in batch.texts], "<f4")
+        return self.given(rows) if callable(self.given) else self.given
+
+
+class Unloadable(LocalBackend, frozen=True):
+    def load(self):
+        raise RuntimeError("no weights")
+
+    def run(self, model, batch):
+        raise AssertionError
+
+
+class Unrunnable(Unloadable, frozen=True):
+    def load(self):
+        return 1
+
+    def run(self, model, batch):
+        raise SystemExit(model)
+
+
+class AsyncRun(Unrunnable, frozen=True):
+    async def run(self, model, batch):
+        return ONE
+
+
 class Sums(LocalBackend, frozen=True):
     """A local model that gives each text one number too many, or each the same."""
 
@@ -273,7 +478,50 @@ class Images(Backend, frozen=True):
 @pytest.mark.parametrize(
     ("backend", "reply", "said"),
     [
-        (Acme(), None, "Pass reply="),
+        (Acme, None, "Acme is a class: make an object of it"),
+        (Hashed, None, "Hashed is a class: make an object of it"),
+        (None, None, "NoneType is no backend: subclass HTTPBackend, LocalBackend or Backend"),
+        ("openai", None, "str is no backend"),
+        (Acme(), {"vectors": []}, "reply= is a dict: pass a function of a batch"),
+        (Acme(), lambda _: {1, "a"} and object(), "reply= gave object: give what JSON can say, or bytes"),
+        (Acme(), lambda batch: batch.texts[9], "reply= raised IndexError"),
+        (DeafToModel(), None, "same request for another model: send batch.model"),
+        (DeafToOrder(), None, "same request for other inputs"),
+        (Deaf(), None, "lists dimensions"),
+        (KeyInURL(), None, "secret into the URL"),
+        (TableKey(), None, "as a Secret in headers"),
+        (Unsteady(), None, "two requests for one batch"),
+        (Hopeful(), None, "parse made vectors of"),
+        (Rash(), None, "parse raised LookupError"),
+        (Broken(), None, "parse raised RuntimeError: x"),
+        (Broken(), by_input, "parse raised RuntimeError: x"),
+        (NoArgument(), by_input, "parse raised TypeError"),
+        (Buggy(), None, "build raised IndexError"),
+        (Refusing(), None, "build raised InputRefused"),
+        (OddURL(), None, "begin it with https"),
+        (TextBody(), None, "content as str: encode it"),
+        (NumberHeader(), None, "a header as int: write a str or a Secret"),
+        (AsyncBuild(), None, "build is async: write def build"),
+        (NoBuild(), None, "build is missing: write def build"),
+        (BadFault(), None, "fault gave int for a 400: return one of embedroute.errors"),
+        (RashFault(), None, "fault raised"),
+        (OddAccepts(), None, "accepts is a dict: write accepts = Accepts"),
+        (OddDtype(), None, "accepts lists the dtype 'fp16'"),
+        (NoInput(), None, "accepts takes neither texts nor tokens nor images"),
+        (NoEmbed(), None, "embed is missing: write async def embed"),
+        (SyncEmbed(), None, "embed is not async: write async def embed"),
+        (Unloadable(), None, "load raised RuntimeError: no weights"),
+        (Unrunnable(), None, "run raised SystemExit"),
+        (AsyncRun(), None, "run is async: write def run"),
+        (Answers(given=Unavailable("reset")), None, "embed raised Unavailable: reset"),
+        (Answers(given=SystemExit(3)), None, "embed raised SystemExit"),
+        (Answers(given=StopIteration()), None, "embed raised RuntimeError"),
+        (Answers(given=[[1.0]]), None, "list came back where Vectors are due"),
+        (Answers(given=Vectors(None)), None, "0 rows for 3 inputs"),
+        (Answers(given=lambda rows: Vectors(rows.astype(int))), None, "int64 numbers where float"),
+        (Answers(given=lambda rows: Vectors(rows, "7")), None, "prompt_tokens is '7': give an int, or None"),
+        (Answers(given=lambda rows: Vectors(rows, -5)), None, "prompt_tokens is -5: give an int, or None"),
+        (Answers(given=lambda rows: Vectors(rows, 5, {"text": "x"})), None, "modality_tokens is {'text': 'x'}: give"),
         (AcceptsField(), by_input, "'accepts' is a field"),
         (PlainKey(), by_input, "'other_key' is a str"),
         (KeyInURL(), by_input, "secret into the URL"),
@@ -302,12 +550,38 @@ def test_a_mistake_is_named(backend, reply, said):
         check_backend(backend, reply=reply)
 
 
-@pytest.mark.parametrize(("backend", "mistakes"), [(Deaf(), 4), (Unsteady(), 1), (UpperCase(), 1)])
+@pytest.mark.parametrize(("backend", "mistakes"), [(Deaf(), 5), (Unsteady(), 1), (UpperCase(), 1)])
 def test_every_mistake_is_named_once(backend, mistakes):
     with pytest.raises(AssertionError) as caught:
         check_backend(backend, reply=by_input)
 
     assert mistakes == len(str(caught.value).splitlines())
+
+
+@pytest.mark.parametrize(("backend", "reply"), [(Hashed(), None), (Acme(), by_input), (ScriptedBackend(), None)])
+@pytest.mark.anyio
+async def test_may_be_called_inside_a_running_loop(backend, reply):
+    check_backend(backend, reply=reply)
+
+
+@pytest.mark.anyio
+async def test_names_mistakes_inside_a_running_loop():
+    with pytest.raises(AssertionError, match="embed raised Unavailable"):
+        check_backend(Answers(given=Unavailable("reset")))
+
+
+def test_a_secret_of_the_authors_is_not_shown():
+    with pytest.raises(AssertionError) as caught:
+        check_backend(KeyInURL(api_key=Secret("sk-real")))
+
+    assert "sk-real" not in str(caught.value)
+
+
+def test_the_cause_of_a_mistake_is_kept():
+    with pytest.raises(AssertionError) as caught:
+        check_backend(Broken())
+
+    assert isinstance(caught.value.__cause__, RuntimeError)
 
 
 def test_the_size_that_is_tried_can_be_chosen():

@@ -1,13 +1,13 @@
 """Vectors without a model: the same input gives the same vector everywhere, another input another one."""
 
 import hashlib
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import msgspec
 
 from embedroute import vectors
 from embedroute.backend import Accepts, Backend, Batch, Vectors
-from embedroute.inputs import Input, sizes_of
+from embedroute.inputs import ImagePart, Input, Part, TextPart, sizes_of
 
 DEFAULT_WIDTH = 256
 
@@ -18,7 +18,8 @@ class Hashed(Backend, frozen=True):
     """For tests, demos and load runs: deterministic unit vectors that mean nothing.
 
     A vector hangs on the input, its kind and its input type; neither on the model nor on the neighbours in
-    the batch. A shorter vector is the start of a longer one, scaled to length 1. An image is hashed by its URL.
+    the batch. A shorter vector is the start of a longer one, scaled to length 1. An image is hashed by its URL,
+    an ``https:`` one as that text; a text alone in a content part is that text.
     """
 
     accepts: ClassVar[Accepts] = Accepts(
@@ -47,4 +48,17 @@ def digest(item: Input, input_type: str | None, width: int) -> bytes:
 
     JSON tells the kinds apart and leaves no doubt where a text ends; SHAKE's shorter digests start its longer ones.
     """
-    return hashlib.shake_128(msgspec.json.encode((input_type, item))).digest(2 * width)
+    return hashlib.shake_128(msgspec.json.encode((input_type, _plain(item)))).digest(2 * width)
+
+
+def _plain(item: Input) -> object:
+    if isinstance(item, str) or isinstance(item[0], int):
+        return item
+    parts = [_as_text(part) for part in cast("tuple[Part, ...]", item)]
+    return parts[0].text if len(parts) == 1 and isinstance(parts[0], TextPart) else parts
+
+
+def _as_text(part: Part) -> Part:
+    if isinstance(part, ImagePart) and not part.image_url.url.startswith("data:"):
+        return TextPart(part.image_url.url)
+    return part

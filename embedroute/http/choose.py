@@ -1,9 +1,12 @@
 """Which engine a gateway uses: the quick one under asyncio where it is installed, else httpx2."""
 
 import logging
+import re
+from collections.abc import Iterator
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
 
 from embedroute.errors import ConfigError, MissingExtra
 from embedroute.http import Connect, Engine
@@ -13,29 +16,55 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("embedroute.http")
 
+_PROXY: Final = re.compile(r"https?://[^\s/]", re.IGNORECASE)
+
 EngineName = Literal["auto", "httpx2", "fast"]
+
+
+def engine_mistakes(name: EngineName, connect: Connect, client: "httpx2.AsyncClient | None" = None) -> list[str]:
+    """The mistakes of a config whose engine could not be opened on any event loop."""
+    mistakes = list(_unusable(connect))
+    said = '[gateway] engine = "fast"'
+    if name == "fast" and not _installed():
+        mistakes.append(f"{said}: {MissingExtra('fast', 'httptools').message}")
+    if name == "fast" and connect.proxy is not None:
+        mistakes.append(f'{said} goes straight to upstreams; with a proxy write engine = "httpx2".')
+    if name == "fast" and client is not None:
+        mistakes.append(f"{said} has no use for an http_client; leave one of the two out.")
+    return mistakes
+
+
+def _unusable(connect: Connect) -> Iterator[str]:
+    # A proxy's URL may hold a password, so it is not repeated.
+    if connect.proxy is not None and not _PROXY.match(connect.proxy.reveal()):
+        yield "[gateway] proxy must be http://HOST:PORT or https://HOST:PORT"
+    if connect.ca_file is None:
+        return
+    try:
+        if b"-----BEGIN " not in Path(connect.ca_file).read_bytes():
+            yield f"[gateway] ca_file: {connect.ca_file} holds no certificate in PEM form"
+    except OSError as error:
+        yield f"[gateway] ca_file: {connect.ca_file} cannot be read: {error.strerror}"
 
 
 def open_engine(name: EngineName, connect: Connect, client: "httpx2.AsyncClient | None", *, on_asyncio: bool) -> Engine:
     """Make the engine of one event loop; a ``client`` of the host's decides for httpx2.
 
     Raises:
-        MissingExtra: ``fast`` is asked for and not installed.
-        ConfigError: ``fast`` is asked for where it cannot be: under trio, with a proxy, or with a client of the host's.
+        ConfigError: ``fast`` is asked for where it cannot be: under trio, or what ``engine_mistakes`` names.
     """
-    installed = find_spec("httptools") is not None
-    if name == "fast" and not installed:
-        raise MissingExtra("fast", "httptools")
+    if mistakes := engine_mistakes(name, connect, client):
+        raise ConfigError(mistakes)
     if name == "fast" and not on_asyncio:
         raise ConfigError(['[gateway] engine = "fast" needs asyncio; under trio write engine = "httpx2".'])
-    if name == "fast" and connect.proxy is not None:
-        raise ConfigError(['[gateway] engine = "fast" goes straight to upstreams; with a proxy write engine = "httpx2".'])
-    if name == "fast" and client is not None:
-        raise ConfigError(['[gateway] engine = "fast" has no use for an http_client; leave one of the two out.'])
-    quick = client is None and connect.proxy is None and on_asyncio and installed and name != "httpx2"
+    quick = client is None and connect.proxy is None and on_asyncio and _installed() and name != "httpx2"
     engine = _quick(connect) if quick else _default(client, connect)
     log.info("engine", extra={"engine": engine.name})
     return engine
+
+
+def _installed() -> bool:
+    return find_spec("httptools") is not None
 
 
 # Neither is imported before it is used: httpx2 alone costs more to import than all of embedroute.

@@ -11,11 +11,11 @@ from typing import cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
-from embedroute.backend import UpstreamReply
 from embedroute.errors import BadAnswer, TimedOut, Unavailable, UpstreamError
 from embedroute.http import LARGEST_REPLY, too_large
-from embedroute.http.headers import Headers, RawHeaders, length_of
+from embedroute.http.headers import RawHeaders, length_of
 from embedroute.http.readable import readable
+from embedroute.upstream import Headers, UpstreamReply
 
 LARGEST_HEAD = 64 * 1024
 """Bytes of status lines and headers that an answer may have, those of 1xx answers before it included."""

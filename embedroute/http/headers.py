@@ -1,36 +1,9 @@
-"""An answer's headers, and which of them frame its body; pure."""
-
-from collections.abc import Iterator, Mapping
+"""Which of an answer's headers frame its body; pure."""
 
 from embedroute.errors import Unavailable
 from embedroute.http import LARGEST_REPLY, refuse_compressed, too_large
 
 RawHeaders = list[tuple[bytes, bytes]]
-
-
-class Headers(Mapping[str, str]):
-    """Headers, decoded when one is asked for, which on a good day is never; of equal names the last one counts."""
-
-    __slots__ = ("_decoded", "_raw")
-
-    def __init__(self, raw: RawHeaders) -> None:
-        """Hold the pairs as they came."""
-        self._raw = raw
-        self._decoded: dict[str, str] | None = None
-
-    def _all(self) -> dict[str, str]:
-        if self._decoded is None:
-            self._decoded = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in self._raw}
-        return self._decoded
-
-    def __getitem__(self, name: str) -> str:
-        return self._all()[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._all())
-
-    def __len__(self) -> int:
-        return len(self._all())
 
 
 def length_of(headers: RawHeaders) -> int | None:

@@ -10,6 +10,7 @@ import httpx2
 from embedroute.backend import UpstreamReply, UpstreamRequest
 from embedroute.errors import BadAnswer, TimedOut, Unavailable, Unreachable
 from embedroute.http import CONNECT_TIMEOUT, DIRECT, LARGEST_REPLY, Connect, refuse_compressed, revealed, too_large
+from embedroute.upstream import Headers
 
 FIRST_LOOK = 0.05
 """Seconds for which the first answer of a host is watched for more than it should hold."""
@@ -66,7 +67,7 @@ class Httpx2Engine:
             if response.http_version.startswith("HTTP/1"):
                 await self._look_for_more(response, host, timeout)
             self._client.cookies.clear()
-            return UpstreamReply(response.status_code, dict(response.headers.items()), body)
+            return UpstreamReply(response.status_code, Headers(response.headers.raw), body)
 
     async def _look_for_more(self, response: httpx2.Response, host: Host, timeout: float) -> None:
         line = response.extensions.get("network_stream")

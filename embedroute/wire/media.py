@@ -39,7 +39,7 @@ def _data_fault(url: str) -> str | None:
     media_type, comma, payload = url[len("data:") :].partition(";base64,")
     if not comma or media_type not in MAGIC:
         return f"must be base64 of one of {', '.join(MAGIC)}."
-    if len(payload) > (LARGEST_IMAGE + 2) // 3 * 4:
+    if len(payload) // 4 * 3 - payload[-2:].count("=") > LARGEST_IMAGE:
         return f"holds an image over {LARGEST_IMAGE} bytes."
     if len(payload) % 4 or payload.endswith("==="):  # which binascii's strict mode lets pass
         return "is not strict base64."

@@ -11,13 +11,15 @@ SPELLINGS: Final[Mapping[str, tuple[str, ...]]] = {
     "document": ("document", "search_document", "retrieval_document", "retrieval.passage", "passage", "generic_index"),
     "classification": ("classification",),
     "clustering": ("clustering", "separation"),
-    "similarity": ("similarity", "semantic_similarity", "text-matching"),
+    "similarity": ("similarity", "semantic_similarity", "text-matching", "text"),
     "qa": ("qa", "question_answering"),
     "fact_check": ("fact_check", "fact_verification"),
     "code_query": ("code_query", "code_retrieval_query", "code.query", "nl2code.query"),
     "image": ("image", "image_retrieval"),
 }
-"""Neutral word → every spelling of it, in lower case."""
+"""Neutral word → every spelling of it, in lower case. Azure's ``text``, which is for whatever is neither query nor
+document, is read as the least special of its meanings.
+"""
 
 NEUTRAL: Final[Mapping[str, str]] = {spelling: word for word, spellings in SPELLINGS.items() for spelling in spellings}
 """Spelling in lower case → neutral word."""

@@ -15,6 +15,7 @@ from embedroute.inputs import ImagePart, ImageURL, TextPart
 from embedroute.wire.vocabulary import SPELLINGS
 
 URL = "https://x.example/i.png"
+PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACw="
 
 pytestmark = pytest.mark.anyio
 
@@ -49,14 +50,32 @@ async def test_whatever_differs_gives_another_vector():
         {"texts": ("ab",), "input_type": "document"},
         {"tokens": ((97, 98),)},
         {"tokens": ((9798,),)},
-        {"parts": ((TextPart("ab"),),)},
         {"parts": ((TextPart("a"), TextPart("b")),)},
-        {"parts": ((TextPart(URL),),)},
-        {"parts": ((ImagePart(ImageURL(URL)),),)},
+        {"parts": ((TextPart("ab"), ImagePart(ImageURL(URL))),)},
+        {"parts": ((ImagePart(ImageURL(URL)), TextPart("ab")),)},
+        {"parts": ((ImagePart(ImageURL(PIXEL)),),)},
+        {"texts": (PIXEL,)},
     ]
     rows = [await row(**batch) for batch in different]
 
     assert all(abs(float(left @ right)) < 0.5 for left, right in combinations(rows, 2))
+
+
+@pytest.mark.parametrize(
+    ("part", "text"),
+    [
+        (ImagePart(ImageURL(URL)), URL),
+        (ImagePart(ImageURL("HTTPS://x.example/i.png")), "HTTPS://x.example/i.png"),
+        (TextPart(URL), URL),
+        (TextPart("ab"), "ab"),
+    ],
+)
+async def test_an_https_image_is_hashed_as_the_text_of_its_url(part, text):
+    as_part, as_text = await row(parts=((part,),), input_type="query"), await row(texts=(text,), input_type="query")
+    beside = await row(parts=((TextPart("a"), part),)), await row(parts=((TextPart("a"), TextPart(text)),))
+
+    assert np.array_equal(as_part, as_text)
+    assert np.array_equal(*beside)
 
 
 async def test_neither_neighbours_nor_model_nor_user_change_a_vector():

@@ -6,10 +6,12 @@ import sys
 import httpx2
 import pytest
 
+from embedroute import Config, Gateway, Provider, Settings, embeddings_app
 from embedroute.backend import Secret
 from embedroute.errors import ConfigError
 from embedroute.http import DIRECT, Connect
 from embedroute.http.choose import open_engine
+from tests.driver import call
 
 PROXIED = Connect(proxy=Secret("http://127.0.0.1:9"))
 
@@ -47,6 +49,28 @@ def test_asking_for_it_where_it_cannot_be_is_refused(connect, client_of, on_asyn
         open_engine("fast", connect, client_of() if client_of else None, on_asyncio=on_asyncio)
 
 
+FAST = Config(gateway=Settings(auth="open", engine="fast"), providers={"hashed": Provider()})
+BODY = b'{"model": "hashed/m", "input": "a"}'
+
+
+def test_a_client_that_the_engine_would_not_use_is_refused_at_start():
+    with pytest.raises(ConfigError, match="http_client"):
+        Gateway(FAST, http_client=client())
+
+
+@pytest.mark.anyio
+async def test_what_only_the_event_loop_shows_is_told_to_the_log_and_not_to_clients(anyio_backend_name, caplog):
+    answer = await call(embeddings_app(Gateway(FAST)), "POST", "/v1/embeddings", [("content-type", "application/json")], [BODY])
+
+    told = {record.reason for record in caplog.records if hasattr(record, "reason")}
+    if anyio_backend_name == "asyncio":
+        assert (200, set()) == (answer.status, told)
+        return
+    assert {'[gateway] engine = "fast" needs asyncio; under trio write engine = "httpx2".'} == told
+    assert (500, "server_error", None) == (answer.status, answer.error["type"], answer.error["param"])
+    assert "engine" not in answer.error["message"]
+
+
 WITHOUT = """
 import sys
 from importlib.machinery import PathFinder
@@ -58,15 +82,11 @@ class Hiding(PathFinder):
 
 sys.meta_path[sys.meta_path.index(PathFinder)] = Hiding
 
-from embedroute.errors import MissingExtra
 from embedroute.http import DIRECT
-from embedroute.http.choose import open_engine
+from embedroute.http.choose import engine_mistakes, open_engine
 
 print(open_engine("auto", DIRECT, None, on_asyncio=True).name)
-try:
-    open_engine("fast", DIRECT, None, on_asyncio=True)
-except MissingExtra as error:
-    print(error)
+print(engine_mistakes("fast", DIRECT))
 """
 
 

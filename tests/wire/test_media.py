@@ -32,6 +32,7 @@ def fault(url):
     [
         *(data_url(kind, start + b"\0" * 9) for kind, start in START.items()),
         data_url("image/gif", b"GIF87a"),
+        data_url("image/gif", b"GIF87a".ljust(LARGEST_IMAGE, b"\0")),
         "https://img.example",
         "https://img.example/",
         "https://img.example/A/b.png?Q=1#f",
@@ -106,6 +107,8 @@ TYPES = "must be base64 of one of image/png, image/jpeg, image/webp, image/gif."
         ("data:image/png;base64,/9j/4AAQ", "does not begin as image/png does."),
         (data_url("image/gif", b"xGIF89a"), "does not begin as image/gif does."),
         (data_url("image/webp", b"RIFF\0\0\0\0WAVE"), "does not begin as image/webp does."),
+        (data_url("image/gif", b"GIF87a".ljust(LARGEST_IMAGE + 1, b"\0")), f"holds an image over {LARGEST_IMAGE} bytes."),
+        (data_url("image/gif", b"GIF87a".ljust(LARGEST_IMAGE + 2, b"\0")), f"holds an image over {LARGEST_IMAGE} bytes."),
         ("data:image/png;base64," + "A" * (LARGEST_IMAGE // 3 * 4 + 8), f"holds an image over {LARGEST_IMAGE} bytes."),
     ],
 )

@@ -21,6 +21,19 @@ def test_every_spelling_is_read_without_regard_to_case(spelling, word, case):
     assert word == read(case(spelling))
 
 
+VENDORS = """
+search_query query RETRIEVAL_QUERY retrieval.query GENERIC_RETRIEVAL TEXT_RETRIEVAL search_document document
+RETRIEVAL_DOCUMENT retrieval.passage passage GENERIC_INDEX classification CLASSIFICATION text clustering CLUSTERING
+separation SEMANTIC_SIMILARITY text-matching QUESTION_ANSWERING FACT_VERIFICATION CODE_RETRIEVAL_QUERY code.query
+nl2code.query image IMAGE_RETRIEVAL
+"""
+
+
+@pytest.mark.parametrize("spelling", VENDORS.split())
+def test_every_word_of_a_vendors_is_known(spelling):
+    assert read(spelling) in SPELLINGS
+
+
 def test_no_spelling_means_two_things():
     assert len(NEUTRAL) == sum(map(len, SPELLINGS.values()))
     assert all(word in spellings for word, spellings in SPELLINGS.items())

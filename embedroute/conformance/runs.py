@@ -1,0 +1,45 @@
+"""What a backend that is no HTTP gives when it is run, on an event loop and workers of its own."""
+
+import inspect
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+import anyio
+import anyio.to_thread
+
+from embedroute.backend import Backend, Batch, LocalBackend, Vectors
+from embedroute.conformance.answers import answer_mistakes, order_mistakes
+from embedroute.conformance.samples import turned
+from embedroute.conformance.telling import attempt, told
+
+ADVICE: Final = "It must embed whatever accepts lets through."
+
+
+def run_mistakes(backend: LocalBackend | Backend, samples: Sequence[Batch]) -> Iterator[str]:
+    """Have every sample embedded, and the first in reverse, and look at the answers."""
+    # In a thread of its own, for the caller may be on a running event loop.
+    with ThreadPoolExecutor(1) as thread:
+        found, other = thread.submit(anyio.run, _embedded, backend, samples).result()
+    pairs = zip(found, samples, strict=True)
+    mistakes = [mistake for answer, batch in pairs for mistake in answer_mistakes(answer, batch, batch.dimensions)]
+    yield from mistakes or order_mistakes(found[0], other)
+
+
+async def _embedded(backend: LocalBackend | Backend, samples: Sequence[Batch]) -> tuple[list[Vectors], Vectors]:
+    loaded = None
+    if isinstance(backend, LocalBackend):
+        loaded = attempt("load", "It must give the model, which run is then given.", backend.load)
+    return [await _embed(backend, loaded, batch) for batch in samples], await _embed(backend, loaded, turned(samples[0]))
+
+
+async def _embed(backend: LocalBackend | Backend, loaded: object, batch: Batch) -> Vectors:
+    if isinstance(backend, LocalBackend):
+        return await anyio.to_thread.run_sync(attempt, "run", ADVICE, lambda: backend.run(loaded, batch))
+    coming: object = attempt("embed", ADVICE, lambda: backend.embed(batch))
+    if not inspect.isawaitable(coming):
+        raise AssertionError("embed is not async: write async def embed(self, batch).")
+    try:
+        return await coming
+    except (Exception, SystemExit) as error:
+        raise told("embed", ADVICE, error) from error

@@ -1,0 +1,43 @@
+"""The batches that a backend is tried with: of all that it accepts, and no larger than it accepts."""
+
+from collections.abc import Iterator
+from typing import Final
+
+from msgspec.structs import replace
+
+from embedroute.backend import Accepts, Batch
+from embedroute.inputs import ImagePart, ImageURL, TextPart
+
+PNG: Final = ImagePart(ImageURL("data:image/png;base64,iVBORw0KGgo="))
+GIF: Final = ImagePart(ImageURL("data:image/gif;base64,R0lGODlhAQABAAAAACw="))
+
+
+def samples_for(accepts: Accepts, model: str, dimensions: int) -> list[Batch]:
+    """Write batches of all that is accepted; the first is of several inputs, and each later one changes one thing."""
+    most = accepts.max_inputs or 3
+    kinds = list(_kinds(accepts, model))
+    first = cut(kinds[0], 0, most)
+    sizes = [replace(first, dimensions=dimensions)] if accepts.dimensions else []
+    types = [replace(first, input_type=word) for word in accepts.input_types]
+    dtypes = [replace(first, dtype=dtype) for dtype in accepts.dtypes if dtype != "float"]
+    return [first, cut(kinds[0], -1, None), *(cut(kind, 0, most) for kind in kinds[1:]), *sizes, *types, *dtypes]
+
+
+def _kinds(accepts: Accepts, model: str) -> Iterator[Batch]:
+    if accepts.texts:
+        yield Batch(model=model, texts=("a", "bc", "def"))
+    if accepts.tokens:
+        yield Batch(model=model, tokens=((1, 2, 3), (4,)))
+    if "image" in accepts.modalities:
+        mixed = (TextPart("a"), PNG) if "text" in accepts.modalities else (GIF,)
+        yield Batch(model=model, parts=(mixed, (PNG,)))
+
+
+def cut(batch: Batch, start: int, stop: int | None) -> Batch:
+    """Keep some of a batch's inputs."""
+    return replace(batch, texts=batch.texts[start:stop], tokens=batch.tokens[start:stop], parts=batch.parts[start:stop])
+
+
+def turned(batch: Batch) -> Batch:
+    """Put a batch's inputs in reverse."""
+    return replace(batch, texts=batch.texts[::-1], tokens=batch.tokens[::-1], parts=batch.parts[::-1])
