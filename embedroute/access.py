@@ -4,13 +4,16 @@ import hmac
 import re
 import secrets
 from collections.abc import Iterable, Mapping
-from typing import Final
+from typing import Final, cast
 
 import msgspec
 
 from embedroute.config import STATE_AUTH, Config
-from embedroute.errors import Unauthorized
+from embedroute.errors import PermissionDenied, Unauthorized
+from embedroute.reading import Unread
 from embedroute.settings import Key
+from embedroute.wire.decode import Job
+from embedroute.wording import echo
 
 LONGEST_KEY = 256
 """Bytes; a longer credential is refused before it is hashed."""
@@ -22,7 +25,10 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     """Who sends a request, and what it may do.
 
     ``models`` None allows all; ``debug`` None leaves it to the gateway's setting; ``namespace`` keeps this
-    caller's cache entries apart from those of other namespaces.
+    caller's cache entries apart from those of other namespaces. Names may come in any collection.
+
+    Raises:
+        TypeError: what should be names is none, or a single string.
     """
 
     name: str
@@ -32,16 +38,47 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     ignore: tuple[str, ...] = ()
     namespace: str = ""
 
+    def __post_init__(self) -> None:
+        """Take names from lists too: they come from a host, which may hold them in any collection."""
+        if self.models is not None:
+            msgspec.structs.force_setattr(self, "models", frozenset(_names("models", self.models)))
+        msgspec.structs.force_setattr(self, "only", tuple(_names("only", self.only)))
+        msgspec.structs.force_setattr(self, "ignore", tuple(_names("ignore", self.ignore)))
+
+    def may_debug(self, *, otherwise: bool) -> bool:
+        """Whether this caller may see traces and upstream bodies; ``otherwise`` is the gateway's own setting."""
+        return otherwise if self.debug is None else self.debug
+
+
+def _names(field: str, given: object) -> list[str]:
+    if isinstance(given, Iterable) and not isinstance(given, str | bytes):
+        names = list(cast("Iterable[object]", given))
+        if all(isinstance(name, str) for name in names):
+            return cast("list[str]", names)
+    raise TypeError(f"Caller({field}=…) must be a list of names, not {given!r:.80}.")
+
 
 ANYONE: Final = Caller(name="anyone")
 """The caller of an open gateway, and of the host application itself."""
 
 
-def access_mistakes(config: Config) -> list[str]:
+def permit(caller: Caller, name: str, job: Job, *, debug: bool) -> None:
+    """Let a caller use the model of this ``name``, and look inside if it asks to; ``debug`` is the gateway's own setting.
+
+    Raises:
+        PermissionDenied: it may not.
+    """
+    if caller.models is not None and name not in caller.models:
+        raise PermissionDenied(f"This key may not use the model {echo(job.model)}.", param="model", code="model_not_allowed")
+    if job.debug.flagged() and not caller.may_debug(otherwise=debug):
+        raise PermissionDenied("This key may not use 'debug'; leave it out.", param="debug", code="debug_not_allowed")
+
+
+def access_mistakes(config: Config, unread: Unread) -> list[str]:
     """The mistakes of a config that does not say who may call."""
-    if config.gateway.auth is None:
+    if config.gateway.auth is None and not unread.at("gateway", "auth"):
         return [STATE_AUTH]
-    if config.gateway.auth == "keys" and not config.keys:
+    if config.gateway.auth == "keys" and not config.keys and not unread.at("keys"):
         return ['[gateway] auth = "keys" needs at least one [keys.NAME] table with key = "env:VARIABLE".']
     return []
 
@@ -66,7 +103,7 @@ class KeyRing:
         # Without the pepper nobody can steer a digest, so how long the look-up takes tells nothing of a key.
         caller = self._callers.get(self._digest(bearer_token(headers)))
         if caller is None:
-            raise Unauthorized("The API key is not valid; check the Authorization header.")
+            raise Unauthorized("Incorrect API key provided; check the Authorization header.")
         return caller
 
 

@@ -1,9 +1,10 @@
 """Puts a gateway together: what a config comes to, and what is opened on each event loop."""
 
+import logging
 import random
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
 from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
@@ -15,13 +16,15 @@ from embedroute import tasks
 from embedroute.access import KeyRing, access_mistakes
 from embedroute.calls import Desk
 from embedroute.config import Config, environment_config, read_config
-from embedroute.errors import ConfigError
+from embedroute.errors import ConfigError, InternalError
 from embedroute.exchange import LocalModels
 from embedroute.flights import Flights
-from embedroute.http import Connect
-from embedroute.http.choose import open_engine
+from embedroute.http import Connect, Engine
+from embedroute.http.choose import engine_mistakes, open_engine
 from embedroute.models import catalogue, known_providers
 from embedroute.plugins import build_backends
+from embedroute.reading import ALL_READ, Unread
+from embedroute.routing.checks import held
 from embedroute.routing.directory import Directory, build_directory
 from embedroute.routing.health import BreakerPolicy, Healths
 from embedroute.routing.order import Surroundings
@@ -32,6 +35,8 @@ from embedroute.wire.narrow import Limits
 
 if TYPE_CHECKING:
     import httpx2
+
+log = logging.getLogger("embedroute")
 
 
 class Options(TypedDict, total=False):
@@ -58,12 +63,23 @@ def assembled(config: Config, environ: Mapping[str, str]) -> Parts:
     Raises:
         ConfigError: one line per mistake, each with its place.
     """
-    backends, mistakes = build_backends(config, known_providers(), environ)
-    directory, more = build_directory(config, backends, catalogue(), known_providers())
-    if found := [*access_mistakes(config), *mistakes, *more]:
-        raise ConfigError(found)
+    directory, mistakes = _joined(config, environ, ALL_READ)
+    if mistakes:
+        raise ConfigError(mistakes)
+    settings, keys = config.gateway, KeyRing(held(config, directory))
+    return Parts(settings=settings, limits=Limits.of(settings), keys=keys, directory=directory)
+
+
+def _joined(config: Config, environ: Mapping[str, str], unread: Unread) -> tuple[Directory, list[str]]:
+    backends, mistakes = build_backends(config, known_providers(), environ, unread)
+    directory, more = build_directory(config, backends, catalogue(), known_providers(), unread)
     settings = config.gateway
-    return Parts(settings=settings, limits=Limits.of(settings), keys=KeyRing(config.keys), directory=directory)
+    general = [*access_mistakes(config, unread), *engine_mistakes(settings.engine, _connect(settings))]
+    return directory, [*general, *mistakes, *more]
+
+
+def _connect(settings: Settings) -> Connect:
+    return Connect(proxy=settings.proxy, ca_file=settings.ca_file)
 
 
 def around_of(parts: Parts, healths: Healths) -> Callable[[], Surroundings]:
@@ -82,33 +98,22 @@ def around_of(parts: Parts, healths: Healths) -> Callable[[], Surroundings]:
     return around
 
 
-def config_from_file(path: str | PathLike[str] | None, environ: Mapping[str, str]) -> tuple[Config, list[str]]:
+def config_from_file(path: str | PathLike[str] | None, environ: Mapping[str, str]) -> Config:
     """Read ``path``, or the file that ``EMBEDROUTE_CONFIG`` names, or ``embedroute.toml``.
 
     Raises:
-        ConfigError: there is no such file.
+        ConfigError: there is no such file; or it has mistakes, and then those that building something of the rest
+            brings up are told with them.
     """
     named = path or environ.get("EMBEDROUTE_CONFIG") or "embedroute.toml"
     try:
         text = Path(named).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError([f"The config {named} cannot be read: {error}"]) from None
-    return read_config(text, environ)
-
-
-@contextmanager
-def told_together(mistakes: Sequence[str]) -> Generator[None, None, None]:
-    """Add the mistakes of reading a config to those of building something of it.
-
-    Raises:
-        ConfigError: there are any, one line each.
-    """
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError([*mistakes, *error.mistakes]) from None
-    if mistakes:
-        raise ConfigError(mistakes)
+    draft = read_config(text, environ)
+    if draft.mistakes:
+        raise ConfigError([*draft.mistakes, *_joined(draft.config, environ, draft.unread)[1]])
+    return draft.config
 
 
 def config_from_environment(environ: Mapping[str, str]) -> Config:
@@ -131,7 +136,13 @@ class Opener:
     """Opens what belongs to an event loop; loaded models, health, widths and the retry budget are shared by all loops."""
 
     def __init__(self, settings: Settings, client: "httpx2.AsyncClient | None", healths: Healths, retries: RetryPolicy) -> None:
-        """Open nothing yet."""
+        """Open nothing yet.
+
+        Raises:
+            ConfigError: the client is of no use to the engine that is asked for.
+        """
+        if mistakes := engine_mistakes(settings.engine, _connect(settings), client):
+            raise ConfigError(mistakes)
         self._settings = settings
         self._client = client
         self._healths = healths
@@ -141,9 +152,12 @@ class Opener:
         self._budget = RetryBudget()
 
     def open(self, stack: AsyncExitStack) -> Loop:
-        """Make this loop's engine and desk; what must be closed goes on ``stack``."""
-        connect = Connect(proxy=self._settings.proxy, ca_file=self._settings.ca_file)
-        engine = open_engine(self._settings.engine, connect, self._client, on_asyncio=tasks.on_asyncio())
+        """Make this loop's engine and desk; what must be closed goes on ``stack``.
+
+        Raises:
+            InternalError: the config does not fit this kind of event loop, which is no client's affair.
+        """
+        engine = self._engine()
         stack.push_async_callback(engine.aclose)
         desk = Desk(
             engine=engine,
@@ -156,3 +170,11 @@ class Opener:
             random=random.random,
         )
         return Loop(desk, Flights())
+
+    def _engine(self) -> Engine:
+        settings = self._settings
+        try:
+            return open_engine(settings.engine, _connect(settings), self._client, on_asyncio=tasks.on_asyncio())
+        except ConfigError as error:
+            log.exception("config", extra={"reason": error.message})
+            raise InternalError("This gateway cannot serve on this event loop; its log holds the reason.") from error

@@ -108,8 +108,8 @@ def _verify(options: argparse.Namespace) -> int:
     verdicts = [verdict for name in names for verdict in anyio.run(verify, gateway, name, thresholds)]
     if not verdicts:
         raise ConfigError([f"{options.model} has one endpoint, so there is nothing to compare."])
-    rows = [(it.model, it.left, it.right, it.shown_cosine, it.shown_difference, it.verdict) for it in verdicts]
-    _print_table(("MODEL", "ENDPOINT", "ENDPOINT", "MIN COSINE", "MAX DIFFERENCE", "VERDICT"), rows)
+    rows = [(it.model, it.left, it.right, it.shown_cosine, it.shown_difference, it.verdict, it.why) for it in verdicts]
+    _print_table(("MODEL", "ENDPOINT", "ENDPOINT", "MIN COSINE", "MAX DIFFERENCE", "VERDICT", "WHY"), rows)
     return int(any(it.verdict == "different" for it in verdicts))
 
 

@@ -1,42 +1,29 @@
 """The operator's border: TOML or environment in, a typed Config out, or every mistake in it with its place."""
 
 import os
-import re
 import tomllib
-from collections.abc import Callable, Mapping
-from typing import TypedDict, TypeVar, cast
+from collections.abc import Iterator, Mapping
+from typing import Final
 
 import msgspec
 
 from embedroute.errors import ConfigError
-from embedroute.models import Endpoint, Model, Provider, known_providers
-from embedroute.reading import as_table, fit, quoted
+from embedroute.models import Model, Provider, known_providers
+from embedroute.reading import Place, Unread
 from embedroute.secret import Secret
 from embedroute.settings import CacheSettings, Key, Settings
-from embedroute.wording import did_you_mean
+from embedroute.tables import Reading, Tables
+from embedroute.wording import closest, did_you_mean
 
-STATE_AUTH = (
+STATE_AUTH: Final = (
     '[gateway] auth is not stated; write auth = "keys" (and a [keys.NAME] table with key = "env:VARIABLE"), '
     'auth = "host" (the host application decides who calls) or auth = "open" (anyone may call).'
 )
 
-STATE_ENV_AUTH = (
-    "There is no config file, and EMBEDROUTE_AUTH does not say who may call. Name a file in EMBEDROUTE_CONFIG, "
-    "or set EMBEDROUTE_AUTH to keys (with EMBEDROUTE_KEY), host or open."
+STATE_ENV_AUTH: Final = (
+    "EMBEDROUTE_AUTH must say who may call: keys (with EMBEDROUTE_KEY), host or open. Gateway.from_env() reads no "
+    "config file; Gateway.from_file() and the embedroute command read the one that EMBEDROUTE_CONFIG names."
 )
-
-T = TypeVar("T")
-Table = TypeVar("Table", bound=msgspec.Struct)
-
-_SENDABLE = re.compile(r"[\x21-\x7e]{1,256}")
-
-
-class _Tables(TypedDict):
-    gateway: Settings
-    keys: dict[str, Key]
-    cache: CacheSettings
-    providers: dict[str, Provider]
-    models: dict[str, Model]
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,27 +41,57 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Read the tables that were given as plain dicts."""
-        reading = _Reading(os.environ)
-        for name, value in reading.tables(msgspec.structs.asdict(self)).items():
-            msgspec.structs.force_setattr(self, name, value)
-        reading.finish()
+        reading = Reading(os.environ)
+        _hold(self, reading.tables(msgspec.structs.asdict(self)))
+        if reading.mistakes:
+            raise ConfigError(reading.mistakes)
 
 
-def read_config(text: str, environ: Mapping[str, str]) -> tuple[Config, list[str]]:
+def _hold(config: Config, tables: Tables) -> None:
+    for name, value in tables.items():
+        msgspec.structs.force_setattr(config, name, value)
+
+
+class Draft(msgspec.Struct, frozen=True):
+    """What could be read of a config's text, the mistakes in the rest, and the places that these leave unread.
+
+    With no mistake it is the config; with one it is good for finding more of them, and for nothing else.
+    """
+
+    config: Config
+    mistakes: list[str]
+    unread: Unread = Unread()
+
+
+def read_config(text: str, environ: Mapping[str, str]) -> Draft:
     """Read the TOML of a config; secrets come from ``environ`` and from the files they name.
 
-    Returns what could be read, and the mistakes in the rest, each with its place: so that whoever goes on to
-    build something of it can name all mistakes at once.
+    Raises:
+        ConfigError: it is not TOML, so that nothing of it is known.
     """
     try:
-        tables = tomllib.loads(text)
+        given = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        return Config(), [f"The config is not TOML: {error}"]
+        raise ConfigError([f"The config is not TOML: {error}"]) from None
+    names, reading, config = Config.__struct_fields__, Reading(environ), Config()
+    for mistake, place in _astray(given):
+        reading.mistakes.append(mistake)
+        reading.unread.add(place)
+    _hold(config, reading.tables({name: given.get(name, {}) for name in names}))
+    return Draft(config, reading.mistakes, Unread(frozenset(reading.unread)))
+
+
+def _astray(given: Mapping[str, object]) -> Iterator[tuple[str, Place]]:
+    """Name what is no table of a config, with the place that it was probably meant for."""
     names = Config.__struct_fields__
-    unknown = [f'unknown table "{name}"{did_you_mean(name, names)}' for name in tables if name not in names]
-    reading = _Reading(environ)
-    read = reading.tables({name: tables.get(name, {}) for name in names})
-    return Config(**read), [*unknown, *reading.mistakes]
+    for name, value in given.items():
+        if name in names:
+            continue
+        if name in Settings.__struct_fields__ and not isinstance(value, dict):
+            yield f'option "{name}" stands before all tables; write it under [gateway]', ("gateway", name)
+        else:
+            meant = closest(name, names)
+            yield f'unknown table "{name}"{did_you_mean(name, names)}', (name if meant in (None, *given) else meant,)
 
 
 def environment_config(environ: Mapping[str, str], *, local: bool) -> Config:
@@ -102,70 +119,3 @@ def environment_config(environ: Mapping[str, str], *, local: bool) -> Config:
 def _set_options(variables: Mapping[str, list[str]], environ: Mapping[str, str]) -> dict[str, str]:
     found = {option: next((environ[name] for name in names if environ.get(name)), "") for option, names in variables.items()}
     return {option: value for option, value in found.items() if value} if found.get("api_key") else {}
-
-
-class _Reading:
-    """One pass over the tables of a config, gathering mistakes instead of stopping at the first."""
-
-    def __init__(self, environ: Mapping[str, str]) -> None:
-        self.environ = environ
-        self.mistakes: list[str] = []
-
-    def finish(self) -> None:
-        if self.mistakes:
-            raise ConfigError(self.mistakes)
-
-    def tables(self, given: Mapping[str, object]) -> _Tables:
-        return {
-            "gateway": self.struct("gateway", given["gateway"], Settings) or Settings(),
-            "keys": self.usable(
-                self.each("keys", given["keys"], lambda name, table: self.struct(f"keys.{quoted(name)}", table, Key))
-            ),
-            "cache": self.struct("cache", given["cache"], CacheSettings) or CacheSettings(),
-            "providers": self.each("providers", given["providers"], self.provider),
-            "models": self.each("models", given["models"], self.model),
-        }
-
-    def each(self, place: str, given: object, read: Callable[[str, object], T | None]) -> dict[str, T]:
-        tables = as_table(given)
-        if tables is None:
-            self.mistakes.append(f"[{place}] must be a table")
-            return {}
-        found = {name: read(name, table) for name, table in tables.items()}
-        return {name: value for name, value in found.items() if value is not None}
-
-    def usable(self, keys: dict[str, Key]) -> dict[str, Key]:
-        owners: dict[str, str] = {}
-        for name, it in keys.items():
-            text = it.key.reveal()
-            if not _SENDABLE.fullmatch(text):
-                self.mistakes.append(f"[keys.{quoted(name)}] key must be 1 to 256 visible ASCII characters")
-            elif (owner := owners.setdefault(text, name)) != name:
-                self.mistakes.append(f'[keys.{quoted(name)}] key is the same as that of "{owner}"')
-        return {name: keys[name] for name in owners.values()}
-
-    def struct(self, place: str, given: object, wanted: type[Table]) -> Table | None:
-        table = as_table(given)
-        if table is None:
-            self.mistakes.append(f"[{place}] must be a table")
-            return None
-        fitted, mistakes = fit(place, table, wanted, self.environ)
-        self.mistakes.extend(mistakes)
-        return None if mistakes else wanted(**fitted)
-
-    def provider(self, slug: str, given: object) -> Provider | None:
-        table = as_table(given)
-        if table is not None and "options" not in table:
-            reserved = Provider.__struct_fields__
-            own = {name: value for name, value in table.items() if name in reserved}
-            given = {**own, "options": {name: value for name, value in table.items() if name not in reserved}}
-        return self.struct(f"providers.{quoted(slug)}", given, Provider)
-
-    def model(self, name: str, given: object) -> Model | None:
-        place, table = f"models.{quoted(name)}", as_table(given)
-        endpoints = table.get("endpoints") if table is not None else None
-        if table is not None and isinstance(endpoints, list):
-            listed = cast("list[object]", endpoints)
-            read = [self.struct(f"{place}.endpoints.{at}", endpoint, Endpoint) for at, endpoint in enumerate(listed)]
-            given = {**table, "endpoints": [endpoint for endpoint in read if endpoint is not None]}
-        return self.struct(place, given, Model)

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 Count = Annotated[int, Meta(ge=1)]
+Name = Annotated[str, Meta(min_length=1)]
 Money = (
     Annotated[int, Meta(ge=0)]
     | Annotated[float, Meta(ge=0, le=1e18)]
@@ -41,8 +42,8 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     overrides what the backend says of its API, ``micro_batch_ms`` turns on merging of small requests.
     """
 
-    provider: str
-    model: str | None = None
+    provider: Name
+    model: Name | None = None
     price: Money | PriceTable | None = None
     quantization: Literal["int4", "int8", "fp4", "fp6", "fp8", "fp16", "bf16", "fp32", "unknown"] = "unknown"
     weight: Annotated[float, Meta(gt=0, le=1e18)] = 1.0
@@ -71,7 +72,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     matryoshka: bool | None = None
     dimensions_allowed: list[Count] | None = None
     dimensions_min: Count | None = None
-    modalities: list[Modality] | None = None
+    modalities: Annotated[list[Modality], Meta(min_length=1)] | None = None
     input_types: list[str] | None = None
     prefixes: dict[str, str] | None = None
     max_input_tokens: Count | None = None
@@ -108,7 +109,7 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     backend: object = None
-    vendor: str | None = None
+    vendor: Name | None = None
     data_collection: Literal["allow", "deny"] | None = None
     zdr: bool | None = None
     stage: Stage = "stable"

@@ -11,7 +11,7 @@ from embedroute.backend import Accepts, BackendBase
 from embedroute.config import Config
 from embedroute.errors import EmbedrouteError
 from embedroute.models import KnownProvider, Provider
-from embedroute.reading import fit, quoted
+from embedroute.reading import Unread, fit, quoted
 from embedroute.wording import did_you_mean
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ BUILT_IN: Final[Mapping[str, str]] = {
     "openai": "embedroute.backends.openai:OpenAI",
     "wordllama": "embedroute.backends.wordllama:WordLlama",
 }
-"""The same names stand in our own entry points; with this table the common case scans nothing."""
+"""The same names stand in our own entry points; from here they are known even where a package's metadata is left out."""
 
 
 class Listed(msgspec.Struct, frozen=True):
@@ -36,10 +36,15 @@ class Listed(msgspec.Struct, frozen=True):
     value: str
     distribution: str
 
+    @property
+    def whose(self) -> str:
+        """Name it in a mistake."""
+        return f'the backend "{self.name}" ({self.value} of {self.distribution})'
+
 
 @cache
 def _scanned() -> "Sequence[EntryPoint]":
-    # Reading metadata costs as much to import as a fifth of embedroute, and most processes only use built-ins.
+    # Reading metadata costs as much to import as a fifth of embedroute, so that waits for the first config.
     found: EntryPoints = importlib.import_module("importlib.metadata").entry_points(group=GROUP)
     return tuple(entry for entry in found if BUILT_IN.get(entry.name) != entry.value)
 
@@ -57,6 +62,10 @@ def load(name: str) -> type[BackendBase]:
     Raises:
         EmbedrouteError: it is not installed, two packages claim the name, or it does not import.
     """
+    return _imported(_claim(name))
+
+
+def _claim(name: str) -> Listed:
     claims = [it for it in listed() if it.name == name]
     if not claims:
         raise EmbedrouteError(f'no backend "{name}" is installed{did_you_mean(name, [it.name for it in listed()])}')
@@ -64,34 +73,48 @@ def load(name: str) -> type[BackendBase]:
         raise EmbedrouteError(
             f'two packages bring a backend "{name}": {", ".join(it.distribution for it in claims)}; uninstall one'
         )
-    return _imported(claims[0])
+    return claims[0]
 
 
 def _imported(claim: Listed) -> type[BackendBase]:
-    whose = f'the backend "{claim.name}" ({claim.value} of {claim.distribution})'
     try:
         module, _, attribute = claim.value.partition(":")
         found: object = importlib.import_module(module)
         for part in attribute.split("."):
             found = getattr(found, part)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a plugin raises names the plugin and harms no other
-        raise EmbedrouteError(f"{whose} does not import: {type(error).__name__}: {error}") from None
-    accepts = getattr(found, "accepts", None)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever a plugin raises, SystemExit too, names the plugin and harms no other
+        raise EmbedrouteError(f"{claim.whose} does not import: {type(error).__name__}: {error}") from error
     if not (isinstance(found, type) and issubclass(found, BackendBase)):
-        raise EmbedrouteError(f"{whose} is not an HTTPBackend, LocalBackend or Backend")
-    if not isinstance(accepts, Accepts):
-        raise EmbedrouteError(f"{whose} must declare accepts: ClassVar[Accepts] = Accepts(…)")
+        raise EmbedrouteError(f"{claim.whose} is not an HTTPBackend, LocalBackend or Backend")
+    if not _declares(found):
+        raise EmbedrouteError(f"{claim.whose} {_DECLARE}")
     return found
 
 
+_DECLARE: Final = "must declare accepts: ClassVar[Accepts] = Accepts(…)"
+
+
+def _declares(backend: type[BackendBase]) -> bool:
+    # A field's default is not on the class: as a field, it would silently win over what config says.
+    return isinstance(getattr(backend, "accepts", None), Accepts)
+
+
 def build_backends(
-    config: Config, known: Mapping[str, KnownProvider], environ: Mapping[str, str]
+    config: Config, known: Mapping[str, KnownProvider], environ: Mapping[str, str], unread: Unread
 ) -> tuple[dict[str, BackendBase], list[str]]:
     """Make the backend of every configured provider; what does not fit is named in the second part."""
     built: dict[str, BackendBase] = {}
     mistakes: list[str] = []
     for slug, provider in config.providers.items():
-        backend, wrong = _build(slug, provider, known.get(slug.partition("/")[0]), environ)
+        if unread.at("providers", slug, "options"):
+            continue
+        place, row = f"providers.{quoted(slug)}", known.get(slug.partition("/")[0])
+        try:
+            backend, wrong = _build(place, slug, provider, row, environ)
+        except EmbedrouteError as error:
+            backend, wrong = None, [f"[{place}] {error.message}"]
         mistakes += wrong
         if backend is not None:
             built[slug] = backend
@@ -99,22 +122,29 @@ def build_backends(
 
 
 def _build(
-    slug: str, provider: Provider, known: KnownProvider | None, environ: Mapping[str, str]
+    place: str, slug: str, provider: Provider, known: KnownProvider | None, environ: Mapping[str, str]
 ) -> tuple[BackendBase | None, list[str]]:
-    place = f"providers.{quoted(slug)}"
     if isinstance(provider.backend, BackendBase):
-        return provider.backend, [f"[{place}] options go into the backend object" for _ in (provider.options and [1])]
+        return _given(provider.backend), [f"[{place}] options go into the backend object" for _ in (provider.options and [1])]
     if provider.backend is not None and not isinstance(provider.backend, str):
-        return None, [f"[{place}] backend must be a name, or an object whose class is an HTTPBackend, LocalBackend or Backend"]
+        raise EmbedrouteError("backend must be a name, or an object whose class is an HTTPBackend, LocalBackend or Backend")
     shipped = known if known and provider.backend is None else None
     name = provider.backend or (shipped.backend if shipped else None) or slug.partition("/")[0]
-    try:
-        backend = load(name)
-    except EmbedrouteError as error:
-        return None, [f"[{place}] {error.message}"]
+    claim = _claim(name)
+    backend = _imported(claim)
     options: dict[str, object] = {**(shipped.options if shipped else {}), **provider.options}
     try:
-        fitted, mistakes = fit(place, options, backend, environ, Provider.__struct_fields__)
-        return (None, mistakes) if mistakes else (backend(**fitted), [])
-    except Exception as error:  # noqa: BLE001 - as in load
-        return None, [f"[{place}] {error if isinstance(error, ValueError) else repr(error)}"]
+        fitted = fit(place, options, backend, environ, Provider.__struct_fields__)
+        return (None, fitted.mistakes) if fitted.mistakes else (backend(**fitted.values), [])
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # as in _imported
+        # A ValueError is worded for the operator, as our own errors are.
+        plain = str(error) if isinstance(error, (EmbedrouteError, ValueError)) else f"{type(error).__name__}: {error}"
+        raise EmbedrouteError(f"{claim.whose} cannot be made: {plain}") from error
+
+
+def _given(backend: BackendBase) -> BackendBase:
+    if not _declares(type(backend)):
+        raise EmbedrouteError(f"the backend {type(backend).__name__} {_DECLARE}")
+    return backend

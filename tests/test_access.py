@@ -1,13 +1,21 @@
-"""Who is calling: the ``Authorization`` header, and nothing else."""
+"""Who is calling: the ``Authorization`` header and nothing else, or whom the host names."""
+
+# A host's function is given the scope whether or not it needs it.
+# ruff: noqa: ARG001, ARG002
 
 import gc
+import logging
+from types import SimpleNamespace
 
 import pytest
+from starlette.authentication import BaseUser, SimpleUser, UnauthenticatedUser
 
+from embedroute import Config, Gateway, embeddings_app
 from embedroute.access import LONGEST_KEY, Caller, KeyRing, bearer_token
 from embedroute.backend import Secret
-from embedroute.errors import Unauthorized
+from embedroute.errors import PermissionDenied, Unauthorized
 from embedroute.settings import Key
+from tests.driver import call
 
 KEY = "sk-er-0123456789abcdef"
 LONGEST = "k" * LONGEST_KEY
@@ -40,7 +48,7 @@ def test_a_key_names_its_caller(value, name):
 
 
 MALFORMED = "An API key is required; send one header 'Authorization: Bearer KEY'."
-UNKNOWN = "The API key is not valid; check the Authorization header."
+UNKNOWN = "Incorrect API key provided; check the Authorization header."
 
 
 @pytest.mark.parametrize(
@@ -113,3 +121,152 @@ def test_a_ring_keeps_no_key():
 def test_a_ring_without_keys_knows_nobody():
     with pytest.raises(Unauthorized):
         KeyRing({}).identify(headers(f"Bearer {KEY}"))
+
+
+@pytest.mark.parametrize(
+    ("given", "held"),
+    [
+        ({}, (None, (), ())),
+        ({"models": ["m", "n"], "only": ["a"], "ignore": ["b"]}, (frozenset({"m", "n"}), ("a",), ("b",))),
+        ({"models": {"m"}, "only": {"a"}, "ignore": frozenset({"b"})}, (frozenset({"m"}), ("a",), ("b",))),
+        ({"models": ("m",), "only": (name for name in "ab")}, (frozenset({"m"}), ("a", "b"), ())),
+        ({"models": [], "only": []}, (frozenset(), (), ())),
+    ],
+)
+def test_names_may_come_in_any_collection(given, held):
+    caller = Caller(name="c", **given)
+
+    assert held == (caller.models, caller.only, caller.ignore)
+    assert hash(caller) == hash(Caller(name="c", models=held[0], only=held[1], ignore=held[2]))
+
+
+@pytest.mark.parametrize("field", ["models", "only", "ignore"])
+@pytest.mark.parametrize("names", ["openai", 5, [1], [None], b"ab", True])
+def test_what_is_no_collection_of_names_is_refused_where_it_is_written(field, names):
+    """The letters of a plain string would be the names."""
+    with pytest.raises(TypeError, match=rf"^Caller\({field}=…\) must be a list of names"):
+        Caller(name="c", **{field: names})
+
+
+# Whom the host names.
+
+
+class Nameless(BaseUser):
+    """Starlette's base names nobody."""
+
+    is_authenticated = True
+
+
+class Django:
+    """As Django and channels have it."""
+
+    is_authenticated = True
+
+    def __str__(self):
+        return "ada"
+
+
+async def asked_of(caller=None, *, method="POST", **scope):
+    gateway = Gateway(Config(gateway={"auth": "host"}, providers={"hashed": {}}))
+    body = b'{"model":"hashed/m","input":"a"}'
+    headers = [("content-type", "application/json")]
+    return await call(embeddings_app(gateway, caller=caller), method, "/v1/embeddings", headers, [body], **scope)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("user", "name"),
+    [
+        (SimpleUser("ada"), "ada"),
+        (SimpleUser(""), ""),
+        (Django(), "ada"),
+        (SimpleNamespace(is_authenticated=True, display_name="ada"), "ada"),
+        (SimpleNamespace(is_authenticated=lambda: True, display_name="ada"), "ada"),
+        (SimpleNamespace(is_authenticated=True, display_name=None), None),
+        (Nameless(), None),
+        (UnauthenticatedUser(), Unauthorized),
+        (SimpleNamespace(is_authenticated=False, display_name="ada"), Unauthorized),
+        (SimpleNamespace(is_authenticated=lambda: False, display_name="ada"), Unauthorized),
+        (SimpleNamespace(is_authenticated="no", display_name="ada"), Unauthorized),
+        (SimpleNamespace(display_name="ada"), Unauthorized),
+        ({"name": "ada", "is_authenticated": True}, Unauthorized),
+        ("ada", Unauthorized),
+        (True, Unauthorized),
+        (object(), Unauthorized),
+        (None, Unauthorized),
+    ],
+)
+async def test_the_scopes_user_is_trusted_if_it_says_that_it_is_known(user, name, caplog):
+    """Nothing but ``is_authenticated`` tells a known user from an anonymous one."""
+    caplog.set_level(logging.INFO, logger="embedroute.access")
+
+    answer = await asked_of(user=user)
+
+    told = vars(caplog.records[-1]).get("caller")
+    assert answer.status == (401 if name is Unauthorized else 200)
+    assert (told is None) if name is Unauthorized else (told == name or name is None)
+    assert answer.status == 200 or answer.error["code"] == "invalid_api_key"
+
+
+async def ada(scope):
+    return Caller(name="ada")
+
+
+async def nobody(scope):
+    return None
+
+
+async def barred(scope):
+    raise PermissionDenied("Not on Sundays.")
+
+
+async def named(scope):
+    return "ada"
+
+
+async def agreed(scope):
+    return True
+
+
+async def described(scope):
+    return {"name": "ada"}
+
+
+def hasty(scope):
+    return Caller(name="ada")
+
+
+async def mistaken(scope):
+    return Caller(name="ada", only="openai")
+
+
+class Asking:
+    async def __call__(self, scope):
+        return Caller(name="ada")
+
+
+RETURN = "must be async and return an embedroute.Caller, or None to refuse"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("caller", "status", "logged"),
+    [
+        (ada, 200, None),
+        (Asking(), 200, None),
+        (nobody, 401, None),
+        (barred, 403, None),
+        (named, 500, RETURN),
+        (agreed, 500, RETURN),
+        (described, 500, RETURN),
+        (hasty, 500, RETURN),
+        (mistaken, 500, "must be a list of names"),
+    ],
+)
+async def test_the_hosts_function_says_who_calls(caller, status, logged, caplog):
+    """What it does wrong is the host's to read in the log, and no client's."""
+    answer = await asked_of(caller)
+
+    assert status == answer.status
+    assert "Caller" not in answer.body.decode()
+    assert (logged is None and "bug" not in caplog.text) or logged in caplog.text

@@ -68,7 +68,6 @@ def test_check_says_what_it_found(config, capsys):
             [
                 'unknown option "oath"; did you mean "auth"?',
                 'unknown option "prize"; did you mean "price"?',
-                "auth is not stated",
             ],
         ),
     ],
@@ -118,7 +117,8 @@ endpoints = [{ provider = "hashed" }, { provider = "dead" }]
 
 def test_verify_fails_when_one_cannot_be_vouched_for(config, capsys):
     assert 1 == main(["verify", "m", "--config", config(DIFFERENT)])
-    assert [["m", "hashed:m", "dead:m", "-", "-", "different"]] == rows(capsys)
+    (found,) = rows(capsys)
+    assert (["m", "hashed:m", "dead:m", "-", "-", "different"], ["dead:m", "failed:"]) == (found[:6], found[6:8])
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,33 @@ def test_without_a_config_every_command_says_what_to_do(tmp_path):
     out = run([sys.executable, "-c", EACH], tmp_path, {"EMBEDROUTE_CONFIG": "", "EMBEDROUTE_AUTH": ""})
 
     assert ["1", "1", "1"] == out.splitlines()[1::2]
-    assert 3 == out.count("Name a file in EMBEDROUTE_CONFIG, or set EMBEDROUTE_AUTH")
+    assert 3 == out.count("EMBEDROUTE_AUTH must say who may call")
+    assert 3 == out.count("Gateway.from_env() reads no config file")
+
+
+WITHOUT = """
+import contextlib, sys
+for name in ("wordllama", "httptools"):
+    sys.modules[name] = None
+from embedroute.cli import main
+with contextlib.redirect_stderr(sys.stdout):
+    print(main(["check", "my.toml"]))
+"""
+
+
+def test_check_names_the_extras_that_are_missing(config, tmp_path):
+    """At start, with all other mistakes, and not as a 500 for each request."""
+    config('[gateway]\nauth = "open"\nengine = "fast"\n[providers.wordllama]\n[cache]\nttl = 0')
+
+    assert [
+        "[cache] ttl: Expected float > 0.0",
+        "[gateway] engine = \"fast\": httptools is not installed; run: pip install 'embedroute[fast]'",
+        (
+            '[providers.wordllama] the backend "wordllama" (embedroute.backends.wordllama:WordLlama of embedroute) cannot be '
+            "made: wordllama is not installed; run: pip install 'embedroute[local]'"
+        ),
+        "1",
+    ] == run([sys.executable, "-c", WITHOUT], tmp_path).splitlines()
 
 
 @pytest.mark.parametrize(("named", "first"), [("", "one"), ("other.toml", "three")])

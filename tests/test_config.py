@@ -1,5 +1,7 @@
 """The operator's border: every mistake is named with its place, all of them at once, and no secret is ever shown."""
 
+import json
+import tempfile
 from decimal import Decimal
 
 import msgspec
@@ -7,8 +9,9 @@ import pytest
 
 from embedroute import CacheSettings, Config, ConfigError, Endpoint, Gateway, Key, Model, Provider, Settings
 from embedroute.access import ANYONE
-from embedroute.backend import Secret
+from embedroute.backend import Accepts, Backend, Secret
 from embedroute.config import STATE_AUTH, STATE_ENV_AUTH, environment_config, read_config
+from embedroute.models import PriceTable
 from embedroute.testing import ScriptedBackend
 
 ENVIRON = {"TEAM_A_KEY": "team-a-secret", "OPENAI_API_KEY": "sk-upstream", "EMPTY": ""}
@@ -76,17 +79,20 @@ endpoints = [{ provider = "tei/eu" }]
 
 
 def mistakes_of(text, environ=ENVIRON):
-    """All that starting a gateway on ``text`` complains of."""
-    config, mistakes = read_config(text, environ)
-    try:
-        Gateway(config, environ=environ)
-    except ConfigError as error:
-        return [*mistakes, *error.mistakes]
-    return mistakes
+    """All that starting a gateway on a file of ``text`` complains of."""
+    with tempfile.NamedTemporaryFile("w", suffix=".toml", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        try:
+            Gateway.from_file(file.name, environ=environ)
+        except ConfigError as error:
+            return list(error.mistakes)
+        return []
 
 
 def test_the_pinned_config_starts():
-    config, mistakes = read_config(PINNED, ENVIRON)
+    draft = read_config(PINNED, ENVIRON)
+    config, mistakes = draft.config, draft.mistakes
     gateway = Gateway(config, environ=ENVIRON)
     route = gateway.directory.resolve("text-embedding-3-small")
     tei = gateway.directory.resolve("BAAI/bge-m3").candidates[0]
@@ -130,7 +136,7 @@ def test_the_pinned_config_starts():
         ("[gateway]\nmax_body_bytes = 0", "[gateway] max_body_bytes: Expected int >= 1"),
         ("[gateway]\ndebug = 1", "[gateway] debug: Expected bool, got int"),
         ('[gateway]\nonly = "openai"', "[gateway] only: Expected array, got str"),
-        ("[gateway]\nonly = [1]", "[gateway] only: Expected str, got int at [0]"),
+        ("[gateway]\nonly = [1]", "[gateway] only[0]: Expected str, got int"),
         ('[gateway]\nauth = "key"', "[gateway] auth: Invalid enum value 'key'; use keys, open, host"),
         (
             '[gateway]\ndialect = "OpenAI"',
@@ -175,7 +181,7 @@ def test_the_pinned_config_starts():
         ("[models.m]\ndimensions = 0", "[models.m] dimensions: Expected int >= 1"),
         (
             "[models.m]\nmodalities = ['txt']",
-            "[models.m] modalities: Invalid enum value 'txt' at [0]; use text, image, audio, video, document",
+            "[models.m] modalities[0]: Invalid enum value 'txt'; use text, image, audio, video, document",
         ),
         ("[models.m]", "[models.m] has no endpoint"),
         ("[models.m]\nendpoints = 'x'", "[models.m] endpoints: Expected array, got str"),
@@ -201,6 +207,307 @@ def test_every_mistake_is_named_with_its_place(text, mistake):
 
     assert [it for it in found if it.startswith(mistake)], found
     assert [it for it in found if it != STATE_AUTH and not it.startswith("[gateway] auth = ")], found
+
+
+OPEN = '[gateway]\nauth = "open"\n'
+KEYS = '[gateway]\nauth = "keys"\n'
+HASHED = "[providers.hashed]\n"
+ONE = f'{HASHED}[models.m]\nendpoints = [{{provider = "hashed"}}]\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "report"),
+    [
+        # of [gateway]: the rest of the table stands
+        (f"{OPEN}deadline = -1", ["[gateway] deadline: Expected float > 0.0"]),
+        ('[gateway]\nauth = "opened"', ["[gateway] auth: Invalid enum value 'opened'; use keys, open, host"]),
+        ("[gateway]\nauth = 1", ["[gateway] auth: Expected str | null, got int"]),
+        ('[gateway]\noath = "open"', ['[gateway] unknown option "oath"; did you mean "auth"?']),
+        ('[gatewy]\nauth = "open"', ['unknown table "gatewy"; did you mean "gateway"?']),
+        ('gateway = "open"', ["[gateway] must be a table"]),
+        ('auth = "open"', ['option "auth" stands before all tables; write it under [gateway]']),
+        ("[gateway", ["The config is not TOML: Expected ']' at the end of a table declaration (at end of document)"]),
+        (
+            f'{OPEN}deadline = -1\nonly = ["opennai"]\n{HASHED}',
+            [
+                "[gateway] deadline: Expected float > 0.0",
+                '[gateway] only: "opennai" is no known provider; did you mean "openai"?',
+            ],
+        ),
+        (
+            f"{OPEN}media_domains = [1, 2]\nonly = [3]",
+            [
+                "[gateway] media_domains[0]: Expected str, got int",
+                "[gateway] media_domains[1]: Expected str, got int",
+                "[gateway] only[0]: Expected str, got int",
+            ],
+        ),
+        # of [keys]: a key that cannot be read is a key, and its lists are held to what exists
+        (f'{KEYS}[keys.a]\nkey = "env:NOPE"', ["[keys.a] key: the environment variable NOPE is not set"]),
+        (f'{KEYS}[keys]\na = "secret"', ["[keys.a] must be a table"]),
+        (f'{KEYS.replace("keys", "open")}keys = "x"', ['[gateway] unknown option "keys"']),
+        ('keys = "x"\n' + KEYS, ["[keys] must be a table"]),
+        (
+            f'{KEYS}[keys.a]\nkey = "x"\nmodells = ["q"]\nonly = ["nope"]\n[keys.b]\nmodels = ["nope"]\n{HASHED}',
+            [
+                '[keys.a] unknown option "modells"; did you mean "models"?',
+                '[keys.b] option "key" is missing',
+                '[keys.a] only: "nope" is no known provider; did you mean "openai"?',
+                "[keys.b] models: The model 'nope' does not exist here; GET /v1/models lists those that do.",
+            ],
+        ),
+        (f'{KEYS}[keys.a]\nkye = "x"', ['[keys.a] unknown option "kye"; did you mean "key"?']),
+        # of [providers]: what names a provider that was written is right
+        (
+            f'{OPEN}{HASHED}stage = "x"\n[models.m]\nendpoints = [{{provider = "hashed"}}]',
+            ["[providers.hashed] stage: Invalid enum value 'x'; use stable, beta, alpha"],
+        ),
+        (
+            f'{OPEN}[providers.openai]\nstage = "x"\napikey = "k"',
+            [
+                "[providers.openai] stage: Invalid enum value 'x'; use stable, beta, alpha",
+                '[providers.openai] unknown option "apikey"; did you mean "api_key"?',
+            ],
+        ),
+        (f'{OPEN}[providers]\nopenai = "sk-x"', ["[providers.openai] must be a table"]),
+        (
+            (
+                f'{KEYS}[keys.a]\nkey = "x"\nmodels = ["m", "openai/new", "nope"]\nonly = ["Mine", "openai"]\n'
+                '[models.m]\nendpoints = [{provider = "openai"}]\nfallback = "text-embedding-3-small"\n'
+                '[providers]\nopenai = "sk-x"'
+            ),
+            [
+                "[providers.openai] must be a table",
+                "[keys.a] models: The model 'nope' does not exist here; GET /v1/models lists those that do.",
+            ],
+        ),
+        (
+            (
+                f'{OPEN}[providers.openai]\napi_key = "env:NOPE"\n[models.m]\nfallback = "text-embedding-3-small"\n'
+                'endpoints = [{provider = "openai"}]'
+            ),
+            ["[providers.openai] api_key: the environment variable NOPE is not set"],
+        ),
+        (
+            f'providers = 1\n{OPEN}only = ["ACME"]\n[models.m]\nfallback = "n"\nendpoints = [{{provider = "openai"}}]',
+            ["[providers] must be a table"],
+        ),
+        (
+            f'{OPEN}[provider.openai]\napi_key = "k"\n[models.m]\nendpoints = [{{provider = "openai"}}]',
+            ['unknown table "provider"; did you mean "providers"?'],
+        ),
+        (f'{OPEN}only = ["ACME"]\n{HASHED}vendor = ["ACME"]', ["[providers.hashed] vendor: Expected str | null, got array"]),
+        (
+            f'{OPEN}[providers.openai]\napi_key = "k"\norganisation = "o"\n[providers.openai.options]\nproyect = "p"',
+            [
+                '[providers.openai] unknown option "proyect"; did you mean "project"?',
+                '[providers.openai] unknown option "organisation"; did you mean "organization"?',
+            ],
+        ),
+        (
+            f'{OPEN}[providers.openai]\napi_key = "k"\noptions = {{api_key = "l"}}',
+            ['[providers.openai] option "api_key" stands twice, in the table and in its options'],
+        ),
+        (f'{OPEN}[providers.openai]\napi_key = "k"\noptions = 3', ["[providers.openai.options] must be a table"]),
+        (
+            f'{OPEN}[providers.openai]\nextra_headers = {{x-a = 1, x-b = "env:NOPE"}}\nextra_body = {{"a b" = []}}',
+            [
+                "[providers.openai] extra_headers.x-a: must be a string: env:NAME, file:PATH or the secret itself",
+                "[providers.openai] extra_headers.x-b: the environment variable NOPE is not set",
+                '[providers.openai] extra_body."a b": Expected bool | int | float | str, got array',
+            ],
+        ),
+        # of [models]: each endpoint and each key for itself
+        (
+            (
+                f'{OPEN}{HASHED}[models.m]\ndimension = 3\nfallback = "nope"\n'
+                'endpoints = [{provider = "zz"}, {provider = "hashed", accepts = {max_input = 1}}]'
+            ),
+            [
+                '[models.m] unknown option "dimension"; did you mean "dimensions"?',
+                '[models.m.endpoints.hashed.accepts] unknown option "max_input"; did you mean "max_inputs"?',
+                '[models.m] endpoint names the provider "zz", which no [providers] table configures',
+                '[models.m] fallback "nope" is not another model of this config',
+            ],
+        ),
+        (
+            f'{OPEN}{HASHED}[models.m]\nendpoints = [{{provider = "zz", weigth = 1, accepts = {{tokens = 1}}}}]',
+            [
+                '[models.m.endpoints.0] unknown option "weigth"; did you mean "weight"?',
+                "[models.m.endpoints.zz.accepts] tokens: Expected bool, got int",
+                '[models.m] endpoint names the provider "zz", which no [providers] table configures',
+            ],
+        ),
+        (
+            f'{OPEN}{HASHED}[models.m]\nendpoints = [{{provider = "hashed", price = {{promt = 1, imge = 2, audio = -1}}}}]',
+            [
+                '[models.m.endpoints.0.price] unknown option "promt"; did you mean "prompt"?',
+                '[models.m.endpoints.0.price] unknown option "imge"; did you mean "image"?',
+                "[models.m.endpoints.0.price] audio: Expected int >= 0",
+            ],
+        ),
+        (f"{OPEN}{HASHED}[models.m]\nendpoints = ['hashed']", ["[models.m.endpoints.0] must be a table"]),
+        (f"{OPEN}{HASHED}[models.m]\nendpoints = [{{}}]", ['[models.m.endpoints.0] option "provider" is missing']),
+        (
+            f"{OPEN}{HASHED}[models.m]\nendpoints = [{{providr = 'hashed'}}]",
+            ['[models.m.endpoints.0] unknown option "providr"; did you mean "provider"?'],
+        ),
+        (
+            f"{OPEN}{HASHED}[models.m]\nmatryoshca = true\nendpoint = [{{provider = 'hashed'}}]",
+            [
+                '[models.m] unknown option "matryoshca"; did you mean "matryoshka"?',
+                '[models.m] unknown option "endpoint"; did you mean "endpoints"?',
+            ],
+        ),
+        (
+            f"{OPEN}[providers.openai]\n[models.text-embedding-3-small]\ndimensions = '3072'\ndimensions_allowed = [2048]",
+            ["[models.text-embedding-3-small] dimensions: Expected int | null, got str"],
+        ),
+        (
+            (
+                f"{OPEN}[providers.openai]\n[models.text-embedding-3-small]\n"
+                "endpoints = [{provider = 'openai'}, {provider = 'openai', model = 3}]"
+            ),
+            ["[models.text-embedding-3-small.endpoints.1] model: Expected str | null, got int"],
+        ),
+        (f'models = 1\n{KEYS}[keys.a]\nkey = "x"\nmodels = ["m"]\n{HASHED}', ["[models] must be a table"]),
+        (f"{OPEN}{HASHED}[models]\nm = 'hashed'", ["[models.m] must be a table"]),
+        (
+            (
+                f'{KEYS}[keys.a]\nkey = "x"\nmodels = ["hashed/m", "up"]\n{HASHED}[models.m]\n'
+                'endpoints = [{provider = "hashed"}, {providr = "hashed", model = "n"}, {provider = "hashed", model = ["up"]}]'
+            ),
+            [
+                '[models.m.endpoints.1] unknown option "providr"; did you mean "provider"?',
+                "[models.m.endpoints.2] model: Expected str | null, got array",
+            ],
+        ),
+        # of what would only be met by the first request
+        (
+            f'{OPEN}media_domains = ["https://x.example/", "", "*.x.example", "x.example:443", "A.Example"]',
+            [
+                f'[gateway] media_domains: "{it}" is no host name; write the name alone, as in "images.example.com"'
+                for it in ("https://x.example/", "", "*.x.example", "x.example:443")
+            ],
+        ),
+        (f"{OPEN}{ONE}modalities = []", ["[models.m] modalities: Expected array of length >= 1"]),
+        (
+            f'{OPEN}{HASHED}[models.m]\nendpoints = [{{provider = "hashed", model = ""}}, {{provider = ""}}]',
+            [
+                "[models.m.endpoints.0] model: Expected str of length >= 1",
+                "[models.m.endpoints.1] provider: Expected str of length >= 1",
+            ],
+        ),
+        (f'{OPEN}{HASHED}[models.""]\nendpoints = [{{provider = "hashed"}}]', ['[models.""] a model has a name']),
+        (f'{OPEN}{HASHED}vendor = ""', ["[providers.hashed] vendor: Expected str of length >= 1"]),
+        (
+            f'{OPEN}engine = "fast"\nproxy = "http://10.0.0.1"\ndeadline = 0',
+            [
+                "[gateway] deadline: Expected float > 0.0",
+                '[gateway] engine = "fast" goes straight to upstreams; with a proxy write engine = "httpx2".',
+            ],
+        ),
+        (
+            f'{OPEN}proxy = "proxy.internal:3128"\nca_file = "/nope.pem"',
+            [
+                "[gateway] proxy must be http://HOST:PORT or https://HOST:PORT",
+                "[gateway] ca_file: /nope.pem cannot be read: No such file or directory",
+            ],
+        ),
+        (f'{OPEN}proxy = "socks5://h:1"', ["[gateway] proxy must be http://HOST:PORT or https://HOST:PORT"]),
+        (f'{OPEN}ca_file = "{pytest.__file__}"', [f"[gateway] ca_file: {pytest.__file__} holds no certificate in PEM form"]),
+        (f'{OPEN}proxy = "env:NOPE"\nengine = "fast"', ["[gateway] proxy: the environment variable NOPE is not set"]),
+        # of a key's models: what it could never use
+        (
+            (
+                f'{KEYS}[keys.a]\nkey = "x"\nmodels = ["hashed/m", "again/m:floor", "m:floor"]\n{HASHED}'
+                '[providers.again]\nbackend = "hashed"\n[models.m]\nendpoints = [{provider = "hashed"}, {provider = "again"}]'
+            ),
+            [
+                f"[keys.a] models: '{it}' is only some of the endpoints of 'm'; name the model itself, and providers in 'only'"
+                for it in ("hashed/m", "again/m:floor")
+            ],
+        ),
+    ],
+)
+def test_a_report_has_one_true_line_for_each_mistake(text, report):
+    """Nothing is said of what another mistake leaves unknown, and nothing that can be known waits for the next start."""
+    assert report == mistakes_of(text)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "api.openai.com",
+        "ftp://x",
+        "http://",
+        "https:///v1",
+        "http://:80",
+        "https://a b/v1",
+        "https://x\n/v1",
+        " https://x",
+        "https://x:99999",
+        "https://x:port",
+        "https://x/v1?api-version=1",
+        "https://x/v1#top",
+        "https://[::1/v1",
+    ],
+)
+@pytest.mark.parametrize("backend", ["openai", "mistral", "gemini"])
+def test_an_address_that_can_never_be_reached_is_a_mistake(backend, url):
+    """Not a 502 for each request; and a URL may hold a password, so it is not repeated."""
+    text = f'{OPEN}[providers.x]\nbackend = "{backend}"\napi_key = "k"\nbase_url = {json.dumps(url)}'
+
+    (mistake,) = mistakes_of(text)
+
+    assert mistake.startswith(f'[providers.x] the backend "{backend}"')
+    assert mistake.endswith("base_url must be http://HOST or https://HOST with at most a port and a path")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://x", "HTTPS://X/v1/", "http://127.0.0.1:8080/v1", "http://[::1]:80", "http://u:p@h", "https://bücher.example"],
+)
+def test_any_http_address_is_taken(url):
+    assert [] == mistakes_of(f'{OPEN}[providers.x]\nbackend = "openai"\nbase_url = "{url}"')
+
+
+def test_a_readable_ca_file_is_taken(tmp_path):
+    path = tmp_path / "ca.pem"
+    path.write_text("-----BEGIN CERTIFICATE-----")
+
+    assert [] == mistakes_of(f'{OPEN}ca_file = "{path}"\nproxy = "HTTP://u:p@proxy.internal:3128"')
+
+
+def test_options_may_stand_in_a_table_of_their_own():
+    """As a ``Provider`` of Python has them; neither place hides the other."""
+    config = read_config('[providers.openai]\napi_key = "k"\nzdr = true\noptions = {project = "p"}', {}).config
+
+    assert Provider(zdr=True, options={"project": "p", "api_key": "k"}) == config.providers["openai"]
+
+
+@pytest.mark.parametrize(
+    ("said", "held"),
+    [
+        ("m", "m"),
+        ("m:floor", "m"),
+        ("hashed/m", "m"),
+        ("hashed/m:nitro", "m"),
+        ("hashed/raw", "hashed/raw"),
+        ("q:floor", "q:floor"),
+        ("q:floor:nitro", "q:floor"),
+    ],
+)
+def test_a_key_may_use_the_model_that_its_list_means(said, held, tmp_path):
+    path = tmp_path / "my.toml"
+    path.write_text(
+        f'{KEYS}[keys.a]\nkey = "x"\nmodels = ["{said}"]\n{ONE}[models."q:floor"]\nendpoints = [{{provider = "hashed"}}]'
+    )
+
+    gateway = Gateway.from_file(path)
+
+    assert {held} == gateway.keys.identify([(b"authorization", b"Bearer x")]).models
 
 
 def test_all_mistakes_are_named_at_once():
@@ -256,7 +563,7 @@ def test_a_secret_is_read_from_where_it_is(said, held, tmp_path):
     path.write_text(" from a file\n")
     text = f'[providers.openai]\napi_key = "{said.format(path=path)}"\n[gateway]\nauth = "open"'
 
-    config, _ = read_config(text, ENVIRON)
+    config = read_config(text, ENVIRON).config
     gateway = Gateway(config, environ=ENVIRON)
 
     assert Secret(held) == gateway.directory.providers["openai"].backend.api_key
@@ -266,18 +573,18 @@ def test_a_file_that_holds_nothing_holds_no_secret(tmp_path):
     path = tmp_path / "secret"
     path.write_text(" \n")
 
-    assert ["[keys.a] key: must not be empty"] == read_config(f'[keys.a]\nkey = "file:{path}"', {})[1]
+    assert ["[keys.a] key: must not be empty"] == read_config(f'[keys.a]\nkey = "file:{path}"', {}).mistakes
 
 
 def test_no_secret_shows():
     """Not in the config's own words, nor in any mistake that it makes."""
     text = '[keys.a]\nkey = "hidden-1"\n[providers.openai]\napi_key = "hidden-2"\nbase_ulr = "https://u:hidden-3@h"\n[gateway]\nauth="keys"'
-    config, mistakes = read_config(text, {})
+    draft = read_config(text, {})
     from_environment = environment_config(
         {"OPENAI_API_KEY": "hidden-4", "EMBEDROUTE_AUTH": "keys", "EMBEDROUTE_KEY": "hidden-5"}, local=True
     )
 
-    shown = f"{config!r}{config}{from_environment!r}{mistakes}{mistakes_of(text)}"
+    shown = f"{draft!r}{draft.config}{from_environment!r}{mistakes_of(text)}"
 
     assert "hidden" not in shown
     assert "api_key" in shown
@@ -374,6 +681,11 @@ def test_a_config_is_built_of_structs_or_dicts(mixed):
         ({"models": {"m": Model(endpoints=[Endpoint(provider=3)])}}, "[models.m.endpoints.0] provider: Expected str, got int"),
         ({"providers": {"x": Provider(stage="gamma")}}, "[providers.x] stage: Invalid enum value"),
         ({"providers": []}, "[providers] must be a table"),
+        ({"gateway": {1: 2}}, "[gateway] must be a table"),
+        (
+            {"models": {"m": {"endpoints": (Endpoint(provider="p", price=PriceTable(prompt="free")),)}}},
+            "[models.m.endpoints.0.price] prompt: Expected str matching",
+        ),
     ],
 )
 def test_what_python_says_is_judged_as_what_toml_says(tables, mistake):
@@ -387,8 +699,9 @@ def test_what_python_says_is_judged_as_what_toml_says(tables, mistake):
     assert refused.value.message.startswith(mistake)
 
 
-def test_prices_may_be_decimals_in_python():
-    endpoint = Endpoint(provider="hashed", price=Decimal("0.02"))
+@pytest.mark.parametrize("price", [Decimal("0.02"), PriceTable(prompt=Decimal("0.02")), {"prompt": Decimal("0.02")}])
+def test_prices_may_be_decimals_in_python(price):
+    endpoint = Endpoint(provider="hashed", price=price)
     config = Config(models={"m": Model(endpoints=[endpoint])})
 
     assert {"prompt": Decimal("0.02")} == config.models["m"].endpoints[0].prices()
@@ -410,6 +723,16 @@ def test_a_backend_object_needs_no_packaging():
 def test_what_is_no_backend_is_refused(backend):
     with pytest.raises(ConfigError, match=r"\[providers.mine\] backend must be a name, or an object whose class is"):
         Gateway(Config(gateway={"auth": "open"}, providers={"mine": Provider(backend=backend)}))
+
+
+class Overriding(Backend):
+    accepts: Accepts = Accepts(dimensions=True)
+
+
+def test_an_object_is_held_to_what_its_class_must_declare():
+    """As by entry point: a field of that name would silently win over what config says."""
+    with pytest.raises(ConfigError, match=r"\[providers.mine\] the backend Overriding must declare accepts: ClassVar"):
+        Gateway(Config(gateway={"auth": "open"}, providers={"mine": Provider(backend=Overriding())}))
 
 
 def test_options_beside_a_backend_object_are_refused():

@@ -34,6 +34,14 @@ class Strict(Acme):
     def __post_init__(self):
         raise ValueError("size must be even")
 
+class Leaver(Acme):
+    def __post_init__(self):
+        raise SystemExit(3)
+
+class Stopped(Acme):
+    def __post_init__(self):
+        raise KeyboardInterrupt
+
 class Unannotated(Acme):
     accepts = {"max_inputs": 3}
 
@@ -52,6 +60,8 @@ PACKAGES = {
         {
             "picky": "acme_backend:Picky",
             "strict": "acme_backend:Strict",
+            "leaver": "acme_backend:Leaver",
+            "stopped": "acme_backend:Stopped",
             "unannotated": "acme_backend:Unannotated",
             "riddle": "acme_backend:Riddle",
             "function": "acme_backend:function",
@@ -61,6 +71,8 @@ PACKAGES = {
     ),
     "raiser": ("raiser", "raise RuntimeError('out of order')", {"raiser": "raiser:R"}),
     "importer": ("importer", "import nowhere_to_be_found", {"importer": "importer:I"}),
+    "panicker": ("panicker", "class Panic(BaseException): pass\nraise Panic('in Rust')", {"panicker": "panicker:P"}),
+    "halted": ("halted", "raise KeyboardInterrupt", {"halted": "halted:H"}),
     "quitter": ("quitter", "import sys; sys.exit(3)", {"quitter": "quitter:Q"}),
     "typo": ("typo", "def f(:", {"typo": "typo:T"}),
     "twin-one": ("twin_one", GOOD, {"twin": "twin_one:Acme"}),
@@ -78,12 +90,15 @@ def start(names):
         return sorted(Gateway(Config(gateway={"auth": "open"}, providers=providers)).directory.providers)
     except ConfigError as error:
         return list(error.mistakes)
+    except KeyboardInterrupt:
+        return "stopped by hand"
 
 told = {"listed": [[it.name, it.distribution] for it in listed()]}
 told["acme"] = start(["acme", "inner"])
 told["imported"] = sorted(set(sys.modules) & {MODULES})
 told |= {name: start([name]) for name in NAMES}
 told["all"] = start(NAMES)
+told["stopped"] = [start([name]) for name in ("halted", "stopped")]
 print(json.dumps(told))
 """
 
@@ -106,15 +121,17 @@ def told(tmp_path_factory):
 
 
 MISTAKES = {
-    "picky": "KeyError('picky')",
-    "strict": "size must be even",
+    "picky": "the backend \"picky\" (acme_backend:Picky of acme-odd) cannot be made: KeyError: 'picky'",
+    "strict": 'the backend "strict" (acme_backend:Strict of acme-odd) cannot be made: size must be even',
+    "leaver": 'the backend "leaver" (acme_backend:Leaver of acme-odd) cannot be made: SystemExit: 3',
     "unannotated": 'the backend "unannotated" (acme_backend:Unannotated of acme-odd) must declare accepts',
-    "riddle": "Nowhere",
+    "riddle": "the backend \"riddle\" (acme_backend:Riddle of acme-odd) cannot be made: NameError: name 'Nowhere' is not",
     "function": 'the backend "function" (acme_backend:function of acme-odd) is not an HTTPBackend, LocalBackend or Backend',
     "absent": 'the backend "absent" (acme_backend:Absent of acme-odd) does not import: AttributeError',
     "module": 'the backend "module" (acme_odd of acme-odd) does not import',
     "raiser": 'the backend "raiser" (raiser:R of raiser) does not import: RuntimeError: out of order',
     "importer": 'the backend "importer" (importer:I of importer) does not import: ModuleNotFoundError',
+    "panicker": 'the backend "panicker" (panicker:P of panicker) does not import: Panic: in Rust',
     "quitter": 'the backend "quitter" (quitter:Q of quitter) does not import: SystemExit: 3',
     "typo": 'the backend "typo" (typo:T of typo) does not import: SyntaxError',
     "twin": 'two packages bring a backend "twin": twin-one, twin-two; uninstall one',
@@ -153,7 +170,11 @@ def test_a_broken_backend_harms_no_other(told):
     assert sorted(it for name in NAMES for it in told[name]) == sorted(told["all"])
 
 
-def test_a_built_in_is_loaded_without_a_scan():
+def test_whoever_stops_the_start_by_hand_is_obeyed(told):
+    assert ["stopped by hand"] * 2 == told["stopped"]
+
+
+def test_a_built_in_is_found_by_its_name():
     assert OpenAI is load("openai")
     assert set(BUILT_IN) <= {it.name for it in listed()}
 

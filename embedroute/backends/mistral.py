@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from embedroute.backend import Accepts, Batch, HTTPBackend, Secret, UpstreamReply, UpstreamRequest, Vectors
 from embedroute.backends import rows
+from embedroute.backends.address import check_base_url
 
 
 class Mistral(HTTPBackend, frozen=True):
@@ -23,6 +24,10 @@ class Mistral(HTTPBackend, frozen=True):
 
     api_key: Secret
     base_url: str = "https://api.mistral.ai/v1"
+
+    def __post_init__(self) -> None:
+        """Refuse an address that cannot be one."""
+        check_base_url(self.base_url)
 
     def build(self, batch: Batch) -> UpstreamRequest:
         """Ask for base64 where its form is documented, which is for float alone."""

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 
 from embedroute.backend import Accepts, Batch, HTTPBackend, Secret, UpstreamReply, UpstreamRequest, Vectors
 from embedroute.backends import rows
+from embedroute.backends.address import check_base_url
 
 
 class OpenAI(HTTPBackend, frozen=True, kw_only=True):
@@ -31,6 +32,10 @@ class OpenAI(HTTPBackend, frozen=True, kw_only=True):
     input_types: Mapping[str, str] = {}
     extra_headers: Mapping[str, Secret] = {}
     extra_body: Mapping[str, bool | int | float | str] = {}
+
+    def __post_init__(self) -> None:
+        """Refuse an address that cannot be one."""
+        check_base_url(self.base_url)
 
     def build(self, batch: Batch) -> UpstreamRequest:
         """Ask for base64 unless told otherwise: it is a third of the bytes and a tenth of the work."""

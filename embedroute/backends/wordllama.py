@@ -2,6 +2,7 @@
 
 import logging
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar, Protocol
 
@@ -39,6 +40,11 @@ class WordLlama(LocalBackend, frozen=True):
 
     accepts: ClassVar[Accepts] = Accepts(dimensions=True)
 
+    def __post_init__(self) -> None:
+        """Find at start, and not at the first request, that the package is missing."""
+        if find_spec("wordllama") is None:
+            raise MissingExtra("local", "wordllama")
+
     def load(self) -> Model:
         """Read the weights from the wheel, and turn padding off, which makes each text as costly as the longest."""
         model = _load()
@@ -59,8 +65,6 @@ def _load() -> Model:
     logging.root.addHandler(guard)
     try:
         wordllama = import_module("wordllama")
-    except ModuleNotFoundError:
-        raise MissingExtra("local", "wordllama") from None
     finally:
         logging.root.removeHandler(guard)
     # The wheel ships its tokenizer in a folder that is only looked into when it is named.

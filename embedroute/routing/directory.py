@@ -1,6 +1,6 @@
 """Joins what the operator says with what is shipped into the directory of all models; built once, mistakes named."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, cast, get_args
 
 import msgspec
@@ -8,7 +8,7 @@ import msgspec
 from embedroute.backend import Accepts, BackendBase
 from embedroute.config import Config
 from embedroute.models import Endpoint, KnownProvider, Modality, Model, Provider
-from embedroute.reading import fit, quoted
+from embedroute.reading import ALL_READ, Unread, fit, quoted
 from embedroute.routing.checks import contradictions, misheld, misnamed, width_faults
 from embedroute.routing.routes import Candidate, Directory, Route, normalise
 from embedroute.wire.requests import Dtype, EmbeddingOptions
@@ -24,32 +24,34 @@ WORDS: Final[Mapping[str, Sequence[str]]] = {
 """The words that each list of ``accepts`` may hold."""
 
 
+STAND_IN: Final = BackendBase()
+"""For what could not be made, whose mistake is told already: all that names it is found, none of it is judged."""
+
+
 def build_directory(
     config: Config,
     backends: Mapping[str, BackendBase],
     shipped: Mapping[str, Model],
     known: Mapping[str, KnownProvider],
+    unread: Unread = ALL_READ,
 ) -> tuple[Directory, list[str]]:
     """Join what the operator says with what is shipped; mistakes are named in the second part, with their place.
 
-    ``backends`` maps each configured slug to its backend; one that could not be made has its mistake already.
+    ``backends`` maps each configured slug to its backend; one that could not be made has its mistake already, as has
+    what is ``unread``.
     """
-    building = _Building(config, backends, known, shipped)
+    building = _Building(config, backends, known, shipped, unread)
     routes = {name: building.declared(name, model) for name, model in config.models.items()}
     for name, facts in shipped.items():
-        if name not in routes and any(endpoint.provider in backends for endpoint in facts.endpoints):
+        if name not in routes and any(endpoint.provider in config.providers for endpoint in facts.endpoints):
             routes[name] = building.route(name, facts)
     directory = Directory(
         routes=routes,
-        providers={slug: building.candidate(Endpoint(provider=slug), slug) for slug in backends},
+        providers={slug: building.candidate(Endpoint(provider=slug), slug) for slug in config.providers},
         known_names=building.known_names(),
         shipped=frozenset(shipped),
     )
-    return directory, [
-        *building.mistakes,
-        *misnamed(config, directory),
-        *(misheld(config, directory) if building.whole else ()),
-    ]
+    return directory, [*building.mistakes, *misnamed(config, directory, unread), *misheld(config, directory, unread)]
 
 
 class _Building:
@@ -61,12 +63,13 @@ class _Building:
         backends: Mapping[str, BackendBase],
         known: Mapping[str, KnownProvider],
         shipped: Mapping[str, Model],
+        unread: Unread,
     ) -> None:
         self.config = config
         self.backends = backends
         self.known = known
         self.shipped = shipped
-        self.whole = len(backends) == len(config.providers)
+        self.unread = unread
         self.widths = {
             (endpoint.provider, endpoint.model or name): facts.dimensions
             for name, facts in shipped.items()
@@ -77,18 +80,23 @@ class _Building:
     def declared(self, name: str, said: Model) -> Route:
         """Make the route of a model that the config names."""
         place = f"models.{quoted(name)}"
-        model = self.in_neutral_words(place, said.over(self.shipped.get(name, Model())))
-        route = self.route(name, model)
-        self.mistakes += [
-            f'[{place}] endpoint names the provider "{endpoint.provider}", which no [providers] table configures'
-            f"{did_you_mean(endpoint.provider, list(self.config.providers))}"
-            for endpoint in said.endpoints
-            if endpoint.provider not in self.config.providers
-        ]
-        if not said.endpoints and not route.candidates and self.whole:
+        # What is said and cannot be read must not be taken for what is shipped.
+        lost = {it: getattr(Model(), it) for it in Model.__struct_fields__ if self.unread.at("models", name, it)}
+        model = msgspec.structs.replace(said.over(self.shipped.get(name, Model())), **lost)
+        route = self.route(name, self.in_neutral_words(place, model), said.endpoints)
+        if not route.candidates and not self.unread.at("models", name, "endpoints") and not self.unread.at("providers"):
             self.mistakes.append(f"[{place}] has no endpoint: name at least one configured provider")
-        self.mistakes += [f"[{place}] {fault}" for fault in (*width_faults(model), *contradictions(route, self.known_width))]
+        judged = msgspec.structs.replace(route, candidates=[it for it in route.candidates if it.backend is not STAND_IN])
+        faults = (*self.strangers(said), *width_faults(model), *contradictions(judged, self.known_width))
+        self.mistakes += [f"[{place}] {fault}" for fault in faults]
         return route
+
+    def strangers(self, said: Model) -> Iterable[str]:
+        """Name the providers of endpoints that are not configured."""
+        slugs = [it.provider for it in said.endpoints if it.provider and it.provider not in self.config.providers]
+        for slug in () if self.unread.at("providers") else slugs:
+            advice = did_you_mean(slug, list(self.config.providers))
+            yield f'endpoint names the provider "{slug}", which no [providers] table configures{advice}'
 
     def in_neutral_words(self, place: str, model: Model) -> Model:
         """Fold the vendor spellings in ``input_types`` and ``prefixes``."""
@@ -104,18 +112,20 @@ class _Building:
             prefixes=None if model.prefixes is None else {NEUTRAL.get(it.lower(), it): text for it, text in prefixes.items()},
         )
 
-    def route(self, name: str, model: Model) -> Route:
-        endpoints = [endpoint for endpoint in model.endpoints if endpoint.provider in self.backends]
-        return Route(name=name, public=name, model=model, candidates=[self.candidate(endpoint, name) for endpoint in endpoints])
+    def route(self, name: str, model: Model, said: Sequence[Endpoint] = ()) -> Route:
+        """Make a route; of endpoints that are not ``said``, only those of configured providers belong to it."""
+        endpoints = [it for it in model.endpoints if said or it.provider in self.config.providers]
+        found = [self.candidate(it, name, str(at) if said else None) for at, it in enumerate(endpoints)]
+        return Route(name=name, public=name, model=model, candidates=found)
 
-    def candidate(self, endpoint: Endpoint, name: str) -> Candidate:
+    def candidate(self, endpoint: Endpoint, name: str, at: str | None = None) -> Candidate:
         slug = endpoint.provider
         provider = self.config.providers.get(slug, Provider())
         known = self.known.get(slug.partition("/")[0])
         return Candidate(
             provider=slug,
             model=endpoint.model or name,
-            backend=self.backends[slug],
+            backend=STAND_IN if at and self.unread.within("models", name, "endpoints", at) else self.backend(slug),
             accepts=self.accepts(endpoint, name, known),
             vendor=provider.vendor or (known.vendor if known else slug),
             prices=endpoint.prices(),
@@ -129,13 +139,17 @@ class _Building:
             micro_batch_ms=endpoint.micro_batch_ms,
         )
 
+    def backend(self, slug: str) -> BackendBase:
+        return self.backends.get(slug, STAND_IN)
+
     def accepts(self, endpoint: Endpoint, name: str, known: KnownProvider | None) -> Accepts:
-        backend = self.backends[endpoint.provider]
+        backend = self.backend(endpoint.provider)
         # The table's facts are about the API behind a known slug, not about another backend put there.
         own = known is not None and self.config.providers.get(endpoint.provider, Provider()).backend is None
         shipped: Mapping[str, object] = known.accepts if known and own else {}
         place = f"models.{quoted(name)}.endpoints.{quoted(endpoint.provider)}.accepts"
-        fitted, mistakes = fit(place, {**shipped, **endpoint.accepts}, Accepts, {})
+        found = fit(place, {**shipped, **endpoint.accepts}, Accepts, {})
+        fitted, mistakes = found.values, found.mistakes
         for field, words in WORDS.items():
             wrong = [word for word in cast("Sequence[str]", fitted.get(field, ())) if word not in words]
             mistakes += [f'[{place}] {field}: "{word}" is not known{_choose(word, words)}' for word in wrong]

@@ -9,7 +9,7 @@ import msgspec
 
 from embedroute.errors import InvalidRequest
 from embedroute.wire.strict import join, places
-from embedroute.wording import LONGEST_ECHO, did_you_mean, echo
+from embedroute.wording import LONGEST_ECHO, closest, echo
 
 _PATH = re.compile(r"^(?P<what>.*?)(?: - at `(?:key in )?\$\.?(?P<path>[\w.\[\]]*)`)?$", re.DOTALL)
 _INDEX = re.compile(r"\[\d+\]")
@@ -110,9 +110,17 @@ def _unknown_keys(root: object, path: str, name: str, fields: Mapping[str, Seque
         at_root = _unknown_at(root, "", fields)
         path, unknown = ("", at_root) if at_root else (path, [name])
     known = [key for key in fields.get(_INDEX.sub("[]", path), ()) if key not in unknown]
-    said = ", ".join(f"{echo(join(path, key))}{did_you_mean(key, known)}" for key in unknown[:5])
+    said = ", ".join(f"{echo(join(path, key))}{_hint(key, known)}" for key in unknown[:5])
     more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-    return InvalidRequest(f"Unknown field: {said}{more}. Take it out of the body.", param=join(path, unknown[0])[:LONGEST_ECHO])
+    noun, them = ("fields", "them") if len(unknown) > 1 else ("field", "it")
+    return InvalidRequest(
+        f"Unknown {noun}: {said}{more}. Take {them} out of the body.", param=join(path, unknown[0])[:LONGEST_ECHO]
+    )
+
+
+def _hint(key: str, known: Sequence[str]) -> str:
+    meant = closest(key, known)
+    return "" if meant is None else f' (did you mean "{meant}"?)'
 
 
 def _unknown_at(found: object, path: str, fields: Mapping[str, Sequence[str]]) -> list[str]:

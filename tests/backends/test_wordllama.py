@@ -28,7 +28,7 @@ from embedroute.backends.wordllama import WordLlama
 from embedroute.errors import MissingExtra
 
 try:
-    WordLlama().load()
+    WordLlama()
 except MissingExtra as error:
     print(error.message)
 """

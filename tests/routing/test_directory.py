@@ -446,11 +446,12 @@ def test_a_key_is_held_to_models_that_exist():
 
 def test_a_provider_that_could_not_be_made_is_not_blamed_twice():
     """Its mistake is told already; what hangs on it says nothing more."""
-    keys = {"team": ConfigKey(key=Secret("k"), models=["small"])}
+    keys = {"team": ConfigKey(key=Secret("k"), models=["small", "openai/new", "smal"])}
+    models = {"m": endpoint(), "n": Model(modalities=["image"], fallback="large", endpoints=endpoint().endpoints)}
 
-    found, mistakes = join({"openai": {}, "other": {}}, {"m": endpoint()}, keys=keys, backends={"other": Wide()})
+    mistakes = join({"openai": {}, "other": {}}, models, keys=keys, backends={"other": Wide()})[1]
 
-    assert ([], []) == (mistakes, found.routes["m"].candidates)
+    assert ["[keys.team] models: The model 'smal' does not exist here; did you mean \"small\"?"] == mistakes
 
 
 def test_vendor_spellings_of_input_types_are_folded():

@@ -20,19 +20,24 @@ def with_fields(more):
 @pytest.mark.parametrize(
     ("more", "param", "said"),
     [
-        ('"dimension":8', "dimension", "'dimension'; did you mean \"dimensions\"?"),
-        ('"inptu":8', "inptu", "'inptu'; did you mean \"input\"?"),
+        ('"dimension":8', "dimension", "'dimension' (did you mean \"dimensions\"?)"),
+        ('"inptu":8', "inptu", "'inptu' (did you mean \"input\"?)"),
         ('"stream":true', "stream", "'stream'"),
         ('"":1', "", "''"),
         ('"__proto__":{}', "__proto__", "'__proto__'"),
         ('"a":1,"b":1,"c":1,"d":1,"e":1,"f":1,"g":1', "a", "'a', 'b', 'c', 'd', 'e' and 2 more"),
         ('"' + "k" * 300 + '":1', "k" * 128, f"'{'k' * 128}'"),
         ('"é\\n":1', "é\n", r"'\xe9\n'"),
-        ('"provider":{"onyl":["a"]}', "provider.onyl", "'provider.onyl'; did you mean \"only\"?"),
+        ('"provider":{"onyl":["a"]}', "provider.onyl", "'provider.onyl' (did you mean \"only\"?)"),
+        (
+            '"provider":{"onyl":["a"],"odrer":[],"x":1}',
+            "provider.onyl",
+            "'provider.onyl' (did you mean \"only\"?), 'provider.odrer' (did you mean \"order\"?), 'provider.x'",
+        ),
         (
             '"provider":{"max_price":{"promt":1}}',
             "provider.max_price.promt",
-            "'provider.max_price.promt'; did you mean \"prompt\"?",
+            "'provider.max_price.promt' (did you mean \"prompt\"?)",
         ),
         ('"provider":{"sort":{"by":"price","dir":"desc"}}', "provider.sort.dir", "'provider.sort.dir'"),
         ('"provider":{"preferred_max_latency":{"p42":1}}', "provider.preferred_max_latency.p42", None),
@@ -64,8 +69,9 @@ def test_unknown_fields_are_named_with_what_was_meant(more, param, said):
     named, message = refusal(with_fields(more))
 
     assert param == named
-    assert message.startswith(f"Unknown field: {said or ''}")
-    assert message.endswith("Take it out of the body.")
+    several = "', '" in message or "), '" in message
+    assert message.startswith(f"Unknown field{'s' if several else ''}: {said or ''}")
+    assert message.endswith(f" Take {'them' if several else 'it'} out of the body.")
 
 
 @pytest.mark.parametrize(
