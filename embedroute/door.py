@@ -7,13 +7,14 @@ No server cancels a request whose client left, so a watcher awaits ``receive()``
 import logging
 import re
 from collections.abc import Awaitable, Callable
-from typing import Final
+from contextlib import suppress
+from typing import Final, Protocol, cast
 
 from starlette.types import Receive, Scope, Send
 
 from embedroute import listing, tasks
 from embedroute.access import ANYONE, Caller
-from embedroute.errors import EmbedrouteError, InternalError, MethodNotAllowed, NotFound, Unauthorized
+from embedroute.errors import ConfigError, EmbedrouteError, InternalError, MethodNotAllowed, NotFound, Unauthorized
 from embedroute.explain import explain
 from embedroute.gateway import Gateway
 from embedroute.inbound import Inbound, hints_of
@@ -23,7 +24,7 @@ from embedroute.wire.decode import Job, decode_request
 from embedroute.wire.dialects import DIALECTS
 from embedroute.wire.responses import ENCODER
 from embedroute.wire.schema import openapi
-from embedroute.wording import echo
+from embedroute.wording import did_you_mean, echo
 
 log = logging.getLogger("embedroute.access")
 
@@ -34,7 +35,8 @@ EMBEDDINGS: Final = frozenset({"/embeddings", "/v1/embeddings"})
 OPENROUTER_MODELS: Final = frozenset({"/embeddings/models", "/v1/embeddings/models"})
 OPENAPI: Final = frozenset({"/openapi.json", "/v1/openapi.json"})
 _MODELS: Final = re.compile(r"(?:/v1)?/models(?:/(?P<id>.+))?")
-_ENCODED: Final = re.compile(rb"[^?]*%(?:2f|00)", re.IGNORECASE)
+_ENCODED: Final = re.compile(rb"(?:(?!/models/)[^?])*%2f|[^?]*%00", re.IGNORECASE)
+"""What no path may hold in its raw form; a model's id may hold a slash that a client's library has encoded."""
 
 
 class Door:
@@ -43,37 +45,40 @@ class Door:
     def __init__(self, gateway: Gateway, dialect: DialectName | None, caller: FindCaller | None) -> None:
         """Speak ``dialect``, or the config's; ``caller`` tells who calls where the host decides that."""
         self.gateway = gateway
-        self.dialect = DIALECTS[dialect or gateway.settings.dialect]
+        self.dialect_name: DialectName = spoken(gateway.settings.dialect if dialect is None else dialect)
+        self.dialect = DIALECTS[self.dialect_name]
         self._caller = caller
 
     async def serve(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request for ``path``, which is relative to the mount; never raise."""
         inbound = Inbound(scope, receive, send)
         try:
-            await self._answering(path, inbound)
+            try:
+                await self._answering(path, inbound)
+            except EmbedrouteError as error:
+                await self._refuse(inbound, error)
         except ClientGone:
             inbound.record("gone", 499)
-        except EmbedrouteError as error:
-            await self._refuse(inbound, error)
-        except Exception:
-            request_id = inbound.journal.request_id
-            log.exception("bug", extra={"request_id": request_id})
-            await self._refuse(
-                inbound, InternalError(f"The gateway failed; its log holds the reason under request id {request_id}.")
-            )
+        except BaseException as error:
+            if not isinstance(error, Exception) and not tasks.is_stray(error):
+                raise
+            await self._own_up(inbound, error)
 
     def _answering(self, path: str, inbound: Inbound) -> Awaitable[None]:
         method: str = inbound.scope["method"]
-        if path in EMBEDDINGS and not _ENCODED.match(inbound.scope.get("raw_path") or b""):
+        raw: bytes = inbound.scope.get("raw_path") or b""
+        if b"%" in raw and _ENCODED.match(raw):
+            raise NotFound("There is nothing at a path with an encoded slash or NUL in it; write '/' as it is.")
+        if path in EMBEDDINGS:
             _allow(method, "POST")
             return self._embed(inbound)
         if path in OPENAPI:
             _allow(method, "GET", "HEAD")
-            return inbound.answer(200, openapi(".." if path.startswith("/v1/") else "."))
+            return inbound.answer(200, self._document(".." if path.startswith("/v1/") else "."))
         if path in OPENROUTER_MODELS or _MODELS.fullmatch(path):
             _allow(method, "GET", "HEAD")
             return self._list(path, inbound)
-        raise NotFound(f"There is nothing at {echo(path)}; use POST …/v1/embeddings or GET …/v1/models.")
+        raise NotFound(f"There is nothing at {echo(path or '/')}; use POST …/v1/embeddings or GET …/v1/models.")
 
     async def _authorise(self, inbound: Inbound) -> Caller:
         auth = self.gateway.settings.auth
@@ -81,7 +86,7 @@ class Door:
             return ANYONE
         if auth == "keys":
             return self.gateway.keys.identify(inbound.headers)
-        found = await self._caller(inbound.scope) if self._caller else user_of(inbound.scope)
+        found = await _asked(self._caller, inbound.scope) if self._caller else user_of(inbound.scope)
         if found is None:
             raise Unauthorized("The host application does not know who is calling; sign in there first.")
         return found
@@ -102,6 +107,9 @@ class Door:
         await inbound.answer_in_pieces(200, pieces)
         inbound.record("served", 200, model=answer.model, caller=caller.name, tokens=answer.prompt_tokens)
 
+    def _document(self, server: str) -> bytes:
+        return openapi(server, dialect=self.dialect_name, secured=self.gateway.settings.auth == "keys")
+
     async def _list(self, path: str, inbound: Inbound) -> None:
         caller = await self._authorise(inbound)
         routes = [
@@ -115,14 +123,29 @@ class Door:
         await inbound.answer(200, ENCODER.encode(body))
 
     async def _refuse(self, inbound: Inbound, error: EmbedrouteError) -> None:
-        if inbound.begun:
-            return
-        status, body = error.status, self.dialect.error(error, inbound.journal)
-        inbound.record("refused", status, code=error.code)
-        try:
-            await inbound.answer(status, body, hints_of(error, status))
-        except Exception:  # noqa: BLE001 - servers raise what they like when the client is gone
-            inbound.record("gone", 499)
+        if not inbound.begun:
+            status = error.status
+            await inbound.answer(status, self.dialect.error(error, inbound.journal), hints_of(error, status))
+            inbound.record("refused", status, code=error.code)
+
+    async def _own_up(self, inbound: Inbound, error: BaseException) -> None:
+        request_id = inbound.journal.request_id
+        log.error("bug", exc_info=error, extra={"request_id": request_id})
+        told = InternalError(f"The gateway failed; its log holds the reason under request id {request_id}.")
+        with suppress(Exception):  # whatever a server raises now, there is nobody left to tell
+            await self._refuse(inbound, told)
+
+
+def spoken(name: str) -> DialectName:
+    """Tell a dialect's name from a mistake of the host's.
+
+    Raises:
+        ConfigError: there is no such dialect.
+    """
+    known, text = list(DIALECTS), str(name)
+    if text not in known:
+        raise ConfigError([f"dialect={text!r} is not known{did_you_mean(text, known)}; use one of {', '.join(known)}"])
+    return cast("DialectName", text)
 
 
 def _open_journal(inbound: Inbound, job: Job) -> None:
@@ -141,9 +164,30 @@ def _allow(method: str, *allowed: str) -> None:
         raise MethodNotAllowed(method, ", ".join(allowed))
 
 
+async def _asked(find: FindCaller, scope: Scope) -> Caller | None:
+    found = cast("object", find(scope))
+    if isinstance(found, Awaitable):
+        found = cast("object", await found)
+        if found is None or isinstance(found, Caller):
+            return found
+    raise TypeError(f"caller= must be async and return an embedroute.Caller, or None to refuse, not {type(found)}.")
+
+
+class _User(Protocol):
+    is_authenticated: object
+    display_name: object
+
+
 def user_of(scope: Scope) -> Caller | None:
-    """Trust Starlette's ``scope["user"]``, as its AuthenticationMiddleware leaves it."""
-    user = scope.get("user")
-    if user is None or not user.is_authenticated:
+    """Trust ``scope["user"]`` as Starlette's AuthenticationMiddleware and Django's leave it, if it says that it is known."""
+    user = cast("_User", scope.get("user"))
+    try:
+        known = user.is_authenticated
+    except (AttributeError, NotImplementedError):
         return None
-    return Caller(name=str(user.display_name))
+    if (known() if callable(known) else known) is not True:
+        return None
+    try:
+        return Caller(name=str(user.display_name))
+    except (AttributeError, NotImplementedError):  # Django's users have none, and those of Starlette need not
+        return Caller(name=str(user))

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from functools import partial
+from typing import Final
 
 import anyio
 import anyio.to_thread
@@ -10,13 +11,29 @@ import msgspec
 from anyio import CapacityLimiter
 
 from embedroute import tasks, vectors
-from embedroute.backend import Backend, BackendBase, Batch, HTTPBackend, LocalBackend, UpstreamReply, UpstreamRequest, Vectors
-from embedroute.errors import BadAnswer, EmbedrouteError, TimedOut, Unavailable
+from embedroute.backend import (
+    Backend,
+    BackendBase,
+    Batch,
+    HTTPBackend,
+    LocalBackend,
+    UpstreamReply,
+    UpstreamRequest,
+    Vectors,
+    count_of,
+    counts_of,
+)
+from embedroute.errors import BadAnswer, EmbedrouteError, TimedOut, Unavailable, UpstreamError
+from embedroute.faults import settled
 from embedroute.http import Engine
 from embedroute.turns import LARGE
+from embedroute.vectors import Array
 
 Keep = Callable[[UpstreamRequest, UpstreamReply | None], None]
 """What debug does with an exchange; the reply is None when there was none."""
+
+ROUNDING: Final = 1e-3
+"""How far from 1 the length of a shortened row may be and still count as an API's own scaling to length 1."""
 
 _PLAIN_MISTAKES = (KeyError, TypeError, ValueError, IndexError, AttributeError)
 
@@ -56,21 +73,42 @@ async def exchange(backend: BackendBase, batch: Batch, tools: Tools) -> Vectors:
     try:
         if isinstance(backend, HTTPBackend):
             return await _over_http(backend, batch, tools)
-        with tasks.within(tools.timeout):
-            if isinstance(backend, LocalBackend):
-                run = partial(tools.local.run, backend, batch)
-                return await anyio.to_thread.run_sync(run, abandon_on_cancel=True, limiter=tools.workers)
-            if isinstance(backend, Backend):
-                return await backend.embed(batch)
+        if isinstance(backend, LocalBackend | Backend):
+            return await _in_time(backend, batch, tools)
+    except UpstreamError as error:
+        raise settled(error, batch.inputs) from error.__cause__
     except EmbedrouteError:
         raise
+    except BaseException as error:  # a backend that exits, or cancels nobody, ends its own call and not the host's
+        if isinstance(error, KeyboardInterrupt | GeneratorExit | anyio.get_cancelled_exc_class()) and not tasks.is_stray(error):
+            raise
+        if cancelled := tasks.cancellation(error):
+            raise cancelled from None
+        raise _failed(backend, error) from error
+    raise TypeError(f"{type(backend).__name__} must subclass HTTPBackend, LocalBackend or Backend.")
+
+
+async def _in_time(backend: LocalBackend | Backend, batch: Batch, tools: Tools) -> Vectors:
+    try:
+        with tasks.within(tools.timeout):
+            return await _asked(backend, batch, tools)
     except TimeoutError:
         raise TimedOut(f"The backend did not answer within {tools.timeout:.1f} s.") from None
-    except (KeyboardInterrupt, GeneratorExit, anyio.get_cancelled_exc_class()):
-        raise
-    except BaseException as error:  # a backend that exits ends its own call, not the host
-        raise Unavailable(f"The backend {type(backend).__name__} failed ({type(error).__name__}).") from error
-    raise TypeError(f"{type(backend).__name__} must subclass HTTPBackend, LocalBackend or Backend.")
+
+
+async def _asked(backend: LocalBackend | Backend, batch: Batch, tools: Tools) -> Vectors:
+    try:
+        if isinstance(backend, Backend):
+            return await backend.embed(batch)
+        run = partial(tools.local.run, backend, batch)
+        return await anyio.to_thread.run_sync(run, abandon_on_cancel=True, limiter=tools.workers)
+    except TimeoutError as error:  # its own, so it is not told as ours
+        raise _failed(backend, error) from error
+
+
+def _failed(backend: BackendBase, error: BaseException) -> EmbedrouteError:
+    kind = TimedOut if isinstance(error, TimeoutError) else Unavailable
+    return kind(f"The backend {type(backend).__name__} failed ({type(error).__name__}).")
 
 
 async def _over_http(backend: HTTPBackend, batch: Batch, tools: Tools) -> Vectors:
@@ -98,17 +136,34 @@ def is_large(batch: Batch) -> bool:
     return len(batch) * (batch.width or 0) * 4 >= LARGE
 
 
-def checked(answer: Vectors, batch: Batch, *, due: int | None) -> Vectors:
+def checked(answer: Vectors, batch: Batch, *, due: int | None, matryoshka: bool = False) -> Vectors:
     """Refuse an answer that is not one sound row per input; cut it to ``due`` numbers if the API did not.
+
+    A row of a ``matryoshka`` model that the API shortened itself has length 1 afterwards, like one that is cut here:
+    some servers only slice, and one request must not have two vectors, by who cut it.
 
     Raises:
         BadAnswer: rows are missing, of another width, zero or not finite, or the backend gave something else.
     """
     width = -(-batch.width // 8) if batch.width and batch.dtype in {"binary", "ubinary"} else batch.width
     try:
-        vectors.check(answer.array, len(batch), width, batch.dtype)
+        array = vectors.check(answer.array, len(batch), width, batch.dtype)
+        tokens, split = count_of(answer.prompt_tokens), counts_of(answer.modality_tokens)
     except _PLAIN_MISTAKES as error:
         raise BadAnswer(f"The backend gave back no vectors ({type(error).__name__}).") from error
-    if due is None or due == batch.width or batch.dtype != "float":
-        return answer
-    return Vectors(vectors.truncate(answer.array, due), answer.prompt_tokens, answer.modality_tokens)
+    if due is not None and due != batch.width and batch.dtype == "float":
+        array = vectors.truncate(array, due)
+    elif due is not None and batch.dtype == "float" and matryoshka and batch.dimensions is not None:
+        array = _of_length_1(array)
+    return Vectors(array, tokens, split)
+
+
+def _of_length_1(array: Array) -> Array:
+    """Scale the rows that are not of length 1 already; an API's own rounding is left as it is."""
+    exact = array.astype("f8")
+    lengths = (exact * exact).sum(axis=1) ** 0.5
+    off = abs(lengths - 1) > ROUNDING
+    if not off.any():
+        return array
+    lengths[~off] = 1
+    return (exact / lengths[:, None]).astype(vectors.FLOAT32)

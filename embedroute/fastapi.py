@@ -12,12 +12,12 @@ from embedroute.wire.schema import inlined, models_operation, operation
 
 try:
     from fastapi import APIRouter, Request, Response
+    from fastapi.routing import APIRoute
 except ImportError:
     raise MissingExtra("fastapi", "fastapi") from None
 
 from starlette.types import Receive, Scope, Send
 
-_METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 _DOCUMENTED: Final = {"/v1/embeddings": ("POST", operation), "/v1/models": ("GET", models_operation)}
 _OTHERS: Final = (
     "/embeddings",
@@ -51,15 +51,23 @@ def embeddings_router(
     """
     app = EmbeddingsApp(gateway, dialect=dialect, caller=caller)
     router = APIRouter(lifespan=gateway.lifespan, **options)
+    spoken = app.door.dialect_name
     for path, (method, describe) in _DOCUMENTED.items():
         # FastAPI names operations by their paths: a host may hold two of these routers, and names must not repeat.
-        described = {name: value for name, value in inlined(describe()).items() if name != "operationId"}
+        described = {name: value for name, value in inlined(describe(spoken), spoken).items() if name != "operationId"}
         router.add_api_route(path, _endpoint(app, path), methods=[method], response_model=None, openapi_extra=described)
     for path in (*_DOCUMENTED, *_OTHERS):
         # Both forms: FastAPI would redirect the other one, and a redirect re-sends body and key.
         for form in (path, f"{path}/"):
-            router.add_api_route(form, _endpoint(app, path), methods=list(_METHODS), include_in_schema=False)
+            # No method stands for all of them: whichever the gateway does not take, it refuses in its own words.
+            router.add_api_route(
+                form, _endpoint(app, path), methods=[], include_in_schema=False, generate_unique_id_function=_id_of
+            )
     return router
+
+
+def _id_of(route: APIRoute) -> str:
+    return route.path_format
 
 
 def _endpoint(app: EmbeddingsApp, template: str) -> Callable[[Request], Awaitable[Response]]:

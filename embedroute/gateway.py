@@ -15,13 +15,13 @@ import anyio
 import msgspec
 
 from embedroute import tasks
-from embedroute.access import ANYONE, Caller
-from embedroute.assembly import Opener, Options, around_of, assembled, config_from_environment, config_from_file, told_together
+from embedroute.access import ANYONE, Caller, permit
+from embedroute.assembly import Opener, Options, around_of, assembled, config_from_environment, config_from_file
 from embedroute.cache import FULL_USE, PROBE, CacheUse
 from embedroute.cache.lookup import look_up
 from embedroute.cache.memory import MemoryCache
 from embedroute.config import Config
-from embedroute.errors import DeadlineExceeded, EmbedrouteError, InputRefused, PermissionDenied, Refusal
+from embedroute.errors import DeadlineExceeded, EmbedrouteError, InputRefused, InvalidRequest, NoEligibleProvider, Refusal
 from embedroute.journal import Journal, new_request_id
 from embedroute.orders import Asked, order_of, terms_of
 from embedroute.perloop import PerLoop
@@ -32,7 +32,6 @@ from embedroute.routing.plan import assemble, make_plan
 from embedroute.routing.retry import RetryPolicy
 from embedroute.wire.decode import Job, make_request
 from embedroute.wire.responses import Embeddings
-from embedroute.wording import echo
 
 if TYPE_CHECKING:
     import httpx2
@@ -78,9 +77,7 @@ class Gateway:
         Raises:
             ConfigError: there is no such file, or it has mistakes.
         """
-        config, mistakes = config_from_file(path, parts.get("environ", os.environ))
-        with told_together(mistakes):
-            return cls(config, **parts)
+        return cls(config_from_file(path, parts.get("environ", os.environ)), **parts)
 
     @classmethod
     def from_env(cls, **parts: Unpack[Options]) -> Self:
@@ -143,18 +140,18 @@ class Gateway:
 
     async def _embed(self, route: Route, asked: Asked) -> Embeddings:
         """One request, from a model's route to vectors."""
-        journal, decision = asked.journal, self.decisions.decide(route, asked.job, asked.caller)
-        decision.selection.tell(journal)
+        journal, decision = asked.journal, self.decisions.decide(route, asked.job, asked.caller, asked.journal)
+        decision.selection.tell(journal, asked.job.user)
         plan = make_plan(asked.job.inputs, decision.shared)
         found = look_up(self.cache, plan.work, decision) if asked.cached.read else {}
+        journal.looked_up(plan.keys, found)
+        journal.note("cache", "looked up", hits=journal.hits, misses=journal.misses)
         missing = {key: item for key, item in plan.work.items() if key not in found}
         if missing:
             loop, order = await self._loop.get(), order_of(asked, route, decision, self.cache.store)
             compute = partial(loop.desk.embed, decision.selection.candidates, order)
-            landed, journal.misses = await loop.flights.share(missing, terms_of(asked, route, decision), compute)
+            landed, _ = await loop.flights.share(missing, terms_of(asked, route, decision), compute)
             found |= landed
-        journal.hits = len(plan.work) - journal.misses
-        journal.note("cache", "looked up", hits=journal.hits, misses=journal.misses)
         rows, tokens = assemble(plan, found)
         return Embeddings(rows=rows, model=route.public, prompt_tokens=tokens, journal=journal)
 
@@ -165,18 +162,18 @@ class Gateway:
             ModelNotFound: nobody knows it.
             PermissionDenied: this caller may not use it, or may not debug.
         """
-        route = self.directory.resolve(job.model, job.hint)
-        if caller.models is not None and route.name not in caller.models:
-            raise PermissionDenied(
-                f"This key may not use the model {echo(job.model)}.", param="model", code="model_not_allowed"
-            )
-        if job.debug.flagged() and not self.may_debug(caller):
-            raise PermissionDenied("This key may not use 'debug'; leave it out.", param="debug", code="debug_not_allowed")
+        try:
+            route = self.directory.resolve(job.model, job.hint)
+        except (InvalidRequest, NoEligibleProvider):
+            # What is wrong with a hint is told after what is wrong with the model, and with debug.
+            permit(caller, self.directory.resolve(job.model).name, job, debug=self.settings.debug)
+            raise
+        permit(caller, route.name, job, debug=self.settings.debug)
         return route
 
     def may_debug(self, caller: Caller) -> bool:
         """Whether a caller may see traces and upstream bodies."""
-        return self.settings.debug if caller.debug is None else caller.debug
+        return caller.may_debug(otherwise=self.settings.debug)
 
     async def embed_at(self, candidate: Candidate, input: Sequence[str], *, model: str) -> Embeddings:
         """Embed texts at one endpoint of a model, past the cache and other requests: so endpoints are compared.

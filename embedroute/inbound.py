@@ -13,6 +13,7 @@ from embedroute import tasks
 from embedroute.cache import FULL_USE, CacheUse
 from embedroute.errors import LONGEST_HINT, BodyTimeout, BodyTooLarge, EmbedrouteError, MethodNotAllowed, UnsupportedContentType
 from embedroute.journal import Journal, new_request_id
+from embedroute.routing.health import SHORTEST_REST
 from embedroute.tasks import ClientGone
 
 log = logging.getLogger("embedroute.access")
@@ -29,10 +30,15 @@ class Inbound:
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Start the clock and take the client's request id, if it is a good one."""
+        headers: Iterable[Header] = scope["headers"]
+        if not isinstance(headers, list):
+            # ASGI says "iterable": one that can be read once only is read here, for the host's own function too.
+            headers = list(headers)
+            scope = {**scope, "headers": headers}
+        self.headers: Sequence[Header] = headers
         self.scope = scope
         self.receive = receive
         self.send = send
-        self.headers: Sequence[Header] = scope["headers"]
         self._held = dict(self.headers)
         self.began = time.perf_counter()
         self.begun = False
@@ -82,6 +88,8 @@ class Inbound:
                 return await self._read(most)
         except TimeoutError:
             raise BodyTimeout(f"The body was not whole within {timeout:g} s.") from None
+        except OSError:  # so may a server say that the client is gone (ASGI 2.4)
+            raise ClientGone from None
 
     async def _read(self, most: int) -> bytes:
         read = bytearray()
@@ -98,15 +106,22 @@ class Inbound:
 
     async def gone(self) -> None:
         """Return when the client leaves; the body has been read."""
-        while (await self.receive())["type"] != "http.disconnect":
-            pass
+        try:
+            while (await self.receive())["type"] != "http.disconnect":
+                pass
+        except OSError:
+            raise ClientGone from None
 
     async def answer(self, status: int, body: bytes, extra: Iterable[Header] = ()) -> None:
         """Send a whole answer."""
         await self.answer_in_pieces(status, (body,), extra)
 
     async def answer_in_pieces(self, status: int, pieces: Sequence[bytes], extra: Iterable[Header] = ()) -> None:
-        """Send a whole answer whose body lies in pieces."""
+        """Send a whole answer whose body lies in pieces.
+
+        Raises:
+            ClientGone: the client left.
+        """
         self.begun = True
         took = (time.perf_counter() - self.began) * 1000
         headers = [
@@ -115,15 +130,18 @@ class Inbound:
             (b"x-request-id", self.journal.request_id.encode()),
             (b"server-timing", b"total;dur=%.1f" % took),
             (b"openai-processing-ms", b"%d" % took),
-            *facts_of(self.journal),
+            *facts_of(self.journal, failed=status >= 400),
             *extra,
         ]
-        await self.send({"type": "http.response.start", "status": status, "headers": headers})
         if self.scope["method"] == "HEAD":
             pieces = (b"",)
-        for piece in pieces[:-1]:
-            await self.send({"type": "http.response.body", "body": piece, "more_body": True})
-        await self.send({"type": "http.response.body", "body": pieces[-1]})
+        try:
+            await self.send({"type": "http.response.start", "status": status, "headers": headers})
+            for piece in pieces[:-1]:
+                await self.send({"type": "http.response.body", "body": piece, "more_body": True})
+            await self.send({"type": "http.response.body", "body": pieces[-1]})
+        except OSError:
+            raise ClientGone from None
 
     def record(self, event: str, status: int, **facts: object) -> None:
         """Log how the exchange ended: one record, its facts as fields; no secret, no input text."""
@@ -142,14 +160,15 @@ class Inbound:
         log.info(event, extra={**kept, **facts})
 
 
-def facts_of(journal: Journal) -> list[Header]:
-    """The headers that tell what a request's journey was."""
+def facts_of(journal: Journal, *, failed: bool) -> list[Header]:
+    """The headers that tell what a request's journey was: who gave its vectors, or who was asked for them in vain."""
+    providers = journal.asked if failed else journal.providers
     facts = [
         (b"x-embedroute-attempts", b"%d" % journal.attempts),
         (b"x-embedroute-cache", b"hits=%d misses=%d" % (journal.hits, journal.misses)),
     ]
-    if journal.providers:
-        facts.append((b"x-embedroute-provider", ",".join(journal.providers).encode()))
+    if providers:
+        facts.append((b"x-embedroute-provider", ",".join(providers).encode()))
     if journal.estimated:
         facts.append((b"x-embedroute-usage", b"estimated"))
     if journal.fallback:
@@ -160,8 +179,10 @@ def facts_of(journal: Journal) -> list[Header]:
 def hints_of(error: EmbedrouteError, status: int) -> list[Header]:
     """The headers that tell a client's library what to do about an error."""
     hints: list[Header] = []
-    if error.retry_after is not None and status in {429, 503}:
-        wait = min(max(error.retry_after, 0.0), LONGEST_HINT)
+    if status in {429, 503}:
+        # LangChain.js does not come back from a 429 that names no rest; without an upstream's word ours is this long.
+        rest = SHORTEST_REST if error.retry_after is None else error.retry_after
+        wait = min(max(rest, 0.0), LONGEST_HINT)
         hints += [(b"retry-after", b"%d" % math.ceil(wait)), (b"retry-after-ms", b"%d" % math.ceil(wait * 1000))]
     if status == 401:
         hints.append((b"www-authenticate", b"Bearer"))

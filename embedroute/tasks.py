@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from types import TracebackType
 from typing import TypeVar, cast
 
@@ -159,6 +159,15 @@ async def _unless(gone: Gone, work: Awaitable[T], grace: float) -> T:
     return outcome[0]
 
 
+def is_stray(error: BaseException) -> bool:
+    """Whether what would end this task came out of what it calls, and nobody sent it; trio's cannot be raised by hand."""
+    with suppress(RuntimeError):  # no loop runs: a coroutine is closed after it
+        task = asyncio.current_task() if on_asyncio() else anyio.get_current_task()
+        sent = task is None or (isinstance(task, asyncio.Task) and task.cancelling() > 0)
+        return isinstance(error, asyncio.CancelledError | GeneratorExit) and not sent
+    return False
+
+
 async def gather(work: Sequence[Callable[[], Awaitable[None]]], at_once: int) -> None:
     """Run all of ``work``, at most ``at_once`` at a time; the first failure cancels the rest and is raised."""
     if len(work) == 1:
@@ -176,6 +185,13 @@ async def gather(work: Sequence[Callable[[], Awaitable[None]]], at_once: int) ->
                 group.start_soon(run, item)
     except BaseExceptionGroup as grouped:
         raise innermost(grouped) from None
+
+
+def cancellation(error: BaseException) -> BaseException | None:
+    """Take the cancellations out of a group: trio gives out one where several tasks of a call were cancelled at once."""
+    if not isinstance(error, BaseExceptionGroup):
+        return None
+    return cast("BaseExceptionGroup[BaseException]", error).subgroup(anyio.get_cancelled_exc_class())
 
 
 def innermost(grouped: BaseExceptionGroup[BaseException]) -> BaseException:

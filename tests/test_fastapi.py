@@ -137,6 +137,45 @@ def test_methods_and_models_are_judged_by_the_gateway(method, path, status, code
     assert ("allow" in reply.headers) is (status == 405)
 
 
+PATHS = ["/v1/embeddings", "/embeddings/", "/v1/models", "/models/a/b", "/v1/embeddings/models"]
+
+
+@pytest.mark.parametrize("method", ["OPTIONS", "TRACE", "CONNECT", "PROPFIND", "FOO"])
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("dialect", ["openai", "spice"])
+def test_no_method_gets_the_hosts_page(method, path, dialect):
+    app = FastAPI()
+    app.include_router(embeddings_router(make(), dialect=dialect), prefix="/ai")
+    reply = TestClient(app, follow_redirects=False).request(method, f"/ai{path}", headers=SIGNED)
+
+    assert reply.status_code == 405
+    assert reply.headers["allow"] == ("GET, HEAD" if "models" in path else "POST")
+    assert isinstance(reply.json()["error"], dict if dialect == "openai" else str)
+
+
+def test_a_dependency_guards_every_method():
+    async def refuse() -> None:
+        raise HTTPException(402, "Who pays?")
+
+    client = TestClient(host(dependencies=[Depends(refuse)]))
+
+    assert {402} == {client.request(method, f"/ai{path}").status_code for method in ("FOO", "GET") for path in PATHS}
+
+
+def test_the_document_of_the_host_words_errors_as_the_mount_does():
+    app = FastAPI()
+    app.include_router(embeddings_router(make(), dialect="spice"), prefix="/ai")
+    client = TestClient(app)
+    paths = client.get("/openapi.json").json()["paths"]
+
+    for method, path in [("post", "/ai/v1/embeddings"), ("get", "/ai/v1/models")]:
+        reply = client.request(method, path)
+        schema = paths[path][method]["responses"]["401"]["content"]["application/json"]["schema"]
+        assert reply.status_code == 401
+        jsonschema.validate(reply.json(), schema, jsonschema.Draft202012Validator)
+        assert not jsonschema.Draft202012Validator(schema).is_valid({"error": {"message": "x"}})
+
+
 def test_a_path_that_is_not_the_gateways_is_the_hosts():
     app = host("")
 

@@ -1,12 +1,19 @@
 """The doors: which paths they answer, in what order they refuse, and which headers their answers have."""
 
 import json
+import logging
+import math
 
 import anyio
 import pytest
+from jsonschema import Draft202012Validator
 
-from embedroute import Config, EmbeddingsMiddleware, Gateway, Provider, embeddings_app
+from embedroute import Config, ConfigError, EmbeddingsMiddleware, Gateway, Provider, embeddings_app
 from embedroute.backend import Backend
+from embedroute.errors import InputRefused, NoHealthyEndpoint, RateLimited, Unavailable
+from embedroute.inbound import hints_of
+from embedroute.routing.retry import RetryPolicy
+from embedroute.testing import ScriptedBackend
 from tests.driver import call
 
 pytestmark = pytest.mark.anyio
@@ -20,9 +27,9 @@ GOOD = b'{"model":"m","input":"a"}'
 def gateway(**settings):
     return Gateway(
         Config(
-            gateway={"auth": "keys", "max_body_bytes": 4096, "body_timeout": 0.2, **settings},
+            gateway={"auth": "keys", "max_body_bytes": 4096, **settings},
             keys={"one": {"key": KEY}, "two": {"key": LIMITED, "models": ["m"], "debug": False}},
-            providers={"mock": {"backend": "hashed"}},
+            providers={"mock": {"backend": "hashed"}, "other": {"backend": "hashed"}},
             models={
                 "m": {"dimensions": 8, "endpoints": [{"provider": "mock", "price": 1}]},
                 "org/big": {"dimensions": 8, "endpoints": [{"provider": "mock"}]},
@@ -87,6 +94,30 @@ async def test_the_raw_path_is_judged_where_a_server_gives_it(raw_path, status):
     assert status == (await post(app(), raw_path=raw_path)).status
 
 
+@pytest.mark.parametrize(
+    ("path", "status", "code"),
+    [
+        ("/v1/models", 200, None),
+        ("/v1/models/m", 200, None),
+        ("/v1/models/%6D", 200, None),
+        ("/v1/models/org/big", 200, None),
+        ("/v1/models?x=%2F%00", 200, None),
+        ("/v1%2Fmodels", 404, "not_found"),
+        ("/v1/models%2fm", 404, "not_found"),
+        ("/v1/models/org%2Fbig", 200, None),
+        ("/v1%2Fmodels/org%2Fbig", 404, "not_found"),
+        ("/v1/models/m%00", 404, "not_found"),
+        ("/v1/embeddings%2fmodels", 404, "not_found"),
+        ("/v1%2Fopenapi.json", 404, "not_found"),
+    ],
+)
+async def test_an_encoded_slash_is_no_slash(path, status, code):
+    """Proxies differ in what they take it for, so no rule of theirs may be stepped around with one."""
+    answer = await call(app(), "GET", path, [BEARER])
+
+    assert (status, code) == (answer.status, answer.json.get("error", {}).get("code"))
+
+
 async def passed_on(_scope, _receive, send):
     await send({"type": "http.response.start", "status": 299, "headers": []})
     await send({"type": "http.response.body", "body": b""})
@@ -139,7 +170,7 @@ async def test_the_middleware_answers_its_own_paths_and_passes_all_else_on(metho
         ),
         (413, None, None, {"headers": [BEARER, JSON, ("Content-Length", "4097")], "body": b"{"}),
         (413, None, None, {"body": b"{" * 4097}),
-        (408, None, None, {"body": b"{" * 90, "pause": 0.3}),
+        (408, None, None, {"body": b"{" * 90, "pause": 60.0}),
         (400, None, "input", {"body": b'{"model":"nope","input":[],"debug":{"trace":true}}'}),
         (404, "model_not_found", "model", {"body": b'{"model":"nope","input":"a","debug":{"trace":true}}'}),
         (403, "model_not_allowed", "model", {"body": b'{"model":"org/big","input":"a","debug":{"trace":true}}'}),
@@ -156,6 +187,13 @@ async def test_the_middleware_answers_its_own_paths_and_passes_all_else_on(metho
             {"body": b'{"model":"m","input":"a","provider":{"only":[]},"dimensions":9,"input_type":"query"}'},
         ),
         (400, None, "dimensions", {"body": b'{"model":"m","input":"a","dimensions":9}'}),
+        (404, "model_not_found", "model", {"body": b'{"model":"nope","input":"a","provider":"nobody"}'}),
+        (403, "model_not_allowed", "model", {"body": b'{"model":"org/big","input":"a","provider":"nobody"}'}),
+        (403, "model_not_allowed", "model", {"body": b'{"model":"org/big","input":"a","provider":"other"}'}),
+        (403, "debug_not_allowed", "debug", {"body": b'{"model":"m","input":"a","debug":{"trace":true},"provider":"nobody"}'}),
+        (403, "debug_not_allowed", "debug", {"body": b'{"model":"m","input":"a","debug":{"trace":true},"provider":"other"}'}),
+        (400, None, "provider", {"body": b'{"model":"m","input":"a","provider":"nobody","dimensions":9}'}),
+        (400, None, "provider", {"body": b'{"model":"m","input":"a","provider":""}'}),
     ],
 )
 async def test_of_several_faults_the_earliest_is_told(status, code, param, wrong):
@@ -163,7 +201,12 @@ async def test_of_several_faults_the_earliest_is_told(status, code, param, wrong
     told = {"path": "/v1/embeddings", "method": "POST", "headers": [("Authorization", f"Bearer {LIMITED}"), JSON], "body": b""}
     told |= wrong
 
-    answer = await call(app(), told["method"], told["path"], told["headers"], [told["body"]], pause=told.get("pause", 0.0))
+    # Whoever sends its body at once has time to, however busy the machine is.
+    limits = {"body_timeout": 0.2} if "pause" in told else {}
+
+    answer = await call(
+        app(**limits), told["method"], told["path"], told["headers"], [told["body"]], pause=told.get("pause", 0.0)
+    )
 
     assert (status, code, param) == (answer.status, answer.error["code"], answer.error["param"])
 
@@ -264,10 +307,82 @@ async def test_a_client_that_leaves_is_answered_nothing(whole):
 
     headers = [(b"content-type", b"application/json")]
     scope = {"type": "http", "method": "POST", "path": "/v1/embeddings", "headers": headers, "query_string": b""}
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         await door(scope, receive, send)
 
     assert sent == []
+
+
+class Lost(OSError):
+    """What a server may raise once its client is gone (ASGI 2.4)."""
+
+
+@pytest.mark.parametrize("body", [GOOD, b"{"])
+@pytest.mark.parametrize("lost_at", ["the body", "the start", "the end"])
+async def test_a_server_may_raise_when_the_client_is_gone(body, lost_at, caplog):
+    caplog.set_level(logging.INFO, logger="embedroute")
+    sent = []
+
+    async def receive():
+        if lost_at == "the body":
+            raise Lost
+        return {"type": "http.request", "body": body}
+
+    async def send(message):
+        if message["type"] == "http.response.start" and lost_at == "the end":
+            return sent.append(message)
+        raise Lost
+
+    headers = [(b"content-type", b"application/json"), (b"authorization", f"Bearer {KEY}".encode())]
+    scope = {"type": "http", "method": "POST", "path": "/v1/embeddings", "headers": headers, "query_string": b""}
+    await app()(scope, receive, send)
+
+    told = [(it.getMessage(), vars(it).get("status")) for it in caplog.records if it.name == "embedroute.access"]
+    assert told == [("gone", 499)]
+    assert len(sent) == (lost_at == "the end")
+
+
+async def test_a_server_may_raise_while_the_work_is_watched(caplog):
+    caplog.set_level(logging.INFO, logger="embedroute")
+    door = embeddings_app(Gateway(Config(gateway={"auth": "open"}, providers={"mock": Provider(backend=Stuck())})))
+    messages = [{"type": "http.request", "body": b'{"model":"mock/m","input":"a"}'}]
+
+    async def receive():
+        if messages:
+            return messages.pop()
+        raise Lost
+
+    async def send(message):
+        raise AssertionError(message)
+
+    headers = [(b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/embeddings", "headers": headers, "query_string": b""}
+    with anyio.fail_after(5):
+        await door(scope, receive, send)
+
+    assert [it.getMessage() for it in caplog.records if it.name == "embedroute.access"] == ["gone"]
+
+
+HELD = [(b"content-type", b"application/json"), (b"authorization", f"Bearer {KEY}".encode())]
+
+
+@pytest.mark.parametrize(
+    "held_as",
+    [list, tuple, iter, lambda held: (pair for pair in held), lambda held: map(list, held), lambda held: dict(held).items()],
+)
+async def test_headers_may_be_any_iterable(held_as):
+    """ASGI says no more of them; one that can be read once only is enough."""
+    messages, sent = [{"type": "http.request", "body": GOOD}], []
+
+    async def receive():
+        return messages.pop()
+
+    async def send(message):
+        sent.append(message)
+
+    await app()({"type": "http", "method": "POST", "path": "/v1/embeddings", "headers": held_as(HELD)}, receive, send)
+
+    assert sent[0]["status"] == 200
 
 
 # Answers
@@ -305,6 +420,43 @@ async def test_a_success_says_where_it_came_from():
     assert told == [("1", "hits=0 misses=1"), ("0", "hits=1 misses=0")]
     assert [it.header("x-embedroute-provider") for it in (first, second)] == ["mock", None]
     assert first.body == second.body
+
+
+DOWN, BAD = Unavailable("reset"), InputRefused("no")
+
+
+@pytest.mark.parametrize(
+    ("steps", "body", "status", "attempts", "providers"),
+    [
+        ((DOWN, DOWN), {}, 502, 2, "a,b"),
+        ((DOWN, None), {}, 200, 2, "b"),
+        ((None, DOWN), {}, 200, 1, "a"),
+        ((BAD, None), {}, 400, 1, "a"),
+        ((DOWN, BAD), {}, 400, 2, "a,b"),
+        ((DOWN, DOWN), {"dimensions": 99}, 400, 0, None),
+        ((DOWN, DOWN), {"provider": {"only": []}}, 404, 0, None),
+    ],
+)
+async def test_who_was_called_is_told_in_errors_too(steps, body, status, attempts, providers):
+    """A success names who gave its vectors, an error all who were asked for them."""
+    slugs = ("a", "b")
+    served = Gateway(
+        Config(
+            gateway={"auth": "open"},
+            providers={
+                slug: Provider(backend=ScriptedBackend(width=8, **({"then": step} if step else {})))
+                for slug, step in zip(slugs, steps, strict=True)
+            },
+            models={"m": {"dimensions": 8, "endpoints": [{"provider": slug} for slug in slugs]}},
+        ),
+        retries=RetryPolicy(attempts=1),
+    )
+    asked = {"model": "m", "input": "text", "provider": {"order": list(slugs)}, **body}
+
+    answer = await post(embeddings_app(served), JSON, body=json.dumps(asked).encode())
+
+    told = answer.header("x-embedroute-attempts"), answer.header("x-embedroute-provider")
+    assert (status, (str(attempts), providers)) == (answer.status, told)
 
 
 @pytest.mark.parametrize("body", [GOOD, b"{"])
@@ -351,9 +503,64 @@ async def test_the_lists_need_a_key_and_have_a_head(method, path):
     assert answer.body == (whole.body if method == "GET" else b"")
 
 
+@pytest.mark.parametrize(
+    ("hint", "seconds", "milliseconds"),
+    [
+        (None, "1", "1000"),
+        (0, "0", "0"),
+        (2.001, "3", "2001"),
+        ("7", "7", "7000"),
+        (math.inf, "120", "120000"),
+        (10**400, "1", "1000"),
+        (math.nan, "1", "1000"),
+        (-5, "1", "1000"),
+        ("soon", "1", "1000"),
+        (b"7", "7", "7000"),
+        ([], "1", "1000"),
+    ],
+)
+@pytest.mark.parametrize("error", [RateLimited, NoHealthyEndpoint])
+async def test_a_rest_is_told_in_whole_numbers_whatever_a_plugin_says(error, hint, seconds, milliseconds):
+    told = dict(hints_of(error("slow", retry_after=hint), error.status))
+
+    assert (seconds, milliseconds) == (told[b"retry-after"].decode(), told[b"retry-after-ms"].decode())
+
+
 @pytest.mark.parametrize("path", ["/openapi.json", "/v1/openapi.json"])
 async def test_the_document_needs_no_key(path):
     assert (await call(app(), "GET", path)).json["openapi"].startswith("3.1")
+
+
+@pytest.mark.parametrize(("auth", "asked"), [("keys", [{"bearer": []}]), ("open", None), ("host", None)])
+async def test_the_document_asks_for_a_key_where_the_gateway_does(auth, asked):
+    document = (await call(app(auth=auth), "GET", "/openapi.json")).json
+
+    assert asked == document.get("security")
+    assert (asked is not None) == ("securitySchemes" in document["components"])
+
+
+@pytest.mark.parametrize("dialect", ["openai", "openrouter", "gomodel", "phaseo", "spice"])
+async def test_errors_are_what_the_mounts_own_document_says(dialect):
+    door = embeddings_app(gateway(), dialect=dialect)
+    document = (await call(door, "GET", "/openapi.json")).json
+
+    for method, path, headers, status in [
+        ("POST", "/v1/embeddings", [JSON], 401),
+        ("POST", "/v1/embeddings", [JSON, BEARER], 400),
+        ("GET", "/v1/models", [], 401),
+        ("GET", "/v1/models/{id}", [BEARER], 404),
+    ]:
+        answer = await call(door, method, path, headers)
+        told = document["paths"][path][method.lower()]["responses"][str(status)]["content"]["application/json"]["schema"]
+        assert answer.status == status
+        Draft202012Validator({**told, "components": document["components"]}).validate(answer.json)
+
+
+@pytest.mark.parametrize("make", [embeddings_app, lambda gateway, **told: EmbeddingsMiddleware(passed_on, gateway, **told)])
+@pytest.mark.parametrize(("name", "advice"), [("openapi", 'did you mean "openai"'), ("nope", "openrouter"), (7, "openrouter")])
+async def test_a_dialect_that_nobody_speaks_is_a_mistake_of_the_host(make, name, advice):
+    with pytest.raises(ConfigError, match=advice):
+        make(gateway(), dialect=name)
 
 
 async def test_a_key_sees_only_its_models():

@@ -1,9 +1,11 @@
 """Tasks end with what started them, and a plain exception comes out of every group."""
 
+import asyncio
+
 import anyio
 import pytest
 
-from embedroute.tasks import ClientGone, gather, innermost, unless
+from embedroute.tasks import ClientGone, gather, innermost, is_stray, unless
 
 pytestmark = pytest.mark.anyio
 
@@ -40,7 +42,7 @@ def after(seconds, seen=None):
 async def test_work_that_is_done_first_ends_the_watch():
     seen = Seen()
 
-    assert await unless(after(60, seen), seen.work(0.01, "done"), grace=0) == "done"
+    assert await unless(after(60, seen), seen.work(0.1, "done"), grace=0) == "done"
     assert seen.ends == ["done", "watched"]
 
 
@@ -81,7 +83,7 @@ async def test_an_error_of_the_watch_comes_out_plain_and_cancels_the_work():
 async def test_a_deadline_around_it_cancels_both():
     seen = Seen()
 
-    with pytest.raises(TimeoutError), anyio.fail_after(0.01):
+    with pytest.raises(TimeoutError), anyio.fail_after(0.1):
         await unless(after(60, seen), seen.work(60, "done"), grace=0)
     assert sorted(seen.ends) == ["cancelled", "watched"]
 
@@ -138,7 +140,7 @@ async def test_a_deadline_around_many_cancels_them_all():
     async def wait():
         await seen.work(60, "never")
 
-    with pytest.raises(TimeoutError), anyio.fail_after(0.01):
+    with pytest.raises(TimeoutError), anyio.fail_after(0.1):
         await gather([wait] * 4, at_once=2)
     assert seen.ends == ["cancelled"] * 2
 
@@ -148,3 +150,45 @@ def test_the_innermost_of_nested_groups_is_plain():
     nested = BaseExceptionGroup("a", [ExceptionGroup("b", [plain, KeyError()]), OSError()])
 
     assert innermost(nested) is plain
+
+
+@pytest.mark.parametrize(
+    ("error", "stray"),
+    [(asyncio.CancelledError(), True), (GeneratorExit(), True), (KeyboardInterrupt(), False), (SystemExit(), False)],
+)
+async def test_a_cancellation_that_nobody_sent_is_a_stray(error, stray):
+    assert stray is is_stray(error)
+
+
+async def test_a_cancellation_that_was_sent_is_none():
+    found = []
+
+    async def cancelled(error):
+        try:
+            await anyio.sleep_forever()
+        except anyio.get_cancelled_exc_class() as sent:
+            found.append(is_stray(error or sent))
+            raise
+
+    with anyio.move_on_after(0.01):
+        await cancelled(None)
+    async with anyio.create_task_group() as group:
+        group.start_soon(cancelled, None)
+        await anyio.sleep(0.01)
+        group.cancel_scope.cancel()
+    assert found == [False, False]
+
+
+def test_a_future_that_somebody_else_cancelled_cancels_nobody():
+    async def main():
+        future = asyncio.get_running_loop().create_future()
+        future.cancel()
+        with pytest.raises(asyncio.CancelledError) as caught:
+            await future
+        return is_stray(caught.value)
+
+    assert asyncio.run(main())
+
+
+def test_a_coroutine_that_is_closed_outside_any_loop_is_not_disturbed():
+    assert not is_stray(GeneratorExit())

@@ -11,6 +11,7 @@ from embedroute.inputs import Input, Kind
 from embedroute.wire import mistakes, strict
 from embedroute.wire.fields import CHOICES, FIELDS
 from embedroute.wire.narrow import Limits, narrow
+from embedroute.wire.plain import plain
 from embedroute.wire.preferences import NO_PREFERENCES, Preferences
 from embedroute.wire.requests import Content, CreateEmbeddingRequest, Debug, EmbeddingOptions, LenientRequest, WireInput
 from embedroute.wire.vocabulary import GOOGLE_TASKS, NEUTRAL, SPELLINGS
@@ -68,18 +69,21 @@ def _reworded(error: Exception, body: bytes) -> InvalidRequest:
 
 
 def make_request(fields: Mapping[str, object], limits: Limits) -> Job:
-    """Check a request that was not read from the wire, by the same rules.
+    """Check a request that was not read from the wire, by the same rules; values of a host's own types are taken by value.
 
     Raises:
         InvalidRequest: ``param`` names the field at fault.
     """
     try:
-        request = msgspec.convert(fields, CreateEmbeddingRequest)
+        given = plain(fields)
+    except RecursionError:
+        strict.refuse_depth()
+    try:
+        request = msgspec.convert(given, CreateEmbeddingRequest)
         msgspec.json.encode(request)
-    except msgspec.ValidationError as error:
-        raise mistakes.refusal_of(error, json.dumps(dict(fields), default=repr).encode(), FIELDS, CHOICES) from None
-    except UnicodeEncodeError:
-        raise InvalidRequest("A text holds half of a surrogate pair; send whole characters.", param="input") from None
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:
+        body = json.dumps(given, default=msgspec.to_builtins).encode()
+        raise mistakes.refusal_of(error, body, FIELDS, CHOICES) from None
     return check_request(request, limits)
 
 

@@ -1,7 +1,6 @@
 """What a client gets: the list of embeddings, the models, and the struct of an error before a dialect words it."""
 
 from collections.abc import Mapping, Sequence
-from decimal import Decimal
 from typing import Literal
 
 import msgspec
@@ -77,7 +76,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     matryoshka: bool
     context_length: int | None
     modalities: Sequence[str]
-    pricing: Mapping[str, Decimal]
+    pricing: Mapping[str, str]
     providers: Sequence[str]
     supported_endpoints: Sequence[str] = ("/v1/embeddings",)
     created: int = 0

@@ -2,134 +2,99 @@
 
 from collections.abc import Mapping
 from functools import cache
-from typing import cast
+from typing import Final, cast
 
 import msgspec
 
-from embedroute.wire.requests import CreateEmbeddingRequest
+from embedroute.settings import DialectName
+from embedroute.wire.described import ANSWERS, CreateEmbeddingRequest, Model, ModelList, OpenRouterModelList
+
+STATUSES: Final = (400, 401, 403, 404, 405, 408, 413, 415, 429, 500, 502, 503, 504)
+LIST_STATUSES: Final = (401, 500)
+SENT: Final = "The models that the caller may use"
+
+_ONE_GIVEN: Final = [{"required": [name], "properties": {name: {"not": {"type": "null"}}}} for name in ("input", "inputs")]
 
 
-class _Vector(msgspec.Struct, kw_only=True):
-    """One vector: numbers, or base64 of little-endian float32."""
-
-    object: str
-    index: int
-    embedding: list[float] | str
-
-
-class _Usage(msgspec.Struct, kw_only=True):
-    """Tokens of all inputs."""
-
-    prompt_tokens: int
-    total_tokens: int
-
-
-class _Answer(msgspec.Struct, kw_only=True):
-    """The success body."""
-
-    object: str
-    data: list[_Vector]
-    model: str
-    usage: _Usage
-
-
-class _Fault(msgspec.Struct, kw_only=True):
-    """What went wrong, and what to do."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class _Envelope(msgspec.Struct, kw_only=True):
-    """The error body."""
-
-    error: _Fault
-
-
-NAMES = {
-    "_Vector": "Embedding",
-    "_Usage": "Usage",
-    "_Answer": "CreateEmbeddingResponse",
-    "_Fault": "Error",
-    "_Envelope": "ErrorResponse",
-}
-STATUSES = (400, 401, 403, 404, 405, 408, 413, 415, 429, 500, 502, 503, 504)
-
-
-@cache
-def operation() -> dict[str, object]:
+def operation(dialect: DialectName = "openai") -> dict[str, object]:
     """The OpenAPI operation of ``POST /v1/embeddings``; its ``$ref`` point into ``components()``."""
-    fault = {"description": "Error", "content": _json("ErrorResponse")}
     return {
         "operationId": "createEmbedding",
         "summary": "Embed texts, token ids or content parts",
         "tags": ["embeddings"],
-        "requestBody": {"required": True, "content": _json("CreateEmbeddingRequest")},
-        "responses": {
-            "200": {"description": "One vector per input, in input order", "content": _json("CreateEmbeddingResponse")},
-            **{str(status): fault for status in STATUSES},
+        "requestBody": {"required": True, "content": _json(CreateEmbeddingRequest)},
+        "responses": _responses("One vector per input, in input order", ANSWERS[dialect][0], STATUSES, dialect),
+    }
+
+
+def models_operation(dialect: DialectName = "openai") -> dict[str, object]:
+    """The OpenAPI operation of ``GET /v1/models``."""
+    answers = _responses(SENT, ModelList, LIST_STATUSES, dialect)
+    return {"operationId": "listModels", "summary": "List models", "tags": ["embeddings"], "responses": answers}
+
+
+def _paths(dialect: DialectName) -> dict[str, object]:
+    models, one = models_operation(dialect), {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
+    listed = _responses(f"{SENT}, as OpenRouter lists them", OpenRouterModelList, LIST_STATUSES, dialect)
+    told = _responses("The model", Model, (401, 404, 500), dialect)
+    return {
+        "/v1/embeddings": {"post": operation(dialect)},
+        "/v1/embeddings/models": {"get": {**models, "operationId": "listEmbeddingModels", "responses": listed}},
+        "/v1/models": {"get": models},
+        "/v1/models/{id}": {
+            "get": {**models, "operationId": "getModel", "summary": "Describe a model", "parameters": [one], "responses": told}
         },
     }
 
 
 @cache
-def components() -> dict[str, dict[str, object]]:
-    """The JSON Schemas that ``operation()`` refers to, by name."""
-    _, schemas = msgspec.json.schema_components(
-        [CreateEmbeddingRequest, _Answer, _Envelope], ref_template="#/components/schemas/{name}"
-    )
-    text = msgspec.json.encode(schemas)
-    for held, name in NAMES.items():
-        text = text.replace(f"schemas/{held}".encode(), f"schemas/{name}".encode())
-    read = msgspec.json.decode(text, type=dict[str, dict[str, object]])
-    return {NAMES.get(name, name): {**schema, "title": NAMES.get(name, name)} for name, schema in read.items()}
+def components(dialect: DialectName = "openai") -> dict[str, dict[str, object]]:
+    """The JSON Schemas that the operations refer to, by name."""
+    roots = [CreateEmbeddingRequest, *ANSWERS[dialect], Model, ModelList, OpenRouterModelList]
+    _, schemas = msgspec.json.schema_components(roots, ref_template="#/components/schemas/{name}")
+    read = msgspec.json.decode(msgspec.json.encode(schemas), type=dict[str, dict[str, object]])
+    read["CreateEmbeddingRequest"]["anyOf"] = _ONE_GIVEN
+    cast("dict[str, dict[str, object]]", read["TextPart"]["properties"])["text"]["minLength"] = 1
+    return read
 
 
 @cache
-def openapi(server: str = ".") -> bytes:
-    """The OpenAPI document of a mount, which is at ``server`` as seen from where the document is served."""
-    one = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
+def openapi(server: str = ".", *, dialect: DialectName = "openai", secured: bool = True) -> bytes:
+    """The OpenAPI document of a mount that speaks ``dialect``, and asks for a key if it is ``secured``.
+
+    It is at ``server``, as seen from where the document is served.
+    """
     document: dict[str, object] = {
         "openapi": "3.1.0",
         "info": {"title": "embedroute", "version": "1", "description": "OpenAI-compatible embeddings."},
         "servers": [{"url": server}],
-        "paths": {
-            "/v1/embeddings": {"post": operation()},
-            "/v1/embeddings/models": {"get": {**models_operation(), "operationId": "listEmbeddingModels"}},
-            "/v1/models": {"get": models_operation()},
-            "/v1/models/{id}": {
-                "get": {**models_operation(), "operationId": "getModel", "summary": "Describe a model", "parameters": [one]}
-            },
-        },
-        "components": {"schemas": components(), "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}}},
-        "security": [{"bearer": []}],
+        "paths": _paths(dialect),
+        "components": {"schemas": components(dialect)},
     }
+    if secured:
+        schemes = {"bearer": {"type": "http", "scheme": "bearer"}}
+        document["components"] = {"schemas": components(dialect), "securitySchemes": schemes}
+        document["security"] = [{"bearer": []}]
     return msgspec.json.encode(document)
 
 
-def models_operation() -> dict[str, object]:
-    """The OpenAPI operation of ``GET /v1/models``."""
-    answers = {
-        "200": {"description": "The models that the caller may use"},
-        "401": {"description": "Error", "content": _json("ErrorResponse")},
-    }
-    return {"operationId": "listModels", "summary": "List models", "tags": ["embeddings"], "responses": answers}
-
-
-def inlined(described: Mapping[str, object]) -> dict[str, object]:
+def inlined(described: Mapping[str, object], dialect: DialectName = "openai") -> dict[str, object]:
     """Put the schemas where ``$ref`` points to them, for a host whose document has components of its own."""
     if "$ref" in described:
-        return inlined(components()[str(described["$ref"]).rpartition("/")[2]])
-    return {name: _inlined(value) for name, value in described.items()}
+        return inlined(components(dialect)[str(described["$ref"]).rpartition("/")[2]], dialect)
+    return {name: _inlined(value, dialect) for name, value in described.items()}
 
 
-def _inlined(value: object) -> object:
+def _inlined(value: object, dialect: DialectName) -> object:
     if isinstance(value, list):
-        return [_inlined(item) for item in cast("list[object]", value)]
-    return inlined(cast("dict[str, object]", value)) if isinstance(value, dict) else value
+        return [_inlined(item, dialect) for item in cast("list[object]", value)]
+    return inlined(cast("dict[str, object]", value), dialect) if isinstance(value, dict) else value
 
 
-def _json(name: str) -> dict[str, object]:
-    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
+def _responses(text: str, answer: type, statuses: tuple[int, ...], dialect: DialectName) -> dict[str, object]:
+    fault = {"description": "Error", "content": _json(ANSWERS[dialect][1])}
+    return {"200": {"description": text, "content": _json(answer)}, **{str(status): fault for status in statuses}}
+
+
+def _json(shape: type) -> dict[str, object]:
+    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{shape.__name__}"}}}

@@ -2,7 +2,12 @@
 
 import json
 import math
+from collections import OrderedDict, UserString, deque
+from decimal import Decimal
+from enum import Enum, IntEnum
+from fractions import Fraction
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,7 +17,7 @@ from embedroute.inputs import ImagePart, ImageURL, Kind, TextPart
 from embedroute.wire.decode import Job, decode_request, make_request
 from embedroute.wire.narrow import Limits
 from embedroute.wire.preferences import MaxPrice, Percentiles, Preferences, Sort
-from embedroute.wire.requests import Debug, EmbeddingOptions, GoogleOptions, MistralOptions
+from embedroute.wire.requests import Content, Debug, EmbeddingOptions, GoogleOptions, MistralOptions
 
 LIMITS = Limits(max_inputs=4, media_domains=frozenset({"img.example"}))
 PNG = "data:image/png;base64,iVBORw0KGgo="
@@ -352,11 +357,133 @@ def test_a_host_application_is_refused_by_the_same_rules(fields, param):
     assert param == caught.value.param
 
 
-@pytest.mark.parametrize("given", [("a", "b"), ["a", "b"]])
-def test_a_host_application_may_send_tuples(given):
+class Words(str):
+    """A text with more to it, and another way to show it."""
+
+    __slots__ = ()
+
+    def __str__(self):
+        return "shown"
+
+
+class Word(Words, Enum):
+    """A name of the host's own, which is not shown as what it is."""
+
+    A = "a"
+    QUERY = "query"
+    MODEL = "m"
+
+    def __str__(self):
+        return self.name
+
+
+class Size(IntEnum):
+    EIGHT = 8
+
+
+@pytest.mark.parametrize(
+    ("given", "inputs"),
+    [
+        (("a", "b"), ["a", "b"]),
+        (["a", "b"], ["a", "b"]),
+        (deque(["a", "b"]), ["a", "b"]),
+        (UserString("a"), ["a"]),
+        (range(1, 3), [(1, 2)]),
+        (np.str_("a"), ["a"]),
+        ([np.str_("a"), "b"], ["a", "b"]),
+        (Words("a"), ["a"]),
+        ([Words("a"), Word.A, "b"], ["a", "a", "b"]),
+        (Word.A, ["a"]),
+        ([np.int64(1), 2, np.int32(3)], [(1, 2, 3)]),
+        ([np.float32(5), np.float64(6), 7.0], [(5, 6, 7)]),
+        ([Size.EIGHT, 1], [(8, 1)]),
+        (((1, 2), (np.int64(3),)), [(1, 2), (3,)]),
+        ([(1, 2), [3]], [(1, 2), (3,)]),
+        ([OrderedDict(content=({"type": Words("text"), "text": np.str_("a")},))], [(TextPart("a"),)]),
+        ([Content(content=[TextPart("a")])], [(TextPart("a"),)]),
+    ],
+)
+def test_a_host_application_may_send_values_of_its_own_types(given, inputs):
+    """By value: what comes out is what the same request gives over the wire."""
     job = make_request({"input": given, "model": "m"}, LIMITS)
 
-    assert list(job.inputs) == ["a", "b"]
+    assert inputs == list(job.inputs)
+    assert {str, tuple} >= {type(item) for item in job.inputs}
+    assert {str, int, TextPart} >= {type(part) for item in job.inputs for part in item}
+
+
+@pytest.mark.parametrize(
+    ("fields", "attribute", "value"),
+    [
+        ({"dimensions": np.int64(8)}, "dimensions", 8),
+        ({"dimensions": Size.EIGHT}, "dimensions", 8),
+        ({"model": Word.MODEL}, "model", "m"),
+        ({"model": np.str_("m")}, "model", "m"),
+        ({"input_type": Word.QUERY}, "input_type", "query"),
+        ({"provider": Words("a")}, "hint", "a"),
+        ({"provider": {Words("only"): (Words("a"),)}}, "preferences", Preferences(only=["a"])),
+        ({"provider": Preferences(only=["a"])}, "preferences", Preferences(only=["a"])),
+        ({"provider": {"max_price": {"prompt": Decimal("0.5")}}}, "preferences", Preferences(max_price=MaxPrice(prompt=0.5))),
+        ({"debug": {"trace": True}}, "debug", Debug(trace=True)),
+    ],
+)
+def test_fields_may_be_values_of_a_hosts_own_types(fields, attribute, value):
+    found = getattr(make_request({"input": "a", "model": "m", **fields}, LIMITS), attribute)
+
+    assert (value, type(value)) == (found, type(found))
+
+
+UNORDERED = "which has no order; send a list."
+ROUND: list[object] = []
+ROUND.append(ROUND)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "message"),
+    [
+        ({"input": {"a"}}, "input", UNORDERED),
+        ({"input": frozenset({"a"})}, "input", UNORDERED),
+        ({"input": {"a": 1}.keys()}, "input", UNORDERED),
+        ({"input": [{1, 2}]}, "input[0]", UNORDERED),
+        ({"provider": {"order": {"a", "b"}}}, "provider.order", UNORDERED),
+        ({"input": {"a": 1}}, "input", "must be a string or an array, not an object."),
+        ({"input": [UserString("")]}, "input", "must not be empty."),
+        ({"input": Fraction(1, 3)}, "input", "not fractions.Fraction."),
+        ({"input": (text for text in ["a"])}, "input", "not generator; send a list."),
+        ({"input": map(str, [1])}, "input", "not map; send a list."),
+        ({"input": {"a": 1}.values()}, "input", "not dict_values; send a list."),
+        ({"input": b"a"}, "input", "not bytes."),
+        ({"input": bytearray(b"a")}, "input", "not bytearray."),
+        ({"input": memoryview(b"a")}, "input", "not memoryview."),
+        ({"input": [b"a"]}, "input[0]", "not bytes."),
+        ({"input": np.array(["a", "b"])}, "input", "not numpy.ndarray; send a list."),
+        ({"input": [np.array([1, 2])]}, "input[0]", "not numpy.ndarray; send a list."),
+        ({"input": [object()]}, "input[0]", "not object."),
+        ({"input": [True]}, "input[0]", "not true or false."),
+        ({"input": [np.True_]}, "input[0]", "not numpy.bool"),
+        ({"input": [1, np.int64(-1)]}, "input", "token ids"),
+        ({"input": ["a", np.str_("")]}, "input[1]", "must not be empty."),
+        ({"inputs": [[1], [None]]}, "inputs[1][0]", "not null."),
+        ({"input": ["a", "\udc00"]}, "input[1]", "half of a surrogate pair"),
+        ({"user": "\udc00"}, "user", "half of a surrogate pair"),
+        ({"model": "\udc00"}, "model", "half of a surrogate pair"),
+        ({"input": [Content(content=[TextPart("\udc00")])]}, "input[0].content[0].text", "half of a surrogate pair"),
+        ({"input": ROUND}, None, "nested deeper"),
+        ({"dimensions": np.float64(8.5)}, "dimensions", "must be an integer"),
+        ({"dimensions": "8"}, "dimensions", "must be an integer"),
+        ({"dimensions": np.True_}, "dimensions", "not numpy.bool"),
+        ({"provider": {1: 2}}, "provider", "must be a string"),
+        ({"provider": {("a",): 2}}, "provider", "must be a string"),
+        ({"debug": object()}, "debug", "not object."),
+    ],
+)
+def test_what_has_no_order_or_no_value_is_refused_by_name(fields, param, message):
+    """A set of texts would pair vectors with texts at random."""
+    with pytest.raises(InvalidRequest) as caught:
+        make_request({**({} if {"input", "inputs"} & set(fields) else {"input": "a"}), "model": "m", **fields}, LIMITS)
+
+    assert param == caught.value.param
+    assert message in caught.value.message
 
 
 ANY_JSON = st.recursive(

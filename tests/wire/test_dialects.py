@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from embedroute import Config, Gateway, Provider, embeddings_app
-from embedroute.backend import Vectors
+from embedroute.backend import Accepts, Vectors
 from embedroute.errors import InputRefused, KeyRefused, RateLimited, Unavailable
 from embedroute.routing.retry import RetryPolicy
 from embedroute.testing import ScriptedBackend, expected_vector
@@ -46,9 +46,19 @@ def gateway_of(backend=None, **settings):
     )
 
 
+def failing(failure):
+    """A gateway at a backend that fails so; a number is the seconds that it takes, more than there are."""
+    backend = ScriptedBackend(then=failure, width=WIDTH)
+    return gateway_of(backend, deadline=0.5) if isinstance(failure, float) else gateway_of(backend)
+
+
 async def ask(gateway, dialect, body, *, key=KEY, path="/v1/embeddings", method="POST"):
     headers = [("content-type", "application/json"), *([("authorization", f"Bearer {key}")] if key else [])]
     return await call(embeddings_app(gateway, dialect=dialect), method, path, headers, [json.dumps(body).encode()])
+
+
+class Plain(ScriptedBackend, frozen=True, kw_only=True):
+    accepts = Accepts()
 
 
 GOOD = [
@@ -131,7 +141,7 @@ BAD = [
 @dialects
 @pytest.mark.parametrize(("body", "how", "failure", "status"), BAD)
 async def test_an_error_fits_its_document(dialect, body, how, failure, status):
-    gateway = gateway_of(ScriptedBackend(then=failure, width=WIDTH), deadline=0.1) if failure else gateway_of()
+    gateway = failing(failure) if failure else gateway_of()
 
     answer = await ask(gateway, dialect, {"model": "m", **body}, **how)
 
@@ -145,7 +155,7 @@ TYPES = {401: "authentication_error", 403: "authentication_error", 404: "not_fou
 @pytest.mark.parametrize(("body", "how", "failure", "status"), BAD)
 async def test_errors_are_worded_as_each_system_words_them(body, how, failure, status):
     def gateway():
-        return gateway_of(ScriptedBackend(then=failure, width=WIDTH), deadline=0.1) if failure else gateway_of()
+        return failing(failure) if failure else gateway_of()
 
     told = {name: (await ask(gateway(), name, {"model": "m", **body}, **how)).json for name in DIALECTS}
 
@@ -226,6 +236,24 @@ async def test_a_trace_tells_the_journey_and_a_summary_no_values():
     assert "PLANTED" not in answer.body.decode()
 
 
+@pytest.mark.parametrize(
+    ("wishes", "status", "events"),
+    [
+        ({"provider": {"zdr": True}}, 404, [("filtered", "zdr", "p:m")]),
+        ({"user": "u"}, 200, [("dropped parameter", "user", "p:m")]),
+        ({"provider": {"ignore": ["p"]}, "user": "u"}, 404, [("filtered", "ignore", "p:m")]),
+    ],
+)
+async def test_a_trace_tells_what_was_filtered_and_what_was_dropped(wishes, status, events):
+    """In a refusal too: there the filters are what matters."""
+    asked = {"model": "m", "input": "a", "debug": {"trace": True}, **wishes}
+
+    answer = await ask(gateway_of(Plain(width=WIDTH)), "openai", asked)
+
+    told = [(it["action"], it.get("filter") or it.get("parameter"), it.get("endpoint")) for it in answer.json["trace"]]
+    assert (status, events) == (answer.status, [it for it in told if it[0] in {"filtered", "dropped parameter"}])
+
+
 @pytest.mark.parametrize(("key", "status"), [(KEY, 200), ("sk-plain", 403)])
 async def test_explain_forecasts_without_a_call(key, status):
     backend = ScriptedBackend(width=WIDTH)
@@ -238,5 +266,5 @@ async def test_explain_forecasts_without_a_call(key, status):
     if status == 200:
         plan = answer.json
         assert [(it["provider"], it["chunks"], it["price"]["prompt"]) for it in plan["order"]] == [("p", [2], "2")]
-        assert plan["cache"] == {"hits": 0, "misses": 2}
+        assert plan["cache"] == {"hits": 0, "misses": 3}
         assert plan["inputs"]["unique"] == 2
