@@ -2,9 +2,10 @@
 
 A map, from the ground up; a file imports only from floors below:
 
-- words: ``wording``, ``failures``, ``errors``, ``inputs``, ``turns``, ``vectors``, ``faults``, ``journal``, ``tasks``
-- borders: ``secret``, ``upstream`` and ``backend`` (plugins), ``models``, ``reading``, ``settings`` and ``config`` (operators),
-  ``wire`` (clients), ``redact``
+- words: ``wording``, ``failures``, ``errors``, ``inputs``, ``turns``, ``vectors``, ``hints``, ``signals``, ``faults``,
+  ``journal``, ``tasks``
+- borders: ``secret``, ``upstream`` and ``backend`` (plugins), ``models``, ``reading``, ``settings``, ``tables`` and
+  ``config`` (operators), ``wire`` (clients), ``redact``
 - decisions, pure: ``access``, ``routing``
 - effects: ``cache``, ``batching``, ``flights``, ``http``, ``exchange``, ``orders``, ``calls``,
   ``perloop``, ``plugins``, ``assembly``

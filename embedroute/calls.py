@@ -19,7 +19,8 @@ from embedroute.orders import Land, Landed, Order, for_client, landed_of, make_b
 from embedroute.redact import capture
 from embedroute.routing.directory import Candidate
 from embedroute.routing.health import Healths
-from embedroute.routing.plan import Key, halves, split
+from embedroute.routing.parameters import is_cut_here
+from embedroute.routing.plan import Key, halves, split, text_before
 from embedroute.routing.retry import RetryBudget, RetryPolicy, Then, judge, limited, wait_before, worst
 from embedroute.routing.widths import Widths
 
@@ -69,7 +70,8 @@ class Desk:
         failures: list[EmbedrouteError] = []
         for position, candidate in enumerate(candidates):
             left = candidates[position:]
-            pieces = split(work, candidate.accepts, self._healths.of(candidate).cap(self._clock()))
+            before = text_before(candidate, order.model, order.parameters.input_type)
+            pieces = split(work, candidate.accepts, self._healths.of(candidate).cap(self._clock()), before)
             if len(pieces) > 1:
                 order.journal.note("split", "cut", endpoint=candidate.name, chunks=[len(piece) for piece in pieces])
                 await self._all([*left, *limited(candidates, failures)], order, pieces, land)
@@ -123,12 +125,12 @@ class Desk:
             if not isinstance(outcome, EmbedrouteError):
                 return outcome
             failure = outcome
-            then = judge(failure, attempt, self._policy)
-            if then is Then.STOP:
+            if (then := judge(failure, attempt, self._policy)) is Then.STOP:
                 raise failure
-            if then is not Then.RETRY or not self._budget.allow(self._clock()):
+            now, wait = self._clock(), wait_before(failure, attempt, self._policy, self._random)
+            if then is not Then.RETRY or now + wait >= order.deadline or not self._budget.allow(now):
                 return failure
-            await anyio.sleep(wait_before(failure, attempt, self._policy, self._random))
+            await anyio.sleep(wait)
 
     async def _attempt(
         self, candidate: Candidate, work: Mapping[Key, Input], order: Order, timeout: float, attempt: int, ticket: int
@@ -181,10 +183,8 @@ class Desk:
             if len(batch) > 1:
                 self._healths.of(candidate).overfilled(self._clock(), len(batch))
             raise
-        if is_large(batch):
-            answer = await tasks.in_thread(partial(checked, answer, batch, due=due))
-        else:
-            answer = checked(answer, batch, due=due)
+        check = partial(checked, answer, batch, due=due, matryoshka=is_cut_here(order.model))
+        answer = await tasks.in_thread(check) if is_large(batch) else check()
         if due is None:
             self._widths.agree(order.space, batch.dtype, answer.array.shape[1])
         return answer

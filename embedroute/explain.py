@@ -1,14 +1,21 @@
-"""What a request would do, without doing it: the ordered plan, the filters, prices, split and cache forecast."""
+"""What a request would do, without doing it: the ordered plan, the filters, prices, split and cache forecast.
 
+Cache counts are of inputs; ``rests_for`` is the seconds for which an endpoint is left alone after failures or a 429.
+"""
+
+import time
 from collections.abc import Mapping
 
 from embedroute.access import Caller
 from embedroute.cache.lookup import look_up
 from embedroute.errors import PermissionDenied
 from embedroute.gateway import Gateway
-from embedroute.inputs import Input, sizes_of
+from embedroute.inputs import Input, images_in, sizes_of
+from embedroute.journal import Journal
+from embedroute.listing import plain
 from embedroute.routing.directory import Candidate
-from embedroute.routing.plan import Key, make_plan, split
+from embedroute.routing.health import Health
+from embedroute.routing.plan import Key, make_plan, split, text_before
 from embedroute.wire.decode import Job
 
 
@@ -26,13 +33,18 @@ def explain(gateway: Gateway, job: Job, caller: Caller) -> dict[str, object]:
     selection, plan = decision.selection, make_plan(job.inputs, decision.shared)
     held = look_up(gateway.cache, plan.work, decision)
     work = {key: item for key, item in plan.work.items() if key not in held}
+    hits = sum(key in held for key in plan.keys)
+    befores = [text_before(it, route.model, selection.parameters.input_type) for it in selection.candidates]
     return {
         "object": "plan",
         "model": route.public,
-        "order": [_forecast(candidate, work) for candidate in selection.candidates],
+        "order": [
+            _forecast(candidate, gateway.healths.of(candidate), work, before, time.monotonic())
+            for candidate, before in zip(selection.candidates, befores, strict=True)
+        ],
         "filtered": [{**_facts(it.candidate), "filter": it.filter, "reason": it.reason} for it in selection.dropped],
-        "cache": {"hits": len(held), "misses": len(work)},
-        "inputs": {"count": len(plan.keys), "unique": len(plan.work), "estimated_tokens": _tokens(work)},
+        "cache": {"hits": hits, "misses": len(plan.keys) - hits},
+        "inputs": {"count": len(plan.keys), "unique": len(plan.work), "estimated_tokens": sum(sizes_of(work.values()))},
     }
 
 
@@ -40,18 +52,19 @@ def _facts(candidate: Candidate) -> dict[str, object]:
     return {
         "provider": candidate.provider,
         "model": candidate.model,
-        "price": {kind: str(price) for kind, price in candidate.prices.items()},
+        "price": {kind: plain(price) for kind, price in candidate.prices.items()},
     }
 
 
-def _forecast(candidate: Candidate, work: Mapping[Key, Input]) -> dict[str, object]:
-    price = candidate.prices.get("prompt")
+def _forecast(candidate: Candidate, health: Health, work: Mapping[Key, Input], before: str, now: float) -> dict[str, object]:
+    chunks = split(work, candidate.accepts, health.cap(now), before)
+    bill = Journal("")
+    for chunk in chunks:
+        items = chunk.values()
+        bill.served(candidate.provider, candidate.prices, sum(sizes_of(items)), {}, images=images_in(items))
     return {
         **_facts(candidate),
-        "chunks": [len(chunk) for chunk in split(work, candidate.accepts)],
-        "cost": None if price is None else str(price * _tokens(work) / 1_000_000),
+        "chunks": [len(chunk) for chunk in chunks],
+        "cost": plain(bill.cost) if "prompt" in candidate.prices else None,
+        "rests_for": round(health.ready_at(now) - now, 3),
     }
-
-
-def _tokens(work: Mapping[Key, Input]) -> int:
-    return sum(sizes_of(work.values()))

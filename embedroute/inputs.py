@@ -85,3 +85,8 @@ def modalities_of(items: Sequence[Input]) -> frozenset[str]:
     if kind_of(items[0]) is not Kind.PARTS:
         return frozenset({"text"})
     return frozenset("image" if isinstance(part, ImagePart) else "text" for item in items for part in item)
+
+
+def images_in(items: Collection[Input]) -> int:
+    """Count the images of a request's inputs, which are what a price by the image is for."""
+    return 0 if all_text(items) else sum(isinstance(part, ImagePart) for item in items for part in item)

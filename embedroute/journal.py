@@ -1,7 +1,7 @@
 """What happened to one request: counts for its headers always, events and bodies only when debug asks for them."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -44,7 +44,7 @@ class Journal:
         self.attempts = 0
         self.hits = 0
         self.misses = 0
-        self.bills: list[tuple[Mapping[str, Decimal], int]] = []
+        self.bills: list[tuple[Mapping[str, Decimal], int, int]] = []
         self.estimated = False
         self.fallback: str | None = None
         self.providers: dict[str, None] = {}
@@ -68,17 +68,36 @@ class Journal:
         return self.sent is not None or self.got is not None
 
     @property
-    def cost(self) -> Decimal:
-        """USD spent upstream: prompt tokens by the million, and so much a call; an unknown price counts as 0."""
-        spent = (
-            prices.get("prompt", 0) * tokens / Decimal(1_000_000) + prices.get("request", 0) for prices, tokens in self.bills
-        )
-        return sum(spent, Decimal(0))
+    def asked(self) -> Sequence[str]:
+        """The providers that were called, whether or not they answered."""
+        return tuple(dict.fromkeys([*(provider for provider, _ in self.failures), *self.providers]))
 
-    def served(self, provider: str, prices: Mapping[str, Decimal], tokens: int, modality_tokens: Mapping[str, int]) -> None:
-        """Add what one answered call came from, and what it is billed by: the endpoint's ``prices`` and its tokens."""
+    @property
+    def cost(self) -> Decimal:
+        """USD spent upstream: prompt tokens by the million, so much an image and a call; an unknown price counts as 0."""
+        return sum((_billed(prices, tokens, images) for prices, tokens, images in self.bills), Decimal(0))
+
+    def looked_up(self, keys: Sequence[bytes], found: Container[bytes]) -> None:
+        """Count the inputs, by their ``keys``, whose vectors were there, and those whose were not."""
+        self.hits = sum(key in found for key in keys)
+        self.misses = len(keys) - self.hits
+
+    def served(
+        self,
+        provider: str,
+        prices: Mapping[str, Decimal],
+        tokens: int,
+        modality_tokens: Mapping[str, int],
+        *,
+        images: int = 0,
+    ) -> None:
+        """Add what one answered call came from, and what it is billed by: the endpoint's ``prices``, tokens and images.
+
+        Tokens that are known to be of images are not billed by the token where an image has a price of its own.
+        """
         self.providers[provider] = None
-        self.bills.append((prices, tokens))
+        own = modality_tokens.get("image", 0) if "image" in prices else 0
+        self.bills.append((prices, max(tokens - own, 0), images))
         for modality, count in modality_tokens.items():
             self.modality_tokens[modality] = self.modality_tokens.get(modality, 0) + count
 
@@ -91,6 +110,11 @@ class Journal:
         """What debug asked to see and there was, by the names it has on the wire."""
         shown = {"upstream_request": _one_or_all(self.sent), "upstream_response": _one_or_all(self.got), "trace": self.events}
         return {name: value for name, value in shown.items() if value}
+
+
+def _billed(prices: Mapping[str, Decimal], tokens: int, images: int) -> Decimal:
+    by_unit = prices.get("request", Decimal(0)) + prices.get("image", Decimal(0)) * images
+    return prices.get("prompt", Decimal(0)) * tokens / 1_000_000 + by_unit
 
 
 def _one_or_all(bodies: Sequence[Event] | None) -> Event | Sequence[Event] | None:

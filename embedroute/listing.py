@@ -1,16 +1,18 @@
 """The models that a caller may use, in OpenAI's form and in OpenRouter's."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
 
 from embedroute.errors import ModelNotFound
 from embedroute.routing.directory import Route
+from embedroute.routing.parameters import has_widths, is_cut_here
 from embedroute.wire.responses import ModelCard
 from embedroute.wording import echo
 
 
 def card(route: Route) -> ModelCard:
-    """Describe one model; its price is the lowest of its endpoints' prompt prices."""
-    model, prices = route.model, [it.prices["prompt"] for it in route.candidates if "prompt" in it.prices]
+    """Describe one model; its prices are those of the endpoint with the lowest price a prompt token."""
+    model, prices = route.model, _lowest(route)
     return ModelCard(
         id=route.public,
         owned_by=route.candidates[0].provider if route.candidates else "",
@@ -19,9 +21,19 @@ def card(route: Route) -> ModelCard:
         matryoshka=bool(model.matryoshka),
         context_length=model.max_input_tokens,
         modalities=tuple(model.modalities or ("text",)),
-        pricing={"prompt": min(prices)} if prices else {},
+        pricing={kind: plain(price) for kind, price in prices.items()},
         providers=tuple(dict.fromkeys(it.provider for it in route.candidates)),
     )
+
+
+def _lowest(route: Route) -> Mapping[str, Decimal]:
+    known = [it.prices for it in route.candidates if "prompt" in it.prices]
+    return min(known, key=lambda prices: prices["prompt"]) if known else {}
+
+
+def plain(price: Decimal) -> str:
+    """Write a price without an exponent, as ``provider.max_price`` takes it back."""
+    return f"{price.normalize():f}"
 
 
 def model_list(routes: Sequence[Route]) -> dict[str, object]:
@@ -43,11 +55,13 @@ def model_card(routes: Sequence[Route], name: str) -> ModelCard:
 
 def openrouter_list(routes: Sequence[Route]) -> dict[str, object]:
     """``GET /v1/embeddings/models``, as OpenRouter lists its embedding models; prices in USD per token."""
-    return {"data": [_openrouter(card(route)) for route in routes]}
+    return {"data": [_openrouter(route, card(route)) for route in routes]}
 
 
-def _openrouter(model: ModelCard) -> dict[str, object]:
-    prompt = model.pricing.get("prompt")
+def _openrouter(route: Route, model: ModelCard) -> dict[str, object]:
+    prices = _lowest(route)
+    a_token = {kind: plain(prices.get(kind, Decimal(0)) / 1_000_000) for kind in ("prompt", "completion")}
+    a_unit = {kind: plain(prices.get(kind, Decimal(0))) for kind in ("request", "image")}
     return {
         "id": model.id,
         "name": model.id,
@@ -58,11 +72,19 @@ def _openrouter(model: ModelCard) -> dict[str, object]:
             "input_modalities": model.modalities,
             "output_modalities": ["embeddings"],
         },
-        "pricing": {
-            "prompt": str(0 if prompt is None else prompt / 1_000_000),
-            "completion": "0",
-            "request": "0",
-            "image": "0",
-        },
-        "supported_parameters": ["dimensions", "encoding_format", "input_type", "user"],
+        "pricing": a_token | a_unit,
+        "supported_parameters": supported(route),
     }
+
+
+def supported(route: Route) -> list[str]:
+    """Name the optional parameters that do something at this model: of its own accord, or at one of its endpoints."""
+    model, accepted = route.model, [it.accepts for it in route.candidates]
+    typed = model.input_types == [] or bool(model.prefixes) or any(it.input_types for it in accepted)
+    taken = {
+        "dimensions": has_widths(model) and (is_cut_here(model) or any(it.dimensions for it in accepted)),
+        "encoding_format": True,
+        "input_type": typed,
+        "user": any(it.user for it in accepted),
+    }
+    return [name for name, does in taken.items() if does]

@@ -9,13 +9,13 @@ from embedroute.access import Caller
 from embedroute.backend import Batch, Vectors
 from embedroute.cache import CacheUse
 from embedroute.errors import EmbedrouteError, KeyRefused, UpstreamError
-from embedroute.inputs import Input, Kind, Part, sizes_of
+from embedroute.inputs import Input, Kind, Part, images_in, sizes_of
 from embedroute.journal import Journal
 from embedroute.models import Model
 from embedroute.redact import scrub, secrets_of
 from embedroute.routing.memo import Decision
 from embedroute.routing.parameters import Parameters
-from embedroute.routing.plan import Embedded, Key, land
+from embedroute.routing.plan import Embedded, Key, land, text_before
 from embedroute.routing.routes import Candidate, Route
 from embedroute.wire.decode import Job
 
@@ -78,7 +78,7 @@ def make_batch(candidate: Candidate, work: Mapping[Key, Input], order: Order) ->
     wanted, accepts = order.parameters, candidate.accepts
     inputs = list(work.values())
     native = wanted.input_type is not None and wanted.input_type in accepts.input_types
-    before = "" if native or wanted.input_type is None else (order.model.prefixes or {}).get(wanted.input_type, "")
+    before = text_before(candidate, order.model, wanted.input_type)
     return Batch(
         model=candidate.model,
         texts=_prefixed(cast("list[str]", inputs), before) if order.kind is Kind.TEXT else (),
@@ -109,7 +109,7 @@ def landed_of(
         journal.estimated = True
         tokens = sum(sizes_of(work.values()))
     prices = candidate.prices if made else {kind: price for kind, price in candidate.prices.items() if kind != "request"}
-    journal.served(candidate.provider, prices, tokens, answer.modality_tokens)
+    journal.served(candidate.provider, prices, tokens, answer.modality_tokens, images=images_in(work.values()))
     landed = land(work, answer, tokens)
     if order.store is not None:
         order.store(landed)

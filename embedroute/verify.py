@@ -5,11 +5,13 @@ from itertools import combinations
 from typing import Final, Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from embedroute.errors import EmbedrouteError
 from embedroute.gateway import Gateway
 from embedroute.routing.directory import Candidate
 from embedroute.vectors import Array
+from embedroute.wording import echo
 
 PROBES: Final = (
     "The cat sat on the mat.",
@@ -29,7 +31,7 @@ Outcome = Literal["verified", "near", "different"]
 
 
 class Thresholds(msgspec.Struct, frozen=True, kw_only=True):
-    """The least cosine over all probes for two endpoints to count as verified, or as near."""
+    """The least cosine over all probes for two endpoints to count as verified, or as near; lengths agree as closely."""
 
     verified: float = 0.9999
     near: float = 0.999
@@ -39,14 +41,18 @@ THRESHOLDS: Final = Thresholds()
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """Two endpoints compared: the lowest cosine and the largest difference of a number over all probes."""
+    """Two endpoints compared: the lowest cosine and the largest difference of a number over all probes.
+
+    ``why`` says what the figures do not: that an endpoint failed, or that its vectors have other lengths.
+    """
 
     model: str
     left: str
     right: str
-    cosine: float | None
-    difference: float | None
     verdict: Outcome
+    cosine: float | None = None
+    difference: float | None = None
+    why: str = ""
 
     @property
     def shown_cosine(self) -> str:
@@ -57,6 +63,10 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     def shown_difference(self) -> str:
         """The difference as a table shows it."""
         return "-" if self.difference is None else f"{self.difference:.2e}"
+
+
+Answers = Mapping[str, Array | EmbedrouteError]
+"""Endpoint → its vectors of the probes, or why there are none."""
 
 
 async def verify(gateway: Gateway, model: str, thresholds: Thresholds = THRESHOLDS) -> list[Verdict]:
@@ -72,26 +82,32 @@ async def verify(gateway: Gateway, model: str, thresholds: Thresholds = THRESHOL
     return [_compare(model, left, right, answers, thresholds) for left, right in combinations(answers, 2)]
 
 
-async def _embedded(gateway: Gateway, model: str, candidate: Candidate) -> Array | None:
+async def _embedded(gateway: Gateway, model: str, candidate: Candidate) -> Array | EmbedrouteError:
     try:
         return (await gateway.embed_at(candidate, list(PROBES), model=model)).vectors
-    except EmbedrouteError:
-        return None
+    except EmbedrouteError as error:
+        return error
 
 
-def _compare(model: str, left: str, right: str, answers: Mapping[str, Array | None], thresholds: Thresholds) -> Verdict:
+def _compare(model: str, left: str, right: str, answers: Answers, thresholds: Thresholds) -> Verdict:
     one, other = answers[left], answers[right]
-    if one is None or other is None or one.shape != other.shape:
-        return Verdict(model=model, left=left, right=right, cosine=None, difference=None, verdict="different")
+    pair = Verdict(model=model, left=left, right=right, verdict="different")
+    if isinstance(one, EmbedrouteError) or isinstance(other, EmbedrouteError):
+        silent = {name: it.message for name, it in ((left, one), (right, other)) if isinstance(it, EmbedrouteError)}
+        return replace(pair, why="; ".join(f"{name} failed: {echo(said)}" for name, said in silent.items()))
     cosine, difference = agreement(one, other)
-    return Verdict(model=model, left=left, right=right, cosine=cosine, difference=difference, verdict=judge(cosine, thresholds))
+    # What points the same way and differs in length is not the same vector: dot products with the two do not compare.
+    ratio = proportion(one, other)
+    verdict = judge(min(cosine, ratio), thresholds)
+    why = f"lengths as far apart as 1 : {1 / ratio:.4g}" if verdict != "verified" and ratio < cosine else ""
+    return replace(pair, cosine=cosine, difference=difference, verdict=verdict, why=why)
 
 
-def judge(cosine: float, thresholds: Thresholds) -> Outcome:
-    """Tell what a lowest cosine means."""
-    if cosine >= thresholds.verified:
+def judge(least: float, thresholds: Thresholds) -> Outcome:
+    """Tell what a lowest cosine means, or the lowest proportion of two lengths."""
+    if least >= thresholds.verified:
         return "verified"
-    return "near" if cosine >= thresholds.near else "different"
+    return "near" if least >= thresholds.near else "different"
 
 
 def agreement(left: Array, right: Array) -> tuple[float, float]:
@@ -100,3 +116,10 @@ def agreement(left: Array, right: Array) -> tuple[float, float]:
     lengths = ((one * one).sum(axis=1) * (other * other).sum(axis=1)) ** 0.5
     cosines = (one * other).sum(axis=1) / lengths.clip(min=5e-324)
     return float(cosines.min()), float(abs(one - other).max())
+
+
+def proportion(left: Array, right: Array) -> float:
+    """Compare the lengths of two (n, d) arrays row by row: the shorter by the longer, where they are farthest apart."""
+    one, other = left.astype("f8"), right.astype("f8")
+    ratios = ((one * one).sum(axis=1) / (other * other).sum(axis=1)) ** 0.5
+    return float(min(ratios.min(), 1 / ratios.max()))

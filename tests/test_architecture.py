@@ -12,8 +12,8 @@ import embedroute
 PACKAGE = Path(embedroute.__file__).parent
 
 FLOORS = (
-    ("wording", "failures", "errors", "inputs", "turns", "vectors", "faults", "journal", "tasks"),
-    ("secret", "upstream", "backend", "models", "reading", "settings", "config", "wire", "redact"),
+    ("wording", "failures", "errors", "inputs", "turns", "vectors", "hints", "signals", "faults", "journal", "tasks"),
+    ("secret", "upstream", "backend", "models", "reading", "settings", "tables", "config", "wire", "redact"),
     ("access", "routing"),
     ("cache", "batching", "flights", "http", "exchange", "orders", "calls", "perloop", "plugins", "assembly"),
     ("gateway",),
@@ -23,7 +23,7 @@ FLOORS = (
 
 BESIDE = {
     "backends": {"backend", "errors", "inputs", "turns", "vectors", "backends"},
-    "conformance": {"backend", "errors", "inputs", "vectors"},
+    "conformance": {"backend", "errors", "inputs", "vectors", "conformance"},
     "testing": {"backend", "errors", "inputs", "vectors", "backends", "conformance"},
 }
 """Rooms beside the house → what they may import: what a third party may."""

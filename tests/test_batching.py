@@ -18,6 +18,7 @@ from embedroute.backends.hashed import hash_batch
 from embedroute.batching import Merger
 from embedroute.errors import BatchTooLarge, EmbedrouteError, InputRefused, RateLimited, TimedOut, Unavailable
 from embedroute.inputs import ImagePart, ImageURL, TextPart
+from embedroute.routing.plan import ENVELOPE
 from embedroute.routing.retry import RetryPolicy
 from embedroute.settings import CacheSettings
 from embedroute.testing import ScriptedBackend, expected_vector
@@ -137,8 +138,8 @@ async def test_calls_to_a_busy_endpoint_are_merged_and_each_gets_its_own_rows():
         (Accepts(max_inputs=1), [1, 1, 1]),
         (Accepts(max_tokens=60), [3]),
         (Accepts(max_tokens=59), [2, 1]),
-        (Accepts(max_bytes=258), [3]),
-        (Accepts(max_bytes=257), [2, 1]),
+        (Accepts(max_bytes=ENVELOPE + 258), [3]),
+        (Accepts(max_bytes=ENVELOPE + 257), [2, 1]),
     ],
 )
 async def test_a_merged_call_keeps_the_caps(accepts, asked):

@@ -26,6 +26,7 @@ from embedroute.errors import (
     Unreachable,
 )
 from embedroute.routing.health import BreakerPolicy
+from embedroute.routing.plan import ENVELOPE
 from embedroute.routing.retry import RetryPolicy
 from embedroute.testing import ScriptedBackend, expected_vector
 
@@ -370,7 +371,7 @@ class Split(NamedTuple):
         Split(scripted, {"max_inputs": 3}, [3, 3, 1], [3, 3, 1]),
         Split(scripted, {"max_inputs": 7}, [7], [7]),
         Split(scripted, {"max_tokens": 2}, [2, 2, 2, 1], [2, 2, 2, 1]),
-        Split(scripted, {"max_bytes": 20}, [2, 2, 2, 1], [2, 2, 2, 1]),
+        Split(scripted, {"max_bytes": ENVELOPE + 20}, [2, 2, 2, 1], [2, 2, 2, 1]),
         Split(scripted, {"max_bytes": 1}, [1] * 7, [1] * 7),
         Split(lambda: capped(3), {}, [7, 3, 3, 1], [3, 3, 1]),
         Split(lambda: capped(2), {}, None, [1] * 7),
@@ -393,7 +394,7 @@ async def test_no_cap_is_learned_from_a_single_input():
     only = scripted(BatchTooLarge("said of one"))
     gateway = gateway_of(only)
 
-    assert (await failure_of(gateway, ["one"])).status == 502
+    assert (await failure_of(gateway, ["one"])).status == 400
     await embed(gateway)
 
     assert [1, 7] == list(map(len, only.batches))

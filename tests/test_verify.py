@@ -27,6 +27,13 @@ def turned(by):
     return ScriptedBackend(then=answer)
 
 
+def scaled(by):
+    """A backend whose vectors point where the right ones do, and are ``by`` times as long."""
+    return ScriptedBackend(
+        then=lambda batch: Vectors(np.float32(by) * np.stack([expected_vector(item) for item in batch.inputs]), 3)
+    )
+
+
 def gateway(*backends):
     providers = {f"p{at}": Provider(backend=backend) for at, backend in enumerate(backends)}
     models = {"m": {"endpoints": [{"provider": slug} for slug in providers]}}
@@ -41,12 +48,17 @@ def gateway(*backends):
         (turned(0.9995), "near"),
         (turned(0.99), "different"),
         (turned(-1.0), "different"),
+        (scaled(1.00005), "verified"),
+        (scaled(1.0005), "near"),
+        (scaled(0.9995), "near"),
+        (scaled(2.0), "different"),
+        (scaled(0.01), "different"),
         (ScriptedBackend(width=128), "different"),
         (ScriptedBackend(then=Unavailable("down")), "different"),
     ],
 )
 async def test_two_endpoints_are_compared(other, verdict):
-    """By the lowest cosine of all probes; what cannot be asked, or has another width, cannot be vouched for."""
+    """By the lowest cosine of all probes, and by length; what cannot be asked, or has another width, cannot be vouched for."""
     (found,) = await verify(gateway(ScriptedBackend(), other), "m")
 
     assert ("m", "p0:m", "p1:m", verdict) == (found.model, found.left, found.right, found.verdict)
@@ -65,10 +77,26 @@ async def test_the_figures_are_of_the_worst_probe():
     assert (f"{found.cosine:.6f}", f"{found.difference:.2e}") == (found.shown_cosine, found.shown_difference)
 
 
-async def test_what_cannot_be_compared_has_no_figures():
-    (found,) = await verify(gateway(ScriptedBackend(), ScriptedBackend(then=Unavailable("down"))), "m")
+DOWN = ScriptedBackend(then=Unavailable("no route"))
 
-    assert ("-", "-") == (found.shown_cosine, found.shown_difference)
+
+@pytest.mark.parametrize(
+    ("one", "other", "figures", "why"),
+    [
+        (SAME, SAME, ("1.000000", "0.00e+00"), ""),
+        (SAME, turned(0.5), ("0.500000", None), ""),
+        (SAME, scaled(2.0), ("1.000000", None), "lengths as far apart as 1 : 2"),
+        (scaled(3.0), scaled(2.0), ("1.000000", None), "lengths as far apart as 1 : 1.5"),
+        (SAME, DOWN, ("-", "-"), "p1:m failed: 'no route'"),
+        (DOWN, DOWN, ("-", "-"), "p0:m failed: 'no route'; p1:m failed: 'no route'"),
+    ],
+)
+async def test_what_the_figures_do_not_say_is_told(one, other, figures, why):
+    """A dead endpoint is not a different one, and one that is scaled does not show in a cosine."""
+    (found,) = await verify(gateway(one, other), "m")
+
+    assert figures == (found.shown_cosine, found.shown_difference if figures[1] else None)
+    assert why == found.why
 
 
 async def test_every_pair_is_compared_and_every_endpoint_asked_once():

@@ -11,6 +11,7 @@ import msgspec
 
 from embedroute.access import Caller
 from embedroute.inputs import Kind
+from embedroute.journal import Journal
 from embedroute.routing.order import Surroundings, order
 from embedroute.routing.plan import shared_key
 from embedroute.routing.routes import Route
@@ -39,8 +40,10 @@ class Decisions:
         self._around = around
         self._made: dict[Hashable, Decision] = {}
 
-    def decide(self, route: Route, job: Job, caller: Caller) -> Decision:
+    def decide(self, route: Route, job: Job, caller: Caller, journal: Journal | None = None) -> Decision:
         """Filter and order the endpoints for a request, or recall what an equal one was told.
+
+        ``journal`` is told of the filters that leave nobody; those of a decision are told by its selection.
 
         Raises:
             Refusal: no endpoint may serve the request, and why.
@@ -49,7 +52,7 @@ class Decisions:
         known = self._made.get(_question(route, job, caller)) if plain else None
         if known is not None:
             return known if len(known.selection.candidates) == 1 else self._reordered(known, route, job)
-        selection = select(route, job, caller, self._around())
+        selection = select(route, job, caller, self._around(), journal)
         made = _decision(selection, route, job, caller)
         if plain:
             if len(self._made) >= MOST:

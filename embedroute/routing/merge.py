@@ -6,7 +6,7 @@ import msgspec
 
 from embedroute.backend import Accepts, Batch, Vectors
 from embedroute.inputs import size_of
-from embedroute.routing.plan import bytes_of, share_out
+from embedroute.routing.plan import ENVELOPE, bytes_of, share_out
 
 
 class Load(msgspec.Struct, frozen=True, gc=False):
@@ -25,7 +25,7 @@ def weigh(batch: Batch, accepts: Accepts) -> Load:
 
 def fitting(loads: Sequence[Load], accepts: Accepts) -> int:
     """Count the batches, from the first, that one call can hold; at least 1."""
-    inputs = tokens = size = 0
+    inputs, tokens, size = 0, 0, ENVELOPE
     for count, load in enumerate(loads):
         inputs, tokens, size = inputs + load.inputs, tokens + load.tokens, size + load.size
         over = inputs > (accepts.max_inputs or inputs) or tokens > (accepts.max_tokens or tokens)

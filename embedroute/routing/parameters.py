@@ -1,6 +1,6 @@
 """What of a request changes its vectors, and which endpoints can honour it; such a parameter is never dropped silently."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 import msgspec
@@ -12,6 +12,7 @@ from embedroute.models import Model
 from embedroute.routing.routes import Candidate
 from embedroute.routing.sieve import Sieve
 from embedroute.wire.decode import Job
+from embedroute.wire.requests import GoogleOptions, MistralOptions
 from embedroute.wire.vocabulary import GOOGLE_TASKS
 
 NAMESPACES: Final = ("google", "mistral")
@@ -21,51 +22,66 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
     """What of a request changes its vectors.
 
     ``width`` is the width due, None for an undeclared model that was not asked for one; ``dimensions`` is the
-    width asked for where it is not the model's own. ``namespace`` is the part of ``embedding_options`` that acts.
+    width asked for where it is not the model's own. ``namespaces`` are the parts of ``embedding_options`` that act.
     """
 
     width: int | None = None
     dimensions: int | None = None
     input_type: str | None = None
     dtype: str = "float"
-    namespace: str | None = None
+    namespaces: tuple[str, ...] = ()
     title: str | None = None
 
     def uncut(self, model: Model) -> "Parameters | None":
         """The same at the model's own width, if vectors of that width can be cut to the one asked for."""
-        if self.dimensions is None or model.dimensions is None or not model.matryoshka or self.dtype != "float":
+        if self.dimensions is None or not is_cut_here(model) or self.dtype != "float":
             return None
         return msgspec.structs.replace(self, width=model.dimensions, dimensions=None)
 
 
 def fold(sieve: Sieve, model: Model, job: Job) -> Parameters:
-    """Fold the namespace that acts into the neutral parameters; the candidates that do not speak it drop out.
+    """Fold the namespaces that are spoken into the neutral parameters; candidates that do not speak the first drop out.
 
     Raises:
-        InvalidRequest: the model has no such width, or a namespace that must be honoured is spoken by nobody.
+        InvalidRequest: the model has no such width, two namespaces contradict each other, or one that must be honoured
+            is spoken by nobody.
     """
-    spoken = next((it for it in NAMESPACES if _given(job, it) and any(it in one.accepts.options for one in sieve.left)), None)
+    spoken = tuple(it for it in NAMESPACES if _given(job, it) and any(it in one.accepts.options for one in sieve.left))
     if job.preferences.require_parameters and (lost := unspoken(job, spoken)):
         param = f"embedding_options.{lost[0]}"
         raise InvalidRequest(f"'{param}' names an API that no provider of this model speaks.", param=param)
-    if spoken is None:
-        return _checked(model, Parameters(input_type=job.input_type), job.dimensions, "dimensions")
-    sieve.keep("embedding_options", lambda it: spoken in it.accepts.options, f"does not speak {spoken}")
-    google, mistral = job.options.google, job.options.mistral
-    if spoken == "google" and google:
-        size, param = google.output_dimensionality, "embedding_options.google.output_dimensionality"
-        task = GOOGLE_TASKS[google.task_type] if google.task_type else None
-        wanted = Parameters(input_type=job.input_type or task, namespace="google", title=google.title)
-    else:
-        size, dtype = (mistral.output_dimension, mistral.output_dtype) if mistral else (None, None)
-        param = "embedding_options.mistral.output_dimension"
-        wanted = Parameters(input_type=job.input_type, dtype=dtype or "float", namespace="mistral")
-    return _checked(model, wanted, job.dimensions or size, "dimensions" if job.dimensions else param)
+    # Only the first has what another API has no word for, a title; what the second asks is asked of the first's speakers.
+    for name in spoken[:1]:
+        sieve.keep("embedding_options", lambda it, name=name: name in it.accepts.options, f"does not speak {name}")
+    google = job.options.google if "google" in spoken else None
+    mistral = job.options.mistral if "mistral" in spoken else None
+    task = google and google.task_type
+    wanted = Parameters(
+        input_type=job.input_type or (GOOGLE_TASKS[task] if task else None),
+        dtype=(mistral and mistral.output_dtype) or "float",
+        namespaces=spoken,
+        title=google and google.title,
+    )
+    return _checked(model, wanted, *_size(job.dimensions, google, mistral))
 
 
-def unspoken(job: Job, spoken: str | None) -> list[str]:
+def _size(asked: int | None, google: GoogleOptions | None, mistral: MistralOptions | None) -> tuple[int | None, str]:
+    """Tell the width that is asked for, and the parameter that asks."""
+    sizes = {
+        "dimensions": asked,
+        "embedding_options.google.output_dimensionality": google and google.output_dimensionality,
+        "embedding_options.mistral.output_dimension": mistral and mistral.output_dimension,
+    }
+    given = [(size, param) for param, size in sizes.items() if size]
+    for size, param in given[1:]:
+        if size != given[0][0]:
+            raise InvalidRequest(f"'{param}' contradicts '{given[0][1]}'; send one of them.", param=param)
+    return given[0] if given else (None, "dimensions")
+
+
+def unspoken(job: Job, spoken: Collection[str]) -> list[str]:
     """The namespaces of ``embedding_options`` that were given and have no effect."""
-    return [name for name in NAMESPACES if _given(job, name) and name != spoken]
+    return [name for name in NAMESPACES if _given(job, name) and name not in spoken]
 
 
 def _given(job: Job, namespace: str) -> bool:
@@ -86,14 +102,25 @@ def _checked(model: Model, wanted: Parameters, size: int | None, param: str) -> 
     )
 
 
+def has_widths(model: Model) -> bool:
+    """Whether vectors of another width than the model's own may be asked for."""
+    own = model.dimensions
+    if own is None or not model.matryoshka:
+        return own is None
+    return any(it != own for it in model.dimensions_allowed or [model.dimensions_min or 1])
+
+
+def is_cut_here(model: Model) -> bool:
+    """Whether a vector of the model's own width can be cut to a shorter one of length 1."""
+    return model.dimensions is not None and bool(model.matryoshka)
+
+
 def _width_fault(model: Model, own: int, size: int) -> str | None:
-    if size == own:
-        return None
-    if model.dimensions_allowed:
-        allowed = sorted({*model.dimensions_allowed, own})
-        return None if size in allowed else f"must be one of {', '.join(map(str, allowed))} for this model."
     if not model.matryoshka:
-        return f"must be {own} for this model; its vectors cannot be shortened."
+        return None if size == own else f"must be {own} for this model; its vectors cannot be shortened."
+    if model.dimensions_allowed:
+        allowed = sorted(model.dimensions_allowed)
+        return None if size in allowed else f"must be one of {', '.join(map(str, allowed))} for this model."
     least = model.dimensions_min or 1
     return None if least <= size <= own else f"must be from {least} to {own} for this model."
 
@@ -116,7 +143,7 @@ def filter_by_parameters(sieve: Sieve, model: Model, job: Job, wanted: Parameter
         refusal,
     )
     param = "embedding_options.mistral.output_dtype"
-    refusal = InvalidRequest(f"'{param}' is honoured by no provider of this model.", param=param)
+    refusal = InvalidRequest(f"'{param}' is honoured by no provider of this model that honours the rest.", param=param)
     sieve.keep("output_dtype", lambda it: wanted.dtype in it.accepts.dtypes, "does not give such numbers", refusal)
     if job.preferences.require_parameters and job.user is not None:
         sieve.keep("require_parameters", lambda it: it.accepts.user, "does not take 'user'")
@@ -128,8 +155,8 @@ def _filter_by_input(sieve: Sieve, model: Model, job: Job) -> None:
     refusal = InvalidRequest(
         f"'input' holds {said}, which no provider of this model takes.", param="input", code="unsupported_modality"
     )
-    if model.modalities is not None:
-        sieve.keep("input", lambda _: needs <= set(model.modalities or ()), "the model has no such modality", refusal)
+    # A model that lists no modalities is a text model, as it is to whoever asks for the list of models.
+    sieve.keep("input", lambda _: needs <= set(model.modalities or ("text",)), "the model has no such modality", refusal)
     sieve.keep("input", lambda it: _takes(it.accepts, job.kind, needs), f"does not take {said}", refusal)
     if job.kind is Kind.PARTS and any(map(_is_remote, (part for item in job.inputs for part in item))):
         sieve.keep("input", lambda it: it.accepts.fetches, "does not fetch https images", refusal)

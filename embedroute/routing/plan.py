@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import accumulate
+from typing import Final
 
 import msgspec
 
@@ -10,10 +11,16 @@ from embedroute import vectors
 from embedroute.access import Caller
 from embedroute.backend import Accepts, Vectors
 from embedroute.inputs import ImagePart, Input, Part, all_text, size_of, sizes_of
-from embedroute.routing.routes import Route
+from embedroute.models import Model
+from embedroute.routing.routes import Candidate, Route
 from embedroute.routing.select import Parameters
 from embedroute.vectors import Array
 from embedroute.wire.preferences import Preferences
+
+ENVELOPE: Final = 1024
+"""Bytes of a body around its inputs: the names of its fields, the model, the user, and what else one call says once."""
+
+_ENCODER: Final = msgspec.json.Encoder()
 
 Key = bytes
 """Digest of all that makes a vector what it is, and of who may see it."""
@@ -86,33 +93,45 @@ def _said(part: Part) -> str:
     return part.image_url.url if isinstance(part, ImagePart) else part.text
 
 
-def split(work: Mapping[Key, Input], accepts: Accepts, learned: int | None = None) -> list[dict[Key, Input]]:
-    """Cut work into chunks within the caps on inputs, tokens and bytes of one call; ``learned`` is a smaller count.
+def text_before(candidate: Candidate, model: Model, input_type: str | None) -> str:
+    """The text that stands before each text of an input type: the model's prefix, where the API takes no such type."""
+    if input_type is None or input_type in candidate.accepts.input_types:
+        return ""
+    return (model.prefixes or {}).get(input_type, "")
 
-    An input that is over a cap by itself goes alone: the upstream then says so in its own words.
+
+def split(work: Mapping[Key, Input], accepts: Accepts, learned: int | None = None, before: str = "") -> list[dict[Key, Input]]:
+    """Cut work into chunks within the caps on inputs, tokens and bytes of one call, each text with ``before`` before it.
+
+    ``learned`` is a smaller count. An input that is over a cap by itself goes alone: the upstream then says so in its
+    own words.
     """
     if len(work) < 2:
         return [dict(work)] if work else []
     most = min(accepts.max_inputs or len(work), learned or len(work))
-    tokens, size = accepts.max_tokens or float("inf"), accepts.max_bytes or float("inf")
-    if len(work) <= most and _surely_within(work.values(), tokens, size):
+    tokens, size = accepts.max_tokens or float("inf"), (accepts.max_bytes or float("inf")) - ENVELOPE
+    if len(work) <= most and _surely_within(work.values(), tokens, size, len(before)):
         return [dict(work)]
-    return list(_chunks(work, most, tokens, size))
+    return list(_chunks(work, most, tokens, size, before))
 
 
-def _surely_within(items: Collection[Input], tokens: float, size: float) -> bool:
-    """Whether texts are so far below the caps that nobody need measure each: a character is at most 4 bytes, or 1 token."""
+def _surely_within(items: Collection[Input], tokens: float, size: float, before: int) -> bool:
+    """Whether texts are so far below the caps that nobody need measure each.
+
+    A character is at most 1 token, or 6 bytes of JSON, as an escape has; two quotes and a comma stand around a text.
+    """
     if not all_text(items):
         return tokens == size == float("inf")
-    most = sum(map(len, items)) + len(items)
-    return most <= tokens and 4 * most <= size
+    most = sum(map(len, items)) + (before + 1) * len(items)
+    return most <= tokens and 6 * most <= size
 
 
-def _chunks(work: Mapping[Key, Input], most: int, tokens: float, size: float) -> Iterator[dict[Key, Input]]:
+def _chunks(work: Mapping[Key, Input], most: int, tokens: float, size: float, before: str) -> Iterator[dict[Key, Input]]:
     chunk: dict[Key, Input] = {}
     held = filled = 0
     for key, item in work.items():
-        cost, weight = size_of(item), bytes_of(item)
+        sent = before + item if isinstance(item, str) else item
+        cost, weight = size_of(sent), bytes_of(sent)
         if chunk and (len(chunk) >= most or held + cost > tokens or filled + weight > size):
             yield chunk
             chunk, held, filled = {}, 0, 0
@@ -123,14 +142,15 @@ def _chunks(work: Mapping[Key, Input], most: int, tokens: float, size: float) ->
 
 
 def bytes_of(item: Input) -> int:
-    """Count the UTF-8 bytes of one input, and a few for what stands around it."""
-    if isinstance(item, str):
-        return _length(item) + 3
-    return sum(8 if isinstance(part, int) else _length(_said(part)) + 64 for part in item)
+    """Count the bytes of one input in a JSON body, with what stands around it; a part's words differ from API to API."""
+    if isinstance(item, str) or isinstance(item[0], int):
+        return len(_ENCODER.encode(item)) + 1
+    return sum(_part_bytes(part) for part in item if not isinstance(part, int)) + 32
 
 
-def _length(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode())
+def _part_bytes(part: Part) -> int:
+    # An image's URL was judged when it came in: it holds nothing that JSON escapes, and copying it would cost.
+    return 64 + (len(part.image_url.url) if isinstance(part, ImagePart) else len(_ENCODER.encode(part.text)))
 
 
 def halves(chunk: Mapping[Key, Input]) -> tuple[dict[Key, Input], dict[Key, Input]]:

@@ -6,7 +6,7 @@ from decimal import Decimal
 import msgspec
 
 from embedroute.access import Caller
-from embedroute.errors import InvalidRequest
+from embedroute.errors import InvalidRequest, Refusal
 from embedroute.journal import Journal
 from embedroute.routing.order import Surroundings, order
 from embedroute.routing.parameters import Parameters, filter_by_parameters, fold, unspoken
@@ -30,19 +30,27 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
         """Set what two requests must have in common to share each other's failure: the endpoints they may try."""
         msgspec.structs.force_setattr(self, "terms", frozenset([candidate.name for candidate in self.candidates]))
 
-    def tell(self, journal: Journal) -> None:
-        """Write the decision into a trace."""
+    def tell(self, journal: Journal, user: str | None = None) -> None:
+        """Write the decision into a trace; ``user`` is what the request says of its own, if anything."""
         if journal.events is None:
             return
-        for it in self.dropped:
-            journal.note("select", "filtered", endpoint=it.candidate.name, filter=it.filter, reason=it.reason)
+        tell_dropped(self.dropped, journal)
         for name in self.unspoken:
             journal.note("select", "dropped parameter", parameter=f"embedding_options.{name}")
+        deaf = [candidate.name for candidate in self.candidates if user is not None and not candidate.accepts.user]
+        for name in deaf:
+            journal.note("select", "dropped parameter", parameter="user", endpoint=name)
         journal.note("select", "ordered", endpoints=[candidate.name for candidate in self.candidates])
 
 
-def select(route: Route, job: Job, caller: Caller, around: Surroundings) -> Selection:
-    """Filter and order a route's candidates for one request.
+def tell_dropped(dropped: Iterable[Dropped], journal: Journal) -> None:
+    """Write into a trace which endpoints were filtered, and why."""
+    for it in dropped:
+        journal.note("select", "filtered", endpoint=it.candidate.name, filter=it.filter, reason=it.reason)
+
+
+def select(route: Route, job: Job, caller: Caller, around: Surroundings, journal: Journal | None = None) -> Selection:
+    """Filter and order a route's candidates for one request; ``journal`` is told of the filters that leave nobody.
 
     Raises:
         InvalidRequest: a name in a list is unknown, or no endpoint honours a parameter that changes the vector.
@@ -51,11 +59,16 @@ def select(route: Route, job: Job, caller: Caller, around: Surroundings) -> Sele
     wishes = job.preferences
     _refuse_unknown_names(wishes, around.known_names)
     sieve = Sieve(route.candidates)
-    _filter_by_preferences(sieve, wishes, caller, around)
-    parameters = fold(sieve, route.model, job)
-    filter_by_parameters(sieve, route.model, job, parameters)
+    try:
+        _filter_by_preferences(sieve, wishes, caller, around)
+        parameters = fold(sieve, route.model, job)
+        filter_by_parameters(sieve, route.model, job, parameters)
+    except Refusal:
+        if journal is not None:
+            tell_dropped(sieve.dropped, journal)
+        raise
     ordered = order(sieve.left, wishes, route.sort, around)
-    lost = unspoken(job, parameters.namespace)
+    lost = unspoken(job, parameters.namespaces)
     return Selection(candidates=ordered, dropped=sieve.dropped, parameters=parameters, unspoken=lost)
 
 

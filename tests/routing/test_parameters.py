@@ -46,9 +46,10 @@ NATIVE_ONLY = {"dimensions": 1024, "matryoshka": False, "dimensions_allowed": [2
         (MATRYOSHKA, 1023, ["plain", "sized"]),
         (MATRYOSHKA, 1024, ["plain", "sized"]),
         (LISTED, 256, ["plain", "sized"]),
-        (LISTED, 1024, ["plain", "sized"]),
+        (LISTED, None, ["plain", "sized"]),
+        ({**LISTED, "dimensions_allowed": [256, 1024]}, 1024, ["plain", "sized"]),
+        (NATIVE_ONLY, 1024, ["plain", "sized"]),
         ({**MATRYOSHKA, "dimensions_min": 32}, 32, ["plain", "sized"]),
-        (NATIVE_ONLY, 256, ["sized"]),
         ({}, 77, ["sized"]),
         ({}, None, ["plain", "sized"]),
     ],
@@ -67,6 +68,9 @@ def test_a_width_is_given_natively_or_cut_here(facts, size, names):
         (MATRYOSHKA, 1025),
         (LISTED, 128),
         (LISTED, 1025),
+        (LISTED, 1024),
+        (NATIVE_ONLY, 256),
+        ({"dimensions": 1024, "dimensions_allowed": [256]}, 256),
         ({**MATRYOSHKA, "dimensions_min": 32}, 31),
         ({**MATRYOSHKA, "dimensions_min": 32}, 1025),
     ],
@@ -162,6 +166,27 @@ def mistral(**options):
     return {"embedding_options": {"mistral": options}}
 
 
+def both(google, mistral):
+    return {"embedding_options": {"google": google, "mistral": mistral}}
+
+
+BOTH = candidate("both", 10, accepts={"options": ["google", "mistral"], "dtypes": ["float", "int8"], "input_types": ["query"]})
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        (both({"task_type": "RETRIEVAL_QUERY"}, {"output_dtype": "int8"}), "embedding_options.mistral.output_dtype"),
+        (both({"title": "t"}, {"output_dtype": "int8"}), "embedding_options.mistral.output_dtype"),
+        (both({"output_dimensionality": 4}, {"output_dimension": 8}), "embedding_options.mistral.output_dimension"),
+        (both({"title": "t"}, {"output_dimension": 2048}), "embedding_options.mistral.output_dimension"),
+    ],
+)
+def test_what_two_namespaces_ask_that_nobody_gives_together_is_named(fields, param):
+    """Each has an endpoint that speaks it, and no answer of either would be what was asked for."""
+    assert (400, param, None) == refused(fields, GOOGLE, MISTRAL, **MATRYOSHKA)
+
+
 @pytest.mark.parametrize(
     ("fields", "candidates", "names", "lost"),
     [
@@ -179,6 +204,9 @@ def mistral(**options):
             ["mistral"],
             ["google"],
         ),
+        (both({"task_type": "RETRIEVAL_QUERY"}, {"output_dimension": 256}), [PLAIN, GOOGLE, MISTRAL], ["google"], []),
+        (both({"title": "t"}, {"output_dtype": "float"}), [PLAIN, GOOGLE, MISTRAL], ["google"], []),
+        (both({"title": "t"}, {"output_dtype": "int8"}), [GOOGLE, MISTRAL, BOTH], ["both"], []),
     ],
 )
 def test_a_namespace_goes_to_who_speaks_it(fields, candidates, names, lost):
@@ -205,20 +233,25 @@ def test_require_parameters_refuses_a_namespace_that_nobody_speaks(fields, param
 @pytest.mark.parametrize(
     ("fields", "candidate", "due"),
     [
-        (google(output_dimensionality=256), GOOGLE, Parameters(width=256, dimensions=256, namespace="google")),
-        (google(task_type="RETRIEVAL_QUERY"), GOOGLE, Parameters(width=1024, input_type="query", namespace="google")),
-        (google(title="t"), GOOGLE, Parameters(width=1024, title="t", namespace="google")),
+        (google(output_dimensionality=256), GOOGLE, Parameters(width=256, dimensions=256, namespaces=("google",))),
+        (google(task_type="RETRIEVAL_QUERY"), GOOGLE, Parameters(width=1024, input_type="query", namespaces=("google",))),
+        (google(title="t"), GOOGLE, Parameters(width=1024, title="t", namespaces=("google",))),
         (
             {"input_type": "document", **google(title="t")},
             GOOGLE,
-            Parameters(width=1024, title="t", input_type="document", namespace="google"),
+            Parameters(width=1024, title="t", input_type="document", namespaces=("google",)),
         ),
-        (mistral(output_dimension=256), MISTRAL, Parameters(width=256, dimensions=256, namespace="mistral")),
-        (mistral(output_dtype="int8"), MISTRAL, Parameters(width=1024, dtype="int8", namespace="mistral")),
+        (mistral(output_dimension=256), MISTRAL, Parameters(width=256, dimensions=256, namespaces=("mistral",))),
+        (mistral(output_dtype="int8"), MISTRAL, Parameters(width=1024, dtype="int8", namespaces=("mistral",))),
+        (
+            both({"task_type": "RETRIEVAL_QUERY"}, {"output_dimension": 256, "output_dtype": "float"}),
+            BOTH,
+            Parameters(width=256, dimensions=256, input_type="query", namespaces=("google", "mistral")),
+        ),
         (
             {"dimensions": 256, **google(title="t")},
             GOOGLE,
-            Parameters(width=256, dimensions=256, title="t", namespace="google"),
+            Parameters(width=256, dimensions=256, title="t", namespaces=("google",)),
         ),
     ],
 )
@@ -277,6 +310,10 @@ def test_an_input_goes_to_who_takes_its_kind(fields, names):
     [
         ({"input": [1]}, [PLAIN, VISUAL], {}),
         (parts(IMAGE), [PLAIN, TOKENS], {}),
+        (parts(IMAGE), EVERY, {}),
+        (parts(TEXT_PART, IMAGE), EVERY, {}),
+        (parts(IMAGE), EVERY, {"modalities": []}),
+        (parts(IMAGE), [PLAIN, TOKENS], {"modalities": ["text", "image"]}),
         (parts(TEXT_PART), [PLAIN, TOKENS], {}),
         (parts(IMAGE), EVERY, {"modalities": ["text"]}),
         (parts(TEXT_PART), EVERY, {"modalities": ["image"]}),
@@ -294,11 +331,11 @@ def test_an_https_image_goes_to_who_fetches_it():
     image = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
     asked = make_request({"model": "m", "input": [{"content": [TEXT_PART, image]}]}, limits)
 
-    found = select(route(*EVERY), asked, SOMEONE, around(EVERY))
+    found = select(route(*EVERY, modalities=["text", "image"]), asked, SOMEONE, around(EVERY))
 
     assert ["visual"] == [it.provider for it in found.candidates]
     with pytest.raises(InvalidRequest) as error:
-        select(route(BLIND_FETCH), asked, SOMEONE, around([BLIND_FETCH]))
+        select(route(BLIND_FETCH, modalities=["text", "image"]), asked, SOMEONE, around([BLIND_FETCH]))
     assert (400, "input", "unsupported_modality") == (error.value.status, error.value.param, error.value.code)
 
 

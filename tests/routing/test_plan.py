@@ -14,6 +14,7 @@ from embedroute.inputs import ImagePart, ImageURL, TextPart, size_of
 from embedroute.models import Model
 from embedroute.routing.parameters import Parameters
 from embedroute.routing.plan import (
+    ENVELOPE,
     Embedded,
     assemble,
     cut,
@@ -25,11 +26,13 @@ from embedroute.routing.plan import (
     share_out,
     shared_key,
     split,
+    text_before,
 )
 from embedroute.routing.routes import Route
 from embedroute.testing import expected_vector
+from embedroute.upstream import UpstreamRequest
 from embedroute.wire.preferences import Preferences
-from tests.routing.making import SOMEONE, wishes
+from tests.routing.making import SOMEONE, candidate, wishes
 
 ROUTE = Route(name="m", public="m", model=Model(), candidates=[])
 FIELDS = st.lists(st.text(max_size=4) | st.binary(max_size=4), max_size=4)
@@ -156,7 +159,12 @@ def test_every_mask_of_hits_and_misses_gives_each_input_its_own_vector(inputs):
 
 
 CAPS = st.fixed_dictionaries(
-    {}, optional={"max_inputs": st.integers(1, 5), "max_tokens": st.integers(1, 20), "max_bytes": st.integers(1, 90)}
+    {},
+    optional={
+        "max_inputs": st.integers(1, 5),
+        "max_tokens": st.integers(1, 20),
+        "max_bytes": st.integers(1, 90) | st.integers(ENVELOPE, ENVELOPE + 90),
+    },
 )
 
 
@@ -189,9 +197,17 @@ def test_chunks_keep_the_caps_the_order_and_every_input(inputs, caps, learned):
         (["x" * 400, "y", "z"], {"max_tokens": 20}, None, [1, 2]),
         (["y", "x" * 400, "z"], {"max_tokens": 20}, None, [1, 1, 1]),
         ([(1,) * 5, (2,) * 5, (3,)], {"max_tokens": 6}, None, [1, 2]),
-        (["x" * 40, "y" * 40, "z" * 40], {"max_bytes": 100}, None, [2, 1]),
-        (["é" * 20, "à" * 20, "z" * 40], {"max_bytes": 100}, None, [2, 1]),
-        ([(TextPart("語" * 12),), (TextPart("文" * 12),)], {"max_bytes": 160}, None, [1, 1]),
+        (["x" * 40, "y" * 40, "z" * 40], {"max_bytes": ENVELOPE + 86}, None, [2, 1]),
+        (["x" * 40, "y" * 40, "z" * 40], {"max_bytes": ENVELOPE + 85}, None, [1, 1, 1]),
+        (["x" * 40, "y" * 40, "z" * 40], {"max_bytes": 43}, None, [1, 1, 1]),
+        (["é" * 20, "à" * 20, "z" * 40], {"max_bytes": ENVELOPE + 86}, None, [2, 1]),
+        (['"' * 20, "\\" * 20, "\n" * 20, "z" * 40], {"max_bytes": ENVELOPE + 86}, None, [2, 2]),
+        (["\x01" * 6 + "zzzz", "\x1f" * 6 + "zzzz", "z"], {"max_bytes": ENVELOPE + 86}, None, [2, 1]),
+        (["\x7f" * 40, "🙂" * 10, "z"], {"max_bytes": ENVELOPE + 86}, None, [2, 1]),
+        ([(2**31 - 1,) * 3, (2**31 - 2,) * 3, (1,)], {"max_bytes": ENVELOPE + 70}, None, [2, 1]),
+        ([(2**31 - 1,) * 3, (2**31 - 2,) * 3, (1,)], {"max_bytes": ENVELOPE + 69}, None, [1, 2]),
+        ([(TextPart("語" * 12),), (TextPart("文" * 12),)], {"max_bytes": ENVELOPE + 267}, None, [1, 1]),
+        ([(TextPart("語" * 12),), (TextPart("文" * 12),)], {"max_bytes": ENVELOPE + 268}, None, [2]),
         ([], {"max_inputs": 4}, None, []),
         ([], {}, None, []),
     ],
@@ -200,6 +216,55 @@ def test_work_is_split_by_each_cap(inputs, caps, learned, counts):
     chunks = split(make_plan(inputs, b"").work, Accepts(**caps), learned)
 
     assert counts == [len(chunk) for chunk in chunks]
+
+
+SENT = {"model": "m" * 60, "user": "u" * 512, "encoding_format": "base64", "dimensions": 2**31, "input_type": "classification"}
+WILD = st.text(alphabet=st.characters(codec="utf-8"), min_size=1, max_size=30)
+WIDE = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=9).map(tuple)
+SEEN = st.lists(WILD.map(TextPart), min_size=1, max_size=2).map(tuple)
+
+
+SEVERAL = st.one_of(st.lists(kind, min_size=2, max_size=9) for kind in (WILD, WIDE, SEEN))
+
+
+@given(SEVERAL, st.integers(ENVELOPE, ENVELOPE + 900), WILD | st.just(""))
+def test_no_body_of_several_inputs_is_over_the_cap_in_bytes(inputs, cap, before):
+    """As it goes over the wire: with escapes, prefixes, brackets, and all that stands around the inputs."""
+    for chunk in split(make_plan(inputs, b"").work, Accepts(max_bytes=cap), before=before):
+        sent = [before + it if isinstance(it, str) else it for it in chunk.values()]
+        body = UpstreamRequest.json("http://host", {**SENT, "input": sent}).content
+        assert len(chunk) == 1 or len(body) <= cap
+
+
+@pytest.mark.parametrize(
+    ("caps", "before", "counts"),
+    [
+        ({"max_bytes": ENVELOPE + 86}, "", [2, 1]),
+        ({"max_bytes": ENVELOPE + 86}, "q: ", [1, 1, 1]),
+        ({"max_bytes": ENVELOPE + 92}, "q: ", [2, 1]),
+        ({"max_tokens": 20}, "", [2, 1]),
+        ({"max_tokens": 20}, "query: ", [1, 1, 1]),
+        ({"max_tokens": 22}, "query: ", [2, 1]),
+    ],
+)
+def test_a_prefix_is_part_of_what_is_sent(caps, before, counts):
+    work = make_plan(["x" * 40, "y" * 40, "z" * 40], b"").work
+
+    assert counts == [len(chunk) for chunk in split(work, Accepts(**caps), before=before)]
+
+
+@pytest.mark.parametrize(
+    ("facts", "accepts", "input_type", "before"),
+    [
+        ({"prefixes": {"query": "q: "}}, {}, "query", "q: "),
+        ({"prefixes": {"query": "q: "}}, {}, "document", ""),
+        ({"prefixes": {"query": "q: "}}, {}, None, ""),
+        ({"prefixes": {"query": "q: "}}, {"input_types": ["query"]}, "query", ""),
+        ({}, {}, "query", ""),
+    ],
+)
+def test_a_models_prefix_stands_before_texts_where_the_api_takes_no_type(facts, accepts, input_type, before):
+    assert before == text_before(candidate(accepts=accepts), Model(**facts), input_type)
 
 
 @pytest.mark.parametrize(("size", "left", "right"), [(2, 1, 1), (3, 1, 2), (7, 3, 4), (8, 4, 4)])

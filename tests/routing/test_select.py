@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedroute.access import Caller
-from embedroute.errors import InvalidRequest, NoEligibleProvider
+from embedroute.errors import InvalidRequest, NoEligibleProvider, Refusal
 from embedroute.journal import Journal
 from embedroute.routing.select import select
 from tests.routing.making import SOMEONE, around, candidate, chosen, job, route
@@ -216,6 +216,49 @@ def test_the_first_to_fail_words_the_reason_and_the_trace_lists_all():
 
     assert [("azure", "ignore"), ("new", "include_alpha")] == [(it.candidate.provider, it.filter) for it in found.dropped]
     assert ["filtered", "filtered", "ordered"] == [event["action"] for event in journal.events or ()]
+
+
+@pytest.mark.parametrize(
+    ("facts", "fields", "preferences", "filtered"),
+    [
+        ({}, {}, {"zdr": True}, [("openai", "zdr"), ("azure", "zdr")]),
+        ({}, {}, {"ignore": ["azure"], "zdr": True}, [("azure", "ignore"), ("openai", "zdr")]),
+        ({}, {"input": [1]}, {"ignore": ["azure"]}, [("azure", "ignore"), ("openai", "input")]),
+        ({"dimensions": 8}, {"dimensions": 4}, {"only": ["azure"]}, [("openai", "only")]),
+        ({}, {}, {"only": ["nobody"]}, []),
+    ],
+)
+def test_a_trace_tells_the_filters_of_a_refusal_too(facts, fields, preferences, filtered):
+    """They matter most where nobody is left."""
+    journal = Journal("r")
+    journal.open(trace=True, sent=False, got=False, full=True)
+    some = [OPENAI, AZURE]
+    with pytest.raises(Refusal):
+        select(route(*some, **facts), job(**fields, provider=preferences), SOMEONE, around(some), journal)
+
+    assert filtered == [(event["endpoint"].partition(":")[0], event["filter"]) for event in journal.events or ()]
+
+
+TAKER = candidate("taker", accepts={"user": True})
+
+
+@pytest.mark.parametrize(
+    ("some", "user", "deaf"),
+    [
+        ([OPENAI, TAKER], "u", ["openai"]),
+        ([OPENAI, AZURE], "u", ["azure", "openai"]),
+        ([TAKER], "u", []),
+        ([OPENAI, TAKER], None, []),
+    ],
+)
+def test_a_trace_tells_which_endpoints_are_not_told_the_user(some, user, deaf):
+    journal = Journal("r")
+    journal.open(trace=True, sent=False, got=False, full=True)
+
+    select(route(*some), job(user=user), SOMEONE, around(some)).tell(journal, user)
+
+    dropped = [event for event in journal.events or () if event["action"] == "dropped parameter"]
+    assert deaf == sorted(event["endpoint"].partition(":")[0] for event in dropped if event["parameter"] == "user")
 
 
 def test_a_trace_that_nobody_asked_for_is_not_written():

@@ -1,0 +1,144 @@
+"""A forecast is what then happens: chunks, cost, what is cached, and who is left alone."""
+
+import json
+
+import numpy as np
+import pytest
+
+from embedroute import Config, Gateway, Provider, embeddings_app
+from embedroute.backend import Accepts, Vectors
+from embedroute.errors import BatchTooLarge, KeyRefused, RateLimited, Unavailable
+from embedroute.routing.health import BreakerPolicy
+from embedroute.routing.retry import RetryPolicy
+from embedroute.testing import ScriptedBackend, expected_vector
+from tests.driver import call
+
+pytestmark = pytest.mark.anyio
+
+WIDTH = 8
+
+
+class Plain(ScriptedBackend, frozen=True, kw_only=True):
+    accepts = Accepts()
+
+
+def door_of(*steps, endpoint=None):
+    """Serve "m" at the providers "p0", "p1", …, each with a backend that plays its step."""
+    backends = [Plain(width=WIDTH, **({} if step is None else {"then": step})) for step in steps]
+    slugs = [f"p{at}" for at in range(len(steps))]
+    config = Config(
+        gateway={"auth": "open", "debug": True, "dialect": "openrouter"},
+        providers={slug: Provider(backend=it) for slug, it in zip(slugs, backends, strict=True)},
+        models={
+            "m": {
+                "dimensions": WIDTH,
+                "modalities": ["text", "image"],
+                "prefixes": {"query": "a prefix as long as that: "},
+                "endpoints": [{"provider": it, **(endpoint or {})} for it in slugs],
+            }
+        },
+    )
+    once, soon = RetryPolicy(attempts=1), BreakerPolicy(failures=1)
+    return embeddings_app(Gateway(config, retries=once, breaker=soon)), backends
+
+
+async def post(door, query="", **fields):
+    body = json.dumps({"model": "m", "provider": {"order": ["p0", "p1"][: fields.pop("named", 2)]}, **fields})
+    headers = [("content-type", "application/json")]
+    return (await call(door, "POST", f"/v1/embeddings{query}", headers, [body.encode()])).json
+
+
+def no_more_than(most):
+    def answer(batch):
+        if len(batch) > most:
+            raise BatchTooLarge("too many inputs")
+        return Vectors(np.stack([expected_vector(item, WIDTH) for item in batch.inputs]))
+
+    return answer
+
+
+EIGHT = [f"text {at}" for at in range(8)]
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/gif;base64,R0lGODlhAQABAAAAACw="}}
+AGAIN = [f"other {at}" for at in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("step", "accepts", "chunks"),
+    [
+        (None, {}, [8]),
+        (None, {"max_inputs": 3}, [3, 3, 2]),
+        (no_more_than(2), {}, [2, 2, 2, 2]),
+        (no_more_than(4), {"max_inputs": 5}, None),
+        (None, {"max_tokens": 4}, [4, 4]),
+        (None, {"max_tokens": 18}, [2, 2, 2, 2]),
+    ],
+)
+async def test_the_chunks_are_those_that_are_sent(step, accepts, chunks):
+    """A cap that an upstream let on is kept by the forecast as by the call."""
+    door, (backend,) = door_of(step, endpoint={"accepts": accepts})
+    typed = {"input_type": "query"} if accepts.get("max_tokens") == 18 else {}
+    await post(door, input=EIGHT, named=1, **typed)
+    backend.batches.clear()
+
+    (told,) = (await post(door, "?explain=1", input=AGAIN, named=1, **typed))["order"]
+    assert [] == backend.batches
+    await post(door, input=AGAIN, named=1, **typed)
+
+    assert told["chunks"] == sorted((len(batch) for batch in backend.batches), reverse=True)
+    assert chunks is None or chunks == told["chunks"]
+
+
+@pytest.mark.parametrize(
+    ("step", "least", "most"),
+    [
+        (None, 0, 0),
+        (RateLimited("slow down", retry_after=40.0), 39, 40),
+        (Unavailable("reset"), 4, 5),
+        (KeyRefused("bad key"), 29, 30),
+    ],
+)
+async def test_an_endpoint_that_rests_is_told(step, least, most):
+    door, _ = door_of(step, None)
+    await post(door, input="text")
+
+    first, second = (await post(door, "?explain=1", input="text"))["order"]
+
+    assert ("p0", "p1", 0) == (first["provider"], second["provider"], second["rests_for"])
+    assert least <= first["rests_for"] <= most
+
+
+@pytest.mark.parametrize(
+    ("price", "accepts", "cost"),
+    [
+        (None, {}, None),
+        ("0.02", {}, "0.00000016"),
+        ({"prompt": "0.02", "request": "1"}, {}, "1.00000016"),
+        ({"prompt": "0.02", "request": "1"}, {"max_inputs": 3}, "3.00000016"),
+        ({"request": "1"}, {}, None),
+        ({"prompt": "0", "image": "0.001"}, {"modalities": ["text", "image"]}, "0.002"),
+    ],
+)
+async def test_the_cost_is_what_it_then_costs(price, accepts, cost):
+    door, _ = door_of(None, endpoint={"accepts": accepts, **({} if price is None else {"price": price})})
+
+    asked = [{"content": [IMAGE, IMAGE]}] if "modalities" in accepts else EIGHT
+
+    (told,) = (await post(door, "?explain=1", input=asked, named=1))["order"]
+
+    assert cost == told["cost"]
+    if cost is not None:
+        assert float(cost) == (await post(door, input=asked, named=1))["usage"]["cost"]
+
+
+@pytest.mark.parametrize(
+    ("held", "asked", "cache"),
+    [([], ["c", "c", "d"], (0, 3)), (["c"], ["c", "c", "d"], (2, 1)), (["c", "d"], ["c", "c", "d"], (3, 0))],
+)
+async def test_hits_are_counted_in_inputs(held, asked, cache):
+    door, _ = door_of(None)
+    if held:
+        await post(door, input=held, named=1)
+
+    told = (await post(door, "?explain=1", input=asked, named=1))["cache"]
+
+    assert cache == (told["hits"], told["misses"])
