@@ -10,13 +10,17 @@ import anyio
 
 
 class Answer(NamedTuple):
-    """What an application answered; ``taken`` counts the bytes of the body that it asked for."""
+    """What an application answered; ``taken`` counts the bytes of the body that it asked for.
+
+    ``seconds`` is how long that took, ``busy`` for how many of them this thread, which is the loop's, had the CPU.
+    """
 
     status: int
     headers: list[tuple[bytes, bytes]]
     body: bytes
     taken: int
     seconds: float
+    busy: float
 
     @property
     def json(self):
@@ -66,9 +70,9 @@ async def call(app, method: str, target: str, headers=(), pieces: Iterable[bytes
     async def send(message):
         messages.append(message)
 
-    began = time.perf_counter()
+    began, worked = time.perf_counter(), time.thread_time()
     await app(whole, receive, send)
-    took = time.perf_counter() - began
+    took, busy = time.perf_counter() - began, time.thread_time() - worked
     start, *rest = messages
     body = b"".join(message.get("body", b"") for message in rest)
-    return Answer(start["status"], list(start["headers"]), body, taken, took)
+    return Answer(start["status"], list(start["headers"]), body, taken, took, busy)

@@ -56,8 +56,10 @@ SECRETS = (
     base64.b64encode(UPSTREAM_KEY.encode()).decode(),
 )
 
-SLOWEST = 2.0
-"""Seconds; the file says 250 ms, which a busy machine cannot promise."""
+SLOWEST = 20.0
+"""Seconds; the file says 250 ms, which a busy machine cannot promise. Whatever is waited for takes longer than this."""
+DEAREST = 2.0
+"""Seconds of CPU that a refusal may cost; others on the machine do not count in."""
 MOST_BODY = 32 * 1024 * 1024
 
 
@@ -341,6 +343,7 @@ async def test_the_application_gives_the_stated_answer(case, upstreams, caplog):
 
     judge(case, answer, sent_text(case))
     assert answer.seconds < SLOWEST
+    assert answer.status < 400 or answer.busy < DEAREST
     if answer.status >= 400 and case["name"] not in UPSTREAM_DECIDES:
         assert len(seen_by(upstreams)) == before
     new = [ask for name, upstream in upstreams.items() for ask in upstream.requests[marks[name] :]]
@@ -436,7 +439,7 @@ def server(request, upstreams):
 
 def exchange(address, content):
     """Send bytes and read to the end: every status line of the answer, and the last answer's body."""
-    with socket.create_connection(address, timeout=10) as client:
+    with socket.create_connection(address, timeout=60) as client:
         with contextlib.suppress(ConnectionError):
             client.sendall(content)
         pieces = []

@@ -22,7 +22,7 @@ DEMO = {"authorization": "Bearer demo-key"}
 
 @pytest.fixture(scope="module")
 def service():
-    with Serving("example_app.main", debug=False) as server, httpx2.Client(base_url=server.url, timeout=30) as client:
+    with Serving("example_app.main", debug=False) as server, httpx2.Client(base_url=server.url, timeout=120) as client:
         yield client
     assert server.said == ""
 
@@ -148,7 +148,7 @@ def test_an_installed_backend_serves(tmp_path, installed, acme, key, status, tel
     config.write_text(CONFIG.format(url=acme))
 
     with serving([EMBEDROUTE, "serve", "--port", "0"], tmp_path, {**installed, "ACME_KEY": key}) as url:
-        answer = httpx2.post(f"{url}/v1/embeddings", json={"model": "acme-large", "input": ["pan do", "he"]}, timeout=30)
+        answer = httpx2.post(f"{url}/v1/embeddings", json={"model": "acme-large", "input": ["pan do", "he"]}, timeout=120)
 
     told = answer.json()
     assert answer.status_code == status

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from contextlib import aclosing
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -30,6 +31,8 @@ COUNT, WIDTH = 2048, 1536
 TEXTS = [f"text {at}" for at in range(COUNT)]
 SIZE = COUNT * WIDTH * 4
 """Bytes of the vectors themselves."""
+RUNS = 16
+"""How often a time is measured at most."""
 
 sent: list[float] = []
 
@@ -108,32 +111,41 @@ class Watch:
 
 @pytest.mark.parametrize("encoding", ["base64", "float"])
 def test_a_large_answer_does_not_hold_the_event_loop(url, encoding):
-    """The best of some runs counts, against the same work done at once: the machine may be busy with other things."""
+    """The best of some runs counts, against the best of the same work done at once: the machine may be busy with others."""
+    vectors = vectors_of(TEXTS, WIDTH)
+    reply = reply_of({"data": body_of(vectors)})
+    answer = Embeddings(rows=list(vectors), model="m", prompt_tokens=5, journal=Journal("req_1"))
 
-    async def held():
+    def at_once():
+        began = time.perf_counter()
+        OpenAI().parse(Batch(model="m", texts=TEXTS, width=WIDTH), reply)
+        DIALECTS["openai"].success(answer, SimpleNamespace(base64=encoding == "base64"))
+        return time.perf_counter() - began
+
+    async def in_turns():
         gateway, watch = gateway_at(url), Watch()
         app = embeddings_app(gateway)
         async with gateway.lifespan():
             await ask(app, encoding)
             keeping = asyncio.create_task(watch.keep())
-            gaps = []
-            for _ in range(8):
+            for _ in range(RUNS):
+                whole = at_once()
                 gc.collect()
                 assert 200 == (await ask(app, encoding)).status
                 await asyncio.sleep(0.001)
-                gaps.append(watch.longest(sent[-1]))
+                yield watch.longest(sent[-1]), whole
             keeping.cancel()
-        return gaps
 
-    vectors = vectors_of(TEXTS, WIDTH)
-    reply = reply_of({"data": body_of(vectors)})
-    answer = Embeddings(rows=list(vectors), model="m", prompt_tokens=5, journal=Journal("req_1"))
-    began = time.perf_counter()
-    OpenAI().parse(Batch(model="m", texts=TEXTS, width=WIDTH), reply)
-    DIALECTS["openai"].success(answer, SimpleNamespace(base64=encoding == "base64"))
-    at_once = time.perf_counter() - began
+    async def is_shared():
+        held = whole = float("inf")
+        async with aclosing(in_turns()) as runs:
+            async for run in runs:
+                held, whole = min(held, run[0]), min(whole, run[1])
+                if held < max(0.010, whole / 2):
+                    return True
+        return False
 
-    assert min(asyncio.run(held())) < max(0.010, at_once / 2)
+    assert asyncio.run(is_shared())
 
 
 def reply_of(answer):

@@ -26,10 +26,10 @@ def upstream():
         yield upstream
 
 
-def gateway_of(upstream, deadline=5.0):
+def gateway_of(upstream):
     return Gateway(
         Config(
-            gateway={"auth": "keys", "deadline": deadline},
+            gateway={"auth": "keys", "deadline": 5.0},
             keys={"team": {"key": CALLER}},
             providers={"up": {"backend": "openai", "base_url": upstream.url, "api_key": KEY}},
             models={"m": {"dimensions": 8, "endpoints": [{"provider": "up"}]}},
@@ -90,7 +90,7 @@ async def test_no_lie_makes_a_log_tell_a_secret_or_an_input(anyio_backend, upstr
     caplog.set_level(logging.DEBUG)
     upstream.mode = mode
 
-    answer = await ask(gateway_of(upstream, 0.9))
+    answer = await ask(gateway_of(upstream))
 
     told = "\n".join(f"{record.getMessage()} {vars(record)} {record.exc_text}" for record in caplog.records)
     assert not [part for secret in (KEY, CALLER) for part in (secret, secret[:8], secret[-8:]) if part in told]

@@ -66,7 +66,7 @@ def test_the_wheel_works_in_an_empty_environment(wheel, tmp_path):
     imported = run([python, "-c", "import embedroute; print(embedroute.__file__)"], tmp_path)
     backends = run([elsewhere / "bin" / "embedroute", "backends"], tmp_path)
     with serving([python, *SERVE, "app:app"], tmp_path) as url:
-        answer = httpx2.post(f"{url}/ai/v1/embeddings", json={"model": "wordllama", "input": SENTENCES}, timeout=30)
+        answer = httpx2.post(f"{url}/ai/v1/embeddings", json={"model": "wordllama", "input": SENTENCES}, timeout=120)
 
     assert imported.startswith(str(elsewhere))
     assert [line.split()[0] for line in backends.splitlines()] == sorted(BUILT_IN)

@@ -110,7 +110,7 @@ async def test_a_failure_to_make_is_forgotten():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_two_loops_in_two_threads_have_one_each(backend):
-    shop, meet, got = Shop(), threading.Barrier(2, timeout=10), []
+    shop, meet, got = Shop(), threading.Barrier(2, timeout=60), []
 
     async def use():
         thing = await shop.perloop.get()

@@ -41,7 +41,7 @@ def test_the_curl_line_works_as_it_stands(example):
     headers = dict(words[at + 1].split(": ", 1) for at, word in enumerate(words) if word == "-H")
     body = words[words.index("-d") + 1]
 
-    answer = httpx2.post(words[1].replace(LOCAL, example), headers=headers, content=body, timeout=30)
+    answer = httpx2.post(words[1].replace(LOCAL, example), headers=headers, content=body, timeout=120)
 
     assert words[1].startswith(f"{LOCAL}/")
     assert (answer.status_code, json.loads(body)["input"]) == (200, SENTENCES)
@@ -64,8 +64,8 @@ def test_the_applications_of_the_readme_serve(tmp_path, block, path, headers):
     asked = {"model": "wordllama", "input": SENTENCES}
 
     with serving([sys.executable, *SERVE, "app:app"], tmp_path, ENVIRON) as url:
-        answer = httpx2.post(f"{url}{path}", json=asked, headers=headers, timeout=30)
-        elsewhere = httpx2.post(f"{url}/elsewhere", json=asked, headers=headers, timeout=30)
+        answer = httpx2.post(f"{url}{path}", json=asked, headers=headers, timeout=120)
+        elsewhere = httpx2.post(f"{url}/elsewhere", json=asked, headers=headers, timeout=120)
 
     near, far = nearer_and_farther(answer.json())
     assert near > far

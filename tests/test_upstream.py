@@ -16,9 +16,13 @@ import numpy as np
 import pytest
 
 from tests.upstream import DOUBTFUL, HARMLESS, INPUT_FAULTS, LIES, MODES, STALLS, Upstream, vector_of, vectors_of
+from tests.upstream.server import bound
+from tests.waiting import until
 
 TEXTS = ["one", "two", "three"]
 ENDLESS = {"gzip_bomb", "huge_body", "huge_chunked"}
+TRIES = 10
+"""How often a time is measured at most: the best counts, for the machine may be busy with other things."""
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +34,7 @@ def shared():
 @pytest.fixture
 def upstream(shared):
     """One upstream for all, as good as new."""
+    until(lambda: shared.in_flight == 0)
     shared.mode, shared.delay, shared.limit = "honest", 0.0, 2
     shared.requests.clear()
     return shared
@@ -41,7 +46,7 @@ def client():
         yield client
 
 
-def new_client(timeout=5.0):
+def new_client(timeout=30.0):
     # A context of its own without certificates spares each client 20 ms of reading them.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     return httpx2.Client(trust_env=False, verify=context, timeout=timeout, headers={"accept-encoding": "identity"})
@@ -61,19 +66,16 @@ def unpacked(reply):
     return np.array([np.frombuffer(base64.b64decode(row["embedding"], validate=True), "<f4") for row in reply.json()["data"]])
 
 
-def until(true, seconds=2.0):
-    end = time.monotonic() + seconds
-    while not true() and time.monotonic() < end:
-        time.sleep(0.002)
-    assert true()
-
-
-def raw(upstream, *pieces):
-    with socket.create_connection(("127.0.0.1", upstream.port), timeout=2) as wire:
+def raw(upstream, *pieces, answers=1):
+    """Send bytes piece by piece, and read until so many answers have come or the connection is closed."""
+    with socket.create_connection(("127.0.0.1", upstream.port), timeout=20) as wire:
         for piece in pieces:
             wire.sendall(piece)
             time.sleep(0.01)
-        return wire.recv(65536)
+        told = b""
+        while told.count(b"HTTP/1.1 ") < answers and (more := wire.recv(65536)):
+            told += more
+    return told
 
 
 @pytest.mark.parametrize("given", ["one", TEXTS, [1, 2, 3], [[1, 2], [3]], ["\u20ac", "\ud7ff"]])
@@ -144,29 +146,35 @@ def test_an_input_fault_is_told_as_one(client, upstream, mode):
 
 @pytest.mark.parametrize("mode", sorted(STALLS))
 def test_a_stall_ends_when_the_client_leaves_and_that_is_noticed_at_once(upstream, mode):
-    upstream.mode, before = mode, upstream.aborted
-    with socket.create_connection(("127.0.0.1", upstream.port)) as wire:
-        wire.sendall(_request(b'{"input":"a"}'))
-        until(lambda: upstream.in_flight == 1)
-        time.sleep(0.03)
-    until(lambda: upstream.in_flight == 0, seconds=0.05)
+    upstream.mode = mode
 
-    assert upstream.aborted == before + 1
-    assert upstream.requests[-1].gone
+    def leave():
+        before = upstream.aborted
+        with socket.create_connection(("127.0.0.1", upstream.port)) as wire:
+            wire.sendall(_request(b'{"input":"a"}'))
+            until(lambda: upstream.in_flight == 1)
+            time.sleep(0.03)
+        took = until(lambda: upstream.in_flight == 0)
+        assert upstream.aborted == before + 1
+        assert upstream.requests[-1].gone
+        return took
+
+    assert any(leave() < 0.05 for _ in range(TRIES))
 
 
 @pytest.mark.parametrize("mode", sorted(ENDLESS))
 def test_what_is_too_much_comes_no_faster_than_it_is_read(upstream, mode):
     upstream.mode = mode
-    with socket.create_connection(("127.0.0.1", upstream.port)) as wire:
-        wire.sendall(_request(b'{"input":"a"}'))
-        read = 0
-        while read < 1 << 20:
-            read += len(wire.recv(65536))
-    began = time.monotonic()
-    until(lambda: upstream.in_flight == 0)
 
-    assert time.monotonic() - began < 0.2
+    def leave():
+        with socket.create_connection(("127.0.0.1", upstream.port)) as wire:
+            wire.sendall(_request(b'{"input":"a"}'))
+            read = 0
+            while read < 1 << 20:
+                read += len(wire.recv(65536))
+        return until(lambda: upstream.in_flight == 0)
+
+    assert any(leave() < 0.2 for _ in range(TRIES))
 
 
 def _request(body, **headers):
@@ -208,7 +216,7 @@ def test_anything_else_is_refused(upstream, request_bytes, status):
 
 def test_a_connection_is_kept_and_pipelined_requests_are_answered_in_order(upstream):
     before = upstream.connections
-    answer = raw(upstream, _request(b'{"input":"a"}') + _request(b'{"input":"b"}'))
+    answer = raw(upstream, _request(b'{"input":"a"}') + _request(b'{"input":"b"}'), answers=2)
 
     assert answer.count(b"HTTP/1.1 200 OK") == 2
     assert [(ask.inputs, ask.nth) for ask in upstream.requests] == [(["a"], 1), (["b"], 2)]
@@ -216,12 +224,13 @@ def test_a_connection_is_kept_and_pipelined_requests_are_answered_in_order(upstr
 
 
 def test_a_request_is_remembered_as_it_was_sent(client, upstream):
+    began = time.monotonic()
     client.post(f"{upstream.url}/embeddings", json={"input": "a"}, headers={"Authorization": "Bearer sk-1", "X-Odd": "1"})
     (ask,) = upstream.requests
 
     assert (ask.method, ask.path, ask.key, ask.headers["x-odd"]) == ("POST", "/v1/embeddings", "sk-1", "1")
     assert (ask.json, ask.mode, ask.gone) == ({"input": "a"}, "honest", False)
-    assert time.monotonic() - 5 < ask.at < time.monotonic()
+    assert began <= ask.at <= time.monotonic()
 
 
 @pytest.mark.parametrize(
@@ -285,8 +294,8 @@ async def test_many_are_served_at_once(anyio_backend):
     del anyio_backend
     count, replies = 128, []
     limits = httpx2.Limits(max_connections=count, max_keepalive_connections=count)
-    with Upstream(delay=0.05) as upstream:
-        async with httpx2.AsyncClient(trust_env=False, limits=limits, timeout=20) as client, anyio.create_task_group() as tasks:
+    with Upstream(delay=1.0) as upstream:
+        async with httpx2.AsyncClient(trust_env=False, limits=limits, timeout=60) as client, anyio.create_task_group() as tasks:
             for at in range(count):
                 tasks.start_soon(_ask_one, client, upstream, f"text {at}", replies)
 
@@ -300,15 +309,15 @@ async def _ask_one(client, upstream, text, replies):
 
 
 def test_a_client_that_goes_away_in_the_delay_is_noticed(upstream):
-    upstream.delay, before = 30, upstream.aborted
+    upstream.delay, before = 300, upstream.aborted
     wire = socket.create_connection(("127.0.0.1", upstream.port))
     wire.sendall(_request(b'{"input":"a"}'))
     until(lambda: upstream.in_flight == 1)
     wire.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     wire.close()
-    until(lambda: upstream.aborted == before + 1, seconds=0.05)
+    until(lambda: upstream.in_flight == 0)
 
-    assert upstream.in_flight == 0
+    assert upstream.aborted == before + 1
 
 
 def test_down_refuses_and_cuts_and_up_serves_again(client):
@@ -326,7 +335,7 @@ def test_down_refuses_and_cuts_and_up_serves_again(client):
 
 def test_nothing_is_left_behind():
     """No thread, no socket, even with a stall under way; the port can be taken again at once."""
-    threads = threading.active_count()
+    threads = set(threading.enumerate())
     with Upstream("stalled") as upstream:
         wire = socket.create_connection(("127.0.0.1", upstream.port))
         wire.sendall(_request(b'{"input":"a"}'))
@@ -334,7 +343,7 @@ def test_nothing_is_left_behind():
     with wire, contextlib.suppress(ConnectionResetError):
         assert wire.recv(1) == b""
 
-    assert threading.active_count() == threads
+    assert set(threading.enumerate()) <= threads
     assert (upstream.in_flight, upstream.aborted, upstream.open) == (0, 0, set())
     with Upstream(port=upstream.port) as again:
         assert again.port == upstream.port
@@ -343,14 +352,17 @@ def test_nothing_is_left_behind():
 
 
 def test_as_a_process_it_can_be_killed_and_started_on_the_same_port(client):
-    with _process("--port", "0") as url, _process("--mode", "status_503,honest") as other:
-        assert client.post(f"{url}/embeddings", json={"input": "a"}).status_code == 200
-        assert [client.post(f"{other}/embeddings", json={"input": "a"}).status_code for _ in range(2)] == [503, 200]
-    port = url.split(":")[2].removesuffix("/v1")
-    with _process("--port", port, "--width", "3") as same, new_client() as fresh:
-        reply = fresh.post(f"{same}/embeddings", json={"input": "a"})
+    # Held here, so that nobody else on this machine is given the port in between.
+    with bound(0) as held:
+        port = str(held.getsockname()[1])
+        with _process("--port", port) as url, _process("--mode", "status_503,honest") as other:
+            assert client.post(f"{url}/embeddings", json={"input": "a"}).status_code == 200
+            assert [client.post(f"{other}/embeddings", json={"input": "a"}).status_code for _ in range(2)] == [503, 200]
+        with _process("--port", port, "--width", "3") as same, new_client() as fresh:
+            reply = fresh.post(f"{same}/embeddings", json={"input": "a"})
 
     assert (same, floats(reply).shape) == (url, (1, 3))
+    assert same == f"http://127.0.0.1:{port}/v1"
 
 
 @contextlib.contextmanager

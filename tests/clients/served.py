@@ -4,15 +4,35 @@ import logging
 import os
 
 from embedroute import Config, Gateway, embeddings_app
+from embedroute.backend import Accepts
 from embedroute.gateway import RetryPolicy
+from embedroute.testing import ScriptedBackend
 
 KEY = "sk-clients"
 NARROW_KEY = "sk-narrow"
+MODEL = "text-embedding-3-small"
+"""The model at the upstream; ``hash`` is the one in process, ``words`` one that takes no token ids."""
 WIDTH = 8
-FAILING = ["limited", "failing", "refused", "refused-again", "refused-captured", "slow", "broken"]
+FAILING = [
+    "limited",
+    "limited-huge",
+    "limited-silent",
+    "failing",
+    "refused",
+    "refused-again",
+    "refused-captured",
+    "slow",
+    "broken",
+]
 """Models at the upstream, one for each test that makes it fail: an endpoint that failed rests for a while."""
 
 UPSTREAM = os.environ.get("TEST_UPSTREAM", "http://127.0.0.1:9/v1")
+
+
+class Words(ScriptedBackend, frozen=True, kw_only=True):
+    """A model with a tokenizer of its own."""
+
+    accepts = Accepts(max_inputs=2048)
 
 
 def make() -> Gateway:
@@ -24,10 +44,11 @@ def make() -> Gateway:
         Config(
             gateway={"auth": "keys", "deadline": 0.8, "max_body_bytes": 1_000_000},
             keys={"all": {"key": KEY}, "narrow": {"key": NARROW_KEY, "models": ["hash"]}},
-            providers={"hashed": {}, **providers},
+            providers={"hashed": {}, "local": {"backend": Words(width=WIDTH)}, **providers},
             models={
                 "hash": {"dimensions": WIDTH, "matryoshka": True, "endpoints": [{"provider": "hashed"}]},
-                "text-embedding-3-small": {**far, "endpoints": [{"provider": "up"}]},
+                "words": {"dimensions": WIDTH, "endpoints": [{"provider": "local"}]},
+                MODEL: {**far, "endpoints": [{"provider": "up"}]},
                 **failing,
             },
         ),

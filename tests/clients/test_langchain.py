@@ -5,7 +5,7 @@ import openai
 import pytest
 from langchain_openai import OpenAIEmbeddings
 
-from tests.clients.served import KEY, WIDTH
+from tests.clients.served import KEY, MODEL, WIDTH
 from tests.upstream import vector_of
 
 TEXTS = [f"text {at}" for at in range(25)]
@@ -23,7 +23,7 @@ def made(server, client):
     def made(**options):
         # With the length check LangChain would fetch tiktoken's tables from the network.
         fixed = {"check_embedding_ctx_length": False, "max_retries": 0, "http_client": client}
-        return OpenAIEmbeddings(model="text-embedding-3-small", base_url=f"{server.url}/v1", api_key=KEY, **fixed, **options)
+        return OpenAIEmbeddings(model=MODEL, base_url=f"{server.url}/v1", api_key=KEY, **fixed, **options)
 
     return made
 

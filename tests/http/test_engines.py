@@ -22,6 +22,7 @@ from embedroute.http import DIRECT, Connect
 from embedroute.http.fast_engine import FastEngine
 from embedroute.http.httpx2_engine import Httpx2Engine
 from tests.upstream import Upstream, vectors_of
+from tests.waiting import until_on_loop
 
 ENGINES = {"httpx2": lambda connect: Httpx2Engine(None, connect), "fast": FastEngine}
 RUNS = [("asyncio", "httpx2"), ("trio", "httpx2"), ("asyncio", "fast")]
@@ -81,7 +82,7 @@ async def test_a_request_goes_out_as_it_was_built(anyio_backend, name, upstream)
             reply = await client.send(upstream.url, **{"x-one": "1", "x-two": Secret("two")})
 
     assert reply.status == 200
-    assert reply.headers["content-type"] == "application/json"
+    assert reply.headers["content-type"] == reply.headers["Content-Type"] == "application/json"
     assert len(reply.json()["data"]) == 1
     for ask in upstream.requests:
         assert ask.json == {"model": "m", "input": ["text"]}
@@ -165,8 +166,8 @@ async def test_a_failed_exchange_is_named_by_its_kind(anyio_backend, name, upstr
         if met:
             await client.meet(upstream)
         upstream.mode = mode
-        with anyio.fail_after(8), pytest.raises(UpstreamError) as caught:
-            await client.send(upstream.url, timeout=0.3 if FAILURES[mode] is TimedOut else 5.0)
+        with anyio.fail_after(120), pytest.raises(UpstreamError) as caught:
+            await client.send(upstream.url, timeout=0.4 if FAILURES[mode] is TimedOut else 60.0)
 
     assert FAILURES[mode] is caught.type
 
@@ -188,7 +189,7 @@ async def test_what_cannot_be_reached_is_an_upstreams_failure(anyio_backend, nam
     """A port that speaks no TLS, a name that is none, an address that is wrong: never anything but an ``UpstreamError``."""
     async with Client(name) as client:
         with pytest.raises(kind) as caught:
-            await client.send(url.format(host=f"127.0.0.1:{upstream.port}"), timeout=1.0)
+            await client.send(url.format(host=f"127.0.0.1:{upstream.port}"), timeout=30.0 if kind is Unreachable else 1.0)
 
     assert "sk-1" not in caught.value.message
 
@@ -244,32 +245,41 @@ async def test_many_cancelled_requests_leave_no_connection_in_use(anyio_backend,
             async with anyio.create_task_group() as group:
                 for _ in range(32):
                     group.start_soon(leave)
-            await until(lambda: upstream.in_flight == 0)
+            await until_on_loop(lambda: upstream.in_flight == 0)
             upstream.delay = 0.0
-            await anyio.sleep(0.2)  # connections begun by those who left may still be accepted, and are not ours to count
+            # Connections are accepted in their order: once a new one is, so are all that were begun by those who left.
+            async with Client(name) as another:
+                await another.send(upstream.url)
             before = upstream.connections
             async with anyio.create_task_group() as group:
                 for _ in range(64):
                     group.start_soon(client.send, upstream.url)
             assert upstream.connections - before <= 64
-        await until(lambda: not upstream.open)
+        await until_on_loop(lambda: not upstream.open)
 
 
 @engines
 async def test_the_upstream_sees_at_once_that_its_client_has_gone(anyio_backend, name):
+    """The best of some times counts, for the machine may be busy with other things."""
     with Upstream(remember=False) as upstream:
         async with Client(name) as client:
             await client.meet(upstream)
-            upstream.delay = 2.0
-            with anyio.move_on_after(0.1):
-                await client.send(upstream.url)
-            await until(lambda: upstream.aborted == 1, 0.25)
+            upstream.mode = "stalled"
+            took = [await leave(client, upstream)]
+            while min(took) >= 0.25 and len(took) < 10:
+                took.append(await leave(client, upstream))
+
+    assert min(took) < 0.25
 
 
-async def until(true, seconds=5.0):
-    with anyio.fail_after(seconds):
-        while not true():  # noqa: ASYNC110 - it is another thread's to become true
-            await anyio.sleep(0.005)
+async def leave(client, upstream):
+    """Give up a request that the upstream has; how many seconds until it sees that."""
+    aborted = upstream.aborted
+    async with anyio.create_task_group() as group:
+        group.start_soon(client.send, upstream.url)
+        await until_on_loop(lambda: upstream.in_flight == 1)
+        group.cancel_scope.cancel()
+    return await until_on_loop(lambda: upstream.aborted > aborted and upstream.in_flight == 0)
 
 
 # Proxies and TLS.

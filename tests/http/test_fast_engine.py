@@ -17,7 +17,9 @@ from embedroute.errors import BadAnswer, TimedOut, Unavailable, Unreachable, Ups
 from embedroute.http import Connect
 from embedroute.http.fast_engine import FastEngine
 from embedroute.http.target import parse_target, write_head
+from tests.serving import SLOW
 from tests.upstream import Upstream, vectors_of
+from tests.waiting import until_on_loop
 
 pytestmark = pytest.mark.anyio
 
@@ -163,7 +165,7 @@ async def test_what_is_no_whole_and_plain_answer_is_refused(name):
     answer, kind = REFUSED[name]
     async with Wire(answer) as wire, Engine() as engine:
         with pytest.raises(UpstreamError) as caught:
-            await engine.send(request(wire.url), 0.5)
+            await engine.send(request(wire.url), 0.5 if kind is TimedOut else 30.0)
 
         assert 0 == engine.held
     assert kind is caught.type
@@ -251,7 +253,7 @@ async def test_a_first_answer_that_more_follows_is_itself_and_nothing_else(body)
 async def test_bytes_that_came_while_the_loop_was_busy_are_no_answer():
     """They stand in the socket's buffer when the connection is taken again."""
     server = socket.create_server(("127.0.0.1", 0))
-    server.settimeout(5)
+    server.settimeout(60)
     url = f"http://127.0.0.1:{server.getsockname()[1]}/v1"
     loop = asyncio.get_running_loop()
 
@@ -283,7 +285,7 @@ async def test_bytes_that_came_while_the_loop_was_busy_are_no_answer():
 async def test_an_answer_before_the_request_was_read_leaves_no_connection_to_keep():
     """Else the rest of the request would stand before the next one."""
     server = socket.create_server(("127.0.0.1", 0))
-    server.settimeout(5)
+    server.settimeout(60)
     url = f"http://127.0.0.1:{server.getsockname()[1]}/v1"
 
     def hasty():
@@ -463,20 +465,21 @@ async def test_a_connection_that_is_not_made_in_time_is_unreachable():
 
 
 async def test_more_calls_than_there_is_room_for_wait_their_turn():
-    with Upstream(delay=0.01, remember=False) as upstream:
+    with Upstream(delay=0.05, remember=False) as upstream:
         async with Engine() as engine:
             engine._room = asyncio.Semaphore(4)
             url = f"{upstream.url}/embeddings"
             replies = await asyncio.gather(*(engine.send(request(url), 5.0) for _ in range(40)))
             assert {200} == {reply.status for reply in replies}
             assert 4 == upstream.most_in_flight
-            upstream.delay = 1.0
+            upstream.delay = 60.0
             late = [asyncio.create_task(engine.send(request(url), 0.2)) for _ in range(6)]
             assert {TimedOut} == {type(failure) for failure in await asyncio.gather(*late, return_exceptions=True)}
 
 
 async def test_five_thousand_cancelled_calls_leave_nothing_behind():
     rng = random.Random(11)
+    gc.collect()  # what others left behind is not ours to be warned of
     with Upstream(delay=0.002, remember=False) as upstream, warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         before = asyncio.all_tasks()
@@ -493,14 +496,11 @@ async def test_five_thousand_cancelled_calls_leave_nothing_behind():
                     await asyncio.wait([task])
 
             await asyncio.gather(*(leave() for _ in range(100)))
-            await asyncio.sleep(0.1)
+            await until_on_loop(lambda: upstream.in_flight == 0 and len(upstream.open) == engine.idle)
             assert engine.held == engine.idle
             assert 512 == engine._room._value
-            assert 0 == upstream.in_flight
-            assert len(upstream.open) == engine.idle
         assert before == asyncio.all_tasks()
-        await asyncio.sleep(0.05)
-        assert set() == upstream.open
+        await until_on_loop(lambda: not upstream.open)
         gc.collect()
     assert [] == [str(warning.message) for warning in warned]
 
@@ -536,13 +536,13 @@ gc.collect()
 
 @pytest.mark.parametrize("loop", ["asyncio, debugging", "uvloop"])
 def test_it_closes_without_a_word(loop):
-    """No warning of an open socket, a pending task or a slow callback's traceback, under either loop."""
+    """No warning of an open socket or a pending task, under either loop; how busy the machine is, is not its to say."""
     with Upstream(remember=False) as upstream:
         script = LOOPS.format(url=f"{upstream.url}/embeddings")
         command = [sys.executable, "-X", "dev", "-c", script, loop]
         ran = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own words
 
-    assert ("200\n200\n200\n1\n", "") == (ran.stdout, ran.stderr)
+    assert ("200\n200\n200\n1\n", "") == (ran.stdout, SLOW.sub("", ran.stderr))
 
 
 def test_two_loops_one_after_the_other_each_have_their_own_connections():
