@@ -25,7 +25,7 @@ LONGEST_CAPTURE = 1_000_000
 """Bytes of an upstream's body that debug shows."""
 
 PLAIN: Final = frozenset(
-    {"model", "encoding_format", "dimensions", "object", "type", "code", "message", "input_type", "outputDimensionality"}
+    {"model", "encoding_format", "dimensions", "object", "type", "code", "input_type", "outputDimensionality"}
 )
 """Fields whose text says nothing of the input, so that a summary may show it."""
 

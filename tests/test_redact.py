@@ -219,7 +219,7 @@ MODES = ["honest", "key_in_400", "key_in_500", "status_401", "key_in_200", "stat
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-@pytest.mark.parametrize("level", ["summary", "full"])
+@pytest.mark.parametrize("level", [None, "summary", "full"])
 @pytest.mark.parametrize("mode", MODES)
 async def test_debug_over_a_real_exchange_shows_no_key_and_input_only_in_full(anyio_backend, mode, level):
     debug = {"trace": True, "return_upstream_request": True, "return_upstream_response": True, "trace_level": level}
