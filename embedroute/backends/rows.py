@@ -161,10 +161,9 @@ def _prompt_tokens(usage: msgspec.Raw, headers: Mapping[str, str]) -> int | None
         told = msgspec.json.decode(usage, type=Usage)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         told = Usage()
-    # Headers are only read where they are wanted.
-    return first_count(told.prompt_tokens, told.total_tokens) or first_count(
-        *(_whole(headers.get(name, "")) for name in COUNTED)
-    )
+    # Headers are only read where they are wanted, which is hardly ever.
+    count = count_of(told.prompt_tokens) or first_count(told.prompt_tokens, told.total_tokens)
+    return count or first_count(*(_whole(headers.get(name, "")) for name in COUNTED))
 
 
 def _whole(text: str) -> int | None:
