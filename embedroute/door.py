@@ -155,7 +155,7 @@ def _open_journal(inbound: Inbound, job: Job) -> None:
             trace=bool(debug.trace),
             sent=bool(debug.return_upstream_request),
             got=bool(debug.return_upstream_response),
-            full=debug.trace_level == "full",
+            full=debug.trace_level != "summary",
         )
 
 
