@@ -71,7 +71,10 @@ class LongAnswer(msgspec.Struct):
 
 
 AnyRow = TypeVar("AnyRow", Row, LongRow)
-_TEXT: Final = re.compile(rb'"embedding"[ \t\r\n]*:[ \t\r\n]*"')
+LONG: Final = 64 * 1024
+"""Bytes of an answer from which on taking its base64 out costs less than having it decoded as strings."""
+_VECTOR: Final = re.compile(rb'"embedding"[ \t\r\n]*:[ \t\r\n]*')
+_TEXT: Final = re.compile(_VECTOR.pattern + b'"')
 _LONG_ROWS: Final = msgspec.json.Decoder(list[str | list[float]])
 
 
@@ -82,8 +85,7 @@ def read(batch: Batch, reply: UpstreamReply, fault: Callable[[UpstreamReply], Up
         BadAnswer: the body is of another shape, or the indexes are not 0 … n-1.
         UpstreamError: the body is an error; ``fault`` judges it by the status that its code stands for.
     """
-    large = len(reply.content) >= LARGE
-    texts, answer = _long_answer(reply) if large else ((), reply.json(Answer))
+    texts, answer = _long_answer(reply) if len(reply.content) >= LONG else ((), reply.json(Answer))
     if answer.data is None or bytes(answer.error) not in EMPTY:
         raise _fault_in(answer.error, reply, fault)
     prompt_tokens = _prompt_tokens(answer.usage, reply.headers)
@@ -92,21 +94,26 @@ def read(batch: Batch, reply: UpstreamReply, fault: Callable[[UpstreamReply], Up
     return _vectors([row.embedding for row in in_order(answer.data)], prompt_tokens, batch.dtype)
 
 
-def _long_answer(reply: UpstreamReply) -> tuple[Sequence[memoryview], LongAnswer]:
+def _long_answer(reply: UpstreamReply) -> tuple[Sequence[memoryview], Answer | LongAnswer]:
     """Read all but the vectors, and the texts of those if all rows are base64."""
     rest, texts = lifted(reply.content)
-    answer: LongAnswer = UpstreamReply(reply.status, reply.headers, rest).json(LongAnswer)
-    if texts and [bytes(row.embedding) for row in answer.data or ()] == [b"%d" % at for at in range(len(texts))]:
-        return texts, answer
-    return (), reply.json(LongAnswer)
+    if texts:
+        answer: LongAnswer = UpstreamReply(reply.status, reply.headers, rest).json(LongAnswer)
+        if [bytes(row.embedding) for row in answer.data or ()] == [b"%d" % at for at in range(len(texts))]:
+            return texts, answer
+    return (), reply.json(LongAnswer if len(reply.content) >= LARGE else Answer)
 
 
 def lifted(content: bytes) -> tuple[bytes, list[memoryview]]:
     """Take the base64 out of a JSON text: what is left, each text's number in its place, and the texts, which are not copied.
 
     Inside a JSON string a quote has a backslash before it, which base64 never has: what decodes ends where it seems to.
+    A text whose first vector is no string is left as it is.
     """
     whole, left, texts, at = memoryview(content), list[bytes](), list[memoryview](), 0
+    first = _VECTOR.search(content)
+    if first is None or content[first.end() : first.end() + 1] != b'"':
+        return content, []
     while (begins := _TEXT.search(content, at)) is not None and (ends := content.find(b'"', begins.end())) >= 0:
         left += [content[at : begins.end() - 1], b"%d" % len(texts)]
         texts.append(whole[begins.end() : ends])
