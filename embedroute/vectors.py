@@ -110,7 +110,7 @@ def check(array: Array, count: int, width: int | None, dtype: str = "float") -> 
         BadAnswer: says which of these does not hold.
     """
     # Whatever a plugin made of it becomes a plain array; a masked one, whose holes would pass for numbers, becomes none.
-    array = np.asarray(None if isinstance(array, np.ma.MaskedArray) else array)
+    array = array if type(array) is np.ndarray else np.asarray(None if isinstance(array, np.ma.MaskedArray) else array)
     if array.ndim != 2 or len(array) != count:
         raise BadAnswer(f"The upstream answered {len(array) if array.ndim else 0} rows for {count} inputs.")
     if array.shape[1] == 0 or (width is not None and array.shape[1] != width):
