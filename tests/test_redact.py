@@ -245,3 +245,14 @@ async def test_debug_over_a_real_exchange_shows_no_key_and_no_input_in_a_summary
     assert KEY[-8:] not in text
     assert "hunter2" not in text
     assert ("PLANTED" in text) == (level != "summary")
+
+
+def test_a_summary_does_not_repeat_an_upstreams_message():
+    """It may quote the input; what codes say stays."""
+    answer = b'{"error": {"message": "cannot embed: PLANTED", "type": "odd", "code": "bad_text"}}'
+
+    summary, whole = (json.dumps(shown({}, full=full, answer=answer)) for full in (False, True))
+
+    assert "PLANTED" not in summary
+    assert all(code in summary for code in ("odd", "bad_text"))
+    assert "PLANTED" in whole

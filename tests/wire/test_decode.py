@@ -377,6 +377,10 @@ class Word(Words, Enum):
         return self.name
 
 
+class Named(Enum):
+    A = "a"
+
+
 class Size(IntEnum):
     EIGHT = 8
 
@@ -390,6 +394,8 @@ class Size(IntEnum):
         (UserString("a"), ["a"]),
         (range(1, 3), [(1, 2)]),
         (np.str_("a"), ["a"]),
+        (Named.A, ["a"]),
+        ([Named.A, "b"], ["a", "b"]),
         ([np.str_("a"), "b"], ["a", "b"]),
         (Words("a"), ["a"]),
         ([Words("a"), Word.A, "b"], ["a", "a", "b"]),
