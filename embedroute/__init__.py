@@ -10,7 +10,7 @@ A map, from the ground up; a file imports only from floors below:
 - effects: ``cache``, ``batching``, ``flights``, ``http``, ``exchange``, ``orders``, ``calls``,
   ``perloop``, ``plugins``, ``assembly``
 - the journey: ``gateway``; begin to read there
-- doors: ``listing``, ``inbound``, ``explain``, ``verify``, ``door``, ``asgi``, ``fastapi``, ``cli``
+- doors: ``listing``, ``headers``, ``inbound``, ``explain``, ``verify``, ``door``, ``asgi``, ``fastapi``, ``cli``
 
 On one floor a file imports only from those named before it. Beside the house stand ``backends`` (one file per upstream
 API, written as a third party would), ``conformance`` and ``testing``.

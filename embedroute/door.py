@@ -17,7 +17,8 @@ from embedroute.access import ANYONE, Caller
 from embedroute.errors import ConfigError, EmbedrouteError, InternalError, MethodNotAllowed, NotFound, Unauthorized
 from embedroute.explain import explain
 from embedroute.gateway import Gateway
-from embedroute.inbound import Inbound, hints_of
+from embedroute.headers import hints_of
+from embedroute.inbound import Inbound
 from embedroute.settings import DialectName
 from embedroute.tasks import ClientGone
 from embedroute.wire.decode import Job, decode_request

@@ -1,7 +1,6 @@
 """One HTTP exchange with a client: its headers judged, its body received within bounds, its answer sent."""
 
 import logging
-import math
 import re
 import time
 from collections.abc import Iterable, Sequence
@@ -11,22 +10,24 @@ from starlette.types import Receive, Scope, Send
 
 from embedroute import tasks
 from embedroute.cache import FULL_USE, CacheUse
-from embedroute.errors import LONGEST_HINT, BodyTimeout, BodyTooLarge, EmbedrouteError, MethodNotAllowed, UnsupportedContentType
+from embedroute.errors import BodyTimeout, BodyTooLarge, UnsupportedContentType
+from embedroute.headers import Header, facts_of
 from embedroute.journal import Journal, new_request_id
-from embedroute.routing.health import SHORTEST_REST
 from embedroute.tasks import ClientGone
 
 log = logging.getLogger("embedroute.access")
 
-Header = tuple[bytes, bytes]
 _REQUEST_ID: Final = re.compile(rb"[\w.-]{1,128}", re.ASCII)
 _CONTENT_TYPE: Final = re.compile(rb'application/json[ \t]*(?:;[ \t]*charset=(?:utf-8|"utf-8")[ \t]*)?', re.IGNORECASE)
+
+SMALL_BODY: Final = 1 << 16
+"""Bytes that a client has sent with its headers, or a moment after them."""
 
 
 class Inbound:
     """A request on its way in and its answer on the way out; ``receive`` and ``send`` are the server's."""
 
-    __slots__ = ("_held", "began", "begun", "headers", "journal", "receive", "scope", "send")
+    __slots__ = ("_held", "_whole", "began", "begun", "headers", "journal", "receive", "scope", "send")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Start the clock and take the client's request id, if it is a good one."""
@@ -42,6 +43,7 @@ class Inbound:
         self._held = dict(self.headers)
         self.began = time.perf_counter()
         self.begun = False
+        self._whole = False
         given = self.values(b"x-request-id")
         known = len(given) == 1 and _REQUEST_ID.fullmatch(given[0])
         self.journal = Journal(given[0].decode() if known else new_request_id())
@@ -101,6 +103,7 @@ class Inbound:
             if len(read) + len(piece) > most:
                 raise _too_large(most)
             if not message.get("more_body", False):
+                self._whole = True
                 return bytes(read + piece) if read else piece
             read += piece
 
@@ -133,6 +136,8 @@ class Inbound:
             *facts_of(self.journal, failed=status >= 400),
             *extra,
         ]
+        if self._is_left_behind():
+            headers.append((b"connection", b"close"))
         if self.scope["method"] == "HEAD":
             pieces = (b"",)
         try:
@@ -142,6 +147,16 @@ class Inbound:
             await self.send({"type": "http.response.body", "body": pieces[-1]})
         except OSError:
             raise ClientGone from None
+
+    def _is_left_behind(self) -> bool:
+        """Whether a small body was not read, after which some servers close the connection and do not say so.
+
+        A large one may still be on its way, and would be lost with its answer if the connection were closed under it.
+        """
+        if self._whole or not self.scope.get("http_version", "").startswith("1"):
+            return False
+        declared = self.values(b"content-length")
+        return len(declared) == 1 and declared[0].isdigit() and 0 < int(declared[0][:19]) <= SMALL_BODY
 
     def record(self, event: str, status: int, **facts: object) -> None:
         """Log how the exchange ended: one record, its facts as fields; no secret, no input text."""
@@ -158,41 +173,6 @@ class Inbound:
             "providers": list(journal.providers),
         }
         log.info(event, extra={**kept, **facts})
-
-
-def facts_of(journal: Journal, *, failed: bool) -> list[Header]:
-    """The headers that tell what a request's journey was: who gave its vectors, or who was asked for them in vain."""
-    providers = journal.asked if failed else journal.providers
-    facts = [
-        (b"x-embedroute-attempts", b"%d" % journal.attempts),
-        (b"x-embedroute-cache", b"hits=%d misses=%d" % (journal.hits, journal.misses)),
-    ]
-    if providers:
-        facts.append((b"x-embedroute-provider", ",".join(providers).encode()))
-    if journal.estimated:
-        facts.append((b"x-embedroute-usage", b"estimated"))
-    if journal.fallback:
-        facts.append((b"x-embedroute-model-fallback", journal.fallback.encode("ascii", "backslashreplace")))
-    return facts
-
-
-def hints_of(error: EmbedrouteError, status: int) -> list[Header]:
-    """The headers that tell a client's library what to do about an error."""
-    hints: list[Header] = []
-    if status in {429, 503}:
-        # LangChain.js does not come back from a 429 that names no rest; without an upstream's word ours is this long.
-        rest = SHORTEST_REST if error.retry_after is None else error.retry_after
-        wait = min(max(rest, 0.0), LONGEST_HINT)
-        hints += [(b"retry-after", b"%d" % math.ceil(wait)), (b"retry-after-ms", b"%d" % math.ceil(wait * 1000))]
-    if status == 401:
-        hints.append((b"www-authenticate", b"Bearer"))
-    if isinstance(error, MethodNotAllowed):
-        hints.append((b"allow", error.allow.encode()))
-    if error.code == "unsupported_content_encoding":
-        hints.append((b"accept-encoding", b"identity"))
-    if not error.heals:
-        hints.append((b"x-should-retry", b"false"))
-    return hints
 
 
 def _too_large(most: int) -> BodyTooLarge:

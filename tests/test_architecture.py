@@ -17,7 +17,7 @@ FLOORS = (
     ("access", "routing"),
     ("cache", "batching", "flights", "http", "exchange", "orders", "calls", "perloop", "plugins", "assembly"),
     ("gateway",),
-    ("listing", "inbound", "explain", "verify", "door", "asgi", "fastapi", "cli"),
+    ("listing", "headers", "inbound", "explain", "verify", "door", "asgi", "fastapi", "cli"),
 )
 """From the ground up; a room imports from floors below, and on its own floor from rooms named before it."""
 

@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 from embedroute import Config, ConfigError, EmbeddingsMiddleware, Gateway, Provider, embeddings_app
 from embedroute.backend import Backend
 from embedroute.errors import InputRefused, NoHealthyEndpoint, RateLimited, Unavailable
-from embedroute.inbound import hints_of
+from embedroute.headers import hints_of
 from embedroute.routing.retry import RetryPolicy
 from embedroute.testing import ScriptedBackend
 from tests.driver import call
@@ -218,6 +218,29 @@ async def test_what_the_headers_decide_takes_no_byte_of_the_body(status_of):
     answer = await call(app(), told["method"], told["path"], told["headers"], [GOOD])
 
     assert (400 <= answer.status < 500, answer.taken) == (True, 0)
+
+
+@pytest.mark.parametrize(
+    ("told", "scope", "connection"),
+    [
+        ([("Content-Length", "25")], {}, "close"),
+        ([("Content-Length", "65536")], {}, "close"),
+        ([("Content-Length", "25")], {"http_version": "1.0"}, "close"),
+        ([("Content-Length", "65537")], {}, None),  # still on its way: a close would meet the client while it sends
+        ([("Content-Length", "9" * 5000)], {}, None),
+        ([("Content-Length", "0")], {}, None),
+        ([("Content-Length", "25"), ("Content-Length", "25")], {}, None),
+        ([("Content-Length", "a few")], {}, None),
+        ([], {}, None),
+        ([("Content-Length", "25")], {"http_version": "2"}, None),  # HTTP/2 has no such header (RFC 9113, 8.2.2)
+        ([("Content-Length", "25"), BEARER, JSON], {}, None),  # it was read
+    ],
+)
+async def test_the_connection_of_a_small_body_that_is_left_behind_is_not_kept(told, scope, connection):
+    """Hypercorn closes it in any case and says nothing, which only the client's next request would find out."""
+    answer = await call(app(), "POST", "/v1/embeddings", told, [GOOD], **scope)
+
+    assert answer.header("connection") == connection
 
 
 @pytest.mark.parametrize(

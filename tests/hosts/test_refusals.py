@@ -1,0 +1,43 @@
+"""A client that was refused before its body was read, and its next request, at real servers."""
+
+import http.client
+import json
+import time
+from contextlib import closing
+
+import pytest
+
+from tests.hosts.gateways import KEY
+from tests.serving import SERVERS, Serving
+
+BODY = json.dumps({"model": "hash", "input": "a"}).encode()
+
+
+@pytest.fixture(scope="module", params=list(SERVERS))
+def server(request):
+    with Serving("tests.hosts.apps.standalone", request.param) as serving:
+        yield serving
+    assert serving.said == ""
+
+
+def ask(client, key):
+    """Send headers and body apart, as many clients do, and give the status of the answer."""
+    client.putrequest("POST", "/v1/embeddings")
+    for name, value in {
+        "content-type": "application/json",
+        "content-length": len(BODY),
+        "authorization": f"Bearer {key}",
+    }.items():
+        client.putheader(name, value)
+    client.endheaders()
+    time.sleep(0.05)
+    client.send(BODY)
+    with client.getresponse() as answer:
+        answer.read()
+        return answer.status
+
+
+def test_a_refused_client_can_ask_again_at_once(server):
+    """Its connection is either good for the next request, or closed and said to be; this client believes what it is told."""
+    with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)) as client:
+        assert [401, 200, 401, 200] == [ask(client, key) for key in ("sk-wrong", KEY, "sk-wrong", KEY)]
