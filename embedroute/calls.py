@@ -28,6 +28,8 @@ log = logging.getLogger("embedroute.calls")
 
 CHUNKS_AT_ONCE = 8
 Pieces = Sequence[Mapping[Key, Input]]
+Enter = Callable[[float], bool]
+"""Whether an endpoint may be tried for the first time by a chunk, at a time in seconds."""
 
 
 class Desk:
@@ -58,16 +60,17 @@ class Desk:
         self._random = random
 
     async def embed(
-        self, candidates: Sequence[Candidate], order: Order, work: Mapping[Key, Input], land: Land, *, again: bool = False
+        self, candidates: Sequence[Candidate], order: Order, work: Mapping[Key, Input], land: Land, enter: Enter | None = None
     ) -> None:
         """Compute all of ``work``; ``land`` gets each chunk's vectors as soon as they are there.
 
-        ``again`` says that all were tried and a rest was waited for: whatever is called now is called again.
+        ``enter`` grants the first try at an endpoint; without it, it is no retry.
 
         Raises:
             EmbedrouteError: what the client is to be told when some of it cannot be computed.
         """
         failures: list[EmbedrouteError] = []
+        enter = enter or self._budget.called
         for position, candidate in enumerate(candidates):
             left = candidates[position:]
             before = text_before(candidate, order.model, order.parameters.input_type)
@@ -76,7 +79,7 @@ class Desk:
                 order.journal.note("split", "cut", endpoint=candidate.name, chunks=[len(piece) for piece in pieces])
                 await self._all([*left, *limited(candidates, failures)], order, pieces, land)
                 return
-            outcome = await self._at(candidate, work, order, len(left), self._entry(again=again, first=position == 0))
+            outcome = await self._at(candidate, work, order, len(left), enter)
             if not isinstance(outcome, EmbedrouteError):
                 land(outcome)
                 return
@@ -85,9 +88,12 @@ class Desk:
                 return
             failures.append(outcome)
         nearest = await self._rested(limited(candidates, failures), order, worst(failures))
-        await self.embed([nearest, *(it for it in candidates if it is not nearest)], order, work, land, again=True)
+        # All were tried: whatever is called now is called again, and the wait was paid for.
+        candidates = [nearest, *(it for it in candidates if it is not nearest)]
+        await self.embed(candidates, order, work, land, self._budget.prepaid())
 
     async def _all(self, candidates: Sequence[Candidate], order: Order, pieces: Pieces, land: Land) -> None:
+        # Each piece is a chunk of its own, tried for the first time: there are never more of them than inputs.
         await tasks.gather([partial(self.embed, candidates, order, piece, land) for piece in pieces], CHUNKS_AT_ONCE)
 
     async def _rested(self, resting: Sequence[Candidate], order: Order, failure: EmbedrouteError) -> Candidate:
@@ -100,14 +106,8 @@ class Desk:
         await anyio.sleep(max(at - now, 0.01))
         return ready[at]
 
-    def _entry(self, *, again: bool, first: bool) -> Callable[[float], bool]:
-        """Tell who grants the first try at an endpoint: it is no retry unless all were tried, and the wait is paid for."""
-        if not again:
-            return self._budget.called
-        return (lambda _: True) if first else self._budget.allow
-
     async def _at(
-        self, candidate: Candidate, work: Mapping[Key, Input], order: Order, left: int, enter: Callable[[float], bool]
+        self, candidate: Candidate, work: Mapping[Key, Input], order: Order, left: int, enter: Enter
     ) -> Landed | EmbedrouteError:
         """Try one endpoint until it answers or is given up; then tell why."""
         attempt, failure, health = 0, None, self._healths.of(candidate)

@@ -223,6 +223,27 @@ async def test_whatever_is_called_after_a_rest_is_a_retry_and_has_a_budget(endpo
     assert sum(calls(*limited)) == endpoints + 10
 
 
+@pytest.mark.parametrize("is_told", ["by a refusal", "by another request"])
+async def test_what_is_cut_after_a_rest_is_chunks_that_were_not_tried_before(is_told):
+    """They are as many as an endpoint that asks for no rest would get: no budget for retries may fail the request."""
+
+    def judge(batch):
+        if len(only.batches) == 1:
+            if is_told == "by another request":
+                gateway.healths.of(gateway.directory.resolve("m").candidates[0]).overfilled(time.monotonic(), 2)
+            raise RateLimited("slow", retry_after=0.001)
+        if len(batch) > 1:
+            raise BatchTooLarge("too many inputs")
+        return right(batch.texts)
+
+    only = scripted(then=judge)
+    gateway = gateway_of(only, deadline=60)
+
+    await embed(gateway, [f"text {at}" for at in range(64)])
+
+    assert len(only.batches) <= 1 + 64 * 2
+
+
 async def test_where_the_nearest_fails_after_its_rest_the_next_is_tried():
     async def fail(_):
         await anyio.sleep(0.3)

@@ -111,6 +111,11 @@ class RetryBudget:
         self._retries.append(now)
         return True
 
+    def prepaid(self) -> Callable[[float], bool]:
+        """Grant one try that was taken out of the budget before, and ask for each that comes after it."""
+        paid = iter([True])
+        return lambda now: next(paid, False) or self.allow(now)
+
     def _forget(self, now: float) -> None:
         for seen in (self._calls, self._retries):
             while seen and now - seen[0] > self._window:

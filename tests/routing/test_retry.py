@@ -112,6 +112,15 @@ def test_retries_are_a_share_of_recent_calls_over_a_floor():
     assert [True, True, False] == [budget.allow(0.0) for _ in range(3)]
 
 
+def test_what_was_taken_out_of_the_budget_before_is_granted_once():
+    budget = RetryBudget(share=0.0, floor=2)
+
+    assert budget.allow(0.0)
+    enter = budget.prepaid()
+
+    assert [True, True, False] == [enter(0.0) for _ in range(3)]
+
+
 def test_the_budget_forgets_after_its_window():
     budget = RetryBudget(share=0.5, floor=0, window=10.0)
     assert not budget.allow(0.0)
