@@ -14,6 +14,7 @@ import msgspec
 
 from embedroute import tasks
 from embedroute.access import KeyRing, access_mistakes
+from embedroute.attempts import Attempts
 from embedroute.calls import Desk
 from embedroute.config import Config, environment_config, read_config
 from embedroute.errors import ConfigError, InternalError
@@ -159,15 +160,10 @@ class Opener:
         """
         engine = self._engine()
         stack.push_async_callback(engine.aclose)
+        clock, healths = time.monotonic, self._healths
+        attempts = Attempts(engine=engine, local=self._local, healths=healths, widths=self._widths, clock=clock)
         desk = Desk(
-            engine=engine,
-            local=self._local,
-            healths=self._healths,
-            widths=self._widths,
-            budget=self._budget,
-            policy=self._retries,
-            clock=time.monotonic,
-            random=random.random,
+            attempts=attempts, healths=healths, budget=self._budget, policy=self._retries, clock=clock, random=random.random
         )
         return Loop(desk, Flights())
 

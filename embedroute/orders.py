@@ -4,6 +4,7 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import cast
 
 import msgspec
+from anyio import CapacityLimiter
 
 from embedroute.access import Caller
 from embedroute.backend import Batch, Vectors
@@ -39,7 +40,7 @@ Land = Callable[[Landed], None]
 class Order(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """What all chunks of one request share: how to embed, in which vector space, by when, and what keeps the results.
 
-    ``deadline`` is in seconds of the monotonic clock.
+    ``deadline`` is in seconds of the monotonic clock; ``slots`` bounds the calls under way at a time, once it is cut.
     """
 
     model: Model
@@ -51,6 +52,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     space: str = ""
     shared: bytes = b""
     store: Land | None = None
+    slots: CapacityLimiter | None = None
 
 
 def order_of(asked: Asked, route: Route, decision: Decision, store: Land) -> Order:

@@ -52,6 +52,10 @@ def capped(most, **fields):
     return scripted(then=judge, **fields)
 
 
+class Narrow(ScriptedBackend):
+    accepts = Accepts(max_inputs=2)
+
+
 def right(texts):
     return Vectors(np.array([expected_vector(text, WIDTH) for text in texts]))
 
@@ -244,6 +248,17 @@ async def test_what_is_cut_after_a_rest_is_chunks_that_were_not_tried_before(is_
     assert len(only.batches) <= 1 + 64 * 2
 
 
+async def test_who_meets_a_rest_before_its_first_call_spends_no_retry():
+    only = scripted(RateLimited("slow", retry_after=0.2))
+    gateway = gateway_of(only)
+
+    async with anyio.create_task_group() as group:
+        for at in range(100):
+            group.start_soon(embed, gateway, [f"text {at}"])
+
+    assert len(only.batches) == 101
+
+
 async def test_where_the_nearest_fails_after_its_rest_the_next_is_tried():
     async def fail(_):
         await anyio.sleep(0.3)
@@ -283,6 +298,21 @@ async def test_the_breaker_opens_and_then_lets_one_probe_through_at_a_time():
         release.set()
     await embed(gateway)
     assert calls(only) == [5]
+
+
+@pytest.mark.parametrize("endpoints", [1, 2])
+async def test_what_is_cut_finds_out_by_one_chunk_that_an_outage_is_over(endpoints):
+    """Chunks beside the probe would be refused, and end it: no such request could ever close the breaker."""
+    answers = [scripted(Unavailable("down")) for _ in range(endpoints)]
+    policy = BreakerPolicy(failures=1, first_rest=0.05)
+    gateway = gateway_of(*answers, accepts={"max_inputs": 2}, retries=RetryPolicy(attempts=1), breaker=policy)
+    await failure_of(gateway, ["one"])
+    assert (await failure_of(gateway)).code == "no_healthy_endpoint"
+    await anyio.sleep(0.06)
+
+    await embed(gateway)
+
+    assert [2, 2, 2, 1] == sorted((len(batch) for it in answers for batch in it.batches[1:]), reverse=True)
 
 
 @pytest.mark.parametrize("late", ["answered", "failed", "cancelled"])
@@ -456,6 +486,56 @@ async def test_chunks_run_side_by_side_but_not_all_at_once():
     await embed(gateway_of(scripted(then=count), accepts={"max_inputs": 1}), texts)
 
     assert most == 8
+
+
+async def test_halves_of_halves_are_not_called_all_at_once_either():
+    """And whichever waits for its turn while a cap is learned is cut before it is called."""
+    running = most = 0
+
+    async def count(batch):
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await anyio.sleep(0.001)
+        running -= 1
+        if len(batch) > 3:
+            raise BatchTooLarge("too many inputs")
+        return right(batch.texts)
+
+    only = scripted(then=count)
+
+    await embed(gateway_of(only, deadline=30), [f"t{at}" for at in range(1000)])
+
+    assert most == 8
+    assert sum(len(batch) > 3 for batch in only.batches) < 64
+
+
+async def test_no_cap_is_learned_from_an_input_that_is_refused_alone_as_well():
+    """Some servers say 413 whatever is too large; one client's input must not cut everybody's calls."""
+
+    def judge(batch):
+        if "too long" in batch.texts:
+            raise BatchTooLarge("413") if len(batch) > 1 else InputRefused("413")
+        return right(batch.texts)
+
+    only = scripted(then=judge)
+    gateway = gateway_of(only)
+    assert (await failure_of(gateway, ["too long", "short"])).status == 400
+    only.batches.clear()
+
+    await embed(gateway)
+
+    assert [7] == list(map(len, only.batches))
+
+
+@pytest.mark.parametrize("inputs", [1, 7])
+async def test_what_failed_before_work_was_cut_is_told_as_well(inputs):
+    """The first trouble may heal, and the client may try again, however the second endpoint takes its inputs."""
+    first, second = scripted(then=Unavailable("reset")), Narrow(then=KeyRefused("bad key"), width=WIDTH)
+
+    error = await failure_of(gateway_of(first, second), TEXTS[:inputs])
+
+    assert (error.status, error.code, error.heals) == (502, None, True)
 
 
 async def test_a_chunk_that_fails_goes_on_alone():

@@ -121,6 +121,10 @@ class Health:
         half = max(1, inputs // 2)
         self._cap = (min(self.cap(now) or half, half), now + LEARNED_FOR)
 
+    def forget_cap(self) -> None:
+        """What was refused as too large held an input that is refused alone as well, so nothing is known of the size."""
+        self._cap = None
+
     def caps(self, accepts: Accepts, now: float) -> Accepts:
         """What one call may hold: as much as the API ``accepts``, and no more inputs than the learned cap."""
         most = self.cap(now)
@@ -132,7 +136,9 @@ class Health:
         """Tell why no call is made now: a 429, a refusal that still holds, or an open breaker."""
         rest = max(self.ready_at(now) - now, SHORTEST_REST)
         if self.limited_until > now:
-            return RateLimited("Every provider of this model asks to wait.", retry_after=rest)
+            told = RateLimited("Every provider of this model asks to wait.", retry_after=rest)
+            told.counted = True
+            return told
         if self._breaker.refusal is not None:
             return copy(self._breaker.refusal)
         return NoHealthyEndpoint("No provider of this model is healthy at the moment.", retry_after=rest)

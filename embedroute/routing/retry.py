@@ -79,7 +79,8 @@ def worst(failures: Sequence[EmbedrouteError]) -> EmbedrouteError:
     limited = [failure for failure in failures if isinstance(failure, RateLimited)]
     if healing := [failure for failure in real if failure.heals]:
         return healing[0]
-    return min(limited or real[:1] or failures, key=lambda failure: failure.retry_after or 0.0)
+    resting = [failure for failure in failures if failure.heals]
+    return min(limited or resting or failures[:1], key=lambda failure: failure.retry_after or 0.0)
 
 
 class RetryBudget:
@@ -120,6 +121,11 @@ class RetryBudget:
         for seen in (self._calls, self._retries):
             while seen and now - seen[0] > self._window:
                 seen.popleft()
+
+
+def was_called(failures: Sequence[EmbedrouteError]) -> bool:
+    """Whether any of the rests was asked for in answer to a call: whoever only met a rest has not tried yet."""
+    return any(isinstance(failure, RateLimited) and not failure.counted for failure in failures)
 
 
 def limited(candidates: Sequence[Candidate], failures: Sequence[EmbedrouteError]) -> list[Candidate]:

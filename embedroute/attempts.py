@@ -1,0 +1,109 @@
+"""One attempt at one endpoint: the call, or a part in one that is shared, what is learned from it, and how it is told."""
+
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from anyio import CapacityLimiter
+
+from embedroute import tasks
+from embedroute.backend import Batch, Vectors
+from embedroute.batching import Merger
+from embedroute.errors import BatchTooLarge, EmbedrouteError
+from embedroute.exchange import LocalModels, Tools, checked, exchange, is_large
+from embedroute.http import Engine
+from embedroute.inputs import Input
+from embedroute.journal import Journal
+from embedroute.orders import Landed, Order, for_client, landed_of, make_batch, outcome_of
+from embedroute.redact import capture
+from embedroute.routing.directory import Candidate
+from embedroute.routing.health import Healths
+from embedroute.routing.parameters import is_cut_here
+from embedroute.routing.plan import Key
+from embedroute.routing.widths import Widths
+
+log = logging.getLogger("embedroute.calls")
+
+
+class Attempts:
+    """Makes the attempts of one gateway on one event loop; health and widths are the gateway's."""
+
+    def __init__(
+        self, *, engine: Engine, local: LocalModels, healths: Healths, widths: Widths, clock: Callable[[], float]
+    ) -> None:
+        """Take what is shared with other loops, and the engine, which is this loop's own."""
+        self._engine = engine
+        self._local = local
+        self._workers = CapacityLimiter(2)
+        self._merger = Merger()
+        self._healths = healths
+        self._widths = widths
+        self._clock = clock
+
+    async def make(
+        self, candidate: Candidate, work: Mapping[Key, Input], order: Order, timeout: float, attempt: int, ticket: int
+    ) -> Landed | EmbedrouteError:
+        """Make the ``attempt``-th within ``timeout`` seconds; the endpoint's breaker has given ``ticket`` for it."""
+        began, health, journal = self._clock(), self._healths.of(candidate), order.journal
+        journal.attempts, batch = journal.attempts + 1, make_batch(candidate, work, order)
+        try:
+            if candidate.micro_batch_ms is None or journal.keeps:
+                answer, made = await self._exchange(candidate, order, batch, timeout), True
+            else:
+                answer, made = await self._merged(candidate, order, batch, timeout, candidate.micro_batch_ms / 1000)
+        except EmbedrouteError as error:
+            failure = for_client(error, candidate)
+            health.learn(ticket, self._clock(), failure)
+            journal.failures.append((candidate.provider, getattr(failure, "upstream_status", None)))
+            self._tell(candidate, failure, journal, attempt, began)
+            return failure
+        except BaseException:
+            health.released(ticket)
+            raise
+        landed, tokens = landed_of(candidate, work, answer, order, made=made)
+        if made:
+            now = self._clock()
+            health.succeeded(ticket, now, now - began, tokens)
+        else:
+            health.released(ticket)
+        self._tell(candidate, None, journal, attempt, began)
+        return landed
+
+    async def _merged(
+        self, candidate: Candidate, order: Order, batch: Batch, timeout: float, patience: float
+    ) -> tuple[Vectors, bool]:
+        """Make the call, or take part in one; tells also whether it was this request that made it."""
+        return await self._merger.embed(
+            batch,
+            (candidate.name, order.shared, order.kind, batch.user),
+            partial(self._exchange, candidate, order),
+            patience=min(patience, timeout / 2),
+            timeout=timeout,
+            caps=lambda: self._healths.of(candidate).caps(candidate.accepts, self._clock()),
+        )
+
+    async def _exchange(self, candidate: Candidate, order: Order, batch: Batch, timeout: float) -> Vectors:
+        journal, due = order.journal, order.parameters.width
+        keep = partial(capture, journal, candidate.provider, candidate.backend) if journal.keeps else None
+        tools = Tools(engine=self._engine, local=self._local, workers=self._workers, timeout=timeout, keep=keep)
+        try:
+            answer = await exchange(candidate.backend, batch, tools)
+        except BatchTooLarge:
+            if len(batch) > 1:
+                self._healths.of(candidate).overfilled(self._clock(), len(batch))
+            raise
+        check = partial(checked, answer, batch, due=due, matryoshka=is_cut_here(order.model))
+        answer = await tasks.in_thread(check) if is_large(batch) else check()
+        if due is None:
+            self._widths.agree(order.space, batch.dtype, answer.array.shape[1])
+        return answer
+
+    def _tell(
+        self, candidate: Candidate, failure: EmbedrouteError | None, journal: Journal, attempt: int, began: float
+    ) -> None:
+        if journal.events is None and not log.isEnabledFor(logging.INFO):
+            return
+        outcome: dict[str, object] = {"endpoint": candidate.name, "attempt": attempt}
+        outcome |= {"ms": round((self._clock() - began) * 1000, 1), **outcome_of(failure)}
+        journal.note("call", "failed" if failure else "answered", **outcome)
+        log.info("attempt", extra={"request_id": journal.request_id, **outcome})
