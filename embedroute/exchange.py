@@ -1,7 +1,7 @@
 """One batch to one backend and back: HTTP, local or its own way; what comes back is checked before anyone sees it."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final
 
@@ -72,7 +72,12 @@ async def exchange(backend: BackendBase, batch: Batch, tools: Tools) -> Vectors:
     """
     try:
         if isinstance(backend, HTTPBackend):
-            return await _over_http(backend, batch, tools)
+            request = backend.build(batch)
+            sent = tools.engine.send(request, tools.timeout)
+            reply = await (sent if tools.keep is None else _kept(request, sent, tools.keep))
+            if len(reply.content) < LARGE:
+                return _read(backend, batch, reply)
+            return await tasks.in_thread(partial(_read, backend, batch, reply))
         if isinstance(backend, LocalBackend | Backend):
             return await _in_time(backend, batch, tools)
     except UpstreamError as error:
@@ -111,21 +116,19 @@ def _failed(backend: BackendBase, error: BaseException) -> EmbedrouteError:
     return kind(f"The backend {type(backend).__name__} failed ({type(error).__name__}).")
 
 
-async def _over_http(backend: HTTPBackend, batch: Batch, tools: Tools) -> Vectors:
-    request = backend.build(batch)
+async def _kept(request: UpstreamRequest, sent: Awaitable[UpstreamReply], keep: Keep) -> UpstreamReply:
+    reply = None
     try:
-        reply = await tools.engine.send(request, tools.timeout)
-    except EmbedrouteError:
-        if tools.keep is not None:
-            tools.keep(request, None)
-        raise
-    if tools.keep is not None:
-        tools.keep(request, reply)
+        reply = await sent
+        return reply
+    finally:
+        keep(request, reply)
+
+
+def _read(backend: HTTPBackend, batch: Batch, reply: UpstreamReply) -> Vectors:
     if not 200 <= reply.status < 300:
         raise backend.fault(reply)
     try:
-        if len(reply.content) >= LARGE:
-            return await tasks.in_thread(partial(backend.parse, batch, reply))
         return backend.parse(batch, reply)
     except _PLAIN_MISTAKES as error:
         raise BadAnswer(f"The upstream's answer is not what its API documents ({type(error).__name__}).") from error

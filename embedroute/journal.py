@@ -108,6 +108,8 @@ class Journal:
 
     def shown(self) -> dict[str, Any]:
         """What debug asked to see and there was, by the names it has on the wire."""
+        if self.events is self.sent is self.got is None:
+            return {}
         shown = {"upstream_request": _one_or_all(self.sent), "upstream_response": _one_or_all(self.got), "trace": self.events}
         return {name: value for name, value in shown.items() if value}
 

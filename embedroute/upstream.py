@@ -29,6 +29,9 @@ class UpstreamRequest(msgspec.Struct, frozen=True, kw_only=True):
     ) -> Self:
         """POST ``body`` as JSON; keys whose value is None are left out.
 
+        ``headers`` that name the type of the body themselves are sent as they are. A backend that gives the same
+        ``MappingProxyType`` with every request spares the engine from writing them anew.
+
         Raises:
             ValueError: a number in ``body`` is NaN or infinite, for which JSON has no word.
         """
@@ -37,10 +40,11 @@ class UpstreamRequest(msgspec.Struct, frozen=True, kw_only=True):
         # The encoder writes such a number as null, so nearly no body has to be searched for one.
         if b"null" in content and (lost := next(_wordless(msgspec.to_builtins(kept), "body"), None)):
             raise ValueError(f"{lost}, which JSON cannot say.")
-        sent: dict[str, str | Secret] = {"content-type": "application/json", **headers}
         if bearer is not None and bearer.reveal():
-            sent["authorization"] = Secret(f"Bearer {bearer.reveal()}")
-        return cls(url=url, content=content, headers=sent)
+            headers = {"content-type": "application/json", **headers, "authorization": Secret(f"Bearer {bearer.reveal()}")}
+        elif "content-type" not in headers:
+            headers = {"content-type": "application/json", **headers}
+        return cls(url=url, content=content, headers=headers)
 
 
 def _wordless(value: object, place: str) -> Iterator[str]:

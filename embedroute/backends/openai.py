@@ -5,6 +5,8 @@ Source: openai/openai-openapi ``openapi.yaml`` 2.3.0; what other servers do diff
 """
 
 from collections.abc import Mapping
+from functools import cached_property
+from types import MappingProxyType
 from typing import ClassVar, Literal
 
 from embedroute.backend import Accepts, Batch, HTTPBackend, Secret, UpstreamReply, UpstreamRequest, Vectors
@@ -12,7 +14,7 @@ from embedroute.backends import rows
 from embedroute.backends.address import check_base_url
 
 
-class OpenAI(HTTPBackend, frozen=True, kw_only=True):
+class OpenAI(HTTPBackend, frozen=True, kw_only=True, dict=True):
     """One account at OpenAI, or one server that speaks its API.
 
     ``encoding_format`` is what is asked of the server: ``float`` for one that refuses base64, ``omit`` for one that
@@ -48,14 +50,19 @@ class OpenAI(HTTPBackend, frozen=True, kw_only=True):
             "input_type": batch.input_type and self.input_types.get(batch.input_type, batch.input_type),
             "user": batch.user,
         }
-        return UpstreamRequest.json(
-            f"{self.base_url.rstrip('/')}/embeddings", body, bearer=self.api_key, headers=self._headers()
-        )
+        return UpstreamRequest.json(self._url, body, headers=self._headers)
 
-    def _headers(self) -> dict[str, str | Secret]:
+    @cached_property
+    def _url(self) -> str:
+        return f"{self.base_url.rstrip('/')}/embeddings"
+
+    @cached_property
+    def _headers(self) -> Mapping[str, str | Secret]:
+        """One mapping for all requests: an engine writes its lines once."""
         named = {"openai-organization": self.organization, "openai-project": self.project}
         ours = {name: value for name, value in named.items() if value}
-        return {**ours, **{name.lower(): value for name, value in self.extra_headers.items()}}
+        given = {name.lower(): value for name, value in self.extra_headers.items()}
+        return MappingProxyType(UpstreamRequest.json("", {}, bearer=self.api_key, headers={**ours, **given}).headers)
 
     def parse(self, batch: Batch, reply: UpstreamReply) -> Vectors:
         """Read base64 or numbers, whichever the server chose to send."""

@@ -77,25 +77,25 @@ class Connection(asyncio.Protocol):
         """Whether it is open, and nothing waits to be read that the loop has not come to yet."""
         return self.alive and not self._readable()
 
-    async def exchange(self, head: bytes, content: bytes) -> UpstreamReply:
-        """Send a request and give back its whole answer.
+    def exchange(self, head: bytes, content: bytes) -> "asyncio.Future[UpstreamReply]":
+        """Send a request; the future brings its whole answer. Call ``over`` however that ends.
 
         Raises:
-            StaleError: the connection was kept, and closed before a byte came.
-            UpstreamError: the exchange broke off, took too long or is no good HTTP.
+            StaleError: the connection was kept, and closed before a byte came; here or by the future.
+            UpstreamError: by the future: the exchange broke off, took too long or is no good HTTP.
         """
         if not self.alive:
             raise StaleError
         self._exchanges += 1
         self._begin()
-        self._waiter = self._loop.create_future()
+        waiter = self._waiter = self._loop.create_future()
         self._transport.writelines((head, content))
-        try:
-            return await self._waiter
-        finally:
-            self._waiter = None
-            if not self._complete:
-                self.abort()
+        return waiter
+
+    def over(self) -> bool:
+        """Nobody waits any more; tell whether the connection is good for another exchange."""
+        self._waiter = None
+        return self._complete and self.alive
 
     def expire(self, seconds: float) -> None:
         """The time for the exchange is over."""

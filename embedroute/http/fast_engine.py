@@ -6,11 +6,14 @@ not end an exchange whose request was cancelled (docs/engines.md has the figures
 
 import asyncio
 import ssl
+from collections.abc import Mapping
 from functools import partial
+from types import MappingProxyType
 
+import anyio
 import httpx2
 
-from embedroute.backend import UpstreamReply, UpstreamRequest
+from embedroute.backend import Secret, UpstreamReply, UpstreamRequest
 from embedroute.errors import TimedOut, Unreachable
 from embedroute.http import CONNECT_TIMEOUT, DIRECT, Connect
 from embedroute.http.connection import Connection, StaleError
@@ -23,6 +26,17 @@ KEPT_FOR = 25.0
 AT_ONCE = 512
 """Exchanges under way at a time; more wait for their turn."""
 MOST_TARGETS = 1024
+
+
+class _Begun:
+    """How requests for one URL begin: ``head`` is that of the latest ``headers``. It may hold a key, so it has no repr."""
+
+    __slots__ = ("head", "headers", "target")
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.head = b""
+        self.headers: Mapping[str, str | Secret] | None = None
 
 
 class FastEngine:
@@ -38,23 +52,31 @@ class FastEngine:
         """Make the TLS context when it is first wanted."""
         self._connect_as = connect
         self._context: ssl.SSLContext | None = None
-        self._targets: dict[tuple[str, str], Target] = {}
+        self._begun: dict[tuple[str, str], _Begun] = {}
         self._idle: dict[Origin, list[Connection]] = {}
         self._quiet: dict[Origin, bool] = {}
         self._open: set[Connection] = set()
-        self._room = asyncio.Semaphore(AT_ONCE)
+        self._room = anyio.Semaphore(AT_ONCE, fast_acquire=True)
 
     async def send(self, request: UpstreamRequest, timeout: float) -> UpstreamReply:
         """Exchange ``request`` for its answer within ``timeout`` seconds."""
-        deadline = asyncio.get_running_loop().time() + timeout
-        target = self._target(request)
-        head = write_head(target, request)
-        if self._room.locked():
-            await self._wait_for_room(timeout)
-        else:
-            await self._room.acquire()  # which does not suspend
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        origin, head = self._begin(request)
         try:
-            return await self._send(target.origin, head, request.content, deadline, timeout)
+            self._room.acquire_nowait()
+        except anyio.WouldBlock:
+            await self._wait_for_room(timeout)
+        try:
+            connection = self._kept(origin, loop.time())
+            if connection is not None:
+                try:
+                    return await self._exchange(loop, origin, connection, head, request.content, deadline, timeout)
+                except StaleError:
+                    # Closed while it was idle, which a fresh one cannot be: so this happens once.
+                    pass
+            connection = await self._connect(loop, origin, deadline - loop.time())
+            return await self._exchange(loop, origin, connection, head, request.content, deadline, timeout)
         finally:
             self._room.release()
 
@@ -65,30 +87,22 @@ class FastEngine:
         except TimeoutError:
             raise TimedOut(f"More than {AT_ONCE} calls to upstreams were under way for {timeout:.1f} s.") from None
 
-    async def _send(self, origin: Origin, head: bytes, content: bytes, deadline: float, timeout: float) -> UpstreamReply:
-        loop = asyncio.get_running_loop()
-        connection = self._kept(origin, loop.time())
-        if connection is not None:
-            try:
-                return await self._exchange(origin, connection, head, content, deadline, timeout)
-            except StaleError:
-                # Closed while it was idle, which a fresh one cannot be: so this happens once.
-                pass
-        connection = await self._connect(loop, origin, deadline - loop.time())
-        return await self._exchange(origin, connection, head, content, deadline, timeout)
-
     async def _exchange(
-        self, origin: Origin, connection: Connection, head: bytes, content: bytes, deadline: float, timeout: float
+        self,
+        loop: asyncio.AbstractEventLoop,
+        origin: Origin,
+        connection: Connection,
+        head: bytes,
+        content: bytes,
+        deadline: float,
+        timeout: float,
     ) -> UpstreamReply:
-        loop, whole = asyncio.get_running_loop(), False
         timer = loop.call_at(deadline, connection.expire, timeout)
         try:
-            reply = await connection.exchange(head, content)
-            whole = True
-            return reply
+            return await connection.exchange(head, content)
         finally:
             timer.cancel()
-            if whole and connection.alive:
+            if connection.over():
                 self._keep(loop, origin, connection)
             else:
                 self._drop(connection)
@@ -152,13 +166,16 @@ class FastEngine:
             self._context = context
         return self._context
 
-    def _target(self, request: UpstreamRequest) -> Target:
-        known = self._targets.get((request.method, request.url))
+    def _begin(self, request: UpstreamRequest) -> tuple[Origin, bytes]:
+        """Write what stands before the body; only the body's length differs where a backend always gives the same headers."""
+        known = self._begun.get((request.method, request.url))
         if known is None:
-            if len(self._targets) >= MOST_TARGETS:
-                self._targets.clear()
-            known = self._targets[request.method, request.url] = parse_target(request.method, request.url)
-        return known
+            if len(self._begun) >= MOST_TARGETS:
+                self._begun.clear()
+            known = self._begun[request.method, request.url] = _Begun(parse_target(request.method, request.url))
+        if known.headers is not request.headers or not isinstance(request.headers, MappingProxyType):
+            known.head, known.headers = write_head(known.target, request.headers), request.headers
+        return known.target.origin, b"%bcontent-length: %d\r\n\r\n" % (known.head, len(request.content))
 
     async def aclose(self) -> None:
         """Close the connections, and see them closed."""

@@ -7,7 +7,7 @@ from urllib.parse import quote, unquote_to_bytes, urlsplit
 
 import msgspec
 
-from embedroute.backend import UpstreamRequest
+from embedroute.backend import Secret
 from embedroute.errors import Unavailable
 from embedroute.http import revealed
 
@@ -55,26 +55,24 @@ def parse_target(method: str, url: str) -> Target:
     return Target((host, port, tls), line, headers, _written(line, headers))
 
 
-def write_head(target: Target, request: UpstreamRequest) -> bytes:
-    """Write all of a request but its body.
+def write_head(target: Target, headers: Mapping[str, str | Secret]) -> bytes:
+    """Write all of a request's head but the length of its body.
 
     Raises:
         Unavailable: a header cannot be sent.
     """
-    given = revealed(request.headers)
+    given = revealed(headers)
     begin = target.begin
     if not _SPOKEN_FOR.isdisjoint(given):
         if not FRAMING.isdisjoint(given):
             raise Unavailable("A header of this provider says where a request ends, which is the engine's to say.")
         begin = _written(target.line, {name: value for name, value in target.headers.items() if name not in given})
     lines = [f"{name}: {value}\r\n" for name, value in given.items()]
-    lines.append(f"content-length: {len(request.content)}\r\n\r\n")
     try:
         head = "".join(lines).encode("latin-1")
     except UnicodeEncodeError:
         raise Unavailable("A header of this provider holds a character that HTTP has no room for.") from None
-    breaks = len(lines) + 1
-    if head.count(b"\n") != breaks or head.count(b"\r") != breaks or b"\0" in head:
+    if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines) or b"\0" in head:
         raise Unavailable("A header of this provider holds a line break.")
     return begin + head
 

@@ -136,6 +136,8 @@ def _given(request: CreateEmbeddingRequest) -> WireInput:
 
 
 def _dimensions(asked: int | None, options: EmbeddingOptions) -> int | None:
+    if options is NO_OPTIONS:
+        return asked or None
     wishes = {
         "embedding_options.google.output_dimensionality": options.google and options.google.output_dimensionality,
         "embedding_options.mistral.output_dimension": options.mistral and options.mistral.output_dimension,
@@ -147,14 +149,16 @@ def _dimensions(asked: int | None, options: EmbeddingOptions) -> int | None:
 
 
 def _input_type(asked: str | None, options: EmbeddingOptions) -> str | None:
-    neutral = None if asked is None else NEUTRAL.get(asked.lower())
-    if asked is not None and neutral is None:
+    if asked is None:
+        return None
+    neutral = NEUTRAL.get(asked.lower())
+    if neutral is None:
         known = ", ".join(SPELLINGS)
         raise InvalidRequest(
             f"'input_type' {echo(asked)} is not known; use one of {known}, or a vendor's spelling of it.", param="input_type"
         )
     task = options.google and options.google.task_type
-    if neutral and task and GOOGLE_TASKS[task] not in (None, neutral):
+    if task and GOOGLE_TASKS[task] not in (None, neutral):
         param = "embedding_options.google.task_type"
         raise InvalidRequest(f"'{param}' contradicts 'input_type'; send one of them.", param=param)
     return neutral

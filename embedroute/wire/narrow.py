@@ -33,7 +33,7 @@ def narrow(given: WireInput, limits: Limits, name: str = "input") -> tuple[Seque
         InvalidRequest: none or too many inputs, an empty one, two kinds, or an id that no vocabulary has.
     """
     if isinstance(given, str):
-        given = [given]
+        return _texts_of([given], name), Kind.TEXT
     if not given:
         raise InvalidRequest(f"'{name}' must not be an empty array.", param=name)
     kinds = set(map(type, given))

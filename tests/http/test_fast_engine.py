@@ -8,7 +8,9 @@ import ssl
 import subprocess
 import sys
 import warnings
+from types import MappingProxyType
 
+import anyio
 import pytest
 
 from embedroute import CacheSettings, Config, Endpoint, Gateway, Model, Provider, Settings
@@ -319,7 +321,7 @@ TARGETS = [
 @pytest.mark.parametrize(("url", "origin", "line", "host", "authorization"), TARGETS)
 def test_a_url_is_written_as_http_wants_it(url, origin, line, host, authorization):
     target = parse_target("POST", url)
-    first, *headers = write_head(target, request(url)).split(b"\r\n")
+    first, *headers = write_head(target, request(url).headers).split(b"\r\n")
     held = dict(header.split(b": ", 1) for header in headers if header)
 
     assert (origin, line, host, authorization) == (target.origin, first, held[b"host"], held.get(b"authorization"))
@@ -368,16 +370,31 @@ def test_a_method_is_a_word(method):
 )
 def test_no_header_can_end_or_split_a_request(headers):
     with pytest.raises(Unavailable):
-        write_head(parse_target("POST", "http://host/"), UpstreamRequest(url="", content=b"", headers=headers))
+        write_head(parse_target("POST", "http://host/"), headers)
 
 
 def test_a_backends_own_header_stands_over_the_engines():
     headers = {"host": "other", "accept": "*/*", "authorization": Secret("Bearer k")}
-    head = write_head(parse_target("POST", "http://me:pass@host/"), UpstreamRequest(url="", content=b"", headers=headers))
+    head = write_head(parse_target("POST", "http://me:pass@host/"), headers)
 
     assert [b"host: other", b"accept: */*", b"authorization: Bearer k"] == [
         line for line in head.split(b"\r\n") if line.startswith((b"host", b"accept:", b"authorization"))
     ]
+
+
+async def test_each_call_has_its_own_headers_whatever_was_written_before():
+    """Two accounts at one address, each with a mapping of its own that cannot change, and one that changes its mapping."""
+    accounts = [MappingProxyType({"authorization": Secret(f"Bearer {name}")}) for name in "ab"]
+    changing = {"authorization": "Bearer c"}
+    async with Wire(ok(b"{}")) as wire, Engine() as engine:
+        for headers in [*accounts, *accounts[::-1], *accounts, changing]:
+            await engine.send(UpstreamRequest(url=wire.url, content=b"{}", headers=headers), 5.0)
+        changing["authorization"] = "Bearer d"
+        await engine.send(UpstreamRequest(url=wire.url, content=b"longer", headers=changing), 5.0)
+
+    told = [line[-1:] for head in wire.heads for line in head.split(b"\r\n") if line.startswith(b"authorization")]
+    assert [b"a", b"b", b"b", b"a", b"a", b"b", b"c", b"d"] == told
+    assert wire.heads[-1].endswith(b"\r\ncontent-length: 6\r\n\r\n")
 
 
 async def test_an_ipv6_address_is_reached():
@@ -467,7 +484,7 @@ async def test_a_connection_that_is_not_made_in_time_is_unreachable():
 async def test_more_calls_than_there_is_room_for_wait_their_turn():
     with Upstream(delay=0.05, remember=False) as upstream:
         async with Engine() as engine:
-            engine._room = asyncio.Semaphore(4)
+            engine._room = anyio.Semaphore(4)
             url = f"{upstream.url}/embeddings"
             replies = await asyncio.gather(*(engine.send(request(url), 5.0) for _ in range(40)))
             assert {200} == {reply.status for reply in replies}
