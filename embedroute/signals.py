@@ -80,6 +80,43 @@ FULL: Final = _any(
 )
 """How a message begins that says: this call holds more than we take, in inputs, tokens or bytes."""
 
+_ITEMS: Final = "(inputs|texts|items|elements|strings|documents|sentences|entries|instances|embeddings|chunks|rows)"
+_COUNT: Final = r"\(?\d[\d,]*\)?"
+_OVER: Final = (
+    r"(> |exceed|is (greater|larger|more) than|is (over|above)|(is )?limit|must (not exceed|be (at most|between|<|less)))"
+)
+_MOST: Final = r"(at most|up to|no more than|(a |the )?max(imum)?( of)?|more than) \d[\d,]*"
+
+FULL_AT_LARGE: Final = _any(
+    rf"too many {_ITEMS}",
+    r"too many tokens (in|for) (the |this |one |a )?(batch|request)",
+    r"(the |your )?((inputs?|texts?|request) )?(batch|array|list)( size| length)?( of)?( \d+)?( is)? too (large|big|long)",
+    r"(http: |the |your )?((request|payload)( entity| body| payload| size)?|body)( is)? too (large|big)",
+    r"(the |your )?((request )?(payload|body|entity)( size)?|request size) exceed",
+    rf"(the |your )?((input|request) )?batch( size| length)?( of|:)?( {_COUNT})? {_OVER}",
+    r"(the |your |this model's )?max(imum)?( allowed| supported)? batch (size|length)",
+    rf"(the )?max(imum)?( allowed| supported)? (number|count) of {_ITEMS}",
+    rf"(the )?(total )?(number|count) of {_ITEMS}( {_COUNT})? {_OVER}",
+    rf"(expected |only |this model (takes|accepts|supports) )?{_MOST} {_ITEMS}",
+    rf"['`\"]?(inputs?|texts|documents|sentences|batch|list|array|request)['`\"]?( array| list)?"
+    rf" (must|can|may|should)(not| not)?( only)? (contain|have|hold|include|be) {_MOST} {_ITEMS}",
+)
+"""How a message begins that says the same, of an API that nobody has looked up.
+
+It counts only where nothing is said of one input's length. No pattern begins with what may introduce a quote, as
+"Invalid input: " does: what is heard must stand in the input whole, or it would not be known for the quote that it is.
+"""
+
+FULL_CODES: Final = _any(
+    "max_tokens_per_request",
+    "array_above_max_length",
+    "3210",
+    "(batch|batch_?size|request|payload)_?too_?(large|big|long)",
+    "too_?many_?(inputs|texts|items|documents)",
+    "(max_?)?batch_?size_?(limit_?)?exceeded",
+)
+"""Codes that say so."""
+
 LONG: Final = _any(
     r"context.?length",
     r"context size",
@@ -87,7 +124,7 @@ LONG: Final = _any(
     r"maximum input length",
     r"INPUT_TOKEN_LIMIT_EXCEEDED",
     r"exceeded max .{0,20}tokens",
-    r"(input|prompt|text|content|sequence)\b.{0,40} too long",
+    r"(input|prompt|text|content|sequence)\b(?!['`\"]? (array|list|batch)( size| length)?( is)? too long).{0,40} too long",
     r"too large to process",
     r"must have less than \d+ tokens",
     r"input exceeds",
@@ -109,7 +146,8 @@ SIGNALS: Final = (
         _any(r"\[INPUT_MODEL_NOT_FOUND\]", r"Model \S{1,100} is not supported\. Supported models are "),  # Jina, Voyage
     ),
     Signal(ContextTooLong, BAD | CRASHED, Where.ANYWHERE, LONG),
-    Signal(BatchTooLarge, BAD, Where.CODE, _any("max_tokens_per_request", "array_above_max_length", "3210")),
+    Signal(BatchTooLarge, BAD, Where.BEGINNING, FULL_AT_LARGE),
+    Signal(BatchTooLarge, BAD, Where.CODE, FULL_CODES),
 )
 """What a body says outweighs its status; the first that is heard decides. At other statuses nobody listens.
 

@@ -164,6 +164,62 @@ FULL = {
 }
 """Who → how it says that a call of several inputs is too large."""
 
+AT_LARGE = [
+    "batch too large",
+    "Batch too large: 64 > 32",
+    "batch size too large",
+    "The batch is too big",
+    "Batch size exceeds limit of 32",
+    "Batch size 64 is greater than 32",
+    "The batch size 64 exceeds the maximum of 32",
+    "The batch size limit is 128. Your batch size is 129.",
+    "Batch of 64 exceeds the maximum",
+    "batch size must be at most 32",
+    "Batch size must be between 1 and 32",
+    "Batch size: 64 > 32",
+    "Batch size is limited to 32",
+    "Maximum batch size is 32, got 64",
+    "This model's maximum batch size is 16",
+    "max allowed batch size: 32",
+    "too many inputs",
+    "Too many inputs: 64, maximum is 32",
+    "Too many inputs. Maximum 16 allowed.",
+    "too many texts",
+    "too many items in batch",
+    "Too many tokens in request: 400000 > 300000",
+    "The maximum number of inputs is 32",
+    "Maximum number of texts exceeded",
+    "Number of inputs exceeds maximum of 250",
+    "The number of documents (2,049) must be at most 2,048",
+    "the total number of texts 131 exceeds 96",
+    "Expected at most 32 inputs, got 64",
+    "maximum of 16 inputs per request",
+    "Only up to 1,000 texts at a time",
+    "This model supports at most 16 inputs",
+    "`input` must contain at most 32 elements",
+    "Input must have at most 32 items",
+    "'texts' array can hold no more than 96 strings",
+    "inputs cannot contain more than 128 items",
+    "input array too long",
+    "The input list is too long: 64 > 32",
+    "array too long",
+    "Request too large: max 300000 tokens per request",
+    "The request is too large",
+    "request entity too large",
+    "Payload too large",
+    "http: request body too large",
+    "Request body exceeds 2 MB",
+    "The request size exceeds 2 MB",
+]
+"""How APIs that nobody has looked up say it."""
+
+FULL |= {f"somebody: {said}": (400, openai(said)) for said in AT_LARGE}
+FULL |= {
+    f"somebody's {code}": (422, openai(code=code))
+    for code in ("batch_too_large", "BATCH_SIZE_TOO_LARGE", "too_many_inputs", "TooManyInputs", "max_batch_size_exceeded")
+}
+FULL |= {f"somebody's {code}": (400, openai(type=code)) for code in ("request_too_large", "payload_too_large")}
+
 
 @pytest.mark.parametrize("who", FULL)
 def test_a_call_of_several_inputs_that_is_too_large_is_one_to_halve(who):
@@ -185,6 +241,34 @@ def test_one_input_that_is_too_large_is_at_fault_itself(who):
     ("status", "body", "inputs", "kind"),
     [
         (413, "Input is too long for requested model.", ["a", "b"], ContextTooLong),
+        *(
+            (400, openai(said, "request_too_large"), ["a", "b"], ContextTooLong)
+            for said in (
+                "Input text is too long.",
+                "The input is too long: 9000 > 8192 tokens",
+                "The text of list item 3 is too long",
+                "Input list item 3 is too long",
+                "Request too large: it is over the context length of 8192 tokens",
+                "Batch size exceeds the maximum context of 8192 tokens",
+                "Too many inputs: the input exceeds 8192 tokens",
+                "Too many tokens in request: input exceeded max 8192 tokens",
+            )
+        ),
+        *(
+            (400, openai(said), ["a", "b"], InputRefused)
+            for said in (
+                "Too many tokens: 9000 > 8192",
+                "Input must have at most 8192 tokens",
+                "Input must have at least 1 items",
+                "The maximum number of tokens is 8192",
+                "Number of inputs must be at least 1",
+                "Number of inputs does not match the number of titles",
+                "batch size must be positive",
+                "Request is too long",
+                "input[0] must contain at most 32 elements",
+                "No: too many inputs",
+            )
+        ),
         (400, mistral("Input id 0 has 9000 tokens, exceeded max 8192 tokens.", "3210"), ["a"], ContextTooLong),
         (400, mistral("Input id 0 has 9000 tokens, exceeded max 8192 tokens.", "3210"), ["a", "b"], ContextTooLong),
         (400, openai("input (600 tokens) is too large to process. increase the physical batch size"), ["a"], ContextTooLong),
@@ -238,6 +322,10 @@ PLANTED = [
     "Too many inputs in request, split into more batches.",
     "batch size 64 > maximum allowed batch size 32",
     "Payload Too Large",
+    "Batch too large: 64 > 32",
+    "The batch size 64 exceeds the maximum of 32",
+    "Expected at most 32 inputs, got 64",
+    "Array is too large, too many inputs",
 ]
 """What a client may ask to have embedded."""
 
