@@ -18,6 +18,7 @@ from embedroute.errors import (
     UpstreamError,
 )
 from embedroute.routing.breaker import Breaker, BreakerPolicy, State
+from embedroute.routing.recent import Recent
 from embedroute.routing.routes import Candidate
 
 SIGNIFICANT: Final = 30.0
@@ -165,16 +166,13 @@ def _percentile(ordered: list[float], percentile: int) -> float | None:
 
 
 class Healths:
-    """The health of every endpoint of a gateway, made as they are met."""
+    """The health of every endpoint of a gateway that is in use, made as they are met."""
 
     def __init__(self, policy: BreakerPolicy) -> None:
         """Know none yet."""
         self._policy = policy
-        self._healths: dict[str, Health] = {}
+        self._healths: Recent[str, Health] = Recent()
 
     def of(self, candidate: Candidate) -> Health:
         """The health of one endpoint."""
-        health = self._healths.get(candidate.name)
-        if health is None:
-            health = self._healths[candidate.name] = Health(self._policy)
-        return health
+        return self._healths.get(candidate.name) or self._healths.recall(candidate.name, Health(self._policy))
