@@ -27,7 +27,7 @@ from embedroute.orders import Asked, order_of, terms_of
 from embedroute.perloop import PerLoop
 from embedroute.routing.directory import Candidate, Route
 from embedroute.routing.health import BreakerPolicy, Healths
-from embedroute.routing.memo import Decisions
+from embedroute.routing.memo import PROBING, Decisions
 from embedroute.routing.plan import assemble, make_plan
 from embedroute.routing.retry import RetryPolicy
 from embedroute.wire.decode import Job, make_request
@@ -176,12 +176,12 @@ class Gateway:
         return caller.may_debug(otherwise=self.settings.debug)
 
     async def embed_at(self, candidate: Candidate, input: Sequence[str], *, model: str) -> Embeddings:
-        """Embed texts at one endpoint of a model, past the cache and other requests: so endpoints are compared.
+        """Embed texts at one endpoint of a model, past lists, the cache and other requests: so endpoints are compared.
 
         Raises:
             EmbedrouteError: the endpoint does not answer.
         """
-        job = make_request({"input": input, "model": model}, self.limits)
+        job = msgspec.structs.replace(make_request({"input": input, "model": model}, self.limits), preferences=PROBING)
         route = msgspec.structs.replace(self.directory.resolve(model), candidates=[candidate])
         deadline = time.monotonic() + self.settings.deadline
         asked = Asked(job=job, caller=ANYONE, journal=Journal(new_request_id()), cached=PROBE, deadline=deadline)

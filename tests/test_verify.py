@@ -5,7 +5,7 @@ import pytest
 
 from embedroute import Config, Gateway, Provider
 from embedroute.backend import Vectors
-from embedroute.errors import ModelNotFound, Unavailable
+from embedroute.errors import ModelNotFound, NoEligibleProvider, Unavailable
 from embedroute.testing import ScriptedBackend, expected_vector
 from embedroute.verify import PROBES, Thresholds, judge, verify
 
@@ -34,10 +34,10 @@ def scaled(by):
     )
 
 
-def gateway(*backends):
-    providers = {f"p{at}": Provider(backend=backend) for at, backend in enumerate(backends)}
+def gateway(*backends, stage="stable", **lists):
+    providers = {f"p{at}": Provider(backend=backend, stage=stage) for at, backend in enumerate(backends)}
     models = {"m": {"endpoints": [{"provider": slug} for slug in providers]}}
-    return Gateway(Config(gateway={"auth": "open"}, providers=providers, models=models))
+    return Gateway(Config(gateway={"auth": "open", **lists}, providers=providers, models=models))
 
 
 @pytest.mark.parametrize(
@@ -116,6 +116,23 @@ async def test_neither_the_cache_nor_health_comes_between():
     (first,), (second,) = await verify(built, "m"), await verify(built, "m")
 
     assert ("different", first) == (first.verdict, second)
+
+
+@pytest.mark.parametrize("kept_out", [{"stage": "alpha"}, {"only": ["p0"]}, {"ignore": ["p1"]}, {"ignore": ["p0", "p1"]}])
+async def test_endpoints_that_serve_nobody_yet_are_compared_as_well(kept_out):
+    """An endpoint is vouched for before it serves; that it is kept from clients says nothing of its vectors."""
+    (same,) = await verify(gateway(SAME, SAME, **kept_out), "m")
+    (other,) = await verify(gateway(SAME, turned(0.5), **kept_out), "m")
+
+    assert [("verified", ""), ("different", "")] == [(same.verdict, same.why), (other.verdict, other.why)]
+
+
+async def test_a_comparison_lets_nobody_past_the_lists():
+    built = gateway(SAME, SAME, ignore=["p0", "p1"])
+    await verify(built, "m")
+
+    with pytest.raises(NoEligibleProvider, match="'ignore'"):
+        await built.embed("text", model="m", provider={"include_alpha": True})
 
 
 async def test_a_model_that_nobody_knows_is_refused():

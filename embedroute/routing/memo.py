@@ -17,10 +17,14 @@ from embedroute.routing.plan import shared_key
 from embedroute.routing.routes import Route
 from embedroute.routing.select import Selection, select
 from embedroute.wire.decode import NO_OPTIONS, Job
-from embedroute.wire.preferences import NO_PREFERENCES
+from embedroute.wire.preferences import NO_PREFERENCES, Preferences
 
 MOST: Final = 4096
 """Decisions remembered; clients choose widths, so there must be a bound."""
+
+
+PROBING: Final = Preferences(include_alpha=True)
+"""The preferences of whoever compares endpoints, by identity: what a gateway lists says who may serve, not who is the same."""
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -52,13 +56,17 @@ class Decisions:
         known = self._made.get(_question(route, job, caller)) if plain else None
         if known is not None:
             return known if len(known.selection.candidates) == 1 else self._reordered(known, route, job)
-        selection = select(route, job, caller, self._around(), journal)
+        selection = select(route, job, caller, self._around_for(job), journal)
         made = _decision(selection, route, job, caller)
         if plain:
             if len(self._made) >= MOST:
                 self._made.clear()
             self._made[_question(route, job, caller)] = made
         return made
+
+    def _around_for(self, job: Job) -> Surroundings:
+        around = self._around()
+        return msgspec.structs.replace(around, only=(), ignore=()) if job.preferences is PROBING else around
 
     def _reordered(self, known: Decision, route: Route, job: Job) -> Decision:
         candidates = order(known.selection.candidates, job.preferences, route.sort, self._around())
