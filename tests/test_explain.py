@@ -142,3 +142,53 @@ async def test_hits_are_counted_in_inputs(held, asked, cache):
     told = (await post(door, "?explain=1", input=asked, named=1))["cache"]
 
     assert cache == (told["hits"], told["misses"])
+
+
+PICK = "not the first pick, and allow_fallbacks is false"
+NAMED = "not the one that is named"
+
+
+@pytest.mark.parametrize(
+    ("fields", "left", "filtered"),
+    [
+        ({"provider": {}}, 3, {}),
+        ({"provider": {"allow_fallbacks": False}}, 1, {"allow_fallbacks": PICK}),
+        ({"provider": {"allow_fallbacks": False, "sort": "price"}}, 1, {"allow_fallbacks": PICK}),
+        (
+            {"provider": {"allow_fallbacks": False, "order": ["p1"]}},
+            1,
+            {"order": "not in the list, and allow_fallbacks is false"},
+        ),
+        (
+            {"provider": {"allow_fallbacks": False, "ignore": ["p1"]}},
+            1,
+            {"ignore": "in the list", "allow_fallbacks": PICK},
+        ),
+        ({"provider": "p1"}, 1, {"provider": NAMED}),
+        ({"provider": "p1", "model": "m:floor"}, 1, {"provider": NAMED}),
+        ({"provider": None, "model": "p1/m"}, 1, {"provider": NAMED}),
+        ({"provider": "p1", "model": "undeclared"}, 1, None),
+    ],
+)
+async def test_whoever_is_not_in_the_order_is_told_with_the_reason(fields, left, filtered):
+    """Whether a list, a hint or a missing fallback kept it out."""
+    door, _ = door_of(None, None, None)
+
+    told = await post(door, "?explain=1", input="text", **fields)
+    traced = (await post(door, input="text", debug={"trace": True}, **fields))["trace"]
+
+    assert left == len(told["order"])
+    assert (filtered or {}) == {it["filter"]: it["reason"] for it in told["filtered"]}
+    assert (1 if filtered is None else 3) == len({it["provider"] for it in (*told["order"], *told["filtered"])})
+    assert len(told["filtered"]) == sum(event["action"] == "filtered" for event in traced)
+
+
+async def test_a_refusal_tells_whom_a_hint_kept_out_as_well():
+    """Else a trace of three endpoints would account for one."""
+    door, _ = door_of(None, None, None)
+
+    told = await post(door, input=[1], provider="p1", debug={"trace": True})
+
+    assert {("p0:m", "provider"), ("p2:m", "provider"), ("p1:m", "input")} == {
+        (event["endpoint"], event["filter"]) for event in told["trace"]
+    }

@@ -10,12 +10,14 @@ from typing import Final
 import msgspec
 
 from embedroute.access import Caller
+from embedroute.errors import Refusal
 from embedroute.inputs import Kind
 from embedroute.journal import Journal
 from embedroute.routing.order import Surroundings, order
 from embedroute.routing.plan import shared_key
 from embedroute.routing.routes import Route
-from embedroute.routing.select import Selection, select
+from embedroute.routing.select import Selection, select, tell_dropped
+from embedroute.routing.sieve import Dropped
 from embedroute.wire.decode import NO_OPTIONS, Job
 from embedroute.wire.preferences import NO_PREFERENCES, Preferences
 
@@ -56,13 +58,28 @@ class Decisions:
         known = self._made.get(_question(route, job, caller)) if plain else None
         if known is not None:
             return known if len(known.selection.candidates) == 1 else self._reordered(known, route, job)
-        selection = select(route, job, caller, self._around_for(job), journal)
+        selection = self._selected(route, job, caller, journal)
         made = _decision(selection, route, job, caller)
         if plain:
             if len(self._made) >= MOST:
                 self._made.clear()
             self._made[_question(route, job, caller)] = made
         return made
+
+    def _selected(self, route: Route, job: Job, caller: Caller, journal: Journal | None) -> Selection:
+        unnamed = self._unnamed(route)
+        try:
+            selection = select(route, job, caller, self._around_for(job), journal)
+        except Refusal:
+            if journal is not None:
+                tell_dropped(unnamed, journal)
+            raise
+        return msgspec.structs.replace(selection, dropped=[*unnamed, *selection.dropped]) if unnamed else selection
+
+    def _unnamed(self, route: Route) -> list[Dropped]:
+        """The endpoints of a model that a request passes over because it names a provider, by a hint or before the model."""
+        whole = self._routes.get(route.name, route)
+        return [Dropped(it, "provider", "not the one that is named") for it in whole.candidates if it not in route.candidates]
 
     def _around_for(self, job: Job) -> Surroundings:
         around = self._around()

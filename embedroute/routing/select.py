@@ -68,8 +68,10 @@ def select(route: Route, job: Job, caller: Caller, around: Surroundings, journal
             tell_dropped(sieve.dropped, journal)
         raise
     ordered = order(sieve.left, wishes, route.sort, around)
+    why = "not the first pick, and allow_fallbacks is false"
+    spare = [Dropped(it, "allow_fallbacks", why) for it in sieve.left if it not in ordered]
     lost = unspoken(job, parameters.namespaces)
-    return Selection(candidates=ordered, dropped=sieve.dropped, parameters=parameters, unspoken=lost)
+    return Selection(candidates=ordered, dropped=[*sieve.dropped, *spare], parameters=parameters, unspoken=lost)
 
 
 def _refuse_unknown_names(wishes: Preferences, known: frozenset[str]) -> None:
