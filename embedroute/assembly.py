@@ -23,7 +23,7 @@ from embedroute.flights import Flights
 from embedroute.http import Connect, Engine
 from embedroute.http.choose import engine_mistakes, open_engine
 from embedroute.models import catalogue, known_providers
-from embedroute.plugins import build_backends
+from embedroute.plugins import bases_of, build_backends
 from embedroute.reading import ALL_READ, Unread
 from embedroute.routing.checks import held
 from embedroute.routing.directory import Directory, build_directory
@@ -72,8 +72,10 @@ def assembled(config: Config, environ: Mapping[str, str]) -> Parts:
 
 
 def _joined(config: Config, environ: Mapping[str, str], unread: Unread) -> tuple[Directory, list[str]]:
-    backends, mistakes = build_backends(config, known_providers(), environ, unread)
-    directory, more = build_directory(config, backends, catalogue(), known_providers(), unread)
+    known = known_providers()
+    bases = bases_of(config, known)
+    backends, mistakes = build_backends(config, known, bases, environ, unread)
+    directory, more = build_directory(config, backends, catalogue(), known, bases, unread)
     settings = config.gateway
     general = [*access_mistakes(config, unread), *engine_mistakes(settings.engine, _connect(settings))]
     return directory, [*general, *mistakes, *more]

@@ -79,11 +79,15 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     fallback: str | None = None
     endpoints: list[Endpoint] = []
 
-    def over(self, facts: "Model") -> "Model":
-        """Fill what is not said here from ``facts``, endpoint by endpoint too."""
+    def over(self, facts: "Model", bases: Mapping[str, str] = {}) -> "Model":
+        """Fill what is not said here from ``facts``, endpoint by endpoint too.
+
+        ``bases`` maps slugs to those that their facts stand under; another's stand under the part before its slash.
+        """
         said = {name: value for name in self.__struct_fields__ if (value := getattr(self, name)) is not None}
         known = {endpoint.provider.partition("/")[0]: endpoint for endpoint in facts.endpoints}
-        said["endpoints"] = [_over(endpoint, known.get(endpoint.provider.partition("/")[0])) for endpoint in self.endpoints]
+        own = [(it, bases.get(it.provider, it.provider.partition("/")[0])) for it in self.endpoints]
+        said["endpoints"] = [_over(endpoint, known.get(base)) for endpoint, base in own]
         if not self.endpoints:
             said["endpoints"] = facts.endpoints
         return msgspec.structs.replace(facts, **said)
@@ -103,8 +107,8 @@ def _over(endpoint: Endpoint, facts: Endpoint | None) -> Endpoint:
 class Provider(msgspec.Struct, frozen=True, kw_only=True):
     """A configured account at an upstream.
 
-    ``backend`` is the name of an entry point or a backend object; left out, it is the slug. ``options`` are
-    the backend's own. ``data_collection``, ``zdr`` and ``distillable`` are None where nothing is known, which
+    ``backend`` is the name of an entry point or a known provider, or a backend object; left out, it is the slug.
+    ``options`` are the backend's own. ``data_collection``, ``zdr`` and ``distillable`` are None where nothing is known, which
     fails a filter that demands privacy.
     """
 

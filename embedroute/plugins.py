@@ -1,7 +1,7 @@
 """Finds backends: built-ins by a static table, third parties by one scan of the entry points; loads only what is named."""
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
@@ -56,6 +56,27 @@ def listed() -> list[Listed]:
     return sorted(own + others, key=lambda it: it.name)
 
 
+def bases_of(config: Config, known: Mapping[str, KnownProvider]) -> dict[str, str]:
+    """Configured slug → the slug of the shipped row that is about it; none where another backend was put there.
+
+    That is the slug's own base, or the known provider that ``backend`` names where no backend is installed by that name.
+    """
+    installed = {it.name for it in listed()}
+    found = {slug: _base(slug, it.backend, known, installed) for slug, it in config.providers.items()}
+    return {slug: base for slug, base in found.items() if base in known}
+
+
+def _base(slug: str, said: object, known: Mapping[str, KnownProvider], installed: Collection[str]) -> str:
+    own = slug.partition("/")[0]
+    if said is None:
+        return own
+    row = known.get(said) if isinstance(said, str) else None
+    if row is None or row.backend is None:
+        return ""
+    # An installed backend is meant as it is; only under its own slug is its name no more than what was left out.
+    return str(said) if said not in installed or said == own == row.backend else ""
+
+
 def load(name: str) -> type[BackendBase]:
     """Import the backend of that name.
 
@@ -65,10 +86,10 @@ def load(name: str) -> type[BackendBase]:
     return _imported(_claim(name))
 
 
-def _claim(name: str) -> Listed:
+def _claim(name: str, also: Sequence[str] = ()) -> Listed:
     claims = [it for it in listed() if it.name == name]
     if not claims:
-        raise EmbedrouteError(f'no backend "{name}" is installed{did_you_mean(name, [it.name for it in listed()])}')
+        raise EmbedrouteError(f'no backend "{name}" is installed{did_you_mean(name, [*(it.name for it in listed()), *also])}')
     if len(claims) > 1:
         raise EmbedrouteError(
             f'two packages bring a backend "{name}": {", ".join(it.distribution for it in claims)}; uninstall one'
@@ -102,17 +123,22 @@ def _declares(backend: type[BackendBase]) -> bool:
 
 
 def build_backends(
-    config: Config, known: Mapping[str, KnownProvider], environ: Mapping[str, str], unread: Unread
+    config: Config,
+    known: Mapping[str, KnownProvider],
+    bases: Mapping[str, str],
+    environ: Mapping[str, str],
+    unread: Unread,
 ) -> tuple[dict[str, BackendBase], list[str]]:
     """Make the backend of every configured provider; what does not fit is named in the second part."""
     built: dict[str, BackendBase] = {}
     mistakes: list[str] = []
+    also = [slug for slug, row in known.items() if row.backend]
     for slug, provider in config.providers.items():
         if unread.at("providers", slug, "options"):
             continue
-        place, row = f"providers.{quoted(slug)}", known.get(slug.partition("/")[0])
+        place, row = f"providers.{quoted(slug)}", known.get(bases.get(slug, ""), KnownProvider(vendor=slug))
         try:
-            backend, wrong = _build(place, slug, provider, row, environ)
+            backend, wrong = _build(place, slug, provider, row, environ, also)
         except EmbedrouteError as error:
             backend, wrong = None, [f"[{place}] {error.message}"]
         mistakes += wrong
@@ -122,19 +148,17 @@ def build_backends(
 
 
 def _build(
-    place: str, slug: str, provider: Provider, known: KnownProvider | None, environ: Mapping[str, str]
+    place: str, slug: str, provider: Provider, row: KnownProvider, environ: Mapping[str, str], also: Sequence[str]
 ) -> tuple[BackendBase | None, list[str]]:
-    if isinstance(provider.backend, BackendBase):
-        return _given(provider.backend), [f"[{place}] options go into the backend object" for _ in (provider.options and [1])]
-    if provider.backend is not None and not isinstance(provider.backend, str):
+    said = provider.backend
+    if isinstance(said, BackendBase):
+        return _given(said), [f"[{place}] options go into the backend object" for _ in (provider.options and [1])]
+    if said is not None and not (isinstance(said, str) and said):
         raise EmbedrouteError("backend must be a name, or an object whose class is an HTTPBackend, LocalBackend or Backend")
-    shipped = known if known and provider.backend is None else None
-    name = provider.backend or (shipped.backend if shipped else None) or slug.partition("/")[0]
-    claim = _claim(name)
+    claim = _claim(row.backend or said or slug.partition("/")[0], also)
     backend = _imported(claim)
-    options: dict[str, object] = {**(shipped.options if shipped else {}), **provider.options}
     try:
-        fitted = fit(place, options, backend, environ, Provider.__struct_fields__)
+        fitted = fit(place, {**row.options, **provider.options}, backend, environ, Provider.__struct_fields__)
         return (None, fitted.mistakes) if fitted.mistakes else (backend(**fitted.values), [])
     except KeyboardInterrupt:
         raise

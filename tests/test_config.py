@@ -10,8 +10,10 @@ import pytest
 from embedroute import CacheSettings, Config, ConfigError, Endpoint, Gateway, Key, Model, Provider, Settings
 from embedroute.access import ANYONE
 from embedroute.backend import Accepts, Backend, Secret
+from embedroute.backends.openai import OpenAI
 from embedroute.config import STATE_AUTH, STATE_ENV_AUTH, environment_config, read_config
-from embedroute.models import PriceTable
+from embedroute.models import PriceTable, known_providers
+from embedroute.plugins import BUILT_IN
 from embedroute.testing import ScriptedBackend
 
 ENVIRON = {"TEAM_A_KEY": "team-a-secret", "OPENAI_API_KEY": "sk-upstream", "EMPTY": ""}
@@ -48,7 +50,7 @@ api_key = "env:OPENAI_API_KEY"
 base_url = "https://azure.example/openai/v1"
 
 [providers."tei/eu"]
-backend = "openai"
+backend = "tei"
 vendor = "Hugging Face"
 base_url = "http://tei.internal:8080"
 data_collection = "deny"
@@ -111,7 +113,23 @@ def test_the_pinned_config_starts():
         tei.zdr,
         tei.stage,
     )
+    assert (OpenAI(base_url="http://tei.internal:8080"), False, 32) == (tei.backend, tei.accepts.tokens, tei.accepts.max_inputs)
     assert ["text-embedding-3-small"] == config.keys["team-a"].models
+
+
+@pytest.mark.parametrize("slug", [slug for slug, row in known_providers().items() if row.backend])
+def test_a_known_provider_can_be_named_as_the_backend(slug):
+    """Under any slug, as if that were a variant of the known one; a backend that is installed is meant as it is."""
+    row = known_providers()[slug]
+    options = {"api_key": "k"} if row.env else {}
+    providers = {slug: options, f"{slug}/eu": {"backend": slug, **options}, "mine": {"backend": slug, **options}}
+
+    found = Gateway(Config(gateway={"auth": "open"}, providers=providers), environ={}).directory.providers.values()
+
+    left_out, *named = [(it.backend, it.accepts) for it in found]
+    assert [left_out, left_out] == named
+    assert row.options == {name: getattr(left_out[0], name) for name in row.options}
+    assert [row.vendor, row.vendor, "mine" if slug in BUILT_IN else row.vendor] == [it.vendor for it in found]
 
 
 @pytest.mark.parametrize(
@@ -170,6 +188,9 @@ def test_the_pinned_config_starts():
         ("[providers.hashed]\nzdr = 'yes'", "[providers.hashed] zdr: Expected bool | null, got str"),
         ('[providers.openai]\napi_key = "env:NOPE"', "[providers.openai] api_key: the environment variable NOPE is not set"),
         ('[providers.mine]\nbackend = "opnai"', '[providers.mine] no backend "opnai" is installed; did you mean "openai"?'),
+        ('[providers.mine]\nbackend = "vlm"', '[providers.mine] no backend "vlm" is installed; did you mean "vllm"?'),
+        ('[providers.mine]\nbackend = "azure"', '[providers.mine] no backend "azure" is installed'),
+        ('[providers.hashed]\nbackend = ""', "[providers.hashed] backend must be a name"),
         ("[providers.mine]", '[providers.mine] no backend "mine" is installed'),
         ("[providers.mine]\nbackend = 3", "[providers.mine] backend must be a name"),
         ("[providers.Hashed]", "[providers.Hashed] a slug is lower-case"),

@@ -67,6 +67,7 @@ PACKAGES = {
             "function": "acme_backend:function",
             "absent": "acme_backend:Absent",
             "module": "acme_odd",
+            "vllm": "acme_backend:Acme",
         },
     ),
     "raiser": ("raiser", "raise RuntimeError('out of order')", {"raiser": "raiser:R"}),
@@ -98,6 +99,9 @@ told["acme"] = start(["acme", "inner"])
 told["imported"] = sorted(set(sys.modules) & {MODULES})
 told |= {name: start([name]) for name in NAMES}
 told["all"] = start(NAMES)
+both = {"vllm": {}, "vllm/acme": {"backend": "vllm", "options": {"api_key": "k"}}}
+found = Gateway(Config(gateway={"auth": "open"}, providers=both)).directory.providers
+told["taken"] = {slug: type(it.backend).__name__ for slug, it in found.items()}
 told["stopped"] = [start([name]) for name in ("halted", "stopped")]
 print(json.dumps(told))
 """
@@ -168,6 +172,11 @@ def test_a_broken_backend_names_itself_and_its_package(name, told):
 def test_a_broken_backend_harms_no_other(told):
     """All of them at once: each has its own line and nothing else is lost."""
     assert sorted(it for name in NAMES for it in told[name]) == sorted(told["all"])
+
+
+def test_an_installed_backend_goes_before_a_known_provider_of_its_name(told):
+    """And only where it is named: what is left out means the same with any package installed."""
+    assert {"vllm": "OpenAI", "vllm/acme": "Acme"} == told["taken"]
 
 
 def test_whoever_stops_the_start_by_hand_is_obeyed(told):

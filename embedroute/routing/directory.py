@@ -33,14 +33,15 @@ def build_directory(
     backends: Mapping[str, BackendBase],
     shipped: Mapping[str, Model],
     known: Mapping[str, KnownProvider],
+    bases: Mapping[str, str],
     unread: Unread = ALL_READ,
 ) -> tuple[Directory, list[str]]:
     """Join what the operator says with what is shipped; mistakes are named in the second part, with their place.
 
     ``backends`` maps each configured slug to its backend; one that could not be made has its mistake already, as has
-    what is ``unread``.
+    what is ``unread``. ``bases`` maps a slug to that of the known row about it, if there is one.
     """
-    building = _Building(config, backends, known, shipped, unread)
+    building = _Building(config, backends, known, bases, shipped, unread)
     routes = {name: building.declared(name, model) for name, model in config.models.items()}
     for name, facts in shipped.items():
         if name not in routes and any(endpoint.provider in config.providers for endpoint in facts.endpoints):
@@ -62,12 +63,14 @@ class _Building:
         config: Config,
         backends: Mapping[str, BackendBase],
         known: Mapping[str, KnownProvider],
+        bases: Mapping[str, str],
         shipped: Mapping[str, Model],
         unread: Unread,
     ) -> None:
         self.config = config
         self.backends = backends
         self.known = known
+        self.bases = bases
         self.shipped = shipped
         self.unread = unread
         self.widths = {
@@ -82,7 +85,7 @@ class _Building:
         place = f"models.{quoted(name)}"
         # What is said and cannot be read must not be taken for what is shipped.
         lost = {it: getattr(Model(), it) for it in Model.__struct_fields__ if self.unread.at("models", name, it)}
-        model = msgspec.structs.replace(said.over(self.shipped.get(name, Model())), **lost)
+        model = msgspec.structs.replace(said.over(self.shipped.get(name, Model()), self.bases), **lost)
         route = self.route(name, self.in_neutral_words(place, model), said.endpoints)
         if not route.candidates and not self.unread.at("models", name, "endpoints") and not self.unread.at("providers"):
             self.mistakes.append(f"[{place}] has no endpoint: name at least one configured provider")
@@ -121,12 +124,12 @@ class _Building:
     def candidate(self, endpoint: Endpoint, name: str, at: str | None = None) -> Candidate:
         slug = endpoint.provider
         provider = self.config.providers.get(slug, Provider())
-        known = self.known.get(slug.partition("/")[0])
+        known = self.known.get(slug.partition("/")[0]) or self.row(slug)
         return Candidate(
             provider=slug,
             model=endpoint.model or name,
             backend=STAND_IN if at and self.unread.within("models", name, "endpoints", at) else self.backend(slug),
-            accepts=self.accepts(endpoint, name, known),
+            accepts=self.accepts(endpoint, name),
             vendor=provider.vendor or (known.vendor if known else slug),
             prices=endpoint.prices(),
             data_collection=provider.data_collection,
@@ -142,11 +145,12 @@ class _Building:
     def backend(self, slug: str) -> BackendBase:
         return self.backends.get(slug, STAND_IN)
 
-    def accepts(self, endpoint: Endpoint, name: str, known: KnownProvider | None) -> Accepts:
-        backend = self.backend(endpoint.provider)
-        # The table's facts are about the API behind a known slug, not about another backend put there.
-        own = known is not None and self.config.providers.get(endpoint.provider, Provider()).backend is None
-        shipped: Mapping[str, object] = known.accepts if known and own else {}
+    def row(self, slug: str) -> KnownProvider | None:
+        return self.known.get(self.bases.get(slug, ""))
+
+    def accepts(self, endpoint: Endpoint, name: str) -> Accepts:
+        backend, row = self.backend(endpoint.provider), self.row(endpoint.provider)
+        shipped: Mapping[str, object] = row.accepts if row else {}
         place = f"models.{quoted(name)}.endpoints.{quoted(endpoint.provider)}.accepts"
         found = fit(place, {**shipped, **endpoint.accepts}, Accepts, {})
         fitted, mistakes = found.values, found.mistakes
@@ -164,8 +168,8 @@ class _Building:
     def known_width(self, it: Candidate) -> int | None:
         provider = self.config.providers.get(it.provider, Provider())
         # What is shipped holds for the provider's own service, not for what else an operator put under its slug.
-        own = provider.backend is None and "base_url" not in provider.options
-        return self.widths.get((it.provider.partition("/")[0], it.model)) if own else None
+        own = "base_url" not in provider.options
+        return self.widths.get((self.bases.get(it.provider, ""), it.model)) if own else None
 
     def known_names(self) -> frozenset[str]:
         shipped = {name for slug, row in self.known.items() for name in (slug, row.vendor)}

@@ -6,6 +6,7 @@ from embedroute.backend import Accepts, Secret
 from embedroute.config import Config
 from embedroute.errors import InvalidRequest, ModelNotFound, NoEligibleProvider
 from embedroute.models import Endpoint, KnownProvider, Model, Provider, catalogue, known_providers
+from embedroute.plugins import bases_of
 from embedroute.routing.directory import build_directory
 from embedroute.settings import Key as ConfigKey
 from embedroute.settings import Settings
@@ -23,7 +24,7 @@ class Mute(ScriptedBackend):
 
 def built(config, *, shipped=None, known=None, backends=None):
     made = backends or {slug: Wide() for slug in config.providers}
-    return build_directory(config, made, shipped or {}, known or {})
+    return build_directory(config, made, shipped or {}, known or {}, bases_of(config, known or {}))
 
 
 def directory(providers=("openai", "azure", "tei/eu", "tei"), **models):
@@ -260,6 +261,43 @@ def test_the_provider_tables_facts_are_not_about_another_backend():
     assert ((5, 9), (100, None)) == ((own.max_inputs, own.max_tokens), (other.max_inputs, other.max_tokens))
 
 
+OF_ROWS = {"v3": Model(dimensions=4, endpoints=[Endpoint(provider=it, model=f"{it}-v3", price=5) for it in ("jina", "openai")])}
+ROWS = {
+    "jina": KnownProvider(vendor="Jina", backend="openai", accepts={"max_inputs": 5}),
+    "openai": KnownProvider(vendor="OpenAI", backend="openai", accepts={"max_inputs": 6}),
+    "azure": KnownProvider(vendor="Azure"),
+}
+
+
+@pytest.mark.parametrize(
+    ("slug", "backend", "facts"),
+    [
+        # what is left out, or says what it would be
+        ("jina/eu", None, ("Jina", "jina-v3", "5", 5, 4)),
+        ("jina/eu", "jina", ("Jina", "jina-v3", "5", 5, 4)),
+        ("openai/eu", "openai", ("OpenAI", "openai-v3", "5", 6, 4)),
+        # a known provider's name is as good as its slug; whose account it is, a known slug says
+        ("mine", "jina", ("Jina", "jina-v3", "5", 5, 4)),
+        ("azure", "jina", ("Azure", "jina-v3", "5", 5, 4)),
+        # an installed backend is meant as it is
+        ("mine", "openai", ("mine", "v3", "None", 100, None)),
+        ("azure", "openai", ("Azure", "v3", "None", 100, None)),
+        ("mine", "azure", ("mine", "v3", "None", 100, None)),
+    ],
+)
+def test_the_shipped_facts_are_those_of_the_row_that_is_meant(slug, backend, facts):
+    """Vendor, upstream's name, price and cap of an endpoint, and the width that its vectors must have."""
+    wrong = Model(dimensions=8, endpoints=[Endpoint(provider=slug, model=facts[1])])
+    models = {"v3": Model(endpoints=[Endpoint(provider=slug)]), "wrong": wrong}
+    config = Config(providers={slug: Provider(backend=backend)}, models=models)
+
+    found, mistakes = built(config, shipped=OF_ROWS, known=ROWS)
+
+    (it,) = found.routes["v3"].candidates
+    assert facts[:4] == (it.vendor, it.model, str(it.prices.get("prompt")), it.accepts.max_inputs)
+    assert (facts[4] is not None) == any("vectors of 4 numbers, not 8" in mistake for mistake in mistakes)
+
+
 def test_a_providers_facts_stand_on_its_endpoints():
     facts = {"vendor": "ACME", "data_collection": "deny", "zdr": True, "stage": "beta", "distillable": False}
     found, _ = join({"openai": facts})
@@ -468,6 +506,8 @@ def test_what_is_shipped_contradicts_nothing():
     backends = {slug: Wide() for slug in providers}
     models = {name: Model() for name in catalogue()}
 
-    found, mistakes = build_directory(Config(providers=providers, models=models), backends, catalogue(), known_providers())
+    config = Config(providers=providers, models=models)
+
+    found, mistakes = built(config, shipped=catalogue(), known=known_providers(), backends=backends)
 
     assert ([], set(catalogue())) == (mistakes, set(found.routes))
