@@ -131,7 +131,8 @@ class Directory(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             # Its own model of that name may be another space, which must be asked for by its own name.
             raise NoEligibleProvider(
                 f"'provider' {echo(hint)} does not serve the model {echo(bare)}; leave 'provider' out, or name that "
-                f"provider's own model as {echo(f'{slug}/{bare}')}."
+                f"provider's own model as {echo(f'{slug}/{bare}')}.",
+                param="provider",
             )
         return own or self._undeclared(slug, bare or name)
 

@@ -145,8 +145,10 @@ def test_an_unknown_name_is_refused_with_advice(name, advice):
 )
 def test_a_hint_never_leaves_the_space_of_a_known_model(name, hint):
     """Its provider may well serve some model of that name; whether it is the same space nobody said."""
-    with pytest.raises(NoEligibleProvider, match="does not serve the model"):
+    with pytest.raises(NoEligibleProvider, match="does not serve the model") as refused:
         DIRECTORY.resolve(name, hint)
+
+    assert "provider" == refused.value.param
 
 
 def test_a_model_that_two_models_endpoints_are_called_by_is_neither():
