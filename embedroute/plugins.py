@@ -1,6 +1,7 @@
 """Finds backends: built-ins by a static table, third parties by one scan of the entry points; loads only what is named."""
 
 import importlib
+import re
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Final
@@ -9,15 +10,16 @@ import msgspec
 
 from embedroute.backend import Accepts, BackendBase
 from embedroute.config import Config
-from embedroute.errors import EmbedrouteError
+from embedroute.errors import EmbedrouteError, MissingExtra
 from embedroute.models import KnownProvider, Provider
-from embedroute.reading import Unread, fit, quoted
+from embedroute.reading import Fitted, Unread, fit, quoted
 from embedroute.wording import did_you_mean
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint, EntryPoints
 
 GROUP: Final = "embedroute.backends"
+_WORDS: Final = re.compile(r"\w+")
 
 BUILT_IN: Final[Mapping[str, str]] = {
     "gemini": "embedroute.backends.gemini:Gemini",
@@ -91,9 +93,8 @@ def _claim(name: str, also: Sequence[str] = ()) -> Listed:
     if not claims:
         raise EmbedrouteError(f'no backend "{name}" is installed{did_you_mean(name, [*(it.name for it in listed()), *also])}')
     if len(claims) > 1:
-        raise EmbedrouteError(
-            f'two packages bring a backend "{name}": {", ".join(it.distribution for it in claims)}; uninstall one'
-        )
+        packages = ", ".join(it.distribution for it in claims)
+        raise EmbedrouteError(f'two packages bring a backend "{name}": {packages}; uninstall one')
     return claims[0]
 
 
@@ -106,7 +107,7 @@ def _imported(claim: Listed) -> type[BackendBase]:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # whatever a plugin raises, SystemExit too, names the plugin and harms no other
-        raise EmbedrouteError(f"{claim.whose} does not import: {type(error).__name__}: {error}") from error
+        raise EmbedrouteError(f"{claim.whose} does not import: {_named(error)}") from error
     if not (isinstance(found, type) and issubclass(found, BackendBase)):
         raise EmbedrouteError(f"{claim.whose} is not an HTTPBackend, LocalBackend or Backend")
     if not _declares(found):
@@ -156,16 +157,41 @@ def _build(
     if said is not None and not (isinstance(said, str) and said):
         raise EmbedrouteError("backend must be a name, or an object whose class is an HTTPBackend, LocalBackend or Backend")
     claim = _claim(row.backend or said or slug.partition("/")[0], also)
-    backend = _imported(claim)
+    return _made(place, claim, {**row.options, **provider.options}, environ)
+
+
+def _made(
+    place: str, claim: Listed, options: Mapping[str, object], environ: Mapping[str, str]
+) -> tuple[BackendBase | None, list[str]]:
+    backend, fitted = _imported(claim), Fitted({}, [], set())
     try:
-        fitted = fit(place, {**row.options, **provider.options}, backend, environ, Provider.__struct_fields__)
-        return (None, fitted.mistakes) if fitted.mistakes else (backend(**fitted.values), [])
+        fitted = fit(place, options, backend, environ, Provider.__struct_fields__)
+        unread = {name: None for name in backend.__struct_fields__ if name in fitted.unread}
+        made = backend(**{**unread, **fitted.values})
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # as in _imported
-        # A ValueError is worded for the operator, as our own errors are.
-        plain = str(error) if isinstance(error, (EmbedrouteError, ValueError)) else f"{type(error).__name__}: {error}"
-        raise EmbedrouteError(f"{claim.whose} cannot be made: {plain}") from error
+    except BaseException as error:  # noqa: BLE001 - as in _imported, it harms no other
+        refused = [f"[{place}] {claim.whose} cannot be made: {_worded(error)}"]
+        return None, [*fitted.mistakes, *(refused if _holds(error, backend, fitted) else ())]
+    return (None if fitted.mistakes else made), fitted.mistakes
+
+
+def _holds(error: BaseException, backend: type[BackendBase], fitted: Fitted) -> bool:
+    """Whether the options would be refused so with the mistaken ones mended too; if in doubt, not."""
+    if not fitted.mistakes or isinstance(error, MissingExtra):
+        return True
+    named = set(_WORDS.findall(str(error))) & set(backend.__struct_fields__)
+    return isinstance(error, (EmbedrouteError, ValueError)) and bool(named) and named.isdisjoint(fitted.unread)
+
+
+def _worded(error: BaseException) -> str:
+    # A ValueError is worded for the operator, as our own errors are.
+    plain = str(error) if isinstance(error, (EmbedrouteError, ValueError)) else ""
+    return " ".join(plain.split()) or _named(error)
+
+
+def _named(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _given(backend: BackendBase) -> BackendBase:

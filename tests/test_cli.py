@@ -190,11 +190,12 @@ with contextlib.redirect_stderr(sys.stdout):
 
 def test_check_names_the_extras_that_are_missing(config, tmp_path):
     """At start, with all other mistakes, and not as a 500 for each request."""
-    config('[gateway]\nauth = "open"\nengine = "fast"\n[providers.wordllama]\n[cache]\nttl = 0')
+    config('[gateway]\nauth = "open"\nengine = "fast"\n[providers.wordllama]\ncolour = 1\n[cache]\nttl = 0')
 
     assert [
         "[cache] ttl: Expected float > 0.0",
         "[gateway] engine = \"fast\": httptools is not installed; run: pip install 'embedroute[fast]'",
+        '[providers.wordllama] unknown option "colour"',
         (
             '[providers.wordllama] the backend "wordllama" (embedroute.backends.wordllama:WordLlama of embedroute) cannot be '
             "made: wordllama is not installed; run: pip install 'embedroute[local]'"

@@ -233,6 +233,8 @@ def test_every_mistake_is_named_with_its_place(text, mistake):
 OPEN = '[gateway]\nauth = "open"\n'
 KEYS = '[gateway]\nauth = "keys"\n'
 HASHED = "[providers.hashed]\n"
+MISTRAL = 'the backend "mistral" (embedroute.backends.mistral:Mistral of embedroute)'
+ADDRESS = "base_url must be http://HOST or https://HOST with at most a port and a path"
 ONE = f'{HASHED}[models.m]\nendpoints = [{{provider = "hashed"}}]\n'
 
 
@@ -324,6 +326,36 @@ ONE = f'{HASHED}[models.m]\nendpoints = [{{provider = "hashed"}}]\n'
                 '[providers.openai] unknown option "proyect"; did you mean "project"?',
                 '[providers.openai] unknown option "organisation"; did you mean "organization"?',
             ],
+        ),
+        (
+            f'{OPEN}[providers.mistral]\nbase_url = "ftp://x"\nzrd = true\napi_key = "env:NOPE"',
+            [
+                '[providers.mistral] unknown option "zrd"; did you mean "zdr"?',
+                "[providers.mistral] api_key: the environment variable NOPE is not set",
+                f"[providers.mistral] {MISTRAL} cannot be made: {ADDRESS}",
+            ],
+        ),
+        (
+            f'{OPEN}[providers.mistral]\nbase_url = "ftp://x"',
+            ['[providers.mistral] option "api_key" is missing', f"[providers.mistral] {MISTRAL} cannot be made: {ADDRESS}"],
+        ),
+        (
+            f'{OPEN}[providers.mistral]\nbase_url = 3\napikey = "k"',
+            [
+                '[providers.mistral] unknown option "apikey"; did you mean "api_key"?',
+                "[providers.mistral] base_url: Expected str, got int",
+            ],
+        ),
+        (
+            f'{OPEN}[providers.mistral]\nbase_ulr = "ftp://x"\napi_key = "k"',
+            ['[providers.mistral] unknown option "base_ulr"; did you mean "base_url"?'],
+        ),
+        (
+            (
+                f'{OPEN}[providers.openai]\nbase_ulr = "http://10.0.0.1"\n'
+                '[models.m]\ndimensions = 8\nendpoints = [{provider = "openai", model = "text-embedding-3-small"}]'
+            ),
+            ['[providers.openai] unknown option "base_ulr"; did you mean "base_url"?'],
         ),
         (
             f'{OPEN}[providers.openai]\napi_key = "k"\noptions = {{api_key = "l"}}',
@@ -483,7 +515,7 @@ def test_an_address_that_can_never_be_reached_is_a_mistake(backend, url):
     (mistake,) = mistakes_of(text)
 
     assert mistake.startswith(f'[providers.x] the backend "{backend}"')
-    assert mistake.endswith("base_url must be http://HOST or https://HOST with at most a port and a path")
+    assert mistake.endswith(ADDRESS)
 
 
 @pytest.mark.parametrize(

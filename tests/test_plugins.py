@@ -34,6 +34,28 @@ class Strict(Acme):
     def __post_init__(self):
         raise ValueError("size must be even")
 
+class Wordy(Acme):
+    def __post_init__(self):
+        raise ValueError("size must be even,\\n  or not\\n")
+
+class Paired(Acme):
+    first: int = 0
+    second: int = 0
+
+    def __post_init__(self):
+        if not (self.first or self.second):
+            raise ValueError("give first or second")
+        if self.size % 2:
+            raise ValueError("size must be even")
+        if self.size == 4:
+            self.second.first
+        if self.first > 5:
+            raise ValueError("that is too much")
+
+class Mute(Acme):
+    def __post_init__(self):
+        raise ValueError
+
 class Leaver(Acme):
     def __post_init__(self):
         raise SystemExit(3)
@@ -60,6 +82,9 @@ PACKAGES = {
         {
             "picky": "acme_backend:Picky",
             "strict": "acme_backend:Strict",
+            "wordy": "acme_backend:Wordy",
+            "paired": "acme_backend:Paired",
+            "mute": "acme_backend:Mute",
             "leaver": "acme_backend:Leaver",
             "stopped": "acme_backend:Stopped",
             "unannotated": "acme_backend:Unannotated",
@@ -71,6 +96,7 @@ PACKAGES = {
         },
     ),
     "raiser": ("raiser", "raise RuntimeError('out of order')", {"raiser": "raiser:R"}),
+    "rambler": ("rambler", "raise ValueError('out of order:\\n  see\\r\\nthe manual')", {"rambler": "rambler:R"}),
     "importer": ("importer", "import nowhere_to_be_found", {"importer": "importer:I"}),
     "panicker": ("panicker", "class Panic(BaseException): pass\nraise Panic('in Rust')", {"panicker": "panicker:P"}),
     "halted": ("halted", "raise KeyboardInterrupt", {"halted": "halted:H"}),
@@ -85,8 +111,8 @@ import json, sys
 from embedroute import Config, ConfigError, Gateway
 from embedroute.plugins import listed
 
-def start(names):
-    providers = {name: {"options": {"api_key": "k"}} for name in names} | {"hashed": {}}
+def start(names, **options):
+    providers = {name: {"options": {"api_key": "k", **options}} for name in names} | {"hashed": {}}
     try:
         return sorted(Gateway(Config(gateway={"auth": "open"}, providers=providers)).directory.providers)
     except ConfigError as error:
@@ -98,6 +124,7 @@ told = {"listed": [[it.name, it.distribution] for it in listed()]}
 told["acme"] = start(["acme", "inner"])
 told["imported"] = sorted(set(sys.modules) & {MODULES})
 told |= {name: start([name]) for name in NAMES}
+told["paired"] = [start(["paired"], **options) for options in PAIRED]
 told["all"] = start(NAMES)
 both = {"vllm": {}, "vllm/acme": {"backend": "vllm", "options": {"api_key": "k"}}}
 found = Gateway(Config(gateway={"auth": "open"}, providers=both)).directory.providers
@@ -121,12 +148,15 @@ def told(tmp_path_factory):
     probe = PROBE.replace("MODULES", ", ".join(repr(module) for module, _, _ in PACKAGES.values())).replace(
         "NAMES", repr(NAMES)
     )
+    probe = probe.replace("PAIRED", repr([options for options, _ in PAIRED]))
     return json.loads(run([sys.executable, "-c", probe], place, {"PYTHONPATH": f"{place}:{Path(__file__).parent.parent}"}))
 
 
 MISTAKES = {
     "picky": "the backend \"picky\" (acme_backend:Picky of acme-odd) cannot be made: KeyError: 'picky'",
     "strict": 'the backend "strict" (acme_backend:Strict of acme-odd) cannot be made: size must be even',
+    "wordy": 'the backend "wordy" (acme_backend:Wordy of acme-odd) cannot be made: size must be even, or not',
+    "mute": 'the backend "mute" (acme_backend:Mute of acme-odd) cannot be made: ValueError:',
     "leaver": 'the backend "leaver" (acme_backend:Leaver of acme-odd) cannot be made: SystemExit: 3',
     "unannotated": 'the backend "unannotated" (acme_backend:Unannotated of acme-odd) must declare accepts',
     "riddle": "the backend \"riddle\" (acme_backend:Riddle of acme-odd) cannot be made: NameError: name 'Nowhere' is not",
@@ -134,6 +164,7 @@ MISTAKES = {
     "absent": 'the backend "absent" (acme_backend:Absent of acme-odd) does not import: AttributeError',
     "module": 'the backend "module" (acme_odd of acme-odd) does not import',
     "raiser": 'the backend "raiser" (raiser:R of raiser) does not import: RuntimeError: out of order',
+    "rambler": 'the backend "rambler" (rambler:R of rambler) does not import: ValueError: out of order: see the manual',
     "importer": 'the backend "importer" (importer:I of importer) does not import: ModuleNotFoundError',
     "panicker": 'the backend "panicker" (panicker:P of panicker) does not import: Panic: in Rust',
     "quitter": 'the backend "quitter" (quitter:Q of quitter) does not import: SystemExit: 3',
@@ -165,6 +196,7 @@ def test_only_what_a_config_names_is_imported(told):
 def test_a_broken_backend_names_itself_and_its_package(name, told):
     (mistake,) = told[name]
 
+    assert 1 == len(mistake.splitlines())
     assert mistake.startswith(f"[providers.{name}] ")
     assert MISTAKES[name] in mistake
 
@@ -177,6 +209,28 @@ def test_a_broken_backend_harms_no_other(told):
 def test_an_installed_backend_goes_before_a_known_provider_of_its_name(told):
     """And only where it is named: what is left out means the same with any package installed."""
     assert {"vllm": "OpenAI", "vllm/acme": "Acme"} == told["taken"]
+
+
+UNKNOWN = 'unknown option "colour"'
+PAIRED = [
+    ({}, ["give first or second"]),
+    ({"size": 2, "first": "x"}, ["first: Expected int, got str"]),
+    ({"size": "3", "first": 1}, ["size: Expected int, got str"]),
+    ({"size": 3, "first": 1, "colour": 1}, [UNKNOWN, "size must be even"]),
+    ({"size": 3, "first": 1, "second": "x"}, ["second: Expected int, got str", "size must be even"]),
+    ({"size": 2, "first": 9, "colour": 1}, [UNKNOWN]),
+    ({"size": 4, "first": 1, "second": "x"}, ["second: Expected int, got str"]),
+    ({"size": 4, "first": 1}, ["AttributeError: 'int' object has no attribute 'first'"]),
+    ({"size": 2, "first": 9}, ["that is too much"]),
+]
+
+
+def test_what_a_backend_says_of_its_options_is_told_with_what_they_are_not(told):
+    """If it names an option that could be read and none that could not: of the rest nobody knows."""
+    assert [mistakes for _, mistakes in PAIRED] == [
+        [it.removeprefix("[providers.paired] ").rpartition("cannot be made: ")[2] for it in mistakes]
+        for mistakes in told["paired"]
+    ]
 
 
 def test_whoever_stops_the_start_by_hand_is_obeyed(told):
