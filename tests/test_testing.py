@@ -4,6 +4,7 @@
 # ruff: noqa: ARG002
 
 import time
+from collections.abc import Callable
 from itertools import count
 from typing import ClassVar
 
@@ -296,6 +297,17 @@ class DeafToInputs(Acme, frozen=True):
         return UpstreamRequest.json(URL, {})
 
 
+class Heard(Acme, frozen=True):
+    """Sends what it is told to of the inputs."""
+
+    sent: Callable = list
+    accepts: ClassVar[Accepts] = Accepts(tokens=True, modalities=("text", "image"), input_types=("query",))
+
+    def build(self, batch):
+        body = {"model": batch.model, "in": self.sent(batch), "type": batch.input_type}
+        return UpstreamRequest.json(URL, body)
+
+
 class Turned(Acme, frozen=True):
     def parse(self, batch, reply):
         return Vectors.from_lists(sorted(reply.json()["vectors"]), dtype=batch.dtype)
@@ -486,7 +498,17 @@ class Images(Backend, frozen=True):
         (Acme(), lambda _: {1, "a"} and object(), "reply= gave object: give what JSON can say, or bytes"),
         (Acme(), lambda batch: batch.texts[9], "reply= raised IndexError"),
         (DeafToModel(), None, "same request for another model: send batch.model"),
-        (DeafToOrder(), None, "same request for other inputs"),
+        (DeafToOrder(), None, r"same request for the same inputs in reverse: send them in their order"),
+        (Heard(sent=lambda it: it.inputs[:1]), None, r"whatever batch.texts\[1\] says: send every input"),
+        (Heard(sent=lambda it: it.inputs[:1]), by_input, r"whatever batch.texts\[1\] says: send every input"),
+        (Heard(sent=lambda it: it.inputs[-1:]), None, r"whatever batch.texts\[0\] says"),
+        (Heard(sent=lambda it: [it.inputs[0], it.inputs[-1]]), None, r"whatever batch.texts\[1\] says"),
+        (Heard(sent=lambda it: it.texts or it.parts or it.tokens[:1]), None, r"whatever batch.tokens\[1\] says"),
+        (Heard(sent=lambda it: it.texts or it.tokens or it.parts[:1]), None, r"whatever batch.parts\[1\]\[0\] says"),
+        (Heard(sent=lambda it: it.texts or it.tokens or [one[:1] for one in it.parts]), None, r"parts\[0\]\[1\] says"),
+        (Heard(sent=lambda it: it.texts or it.tokens or [one[-1:] for one in it.parts]), None, r"parts\[0\]\[0\] says"),
+        (Heard(sent=lambda it: it.inputs[:1] if it.input_type else it.inputs), None, r"whatever batch.texts\[1\] says"),
+        (Heard(sent=lambda it: it.texts or it.parts or sorted(it.tokens)), None, "same inputs in reverse"),
         (Deaf(), None, "lists dimensions"),
         (KeyInURL(), None, "secret into the URL"),
         (TableKey(), None, "as a Secret in headers"),
@@ -535,7 +557,7 @@ class Images(Backend, frozen=True):
         (Deaf(), by_input, "lists input_type"),
         (Deaf(), by_input, "lists dtype"),
         (Deaf(), by_input, "accepts says user"),
-        (DeafToInputs(), by_input, "same request for other inputs"),
+        (DeafToInputs(), by_input, r"whatever batch.texts\[0\] says"),
         (Turned(), by_input, "give row i for input i"),
         (Fused(), by_input, "1 rows for 3 inputs"),
         (NoVectors(), by_input, "return Vectors"),
@@ -550,7 +572,7 @@ def test_a_mistake_is_named(backend, reply, said):
         check_backend(backend, reply=reply)
 
 
-@pytest.mark.parametrize(("backend", "mistakes"), [(Deaf(), 5), (Unsteady(), 1), (UpperCase(), 1)])
+@pytest.mark.parametrize(("backend", "mistakes"), [(Deaf(), 5), (DeafToInputs(), 2), (Unsteady(), 1), (UpperCase(), 1)])
 def test_every_mistake_is_named_once(backend, mistakes):
     with pytest.raises(AssertionError) as caught:
         check_backend(backend, reply=by_input)

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from embedroute.backend import Batch, HTTPBackend, Secret, UpstreamRequest
 from embedroute.conformance.claims import MARK, marked
-from embedroute.conformance.samples import turned
+from embedroute.conformance.samples import changed, turned
 from embedroute.conformance.telling import attempt
 from embedroute.errors import UpstreamError
 
@@ -82,10 +82,20 @@ def _deaf_mistakes(backend: HTTPBackend, samples: Sequence[Batch], plain: Upstre
             yield f"accepts lists {name}, but {DEAF} whatever batch.{name} says: send it."
     if type(backend).accepts.user and build_or_refuse(backend, replace(first, user="somebody")) == plain:
         yield f"accepts says user, but {DEAF} whatever batch.user says: send it."
-    others = [batch for batch in (samples[1], turned(first)) if batch != first]
-    if any(build_or_refuse(backend, batch) == plain for batch in others):
-        yield f"{DEAF} for other inputs: send batch.texts, batch.tokens or batch.parts, in their order."
+    for batch in samples:
+        yield from _unheard_inputs(backend, batch)
     # A backend may know the names of its API's models, and this is none of them.
     with suppress(Exception):
         if backend.build(replace(first, model=f"{first.model}-2")) == plain:
             yield f"{DEAF} for another model: send batch.model."
+
+
+def _unheard_inputs(backend: HTTPBackend, batch: Batch) -> Iterator[str]:
+    plain = build_or_refuse(backend, batch)
+    if plain is None:
+        return
+    unheard = [place for place, other in changed(batch) if build_or_refuse(backend, other) == plain]
+    if unheard:
+        yield f"{DEAF} whatever batch.{unheard[0]} says: send every input."
+    elif turned(batch) != batch and build_or_refuse(backend, turned(batch)) == plain:
+        yield f"{DEAF} for the same inputs in reverse: send them in their order."

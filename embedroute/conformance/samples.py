@@ -1,12 +1,14 @@
 """The batches that a backend is tried with: of all that it accepts, and no larger than it accepts."""
 
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Iterator, Sequence
+from typing import Final, TypeVar
 
 from msgspec.structs import replace
 
 from embedroute.backend import Accepts, Batch
-from embedroute.inputs import ImagePart, ImageURL, TextPart
+from embedroute.inputs import ImagePart, ImageURL, Part, TextPart
+
+T = TypeVar("T")
 
 PNG: Final = ImagePart(ImageURL("data:image/png;base64,iVBORw0KGgo="))
 GIF: Final = ImagePart(ImageURL("data:image/gif;base64,R0lGODlhAQABAAAAACw="))
@@ -41,3 +43,26 @@ def cut(batch: Batch, start: int, stop: int | None) -> Batch:
 def turned(batch: Batch) -> Batch:
     """Put a batch's inputs in reverse."""
     return replace(batch, texts=batch.texts[::-1], tokens=batch.tokens[::-1], parts=batch.parts[::-1])
+
+
+def changed(batch: Batch) -> Iterator[tuple[str, Batch]]:
+    """Change one input at a time, of several parts each for itself; the first of a pair says which."""
+    for at, text in enumerate(batch.texts):
+        yield f"texts[{at}]", replace(batch, texts=put(batch.texts, at, text * 2))
+    for at, ids in enumerate(batch.tokens):
+        yield f"tokens[{at}]", replace(batch, tokens=put(batch.tokens, at, (*ids, 5)))
+    for at, parts in enumerate(batch.parts):
+        for inner, part in enumerate(parts):
+            other = put(parts, inner, _another(part))
+            yield f"parts[{at}][{inner}]", replace(batch, parts=put(batch.parts, at, other))
+
+
+def put(items: Sequence[T], at: int, item: T) -> tuple[T, ...]:
+    """Put another item in the place of one."""
+    return (*items[:at], item, *items[at + 1 :])
+
+
+def _another(part: Part) -> Part:
+    if isinstance(part, TextPart):
+        return TextPart(part.text * 2)
+    return GIF if part == PNG else PNG
