@@ -1,6 +1,7 @@
 """The command: ``embedroute serve | check | backends | models | verify``; argparse, so that no extra is needed."""
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -72,8 +73,17 @@ def _serve(options: argparse.Namespace) -> int:
         uvicorn = import_module("uvicorn")
     except ImportError:
         raise MissingExtra("serve", "uvicorn") from None
+    _tell_engine()
     uvicorn.run(embeddings_app(gateway), host=options.host, port=options.port, timeout_graceful_shutdown=30)
     return 0
+
+
+def _tell_engine() -> None:
+    # uvicorn shows its own log and no other; which engine runs is for whoever started it.
+    shown, log = logging.StreamHandler(sys.stderr), logging.getLogger("embedroute.http")
+    shown.setFormatter(logging.Formatter("%(levelname)s:     %(name)s: %(message)s"))
+    log.addHandler(shown)
+    log.setLevel(logging.INFO)
 
 
 def _check(options: argparse.Namespace) -> int:

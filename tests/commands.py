@@ -35,11 +35,18 @@ def pip(*words: str | Path, cwd: Path) -> str:
 
 
 @contextmanager
-def serving(words: Sequence[str | Path], cwd: Path, environ: Mapping[str, str] | None = None) -> Iterator[str]:
-    """Give the URL of a command that ends in uvicorn on a port of its own choice."""
-    with tempfile.TemporaryFile("w+") as said:
+def serving(
+    words: Sequence[str | Path], cwd: Path, environ: Mapping[str, str] | None = None, errors: Path | None = None
+) -> Iterator[str]:
+    """Give the URL of a command that ends in uvicorn on a port of its own choice; ``errors`` keeps its standard error."""
+    with tempfile.TemporaryFile("w+") if errors is None else errors.open("w+") as said:
         process = subprocess.Popen(  # noqa: S603 - our own words
-            words, cwd=cwd, env={**os.environ, **(environ or {})}, stdin=subprocess.DEVNULL, stdout=said, stderr=said
+            words,
+            cwd=cwd,
+            env={**os.environ, **(environ or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=said if errors is None else subprocess.DEVNULL,
+            stderr=said,
         )
         try:
             yield _url(process, said.fileno())

@@ -2,11 +2,12 @@
 
 import sys
 
+import httpx2
 import pytest
 
 from embedroute.cli import main
 from embedroute.plugins import listed
-from tests.commands import run
+from tests.commands import run, serving
 
 GOOD = """
 [gateway]
@@ -176,6 +177,19 @@ def test_without_a_config_every_command_says_what_to_do(tmp_path):
     assert ["1", "1", "1"] == out.splitlines()[1::2]
     assert 3 == out.count("EMBEDROUTE_AUTH must say who may call")
     assert 3 == out.count("Gateway.from_env() reads no config file")
+
+
+@pytest.mark.parametrize(("engine", "told"), [("auto", "fast"), ("httpx2", "httpx2")])
+def test_serve_tells_on_stderr_which_engine_runs(engine, told, tmp_path):
+    """Once, when it is opened."""
+    (tmp_path / "embedroute.toml").write_text(GOOD.replace('"open"', f'"open"\nengine = "{engine}"'))
+    errors = tmp_path / "errors"
+
+    with serving([sys.executable, "-c", MAIN, "serve", "--port", "0"], tmp_path, errors=errors) as url:
+        statuses = [httpx2.post(f"{url}/v1/embeddings", json={"model": "one", "input": it}).status_code for it in "ab"]
+
+    lines = [line for line in errors.read_text().splitlines() if "engine" in line]
+    assert ([200, 200], [f"INFO:     embedroute.http: engine {told}"]) == (statuses, lines)
 
 
 WITHOUT = """

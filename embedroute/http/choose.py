@@ -59,7 +59,7 @@ def open_engine(name: EngineName, connect: Connect, client: "httpx2.AsyncClient 
         raise ConfigError(['[gateway] engine = "fast" needs asyncio; under trio write engine = "httpx2".'])
     quick = client is None and connect.proxy is None and on_asyncio and _installed() and name != "httpx2"
     engine = _quick(connect) if quick else _default(client, connect)
-    log.info("engine", extra={"engine": engine.name})
+    log.info("engine %s", engine.name, extra={"engine": engine.name})
     return engine
 
 

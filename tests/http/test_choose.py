@@ -1,5 +1,6 @@
 """Which engine a gateway opens, by what it asks for and where it runs."""
 
+import logging
 import subprocess
 import sys
 
@@ -34,10 +35,13 @@ def client():
         ("fast", DIRECT, None, True, "fast"),
     ],
 )
-def test_the_quick_engine_is_used_where_it_can_be(name, connect, client_of, on_asyncio, opened):
+def test_the_quick_engine_is_used_where_it_can_be(name, connect, client_of, on_asyncio, opened, caplog):
+    """And the log names the one that is opened, in its words and for machines."""
+    caplog.set_level(logging.INFO, "embedroute.http")
     own = client_of() if client_of else None
 
     assert opened == open_engine(name, connect, own, on_asyncio=on_asyncio).name
+    assert [(f"engine {opened}", opened)] == [(it.getMessage(), it.engine) for it in caplog.records]
 
 
 @pytest.mark.parametrize(
