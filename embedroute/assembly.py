@@ -110,7 +110,7 @@ def config_from_file(path: str | PathLike[str] | None, environ: Mapping[str, str
     """
     named = path or environ.get("EMBEDROUTE_CONFIG") or "embedroute.toml"
     try:
-        text = Path(named).read_text(encoding="utf-8")
+        text = Path(named).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError([f"The config {named} cannot be read: {error}"]) from None
     draft = read_config(text, environ)

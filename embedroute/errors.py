@@ -22,7 +22,7 @@ from embedroute.failures import (
     Unreachable,
     UpstreamError,
 )
-from embedroute.wording import echo
+from embedroute.wording import echo, escaped
 
 __all__ = [
     "LONGEST_HINT",
@@ -62,9 +62,9 @@ class ConfigError(EmbedrouteError):
     """A configuration that cannot be started, with one line per mistake."""
 
     def __init__(self, mistakes: Sequence[str]) -> None:
-        """Join ``mistakes``, each of which names its place."""
-        super().__init__("\n".join(mistakes))
-        self.mistakes = tuple(mistakes)
+        """Join ``mistakes``, each of which names its place; a name in one may hold a line break."""
+        self.mistakes = tuple(map(escaped, mistakes))
+        super().__init__("\n".join(self.mistakes))
 
 
 class MissingExtra(ConfigError):

@@ -75,6 +75,8 @@ def _reveal(text: object, environ: Mapping[str, str]) -> str:
             text = Path(name).read_text(encoding="utf-8").strip()
         except OSError as error:
             raise ValueError(f"the file {name} cannot be read: {error.strerror}") from None
+        except ValueError:
+            raise ValueError(f"the file {name} holds no text in UTF-8") from None
     if not text.strip():
         raise ValueError("must not be empty")
     return text
@@ -93,7 +95,7 @@ def fit(
     unread and not missing: that is one mistake and not two.
     """
     fields = {field.name: field for field in msgspec.structs.fields(wanted)}
-    words, unknown = [*fields, *also], [name for name in table if name not in fields]
+    words, unknown = [*fields, *sorted({*also} - {*table})], [name for name in table if name not in fields]
     unread = {meant for name in unknown if (meant := closest(name, words)) is not None and meant not in table}
     found = Fitted({}, [f'[{place}] unknown option "{name}"{did_you_mean(name, words)}' for name in unknown], unread)
     for name, field in fields.items():

@@ -21,11 +21,14 @@ def printable(text: str) -> str:
 
     What has been through this already comes out as it is.
     """
-    written = [
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text[:LONGEST_MESSAGE]
-    ]
+    written = [escaped(letter) for letter in text[:LONGEST_MESSAGE]]
     ends = accumulate(map(len, written))
     return "".join([piece for piece, end in zip(written, ends, strict=True) if end <= LONGEST_MESSAGE])
+
+
+def escaped(text: str) -> str:
+    """Write what does not print as Python and TOML write it, so that a line stays one."""
+    return "".join([it if it.isprintable() else it.encode("unicode_escape").decode() for it in text])
 
 
 def closest(name: str, known: Sequence[str]) -> str | None:

@@ -3,6 +3,7 @@
 import json
 import tempfile
 from decimal import Decimal
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -15,6 +16,7 @@ from embedroute.config import STATE_AUTH, STATE_ENV_AUTH, environment_config, re
 from embedroute.models import PriceTable, known_providers
 from embedroute.plugins import BUILT_IN
 from embedroute.testing import ScriptedBackend
+from tests.commands import run
 
 ENVIRON = {"TEAM_A_KEY": "team-a-secret", "OPENAI_API_KEY": "sk-upstream", "EMPTY": ""}
 
@@ -231,6 +233,7 @@ def test_every_mistake_is_named_with_its_place(text, mistake):
 
 
 OPEN = '[gateway]\nauth = "open"\n'
+BROKEN = Path(__file__).parent / "data" / "broken.pem"
 KEYS = '[gateway]\nauth = "keys"\n'
 HASHED = "[providers.hashed]\n"
 MISTRAL = 'the backend "mistral" (embedroute.backends.mistral:Mistral of embedroute)'
@@ -280,6 +283,14 @@ ONE = f'{HASHED}[models.m]\nendpoints = [{{provider = "hashed"}}]\n'
             ],
         ),
         (f'{KEYS}[keys.a]\nkye = "x"', ['[keys.a] unknown option "kye"; did you mean "key"?']),
+        (
+            f'"a\\nb" = 1\n{OPEN}[providers."a\\u2028b"]\nbackend = "a\\u001bb"\nstage = "beta"',
+            [
+                'unknown table "a\\nb"',
+                '[providers."a\\u2028b"] no backend "a\\x1bb" is installed',
+                "[providers.\"a\\u2028b\"] a slug is lower-case letters, digits, '.', '_' and '-', with at most one '/'",
+            ],
+        ),
         # of [providers]: what names a provider that was written is right
         (
             f'{OPEN}{HASHED}stage = "x"\n[models.m]\nendpoints = [{{provider = "hashed"}}]',
@@ -361,6 +372,7 @@ ONE = f'{HASHED}[models.m]\nendpoints = [{{provider = "hashed"}}]\n'
             f'{OPEN}[providers.openai]\napi_key = "k"\noptions = {{api_key = "l"}}',
             ['[providers.openai] option "api_key" stands twice, in the table and in its options'],
         ),
+        (f'{OPEN}{HASHED}options = {{vendor = "x"}}', ['[providers.hashed] unknown option "vendor"']),
         (f'{OPEN}[providers.openai]\napi_key = "k"\noptions = 3', ["[providers.openai.options] must be a table"]),
         (
             f'{OPEN}[providers.openai]\nextra_headers = {{x-a = 1, x-b = "env:NOPE"}}\nextra_body = {{"a b" = []}}',
@@ -468,7 +480,13 @@ ONE = f'{HASHED}[models.m]\nendpoints = [{{provider = "hashed"}}]\n'
             ],
         ),
         (f'{OPEN}proxy = "socks5://h:1"', ["[gateway] proxy must be http://HOST:PORT or https://HOST:PORT"]),
+        *(
+            (f'{OPEN}proxy = "{url}"', ["[gateway] proxy must be http://HOST:PORT or https://HOST:PORT"])
+            for url in ("http://h:99999", "http://h:port", "http://h:0", "http://[::1", "http://:80", "http://h h", "http://")
+        ),
         (f'{OPEN}ca_file = "{pytest.__file__}"', [f"[gateway] ca_file: {pytest.__file__} holds no certificate in PEM form"]),
+        (f'{OPEN}ca_file = "\\u0000"', ["[gateway] ca_file: \\x00 cannot be read: embedded null byte"]),
+        (f'{OPEN}ca_file = "{BROKEN}"', [f"[gateway] ca_file: {BROKEN} holds no certificate in PEM form"]),
         (f'{OPEN}proxy = "env:NOPE"\nengine = "fast"', ["[gateway] proxy: the environment variable NOPE is not set"]),
         # of a key's models: what it could never use
         (
@@ -528,7 +546,8 @@ def test_any_http_address_is_taken(url):
 
 def test_a_readable_ca_file_is_taken(tmp_path):
     path = tmp_path / "ca.pem"
-    path.write_text("-----BEGIN CERTIFICATE-----")
+    new = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=our ca"]
+    run([*new, "-keyout", tmp_path / "ca.key", "-out", path], tmp_path)
 
     assert [] == mistakes_of(f'{OPEN}ca_file = "{path}"\nproxy = "HTTP://u:p@proxy.internal:3128"')
 
@@ -620,6 +639,23 @@ def test_a_secret_is_read_from_where_it_is(said, held, tmp_path):
     gateway = Gateway(config, environ=ENVIRON)
 
     assert Secret(held) == gateway.directory.providers["openai"].backend.api_key
+
+
+def test_a_config_may_begin_as_some_editors_begin_a_file(tmp_path):
+    """With a byte order mark, which TOML has no word for."""
+    path = tmp_path / "my.toml"
+    path.write_text(OPEN, encoding="utf-8-sig")
+
+    assert "open" == Gateway.from_file(path).settings.auth
+
+
+def test_a_secret_that_is_no_text_is_named_by_its_file_alone(tmp_path):
+    path = tmp_path / "secret"
+    path.write_bytes(b"\xffsecret")
+
+    assert [f"[keys.a] key: the file {path} holds no text in UTF-8"] == read_config(
+        f'[keys.a]\nkey = "file:{path}"', {}
+    ).mistakes
 
 
 def test_a_file_that_holds_nothing_holds_no_secret(tmp_path):

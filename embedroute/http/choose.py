@@ -2,11 +2,12 @@
 
 import logging
 import re
+import ssl
 from collections.abc import Iterator
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
+from urllib.parse import urlsplit
 
 from embedroute.errors import ConfigError, MissingExtra
 from embedroute.http import Connect, Engine
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("embedroute.http")
 
-_PROXY: Final = re.compile(r"https?://[^\s/]", re.IGNORECASE)
+_PROXY: Final = re.compile(r"https?://[^\s/]\S*", re.IGNORECASE)
 
 EngineName = Literal["auto", "httpx2", "fast"]
 
@@ -36,15 +37,26 @@ def engine_mistakes(name: EngineName, connect: Connect, client: "httpx2.AsyncCli
 
 def _unusable(connect: Connect) -> Iterator[str]:
     # A proxy's URL may hold a password, so it is not repeated.
-    if connect.proxy is not None and not _PROXY.match(connect.proxy.reveal()):
+    if connect.proxy is not None and not _names_a_proxy(connect.proxy.reveal()):
         yield "[gateway] proxy must be http://HOST:PORT or https://HOST:PORT"
     if connect.ca_file is None:
         return
     try:
-        if b"-----BEGIN " not in Path(connect.ca_file).read_bytes():
-            yield f"[gateway] ca_file: {connect.ca_file} holds no certificate in PEM form"
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(connect.ca_file)
+    except ssl.SSLError:
+        yield f"[gateway] ca_file: {connect.ca_file} holds no certificate in PEM form"
     except OSError as error:
         yield f"[gateway] ca_file: {connect.ca_file} cannot be read: {error.strerror}"
+    except ValueError as error:
+        yield f"[gateway] ca_file: {connect.ca_file} cannot be read: {error}"
+
+
+def _names_a_proxy(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return bool(_PROXY.fullmatch(url) and parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def open_engine(name: EngineName, connect: Connect, client: "httpx2.AsyncClient | None", *, on_asyncio: bool) -> Engine:

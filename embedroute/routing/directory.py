@@ -157,13 +157,14 @@ class _Building:
         for field, words in WORDS.items():
             wrong = [word for word in cast("Sequence[str]", fitted.get(field, ())) if word not in words]
             mistakes += [f'[{place}] {field}: "{word}" is not known{_choose(word, words)}' for word in wrong]
-        try:
-            return msgspec.structs.replace(backend.accepts, **fitted)
-        except ValueError as error:
-            mistakes.append(f"[{place}] {error}")
-            return backend.accepts
-        finally:
-            self.mistakes += mistakes
+        accepts = backend.accepts
+        for field, value in fitted.items():
+            try:
+                accepts = msgspec.structs.replace(accepts, **{field: value})
+            except ValueError as error:
+                mistakes.append(f"[{place}] {error}")
+        self.mistakes += mistakes
+        return accepts
 
     def known_width(self, it: Candidate) -> int | None:
         provider = self.config.providers.get(it.provider, Provider())

@@ -346,6 +346,13 @@ def endpoint(provider="openai", **fields):
         ({"m": endpoint(accepts={"max_tokens": -1})}, ["[models.m.endpoints.openai.accepts] max_tokens must be at least 1"]),
         ({"m": endpoint(accepts={"max_bytes": -5})}, ["[models.m.endpoints.openai.accepts] max_bytes must be at least 1"]),
         (
+            {"m": endpoint(accepts={"max_inputs": 0, "max_tokens": 0, "max_bytes": 0})},
+            [
+                f"[models.m.endpoints.openai.accepts] {cap} must be at least 1"
+                for cap in ("max_inputs", "max_tokens", "max_bytes")
+            ],
+        ),
+        (
             {"m": endpoint(accepts={"modalities": ["txt"]})},
             ['[models.m.endpoints.openai.accepts] modalities: "txt" is not known; did you mean "text"?'],
         ),
