@@ -64,7 +64,7 @@ def order_of(asked: Asked, route: Route, decision: Decision, store: Land) -> Ord
         user=asked.job.user,
         deadline=asked.deadline,
         journal=asked.journal,
-        space=route.name,
+        space=route.space,
         shared=decision.shared,
         store=store if asked.cached.store else None,
     )

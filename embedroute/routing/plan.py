@@ -56,7 +56,7 @@ def shared_policy(wishes: Preferences, caller: Caller) -> bytes:
 def shared_key(route: Route, parameters: Parameters, wishes: Preferences, caller: Caller) -> bytes:
     """What all keys of a request share: who may see its vectors, and all that makes them what they are but the input."""
     made = (str(parameters.width or ""), parameters.dtype, parameters.input_type or "", parameters.title or "")
-    return prefix(shared_policy(wishes, caller), route.name, *made)
+    return prefix(shared_policy(wishes, caller), route.space, *made)
 
 
 def make_plan(inputs: Sequence[Input], shared: bytes) -> Plan:

@@ -53,8 +53,8 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 class Route(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """A model with its facts and candidates; ``sort`` is what a suffix of the name asks for.
 
-    ``name`` is the vector space's identity, ``public`` what an answer calls the model. They differ only for an
-    undeclared model, whose space is the provider's own.
+    ``name`` is what lists and keys call it, ``public`` what an answer does; they differ only for an undeclared model.
+    ``space`` is its vector space's identity: the name, but for an undeclared model, whose space is the provider's own.
     """
 
     name: str
@@ -62,6 +62,12 @@ class Route(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     model: Model
     candidates: Sequence[Candidate]
     sort: str | None = None
+    space: str = ""
+
+    def __post_init__(self) -> None:
+        """A declared model is its own space."""
+        if not self.space:
+            msgspec.structs.force_setattr(self, "space", self.name)
 
 
 def normalise(name: str) -> str:
@@ -127,14 +133,18 @@ class Directory(msgspec.Struct, frozen=True, kw_only=True, eq=False):
                 return msgspec.structs.replace(route, candidates=pinned)
         slug = next((slug for slug in slugs if normalise(slug) == normalise(prefix or hint)), slugs[0])
         own = self._served(slug, bare or name)
-        if own is None and bare in self.routes:
+        return own or self._own_of(slug, bare or name, hint)
+
+    def _own_of(self, slug: str, upstream: str, hint: str) -> Route:
+        whole = f"{slug}/{upstream}"
+        if known := {upstream, whole} & self.routes.keys():
             # Its own model of that name may be another space, which must be asked for by its own name.
+            advice = f", or name that provider's own model as {echo(whole)}" if whole not in known else ""
             raise NoEligibleProvider(
-                f"'provider' {echo(hint)} does not serve the model {echo(bare)}; leave 'provider' out, or name that "
-                f"provider's own model as {echo(f'{slug}/{bare}')}.",
+                f"'provider' {echo(hint)} does not serve the model {echo(max(known))}; leave 'provider' out{advice}.",
                 param="provider",
             )
-        return own or self._undeclared(slug, bare or name)
+        return self._undeclared(slug, upstream)
 
     def _suffixed(self, name: str, hint: str | None) -> Route | None:
         for suffix, sort in SUFFIXES.items():
@@ -173,6 +183,8 @@ class Directory(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             name=f"{slug}/{upstream}",
             # A known model of that name is another space, so then the whole name is the public one.
             public=f"{slug}/{upstream}" if upstream in self.routes or upstream in self.shipped else upstream,
+            # Slugs and models may hold slashes: "a/b" at "c" is not "b/c" at "a".
+            space=f"\0{slug}\0{upstream}",
             model=Model(),
             candidates=[msgspec.structs.replace(self.providers[slug], model=upstream)],
         )

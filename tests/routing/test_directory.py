@@ -141,7 +141,8 @@ def test_an_unknown_name_is_refused_with_advice(name, advice):
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("small", "tei"), ("tei/small", "tei"), ("small:floor", "tei"), ("tei/own", "azure")]
+    ("name", "hint"),
+    [("small", "tei"), ("tei/small", "tei"), ("small:floor", "tei"), ("tei/own", "azure"), ("tei/own", "tei"), ("own", "tei")],
 )
 def test_a_hint_never_leaves_the_space_of_a_known_model(name, hint):
     """Its provider may well serve some model of that name; whether it is the same space nobody said."""
@@ -149,6 +150,14 @@ def test_a_hint_never_leaves_the_space_of_a_known_model(name, hint):
         DIRECTORY.resolve(name, hint)
 
     assert "provider" == refused.value.param
+
+
+def test_two_providers_own_models_are_two_spaces_though_their_names_run_together():
+    one, two = DIRECTORY.resolve("tei/eu/new"), DIRECTORY.resolve("eu/new", "tei")
+
+    assert ["tei/eu:new", "tei:eu/new"] == [route.candidates[0].name for route in (one, two)]
+    assert one.name == two.name
+    assert one.space != two.space
 
 
 def test_a_model_that_two_models_endpoints_are_called_by_is_neither():

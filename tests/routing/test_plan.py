@@ -85,7 +85,7 @@ def test_inputs_that_look_alike_are_told_apart(one, other):
 
 BASE = {"route": ROUTE, "parameters": Parameters(width=8, input_type="query"), "wishes": Preferences(), "caller": SOMEONE}
 OTHERS = {
-    "another model": {"route": msgspec.structs.replace(ROUTE, name="n")},
+    "another model": {"route": msgspec.structs.replace(ROUTE, space="n")},
     "another width": {"parameters": Parameters(width=9, input_type="query")},
     "no width": {"parameters": Parameters(input_type="query")},
     "another type": {"parameters": Parameters(width=8, input_type="document")},
