@@ -4,6 +4,7 @@ import logging
 import re
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Final
 
 from starlette.types import Receive, Scope, Send
@@ -21,13 +22,15 @@ _REQUEST_ID: Final = re.compile(rb"[\w.-]{1,128}", re.ASCII)
 _CONTENT_TYPE: Final = re.compile(rb'application/json[ \t]*(?:;[ \t]*charset=(?:utf-8|"utf-8")[ \t]*)?', re.IGNORECASE)
 
 SMALL_BODY: Final = 1 << 16
-"""Bytes that a client has sent with its headers, or a moment after them."""
+"""Bytes of a body that is read though its request was refused: it is as good as here."""
+LINGER: Final = 1.0
+"""Seconds for that."""
 
 
 class Inbound:
     """A request on its way in and its answer on the way out; ``receive`` and ``send`` are the server's."""
 
-    __slots__ = ("_held", "_whole", "began", "begun", "headers", "journal", "receive", "scope", "send")
+    __slots__ = ("_held", "_settled", "began", "begun", "headers", "journal", "receive", "scope", "send")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Start the clock and take the client's request id, if it is a good one."""
@@ -43,7 +46,7 @@ class Inbound:
         self._held = dict(self.headers)
         self.began = time.perf_counter()
         self.begun = False
-        self._whole = False
+        self._settled = False
         given = self.values(b"x-request-id")
         known = len(given) == 1 and _REQUEST_ID.fullmatch(given[0])
         self.journal = Journal(given[0].decode() if known else new_request_id())
@@ -84,6 +87,7 @@ class Inbound:
         """
         declared = self.values(b"content-length")
         if any(length.isdigit() and int(length[:19]) > most for length in declared):
+            self._settled = True
             raise _too_large(most)
         try:
             with tasks.within(timeout):
@@ -103,7 +107,7 @@ class Inbound:
             if len(read) + len(piece) > most:
                 raise _too_large(most)
             if not message.get("more_body", False):
-                self._whole = True
+                self._settled = True
                 return bytes(read + piece) if read else piece
             read += piece
 
@@ -136,27 +140,34 @@ class Inbound:
             *facts_of(self.journal, failed=status >= 400),
             *extra,
         ]
-        if self._is_left_behind():
-            headers.append((b"connection", b"close"))
         if self.scope["method"] == "HEAD":
             pieces = (b"",)
         try:
             await self.send({"type": "http.response.start", "status": status, "headers": headers})
             for piece in pieces[:-1]:
                 await self.send({"type": "http.response.body", "body": piece, "more_body": True})
+            if self._leaves_body():
+                await self.send({"type": "http.response.body", "body": pieces[-1], "more_body": True})
+                await self._linger()
+                pieces = (b"",)
             await self.send({"type": "http.response.body", "body": pieces[-1]})
         except OSError:
             raise ClientGone from None
 
-    def _is_left_behind(self) -> bool:
-        """Whether a small body was not read, after which some servers close the connection and do not say so.
-
-        A large one may still be on its way, and would be lost with its answer if the connection were closed under it.
-        """
-        if self._whole or not self.scope.get("http_version", "").startswith("1"):
+    def _leaves_body(self) -> bool:
+        """Whether a small body was not read though it is on its way."""
+        if self._settled or not self.scope.get("http_version", "").startswith("1") or self.values(b"expect"):
             return False
         declared = self.values(b"content-length")
         return len(declared) == 1 and declared[0].isdigit() and 0 < int(declared[0][:19]) <= SMALL_BODY
+
+    async def _linger(self) -> None:
+        """Take in what the client has yet to send, which has its answer by now: it must not meet a closed connection.
+
+        Some servers close one whose request was not read, and a body that comes after that resets the connection.
+        """
+        with suppress(TimeoutError, OSError, BodyTooLarge, ClientGone), tasks.within(LINGER):
+            await self._read(SMALL_BODY)
 
     def record(self, event: str, status: int, **facts: object) -> None:
         """Log how the exchange ended: one record, its facts as fields; no secret, no input text."""

@@ -50,6 +50,10 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         return plain in (normalise(self.provider), normalise(self.provider.partition("/")[0]), normalise(self.vendor))
 
 
+LONGEST_NAME: Final = 512
+"""Characters that a client's own name for a provider's model may have: it is remembered with how its endpoint does."""
+
+
 class Route(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """A model with its facts and candidates; ``sort`` is what a suffix of the name asks for.
 
@@ -179,6 +183,10 @@ class Directory(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         return routes[0] if len(routes) == 1 else None
 
     def _undeclared(self, slug: str, upstream: str) -> Route:
+        if len(upstream) > LONGEST_NAME:
+            raise ModelNotFound(
+                f"'model' names nothing that is declared here, and is longer than {LONGEST_NAME} characters.", param="model"
+            )
         return Route(
             name=f"{slug}/{upstream}",
             # A known model of that name is another space, so then the whole name is the public one.

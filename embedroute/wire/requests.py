@@ -83,7 +83,7 @@ class Debug(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class CreateEmbeddingRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The body of ``POST /v1/embeddings``; ``null`` means absent wherever a field is optional."""
 
-    model: Annotated[str, Meta(min_length=1, max_length=512)]
+    model: Annotated[str, Meta(min_length=1)]
     input: WireInput | None = None
     inputs: WireInput | None = None
     encoding_format: Literal["float", "base64"] | None = None

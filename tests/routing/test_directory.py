@@ -129,6 +129,7 @@ def test_a_name_is_read_as_gomodel_and_openrouter_read_it(name, hint, found):
         (":floor", "odd:floor"),
         ("zzz:nitro", "GET /v1/models"),
         ("x" * 10_000, "GET /v1/models"),
+        ("tei/" + "x" * 513, "512 characters"),
     ],
 )
 def test_an_unknown_name_is_refused_with_advice(name, advice):

@@ -267,7 +267,6 @@ def test_null_is_absent_at_every_level(path, names):
         ('{"input":"a"}', "model", "'model' is required."),
         ('{"model":null,"input":"a"}', "model", "'model' must be a string, not null."),
         ('{"model":"","input":"a"}', "model", "'model' must not be empty."),
-        ('{"model":"' + "m" * 513 + '","input":"a"}', "model", "'model' must be at most 512 characters long."),
         ('{"model":["m"],"input":"a"}', "model", "'model' must be a string, not an array."),
         (
             '{"model":"m"}',
