@@ -1,5 +1,6 @@
 """The FastAPI door: a router with lifespan, OpenAPI docs and dependencies, and an untouched body."""
 
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -16,7 +17,7 @@ try:
 except ImportError:
     raise MissingExtra("fastapi", "fastapi") from None
 
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 _DOCUMENTED: Final = {"/v1/embeddings": ("POST", operation), "/v1/models": ("GET", models_operation)}
 _OTHERS: Final = (
@@ -29,6 +30,47 @@ _OTHERS: Final = (
 )
 
 
+_KEPT: Final = "embedroute.kept"
+"""Where a request's scope holds what was read of its body before the gateway's turn."""
+
+
+class _Kept:
+    """A ``receive`` that keeps what the host's dependencies read of a body, which comes but once."""
+
+    __slots__ = ("_over", "_read", "_receive")
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._read: deque[Message] = deque()
+        self._over = False
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        if not self._over:
+            self._read.append(message)
+        return message
+
+    def again(self, receive: Receive) -> Receive:
+        """Give what was read once more, then go on with ``receive``: this one, or what FastAPI has put around it."""
+        self._over = True
+
+        async def go_on() -> Message:
+            return self._read.popleft() if self._read else await receive()
+
+        return go_on
+
+
+def _keeping(given: type[APIRoute]) -> type[APIRoute]:
+    """Make a kind of route that lets dependencies read the body and the gateway read it after them."""
+
+    class Route(given):
+        async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+            scope[_KEPT] = kept = _Kept(receive)
+            await super().handle(scope, kept, send)
+
+    return Route
+
+
 class _Handed(Response):
     """A response that lets the application answer, below the router's own path."""
 
@@ -38,7 +80,8 @@ class _Handed(Response):
         self._path = path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._app.door.serve(self._path, scope, receive, send)
+        kept: _Kept = scope[_KEPT]
+        await self._app.door.serve(self._path, scope, kept.again(receive), send)
 
 
 def embeddings_router(
@@ -47,9 +90,11 @@ def embeddings_router(
     """Make a router for ``app.include_router(embeddings_router(gateway), prefix="/ai", dependencies=[…])``.
 
     ``options`` are ``APIRouter``'s own. The host's OpenAPI document describes ``POST …/v1/embeddings``, the
-    gateway closes with the host, and every refusal that comes from here is the dialect's JSON.
+    gateway closes with the host, and every refusal that comes from here is the dialect's JSON. Dependencies may read
+    the body.
     """
     app = EmbeddingsApp(gateway, dialect=dialect, caller=caller)
+    options["route_class"] = _keeping(options.get("route_class", APIRoute))
     router = APIRouter(lifespan=gateway.lifespan, **options)
     spoken = app.door.dialect_name
     for path, (method, describe) in _DOCUMENTED.items():

@@ -1,18 +1,36 @@
 """The FastAPI router: documented in the host's OpenAPI, guarded by the host's dependencies, at whatever prefix."""
 
+import json
+from contextlib import aclosing
 from typing import Annotated
 
+import anyio
 import jsonschema
 import pytest
-from fastapi import Depends, FastAPI, Header, HTTPException, Request
+from fastapi import Body, Depends, FastAPI, Header, HTTPException, Request
+from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 
+from embedroute import Config, Gateway, Provider
 from embedroute.fastapi import embeddings_router
-from embedroute.testing import expected_vector
+from embedroute.testing import ScriptedBackend, expected_vector
+from tests.driver import call
 from tests.hosts.gateways import KEY, WIDTH, make
+from tests.waiting import until_on_loop
 
 ASKED = {"model": "hash", "input": "one"}
 SIGNED = {"authorization": f"Bearer {KEY}"}
+SCOPE = {
+    "type": "http",
+    "asgi": {"version": "3.0"},
+    "http_version": "1.1",
+    "method": "POST",
+    "scheme": "http",
+    "path": "/ai/v1/embeddings",
+    "raw_path": b"/ai/v1/embeddings",
+    "query_string": b"",
+    "headers": [(b"content-type", b"application/json")],
+}
 METHODS = ["get", "put", "post", "delete", "options", "head", "patch", "trace"]
 
 
@@ -218,21 +236,90 @@ async def test_a_dependency_that_refuses_never_asks_for_the_body():
     async def send(message):
         sent.append(message)
 
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0"},
-        "http_version": "1.1",
-        "method": "POST",
-        "scheme": "http",
-        "path": "/ai/v1/embeddings",
-        "raw_path": b"/ai/v1/embeddings",
-        "query_string": b"",
-        "headers": [(b"content-type", b"application/json"), (b"content-length", b"9999999999")],
-    }
-    await host(dependencies=[Depends(refuse)])(scope, receive, send)
+    declared = [*SCOPE["headers"], (b"content-length", b"9999999999")]
+    await host(dependencies=[Depends(refuse)])(SCOPE | {"headers": declared}, receive, send)
 
     assert sent[0]["status"] == 402
     assert asked == []
+
+
+async def reads(request: Request):
+    return await request.body()
+
+
+async def streams(request: Request):
+    return b"".join([piece async for piece in request.stream()])
+
+
+async def begins(request: Request):
+    async with aclosing(request.stream()) as pieces:
+        return await anext(pieces)
+
+
+async def watches(request: Request):
+    assert not await request.is_disconnected()
+
+
+async def takes(model: Annotated[str, Body()], input: Annotated[str, Body()]):
+    assert [model, input] == list(ASKED.values())
+
+
+TYPED = [("content-type", "application/json"), *SIGNED.items()]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("pieces", [1, 3])
+@pytest.mark.parametrize("dependency", [reads, streams, begins, watches, takes])
+async def test_a_dependency_may_read_the_body(dependency, pieces):
+    """It comes but once: what a dependency took would never come to the gateway."""
+    whole = json.dumps(ASKED).encode()
+    cut = [whole] if pieces == 1 else [whole[:5], whole[5:9], whole[9:]]
+    with anyio.fail_after(10):
+        answer = await call(host(dependencies=[Depends(dependency)]), "POST", "/ai/v1/embeddings", TYPED, cut)
+
+    assert answer.status == 200
+    assert answer.json["data"][0]["embedding"] == pytest.approx(expected_vector("one", WIDTH).tolist())
+
+
+@pytest.mark.anyio
+async def test_a_client_that_leaves_is_seen_after_a_dependency_has_read():
+    backend, gone, sent = ScriptedBackend(then=60.0), anyio.Event(), []
+    models = {"m": {"dimensions": WIDTH, "endpoints": [{"provider": "p"}]}}
+    gateway = Gateway(Config(gateway={"auth": "open"}, providers={"p": Provider(backend=backend)}, models=models))
+    app = FastAPI()
+    app.include_router(embeddings_router(gateway), prefix="/ai", dependencies=[Depends(reads)])
+    messages = iter([{"type": "http.request", "body": b'{"model":"m","input":"one"}'}])
+
+    async def receive():
+        if (message := next(messages, None)) is not None:
+            return message
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        sent.append(message)
+
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as group:
+            group.start_soon(app, {**SCOPE}, receive, send)
+            await until_on_loop(lambda: backend.batches)
+            gone.set()
+
+    assert sent == []
+
+
+def test_a_kind_of_route_of_the_hosts_is_used():
+    served = []
+
+    class Counted(APIRoute):
+        async def handle(self, scope, receive, send):
+            served.append(self.path_format)
+            await super().handle(scope, receive, send)
+
+    client = TestClient(host(options={"route_class": Counted}, dependencies=[Depends(reads)]))
+
+    assert client.post("/ai/v1/embeddings", json=ASKED, headers=SIGNED).status_code == 200
+    assert len(served) == 1
 
 
 def test_a_dependency_may_tell_who_calls():
