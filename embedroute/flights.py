@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import anyio
 
-from embedroute.errors import DeadlineExceeded, EmbedrouteError, InputRefused, TimedOut
+from embedroute.errors import DeadlineExceeded, EmbedrouteError, InputRefused, RateLimited, TimedOut
 from embedroute.inputs import Input
 from embedroute.routing.plan import Embedded, Key
 
@@ -97,8 +97,7 @@ class Flights:
         try:
             await compute(own, led.land)
         except EmbedrouteError as error:
-            # Running out of time is this request's own affair: whoever waits has its own deadline and leads anew.
-            if not isinstance(error, DeadlineExceeded | TimedOut):
+            if not _hangs_on_time(error):
                 led.fail(error)
             raise
         finally:
@@ -136,6 +135,17 @@ class _Led:
         flight.end()
         if self._board.get(key) is flight:
             del self._board[key]
+
+
+def _hangs_on_time(error: EmbedrouteError) -> bool:
+    """Whether it was told for want of time: whoever waits has its own deadline, and leads anew.
+
+    A rest that does not fit into one deadline may fit into another; where it does not, the endpoint rests and is not
+    called. One of no seconds fits into any, so that it was not time that the leader lacked.
+    """
+    if isinstance(error, RateLimited):
+        return error.retry_after != 0
+    return isinstance(error, DeadlineExceeded | TimedOut)
 
 
 async def _alone(work: Work, compute: Compute) -> dict[Key, Embedded]:

@@ -6,7 +6,7 @@
 import anyio
 import pytest
 
-from embedroute.errors import DeadlineExceeded, InputRefused, KeyRefused, TimedOut, Unavailable
+from embedroute.errors import DeadlineExceeded, InputRefused, KeyRefused, RateLimited, TimedOut, Unavailable
 from embedroute.flights import Flights
 from embedroute.routing.plan import Embedded
 from embedroute.vectors import from_lists
@@ -94,6 +94,11 @@ DOWN = Unavailable("down")
         (DOWN, ("ab", TERMS), ("b", ("b:m",)), False),
         (TimedOut("slow"), ("ab", TERMS), ("b", TERMS), False),
         (DeadlineExceeded("late"), ("ab", TERMS), ("b", TERMS), False),
+        (RateLimited("wait", retry_after=0.7), ("ab", TERMS), ("b", TERMS), False),
+        (RateLimited("wait"), ("ab", TERMS), ("b", TERMS), False),
+        # No rest at all fits into every deadline: the leader's budget was spent, and so is the waiter's.
+        (RateLimited("wait", retry_after=0), ("ab", TERMS), ("b", TERMS), True),
+        (Unavailable("down", retry_after=0.7), ("ab", TERMS), ("b", TERMS), True),
         (REFUSED, ("ab", TERMS), ("ab", TERMS), True),
         (REFUSED, ("b", TERMS), ("bc", TERMS), True),
         # "a" may be the poison, and the waiter never asked for it.

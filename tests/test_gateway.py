@@ -172,6 +172,43 @@ async def test_a_failure_is_shared_only_by_those_who_asked_alike():
 
 
 @trio_too
+@pytest.mark.parametrize(
+    ("rest", "later", "told", "calls"),
+    [(0.6, 0.7, [429, 200], 2), (1.3, 0.0, [429, 429], 1), (60.0, 0.1, [429, 429], 1)],
+)
+async def test_a_rest_is_waited_for_by_whoever_has_the_time(rest, later, told, calls):
+    """Of the many who wait for one that has not: none takes its 429, and none adds a call to an endpoint that rests."""
+    limited, statuses = anyio.Event(), {}
+
+    async def limits(_batch):
+        await limited.wait()
+        raise RateLimited("slow", retry_after=rest)
+
+    backend = ScriptedBackend(script=[limits], width=WIDTH)
+    gateway = gateway_of(backend, deadline=1.2)
+
+    async def ask(at):
+        try:
+            await gateway.embed("a", model="m")
+            statuses[at] = 200
+        except EmbedrouteError as error:
+            statuses[at] = error.status
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(ask, 0)
+        await anyio.wait_all_tasks_blocked()
+        await anyio.sleep(later)
+        for at in range(1, 50):
+            group.start_soon(ask, at)
+        await anyio.wait_all_tasks_blocked()
+        await anyio.sleep(0.05)
+        limited.set()
+
+    assert told == [statuses.pop(0), *set(statuses.values())]
+    assert calls == len(backend.batches)
+
+
+@trio_too
 async def test_cost_and_attempts_are_counted():
     journal = Journal("r")
 
