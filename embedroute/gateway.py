@@ -152,7 +152,7 @@ class Gateway:
             compute = partial(loop.desk.embed, decision.selection.candidates, order)
             landed, _ = await loop.flights.share(missing, terms_of(asked, route, decision), compute)
             found |= landed
-        rows, tokens = assemble(plan, found)
+        rows, tokens, journal.estimated = assemble(plan, found)
         return Embeddings(rows=rows, model=route.public, prompt_tokens=tokens, journal=journal)
 
     def resolve(self, job: Job, caller: Caller) -> Route:

@@ -108,7 +108,6 @@ def landed_of(
     """
     journal, tokens = order.journal, answer.prompt_tokens
     if tokens is None:
-        journal.estimated = True
         tokens = sum(sizes_of(work.values()))
     prices = candidate.prices if made else {kind: price for kind, price in candidate.prices.items() if kind != "request"}
     journal.served(candidate.provider, prices, tokens, answer.modality_tokens, images=images_in(work.values()))

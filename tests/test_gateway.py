@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from embedroute import Caller, Config, ConfigError, EmbedrouteError, Gateway, Provider
-from embedroute.backend import Accepts
+from embedroute.backend import Accepts, Vectors
 from embedroute.errors import InputRefused, KeyRefused, RateLimited, Unavailable
 from embedroute.journal import Journal
 from embedroute.routing.retry import RetryPolicy
@@ -216,6 +216,32 @@ async def test_cost_and_attempts_are_counted():
 
     assert (answer.prompt_tokens, journal.attempts) == (15, 1)
     assert journal.cost == Decimal(3) * 15 / 1_000_000
+
+
+@trio_too
+@pytest.mark.parametrize("told", [None, 7])
+async def test_who_waits_for_anothers_vectors_is_told_who_counted_their_tokens(told):
+    go = anyio.Event()
+
+    async def answers(batch):
+        await go.wait()
+        return Vectors(np.stack([expected_vector(text, WIDTH) for text in batch.texts]), told)
+
+    gateway, estimated = gateway_of(ScriptedBackend(then=answers)), []
+
+    async def ask(**fields):
+        answer = await gateway.embed(["a"], model="m", **fields)
+        estimated.append(answer.journal.estimated)
+
+    async with anyio.create_task_group() as group:
+        for _ in range(2):
+            group.start_soon(ask)
+            await anyio.wait_all_tasks_blocked()
+        go.set()
+    await ask()
+    await ask(dimensions=4)
+
+    assert [told is None] * 4 == estimated
 
 
 @trio_too

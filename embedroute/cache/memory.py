@@ -5,18 +5,13 @@ from collections.abc import Callable, Iterable, Mapping
 from threading import Lock
 from typing import Final
 
-import msgspec
-
 from embedroute.routing.plan import Embedded, Key
-from embedroute.vectors import Array
 
-OVERHEAD: Final = 440
+OVERHEAD: Final = 448
 """Bytes that an entry costs beside its numbers: key, entry, array header, and its places in the table."""
 
 
-class _Entry(msgspec.Struct, gc=False):
-    vector: Array
-    tokens: int
+class _Entry(Embedded, frozen=True, kw_only=True, gc=False):
     expires: float
 
 
@@ -50,7 +45,7 @@ class MemoryCache:
                     self._drop(key)
                     continue
                 self._entries.move_to_end(key)
-                found[key] = Embedded(entry.vector, entry.tokens)
+                found[key] = entry
         return found
 
     def store(self, landed: Mapping[Key, Embedded]) -> None:
@@ -69,7 +64,7 @@ class MemoryCache:
             self._drop(key)
         vector = item.vector.copy()
         vector.setflags(write=False)  # whoever is given it must not change what others will get
-        self._entries[key] = _Entry(vector, item.tokens, expires)
+        self._entries[key] = _Entry(vector, item.tokens, item.estimated, expires=expires)
         self.size += vector.nbytes + OVERHEAD
 
     def _drop(self, key: Key) -> None:

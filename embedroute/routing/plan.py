@@ -27,10 +27,11 @@ Key = bytes
 
 
 class Embedded(msgspec.Struct, frozen=True):
-    """One input's vector, (d,), and its share of the tokens that computing it cost."""
+    """One input's vector, (d,), and its share of the tokens that computing it cost, as the upstream told or we estimate."""
 
     vector: Array
     tokens: int
+    estimated: bool = False
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -78,7 +79,7 @@ def rekeyed(work: Mapping[Key, Input], shared: bytes) -> dict[Key, Key]:
 def cut(wider: Mapping[Key, Key], found: Mapping[Key, Embedded], width: int | None) -> dict[Key, Embedded]:
     """Cut found vectors of the model's own width to ``width``, under the keys that asked for them."""
     return {
-        key: Embedded(vectors.truncate(whole.vector[None], width or 0)[0], whole.tokens)
+        key: Embedded(vectors.truncate(whole.vector[None], width or 0)[0], whole.tokens, whole.estimated)
         for key, wide in wider.items()
         if (whole := found.get(wide)) is not None
     }
@@ -163,10 +164,12 @@ def halves(chunk: Mapping[Key, Input]) -> tuple[dict[Key, Input], dict[Key, Inpu
 def land(chunk: Mapping[Key, Input], answer: Vectors, tokens: int) -> dict[Key, Embedded]:
     """Pair each key of a chunk with its row and its share of the chunk's ``tokens``.
 
-    ``answer.array`` is checked already: row i is input i. Shares go by input length and add up exactly.
+    ``answer.array`` is checked already: row i is input i. Shares go by input length and add up exactly; they are
+    estimated where the answer itself tells no tokens.
     """
     shares = share_out(tokens, sizes_of(chunk.values())) if len(chunk) > 1 else [tokens]
-    return {key: Embedded(row, share) for key, row, share in zip(chunk, answer.array, shares, strict=True)}
+    estimated = answer.prompt_tokens is None
+    return {key: Embedded(row, share, estimated) for key, row, share in zip(chunk, answer.array, shares, strict=True)}
 
 
 def share_out(total: int, sizes: Sequence[int]) -> list[int]:
@@ -176,7 +179,12 @@ def share_out(total: int, sizes: Sequence[int]) -> list[int]:
     return [mark - before for mark, before in zip(marks, [0, *marks], strict=False)]
 
 
-def assemble(plan: Plan, found: Mapping[Key, Embedded]) -> tuple[list[Array], int]:
-    """Put the rows in request order: n arrays of (d,), and the tokens that all n inputs cost."""
-    embedded = [found[key] for key in plan.keys]
-    return [item.vector for item in embedded], sum([item.tokens for item in embedded])
+def assemble(plan: Plan, found: Mapping[Key, Embedded]) -> tuple[list[Array], int, bool]:
+    """Put the rows in request order: n arrays of (d,), the tokens that all n inputs cost, and whether any are estimated."""
+    rows, tokens, estimated = list[Array](), 0, False
+    for key in plan.keys:
+        item = found[key]
+        rows.append(item.vector)
+        tokens += item.tokens
+        estimated = estimated or item.estimated
+    return rows, tokens, estimated

@@ -129,9 +129,9 @@ def test_equal_inputs_are_one_piece_of_work():
     assert plan.keys[0] == plan.keys[2] == plan.keys[3] != plan.keys[1]
 
 
-def landed(work, **changes):
+def landed(work, told=None, **changes):
     rows = np.stack([expected_vector(item, 8) for item in work.values()])
-    return land(work, Vectors(rows), tokens=changes.get("tokens", 10 * len(work)))
+    return land(work, Vectors(rows, told), tokens=changes.get("tokens", 10 * len(work)))
 
 
 def patterns(longest):
@@ -150,11 +150,11 @@ def test_every_mask_of_hits_and_misses_gives_each_input_its_own_vector(inputs):
     for mask in itertools.product([True, False], repeat=len(plan.work)):
         hits = {key: item for (key, item), hit in zip(plan.work.items(), mask, strict=True) if hit}
         misses = {key: item for key, item in plan.work.items() if key not in hits}
-        found = (landed(hits) if hits else {}) | (landed(dict(reversed(misses.items()))) if misses else {})
+        found = (landed(hits) if hits else {}) | (landed(dict(reversed(misses.items())), told=7) if misses else {})
 
-        array, tokens = assemble(plan, found)
+        array, tokens, estimated = assemble(plan, found)
 
-        assert 10 * len(inputs) == tokens
+        assert (10 * len(inputs), bool(hits)) == (tokens, estimated)
         assert np.array_equal(array, due)
 
 
@@ -302,11 +302,12 @@ def test_whole_vectors_are_cut_under_the_keys_that_asked():
     whole, narrow = shared_key(**BASE), shared_key(**{**BASE, "parameters": Parameters(width=4)})
     plan = make_plan(["a", "b"], narrow)
     wider = rekeyed(plan.work, whole)
-    held = {make_plan(["b"], whole).keys[0]: Embedded(np.array([3, 0, 0, 4, 5, 6, 7, 8], dtype=np.float32), 7)}
+    row = np.array([3, 0, 0, 4, 5, 6, 7, 8], dtype=np.float32)
+    held = {make_plan(["b"], whole).keys[0]: Embedded(row, 7, estimated=True)}
 
     found = cut(wider, held, 4)
 
     assert [plan.keys[1]] == list(found)
-    assert 7 == found[plan.keys[1]].tokens
+    assert (7, True) == (found[plan.keys[1]].tokens, found[plan.keys[1]].estimated)
     assert np.allclose(found[plan.keys[1]].vector, [0.6, 0, 0, 0.8])
     assert set(wider.values()) == set(make_plan(["a", "b"], whole).keys)
