@@ -167,6 +167,19 @@ async def test_shuffled_upstream_rows_are_stored_under_their_own_text():
     assert backend.batches == []
 
 
+async def test_a_row_that_cannot_be_cut_is_asked_for_anew_and_no_other():
+    """Its first numbers are all zero: of it, and of nothing else in the request, the cache knows nothing."""
+    whole = np.stack([expected_vector("a", WIDTH), np.eye(WIDTH, dtype="<f4")[-1]])
+    backend, gateway = gateway_of(ScriptedBackend(script=[Vectors(whole)], width=WIDTH))
+    await gateway.embed(["a", "b"], model="m")
+
+    answer = await gateway.embed(["a", "b"], model="m", dimensions=4)
+
+    assert ["ab", "b"] == asked(backend)
+    assert (answer.journal.hits, answer.journal.misses) == (1, 1)
+    assert np.allclose(answer.vectors[1], expected_vector("b", 4))
+
+
 async def test_an_answer_may_be_written_to_without_harm_to_the_next():
     _, gateway = gateway_of()
     for _ in range(3):

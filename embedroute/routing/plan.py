@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import accumulate
 from typing import Final
 
@@ -10,6 +11,7 @@ import msgspec
 from embedroute import vectors
 from embedroute.access import Caller
 from embedroute.backend import Accepts, Vectors
+from embedroute.errors import BadAnswer
 from embedroute.inputs import ImagePart, Input, Part, all_text, size_of, sizes_of
 from embedroute.models import Model
 from embedroute.routing.routes import Candidate, Route
@@ -77,12 +79,17 @@ def rekeyed(work: Mapping[Key, Input], shared: bytes) -> dict[Key, Key]:
 
 
 def cut(wider: Mapping[Key, Key], found: Mapping[Key, Embedded], width: int | None) -> dict[Key, Embedded]:
-    """Cut found vectors of the model's own width to ``width``, under the keys that asked for them."""
-    return {
-        key: Embedded(vectors.truncate(whole.vector[None], width or 0)[0], whole.tokens, whole.estimated)
-        for key, wide in wider.items()
-        if (whole := found.get(wide)) is not None
-    }
+    """Cut found vectors of the model's own width to ``width``, under the keys that asked for them.
+
+    One that would be zero is left out: it is as if it had not been found.
+    """
+    narrow = dict[Key, Embedded]()
+    for key, wide in wider.items():
+        if (whole := found.get(wide)) is not None:
+            with suppress(BadAnswer):
+                row = vectors.truncate(whole.vector[None], width or 0)[0]
+                narrow[key] = Embedded(row, whole.tokens, whole.estimated)
+    return narrow
 
 
 def _written(item: Sequence[int | Part]) -> bytes:

@@ -298,16 +298,17 @@ def test_landing_pairs_each_key_with_its_row_and_tokens(inputs, tokens):
 
 
 def test_whole_vectors_are_cut_under_the_keys_that_asked():
-    """What was found at the model's own width serves a smaller one; what was not found is left out."""
+    """What was found at the model's own width serves a smaller one; what was not found, or would be zero, is left out."""
     whole, narrow = shared_key(**BASE), shared_key(**{**BASE, "parameters": Parameters(width=4)})
-    plan = make_plan(["a", "b"], narrow)
+    plan = make_plan(["a", "b", "c"], narrow)
     wider = rekeyed(plan.work, whole)
     row = np.array([3, 0, 0, 4, 5, 6, 7, 8], dtype=np.float32)
-    held = {make_plan(["b"], whole).keys[0]: Embedded(row, 7, estimated=True)}
+    b, c = make_plan(["b", "c"], whole).keys
+    held = {c: Embedded(np.where(row < 5, 0, row), 7), b: Embedded(row, 7, estimated=True)}
 
     found = cut(wider, held, 4)
 
     assert [plan.keys[1]] == list(found)
     assert (7, True) == (found[plan.keys[1]].tokens, found[plan.keys[1]].estimated)
     assert np.allclose(found[plan.keys[1]].vector, [0.6, 0, 0, 0.8])
-    assert set(wider.values()) == set(make_plan(["a", "b"], whole).keys)
+    assert set(wider.values()) == set(make_plan(["a", "b", "c"], whole).keys)
