@@ -99,7 +99,7 @@ class Door:
         job = decode_request(body, self.gateway.limits)
         _open_journal(inbound, job)
         if b"explain=1" in inbound.scope.get("query_string", b"").split(b"&"):
-            await inbound.answer(200, ENCODER.encode(explain(self.gateway, job, caller)))
+            await inbound.answer(200, ENCODER.encode(explain(self.gateway, job, caller, inbound.cache_use())))
             return
         work = self.gateway.embed(job, caller=caller, journal=journal, cached=inbound.cache_use())
         answer = await tasks.unless(inbound.gone, work)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 
 from embedroute.access import Caller
+from embedroute.cache import CacheUse
 from embedroute.cache.lookup import look_up
 from embedroute.errors import PermissionDenied
 from embedroute.gateway import Gateway
@@ -19,8 +20,8 @@ from embedroute.routing.plan import Key, make_plan, split, text_before
 from embedroute.wire.decode import Job
 
 
-def explain(gateway: Gateway, job: Job, caller: Caller) -> dict[str, object]:
-    """Forecast a request; nothing is sent upstream.
+def explain(gateway: Gateway, job: Job, caller: Caller, cached: CacheUse) -> dict[str, object]:
+    """Forecast a request that uses the cache as ``cached`` says; nothing is sent upstream.
 
     Raises:
         PermissionDenied: this caller may not debug.
@@ -31,7 +32,7 @@ def explain(gateway: Gateway, job: Job, caller: Caller) -> dict[str, object]:
         raise PermissionDenied("This key may not use 'explain'.", param="explain", code="debug_not_allowed")
     decision = gateway.decisions.decide(route, job, caller)
     selection, plan = decision.selection, make_plan(job.inputs, decision.shared)
-    held = look_up(gateway.cache, plan.work, decision)
+    held = look_up(gateway.cache, plan.work, decision) if cached.read else {}
     work = {key: item for key, item in plan.work.items() if key not in held}
     hits = sum(key in held for key in plan.keys)
     befores = [text_before(it, route.model, selection.parameters.input_type) for it in selection.candidates]

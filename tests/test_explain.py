@@ -42,9 +42,9 @@ def door_of(*steps, endpoint=None):
     return embeddings_app(Gateway(config, retries=once, breaker=soon)), backends
 
 
-async def post(door, query="", **fields):
+async def post(door, query="", headers=(), **fields):
     body = json.dumps({"model": "m", "provider": {"order": ["p0", "p1"][: fields.pop("named", 2)]}, **fields})
-    headers = [("content-type", "application/json")]
+    headers = [("content-type", "application/json"), *headers]
     return (await call(door, "POST", f"/v1/embeddings{query}", headers, [body.encode()])).json
 
 
@@ -131,15 +131,22 @@ async def test_the_cost_is_what_it_then_costs(price, accepts, cost):
 
 
 @pytest.mark.parametrize(
-    ("held", "asked", "cache"),
-    [([], ["c", "c", "d"], (0, 3)), (["c"], ["c", "c", "d"], (2, 1)), (["c", "d"], ["c", "c", "d"], (3, 0))],
+    ("held", "asked", "use", "cache"),
+    [
+        ([], ["c", "c", "d"], "", (0, 3)),
+        (["c"], ["c", "c", "d"], "", (2, 1)),
+        (["c", "d"], ["c", "c", "d"], "", (3, 0)),
+        (["c", "d"], ["c", "c", "d"], "no-store", (3, 0)),
+        (["c", "d"], ["c", "c", "d"], "no-cache", (0, 3)),
+    ],
 )
-async def test_hits_are_counted_in_inputs(held, asked, cache):
+async def test_hits_are_counted_in_inputs(held, asked, use, cache):
+    """Those that the request itself would have."""
     door, _ = door_of(None)
     if held:
         await post(door, input=held, named=1)
 
-    told = (await post(door, "?explain=1", input=asked, named=1))["cache"]
+    told = (await post(door, "?explain=1", [("cache-control", use)] if use else [], input=asked, named=1))["cache"]
 
     assert cache == (told["hits"], told["misses"])
 
