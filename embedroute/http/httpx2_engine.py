@@ -1,6 +1,7 @@
 """The default engine: httpx2, under asyncio and trio, with its own client or the host's."""
 
-from collections.abc import AsyncIterable, Callable
+from collections.abc import AsyncIterable, Callable, Iterable
+from http.cookiejar import Cookie, CookieJar
 from operator import attrgetter
 from typing import Any, Final, cast
 
@@ -59,14 +60,15 @@ class Httpx2Engine:
         headers = {"accept": "application/json", "accept-encoding": "identity", **revealed(request.headers)}
         if self._quiet.get(host) is False:
             headers["connection"] = "close"
+        held = list(self._client.cookies.jar)
         async with self._client.stream(
             request.method, url, content=request.content, headers=headers, timeout=limits, follow_redirects=False
         ) as response:
+            _forget_cookies(self._client.cookies.jar, held, response)
             refuse_compressed(response.headers.get("content-encoding"))
             body = await _read(response)
             if response.http_version.startswith("HTTP/1"):
                 await self._look_for_more(response, host, timeout)
-            self._client.cookies.clear()
             return UpstreamReply(response.status_code, Headers(response.headers.raw), body)
 
     async def _look_for_more(self, response: httpx2.Response, host: Host, timeout: float) -> None:
@@ -91,6 +93,16 @@ class Httpx2Engine:
         """Close our own client."""
         if self._owned:
             await self._client.aclose()
+
+
+def _forget_cookies(jar: CookieJar, held: Iterable[Cookie], response: httpx2.Response) -> None:
+    """Undo what a response has just done to a jar: whatever it set or expired is as it was among the cookies ``held``."""
+    names = {line.partition(";")[0].partition("=")[0].strip() for line in response.headers.get_list("set-cookie")}
+    for cookie in [it for it in jar if it.name in names]:
+        jar.clear(cookie.domain, cookie.path, cookie.name)
+    for cookie in held:
+        if cookie.name in names:
+            jar.set_cookie(cookie)
 
 
 async def _read(response: httpx2.Response) -> bytes:

@@ -9,6 +9,7 @@ import ssl
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import anyio
@@ -22,6 +23,7 @@ from embedroute.http import DIRECT, Connect
 from embedroute.http.fast_engine import FastEngine
 from embedroute.http.httpx2_engine import Httpx2Engine
 from tests.upstream import Upstream, vectors_of
+from tests.upstream.truth import say
 from tests.waiting import until_on_loop
 
 ENGINES = {"httpx2": lambda connect: Httpx2Engine(None, connect), "fast": FastEngine}
@@ -397,3 +399,43 @@ async def test_a_client_of_the_hosts_is_used_and_left_open(anyio_backend, upstre
         assert reply.status == 200
         assert upstream.requests[0].headers["x-host"] == "yes"
         assert not own.is_closed
+
+
+class Baker(Upstream):
+    """Tells the truth, with ``headers`` of its own."""
+
+    def __init__(self, **headers):
+        super().__init__()
+        self.headers = headers
+
+    def steps_for(self, ask):
+        self.requests.append(ask)
+        return iter(say(ask.answer(), **self.headers))
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+@pytest.mark.parametrize(
+    ("told", "encoding"),
+    [
+        ("session=of-another-tenant; Path=/", "identity"),
+        ("session=of-another-tenant; Path=/v1", "identity"),
+        ("session=gone; Path=/; Max-Age=0", "identity"),
+        ("new=of-another-tenant; Path=/", "identity"),
+        ("new; Path=/", "identity"),
+        ("session=of-another-tenant; Path=/", "gzip"),
+    ],
+)
+async def test_a_client_of_the_hosts_keeps_its_own_cookies_and_no_other(anyio_backend, told, encoding):
+    """An upstream adds none, changes none and deletes none, whatever becomes of its answer."""
+    with Baker(set_cookie=told, content_encoding=encoding) as upstream:
+        async with httpx2.AsyncClient(trust_env=False) as own:
+            own.cookies.set("session", "ours", domain="127.0.0.1")
+            own.cookies.set("other", "ours too", domain="elsewhere.example")
+            engine = Httpx2Engine(own)
+            for _ in range(2):
+                with suppress(BadAnswer):
+                    await engine.send(UpstreamRequest.json(f"{upstream.url}/embeddings", {"input": ["a"]}), 5.0)
+            kept = {(cookie.name, cookie.value) for cookie in own.cookies.jar}
+
+    assert ["session=ours"] * 2 == [ask.headers.get("cookie") for ask in upstream.requests]
+    assert {("session", "ours"), ("other", "ours too")} == kept
