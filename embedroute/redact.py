@@ -32,6 +32,9 @@ PLAIN: Final = frozenset(
 Hide = Callable[[str], str]
 """Takes secrets out of a text."""
 
+OWN_WORDS: Final = re.compile(r"The (?:upstream|backend)(?: answered [0-9]{3})?(?!\w)")
+"""How the gateway's own messages of a failure begin; what comes after may be an upstream's."""
+
 _CREDENTIALS = re.compile(r"""(?<=://)[^/\s"'<>]+(?=@)""")
 
 
@@ -46,19 +49,28 @@ def secrets_of(options: msgspec.Struct) -> list[str]:
 
 
 def scrub(text: str, secrets: Sequence[str]) -> str:
-    """Word an upstream's text for a client: ``secrets`` are hidden first, then it is made printable and cut."""
-    return printable(hiding(secrets)(text[:MOST_READ]))
+    """Word a failure for a client: ``secrets`` are hidden first, then it is made printable and cut.
+
+    A key may hold one of our own words; they stand there whatever the key is, so they tell nothing of it.
+    """
+    own = OWN_WORDS.match(text)
+    return printable(hiding(secrets, own.end() if own else 0)(text[:MOST_READ]))
 
 
-def hiding(secrets: Sequence[str]) -> Hide:
+def hiding(secrets: Sequence[str], own: int = 0) -> Hide:
     """Prepare to take ``secrets`` out of many texts.
 
-    Hidden is any run of ``RUN`` characters of one, be it as it is, in base64 or percent-encoded; a shorter one as a
-    whole; and credentials inside URLs.
+    Hidden is any run of ``RUN`` characters of one, be it as it is, in base64 or percent-encoded; a shorter one where
+    it is no part of a longer word; and credentials inside URLs. What lies within the first ``own`` characters is shown.
     """
     runs = {form[at : at + RUN] for secret in secrets for form in _forms(secret) for at in range(len(form) - RUN + 1)}
     short = sorted({secret for secret in secrets if 0 < len(secret) < RUN}, key=len, reverse=True)
-    return partial(_hidden, frozenset(runs), re.compile("|".join(map(re.escape, short))) if short else _CREDENTIALS)
+    return partial(_hidden, frozenset(runs), re.compile("|".join(map(_as_word, short))) if short else _CREDENTIALS, own)
+
+
+def _as_word(secret: str) -> str:
+    # At an end that is no letter, digit or underscore itself, no longer word can go on.
+    return rf"(?:(?<!\w)|(?!\w)){re.escape(secret)}(?:(?!\w)|(?<!\w))"
 
 
 def _forms(secret: str) -> Iterator[str]:
@@ -76,10 +88,11 @@ def _forms(secret: str) -> Iterator[str]:
 _URLSAFE: Final = str.maketrans("+/", "-_")
 
 
-def _hidden(runs: frozenset[str], short: re.Pattern[str], text: str) -> str:
+def _hidden(runs: frozenset[str], short: re.Pattern[str], own: int, text: str) -> str:
     marks = [(at, at + RUN) for at in range(len(text) - RUN + 1) if text[at : at + RUN] in runs] if runs else []
     marks += [found.span() for pattern in (short, _CREDENTIALS) for found in pattern.finditer(text)]
-    return _without(text, sorted(marks)) if marks else text
+    marks = sorted(mark for mark in marks if mark[1] > own)
+    return _without(text, marks) if marks else text
 
 
 def _without(text: str, marks: Sequence[tuple[int, int]]) -> str:
