@@ -4,6 +4,7 @@ Invariant: shared work goes on for whoever still waits. No task is started here:
 leads and computes; one that waits takes over when its leader is cancelled or runs out of time.
 """
 
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import TypeVar
@@ -68,10 +69,14 @@ class Flights:
         """Count the keys under way."""
         return len(self._flights)
 
-    async def share(self, missing: Mapping[Key, Input], terms: object, compute: Compute) -> tuple[dict[Key, Embedded], int]:
+    async def share(
+        self, missing: Mapping[Key, Input], terms: object, compute: Compute, patience: float = math.inf
+    ) -> tuple[dict[Key, Embedded], int]:
         """Get every key of ``missing``: lead those that nobody computes, and wait for the others.
 
-        Returns what was asked for, and how many keys this request led. Terms of None share with nobody.
+        Whoever computes on other ``terms`` is waited for ``patience`` seconds at most: it may be stuck at an endpoint that
+        is none of this request's. Returns what was asked for, and how many keys this request led. Terms of None share
+        with nobody.
 
         Raises:
             EmbedrouteError: this request's own, or its leader's if both asked on the same ``terms``.
@@ -79,16 +84,19 @@ class Flights:
         if terms is None:
             return await _alone(dict(missing), compute), len(missing)
         found: dict[Key, Embedded] = {}
-        led = 0
+        led, until = 0, 0.0
         left: Work = dict(missing)
+        slow: set[Flight] = set()
         while left:
-            awaited = {key: flight for key in left if (flight := self._flights.get(key))}
+            awaited = {key: flight for key in left if (flight := self._flights.get(key)) and flight not in slow}
             own = {key: item for key, item in left.items() if key not in awaited} if awaited else left
             led += len(own)
             if own:
                 found |= await self._lead(own, terms, compute)
             if awaited:
-                found |= await _landings(awaited, terms, missing.keys())
+                until = until or anyio.current_time() + patience
+                found |= await _landings(awaited, terms, missing.keys(), until)
+                slow.update(flight for flight in awaited.values() if not flight.over)
             left = {key: item for key, item in left.items() if key not in found}
         return found, led
 
@@ -154,10 +162,11 @@ async def _alone(work: Work, compute: Compute) -> dict[Key, Embedded]:
     return found
 
 
-async def _landings(awaited: Mapping[Key, Flight], terms: object, asked: AbstractSet[Key]) -> dict[Key, Embedded]:
+async def _landings(awaited: Mapping[Key, Flight], terms: object, asked: AbstractSet[Key], until: float) -> dict[Key, Embedded]:
     found: dict[Key, Embedded] = {}
     for key, flight in awaited.items():
-        await flight.wait()
+        with anyio.CancelScope(deadline=math.inf if flight.terms == terms else until):
+            await flight.wait()
         if flight.landed is not None:
             found[key] = flight.landed
         elif error := flight.error_for(terms, asked):

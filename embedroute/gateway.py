@@ -150,7 +150,8 @@ class Gateway:
         if missing:
             loop, order = await self._loop.get(), order_of(asked, route, decision, self.cache.store)
             compute = partial(loop.desk.embed, decision.selection.candidates, order)
-            landed, _ = await loop.flights.share(missing, terms_of(asked, route, decision), compute)
+            patience = (asked.deadline - time.monotonic()) / (len(decision.selection.candidates) + 1)
+            landed, _ = await loop.flights.share(missing, terms_of(asked, route, decision), compute, patience)
             found |= landed
         rows, tokens, journal.estimated = assemble(plan, found)
         return Embeddings(rows=rows, model=route.public, prompt_tokens=tokens, journal=journal)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Final
 
+from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from embedroute import tasks
@@ -96,6 +97,10 @@ class Inbound:
             raise BodyTimeout(f"The body was not whole within {timeout:g} s.") from None
         except OSError:  # so may a server say that the client is gone (ASGI 2.4)
             raise ClientGone from None
+        except HTTPException as error:  # so may a host say that a body is over a bound of its own
+            if error.status_code != 413:
+                raise
+            raise BodyTooLarge(f"{error.detail}; send fewer inputs at a time.") from None
 
     async def _read(self, most: int) -> bytes:
         read = bytearray()

@@ -117,6 +117,31 @@ async def test_a_waiter_shares_only_an_error_that_would_be_its_own(failure, lead
         assert waiter[0] == got["waiter"][0]
 
 
+@pytest.mark.parametrize(("terms", "computed"), [(TERMS, ["ab", "c"]), ("others", ["ab", "c", "b"])])
+async def test_who_computes_on_other_terms_is_waited_for_within_bounds(terms, computed):
+    """It may be stuck at an endpoint that the waiter does not even ask; who computes on the same terms is of no other mind."""
+    party, met = Party(), []
+
+    async def wait():
+        met.append(await party.flights.share(work("bc"), terms, second, patience=0.05))
+
+    async def second(asked, land):
+        party.computer.computed.append("".join(asked.values()))
+        land({key: Embedded(VECTOR, len(item)) for key, item in asked.items()})
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(party.ask, "leader", "ab")
+        await anyio.wait_all_tasks_blocked()
+        group.start_soon(wait)
+        await anyio.sleep(0.2)
+        assert computed == party.computer.computed
+        party.computer.go.set()
+
+    assert [{b"b", b"c"}] == [set(found) for found, _ in met]
+    assert party.got["leader"] == ("ab", 2)
+    assert len(party.flights) == 0
+
+
 async def test_what_has_landed_is_in_flight_no_more():
     flights, waiting = Flights(), anyio.Event()
 

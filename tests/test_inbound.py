@@ -8,6 +8,7 @@ import time
 import anyio
 import pytest
 from jsonschema import Draft202012Validator
+from starlette.exceptions import HTTPException
 
 from embedroute import Config, ConfigError, EmbeddingsMiddleware, Gateway, Provider, embeddings_app
 from embedroute.backend import Backend
@@ -341,6 +342,23 @@ class Stuck(Backend, frozen=True):
 
     async def embed(self, _batch):
         await anyio.sleep_forever()
+
+
+async def test_a_bound_of_the_hosts_own_is_a_413_in_the_dialect():
+    """FastAPI bounds bodies by raising out of what the gateway reads."""
+    sent = []
+
+    async def receive():
+        raise HTTPException(413, "Request body too large")
+
+    async def send(message):
+        sent.append(message)
+
+    headers = [(name.lower().encode(), value.encode()) for name, value in (JSON, BEARER)]
+    await app()({"type": "http", "method": "POST", "path": "/v1/embeddings", "headers": headers}, receive, send)
+
+    assert sent[0]["status"] == 413
+    assert json.loads(sent[1]["body"])["error"]["message"] == "Request body too large; send fewer inputs at a time."
 
 
 @pytest.mark.parametrize("whole", [False, True])
