@@ -54,7 +54,7 @@ class Attempts:
         except EmbedrouteError as error:
             failure = for_client(error, candidate)
             health.learn(ticket, self._clock(), failure)
-            journal.failures.append((candidate.provider, getattr(failure, "upstream_status", None)))
+            journal.failures = (*journal.failures, (candidate.provider, getattr(failure, "upstream_status", None)))
             self._tell(candidate, failure, journal, attempt, began)
             return failure
         except BaseException:
@@ -92,8 +92,11 @@ class Attempts:
             if len(batch) > 1:
                 self._healths.of(candidate).overfilled(self._clock(), len(batch))
             raise
-        check = partial(checked, answer, batch, due=due, matryoshka=is_cut_here(order.model))
-        answer = await tasks.in_thread(check) if is_large(batch) else check()
+        matryoshka = is_cut_here(order.model)
+        if is_large(batch):
+            answer = await tasks.in_thread(partial(checked, answer, batch, due=due, matryoshka=matryoshka))
+        else:
+            answer = checked(answer, batch, due=due, matryoshka=matryoshka)
         if due is None:
             self._widths.agree(order.space, batch.dtype, answer.array.shape[1])
         return answer

@@ -63,7 +63,7 @@ class Accepts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
                 raise ValueError(f"{name} must be at least 1")
 
 
-class Batch(msgspec.Struct, frozen=True):
+class Batch(msgspec.Struct, frozen=True, gc=False):
     """What one upstream call embeds: n inputs of one kind, in order.
 
     Exactly one of ``texts``, ``tokens`` and ``parts`` is not empty. ``dimensions`` and ``input_type`` are set
@@ -100,7 +100,7 @@ class Batch(msgspec.Struct, frozen=True):
         return len(self.inputs)
 
 
-class Vectors(msgspec.Struct, frozen=True):
+class Vectors(msgspec.Struct, frozen=True, gc=False):
     """What one call gives back: an (n, d) array of floats, row i for input i, and the tokens billed for all n.
 
     ``prompt_tokens`` is None where the upstream does not say, and whatever is no count is read as None;

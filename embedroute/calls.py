@@ -61,23 +61,25 @@ class Desk:
         Raises:
             EmbedrouteError: what the client is to be told when some of it cannot be computed.
         """
-        failures, enter = list[EmbedrouteError](), enter or self._budget.called
+        failures: Sequence[EmbedrouteError] = ()
         for position, candidate in enumerate(candidates):
-            left, pieces = candidates[position:], self._cut(candidate, order, work)
-            failure = None if pieces else await self._at(candidate, work, order, land, len(left), enter)
+            pieces, left = self._cut(candidate, order, work), len(candidates) - position
+            failure = None if pieces else await self._at(candidate, work, order, land, left, enter or self._budget.called)
             halved = isinstance(failure, BatchTooLarge) and len(work) > 1
             if pieces or halved:
-                everyone = [*left, *limited(candidates, failures)]
+                everyone = [*candidates[position:], *limited(candidates, failures)]
                 await self._all(everyone, order, pieces or halves(work), land, [*before, *failures], halved=halved)
                 return
             if failure is None:
                 return
-            failures.append(failure)
+            failures = [*failures, failure]
         candidates = await self._rested(candidates, failures, order, worst([*before, *failures]))
         await self.embed(candidates, order, work, land, self._budget.prepaid() if was_called(failures) else enter, before)
 
     def _cut(self, candidate: Candidate, order: Order, work: Mapping[Key, Input]) -> Pieces:
         """Cut work into the chunks that an endpoint takes; nothing if it takes the whole."""
+        if len(work) == 1:
+            return ()
         before = text_before(candidate, order.model, order.parameters.input_type)
         pieces = split(work, candidate.accepts, self._healths.of(candidate).cap(self._clock()), before)
         if len(pieces) == 1:

@@ -8,6 +8,7 @@ import logging
 import re
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Final, Protocol, cast
 
 from starlette.types import Receive, Scope, Send
@@ -104,7 +105,7 @@ class Door:
         work = self.gateway.embed(job, caller=caller, journal=journal, cached=inbound.cache_use())
         answer = await tasks.unless(inbound.gone, work)
         write = self.dialect.success
-        pieces = await tasks.in_thread(lambda: write(answer, job)) if answer.large else write(answer, job)
+        pieces = await tasks.in_thread(partial(write, answer, job)) if answer.large else write(answer, job)
         await inbound.answer_in_pieces(200, pieces)
         inbound.record("served", 200, model=answer.model, caller=caller.name, tokens=answer.prompt_tokens)
 

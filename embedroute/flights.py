@@ -5,7 +5,7 @@ leads and computes; one that waits takes over when its leader is cancelled or ru
 """
 
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import TypeVar
 
@@ -15,11 +15,16 @@ from embedroute.errors import DeadlineExceeded, EmbedrouteError, InputRefused, R
 from embedroute.inputs import Input
 from embedroute.routing.plan import Embedded, Key
 
-Work = dict[Key, Input]
+Work = Mapping[Key, Input]
 Compute = Callable[[Work, Callable[[Mapping[Key, Embedded]], None]], Awaitable[None]]
 """Computes work, and calls its second argument with each part as it lands."""
 
 T = TypeVar("T")
+
+
+def without(work: Work, found: Container[Key] | None) -> Work:
+    """Take the keys that were ``found`` out of work; nearly always those are none."""
+    return {key: item for key, item in work.items() if key not in found} if found else work
 
 
 class Flight:
@@ -82,23 +87,24 @@ class Flights:
             EmbedrouteError: this request's own, or its leader's if both asked on the same ``terms``.
         """
         if terms is None:
-            return await _alone(dict(missing), compute), len(missing)
+            return await _alone(missing, compute), len(missing)
         found: dict[Key, Embedded] = {}
-        led, until = 0, 0.0
-        left: Work = dict(missing)
-        slow: set[Flight] = set()
+        led, until, left = 0, 0.0, missing
+        slow: Sequence[Flight] = ()
         while left:
-            awaited = {key: flight for key in left if (flight := self._flights.get(key)) and flight not in slow}
-            own = {key: item for key, item in left.items() if key not in awaited} if awaited else left
-            led += len(own)
-            if own:
+            awaited = self._under_way(left, slow)
+            if own := without(left, awaited):
+                led += len(own)
                 found |= await self._lead(own, terms, compute)
             if awaited:
                 until = until or anyio.current_time() + patience
                 found |= await _landings(awaited, terms, missing.keys(), until)
-                slow.update(flight for flight in awaited.values() if not flight.over)
-            left = {key: item for key, item in left.items() if key not in found}
+                slow = [*slow, *_still(awaited)]
+            left = without(left, found)
         return found, led
+
+    def _under_way(self, keys: Iterable[Key], slow: Sequence[Flight]) -> dict[Key, Flight]:
+        return {key: flight for key in keys if (flight := self._flights.get(key)) and flight not in slow}
 
     async def _lead(self, own: Work, terms: object, compute: Compute) -> dict[Key, Embedded]:
         led = _Led(self._flights, own, terms)
@@ -154,6 +160,10 @@ def _hangs_on_time(error: EmbedrouteError) -> bool:
     if isinstance(error, RateLimited):
         return error.retry_after != 0
     return isinstance(error, DeadlineExceeded | TimedOut)
+
+
+def _still(flights: Mapping[Key, Flight]) -> list[Flight]:
+    return [flight for flight in flights.values() if not flight.over]
 
 
 async def _alone(work: Work, compute: Compute) -> dict[Key, Embedded]:

@@ -22,6 +22,7 @@ from embedroute.cache.lookup import look_up
 from embedroute.cache.memory import MemoryCache
 from embedroute.config import Config
 from embedroute.errors import DeadlineExceeded, EmbedrouteError, InputRefused, InvalidRequest, NoEligibleProvider, Refusal
+from embedroute.flights import without
 from embedroute.journal import Journal, new_request_id
 from embedroute.orders import Asked, order_of, terms_of
 from embedroute.perloop import PerLoop
@@ -146,7 +147,7 @@ class Gateway:
         found = look_up(self.cache, plan.work, decision) if asked.cached.read else {}
         journal.looked_up(plan.keys, found)
         journal.note("cache", "looked up", hits=journal.hits, misses=journal.misses)
-        missing = {key: item for key, item in plan.work.items() if key not in found}
+        missing = without(plan.work, found)
         if missing:
             loop, order = await self._loop.get(), order_of(asked, route, decision, self.cache.store)
             compute = partial(loop.desk.embed, decision.selection.candidates, order)

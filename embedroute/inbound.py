@@ -31,7 +31,7 @@ LINGER: Final = 1.0
 class Inbound:
     """A request on its way in and its answer on the way out; ``receive`` and ``send`` are the server's."""
 
-    __slots__ = ("_held", "_settled", "began", "begun", "headers", "journal", "receive", "scope", "send")
+    __slots__ = ("_held", "_once", "_settled", "began", "begun", "headers", "journal", "receive", "scope", "send")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Start the clock and take the client's request id, if it is a good one."""
@@ -44,7 +44,8 @@ class Inbound:
         self.scope = scope
         self.receive = receive
         self.send = send
-        self._held = dict(self.headers)
+        self._held = dict(headers)
+        self._once = len(self._held) == len(headers)
         self.began = time.perf_counter()
         self.begun = False
         self._settled = False
@@ -54,7 +55,7 @@ class Inbound:
 
     def values(self, name: bytes) -> list[bytes]:
         """Every value of a header."""
-        if len(self._held) == len(self.headers):
+        if self._once:
             return [self._held[name]] if name in self._held else []
         return [value for held, value in self.headers if held == name]
 

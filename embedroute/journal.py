@@ -44,12 +44,12 @@ class Journal:
         self.attempts = 0
         self.hits = 0
         self.misses = 0
-        self.bills: list[tuple[Mapping[str, Decimal], int, int]] = []
+        self.bills: Sequence[tuple[Mapping[str, Decimal], int, int]] = ()
         self.estimated = False
         self.fallback: str | None = None
         self.providers: dict[str, None] = {}
         self.modality_tokens: dict[str, int] = {}
-        self.failures: list[tuple[str, int | None]] = []
+        self.failures: Sequence[tuple[str, int | None]] = ()
         self.full = False
         self.events: list[Event] | None = None
         self.sent: list[Event] | None = None
@@ -79,7 +79,7 @@ class Journal:
 
     def looked_up(self, keys: Sequence[bytes], found: Container[bytes]) -> None:
         """Count the inputs, by their ``keys``, whose vectors were there, and those whose were not."""
-        self.hits = sum(key in found for key in keys)
+        self.hits = sum([key in found for key in keys]) if found else 0
         self.misses = len(keys) - self.hits
 
     def served(
@@ -97,7 +97,7 @@ class Journal:
         """
         self.providers[provider] = None
         own = modality_tokens.get("image", 0) if "image" in prices else 0
-        self.bills.append((prices, max(tokens - own, 0), images))
+        self.bills = (*self.bills, (prices, max(tokens - own, 0), images))
         for modality, count in modality_tokens.items():
             self.modality_tokens[modality] = self.modality_tokens.get(modality, 0) + count
 

@@ -37,7 +37,7 @@ Land = Callable[[Landed], None]
 """Takes vectors as they land."""
 
 
-class Order(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+class Order(msgspec.Struct, frozen=True, kw_only=True, eq=False, gc=False):
     """What all chunks of one request share: how to embed, in which vector space, by when, and what keeps the results.
 
     ``deadline`` is in seconds of the monotonic clock; ``slots`` bounds the calls under way at a time, once it is cut.

@@ -15,7 +15,7 @@ from embedroute.secret import Secret
 _ENCODER = msgspec.json.Encoder()
 
 
-class UpstreamRequest(msgspec.Struct, frozen=True, kw_only=True):
+class UpstreamRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One HTTP request to an upstream; header names in lower case."""
 
     url: str
@@ -93,7 +93,7 @@ def _text(part: str | bytes) -> str:
     return part if isinstance(part, str) else part.decode("latin-1")
 
 
-class UpstreamReply(msgspec.Struct, frozen=True):
+class UpstreamReply(msgspec.Struct, frozen=True, gc=False):
     """One HTTP answer of an upstream; its headers are found without regard to case."""
 
     status: int

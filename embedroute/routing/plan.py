@@ -28,7 +28,7 @@ Key = bytes
 """Digest of all that makes a vector what it is, and of who may see it."""
 
 
-class Embedded(msgspec.Struct, frozen=True):
+class Embedded(msgspec.Struct, frozen=True, gc=False):
     """One input's vector, (d,), and its share of the tokens that computing it cost, as the upstream told or we estimate."""
 
     vector: Array
@@ -36,7 +36,7 @@ class Embedded(msgspec.Struct, frozen=True):
     estimated: bool = False
 
 
-class Plan(msgspec.Struct, frozen=True):
+class Plan(msgspec.Struct, frozen=True, gc=False):
     """The keys of a request in its order, and the input of each unique key."""
 
     keys: Sequence[Key]

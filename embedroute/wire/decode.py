@@ -24,7 +24,7 @@ _STRICT = msgspec.json.Decoder(CreateEmbeddingRequest)
 _LENIENT = msgspec.json.Decoder(LenientRequest)
 
 
-class Job(msgspec.Struct, frozen=True, kw_only=True):
+class Job(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One request, checked: n ``inputs`` of one ``kind``, and how they are to be embedded and answered.
 
     ``dimensions`` is None when unset, ``input_type`` a neutral word, ``hint`` the string form of ``provider``.

@@ -11,7 +11,7 @@ from embedroute.turns import LARGE, in_turns
 from embedroute.vectors import Array
 
 
-class Embeddings(msgspec.Struct, frozen=True, kw_only=True):
+class Embeddings(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The answer to one request: ``rows`` are n arrays of (d,), row i for input i; ``model`` the name of their space."""
 
     rows: Sequence[Array]
@@ -35,7 +35,7 @@ class Embeddings(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(self.journal.providers)
 
 
-class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """Tokens of all inputs; ``cost`` in USD and the other extras only where a dialect has them."""
 
     prompt_tokens: int
@@ -45,7 +45,7 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     prompt_tokens_details: Mapping[str, int] | None = None
 
 
-class Embedding(msgspec.Struct, frozen=True, kw_only=True):
+class Embedding(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One vector: a JSON array, or base64 of little-endian float32."""
 
     embedding: msgspec.Raw
@@ -53,7 +53,9 @@ class Embedding(msgspec.Struct, frozen=True, kw_only=True):
     object: Literal["embedding"] = "embedding"
 
 
-class CreateEmbeddingResponse(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="object", tag="list"):
+class CreateEmbeddingResponse(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="object", tag="list", gc=False
+):
     """The success body; what is None is left out."""
 
     data: Sequence[Embedding]
