@@ -99,7 +99,8 @@ class Door:
         body = await inbound.body(settings.max_body_bytes, settings.body_timeout)
         job = decode_request(body, self.gateway.limits)
         _open_journal(inbound, job)
-        if b"explain=1" in inbound.scope.get("query_string", b"").split(b"&"):
+        query: bytes = inbound.scope.get("query_string") or b""
+        if query and b"explain=1" in query.split(b"&"):
             await inbound.answer(200, ENCODER.encode(explain(self.gateway, job, caller, inbound.cache_use())))
             return
         work = self.gateway.embed(job, caller=caller, journal=journal, cached=inbound.cache_use())

@@ -20,6 +20,7 @@ from embedroute.tasks import ClientGone
 log = logging.getLogger("embedroute.access")
 
 _REQUEST_ID: Final = re.compile(rb"[\w.-]{1,128}", re.ASCII)
+_JSON: Final = [b"application/json"]
 _CONTENT_TYPE: Final = re.compile(rb'application/json[ \t]*(?:;[ \t]*charset=(?:utf-8|"utf-8")[ \t]*)?', re.IGNORECASE)
 
 SMALL_BODY: Final = 1 << 16
@@ -68,16 +69,19 @@ class Inbound:
             UnsupportedContentType: not exactly one such ``Content-Type``, or any ``Content-Encoding``.
         """
         types = self.values(b"content-type")
-        if len(types) != 1 or not _CONTENT_TYPE.fullmatch(types[0]):
+        if types != _JSON and (len(types) != 1 or not _CONTENT_TYPE.fullmatch(types[0])):
             raise UnsupportedContentType("Send the body with one header 'Content-Type: application/json'.")
         encodings = self.values(b"content-encoding")
-        if any(encoding.strip().lower() != b"identity" for encoding in encodings):
+        if encodings and any(encoding.strip().lower() != b"identity" for encoding in encodings):
             raise UnsupportedContentType("Send the body without Content-Encoding.", code="unsupported_content_encoding")
 
     def cache_use(self) -> CacheUse:
         """Read what ``Cache-Control`` asks for."""
-        asked = {word.strip().lower() for value in self.values(b"cache-control") for word in value.split(b",")}
-        return CacheUse(read=b"no-cache" not in asked, store=b"no-store" not in asked) if asked else FULL_USE
+        given = self.values(b"cache-control")
+        if not given:
+            return FULL_USE
+        asked = {word.strip().lower() for value in given for word in value.split(b",")}
+        return CacheUse(read=b"no-cache" not in asked, store=b"no-store" not in asked)
 
     async def body(self, most: int, timeout: float) -> bytes:
         """Read the whole body, within ``most`` bytes and ``timeout`` seconds.
