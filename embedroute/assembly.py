@@ -32,6 +32,7 @@ from embedroute.routing.order import Surroundings
 from embedroute.routing.retry import RetryBudget, RetryPolicy
 from embedroute.routing.widths import Widths
 from embedroute.settings import Settings
+from embedroute.turns import keep_memory
 from embedroute.wire.narrow import Limits
 
 if TYPE_CHECKING:
@@ -160,6 +161,7 @@ class Opener:
         Raises:
             InternalError: the config does not fit this kind of event loop, which is no client's affair.
         """
+        keep_memory()
         engine = self._engine()
         stack.push_async_callback(engine.aclose)
         clock, healths = time.monotonic, self._healths

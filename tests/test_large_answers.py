@@ -4,6 +4,7 @@ import asyncio
 import base64
 import gc
 import json
+import platform
 import subprocess
 import sys
 import time
@@ -270,3 +271,30 @@ async def test_large_answers_to_many_at_once_are_all_right(url):
 
     assert len(right) >= 6
     assert all(right)
+
+
+FAULTS = """
+import asyncio, resource
+from embedroute import Config, Gateway
+
+def taken_anew():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        blocks = [b"x" * (1 << 20) for _ in range(8)]
+        del blocks
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+gateway = Gateway(Config(gateway={"auth": "open"}, providers={"hashed": {}}))
+asyncio.run(gateway.embed("a", model="hashed/a"))
+taken_anew()
+print(taken_anew())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps memory in its own way")
+def test_memory_of_large_answers_is_kept_for_the_next():
+    """8 MiB are 2048 pages, of which glibc would give most back, and fetch them again, with every request."""
+    command = [sys.executable, "-c", FAULTS]
+    told = subprocess.run(command, check=True, capture_output=True, timeout=60)  # noqa: S603 - our own words
+
+    assert int(told.stdout) < 2048

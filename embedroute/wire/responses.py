@@ -89,17 +89,24 @@ ENCODER = msgspec.json.Encoder(decimal_format="string")
 """Writes every body; prices are strings, so that no reader rounds them."""
 
 
+# What stands around a vector and its index; told by the encoder, so that large answers are written as small ones are.
+_BEGIN, _, _REST = ENCODER.encode(Embedding(embedding=msgspec.Raw(b"7"), index=0)).partition(b"7")
+_INDEX, _, _END = _REST.partition(b"0")
+
+
 def filled(envelope: bytes, rows: Sequence[Array], *, base64: bool) -> list[bytes]:
     """Put rows into a body that was written without any: in turns, and in pieces, as one body would be one more copy."""
     before, between, after = envelope.partition(b"[]")
-    pieces = [before + between[:1]]
+    pieces, write = [before + between[:1]], vectors.to_base64 if base64 else vectors.to_json
     for turn in in_turns(len(rows), LARGE):
-        text = ENCODER.encode(written(rows[turn], base64=base64, start=turn.start))
-        pieces += [b",", text[1:-1]] if turn.start else [text[1:-1]]
+        texts = list[bytes]()
+        for at, row in enumerate(rows[turn], turn.start):
+            texts += (b"," + _BEGIN if at else _BEGIN, write(row), b"%b%d%b" % (_INDEX, at, _END))
+        pieces.append(b"".join(texts))
     return [*pieces, between[1:] + after]
 
 
-def written(rows: Sequence[Array], *, base64: bool, start: int = 0) -> list[Embedding]:
+def written(rows: Sequence[Array], *, base64: bool) -> list[Embedding]:
     """Write n arrays of (d,), in order, each with its ``index``."""
     write = vectors.to_base64 if base64 else vectors.to_json
-    return [Embedding(embedding=msgspec.Raw(write(row)), index=at) for at, row in enumerate(rows, start)]
+    return [Embedding(embedding=msgspec.Raw(write(row)), index=at) for at, row in enumerate(rows)]
