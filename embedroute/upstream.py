@@ -5,6 +5,7 @@ Plugin authors take these from :mod:`embedroute.backend`.
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any, Self, cast
 
 import msgspec
@@ -112,6 +113,19 @@ class UpstreamReply(msgspec.Struct, frozen=True, gc=False):
             BadAnswer: the body is not JSON, or not of that type.
         """
         try:
-            return msgspec.json.decode(self.content, type=type)
+            return _decoder_of(type).decode(self.content)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise BadAnswer(f"The upstream's body is not the JSON that was due: {error}") from None
+
+
+def _decoder_of(type: Any) -> msgspec.json.Decoder[Any]:
+    """A decoder is made once for each type, of which a backend has few."""
+    try:
+        return _known_decoder(type)
+    except TypeError:  # it cannot be hashed, or is no type, which msgspec says better
+        return msgspec.json.Decoder(type)
+
+
+@lru_cache(maxsize=128)
+def _known_decoder(type: Any) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(type)

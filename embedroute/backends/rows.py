@@ -75,7 +75,7 @@ LONG: Final = 64 * 1024
 """Bytes of an answer from which on taking its base64 out costs less than having it decoded as strings."""
 _VECTOR: Final = re.compile(rb'"embedding"[ \t\r\n]*:[ \t\r\n]*')
 _TEXT: Final = re.compile(_VECTOR.pattern + b'"')
-_LONG_ROWS: Final = msgspec.json.Decoder(list[str | list[float]])
+_LONG_ROWS, _USAGE = msgspec.json.Decoder(list[str | list[float]]), msgspec.json.Decoder(Usage)
 
 
 def read(batch: Batch, reply: UpstreamReply, fault: Callable[[UpstreamReply], UpstreamError]) -> Vectors:
@@ -165,7 +165,7 @@ def _vectors(embeddings: Sequence[str | list[float]], prompt_tokens: int | None,
 
 def _prompt_tokens(usage: msgspec.Raw, headers: Mapping[str, str]) -> int | None:
     try:
-        told = msgspec.json.decode(usage, type=Usage)
+        told = _USAGE.decode(usage)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         told = Usage()
     # Headers are only read where they are wanted, which is hardly ever.
