@@ -118,7 +118,7 @@ class UpstreamReply(msgspec.Struct, frozen=True, gc=False):
             raise BadAnswer(f"The upstream's body is not the JSON that was due: {error}") from None
 
 
-def _decoder_of(type: Any) -> msgspec.json.Decoder[Any]:
+def _decoder_of(type: object) -> msgspec.json.Decoder[object]:
     """A decoder is made once for each type, of which a backend has few."""
     try:
         return _known_decoder(type)
@@ -127,5 +127,5 @@ def _decoder_of(type: Any) -> msgspec.json.Decoder[Any]:
 
 
 @lru_cache(maxsize=128)
-def _known_decoder(type: Any) -> msgspec.json.Decoder[Any]:
+def _known_decoder(type: object) -> msgspec.json.Decoder[object]:
     return msgspec.json.Decoder(type)

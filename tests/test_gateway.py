@@ -16,7 +16,7 @@ from embedroute.journal import Journal
 from embedroute.routing.retry import RetryPolicy
 from embedroute.testing import ScriptedBackend, expected_vector
 from tests.upstream import Upstream, vectors_of
-from tests.waiting import until
+from tests.waiting import until, until_on_loop
 
 WIDTH = 8
 trio_too = pytest.mark.anyio
@@ -381,3 +381,27 @@ async def test_the_environment_alone_makes_a_gateway():
     assert (await gateway.embed("a", model="wordllama")).vectors.shape[1] == 256
     with pytest.raises(ConfigError, match="EMBEDROUTE_AUTH"):
         Gateway.from_env(environ={})
+
+
+@trio_too
+async def test_an_endpoint_that_is_well_is_asked_though_an_equal_input_is_stuck_at_another():
+    """The one that is stuck has the whole deadline; who does not ask its endpoint must not lose its own time to it."""
+    stuck, told = ScriptedBackend(then=60.0, width=WIDTH), {}
+    both = {"dimensions": WIDTH, "endpoints": [{"provider": "p"}, {"provider": "q"}]}
+    gateway = gateway_of(stuck, deadline=2.0, both=both)
+
+    async def ask(provider):
+        try:
+            answer = await gateway.embed("a", model="both", provider={"only": [provider]})
+            told[provider] = answer.vectors.tolist()
+        except EmbedrouteError as error:
+            told[provider] = error.status
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(ask, "p")
+        await anyio.wait_all_tasks_blocked()
+        group.start_soon(ask, "q")
+        await until_on_loop(lambda: told)
+        assert {"q": right("a")} == told
+
+    assert told["p"] == 504
