@@ -3,6 +3,7 @@
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from embedroute.door import Door, FindCaller
+from embedroute.errors import EmbedrouteError
 from embedroute.gateway import Gateway
 from embedroute.settings import DialectName
 
@@ -91,29 +92,40 @@ class EmbeddingsMiddleware:
             return await receive()
 
         try:
-            await self.app(scope, hearing, self._closing(send))
+            await self.app(scope, hearing, _Living(self.door.gateway, send))
         except Exception:
             if heard:
                 raise
         if not heard:
-            # Django and channels know no lifespan and raise at once; the gateway is closed all the same.
+            # Django and channels know no lifespan and raise at once; the gateway lives and ends all the same.
             await _live(self.door.gateway, receive, send)
 
-    def _closing(self, send: Send) -> Send:
-        async def closing(message: Message) -> None:
-            # uvicorn stops the loop on this message, so close first.
-            if message["type"] == "lifespan.shutdown.complete":
-                async with self.door.gateway.lifespan():
-                    pass
-            await send(message)
 
-        return closing
+class _Living:
+    """The ``send`` of a host's lifespan, with the gateway's own inside it: servers go on, and end, at these messages."""
+
+    def __init__(self, gateway: Gateway, send: Send) -> None:
+        self._life = gateway.lifespan()
+        self._send = send
+        self._begun = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "lifespan.startup.complete":
+            await self._life.__aenter__()
+            self._begun = True
+        elif self._begun:  # with either word of a shutdown
+            self._begun = False
+            await self._life.__aexit__(None, None, None)
+        await self._send(message)
 
 
 async def _live(gateway: Gateway, receive: Receive, send: Send) -> None:
     await receive()
-    await send({"type": "lifespan.startup.complete"})
-    await receive()
-    async with gateway.lifespan():
-        pass
+    try:
+        async with gateway.lifespan():
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+    except EmbedrouteError as error:
+        await send({"type": "lifespan.startup.failed", "message": error.message})
+        return
     await send({"type": "lifespan.shutdown.complete"})

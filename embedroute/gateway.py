@@ -191,7 +191,8 @@ class Gateway:
 
     @asynccontextmanager
     async def lifespan(self, _app: object = None) -> AsyncGenerator[None, None]:
-        """Close this loop's connections on the way out; for ``FastAPI(lifespan=gateway.lifespan)``, and optional."""
+        """Open this loop's engine, and close it on the way out; for ``FastAPI(lifespan=gateway.lifespan)``, and optional."""
+        await self._loop.get()
         try:
             yield
         finally:

@@ -181,15 +181,18 @@ def test_without_a_config_every_command_says_what_to_do(tmp_path):
 
 @pytest.mark.parametrize(("engine", "told"), [("auto", "fast"), ("httpx2", "httpx2")])
 def test_serve_tells_on_stderr_which_engine_runs(engine, told, tmp_path):
-    """Once, when it is opened."""
+    """Once, at start: before the first request comes."""
     (tmp_path / "embedroute.toml").write_text(GOOD.replace('"open"', f'"open"\nengine = "{engine}"'))
     errors = tmp_path / "errors"
 
+    def lines():
+        return [line for line in errors.read_text().splitlines() if "engine" in line]
+
     with serving([sys.executable, "-c", MAIN, "serve", "--port", "0"], tmp_path, errors=errors) as url:
+        at_start = lines()
         statuses = [httpx2.post(f"{url}/v1/embeddings", json={"model": "one", "input": it}).status_code for it in "ab"]
 
-    lines = [line for line in errors.read_text().splitlines() if "engine" in line]
-    assert ([200, 200], [f"INFO:     embedroute.http: engine {told}"]) == (statuses, lines)
+    assert (at_start, [200, 200], at_start) == ([f"INFO:     embedroute.http: engine {told}"], statuses, lines())
 
 
 WITHOUT = """

@@ -2,12 +2,13 @@
 
 import asyncio
 import json
+import logging
 import os
 import subprocess
 import sys
 import threading
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 
 import anyio
 import httpx2
@@ -19,7 +20,7 @@ from starlette.testclient import TestClient
 
 from embedroute import Config, EmbeddingsMiddleware, Gateway, embeddings_app, tasks
 from embedroute.backend import Accepts
-from embedroute.errors import Unavailable
+from embedroute.errors import InternalError, Unavailable
 from embedroute.testing import ScriptedBackend, expected_vector
 from tests.hosts.gateways import KEY, WIDTH, make
 from tests.serving import ROOT
@@ -54,6 +55,24 @@ def asked(text):
 def vector(reply):
     assert reply.status_code == 200, reply.text
     return np.array(reply.json()["data"][0]["embedding"], "<f4")
+
+
+async def unaware(scope, _receive, _send):
+    raise ValueError(f"no {scope['type']}")
+
+
+async def silent(_scope, _receive, _send):
+    pass
+
+
+async def failing_start(_scope, receive, _send):
+    await receive()
+    raise LookupError("no database")
+
+
+async def refusing_start(_scope, receive, send):
+    await receive()
+    await send({"type": "lifespan.startup.failed", "message": "no database"})
 
 
 class Narrow(ScriptedBackend, frozen=True, kw_only=True):
@@ -97,6 +116,47 @@ def test_a_lifespan_keeps_its_connections_and_closes_them(upstream, backend, doo
 
     assert open_at(upstream) == 0
     assert upstream.connections <= AT_MOST
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "host",
+    [
+        embeddings_app,
+        lambda gateway: EmbeddingsMiddleware(Starlette(), gateway),
+        lambda gateway: EmbeddingsMiddleware(unaware, gateway),
+        lambda gateway: Starlette(lifespan=gateway.lifespan),
+    ],
+)
+def test_the_engine_is_told_at_start_wherever_a_lifespan_comes_by(backend, host, caplog):
+    caplog.set_level(logging.INFO, "embedroute.http")
+
+    with TestClient(host(make()), backend=backend):
+        told = [record.getMessage() for record in caplog.records]
+
+    assert [f"engine {'fast' if backend == 'asyncio' else 'httpx2'}"] == told
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "door", [embeddings_app, *(lambda gateway, app=app: EmbeddingsMiddleware(app, gateway) for app in (Starlette(), unaware))]
+)
+async def test_a_gateway_that_cannot_serve_on_its_loop_fails_at_start(door, anyio_backend_name):
+    """And not with the first request."""
+    gateway, sent = make(engine="fast"), []
+    asked_for = iter(["lifespan.startup", "lifespan.shutdown"])
+
+    async def receive():
+        return {"type": next(asked_for)}
+
+    async def send(message):
+        sent.append(message["type"])
+
+    with suppress(InternalError):
+        await door(gateway)({"type": "lifespan", "state": {}}, receive, send)
+
+    good = ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+    assert sent == (good if anyio_backend_name == "asyncio" else ["lifespan.startup.failed"])
 
 
 @pytest.mark.anyio
@@ -234,24 +294,6 @@ async def test_a_websocket_is_closed(scope):
     await embeddings_app(make())(scope, receive, send)
 
     assert [message["type"] for message in sent] == ["websocket.close"]
-
-
-async def unaware(scope, _receive, _send):
-    raise ValueError(f"no {scope['type']}")
-
-
-async def silent(_scope, _receive, _send):
-    pass
-
-
-async def failing_start(_scope, receive, _send):
-    await receive()
-    raise LookupError("no database")
-
-
-async def refusing_start(_scope, receive, send):
-    await receive()
-    await send({"type": "lifespan.startup.failed", "message": "no database"})
 
 
 @pytest.mark.anyio
