@@ -6,7 +6,7 @@ from functools import partial
 
 from anyio import CapacityLimiter
 
-from embedroute import tasks
+from embedroute import turns
 from embedroute.backend import Batch, Vectors
 from embedroute.batching import Merger
 from embedroute.errors import BatchTooLarge, EmbedrouteError
@@ -94,7 +94,7 @@ class Attempts:
             raise
         matryoshka = is_cut_here(order.model)
         if is_large(batch):
-            answer = await tasks.in_thread(partial(checked, answer, batch, due=due, matryoshka=matryoshka))
+            answer = await turns.in_thread(partial(checked, answer, batch, due=due, matryoshka=matryoshka))
         else:
             answer = checked(answer, batch, due=due, matryoshka=matryoshka)
         if due is None:

@@ -8,12 +8,11 @@ import logging
 import re
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from functools import partial
 from typing import Final, Protocol, cast
 
 from starlette.types import Receive, Scope, Send
 
-from embedroute import listing, tasks
+from embedroute import listing, tasks, turns
 from embedroute.access import ANYONE, Caller
 from embedroute.errors import ConfigError, EmbedrouteError, InternalError, MethodNotAllowed, NotFound, Unauthorized
 from embedroute.explain import explain
@@ -105,8 +104,8 @@ class Door:
             return
         work = self.gateway.embed(job, caller=caller, journal=journal, cached=inbound.cache_use())
         answer = await tasks.unless(inbound.gone, work)
-        write = self.dialect.success
-        pieces = await tasks.in_thread(partial(write, answer, job)) if answer.large else write(answer, job)
+        pieces = self.dialect.success(answer, job)
+        pieces = await turns.on_loop(pieces) if answer.large else list(pieces)
         await inbound.answer_in_pieces(200, pieces)
         inbound.record("served", 200, model=answer.model, caller=caller.name, tokens=answer.prompt_tokens)
 

@@ -10,7 +10,7 @@ import anyio.to_thread
 import msgspec
 from anyio import CapacityLimiter
 
-from embedroute import tasks, vectors
+from embedroute import tasks, turns, vectors
 from embedroute.backend import (
     Backend,
     BackendBase,
@@ -77,7 +77,7 @@ async def exchange(backend: BackendBase, batch: Batch, tools: Tools) -> Vectors:
             reply = await (sent if tools.keep is None else _kept(request, sent, tools.keep))
             if len(reply.content) < LARGE:
                 return _read(backend, batch, reply)
-            return await tasks.in_thread(partial(_read, backend, batch, reply))
+            return await turns.in_thread(partial(_read, backend, batch, reply))
         if isinstance(backend, LocalBackend | Backend):
             return await _in_time(backend, batch, tools)
     except UpstreamError as error:

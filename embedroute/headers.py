@@ -9,10 +9,18 @@ from embedroute.routing.health import SHORTEST_REST
 Header = tuple[bytes, bytes]
 
 
-def facts_of(journal: Journal, *, failed: bool) -> list[Header]:
-    """The headers that tell what a request's journey was: who gave its vectors, or who was asked for them in vain."""
-    providers = journal.asked if failed else journal.providers
+def headers_of(journal: Journal, status: int, size: int, took: float) -> list[Header]:
+    """The headers of every answer: its ``size`` in bytes, the milliseconds it ``took``, and what its journey was.
+
+    That is who gave its vectors, or who was asked for them in vain.
+    """
+    providers = journal.asked if status >= 400 else journal.providers
     facts = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % size),
+        (b"x-request-id", journal.request_id.encode()),
+        (b"server-timing", b"total;dur=%.1f" % took),
+        (b"openai-processing-ms", b"%d" % took),
         (b"x-embedroute-attempts", b"%d" % journal.attempts),
         (b"x-embedroute-cache", b"hits=%d misses=%d" % (journal.hits, journal.misses)),
     ]

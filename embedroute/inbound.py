@@ -13,9 +13,10 @@ from starlette.types import Receive, Scope, Send
 from embedroute import tasks
 from embedroute.cache import FULL_USE, CacheUse
 from embedroute.errors import BodyTimeout, BodyTooLarge, UnsupportedContentType
-from embedroute.headers import Header, facts_of
+from embedroute.headers import Header, headers_of
 from embedroute.journal import Journal, new_request_id
 from embedroute.tasks import ClientGone
+from embedroute.turns import Turn
 
 log = logging.getLogger("embedroute.access")
 
@@ -141,21 +142,14 @@ class Inbound:
         """
         self.begun = True
         took = (time.perf_counter() - self.began) * 1000
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", b"%d" % sum(map(len, pieces))),
-            (b"x-request-id", self.journal.request_id.encode()),
-            (b"server-timing", b"total;dur=%.1f" % took),
-            (b"openai-processing-ms", b"%d" % took),
-            *facts_of(self.journal, failed=status >= 400),
-            *extra,
-        ]
+        headers = headers_of(self.journal, status, sum(map(len, pieces)), took)
+        headers += extra
         if self.scope["method"] == "HEAD":
             pieces = (b"",)
         try:
             await self.send({"type": "http.response.start", "status": status, "headers": headers})
-            for piece in pieces[:-1]:
-                await self.send({"type": "http.response.body", "body": piece, "more_body": True})
+            if len(pieces) > 1:
+                await self._send_in_turns(pieces[:-1])
             if self._leaves_body():
                 await self.send({"type": "http.response.body", "body": pieces[-1], "more_body": True})
                 await self._linger()
@@ -163,6 +157,12 @@ class Inbound:
             await self.send({"type": "http.response.body", "body": pieces[-1]})
         except OSError:
             raise ClientGone from None
+
+    async def _send_in_turns(self, pieces: Sequence[bytes]) -> None:
+        turn = Turn()  # where the client is quick nothing is waited for, and the loop would not go round
+        for piece in pieces:
+            await self.send({"type": "http.response.body", "body": piece, "more_body": True})
+            await turn.pause()
 
     def _leaves_body(self) -> bool:
         """Whether a small body was not read though it is on its way."""

@@ -7,25 +7,12 @@ from types import TracebackType
 from typing import TypeVar, cast
 
 import anyio
-import anyio.to_thread
 from anyio import CapacityLimiter
-from anyio.lowlevel import RunVar
 
 T = TypeVar("T")
 
 Gone = Callable[[], Coroutine[object, None, None]]
 """Returns when a client leaves."""
-
-_THREADS: RunVar[CapacityLimiter] = RunVar("embedroute.threads")
-
-
-async def in_thread(work: Callable[[], T]) -> T:
-    """Do CPU work of milliseconds in a worker thread; two at a time, which are not of those that the host counts on."""
-    limiter = _THREADS.get(None)
-    if limiter is None:
-        limiter = CapacityLimiter(2)
-        _THREADS.set(limiter)
-    return await anyio.to_thread.run_sync(work, limiter=limiter)
 
 
 def on_asyncio() -> bool:

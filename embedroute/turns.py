@@ -1,15 +1,91 @@
-"""Large answers: from which size on they are worked on in a worker thread, and how that lets others have their turn."""
+"""Large answers: from which size on they are worked on in turns, and how that lets others have theirs."""
 
 import time
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, TypeVar
+
+import anyio.lowlevel
+import anyio.to_thread
+from anyio import CapacityLimiter
+from anyio.lowlevel import RunVar
+
+T = TypeVar("T")
 
 LARGE: Final = 3 * 512 * 1024
 """Bytes of an answer from which on reading or writing it would hold an event loop up."""
-TURN: Final = 16
+ROWS: Final = 16
 """Rows of a large answer that are worked on at a time; writing one as text takes about 30 µs."""
+TURN: Final = 0.0004
+"""Seconds after which others have their turn."""
 _REST: Final = 20e-6
-"""Seconds of rest between two turns: on one core, only who sleeps is not the next to have the interpreter again."""
+"""Seconds that a thread sleeps between two turns."""
+
+_HEAVY: RunVar[CapacityLimiter] = RunVar("embedroute.heavy")
+
+
+class Turn:
+    """How long somebody has been at work while others wait."""
+
+    __slots__ = ("_began",)
+
+    def __init__(self) -> None:
+        """Begin now."""
+        self._began = time.perf_counter()
+
+    def rest(self) -> None:
+        """Sleep a little once the turn of a thread is over: on one core only who sleeps is not the next to go on."""
+        if time.perf_counter() - self._began > TURN:
+            time.sleep(_REST)
+            self._began = time.perf_counter()
+
+    async def pause(self) -> None:
+        """Let the event loop go round once the turn of something that runs on it is over."""
+        if time.perf_counter() - self._began > TURN:
+            await anyio.lowlevel.checkpoint()
+            self._began = time.perf_counter()
+
+
+def groups(count: int) -> Iterator[slice]:
+    """Cut the rows of a large answer into groups."""
+    return (slice(start, start + ROWS) for start in range(0, count, ROWS))
+
+
+def in_turns(count: int, size: int) -> Iterator[slice]:
+    """Cut ``count`` rows of ``size`` bytes in all into groups for a thread that rests between two; small work is one group."""
+    if size < LARGE:
+        yield slice(0, count)
+        return
+    turn = Turn()
+    for group in groups(count):
+        turn.rest()
+        yield group
+
+
+async def in_thread(work: Callable[[], T]) -> T:
+    """Do CPU work of milliseconds that knows no pauses in a worker thread, which is none of those that the host counts on."""
+    return await anyio.to_thread.run_sync(work, limiter=_one_at_a_time())
+
+
+async def on_loop(parts: Iterable[T]) -> list[T]:
+    """Do CPU work of milliseconds part by part, and let the event loop go round in between.
+
+    A thread would do it no sooner, as the interpreter runs one at a time, and would have the loop wait at every event.
+    """
+    done, turn = list[T](), Turn()
+    async with _one_at_a_time():
+        for part in parts:
+            done.append(part)
+            await turn.pause()
+    return done
+
+
+def _one_at_a_time() -> CapacityLimiter:
+    """Of two works of that kind each would wait for the other, and everybody else for both."""
+    limiter = _HEAVY.get(None)
+    if limiter is None:
+        limiter = CapacityLimiter(1)
+        _HEAVY.set(limiter)
+    return limiter
 
 
 _KEPT: Final = 31 * 1024 * 1024
@@ -24,14 +100,3 @@ def keep_memory() -> None:
     and other C libraries take no notice of it.
     """
     bytes(_KEPT)
-
-
-def in_turns(count: int, size: int) -> Iterator[slice]:
-    """Cut ``count`` rows of ``size`` bytes in all into groups, and rest between two; small work is one group."""
-    if size < LARGE:
-        yield slice(0, count)
-        return
-    for start in range(0, count, TURN):
-        if start:
-            time.sleep(_REST)
-        yield slice(start, start + TURN)

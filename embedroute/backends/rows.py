@@ -8,7 +8,7 @@ import msgspec
 
 from embedroute.backend import Batch, UpstreamReply, Vectors, count_of
 from embedroute.errors import BadAnswer, UpstreamError
-from embedroute.turns import LARGE, in_turns
+from embedroute.turns import LARGE, Turn, in_turns
 from embedroute.vectors import gathered
 
 STATUSES: Final = {
@@ -110,14 +110,14 @@ def lifted(content: bytes) -> tuple[bytes, list[memoryview]]:
     Inside a JSON string a quote has a backslash before it, which base64 never has: what decodes ends where it seems to.
     A text whose first vector is no string is left as it is.
     """
-    whole, left, texts, at = memoryview(content), list[bytes](), list[memoryview](), 0
-    first = _VECTOR.search(content)
-    if first is None or content[first.end() : first.end() + 1] != b'"':
+    whole, left, texts, at, turn = memoryview(content), list[bytes](), list[memoryview](), 0, Turn()
+    if (first := _VECTOR.search(content)) is None or content[first.end() : first.end() + 1] != b'"':
         return content, []
     while (begins := _TEXT.search(content, at)) is not None and (ends := content.find(b'"', begins.end())) >= 0:
         left += [content[at : begins.end() - 1], b"%d" % len(texts)]
         texts.append(whole[begins.end() : ends])
         at = ends + 1
+        turn.rest()
     left.append(content[at:])
     return b"".join(left), texts
 

@@ -6,19 +6,21 @@ on which such bytes are seen is given up, and an answer that more bytes follow i
 
 import asyncio
 from collections.abc import Callable
-from io import BytesIO
 from typing import cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from embedroute.errors import BadAnswer, TimedOut, Unavailable, UpstreamError
 from embedroute.http import LARGEST_REPLY, too_large
+from embedroute.http.body import Body
 from embedroute.http.headers import RawHeaders, length_of
 from embedroute.http.readable import readable
 from embedroute.upstream import Headers, UpstreamReply
 
 LARGEST_HEAD = 64 * 1024
 """Bytes of status lines and headers that an answer may have, those of 1xx answers before it included."""
+AT_A_TIME = 512 * 1024
+"""Bytes that are read before others have their turn: a quick upstream would keep the loop reading for milliseconds."""
 
 
 class StaleError(Exception):
@@ -29,9 +31,9 @@ class Connection(asyncio.Protocol):
     """A connection to one upstream; ``idle_since`` is in seconds of the loop's clock."""
 
     __slots__ = (
+        "_body",
         "_complete",
         "_exchanges",
-        "_first",
         "_head",
         "_heard",
         "_length",
@@ -40,7 +42,7 @@ class Connection(asyncio.Protocol):
         "_overrun",
         "_parser",
         "_readable",
-        "_rest",
+        "_rested",
         "_status",
         "_transport",
         "_waiter",
@@ -53,6 +55,7 @@ class Connection(asyncio.Protocol):
         self._loop = loop
         self._noise = noise
         self._parser = HttpResponseParser(self)
+        self._body = Body()
         self._waiter: asyncio.Future[UpstreamReply] | None = None
         self._exchanges = 0
         self.alive = False
@@ -61,11 +64,9 @@ class Connection(asyncio.Protocol):
 
     def _begin(self) -> None:
         self._complete = self._overrun = False
-        self._heard = self._status = 0
+        self._heard = self._rested = self._status = 0
         self._length: int | None = None
         self._head: RawHeaders = []
-        self._first = b""
-        self._rest: BytesIO | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport."""
@@ -122,6 +123,14 @@ class Connection(asyncio.Protocol):
             self._fail(too_large())
         elif self._status < 200 and self._heard > LARGEST_HEAD:
             self._fail(Unavailable(f"The upstream's headers are larger than {LARGEST_HEAD} bytes."))
+        elif self._heard - self._rested >= AT_A_TIME:
+            self._rested = self._heard
+            self._transport.pause_reading()
+            self._loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        if self.alive:
+            self._transport.resume_reading()
 
     def _feed(self, data: bytes) -> UpstreamError | None:
         try:
@@ -160,16 +169,8 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         """Keep a piece of the body."""
-        if self._complete:
-            return
-        if not self._first:
-            self._first = body
-        elif self._rest is None:
-            # Memory that is not touched yet, and given away without a copy: joining pieces would hold the loop up.
-            self._rest = BytesIO(bytes(self._length or 0))
-            self._rest.write(self._first + body)
-        else:
-            self._rest.write(body)
+        if not self._complete:
+            self._body.add(body, self._length or 0)
 
     def on_message_complete(self) -> None:
         """Note that the answer is whole; 1xx answers only announce it."""
@@ -189,8 +190,7 @@ class Connection(asyncio.Protocol):
                 self._fail(BadAnswer("The upstream sent more than one answer to a request, so none can be trusted."))
                 return
         self.idle_since = self._loop.time()
-        reply = UpstreamReply(self._status, Headers(self._head), self._rest.getvalue() if self._rest else self._first)
-        self._first, self._rest = b"", None  # an idle connection holds no answer
+        reply = UpstreamReply(self._status, Headers(self._head), self._body.take())
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(reply)
 

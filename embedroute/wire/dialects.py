@@ -4,7 +4,7 @@ Sources: OpenAI's API reference (gpt.ge's document is the same), and the documen
 Spice.ai. What debug asked for stands at the top level of any of them, in errors too.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from embedroute.errors import EmbedrouteError, UpstreamError
@@ -20,8 +20,8 @@ Fields = Mapping[str, Any]
 class OpenAIDialect:
     """OpenAI's own words; the other dialects say what they add."""
 
-    def success(self, answer: Embeddings, job: Job) -> Sequence[bytes]:
-        """Write the body of a 200: in one piece, or in several if it is large."""
+    def success(self, answer: Embeddings, job: Job) -> Iterable[bytes]:
+        """Write the body of a 200: in one piece, or in several, as they are asked for, if it is large."""
         large = answer.large
         body = ENCODER.encode(
             CreateEmbeddingResponse(

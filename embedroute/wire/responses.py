@@ -1,13 +1,13 @@
 """What a client gets: the list of embeddings, the models, and the struct of an error before a dialect words it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import msgspec
 
 from embedroute import vectors
 from embedroute.journal import Journal
-from embedroute.turns import LARGE, in_turns
+from embedroute.turns import LARGE, groups
 from embedroute.vectors import Array
 
 
@@ -94,16 +94,17 @@ _BEGIN, _, _REST = ENCODER.encode(Embedding(embedding=msgspec.Raw(b"7"), index=0
 _INDEX, _, _END = _REST.partition(b"0")
 
 
-def filled(envelope: bytes, rows: Sequence[Array], *, base64: bool) -> list[bytes]:
-    """Put rows into a body that was written without any: in turns, and in pieces, as one body would be one more copy."""
+def filled(envelope: bytes, rows: Sequence[Array], *, base64: bool) -> Iterator[bytes]:
+    """Put rows into a body that was written without any: piece by piece, as one body would be one more copy."""
     before, between, after = envelope.partition(b"[]")
-    pieces, write = [before + between[:1]], vectors.to_base64 if base64 else vectors.to_json
-    for turn in in_turns(len(rows), LARGE):
+    write = vectors.to_base64 if base64 else vectors.to_json
+    yield before + between[:1]
+    for group in groups(len(rows)):
         texts = list[bytes]()
-        for at, row in enumerate(rows[turn], turn.start):
+        for at, row in enumerate(rows[group], group.start):
             texts += (b"," + _BEGIN if at else _BEGIN, write(row), b"%b%d%b" % (_INDEX, at, _END))
-        pieces.append(b"".join(texts))
-    return [*pieces, between[1:] + after]
+        yield b"".join(texts)
+    yield between[1:] + after
 
 
 def written(rows: Sequence[Array], *, base64: bool) -> list[Embedding]:
