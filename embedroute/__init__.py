@@ -3,7 +3,7 @@
 A map, from the ground up; a file imports only from floors below:
 
 - words: ``wording``, ``failures``, ``errors``, ``inputs``, ``turns``, ``vectors``, ``hints``, ``signals``, ``faults``,
-  ``journal``, ``tasks``
+  ``journal``, ``due``, ``tasks``
 - borders: ``secret``, ``upstream`` and ``backend`` (plugins), ``models``, ``reading``, ``settings``, ``tables`` and
   ``config`` (operators), ``wire`` (clients), ``redact``
 - decisions, pure: ``access``, ``routing``

@@ -3,11 +3,14 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager, suppress
+from contextvars import copy_context
 from types import TracebackType
 from typing import TypeVar, cast
 
 import anyio
 from anyio import CapacityLimiter
+
+from embedroute.due import line_of
 
 T = TypeVar("T")
 
@@ -41,15 +44,17 @@ def within(seconds: float) -> AbstractContextManager[object]:
 class _Within:
     """asyncio's own timeout without its means to be moved: every request is under two, and this is a third of the cost."""
 
-    __slots__ = ("_before", "_expired", "_task", "_timer")
+    __slots__ = ("_before", "_expired", "_line", "_task")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
         self._task = cast("asyncio.Task[object]", asyncio.current_task(loop))
         self._expired = False
         self._before = self._task.cancelling()
-        self._timer = loop.call_later(seconds, self._expire)
+        self._line = line_of(loop, seconds)
+        self._line.join(loop, self)
 
-    def _expire(self) -> None:
+    def come(self) -> None:
+        """Its time is over."""
         self._expired = True
         self._task.cancel()
 
@@ -57,7 +62,7 @@ class _Within:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._timer.cancel()
+        self._line.leave(self)
         # Whoever else cancelled this task as well is to have its way.
         if self._expired and self._task.uncancel() <= self._before and kind is asyncio.CancelledError:
             raise TimeoutError from error
@@ -77,19 +82,18 @@ def unless(gone: Gone, work: Awaitable[T], *, grace: float = 0.05) -> Awaitable[
 class _Watch:
     """Awaits ``gone`` beside the task that makes it, which is cancelled when ``gone`` returns."""
 
-    __slots__ = ("_gone", "_loop", "_task", "task")
+    __slots__ = ("_context", "_gone", "_loop", "_task", "task")
 
-    def __init__(self, gone: Gone) -> None:
-        self._loop = asyncio.get_running_loop()
+    def __init__(self, loop: asyncio.AbstractEventLoop, gone: Gone) -> None:
+        self._loop = loop
+        self._context = copy_context()
         self._gone = gone
-        self._task = cast("asyncio.Task[object]", asyncio.current_task(self._loop))
+        self._task = cast("asyncio.Task[object]", asyncio.current_task(loop))
         self.task: asyncio.Task[None] | None = None
 
-    def begin_in(self, seconds: float) -> asyncio.TimerHandle:
-        return self._loop.call_later(seconds, self._begin)
-
-    def _begin(self) -> None:
-        self.task = self._loop.create_task(self._gone())
+    def come(self) -> None:
+        """Begin to watch."""
+        self.task = self._loop.create_task(self._gone(), context=self._context)
         self.task.add_done_callback(self._over)
 
     def _over(self, task: asyncio.Task[None]) -> None:
@@ -108,8 +112,9 @@ class _Watch:
 
 
 async def _unless_on_asyncio(gone: Gone, work: Awaitable[T], grace: float) -> T:
-    watch = _Watch(gone)
-    timer = watch.begin_in(grace)
+    loop = asyncio.get_running_loop()
+    watch, line = _Watch(loop, gone), line_of(loop, grace)
+    line.join(loop, watch)
     try:
         return await work
     except asyncio.CancelledError:
@@ -119,7 +124,7 @@ async def _unless_on_asyncio(gone: Gone, work: Awaitable[T], grace: float) -> T:
     except BaseExceptionGroup as grouped:
         raise innermost(grouped) from None
     finally:
-        timer.cancel()
+        line.leave(watch)
         if watch.task is not None:
             await watch.end()
 

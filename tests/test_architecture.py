@@ -12,7 +12,7 @@ import embedroute
 PACKAGE = Path(embedroute.__file__).parent
 
 FLOORS = (
-    ("wording", "failures", "errors", "inputs", "turns", "vectors", "hints", "signals", "faults", "journal", "tasks"),
+    ("wording", "failures", "errors", "inputs", "turns", "vectors", "hints", "signals", "faults", "journal", "due", "tasks"),
     ("secret", "upstream", "backend", "models", "reading", "settings", "tables", "config", "wire", "redact"),
     ("access", "routing"),
     ("cache", "batching", "flights", "http", "exchange", "orders", "attempts", "calls", "perloop", "plugins", "assembly"),
@@ -40,7 +40,7 @@ HOLDERS = {
     "fastapi": {"fastapi.py"},
     "uvicorn": {"cli.py"},
     "wordllama": {"backends/wordllama.py"},
-    "asyncio": {"tasks.py", "perloop.py", "http/connection.py", "http/fast_engine.py"},
+    "asyncio": {"due.py", "tasks.py", "perloop.py", "http/connection.py", "http/fast_engine.py"},
     **dict.fromkeys(("aiohttp", "pyreqwest", "requests", "httpx", "urllib3", "trio", "sniffio"), frozenset[str]()),
     **dict.fromkeys(("pickle", "marshal", "shelve", "yaml", "torch", "subprocess", "ctypes"), frozenset[str]()),
 }

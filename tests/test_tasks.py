@@ -1,6 +1,7 @@
 """Tasks end with what started them, and a plain exception comes out of every group."""
 
 import asyncio
+from contextvars import ContextVar
 
 import anyio
 import pytest
@@ -8,6 +9,8 @@ import pytest
 from embedroute.tasks import ClientGone, gather, innermost, is_stray, unless
 
 pytestmark = pytest.mark.anyio
+
+WHO = ContextVar("who", default="nobody")
 
 
 class Seen:
@@ -58,6 +61,27 @@ async def test_the_client_leaving_first_cancels_the_work(seconds):
 @pytest.mark.parametrize("result", [None, False, "", []])
 async def test_a_result_that_is_nothing_is_a_result(result):
     assert await unless(after(60), Seen().work(0, result), grace=0) is result
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_the_watch_sees_what_its_own_request_sees():
+    """Though one timer begins the watches of many; hosts keep their request's id in such a variable, and log by it."""
+    seen = {}
+
+    async def request(name):
+        WHO.set(name)
+
+        async def gone():
+            seen[name] = WHO.get()
+            await anyio.sleep(60)
+
+        await unless(gone, anyio.sleep(0.05), grace=0.01)
+
+    async with anyio.create_task_group() as group:
+        for name in "abc":
+            group.start_soon(request, name)
+
+    assert {"a": "a", "b": "b", "c": "c"} == seen
 
 
 @pytest.mark.parametrize("error", [KeyError("k"), ExceptionGroup("g", [ValueError("v")]), TimeoutError()])

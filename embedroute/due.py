@@ -1,0 +1,68 @@
+"""Times that hardly ever come: what is due some seconds after it began, and nearly always over before.
+
+A timer of its own for each would cost a request more than most of its checks do.
+"""
+
+import asyncio
+from typing import Protocol
+from weakref import WeakKeyDictionary
+
+
+class Due(Protocol):
+    """What something is due for."""
+
+    def come(self) -> None:
+        """Its time has come."""
+        ...
+
+
+class Line:
+    """Those of one event loop that are due equally many seconds after they began, in the order in which they did.
+
+    One timer serves them all: it is set for the first, and anew, when it rings, for who is the first by then. Neither it
+    nor the loop is held here, so that a loop can go.
+    """
+
+    __slots__ = ("_is_set", "_seconds", "_waiting")
+
+    def __init__(self, seconds: float) -> None:
+        """Begin with nobody."""
+        self._seconds = seconds
+        self._is_set = False
+        self._waiting: dict[Due, float] = {}
+
+    def join(self, loop: asyncio.AbstractEventLoop, due: Due) -> None:
+        """Begin to wait."""
+        at = self._waiting[due] = loop.time() + self._seconds
+        if not self._is_set:
+            self._set(loop, at)
+
+    def leave(self, due: Due) -> None:
+        """It is over, whether or not its time has come."""
+        self._waiting.pop(due, None)
+
+    def _set(self, loop: asyncio.AbstractEventLoop, at: float) -> None:
+        self._is_set = True
+        loop.call_at(at, self._ring, loop)
+
+    def _ring(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._is_set = False
+        now = loop.time()
+        while self._waiting:
+            due, at = next(iter(self._waiting.items()))
+            if at > now:
+                self._set(loop, at)
+                return
+            del self._waiting[due]
+            due.come()
+
+
+_LINES: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[float, Line]] = WeakKeyDictionary()
+
+
+def line_of(loop: asyncio.AbstractEventLoop, seconds: float) -> Line:
+    """Find the line of a loop for so many seconds; config names few of them."""
+    try:
+        return _LINES[loop][seconds]
+    except KeyError:
+        return _LINES.setdefault(loop, {}).setdefault(seconds, Line(seconds))
