@@ -7,7 +7,7 @@ leads and computes; one that waits takes over when its leader is cancelled or ru
 import math
 from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import anyio
 
@@ -95,7 +95,9 @@ class Flights:
             awaited = self._under_way(left, slow)
             if own := without(left, awaited):
                 led += len(own)
-                found |= await self._lead(own, terms, compute)
+                with _Led(self._flights, own, terms) as lead:
+                    await compute(own, lead.land)
+                found |= lead.found
             if awaited:
                 until = until or anyio.current_time() + patience
                 found |= await _landings(awaited, terms, missing.keys(), until)
@@ -105,18 +107,6 @@ class Flights:
 
     def _under_way(self, keys: Iterable[Key], slow: Sequence[Flight]) -> dict[Key, Flight]:
         return {key: flight for key in keys if (flight := self._flights.get(key)) and flight not in slow}
-
-    async def _lead(self, own: Work, terms: object, compute: Compute) -> dict[Key, Embedded]:
-        led = _Led(self._flights, own, terms)
-        try:
-            await compute(own, led.land)
-        except EmbedrouteError as error:
-            if not _hangs_on_time(error):
-                led.fail(error)
-            raise
-        finally:
-            led.end()
-        return led.found
 
 
 class _Led:
@@ -136,12 +126,13 @@ class _Led:
             self._own[key].landed = item
             self._end(key, self._own[key])
 
-    def fail(self, error: EmbedrouteError) -> None:
-        for flight in self._own.values():
-            flight.error = error
+    def __enter__(self) -> Self:
+        return self
 
-    def end(self) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        told = error if isinstance(error, EmbedrouteError) and not _hangs_on_time(error) else None
         for key, flight in self._own.items():
+            flight.error = told
             if not flight.over:
                 self._end(key, flight)
 

@@ -5,6 +5,8 @@ from collections.abc import Container, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
+import msgspec
+
 
 def new_request_id() -> str:
     """Make the id of a request whose client sent none."""
@@ -14,46 +16,27 @@ def new_request_id() -> str:
 Event = Mapping[str, Any]
 
 
-class Journal:
+class Journal(msgspec.Struct, eq=False):
     """The record of one request, written on the way and read by the dialect.
 
     ``events`` is None unless a trace was asked for, ``sent`` and ``got``
     unless the upstream's bodies were; ``full`` says whether values and input text may stand in them.
     """
 
-    __slots__ = (
-        "attempts",
-        "bills",
-        "estimated",
-        "events",
-        "failures",
-        "fallback",
-        "full",
-        "got",
-        "hits",
-        "misses",
-        "modality_tokens",
-        "providers",
-        "request_id",
-        "sent",
-    )
-
-    def __init__(self, request_id: str) -> None:
-        """Begin empty, with debug off."""
-        self.request_id = request_id
-        self.attempts = 0
-        self.hits = 0
-        self.misses = 0
-        self.bills: Sequence[tuple[Mapping[str, Decimal], int, int]] = ()
-        self.estimated = False
-        self.fallback: str | None = None
-        self.providers: dict[str, None] = {}
-        self.modality_tokens: dict[str, int] = {}
-        self.failures: Sequence[tuple[str, int | None]] = ()
-        self.full = False
-        self.events: list[Event] | None = None
-        self.sent: list[Event] | None = None
-        self.got: list[Event] | None = None
+    request_id: str
+    attempts: int = 0
+    hits: int = 0
+    misses: int = 0
+    bills: Sequence[tuple[Mapping[str, Decimal], int, int]] = ()
+    estimated: bool = False
+    fallback: str | None = None
+    providers: dict[str, None] = {}
+    modality_tokens: dict[str, int] = {}
+    failures: Sequence[tuple[str, int | None]] = ()
+    full: bool = False
+    events: list[Event] | None = None
+    sent: list[Event] | None = None
+    got: list[Event] | None = None
 
     def open(self, *, trace: bool, sent: bool, got: bool, full: bool) -> None:
         """Turn on what debug asked for."""

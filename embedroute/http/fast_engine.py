@@ -69,14 +69,18 @@ class FastEngine:
             await self._wait_for_room(timeout)
         try:
             connection = self._kept(origin, loop.time())
-            if connection is not None:
+            while True:
+                if connection is None:
+                    connection = await self._connect(loop, origin, deadline - loop.time())
+                timer = loop.call_at(deadline, connection.expire, timeout)
                 try:
-                    return await self._exchange(loop, origin, connection, head, request.content, deadline, timeout)
+                    return await connection.exchange(head, request.content)
                 except StaleError:
                     # Closed while it was idle, which a fresh one cannot be: so this happens once.
-                    pass
-            connection = await self._connect(loop, origin, deadline - loop.time())
-            return await self._exchange(loop, origin, connection, head, request.content, deadline, timeout)
+                    continue
+                finally:
+                    timer.cancel()
+                    connection = self._over(loop, origin, connection)
         finally:
             self._room.release()
 
@@ -87,25 +91,11 @@ class FastEngine:
         except TimeoutError:
             raise TimedOut(f"More than {AT_ONCE} calls to upstreams were under way for {timeout:.1f} s.") from None
 
-    async def _exchange(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        origin: Origin,
-        connection: Connection,
-        head: bytes,
-        content: bytes,
-        deadline: float,
-        timeout: float,
-    ) -> UpstreamReply:
-        timer = loop.call_at(deadline, connection.expire, timeout)
-        try:
-            return await connection.exchange(head, content)
-        finally:
-            timer.cancel()
-            if connection.over():
-                self._keep(loop, origin, connection)
-            else:
-                self._drop(connection)
+    def _over(self, loop: asyncio.AbstractEventLoop, origin: Origin, connection: Connection) -> None:
+        if connection.over():
+            self._keep(loop, origin, connection)
+        else:
+            self._drop(connection)
 
     def _keep(self, loop: asyncio.AbstractEventLoop, origin: Origin, connection: Connection) -> None:
         quiet = self._quiet.get(origin)
