@@ -1,6 +1,7 @@
 """The command: ``embedroute serve | check | backends | models | verify``; argparse, so that no extra is needed."""
 
 import argparse
+import gc
 import logging
 import os
 import sys
@@ -74,6 +75,9 @@ def _serve(options: argparse.Namespace) -> int:
     except ImportError:
         raise MissingExtra("serve", "uvicorn") from None
     _tell_engine()
+    # All that is loaded by now stays for good, so the collector need not look through it again and again.
+    gc.collect()
+    gc.freeze()
     uvicorn.run(embeddings_app(gateway), host=options.host, port=options.port, timeout_graceful_shutdown=30)
     return 0
 

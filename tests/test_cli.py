@@ -195,6 +195,24 @@ def test_serve_tells_on_stderr_which_engine_runs(engine, told, tmp_path):
     assert (at_start, [200, 200], at_start) == ([f"INFO:     embedroute.http: engine {told}"], statuses, lines())
 
 
+FROZEN = """
+import atexit, gc, sys
+from embedroute.cli import main
+atexit.register(lambda: print("frozen", gc.get_freeze_count() > 10_000, file=sys.stderr))
+sys.exit(main())
+"""
+
+
+def test_serve_has_the_collector_leave_alone_what_is_loaded(tmp_path):
+    (tmp_path / "embedroute.toml").write_text(GOOD)
+    errors = tmp_path / "errors"
+
+    with serving([sys.executable, "-c", FROZEN, "serve", "--port", "0"], tmp_path, errors=errors):
+        pass
+
+    assert "frozen True" in errors.read_text().splitlines()
+
+
 WITHOUT = """
 import contextlib, sys
 for name in ("wordllama", "httptools"):
