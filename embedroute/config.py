@@ -100,14 +100,13 @@ def environment_config(environ: Mapping[str, str], *, local: bool) -> Config:
     Raises:
         ConfigError: ``EMBEDROUTE_AUTH`` does not say who may call, or ``EMBEDROUTE_KEY`` is missing for "keys".
     """
+    given = {name: value.strip() for name, value in environ.items()}
     providers = {
-        slug: Provider(options=options)
-        for slug, row in known_providers().items()
-        if (options := _set_options(row.env, environ))
+        slug: Provider(options=options) for slug, row in known_providers().items() if (options := _set_options(row.env, given))
     }
     if local:
         providers["wordllama"] = Provider()
-    auth, key = environ.get("EMBEDROUTE_AUTH"), environ.get("EMBEDROUTE_KEY")
+    auth, key = given.get("EMBEDROUTE_AUTH"), given.get("EMBEDROUTE_KEY")
     if auth not in ("keys", "open", "host"):
         raise ConfigError([STATE_ENV_AUTH])
     if auth == "keys" and not key:

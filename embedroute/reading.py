@@ -66,7 +66,7 @@ def _reveal(text: object, environ: Mapping[str, str]) -> str:
         raise TypeError("must be a string: env:NAME, file:PATH or the secret itself")
     source, _, name = text.partition(":")
     if source == "env":
-        found = environ.get(name, "")
+        found = environ.get(name, "").strip()
         if not found:
             raise ValueError(f"the environment variable {name} is not set")
         return found

@@ -665,6 +665,70 @@ def test_a_file_that_holds_nothing_holds_no_secret(tmp_path):
     assert ["[keys.a] key: must not be empty"] == read_config(f'[keys.a]\nkey = "file:{path}"', {}).mistakes
 
 
+@pytest.mark.parametrize("around", ["{}\n", "{}\r\n", " {} ", "\t{}\n\n"])
+def test_space_around_a_secret_that_is_kept_elsewhere_is_none_of_it(around, tmp_path):
+    """Whoever writes one into a file, and mounts that file as a variable, hardly sees the line break behind it."""
+    path, kept = tmp_path / "secret", around.format("sk-kept")
+    path.write_text(kept)
+    environ = {"KEY": kept, "EMBEDROUTE_AUTH": "keys", "EMBEDROUTE_KEY": kept, "OPENAI_API_KEY": kept}
+    written = f'{OPEN}[providers.openai]\napi_key = "env:KEY"\n[providers.two]\nbackend = "openai"\napi_key = "file:{path}"'
+    from_file, from_env = read_config(written, environ), Gateway.from_env(environ=environ)
+
+    assert [] == from_file.mistakes
+    backends = Gateway(from_file.config, environ=environ).directory.providers
+    assert [Secret("sk-kept")] * 2 == [it.backend.api_key for it in backends.values()]
+    assert Secret("sk-kept") == from_env.directory.providers["openai"].backend.api_key
+    assert "default" == from_env.keys.identify([(b"authorization", b"Bearer sk-kept")]).name
+
+
+UNSENDABLE = "holds a line break or another character that no header can carry"
+
+
+@pytest.mark.parametrize(
+    ("provider", "options", "mistake"),
+    [
+        ("openai", {"api_key": "sk-hidden\nx"}, f"api_key {UNSENDABLE}"),
+        ("openai", {"api_key": "sk-hidden\0"}, f"api_key {UNSENDABLE}"),
+        ("openai", {"api_key": "sk-hidden…"}, f"api_key {UNSENDABLE}"),
+        ("gemini", {"api_key": "sk-hidden\rx"}, f"api_key {UNSENDABLE}"),
+        ("mistral", {"api_key": "sk-hidden\x7f"}, f"api_key {UNSENDABLE}"),
+        ("openai", {"api_key": "k", "organization": "o\n"}, f"organization {UNSENDABLE}"),
+        ("openai", {"api_key": "k", "project": "p\n"}, f"project {UNSENDABLE}"),
+        ("openai", {"api_key": "k", "extra_headers": {"x-one": "hidden\r\nx: y"}}, f"extra_headers.x-one {UNSENDABLE}"),
+        ("openai", {"api_key": "k", "extra_headers": {"x one": "1"}}, "extra_headers cannot set a header 'x one'"),
+        ("openai", {"api_key": "k", "extra_headers": {"x:": "1"}}, "extra_headers cannot set a header 'x:'"),
+        ("openai", {"api_key": "k", "extra_headers": {"": "1"}}, "extra_headers cannot set a header ''"),
+        (
+            "openai",
+            {"api_key": "k", "extra_headers": {"Content-Length": "1"}},
+            "extra_headers cannot set a header 'Content-Length'",
+        ),
+        ("openai", {"api_key": "k", "extra_body": {"top": float("nan")}}, "extra_body.top is nan, which JSON cannot say"),
+        ("openai", {"api_key": "k", "extra_body": {"top": float("-inf")}}, "extra_body.top is -inf, which JSON cannot say"),
+    ],
+)
+def test_what_no_request_could_be_written_with_is_a_mistake_at_start(provider, options, mistake):
+    """And not with each request; a secret is not repeated."""
+    with pytest.raises(ConfigError) as refused:
+        Gateway(Config(gateway=Settings(auth="open"), providers={provider: Provider(options=options)}), environ={})
+
+    assert f": {mistake}" in refused.value.message
+    assert "hidden" not in refused.value.message
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"api_key": "sk-ü"},
+        {"api_key": "two words"},
+        {"extra_headers": {"X-One": "1", "authorization": "Basic x"}},
+        {"api_key": "k", "extra_body": {"a": 1.5, "b": True, "c": "x", "d": 1e308}},
+    ],
+)
+def test_what_can_be_written_is_none(options):
+    Gateway(Config(gateway=Settings(auth="open"), providers={"openai": Provider(options=options)}), environ={})
+
+
 def test_no_secret_shows():
     """Not in the config's own words, nor in any mistake that it makes."""
     text = '[keys.a]\nkey = "hidden-1"\n[providers.openai]\napi_key = "hidden-2"\nbase_ulr = "https://u:hidden-3@h"\n[gateway]\nauth="keys"'

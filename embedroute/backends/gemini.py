@@ -13,6 +13,7 @@ import msgspec
 from embedroute import vectors
 from embedroute.backend import Accepts, Batch, HTTPBackend, Secret, UpstreamReply, UpstreamRequest, Vectors
 from embedroute.backends.address import check_base_url
+from embedroute.backends.headers import check_values
 from embedroute.backends.rows import first_count
 from embedroute.errors import InputRefused
 from embedroute.inputs import Part, TextPart
@@ -79,8 +80,9 @@ class Gemini(HTTPBackend, frozen=True, kw_only=True):
     base_url: str = "https://generativelanguage.googleapis.com/v1beta"
 
     def __post_init__(self) -> None:
-        """Refuse an address that cannot be one."""
+        """Refuse what no request could be written with."""
         check_base_url(self.base_url)
+        check_values(api_key=self.api_key)
 
     def build(self, batch: Batch) -> UpstreamRequest:
         """Write one request per input; the key goes in a header, for an URL shows in logs.

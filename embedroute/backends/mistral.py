@@ -8,6 +8,7 @@ from typing import ClassVar
 from embedroute.backend import Accepts, Batch, HTTPBackend, Secret, UpstreamReply, UpstreamRequest, Vectors
 from embedroute.backends import rows
 from embedroute.backends.address import check_base_url
+from embedroute.backends.headers import check_values
 
 
 class Mistral(HTTPBackend, frozen=True):
@@ -26,8 +27,9 @@ class Mistral(HTTPBackend, frozen=True):
     base_url: str = "https://api.mistral.ai/v1"
 
     def __post_init__(self) -> None:
-        """Refuse an address that cannot be one."""
+        """Refuse what no request could be written with."""
         check_base_url(self.base_url)
+        check_values(api_key=self.api_key)
 
     def build(self, batch: Batch) -> UpstreamRequest:
         """Ask for base64 where its form is documented, which is for float alone."""

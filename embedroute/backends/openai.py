@@ -4,6 +4,7 @@ Source: openai/openai-openapi ``openapi.yaml`` 2.3.0; what other servers do diff
 ``extra_body``, ``extra_headers`` and ``input_types``.
 """
 
+import math
 from collections.abc import Mapping
 from functools import cached_property
 from types import MappingProxyType
@@ -12,6 +13,7 @@ from typing import ClassVar, Literal
 from embedroute.backend import Accepts, Batch, HTTPBackend, Secret, UpstreamReply, UpstreamRequest, Vectors
 from embedroute.backends import rows
 from embedroute.backends.address import check_base_url
+from embedroute.backends.headers import check_headers, check_values
 
 
 class OpenAI(HTTPBackend, frozen=True, kw_only=True, dict=True):
@@ -36,8 +38,13 @@ class OpenAI(HTTPBackend, frozen=True, kw_only=True, dict=True):
     extra_body: Mapping[str, bool | int | float | str] = {}
 
     def __post_init__(self) -> None:
-        """Refuse an address that cannot be one."""
+        """Refuse what no request could be written with."""
         check_base_url(self.base_url)
+        check_values(api_key=self.api_key, organization=self.organization, project=self.project)
+        check_headers("extra_headers", self.extra_headers)
+        for name, value in self.extra_body.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"extra_body.{name} is {value}, which JSON cannot say")
 
     def build(self, batch: Batch) -> UpstreamRequest:
         """Ask for base64 unless told otherwise: it is a third of the bytes and a tenth of the work."""

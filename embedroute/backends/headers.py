@@ -1,0 +1,39 @@
+"""What a header must be for a request to carry it; values are not repeated, for they may be secrets."""
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from embedroute.backend import Secret
+
+_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+_FRAMING: Final = frozenset({"connection", "content-length", "transfer-encoding", "upgrade"})
+
+
+def check_values(**options: str | Secret | None) -> None:
+    """Refuse options that no header could carry, each under its name.
+
+    Raises:
+        ValueError: one holds a line break, or another character that HTTP has no room for (RFC 9110 §5.5).
+    """
+    for name, value in options.items():
+        _check_value(name, value)
+
+
+def check_headers(option: str, headers: Mapping[str, str | Secret]) -> None:
+    """Refuse headers that could not be sent, or that say where a request ends, which is the engine's to say.
+
+    Raises:
+        ValueError: names the header at fault.
+    """
+    for name, value in headers.items():
+        if not _NAME.fullmatch(name) or name.lower() in _FRAMING:
+            raise ValueError(f"{option} cannot set a header {name!r}")
+        _check_value(f"{option}.{name}", value)
+
+
+def _check_value(name: str, value: str | Secret | None) -> None:
+    text = value.reveal() if isinstance(value, Secret) else value
+    if text and not _VALUE.fullmatch(text):
+        raise ValueError(f"{name} holds a line break or another character that no header can carry")
