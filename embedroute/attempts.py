@@ -32,9 +32,7 @@ class Attempts:
         self, *, engine: Engine, local: LocalModels, healths: Healths, widths: Widths, clock: Callable[[], float]
     ) -> None:
         """Take what is shared with other loops, and the engine, which is this loop's own."""
-        self._engine = engine
-        self._local = local
-        self._workers = CapacityLimiter(2)
+        self._tools = Tools(engine=engine, local=local, workers=CapacityLimiter(2))
         self._merger = Merger()
         self._healths = healths
         self._widths = widths
@@ -85,9 +83,8 @@ class Attempts:
     async def _exchange(self, candidate: Candidate, order: Order, batch: Batch, timeout: float) -> Vectors:
         journal, due = order.journal, order.parameters.width
         keep = partial(capture, journal, candidate.provider, candidate.backend) if journal.keeps else None
-        tools = Tools(engine=self._engine, local=self._local, workers=self._workers, timeout=timeout, keep=keep)
         try:
-            answer = await exchange(candidate.backend, batch, tools)
+            answer = await exchange(candidate.backend, batch, self._tools, timeout, keep)
         except BatchTooLarge:
             if len(batch) > 1:
                 self._healths.of(candidate).overfilled(self._clock(), len(batch))

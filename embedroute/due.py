@@ -57,11 +57,32 @@ class Line:
             due.come()
 
 
+class Alone:
+    """One that is due after a time of its own; it has a timer of its own."""
+
+    __slots__ = ("_seconds", "_timer")
+
+    def __init__(self, seconds: float) -> None:
+        """Begin with nobody."""
+        self._seconds = seconds
+        self._timer: asyncio.TimerHandle | None = None
+
+    def join(self, loop: asyncio.AbstractEventLoop, due: Due) -> None:
+        """Begin to wait."""
+        self._timer = loop.call_later(self._seconds, due.come)
+
+    def leave(self, due: Due) -> None:
+        """It is over, whether or not its time has come."""
+        del due
+        if self._timer is not None:
+            self._timer.cancel()
+
+
 _LINES: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[float, Line]] = WeakKeyDictionary()
 
 
 def line_of(loop: asyncio.AbstractEventLoop, seconds: float) -> Line:
-    """Find the line of a loop for so many seconds; config names few of them."""
+    """Find the line of a loop for a number of seconds that many wait for: each has a line for good."""
     try:
         return _LINES[loop][seconds]
     except KeyError:

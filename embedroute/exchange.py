@@ -55,17 +55,15 @@ class LocalModels:
 
 
 class Tools(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What an exchange needs beside backend and batch: this loop's engine and workers, and ``timeout`` in seconds."""
+    """What every exchange of an event loop is made with: its engine, and models and workers for local backends."""
 
     engine: Engine
     local: LocalModels
     workers: CapacityLimiter
-    timeout: float
-    keep: Keep | None = None
 
 
-async def exchange(backend: BackendBase, batch: Batch, tools: Tools) -> Vectors:
-    """Have ``backend`` embed ``batch`` in time; the numbers are still unchecked.
+async def exchange(backend: BackendBase, batch: Batch, tools: Tools, timeout: float, keep: Keep | None = None) -> Vectors:
+    """Have ``backend`` embed ``batch`` within ``timeout`` seconds; the numbers are still unchecked.
 
     Raises:
         UpstreamError: whatever went wrong, mistakes of the backend's own code included.
@@ -73,13 +71,13 @@ async def exchange(backend: BackendBase, batch: Batch, tools: Tools) -> Vectors:
     try:
         if isinstance(backend, HTTPBackend):
             request = backend.build(batch)
-            sent = tools.engine.send(request, tools.timeout)
-            reply = await (sent if tools.keep is None else _kept(request, sent, tools.keep))
+            sent = tools.engine.send(request, timeout)
+            reply = await (sent if keep is None else _kept(request, sent, keep))
             if len(reply.content) < LARGE:
                 return _read(backend, batch, reply)
             return await turns.in_thread(partial(_read, backend, batch, reply))
         if isinstance(backend, LocalBackend | Backend):
-            return await _in_time(backend, batch, tools)
+            return await _in_time(backend, batch, tools, timeout)
     except UpstreamError as error:
         raise settled(error, batch.inputs) from error.__cause__
     except EmbedrouteError:
@@ -93,12 +91,12 @@ async def exchange(backend: BackendBase, batch: Batch, tools: Tools) -> Vectors:
     raise TypeError(f"{type(backend).__name__} must subclass HTTPBackend, LocalBackend or Backend.")
 
 
-async def _in_time(backend: LocalBackend | Backend, batch: Batch, tools: Tools) -> Vectors:
+async def _in_time(backend: LocalBackend | Backend, batch: Batch, tools: Tools, timeout: float) -> Vectors:
     try:
-        with tasks.within(tools.timeout):
+        with tasks.within(timeout, alone=True):
             return await _asked(backend, batch, tools)
     except TimeoutError:
-        raise TimedOut(f"The backend did not answer within {tools.timeout:.1f} s.") from None
+        raise TimedOut(f"The backend did not answer within {timeout:.1f} s.") from None
 
 
 async def _asked(backend: LocalBackend | Backend, batch: Batch, tools: Tools) -> Vectors:

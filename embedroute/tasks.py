@@ -10,7 +10,7 @@ from typing import TypeVar, cast
 import anyio
 from anyio import CapacityLimiter
 
-from embedroute.due import line_of
+from embedroute.due import Alone, Line, line_of
 
 T = TypeVar("T")
 
@@ -35,10 +35,13 @@ def asyncio_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
-def within(seconds: float) -> AbstractContextManager[object]:
-    """Bound what is awaited inside; past ``seconds`` it is cancelled and ``TimeoutError`` is raised."""
+def within(seconds: float, *, alone: bool = False) -> AbstractContextManager[object]:
+    """Bound what is awaited inside; past ``seconds`` it is cancelled and ``TimeoutError`` is raised.
+
+    Bounds of equally many seconds share a timer for good; ``alone`` tells one that is like no other.
+    """
     loop = asyncio_loop()
-    return anyio.fail_after(seconds) if loop is None else _Within(loop, seconds)
+    return anyio.fail_after(seconds) if loop is None else _Within(loop, Alone(seconds) if alone else line_of(loop, seconds))
 
 
 class _Within:
@@ -46,12 +49,12 @@ class _Within:
 
     __slots__ = ("_before", "_expired", "_line", "_task")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, line: Line | Alone) -> None:
         self._task = cast("asyncio.Task[object]", asyncio.current_task(loop))
         self._expired = False
         self._before = self._task.cancelling()
-        self._line = line_of(loop, seconds)
-        self._line.join(loop, self)
+        self._line = line
+        line.join(loop, self)
 
     def come(self) -> None:
         """Its time is over."""

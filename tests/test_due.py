@@ -8,8 +8,9 @@ from weakref import ref
 import pytest
 import uvloop
 
-from embedroute import tasks
-from embedroute.due import line_of
+from embedroute import Config, Gateway, tasks
+from embedroute.due import _LINES, line_of
+from embedroute.testing import ScriptedBackend
 
 LOOPS = [asyncio.run, uvloop.run]
 
@@ -108,3 +109,36 @@ def test_a_hundred_bounds_set_one_timer(run):
         return after - before
 
     assert 1 == run(main())
+
+
+@pytest.mark.parametrize("run", LOOPS)
+def test_a_bound_of_its_own_leaves_no_line_and_no_timer_behind(run):
+    """The time that is left for a call is never twice the same."""
+
+    def things():
+        timers = [it for it in gc.get_objects() if type(it).__name__ == "TimerHandle"]
+        return len([it for it in timers if not it.cancelled()])
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        before, lines = things(), len(_LINES.get(loop, {}))
+        for at in range(100):
+            with tasks.within(60 + at / 1000, alone=True):
+                await asyncio.sleep(0)
+        with pytest.raises(TimeoutError), tasks.within(0.01, alone=True):
+            await asyncio.sleep(1)
+        return things() - before, len(_LINES.get(loop, {})) - lines
+
+    assert (0, 0) == run(main())
+
+
+def test_calls_to_local_models_leave_no_lines_behind():
+    """Each has a time of its own."""
+    gateway = Gateway(Config(gateway={"auth": "open"}, providers={"one": {"backend": ScriptedBackend(width=4)}}))
+
+    async def main():
+        for at in range(20):
+            await gateway.embed(f"t{at}", model="one/m")
+        return len(_LINES[asyncio.get_running_loop()])
+
+    assert 1 == asyncio.run(main())

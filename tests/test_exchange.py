@@ -108,14 +108,8 @@ class Near(LocalBackend, frozen=True, kw_only=True):
 
 
 async def run(backend, answer=None, *, timeout=5.0, keep=None, local=None):
-    tools = Tools(
-        engine=Answering(answer),
-        local=local or LocalModels(),
-        workers=anyio.CapacityLimiter(4),
-        timeout=timeout,
-        keep=keep,
-    )
-    return await exchange(backend, BATCH, tools)
+    tools = Tools(engine=Answering(answer), local=local or LocalModels(), workers=anyio.CapacityLimiter(4))
+    return await exchange(backend, BATCH, tools, timeout, keep)
 
 
 def reply(status, body):
