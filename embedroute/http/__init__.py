@@ -12,6 +12,10 @@ LARGEST_REPLY = 256 * 1024 * 1024
 """Bytes of an answer that are read; 2048 float vectors of 4096 numbers are about 180 MB of text."""
 
 
+LARGEST_HEAD = 64 * 1024
+"""Bytes of status lines and headers that an answer may have, those of 1xx answers before it included."""
+AT_A_TIME = 512 * 1024
+"""Bytes that are read before others have their turn: a quick upstream would keep the loop reading for milliseconds."""
 CONNECT_TIMEOUT = 5.0
 """Seconds for a connection and its TLS handshake."""
 

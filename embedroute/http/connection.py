@@ -11,16 +11,11 @@ from typing import cast
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from embedroute.errors import BadAnswer, TimedOut, Unavailable, UpstreamError
-from embedroute.http import LARGEST_REPLY, too_large
+from embedroute.http import AT_A_TIME, LARGEST_HEAD, LARGEST_REPLY, too_large
 from embedroute.http.body import Body
 from embedroute.http.headers import RawHeaders, length_of
 from embedroute.http.readable import readable
 from embedroute.upstream import Headers, UpstreamReply
-
-LARGEST_HEAD = 64 * 1024
-"""Bytes of status lines and headers that an answer may have, those of 1xx answers before it included."""
-AT_A_TIME = 512 * 1024
-"""Bytes that are read before others have their turn: a quick upstream would keep the loop reading for milliseconds."""
 
 
 class StaleError(Exception):
@@ -31,6 +26,7 @@ class Connection(asyncio.Protocol):
     """A connection to one upstream; ``idle_since`` is in seconds of the loop's clock."""
 
     __slots__ = (
+        "_at_a_time",
         "_body",
         "_complete",
         "_exchanges",
@@ -72,6 +68,8 @@ class Connection(asyncio.Protocol):
         """Take the transport."""
         self._transport = cast("asyncio.Transport", transport)
         self._readable = readable(transport.get_extra_info("socket").fileno())
+        # Told to pause, uvloop's TLS loses what the upstream sent last before it closed.
+        self._at_a_time = LARGEST_REPLY if transport.get_extra_info("ssl_object") else AT_A_TIME
         self.alive = True
 
     def silent(self) -> bool:
@@ -86,7 +84,7 @@ class Connection(asyncio.Protocol):
             UpstreamError: by the future: the exchange broke off, took too long or is no good HTTP.
         """
         if not self.alive:
-            raise StaleError
+            raise StaleError if self._exchanges else Unavailable("The upstream closed the connection before it was asked.")
         self._exchanges += 1
         self._begin()
         waiter = self._waiter = self._loop.create_future()
@@ -110,7 +108,8 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Feed the parser; without an exchange under way, nobody asked for these bytes."""
         if self._waiter is None or self._waiter.done():
-            self._noise()
+            if self._waiter is None:
+                self._noise()
             self.abort()
             return
         self._heard += len(data)
@@ -123,7 +122,7 @@ class Connection(asyncio.Protocol):
             self._fail(too_large())
         elif self._status < 200 and self._heard > LARGEST_HEAD:
             self._fail(Unavailable(f"The upstream's headers are larger than {LARGEST_HEAD} bytes."))
-        elif self._heard - self._rested >= AT_A_TIME:
+        elif self._heard - self._rested >= self._at_a_time:
             self._rested = self._heard
             self._transport.pause_reading()
             self._loop.call_soon(self._go_on)

@@ -76,7 +76,7 @@ class FastEngine:
                 try:
                     return await connection.exchange(head, request.content)
                 except StaleError:
-                    # Closed while it was idle, which a fresh one cannot be: so this happens once.
+                    # Closed while it was idle, which a fresh one never was: so this happens once.
                     continue
                 finally:
                     timer.cancel()

@@ -60,9 +60,10 @@ class Httpx2Engine:
         headers = {"accept": "application/json", "accept-encoding": "identity", **revealed(request.headers)}
         if self._quiet.get(host) is False:
             headers["connection"] = "close"
+        written = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
         held = list(self._client.cookies.jar)
         async with self._client.stream(
-            request.method, url, content=request.content, headers=headers, timeout=limits, follow_redirects=False
+            request.method, url, content=request.content, headers=written, timeout=limits, follow_redirects=False
         ) as response:
             _forget_cookies(self._client.cookies.jar, held, response)
             refuse_compressed(response.headers.get("content-encoding"))

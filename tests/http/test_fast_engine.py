@@ -7,7 +7,10 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
+import time
 import warnings
+from contextlib import suppress
 from types import MappingProxyType
 
 import anyio
@@ -74,6 +77,35 @@ class Wire:
             pass
         finally:
             writer.close()
+
+
+class Abrupt:
+    """A server in a thread of its own, so that it is quicker than the loop: it says ``words`` to each, and closes."""
+
+    def __init__(self, words, *, tls=None, listens=True):
+        self.words, self.tls, self.listens, self.connections = words, tls, listens, 0
+
+    def __enter__(self):
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http{'s' if self.tls else ''}://localhost:{self.socket.getsockname()[1]}/v1"
+        self.thread = threading.Thread(target=self.serve)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.socket.shutdown(socket.SHUT_RDWR)
+        self.socket.close()
+        self.thread.join()
+
+    def serve(self):
+        with suppress(OSError):
+            while True:
+                line, _ = self.socket.accept()
+                self.connections += 1
+                with suppress(OSError), self.tls.wrap_socket(line, server_side=True) if self.tls else line as wrapped:
+                    while self.listens and not wrapped.recv(1 << 16).endswith(b"}"):
+                        pass
+                    wrapped.sendall(self.words)
 
 
 def ok(body=b"{}", *headers, status=b"200 OK"):
@@ -421,9 +453,8 @@ distinguished_name = any
 """
 
 
-@pytest.mark.parametrize(("until", "reached"), [("20200102000000Z", False), ("20991231000000Z", True)])
-async def test_a_certificate_that_is_out_of_date_is_not_trusted(tmp_path, until, reached):
-    """Nor is anything sent in the clear then."""
+def certified(tmp_path, until="20991231000000Z"):
+    """Make a certificate for localhost: its file, and a server's context with it."""
     (tmp_path / "index").touch()
     (tmp_path / "serial").write_text("01")
     config, key, wish, cert = (str(tmp_path / name) for name in ("config", "key.pem", "wish.pem", "cert.pem"))
@@ -445,9 +476,16 @@ async def test_a_certificate_that_is_out_of_date_is_not_trusted(tmp_path, until,
     ]
     sign = ["ca", "-config", config, "-batch", "-notext", "-selfsign", "-keyfile", key, "-in", wish, "-out", cert]
     for command in (new, [*sign, "-startdate", "20200101000000Z", "-enddate", until]):
-        subprocess.run(["openssl", *command], check=True, capture_output=True)  # noqa: ASYNC221, S603, S607 - our own words
+        subprocess.run(["openssl", *command], check=True, capture_output=True)  # noqa: S603, S607 - our own words
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(cert, key)
+    return cert, context
+
+
+@pytest.mark.parametrize(("until", "reached"), [("20200102000000Z", False), ("20991231000000Z", True)])
+async def test_a_certificate_that_is_out_of_date_is_not_trusted(tmp_path, until, reached):
+    """Nor is anything sent in the clear then."""
+    cert, context = certified(tmp_path, until)
     async with Wire(ok(b"{}"), tls=context) as wire, Engine(Connect(ca_file=cert)) as engine:
         url = wire.url.replace("127.0.0.1", "localhost")
         if reached:
@@ -457,6 +495,58 @@ async def test_a_certificate_that_is_out_of_date_is_not_trusted(tmp_path, until,
                 await engine.send(request(url), 5.0)
 
     assert reached == bool(wire.heads)
+
+
+@pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": uvloop}) for uvloop in (False, True)])
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize("length", [True, False])
+async def test_a_large_answer_is_whole_though_its_upstream_closes_behind_it(tmp_path, tls, length):
+    """Reading it in turns may lose nothing of what came before the end."""
+    cert, context = certified(tmp_path) if tls else (None, None)
+    body = b"%08d" * 1_000_000 % tuple(range(1_000_000))
+    head = b"HTTP/1.1 200 OK\r\nconnection: close\r\n" + (b"content-length: %d\r\n" % len(body) if length else b"") + b"\r\n"
+    with Abrupt(head + body, tls=context) as upstream:
+        async with Engine(Connect(ca_file=cert)) as engine:
+            replies = [await engine.send(request(upstream.url), 20.0) for _ in range(6)]
+
+    assert [True] * 6 == [reply.content == body for reply in replies]
+
+
+@pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": uvloop}) for uvloop in (False, True)])
+async def test_an_upstream_that_speaks_first_and_closes_is_not_stormed():
+    """One that takes nobody now: each call is one connection, whether its words come before our own or after."""
+    calls = 20
+
+    async def hold_up():
+        while True:
+            time.sleep(0.001)  # noqa: ASYNC251 - it is busy
+            await asyncio.sleep(0)
+
+    holding = asyncio.create_task(hold_up())
+    with Abrupt(ok(b"{}", b"connection: close", status=b"503 Busy"), listens=False) as upstream:
+        async with Engine() as engine:
+            for _ in range(calls):
+                with suppress(Unavailable):
+                    assert 503 == (await engine.send(request(upstream.url), 2.0)).status
+        holding.cancel()
+
+    assert calls == upstream.connections
+
+
+async def test_a_call_that_is_cancelled_in_the_midst_of_its_answer_says_nothing_of_its_upstream():
+    """What still comes was asked for; the upstream's other connections are kept as before."""
+    body = bytes(8_000_000)
+    async with Wire(ok(b"{}"), ok(b"{}"), ok(body)) as wire, Engine() as engine:
+        await engine.meet(wire.url)
+        await engine.meet(wire.url)
+        for _ in range(5):
+            call = asyncio.create_task(engine.send(request(wire.url), 5.0))
+            await asyncio.sleep(0.002)
+            call.cancel()
+            await asyncio.wait([call])
+            await asyncio.sleep(0.01)
+
+        assert [True] == list(engine._quiet.values())
 
 
 async def test_a_ca_file_that_is_not_there_is_no_connection():
