@@ -4,8 +4,12 @@ A timer of its own for each would cost a request more than most of its checks do
 """
 
 import asyncio
-from typing import Protocol
-from weakref import WeakKeyDictionary
+from contextvars import Context
+from typing import Final, Protocol
+from weakref import WeakKeyDictionary, WeakValueDictionary
+
+TICK: Final = 0.001
+"""Seconds by which a time may be early: uvloop counts whole ones, and would be asked again and again for a part of one."""
 
 
 class Due(Protocol):
@@ -20,10 +24,10 @@ class Line:
     """Those of one event loop that are due equally many seconds after they began, in the order in which they did.
 
     One timer serves them all: it is set for the first, and anew, when it rings, for who is the first by then. Neither it
-    nor the loop is held here, so that a loop can go.
+    nor the loop is held here, and a line only by its timer and by who waits in it, so that a loop can go.
     """
 
-    __slots__ = ("_is_set", "_seconds", "_waiting")
+    __slots__ = ("__weakref__", "_is_set", "_seconds", "_waiting")
 
     def __init__(self, seconds: float) -> None:
         """Begin with nobody."""
@@ -43,18 +47,21 @@ class Line:
 
     def _set(self, loop: asyncio.AbstractEventLoop, at: float) -> None:
         self._is_set = True
-        loop.call_at(at, self._ring, loop)
+        loop.call_at(at, self._ring, loop, context=Context())  # that of whoever came first would live on
 
     def _ring(self, loop: asyncio.AbstractEventLoop) -> None:
         self._is_set = False
         now = loop.time()
-        while self._waiting:
-            due, at = next(iter(self._waiting.items()))
-            if at > now:
-                self._set(loop, at)
-                return
-            del self._waiting[due]
-            due.come()
+        try:
+            while self._waiting:
+                due, at = next(iter(self._waiting.items()))
+                if at > now + TICK:
+                    break
+                del self._waiting[due]
+                due.come()
+        finally:
+            if self._waiting:
+                self._set(loop, next(iter(self._waiting.values())))
 
 
 class Alone:
@@ -78,12 +85,12 @@ class Alone:
             self._timer.cancel()
 
 
-_LINES: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[float, Line]] = WeakKeyDictionary()
+_LINES: WeakKeyDictionary[asyncio.AbstractEventLoop, WeakValueDictionary[float, Line]] = WeakKeyDictionary()
 
 
 def line_of(loop: asyncio.AbstractEventLoop, seconds: float) -> Line:
-    """Find the line of a loop for a number of seconds that many wait for: each has a line for good."""
+    """Find the line of a loop for a number of seconds that many wait for: a timer is set for as long."""
     try:
         return _LINES[loop][seconds]
     except KeyError:
-        return _LINES.setdefault(loop, {}).setdefault(seconds, Line(seconds))
+        return _LINES.setdefault(loop, WeakValueDictionary()).setdefault(seconds, Line(seconds))

@@ -96,7 +96,7 @@ class _Watch:
 
     def come(self) -> None:
         """Begin to watch."""
-        self.task = self._loop.create_task(self._gone(), context=self._context)
+        self.task = self._context.run(self._loop.create_task, self._gone())
         self.task.add_done_callback(self._over)
 
     def _over(self, task: asyncio.Task[None]) -> None:

@@ -3,13 +3,14 @@
 import asyncio
 import gc
 import time
+from contextvars import ContextVar
 from weakref import ref
 
 import pytest
 import uvloop
 
 from embedroute import Config, Gateway, tasks
-from embedroute.due import _LINES, line_of
+from embedroute.due import _LINES, Line, line_of
 from embedroute.testing import ScriptedBackend
 
 LOOPS = [asyncio.run, uvloop.run]
@@ -61,11 +62,11 @@ def test_who_has_left_is_not_called(run, leaving):
     comes = []
 
     async def main():
-        guests, _ = await joined(comes, [0, 0.01, 0.01], 0.05)
-        line = line_of(asyncio.get_running_loop(), 0.05)
+        guests, _ = await joined(comes, [0, 0.01, 0.01], 0.5)
+        line = line_of(asyncio.get_running_loop(), 0.5)
         for at in [*leaving, *leaving]:
             line.leave(guests[at])
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.6)
 
     run(main())
 
@@ -91,6 +92,101 @@ def test_loops_and_durations_have_lines_of_their_own_that_go_with_them(run):
 
     assert 2 == len(comes)
     assert [None, None] == [it() for it in loops]
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_loop_that_is_closed_with_somebody_waiting_goes_too(new_loop):
+    async def wait():
+        with tasks.within(60):
+            await asyncio.Event().wait()
+
+    def close_one():
+        loop = new_loop()
+        task = loop.create_task(wait())
+        loop.run_until_complete(asyncio.sleep(0.01))
+        loop.close()
+        task._log_destroy_pending = False
+        return ref(loop)
+
+    loops = [close_one() for _ in range(3)]
+    gc.collect()
+
+    assert [None] * 3 == [it() for it in loops]
+
+
+@pytest.mark.parametrize("run", LOOPS)
+def test_what_the_first_request_knew_is_let_go_of_with_it(run):
+    """Though others wait in its line for as long as there is load; a timer keeps the context in which it is set."""
+    known = ContextVar("known")
+
+    class Session:
+        pass
+
+    async def first():
+        known.set(session := Session())
+        with tasks.within(0.1):
+            await asyncio.sleep(0)
+        return ref(session)
+
+    async def load():
+        for _ in range(8):
+            with tasks.within(0.1):
+                await asyncio.sleep(0.05)
+
+    async def main():
+        session = await asyncio.create_task(first())
+        others = [asyncio.create_task(load()) for _ in range(2)]
+        await asyncio.sleep(0.3)
+        gc.collect()
+        held = session()
+        await asyncio.wait(others)
+        return held
+
+    assert run(main()) is None
+
+
+@pytest.mark.parametrize("run", LOOPS)
+def test_a_line_rings_once_for_each_that_is_due(run):
+    """Where a loop counts in whole milliseconds, it would ring on and on until the next one."""
+    rings, comes = [], []
+
+    class Counting(Line):
+        __slots__ = ()
+
+        def _ring(self, loop):
+            rings.append(1)
+            super()._ring(loop)
+
+    async def main():
+        line = Counting(0.05)
+        for name in range(20):
+            line.join(asyncio.get_running_loop(), Guest(comes, name))
+            await asyncio.sleep(0.004)
+        await asyncio.sleep(0.1)
+
+    run(main())
+
+    assert (20, True) == (len(comes), len(rings) <= 22)
+
+
+def test_one_that_fails_when_its_time_comes_holds_nobody_up():
+    comes, told = [], []
+
+    class Failing(Guest):
+        def come(self):
+            raise LookupError
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: told.append(type(context["exception"])))
+        line = Line(0.02)
+        line.join(loop, Failing(comes, "failing"))
+        line.join(loop, Guest(comes, "next"))
+        await asyncio.sleep(0.1)
+
+    asyncio.run(main())
+
+    assert (["next"], [LookupError]) == ([name for name, _ in comes], told)
 
 
 @pytest.mark.parametrize("run", LOOPS)
