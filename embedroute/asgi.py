@@ -1,5 +1,7 @@
 """The ASGI doors: a mountable application and a middleware, and how each lives and ends with its host."""
 
+from contextlib import AsyncExitStack
+
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from embedroute.door import Door, FindCaller
@@ -66,6 +68,7 @@ class EmbeddingsMiddleware:
         self.app = app
         self.prefix = prefix.rstrip("/")
         self.door = Door(gateway, dialect, caller)
+        self._lives: set[AsyncExitStack] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection, or hand it on."""
@@ -84,39 +87,47 @@ class EmbeddingsMiddleware:
         return below if own else None
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
-        heard = False
+        """Open before the host starts, which is not asked to if that fails, and close before its last word."""
+        startup, life = await receive(), AsyncExitStack()
+        try:
+            await life.enter_async_context(self.door.gateway.lifespan())
+        except EmbedrouteError as error:
+            await send({"type": "lifespan.startup.failed", "message": error.message})
+            return
+        if await self._heard_by_host(life, startup, scope, receive, send):
+            return
+        # Django and channels know no lifespan and raise at once; the gateway lives and ends all the same.
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self._end(life)
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _heard_by_host(self, life: AsyncExitStack, startup: Message, scope: Scope, receive: Receive, send: Send) -> bool:
+        unheard = [startup]
 
         async def hearing() -> Message:
-            nonlocal heard
-            heard = True
-            return await receive()
+            return unheard.pop() if unheard else await receive()
+
+        async def closing(message: Message) -> None:
+            if message["type"] == "lifespan.startup.complete":
+                self._lives.add(life)  # a host that is done with its lifespan early goes on serving
+            else:
+                await self._end(life)  # uvicorn stops the loop on this message, so close first
+            await send(message)
 
         try:
-            await self.app(scope, hearing, _Living(self.door.gateway, send))
+            await self.app(scope, hearing, closing)
         except Exception:
-            if heard:
+            if not unheard:
                 raise
-        if not heard:
-            # Django and channels know no lifespan and raise at once; the gateway lives and ends all the same.
-            await _live(self.door.gateway, receive, send)
+        finally:
+            if not unheard and life not in self._lives:
+                await life.aclose()
+        return not unheard
 
-
-class _Living:
-    """The ``send`` of a host's lifespan, with the gateway's own inside it: servers go on, and end, at these messages."""
-
-    def __init__(self, gateway: Gateway, send: Send) -> None:
-        self._life = gateway.lifespan()
-        self._send = send
-        self._begun = False
-
-    async def __call__(self, message: Message) -> None:
-        if message["type"] == "lifespan.startup.complete":
-            await self._life.__aenter__()
-            self._begun = True
-        elif self._begun:  # with either word of a shutdown
-            self._begun = False
-            await self._life.__aexit__(None, None, None)
-        await self._send(message)
+    async def _end(self, life: AsyncExitStack) -> None:
+        self._lives.discard(life)
+        await life.aclose()
 
 
 async def _live(gateway: Gateway, receive: Receive, send: Send) -> None:

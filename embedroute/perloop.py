@@ -57,6 +57,10 @@ class PerLoop(Generic[T]):
         """Close this loop's ``T``, if there is one; the next ``get`` makes another."""
         held = self._held.get()
         if held is not None and held.at_loop_end is not None:
+            self._held.set(None)
+            self._latest = None
+            # Before the generator, which the loop may come to close meanwhile: that finds nothing left to do then.
+            await held.stack.aclose()
             await held.at_loop_end.aclose()
 
 

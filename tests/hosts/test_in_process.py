@@ -1,6 +1,7 @@
 """Hosts without a server: clients that call the app in this process, on loops that come and go."""
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 
 import anyio
 import httpx2
@@ -157,6 +159,61 @@ async def test_a_gateway_that_cannot_serve_on_its_loop_fails_at_start(door, anyi
 
     good = ["lifespan.startup.complete", "lifespan.shutdown.complete"]
     assert sent == (good if anyio_backend_name == "asyncio" else ["lifespan.startup.failed"])
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["trio"])
+async def test_a_host_whose_gateway_cannot_serve_does_not_start():
+    """It would have to be told to stop, and hosts take it in different ways that their word is not taken."""
+    sent = []
+
+    async def host(_scope, _receive, _send):
+        raise AssertionError
+
+    async def receive():
+        return {"type": "lifespan.startup"}
+
+    async def send(message):
+        sent.append(message["type"])
+
+    await EmbeddingsMiddleware(host, make(engine="fast"))({"type": "lifespan"}, receive, send)
+
+    assert ["lifespan.startup.failed"] == sent
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("failing", [True, False])
+async def test_a_host_that_is_done_with_its_lifespan_early_goes_on_serving(upstream, failing):
+    """And the gateway with it, on the connections that it has."""
+    gateway, sent = make(upstream.url), []
+
+    async def host(_scope, receive, send):
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        if failing:
+            raise LookupError("later")
+
+    async def receive():
+        return {"type": "lifespan.startup"}
+
+    async def send(message):
+        sent.append(message["type"])
+
+    app = EmbeddingsMiddleware(host, gateway)
+    with suppress(LookupError):
+        await app({"type": "lifespan"}, receive, send)
+    upstream.delay = 0.2
+    async with in_process(app) as client, anyio.create_task_group() as group:
+        group.start_soon(partial(client.post, "/v1/embeddings", json=asked("slow")))
+        await anyio.sleep(0.05)
+        gc.collect()
+        await anyio.sleep(0.05)
+        opened = upstream.connections
+    async with gateway.lifespan():
+        pass
+
+    assert (["lifespan.startup.complete"], 1, 1) == (sent, opened, upstream.connections)
 
 
 @pytest.mark.anyio
