@@ -38,6 +38,10 @@ class Journal(msgspec.Struct, eq=False):
     sent: list[Event] | None = None
     got: list[Event] | None = None
 
+    def __repr__(self) -> str:
+        """Name the request, and show nothing of what it asked and was told."""
+        return f"Journal({self.request_id!r})"
+
     def open(self, *, trace: bool, sent: bool, got: bool, full: bool) -> None:
         """Turn on what debug asked for."""
         self.full = full

@@ -1,5 +1,6 @@
 """Large answers: from which size on they are worked on in turns, and how that lets others have theirs."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, TypeVar
@@ -17,6 +18,8 @@ ROWS: Final = 16
 """Rows of a large answer that are worked on at a time; writing one as text takes about 30 µs."""
 TURN: Final = 0.0004
 """Seconds after which others have their turn."""
+LONGEST: Final = 0.005
+"""Seconds that a turn may take where others take longer ones: with many others at work, nobody would get on otherwise."""
 _REST: Final = 20e-6
 """Seconds that a thread sleeps between two turns."""
 
@@ -26,23 +29,26 @@ _HEAVY: RunVar[CapacityLimiter] = RunVar("embedroute.heavy")
 class Turn:
     """How long somebody has been at work while others wait."""
 
-    __slots__ = ("_began",)
+    __slots__ = ("_began", "_length")
 
-    def __init__(self) -> None:
-        """Begin now."""
+    def __init__(self, size: int = LARGE) -> None:
+        """Begin now to work on ``size`` bytes; a small answer is one turn, for it is worked on in the loop's own thread."""
         self._began = time.perf_counter()
+        self._length = TURN if size >= LARGE else math.inf
 
     def rest(self) -> None:
         """Sleep a little once the turn of a thread is over: on one core only who sleeps is not the next to go on."""
-        if time.perf_counter() - self._began > TURN:
+        if time.perf_counter() - self._began > self._length:
             time.sleep(_REST)
             self._began = time.perf_counter()
 
     async def pause(self) -> None:
-        """Let the event loop go round once the turn of something that runs on it is over."""
-        if time.perf_counter() - self._began > TURN:
+        """Let the event loop go round once a turn on it is over; the next may be half as long as that took."""
+        over = time.perf_counter()
+        if over - self._began > self._length:
             await anyio.lowlevel.checkpoint()
             self._began = time.perf_counter()
+            self._length = min(max(TURN, (self._began - over) / 2), LONGEST)
 
 
 def groups(count: int) -> Iterator[slice]:
@@ -69,7 +75,7 @@ async def in_thread(work: Callable[[], T]) -> T:
 async def on_loop(parts: Iterable[T]) -> list[T]:
     """Do CPU work of milliseconds part by part, and let the event loop go round in between.
 
-    A thread would do it no sooner, as the interpreter runs one at a time, and would have the loop wait at every event.
+    The interpreter runs one thread at a time, so another one would have the loop wait for it at every event.
     """
     done, turn = list[T](), Turn()
     async with _one_at_a_time():

@@ -100,3 +100,12 @@ def test_hits_and_misses_count_inputs_and_not_work(keys, found, counts):
     journal.looked_up(list(keys), found)
 
     assert counts == (journal.hits, journal.misses)
+
+
+def test_a_journal_names_its_request_and_shows_nothing_of_it():
+    """Error trackers print what stands in a frame."""
+    journal = Journal("req_1")
+    journal.open(trace=True, sent=True, got=True, full=True)
+    journal.sent.append({"input": "private"})
+
+    assert "Journal('req_1')" == repr(journal)

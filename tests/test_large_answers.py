@@ -182,6 +182,41 @@ async def test_pieces_that_a_client_takes_at_once_leave_turns_to_others():
     assert 10 <= len({at for at, _ in sent_in})
 
 
+@pytest.mark.anyio
+async def test_where_others_take_long_turns_ours_grow():
+    """Half as long as theirs, up to 5 ms: on a busy loop a large answer would take for ever otherwise."""
+    rounds = 0
+
+    async def go_round():
+        nonlocal rounds
+        while True:
+            rounds += 1
+            time.sleep(0.006)  # noqa: ASYNC251 - it is busy
+            await anyio.lowlevel.checkpoint()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(go_round)
+        await on_loop(map(time.sleep, [0.0005] * 100))
+        group.cancel_scope.cancel()
+
+    assert 5 < rounds < 50
+
+
+def test_small_answers_are_read_without_a_rest():
+    """For they are read in the loop's own thread."""
+    body = reply_of({"data": body_of(np.ones((40_000, 8), "<f4"))}).content
+    sleeps = {}
+
+    for size in (1_000_000, None):
+        found = sleeps[size] = []
+        sys.setprofile(lambda _frame, _event, what, found=found: found.append(1) if what is time.sleep else None)
+        rows.lifted(body[:size])
+        sys.setprofile(None)
+
+    assert LARGE < len(body)
+    assert (0, True) == (len(sleeps[1_000_000]), len(sleeps[None]) > 0)
+
+
 READING = """
 import asyncio, sys, uvloop
 from embedroute.http.connection import AT_A_TIME, Connection

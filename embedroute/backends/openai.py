@@ -4,7 +4,6 @@ Source: openai/openai-openapi ``openapi.yaml`` 2.3.0; what other servers do diff
 ``extra_body``, ``extra_headers`` and ``input_types``.
 """
 
-import math
 from collections.abc import Mapping
 from functools import cached_property
 from types import MappingProxyType
@@ -43,8 +42,10 @@ class OpenAI(HTTPBackend, frozen=True, kw_only=True, dict=True):
         check_values(api_key=self.api_key, organization=self.organization, project=self.project)
         check_headers("extra_headers", self.extra_headers)
         for name, value in self.extra_body.items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"extra_body.{name} is {value}, which JSON cannot say")
+            try:
+                UpstreamRequest.json("", {name: value})
+            except ValueError:
+                raise ValueError(f"extra_body.{name} is {value!a}, which JSON cannot say") from None
 
     def build(self, batch: Batch) -> UpstreamRequest:
         """Ask for base64 unless told otherwise: it is a third of the bytes and a tenth of the work."""

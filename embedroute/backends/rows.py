@@ -110,7 +110,7 @@ def lifted(content: bytes) -> tuple[bytes, list[memoryview]]:
     Inside a JSON string a quote has a backslash before it, which base64 never has: what decodes ends where it seems to.
     A text whose first vector is no string is left as it is.
     """
-    whole, left, texts, at, turn = memoryview(content), list[bytes](), list[memoryview](), 0, Turn()
+    whole, left, texts, at, turn = memoryview(content), list[bytes](), list[memoryview](), 0, Turn(len(content))
     if (first := _VECTOR.search(content)) is None or content[first.end() : first.end() + 1] != b'"':
         return content, []
     while (begins := _TEXT.search(content, at)) is not None and (ends := content.find(b'"', begins.end())) >= 0:

@@ -26,7 +26,7 @@ class Embeddings(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def large(self) -> bool:
-        """Whether its body is better written in a worker thread."""
+        """Whether its body is better written in turns."""
         return len(self.rows) * self.rows[0].nbytes >= LARGE
 
     @property
