@@ -184,8 +184,9 @@ async def test_a_host_whose_gateway_cannot_serve_does_not_start():
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("failing", [True, False])
-async def test_a_host_that_is_done_with_its_lifespan_early_goes_on_serving(upstream, failing):
-    """And the gateway with it, on the connections that it has."""
+async def test_a_host_that_is_done_with_its_lifespan_early_goes_on_serving(upstream, failing, caplog):
+    """And the gateway with it, with the one engine that was opened at start."""
+    caplog.set_level(logging.INFO, "embedroute.http")
     gateway, sent = make(upstream.url), []
 
     async def host(_scope, receive, send):
@@ -210,10 +211,12 @@ async def test_a_host_that_is_done_with_its_lifespan_early_goes_on_serving(upstr
         gc.collect()
         await anyio.sleep(0.05)
         opened = upstream.connections
+    engines = [record.getMessage() for record in caplog.records if record.name == "embedroute.http"]
     async with gateway.lifespan():
         pass
 
     assert (["lifespan.startup.complete"], 1, 1) == (sent, opened, upstream.connections)
+    assert ["engine fast"] == engines
 
 
 @pytest.mark.anyio
