@@ -51,18 +51,18 @@ class Turn:
             self._length = min(max(TURN, (self._began - over) / 2), LONGEST)
 
 
-def groups(count: int) -> Iterator[slice]:
+def groups(count: int, at_a_time: int = ROWS) -> Iterator[slice]:
     """Cut the rows of a large answer into groups."""
-    return (slice(start, start + ROWS) for start in range(0, count, ROWS))
+    return (slice(start, start + at_a_time) for start in range(0, count, at_a_time))
 
 
-def in_turns(count: int, size: int) -> Iterator[slice]:
+def in_turns(count: int, size: int, at_a_time: int = ROWS) -> Iterator[slice]:
     """Cut ``count`` rows of ``size`` bytes in all into groups for a thread that rests between two; small work is one group."""
     if size < LARGE:
         yield slice(0, count)
         return
     turn = Turn()
-    for group in groups(count):
+    for group in groups(count, at_a_time):
         turn.rest()
         yield group
 

@@ -21,8 +21,9 @@ import pytest
 
 from embedroute import CacheSettings, Config, Embeddings, Endpoint, Gateway, Model, Provider, Settings, embeddings_app
 from embedroute.backend import Batch, UpstreamReply
-from embedroute.backends import rows
+from embedroute.backends.lifted import LONG, lifted
 from embedroute.backends.openai import OpenAI
+from embedroute.backends.rows import read as read_rows
 from embedroute.errors import BadAnswer
 from embedroute.inbound import Inbound
 from embedroute.journal import Journal
@@ -113,11 +114,13 @@ class Watch:
         return max(after - before for before, after in pairwise(turns))
 
 
-@pytest.mark.parametrize(("encoding", "share"), [("base64", 2), ("float", 8)])
-def test_a_large_answer_does_not_hold_the_event_loop(url, encoding, share):
+@pytest.mark.parametrize(
+    ("asked_of", "encoding", "share"), [("base64", "base64", 2), ("base64", "float", 8), ("float", "base64", 8)]
+)
+def test_a_large_answer_does_not_hold_the_event_loop(url, asked_of, encoding, share):
     """The best of some runs counts, against a share of the best of the same work at once: the machine may be busy or slow."""
     vectors = vectors_of(TEXTS, WIDTH)
-    reply = reply_of({"data": body_of(vectors)})
+    reply = reply_of({"data": body_of(vectors, form=FORMS[asked_of])})
     answer = Embeddings(rows=list(vectors), model="m", prompt_tokens=5, journal=Journal("req_1"))
 
     def at_once():
@@ -127,7 +130,7 @@ def test_a_large_answer_does_not_hold_the_event_loop(url, encoding, share):
         return time.perf_counter() - began
 
     async def in_turns():
-        gateway, watch, ends = gateway_at(url), Watch(), []
+        gateway, watch, ends = gateway_at(url, encoding_format=asked_of), Watch(), []
         app = embeddings_app(gateway)
 
         async def noting(scope, receive, send):
@@ -210,7 +213,7 @@ def test_small_answers_are_read_without_a_rest():
     for size in (1_000_000, None):
         found = sleeps[size] = []
         sys.setprofile(lambda _frame, _event, what, found=found: found.append(1) if what is time.sleep else None)
-        rows.lifted(body[:size])
+        lifted(body[:size], "embedding")
         sys.setprofile(None)
 
     assert LARGE < len(body)
@@ -291,9 +294,16 @@ def reply_of(answer):
     return UpstreamReply(200, {}, json.dumps(answer).encode())
 
 
-def body_of(vectors, indexes=None):
-    texts = [base64.b64encode(row.tobytes()).decode() for row in vectors]
-    return [{"index": at, "embedding": text} for at, text in zip(indexes or range(len(texts)), texts, strict=True)]
+def text_of(row):
+    return base64.b64encode(row.tobytes()).decode()
+
+
+FORMS = {"base64": text_of, "float": np.ndarray.tolist}
+
+
+def body_of(vectors, indexes=None, form=text_of):
+    made = map(form, vectors)
+    return [{"index": at, "embedding": row} for at, row in zip(indexes or range(len(vectors)), made, strict=True)]
 
 
 @pytest.mark.parametrize("step", ["read", "written in base64", "written in numbers"])
@@ -319,12 +329,13 @@ def many(count=200):
     return vectors_of(TEXTS[:count], WIDTH)
 
 
-def faulty(at, embedding):
-    data = body_of(many())
+def faulty(at, embedding, form):
+    data = body_of(many(), form=form)
     data[at]["embedding"] = embedding
     return data
 
 
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 @pytest.mark.parametrize("at", [0, ROWS, 199])
 @pytest.mark.parametrize(
     "embedding",
@@ -336,6 +347,8 @@ def faulty(at, embedding):
         [1.0] * (WIDTH - 1),
         [None] * WIDTH,
         ["1"] * WIDTH,
+        ["]", *[1.0] * (WIDTH - 1)],
+        [1.0, [1.0] * (WIDTH - 1)],
         [[1.0] * WIDTH],
         None,
         {},
@@ -345,27 +358,43 @@ def faulty(at, embedding):
     ],
     ids=repr,
 )
-def test_one_bad_row_of_a_large_answer_spoils_it(at, embedding):
+def test_one_bad_row_of_a_large_answer_spoils_it(at, embedding, form):
     """In the first group, between two of them, in the last: a row of one number least of all may be spread over a row."""
-    reply = reply_of({"data": faulty(at, embedding)})
+    reply = reply_of({"data": faulty(at, embedding, form)})
 
     assert len(reply.content) >= LARGE
     with pytest.raises(BadAnswer):
         OpenAI().parse(Batch(model="m", texts=TEXTS[:200], width=WIDTH), reply)
 
 
-@pytest.mark.parametrize("mixed", [False, True])
-@pytest.mark.parametrize(("count", "least"), [(40, rows.LONG), (200, LARGE)])
+def some_as_numbers(row):
+    return row if row["index"] % 7 else {**row, "embedding": FORMS["float"](row["vector"])}
+
+
+ODDITIES = {
+    "none": lambda row: row,
+    "some as numbers": some_as_numbers,
+    "another vector in each row": lambda row: {**row, "meta": {"embedding": [[1], ["]"], {}]}},
+    "another vector in one row": lambda row: {**row, "meta": {"embedding": [1]}} if row["index"] == 3 else row,
+    "a name that ends alike": lambda row: {**row, 'my "embedding"': [0.5], 'my "embedding': [0.5]},
+}
+
+
+@pytest.mark.parametrize("escaped", [False, True])
+@pytest.mark.parametrize("odd", ODDITIES.values(), ids=ODDITIES)
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize(("count", "least"), [(40, LONG), (200, LARGE)])
 @pytest.mark.parametrize("dtype", ["float", "int8", "ubinary"])
-def test_a_large_answer_is_read_as_a_small_one_is(dtype, count, least, mixed):
-    """Rows out of order, some as numbers, of any kind of number."""
+def test_a_large_answer_is_read_as_a_small_one_is(dtype, count, least, form, odd, escaped):
+    """Rows out of order, of any kind of number, in any form, beside what looks like a vector, slashes as PHP writes them."""
     numbers = np.tile(many(count) * 100, 4)
     vectors = numbers.astype({"float": "<f4", "int8": "i1", "ubinary": "u1"}[dtype])
-    data = body_of(vectors[::-1], list(reversed(range(count))))
-    for row in data[::7] if mixed else ():
-        row["embedding"] = vectors[row["index"]].tolist()
+    rows = [{**row, "vector": vectors[row["index"]]} for row in body_of(vectors[::-1], list(reversed(range(count))), form)]
+    data = [{name: value for name, value in odd(row).items() if name != "vector"} for row in rows]
     reply = reply_of({"note": '"embedding": "', "data": data, "usage": {"prompt_tokens": 9}})
-    read = rows.read(Batch(model="m", texts=TEXTS[:count], dtype=dtype), reply, OpenAI().fault)
+    if escaped:
+        reply = UpstreamReply(200, {}, reply.content.replace(b"/", b"\\/"))
+    read = read_rows(Batch(model="m", texts=TEXTS[:count], dtype=dtype), reply, OpenAI().fault)
 
     assert len(reply.content) >= least
     assert 9 == read.prompt_tokens

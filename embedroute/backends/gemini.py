@@ -14,8 +14,9 @@ from embedroute import vectors
 from embedroute.backend import Accepts, Batch, HTTPBackend, Secret, UpstreamReply, UpstreamRequest, Vectors
 from embedroute.backends.address import check_base_url
 from embedroute.backends.headers import check_values
+from embedroute.backends.lifted import array_of_texts, read_apart
 from embedroute.backends.rows import first_count
-from embedroute.errors import InputRefused
+from embedroute.errors import BadAnswer, InputRefused
 from embedroute.inputs import Part, TextPart
 
 TASKS: Final[Mapping[str, tuple[str, str]]] = {
@@ -38,9 +39,9 @@ FULL_WIDTH: Final = 3072
 
 
 class Embedding(msgspec.Struct, gc=False):
-    """One vector."""
+    """One vector: a list of numbers in JSON, or the number of what was taken out."""
 
-    values: list[float]
+    values: msgspec.Raw
 
 
 class Detail(msgspec.Struct, rename="camel"):
@@ -106,14 +107,15 @@ class Gemini(HTTPBackend, frozen=True, kw_only=True):
 
     def parse(self, batch: Batch, reply: UpstreamReply) -> Vectors:
         """Read the vectors, and scale those to length 1 that the model leaves as they fall."""
-        answer: Answer = reply.json(Answer)
+        answer, texts = read_apart(reply, Answer, "values", lambda said: [row.values for row in said.embeddings])
+        if not all(text[0] == ord("[") for text in texts):
+            raise BadAnswer("The upstream's rows are not lists of numbers.")
         usage = _usage(answer.usage_metadata)
         tokens = first_count(usage.prompt_token_count)
-        found = Vectors.from_lists([row.values for row in answer.embeddings], prompt_tokens=tokens)
+        found = array_of_texts(texts)
         split = {detail.modality.lower(): detail.token_count for detail in usage.prompt_token_details if detail.token_count > 0}
-        plain = SECOND in batch.model or found.array.shape[1] >= FULL_WIDTH
-        array = found.array if plain else vectors.unit(found.array)
-        return msgspec.structs.replace(found, array=array, modality_tokens=split)
+        plain = SECOND in batch.model or found.shape[1] >= FULL_WIDTH
+        return Vectors(found if plain else vectors.unit(found), tokens, split)
 
 
 def _usage(said: msgspec.Raw) -> Usage:

@@ -1,15 +1,13 @@
 """Reads the answer that OpenAI made common: rows with an index, as base64 or numbers, and errors inside a 200."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, TypeVar
 
 import msgspec
 
 from embedroute.backend import Batch, UpstreamReply, Vectors, count_of
+from embedroute.backends.lifted import LONG, array_of, array_of_texts, read_apart
 from embedroute.errors import BadAnswer, UpstreamError
-from embedroute.turns import LARGE, Turn, in_turns
-from embedroute.vectors import gathered
 
 STATUSES: Final = {
     "context_length_exceeded": 400,
@@ -35,7 +33,7 @@ class Row(msgspec.Struct, gc=False):
 
 
 class LongRow(msgspec.Struct, gc=False):
-    """One vector of a large answer: still text, or the number of its text."""
+    """One vector of a large answer: still JSON, or the number of what was taken out."""
 
     embedding: msgspec.Raw
     index: int | None = None
@@ -63,19 +61,15 @@ class Answer(msgspec.Struct):
 
 
 class LongAnswer(msgspec.Struct):
-    """A large answer; its rows are read in turns, so that no other thread waits for all of them."""
+    """A large answer; its vectors are read in turns, so that no other thread waits for all of them."""
 
     data: list[LongRow] | None = None
     error: msgspec.Raw = msgspec.Raw()
     usage: msgspec.Raw = msgspec.Raw()
 
 
-AnyRow = TypeVar("AnyRow", Row, LongRow)
-LONG: Final = 64 * 1024
-"""Bytes of an answer from which on taking its base64 out costs less than having it decoded as strings."""
-_VECTOR: Final = re.compile(rb'"embedding"[ \t\r\n]*:[ \t\r\n]*')
-_TEXT: Final = re.compile(_VECTOR.pattern + b'"')
-_LONG_ROWS, _USAGE = msgspec.json.Decoder(list[str | list[float]]), msgspec.json.Decoder(Usage)
+T = TypeVar("T")
+_USAGE: Final = msgspec.json.Decoder(Usage)
 
 
 def read(batch: Batch, reply: UpstreamReply, fault: Callable[[UpstreamReply], UpstreamError]) -> Vectors:
@@ -85,82 +79,37 @@ def read(batch: Batch, reply: UpstreamReply, fault: Callable[[UpstreamReply], Up
         BadAnswer: the body is of another shape, or the indexes are not 0 … n-1.
         UpstreamError: the body is an error; ``fault`` judges it by the status that its code stands for.
     """
-    texts, answer = _long_answer(reply) if len(reply.content) >= LONG else ((), reply.json(Answer))
+    texts: Sequence[memoryview] = ()
+    if len(reply.content) < LONG:
+        answer = reply.json(Answer)
+    else:
+        answer, texts = read_apart(reply, LongAnswer, "embedding", _raw)
     if answer.data is None or bytes(answer.error) not in EMPTY:
         raise _fault_in(answer.error, reply, fault)
-    prompt_tokens = _prompt_tokens(answer.usage, reply.headers)
+    indexes = [row.index for row in answer.data]
     if isinstance(answer, LongAnswer):
-        return _long_vectors(in_order(answer.data), texts, prompt_tokens, batch.dtype)
-    return _vectors([row.embedding for row in in_order(answer.data)], prompt_tokens, batch.dtype)
+        array = array_of_texts(in_order(texts, indexes), batch.dtype)
+    else:
+        array = array_of(in_order([row.embedding for row in answer.data], indexes), batch.dtype)
+    return Vectors(array, _prompt_tokens(answer.usage, reply.headers))
 
 
-def _long_answer(reply: UpstreamReply) -> tuple[Sequence[memoryview], Answer | LongAnswer]:
-    """Read all but the vectors, and the texts of those if all rows are base64."""
-    rest, texts = lifted(reply.content)
-    if texts:
-        answer: LongAnswer = UpstreamReply(reply.status, reply.headers, rest).json(LongAnswer)
-        if [bytes(row.embedding) for row in answer.data or ()] == [b"%d" % at for at in range(len(texts))]:
-            return texts, answer
-    return (), reply.json(LongAnswer if len(reply.content) >= LARGE else Answer)
+def _raw(answer: LongAnswer) -> list[msgspec.Raw]:
+    return [row.embedding for row in answer.data or ()]
 
 
-def lifted(content: bytes) -> tuple[bytes, list[memoryview]]:
-    """Take the base64 out of a JSON text: what is left, each text's number in its place, and the texts, which are not copied.
-
-    Inside a JSON string a quote has a backslash before it, which base64 never has: what decodes ends where it seems to.
-    A text whose first vector is no string is left as it is.
-    """
-    whole, left, texts, at, turn = memoryview(content), list[bytes](), list[memoryview](), 0, Turn(len(content))
-    if (first := _VECTOR.search(content)) is None or content[first.end() : first.end() + 1] != b'"':
-        return content, []
-    while (begins := _TEXT.search(content, at)) is not None and (ends := content.find(b'"', begins.end())) >= 0:
-        left += [content[at : begins.end() - 1], b"%d" % len(texts)]
-        texts.append(whole[begins.end() : ends])
-        at = ends + 1
-        turn.rest()
-    left.append(content[at:])
-    return b"".join(left), texts
-
-
-def _long_vectors(rows: Sequence[LongRow], texts: Sequence[memoryview], prompt_tokens: int | None, dtype: str) -> Vectors:
-    if texts:
-        return Vectors.from_base64([texts[int(row.embedding)] for row in rows], prompt_tokens=prompt_tokens, dtype=dtype)
-    turns = in_turns(len(rows), sum(len(row.embedding) for row in rows))
-    groups = (_vectors(_decoded(rows[turn]), None, dtype).array for turn in turns)
-    return Vectors(gathered(len(rows), groups), prompt_tokens)
-
-
-def _decoded(rows: Sequence[LongRow]) -> list[str | list[float]]:
-    try:
-        return _LONG_ROWS.decode(b"[" + b",".join([row.embedding for row in rows]) + b"]")
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise BadAnswer(f"The upstream's body is not the JSON that was due: {error}") from None
-
-
-def in_order(rows: Sequence[AnyRow]) -> Sequence[AnyRow]:
+def in_order(rows: Sequence[T], indexes: Sequence[int | None]) -> Sequence[T]:
     """Put rows in the order of their indexes; rows that have none are in order.
 
     Raises:
         BadAnswer: an index is missing beside others, comes twice, or is out of range.
     """
-    indexes = [row.index for row in rows]
     if indexes == list(range(len(rows))) or not any(index is not None for index in indexes):
         return rows
-    placed = {row.index: row for row in rows}
+    placed = dict(zip(indexes, rows, strict=True))
     if placed.keys() != set(range(len(rows))):
         raise BadAnswer(f"The upstream's {len(rows)} rows are not numbered 0 to {len(rows) - 1}, each once.")
     return [placed[index] for index in range(len(rows))]
-
-
-def _vectors(embeddings: Sequence[str | list[float]], prompt_tokens: int | None, dtype: str) -> Vectors:
-    texts = [row for row in embeddings if isinstance(row, str)]
-    if len(texts) == len(embeddings):
-        return Vectors.from_base64(texts, prompt_tokens=prompt_tokens, dtype=dtype)
-    numbers = [row for row in embeddings if isinstance(row, list)]
-    if not texts:
-        return Vectors.from_lists(numbers, prompt_tokens=prompt_tokens, dtype=dtype)
-    each = (_vectors([row], None, dtype).array for row in embeddings)
-    return Vectors(gathered(len(embeddings), each), prompt_tokens)
 
 
 def _prompt_tokens(usage: msgspec.Raw, headers: Mapping[str, str]) -> int | None:
