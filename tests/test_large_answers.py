@@ -29,6 +29,7 @@ from embedroute.inbound import Inbound
 from embedroute.journal import Journal
 from embedroute.turns import LARGE, ROWS, in_thread, on_loop
 from embedroute.wire.dialects import DIALECTS
+from tests.certified import certified
 from tests.driver import call
 from tests.upstream import vectors_of
 
@@ -221,8 +222,8 @@ def test_small_answers_are_read_without_a_rest():
 
 
 READING = """
-import asyncio, sys, uvloop
-from embedroute.http.connection import AT_A_TIME, Connection
+import asyncio, socket, ssl, sys, uvloop
+from embedroute.http.connection import AT_A_TIME, TAIL, Connection
 
 read, rounds = {}, 0
 
@@ -241,15 +242,20 @@ def go_round():
     asyncio.get_running_loop().call_soon(go_round)
 
 async def main():
-    loop = asyncio.get_running_loop()
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    _, connection = await loop.create_connection(lambda: Counting(loop, print), *server.sockets[0].getsockname())
+    loop, cert = asyncio.get_running_loop(), sys.argv[2:]
+    ours = theirs = None
+    if cert:
+        ours, theirs = ssl.create_default_context(cafile=cert[0]), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        theirs.load_cert_chain(*cert)
+    server = await asyncio.start_server(serve, "localhost", 0, family=socket.AF_INET, ssl=theirs)
+    port = server.sockets[0].getsockname()[1]
+    _, connection = await loop.create_connection(lambda: Counting(loop, print), "localhost", port, ssl=ours)
     answer = connection.exchange(b"GET / HTTP/1.1\\r\\n\\r\\n", b"")
     connection._transport.pause_reading()
     await asyncio.sleep(0.2)
     go_round()
     connection._transport.resume_reading()
-    print(len((await answer).content), max(read.values()) <= AT_A_TIME + 262144, connection.over())
+    print(len((await answer).content), max(read.values()) <= AT_A_TIME + (TAIL if cert else 262144), connection.over())
     connection.abort()
     server.close()
     await asyncio.sleep(0)
@@ -259,9 +265,11 @@ async def main():
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_an_answer_that_comes_quickly_is_read_in_turns(loop):
+@pytest.mark.parametrize("tls", [False, True])
+def test_an_answer_that_comes_quickly_is_read_in_turns(tmp_path, loop, tls):
     """By itself uvloop would read 32 times 256 KiB before anybody else is heard."""
-    command = [sys.executable, "-c", READING, loop]
+    cert = [certified(tmp_path)[0], str(tmp_path / "key.pem")] if tls else []
+    command = [sys.executable, "-c", READING, loop, *cert]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own words
 
     assert (f"{32 << 20} True True\n", "") == (ran.stdout, ran.stderr)

@@ -16,6 +16,8 @@ LARGEST_HEAD = 64 * 1024
 """Bytes of status lines and headers that an answer may have, those of 1xx answers before it included."""
 AT_A_TIME = 512 * 1024
 """Bytes that are read before others have their turn: a quick upstream would keep the loop reading for milliseconds."""
+TAIL = 1024 * 1024
+"""Bytes at the end of an answer over TLS that are read as they come."""
 CONNECT_TIMEOUT = 5.0
 """Seconds for a connection and its TLS handshake."""
 

@@ -11,7 +11,7 @@ from typing import cast
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from embedroute.errors import BadAnswer, TimedOut, Unavailable, UpstreamError
-from embedroute.http import AT_A_TIME, LARGEST_HEAD, LARGEST_REPLY, too_large
+from embedroute.http import AT_A_TIME, LARGEST_HEAD, LARGEST_REPLY, TAIL, too_large
 from embedroute.http.body import Body
 from embedroute.http.headers import RawHeaders, length_of
 from embedroute.http.readable import readable
@@ -26,7 +26,6 @@ class Connection(asyncio.Protocol):
     """A connection to one upstream; ``idle_since`` is in seconds of the loop's clock."""
 
     __slots__ = (
-        "_at_a_time",
         "_body",
         "_complete",
         "_exchanges",
@@ -40,6 +39,7 @@ class Connection(asyncio.Protocol):
         "_readable",
         "_rested",
         "_status",
+        "_tail",
         "_transport",
         "_waiter",
         "alive",
@@ -68,8 +68,8 @@ class Connection(asyncio.Protocol):
         """Take the transport."""
         self._transport = cast("asyncio.Transport", transport)
         self._readable = readable(transport.get_extra_info("socket").fileno())
-        # Told to pause, uvloop's TLS loses what the upstream sent last before it closed.
-        self._at_a_time = LARGEST_REPLY if transport.get_extra_info("ssl_object") else AT_A_TIME
+        # Told to pause, uvloop's TLS loses what it holds, up to 512 KiB, once the upstream closes: so never near the end.
+        self._tail = TAIL if transport.get_extra_info("ssl_object") else -LARGEST_REPLY
         self.alive = True
 
     def silent(self) -> bool:
@@ -122,7 +122,7 @@ class Connection(asyncio.Protocol):
             self._fail(too_large())
         elif self._status < 200 and self._heard > LARGEST_HEAD:
             self._fail(Unavailable(f"The upstream's headers are larger than {LARGEST_HEAD} bytes."))
-        elif self._heard - self._rested >= self._at_a_time:
+        elif self._heard - self._rested >= AT_A_TIME and (self._length or 0) - self._heard >= self._tail:
             self._rested = self._heard
             self._transport.pause_reading()
             self._loop.call_soon(self._go_on)

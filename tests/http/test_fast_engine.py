@@ -4,7 +4,6 @@ import asyncio
 import gc
 import random
 import socket
-import ssl
 import subprocess
 import sys
 import threading
@@ -22,6 +21,7 @@ from embedroute.errors import BadAnswer, TimedOut, Unavailable, Unreachable, Ups
 from embedroute.http import Connect
 from embedroute.http.fast_engine import FastEngine
 from embedroute.http.target import parse_target, write_head
+from tests.certified import certified
 from tests.serving import SLOW
 from tests.upstream import Upstream, vectors_of
 from tests.waiting import until_on_loop
@@ -432,54 +432,6 @@ async def test_each_call_has_its_own_headers_whatever_was_written_before():
 async def test_an_ipv6_address_is_reached():
     async with Wire(ok(b"six"), host="::1") as wire, Engine() as engine:
         assert b"six" == (await engine.send(request(wire.url), 5.0)).content
-
-
-CA = """
-[ca]
-default_ca = own
-[own]
-database = {place}/index
-serial = {place}/serial
-new_certs_dir = {place}
-default_md = sha256
-policy = any
-x509_extensions = names
-[any]
-commonName = supplied
-[names]
-subjectAltName = DNS:localhost
-[req]
-distinguished_name = any
-"""
-
-
-def certified(tmp_path, until="20991231000000Z"):
-    """Make a certificate for localhost: its file, and a server's context with it."""
-    (tmp_path / "index").touch()
-    (tmp_path / "serial").write_text("01")
-    config, key, wish, cert = (str(tmp_path / name) for name in ("config", "key.pem", "wish.pem", "cert.pem"))
-    (tmp_path / "config").write_text(CA.format(place=tmp_path))
-    new = [
-        "req",
-        "-config",
-        config,
-        "-new",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-subj",
-        "/CN=localhost",
-        "-keyout",
-        key,
-        "-out",
-        wish,
-    ]
-    sign = ["ca", "-config", config, "-batch", "-notext", "-selfsign", "-keyfile", key, "-in", wish, "-out", cert]
-    for command in (new, [*sign, "-startdate", "20200101000000Z", "-enddate", until]):
-        subprocess.run(["openssl", *command], check=True, capture_output=True)  # noqa: S603, S607 - our own words
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(cert, key)
-    return cert, context
 
 
 @pytest.mark.parametrize(("until", "reached"), [("20200102000000Z", False), ("20991231000000Z", True)])
