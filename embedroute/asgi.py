@@ -1,6 +1,6 @@
 """The ASGI doors: a mountable application and a middleware, and how each lives and ends with its host."""
 
-from contextlib import AsyncExitStack
+import logging
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -8,6 +8,8 @@ from embedroute.door import Door, FindCaller
 from embedroute.errors import EmbedrouteError
 from embedroute.gateway import Gateway
 from embedroute.settings import DialectName
+
+log = logging.getLogger("embedroute.access")
 
 __all__ = ["EmbeddingsApp", "EmbeddingsMiddleware", "embeddings_app"]
 
@@ -39,9 +41,20 @@ class EmbeddingsApp:
         if scope["type"] == "http":
             await self.door.serve(path_in_mount(scope), scope, receive, send)
         elif scope["type"] == "lifespan":
-            await _live(self.door.gateway, receive, send)
+            await self._live(receive, send)
         else:
             await send({"type": "websocket.close", "code": 1000})
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        gateway = self.door.gateway
+        await receive()
+        if await _opened(gateway, send):
+            try:
+                await send({"type": "lifespan.startup.complete"})
+                await receive()
+            finally:
+                await gateway.runtime.close()
+            await send({"type": "lifespan.shutdown.complete"})
 
 
 def embeddings_app(gateway: Gateway, *, dialect: DialectName | None = None, caller: FindCaller | None = None) -> EmbeddingsApp:
@@ -68,7 +81,6 @@ class EmbeddingsMiddleware:
         self.app = app
         self.prefix = prefix.rstrip("/")
         self.door = Door(gateway, dialect, caller)
-        self._lives: set[AsyncExitStack] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection, or hand it on."""
@@ -87,56 +99,51 @@ class EmbeddingsMiddleware:
         return below if own else None
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Open before the host starts, which is not asked to if that fails, and close before its last word."""
-        startup, life = await receive(), AsyncExitStack()
-        try:
-            await life.enter_async_context(self.door.gateway.lifespan())
-        except EmbedrouteError as error:
-            await send({"type": "lifespan.startup.failed", "message": error.message})
-            return
-        if await self._heard_by_host(life, startup, scope, receive, send):
-            return
-        # Django and channels know no lifespan and raise at once; the gateway lives and ends all the same.
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
-        await self._end(life)
-        await send({"type": "lifespan.shutdown.complete"})
+        """Open before the host starts, which is not asked to if that fails."""
+        startup = await receive()
+        if await _opened(self.door.gateway, send):
+            await self._live_with_host([startup], scope, receive, send)
 
-    async def _heard_by_host(self, life: AsyncExitStack, startup: Message, scope: Scope, receive: Receive, send: Send) -> bool:
-        unheard = [startup]
+    async def _live_with_host(self, unheard: list[Message], scope: Scope, receive: Receive, send: Send) -> None:
+        """Close before the host's last word; where that is done early it goes on serving, and so does the gateway."""
+        gateway, serving = self.door.gateway, False
 
         async def hearing() -> Message:
             return unheard.pop() if unheard else await receive()
 
-        async def closing(message: Message) -> None:
-            if message["type"] == "lifespan.startup.complete":
-                self._lives.add(life)  # a host that is done with its lifespan early goes on serving
-            else:
-                await self._end(life)  # uvicorn stops the loop on this message, so close first
+        async def telling(message: Message) -> None:
+            nonlocal serving
+            serving = message["type"] == "lifespan.startup.complete"
+            if not serving:
+                await gateway.runtime.close()  # uvicorn stops the loop on this message, so close first
             await send(message)
 
         try:
-            await self.app(scope, hearing, closing)
-        except Exception:
-            if not unheard:
-                raise
-        finally:
-            if not unheard and life not in self._lives:
-                await life.aclose()
-        return not unheard
+            try:
+                await self.app(scope, hearing, telling)
+            except Exception:
+                if not unheard:
+                    raise
+            if unheard:
+                # Django and channels know no lifespan and raise at once; the gateway lives and ends all the same.
+                await telling({"type": "lifespan.startup.complete"})
+                await receive()
+                await telling({"type": "lifespan.shutdown.complete"})
+        except BaseException as error:
+            if not serving or not isinstance(error, Exception):
+                await gateway.runtime.close()
+            raise
 
-    async def _end(self, life: AsyncExitStack) -> None:
-        self._lives.discard(life)
-        await life.aclose()
 
-
-async def _live(gateway: Gateway, receive: Receive, send: Send) -> None:
-    await receive()
+async def _opened(gateway: Gateway, send: Send) -> bool:
+    """Open the gateway, or say why not: of a lifespan that ends without a word, a server takes it that there is none."""
     try:
-        async with gateway.lifespan():
-            await send({"type": "lifespan.startup.complete"})
-            await receive()
-    except EmbedrouteError as error:
-        await send({"type": "lifespan.startup.failed", "message": error.message})
-        return
-    await send({"type": "lifespan.shutdown.complete"})
+        await gateway.runtime.get()
+    except Exception as error:
+        known = isinstance(error, EmbedrouteError)
+        told = error.message if known else f"The gateway cannot open ({type(error).__name__}); its log holds the reason."
+        if not known:
+            log.exception("bug")
+        await send({"type": "lifespan.startup.failed", "message": told})
+        return False
+    return True

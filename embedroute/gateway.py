@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Self, Unpack
 
-import anyio
 import msgspec
 
 from embedroute import tasks
@@ -69,7 +68,7 @@ class Gateway:
         self.cache = MemoryCache(config.cache.bytes, config.cache.ttl, time.monotonic)
         self.decisions = Decisions(self.directory.routes, around_of(parts, self.healths))
         opener = Opener(self.settings, http_client, self.healths, retries or RetryPolicy())
-        self._loop = PerLoop("embedroute", opener.open)
+        self.runtime = PerLoop("embedroute", opener.open)
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str] | None = None, **parts: Unpack[Options]) -> Self:
@@ -149,7 +148,7 @@ class Gateway:
         journal.note("cache", "looked up", hits=journal.hits, misses=journal.misses)
         missing = without(plan.work, found)
         if missing:
-            loop, order = await self._loop.get(), order_of(asked, route, decision, self.cache.store)
+            loop, order = await self.runtime.get(), order_of(asked, route, decision, self.cache.store)
             compute = partial(loop.desk.embed, decision.selection.candidates, order)
             patience = (asked.deadline - time.monotonic()) / (len(decision.selection.candidates) + 1)
             landed, _ = await loop.flights.share(missing, terms_of(asked, route, decision), compute, patience)
@@ -192,9 +191,8 @@ class Gateway:
     @asynccontextmanager
     async def lifespan(self, _app: object = None) -> AsyncGenerator[None, None]:
         """Open this loop's engine, and close it on the way out; for ``FastAPI(lifespan=gateway.lifespan)``, and optional."""
-        await self._loop.get()
+        await self.runtime.get()
         try:
             yield
         finally:
-            with anyio.CancelScope(shield=True):
-                await self._loop.close()
+            await self.runtime.close()

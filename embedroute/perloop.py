@@ -48,8 +48,7 @@ class PerLoop(Generic[T]):
             yield
         finally:
             # The variable would keep its loop alive; trio ends generators cancelled, so close under a shield.
-            self._held.set(None)
-            self._latest = None
+            self._forget(held)
             with anyio.CancelScope(shield=True):
                 await held.stack.aclose()
 
@@ -57,11 +56,17 @@ class PerLoop(Generic[T]):
         """Close this loop's ``T``, if there is one; the next ``get`` makes another."""
         held = self._held.get()
         if held is not None and held.at_loop_end is not None:
+            self._forget(held)
+            # Before the generator, which the loop may come to close meanwhile: that finds nothing left to do then.
+            with anyio.CancelScope(shield=True):
+                await held.stack.aclose()
+                await held.at_loop_end.aclose()
+
+    def _forget(self, held: "_Held[T]") -> None:
+        """Make room for another; one that a late request has made meanwhile is not forgotten."""
+        if self._held.get() is held:
             self._held.set(None)
             self._latest = None
-            # Before the generator, which the loop may come to close meanwhile: that finds nothing left to do then.
-            await held.stack.aclose()
-            await held.at_loop_end.aclose()
 
 
 class _Held(Generic[T]):

@@ -93,6 +93,34 @@ async def test_what_is_closed_by_two_at_once_is_closed_once():
 
 
 @pytest.mark.anyio
+async def test_what_is_made_while_another_is_being_closed_is_kept():
+    """It would be made anew for the next, and closed by the collector while a late request still uses it."""
+    closed = []
+
+    def make(stack):
+        stack.push_async_callback(slowly, made := object())
+        return made
+
+    async def slowly(made):
+        await anyio.sleep(0.05)
+        closed.append(made)
+
+    perloop = PerLoop("slow", make)
+    first, late = await perloop.get(), []
+
+    async def come_late():
+        await anyio.sleep(0.01)
+        late.append(await perloop.get())
+
+    await tasks.gather([perloop.close, come_late], at_once=2)
+    gc.collect()
+    await anyio.sleep(0.1)
+
+    assert [late[0]] == [await perloop.get()]
+    assert [first] == closed
+
+
+@pytest.mark.anyio
 async def test_a_failure_to_make_is_forgotten():
     faults = [OSError("no"), None]
 

@@ -11,11 +11,13 @@ import threading
 import time
 from contextlib import AsyncExitStack, suppress
 from functools import partial
+from weakref import ref
 
 import anyio
 import httpx2
 import numpy as np
 import pytest
+import uvloop
 from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.testclient import TestClient
@@ -23,11 +25,12 @@ from starlette.testclient import TestClient
 from embedroute import Config, EmbeddingsMiddleware, Gateway, embeddings_app, tasks
 from embedroute.backend import Accepts
 from embedroute.errors import InternalError, Unavailable
+from embedroute.perloop import PerLoop
 from embedroute.testing import ScriptedBackend, expected_vector
 from tests.hosts.gateways import KEY, WIDTH, make
 from tests.serving import ROOT
 from tests.upstream import Upstream, vector_of
-from tests.waiting import PATIENCE, POLL
+from tests.waiting import PATIENCE, POLL, until_on_loop
 
 BACKENDS = ["asyncio", "trio"]
 AT_MOST = 2
@@ -217,6 +220,93 @@ async def test_a_host_that_is_done_with_its_lifespan_early_goes_on_serving(upstr
 
     assert (["lifespan.startup.complete"], 1, 1) == (sent, opened, upstream.connections)
     assert ["engine fast"] == engines
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+@pytest.mark.parametrize("early", [True, False])
+def test_no_loop_is_kept_by_a_host_that_does_not_see_its_lifespan_through(run, early):
+    """It is done with it as soon as it has started, or says nothing at the end."""
+    gateway, loops = make(), []
+
+    async def host(_scope, receive, send):
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        if not early:
+            await receive()
+
+    async def serve():
+        loops.append(ref(asyncio.get_running_loop()))
+        await app({"type": "lifespan"}, start, say_nothing)
+        await gateway.embed("t", model="hash")
+
+    app = EmbeddingsMiddleware(host, gateway)
+    for _ in range(3):
+        run(serve())
+    gc.collect()
+
+    assert [None] * 3 == [loop() for loop in loops]
+
+
+async def start():
+    return {"type": "lifespan.startup"}
+
+
+async def say_nothing(_message):
+    pass
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("app", [unaware, silent, Starlette(), None])
+async def test_a_lifespan_that_is_cancelled_closes(upstream, app):
+    """A server that is ended at once says nothing of a shutdown."""
+    gateway, connections = make(upstream.url), []
+    asked_for = iter(["lifespan.startup"])
+
+    async def receive():
+        kind = next(asked_for, None)
+        if kind is None:
+            await gateway.embed("t", model="far")
+            connections.append(len(upstream.open))
+            await anyio.sleep_forever()
+        return {"type": kind}
+
+    async with anyio.create_task_group() as group:
+        door = embeddings_app(gateway) if app is None else EmbeddingsMiddleware(app, gateway)
+        group.start_soon(door, {"type": "lifespan", "state": {}}, receive, say_nothing)
+        await until_on_loop(lambda: connections)
+        group.cancel_scope.cancel()
+
+    assert (1, 0) == (connections[0], open_at(upstream))
+
+
+class Broken(Gateway):
+    """Opens nothing, for a reason that is not of the gateway's own words."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.runtime = PerLoop("broken", self.fail)
+
+    def fail(self, _stack):
+        raise OSError("no such library")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "door", [embeddings_app, partial(EmbeddingsMiddleware, Starlette()), partial(EmbeddingsMiddleware, unaware)]
+)
+async def test_whatever_keeps_a_gateway_from_opening_is_a_failed_start(door, caplog):
+    """Of a lifespan that raises, uvicorn takes it that there is none, and serves a host that has not started."""
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    await door(Broken(Config(gateway={"auth": "open"}, providers={"hashed": {}})))({"type": "lifespan"}, start, send)
+
+    assert ["lifespan.startup.failed"] == [message["type"] for message in sent]
+    assert "OSError" in sent[0]["message"]
+    assert "no such library" not in sent[0]["message"]
+    assert ["no such library"] == [str(record.exc_info[1]) for record in caplog.records]
 
 
 @pytest.mark.anyio
