@@ -5,6 +5,7 @@ A timer of its own for each would cost a request more than most of its checks do
 
 import asyncio
 from contextvars import Context
+from itertools import takewhile
 from typing import Final, Protocol
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
@@ -53,12 +54,10 @@ class Line:
         self._is_set = False
         now = loop.time()
         try:
-            while self._waiting:
-                due, at = next(iter(self._waiting.items()))
-                if at > now + TICK:
-                    break
-                del self._waiting[due]
-                due.come()
+            # Looked up in one go: to begin anew for each would pass all the places that those before it have left.
+            for due in [*takewhile(lambda it: self._waiting[it] <= now + TICK, self._waiting)]:
+                if self._waiting.pop(due, None) is not None:
+                    due.come()
         finally:
             if self._waiting:
                 self._set(loop, next(iter(self._waiting.values())))

@@ -38,7 +38,7 @@ def asyncio_loop() -> asyncio.AbstractEventLoop | None:
 def within(seconds: float, *, alone: bool = False) -> AbstractContextManager[object]:
     """Bound what is awaited inside; past ``seconds`` it is cancelled and ``TimeoutError`` is raised.
 
-    Bounds of equally many seconds share a timer for good; ``alone`` tells one that is like no other.
+    Bounds of equally many seconds share a timer; ``alone`` tells one that is like no other.
     """
     loop = asyncio_loop()
     return anyio.fail_after(seconds) if loop is None else _Within(loop, Alone(seconds) if alone else line_of(loop, seconds))

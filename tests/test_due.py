@@ -124,25 +124,64 @@ def test_what_the_first_request_knew_is_let_go_of_with_it(run):
 
     async def first():
         known.set(session := Session())
-        with tasks.within(0.1):
+        with tasks.within(0.3):
             await asyncio.sleep(0)
         return ref(session)
 
     async def load():
-        for _ in range(8):
-            with tasks.within(0.1):
-                await asyncio.sleep(0.05)
+        for _ in range(20):
+            with tasks.within(0.3):
+                await asyncio.sleep(0.02)
 
     async def main():
         session = await asyncio.create_task(first())
         others = [asyncio.create_task(load()) for _ in range(2)]
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.35)
         gc.collect()
-        held = session()
-        await asyncio.wait(others)
+        held, busy = session(), len(line_of(asyncio.get_running_loop(), 0.3)._waiting)
+        await asyncio.gather(*others)
+        assert 2 == busy
         return held
 
     assert run(main()) is None
+
+
+def test_a_backlog_that_is_due_at_once_is_gone_through_once():
+    """Ten times as many take ten times as long, and not a hundred times."""
+
+    def ring(many):
+        comes, line = [], Line(0.0)
+        loop = asyncio.new_event_loop()
+        for at in range(many):
+            line.join(loop, Guest(comes, at))
+        began = time.process_time()
+        line._ring(loop)
+        took = time.process_time() - began
+        loop.close()
+        assert list(range(many)) == [name for name, _ in comes]
+        return took
+
+    assert min(ring(30_000) for _ in range(3)) < 40 * min(ring(3_000) for _ in range(3))
+
+
+def test_who_leaves_when_another_has_come_is_not_called():
+    comes, line = [], Line(0.0)
+
+    class Leaving(Guest):
+        def come(self):
+            super().come()
+            line.leave(second)
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        for guest in (Leaving(comes, "first"), second, Guest(comes, "third")):
+            line.join(loop, guest)
+        await asyncio.sleep(0.05)
+
+    second = Guest(comes, "second")
+    asyncio.run(main())
+
+    assert ["first", "third"] == [name for name, _ in comes]
 
 
 @pytest.mark.parametrize("run", LOOPS)
