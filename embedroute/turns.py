@@ -2,12 +2,14 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final, TypeVar
 
 import anyio.lowlevel
 import anyio.to_thread
-from anyio import CapacityLimiter
+from anyio import CapacityLimiter, Semaphore
 from anyio.lowlevel import RunVar
 
 T = TypeVar("T")
@@ -20,10 +22,13 @@ TURN: Final = 0.0004
 """Seconds after which others have their turn."""
 LONGEST: Final = 0.005
 """Seconds that a turn may take where others take longer ones: with many others at work, nobody would get on otherwise."""
+PATIENCE: Final = 1.0
+"""Seconds for which such a work waits for another; ours take a tenth of that."""
 _REST: Final = 20e-6
 """Seconds that a thread sleeps between two turns."""
 
-_HEAVY: RunVar[CapacityLimiter] = RunVar("embedroute.heavy")
+_HEAVY: RunVar[Semaphore | None] = RunVar("embedroute.heavy")
+_THREADS: RunVar[CapacityLimiter | None] = RunVar("embedroute.threads")
 
 
 class Turn:
@@ -69,7 +74,8 @@ def in_turns(count: int, size: int, at_a_time: int = ROWS) -> Iterator[slice]:
 
 async def in_thread(work: Callable[[], T]) -> T:
     """Do CPU work of milliseconds that knows no pauses in a worker thread, which is none of those that the host counts on."""
-    return await anyio.to_thread.run_sync(work, limiter=_one_at_a_time())
+    async with _one_at_a_time():
+        return await anyio.to_thread.run_sync(work, limiter=_of_loop(_THREADS, partial(CapacityLimiter, 4)))
 
 
 async def on_loop(parts: Iterable[T]) -> list[T]:
@@ -85,13 +91,28 @@ async def on_loop(parts: Iterable[T]) -> list[T]:
     return done
 
 
-def _one_at_a_time() -> CapacityLimiter:
-    """Of two works of that kind each would wait for the other, and everybody else for both."""
-    limiter = _HEAVY.get(None)
-    if limiter is None:
-        limiter = CapacityLimiter(1)
-        _HEAVY.set(limiter)
-    return limiter
+@asynccontextmanager
+async def _one_at_a_time() -> AsyncGenerator[None, None]:
+    """Of two works of that kind each would wait for the other, and everybody else for both.
+
+    Some plugin's code may take far longer than it should, so nobody is waited for longer than ``PATIENCE``.
+    """
+    heavy = _of_loop(_HEAVY, partial(Semaphore, 1))
+    with anyio.move_on_after(PATIENCE) as waiting:
+        await heavy.acquire()
+    try:
+        yield
+    finally:
+        if not waiting.cancelled_caught:
+            heavy.release()
+
+
+def _of_loop(held: RunVar[T | None], make: Callable[[], T]) -> T:
+    made = held.get(None)
+    if made is None:
+        made = make()
+        held.set(made)
+    return made
 
 
 _KEPT: Final = 31 * 1024 * 1024

@@ -7,6 +7,7 @@ import json
 import platform
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
 from contextlib import aclosing
@@ -291,6 +292,32 @@ async def test_works_that_would_hold_the_loop_up_are_done_one_at_a_time():
 
     assert 8 * 5 == len(done)
     assert 8 == len(list(groupby(done)))
+
+
+@pytest.mark.anyio
+async def test_one_that_takes_far_too_long_holds_the_others_up_for_a_while_only():
+    """As a plugin's code may."""
+    begun, let_go = anyio.Event(), threading.Event()
+    took = []
+
+    async def stuck():
+        begun.set()
+        await in_thread(let_go.wait)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(stuck)
+        await begun.wait()
+        for work in (partial(on_loop, [1]), partial(in_thread, int)):
+            began = time.monotonic()
+            await work()
+            took.append(time.monotonic() - began)
+        let_go.set()
+    began = time.monotonic()
+    await on_loop([1])
+    last = time.monotonic() - began
+
+    assert [True, True, True] == [least < took < 15 for least, took in zip([0.9, 0.9, 0], [*took, last], strict=True)]
+    assert last < min(took)
 
 
 def on_thread(piece, work):
