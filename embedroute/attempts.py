@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Final
 
 from anyio import CapacityLimiter
 
@@ -23,6 +24,9 @@ from embedroute.routing.plan import Key
 from embedroute.routing.widths import Widths
 
 log = logging.getLogger("embedroute.calls")
+
+HAIR: Final = 0.005
+"""Seconds by which what bounds a request may end it before it bounds an attempt."""
 
 
 class Attempts:
@@ -56,7 +60,9 @@ class Attempts:
             self._tell(candidate, failure, journal, attempt, began)
             return failure
         except BaseException:
-            health.released(ticket)
+            # The request's own bound ends its last attempt by a hair before that of the attempt: the upstream hangs.
+            now = self._clock()
+            health.failed(ticket, now) if now >= order.deadline - HAIR else health.released(ticket)
             raise
         landed, tokens = landed_of(candidate, work, answer, order, made=made)
         if made:

@@ -384,6 +384,27 @@ async def test_retries_stay_within_their_budget():
     assert 110 <= len(only.batches) <= 130
 
 
+async def test_an_upstream_that_hangs_for_the_whole_of_each_request_is_left_alone():
+    """The request's own bound ends the call then, not the call's."""
+    only = scripted(then=60.0)
+    gateway = gateway_of(only, deadline=0.1, breaker=BreakerPolicy(failures=3))
+    told = [(await failure_of(gateway)).status for _ in range(6)]
+
+    assert [504, 504, 504, 503, 503, 503] == told
+    assert 3 == len(only.batches)
+
+
+async def test_a_call_that_is_given_up_in_time_says_nothing_of_its_upstream():
+    """Its client left, or whoever shared it."""
+    only = scripted(then=60.0)
+    gateway = gateway_of(only, breaker=BreakerPolicy(failures=1))
+    for _ in range(3):
+        with anyio.move_on_after(0.05):
+            await embed(gateway)
+
+    assert 3 == len(only.batches)
+
+
 async def test_one_deadline_is_shared_by_the_endpoints():
     slow, slower, last = scripted(then=60.0), scripted(then=60.0), scripted()
     began = time.monotonic()
