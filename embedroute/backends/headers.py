@@ -37,5 +37,5 @@ def _check_value(name: str, value: str | Secret | None) -> None:
     text = value.reveal() if isinstance(value, Secret) else value
     if text and not _VALUE.fullmatch(text):
         raise ValueError(f"{name} holds a line break or another character that no header can carry")
-    if text and text != text.strip():
+    if text and text != text.strip(" \t"):
         raise ValueError(f"{name} has space around it, which no header can carry")

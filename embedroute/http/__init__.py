@@ -6,18 +6,17 @@ from typing import Final, Protocol
 import msgspec
 
 from embedroute.backend import Secret, UpstreamReply, UpstreamRequest
-from embedroute.errors import BadAnswer
+from embedroute.errors import BadAnswer, Unavailable
 
 LARGEST_REPLY = 256 * 1024 * 1024
 """Bytes of an answer that are read; 2048 float vectors of 4096 numbers are about 180 MB of text."""
-
-
 LARGEST_HEAD = 64 * 1024
 """Bytes of status lines and headers that an answer may have, those of 1xx answers before it included."""
 AT_A_TIME = 512 * 1024
 """Bytes that are read before others have their turn: a quick upstream would keep the loop reading for milliseconds."""
 TAIL = 1024 * 1024
 """Bytes at the end of an answer over TLS that are read as they come."""
+FRAMING: Final = frozenset({"connection", "content-length", "transfer-encoding", "upgrade"})
 CONNECT_TIMEOUT = 5.0
 """Seconds for a connection and its TLS handshake."""
 
@@ -58,7 +57,13 @@ class Engine(Protocol):
 
 
 def revealed(headers: Mapping[str, str | Secret]) -> dict[str, str]:
-    """Headers as they go on the wire."""
+    """Headers as they go on the wire.
+
+    Raises:
+        Unavailable: one says where a request ends or what follows it, which is the engine's to say.
+    """
+    if not FRAMING.isdisjoint(map(str.lower, headers)):
+        raise Unavailable("A header of this provider says where a request ends, which is the engine's to say.")
     return {name: value.reveal() if isinstance(value, Secret) else value for name, value in headers.items()}
 
 

@@ -108,7 +108,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Feed the parser; without an exchange under way, nobody asked for these bytes."""
         if self._waiter is None or self._waiter.done():
-            if self._waiter is None:
+            if self._waiter is None or self._complete:
                 self._noise()
             self.abort()
             return

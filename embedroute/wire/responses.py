@@ -90,8 +90,8 @@ ENCODER = msgspec.json.Encoder(decimal_format="string")
 
 
 # What stands around a vector and its index; told by the encoder, so that large answers are written as small ones are.
-_BEGIN, _, _REST = ENCODER.encode(Embedding(embedding=msgspec.Raw(b"7"), index=0)).partition(b"7")
-_INDEX, _, _END = _REST.partition(b"0")
+_BEGIN, _, _TAIL = ENCODER.encode(Embedding(embedding=msgspec.Raw(b"7"), index=0)).partition(b"7")
+_INDEX, _, _END = _TAIL.partition(b"0")
 
 
 def filled(envelope: bytes, rows: Sequence[Array], *, base64: bool) -> Iterator[bytes]:

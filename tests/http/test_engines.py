@@ -102,6 +102,16 @@ async def test_a_request_goes_out_as_it_was_built(anyio_backend, name, upstream)
 
 
 @engines
+@pytest.mark.parametrize("header", ["transfer-encoding", "content-length", "connection", "upgrade", "Content-Length"])
+async def test_where_a_request_ends_is_not_for_a_header_to_say(anyio_backend, name, upstream, header):
+    async with Client(name) as client:
+        with pytest.raises(Unavailable, match="says where a request ends"):
+            await client.send(upstream.url, **{header: "0"})
+
+    assert not upstream.requests
+
+
+@engines
 async def test_connections_are_used_again(anyio_backend, name, upstream):
     async with Client(name) as client:
         await client.meet(upstream)

@@ -10,6 +10,7 @@ import threading
 import time
 import warnings
 from contextlib import suppress
+from functools import partial
 from types import MappingProxyType
 
 import anyio
@@ -19,6 +20,7 @@ from embedroute import CacheSettings, Config, Endpoint, Gateway, Model, Provider
 from embedroute.backend import Secret, UpstreamRequest
 from embedroute.errors import BadAnswer, TimedOut, Unavailable, Unreachable, UpstreamError
 from embedroute.http import Connect
+from embedroute.http.connection import Connection
 from embedroute.http.fast_engine import FastEngine
 from embedroute.http.target import parse_target, write_head
 from tests.certified import certified
@@ -483,6 +485,20 @@ async def test_an_upstream_that_speaks_first_and_closes_is_not_stormed():
         holding.cancel()
 
     assert calls == upstream.connections
+
+
+async def test_what_comes_behind_an_answer_before_anybody_has_read_it_is_unasked_for():
+    """Uvloop reads up to 32 times before whoever waits goes on."""
+    loop, told = asyncio.get_running_loop(), []
+    async with Wire(ok(b"{}")) as wire:
+        address = wire.url.removeprefix("http://").partition("/")[0].split(":")
+        _, connection = await loop.create_connection(lambda: Connection(loop, partial(told.append, "noise")), *address)
+        answer = connection.exchange(b"GET / HTTP/1.1\r\n\r\n", b"")
+        for _ in range(2):
+            connection.data_received(ok(b"{}"))
+
+        assert b"{}" == (await answer).content
+        assert (["noise"], False) == (told, connection.over())
 
 
 async def test_a_call_that_is_cancelled_in_the_midst_of_its_answer_says_nothing_of_its_upstream():
