@@ -17,7 +17,8 @@ import httpx2
 import numpy as np
 import pytest
 
-from embedroute.backend import Secret, UpstreamRequest
+from embedroute.backend import Batch, Secret, UpstreamRequest
+from embedroute.backends.openai import OpenAI
 from embedroute.errors import BadAnswer, TimedOut, Unavailable, Unreachable, UpstreamError
 from embedroute.http import DIRECT, Connect
 from embedroute.http.fast_engine import FastEngine
@@ -204,6 +205,23 @@ async def test_what_cannot_be_reached_is_an_upstreams_failure(anyio_backend, nam
             await client.send(url.format(host=f"127.0.0.1:{upstream.port}"), timeout=30.0 if kind is Unreachable else 1.0)
 
     assert "sk-1" not in caught.value.message
+
+
+@engines
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [("Zürich", b"Z\xfcrich"), ("¿qué?", b"\xbfqu\xe9?"), ("a\x80ÿ", b"a\x80\xff"), ("Z\xc3\xbcrich", b"Z\xc3\xbcrich")],
+)
+async def test_a_header_goes_out_as_latin_1(anyio_backend, name, upstream, value, written):
+    """An operator's own as well as a key; the last is UTF-8 that its reader took for latin-1, and is not mended."""
+    backend = OpenAI(base_url=upstream.url, api_key=Secret(value), extra_headers={"x-city": Secret(value)}, project=value)
+    async with Client(name) as client:
+        reply = await client.engine.send(backend.build(Batch(model="m", texts=("text",))), 5.0)
+
+    [ask] = upstream.requests
+    sent = {it: ask.headers[it].encode("latin-1") for it in ("authorization", "x-city", "openai-project")}
+    assert reply.status == 200
+    assert {"authorization": b"Bearer " + written, "x-city": written, "openai-project": written} == sent
 
 
 @engines
