@@ -13,6 +13,7 @@ from embedroute.access import ANYONE
 from embedroute.backend import Accepts, Backend, Secret
 from embedroute.backends.openai import OpenAI
 from embedroute.config import STATE_AUTH, STATE_ENV_AUTH, environment_config, read_config
+from embedroute.errors import Unauthorized
 from embedroute.models import PriceTable, known_providers
 from embedroute.plugins import BUILT_IN
 from embedroute.testing import ScriptedBackend
@@ -268,6 +269,18 @@ ONE = f'{HASHED}[models.m]\nendpoints = [{{provider = "hashed"}}]\n'
                 "[gateway] only[0]: Expected str, got int",
             ],
         ),
+        (f"{OPEN}[debug]\nall = true", ['unknown table "debug"']),
+        (f'{OPEN}engine = "quick"', ["[gateway] engine: Invalid enum value 'quick'; use auto, httpx2, fast"]),
+        (f'{OPEN}unknown_fields = "drop"', ["[gateway] unknown_fields: Invalid enum value 'drop'; use reject, ignore"]),
+        (
+            f"{OPEN}ca_file = 1\nbody_timeout = 0\nonly = {{a = 1}}\nignore = [2]",
+            [
+                "[gateway] ca_file: Expected str | null, got int",
+                "[gateway] body_timeout: Expected float > 0.0",
+                "[gateway] only: Expected array, got object",
+                "[gateway] ignore[0]: Expected str, got int",
+            ],
+        ),
         # of [keys]: a key that cannot be read is a key, and its lists are held to what exists
         (f'{KEYS}[keys.a]\nkey = "env:NOPE"', ["[keys.a] key: the environment variable NOPE is not set"]),
         (f'{KEYS}[keys]\na = "secret"', ["[keys.a] must be a table"]),
@@ -282,6 +295,24 @@ ONE = f'{HASHED}[models.m]\nendpoints = [{{provider = "hashed"}}]\n'
                 "[keys.b] models: The model 'nope' does not exist here; GET /v1/models lists those that do.",
             ],
         ),
+        (
+            f'{KEYS}[keys.a]\nkey = "x"\nmodels = [1]\ndebug = 2\nonly = [3]\nignore = [4]',
+            [
+                "[keys.a] models[0]: Expected str, got int",
+                "[keys.a] debug: Expected bool | null, got int",
+                "[keys.a] only[0]: Expected str, got int",
+                "[keys.a] ignore[0]: Expected str, got int",
+            ],
+        ),
+        (
+            f'{KEYS}[keys.a]\nkye = "x"\nkey = "two words"',
+            [
+                '[keys.a] unknown option "kye"; did you mean "key"?',
+                "[keys.a] key must be 1 to 256 visible ASCII characters",
+            ],
+        ),
+        (f'{KEYS}[keys.a]\nkey = "x\\u007f"', ["[keys.a] key must be 1 to 256 visible ASCII characters"]),
+        (f'{KEYS}[keys."ü"]', ['[keys."ü"] option "key" is missing']),
         (f'{KEYS}[keys.a]\nkye = "x"', ['[keys.a] unknown option "kye"; did you mean "key"?']),
         (
             f'"a\\nb" = 1\n{OPEN}[providers."a\\u2028b"]\nbackend = "a\\u001bb"\nstage = "beta"',
@@ -303,6 +334,14 @@ ONE = f'{HASHED}[models.m]\nendpoints = [{{provider = "hashed"}}]\n'
                 '[providers.openai] unknown option "apikey"; did you mean "api_key"?',
             ],
         ),
+        (
+            f'{OPEN}{HASHED}data_collection = "maybe"\ndistillable = "yes"',
+            [
+                "[providers.hashed] data_collection: Invalid enum value 'maybe'; use allow, deny",
+                "[providers.hashed] distillable: Expected bool | null, got str",
+            ],
+        ),
+        (f'{OPEN}[providers.openai]\napi_key = " "', ["[providers.openai] api_key: must not be empty"]),
         (f'{OPEN}[providers]\nopenai = "sk-x"', ["[providers.openai] must be a table"]),
         (
             (
@@ -411,6 +450,30 @@ ONE = f'{HASHED}[models.m]\nendpoints = [{{provider = "hashed"}}]\n'
                 "[models.m.endpoints.0.price] audio: Expected int >= 0",
             ],
         ),
+        (
+            (
+                f"{OPEN}{HASHED}[models.m]\nendpoints = [{{provider = 'hashed', accepts = 3, "
+                "price = {prompt = -1, completion = -1, request = -1, image = -1}}]"
+            ),
+            [
+                *(
+                    f"[models.m.endpoints.0.price] {kind}: Expected int >= 0"
+                    for kind in ("prompt", "completion", "request", "image")
+                ),
+                "[models.m.endpoints.0] accepts: Expected object, got int",
+            ],
+        ),
+        (
+            f"{OPEN}{ONE}matryoshka = 1\ndimensions_allowed = [8, 0]\ninput_types = [2]\nprefixes = [3]\nfallback = 4",
+            [
+                "[models.m] matryoshka: Expected bool | null, got int",
+                "[models.m] dimensions_allowed[1]: Expected int >= 1",
+                "[models.m] input_types[0]: Expected str, got int",
+                "[models.m] prefixes: Expected object | null, got array",
+                "[models.m] fallback: Expected str | null, got int",
+            ],
+        ),
+        (f"{OPEN}{ONE}prefixes = {{query = 1}}", ["[models.m] prefixes.query: Expected str, got int"]),
         (f"{OPEN}{HASHED}[models.m]\nendpoints = ['hashed']", ["[models.m.endpoints.0] must be a table"]),
         (f"{OPEN}{HASHED}[models.m]\nendpoints = [{{}}]", ['[models.m.endpoints.0] option "provider" is missing']),
         (
@@ -449,10 +512,10 @@ ONE = f'{HASHED}[models.m]\nendpoints = [{{provider = "hashed"}}]\n'
         ),
         # of what would only be met by the first request
         (
-            f'{OPEN}media_domains = ["https://x.example/", "", "*.x.example", "x.example:443", "A.Example"]',
+            f'{OPEN}media_domains = ["https://x.example/", "", "*.x.example", "x.example:443", ".x", "x.", "-x", "A.Example"]',
             [
                 f'[gateway] media_domains: "{it}" is no host name; write the name alone, as in "images.example.com"'
-                for it in ("https://x.example/", "", "*.x.example", "x.example:443")
+                for it in ("https://x.example/", "", "*.x.example", "x.example:443", ".x", "x.", "-x")
             ],
         ),
         (f"{OPEN}{ONE}modalities = []", ["[models.m] modalities: Expected array of length >= 1"]),
@@ -507,6 +570,24 @@ def test_a_report_has_one_true_line_for_each_mistake(text, report):
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        f'{KEYS}[keys.a]\nkey = "{"x" * 256}"',
+        f'{KEYS}[keys.a]\nkey = "!~"',
+        f'{OPEN}media_domains = ["a", "x-1.example", "10.0.0.1"]\nmax_inputs = 1\nmax_body_bytes = 1\n[cache]\nbytes = 0',
+        f"{OPEN}{ONE}dimensions = 1\nmax_input_tokens = 1\nprefixes = {{}}",
+        (
+            f"{OPEN}{HASHED}[models.m]\nendpoints = [{{provider = 'hashed', weight = 1e18, quality = -1e18, price = 1e18}}]\n"
+            "[models.n]\nendpoints = [{provider = 'hashed', quality = 1e18, micro_batch_ms = 0}]\n[models.o]\n"
+            f"endpoints = [{{provider = 'hashed', micro_batch_ms = 1000, price = '{'9' * 18}.{'9' * 18}'}}]"
+        ),
+    ],
+)
+def test_what_is_at_a_bound_is_within_it(text):
+    assert [] == mistakes_of(text)
+
+
+@pytest.mark.parametrize(
     "url",
     [
         "",
@@ -523,6 +604,10 @@ def test_a_report_has_one_true_line_for_each_mistake(text, report):
         "https://x/v1?api-version=1",
         "https://x/v1#top",
         "https://[::1/v1",
+        "https://x:0/v1",
+        "https://x/a\\b",
+        "https://x/\x01",
+        "https://x/\x7f",
     ],
 )
 @pytest.mark.parametrize("backend", ["openai", "mistral", "gemini"])
@@ -689,6 +774,7 @@ UNSENDABLE = "holds a line break or another character that no header can carry"
     [
         ("openai", {"api_key": "sk-hidden\nx"}, f"api_key {UNSENDABLE}"),
         ("openai", {"api_key": "sk-hidden\0"}, f"api_key {UNSENDABLE}"),
+        ("openai", {"api_key": "sk-hidden\x01"}, f"api_key {UNSENDABLE}"),
         ("openai", {"api_key": "sk-hidden…"}, f"api_key {UNSENDABLE}"),
         ("gemini", {"api_key": "sk-hidden\rx"}, f"api_key {UNSENDABLE}"),
         ("mistral", {"api_key": "sk-hidden\x7f"}, f"api_key {UNSENDABLE}"),
@@ -701,10 +787,9 @@ UNSENDABLE = "holds a line break or another character that no header can carry"
         ("openai", {"api_key": "k", "extra_headers": {"x one": "1"}}, "extra_headers cannot set a header 'x one'"),
         ("openai", {"api_key": "k", "extra_headers": {"x:": "1"}}, "extra_headers cannot set a header 'x:'"),
         ("openai", {"api_key": "k", "extra_headers": {"": "1"}}, "extra_headers cannot set a header ''"),
-        (
-            "openai",
-            {"api_key": "k", "extra_headers": {"Content-Length": "1"}},
-            "extra_headers cannot set a header 'Content-Length'",
+        *(
+            ("openai", {"api_key": "k", "extra_headers": {name: "1"}}, f"extra_headers cannot set a header '{name}'")
+            for name in ("ü", "x/1", "Connection", "Content-Length", "Transfer-Encoding", "upgrade")
         ),
         ("openai", {"api_key": "k", "extra_body": {"top": float("nan")}}, "extra_body.top is nan, which JSON cannot say"),
         ("openai", {"api_key": "k", "extra_body": {"top": float("-inf")}}, "extra_body.top is -inf, which JSON cannot say"),
@@ -755,6 +840,7 @@ def test_no_secret_shows():
         ({"OPENAI_API_KEY": ""}, False, set()),
         ({"OPENAI_API_KEY": "k", "MISTRAL_API_KEY": "k", "GOOGLE_API_KEY": "k"}, False, {"openai", "mistral", "gemini"}),
         ({"GEMINI_API_KEY": "first", "GOOGLE_API_KEY": "second"}, False, {"gemini"}),
+        ({"GEMINI_API_KEY": " ", "GOOGLE_API_KEY": "first"}, False, {"gemini"}),
         ({"JINA_API_KEY": "k", "UNRELATED_API_KEY": "k"}, False, {"jina"}),
     ],
 )
@@ -789,6 +875,17 @@ def test_a_gateway_from_the_environment_knows_its_key():
     gateway = Gateway.from_env(environ={"EMBEDROUTE_AUTH": "keys", "EMBEDROUTE_KEY": "k"})
 
     assert "default" == gateway.keys.identify([(b"authorization", b"Bearer k")]).name
+
+
+@pytest.mark.parametrize("auth", ["open", "host"])
+@pytest.mark.parametrize("key", ["k", "two words"])
+def test_who_needs_no_keys_may_say_so_in_the_environment(auth, key):
+    """A key that stands in it all the same is nobody's, whatever it is."""
+    gateway = Gateway.from_env(environ={"EMBEDROUTE_AUTH": auth, "EMBEDROUTE_KEY": key})
+
+    assert auth == gateway.settings.auth
+    with pytest.raises(Unauthorized):
+        gateway.keys.identify([(b"authorization", b"Bearer k")])
 
 
 @pytest.mark.parametrize(
@@ -829,6 +926,8 @@ def test_a_config_is_built_of_structs_or_dicts(mixed):
     [
         ({"keys": {"a": Key(key="k")}}, None),
         ({"keys": {"a": Key(key="two words")}}, "[keys.a] key must be"),
+        ({"keys": {"a": Key(key=Secret(""))}}, "[keys.a] key must be"),
+        ({"gateway": Settings(only=("a", 3))}, "[gateway] only[1]: Expected str, got int"),
         ({"gateway": Settings(auth="everyone")}, "[gateway] auth: Invalid enum value"),
         ({"gateway": Settings(deadline="soon")}, "[gateway] deadline: Expected float, got str"),
         ({"gateway": {"deadlin": 1}}, '[gateway] unknown option "deadlin"'),
@@ -855,12 +954,16 @@ def test_what_python_says_is_judged_as_what_toml_says(tables, mistake):
     assert refused.value.message.startswith(mistake)
 
 
-@pytest.mark.parametrize("price", [Decimal("0.02"), PriceTable(prompt=Decimal("0.02")), {"prompt": Decimal("0.02")}])
+EXACT = Decimal("0.020000000000000001")
+"""More digits than a float has."""
+
+
+@pytest.mark.parametrize("price", [EXACT, PriceTable(prompt=EXACT), {"prompt": EXACT}])
 def test_prices_may_be_decimals_in_python(price):
     endpoint = Endpoint(provider="hashed", price=price)
     config = Config(models={"m": Model(endpoints=[endpoint])})
 
-    assert {"prompt": Decimal("0.02")} == config.models["m"].endpoints[0].prices()
+    assert {"prompt": EXACT} == config.models["m"].endpoints[0].prices()
 
 
 def test_a_backend_object_needs_no_packaging():

@@ -15,7 +15,10 @@ from embedroute.plugins import BUILT_IN, listed, load
 from tests.commands import run
 
 GOOD = """
+from fractions import Fraction
 from typing import ClassVar
+
+import msgspec
 from embedroute.backend import Accepts, Backend, HTTPBackend, Secret
 
 class Acme(HTTPBackend):
@@ -52,6 +55,14 @@ class Paired(Acme):
         if self.first > 5:
             raise ValueError("that is too much")
 
+class Loose(msgspec.Struct, frozen=True):
+    width: int = 0
+
+class Shaped(Acme):
+    span: tuple[int, int] = (0, 1)
+    loose: Loose = Loose()
+    share: Fraction = Fraction(1)
+
 class Mute(Acme):
     def __post_init__(self):
         raise ValueError
@@ -84,6 +95,7 @@ PACKAGES = {
             "strict": "acme_backend:Strict",
             "wordy": "acme_backend:Wordy",
             "paired": "acme_backend:Paired",
+            "shaped": "acme_backend:Shaped",
             "mute": "acme_backend:Mute",
             "leaver": "acme_backend:Leaver",
             "stopped": "acme_backend:Stopped",
@@ -125,6 +137,7 @@ told["acme"] = start(["acme", "inner"])
 told["imported"] = sorted(set(sys.modules) & {MODULES})
 told |= {name: start([name]) for name in NAMES}
 told["paired"] = [start(["paired"], **options) for options in PAIRED]
+told["shaped"] = [start(["shaped"], **options) for options in SHAPED]
 told["all"] = start(NAMES)
 both = {"vllm": {}, "vllm/acme": {"backend": "vllm", "options": {"api_key": "k"}}}
 found = Gateway(Config(gateway={"auth": "open"}, providers=both)).directory.providers
@@ -149,6 +162,7 @@ def told(tmp_path_factory):
         "NAMES", repr(NAMES)
     )
     probe = probe.replace("PAIRED", repr([options for options, _ in PAIRED]))
+    probe = probe.replace("SHAPED", repr([options for options, _ in SHAPED]))
     return json.loads(run([sys.executable, "-c", probe], place, {"PYTHONPATH": f"{place}:{Path(__file__).parent.parent}"}))
 
 
@@ -231,6 +245,18 @@ def test_what_a_backend_says_of_its_options_is_told_with_what_they_are_not(told)
         [it.removeprefix("[providers.paired] ").rpartition("cannot be made: ")[2] for it in mistakes]
         for mistakes in told["paired"]
     ]
+
+
+SHAPED = [
+    ({"span": [1, "x"]}, "span: Expected int, got str at [1]"),
+    ({"loose": {"width": "x"}}, "loose: Expected int, got str at .width"),
+    ({"share": "x"}, 'the backend "shaped" (acme_backend:Shaped of acme-odd) cannot be made: NotImplementedError:'),
+]
+
+
+def test_an_option_of_any_shape_is_named(told):
+    """Where it is not a table or a list of one kind, its own mistake says where in it; some types only Python can fill."""
+    assert [[f"[providers.shaped] {mistake}"] for _, mistake in SHAPED] == told["shaped"]
 
 
 def test_whoever_stops_the_start_by_hand_is_obeyed(told):
