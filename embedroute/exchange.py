@@ -149,7 +149,8 @@ def checked(answer: Vectors, batch: Batch, *, due: int | None, matryoshka: bool 
     width = -(-batch.width // 8) if batch.width and batch.dtype in {"binary", "ubinary"} else batch.width
     try:
         array = vectors.check(answer.array, len(batch), width, batch.dtype)
-        tokens, split = count_of(answer.prompt_tokens), counts_of(answer.modality_tokens)
+        tokens = count_of(answer.prompt_tokens)
+        split = counts_of(answer.modality_tokens) if answer.modality_tokens else {}
     except _PLAIN_MISTAKES as error:
         raise BadAnswer(f"The backend gave back no vectors ({type(error).__name__}).") from error
     if due is not None and due != batch.width and batch.dtype == "float":

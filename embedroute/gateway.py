@@ -145,7 +145,6 @@ class Gateway:
         plan = make_plan(asked.job.inputs, decision.shared)
         found = look_up(self.cache, plan.work, decision) if asked.cached.read else {}
         journal.looked_up(plan.keys, found)
-        journal.note("cache", "looked up", hits=journal.hits, misses=journal.misses)
         missing = without(plan.work, found)
         if missing:
             loop, order = await self.runtime.get(), order_of(asked, route, decision, self.cache.store)

@@ -68,6 +68,8 @@ class Journal(msgspec.Struct, eq=False):
         """Count the inputs, by their ``keys``, whose vectors were there, and those whose were not."""
         self.hits = sum([key in found for key in keys]) if found else 0
         self.misses = len(keys) - self.hits
+        if self.events is not None:
+            self.note("cache", "looked up", hits=self.hits, misses=self.misses)
 
     def served(
         self,

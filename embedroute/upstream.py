@@ -103,7 +103,7 @@ class UpstreamReply(msgspec.Struct, frozen=True, gc=False):
 
     def __post_init__(self) -> None:
         """Read headers as HTTP does, whoever gives them."""
-        if not isinstance(self.headers, Headers):
+        if type(self.headers) is not Headers:
             msgspec.structs.force_setattr(self, "headers", Headers(self.headers.items()))
 
     def json(self, type: Any = Any) -> Any:
