@@ -15,7 +15,7 @@ import msgspec
 from embedroute import tasks
 from embedroute.access import KeyRing, access_mistakes
 from embedroute.attempts import Attempts
-from embedroute.calls import Desk
+from embedroute.calls import Desk, Embed
 from embedroute.config import Config, environment_config, read_config
 from embedroute.errors import ConfigError, InternalError
 from embedroute.exchange import LocalModels
@@ -130,9 +130,9 @@ def config_from_environment(environ: Mapping[str, str]) -> Config:
 
 
 class Loop(msgspec.Struct, frozen=True):
-    """What belongs to one event loop: the desk that makes its calls, and the keys being computed on it."""
+    """What belongs to one event loop: how its desk embeds, and the keys being computed on it."""
 
-    desk: Desk
+    embed: Embed
     flights: Flights
 
 
@@ -169,7 +169,7 @@ class Opener:
         desk = Desk(
             attempts=attempts, healths=healths, budget=self._budget, policy=self._retries, clock=clock, random=random.random
         )
-        return Loop(desk, Flights())
+        return Loop(desk.embed, Flights())
 
     def _engine(self) -> Engine:
         settings = self._settings

@@ -1,6 +1,6 @@
 """Over endpoints and attempts under one deadline; the only place that retries."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 
 import anyio
@@ -10,8 +10,9 @@ from anyio import CapacityLimiter
 from embedroute import tasks
 from embedroute.attempts import Attempts
 from embedroute.errors import BatchTooLarge, DeadlineExceeded, EmbedrouteError, InputRefused
+from embedroute.flights import Land
 from embedroute.inputs import Input
-from embedroute.orders import Land, Landed, Order
+from embedroute.orders import Landed, Order
 from embedroute.routing.breaker import State
 from embedroute.routing.directory import Candidate
 from embedroute.routing.health import Healths
@@ -20,6 +21,8 @@ from embedroute.routing.retry import RetryBudget, RetryPolicy, Then, judge, limi
 
 CHUNKS_AT_ONCE = 8
 Pieces = Sequence[Mapping[Key, Input]]
+Embed = Callable[[Sequence[Candidate], Order, Mapping[Key, Input], Land], Awaitable[None]]
+"""Computes work in order at the first candidate that answers, and gives its vectors away as they land."""
 Enter = Callable[[float], bool]
 """Whether an endpoint may be tried for the first time by a chunk, at a time in seconds."""
 
@@ -41,6 +44,7 @@ class Desk:
         self._attempts = attempts
         self._healths = healths
         self._budget = budget
+        self._called = budget.called
         self._policy = policy
         self._clock = clock
         self._random = random
@@ -62,12 +66,12 @@ class Desk:
             EmbedrouteError: what the client is to be told when some of it cannot be computed.
         """
         failures: Sequence[EmbedrouteError] = ()
-        for position, candidate in enumerate(candidates):
-            pieces, left = self._cut(candidate, order, work), len(candidates) - position
-            failure = None if pieces else await self._at(candidate, work, order, land, left, enter or self._budget.called)
+        for candidate in candidates:
+            pieces, left = self._cut(candidate, order, work), len(candidates) - len(failures)
+            failure = None if pieces else await self._at(candidate, work, order, land, left, enter or self._called)
             halved = isinstance(failure, BatchTooLarge) and len(work) > 1
             if pieces or halved:
-                everyone = [*candidates[position:], *limited(candidates, failures)]
+                everyone = [*candidates[-left:], *limited(candidates, failures)]
                 await self._all(everyone, order, pieces or halves(work), land, [*before, *failures], halved=halved)
                 return
             if failure is None:

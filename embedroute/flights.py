@@ -7,7 +7,7 @@ leads and computes; one that waits takes over when its leader is cancelled or ru
 import math
 from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Self, TypeVar
+from typing import Self, TypeVar, TypeVarTuple
 
 import anyio
 
@@ -16,10 +16,13 @@ from embedroute.inputs import Input
 from embedroute.routing.plan import Embedded, Key
 
 Work = Mapping[Key, Input]
-Compute = Callable[[Work, Callable[[Mapping[Key, Embedded]], None]], Awaitable[None]]
-"""Computes work, and calls its second argument with each part as it lands."""
+Land = Callable[[Mapping[Key, Embedded]], None]
+"""Takes vectors as they land."""
 
 T = TypeVar("T")
+Given = TypeVarTuple("Given")
+Compute = Callable[[*Given, Work, Land], Awaitable[None]]
+"""Takes what is given to it and work, and computes that; each part goes to its last argument as it lands."""
 
 
 def without(work: Work, found: Container[Key] | None) -> Work:
@@ -30,12 +33,12 @@ def without(work: Work, found: Container[Key] | None) -> Work:
 class Flight:
     """One key on its way; ``terms`` is what a waiter must share with its leader to share its error too.
 
-    ``group`` holds all keys that the leader computes: any of them may be the one that an upstream finds fault with.
+    ``group`` is all that the leader computes: any of them may be the one that an upstream finds fault with.
     """
 
     __slots__ = ("_end", "error", "group", "landed", "over", "terms")
 
-    def __init__(self, terms: object, group: AbstractSet[Key]) -> None:
+    def __init__(self, terms: object, group: Work) -> None:
         """Take off."""
         self._end: anyio.Event | None = None
         self.over = False
@@ -58,7 +61,7 @@ class Flight:
 
     def error_for(self, terms: object, asked: AbstractSet[Key]) -> EmbedrouteError | None:
         """The leader's error, if it is also that of a request for ``asked`` on ``terms``."""
-        if self.terms != terms or (isinstance(self.error, InputRefused) and not self.group <= asked):
+        if self.terms != terms or (isinstance(self.error, InputRefused) and not self.group.keys() <= asked):
             return None
         return self.error
 
@@ -75,7 +78,7 @@ class Flights:
         return len(self._flights)
 
     async def share(
-        self, missing: Mapping[Key, Input], terms: object, compute: Compute, patience: float = math.inf
+        self, missing: Work, terms: object, compute: Compute[*Given], given: tuple[*Given], patience: float = math.inf
     ) -> tuple[dict[Key, Embedded], int]:
         """Get every key of ``missing``: lead those that nobody computes, and wait for the others.
 
@@ -87,7 +90,7 @@ class Flights:
             EmbedrouteError: this request's own, or its leader's if both asked on the same ``terms``.
         """
         if terms is None:
-            return await _alone(missing, compute), len(missing)
+            return await _alone(missing, compute, given), len(missing)
         found: dict[Key, Embedded] = {}
         led, until, left = 0, 0.0, missing
         slow: Sequence[Flight] = ()
@@ -96,7 +99,7 @@ class Flights:
             if own := without(left, awaited):
                 led += len(own)
                 with _Led(self._flights, own, terms) as lead:
-                    await compute(own, lead.land)
+                    await compute(*given, own, lead.land)
                 found |= lead.found
             if awaited:
                 until = until or anyio.current_time() + patience
@@ -116,7 +119,7 @@ class _Led:
 
     def __init__(self, board: dict[Key, Flight], work: Work, terms: object) -> None:
         self._board = board
-        self._own = {key: Flight(terms, work.keys()) for key in work}
+        self._own = {key: Flight(terms, work) for key in work}
         self.found: dict[Key, Embedded] = {}
         board |= self._own
 
@@ -157,9 +160,9 @@ def _still(flights: Mapping[Key, Flight]) -> list[Flight]:
     return [flight for flight in flights.values() if not flight.over]
 
 
-async def _alone(work: Work, compute: Compute) -> dict[Key, Embedded]:
+async def _alone(work: Work, compute: Compute[*Given], given: tuple[*Given]) -> dict[Key, Embedded]:
     found: dict[Key, Embedded] = {}
-    await compute(work, found.update)
+    await compute(*given, work, found.update)
     return found
 
 

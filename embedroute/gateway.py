@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Self, Unpack
 
 import msgspec
@@ -66,6 +65,7 @@ class Gateway:
         self.directory = parts.directory
         self.healths = Healths(breaker or BreakerPolicy())
         self.cache = MemoryCache(config.cache.bytes, config.cache.ttl, time.monotonic)
+        self._store = self.cache.store
         self.decisions = Decisions(self.directory.routes, around_of(parts, self.healths))
         opener = Opener(self.settings, http_client, self.healths, retries or RetryPolicy())
         self.runtime = PerLoop("embedroute", opener.open)
@@ -147,10 +147,10 @@ class Gateway:
         journal.looked_up(plan.keys, found)
         missing = without(plan.work, found)
         if missing:
-            loop, order = await self.runtime.get(), order_of(asked, route, decision, self.cache.store)
-            compute = partial(loop.desk.embed, decision.selection.candidates, order)
-            patience = (asked.deadline - time.monotonic()) / (len(decision.selection.candidates) + 1)
-            landed, _ = await loop.flights.share(missing, terms_of(asked, route, decision), compute, patience)
+            loop, order = await self.runtime.get(), order_of(asked, route, decision, self._store)
+            terms, candidates = terms_of(asked, route, decision), decision.selection.candidates
+            patience = (asked.deadline - time.monotonic()) / (len(candidates) + 1)
+            landed, _ = await loop.flights.share(missing, terms, loop.embed, (candidates, order), patience)
             found |= landed
         rows, tokens, journal.estimated = assemble(plan, found)
         return Embeddings(rows=rows, model=route.public, prompt_tokens=tokens, journal=journal)

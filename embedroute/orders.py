@@ -1,6 +1,6 @@
 """What one request orders of its endpoints: how a chunk is worded for a backend, what it costs, how its failure is told."""
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from typing import cast
 
 import msgspec
@@ -10,6 +10,7 @@ from embedroute.access import Caller
 from embedroute.backend import Batch, Vectors
 from embedroute.cache import CacheUse
 from embedroute.errors import EmbedrouteError, KeyRefused, UpstreamError
+from embedroute.flights import Land
 from embedroute.inputs import Input, Kind, Part, images_in, sizes_of
 from embedroute.journal import Journal
 from embedroute.models import Model
@@ -33,8 +34,6 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 Landed = Mapping[Key, Embedded]
 """Vectors that have come, under the keys that asked for them."""
-Land = Callable[[Landed], None]
-"""Takes vectors as they land."""
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True, eq=False, gc=False):

@@ -47,7 +47,7 @@ class Party:
 
     async def ask(self, name, keys, terms=TERMS):
         try:
-            found, led = await self.flights.share(work(keys), terms, self.computer)
+            found, led = await self.flights.share(work(keys), terms, self.computer, ())
         except Exception as error:  # noqa: BLE001 - what it got
             self.got[name] = error
         else:
@@ -123,7 +123,7 @@ async def test_who_computes_on_other_terms_is_waited_for_within_bounds(terms, co
     party, met = Party(), []
 
     async def wait():
-        met.append(await party.flights.share(work("bc"), terms, second, patience=0.05))
+        met.append(await party.flights.share(work("bc"), terms, second, (), patience=0.05))
 
     async def second(asked, land):
         party.computer.computed.append("".join(asked.values()))
@@ -152,14 +152,14 @@ async def test_what_has_landed_is_in_flight_no_more():
 
     async def lead():
         with pytest.raises(Unavailable):
-            await flights.share(work("ab"), TERMS, half)
+            await flights.share(work("ab"), TERMS, half, ())
 
     async with anyio.create_task_group() as group:
         group.start_soon(lead)
         await anyio.wait_all_tasks_blocked()
         computer = Computer()
         computer.go.set()
-        found, led = await flights.share(work("a"), TERMS, computer)
+        found, led = await flights.share(work("a"), TERMS, computer, ())
         waiting.set()
 
     # The cache has it by then; without one it is computed again, and nobody waits for the leader's other keys.
