@@ -79,7 +79,8 @@ def unless(gone: Gone, work: Awaitable[T], *, grace: float = 0.05) -> Awaitable[
     Raises:
         ClientGone: ``gone`` returned before the work was done.
     """
-    return (_unless_on_asyncio if on_asyncio() else _unless)(gone, work, grace)
+    loop = asyncio_loop()
+    return _unless(gone, work, grace) if loop is None else _unless_on_asyncio(loop, gone, work, grace)
 
 
 class _Watch:
@@ -114,8 +115,7 @@ class _Watch:
             await asyncio.wait([task])
 
 
-async def _unless_on_asyncio(gone: Gone, work: Awaitable[T], grace: float) -> T:
-    loop = asyncio.get_running_loop()
+async def _unless_on_asyncio(loop: asyncio.AbstractEventLoop, gone: Gone, work: Awaitable[T], grace: float) -> T:
     watch, line = _Watch(loop, gone), line_of(loop, grace)
     line.join(loop, watch)
     try:
