@@ -1,6 +1,8 @@
 """The ASGI doors: a mountable application and a middleware, and how each lives and ends with its host."""
 
 import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -41,20 +43,9 @@ class EmbeddingsApp:
         if scope["type"] == "http":
             await self.door.serve(path_in_mount(scope), scope, receive, send)
         elif scope["type"] == "lifespan":
-            await self._live(receive, send)
+            await _live(self.door.gateway, _stand_in, scope, receive, send)
         else:
             await send({"type": "websocket.close", "code": 1000})
-
-    async def _live(self, receive: Receive, send: Send) -> None:
-        gateway = self.door.gateway
-        await receive()
-        if await _opened(gateway, send):
-            try:
-                await send({"type": "lifespan.startup.complete"})
-                await receive()
-            finally:
-                await gateway.runtime.close()
-            await send({"type": "lifespan.shutdown.complete"})
 
 
 def embeddings_app(gateway: Gateway, *, dialect: DialectName | None = None, caller: FindCaller | None = None) -> EmbeddingsApp:
@@ -85,7 +76,7 @@ class EmbeddingsMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection, or hand it on."""
         if scope["type"] == "lifespan":
-            await self._live(scope, receive, send)
+            await _live(self.door.gateway, self.app, scope, receive, send)
         elif scope["type"] == "http" and (path := self._own(path_in_mount(scope))) is not None:
             await self.door.serve(path, scope, receive, send)
         else:
@@ -98,52 +89,59 @@ class EmbeddingsMiddleware:
         )
         return below if own else None
 
-    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Open before the host starts, which is not asked to if that fails."""
-        startup = await receive()
-        if await _opened(self.door.gateway, send):
-            await self._live_with_host([startup], scope, receive, send)
 
-    async def _live_with_host(self, unheard: list[Message], scope: Scope, receive: Receive, send: Send) -> None:
-        """Close before the host's last word; where that is done early it goes on serving, and so does the gateway."""
-        gateway, serving = self.door.gateway, False
-
-        async def hearing() -> Message:
-            return unheard.pop() if unheard else await receive()
-
-        async def telling(message: Message) -> None:
-            nonlocal serving
-            serving = message["type"] == "lifespan.startup.complete"
-            if not serving:
-                await gateway.runtime.close()  # uvicorn stops the loop on this message, so close first
-            await send(message)
-
-        try:
-            try:
-                await self.app(scope, hearing, telling)
-            except Exception:
-                if not unheard:
-                    raise
-            if unheard:
-                # Django and channels know no lifespan and raise at once; the gateway lives and ends all the same.
-                await telling({"type": "lifespan.startup.complete"})
-                await receive()
-                await telling({"type": "lifespan.shutdown.complete"})
-        except BaseException as error:
-            if not serving or not isinstance(error, Exception):
-                await gateway.runtime.close()
-            raise
+async def _stand_in(_scope: Scope, receive: Receive, send: Send) -> None:
+    """The host of an application of its own, or in place of one that knows no lifespan."""
+    await receive()
+    await send({"type": "lifespan.startup.complete"})
+    await receive()
+    await send({"type": "lifespan.shutdown.complete"})
 
 
-async def _opened(gateway: Gateway, send: Send) -> bool:
-    """Open the gateway, or say why not: of a lifespan that ends without a word, a server takes it that there is none."""
+async def _live(gateway: Gateway, host: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Open before the host starts, which is not asked to if that fails.
+
+    Of a lifespan that ends without a word, a server takes it that there is none: so it is told of every reason.
+    """
+    startup = await receive()
     try:
-        await gateway.runtime.get()
+        loop = await gateway.runtime.get()
+    except EmbedrouteError as error:
+        told = error.message
     except Exception as error:
-        known = isinstance(error, EmbedrouteError)
-        told = error.message if known else f"The gateway cannot open ({type(error).__name__}); its log holds the reason."
-        if not known:
-            log.exception("bug")
-        await send({"type": "lifespan.startup.failed", "message": told})
-        return False
-    return True
+        log.exception("bug")
+        told = f"The gateway cannot open ({type(error).__name__}); its log holds the reason."
+    else:
+        await _live_with(host, partial(gateway.runtime.close, loop), [startup], scope, receive, send)
+        return
+    await send({"type": "lifespan.startup.failed", "message": told})
+
+
+async def _live_with(
+    host: ASGIApp, close: Callable[[], Awaitable[None]], unheard: list[Message], scope: Scope, receive: Receive, send: Send
+) -> None:
+    """Close before the host's last word; where that is done early it goes on serving, and so does the gateway."""
+    serving = False
+
+    async def hearing() -> Message:
+        return unheard.pop() if unheard else await receive()
+
+    async def telling(message: Message) -> None:
+        nonlocal serving
+        serving = message["type"] == "lifespan.startup.complete"
+        if not serving:
+            await close()  # uvicorn stops the loop on this message, so close first
+        await send(message)
+
+    try:
+        try:
+            await host(scope, hearing, telling)
+        except Exception:
+            if not unheard:
+                raise
+        if unheard:  # Django and channels raise at once; the gateway lives and ends all the same
+            await _stand_in(scope, hearing, telling)
+    except BaseException as error:
+        if not serving or not isinstance(error, Exception):
+            await close()
+        raise

@@ -190,8 +190,8 @@ class Gateway:
     @asynccontextmanager
     async def lifespan(self, _app: object = None) -> AsyncGenerator[None, None]:
         """Open this loop's engine, and close it on the way out; for ``FastAPI(lifespan=gateway.lifespan)``, and optional."""
-        await self.runtime.get()
+        loop = await self.runtime.get()
         try:
             yield
         finally:
-            await self.runtime.close()
+            await self.runtime.close(loop)

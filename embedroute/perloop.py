@@ -52,10 +52,13 @@ class PerLoop(Generic[T]):
             with anyio.CancelScope(shield=True):
                 await held.stack.aclose()
 
-    async def close(self) -> None:
-        """Close this loop's ``T``, if there is one; the next ``get`` makes another."""
-        held = self._held.get()
-        if held is not None and held.at_loop_end is not None:
+    async def close(self, made: T) -> None:
+        """Close ``made``, if it is this loop's and not closed yet; the next ``get`` makes another."""
+        try:
+            held = self._held.get()
+        except RuntimeError:  # no loop runs: who is collected after its loop's end has nothing left to close
+            return
+        if held is not None and held.made is made and held.at_loop_end is not None:
             self._forget(held)
             # Before the generator, which the loop may come to close meanwhile: that finds nothing left to do then.
             with anyio.CancelScope(shield=True):

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import threading
 import weakref
+from functools import partial
 
 import anyio
 import anyio.lowlevel
@@ -73,11 +74,11 @@ def test_it_is_closed_even_when_the_loop_ends_by_an_error(backend):
 @pytest.mark.anyio
 async def test_closing_makes_room_for_another():
     shop = Shop()
-    await shop.perloop.close()
+    first = await shop.perloop.get()
+    await shop.perloop.close(first)
+    await shop.perloop.close(first)
     await shop.perloop.get()
-    await shop.perloop.close()
-    await shop.perloop.close()
-    await shop.perloop.get()
+    await shop.perloop.close(first)
 
     assert shop.made == ["thing 0", "thing 1"]
     assert shop.closed == ["thing 0"]
@@ -86,9 +87,9 @@ async def test_closing_makes_room_for_another():
 @pytest.mark.anyio
 async def test_what_is_closed_by_two_at_once_is_closed_once():
     shop = Shop()
-    await shop.perloop.get()
+    close = partial(shop.perloop.close, await shop.perloop.get())
 
-    await tasks.gather([shop.perloop.close, shop.perloop.close], at_once=2)
+    await tasks.gather([close, close], at_once=2)
     assert shop.closed == ["thing 0"]
 
 
@@ -112,7 +113,7 @@ async def test_what_is_made_while_another_is_being_closed_is_kept():
         await anyio.sleep(0.01)
         late.append(await perloop.get())
 
-    await tasks.gather([perloop.close, come_late], at_once=2)
+    await tasks.gather([partial(perloop.close, first), come_late], at_once=2)
     gc.collect()
     await anyio.sleep(0.1)
 

@@ -279,6 +279,62 @@ async def test_a_lifespan_that_is_cancelled_closes(upstream, app):
     assert (1, 0) == (connections[0], open_at(upstream))
 
 
+@pytest.mark.anyio
+async def test_a_host_that_fails_while_it_starts_leaves_nothing_open(upstream):
+    gateway = make(upstream.url)
+
+    async def host(_scope, receive, _send):
+        await receive()
+        await gateway.embed("t", model="far")
+        raise LookupError("no database")
+
+    with pytest.raises(LookupError):
+        await EmbeddingsMiddleware(host, gateway)({"type": "lifespan"}, start, say_nothing)
+
+    assert (1, 0) == (upstream.connections, open_at(upstream))
+
+
+@pytest.mark.parametrize("on_another", [True, False])
+@pytest.mark.parametrize("app", [unaware, Starlette(), None])
+def test_a_lifespan_that_is_collected_after_its_loop_closes_nothing_of_another(upstream, app, on_another):
+    """As where a loop is stopped without an end to its tasks."""
+    gateway = make(upstream.url)
+    door = embeddings_app(gateway) if app is None else EmbeddingsMiddleware(app, gateway)
+    asked_for = iter(["lifespan.startup"])
+
+    async def receive():
+        kind = next(asked_for, None)
+        if kind is None:
+            await asyncio.Event().wait()
+        return {"type": kind}
+
+    def abandon():
+        loop = asyncio.new_event_loop()
+        task = loop.create_task(door({"type": "lifespan", "state": {}}, receive, say_nothing))
+        loop.run_until_complete(asyncio.sleep(0.02))
+        loop.close()
+        task._log_destroy_pending = False
+
+    async def serve():
+        opened = await gateway.runtime.get()
+        await gateway.embed("t", model="far")
+        if on_another:
+            gc.collect()
+        await asyncio.sleep(0.1)
+        await gateway.embed("u", model="far")
+        return opened is await gateway.runtime.get()
+
+    gc.disable()
+    try:
+        abandon()
+        if not on_another:
+            gc.collect()
+        assert asyncio.run(serve())
+    finally:
+        gc.enable()
+    assert 1 == upstream.connections
+
+
 class Broken(Gateway):
     """Opens nothing, for a reason that is not of the gateway's own words."""
 
