@@ -50,9 +50,9 @@ class Attempts:
         journal.attempts, batch = journal.attempts + 1, make_batch(candidate, work, order)
         try:
             if candidate.micro_batch_ms is None or journal.keeps:
-                answer, made = await self._exchange(candidate, order, batch, timeout), True
+                answer, made = await self._exchange(candidate, order, ticket, batch, timeout), True
             else:
-                answer, made = await self._merged(candidate, order, batch, timeout, candidate.micro_batch_ms / 1000)
+                answer, made = await self._merged(candidate, order, ticket, batch, timeout, candidate.micro_batch_ms / 1000)
         except EmbedrouteError as error:
             failure = for_client(error, candidate)
             health.learn(ticket, self._clock(), failure)
@@ -60,9 +60,7 @@ class Attempts:
             self._tell(candidate, failure, journal, attempt, began)
             return failure
         except BaseException:
-            # The request's own bound ends its last attempt by a hair before that of the attempt: the upstream hangs.
-            now = self._clock()
-            health.failed(ticket, now) if now >= order.deadline - HAIR else health.released(ticket)
+            health.released(ticket)
             raise
         landed, tokens = landed_of(candidate, work, answer, order, made=made)
         if made:
@@ -74,26 +72,31 @@ class Attempts:
         return landed
 
     async def _merged(
-        self, candidate: Candidate, order: Order, batch: Batch, timeout: float, patience: float
+        self, candidate: Candidate, order: Order, ticket: int, batch: Batch, timeout: float, patience: float
     ) -> tuple[Vectors, bool]:
         """Make the call, or take part in one; tells also whether it was this request that made it."""
         return await self._merger.embed(
             batch,
             (candidate.name, order.shared, order.kind, batch.user),
-            partial(self._exchange, candidate, order),
+            partial(self._exchange, candidate, order, ticket),
             patience=min(patience, timeout / 2),
             timeout=timeout,
             caps=lambda: self._healths.of(candidate).caps(candidate.accepts, self._clock()),
         )
 
-    async def _exchange(self, candidate: Candidate, order: Order, batch: Batch, timeout: float) -> Vectors:
+    async def _exchange(self, candidate: Candidate, order: Order, ticket: int, batch: Batch, timeout: float) -> Vectors:
         journal, due = order.journal, order.parameters.width
         keep = partial(capture, journal, candidate.provider, candidate.backend) if journal.keeps else None
         try:
             answer = await exchange(candidate.backend, batch, self._tools, timeout, keep)
-        except BatchTooLarge:
-            if len(batch) > 1:
+        except EmbedrouteError as error:
+            if isinstance(error, BatchTooLarge) and len(batch) > 1:
                 self._healths.of(candidate).overfilled(self._clock(), len(batch))
+            raise
+        except BaseException:
+            # The request's own bound ends its last attempt by a hair before that of the attempt: the upstream hangs.
+            if (now := self._clock()) >= order.deadline - HAIR:
+                self._healths.of(candidate).failed(ticket, now)
             raise
         matryoshka = is_cut_here(order.model)
         if is_large(batch):

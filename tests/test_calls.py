@@ -10,6 +10,7 @@ from typing import NamedTuple
 import anyio
 import numpy as np
 import pytest
+from msgspec.structs import force_setattr
 
 from embedroute import Config, EmbedrouteError, Gateway, Provider
 from embedroute.backend import Accepts, Vectors
@@ -25,6 +26,7 @@ from embedroute.errors import (
     Unavailable,
     Unreachable,
 )
+from embedroute.routing.breaker import State
 from embedroute.routing.health import BreakerPolicy
 from embedroute.routing.plan import ENVELOPE
 from embedroute.routing.retry import RetryPolicy
@@ -388,10 +390,31 @@ async def test_an_upstream_that_hangs_for_the_whole_of_each_request_is_left_alon
     """The request's own bound ends the call then, not the call's."""
     only = scripted(then=60.0)
     gateway = gateway_of(only, deadline=0.1, breaker=BreakerPolicy(failures=3))
-    told = [(await failure_of(gateway)).status for _ in range(6)]
+    async with gateway.lifespan():
+        told = [(await failure_of(gateway)).status for _ in range(6)]
 
     assert [504, 504, 504, 503, 503, 503] == told
     assert 3 == len(only.batches)
+
+
+async def test_a_call_that_hangs_counts_once_however_many_share_it():
+    only, told = scripted(then=60.0), []
+    gateway = gateway_of(only, deadline=0.3, breaker=BreakerPolicy(failures=3))
+    candidate = gateway.directory.routes["m"].candidates[0]
+    force_setattr(candidate, "micro_batch_ms", 20.0)
+
+    async def one(text):
+        with pytest.raises(EmbedrouteError) as failure:
+            await gateway.embed(text, model="m")
+        told.append(failure.value.status)
+
+    async with gateway.lifespan(), anyio.create_task_group() as group:
+        for at in range(6):
+            group.start_soon(one, f"t{at}")
+
+    assert [504] * 6 == told
+    assert len(only.batches) < 3
+    assert gateway.healths.of(candidate).state(time.monotonic()) is State.CLOSED
 
 
 async def test_a_call_that_is_given_up_in_time_says_nothing_of_its_upstream():
