@@ -39,7 +39,7 @@ FULL_WIDTH: Final = 3072
 
 
 class Embedding(msgspec.Struct, gc=False):
-    """One vector: a list of numbers in JSON, or the number of what was taken out."""
+    """One vector: a list of numbers in JSON, or the mark of what was taken out."""
 
     values: msgspec.Raw
 

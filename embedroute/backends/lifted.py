@@ -1,6 +1,7 @@
 """Takes vectors out of a large answer's JSON where they lie: to scan that in one piece would hold all others up."""
 
 import re
+import secrets
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import lru_cache
@@ -19,6 +20,8 @@ T = TypeVar("T")
 LONG: Final = 64 * 1024
 """Bytes of an answer from which on taking its vectors out costs less than having them decoded in place."""
 _ENDS: Final = {b'"': b'"', b"[": b"]"}
+_MARK: Final = b'"%b %%d"' % secrets.token_hex(8).encode()
+"""Stands for a vector that was taken out; no body can hold it but by having been told."""
 _ROWS: Final = msgspec.json.Decoder(list[str | list[float]])
 
 
@@ -36,7 +39,7 @@ def read_apart(
     if taken:
         with suppress(BadAnswer):  # something else of that name was taken out as well: the whole body says
             answer = _read(UpstreamReply(reply.status, reply.headers, rest), kind)
-            if [bytes(raw) for raw in found(answer)] == [b"%d" % at for at in range(len(taken))]:
+            if [bytes(raw) for raw in found(answer)] == [_MARK % at for at in range(len(taken))]:
                 return answer, taken
     answer = _read(reply, kind)
     return answer, [memoryview(raw) for raw in found(answer)]
@@ -52,7 +55,7 @@ def _begins(name: str, opener: str) -> re.Pattern[bytes]:
 
 
 def lifted(content: bytes, name: str) -> tuple[bytes, list[memoryview]]:
-    """Take what is called ``name`` out of a JSON text: what is left, the number of each in its place, and their texts.
+    """Take what is called ``name`` out of a JSON text: what is left, with a mark in the place of each, and their texts.
 
     Inside a JSON string a quote has a backslash before it, which base64 never has, and a list of numbers holds no
     bracket: what decodes ends where it seems to. All are taken to be of the first one's kind.
@@ -62,7 +65,7 @@ def lifted(content: bytes, name: str) -> tuple[bytes, list[memoryview]]:
         return content, []
     begins, end = _begins(name, "\\" + first[1].decode()), _ENDS[first[1]]
     while (begun := begins.search(content, at)) is not None and (ends := content.find(end, begun.end())) >= 0:
-        left += [content[at : begun.start(1)], b"%d" % len(taken)]
+        left += [content[at : begun.start(1)], _MARK % len(taken)]
         taken.append(whole[begun.start(1) : ends + 1])
         at = ends + 1
         turn.rest()

@@ -33,7 +33,7 @@ class Row(msgspec.Struct, gc=False):
 
 
 class LongRow(msgspec.Struct, gc=False):
-    """One vector of a large answer: still JSON, or the number of what was taken out."""
+    """One vector of a large answer: still JSON, or the mark of what was taken out."""
 
     embedding: msgspec.Raw
     index: int | None = None

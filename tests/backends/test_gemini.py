@@ -179,6 +179,10 @@ def test_usage_is_believed_only_where_it_is_a_count(usage, tokens, split):
         b'{"embeddings":[{"values":[null]}]}',
         b'{"embeddings":[{"values":[1e39]}]}',
         b'{"embeddings":[{"values":[1]},{"values":[1]}]}',
+        b'{"embeddings":[{"values":"AACAPw=="}]}',
+        b'{"embeddings":[{"values":0,"statistics":{"values":[9,9]}}]}',
+        b'{"embeddings":[{"values":[9,9],"values":0}]}',
+        b'{"embeddings":[{"values":"0","statistics":{"values":[9,9]}}]}',
     ],
 )
 def test_a_lie_is_a_bad_answer(content):
