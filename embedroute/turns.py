@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 
 import anyio.lowlevel
 import anyio.to_thread
-from anyio import CapacityLimiter, Semaphore
+from anyio import CapacityLimiter
 from anyio.lowlevel import RunVar
 
 T = TypeVar("T")
@@ -23,12 +23,11 @@ TURN: Final = 0.0004
 LONGEST: Final = 0.005
 """Seconds that a turn may take where others take longer ones: with many others at work, nobody would get on otherwise."""
 PATIENCE: Final = 1.0
-"""Seconds for which such a work waits for another; ours take a tenth of that."""
+"""Seconds for which one such work may keep the others waiting; ours take a tenth of that."""
+THREADS: Final = 40
+"""Works that may be stuck in a thread of their own before the next waits for one of them."""
 _REST: Final = 20e-6
 """Seconds that a thread sleeps between two turns."""
-
-_HEAVY: RunVar[Semaphore | None] = RunVar("embedroute.heavy")
-_THREADS: RunVar[CapacityLimiter | None] = RunVar("embedroute.threads")
 
 
 class Turn:
@@ -74,8 +73,8 @@ def in_turns(count: int, size: int, at_a_time: int = ROWS) -> Iterator[slice]:
 
 async def in_thread(work: Callable[[], T]) -> T:
     """Do CPU work of milliseconds that knows no pauses in a worker thread, which is none of those that the host counts on."""
-    async with _one_at_a_time():
-        return await anyio.to_thread.run_sync(work, limiter=_of_loop(_THREADS, partial(CapacityLimiter, 4)))
+    async with _of_loop(_PLACE, _Place).taken():
+        return await anyio.to_thread.run_sync(work, limiter=_of_loop(_THREADS, partial(CapacityLimiter, THREADS)))
 
 
 async def on_loop(parts: Iterable[T]) -> list[T]:
@@ -84,27 +83,43 @@ async def on_loop(parts: Iterable[T]) -> list[T]:
     The interpreter runs one thread at a time, so another one would have the loop wait for it at every event.
     """
     done, turn = list[T](), Turn()
-    async with _one_at_a_time():
+    async with _of_loop(_PLACE, _Place).taken():
         for part in parts:
             done.append(part)
             await turn.pause()
     return done
 
 
-@asynccontextmanager
-async def _one_at_a_time() -> AsyncGenerator[None, None]:
-    """Of two works of that kind each would wait for the other, and everybody else for both.
+class _Place:
+    """Room for one such work at a time: of two each would wait for the other, and everybody else for both.
 
-    Some plugin's code may take far longer than it should, so nobody is waited for longer than ``PATIENCE``.
+    A plugin's code may take far longer than it should: who keeps the place for longer than ``PATIENCE`` loses it.
     """
-    heavy = _of_loop(_HEAVY, partial(Semaphore, 1))
-    with anyio.move_on_after(PATIENCE) as waiting:
-        await heavy.acquire()
-    try:
-        yield
-    finally:
-        if not waiting.cancelled_caught:
-            heavy.release()
+
+    __slots__ = ("_holder", "_left", "_since")
+
+    def __init__(self) -> None:
+        self._holder: object = None
+        self._since = 0.0
+        self._left = anyio.Event()
+
+    @asynccontextmanager
+    async def taken(self) -> AsyncGenerator[None, None]:
+        while self._holder is not None and (patience := self._since + PATIENCE - anyio.current_time()) > 0:
+            with anyio.move_on_after(patience):
+                await self._left.wait()
+        mine = self._holder = object()
+        self._since = anyio.current_time()
+        try:
+            yield
+        finally:
+            if self._holder is mine:
+                left, self._holder, self._left = self._left, None, anyio.Event()
+                left.set()
+
+
+_PLACE: RunVar[_Place | None] = RunVar("embedroute.place")
+_THREADS: RunVar[CapacityLimiter | None] = RunVar("embedroute.threads")
 
 
 def _of_loop(held: RunVar[T | None], make: Callable[[], T]) -> T:
