@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import time
+from contextlib import suppress
 from contextvars import ContextVar
 from weakref import ref
 
@@ -130,7 +131,7 @@ def test_what_the_first_request_knew_is_let_go_of_with_it(run):
 
     async def load():
         for _ in range(20):
-            with tasks.within(0.3):
+            with suppress(TimeoutError), tasks.within(0.3):  # a collection may take as long
                 await asyncio.sleep(0.02)
 
     async def main():
