@@ -177,7 +177,7 @@ def _alternatives(wanted: object) -> Iterator[object]:
 
 
 def _plain(error: msgspec.ValidationError) -> str:
-    return str(error).partition(" - at `$`")[0].replace("`", "").replace(" - at $", " at ")
+    return str(error).replace("`", "").removesuffix(" - at $").replace(" - at key in $", " as a key").replace(" - at $", " at ")
 
 
 def _choices(error: msgspec.ValidationError, wanted: object) -> str:

@@ -935,6 +935,7 @@ def test_a_config_is_built_of_structs_or_dicts(mixed):
         ({"models": {"m": {"endpoints": [Endpoint(provider="hashed", weight=-1)]}}}, "[models.m.endpoints.0] weight"),
         ({"models": {"m": Model(endpoints=[Endpoint(provider=3)])}}, "[models.m.endpoints.0] provider: Expected str, got int"),
         ({"providers": {"x": Provider(stage="gamma")}}, "[providers.x] stage: Invalid enum value"),
+        ({"models": {"m": Model(prefixes={1: "a"})}}, "[models.m] prefixes: Expected str, got int as a key"),
         ({"providers": []}, "[providers] must be a table"),
         ({"gateway": {1: 2}}, "[gateway] must be a table"),
         (
