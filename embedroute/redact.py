@@ -5,7 +5,7 @@ from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Final, cast
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import msgspec
 
@@ -39,13 +39,22 @@ _CREDENTIALS = re.compile(r"""(?<=://)[^/\s"'<>]+(?=@)""")
 
 
 def secrets_of(options: msgspec.Struct) -> list[str]:
-    """Every secret that a backend's options hold, as themselves or as the values of a table; the longest first."""
+    """Every secret that a backend's options hold, as themselves, as values of a table, or in a URL; the longest first."""
     held = [
-        secret
+        one
         for value in msgspec.structs.astuple(options)
-        for secret in (cast("Mapping[str, object]", value).values() if isinstance(value, Mapping) else (value,))
+        for one in (cast("Mapping[str, object]", value).values() if isinstance(value, Mapping) else (value,))
     ]
-    return sorted((secret.reveal() for secret in held if isinstance(secret, Secret)), key=len, reverse=True)
+    return sorted((secret for one in held for secret in _secrets_in(one)), key=len, reverse=True)
+
+
+def _secrets_in(value: object) -> Iterator[str]:
+    if isinstance(value, Secret):
+        yield value.reveal()
+    elif isinstance(value, str) and (found := _CREDENTIALS.search(value)):
+        name_and_password = unquote(found[0])
+        yield name_and_password
+        yield name_and_password.partition(":")[2]
 
 
 def scrub(text: str, secrets: Sequence[str]) -> str:

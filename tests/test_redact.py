@@ -6,7 +6,7 @@
 import base64
 import json
 from copy import copy
-from urllib.parse import quote, quote_plus
+from urllib.parse import quote, quote_plus, unquote
 
 import pytest
 from hypothesis import given
@@ -159,6 +159,23 @@ def test_every_secret_of_a_backend_is_known_tables_included():
     backend = OpenAI(api_key=Secret("a"), extra_headers={"x-one": Secret("longer"), "x-two": Secret("bb")})
 
     assert secrets_of(backend) == ["longer", "bb", "a"]
+
+
+@pytest.mark.parametrize(
+    ("user_info", "secrets"),
+    [
+        ("me:hunter-2-hunter", ["me:hunter-2-hunter", "hunter-2-hunter"]),
+        ("me:p%40ss:w@rd", ["me:p@ss:w@rd", "p@ss:w@rd"]),
+        ("sk-token", ["sk-token"]),
+    ],
+)
+def test_credentials_in_an_address_are_secrets(user_info, secrets):
+    """They are sent in base64, and so may an upstream repeat them."""
+    backend = OpenAI(base_url=f"https://{user_info}@host/v1")
+    sent = base64.b64encode(unquote(user_info).encode()).decode()
+
+    assert secrets == [secret for secret in secrets_of(backend) if secret]
+    assert scrub(f"no: Basic {sent}", secrets_of(backend)).startswith("no: Basic [redacted]")
 
 
 def shown(body, *, full, answer=b"{}"):

@@ -57,14 +57,15 @@ class Engine(Protocol):
 
 
 def revealed(headers: Mapping[str, str | Secret]) -> dict[str, str]:
-    """Headers as they go on the wire.
+    """Headers as they go on the wire: in lower case, so that each is found and stands once.
 
     Raises:
         Unavailable: one says where a request ends or what follows it, which is the engine's to say.
     """
-    if not FRAMING.isdisjoint(map(str.lower, headers)):
+    given = {name.lower(): value.reveal() if isinstance(value, Secret) else value for name, value in headers.items()}
+    if not FRAMING.isdisjoint(given):
         raise Unavailable("A header of this provider says where a request ends, which is the engine's to say.")
-    return {name: value.reveal() if isinstance(value, Secret) else value for name, value in headers.items()}
+    return given
 
 
 def too_large() -> BadAnswer:

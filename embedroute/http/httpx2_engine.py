@@ -60,6 +60,8 @@ class Httpx2Engine:
         headers = {"accept": "application/json", "accept-encoding": "identity", **revealed(request.headers)}
         if self._quiet.get(host) is False:
             headers["connection"] = "close"
+        if "authorization" in headers:
+            url = url.copy_with(userinfo=b"")  # which httpx2 would send instead
         written = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
         held = list(self._client.cookies.jar)
         async with self._client.stream(

@@ -103,6 +103,18 @@ async def test_a_request_goes_out_as_it_was_built(anyio_backend, name, upstream)
 
 
 @engines
+async def test_a_header_of_a_backend_stands_in_place_of_what_would_be_sent(anyio_backend, name, upstream):
+    """However it is spelt, and for the credentials of the address too."""
+    url = f"{upstream.url}/embeddings".replace("//", "//me:p%40ss@", 1)
+    async with Client(name) as client:
+        for headers in ({"Accept": "a/b", "Authorization": "Bearer x"}, {}):
+            await client.engine.send(UpstreamRequest(url=url, content=b"{}", headers=headers), 5.0)
+
+    assert ["a/b", "application/json"] == [ask.headers["accept"] for ask in upstream.requests]
+    assert ["Bearer x", "Basic bWU6cEBzcw=="] == [ask.headers["authorization"] for ask in upstream.requests]
+
+
+@engines
 @pytest.mark.parametrize("header", ["transfer-encoding", "content-length", "connection", "upgrade", "Content-Length"])
 async def test_where_a_request_ends_is_not_for_a_header_to_say(anyio_backend, name, upstream, header):
     async with Client(name) as client:

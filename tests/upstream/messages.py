@@ -32,7 +32,10 @@ def take(buffer: bytearray) -> Message | None:
         return None
     first, *lines = bytes(buffer[:end]).decode("latin-1").split("\r\n")
     method, path, _ = first.split(" ")
-    headers = {name.lower(): value.strip(" \t") for name, _, value in (line.partition(":") for line in lines)}
+    headers: dict[str, str] = {}
+    for name, _, value in (line.partition(":") for line in lines):
+        before = f"{headers[name.lower()]}, " if name.lower() in headers else ""
+        headers[name.lower()] = before + value.strip(" \t")
     found = _body(buffer, end + 4, headers)
     if found is None:
         return None
