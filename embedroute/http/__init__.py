@@ -73,6 +73,11 @@ def too_large() -> BadAnswer:
     return BadAnswer(f"The upstream's answer is larger than {LARGEST_REPLY} bytes.")
 
 
+def head_too_large() -> Unavailable:
+    """Word the refusal of headers over ``LARGEST_HEAD``."""
+    return Unavailable(f"The upstream's headers are larger than {LARGEST_HEAD} bytes.")
+
+
 def refuse_compressed(encoding: str | None) -> None:
     """Refuse a body that was compressed though ``identity`` was asked for: 1 KiB of brotli can be 1 GiB.
 

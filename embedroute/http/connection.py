@@ -11,7 +11,7 @@ from typing import cast
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from embedroute.errors import BadAnswer, TimedOut, Unavailable, UpstreamError
-from embedroute.http import AT_A_TIME, LARGEST_HEAD, LARGEST_REPLY, TAIL, too_large
+from embedroute.http import AT_A_TIME, LARGEST_HEAD, LARGEST_REPLY, TAIL, head_too_large, too_large
 from embedroute.http.body import Body
 from embedroute.http.headers import RawHeaders, length_of
 from embedroute.http.readable import readable
@@ -103,6 +103,7 @@ class Connection(asyncio.Protocol):
     def abort(self) -> None:
         """Give the connection up at once."""
         self.alive = False
+        self._body = Body()  # the parser and this hold each other until the collector comes: they alone may wait for it
         self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
@@ -121,7 +122,7 @@ class Connection(asyncio.Protocol):
         elif self._heard > LARGEST_REPLY:
             self._fail(too_large())
         elif self._status < 200 and self._heard > LARGEST_HEAD:
-            self._fail(Unavailable(f"The upstream's headers are larger than {LARGEST_HEAD} bytes."))
+            self._fail(head_too_large())
         elif self._heard - self._rested >= AT_A_TIME and (self._length or 0) - self._heard >= self._tail:
             self._rested = self._heard
             self._transport.pause_reading()
@@ -142,8 +143,8 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End the exchange; a body without a length ends with its connection."""
-        self.alive = False
-        if exc is None and self._status >= 200 and self._length is None:
+        whole, self.alive = exc is None and self.alive, False
+        if whole and self._status >= 200 and self._length is None:
             self._complete = True
             self._end(overrun=False)
         elif not self._heard and self._exchanges > 1:
@@ -164,7 +165,7 @@ class Connection(asyncio.Protocol):
         """Judge the answer by its head."""
         if not self._complete:
             self._status = self._parser.get_status_code()
-            self._length = length_of(self._head)
+            self._length = length_of(self._head, self._heard)
 
     def on_body(self, body: bytes) -> None:
         """Keep a piece of the body."""

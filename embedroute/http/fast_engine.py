@@ -7,6 +7,7 @@ not end an exchange whose request was cancelled (docs/engines.md has the figures
 import asyncio
 import ssl
 from collections.abc import Mapping
+from contextvars import Context
 from functools import partial
 from types import MappingProxyType
 
@@ -14,6 +15,7 @@ import anyio
 import httpx2
 
 from embedroute.backend import Secret, UpstreamReply, UpstreamRequest
+from embedroute.due import TICK
 from embedroute.errors import TimedOut, Unreachable
 from embedroute.http import CONNECT_TIMEOUT, DIRECT, Connect
 from embedroute.http.connection import Connection, StaleError
@@ -48,8 +50,9 @@ class FastEngine:
 
     name = "fast"
 
-    def __init__(self, connect: Connect = DIRECT) -> None:
-        """Make the TLS context when it is first wanted."""
+    def __init__(self, connect: Connect = DIRECT, kept_for: float = KEPT_FOR) -> None:
+        """Make the TLS context when it is first wanted; an idle connection is kept for ``kept_for`` seconds."""
+        self._kept_for = kept_for
         self._connect_as = connect
         self._context: ssl.SSLContext | None = None
         self._begun: dict[tuple[str, str], _Begun] = {}
@@ -57,6 +60,7 @@ class FastEngine:
         self._quiet: dict[Origin, bool] = {}
         self._open: set[Connection] = set()
         self._room = anyio.Semaphore(AT_ONCE, fast_acquire=True)
+        self._sweeper: asyncio.TimerHandle | None = None
 
     async def send(self, request: UpstreamRequest, timeout: float) -> UpstreamReply:
         """Exchange ``request`` for its answer within ``timeout`` seconds."""
@@ -101,9 +105,11 @@ class FastEngine:
         quiet = self._quiet.get(origin)
         if quiet:
             kept = self._idle.setdefault(origin, [])
-            if kept and not (kept[0].alive and loop.time() - kept[0].idle_since < KEPT_FOR):
+            if kept and not kept[0].alive:
                 self._drop(kept.pop(0))
             kept.append(connection)
+            if self._sweeper is None:
+                self._sweep_at(loop, connection.idle_since)
         elif quiet is None:
             loop.call_later(WATCHED_FOR, self._watched, loop, origin, connection)
         else:
@@ -116,6 +122,20 @@ class FastEngine:
         else:
             self._drop(connection)
 
+    def _sweep_at(self, loop: asyncio.AbstractEventLoop, since: float) -> None:
+        own = Context()  # that of the request that happens to come by would live on
+        self._sweeper = loop.call_at(since + self._kept_for, self._sweep, loop, context=own)
+
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Close what has been idle for too long, the oldest first, and come again for what is left."""
+        self._sweeper, oldest = None, list[float]()
+        for kept in self._idle.values():
+            while kept and not (kept[0].alive and loop.time() + TICK - kept[0].idle_since < self._kept_for):
+                self._drop(kept.pop(0))
+            oldest += [it.idle_since for it in kept[:1]]
+        if oldest:
+            self._sweep_at(loop, min(oldest))
+
     def _drop(self, connection: Connection) -> None:
         self._open.discard(connection)
         connection.abort()
@@ -124,7 +144,7 @@ class FastEngine:
         kept = self._idle.get(origin)
         while kept:
             connection = kept.pop()
-            if now - connection.idle_since < KEPT_FOR and connection.silent():
+            if now - connection.idle_since < self._kept_for and connection.silent():
                 return connection
             self._drop(connection)
         return None
@@ -169,6 +189,8 @@ class FastEngine:
 
     async def aclose(self) -> None:
         """Close the connections, and see them closed."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
         self._idle.clear()
         for connection in self._open:
             connection.abort()

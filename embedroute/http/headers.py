@@ -1,18 +1,22 @@
 """Which of an answer's headers frame its body; pure."""
 
 from embedroute.errors import Unavailable
-from embedroute.http import LARGEST_REPLY, refuse_compressed, too_large
+from embedroute.http import LARGEST_HEAD, LARGEST_REPLY, head_too_large, refuse_compressed, too_large
 
 RawHeaders = list[tuple[bytes, bytes]]
 
 
-def length_of(headers: RawHeaders) -> int | None:
+def length_of(headers: RawHeaders, heard: int = 0) -> int | None:
     """Read how long the body is, 0 for one in chunks; None for one that ends with its connection.
+
+    ``heard`` is how many bytes have come so far, the headers among them.
 
     Raises:
         BadAnswer: the body is compressed, or too large by its own word.
-        Unavailable: it is transferred in a coding that nobody asked for.
+        Unavailable: it is transferred in a coding that nobody asked for, or the headers are too large.
     """
+    if heard > LARGEST_HEAD and sum(len(name) + len(value) for name, value in headers) > LARGEST_HEAD:
+        raise head_too_large()
     found = None
     for name, value in headers:
         lowered = name.lower()

@@ -114,6 +114,14 @@ async def _read(response: httpx2.Response) -> bytes:
     if declared.isdigit() and int(declared[:19]) > LARGEST_REPLY:
         raise too_large()
     try:
+        await _read_into(body, response)
+        return bytes(body)
+    finally:
+        body.clear()  # a failure holds its frames, and what they hold, until the collector comes
+
+
+async def _read_into(body: bytearray, response: httpx2.Response) -> None:
+    try:
         # Not `aiter_raw`: it gives the connection back for reuse before it can be looked at.
         async for piece in cast("AsyncIterable[bytes]", response.stream):
             body += piece
@@ -125,7 +133,6 @@ async def _read(response: httpx2.Response) -> bytes:
             raise
     if len(body) > LARGEST_REPLY:
         raise too_large()
-    return bytes(body)
 
 
 async def _read_more(line: Any, patience: float) -> bytes:

@@ -3,13 +3,16 @@
 # Anyio's plugin reads `anyio_backend`.
 # ruff: noqa: ARG001
 
+import gc
 import os
 import random
+import socket
 import ssl
 import subprocess
 import sys
 import threading
-from contextlib import suppress
+import tracemalloc
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import anyio
@@ -328,6 +331,59 @@ async def leave(client, upstream):
         await until_on_loop(lambda: upstream.in_flight == 1)
         group.cancel_scope.cancel()
     return await until_on_loop(lambda: upstream.aborted > aborted and upstream.in_flight == 0)
+
+
+HALF = 8 << 20
+
+
+@contextmanager
+def stalling():
+    """An upstream that sends half of its answer and nothing more: its address."""
+    lines = []
+
+    def serve():
+        with suppress(OSError):
+            while True:
+                lines.append(listening.accept()[0])
+                lines[-1].recv(65536)
+                with suppress(OSError):
+                    lines[-1].sendall(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (2 * HALF, bytes(HALF)))
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+        listening.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    for line in lines:
+        line.close()
+
+
+@engines
+@pytest.mark.parametrize("left", [False, True])
+async def test_half_an_answer_is_not_kept(anyio_backend, name, left):
+    """Whoever keeps the failure, or is collected late, would keep megabytes with it."""
+    failures = []
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        with stalling() as url:
+            async with Client(name) as client:
+                for _ in range(5):
+                    with anyio.move_on_after(0.4 if left else 5):
+                        try:
+                            await client.send(url, timeout=5.0 if left else 0.4)
+                        except UpstreamError as error:
+                            failures.append(error)
+        kept, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+
+    assert (0 if left else 5) == len(failures)
+    assert HALF < most
+    assert kept < HALF
 
 
 # Proxies and TLS.

@@ -19,7 +19,7 @@ import pytest
 from embedroute import CacheSettings, Config, Endpoint, Gateway, Model, Provider, Settings
 from embedroute.backend import Secret, UpstreamRequest
 from embedroute.errors import BadAnswer, TimedOut, Unavailable, Unreachable, UpstreamError
-from embedroute.http import Connect
+from embedroute.http import LARGEST_HEAD, Connect
 from embedroute.http.connection import Connection
 from embedroute.http.fast_engine import FastEngine
 from embedroute.http.target import parse_target, write_head
@@ -260,6 +260,31 @@ async def test_connections_that_went_while_idle_are_let_go_of():
                 await engine.send(request(url), 5.0)
 
             assert (1, 1) == (engine.idle, engine.held)
+
+
+async def test_connections_are_closed_that_nobody_comes_back_to():
+    """Those of a burst, though no call follows; one that is used again meanwhile is not among them."""
+    with Upstream(delay=0.02, remember=False) as upstream:
+        async with Engine(kept_for=0.5) as engine:
+            url = f"{upstream.url}/embeddings"
+            await engine.meet(url)
+            await asyncio.gather(*(engine.send(request(url), 5.0) for _ in range(10)))
+            assert 10 == engine.idle
+            await asyncio.sleep(0.3)
+            await engine.send(request(url), 5.0)
+            await until_on_loop(lambda: engine.idle < 2)
+            assert (1, 1) == (engine.idle, engine.held)
+            await until_on_loop(lambda: not engine.held)
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+async def test_a_head_is_bounded_however_it_comes(heads):
+    """In one read with the answer it would be parsed before its bytes are counted."""
+    long = b"HTTP/1.1 200 OK\r\nx-long: %b\r\ncontent-length: 0\r\n\r\n" % (b"a" * (LARGEST_HEAD + 1))
+    pieces = [long] if heads == 1 else [long[:100], 0.05, long[100:60_000], 0.05, long[60_000:]]
+    async with Wire(pieces) as wire, Engine() as engine:
+        with pytest.raises(Unavailable, match="larger than 65536 bytes"):
+            await engine.send(request(wire.url), 5.0)
 
 
 @pytest.mark.parametrize("extra", [b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nwrong", b"garbage", b"\0"])
@@ -583,7 +608,7 @@ async def test_five_thousand_cancelled_calls_leave_nothing_behind():
 LOOPS = """
 import asyncio, gc, sys, warnings
 from embedroute.backend import UpstreamRequest
-from embedroute.http import Connect
+from embedroute.http import LARGEST_HEAD, Connect
 from embedroute.http.fast_engine import FastEngine
 warnings.simplefilter("error")
 
