@@ -10,12 +10,12 @@ from anyio import CapacityLimiter
 from embedroute import turns
 from embedroute.backend import Batch, Vectors
 from embedroute.batching import Merger
-from embedroute.errors import BatchTooLarge, EmbedrouteError
+from embedroute.errors import BatchTooLarge, EmbedrouteError, TimedOut
 from embedroute.exchange import LocalModels, Tools, checked, exchange, is_large
 from embedroute.http import Engine
 from embedroute.inputs import Input
 from embedroute.journal import Journal
-from embedroute.orders import Landed, Order, for_client, landed_of, make_batch, outcome_of
+from embedroute.orders import Landed, Order, for_client, landed_of, make_batch, outcome_of, tokens_of
 from embedroute.redact import capture
 from embedroute.routing.directory import Candidate
 from embedroute.routing.health import Healths
@@ -56,18 +56,15 @@ class Attempts:
         except EmbedrouteError as error:
             failure = for_client(error, candidate)
             health.learn(ticket, self._clock(), failure)
-            journal.failures = (*journal.failures, (candidate.provider, getattr(failure, "upstream_status", None)))
             self._tell(candidate, failure, journal, attempt, began)
             return failure
         except BaseException:
             health.released(ticket)
+            if self._is_over(order):
+                self._tell(candidate, TimedOut("The upstream did not answer in time."), journal, attempt, began)
             raise
-        landed, tokens = landed_of(candidate, work, answer, order, made=made)
-        if made:
-            now = self._clock()
-            health.succeeded(ticket, now, now - began, tokens)
-        else:
-            health.released(ticket)
+        health.released(ticket)
+        landed = landed_of(candidate, work, answer, order, made=made)
         self._tell(candidate, None, journal, attempt, began)
         return landed
 
@@ -85,18 +82,17 @@ class Attempts:
         )
 
     async def _exchange(self, candidate: Candidate, order: Order, ticket: int, batch: Batch, timeout: float) -> Vectors:
-        journal, due = order.journal, order.parameters.width
+        journal, due, began, health = order.journal, order.parameters.width, self._clock(), self._healths.of(candidate)
         keep = partial(capture, journal, candidate.provider, candidate.backend) if journal.keeps else None
         try:
             answer = await exchange(candidate.backend, batch, self._tools, timeout, keep)
         except EmbedrouteError as error:
             if isinstance(error, BatchTooLarge) and len(batch) > 1:
-                self._healths.of(candidate).overfilled(self._clock(), len(batch))
+                health.overfilled(self._clock(), len(batch))
             raise
         except BaseException:
-            # The request's own bound ends its last attempt by a hair before that of the attempt: the upstream hangs.
-            if (now := self._clock()) >= order.deadline - HAIR:
-                self._healths.of(candidate).failed(ticket, now)
+            if self._is_over(order):
+                health.failed(ticket, self._clock())
             raise
         matryoshka = is_cut_here(order.model)
         if is_large(batch):
@@ -105,11 +101,19 @@ class Attempts:
             answer = checked(answer, batch, due=due, matryoshka=matryoshka)
         if due is None:
             self._widths.agree(order.space, batch.dtype, answer.array.shape[1])
+        now = self._clock()
+        health.succeeded(ticket, now, now - began, tokens_of(answer, batch.inputs))
         return answer
+
+    def _is_over(self, order: Order) -> bool:
+        """Whether the upstream hangs: a request's own bound ends its last attempt by a hair before that of the attempt."""
+        return self._clock() >= order.deadline - HAIR
 
     def _tell(
         self, candidate: Candidate, failure: EmbedrouteError | None, journal: Journal, attempt: int, began: float
     ) -> None:
+        if failure is not None:
+            journal.failures = (*journal.failures, (candidate.provider, getattr(failure, "upstream_status", None)))
         if journal.events is None and not log.isEnabledFor(logging.INFO):
             return
         outcome: dict[str, object] = {"endpoint": candidate.name, "attempt": attempt}

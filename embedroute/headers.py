@@ -10,11 +10,7 @@ Header = tuple[bytes, bytes]
 
 
 def headers_of(journal: Journal, status: int, size: int, took: float) -> list[Header]:
-    """The headers of every answer: its ``size`` in bytes, the milliseconds it ``took``, and what its journey was.
-
-    That is who gave its vectors, or who was asked for them in vain.
-    """
-    providers = journal.asked if status >= 400 else journal.providers
+    """The headers of every answer: its ``size`` in bytes, the milliseconds it ``took``, and what its journey was."""
     facts = [
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % size),
@@ -24,7 +20,7 @@ def headers_of(journal: Journal, status: int, size: int, took: float) -> list[He
         (b"x-embedroute-attempts", b"%d" % journal.attempts),
         (b"x-embedroute-cache", b"hits=%d misses=%d" % (journal.hits, journal.misses)),
     ]
-    if providers:
+    if providers := journal.named(status):
         facts.append((b"x-embedroute-provider", ",".join(providers).encode()))
     if journal.estimated:
         facts.append((b"x-embedroute-usage", b"estimated"))

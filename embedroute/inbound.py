@@ -191,7 +191,7 @@ class Inbound:
             "attempts": journal.attempts,
             "hits": journal.hits,
             "misses": journal.misses,
-            "providers": list(journal.providers),
+            "providers": list(journal.named(status)),
         }
         log.info(event, extra={**kept, **facts})
 

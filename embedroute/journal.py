@@ -1,7 +1,7 @@
 """What happened to one request: counts for its headers always, events and bodies only when debug asks for them."""
 
 import random
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -54,10 +54,11 @@ class Journal(msgspec.Struct, eq=False):
         """Whether any upstream body is to be kept."""
         return self.sent is not None or self.got is not None
 
-    @property
-    def asked(self) -> Sequence[str]:
-        """The providers that were called, whether or not they answered."""
-        return tuple(dict.fromkeys([*(provider for provider, _ in self.failures), *self.providers]))
+    def named(self, status: int) -> Collection[str]:
+        """The providers that an answer names: who gave its vectors or, in an error, who was called for them."""
+        if status < 400:
+            return self.providers
+        return dict.fromkeys([*(provider for provider, _ in self.failures), *self.providers])
 
     @property
     def cost(self) -> Decimal:

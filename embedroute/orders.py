@@ -1,6 +1,6 @@
 """What one request orders of its endpoints: how a chunk is worded for a backend, what it costs, how its failure is told."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from typing import cast
 
 import msgspec
@@ -98,22 +98,23 @@ def _prefixed(texts: list[str], before: str) -> list[str]:
     return [before + text for text in texts] if before else texts
 
 
-def landed_of(
-    candidate: Candidate, work: Mapping[Key, Input], answer: Vectors, order: Order, *, made: bool
-) -> tuple[Landed, int]:
+def landed_of(candidate: Candidate, work: Mapping[Key, Input], answer: Vectors, order: Order, *, made: bool) -> Landed:
     """Pair a chunk's keys with their vectors, count and bill its tokens, and keep what may be kept.
 
     ``made`` says whether this request made the call: a call that several share is billed by the call only once.
     """
-    journal, tokens = order.journal, answer.prompt_tokens
-    if tokens is None:
-        tokens = sum(sizes_of(work.values()))
+    journal, tokens = order.journal, tokens_of(answer, work.values())
     prices = candidate.prices if made else {kind: price for kind, price in candidate.prices.items() if kind != "request"}
     journal.served(candidate.provider, prices, tokens, answer.modality_tokens, images=images_in(work.values()))
     landed = land(work, answer, tokens)
     if order.store is not None:
         order.store(landed)
-    return landed, tokens
+    return landed
+
+
+def tokens_of(answer: Vectors, inputs: Collection[Input]) -> int:
+    """The tokens of a call: what its upstream counted, or an estimate."""
+    return sum(sizes_of(inputs)) if answer.prompt_tokens is None else answer.prompt_tokens
 
 
 def for_client(error: EmbedrouteError, candidate: Candidate) -> EmbedrouteError:

@@ -5,6 +5,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import anyio
@@ -415,6 +416,23 @@ async def test_a_call_that_hangs_counts_once_however_many_share_it():
     assert [504] * 6 == told
     assert len(only.batches) < 3
     assert gateway.healths.of(candidate).state(time.monotonic()) is State.CLOSED
+
+
+async def test_a_shared_call_is_measured_as_the_call_that_it_is():
+    """By its own time, without the wait for company, and by all of its tokens."""
+    only = scripted(then=0.3)
+    gateway = gateway_of(only)
+    candidate = gateway.directory.routes["m"].candidates[0]
+    force_setattr(candidate, "micro_batch_ms", 200.0)
+
+    async with gateway.lifespan(), anyio.create_task_group() as group:
+        for at in range(9):
+            group.start_soon(partial(gateway.embed, f"text {at}", model="m"))
+
+    alone, shared = gateway.healths.of(candidate)._samples
+    assert [1, 8] == [len(batch) for batch in only.batches]
+    assert shared.latency < alone.latency + 0.15
+    assert 4 < shared.throughput / alone.throughput
 
 
 async def test_a_call_that_is_given_up_in_time_says_nothing_of_its_upstream():

@@ -26,10 +26,10 @@ def upstream():
         yield upstream
 
 
-def gateway_of(upstream):
+def gateway_of(upstream, deadline=5.0):
     return Gateway(
         Config(
-            gateway={"auth": "keys", "deadline": 5.0},
+            gateway={"auth": "keys", "deadline": deadline, "debug": True},
             keys={"team": {"key": CALLER}},
             providers={"up": {"backend": "openai", "base_url": upstream.url, "api_key": KEY}},
             models={"m": {"dimensions": 8, "endpoints": [{"provider": "up"}]}},
@@ -71,6 +71,23 @@ async def test_a_served_request_leaves_one_record_and_one_for_each_attempt(upstr
     assert {"endpoint": "up:m", "attempt": 2, "status": 200}.items() <= second[2].items()
     assert first[2]["ms"] >= 0
     assert {"status": 200, "model": "m", "caller": "team"}.items() <= served[2].items()
+
+
+async def test_a_call_that_hangs_until_the_requests_own_deadline_leaves_a_trail_too(upstream, caplog):
+    """It is a failure like any other: in the log, in the headers, in the trace."""
+    caplog.set_level(logging.DEBUG)
+    upstream.mode = "stalled"
+
+    answer = await ask(gateway_of(upstream, deadline=0.3), debug={"trace": True})
+
+    (attempt, refused) = fields(caplog)
+    assert ("calls", "attempt") == attempt[:2]
+    assert {"endpoint": "up:m", "attempt": 1, "error": "TimedOut", "status": None}.items() <= attempt[2].items()
+    assert {"status": 504, "attempts": 1, "providers": ["up"]}.items() <= refused[2].items()
+    assert "up" == answer.header("x-embedroute-provider")
+    assert [("call", "failed", "TimedOut")] == [
+        (it["stage"], it["action"], it["error"]) for it in answer.json["trace"] if it["stage"] == "call"
+    ]
 
 
 async def test_a_refused_request_leaves_its_status_and_code(upstream, caplog):
