@@ -174,7 +174,7 @@ def _takes(accepts: Accepts, kind: Kind, needs: frozenset[str]) -> bool:
 
 
 def _is_remote(part: object) -> bool:
-    return isinstance(part, ImagePart) and part.image_url.url.startswith("https:")
+    return isinstance(part, ImagePart) and not part.image_url.url.startswith("data:")
 
 
 def _refuse_overlong(inputs: Sequence[Input], most: int) -> None:

@@ -326,9 +326,10 @@ def test_a_kind_of_input_that_nobody_takes_is_refused(fields, candidates, facts)
     assert (400, "input", "unsupported_modality") == refused(fields, *candidates, **facts)
 
 
-def test_an_https_image_goes_to_who_fetches_it():
+@pytest.mark.parametrize("scheme", ["https", "HTTPS", "Https"])
+def test_an_https_image_goes_to_who_fetches_it(scheme):
     limits = Limits(media_domains=frozenset({"example.com"}))
-    image = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
+    image = {"type": "image_url", "image_url": {"url": f"{scheme}://example.com/a.png"}}
     asked = make_request({"model": "m", "input": [{"content": [TEXT_PART, image]}]}, limits)
 
     found = select(route(*EVERY, modalities=["text", "image"]), asked, SOMEONE, around(EVERY))
