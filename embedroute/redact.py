@@ -36,6 +36,9 @@ OWN_WORDS: Final = re.compile(r"The (?:upstream|backend)(?: answered [0-9]{3})?(
 """How the gateway's own messages of a failure begin; what comes after may be an upstream's."""
 
 _CREDENTIALS = re.compile(r"""(?<=://)[^/\s"'<>]+(?=@)""")
+"""Those of an address inside a text."""
+_USER_INFO = re.compile("(?<=://)[^/]+(?=@)")
+"""Those of a text that is an address."""
 
 
 def secrets_of(options: msgspec.Struct) -> list[str]:
@@ -51,10 +54,10 @@ def secrets_of(options: msgspec.Struct) -> list[str]:
 def _secrets_in(value: object) -> Iterator[str]:
     if isinstance(value, Secret):
         yield value.reveal()
-    elif isinstance(value, str) and (found := _CREDENTIALS.search(value)):
-        name_and_password = unquote(found[0])
-        yield name_and_password
-        yield name_and_password.partition(":")[2]
+    elif isinstance(value, str) and (found := _USER_INFO.search(value)):
+        for written in (found[0], unquote(found[0])):
+            yield written
+            yield written.partition(":")[2]
 
 
 def scrub(text: str, secrets: Sequence[str]) -> str:
