@@ -90,7 +90,8 @@ def test_the_scripts_of_the_documents_run(example, tmp_path, document, block):
     tests = [node.name for node in ast.parse(block).body if isinstance(node, ast.FunctionDef) and node.name.startswith("test")]
     script = "\n".join([block.replace(LOCAL, example), *(f"{name}()" for name in tests)])
 
-    said = run([sys.executable, "-c", script], tmp_path, {"PYTHONPATH": str(ROOT)})
+    path = os.pathsep.join([str(ROOT), str(ROOT / "example_app" / "acme_backend")])  # as if that were installed
+    said = run([sys.executable, "-c", script], tmp_path, {"PYTHONPATH": path})
 
     assert said.split() == " ".join(re.findall(r"print\(.*\)  # (.*)", block)).split(), document
 
