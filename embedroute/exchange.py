@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Awaitable, Callable
 from functools import partial
+from traceback import clear_frames
 from typing import Final
 
 import anyio
@@ -124,6 +125,17 @@ async def _kept(request: UpstreamRequest, sent: Awaitable[UpstreamReply], keep: 
 
 
 def _read(backend: HTTPBackend, batch: Batch, reply: UpstreamReply) -> Vectors:
+    try:
+        return _parsed(backend, batch, reply)
+    except BaseException as error:
+        # Whoever keeps a failure keeps the frames that it came through: not with an answer of megabytes in them.
+        for it in (error, error.__cause__):
+            clear_frames(it and it.__traceback__)
+        msgspec.structs.force_setattr(reply, "content", b"")
+        raise
+
+
+def _parsed(backend: HTTPBackend, batch: Batch, reply: UpstreamReply) -> Vectors:
     if not 200 <= reply.status < 300:
         raise backend.fault(reply)
     try:

@@ -3,9 +3,11 @@
 # A script plays the same whatever it is asked.
 # ruff: noqa: ARG002
 
+import gc
 import threading
 import time
 from typing import ClassVar
+from weakref import ref
 
 import anyio
 import numpy as np
@@ -77,6 +79,20 @@ class SlowToParse(Plain, frozen=True, kw_only=True):
         raise TimeoutError
 
 
+class Found:
+    """What is made of an answer, which may be megabytes."""
+
+
+class Finding(Plain, frozen=True, kw_only=True):
+    finds: ClassVar[list[ref]] = []
+    mistake: Exception
+
+    def parse(self, batch, reply):
+        found = Found()
+        self.finds.append(ref(found))
+        raise self.mistake
+
+
 class Far(Backend, frozen=True, kw_only=True):
     step: object = None
 
@@ -114,6 +130,21 @@ async def run(backend, answer=None, *, timeout=5.0, keep=None, local=None):
 
 def reply(status, body):
     return UpstreamReply(status, {}, body)
+
+
+@pytest.mark.parametrize("size", [100, 2_000_000])
+@pytest.mark.parametrize("mistake", [KeyError("rows"), BadAnswer("no rows")], ids=["as another", "as it is"])
+async def test_a_failure_keeps_nothing_of_the_answer_that_it_comes_from(mistake, size):
+    """Whoever keeps it, and the collector comes late, keeps the frames that it came through, but not what they held."""
+    backend, answer = Finding(mistake=mistake), reply(200, b"x" * size)
+    gc.disable()
+    try:
+        with pytest.raises(BadAnswer):
+            await run(backend, answer)
+        assert None is backend.finds[-1]()
+        assert b"" == answer.content
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(
