@@ -63,7 +63,8 @@ class Attempts:
             if self._is_over(order):
                 self._tell(candidate, TimedOut("The upstream did not answer in time."), journal, attempt, began)
             raise
-        health.released(ticket)
+        if not made:
+            health.released(ticket)
         landed = landed_of(candidate, work, answer, order, made=made)
         self._tell(candidate, None, journal, attempt, began)
         return landed
