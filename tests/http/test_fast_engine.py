@@ -139,6 +139,14 @@ class Engine(FastEngine):
         return reply
 
 
+async def failure_of(sent):
+    """What an exchange fails with; its answer, if it does not."""
+    try:
+        return await sent
+    except UpstreamError as error:
+        return error
+
+
 ANSWERS = {
     "plain": (ok(b"{}"), 200, b"{}"),
     "no content": (b"HTTP/1.1 204 No Content\r\n\r\n", 204, b""),
@@ -275,6 +283,16 @@ async def test_connections_are_closed_that_nobody_comes_back_to():
             await until_on_loop(lambda: engine.idle < 2)
             assert (1, 1) == (engine.idle, engine.held)
             await until_on_loop(lambda: not engine.held)
+
+
+async def test_the_end_of_a_connection_that_is_given_up_is_not_the_end_of_an_answer():
+    """A body without a length ends with its connection, but not where the engine is closed in its midst."""
+    async with Wire([b"HTTP/1.1 200 OK\r\n\r\nhalf of it", 60.0]) as wire, Engine() as engine, asyncio.TaskGroup() as group:
+        sent = group.create_task(failure_of(engine.send(request(wire.url), 60.0)))
+        await until_on_loop(lambda: any(it._heard for it in engine._open))
+        await engine.aclose()
+
+    assert isinstance(sent.result(), Unavailable)
 
 
 @pytest.mark.parametrize("heads", [1, 3])
