@@ -20,7 +20,7 @@ from embedroute.redact import capture
 from embedroute.routing.directory import Candidate
 from embedroute.routing.health import Healths
 from embedroute.routing.parameters import is_cut_here
-from embedroute.routing.plan import Key
+from embedroute.routing.plan import Key, amount
 from embedroute.routing.widths import Widths
 
 log = logging.getLogger("embedroute.calls")
@@ -55,7 +55,7 @@ class Attempts:
                 answer, made = await self._merged(candidate, order, ticket, batch, timeout, candidate.micro_batch_ms / 1000)
         except EmbedrouteError as error:
             failure = for_client(error, candidate)
-            health.learn(ticket, self._clock(), failure)
+            health.learn(ticket, self._clock(), failure, work)
             self._tell(candidate, failure, journal, attempt, began)
             return failure
         except BaseException:
@@ -88,8 +88,8 @@ class Attempts:
         try:
             answer = await exchange(candidate.backend, batch, self._tools, timeout, keep)
         except EmbedrouteError as error:
-            if isinstance(error, BatchTooLarge) and len(batch) > 1:
-                health.overfilled(self._clock(), len(batch))
+            if isinstance(error, BatchTooLarge) and error.measure is not None and len(batch) > 1:
+                health.overfilled(self._clock(), error.measure, amount(batch.inputs, error.measure))
             raise
         except BaseException:
             if self._is_over(order):
@@ -103,6 +103,9 @@ class Attempts:
         if due is None:
             self._widths.agree(order.space, batch.dtype, answer.array.shape[1])
         now = self._clock()
+        if health.learned and len(batch) == 1:
+            for measure in tuple(health.learned):
+                health.fitted(now, measure, amount(batch.inputs, measure))
         health.succeeded(ticket, now, now - began, tokens_of(answer, batch.inputs))
         return answer
 

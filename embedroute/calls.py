@@ -69,10 +69,10 @@ class Desk:
         for candidate in candidates:
             pieces, left = self._cut(candidate, order, work), len(candidates) - len(failures)
             failure = None if pieces else await self._at(candidate, work, order, land, left, enter or self._called)
-            halved = isinstance(failure, BatchTooLarge) and len(work) > 1
-            if pieces or halved:
+            refusal = failure if isinstance(failure, BatchTooLarge) and len(work) > 1 else None
+            if pieces or refusal:
                 everyone = [*candidates[-left:], *limited(candidates, failures)]
-                await self._all(everyone, order, pieces or halves(work), land, [*before, *failures], halved=halved)
+                await self._all(everyone, order, pieces or halves(work), land, [*before, *failures], refusal)
                 return
             if failure is None:
                 return
@@ -84,12 +84,16 @@ class Desk:
         """Cut work into the chunks that an endpoint takes; nothing if it takes the whole."""
         if len(work) == 1:
             return ()
-        before = text_before(candidate, order.model, order.parameters.input_type)
-        pieces = split(work, candidate.accepts, self._healths.of(candidate).cap(self._clock()), before)
+        pieces = self._pieces(candidate, order, work)
         if len(pieces) == 1:
             return ()
         order.journal.note("split", "cut", endpoint=candidate.name, chunks=[len(piece) for piece in pieces])
         return pieces
+
+    def _pieces(self, candidate: Candidate, order: Order, work: Mapping[Key, Input]) -> Pieces:
+        before = text_before(candidate, order.model, order.parameters.input_type)
+        accepts = self._healths.of(candidate).caps(candidate.accepts, self._clock())
+        return split(work, accepts, before)
 
     async def _all(
         self,
@@ -98,12 +102,11 @@ class Desk:
         pieces: Pieces,
         land: Land,
         before: Sequence[EmbedrouteError],
-        *,
-        halved: bool,
+        refusal: BatchTooLarge | None,
     ) -> None:
         """Compute pieces, each a chunk of its own that nobody has tried yet; however deep they are cut, few are called at once.
 
-        What an endpoint let on by refusing the whole, which was ``halved``, is in doubt if an input of it is refused alone.
+        The cap that the ``refusal`` of the whole taught is in doubt if an input is refused alone.
         """
         if order.slots is None:
             order = msgspec.structs.replace(order, slots=CapacityLimiter(CHUNKS_AT_ONCE))
@@ -115,8 +118,8 @@ class Desk:
                 await work.pop(0)()
             await tasks.gather(work, CHUNKS_AT_ONCE)
         except InputRefused:
-            if halved:
-                self._healths.of(candidates[0]).forget_cap()
+            if refusal is not None and refusal.measure is not None:
+                self._healths.of(candidates[0]).doubt(self._clock(), refusal.measure)
             raise
 
     async def _rested(
@@ -166,7 +169,8 @@ class Desk:
         now, health = self._clock(), self._healths.of(candidate)
         if order.deadline <= now:
             raise DeadlineExceeded("The deadline passed before an upstream answered.")
-        if order.slots is not None and len(work) > (health.cap(now) or len(work)):
+        waited = order.slots is not None
+        if waited and health.learned and len(self._pieces(candidate, order, work)) > 1:
             return BatchTooLarge("A chunk of this size was refused while this one waited for its turn.")
         ticket = health.admit(now)
         if ticket and (attempt > 1 or enter(now)):

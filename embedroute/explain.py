@@ -58,7 +58,7 @@ def _facts(candidate: Candidate) -> dict[str, object]:
 
 
 def _forecast(candidate: Candidate, health: Health, work: Mapping[Key, Input], before: str, now: float) -> dict[str, object]:
-    chunks = split(work, candidate.accepts, health.cap(now), before)
+    chunks = split(work, health.caps(candidate.accepts, now), before)
     bill = Journal("")
     for chunk in chunks:
         items = chunk.values()

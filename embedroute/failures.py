@@ -4,6 +4,7 @@ An upstream failure is judged by :mod:`embedroute.routing.retry`: it may be trie
 on. Whoever raises or catches one takes it from :mod:`embedroute.errors`, which holds the whole tree.
 """
 
+from enum import StrEnum
 from typing import ClassVar
 
 LONGEST_HINT = 120.0
@@ -132,5 +133,38 @@ class ContextTooLong(InputRefused):
     code = "context_length_exceeded"
 
 
+class Rejected(UpstreamError):
+    """400: a 4xx that blames neither the input nor our key, as a moderation's 403.
+
+    Another endpoint may serve the input.
+    """
+
+    status = 400
+    type = "invalid_request_error"
+    code = "upstream_refused"
+    heals = False
+
+
+class RejectedByPage(Rejected):
+    """502: the same without a message for the client: a firewall's web page, or an empty body."""
+
+    status = 502
+    type = "upstream_error"
+    code = None
+
+
+class Measure(StrEnum):
+    """What of a call an upstream counts when it finds the call too large."""
+
+    INPUTS = "inputs"
+    TOKENS = "tokens"
+    BYTES = "bytes"
+
+
 class BatchTooLarge(UpstreamError):
-    """The call holds more than the upstream takes; half of it may pass."""
+    """The call holds more than the upstream takes; half of it may pass.
+
+    ``measure`` is what the upstream counts, or None if it does not say: then no cap is learned.
+    """
+
+    measure: Measure | None = None

@@ -15,14 +15,17 @@ from embedroute.errors import (
     ContextTooLong,
     InputRefused,
     KeyRefused,
+    Measure,
     ModelRefused,
     RateLimited,
+    Rejected,
+    RejectedByPage,
     Unavailable,
     UpstreamError,
 )
 from embedroute.hints import hint_of
 from embedroute.inputs import Input, TextPart
-from embedroute.signals import ECHOES, HOLDS, MESSAGES, SIGNALS, Where
+from embedroute.signals import ECHOES, HOLDS, KEY_CODES, MEASURES, MESSAGES, SIGNALS, Where
 
 MOST_READ: Final = 20_000
 """Characters of an upstream's body that are searched."""
@@ -31,13 +34,21 @@ BY_STATUS: Final[Mapping[int, type[UpstreamError]]] = {
     400: InputRefused,
     401: KeyRefused,
     402: KeyRefused,
-    403: KeyRefused,
     404: ModelRefused,
+    408: Unavailable,
+    409: Unavailable,
     413: InputRefused,
     422: InputRefused,
+    424: Unavailable,
+    425: Unavailable,
     429: RateLimited,
+    498: KeyRefused,  # Cohere
+    499: Unavailable,
 }
-"""Status → error; every other status is the upstream's own trouble."""
+"""Status → error. Any other 4xx rejects the call without saying why.
+
+Any other status is the upstream's own trouble.
+"""
 
 
 def fault_of(status: int, headers: Mapping[str, str], content: bytes, *, now: float | None = None) -> UpstreamError:
@@ -47,28 +58,54 @@ def fault_of(status: int, headers: Mapping[str, str], content: bytes, *, now: fl
     since 1970, the wall clock's unless given. What it means for the call's inputs is for ``settled`` to say.
     """
     body = _read(content)
-    kind, told = _meaning(status, body)
+    kind, told, measure = _meaning(status, body)
     said = _message_in(body)
+    if kind is None:
+        kind = KeyRefused if status == 403 and _names_key(headers) else _by_status(status, said)
     text = f"The upstream answered {status}" + (f": {said}" if said else ".")
     words = content[:MOST_READ].decode(errors="replace")
     hint = hint_of(headers, words, now=time.time() if now is None else now)
     fault = kind(text, retry_after=hint, upstream_status=status)
     fault.told = told
+    if isinstance(fault, BatchTooLarge):
+        fault.measure = measure
     return fault
 
 
 def settled(fault: UpstreamError, inputs: Sequence[Input]) -> UpstreamError:
     """Judge a failure to the end, now that the ``inputs`` of its call are known.
 
-    Words that stand in an input may be a quote of it, so they blame neither the model nor the size of the call. A call
-    that is too large is halved; but one input that is too large by itself is at fault.
+    Words that stand in an input may be a quote of it, so they blame neither key, model nor the size
+    of the call. A call that is too large is halved; but one input that is too large by itself is at fault.
     """
-    kind = _kind_for(fault, inputs)
-    if kind is None:
-        return fault
-    other = kind(fault.message, param=fault.param, retry_after=fault.retry_after, upstream_status=fault.upstream_status)
-    other.told = fault.told
+    kind, other = _kind_for(fault, inputs), fault
+    if kind is not None:
+        other = kind(
+            fault.message,
+            param=fault.param,
+            retry_after=fault.retry_after,
+            upstream_status=fault.upstream_status,
+        )
+        other.told = fault.told
+    if isinstance(other, BatchTooLarge):
+        other.measure = _measure_of(fault, inputs)
     return other
+
+
+def _measure_of(fault: UpstreamError, inputs: Sequence[Input]) -> Measure | None:
+    """What the upstream counts that finds a call of several inputs too large."""
+    named = fault.measure if isinstance(fault, BatchTooLarge) else None
+    if named is not None and not _stands_in(inputs, fault.told):
+        return named
+    if isinstance(fault, ContextTooLong):
+        return Measure.INPUTS  # these words count as a size refusal for the number of inputs alone
+    if fault.upstream_status == 413:
+        return Measure.BYTES
+    return _measure_in(fault.message) if fault.upstream_status is None else None
+
+
+def _measure_in(words: str) -> Measure | None:
+    return next((measure for measure, pattern in MEASURES if pattern.search(words)), None)
 
 
 def _kind_for(fault: UpstreamError, inputs: Sequence[Input]) -> type[UpstreamError] | None:
@@ -78,8 +115,10 @@ def _kind_for(fault: UpstreamError, inputs: Sequence[Input]) -> type[UpstreamErr
         return BatchTooLarge if several and _counts(fault.message, inputs) else None
     if isinstance(fault, InputRefused | BatchTooLarge) and fault.upstream_status == 413 and several:
         return BatchTooLarge
-    if isinstance(fault, BatchTooLarge | ModelRefused) and _stands_in(inputs, fault.told):
-        return InputRefused
+    by_words = isinstance(fault, BatchTooLarge | ModelRefused | KeyRefused)
+    if by_words and _stands_in(inputs, fault.told):
+        status = fault.upstream_status
+        return InputRefused if status is None else _by_status(status, fault.message)
     if isinstance(fault, BatchTooLarge) and not several:
         return ContextTooLong if "token" in fault.message.lower() else InputRefused
     return None
@@ -99,15 +138,30 @@ def _texts(item: Input) -> Iterable[str]:
     return (item,) if isinstance(item, str) else [part.text for part in item if isinstance(part, TextPart)]
 
 
-def _meaning(status: int, body: object) -> tuple[type[UpstreamError], str]:
-    """What a failure is, and the words that say so if a client could have written them."""
+def _by_status(status: int, said: str) -> type[UpstreamError]:
+    """The kind of a failure by its status alone; ``said`` is the message that a client could see."""
+    if (kind := BY_STATUS.get(status)) is not None:
+        return kind
+    if 400 <= status < 500:
+        return Rejected if said else RejectedByPage
+    return Unavailable
+
+
+def _names_key(headers: Mapping[str, str]) -> bool:
+    """Whether headers say that a 403 is about our key; a client cannot write these."""
+    amazon = headers.get("x-amzn-errortype", "").partition(":")[0]
+    return "www-authenticate" in headers or KEY_CODES.fullmatch(amazon) is not None
+
+
+def _meaning(status: int, body: object) -> tuple[type[UpstreamError] | None, str, Measure | None]:
+    """What a failure's words mean, those words if a client could write them, and what they count."""
     said = list(_within(MOST_READ, _said(body)))
     for signal in SIGNALS:
         if status in signal.statuses:
             heard = next((found for field, text in said if (found := signal.heard(field, text))), "")
             if heard:
-                return signal.means, "" if signal.where is Where.CODE else heard
-    return BY_STATUS.get(status, Unavailable), ""
+                return signal.means, "" if signal.where is Where.CODE else heard, _measure_in(heard)
+    return None, "", None
 
 
 def _read(content: bytes) -> object:

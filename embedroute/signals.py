@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from embedroute.errors import BatchTooLarge, ContextTooLong, KeyRefused, ModelRefused, UpstreamError
+from embedroute.errors import BatchTooLarge, ContextTooLong, KeyRefused, Measure, ModelRefused, UpstreamError
 
 CODES: Final = frozenset({"code", "type", "error_type", "reason", "status", "quotaId"})
 """Fields in which upstreams keep codes."""
@@ -20,6 +20,7 @@ ECHOES: Final = frozenset({"input", "inputs", "texts", "loc", "ctx"})
 """What a client sent, repeated (FastAPI's 422)."""
 
 BAD: Final = frozenset({400, 413, 422})
+FORBIDDEN: Final = frozenset({403})
 LIMITED: Final = frozenset({429})
 CRASHED: Final = frozenset({500})
 
@@ -58,6 +59,49 @@ def _any(*words: str) -> re.Pattern[str]:
 SPENT: Final = _any("insufficient_quota", "invalid_api_key", "InvalidApiKey", "API_KEY_INVALID", "Arrearage", ".*PerDay.*")
 """Codes that say: your key is no good, or your account has nothing left."""
 
+KEY_CODES: Final = _any(
+    "insufficient_(quota|balance|credits|permissions?|scopes?)",
+    "(invalid|incorrect|missing|expired|revoked|disabled)_(api_?)?(key|token|credentials)",
+    "InvalidApiKey",
+    "Arrearage",
+    r"(IAM_)?PERMISSION_?(DENIED|ERROR)",
+    r"API_KEY_[A-Z_]+",
+    "SERVICE_DISABLED|CONSUMER_(INVALID|SUSPENDED)|BILLING_DISABLED",  # Google
+    r"(Model\.)?AccessDenied(Exception)?",  # DashScope, Bedrock
+    "(UnrecognizedClient|InvalidSignature|ExpiredToken|OptInRequired)(Exception)?|RequestExpired",  # Bedrock
+    r"AUTHZ?_[A-Z_]+",  # Jina
+    "unsupported_country_region_territory",  # OpenAI
+    "(account|user|organization|project)_?(suspended|deactivated|disabled|blocked|not_?active)",
+    "billing_(error|hard_limit_reached|not_active)|payment_required",
+    "authentication_error",
+)
+"""Codes of a 403 that say: it is your key, its rights or your account."""
+
+_KEY: Final = r"(api|access|auth|authentication|subscription|security)[ _-]?(key|token)|credentials?"
+
+KEY_WORDS: Final = _any(
+    rf"(the |your |this )?(incorrect|invalid|missing|unknown|expired|revoked|wrong|bad|no) ({_KEY})",
+    rf"(the |your |this )?(provided )?({_KEY})( provided)? (is|was|has|does|not)\b",
+    r"(the |your )?(authentication|authorization) (failed|required|token|credentials)",
+    r"(not |un)(authenticated|authorized)",
+    r"user(: \S{1,200})? is not authorized",
+    r"permission '\S{1,100}' denied",
+    r"(permission|consumer) (denied|'\S{1,100}' has been suspended)",
+    r"access denied due to (invalid subscription key|virtual network)",  # Azure
+    r"you (do not|don't) have (permission|access|the (required|necessary) permissions?)",
+    r"you are not (allowed|authorized|permitted) to (access|use|call|query|invoke|sample from|generate embeddings from)\b",
+    r"(the |your |this )?(project|organization|account)( `?[\w-]{1,100}`?)? "
+    r"(does not have|doesn't have|has no|lacks|is not|is suspended|is disabled|is deactivated|has been)\b",
+    r"(insufficient|not enough) (balance|credits?|funds|quota|permissions?)",
+    r"(your )?(credit balance|billing|subscription|free (tier|trial))\b",
+    r"country, region, or territory not supported|country not supported",  # OpenAI
+    r"method doesn't allow unregistered callers",  # Google
+    r"missing authentication token",  # AWS API Gateway
+    r"the (security token included in the request|request signature we calculated)",  # Bedrock
+    r"\[AUTHZ?_[A-Z_]{1,60}\]",  # Jina
+)
+"""How the message of a 403 begins that says so. A bare "Forbidden" or "Access denied" may be about the input."""
+
 FULL: Final = _any(
     r"Invalid 'input': array too long\. Expected an array with maximum length \d+",  # OpenAI
     r"Invalid 'input': maximum request size is \d+ tokens per request",
@@ -75,6 +119,7 @@ FULL: Final = _any(
     r"(<400> )?(InternalError\.Algo\.)?(InvalidParameter: )?(Value error, )?"  # DashScope
     r"batch size is invalid, it should not be larger than \d+",
     r"(input )?batch size \d+ > maximum allowed batch size \d+",  # TEI, SiliconFlow
+    r"Request too large for (model )?\S{1,100} (in organization \S{1,100} )?(service tier \S{1,100} )?on tokens per min",
     r"List should have at most \d+ items after validation",  # Pydantic: Infinity, vLLM
     r"ensure this value has at most \d+ items",
 )
@@ -117,6 +162,20 @@ FULL_CODES: Final = _any(
 )
 """Codes that say so."""
 
+MEASURES: Final = (
+    (Measure.TOKENS, _any(r"tokens?\b", "max_tokens", "3210")),
+    (Measure.BYTES, _any("payload", "body", "entity", "bytes", "request.?size", "request( is)?.?too.?(large|big)")),
+    (
+        Measure.INPUTS,
+        _any(
+            rf"\b{_ITEMS}\b",
+            r"images|instance\(s\)|requests: at most|item count",
+            r"too.?many|batch.?(size|length)|batch of \(?\d|\barray|\blist\b|array_above",
+        ),
+    ),
+)
+"""What is counted, by the words or code of a refusal; the first that is found decides. "Batch too large" names nothing."""
+
 LONG: Final = _any(
     r"context.?length",
     r"context size",
@@ -137,8 +196,10 @@ HOLDS: Final = _any(r"maximum context length is \d+, but (\d{1,9}) is requested"
 SIGNALS: Final = (
     Signal(KeyRefused, BAD | LIMITED, Where.CODE, SPENT),
     Signal(KeyRefused, LIMITED, Where.ANYWHERE, _any("insufficient_quota", "PerDay")),
-    Signal(ModelRefused, BAD, Where.CODE, _any("(INPUT_)?model_?not_?found", "DeploymentNotFound")),
-    Signal(BatchTooLarge, BAD, Where.BEGINNING, FULL),
+    Signal(KeyRefused, FORBIDDEN, Where.CODE, KEY_CODES),
+    Signal(ModelRefused, BAD | FORBIDDEN, Where.CODE, _any("(INPUT_)?model_?not_?found", "DeploymentNotFound")),
+    Signal(KeyRefused, FORBIDDEN, Where.BEGINNING, KEY_WORDS),
+    Signal(BatchTooLarge, BAD | LIMITED, Where.BEGINNING, FULL),
     Signal(
         ModelRefused,
         BAD,
@@ -151,6 +212,7 @@ SIGNALS: Final = (
 )
 """What a body says outweighs its status; the first that is heard decides. At other statuses nobody listens.
 
-A 500 is heard for llama.cpp's long input alone, a 429 for a spent quota alone: whatever else happens to use these words
-is a rate limit or an outage, and heals. Mistral's 3210 comes last, for it also says that one input is too long.
+A 500 is heard for llama.cpp's long input alone, a 429 for a spent quota or a documented size refusal: whatever else happens
+to use these words is a rate limit or an outage, and heals. Mistral's 3210 comes last, for it also says that one input is
+too long.
 """

@@ -647,26 +647,29 @@ def at_most(most):
 
 
 async def test_a_merged_call_keeps_the_cap_that_another_has_just_learned():
-    """Half of six passes; the two that wait have come before anybody knew."""
-    backend = Gate(answer=at_most(3))
+    """Half of 32 passes; those that wait have come before the cap was known."""
+    backend = Gate(answer=at_most(16))
     gateway = gateway_at(backend=backend)
-    asks = {"six": ([f"text {at}" for at in range(6)], {}), **{text: ([text], {}) for text in "abcde"}}
+    asks = {
+        "many": ([f"text {at}" for at in range(32)], {}),
+        **{text: ([text], {}) for text in "abcdefghijklmnopqrst"},
+    }
     async with gateway.lifespan():
         outcomes = await ask_all(gateway, asks, backend.open)
 
     assert all(is_right(texts, outcomes[name]) for name, (texts, _) in asks.items())
-    assert [6] == [len(batch) for batch in backend.batches if len(batch) > 3]
+    assert [32] == [len(batch) for batch in backend.batches if len(batch) > 16]
 
 
 async def test_a_cap_is_learned_from_a_merged_call():
-    backend = Gate(answer=at_most(3))
+    backend = Gate(answer=at_most(16))
     gateway = gateway_at(backend=backend)
     async with gateway.lifespan():
-        outcomes = await ask_all(gateway, {text: ([text], {}) for text in ["busy", *"abcdef"]}, backend.open)
-        await gateway.embed([f"text {at}" for at in range(6)], model="m")
+        outcomes = await ask_all(gateway, {text: ([text], {}) for text in ["busy", *map(str, range(32))]}, backend.open)
+        await gateway.embed([f"text {at}" for at in range(32)], model="m")
 
     assert all(is_right([text], answer) for text, answer in outcomes.items())
-    assert [1, 6, *[1] * 6, 3, 3] == [len(batch) for batch in backend.batches]
+    assert [1, 32, *[1] * 32, 16, 16] == [len(batch) for batch in backend.batches]
 
 
 BRIEF, WHOLE = {"order": ["one", "two"]}, {"order": ["one"], "allow_fallbacks": False}

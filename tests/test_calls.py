@@ -21,8 +21,11 @@ from embedroute.errors import (
     ContextTooLong,
     InputRefused,
     KeyRefused,
+    Measure,
     ModelRefused,
     RateLimited,
+    Rejected,
+    RejectedByPage,
     TimedOut,
     Unavailable,
     Unreachable,
@@ -44,12 +47,12 @@ def scripted(*script, **fields):
     return ScriptedBackend(script=script, width=WIDTH, **fields)
 
 
-def capped(most, **fields):
+def capped(most, said="too many inputs", **fields):
     """A backend that takes ``most`` inputs and only says so when there are more."""
 
     def judge(batch):
         if len(batch) > most:
-            raise BatchTooLarge("too many inputs")
+            raise BatchTooLarge(said)
         return right(batch.texts)
 
     return scripted(then=judge, **fields)
@@ -122,6 +125,8 @@ FALLBACKS = [
     Fallback(TimedOut("slow"), 1, (504, None)),
     Fallback(KeyRefused("your key sk-1 is bad"), 1, (502, "upstream_credentials")),
     Fallback(ModelRefused("no such model"), 1, (502, "upstream_model_not_found")),
+    Fallback(Rejected("flagged"), 1, (400, "upstream_refused")),
+    Fallback(RejectedByPage("blocked"), 1, (502, None)),
     Fallback(RateLimited("slow down", retry_after=100), 1, (429, "rate_limit_exceeded")),
 ]
 fallbacks = pytest.mark.parametrize(Fallback._fields, FALLBACKS)
@@ -237,9 +242,11 @@ async def test_what_is_cut_after_a_rest_is_chunks_that_were_not_tried_before(is_
     def judge(batch):
         if len(only.batches) == 1:
             if is_told == "by another request":
-                gateway.healths.of(gateway.directory.resolve("m").candidates[0]).overfilled(time.monotonic(), 2)
+                gateway.healths.of(gateway.directory.resolve("m").candidates[0]).overfilled(
+                    time.monotonic(), Measure.INPUTS, 32
+                )
             raise RateLimited("slow", retry_after=0.001)
-        if len(batch) > 1:
+        if len(batch) > 16:
             raise BatchTooLarge("too many inputs")
         return right(batch.texts)
 
@@ -248,7 +255,7 @@ async def test_what_is_cut_after_a_rest_is_chunks_that_were_not_tried_before(is_
 
     await embed(gateway, [f"text {at}" for at in range(64)])
 
-    assert len(only.batches) <= 1 + 64 * 2
+    assert len(only.batches) <= 1 + 4 * 2
 
 
 async def test_who_meets_a_rest_before_its_first_call_spends_no_retry():
@@ -470,12 +477,13 @@ async def test_when_nobody_answers_in_time_the_client_is_told_in_time():
 
 
 class Split(NamedTuple):
-    """Batch sizes that an endpoint sees for one request of 7 inputs, if they are always the same, and for the next."""
+    """Batch sizes that an endpoint sees for a request of ``count`` inputs, if they are always the same, and for the next."""
 
     backend: Callable[[], ScriptedBackend]
     accepts: dict[str, int]
     first: list[int] | None
     then: list[int]
+    count: int = 7
 
 
 @pytest.mark.parametrize(
@@ -486,21 +494,85 @@ class Split(NamedTuple):
         Split(scripted, {"max_tokens": 2}, [2, 2, 2, 1], [2, 2, 2, 1]),
         Split(scripted, {"max_bytes": ENVELOPE + 20}, [2, 2, 2, 1], [2, 2, 2, 1]),
         Split(scripted, {"max_bytes": 1}, [1] * 7, [1] * 7),
-        Split(lambda: capped(3), {}, [7, 3, 3, 1], [3, 3, 1]),
-        Split(lambda: capped(2), {}, None, [1] * 7),
-        Split(lambda: capped(1), {}, None, [1] * 7),
+        Split(lambda: capped(32), {}, [64, 32, 32], [32, 32], 64),
+        Split(lambda: capped(16), {}, None, [16, 16, 16, 16], 64),
+        Split(lambda: capped(8), {}, None, [16, 16, 8, 8, 8, 8], 32),
+        Split(lambda: capped(3), {}, [7, 4, 3, 2, 2], [7, 4, 3, 2, 2]),
+        Split(lambda: capped(32, said="the batch is too large"), {}, [64, 32, 32], [64, 32, 32], 64),
+        Split(
+            lambda: capped(32, said="too many tokens in request"),
+            {},
+            [64, 32, 32],
+            [64, 32, 32],
+            64,
+        ),
     ],
 )
-async def test_chunks_keep_within_caps_and_a_cap_is_learned_once(backend, accepts, first, then):
+async def test_chunks_keep_within_caps_and_a_cap_is_learned_once(backend, accepts, first, then, count):
+    """A cap is learned of what the refusal counts, and never one below 16 inputs or 8,192 tokens."""
     made = backend()
     gateway = gateway_of(made, accepts=accepts)
 
     for sizes in (first, then):
         made.batches.clear()
-        answer = await embed(gateway)
+        answer = await embed(gateway, [f"text {at}" for at in range(count)])
         assert answer.journal.attempts == len(made.batches)
         if sizes is not None:
             assert sorted(sizes) == sorted(map(len, made.batches))
+
+
+@pytest.mark.parametrize("said", ["payload too large", "too many tokens in request"])
+async def test_a_cap_on_bytes_or_tokens_is_learned_and_is_none_on_inputs(said):
+    """Short texts go in one call, and no call of long ones is refused again."""
+
+    def judge(batch):
+        if sum(map(len, batch.texts)) > 250_000:
+            raise BatchTooLarge(said)
+        return right(batch.texts)
+
+    only = scripted(then=judge)
+    gateway = gateway_of(only)
+    sizes = []
+    for count, length in ((40, 10_000), (80, 5000), (2048, 20)):
+        only.batches.clear()
+        await embed(gateway, [f"{at:0{length}}" for at in range(count)])
+        sizes.append([len(batch) for batch in only.batches])
+
+    assert [[40, 20, 20], [2048]] == [sizes[0], sizes[2]]
+    assert len(sizes[1]) <= 3
+
+
+async def test_a_single_input_that_is_answered_raises_a_cap_that_it_is_over():
+    only = scripted(BatchTooLarge("payload too large"))
+    gateway = gateway_of(only)
+    await embed(gateway, ["a" * 30_000, "b" * 30_000])
+    await embed(gateway, ["c" * 55_000])
+    await embed(gateway, ["d" * 27_000, "e" * 27_000])
+
+    assert [2, 1, 1, 1, 2] == [len(batch) for batch in only.batches]
+
+
+async def test_an_endpoint_that_rejects_every_input_without_a_word_of_keys_rests():
+    """A refused key may look so. Two inputs show it; one, however often it is sent, does not."""
+    only = scripted(then=RejectedByPage("blocked"))
+    gateway = gateway_of(only)
+    for text, status in [("a", 502), ("a", 502), ("b", 502), ("c", 503)]:
+        assert status == (await failure_of(gateway, [text])).status
+    assert 3 == len(only.batches)
+
+
+async def test_inputs_that_are_rejected_rest_no_endpoint_that_serves_others():
+    def judge(batch):
+        if "bad" in batch.texts[0]:
+            raise RejectedByPage("blocked")
+        return right(batch.texts)
+
+    gateway = gateway_of(scripted(then=judge))
+    await embed(gateway, ["good"])
+    for at in range(5):
+        assert 502 == (await failure_of(gateway, [f"bad {at}"])).status
+
+    await embed(gateway, ["good as well"])
 
 
 async def test_no_cap_is_learned_from_a_single_input():
@@ -515,21 +587,22 @@ async def test_no_cap_is_learned_from_a_single_input():
 
 async def test_a_late_refusal_of_a_larger_batch_does_not_raise_what_was_learned():
     """Chunks of one request fail in any order; the smallest cap stays."""
+    texts = [f"text {at}" for at in range(112)]
 
     async def judge(batch):
-        await anyio.sleep(0.02 if len(batch) == 4 else 0)
-        if len(batch) > 1:
-            raise BatchTooLarge("too many")
+        await anyio.sleep(0.02 if "text 111" in batch.texts else 0)
+        if len(batch) > 16:
+            raise BatchTooLarge("too many inputs")
         return right(batch.texts)
 
     only = scripted(then=judge)
     gateway = gateway_of(only)
-    await embed(gateway)
+    await embed(gateway, texts)
     only.batches.clear()
 
-    await embed(gateway)
+    await embed(gateway, texts)
 
-    assert [1] * 7 == list(map(len, only.batches))
+    assert [16] * 7 == list(map(len, only.batches))
 
 
 async def test_chunks_run_side_by_side_but_not_all_at_once():
@@ -560,34 +633,35 @@ async def test_halves_of_halves_are_not_called_all_at_once_either():
         most = max(most, running)
         await anyio.sleep(0.001)
         running -= 1
-        if len(batch) > 3:
+        if len(batch) > 24:
             raise BatchTooLarge("too many inputs")
         return right(batch.texts)
 
     only = scripted(then=count)
 
-    await embed(gateway_of(only, deadline=30), [f"t{at}" for at in range(1000)])
+    await embed(gateway_of(only, deadline=30), [f"t{at}" for at in range(2000)])
 
     assert most == 8
-    assert sum(len(batch) > 3 for batch in only.batches) < 64
+    assert sum(len(batch) > 24 for batch in only.batches) < 64
 
 
 async def test_no_cap_is_learned_from_an_input_that_is_refused_alone_as_well():
     """Some servers say 413 whatever is too large; one client's input must not cut everybody's calls."""
+    long, short = "x" * 40_000, "y" * 40_000
 
     def judge(batch):
-        if "too long" in batch.texts:
-            raise BatchTooLarge("413") if len(batch) > 1 else InputRefused("413")
+        if long in batch.texts:
+            raise BatchTooLarge("payload too large") if len(batch) > 1 else InputRefused("413")
         return right(batch.texts)
 
     only = scripted(then=judge)
     gateway = gateway_of(only)
-    assert (await failure_of(gateway, ["too long", "short"])).status == 400
+    assert (await failure_of(gateway, [long, short])).status == 400
     only.batches.clear()
 
-    await embed(gateway)
+    await embed(gateway, ["a" * 30_000, "b" * 30_000])
 
-    assert [7] == list(map(len, only.batches))
+    assert [2] == list(map(len, only.batches))
 
 
 @pytest.mark.parametrize("inputs", [1, 7])

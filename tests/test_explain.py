@@ -58,31 +58,32 @@ def no_more_than(most):
 
 
 EIGHT = [f"text {at}" for at in range(8)]
+MANY = [f"text {at}" for at in range(64)]
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/gif;base64,R0lGODlhAQABAAAAACw="}}
-AGAIN = [f"other {at}" for at in range(8)]
 
 
 @pytest.mark.parametrize(
-    ("step", "accepts", "chunks"),
+    ("given", "step", "accepts", "chunks"),
     [
-        (None, {}, [8]),
-        (None, {"max_inputs": 3}, [3, 3, 2]),
-        (no_more_than(2), {}, [2, 2, 2, 2]),
-        (no_more_than(4), {"max_inputs": 5}, None),
-        (None, {"max_tokens": 4}, [4, 4]),
-        (None, {"max_tokens": 18}, [2, 2, 2, 2]),
+        (EIGHT, None, {}, [8]),
+        (EIGHT, None, {"max_inputs": 3}, [3, 3, 2]),
+        (MANY, no_more_than(20), {}, [16, 16, 16, 16]),
+        (MANY, no_more_than(32), {"max_inputs": 40}, None),
+        (EIGHT, None, {"max_tokens": 4}, [4, 4]),
+        (EIGHT, None, {"max_tokens": 18}, [2, 2, 2, 2]),
     ],
 )
-async def test_the_chunks_are_those_that_are_sent(step, accepts, chunks):
+async def test_the_chunks_are_those_that_are_sent(given, step, accepts, chunks):
     """A cap that an upstream let on is kept by the forecast as by the call."""
     door, (backend,) = door_of(step, endpoint={"accepts": accepts})
     typed = {"input_type": "query"} if accepts.get("max_tokens") == 18 else {}
-    await post(door, input=EIGHT, named=1, **typed)
+    again = [text.replace("text", "other") for text in given]
+    await post(door, input=given, named=1, **typed)
     backend.batches.clear()
 
-    (told,) = (await post(door, "?explain=1", input=AGAIN, named=1, **typed))["order"]
+    (told,) = (await post(door, "?explain=1", input=again, named=1, **typed))["order"]
     assert [] == backend.batches
-    await post(door, input=AGAIN, named=1, **typed)
+    await post(door, input=again, named=1, **typed)
 
     assert told["chunks"] == sorted((len(batch) for batch in backend.batches), reverse=True)
     assert chunks is None or chunks == told["chunks"]

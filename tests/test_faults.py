@@ -14,8 +14,11 @@ from embedroute.errors import (
     ContextTooLong,
     InputRefused,
     KeyRefused,
+    Measure,
     ModelRefused,
     RateLimited,
+    Rejected,
+    RejectedByPage,
     Unavailable,
     UpstreamError,
 )
@@ -58,10 +61,45 @@ def judged(status, body, inputs=()):
         (400, openai("This model's maximum context length is 8192 tokens, however you requested 9000."), ContextTooLong),
         (401, openai(code="invalid_api_key"), KeyRefused),
         (403, openai("Country not supported"), KeyRefused),
+        (403, openai("Country, region, or territory not supported", type="request_forbidden"), KeyRefused),
+        (403, openai("You are not allowed to generate embeddings from this model", type="permission_error"), KeyRefused),
+        (403, openai("You are not allowed to sample from this model"), KeyRefused),
+        (403, openai("Project `proj_1` does not have access to model `m`", "model_not_found"), ModelRefused),
+        (403, openai("Project `proj_1` does not have access to this endpoint"), KeyRefused),
+        (403, openai("Your account has been deactivated"), KeyRefused),
+        (403, {"error": {"code": "403", "message": "Access denied due to Virtual Network/Firewall rules."}}, KeyRefused),
+        (403, google("PERMISSION_DENIED", reason="SERVICE_DISABLED"), KeyRefused),
+        (403, google("FORBIDDEN", reason="API_KEY_SERVICE_BLOCKED"), KeyRefused),
+        (403, {"__type": "AccessDeniedException", "code": "AccessDeniedException"}, KeyRefused),
+        (403, {"message": "The security token included in the request is invalid"}, KeyRefused),
+        (403, {"message": "User: arn:aws:iam::1:user/x is not authorized to perform: bedrock:InvokeModel"}, KeyRefused),
+        (403, {"message": "Missing Authentication Token"}, KeyRefused),
+        (403, {"code": "Model.AccessDenied", "message": "m"}, KeyRefused),
+        (403, {"detail": {"message": "m", "code": "AUTHZ_RESOURCE_LIMIT_EXCEEDED"}}, KeyRefused),
+        (403, {"detail": "Not authenticated"}, KeyRefused),
+        (403, {"error": "Invalid API key"}, KeyRefused),
+        (403, {"error": "The API key is disabled"}, KeyRefused),
+        (403, "API key not valid. Please pass a valid API key.", KeyRefused),
+        (403, {"message": "Insufficient credits"}, KeyRefused),
+        (403, openai("Your request was flagged", "content_policy_violation"), Rejected),
+        (403, {"error": {"code": 403, "message": "m", "metadata": {"flagged_input": "invalid api key"}}}, Rejected),
+        (403, {"message": "Forbidden"}, Rejected),
+        (403, {"error": "Access denied"}, Rejected),
+        (403, "Request blocked by policy: invalid api key", Rejected),
+        (403, "<html><head><title>403 Forbidden</title></head><body>Invalid API key</body></html>", RejectedByPage),
+        (403, "", RejectedByPage),
+        (403, {"error": {"code": 7}}, RejectedByPage),
+        (405, "", RejectedByPage),
+        (406, "<html>Not Acceptable</html>", RejectedByPage),
+        (418, {"message": "blocked"}, Rejected),
+        (451, openai("Unavailable for legal reasons"), Rejected),
+        (498, {"message": "blocked token"}, KeyRefused),
         (404, openai(code="model_not_found"), ModelRefused),
         (429, openai(code="rate_limit_exceeded"), RateLimited),
         (429, openai("You exceeded your current quota", "insufficient_quota"), KeyRefused),
         (429, openai("Rate limit reached: too many tokens per request"), RateLimited),
+        (429, openai("Request too large for m in organization org-1 on tokens per min (TPM): Limit 1"), BatchTooLarge),
+        (429, openai("Rate limit reached for m in organization org-1 on tokens per min (TPM): Limit 1"), RateLimited),
         (429, "insufficient_quota", KeyRefused),
         (500, openai("The server had an error"), Unavailable),
         (503, openai("overloaded"), Unavailable),
@@ -111,7 +149,9 @@ def judged(status, body, inputs=()):
         (400, openai("the request exceeds the available context size. try increasing it"), ContextTooLong),
         (408, "", Unavailable),
         (409, "", Unavailable),
-        (418, "", Unavailable),
+        (418, "", RejectedByPage),
+        (424, "", Unavailable),
+        (425, "", Unavailable),
         (499, "", Unavailable),
         (502, "<html>insufficient_quota</html>", Unavailable),
         (529, "", Unavailable),
@@ -124,6 +164,21 @@ def test_a_failure_is_judged_by_status_and_words(status, body, kind):
     found = fault_of(status, {}, content)
 
     assert (kind, status) == (type(found), found.upstream_status)
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "kind"),
+    [
+        (403, {"www-authenticate": 'Bearer error="insufficient_scope"'}, KeyRefused),
+        (403, {"x-amzn-errortype": "AccessDeniedException:http://internal.amazon.com/coral/"}, KeyRefused),
+        (403, {"x-amzn-errortype": "UnrecognizedClientException"}, KeyRefused),
+        (403, {"x-amzn-errortype": "ForbiddenException"}, RejectedByPage),
+        (403, {"server": "cloudflare"}, RejectedByPage),
+        (406, {"www-authenticate": "Bearer"}, RejectedByPage),
+    ],
+)
+def test_headers_say_that_a_403_is_about_the_key(status, headers, kind):
+    assert kind is type(fault_of(status, headers, b"<html>Forbidden</html>"))
 
 
 FULL = {
@@ -226,6 +281,86 @@ def test_a_call_of_several_inputs_that_is_too_large_is_one_to_halve(who):
     assert BatchTooLarge is type(judged(*FULL[who], ["a", "b"]))
 
 
+COUNTED = {
+    Measure.INPUTS: (
+        "openai",
+        "azure",
+        "azure by name",
+        "gemini",
+        "vertex",
+        "mistral",
+        "cohere",
+        "bedrock",
+        "jina",
+        "dashscope",
+        "tei",
+        "siliconflow",
+        "pydantic",
+        "volcengine",
+        "somebody: Batch size exceeds limit of 32",
+        "somebody: too many inputs",
+        "somebody: Expected at most 32 inputs, got 64",
+        "somebody's too_many_inputs",
+        "somebody's BATCH_SIZE_TOO_LARGE",
+    ),
+    Measure.TOKENS: (
+        "openai tokens",
+        "openai size",
+        "mistral tokens",
+        "mistral tokens, old",
+        "voyage",
+        "voyage by name",
+        "somebody: Too many tokens in request: 400000 > 300000",
+    ),
+    Measure.BYTES: (
+        "gemini bytes",
+        "nginx",
+        "go",
+        "anybody",
+        "somebody: Payload too large",
+        "somebody: Request body exceeds 2 MB",
+        "somebody: The request size exceeds 2 MB",
+        "somebody's request_too_large",
+        "somebody's payload_too_large",
+    ),
+    None: ("somebody: batch too large", "somebody: The batch is too big", "somebody's batch_too_large"),
+}
+"""What is counted → who says so; None where the words do not say."""
+
+
+@pytest.mark.parametrize(("measure", "who"), [(measure, who) for measure, names in COUNTED.items() for who in names])
+def test_a_refusal_says_what_is_counted(measure, who):
+    assert measure is judged(*FULL[who], ["a", "b"]).measure
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "inputs", "measure"),
+    [
+        (413, {"error": "too many inputs"}, ["why too many inputs?", "b"], Measure.BYTES),
+        (413, {"error": "too many inputs"}, ["a", "b"], Measure.INPUTS),
+        (413, {"error": "batch too large"}, ["a", "b"], Measure.BYTES),
+        (
+            413,
+            openai("Request too large for model `m` in organization `o` service tier `on_demand` on tokens per minute (TPM)"),
+            ["a", "b"],
+            Measure.TOKENS,
+        ),
+    ],
+)
+def test_what_is_counted_is_settled_by_status_and_inputs(status, body, inputs, measure):
+    found = judged(status, body, inputs)
+
+    assert (BatchTooLarge, measure) == (type(found), found.measure)
+
+
+@pytest.mark.parametrize(
+    ("said", "measure"),
+    [("too many inputs", Measure.INPUTS), ("the body is too large", Measure.BYTES), ("no", None)],
+)
+def test_a_backend_says_in_its_own_words_what_is_counted(said, measure):
+    assert measure is settled(BatchTooLarge(said), ["a", "b"]).measure
+
+
 @pytest.mark.parametrize("who", FULL)
 def test_one_input_that_is_too_large_is_at_fault_itself(who):
     """Nothing is left to halve, and no other endpoint would take it; where tokens are counted, it is too long."""
@@ -290,6 +425,13 @@ def test_one_input_that_is_too_large_is_at_fault_itself(who):
         (400, openai(" Too many inputs in request, split into more batches."), ["a", "b"], BatchTooLarge),
         (400, openai(code="max_tokens_per_request"), ["max_tokens_per_request", "b"], BatchTooLarge),
         (429, openai(code="insufficient_quota"), ["insufficient_quota"], KeyRefused),
+        (429, openai("Slow down: 'PerDay'"), ["PerDay"], RateLimited),
+        (429, openai("Slow down: 'PerDay'"), ["b"], KeyRefused),
+        (429, openai("Request too large for m on tokens per min (TPM): Limit 1"), ["a"], ContextTooLong),
+        (429, openai("Request too large for m on tokens per min (TPM): Limit 1"), ["a", "b"], BatchTooLarge),
+        (429, openai("Request too large for m on tokens per min"), ["Request too large for m on tokens per min"], RateLimited),
+        (403, openai("Invalid API key: blocked"), ["Invalid API key"], Rejected),
+        (403, openai("Invalid API key"), ["b"], KeyRefused),
         (404, openai("Model foo is not supported. Supported models are x"), ["Model foo is not supported"], ModelRefused),
     ],
 )

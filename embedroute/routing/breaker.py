@@ -72,11 +72,11 @@ class Breaker:
             self.refusal = None
             self._turn()
 
-    def failed(self, ticket: int, now: float) -> None:
-        """Count a failure; enough of them in a row, or the probe's, open the breaker."""
+    def failed(self, ticket: int, now: float, *, counts: bool = True) -> None:
+        """Count a failure, if it ``counts``; enough in a row, or the probe's, open the breaker."""
         if ticket != self._epoch:
             return
-        self._failures += 1
+        self._failures += counts
         if self._probing or self._failures >= self._policy.failures:
             rest = self._policy.first_rest * 2 ** min(self._rests, _DOUBLINGS)
             self._open(now + min(self._policy.longest_rest, rest), None)

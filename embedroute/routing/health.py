@@ -1,6 +1,7 @@
-"""How one endpoint is doing: breaker, rest, learned cap and rolling percentiles; the clock is an argument."""
+"""How one endpoint is doing: breaker, rest, learned caps and percentiles; the clock is an argument."""
 
 from collections import deque
+from collections.abc import Collection, Hashable
 from copy import copy
 from typing import Final
 
@@ -9,22 +10,26 @@ import msgspec
 from embedroute.backend import Accepts
 from embedroute.errors import (
     LONGEST_HINT,
+    BadAnswer,
     EmbedrouteError,
     KeyRefused,
+    Measure,
     ModelRefused,
     NoHealthyEndpoint,
     RateLimited,
+    Rejected,
     Unavailable,
     UpstreamError,
 )
 from embedroute.routing.breaker import Breaker, BreakerPolicy, State
+from embedroute.routing.caps import LearnedCap, lowered, narrowed, raised
 from embedroute.routing.recent import Recent
 from embedroute.routing.routes import Candidate
 
 SIGNIFICANT: Final = 30.0
 """Seconds for which a significant failure moves an endpoint behind the others (SEMANTICS of OpenRouter's default)."""
-LEARNED_FOR: Final = 600.0
-"""Seconds for which a learned cap holds."""
+SUSPECTS: Final = 8
+"""Failed calls whose inputs are remembered until a call succeeds."""
 SHORTEST_REST: Final = 1.0
 """Seconds that a 429 without a hint rests its endpoint, and the least that a client is told to wait."""
 WINDOW: Final = 300.0
@@ -52,10 +57,12 @@ class Health:
     def __init__(self, policy: BreakerPolicy) -> None:
         """Begin closed and rested."""
         self.limited_until = 0.0
+        self.learned: dict[Measure, LearnedCap] = {}
         self._breaker = Breaker(policy)
-        self._cap: tuple[int, float] | None = None
         self._last_failure = float("-inf")
         self._samples: deque[Sample] = deque(maxlen=SAMPLES)
+        self._suspects: deque[frozenset[Hashable]] = deque(maxlen=SUSPECTS)
+        self._rejected: frozenset[Hashable] | None = None
 
     def state(self, now: float) -> State:
         """Tell the breaker's state."""
@@ -79,25 +86,64 @@ class Health:
     def succeeded(self, ticket: int, now: float, latency: float, tokens: int) -> None:
         """Remember how long the call took; the probe's success closes the breaker."""
         self._breaker.succeeded(ticket)
+        if self._suspects or self._rejected:
+            self._suspects.clear()
+            self._rejected = None
         self._samples.append(Sample(now, latency, tokens / max(latency, 1e-9)))
 
-    def learn(self, ticket: int, now: float, failure: EmbedrouteError) -> None:
-        """Take what a failure says of the endpoint; one of the input's own, or counted already, says nothing."""
+    def learn(
+        self,
+        ticket: int,
+        now: float,
+        failure: EmbedrouteError,
+        work: Collection[Hashable] = (),
+    ) -> None:
+        """Take what a failure says of the endpoint; an input's own, or one counted already, says nothing.
+
+        ``work`` holds the keys of the call's inputs. An input can cause an error status or a bad
+        answer. Such a failure counts once for each input until a call succeeds, so that one bad
+        input does not open the breaker by being sent again.
+        """
         if isinstance(failure, UpstreamError) and failure.counted:
             self.released(ticket)
         elif isinstance(failure, RateLimited):
             self.limited(ticket, now, SHORTEST_REST if failure.retry_after is None else failure.retry_after)
         elif isinstance(failure, KeyRefused | ModelRefused):
             self.refused(ticket, now, failure)
+        elif isinstance(failure, Rejected):
+            self.rejected(ticket, now, work)
         elif isinstance(failure, Unavailable):
-            self.failed(ticket, now)
+            by_input = isinstance(failure, BadAnswer) or failure.upstream_status is not None
+            self.failed(ticket, now, counts=not by_input or self._is_new(work))
         else:
             self.released(ticket)
 
-    def failed(self, ticket: int, now: float) -> None:
+    def failed(self, ticket: int, now: float, *, counts: bool = True) -> None:
         """Count an upstream's own trouble; enough of it in a row, or a failed probe, opens the breaker."""
-        self._last_failure = now
-        self._breaker.failed(ticket, now)
+        if counts:
+            self._last_failure = now
+        self._breaker.failed(ticket, now, counts=counts)
+
+    def rejected(self, ticket: int, now: float, work: Collection[Hashable]) -> None:
+        """Rest if two calls in a row, without a common input, were rejected and none succeeded for 30 s.
+
+        That is how a refused key looks if the upstream does not say so. While calls succeed, the
+        inputs are the reason.
+        """
+        before, self._rejected = self._rejected, frozenset(work)
+        served = bool(self._samples) and now - self._samples[-1].at < SIGNIFICANT
+        if before and not served and before.isdisjoint(work):
+            self.refused(ticket, now)
+        else:
+            self.released(ticket)
+
+    def _is_new(self, work: Collection[Hashable]) -> bool:
+        """Remember the inputs of ``work``, unless one of them has failed since the last success."""
+        if any(not seen.isdisjoint(work) for seen in self._suspects):
+            return False
+        if work:
+            self._suspects.append(frozenset(work))
+        return True
 
     def refused(self, ticket: int, now: float, refusal: UpstreamError | None = None) -> None:
         """Our key or the model was refused: asking again soon is no use, and what was said then still holds."""
@@ -113,25 +159,31 @@ class Health:
         """The call ended without news of the upstream: cancelled, or the input's own fault."""
         self._breaker.released(ticket)
 
-    def cap(self, now: float) -> int | None:
-        """The inputs that one call may hold as far as the upstream has let on lately; None while it has not."""
-        return self._cap[0] if self._cap is not None and now < self._cap[1] else None
+    def overfilled(self, now: float, measure: Measure, held: int) -> None:
+        """A call that held so much was too large: learn a smaller cap, for a while."""
+        cap = lowered(self.learned.get(measure), measure, held, now)
+        if cap is not None:
+            self.learned[measure] = cap
 
-    def overfilled(self, now: float, inputs: int) -> None:
-        """A call of so many ``inputs`` was too large: learn half of it, for a while, as tokens may have been why."""
-        half = max(1, inputs // 2)
-        self._cap = (min(self.cap(now) or half, half), now + LEARNED_FOR)
+    def fitted(self, now: float, measure: Measure, held: int) -> None:
+        """A call that held so much was answered, so no smaller cap is right."""
+        self._raise(now, measure, held)
 
-    def forget_cap(self) -> None:
-        """What was refused as too large held an input that is refused alone as well, so nothing is known of the size."""
-        self._cap = None
+    def doubt(self, now: float, measure: Measure) -> None:
+        """Double a cap, because an input of the call that taught it is refused alone as well."""
+        if measure in self.learned:
+            self._raise(now, measure, 2 * (self.learned[measure].at(now) or 0))
+
+    def _raise(self, now: float, measure: Measure, most: int) -> None:
+        cap = raised(self.learned[measure], most, now) if measure in self.learned else None
+        if cap is None:
+            self.learned.pop(measure, None)
+        else:
+            self.learned[measure] = cap
 
     def caps(self, accepts: Accepts, now: float) -> Accepts:
-        """What one call may hold: as much as the API ``accepts``, and no more inputs than the learned cap."""
-        most = self.cap(now)
-        if most is None:
-            return accepts
-        return msgspec.structs.replace(accepts, max_inputs=min(most, accepts.max_inputs or most))
+        """What one call may hold: what the API ``accepts``, lowered to the learned caps."""
+        return narrowed(accepts, self.learned, now) if self.learned else accepts
 
     def resting(self, now: float) -> EmbedrouteError:
         """Tell why no call is made now: a 429, a refusal that still holds, or an open breaker."""

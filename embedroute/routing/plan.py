@@ -11,16 +11,14 @@ import msgspec
 from embedroute import vectors
 from embedroute.access import Caller
 from embedroute.backend import Accepts, Vectors
-from embedroute.errors import BadAnswer
+from embedroute.errors import BadAnswer, Measure
 from embedroute.inputs import ImagePart, Input, Part, all_text, size_of, sizes_of
 from embedroute.models import Model
+from embedroute.routing.caps import ENVELOPE
 from embedroute.routing.routes import Candidate, Route
 from embedroute.routing.select import Parameters
 from embedroute.vectors import Array
 from embedroute.wire.preferences import Preferences
-
-ENVELOPE: Final = 1024
-"""Bytes of a body around its inputs: the names of its fields, the model, the user, and what else one call says once."""
 
 _ENCODER: Final = msgspec.json.Encoder()
 
@@ -108,15 +106,14 @@ def text_before(candidate: Candidate, model: Model, input_type: str | None) -> s
     return (model.prefixes or {}).get(input_type, "")
 
 
-def split(work: Mapping[Key, Input], accepts: Accepts, learned: int | None = None, before: str = "") -> list[dict[Key, Input]]:
+def split(work: Mapping[Key, Input], accepts: Accepts, before: str = "") -> list[dict[Key, Input]]:
     """Cut work into chunks within the caps on inputs, tokens and bytes of one call, each text with ``before`` before it.
 
-    ``learned`` is a smaller count. An input that is over a cap by itself goes alone: the upstream then says so in its
-    own words.
+    An input that is over a cap by itself goes alone: the upstream then says so in its own words.
     """
     if len(work) < 2:
         return [dict(work)] if work else []
-    most = min(accepts.max_inputs or len(work), learned or len(work))
+    most = accepts.max_inputs or len(work)
     tokens, size = accepts.max_tokens or float("inf"), (accepts.max_bytes or float("inf")) - ENVELOPE
     if len(work) <= most and _surely_within(work.values(), tokens, size, len(before)):
         return [dict(work)]
@@ -147,6 +144,13 @@ def _chunks(work: Mapping[Key, Input], most: int, tokens: float, size: float, be
         held, filled = held + cost, filled + weight
     if chunk:
         yield chunk
+
+
+def amount(inputs: Collection[Input], measure: Measure) -> int:
+    """Count what one call with ``inputs`` holds: inputs, estimated tokens, or bytes of its body."""
+    if measure is Measure.INPUTS:
+        return len(inputs)
+    return sum(sizes_of(inputs)) if measure is Measure.TOKENS else sum(map(bytes_of, inputs))
 
 
 def bytes_of(item: Input) -> int:

@@ -1,10 +1,9 @@
-"""How an endpoint's health follows what its calls did: breaker, rests, the cap learned, percentiles. No clock is read."""
+"""How an endpoint's health follows what its calls did: breaker, rests, percentiles. No clock is read."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedroute.backend import Accepts
 from embedroute.errors import (
     LONGEST_HINT,
     BadAnswer,
@@ -15,11 +14,14 @@ from embedroute.errors import (
     ModelRefused,
     NoHealthyEndpoint,
     RateLimited,
+    Rejected,
+    RejectedByPage,
     TimedOut,
     Unavailable,
+    Unreachable,
 )
 from embedroute.routing.breaker import BreakerPolicy, State
-from embedroute.routing.health import SAMPLES, WINDOW, Health
+from embedroute.routing.health import SAMPLES, SUSPECTS, WINDOW, Health
 
 POLICY = BreakerPolicy(failures=3, first_rest=5.0, longest_rest=60.0, refused_rest=30.0)
 
@@ -181,6 +183,8 @@ def test_only_an_upstreams_own_fault_is_significant(event, significant):
         (RateLimited("rest"), State.CLOSED, 2.0, False),
         (InputRefused("bad"), State.CLOSED, 1.0, False),
         (BatchTooLarge("many"), State.CLOSED, 1.0, False),
+        (Rejected("flagged"), State.CLOSED, 1.0, False),
+        (RejectedByPage("blocked"), State.CLOSED, 1.0, False),
         (EmbedrouteError("?"), State.CLOSED, 1.0, False),
     ],
 )
@@ -192,18 +196,104 @@ def test_what_a_failure_says_of_its_endpoint(failure, state, ready, significant)
     assert (state, ready, significant) == (health.state(1.0), health.ready_at(1.0), health.failing(1.0))
 
 
-@pytest.mark.parametrize("accepted", [None, 10, 2])
-@pytest.mark.parametrize(("sizes", "cap"), [([], None), ([8], 4), ([8, 6], 3), ([6, 8], 3), ([1], 1)])
-def test_a_call_holds_no_more_than_is_declared_and_learned(accepted, sizes, cap):
-    """What was learned is half of the smallest that was too large, and is forgotten after ten minutes."""
-    health, accepts = Health(POLICY), Accepts(max_inputs=accepted, max_tokens=7)
-    for size in sizes:
-        health.overfilled(0.0, size)
+THREE_OPEN = BreakerPolicy(failures=3, first_rest=5.0, refused_rest=30.0)
+DOWN, ODD, RESET = Unavailable("down", upstream_status=500), BadAnswer("NaN"), Unavailable("reset")
+SLOW, DEAD = TimedOut("slow"), Unreachable("refused")
 
-    held = health.caps(accepts, 599.9)
 
-    assert (min(filter(None, [accepted, cap]), default=None), 7) == (held.max_inputs, held.max_tokens)
-    assert accepts == health.caps(accepts, 600.0)
+@pytest.mark.parametrize(
+    ("failure", "works", "state"),
+    [
+        (DOWN, ["a", "a", "a", "a", "a"], State.CLOSED),
+        (ODD, ["a", "a", "a", "a", "a"], State.CLOSED),
+        (DOWN, ["a", "ab", "ac", "da", "ea"], State.CLOSED),
+        (DOWN, ["a", "b", "a", "b", "a"], State.CLOSED),
+        (DOWN, ["a", "b", "c"], State.OPEN),
+        (DOWN, ["a", "bc", "de"], State.OPEN),
+        (DOWN, ["a", "b", "", "c"], State.CLOSED),
+        (DOWN, ["a", "", "a", "b", "c"], State.OPEN),
+        (RESET, ["a", "a", "a"], State.OPEN),
+        (SLOW, ["a", "a", "a"], State.OPEN),
+        (DEAD, ["a", "a", "a"], State.OPEN),
+    ],
+)
+def test_a_failure_that_an_input_can_cause_counts_once_for_each_input(failure, works, state):
+    """Letters are inputs; nothing is a call that is answered, after which the count begins anew."""
+    health = Health(THREE_OPEN)
+    for work in works:
+        if work:
+            health.learn(health.admit(0.0), 0.0, failure, list(work))
+        else:
+            health.succeeded(health.admit(0.0), 0.0, 0.1, 1)
+
+    assert state is health.state(0.0)
+
+
+def test_an_input_that_fails_again_does_not_keep_its_endpoint_behind_the_others():
+    health = Health(THREE_OPEN)
+    for now in (0.0, 20.0, 40.0):
+        health.learn(health.admit(now), now, DOWN, ["a"])
+
+    assert (True, False) == (health.failing(29.0), health.failing(41.0))
+
+
+def test_a_probe_that_fails_opens_the_breaker_again_whatever_its_input():
+    health = opened()
+    health.learn(health.admit(6.0), 6.0, DOWN, ["a"])
+    now = health.ready_at(6.0)
+    health.learn(health.admit(now), now, DOWN, ["a"])
+
+    assert State.OPEN is health.state(now)
+
+
+@pytest.mark.parametrize("kind", [Rejected, RejectedByPage])
+@pytest.mark.parametrize(
+    ("works", "served", "ready"),
+    [
+        (["a"], None, 0.0),
+        (["a", "a", "a"], None, 0.0),
+        (["a", "ab", "ca"], None, 0.0),
+        (["a", "b"], None, 30.0),
+        (["a", "bc"], None, 30.0),
+        (["a", "", "b"], None, 0.0),
+        (["a", "b", "c", "d"], -29.0, 0.0),
+        (["a", "b"], -30.0, 30.0),
+    ],
+)
+def test_two_inputs_in_a_row_that_are_rejected_rest_an_endpoint_that_serves_nobody(kind, works, served, ready):
+    """Letters are inputs, nothing is a call that is answered; ``served`` is when one was answered before."""
+    health = Health(POLICY)
+    if served is not None:
+        health.succeeded(health.admit(served), served, 0.1, 1)
+    for work in works:
+        if work:
+            health.learn(health.admit(0.0), 0.0, kind("no"), list(work))
+        else:
+            health.succeeded(health.admit(0.0), 0.0, 0.1, 1)
+
+    assert (ready, ready > 0) == (health.ready_at(0.0), health.failing(0.0))
+    if ready:
+        assert isinstance(health.resting(0.0), NoHealthyEndpoint)
+
+
+def test_a_call_that_is_answered_between_two_rejected_ones_shows_that_the_key_is_good():
+    health = Health(POLICY)
+    health.learn(health.admit(0.0), 0.0, Rejected("no"), ["a"])
+    health.succeeded(health.admit(5.0), 5.0, 0.1, 1)
+    health.learn(health.admit(40.0), 40.0, Rejected("no"), ["b"])
+    assert 40.0 == health.ready_at(40.0)
+    health.learn(health.admit(40.0), 40.0, Rejected("no"), ["c"])
+
+    assert 70.0 == health.ready_at(40.0)
+
+
+def test_the_inputs_that_failed_are_remembered_within_a_bound():
+    health = Health(BreakerPolicy(failures=1000))
+    for at in range(100):
+        health.learn(health.admit(0.0), 0.0, DOWN, [at])
+        health.learn(health.admit(0.0), 0.0, Rejected("no"), [0])
+
+    assert SUSPECTS == len(health._suspects)
 
 
 @given(st.lists(st.floats(0.001, 100), min_size=1, max_size=200), st.sampled_from([50, 75, 90, 99]))

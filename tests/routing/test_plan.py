@@ -168,52 +168,50 @@ CAPS = st.fixed_dictionaries(
 )
 
 
-@given(of_one_kind(max_size=20), CAPS, st.none() | st.integers(1, 4))
-def test_chunks_keep_the_caps_the_order_and_every_input(inputs, caps, learned):
+@given(of_one_kind(max_size=20), CAPS)
+def test_chunks_keep_the_caps_the_order_and_every_input(inputs, caps):
     """An input that is over a cap by itself goes alone; any other chunk is within all caps."""
     work = make_plan(inputs, b"").work
     accepts = Accepts(**caps)
 
-    chunks = split(work, accepts, learned)
+    chunks = split(work, accepts)
 
     assert list(work.items()) == [pair for chunk in chunks for pair in chunk.items()]
     for chunk in chunks:
-        assert 1 <= len(chunk) <= min(accepts.max_inputs or 99, learned or 99)
+        assert 1 <= len(chunk) <= (accepts.max_inputs or 99)
         assert len(chunk) == 1 or sum(map(size_of, chunk.values())) <= (accepts.max_tokens or 9999)
         texts = [item for item in chunk.values() if isinstance(item, str)]
         assert len(chunk) == 1 or sum(len(text.encode()) for text in texts) <= (accepts.max_bytes or 9999)
 
 
 @pytest.mark.parametrize(
-    ("inputs", "caps", "learned", "counts"),
+    ("inputs", "caps", "counts"),
     [
-        (list("abcdef"), {}, None, [6]),
-        (list("abcdef"), {"max_inputs": 6}, None, [6]),
-        (list("abcdef"), {"max_inputs": 4}, None, [4, 2]),
-        (list("abcdef"), {"max_inputs": 1}, None, [1] * 6),
-        (list("abcdef"), {"max_inputs": 4}, 2, [2, 2, 2]),
-        (list("abcdef"), {"max_inputs": 2}, 4, [2, 2, 2]),
-        (["x" * 40, "y" * 40, "z" * 40], {"max_tokens": 20}, None, [2, 1]),
-        (["x" * 400, "y", "z"], {"max_tokens": 20}, None, [1, 2]),
-        (["y", "x" * 400, "z"], {"max_tokens": 20}, None, [1, 1, 1]),
-        ([(1,) * 5, (2,) * 5, (3,)], {"max_tokens": 6}, None, [1, 2]),
-        (["x" * 40, "y" * 40, "z" * 40], {"max_bytes": ENVELOPE + 86}, None, [2, 1]),
-        (["x" * 40, "y" * 40, "z" * 40], {"max_bytes": ENVELOPE + 85}, None, [1, 1, 1]),
-        (["x" * 40, "y" * 40, "z" * 40], {"max_bytes": 43}, None, [1, 1, 1]),
-        (["é" * 20, "à" * 20, "z" * 40], {"max_bytes": ENVELOPE + 86}, None, [2, 1]),
-        (['"' * 20, "\\" * 20, "\n" * 20, "z" * 40], {"max_bytes": ENVELOPE + 86}, None, [2, 2]),
-        (["\x01" * 6 + "zzzz", "\x1f" * 6 + "zzzz", "z"], {"max_bytes": ENVELOPE + 86}, None, [2, 1]),
-        (["\x7f" * 40, "🙂" * 10, "z"], {"max_bytes": ENVELOPE + 86}, None, [2, 1]),
-        ([(2**31 - 1,) * 3, (2**31 - 2,) * 3, (1,)], {"max_bytes": ENVELOPE + 70}, None, [2, 1]),
-        ([(2**31 - 1,) * 3, (2**31 - 2,) * 3, (1,)], {"max_bytes": ENVELOPE + 69}, None, [1, 2]),
-        ([(TextPart("語" * 12),), (TextPart("文" * 12),)], {"max_bytes": ENVELOPE + 267}, None, [1, 1]),
-        ([(TextPart("語" * 12),), (TextPart("文" * 12),)], {"max_bytes": ENVELOPE + 268}, None, [2]),
-        ([], {"max_inputs": 4}, None, []),
-        ([], {}, None, []),
+        (list("abcdef"), {}, [6]),
+        (list("abcdef"), {"max_inputs": 6}, [6]),
+        (list("abcdef"), {"max_inputs": 4}, [4, 2]),
+        (list("abcdef"), {"max_inputs": 1}, [1] * 6),
+        (["x" * 40, "y" * 40, "z" * 40], {"max_tokens": 20}, [2, 1]),
+        (["x" * 400, "y", "z"], {"max_tokens": 20}, [1, 2]),
+        (["y", "x" * 400, "z"], {"max_tokens": 20}, [1, 1, 1]),
+        ([(1,) * 5, (2,) * 5, (3,)], {"max_tokens": 6}, [1, 2]),
+        (["x" * 40, "y" * 40, "z" * 40], {"max_bytes": ENVELOPE + 86}, [2, 1]),
+        (["x" * 40, "y" * 40, "z" * 40], {"max_bytes": ENVELOPE + 85}, [1, 1, 1]),
+        (["x" * 40, "y" * 40, "z" * 40], {"max_bytes": 43}, [1, 1, 1]),
+        (["é" * 20, "à" * 20, "z" * 40], {"max_bytes": ENVELOPE + 86}, [2, 1]),
+        (['"' * 20, "\\" * 20, "\n" * 20, "z" * 40], {"max_bytes": ENVELOPE + 86}, [2, 2]),
+        (["\x01" * 6 + "zzzz", "\x1f" * 6 + "zzzz", "z"], {"max_bytes": ENVELOPE + 86}, [2, 1]),
+        (["\x7f" * 40, "🙂" * 10, "z"], {"max_bytes": ENVELOPE + 86}, [2, 1]),
+        ([(2**31 - 1,) * 3, (2**31 - 2,) * 3, (1,)], {"max_bytes": ENVELOPE + 70}, [2, 1]),
+        ([(2**31 - 1,) * 3, (2**31 - 2,) * 3, (1,)], {"max_bytes": ENVELOPE + 69}, [1, 2]),
+        ([(TextPart("語" * 12),), (TextPart("文" * 12),)], {"max_bytes": ENVELOPE + 267}, [1, 1]),
+        ([(TextPart("語" * 12),), (TextPart("文" * 12),)], {"max_bytes": ENVELOPE + 268}, [2]),
+        ([], {"max_inputs": 4}, []),
+        ([], {}, []),
     ],
 )
-def test_work_is_split_by_each_cap(inputs, caps, learned, counts):
-    chunks = split(make_plan(inputs, b"").work, Accepts(**caps), learned)
+def test_work_is_split_by_each_cap(inputs, caps, counts):
+    chunks = split(make_plan(inputs, b"").work, Accepts(**caps))
 
     assert counts == [len(chunk) for chunk in chunks]
 
