@@ -7,8 +7,8 @@ A map, from the ground up; a file imports only from floors below:
 - borders: ``secret``, ``upstream`` and ``backend`` (plugins), ``models``, ``reading``, ``settings``, ``tables`` and
   ``config`` (operators), ``wire`` (clients), ``redact``
 - decisions, pure: ``access``, ``routing``
-- effects: ``cache``, ``batching``, ``flights``, ``http``, ``exchange``, ``orders``, ``attempts``, ``calls``,
-  ``perloop``, ``plugins``, ``assembly``
+- effects: ``cache``, ``batching``, ``flights``, ``http``, ``workers``, ``local``, ``exchange``, ``orders``,
+  ``attempts``, ``calls``, ``perloop``, ``plugins``, ``assembly``
 - the journey: ``gateway``; begin to read there
 - doors: ``listing``, ``headers``, ``inbound``, ``explain``, ``verify``, ``door``, ``asgi``, ``fastapi``, ``cli``
 

@@ -18,10 +18,10 @@ from embedroute.attempts import Attempts
 from embedroute.calls import Desk, Embed
 from embedroute.config import Config, environment_config, read_config
 from embedroute.errors import ConfigError, InternalError
-from embedroute.exchange import LocalModels
 from embedroute.flights import Flights
 from embedroute.http import Connect, Engine
 from embedroute.http.choose import engine_mistakes, open_engine
+from embedroute.local import LocalModels
 from embedroute.models import catalogue, known_providers
 from embedroute.plugins import bases_of, build_backends
 from embedroute.reading import ALL_READ, Unread
@@ -151,7 +151,7 @@ class Opener:
         self._client = client
         self._healths = healths
         self._retries = retries
-        self._local = LocalModels()
+        self._local = LocalModels(settings.local_threads)
         self._widths = Widths()
         self._budget = RetryBudget()
 

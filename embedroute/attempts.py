@@ -5,16 +5,15 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final
 
-from anyio import CapacityLimiter
-
 from embedroute import turns
 from embedroute.backend import Batch, Vectors
 from embedroute.batching import Merger
 from embedroute.errors import BatchTooLarge, EmbedrouteError, TimedOut
-from embedroute.exchange import LocalModels, Tools, checked, exchange, is_large
+from embedroute.exchange import Tools, checked, exchange, is_large
 from embedroute.http import Engine
 from embedroute.inputs import Input
 from embedroute.journal import Journal
+from embedroute.local import LocalModels
 from embedroute.orders import Landed, Order, for_client, landed_of, make_batch, outcome_of, tokens_of
 from embedroute.redact import capture
 from embedroute.routing.directory import Candidate
@@ -36,7 +35,7 @@ class Attempts:
         self, *, engine: Engine, local: LocalModels, healths: Healths, widths: Widths, clock: Callable[[], float]
     ) -> None:
         """Take what is shared with other loops, and the engine, which is this loop's own."""
-        self._tools = Tools(engine=engine, local=local, workers=CapacityLimiter(2))
+        self._tools = Tools(engine=engine, local=local)
         self._merger = Merger()
         self._healths = healths
         self._widths = widths

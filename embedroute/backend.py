@@ -181,14 +181,29 @@ class HTTPBackend(BackendBase, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class LocalBackend(BackendBase, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A model inside this process: loaded once per gateway, run in a worker thread."""
+    """A model inside this process: loaded once per gateway, run in worker threads of its own.
+
+    The host calls ``run`` with slices of a batch that should take 20 ms at most, so that other
+    requests get their turn in between and a batch stops when its caller has left. ``min_slice`` is
+    the least number of inputs that it puts into a slice of a larger batch: raise it for a model
+    that is much faster per input in larger batches.
+    """
+
+    min_slice: ClassVar[int] = 1
 
     def load(self) -> Any:
-        """Load the model; the host keeps it."""
+        """Load the model, in a worker thread. The host keeps it.
+
+        After an error the next request loads it anew.
+        """
         raise NotImplementedError
 
     def run(self, model: Any, batch: Batch) -> Vectors:
-        """Embed ``batch`` with what ``load`` gave."""
+        """Embed ``batch`` with what ``load`` returned.
+
+        The vector of an input must not depend on the other inputs of ``batch``, because the host
+        passes any part of a batch. Several threads may call this at once.
+        """
         raise NotImplementedError
 
 

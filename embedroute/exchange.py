@@ -1,15 +1,12 @@
 """One batch to one backend and back: HTTP, local or its own way; what comes back is checked before anyone sees it."""
 
-import threading
 from collections.abc import Awaitable, Callable
 from functools import partial
 from traceback import clear_frames
 from typing import Final
 
 import anyio
-import anyio.to_thread
 import msgspec
-from anyio import CapacityLimiter
 
 from embedroute import tasks, turns, vectors
 from embedroute.backend import (
@@ -27,6 +24,7 @@ from embedroute.backend import (
 from embedroute.errors import BadAnswer, EmbedrouteError, TimedOut, Unavailable, UpstreamError
 from embedroute.faults import settled
 from embedroute.http import Engine
+from embedroute.local import LocalModels
 from embedroute.turns import LARGE
 from embedroute.vectors import Array
 
@@ -39,28 +37,11 @@ ROUNDING: Final = 1e-3
 _PLAIN_MISTAKES = (KeyError, TypeError, ValueError, IndexError, AttributeError)
 
 
-class LocalModels:
-    """The loaded models of local backends: each loaded once per gateway, by whichever request needs it first."""
-
-    def __init__(self) -> None:
-        """Load nothing yet."""
-        self._loading = threading.Lock()
-        self._loaded: dict[int, object] = {}
-
-    def run(self, backend: LocalBackend, batch: Batch) -> Vectors:
-        """Embed in this thread, which is a worker's."""
-        with self._loading:
-            if id(backend) not in self._loaded:
-                self._loaded[id(backend)] = backend.load()
-        return backend.run(self._loaded[id(backend)], batch)
-
-
 class Tools(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What every exchange of an event loop is made with: its engine, and models and workers for local backends."""
+    """What every exchange of an event loop is made with: its engine and the local models."""
 
     engine: Engine
     local: LocalModels
-    workers: CapacityLimiter
 
 
 async def exchange(backend: BackendBase, batch: Batch, tools: Tools, timeout: float, keep: Keep | None = None) -> Vectors:
@@ -104,8 +85,7 @@ async def _asked(backend: LocalBackend | Backend, batch: Batch, tools: Tools) ->
     try:
         if isinstance(backend, Backend):
             return await backend.embed(batch)
-        run = partial(tools.local.run, backend, batch)
-        return await anyio.to_thread.run_sync(run, abandon_on_cancel=True, limiter=tools.workers)
+        return await tools.local.run(backend, batch, partial(checked, due=None))
     except TimeoutError as error:  # its own, so it is not told as ours
         raise _failed(backend, error) from error
 

@@ -27,6 +27,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     deadline: Seconds = 60.0
     max_body_bytes: Annotated[int, Meta(ge=1)] = 33_554_432
     max_inputs: Annotated[int, Meta(ge=1)] = 2048
+    local_threads: Annotated[int, Meta(ge=1)] = 2
     only: list[str] = []
     ignore: list[str] = []
 

@@ -15,7 +15,10 @@ FLOORS = (
     ("wording", "failures", "errors", "inputs", "turns", "vectors", "hints", "signals", "faults", "journal", "due", "tasks"),
     ("secret", "upstream", "backend", "models", "reading", "settings", "tables", "config", "wire", "redact"),
     ("access", "routing"),
-    ("cache", "batching", "flights", "http", "exchange", "orders", "attempts", "calls", "perloop", "plugins", "assembly"),
+    (
+        *("cache", "batching", "flights", "http", "workers", "local", "exchange", "orders", "attempts", "calls"),
+        *("perloop", "plugins", "assembly"),
+    ),
     ("gateway",),
     ("listing", "headers", "inbound", "explain", "verify", "door", "asgi", "fastapi", "cli"),
 )

@@ -26,7 +26,8 @@ from embedroute.backend import (
     Vectors,
 )
 from embedroute.errors import BadAnswer, InputRefused, RateLimited, TimedOut, Unavailable
-from embedroute.exchange import LocalModels, Tools, checked, exchange
+from embedroute.exchange import Tools, checked, exchange
+from embedroute.local import LocalModels
 
 pytestmark = pytest.mark.anyio
 
@@ -124,7 +125,7 @@ class Near(LocalBackend, frozen=True, kw_only=True):
 
 
 async def run(backend, answer=None, *, timeout=5.0, keep=None, local=None):
-    tools = Tools(engine=Answering(answer), local=local or LocalModels(), workers=anyio.CapacityLimiter(4))
+    tools = Tools(engine=Answering(answer), local=local or LocalModels())
     return await exchange(backend, BATCH, tools, timeout, keep)
 
 

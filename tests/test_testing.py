@@ -478,6 +478,15 @@ class Sums(LocalBackend, frozen=True):
         return Vectors.from_lists([[1, place + 1, model] for place, _ in enumerate(batch.inputs)])
 
 
+class Centred(Sums, frozen=True):
+    """Makes the vector of a text depend on the other texts of a call."""
+
+    accepts: ClassVar[Accepts] = Accepts()
+
+    def run(self, model, batch):
+        return Vectors(np.array([[len(text), len(batch)] for text in batch.texts], "<f4"))
+
+
 class Images(Backend, frozen=True):
     """Takes images alone."""
 
@@ -564,6 +573,7 @@ class Images(Backend, frozen=True):
         (Hopeful(), by_input, "parse made vectors of"),
         (Rash(), by_input, "parse raised LookupError"),
         (Sums(), None, "3 numbers where 64"),
+        (Centred(), None, "alone gets another vector than beside others"),
         (Images(), None, "give row i for input i"),
     ],
 )

@@ -9,7 +9,7 @@ import anyio
 import anyio.to_thread
 
 from embedroute.backend import Backend, Batch, LocalBackend, Vectors
-from embedroute.conformance.answers import answer_mistakes, order_mistakes
+from embedroute.conformance.answers import answer_mistakes, close, order_mistakes
 from embedroute.conformance.samples import turned
 from embedroute.conformance.telling import attempt, told
 
@@ -24,6 +24,15 @@ def run_mistakes(backend: LocalBackend | Backend, samples: Sequence[Batch]) -> I
     pairs = zip(found, samples, strict=True)
     mistakes = [mistake for answer, batch in pairs for mistake in answer_mistakes(answer, batch, batch.dimensions)]
     yield from mistakes or order_mistakes(found[0], other)
+    if isinstance(backend, LocalBackend) and not mistakes:
+        yield from slice_mistakes(found, samples)
+
+
+def slice_mistakes(found: Sequence[Vectors], samples: Sequence[Batch]) -> Iterator[str]:
+    """Compare the vector of an input alone with the one it gets beside others."""
+    (several, alone, *_), (one, other, *_) = found, samples
+    if one.inputs[-1:] == other.inputs and not close(several.array[-1:], alone.array):
+        yield "An input alone gets another vector than beside others: run is given parts of a batch."
 
 
 async def _embedded(backend: LocalBackend | Backend, samples: Sequence[Batch]) -> tuple[list[Vectors], Vectors]:

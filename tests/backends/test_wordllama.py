@@ -10,6 +10,7 @@ import pytest
 from embedroute import vectors
 from embedroute.backend import Batch
 from embedroute.backends.wordllama import WordLlama
+from embedroute.local import LocalModels
 
 TEXTS = ("hello world", "the quick brown fox " * 20, "a", "日本語 text", " ", "\n", "\x00", "😀")
 
@@ -101,3 +102,21 @@ async def test_loading_in_a_process_of_its_own(script, said):
     done = await anyio.run_process([sys.executable, "-W", "error", "-c", script])
 
     assert (said, b"") == (done.stdout.decode().strip(), done.stderr)
+
+
+@pytest.mark.anyio
+async def test_a_batch_in_slices_gets_the_vectors_of_the_whole(model):
+    texts = [f"{text} {at}" for at in range(40) for text in TEXTS]
+    whole = run(model, *texts)
+    slices = []
+
+    def check(answer, batch):
+        slices.append(len(batch))
+        return answer
+
+    batch = Batch(model="wordllama", texts=texts)
+    found = await LocalModels().run(WordLlama(), batch, check)
+
+    assert len(slices) > 1
+    assert np.array_equal(whole.array, found.array)
+    assert whole.prompt_tokens == found.prompt_tokens
