@@ -5,10 +5,11 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
+from functools import wraps
 from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, ParamSpec, TypedDict, TypeVar
 
 import msgspec
 
@@ -34,11 +35,30 @@ from embedroute.routing.widths import Widths
 from embedroute.settings import Settings
 from embedroute.turns import keep_memory
 from embedroute.wire.narrow import Limits
+from embedroute.wording import log_fields
 
 if TYPE_CHECKING:
     import httpx2
 
 log = logging.getLogger("embedroute")
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def frameless(build: Callable[P, T]) -> Callable[P, T]:
+    """Let a ``ConfigError`` leave ``build`` without its frames: the environment and a config's text stand in them."""
+
+    @wraps(build)
+    def built(*args: P.args, **named: P.kwargs) -> T:
+        try:
+            return build(*args, **named)
+        except ConfigError as error:
+            del args, named
+            raise error.with_traceback(None) from None
+
+    return built
 
 
 class Options(TypedDict, total=False):
@@ -176,5 +196,5 @@ class Opener:
         try:
             return open_engine(settings.engine, _connect(settings), self._client, on_asyncio=tasks.on_asyncio())
         except ConfigError as error:
-            log.exception("config", extra={"reason": error.message})
+            log.exception("config", extra=log_fields({"reason": error.message}))
             raise InternalError("This gateway cannot serve on this event loop; its log holds the reason.") from error

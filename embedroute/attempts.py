@@ -21,6 +21,7 @@ from embedroute.routing.health import Healths
 from embedroute.routing.parameters import is_cut_here
 from embedroute.routing.plan import Key, amount
 from embedroute.routing.widths import Widths
+from embedroute.wording import log_fields
 
 log = logging.getLogger("embedroute.calls")
 
@@ -122,4 +123,4 @@ class Attempts:
         outcome: dict[str, object] = {"endpoint": candidate.name, "attempt": attempt}
         outcome |= {"ms": round((self._clock() - began) * 1000, 1), **outcome_of(failure)}
         journal.note("call", "failed" if failure else "answered", **outcome)
-        log.info("attempt", extra={"request_id": journal.request_id, **outcome})
+        log.info("attempt", extra=log_fields({"request_id": journal.request_id, **outcome}))

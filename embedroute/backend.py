@@ -14,7 +14,7 @@ from embedroute import vectors
 from embedroute.errors import UpstreamError
 from embedroute.faults import fault_of
 from embedroute.inputs import Input, Kind, Part
-from embedroute.secret import Secret
+from embedroute.secret import Secret, repr_as_in_rich, without_credentials
 from embedroute.upstream import UpstreamReply, UpstreamRequest
 from embedroute.vectors import Array
 
@@ -157,6 +157,13 @@ class BackendBase(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """What all backends share: options as fields, and what their API accepts."""
 
     accepts: ClassVar[Accepts] = Accepts()
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """Show the options; a password in a URL is masked, as a ``Secret`` is."""
+        options = [(name, getattr(self, name)) for name in self.__struct_fields__]
+        return [(name, without_credentials(value) if isinstance(value, str) else value) for name, value in options]
+
+    __repr__ = repr_as_in_rich
 
 
 class HTTPBackend(BackendBase, frozen=True, kw_only=True, forbid_unknown_fields=True):

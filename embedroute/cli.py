@@ -94,6 +94,10 @@ def _check(options: argparse.Namespace) -> int:
     gateway = Gateway.from_file(options.config)
     providers, models = len(gateway.directory.providers), len(gateway.directory.routes)
     print(f"{options.config}: good; {providers} providers, {models} models, auth = {gateway.settings.auth}")
+    origins = [(slug, *plugins.origin_of(it.backend)) for slug, it in gateway.directory.providers.items()]
+    _print_table(("PROVIDER", "CODE", "PACKAGE"), origins)
+    for it in plugins.unused():
+        print(f'{it.whose} is not used: embedroute itself ships a provider "{it.name}"')
     return 0
 
 

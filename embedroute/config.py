@@ -69,16 +69,23 @@ def read_config(text: str, environ: Mapping[str, str]) -> Draft:
     Raises:
         ConfigError: it is not TOML, so that nothing of it is known.
     """
-    try:
-        given = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError([f"The config is not TOML: {error}"]) from None
+    given = _parsed(text)
+    if isinstance(given, str):  # raised here: the parser's own error would keep the text, in which keys may stand
+        raise ConfigError([f"The config is not TOML: {given}"])
     names, reading, config = Config.__struct_fields__, Reading(environ), Config()
     for mistake, place in _astray(given):
         reading.mistakes.append(mistake)
         reading.unread.add(place)
     _hold(config, reading.tables({name: given.get(name, {}) for name in names}))
     return Draft(config, reading.mistakes, Unread(frozenset(reading.unread)))
+
+
+def _parsed(text: str) -> dict[str, object] | str:
+    """Parse TOML; what is wrong with it is returned as a text."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        return str(error)
 
 
 def _astray(given: Mapping[str, object]) -> Iterator[tuple[str, Place]]:

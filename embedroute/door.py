@@ -25,7 +25,7 @@ from embedroute.wire.decode import Job, decode_request
 from embedroute.wire.dialects import DIALECTS
 from embedroute.wire.responses import ENCODER
 from embedroute.wire.schema import openapi
-from embedroute.wording import did_you_mean, echo
+from embedroute.wording import did_you_mean, echo, log_fields
 
 log = logging.getLogger("embedroute.access")
 
@@ -132,7 +132,7 @@ class Door:
 
     async def _own_up(self, inbound: Inbound, error: BaseException) -> None:
         request_id = inbound.journal.request_id
-        log.error("bug", exc_info=error, extra={"request_id": request_id})
+        log.error("bug", exc_info=error, extra=log_fields({"request_id": request_id}))
         told = InternalError(f"The gateway failed; its log holds the reason under request id {request_id}.")
         with suppress(Exception):  # whatever a server raises now, there is nobody left to tell
             await self._refuse(inbound, told)

@@ -73,8 +73,8 @@ class ConfigError(EmbedrouteError):
         super().__init__("\n".join(self.mistakes))
 
 
-class MissingExtra(ConfigError):
-    """An optional dependency that is not installed."""
+class MissingExtra(ConfigError, ImportError):
+    """An optional dependency that is not installed; an ``ImportError`` too, as a failed import is expected to raise."""
 
     def __init__(self, extra: str, package: str) -> None:
         """Name the pip command that installs ``package``."""

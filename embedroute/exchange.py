@@ -52,7 +52,7 @@ async def exchange(backend: BackendBase, batch: Batch, tools: Tools, timeout: fl
     """
     try:
         if isinstance(backend, HTTPBackend):
-            request = backend.build(batch)
+            request = _built(backend, batch)
             sent = tools.engine.send(request, timeout)
             reply = await (sent if keep is None else _kept(request, sent, keep))
             if len(reply.content) < LARGE:
@@ -102,6 +102,14 @@ async def _kept(request: UpstreamRequest, sent: Awaitable[UpstreamReply], keep: 
         return reply
     finally:
         keep(request, reply)
+
+
+def _built(backend: HTTPBackend, batch: Batch) -> UpstreamRequest:
+    try:
+        return backend.build(batch)
+    except BaseException as error:
+        clear_frames(error.__traceback__)  # a backend may hold its key in a variable
+        raise
 
 
 def _read(backend: HTTPBackend, batch: Batch, reply: UpstreamReply) -> Vectors:

@@ -4,8 +4,9 @@ An upstream failure is judged by :mod:`embedroute.routing.retry`: it may be trie
 on. Whoever raises or catches one takes it from :mod:`embedroute.errors`, which holds the whole tree.
 """
 
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 LONGEST_HINT = 120.0
 """Seconds; OpenAI's clients take a longer ``retry-after`` as "do not retry"."""
@@ -33,6 +34,10 @@ class EmbedrouteError(Exception):
         self.code = code or self.code
         self.retry_after = _seconds(retry_after)
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Copy and pickle every subclass whatever its ``__init__`` takes: by what it holds."""
+        return _restored, (type(self), self.args, vars(self))
+
     @property
     def message(self) -> str:
         """What the client is told; it is kept nowhere else, so that what is taken out of it is gone."""
@@ -41,6 +46,15 @@ class EmbedrouteError(Exception):
     @message.setter
     def message(self, message: str) -> None:
         self.args = (message,)
+
+
+E = TypeVar("E", bound=EmbedrouteError)
+
+
+def _restored(kind: type[E], args: tuple[object, ...], held: Mapping[str, object]) -> E:
+    error = kind.__new__(kind, *args)
+    vars(error).update(held)
+    return error
 
 
 def _seconds(told: float | None) -> float | None:

@@ -14,7 +14,7 @@ import msgspec
 
 from embedroute import tasks
 from embedroute.access import ANYONE, Caller, permit
-from embedroute.assembly import Opener, Options, around_of, assembled, config_from_environment, config_from_file
+from embedroute.assembly import Opener, Options, around_of, assembled, config_from_environment, config_from_file, frameless
 from embedroute.cache import FULL_USE, PROBE, CacheUse
 from embedroute.cache.lookup import look_up
 from embedroute.cache.memory import MemoryCache
@@ -42,6 +42,7 @@ class Gateway:
     Several gateways live side by side in one process, each on any number of event loops.
     """
 
+    @frameless
     def __init__(
         self,
         config: Config,
@@ -71,6 +72,7 @@ class Gateway:
         self.runtime = PerLoop("embedroute", opener.open)
 
     @classmethod
+    @frameless
     def from_file(cls, path: str | os.PathLike[str] | None = None, **parts: Unpack[Options]) -> Self:
         """Read ``path``, or the file that ``EMBEDROUTE_CONFIG`` names.
 
@@ -80,6 +82,7 @@ class Gateway:
         return cls(config_from_file(path, parts.get("environ", os.environ)), **parts)
 
     @classmethod
+    @frameless
     def from_env(cls, **parts: Unpack[Options]) -> Self:
         """Turn on every provider whose key variable is set, and the local model if it is installed.
 

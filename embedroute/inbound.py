@@ -17,6 +17,7 @@ from embedroute.headers import Header, headers_of
 from embedroute.journal import Journal, new_request_id
 from embedroute.tasks import ClientGone
 from embedroute.turns import Turn
+from embedroute.wording import log_fields
 
 log = logging.getLogger("embedroute.access")
 
@@ -193,7 +194,7 @@ class Inbound:
             "misses": journal.misses,
             "providers": list(journal.named(status)),
         }
-        log.info(event, extra={**kept, **facts})
+        log.info(event, extra=log_fields({**kept, **facts}))
 
 
 def _too_large(most: int) -> BodyTooLarge:

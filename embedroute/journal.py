@@ -42,6 +42,10 @@ class Journal(msgspec.Struct, eq=False):
         """Name the request, and show nothing of what it asked and was told."""
         return f"Journal({self.request_id!r})"
 
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """Show no more in rich."""
+        return [("request_id", self.request_id)]
+
     def open(self, *, trace: bool, sent: bool, got: bool, full: bool) -> None:
         """Turn on what debug asked for."""
         self.full = full

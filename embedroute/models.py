@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import msgspec
 from msgspec import Meta
+
+from embedroute.secret import repr_as_in_rich
 
 Count = Annotated[int, Meta(ge=1)]
 Name = Annotated[str, Meta(min_length=1)]
@@ -120,9 +122,11 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     distillable: bool | None = None
     options: Mapping[str, object] = {}
 
-    def __repr__(self) -> str:
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
         """Show which options are set and none of their values, for any of them may be a secret."""
-        return f"Provider(backend={self.backend!r}, options={sorted(self.options)})"
+        return [("backend", self.backend), ("options", sorted(self.options))]
+
+    __repr__ = repr_as_in_rich
 
 
 class KnownProvider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -14,7 +14,7 @@ from embedroute.flights import Land
 from embedroute.inputs import Input, Kind, Part, images_in, sizes_of
 from embedroute.journal import Journal
 from embedroute.models import Model
-from embedroute.redact import scrub, secrets_of
+from embedroute.redact import mentions, scrub, secrets_of
 from embedroute.routing.memo import Decision
 from embedroute.routing.parameters import Parameters
 from embedroute.routing.plan import Embedded, Key, land, text_before
@@ -118,13 +118,20 @@ def tokens_of(answer: Vectors, inputs: Collection[Input]) -> int:
 
 
 def for_client(error: EmbedrouteError, candidate: Candidate) -> EmbedrouteError:
-    """Word a failure so that it can be shown: no secret, and nothing of what a refused key made an upstream say."""
+    """Word a failure so that it can be shown: no secret, and nothing of what a refused key made an upstream say.
+
+    Exceptions behind it hold the words as they came, so they are let go; but not what a backend raised, if no secret is in it.
+    """
+    secrets = secrets_of(candidate.backend)
+    error.__context__ = None
+    if error.__cause__ is not None and mentions(error.__cause__, secrets):
+        error.__cause__ = None
     if isinstance(error, KeyRefused):
         error.message = (
             f"The provider {candidate.provider} refuses this gateway's own credentials; its operator must mend that."
         )
     elif isinstance(error, UpstreamError):
-        error.message = scrub(error.message, secrets_of(candidate.backend))
+        error.message = scrub(error.message, secrets)
     if isinstance(error, UpstreamError):
         error.provider = candidate.provider
     return error

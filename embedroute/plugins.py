@@ -2,7 +2,8 @@
 
 import importlib
 import re
-from collections.abc import Collection, Mapping, Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
@@ -11,7 +12,7 @@ import msgspec
 from embedroute.backend import Accepts, BackendBase
 from embedroute.config import Config
 from embedroute.errors import EmbedrouteError, MissingExtra
-from embedroute.models import KnownProvider, Provider
+from embedroute.models import KnownProvider, Provider, known_providers
 from embedroute.reading import Fitted, Unread, fit, quoted
 from embedroute.wording import did_you_mean
 
@@ -52,31 +53,61 @@ def _scanned() -> "Sequence[EntryPoint]":
 
 
 def listed() -> list[Listed]:
-    """Every backend that is installed, by name; nothing is imported."""
+    """List every backend that can be named, by name; nothing is imported."""
     own = [Listed(name, value, "embedroute") for name, value in BUILT_IN.items()]
-    others = [Listed(entry.name, entry.value, entry.dist.name if entry.dist else "?") for entry in _scanned()]
-    return sorted(own + others, key=lambda it: it.name)
+    return sorted(own + [it for it in _of_others() if not _is_shipped(it.name)], key=lambda it: it.name)
+
+
+def unused() -> list[Listed]:
+    """List the installed backends whose name is that of a provider in the shipped table: its own code is used instead."""
+    return sorted((it for it in _of_others() if _is_shipped(it.name)), key=lambda it: it.name)
+
+
+def _of_others() -> list[Listed]:
+    return [Listed(entry.name, entry.value, entry.dist.name if entry.dist else "?") for entry in _scanned()]
+
+
+def _is_shipped(name: str) -> bool:
+    """Whether the shipped table says how to speak to a provider of this name; a plugin there would be given its key."""
+    row = known_providers().get(name)
+    return name not in BUILT_IN and row is not None and row.backend is not None
+
+
+def origin_of(backend: BackendBase) -> tuple[str, str]:
+    """Return where the code of a backend is and which distribution brings it, "" if none lists it as a backend."""
+    kind = type(backend)
+    for it in sorted(listed(), key=lambda it: it.name not in BUILT_IN):
+        module, _, attribute = it.value.partition(":")
+        # Nothing is imported: the module of a backend that was made is loaded.
+        if module in sys.modules and _attribute_of(sys.modules[module], attribute) is kind:
+            return it.value, it.distribution
+    return f"{kind.__module__}:{kind.__qualname__}", ""
+
+
+def _attribute_of(found: object, path: str) -> object:
+    for part in path.split("."):
+        found = getattr(found, part, None)
+    return found
 
 
 def bases_of(config: Config, known: Mapping[str, KnownProvider]) -> dict[str, str]:
     """Configured slug → the slug of the shipped row that is about it; none where another backend was put there.
 
-    That is the slug's own base, or the known provider that ``backend`` names where no backend is installed by that name.
+    That is the slug's own base, or the known provider that ``backend`` names.
     """
-    installed = {it.name for it in listed()}
-    found = {slug: _base(slug, it.backend, known, installed) for slug, it in config.providers.items()}
+    found = {slug: _base(slug, it.backend, known) for slug, it in config.providers.items()}
     return {slug: base for slug, base in found.items() if base in known}
 
 
-def _base(slug: str, said: object, known: Mapping[str, KnownProvider], installed: Collection[str]) -> str:
+def _base(slug: str, said: object, known: Mapping[str, KnownProvider]) -> str:
     own = slug.partition("/")[0]
     if said is None:
         return own
     row = known.get(said) if isinstance(said, str) else None
     if row is None or row.backend is None:
         return ""
-    # An installed backend is meant as it is; only under its own slug is its name no more than what was left out.
-    return str(said) if said not in installed or said == own == row.backend else ""
+    # A built-in backend is meant without the row of its name, unless the slug is that name too.
+    return str(said) if said not in BUILT_IN or said == own == row.backend else ""
 
 
 def load(name: str) -> type[BackendBase]:

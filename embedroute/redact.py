@@ -11,6 +11,7 @@ import msgspec
 
 from embedroute.backend import BackendBase, Secret, UpstreamReply, UpstreamRequest
 from embedroute.journal import Journal
+from embedroute.secret import behind
 from embedroute.wording import printable
 
 RUN = 8
@@ -67,6 +68,12 @@ def scrub(text: str, secrets: Sequence[str]) -> str:
     """
     own = OWN_WORDS.match(text)
     return printable(hiding(secrets, own.end() if own else 0)(text[:MOST_READ]))
+
+
+def mentions(error: BaseException, secrets: Sequence[str]) -> bool:
+    """Whether the text of an exception, or of one behind it, holds a secret."""
+    text = repr(behind(error))
+    return hiding(secrets)(text) != text
 
 
 def hiding(secrets: Sequence[str], own: int = 0) -> Hide:

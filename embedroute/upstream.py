@@ -11,7 +11,7 @@ from typing import Any, Self, cast
 import msgspec
 
 from embedroute.errors import BadAnswer
-from embedroute.secret import Secret
+from embedroute.secret import Secret, repr_as_in_rich, without_credentials
 
 _ENCODER = msgspec.json.Encoder()
 
@@ -23,6 +23,13 @@ class UpstreamRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     content: bytes
     headers: Mapping[str, str | Secret]
     method: str = "POST"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """Show where it goes; not its query, headers and body, which may hold keys and inputs."""
+        url = without_credentials(self.url).partition("?")[0]
+        return [("method", self.method), ("url", url), ("bytes", len(self.content))]
+
+    __repr__ = repr_as_in_rich
 
     @classmethod
     def json(
@@ -105,6 +112,12 @@ class UpstreamReply(msgspec.Struct, frozen=True, gc=False):
         """Read headers as HTTP does, whoever gives them."""
         if type(self.headers) is not Headers:
             msgspec.structs.force_setattr(self, "headers", Headers(self.headers.items()))
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """Show the status; not headers and body, in which an upstream may repeat a key or an input."""
+        return [("status", self.status), ("bytes", len(self.content))]
+
+    __repr__ = repr_as_in_rich
 
     def json(self, type: Any = Any) -> Any:
         """Decode the body, into ``type`` if one is given.

@@ -1,8 +1,9 @@
 """How an error speaks of text that is not ours: it repeats it safely, and suggests what was meant."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from itertools import accumulate
+from typing import cast
 
 LONGEST_ECHO = 128
 """Characters of a client's own text that an error repeats."""
@@ -29,6 +30,20 @@ def printable(text: str) -> str:
 def escaped(text: str) -> str:
     """Write what does not print as Python and TOML write it, so that a line stays one."""
     return "".join([it if it.isprintable() else it.encode("unicode_escape").decode() for it in text])
+
+
+def log_fields(fields: Mapping[str, object]) -> dict[str, object]:
+    """Make the ``extra`` of a log record: names of models and callers are a client's text, and must not forge lines.
+
+    Escaped are control and format characters, line and paragraph separators, and surrogates, in lists too.
+    """
+    return {name: _escaped_in(value) for name, value in fields.items()}
+
+
+def _escaped_in(value: object) -> object:
+    if isinstance(value, str):
+        return value if value.isprintable() else escaped(value)
+    return [_escaped_in(it) for it in cast("list[object]", value)] if isinstance(value, list) else value
 
 
 def closest(name: str, known: Sequence[str]) -> str | None:

@@ -79,8 +79,10 @@ def refused(attempt):
         lambda: logging.LogRecord("n", 10, "p", 1, "%s", (SECRET,), None).getMessage(),
         lambda: refused(lambda: f"{SECRET:>9}"),
         lambda: refused(lambda: pickle.dumps(SECRET)),
-        lambda: refused(lambda: copy.copy(SECRET)),
-        lambda: refused(lambda: copy.deepcopy({"k": SECRET})),
+        lambda: repr(copy.copy(SECRET)),
+        lambda: repr(copy.deepcopy({"k": SECRET})),
+        lambda: repr(Acme(api_key=SECRET).__rich_repr__()),
+        lambda: repr(Acme(api_key=SECRET).build(Batch(model="m", texts=("a",))).__rich_repr__()),
         lambda: refused(lambda: json.dumps(SECRET)),
         lambda: refused(lambda: msgspec.json.encode(SECRET)),
         lambda: refused(lambda: msgspec.json.encode(Acme(api_key=SECRET))),
@@ -95,6 +97,15 @@ def test_a_secret_never_shows(shown):
 
 def test_a_secret_is_handed_out_when_asked_for():
     assert SECRET.reveal() == HIDDEN
+
+
+def test_a_copy_of_a_secret_is_the_secret():
+    assert copy.copy(SECRET) is SECRET
+    assert copy.deepcopy({"k": SECRET})["k"] is SECRET
+
+
+def test_a_secret_that_is_pickled_says_what_to_do_instead():
+    assert "env: or file:" in refused(lambda: pickle.dumps(SECRET))
 
 
 def test_secrets_compare_by_what_they_hold():
@@ -194,7 +205,7 @@ def test_a_header_of_a_reply_is_found_without_regard_to_case(headers, asked):
 
     assert ("9", "9", True, None) == (held[asked], held.get(asked), asked in held, held.get("other"))
     assert ({"x-tok": "9"}, ["x-tok"], 1) == (held, list(held), len(held))
-    assert "{'x-tok': '9'}" in repr(UpstreamReply(200, headers, b""))
+    assert repr(held) == "{'x-tok': '9'}"
 
 
 def test_a_reply_may_be_made_of_another():

@@ -55,7 +55,10 @@ def test_check_says_what_it_found(config, capsys):
 
     assert 0 == main(["check", path])
     out, err = capsys.readouterr()
-    assert (f"{path}: good; 3 providers, 3 models, auth = open\n", "") == (out, err)
+    first, *providers = out.splitlines()
+    assert (f"{path}: good; 3 providers, 3 models, auth = open", "") == (first, err)
+    assert {tuple(it.split()[1:]) for it in providers} == {("embedroute.backends.hashed:Hashed", "embedroute")}
+    assert len(providers) == 3
 
 
 @pytest.mark.parametrize(

@@ -162,6 +162,7 @@ def test_small_answers_are_read_without_a_rest():
 READING = """
 import asyncio, socket, ssl, sys, uvloop
 from embedroute.http.connection import AT_A_TIME, TAIL, Connection
+from embedroute.secret import SecretBytes
 
 read, rounds = {}, 0
 
@@ -188,7 +189,7 @@ async def main():
     server = await asyncio.start_server(serve, "localhost", 0, family=socket.AF_INET, ssl=theirs)
     port = server.sockets[0].getsockname()[1]
     _, connection = await loop.create_connection(lambda: Counting(loop, print), "localhost", port, ssl=ours)
-    answer = connection.exchange(b"GET / HTTP/1.1\\r\\n\\r\\n", b"")
+    answer = connection.exchange(SecretBytes(b"GET / HTTP/1.1\\r\\n\\r\\n"), b"")
     connection._transport.pause_reading()
     await asyncio.sleep(0.2)
     go_round()

@@ -1,15 +1,17 @@
-"""Log records: fields, not prose, for every request and every attempt; no secret and no input in any of them."""
+"""Log records: fields, not prose, for every request and every attempt; no secret and no input in any of them, one line each."""
 
 # Anyio's plugin reads `anyio_backend`.
 # ruff: noqa: ARG001
 
+import ast
 import json
 import logging
 
 import pytest
 
-from embedroute import Config, Gateway, embeddings_app
+from embedroute import Caller, Config, Gateway, embeddings_app
 from embedroute.routing.retry import RetryPolicy
+from tests.documents import ROOT
 from tests.driver import call
 from tests.upstream import INPUT_FAULTS, STALLS, Upstream
 from tests.upstream.modes import MODES
@@ -114,3 +116,87 @@ async def test_no_lie_makes_a_log_tell_a_secret_or_an_input(anyio_backend, upstr
     assert PLANTED not in told
     assert [message for _, message, _ in fields(caplog)][-1] == ("served" if answer.status == 200 else "refused")
     assert answer.status == 400 or mode not in INPUT_FAULTS
+
+
+MOVERS = [
+    "\n",
+    "\r\n",
+    "\0",
+    "\t",
+    "\x1b[2K",
+    "\x7f",
+    "\x85",
+    "\x9b31m",
+    "\u2028",
+    "\u2029",
+    "\u202e",
+    "\u2066",
+    "\u200f",
+    "\ufeff",
+]
+"""What ends a line, moves a cursor or turns text around: C0, C1, separators and bidi controls."""
+
+
+def strings_in(value):
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for it in value.items() if isinstance(value, dict) else value:
+            yield from strings_in(it)
+
+
+def unprintable(caplog):
+    """The field values of our records that a formatter would write as more than a line, or as another text than it is."""
+    return [text for _, _, held in fields(caplog) for text in strings_in(held) if not text.isprintable()]
+
+
+@pytest.mark.parametrize("mover", MOVERS, ids=ascii)
+async def test_no_name_of_a_model_forges_a_log_line(upstream, mover, caplog):
+    """Models that no config declares are called by the name that the client gives."""
+    caplog.set_level(logging.DEBUG)
+    upstream.mode = "honest"
+
+    await ask(gateway_of(upstream), model=f"up/m{mover}INFO:embedroute.access:served")
+
+    assert {"calls", "access"} == {name for name, _, _ in fields(caplog)}
+    assert [] == unprintable(caplog)
+
+
+@pytest.mark.parametrize("mover", [*MOVERS, "\ud800"], ids=ascii)
+async def test_no_name_of_a_caller_forges_a_log_line(upstream, mover, caplog):
+    """A host may name its callers by what they chose themselves."""
+    caplog.set_level(logging.DEBUG)
+    upstream.mode = "honest"
+    gateway = Gateway(
+        Config(
+            gateway={"auth": "host"},
+            providers={"up": {"backend": "openai", "base_url": upstream.url, "api_key": KEY}},
+            models={"m": {"dimensions": 8, "endpoints": [{"provider": "up"}]}},
+        )
+    )
+
+    async def caller(_scope):
+        return Caller(name=f"me{mover}you")
+
+    async with gateway.lifespan():
+        app = embeddings_app(gateway, caller=caller)
+        body = json.dumps({"model": "m", "input": "a"}).encode()
+        await call(app, "POST", "/v1/embeddings", [("content-type", "application/json")], [body])
+
+    assert fields(caplog)[-1][2]["caller"].startswith("me\\")
+    assert [] == unprintable(caplog)
+
+
+def test_every_field_of_a_log_record_goes_through_one_function():
+    """So that a record that is added later cannot be forged either."""
+    extras = [
+        (path.name, ast.unparse(keyword.value))
+        for path in (ROOT / "embedroute").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        for keyword in node.keywords
+        if keyword.arg == "extra"
+    ]
+
+    assert [] == [(name, text) for name, text in extras if not text.startswith("log_fields(")]
+    assert len(extras) >= 5

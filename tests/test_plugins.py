@@ -119,7 +119,8 @@ PACKAGES = {
 }
 
 PROBE = """
-import json, sys
+import contextlib, io, json, sys
+from embedroute.cli import main
 from embedroute import Config, ConfigError, Gateway
 from embedroute.plugins import listed
 
@@ -139,9 +140,14 @@ told |= {name: start([name]) for name in NAMES}
 told["paired"] = [start(["paired"], **options) for options in PAIRED]
 told["shaped"] = [start(["shaped"], **options) for options in SHAPED]
 told["all"] = start(NAMES)
-both = {"vllm": {}, "vllm/acme": {"backend": "vllm", "options": {"api_key": "k"}}}
+both = {"vllm": {}, "vllm/acme": {"backend": "vllm", "options": {"api_key": "k"}}, "acme": {"options": {"api_key": "k"}}}
 found = Gateway(Config(gateway={"auth": "open"}, providers=both)).directory.providers
 told["taken"] = {slug: type(it.backend).__name__ for slug, it in found.items()}
+toml = '[gateway]\\nauth = "open"\\n[providers."vllm/eu"]\\nbackend = "vllm"\\n[providers.acme]\\napi_key = "k"'
+open("my.toml", "w").write(toml)
+with contextlib.redirect_stdout(io.StringIO()) as shown:
+    main(["check", "my.toml"])
+told["checked"] = shown.getvalue().splitlines()
 told["stopped"] = [start([name]) for name in ("halted", "stopped")]
 print(json.dumps(told))
 """
@@ -220,9 +226,23 @@ def test_a_broken_backend_harms_no_other(told):
     assert sorted(it for name in NAMES for it in told[name]) == sorted(told["all"])
 
 
-def test_an_installed_backend_goes_before_a_known_provider_of_its_name(told):
-    """And only where it is named: what is left out means the same with any package installed."""
-    assert {"vllm": "OpenAI", "vllm/acme": "Acme"} == told["taken"]
+def test_a_known_provider_goes_before_an_installed_backend_of_its_name(told):
+    """A package that is merely installed must not be given the key that was meant for a shipped provider."""
+    assert {"vllm": "OpenAI", "vllm/acme": "OpenAI", "acme": "Acme"} == told["taken"]
+    assert ["vllm", "acme-odd"] not in told["listed"]
+
+
+def test_check_says_whose_code_runs_for_each_provider(told):
+    assert [line.split() for line in told["checked"][1:3]] == [
+        ["vllm/eu", "embedroute.backends.openai:OpenAI", "embedroute"],
+        ["acme", "acme_backend:Acme", "acme"],
+    ]
+
+
+def test_check_names_a_backend_that_is_not_used(told):
+    assert told["checked"][3:] == [
+        'the backend "vllm" (acme_backend:Acme of acme-odd) is not used: embedroute itself ships a provider "vllm"'
+    ]
 
 
 UNKNOWN = 'unknown option "colour"'

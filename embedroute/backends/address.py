@@ -13,7 +13,9 @@ def check_base_url(url: str) -> None:
     Raises:
         ValueError: it is no http or https URL, or a query or fragment would swallow what is put behind it.
     """
-    if _UNWRITABLE.search(url) or not _names_a_host(url):
+    wrong = bool(_UNWRITABLE.search(url)) or not _names_a_host(url)
+    del url  # this frame stays with the error
+    if wrong:
         raise ValueError("base_url must be http://HOST or https://HOST with at most a port and a path")
 
 

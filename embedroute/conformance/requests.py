@@ -69,7 +69,7 @@ def _has_host(url: str) -> bool:
 def _show_mistakes(request: UpstreamRequest) -> Iterator[str]:
     if MARK in request.url:
         yield "build put a secret into the URL, which shows in logs: send it in a header."
-    elif MARK in repr(request):
+    elif MARK in repr((request.headers, request.content, request.method)):
         yield "build put a secret where it shows: pass it as bearer=, or as a Secret in headers."
 
 

@@ -56,13 +56,15 @@ class Engine(Protocol):
         ...
 
 
-def revealed(headers: Mapping[str, str | Secret]) -> dict[str, str]:
-    """Headers as they go on the wire: in lower case, so that each is found and stands once.
+def lower_names(headers: Mapping[str, str | Secret]) -> dict[str, str | Secret]:
+    """Return headers with their names in lower case, so that each is found and sent once.
+
+    Secrets stay secrets: an engine reveals them in the expression that writes the request, so that no variable shows them.
 
     Raises:
         Unavailable: one says where a request ends or what follows it, which is the engine's to say.
     """
-    given = {name.lower(): value.reveal() if isinstance(value, Secret) else value for name, value in headers.items()}
+    given = {name.lower(): value for name, value in headers.items()}
     if not FRAMING.isdisjoint(given):
         raise Unavailable("A header of this provider says where a request ends, which is the engine's to say.")
     return given

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from embedroute.errors import ConfigError, MissingExtra
 from embedroute.http import Connect, Engine
+from embedroute.wording import log_fields
 
 if TYPE_CHECKING:
     import httpx2
@@ -71,7 +72,7 @@ def open_engine(name: EngineName, connect: Connect, client: "httpx2.AsyncClient 
         raise ConfigError(['[gateway] engine = "fast" needs asyncio; under trio write engine = "httpx2".'])
     quick = client is None and connect.proxy is None and on_asyncio and _installed() and name != "httpx2"
     engine = _quick(connect) if quick else _default(client, connect)
-    log.info("engine %s", engine.name, extra={"engine": engine.name})
+    log.info("engine %s", engine.name, extra=log_fields({"engine": engine.name}))
     return engine
 
 

@@ -15,6 +15,7 @@ from embedroute.http import AT_A_TIME, LARGEST_HEAD, LARGEST_REPLY, TAIL, head_t
 from embedroute.http.body import Body
 from embedroute.http.headers import RawHeaders, length_of
 from embedroute.http.readable import readable
+from embedroute.secret import SecretBytes
 from embedroute.upstream import Headers, UpstreamReply
 
 
@@ -76,7 +77,7 @@ class Connection(asyncio.Protocol):
         """Whether it is open, and nothing waits to be read that the loop has not come to yet."""
         return self.alive and not self._readable()
 
-    def exchange(self, head: bytes, content: bytes) -> "asyncio.Future[UpstreamReply]":
+    def exchange(self, head: SecretBytes, content: bytes) -> "asyncio.Future[UpstreamReply]":
         """Send a request; the future brings its whole answer. Call ``over`` however that ends.
 
         Raises:
@@ -88,7 +89,7 @@ class Connection(asyncio.Protocol):
         self._exchanges += 1
         self._begin()
         waiter = self._waiter = self._loop.create_future()
-        self._transport.writelines((head, content))
+        self._transport.writelines((head.reveal(), content))
         return waiter
 
     def over(self) -> bool:

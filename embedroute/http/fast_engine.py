@@ -16,10 +16,11 @@ import httpx2
 
 from embedroute.backend import Secret, UpstreamReply, UpstreamRequest
 from embedroute.due import TICK
-from embedroute.errors import TimedOut, Unreachable
+from embedroute.errors import TimedOut, Unavailable, Unreachable
 from embedroute.http import CONNECT_TIMEOUT, DIRECT, Connect
 from embedroute.http.connection import Connection, StaleError
 from embedroute.http.target import Origin, Target, parse_target, write_head
+from embedroute.secret import SecretBytes
 
 WATCHED_FOR = 0.05
 """Seconds for which the first answer of a host is watched for more than it should hold, before its connection is kept."""
@@ -39,6 +40,13 @@ class _Begun:
         self.target = target
         self.head = b""
         self.headers: Mapping[str, str | Secret] | None = None
+
+
+def _target_of(request: UpstreamRequest) -> Target:
+    try:
+        return parse_target(request.method, request.url)
+    except Unavailable as error:
+        raise error.with_traceback(None) from None  # the URL stands in the frames below, perhaps with a password
 
 
 class FastEngine:
@@ -176,16 +184,16 @@ class FastEngine:
             self._context = context
         return self._context
 
-    def _begin(self, request: UpstreamRequest) -> tuple[Origin, bytes]:
+    def _begin(self, request: UpstreamRequest) -> tuple[Origin, SecretBytes]:
         """Write what stands before the body; only the body's length differs where a backend always gives the same headers."""
         known = self._begun.get((request.method, request.url))
         if known is None:
             if len(self._begun) >= MOST_TARGETS:
                 self._begun.clear()
-            known = self._begun[request.method, request.url] = _Begun(parse_target(request.method, request.url))
+            known = self._begun[request.method, request.url] = _Begun(_target_of(request))
         if known.headers is not request.headers or not isinstance(request.headers, MappingProxyType):
             known.head, known.headers = write_head(known.target, request.headers), request.headers
-        return known.target.origin, b"%bcontent-length: %d\r\n\r\n" % (known.head, len(request.content))
+        return known.target.origin, SecretBytes(b"%bcontent-length: %d\r\n\r\n" % (known.head, len(request.content)))
 
     async def aclose(self) -> None:
         """Close the connections, and see them closed."""

@@ -1,16 +1,19 @@
 """The default engine: httpx2, under asyncio and trio, with its own client or the host's."""
 
-from collections.abc import AsyncIterable, Callable, Iterable
+import sys
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from http.cookiejar import Cookie, CookieJar
 from operator import attrgetter
+from traceback import format_tb
 from typing import Any, Final, cast
 
 import anyio
 import httpx2
 
 from embedroute.backend import UpstreamReply, UpstreamRequest
-from embedroute.errors import BadAnswer, TimedOut, Unavailable, Unreachable
-from embedroute.http import CONNECT_TIMEOUT, DIRECT, LARGEST_REPLY, Connect, refuse_compressed, revealed, too_large
+from embedroute.errors import BadAnswer, TimedOut, Unavailable, Unreachable, UpstreamError
+from embedroute.http import CONNECT_TIMEOUT, DIRECT, LARGEST_REPLY, Connect, lower_names, refuse_compressed, too_large
+from embedroute.secret import Secret, forget_frames, revealed
 from embedroute.upstream import Headers
 
 FIRST_LOOK = 0.05
@@ -42,30 +45,33 @@ class Httpx2Engine:
 
     async def send(self, request: UpstreamRequest, timeout: float) -> UpstreamReply:
         """Exchange ``request`` for its answer within ``timeout`` seconds."""
+        outside = sys.exception()
         try:
             with anyio.fail_after(timeout):
                 return await self._exchange(request, timeout)
-        except (TimeoutError, httpx2.ReadTimeout, httpx2.WriteTimeout, httpx2.PoolTimeout):
-            raise TimedOut(f"The upstream did not answer within {timeout:.1f} s.") from None
-        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.UnsupportedProtocol) as error:
-            raise Unreachable(f"The upstream cannot be reached ({type(error).__name__}).") from None
-        except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, UnicodeError, ValueError, ExceptionGroup) as error:
-            raise Unavailable(f"The exchange with the upstream broke off ({type(error).__name__}).") from None
+        except _FAILURES as error:
+            failure = _failure_of(error, timeout)
+        except BaseException as error:  # cancelled, or a bug
+            if isinstance(error, Exception) and not isinstance(error, UpstreamError):
+                error.add_note("".join(format_tb(error.__traceback__)))
+            forget_frames(error, outside)
+            raise
+        # Raised outside the handler, so that httpx2's exception is not its context: httpx2's frames hold the headers.
+        raise failure
 
     async def _exchange(self, request: UpstreamRequest, timeout: float) -> UpstreamReply:
         url = httpx2.URL(request.url)
         host = _host(url)
         # Ended by its own limit, a connection is closed; ended from outside, trio leaves its socket to the collector.
         limits = httpx2.Timeout(timeout, connect=min(timeout * 0.9, CONNECT_TIMEOUT))
-        headers = {"accept": "application/json", "accept-encoding": "identity", **revealed(request.headers)}
+        headers = {"accept": "application/json", "accept-encoding": "identity", **lower_names(request.headers)}
         if self._quiet.get(host) is False:
             headers["connection"] = "close"
         if "authorization" in headers:
             url = url.copy_with(userinfo=b"")  # which httpx2 would send instead
-        written = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
         held = list(self._client.cookies.jar)
         async with self._client.stream(
-            request.method, url, content=request.content, headers=written, timeout=limits, follow_redirects=False
+            request.method, url, content=request.content, headers=_written(headers), timeout=limits, follow_redirects=False
         ) as response:
             _forget_cookies(self._client.cookies.jar, held, response)
             refuse_compressed(response.headers.get("content-encoding"))
@@ -96,6 +102,24 @@ class Httpx2Engine:
         """Close our own client."""
         if self._owned:
             await self._client.aclose()
+
+
+_TOO_SLOW: Final = (TimeoutError, httpx2.ReadTimeout, httpx2.WriteTimeout, httpx2.PoolTimeout)
+_NOT_CONNECTED: Final = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.UnsupportedProtocol)
+_BROKEN: Final = (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, UnicodeError, ValueError, ExceptionGroup)
+_FAILURES: Final = (*_TOO_SLOW, *_NOT_CONNECTED, *_BROKEN)
+
+
+def _failure_of(error: Exception, timeout: float) -> UpstreamError:
+    if isinstance(error, _TOO_SLOW):
+        return TimedOut(f"The upstream did not answer within {timeout:.1f} s.")
+    if isinstance(error, _NOT_CONNECTED):
+        return Unreachable(f"The upstream cannot be reached ({type(error).__name__}).")
+    return Unavailable(f"The exchange with the upstream broke off ({type(error).__name__}).")
+
+
+def _written(headers: Mapping[str, str | Secret]) -> list[tuple[bytes, bytes]]:
+    return [(name.encode(), revealed(value).encode("latin-1")) for name, value in headers.items()]
 
 
 def _forget_cookies(jar: CookieJar, held: Iterable[Cookie], response: httpx2.Response) -> None:

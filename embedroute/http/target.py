@@ -1,21 +1,24 @@
 """A URL, method and headers as the bytes that begin an HTTP/1.1 request; pure."""
 
+import re
 from base64 import b64encode
 from collections.abc import Mapping
-from typing import Final
-from urllib.parse import quote, unquote_to_bytes, urlsplit
+from typing import Any, Final
+from urllib.parse import SplitResult, quote, unquote_to_bytes, urlsplit
 
 import msgspec
 
 from embedroute.backend import Secret
 from embedroute.errors import Unavailable
-from embedroute.http import revealed
+from embedroute.http import lower_names
+from embedroute.secret import SecretBytes, repr_as_in_rich, revealed
 
 Origin = tuple[str, int, bool]
 """Host, port, TLS: what connections are kept by."""
 
 OURS: Final = {"accept": "application/json", "accept-encoding": "identity", "user-agent": "embedroute"}
 _SPOKEN_FOR: Final = frozenset({"host", "authorization", *OURS})
+_WIDE: Final = re.compile(r"[^\x00-\xff]")
 _PLAIN: Final = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
 
 
@@ -24,8 +27,14 @@ class Target(msgspec.Struct, frozen=True):
 
     origin: Origin
     line: str
-    headers: Mapping[str, str]
-    begin: bytes
+    headers: Mapping[str, str | Secret]
+    begin: SecretBytes
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """Show the origin alone: a path or query may hold a key."""
+        return [("origin", self.origin)]
+
+    __repr__ = repr_as_in_rich
 
 
 def parse_target(method: str, url: str) -> Target:
@@ -34,23 +43,32 @@ def parse_target(method: str, url: str) -> Target:
     Raises:
         Unavailable: it is not an http or https URL that can be written into a request.
     """
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        raise Unavailable("The backend made a URL that cannot be read.") from None
+    read = _split(url)
+    if read is None:
+        raise Unavailable("The backend made a URL that cannot be read.")
+    parts, port = read
     host, tls = parts.hostname or "", parts.scheme == "https"
     if parts.scheme not in {"http", "https"} or not _plain(host) or not (method.isascii() and method.isalpha()):
         raise Unavailable("The backend made a URL that is not plain http or https; write other alphabets' names as xn--….")
     usual = 443 if tls else 80
     port = usual if port is None else port
     named = f"[{host}]" if ":" in host else host
-    headers = {"host": named if port == usual else f"{named}:{port}", **OURS}
+    headers: dict[str, str | Secret] = {"host": named if port == usual else f"{named}:{port}", **OURS}
     if "@" in parts.netloc:
         headers["authorization"] = _basic(parts.username or "", parts.password or "")
     path = quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), safe=_PLAIN)
     line = f"{method} {path} HTTP/1.1\r\n"
     return Target((host, port, tls), line, headers, _written(line, headers))
+
+
+def _split(url: str) -> tuple[SplitResult, int | None] | None:
+    # urllib's own error would repeat the URL, which may hold a password.
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return None
+    return parts, port
 
 
 def write_head(target: Target, headers: Mapping[str, str | Secret]) -> bytes:
@@ -59,27 +77,30 @@ def write_head(target: Target, headers: Mapping[str, str | Secret]) -> bytes:
     Raises:
         Unavailable: a header cannot be sent, or is not a backend's to send.
     """
-    given = revealed(headers)
+    given = lower_names(headers)
     begin = target.begin
     if not _SPOKEN_FOR.isdisjoint(given):
         begin = _written(target.line, {name: value for name, value in target.headers.items() if name not in given})
-    lines = [f"{name}: {value}\r\n" for name, value in given.items()]
-    try:
-        head = "".join(lines).encode("latin-1")
-    except UnicodeEncodeError:
-        raise Unavailable("A header of this provider holds a character that HTTP has no room for.") from None
-    if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines) or b"\0" in head:
+    lines = Secret("".join([f"{name}: {revealed(value)}\r\n" for name, value in given.items()]))
+    # Checked rather than tried: an encoding error would hold the text, and this frame a key.
+    if _WIDE.search(lines.reveal()):
+        raise Unavailable("A header of this provider holds a character that HTTP has no room for.")
+    if _has_line_break(lines.reveal(), len(given)):
         raise Unavailable("A header of this provider holds a line break.")
-    return begin + head
+    return begin.reveal() + lines.reveal().encode("latin-1")
+
+
+def _has_line_break(lines: str, count: int) -> bool:
+    return lines.count("\n") != count or lines.count("\r") != count or "\0" in lines
 
 
 def _plain(host: str) -> bool:
     return bool(host) and host.isascii() and host.isprintable() and not set(host) & set(' "<>\\^`{|}')
 
 
-def _basic(name: str, password: str) -> str:
-    return f"Basic {b64encode(unquote_to_bytes(name) + b':' + unquote_to_bytes(password)).decode()}"
+def _basic(name: str, password: str) -> Secret:
+    return Secret(f"Basic {b64encode(unquote_to_bytes(name) + b':' + unquote_to_bytes(password)).decode()}")
 
 
-def _written(line: str, headers: Mapping[str, str]) -> bytes:
-    return (line + "".join(f"{name}: {value}\r\n" for name, value in headers.items())).encode()
+def _written(line: str, headers: Mapping[str, str | Secret]) -> SecretBytes:
+    return SecretBytes((line + "".join([f"{name}: {revealed(value)}\r\n" for name, value in headers.items()])).encode())

@@ -23,6 +23,7 @@ from embedroute.http import LARGEST_HEAD, Connect
 from embedroute.http.connection import Connection
 from embedroute.http.fast_engine import FastEngine
 from embedroute.http.target import parse_target, write_head
+from embedroute.secret import SecretBytes
 from tests.certified import certified
 from tests.serving import SLOW
 from tests.upstream import Upstream, vectors_of
@@ -536,7 +537,7 @@ async def test_what_comes_behind_an_answer_before_anybody_has_read_it_is_unasked
     async with Wire(ok(b"{}")) as wire:
         address = wire.url.removeprefix("http://").partition("/")[0].split(":")
         _, connection = await loop.create_connection(lambda: Connection(loop, partial(told.append, "noise")), *address)
-        answer = connection.exchange(b"GET / HTTP/1.1\r\n\r\n", b"")
+        answer = connection.exchange(SecretBytes(b"GET / HTTP/1.1\r\n\r\n"), b"")
         for _ in range(2):
             connection.data_received(ok(b"{}"))
 

@@ -1,0 +1,88 @@
+"""Errors as Python objects: they are copied and pickled whole, and are of the classes that hosts catch."""
+
+import copy
+import pickle
+import sys
+
+import pytest
+
+from embedroute import errors
+from embedroute.errors import ConfigError, EmbedrouteError, MethodNotAllowed, MissingExtra, RateLimited, UpstreamError
+from tests.commands import run
+from tests.documents import ROOT
+
+
+def tree(root):
+    yield root
+    for kind in root.__subclasses__():
+        yield from tree(kind)
+
+
+OWN_ARGUMENTS = {
+    ConfigError: (["[gateway] auth is not stated", "two\nlines"],),
+    MissingExtra: ("fast", "httptools"),
+    MethodNotAllowed: ("DELETE", "GET, HEAD"),
+}
+"""Classes whose arguments are not a message."""
+
+
+def example(kind):
+    if kind in OWN_ARGUMENTS:
+        error = kind(*OWN_ARGUMENTS[kind])
+    elif issubclass(kind, UpstreamError):
+        error = kind("It failed.", param="input[3]", code="a_code", retry_after=7, upstream_status=418)
+        error.told, error.provider, error.counted = "its words", "up", True
+    else:
+        error = kind("It failed.", param="input[3]", code="a_code", retry_after=7)
+    error.add_note("while testing")
+    return error
+
+
+KINDS = [kind for kind in tree(EmbedrouteError) if kind.__module__.startswith("embedroute.")]
+WAYS = {
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    **{f"pickle {protocol}": lambda it, p=protocol: pickle.loads(pickle.dumps(it, p)) for protocol in range(6)},  # noqa: S301 - our own
+}
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_error_is_copied_and_pickled_whole(kind, way):
+    error = example(kind)
+    other = way(error)
+
+    assert other is not error
+    assert type(other) is kind
+    assert (other.args, other.message, str(other)) == (error.args, error.message, str(error))
+    assert vars(other) == vars(error)
+    assert {"param", "code", "retry_after", "__notes__"} <= set(vars(other))
+
+
+def test_a_copy_is_changed_alone():
+    error = RateLimited("It failed.", retry_after=7)
+    other = copy.copy(error)
+    other.message, other.retry_after = "Changed.", 1
+
+    assert (error.message, error.retry_after) == ("It failed.", 7)
+
+
+def test_every_class_of_the_tree_is_exported_by_its_module():
+    assert {kind.__name__ for kind in KINDS} <= {*errors.__all__}
+
+
+def test_a_missing_extra_is_an_import_error_too():
+    """So that `try: import embedroute.fastapi` reads as it does for any other package."""
+    probe = """
+import sys
+sys.modules["fastapi"] = None  # as if it were not installed
+try:
+    import embedroute.fastapi
+except ImportError as error:
+    print(type(error).__name__, error)
+"""
+
+    told = run([sys.executable, "-c", probe], ROOT)
+
+    assert told.strip() == "MissingExtra fastapi is not installed; run: pip install 'embedroute[fastapi]'"
+    assert issubclass(MissingExtra, ConfigError)
