@@ -2,8 +2,8 @@
 
 A map, from the ground up; a file imports only from floors below:
 
-- words: ``wording``, ``failures``, ``errors``, ``inputs``, ``turns``, ``vectors``, ``hints``, ``signals``, ``faults``,
-  ``journal``, ``due``, ``tasks``
+- words: ``wording``, ``failures``, ``errors``, ``shared_failures``, ``inputs``, ``turns``,
+  ``vectors``, ``hints``, ``signals``, ``faults``, ``journal``, ``due``, ``tasks``
 - borders: ``secret``, ``upstream`` and ``backend`` (plugins), ``models``, ``reading``, ``settings``, ``tables`` and
   ``config`` (operators), ``wire`` (clients), ``redact``
 - decisions, pure: ``access``, ``routing``

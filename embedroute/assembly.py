@@ -3,7 +3,7 @@
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import wraps
 from importlib.util import find_spec
@@ -24,10 +24,11 @@ from embedroute.http import Connect, Engine
 from embedroute.http.choose import engine_mistakes, open_engine
 from embedroute.local import LocalModels
 from embedroute.models import catalogue, known_providers
+from embedroute.orders import Order
 from embedroute.plugins import bases_of, build_backends
 from embedroute.reading import ALL_READ, Unread
 from embedroute.routing.checks import held
-from embedroute.routing.directory import Directory, build_directory
+from embedroute.routing.directory import Candidate, Directory, build_directory
 from embedroute.routing.health import BreakerPolicy, Healths
 from embedroute.routing.order import Surroundings
 from embedroute.routing.retry import RetryBudget, RetryPolicy
@@ -153,7 +154,7 @@ class Loop(msgspec.Struct, frozen=True):
     """What belongs to one event loop: how its desk embeds, and the keys being computed on it."""
 
     embed: Embed
-    flights: Flights
+    flights: Flights[Sequence[Candidate], Order]
 
 
 class Opener:
@@ -189,7 +190,7 @@ class Opener:
         desk = Desk(
             attempts=attempts, healths=healths, budget=self._budget, policy=self._retries, clock=clock, random=random.random
         )
-        return Loop(desk.embed, Flights())
+        return Loop(desk.embed, Flights(attempts.expect))
 
     def _engine(self) -> Engine:
         settings = self._settings

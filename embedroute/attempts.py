@@ -1,7 +1,7 @@
 """One attempt at one endpoint: the call, or a part in one that is shared, what is learned from it, and how it is told."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Final
 
@@ -20,6 +20,7 @@ from embedroute.routing.directory import Candidate
 from embedroute.routing.health import Healths
 from embedroute.routing.parameters import is_cut_here
 from embedroute.routing.plan import Key, amount
+from embedroute.routing.usual import UsualLatency
 from embedroute.routing.widths import Widths
 from embedroute.wording import log_fields
 
@@ -38,6 +39,7 @@ class Attempts:
         """Take what is shared with other loops, and the engine, which is this loop's own."""
         self._tools = Tools(engine=engine, local=local)
         self._merger = Merger()
+        self._usual = UsualLatency()
         self._healths = healths
         self._widths = widths
         self._clock = clock
@@ -107,7 +109,13 @@ class Attempts:
             for measure in tuple(health.learned):
                 health.fitted(now, measure, amount(batch.inputs, measure))
         health.succeeded(ticket, now, now - began, tokens_of(answer, batch.inputs))
+        self._usual.record(candidate.name, len(batch), now - began)
         return answer
+
+    def expect(self, candidates: Sequence[Candidate], order: Order, inputs: int) -> float:
+        """Return the seconds in which the first of ``candidates`` usually answers ``inputs``."""
+        del order
+        return self._usual.expect(candidates[0].name, inputs)
 
     def _is_over(self, order: Order) -> bool:
         """Whether the upstream hangs: a request's own bound ends its last attempt by a hair before that of the attempt."""

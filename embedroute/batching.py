@@ -1,18 +1,24 @@
 """Merges small concurrent calls to one endpoint into one, where its config asks for that.
 
-An idle endpoint is called at once. Only while it is busy do calls wait, for as long as config says, and the first
-that waits leads: no task is started, the leader hands the queue over before it does I/O, and whoever is left
-without an answer, by a leader that was cancelled or had less time, or by a call that was full, goes round again.
+An idle endpoint is called at once. Only while it is busy do calls wait, for as long as config says,
+and the first that waits leads: no task is started, the leader hands the queue over before it does
+I/O, and whoever is left without an answer, by a leader that was cancelled or had less time, or by a
+call that was full, goes round again. An error of a merged call may quote any of its inputs, so
+every request of it, the leader's too, gets a neutral one.
 """
 
 from collections.abc import Awaitable, Callable, Hashable, Sequence
-from copy import copy
+from typing import Final
 
 import anyio
 
 from embedroute.backend import Accepts, Batch, Vectors
-from embedroute.errors import BatchTooLarge, EmbedrouteError, InputRefused, TimedOut, UpstreamError
+from embedroute.errors import EmbedrouteError, TimedOut, UpstreamError
 from embedroute.routing.merge import Load, fitting, is_full, merged, taken_apart, weigh
+from embedroute.shared_failures import BLAMES_INPUTS, neutral
+
+LARGEST: Final = 32
+"""Inputs of the largest call that is merged. A larger one would hold small ones up."""
 
 Call = Callable[[Batch, float], Awaitable[Vectors]]
 """Makes one call within so many seconds."""
@@ -23,7 +29,8 @@ Caps = Callable[[], Accepts]
 class _Waiting:
     """One call in a queue: what it brings and weighs, how long it waits and lives, and what became of it.
 
-    It waits for company for ``patience`` seconds, which is ``until`` then; its own time, whoever calls, ``ends`` later.
+    It waits for company for ``patience`` seconds, which is ``until`` then; its own time, whoever
+    calls, ``ends`` later.
     """
 
     __slots__ = ("alone", "answer", "batch", "ends", "error", "load", "patience", "turn", "until")
@@ -36,7 +43,7 @@ class _Waiting:
         self.ends = ends
         self.turn = anyio.Event()
         self.answer: Vectors | None = None
-        self.error: EmbedrouteError | None = None
+        self.error: UpstreamError | None = None
         self.alone = False
 
 
@@ -68,13 +75,13 @@ class Merger:
     ) -> tuple[Vectors, bool]:
         """Embed ``batch``, in one call with others of equal ``terms`` if the endpoint is busy.
 
-        It waits ``patience`` seconds at most for company and ``timeout`` in all, and a merged call keeps ``caps``. Returns
-        its own rows with their exact share of the tokens, and whether this request made the call. Items of parts go alone.
+        It waits ``patience`` seconds at most for company and ``timeout`` in all. A merged call keeps
+        ``caps``. Returns its own rows with their tokens, and whether this request made the call.
 
         Raises:
-            EmbedrouteError: the call failed; an error of a call that another made is marked ``counted``.
+            EmbedrouteError: neutral if the call was merged, ``counted`` if another request made it.
         """
-        if batch.parts:  # tokens by modality could not be shared out
+        if batch.parts or len(batch) > LARGEST:  # tokens by modality could not be shared out
             return await call(batch, timeout), True
         if terms not in self._queues:
             return await self._call(self._queue(terms), call(batch, timeout)), True
@@ -124,46 +131,60 @@ class Merger:
             count = fitting(queue.loads, caps())
             party, left, queue.waiting = queue.waiting[:count], queue.waiting[count:], []
             _release(left)
-            return await self._serve(queue, party, call)
+            leader = party[0]
+            if len(party) > 1:
+                await self._serve(queue, party, call)
+                if (answer := _outcome(leader)) is not None:
+                    return answer
+                _release(party)
+            return await self._call(queue, call(leader.batch, leader.ends - anyio.current_time()))
         finally:
             if not party:  # cancelled while it waited
                 party, queue.waiting = queue.waiting, []
             _release(party)
             self._tidy(queue)
 
-    async def _serve(self, queue: _Queue, party: Sequence[_Waiting], call: Call) -> Vectors:
-        """Make one call for a party, and give every follower its part; the leader's is returned."""
-        leader, followers = party[0], party[1:]
-        if not followers:
-            return await self._call(queue, call(leader.batch, leader.ends - anyio.current_time()))
+    async def _serve(self, queue: _Queue, party: Sequence[_Waiting], call: Call) -> None:
+        """Make one call for a party and give each its part or its error.
+
+        Neither is given where each must make its own call. Nothing is raised from here: the frame
+        of this function holds the inputs of all.
+        """
         batches = [waiting.batch for waiting in party]
         try:
-            whole = await self._call(queue, call(merged(batches), leader.ends - anyio.current_time()))
-        except (InputRefused, BatchTooLarge):
+            seconds = party[0].ends - anyio.current_time()
+            whole = await self._call(queue, call(merged(batches), seconds))
+        except EmbedrouteError as error:
+            if isinstance(error, UpstreamError) and not isinstance(error, BLAMES_INPUTS):
+                _share(error, party[0], party[1:])
+                return
             # One bad input, or a cap that nobody declared, must harm nobody else, so each goes alone.
-            for waiting in followers:
+            for waiting in party:
                 waiting.alone = True
-            _release(followers)
-            return await self._call(queue, call(leader.batch, leader.ends - anyio.current_time()))
-        except UpstreamError as error:
-            _share(error, leader, followers)
-            raise
-        parts = taken_apart(whole, batches)
-        for waiting, part in zip(party, parts, strict=True):
+            return
+        for waiting, part in zip(party, taken_apart(whole, batches), strict=True):
             waiting.answer = part
-        return parts[0]
 
 
 def _share(error: UpstreamError, leader: _Waiting, followers: Sequence[_Waiting]) -> None:
-    """Give each follower its leader's error; but a timeout only to those who have no more time than their leader.
+    """Give each of a party the call's error, without its words.
 
-    Whoever has goes round again. Equal time that began some patience later is no more: else each of a party would
-    call an upstream anew that has just been too slow for all of them.
+    A timeout is given only to those who have no more time than their leader; others go round again.
+    Equal time that began some patience later is no more: else each of a party would call an
+    upstream anew that has just been too slow for all of them.
     """
+    leader.error = neutral(error)
     for waiting in followers:
         if not isinstance(error, TimedOut) or waiting.ends - leader.ends <= waiting.patience:
-            waiting.error = copy(error)
+            waiting.error = neutral(error)
             waiting.error.counted = True
+
+
+def _outcome(waiting: _Waiting) -> Vectors | None:
+    """What became of a merged call: a part of the answer, an error that is raised, or nothing."""
+    if waiting.error is not None:
+        raise waiting.error
+    return waiting.answer
 
 
 async def _follow(queue: _Queue, waiting: _Waiting) -> Vectors | None:
@@ -174,11 +195,11 @@ async def _follow(queue: _Queue, waiting: _Waiting) -> Vectors | None:
     finally:
         if waiting in queue.waiting:
             queue.waiting.remove(waiting)
-    if waiting.error is not None:
-        raise waiting.error
-    if waiting.answer is None and not waiting.alone and waiting.ends - anyio.current_time() <= waiting.patience:
+    answer = _outcome(waiting)
+    left = waiting.ends - anyio.current_time()
+    if answer is None and not waiting.alone and left <= waiting.patience:
         raise _timed_out()
-    return waiting.answer
+    return answer
 
 
 def _timed_out() -> TimedOut:

@@ -70,6 +70,7 @@ class UpstreamError(EmbedrouteError):
     """502: an upstream failed; ``upstream_status`` is what it answered, if it did, and ``provider`` whose it was.
 
     ``told`` are the words of the upstream by which the failure is known, if it was by words that a client could write.
+    ``is_neutral`` says that the message quotes nothing (see :mod:`embedroute.shared_failures`).
     """
 
     status = 502
@@ -90,6 +91,7 @@ class UpstreamError(EmbedrouteError):
         self.told = ""
         self.provider: str | None = None
         self.counted = False
+        self.is_neutral = False
 
 
 class Unavailable(UpstreamError):

@@ -1,19 +1,24 @@
-"""Keys being computed now: equal inputs of concurrent requests are computed once.
+"""Single-flight: equal inputs of concurrent requests are computed once per event loop.
 
-Invariant: shared work goes on for whoever still waits. No task is started here: the request that comes first
-leads and computes; one that waits takes over when its leader is cancelled or runs out of time.
+The request that comes first leads and computes; the others wait. No task is started here: a waiter
+leads anew when its leader is cancelled, runs out of time, or takes longer than the waiter's own
+call would. A waiter that takes its leader's error gets a neutral copy of it, since the upstream's
+message may quote other inputs of the leader's.
 """
 
 import math
-from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from typing import Self, TypeVar, TypeVarTuple
+from functools import partial
+from typing import Final, Generic, Self, TypeVar, TypeVarTuple
 
 import anyio
 
-from embedroute.errors import DeadlineExceeded, EmbedrouteError, InputRefused, RateLimited, TimedOut
+from embedroute import tasks
+from embedroute.errors import RateLimited, TimedOut, UpstreamError
 from embedroute.inputs import Input
 from embedroute.routing.plan import Embedded, Key
+from embedroute.shared_failures import BLAMES_INPUTS, neutral
 
 Work = Mapping[Key, Input]
 Land = Callable[[Mapping[Key, Embedded]], None]
@@ -23,6 +28,8 @@ T = TypeVar("T")
 Given = TypeVarTuple("Given")
 Compute = Callable[[*Given, Work, Land], Awaitable[None]]
 """Takes what is given to it and work, and computes that; each part goes to its last argument as it lands."""
+Expect = Callable[[*Given, int], float]
+"""Takes what ``Compute`` is given and a number of inputs; returns the seconds they usually take."""
 
 
 def without(work: Work, found: Container[Key] | None) -> Work:
@@ -31,21 +38,25 @@ def without(work: Work, found: Container[Key] | None) -> Work:
 
 
 class Flight:
-    """One key on its way; ``terms`` is what a waiter must share with its leader to share its error too.
+    """One key that is being computed.
 
-    ``group`` is all that the leader computes: any of them may be the one that an upstream finds fault with.
+    ``terms`` is what a waiter must share with its leader to share its error too.
+    ``group`` is all that the leader computes: an upstream may refuse the group because of any of
+    them. ``error`` is neutral: it is kept for others. ``replaced`` is the flight of a slow leader,
+    whose waiters get this result too.
     """
 
-    __slots__ = ("_end", "error", "group", "landed", "over", "terms")
+    __slots__ = ("_end", "error", "group", "landed", "over", "replaced", "terms")
 
-    def __init__(self, terms: object, group: Work) -> None:
-        """Take off."""
+    def __init__(self, terms: object, group: Work, replaced: "Flight | None" = None) -> None:
+        """Begin; neither landed nor failed yet."""
         self._end: anyio.Event | None = None
         self.over = False
         self.terms = terms
         self.group = group
+        self.replaced = replaced
         self.landed: Embedded | None = None
-        self.error: EmbedrouteError | None = None
+        self.error: UpstreamError | None = None
 
     async def wait(self) -> None:
         """Wait until it is over; nearly no flight is waited for, so only a waiter makes the event."""
@@ -59,19 +70,40 @@ class Flight:
         if self._end is not None:
             self._end.set()
 
-    def error_for(self, terms: object, asked: AbstractSet[Key]) -> EmbedrouteError | None:
-        """The leader's error, if it is also that of a request for ``asked`` on ``terms``."""
-        if self.terms != terms or (isinstance(self.error, InputRefused) and not self.group.keys() <= asked):
+    def error_for(self, terms: object, asked: AbstractSet[Key]) -> UpstreamError | None:
+        """Copy the leader's error, if it is also that of a request for ``asked`` on ``terms``.
+
+        Each waiter gets a copy of its own: what raises an error adds its frames to it.
+        """
+        if self.error is None or self.terms != terms:
             return None
-        return self.error
+        if isinstance(self.error, BLAMES_INPUTS) and not self.group.keys() <= asked:
+            return None
+        return neutral(self.error)
 
 
-class Flights:
-    """The flights of one event loop."""
+Flying = Mapping[Key, Flight]
+_NONE: Final[Flying] = {}
 
-    def __init__(self) -> None:
+
+def never_expected(*_: object) -> float:
+    """Expect no call to end, so that every leader is waited for."""
+    return math.inf
+
+
+class Flights(Generic[*Given]):
+    """The flights of one event loop.
+
+    ``expect`` tells how long a request's own call would usually take. A leader on other terms may
+    be stuck at an endpoint that the waiter does not use, and a leader that computes more keys than
+    the waiter asks for may take longer than the waiter's own call, so the wait for either is
+    bounded. After that the waiter computes the keys itself, and takes whichever result comes first.
+    """
+
+    def __init__(self, expect: Expect[*Given] = never_expected) -> None:
         """Begin with none."""
         self._flights: dict[Key, Flight] = {}
+        self._expect = expect
 
     def __len__(self) -> int:
         """Count the keys under way."""
@@ -82,34 +114,51 @@ class Flights:
     ) -> tuple[dict[Key, Embedded], int]:
         """Get every key of ``missing``: lead those that nobody computes, and wait for the others.
 
-        Whoever computes on other ``terms`` is waited for ``patience`` seconds at most: it may be stuck at an endpoint that
-        is none of this request's. Returns what was asked for, and how many keys this request led. Terms of None share
-        with nobody.
+        ``patience`` bounds the wait for a leader on other ``terms`` or of a larger group, in seconds.
+        Terms of None share with nobody. Returns what was found, and how many keys were led.
 
         Raises:
-            EmbedrouteError: this request's own, or its leader's if both asked on the same ``terms``.
+            EmbedrouteError: its own, or a neutral copy of that of its leader on the same ``terms``.
         """
         if terms is None:
             return await _alone(missing, compute, given), len(missing)
         found: dict[Key, Embedded] = {}
-        led, until, left = 0, 0.0, missing
-        slow: Sequence[Flight] = ()
+        led, began, left, slow = 0, 0.0, missing, _NONE
         while left:
             awaited = self._under_way(left, slow)
             if own := without(left, awaited):
                 led += len(own)
-                with _Led(self._flights, own, terms) as lead:
-                    await compute(*given, own, lead.land)
+                with _Led(self._flights, own, terms, slow) as lead:
+                    work = compute(*given, own, lead.land)
+                    await (_unless_landed(lead, own, slow, work) if slow else work)
                 found |= lead.found
             if awaited:
-                until = until or anyio.current_time() + patience
-                found |= await _landings(awaited, terms, missing.keys(), until)
-                slow = [*slow, *_still(awaited)]
+                began = began or anyio.current_time()
+                await _wait(self._bounds(awaited, terms, len(missing), given, patience), began)
+                found |= _landings(awaited, terms, missing.keys())
+                slow = {**slow, **_still(awaited)}
             left = without(left, found)
         return found, led
 
-    def _under_way(self, keys: Iterable[Key], slow: Sequence[Flight]) -> dict[Key, Flight]:
-        return {key: flight for key in keys if (flight := self._flights.get(key)) and flight not in slow}
+    def _under_way(self, keys: Iterable[Key], slow: Flying) -> dict[Key, Flight]:
+        """Find who computes ``keys``, except for leaders that were waited for long enough."""
+        board = self._flights
+        flights = {key: flight for key in keys if (flight := board.get(key))}
+        if slow:
+            return {key: it for key, it in flights.items() if it is not slow.get(key)}
+        return flights
+
+    def _bounds(
+        self, awaited: Flying, terms: object, asked: int, given: tuple[*Given], patience: float
+    ) -> dict[float, list[Flight]]:
+        """Group flights by the seconds for which they are waited for at most."""
+        larger = sum(len(flight.group) > asked for flight in awaited.values())
+        usual = min(self._expect(*given, larger), patience) if larger else math.inf
+        bounds: dict[float, list[Flight]] = {}
+        for flight in awaited.values():
+            others = math.inf if flight.terms == terms else patience
+            bounds.setdefault(usual if len(flight.group) > asked else others, []).append(flight)
+        return bounds
 
 
 class _Led:
@@ -117,25 +166,30 @@ class _Led:
 
     __slots__ = ("_board", "_own", "found")
 
-    def __init__(self, board: dict[Key, Flight], work: Work, terms: object) -> None:
+    def __init__(self, board: dict[Key, Flight], work: Work, terms: object, slow: Flying) -> None:
         self._board = board
-        self._own = {key: Flight(terms, work) for key in work}
+        self._own = {key: Flight(terms, work, slow.get(key)) for key in work}
         self.found: dict[Key, Embedded] = {}
         board |= self._own
 
     def land(self, landed: Mapping[Key, Embedded]) -> None:
         self.found.update(landed)
         for key, item in landed.items():
-            self._own[key].landed = item
-            self._end(key, self._own[key])
+            flight: Flight | None = self._own[key]
+            while flight is not None:
+                flight.landed = item
+                self._end(key, flight)
+                flight = flight.replaced
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        told = error if isinstance(error, EmbedrouteError) and not _hangs_on_time(error) else None
+        shared = None
+        if isinstance(error, UpstreamError) and not _hangs_on_time(error):
+            shared = neutral(error)
         for key, flight in self._own.items():
-            flight.error = told
+            flight.error = shared
             if not flight.over:
                 self._end(key, flight)
 
@@ -145,19 +199,21 @@ class _Led:
             del self._board[key]
 
 
-def _hangs_on_time(error: EmbedrouteError) -> bool:
-    """Whether it was told for want of time: whoever waits has its own deadline, and leads anew.
+def _hangs_on_time(error: UpstreamError) -> bool:
+    """Whether an error is due to the leader's own deadline.
 
-    A rest that does not fit into one deadline may fit into another; where it does not, the endpoint rests and is not
-    called. One of no seconds fits into any, so that it was not time that the leader lacked.
+    A waiter has a deadline of its own, and leads anew.
+    A rest that does not fit into one deadline may fit into another; where it does not, the endpoint
+    rests and is not called. A rest of no seconds fits into any deadline, so the leader did not lack
+    time.
     """
     if isinstance(error, RateLimited):
         return error.retry_after != 0
-    return isinstance(error, DeadlineExceeded | TimedOut)
+    return isinstance(error, TimedOut)
 
 
-def _still(flights: Mapping[Key, Flight]) -> list[Flight]:
-    return [flight for flight in flights.values() if not flight.over]
+def _still(flights: Flying) -> Flying:
+    return {key: flight for key, flight in flights.items() if not flight.over}
 
 
 async def _alone(work: Work, compute: Compute[*Given], given: tuple[*Given]) -> dict[Key, Embedded]:
@@ -166,13 +222,41 @@ async def _alone(work: Work, compute: Compute[*Given], given: tuple[*Given]) -> 
     return found
 
 
-async def _landings(awaited: Mapping[Key, Flight], terms: object, asked: AbstractSet[Key], until: float) -> dict[Key, Embedded]:
+async def _wait(bounds: Mapping[float, list[Flight]], began: float) -> None:
+    """Wait for flights, each for its seconds after ``began`` at most."""
+    for seconds, flights in sorted(bounds.items()):
+        with anyio.CancelScope(deadline=began + seconds):
+            for flight in flights:
+                await flight.wait()
+
+
+def _landings(awaited: Flying, terms: object, asked: AbstractSet[Key]) -> dict[Key, Embedded]:
+    """Take what has landed of ``awaited``, or raise the error that a request shares with one."""
     found: dict[Key, Embedded] = {}
     for key, flight in awaited.items():
-        with anyio.CancelScope(deadline=math.inf if flight.terms == terms else until):
-            await flight.wait()
         if flight.landed is not None:
             found[key] = flight.landed
         elif error := flight.error_for(terms, asked):
             raise error
     return found
+
+
+async def _unless_landed(lead: _Led, own: Work, slow: Flying, work: Awaitable[None]) -> None:
+    """Compute ``own``, or take it from the ``slow`` flights if all of them land first."""
+    flights = {key: slow[key] for key in own if key in slow}
+    if len(flights) < len(own):
+        await work
+        return
+    try:
+        await tasks.unless(partial(_landed, list(flights.values())), work, grace=0.0)
+    except tasks.ClientGone:  # what `unless` raises when its first argument returns first
+        landed = {key: flight.landed for key, flight in flights.items()}
+        lead.land({key: item for key, item in landed.items() if item is not None})
+
+
+async def _landed(flights: Iterable[Flight]) -> None:
+    """Return when all have landed; never, if one ends otherwise."""
+    for flight in flights:
+        await flight.wait()
+        if flight.landed is None:
+            await anyio.sleep_forever()

@@ -19,6 +19,7 @@ from embedroute.routing.memo import Decision
 from embedroute.routing.parameters import Parameters
 from embedroute.routing.plan import Embedded, Key, land, text_before
 from embedroute.routing.routes import Candidate, Route
+from embedroute.shared_failures import message_of, neutral
 from embedroute.wire.decode import Job
 
 
@@ -126,14 +127,16 @@ def for_client(error: EmbedrouteError, candidate: Candidate) -> EmbedrouteError:
     error.__context__ = None
     if error.__cause__ is not None and mentions(error.__cause__, secrets):
         error.__cause__ = None
-    if isinstance(error, KeyRefused):
-        error.message = (
-            f"The provider {candidate.provider} refuses this gateway's own credentials; its operator must mend that."
-        )
-    elif isinstance(error, UpstreamError):
+    if not isinstance(error, UpstreamError):
+        return error
+    if error.is_neutral:
+        counted, error = error.counted, neutral(error, candidate.provider)
+        error.counted = counted
+    elif isinstance(error, KeyRefused):
+        error.message = message_of(KeyRefused, candidate.provider)
+    else:
         error.message = scrub(error.message, secrets)
-    if isinstance(error, UpstreamError):
-        error.provider = candidate.provider
+    error.provider = candidate.provider
     return error
 
 

@@ -12,7 +12,10 @@ import embedroute
 PACKAGE = Path(embedroute.__file__).parent
 
 FLOORS = (
-    ("wording", "failures", "errors", "inputs", "turns", "vectors", "hints", "signals", "faults", "journal", "due", "tasks"),
+    (
+        *("wording", "failures", "errors", "shared_failures", "inputs", "turns", "vectors"),
+        *("hints", "signals", "faults", "journal", "due", "tasks"),
+    ),
     ("secret", "upstream", "backend", "models", "reading", "settings", "tables", "config", "wire", "redact"),
     ("access", "routing"),
     (

@@ -15,8 +15,17 @@ import pytest
 from embedroute import Config, Endpoint, Gateway, Model, Provider, Settings
 from embedroute.backend import Accepts, Batch, Vectors
 from embedroute.backends.hashed import hash_batch
-from embedroute.batching import Merger
-from embedroute.errors import BatchTooLarge, EmbedrouteError, InputRefused, RateLimited, TimedOut, Unavailable
+from embedroute.batching import LARGEST, Merger
+from embedroute.errors import (
+    BatchTooLarge,
+    EmbedrouteError,
+    InputRefused,
+    InvalidRequest,
+    NoHealthyEndpoint,
+    RateLimited,
+    TimedOut,
+    Unavailable,
+)
 from embedroute.inputs import ImagePart, ImageURL, TextPart
 from embedroute.routing.plan import ENVELOPE
 from embedroute.routing.retry import RetryPolicy
@@ -231,8 +240,11 @@ async def test_shares_of_the_tokens_add_up_to_what_the_upstream_said(tokens, due
     assert due == [outcomes[texts][0].prompt_tokens for texts in parties]
 
 
-@pytest.mark.parametrize("fault", [InputRefused("bad"), BatchTooLarge("too many")])
+@pytest.mark.parametrize(
+    "fault", [InputRefused("bad"), BatchTooLarge("too many"), InvalidRequest("bad"), NoHealthyEndpoint("resting")]
+)
 async def test_after_a_fault_of_the_input_each_goes_alone(fault):
+    """Or of the gateway, which costs no call to meet again."""
     endpoint = Endpointed()
     parties = [("good",), ("bad",), ("fine", "too")]
 
@@ -266,6 +278,65 @@ async def test_a_merged_call_that_fails_fails_for_all_and_counts_once(failure):
     assert [failure.retry_after] * 3 == [each.retry_after for each in failures]
     assert [False, True, True] == [each.counted for each in failures]
     assert [["first"], ["a", "b", "c"]] == endpoint.asked
+
+
+@pytest.mark.parametrize("failure", [RateLimited, Unavailable, TimedOut])
+async def test_an_error_of_a_merged_call_quotes_it_to_nobody(failure):
+    """Not to the leader either, who made the call: it holds the inputs of the others."""
+    endpoint, raised = Endpointed(), []
+
+    def answer(batch):
+        if len(batch) == 1:
+            return hash_batch(batch, 8)
+        raised.append(failure(f"cannot embed {batch.texts}", param="c", upstream_status=500))
+        raise raised[0] from ValueError("c")
+
+    outcomes = await together(endpoint, ("first",), ("a",), ("b",), ("c",), answer=answer)
+    failures = [outcomes[text,] for text in "abc"]
+
+    assert len({*map(id, failures), *map(id, raised)}) == 4
+    for told in failures:
+        assert "cannot embed" not in told.message
+        assert (None, 500, None, None) == (told.param, told.upstream_status, told.__cause__, told.__context__)
+
+
+async def test_a_call_made_alone_after_a_merged_one_failed_does_not_remember_that():
+    endpoint = Endpointed()
+
+    def answer(batch):
+        if "bad" in batch.texts:
+            raise InputRefused(f"cannot embed {batch.texts}")
+        return hash_batch(batch, 8)
+
+    outcomes = await together(endpoint, ("first",), ("bad",), ("b",), answer=answer)
+
+    assert "cannot embed ('bad',)" == outcomes["bad",].message
+    assert (None, None) == (outcomes["bad",].__cause__, outcomes["bad",].__context__)
+
+
+@pytest.mark.parametrize("size", [LARGEST, LARGEST + 1])
+async def test_a_large_batch_takes_no_part_in_a_merged_call(size):
+    """Small calls would take as long as it does."""
+    endpoint = Endpointed()
+    large = tuple(f"text {at}" for at in range(size))
+    async with crowd() as group:
+        for texts in (("busy",), large, ("a",), ("b",)):
+            group.start_soon(partial(endpoint.embed, *texts))
+            await settle()
+        endpoint.open.set()
+
+    merged = [["busy"], [*large, "a", "b"]] if size == LARGEST else [["busy"], [*large], ["a", "b"]]
+    assert merged == endpoint.asked
+
+
+async def test_a_large_batch_does_not_keep_an_idle_endpoint_busy():
+    endpoint = Endpointed()
+    async with crowd() as group:
+        for texts in (tuple(f"text {at}" for at in range(LARGEST + 1)), ("a",)):
+            group.start_soon(partial(endpoint.embed, *texts))
+            await settle()
+        assert [LARGEST + 1, 1] == [len(texts) for texts in endpoint.asked]
+        endpoint.open.set()
 
 
 async def test_a_bug_in_a_leaders_call_is_its_own():
@@ -704,3 +775,17 @@ async def test_a_merged_call_takes_nobody_more_time_than_it_has(leader, follower
 
     assert served_by == [provider for text in BOTH for provider in outcomes[text].providers]
     assert [["busy"], BOTH, ["follows"]][: 3 if leader is BRIEF else 2] == [list(batch.texts) for batch in backend.batches]
+
+
+async def test_a_failure_of_a_merged_call_names_the_provider_to_all():
+    def answer(batch):
+        if len(batch) > 1:
+            raise Unavailable(f"cannot embed {batch.texts}")
+        return hash_batch(batch, 8)
+
+    backend = Gate(answer=answer)
+    gateway = gateway_at(backend=backend, retries=RetryPolicy(attempts=1))
+    async with gateway.lifespan():
+        outcomes = await ask_all(gateway, {text: ([text], {}) for text in "abc"}, backend.open)
+
+    assert ["The provider one failed. Send the request again later."] * 2 == [outcomes[text].message for text in "bc"]

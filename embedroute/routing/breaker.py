@@ -6,6 +6,7 @@ from typing import Final
 import msgspec
 
 from embedroute.errors import UpstreamError
+from embedroute.shared_failures import neutral
 
 _DOUBLINGS: Final = 32
 """Doublings of a rest; more would overflow a float in an outage of days."""
@@ -82,9 +83,13 @@ class Breaker:
             self._open(now + min(self._policy.longest_rest, rest), None)
 
     def refused(self, ticket: int, now: float, refusal: UpstreamError | None) -> None:
-        """Open at once: asking again soon is no use."""
+        """Open at once: asking again soon is no use.
+
+        Every caller is told of the refusal until a probe ends it, so a neutral copy is stored.
+        """
         if ticket == self._epoch:
-            self._open(now + self._policy.refused_rest, refusal)
+            stored = None if refusal is None else neutral(refusal)
+            self._open(now + self._policy.refused_rest, stored)
 
     def released(self, ticket: int) -> None:
         """Free the place of a probe that brought no news."""

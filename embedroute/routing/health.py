@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Collection, Hashable
-from copy import copy
 from typing import Final
 
 import msgspec
@@ -25,6 +24,7 @@ from embedroute.routing.breaker import Breaker, BreakerPolicy, State
 from embedroute.routing.caps import LearnedCap, lowered, narrowed, raised
 from embedroute.routing.recent import Recent
 from embedroute.routing.routes import Candidate
+from embedroute.shared_failures import neutral
 
 SIGNIFICANT: Final = 30.0
 """Seconds for which a significant failure moves an endpoint behind the others (SEMANTICS of OpenRouter's default)."""
@@ -193,7 +193,7 @@ class Health:
             told.counted = True
             return told
         if self._breaker.refusal is not None:
-            return copy(self._breaker.refusal)
+            return neutral(self._breaker.refusal)  # a copy each: raising an error adds frames to it
         return NoHealthyEndpoint("No provider of this model is healthy at the moment.", retry_after=rest)
 
     def latency(self, percentile: int, now: float) -> float | None:

@@ -132,6 +132,22 @@ def test_what_was_refused_is_told_until_a_probe_knows_better(end, told):
     assert told is type(health.resting(30.0))
 
 
+@pytest.mark.parametrize("kind", [KeyRefused, ModelRefused])
+def test_what_is_stored_of_a_refusal_quotes_nobody(kind):
+    health, refusal = Health(POLICY), kind("The upstream answered 404: what is 'CANARY'?", upstream_status=404)
+    refusal.provider, refusal.told = "acme", "CANARY"
+    refusal.__cause__ = ValueError("CANARY")
+    health.learn(health.admit(0.0), 0.0, refusal)
+
+    told, again = health.resting(1.0), health.resting(1.0)
+
+    assert (kind, kind.code, "acme", 404) == (type(told), told.code, told.provider, told.upstream_status)
+    assert told.message.startswith("The provider acme ")
+    assert "CANARY" not in repr((vars(health._breaker.refusal), health._breaker.refusal, vars(told), told))
+    assert (None, None, None) == (told.__cause__, told.__context__, told.__traceback__)
+    assert told is not again
+
+
 @pytest.mark.parametrize(
     ("rests", "ready"),
     [
