@@ -88,7 +88,9 @@ class Attempts:
         journal, due, began, health = order.journal, order.parameters.width, self._clock(), self._healths.of(candidate)
         keep = partial(capture, journal, candidate.provider, candidate.backend) if journal.keeps else None
         try:
-            answer = await exchange(candidate.backend, batch, self._tools, timeout, keep)
+            answer, source = await exchange(
+                candidate.backend, batch, self._tools, timeout, keep, candidate.rest, candidate.provider
+            )
         except EmbedrouteError as error:
             if isinstance(error, BatchTooLarge) and error.measure is not None and len(batch) > 1:
                 health.overfilled(self._clock(), error.measure, amount(batch.inputs, error.measure))
@@ -99,9 +101,9 @@ class Attempts:
             raise
         matryoshka = is_cut_here(order.model)
         if is_large(batch):
-            answer = await turns.in_thread(partial(checked, answer, batch, due=due, matryoshka=matryoshka))
+            answer = await turns.in_thread(partial(checked, answer, batch, due=due, matryoshka=matryoshka, source=source))
         else:
-            answer = checked(answer, batch, due=due, matryoshka=matryoshka)
+            answer = checked(answer, batch, due=due, matryoshka=matryoshka, source=source)
         if due is None:
             self._widths.agree(order.space, batch.dtype, answer.array.shape[1])
         now = self._clock()

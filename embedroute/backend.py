@@ -15,7 +15,7 @@ from embedroute.errors import UpstreamError
 from embedroute.faults import fault_of
 from embedroute.inputs import Input, Kind, Part
 from embedroute.secret import Secret, repr_as_in_rich, without_credentials
-from embedroute.upstream import UpstreamReply, UpstreamRequest
+from embedroute.upstream import Source, UpstreamReply, UpstreamRequest
 from embedroute.vectors import Array
 
 __all__ = [
@@ -104,12 +104,13 @@ class Vectors(msgspec.Struct, frozen=True, gc=False):
     """What one call gives back: an (n, d) array of floats, row i for input i, and the tokens billed for all n.
 
     ``prompt_tokens`` is None where the upstream does not say, and whatever is no count is read as None;
-    ``modality_tokens`` splits it, where it does. Floats of any size become float32.
+    ``modality_tokens`` splits it, where it does. Floats of any size become float32. ``source`` is the gateway's own.
     """
 
     array: Array
     prompt_tokens: int | None = None
     modality_tokens: Mapping[str, int] = {}
+    source: Source | None = None
 
     @classmethod
     def from_lists(cls, rows: Sequence[Sequence[float]], *, prompt_tokens: object = None, dtype: str = "float") -> Self:

@@ -23,13 +23,17 @@ from embedroute.backend import (
 )
 from embedroute.errors import BadAnswer, EmbedrouteError, TimedOut, Unavailable, UpstreamError
 from embedroute.faults import settled
-from embedroute.http import Engine
+from embedroute.http import DEFAULT_LIMITS, LARGEST_REPLY, Engine, ExchangeLimits
 from embedroute.local import LocalModels
 from embedroute.turns import LARGE
+from embedroute.upstream import Source
 from embedroute.vectors import Array
 
 Keep = Callable[[UpstreamRequest, UpstreamReply | None], None]
 """What debug does with an exchange; the reply is None when there was none."""
+
+Exchanged = tuple[Vectors, Source | None]
+"""Vectors, and where their response came from."""
 
 ROUNDING: Final = 1e-3
 """How far from 1 the length of a shortened row may be and still count as an API's own scaling to length 1."""
@@ -44,8 +48,18 @@ class Tools(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     local: LocalModels
 
 
-async def exchange(backend: BackendBase, batch: Batch, tools: Tools, timeout: float, keep: Keep | None = None) -> Vectors:
+async def exchange(
+    backend: BackendBase,
+    batch: Batch,
+    tools: Tools,
+    timeout: float,
+    keep: Keep | None = None,
+    rest: float = DEFAULT_LIMITS.rest,
+    provider: str = "",
+) -> Exchanged:
     """Have ``backend`` embed ``batch`` within ``timeout`` seconds; the numbers are still unchecked.
+
+    ``rest`` and ``provider`` are those of ``ExchangeLimits``.
 
     Raises:
         UpstreamError: whatever went wrong, mistakes of the backend's own code included.
@@ -53,13 +67,14 @@ async def exchange(backend: BackendBase, batch: Batch, tools: Tools, timeout: fl
     try:
         if isinstance(backend, HTTPBackend):
             request = _built(backend, batch)
-            sent = tools.engine.send(request, timeout)
+            limits = ExchangeLimits(largest_answer(batch, len(request.content)), rest, provider)
+            sent = tools.engine.send(request, timeout, limits)
             reply = await (sent if keep is None else _kept(request, sent, keep))
             if len(reply.content) < LARGE:
-                return _read(backend, batch, reply)
-            return await turns.in_thread(partial(_read, backend, batch, reply))
+                return _read(backend, batch, reply), reply.source
+            return await turns.in_thread(partial(_read, backend, batch, reply)), reply.source
         if isinstance(backend, LocalBackend | Backend):
-            return await _in_time(backend, batch, tools, timeout)
+            return await _in_time(backend, batch, tools, timeout), None
     except UpstreamError as error:
         raise settled(error, batch.inputs) from error.__cause__
     except EmbedrouteError:
@@ -132,13 +147,27 @@ def _parsed(backend: HTTPBackend, batch: Batch, reply: UpstreamReply) -> Vectors
         raise BadAnswer(f"The upstream's answer is not what its API documents ({type(error).__name__}).") from error
 
 
+def largest_answer(batch: Batch, sent: int) -> int:
+    """Bound the bytes of a successful response to a request of ``sent`` bytes.
+
+    Counted are the numbers, 16 at least to allow for what stands around a short vector, 64 KiB for all else, and twice
+    the request: some APIs repeat the inputs, and escape them.
+    """
+    width = max(batch.width or vectors.WIDEST, 16)
+    return min(len(batch) * width * vectors.TEXT_OF_NUMBER + 64 * 1024 + 2 * sent, LARGEST_REPLY)
+
+
 def is_large(batch: Batch) -> bool:
     """Whether checking the answer to ``batch`` would hold the event loop up."""
     return len(batch) * (batch.width or 0) * 4 >= LARGE
 
 
-def checked(answer: Vectors, batch: Batch, *, due: int | None, matryoshka: bool = False) -> Vectors:
+def checked(
+    answer: Vectors, batch: Batch, *, due: int | None, matryoshka: bool = False, source: Source | None = None
+) -> Vectors:
     """Refuse an answer that is not one sound row per input; cut it to ``due`` numbers if the API did not.
+
+    The result carries ``source``.
 
     A row of a ``matryoshka`` model that the API shortened itself has length 1 afterwards, like one that is cut here:
     some servers only slice, and one request must not have two vectors, by who cut it.
@@ -157,7 +186,7 @@ def checked(answer: Vectors, batch: Batch, *, due: int | None, matryoshka: bool 
         array = vectors.truncate(array, due)
     elif due is not None and batch.dtype == "float" and matryoshka and batch.dimensions is not None:
         array = _of_length_1(array)
-    return Vectors(array, tokens, split)
+    return Vectors(array, tokens, split, source)
 
 
 def _of_length_1(array: Array) -> Array:

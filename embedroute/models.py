@@ -111,7 +111,8 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
 
     ``backend`` is the name of an entry point or a known provider, or a backend object; left out, it is the slug.
     ``options`` are the backend's own. ``data_collection``, ``zdr`` and ``distillable`` are None where nothing is known, which
-    fails a filter that demands privacy.
+    fails a filter that demands privacy. ``connection_rest_ms`` is how long a connection must have been silent before it
+    is used again; 0, for a trusted upstream only, lets a surplus response pass for the response to the next request.
     """
 
     backend: object = None
@@ -120,6 +121,7 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     zdr: bool | None = None
     stage: Stage = "stable"
     distillable: bool | None = None
+    connection_rest_ms: Annotated[float, Meta(ge=0, le=10_000)] = 50.0
     options: Mapping[str, object] = {}
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:

@@ -101,12 +101,26 @@ def _text(part: str | bytes) -> str:
     return part if isinstance(part, str) else part.decode("latin-1")
 
 
+class Source:
+    """Where responses came from: ``caught`` becomes true when their upstream is found to have mixed up responses."""
+
+    __slots__ = ("caught",)
+
+    def __init__(self) -> None:
+        """Trust the responses until their upstream is caught."""
+        self.caught = False
+
+
 class UpstreamReply(msgspec.Struct, frozen=True, gc=False):
-    """One HTTP answer of an upstream; its headers are found without regard to case."""
+    """One HTTP answer of an upstream; its headers are found without regard to case.
+
+    ``source`` is set by the engine on a response that came over a reused connection.
+    """
 
     status: int
     headers: Mapping[str, str]
     content: bytes
+    source: Source | None = None
 
     def __post_init__(self) -> None:
         """Read headers as HTTP does, whoever gives them."""

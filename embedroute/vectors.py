@@ -19,6 +19,11 @@ FLOAT32, I8, U8 = np.dtype("<f4"), np.dtype("i1"), np.dtype("u1")
 DTYPES: Final[Mapping[str, np.dtype[Number]]] = {"float": FLOAT32, "int8": I8, "uint8": U8, "binary": I8, "ubinary": U8}
 """How a number of each ``output_dtype`` is held; binary packs eight dimensions into one."""
 
+WIDEST: Final = 65_536
+"""Numbers that a vector may have where its width is not known."""
+TEXT_OF_NUMBER: Final = 48
+"""Bytes of JSON that a number may take: 24 digits and signs, a comma, and what pretty-printing, as Google's, adds."""
+
 
 def from_lists(rows: Sequence[Sequence[float]], dtype: str = "float") -> Array:
     """Make an (n, d) array of rows of JSON numbers.

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 
 from embedroute import Caller, Config, Gateway, Provider
-from embedroute.backend import Vectors
+from embedroute.backend import Batch, Vectors
 from embedroute.cache import CacheUse
 from embedroute.cache.memory import MemoryCache
-from embedroute.routing.plan import Embedded
+from embedroute.routing.merge import taken_apart
+from embedroute.routing.plan import Embedded, cut, land
 from embedroute.testing import ScriptedBackend, expected_vector
+from embedroute.upstream import Source
 
 pytestmark = pytest.mark.anyio
 
@@ -55,6 +57,31 @@ REQUESTS = [
     "faceab",
     "fcffca",
 ]
+
+
+def test_an_entry_whose_source_was_caught_is_not_found_again():
+    """Only those of that source; a new entry under the same key is found."""
+    cache, sources = MemoryCache(1 << 20, 60.0, lambda: 0.0), [Source(), Source(), None]
+    vector = np.ones(WIDTH, "f4")
+    landed = {bytes([at]): Embedded(vector, 1, source=source) for at, source in enumerate(sources)}
+    cache.store(landed)
+    assert landed.keys() == cache.look_up(landed).keys()
+    sources[0].caught = True
+
+    assert {b"\1", b"\2"} == cache.look_up(landed).keys()
+    assert 2 == len(cache)
+    cache.store({b"\0": Embedded(vector, 1, source=sources[1])})
+    assert landed.keys() == cache.look_up(landed).keys()
+
+
+def test_the_vectors_of_a_merged_and_of_a_cut_answer_keep_their_source():
+    source = Source()
+    batches = [Batch(model="m", texts=[text]) for text in "ab"]
+    parts = taken_apart(Vectors(np.ones((2, WIDTH), "f4"), source=source), batches)
+    landed = [land({b"k": "a"}, part, 1)[b"k"] for part in parts]
+    cut_down = cut({b"narrow": b"k"}, {b"k": landed[0]}, 2)[b"narrow"]
+
+    assert [source] * 5 == [it.source for it in (*parts, *landed, cut_down)]
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])

@@ -59,6 +59,7 @@ base_url = "http://tei.internal:8080"
 data_collection = "deny"
 zdr = true
 stage = "beta"
+connection_rest_ms = 20
 
 [models."text-embedding-3-small"]
 dimensions = 1536
@@ -116,6 +117,7 @@ def test_the_pinned_config_starts():
         tei.zdr,
         tei.stage,
     )
+    assert (0.05, 0.02) == (route.candidates[0].rest, tei.rest)
     assert (OpenAI(base_url="http://tei.internal:8080"), False, 32) == (tei.backend, tei.accepts.tokens, tei.accepts.max_inputs)
     assert ["text-embedding-3-small"] == config.keys["team-a"].models
 
@@ -189,6 +191,10 @@ def test_a_known_provider_can_be_named_as_the_backend(slug):
             "[providers.hashed] stage: Invalid enum value 'gamma'; use stable, beta, alpha",
         ),
         ("[providers.hashed]\nzdr = 'yes'", "[providers.hashed] zdr: Expected bool | null, got str"),
+        (
+            "[providers.hashed]\nconnection_rest_ms = -1",
+            "[providers.hashed] connection_rest_ms: Expected float >= 0.0",
+        ),
         ('[providers.openai]\napi_key = "env:NOPE"', "[providers.openai] api_key: the environment variable NOPE is not set"),
         ('[providers.mine]\nbackend = "opnai"', '[providers.mine] no backend "opnai" is installed; did you mean "openai"?'),
         ('[providers.mine]\nbackend = "vlm"', '[providers.mine] no backend "vlm" is installed; did you mean "vllm"?'),

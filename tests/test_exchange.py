@@ -43,7 +43,7 @@ class Answering:
     def __init__(self, answer):
         self.answer = answer
 
-    async def send(self, request, timeout):
+    async def send(self, request, timeout, limits):
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer
@@ -126,7 +126,8 @@ class Near(LocalBackend, frozen=True, kw_only=True):
 
 async def run(backend, answer=None, *, timeout=5.0, keep=None, local=None):
     tools = Tools(engine=Answering(answer), local=local or LocalModels())
-    return await exchange(backend, BATCH, tools, timeout, keep)
+    answer, _ = await exchange(backend, BATCH, tools, timeout, keep)
+    return answer
 
 
 def reply(status, body):

@@ -107,12 +107,12 @@ class Gemini(HTTPBackend, frozen=True, kw_only=True):
 
     def parse(self, batch: Batch, reply: UpstreamReply) -> Vectors:
         """Read the vectors, and scale those to length 1 that the model leaves as they fall."""
-        answer, texts = read_apart(reply, Answer, "values", lambda said: [row.values for row in said.embeddings])
+        answer, texts = read_apart(reply, Answer, "values", lambda said: [row.values for row in said.embeddings], len(batch))
         if not all(text[0] == ord("[") for text in texts):
             raise BadAnswer("The upstream's rows are not lists of numbers.")
         usage = _usage(answer.usage_metadata)
         tokens = first_count(usage.prompt_token_count)
-        found = array_of_texts(texts)
+        found = array_of_texts(texts, width=batch.width)
         split = {detail.modality.lower(): detail.token_count for detail in usage.prompt_token_details if detail.token_count > 0}
         plain = SECOND in batch.model or found.shape[1] >= FULL_WIDTH
         return Vectors(found if plain else vectors.unit(found), tokens, split)

@@ -6,7 +6,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from embedroute.backend import Batch, UpstreamReply, Vectors, count_of
-from embedroute.backends.lifted import LONG, array_of, array_of_texts, read_apart
+from embedroute.backends.lifted import LONG, array_of, array_of_texts, read_apart, refuse_more_rows
 from embedroute.errors import BadAnswer, UpstreamError
 
 STATUSES: Final = {
@@ -83,12 +83,13 @@ def read(batch: Batch, reply: UpstreamReply, fault: Callable[[UpstreamReply], Up
     if len(reply.content) < LONG:
         answer = reply.json(Answer)
     else:
-        answer, texts = read_apart(reply, LongAnswer, "embedding", _raw)
+        answer, texts = read_apart(reply, LongAnswer, "embedding", _raw, len(batch))
     if answer.data is None or bytes(answer.error) not in EMPTY:
         raise _fault_in(answer.error, reply, fault)
+    refuse_more_rows(len(answer.data), len(batch))
     indexes = [row.index for row in answer.data]
     if isinstance(answer, LongAnswer):
-        array = array_of_texts(in_order(texts, indexes), batch.dtype)
+        array = array_of_texts(in_order(texts, indexes), batch.dtype, batch.width)
     else:
         array = array_of(in_order([row.embedding for row in answer.data], indexes), batch.dtype)
     return Vectors(array, _prompt_tokens(answer.usage, reply.headers))

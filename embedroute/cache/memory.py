@@ -32,7 +32,7 @@ class MemoryCache:
         return len(self._entries)
 
     def look_up(self, keys: Iterable[Key]) -> dict[Key, Embedded]:
-        """Find those of ``keys`` that are held and not too old."""
+        """Find those of ``keys`` that are held, not too old, and not from a source that was caught since."""
         if not self._entries:
             return {}
         now, found = self._clock(), dict[Key, Embedded]()
@@ -41,7 +41,7 @@ class MemoryCache:
                 entry = self._entries.get(key)
                 if entry is None:
                     continue
-                if entry.expires <= now:
+                if entry.expires <= now or (entry.source is not None and entry.source.caught):
                     self._drop(key)
                     continue
                 self._entries.move_to_end(key)
@@ -64,7 +64,7 @@ class MemoryCache:
             self._drop(key)
         vector = item.vector.copy()
         vector.setflags(write=False)  # whoever is given it must not change what others will get
-        self._entries[key] = _Entry(vector, item.tokens, item.estimated, expires=expires)
+        self._entries[key] = _Entry(vector, item.tokens, item.estimated, item.source, expires=expires)
         self.size += vector.nbytes + OVERHEAD
 
     def _drop(self, key: Key) -> None:

@@ -10,8 +10,14 @@ from embedroute.errors import BadAnswer, Unavailable
 
 LARGEST_REPLY = 256 * 1024 * 1024
 """Bytes of an answer that are read; 2048 float vectors of 4096 numbers are about 180 MB of text."""
+LARGEST_ERROR = 1024 * 1024
+"""Bytes of a response with a status of 300 or more that are read, whatever its exchange's limit is."""
 LARGEST_HEAD = 64 * 1024
-"""Bytes of status lines and headers that an answer may have, those of 1xx answers before it included."""
+"""Bytes that a response may have besides its body: status lines, headers, trailers, chunk extensions, 1xx responses."""
+CHUNK_FRAMING = 16
+"""Bytes that frame one chunk; they do not count towards ``LARGEST_HEAD``."""
+MOST_HEADERS = 256
+"""Headers that a response may have."""
 AT_A_TIME = 512 * 1024
 """Bytes that are read before others have their turn: a quick upstream would keep the loop reading for milliseconds."""
 TAIL = 1024 * 1024
@@ -31,6 +37,21 @@ class Connect(msgspec.Struct, frozen=True, kw_only=True):
 DIRECT: Final = Connect()
 
 
+class ExchangeLimits(msgspec.Struct, frozen=True, gc=False):
+    """The bounds of one exchange, and the provider that it is made for.
+
+    ``largest`` bounds the body of a successful answer, in bytes. ``rest`` is how long a connection must have been silent, in
+    seconds, before it is used again; 0 turns that off. ``provider`` is the slug that log records name.
+    """
+
+    largest: int = LARGEST_REPLY
+    rest: float = 0.05
+    provider: str = ""
+
+
+DEFAULT_LIMITS: Final = ExchangeLimits()
+
+
 class Engine(Protocol):
     """Sends one request and gives back the whole answer.
 
@@ -40,14 +61,14 @@ class Engine(Protocol):
 
     name: str
 
-    async def send(self, request: UpstreamRequest, timeout: float) -> UpstreamReply:
-        """Exchange ``request`` for its answer within ``timeout`` seconds.
+    async def send(self, request: UpstreamRequest, timeout: float, limits: ExchangeLimits = DEFAULT_LIMITS) -> UpstreamReply:
+        """Exchange ``request`` for its answer within ``timeout`` seconds and ``limits``.
 
         Raises:
             Unreachable: no connection was made.
             TimedOut: the answer was not whole in time.
             Unavailable: the connection broke, or the answer is no HTTP.
-            BadAnswer: the answer is compressed, or larger than ``LARGEST_REPLY``.
+            BadAnswer: the answer is compressed, or larger than ``limits.largest``.
         """
         ...
 
@@ -70,14 +91,19 @@ def lower_names(headers: Mapping[str, str | Secret]) -> dict[str, str | Secret]:
     return given
 
 
-def too_large() -> BadAnswer:
-    """Word the refusal of an answer over ``LARGEST_REPLY``."""
-    return BadAnswer(f"The upstream's answer is larger than {LARGEST_REPLY} bytes.")
+def too_large(largest: int = LARGEST_REPLY) -> BadAnswer:
+    """Make the error for an answer of more than ``largest`` bytes."""
+    return BadAnswer(f"The upstream's answer is larger than {largest} bytes.")
 
 
 def head_too_large() -> Unavailable:
-    """Word the refusal of headers over ``LARGEST_HEAD``."""
-    return Unavailable(f"The upstream's headers are larger than {LARGEST_HEAD} bytes.")
+    """Make the error for a response whose headers and framing exceed ``LARGEST_HEAD``."""
+    return Unavailable(f"The upstream's headers and chunk framing are larger than {LARGEST_HEAD} bytes.")
+
+
+def not_http() -> Unavailable:
+    """Make the error for what cannot be read as an HTTP/1.1 response."""
+    return Unavailable("The upstream's answer is not HTTP.")
 
 
 def refuse_compressed(encoding: str | None) -> None:

@@ -1,45 +1,70 @@
 """One HTTP/1.1 connection of the quick engine: an asyncio protocol around llhttp's parser, one exchange at a time.
 
-HTTP/1.1 has no ids: bytes that nobody asked for would pass for the answer to whatever is sent next. So a connection
-on which such bytes are seen is given up, and an answer that more bytes follow is trusted only on a fresh one.
+HTTP/1.1 numbers neither requests nor responses: bytes that no request asked for would pass for the response to the
+next one. Such bytes are reported to the connection's pool (``pool.py``), which then trusts no reused connection.
 """
 
 import asyncio
 from collections.abc import Callable
-from typing import cast
+from time import monotonic
+from typing import Final, Self, cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
-from embedroute.errors import BadAnswer, TimedOut, Unavailable, UpstreamError
-from embedroute.http import AT_A_TIME, LARGEST_HEAD, LARGEST_REPLY, TAIL, head_too_large, too_large
+from embedroute.errors import TimedOut, Unavailable, UpstreamError
+from embedroute.http import (
+    AT_A_TIME,
+    CHUNK_FRAMING,
+    DEFAULT_LIMITS,
+    LARGEST_ERROR,
+    LARGEST_HEAD,
+    LARGEST_REPLY,
+    TAIL,
+    ExchangeLimits,
+    head_too_large,
+    not_http,
+    too_large,
+)
 from embedroute.http.body import Body
-from embedroute.http.headers import RawHeaders, length_of
+from embedroute.http.headers import RawHeaders, has_sound_status_lines, length_of
 from embedroute.http.readable import readable
 from embedroute.secret import SecretBytes
-from embedroute.upstream import Headers, UpstreamReply
+from embedroute.upstream import Headers, Source, UpstreamReply
+
+CLOSING_NOTICE: Final = (b"HTTP/1.1 408 ", b"HTTP/1.0 408 ")
+"""How the notice begins with which HAProxy and others close an idle connection."""
+
+GAVE_UP: Final = frozenset({408, 504})
+"""Statuses of a timeout, after which the real answer may still come."""
 
 
 class StaleError(Exception):
-    """A kept connection was closed before a byte of the answer came: nothing was served, so send it on another."""
+    """A reused connection brought no response that can be trusted; the request must be sent again on a new one."""
 
 
 class Connection(asyncio.Protocol):
-    """A connection to one upstream; ``idle_since`` is in seconds of the loop's clock."""
+    """A connection to one upstream; ``idle_since`` is in seconds of the monotonic clock."""
 
     __slots__ = (
         "_body",
+        "_chunks",
         "_complete",
+        "_early",
         "_exchanges",
         "_head",
         "_heard",
+        "_largest",
         "_length",
+        "_limits",
         "_loop",
-        "_noise",
         "_overrun",
         "_parser",
         "_readable",
         "_rested",
+        "_size",
+        "_source",
         "_status",
+        "_surplus",
         "_tail",
         "_transport",
         "_waiter",
@@ -47,10 +72,12 @@ class Connection(asyncio.Protocol):
         "idle_since",
     )
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, noise: Callable[[], None]) -> None:
-        """Wait to be connected; ``noise`` is told of bytes that nobody asked for."""
+    def __init__(self, loop: asyncio.AbstractEventLoop, surplus: Callable[[Self, ExchangeLimits], None]) -> None:
+        """Call ``surplus`` with this connection and its latest limits when bytes come that no request asked for."""
         self._loop = loop
-        self._noise = noise
+        self._surplus = surplus
+        self._limits = DEFAULT_LIMITS
+        self._source: Source | None = None
         self._parser = HttpResponseParser(self)
         self._body = Body()
         self._waiter: asyncio.Future[UpstreamReply] | None = None
@@ -61,7 +88,9 @@ class Connection(asyncio.Protocol):
 
     def _begin(self) -> None:
         self._complete = self._overrun = False
-        self._heard = self._rested = self._status = 0
+        self._heard = self._rested = self._status = self._size = self._chunks = 0
+        self._early = b""
+        self._largest = self._limits.largest
         self._length: int | None = None
         self._head: RawHeaders = []
 
@@ -77,8 +106,10 @@ class Connection(asyncio.Protocol):
         """Whether it is open, and nothing waits to be read that the loop has not come to yet."""
         return self.alive and not self._readable()
 
-    def exchange(self, head: SecretBytes, content: bytes) -> "asyncio.Future[UpstreamReply]":
-        """Send a request; the future brings its whole answer. Call ``over`` however that ends.
+    def exchange(
+        self, head: SecretBytes, content: bytes, limits: ExchangeLimits = DEFAULT_LIMITS, source: Source | None = None
+    ) -> "asyncio.Future[UpstreamReply]":
+        """Send a request; the future brings its whole answer, marked with ``source``. Call ``over`` however that ends.
 
         Raises:
             StaleError: the connection was kept, and closed before a byte came; here or by the future.
@@ -87,6 +118,8 @@ class Connection(asyncio.Protocol):
         if not self.alive:
             raise StaleError if self._exchanges else Unavailable("The upstream closed the connection before it was asked.")
         self._exchanges += 1
+        self._limits = limits
+        self._source = source
         self._begin()
         waiter = self._waiter = self._loop.create_future()
         self._transport.writelines((head.reveal(), content))
@@ -101,6 +134,11 @@ class Connection(asyncio.Protocol):
         """The time for the exchange is over."""
         self._fail(TimedOut(f"The upstream did not answer within {seconds:.1f} s."))
 
+    def distrust(self) -> None:
+        """Break off an exchange that is not the connection's first: what comes may be the answer to an earlier one."""
+        if self._exchanges > 1:
+            self._fail(StaleError())
+
     def abort(self) -> None:
         """Give the connection up at once."""
         self.alive = False
@@ -108,22 +146,21 @@ class Connection(asyncio.Protocol):
         self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Feed the parser; without an exchange under way, nobody asked for these bytes."""
+        """Feed the parser; without an exchange under way, no request asked for these bytes."""
         if self._waiter is None or self._waiter.done():
-            if self._waiter is None or self._complete:
-                self._noise()
             self.abort()
+            if self._complete and data.strip() and not data.startswith(CLOSING_NOTICE):
+                self._surplus(self, self._limits)
             return
         self._heard += len(data)
+        if is_head := self._status < 200:
+            self._early += data
         error = self._feed(data)
-        if self._complete:
-            self._end(overrun=self._overrun or error is not None)
-        elif error is not None:
-            self._fail(error)
-        elif self._heard > LARGEST_REPLY:
-            self._fail(too_large())
-        elif self._status < 200 and self._heard > LARGEST_HEAD:
-            self._fail(head_too_large())
+        overrun = self._overrun or (self._complete and error is not None)
+        if refusal := self._refusal(None if overrun else error, is_head=is_head, overrun=overrun):
+            self._fail(refusal)
+        elif self._complete:
+            self._end(overrun=overrun)
         elif self._heard - self._rested >= AT_A_TIME and (self._length or 0) - self._heard >= self._tail:
             self._rested = self._heard
             self._transport.pause_reading()
@@ -133,13 +170,27 @@ class Connection(asyncio.Protocol):
         if self.alive:
             self._transport.resume_reading()
 
+    def _refusal(self, error: UpstreamError | None, *, is_head: bool, overrun: bool) -> UpstreamError | None:
+        """Judge what has come so far; bytes behind an ``overrun`` answer are not a part of it."""
+        if error is not None:
+            return error
+        if is_head and self._status >= 200:
+            early, self._early = self._early, b""
+            if not has_sound_status_lines(early):
+                return not_http()
+        if self._size > self._largest:
+            return too_large(self._largest)
+        if not overrun and self._heard - self._size - CHUNK_FRAMING * self._chunks > LARGEST_HEAD:
+            return head_too_large()
+        return None
+
     def _feed(self, data: bytes) -> UpstreamError | None:
         try:
             self._parser.feed_data(data)
         except (HttpParserError, HttpParserUpgrade) as error:
             # What a callback raises comes out wrapped; the parser's own errors have no context.
             cause = error.__context__
-            return cause if isinstance(cause, UpstreamError) else Unavailable("The upstream's answer is not HTTP.")
+            return cause if isinstance(cause, UpstreamError) else not_http()
         return None
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -166,11 +217,22 @@ class Connection(asyncio.Protocol):
         """Judge the answer by its head."""
         if not self._complete:
             self._status = self._parser.get_status_code()
-            self._length = length_of(self._head, self._heard)
+            if self._status < 100:
+                raise not_http()
+            if self._status >= 300:
+                self._largest = max(self._largest, LARGEST_ERROR)
+            self._length = length_of(self._head, self._heard, self._largest)
+
+    def on_chunk_header(self) -> None:
+        """Count the chunks."""
+        self._chunks += 1
 
     def on_body(self, body: bytes) -> None:
-        """Keep a piece of the body."""
+        """Keep a piece of the body; a 1xx response has none (RFC 9110, section 15.2)."""
+        if self._status < 200:
+            raise not_http()
         if not self._complete:
+            self._size += len(body)
             self._body.add(body, self._length or 0)
 
     def on_message_complete(self) -> None:
@@ -179,19 +241,21 @@ class Connection(asyncio.Protocol):
             self._head = []
         elif not self._complete:
             self._complete = True
-            # An upstream that answers before it has read the request may still take the rest for another one.
-            self.alive = self._parser.should_keep_alive() and not self._transport.get_write_buffer_size()
+            # An upstream that answers before it has read the request may still take the rest for another one, and a
+            # proxy that gave up waiting may still pass the answer on.
+            done = self._status not in GAVE_UP and not self._transport.get_write_buffer_size()
+            self.alive = done and self._parser.should_keep_alive()
 
     def _end(self, *, overrun: bool) -> None:
         """Hand the answer over."""
         if overrun:
-            self._noise()
+            self._surplus(self, self._limits)
             self.alive = False
             if self._exchanges > 1:
-                self._fail(BadAnswer("The upstream sent more than one answer to a request, so none can be trusted."))
+                self._fail(StaleError())
                 return
-        self.idle_since = self._loop.time()
-        reply = UpstreamReply(self._status, Headers(self._head), self._body.take())
+        self.idle_since = monotonic()  # uvloop's own clock stands still while it calls back
+        reply = UpstreamReply(self._status, Headers(self._head), self._body.take(), self._source)
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(reply)
 

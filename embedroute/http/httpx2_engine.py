@@ -12,7 +12,17 @@ import httpx2
 
 from embedroute.backend import UpstreamReply, UpstreamRequest
 from embedroute.errors import BadAnswer, TimedOut, Unavailable, Unreachable, UpstreamError
-from embedroute.http import CONNECT_TIMEOUT, DIRECT, LARGEST_REPLY, Connect, lower_names, refuse_compressed, too_large
+from embedroute.http import (
+    CONNECT_TIMEOUT,
+    DEFAULT_LIMITS,
+    DIRECT,
+    LARGEST_REPLY,
+    Connect,
+    ExchangeLimits,
+    lower_names,
+    refuse_compressed,
+    too_large,
+)
 from embedroute.secret import Secret, forget_frames, revealed
 from embedroute.upstream import Headers
 
@@ -43,8 +53,9 @@ class Httpx2Engine:
         self._client = client or _client(connect)
         self._quiet: dict[Host, bool] = {}
 
-    async def send(self, request: UpstreamRequest, timeout: float) -> UpstreamReply:
-        """Exchange ``request`` for its answer within ``timeout`` seconds."""
+    async def send(self, request: UpstreamRequest, timeout: float, limits: ExchangeLimits = DEFAULT_LIMITS) -> UpstreamReply:
+        """Exchange ``request`` for its answer within ``timeout`` seconds and ``limits``."""
+        del limits
         outside = sys.exception()
         try:
             with anyio.fail_after(timeout):

@@ -94,6 +94,11 @@ def _has_line_break(lines: str, count: int) -> bool:
     return lines.count("\n") != count or lines.count("\r") != count or "\0" in lines
 
 
+def closing(head: SecretBytes) -> SecretBytes:
+    """Ask, in a whole head, that the connection is closed after the response."""
+    return SecretBytes(head.reveal()[:-2] + b"connection: close\r\n\r\n")
+
+
 def _plain(host: str) -> bool:
     return bool(host) and host.isascii() and host.isprintable() and not set(host) & set(' "<>\\^`{|}')
 

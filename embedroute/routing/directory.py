@@ -140,6 +140,7 @@ class _Building:
             weight=endpoint.weight,
             quality=endpoint.quality,
             micro_batch_ms=endpoint.micro_batch_ms,
+            rest=provider.connection_rest_ms / 1000,
         )
 
     def backend(self, slug: str) -> BackendBase:

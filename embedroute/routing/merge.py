@@ -56,6 +56,6 @@ def taken_apart(whole: Vectors, batches: Sequence[Batch]) -> list[Vectors]:
     parts: list[Vectors] = []
     start = 0
     for batch, share in zip(batches, tokens, strict=True):
-        parts.append(Vectors(whole.array[start : start + len(batch)], share))
+        parts.append(Vectors(whole.array[start : start + len(batch)], share, source=whole.source))
         start += len(batch)
     return parts

@@ -17,6 +17,7 @@ from embedroute.models import Model
 from embedroute.routing.caps import ENVELOPE
 from embedroute.routing.routes import Candidate, Route
 from embedroute.routing.select import Parameters
+from embedroute.upstream import Source
 from embedroute.vectors import Array
 from embedroute.wire.preferences import Preferences
 
@@ -27,11 +28,15 @@ Key = bytes
 
 
 class Embedded(msgspec.Struct, frozen=True, gc=False):
-    """One input's vector, (d,), and its share of the tokens that computing it cost, as the upstream told or we estimate."""
+    """One input's vector, (d,), and its share of the tokens that computing it cost, as the upstream told or we estimate.
+
+    It must not be used once its ``source`` is caught.
+    """
 
     vector: Array
     tokens: int
     estimated: bool = False
+    source: Source | None = None
 
 
 class Plan(msgspec.Struct, frozen=True, gc=False):
@@ -86,7 +91,7 @@ def cut(wider: Mapping[Key, Key], found: Mapping[Key, Embedded], width: int | No
         if (whole := found.get(wide)) is not None:
             with suppress(BadAnswer):
                 row = vectors.truncate(whole.vector[None], width or 0)[0]
-                narrow[key] = Embedded(row, whole.tokens, whole.estimated)
+                narrow[key] = Embedded(row, whole.tokens, whole.estimated, whole.source)
     return narrow
 
 
@@ -180,7 +185,8 @@ def land(chunk: Mapping[Key, Input], answer: Vectors, tokens: int) -> dict[Key, 
     """
     shares = share_out(tokens, sizes_of(chunk.values())) if len(chunk) > 1 else [tokens]
     estimated = answer.prompt_tokens is None
-    return {key: Embedded(row, share, estimated) for key, row, share in zip(chunk, answer.array, shares, strict=True)}
+    source = answer.source
+    return {key: Embedded(row, share, estimated, source) for key, row, share in zip(chunk, answer.array, shares, strict=True)}
 
 
 def share_out(total: int, sizes: Sequence[int]) -> list[int]:

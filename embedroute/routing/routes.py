@@ -21,7 +21,8 @@ SUFFIXES: Final = {":floor": "price", ":nitro": "throughput"}
 class Candidate(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """An endpoint that may serve a request, with every fact that a decision needs.
 
-    ``prices`` are USD per million tokens (``prompt``, ``completion``) or per unit; empty when unknown.
+    ``prices`` are USD per million tokens (``prompt``, ``completion``) or per unit; empty when unknown. ``rest`` is the
+    silence in seconds that a connection must have kept before it is used again.
     """
 
     provider: str
@@ -38,6 +39,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     weight: float = 1.0
     quality: float = 1.0
     micro_batch_ms: float | None = None
+    rest: float = 0.05
     name: str = ""
 
     def __post_init__(self) -> None:

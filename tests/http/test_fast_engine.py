@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import json
 import random
 import socket
 import subprocess
@@ -10,7 +11,6 @@ import threading
 import time
 import warnings
 from contextlib import suppress
-from functools import partial
 from types import MappingProxyType
 
 import anyio
@@ -19,7 +19,7 @@ import pytest
 from embedroute import CacheSettings, Config, Endpoint, Gateway, Model, Provider, Settings
 from embedroute.backend import Secret, UpstreamRequest
 from embedroute.errors import BadAnswer, TimedOut, Unavailable, Unreachable, UpstreamError
-from embedroute.http import LARGEST_HEAD, Connect
+from embedroute.http import LARGEST_HEAD, Connect, ExchangeLimits
 from embedroute.http.connection import Connection
 from embedroute.http.fast_engine import FastEngine
 from embedroute.http.target import parse_target, write_head
@@ -127,17 +127,24 @@ class Engine(FastEngine):
 
     @property
     def held(self):
-        return len(self._open)
+        return sum(len(pool.open) for pool in self._pools.values())
 
     @property
     def idle(self):
-        return sum(map(len, self._idle.values()))
+        return sum(len(pool.idle) for pool in self._pools.values())
+
+    @property
+    def caught(self):
+        return any(pool.caught for pool in self._pools.values())
 
     async def meet(self, url):
-        """Be past the watch over a host's first answer."""
+        """Send one request, and wait until its connection may be used again."""
         reply = await self.send(request(url), 5.0)
         await asyncio.sleep(0.07)
         return reply
+
+
+UNRESTED = ExchangeLimits(rest=0.0)
 
 
 async def failure_of(sent):
@@ -185,6 +192,8 @@ async def test_every_framing_of_a_body_is_read(name):
     assert (2 if isinstance(answer, list) and answer[-1] is None else 1) == wire.connections
 
 
+CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+
 REFUSED = {
     "a body in gzip": (ok(b"{}", b"content-encoding: gzip"), BadAnswer),
     "chunks in gzip": (b"HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n", Unavailable),
@@ -196,6 +205,35 @@ REFUSED = {
     "a head of many headers": (ok(b"{}", *(b"x-%d: %d" % (at, at) for at in range(20_000))), Unavailable),
     "a head that does not end": ([b"HTTP/1.1 200 OK\r\nx: ", *[b"a" * 4096, 0.001] * 40], Unavailable),
     "announcements without end": ([b"HTTP/1.1 102 Processing\r\n\r\n" * 5000], Unavailable),
+    "a body of status 099": (ok(b"{", status=b"099 Odd") + ok(b"}"), Unavailable),
+    "a body of status 000": (ok(b"{", status=b"000 Odd") + ok(b"}"), Unavailable),
+    "a body of status 199": (ok(b"{", status=b"199 Odd") + ok(b"}"), Unavailable),
+    "a body of status 199 without a length": ([b"HTTP/1.1 199 Odd\r\n\r\n{}", None], Unavailable),
+    "a body of status 103": (ok(b"{", status=b"103 Early Hints") + ok(b"}"), Unavailable),
+    "a status of four digits": (ok(status=b"2000 OK"), Unavailable),
+    "RTSP/1.0": (ok().replace(b"HTTP/1.1", b"RTSP/1.0"), Unavailable),
+    "RTSP/1.1": (ok().replace(b"HTTP/1.1", b"RTSP/1.1"), Unavailable),
+    "RTSP/1.1 in pieces": ([b"RT", 0.01, b"SP/1.1 200 O", 0.01, b"K\r\ncontent-length: 0\r\n", 0.01, b"\r\n"], Unavailable),
+    "RTSP/1.1 behind an announcement": (b"HTTP/1.1 100 Continue\r\n\r\n" + ok().replace(b"HTTP", b"RTSP"), Unavailable),
+    "an announcement of RTSP": (b"RTSP/1.1 100 Continue\r\n\r\n" + ok(), Unavailable),
+    "ICE/1.0": (ok().replace(b"HTTP/1.1", b"ICE/1.0"), Unavailable),
+    "HTTP/0.9": (ok().replace(b"HTTP/1.1", b"HTTP/0.9"), Unavailable),
+    "HTTP/2.0": (ok().replace(b"HTTP/1.1", b"HTTP/2.0"), Unavailable),
+    "the preface of HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Unavailable),
+    "the frames of HTTP/2": (bytes.fromhex("00000c04000000000000030000006400040000ffff"), Unavailable),
+    "a body alone": ([b"{}", None], Unavailable),
+    "a NUL in the reason": (ok(status=b"200 O\0K"), Unavailable),
+    "a NUL in the reason behind an announcement": (
+        [b"HTTP/1.1 100 Continue\r\n\r", 0.01, b"\n" + ok(status=b"200 \0")],
+        Unavailable,
+    ),
+    "a control character in the reason": (ok(status=b"200 O\x1b[2JK"), Unavailable),
+    "line breaks before the answer": (b"\r\n\r\n" + ok(), Unavailable),
+    "257 headers": (ok(b"{}", *(b"x-%d: %d" % (at, at) for at in range(256))), Unavailable),
+    "2 MB of trailers": (CHUNKED + b"2\r\n{}\r\n0\r\n" + b"x: 012345678901\r\n" * 125_000 + b"\r\n", Unavailable),
+    "a trailer that does not end": ([CHUNKED + b"2\r\n{}\r\n0\r\nx: ", *[b"a" * 4096, 0.001] * 40], Unavailable),
+    "2 MB of a chunk's extension": (CHUNKED + b"2;" + b"a" * 2_000_000 + b"\r\n{}\r\n0\r\n\r\n", Unavailable),
+    "extensions of 4 KB for each byte": ([CHUNKED, *[b"1;" + b"a" * 4096 + b"\r\na\r\n", 0.001] * 40], Unavailable),
     "nothing": ([None], Unavailable),
     "half a head": ([b"HTTP/1.1 200", None], Unavailable),
     "half a body": ([ok(b"{}")[:-1], None], Unavailable),
@@ -217,11 +255,62 @@ async def test_what_is_no_whole_and_plain_answer_is_refused(name):
     assert 1 == len(wire.heads)
 
 
+SOUND = {
+    "a reason in Latin-1": ok(status=b"200 D\xe9j\xe0 vu"),
+    "no reason": ok(status=b"200"),
+    "an empty reason": ok(status=b"200 "),
+    "256 headers": ok(b"{}", *(b"x-%d: %d" % (at, at) for at in range(255))),
+    "three announcements": b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Hints\r\nlink: </a>\r\n\r\nHTTP/1.1 104 X\r\n\r\n"
+    + ok(),
+    "an announcement cut in its end": [b"HTTP/1.1 100 Continue\r\n\r", 0.01, b"\n" + ok()],
+    "chunks of one byte": CHUNKED + b"1\r\na\r\n" * 200_000 + b"0\r\n\r\n",
+    "60 KB of trailers": CHUNKED + b"2\r\n{}\r\n0\r\n" + b"x: 0123456789\r\n" * 4000 + b"\r\n",
+}
+
+
+@pytest.mark.parametrize("name", SOUND)
+async def test_what_is_odd_but_http_is_read(name):
+    async with Wire(SOUND[name]) as wire, Engine() as engine:
+        assert 200 == (await engine.send(request(wire.url), 30.0)).status
+        assert not engine.caught
+
+
+LARGEST = ExchangeLimits(largest=100_000)
+BODIES = {
+    "a length": lambda status, body: ok(body, status=status),
+    "chunks": lambda status, body: (
+        b"HTTP/1.1 %b\r\ntransfer-encoding: chunked\r\n\r\n" % status
+        + b"".join(b"%x\r\n%b\r\n" % (len(it), it) for it in (body[at : at + 999] for at in range(0, len(body), 999)))
+        + b"0\r\n\r\n"
+    ),
+    "the end": lambda status, body: [b"HTTP/1.1 %b\r\n\r\n" % status, body, None],
+}
+
+
+@pytest.mark.parametrize("framed", BODIES)
+async def test_an_answer_is_no_larger_than_its_exchange_allows(framed):
+    async with Wire(*(BODIES[framed](b"200 OK", bytes(size)) for size in (100_000, 100_001))) as wire, Engine() as engine:
+        assert 100_000 == len((await engine.send(request(wire.url), 5.0, LARGEST)).content)
+        with pytest.raises(BadAnswer, match="larger than 100000 bytes"):
+            await engine.send(request(wire.url), 5.0, LARGEST)
+
+
+@pytest.mark.parametrize("framed", BODIES)
+async def test_an_error_may_be_larger_than_the_answer_that_was_due(framed):
+    """Some quote the whole request."""
+    mib = 1024 * 1024
+    answers = [BODIES[framed](b"422 Unprocessable Content", bytes(size)) for size in (mib, mib + 1)]
+    async with Wire(*answers) as wire, Engine() as engine:
+        assert mib == len((await engine.send(request(wire.url), 5.0, LARGEST)).content)
+        with pytest.raises(BadAnswer, match="larger than 1048576 bytes"):
+            await engine.send(request(wire.url), 5.0, LARGEST)
+
+
 async def test_a_kept_connection_is_used_again():
     async with Wire(ok()) as wire, Engine() as engine:
         await engine.meet(wire.url)
         for _ in range(20):
-            await engine.send(request(wire.url), 5.0)
+            await engine.send(request(wire.url), 5.0, UNRESTED)
         assert (1, 1) == (engine.idle, engine.held)
 
     assert 1 == wire.connections
@@ -233,8 +322,8 @@ async def test_what_ran_into_a_closing_connection_is_sent_once_more_on_a_fresh_o
     with Upstream(delay=0.02) as upstream:
         async with Engine() as engine:
             url = f"{upstream.url}/embeddings"
-            await engine.meet(url)
             await asyncio.gather(*(engine.send(request(url), 5.0) for _ in range(kept)))
+            await asyncio.sleep(0.07)
             assert kept == engine.idle
             upstream.mode = mode
             upstream.requests.clear()
@@ -259,14 +348,13 @@ async def test_connections_that_went_while_idle_are_let_go_of():
     with Upstream(delay=0.02, remember=False) as upstream:
         async with Engine() as engine:
             url = f"{upstream.url}/embeddings"
-            await engine.meet(url)
             await asyncio.gather(*(engine.send(request(url), 5.0) for _ in range(30)))
             assert 30 == engine.idle
-            [kept] = engine._idle.values()
-            for connection in kept[:-1]:
+            [pool] = engine._pools.values()
+            for connection in list(pool.idle)[:-1]:
                 connection.abort()
             for _ in range(40):
-                await engine.send(request(url), 5.0)
+                await engine.send(request(url), 5.0, UNRESTED)
 
             assert (1, 1) == (engine.idle, engine.held)
 
@@ -276,7 +364,6 @@ async def test_connections_are_closed_that_nobody_comes_back_to():
     with Upstream(delay=0.02, remember=False) as upstream:
         async with Engine(kept_for=0.5) as engine:
             url = f"{upstream.url}/embeddings"
-            await engine.meet(url)
             await asyncio.gather(*(engine.send(request(url), 5.0) for _ in range(10)))
             assert 10 == engine.idle
             await asyncio.sleep(0.3)
@@ -290,7 +377,7 @@ async def test_the_end_of_a_connection_that_is_given_up_is_not_the_end_of_an_ans
     """A body without a length ends with its connection, but not where the engine is closed in its midst."""
     async with Wire([b"HTTP/1.1 200 OK\r\n\r\nhalf of it", 60.0]) as wire, Engine() as engine, asyncio.TaskGroup() as group:
         sent = group.create_task(failure_of(engine.send(request(wire.url), 60.0)))
-        await until_on_loop(lambda: any(it._heard for it in engine._open))
+        await until_on_loop(lambda: any(it._heard for pool in engine._pools.values() for it in pool.open))
         await engine.aclose()
 
     assert isinstance(sent.result(), Unavailable)
@@ -309,15 +396,15 @@ async def test_a_head_is_bounded_however_it_comes(heads):
 @pytest.mark.parametrize("extra", [b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nwrong", b"garbage", b"\0"])
 @pytest.mark.parametrize("close", [(), (b"connection: close",)])
 async def test_an_answer_on_a_used_connection_that_more_follows_is_not_trusted(extra, close):
-    async with Wire(ok(), ok(b"right", *close) + extra, ok(b"next")) as wire, Engine() as engine:
+    """The request is sent again on a new connection; no connection is reused from then on."""
+    async with Wire(ok(), ok(b"wrong", *close) + extra, ok(b"next")) as wire, Engine() as engine:
         await engine.meet(wire.url)
-        with pytest.raises(BadAnswer):
-            await engine.send(request(wire.url), 5.0)
         for _ in range(3):
             assert b"next" == (await engine.send(request(wire.url), 5.0)).content
         assert 0 == engine.held
 
     assert 4 == wire.connections
+    assert [False, False, True, True, True] == [b"\r\nconnection: close\r\n" in head for head in wire.heads]
 
 
 @pytest.mark.parametrize("body", [b"", b"right", b"a" * 600_000])
@@ -328,6 +415,103 @@ async def test_a_first_answer_that_more_follows_is_itself_and_nothing_else(body)
         assert 0 == engine.held
 
     assert 3 == wire.connections
+
+
+both_loops = pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": uvloop}) for uvloop in (False, True)])
+
+
+@both_loops
+async def test_reuses_a_connection_only_after_it_was_silent_for_its_rest():
+    limits = ExchangeLimits(rest=0.2)
+    async with Wire(ok(), ok(), [0.1, ok()], ok()) as wire, Engine() as engine:
+        await engine.send(request(wire.url), 5.0, limits)
+        await engine.send(request(wire.url), 5.0, limits)
+        assert 2 == wire.connections
+        await asyncio.sleep(0.25)
+        await engine.send(request(wire.url), 5.0, limits)  # its rest counts from its last byte, not from its request
+        assert 2 == wire.connections
+        await asyncio.sleep(0.1)
+        await engine.send(request(wire.url), 5.0, limits)
+        await engine.send(request(wire.url), 5.0, limits)
+        assert (3, 3) == (wire.connections, engine.idle)
+
+
+async def test_a_rest_lasts_50_milliseconds_unless_told_otherwise():
+    async with Wire(ok()) as wire, Engine() as engine:
+        await engine.send(request(wire.url), 5.0)
+        began = time.monotonic()
+        while wire.connections == 1 and time.monotonic() - began < 0.04:
+            await engine.send(request(wire.url), 5.0)
+        assert 2 == wire.connections
+        await asyncio.sleep(0.06)
+        for _ in range(2):
+            await engine.send(request(wire.url), 5.0)
+        assert 2 == wire.connections
+
+
+async def test_uses_the_connection_that_was_silent_for_longest():
+    async with Wire(ok()) as wire, Engine() as engine:
+        await asyncio.gather(*(engine.send(request(wire.url), 5.0) for _ in range(3)))
+        [pool] = engine._pools.values()
+        order = list(pool.idle)
+        for _ in range(4):
+            await engine.send(request(wire.url), 5.0, UNRESTED)
+        assert [order[1], order[2], order[0]] == list(pool.idle)
+        assert 3 == wire.connections
+
+
+@both_loops
+@pytest.mark.parametrize("surplus", [ok(b"wrong"), ok(b"wrong", status=b"504 Gateway Timeout"), b"x", b"HTTP/1.1 40"])
+async def test_closes_idle_connections_and_stops_keeping_them_once_a_surplus_byte_came(surplus, caplog):
+    """And logs that as an error, once, with host and provider."""
+    limits = ExchangeLimits(provider="acme")
+    async with Wire([0.01, ok()], [0.01, ok()], [ok(), 0.03, surplus], ok()) as wire, Engine() as engine:
+        await asyncio.gather(*(engine.send(request(wire.url), 5.0, limits) for _ in range(3)))
+        assert 3 == engine.idle
+        await until_on_loop(lambda: not engine.held)
+        for _ in range(3):
+            await engine.send(request(wire.url), 5.0, limits)
+        assert 0 == engine.held
+
+    assert 6 == wire.connections
+    assert [False] * 3 + [True] * 3 == [b"\r\nconnection: close\r\n" in head for head in wire.heads]
+    [record] = [it for it in caplog.records if it.levelname == "ERROR"]
+    assert ("embedroute.http", "acme") == (record.name, record.provider)
+    assert record.host in wire.url
+    assert f"{record.host} (provider acme)" in record.getMessage()
+
+
+@pytest.mark.parametrize("notice", [ok(status=b"408 Request Timeout"), b"HTTP/1.0 408 Request Time-out\r\n\r\n", b"\r\n"])
+async def test_a_notice_that_an_idle_connection_closes_costs_only_that_connection(notice):
+    async with Wire([ok(), 0.02, notice, 0.05], ok()) as wire, Engine() as engine:
+        await engine.send(request(wire.url), 5.0)
+        await until_on_loop(lambda: not engine.held)
+        await engine.meet(wire.url)
+        await engine.send(request(wire.url), 5.0)
+        assert not engine.caught
+
+    assert 2 == wire.connections
+
+
+async def test_exchanges_under_way_on_reused_connections_are_repeated_once_their_host_is_caught():
+    """A connection's first exchange is not in doubt, and is not repeated."""
+    answers = [[0.02, ok()], [0.02, ok()], [0.3, ok(b"doubtful")], [ok(b"sound"), 0.03, ok(b"surplus")], [0.1, ok(b"first")]]
+    async with Wire(*answers, ok(b"again")) as wire, Engine() as engine:
+        await asyncio.gather(*(engine.send(request(wire.url), 5.0) for _ in range(2)))
+        await asyncio.sleep(0.07)
+        replies = await asyncio.gather(*(engine.send(request(wire.url), 5.0) for _ in range(3)))
+
+    assert [b"again", b"sound", b"first"] == [reply.content for reply in replies]
+    assert [None, True, None] == [reply.source and reply.source.caught for reply in replies]
+    assert 4 == wire.connections
+
+
+async def test_a_caught_host_is_remembered_apart_from_others():
+    async with Wire([ok(), 0.02, b"surplus"], ok()) as liar, Wire(ok()) as honest, Engine() as engine:
+        await engine.meet(liar.url)
+        for _ in range(3):
+            await engine.meet(honest.url)
+        assert (1, 1) == (honest.connections, engine.held)
 
 
 async def test_bytes_that_came_while_the_loop_was_busy_are_no_answer():
@@ -358,6 +542,7 @@ async def test_bytes_that_came_while_the_loop_was_busy_are_no_answer():
         held.sendall(ok(b"wrong"))
         assert b"second" == (await engine.send(request(url), 5.0)).content
         await serving
+        assert engine.caught
     held.close()
     server.close()
 
@@ -375,7 +560,6 @@ async def test_an_answer_before_the_request_was_read_leaves_no_connection_to_kee
         return held
 
     async with Engine() as engine:
-        engine._quiet["127.0.0.1", server.getsockname()[1], False] = True
         serving = asyncio.get_running_loop().run_in_executor(None, hasty)
         reply = await engine.send(request(url, ["a" * 30_000_000]), 5.0)
         assert (413, 0) == (reply.status, engine.held)
@@ -536,13 +720,13 @@ async def test_what_comes_behind_an_answer_before_anybody_has_read_it_is_unasked
     loop, told = asyncio.get_running_loop(), []
     async with Wire(ok(b"{}")) as wire:
         address = wire.url.removeprefix("http://").partition("/")[0].split(":")
-        _, connection = await loop.create_connection(lambda: Connection(loop, partial(told.append, "noise")), *address)
+        _, connection = await loop.create_connection(lambda: Connection(loop, lambda *_: told.append("surplus")), *address)
         answer = connection.exchange(SecretBytes(b"GET / HTTP/1.1\r\n\r\n"), b"")
         for _ in range(2):
             connection.data_received(ok(b"{}"))
 
         assert b"{}" == (await answer).content
-        assert (["noise"], False) == (told, connection.over())
+        assert (["surplus"], False) == (told, connection.over())
 
 
 async def test_a_call_that_is_cancelled_in_the_midst_of_its_answer_says_nothing_of_its_upstream():
@@ -558,7 +742,7 @@ async def test_a_call_that_is_cancelled_in_the_midst_of_its_answer_says_nothing_
             await asyncio.wait([call])
             await asyncio.sleep(0.01)
 
-        assert [True] == list(engine._quiet.values())
+        assert not engine.caught
 
 
 async def test_a_ca_file_that_is_not_there_is_no_connection():
@@ -627,7 +811,7 @@ async def test_five_thousand_cancelled_calls_leave_nothing_behind():
 LOOPS = """
 import asyncio, gc, sys, warnings
 from embedroute.backend import UpstreamRequest
-from embedroute.http import LARGEST_HEAD, Connect
+from embedroute.http import LARGEST_HEAD, Connect, ExchangeLimits
 from embedroute.http.fast_engine import FastEngine
 warnings.simplefilter("error")
 
@@ -686,3 +870,70 @@ def test_two_loops_one_after_the_other_each_have_their_own_connections():
             asyncio.run(embed())
             assert at + 1 == upstream.connections
             assert [1, 2, 3] == [ask.nth for ask in upstream.requests[-3:]]
+
+
+class Late:
+    """An honest upstream, each of whose connections sends a second response to its first request when it is told to."""
+
+    def __init__(self):
+        self.release, self.asked = asyncio.Event(), []
+
+    async def __aenter__(self):
+        self.server = await asyncio.start_server(self.serve, "127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{self.server.sockets[0].getsockname()[1]}/v1"
+        return self
+
+    async def __aexit__(self, *_):
+        self.server.close()
+
+    async def serve(self, reader, writer):
+        with suppress(OSError, EOFError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = next(int(line[15:]) for line in head.split(b"\r\n") if line.startswith(b"content-length"))
+                text = json.loads(await reader.readexactly(length))["input"][0]
+                self.asked.append(text)
+                body = json.dumps({"data": [{"index": 0, "embedding": vectors_of([text])[0].tolist()}]}).encode()
+                writer.write(ok(body))
+                if text == "tell":
+                    await self.release.wait()
+                    writer.write(ok(body))
+        writer.close()
+
+
+@both_loops
+async def test_what_came_over_reused_connections_leaves_the_cache_once_their_host_is_caught(caplog):
+    """What came as the first response of its connection stays, and what comes afterwards is kept."""
+    async with Late() as upstream:
+        gateway = Gateway(
+            Config(
+                gateway=Settings(auth="open", engine="fast"),
+                providers={"acme": Provider(backend="openai", options={"base_url": upstream.url}, connection_rest_ms=20)},
+                models={"m": Model(dimensions=8, endpoints=[Endpoint(provider="acme")])},
+            ),
+            environ={},
+        )
+        async with gateway.lifespan():
+            for text in ["first", "reused", "reused too", "tell"]:
+                await gateway.embed(text, model="m")
+                await asyncio.sleep(0.03)
+            for text in ["first", "reused", "reused too", "tell"]:
+                await gateway.embed(text, model="m")
+            assert ["first", "reused", "reused too", "tell"] == upstream.asked
+            upstream.release.set()
+            await until_on_loop(lambda: "acme" in caplog.text)
+            for _ in range(2):
+                for text in ["first", "reused", "reused too", "tell"]:
+                    answer = await gateway.embed(text, model="m")
+                    assert vectors_of([text]).tolist() == answer.vectors.tolist()
+
+    assert ["reused", "reused too", "tell"] == upstream.asked[4:]
+
+
+async def test_a_response_to_a_timeout_does_not_keep_its_connection():
+    """A proxy that gave up waiting may still pass the real response on."""
+    statuses = [b"200 OK", b"504 Gateway Timeout", b"408 Request Timeout", b"503 Service Unavailable", b"200 OK"]
+    async with Wire(*(ok(status=status) for status in statuses)) as wire, Engine() as engine:
+        for kept in (1, 0, 0, 1, 1):
+            await engine.send(request(wire.url), 5.0, UNRESTED)
+            assert kept == engine.held

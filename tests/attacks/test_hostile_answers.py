@@ -1,0 +1,74 @@
+"""Answers of up to 90 MB that hold more rows or numbers than were asked for: refused at once, and in little memory."""
+
+import time
+import tracemalloc
+
+import pytest
+
+from embedroute.backend import Batch, UpstreamReply
+from embedroute.backends.gemini import Gemini
+from embedroute.backends.openai import OpenAI
+from embedroute.errors import BadAnswer
+from embedroute.exchange import largest_answer
+from embedroute.secret import Secret
+
+BATCH = Batch(model="m", texts=[f"text {at}" for at in range(2048)], width=1536)
+SIZE = 90_000_000
+OPENAI = OpenAI(api_key=Secret("sk-1"))
+GEMINI = Gemini(api_key=Secret("sk-1"))
+
+
+def filled(before, part, after):
+    return b"%b%b%b%b" % (before, (part + b",") * (SIZE // (len(part) + 1)), part, after)
+
+
+ANSWERS = {
+    "rows of one number": (OPENAI, lambda: filled(b'{"data":[', b'{"embedding":[1]}', b"]}")),
+    "rows of base64": (OPENAI, lambda: filled(b'{"data":[', b'{"embedding":"AACAPw=="}', b"]}")),
+    "rows under an escaped name": (OPENAI, lambda: filled(b'{"data":[', b'{"\\u0065mbedding":[1]}', b"]}")),
+    "rows of no vector": (OPENAI, lambda: filled(b'{"data":[', b'{"embedding":1}', b"]}")),
+    "one row of all numbers": (OPENAI, lambda: filled(b'{"data":[{"embedding":[', b"1", b"]}]}")),
+    "one row of nested lists": (OPENAI, lambda: filled(b'{"data":[{"embedding":[', b"[]", b"]}]}")),
+    "an error of many objects": (OPENAI, lambda: filled(b'{"data":[],"error":[', b"{}", b"]}")),
+    "Gemini's rows of one number": (GEMINI, lambda: filled(b'{"embeddings":[', b'{"values":[1]}', b"]}")),
+    "Gemini's row of all numbers": (GEMINI, lambda: filled(b'{"embeddings":[{"values":[', b"1", b"]}]}")),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_an_answer_of_more_rows_or_numbers_than_are_due_costs_little(name):
+    backend, make = ANSWERS[name]
+    reply = UpstreamReply(200, {}, make())
+    assert len(reply.content) < largest_answer(BATCH, 0)
+    tracemalloc.start()
+    began = time.process_time()
+    try:
+        with pytest.raises(BadAnswer):
+            backend.parse(BATCH, reply)
+        seconds, (_, peak) = time.process_time() - began, tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert seconds < 2.0
+    assert peak < 2 * SIZE
+
+
+def test_a_small_answer_of_more_rows_than_are_due_is_refused_before_its_rows_are_read():
+    rows = b",".join([b'{"embedding":[1]}'] * 3)
+    with pytest.raises(BadAnswer, match="3 rows for 2 inputs"):
+        OPENAI.parse(Batch(model="m", texts=["a", "b"]), UpstreamReply(200, {}, b'{"data":[' + rows + b"]}"))
+
+
+SIZES = {
+    "one short text of a known width": (Batch(model="m", texts=["a"], width=1536), 200_000),
+    "one text of an unknown width": (Batch(model="m", texts=["a"]), 4_000_000),
+    "2048 texts": (BATCH, 160_000_000),
+    "more than is ever read": (Batch(model="m", texts=["a"] * 2048), 256 * 1024 * 1024),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_an_answer_is_bounded_by_what_its_vectors_can_take(name):
+    batch, most = SIZES[name]
+
+    assert most / 2 < largest_answer(batch, 100) <= most
