@@ -104,7 +104,7 @@ def _joined(config: Config, environ: Mapping[str, str], unread: Unread) -> tuple
 
 
 def _connect(settings: Settings) -> Connect:
-    return Connect(proxy=settings.proxy, ca_file=settings.ca_file)
+    return Connect(proxy=settings.proxy, ca_file=settings.ca_file, http2=settings.http2)
 
 
 def around_of(parts: Parts, healths: Healths) -> Callable[[], Surroundings]:

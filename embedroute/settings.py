@@ -20,6 +20,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     engine: Literal["auto", "httpx2", "fast"] = "auto"
     proxy: Secret | None = None
     ca_file: str | None = None
+    http2: bool = False
     unknown_fields: Literal["reject", "ignore"] = "reject"
     media_domains: list[str] = []
     debug: bool = False

@@ -35,7 +35,9 @@ BESIDE = {
 """Rooms beside the house → what they may import: what a third party may."""
 
 DOORS = {f"{room}.py" for room in FLOORS[-1]}
-HTTP = {f"http/{name}.py" for name in ("__init__", "choose", "connection", "fast_engine", "httpx2_engine")}
+HTTP = {
+    f"http/{name}.py" for name in ("__init__", "choose", "connection", "fast_engine", "httpx2_connections", "httpx2_engine")
+}
 
 HOLDERS = {
     "numpy": {"vectors.py"},
@@ -65,9 +67,7 @@ CALLERS = {
 }
 """Function → the only files that may call it: one place starts tasks, one retries, none runs text as code."""
 
-LONGEST_FILE, LONGEST_FUNCTION, DEEPEST = 200, 30, 3
-LONGER = {"faults.py": 220, "routing/health.py": 240, "routing/plan.py": 210, "signals.py": 240}
-"""Files that are longer because their topic is."""
+LONGEST_FILE, LONGEST_FUNCTION, DEEPEST = 400, 30, 3
 
 
 def room_of(module: str) -> str:
@@ -132,12 +132,8 @@ def only_yields(node: ast.Call) -> bool:
     return called(node) == "sleep" and isinstance(node.args[0], ast.Constant) and node.args[0].value == 0
 
 
-LONGER = {"backend.py": 215, "http/connection.py": 210, "http/fast_engine.py": 215, "inbound.py": 210, "plugins.py": 235}
-"""Files of one topic that would be cut in two only to stay short → the lines that they may have."""
-
-
 def is_short(path: str, tree: ast.AST, text: str) -> Iterable[str]:
-    if text.count("\n") > LONGER.get(path, LONGEST_FILE):
+    if text.count("\n") > LONGEST_FILE:
         yield f"{path} has {text.count(chr(10))} lines"
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -230,7 +226,7 @@ DOC = '"""Says."""\n'
         (leaves_calls_to_their_place, "exchange.py", "sleep(1)", "calls sleep"),
         (leaves_calls_to_their_place, "exchange.py", "judge(1, 2, 3)", "calls judge"),
         (leaves_calls_to_their_place, "config.py", "eval('1')", "calls eval"),
-        (is_short, "new.py", "x = 1\n" * 201, "new.py has 201 lines"),
+        (is_short, "new.py", "x = 1\n" * 401, "new.py has 401 lines"),
         (is_short, "new.py", "def f():\n" + "    x = 1\n" * 30, "new.py:f has 31 lines"),
         (
             is_short,

@@ -28,10 +28,14 @@ CONNECT_TIMEOUT = 5.0
 
 
 class Connect(msgspec.Struct, frozen=True, kw_only=True):
-    """How connections are made: through ``proxy``, if one is named, trusting ``ca_file`` (PEM) besides the system."""
+    """How connections are made: through ``proxy``, if one is named, trusting ``ca_file`` (PEM) besides the system.
+
+    With ``http2`` they speak HTTP/2 to upstreams that offer it over TLS.
+    """
 
     proxy: Secret | None = None
     ca_file: str | None = None
+    http2: bool = False
 
 
 DIRECT: Final = Connect()

@@ -26,14 +26,34 @@ EngineName = Literal["auto", "httpx2", "fast"]
 def engine_mistakes(name: EngineName, connect: Connect, client: "httpx2.AsyncClient | None" = None) -> list[str]:
     """The mistakes of a config whose engine could not be opened on any event loop."""
     mistakes = list(_unusable(connect))
+    mistakes += _http2_mistakes(name, connect, client)
     said = '[gateway] engine = "fast"'
-    if name == "fast" and not _installed():
+    if name == "fast" and not _installed("httptools"):
         mistakes.append(f"{said}: {MissingExtra('fast', 'httptools').message}")
     if name == "fast" and connect.proxy is not None:
         mistakes.append(f'{said} goes straight to upstreams; with a proxy write engine = "httpx2".')
     if name == "fast" and client is not None:
         mistakes.append(f"{said} has no use for an http_client; leave one of the two out.")
     return mistakes
+
+
+def _http2_mistakes(
+    name: EngineName,
+    connect: Connect,
+    client: "httpx2.AsyncClient | None",
+) -> Iterator[str]:
+    if not connect.http2:
+        return
+    if name == "fast":
+        mistake = '[gateway] engine = "fast" speaks HTTP/1.1 only.'
+        yield f'{mistake} Set engine = "httpx2", or leave http2 out.'
+    elif client is not None:
+        yield (
+            "[gateway] http2 does not apply to an http_client. "
+            "Create it with httpx2.AsyncClient(http2=True), and leave http2 out."
+        )
+    if not _installed("h2"):
+        yield f"[gateway] http2 = true: {MissingExtra('http2', 'h2').message}"
 
 
 def _unusable(connect: Connect) -> Iterator[str]:
@@ -70,14 +90,15 @@ def open_engine(name: EngineName, connect: Connect, client: "httpx2.AsyncClient 
         raise ConfigError(mistakes)
     if name == "fast" and not on_asyncio:
         raise ConfigError(['[gateway] engine = "fast" needs asyncio; under trio write engine = "httpx2".'])
-    quick = client is None and connect.proxy is None and on_asyncio and _installed() and name != "httpx2"
+    direct = client is None and connect.proxy is None and not connect.http2
+    quick = direct and on_asyncio and name != "httpx2" and _installed("httptools")
     engine = _quick(connect) if quick else _default(client, connect)
     log.info("engine %s", engine.name, extra=log_fields({"engine": engine.name}))
     return engine
 
 
-def _installed() -> bool:
-    return find_spec("httptools") is not None
+def _installed(package: str) -> bool:
+    return find_spec(package) is not None
 
 
 # Neither is imported before it is used: httpx2 alone costs more to import than all of embedroute.

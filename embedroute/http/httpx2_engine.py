@@ -1,197 +1,167 @@
-"""The default engine: httpx2, under asyncio and trio, with its own client or the host's."""
+"""The default engine: httpx2 on asyncio and trio, with its own connections or the host's client."""
 
 import sys
-from collections.abc import AsyncIterable, Callable, Iterable, Mapping
-from http.cookiejar import Cookie, CookieJar
-from operator import attrgetter
-from traceback import format_tb
-from typing import Any, Final, cast
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
 
 import anyio
 import httpx2
 
-from embedroute.backend import UpstreamReply, UpstreamRequest
-from embedroute.errors import BadAnswer, TimedOut, Unavailable, Unreachable, UpstreamError
+from embedroute.backend import Secret, UpstreamReply, UpstreamRequest
+from embedroute.errors import TimedOut, Unavailable, Unreachable, UpstreamError
 from embedroute.http import (
     CONNECT_TIMEOUT,
     DEFAULT_LIMITS,
     DIRECT,
-    LARGEST_REPLY,
     Connect,
     ExchangeLimits,
     lower_names,
     refuse_compressed,
     too_large,
 )
-from embedroute.secret import Secret, forget_frames, revealed
+from embedroute.http.httpx2_connections import Connections
+from embedroute.http.target import OURS, basic_credentials
+from embedroute.secret import forget_frames, revealed
 from embedroute.upstream import Headers
-
-FIRST_LOOK = 0.05
-"""Seconds for which the first answer of a host is watched for more than it should hold."""
-
-# How many exchanges a connection has had, and h11's state of it: httpx2 has no public way to see what was read too far.
-_EXCHANGES: Final[Callable[[Any], tuple[int, Any]]] = attrgetter("_request_count", "_h11_state")
-_CONNECTION: Final = attrgetter("stream._stream._httpcore_stream._stream._connection")
-
-
-Host = tuple[str, bytes]
 
 
 class Httpx2Engine:
-    """Sends requests through an ``httpx2.AsyncClient``; a client of the host's stays the host's to close.
+    """Sends requests through httpx2, on its own connections or through the host's client.
 
-    HTTP/1.1 has no ids: bytes that nobody asked for would be the answer to whatever is sent next on their connection.
-    So a connection on which they are seen is closed, a later answer than its first is not trusted, and connections to
-    their host are not kept from then on.
+    On its own connections, HTTP/1.1 is used once per connection and HTTP/2 connections are kept,
+    there are no cookies, and httpx2 does not log the URL. A client of the host's works by its own
+    settings: where it keeps HTTP/1.1 connections, a surplus answer can be read as the answer to
+    another request, and its cookie jar stores the cookies of upstreams.
     """
 
     name = "httpx2"
 
     def __init__(self, client: httpx2.AsyncClient | None = None, connect: Connect = DIRECT) -> None:
-        """Use ``client``, or one of our own that trusts no environment."""
-        self._owned = client is None
-        self._client = client or _client(connect)
-        self._quiet: dict[Host, bool] = {}
+        """Use ``client``, which the host closes, or connections that ignore the environment."""
+        self._connections = Connections(connect) if client is None else HostClient(client)
 
-    async def send(self, request: UpstreamRequest, timeout: float, limits: ExchangeLimits = DEFAULT_LIMITS) -> UpstreamReply:
+    async def send(
+        self,
+        request: UpstreamRequest,
+        timeout: float,
+        limits: ExchangeLimits = DEFAULT_LIMITS,
+    ) -> UpstreamReply:
         """Exchange ``request`` for its answer within ``timeout`` seconds and ``limits``."""
-        del limits
+        failure: UpstreamError
         outside = sys.exception()
         try:
             with anyio.fail_after(timeout):
-                return await self._exchange(request, timeout)
-        except _FAILURES as error:
-            failure = _failure_of(error, timeout)
-        except BaseException as error:  # cancelled, or a bug
-            if isinstance(error, Exception) and not isinstance(error, UpstreamError):
-                error.add_note("".join(format_tb(error.__traceback__)))
-            forget_frames(error, outside)
+                return await self._exchange(request, timeout, limits.largest)
+        except UpstreamError as error:
+            failure = error.with_traceback(None)
+        except (TimeoutError, httpx2.ReadTimeout, httpx2.WriteTimeout, httpx2.PoolTimeout):
+            failure = TimedOut(f"The upstream did not answer within {timeout:.1f} s.")
+        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.UnsupportedProtocol) as error:
+            failure = Unreachable(f"The upstream cannot be reached ({type(error).__name__}).")
+        except Exception as error:  # noqa: BLE001 - h2 and host clients raise their own errors
+            name = type(error).__name__
+            failure = Unavailable(f"The exchange with the upstream broke off ({name}).")
+        except BaseException as error:
+            forget_frames(error, outside)  # a cancelled exchange: httpx2's frames hold the headers
             raise
-        # Raised outside the handler, so that httpx2's exception is not its context: httpx2's frames hold the headers.
-        raise failure
+        # Not raised where it was caught: its traceback and its context would hold frames in which
+        # the key is a local variable.
+        try:
+            raise failure
+        finally:
+            del failure  # its traceback holds this frame
 
-    async def _exchange(self, request: UpstreamRequest, timeout: float) -> UpstreamReply:
-        url = httpx2.URL(request.url)
-        host = _host(url)
-        # Ended by its own limit, a connection is closed; ended from outside, trio leaves its socket to the collector.
-        limits = httpx2.Timeout(timeout, connect=min(timeout * 0.9, CONNECT_TIMEOUT))
-        headers = {"accept": "application/json", "accept-encoding": "identity", **lower_names(request.headers)}
-        if self._quiet.get(host) is False:
-            headers["connection"] = "close"
-        if "authorization" in headers:
-            url = url.copy_with(userinfo=b"")  # which httpx2 would send instead
-        held = list(self._client.cookies.jar)
-        async with self._client.stream(
-            request.method, url, content=request.content, headers=_written(headers), timeout=limits, follow_redirects=False
-        ) as response:
-            _forget_cookies(self._client.cookies.jar, held, response)
+    async def _exchange(
+        self,
+        request: UpstreamRequest,
+        timeout: float,
+        largest: int,
+    ) -> UpstreamReply:
+        built = _build(self._connections, request, timeout)
+        async with self._connections.exchange(built) as response:
             refuse_compressed(response.headers.get("content-encoding"))
-            body = await _read(response)
-            if response.http_version.startswith("HTTP/1"):
-                await self._look_for_more(response, host, timeout)
+            body = await _read(response, largest)
             return UpstreamReply(response.status_code, Headers(response.headers.raw), body)
 
-    async def _look_for_more(self, response: httpx2.Response, host: Host, timeout: float) -> None:
-        line = response.extensions.get("network_stream")
-        if line is None:
-            return
+    async def aclose(self) -> None:
+        """Close our own connections."""
+        await self._connections.aclose()
+
+
+class HostClient:
+    """A client of the host's, which it closes itself."""
+
+    headers: Mapping[str, str] = {name: OURS[name] for name in ("accept", "accept-encoding")}
+
+    def __init__(self, client: httpx2.AsyncClient) -> None:
+        """Use ``client``."""
+        self._client = client
+        self.make_request = client.build_request
+
+    @asynccontextmanager
+    async def exchange(self, request: httpx2.Request) -> AsyncGenerator[httpx2.Response]:
+        """Send ``request``; the answer may be read inside of the ``async with``."""
+        response = await self._client.send(request, stream=True, follow_redirects=False)
         try:
-            exchanges, parser = _EXCHANGES(_CONNECTION(response))
-        except AttributeError:
-            # An httpx2 that is built another way: its connections cannot be looked at, so none is kept.
-            self._quiet[host] = False
-            return
-        patience = 0.0 if host in self._quiet else min(FIRST_LOOK, timeout / 4)
-        more = parser.trailing_data[0] or await _read_more(line, patience)
-        self._quiet[host] = not more and self._quiet.get(host, True)
-        if more:
-            parser.send_failed()  # so that the connection is closed, not kept
-            if exchanges > 1:
-                raise BadAnswer("The upstream sent more than one answer to a request, so none can be trusted.")
+            yield response
+        finally:
+            await response.aclose()
 
     async def aclose(self) -> None:
-        """Close our own client."""
-        if self._owned:
-            await self._client.aclose()
+        """Leave the client open."""
 
 
-_TOO_SLOW: Final = (TimeoutError, httpx2.ReadTimeout, httpx2.WriteTimeout, httpx2.PoolTimeout)
-_NOT_CONNECTED: Final = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.UnsupportedProtocol)
-_BROKEN: Final = (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, UnicodeError, ValueError, ExceptionGroup)
-_FAILURES: Final = (*_TOO_SLOW, *_NOT_CONNECTED, *_BROKEN)
+def _build(
+    connections: Connections | HostClient,
+    request: UpstreamRequest,
+    timeout: float,
+) -> httpx2.Request:
+    """Make httpx2's request.
+
+    The credentials of a URL go into a header, because httpx2 logs URLs.
+    """
+    url = httpx2.URL(request.url)
+    given = lower_names(request.headers)
+    if url.userinfo:
+        name, _, password = url.userinfo.decode().partition(":")
+        given.setdefault("authorization", basic_credentials(name, password))
+        url = url.copy_with(userinfo=b"")
+    for name, value in given.items():
+        if any(end in text for text in (name, revealed(value)) for end in "\r\n\0"):
+            raise Unavailable("A header of this provider holds a line break.")
+    sent: dict[str, str | Secret] = {**connections.headers, **given}
+    headers = [(name.encode(), revealed(value).encode("latin-1")) for name, value in sent.items()]
+    # httpx2 closes a connection that its own timeout ends, and leaves one that is cancelled during
+    # the TLS handshake to the garbage collector.
+    connect = min(timeout * 0.9, CONNECT_TIMEOUT)
+    times = {"connect": connect, "read": timeout, "write": timeout, "pool": timeout}
+    return connections.make_request(
+        request.method, url, content=request.content, headers=headers, extensions={"timeout": times}
+    )
 
 
-def _failure_of(error: Exception, timeout: float) -> UpstreamError:
-    if isinstance(error, _TOO_SLOW):
-        return TimedOut(f"The upstream did not answer within {timeout:.1f} s.")
-    if isinstance(error, _NOT_CONNECTED):
-        return Unreachable(f"The upstream cannot be reached ({type(error).__name__}).")
-    return Unavailable(f"The exchange with the upstream broke off ({type(error).__name__}).")
-
-
-def _written(headers: Mapping[str, str | Secret]) -> list[tuple[bytes, bytes]]:
-    return [(name.encode(), revealed(value).encode("latin-1")) for name, value in headers.items()]
-
-
-def _forget_cookies(jar: CookieJar, held: Iterable[Cookie], response: httpx2.Response) -> None:
-    """Undo what a response has just done to a jar: whatever it set or expired is as it was among the cookies ``held``."""
-    names = {line.partition(";")[0].partition("=")[0].strip() for line in response.headers.get_list("set-cookie")}
-    for cookie in [it for it in jar if it.name in names]:
-        jar.clear(cookie.domain, cookie.path, cookie.name)
-    for cookie in held:
-        if cookie.name in names:
-            jar.set_cookie(cookie)
-
-
-async def _read(response: httpx2.Response) -> bytes:
+async def _read(response: httpx2.Response, largest: int) -> bytes:
     body = bytearray()
     declared = response.headers.get("content-length", "")
-    if declared.isdigit() and int(declared[:19]) > LARGEST_REPLY:
-        raise too_large()
+    if declared.isdigit() and int(declared[:19]) > largest:
+        raise too_large(largest)
     try:
-        await _read_into(body, response)
+        await _read_into(body, response, largest)
         return bytes(body)
     finally:
-        body.clear()  # a failure holds its frames, and what they hold, until the collector comes
+        body.clear()  # the frames of a failure keep it until they are collected
 
 
-async def _read_into(body: bytearray, response: httpx2.Response) -> None:
+async def _read_into(body: bytearray, response: httpx2.Response, largest: int) -> None:
     try:
-        # Not `aiter_raw`: it gives the connection back for reuse before it can be looked at.
-        async for piece in cast("AsyncIterable[bytes]", response.stream):
+        async for piece in response.aiter_raw():
             body += piece
-            if len(body) > LARGEST_REPLY:
-                # Left early, the generators inside would not be closed before trio complains of it; this ends them.
-                await response.aclose()
+            if len(body) > largest:
+                # httpx2 does not close its inner generators when the outer one is left, and trio
+                # warns about that. Reading from a closed connection ends them all.
+                await response.extensions.get("network_stream", response).aclose()
     except httpx2.HTTPError:
-        if len(body) <= LARGEST_REPLY:
+        if len(body) <= largest:
             raise
-    if len(body) > LARGEST_REPLY:
-        raise too_large()
-
-
-async def _read_more(line: Any, patience: float) -> bytes:
-    """Read what stands on a connection that should be silent, or comes within ``patience`` seconds."""
-    if not patience and not line.get_extra_info("is_readable"):
-        return b""
-    try:
-        return await line.read(1, timeout=patience or 0.001)
-    except Exception:  # noqa: BLE001 - silent in time, or gone; backends differ in how they say so
-        return b""
-
-
-def _host(url: httpx2.URL) -> Host:
-    return url.scheme, url.netloc
-
-
-def _client(connect: Connect) -> httpx2.AsyncClient:
-    context = httpx2.create_ssl_context(trust_env=False)
-    if connect.ca_file:
-        context.load_verify_locations(connect.ca_file)
-    return httpx2.AsyncClient(
-        verify=context,
-        proxy=connect.proxy.reveal() if connect.proxy else None,
-        trust_env=False,
-        follow_redirects=False,
-        limits=httpx2.Limits(max_connections=512, max_keepalive_connections=128, keepalive_expiry=30.0),
-    )
+    if len(body) > largest:
+        raise too_large(largest)

@@ -55,7 +55,7 @@ def parse_target(method: str, url: str) -> Target:
     named = f"[{host}]" if ":" in host else host
     headers: dict[str, str | Secret] = {"host": named if port == usual else f"{named}:{port}", **OURS}
     if "@" in parts.netloc:
-        headers["authorization"] = _basic(parts.username or "", parts.password or "")
+        headers["authorization"] = basic_credentials(parts.username or "", parts.password or "")
     path = quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), safe=_PLAIN)
     line = f"{method} {path} HTTP/1.1\r\n"
     return Target((host, port, tls), line, headers, _written(line, headers))
@@ -103,8 +103,10 @@ def _plain(host: str) -> bool:
     return bool(host) and host.isascii() and host.isprintable() and not set(host) & set(' "<>\\^`{|}')
 
 
-def _basic(name: str, password: str) -> Secret:
-    return Secret(f"Basic {b64encode(unquote_to_bytes(name) + b':' + unquote_to_bytes(password)).decode()}")
+def basic_credentials(name: str, password: str) -> Secret:
+    """Make the Basic ``authorization`` header of a name and a password that are percent-encoded."""
+    pair = unquote_to_bytes(name) + b":" + unquote_to_bytes(password)
+    return Secret(f"Basic {b64encode(pair).decode()}")
 
 
 def _written(line: str, headers: Mapping[str, str | Secret]) -> SecretBytes:

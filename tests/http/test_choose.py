@@ -14,6 +14,7 @@ from embedroute.http import DIRECT, Connect
 from embedroute.http.choose import open_engine
 from tests.driver import call
 
+HTTP2 = Connect(http2=True)
 PROXIED = Connect(proxy=Secret("http://127.0.0.1:9"))
 
 
@@ -33,6 +34,9 @@ def client():
         ("httpx2", DIRECT, None, False, "httpx2"),
         ("httpx2", DIRECT, client, True, "httpx2"),
         ("fast", DIRECT, None, True, "fast"),
+        ("auto", HTTP2, None, True, "httpx2"),
+        ("auto", HTTP2, None, False, "httpx2"),
+        ("httpx2", HTTP2, None, True, "httpx2"),
     ],
 )
 def test_the_quick_engine_is_used_where_it_can_be(name, connect, client_of, on_asyncio, opened, caplog):
@@ -46,11 +50,21 @@ def test_the_quick_engine_is_used_where_it_can_be(name, connect, client_of, on_a
 
 @pytest.mark.parametrize(
     ("connect", "client_of", "on_asyncio", "word"),
-    [(DIRECT, None, False, "trio"), (PROXIED, None, True, "proxy"), (DIRECT, client, True, "http_client")],
+    [
+        (DIRECT, None, False, "trio"),
+        (PROXIED, None, True, "proxy"),
+        (DIRECT, client, True, "http_client"),
+        (HTTP2, None, True, "speaks HTTP/1.1 only"),
+    ],
 )
 def test_asking_for_it_where_it_cannot_be_is_refused(connect, client_of, on_asyncio, word):
     with pytest.raises(ConfigError, match=word):
         open_engine("fast", connect, client_of() if client_of else None, on_asyncio=on_asyncio)
+
+
+def test_http2_is_refused_beside_a_client_of_the_hosts():
+    with pytest.raises(ConfigError, match=r"AsyncClient\(http2=True\)"):
+        open_engine("auto", HTTP2, client(), on_asyncio=True)
 
 
 FAST = Config(gateway=Settings(auth="open", engine="fast"), providers={"hashed": Provider()})
@@ -75,6 +89,12 @@ async def test_what_only_the_event_loop_shows_is_told_to_the_log_and_not_to_clie
     assert "engine" not in answer.error["message"]
 
 
+def test_the_setting_http2_is_refused_with_the_quick_engine():
+    settings = Settings(auth="open", engine="fast", http2=True)
+    with pytest.raises(ConfigError, match=r"HTTP/1\.1 only"):
+        Gateway(Config(gateway=settings, providers={"hashed": Provider()}))
+
+
 WITHOUT = """
 import sys
 from importlib.machinery import PathFinder
@@ -82,21 +102,23 @@ from importlib.machinery import PathFinder
 class Hiding(PathFinder):
     @classmethod
     def find_spec(cls, name, path=None, target=None):
-        return None if name == "httptools" else super().find_spec(name, path, target)
+        return None if name in {"httptools", "h2"} else super().find_spec(name, path, target)
 
 sys.meta_path[sys.meta_path.index(PathFinder)] = Hiding
 
-from embedroute.http import DIRECT
+from embedroute.http import DIRECT, Connect
 from embedroute.http.choose import engine_mistakes, open_engine
 
 print(open_engine("auto", DIRECT, None, on_asyncio=True).name)
 print(engine_mistakes("fast", DIRECT))
+print(engine_mistakes("auto", Connect(http2=True)))
 """
 
 
 def test_without_its_extra_httpx2_is_used_and_asking_for_it_names_the_extra():
     ran = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=False)  # noqa: S603 - our own words
-    used, refusal, *_ = ran.stdout.splitlines()
+    used, refusal, of_http2, *_ = ran.stdout.splitlines()
 
     assert ("httpx2", "") == (used, ran.stderr)
     assert "embedroute[fast]" in refusal
+    assert "pip install 'embedroute[http2]'" in of_http2

@@ -17,22 +17,24 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import anyio
 import httpx2
+import msgspec
 import numpy as np
 import pytest
 
 from embedroute.backend import Batch, Secret, UpstreamRequest
 from embedroute.backends.openai import OpenAI
 from embedroute.errors import BadAnswer, TimedOut, Unavailable, Unreachable, UpstreamError
-from embedroute.http import DIRECT, Connect
+from embedroute.http import DIRECT, Connect, ExchangeLimits
 from embedroute.http.fast_engine import FastEngine
 from embedroute.http.httpx2_engine import Httpx2Engine
-from tests.upstream import Upstream, vectors_of
-from tests.upstream.truth import say
+from tests.upstream import MODES, Upstream, vectors_of
 from tests.waiting import until_on_loop
 
 ENGINES = {"httpx2": lambda connect: Httpx2Engine(None, connect), "fast": FastEngine}
 RUNS = [("asyncio", "httpx2"), ("trio", "httpx2"), ("asyncio", "fast")]
 engines = pytest.mark.parametrize(("anyio_backend", "name"), RUNS)
+only_httpx2 = pytest.mark.parametrize(("anyio_backend", "name"), [run for run in RUNS if run[1] == "httpx2"])
+only_fast = pytest.mark.parametrize(("anyio_backend", "name"), [run for run in RUNS if run[1] == "fast"])
 
 DEAD = "http://127.0.0.1:9/v1"
 
@@ -127,7 +129,7 @@ async def test_where_a_request_ends_is_not_for_a_header_to_say(anyio_backend, na
     assert not upstream.requests
 
 
-@engines
+@only_fast
 async def test_connections_are_used_again(anyio_backend, name, upstream):
     async with Client(name) as client:
         await client.meet(upstream)
@@ -137,6 +139,18 @@ async def test_connections_are_used_again(anyio_backend, name, upstream):
             await client.send(upstream.url)
 
     assert upstream.connections - before <= 1
+
+
+@only_httpx2
+async def test_httpx2_uses_a_connection_once_and_says_so(anyio_backend, name, upstream):
+    """It cannot see whether a kept connection is silent."""
+    before = upstream.connections
+    async with Client(name) as client:
+        for _ in range(5):
+            await client.send(upstream.url)
+
+    assert upstream.connections - before == 5
+    assert ["close"] * 5 == [ask.headers.get("connection") for ask in upstream.requests]
 
 
 @engines
@@ -268,7 +282,7 @@ async def test_an_answer_that_nobody_asked_for_is_never_the_next_ones(anyio_back
             assert first_row(reply).tolist() == vectors_of(texts)[0].tolist()
 
 
-@engines
+@only_fast
 async def test_a_second_answer_on_a_used_connection_discredits_the_first(anyio_backend, name, upstream):
     """Who had been quiet so far: what was read may be the answer to another request."""
     async with Client(name) as client:
@@ -391,7 +405,7 @@ async def test_half_an_answer_is_not_kept(anyio_backend, name, left):
 # Proxies and TLS.
 
 
-@pytest.mark.parametrize(("anyio_backend", "name"), [run for run in RUNS if run[1] == "httpx2"])
+@only_httpx2
 async def test_a_proxy_is_used_where_one_is_named(anyio_backend, name, upstream):
     """The proxy is sent the whole address, and its own credentials."""
     proxy = Secret(f"http://user:secret@127.0.0.1:{upstream.port}")
@@ -505,41 +519,63 @@ async def test_a_client_of_the_hosts_is_used_and_left_open(anyio_backend, upstre
         assert not own.is_closed
 
 
-class Baker(Upstream):
-    """Tells the truth, with ``headers`` of its own."""
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+async def test_a_client_of_the_hosts_decides_whether_connections_are_kept(anyio_backend, upstream):
+    before = upstream.connections
+    async with httpx2.AsyncClient(trust_env=False) as own:
+        engine = Httpx2Engine(own)
+        for _ in range(3):
+            await engine.send(UpstreamRequest.json(f"{upstream.url}/embeddings", {"input": ["a"]}), 5.0)
 
-    def __init__(self, **headers):
-        super().__init__()
-        self.headers = headers
-
-    def steps_for(self, ask):
-        self.requests.append(ask)
-        return iter(say(ask.answer(), **self.headers))
+    assert upstream.connections - before == 1
+    assert ["keep-alive"] * 3 == [ask.headers["connection"] for ask in upstream.requests]
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
-@pytest.mark.parametrize(
-    ("told", "encoding"),
-    [
-        ("session=of-another-tenant; Path=/", "identity"),
-        ("session=of-another-tenant; Path=/v1", "identity"),
-        ("session=gone; Path=/; Max-Age=0", "identity"),
-        ("new=of-another-tenant; Path=/", "identity"),
-        ("new; Path=/", "identity"),
-        ("session=of-another-tenant; Path=/", "gzip"),
-    ],
-)
-async def test_a_client_of_the_hosts_keeps_its_own_cookies_and_no_other(anyio_backend, told, encoding):
-    """An upstream adds none, changes none and deletes none, whatever becomes of its answer."""
-    with Baker(set_cookie=told, content_encoding=encoding) as upstream:
-        async with httpx2.AsyncClient(trust_env=False) as own:
-            own.cookies.set("session", "ours", domain="127.0.0.1")
-            own.cookies.set("other", "ours too", domain="elsewhere.example")
-            engine = Httpx2Engine(own)
-            for _ in range(2):
-                with suppress(BadAnswer):
-                    await engine.send(UpstreamRequest.json(f"{upstream.url}/embeddings", {"input": ["a"]}), 5.0)
-            kept = {(cookie.name, cookie.value) for cookie in own.cookies.jar}
+@pytest.mark.parametrize("mode", ["huge_body", "huge_chunked"])
+async def test_a_client_of_the_hosts_reads_no_answer_that_is_too_large(anyio_backend, upstream, mode):
+    async with httpx2.AsyncClient(trust_env=False) as own:
+        upstream.mode = mode
+        with pytest.raises(BadAnswer):
+            await Httpx2Engine(own).send(UpstreamRequest.json(f"{upstream.url}/embeddings", {"input": ["a"]}), 60.0)
 
-    assert ["session=ours"] * 2 == [ask.headers.get("cookie") for ask in upstream.requests]
-    assert {("session", "ours"), ("other", "ours too")} == kept
+
+@only_httpx2
+@pytest.mark.parametrize("mode", ["honest", "chunked"])
+async def test_an_answer_over_its_limit_is_refused(anyio_backend, name, upstream, mode):
+    upstream.mode = mode
+    request = UpstreamRequest.json(f"{upstream.url}/embeddings", {"input": ["a"]})
+    async with Client(name) as client:
+        size = len((await client.engine.send(request, 5.0)).content)
+        assert size == len((await client.engine.send(request, 5.0, ExchangeLimits(largest=size))).content)
+        with pytest.raises(BadAnswer, match=f"larger than {size - 1} bytes"):
+            await client.engine.send(request, 5.0, ExchangeLimits(largest=size - 1))
+
+
+def frames_of(error):
+    """The frames that an error and its causes hold, but those of tests."""
+    while error is not None:
+        trace = error.__traceback__
+        while trace is not None:
+            if "/tests/" not in trace.tb_frame.f_code.co_filename:
+                yield trace.tb_frame
+            trace = trace.tb_next
+        error = error.__cause__ or error.__context__
+
+
+@only_httpx2
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("mode", ["gzip_label", "huge_body", "half_body_reset", "stalled", "unreachable", "framing", "snowman"])
+async def test_a_failure_holds_no_frame_that_shows_the_key(anyio_backend, name, upstream, mode, own):
+    """Error reporters print the locals of every frame, also of errors that another one was raised in place of."""
+    url = DEAD if mode == "unreachable" else upstream.url
+    upstream.mode = mode if mode in MODES else "honest"
+    headers = {"framing": {"content-length": "1"}, "snowman": {"x-one": "\N{SNOWMAN}"}}.get(mode, {})
+    request = UpstreamRequest.json(url, {"input": ["a"]}, bearer=Secret("sk-canary"), headers=headers)
+    async with httpx2.AsyncClient(trust_env=False) as client:
+        engine = Httpx2Engine(client if own else None)
+        with pytest.raises(UpstreamError) as caught:
+            await engine.send(msgspec.structs.replace(request, url=f"{url}/embeddings"), 0.5)
+        await engine.aclose()
+
+    assert [] == [frame for frame in frames_of(caught.value) if "sk-canary" in repr(frame.f_locals)]

@@ -1,0 +1,88 @@
+"""Attack: an upstream that sends answers that were not asked for, against the httpx2 engine.
+
+HTTP/1.1 answers carry no ids. On a kept connection one surplus answer would be read as the answer to the next request,
+and every later answer would be one too old. EMBEDROUTE_ATTACK_SCALE multiplies the number of runs.
+"""
+
+import os
+
+import anyio
+import numpy as np
+import pytest
+
+from embedroute.backend import UpstreamRequest
+from embedroute.errors import UpstreamError
+from embedroute.http.httpx2_engine import Httpx2Engine
+from tests.upstream import Upstream, vectors_of
+from tests.upstream.refusals import refuse
+from tests.upstream.truth import say
+
+SCALE = int(os.environ.get("EMBEDROUTE_ATTACK_SCALE", "1"))
+LATENCY = 0.02
+LATE = 0.005
+"""Seconds between an answer and the surplus one."""
+EXCHANGES = 96
+
+
+def one_duplicate(ask, count):
+    """Send the 20th answer twice, and be honest otherwise."""
+    return [*say(ask.answer()), *([LATE, *say(ask.answer())] if count == 20 else [])]
+
+
+def every_answer_doubled(ask, _count):
+    return [*say(ask.answer()), LATE, *say(ask.answer())]
+
+
+def gateway_timeout_then_the_answer(ask, _count):
+    """A proxy gives up, and passes on the answer that it no longer waits for."""
+    return [*refuse(504, "Timed out"), LATE, *say(ask.answer())]
+
+
+class Surplus(Upstream):
+    """Sends ``lie(ask, count)``, where ``count`` is the number of the request."""
+
+    def __init__(self, lie):
+        super().__init__(remember=False, delay=LATENCY)
+        self.lie, self.count = lie, 0
+
+    def steps_for(self, ask):
+        self.count += 1
+        return iter(self.lie(ask, self.count))
+
+
+async def wrong_vectors(engine, url, callers):
+    """Make EXCHANGES calls with different texts, and count the vectors that belong to another text."""
+    texts = iter([f"text {number}" for number in range(EXCHANGES)])
+    wrong = []
+
+    async def call():
+        for text in texts:
+            try:
+                request = UpstreamRequest.json(f"{url}/embeddings", {"model": "m", "input": [text]})
+                reply = await engine.send(request, 10.0)
+            except UpstreamError:
+                continue
+            if reply.status != 200:
+                continue
+            vector = np.array(reply.json()["data"][0]["embedding"], "<f4")
+            if vector.tolist() != vectors_of([text])[0].tolist():
+                wrong.append(text)
+
+    async with anyio.create_task_group() as group:
+        for _ in range(callers):
+            group.start_soon(call)
+    return wrong
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("callers", [1, 4, 16, 64])
+@pytest.mark.parametrize("lie", [one_duplicate, every_answer_doubled, gateway_timeout_then_the_answer])
+async def test_a_surplus_answer_is_never_the_answer_to_another_request(lie, callers):
+    for _ in range(SCALE):
+        with Surplus(lie) as upstream:
+            engine = Httpx2Engine()
+            wrong = await wrong_vectors(engine, upstream.url, callers)
+            await engine.aclose()
+
+            assert wrong == []
+            assert EXCHANGES == upstream.count
