@@ -6,7 +6,7 @@ A map, from the ground up; a file imports only from floors below:
   ``vectors``, ``hints``, ``signals``, ``faults``, ``journal``, ``due``, ``tasks``
 - borders: ``secret``, ``upstream`` and ``backend`` (plugins), ``models``, ``reading``, ``settings``, ``tables`` and
   ``config`` (operators), ``wire`` (clients), ``redact``
-- decisions, pure: ``access``, ``routing``
+- decisions, pure: ``access``, ``admission``, ``routing``
 - effects: ``cache``, ``batching``, ``flights``, ``http``, ``workers``, ``local``, ``exchange``, ``orders``,
   ``attempts``, ``calls``, ``perloop``, ``plugins``, ``assembly``
 - the journey: ``gateway``; begin to read there

@@ -25,10 +25,11 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     """Who sends a request, and what it may do.
 
     ``models`` None allows all; ``debug`` None leaves it to the gateway's setting; ``namespace`` keeps this
-    caller's cache entries apart from those of other namespaces. Names may come in any collection.
+    caller's cache entries apart from those of other namespaces, and "" means what the setting
+    ``[cache] shared`` says. Lists of names may come in any collection.
 
     Raises:
-        TypeError: what should be names is none, or a single string.
+        TypeError: ``name`` or ``namespace`` is not a string, or a list of names is not one.
     """
 
     name: str
@@ -40,6 +41,9 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Take names from lists too: they come from a host, which may hold them in any collection."""
+        for field, given in (("name", self.name), ("namespace", self.namespace)):
+            if not isinstance(cast("object", given), str):
+                raise TypeError(f"Caller({field}=…) must be a string, not {given!r:.80}.")
         if self.models is not None:
             msgspec.structs.force_setattr(self, "models", frozenset(_names("models", self.models)))
         msgspec.structs.force_setattr(self, "only", tuple(_names("only", self.only)))
@@ -60,6 +64,27 @@ def _names(field: str, given: object) -> list[str]:
 
 ANYONE: Final = Caller(name="anyone")
 """The caller of an open gateway, and of the host application itself."""
+
+
+def cache_scope(caller: Caller, *, shared: bool) -> tuple[str, str]:
+    """Say whose cache entries a caller uses: two callers share them only if their scopes are equal.
+
+    The kind in front keeps a key's name, a namespace of the same text and the gateway's common
+    entries apart. ``shared`` is the setting of ``[cache]``.
+    """
+    if caller.namespace:
+        return "namespace", caller.namespace
+    if shared or caller is ANYONE:
+        return "gateway", ""
+    return "caller", caller.name
+
+
+def owner_of(caller: Caller) -> int | None:
+    """Make the mark that a caller leaves on cache entries; None for ``ANYONE``, who sees every hit.
+
+    A number, so that an entry holds the same few bytes whatever the name is.
+    """
+    return None if caller is ANYONE else hash(caller.name)
 
 
 def permit(caller: Caller, name: str, job: Job, *, debug: bool) -> None:
@@ -111,7 +136,14 @@ class KeyRing:
 
 def _caller(name: str, key: Key) -> Caller:
     models = None if key.models is None else frozenset(key.models)
-    return Caller(name=name, models=models, debug=key.debug, only=tuple(key.only), ignore=tuple(key.ignore))
+    return Caller(
+        name=name,
+        models=models,
+        debug=key.debug,
+        only=tuple(key.only),
+        ignore=tuple(key.ignore),
+        namespace=key.namespace or "",
+    )
 
 
 def bearer_token(headers: Iterable[tuple[bytes, bytes]]) -> bytes:

@@ -15,6 +15,7 @@ import msgspec
 
 from embedroute import tasks
 from embedroute.access import KeyRing, access_mistakes
+from embedroute.admission import admission_mistakes
 from embedroute.attempts import Attempts
 from embedroute.calls import Desk, Embed
 from embedroute.config import Config, environment_config, read_config
@@ -99,7 +100,8 @@ def _joined(config: Config, environ: Mapping[str, str], unread: Unread) -> tuple
     backends, mistakes = build_backends(config, known, bases, environ, unread)
     directory, more = build_directory(config, backends, catalogue(), known, bases, unread)
     settings = config.gateway
-    general = [*access_mistakes(config, unread), *engine_mistakes(settings.engine, _connect(settings))]
+    general = [*access_mistakes(config, unread), *admission_mistakes(config, unread)]
+    general += engine_mistakes(settings.engine, _connect(settings))
     return directory, [*general, *mistakes, *more]
 
 

@@ -4,10 +4,12 @@ Invariant: it never raises. Every failure, 404 and 500 under the mount included,
 No server cancels a request whose client left, so a watcher awaits ``receive()`` beside the work.
 """
 
+import inspect
 import logging
 import re
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Final, Protocol, cast
 
 from starlette.types import Receive, Scope, Send
@@ -19,7 +21,7 @@ from embedroute.explain import explain
 from embedroute.gateway import Gateway
 from embedroute.headers import hints_of
 from embedroute.inbound import Inbound
-from embedroute.settings import DialectName
+from embedroute.settings import Auth, DialectName
 from embedroute.tasks import ClientGone
 from embedroute.wire.decode import Job, decode_request
 from embedroute.wire.dialects import DIALECTS
@@ -44,7 +46,12 @@ class Door:
     """A gateway behind paths: what the application and the middleware share."""
 
     def __init__(self, gateway: Gateway, dialect: DialectName | None, caller: FindCaller | None) -> None:
-        """Speak ``dialect``, or the config's; ``caller`` tells who calls where the host decides that."""
+        """Speak ``dialect``, or the config's; with auth "host", ``caller`` tells who calls.
+
+        Raises:
+            ConfigError: there is no such dialect, or ``caller`` would not be asked or is not async.
+        """
+        _refuse_unusable(caller, gateway.settings.auth)
         self.gateway = gateway
         self.dialect_name: DialectName = spoken(gateway.settings.dialect if dialect is None else dialect)
         self.dialect = DIALECTS[self.dialect_name]
@@ -64,6 +71,8 @@ class Door:
             if not isinstance(error, Exception) and not tasks.is_stray(error):
                 raise
             await self._own_up(inbound, error)
+        finally:
+            inbound.release()
 
     def _answering(self, path: str, inbound: Inbound) -> Awaitable[None]:
         method: str = inbound.scope["method"]
@@ -95,7 +104,8 @@ class Door:
     async def _embed(self, inbound: Inbound) -> None:
         caller, settings, journal = await self._authorise(inbound), self.gateway.settings, inbound.journal
         inbound.refuse_other_types()
-        body = await inbound.body(settings.max_body_bytes, settings.body_timeout)
+        account = partial(self.gateway.bodies.account, caller.name)
+        body = await inbound.body(settings.max_body_bytes, settings.body_timeout, account)
         job = decode_request(body, self.gateway.limits)
         _open_journal(inbound, job)
         query: bytes = inbound.scope.get("query_string") or b""
@@ -136,6 +146,29 @@ class Door:
         told = InternalError(f"The gateway failed; its log holds the reason under request id {request_id}.")
         with suppress(Exception):  # whatever a server raises now, there is nobody left to tell
             await self._refuse(inbound, told)
+
+
+def _refuse_unusable(find: FindCaller | None, auth: Auth | None) -> None:
+    """Refuse a function that would be ignored, so that nobody believes it guards anything.
+
+    Raises:
+        ConfigError: the gateway does not ask the host who calls, or the function is not async.
+    """
+    if find is None:
+        return
+    if auth != "host":
+        mistake = f'caller= works only with [gateway] auth = "host", and here auth = "{auth}"'
+        raise ConfigError([f"{mistake}. Set that, or leave caller= out."])
+    if not _is_async(find):
+        name = getattr(find, "__qualname__", type(find).__qualname__)
+        raise ConfigError([f"caller={name} is not an async function; write it with async def."])
+
+
+def _is_async(function: object) -> bool:
+    """Whether it is an async function, a partial of one, or an object whose ``__call__`` is one."""
+    while isinstance(function, partial):
+        function = cast("partial[object]", function).func
+    return any(map(inspect.iscoroutinefunction, (function, type(function).__call__)))
 
 
 def spoken(name: str) -> DialectName:

@@ -6,9 +6,9 @@ Cache counts are of inputs; ``rests_for`` is the seconds for which an endpoint i
 import time
 from collections.abc import Mapping
 
-from embedroute.access import Caller
+from embedroute.access import Caller, owner_of
 from embedroute.cache import CacheUse
-from embedroute.cache.lookup import look_up
+from embedroute.cache.lookup import NOTHING, look_up
 from embedroute.errors import PermissionDenied
 from embedroute.gateway import Gateway
 from embedroute.inputs import Input, images_in, sizes_of
@@ -32,7 +32,8 @@ def explain(gateway: Gateway, job: Job, caller: Caller, cached: CacheUse) -> dic
         raise PermissionDenied("This key may not use 'explain'.", param="explain", code="debug_not_allowed")
     decision = gateway.decisions.decide(route, job, caller)
     selection, plan = decision.selection, make_plan(job.inputs, decision.shared)
-    held = look_up(gateway.cache, plan.work, decision) if cached.read else {}
+    owner = owner_of(caller)
+    held = (look_up(gateway.cache, plan.work, decision, owner) if cached.read else NOTHING).own()
     work = {key: item for key, item in plan.work.items() if key not in held}
     hits = sum(key in held for key in plan.keys)
     befores = [text_before(it, route.model, selection.parameters.input_type) for it in selection.candidates]

@@ -8,15 +8,17 @@ import os
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Self, Unpack
 
 import msgspec
 
 from embedroute import tasks
-from embedroute.access import ANYONE, Caller, permit
+from embedroute.access import ANYONE, Caller, owner_of, permit
+from embedroute.admission import BodyBudget
 from embedroute.assembly import Opener, Options, around_of, assembled, config_from_environment, config_from_file, frameless
 from embedroute.cache import FULL_USE, PROBE, CacheUse
-from embedroute.cache.lookup import look_up
+from embedroute.cache.lookup import NOTHING, look_up
 from embedroute.cache.memory import MemoryCache
 from embedroute.config import Config
 from embedroute.errors import DeadlineExceeded, EmbedrouteError, InputRefused, InvalidRequest, NoEligibleProvider, Refusal
@@ -63,11 +65,13 @@ class Gateway:
         self.settings = parts.settings
         self.limits = parts.limits
         self.keys = parts.keys
+        self.bodies = BodyBudget.of(self.settings)
         self.directory = parts.directory
         self.healths = Healths(breaker or BreakerPolicy())
         self.cache = MemoryCache(config.cache.bytes, config.cache.ttl, time.monotonic)
         self._store = self.cache.store
-        self.decisions = Decisions(self.directory.routes, around_of(parts, self.healths))
+        around = around_of(parts, self.healths)
+        self.decisions = Decisions(self.directory.routes, around, shared_cache=config.cache.shared)
         opener = Opener(self.settings, http_client, self.healths, retries or RetryPolicy())
         self.runtime = PerLoop("embedroute", opener.open)
 
@@ -146,15 +150,23 @@ class Gateway:
         journal, decision = asked.journal, self.decisions.decide(route, asked.job, asked.caller, asked.journal)
         decision.selection.tell(journal, asked.job.user)
         plan = make_plan(asked.job.inputs, decision.shared)
-        found = look_up(self.cache, plan.work, decision) if asked.cached.read else {}
-        journal.looked_up(plan.keys, found)
+        owner, cached = owner_of(asked.caller), asked.cached
+        held = look_up(self.cache, plan.work, decision, owner) if cached.read else NOTHING
+        found = held.vectors
+        journal.looked_up(plan.keys, found, held.claims)
+        if held.claims and cached.store:
+            self.cache.claim(dict(held.claims.values()))
         missing = without(plan.work, found)
         if missing:
-            loop, order = await self.runtime.get(), order_of(asked, route, decision, self._store)
+            store = self._store if owner is None else partial(self._store, owner=owner)
+            loop, order = await self.runtime.get(), order_of(asked, route, decision, store)
             terms, candidates = terms_of(asked, route, decision), decision.selection.candidates
             patience = (asked.deadline - time.monotonic()) / (len(candidates) + 1)
-            landed, _ = await loop.flights.share(missing, terms, loop.embed, (candidates, order), patience)
-            found |= landed
+            given = (candidates, order)
+            landed, led = await loop.flights.share(missing, terms, loop.embed, given, patience)
+            if owner is not None and cached.store and led < len(missing):
+                self.cache.claim(dict.fromkeys(missing, owner))  # it waited for others, who stored
+            found = {**found, **landed}
         rows, tokens, journal.estimated = assemble(plan, found)
         return Embeddings(rows=rows, model=route.public, prompt_tokens=tokens, journal=journal)
 

@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from embedroute import tasks
+from embedroute.admission import Account, FindAccount
 from embedroute.cache import FULL_USE, CacheUse
 from embedroute.errors import BodyTimeout, BodyTooLarge, UnsupportedContentType
 from embedroute.headers import Header, headers_of
@@ -34,7 +35,20 @@ LINGER: Final = 1.0
 class Inbound:
     """A request on its way in and its answer on the way out; ``receive`` and ``send`` are the server's."""
 
-    __slots__ = ("_held", "_once", "_settled", "began", "begun", "headers", "journal", "receive", "scope", "send")
+    __slots__ = (
+        "_account",
+        "_held",
+        "_once",
+        "_reserved",
+        "_settled",
+        "began",
+        "begun",
+        "headers",
+        "journal",
+        "receive",
+        "scope",
+        "send",
+    )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Start the clock and take the client's request id, if it is a good one."""
@@ -52,6 +66,8 @@ class Inbound:
         self.began = time.perf_counter()
         self.begun = False
         self._settled = False
+        self._account: Account | None = None
+        self._reserved = 0
         given = self.values(b"x-request-id")
         known = len(given) == 1 and _REQUEST_ID.fullmatch(given[0])
         self.journal = Journal(given[0].decode() if known else new_request_id())
@@ -85,11 +101,15 @@ class Inbound:
         asked = {word.strip().lower() for value in given for word in value.split(b",")}
         return CacheUse(read=b"no-cache" not in asked, store=b"no-store" not in asked)
 
-    async def body(self, most: int, timeout: float) -> bytes:
+    async def body(self, most: int, timeout: float, account: FindAccount) -> bytes:
         """Read the whole body, within ``most`` bytes and ``timeout`` seconds.
+
+        Its bytes are reserved first, by their declared length or else piece by piece, in the
+        ``account`` of the caller; ``release`` gives them back.
 
         Raises:
             BodyTooLarge: by its declared length before a byte is read, or while reading.
+            Overloaded: too many bytes of bodies are under way.
             BodyTimeout: it was not whole in time.
             ClientGone: the client left.
         """
@@ -97,9 +117,11 @@ class Inbound:
         if any(length.isdigit() and int(length[:19]) > most for length in declared):
             self._settled = True
             raise _too_large(most)
+        if len(declared) == 1 and declared[0].isdigit():
+            self._reserve(int(declared[0][:19]), account)
         try:
             with tasks.within(timeout):
-                return await self._read(most)
+                return await self._read(most, account)
         except TimeoutError:
             raise BodyTimeout(f"The body was not whole within {timeout:g} s.") from None
         except OSError:  # so may a server say that the client is gone (ASGI 2.4)
@@ -109,19 +131,37 @@ class Inbound:
                 raise
             raise BodyTooLarge(f"{error.detail}; send fewer inputs at a time.") from None
 
-    async def _read(self, most: int) -> bytes:
+    async def _read(self, most: int, account: FindAccount | None = None) -> bytes:
         read = bytearray()
         while True:
             message = await self.receive()
             if message["type"] == "http.disconnect":
                 raise ClientGone
             piece: bytes = message.get("body", b"")
-            if len(read) + len(piece) > most:
+            size = len(read) + len(piece)
+            if size > most:
                 raise _too_large(most)
+            if size > self._reserved and account is not None:
+                self._reserve(size, account)
             if not message.get("more_body", False):
                 self._settled = True
-                return bytes(read + piece) if read else piece
+                if not read:
+                    return piece
+                read += piece
+                return bytes(read)
             read += piece
+
+    def _reserve(self, size: int, account: FindAccount) -> None:
+        if self._account is None or not self._reserved:
+            self._account = account()
+        self._account.reserve(size - self._reserved)
+        self._reserved = size
+
+    def release(self) -> None:
+        """Give back what was reserved for the body; the exchange is over."""
+        if self._account is not None:
+            self._account.release(self._reserved)
+            self._reserved = 0
 
     async def gone(self) -> None:
         """Return when the client leaves; the body has been read."""
@@ -192,6 +232,7 @@ class Inbound:
             "attempts": journal.attempts,
             "hits": journal.hits,
             "misses": journal.misses,
+            "shared_hits": journal.shared_hits,
             "providers": list(journal.named(status)),
         }
         log.info(event, extra=log_fields({**kept, **facts}))

@@ -19,6 +19,8 @@ Event = Mapping[str, Any]
 class Journal(msgspec.Struct, eq=False):
     """The record of one request, written on the way and read by the dialect.
 
+    ``hits`` counts the inputs whose vectors the cache held because this caller had asked for them,
+    ``shared_hits`` those among the ``misses`` that it held for others; only logs tell of these.
     ``events`` is None unless a trace was asked for, ``sent`` and ``got``
     unless the upstream's bodies were; ``full`` says whether values and input text may stand in them.
     """
@@ -27,6 +29,7 @@ class Journal(msgspec.Struct, eq=False):
     attempts: int = 0
     hits: int = 0
     misses: int = 0
+    shared_hits: int = 0
     bills: Sequence[tuple[Mapping[str, Decimal], int, int]] = ()
     estimated: bool = False
     fallback: str | None = None
@@ -69,9 +72,18 @@ class Journal(msgspec.Struct, eq=False):
         """USD spent upstream: prompt tokens by the million, so much an image and a call; an unknown price counts as 0."""
         return sum((_billed(prices, tokens, images) for prices, tokens, images in self.bills), Decimal(0))
 
-    def looked_up(self, keys: Sequence[bytes], found: Container[bytes]) -> None:
-        """Count the inputs, by their ``keys``, whose vectors were there, and those whose were not."""
-        self.hits = sum([key in found for key in keys]) if found else 0
+    def looked_up(
+        self,
+        keys: Sequence[bytes],
+        found: Container[bytes],
+        others: Container[bytes] = (),
+    ) -> None:
+        """Count the inputs, by their ``keys``, whose vectors were there, and those whose were not.
+
+        What was there for ``others`` only counts as not there.
+        """
+        self.shared_hits = sum([key in others for key in keys]) if others else 0
+        self.hits = sum([key in found for key in keys]) - self.shared_hits if found else 0
         self.misses = len(keys) - self.hits
         if self.events is not None:
             self.note("cache", "looked up", hits=self.hits, misses=self.misses)

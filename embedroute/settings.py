@@ -27,6 +27,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     body_timeout: Seconds = 30.0
     deadline: Seconds = 60.0
     max_body_bytes: Annotated[int, Meta(ge=1)] = 33_554_432
+    max_body_bytes_in_flight: Annotated[int, Meta(ge=1)] = 268_435_456
     max_inputs: Annotated[int, Meta(ge=1)] = 2048
     local_threads: Annotated[int, Meta(ge=1)] = 2
     only: list[str] = []
@@ -34,17 +35,25 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A ``[keys.NAME]`` table: one caller; ``models`` None allows all of them."""
+    """A ``[keys.NAME]`` table: one caller; ``models`` None allows all of them.
+
+    Keys share cache entries only within one ``namespace``; None means what ``[cache] shared`` says.
+    """
 
     key: Secret
     models: list[str] | None = None
     debug: bool | None = None
     only: list[str] = []
     ignore: list[str] = []
+    namespace: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
 
 
 class CacheSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The ``[cache]`` table: a bound in bytes (0 = off) and a time to live in seconds."""
+    """The ``[cache]`` table: a bound in bytes (0 = off) and a time to live in seconds.
+
+    ``shared`` False gives every caller without a ``namespace`` entries of its own.
+    """
 
     bytes: Annotated[int, Meta(ge=0)] = 268_435_456
     ttl: Seconds = 86_400.0
+    shared: bool = True

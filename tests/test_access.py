@@ -5,16 +5,19 @@
 
 import gc
 import logging
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 from starlette.authentication import BaseUser, SimpleUser, UnauthenticatedUser
 
-from embedroute import Config, Gateway, embeddings_app
-from embedroute.access import LONGEST_KEY, Caller, KeyRing, bearer_token
+from embedroute import Config, ConfigError, EmbeddingsMiddleware, Gateway, Provider, embeddings_app
+from embedroute.access import ANYONE, LONGEST_KEY, Caller, KeyRing, bearer_token, cache_scope
 from embedroute.backend import Secret
 from embedroute.errors import PermissionDenied, Unauthorized
+from embedroute.fastapi import embeddings_router
 from embedroute.settings import Key
+from embedroute.testing import ScriptedBackend
 from tests.driver import call
 
 KEY = "sk-er-0123456789abcdef"
@@ -23,7 +26,14 @@ RING = KeyRing(
     {
         "plain": Key(key=Secret(KEY)),
         "longest": Key(key=Secret(LONGEST)),
-        "limited": Key(key=Secret("sk-limited"), models=["m"], debug=False, only=["a"], ignore=["b"]),
+        "limited": Key(
+            key=Secret("sk-limited"),
+            models=["m"],
+            debug=False,
+            only=["a"],
+            ignore=["b"],
+            namespace="team",
+        ),
     }
 )
 
@@ -98,7 +108,14 @@ def test_no_other_header_is_a_credential(name):
 
 
 def test_a_caller_is_what_its_table_says():
-    expected = Caller(name="limited", models=frozenset({"m"}), debug=False, only=("a",), ignore=("b",))
+    expected = Caller(
+        name="limited",
+        models=frozenset({"m"}),
+        debug=False,
+        only=("a",),
+        ignore=("b",),
+        namespace="team",
+    )
 
     assert expected == RING.identify(headers("Bearer sk-limited"))
     assert Caller(name="plain") == RING.identify(headers(f"Bearer {KEY}"))
@@ -146,6 +163,73 @@ def test_what_is_no_collection_of_names_is_refused_where_it_is_written(field, na
     """The letters of a plain string would be the names."""
     with pytest.raises(TypeError, match=rf"^Caller\({field}=…\) must be a list of names"):
         Caller(name="c", **{field: names})
+
+
+@pytest.mark.parametrize("field", ["name", "namespace"])
+@pytest.mark.parametrize("given", [None, 5, b"ab", ["ab"]])
+def test_a_name_that_is_no_string_is_refused_where_it_is_written(field, given):
+    with pytest.raises(TypeError, match=rf"^Caller\({field}=…\) must be a string"):
+        Caller(**{"name": "c", field: given})
+
+
+# Whose cache entries a caller uses.
+
+CALLERS = {
+    "a": Caller(name="a"),
+    "b": Caller(name="b"),
+    "a in team": Caller(name="a", namespace="team"),
+    "b in team": Caller(name="b", namespace="team"),
+    "b in a": Caller(name="b", namespace="a"),
+    "team": Caller(name="team"),
+    "nameless": Caller(name=""),
+    "anyone": Caller(name="anyone"),
+    "the host itself": ANYONE,
+}
+
+
+@pytest.mark.parametrize(
+    ("shared", "together"),
+    [
+        (True, [{"a", "b", "team", "nameless", "anyone", "the host itself"}, {"a in team", "b in team"}]),
+        (False, [{"a in team", "b in team"}]),
+    ],
+)
+def test_callers_share_cache_entries_by_namespace_or_by_the_setting(shared, together):
+    """A namespace goes before the setting; no name of a caller is taken for a namespace."""
+    groups = {}
+    for name, caller in CALLERS.items():
+        groups.setdefault(cache_scope(caller, shared=shared), set()).add(name)
+
+    assert sorted(map(sorted, together)) == sorted(sorted(names) for names in groups.values() if len(names) > 1)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("shared", "second", "calls"),
+    [
+        (True, Caller(name="b"), 1),
+        (True, Caller(name="a", namespace="t"), 2),
+        (False, Caller(name="a"), 1),
+        (False, Caller(name="b"), 2),
+        (False, Caller(name="\ud800"), 2),
+        (False, ANYONE, 2),
+    ],
+)
+async def test_a_host_keeps_its_callers_apart_by_the_setting_or_by_namespace(shared, second, calls):
+    backend = ScriptedBackend(width=8)
+    gateway = Gateway(
+        Config(
+            gateway={"auth": "host"},
+            cache={"shared": shared},
+            providers={"up": Provider(backend=backend)},
+            models={"m": {"dimensions": 8, "endpoints": [{"provider": "up"}]}},
+        )
+    )
+
+    for caller in (Caller(name="a"), second):
+        await gateway.embed("text", model="m", caller=caller)
+
+    assert calls == len(backend.batches)
 
 
 # Whom the host names.
@@ -245,6 +329,78 @@ class Asking:
         return Caller(name="ada")
 
 
+async def asked_by(name, scope):
+    return Caller(name=name)
+
+
+class Directory:
+    async def find(self, scope):
+        return Caller(name="ada")
+
+    def find_at_once(self, scope):
+        return Caller(name="ada")
+
+
+class Hasty:
+    def __call__(self, scope):
+        return Caller(name="ada")
+
+
+def passing_on(scope):
+    return ada(scope)
+
+
+async def streaming(scope):
+    yield Caller(name="ada")
+
+
+async def passed_on(scope, receive, send):
+    pass
+
+
+DOORS = {
+    "app": embeddings_app,
+    "middleware": lambda gateway, **told: EmbeddingsMiddleware(passed_on, gateway, **told),
+    "router": embeddings_router,
+}
+
+
+@pytest.mark.parametrize("door", DOORS.values(), ids=DOORS)
+@pytest.mark.parametrize("auth", ["open", "keys"])
+def test_a_callers_function_that_would_not_be_asked_is_a_config_error(door, auth):
+    """A host that passes one believes that it decides who is served."""
+    gateway = Gateway(Config(gateway={"auth": auth}, keys={"k": {"key": KEY}}, providers={"hashed": {}}))
+
+    with pytest.raises(ConfigError, match=f'caller= works only .* here auth = "{auth}"'):
+        door(gateway, caller=ada)
+    door(gateway)
+
+
+@pytest.mark.parametrize("door", DOORS.values(), ids=DOORS)
+@pytest.mark.parametrize(
+    ("function", "named"),
+    [
+        (hasty, "hasty"),
+        (passing_on, "passing_on"),
+        (Hasty(), "Hasty"),
+        (partial(hasty), "partial"),
+        (partial(Hasty()), "partial"),
+        (Directory().find_at_once, "Directory.find_at_once"),
+        (streaming, "streaming"),
+        (Asking, "Asking"),
+        (Caller(name="ada"), "Caller"),
+        ("ada", "str"),
+    ],
+)
+def test_a_callers_function_that_is_not_async_is_a_config_error(door, function, named):
+    gateway = Gateway(Config(gateway={"auth": "host"}, providers={"hashed": {}}))
+
+    with pytest.raises(ConfigError) as caught:
+        door(gateway, caller=function)
+
+    assert caught.value.message == f"caller={named} is not an async function; write it with async def."
+
+
 RETURN = "must be async and return an embedroute.Caller, or None to refuse"
 
 
@@ -254,12 +410,15 @@ RETURN = "must be async and return an embedroute.Caller, or None to refuse"
     [
         (ada, 200, None),
         (Asking(), 200, None),
+        (partial(Asking()), 200, None),
+        (partial(asked_by, "ada"), 200, None),
+        (partial(partial(asked_by), "ada"), 200, None),
+        (Directory().find, 200, None),
         (nobody, 401, None),
         (barred, 403, None),
         (named, 500, RETURN),
         (agreed, 500, RETURN),
         (described, 500, RETURN),
-        (hasty, 500, RETURN),
         (mistaken, 500, "must be a list of names"),
     ],
 )

@@ -17,7 +17,7 @@ FLOORS = (
         *("hints", "signals", "faults", "journal", "due", "tasks"),
     ),
     ("secret", "upstream", "backend", "models", "reading", "settings", "tables", "config", "wire", "redact"),
-    ("access", "routing"),
+    ("access", "admission", "routing"),
     (
         *("cache", "batching", "flights", "http", "workers", "local", "exchange", "orders", "attempts", "calls"),
         *("perloop", "plugins", "assembly"),

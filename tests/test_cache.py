@@ -7,14 +7,15 @@ import gc
 import itertools
 import os
 import tracemalloc
+from functools import partial
 
 import numpy as np
 import pytest
 
-from embedroute import Caller, Config, Gateway, Provider
+from embedroute import Caller, Config, Gateway, Provider, tasks
 from embedroute.backend import Batch, Vectors
 from embedroute.cache import CacheUse
-from embedroute.cache.memory import MemoryCache
+from embedroute.cache.memory import MOST_OWNERS, OVERHEAD, OWNER, MemoryCache
 from embedroute.routing.merge import taken_apart
 from embedroute.routing.plan import Embedded, cut, land
 from embedroute.testing import ScriptedBackend, expected_vector
@@ -230,6 +231,49 @@ async def test_a_failure_is_not_cached():
     assert (await gateway.embed("a", model="m")).vectors.tolist() == right("a")
 
 
+# Callers of one namespace.
+
+A, B = Caller(name="a"), Caller(name="b")
+
+
+async def counts(gateway, caller, texts="text", **fields):
+    journal = (await gateway.embed(texts, model="m", caller=caller, **fields)).journal
+    return journal.hits, journal.misses, journal.shared_hits
+
+
+async def test_a_hit_on_what_another_caller_embedded_is_counted_as_a_miss_until_it_is_ones_own():
+    backend, gateway = gateway_of()
+
+    assert (0, 1, 0) == await counts(gateway, A)
+    assert (0, 1, 1) == await counts(gateway, B)
+    assert (1, 0, 0) == await counts(gateway, B)
+    assert (1, 0, 0) == await counts(gateway, A)
+    assert (0, 3, 1) == await counts(gateway, Caller(name="c"), ["new", "new", "text"], dimensions=4)
+    assert ["text", "new"] == asked(backend)
+
+
+async def test_the_application_itself_is_told_every_hit():
+    _, gateway = gateway_of()
+    await gateway.embed("text", model="m", caller=A)
+
+    assert 1 == (await gateway.embed("text", model="m")).journal.hits
+    assert (0, 1, 1) == await counts(gateway, B)
+
+
+async def test_who_waits_for_anothers_call_has_asked_as_well():
+    backend, gateway = gateway_of(ScriptedBackend(script=[0.2], width=WIDTH))
+    first = []
+
+    async def ask(caller):
+        first.append(await counts(gateway, caller))
+
+    await tasks.gather([partial(ask, A), partial(ask, B)], at_once=2)
+
+    assert [(0, 1, 0), (0, 1, 0)] == first
+    assert [(1, 0, 0), (1, 0, 0)] == [await counts(gateway, caller) for caller in (A, B)]
+    assert 1 == len(backend.batches)
+
+
 # The memory cache itself.
 
 
@@ -280,8 +324,57 @@ def test_the_least_recently_used_goes_first(steps, left):
     assert cache.size == 3 * probe.size
 
 
+def test_a_claim_adds_an_owner_and_no_time():
+    clock = Clock()
+    cache = MemoryCache(1 << 20, 10.0, clock)
+    cache.store(entries("a"), owner=1)
+    size, clock.now = cache.size, 5.0
+
+    cache.claim({b"a": 2, b"b": 2})
+    cache.claim({b"a": 2})
+
+    assert (1, 2) == cache.look_up([b"a"])[b"a"].owners
+    assert (1, size + OWNER) == (len(cache), cache.size)
+    clock.now = 10.0
+    assert {} == cache.look_up([b"a"])
+    assert 0 == cache.size
+
+
+@pytest.mark.parametrize(("now", "owners"), [(9.9, (1, 2)), (10.0, (2,))])
+def test_an_entry_that_is_computed_anew_keeps_its_owners_while_it_was_good(now, owners):
+    """Otherwise one caller's ``no-cache`` would show in the counts of the others."""
+    clock = Clock()
+    cache = MemoryCache(1 << 20, 10.0, clock)
+    cache.store(entries("a"), owner=1)
+    clock.now = now
+
+    cache.store(entries("a"), owner=2)
+
+    assert owners == cache.look_up([b"a"])[b"a"].owners
+
+
+def test_an_entry_remembers_its_latest_owners_and_no_more():
+    cache = MemoryCache(1 << 20, 10.0, Clock())
+    cache.store(entries("a"), owner=0)
+    for owner in range(1, 50):
+        cache.claim({b"a": owner})
+
+    assert tuple(range(50 - MOST_OWNERS, 50)) == cache.look_up([b"a"])[b"a"].owners
+    assert cache.size == WIDTH * 4 + OVERHEAD + MOST_OWNERS * OWNER
+
+
+def test_owners_count_towards_the_bound():
+    cache = MemoryCache(2 * (WIDTH * 4 + OVERHEAD + OWNER), 10.0, Clock())
+    cache.store(entries("ab"), owner=1)
+
+    cache.claim({b"b": 2})
+
+    assert (1, False) == (len(cache), cache.size > cache.limit)
+
+
+@pytest.mark.parametrize("owners", [0, 1, MOST_OWNERS])
 @pytest.mark.parametrize("width", [8, 256, 1536])
-def test_the_bound_is_on_real_bytes(width):
+def test_the_bound_is_on_real_bytes(width, owners):
     """What is counted is at least what is used, and not twice that."""
     cache = MemoryCache(1 << 30, 10.0, Clock())
     batch = np.ones((500, width), "<f4")
@@ -290,7 +383,11 @@ def test_the_bound_is_on_real_bytes(width):
     try:
         before = tracemalloc.get_traced_memory()[0]
         for _ in range(10):
-            cache.store({os.urandom(24): Embedded(row, 1) for row in batch})
+            keys = [os.urandom(24) for _ in batch]
+            cache.store({key: Embedded(row, 1) for key, row in zip(keys, batch, strict=True)})
+            for key in keys:
+                for owner in range(owners):
+                    cache.claim({key: (1 << 62) + owner})
         used = tracemalloc.get_traced_memory()[0] - before
     finally:
         tracemalloc.stop()

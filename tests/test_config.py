@@ -245,6 +245,10 @@ KEYS = '[gateway]\nauth = "keys"\n'
 HASHED = "[providers.hashed]\n"
 MISTRAL = 'the backend "mistral" (embedroute.backends.mistral:Mistral of embedroute)'
 ADDRESS = "base_url must be http://HOST or https://HOST with at most a port and a path"
+IN_FLIGHT = (
+    "[gateway] max_body_bytes_in_flight = {} is less than max_body_bytes = {}. "
+    "Set it to at least that; four times as much is usual."
+)
 ONE = f'{HASHED}[models.m]\nendpoints = [{{provider = "hashed"}}]\n'
 
 
@@ -276,6 +280,24 @@ ONE = f'{HASHED}[models.m]\nendpoints = [{{provider = "hashed"}}]\n'
             ],
         ),
         (f"{OPEN}[debug]\nall = true", ['unknown table "debug"']),
+        (
+            f"{OPEN}max_body_bytes = 2\nmax_body_bytes_in_flight = 1",
+            [IN_FLIGHT.format(1, 2)],
+        ),
+        (
+            f"{OPEN}max_body_bytes = 268_435_457",
+            [IN_FLIGHT.format(268_435_456, 268_435_457)],
+        ),
+        (
+            f"{OPEN}max_body_bytes = 268_435_457\nmax_body_bytes_in_flight = 0",
+            ["[gateway] max_body_bytes_in_flight: Expected int >= 1"],
+        ),
+        (
+            f'{OPEN}max_body_bytes = "2"\nmax_body_bytes_in_flight = 1',
+            ["[gateway] max_body_bytes: Expected int, got str"],
+        ),
+        (f'{KEYS}[keys.a]\nkey = "x"\nnamespace = ""', ["[keys.a] namespace: Expected str of length >= 1"]),
+        (f"{OPEN}[cache]\nshared = 1", ["[cache] shared: Expected bool, got int"]),
         (f'{OPEN}engine = "quick"', ["[gateway] engine: Invalid enum value 'quick'; use auto, httpx2, fast"]),
         (f'{OPEN}unknown_fields = "drop"', ["[gateway] unknown_fields: Invalid enum value 'drop'; use reject, ignore"]),
         (
@@ -581,6 +603,8 @@ def test_a_report_has_one_true_line_for_each_mistake(text, report):
         f'{KEYS}[keys.a]\nkey = "{"x" * 256}"',
         f'{KEYS}[keys.a]\nkey = "!~"',
         f'{OPEN}media_domains = ["a", "x-1.example", "10.0.0.1"]\nmax_inputs = 1\nmax_body_bytes = 1\n[cache]\nbytes = 0',
+        f"{OPEN}max_body_bytes = 268_435_456",
+        f'{KEYS}[keys.a]\nkey = "x"\nnamespace = "{"n" * 256}"',
         f"{OPEN}{ONE}dimensions = 1\nmax_input_tokens = 1\nprefixes = {{}}",
         (
             f"{OPEN}{HASHED}[models.m]\nendpoints = [{{provider = 'hashed', weight = 1e18, quality = -1e18, price = 1e18}}]\n"
@@ -1033,5 +1057,6 @@ def test_a_default_config_says_nothing_of_its_own():
     assert (None, 60.0, 30.0, 33_554_432, 2048) == tuple(
         getattr(Settings(), name) for name in ("auth", "deadline", "body_timeout", "max_body_bytes", "max_inputs")
     )
-    assert (268_435_456, 86_400.0) == (CacheSettings().bytes, CacheSettings().ttl)
+    assert 268_435_456 == Settings().max_body_bytes_in_flight
+    assert (268_435_456, 86_400.0, True) == msgspec.structs.astuple(CacheSettings())
     assert ANYONE.models is None

@@ -3,16 +3,22 @@
 import json
 import logging
 import math
+import sys
+import threading
 import time
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import anyio
 import pytest
+from fastapi import FastAPI
 from jsonschema import Draft202012Validator
 from starlette.exceptions import HTTPException
 
-from embedroute import Config, ConfigError, EmbeddingsMiddleware, Gateway, Provider, embeddings_app
+from embedroute import Caller, Config, ConfigError, EmbeddingsMiddleware, Gateway, Provider, embeddings_app
+from embedroute.admission import MOST_ACCOUNTS, BodyBudget
 from embedroute.backend import Backend
-from embedroute.errors import InputRefused, NoHealthyEndpoint, RateLimited, Unavailable
+from embedroute.errors import InputRefused, NoHealthyEndpoint, Overloaded, RateLimited, Unavailable
+from embedroute.fastapi import embeddings_router
 from embedroute.headers import hints_of
 from embedroute.routing.retry import RetryPolicy
 from embedroute.testing import ScriptedBackend
@@ -335,6 +341,299 @@ async def test_a_declared_length_is_believed_only_when_it_is_too_long(length, st
 )
 async def test_a_body_may_come_in_any_pieces(pieces, status):
     assert status == (await call(app(), "POST", "/v1/embeddings", [JSON, BEARER], pieces)).status
+
+
+# Bodies under way
+
+
+class Request:
+    """One raw request whose body and end the test decides; ``sent`` is what it was answered."""
+
+    def __init__(self, *headers, path="/v1/embeddings"):
+        self.sent = []
+        self._headers = [(name.lower().encode(), value.encode()) for name, value in headers]
+        self._path = path
+        self._in, self._out = anyio.create_memory_object_stream(99)
+
+    def give(self, body=b"", *, more=False):
+        self._in.send_nowait({"type": "http.request", "body": body, "more_body": more})
+
+    def leave(self):
+        self._in.send_nowait({"type": "http.disconnect"})
+
+    async def run(self, door):
+        async def send(message):
+            self.sent.append(message)
+
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": self._path,
+            "query_string": b"",
+            "headers": self._headers,
+        }
+        with self._in, self._out:
+            await door(scope, self._out.receive, send)
+
+    @property
+    def status(self):
+        return self.sent[0]["status"]
+
+    @property
+    def error(self):
+        return json.loads(b"".join(message.get("body", b"") for message in self.sent))["error"]
+
+
+KEYED = {"one": BEARER, "two": ("Authorization", f"Bearer {LIMITED}")}
+
+
+def bounded(in_flight=16_384, backend=None, **settings):
+    """A gateway that holds 16 KiB of bodies, so 4 KiB of each caller: one body of the longest."""
+    return Gateway(
+        Config(
+            gateway={"auth": "keys", "max_body_bytes": 4096, "max_body_bytes_in_flight": in_flight, **settings},
+            keys={"one": {"key": KEY}, "two": {"key": LIMITED}},
+            providers={"up": Provider(backend=backend or ScriptedBackend(width=8))},
+            models={"m": {"dimensions": 8, "endpoints": [{"provider": "up"}]}},
+        ),
+        retries=RetryPolicy(attempts=1),
+    )
+
+
+def declared(size, name="one", **told):
+    return Request(JSON, KEYED[name], ("Content-Length", str(size)), **told)
+
+
+@asynccontextmanager
+async def reading(door, *requests):
+    """Run requests whose bodies have not come yet."""
+    async with anyio.create_task_group() as group:
+        for request in requests:
+            group.start_soon(request.run, door)
+        await anyio.wait_all_tasks_blocked()
+        yield
+        group.cancel_scope.cancel()
+
+
+async def test_a_caller_holds_a_quarter_of_the_bytes_under_way_and_others_the_rest():
+    served = bounded()
+    door = embeddings_app(served)
+    async with reading(door, declared(4000)):
+        assert served.bodies.total == 4000
+        over, beside, small = declared(97), declared(4096, "two"), declared(96)
+        await over.run(door)
+        async with reading(door, beside):
+            small.give(GOOD)
+            await small.run(door)
+
+    told = dict(over.sent[0]["headers"])
+    assert (over.status, over.error["type"], over.error["code"]) == (503, "overloaded_error", "overloaded")
+    assert (told[b"retry-after"], beside.sent, small.status) == (b"1", [], 200)
+    assert served.bodies.total == 0
+
+
+async def test_all_callers_together_hold_no_more_than_the_bound():
+    """However many callers a host names."""
+
+    async def who(scope):
+        return Caller(name=scope["path"])
+
+    served = bounded(in_flight=8192, auth="host")
+    doors = [EmbeddingsMiddleware(passed_on, served, f"/{at}", caller=who) for at in range(5)]
+    full = [declared(2000, path=f"/{at}/embeddings") for at in range(4)]
+    async with AsyncExitStack() as stack:
+        for door, request in zip(doors, full, strict=False):
+            await stack.enter_async_context(reading(door, request))
+        over = declared(193, path="/4/embeddings")
+        await over.run(doors[4])
+        assert served.bodies.total == 8000
+
+    assert (over.status, over.error["code"]) == (503, "overloaded")
+    assert "of this caller" not in over.error["message"]
+    assert served.bodies.total == 0
+
+
+async def test_all_doors_of_a_gateway_count_together():
+    served = bounded()
+    router = FastAPI()
+    router.include_router(embeddings_router(served))
+    doors = [embeddings_app(served), EmbeddingsMiddleware(passed_on, served), router]
+    for first in doors:
+        async with reading(first, declared(4000)):
+            for second in doors:
+                over = declared(97)
+                await over.run(second)
+                assert over.status == 503
+        assert served.bodies.total == 0
+
+
+async def test_a_body_without_a_length_is_counted_as_it_comes():
+    served = bounded()
+    door = embeddings_app(served)
+    chunked, beside = Request(JSON, BEARER), Request(JSON, BEARER)
+    async with reading(door, chunked):
+        for at in range(MOST_ACCOUNTS + 1):
+            served.bodies.account(f"caller {at}")  # so that accounts that hold nothing are dropped
+        chunked.give(b" " * 1000, more=True)
+        await anyio.wait_all_tasks_blocked()
+        assert served.bodies.total == 1000
+        chunked.give(b" " * 2000, more=True)
+        await anyio.wait_all_tasks_blocked()
+        assert served.bodies.total == 3000
+        beside.give(b" " * 1096, more=True)
+        beside.give(b" ", more=True)
+        await beside.run(door)
+        assert (beside.status, served.bodies.total) == (503, 3000)
+        chunked.give(GOOD)
+        await anyio.wait_all_tasks_blocked()
+
+    assert (chunked.status, served.bodies.total) == (200, 0)
+
+
+@pytest.mark.parametrize("length", ["0", "12", "-5", "a few", "00000000000000000000000000000500"])
+async def test_a_length_that_tells_less_than_what_comes_is_not_believed(length):
+    served = bounded()
+    request = Request(JSON, BEARER, ("Content-Length", length))
+    request.give(b" " * 2000, more=True)
+    async with reading(embeddings_app(served), request):
+        assert served.bodies.total == 2000
+    assert served.bodies.total == 0
+
+
+async def test_a_single_body_may_be_of_the_longest_where_that_is_over_a_quarter():
+    served = bounded(in_flight=4096)
+    door = embeddings_app(served)
+    alone, over = declared(4096), declared(1)
+    alone.give(GOOD.ljust(4096))
+    await alone.run(door)
+    async with reading(door, declared(4096)):
+        await over.run(door)
+
+    assert (alone.status, over.status) == (200, 503)
+
+
+async def test_a_body_counts_until_its_answer_is_sent():
+    """What is made of it lives as long; a client that reads its answer slowly holds its own share."""
+    sending, done = anyio.Event(), anyio.Event()
+    served = bounded()
+    request = declared(25)
+    request.give(GOOD)
+
+    async def slow(scope, receive, send):
+        async def wait(message):
+            sending.set()
+            await done.wait()
+            await send(message)
+
+        await embeddings_app(served)(scope, receive, wait)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(request.run, slow)
+        await sending.wait()
+        held = served.bodies.total
+        done.set()
+
+    assert (held, served.bodies.total, request.status) == (25, 0, 200)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [(JSON,), (JSON, ("Authorization", "Bearer nobody")), (BEARER,), (JSON, BEARER, ("Content-Encoding", "gzip"))],
+)
+async def test_what_is_refused_by_its_headers_reserves_nothing(headers):
+    served = bounded()
+    door, request = embeddings_app(served), Request(*headers, ("Content-Length", "4000"))
+    async with reading(door, declared(4096), declared(4096, "two")):
+        await request.run(door)
+
+        assert request.status in {401, 415}
+        assert served.bodies.total == 8192
+
+
+def failing(error):
+    def play(_batch):
+        raise error
+
+    return ScriptedBackend(then=play, width=8)
+
+
+async def never(_batch):
+    await anyio.sleep_forever()
+
+
+OUTCOMES = {
+    "an answer": (lambda it: it.give(GOOD), {}, 200),
+    "not JSON": (lambda it: it.give(b"{"), {}, 400),
+    "an upstream failure": (lambda it: it.give(GOOD), {"backend": failing(Unavailable("reset"))}, 502),
+    "a deadline": (lambda it: it.give(GOOD), {"backend": ScriptedBackend(then=never), "deadline": 0.05}, 504),
+    "too long": (lambda it: [it.give(b" " * 4000, more=True), it.give(b" " * 97)], {}, 413),
+    "too slow": (lambda it: it.give(b"{", more=True), {"body_timeout": 0.05}, 408),
+    "gone while it is read": (lambda it: [it.give(b"{", more=True), it.leave()], {}, None),
+    "gone while it is worked on": (lambda it: [it.give(GOOD), it.leave()], {"backend": ScriptedBackend(then=never)}, None),
+    "a bug": (lambda it: it.give(None), {}, 500),
+}
+
+
+@pytest.mark.parametrize(("act", "made", "status"), OUTCOMES.values(), ids=OUTCOMES)
+@pytest.mark.parametrize("length", [[("Content-Length", "600")], []], ids=["declared", "chunked"])
+async def test_what_a_body_reserved_is_given_back_once_whatever_becomes_of_it(act, made, status, length):
+    served = bounded(**made)
+    door, request = embeddings_app(served), Request(JSON, BEARER, *length)
+    act(request)
+    served.bodies.account("two").reserve(700)
+
+    with anyio.fail_after(60):
+        await request.run(door)
+
+    assert served.bodies.total == 700
+    assert status == (request.status if request.sent else None)
+
+
+@pytest.mark.parametrize("at", ["the body", "the work"])
+async def test_what_a_body_reserved_is_given_back_when_its_task_is_cancelled(at):
+    served = bounded(backend=ScriptedBackend(then=never))
+    request = declared(600)
+    if at == "the work":
+        request.give(GOOD)
+    async with reading(embeddings_app(served), request):
+        assert served.bodies.total == 600
+    assert served.bodies.total == 0
+
+
+def test_threads_that_share_a_gateway_lose_no_byte():
+    budget = BodyBudget(1 << 30, 1)
+
+    def work():
+        for _ in range(20_000):
+            account = budget.account("a")
+            account.reserve(3)
+            account.release(3)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+
+    assert (0, 0) == (budget.total, budget.account("a").held)
+
+
+def test_accounts_of_callers_who_hold_nothing_are_dropped():
+    """However many callers a host names; whoever holds something is still counted."""
+    budget = BodyBudget(1 << 30, 1)
+    budget.account("holds").reserve(1 << 28)
+
+    for at in range(3 * MOST_ACCOUNTS):
+        budget.account(f"caller {at}")
+
+    assert len(budget._accounts) <= MOST_ACCOUNTS
+    with pytest.raises(Overloaded):
+        budget.account("holds").reserve(1)
 
 
 class Stuck(Backend, frozen=True):

@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from embedroute.access import Caller
+from embedroute.access import Caller, cache_scope
 from embedroute.errors import Refusal
 from embedroute.inputs import Kind
 from embedroute.journal import Journal
@@ -38,12 +38,23 @@ class Decision(msgspec.Struct, frozen=True):
 
 
 class Decisions:
-    """The decisions of one gateway; ``routes`` are those of its directory, ``around`` is what holds right now."""
+    """The decisions of one gateway.
 
-    def __init__(self, routes: Mapping[str, Route], around: Callable[[], Surroundings]) -> None:
+    ``routes`` are those of its directory, and ``around`` is what holds right now. ``shared_cache``
+    says whether callers without a namespace share cache entries.
+    """
+
+    def __init__(
+        self,
+        routes: Mapping[str, Route],
+        around: Callable[[], Surroundings],
+        *,
+        shared_cache: bool = True,
+    ) -> None:
         """Remember nothing yet."""
         self._routes = routes
         self._around = around
+        self._shared_cache = shared_cache
         self._made: dict[Hashable, Decision] = {}
 
     def decide(self, route: Route, job: Job, caller: Caller, journal: Journal | None = None) -> Decision:
@@ -54,16 +65,16 @@ class Decisions:
         Raises:
             Refusal: no endpoint may serve the request, and why.
         """
-        plain = self._plain(route, job)
-        known = self._made.get(_question(route, job, caller)) if plain else None
+        plain, scope = self._plain(route, job), cache_scope(caller, shared=self._shared_cache)
+        known = self._made.get(_question(route, job, caller, scope)) if plain else None
         if known is not None:
             return known if len(known.selection.candidates) == 1 else self._reordered(known, route, job)
         selection = self._selected(route, job, caller, journal)
-        made = _decision(selection, route, job, caller)
+        made = _decision(selection, route, job, scope)
         if plain:
             if len(self._made) >= MOST:
                 self._made.clear()
-            self._made[_question(route, job, caller)] = made
+            self._made[_question(route, job, caller, scope)] = made
         return made
 
     def _selected(self, route: Route, job: Job, caller: Caller, journal: Journal | None) -> Selection:
@@ -99,12 +110,12 @@ class Decisions:
         )
 
 
-def _decision(selection: Selection, route: Route, job: Job, caller: Caller) -> Decision:
+def _decision(selection: Selection, route: Route, job: Job, scope: tuple[str, str]) -> Decision:
     wanted, wishes = selection.parameters, job.preferences
     uncut = wanted.uncut(route.model)
-    whole = shared_key(route, uncut, wishes, caller) if uncut else None
-    return Decision(selection, shared_key(route, wanted, wishes, caller), whole)
+    whole = shared_key(route, uncut, wishes, scope) if uncut else None
+    return Decision(selection, shared_key(route, wanted, wishes, scope), whole)
 
 
-def _question(route: Route, job: Job, caller: Caller) -> Hashable:
-    return route.name, job.dimensions, job.input_type, caller.only, caller.ignore, caller.namespace
+def _question(route: Route, job: Job, caller: Caller, scope: tuple[str, str]) -> Hashable:
+    return route.name, job.dimensions, job.input_type, caller.only, caller.ignore, scope

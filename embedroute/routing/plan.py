@@ -9,7 +9,6 @@ from typing import Final
 import msgspec
 
 from embedroute import vectors
-from embedroute.access import Caller
 from embedroute.backend import Accepts, Vectors
 from embedroute.errors import BadAnswer, Measure
 from embedroute.inputs import ImagePart, Input, Part, all_text, size_of, sizes_of
@@ -48,21 +47,25 @@ class Plan(msgspec.Struct, frozen=True, gc=False):
 
 def prefix(*fields: str | bytes) -> bytes:
     """Join what all keys of a request share, length-prefixed so that no two lists of fields run together."""
-    return b"".join(
-        len(raw).to_bytes(4, "little") + raw
-        for raw in (field.encode() if isinstance(field, str) else field for field in fields)
-    )
+    # A host's names may hold lone surrogates, which plain UTF-8 refuses.
+    raws = [it.encode(errors="surrogatepass") if isinstance(it, str) else it for it in fields]
+    return b"".join([len(raw).to_bytes(4, "little") + raw for raw in raws])
 
 
-def shared_policy(wishes: Preferences, caller: Caller) -> bytes:
-    """Who may see a vector, and under which data policy its input was sent: only equals share entries and calls."""
-    return prefix(caller.namespace, f"{wishes.data_collection == 'deny'}{bool(wishes.zdr)}")
+def shared_policy(wishes: Preferences, scope: tuple[str, str]) -> bytes:
+    """Encode a cache scope and the data policy: requests equal in both share entries and calls."""
+    return prefix(*scope, f"{wishes.data_collection == 'deny'}{bool(wishes.zdr)}")
 
 
-def shared_key(route: Route, parameters: Parameters, wishes: Preferences, caller: Caller) -> bytes:
-    """What all keys of a request share: who may see its vectors, and all that makes them what they are but the input."""
+def shared_key(
+    route: Route,
+    parameters: Parameters,
+    wishes: Preferences,
+    scope: tuple[str, str],
+) -> bytes:
+    """Encode what all keys of a request share: who may see its vectors, and all but the input."""
     made = (str(parameters.width or ""), parameters.dtype, parameters.input_type or "", parameters.title or "")
-    return prefix(shared_policy(wishes, caller), route.space, *made)
+    return prefix(shared_policy(wishes, scope), route.space, *made)
 
 
 def make_plan(inputs: Sequence[Input], shared: bytes) -> Plan:

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedroute.access import Caller
 from embedroute.backend import Accepts, Vectors
 from embedroute.inputs import ImagePart, ImageURL, TextPart, size_of
 from embedroute.models import Model
@@ -32,7 +31,7 @@ from embedroute.routing.routes import Route
 from embedroute.testing import expected_vector
 from embedroute.upstream import UpstreamRequest
 from embedroute.wire.preferences import Preferences
-from tests.routing.making import SOMEONE, candidate, wishes
+from tests.routing.making import candidate, wishes
 
 ROUTE = Route(name="m", public="m", model=Model(), candidates=[])
 FIELDS = st.lists(st.text(max_size=4) | st.binary(max_size=4), max_size=4)
@@ -83,7 +82,12 @@ def test_inputs_that_look_alike_are_told_apart(one, other):
     assert 2 == len(make_plan([one, other], b"").work)
 
 
-BASE = {"route": ROUTE, "parameters": Parameters(width=8, input_type="query"), "wishes": Preferences(), "caller": SOMEONE}
+BASE = {
+    "route": ROUTE,
+    "parameters": Parameters(width=8, input_type="query"),
+    "wishes": Preferences(),
+    "scope": ("gateway", ""),
+}
 OTHERS = {
     "another model": {"route": msgspec.structs.replace(ROUTE, space="n")},
     "another width": {"parameters": Parameters(width=9, input_type="query")},
@@ -96,8 +100,9 @@ OTHERS = {
     "deny": {"wishes": wishes(data_collection="deny")},
     "zdr": {"wishes": wishes(zdr=True)},
     "deny and zdr": {"wishes": wishes(data_collection="deny", zdr=True)},
-    "a namespace": {"caller": Caller(name="someone", namespace="team")},
-    "a namespace that is a model": {"caller": Caller(name="someone", namespace="m")},
+    "a namespace": {"scope": ("namespace", "team")},
+    "a namespace that is a model": {"scope": ("namespace", "m")},
+    "a caller named like a namespace": {"scope": ("caller", "team")},
 }
 
 
@@ -110,7 +115,6 @@ def test_all_that_makes_a_vector_and_who_may_see_it_is_in_its_key():
 @pytest.mark.parametrize(
     "change",
     [
-        {"caller": Caller(name="someone else")},
         {"wishes": wishes(data_collection="allow", zdr=False)},
         {"wishes": wishes(sort="price", order=["a"], only=["b"])},
         {"parameters": Parameters(width=8, dimensions=8, input_type="query")},

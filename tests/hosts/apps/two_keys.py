@@ -1,0 +1,14 @@
+"""The gateway's application for two tenants, with the bounds that it has by default."""
+
+from embedroute import Config, Gateway, embeddings_app
+
+app = embeddings_app(
+    Gateway(
+        Config(
+            gateway={"auth": "keys"},
+            keys={"one": {"key": "sk-one"}, "two": {"key": "sk-two"}},
+            providers={"hashed": {}},
+            models={"hash": {"dimensions": 8, "endpoints": [{"provider": "hashed"}]}},
+        )
+    )
+)
