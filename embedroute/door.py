@@ -23,7 +23,7 @@ from embedroute.headers import hints_of
 from embedroute.inbound import Inbound
 from embedroute.settings import Auth, DialectName
 from embedroute.tasks import ClientGone
-from embedroute.wire.decode import Job, decode_request
+from embedroute.wire.decode import Job, decode_in_steps, decode_request, is_small
 from embedroute.wire.dialects import DIALECTS
 from embedroute.wire.responses import ENCODER
 from embedroute.wire.schema import openapi
@@ -106,7 +106,8 @@ class Door:
         inbound.refuse_other_types()
         account = partial(self.gateway.bodies.account, caller.name)
         body = await inbound.body(settings.max_body_bytes, settings.body_timeout, account)
-        job = decode_request(body, self.gateway.limits)
+        limits = self.gateway.limits
+        job = decode_request(body, limits) if is_small(body) else await turns.step_by_step(decode_in_steps(body, limits))
         _open_journal(inbound, job)
         query: bytes = inbound.scope.get("query_string") or b""
         if query and b"explain=1" in query.split(b"&"):

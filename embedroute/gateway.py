@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Self, Unpack
 
 import msgspec
 
-from embedroute import tasks
+from embedroute import tasks, turns
 from embedroute.access import ANYONE, Caller, owner_of, permit
 from embedroute.admission import BodyBudget
 from embedroute.assembly import Opener, Options, around_of, assembled, config_from_environment, config_from_file, frameless
 from embedroute.cache import FULL_USE, PROBE, CacheUse
-from embedroute.cache.lookup import NOTHING, look_up
+from embedroute.cache.lookup import NOTHING, Found, look_up, look_up_in_steps
 from embedroute.cache.memory import MemoryCache
 from embedroute.config import Config
 from embedroute.errors import DeadlineExceeded, EmbedrouteError, InputRefused, InvalidRequest, NoEligibleProvider, Refusal
@@ -28,8 +28,8 @@ from embedroute.orders import Asked, order_of, terms_of
 from embedroute.perloop import PerLoop
 from embedroute.routing.directory import Candidate, Route
 from embedroute.routing.health import BreakerPolicy, Healths
-from embedroute.routing.memo import PROBING, Decisions
-from embedroute.routing.plan import assemble, make_plan
+from embedroute.routing.memo import PROBING, Decision, Decisions
+from embedroute.routing.plan import Plan, assemble, make_plan, make_plan_in_steps
 from embedroute.routing.retry import RetryPolicy
 from embedroute.wire.decode import Job, make_request
 from embedroute.wire.responses import Embeddings
@@ -128,7 +128,10 @@ class Gateway:
         if name is None or job.hint is not None or job.preferences.allow_fallbacks is False:
             return None
         other = self.directory.resolve(name)
-        return other if allowed is None or other.name in allowed else None
+        if allowed is not None and other.name not in allowed:
+            return None
+        # An input type changes the vector, whichever way it was asked for.
+        return msgspec.structs.replace(other, input_type=route.input_type) if route.input_type else other
 
     async def _embed_or_fall_back(self, route: Route, other: Route, asked: Asked) -> Embeddings:
         """One request, at another model if all of the first's endpoints fail; each endpoint has its share of the time."""
@@ -149,9 +152,13 @@ class Gateway:
         """One request, from a model's route to vectors."""
         journal, decision = asked.journal, self.decisions.decide(route, asked.job, asked.caller, asked.journal)
         decision.selection.tell(journal, asked.job.user)
-        plan = make_plan(asked.job.inputs, decision.shared)
-        owner, cached = owner_of(asked.caller), asked.cached
-        held = look_up(self.cache, plan.work, decision, owner) if cached.read else NOTHING
+        owner = owner_of(asked.caller)
+        cached = asked.cached
+        if asked.job.large:
+            plan, held = await self._look_up_large(asked, decision, owner)
+        else:
+            plan = make_plan(asked.job.inputs, decision.shared)
+            held = look_up(self.cache, plan.work, decision, owner) if cached.read else NOTHING
         found = held.vectors
         journal.looked_up(plan.keys, found, held.claims)
         if held.claims and cached.store:
@@ -169,6 +176,14 @@ class Gateway:
             found = {**found, **landed}
         rows, tokens, journal.estimated = assemble(plan, found)
         return Embeddings(rows=rows, model=route.public, prompt_tokens=tokens, journal=journal)
+
+    async def _look_up_large(self, asked: Asked, decision: Decision, owner: int | None) -> tuple[Plan, Found]:
+        """Plan a large request and look it up, in steps that let the event loop go on."""
+        plan = await turns.step_by_step(make_plan_in_steps(asked.job.inputs, decision.shared))
+        if not asked.cached.read:
+            return plan, NOTHING
+        steps = look_up_in_steps(self.cache, plan.work, decision, owner)
+        return plan, await turns.step_by_step(steps)
 
     def resolve(self, job: Job, caller: Caller) -> Route:
         """Find the model that a job names.

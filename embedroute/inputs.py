@@ -6,7 +6,7 @@ An input is a text (``str``), a list of token ids (``tuple[int, ...]``) or a lis
 
 from collections.abc import Collection, Sequence
 from enum import StrEnum
-from typing import TypeGuard
+from typing import TypeGuard, cast
 
 import msgspec
 
@@ -55,7 +55,9 @@ def size_of(item: Input) -> int:
     """
     if isinstance(item, str):
         return text_size(item)
-    return sum(1 if isinstance(part, int) else _part_size(part) for part in item)
+    if isinstance(item[0], int):
+        return len(item)
+    return sum(258 if isinstance(part, ImagePart) else text_size(part.text) for part in cast("tuple[Part, ...]", item))
 
 
 def sizes_of(items: Collection[Input]) -> list[int]:
@@ -76,10 +78,6 @@ def text_size(text: str) -> int:
     return max(1, length // 4)
 
 
-def _part_size(part: Part) -> int:
-    return text_size(part.text) if isinstance(part, TextPart) else 258
-
-
 def modalities_of(items: Sequence[Input]) -> frozenset[str]:
     """Name the modalities that a request's inputs hold: ``text``, ``image``."""
     if kind_of(items[0]) is not Kind.PARTS:
@@ -89,4 +87,7 @@ def modalities_of(items: Sequence[Input]) -> frozenset[str]:
 
 def images_in(items: Collection[Input]) -> int:
     """Count the images of a request's inputs, which are what a price by the image is for."""
-    return 0 if all_text(items) else sum(isinstance(part, ImagePart) for item in items for part in item)
+    if all_text(items):
+        return 0
+    parts = [cast("tuple[Part, ...]", item) for item in items if not isinstance(item, str) and not isinstance(item[0], int)]
+    return sum(isinstance(part, ImagePart) for item in parts for part in item)

@@ -30,6 +30,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_body_bytes_in_flight: Annotated[int, Meta(ge=1)] = 268_435_456
     max_inputs: Annotated[int, Meta(ge=1)] = 2048
     local_threads: Annotated[int, Meta(ge=1)] = 2
+    max_token_ids: Annotated[int, Meta(ge=1)] = 300_000
     only: list[str] = []
     ignore: list[str] = []
 

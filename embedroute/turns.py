@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final, TypeVar
@@ -88,6 +88,26 @@ async def on_loop(parts: Iterable[T]) -> list[T]:
             done.append(part)
             await turn.pause()
     return done
+
+
+async def step_by_step(steps: Generator[None, None, T]) -> T:
+    """Run a generator on the loop, let the loop go round between its steps, and give back what it returns."""
+    returned = list[T]()
+
+    def parts() -> Iterator[None]:
+        returned.append((yield from steps))
+
+    await on_loop(parts())
+    return returned[0]
+
+
+def finished(steps: Generator[None, None, T]) -> T:
+    """Run a generator to its end at once, and give back what it returns."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
 
 
 class _Place:

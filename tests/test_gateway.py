@@ -11,7 +11,7 @@ import pytest
 
 from embedroute import Caller, Config, ConfigError, EmbedrouteError, Gateway, Provider
 from embedroute.backend import Accepts, Vectors
-from embedroute.errors import InputRefused, KeyRefused, RateLimited, Unavailable
+from embedroute.errors import InputRefused, InvalidRequest, KeyRefused, RateLimited, Unavailable
 from embedroute.journal import Journal
 from embedroute.routing.retry import RetryPolicy
 from embedroute.testing import ScriptedBackend, expected_vector
@@ -59,6 +59,46 @@ async def test_every_shape_of_input_comes_back_row_by_row(given, expected):
     assert answer.vectors.tolist() == right(expected)
     assert (answer.model, answer.providers) == ("m", ("p",))
     assert answer.prompt_tokens >= len(expected)
+
+
+@trio_too
+@pytest.mark.parametrize("then", [0.0, Unavailable("down")])
+async def test_a_suffix_sets_the_input_type_at_the_model_and_at_its_fallback(then):
+    backends = ScriptedBackend(width=WIDTH, then=then), ScriptedBackend(width=WIDTH)
+    gateway = gateway_of(backends[0], second=backends[1])
+
+    answer = await gateway.embed(["a"], model="m:query:floor")
+
+    assert answer.vectors.tolist() == [expected_vector("a", WIDTH, input_type="query").tolist()]
+    assert {"query"} == {batch.input_type for backend in backends for batch in backend.batches}
+
+
+@trio_too
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"input_type": "document"}, "input_type"),
+        (
+            {"embedding_options": {"google": {"task_type": "RETRIEVAL_DOCUMENT"}}},
+            "embedding_options.google.task_type",
+        ),
+    ],
+)
+async def test_a_suffix_may_not_contradict_the_field(fields, param):
+    with pytest.raises(InvalidRequest, match="contradicts") as refused:
+        await gateway_of().embed("a", model="m:query", **fields)
+
+    assert param == refused.value.param
+    assert (await gateway_of().embed("a", model="m:query", input_type="search_query")).model == "m"
+
+
+@trio_too
+@pytest.mark.parametrize("name", ["m" * 513, "x" + ":floor" * 900, "m:floor" * 1_000_000])
+async def test_a_model_name_over_512_characters_is_a_bad_request(name):
+    with pytest.raises(InvalidRequest) as refused:
+        await gateway_of().embed("a", model=name)
+
+    assert ("model", "'model' must be at most 512 characters long.") == (refused.value.param, refused.value.message)
 
 
 @trio_too

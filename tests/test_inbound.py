@@ -948,7 +948,7 @@ async def test_an_open_gateway_ignores_any_key():
     assert answer.status == 200
 
 
-@pytest.mark.parametrize("text", ["\x1b[31m", "a\r\nb", "é" * 200, "x" * 3000, "<script>"])
+@pytest.mark.parametrize("text", ["\x1b[31m", "a\r\nb", "é" * 200, "x" * 512, "<script>"])
 async def test_what_a_client_wrote_is_repeated_safely(text):
     answer = await post(app(), body=json.dumps({"model": text, "input": "a"}).encode())
 

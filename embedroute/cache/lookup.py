@@ -1,27 +1,31 @@
-"""Finding vectors for a request: under its own keys, and under those of the model's whole vectors, which are cut."""
+"""Finds the cached vectors of a request: under its own keys, and under those of the model's whole vectors."""
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 
 import msgspec
 
 from embedroute.cache.memory import Entry, MemoryCache
 from embedroute.inputs import Input
 from embedroute.routing.memo import Decision
-from embedroute.routing.plan import Embedded, Key, cut, rekeyed
+from embedroute.routing.plan import Embedded, Key, cut, rekeyed_in_steps
+from embedroute.turns import finished
+
+Claims = dict[Key, tuple[Key, int]]
+"""Key of a hit → the entry to claim and the mark to claim it by."""
 
 
 class Found(msgspec.Struct, frozen=True, gc=False):
     """The ``vectors`` that the cache held for a request.
 
     ``claims`` has a key for each of them that only other callers have asked for so far: a hit that
-    the asking caller is not told of. Its value is the entry to claim and the mark to claim it by.
+    is not reported to the asking caller. Its value is the entry to claim and the mark to claim it by.
     """
 
     vectors: Mapping[Key, Embedded]
-    claims: Mapping[Key, tuple[Key, int]] = {}
+    claims: Claims = {}
 
     def own(self) -> Mapping[Key, Embedded]:
-        """The vectors that the caller is told of as hits."""
+        """Return the vectors that are reported to the caller as hits."""
         if not self.claims:
             return self.vectors
         return {key: item for key, item in self.vectors.items() if key not in self.claims}
@@ -36,36 +40,72 @@ def look_up(
     decision: Decision,
     owner: int | None = None,
 ) -> Found:
-    """Find what was computed before; a matryoshka model's whole vectors serve every smaller width.
+    """Find cached vectors; a matryoshka model's whole vectors serve every smaller width.
 
     An entry is the caller's own if ``owner`` is among its marks; without ``owner`` all are.
     """
-    held = cache.look_up(work)
-    claims: dict[Key, tuple[Key, int]] = {}
-    if owner is not None:
-        for key, entry in held.items():
-            if owner not in entry.owners:
-                claims[key] = (key, owner)
-    if decision.whole is None or not len(cache) or (len(held) == len(work) and not claims):
-        return Found(held, claims)
-    left = {key: item for key, item in work.items() if key not in held or key in claims}
-    wider, width = rekeyed(left, decision.whole), decision.selection.parameters.width
+    found = _exact(cache, work, owner)
+    if _is_complete(found, cache, work, decision):
+        return found
+    return finished(_with_cut(found, cache, work, decision, owner))
+
+
+def look_up_in_steps(
+    cache: MemoryCache,
+    work: Mapping[Key, Input],
+    decision: Decision,
+    owner: int | None = None,
+) -> Generator[None, None, Found]:
+    """Find the same in steps, for a large request."""
+    found = _exact(cache, work, owner)
+    if _is_complete(found, cache, work, decision):
+        return found
+    return (yield from _with_cut(found, cache, work, decision, owner))
+
+
+def _exact(cache: MemoryCache, work: Mapping[Key, Input], owner: int | None) -> Found:
+    entries = cache.look_up(work)
+    if owner is None or not entries:
+        return Found(entries)
+    foreign = [key for key, entry in entries.items() if owner not in entry.owners]
+    return Found(entries, {key: (key, owner) for key in foreign})
+
+
+def _is_complete(found: Found, cache: MemoryCache, work: Mapping[Key, Input], decision: Decision) -> bool:
+    if decision.whole is None or not len(cache):
+        return True
+    return len(found.vectors) == len(work) and not found.claims
+
+
+def _with_cut(
+    found: Found,
+    cache: MemoryCache,
+    work: Mapping[Key, Input],
+    decision: Decision,
+    owner: int | None,
+) -> Generator[None, None, Found]:
+    """Add the vectors that are cut from whole ones."""
+    exact = found.vectors
+    claims = dict(found.claims)
+    missing = {key: item for key, item in work.items() if key not in exact or key in claims}
+    wider = yield from rekeyed_in_steps(missing, decision.whole or b"")
+    width = decision.selection.parameters.width
     whole = cache.look_up(wider.values())
     narrow = cut(wider, whole, width)
     if owner is not None:
         _claim_cut(claims, {key: (wider[key], whole[wider[key]]) for key in narrow}, owner, width)
-    return Found({**narrow, **held}, claims)
+    return Found({**narrow, **exact}, claims)
 
 
 def _claim_cut(
-    claims: dict[Key, tuple[Key, int]],
+    claims: Claims,
     whole: Mapping[Key, tuple[Key, Entry]],
     owner: int,
     width: int | None,
 ) -> None:
     """Change ``claims`` by the ``whole`` entries that a request's vectors can be cut from.
 
-    A caller claims a whole entry for the width it asked for: of the whole vector it is told a miss.
+    A caller claims a whole entry for the width it asked for: the whole vector stays a miss for it.
     """
     mark = hash((owner, width))
     for key, (wide, entry) in whole.items():

@@ -10,12 +10,18 @@ import msgspec
 from embedroute.backend import Accepts, BackendBase
 from embedroute.errors import InvalidRequest, ModelNotFound, NoEligibleProvider
 from embedroute.models import Model, Stage
+from embedroute.wire.preferences import LONGEST_NAME
 from embedroute.wording import did_you_mean, echo
 
 _RUNS: Final = re.compile(r"[ ._]+")
 
-SUFFIXES: Final = {":floor": "price", ":nitro": "throughput"}
+SORTS: Final = {":floor": "price", ":nitro": "throughput"}
 """Model suffix → what it sorts by (OpenRouter's shorthands)."""
+INPUT_TYPES: Final = {":query": "query", ":document": "document"}
+"""Model suffix → the input type that it asks for."""
+SUFFIXES: Final = (*SORTS, *INPUT_TYPES)
+MOST_SUFFIXES: Final = 3
+"""Suffixes that one model name may have."""
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True, eq=False):
@@ -52,12 +58,8 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         return plain in (normalise(self.provider), normalise(self.provider.partition("/")[0]), normalise(self.vendor))
 
 
-LONGEST_NAME: Final = 512
-"""Characters that a client's own name for a provider's model may have: it is remembered with how its endpoint does."""
-
-
 class Route(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """A model with its facts and candidates; ``sort`` is what a suffix of the name asks for.
+    """A model with its facts and candidates; ``sort`` and ``input_type`` are what suffixes of the name ask for.
 
     ``name`` is what lists and keys call it, ``public`` what an answer does; they differ only for an undeclared model.
     ``space`` is its vector space's identity: the name, but for an undeclared model, whose space is the provider's own.
@@ -68,6 +70,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     model: Model
     candidates: Sequence[Candidate]
     sort: str | None = None
+    input_type: str | None = None
     space: str = ""
 
     def __post_init__(self) -> None:
@@ -98,6 +101,40 @@ def is_known(name: str, known: frozenset[str]) -> bool:
     return base in known and not any(it.startswith(f"{base}/") for it in known)
 
 
+class Reading(msgspec.Struct, frozen=True):
+    """One way to read a model's name: the ``name`` that is left without its last ``suffixes``, in their order."""
+
+    name: str
+    suffixes: tuple[str, ...] = ()
+
+    def applied(self, route: Route) -> Route:
+        """Add to ``route`` what the suffixes ask for; the last one sorts.
+
+        Raises:
+            InvalidRequest: two suffixes ask for different input types.
+        """
+        if not self.suffixes:
+            return route
+        types = {INPUT_TYPES[suffix] for suffix in self.suffixes if suffix in INPUT_TYPES}
+        if len(types) > 1:
+            raise InvalidRequest("'model' ends in both ':query' and ':document'; send one of them.", param="model")
+        sorts = [SORTS[suffix] for suffix in self.suffixes if suffix in SORTS]
+        return msgspec.structs.replace(route, sort=sorts[-1] if sorts else None, input_type=next(iter(types), None))
+
+
+def _readings(name: str) -> list[Reading]:
+    """List the ways to read a model's name: as it is, and without its last one to three suffixes."""
+    readings = [Reading(name)]
+    while len(readings) <= MOST_SUFFIXES and (suffix := _suffix_of(readings[-1].name)):
+        longer = readings[-1]
+        readings.append(Reading(longer.name.removesuffix(suffix), (suffix, *longer.suffixes)))
+    return readings
+
+
+def _suffix_of(name: str) -> str | None:
+    return next((suffix for suffix in SUFFIXES if name.endswith(suffix) and len(name) > len(suffix)), None)
+
+
 class Directory(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """Public model names → routes, plus what is needed to read ``provider/upstream-model`` names.
 
@@ -113,17 +150,27 @@ class Directory(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         """Find the route that a model name, with an optional provider hint, stands for.
 
         Raises:
-            InvalidRequest: the hint is no configured provider.
-            ModelNotFound: nobody knows the model.
+            InvalidRequest: the hint is no configured provider, or the suffixes are too many or contradict each other.
+            ModelNotFound: the model is unknown.
             NoEligibleProvider: the hint is a provider that does not serve this model.
         """
+        if hint is None and name in self.routes:
+            return self.routes[name]
+        readings = _readings(name)
+        declared = next((reading for reading in readings if reading.name in self.routes), None)
+        if declared is None and _suffix_of(readings[-1].name):
+            raise InvalidRequest(f"'model' has more than {MOST_SUFFIXES} suffixes; send fewer.", param="model")
         if hint is not None:
-            return self._hinted(name, hint)
-        route = self.routes.get(name) or self._suffixed(name, None) or self._prefixed(name) or self._called(name)
-        if route is None:
-            advice = did_you_mean(name, list(self.routes)) or "; GET /v1/models lists those that do."
-            raise ModelNotFound(f"The model {echo(name)} does not exist here{advice}", param="model")
-        return route
+            reading = declared or readings[-1]
+            return reading.applied(self._hinted(reading.name, hint))
+        if declared is not None:
+            return declared.applied(self.routes[declared.name])
+        # The shortest reading comes first: a suffix is part of a provider's own name only if nothing else fits.
+        for reading in reversed(readings):
+            if route := self._prefixed(reading.name) or self._called(reading.name):
+                return reading.applied(route)
+        advice = did_you_mean(name, list(self.routes)) or "; GET /v1/models lists those that do."
+        raise ModelNotFound(f"The model {echo(name)} does not exist here{advice}", param="model")
 
     def _hinted(self, name: str, hint: str) -> Route:
         slugs = [slug for slug, provider in self.providers.items() if provider.named(hint)]
@@ -134,7 +181,7 @@ class Directory(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         prefix = max((it for it in (hint, *slugs) if _begins(name, it)), key=len, default="")
         bare = name[len(prefix) + 1 :] if prefix else name
         for called in filter(None, (name, bare)):
-            route = self.routes.get(called) or self._suffixed(called, hint)
+            route = self.routes.get(called)
             if route and (pinned := [candidate for candidate in route.candidates if candidate.named(hint)]):
                 return msgspec.structs.replace(route, candidates=pinned)
         slug = next((slug for slug in slugs if normalise(slug) == normalise(prefix or hint)), slugs[0])
@@ -151,16 +198,6 @@ class Directory(msgspec.Struct, frozen=True, kw_only=True, eq=False):
                 param="provider",
             )
         return self._undeclared(slug, upstream)
-
-    def _suffixed(self, name: str, hint: str | None) -> Route | None:
-        for suffix, sort in SUFFIXES.items():
-            if name.endswith(suffix) and len(name) > len(suffix):
-                try:
-                    route = self.resolve(name.removesuffix(suffix), hint)
-                except ModelNotFound:
-                    return None
-                return msgspec.structs.replace(route, sort=sort)
-        return None
 
     def _prefixed(self, name: str) -> Route | None:
         slugs = [slug for slug in self.providers if name.startswith(f"{slug}/") and len(name) > len(slug) + 1]

@@ -12,7 +12,7 @@ from embedroute.routing.order import Surroundings, order
 from embedroute.routing.parameters import Parameters, filter_by_parameters, fold, unspoken
 from embedroute.routing.routes import Candidate, Route, is_known
 from embedroute.routing.sieve import Dropped, Sieve
-from embedroute.wire.decode import Job
+from embedroute.wire.decode import Job, with_input_type
 from embedroute.wire.preferences import Preferences
 from embedroute.wording import echo
 
@@ -57,6 +57,8 @@ def select(route: Route, job: Job, caller: Caller, around: Surroundings, journal
         NoEligibleProvider: the preferences leave nobody; the message names the filter that took out the last.
     """
     wishes = job.preferences
+    if route.input_type is not None:
+        job = with_input_type(job, route.input_type)
     _refuse_unknown_names(wishes, around.known_names)
     sieve = Sieve(route.candidates)
     try:

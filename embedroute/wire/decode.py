@@ -1,25 +1,46 @@
 """Reads a body into a job: everything that can be judged without knowing models or providers is judged here."""
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Generator, Mapping, Sequence
 from typing import Final
 
 import msgspec
 
 from embedroute.errors import InvalidRequest
-from embedroute.inputs import Input, Kind
+from embedroute.inputs import Input, Kind, kind_of
+from embedroute.turns import LARGE, finished
 from embedroute.wire import mistakes, strict
 from embedroute.wire.fields import CHOICES, FIELDS
-from embedroute.wire.narrow import Limits, narrow
-from embedroute.wire.plain import plain
+from embedroute.wire.members import refuse_duplicate_members
+from embedroute.wire.narrow import Limits, narrow, narrow_in_steps
+from embedroute.wire.outline import most_marks, outlined
+from embedroute.wire.plain import Plain
 from embedroute.wire.preferences import NO_PREFERENCES, Preferences
-from embedroute.wire.requests import Content, CreateEmbeddingRequest, Debug, EmbeddingOptions, LenientRequest, WireInput
+from embedroute.wire.requests import (
+    Content,
+    CreateEmbeddingRequest,
+    Debug,
+    EmbeddingOptions,
+    LenientRequest,
+    WireInput,
+)
+from embedroute.wire.restore import restored
 from embedroute.wire.vocabulary import GOOGLE_TASKS, NEUTRAL, SPELLINGS
 from embedroute.wording import echo
 
 NO_OPTIONS: Final = EmbeddingOptions()
 NO_DEBUG: Final = Debug()
 
+SMALL: Final = 1 << 14
+"""Bytes of a body that is read at once, whatever is in it: 16 KiB of ``1e308`` take 25 ms."""
+MEDIUM: Final = 1 << 20
+"""Bytes of a body that is read at once if it holds no numbers as inputs, ``FEW_QUOTES`` and ``FEW_VALUES``."""
+FEW_QUOTES: Final = 8192
+FEW_VALUES: Final = 20_000
+
+_NUMBERS = re.compile(rb"\[[ \t\r\n]*[-0-9\[]")
+_POSITION = re.compile(r" \(byte \d+\)")
 _STRICT = msgspec.json.Decoder(CreateEmbeddingRequest)
 _LENIENT = msgspec.json.Decoder(LenientRequest)
 
@@ -28,6 +49,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One request, checked: n ``inputs`` of one ``kind``, and how they are to be embedded and answered.
 
     ``dimensions`` is None when unset, ``input_type`` a neutral word, ``hint`` the string form of ``provider``.
+    ``large`` says that work on all inputs at once would hold an event loop up.
     """
 
     model: str
@@ -41,6 +63,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     preferences: Preferences = NO_PREFERENCES
     options: EmbeddingOptions = NO_OPTIONS
     debug: Debug = NO_DEBUG
+    large: bool = False
 
 
 def decode_request(body: bytes, limits: Limits) -> Job:
@@ -49,14 +72,57 @@ def decode_request(body: bytes, limits: Limits) -> Job:
     Raises:
         InvalidRequest: ``param`` names the field at fault.
     """
+    if not is_small(body):
+        return finished(decode_in_steps(body, limits))
+    request = _read(body, limits)
+    strict.refuse_duplicate_keys(body, request, _texts(request))
+    return check_request(request, limits)
+
+
+def is_small(body: bytes) -> bool:
+    """Whether reading a body at once holds an event loop up for some milliseconds at most.
+
+    Strings are quick to read, so a larger body counts as small if it holds few of them and few other values.
+    """
+    size = len(body)
+    if size <= SMALL:
+        return True
+    return (
+        size <= MEDIUM
+        and body.count(b'"') <= FEW_QUOTES
+        and body.count(b",") + body.count(b"[") + body.count(b"{") <= FEW_VALUES
+        and not _NUMBERS.search(body)
+    )
+
+
+def decode_in_steps(body: bytes, limits: Limits) -> Generator[None, None, Job]:
+    """Read a body as ``decode_request`` does, in steps of some milliseconds however large it is.
+
+    Raises:
+        InvalidRequest: ``param`` names the field at fault.
+    """
+    outline = yield from outlined(body, limits)
     try:
-        request = (_LENIENT if limits.ignore_unknown else _STRICT).decode(body)
+        request = _read(outline.json, limits)
+    except InvalidRequest as error:
+        # Positions are those of the outline.
+        raise InvalidRequest(_POSITION.sub("", error.message), param=error.param) from None
+    yield
+    yield from refuse_duplicate_members(outline, request, limits)
+    request = yield from restored(request, body, outline, limits)
+    yield
+    given, name = _given(request)
+    inputs, kind = yield from narrow_in_steps(given, limits, name)
+    return _job(request, inputs, kind, large=True)
+
+
+def _read(body: bytes, limits: Limits) -> CreateEmbeddingRequest:
+    try:
+        return (_LENIENT if limits.ignore_unknown else _STRICT).decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise _reworded(error, body) from None
     except RecursionError:
         strict.refuse_depth()
-    strict.refuse_duplicate_keys(body, request, _texts(request))
-    return check_request(request, limits)
 
 
 def _reworded(error: Exception, body: bytes) -> InvalidRequest:
@@ -75,7 +141,7 @@ def make_request(fields: Mapping[str, object], limits: Limits) -> Job:
         InvalidRequest: ``param`` names the field at fault.
     """
     try:
-        given = plain(fields)
+        given = Plain(most_marks(limits).commas).plain(fields)
     except RecursionError:
         strict.refuse_depth()
     try:
@@ -84,7 +150,13 @@ def make_request(fields: Mapping[str, object], limits: Limits) -> Job:
     except (msgspec.ValidationError, UnicodeEncodeError) as error:
         body = json.dumps(given, default=msgspec.to_builtins).encode()
         raise mistakes.refusal_of(error, body, FIELDS, CHOICES) from None
-    return check_request(request, limits)
+    job = check_request(request, limits)
+    return msgspec.structs.replace(job, large=True) if _letters(job.inputs) >= LARGE else job
+
+
+def _letters(inputs: Sequence[Input]) -> int:
+    """Count the characters and ids of texts and ids; content parts count as many."""
+    return sum(map(len, inputs)) if kind_of(inputs[0]) is not Kind.PARTS else LARGE
 
 
 def _texts(request: CreateEmbeddingRequest) -> list[str] | None:
@@ -105,7 +177,12 @@ def check_request(request: CreateEmbeddingRequest, limits: Limits) -> Job:
     Raises:
         InvalidRequest: ``param`` names the field at fault.
     """
-    inputs, kind = narrow(_given(request), limits, "inputs" if request.input is None else "input")
+    given, name = _given(request)
+    inputs, kind = narrow(given, limits, name)
+    return _job(request, inputs, kind)
+
+
+def _job(request: CreateEmbeddingRequest, inputs: Sequence[Input], kind: Kind, *, large: bool = False) -> Job:
     options = request.embedding_options or NO_OPTIONS
     provider = request.provider
     if isinstance(provider, Preferences):
@@ -122,17 +199,19 @@ def check_request(request: CreateEmbeddingRequest, limits: Limits) -> Job:
         preferences=provider if isinstance(provider, Preferences) else NO_PREFERENCES,
         options=options,
         debug=request.debug or NO_DEBUG,
+        large=large,
     )
 
 
-def _given(request: CreateEmbeddingRequest) -> WireInput:
+def _given(request: CreateEmbeddingRequest) -> tuple[WireInput, str]:
+    """Tell what is to be embedded, and in which of the two fields it came."""
     given = request.inputs if request.input is None else request.input
     if given is None:
         wanted = "a string, or an array of strings, token ids or content objects"
         raise InvalidRequest(f"'input' is required: {wanted}.", param="input")
     if request.inputs is not None and request.inputs != given:
         raise InvalidRequest("'inputs' is another name for 'input'; send one of them, or both alike.", param="inputs")
-    return given
+    return given, "inputs" if request.input is None else "input"
 
 
 def _dimensions(asked: int | None, options: EmbeddingOptions) -> int | None:
@@ -157,11 +236,28 @@ def _input_type(asked: str | None, options: EmbeddingOptions) -> str | None:
         raise InvalidRequest(
             f"'input_type' {echo(asked)} is not known; use one of {known}, or a vendor's spelling of it.", param="input_type"
         )
+    _refuse_other_task(neutral, options)
+    return neutral
+
+
+def _refuse_other_task(neutral: str, options: EmbeddingOptions) -> None:
     task = options.google and options.google.task_type
     if task and GOOGLE_TASKS[task] not in (None, neutral):
         param = "embedding_options.google.task_type"
         raise InvalidRequest(f"'{param}' contradicts 'input_type'; send one of them.", param=param)
-    return neutral
+
+
+def with_input_type(job: Job, neutral: str) -> Job:
+    """Set the input type that a suffix of the model's name asks for.
+
+    Raises:
+        InvalidRequest: ``input_type`` or a vendor's option asks for another one.
+    """
+    if job.input_type not in (None, neutral):
+        message = f"'input_type' contradicts the suffix ':{neutral}' of 'model'; send one of them."
+        raise InvalidRequest(message, param="input_type")
+    _refuse_other_task(neutral, job.options)
+    return msgspec.structs.replace(job, input_type=neutral)
 
 
 def _refuse_duplicates(preferences: Preferences) -> None:

@@ -2,15 +2,21 @@
 
 import binascii
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Generator, Mapping
 from typing import Final
 
 from embedroute.errors import InvalidRequest
+from embedroute.turns import finished
 
 LARGEST_IMAGE = 20 * 1024 * 1024
 """Bytes of an image inside a ``data:`` URL."""
 LONGEST_URL = 8 * 1024
 """Characters of an ``https:`` URL."""
+PIECE: Final = 1 << 18
+"""Characters of base64 that are decoded at a time."""
+
+_BASE64 = ";base64,"
+_LONGEST_HEAD = 64
 
 MAGIC: Final[Mapping[str, re.Pattern[bytes]]] = {
     "image/png": re.compile(rb"\x89PNG\r\n\x1a\n"),
@@ -30,24 +36,47 @@ def check_media(url: str, domains: Collection[str], param: str) -> None:
     Raises:
         InvalidRequest: code ``invalid_media_url``.
     """
-    fault = _data_fault(url) if url.startswith("data:") else _https_fault(url, domains)
+    finished(check_media_in_steps(url, domains, param))
+
+
+def check_media_in_steps(url: str, domains: Collection[str], param: str) -> Generator[None, None, None]:
+    """Do the same in steps: an image may have 20 MiB.
+
+    Raises:
+        InvalidRequest: code ``invalid_media_url``.
+    """
+    fault = (yield from _data_fault(url)) if url.startswith("data:") else _https_fault(url, domains)
     if fault:
         raise InvalidRequest(f"'{param}' {fault}", param=param, code="invalid_media_url")
 
 
-def _data_fault(url: str) -> str | None:
-    media_type, comma, payload = url[len("data:") :].partition(";base64,")
-    if not comma or media_type not in MAGIC:
+def _data_fault(url: str) -> Generator[None, None, str | None]:
+    start = url.find(_BASE64, 0, _LONGEST_HEAD) + len(_BASE64)
+    media_type = url[len("data:") : start - len(_BASE64)]
+    if start < len(_BASE64) or media_type not in MAGIC:
         return f"must be base64 of one of {', '.join(MAGIC)}."
-    if len(payload) // 4 * 3 - payload[-2:].count("=") > LARGEST_IMAGE:
+    length = len(url) - start
+    if length // 4 * 3 - url[max(start, len(url) - 2) :].count("=") > LARGEST_IMAGE:
         return f"holds an image over {LARGEST_IMAGE} bytes."
-    if len(payload) % 4 or payload.endswith("==="):  # which binascii's strict mode lets pass
+    if length % 4 or url.endswith("==="):  # which binascii's strict mode lets pass
         return "is not strict base64."
-    try:
-        image = binascii.a2b_base64(payload, strict_mode=True)
-    except (ValueError, UnicodeEncodeError):
-        return "is not strict base64."
-    return None if MAGIC[media_type].match(image) else f"does not begin as {media_type} does."
+    return (yield from _image_fault(url, start, media_type))
+
+
+def _image_fault(url: str, start: int, media_type: str) -> Generator[None, None, str | None]:
+    other = f"does not begin as {media_type} does."
+    for at in range(start, len(url), PIECE):
+        piece = url[at : at + PIECE]
+        if piece.endswith("=") and at + PIECE < len(url):
+            return "is not strict base64."
+        try:
+            image = binascii.a2b_base64(piece, strict_mode=True)
+        except (ValueError, UnicodeEncodeError):
+            return "is not strict base64."
+        if at == start and not MAGIC[media_type].match(image):
+            return other
+        yield
+    return None if len(url) > start else other
 
 
 def _https_fault(url: str, domains: Collection[str]) -> str | None:

@@ -11,7 +11,8 @@ from embedroute.errors import InvalidRequest
 from embedroute.wire.strict import join, places
 from embedroute.wording import LONGEST_ECHO, closest, echo
 
-_PATH = re.compile(r"^(?P<what>.*?)(?: - at `(?:key in )?\$\.?(?P<path>[\w.\[\]]*)`)?$", re.DOTALL)
+_PLACE = " - at `"
+_PATH = re.compile(r"(?:key in )?\$\.?(?P<path>[\w.\[\]]*)`")
 _INDEX = re.compile(r"\[\d+\]")
 _HALF = re.compile("[\ud800-\udfff]")
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
@@ -29,6 +30,9 @@ WORDS: Final[Mapping[str, str]] = {
     "null": "null",
 }
 
+EXAMINED: Final = 1 << 16
+"""Bytes of a body that is parsed a second time to say more exactly what is wrong with it."""
+
 
 def refusal_of(
     error: Exception, body: bytes, fields: Mapping[str, Sequence[str]], choices: Mapping[str, Sequence[str]]
@@ -40,15 +44,36 @@ def refusal_of(
     """
     if not isinstance(error, msgspec.ValidationError):
         return _syntax(error, body)
-    found = _PATH.match(str(error))
-    what, path = (found["what"], found["path"] or "") if found else (str(error), "")
+    what, path = _split(str(error))
     if unknown := _UNKNOWN.match(what):
-        return _unknown_keys(json.loads(body, parse_int=str), path, unknown[1], fields)
+        # A large body is not parsed again for the sake of a longer list.
+        root = json.loads(body, parse_int=str) if len(body) <= EXAMINED else None
+        return _unknown_keys(root, path, unknown[1], fields)
     if missing := _MISSING.match(what):
         return _refuse(join(path, missing[1]), "is required.")
     if not path:
         return InvalidRequest("The body must be a JSON object.")
     return _refuse(path, _demand(what, choices.get(_INDEX.sub("[]", path), ())))
+
+
+def _split(text: str) -> tuple[str, str]:
+    """Split an error text into what is wrong and the path at its end."""
+    what, _, place = text.rpartition(_PLACE)
+    found = _PATH.fullmatch(place) if what else None
+    return (what, found["path"]) if found else (text, "")
+
+
+def broken_string(error: Exception, quoted: bytes, param: str | None) -> InvalidRequest:
+    """Say what is wrong with a string at ``param``, of which ``quoted`` is a piece."""
+    try:
+        half = isinstance(error, msgspec.MsgspecError) and _HALF.search(json.loads(quoted))
+    except ValueError:
+        half = None
+    if half and param is not None:
+        return _refuse(param, "holds half of a surrogate pair; send whole characters.")
+    if isinstance(error, UnicodeDecodeError):
+        return InvalidRequest("The body is not valid JSON: it is not UTF-8.")
+    return InvalidRequest("The body is not valid JSON: a string of it is malformed.", param=param)
 
 
 def _syntax(error: Exception, body: bytes) -> InvalidRequest:
@@ -63,7 +88,7 @@ def _syntax(error: Exception, body: bytes) -> InvalidRequest:
 
 def _lone_surrogate(body: bytes) -> str | None:
     """Find the text with half a surrogate pair, which msgspec reports as malformed or as cut short."""
-    if rb"\u" not in body:
+    if rb"\u" not in body or len(body) > EXAMINED:
         return None
     try:
         held = list(places(json.loads(body, parse_int=str)))

@@ -6,7 +6,13 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
-Names = Annotated[list[str], Meta(max_length=64)]
+LONGEST_NAME: Final = 512
+"""Characters that a name may have: of a model, a provider, a user, a title or an input type."""
+MOST_NAMES: Final = 64
+"""Names that a list may hold."""
+
+Name = Annotated[str, Meta(max_length=LONGEST_NAME)]
+Names = Annotated[list[Name], Meta(max_length=MOST_NAMES)]
 Amount = (
     Annotated[int, Meta(ge=0)] | Annotated[float, Meta(ge=0)] | Annotated[str, Meta(pattern=r"\A[0-9]{1,18}(\.[0-9]{1,18})?\Z")]
 )
@@ -60,7 +66,7 @@ class Preferences(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     data_collection: Literal["allow", "deny"] | None = None
     zdr: bool | None = None
     enforce_distillable_text: bool | None = None
-    quantizations: list[Quantization] | None = None
+    quantizations: Annotated[list[Quantization], Meta(max_length=MOST_NAMES)] | None = None
     sort: SortKey | Sort | None = None
     max_price: MaxPrice | None = None
     preferred_max_latency: Cutoff | Percentiles | None = None

@@ -6,7 +6,7 @@ import msgspec
 from msgspec import Meta
 
 from embedroute.inputs import ImagePart, TextPart
-from embedroute.wire.preferences import Preferences
+from embedroute.wire.preferences import LONGEST_NAME, Name, Preferences
 
 MOST_PARTS = 32
 """Content parts that one input may hold."""
@@ -34,7 +34,8 @@ class Content(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     content: Annotated[list[TextPart | ImagePart], Meta(min_length=1, max_length=MOST_PARTS)]
 
 
-WireInput = str | list[str | int | float | list[int | float] | Content]
+WireItems = list[str | int | float | list[int | float] | Content]
+WireInput = str | WireItems
 """msgspec takes no union of two array types, so the kinds are told apart by the first item."""
 
 
@@ -43,7 +44,7 @@ class GoogleOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     output_dimensionality: Size | None = None
     task_type: GoogleTask | None = None
-    title: str | None = None
+    title: Name | None = None
 
 
 class MistralOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -83,14 +84,14 @@ class Debug(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class CreateEmbeddingRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The body of ``POST /v1/embeddings``; ``null`` means absent wherever a field is optional."""
 
-    model: Annotated[str, Meta(min_length=1)]
+    model: Annotated[str, Meta(min_length=1, max_length=LONGEST_NAME)]
     input: WireInput | None = None
     inputs: WireInput | None = None
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Meta(ge=0, le=LARGEST_SIZE)] | None = None
-    input_type: str | None = None
-    user: Annotated[str, Meta(max_length=512)] | None = None
-    provider: str | Preferences | None = None
+    input_type: Name | None = None
+    user: Name | None = None
+    provider: Name | Preferences | None = None
     embedding_options: EmbeddingOptions | None = None
     debug: Debug | None = None
 

@@ -31,11 +31,12 @@ def refuse_duplicate_keys(body: bytes, request: msgspec.Struct, texts: Sequence[
         expected = len(values) + "".join(texts).count(":")
         if body.count(b":") == expected:
             return
-    _parse_again(body)
+    parse_again(body)
 
 
-def _parse_again(body: bytes) -> None:
-    if _depth(body) > DEEPEST:
+def parse_again(body: bytes, place: str = "") -> None:
+    """Parse a body, or the value at a ``place`` of one, so that duplicate keys and depth come out."""
+    if _depth(body) > DEEPEST - bool(place):
         refuse_depth()
     twice: list[_Twice] = []
 
@@ -52,7 +53,7 @@ def _parse_again(body: bytes) -> None:
         # Fields that are ignored were only skipped so far.
         raise InvalidRequest(f"The body is not valid JSON: {error}.") from None
     if twice:
-        param = next(join(path, node) for path, node in places(root) if isinstance(node, _Twice))[:LONGEST_ECHO]
+        param = next(join(path, node) for path, node in places(root, place) if isinstance(node, _Twice))[:LONGEST_ECHO]
         raise InvalidRequest(f"The key {echo(param)} stands twice in one object; send it once.", param=param)
 
 

@@ -119,6 +119,48 @@ def test_a_name_is_read_as_gomodel_and_openrouter_read_it(name, hint, found):
 
 
 @pytest.mark.parametrize(
+    ("name", "hint", "found"),
+    [
+        ("small:query", None, ("small", None, "query")),
+        ("small:document", "azure", ("small", None, "document")),
+        ("small:floor:query", None, ("small", "price", "query")),
+        ("small:query:nitro", None, ("small", "throughput", "query")),
+        ("openai/new:document:nitro", None, ("openai/new", "throughput", "document")),
+        ("odd:floor:query", None, ("odd:floor", None, "query")),
+        # the last one sorts, and a suffix may be repeated
+        ("small:floor:nitro", None, ("small", "throughput", None)),
+        ("small:nitro:floor:floor", None, ("small", "price", None)),
+        ("small:query:query", None, ("small", None, "query")),
+        # a declared name may end in what looks like a fourth one
+        ("odd:floor:floor:floor:floor", None, ("odd:floor", "price", None)),
+    ],
+)
+def test_suffixes_of_a_name_combine(name, hint, found):
+    route = DIRECTORY.resolve(name, hint)
+
+    assert found == (route.name, route.sort, route.input_type)
+
+
+@pytest.mark.parametrize("hint", [None, "openai"])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("small" + ":floor" * 4, "'model' has more than 3 suffixes; send fewer."),
+        ("openai/new" + ":floor" * 4, "'model' has more than 3 suffixes; send fewer."),
+        ("x" + ":floor" * 900, "'model' has more than 3 suffixes; send fewer."),
+        ("x" + ":query:nitro" * 1_000_000, "'model' has more than 3 suffixes; send fewer."),
+        ("small:query:document", "'model' ends in both ':query' and ':document'; send one of them."),
+        ("small:document:floor:query", "'model' ends in both ':query' and ':document'; send one of them."),
+    ],
+)
+def test_suffixes_that_are_too_many_or_contradict_each_other_are_refused(name, hint, message):
+    with pytest.raises(InvalidRequest) as refused:
+        DIRECTORY.resolve(name, hint)
+
+    assert ("model", message) == (refused.value.param, refused.value.message)
+
+
+@pytest.mark.parametrize(
     ("name", "advice"),
     [
         ("smal", '"small"'),

@@ -1,0 +1,429 @@
+"""No body within ``max_body_bytes`` holds the event loop up, takes memory out of proportion, or gets a long error."""
+
+import asyncio
+import base64
+import functools
+import gc
+import os
+import time
+import tracemalloc
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from embedroute import Config, Gateway, Provider, embeddings_app
+from embedroute.backend import Vectors
+from embedroute.errors import InvalidRequest
+from embedroute.testing import ScriptedBackend
+from tests.driver import call
+
+SCALE = int(os.environ.get("EMBEDROUTE_ATTACK_SCALE", "1"))
+MIB = 1 << 20
+LARGEST = 32 * MIB
+SIZES = [MIB // 4, MIB, 3 * MIB // 2, 8 * MIB, LARGEST - MIB // 16] if SCALE > 1 else [4 * MIB]
+"""Bytes of each body: where its values are few enough to be read they take longest, not where it is largest."""
+LONGEST_STEP = 0.05
+"""Seconds of CPU for which the event loop may be held up at a time."""
+MOST_MEMORY = 20
+"""Times the body's size that all of its reading may take."""
+LARGEST_ERROR = 4096
+"""Bytes of an error answer."""
+
+PNG = b"\x89PNG\r\n\x1a\n"
+IDS = 300_000
+"""Token ids that a request may hold by default."""
+
+
+class Body(NamedTuple):
+    """A way to write a body of about so many bytes, ``most`` of them at most, and the status that it gets.
+
+    ``param`` is the field that an error names, if it names any: one that has far too many values is not told apart.
+    """
+
+    write: Callable[[int], bytes]
+    status: int = 400
+    param: str | None = None
+    lenient: bool = False
+    most: int = LARGEST
+
+    def content(self, size: int) -> bytes:
+        return self.write(min(size, self.most))
+
+
+def request(**fields: bytes) -> bytes:
+    """Write a body; a field's value is JSON already."""
+    named = {"model": b'"m"', "input": b'"a"', **fields}
+    return b"{" + b",".join(b'"%b":%b' % (name.encode(), value) for name, value in named.items() if value) + b"}"
+
+
+def text(unit: str, last: str = ""):
+    """One text that repeats ``unit``, as JSON writes it."""
+    return lambda size: request(input=b'"' + filled(unit.encode(), size) + last.encode() + b'"')
+
+
+def filled(unit: bytes, size: int) -> bytes:
+    return unit * max(1, size // len(unit))
+
+
+def array(item: str, name: str = "input", last: str = ""):
+    """A field that holds an array of ``item`` over and over, and ``last``."""
+    unit = item.encode() + b","
+    return lambda size: request(**{name: b"[" + (filled(unit, size) + last.encode()).rstrip(b",") + b"]"})
+
+
+def many(count: int, unit: str):
+    """``count`` texts that repeat ``unit``, together of the wanted size."""
+    return lambda size: request(input=b"[" + b",".join([b'"' + filled(unit.encode(), size // count) + b'"'] * count) + b"]")
+
+
+def numbered(before: bytes, item: str, after: bytes):
+    """``item`` with a number in it over and over, between ``before`` and ``after``."""
+    write = item.encode().__mod__
+    return lambda size: before + b",".join(map(write, range(size // (len(item) + 6)))) + after
+
+
+def ids(count: int, item: str, lists: int = 1):
+    """``count`` ids, in one flat array or in as many ``lists``."""
+    one = b"[" + b",".join([item.encode()] * (count // lists)) + b"]"
+    return lambda _size: request(input=one if lists == 1 else b"[" + b",".join([one] * lists) + b"]")
+
+
+def nested(opened: bytes, closed: bytes):
+    return lambda size: request(input=filled(opened, size // 2) + b"1" + filled(closed, size // 2))
+
+
+def content(parts: bytes) -> bytes:
+    return b'{"content":[' + parts + b"]}"
+
+
+def text_part(letters: bytes = b"a") -> bytes:
+    return b'{"type":"text","text":"' + letters + b'"}'
+
+
+def image_part(payload: bytes) -> bytes:
+    return b'{"type":"image_url","image_url":{"url":"data:image/png;base64,' + payload + b'"}}'
+
+
+def picture(size: int) -> bytes:
+    return base64.b64encode(PNG + bytes(size // 4 * 3 - len(PNG) - 6))
+
+
+def field(name: str, unit: str, before: str = '"', after: str = '"'):
+    """A field whose value repeats ``unit``."""
+    return lambda size: request(**{name: before.encode() + filled(unit.encode(), size) + after.encode()})
+
+
+def twice(size: int) -> bytes:
+    given = b'"' + b"a" * (size // 2) + b'"'
+    return b'{"model":"m","input":' + given + b',"input":' + given + b"}"
+
+
+def both(item: str):
+    def write(size: int) -> bytes:
+        given = b"[" + filled(item.encode() + b",", size // 2)[:-1] + b"]"
+        return request(input=given, inputs=given)
+
+    return write
+
+
+HEAD = b'{"model":"m","input":"a",'
+
+BODIES = {
+    # token ids
+    "ids/too-many": Body(array("1"), 400, "input"),
+    "ids/1e308": Body(array("1e308"), 400, "input"),
+    "ids/1e307-within-the-count": Body(ids(IDS, "1.7976931348623157e308"), 400, "input"),
+    "ids/long-decimals": Body(array("0." + "0" * 500 + "1"), 400, "input"),
+    "ids/4000-digits": Body(array("9" * 4000), 400, "input"),
+    "ids/one-number-of-all-digits": Body(field("input", "9", "[", "]"), 400),
+    "ids/one-number-of-all-decimals": Body(field("input", "0", "[1.", "]"), 400, "input"),
+    "ids/one-exponent-of-all-digits": Body(field("input", "0", "[1e", "]"), 400, "input"),
+    "ids/lists-of-one": Body(array("[1]"), 400, "input"),
+    "ids/empty-lists": Body(array("[]"), 400, "input"),
+    "ids/legal-flat": Body(ids(IDS, "1048575"), 200),
+    "ids/legal-floats": Body(ids(IDS, "1048575.0"), 200),
+    "ids/legal-lists": Body(ids(IDS // 2048 * 2048, "1048575", 2048), 200),
+    "ids/legal-wide-apart": Body(
+        lambda size: request(input=b"[1," + b" " * (size // 2) + b"2" + b"\n" * (size // 2) + b"]"), 200, most=8 * MIB
+    ),
+    "ids/one-list-too-many": Body(ids(2049, "1", 2049), 400, "input"),
+    "ids/one-id-too-many": Body(ids(IDS + 1, "1"), 400, "input"),
+    # texts
+    "texts/empty": Body(array('""'), 400),
+    "texts/two-letters": Body(array('"ab"'), 400, "input"),
+    "texts/two-letters-apart": Body(array('"ab" \n'), 400, "input"),
+    "texts/then-an-id": Body(array('"ab"', last="1"), 400, "input"),
+    "texts/legal-ascii": Body(many(2048, "the quick brown fox, "), 200),
+    "texts/legal-cyrillic": Body(many(2048, "съешь ещё этих, "), 200),
+    "texts/legal-code": Body(many(2048, r"x = [{\"a\": [1, 2]}, \"\\\\\"];\n"), 200),
+    "texts/legal-unlike": Body(numbered(b'{"model":"m","input":["', "%d\\n", b'"]}'), 200),
+    "text/ascii": Body(text("a"), 200),
+    "text/latin-1": Body(text("é"), 200),
+    "text/chinese": Body(text("中"), 200),
+    "text/emoji": Body(text("\U0001f600"), 200),
+    "text/ascii-and-one-emoji": Body(text("a", "\U0001f600"), 200, most=LARGEST // 2),
+    "text/line-breaks": Body(text(r"\n"), 200),
+    "text/escaped-chinese": Body(text(r"\u4e2d"), 200),
+    "text/escaped-pairs": Body(text(r"\ud83d\ude00"), 200),
+    "text/backslashes": Body(text(r"\\"), 200),
+    "text/quotes": Body(text(r"\""), 200),
+    "text/quotes-and-backslashes": Body(text(r"\\\""), 200),
+    "text/brackets": Body(text("[{,:"), 200),
+    "text/escaped-colons": Body(text(r"\u003a"), 200),
+    "text/half-a-pair-last": Body(text("a", r"\ud83d"), 400),
+    "text/half-pairs": Body(text(r"\ud83d"), 400),
+    "text/not-utf-8": Body(lambda size: request(input=b'"' + b"a" * size + b'\xff"'), 400),
+    "text/not-utf-8-at-all": Body(lambda size: request(input=b'"' + b"\x80" * size + b'"'), 400),
+    "text/control-character-last": Body(text("a", "\1"), 400),
+    "text/bad-escape-last": Body(text("a", r"\x"), 400),
+    "text/cut-short": Body(lambda size: b'{"model":"m","input":"' + b"a" * size, 400),
+    "text/trailing": Body(lambda size: request() + b"x" * size, 400),
+    # white space
+    "space/only": Body(lambda size: b" " * size, 400),
+    "space/around-each-value": Body(array(" " * 1000 + "1"), 200, most=8 * MIB),
+    "space/before": Body(lambda size: b" " * size + request(), 200, most=8 * MIB),
+    "space/after": Body(lambda size: request() + b"\n" * size, 200, most=8 * MIB),
+    # keys
+    "keys/unknown": Body(numbered(HEAD, '"k%d":1', b"}"), 400),
+    "keys/unknown-first": Body(numbered(b"{", '"k%d":1', b',"model":"m","input":"a"}'), 400),
+    "keys/one-of-all-bytes": Body(lambda size: HEAD + b'"' + b"k" * size + b'":1}', 400),
+    "keys/escaped": Body(lambda size: HEAD + b'"' + filled(rb"\u006b", size) + b'":1}', 400),
+    "keys/null-over-and-over": Body(lambda size: HEAD + filled(b'"user":null,', size)[:-1] + b"}", 400, "user"),
+    "keys/input-over-and-over": Body(lambda size: b'{"model":"m",' + filled(b'"input":"a",', size)[:-1] + b"}", 400, "input"),
+    "keys/long-input-twice": Body(twice, 400, "input"),
+    "keys/provider": Body(numbered(HEAD + b'"provider":{', '"k%d":1', b"}}"), 400),
+    "keys/provider-null-over-and-over": Body(
+        lambda size: HEAD + b'"provider":{' + filled(b'"sort":null,', size)[:-1] + b"}}", 400
+    ),
+    "keys/debug": Body(numbered(HEAD + b'"debug":{', '"k%d":1', b"}}"), 400),
+    "keys/embedding-options": Body(numbered(HEAD + b'"embedding_options":{', '"k%d":1', b"}}"), 400),
+    "keys/google": Body(numbered(HEAD + b'"embedding_options":{"google":{', '"k%d":1', b"}}}"), 400),
+    "keys/content": Body(numbered(b'{"model":"m","input":[{"content":[],', '"k%d":1', b"}]}"), 400),
+    # nesting
+    "nested/arrays": Body(nested(b"[", b"]"), 400),
+    "nested/objects": Body(nested(b'{"a":', b"}"), 400),
+    "nested/never-closed": Body(lambda size: b"[" * size, 400),
+    "nested/provider": Body(field("provider", '{"sort":', "", "1"), 400),
+    # other kinds of item
+    "items/objects": Body(array("{}"), 400),
+    "items/nulls": Body(array("null"), 400),
+    "items/booleans": Body(array("true"), 400),
+    "items/ids-then-null": Body(array("1", last="null"), 400),
+    "items/object-for-input": Body(numbered(b'{"model":"m","input":{', '"k%d":1', b"}}"), 400),
+    # content parts
+    "parts/legal-most": Body(
+        lambda _size: request(input=b"[" + b",".join([content(b",".join([text_part()] * 32))] * 2048) + b"]"), 200
+    ),
+    "parts/legal-null-beside": Body(
+        lambda _size: request(input=b"[" + b",".join([content(b",".join([text_part()] * 32))] * 2048) + b"]", user=b"null"), 200
+    ),
+    "parts/too-many": Body(lambda size: request(input=b"[" + content(filled(text_part() + b",", size)[:-1]) + b"]"), 400),
+    "parts/contents-too-many": Body(
+        lambda size: request(input=b"[" + filled(content(text_part()) + b",", size)[:-1] + b"]"), 400, "input"
+    ),
+    "parts/a-key-twice": Body(
+        lambda _size: request(
+            input=b"["
+            + b",".join([content(b",".join([text_part()] * 32))] * 2047)
+            + b","
+            + content(b'{"type":"text","text":"a","text":"b"}')
+            + b"]"
+        ),
+        400,
+        "input",
+    ),
+    "parts/legal-text": Body(lambda size: request(input=b"[" + content(text_part(filled(rb"\n", size))) + b"]"), 200),
+    "parts/legal-image": Body(lambda size: request(input=b"[" + content(image_part(picture(min(size, 26 * MIB)))) + b"]"), 200),
+    "parts/legal-images": Body(
+        lambda size: request(input=b"[" + b",".join([content(image_part(picture(size // 2048 - 100)))] * 2048) + b"]"), 200
+    ),
+    "parts/image-of-bad-base64": Body(
+        lambda size: request(input=b"[" + content(image_part(picture(min(size, 26 * MIB)) + b"!")) + b"]"), 400, "input"
+    ),
+    "parts/image-too-large": Body(
+        lambda size: request(input=b"[" + content(image_part(b"A" * (size // 4 * 4))) + b"]"), 400, "input"
+    ),
+    "parts/https-of-all-bytes": Body(
+        lambda size: request(
+            input=b"[" + content(b'{"type":"image_url","image_url":{"url":"https://' + filled(b"a.", size) + b'"}}') + b"]"
+        ),
+        400,
+        "input",
+    ),
+    # names and numbers
+    "names/model": Body(field("model", "m"), 400, "model"),
+    "names/model-of-suffixes": Body(field("model", ":floor", '"m'), 400, "model"),
+    "names/model-of-slashes": Body(field("model", "a/", '"p/'), 400, "model"),
+    "names/user": Body(field("user", "u"), 400, "user"),
+    "names/input-type": Body(field("input_type", "u"), 400, "input_type"),
+    "names/encoding": Body(field("encoding_format", "u"), 400, "encoding_format"),
+    "names/hint-of-dots": Body(field("provider", "a."), 400, "provider"),
+    "names/hint-of-spaces": Body(field("provider", " "), 400, "provider"),
+    "names/one-provider": Body(field("provider", "a.", '{"only":["', '"]}'), 400, "provider"),
+    "names/order": Body(numbered(HEAD + b'"provider":{"order":[', '"k%d"', b"]}}"), 400, "provider.order"),
+    "names/quantizations": Body(field("provider", '"fp16",', '{"quantizations":[', '"fp16"]}'), 400, "provider.quantizations"),
+    "names/title": Body(field("embedding_options", "a", '{"google":{"title":"', '"}}'), 400, "embedding_options.google.title"),
+    "numbers/dimensions": Body(field("dimensions", "9", "", ""), 400),
+    "numbers/price": Body(field("provider", "9", '{"max_price":{"prompt":"', '"}}'), 400, "provider.max_price.prompt"),
+    "numbers/price-of-4000-digits": Body(lambda _size: field("provider", "9", '{"max_price":{"prompt":', "}}")(4000), 404),
+    # the same input under both names
+    "both/texts": Body(both('"' + "a" * 40_000 + '"'), 200),
+    "both/ids": Body(both("1"), 400, "input"),
+    # ignored fields
+    "ignored/numbers": Body(array("1", "x"), 400, None, lenient=True),
+    "ignored/objects": Body(array('{"a":1}', "x"), 400, None, lenient=True),
+    "ignored/keys": Body(numbered(HEAD, '"k%d":1', b"}"), 400, None, lenient=True),
+    "ignored/text": Body(field("x", "a"), 200, None, lenient=True),
+    "ignored/a-key-twice": Body(
+        lambda size: request(x=b'"' + b"a" * size + b'"', user=b'null,"user":null'), 400, "user", lenient=True
+    ),
+    "ignored/nested": Body(lambda size: request(x=filled(b"[", size // 2) + filled(b"]", size // 2)), 400, None, lenient=True),
+}
+"""What a client may send, legal and not: strings, numbers, keys, nesting and white space of as many bytes as are let in."""
+
+
+CASES = pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
+
+
+async def rows(batch):
+    """Answer at once: what hashing texts costs is no part of what is measured."""
+    return Vectors(np.ones((len(batch), 8), dtype="f4"), prompt_tokens=len(batch))
+
+
+@functools.cache
+def app_of(*, lenient=False):
+    config = Config(
+        gateway={"auth": "open", "unknown_fields": "ignore" if lenient else "reject"},
+        cache={"bytes": 0},
+        providers={"p": Provider(backend=ScriptedBackend(then=rows, width=8))},
+        models={"m": {"dimensions": 8, "modalities": ["text", "image"], "endpoints": [{"provider": "p"}]}},
+    )
+    return embeddings_app(Gateway(config, environ={}))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _what_is_loaded_is_no_garbage():
+    """The collector would look through all of pytest in the middle of a measurement."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+class Steps:
+    """Measures the CPU time between two rounds of the event loop: what others on it are held up for, whatever else runs."""
+
+    def __init__(self):
+        self.longest = 0.0
+        self._last = 0.0
+        self._next = None
+
+    def _tick(self):
+        now = time.process_time()
+        self.longest = max(self.longest, now - self._last)
+        self._last = now
+        self._next = asyncio.get_running_loop().call_soon(self._tick)
+
+    def __enter__(self):
+        self._last = time.process_time()
+        self._next = asyncio.get_running_loop().call_soon(self._tick)
+        return self
+
+    def __exit__(self, *_):
+        self._next.cancel()
+        self.longest = max(self.longest, time.process_time() - self._last)
+
+
+async def ask(app, content):
+    pieces = [content[at : at + MIB] for at in range(0, len(content), MIB)]
+    return await call(app, "POST", "/v1/embeddings", [("content-type", "application/json")], pieces)
+
+
+async def longest_step(app, content):
+    """Measure one request; the connection pool and what else opens with the first one is there already."""
+    await ask(app, request())
+    gc.collect()
+    with Steps() as steps:
+        answer = await ask(app, content)
+    return steps.longest, answer
+
+
+@pytest.mark.parametrize("size", SIZES, ids=[f"{size // 1024} KiB" for size in SIZES])
+@CASES
+def test_no_body_holds_the_event_loop_up(body, size):
+    app, content = app_of(lenient=body.lenient), body.content(size)
+    for _ in range(3):  # the first measurement that passes counts: whatever else the process does only adds to one
+        longest, answer = asyncio.run(longest_step(app, content))
+        if longest <= LONGEST_STEP:
+            break
+
+    assert longest <= LONGEST_STEP
+    assert body.status == answer.status, answer.body[:300]
+    if answer.status >= 400:
+        assert len(answer.body) <= LARGEST_ERROR
+        assert answer.error["message"]
+        assert body.param is None or (answer.error["param"] or body.param).startswith(body.param)
+
+
+SLOW_TO_TRACE = {"parts/legal-null-beside", "parts/a-key-twice", "ids/legal-floats"}
+"""Bodies of very many objects, each like another one that is measured."""
+TRACED = [name for name in BODIES if SCALE > 1 or name not in SLOW_TO_TRACE]
+
+
+@pytest.mark.parametrize("name", TRACED)
+def test_no_body_takes_memory_out_of_proportion(name):
+    body = BODIES[name]
+    app, content = app_of(lenient=body.lenient), body.content(MIB // 2)
+
+    async def measured():
+        await ask(app, request())
+        tracemalloc.start()
+        try:
+            await ask(app, content)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    assert asyncio.run(measured()) <= MOST_MEMORY * len(content) + 2 * MIB
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"input": [1] * 10_000_000}, "input"),
+        ({"input": [[1] * 1_000_000] * 2000}, "input[0]"),
+        ({"input": [[]] * 10_000_000}, "input"),
+        ({"input": ["a"] * 10_000_000}, "input"),
+        ({"input": [1e308] * IDS}, "input"),
+        ({"input": "a", "provider": {"order": ["p"] * 10_000_000}}, "provider.order"),
+        ({"input": "a", "provider": dict.fromkeys(map(str, range(1_000_000)))}, "provider"),
+        ({"input": "a", "provider": "a." * 10_000_000}, "provider"),
+        ({"input": "a", "model": "m" + ":floor" * 2_000_000}, "model"),
+        ({"input": "a", "input_type": "q" * 10_000_000}, "input_type"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-",
+)
+def test_calls_in_process_have_the_same_bounds(fields, param):
+    gateway = app_of().door.gateway
+    began = time.process_time()
+
+    with pytest.raises(InvalidRequest) as refused:
+        asyncio.run(gateway.embed(**{"model": "m", **fields}))
+
+    assert param == refused.value.param
+    assert len(refused.value.message) < LARGEST_ERROR
+    assert time.process_time() - began < 10 * LONGEST_STEP
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_large_call_in_process_does_not_hold_the_event_loop_up():
+    gateway = app_of().door.gateway
+    await gateway.embed("a", model="m")
+    with Steps() as steps:
+        answer = await gateway.embed(["text " * 100_000] * 40, model="m")
+
+    assert answer.vectors.shape == (40, 8)
+    assert steps.longest <= LONGEST_STEP
