@@ -9,7 +9,7 @@ from embedroute import turns
 from embedroute.backend import Batch, Vectors
 from embedroute.batching import Merger
 from embedroute.errors import BatchTooLarge, EmbedrouteError, TimedOut
-from embedroute.exchange import Tools, checked, exchange, is_large
+from embedroute.exchange import Tools, checked, exchange
 from embedroute.http import Engine
 from embedroute.inputs import Input
 from embedroute.journal import Journal
@@ -17,11 +17,12 @@ from embedroute.local import LocalModels
 from embedroute.orders import Landed, Order, for_client, landed_of, make_batch, outcome_of, tokens_of
 from embedroute.redact import capture
 from embedroute.routing.directory import Candidate
-from embedroute.routing.health import Healths
+from embedroute.routing.health import Health, Healths
 from embedroute.routing.parameters import is_cut_here
 from embedroute.routing.plan import Key, amount
 from embedroute.routing.usual import UsualLatency
 from embedroute.routing.widths import Widths
+from embedroute.turns import LARGE
 from embedroute.wording import log_fields
 
 log = logging.getLogger("embedroute.calls")
@@ -45,16 +46,25 @@ class Attempts:
         self._clock = clock
 
     async def make(
-        self, candidate: Candidate, work: Mapping[Key, Input], order: Order, timeout: float, attempt: int, ticket: int
+        self,
+        candidate: Candidate,
+        health: Health,
+        work: Mapping[Key, Input],
+        order: Order,
+        timeout: float,
+        attempt: int,
+        ticket: int,
     ) -> Landed | EmbedrouteError:
         """Make the ``attempt``-th within ``timeout`` seconds; the endpoint's breaker has given ``ticket`` for it."""
-        began, health, journal = self._clock(), self._healths.of(candidate), order.journal
+        began, journal = self._clock(), order.journal
         journal.attempts, batch = journal.attempts + 1, make_batch(candidate, work, order)
         try:
             if candidate.micro_batch_ms is None or journal.keeps:
-                answer, made = await self._exchange(candidate, order, ticket, batch, timeout), True
+                answer, made = await self._exchange(candidate, health, order, ticket, batch, timeout), True
             else:
-                answer, made = await self._merged(candidate, order, ticket, batch, timeout, candidate.micro_batch_ms / 1000)
+                answer, made = await self._merged(
+                    candidate, health, order, ticket, batch, timeout, candidate.micro_batch_ms / 1000
+                )
         except EmbedrouteError as error:
             failure = for_client(error, candidate)
             health.learn(ticket, self._clock(), failure, work)
@@ -72,27 +82,29 @@ class Attempts:
         return landed
 
     async def _merged(
-        self, candidate: Candidate, order: Order, ticket: int, batch: Batch, timeout: float, patience: float
+        self, candidate: Candidate, health: Health, order: Order, ticket: int, batch: Batch, timeout: float, patience: float
     ) -> tuple[Vectors, bool]:
         """Make the call, or take part in one; tells also whether it was this request that made it."""
         return await self._merger.embed(
             batch,
             (candidate.name, order.shared, order.kind, batch.user),
-            partial(self._exchange, candidate, order, ticket),
+            partial(self._exchange, candidate, health, order, ticket),
             patience=min(patience, timeout / 2),
             timeout=timeout,
-            caps=lambda: self._healths.of(candidate).caps(candidate.accepts, self._clock()),
+            caps=lambda: health.caps(candidate.accepts, self._clock()),
         )
 
-    async def _exchange(self, candidate: Candidate, order: Order, ticket: int, batch: Batch, timeout: float) -> Vectors:
-        journal, due, began, health = order.journal, order.parameters.width, self._clock(), self._healths.of(candidate)
+    async def _exchange(
+        self, candidate: Candidate, health: Health, order: Order, ticket: int, batch: Batch, timeout: float
+    ) -> Vectors:
+        journal, due, began, count = order.journal, order.parameters.width, self._clock(), len(batch)
         keep = partial(capture, journal, candidate.provider, candidate.backend) if journal.keeps else None
         try:
             answer, source = await exchange(
                 candidate.backend, batch, self._tools, timeout, keep, candidate.rest, candidate.provider
             )
         except EmbedrouteError as error:
-            if isinstance(error, BatchTooLarge) and error.measure is not None and len(batch) > 1:
+            if isinstance(error, BatchTooLarge) and error.measure is not None and count > 1:
                 health.overfilled(self._clock(), error.measure, amount(batch.inputs, error.measure))
             raise
         except BaseException:
@@ -100,18 +112,21 @@ class Attempts:
                 health.failed(ticket, self._clock())
             raise
         matryoshka = is_cut_here(order.model)
-        if is_large(batch):
+        if count * (batch.width or 0) * 4 >= LARGE:  # checking it would hold the event loop up
             answer = await turns.in_thread(partial(checked, answer, batch, due=due, matryoshka=matryoshka, source=source))
         else:
             answer = checked(answer, batch, due=due, matryoshka=matryoshka, source=source)
         if due is None:
             self._widths.agree(order.space, batch.dtype, answer.array.shape[1])
         now = self._clock()
-        if health.learned and len(batch) == 1:
+        if health.learned and count == 1:
             for measure in tuple(health.learned):
                 health.fitted(now, measure, amount(batch.inputs, measure))
-        health.succeeded(ticket, now, now - began, tokens_of(answer, batch.inputs))
-        self._usual.record(candidate.name, len(batch), now - began)
+        tokens = answer.prompt_tokens
+        if tokens is None:
+            tokens = tokens_of(answer, batch.inputs)
+        health.succeeded(ticket, now, now - began, tokens)
+        self._usual.record(candidate.name, count, now - began)
         return answer
 
     def expect(self, candidates: Sequence[Candidate], order: Order, inputs: int) -> float:

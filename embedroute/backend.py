@@ -97,7 +97,7 @@ class Batch(msgspec.Struct, frozen=True, gc=False):
 
     def __len__(self) -> int:
         """Count the inputs."""
-        return len(self.inputs)
+        return len(self.texts) or len(self.tokens) or len(self.parts)
 
 
 class Vectors(msgspec.Struct, frozen=True, gc=False):

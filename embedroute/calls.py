@@ -15,7 +15,7 @@ from embedroute.inputs import Input
 from embedroute.orders import Landed, Order
 from embedroute.routing.breaker import State
 from embedroute.routing.directory import Candidate
-from embedroute.routing.health import Healths
+from embedroute.routing.health import Health, Healths
 from embedroute.routing.plan import Key, halves, split, text_before
 from embedroute.routing.retry import RetryBudget, RetryPolicy, Then, judge, limited, wait_before, was_called, worst
 
@@ -145,10 +145,10 @@ class Desk:
         while True:
             attempt += 1
             if order.slots is None:
-                outcome = await self._try(candidate, work, order, left, enter, attempt)
+                outcome = await self._try(candidate, health, work, order, left, enter, attempt)
             else:
                 async with order.slots:
-                    outcome = await self._try(candidate, work, order, left, enter, attempt)
+                    outcome = await self._try(candidate, health, work, order, left, enter, attempt)
             if outcome is None:
                 return failure or health.resting(self._clock())
             if not isinstance(outcome, EmbedrouteError):
@@ -163,10 +163,17 @@ class Desk:
             await anyio.sleep(wait)
 
     async def _try(
-        self, candidate: Candidate, work: Mapping[Key, Input], order: Order, left: int, enter: Enter, attempt: int
+        self,
+        candidate: Candidate,
+        health: Health,
+        work: Mapping[Key, Input],
+        order: Order,
+        left: int,
+        enter: Enter,
+        attempt: int,
     ) -> Landed | EmbedrouteError | None:
         """Make one attempt in its share of the time left; None where the endpoint rests, or no try is granted."""
-        now, health = self._clock(), self._healths.of(candidate)
+        now = self._clock()
         if order.deadline <= now:
             raise DeadlineExceeded("The deadline passed before an upstream answered.")
         waited = order.slots is not None
@@ -174,7 +181,8 @@ class Desk:
             return BatchTooLarge("A chunk of this size was refused while this one waited for its turn.")
         ticket = health.admit(now)
         if ticket and (attempt > 1 or enter(now)):
-            return await self._attempts.make(candidate, work, order, (order.deadline - now) / left, attempt, ticket)
+            share = (order.deadline - now) / left
+            return await self._attempts.make(candidate, health, work, order, share, attempt, ticket)
         health.released(ticket)
         order.journal.note("select", "skipped", endpoint=candidate.name, reason="it rests")
         return None

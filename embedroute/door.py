@@ -23,7 +23,7 @@ from embedroute.headers import hints_of
 from embedroute.inbound import Inbound
 from embedroute.settings import Auth, DialectName
 from embedroute.tasks import ClientGone
-from embedroute.wire.decode import Job, decode_in_steps, decode_request, is_small
+from embedroute.wire.decode import Job, decode_in_steps, decode_small, is_small
 from embedroute.wire.dialects import DIALECTS
 from embedroute.wire.responses import ENCODER
 from embedroute.wire.schema import openapi
@@ -107,7 +107,7 @@ class Door:
         account = partial(self.gateway.bodies.account, caller.name)
         body = await inbound.body(settings.max_body_bytes, settings.body_timeout, account)
         limits = self.gateway.limits
-        job = decode_request(body, limits) if is_small(body) else await turns.step_by_step(decode_in_steps(body, limits))
+        job = decode_small(body, limits) if is_small(body) else await turns.step_by_step(decode_in_steps(body, limits))
         _open_journal(inbound, job)
         query: bytes = inbound.scope.get("query_string") or b""
         if query and b"explain=1" in query.split(b"&"):

@@ -157,11 +157,6 @@ def largest_answer(batch: Batch, sent: int) -> int:
     return min(len(batch) * width * vectors.TEXT_OF_NUMBER + 64 * 1024 + 2 * sent, LARGEST_REPLY)
 
 
-def is_large(batch: Batch) -> bool:
-    """Whether checking the answer to ``batch`` would hold the event loop up."""
-    return len(batch) * (batch.width or 0) * 4 >= LARGE
-
-
 def checked(
     answer: Vectors, batch: Batch, *, due: int | None, matryoshka: bool = False, source: Source | None = None
 ) -> Vectors:

@@ -86,7 +86,9 @@ def read(batch: Batch, reply: UpstreamReply, fault: Callable[[UpstreamReply], Up
         answer, texts = read_apart(reply, LongAnswer, "embedding", _raw, len(batch))
     if answer.data is None or bytes(answer.error) not in EMPTY:
         raise _fault_in(answer.error, reply, fault)
-    refuse_more_rows(len(answer.data), len(batch))
+    count = len(batch)
+    if len(answer.data) > count:
+        refuse_more_rows(len(answer.data), count)
     indexes = [row.index for row in answer.data]
     if isinstance(answer, LongAnswer):
         array = array_of_texts(in_order(texts, indexes), batch.dtype, batch.width)

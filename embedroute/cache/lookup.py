@@ -44,6 +44,8 @@ def look_up(
 
     An entry is the caller's own if ``owner`` is among its marks; without ``owner`` all are.
     """
+    if not len(cache):
+        return NOTHING
     found = _exact(cache, work, owner)
     if _is_complete(found, cache, work, decision):
         return found

@@ -14,6 +14,7 @@ from embedroute.http import ExchangeLimits
 from embedroute.http.connection import Connection
 from embedroute.http.target import Origin
 from embedroute.upstream import Source
+from embedroute.wording import log_fields
 
 log = logging.getLogger("embedroute.http")
 
@@ -102,7 +103,7 @@ class Pool:
                 " and what came over reused ones has left the cache",
                 host,
                 limits.provider or "unknown",
-                extra={"host": host, "provider": limits.provider},
+                extra=log_fields({"host": host, "provider": limits.provider}),
             )
         for source in self._sources:
             source.caught = True

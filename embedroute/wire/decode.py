@@ -72,11 +72,20 @@ def decode_request(body: bytes, limits: Limits) -> Job:
     Raises:
         InvalidRequest: ``param`` names the field at fault.
     """
-    if not is_small(body):
-        return finished(decode_in_steps(body, limits))
+    return decode_small(body, limits) if is_small(body) else finished(decode_in_steps(body, limits))
+
+
+def decode_small(body: bytes, limits: Limits) -> Job:
+    """Read a body that is small, at once.
+
+    Raises:
+        InvalidRequest: ``param`` names the field at fault.
+    """
     request = _read(body, limits)
     strict.refuse_duplicate_keys(body, request, _texts(request))
-    return check_request(request, limits)
+    given, name = _given(request)
+    inputs, kind = narrow(given, limits, name)
+    return _job(request, inputs, kind)
 
 
 def is_small(body: bytes) -> bool:

@@ -43,9 +43,11 @@ def narrow(given: WireInput, limits: Limits, name: str = "input") -> tuple[Seque
     Raises:
         InvalidRequest: none or too many inputs, an empty one, two kinds, or an id that no vocabulary has.
     """
-    kind = _kind(given, limits, name)
     if isinstance(given, str):
-        return [given], kind
+        if not given:
+            _refuse_empty([given], name)
+        return [given], Kind.TEXT
+    kind = _kind(given, limits, name)
     if kind is Kind.TEXT:
         return cast("list[str]", given), kind
     return finished(_converted(given, kind, limits, name)), kind
