@@ -1,7 +1,7 @@
 """Text and bytes that must not show; plugin authors take :class:`Secret` from :mod:`embedroute.backend`."""
 
 import re
-from typing import Final, NoReturn, Self, cast
+from typing import Any, Final, NoReturn, Self, cast
 
 import msgspec
 
@@ -53,22 +53,24 @@ class Secret:
         raise TypeError("A Secret cannot be pickled. Read it from its source (env: or file:) in the other process.")
 
 
-class SecretBytes:
-    """The head of a request on its way to a socket: it may hold a key, so ``repr`` shows only its length."""
+def repr_as_in_rich(self: msgspec.Struct) -> str:
+    """Show the fields that ``__rich_repr__`` gives: a struct that hides some must hide them from rich and from ``repr``."""
+    return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
 
-    __slots__ = ("__content",)
 
-    def __init__(self, content: bytes) -> None:
-        """Hold ``content``."""
-        self.__content = content
+class SecretBytes(msgspec.Struct, frozen=True, gc=False):
+    """The head of a request on its way to a socket: it may hold a key, so ``repr`` shows only its length.
 
-    def reveal(self) -> bytes:
-        """Return the bytes; call this only in the expression that writes them."""
-        return self.__content
+    Read ``content`` only in the expression that writes it. A struct, because one is made for every request.
+    """
 
-    def __repr__(self) -> str:
+    content: bytes
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
         """Show the length alone."""
-        return f"SecretBytes({len(self.__content)} bytes)"
+        return [("bytes", len(self.content))]
+
+    __repr__ = repr_as_in_rich
 
 
 def revealed(value: str | Secret) -> str:
@@ -103,8 +105,3 @@ def behind(error: BaseException, outside: BaseException | None = None) -> list[B
         if isinstance(one, BaseExceptionGroup):
             left += cast("BaseExceptionGroup[BaseException]", one).exceptions
     return found
-
-
-def repr_as_in_rich(self: msgspec.Struct) -> str:
-    """Show the fields that ``__rich_repr__`` gives: a struct that hides some must hide them from rich and from ``repr``."""
-    return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"

@@ -1,5 +1,8 @@
 """What is shipped: a wheel with all of the package and nothing else, which works in an empty environment."""
 
+import re
+import subprocess
+import sys
 import tomllib
 import venv
 from email.parser import Parser
@@ -7,6 +10,8 @@ from zipfile import ZipFile
 
 import httpx2
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from embedroute.plugins import BUILT_IN, GROUP
 from tests.commands import SERVE, pip, run, serving
@@ -72,3 +77,96 @@ def test_the_wheel_works_in_an_empty_environment(wheel, tmp_path):
     assert [line.split()[0] for line in backends.splitlines()] == sorted(BUILT_IN)
     near, far = nearer_and_farther(answer.json())
     assert near > far
+
+
+def requirements():
+    """Every dependency of the package and of its extras, but the extras that name others of its own."""
+    lists = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
+    found = [Requirement(text) for texts in lists for text in texts]
+    return [it for it in found if it.name != PROJECT["name"]]
+
+
+REQUIREMENTS = requirements()
+ADVISORIES = tomllib.loads((ROOT / "scripts" / "advisories.toml").read_text(encoding="utf-8"))["advisory"]
+
+
+def lowest(requirement):
+    return next(it.version for it in requirement.specifier if it.operator in {">=", "=="})
+
+
+@pytest.mark.parametrize("requirement", REQUIREMENTS, ids=str)
+def test_every_dependency_has_a_lower_and_an_upper_bound(requirement):
+    assert {it.operator for it in requirement.specifier} == {">=", "<"}
+
+
+@pytest.mark.parametrize("requirement", REQUIREMENTS, ids=str)
+def test_no_lower_bound_lets_in_a_version_with_a_known_vulnerability(requirement):
+    affecting = [it for it in ADVISORIES if it["package"] == requirement.name]
+
+    assert [] == [it["ids"] for it in affecting if SpecifierSet(it["affected"]).contains(lowest(requirement))]
+
+
+def test_every_advisory_is_about_a_package_that_is_installed_and_names_its_source():
+    known = {it.name for it in REQUIREMENTS} | {"h11", "httpcore2"}  # what the others speak HTTP with
+
+    assert {it["package"] for it in ADVISORIES} <= known
+    assert [] == [it for it in ADVISORIES if not (it["ids"] and it["summary"] and it["source"].startswith("https://"))]
+
+
+def audit(*arguments):
+    command = [sys.executable, ROOT / "scripts" / "audit", *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own script
+    return ended.returncode, ended.stdout
+
+
+ADVISORY = """date = {date}
+[[advisory]]
+package = "{package}"
+affected = "{affected}"
+ids = ["CVE-2000-0001"]
+summary = "It is planted."
+source = "https://example.com"
+"""
+
+
+@pytest.mark.parametrize(
+    ("written", "status", "said"),
+    [
+        ({"affected": "<9999"}, 1, "CVE-2000-0001: It is planted."),
+        ({"affected": "<0.0.1"}, 0, "1 packages, 0 advisories apply; data of 2026-11-28"),
+        ({"package": "is-not-installed", "affected": "<9999"}, 0, "0 packages, 0 advisories apply"),
+        ({"affected": "<9999", "date": "2020-01-01"}, 1, "older than 90 days: look for new advisories"),
+        ({"affected": "no version"}, 2, "could not be made: InvalidSpecifier"),
+        ({"date": "[["}, 2, "could not be made: TOMLDecodeError"),
+    ],
+)
+def test_the_audit_says_what_applies_or_that_it_could_not_be_made(written, status, said, tmp_path):
+    fields = {"date": "2026-11-28", "package": "msgspec", "affected": "<0.0.1", **written}
+    (tmp_path / "advisories.toml").write_text(ADVISORY.format(**fields), encoding="utf-8")
+
+    assert audit(tmp_path / "advisories.toml")[0] == status
+    assert said in audit(tmp_path / "advisories.toml")[1]
+
+
+def test_an_audit_without_its_file_could_not_be_made(tmp_path):
+    status, said = audit(tmp_path / "nowhere.toml")
+
+    assert status == 2
+    assert "could not be made: FileNotFoundError" in said
+
+
+def test_no_known_vulnerability_applies_to_what_is_installed():
+    assert audit()[0] == 0, audit()[1]
+
+
+def test_ci_checks_vulnerabilities_and_runs_the_lowest_versions():
+    assert "scripts/audit" in (ROOT / "scripts" / "check").read_text(encoding="utf-8")
+    assert "scripts/test-lowest" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_every_test_that_the_security_page_names_exists():
+    """A promise whose test is gone is no promise."""
+    named = set(re.findall(r"`(tests/[\w/.]+\.py)`", (ROOT / "SECURITY.md").read_text(encoding="utf-8")))
+
+    assert [] == sorted(path for path in named if not (ROOT / path).is_file())
+    assert len(named) >= 10

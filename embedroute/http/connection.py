@@ -122,7 +122,7 @@ class Connection(asyncio.Protocol):
         self._source = source
         self._begin()
         waiter = self._waiter = self._loop.create_future()
-        self._transport.writelines((head.reveal(), content))
+        self._transport.writelines((head.content, content))
         return waiter
 
     def over(self) -> bool:
@@ -217,8 +217,6 @@ class Connection(asyncio.Protocol):
         """Judge the answer by its head."""
         if not self._complete:
             self._status = self._parser.get_status_code()
-            if self._status < 100:
-                raise not_http()
             if self._status >= 300:
                 self._largest = max(self._largest, LARGEST_ERROR)
             self._length = length_of(self._head, self._heard, self._largest)
@@ -251,9 +249,6 @@ class Connection(asyncio.Protocol):
         if overrun:
             self._surplus(self, self._limits)
             self.alive = False
-            if self._exchanges > 1:
-                self._fail(StaleError())
-                return
         self.idle_since = monotonic()  # uvloop's own clock stands still while it calls back
         reply = UpstreamReply(self._status, Headers(self._head), self._body.take(), self._source)
         if self._waiter is not None and not self._waiter.done():

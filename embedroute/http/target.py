@@ -87,7 +87,7 @@ def write_head(target: Target, headers: Mapping[str, str | Secret]) -> bytes:
         raise Unavailable("A header of this provider holds a character that HTTP has no room for.")
     if _has_line_break(lines.reveal(), len(given)):
         raise Unavailable("A header of this provider holds a line break.")
-    return begin.reveal() + lines.reveal().encode("latin-1")
+    return begin.content + lines.reveal().encode("latin-1")
 
 
 def _has_line_break(lines: str, count: int) -> bool:

@@ -209,6 +209,7 @@ REFUSED = {
     "a body of status 000": (ok(b"{", status=b"000 Odd") + ok(b"}"), Unavailable),
     "a body of status 199": (ok(b"{", status=b"199 Odd") + ok(b"}"), Unavailable),
     "a body of status 199 without a length": ([b"HTTP/1.1 199 Odd\r\n\r\n{}", None], Unavailable),
+    "a body of status 199 like an answer": (ok(ok(), status=b"199 Odd") + ok(b"{}"), Unavailable),
     "a body of status 103": (ok(b"{", status=b"103 Early Hints") + ok(b"}"), Unavailable),
     "a status of four digits": (ok(status=b"2000 OK"), Unavailable),
     "RTSP/1.0": (ok().replace(b"HTTP/1.1", b"RTSP/1.0"), Unavailable),
@@ -293,6 +294,12 @@ async def test_an_answer_is_no_larger_than_its_exchange_allows(framed):
         assert 100_000 == len((await engine.send(request(wire.url), 5.0, LARGEST)).content)
         with pytest.raises(BadAnswer, match="larger than 100000 bytes"):
             await engine.send(request(wire.url), 5.0, LARGEST)
+
+
+async def test_an_answer_that_announces_too_many_bytes_is_not_waited_for():
+    async with Wire([b"HTTP/1.1 200 OK\r\ncontent-length: 100001\r\n\r\n", 60.0]) as wire, Engine() as engine:
+        with pytest.raises(BadAnswer, match="larger than 100000 bytes"):
+            await engine.send(request(wire.url), 30.0, LARGEST)
 
 
 @pytest.mark.parametrize("framed", BODIES)
@@ -408,13 +415,14 @@ async def test_an_answer_on_a_used_connection_that_more_follows_is_not_trusted(e
 
 
 @pytest.mark.parametrize("body", [b"", b"right", b"a" * 600_000])
-async def test_a_first_answer_that_more_follows_is_itself_and_nothing_else(body):
+async def test_a_first_answer_that_more_follows_is_itself_and_nothing_else(body, caplog):
     async with Wire(ok(body) + ok(b"wrong")) as wire, Engine() as engine:
         for _ in range(3):
             assert body == (await engine.send(request(wire.url), 5.0)).content
         assert 0 == engine.held
 
     assert 3 == wire.connections
+    assert ["ERROR"] == [it.levelname for it in caplog.records if it.name == "embedroute.http"]
 
 
 both_loops = pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": uvloop}) for uvloop in (False, True)])
@@ -495,11 +503,11 @@ async def test_a_notice_that_an_idle_connection_closes_costs_only_that_connectio
 
 async def test_exchanges_under_way_on_reused_connections_are_repeated_once_their_host_is_caught():
     """A connection's first exchange is not in doubt, and is not repeated."""
-    answers = [[0.02, ok()], [0.02, ok()], [0.3, ok(b"doubtful")], [ok(b"sound"), 0.03, ok(b"surplus")], [0.1, ok(b"first")]]
+    answers = [[0.02, ok()], [0.02, ok()], [60.0, ok(b"doubtful")], [ok(b"sound"), 0.03, ok(b"surplus")], [0.1, ok(b"first")]]
     async with Wire(*answers, ok(b"again")) as wire, Engine() as engine:
         await asyncio.gather(*(engine.send(request(wire.url), 5.0) for _ in range(2)))
         await asyncio.sleep(0.07)
-        replies = await asyncio.gather(*(engine.send(request(wire.url), 5.0) for _ in range(3)))
+        replies = await asyncio.gather(*(engine.send(request(wire.url), 30.0) for _ in range(3)))
 
     assert [b"again", b"sound", b"first"] == [reply.content for reply in replies]
     assert [None, True, None] == [reply.source and reply.source.caught for reply in replies]
