@@ -66,6 +66,10 @@ ANYONE: Final = Caller(name="anyone")
 """The caller of an open gateway, and of the host application itself."""
 
 
+COMMON: Final = ("gateway", "")
+"""The cache scope of callers who share the entries of a gateway."""
+
+
 def cache_scope(caller: Caller, *, shared: bool) -> tuple[str, str]:
     """Say whose cache entries a caller uses: two callers share them only if their scopes are equal.
 
@@ -75,7 +79,7 @@ def cache_scope(caller: Caller, *, shared: bool) -> tuple[str, str]:
     if caller.namespace:
         return "namespace", caller.namespace
     if shared or caller is ANYONE:
-        return "gateway", ""
+        return COMMON
     return "caller", caller.name
 
 

@@ -1,6 +1,5 @@
 """Admits request bodies: bounds the bytes of those under way, in all and per caller."""
 
-from collections.abc import Callable
 from typing import Final, Self
 
 from embedroute.config import Config
@@ -14,10 +13,6 @@ MOST_ACCOUNTS: Final = 1024
 """Accounts that are kept; beyond that, those that hold nothing are dropped."""
 
 
-FindAccount = Callable[[], "Account"]
-"""Finds the account of a request's caller, at the moment that something is reserved in it."""
-
-
 class BodyBudget:
     """The bytes of request bodies under way in one gateway, in all and per caller.
 
@@ -27,8 +22,8 @@ class BodyBudget:
 
     def __init__(self, most: int, largest: int) -> None:
         """Allow ``most`` bytes in all, and each caller a quarter of that or one body of ``largest``."""
-        self.most = most
-        self.most_each = max(most // CALLERS, largest)
+        self._most = most
+        self._most_each = max(most // CALLERS, largest)
         self.total = 0
         self._accounts: dict[str, Account] = {}
 
@@ -37,52 +32,51 @@ class BodyBudget:
         """Take the bounds from the ``[gateway]`` table."""
         return cls(settings.max_body_bytes_in_flight, settings.max_body_bytes)
 
-    def account(self, caller: str) -> "Account":
-        """Find the account of a caller; one that holds nothing may be another the next time."""
-        return self._accounts.get(caller) or self._opened(caller)
+    # Loops in several threads may share one gateway. CPython switches threads only at calls and
+    # jumps, so the additions below lose nothing; a lock would double the cost of counting.
+
+    def reserve(self, caller: str, size: int) -> "Account":
+        """Add ``size`` bytes to the account of a caller, which is good until they are released.
+
+        Raises:
+            Overloaded: the caller, or all callers together, would have too many under way.
+        """
+        account = self._accounts.get(caller) or self._opened(caller)
+        account.held += size
+        self.total += size
+        if account.held > self._most_each or self.total > self._most:
+            raise self._refused(account, size)
+        return account
+
+    def release(self, account: "Account", size: int) -> None:
+        """Take ``size`` bytes away again."""
+        account.held -= size
+        self.total -= size
+
+    def _refused(self, account: "Account", size: int) -> Overloaded:
+        over = account.held > self._most_each
+        self.release(account, size)
+        if over:
+            return Overloaded(
+                f"More than {self._most_each} bytes of request bodies of this caller are under way; "
+                "wait for their answers, or send fewer requests at a time."
+            )
+        return Overloaded("Too many bytes of request bodies are under way; try again shortly.")
 
     def _opened(self, caller: str) -> "Account":
         if len(self._accounts) >= MOST_ACCOUNTS:
             self._accounts = {name: it for name, it in [*self._accounts.items()] if it.held}
-        return self._accounts.setdefault(caller, Account(self))
+        return self._accounts.setdefault(caller, Account())
 
 
 class Account:
     """The bytes of one caller's request bodies under way."""
 
-    # Loops in several threads may share one gateway. CPython switches threads only at calls and
-    # jumps, so the additions below lose nothing; a lock would double the cost of counting.
+    __slots__ = ("held",)
 
-    __slots__ = ("_budget", "held")
-
-    def __init__(self, budget: BodyBudget) -> None:
+    def __init__(self) -> None:
         """Hold nothing yet."""
-        self._budget = budget
         self.held = 0
-
-    def reserve(self, size: int) -> None:
-        """Add ``size`` bytes.
-
-        Raises:
-            Overloaded: the caller, or all callers together, would have too many under way.
-        """
-        budget = self._budget
-        self.held += size
-        budget.total += size
-        if self.held > budget.most_each or budget.total > budget.most:
-            over = self.held > budget.most_each
-            self.release(size)
-            raise Overloaded(
-                f"More than {budget.most_each} bytes of request bodies of this caller are under way; "
-                "wait for their answers, or send fewer requests at a time."
-                if over
-                else "Too many bytes of request bodies are under way; try again shortly."
-            )
-
-    def release(self, size: int) -> None:
-        """Take ``size`` bytes away again."""
-        self.held -= size
-        self._budget.total -= size
 
 
 def admission_mistakes(config: Config, unread: Unread) -> list[str]:

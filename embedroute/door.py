@@ -23,7 +23,7 @@ from embedroute.headers import hints_of
 from embedroute.inbound import Inbound
 from embedroute.settings import Auth, DialectName
 from embedroute.tasks import ClientGone
-from embedroute.wire.decode import Job, decode_in_steps, decode_small, is_small
+from embedroute.wire.decode import Job, decode_at_once, decode_in_steps, is_small
 from embedroute.wire.dialects import DIALECTS
 from embedroute.wire.responses import ENCODER
 from embedroute.wire.schema import openapi
@@ -72,7 +72,8 @@ class Door:
                 raise
             await self._own_up(inbound, error)
         finally:
-            inbound.release()
+            if inbound.account is not None:
+                self.gateway.bodies.release(inbound.account, inbound.reserved)
 
     def _answering(self, path: str, inbound: Inbound) -> Awaitable[None]:
         method: str = inbound.scope["method"]
@@ -104,10 +105,10 @@ class Door:
     async def _embed(self, inbound: Inbound) -> None:
         caller, settings, journal = await self._authorise(inbound), self.gateway.settings, inbound.journal
         inbound.refuse_other_types()
-        account = partial(self.gateway.bodies.account, caller.name)
-        body = await inbound.body(settings.max_body_bytes, settings.body_timeout, account)
+        most, bodies = settings.max_body_bytes, self.gateway.bodies
+        body = await inbound.body(most, settings.body_timeout, bodies, caller.name)
         limits = self.gateway.limits
-        job = decode_small(body, limits) if is_small(body) else await turns.step_by_step(decode_in_steps(body, limits))
+        job = decode_at_once(body, limits) if is_small(body) else await turns.step_by_step(decode_in_steps(body, limits))
         _open_journal(inbound, job)
         query: bytes = inbound.scope.get("query_string") or b""
         if query and b"explain=1" in query.split(b"&"):

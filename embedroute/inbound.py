@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from embedroute import tasks
-from embedroute.admission import Account, FindAccount
+from embedroute.admission import Account, BodyBudget
 from embedroute.cache import FULL_USE, CacheUse
 from embedroute.errors import BodyTimeout, BodyTooLarge, UnsupportedContentType
 from embedroute.headers import Header, headers_of
@@ -33,19 +33,22 @@ LINGER: Final = 1.0
 
 
 class Inbound:
-    """A request on its way in and its answer on the way out; ``receive`` and ``send`` are the server's."""
+    """A request on its way in and its answer on the way out; ``receive`` and ``send`` are the server's.
+
+    ``reserved`` bytes of its body are counted in the caller's ``account`` until the door releases them.
+    """
 
     __slots__ = (
-        "_account",
         "_held",
         "_once",
-        "_reserved",
         "_settled",
+        "account",
         "began",
         "begun",
         "headers",
         "journal",
         "receive",
+        "reserved",
         "scope",
         "send",
     )
@@ -66,8 +69,8 @@ class Inbound:
         self.began = time.perf_counter()
         self.begun = False
         self._settled = False
-        self._account: Account | None = None
-        self._reserved = 0
+        self.account: Account | None = None
+        self.reserved = 0
         given = self.values(b"x-request-id")
         known = len(given) == 1 and _REQUEST_ID.fullmatch(given[0])
         self.journal = Journal(given[0].decode() if known else new_request_id())
@@ -101,27 +104,27 @@ class Inbound:
         asked = {word.strip().lower() for value in given for word in value.split(b",")}
         return CacheUse(read=b"no-cache" not in asked, store=b"no-store" not in asked)
 
-    async def body(self, most: int, timeout: float, account: FindAccount) -> bytes:
-        """Read the whole body, within ``most`` bytes and ``timeout`` seconds.
-
-        Its bytes are reserved first, by their declared length or else piece by piece, in the
-        ``account`` of the caller; ``release`` gives them back.
+    async def body(self, most: int, timeout: float, bodies: BodyBudget, caller: str) -> bytes:
+        """Read and count a whole body, within ``most`` bytes and ``timeout`` seconds.
 
         Raises:
-            BodyTooLarge: by its declared length before a byte is read, or while reading.
+            BodyTooLarge: by its declared length, or while reading.
             Overloaded: too many bytes of bodies are under way.
             BodyTimeout: it was not whole in time.
             ClientGone: the client left.
         """
-        declared = self.values(b"content-length")
-        if any(length.isdigit() and int(length[:19]) > most for length in declared):
+        declared = 0
+        for length in self.values(b"content-length"):
+            if length.isdigit() and (told := int(length[:19])) > declared:
+                declared = told
+        if declared > most:
             self._settled = True
             raise _too_large(most)
-        if len(declared) == 1 and declared[0].isdigit():
-            self._reserve(int(declared[0][:19]), account)
+        if declared:
+            self.account, self.reserved = bodies.reserve(caller, declared), declared
         try:
             with tasks.within(timeout):
-                return await self._read(most, account)
+                return await self._read(most, bodies, caller)
         except TimeoutError:
             raise BodyTimeout(f"The body was not whole within {timeout:g} s.") from None
         except OSError:  # so may a server say that the client is gone (ASGI 2.4)
@@ -131,7 +134,7 @@ class Inbound:
                 raise
             raise BodyTooLarge(f"{error.detail}; send fewer inputs at a time.") from None
 
-    async def _read(self, most: int, account: FindAccount | None = None) -> bytes:
+    async def _read(self, most: int, bodies: BodyBudget | None = None, caller: str = "") -> bytes:
         read = bytearray()
         while True:
             message = await self.receive()
@@ -141,8 +144,9 @@ class Inbound:
             size = len(read) + len(piece)
             if size > most:
                 raise _too_large(most)
-            if size > self._reserved and account is not None:
-                self._reserve(size, account)
+            if size > self.reserved and bodies is not None:
+                self.account = bodies.reserve(caller, size - self.reserved)
+                self.reserved = size
             if not message.get("more_body", False):
                 self._settled = True
                 if not read:
@@ -150,18 +154,6 @@ class Inbound:
                 read += piece
                 return bytes(read)
             read += piece
-
-    def _reserve(self, size: int, account: FindAccount) -> None:
-        if self._account is None or not self._reserved:
-            self._account = account()
-        self._account.reserve(size - self._reserved)
-        self._reserved = size
-
-    def release(self) -> None:
-        """Give back what was reserved for the body; the exchange is over."""
-        if self._account is not None:
-            self._account.release(self._reserved)
-            self._reserved = 0
 
     async def gone(self) -> None:
         """Return when the client leaves; the body has been read."""

@@ -4,8 +4,10 @@ An input is a text (``str``), a list of token ids (``tuple[int, ...]``) or a lis
 (``tuple[TextPart | ImagePart, ...]``). One input becomes one vector.
 """
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from enum import StrEnum
+from itertools import chain
 from typing import TypeGuard, cast
 
 import msgspec
@@ -19,19 +21,19 @@ class Kind(StrEnum):
     PARTS = "parts"
 
 
-class TextPart(msgspec.Struct, frozen=True, tag="text", tag_field="type", forbid_unknown_fields=True):
+class TextPart(msgspec.Struct, frozen=True, tag="text", tag_field="type", forbid_unknown_fields=True, gc=False):
     """A text inside a multimodal input."""
 
     text: str
 
 
-class ImageURL(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ImageURL(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """Where an image is: a ``data:`` URL, or an ``https:`` one that the upstream fetches."""
 
     url: str
 
 
-class ImagePart(msgspec.Struct, frozen=True, tag="image_url", tag_field="type", forbid_unknown_fields=True):
+class ImagePart(msgspec.Struct, frozen=True, tag="image_url", tag_field="type", forbid_unknown_fields=True, gc=False):
     """An image inside a multimodal input."""
 
     image_url: ImageURL
@@ -82,12 +84,13 @@ def modalities_of(items: Sequence[Input]) -> frozenset[str]:
     """Name the modalities that a request's inputs hold: ``text``, ``image``."""
     if kind_of(items[0]) is not Kind.PARTS:
         return frozenset({"text"})
-    return frozenset("image" if isinstance(part, ImagePart) else "text" for item in items for part in item)
+    kinds = set(map(type, chain.from_iterable(items)))
+    return frozenset("image" if kind is ImagePart else "text" for kind in kinds)
 
 
 def images_in(items: Collection[Input]) -> int:
     """Count the images of a request's inputs, which are what a price by the image is for."""
-    if all_text(items):
+    first = next(iter(items), "")
+    if kind_of(first) is not Kind.PARTS:
         return 0
-    parts = [cast("tuple[Part, ...]", item) for item in items if not isinstance(item, str) and not isinstance(item[0], int)]
-    return sum(isinstance(part, ImagePart) for item in parts for part in item)
+    return Counter(map(type, chain.from_iterable(items)))[ImagePart]

@@ -22,7 +22,6 @@ CASES = json.loads((Path(__file__).parent / "data" / "bad_inputs.json").read_tex
 
 SEMANTICS_WINS = {
     "provider/max_price_null_value": (200, "null means absent at every level (SEMANTICS §1)"),
-    "input/sum_tokens_over_300k": (200, "what is too much for one call is split (SEMANTICS §7)"),
 }
 """Case → the status that SEMANTICS gives it, and why."""
 

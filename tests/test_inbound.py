@@ -328,6 +328,13 @@ async def test_a_declared_length_is_believed_only_when_it_is_too_long(length, st
     assert (status, answer.taken == 0) == (answer.status, status == 413)
 
 
+@pytest.mark.parametrize("lengths", [("25", "4097"), ("4097", "25"), ("x", "4097")])
+async def test_of_several_declared_lengths_the_longest_counts(lengths):
+    answer = await post(app(), BEARER, JSON, *(("Content-Length", told) for told in lengths))
+
+    assert (413, 0) == (answer.status, answer.taken)
+
+
 @pytest.mark.parametrize(
     ("pieces", "status"),
     [
@@ -473,7 +480,7 @@ async def test_a_body_without_a_length_is_counted_as_it_comes():
     chunked, beside = Request(JSON, BEARER), Request(JSON, BEARER)
     async with reading(door, chunked):
         for at in range(MOST_ACCOUNTS + 1):
-            served.bodies.account(f"caller {at}")  # so that accounts that hold nothing are dropped
+            served.bodies.reserve(f"caller {at}", 0)  # so that accounts that hold nothing are dropped
         chunked.give(b" " * 1000, more=True)
         await anyio.wait_all_tasks_blocked()
         assert served.bodies.total == 1000
@@ -580,7 +587,7 @@ async def test_what_a_body_reserved_is_given_back_once_whatever_becomes_of_it(ac
     served = bounded(**made)
     door, request = embeddings_app(served), Request(JSON, BEARER, *length)
     act(request)
-    served.bodies.account("two").reserve(700)
+    served.bodies.reserve("two", 700)
 
     with anyio.fail_after(60):
         await request.run(door)
@@ -605,9 +612,7 @@ def test_threads_that_share_a_gateway_lose_no_byte():
 
     def work():
         for _ in range(20_000):
-            account = budget.account("a")
-            account.reserve(3)
-            account.release(3)
+            budget.release(budget.reserve("a", 3), 3)
 
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
@@ -620,20 +625,20 @@ def test_threads_that_share_a_gateway_lose_no_byte():
     finally:
         sys.setswitchinterval(interval)
 
-    assert (0, 0) == (budget.total, budget.account("a").held)
+    assert (0, 0) == (budget.total, budget.reserve("a", 0).held)
 
 
 def test_accounts_of_callers_who_hold_nothing_are_dropped():
     """However many callers a host names; whoever holds something is still counted."""
     budget = BodyBudget(1 << 30, 1)
-    budget.account("holds").reserve(1 << 28)
+    budget.reserve("holds", 1 << 28)
 
     for at in range(3 * MOST_ACCOUNTS):
-        budget.account(f"caller {at}")
+        budget.reserve(f"caller {at}", 0)
 
     assert len(budget._accounts) <= MOST_ACCOUNTS
     with pytest.raises(Overloaded):
-        budget.account("holds").reserve(1)
+        budget.reserve("holds", 1)
 
 
 class Stuck(Backend, frozen=True):

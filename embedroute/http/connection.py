@@ -248,7 +248,6 @@ class Connection(asyncio.Protocol):
         """Hand the answer over."""
         if overrun:
             self._surplus(self, self._limits)
-            self.alive = False
         self.idle_since = monotonic()  # uvloop's own clock stands still while it calls back
         reply = UpstreamReply(self._status, Headers(self._head), self._body.take(), self._source)
         if self._waiter is not None and not self._waiter.done():

@@ -96,7 +96,7 @@ def _has_line_break(lines: str, count: int) -> bool:
 
 def closing(head: SecretBytes) -> SecretBytes:
     """Ask, in a whole head, that the connection is closed after the response."""
-    return SecretBytes(head.reveal()[:-2] + b"connection: close\r\n\r\n")
+    return SecretBytes(head.content[:-2] + b"connection: close\r\n\r\n")
 
 
 def _plain(host: str) -> bool:

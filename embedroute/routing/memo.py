@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from embedroute.access import Caller, cache_scope
+from embedroute.access import COMMON, Caller, cache_scope
 from embedroute.errors import Refusal
 from embedroute.inputs import Kind
 from embedroute.journal import Journal
@@ -65,7 +65,9 @@ class Decisions:
         Raises:
             Refusal: no endpoint may serve the request, and why.
         """
-        plain, scope = self._plain(route, job), cache_scope(caller, shared=self._shared_cache)
+        plain, scope = self._plain(route, job), COMMON
+        if caller.namespace or not self._shared_cache:
+            scope = cache_scope(caller, shared=self._shared_cache)
         known = self._made.get(_question(route, job, caller, scope)) if plain else None
         if known is not None:
             return known if len(known.selection.candidates) == 1 else self._reordered(known, route, job)

@@ -158,7 +158,7 @@ def _filter_by_input(sieve: Sieve, model: Model, job: Job) -> None:
     # A model that lists no modalities is a text model, as it is to whoever asks for the list of models.
     sieve.keep("input", lambda _: needs <= set(model.modalities or ("text",)), "the model has no such modality", refusal)
     sieve.keep("input", lambda it: _takes(it.accepts, job.kind, needs), f"does not take {said}", refusal)
-    if job.kind is Kind.PARTS and any(map(_is_remote, (part for item in job.inputs for part in item))):
+    if "image" in needs and any(map(_is_remote, (part for item in job.inputs for part in item))):
         sieve.keep("input", lambda it: it.accepts.fetches, "does not fetch https images", refusal)
     if job.kind is Kind.TOKENS and model.max_input_tokens is not None:
         _refuse_overlong(job.inputs, model.max_input_tokens)

@@ -37,7 +37,7 @@ SMALL: Final = 1 << 14
 MEDIUM: Final = 1 << 20
 """Bytes of a body that is read at once if it holds no numbers as inputs, ``FEW_QUOTES`` and ``FEW_VALUES``."""
 FEW_QUOTES: Final = 8192
-FEW_VALUES: Final = 20_000
+FEW_VALUES: Final = 30_000
 
 _NUMBERS = re.compile(rb"\[[ \t\r\n]*[-0-9\[]")
 _POSITION = re.compile(r" \(byte \d+\)")
@@ -72,11 +72,11 @@ def decode_request(body: bytes, limits: Limits) -> Job:
     Raises:
         InvalidRequest: ``param`` names the field at fault.
     """
-    return decode_small(body, limits) if is_small(body) else finished(decode_in_steps(body, limits))
+    return decode_at_once(body, limits) if is_small(body) else finished(decode_in_steps(body, limits))
 
 
-def decode_small(body: bytes, limits: Limits) -> Job:
-    """Read a body that is small, at once.
+def decode_at_once(body: bytes, limits: Limits) -> Job:
+    """Read a body that ``is_small``.
 
     Raises:
         InvalidRequest: ``param`` names the field at fault.
@@ -93,11 +93,8 @@ def is_small(body: bytes) -> bool:
 
     Strings are quick to read, so a larger body counts as small if it holds few of them and few other values.
     """
-    size = len(body)
-    if size <= SMALL:
-        return True
-    return (
-        size <= MEDIUM
+    return len(body) <= SMALL or (
+        len(body) <= MEDIUM
         and body.count(b'"') <= FEW_QUOTES
         and body.count(b",") + body.count(b"[") + body.count(b"{") <= FEW_VALUES
         and not _NUMBERS.search(body)
@@ -105,7 +102,7 @@ def is_small(body: bytes) -> bool:
 
 
 def decode_in_steps(body: bytes, limits: Limits) -> Generator[None, None, Job]:
-    """Read a body as ``decode_request`` does, in steps of some milliseconds however large it is.
+    """Read any body in steps of some milliseconds each.
 
     Raises:
         InvalidRequest: ``param`` names the field at fault.

@@ -473,7 +473,8 @@ async def test_uses_the_connection_that_was_silent_for_longest():
 async def test_closes_idle_connections_and_stops_keeping_them_once_a_surplus_byte_came(surplus, caplog):
     """And logs that as an error, once, with host and provider."""
     limits = ExchangeLimits(provider="acme")
-    async with Wire([0.01, ok()], [0.01, ok()], [ok(), 0.03, surplus], ok()) as wire, Engine() as engine:
+    answers = [[0.01, ok()], [0.01, ok()], [ok(), 0.03, surplus], ok()]
+    async with Wire(*answers) as wire, Engine(kept_for=3600.0) as engine:
         await asyncio.gather(*(engine.send(request(wire.url), 5.0, limits) for _ in range(3)))
         assert 3 == engine.idle
         await until_on_loop(lambda: not engine.held)

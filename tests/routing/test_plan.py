@@ -14,14 +14,17 @@ from embedroute.models import Model
 from embedroute.routing.parameters import Parameters
 from embedroute.routing.plan import (
     ENVELOPE,
+    PIECE,
     Embedded,
     assemble,
     cut,
     halves,
     land,
     make_plan,
+    make_plan_in_steps,
     prefix,
     rekeyed,
+    rekeyed_in_steps,
     share_out,
     shared_key,
     split,
@@ -29,6 +32,7 @@ from embedroute.routing.plan import (
 )
 from embedroute.routing.routes import Route
 from embedroute.testing import expected_vector
+from embedroute.turns import finished
 from embedroute.upstream import UpstreamRequest
 from embedroute.wire.preferences import Preferences
 from tests.routing.making import candidate, wishes
@@ -314,3 +318,20 @@ def test_whole_vectors_are_cut_under_the_keys_that_asked():
     assert (7, True) == (found[plan.keys[1]].tokens, found[plan.keys[1]].estimated)
     assert np.allclose(found[plan.keys[1]].vector, [0.6, 0, 0, 0.8])
     assert set(wider.values()) == set(make_plan(["a", "b", "c"], whole).keys)
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        ["a", "é" * (PIECE + 1), "a", "\U0001f600" * (2 * PIECE)],
+        [(1, 2), (1, 2, 3), (2**31 - 1,)],
+        [(TextPart("a" * (PIECE + 1)), ImagePart(ImageURL("data:" + "b" * PIECE))), (TextPart("a"),)],
+    ],
+)
+def test_a_plan_made_in_steps_has_the_same_keys(inputs):
+    """A large request finds what a small one has left in the cache."""
+    plan = make_plan(inputs, b"shared")
+
+    assert plan == finished(make_plan_in_steps(inputs, b"shared"))
+    assert rekeyed(plan.work, b"other") == finished(rekeyed_in_steps(plan.work, b"other"))
+    assert plan.keys != make_plan(inputs, b"other").keys

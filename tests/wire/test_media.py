@@ -5,7 +5,7 @@ import base64
 import pytest
 
 from embedroute.errors import InvalidRequest
-from embedroute.wire.media import LARGEST_IMAGE, check_media
+from embedroute.wire.media import LARGEST_IMAGE, PIECE, check_media
 
 DOMAINS = frozenset({"img.example", "kite.example", "a.b-c.example"})
 START = {
@@ -119,3 +119,13 @@ def test_everything_else_is_refused_with_the_reason(url, message):
 def test_no_host_is_listed_unless_config_does():
     with pytest.raises(InvalidRequest):
         check_media("https://img.example/", frozenset(), "input")
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, PIECE // 4 * 3 - 1, PIECE // 4 * 3, PIECE // 4 * 3 + 1])
+def test_padding_ends_an_image_wherever_its_pieces_do(count):
+    image = START["image/gif"].ljust(count, b"\0") if count > 6 else START["image/gif"]
+    url = data_url("image/gif", image)
+    check_media(url, DOMAINS, "input")
+
+    if url.endswith("="):
+        assert "is not strict base64." == fault(url + "AAAA")

@@ -220,6 +220,17 @@ def test_an_ignored_field_may_hold_only_so_many_values():
     assert "odd" == refusal(body_of(input="a", odd=held * 2), LENIENT).param
 
 
+@pytest.mark.parametrize(
+    "value", [b'"%b\xff"' % (b"a" * 600), b'"\xff"', b'"%b\\ud800"' % (b"a" * 600), b"[1,01]", b'{"a":1,"a":1}']
+)
+def test_an_ignored_field_must_be_valid_all_the_same(value):
+    assert 400 == refusal(b'{"model":"m","input":"a","x":%b}' % value, LENIENT).status
+
+
+def test_the_name_of_an_ignored_field_must_be_utf8_too():
+    assert 400 == refusal(b'{"model":"m","input":"a","\xff":1}', LENIENT).status
+
+
 @pytest.mark.parametrize("limits", [PLAIN, Limits(max_token_ids=10, max_inputs=3)])
 def test_token_ids_are_counted_over_all_inputs(limits):
     most = limits.max_token_ids
@@ -240,7 +251,7 @@ def test_token_ids_are_counted_over_all_inputs(limits):
         (body_of(input=[1] * SMALL), False),
         (body_of(input=[[1] * SMALL]), False),
         (body_of(input=["a"] * SMALL), False),
-        (body_of(input="a," * 30_000), False),
+        (body_of(input="a," * 40_000), False),
     ],
 )
 def test_a_large_body_of_few_texts_is_read_at_once(body, small):
