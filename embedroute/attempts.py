@@ -11,7 +11,7 @@ from embedroute.batching import Merger
 from embedroute.errors import BatchTooLarge, EmbedrouteError, TimedOut
 from embedroute.exchange import Tools, checked, exchange
 from embedroute.http import Engine
-from embedroute.inputs import Input
+from embedroute.inputs import Input, letters_in
 from embedroute.journal import Journal
 from embedroute.local import LocalModels
 from embedroute.orders import Landed, Order, for_client, landed_of, make_batch, outcome_of, tokens_of
@@ -27,6 +27,8 @@ from embedroute.wording import log_fields
 
 log = logging.getLogger("embedroute.calls")
 
+LONG: Final = 1 << 19
+"""Characters of a call's inputs from which on writing its body would hold the event loop up."""
 HAIR: Final = 0.005
 """Seconds by which what bounds a request may end it before it bounds an attempt."""
 
@@ -59,7 +61,7 @@ class Attempts:
         began, journal = self._clock(), order.journal
         journal.attempts, batch = journal.attempts + 1, make_batch(candidate, work, order)
         try:
-            if candidate.micro_batch_ms is None or journal.keeps:
+            if candidate.micro_batch_ms is None or journal.keeps or order.large:
                 answer, made = await self._exchange(candidate, health, order, ticket, batch, timeout), True
             else:
                 answer, made = await self._merged(
@@ -98,10 +100,11 @@ class Attempts:
         self, candidate: Candidate, health: Health, order: Order, ticket: int, batch: Batch, timeout: float
     ) -> Vectors:
         journal, due, began, count = order.journal, order.parameters.width, self._clock(), len(batch)
+        large = order.large and letters_in(batch.inputs) >= LONG
         keep = partial(capture, journal, candidate.provider, candidate.backend) if journal.keeps else None
         try:
             answer, source = await exchange(
-                candidate.backend, batch, self._tools, timeout, keep, candidate.rest, candidate.provider
+                candidate.backend, batch, self._tools, timeout, keep, candidate.rest, candidate.provider, large=large
             )
         except EmbedrouteError as error:
             if isinstance(error, BatchTooLarge) and error.measure is not None and count > 1:

@@ -7,8 +7,9 @@ import anyio
 import msgspec
 from anyio import CapacityLimiter
 
-from embedroute import tasks
+from embedroute import tasks, turns
 from embedroute.attempts import Attempts
+from embedroute.backend import Accepts
 from embedroute.errors import BatchTooLarge, DeadlineExceeded, EmbedrouteError, InputRefused
 from embedroute.flights import Land
 from embedroute.inputs import Input
@@ -16,7 +17,7 @@ from embedroute.orders import Landed, Order
 from embedroute.routing.breaker import State
 from embedroute.routing.directory import Candidate
 from embedroute.routing.health import Health, Healths
-from embedroute.routing.plan import Key, halves, split, text_before
+from embedroute.routing.plan import Key, halves, split, split_in_steps, text_before
 from embedroute.routing.retry import RetryBudget, RetryPolicy, Then, judge, limited, wait_before, was_called, worst
 
 CHUNKS_AT_ONCE = 8
@@ -67,7 +68,8 @@ class Desk:
         """
         failures: Sequence[EmbedrouteError] = ()
         for candidate in candidates:
-            pieces, left = self._cut(candidate, order, work), len(candidates) - len(failures)
+            pieces = await self._cut_large(candidate, order, work) if order.large else self._cut(candidate, order, work)
+            left = len(candidates) - len(failures)
             failure = None if pieces else await self._at(candidate, work, order, land, left, enter or self._called)
             refusal = failure if isinstance(failure, BatchTooLarge) and len(work) > 1 else None
             if pieces or refusal:
@@ -84,16 +86,36 @@ class Desk:
         """Cut work into the chunks that an endpoint takes; nothing if it takes the whole."""
         if len(work) == 1:
             return ()
-        pieces = self._pieces(candidate, order, work)
+        return self._noted(candidate, order, self._pieces(candidate, order, work))
+
+    async def _cut_large(self, candidate: Candidate, order: Order, work: Mapping[Key, Input]) -> Pieces:
+        """Cut the work of a large request in steps that let the event loop go on."""
+        if len(work) == 1:
+            return ()
+        return self._noted(candidate, order, await self._pieces_in_steps(candidate, order, work))
+
+    def _noted(self, candidate: Candidate, order: Order, pieces: Pieces) -> Pieces:
         if len(pieces) == 1:
             return ()
         order.journal.note("split", "cut", endpoint=candidate.name, chunks=[len(piece) for piece in pieces])
         return pieces
 
     def _pieces(self, candidate: Candidate, order: Order, work: Mapping[Key, Input]) -> Pieces:
+        return split(work, *self._caps(candidate, order))
+
+    async def _pieces_in_steps(self, candidate: Candidate, order: Order, work: Mapping[Key, Input]) -> Pieces:
+        return await turns.step_by_step(split_in_steps(work, *self._caps(candidate, order)))
+
+    async def _exceeds(self, candidate: Candidate, order: Order, work: Mapping[Key, Input]) -> bool:
+        """Whether a chunk is too large for one call by now."""
+        if order.large:
+            return len(await self._pieces_in_steps(candidate, order, work)) > 1
+        return len(self._pieces(candidate, order, work)) > 1
+
+    def _caps(self, candidate: Candidate, order: Order) -> tuple[Accepts, str]:
+        """Tell what one call may hold now, and what stands before each text of it."""
         before = text_before(candidate, order.model, order.parameters.input_type)
-        accepts = self._healths.of(candidate).caps(candidate.accepts, self._clock())
-        return split(work, accepts, before)
+        return self._healths.of(candidate).caps(candidate.accepts, self._clock()), before
 
     async def _all(
         self,
@@ -177,7 +199,7 @@ class Desk:
         if order.deadline <= now:
             raise DeadlineExceeded("The deadline passed before an upstream answered.")
         waited = order.slots is not None
-        if waited and health.learned and len(self._pieces(candidate, order, work)) > 1:
+        if waited and health.learned and await self._exceeds(candidate, order, work):
             return BatchTooLarge("A chunk of this size was refused while this one waited for its turn.")
         ticket = health.admit(now)
         if ticket and (attempt > 1 or enter(now)):

@@ -26,7 +26,7 @@ from embedroute.faults import settled
 from embedroute.http import DEFAULT_LIMITS, LARGEST_REPLY, Engine, ExchangeLimits
 from embedroute.local import LocalModels
 from embedroute.turns import LARGE
-from embedroute.upstream import Source
+from embedroute.upstream import Source, write_in_pieces
 from embedroute.vectors import Array
 
 Keep = Callable[[UpstreamRequest, UpstreamReply | None], None]
@@ -56,17 +56,19 @@ async def exchange(
     keep: Keep | None = None,
     rest: float = DEFAULT_LIMITS.rest,
     provider: str = "",
+    *,
+    large: bool = False,
 ) -> Exchanged:
     """Have ``backend`` embed ``batch`` within ``timeout`` seconds; the numbers are still unchecked.
 
-    ``rest`` and ``provider`` are those of ``ExchangeLimits``.
+    ``rest`` and ``provider`` are those of ``ExchangeLimits``. The body of a ``large`` call is written in a worker thread.
 
     Raises:
         UpstreamError: whatever went wrong, mistakes of the backend's own code included.
     """
     try:
         if isinstance(backend, HTTPBackend):
-            request = _built(backend, batch)
+            request = await _built_in_thread(backend, batch) if large else _built(backend, batch)
             limits = ExchangeLimits(largest_answer(batch, len(request.content)), rest, provider)
             sent = tools.engine.send(request, timeout, limits)
             reply = await (sent if keep is None else _kept(request, sent, keep))
@@ -125,6 +127,10 @@ def _built(backend: HTTPBackend, batch: Batch) -> UpstreamRequest:
     except BaseException as error:
         clear_frames(error.__traceback__)  # a backend may hold its key in a variable
         raise
+
+
+async def _built_in_thread(backend: HTTPBackend, batch: Batch) -> UpstreamRequest:
+    return await turns.in_thread(partial(write_in_pieces, partial(_built, backend, batch)))
 
 
 def _read(backend: HTTPBackend, batch: Batch, reply: UpstreamReply) -> Vectors:

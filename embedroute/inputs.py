@@ -69,6 +69,14 @@ def sizes_of(items: Collection[Input]) -> list[int]:
     return [size_of(item) for item in items]
 
 
+def letters_in(items: Collection[Input]) -> int:
+    """Count the characters and token ids of a request's inputs, and the characters of URLs of images."""
+    if kind_of(next(iter(items), "")) is not Kind.PARTS:
+        return sum(map(len, items))
+    parts = chain.from_iterable(cast("Collection[tuple[Part, ...]]", items))
+    return sum([len(part.text if isinstance(part, TextPart) else part.image_url.url) for part in parts])
+
+
 def all_text(items: Collection[Input]) -> TypeGuard[Collection[str]]:
     """Whether a request's inputs, which are of one kind, are texts."""
     return isinstance(next(iter(items), None), str)

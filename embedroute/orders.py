@@ -41,6 +41,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True, eq=False, gc=False):
     """What all chunks of one request share: how to embed, in which vector space, by when, and what keeps the results.
 
     ``deadline`` is in seconds of the monotonic clock; ``slots`` bounds the calls under way at a time, once it is cut.
+    ``large`` says that work on all inputs at once would hold an event loop up.
     """
 
     model: Model
@@ -53,6 +54,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True, eq=False, gc=False):
     shared: bytes = b""
     store: Land | None = None
     slots: CapacityLimiter | None = None
+    large: bool = False
 
 
 def order_of(asked: Asked, route: Route, decision: Decision, store: Land) -> Order:
@@ -67,6 +69,7 @@ def order_of(asked: Asked, route: Route, decision: Decision, store: Land) -> Ord
         space=route.space,
         shared=decision.shared,
         store=store if asked.cached.store else None,
+        large=asked.job.large,
     )
 
 

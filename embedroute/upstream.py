@@ -4,16 +4,25 @@ Plugin authors take these from :mod:`embedroute.backend`.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from functools import lru_cache
-from typing import Any, Self, cast
+from io import BytesIO
+from typing import Any, Final, Self, TypeVar, cast
 
 import msgspec
 
 from embedroute.errors import BadAnswer
 from embedroute.secret import Secret, repr_as_in_rich, without_credentials
+from embedroute.turns import Turn
+
+T = TypeVar("T")
+
+PIECE: Final = 1 << 16
+"""Characters of a text that are written at a time in a large body; that takes up to 1 ms."""
 
 _ENCODER = msgspec.json.Encoder()
+_IN_PIECES: ContextVar[bool] = ContextVar("embedroute.in_pieces", default=False)
 
 
 class UpstreamRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -44,15 +53,89 @@ class UpstreamRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
             ValueError: a number in ``body`` is NaN or infinite, for which JSON has no word.
         """
         kept = {name: value for name, value in body.items() if value is not None}
-        content = _ENCODER.encode(kept)
+        content, null = _in_pieces(kept) if _IN_PIECES.get() else _at_once(kept)
         # The encoder writes such a number as null, so nearly no body has to be searched for one.
-        if b"null" in content and (lost := next(_wordless(msgspec.to_builtins(kept), "body"), None)):
+        if null and (lost := next(_wordless(msgspec.to_builtins(kept), "body"), None)):
             raise ValueError(f"{lost}, which JSON cannot say.")
         if bearer is not None and bearer.reveal():
             headers = {"content-type": "application/json", **headers, "authorization": Secret(f"Bearer {bearer.reveal()}")}
         elif "content-type" not in headers:
             headers = {"content-type": "application/json", **headers}
         return cls(url=url, content=content, headers=headers)
+
+
+def write_in_pieces(build: Callable[[], T]) -> T:
+    """Call ``build`` in a worker thread that lets the event loop go on between the pieces of a large body.
+
+    Encoding one text of 32 MiB takes up to 170 ms, in which no other thread can run.
+    """
+    token = _IN_PIECES.set(True)
+    try:
+        return build()
+    finally:
+        _IN_PIECES.reset(token)
+
+
+def _at_once(body: object) -> tuple[bytes, bool]:
+    content = _ENCODER.encode(body)
+    return content, b"null" in content
+
+
+def _in_pieces(body: object) -> tuple[bytes, bool]:
+    """Write a body, and tell whether anything but a text in it may be null."""
+    # A buffer that grows is not copied when it is given away: joining pieces would hold the loop up.
+    written, null, turn = BytesIO(), False, Turn()
+    for piece, is_text in _pieces(body):
+        written.write(piece)
+        null = null or (not is_text and b"null" in piece)
+        turn.rest()
+    return written.getvalue(), null
+
+
+def _pieces(value: object) -> Iterator[tuple[bytes, bool]]:
+    """Write a value as the encoder does, piece by piece; tell of each whether it is part of a text."""
+    kind = type(value)
+    if kind is str:
+        yield from ((piece, True) for piece in _pieces_of_text(cast("str", value)))
+    elif kind is dict and all(type(name) is str for name in cast("dict[object, object]", value)):
+        yield from _pieces_of_object(cast("dict[str, object]", value))
+    elif kind in (list, tuple) and not _holds_numbers(cast("Sequence[object]", value)):
+        yield from _pieces_of_array(cast("Sequence[object]", value))
+    elif isinstance(value, msgspec.Struct):
+        yield from _pieces(msgspec.to_builtins(value))
+    else:
+        yield _ENCODER.encode(value), False
+
+
+def _holds_numbers(values: Sequence[object]) -> bool:
+    return len(values) > 0 and isinstance(values[0], int | float)
+
+
+def _pieces_of_object(fields: Mapping[str, object]) -> Iterator[tuple[bytes, bool]]:
+    yield b"{", True
+    for position, (name, value) in enumerate(fields.items()):
+        yield b"%b%b:" % (b"," if position else b"", _ENCODER.encode(name)), True
+        yield from _pieces(value)
+    yield b"}", True
+
+
+def _pieces_of_array(values: Sequence[object]) -> Iterator[tuple[bytes, bool]]:
+    yield b"[", True
+    for position, value in enumerate(values):
+        if position:
+            yield b",", True
+        yield from _pieces(value)
+    yield b"]", True
+
+
+def _pieces_of_text(text: str) -> Iterator[bytes]:
+    if len(text) <= PIECE:
+        yield _ENCODER.encode(text)
+        return
+    yield b'"'
+    for start in range(0, len(text), PIECE):
+        yield _ENCODER.encode(text[start : start + PIECE])[1:-1]
+    yield b'"'
 
 
 def _wordless(value: object, place: str) -> Iterator[str]:

@@ -26,7 +26,7 @@ from embedroute.backend import (
 )
 from embedroute.errors import BadAnswer, RateLimited
 from embedroute.inputs import ImagePart, ImageURL, Kind, TextPart
-from embedroute.upstream import Headers
+from embedroute.upstream import PIECE, Headers, write_in_pieces
 
 HIDDEN = "sk-hidden-2f9c"
 SECRET = Secret(HIDDEN)
@@ -178,6 +178,8 @@ class Held(msgspec.Struct):
 def test_a_number_that_json_has_not_is_never_written_as_null(body, place):
     with pytest.raises(ValueError, match=place):
         UpstreamRequest.json("https://a.example", body)
+    with pytest.raises(ValueError, match=place):
+        write_in_pieces(lambda: UpstreamRequest.json("https://a.example", body))
 
 
 @pytest.mark.parametrize(
@@ -187,6 +189,30 @@ def test_every_other_body_is_written(body):
     sent = {name: value for name, value in body.items() if value is not None}
 
     assert sent == json.loads(UpstreamRequest.json("https://a.example", body).content)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"a": [], "b": {}, "c": (), "d": [[]], "e": None, "f": "", 'g"': [None, True, 1.5]},
+        {"input": "a\n\"é中\U0001f600\1" * PIECE},
+        {"input": ["a" * (PIECE + 1), "null", "b" * PIECE], "user": "u"},
+        {"input": [(1, 2), (3,)], "n": {1: "a"}},
+        {"input": [{"content": (TextPart("a" * 2 * PIECE), ImagePart(ImageURL("data:")))}], "held": [Held(1.0)]},
+        {"kind": [Kind.TEXT], "raw": msgspec.Raw(b"[1, 2]")},
+    ],
+    ids=["nothing", "small values", "escapes", "texts", "ids", "parts", "other types"],
+)
+def test_a_body_that_is_written_in_pieces_is_the_same(body):
+    whole = UpstreamRequest.json("https://a.example", body)
+
+    assert whole == write_in_pieces(lambda: UpstreamRequest.json("https://a.example", body))
+
+
+def test_a_body_that_is_written_in_pieces_holds_no_half_of_a_pair():
+    with pytest.raises(UnicodeEncodeError):
+        write_in_pieces(lambda: UpstreamRequest.json("https://a.example", {"a": "a" * PIECE + "\ud800"}))
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,9 @@ from embedroute.upstream import Headers, Source, UpstreamReply
 CLOSING_NOTICE: Final = (b"HTTP/1.1 408 ", b"HTTP/1.0 408 ")
 """How the notice begins with which HAProxy and others close an idle connection."""
 
+AT_ONCE: Final = 1 << 18
+"""Bytes of a body that are handed to the transport at a time: it copies what the socket does not take at once."""
+
 GAVE_UP: Final = frozenset({408, 504})
 """Statuses of a timeout, after which the real answer may still come."""
 
@@ -51,6 +54,7 @@ class Connection(asyncio.Protocol):
         "_complete",
         "_early",
         "_exchanges",
+        "_full",
         "_head",
         "_heard",
         "_largest",
@@ -64,9 +68,11 @@ class Connection(asyncio.Protocol):
         "_size",
         "_source",
         "_status",
+        "_stopped",
         "_surplus",
         "_tail",
         "_transport",
+        "_unsent",
         "_waiter",
         "alive",
         "idle_since",
@@ -82,6 +88,8 @@ class Connection(asyncio.Protocol):
         self._body = Body()
         self._waiter: asyncio.Future[UpstreamReply] | None = None
         self._exchanges = 0
+        self._unsent: bytes | memoryview = b""
+        self._stopped = self._full = False
         self.alive = False
         self.idle_since = 0.0
         self._begin()
@@ -122,8 +130,35 @@ class Connection(asyncio.Protocol):
         self._source = source
         self._begin()
         waiter = self._waiter = self._loop.create_future()
-        self._transport.writelines((head.content, content))
+        if len(content) <= AT_ONCE:
+            self._transport.writelines((head.content, content))
+        else:
+            self._transport.write(head.content)
+            self._unsent = memoryview(content)
+            self._send_on()
         return waiter
+
+    def _send_on(self) -> None:
+        """Hand the next piece of a large body over, unless the transport still holds much of the last ones."""
+        if not self.alive:
+            self._unsent = b""
+        elif self._full:
+            self._stopped = True
+        elif self._unsent:
+            piece, self._unsent = self._unsent[:AT_ONCE], self._unsent[AT_ONCE:]
+            self._transport.write(piece)
+            self._loop.call_soon(self._send_on)
+
+    def pause_writing(self) -> None:
+        """Hand nothing more to the transport."""
+        self._full = True
+
+    def resume_writing(self) -> None:
+        """Go on with a large body."""
+        self._full = False
+        if self._stopped:
+            self._stopped = False
+            self._send_on()
 
     def over(self) -> bool:
         """Nobody waits any more; tell whether the connection is good for another exchange."""
@@ -142,6 +177,7 @@ class Connection(asyncio.Protocol):
     def abort(self) -> None:
         """Give the connection up at once."""
         self.alive = False
+        self._unsent = b""
         self._body = Body()  # the parser and this hold each other until the collector comes: they alone may wait for it
         self._transport.abort()
 
@@ -241,7 +277,7 @@ class Connection(asyncio.Protocol):
             self._complete = True
             # An upstream that answers before it has read the request may still take the rest for another one, and a
             # proxy that gave up waiting may still pass the answer on.
-            done = self._status not in GAVE_UP and not self._transport.get_write_buffer_size()
+            done = self._status not in GAVE_UP and not (self._unsent or self._transport.get_write_buffer_size())
             self.alive = done and self._parser.should_keep_alive()
 
     def _end(self, *, overrun: bool) -> None:

@@ -4,7 +4,10 @@ import asyncio
 import base64
 import functools
 import gc
+import json
 import os
+import subprocess
+import sys
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -20,6 +23,7 @@ from embedroute.errors import InvalidRequest
 from embedroute.testing import ScriptedBackend
 from embedroute.wire.decode import MEDIUM, SMALL
 from tests.driver import call
+from tests.upstream import vectors_of
 
 SCALE = int(os.environ.get("EMBEDROUTE_ATTACK_SCALE", "1"))
 MIB = 1 << 20
@@ -316,15 +320,6 @@ def app_of(*, lenient=False):
     return embeddings_app(Gateway(config, environ={}))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _what_is_loaded_is_no_garbage():
-    """The collector would look through all of pytest in the middle of a measurement."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 class Steps:
     """Measures the CPU time between two rounds of the event loop: what others on it are held up for, whatever else runs."""
 
@@ -349,18 +344,27 @@ class Steps:
         self.longest = max(self.longest, time.process_time() - self._last)
 
 
-async def ask(app, content):
+async def ask(app, content, query=""):
     pieces = [content[at : at + MIB] for at in range(0, len(content), MIB)]
-    return await call(app, "POST", "/v1/embeddings", [("content-type", "application/json")], pieces)
+    return await call(app, "POST", f"/v1/embeddings{query}", [("content-type", "application/json")], pieces)
 
 
-async def longest_step(app, content):
+async def longest_step(app, content, query=""):
     """Measure one request; the connection pool and what else opens with the first one is there already."""
     await ask(app, request())
     gc.collect()
     with Steps() as steps:
-        answer = await ask(app, content)
+        answer = await ask(app, content, query)
     return steps.longest, answer
+
+
+def first_that_passes(app, content, query=""):
+    """Measure up to three times: whatever else the machine does only adds to a measurement."""
+    for _ in range(3):
+        longest, answer = asyncio.run(longest_step(app, content, query))
+        if longest <= LONGEST_STEP:
+            break
+    return longest, answer
 
 
 @pytest.mark.parametrize("size", [SMALL, MEDIUM], ids=["small", "medium"])
@@ -379,10 +383,7 @@ def test_no_body_that_is_read_at_once_holds_the_event_loop_up(body, size):
 @CASES
 def test_no_body_holds_the_event_loop_up(body, size):
     app, content = app_of(lenient=body.lenient), body.content(size)
-    for _ in range(3):  # the first measurement that passes counts: whatever else the process does only adds to one
-        longest, answer = asyncio.run(longest_step(app, content))
-        if longest <= LONGEST_STEP:
-            break
+    longest, answer = first_that_passes(app, content)
 
     assert longest <= LONGEST_STEP
     assert body.status == answer.status, answer.body[:300]
@@ -390,6 +391,43 @@ def test_no_body_holds_the_event_loop_up(body, size):
         assert len(answer.body) <= LARGEST_ERROR
         assert answer.error["message"]
         assert body.param is None or (answer.error["param"] or body.param).startswith(body.param)
+
+
+@pytest.fixture(scope="module")
+def upstream_url():
+    """An upstream in a process of its own, whose vectors depend on every byte of a text."""
+    command = [sys.executable, "-m", "tests.upstream"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603 - our own interpreter
+        yield process.stdout.readline().strip()
+        process.kill()
+
+
+def app_before(url, engine, **accepts):
+    config = Config(
+        gateway={"auth": "open", "engine": engine, "debug": True},
+        cache={"bytes": 0},
+        providers={"p": {"backend": "openai", "api_key": "sk-attack-0123456789", "base_url": url}},
+        models={"m": {"dimensions": 8, "endpoints": [{"provider": "p", "accepts": accepts}]}},
+    )
+    return embeddings_app(Gateway(config, environ={}))
+
+
+WRITTEN = ["text/line-breaks", "text/emoji", "text/quotes", "texts/legal-code", "texts/legal-cyrillic"]
+"""Texts that take long to write as JSON again."""
+
+
+@pytest.mark.parametrize("accepts", [{}, {"max_bytes": 8 * MIB}], ids=["no-cap", "cap-on-bytes"])
+@pytest.mark.parametrize("engine", ["fast", "httpx2"])
+@pytest.mark.parametrize("name", WRITTEN)
+def test_writing_the_upstreams_body_does_not_hold_the_event_loop_up(name, engine, accepts, upstream_url):
+    app, content = app_before(upstream_url, engine, **accepts), BODIES[name].content(LARGEST - MIB // 16)
+    longest, answer = first_that_passes(app, content)
+
+    assert answer.status == 200, answer.body[:300]
+    given = json.loads(content)["input"]
+    answered = np.array([row["embedding"] for row in answer.json["data"]], dtype="f4")
+    np.testing.assert_allclose(answered, vectors_of(given if isinstance(given, list) else [given]), atol=1e-6)
+    assert longest <= LONGEST_STEP
 
 
 SLOW_TO_TRACE = {"parts/legal-null-beside", "parts/a-key-twice", "ids/legal-floats"}
