@@ -112,7 +112,9 @@ class Door:
         _open_journal(inbound, job)
         query: bytes = inbound.scope.get("query_string") or b""
         if query and b"explain=1" in query.split(b"&"):
-            await inbound.answer(200, ENCODER.encode(explain(self.gateway, job, caller, inbound.cache_use())))
+            steps = explain(self.gateway, job, caller, inbound.cache_use())
+            forecast = await turns.step_by_step(steps) if job.large else turns.finished(steps)
+            await inbound.answer(200, ENCODER.encode(forecast))
             return
         work = self.gateway.embed(job, caller=caller, journal=journal, cached=inbound.cache_use())
         answer = await tasks.unless(inbound.gone, work)

@@ -4,11 +4,11 @@ Cache counts are of inputs; ``rests_for`` is the seconds for which an endpoint i
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 
 from embedroute.access import Caller, owner_of
 from embedroute.cache import CacheUse
-from embedroute.cache.lookup import NOTHING, look_up
+from embedroute.cache.lookup import NOTHING, look_up_in_steps
 from embedroute.errors import PermissionDenied
 from embedroute.gateway import Gateway
 from embedroute.inputs import Input, images_in, sizes_of
@@ -16,12 +16,12 @@ from embedroute.journal import Journal
 from embedroute.listing import plain
 from embedroute.routing.directory import Candidate
 from embedroute.routing.health import Health
-from embedroute.routing.plan import Key, make_plan, split, text_before
+from embedroute.routing.plan import Key, make_plan_in_steps, split_in_steps, text_before
 from embedroute.wire.decode import Job
 
 
-def explain(gateway: Gateway, job: Job, caller: Caller, cached: CacheUse) -> dict[str, object]:
-    """Forecast a request that uses the cache as ``cached`` says; nothing is sent upstream.
+def explain(gateway: Gateway, job: Job, caller: Caller, cached: CacheUse) -> Generator[None, None, dict[str, object]]:
+    """Forecast a request that uses the cache as ``cached`` says, in steps; nothing is sent upstream.
 
     Raises:
         PermissionDenied: this caller may not debug.
@@ -31,22 +31,26 @@ def explain(gateway: Gateway, job: Job, caller: Caller, cached: CacheUse) -> dic
     if not gateway.may_debug(caller):
         raise PermissionDenied("This key may not use 'explain'.", param="explain", code="debug_not_allowed")
     decision = gateway.decisions.decide(route, job, caller)
-    selection, plan = decision.selection, make_plan(job.inputs, decision.shared)
+    selection = decision.selection
+    plan = yield from make_plan_in_steps(job.inputs, decision.shared)
     owner = owner_of(caller)
-    held = (look_up(gateway.cache, plan.work, decision, owner) if cached.read else NOTHING).own()
+    found = (yield from look_up_in_steps(gateway.cache, plan.work, decision, owner)) if cached.read else NOTHING
+    held = found.own()
     work = {key: item for key, item in plan.work.items() if key not in held}
     hits = sum(key in held for key in plan.keys)
-    befores = [text_before(it, route.model, selection.parameters.input_type) for it in selection.candidates]
+    tokens = sum(sizes_of(work.values()))
+    order: list[dict[str, object]] = []
+    for candidate in selection.candidates:
+        yield
+        before = text_before(candidate, route.model, selection.parameters.input_type)
+        order.append((yield from _forecast(candidate, gateway.healths.of(candidate), work, before, time.monotonic())))
     return {
         "object": "plan",
         "model": route.public,
-        "order": [
-            _forecast(candidate, gateway.healths.of(candidate), work, before, time.monotonic())
-            for candidate, before in zip(selection.candidates, befores, strict=True)
-        ],
+        "order": order,
         "filtered": [{**_facts(it.candidate), "filter": it.filter, "reason": it.reason} for it in selection.dropped],
         "cache": {"hits": hits, "misses": len(plan.keys) - hits},
-        "inputs": {"count": len(plan.keys), "unique": len(plan.work), "estimated_tokens": sum(sizes_of(work.values()))},
+        "inputs": {"count": len(plan.keys), "unique": len(plan.work), "estimated_tokens": tokens},
     }
 
 
@@ -58,12 +62,15 @@ def _facts(candidate: Candidate) -> dict[str, object]:
     }
 
 
-def _forecast(candidate: Candidate, health: Health, work: Mapping[Key, Input], before: str, now: float) -> dict[str, object]:
-    chunks = split(work, health.caps(candidate.accepts, now), before)
+def _forecast(
+    candidate: Candidate, health: Health, work: Mapping[Key, Input], before: str, now: float
+) -> Generator[None, None, dict[str, object]]:
+    chunks = yield from split_in_steps(work, health.caps(candidate.accepts, now), before)
     bill = Journal("")
     for chunk in chunks:
         items = chunk.values()
         bill.served(candidate.provider, candidate.prices, sum(sizes_of(items)), {}, images=images_in(items))
+        yield
     return {
         **_facts(candidate),
         "chunks": [len(chunk) for chunk in chunks],

@@ -196,7 +196,7 @@ def test_every_other_body_is_written(body):
     [
         {},
         {"a": [], "b": {}, "c": (), "d": [[]], "e": None, "f": "", 'g"': [None, True, 1.5]},
-        {"input": "a\n\"é中\U0001f600\1" * PIECE},
+        {"input": 'a\n"é中\U0001f600\1' * PIECE},
         {"input": ["a" * (PIECE + 1), "null", "b" * PIECE], "user": "u"},
         {"input": [(1, 2), (3,)], "n": {1: "a"}},
         {"input": [{"content": (TextPart("a" * 2 * PIECE), ImagePart(ImageURL("data:")))}], "held": [Held(1.0)]},

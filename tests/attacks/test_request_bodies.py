@@ -351,7 +351,7 @@ async def ask(app, content, query=""):
 
 async def longest_step(app, content, query=""):
     """Measure one request; the connection pool and what else opens with the first one is there already."""
-    await ask(app, request())
+    await ask(app, request(), query)
     gc.collect()
     with Steps() as steps:
         answer = await ask(app, content, query)
@@ -427,6 +427,17 @@ def test_writing_the_upstreams_body_does_not_hold_the_event_loop_up(name, engine
     given = json.loads(content)["input"]
     answered = np.array([row["embedding"] for row in answer.json["data"]], dtype="f4")
     np.testing.assert_allclose(answered, vectors_of(given if isinstance(given, list) else [given]), atol=1e-6)
+    assert longest <= LONGEST_STEP
+
+
+@pytest.mark.parametrize("accepts", [{}, {"max_bytes": 8 * MIB, "max_tokens": MIB}], ids=["no-cap", "caps"])
+@pytest.mark.parametrize("name", WRITTEN)
+def test_explaining_a_large_request_does_not_hold_the_event_loop_up(name, accepts):
+    app, content = app_before("http://127.0.0.1:9", "fast", **accepts), BODIES[name].content(LARGEST - MIB // 16)
+    longest, answer = first_that_passes(app, content, "?explain=1")
+
+    assert answer.status == 200, answer.body[:300]
+    assert answer.json["object"] == "plan"
     assert longest <= LONGEST_STEP
 
 
