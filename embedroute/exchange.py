@@ -25,12 +25,13 @@ from embedroute.errors import BadAnswer, EmbedrouteError, TimedOut, Unavailable,
 from embedroute.faults import settled
 from embedroute.http import DEFAULT_LIMITS, LARGEST_REPLY, Engine, ExchangeLimits
 from embedroute.local import LocalModels
+from embedroute.redact import KEPT_AT_ONCE
 from embedroute.turns import LARGE
 from embedroute.upstream import Source, write_in_pieces
 from embedroute.vectors import Array
 
-Keep = Callable[[UpstreamRequest, UpstreamReply | None], None]
-"""What debug does with an exchange; the reply is None when there was none."""
+Keep = Callable[[UpstreamRequest | UpstreamReply], None]
+"""What debug does with a request before it is sent, and with the reply if there is one."""
 
 Exchanged = tuple[Vectors, Source | None]
 """Vectors, and where their response came from."""
@@ -70,8 +71,8 @@ async def exchange(
         if isinstance(backend, HTTPBackend):
             request = await _built_in_thread(backend, batch) if large else _built(backend, batch)
             limits = ExchangeLimits(largest_answer(batch, len(request.content)), rest, provider)
-            sent = tools.engine.send(request, timeout, limits)
-            reply = await (sent if keep is None else _kept(request, sent, keep))
+            send = tools.engine.send
+            reply = await (send if keep is None else partial(_kept, send, keep))(request, timeout, limits)
             if len(reply.content) < LARGE:
                 return _read(backend, batch, reply), reply.source
             return await turns.in_thread(partial(_read, backend, batch, reply)), reply.source
@@ -112,13 +113,25 @@ def _failed(backend: BackendBase, error: BaseException) -> EmbedrouteError:
     return kind(f"The backend {type(backend).__name__} failed ({type(error).__name__}).")
 
 
-async def _kept(request: UpstreamRequest, sent: Awaitable[UpstreamReply], keep: Keep) -> UpstreamReply:
-    reply = None
-    try:
-        reply = await sent
-        return reply
-    finally:
-        keep(request, reply)
+async def _kept(
+    send: Callable[[UpstreamRequest, float, ExchangeLimits], Awaitable[UpstreamReply]],
+    keep: Keep,
+    request: UpstreamRequest,
+    timeout: float,
+    limits: ExchangeLimits,
+) -> UpstreamReply:
+    # Kept before it is sent: an exchange that is cancelled leaves no time for a large body.
+    await _keep(keep, request)
+    reply = await send(request, timeout, limits)
+    await _keep(keep, reply)
+    return reply
+
+
+async def _keep(keep: Keep, message: UpstreamRequest | UpstreamReply) -> None:
+    if len(message.content) <= KEPT_AT_ONCE:
+        keep(message)
+    else:
+        await turns.in_thread(partial(keep, message))
 
 
 def _built(backend: HTTPBackend, batch: Batch) -> UpstreamRequest:

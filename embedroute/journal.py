@@ -22,7 +22,8 @@ class Journal(msgspec.Struct, eq=False):
     ``hits`` counts the inputs whose vectors the cache held because this caller had asked for them,
     ``shared_hits`` those among the ``misses`` that it held for others; only logs tell of these.
     ``events`` is None unless a trace was asked for, ``sent`` and ``got``
-    unless the upstream's bodies were; ``full`` says whether values and input text may stand in them.
+    unless the upstream's bodies were, of which ``sent_bytes`` and ``got_bytes`` are kept so far;
+    ``full`` says whether values and input text may stand in them.
     """
 
     request_id: str
@@ -40,6 +41,8 @@ class Journal(msgspec.Struct, eq=False):
     events: list[Event] | None = None
     sent: list[Event] | None = None
     got: list[Event] | None = None
+    sent_bytes: int = 0
+    got_bytes: int = 0
 
     def __repr__(self) -> str:
         """Name the request, and show nothing of what it asked and was told."""

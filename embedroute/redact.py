@@ -12,6 +12,7 @@ import msgspec
 from embedroute.backend import BackendBase, Secret, UpstreamReply, UpstreamRequest
 from embedroute.journal import Journal
 from embedroute.secret import behind
+from embedroute.turns import Turn
 from embedroute.wording import printable
 
 RUN = 8
@@ -23,12 +24,15 @@ MOST_READ = 20_000
 """Characters of an upstream's message that are looked at."""
 
 LONGEST_CAPTURE = 1_000_000
-"""Bytes of an upstream's body that debug shows."""
+"""Bytes of all the bodies sent upstream for a request that debug shows; and of all that came back."""
 
 PLAIN: Final = frozenset(
     {"model", "encoding_format", "dimensions", "object", "type", "code", "input_type", "outputDimensionality"}
 )
 """Fields whose text says nothing of the input, so that a summary may show it."""
+
+KEPT_AT_ONCE: Final = 1 << 14
+"""Bytes of a body up to which ``capture`` takes some milliseconds at most; a larger one is read in a worker thread."""
 
 Hide = Callable[[str], str]
 """Takes secrets out of a text."""
@@ -123,23 +127,41 @@ def _without(text: str, marks: Sequence[tuple[int, int]]) -> str:
     return "".join([*left, text[at:]])
 
 
-def capture(
-    journal: Journal, provider: str, backend: BackendBase, request: UpstreamRequest, reply: UpstreamReply | None
-) -> None:
-    """Keep one exchange for debug: headers from the struct's own marking of secrets, bodies scrubbed besides."""
+def capture(journal: Journal, provider: str, backend: BackendBase, message: UpstreamRequest | UpstreamReply) -> None:
+    """Keep a request or a reply for debug: headers from the struct's own marking of secrets, bodies scrubbed besides.
+
+    It may take a second for a large body, so that one needs a worker thread, which rests between two texts.
+    """
+    is_reply = isinstance(message, UpstreamReply)
+    kept = journal.got if is_reply else journal.sent
+    if kept is None:
+        return
+    content = message.content[: LONGEST_CAPTURE - (journal.got_bytes if is_reply else journal.sent_bytes)]
     hide = hiding(secrets_of(backend))
-    if journal.sent is not None:
-        headers = {name: MASK if isinstance(value, Secret) else value for name, value in request.headers.items()}
-        body = _body(request.content, hide, full=journal.full)
-        journal.sent.append({"provider": provider, "url": hide(request.url), "headers": headers, "body": body})
-    if journal.got is not None and reply is not None:
-        journal.got.append(
-            {"provider": provider, "status": reply.status, "body": _body(reply.content, hide, full=journal.full)}
-        )
+    if len(content) > KEPT_AT_ONCE:
+        hide = _resting(hide)
+    body = _body(content, hide, full=journal.full)
+    if isinstance(message, UpstreamReply):
+        journal.got_bytes += len(content)
+        kept.append({"provider": provider, "status": message.status, "body": body})
+        return
+    journal.sent_bytes += len(content)
+    headers = {name: MASK if isinstance(value, Secret) else value for name, value in message.headers.items()}
+    kept.append({"provider": provider, "url": hide(message.url), "headers": headers, "body": body})
+
+
+def _resting(hide: Hide) -> Hide:
+    turn = Turn()
+
+    def hidden(text: str) -> str:
+        turn.rest()
+        return hide(text)
+
+    return hidden
 
 
 def _body(content: bytes, hide: Hide, *, full: bool) -> object:
-    text = content[:LONGEST_CAPTURE].decode(errors="replace")
+    text = content.decode(errors="replace")
     try:
         body = msgspec.json.decode(text)
         return _mapped(body, hide) if full else _outline(body, "", hide)

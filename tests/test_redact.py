@@ -148,7 +148,7 @@ def test_a_key_of_digits_is_hidden_in_numbers_too(answer, full):
     journal = Journal("r")
     journal.open(trace=False, sent=False, got=True, full=full)
     reply = UpstreamReply(200, {}, answer.encode())
-    capture(journal, "p", OpenAI(api_key=Secret("1234567890123456")), UpstreamRequest.json("http://h", {}), reply)
+    capture(journal, "p", OpenAI(api_key=Secret("1234567890123456")), reply)
 
     seen = json.dumps(journal.shown())
     assert "12345678" not in seen
@@ -175,7 +175,7 @@ def test_credentials_in_an_address_are_secrets(user_info):
     request = UpstreamRequest(url=backend.base_url, content=b"{}", headers={})
     journal = Journal("req_1")
     journal.open(trace=False, sent=True, got=False, full=True)
-    capture(journal, "one", backend, request, None)
+    capture(journal, "one", backend, request)
     assert "https://[redacted]@host/v1" == journal.sent[0]["url"]
 
 
@@ -184,8 +184,22 @@ def shown(body, *, full, answer=b"{}"):
     journal = Journal("r")
     journal.open(trace=False, sent=True, got=True, full=full)
     request = UpstreamRequest.json("https://u:p4ssw0rd@host/v1", body, bearer=Secret(KEY), headers={"x-plain": "1"})
-    capture(journal, "p", OpenAI(api_key=Secret(KEY)), request, UpstreamReply(200, {}, answer))
+    backend = OpenAI(api_key=Secret(KEY))
+    capture(journal, "p", backend, request)
+    capture(journal, "p", backend, UpstreamReply(200, {}, answer))
     return journal.shown()
+
+
+def test_no_more_than_a_megabyte_of_all_bodies_of_a_request_is_shown():
+    journal = Journal("r")
+    journal.open(trace=False, sent=True, got=True, full=True)
+    request = UpstreamRequest(url="http://host", content=b'"%b"' % (b"a" * 600_000), headers={})
+    for message in [request] * 3 + [UpstreamReply(200, {}, b'"b"')]:
+        capture(journal, "p", OpenAI(api_key=Secret(KEY)), message)
+
+    # The quotes count too.
+    assert [600_000, 399_997, 0] == [len(sent["body"].strip('"')) if sent["body"] else 0 for sent in journal.sent]
+    assert journal.got[0]["body"] == "b"
 
 
 def test_a_full_capture_shows_the_bodies_without_secrets():

@@ -22,6 +22,7 @@ from embedroute.backend import Vectors
 from embedroute.errors import InvalidRequest
 from embedroute.testing import ScriptedBackend
 from embedroute.wire.decode import MEDIUM, SMALL
+from embedroute.wording import did_you_mean
 from tests.driver import call
 from tests.upstream import vectors_of
 
@@ -439,6 +440,35 @@ def test_explaining_a_large_request_does_not_hold_the_event_loop_up(name, accept
     assert answer.status == 200, answer.body[:300]
     assert answer.json["object"] == "plan"
     assert longest <= LONGEST_STEP
+
+
+@pytest.mark.parametrize("level", ["summary", "full"])
+@pytest.mark.parametrize("name", [*WRITTEN, "texts/legal-ascii", "texts/legal-unlike"])
+def test_showing_the_upstreams_body_does_not_hold_the_event_loop_up(name, level, upstream_url):
+    content = BODIES[name].content(LARGEST - MIB // 16)
+    shown = b'"debug":{"return_upstream_request":true,"return_upstream_response":true,"trace_level":"%b"},' % level.encode()
+    app = app_before(upstream_url, "fast", max_bytes=MIB - MIB // 16)
+    longest, answer = first_that_passes(app, content.replace(b"{", b"{" + shown, 1))
+
+    assert answer.status == 200, answer.body[:300]
+    assert b"upstream_request" in answer.body
+    assert longest <= LONGEST_STEP
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("text-embedding-12-larg", "text-embedding-"), ("qwen3-embd", "qwen3-embed"), ("text-embedding-" * 8, None)],
+)
+def test_a_suggestion_among_thousands_of_models_takes_a_few_milliseconds(name, meant):
+    known = [*(f"text-embedding-{number:04d}-large" for number in range(5000)), "qwen3-embed"]
+    seconds = []
+    for _ in range(3):
+        began = time.process_time()
+        suggested = did_you_mean(name, known)
+        seconds.append(time.process_time() - began)
+
+    assert (f'; did you mean "{meant}' if meant else "") in suggested
+    assert min(seconds) <= LONGEST_STEP / 2
 
 
 SLOW_TO_TRACE = {"parts/legal-null-beside", "parts/a-key-twice", "ids/legal-floats"}
