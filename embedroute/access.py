@@ -83,14 +83,6 @@ def cache_scope(caller: Caller, *, shared: bool) -> tuple[str, str]:
     return "caller", caller.name
 
 
-def owner_of(caller: Caller) -> int | None:
-    """Make the mark that a caller leaves on cache entries; None for ``ANYONE``, who sees every hit.
-
-    A number, so that an entry holds the same few bytes whatever the name is.
-    """
-    return None if caller is ANYONE else hash(caller.name)
-
-
 def permit(caller: Caller, name: str, job: Job, *, debug: bool) -> None:
     """Let a caller use the model of this ``name``, and look inside if it asks to; ``debug`` is the gateway's own setting.
 

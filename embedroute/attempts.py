@@ -1,15 +1,14 @@
 """One attempt at one endpoint: the call, or a part in one that is shared, what is learned from it, and how it is told."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Final
 
-from embedroute import turns
 from embedroute.backend import Batch, Vectors
 from embedroute.batching import Merger
 from embedroute.errors import BatchTooLarge, EmbedrouteError, TimedOut
-from embedroute.exchange import Tools, checked, exchange
+from embedroute.exchange import Tools, exchange
 from embedroute.http import Engine
 from embedroute.inputs import Input, letters_in
 from embedroute.journal import Journal
@@ -22,15 +21,12 @@ from embedroute.routing.parameters import is_cut_here
 from embedroute.routing.plan import Key, amount
 from embedroute.routing.usual import UsualLatency
 from embedroute.routing.widths import Widths
-from embedroute.turns import LARGE
 from embedroute.wording import log_fields
 
 log = logging.getLogger("embedroute.calls")
 
 LONG: Final = 1 << 19
 """Characters of a call's inputs from which on writing its body would hold the event loop up."""
-HAIR: Final = 0.005
-"""Seconds by which what bounds a request may end it before it bounds an attempt."""
 
 
 class Attempts:
@@ -58,24 +54,32 @@ class Attempts:
         ticket: int,
     ) -> Landed | EmbedrouteError:
         """Make the ``attempt``-th within ``timeout`` seconds; the endpoint's breaker has given ``ticket`` for it."""
-        began, journal = self._clock(), order.journal
-        journal.attempts, batch = journal.attempts + 1, make_batch(candidate, work, order)
+        began = self._clock()
+        journal = order.journal
+        journal.attempts += 1
+        batch = make_batch(candidate, work, order)
+        alone = candidate.micro_batch_ms is None or journal.keeps or order.large
+        made = alone
         try:
-            if candidate.micro_batch_ms is None or journal.keeps or order.large:
-                answer, made = await self._exchange(candidate, health, order, ticket, batch, timeout), True
+            if alone:
+                answer = await self._exchange(candidate, order, batch, timeout)
+                self._accept(candidate, health, order, ticket, batch, answer, began)
             else:
-                answer, made = await self._merged(
-                    candidate, health, order, ticket, batch, timeout, candidate.micro_batch_ms / 1000
-                )
+                answer, made = await self._merged(candidate, health, order, ticket, batch, timeout)
         except EmbedrouteError as error:
+            if alone:
+                self._learn_limit(health, batch, error)
             failure = for_client(error, candidate)
             health.learn(ticket, self._clock(), failure, work)
             self._tell(candidate, failure, journal, attempt, began)
             return failure
         except BaseException:
-            health.released(ticket)
+            if alone:
+                self._count_timeout(health, ticket, order)
             if self._is_over(order):
-                self._tell(candidate, TimedOut("The upstream did not answer in time."), journal, attempt, began)
+                failure = TimedOut("The upstream did not answer in time.")
+                self._tell(candidate, failure, journal, attempt, began)
+            health.released(ticket)
             raise
         if not made:
             health.released(ticket)
@@ -84,43 +88,75 @@ class Attempts:
         return landed
 
     async def _merged(
-        self, candidate: Candidate, health: Health, order: Order, ticket: int, batch: Batch, timeout: float, patience: float
+        self, candidate: Candidate, health: Health, order: Order, ticket: int, batch: Batch, timeout: float
     ) -> tuple[Vectors, bool]:
-        """Make the call, or take part in one; tells also whether it was this request that made it."""
+        """Make the call, or take part in one; return also whether this request made it."""
         return await self._merger.embed(
             batch,
             (candidate.name, order.shared, order.kind, batch.user),
-            partial(self._exchange, candidate, health, order, ticket),
-            patience=min(patience, timeout / 2),
+            partial(self._call, candidate, health, order, ticket),
+            patience=min((candidate.micro_batch_ms or 0) / 1000, timeout / 2),
             timeout=timeout,
             caps=lambda: health.caps(candidate.accepts, self._clock()),
         )
 
-    async def _exchange(
+    async def _call(
         self, candidate: Candidate, health: Health, order: Order, ticket: int, batch: Batch, timeout: float
     ) -> Vectors:
-        journal, due, began, count = order.journal, order.parameters.width, self._clock(), len(batch)
-        large = order.large and letters_in(batch.inputs) >= LONG
-        keep = partial(capture, journal, candidate.provider, candidate.backend) if journal.keeps else None
+        """Make one call that several requests may share, and record its outcome."""
+        began = self._clock()
         try:
-            answer, source = await exchange(
-                candidate.backend, batch, self._tools, timeout, keep, candidate.rest, candidate.provider, large=large
-            )
+            answer = await self._exchange(candidate, order, batch, timeout)
+            self._accept(candidate, health, order, ticket, batch, answer, began)
         except EmbedrouteError as error:
-            if isinstance(error, BatchTooLarge) and error.measure is not None and count > 1:
-                health.overfilled(self._clock(), error.measure, amount(batch.inputs, error.measure))
+            self._learn_limit(health, batch, error)
             raise
         except BaseException:
-            if self._is_over(order):
-                health.failed(ticket, self._clock())
+            self._count_timeout(health, ticket, order)
             raise
-        matryoshka = is_cut_here(order.model)
-        if count * (batch.width or 0) * 4 >= LARGE:  # checking it would hold the event loop up
-            answer = await turns.in_thread(partial(checked, answer, batch, due=due, matryoshka=matryoshka, source=source))
-        else:
-            answer = checked(answer, batch, due=due, matryoshka=matryoshka, source=source)
-        if due is None:
+        return answer
+
+    def _exchange(self, candidate: Candidate, order: Order, batch: Batch, timeout: float) -> Awaitable[Vectors]:
+        journal = order.journal
+        return exchange(
+            candidate.backend,
+            batch,
+            self._tools,
+            timeout,
+            partial(capture, journal, candidate.provider, candidate.backend) if journal.keeps else None,
+            candidate.rest,
+            candidate.provider,
+            large=order.large and letters_in(batch.inputs) >= LONG,
+            due=order.parameters.width,
+            matryoshka=is_cut_here(order.model),
+        )
+
+    def _count_timeout(self, health: Health, ticket: int, order: Order) -> None:
+        if self._is_over(order):
+            health.failed(ticket, self._clock())
+
+    def _learn_limit(self, health: Health, batch: Batch, error: EmbedrouteError) -> None:
+        if isinstance(error, BatchTooLarge) and error.measure is not None and len(batch) > 1:
+            health.overfilled(self._clock(), error.measure, amount(batch.inputs, error.measure))
+
+    def _accept(
+        self,
+        candidate: Candidate,
+        health: Health,
+        order: Order,
+        ticket: int,
+        batch: Batch,
+        answer: Vectors,
+        began: float,
+    ) -> None:
+        """Record a call that was answered.
+
+        Raises:
+            BadAnswer: the width is not that of the vector space.
+        """
+        if order.parameters.width is None:
             self._widths.agree(order.space, batch.dtype, answer.array.shape[1])
+        count = len(batch)
         now = self._clock()
         if health.learned and count == 1:
             for measure in tuple(health.learned):
@@ -130,7 +166,6 @@ class Attempts:
             tokens = tokens_of(answer, batch.inputs)
         health.succeeded(ticket, now, now - began, tokens)
         self._usual.record(candidate.name, count, now - began)
-        return answer
 
     def expect(self, candidates: Sequence[Candidate], order: Order, inputs: int) -> float:
         """Return the seconds in which the first of ``candidates`` usually answers ``inputs``."""
@@ -138,8 +173,8 @@ class Attempts:
         return self._usual.expect(candidates[0].name, inputs)
 
     def _is_over(self, order: Order) -> bool:
-        """Whether the upstream hangs: a request's own bound ends its last attempt by a hair before that of the attempt."""
-        return self._clock() >= order.deadline - HAIR
+        """Return whether the request's deadline has ended its attempt, so that the upstream is at fault and no client."""
+        return order.watch is not None and order.watch.expired
 
     def _tell(
         self, candidate: Candidate, failure: EmbedrouteError | None, journal: Journal, attempt: int, began: float

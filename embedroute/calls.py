@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
+from typing import cast
 
 import anyio
 import msgspec
@@ -9,7 +10,6 @@ from anyio import CapacityLimiter
 
 from embedroute import tasks, turns
 from embedroute.attempts import Attempts
-from embedroute.backend import Accepts
 from embedroute.errors import BatchTooLarge, DeadlineExceeded, EmbedrouteError, InputRefused
 from embedroute.flights import Land
 from embedroute.inputs import Input
@@ -66,56 +66,71 @@ class Desk:
         Raises:
             EmbedrouteError: what the client is to be told when some of it cannot be computed.
         """
-        failures: Sequence[EmbedrouteError] = ()
-        for candidate in candidates:
-            pieces = await self._cut_large(candidate, order, work) if order.large else self._cut(candidate, order, work)
-            left = len(candidates) - len(failures)
-            failure = None if pieces else await self._at(candidate, work, order, land, left, enter or self._called)
-            refusal = failure if isinstance(failure, BatchTooLarge) and len(work) > 1 else None
-            if pieces or refusal:
-                everyone = [*candidates[-left:], *limited(candidates, failures)]
-                await self._all(everyone, order, pieces or halves(work), land, [*before, *failures], refusal)
+        failures: list[EmbedrouteError] = []
+        failure: EmbedrouteError | None = None
+        begin = self._begin if order.slots is None else self._in_slot
+        attempt = 1
+        while (tried := len(failures)) < len(candidates):
+            candidate = candidates[tried]
+            if attempt == 1 and len(work) > 1 and (pieces := await self._cut(candidate, order, work)):
+                everyone = [*candidates[tried:], *limited(candidates, failures)]
+                await self._all(everyone, order, pieces, land, [*before, *failures], None)
                 return
-            if failure is None:
+            health = self._healths.of(candidate)
+            trying = begin(candidate, health, work, order, len(candidates) - tried, enter, attempt)
+            outcome = None if trying is None else await trying
+            if outcome is None:
+                failure = failure or health.resting(self._clock())
+            elif not isinstance(outcome, EmbedrouteError):
+                land(outcome)
                 return
-            failures = [*failures, failure]
+            else:
+                failure = outcome
+                if await self._may_repeat(failure, attempt, order):
+                    attempt += 1
+                    continue
+            if isinstance(failure, BatchTooLarge) and len(work) > 1:
+                everyone = [*candidates[tried:], *limited(candidates, failures)]
+                await self._all(everyone, order, halves(work), land, [*before, *failures], failure)
+                return
+            failures.append(failure)
+            failure = None
+            attempt = 1
         candidates = await self._rested(candidates, failures, order, worst([*before, *failures]))
-        await self.embed(candidates, order, work, land, self._budget.prepaid() if was_called(failures) else enter, before)
+        enter = self._budget.prepaid() if was_called(failures) else enter
+        await self.embed(candidates, order, work, land, enter, before)
 
-    def _cut(self, candidate: Candidate, order: Order, work: Mapping[Key, Input]) -> Pieces:
+    async def _may_repeat(self, failure: EmbedrouteError, attempt: int, order: Order) -> bool:
+        """Return whether a failed attempt is repeated at its endpoint, after the wait before that.
+
+        Raises:
+            EmbedrouteError: the failure itself, if no endpoint may be tried any more.
+        """
+        then = judge(failure, attempt, self._policy)
+        if then is Then.STOP:
+            raise failure
+        now = self._clock()
+        wait = wait_before(failure, attempt, self._policy, self._random)
+        if then is not Then.RETRY or now + wait >= order.deadline or not self._budget.allow(now):
+            return False
+        await anyio.sleep(wait)
+        return True
+
+    async def _cut(self, candidate: Candidate, order: Order, work: Mapping[Key, Input]) -> Pieces:
         """Cut work into the chunks that an endpoint takes; nothing if it takes the whole."""
-        if len(work) == 1:
-            return ()
-        return self._noted(candidate, order, self._pieces(candidate, order, work))
-
-    async def _cut_large(self, candidate: Candidate, order: Order, work: Mapping[Key, Input]) -> Pieces:
-        """Cut the work of a large request in steps that let the event loop go on."""
-        if len(work) == 1:
-            return ()
-        return self._noted(candidate, order, await self._pieces_in_steps(candidate, order, work))
-
-    def _noted(self, candidate: Candidate, order: Order, pieces: Pieces) -> Pieces:
+        pieces = await self._pieces(candidate, order, work)
         if len(pieces) == 1:
             return ()
         order.journal.note("split", "cut", endpoint=candidate.name, chunks=[len(piece) for piece in pieces])
         return pieces
 
-    def _pieces(self, candidate: Candidate, order: Order, work: Mapping[Key, Input]) -> Pieces:
-        return split(work, *self._caps(candidate, order))
-
-    async def _pieces_in_steps(self, candidate: Candidate, order: Order, work: Mapping[Key, Input]) -> Pieces:
-        return await turns.step_by_step(split_in_steps(work, *self._caps(candidate, order)))
-
-    async def _exceeds(self, candidate: Candidate, order: Order, work: Mapping[Key, Input]) -> bool:
-        """Whether a chunk is too large for one call by now."""
-        if order.large:
-            return len(await self._pieces_in_steps(candidate, order, work)) > 1
-        return len(self._pieces(candidate, order, work)) > 1
-
-    def _caps(self, candidate: Candidate, order: Order) -> tuple[Accepts, str]:
-        """Tell what one call may hold now, and what stands before each text of it."""
+    async def _pieces(self, candidate: Candidate, order: Order, work: Mapping[Key, Input]) -> Pieces:
+        """Cut work, in steps that let the event loop go on if the request is large."""
         before = text_before(candidate, order.model, order.parameters.input_type)
-        return self._healths.of(candidate).caps(candidate.accepts, self._clock()), before
+        accepts = self._healths.of(candidate).caps(candidate.accepts, self._clock())
+        if order.large:
+            return await turns.step_by_step(split_in_steps(work, accepts, before))
+        return split(work, accepts, before)
 
     async def _all(
         self,
@@ -159,52 +174,41 @@ class Desk:
         await anyio.sleep(max(at - now, 0.01))
         return [ready[at], *(it for it in candidates if it is not ready[at])]
 
-    async def _at(
-        self, candidate: Candidate, work: Mapping[Key, Input], order: Order, land: Land, left: int, enter: Enter
-    ) -> EmbedrouteError | None:
-        """Try one endpoint until it answers or is given up; then tell why."""
-        attempt, failure, health = 0, None, self._healths.of(candidate)
-        while True:
-            attempt += 1
-            if order.slots is None:
-                outcome = await self._try(candidate, health, work, order, left, enter, attempt)
-            else:
-                async with order.slots:
-                    outcome = await self._try(candidate, health, work, order, left, enter, attempt)
-            if outcome is None:
-                return failure or health.resting(self._clock())
-            if not isinstance(outcome, EmbedrouteError):
-                land(outcome)
-                return None
-            failure = outcome
-            if (then := judge(failure, attempt, self._policy)) is Then.STOP:
-                raise failure
-            now, wait = self._clock(), wait_before(failure, attempt, self._policy, self._random)
-            if then is not Then.RETRY or now + wait >= order.deadline or not self._budget.allow(now):
-                return failure
-            await anyio.sleep(wait)
-
-    async def _try(
+    def _begin(
         self,
         candidate: Candidate,
         health: Health,
         work: Mapping[Key, Input],
         order: Order,
         left: int,
-        enter: Enter,
+        enter: Enter | None,
         attempt: int,
-    ) -> Landed | EmbedrouteError | None:
-        """Make one attempt in its share of the time left; None where the endpoint rests, or no try is granted."""
+    ) -> Awaitable[Landed | EmbedrouteError] | None:
+        """Begin one attempt in its share of the time left; None where the endpoint rests, or no try is granted."""
         now = self._clock()
         if order.deadline <= now:
             raise DeadlineExceeded("The deadline passed before an upstream answered.")
-        waited = order.slots is not None
-        if waited and health.learned and await self._exceeds(candidate, order, work):
-            return BatchTooLarge("A chunk of this size was refused while this one waited for its turn.")
         ticket = health.admit(now)
-        if ticket and (attempt > 1 or enter(now)):
+        if ticket and (attempt > 1 or (self._called if enter is None else enter)(now)):
             share = (order.deadline - now) / left
-            return await self._attempts.make(candidate, health, work, order, share, attempt, ticket)
+            return self._attempts.make(candidate, health, work, order, share, attempt, ticket)
         health.released(ticket)
         order.journal.note("select", "skipped", endpoint=candidate.name, reason="it rests")
         return None
+
+    async def _in_slot(
+        self,
+        candidate: Candidate,
+        health: Health,
+        work: Mapping[Key, Input],
+        order: Order,
+        left: int,
+        enter: Enter | None,
+        attempt: int,
+    ) -> Landed | EmbedrouteError | None:
+        """Make one attempt for a chunk, once few enough of its request's calls are under way."""
+        async with cast("CapacityLimiter", order.slots):
+            if order.deadline > self._clock() and health.learned and len(await self._pieces(candidate, order, work)) > 1:
+                return BatchTooLarge("A chunk of this size was refused while this one waited for its turn.")
+            trying = self._begin(candidate, health, work, order, left, enter, attempt)
+            return None if trying is None else await trying

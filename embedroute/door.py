@@ -7,6 +7,7 @@ No server cancels a request whose client left, so a watcher awaits ``receive()``
 import inspect
 import logging
 import re
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
@@ -16,16 +17,18 @@ from starlette.types import Receive, Scope, Send
 
 from embedroute import listing, tasks, turns
 from embedroute.access import ANYONE, Caller
-from embedroute.errors import ConfigError, EmbedrouteError, InternalError, MethodNotAllowed, NotFound, Unauthorized
+from embedroute.cache import CacheUse
+from embedroute.errors import BodyTimeout, ConfigError, EmbedrouteError, InternalError, MethodNotAllowed, NotFound, Unauthorized
 from embedroute.explain import explain
 from embedroute.gateway import Gateway
 from embedroute.headers import hints_of
 from embedroute.inbound import Inbound
+from embedroute.orders import Asked
 from embedroute.settings import Auth, DialectName
 from embedroute.tasks import ClientGone
-from embedroute.wire.decode import Job, decode_at_once, decode_in_steps, is_small
+from embedroute.wire.decode import NO_DEBUG, Job, decode_at_once, decode_in_steps, is_small
 from embedroute.wire.dialects import DIALECTS
-from embedroute.wire.responses import ENCODER
+from embedroute.wire.responses import ENCODER, Embeddings
 from embedroute.wire.schema import openapi
 from embedroute.wording import did_you_mean, echo, log_fields
 
@@ -92,36 +95,57 @@ class Door:
         raise NotFound(f"There is nothing at {echo(path or '/')}; use POST …/v1/embeddings or GET …/v1/models.")
 
     async def _authorise(self, inbound: Inbound) -> Caller:
-        auth = self.gateway.settings.auth
-        if auth == "open":
-            return ANYONE
-        if auth == "keys":
-            return self.gateway.keys.identify(inbound.headers)
+        return await self._host_caller(inbound) if self.gateway.settings.auth == "host" else self._caller_of(inbound)
+
+    def _caller_of(self, inbound: Inbound) -> Caller:
+        return self.gateway.keys.identify(inbound.headers) if self.gateway.settings.auth == "keys" else ANYONE
+
+    async def _host_caller(self, inbound: Inbound) -> Caller:
         found = await _asked(self._caller, inbound.scope) if self._caller else user_of(inbound.scope)
         if found is None:
             raise Unauthorized("The host application does not know who is calling; sign in there first.")
         return found
 
     async def _embed(self, inbound: Inbound) -> None:
-        caller, settings, journal = await self._authorise(inbound), self.gateway.settings, inbound.journal
+        gateway, settings, journal = self.gateway, self.gateway.settings, inbound.journal
+        caller = await self._host_caller(inbound) if settings.auth == "host" else self._caller_of(inbound)
         inbound.refuse_other_types()
-        most, bodies = settings.max_body_bytes, self.gateway.bodies
-        body = await inbound.body(most, settings.body_timeout, bodies, caller.name)
-        limits = self.gateway.limits
-        job = decode_at_once(body, limits) if is_small(body) else await turns.step_by_step(decode_in_steps(body, limits))
-        _open_journal(inbound, job)
-        query: bytes = inbound.scope.get("query_string") or b""
-        if query and b"explain=1" in query.split(b"&"):
-            steps = explain(self.gateway, job, caller, inbound.cache_use())
-            forecast = await turns.step_by_step(steps) if job.large else turns.finished(steps)
+        answer = forecast = None
+        async with tasks.watch() as watch:
+            watch.limit(settings.body_timeout, self._body_is_late)
+            body = await inbound.body(settings.max_body_bytes, gateway.bodies, caller.name)
+            watch.limit(settings.deadline, gateway.late)
+            watch.cancel_when(inbound.gone)
+            deadline = time.monotonic() + settings.deadline
+            job = decode_at_once(body, gateway.limits) if is_small(body) else await self._decode_large(body)
+            if job.debug is not NO_DEBUG:
+                _open_journal(inbound, job)
+            cached = inbound.cache_use()
+            if inbound.asks_to_explain():
+                forecast = await self._explain(job, caller, cached)
+            else:
+                asked = Asked(job=job, caller=caller, journal=journal, cached=cached, deadline=deadline, watch=watch)
+                answer = await gateway.serve(asked)
+        if answer is None:
             await inbound.answer(200, ENCODER.encode(forecast))
-            return
-        work = self.gateway.embed(job, caller=caller, journal=journal, cached=inbound.cache_use())
-        answer = await tasks.unless(inbound.gone, work)
+        else:
+            await self._respond(inbound, answer, job, caller)
+
+    async def _respond(self, inbound: Inbound, answer: Embeddings, job: Job, caller: Caller) -> None:
         pieces = self.dialect.success(answer, job)
         pieces = await turns.on_loop(pieces) if answer.large else list(pieces)
         await inbound.answer_in_pieces(200, pieces)
         inbound.record("served", 200, model=answer.model, caller=caller.name, tokens=answer.prompt_tokens)
+
+    async def _explain(self, job: Job, caller: Caller, cached: CacheUse) -> dict[str, object]:
+        steps = explain(self.gateway, job, caller, cached)
+        return await turns.step_by_step(steps) if job.large else turns.finished(steps)
+
+    async def _decode_large(self, body: bytes) -> Job:
+        return await turns.step_by_step(decode_in_steps(body, self.gateway.limits))
+
+    def _body_is_late(self) -> BodyTimeout:
+        return BodyTimeout(f"The body was not whole within {self.gateway.settings.body_timeout:g} s.")
 
     def _document(self, server: str) -> bytes:
         return openapi(server, dialect=self.dialect_name, secured=self.gateway.settings.auth == "keys")

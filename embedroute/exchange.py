@@ -33,12 +33,10 @@ from embedroute.vectors import Array
 Keep = Callable[[UpstreamRequest | UpstreamReply], None]
 """What debug does with a request before it is sent, and with the reply if there is one."""
 
-Exchanged = tuple[Vectors, Source | None]
-"""Vectors, and where their response came from."""
-
 ROUNDING: Final = 1e-3
 """How far from 1 the length of a shortened row may be and still count as an API's own scaling to length 1."""
 
+_BACKENDS = (HTTPBackend, LocalBackend, Backend)
 _PLAIN_MISTAKES = (KeyError, TypeError, ValueError, IndexError, AttributeError)
 
 
@@ -59,41 +57,57 @@ async def exchange(
     provider: str = "",
     *,
     large: bool = False,
-) -> Exchanged:
-    """Have ``backend`` embed ``batch`` within ``timeout`` seconds; the numbers are still unchecked.
+    due: int | None = None,
+    matryoshka: bool = False,
+) -> Vectors:
+    """Have ``backend`` embed ``batch`` within ``timeout`` seconds, and validate what comes back.
 
-    ``rest`` and ``provider`` are those of ``ExchangeLimits``. The body of a ``large`` call is written in a worker thread.
+    ``rest`` and ``provider`` are those of ``ExchangeLimits``, ``due`` and ``matryoshka`` those of ``checked``. The body
+    of a ``large`` call is written in a worker thread.
 
     Raises:
         UpstreamError: whatever went wrong, mistakes of the backend's own code included.
     """
+    if not isinstance(backend, _BACKENDS):
+        raise TypeError(f"{type(backend).__name__} must subclass HTTPBackend, LocalBackend or Backend.")
+    source = None
     try:
         if isinstance(backend, HTTPBackend):
             request = await _built_in_thread(backend, batch) if large else _built(backend, batch)
             limits = ExchangeLimits(largest_answer(batch, len(request.content)), rest, provider)
             send = tools.engine.send
             reply = await (send if keep is None else partial(_kept, send, keep))(request, timeout, limits)
+            source = reply.source
             if len(reply.content) < LARGE:
-                return _read(backend, batch, reply), reply.source
-            return await turns.in_thread(partial(_read, backend, batch, reply)), reply.source
-        if isinstance(backend, LocalBackend | Backend):
-            return await _in_time(backend, batch, tools, timeout), None
-    except UpstreamError as error:
+                answer = _read(backend, batch, reply)
+            else:
+                answer = await turns.in_thread(partial(_read, backend, batch, reply))
+        else:
+            answer = await _in_time(backend, batch, tools, timeout)
+    except EmbedrouteError as error:
+        if not isinstance(error, UpstreamError):
+            raise
         raise settled(error, batch.inputs) from error.__cause__
-    except EmbedrouteError:
-        raise
-    except BaseException as error:  # a backend that exits, or cancels nobody, ends its own call and not the host's
-        if isinstance(error, KeyboardInterrupt | GeneratorExit | anyio.get_cancelled_exc_class()) and not tasks.is_stray(error):
+    except BaseException as error:
+        if _ends_the_task(error):
             raise
         if cancelled := tasks.cancellation(error):
             raise cancelled from None
+        # A backend that exits, or cancels nobody, ends its own call and not the host's.
         raise _failed(backend, error) from error
-    raise TypeError(f"{type(backend).__name__} must subclass HTTPBackend, LocalBackend or Backend.")
+    if len(batch) * (batch.width or 0) * 4 < LARGE:
+        return checked(answer, batch, due=due, matryoshka=matryoshka, source=source)
+    return await turns.in_thread(partial(checked, answer, batch, due=due, matryoshka=matryoshka, source=source))
+
+
+def _ends_the_task(error: BaseException) -> bool:
+    ends = isinstance(error, KeyboardInterrupt | GeneratorExit | anyio.get_cancelled_exc_class())
+    return ends and not tasks.is_stray(error)
 
 
 async def _in_time(backend: LocalBackend | Backend, batch: Batch, tools: Tools, timeout: float) -> Vectors:
     try:
-        with tasks.within(timeout, alone=True):
+        with tasks.within(timeout):
             return await _asked(backend, batch, tools)
     except TimeoutError:
         raise TimedOut(f"The backend did not answer within {timeout:.1f} s.") from None

@@ -6,7 +6,7 @@ Cache counts are of inputs; ``rests_for`` is the seconds for which an endpoint i
 import time
 from collections.abc import Generator, Mapping
 
-from embedroute.access import Caller, owner_of
+from embedroute.access import Caller
 from embedroute.cache import CacheUse
 from embedroute.cache.lookup import NOTHING, look_up_in_steps
 from embedroute.errors import PermissionDenied
@@ -27,14 +27,13 @@ def explain(gateway: Gateway, job: Job, caller: Caller, cached: CacheUse) -> Gen
         PermissionDenied: this caller may not debug.
         EmbedrouteError: the refusal that the request itself would meet.
     """
-    route = gateway.resolve(job, caller)
+    route = gateway.decisions.resolve(job, caller)
     if not gateway.may_debug(caller):
         raise PermissionDenied("This key may not use 'explain'.", param="explain", code="debug_not_allowed")
-    decision = gateway.decisions.decide(route, job, caller)
+    decision = gateway.decisions.decide(job, caller)
     selection = decision.selection
     plan = yield from make_plan_in_steps(job.inputs, decision.shared)
-    owner = owner_of(caller)
-    found = (yield from look_up_in_steps(gateway.cache, plan.work, decision, owner)) if cached.read else NOTHING
+    found = (yield from look_up_in_steps(gateway.cache, plan.work, decision)) if cached.read else NOTHING
     held = found.own()
     work = {key: item for key, item in plan.work.items() if key not in held}
     hits = sum(key in held for key in plan.keys)

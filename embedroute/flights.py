@@ -46,11 +46,11 @@ class Flight:
     whose waiters get this result too.
     """
 
-    __slots__ = ("_end", "error", "group", "landed", "over", "replaced", "terms")
+    __slots__ = ("error", "group", "landed", "over", "replaced", "terms", "waited")
 
     def __init__(self, terms: object, group: Work, replaced: "Flight | None" = None) -> None:
         """Begin; neither landed nor failed yet."""
-        self._end: anyio.Event | None = None
+        self.waited: anyio.Event | None = None
         self.over = False
         self.terms = terms
         self.group = group
@@ -61,14 +61,8 @@ class Flight:
     async def wait(self) -> None:
         """Wait until it is over; nearly no flight is waited for, so only a waiter makes the event."""
         if not self.over:
-            self._end = self._end or anyio.Event()
-            await self._end.wait()
-
-    def end(self) -> None:
-        """It is over: landed, failed, or left by its leader."""
-        self.over = True
-        if self._end is not None:
-            self._end.set()
+            self.waited = self.waited or anyio.Event()
+            await self.waited.wait()
 
     def error_for(self, terms: object, asked: AbstractSet[Key]) -> UpstreamError | None:
         """Copy the leader's error, if it is also that of a request for ``asked`` on ``terms``.
@@ -109,44 +103,61 @@ class Flights(Generic[*Given]):
         """Count the keys under way."""
         return len(self._flights)
 
+    def lead(self, missing: Work, terms: object, slow: Flying = _NONE) -> "Lead":
+        """Claim the keys of ``missing`` that nobody computes, for as long as the context manager is open.
+
+        Terms of None share with nobody. Leaders in ``slow`` were waited for long enough.
+        """
+        board = {} if terms is None else self._flights
+        if board.keys().isdisjoint(missing):
+            return Lead(board, missing, terms, slow, _NONE)
+        awaited = {key: flight for key in missing if (flight := board.get(key)) and flight is not slow.get(key)}
+        return Lead(board, without(missing, awaited), terms, slow, awaited)
+
     async def share(
         self, missing: Work, terms: object, compute: Compute[*Given], given: tuple[*Given], patience: float = math.inf
     ) -> tuple[dict[Key, Embedded], int]:
         """Get every key of ``missing``: lead those that nobody computes, and wait for the others.
 
         ``patience`` bounds the wait for a leader on other ``terms`` or of a larger group, in seconds.
-        Terms of None share with nobody. Returns what was found, and how many keys were led.
+        Returns what was found, and how many keys were led.
 
         Raises:
             EmbedrouteError: its own, or a neutral copy of that of its leader on the same ``terms``.
         """
-        if terms is None:
-            return await _alone(missing, compute, given), len(missing)
+        with self.lead(missing, terms) as lead:
+            if lead.work:
+                await compute(*given, lead.work, lead.land)
+        found, led = await self.follow(lead, missing, compute, given, patience)
+        return {**lead.found, **found}, led
+
+    async def follow(
+        self, lead: "Lead", missing: Work, compute: Compute[*Given], given: tuple[*Given], patience: float = math.inf
+    ) -> tuple[dict[Key, Embedded], int]:
+        """Get the keys of ``missing`` that others computed when ``lead`` began; lead those that they left.
+
+        Returns what was found besides that of ``lead``, and how many keys were led in all.
+        """
         found: dict[Key, Embedded] = {}
-        led, began, left, slow = 0, 0.0, missing, _NONE
+        led, began, slow = len(lead.work), 0.0, _NONE
+        terms, awaited = lead.terms, lead.awaited
+        left = without(missing, lead.found)
         while left:
-            awaited = self._under_way(left, slow)
-            if own := without(left, awaited):
-                led += len(own)
-                with _Led(self._flights, own, terms, slow) as lead:
-                    work = compute(*given, own, lead.land)
-                    await (_unless_landed(lead, own, slow, work) if slow else work)
-                found |= lead.found
             if awaited:
                 began = began or anyio.current_time()
                 await _wait(self._bounds(awaited, terms, len(missing), given, patience), began)
                 found |= _landings(awaited, terms, missing.keys())
                 slow = {**slow, **_still(awaited)}
+                left = without(left, found)
+            with self.lead(left, terms, slow) as next_lead:
+                if next_lead.work:
+                    led += len(next_lead.work)
+                    work = compute(*given, next_lead.work, next_lead.land)
+                    await (_unless_landed(next_lead, next_lead.work, slow, work) if slow else work)
+            found |= next_lead.found
+            awaited = next_lead.awaited
             left = without(left, found)
         return found, led
-
-    def _under_way(self, keys: Iterable[Key], slow: Flying) -> dict[Key, Flight]:
-        """Find who computes ``keys``, except for leaders that were waited for long enough."""
-        board = self._flights
-        flights = {key: flight for key in keys if (flight := board.get(key))}
-        if slow:
-            return {key: it for key, it in flights.items() if it is not slow.get(key)}
-        return flights
 
     def _bounds(
         self, awaited: Flying, terms: object, asked: int, given: tuple[*Given], patience: float
@@ -161,18 +172,27 @@ class Flights(Generic[*Given]):
         return bounds
 
 
-class _Led:
-    """The flights of one leader, on the board that all look at until they are over; ``found`` is what has landed."""
+class Lead:
+    """The keys that one request computes, on the board that all look at until they are over.
 
-    __slots__ = ("_board", "_own", "found")
+    ``work`` is what it computes, ``found`` what has landed, ``awaited`` what others compute already.
+    """
 
-    def __init__(self, board: dict[Key, Flight], work: Work, terms: object, slow: Flying) -> None:
-        self._board = board
-        self._own = {key: Flight(terms, work, slow.get(key)) for key in work}
+    __slots__ = ("_board", "_own", "awaited", "found", "terms", "work")
+
+    def __init__(self, board: dict[Key, Flight], work: Work, terms: object, slow: Flying, awaited: Flying) -> None:
+        """Claim the keys of ``work``."""
+        self.work = work
+        self.terms = terms
+        self.awaited = awaited
         self.found: dict[Key, Embedded] = {}
-        board |= self._own
+        self._board = board
+        self._own: dict[Key, Flight] = {}
+        for key in work:
+            board[key] = self._own[key] = Flight(terms, work, slow.get(key) if slow else None)
 
     def land(self, landed: Mapping[Key, Embedded]) -> None:
+        """Take vectors as they come: their waiters get them at once."""
         self.found.update(landed)
         for key, item in landed.items():
             flight: Flight | None = self._own[key]
@@ -185,16 +205,20 @@ class _Led:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if len(self.found) == len(self._own):
+            return
         shared = None
         if isinstance(error, UpstreamError) and not _hangs_on_time(error):
             shared = neutral(error)
         for key, flight in self._own.items():
-            flight.error = shared
             if not flight.over:
+                flight.error = shared
                 self._end(key, flight)
 
     def _end(self, key: Key, flight: Flight) -> None:
-        flight.end()
+        flight.over = True
+        if flight.waited is not None:
+            flight.waited.set()
         if self._board.get(key) is flight:
             del self._board[key]
 
@@ -216,12 +240,6 @@ def _still(flights: Flying) -> Flying:
     return {key: flight for key, flight in flights.items() if not flight.over}
 
 
-async def _alone(work: Work, compute: Compute[*Given], given: tuple[*Given]) -> dict[Key, Embedded]:
-    found: dict[Key, Embedded] = {}
-    await compute(*given, work, found.update)
-    return found
-
-
 async def _wait(bounds: Mapping[float, list[Flight]], began: float) -> None:
     """Wait for flights, each for its seconds after ``began`` at most."""
     for seconds, flights in sorted(bounds.items()):
@@ -241,7 +259,7 @@ def _landings(awaited: Flying, terms: object, asked: AbstractSet[Key]) -> dict[K
     return found
 
 
-async def _unless_landed(lead: _Led, own: Work, slow: Flying, work: Awaitable[None]) -> None:
+async def _unless_landed(lead: Lead, own: Work, slow: Flying, work: Awaitable[None]) -> None:
     """Compute ``own``, or take it from the ``slow`` flights if all of them land first."""
     flights = {key: slow[key] for key in own if key in slow}
     if len(flights) < len(own):

@@ -6,7 +6,7 @@ stage decides is on the floors below; what goes over the wire is the doors' affa
 
 import os
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Self, Unpack
@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Self, Unpack
 import msgspec
 
 from embedroute import tasks, turns
-from embedroute.access import ANYONE, Caller, permit
+from embedroute.access import ANYONE, Caller
 from embedroute.admission import BodyBudget
 from embedroute.assembly import Opener, Options, around_of, assembled, config_from_environment, config_from_file, frameless
 from embedroute.cache import FULL_USE, PROBE, CacheUse
 from embedroute.cache.lookup import NOTHING, Found, look_up, look_up_in_steps
 from embedroute.cache.memory import MemoryCache
 from embedroute.config import Config
-from embedroute.errors import DeadlineExceeded, EmbedrouteError, InputRefused, InvalidRequest, NoEligibleProvider, Refusal
+from embedroute.errors import DeadlineExceeded, EmbedrouteError, InputRefused, Refusal
 from embedroute.flights import without
 from embedroute.journal import Journal, new_request_id
-from embedroute.orders import Asked, order_of, terms_of
+from embedroute.orders import Asked, order_of
 from embedroute.perloop import PerLoop
 from embedroute.routing.directory import Candidate, Route
 from embedroute.routing.health import BreakerPolicy, Healths
@@ -71,7 +71,7 @@ class Gateway:
         self.cache = MemoryCache(config.cache.bytes, config.cache.ttl, time.monotonic)
         self._store = self.cache.store
         around = around_of(parts, self.healths)
-        self.decisions = Decisions(self.directory.routes, around, shared_cache=config.cache.shared)
+        self.decisions = Decisions(self.directory, around, shared_cache=config.cache.shared, debug=self.settings.debug)
         opener = Opener(self.settings, http_client, self.healths, retries or RetryPolicy())
         self.runtime = PerLoop("embedroute", opener.open)
 
@@ -111,96 +111,88 @@ class Gateway:
             EmbedrouteError: what a client would be told, with ``status``, ``type``, ``code`` and ``param``.
         """
         job = input if isinstance(input, Job) else make_request({"input": input, "model": model, **fields}, self.limits)
-        deadline = time.monotonic() + self.settings.deadline
-        asked = Asked(job=job, caller=caller, journal=journal or Journal(new_request_id()), cached=cached, deadline=deadline)
-        route = self.resolve(job, caller)
-        other = self._fallback_of(route, asked)
-        work = self._embed(route, asked) if other is None else self._embed_or_fall_back(route, other, asked)
-        try:
-            with tasks.within(self.settings.deadline):
-                return await work
-        except TimeoutError:
-            raise DeadlineExceeded(f"No answer within the deadline of {self.settings.deadline:g} s.") from None
+        async with tasks.watch() as watch:
+            watch.limit(self.settings.deadline, self.late)
+            deadline = time.monotonic() + self.settings.deadline
+            return await self.serve(
+                Asked(
+                    job=job,
+                    caller=caller,
+                    journal=journal or Journal(new_request_id()),
+                    cached=cached,
+                    deadline=deadline,
+                    watch=watch,
+                )
+            )
 
-    def _fallback_of(self, route: Route, asked: Asked) -> Route | None:
-        """Find the model that may stand in for a route's: config names it, and neither request nor key forbids it."""
-        name, job, allowed = route.model.fallback, asked.job, asked.caller.models
-        if name is None or job.hint is not None or job.preferences.allow_fallbacks is False:
-            return None
-        other = self.directory.resolve(name)
-        if allowed is not None and other.name not in allowed:
-            return None
-        # An input type changes the vector, whichever way it was asked for.
-        return msgspec.structs.replace(other, input_type=route.input_type) if route.input_type else other
+    def late(self) -> DeadlineExceeded:
+        """Make the error of a request that takes longer than its deadline."""
+        return DeadlineExceeded(f"No answer within the deadline of {self.settings.deadline:g} s.")
 
-    async def _embed_or_fall_back(self, route: Route, other: Route, asked: Asked) -> Embeddings:
+    def serve(self, asked: Asked) -> Awaitable[Embeddings]:
+        """Embed one request, which its own ``watch`` ends at its deadline.
+
+        Raises:
+            EmbedrouteError: what the client is told.
+        """
+        decision = self.decisions.decide(asked.job, asked.caller, asked.journal)
+        if decision.fallback is None:
+            return self._embed(decision, asked)
+        return self._embed_or_fall_back(decision, decision.fallback, asked)
+
+    async def _embed_or_fall_back(self, decision: Decision, other: Route, asked: Asked) -> Embeddings:
         """One request, at another model if all of the first's endpoints fail; each endpoint has its share of the time."""
-        share = self.settings.deadline / (len(route.candidates) + 1)
+        share = self.settings.deadline / (len(decision.route.candidates) + 1)
         try:
-            return await self._embed(route, msgspec.structs.replace(asked, deadline=asked.deadline - share))
+            return await self._embed(decision, msgspec.structs.replace(asked, deadline=asked.deadline - share))
         except (Refusal, InputRefused):
             raise
         except EmbedrouteError as failure:
             try:
-                answer = await self._embed(other, asked)
+                answer = await self._embed(self.decisions.decide_at(other, asked.job, asked.caller, asked.journal), asked)
             except EmbedrouteError:
                 raise failure from None
             asked.journal.fallback = other.public
             return answer
 
-    async def _embed(self, route: Route, asked: Asked) -> Embeddings:
-        """One request, from a model's route to vectors."""
-        journal, decision = asked.journal, self.decisions.decide(route, asked.job, asked.caller, asked.journal)
-        decision.selection.tell(journal, asked.job.user)
-        caller = asked.caller
-        owner = None if caller is ANYONE else hash(caller.name)  # as owner_of, without a call
-        cached = asked.cached
+    async def _embed(self, decision: Decision, asked: Asked) -> Embeddings:
+        """One request, from a decision to vectors."""
+        journal, cached, owner = asked.journal, asked.cached, decision.owner
+        if journal.events is not None:
+            decision.selection.tell(journal, asked.job.user)
         if asked.job.large:
-            plan, held = await self._look_up_large(asked, decision, owner)
+            plan, held = await self._look_up_large(asked, decision)
         else:
             plan = make_plan(asked.job.inputs, decision.shared)
-            held = look_up(self.cache, plan.work, decision, owner) if cached.read else NOTHING
+            held = look_up(self.cache, plan.work, decision) if cached.read else NOTHING
         found = held.vectors
         journal.looked_up(plan.keys, found, held.claims)
         if held.claims and cached.store:
             self.cache.claim(dict(held.claims.values()))
-        missing = without(plan.work, found)
+        missing = without(plan.work, found) if found else plan.work
         if missing:
-            store = self._store if owner is None else partial(self._store, owner=owner)
-            loop, order = await self.runtime.get(), order_of(asked, route, decision, store)
-            terms, candidates = terms_of(asked, route, decision), decision.selection.candidates
-            patience = (asked.deadline - time.monotonic()) / (len(candidates) + 1)
-            given = (candidates, order)
-            landed, led = await loop.flights.share(missing, terms, loop.embed, given, patience)
-            if owner is not None and cached.store and led < len(missing):
-                self.cache.claim(dict.fromkeys(missing, owner))  # it waited for others, who stored
-            found = {**found, **landed}
+            loop = await self.runtime.get()
+            order = order_of(asked, decision, self._store if owner is None else partial(self._store, owner=owner))
+            candidates = decision.selection.candidates
+            with loop.flights.lead(missing, decision.terms if cached.read else None) as lead:
+                if lead.work:
+                    await loop.embed(candidates, order, lead.work, lead.land)
+            found = {**found, **lead.found} if found else lead.found
+            if lead.awaited:
+                patience = (asked.deadline - time.monotonic()) / (len(candidates) + 1)
+                landed, led = await loop.flights.follow(lead, missing, loop.embed, (candidates, order), patience)
+                found = {**found, **landed}
+                if owner is not None and cached.store and led < len(missing):
+                    self.cache.claim(dict.fromkeys(missing, owner))  # it waited for others, who stored
         rows, tokens, journal.estimated = assemble(plan, found)
-        return Embeddings(rows=rows, model=route.public, prompt_tokens=tokens, journal=journal)
+        return Embeddings(rows=rows, model=decision.route.public, prompt_tokens=tokens, journal=journal)
 
-    async def _look_up_large(self, asked: Asked, decision: Decision, owner: int | None) -> tuple[Plan, Found]:
+    async def _look_up_large(self, asked: Asked, decision: Decision) -> tuple[Plan, Found]:
         """Plan a large request and look it up, in steps that let the event loop go on."""
         plan = await turns.step_by_step(make_plan_in_steps(asked.job.inputs, decision.shared))
         if not asked.cached.read:
             return plan, NOTHING
-        steps = look_up_in_steps(self.cache, plan.work, decision, owner)
-        return plan, await turns.step_by_step(steps)
-
-    def resolve(self, job: Job, caller: Caller) -> Route:
-        """Find the model that a job names.
-
-        Raises:
-            ModelNotFound: nobody knows it.
-            PermissionDenied: this caller may not use it, or may not debug.
-        """
-        try:
-            route = self.directory.resolve(job.model, job.hint)
-        except (InvalidRequest, NoEligibleProvider):
-            # What is wrong with a hint is told after what is wrong with the model, and with debug.
-            permit(caller, self.directory.resolve(job.model).name, job, debug=self.settings.debug)
-            raise
-        permit(caller, route.name, job, debug=self.settings.debug)
-        return route
+        return plan, await turns.step_by_step(look_up_in_steps(self.cache, plan.work, decision))
 
     def may_debug(self, caller: Caller) -> bool:
         """Whether a caller may see traces and upstream bodies."""
@@ -216,7 +208,7 @@ class Gateway:
         route = msgspec.structs.replace(self.directory.resolve(model), candidates=[candidate])
         deadline = time.monotonic() + self.settings.deadline
         asked = Asked(job=job, caller=ANYONE, journal=Journal(new_request_id()), cached=PROBE, deadline=deadline)
-        return await self._embed(route, asked)
+        return await self._embed(self.decisions.decide_at(route, job, ANYONE, asked.journal), asked)
 
     @asynccontextmanager
     async def lifespan(self, _app: object = None) -> AsyncGenerator[None, None]:

@@ -8,12 +8,12 @@ from contextlib import suppress
 from typing import Final
 
 from starlette.exceptions import HTTPException
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from embedroute import tasks
 from embedroute.admission import Account, BodyBudget
 from embedroute.cache import FULL_USE, CacheUse
-from embedroute.errors import BodyTimeout, BodyTooLarge, UnsupportedContentType
+from embedroute.errors import BodyTooLarge, UnsupportedContentType
 from embedroute.headers import Header, headers_of
 from embedroute.journal import Journal, new_request_id
 from embedroute.tasks import ClientGone
@@ -71,7 +71,7 @@ class Inbound:
         self._settled = False
         self.account: Account | None = None
         self.reserved = 0
-        given = self.values(b"x-request-id")
+        given = self.values(b"x-request-id") if b"x-request-id" in self._held else []
         known = len(given) == 1 and _REQUEST_ID.fullmatch(given[0])
         self.journal = Journal(given[0].decode() if known else new_request_id())
 
@@ -89,6 +89,8 @@ class Inbound:
         Raises:
             UnsupportedContentType: not exactly one such ``Content-Type``, or any ``Content-Encoding``.
         """
+        if self._once and self._held.get(b"content-type") == b"application/json" and b"content-encoding" not in self._held:
+            return
         types = self.values(b"content-type")
         if types != _JSON and (len(types) != 1 or not _CONTENT_TYPE.fullmatch(types[0])):
             raise UnsupportedContentType("Send the body with one header 'Content-Type: application/json'.")
@@ -96,48 +98,56 @@ class Inbound:
         if encodings and any(encoding.strip().lower() != b"identity" for encoding in encodings):
             raise UnsupportedContentType("Send the body without Content-Encoding.", code="unsupported_content_encoding")
 
+    def asks_to_explain(self) -> bool:
+        """Return whether the query asks for a forecast instead of vectors."""
+        query: bytes = self.scope.get("query_string") or b""
+        return b"explain=1" in query and b"explain=1" in query.split(b"&")
+
     def cache_use(self) -> CacheUse:
         """Read what ``Cache-Control`` asks for."""
-        given = self.values(b"cache-control")
-        if not given:
+        if b"cache-control" not in self._held:
             return FULL_USE
+        given = self.values(b"cache-control")
         asked = {word.strip().lower() for value in given for word in value.split(b",")}
         return CacheUse(read=b"no-cache" not in asked, store=b"no-store" not in asked)
 
-    async def body(self, most: int, timeout: float, bodies: BodyBudget, caller: str) -> bytes:
-        """Read and count a whole body, within ``most`` bytes and ``timeout`` seconds.
+    async def body(self, most: int, bodies: BodyBudget, caller: str) -> bytes:
+        """Read and count a whole body of at most ``most`` bytes.
 
         Raises:
             BodyTooLarge: by its declared length, or while reading.
             Overloaded: too many bytes of bodies are under way.
-            BodyTimeout: it was not whole in time.
-            ClientGone: the client left.
+            ClientGone: the client disconnected.
         """
         declared = 0
         for length in self.values(b"content-length"):
-            if length.isdigit() and (told := int(length[:19])) > declared:
-                declared = told
+            if length.isdigit() and (size := int(length[:19])) > declared:
+                declared = size
         if declared > most:
             self._settled = True
             raise _too_large(most)
         if declared:
-            self.account, self.reserved = bodies.reserve(caller, declared), declared
+            self.account = bodies.reserve(caller, declared)
+            self.reserved = declared
         try:
-            with tasks.within(timeout):
-                return await self._read(most, bodies, caller)
-        except TimeoutError:
-            raise BodyTimeout(f"The body was not whole within {timeout:g} s.") from None
-        except OSError:  # so may a server say that the client is gone (ASGI 2.4)
+            message = await self.receive()
+            if message["type"] == "http.request" and not message.get("more_body", False):
+                piece: bytes = message.get("body", b"")
+                if len(piece) <= self.reserved:  # nearly every body is one piece of the declared length
+                    self._settled = True
+                    return piece
+            return await self._read(message, most, bodies, caller)
+        except OSError:  # a server's way to report that the client has disconnected (ASGI 2.4)
             raise ClientGone from None
-        except HTTPException as error:  # so may a host say that a body is over a bound of its own
+        except HTTPException as error:  # a host's way to report that a body is over a limit of its own
             if error.status_code != 413:
                 raise
             raise BodyTooLarge(f"{error.detail}; send fewer inputs at a time.") from None
 
-    async def _read(self, most: int, bodies: BodyBudget | None = None, caller: str = "") -> bytes:
+    async def _read(self, message: Message, most: int, bodies: BodyBudget | None = None, caller: str = "") -> bytes:
+        """Read the rest of a body that begins with ``message``."""
         read = bytearray()
         while True:
-            message = await self.receive()
             if message["type"] == "http.disconnect":
                 raise ClientGone
             piece: bytes = message.get("body", b"")
@@ -147,13 +157,11 @@ class Inbound:
             if size > self.reserved and bodies is not None:
                 self.account = bodies.reserve(caller, size - self.reserved)
                 self.reserved = size
+            read += piece
             if not message.get("more_body", False):
                 self._settled = True
-                if not read:
-                    return piece
-                read += piece
                 return bytes(read)
-            read += piece
+            message = await self.receive()
 
     async def gone(self) -> None:
         """Return when the client leaves; the body has been read."""
@@ -210,7 +218,7 @@ class Inbound:
         Some servers close one whose request was not read, and a body that comes after that resets the connection.
         """
         with suppress(TimeoutError, OSError, BodyTooLarge, ClientGone), tasks.within(LINGER):
-            await self._read(SMALL_BODY)
+            await self._read(await self.receive(), SMALL_BODY)
 
     def record(self, event: str, status: int, **facts: object) -> None:
         """Log how the exchange ended: one record, its facts as fields; no secret, no input text."""

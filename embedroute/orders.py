@@ -1,6 +1,6 @@
 """What one request orders of its endpoints: how a chunk is worded for a backend, what it costs, how its failure is told."""
 
-from collections.abc import Collection, Hashable, Mapping
+from collections.abc import Collection, Mapping
 from typing import cast
 
 import msgspec
@@ -18,8 +18,9 @@ from embedroute.redact import mentions, scrub, secrets_of
 from embedroute.routing.memo import Decision
 from embedroute.routing.parameters import Parameters
 from embedroute.routing.plan import Embedded, Key, land, text_before
-from embedroute.routing.routes import Candidate, Route
+from embedroute.routing.routes import Candidate
 from embedroute.shared_failures import message_of, neutral
+from embedroute.tasks import Watch
 from embedroute.wire.decode import Job
 
 
@@ -31,6 +32,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     journal: Journal
     cached: CacheUse
     deadline: float
+    watch: Watch | None = None
 
 
 Landed = Mapping[Key, Embedded]
@@ -54,28 +56,25 @@ class Order(msgspec.Struct, frozen=True, kw_only=True, eq=False, gc=False):
     shared: bytes = b""
     store: Land | None = None
     slots: CapacityLimiter | None = None
+    watch: Watch | None = None
     large: bool = False
 
 
-def order_of(asked: Asked, route: Route, decision: Decision, store: Land) -> Order:
+def order_of(asked: Asked, decision: Decision, store: Land) -> Order:
     """Word what a request orders; ``store`` keeps what has come, if the request lets it."""
     return Order(
-        model=route.model,
+        model=decision.route.model,
         parameters=decision.selection.parameters,
         kind=asked.job.kind,
         user=asked.job.user,
         deadline=asked.deadline,
         journal=asked.journal,
-        space=route.space,
+        space=decision.route.space,
         shared=decision.shared,
         store=store if asked.cached.store else None,
+        watch=asked.watch,
         large=asked.job.large,
     )
-
-
-def terms_of(asked: Asked, route: Route, decision: Decision) -> Hashable | None:
-    """What two requests must have in common to share each other's failure; one that reads past the cache shares nothing."""
-    return (decision.selection.terms, asked.job.preferences, route.sort) if asked.cached.read else None
 
 
 def make_batch(candidate: Candidate, work: Mapping[Key, Input], order: Order) -> Batch:
@@ -86,7 +85,11 @@ def make_batch(candidate: Candidate, work: Mapping[Key, Input], order: Order) ->
     before = text_before(candidate, order.model, wanted.input_type)
     return Batch(
         model=candidate.model,
-        texts=_prefixed(cast("list[str]", inputs), before) if order.kind is Kind.TEXT else (),
+        texts=()
+        if order.kind is not Kind.TEXT
+        else _prefixed(cast("list[str]", inputs), before)
+        if before
+        else cast("list[str]", inputs),
         tokens=cast("list[tuple[int, ...]]", inputs) if order.kind is Kind.TOKENS else (),
         parts=cast("list[tuple[Part, ...]]", inputs) if order.kind is Kind.PARTS else (),
         dimensions=wanted.dimensions if accepts.dimensions else None,
@@ -99,7 +102,7 @@ def make_batch(candidate: Candidate, work: Mapping[Key, Input], order: Order) ->
 
 
 def _prefixed(texts: list[str], before: str) -> list[str]:
-    return [before + text for text in texts] if before else texts
+    return [before + text for text in texts]
 
 
 def landed_of(candidate: Candidate, work: Mapping[Key, Input], answer: Vectors, order: Order, *, made: bool) -> Landed:
@@ -109,7 +112,13 @@ def landed_of(candidate: Candidate, work: Mapping[Key, Input], answer: Vectors, 
     """
     journal, tokens = order.journal, tokens_of(answer, work.values())
     prices = candidate.prices if made else {kind: price for kind, price in candidate.prices.items() if kind != "request"}
-    journal.served(candidate.provider, prices, tokens, answer.modality_tokens, images=images_in(work.values()))
+    journal.served(
+        candidate.provider,
+        prices,
+        tokens,
+        answer.modality_tokens,
+        images=images_in(work.values()) if order.kind is Kind.PARTS else 0,
+    )
     landed = land(work, answer, tokens)
     if order.store is not None:
         order.store(landed)

@@ -1,157 +1,274 @@
-"""The one place that starts tasks and unwraps exception groups, so that no task outlives its request."""
+"""The only module that starts tasks and unwraps exception groups, so that no task outlives its request."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager, suppress
 from contextvars import copy_context
 from types import TracebackType
-from typing import TypeVar, cast
+from typing import Final, Protocol, Self, TypeVar, cast
 
 import anyio
 from anyio import CapacityLimiter
 
-from embedroute.due import Alone, Line, line_of
-
 T = TypeVar("T")
 
 Gone = Callable[[], Coroutine[object, None, None]]
-"""Returns when a client leaves."""
+"""Returns when a client disconnects."""
+
+GRACE: Final = 0.05
+"""Seconds in which most requests are done, so that they need neither a timer of their own nor a second task."""
 
 
 def on_asyncio() -> bool:
-    """Whether this runs on an asyncio event loop, and not on trio."""
+    """Return whether this runs on an asyncio event loop, and not on trio."""
     return asyncio_loop() is not None
 
 
 class ClientGone(Exception):
-    """The client went away before its answer was ready."""
+    """The client disconnected before its response was ready."""
 
 
 def asyncio_loop() -> asyncio.AbstractEventLoop | None:
-    """The running event loop of asyncio, None on trio."""
+    """Return the running event loop of asyncio, None on trio."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
 
 
-def within(seconds: float, *, alone: bool = False) -> AbstractContextManager[object]:
-    """Bound what is awaited inside; past ``seconds`` it is cancelled and ``TimeoutError`` is raised.
-
-    Bounds of equally many seconds share a timer; ``alone`` tells one that is like no other.
-    """
+def within(seconds: float) -> AbstractContextManager[object]:
+    """Cancel what is awaited inside after ``seconds``, and raise ``TimeoutError``."""
     loop = asyncio_loop()
-    return anyio.fail_after(seconds) if loop is None else _Within(loop, Alone(seconds) if alone else line_of(loop, seconds))
+    return anyio.fail_after(seconds) if loop is None else _Within(loop, seconds)
 
 
 class _Within:
-    """asyncio's own timeout without its means to be moved: every request is under two, and this is a third of the cost."""
+    """A synchronous ``asyncio.timeout`` that cannot be rescheduled: a third of the cost."""
 
-    __slots__ = ("_before", "_expired", "_line", "_task")
+    __slots__ = ("_before", "_expired", "_task", "_timer")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, line: Line | Alone) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
         self._task = cast("asyncio.Task[object]", asyncio.current_task(loop))
         self._expired = False
         self._before = self._task.cancelling()
-        self._line = line
-        line.join(loop, self)
+        self._timer = loop.call_later(seconds, self._expire)
 
-    def come(self) -> None:
-        """Its time is over."""
+    def _expire(self) -> None:
         self._expired = True
         self._task.cancel()
 
     def __enter__(self) -> object:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._line.leave(self)
-        # Whoever else cancelled this task as well is to have its way.
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._timer.cancel()
+        # A cancellation from anyone else must propagate.
         if self._expired and self._task.uncancel() <= self._before and kind is asyncio.CancelledError:
             raise TimeoutError from error
 
 
-def unless(gone: Gone, work: Awaitable[T], *, grace: float = 0.05) -> Awaitable[T]:
-    """Await ``work``, and cancel it when ``gone`` returns first.
+class Watch(Protocol):
+    """Bounds the work of one request in time, and cancels it when the client disconnects.
 
-    The watch begins after ``grace`` seconds: most work is done by then and needs no second task.
+    It is an asynchronous context manager. Nothing is bounded or watched until it is asked for.
+    """
+
+    @property
+    def expired(self) -> bool:
+        """Whether the time limit has cancelled the work."""
+        ...
+
+    def limit(self, seconds: float, late: Callable[[], Exception]) -> None:
+        """Cancel the work after ``seconds`` from now, and raise what ``late`` makes. Replaces an earlier limit."""
+        ...
+
+    def cancel_when(self, gone: Gone) -> None:
+        """Cancel the work when ``gone`` returns, and raise ``ClientGone``. Its error is raised instead if it fails."""
+        ...
+
+    async def __aenter__(self) -> Self:
+        """Begin."""
+        ...
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End every task that was started, and turn a cancellation of its own into its reason."""
+        ...
+
+
+def watch(grace: float = GRACE) -> Watch:
+    """Make a watch over one request, for the running event loop.
+
+    The first ``grace`` seconds cost one timer whatever is asked for: limits and tasks are set up after them.
+    """
+    loop = asyncio_loop()
+    return _AnyioWatch(grace) if loop is None else _AsyncioWatch(loop, grace)
+
+
+class _AsyncioWatch:
+    __slots__ = (
+        "_at",
+        "_before",
+        "_cancels",
+        "_context",
+        "_gone",
+        "_is_late",
+        "_late",
+        "_loop",
+        "_task",
+        "_timer",
+        "_watcher",
+        "expired",
+    )
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, grace: float) -> None:
+        self._loop = loop
+        self._context = copy_context()
+        self._task = cast("asyncio.Task[object]", asyncio.current_task(loop))
+        self._before = self._task.cancelling()
+        self._cancels = 0
+        self._at: float | None = None
+        self._late: Callable[[], Exception] = TimeoutError
+        self._gone: Gone | None = None
+        self._watcher: asyncio.Task[None] | None = None
+        self._is_late = False
+        self.expired = False
+        self._timer = loop.call_later(grace, self._after_grace)
+
+    def limit(self, seconds: float, late: Callable[[], Exception]) -> None:
+        self._at = self._loop.time() + seconds
+        self._late = late
+        if self._is_late:
+            self._timer.cancel()
+            self._timer = self._loop.call_at(self._at, self._expire)
+
+    def cancel_when(self, gone: Gone) -> None:
+        self._gone = gone
+        if self._is_late:
+            self._start(gone)
+
+    def _after_grace(self) -> None:
+        self._is_late = True
+        if self._gone is not None:
+            self._start(self._gone)
+        if self._at is not None:
+            self._timer = self._loop.call_at(self._at, self._expire)
+
+    def _start(self, gone: Gone) -> None:
+        # In the request's own context: a host keeps its request id in one.
+        self._watcher = self._context.run(self._loop.create_task, gone())
+        self._watcher.add_done_callback(self._disconnected)
+
+    def _disconnected(self, watcher: asyncio.Task[None]) -> None:
+        if not watcher.cancelled() and self._watcher is not None:
+            self._cancels += 1
+            self._task.cancel()
+
+    def _expire(self) -> None:
+        self.expired = True
+        self._cancels += 1
+        self._task.cancel()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._timer.cancel()
+        reason = self._reason(kind) if self._cancels else None
+        if self._watcher is not None:
+            await self._end_watcher()
+        if reason is not None:
+            raise reason from None
+        if isinstance(error, BaseExceptionGroup):
+            raise innermost(cast("BaseExceptionGroup[BaseException]", error)) from None
+
+    def _reason(self, kind: type[BaseException] | None) -> BaseException | None:
+        """Take back our cancellations; return what to raise, None if somebody else cancelled the task as well."""
+        left = min([self._task.uncancel() for _ in range(self._cancels)])
+        if kind is not asyncio.CancelledError or left > self._before:
+            return None
+        if self.expired:
+            return self._late()
+        return (self._watcher and self._watcher.exception()) or ClientGone()
+
+    async def _end_watcher(self) -> None:
+        watcher = self._watcher
+        self._watcher = None
+        if watcher is not None and not watcher.done():
+            watcher.cancel()
+            await asyncio.wait([watcher])
+
+
+class _AnyioWatch:
+    def __init__(self, grace: float) -> None:
+        self._grace = grace
+        self._group = anyio.create_task_group()
+        self._scope = anyio.CancelScope()
+        self._late: Callable[[], Exception] = TimeoutError
+        self._has_left = False
+
+    @property
+    def expired(self) -> bool:
+        return self._scope.cancel_called and not self._has_left
+
+    def limit(self, seconds: float, late: Callable[[], Exception]) -> None:
+        self._scope.deadline = anyio.current_time() + seconds
+        self._late = late
+
+    def cancel_when(self, gone: Gone) -> None:
+        self._group.start_soon(self._wait_for, gone)
+
+    async def _wait_for(self, gone: Gone) -> None:
+        await anyio.sleep(self._grace)
+        await gone()
+        self._has_left = True
+        self._scope.cancel()
+
+    async def __aenter__(self) -> Self:
+        await self._group.__aenter__()
+        self._scope.__enter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._scope.__exit__(kind, error, trace)
+        is_ours = self._scope.cancelled_caught
+        self._group.cancel_scope.cancel()
+        try:
+            await self._group.__aexit__(*((None, None, None) if is_ours else (kind, error, trace)))
+        except BaseExceptionGroup as grouped:
+            raise innermost(grouped) from None
+        if is_ours:
+            raise ClientGone if self._has_left else self._late()
+
+
+async def unless(gone: Gone, work: Awaitable[T], *, grace: float = GRACE) -> T:
+    """Await ``work``, and cancel it when ``gone`` returns first.
 
     Raises:
         ClientGone: ``gone`` returned before the work was done.
     """
-    loop = asyncio_loop()
-    return _unless(gone, work, grace) if loop is None else _unless_on_asyncio(loop, gone, work, grace)
-
-
-class _Watch:
-    """Awaits ``gone`` beside the task that makes it, which is cancelled when ``gone`` returns."""
-
-    __slots__ = ("_context", "_gone", "_loop", "_task", "task")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, gone: Gone) -> None:
-        self._loop = loop
-        self._context = copy_context()
-        self._gone = gone
-        self._task = cast("asyncio.Task[object]", asyncio.current_task(loop))
-        self.task: asyncio.Task[None] | None = None
-
-    def come(self) -> None:
-        """Begin to watch."""
-        self.task = self._context.run(self._loop.create_task, self._gone())
-        self.task.add_done_callback(self._over)
-
-    def _over(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and self.task is not None:
-            self._task.cancel()
-
-    def cancelled_it(self) -> bool:
-        """Whether the cancellation that has just come is the watch's own; whoever else wants one is to have its way."""
-        return self.task is not None and self.task.done() and self._task.uncancel() == 0
-
-    async def end(self) -> None:
-        task, self.task = self.task, None
-        if task is not None and not task.done():
-            task.cancel()
-            await asyncio.wait([task])
-
-
-async def _unless_on_asyncio(loop: asyncio.AbstractEventLoop, gone: Gone, work: Awaitable[T], grace: float) -> T:
-    watch, line = _Watch(loop, gone), line_of(loop, grace)
-    line.join(loop, watch)
-    try:
+    async with watch(grace) as watching:
+        watching.cancel_when(gone)
         return await work
-    except asyncio.CancelledError:
-        if not watch.cancelled_it():
-            raise
-        raise (watch.task and watch.task.exception()) or ClientGone() from None
-    except BaseExceptionGroup as grouped:
-        raise innermost(grouped) from None
-    finally:
-        line.leave(watch)
-        if watch.task is not None:
-            await watch.end()
-
-
-async def _unless(gone: Gone, work: Awaitable[T], grace: float) -> T:
-    scope = anyio.CancelScope()
-
-    async def watch() -> None:
-        await anyio.sleep(grace)
-        await gone()
-        scope.cancel()
-
-    outcome: list[T] = []
-    try:
-        async with anyio.create_task_group() as group:
-            group.start_soon(watch)
-            with scope:
-                outcome.append(await work)
-            group.cancel_scope.cancel()
-    except BaseExceptionGroup as grouped:
-        raise innermost(grouped) from None
-    if not outcome:
-        raise ClientGone
-    return outcome[0]
 
 
 def is_stray(error: BaseException) -> bool:

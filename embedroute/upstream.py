@@ -53,9 +53,13 @@ class UpstreamRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
             ValueError: a number in ``body`` is NaN or infinite, for which JSON has no word.
         """
         kept = {name: value for name, value in body.items() if value is not None}
-        content, null = _in_pieces(kept) if _IN_PIECES.get() else _at_once(kept)
+        if _IN_PIECES.get():
+            content, has_null = _in_pieces(kept)
+        else:
+            content = _ENCODER.encode(kept)
+            has_null = b"null" in content
         # The encoder writes such a number as null, so nearly no body has to be searched for one.
-        if null and (lost := next(_wordless(msgspec.to_builtins(kept), "body"), None)):
+        if has_null and (lost := next(_wordless(msgspec.to_builtins(kept), "body"), None)):
             raise ValueError(f"{lost}, which JSON cannot say.")
         if bearer is not None and bearer.reveal():
             headers = {"content-type": "application/json", **headers, "authorization": Secret(f"Bearer {bearer.reveal()}")}
@@ -74,11 +78,6 @@ def write_in_pieces(build: Callable[[], T]) -> T:
         return build()
     finally:
         _IN_PIECES.reset(token)
-
-
-def _at_once(body: object) -> tuple[bytes, bool]:
-    content = _ENCODER.encode(body)
-    return content, b"null" in content
 
 
 def _in_pieces(body: object) -> tuple[bytes, bool]:

@@ -134,8 +134,12 @@ def check(array: Array, count: int, width: int | None, dtype: str = "float") -> 
 def _sound(array: Array) -> bool:
     # One pass settles nearly all: a square sum is inf or nan for any such number, 0 for a zero row. Sums may over- or
     # underflow on odd but good rows, so only the exact look refuses; vdot and einsum overflow without a warning.
-    squares = map(np.vdot, array, array) if len(array) < 8 else np.einsum("ij,ij->i", array, array).tolist()
-    return all(0 < square < np.inf for square in squares) or bool(np.isfinite(array).all() and array.any(axis=1).all())
+    if len(array) == 1:
+        is_sure = 0 < np.vdot(array, array) < np.inf
+    else:
+        squares = np.einsum("ij,ij->i", array, array)
+        is_sure = ((squares > 0) & (squares < np.inf)).all()
+    return bool(is_sure or (np.isfinite(array).all() and array.any(axis=1).all()))
 
 
 def truncate(array: Array, width: int) -> Array:

@@ -126,8 +126,7 @@ class Near(LocalBackend, frozen=True, kw_only=True):
 
 async def run(backend, answer=None, *, timeout=5.0, keep=None, local=None):
     tools = Tools(engine=Answering(answer), local=local or LocalModels())
-    answer, _ = await exchange(backend, BATCH, tools, timeout, keep)
-    return answer
+    return await exchange(backend, BATCH, tools, timeout, keep)
 
 
 def reply(status, body):
@@ -228,7 +227,8 @@ async def test_a_local_model_is_loaded_once_whoever_comes_first():
 
 
 @pytest.mark.parametrize(
-    ("answer", "kept"), [(reply(200, b'{"rows": [[1],[2]]}'), [200]), (reply(500, b""), [500]), (TimedOut("t"), [])]
+    ("answer", "kept"),
+    [(reply(200, b'{"rows": [[1, 2, 3], [4, 5, 6]]}'), [200]), (reply(500, b""), [500]), (TimedOut("t"), [])],
 )
 async def test_debug_gets_the_exchange_whatever_became_of_it(answer, kept):
     got = []

@@ -165,7 +165,7 @@ async def test_each_waiter_gets_a_copy_of_the_error_that_holds_nothing_of_others
             frames.append(trace.tb_frame.f_code.co_name)
             assert failure is not getattr(trace.tb_frame.f_locals.get("flight"), "error", None)
             trace = trace.tb_next
-        assert ["ask", "share", "_landings"] == frames
+        assert ["ask", "share", "follow", "_landings"] == frames
 
 
 @pytest.mark.parametrize(("terms", "computed"), [(TERMS, ["ab", "c"]), ("others", ["ab", "c", "b"])])

@@ -38,14 +38,14 @@ def look_up(
     cache: MemoryCache,
     work: Mapping[Key, Input],
     decision: Decision,
-    owner: int | None = None,
 ) -> Found:
     """Find cached vectors; a matryoshka model's whole vectors serve every smaller width.
 
-    An entry is the caller's own if ``owner`` is among its marks; without ``owner`` all are.
+    An entry is the caller's own if the decision's ``owner`` is among its marks; without one all are.
     """
-    if not len(cache):
+    if not cache.size:
         return NOTHING
+    owner = decision.owner
     found = _exact(cache, work, owner)
     if _is_complete(found, cache, work, decision):
         return found
@@ -56,9 +56,9 @@ def look_up_in_steps(
     cache: MemoryCache,
     work: Mapping[Key, Input],
     decision: Decision,
-    owner: int | None = None,
 ) -> Generator[None, None, Found]:
     """Find the same in steps, for a large request."""
+    owner = decision.owner
     found = _exact(cache, work, owner)
     if _is_complete(found, cache, work, decision):
         return found

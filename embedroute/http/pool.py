@@ -9,7 +9,6 @@ import logging
 from collections import deque
 from typing import Final
 
-from embedroute.due import TICK
 from embedroute.http import ExchangeLimits
 from embedroute.http.connection import Connection
 from embedroute.http.target import Origin
@@ -86,7 +85,7 @@ class Pool:
     def drop_old(self, now: float) -> None:
         """Close the connections that have been idle for too long."""
         idle = self.idle
-        while idle and not (idle[0].alive and now + TICK - idle[0].idle_since < self.kept_for):
+        while idle and not (idle[0].alive and now - idle[0].idle_since < self.kept_for):
             self.drop(idle.popleft())
 
     def catch(self, connection: Connection, limits: ExchangeLimits) -> None:

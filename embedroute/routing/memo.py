@@ -1,24 +1,25 @@
-"""Remembers what was decided for plain requests, which are nearly all: the same question has the same answer.
+"""Decides which endpoints serve a request, and remembers that for plain requests, which are nearly all.
 
-A request is plain when it states no preferences and no options and holds texts: then the filters depend on its
-model, width and input type and on its caller alone. Order is decided anew wherever there is more than one endpoint.
+A request is plain when it states no provider, preferences, options or debug, and holds texts. The
+decision then depends on its model, width and input type and on its caller alone. The order of
+endpoints is decided anew wherever there is more than one.
 """
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from typing import Final
 
 import msgspec
 
-from embedroute.access import COMMON, Caller, cache_scope
-from embedroute.errors import Refusal
+from embedroute.access import ANYONE, COMMON, Caller, cache_scope, permit
+from embedroute.errors import InvalidRequest, NoEligibleProvider, Refusal
 from embedroute.inputs import Kind
 from embedroute.journal import Journal
 from embedroute.routing.order import Surroundings, order
 from embedroute.routing.plan import shared_key
-from embedroute.routing.routes import Route
+from embedroute.routing.routes import Directory, Route
 from embedroute.routing.select import Selection, select, tell_dropped
 from embedroute.routing.sieve import Dropped
-from embedroute.wire.decode import NO_OPTIONS, Job
+from embedroute.wire.decode import NO_DEBUG, NO_OPTIONS, Job
 from embedroute.wire.preferences import NO_PREFERENCES, Preferences
 
 MOST: Final = 4096
@@ -26,58 +27,132 @@ MOST: Final = 4096
 
 
 PROBING: Final = Preferences(include_alpha=True)
-"""The preferences of whoever compares endpoints, by identity: what a gateway lists says who may serve, not who is the same."""
+"""The preferences of a request that compares endpoints, by identity: the gateway's own lists do not apply to it."""
 
 
-class Decision(msgspec.Struct, frozen=True):
-    """A selection, and what the keys of its request share; ``whole`` is that at the model's own width, where it may be cut."""
+class Decision(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """All that does not depend on the inputs of a request.
 
+    ``fallback`` is the model that serves the request if every endpoint fails. ``shared`` is what the
+    cache keys of the request share, and ``whole`` the same at the model's own width, where vectors
+    can be cut. ``terms`` is what two requests must have
+    in common to share each other's failure. ``owner`` marks the cache entries of the caller, None
+    for a caller who sees every hit.
+    """
+
+    caller: Caller
+    route: Route
+    fallback: Route | None
     selection: Selection
     shared: bytes
-    whole: bytes | None = None
+    whole: bytes | None
+    terms: Hashable
+    owner: int | None
 
 
 class Decisions:
     """The decisions of one gateway.
 
-    ``routes`` are those of its directory, and ``around`` is what holds right now. ``shared_cache``
-    says whether callers without a namespace share cache entries.
+    ``around`` returns what holds right now. ``shared_cache`` says whether callers without a
+    namespace share cache entries, ``debug`` whether callers may debug who are not told otherwise.
     """
 
     def __init__(
         self,
-        routes: Mapping[str, Route],
+        directory: Directory,
         around: Callable[[], Surroundings],
         *,
         shared_cache: bool = True,
+        debug: bool = False,
     ) -> None:
         """Remember nothing yet."""
-        self._routes = routes
+        self._directory = directory
+        self._routes = directory.routes
         self._around = around
         self._shared_cache = shared_cache
+        self._debug = debug
         self._made: dict[Hashable, Decision] = {}
 
-    def decide(self, route: Route, job: Job, caller: Caller, journal: Journal | None = None) -> Decision:
-        """Filter and order the endpoints for a request, or recall what an equal one was told.
+    def decide(self, job: Job, caller: Caller, journal: Journal | None = None) -> Decision:
+        """Find the model of a request and the endpoints that may serve it, or recall an equal request's.
 
-        ``journal`` is told of the filters that leave nobody; those of a decision are told by its selection.
+        ``journal`` gets the filters that leave no endpoint; those of a decision are in its selection.
+
+        Raises:
+            ModelNotFound: no such model exists here.
+            PermissionDenied: this caller may not use it, or may not debug.
+            Refusal: no endpoint may serve the request, and why.
+        """
+        if (
+            job.preferences is not NO_PREFERENCES
+            or job.options is not NO_OPTIONS
+            or job.debug is not NO_DEBUG
+            or job.hint is not None
+            or job.kind is not Kind.TEXT
+        ):
+            return self.decide_at(self.resolve(job, caller), job, caller, journal)
+        question = (job.model, job.dimensions, job.input_type, caller.name)
+        known = self._made.get(question)
+        if known is not None and (known.caller is caller or known.caller == caller):
+            return known if len(known.selection.candidates) == 1 else self._reordered(known, job)
+        route = self.resolve(job, caller)
+        made = self.decide_at(route, job, caller, journal)
+        if self._routes.get(route.name) is route:
+            if len(self._made) >= MOST:
+                self._made.clear()
+            self._made[question] = made
+        return made
+
+    def resolve(self, job: Job, caller: Caller) -> Route:
+        """Find the model that a request names.
+
+        Raises:
+            ModelNotFound: no such model exists here.
+            PermissionDenied: this caller may not use it, or may not debug.
+        """
+        try:
+            route = self._directory.resolve(job.model, job.hint)
+        except (InvalidRequest, NoEligibleProvider):
+            # An error of the hint comes after one of the model or of debug.
+            permit(caller, self._directory.resolve(job.model).name, job, debug=self._debug)
+            raise
+        permit(caller, route.name, job, debug=self._debug)
+        return route
+
+    def decide_at(self, route: Route, job: Job, caller: Caller, journal: Journal | None = None) -> Decision:
+        """Filter and order the endpoints of a ``route`` for a request.
 
         Raises:
             Refusal: no endpoint may serve the request, and why.
         """
-        plain, scope = self._plain(route, job), COMMON
+        selection = self._selected(route, job, caller, journal)
+        wanted = selection.parameters
+        wishes = job.preferences
+        scope = COMMON
         if caller.namespace or not self._shared_cache:
             scope = cache_scope(caller, shared=self._shared_cache)
-        known = self._made.get(_question(route, job, caller, scope)) if plain else None
-        if known is not None:
-            return known if len(known.selection.candidates) == 1 else self._reordered(known, route, job)
-        selection = self._selected(route, job, caller, journal)
-        made = _decision(selection, route, job, scope)
-        if plain:
-            if len(self._made) >= MOST:
-                self._made.clear()
-            self._made[_question(route, job, caller, scope)] = made
-        return made
+        uncut = wanted.uncut(route.model)
+        return Decision(
+            caller=caller,
+            route=route,
+            fallback=self._fallback_of(route, job, caller),
+            selection=selection,
+            shared=shared_key(route, wanted, wishes, scope),
+            whole=shared_key(route, uncut, wishes, scope) if uncut else None,
+            terms=(selection.terms, wishes, route.sort),
+            owner=None if caller is ANYONE else hash(caller.name),
+        )
+
+    def _fallback_of(self, route: Route, job: Job, caller: Caller) -> Route | None:
+        """Find the model that may stand in for a route's: config names it, and neither request nor key forbids it."""
+        name, allowed = route.model.fallback, caller.models
+        if name is None or job.hint is not None or job.preferences.allow_fallbacks is False:
+            return None
+        other = self._directory.resolve(name)
+        if allowed is not None and other.name not in allowed:
+            return None
+        # An input type changes the vector, whichever way it was asked for.
+        return msgspec.structs.replace(other, input_type=route.input_type) if route.input_type else other
 
     def _selected(self, route: Route, job: Job, caller: Caller, journal: Journal | None) -> Selection:
         unnamed = self._unnamed(route)
@@ -98,26 +173,7 @@ class Decisions:
         around = self._around()
         return msgspec.structs.replace(around, only=(), ignore=()) if job.preferences is PROBING else around
 
-    def _reordered(self, known: Decision, route: Route, job: Job) -> Decision:
-        candidates = order(known.selection.candidates, job.preferences, route.sort, self._around())
+    def _reordered(self, known: Decision, job: Job) -> Decision:
+        candidates = order(known.selection.candidates, job.preferences, known.route.sort, self._around())
         selection = msgspec.structs.replace(known.selection, candidates=candidates)
         return msgspec.structs.replace(known, selection=selection)
-
-    def _plain(self, route: Route, job: Job) -> bool:
-        return (
-            job.preferences is NO_PREFERENCES
-            and job.options is NO_OPTIONS
-            and job.kind is Kind.TEXT
-            and self._routes.get(route.name) is route
-        )
-
-
-def _decision(selection: Selection, route: Route, job: Job, scope: tuple[str, str]) -> Decision:
-    wanted, wishes = selection.parameters, job.preferences
-    uncut = wanted.uncut(route.model)
-    whole = shared_key(route, uncut, wishes, scope) if uncut else None
-    return Decision(selection, shared_key(route, wanted, wishes, scope), whole)
-
-
-def _question(route: Route, job: Job, caller: Caller, scope: tuple[str, str]) -> Hashable:
-    return route.name, job.dimensions, job.input_type, caller.only, caller.ignore, scope
