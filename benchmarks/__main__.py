@@ -26,28 +26,50 @@ def names(text: str) -> tuple[str, ...]:
     given = tuple(text.split(","))
     known = [*systems.BY_NAME, *workloads.BY_NAME, IMPORTS]
     if unknown := [name for name in given if name not in known]:
-        raise argparse.ArgumentTypeError(f"{', '.join(unknown)} unknown; there are {', '.join(known)}")
+        raise argparse.ArgumentTypeError(
+            f"{', '.join(unknown)} unknown; there are {', '.join(known)}"
+        )
     return given
 
 
 def options(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure embedroute beside its peers on loopback.")
-    parser.add_argument("--quick", action="store_true", help="one round of a second each; for a look, not for a claim")
-    parser.add_argument(
-        "--only", type=names, default=(), metavar="NAME[,NAME]", help="these systems and workloads (and `imports`)"
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench", description="Measure embedroute beside its peers on loopback."
     )
-    parser.add_argument("--without", type=names, default=(), metavar="NAME[,NAME]", help="all but these")
-    parser.add_argument("--show", action="store_true", help="print the report of the last run again")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="one round of a second each; for a look, not for a claim",
+    )
+    parser.add_argument(
+        "--only",
+        type=names,
+        default=(),
+        metavar="NAME[,NAME]",
+        help="these systems and workloads (and `imports`)",
+    )
+    parser.add_argument(
+        "--without", type=names, default=(), metavar="NAME[,NAME]", help="all but these"
+    )
+    parser.add_argument(
+        "--show", action="store_true", help="print the report of the last run again"
+    )
     return parser.parse_args(arguments)
 
 
 def chosen(table: dict, asked: argparse.Namespace) -> list:
     """Rows of a table that `--only` names, all if it names none of this table, less those of `--without`."""
     only = [name for name in asked.only if name in table]
-    return [row for name, row in table.items() if (name in only or not only) and name not in asked.without]
+    return [
+        row
+        for name, row in table.items()
+        if (name in only or not only) and name not in asked.without
+    ]
 
 
-def work(wanted: list[System], plan: list[Workload], effort: Effort, *, with_imports: bool) -> tuple[Bench, Costs | None]:
+def work(
+    wanted: list[System], plan: list[Workload], effort: Effort, *, with_imports: bool
+) -> tuple[Bench, Costs | None]:
     taking_part = {name for workload in plan for name in workload.systems}
     with bench([system for system in wanted if system.name in taking_part], effort) as at_work:
         costs = import_costs(at_work) if with_imports else None
@@ -79,7 +101,10 @@ def show(at_work: Bench, workload: Workload) -> None:
 
 def keep(at_work: Bench, text: str, *, whole: bool) -> None:
     """Write the report; only a whole run replaces the one beside the code."""
-    rows = [{"system": name, "workload": at, **msgspec.to_builtins(figures)} for (name, at), figures in at_work.results.items()]
+    rows = [
+        {"system": name, "workload": at, **msgspec.to_builtins(figures)}
+        for (name, at), figures in at_work.results.items()
+    ]
     (places.WORK / "results.json").write_bytes(msgspec.json.format(msgspec.json.encode(rows)))
     for file in (LAST, places.HERE / "RESULTS.md") if whole else (LAST,):
         file.write_text(text)
@@ -89,7 +114,9 @@ def main() -> None:
     asked = options(sys.argv[1:])
     if asked.show:
         sys.exit(print(LAST.read_text()))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # so that every process that was started is stopped
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit("ended")
+    )  # so that every process that was started is stopped
     try:
         environments.prepare_tools()
     except environments.NotInstalledError as failure:

@@ -27,7 +27,10 @@ def once(workload: Workload) -> bytes:
 
 
 def _body(workload: Workload, variant: int) -> str:
-    texts = [TEXT % (n, f"known {variant}" if n < workload.fixed else MARK) for n in range(workload.inputs)]
+    texts = [
+        TEXT % (n, f"known {variant}" if n < workload.fixed else MARK)
+        for n in range(workload.inputs)
+    ]
     asked = {
         "model": workload.model,
         "input": texts[0] if workload.inputs == 1 else texts,

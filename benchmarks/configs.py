@@ -39,7 +39,9 @@ def write(ports: Ports) -> dict[str, str]:
         "httpx2": _put("embedroute-httpx2.toml", _embedroute(ports, "httpx2", 0)),
         "on": _put("embedroute-on.toml", _embedroute(ports, "auto", 256 * 2**20)),
         "litellm": _put("litellm.yaml", _litellm(ports)),
-        "routes": json.dumps({f"/{model}": f"{upstreams.url(ports, model)}/embeddings" for model in upstreams.MODELS}),
+        "routes": json.dumps(
+            {f"/{model}": f"{upstreams.url(ports, model)}/embeddings" for model in upstreams.MODELS}
+        ),
     }
 
 

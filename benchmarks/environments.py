@@ -15,7 +15,10 @@ from benchmarks import places
 PORTKEY = {
     "private": True,
     "dependencies": {"@portkey-ai/gateway": "1.15.2"},
-    "overrides": {"@hono/node-server": "1.13.8", "hono": "4.9.7"},  # the versions its own ranges let in do not start
+    "overrides": {
+        "@hono/node-server": "1.13.8",
+        "hono": "4.9.7",
+    },  # the versions its own ranges let in do not start
 }
 TOOLS = {"wrk": "wrk", "nginx": "nginx-light"}  # command → Debian package
 
@@ -34,8 +37,14 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
 
 ENVIRONMENTS = (
     Environment(name="fast", folder="venv", packages=("-e", ".[standard]")),
-    Environment(name="plain", folder="plain", packages=("-e", ".", "uvicorn", "uvloop", "httptools")),
-    Environment(name="litellm", folder="litellm", packages=("litellm[proxy]==1.106.2", "uvloop", "httptools")),
+    Environment(
+        name="plain", folder="plain", packages=("-e", ".", "uvicorn", "uvloop", "httptools")
+    ),
+    Environment(
+        name="litellm",
+        folder="litellm",
+        packages=("litellm[proxy]==1.106.2", "uvloop", "httptools"),
+    ),
     Environment(name="portkey", folder="portkey"),
 )
 
@@ -74,7 +83,9 @@ def _install(environment: Environment) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if environment.packages is None:
         (folder / "package.json").write_text(json.dumps(PORTKEY))
-        _run(environment.name, ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(folder)])
+        _run(
+            environment.name, ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(folder)]
+        )
     else:
         _pip(environment.name, folder, environment.packages)
     stamp.write_text(made_of)
@@ -91,12 +102,16 @@ def _pip(name: str, folder: Path, packages: Sequence[str]) -> None:
     python = places.python(folder.name)
     if not Path(python).exists():
         _run(name, [sys.executable, "-m", "venv", str(folder)])
-    _run(name, [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages])
+    _run(
+        name, [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages]
+    )
 
 
 def _run(name: str, command: Sequence[str]) -> None:
     log = places.LOGS / f"install-{name}.log"
     with log.open("wb") as out:
-        ended = subprocess.run(command, cwd=places.ROOT, stdout=out, stderr=out, stdin=subprocess.DEVNULL, check=False)
+        ended = subprocess.run(
+            command, cwd=places.ROOT, stdout=out, stderr=out, stdin=subprocess.DEVNULL, check=False
+        )
     if ended.returncode:
         raise NotInstalledError(f"{Path(command[0]).name} failed: {places.last_words(log)}")

@@ -61,7 +61,12 @@ def main() -> None:
     print(MARK, file=sys.stderr, flush=True)
     first, second = asyncio.run(requests(app, sys.argv[1]))
     times = {"import": imported - began, "build": built - imported}
-    print(json.dumps({name: 1000 * seconds for name, seconds in times.items()} | {"first": first, "second": second}))
+    print(
+        json.dumps(
+            {name: 1000 * seconds for name, seconds in times.items()}
+            | {"first": first, "second": second}
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -26,7 +26,11 @@ class Goal(msgspec.Struct, frozen=True, kw_only=True):
     def ratio(self, results: Mapping[tuple[str, str], Figures]) -> float | None:
         """None where a figure is missing from this run."""
         ours = results.get((self.system, self.at))
-        found = [results[key] for name in self.others if (key := (name, self.over_at or self.at)) in results]
+        found = [
+            results[key]
+            for name in self.others
+            if (key := (name, self.over_at or self.at)) in results
+        ]
         if not ours or not found:
             return None
         return getattr(ours, self.figure) / min(getattr(figures, self.figure) for figures in found)
@@ -35,18 +39,41 @@ class Goal(msgspec.Struct, frozen=True, kw_only=True):
         return ratio >= self.limit if self.at_least else ratio <= self.limit
 
 
-def _each_number_at_once(title: str, others: tuple[str, ...], limit: float, shown: str) -> tuple[Goal, ...]:
+def _each_number_at_once(
+    title: str, others: tuple[str, ...], limit: float, shown: str
+) -> tuple[Goal, ...]:
     return tuple(
-        Goal(title=title.format(at_once), at=f"one-{at_once}", others=others, limit=limit, shown=shown)
+        Goal(
+            title=title.format(at_once),
+            at=f"one-{at_once}",
+            others=others,
+            limit=limit,
+            shown=shown,
+        )
         for at_once in (1, 32, 128)
     )
 
 
 GOALS = (
-    *_each_number_at_once("CPU, 1 input, base64, {} at once, over the cheaper decoding bare proxy", DECODING, 1.35, "≤ 1.35"),
-    Goal(title="CPU, 1 input, float, over the same", at="one-float", others=DECODING, limit=1.6, shown="≤ 1.6"),
-    *_each_number_at_once("CPU, 1 input, base64, {} at once, over LiteLLM", ("litellm",), 1 / 40, "≤ 1/40"),
-    *_each_number_at_once("CPU, 1 input, base64, {} at once, over Portkey", ("portkey",), 1 / 3, "≤ 1/3"),
+    *_each_number_at_once(
+        "CPU, 1 input, base64, {} at once, over the cheaper decoding bare proxy",
+        DECODING,
+        1.35,
+        "≤ 1.35",
+    ),
+    Goal(
+        title="CPU, 1 input, float, over the same",
+        at="one-float",
+        others=DECODING,
+        limit=1.6,
+        shown="≤ 1.6",
+    ),
+    *_each_number_at_once(
+        "CPU, 1 input, base64, {} at once, over LiteLLM", ("litellm",), 1 / 40, "≤ 1/40"
+    ),
+    *_each_number_at_once(
+        "CPU, 1 input, base64, {} at once, over Portkey", ("portkey",), 1 / 3, "≤ 1/3"
+    ),
     Goal(
         title="CPU, 128 inputs, base64, over the cheaper decoding bare proxy",
         at="many",

@@ -47,7 +47,10 @@ def measure(environment: str, config: str, model: str) -> Costs:
     after = [_importing(environment, f"{GIVEN}; import embedroute") for _ in range(RUNS)]
     plain = [_request(environment, config, model, ()) for _ in range(RUNS)]
     listing = _request(environment, config, model, ("-X", "importtime"))[1]
-    medians = {name: statistics.median(times[name] for times, _ in plain) for name in ("build", "first", "second")}
+    medians = {
+        name: statistics.median(times[name] for times, _ in plain)
+        for name in ("build", "first", "second")
+    }
     return Costs(
         whole=statistics.median(map(_whole, alone)),
         beyond=statistics.median(map(_whole, after)),
@@ -63,12 +66,16 @@ def _importing(environment: str, code: str) -> list[Imported]:
     return _parse(_python(environment, "-X", "importtime", "-c", code).stderr)
 
 
-def _request(environment: str, config: str, model: str, options: tuple[str, ...]) -> tuple[dict[str, float], str]:
+def _request(
+    environment: str, config: str, model: str, options: tuple[str, ...]
+) -> tuple[dict[str, float], str]:
     ended = _python(environment, *options, "-m", "benchmarks.first_request", model, config=config)
     return json.loads(ended.stdout), ended.stderr
 
 
-def _python(environment: str, *arguments: str, config: str = "") -> subprocess.CompletedProcess[str]:
+def _python(
+    environment: str, *arguments: str, config: str = ""
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["taskset", "-c", str(places.SYSTEM_CORE), places.python(environment), *arguments],
         cwd=places.ROOT,
@@ -100,4 +107,6 @@ def _dearest(listing: list[Imported]) -> list[Imported]:
 
 
 def _tops(listing: list[Imported]) -> list[Imported]:
-    return sorted((module for module in listing if module.depth == 0), key=lambda module: -module.whole_ms)[:SHOWN]
+    return sorted(
+        (module for module in listing if module.depth == 0), key=lambda module: -module.whole_ms
+    )[:SHOWN]

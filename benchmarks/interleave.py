@@ -54,7 +54,9 @@ class Bench:
     def work(self, workload: Workload) -> None:
         """All rounds of one workload."""
         seconds = self.effort.seconds * workload.stretch
-        names = [name for name in workload.systems if name in self.servers and self._warm(name, workload)]
+        names = [
+            name for name in workload.systems if name in self.servers and self._warm(name, workload)
+        ]
         rounds: dict[str, list[Figures]] = {name: [] for name in names}
         for _ in range(self.effort.rounds):
             for name in names:
@@ -83,7 +85,9 @@ class Bench:
         other = workloads.BY_NAME[workload.beside] if workload.beside else None
         beside = (self._target(name, other), other) if other else None
         try:
-            return measure.run(self.servers[name], self._target(name, workload), workload, seconds, beside)
+            return measure.run(
+                self.servers[name], self._target(name, workload), workload, seconds, beside
+            )
         except (OSError, IndexError, StopIteration) as failure:
             self.fail(f"{name} at {workload.name}", f"{type(failure).__name__}: {failure}")
             return None

@@ -33,7 +33,9 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
     p99_ms: float
 
 
-def fire(target: Target, workload: Workload, seconds: float, drained: Callable[[], None] = lambda: None) -> Seen | None:
+def fire(
+    target: Target, workload: Workload, seconds: float, drained: Callable[[], None] = lambda: None
+) -> Seen | None:
     """Load a target for some seconds; `drained` is called the moment its last answer is in. None: answers stayed out."""
     with _wrk(target, workload, seconds) as wrk:
         end = threading.Timer(seconds + PATIENCE, wrk.send_signal, [signal.SIGINT])
@@ -58,8 +60,22 @@ def _wrk(target: Target, workload: Workload, seconds: float) -> subprocess.Popen
     template = places.RUN / f"{workload.name}.template"
     template.write_text(bodies.template(workload))
     headers = [f"-H{name}: {value}" for name, value in target.headers.items()]
-    limits = ["-t1", f"-c{workload.at_once}", f"-d{int(seconds + PATIENCE + 1)}s", "--timeout", "60s"]
-    script = ["-s", str(places.HERE / "load.lua"), target.url, "--", str(template), str(seconds), str(next(_numbers))]
+    limits = [
+        "-t1",
+        f"-c{workload.at_once}",
+        f"-d{int(seconds + PATIENCE + 1)}s",
+        "--timeout",
+        "60s",
+    ]
+    script = [
+        "-s",
+        str(places.HERE / "load.lua"),
+        target.url,
+        "--",
+        str(template),
+        str(seconds),
+        str(next(_numbers)),
+    ]
     wrk = subprocess.Popen(["wrk", *limits, *headers, *script], stdout=subprocess.PIPE, text=True)
     os.sched_setaffinity(wrk.pid, {places.LOAD_CORE})
     return wrk

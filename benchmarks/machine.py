@@ -9,7 +9,18 @@ from pathlib import Path
 from benchmarks import places
 
 PACKAGES = {
-    "venv": ("embedroute", "starlette", "uvicorn", "uvloop", "httptools", "aiohttp", "pyreqwest", "msgspec", "numpy", "orjson"),
+    "venv": (
+        "embedroute",
+        "starlette",
+        "uvicorn",
+        "uvloop",
+        "httptools",
+        "aiohttp",
+        "pyreqwest",
+        "msgspec",
+        "numpy",
+        "orjson",
+    ),
     "plain": ("httpx2",),
     "litellm": ("litellm",),
 }
@@ -34,7 +45,9 @@ def described() -> list[str]:
 
 
 def _versions() -> list[str]:
-    found = [line for environment, names in PACKAGES.items() for line in _installed(environment, names)]
+    found = [
+        line for environment, names in PACKAGES.items() for line in _installed(environment, names)
+    ]
     found += [f"{name} {_said(command)}" for name, command in COMMANDS.items()]
     portkey = places.WORK / "portkey/node_modules/@portkey-ai/gateway/package.json"
     return [*found, f"Portkey gateway {_field(portkey, 'version')}"] if portkey.exists() else found
@@ -47,7 +60,9 @@ def _installed(environment: str, names: Sequence[str]) -> list[str]:
 
 def _said(command: Sequence[str]) -> str:
     words = _output(command).split("\n")[0].replace("nginx version: nginx/", "").split()
-    return next((word.lstrip("v") for word in words if any(letter.isdigit() for letter in word)), "unknown")
+    return next(
+        (word.lstrip("v") for word in words if any(letter.isdigit() for letter in word)), "unknown"
+    )
 
 
 def _field(file: Path, name: str) -> str:
@@ -56,19 +71,31 @@ def _field(file: Path, name: str) -> str:
 
 
 def _commit() -> str:
-    changed = " with changes" if _output(["git", "status", "--porcelain", "--", "embedroute"]).strip() else ""
+    changed = (
+        " with changes"
+        if _output(["git", "status", "--porcelain", "--", "embedroute"]).strip()
+        else ""
+    )
     return (_output(["git", "rev-parse", "--short", "HEAD"]).strip() or "unknown") + changed
 
 
 def _processor() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )
 
 
 def _output(command: Sequence[str]) -> str:
     try:
         ended = subprocess.run(
-            command, cwd=places.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+            command,
+            cwd=places.ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
         )
     except OSError:
         return ""

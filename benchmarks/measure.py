@@ -34,16 +34,24 @@ def check(target: Target, workload: Workload) -> None:
         with urllib.request.urlopen(request, timeout=30.0) as response:
             rows = json.load(response)["data"]
     except urllib.error.HTTPError as failure:
-        raise WrongAnswerError(f"{failure.code}: {failure.read(200).decode(errors='replace')}") from None
+        raise WrongAnswerError(
+            f"{failure.code}: {failure.read(200).decode(errors='replace')}"
+        ) from None
     except (OSError, ValueError, KeyError) as failure:
         raise WrongAnswerError(f"{type(failure).__name__}: {failure}") from None
     kind = str if workload.encoding == "base64" else list
-    if [row["index"] for row in rows] != list(range(workload.inputs)) or not isinstance(rows[0]["embedding"], kind):
+    if [row["index"] for row in rows] != list(range(workload.inputs)) or not isinstance(
+        rows[0]["embedding"], kind
+    ):
         raise WrongAnswerError(f"{len(rows)} rows of {type(rows[0]['embedding']).__name__}")
 
 
 def run(
-    server: Server, target: Target, workload: Workload, seconds: float, beside: tuple[Target, Workload] | None
+    server: Server,
+    target: Target,
+    workload: Workload,
+    seconds: float,
+    beside: tuple[Target, Workload] | None,
 ) -> Figures | None:
     """Load a system for one round; None if it left requests unanswered."""
     server.settle()
@@ -67,6 +75,9 @@ def run(
 def middle(rounds: Sequence[Figures]) -> Figures:
     """The median of each figure, but every bad answer and the highest memory."""
     medians = {
-        name: statistics.median(getattr(figures, name) for figures in rounds) for name in ("cpu_us", "rate", "p50_ms", "p99_ms")
+        name: statistics.median(getattr(figures, name) for figures in rounds)
+        for name in ("cpu_us", "rate", "p50_ms", "p99_ms")
     }
-    return Figures(**medians, rss_mib=max(f.rss_mib for f in rounds), bad=sum(f.bad for f in rounds))
+    return Figures(
+        **medians, rss_mib=max(f.rss_mib for f in rounds), bad=sum(f.bad for f in rounds)
+    )

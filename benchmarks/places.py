@@ -27,6 +27,10 @@ def python(environment: str) -> str:
 
 def last_words(log: Path) -> str:
     """Why a log's process ended, on one line and without this machine's folders: its last lines that speak of an error."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()] if log.exists() else []
+    lines = (
+        [line.strip() for line in log.read_text(errors="replace").splitlines()]
+        if log.exists()
+        else []
+    )
     errors = [line for line in lines if "Error" in line or line.lower().startswith("error")]
     return " / ".join((errors or lines)[-2:]).replace(str(ROOT), ".")[-400:]

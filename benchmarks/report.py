@@ -44,10 +44,11 @@ def written(run: Run) -> str:
 
 
 def _circumstances(run: Run) -> list[str]:
-    rounds = (
-        f"{run.effort.rounds} interleaved rounds of {run.effort.seconds:g} s or more: medians, most memory, all bad answers."
-    )
-    return [rounds, *([f"Left out of this run: {', '.join(run.left_out)}."] if run.left_out else [])]
+    rounds = f"{run.effort.rounds} interleaved rounds of {run.effort.seconds:g} s or more: medians, most memory, all bad answers."
+    return [
+        rounds,
+        *([f"Left out of this run: {', '.join(run.left_out)}."] if run.left_out else []),
+    ]
 
 
 def _goals(run: Run) -> list[str]:
@@ -71,7 +72,11 @@ def _verdict(measured: float | None, limit: float, *, met: bool) -> str:
 
 
 def _workload(workload: Workload, results: Mapping[tuple[str, str], Figures]) -> list[str]:
-    found = {name: results[name, workload.name] for name in workload.systems if (name, workload.name) in results}
+    found = {
+        name: results[name, workload.name]
+        for name in workload.systems
+        if (name, workload.name) in results
+    }
     if not found:
         return []
     base = min((found[name].cpu_us for name in workload.base if name in found), default=None)
@@ -110,8 +115,18 @@ def _imports(costs: Costs | None) -> list[str]:
         *("", "## Import and first request", ""),
         f"`python -X importtime`: `import embedroute` {costs.whole:.1f} ms, {beyond}.",
         f"In a fresh process without the tracing, ms: import {costs.import_:.1f}, {times}.",
-        *("", "Dearest modules beyond those three, by their own time in ms:", "", *_modules(costs.dearest)),
-        *("", "Imported by the first request, cumulative ms (under tracing):", "", *_modules(costs.imported_by_first)),
+        *(
+            "",
+            "Dearest modules beyond those three, by their own time in ms:",
+            "",
+            *_modules(costs.dearest),
+        ),
+        *(
+            "",
+            "Imported by the first request, cumulative ms (under tracing):",
+            "",
+            *_modules(costs.imported_by_first),
+        ),
     ]
 
 

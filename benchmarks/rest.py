@@ -15,12 +15,15 @@ from base64 import b64encode
 import uvloop
 
 from embedroute.backend import UpstreamRequest
-from embedroute.http import ExchangeLimits
-from embedroute.http.fast_engine import FastEngine
+from embedroute.transport import ExchangeLimits
+from embedroute.transport.http1.pool import FastEngine
 
 LATENCY = 0.02
 BODY = b'{"data":[{"index":0,"embedding":"%b"}]}' % b64encode(bytes(4 * 1536))
-ANSWER = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (len(BODY), BODY)
+ANSWER = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (
+    len(BODY),
+    BODY,
+)
 
 
 class Upstream(asyncio.Protocol):
@@ -46,7 +49,9 @@ async def serve() -> None:
 async def measure(port: int, rest: float, rate: int, seconds: float) -> str:
     """Send ``rate`` requests a second, at their times whatever becomes of those before."""
     engine, limits = FastEngine(), ExchangeLimits(rest=rest)
-    request = UpstreamRequest.json(f"http://127.0.0.1:{port}/v1/embeddings", {"model": "m", "input": ["text"]})
+    request = UpstreamRequest.json(
+        f"http://127.0.0.1:{port}/v1/embeddings", {"model": "m", "input": ["text"]}
+    )
     tasks: list[asyncio.Task[object]] = []
     took: list[float] = []
 
@@ -80,7 +85,10 @@ async def measure(port: int, rest: float, rate: int, seconds: float) -> str:
 def main(rate: int = 1000, seconds: float = 5.0) -> None:
     """Measure with and without the rest in turn, three times."""
     upstream = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.rest", "serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "benchmarks.rest", "serve"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     with upstream:
         assert upstream.stdout is not None

@@ -20,13 +20,23 @@ class Server:
     """One process with the children it may have."""
 
     def __init__(
-        self, name: str, command: Sequence[str], port: int, core: int, variables: Mapping[str, str] | None = None
+        self,
+        name: str,
+        command: Sequence[str],
+        port: int,
+        core: int,
+        variables: Mapping[str, str] | None = None,
     ) -> None:
         self.name, self.port = name, port
         self.log = places.LOGS / f"{name}.log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                command, cwd=places.ROOT, env=os.environ | (variables or {}), stdout=log, stderr=log, stdin=subprocess.DEVNULL
+                command,
+                cwd=places.ROOT,
+                env=os.environ | (variables or {}),
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
             )
         os.sched_setaffinity(self.process.pid, {core})
 

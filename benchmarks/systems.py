@@ -11,7 +11,18 @@ from benchmarks.servers import Server
 from benchmarks.upstreams import Ports
 
 UVICORN = (
-    *("-m", "uvicorn", "--host", "127.0.0.1", "--port", "{port}", "--loop", "uvloop", "--http", "httptools"),
+    *(
+        "-m",
+        "uvicorn",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "{port}",
+        "--loop",
+        "uvloop",
+        "--http",
+        "httptools",
+    ),
     *("--no-access-log", "--log-level", "warning", "--backlog", "2048"),
 )
 BARE_APP = ("{venv}", *UVICORN, "--lifespan", "off", "benchmarks.peers.bare:app")
@@ -32,7 +43,9 @@ class System(msgspec.Struct, frozen=True, kw_only=True):
 
 def _bare(name: str, engine: str, decode: str) -> System:
     variables = {"BENCH_ENGINE": engine, "BENCH_DECODE": decode, "BENCH_ROUTES": "{routes}"}
-    return System(name=name, environments=(), command=BARE_APP, variables=variables, path="/{model}")
+    return System(
+        name=name, environments=(), command=BARE_APP, variables=variables, path="/{model}"
+    )
 
 
 def _ours(name: str, environment: str, config: str) -> System:
@@ -53,7 +66,11 @@ SYSTEMS = (
     _ours("embedroute-httpx2", "plain", "{httpx2}"),
     _ours("embedroute-cache", "fast", "{on}"),
     System(name="static", environments=(), command=(*STATIC_APP, "benchmarks.peers.static:app")),
-    System(name="static-mounted", environments=(), command=(*STATIC_APP, "benchmarks.peers.static:mounted")),
+    System(
+        name="static-mounted",
+        environments=(),
+        command=(*STATIC_APP, "benchmarks.peers.static:mounted"),
+    ),
     System(
         name="portkey",
         environments=("portkey",),
@@ -68,7 +85,13 @@ SYSTEMS = (
     System(
         name="litellm",
         environments=("litellm",),
-        command=("{litellm_python}", *UVICORN, "--app-dir", "{run}", "litellm.proxy.proxy_server:app"),
+        command=(
+            "{litellm_python}",
+            *UVICORN,
+            "--app-dir",
+            "{run}",
+            "litellm.proxy.proxy_server:app",
+        ),
         variables={
             "CONFIG_FILE_PATH": "{litellm}",
             "LITELLM_LOCAL_MODEL_COST_MAP": "True",
@@ -92,11 +115,17 @@ def start(system: System, told: Mapping[str, str]) -> Server:
         "fast": places.python("venv"),
         "plain": places.python("plain"),
         "litellm_python": places.python("litellm"),
-        "portkey": str(places.WORK / "portkey/node_modules/@portkey-ai/gateway/build/start-server.js"),
+        "portkey": str(
+            places.WORK / "portkey/node_modules/@portkey-ai/gateway/build/start-server.js"
+        ),
     }
     command = [part.format(**known) for part in system.command]
     return Server(
-        system.name, command, port, places.SYSTEM_CORE, {key: value.format(**known) for key, value in system.variables.items()}
+        system.name,
+        command,
+        port,
+        places.SYSTEM_CORE,
+        {key: value.format(**known) for key, value in system.variables.items()},
     )
 
 

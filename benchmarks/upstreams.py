@@ -49,12 +49,18 @@ def asked_in_base64(model: str) -> str:
 def start_nginx(port: int) -> Server:
     _write_answers()
     config = places.RUN / "nginx.conf"
-    config.write_text(NGINX.format(run=places.RUN, logs=places.LOGS, answers=places.ANSWERS, port=port))
-    return Server("nginx", ["nginx", "-p", str(places.RUN), "-c", str(config)], port, places.LOAD_CORE)
+    config.write_text(
+        NGINX.format(run=places.RUN, logs=places.LOGS, answers=places.ANSWERS, port=port)
+    )
+    return Server(
+        "nginx", ["nginx", "-p", str(places.RUN), "-c", str(config)], port, places.LOAD_CORE
+    )
 
 
 def start_gpu(port: int) -> Server:
-    return Server("gpu", [places.python("venv"), "-m", "benchmarks.gpu", str(port)], port, places.LOAD_CORE)
+    return Server(
+        "gpu", [places.python("venv"), "-m", "benchmarks.gpu", str(port)], port, places.LOAD_CORE
+    )
 
 
 def _write_answers() -> None:

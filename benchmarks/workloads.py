@@ -34,8 +34,16 @@ WORKLOADS = (
     Workload(name="one-1", title="1 input, base64, 1 at a time", model="n1-base64", at_once=1),
     Workload(name="one-32", title="1 input, base64, 32 at once", model="n1-base64"),
     Workload(name="one-128", title="1 input, base64, 128 at once", model="n1-base64", at_once=128),
-    Workload(name="one-float", title="1 input, float, 32 at once", model="n1-float", encoding="float"),
-    Workload(name="many", title="128 inputs, base64, 8 at once", model="n128-base64", inputs=128, at_once=8),
+    Workload(
+        name="one-float", title="1 input, float, 32 at once", model="n1-float", encoding="float"
+    ),
+    Workload(
+        name="many",
+        title="128 inputs, base64, 8 at once",
+        model="n128-base64",
+        inputs=128,
+        at_once=8,
+    ),
     Workload(
         name="bulk",
         title="2048 inputs of 1536, float, 2 at once",

@@ -1,29 +1,44 @@
 """OpenAI-compatible embeddings inside any ASGI host, over any number of upstreams, and never a wrong vector.
 
-A map, from the ground up; a file imports only from floors below:
+The package has four layers. Imports run downwards, and inside a layer along the arrows that
+``tests/test_architecture.py`` lists. Begin to read in ``gateway.py``::
 
-- words: ``wording``, ``failures``, ``errors``, ``shared_failures``, ``inputs``, ``turns``,
-  ``vectors``, ``hints``, ``signals``, ``faults``, ``journal``, ``due``, ``tasks``
-- borders: ``secret``, ``upstream`` and ``backend`` (plugins), ``models``, ``reading``, ``settings``, ``tables`` and
-  ``config`` (operators), ``wire`` (clients), ``redact``
-- decisions, pure: ``access``, ``admission``, ``routing``
-- effects: ``cache``, ``batching``, ``flights``, ``http``, ``workers``, ``local``, ``exchange``, ``orders``,
-  ``attempts``, ``calls``, ``perloop``, ``plugins``, ``assembly``
-- the journey: ``gateway``; begin to read there
-- doors: ``listing``, ``headers``, ``inbound``, ``explain``, ``verify``, ``door``, ``asgi``, ``fastapi``, ``cli``
-
-On one floor a file imports only from those named before it. Beside the house stand ``backends`` (one file per upstream
-API, written as a third party would), ``conformance`` and ``testing``.
+    4 entry points
+      cli/              the command: serve, check, backends, models, verify
+      fastapi.py        embeddings_router
+      server/           the ASGI side: requests in, responses out
+      testing/          ScriptedBackend and check_backend, for tests of backends and hosts
+      gateway.py        Gateway.embed: one request, top to bottom
+      bootstrap.py      from a config to the parts of a gateway
+    3 engine
+      execution/        from missing inputs to vectors: single-flight, failover, attempts
+      routing/          which endpoints serve a request, and their health
+      cache/            vectors of earlier requests
+      limits/           what callers may use at once
+      transport/        HTTP towards upstreams
+      plugins.py        entry points to backend classes
+      backends/         the shipped backends, one file per upstream API
+    2 contracts
+      auth.py           API keys to callers, and what a caller may do
+      protocol/         what clients write and read
+      config/           what operators write
+      backend/          what the author of a backend writes
+    1 foundation
+      errors.py         every error, with its status, type and code
+      upstream_errors/  what an upstream's error response means
+      inputs.py         texts, token ids and content parts
+      vectors.py        arrays of numbers; alone knows numpy and orjson
+      trace.py          what happened to one request
+      text.py           how errors and logs repeat text that is not ours
+      runtime/          tasks, fairness and per-loop resources
 """
 
-from embedroute.access import Caller
-from embedroute.asgi import EmbeddingsMiddleware, embeddings_app
-from embedroute.config import Config
+from embedroute.auth import Caller
+from embedroute.config import CacheSettings, Config, Endpoint, Key, Model, Provider, Settings
 from embedroute.errors import ConfigError, EmbedrouteError
 from embedroute.gateway import Gateway
-from embedroute.models import Endpoint, Model, Provider
-from embedroute.settings import CacheSettings, Key, Settings
-from embedroute.wire.responses import Embeddings
+from embedroute.protocol import Embeddings
+from embedroute.server import EmbeddingsMiddleware, embeddings_app
 
 __all__ = [
     "CacheSettings",

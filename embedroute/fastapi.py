@@ -4,12 +4,12 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from embedroute.asgi import EmbeddingsApp
-from embedroute.door import FindCaller
+from starlette.types import Message, Receive, Scope, Send
+
+from embedroute.config import DialectName
 from embedroute.errors import MissingExtra
 from embedroute.gateway import Gateway
-from embedroute.settings import DialectName
-from embedroute.wire.schema import inlined, models_operation, operation
+from embedroute.server import EmbeddingsApp, FindCaller, inlined, models_operation, operation
 
 try:
     from fastapi import APIRouter, Request, Response
@@ -17,9 +17,11 @@ try:
 except ImportError:
     raise MissingExtra("fastapi", "fastapi") from None
 
-from starlette.types import Message, Receive, Scope, Send
 
-_DOCUMENTED: Final = {"/v1/embeddings": ("POST", operation), "/v1/models": ("GET", models_operation)}
+_DOCUMENTED: Final = {
+    "/v1/embeddings": ("POST", operation),
+    "/v1/models": ("GET", models_operation),
+}
 _OTHERS: Final = (
     "/embeddings",
     "/v1/embeddings/models",
@@ -85,7 +87,11 @@ class _Handed(Response):
 
 
 def embeddings_router(
-    gateway: Gateway, *, dialect: DialectName | None = None, caller: FindCaller | None = None, **options: Any
+    gateway: Gateway,
+    *,
+    dialect: DialectName | None = None,
+    caller: FindCaller | None = None,
+    **options: Any,
 ) -> APIRouter:
     """Make a router for ``app.include_router(embeddings_router(gateway), prefix="/ai", dependencies=[…])``.
 
@@ -99,14 +105,28 @@ def embeddings_router(
     spoken = app.door.dialect_name
     for path, (method, describe) in _DOCUMENTED.items():
         # FastAPI names operations by their paths: a host may hold two of these routers, and names must not repeat.
-        described = {name: value for name, value in inlined(describe(spoken), spoken).items() if name != "operationId"}
-        router.add_api_route(path, _endpoint(app, path), methods=[method], response_model=None, openapi_extra=described)
+        described = {
+            name: value
+            for name, value in inlined(describe(spoken), spoken).items()
+            if name != "operationId"
+        }
+        router.add_api_route(
+            path,
+            _endpoint(app, path),
+            methods=[method],
+            response_model=None,
+            openapi_extra=described,
+        )
     for path in (*_DOCUMENTED, *_OTHERS):
         # Both forms: FastAPI would redirect the other one, and a redirect re-sends body and key.
         for form in (path, f"{path}/"):
             # No method stands for all of them: whichever the gateway does not take, it refuses in its own words.
             router.add_api_route(
-                form, _endpoint(app, path), methods=[], include_in_schema=False, generate_unique_id_function=_id_of
+                form,
+                _endpoint(app, path),
+                methods=[],
+                include_in_schema=False,
+                generate_unique_id_function=_id_of,
             )
     return router
 
@@ -117,6 +137,8 @@ def _id_of(route: APIRoute) -> str:
 
 def _endpoint(app: EmbeddingsApp, template: str) -> Callable[[Request], Awaitable[Response]]:
     async def embeddings(request: Request) -> Response:
-        return _Handed(app, template.replace("{id:path}", str(request.path_params.get("id", ""))).rstrip("/"))
+        return _Handed(
+            app, template.replace("{id:path}", str(request.path_params.get("id", ""))).rstrip("/")
+        )
 
     return embeddings

@@ -13,26 +13,47 @@ from typing import TYPE_CHECKING, Self, Unpack
 
 import msgspec
 
-from embedroute import tasks, turns
-from embedroute.access import ANYONE, Caller
-from embedroute.admission import BodyBudget
-from embedroute.assembly import Opener, Options, around_of, assembled, config_from_environment, config_from_file, frameless
-from embedroute.cache import FULL_USE, PROBE, CacheUse
-from embedroute.cache.lookup import NOTHING, Found, look_up, look_up_in_steps
-from embedroute.cache.memory import MemoryCache
+from embedroute.auth import ANYONE, Caller
+from embedroute.bootstrap import (
+    Opener,
+    Options,
+    around_of,
+    assembled,
+    config_from_environment,
+    config_from_file,
+    frameless,
+)
+from embedroute.cache import (
+    FULL_USE,
+    NOTHING,
+    PROBE,
+    CacheUse,
+    Found,
+    MemoryCache,
+    look_up,
+    look_up_in_steps,
+)
 from embedroute.config import Config
 from embedroute.errors import DeadlineExceeded, EmbedrouteError, InputRefused, Refusal
-from embedroute.flights import without
-from embedroute.journal import Journal, new_request_id
-from embedroute.orders import Asked, order_of
-from embedroute.perloop import PerLoop
-from embedroute.routing.directory import Candidate, Route
-from embedroute.routing.health import BreakerPolicy, Healths
-from embedroute.routing.memo import PROBING, Decision, Decisions
-from embedroute.routing.plan import Plan, assemble, make_plan, make_plan_in_steps
-from embedroute.routing.retry import RetryPolicy
-from embedroute.wire.decode import Job, make_request
-from embedroute.wire.responses import Embeddings
+from embedroute.execution import Asked, order_of, without
+from embedroute.limits import BodyBudget
+from embedroute.protocol import Embeddings, Job, make_request
+from embedroute.routing import (
+    PROBING,
+    BreakerPolicy,
+    Candidate,
+    Decision,
+    Decisions,
+    Healths,
+    Plan,
+    RetryPolicy,
+    Route,
+    assemble,
+    make_plan,
+    make_plan_in_steps,
+)
+from embedroute.runtime import PerLoop, fairness, tasks
+from embedroute.trace import Journal, new_request_id
 
 if TYPE_CHECKING:
     import httpx2
@@ -71,13 +92,17 @@ class Gateway:
         self.cache = MemoryCache(config.cache.bytes, config.cache.ttl, time.monotonic)
         self._store = self.cache.store
         around = around_of(parts, self.healths)
-        self.decisions = Decisions(self.directory, around, shared_cache=config.cache.shared, debug=self.settings.debug)
+        self.decisions = Decisions(
+            self.directory, around, shared_cache=config.cache.shared, debug=self.settings.debug
+        )
         opener = Opener(self.settings, http_client, self.healths, retries or RetryPolicy())
         self.runtime = PerLoop("embedroute", opener.open)
 
     @classmethod
     @frameless
-    def from_file(cls, path: str | os.PathLike[str] | None = None, **parts: Unpack[Options]) -> Self:
+    def from_file(
+        cls, path: str | os.PathLike[str] | None = None, **parts: Unpack[Options]
+    ) -> Self:
         """Read ``path``, or the file that ``EMBEDROUTE_CONFIG`` names.
 
         Raises:
@@ -110,7 +135,11 @@ class Gateway:
         Raises:
             EmbedrouteError: what a client would be told, with ``status``, ``type``, ``code`` and ``param``.
         """
-        job = input if isinstance(input, Job) else make_request({"input": input, "model": model, **fields}, self.limits)
+        job = (
+            input
+            if isinstance(input, Job)
+            else make_request({"input": input, "model": model, **fields}, self.limits)
+        )
         async with tasks.watch() as watch:
             watch.limit(self.settings.deadline, self.late)
             deadline = time.monotonic() + self.settings.deadline
@@ -140,16 +169,22 @@ class Gateway:
             return self._embed(decision, asked)
         return self._embed_or_fall_back(decision, decision.fallback, asked)
 
-    async def _embed_or_fall_back(self, decision: Decision, other: Route, asked: Asked) -> Embeddings:
+    async def _embed_or_fall_back(
+        self, decision: Decision, other: Route, asked: Asked
+    ) -> Embeddings:
         """One request, at another model if all of the first's endpoints fail; each endpoint has its share of the time."""
         share = self.settings.deadline / (len(decision.route.candidates) + 1)
         try:
-            return await self._embed(decision, msgspec.structs.replace(asked, deadline=asked.deadline - share))
+            return await self._embed(
+                decision, msgspec.structs.replace(asked, deadline=asked.deadline - share)
+            )
         except (Refusal, InputRefused):
             raise
         except EmbedrouteError as failure:
             try:
-                answer = await self._embed(self.decisions.decide_at(other, asked.job, asked.caller, asked.journal), asked)
+                answer = await self._embed(
+                    self.decisions.decide_at(other, asked.job, asked.caller, asked.journal), asked
+                )
             except EmbedrouteError:
                 raise failure from None
             asked.journal.fallback = other.public
@@ -172,7 +207,9 @@ class Gateway:
         missing = without(plan.work, found) if found else plan.work
         if missing:
             loop = await self.runtime.get()
-            order = order_of(asked, decision, self._store if owner is None else partial(self._store, owner=owner))
+            order = order_of(
+                asked, decision, self._store if owner is None else partial(self._store, owner=owner)
+            )
             candidates = decision.selection.candidates
             with loop.flights.lead(missing, decision.terms if cached.read else None) as lead:
                 if lead.work:
@@ -180,34 +217,50 @@ class Gateway:
             found = {**found, **lead.found} if found else lead.found
             if lead.awaited:
                 patience = (asked.deadline - time.monotonic()) / (len(candidates) + 1)
-                landed, led = await loop.flights.follow(lead, missing, loop.embed, (candidates, order), patience)
+                landed, led = await loop.flights.follow(
+                    lead, missing, loop.embed, (candidates, order), patience
+                )
                 found = {**found, **landed}
                 if owner is not None and cached.store and led < len(missing):
-                    self.cache.claim(dict.fromkeys(missing, owner))  # it waited for others, who stored
+                    self.cache.claim(
+                        dict.fromkeys(missing, owner)
+                    )  # it waited for others, who stored
         rows, tokens, journal.estimated = assemble(plan, found)
-        return Embeddings(rows=rows, model=decision.route.public, prompt_tokens=tokens, journal=journal)
+        return Embeddings(
+            rows=rows, model=decision.route.public, prompt_tokens=tokens, journal=journal
+        )
 
     async def _look_up_large(self, asked: Asked, decision: Decision) -> tuple[Plan, Found]:
         """Plan a large request and look it up, in steps that let the event loop go on."""
-        plan = await turns.step_by_step(make_plan_in_steps(asked.job.inputs, decision.shared))
+        plan = await fairness.step_by_step(make_plan_in_steps(asked.job.inputs, decision.shared))
         if not asked.cached.read:
             return plan, NOTHING
-        return plan, await turns.step_by_step(look_up_in_steps(self.cache, plan.work, decision))
+        return plan, await fairness.step_by_step(look_up_in_steps(self.cache, plan.work, decision))
 
     def may_debug(self, caller: Caller) -> bool:
         """Whether a caller may see traces and upstream bodies."""
         return caller.may_debug(otherwise=self.settings.debug)
 
-    async def embed_at(self, candidate: Candidate, input: Sequence[str], *, model: str) -> Embeddings:
+    async def embed_at(
+        self, candidate: Candidate, input: Sequence[str], *, model: str
+    ) -> Embeddings:
         """Embed texts at one endpoint of a model, past lists, the cache and other requests: so endpoints are compared.
 
         Raises:
             EmbedrouteError: the endpoint does not answer.
         """
-        job = msgspec.structs.replace(make_request({"input": input, "model": model}, self.limits), preferences=PROBING)
+        job = msgspec.structs.replace(
+            make_request({"input": input, "model": model}, self.limits), preferences=PROBING
+        )
         route = msgspec.structs.replace(self.directory.resolve(model), candidates=[candidate])
         deadline = time.monotonic() + self.settings.deadline
-        asked = Asked(job=job, caller=ANYONE, journal=Journal(new_request_id()), cached=PROBE, deadline=deadline)
+        asked = Asked(
+            job=job,
+            caller=ANYONE,
+            journal=Journal(new_request_id()),
+            cached=PROBE,
+            deadline=deadline,
+        )
         return await self._embed(self.decisions.decide_at(route, job, ANYONE, asked.journal), asked)
 
     @asynccontextmanager

@@ -21,7 +21,9 @@ class Kind(StrEnum):
     PARTS = "parts"
 
 
-class TextPart(msgspec.Struct, frozen=True, tag="text", tag_field="type", forbid_unknown_fields=True, gc=False):
+class TextPart(
+    msgspec.Struct, frozen=True, tag="text", tag_field="type", forbid_unknown_fields=True, gc=False
+):
     """A text inside a multimodal input."""
 
     text: str
@@ -33,7 +35,14 @@ class ImageURL(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False
     url: str
 
 
-class ImagePart(msgspec.Struct, frozen=True, tag="image_url", tag_field="type", forbid_unknown_fields=True, gc=False):
+class ImagePart(
+    msgspec.Struct,
+    frozen=True,
+    tag="image_url",
+    tag_field="type",
+    forbid_unknown_fields=True,
+    gc=False,
+):
     """An image inside a multimodal input."""
 
     image_url: ImageURL
@@ -59,7 +68,10 @@ def size_of(item: Input) -> int:
         return text_size(item)
     if isinstance(item[0], int):
         return len(item)
-    return sum(258 if isinstance(part, ImagePart) else text_size(part.text) for part in cast("tuple[Part, ...]", item))
+    return sum(
+        258 if isinstance(part, ImagePart) else text_size(part.text)
+        for part in cast("tuple[Part, ...]", item)
+    )
 
 
 def sizes_of(items: Collection[Input]) -> list[int]:
@@ -74,7 +86,9 @@ def letters_in(items: Collection[Input]) -> int:
     if kind_of(next(iter(items), "")) is not Kind.PARTS:
         return sum(map(len, items))
     parts = chain.from_iterable(cast("Collection[tuple[Part, ...]]", items))
-    return sum([len(part.text if isinstance(part, TextPart) else part.image_url.url) for part in parts])
+    return sum(
+        [len(part.text if isinstance(part, TextPart) else part.image_url.url) for part in parts]
+    )
 
 
 def all_text(items: Collection[Input]) -> TypeGuard[Collection[str]]:

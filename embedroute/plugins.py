@@ -10,11 +10,18 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from embedroute.backend import Accepts, BackendBase
-from embedroute.config import Config
+from embedroute.config import (
+    Config,
+    Fitted,
+    KnownProvider,
+    Provider,
+    Unread,
+    fit,
+    known_providers,
+    quoted,
+)
 from embedroute.errors import EmbedrouteError, MissingExtra
-from embedroute.models import KnownProvider, Provider, known_providers
-from embedroute.reading import Fitted, Unread, fit, quoted
-from embedroute.wording import did_you_mean
+from embedroute.text import did_you_mean
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint, EntryPoints
@@ -55,7 +62,9 @@ def _scanned() -> "Sequence[EntryPoint]":
 def listed() -> list[Listed]:
     """List every backend that can be named, by name; nothing is imported."""
     own = [Listed(name, value, "embedroute") for name, value in BUILT_IN.items()]
-    return sorted(own + [it for it in _of_others() if not _is_shipped(it.name)], key=lambda it: it.name)
+    return sorted(
+        own + [it for it in _of_others() if not _is_shipped(it.name)], key=lambda it: it.name
+    )
 
 
 def unused() -> list[Listed]:
@@ -64,7 +73,10 @@ def unused() -> list[Listed]:
 
 
 def _of_others() -> list[Listed]:
-    return [Listed(entry.name, entry.value, entry.dist.name if entry.dist else "?") for entry in _scanned()]
+    return [
+        Listed(entry.name, entry.value, entry.dist.name if entry.dist else "?")
+        for entry in _scanned()
+    ]
 
 
 def _is_shipped(name: str) -> bool:
@@ -122,7 +134,9 @@ def load(name: str) -> type[BackendBase]:
 def _claim(name: str, also: Sequence[str] = ()) -> Listed:
     claims = [it for it in listed() if it.name == name]
     if not claims:
-        raise EmbedrouteError(f'no backend "{name}" is installed{did_you_mean(name, [*(it.name for it in listed()), *also])}')
+        raise EmbedrouteError(
+            f'no backend "{name}" is installed{did_you_mean(name, [*(it.name for it in listed()), *also])}'
+        )
     if len(claims) > 1:
         packages = ", ".join(it.distribution for it in claims)
         raise EmbedrouteError(f'two packages bring a backend "{name}": {packages}; uninstall one')
@@ -137,7 +151,9 @@ def _imported(claim: Listed) -> type[BackendBase]:
             found = getattr(found, part)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # whatever a plugin raises, SystemExit too, names the plugin and harms no other
+    except (
+        BaseException
+    ) as error:  # whatever a plugin raises, SystemExit too, names the plugin and harms no other
         raise EmbedrouteError(f"{claim.whose} does not import: {_named(error)}") from error
     if not (isinstance(found, type) and issubclass(found, BackendBase)):
         raise EmbedrouteError(f"{claim.whose} is not an HTTPBackend, LocalBackend or Backend")
@@ -168,7 +184,10 @@ def build_backends(
     for slug, provider in config.providers.items():
         if unread.at("providers", slug, "options"):
             continue
-        place, row = f"providers.{quoted(slug)}", known.get(bases.get(slug, ""), KnownProvider(vendor=slug))
+        place, row = (
+            f"providers.{quoted(slug)}",
+            known.get(bases.get(slug, ""), KnownProvider(vendor=slug)),
+        )
         try:
             backend, wrong = _build(place, slug, provider, row, environ, also)
         except EmbedrouteError as error:
@@ -180,13 +199,22 @@ def build_backends(
 
 
 def _build(
-    place: str, slug: str, provider: Provider, row: KnownProvider, environ: Mapping[str, str], also: Sequence[str]
+    place: str,
+    slug: str,
+    provider: Provider,
+    row: KnownProvider,
+    environ: Mapping[str, str],
+    also: Sequence[str],
 ) -> tuple[BackendBase | None, list[str]]:
     said = provider.backend
     if isinstance(said, BackendBase):
-        return _given(said), [f"[{place}] options go into the backend object" for _ in (provider.options and [1])]
+        return _given(said), [
+            f"[{place}] options go into the backend object" for _ in (provider.options and [1])
+        ]
     if said is not None and not (isinstance(said, str) and said):
-        raise EmbedrouteError("backend must be a name, or an object whose class is an HTTPBackend, LocalBackend or Backend")
+        raise EmbedrouteError(
+            "backend must be a name, or an object whose class is an HTTPBackend, LocalBackend or Backend"
+        )
     claim = _claim(row.backend or said or slug.partition("/")[0], also)
     return _made(place, claim, {**row.options, **provider.options}, environ)
 
@@ -212,7 +240,11 @@ def _holds(error: BaseException, backend: type[BackendBase], fitted: Fitted) -> 
     if not fitted.mistakes or isinstance(error, MissingExtra):
         return True
     named = set(_WORDS.findall(str(error))) & set(backend.__struct_fields__)
-    return isinstance(error, (EmbedrouteError, ValueError)) and bool(named) and named.isdisjoint(fitted.unread)
+    return (
+        isinstance(error, (EmbedrouteError, ValueError))
+        and bool(named)
+        and named.isdisjoint(fitted.unread)
+    )
 
 
 def _worded(error: BaseException) -> str:

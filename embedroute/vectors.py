@@ -9,14 +9,20 @@ import pybase64
 from numpy.typing import NDArray
 
 from embedroute.errors import BadAnswer
-from embedroute.turns import in_turns
+from embedroute.runtime import in_turns
 
 Number = np.float32 | np.int8 | np.uint8
 Array = NDArray[Number]
 """(n, d); float32 for float vectors, int8 or uint8 for quantised ones."""
 
 FLOAT32, I8, U8 = np.dtype("<f4"), np.dtype("i1"), np.dtype("u1")
-DTYPES: Final[Mapping[str, np.dtype[Number]]] = {"float": FLOAT32, "int8": I8, "uint8": U8, "binary": I8, "ubinary": U8}
+DTYPES: Final[Mapping[str, np.dtype[Number]]] = {
+    "float": FLOAT32,
+    "int8": I8,
+    "uint8": U8,
+    "binary": I8,
+    "ubinary": U8,
+}
 """How a number of each ``output_dtype`` is held; binary packs eight dimensions into one."""
 
 WIDEST: Final = 65_536
@@ -43,7 +49,9 @@ def from_lists(rows: Sequence[Sequence[float]], dtype: str = "float") -> Array:
         with np.errstate(over="ignore"):
             return exact.astype(FLOAT32)
     bounds = np.iinfo(DTYPES[dtype].name)
-    if exact.size and not (np.all(exact == np.trunc(exact)) and exact.min() >= bounds.min and exact.max() <= bounds.max):
+    if exact.size and not (
+        np.all(exact == np.trunc(exact)) and exact.min() >= bounds.min and exact.max() <= bounds.max
+    ):
         raise BadAnswer(f"The upstream's rows do not hold {dtype} numbers.")
     return exact.astype(DTYPES[dtype])
 
@@ -103,7 +111,9 @@ def from_digests(rows: Sequence[bytes]) -> Array:
 
 def mean_of(table: Array, picked: Sequence[int]) -> Array:
     """Average the rows ``picked`` of (v, d) ``table``: (d,); piece by piece, so that a long text stays small and exact."""
-    pieces = (table[picked[start : start + 512]].sum(axis=0) for start in range(0, len(picked), 512))
+    pieces = (
+        table[picked[start : start + 512]].sum(axis=0) for start in range(0, len(picked), 512)
+    )
     return (sum(pieces, np.zeros(table.shape[1])) / max(len(picked), 1)).astype(FLOAT32)
 
 
@@ -116,18 +126,28 @@ def check(array: Array, count: int, width: int | None, dtype: str = "float") -> 
         BadAnswer: says which of these does not hold.
     """
     # Whatever a plugin made of it becomes a plain array; a masked one, whose holes would pass for numbers, becomes none.
-    array = array if type(array) is np.ndarray else np.asarray(None if isinstance(array, np.ma.MaskedArray) else array)
+    array = (
+        array
+        if type(array) is np.ndarray
+        else np.asarray(None if isinstance(array, np.ma.MaskedArray) else array)
+    )
     if array.ndim != 2 or len(array) != count:
-        raise BadAnswer(f"The upstream answered {len(array) if array.ndim else 0} rows for {count} inputs.")
+        raise BadAnswer(
+            f"The upstream answered {len(array) if array.ndim else 0} rows for {count} inputs."
+        )
     if array.shape[1] == 0 or (width is not None and array.shape[1] != width):
-        raise BadAnswer(f"The upstream answered vectors of {array.shape[1]} numbers where {width} were due.")
+        raise BadAnswer(
+            f"The upstream answered vectors of {array.shape[1]} numbers where {width} were due."
+        )
     if dtype == "float" and array.dtype != FLOAT32 and array.dtype.kind == "f":
         with np.errstate(over="ignore"):
             array = array.astype(FLOAT32)
     if array.dtype != DTYPES[dtype]:
         raise BadAnswer(f"The upstream answered {array.dtype} numbers where {dtype} ones were due.")
     if dtype == "float" and not _sound(array):
-        raise BadAnswer("The upstream answered a vector that is zero or holds a number that is not finite.")
+        raise BadAnswer(
+            "The upstream answered a vector that is zero or holds a number that is not finite."
+        )
     return array
 
 
@@ -148,14 +168,18 @@ def truncate(array: Array, width: int) -> Array:
     Raises:
         BadAnswer: a row's first ``width`` numbers are all zero.
     """
-    return gathered(len(array), (_cut(array[group], width) for group in in_turns(len(array), array.nbytes)))
+    return gathered(
+        len(array), (_cut(array[group], width) for group in in_turns(len(array), array.nbytes))
+    )
 
 
 def _cut(array: Array, width: int) -> Array:
     cut = array[:, :width].astype(np.float64)
     norms = np.linalg.norm(cut, axis=1, keepdims=True)
     if not norms.all():
-        raise BadAnswer("The upstream answered a vector that is zero once it is cut to the width asked for.")
+        raise BadAnswer(
+            "The upstream answered a vector that is zero once it is cut to the width asked for."
+        )
     return (cut / norms).astype(FLOAT32)
 
 
@@ -196,14 +220,21 @@ def stack(rows: Sequence[Array]) -> Array:
     try:
         return np.stack(rows)
     except ValueError:
-        raise BadAnswer("The upstream's vectors of one model differ in width; declare its dimensions.") from None
+        raise BadAnswer(
+            "The upstream's vectors of one model differ in width; declare its dimensions."
+        ) from None
 
 
 def to_json(row: Array) -> bytes:
     """Write one (d,) row as a JSON array; float32 in its shortest form that reads back the same."""
-    return orjson.dumps(row if row.flags.c_contiguous else np.ascontiguousarray(row), option=orjson.OPT_SERIALIZE_NUMPY)
+    return orjson.dumps(
+        row if row.flags.c_contiguous else np.ascontiguousarray(row),
+        option=orjson.OPT_SERIALIZE_NUMPY,
+    )
 
 
 def to_base64(row: Array) -> bytes:
     """Write one (d,) row's little-endian bytes as a JSON string of base64, from its memory where that is contiguous."""
-    return b'"%b"' % pybase64.b64encode((row if row.flags.c_contiguous else np.ascontiguousarray(row)).data)
+    return b'"%b"' % pybase64.b64encode(
+        (row if row.flags.c_contiguous else np.ascontiguousarray(row)).data
+    )

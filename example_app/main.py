@@ -65,7 +65,9 @@ class Notebook:
             return []
         # Vectors have length 1, so their dot product is the cosine.
         scores: list[float] = (np.stack(self._rows) @ wanted).tolist()
-        hits = [Hit(note=note, score=score) for note, score in zip(self._notes, scores, strict=True)]
+        hits = [
+            Hit(note=note, score=score) for note, score in zip(self._notes, scores, strict=True)
+        ]
         return nlargest(limit, hits, key=lambda hit: hit.score)
 
     async def _embed(self, text: str) -> NDArray[np.float32]:
@@ -96,7 +98,8 @@ async def add_note(note: NewNote) -> Note:
 
 @app.get("/search")
 async def search(
-    q: Annotated[str, Query(min_length=1, max_length=8192)], limit: Annotated[int, Query(ge=1, le=100)] = 5
+    q: Annotated[str, Query(min_length=1, max_length=8192)],
+    limit: Annotated[int, Query(ge=1, le=100)] = 5,
 ) -> list[Hit]:
     """Find the notes that mean the most similar."""
     return await notebook.search(q, limit)

@@ -4,7 +4,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 # A busy machine is no finding, and a run that fails must fail again.
-settings.register_profile("steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("steady")
 
 

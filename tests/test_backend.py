@@ -14,19 +14,21 @@ import numpy as np
 import pytest
 
 from embedroute.backend import (
+    PIECE,
     Accepts,
     Backend,
     Batch,
+    Headers,
     HTTPBackend,
     LocalBackend,
     Secret,
     UpstreamReply,
     UpstreamRequest,
     Vectors,
+    write_in_pieces,
 )
 from embedroute.errors import BadAnswer, RateLimited
 from embedroute.inputs import ImagePart, ImageURL, Kind, TextPart
-from embedroute.upstream import PIECE, Headers, write_in_pieces
 
 HIDDEN = "sk-hidden-2f9c"
 SECRET = Secret(HIDDEN)
@@ -56,7 +58,9 @@ def traced(held):
     try:
         fail(held)
     except ValueError as error:
-        return "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())
+        return "".join(
+            traceback.TracebackException.from_exception(error, capture_locals=True).format()
+        )
 
 
 def refused(attempt):
@@ -135,7 +139,13 @@ def test_the_example_of_the_docs_reads_this_reply():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{}, {"api_key": "k", "colour": 1}, {"api_key": "k", "base_url": 7}, {"api_key": "k", "accepts": {}}]
+    "wrong",
+    [
+        {},
+        {"api_key": "k", "colour": 1},
+        {"api_key": "k", "base_url": 7},
+        {"api_key": "k", "accepts": {}},
+    ],
 )
 def test_options_are_checked_by_one_convert(wrong):
     with pytest.raises(msgspec.ValidationError):
@@ -151,7 +161,10 @@ def test_a_backend_cannot_be_changed():
     ("headers", "sent"),
     [
         ({}, {"content-type": "application/json"}),
-        ({"content-type": "application/x", "x-a": "b"}, {"content-type": "application/x", "x-a": "b"}),
+        (
+            {"content-type": "application/x", "x-a": "b"},
+            {"content-type": "application/x", "x-a": "b"},
+        ),
     ],
 )
 def test_headers_of_ones_own_outweigh_the_usual(headers, sent):
@@ -183,7 +196,14 @@ def test_a_number_that_json_has_not_is_never_written_as_null(body, place):
 
 
 @pytest.mark.parametrize(
-    "body", [{"texts": ["null", "NaN", "Infinity"]}, {"a": [None, {"b": None}], "c": 1.5}, {"a": None}, {}, {"a": 1e308}]
+    "body",
+    [
+        {"texts": ["null", "NaN", "Infinity"]},
+        {"a": [None, {"b": None}], "c": 1.5},
+        {"a": None},
+        {},
+        {"a": 1e308},
+    ],
 )
 def test_every_other_body_is_written(body):
     sent = {name: value for name, value in body.items() if value is not None}
@@ -199,7 +219,10 @@ def test_every_other_body_is_written(body):
         {"input": 'a\n"é中\U0001f600\1' * PIECE},
         {"input": ["a" * (PIECE + 1), "null", "b" * PIECE], "user": "u"},
         {"input": [(1, 2), (3,)], "n": {1: "a"}},
-        {"input": [{"content": (TextPart("a" * 2 * PIECE), ImagePart(ImageURL("data:")))}], "held": [Held(1.0)]},
+        {
+            "input": [{"content": (TextPart("a" * 2 * PIECE), ImagePart(ImageURL("data:")))}],
+            "held": [Held(1.0)],
+        },
         {"kind": [Kind.TEXT], "raw": msgspec.Raw(b"[1, 2]")},
     ],
     ids=["nothing", "small values", "escapes", "texts", "ids", "parts", "other types"],
@@ -212,7 +235,9 @@ def test_a_body_that_is_written_in_pieces_is_the_same(body):
 
 def test_a_body_that_is_written_in_pieces_holds_no_half_of_a_pair():
     with pytest.raises(UnicodeEncodeError):
-        write_in_pieces(lambda: UpstreamRequest.json("https://a.example", {"a": "a" * PIECE + "\ud800"}))
+        write_in_pieces(
+            lambda: UpstreamRequest.json("https://a.example", {"a": "a" * PIECE + "\ud800"})
+        )
 
 
 @pytest.mark.parametrize(
@@ -229,7 +254,12 @@ def test_a_body_that_is_written_in_pieces_holds_no_half_of_a_pair():
 def test_a_header_of_a_reply_is_found_without_regard_to_case(headers, asked):
     held = UpstreamReply(200, headers, b"").headers
 
-    assert ("9", "9", True, None) == (held[asked], held.get(asked), asked in held, held.get("other"))
+    assert ("9", "9", True, None) == (
+        held[asked],
+        held.get(asked),
+        asked in held,
+        held.get("other"),
+    )
     assert ({"x-tok": "9"}, ["x-tok"], 1) == (held, list(held), len(held))
     assert repr(held) == "{'x-tok': '9'}"
 
@@ -237,7 +267,11 @@ def test_a_header_of_a_reply_is_found_without_regard_to_case(headers, asked):
 def test_a_reply_may_be_made_of_another():
     reply = UpstreamReply(200, {"X-Tok": "9"}, b"{}")
 
-    assert reply == UpstreamReply(200, reply.headers, b"{}") == msgspec.structs.replace(reply, status=200)
+    assert (
+        reply
+        == UpstreamReply(200, reply.headers, b"{}")
+        == msgspec.structs.replace(reply, status=200)
+    )
 
 
 @pytest.mark.parametrize(
@@ -249,7 +283,9 @@ def test_a_body_of_another_shape_is_a_bad_answer(content):
         UpstreamReply(200, {}, content).json(list[int])
 
 
-@pytest.mark.parametrize("kind", [list[int], Annotated[list[int], {"a type": "that cannot be hashed"}]])
+@pytest.mark.parametrize(
+    "kind", [list[int], Annotated[list[int], {"a type": "that cannot be hashed"}]]
+)
 def test_a_body_is_read_into_any_type(kind):
     for _ in range(2):
         assert [1, 2] == UpstreamReply(200, {}, b"[1,2]").json(kind)

@@ -7,9 +7,16 @@ import sys
 import pytest
 
 from embedroute import errors
-from embedroute.errors import ConfigError, EmbedrouteError, MethodNotAllowed, MissingExtra, RateLimited, UpstreamError
-from tests.commands import run
-from tests.documents import ROOT
+from embedroute.errors import (
+    ConfigError,
+    EmbedrouteError,
+    MethodNotAllowed,
+    MissingExtra,
+    RateLimited,
+    UpstreamError,
+)
+from tests.support.commands import run
+from tests.support.documents import ROOT
 
 
 def tree(root):
@@ -30,7 +37,9 @@ def example(kind):
     if kind in OWN_ARGUMENTS:
         error = kind(*OWN_ARGUMENTS[kind])
     elif issubclass(kind, UpstreamError):
-        error = kind("It failed.", param="input[3]", code="a_code", retry_after=7, upstream_status=418)
+        error = kind(
+            "It failed.", param="input[3]", code="a_code", retry_after=7, upstream_status=418
+        )
         error.told, error.provider, error.counted = "its words", "up", True
     else:
         error = kind("It failed.", param="input[3]", code="a_code", retry_after=7)
@@ -42,7 +51,10 @@ KINDS = [kind for kind in tree(EmbedrouteError) if kind.__module__.startswith("e
 WAYS = {
     "copy": copy.copy,
     "deepcopy": copy.deepcopy,
-    **{f"pickle {protocol}": lambda it, p=protocol: pickle.loads(pickle.dumps(it, p)) for protocol in range(6)},  # noqa: S301 - our own
+    **{
+        f"pickle {protocol}": lambda it, p=protocol: pickle.loads(pickle.dumps(it, p))  # noqa: S301 - our own
+        for protocol in range(6)
+    },
 }
 
 
@@ -84,5 +96,8 @@ except ImportError as error:
 
     told = run([sys.executable, "-c", probe], ROOT)
 
-    assert told.strip() == "MissingExtra fastapi is not installed; run: pip install 'embedroute[fastapi]'"
+    assert (
+        told.strip()
+        == "MissingExtra fastapi is not installed; run: pip install 'embedroute[fastapi]'"
+    )
     assert issubclass(MissingExtra, ConfigError)

@@ -14,9 +14,9 @@ from fastapi.testclient import TestClient
 from embedroute import Config, Gateway, Provider
 from embedroute.fastapi import embeddings_router
 from embedroute.testing import ScriptedBackend, expected_vector
-from tests.driver import call
 from tests.hosts.gateways import KEY, WIDTH, make
-from tests.waiting import until_on_loop
+from tests.support.asgi_client import call
+from tests.support.wait import until_on_loop
 
 ASKED = {"model": "hash", "input": "one"}
 SIGNED = {"authorization": f"Bearer {KEY}"}
@@ -36,13 +36,23 @@ METHODS = ["get", "put", "post", "delete", "options", "head", "patch", "trace"]
 
 def host(prefix="/ai", *, dependencies=(), options=None, **settings):
     app = FastAPI()
-    app.include_router(embeddings_router(make(**settings), **(options or {})), prefix=prefix, dependencies=list(dependencies))
+    app.include_router(
+        embeddings_router(make(**settings), **(options or {})),
+        prefix=prefix,
+        dependencies=list(dependencies),
+    )
     return app
 
 
 def nodes_of(document):
     yield document
-    inner = document.values() if isinstance(document, dict) else document if isinstance(document, list) else ()
+    inner = (
+        document.values()
+        if isinstance(document, dict)
+        else document
+        if isinstance(document, list)
+        else ()
+    )
     for node in inner:
         yield from nodes_of(node)
 
@@ -61,10 +71,16 @@ def test_the_document_of_the_host_describes_the_embeddings(prefix):
     answers = post["responses"]
 
     assert set(document["paths"]) == {f"{prefix}/v1/embeddings", f"{prefix}/v1/models"}
-    assert [method for method in METHODS if method in document["paths"][f"{prefix}/v1/embeddings"]] == ["post"]
-    assert [method for method in METHODS if method in document["paths"][f"{prefix}/v1/models"]] == ["get"]
+    assert [
+        method for method in METHODS if method in document["paths"][f"{prefix}/v1/embeddings"]
+    ] == ["post"]
+    assert [method for method in METHODS if method in document["paths"][f"{prefix}/v1/models"]] == [
+        "get"
+    ]
     assert post["requestBody"]["content"]["application/json"]["schema"]["required"] == ["model"]
-    assert {"200", "400", "401", "404", "413", "415", "429", "500", "502", "503", "504"} <= set(answers)
+    assert {"200", "400", "401", "404", "413", "415", "429", "500", "502", "503", "504"} <= set(
+        answers
+    )
     assert "422" not in answers
     assert "description" in answers["200"]
 
@@ -102,10 +118,14 @@ def test_two_routers_in_one_host_do_not_clash():
 )
 def test_the_documented_request_is_the_one_that_is_taken(body, fits):
     document = TestClient(host()).get("/openapi.json").json()
-    schema = document["paths"]["/ai/v1/embeddings"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    schema = document["paths"]["/ai/v1/embeddings"]["post"]["requestBody"]["content"][
+        "application/json"
+    ]["schema"]
     jsonschema.Draft202012Validator.check_schema(schema)
 
-    assert fits is jsonschema.Draft202012Validator({**schema, "components": document.get("components", {})}).is_valid(body)
+    assert fits is jsonschema.Draft202012Validator(
+        {**schema, "components": document.get("components", {})}
+    ).is_valid(body)
 
 
 def test_answers_are_what_the_document_says():
@@ -121,14 +141,18 @@ def test_answers_are_what_the_document_says():
 
 
 @pytest.mark.parametrize("prefix", ["/ai", "", "/{tenant}/ai"])
-@pytest.mark.parametrize("path", ["/v1/embeddings", "/embeddings", "/v1/embeddings/", "/embeddings/"])
+@pytest.mark.parametrize(
+    "path", ["/v1/embeddings", "/embeddings", "/v1/embeddings/", "/embeddings/"]
+)
 def test_every_form_of_the_path_answers_itself(prefix, path):
     """A redirect would send body and key again."""
     client = TestClient(host(prefix), follow_redirects=False)
     reply = client.post(prefix.replace("{tenant}", "t") + path, json=ASKED, headers=SIGNED)
 
     assert reply.status_code == 200
-    assert reply.json()["data"][0]["embedding"] == pytest.approx(expected_vector("one", WIDTH).tolist())
+    assert reply.json()["data"][0]["embedding"] == pytest.approx(
+        expected_vector("one", WIDTH).tolist()
+    )
 
 
 @pytest.mark.parametrize(
@@ -177,7 +201,11 @@ def test_a_dependency_guards_every_method():
 
     client = TestClient(host(dependencies=[Depends(refuse)]))
 
-    assert {402} == {client.request(method, f"/ai{path}").status_code for method in ("FOO", "GET") for path in PATHS}
+    assert {402} == {
+        client.request(method, f"/ai{path}").status_code
+        for method in ("FOO", "GET")
+        for path in PATHS
+    }
 
 
 def test_the_document_of_the_host_words_errors_as_the_mount_does():
@@ -215,7 +243,9 @@ def test_a_dependency_refuses_in_the_hosts_own_words():
             raise HTTPException(402, "Who pays?")
 
     client = TestClient(host(dependencies=[Depends(paid)]))
-    refused = client.post("/ai/v1/embeddings", content=b"not json", headers={"content-type": "text/plain"})
+    refused = client.post(
+        "/ai/v1/embeddings", content=b"not json", headers={"content-type": "text/plain"}
+    )
     known = client.post("/ai/v1/embeddings", json=ASKED, headers={**SIGNED, "x-tenant": "known"})
 
     assert (refused.status_code, refused.json()) == (402, {"detail": "Who pays?"})
@@ -275,17 +305,23 @@ async def test_a_dependency_may_read_the_body(dependency, pieces):
     whole = json.dumps(ASKED).encode()
     cut = [whole] if pieces == 1 else [whole[:5], whole[5:9], whole[9:]]
     with anyio.fail_after(10):
-        answer = await call(host(dependencies=[Depends(dependency)]), "POST", "/ai/v1/embeddings", TYPED, cut)
+        answer = await call(
+            host(dependencies=[Depends(dependency)]), "POST", "/ai/v1/embeddings", TYPED, cut
+        )
 
     assert answer.status == 200
-    assert answer.json["data"][0]["embedding"] == pytest.approx(expected_vector("one", WIDTH).tolist())
+    assert answer.json["data"][0]["embedding"] == pytest.approx(
+        expected_vector("one", WIDTH).tolist()
+    )
 
 
 @pytest.mark.anyio
 async def test_a_client_that_leaves_is_seen_after_a_dependency_has_read():
     backend, gone, sent = ScriptedBackend(then=60.0), anyio.Event(), []
     models = {"m": {"dimensions": WIDTH, "endpoints": [{"provider": "p"}]}}
-    gateway = Gateway(Config(gateway={"auth": "open"}, providers={"p": Provider(backend=backend)}, models=models))
+    gateway = Gateway(
+        Config(gateway={"auth": "open"}, providers={"p": Provider(backend=backend)}, models=models)
+    )
     app = FastAPI()
     app.include_router(embeddings_router(gateway), prefix="/ai", dependencies=[Depends(reads)])
     messages = iter([{"type": "http.request", "body": b'{"model":"m","input":"one"}'}])
@@ -330,7 +366,9 @@ def test_a_dependency_may_tell_who_calls():
 
     client = TestClient(host(dependencies=[Depends(sign_in)], auth="host"))
 
-    assert client.post("/ai/v1/embeddings", json=ASKED, headers={"x-user": "ada"}).status_code == 200
+    assert (
+        client.post("/ai/v1/embeddings", json=ASKED, headers={"x-user": "ada"}).status_code == 200
+    )
     assert client.post("/ai/v1/embeddings", json=ASKED).status_code == 401
 
 
@@ -340,7 +378,9 @@ class User:
 
 
 def test_options_are_the_routers_own():
-    document = TestClient(host(options={"tags": ["ours"], "deprecated": True})).get("/openapi.json").json()
+    document = (
+        TestClient(host(options={"tags": ["ours"], "deprecated": True})).get("/openapi.json").json()
+    )
     post = document["paths"]["/ai/v1/embeddings"]["post"]
 
     assert "ours" in post["tags"]

@@ -12,11 +12,11 @@ import pytest
 from embedroute import Caller, Config, ConfigError, EmbedrouteError, Gateway, Provider
 from embedroute.backend import Accepts, Vectors
 from embedroute.errors import InputRefused, InvalidRequest, KeyRefused, RateLimited, Unavailable
-from embedroute.journal import Journal
-from embedroute.routing.retry import RetryPolicy
+from embedroute.routing import RetryPolicy
 from embedroute.testing import ScriptedBackend, expected_vector
-from tests.upstream import Upstream, vectors_of
-from tests.waiting import until, until_on_loop
+from embedroute.trace import Journal
+from tests.fault_upstream import Upstream, vectors_of
+from tests.support.wait import until, until_on_loop
 
 WIDTH = 8
 trio_too = pytest.mark.anyio
@@ -31,7 +31,9 @@ def gateway_of(backend=None, *, second=None, deadline=5.0, environ=None, **model
     own = {"dimensions": WIDTH, "matryoshka": True, "endpoints": [{"provider": "p", "price": 3}]}
     other = {"dimensions": WIDTH, "endpoints": [{"provider": "q"}]}
     table = {"m": {**own, **({"fallback": "n"} if second else {})}, "n": other, **models}
-    config = Config(gateway={"auth": "open", "deadline": deadline}, providers=providers, models=table)
+    config = Config(
+        gateway={"auth": "open", "deadline": deadline}, providers=providers, models=table
+    )
     return Gateway(config, retries=RetryPolicy(attempts=1), environ=environ or {})
 
 
@@ -98,7 +100,10 @@ async def test_a_model_name_over_512_characters_is_a_bad_request(name):
     with pytest.raises(InvalidRequest) as refused:
         await gateway_of().embed("a", model=name)
 
-    assert ("model", "'model' must be at most 512 characters long.") == (refused.value.param, refused.value.message)
+    assert ("model", "'model' must be at most 512 characters long.") == (
+        refused.value.param,
+        refused.value.message,
+    )
 
 
 @trio_too
@@ -142,8 +147,13 @@ async def test_a_caller_uses_only_its_models():
         (InputRefused("odd"), None),
     ],
 )
-async def test_another_model_is_used_only_where_the_config_says_so_and_the_answer_then_says_so(failure, model):
-    gateway, journal = gateway_of(ScriptedBackend(then=failure), second=ScriptedBackend(width=WIDTH)), Journal("r")
+async def test_another_model_is_used_only_where_the_config_says_so_and_the_answer_then_says_so(
+    failure, model
+):
+    gateway, journal = (
+        gateway_of(ScriptedBackend(then=failure), second=ScriptedBackend(width=WIDTH)),
+        Journal("r"),
+    )
 
     if model is None:
         with pytest.raises(InputRefused):
@@ -171,16 +181,23 @@ async def test_another_model_is_used_only_where_the_config_says_so_and_the_answe
 )
 async def test_another_model_stands_in_only_where_request_and_key_allow_it(fields, may):
     """Else the first one's own failure is told, and not what the other would have had against the request."""
-    gateway, journal = gateway_of(ScriptedBackend(then=Unavailable("down")), second=ScriptedBackend(width=WIDTH)), Journal("r")
+    gateway, journal = (
+        gateway_of(ScriptedBackend(then=Unavailable("down")), second=ScriptedBackend(width=WIDTH)),
+        Journal("r"),
+    )
 
     with pytest.raises(Unavailable):
-        await gateway.embed("a", model="m", journal=journal, caller=Caller(name="c", models=may), **fields)
+        await gateway.embed(
+            "a", model="m", journal=journal, caller=Caller(name="c", models=may), **fields
+        )
     assert journal.fallback is None
 
 
 @trio_too
 async def test_an_endpoint_that_stalls_leaves_time_for_the_other_model():
-    gateway = gateway_of(ScriptedBackend(then=9.0), second=ScriptedBackend(width=WIDTH), deadline=1.0)
+    gateway = gateway_of(
+        ScriptedBackend(then=9.0), second=ScriptedBackend(width=WIDTH), deadline=1.0
+    )
 
     assert "n" == (await gateway.embed("a", model="m")).model
 
@@ -203,7 +220,11 @@ async def test_a_failure_is_shared_only_by_those_who_asked_alike():
             told[name] = error.status
 
     async with anyio.create_task_group() as group:
-        for name, fields in {"leads": {}, "alike": {}, "other": {"provider": {"sort": "price"}}}.items():
+        for name, fields in {
+            "leads": {},
+            "alike": {},
+            "other": {"provider": {"sort": "price"}},
+        }.items():
             group.start_soon(partial(ask, name, **fields))
             await anyio.wait_all_tasks_blocked()
         failing.set()
@@ -252,7 +273,9 @@ async def test_a_rest_is_waited_for_by_whoever_has_the_time(rest, later, told, c
 async def test_cost_and_attempts_are_counted():
     journal = Journal("r")
 
-    answer = await gateway_of(ScriptedBackend(width=WIDTH)).embed(["abcd" * 10, "abcd" * 5], model="m", journal=journal)
+    answer = await gateway_of(ScriptedBackend(width=WIDTH)).embed(
+        ["abcd" * 10, "abcd" * 5], model="m", journal=journal
+    )
 
     assert (answer.prompt_tokens, journal.attempts) == (15, 1)
     assert journal.cost == Decimal(3) * 15 / 1_000_000
@@ -302,7 +325,11 @@ async def test_an_undeclared_model_is_the_providers_own():
 
     answer = await gateway_of(backend).embed("a", model="p/some/model")
 
-    assert (answer.model, answer.vectors.shape, backend.batches[0].model) == ("some/model", (1, 5), "some/model")
+    assert (answer.model, answer.vectors.shape, backend.batches[0].model) == (
+        "some/model",
+        (1, 5),
+        "some/model",
+    )
 
 
 @trio_too
@@ -328,10 +355,16 @@ def upstream():
 def far(upstream):
     providers = {"up": {"backend": "openai", "base_url": upstream.url}}
     model = {"dimensions": WIDTH, "endpoints": [{"provider": "up"}]}
-    return Gateway(Config(gateway={"auth": "open"}, cache={"bytes": 0}, providers=providers, models={"m": model}))
+    return Gateway(
+        Config(
+            gateway={"auth": "open"}, cache={"bytes": 0}, providers=providers, models={"m": model}
+        )
+    )
 
 
-@pytest.mark.parametrize("loops", [["asyncio"], ["trio"], ["asyncio", "asyncio"], ["asyncio", "trio", "asyncio"]])
+@pytest.mark.parametrize(
+    "loops", [["asyncio"], ["trio"], ["asyncio", "asyncio"], ["asyncio", "trio", "asyncio"]]
+)
 @pytest.mark.parametrize("tidy", [True, False])
 def test_a_gateway_lives_on_any_loops_and_leaves_no_connection(upstream, loops, tidy):
     """With its lifespan or without."""
@@ -344,7 +377,9 @@ def test_a_gateway_lives_on_any_loops_and_leaves_no_connection(upstream, loops, 
         return await gateway.embed(["a", "b"], model="m")
 
     for loop in loops:
-        assert anyio.run(main, backend=loop).vectors.tolist() == vectors_of(["a", "b"], WIDTH).tolist()
+        assert (
+            anyio.run(main, backend=loop).vectors.tolist() == vectors_of(["a", "b"], WIDTH).tolist()
+        )
 
     until(lambda: not upstream.open)
 

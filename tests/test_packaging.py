@@ -14,8 +14,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from embedroute.plugins import BUILT_IN, GROUP
-from tests.commands import SERVE, pip, run, serving
-from tests.documents import README, ROOT, SENTENCES, has, nearer_and_farther
+from tests.support.commands import SERVE, pip, run, serving
+from tests.support.documents import README, ROOT, SENTENCES, has, nearer_and_farther
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 INFO = f"embedroute-{PROJECT['version']}.dist-info"
@@ -24,7 +24,16 @@ INFO = f"embedroute-{PROJECT['version']}.dist-info"
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     place = tmp_path_factory.mktemp("wheel")
-    pip("wheel", "--no-index", "--no-deps", "--no-build-isolation", "--wheel-dir", place, ROOT, cwd=place)
+    pip(
+        "wheel",
+        "--no-index",
+        "--no-deps",
+        "--no-build-isolation",
+        "--wheel-dir",
+        place,
+        ROOT,
+        cwd=place,
+    )
     (built,) = place.iterdir()
     return built
 
@@ -33,11 +42,20 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     with ZipFile(wheel) as archive:
         names = set(archive.namelist())
 
-    package = {str(path.relative_to(ROOT)) for path in ROOT.glob("embedroute/**/*") if path.is_file()}
+    package = {
+        str(path.relative_to(ROOT)) for path in ROOT.glob("embedroute/**/*") if path.is_file()
+    }
     shipped = {name for name in package if "__pycache__" not in name}
-    info = {f"{INFO}/{name}" for name in ("METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE")}
+    info = {
+        f"{INFO}/{name}"
+        for name in ("METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE")
+    }
     assert names == shipped | info
-    assert names >= {"embedroute/py.typed", "embedroute/catalogue.json", "embedroute/providers.json"}
+    assert names >= {
+        "embedroute/py.typed",
+        "embedroute/config/data/models.json",
+        "embedroute/config/data/providers.json",
+    }
 
 
 def test_the_wheel_says_what_it_is(wheel):
@@ -57,7 +75,9 @@ def test_built_in_backends_are_entry_points_too():
 def test_the_licence_is_whole():
     text = (ROOT / "LICENSE").read_text(encoding="utf-8")
 
-    assert [part in text for part in ("Version 2.0, January 2004", "END OF TERMS AND CONDITIONS")] == [True, True]
+    assert [
+        part in text for part in ("Version 2.0, January 2004", "END OF TERMS AND CONDITIONS")
+    ] == [True, True]
 
 
 def test_the_wheel_works_in_an_empty_environment(wheel, tmp_path):
@@ -71,7 +91,9 @@ def test_the_wheel_works_in_an_empty_environment(wheel, tmp_path):
     imported = run([python, "-c", "import embedroute; print(embedroute.__file__)"], tmp_path)
     backends = run([elsewhere / "bin" / "embedroute", "backends"], tmp_path)
     with serving([python, *SERVE, "app:app"], tmp_path) as url:
-        answer = httpx2.post(f"{url}/ai/v1/embeddings", json={"model": "wordllama", "input": SENTENCES}, timeout=120)
+        answer = httpx2.post(
+            f"{url}/ai/v1/embeddings", json={"model": "wordllama", "input": SENTENCES}, timeout=120
+        )
 
     assert imported.startswith(str(elsewhere))
     assert [line.split()[0] for line in backends.splitlines()] == sorted(BUILT_IN)
@@ -87,7 +109,9 @@ def requirements():
 
 
 REQUIREMENTS = requirements()
-ADVISORIES = tomllib.loads((ROOT / "scripts" / "advisories.toml").read_text(encoding="utf-8"))["advisory"]
+ADVISORIES = tomllib.loads((ROOT / "scripts" / "advisories.toml").read_text(encoding="utf-8"))[
+    "advisory"
+]
 
 
 def lowest(requirement):
@@ -103,14 +127,23 @@ def test_every_dependency_has_a_lower_and_an_upper_bound(requirement):
 def test_no_lower_bound_lets_in_a_version_with_a_known_vulnerability(requirement):
     affecting = [it for it in ADVISORIES if it["package"] == requirement.name]
 
-    assert [] == [it["ids"] for it in affecting if SpecifierSet(it["affected"]).contains(lowest(requirement))]
+    assert [] == [
+        it["ids"] for it in affecting if SpecifierSet(it["affected"]).contains(lowest(requirement))
+    ]
 
 
 def test_every_advisory_is_about_a_package_that_is_installed_and_names_its_source():
-    known = {it.name for it in REQUIREMENTS} | {"h11", "httpcore2"}  # what the others speak HTTP with
+    known = {it.name for it in REQUIREMENTS} | {
+        "h11",
+        "httpcore2",
+    }  # what the others speak HTTP with
 
     assert {it["package"] for it in ADVISORIES} <= known
-    assert [] == [it for it in ADVISORIES if not (it["ids"] and it["summary"] and it["source"].startswith("https://"))]
+    assert [] == [
+        it
+        for it in ADVISORIES
+        if not (it["ids"] and it["summary"] and it["source"].startswith("https://"))
+    ]
 
 
 def audit(*arguments):
@@ -135,7 +168,11 @@ source = "https://example.com"
         ({"affected": "<9999"}, 1, "CVE-2000-0001: It is planted."),
         ({"affected": "<0.0.1"}, 0, "1 packages, 0 advisories apply; data of 2026-11-28"),
         ({"package": "is-not-installed", "affected": "<9999"}, 0, "0 packages, 0 advisories apply"),
-        ({"affected": "<9999", "date": "2020-01-01"}, 1, "older than 90 days: look for new advisories"),
+        (
+            {"affected": "<9999", "date": "2020-01-01"},
+            1,
+            "older than 90 days: look for new advisories",
+        ),
         ({"affected": "no version"}, 2, "could not be made: InvalidSpecifier"),
         ({"date": "[["}, 2, "could not be made: TOMLDecodeError"),
     ],
@@ -166,7 +203,9 @@ def test_ci_checks_vulnerabilities_and_runs_the_lowest_versions():
 
 def test_every_test_that_the_security_page_names_exists():
     """A promise whose test is gone is no promise."""
-    named = set(re.findall(r"`(tests/[\w/.]+\.py)`", (ROOT / "SECURITY.md").read_text(encoding="utf-8")))
+    named = set(
+        re.findall(r"`(tests/[\w/.]+\.py)`", (ROOT / "SECURITY.md").read_text(encoding="utf-8"))
+    )
 
     assert [] == sorted(path for path in named if not (ROOT / path).is_file())
     assert len(named) >= 10

@@ -12,7 +12,7 @@ import pytest
 from embedroute.backends.openai import OpenAI
 from embedroute.errors import EmbedrouteError
 from embedroute.plugins import BUILT_IN, listed, load
-from tests.commands import run
+from tests.support.commands import run
 
 GOOD = """
 from fractions import Fraction
@@ -86,7 +86,11 @@ def function():
 """
 
 PACKAGES = {
-    "acme": ("acme_backend", GOOD, {"acme": "acme_backend:Acme", "inner": "acme_backend:Nested.Inner"}),
+    "acme": (
+        "acme_backend",
+        GOOD,
+        {"acme": "acme_backend:Acme", "inner": "acme_backend:Nested.Inner"},
+    ),
     "acme-odd": (
         "acme_odd",
         "from acme_backend import *",
@@ -108,9 +112,17 @@ PACKAGES = {
         },
     ),
     "raiser": ("raiser", "raise RuntimeError('out of order')", {"raiser": "raiser:R"}),
-    "rambler": ("rambler", "raise ValueError('out of order:\\n  see\\r\\nthe manual')", {"rambler": "rambler:R"}),
+    "rambler": (
+        "rambler",
+        "raise ValueError('out of order:\\n  see\\r\\nthe manual')",
+        {"rambler": "rambler:R"},
+    ),
     "importer": ("importer", "import nowhere_to_be_found", {"importer": "importer:I"}),
-    "panicker": ("panicker", "class Panic(BaseException): pass\nraise Panic('in Rust')", {"panicker": "panicker:P"}),
+    "panicker": (
+        "panicker",
+        "class Panic(BaseException): pass\nraise Panic('in Rust')",
+        {"panicker": "panicker:P"},
+    ),
     "halted": ("halted", "raise KeyboardInterrupt", {"halted": "halted:H"}),
     "quitter": ("quitter", "import sys; sys.exit(3)", {"quitter": "quitter:Q"}),
     "typo": ("typo", "def f(:", {"typo": "typo:T"}),
@@ -164,12 +176,18 @@ def told(tmp_path_factory):
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
         lines = "\n".join(f"{entry} = {value}" for entry, value in entries.items())
         (info / "entry_points.txt").write_text(f"[embedroute.backends]\n{lines}\n")
-    probe = PROBE.replace("MODULES", ", ".join(repr(module) for module, _, _ in PACKAGES.values())).replace(
-        "NAMES", repr(NAMES)
-    )
+    probe = PROBE.replace(
+        "MODULES", ", ".join(repr(module) for module, _, _ in PACKAGES.values())
+    ).replace("NAMES", repr(NAMES))
     probe = probe.replace("PAIRED", repr([options for options, _ in PAIRED]))
     probe = probe.replace("SHAPED", repr([options for options, _ in SHAPED]))
-    return json.loads(run([sys.executable, "-c", probe], place, {"PYTHONPATH": f"{place}:{Path(__file__).parent.parent}"}))
+    return json.loads(
+        run(
+            [sys.executable, "-c", probe],
+            place,
+            {"PYTHONPATH": f"{place}:{Path(__file__).parent.parent}"},
+        )
+    )
 
 
 MISTAKES = {
@@ -251,7 +269,10 @@ PAIRED = [
     ({"size": 2, "first": "x"}, ["first: Expected int, got str"]),
     ({"size": "3", "first": 1}, ["size: Expected int, got str"]),
     ({"size": 3, "first": 1, "colour": 1}, [UNKNOWN, "size must be even"]),
-    ({"size": 3, "first": 1, "second": "x"}, ["second: Expected int, got str", "size must be even"]),
+    (
+        {"size": 3, "first": 1, "second": "x"},
+        ["second: Expected int, got str", "size must be even"],
+    ),
     ({"size": 2, "first": 9, "colour": 1}, [UNKNOWN]),
     ({"size": 4, "first": 1, "second": "x"}, ["second: Expected int, got str"]),
     ({"size": 4, "first": 1}, ["AttributeError: 'int' object has no attribute 'first'"]),
@@ -262,7 +283,10 @@ PAIRED = [
 def test_what_a_backend_says_of_its_options_is_told_with_what_they_are_not(told):
     """If it names an option that could be read and none that could not: of the rest nobody knows."""
     assert [mistakes for _, mistakes in PAIRED] == [
-        [it.removeprefix("[providers.paired] ").rpartition("cannot be made: ")[2] for it in mistakes]
+        [
+            it.removeprefix("[providers.paired] ").rpartition("cannot be made: ")[2]
+            for it in mistakes
+        ]
         for mistakes in told["paired"]
     ]
 
@@ -270,7 +294,10 @@ def test_what_a_backend_says_of_its_options_is_told_with_what_they_are_not(told)
 SHAPED = [
     ({"span": [1, "x"]}, "span: Expected int, got str at [1]"),
     ({"loose": {"width": "x"}}, "loose: Expected int, got str at .width"),
-    ({"share": "x"}, 'the backend "shaped" (acme_backend:Shaped of acme-odd) cannot be made: NotImplementedError:'),
+    (
+        {"share": "x"},
+        'the backend "shaped" (acme_backend:Shaped of acme-odd) cannot be made: NotImplementedError:',
+    ),
 ]
 
 
@@ -289,5 +316,7 @@ def test_a_built_in_is_found_by_its_name():
 
 
 def test_an_unknown_name_is_refused_with_advice():
-    with pytest.raises(EmbedrouteError, match='no backend "opnai" is installed; did you mean "openai"'):
+    with pytest.raises(
+        EmbedrouteError, match='no backend "opnai" is installed; did you mean "openai"'
+    ):
         load("opnai")

@@ -13,12 +13,30 @@ import httpx2
 import msgspec
 import pytest
 
-from embedroute import CacheSettings, ConfigError, Endpoint, Gateway, Key, Model, Provider, Settings, errors
+from embedroute import (
+    CacheSettings,
+    ConfigError,
+    Endpoint,
+    Gateway,
+    Key,
+    Model,
+    Provider,
+    Settings,
+    errors,
+)
 from embedroute.backend import Accepts
 from embedroute.backends.openai import OpenAI
-from tests.commands import SERVE, run, serving
-from tests.documents import DOCUMENTS, README, ROOT, SENTENCES, blocks, has, nearer_and_farther
-from tests.serving import Serving
+from tests.support.commands import SERVE, run, serving
+from tests.support.documents import (
+    DOCUMENTS,
+    README,
+    ROOT,
+    SENTENCES,
+    blocks,
+    has,
+    nearer_and_farther,
+)
+from tests.support.serving import Serving
 
 (TOML,) = blocks(README, "toml")
 ENVIRON = {name: f"test-{name}" for name in re.findall(r'"env:(\w+)"', TOML)}
@@ -41,7 +59,9 @@ def test_the_curl_line_works_as_it_stands(example):
     headers = dict(words[at + 1].split(": ", 1) for at, word in enumerate(words) if word == "-H")
     body = words[words.index("-d") + 1]
 
-    answer = httpx2.post(words[1].replace(LOCAL, example), headers=headers, content=body, timeout=120)
+    answer = httpx2.post(
+        words[1].replace(LOCAL, example), headers=headers, content=body, timeout=120
+    )
 
     assert words[1].startswith(f"{LOCAL}/")
     assert (answer.status_code, json.loads(body)["input"]) == (200, SENTENCES)
@@ -54,7 +74,11 @@ def test_the_curl_line_works_as_it_stands(example):
     [
         ("app.mount", "/ai/v1/embeddings", {}),
         ("EmbeddingsMiddleware", "/v1/embeddings", {"authorization": "Bearer test-SEARCH_KEY"}),
-        ("embeddings_router", "/ai/v1/embeddings", {"authorization": "Bearer test-TEAM_A_KEY", "x-tenant": "blue"}),
+        (
+            "embeddings_router",
+            "/ai/v1/embeddings",
+            {"authorization": "Bearer test-TEAM_A_KEY", "x-tenant": "blue"},
+        ),
     ],
 )
 def test_the_applications_of_the_readme_serve(tmp_path, block, path, headers):
@@ -73,7 +97,9 @@ def test_the_applications_of_the_readme_serve(tmp_path, block, path, headers):
 
 
 def test_the_backend_of_the_readme_is_the_one_that_is_shipped():
-    assert has(README, "Acme(HTTPBackend") == (ROOT / "example_app/acme_backend/acme_backend.py").read_text(encoding="utf-8")
+    assert has(README, "Acme(HTTPBackend") == (
+        ROOT / "example_app/acme_backend/acme_backend.py"
+    ).read_text(encoding="utf-8")
 
 
 SCRIPTS = [
@@ -87,10 +113,16 @@ SCRIPTS = [
 @pytest.mark.parametrize(("document", "block"), SCRIPTS, ids=lambda it: getattr(it, "name", ""))
 def test_the_scripts_of_the_documents_run(example, tmp_path, document, block):
     """Their comments on what is printed are true too, and so is a test that they hold."""
-    tests = [node.name for node in ast.parse(block).body if isinstance(node, ast.FunctionDef) and node.name.startswith("test")]
+    tests = [
+        node.name
+        for node in ast.parse(block).body
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test")
+    ]
     script = "\n".join([block.replace(LOCAL, example), *(f"{name}()" for name in tests)])
 
-    path = os.pathsep.join([str(ROOT), str(ROOT / "example_app" / "acme_backend")])  # as if that were installed
+    path = os.pathsep.join(
+        [str(ROOT), str(ROOT / "example_app" / "acme_backend")]
+    )  # as if that were installed
     said = run([sys.executable, "-c", script], tmp_path, {"PYTHONPATH": path})
 
     assert said.split() == " ".join(re.findall(r"print\(.*\)  # (.*)", block)).split(), document
@@ -106,7 +138,9 @@ def test_the_configs_of_the_documents_load(tmp_path, document, block):
     config.write_text(block, encoding="utf-8")
     environ = {name: f"test-{name}" for name in re.findall(r'"env:(\w+)"', block)}
 
-    assert [mistake for mistake in mistakes_of(config, environ) if '"acme"' not in mistake] == [], document
+    assert [mistake for mistake in mistakes_of(config, environ) if '"acme"' not in mistake] == [], (
+        document
+    )
 
 
 def mistakes_of(config: Path, environ: dict[str, str]) -> tuple[str, ...]:
@@ -120,14 +154,22 @@ def mistakes_of(config: Path, environ: dict[str, str]) -> tuple[str, ...]:
 def test_the_config_of_the_example_holds_the_key_of_the_readme():
     keys = tomllib.loads((ROOT / "example_app/embedroute.toml").read_text(encoding="utf-8"))["keys"]
 
-    assert [f"Bearer {keys['demo']['key']}" in block for block in blocks(README, "sh") if "curl" in block] == [True]
+    assert [
+        f"Bearer {keys['demo']['key']}" in block
+        for block in blocks(README, "sh")
+        if "curl" in block
+    ] == [True]
 
 
 def rows_under(heading: str) -> dict[str, str]:
     """First cell → third, of the table below a heading of the configuration reference."""
     text = CONFIGURATION.read_text(encoding="utf-8")
     section = text.split(f"\n{heading}\n", 1)[1].split("\n## ")[0].split("\nAll other keys")[0]
-    return {row[0].strip(" `"): row[2].strip(" `") for row in map(cells, section.splitlines()) if row[0].startswith(" `")}
+    return {
+        row[0].strip(" `"): row[2].strip(" `")
+        for row in map(cells, section.splitlines())
+        if row[0].startswith(" `")
+    }
 
 
 def cells(line: str) -> list[str]:
@@ -138,7 +180,9 @@ def default_of(field: msgspec.structs.FieldInfo) -> str:
     """A field's default as TOML writes it, a dash for none."""
     if field.required:
         return "required"
-    default = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
+    default = (
+        field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
+    )
     return NONE if default is None else json.dumps(default)
 
 
@@ -165,7 +209,11 @@ def test_the_configuration_reference_is_complete(heading, struct):
 
 def test_the_errors_reference_holds_every_code():
     text = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
-    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.EmbedrouteError)]
+    kinds = [
+        kind
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, errors.EmbedrouteError)
+    ]
 
     assert [kind.code for kind in kinds if kind.code and f"`{kind.code}`" not in text] == []
     assert [kind.type for kind in kinds if f"`{kind.type}`" not in text] == []
@@ -181,7 +229,9 @@ def test_links_lead_somewhere(document):
     assert [target for target in targets if not (document.parent / target).exists()] == []
 
 
-@pytest.mark.parametrize("script", ["scripts/serve", "scripts/test", "scripts/check", "scripts/install", ".ci/run"])
+@pytest.mark.parametrize(
+    "script", ["scripts/serve", "scripts/test", "scripts/check", "scripts/install", ".ci/run"]
+)
 def test_the_commands_can_be_run(script):
     assert os.access(ROOT / script, os.X_OK)
     run(["sh", "-n", ROOT / script], ROOT)

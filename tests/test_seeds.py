@@ -8,18 +8,33 @@ import pytest
 
 from embedroute import Config, Gateway, Provider, embeddings_app
 from embedroute.testing import ScriptedBackend
-from tests.driver import call
+from tests.support.asgi_client import call
 
 pytestmark = pytest.mark.anyio
 
-SCHEMAS = {path.stem: json.loads(path.read_text()) for path in (Path(__file__).parent / "data" / "schemas").glob("*.json")}
-REQUESTS = [(name, request) for name, document in SCHEMAS.items() for request in document["examples"]["requests"]]
+SCHEMAS = {
+    path.stem: json.loads(path.read_text())
+    for path in (Path(__file__).parent / "data" / "schemas").glob("*.json")
+}
+REQUESTS = [
+    (name, request)
+    for name, document in SCHEMAS.items()
+    for request in document["examples"]["requests"]
+]
 RESPONSES = [
-    (name, status, body) for name, document in SCHEMAS.items() for status, body in document["examples"]["responses"].items()
+    (name, status, body)
+    for name, document in SCHEMAS.items()
+    for status, body in document["examples"]["responses"].items()
 ]
 
 # Phaseo's page fills its example with placeholders: these stand for them.
-FILLED = {"model": "text-embedding-3-small", "encoding_format": "float", "order": ["p"], "only": ["p"], "ignore": ["azure"]}
+FILLED = {
+    "model": "text-embedding-3-small",
+    "encoding_format": "float",
+    "order": ["p"],
+    "only": ["p"],
+    "ignore": ["azure"],
+}
 
 
 def filled(value, name=""):
@@ -39,22 +54,40 @@ def gateway_of():
         """Speaks every option that the examples name."""
 
         accepts = ScriptedBackend.accepts.__class__(
-            tokens=True, dimensions=True, user=True, input_types=("query", "document"), options=("google", "mistral")
+            tokens=True,
+            dimensions=True,
+            user=True,
+            input_types=("query", "document"),
+            options=("google", "mistral"),
         )
 
-    models = ["text-embedding-3-large", "text-embedding-3-small", "text-embedding-ada-002", "openai/text-embedding-3-small"]
+    models = [
+        "text-embedding-3-large",
+        "text-embedding-3-small",
+        "text-embedding-ada-002",
+        "openai/text-embedding-3-small",
+    ]
     return Gateway(
         Config(
             gateway={"auth": "open", "debug": True},
             providers={"p": Provider(backend=Anything(width=1536))},
-            models={name: {"dimensions": 1536, "matryoshka": True, "endpoints": [{"provider": "p"}]} for name in models},
+            models={
+                name: {"dimensions": 1536, "matryoshka": True, "endpoints": [{"provider": "p"}]}
+                for name in models
+            },
         )
     )
 
 
 async def post(dialect, body):
     app = embeddings_app(gateway_of(), dialect=dialect)
-    return await call(app, "POST", "/v1/embeddings", [("content-type", "application/json")], [json.dumps(body).encode()])
+    return await call(
+        app,
+        "POST",
+        "/v1/embeddings",
+        [("content-type", "application/json")],
+        [json.dumps(body).encode()],
+    )
 
 
 @pytest.mark.parametrize(("dialect", "request_"), REQUESTS)
@@ -70,7 +103,9 @@ async def test_a_documented_request_is_answered_in_its_dialect(dialect, request_
 
     assert (answer.status, answer.json.get("error")) == (200, None)
     shown = {
-        name: value for name, value in answer.json.items() if name not in {"trace", "upstream_request", "upstream_response"}
+        name: value
+        for name, value in answer.json.items()
+        if name not in {"trace", "upstream_request", "upstream_response"}
     }
     validator(document, document["responses"]["200"]).validate(shown)
     assert shown["model"] == body["model"]
@@ -81,7 +116,11 @@ async def test_a_documented_request_is_answered_in_its_dialect(dialect, request_
 def test_a_documented_answer_fits_the_schema_that_ours_are_held_to(dialect, status, body):
     document = SCHEMAS[dialect]
     if dialect == "phaseo":
-        body = {**body, "object": "list", "data": [{**row, "object": "embedding"} for row in body["data"]]}
+        body = {
+            **body,
+            "object": "list",
+            "data": [{**row, "object": "embedding"} for row in body["data"]],
+        }
 
     validator(document, document["responses"][status]).validate(body)
 

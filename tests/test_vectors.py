@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from embedroute import vectors
-from embedroute.conformance import close
 from embedroute.errors import BadAnswer
+from embedroute.testing import close
 
 SHAPES = array_shapes(min_dims=2, max_dims=2, max_side=9)
 FLOATS = arrays("<f4", SHAPES, elements=st.floats(width=32, allow_nan=False, allow_infinity=False))
@@ -38,7 +38,9 @@ def test_float32_comes_back_the_same_from_every_form(array):
     assert np.array_equal(vectors.from_lists(as_text), array)
 
 
-@pytest.mark.parametrize(("dtype", "held"), [("int8", "i1"), ("uint8", "u1"), ("binary", "i1"), ("ubinary", "u1")])
+@pytest.mark.parametrize(
+    ("dtype", "held"), [("int8", "i1"), ("uint8", "u1"), ("binary", "i1"), ("ubinary", "u1")]
+)
 def test_every_quantised_number_comes_back_the_same(dtype, held):
     bounds = np.iinfo(held)
     array = np.arange(bounds.min, bounds.max + 1, dtype=held).reshape(2, 128)
@@ -50,7 +52,9 @@ def test_every_quantised_number_comes_back_the_same(dtype, held):
 
 @given(st.lists(st.lists(st.floats(-1, 1), min_size=3, max_size=3), min_size=1))
 def test_lists_come_out_as_the_nearest_float32(rows):
-    assert vectors.from_lists(rows).tolist() == [[float(np.float32(number)) for number in row] for row in rows]
+    assert vectors.from_lists(rows).tolist() == [
+        [float(np.float32(number)) for number in row] for row in rows
+    ]
 
 
 @pytest.mark.parametrize(
@@ -81,7 +85,8 @@ def test_what_is_not_rows_of_numbers_is_a_bad_answer(rows):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "number"), [("int8", 128), ("int8", 0.5), ("uint8", -1), ("ubinary", 256), ("int8", NAN), ("int8", INF)]
+    ("dtype", "number"),
+    [("int8", 128), ("int8", 0.5), ("uint8", -1), ("ubinary", 256), ("int8", NAN), ("int8", INF)],
 )
 def test_a_number_that_the_dtype_cannot_hold_is_a_bad_answer(dtype, number):
     with pytest.raises(BadAnswer, match=dtype):
@@ -154,13 +159,18 @@ def test_unsound_vectors_are_a_bad_answer(array, said):
 @given(FLOATS, st.integers(1, 9))
 def test_a_cut_vector_has_length_one_or_is_refused(array, width):
     if array[:, :width].any(axis=1).all():
-        assert np.allclose(np.linalg.norm(vectors.truncate(array, width).astype("f8"), axis=1), 1, atol=1e-6)
+        assert np.allclose(
+            np.linalg.norm(vectors.truncate(array, width).astype("f8"), axis=1), 1, atol=1e-6
+        )
     else:
         with pytest.raises(BadAnswer, match="zero"):
             vectors.truncate(array, width)
 
 
-@pytest.mark.parametrize(("row", "scaled"), [([3, 4], [0.6, 0.8]), ([0, 0], [0, 0]), ([3e38, 0], [1, 0]), ([1e-38, 0], [1, 0])])
+@pytest.mark.parametrize(
+    ("row", "scaled"),
+    [([3, 4], [0.6, 0.8]), ([0, 0], [0, 0]), ([3e38, 0], [1, 0]), ([1e-38, 0], [1, 0])],
+)
 def test_scales_to_length_one(row, scaled):
     assert vectors.unit(floats(row))[0].tolist() == pytest.approx(scaled)
 
@@ -174,7 +184,9 @@ def test_the_mean_of_picked_rows_is_exact_however_many_they_are():
     table = np.random.default_rng(7).normal(size=(50, 4)).astype("<f4")
     picked = [at % 50 for at in range(5003)]
 
-    assert np.allclose(vectors.mean_of(table, picked), table[picked].mean(axis=0, dtype="f8"), rtol=1e-5, atol=1e-7)
+    assert np.allclose(
+        vectors.mean_of(table, picked), table[picked].mean(axis=0, dtype="f8"), rtol=1e-5, atol=1e-7
+    )
     assert vectors.mean_of(table, []).tolist() == [0, 0, 0, 0]
 
 

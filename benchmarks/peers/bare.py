@@ -48,7 +48,10 @@ def over_aiohttp() -> type_of_post:
     import aiohttp  # noqa: PLC0415
 
     session = aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False, headers=JSON
+        connector=aiohttp.TCPConnector(limit=0),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        headers=JSON,
     )
 
     async def post(url: str, body: bytes) -> bytes:
@@ -76,7 +79,9 @@ class Bare:
     post: type_of_post | None = None
 
     async def __call__(self, scope, receive, send) -> None:
-        post = self.post = self.post or {"aiohttp": over_aiohttp, "pyreqwest": over_pyreqwest}[ENGINE]()
+        post = self.post = (
+            self.post or {"aiohttp": over_aiohttp, "pyreqwest": over_pyreqwest}[ENGINE]()
+        )
         body = await read(receive)
         if DECODE:
             body = encoder.encode(requests.decode(body))

@@ -7,4 +7,6 @@ from starlette.routing import Mount
 
 from embedroute import Gateway, embeddings_app
 
-app = Starlette(routes=[Mount("/ai", embeddings_app(Gateway.from_file(os.environ["BENCH_CONFIG"])))])
+app = Starlette(
+    routes=[Mount("/ai", embeddings_app(Gateway.from_file(os.environ["BENCH_CONFIG"])))]
+)

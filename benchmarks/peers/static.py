@@ -40,4 +40,6 @@ async def embeddings(request: HTTPRequest) -> Response:
     return Response(ANSWER, media_type="application/json")
 
 
-mounted = Starlette(routes=[Mount("/ai", routes=[Route("/v1/embeddings", embeddings, methods=["POST"])])])
+mounted = Starlette(
+    routes=[Mount("/ai", routes=[Route("/v1/embeddings", embeddings, methods=["POST"])])]
+)

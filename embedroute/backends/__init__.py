@@ -1,1 +1,4 @@
-"""The built-in backends, one file per upstream API; each is written with what any third party may import."""
+"""Holds the shipped backends, one file per upstream API; each is imported when a config uses it.
+
+They may import what third parties may: ``backend``, ``errors``, ``inputs``, ``runtime`` and ``vectors``.
+"""

@@ -11,11 +11,18 @@ from urllib.parse import quote
 import msgspec
 
 from embedroute import vectors
-from embedroute.backend import Accepts, Batch, HTTPBackend, Secret, UpstreamReply, UpstreamRequest, Vectors
-from embedroute.backends.address import check_base_url
-from embedroute.backends.headers import check_values
-from embedroute.backends.lifted import array_of_texts, read_apart
-from embedroute.backends.rows import first_count
+from embedroute.backend import (
+    Accepts,
+    Batch,
+    HTTPBackend,
+    Secret,
+    UpstreamReply,
+    UpstreamRequest,
+    Vectors,
+)
+from embedroute.backends._json_scan import array_of_texts, read_apart
+from embedroute.backends._openai_response import first_count
+from embedroute.backends._validation import check_base_url, check_values
 from embedroute.errors import BadAnswer, InputRefused
 from embedroute.inputs import Part, TextPart
 
@@ -101,19 +108,34 @@ class Gemini(HTTPBackend, frozen=True, kw_only=True):
         write = _prefixed if SECOND in name else _tasked
         settings = {"outputDimensionality": batch.dimensions} if batch.dimensions else {}
         contents = batch.parts or [(TextPart(text),) for text in batch.texts]
-        requests = [{"model": f"models/{name}", **write(parts, batch.input_type, title), **settings} for parts in contents]
+        requests = [
+            {"model": f"models/{name}", **write(parts, batch.input_type, title), **settings}
+            for parts in contents
+        ]
         url = f"{self.base_url.rstrip('/')}/models/{quote(name, safe='')}:batchEmbedContents"
-        return UpstreamRequest.json(url, {"requests": requests}, headers={"x-goog-api-key": self.api_key})
+        return UpstreamRequest.json(
+            url, {"requests": requests}, headers={"x-goog-api-key": self.api_key}
+        )
 
     def parse(self, batch: Batch, reply: UpstreamReply) -> Vectors:
         """Read the vectors, and scale those to length 1 that the model leaves as they fall."""
-        answer, texts = read_apart(reply, Answer, "values", lambda said: [row.values for row in said.embeddings], len(batch))
+        answer, texts = read_apart(
+            reply,
+            Answer,
+            "values",
+            lambda said: [row.values for row in said.embeddings],
+            len(batch),
+        )
         if not all(text[0] == ord("[") for text in texts):
             raise BadAnswer("The upstream's rows are not lists of numbers.")
         usage = _usage(answer.usage_metadata)
         tokens = first_count(usage.prompt_token_count)
         found = array_of_texts(texts, width=batch.width)
-        split = {detail.modality.lower(): detail.token_count for detail in usage.prompt_token_details if detail.token_count > 0}
+        split = {
+            detail.modality.lower(): detail.token_count
+            for detail in usage.prompt_token_details
+            if detail.token_count > 0
+        }
         plain = SECOND in batch.model or found.shape[1] >= FULL_WIDTH
         return Vectors(found if plain else vectors.unit(found), tokens, split)
 
@@ -131,11 +153,15 @@ def _tasked(parts: Sequence[Part], input_type: str | None, title: str | None) ->
     return {"content": {"parts": [_part(part) for part in parts]}, **asked, **named}
 
 
-def _prefixed(parts: Sequence[Part], input_type: str | None, title: str | None) -> dict[str, object]:
+def _prefixed(
+    parts: Sequence[Part], input_type: str | None, title: str | None
+) -> dict[str, object]:
     written = [_part(part) for part in parts]
     if input_type:
         prefix = f"title: {title} | text: " if title else TASKS[input_type][1]
-        first = next((place for place, part in enumerate(parts) if isinstance(part, TextPart)), None)
+        first = next(
+            (place for place, part in enumerate(parts) if isinstance(part, TextPart)), None
+        )
         if first is None:
             raise InputRefused(
                 "'input_type' is told to this model in words, so an image needs a text beside it; leave 'input_type' out.",

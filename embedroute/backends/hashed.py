@@ -11,7 +11,17 @@ from embedroute.inputs import ImagePart, Input, Part, TextPart, sizes_of
 
 DEFAULT_WIDTH = 256
 
-INPUT_TYPES = ("query", "document", "classification", "clustering", "similarity", "qa", "fact_check", "code_query", "image")
+INPUT_TYPES = (
+    "query",
+    "document",
+    "classification",
+    "clustering",
+    "similarity",
+    "qa",
+    "fact_check",
+    "code_query",
+    "image",
+)
 
 
 class Hashed(Backend, frozen=True):

@@ -5,10 +5,17 @@ Source: mistralai/platform-docs-public ``openapi.yaml`` (2026-08-21); it refuses
 
 from typing import ClassVar
 
-from embedroute.backend import Accepts, Batch, HTTPBackend, Secret, UpstreamReply, UpstreamRequest, Vectors
-from embedroute.backends import rows
-from embedroute.backends.address import check_base_url
-from embedroute.backends.headers import check_values
+from embedroute.backend import (
+    Accepts,
+    Batch,
+    HTTPBackend,
+    Secret,
+    UpstreamReply,
+    UpstreamRequest,
+    Vectors,
+)
+from embedroute.backends import _openai_response
+from embedroute.backends._validation import check_base_url, check_values
 
 
 class Mistral(HTTPBackend, frozen=True):
@@ -41,8 +48,10 @@ class Mistral(HTTPBackend, frozen=True):
             "output_dimension": batch.dimensions,
             "output_dtype": None if exact else batch.dtype,
         }
-        return UpstreamRequest.json(f"{self.base_url.rstrip('/')}/embeddings", body, bearer=self.api_key)
+        return UpstreamRequest.json(
+            f"{self.base_url.rstrip('/')}/embeddings", body, bearer=self.api_key
+        )
 
     def parse(self, batch: Batch, reply: UpstreamReply) -> Vectors:
         """Read OpenAI's shape; a quantised row is a list of integers, ⌈d/8⌉ of them for the binary kinds."""
-        return rows.read(batch, reply, self.fault)
+        return _openai_response.read(batch, reply, self.fault)

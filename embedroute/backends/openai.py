@@ -9,10 +9,17 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import ClassVar, Literal
 
-from embedroute.backend import Accepts, Batch, HTTPBackend, Secret, UpstreamReply, UpstreamRequest, Vectors
-from embedroute.backends import rows
-from embedroute.backends.address import check_base_url
-from embedroute.backends.headers import check_headers, check_values
+from embedroute.backend import (
+    Accepts,
+    Batch,
+    HTTPBackend,
+    Secret,
+    UpstreamReply,
+    UpstreamRequest,
+    Vectors,
+)
+from embedroute.backends import _openai_response
+from embedroute.backends._validation import check_base_url, check_headers, check_values
 
 
 class OpenAI(HTTPBackend, frozen=True, kw_only=True, dict=True):
@@ -55,7 +62,8 @@ class OpenAI(HTTPBackend, frozen=True, kw_only=True, dict=True):
             "input": batch.texts or batch.tokens or [{"content": parts} for parts in batch.parts],
             "encoding_format": None if self.encoding_format == "omit" else self.encoding_format,
             "dimensions": batch.dimensions,
-            "input_type": batch.input_type and self.input_types.get(batch.input_type, batch.input_type),
+            "input_type": batch.input_type
+            and self.input_types.get(batch.input_type, batch.input_type),
             "user": batch.user,
         }
         return UpstreamRequest.json(self._url, body, headers=self._headers)
@@ -70,8 +78,10 @@ class OpenAI(HTTPBackend, frozen=True, kw_only=True, dict=True):
         named = {"openai-organization": self.organization, "openai-project": self.project}
         ours = {name: value for name, value in named.items() if value}
         given = {name.lower(): value for name, value in self.extra_headers.items()}
-        return MappingProxyType(UpstreamRequest.json("", {}, bearer=self.api_key, headers={**ours, **given}).headers)
+        return MappingProxyType(
+            UpstreamRequest.json("", {}, bearer=self.api_key, headers={**ours, **given}).headers
+        )
 
     def parse(self, batch: Batch, reply: UpstreamReply) -> Vectors:
         """Read base64 or numbers, whichever the server chose to send."""
-        return rows.read(batch, reply, self.fault)
+        return _openai_response.read(batch, reply, self.fault)

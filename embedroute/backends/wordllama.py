@@ -68,4 +68,6 @@ def _load() -> Model:
     finally:
         logging.root.removeHandler(guard)
     # The wheel ships its tokenizer in a folder that is only looked into when it is named.
-    return wordllama.WordLlama.load(cache_dir=Path(wordllama.__file__ or "").parent, disable_download=True)
+    return wordllama.WordLlama.load(
+        cache_dir=Path(wordllama.__file__ or "").parent, disable_download=True
+    )

@@ -1,16 +1,22 @@
-"""Vectors that were computed before: per input, bounded in bytes, never in the way of a request."""
+"""Keeps the vectors of earlier requests, bounded in bytes and in age.
 
-from typing import Final
+It may import ``routing``, the contracts and the foundation.
+"""
 
-import msgspec
+from embedroute.cache.lookup import NOTHING, Found, look_up, look_up_in_steps
+from embedroute.cache.memory import MOST_OWNERS, OVERHEAD, OWNER, MemoryCache
+from embedroute.cache.policy import FULL_USE, PROBE, CacheUse
 
-
-class CacheUse(msgspec.Struct, frozen=True, kw_only=True):
-    """How one request uses the cache: ``no-cache`` reads past it, ``no-store`` leaves nothing behind (RFC 9111 §5.2.1)."""
-
-    read: bool = True
-    store: bool = True
-
-
-FULL_USE: Final = CacheUse()
-PROBE: Final = CacheUse(read=False, store=False)
+__all__ = [
+    "FULL_USE",
+    "MOST_OWNERS",
+    "NOTHING",
+    "OVERHEAD",
+    "OWNER",
+    "PROBE",
+    "CacheUse",
+    "Found",
+    "MemoryCache",
+    "look_up",
+    "look_up_in_steps",
+]

@@ -6,9 +6,8 @@ import msgspec
 
 from embedroute.cache.memory import Entry, MemoryCache
 from embedroute.inputs import Input
-from embedroute.routing.memo import Decision
-from embedroute.routing.plan import Embedded, Key, cut, rekeyed_in_steps
-from embedroute.turns import finished
+from embedroute.routing import Decision, Embedded, Key, cut, rekeyed_in_steps
+from embedroute.runtime import finished
 
 Claims = dict[Key, tuple[Key, int]]
 """Key of a hit → the entry to claim and the mark to claim it by."""
@@ -73,7 +72,9 @@ def _exact(cache: MemoryCache, work: Mapping[Key, Input], owner: int | None) -> 
     return Found(entries, {key: (key, owner) for key in foreign})
 
 
-def _is_complete(found: Found, cache: MemoryCache, work: Mapping[Key, Input], decision: Decision) -> bool:
+def _is_complete(
+    found: Found, cache: MemoryCache, work: Mapping[Key, Input], decision: Decision
+) -> bool:
     if decision.whole is None or not len(cache):
         return True
     return len(found.vectors) == len(work) and not found.claims

@@ -7,7 +7,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from embedroute.routing.plan import Embedded, Key
+from embedroute.routing import Embedded, Key
 
 OVERHEAD: Final = 512
 """Bytes that an entry costs beside its numbers: key, entry, array header, and its places in the table."""
@@ -94,7 +94,9 @@ class MemoryCache:
         vector = item.vector.copy()
         vector.setflags(write=False)  # whoever is given it must not change what others will get
         expires = now + self._ttl
-        entry = Entry(vector, item.tokens, item.estimated, item.source, expires=expires, owners=owners)
+        entry = Entry(
+            vector, item.tokens, item.estimated, item.source, expires=expires, owners=owners
+        )
         self._entries[key] = entry
         self.size += entry.size
 

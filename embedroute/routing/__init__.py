@@ -1,1 +1,121 @@
-"""Decisions, all pure: which endpoints may serve a request and in what order, how work is cut, what a failure means."""
+"""Decides which endpoints serve a request and in what order, and keeps the health of each endpoint.
+
+It may import the contracts and the foundation.
+"""
+
+from embedroute.routing.batch_limits import ENVELOPE, GROWS_EVERY, LEAST
+from embedroute.routing.bounded_map import MOST, Recent
+from embedroute.routing.expected_latency import FIRST, PER_INPUT, REMEMBERED, SHORTEST, UsualLatency
+from embedroute.routing.filters import Parameters, has_widths, is_cut_here
+from embedroute.routing.health import (
+    SAMPLES,
+    SHORTEST_REST,
+    SUSPECTS,
+    WINDOW,
+    BreakerPolicy,
+    Health,
+    Healths,
+    State,
+)
+from embedroute.routing.ordering import Surroundings, draw_weights, order
+from embedroute.routing.planning import (
+    PIECE,
+    Embedded,
+    Key,
+    Plan,
+    amount,
+    assemble,
+    bytes_of,
+    cut,
+    halves,
+    land,
+    make_plan,
+    make_plan_in_steps,
+    prefix,
+    rekeyed,
+    rekeyed_in_steps,
+    share_out,
+    shared_key,
+    split,
+    split_in_steps,
+    text_before,
+)
+from embedroute.routing.registry import Candidate, Directory, Route, normalise
+from embedroute.routing.registry_builder import build_directory, held
+from embedroute.routing.retry import (
+    RetryBudget,
+    RetryPolicy,
+    Then,
+    judge,
+    limited,
+    wait_before,
+    was_called,
+    worst,
+)
+from embedroute.routing.selection import select
+from embedroute.routing.selection_cache import PROBING, Decision, Decisions
+
+__all__ = [
+    "ENVELOPE",
+    "FIRST",
+    "GROWS_EVERY",
+    "LEAST",
+    "MOST",
+    "PER_INPUT",
+    "PIECE",
+    "PROBING",
+    "REMEMBERED",
+    "SAMPLES",
+    "SHORTEST",
+    "SHORTEST_REST",
+    "SUSPECTS",
+    "WINDOW",
+    "BreakerPolicy",
+    "Candidate",
+    "Decision",
+    "Decisions",
+    "Directory",
+    "Embedded",
+    "Health",
+    "Healths",
+    "Key",
+    "Parameters",
+    "Plan",
+    "Recent",
+    "RetryBudget",
+    "RetryPolicy",
+    "Route",
+    "State",
+    "Surroundings",
+    "Then",
+    "UsualLatency",
+    "amount",
+    "assemble",
+    "build_directory",
+    "bytes_of",
+    "cut",
+    "draw_weights",
+    "halves",
+    "has_widths",
+    "held",
+    "is_cut_here",
+    "judge",
+    "land",
+    "limited",
+    "make_plan",
+    "make_plan_in_steps",
+    "normalise",
+    "order",
+    "prefix",
+    "rekeyed",
+    "rekeyed_in_steps",
+    "select",
+    "share_out",
+    "shared_key",
+    "split",
+    "split_in_steps",
+    "text_before",
+    "wait_before",
+    "was_called",
+    "worst",
+]

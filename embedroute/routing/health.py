@@ -1,7 +1,11 @@
-"""How one endpoint is doing: breaker, rest, learned caps and percentiles; the clock is an argument."""
+"""When an endpoint is left alone after failures, and whose outcome lets calls through again; the clock is an argument.
+
+How one endpoint is doing: breaker, rest, learned caps and percentiles; the clock is an argument.
+"""
 
 from collections import deque
 from collections.abc import Collection, Hashable
+from enum import StrEnum
 from typing import Final
 
 import msgspec
@@ -20,11 +24,109 @@ from embedroute.errors import (
     Unavailable,
     UpstreamError,
 )
-from embedroute.routing.breaker import Breaker, BreakerPolicy, State
-from embedroute.routing.caps import LearnedCap, lowered, narrowed, raised
-from embedroute.routing.recent import Recent
-from embedroute.routing.routes import Candidate
-from embedroute.shared_failures import neutral
+from embedroute.routing.batch_limits import LearnedCap, lowered, narrowed, raised
+from embedroute.routing.bounded_map import Recent
+from embedroute.routing.registry import Candidate
+from embedroute.upstream_errors.neutral import neutral
+
+_DOUBLINGS: Final = 32
+"""Doublings of a rest; more would overflow a float in an outage of days."""
+
+
+class BreakerPolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """When an endpoint is taken out, and for how long (seconds)."""
+
+    failures: int = 5
+    first_rest: float = 5.0
+    longest_rest: float = 120.0
+    refused_rest: float = 30.0
+
+
+class State(StrEnum):
+    """Of a breaker: closed lets all through, open none, half-open one probe at a time."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half_open"
+
+
+class Breaker:
+    """The breaker of one endpoint; every method takes ``now`` in seconds of one monotonic clock.
+
+    A call is let in with a ticket and brings it back with its outcome. A new epoch begins whenever the breaker opens,
+    lets a probe in, has the probe's place free again, or closes; a ticket is the epoch it was given in. The outcome
+    of an earlier epoch is stale and changes nothing: a late success does not close the breaker, a late failure or
+    refusal is of an outage that is known already and neither lengthens it nor begins another, and nobody but the
+    probe itself frees the probe's place.
+    """
+
+    def __init__(self, policy: BreakerPolicy) -> None:
+        """Begin closed."""
+        self.open_until = 0.0
+        self.refusal: UpstreamError | None = None
+        self._policy = policy
+        self._epoch = 1
+        self._probing = False
+        self._rests = 0
+        self._failures = 0
+
+    def state(self, now: float) -> State:
+        """Tell the state."""
+        if self._rests == 0:
+            return State.CLOSED
+        return State.OPEN if now < self.open_until else State.HALF_OPEN
+
+    def admit(self, now: float) -> int:
+        """Ask to make a call: its ticket, or 0 if it may not be made. Follow with one of the others."""
+        if self._rests:
+            if self._probing or now < self.open_until:
+                return 0
+            self._turn(probing=True)
+        return self._epoch
+
+    def succeeded(self, ticket: int) -> None:
+        """Begin the count of failures anew; the probe's success closes the breaker."""
+        if ticket != self._epoch:
+            return
+        self._failures = 0
+        if self._probing:
+            self._rests = 0
+            self.refusal = None
+            self._turn()
+
+    def failed(self, ticket: int, now: float, *, counts: bool = True) -> None:
+        """Count a failure, if it ``counts``; enough in a row, or the probe's, open the breaker."""
+        if ticket != self._epoch:
+            return
+        self._failures += counts
+        if self._probing or self._failures >= self._policy.failures:
+            rest = self._policy.first_rest * 2 ** min(self._rests, _DOUBLINGS)
+            self._open(now + min(self._policy.longest_rest, rest), None)
+
+    def refused(self, ticket: int, now: float, refusal: UpstreamError | None) -> None:
+        """Open at once: asking again soon is no use.
+
+        Every caller is told of the refusal until a probe ends it, so a neutral copy is stored.
+        """
+        if ticket == self._epoch:
+            stored = None if refusal is None else neutral(refusal)
+            self._open(now + self._policy.refused_rest, stored)
+
+    def released(self, ticket: int) -> None:
+        """Free the place of a probe that brought no news."""
+        if self._probing and ticket == self._epoch:
+            self._turn()
+
+    def _open(self, until: float, refusal: UpstreamError | None) -> None:
+        self.open_until = until
+        self.refusal = refusal
+        self._rests += 1
+        self._turn()
+
+    def _turn(self, *, probing: bool = False) -> None:
+        self._epoch += 1
+        self._probing = probing
+
 
 SIGNIFICANT: Final = 30.0
 """Seconds for which a significant failure moves an endpoint behind the others (SEMANTICS of OpenRouter's default)."""
@@ -107,7 +209,9 @@ class Health:
         if isinstance(failure, UpstreamError) and failure.counted:
             self.released(ticket)
         elif isinstance(failure, RateLimited):
-            self.limited(ticket, now, SHORTEST_REST if failure.retry_after is None else failure.retry_after)
+            self.limited(
+                ticket, now, SHORTEST_REST if failure.retry_after is None else failure.retry_after
+            )
         elif isinstance(failure, KeyRefused | ModelRefused):
             self.refused(ticket, now, failure)
         elif isinstance(failure, Rejected):
@@ -194,7 +298,9 @@ class Health:
             return told
         if self._breaker.refusal is not None:
             return neutral(self._breaker.refusal)  # a copy each: raising an error adds frames to it
-        return NoHealthyEndpoint("No provider of this model is healthy at the moment.", retry_after=rest)
+        return NoHealthyEndpoint(
+            "No provider of this model is healthy at the moment.", retry_after=rest
+        )
 
     def latency(self, percentile: int, now: float) -> float | None:
         """Seconds that ``percentile`` % of recent calls stayed within; None without data."""
@@ -202,7 +308,9 @@ class Health:
 
     def throughput(self, percentile: int, now: float) -> float | None:
         """Tokens a second that ``percentile`` % of recent calls reached; None without data."""
-        return _percentile(sorted((sample.throughput for sample in self._recent(now)), reverse=True), percentile)
+        return _percentile(
+            sorted((sample.throughput for sample in self._recent(now)), reverse=True), percentile
+        )
 
     def _recent(self, now: float) -> list[Sample]:
         while self._samples and now - self._samples[0].at > WINDOW:
@@ -227,4 +335,6 @@ class Healths:
 
     def of(self, candidate: Candidate) -> Health:
         """The health of one endpoint."""
-        return self._healths.get(candidate.name) or self._healths.recall(candidate.name, Health(self._policy))
+        return self._healths.get(candidate.name) or self._healths.recall(
+            candidate.name, Health(self._policy)
+        )

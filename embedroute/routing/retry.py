@@ -21,7 +21,7 @@ from embedroute.errors import (
     Unreachable,
     UpstreamError,
 )
-from embedroute.routing.routes import Candidate
+from embedroute.routing.registry import Candidate
 
 
 class Then(StrEnum):
@@ -63,14 +63,19 @@ def judge(failure: EmbedrouteError, attempt: int, policy: RetryPolicy) -> Then:
     return Then.NEXT if then is Then.RETRY and enough else then
 
 
-def wait_before(failure: EmbedrouteError, attempt: int, policy: RetryPolicy, random: Callable[[], float]) -> float:
+def wait_before(
+    failure: EmbedrouteError, attempt: int, policy: RetryPolicy, random: Callable[[], float]
+) -> float:
     """Seconds to wait before trying again: none where nothing was sent, else full jitter (AWS, "Exponential Backoff").
 
     It is never less than the upstream asked for.
     """
     if isinstance(failure, Unreachable):
         return 0.0
-    return max(failure.retry_after or 0.0, random() * min(policy.longest_wait, policy.first_wait * 2 ** (attempt - 1)))
+    return max(
+        failure.retry_after or 0.0,
+        random() * min(policy.longest_wait, policy.first_wait * 2 ** (attempt - 1)),
+    )
 
 
 def worst(failures: Sequence[EmbedrouteError]) -> EmbedrouteError:
@@ -128,6 +133,12 @@ def was_called(failures: Sequence[EmbedrouteError]) -> bool:
     return any(isinstance(failure, RateLimited) and not failure.counted for failure in failures)
 
 
-def limited(candidates: Sequence[Candidate], failures: Sequence[EmbedrouteError]) -> list[Candidate]:
+def limited(
+    candidates: Sequence[Candidate], failures: Sequence[EmbedrouteError]
+) -> list[Candidate]:
     """Those of the ``candidates`` that asked for a rest; ``failures`` are of those tried so far, in order."""
-    return [it for it, failure in zip(candidates, failures, strict=False) if isinstance(failure, RateLimited)]
+    return [
+        it
+        for it, failure in zip(candidates, failures, strict=False)
+        if isinstance(failure, RateLimited)
+    ]

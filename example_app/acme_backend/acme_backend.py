@@ -1,6 +1,14 @@
 """A backend for Acme, in a package of its own."""
 
-from embedroute.backend import Accepts, Batch, HTTPBackend, Secret, UpstreamReply, UpstreamRequest, Vectors
+from embedroute.backend import (
+    Accepts,
+    Batch,
+    HTTPBackend,
+    Secret,
+    UpstreamReply,
+    UpstreamRequest,
+    Vectors,
+)
 
 
 class Acme(HTTPBackend, frozen=True):

@@ -7,9 +7,9 @@ import anyio
 import pytest
 
 from embedroute import Config, Endpoint, Gateway, Model, Provider, Settings
-from embedroute.routing.usual import FIRST, SHORTEST
-from tests.upstream import Upstream, vectors_of
-from tests.waiting import until_on_loop
+from embedroute.routing import FIRST, SHORTEST
+from tests.fault_upstream import Upstream, vectors_of
+from tests.support.wait import until_on_loop
 
 pytestmark = pytest.mark.anyio
 
@@ -59,7 +59,9 @@ def gateway_at(upstream, **endpoint):
     ids=["default", "quick", "slow"],
 )
 @pytest.mark.parametrize("merges", [None, 1000.0])
-async def test_a_text_of_a_large_slow_batch_is_answered_in_its_own_time(known, single, expected, merges):
+async def test_a_text_of_a_large_slow_batch_is_answered_in_its_own_time(
+    known, single, expected, merges
+):
     """After the usual time of a call of one input, by default a second, it is called for itself."""
     with Slow(single) as upstream:
         gateway = gateway_at(upstream, micro_batch_ms=merges)

@@ -5,12 +5,11 @@ import tracemalloc
 
 import pytest
 
-from embedroute.backend import Batch, UpstreamReply
+from embedroute.backend import Batch, Secret, UpstreamReply
 from embedroute.backends.gemini import Gemini
 from embedroute.backends.openai import OpenAI
 from embedroute.errors import BadAnswer
-from embedroute.exchange import largest_answer
-from embedroute.secret import Secret
+from embedroute.execution import largest_answer
 
 BATCH = Batch(model="m", texts=[f"text {at}" for at in range(2048)], width=1536)
 SIZE = 90_000_000
@@ -25,13 +24,22 @@ def filled(before, part, after):
 ANSWERS = {
     "rows of one number": (OPENAI, lambda: filled(b'{"data":[', b'{"embedding":[1]}', b"]}")),
     "rows of base64": (OPENAI, lambda: filled(b'{"data":[', b'{"embedding":"AACAPw=="}', b"]}")),
-    "rows under an escaped name": (OPENAI, lambda: filled(b'{"data":[', b'{"\\u0065mbedding":[1]}', b"]}")),
+    "rows under an escaped name": (
+        OPENAI,
+        lambda: filled(b'{"data":[', b'{"\\u0065mbedding":[1]}', b"]}"),
+    ),
     "rows of no vector": (OPENAI, lambda: filled(b'{"data":[', b'{"embedding":1}', b"]}")),
     "one row of all numbers": (OPENAI, lambda: filled(b'{"data":[{"embedding":[', b"1", b"]}]}")),
     "one row of nested lists": (OPENAI, lambda: filled(b'{"data":[{"embedding":[', b"[]", b"]}]}")),
     "an error of many objects": (OPENAI, lambda: filled(b'{"data":[],"error":[', b"{}", b"]}")),
-    "Gemini's rows of one number": (GEMINI, lambda: filled(b'{"embeddings":[', b'{"values":[1]}', b"]}")),
-    "Gemini's row of all numbers": (GEMINI, lambda: filled(b'{"embeddings":[{"values":[', b"1", b"]}]}")),
+    "Gemini's rows of one number": (
+        GEMINI,
+        lambda: filled(b'{"embeddings":[', b'{"values":[1]}', b"]}"),
+    ),
+    "Gemini's row of all numbers": (
+        GEMINI,
+        lambda: filled(b'{"embeddings":[{"values":[', b"1", b"]}]}"),
+    ),
 }
 
 
@@ -56,7 +64,9 @@ def test_an_answer_of_more_rows_or_numbers_than_are_due_costs_little(name):
 def test_a_small_answer_of_more_rows_than_are_due_is_refused_before_its_rows_are_read():
     rows = b",".join([b'{"embedding":[1]}'] * 3)
     with pytest.raises(BadAnswer, match="3 rows for 2 inputs"):
-        OPENAI.parse(Batch(model="m", texts=["a", "b"]), UpstreamReply(200, {}, b'{"data":[' + rows + b"]}"))
+        OPENAI.parse(
+            Batch(model="m", texts=["a", "b"]), UpstreamReply(200, {}, b'{"data":[' + rows + b"]}")
+        )
 
 
 SIZES = {

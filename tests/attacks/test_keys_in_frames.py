@@ -19,10 +19,10 @@ from embedroute import Config, ConfigError, Gateway, embeddings_app
 from embedroute.backend import Batch, HTTPBackend, Secret, UpstreamReply, UpstreamRequest, Vectors
 from embedroute.backends.openai import OpenAI
 from embedroute.errors import EmbedrouteError
-from embedroute.routing.retry import RetryPolicy
-from tests.driver import call
-from tests.upstream import Upstream
-from tests.upstream.modes import MODES, STALLS
+from embedroute.routing import RetryPolicy
+from tests.fault_upstream import Upstream
+from tests.fault_upstream.modes import MODES, STALLS
+from tests.support.asgi_client import call
 
 pytestmark = pytest.mark.anyio
 
@@ -31,7 +31,11 @@ HERE = str(Path(__file__).parent.parent)
 KEY, PASSWORD = "sk-CanaryKey-0123456789", "CanaryPass-9876543210"
 FORMS = (
     *(KEY, PASSWORD, KEY[:12], KEY[-10:], PASSWORD[-10:], quote(KEY, safe="")),
-    *(b64encode(f"{before}{text}".encode())[4:20].decode() for text in (KEY, PASSWORD) for before in ("", "me:")),
+    *(
+        b64encode(f"{before}{text}".encode())[4:20].decode()
+        for text in (KEY, PASSWORD)
+        for before in ("", "me:")
+    ),
 )
 
 
@@ -128,14 +132,33 @@ def with_credentials(url):
 NAMES = ("api-key", "x-api-key", "x-goog-api-key")
 BACKENDS = {
     "a bearer token": lambda url: OpenAI(base_url=url, api_key=Secret(KEY)),
-    "headers of its own": lambda url: OpenAI(base_url=url, extra_headers=dict.fromkeys(NAMES, Secret(KEY))),
+    "headers of its own": lambda url: OpenAI(
+        base_url=url, extra_headers=dict.fromkeys(NAMES, Secret(KEY))
+    ),
     "credentials in the address": lambda url: OpenAI(base_url=with_credentials(url)),
 }
 
 
 SHORT = (
-    *("status_401", "status_500", "status_429", "key_in_400", "key_in_200", "quota_spent", "redirect", "gzip_bomb"),
-    *("html_200", "truncated_json", "missing_row", "nan", "reset_before_headers", "half_body_reset", "bad_status_line"),
+    *(
+        "status_401",
+        "status_500",
+        "status_429",
+        "key_in_400",
+        "key_in_200",
+        "quota_spent",
+        "redirect",
+        "gzip_bomb",
+    ),
+    *(
+        "html_200",
+        "truncated_json",
+        "missing_row",
+        "nan",
+        "reset_before_headers",
+        "half_body_reset",
+        "bad_status_line",
+    ),
 )
 LONG = [it for it in MODES if not it.startswith(("huge", "limited")) and it not in STALLS]
 ANSWERS = LONG if SCALE > 1 else SHORT
@@ -236,7 +259,9 @@ class ParseFails(Careless, frozen=True, kw_only=True):
 
 class InAddress(Careless, frozen=True, kw_only=True):
     def build(self, batch):
-        return UpstreamRequest.json(f"{self.base_url}?key={self.api_key.reveal()}", {"model": batch.model})
+        return UpstreamRequest.json(
+            f"{self.base_url}?key={self.api_key.reveal()}", {"model": batch.model}
+        )
 
 
 CARELESS = (LineBreak, WideLetter, Framing, BuildFails, BuildNamesIt, ParseFails, InAddress)
@@ -246,7 +271,9 @@ CARELESS = (LineBreak, WideLetter, Framing, BuildFails, BuildNamesIt, ParseFails
 async def test_no_mistake_of_a_backend_leaves_a_key_in_its_frames(engine, upstream, backend):
     upstream.mode = "honest"
 
-    failure = await failure_of(gateway_of(backend(base_url=upstream.url, api_key=Secret(KEY)), engine))
+    failure = await failure_of(
+        gateway_of(backend(base_url=upstream.url, api_key=Secret(KEY)), engine)
+    )
 
     assert failure is not None
     assert [] == list(leaks_of(failure))
@@ -285,7 +312,11 @@ async def test_no_frame_of_our_own_shows_a_key_while_a_call_is_under_way(upstrea
         waiting, found, looked_at = task.get_coro(), [], []
         while waiting is not None and hasattr(waiting, "cr_frame"):
             for name, value in waiting.cr_frame.f_locals.items():
-                found += [Leak(waiting.__qualname__, name, text) for text in shown(value) if any(it in text for it in FORMS)]
+                found += [
+                    Leak(waiting.__qualname__, name, text)
+                    for text in shown(value)
+                    if any(it in text for it in FORMS)
+                ]
             looked_at.append(waiting.__qualname__)
             waiting = waiting.cr_await
         task.cancel()
@@ -297,11 +328,18 @@ async def test_no_frame_of_our_own_shows_a_key_while_a_call_is_under_way(upstrea
 
 
 @pytest.mark.parametrize(
-    "proxy", [f"http://me:{PASSWORD}@127.0.0.1:1", f"http://me:{PASSWORD}@[::1", f"http://me:{PASSWORD}@x:0"]
+    "proxy",
+    [
+        f"http://me:{PASSWORD}@127.0.0.1:1",
+        f"http://me:{PASSWORD}@[::1",
+        f"http://me:{PASSWORD}@x:0",
+    ],
 )
 async def test_no_failed_proxy_leaves_its_password_in_frames(proxy):
     try:
-        gateway = gateway_of(OpenAI(base_url="https://127.0.0.1:2/v1", api_key=Secret(KEY)), proxy=proxy)
+        gateway = gateway_of(
+            OpenAI(base_url="https://127.0.0.1:2/v1", api_key=Secret(KEY)), proxy=proxy
+        )
     except ConfigError as error:
         failure = error
     else:
@@ -346,7 +384,13 @@ async def test_no_bug_is_logged_with_a_key_in_its_frames(upstream, caplog):
     made.cache = None  # a bug of ours, for once
     body = json.dumps({"model": "m", "input": ["a text"]}).encode()
 
-    answer = await call(embeddings_app(made), "POST", "/v1/embeddings", [("content-type", "application/json")], [body])
+    answer = await call(
+        embeddings_app(made),
+        "POST",
+        "/v1/embeddings",
+        [("content-type", "application/json")],
+        [body],
+    )
 
     [logged] = [record.exc_info[1] for record in caplog.records if record.exc_info]
     assert answer.status == 500

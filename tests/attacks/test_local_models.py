@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.serving import Serving
+from tests.support.serving import Serving
 
 SCALE = int(os.environ.get("EMBEDROUTE_ATTACK_SCALE", "1"))
 TICKS = os.sysconf("SC_CLK_TCK")

@@ -20,11 +20,11 @@ import pytest
 from embedroute import Config, Gateway, Provider, embeddings_app
 from embedroute.backend import Vectors
 from embedroute.errors import InvalidRequest
+from embedroute.protocol import MEDIUM, SMALL
 from embedroute.testing import ScriptedBackend
-from embedroute.wire.decode import MEDIUM, SMALL
-from embedroute.wording import did_you_mean
-from tests.driver import call
-from tests.upstream import vectors_of
+from embedroute.text import did_you_mean
+from tests.fault_upstream import vectors_of
+from tests.support.asgi_client import call
 
 SCALE = int(os.environ.get("EMBEDROUTE_ATTACK_SCALE", "1"))
 MIB = 1 << 20
@@ -62,7 +62,11 @@ class Body(NamedTuple):
 def request(**fields: bytes) -> bytes:
     """Write a body; a field's value is JSON already."""
     named = {"model": b'"m"', "input": b'"a"', **fields}
-    return b"{" + b",".join(b'"%b":%b' % (name.encode(), value) for name, value in named.items() if value) + b"}"
+    return (
+        b"{"
+        + b",".join(b'"%b":%b' % (name.encode(), value) for name, value in named.items() if value)
+        + b"}"
+    )
 
 
 def text(unit: str, last: str = ""):
@@ -77,7 +81,9 @@ def filled(unit: bytes, size: int) -> bytes:
 def array(item: str, name: str = "input", last: str = ""):
     """A field that holds an array of ``item`` over and over, and ``last``."""
     unit = item.encode() + b","
-    return lambda size: request(**{name: b"[" + (filled(unit, size) + last.encode()).rstrip(b",") + b"]"})
+    return lambda size: request(
+        **{name: b"[" + (filled(unit, size) + last.encode()).rstrip(b",") + b"]"}
+    )
 
 
 def listed(items) -> bytes:
@@ -87,7 +93,9 @@ def listed(items) -> bytes:
 def many(count: int, unit: str):
     """``count`` different texts that repeat ``unit``, together of the wanted size."""
     return lambda size: request(
-        input=listed(b'"%d %b"' % (at, filled(unit.encode(), size // count - 10)) for at in range(count))
+        input=listed(
+            b'"%d %b"' % (at, filled(unit.encode(), size // count - 10)) for at in range(count)
+        )
     )
 
 
@@ -102,7 +110,9 @@ def ids(count: int, item: str, lists: int = 1):
     one = [item.encode()] * (count // lists)
     if lists == 1:
         return lambda _size: request(input=listed(one))
-    return lambda _size: request(input=listed(listed([b"%d" % at, *one[1:]]) for at in range(lists)))
+    return lambda _size: request(
+        input=listed(listed([b"%d" % at, *one[1:]]) for at in range(lists))
+    )
 
 
 def nested(opened: bytes, closed: bytes):
@@ -127,13 +137,17 @@ def picture(size: int, number: int = 0) -> bytes:
 
 def most_parts(**fields: bytes) -> bytes:
     """As many content parts as a request may have, each input another one."""
-    inputs = (content(b",".join([text_part(b"%d" % at), *[text_part()] * 31])) for at in range(2048))
+    inputs = (
+        content(b",".join([text_part(b"%d" % at), *[text_part()] * 31])) for at in range(2048)
+    )
     return request(input=listed(inputs), **fields)
 
 
 def field(name: str, unit: str, before: str = '"', after: str = '"'):
     """A field whose value repeats ``unit``."""
-    return lambda size: request(**{name: before.encode() + filled(unit.encode(), size) + after.encode()})
+    return lambda size: request(
+        **{name: before.encode() + filled(unit.encode(), size) + after.encode()}
+    )
 
 
 def twice(size: int) -> bytes:
@@ -177,11 +191,15 @@ BODIES = {
     "ids/legal-floats": Body(ids(IDS, "1048575.0"), 200),
     "ids/legal-lists": Body(ids(IDS // 2048 * 2048, "1048575", 2048), 200),
     "ids/legal-wide-apart": Body(
-        lambda size: request(input=b"[1," + b" " * (size // 2) + b"2" + b"\n" * (size // 2) + b"]"), 200, most=8 * MIB
+        lambda size: request(input=b"[1," + b" " * (size // 2) + b"2" + b"\n" * (size // 2) + b"]"),
+        200,
+        most=8 * MIB,
     ),
     "ids/one-list-too-many": Body(ids(2049, "1", 2049), 400, "input"),
     "ids/one-id-too-many": Body(ids(IDS + 1, "1"), 400, "input"),
-    "ids/half-a-pair-beside": Body(lambda _size: request(input=b"[" + b"1," * IDS + b"1]", user=rb'"\ud800"'), 400),
+    "ids/half-a-pair-beside": Body(
+        lambda _size: request(input=b"[" + b"1," * IDS + b"1]", user=rb'"\ud800"'), 400
+    ),
     # texts
     "texts/empty": Body(array('""'), 400),
     "texts/two-letters": Body(array('"ab"'), 400, "input"),
@@ -222,16 +240,24 @@ BODIES = {
     "keys/unknown-first": Body(numbered(b"{", '"k%d":1', b',"model":"m","input":"a"}'), 400),
     "keys/one-of-all-bytes": Body(lambda size: HEAD + b'"' + b"k" * size + b'":1}', 400),
     "keys/escaped": Body(lambda size: HEAD + b'"' + filled(rb"\u006b", size) + b'":1}', 400),
-    "keys/null-over-and-over": Body(lambda size: HEAD + filled(b'"user":null,', size)[:-1] + b"}", 400, "user"),
-    "keys/input-over-and-over": Body(lambda size: b'{"model":"m",' + filled(b'"input":"a",', size)[:-1] + b"}", 400, "input"),
+    "keys/null-over-and-over": Body(
+        lambda size: HEAD + filled(b'"user":null,', size)[:-1] + b"}", 400, "user"
+    ),
+    "keys/input-over-and-over": Body(
+        lambda size: b'{"model":"m",' + filled(b'"input":"a",', size)[:-1] + b"}", 400, "input"
+    ),
     "keys/long-input-twice": Body(twice, 400, "input"),
     "keys/provider": Body(numbered(HEAD + b'"provider":{', '"k%d":1', b"}}"), 400),
     "keys/provider-null-over-and-over": Body(
         lambda size: HEAD + b'"provider":{' + filled(b'"sort":null,', size)[:-1] + b"}}", 400
     ),
     "keys/debug": Body(numbered(HEAD + b'"debug":{', '"k%d":1', b"}}"), 400),
-    "keys/embedding-options": Body(numbered(HEAD + b'"embedding_options":{', '"k%d":1', b"}}"), 400),
-    "keys/google": Body(numbered(HEAD + b'"embedding_options":{"google":{', '"k%d":1', b"}}}"), 400),
+    "keys/embedding-options": Body(
+        numbered(HEAD + b'"embedding_options":{', '"k%d":1', b"}}"), 400
+    ),
+    "keys/google": Body(
+        numbered(HEAD + b'"embedding_options":{"google":{', '"k%d":1', b"}}}"), 400
+    ),
     "keys/content": Body(numbered(b'{"model":"m","input":[{"content":[],', '"k%d":1', b"}]}"), 400),
     # nesting
     "nested/arrays": Body(nested(b"[", b"]"), 400),
@@ -247,25 +273,52 @@ BODIES = {
     # content parts
     "parts/legal-most": Body(lambda _size: most_parts(), 200),
     "parts/legal-null-beside": Body(lambda _size: most_parts(user=b"null"), 200),
-    "parts/too-many": Body(lambda size: request(input=b"[" + content(filled(text_part() + b",", size)[:-1]) + b"]"), 400),
-    "parts/contents-too-many": Body(
-        lambda size: request(input=b"[" + filled(content(text_part()) + b",", size)[:-1] + b"]"), 400, "input"
+    "parts/too-many": Body(
+        lambda size: request(input=b"[" + content(filled(text_part() + b",", size)[:-1]) + b"]"),
+        400,
     ),
-    "parts/a-key-twice": Body(lambda _size: most_parts().replace(b'"text":"2047"', b'"text":"2047","text":"b"'), 400, "input"),
-    "parts/legal-text": Body(lambda size: request(input=b"[" + content(text_part(filled(rb"\n", size))) + b"]"), 200),
-    "parts/legal-image": Body(lambda size: request(input=b"[" + content(image_part(picture(min(size, 26 * MIB)))) + b"]"), 200),
+    "parts/contents-too-many": Body(
+        lambda size: request(input=b"[" + filled(content(text_part()) + b",", size)[:-1] + b"]"),
+        400,
+        "input",
+    ),
+    "parts/a-key-twice": Body(
+        lambda _size: most_parts().replace(b'"text":"2047"', b'"text":"2047","text":"b"'),
+        400,
+        "input",
+    ),
+    "parts/legal-text": Body(
+        lambda size: request(input=b"[" + content(text_part(filled(rb"\n", size))) + b"]"), 200
+    ),
+    "parts/legal-image": Body(
+        lambda size: request(input=b"[" + content(image_part(picture(min(size, 26 * MIB)))) + b"]"),
+        200,
+    ),
     "parts/legal-images": Body(
-        lambda size: request(input=listed(content(image_part(picture(size // 2048 - 100, at))) for at in range(2048))), 200
+        lambda size: request(
+            input=listed(content(image_part(picture(size // 2048 - 100, at))) for at in range(2048))
+        ),
+        200,
     ),
     "parts/image-of-bad-base64": Body(
-        lambda size: request(input=b"[" + content(image_part(picture(min(size, 26 * MIB)) + b"!")) + b"]"), 400, "input"
+        lambda size: request(
+            input=b"[" + content(image_part(picture(min(size, 26 * MIB)) + b"!")) + b"]"
+        ),
+        400,
+        "input",
     ),
     "parts/image-too-large": Body(
-        lambda size: request(input=b"[" + content(image_part(b"A" * (size // 4 * 4))) + b"]"), 400, "input"
+        lambda size: request(input=b"[" + content(image_part(b"A" * (size // 4 * 4))) + b"]"),
+        400,
+        "input",
     ),
     "parts/https-of-all-bytes": Body(
         lambda size: request(
-            input=b"[" + content(b'{"type":"image_url","image_url":{"url":"https://' + filled(b"a.", size) + b'"}}') + b"]"
+            input=b"["
+            + content(
+                b'{"type":"image_url","image_url":{"url":"https://' + filled(b"a.", size) + b'"}}'
+            )
+            + b"]"
         ),
         400,
         "input",
@@ -280,12 +333,26 @@ BODIES = {
     "names/hint-of-dots": Body(field("provider", "a."), 400, "provider"),
     "names/hint-of-spaces": Body(field("provider", " "), 400, "provider"),
     "names/one-provider": Body(field("provider", "a.", '{"only":["', '"]}'), 400, "provider"),
-    "names/order": Body(numbered(HEAD + b'"provider":{"order":[', '"k%d"', b"]}}"), 400, "provider.order"),
-    "names/quantizations": Body(field("provider", '"fp16",', '{"quantizations":[', '"fp16"]}'), 400, "provider.quantizations"),
-    "names/title": Body(field("embedding_options", "a", '{"google":{"title":"', '"}}'), 400, "embedding_options.google.title"),
+    "names/order": Body(
+        numbered(HEAD + b'"provider":{"order":[', '"k%d"', b"]}}"), 400, "provider.order"
+    ),
+    "names/quantizations": Body(
+        field("provider", '"fp16",', '{"quantizations":[', '"fp16"]}'),
+        400,
+        "provider.quantizations",
+    ),
+    "names/title": Body(
+        field("embedding_options", "a", '{"google":{"title":"', '"}}'),
+        400,
+        "embedding_options.google.title",
+    ),
     "numbers/dimensions": Body(field("dimensions", "9", "", ""), 400),
-    "numbers/price": Body(field("provider", "9", '{"max_price":{"prompt":"', '"}}'), 400, "provider.max_price.prompt"),
-    "numbers/price-of-4000-digits": Body(lambda _size: field("provider", "9", '{"max_price":{"prompt":', "}}")(4000), 404),
+    "numbers/price": Body(
+        field("provider", "9", '{"max_price":{"prompt":"', '"}}'), 400, "provider.max_price.prompt"
+    ),
+    "numbers/price-of-4000-digits": Body(
+        lambda _size: field("provider", "9", '{"max_price":{"prompt":', "}}")(4000), 404
+    ),
     # the same input under both names
     "both/texts": Body(both('"' + "a" * 40_000 + '"'), 200),
     "both/ids": Body(both("1"), 400, "input"),
@@ -295,9 +362,17 @@ BODIES = {
     "ignored/keys": Body(numbered(HEAD, '"k%d":1', b"}"), 400, None, lenient=True),
     "ignored/text": Body(field("x", "a"), 200, None, lenient=True),
     "ignored/a-key-twice": Body(
-        lambda size: request(x=b'"' + b"a" * size + b'"', user=b'null,"user":null'), 400, "user", lenient=True
+        lambda size: request(x=b'"' + b"a" * size + b'"', user=b'null,"user":null'),
+        400,
+        "user",
+        lenient=True,
     ),
-    "ignored/nested": Body(lambda size: request(x=filled(b"[", size // 2) + filled(b"]", size // 2)), 400, None, lenient=True),
+    "ignored/nested": Body(
+        lambda size: request(x=filled(b"[", size // 2) + filled(b"]", size // 2)),
+        400,
+        None,
+        lenient=True,
+    ),
 }
 """What a client may send, legal and not: strings, numbers, keys, nesting and white space of as many bytes as are let in."""
 
@@ -316,7 +391,13 @@ def app_of(*, lenient=False):
         gateway={"auth": "open", "unknown_fields": "ignore" if lenient else "reject"},
         cache={"bytes": 0},
         providers={"p": Provider(backend=ScriptedBackend(then=rows, width=8))},
-        models={"m": {"dimensions": 8, "modalities": ["text", "image"], "endpoints": [{"provider": "p"}]}},
+        models={
+            "m": {
+                "dimensions": 8,
+                "modalities": ["text", "image"],
+                "endpoints": [{"provider": "p"}],
+            }
+        },
     )
     return embeddings_app(Gateway(config, environ={}))
 
@@ -369,13 +450,17 @@ class Steps:
 
     def __exit__(self, *_):
         self._next.cancel()
-        self.longest = max(self.longest, time.process_time() - self._last) * 2 / (self._slowness + slowness())
+        self.longest = (
+            max(self.longest, time.process_time() - self._last) * 2 / (self._slowness + slowness())
+        )
         sys.settrace(self._tracer)
 
 
 async def ask(app, content, query=""):
     pieces = [content[at : at + MIB] for at in range(0, len(content), MIB)]
-    return await call(app, "POST", f"/v1/embeddings{query}", [("content-type", "application/json")], pieces)
+    return await call(
+        app, "POST", f"/v1/embeddings{query}", [("content-type", "application/json")], pieces
+    )
 
 
 async def longest_step(app, content, query=""):
@@ -401,7 +486,9 @@ def first_that_passes(app, content, query=""):
 def test_no_body_that_is_read_at_once_holds_the_event_loop_up(body, size):
     """The largest ones of those that are not looked through first."""
     app, content = app_of(lenient=body.lenient), body.content(size - 300)
-    longest, answer = min((asyncio.run(longest_step(app, content)) for _ in range(1 + SCALE)), key=itemgetter(0))
+    longest, answer = min(
+        (asyncio.run(longest_step(app, content)) for _ in range(1 + SCALE)), key=itemgetter(0)
+    )
 
     assert longest <= LONGEST_STEP
     assert answer.status in {body.status, 200, 400}
@@ -425,7 +512,7 @@ def test_no_body_holds_the_event_loop_up(body, size):
 @pytest.fixture(scope="module")
 def upstream_url():
     """An upstream in a process of its own, whose vectors depend on every byte of a text."""
-    command = [sys.executable, "-m", "tests.upstream"]
+    command = [sys.executable, "-m", "tests.fault_upstream"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603 - our own interpreter
         yield process.stdout.readline().strip()
         process.kill()
@@ -441,28 +528,46 @@ def app_before(url, engine, **accepts):
     return embeddings_app(Gateway(config, environ={}))
 
 
-WRITTEN = ["text/line-breaks", "text/emoji", "text/quotes", "texts/legal-code", "texts/legal-cyrillic"]
+WRITTEN = [
+    "text/line-breaks",
+    "text/emoji",
+    "text/quotes",
+    "texts/legal-code",
+    "texts/legal-cyrillic",
+]
 """Texts that take long to write as JSON again."""
 
 
 @pytest.mark.parametrize("accepts", [{}, {"max_bytes": 8 * MIB}], ids=["no-cap", "cap-on-bytes"])
 @pytest.mark.parametrize("engine", ["fast", "httpx2"])
 @pytest.mark.parametrize("name", WRITTEN)
-def test_writing_the_upstreams_body_does_not_hold_the_event_loop_up(name, engine, accepts, upstream_url):
-    app, content = app_before(upstream_url, engine, **accepts), BODIES[name].content(LARGEST - MIB // 16)
+def test_writing_the_upstreams_body_does_not_hold_the_event_loop_up(
+    name, engine, accepts, upstream_url
+):
+    app, content = (
+        app_before(upstream_url, engine, **accepts),
+        BODIES[name].content(LARGEST - MIB // 16),
+    )
     longest, answer = first_that_passes(app, content)
 
     assert answer.status == 200, answer.body[:300]
     given = json.loads(content)["input"]
     answered = np.array([row["embedding"] for row in answer.json["data"]], dtype="f4")
-    np.testing.assert_allclose(answered, vectors_of(given if isinstance(given, list) else [given]), atol=1e-6)
+    np.testing.assert_allclose(
+        answered, vectors_of(given if isinstance(given, list) else [given]), atol=1e-6
+    )
     assert longest <= LONGEST_STEP
 
 
-@pytest.mark.parametrize("accepts", [{}, {"max_bytes": 8 * MIB, "max_tokens": MIB}], ids=["no-cap", "caps"])
+@pytest.mark.parametrize(
+    "accepts", [{}, {"max_bytes": 8 * MIB, "max_tokens": MIB}], ids=["no-cap", "caps"]
+)
 @pytest.mark.parametrize("name", WRITTEN)
 def test_explaining_a_large_request_does_not_hold_the_event_loop_up(name, accepts):
-    app, content = app_before("http://127.0.0.1:9", "fast", **accepts), BODIES[name].content(LARGEST - MIB // 16)
+    app, content = (
+        app_before("http://127.0.0.1:9", "fast", **accepts),
+        BODIES[name].content(LARGEST - MIB // 16),
+    )
     longest, answer = first_that_passes(app, content, "?explain=1")
 
     assert answer.status == 200, answer.body[:300]
@@ -474,7 +579,10 @@ def test_explaining_a_large_request_does_not_hold_the_event_loop_up(name, accept
 @pytest.mark.parametrize("name", [*WRITTEN, "texts/legal-ascii", "texts/legal-unlike"])
 def test_showing_the_upstreams_body_does_not_hold_the_event_loop_up(name, level, upstream_url):
     content = BODIES[name].content(LARGEST - MIB // 16)
-    shown = b'"debug":{"return_upstream_request":true,"return_upstream_response":true,"trace_level":"%b"},' % level.encode()
+    shown = (
+        b'"debug":{"return_upstream_request":true,"return_upstream_response":true,"trace_level":"%b"},'
+        % level.encode()
+    )
     app = app_before(upstream_url, "fast", max_bytes=MIB - MIB // 16)
     longest, answer = first_that_passes(app, content.replace(b"{", b"{" + shown, 1))
 
@@ -485,7 +593,11 @@ def test_showing_the_upstreams_body_does_not_hold_the_event_loop_up(name, level,
 
 @pytest.mark.parametrize(
     ("name", "meant"),
-    [("text-embedding-12-larg", "text-embedding-"), ("qwen3-embd", "qwen3-embed"), ("text-embedding-" * 8, None)],
+    [
+        ("text-embedding-12-larg", "text-embedding-"),
+        ("qwen3-embd", "qwen3-embed"),
+        ("text-embedding-" * 8, None),
+    ],
 )
 def test_a_suggestion_among_thousands_of_models_takes_a_few_milliseconds(name, meant):
     known = [*(f"text-embedding-{number:04d}-large" for number in range(5000)), "qwen3-embed"]

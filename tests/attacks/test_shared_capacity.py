@@ -10,10 +10,10 @@ from typing import NamedTuple
 import pytest
 
 from embedroute import EmbedrouteError
-from embedroute.access import Caller
-from tests.pains.asking import Teller, at, gateway_of, right
-from tests.upstream.refusals import page, refuse
-from tests.upstream.truth import say
+from embedroute.auth import Caller
+from tests.fault_upstream.refusals import page, refuse
+from tests.fault_upstream.truth import say
+from tests.regressions.requesting import Teller, at, gateway_of, right
 
 pytestmark = pytest.mark.anyio
 
@@ -32,7 +32,9 @@ def poisoned(asked):
 
 def small_bodies_only(asked):
     """Accept bodies up to 1 MB as nginx does with ``client_max_body_size 1m``."""
-    return say(asked.answer()) if len(asked.body) <= LIMIT else page(413, "Request Entity Too Large")
+    return (
+        say(asked.answer()) if len(asked.body) <= LIMIT else page(413, "Request Entity Too Large")
+    )
 
 
 def firewall(asked):
@@ -99,16 +101,24 @@ class Attack(NamedTuple):
 
 ATTACKS = {
     "two texts over the body limit": Attack(small_bodies_only, [[LONG, LONG + "b"]]),
-    "many texts over the body limit": Attack(small_bodies_only, [[f"{at}{LONG}" for at in range(8)]]),
+    "many texts over the body limit": Attack(
+        small_bodies_only, [[f"{at}{LONG}" for at in range(8)]]
+    ),
     "one text over the body limit": Attack(small_bodies_only, [[LONG + LONG]]),
     "a text that a firewall blocks": Attack(firewall, [[POISON]], 3),
-    "different texts that a firewall blocks": Attack(firewall, [[f"{at} {POISON}"] for at in range(9)]),
+    "different texts that a firewall blocks": Attack(
+        firewall, [[f"{at} {POISON}"] for at in range(9)]
+    ),
     "a text that a firewall blocks, among others": Attack(firewall, [["a", POISON, "b"]], 3),
     "a text that a moderation refuses": Attack(moderation, [[POISON]], 3),
-    "a text about keys that a moderation quotes": Attack(quoting_moderation, [[f"Invalid API key {POISON}"]], 3),
+    "a text about keys that a moderation quotes": Attack(
+        quoting_moderation, [[f"Invalid API key {POISON}"]], 3
+    ),
     "a text that ModSecurity blocks": Attack(mod_security, [[POISON]], 6),
     "a text that crashes the upstream": Attack(crash, [[POISON]], 6),
-    "a text that crashes the upstream, among others": Attack(crash, [[POISON, f"filler {at}"] for at in range(6)]),
+    "a text that crashes the upstream, among others": Attack(
+        crash, [[POISON, f"filler {at}"] for at in range(6)]
+    ),
     "a text over a minute's tokens": Attack(tokens_per_minute, [[LONG]]),
     "two texts over a minute's tokens": Attack(tokens_per_minute, [["a" * 300_000, "b" * 300_000]]),
 }

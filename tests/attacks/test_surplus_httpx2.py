@@ -12,10 +12,10 @@ import pytest
 
 from embedroute.backend import UpstreamRequest
 from embedroute.errors import UpstreamError
-from embedroute.http.httpx2_engine import Httpx2Engine
-from tests.upstream import Upstream, vectors_of
-from tests.upstream.refusals import refuse
-from tests.upstream.truth import say
+from embedroute.transport.httpx2 import Httpx2Engine
+from tests.fault_upstream import Upstream, vectors_of
+from tests.fault_upstream.refusals import refuse
+from tests.fault_upstream.truth import say
 
 SCALE = int(os.environ.get("EMBEDROUTE_ATTACK_SCALE", "1"))
 LATENCY = 0.02
@@ -76,7 +76,9 @@ async def wrong_vectors(engine, url, callers):
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("callers", [1, 4, 16, 64])
-@pytest.mark.parametrize("lie", [one_duplicate, every_answer_doubled, gateway_timeout_then_the_answer])
+@pytest.mark.parametrize(
+    "lie", [one_duplicate, every_answer_doubled, gateway_timeout_then_the_answer]
+)
 async def test_a_surplus_answer_is_never_the_answer_to_another_request(lie, callers):
     for _ in range(SCALE):
         with Surplus(lie) as upstream:

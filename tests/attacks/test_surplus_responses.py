@@ -19,11 +19,11 @@ import pytest
 
 from embedroute import Config, Endpoint, Gateway, Model, Provider, Settings
 from embedroute.errors import EmbedrouteError
-from tests.upstream import vectors_of
-from tests.upstream.messages import take, whole
-from tests.upstream.server import bound, listening
-from tests.upstream.truth import ask_of, say
-from tests.waiting import until_on_loop
+from tests.fault_upstream import vectors_of
+from tests.fault_upstream.messages import take, whole
+from tests.fault_upstream.server import bound, listening
+from tests.fault_upstream.truth import ask_of, say
+from tests.support.wait import until_on_loop
 
 SCALE = int(os.environ.get("EMBEDROUTE_ATTACK_SCALE", "1"))
 LATENCY = 0.02
@@ -62,7 +62,9 @@ class Surplus:
         self.holder.close()
 
     def run(self):
-        self.server = self.loop.run_until_complete(self.loop.create_server(lambda: Line(self), sock=self.listener))
+        self.server = self.loop.run_until_complete(
+            self.loop.create_server(lambda: Line(self), sock=self.listener)
+        )
         self.loop.run_forever()
         self.server.close()
         self.loop.run_until_complete(asyncio.sleep(0.01))
@@ -107,7 +109,9 @@ def gateway_to(upstream, rest_ms):
             gateway=Settings(auth="open", engine="fast"),
             providers={
                 "liar": Provider(
-                    backend="openai", options={"base_url": f"http://127.0.0.1:{upstream.port}"}, connection_rest_ms=rest_ms
+                    backend="openai",
+                    options={"base_url": f"http://127.0.0.1:{upstream.port}"},
+                    connection_rest_ms=rest_ms,
                 )
             },
             models={"m": Model(dimensions=8, endpoints=[Endpoint(provider="liar")])},
@@ -144,7 +148,9 @@ async def attack(kind, late, rest_ms, callers):
             return wrong, await wrong_ones(gateway, texts, 16), upstream
 
 
-both_loops = pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": uvloop}) for uvloop in (False, True)])
+both_loops = pytest.mark.parametrize(
+    "anyio_backend", [("asyncio", {"use_uvloop": uvloop}) for uvloop in (False, True)]
+)
 
 
 @both_loops
@@ -156,7 +162,9 @@ async def test_a_surplus_response_within_the_rest_is_never_anothers_vector(calle
         kind = KINDS[run % 3]
         rest_ms, latest = rng.choice([(50.0, 0.045), (250.0, LONGEST_LATENESS)])
         wrong, kept, upstream = await attack(kind, rng.uniform(0.001, latest), rest_ms, callers)
-        beyond = [late for late in upstream.lateness if late >= rest_ms / 1000]  # where the machine was busy
+        beyond = [
+            late for late in upstream.lateness if late >= rest_ms / 1000
+        ]  # where the machine was busy
         assert wrong <= len(beyond)
         assert kept == 0
 
@@ -166,7 +174,9 @@ async def test_a_surplus_response_within_the_rest_is_never_anothers_vector(calle
 async def test_a_surplus_response_after_the_rest_costs_one_vector_and_stays_in_no_cache(callers):
     rng = random.Random(f"after {callers}")
     for run in range(2 * SCALE):
-        wrong, kept, upstream = await attack(KINDS[run % 2], rng.uniform(0.055, LONGEST_LATENESS), 50.0, callers)
+        wrong, kept, upstream = await attack(
+            KINDS[run % 2], rng.uniform(0.055, LONGEST_LATENESS), 50.0, callers
+        )
         assert kept == 0
         if upstream.slowest < 0.05:
             assert wrong <= len(upstream.lateness)
@@ -179,7 +189,9 @@ async def test_a_caught_upstream_costs_no_answer():
             texts = [f"text {at}" for at in range(200)]
             answers = await asyncio.gather(*(gateway.embed(text, model="m") for text in texts))
             await until_on_loop(lambda: upstream.count >= 200)
-    assert [answer.vectors.tolist() for answer in answers] == [vectors_of([text]).tolist() for text in texts]
+    assert [answer.vectors.tolist() for answer in answers] == [
+        vectors_of([text]).tolist() for text in texts
+    ]
 
 
 @pytest.fixture

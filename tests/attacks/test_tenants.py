@@ -16,9 +16,9 @@ import pytest
 
 from embedroute import Config, Gateway, Provider, embeddings_app
 from embedroute.testing import ScriptedBackend
-from tests.driver import call
-from tests.serving import Serving
-from tests.waiting import until
+from tests.support.asgi_client import call
+from tests.support.serving import Serving
+from tests.support.wait import until
 
 SCALE = int(os.environ.get("EMBEDROUTE_ATTACK_SCALE", "1"))
 KEYS = {name: f"sk-{name}" for name in ("a", "b", "c")}
@@ -172,14 +172,21 @@ def memory_of(server):
 def embedded(server, key):
     headers = {"authorization": f"Bearer {key}"}
     body = {"model": "hash", "input": "a"}
-    return httpx2.post(f"{server.url}/v1/embeddings", json=body, headers=headers, timeout=60).status_code
+    return httpx2.post(
+        f"{server.url}/v1/embeddings", json=body, headers=headers, timeout=60
+    ).status_code
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from /proc")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="resident memory is read from /proc"
+)
 @pytest.mark.parametrize("chunked", [False, True], ids=["declared", "chunked"])
 def test_one_key_cannot_fill_the_memory_with_bodies_that_do_not_end(chunked):
     """Bodies of 32 MiB, which every one may have: two of a key fit into its quarter of 256 MiB."""
-    with Serving("tests.hosts.apps.two_keys", "uvicorn", debug=False) as server, ExitStack() as clients:
+    with (
+        Serving("tests.hosts.apps.two_keys", "uvicorn", debug=False) as server,
+        ExitStack() as clients,
+    ):
         assert embedded(server, "sk-one") == 200
         before = memory_of(server)
         held = []

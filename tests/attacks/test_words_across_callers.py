@@ -20,15 +20,14 @@ import anyio
 import pytest
 
 from embedroute import Caller, Config, Endpoint, Gateway, Model, Provider, Settings, embeddings_app
+from embedroute.config import CacheSettings
 from embedroute.errors import EmbedrouteError
-from embedroute.journal import Journal
-from embedroute.routing.breaker import BreakerPolicy
-from embedroute.routing.retry import RetryPolicy
-from embedroute.settings import CacheSettings
-from tests.driver import call
-from tests.upstream import Upstream
-from tests.upstream.refusals import refuse
-from tests.waiting import until_on_loop
+from embedroute.routing import BreakerPolicy, RetryPolicy
+from embedroute.trace import Journal
+from tests.fault_upstream import Upstream
+from tests.fault_upstream.refusals import refuse
+from tests.support.asgi_client import call
+from tests.support.wait import until_on_loop
 
 pytestmark = pytest.mark.anyio
 
@@ -119,7 +118,9 @@ class Told:
     async def embed(self, name, texts, **fields):
         journal = Journal(f"of-{name}")
         try:
-            await self.gateway.embed(texts, model="m", caller=CALLERS[name], journal=journal, **fields)
+            await self.gateway.embed(
+                texts, model="m", caller=CALLERS[name], journal=journal, **fields
+            )
         except EmbedrouteError as error:
             self.all[name] += [*everything_of(error), *map(str, (journal.failures, journal.events))]
             self.statuses[name].append(error.status)
@@ -138,7 +139,9 @@ def everything_of(error):
 
 
 def logged(caplog, name):
-    records = [record for record in caplog.records if getattr(record, "request_id", None) == f"of-{name}"]
+    records = [
+        record for record in caplog.records if getattr(record, "request_id", None) == f"of-{name}"
+    ]
     return [f"{record.getMessage()} {vars(record)} {record.exc_text}" for record in records]
 
 
@@ -174,7 +177,9 @@ async def test_a_waiter_is_not_shown_the_words_of_its_leaders_error(status, dial
         async with gateway.lifespan(), crowd() as group:
             upstream.gate.clear()
             own = [SHARED, canary("A")]
-            await begun(group, upstream, partial(told.post, "A", own, user=canary("A"), dialect=dialect))
+            await begun(
+                group, upstream, partial(told.post, "A", own, user=canary("A"), dialect=dialect)
+            )
             await waits(
                 group,
                 partial(told.post, "B", [SHARED], user=canary("B"), dialect=dialect, debug=DEBUG),
@@ -226,12 +231,16 @@ async def test_requests_merged_into_one_call_are_not_shown_each_others_inputs(st
     """The one that makes the call neither: the upstream quotes the whole of it."""
     caplog.set_level(logging.DEBUG)
     seen = []
-    with Quoting(lambda ask: status if "busy" not in ask.inputs else 200, retry_after="0") as upstream:
+    with Quoting(
+        lambda ask: status if "busy" not in ask.inputs else 200, retry_after="0"
+    ) as upstream:
         gateway = gateway_at(upstream, merges=True, deadline=2.0)
         told = Told(gateway)
         async with gateway.lifespan(), crowd() as group:
             upstream.gate.clear()
-            await begun(group, upstream, partial(gateway.embed, ["busy"], model="m", caller=CALLERS["A"]))
+            await begun(
+                group, upstream, partial(gateway.embed, ["busy"], model="m", caller=CALLERS["A"])
+            )
             for name in ("A", "B"):
                 await waits(group, partial(told.embed, name, [canary(name)]))
             upstream.gate.set()
@@ -256,7 +265,9 @@ async def test_what_an_endpoint_is_known_for_quotes_nobody(status, dialect, capl
             calls = len(upstream.requests)
             for name in ("B", "C"):
                 await told.post(name, ["another text"], dialect=dialect, debug=DEBUG)
-                await told.post(name, ["another text"], dialect=dialect, path="/v1/embeddings?explain=1")
+                await told.post(
+                    name, ["another text"], dialect=dialect, path="/v1/embeddings?explain=1"
+                )
                 await told.embed(name, ["another text"])
         if status != 403:  # it counts for the key only if its words are about keys
             assert calls == len(upstream.requests)
@@ -312,13 +323,19 @@ async def test_under_a_mix_of_shared_work_and_failures_nobody_sees_anothers_cana
     rng = random.Random(seed)
     statuses = [rng.choice([200, 200, *REFUSALS]) for _ in range(400)]
     with Quoting(lambda _ask: statuses.pop() if statuses else 200, retry_after="0") as upstream:
-        gateway = gateway_at(upstream, merges=True, breaker=BreakerPolicy(first_rest=0.01, refused_rest=0.01))
+        gateway = gateway_at(
+            upstream, merges=True, breaker=BreakerPolicy(first_rest=0.01, refused_rest=0.01)
+        )
         told = Told(gateway)
 
         async def one():
             await anyio.sleep(rng.random() * 0.3)
             name = rng.choice(sorted(CALLERS))
-            texts = [SHARED, canary(name)] if rng.random() < 0.3 else rng.choice([[SHARED], [f"{canary(name)} {rng.random()}"]])
+            texts = (
+                [SHARED, canary(name)]
+                if rng.random() < 0.3
+                else rng.choice([[SHARED], [f"{canary(name)} {rng.random()}"]])
+            )
             ask = partial(
                 rng.choice([told.post, told.embed]),
                 name,

@@ -23,9 +23,18 @@ def reply(content):
 @pytest.mark.parametrize(
     ("model", "url"),
     [
-        (FIRST, "https://generativelanguage.googleapis.com/v1beta/models/gemini-embedding-001:batchEmbedContents"),
-        ("models/x", "https://generativelanguage.googleapis.com/v1beta/models/x:batchEmbedContents"),
-        ("../a?b#c", "https://generativelanguage.googleapis.com/v1beta/models/..%2Fa%3Fb%23c:batchEmbedContents"),
+        (
+            FIRST,
+            "https://generativelanguage.googleapis.com/v1beta/models/gemini-embedding-001:batchEmbedContents",
+        ),
+        (
+            "models/x",
+            "https://generativelanguage.googleapis.com/v1beta/models/x:batchEmbedContents",
+        ),
+        (
+            "../a?b#c",
+            "https://generativelanguage.googleapis.com/v1beta/models/..%2Fa%3Fb%23c:batchEmbedContents",
+        ),
     ],
 )
 def test_the_model_stays_inside_its_part_of_the_path(model, url):
@@ -33,15 +42,23 @@ def test_the_model_stays_inside_its_part_of_the_path(model, url):
 
 
 def test_the_key_goes_in_a_header():
-    assert BACKEND.build(TEXT).headers == {"content-type": "application/json", "x-goog-api-key": Secret("k")}
+    assert BACKEND.build(TEXT).headers == {
+        "content-type": "application/json",
+        "x-goog-api-key": Secret("k"),
+    }
 
 
 @pytest.mark.parametrize(
     ("batch", "content"),
     [
-        (TEXT, b'{"requests":[{"model":"models/gemini-embedding-001","content":{"parts":[{"text":"a"}]}}]}'),
         (
-            Batch(model=FIRST, texts=("a", "b"), dimensions=768, input_type="query", user="never sent"),
+            TEXT,
+            b'{"requests":[{"model":"models/gemini-embedding-001","content":{"parts":[{"text":"a"}]}}]}',
+        ),
+        (
+            Batch(
+                model=FIRST, texts=("a", "b"), dimensions=768, input_type="query", user="never sent"
+            ),
             (
                 b'{"requests":[{"model":"models/gemini-embedding-001","content":{"parts":[{"text":"a"}]},'
                 b'"taskType":"RETRIEVAL_QUERY","outputDimensionality":768},'
@@ -76,7 +93,11 @@ def test_the_key_goes_in_a_header():
             b'{"requests":[{"model":"models/gemini-embedding-2","content":{"parts":[{"text":"title: T | text: a"}]}}]}',
         ),
         (
-            Batch(model=SECOND, parts=((IMAGE, TextPart("a"), TextPart("b")),), input_type="clustering"),
+            Batch(
+                model=SECOND,
+                parts=((IMAGE, TextPart("a"), TextPart("b")),),
+                input_type="clustering",
+            ),
             (
                 b'{"requests":[{"model":"models/gemini-embedding-2","content":{"parts":['
                 b'{"inline_data":{"mime_type":"image/png","data":"AAAA"}},'
@@ -100,7 +121,10 @@ def test_writes_these_very_bytes(batch, content):
 @pytest.mark.parametrize("word", TASKS)
 def test_every_input_type_that_is_accepted_changes_the_request_of_both_generations(word):
     for model in (FIRST, SECOND):
-        plain, typed = (BACKEND.build(Batch(model=model, texts=("a",), input_type=kind)) for kind in (None, word))
+        plain, typed = (
+            BACKEND.build(Batch(model=model, texts=("a",), input_type=kind))
+            for kind in (None, word)
+        )
 
         assert plain != typed
 
@@ -108,8 +132,14 @@ def test_every_input_type_that_is_accepted_changes_the_request_of_both_generatio
 @pytest.mark.parametrize(
     ("batch", "param"),
     [
-        (Batch(model=FIRST, texts=("a",), options={"title": "T"}), "embedding_options.google.title"),
-        (Batch(model=SECOND, texts=("a",), input_type="query", options={"title": "T"}), "embedding_options.google.title"),
+        (
+            Batch(model=FIRST, texts=("a",), options={"title": "T"}),
+            "embedding_options.google.title",
+        ),
+        (
+            Batch(model=SECOND, texts=("a",), input_type="query", options={"title": "T"}),
+            "embedding_options.google.title",
+        ),
         (Batch(model=SECOND, parts=((IMAGE,),), input_type="query"), "input_type"),
         (Batch(model=SECOND, parts=((ImagePart(ImageURL("https://x.example/i.png")),),)), "input"),
     ],
@@ -122,10 +152,13 @@ def test_what_would_be_dropped_silently_is_refused(batch, param):
 
 
 @pytest.mark.parametrize(
-    ("model", "row"), [(FIRST, [0.6, 0.8]), ("x", [0.6, 0.8]), (SECOND, [3, 4]), (f"{SECOND}-preview", [3, 4])]
+    ("model", "row"),
+    [(FIRST, [0.6, 0.8]), ("x", [0.6, 0.8]), (SECOND, [3, 4]), (f"{SECOND}-preview", [3, 4])],
 )
 def test_the_first_generations_short_vectors_are_brought_to_length_one(model, row):
-    found = BACKEND.parse(Batch(model=model, texts=("a",)), reply(b'{"embeddings":[{"values":[3,4]}]}'))
+    found = BACKEND.parse(
+        Batch(model=model, texts=("a",)), reply(b'{"embeddings":[{"values":[3,4]}]}')
+    )
 
     assert found.array[0].tolist() == pytest.approx(row)
 
@@ -133,7 +166,9 @@ def test_the_first_generations_short_vectors_are_brought_to_length_one(model, ro
 def test_a_full_vector_is_left_as_it_is():
     values = [2.0] + [0.0] * 3071
 
-    found = BACKEND.parse(TEXT, UpstreamReply(200, {}, b'{"embeddings":[{"values":%s}]}' % str(values).encode()))
+    found = BACKEND.parse(
+        TEXT, UpstreamReply(200, {}, b'{"embeddings":[{"values":%s}]}' % str(values).encode())
+    )
 
     assert values == found.array[0].tolist()
 
@@ -158,7 +193,9 @@ def test_a_full_vector_is_left_as_it_is():
     ],
 )
 def test_usage_is_believed_only_where_it_is_a_count(usage, tokens, split):
-    found = BACKEND.parse(TEXT, reply(b'{"embeddings":[{"values":[1]}],"usageMetadata":%s}' % usage))
+    found = BACKEND.parse(
+        TEXT, reply(b'{"embeddings":[{"values":[1]}],"usageMetadata":%s}' % usage)
+    )
 
     assert (tokens, split) == (found.prompt_tokens, found.modality_tokens)
 

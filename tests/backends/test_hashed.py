@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from embedroute import vectors
 from embedroute.backend import Batch
 from embedroute.backends.hashed import INPUT_TYPES, Hashed
-from embedroute.conformance import close
 from embedroute.inputs import ImagePart, ImageURL, TextPart
-from embedroute.wire.vocabulary import SPELLINGS
+from embedroute.protocol import SPELLINGS
+from embedroute.testing import close
 
 URL = "https://x.example/i.png"
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACw="
@@ -33,7 +33,13 @@ async def test_a_vector_is_pinned():
 
 @pytest.mark.parametrize(
     ("batch", "width"),
-    [({}, 256), ({"dimensions": 3}, 3), ({"width": 5}, 5), ({"dimensions": 3, "width": 5}, 3), ({"dimensions": 1}, 1)],
+    [
+        ({}, 256),
+        ({"dimensions": 3}, 3),
+        ({"width": 5}, 5),
+        ({"dimensions": 3, "width": 5}, 3),
+        ({"dimensions": 1}, 1),
+    ],
 )
 async def test_is_as_wide_as_asked_declared_or_usual(batch, width):
     assert await row(texts=("a",), **batch) is not None
@@ -71,8 +77,14 @@ async def test_whatever_differs_gives_another_vector():
     ],
 )
 async def test_an_https_image_is_hashed_as_the_text_of_its_url(part, text):
-    as_part, as_text = await row(parts=((part,),), input_type="query"), await row(texts=(text,), input_type="query")
-    beside = await row(parts=((TextPart("a"), part),)), await row(parts=((TextPart("a"), TextPart(text)),))
+    as_part, as_text = (
+        await row(parts=((part,),), input_type="query"),
+        await row(texts=(text,), input_type="query"),
+    )
+    beside = (
+        await row(parts=((TextPart("a"), part),)),
+        await row(parts=((TextPart("a"), TextPart(text)),)),
+    )
 
     assert np.array_equal(as_part, as_text)
     assert np.array_equal(*beside)
@@ -104,7 +116,9 @@ async def test_knows_every_neutral_input_type():
 
 
 @given(
-    texts=st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=1, max_size=5),
+    texts=st.lists(
+        st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=1, max_size=5
+    ),
     width=st.integers(1, 50),
 )
 async def test_every_vector_is_sound_and_of_length_one(texts, width):

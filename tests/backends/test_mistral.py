@@ -17,7 +17,10 @@ def reply(content):
 @pytest.mark.parametrize(
     ("batch", "content"),
     [
-        (Batch(model="m", texts=("a", "b")), b'{"model":"m","input":["a","b"],"encoding_format":"base64"}'),
+        (
+            Batch(model="m", texts=("a", "b")),
+            b'{"model":"m","input":["a","b"],"encoding_format":"base64"}',
+        ),
         (
             Batch(model="m", texts=("a",), dimensions=16, user="never sent"),
             b'{"model":"m","input":["a"],"encoding_format":"base64","output_dimension":16}',
@@ -32,14 +35,20 @@ def test_writes_this_very_request(batch, content):
     request = BACKEND.build(batch)
 
     assert request.url == "https://api.mistral.ai/v1/embeddings"
-    assert request.headers == {"content-type": "application/json", "authorization": Secret("Bearer k")}
+    assert request.headers == {
+        "content-type": "application/json",
+        "authorization": Secret("Bearer k"),
+    }
     assert content == request.content
 
 
 def test_the_european_host_is_an_option():
     backend = Mistral(api_key=Secret("k"), base_url="https://api.eu.mistral.ai/v1/")
 
-    assert backend.build(Batch(model="m", texts=("a",))).url == "https://api.eu.mistral.ai/v1/embeddings"
+    assert (
+        backend.build(Batch(model="m", texts=("a",))).url
+        == "https://api.eu.mistral.ai/v1/embeddings"
+    )
 
 
 @pytest.mark.parametrize(
@@ -49,7 +58,11 @@ def test_the_european_host_is_an_option():
         ("float", b'{"data":[{"index":0,"embedding":[1.0,2.0]}]}', [[1, 2]]),
         ("int8", b'{"data":[{"index":0,"embedding":[-128,127]}]}', [[-128, 127]]),
         ("uint8", b'{"data":[{"index":0,"embedding":[0,255]}]}', [[0, 255]]),
-        ("binary", b'{"data":[{"index":1,"embedding":[-128]},{"index":0,"embedding":[127]}]}', [[127], [-128]]),
+        (
+            "binary",
+            b'{"data":[{"index":1,"embedding":[-128]},{"index":0,"embedding":[127]}]}',
+            [[127], [-128]],
+        ),
         ("ubinary", b'{"data":[{"index":0,"embedding":[255]}]}', [[255]]),
     ],
 )
@@ -61,11 +74,21 @@ def test_reads_numbers_as_the_dtype_holds_them(dtype, content, rows):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "numbers"), [("int8", b"128"), ("int8", b"0.5"), ("uint8", b"-1"), ("ubinary", b"256"), ("binary", b"1e300")]
+    ("dtype", "numbers"),
+    [
+        ("int8", b"128"),
+        ("int8", b"0.5"),
+        ("uint8", b"-1"),
+        ("ubinary", b"256"),
+        ("binary", b"1e300"),
+    ],
 )
 def test_a_number_that_the_dtype_cannot_hold_is_a_bad_answer(dtype, numbers):
     with pytest.raises(BadAnswer, match=dtype):
-        BACKEND.parse(Batch(model="m", texts=("a",), dtype=dtype), reply(b'{"data":[{"embedding":[%s]}]}' % numbers))
+        BACKEND.parse(
+            Batch(model="m", texts=("a",), dtype=dtype),
+            reply(b'{"data":[{"embedding":[%s]}]}' % numbers),
+        )
 
 
 def test_reads_its_usage():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from embedroute import Config, Gateway, embeddings_app
-from tests.driver import call
+from tests.support.asgi_client import call
 
 pytestmark = pytest.mark.anyio
 
@@ -18,7 +18,9 @@ HEADERS = [("content-type", "application/json")]
 
 def numbers(width, dtype="float"):
     """What the upstreams here answer for any input."""
-    return [at % 100 - 50 for at in range(width)] if dtype == "int8" else [1.0] + [0.5] * (width - 1)
+    return (
+        [at % 100 - 50 for at in range(width)] if dtype == "int8" else [1.0] + [0.5] * (width - 1)
+    )
 
 
 def gemini(body):
@@ -30,8 +32,14 @@ def mistral(body):
     row = numbers(body.get("output_dimension", 1536), body.get("output_dtype", "float"))
     if body.get("encoding_format") == "base64":
         row = base64.b64encode(np.array(row, "<f4").tobytes()).decode()
-    data = [{"object": "embedding", "index": at, "embedding": row} for at in range(len(body["input"]))]
-    return {"object": "list", "data": data, "usage": {"prompt_tokens": 3, "total_tokens": 3, "completion_tokens": 0}}
+    data = [
+        {"object": "embedding", "index": at, "embedding": row} for at in range(len(body["input"]))
+    ]
+    return {
+        "object": "list",
+        "data": data,
+        "usage": {"prompt_tokens": 3, "total_tokens": 3, "completion_tokens": 0},
+    }
 
 
 class Shaped(ThreadingHTTPServer):
@@ -84,13 +92,16 @@ async def ask(backend, url, model, **fields):
 async def test_google_options_act_at_gemini():
     google = {"output_dimensionality": 768, "task_type": "RETRIEVAL_DOCUMENT", "title": "Greetings"}
     with Shaped(gemini) as upstream:
-        answer = await ask("gemini", upstream.url, "gemini-embedding-001", embedding_options={"google": google})
+        answer = await ask(
+            "gemini", upstream.url, "gemini-embedding-001", embedding_options={"google": google}
+        )
     [(path, headers, body)] = upstream.asked
 
     assert path.endswith("/models/gemini-embedding-001:batchEmbedContents")
     assert "sk-upstream-key" == headers["x-goog-api-key"]
     assert [(768, "RETRIEVAL_DOCUMENT", "Greetings")] == [
-        (request["outputDimensionality"], request["taskType"], request["title"]) for request in body["requests"]
+        (request["outputDimensionality"], request["taskType"], request["title"])
+        for request in body["requests"]
     ]
     vector = np.array(answer.json["data"][0]["embedding"])
     assert (200, 768) == (answer.status, len(vector))
@@ -101,7 +112,13 @@ async def test_google_options_act_at_gemini():
 async def test_mistral_options_act_at_mistral(encoding):
     options = {"mistral": {"output_dimension": 256, "output_dtype": "int8"}}
     with Shaped(mistral) as upstream:
-        answer = await ask("mistral", upstream.url, "codestral-embed", embedding_options=options, encoding_format=encoding)
+        answer = await ask(
+            "mistral",
+            upstream.url,
+            "codestral-embed",
+            embedding_options=options,
+            encoding_format=encoding,
+        )
     [(_, headers, body)] = upstream.asked
 
     assert "Bearer sk-upstream-key" == headers["authorization"]
@@ -113,7 +130,9 @@ async def test_mistral_options_act_at_mistral(encoding):
 
 async def test_options_of_an_api_that_nobody_speaks_are_dropped_and_said_so():
     with Shaped(mistral) as upstream:
-        answer = await ask("mistral", upstream.url, "codestral-embed", embedding_options={"google": {"title": "T"}})
+        answer = await ask(
+            "mistral", upstream.url, "codestral-embed", embedding_options={"google": {"title": "T"}}
+        )
     [(_, _, body)] = upstream.asked
 
     assert 200 == answer.status

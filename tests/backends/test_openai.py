@@ -13,9 +13,16 @@ from hypothesis import strategies as st
 from embedroute import vectors
 from embedroute.backend import Batch, Secret, UpstreamReply
 from embedroute.backends.openai import OpenAI
-from embedroute.errors import BadAnswer, ContextTooLong, KeyRefused, ModelRefused, RateLimited, Unavailable
+from embedroute.errors import (
+    BadAnswer,
+    ContextTooLong,
+    KeyRefused,
+    ModelRefused,
+    RateLimited,
+    Unavailable,
+)
 from embedroute.inputs import ImagePart, ImageURL, TextPart
-from embedroute.turns import LARGE
+from embedroute.runtime import LARGE
 
 TEXTS = Batch(model="m", texts=("a", "b"))
 
@@ -31,7 +38,10 @@ def reply(body, status=200):
 
 def rows(*embeddings, indexes=(0, 1, 2, 3)):
     return {
-        "data": [{"object": "embedding", "index": at, "embedding": row} for at, row in zip(indexes, embeddings, strict=False)]
+        "data": [
+            {"object": "embedding", "index": at, "embedding": row}
+            for at, row in zip(indexes, embeddings, strict=False)
+        ]
     }
 
 
@@ -39,13 +49,21 @@ def rows(*embeddings, indexes=(0, 1, 2, 3)):
     ("backend", "batch", "content"),
     [
         (OpenAI(), TEXTS, b'{"model":"m","input":["a","b"],"encoding_format":"base64"}'),
-        (OpenAI(), Batch(model="m", texts=("é",)), '{"model":"m","input":["é"],"encoding_format":"base64"}'.encode()),
+        (
+            OpenAI(),
+            Batch(model="m", texts=("é",)),
+            '{"model":"m","input":["é"],"encoding_format":"base64"}'.encode(),
+        ),
         (
             OpenAI(),
             Batch(model="m", tokens=((1, 2), (3,)), dimensions=8, user="u"),
             b'{"model":"m","input":[[1,2],[3]],"encoding_format":"base64","dimensions":8,"user":"u"}',
         ),
-        (OpenAI(encoding_format="float"), TEXTS, b'{"model":"m","input":["a","b"],"encoding_format":"float"}'),
+        (
+            OpenAI(encoding_format="float"),
+            TEXTS,
+            b'{"model":"m","input":["a","b"],"encoding_format":"float"}',
+        ),
         (OpenAI(encoding_format="omit"), TEXTS, b'{"model":"m","input":["a","b"]}'),
         (
             OpenAI(extra_body={"normalize": True, "model": "other", "user": "other"}),
@@ -64,7 +82,9 @@ def rows(*embeddings, indexes=(0, 1, 2, 3)):
         ),
         (
             OpenAI(),
-            Batch(model="m", parts=((TextPart("a"), ImagePart(ImageURL("https://x.example/i.png"))),)),
+            Batch(
+                model="m", parts=((TextPart("a"), ImagePart(ImageURL("https://x.example/i.png"))),)
+            ),
             (
                 b'{"model":"m","input":[{"content":[{"type":"text","text":"a"},'
                 b'{"type":"image_url","image_url":{"url":"https://x.example/i.png"}}]}],"encoding_format":"base64"}'
@@ -87,7 +107,10 @@ def test_a_trailing_slash_of_the_base_url_makes_no_odds(base_url):
         ({}, {}),
         ({"api_key": Secret("")}, {}),
         ({"api_key": Secret("k")}, {"authorization": Secret("Bearer k")}),
-        ({"organization": "o", "project": "p"}, {"openai-organization": "o", "openai-project": "p"}),
+        (
+            {"organization": "o", "project": "p"},
+            {"openai-organization": "o", "openai-project": "p"},
+        ),
         ({"organization": ""}, {}),
         ({"extra_headers": {"X-Title": Secret("t")}}, {"x-title": Secret("t")}),
     ],
@@ -97,16 +120,27 @@ def test_writes_these_headers(options, headers):
 
 
 def test_is_configured_from_plain_data():
-    options = {"api_key": "k", "extra_headers": {"x": "y"}, "extra_body": {"n": 1}, "encoding_format": "float"}
+    options = {
+        "api_key": "k",
+        "extra_headers": {"x": "y"},
+        "extra_body": {"n": 1},
+        "encoding_format": "float",
+    }
 
     backend = msgspec.convert(options, OpenAI, dec_hook=lambda _type, text: Secret(text))
 
     assert backend == OpenAI(
-        api_key=Secret("k"), extra_headers={"x": Secret("y")}, extra_body={"n": 1}, encoding_format="float"
+        api_key=Secret("k"),
+        extra_headers={"x": Secret("y")},
+        extra_body={"n": 1},
+        encoding_format="float",
     )
 
 
-@pytest.mark.parametrize("wrong", [{"encoding_format": "hex"}, {"api_kee": "k"}, {"extra_body": {"a": [1]}}, {"accepts": {}}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"encoding_format": "hex"}, {"api_kee": "k"}, {"extra_body": {"a": [1]}}, {"accepts": {}}],
+)
 def test_an_option_that_is_wrong_is_named(wrong):
     with pytest.raises(msgspec.ValidationError, match=next(iter(wrong))):
         msgspec.convert(wrong, OpenAI)
@@ -119,11 +153,15 @@ def test_an_option_that_is_wrong_is_named(wrong):
         pytest.param(rows([1, 2], [3.0, 4.0]), id="numbers"),
         pytest.param(rows(base64_of(1, 2), [3, 4]), id="mixed"),
         pytest.param(rows(base64_of(3, 4), base64_of(1, 2), indexes=(1, 0)), id="out of order"),
-        pytest.param(rows(base64_of(1, 2), base64_of(3, 4), indexes=(None, None)), id="indexes null"),
+        pytest.param(
+            rows(base64_of(1, 2), base64_of(3, 4), indexes=(None, None)), id="indexes null"
+        ),
         pytest.param({"data": [{"embedding": [1, 2]}, {"embedding": [3, 4]}]}, id="no indexes"),
         pytest.param(rows([1, 2], [3, 4]) | {"error": None}, id="error null"),
         pytest.param(rows([1, 2], [3, 4]) | {"error": {}}, id="error empty"),
-        pytest.param(rows([1, 2], [3, 4]) | {"model": 7, "object": None, "more": [{}]}, id="odd neighbours"),
+        pytest.param(
+            rows([1, 2], [3, 4]) | {"model": 7, "object": None, "more": [{}]}, id="odd neighbours"
+        ),
     ],
 )
 def test_gives_row_i_for_input_i(body):
@@ -285,14 +323,23 @@ def test_a_server_may_leave_usage_out():
 
 @given(
     st.lists(
-        st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=3, max_size=3), min_size=1, max_size=8
+        st.lists(
+            st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=3, max_size=3
+        ),
+        min_size=1,
+        max_size=8,
     ),
     st.randoms(),
 )
 def test_any_order_of_any_rows_comes_out_right(wanted, random):
     order = list(range(len(wanted)))
     random.shuffle(order)
-    encoded = {"data": [{"index": at, "embedding": base64_of(*wanted[at]) if at % 2 else wanted[at]} for at in order]}
+    encoded = {
+        "data": [
+            {"index": at, "embedding": base64_of(*wanted[at]) if at % 2 else wanted[at]}
+            for at in order
+        ]
+    }
 
     found = OpenAI().parse(Batch(model="m", texts=("x",) * len(wanted)), reply(encoded))
 

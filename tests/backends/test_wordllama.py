@@ -10,7 +10,7 @@ import pytest
 from embedroute import vectors
 from embedroute.backend import Batch
 from embedroute.backends.wordllama import WordLlama
-from embedroute.local import LocalModels
+from embedroute.execution import LocalModels
 
 TEXTS = ("hello world", "the quick brown fox " * 20, "a", "日本語 text", " ", "\n", "\x00", "😀")
 
@@ -58,7 +58,9 @@ def test_gives_what_wordllama_itself_gives_at_that_width(model, width):
     assert np.allclose(np.linalg.norm(found.array, axis=1), 1, atol=1e-6)
 
 
-@pytest.mark.parametrize(("batch", "width"), [({}, 256), ({"width": 128}, 128), ({"dimensions": 64, "width": 128}, 64)])
+@pytest.mark.parametrize(
+    ("batch", "width"), [({}, 256), ({"width": 128}, 128), ({"dimensions": 64, "width": 128}, 64)]
+)
 def test_is_as_wide_as_asked_or_declared(model, batch, width):
     assert run(model, "a", **batch).array.shape == (1, width)
 
@@ -87,14 +89,22 @@ def test_threads_may_share_the_model(model):
     wanted = run(model, *TEXTS).array
 
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda size: run(model, *TEXTS[:size]).array, [1 + at % len(TEXTS) for at in range(40)]))
+        found = list(
+            pool.map(
+                lambda size: run(model, *TEXTS[:size]).array,
+                [1 + at % len(TEXTS) for at in range(40)],
+            )
+        )
 
     assert all(np.array_equal(array, wanted[: len(array)]) for array in found)
 
 
 @pytest.mark.parametrize(
     ("script", "said"),
-    [(SILENT, "[] True"), (MISSING, "wordllama is not installed; run: pip install 'embedroute[local]'")],
+    [
+        (SILENT, "[] True"),
+        (MISSING, "wordllama is not installed; run: pip install 'embedroute[local]'"),
+    ],
 )
 @pytest.mark.anyio
 async def test_loading_in_a_process_of_its_own(script, said):

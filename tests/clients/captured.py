@@ -5,7 +5,12 @@ from typing import Any, NamedTuple
 from tests.clients.served import MODEL, WIDTH
 
 JSON = {"content-type": "application/json", "accept": "application/json"}
-REQUESTS = {**JSON, "user-agent": "python-requests/2.34.2", "accept-encoding": "gzip, deflate", "accept": "*/*"}
+REQUESTS = {
+    **JSON,
+    "user-agent": "python-requests/2.34.2",
+    "accept-encoding": "gzip, deflate",
+    "accept": "*/*",
+}
 
 
 def python(version, **more):
@@ -67,7 +72,11 @@ OPEN_WEBUI = {
 TEXTS = ["hello", "wörld 三", "line one\nline two", "hello", "😀 emoji"]
 """What every captured client was given; some make a space of the line's end."""
 FLAT = [text.replace("\n", " ") for text in TEXTS]
-LANGCHAIN_TOKENS = [[15339, 1917], [15339, 11, 1268, 527, 499, 30], [86, 9603, 509, 220, 46091, 91416]]
+LANGCHAIN_TOKENS = [
+    [15339, 1917],
+    [15339, 11, 1268, 527, 499, 30],
+    [86, 9603, 509, 220, 46091, 91416],
+]
 """Of "hello world", "hello, how are you?" and "wörld 三 😀", in cl100k_base."""
 LANGCHAIN_BODY = (
     '{"model":"text-embedding-3-small","input":[[15339,1917],[15339,11,1268,527,499,30],[86,9603,509,220,46091,91416]],'
@@ -77,7 +86,9 @@ LANGCHAIN_BODY = (
 
 GIVEN = r'"input":["hello","wörld 三","line one\nline two","hello","😀 emoji"]'
 FLATTENED = GIVEN.replace(r"\n", " ")
-ESCAPED = r'"input": ["hello", "w\u00f6rld \u4e09", "line one\nline two", "hello", "\ud83d\ude00 emoji"]'
+ESCAPED = (
+    r'"input": ["hello", "w\u00f6rld \u4e09", "line one\nline two", "hello", "\ud83d\ude00 emoji"]'
+)
 MODEL_FIRST = '{"model":"text-embedding-3-small",' + GIVEN + ',"encoding_format":"base64"}'
 MODEL_LAST = "{" + GIVEN + ',"model":"text-embedding-3-small","encoding_format":"base64"}'
 PRETTY = """{
@@ -109,10 +120,18 @@ class Client(NamedTuple):
 
 CAPTURED = [
     Client("openai-python 3.52.0", MODEL_FIRST, True, TEXTS, python("3.52.0")),
-    Client("openai-python 3.52.0 async", MODEL_FIRST, True, TEXTS, python("3.52.0", **{"async": "async:asyncio"})),
+    Client(
+        "openai-python 3.52.0 async",
+        MODEL_FIRST,
+        True,
+        TEXTS,
+        python("3.52.0", **{"async": "async:asyncio"}),
+    ),
     Client(
         "openai-python 3.52.0, all parameters",
-        '{"model":"text-embedding-3-small",' + GIVEN + ',"user":"u","dimensions":4,"encoding_format":"float"}',
+        '{"model":"text-embedding-3-small",'
+        + GIVEN
+        + ',"user":"u","dimensions":4,"encoding_format":"float"}',
         False,
         TEXTS,
         python("3.52.0"),
@@ -140,7 +159,9 @@ CAPTURED = [
         TEXTS,
         {**JSON, "user-agent": "OpenAI/Python 1.3.0", "x-stainless-lang": "python"},
     ),
-    Client("langchain-openai 1.7.3, default", LANGCHAIN_BODY, True, LANGCHAIN_TOKENS, python("3.52.0")),
+    Client(
+        "langchain-openai 1.7.3, default", LANGCHAIN_BODY, True, LANGCHAIN_TOKENS, python("3.52.0")
+    ),
     Client(
         "llama-index-embeddings-openai 0.6.0",
         MODEL_FIRST.replace(r"\n", " "),
@@ -170,7 +191,13 @@ CAPTURED = [
         ["q"],
         python("3.52.0", **{"async": "async:asyncio"}),
     ),
-    Client("semantic-kernel 1.45.0", MODEL_FIRST, True, TEXTS, python("3.52.0", **{"async": "async:asyncio"})),
+    Client(
+        "semantic-kernel 1.45.0",
+        MODEL_FIRST,
+        True,
+        TEXTS,
+        python("3.52.0", **{"async": "async:asyncio"}),
+    ),
     Client(
         "litellm 1.83.0",
         MODEL_FIRST.replace('"base64"', "null"),
@@ -194,7 +221,13 @@ CAPTURED = [
     ),
     Client("openai-node 7.55.0", MODEL_FIRST, True, TEXTS, node("7.55.0")),
     Client("openai-node 5.23.2 of llamaindex", MODEL_FIRST, True, TEXTS, node("5.23.2")),
-    Client("openai-node 4.104.0 of chroma", PRETTY, True, TEXTS, {**node("4.104.0"), "accept-encoding": "gzip,deflate"}),
+    Client(
+        "openai-node 4.104.0 of chroma",
+        PRETTY,
+        True,
+        TEXTS,
+        {**node("4.104.0"), "accept-encoding": "gzip,deflate"},
+    ),
     Client(
         "@langchain/openai 1.6.0",
         MODEL_FIRST.replace(r"\n", " "),
@@ -205,13 +238,21 @@ CAPTURED = [
     Client("ai 7.0.173", MODEL_FIRST.replace("base64", "float"), False, TEXTS, AI_SDK),
     Client(
         "ai 7.0.173 with options",
-        '{"model":"text-embedding-3-small",' + GIVEN + ',"encoding_format":"float","dimensions":7,"user":"u"}',
+        '{"model":"text-embedding-3-small",'
+        + GIVEN
+        + ',"encoding_format":"float","dimensions":7,"user":"u"}',
         False,
         TEXTS,
         AI_SDK,
         width=7,
     ),
-    Client("open-webui 0.12.4", "{" + ESCAPED + ', "model": "text-embedding-3-small"}', False, TEXTS, OPEN_WEBUI),
+    Client(
+        "open-webui 0.12.4",
+        "{" + ESCAPED + ', "model": "text-embedding-3-small"}',
+        False,
+        TEXTS,
+        OPEN_WEBUI,
+    ),
     Client(
         "dify-plugin 0.10.2",
         r'{"input": ["\ud83d\ude00 emoji"], "model": "text-embedding-3-small", "user": "abc-123", "encoding_format": "float"}',
@@ -238,7 +279,13 @@ IN_SOURCE = [
         {**JSON, "openai-organization": ""},
         width=4,
     ),
-    Client("Weaviate bare", '{"input":["hello","world"],"model":"hash"}', False, TWO, {"content-type": "application/json"}),
+    Client(
+        "Weaviate bare",
+        '{"input":["hello","world"],"model":"hash"}',
+        False,
+        TWO,
+        {"content-type": "application/json"},
+    ),
     Client(
         "Milvus",
         '{"model":"hash","input":["hello","world"],"encoding_format":"float","dimensions":4,"user":"u"}',
@@ -246,7 +293,13 @@ IN_SOURCE = [
         TWO,
         width=4,
     ),
-    Client("Elastic inference", '{"input":["hello","world"],"model":"hash","user":"u","dimensions":4}', False, TWO, width=4),
+    Client(
+        "Elastic inference",
+        '{"input":["hello","world"],"model":"hash","user":"u","dimensions":4}',
+        False,
+        TWO,
+        width=4,
+    ),
     Client(
         "LangChain4j",
         '{\n  "model" : "hash",\n  "input" : [ "hello", "world" ]\n}',
@@ -254,7 +307,12 @@ IN_SOURCE = [
         TWO,
         {**JSON, "user-agent": "langchain4j-openai"},
     ),
-    Client("Spring AI", '{"input":["hello","world"],"model":"hash","encoding_format":"float"}', False, TWO),
+    Client(
+        "Spring AI",
+        '{"input":["hello","world"],"model":"hash","encoding_format":"float"}',
+        False,
+        TWO,
+    ),
     Client(
         "go-openai",
         '{"input":["hello","world"],"model":"hash"}',
@@ -270,9 +328,24 @@ IN_SOURCE = [
         TWO,
         {"content-type": "application/json", "accept": "*/*"},
     ),
-    Client("async-openai base64", '{"model":"hash","input":"hello","encoding_format":"base64"}', True, ["hello"]),
-    Client("openai-dotnet", '{"input":["hello","world"],"model":"hash","encoding_format":"base64"}', True, TWO),
-    Client("openai-dotnet tokens", '{"input":[[1,2],[3]],"model":"hash","encoding_format":"base64"}', True, [[1, 2], [3]]),
+    Client(
+        "async-openai base64",
+        '{"model":"hash","input":"hello","encoding_format":"base64"}',
+        True,
+        ["hello"],
+    ),
+    Client(
+        "openai-dotnet",
+        '{"input":["hello","world"],"model":"hash","encoding_format":"base64"}',
+        True,
+        TWO,
+    ),
+    Client(
+        "openai-dotnet tokens",
+        '{"input":[[1,2],[3]],"model":"hash","encoding_format":"base64"}',
+        True,
+        [[1, 2], [3]],
+    ),
     Client("one array of tokens", '{"input":[5,6,7],"model":"hash"}', False, [[5, 6, 7]]),
     Client(
         "curl",

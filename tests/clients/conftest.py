@@ -4,19 +4,30 @@ import httpx2
 import pytest
 
 from tests.clients.served import KEY
-from tests.serving import Serving
-from tests.upstream import Upstream
+from tests.fault_upstream import Upstream
+from tests.support.serving import Serving
 
 
 @pytest.fixture(scope="session")
 def standing():
     """A server that speaks for itself, its upstream beside it; it must have said nothing when it stops."""
     with Upstream() as upstream:
-        with Serving("tests.clients.served", environ={"TEST_UPSTREAM": upstream.url}, debug=False) as server:
+        with Serving(
+            "tests.clients.served", environ={"TEST_UPSTREAM": upstream.url}, debug=False
+        ) as server:
             # Its deadline is short, so it does what it does only once before anybody counts on that.
             for model in ("hash", "text-embedding-3-small"):
-                body, headers = {"model": model, "input": "warm"}, {"authorization": f"Bearer {KEY}"}
-                httpx2.post(f"{server.url}/v1/embeddings", json=body, headers=headers, trust_env=False, timeout=120)
+                body, headers = (
+                    {"model": model, "input": "warm"},
+                    {"authorization": f"Bearer {KEY}"},
+                )
+                httpx2.post(
+                    f"{server.url}/v1/embeddings",
+                    json=body,
+                    headers=headers,
+                    trust_env=False,
+                    timeout=120,
+                )
             yield server, upstream
         assert server.said == ""
 

@@ -5,7 +5,7 @@ import os
 
 from embedroute import Config, Gateway, embeddings_app
 from embedroute.backend import Accepts
-from embedroute.gateway import RetryPolicy
+from embedroute.routing import RetryPolicy
 from embedroute.testing import ScriptedBackend
 
 KEY = "sk-clients"
@@ -38,7 +38,10 @@ class Words(ScriptedBackend, frozen=True, kw_only=True):
 def make() -> Gateway:
     """Make the gateway."""
     far = {"dimensions": WIDTH, "matryoshka": True, "input_types": []}
-    providers = {name: {"backend": "openai", "api_key": "sk-up", "base_url": UPSTREAM} for name in ["up", *FAILING]}
+    providers = {
+        name: {"backend": "openai", "api_key": "sk-up", "base_url": UPSTREAM}
+        for name in ["up", *FAILING]
+    }
     failing = {name: {**far, "endpoints": [{"provider": name}]} for name in FAILING}
     return Gateway(
         Config(
@@ -46,7 +49,11 @@ def make() -> Gateway:
             keys={"all": {"key": KEY}, "narrow": {"key": NARROW_KEY, "models": ["hash"]}},
             providers={"hashed": {}, "local": {"backend": Words(width=WIDTH)}, **providers},
             models={
-                "hash": {"dimensions": WIDTH, "matryoshka": True, "endpoints": [{"provider": "hashed"}]},
+                "hash": {
+                    "dimensions": WIDTH,
+                    "matryoshka": True,
+                    "endpoints": [{"provider": "hashed"}],
+                },
                 "words": {"dimensions": WIDTH, "endpoints": [{"provider": "local"}]},
                 MODEL: {**far, "endpoints": [{"provider": "up"}]},
                 **failing,

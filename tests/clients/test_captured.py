@@ -11,7 +11,7 @@ import pytest
 from embedroute.testing import expected_vector
 from tests.clients.captured import CLIENTS, JSON, LANGCHAIN_BODY, LANGCHAIN_TOKENS, python
 from tests.clients.served import KEY
-from tests.upstream import vector_of
+from tests.fault_upstream import vector_of
 
 
 class Row(msgspec.Struct, forbid_unknown_fields=True):
@@ -62,7 +62,10 @@ def wire(standing):
 def post(wire, body, headers=JSON, path="/v1/embeddings", key=KEY):
     # The client's own headers would stand beside the captured ones.
     request = httpx2.Request(
-        "POST", f"{wire.base_url}".rstrip("/") + path, content=body, headers={**headers, "authorization": f"Bearer {key}"}
+        "POST",
+        f"{wire.base_url}".rstrip("/") + path,
+        content=body,
+        headers={**headers, "authorization": f"Bearer {key}"},
     )
     return wire.send(request)
 
@@ -116,7 +119,9 @@ def test_token_arrays_reach_an_upstream_that_takes_them(wire, upstream):
 
 def test_a_model_that_takes_only_text_says_so(wire, upstream):
     """LangChain's user sees the message: ``check_embedding_ctx_length=False`` is what helps."""
-    reply = post(wire, LANGCHAIN_BODY.replace("text-embedding-3-small", "words").encode(), python("3.52.0"))
+    reply = post(
+        wire, LANGCHAIN_BODY.replace("text-embedding-3-small", "words").encode(), python("3.52.0")
+    )
     fault = msgspec.json.decode(reply.content, type=Envelope).error
 
     assert (reply.status_code, fault.type) == (400, "invalid_request_error")
@@ -171,7 +176,10 @@ def test_each_client_can_read_an_error(wire, body, headers, path, key, status):
 
 @pytest.mark.parametrize(
     ("model", "mode", "rest"),
-    [("limited-huge", "limited_huge", (120, 120_000)), ("limited-silent", "limited_silent", (1, 1000))],
+    [
+        ("limited-huge", "limited_huge", (120, 120_000)),
+        ("limited-silent", "limited_silent", (1, 1000)),
+    ],
 )
 def test_a_rate_limit_says_when_to_come_back(wire, upstream, model, mode, rest):
     """The SDKs prefer ``retry-after-ms``, and over 120 s do not retry at all; LangChain.js does so only if it is told when."""
@@ -179,7 +187,11 @@ def test_a_rate_limit_says_when_to_come_back(wire, upstream, model, mode, rest):
     reply = post(wire, json.dumps({"input": "too fast", "model": model}).encode())
     fault = msgspec.json.decode(reply.content, type=Envelope).error
 
-    assert (reply.status_code, fault.type, fault.code) == (429, "rate_limit_error", "rate_limit_exceeded")
+    assert (reply.status_code, fault.type, fault.code) == (
+        429,
+        "rate_limit_error",
+        "rate_limit_exceeded",
+    )
     assert (int(reply.headers["retry-after"]), int(reply.headers["retry-after-ms"])) == rest
     assert "x-should-retry" not in reply.headers
 

@@ -6,7 +6,7 @@ import pytest
 from langchain_openai import OpenAIEmbeddings
 
 from tests.clients.served import KEY, MODEL, WIDTH
-from tests.upstream import vector_of
+from tests.fault_upstream import vector_of
 
 TEXTS = [f"text {at}" for at in range(25)]
 
@@ -23,7 +23,9 @@ def made(server, client):
     def made(**options):
         # With the length check LangChain would fetch tiktoken's tables from the network.
         fixed = {"check_embedding_ctx_length": False, "max_retries": 0, "http_client": client}
-        return OpenAIEmbeddings(model=MODEL, base_url=f"{server.url}/v1", api_key=KEY, **fixed, **options)
+        return OpenAIEmbeddings(
+            model=MODEL, base_url=f"{server.url}/v1", api_key=KEY, **fixed, **options
+        )
 
     return made
 
@@ -31,7 +33,9 @@ def made(server, client):
 def test_documents_and_queries_get_the_vectors_of_their_texts(made, upstream):
     embeddings = made(chunk_size=10)
 
-    assert np.allclose([vector_of(text, WIDTH) for text in TEXTS], embeddings.embed_documents(TEXTS), atol=1e-6)
+    assert np.allclose(
+        [vector_of(text, WIDTH) for text in TEXTS], embeddings.embed_documents(TEXTS), atol=1e-6
+    )
     assert np.allclose(vector_of("query", WIDTH), embeddings.embed_query("query"), atol=1e-6)
     assert [len(ask.inputs) for ask in upstream.requests] == [10, 10, 5, 1]
 

@@ -10,7 +10,7 @@ import pytest
 
 from embedroute.testing import expected_vector
 from tests.clients.served import KEY, MODEL, NARROW_KEY, WIDTH
-from tests.upstream import vector_of
+from tests.fault_upstream import vector_of
 
 TEXTS = ["good day", "wörld", "三", "good day"]
 
@@ -26,7 +26,9 @@ def rows(answer):
 
 
 @pytest.mark.usefixtures("upstream")
-@pytest.mark.parametrize("encoding", [{}, {"encoding_format": "float"}, {"encoding_format": "base64"}])
+@pytest.mark.parametrize(
+    "encoding", [{}, {"encoding_format": "float"}, {"encoding_format": "base64"}]
+)
 @pytest.mark.parametrize("width", [None, 3])
 @pytest.mark.parametrize("given", [TEXTS, "good day", [5, 6, 7], [[1, 2], [3], [1, 2]]])
 def test_every_input_comes_back_in_order_in_every_encoding(client, given, width, encoding):
@@ -44,12 +46,16 @@ def test_every_input_comes_back_in_order_in_every_encoding(client, given, width,
 
 
 @pytest.mark.parametrize("encoding", ["base64", "float"])
-@pytest.mark.parametrize("mode", ["shuffled", "float_for_base64", "base64_for_float", "usage_missing", "model_missing"])
+@pytest.mark.parametrize(
+    "mode", ["shuffled", "float_for_base64", "base64_for_float", "usage_missing", "model_missing"]
+)
 def test_an_odd_upstream_is_made_good(client, upstream, mode, encoding):
     """The client takes rows by their place, whatever their ``index``, and reads what it asked for."""
     upstream.mode = mode
     texts = [f"{mode} {encoding} {at}" for at in range(5)]
-    options = {} if encoding == "base64" else {"encoding_format": encoding}  # it asks for base64 by itself
+    options = (
+        {} if encoding == "base64" else {"encoding_format": encoding}
+    )  # it asks for base64 by itself
     answer = client.embeddings.create(model=MODEL, input=texts, **options)
 
     assert np.allclose([vector_of(text) for text in texts], rows(answer), atol=1e-6)
@@ -59,14 +65,18 @@ def test_an_odd_upstream_is_made_good(client, upstream, mode, encoding):
 @pytest.mark.anyio
 @pytest.mark.parametrize("encoding", [{}, {"encoding_format": "float"}])
 async def test_the_async_client_gets_the_same(server, encoding):
-    async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0) as client:
+    async with openai.AsyncOpenAI(
+        base_url=f"{server.url}/v1", api_key=KEY, max_retries=0
+    ) as client:
         answer = await client.embeddings.create(model="hash", input=TEXTS, **encoding)
 
     assert np.array_equal([expected_vector(text, WIDTH) for text in TEXTS], rows(answer))
 
 
 def test_the_client_finds_request_ids_and_models(client):
-    raw = client.embeddings.with_raw_response.create(model="hash", input="a", extra_headers={"x-request-id": "mine-1"})
+    raw = client.embeddings.with_raw_response.create(
+        model="hash", input="a", extra_headers={"x-request-id": "mine-1"}
+    )
     listed = [model.id for model in client.models.list()]
 
     assert raw.request_id == "mine-1"
@@ -77,19 +87,73 @@ def test_the_client_finds_request_ids_and_models(client):
 @pytest.mark.parametrize(
     ("asked", "key", "kind", "status", "code", "param"),
     [
-        ({"input": "a", "model": "hash"}, "sk-wrong", openai.AuthenticationError, 401, "invalid_api_key", None),
+        (
+            {"input": "a", "model": "hash"},
+            "sk-wrong",
+            openai.AuthenticationError,
+            401,
+            "invalid_api_key",
+            None,
+        ),
         ({"input": "", "model": "hash"}, KEY, openai.BadRequestError, 400, None, "input"),
         ({"input": ["a", ""], "model": "hash"}, KEY, openai.BadRequestError, 400, None, "input[1]"),
-        ({"input": "a", "model": "hash", "dimensions": 9}, KEY, openai.BadRequestError, 400, None, "dimensions"),
-        ({"input": "a", "model": "hash", "encoding_format": "hex"}, KEY, openai.BadRequestError, 400, None, "encoding_format"),
-        ({"input": "a", "model": "hash", "extra_body": {"dimension": 4}}, KEY, openai.BadRequestError, 400, None, "dimension"),
-        ({"input": "a", "model": "gone"}, KEY, openai.NotFoundError, 404, "model_not_found", "model"),
-        ({"input": "a", "model": MODEL}, NARROW_KEY, openai.PermissionDeniedError, 403, "model_not_allowed", "model"),
+        (
+            {"input": "a", "model": "hash", "dimensions": 9},
+            KEY,
+            openai.BadRequestError,
+            400,
+            None,
+            "dimensions",
+        ),
+        (
+            {"input": "a", "model": "hash", "encoding_format": "hex"},
+            KEY,
+            openai.BadRequestError,
+            400,
+            None,
+            "encoding_format",
+        ),
+        (
+            {"input": "a", "model": "hash", "extra_body": {"dimension": 4}},
+            KEY,
+            openai.BadRequestError,
+            400,
+            None,
+            "dimension",
+        ),
+        (
+            {"input": "a", "model": "gone"},
+            KEY,
+            openai.NotFoundError,
+            404,
+            "model_not_found",
+            "model",
+        ),
+        (
+            {"input": "a", "model": MODEL},
+            NARROW_KEY,
+            openai.PermissionDeniedError,
+            403,
+            "model_not_allowed",
+            "model",
+        ),
         ({"input": "a" * 1_100_000, "model": "hash"}, KEY, openai.APIStatusError, 413, None, None),
     ],
-    ids=["key", "empty", "empty item", "dimensions", "encoding", "unknown", "model", "not allowed", "too large"],
+    ids=[
+        "key",
+        "empty",
+        "empty item",
+        "dimensions",
+        "encoding",
+        "unknown",
+        "model",
+        "not allowed",
+        "too large",
+    ],
 )
-def test_refusals_have_the_class_that_the_client_knows(client, asked, key, kind, status, code, param):
+def test_refusals_have_the_class_that_the_client_knows(
+    client, asked, key, kind, status, code, param
+):
     with pytest.raises(kind) as raised:
         client.with_options(api_key=key).embeddings.create(**asked)
     error = raised.value
@@ -111,7 +175,9 @@ def test_refusals_have_the_class_that_the_client_knows(client, asked, key, kind,
         ("broken", "status_400", openai.BadRequestError, 400),
     ],
 )
-def test_failures_of_an_upstream_have_the_class_that_the_client_knows(client, upstream, model, mode, kind, status):
+def test_failures_of_an_upstream_have_the_class_that_the_client_knows(
+    client, upstream, model, mode, kind, status
+):
     upstream.mode = mode
     with pytest.raises(kind) as raised:
         client.embeddings.create(model=model, input=f"{mode}")
@@ -135,13 +201,17 @@ def test_the_client_retries_what_heals_and_waits_as_it_is_told(server, upstream)
     assert np.allclose(rows(raw.parse()), [vector_of("come back later")])
 
 
-@pytest.mark.parametrize(("model", "mode"), [("refused-again", "status_401"), ("broken", "status_400")])
+@pytest.mark.parametrize(
+    ("model", "mode"), [("refused-again", "status_401"), ("broken", "status_400")]
+)
 def test_the_client_does_not_retry_what_will_not_heal(server, upstream, model, mode):
     """Our own refused key is a 502, which clients retry unless ``x-should-retry`` says no."""
     upstream.mode, sent = mode, []
     with (
         httpx2.Client(event_hooks={"request": [sent.append]}) as http,
-        openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=2, http_client=http) as patient,
+        openai.OpenAI(
+            base_url=f"{server.url}/v1", api_key=KEY, max_retries=2, http_client=http
+        ) as patient,
         pytest.raises(openai.APIStatusError),
     ):
         patient.embeddings.create(model=model, input=f"{mode} again")

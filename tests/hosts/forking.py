@@ -32,7 +32,9 @@ async def embed(text: str) -> list[float]:
 
 def said(who: str) -> None:
     vectors = [anyio.run(embed, f"{who} {at}", backend=sys.argv[1]) for at in range(2)]
-    sys.stdout.write(json.dumps({"who": who, "opened": opened, "threads": threads, "vectors": vectors}) + "\n")
+    sys.stdout.write(
+        json.dumps({"who": who, "opened": opened, "threads": threads, "vectors": vectors}) + "\n"
+    )
     sys.stdout.flush()
 
 

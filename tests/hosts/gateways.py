@@ -17,9 +17,16 @@ def make(upstream: str = UPSTREAM, **settings: object) -> Gateway:
         Config(
             gateway={"auth": "keys", **settings},
             keys={"team": {"key": KEY}},
-            providers={"hashed": {}, "up": {"backend": "openai", "api_key": "sk-up", "base_url": upstream}},
+            providers={
+                "hashed": {},
+                "up": {"backend": "openai", "api_key": "sk-up", "base_url": upstream},
+            },
             models={
-                "hash": {"dimensions": WIDTH, "matryoshka": True, "endpoints": [{"provider": "hashed"}]},
+                "hash": {
+                    "dimensions": WIDTH,
+                    "matryoshka": True,
+                    "endpoints": [{"provider": "hashed"}],
+                },
                 "far": {"dimensions": WIDTH, "endpoints": [{"provider": "up"}]},
             },
         )

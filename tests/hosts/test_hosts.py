@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from embedroute.testing import expected_vector
+from tests.fault_upstream import Upstream, vector_of
 from tests.hosts.gateways import KEY, WIDTH
-from tests.serving import Serving
-from tests.upstream import Upstream, vector_of
-from tests.waiting import until
+from tests.support.serving import Serving
+from tests.support.wait import until
 
 TEXTS = ["one", "zwei", "три"]
 
@@ -81,7 +81,10 @@ class Visit(NamedTuple):
 def visit(case):
     with Upstream() as upstream:
         serving = Serving(
-            f"tests.hosts.apps.{case.host.app}", case.server, root_path=case.root_path, environ={"TEST_UPSTREAM": upstream.url}
+            f"tests.hosts.apps.{case.host.app}",
+            case.server,
+            root_path=case.root_path,
+            environ={"TEST_UPSTREAM": upstream.url},
         )
         with serving, httpx2.Client(base_url=serving.url, trust_env=False, timeout=120) as client:
             answers = {name: ask(client, *what) for name, what in requests_for(case).items()}
@@ -154,7 +157,10 @@ def expected_of(case):
         "models": (200, ["hash", "far", "hashed"]),
         "openrouter": (200, ["hash", "far", "hashed"]),
         "model": (200, "far"),
-        "openapi": (200, ["/v1/embeddings", "/v1/embeddings/models", "/v1/models", "/v1/models/{id}"]),
+        "openapi": (
+            200,
+            ["/v1/embeddings", "/v1/embeddings/models", "/v1/models", "/v1/models/{id}"],
+        ),
         "unknown path": (404, "not_found"),
         "host": (200, "hello"),
     }
@@ -166,7 +172,9 @@ def expected_of(case):
 @pytest.fixture(scope="module")
 def visits(request):
     """All visits that the selected tests ask for, three at a time."""
-    cases = dict.fromkeys(item.callspec.params["case"] for item in request.session.items if item.path == request.path)
+    cases = dict.fromkeys(
+        item.callspec.params["case"] for item in request.session.items if item.path == request.path
+    )
     with ThreadPoolExecutor(3) as pool:
         yield {case: pool.submit(visit, case) for case in cases}
 

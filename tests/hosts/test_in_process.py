@@ -22,15 +22,15 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.testclient import TestClient
 
-from embedroute import Config, EmbeddingsMiddleware, Gateway, embeddings_app, tasks
+from embedroute import Config, EmbeddingsMiddleware, Gateway, embeddings_app
 from embedroute.backend import Accepts
 from embedroute.errors import InternalError, Unavailable
-from embedroute.perloop import PerLoop
+from embedroute.runtime import PerLoop, tasks
 from embedroute.testing import ScriptedBackend, expected_vector
+from tests.fault_upstream import Upstream, vector_of
 from tests.hosts.gateways import KEY, WIDTH, make
-from tests.serving import ROOT
-from tests.upstream import Upstream, vector_of
-from tests.waiting import PATIENCE, POLL, until_on_loop
+from tests.support.serving import ROOT
+from tests.support.wait import PATIENCE, POLL, until_on_loop
 
 BACKENDS = ["asyncio", "trio"]
 AT_MOST = 2
@@ -98,26 +98,37 @@ def scripted(then):
 
 
 def in_process(app):
-    return httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://host", headers=SIGNED)
+    return httpx2.AsyncClient(
+        transport=httpx2.ASGITransport(app), base_url="http://host", headers=SIGNED
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("door", [embeddings_app, lambda gateway: EmbeddingsMiddleware(Starlette(), gateway)])
+@pytest.mark.parametrize(
+    "door", [embeddings_app, lambda gateway: EmbeddingsMiddleware(Starlette(), gateway)]
+)
 def test_a_loop_for_each_request_opens_and_closes_for_each(upstream, backend, door):
     client = TestClient(door(make(upstream.url)), backend=backend, headers=SIGNED)
 
     for at in range(3):
-        assert np.array_equal(vector(client.post("/v1/embeddings", json=asked(f"t{at}"))), vector_of(f"t{at}", WIDTH))
+        assert np.array_equal(
+            vector(client.post("/v1/embeddings", json=asked(f"t{at}"))), vector_of(f"t{at}", WIDTH)
+        )
         assert (upstream.connections, open_at(upstream)) == (at + 1, 0)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("door", [embeddings_app, lambda gateway: EmbeddingsMiddleware(Starlette(), gateway)])
+@pytest.mark.parametrize(
+    "door", [embeddings_app, lambda gateway: EmbeddingsMiddleware(Starlette(), gateway)]
+)
 def test_a_lifespan_keeps_its_connections_and_closes_them(upstream, backend, door):
     with TestClient(door(make(upstream.url)), backend=backend, headers=SIGNED) as client:
         for at in range(5):
             time.sleep(0.06)  # longer than a connection rests before it is used again
-            assert np.array_equal(vector(client.post("/v1/embeddings", json=asked(f"t{at}"))), vector_of(f"t{at}", WIDTH))
+            assert np.array_equal(
+                vector(client.post("/v1/embeddings", json=asked(f"t{at}"))),
+                vector_of(f"t{at}", WIDTH),
+            )
 
     assert open_at(upstream) == 0
     assert upstream.connections <= (AT_MOST if backend == "asyncio" else 5)  # httpx2 uses each once
@@ -144,7 +155,14 @@ def test_the_engine_is_told_at_start_wherever_a_lifespan_comes_by(backend, host,
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(
-    "door", [embeddings_app, *(lambda gateway, app=app: EmbeddingsMiddleware(app, gateway) for app in (Starlette(), unaware))]
+    "door",
+    [
+        embeddings_app,
+        *(
+            lambda gateway, app=app: EmbeddingsMiddleware(app, gateway)
+            for app in (Starlette(), unaware)
+        ),
+    ],
 )
 async def test_a_gateway_that_cannot_serve_on_its_loop_fails_at_start(door, anyio_backend_name):
     """And not with the first request."""
@@ -187,7 +205,9 @@ async def test_a_host_whose_gateway_cannot_serve_does_not_start():
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("failing", [True, False])
-async def test_a_host_that_is_done_with_its_lifespan_early_goes_on_serving(upstream, failing, caplog):
+async def test_a_host_that_is_done_with_its_lifespan_early_goes_on_serving(
+    upstream, failing, caplog
+):
     """And the gateway with it, with the one engine that was opened at start."""
     caplog.set_level(logging.INFO, "embedroute.http")
     gateway, sent = make(upstream.url), []
@@ -298,7 +318,9 @@ async def test_a_host_that_fails_while_it_starts_leaves_nothing_open(upstream):
 
 @pytest.mark.parametrize("on_another", [True, False])
 @pytest.mark.parametrize("app", [unaware, Starlette(), None])
-def test_a_lifespan_that_is_collected_after_its_loop_closes_nothing_of_another(upstream, app, on_another):
+def test_a_lifespan_that_is_collected_after_its_loop_closes_nothing_of_another(
+    upstream, app, on_another
+):
     """As where a loop is stopped without an end to its tasks."""
     gateway = make(upstream.url)
     door = embeddings_app(gateway) if app is None else EmbeddingsMiddleware(app, gateway)
@@ -350,7 +372,12 @@ class Broken(Gateway):
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(
-    "door", [embeddings_app, partial(EmbeddingsMiddleware, Starlette()), partial(EmbeddingsMiddleware, unaware)]
+    "door",
+    [
+        embeddings_app,
+        partial(EmbeddingsMiddleware, Starlette()),
+        partial(EmbeddingsMiddleware, unaware),
+    ],
 )
 async def test_whatever_keeps_a_gateway_from_opening_is_a_failed_start(door, caplog):
     """Of a lifespan that raises, uvicorn takes it that there is none, and serves a host that has not started."""
@@ -359,7 +386,9 @@ async def test_whatever_keeps_a_gateway_from_opening_is_a_failed_start(door, cap
     async def send(message):
         sent.append(message)
 
-    await door(Broken(Config(gateway={"auth": "open"}, providers={"hashed": {}})))({"type": "lifespan"}, start, send)
+    await door(Broken(Config(gateway={"auth": "open"}, providers={"hashed": {}})))(
+        {"type": "lifespan"}, start, send
+    )
 
     assert ["lifespan.startup.failed"] == [message["type"] for message in sent]
     assert "OSError" in sent[0]["message"]
@@ -373,7 +402,10 @@ async def test_parallel_first_requests_share_what_they_open(upstream):
     upstream.delay = 0.05
     gateway = make(upstream.url)
     vectors = []
-    async with gateway.lifespan(), in_process(Starlette(routes=[Mount("/ai", app=embeddings_app(gateway))])) as client:
+    async with (
+        gateway.lifespan(),
+        in_process(Starlette(routes=[Mount("/ai", app=embeddings_app(gateway))])) as client,
+    ):
 
         async def ask():
             vectors.append(vector(await client.post("/ai/v1/embeddings", json=asked("same"))))
@@ -389,7 +421,9 @@ async def test_two_gateways_live_side_by_side(upstream, anyio_backend_name):
     """Each has its own keys, models and connections; closing one leaves the other's open."""
     with Upstream(space="other") as other:
         near, far = make(upstream.url), make(other.url, auth="open")
-        app = Starlette(routes=[Mount("/a", app=embeddings_app(near)), Mount("/b", app=embeddings_app(far))])
+        app = Starlette(
+            routes=[Mount("/a", app=embeddings_app(near)), Mount("/b", app=embeddings_app(far))]
+        )
         async with far.lifespan(), in_process(app) as client:
             async with near.lifespan():
                 first = vector(await client.post("/a/v1/embeddings", json=asked("t")))
@@ -414,7 +448,10 @@ def test_one_gateway_serves_two_loops_in_two_threads(upstream, backend):
             answer = await gateway.embed(f"{text} {at}", model="far")
             vectors[f"{text} {at}"] = answer.vectors[0]
 
-    threads = [threading.Thread(target=anyio.run, args=[embed, text], kwargs={"backend": backend}) for text in "ab"]
+    threads = [
+        threading.Thread(target=anyio.run, args=[embed, text], kwargs={"backend": backend})
+        for text in "ab"
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -449,7 +486,10 @@ def test_a_gateway_made_before_a_fork_serves_on_both_sides_of_it(upstream, backe
     told = [json.loads(line) for line in ran.stdout.splitlines()]
 
     assert (ran.returncode, ran.stderr) == (0, "")
-    assert [(it["who"], it["opened"], it["threads"]) for it in told] == [("child", 0, 1), ("parent", 0, 1)]
+    assert [(it["who"], it["opened"], it["threads"]) for it in told] == [
+        ("child", 0, 1),
+        ("parent", 0, 1),
+    ]
     for it in told:
         assert it["vectors"] == [vector_of(f"{it['who']} {at}", WIDTH).tolist() for at in range(2)]
 

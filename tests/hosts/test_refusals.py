@@ -8,7 +8,7 @@ from contextlib import closing
 import pytest
 
 from tests.hosts.gateways import KEY
-from tests.serving import SERVERS, Serving
+from tests.support.serving import SERVERS, Serving
 
 BODY = json.dumps({"model": "hash", "input": "a"}).encode()
 

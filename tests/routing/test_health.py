@@ -20,8 +20,7 @@ from embedroute.errors import (
     Unavailable,
     Unreachable,
 )
-from embedroute.routing.breaker import BreakerPolicy, State
-from embedroute.routing.health import SAMPLES, SUSPECTS, WINDOW, Health
+from embedroute.routing import SAMPLES, SUSPECTS, WINDOW, BreakerPolicy, Health, State
 
 POLICY = BreakerPolicy(failures=3, first_rest=5.0, longest_rest=60.0, refused_rest=30.0)
 
@@ -61,7 +60,12 @@ def test_a_success_in_between_starts_the_count_anew():
 
 @pytest.mark.parametrize(
     ("now", "state", "ready"),
-    [(0.0, State.OPEN, 5.0), (4.9, State.OPEN, 5.0), (5.0, State.HALF_OPEN, 5.0), (9.0, State.HALF_OPEN, 9.0)],
+    [
+        (0.0, State.OPEN, 5.0),
+        (4.9, State.OPEN, 5.0),
+        (5.0, State.HALF_OPEN, 5.0),
+        (9.0, State.HALF_OPEN, 9.0),
+    ],
 )
 def test_an_open_breaker_half_opens_after_its_rest(now, state, ready):
     health = opened()
@@ -134,16 +138,26 @@ def test_what_was_refused_is_told_until_a_probe_knows_better(end, told):
 
 @pytest.mark.parametrize("kind", [KeyRefused, ModelRefused])
 def test_what_is_stored_of_a_refusal_quotes_nobody(kind):
-    health, refusal = Health(POLICY), kind("The upstream answered 404: what is 'CANARY'?", upstream_status=404)
+    health, refusal = (
+        Health(POLICY),
+        kind("The upstream answered 404: what is 'CANARY'?", upstream_status=404),
+    )
     refusal.provider, refusal.told = "acme", "CANARY"
     refusal.__cause__ = ValueError("CANARY")
     health.learn(health.admit(0.0), 0.0, refusal)
 
     told, again = health.resting(1.0), health.resting(1.0)
 
-    assert (kind, kind.code, "acme", 404) == (type(told), told.code, told.provider, told.upstream_status)
+    assert (kind, kind.code, "acme", 404) == (
+        type(told),
+        told.code,
+        told.provider,
+        told.upstream_status,
+    )
     assert told.message.startswith("The provider acme ")
-    assert "CANARY" not in repr((vars(health._breaker.refusal), health._breaker.refusal, vars(told), told))
+    assert "CANARY" not in repr(
+        (vars(health._breaker.refusal), health._breaker.refusal, vars(told), told)
+    )
     assert (None, None, None) == (told.__cause__, told.__context__, told.__traceback__)
     assert told is not again
 
@@ -165,7 +179,11 @@ def test_a_rate_limit_rests_for_its_hint(rests, ready):
     for ticket, (now, rest) in zip(tickets, rests, strict=True):
         health.limited(ticket, now, rest)
 
-    assert (ready, State.CLOSED, False) == (health.ready_at(0.0), health.state(0.0), health.failing(0.0))
+    assert (ready, State.CLOSED, False) == (
+        health.ready_at(0.0),
+        health.state(0.0),
+        health.failing(0.0),
+    )
     assert health.admit(ready)
 
 
@@ -209,7 +227,11 @@ def test_what_a_failure_says_of_its_endpoint(failure, state, ready, significant)
     health = Health(BreakerPolicy(failures=1, first_rest=5.0, refused_rest=30.0))
     health.learn(health.admit(1.0), 1.0, failure)
 
-    assert (state, ready, significant) == (health.state(1.0), health.ready_at(1.0), health.failing(1.0))
+    assert (state, ready, significant) == (
+        health.state(1.0),
+        health.ready_at(1.0),
+        health.failing(1.0),
+    )
 
 
 THREE_OPEN = BreakerPolicy(failures=3, first_rest=5.0, refused_rest=30.0)
@@ -276,7 +298,9 @@ def test_a_probe_that_fails_opens_the_breaker_again_whatever_its_input():
         (["a", "b"], -30.0, 30.0),
     ],
 )
-def test_two_inputs_in_a_row_that_are_rejected_rest_an_endpoint_that_serves_nobody(kind, works, served, ready):
+def test_two_inputs_in_a_row_that_are_rejected_rest_an_endpoint_that_serves_nobody(
+    kind, works, served, ready
+):
     """Letters are inputs, nothing is a call that is answered; ``served`` is when one was answered before."""
     health = Health(POLICY)
     if served is not None:
@@ -349,7 +373,9 @@ def test_percentiles_forget_after_five_minutes():
     health.succeeded(health.admit(0.0), 0.0, 9.0, 1)
     health.succeeded(health.admit(10.0), 10.0, 1.0, 1)
 
-    assert [9.0, 1.0, None] == [health.latency(99, now) for now in (WINDOW, WINDOW + 1, WINDOW + 11)]
+    assert [9.0, 1.0, None] == [
+        health.latency(99, now) for now in (WINDOW, WINDOW + 1, WINDOW + 11)
+    ]
 
 
 def test_memory_stays_bounded():

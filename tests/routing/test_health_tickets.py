@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedroute.errors import LONGEST_HINT, KeyRefused
-from embedroute.routing.breaker import BreakerPolicy, State
-from embedroute.routing.health import Health
+from embedroute.routing import BreakerPolicy, Health, State
 
 POLICY = BreakerPolicy(failures=3, first_rest=5.0, longest_rest=60.0, refused_rest=30.0)
 
@@ -141,7 +140,9 @@ def test_what_a_late_call_says_of_the_endpoint_is_learned():
     assert 15.0 == health.ready_at(6.0)
 
 
-STEPS = st.tuples(st.floats(0, 20), st.sampled_from(list(ENDS)), st.integers(0, 1000), st.integers(0, 3))
+STEPS = st.tuples(
+    st.floats(0, 20), st.sampled_from(list(ENDS)), st.integers(0, 1000), st.integers(0, 3)
+)
 
 
 @given(st.lists(STEPS, max_size=80))

@@ -21,7 +21,7 @@ from embedroute.errors import (
     Unreachable,
     UpstreamError,
 )
-from embedroute.routing.retry import RetryBudget, RetryPolicy, Then, judge, wait_before, worst
+from embedroute.routing import RetryBudget, RetryPolicy, Then, judge, wait_before, worst
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,9 @@ def test_the_wait_is_full_jitter_under_a_doubling_bound(attempt, chance):
     assert 0.0 == wait_before(Unreachable("refused"), attempt, policy, lambda: chance)
 
 
-@pytest.mark.parametrize(("asked", "wait"), [(1.5, 1.5), (0.01, 0.025), (0.0, 0.025), (None, 0.025)])
+@pytest.mark.parametrize(
+    ("asked", "wait"), [(1.5, 1.5), (0.01, 0.025), (0.0, 0.025), (None, 0.025)]
+)
 def test_a_rest_that_an_upstream_asks_for_is_waited_out(asked, wait):
     """A 503 says when it will be over, and asking before is no use to anybody."""
     policy = RetryPolicy(first_wait=0.05)
@@ -76,8 +78,17 @@ def test_a_rest_that_an_upstream_asks_for_is_waited_out(asked, wait):
     assert wait == wait_before(Unavailable("busy", retry_after=asked), 1, policy, lambda: 0.5)
 
 
-LIMIT_9, LIMIT_2, LIMIT = RateLimited("9", retry_after=9), RateLimited("2", retry_after=2), RateLimited("?")
-DOWN, BAD, KEY, REST = Unavailable("down"), BadAnswer("bad"), KeyRefused("key"), NoHealthyEndpoint("rest", retry_after=3)
+LIMIT_9, LIMIT_2, LIMIT = (
+    RateLimited("9", retry_after=9),
+    RateLimited("2", retry_after=2),
+    RateLimited("?"),
+)
+DOWN, BAD, KEY, REST = (
+    Unavailable("down"),
+    BadAnswer("bad"),
+    KeyRefused("key"),
+    NoHealthyEndpoint("rest", retry_after=3),
+)
 BUSY = Overloaded("busy", retry_after=1)
 
 

@@ -42,4 +42,6 @@ async def tasks(_request: Request) -> JSONResponse:
     return JSONResponse(sum(map(inside, coroutines())))
 
 
-app = Starlette(routes=[Route("/tasks", tasks), Mount("/ai", app=embedroute.embeddings_app(make()))])
+app = Starlette(
+    routes=[Route("/tasks", tasks), Mount("/ai", app=embedroute.embeddings_app(make()))]
+)

@@ -1,0 +1,227 @@
+"""Puts a gateway together: what a config comes to, and what is opened on each event loop."""
+
+import logging
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from functools import wraps
+from importlib.util import find_spec
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, ParamSpec, TypedDict, TypeVar
+
+import msgspec
+
+from embedroute.auth import KeyRing, access_mistakes
+from embedroute.config import (
+    ALL_READ,
+    Config,
+    Settings,
+    Unread,
+    catalogue,
+    environment_config,
+    known_providers,
+    read_config,
+)
+from embedroute.errors import ConfigError, InternalError
+from embedroute.execution import Attempts, Desk, Embed, Flights, LocalModels, Order, Widths
+from embedroute.limits import admission_mistakes
+from embedroute.plugins import bases_of, build_backends
+from embedroute.protocol import Limits
+from embedroute.routing import (
+    BreakerPolicy,
+    Candidate,
+    Directory,
+    Healths,
+    RetryBudget,
+    RetryPolicy,
+    Surroundings,
+    build_directory,
+    held,
+)
+from embedroute.runtime import keep_memory, tasks
+from embedroute.text import log_fields
+from embedroute.transport import Connect, Engine, engine_mistakes, open_engine
+
+if TYPE_CHECKING:
+    import httpx2
+
+log = logging.getLogger("embedroute")
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def frameless(build: Callable[P, T]) -> Callable[P, T]:
+    """Let a ``ConfigError`` leave ``build`` without its frames: the environment and a config's text stand in them."""
+
+    @wraps(build)
+    def built(*args: P.args, **named: P.kwargs) -> T:
+        try:
+            return build(*args, **named)
+        except ConfigError as error:
+            del args, named
+            raise error.with_traceback(None) from None
+
+    return built
+
+
+class Options(TypedDict, total=False):
+    """What a gateway takes besides its config."""
+
+    http_client: "httpx2.AsyncClient | None"
+    retries: RetryPolicy | None
+    breaker: BreakerPolicy | None
+    environ: Mapping[str, str]
+
+
+class Parts(msgspec.Struct, frozen=True, kw_only=True):
+    """What a config comes to, before anything is opened."""
+
+    settings: Settings
+    limits: Limits
+    keys: KeyRing
+    directory: Directory
+
+
+def assembled(config: Config, environ: Mapping[str, str]) -> Parts:
+    """Load the backends that a config names and join it with what is shipped.
+
+    Raises:
+        ConfigError: one line per mistake, each with its place.
+    """
+    directory, mistakes = _joined(config, environ, ALL_READ)
+    if mistakes:
+        raise ConfigError(mistakes)
+    settings, keys = config.gateway, KeyRing(held(config, directory))
+    return Parts(settings=settings, limits=Limits.of(settings), keys=keys, directory=directory)
+
+
+def _joined(
+    config: Config, environ: Mapping[str, str], unread: Unread
+) -> tuple[Directory, list[str]]:
+    known = known_providers()
+    bases = bases_of(config, known)
+    backends, mistakes = build_backends(config, known, bases, environ, unread)
+    directory, more = build_directory(config, backends, catalogue(), known, bases, unread)
+    settings = config.gateway
+    general = [*access_mistakes(config, unread), *admission_mistakes(config, unread)]
+    general += engine_mistakes(settings.engine, _connect(settings))
+    return directory, [*general, *mistakes, *more]
+
+
+def _connect(settings: Settings) -> Connect:
+    return Connect(proxy=settings.proxy, ca_file=settings.ca_file, http2=settings.http2)
+
+
+def around_of(parts: Parts, healths: Healths) -> Callable[[], Surroundings]:
+    """Tell what decisions know beside a request, as of the moment it is asked."""
+
+    def around() -> Surroundings:
+        return Surroundings(
+            only=parts.settings.only,
+            ignore=parts.settings.ignore,
+            known_names=parts.directory.known_names,
+            health=healths.of,
+            now=time.monotonic(),
+            random=random.random,
+        )
+
+    return around
+
+
+def config_from_file(path: str | PathLike[str] | None, environ: Mapping[str, str]) -> Config:
+    """Read ``path``, or the file that ``EMBEDROUTE_CONFIG`` names, or ``embedroute.toml``.
+
+    Raises:
+        ConfigError: there is no such file; or it has mistakes, and then those that building something of the rest
+            brings up are told with them.
+    """
+    named = path or environ.get("EMBEDROUTE_CONFIG") or "embedroute.toml"
+    try:
+        text = Path(named).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([f"The config {named} cannot be read: {error}"]) from None
+    draft = read_config(text, environ)
+    if draft.mistakes:
+        raise ConfigError([*draft.mistakes, *_joined(draft.config, environ, draft.unread)[1]])
+    return draft.config
+
+
+def config_from_environment(environ: Mapping[str, str]) -> Config:
+    """Turn on what the environment has keys for, and the local model if it is installed.
+
+    Raises:
+        ConfigError: ``EMBEDROUTE_AUTH`` does not state who may call.
+    """
+    return environment_config(environ, local=find_spec("wordllama") is not None)
+
+
+class Loop(msgspec.Struct, frozen=True):
+    """What belongs to one event loop: how its desk embeds, and the keys being computed on it."""
+
+    embed: Embed
+    flights: Flights[Sequence[Candidate], Order]
+
+
+class Opener:
+    """Opens what belongs to an event loop; loaded models, health, widths and the retry budget are shared by all loops."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        client: "httpx2.AsyncClient | None",
+        healths: Healths,
+        retries: RetryPolicy,
+    ) -> None:
+        """Open nothing yet.
+
+        Raises:
+            ConfigError: the client is of no use to the engine that is asked for.
+        """
+        if mistakes := engine_mistakes(settings.engine, _connect(settings), client):
+            raise ConfigError(mistakes)
+        self._settings = settings
+        self._client = client
+        self._healths = healths
+        self._retries = retries
+        self._local = LocalModels(settings.local_threads)
+        self._widths = Widths()
+        self._budget = RetryBudget()
+
+    def open(self, stack: AsyncExitStack) -> Loop:
+        """Make this loop's engine and desk; what must be closed goes on ``stack``.
+
+        Raises:
+            InternalError: the config does not fit this kind of event loop, which is no client's affair.
+        """
+        keep_memory()
+        engine = self._engine()
+        stack.push_async_callback(engine.aclose)
+        clock, healths = time.monotonic, self._healths
+        attempts = Attempts(
+            engine=engine, local=self._local, healths=healths, widths=self._widths, clock=clock
+        )
+        desk = Desk(
+            attempts=attempts,
+            healths=healths,
+            budget=self._budget,
+            policy=self._retries,
+            clock=clock,
+            random=random.random,
+        )
+        return Loop(desk.embed, Flights(attempts.expect))
+
+    def _engine(self) -> Engine:
+        settings = self._settings
+        try:
+            return open_engine(
+                settings.engine, _connect(settings), self._client, on_asyncio=tasks.on_asyncio()
+            )
+        except ConfigError as error:
+            log.exception("config", extra=log_fields({"reason": error.message}))
+            raise InternalError(
+                "This gateway cannot serve on this event loop; its log holds the reason."
+            ) from error

@@ -1,0 +1,51 @@
+"""Reads what operators write: TOML files and environment variables, checked, with the catalogue of known models.
+
+It may import the foundation and ``backend``.
+"""
+
+from embedroute.config.catalog import catalogue, known_providers
+from embedroute.config.loader import (
+    STATE_AUTH,
+    STATE_ENV_AUTH,
+    Config,
+    environment_config,
+    read_config,
+)
+from embedroute.config.models import (
+    Endpoint,
+    KnownProvider,
+    Modality,
+    Model,
+    PriceTable,
+    Provider,
+    Stage,
+)
+from embedroute.config.settings import Auth, CacheSettings, DialectName, Key, Settings
+from embedroute.config.validation import ALL_READ, Fitted, Unread, fit, quoted
+
+__all__ = [
+    "ALL_READ",
+    "STATE_AUTH",
+    "STATE_ENV_AUTH",
+    "Auth",
+    "CacheSettings",
+    "Config",
+    "DialectName",
+    "Endpoint",
+    "Fitted",
+    "Key",
+    "KnownProvider",
+    "Modality",
+    "Model",
+    "PriceTable",
+    "Provider",
+    "Settings",
+    "Stage",
+    "Unread",
+    "catalogue",
+    "environment_config",
+    "fit",
+    "known_providers",
+    "quoted",
+    "read_config",
+]

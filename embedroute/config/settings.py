@@ -1,0 +1,60 @@
+"""The tables of a config that are about the gateway itself: how it serves, who may call, what it keeps."""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from embedroute.backend import Secret
+
+Seconds = Annotated[float, Meta(gt=0)]
+Auth = Literal["keys", "open", "host"]
+DialectName = Literal["openai", "openrouter", "gomodel", "phaseo", "spice"]
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The ``[gateway]`` table; durations in seconds, sizes in bytes."""
+
+    auth: Auth | None = None
+    dialect: DialectName = "openai"
+    engine: Literal["auto", "httpx2", "fast"] = "auto"
+    proxy: Secret | None = None
+    ca_file: str | None = None
+    http2: bool = False
+    unknown_fields: Literal["reject", "ignore"] = "reject"
+    media_domains: list[str] = []
+    debug: bool = False
+    body_timeout: Seconds = 30.0
+    deadline: Seconds = 60.0
+    max_body_bytes: Annotated[int, Meta(ge=1)] = 33_554_432
+    max_body_bytes_in_flight: Annotated[int, Meta(ge=1)] = 268_435_456
+    max_inputs: Annotated[int, Meta(ge=1)] = 2048
+    local_threads: Annotated[int, Meta(ge=1)] = 2
+    max_token_ids: Annotated[int, Meta(ge=1)] = 300_000
+    only: list[str] = []
+    ignore: list[str] = []
+
+
+class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A ``[keys.NAME]`` table: one caller; ``models`` None allows all of them.
+
+    Keys share cache entries only within one ``namespace``; None means what ``[cache] shared`` says.
+    """
+
+    key: Secret
+    models: list[str] | None = None
+    debug: bool | None = None
+    only: list[str] = []
+    ignore: list[str] = []
+    namespace: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
+
+
+class CacheSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The ``[cache]`` table: a bound in bytes (0 = off) and a time to live in seconds.
+
+    ``shared`` False gives every caller without a ``namespace`` entries of its own.
+    """
+
+    bytes: Annotated[int, Meta(ge=0)] = 268_435_456
+    ttl: Seconds = 86_400.0
+    shared: bool = True

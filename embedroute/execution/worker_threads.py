@@ -1,0 +1,168 @@
+"""Worker threads that run jobs slice by slice, in fair order, for callers on any event loop."""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from contextvars import Context, copy_context
+from typing import Final, Protocol, cast
+
+import anyio
+from anyio.lowlevel import current_token
+
+from embedroute.runtime import tasks
+
+Step = Callable[[], bool]
+"""Run the next slice of a job and return whether the job is finished."""
+
+IDLE_SECONDS: Final = 2.0
+"""How long a thread waits for further work before it ends."""
+
+
+class Workers:
+    """At most ``limit`` threads that run jobs slice by slice.
+
+    A thread is counted until it really ends its slice: cancelling a caller frees no thread early,
+    so there are never more than ``limit`` of them. A job whose caller was cancelled gets no
+    further slice, and none at all if it was still queued.
+
+    A job that is not finished goes to the end of its queue. There are two queues, one for new jobs
+    and one for started jobs, and threads take from them in turn. A short job therefore does not
+    wait for all started jobs, and a stream of short jobs does not starve a long one.
+    """
+
+    def __init__(self, name: str, limit: int) -> None:
+        """Start no thread: the first job does. ``name`` is what the threads are called."""
+        self._name = name
+        self._limit = limit
+        self._changed = threading.Condition(threading.Lock())
+        self._new: deque[_Job] = deque()
+        self._started: deque[_Job] = deque()
+        self._took_new = False
+        self._threads = 0
+        self._idle = 0
+
+    async def run(self, step: Step) -> None:
+        """Call ``step`` in worker threads until it returns True, and raise what it raises.
+
+        ``step`` runs in a copy of the caller's context, in one thread at a time.
+        """
+        job = _Job(step)
+        self._add(job)
+        try:
+            await job.ended.wait()
+        except BaseException:
+            self._give_up(job)
+            raise
+        error, job.error = job.error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # its traceback holds this frame
+
+    def _add(self, job: "_Job") -> None:
+        with self._changed:
+            self._new.append(job)
+            if len(self._new) + len(self._started) > self._idle and self._threads < self._limit:
+                self._start_thread()
+            self._changed.notify()
+
+    def _start_thread(self) -> None:
+        # A daemon: a model that hangs must not keep the process from ending.
+        thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+        try:
+            Context().run(thread.start)  # free-threaded Python hands the starter's context down
+        except RuntimeError:  # the system has no thread left
+            if not self._threads:
+                self._new.pop()
+                raise
+        else:
+            self._threads += 1
+
+    def _give_up(self, job: "_Job") -> None:
+        """Let a job have no further slice, and free its inputs.
+
+        It takes no lock: the collector may close a coroutine at any time, in any thread.
+        """
+        job.step = None
+        for queue in (self._new, self._started):
+            with suppress(ValueError):
+                queue.remove(job)
+
+    def _work(self) -> None:
+        while self._run_slice():
+            pass
+
+    def _run_slice(self) -> bool:
+        """Run one slice of the next job; return False when this thread is to end."""
+        job = self._next()
+        if job is None:
+            return False
+        try:
+            step = job.step
+            finished = step is None or job.context.run(step)
+        except BaseException as error:  # noqa: BLE001 - raised again in the caller's task
+            job.error = error
+            finished = True
+        if finished:
+            job.end()
+        else:
+            with self._changed:
+                self._started.append(job)
+        return True
+
+    def _next(self) -> "_Job | None":
+        with self._changed:
+            job = self._pop()
+            if job is None:
+                self._idle += 1
+                self._changed.wait_for(lambda: self._new or self._started, IDLE_SECONDS)
+                self._idle -= 1
+                job = self._pop()
+            if job is None:
+                self._threads -= 1
+            return job
+
+    def _pop(self) -> "_Job | None":
+        """Take a job from the other queue than last time, if that has one."""
+        for queue in (self._started, self._new) if self._took_new else (self._new, self._started):
+            with suppress(IndexError):
+                job = queue.popleft()
+                self._took_new = queue is self._new
+                return job
+        return None
+
+
+class _Job:
+    """A job: its next step, and how to wake the task that waits for it."""
+
+    __slots__ = ("_call_soon", "context", "ended", "error", "step")
+
+    def __init__(self, step: Step) -> None:
+        self.step: Step | None = step
+        self.context = copy_context()
+        self.error: BaseException | None = None
+        self.ended = anyio.Event()
+        self._call_soon = _call_soon_threadsafe()
+
+    def end(self) -> None:
+        """Wake the task that waits, unless its event loop is closed."""
+        with suppress(RuntimeError):
+            self._call_soon(self.ended.set)
+
+
+class _TrioToken(Protocol):
+    """The part of ``trio.lowlevel.TrioToken`` that is used here."""
+
+    def run_sync_soon(self, call: Callable[[], object], /) -> object:
+        """Call ``call`` in the event loop, from any thread."""
+        ...
+
+
+def _call_soon_threadsafe() -> Callable[[Callable[[], object]], object]:
+    """Return a function that has the running event loop call another one, from any thread."""
+    loop = tasks.asyncio_loop()
+    if loop is not None:
+        return loop.call_soon_threadsafe
+    return cast("_TrioToken", current_token().native_token).run_sync_soon

@@ -1,0 +1,88 @@
+"""Decodes what clients send and encodes what they get back, in every dialect.
+
+It may import the foundation, ``backend`` and ``config``.
+"""
+
+from embedroute.protocol.decode import (
+    MEDIUM,
+    NO_DEBUG,
+    NO_OPTIONS,
+    SMALL,
+    Job,
+    decode_at_once,
+    decode_in_steps,
+    decode_request,
+    is_small,
+    make_request,
+    with_input_type,
+)
+from embedroute.protocol.decode_errors import places
+from embedroute.protocol.dialects import DIALECTS
+from embedroute.protocol.input_kinds import Limits
+from embedroute.protocol.large_body import MOST_OTHER, SLICE, most_marks
+from embedroute.protocol.media import LARGEST_IMAGE, PIECE, check_media
+from embedroute.protocol.requests import (
+    GOOGLE_TASKS,
+    LARGEST_SIZE,
+    LONGEST_NAME,
+    NEUTRAL,
+    NO_PREFERENCES,
+    SPELLINGS,
+    Content,
+    Debug,
+    Dtype,
+    EmbeddingOptions,
+    GoogleOptions,
+    GoogleTask,
+    MaxPrice,
+    MistralOptions,
+    Percentiles,
+    Preferences,
+    Sort,
+    cutoffs,
+)
+from embedroute.protocol.responses import ENCODER, Embeddings, ModelCard
+
+__all__ = [
+    "DIALECTS",
+    "ENCODER",
+    "GOOGLE_TASKS",
+    "LARGEST_IMAGE",
+    "LARGEST_SIZE",
+    "LONGEST_NAME",
+    "MEDIUM",
+    "MOST_OTHER",
+    "NEUTRAL",
+    "NO_DEBUG",
+    "NO_OPTIONS",
+    "NO_PREFERENCES",
+    "PIECE",
+    "SLICE",
+    "SMALL",
+    "SPELLINGS",
+    "Content",
+    "Debug",
+    "Dtype",
+    "EmbeddingOptions",
+    "Embeddings",
+    "GoogleOptions",
+    "GoogleTask",
+    "Job",
+    "Limits",
+    "MaxPrice",
+    "MistralOptions",
+    "ModelCard",
+    "Percentiles",
+    "Preferences",
+    "Sort",
+    "check_media",
+    "cutoffs",
+    "decode_at_once",
+    "decode_in_steps",
+    "decode_request",
+    "is_small",
+    "make_request",
+    "most_marks",
+    "places",
+    "with_input_type",
+]

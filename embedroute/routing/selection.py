@@ -1,0 +1,168 @@
+"""Which endpoints may serve a request, in what order, and why each other one may not. Pure: time and chance are arguments."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from decimal import Decimal
+
+import msgspec
+
+from embedroute.auth import Caller
+from embedroute.errors import InvalidRequest, Refusal
+from embedroute.protocol import Job, Preferences, with_input_type
+from embedroute.routing.filters import (
+    Dropped,
+    Parameters,
+    Sieve,
+    filter_by_parameters,
+    fold,
+    unspoken,
+)
+from embedroute.routing.ordering import Surroundings, order
+from embedroute.routing.registry import Candidate, Route, is_known
+from embedroute.text import echo
+from embedroute.trace import Journal
+
+
+class Selection(msgspec.Struct, frozen=True, kw_only=True):
+    """The endpoints to try, in order, and those that were dropped on the way."""
+
+    candidates: Sequence[Candidate]
+    dropped: Sequence[Dropped]
+    parameters: Parameters
+    unspoken: Sequence[str] = ()
+    terms: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        """Set what two requests must have in common to share each other's failure: the endpoints they may try."""
+        msgspec.structs.force_setattr(
+            self, "terms", frozenset([candidate.name for candidate in self.candidates])
+        )
+
+    def tell(self, journal: Journal, user: str | None = None) -> None:
+        """Write the decision into a trace; ``user`` is what the request says of its own, if anything."""
+        if journal.events is None:
+            return
+        tell_dropped(self.dropped, journal)
+        for name in self.unspoken:
+            journal.note("select", "dropped parameter", parameter=f"embedding_options.{name}")
+        deaf = [
+            candidate.name
+            for candidate in self.candidates
+            if user is not None and not candidate.accepts.user
+        ]
+        for name in deaf:
+            journal.note("select", "dropped parameter", parameter="user", endpoint=name)
+        journal.note(
+            "select", "ordered", endpoints=[candidate.name for candidate in self.candidates]
+        )
+
+
+def tell_dropped(dropped: Iterable[Dropped], journal: Journal) -> None:
+    """Write into a trace which endpoints were filtered, and why."""
+    for it in dropped:
+        journal.note(
+            "select", "filtered", endpoint=it.candidate.name, filter=it.filter, reason=it.reason
+        )
+
+
+def select(
+    route: Route, job: Job, caller: Caller, around: Surroundings, journal: Journal | None = None
+) -> Selection:
+    """Filter and order a route's candidates for one request; ``journal`` is told of the filters that leave nobody.
+
+    Raises:
+        InvalidRequest: a name in a list is unknown, or no endpoint honours a parameter that changes the vector.
+        NoEligibleProvider: the preferences leave nobody; the message names the filter that took out the last.
+    """
+    wishes = job.preferences
+    if route.input_type is not None:
+        job = with_input_type(job, route.input_type)
+    _refuse_unknown_names(wishes, around.known_names)
+    sieve = Sieve(route.candidates)
+    try:
+        _filter_by_preferences(sieve, wishes, caller, around)
+        parameters = fold(sieve, route.model, job)
+        filter_by_parameters(sieve, route.model, job, parameters)
+    except Refusal:
+        if journal is not None:
+            tell_dropped(sieve.dropped, journal)
+        raise
+    ordered = order(sieve.left, wishes, route.sort, around)
+    why = "not the first pick, and allow_fallbacks is false"
+    spare = [Dropped(it, "allow_fallbacks", why) for it in sieve.left if it not in ordered]
+    lost = unspoken(job, parameters.namespaces)
+    return Selection(
+        candidates=ordered, dropped=[*sieve.dropped, *spare], parameters=parameters, unspoken=lost
+    )
+
+
+def _refuse_unknown_names(wishes: Preferences, known: frozenset[str]) -> None:
+    for field in ("order", "only", "ignore"):
+        for name in getattr(wishes, field) or ():
+            if not is_known(name, known):
+                raise InvalidRequest(
+                    f"'provider.{field}' names {echo(name)}, which is no provider that is known here; check its spelling.",
+                    param=f"provider.{field}",
+                )
+
+
+def _filter_by_preferences(
+    sieve: Sieve, wishes: Preferences, caller: Caller, around: Surroundings
+) -> None:
+    for names in (wishes.only, caller.only or None, around.only or None):
+        if names is not None:
+            sieve.keep("only", lambda it, names=names: _among(it, names), "not in the list")
+    ignored = (*(wishes.ignore or ()), *caller.ignore, *around.ignore)
+    sieve.keep("ignore", lambda it: not _among(it, ignored), "in the list")
+    listed = wishes.order
+    if wishes.allow_fallbacks is False and listed is not None:
+        sieve.keep(
+            "order", lambda it: _among(it, listed), "not in the list, and allow_fallbacks is false"
+        )
+    if not wishes.include_alpha:
+        sieve.keep("include_alpha", lambda it: it.stage != "alpha", "alpha stage")
+    for name, wanted, fits, reason in _policies(wishes):
+        if wanted:
+            sieve.keep(name, fits, reason)
+
+
+def _among(candidate: Candidate, names: Iterable[str]) -> bool:
+    return any(candidate.named(name) for name in names)
+
+
+def _policies(wishes: Preferences) -> Iterable[tuple[str, bool, Callable[[Candidate], bool], str]]:
+    caps = wishes.max_price.given() if wishes.max_price else {}
+    quantizations = wishes.quantizations or ()
+    return (
+        (
+            "data_collection",
+            wishes.data_collection == "deny",
+            lambda it: it.data_collection == "deny",
+            "not declared to deny it",
+        ),
+        ("zdr", bool(wishes.zdr), lambda it: it.zdr is True, "not declared zero data retention"),
+        (
+            "enforce_distillable_text",
+            bool(wishes.enforce_distillable_text),
+            lambda it: it.distillable is True,
+            "not declared distillable",
+        ),
+        (
+            "quantizations",
+            bool(quantizations),
+            lambda it: it.quantization in quantizations,
+            "another quantization",
+        ),
+        (
+            "max_price",
+            bool(caps),
+            lambda it: affordable(it.prices, caps),
+            "dearer than the cap, or of unknown price",
+        ),
+    )
+
+
+def affordable(prices: Mapping[str, Decimal], caps: Mapping[str, Decimal]) -> bool:
+    """Whether known prices stay within all caps; without a prompt price nothing does, kinds not named cost 0."""
+    return "prompt" in prices and all(
+        prices.get(kind, Decimal(0)) <= cap for kind, cap in caps.items()
+    )

@@ -1,0 +1,322 @@
+"""The only module that starts tasks and unwraps exception groups, so that no task outlives its request."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import AbstractContextManager, suppress
+from contextvars import copy_context
+from types import TracebackType
+from typing import Final, Protocol, Self, TypeVar, cast
+
+import anyio
+from anyio import CapacityLimiter
+
+T = TypeVar("T")
+
+Gone = Callable[[], Coroutine[object, None, None]]
+"""Returns when a client disconnects."""
+
+GRACE: Final = 0.05
+"""Seconds in which most requests are done, so that they need neither a timer of their own nor a second task."""
+
+
+def on_asyncio() -> bool:
+    """Return whether this runs on an asyncio event loop, and not on trio."""
+    return asyncio_loop() is not None
+
+
+class ClientGone(Exception):
+    """The client disconnected before its response was ready."""
+
+
+def asyncio_loop() -> asyncio.AbstractEventLoop | None:
+    """Return the running event loop of asyncio, None on trio."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def within(seconds: float) -> AbstractContextManager[object]:
+    """Cancel what is awaited inside after ``seconds``, and raise ``TimeoutError``."""
+    loop = asyncio_loop()
+    return anyio.fail_after(seconds) if loop is None else _Within(loop, seconds)
+
+
+class _Within:
+    """A synchronous ``asyncio.timeout`` that cannot be rescheduled: a third of the cost."""
+
+    __slots__ = ("_before", "_expired", "_task", "_timer")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+        self._task = cast("asyncio.Task[object]", asyncio.current_task(loop))
+        self._expired = False
+        self._before = self._task.cancelling()
+        self._timer = loop.call_later(seconds, self._expire)
+
+    def _expire(self) -> None:
+        self._expired = True
+        self._task.cancel()
+
+    def __enter__(self) -> object:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._timer.cancel()
+        # A cancellation from anyone else must propagate.
+        if (
+            self._expired
+            and self._task.uncancel() <= self._before
+            and kind is asyncio.CancelledError
+        ):
+            raise TimeoutError from error
+
+
+class Watch(Protocol):
+    """Bounds the work of one request in time, and cancels it when the client disconnects.
+
+    It is an asynchronous context manager. Nothing is bounded or watched until it is asked for.
+    """
+
+    @property
+    def expired(self) -> bool:
+        """Whether the time limit has cancelled the work."""
+        ...
+
+    def limit(self, seconds: float, late: Callable[[], Exception]) -> None:
+        """Cancel the work after ``seconds`` from now, and raise what ``late`` makes. Replaces an earlier limit."""
+        ...
+
+    def cancel_when(self, gone: Gone) -> None:
+        """Cancel the work when ``gone`` returns, and raise ``ClientGone``. Its error is raised instead if it fails."""
+        ...
+
+    async def __aenter__(self) -> Self:
+        """Begin."""
+        ...
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End every task that was started, and turn a cancellation of its own into its reason."""
+        ...
+
+
+def watch(grace: float = GRACE) -> Watch:
+    """Make a watch over one request, for the running event loop.
+
+    The first ``grace`` seconds cost one timer whatever is asked for: limits and tasks are set up after them.
+    """
+    loop = asyncio_loop()
+    return _AnyioWatch(grace) if loop is None else _AsyncioWatch(loop, grace)
+
+
+class _AsyncioWatch:
+    __slots__ = (
+        "_at",
+        "_before",
+        "_cancels",
+        "_context",
+        "_gone",
+        "_is_late",
+        "_late",
+        "_loop",
+        "_task",
+        "_timer",
+        "_watcher",
+        "expired",
+    )
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, grace: float) -> None:
+        self._loop = loop
+        self._context = copy_context()
+        self._task = cast("asyncio.Task[object]", asyncio.current_task(loop))
+        self._before = self._task.cancelling()
+        self._cancels = 0
+        self._at: float | None = None
+        self._late: Callable[[], Exception] = TimeoutError
+        self._gone: Gone | None = None
+        self._watcher: asyncio.Task[None] | None = None
+        self._is_late = False
+        self.expired = False
+        self._timer = loop.call_later(grace, self._after_grace)
+
+    def limit(self, seconds: float, late: Callable[[], Exception]) -> None:
+        self._at = self._loop.time() + seconds
+        self._late = late
+        if self._is_late:
+            self._timer.cancel()
+            self._timer = self._loop.call_at(self._at, self._expire)
+
+    def cancel_when(self, gone: Gone) -> None:
+        self._gone = gone
+        if self._is_late:
+            self._start(gone)
+
+    def _after_grace(self) -> None:
+        self._is_late = True
+        if self._gone is not None:
+            self._start(self._gone)
+        if self._at is not None:
+            self._timer = self._loop.call_at(self._at, self._expire)
+
+    def _start(self, gone: Gone) -> None:
+        # In the request's own context: a host keeps its request id in one.
+        self._watcher = self._context.run(self._loop.create_task, gone())
+        self._watcher.add_done_callback(self._disconnected)
+
+    def _disconnected(self, watcher: asyncio.Task[None]) -> None:
+        if not watcher.cancelled() and self._watcher is not None:
+            self._cancels += 1
+            self._task.cancel()
+
+    def _expire(self) -> None:
+        self.expired = True
+        self._cancels += 1
+        self._task.cancel()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._timer.cancel()
+        reason = self._reason(kind) if self._cancels else None
+        if self._watcher is not None:
+            await self._end_watcher()
+        if reason is not None:
+            raise reason from None
+        if isinstance(error, BaseExceptionGroup):
+            raise innermost(cast("BaseExceptionGroup[BaseException]", error)) from None
+
+    def _reason(self, kind: type[BaseException] | None) -> BaseException | None:
+        """Take back our cancellations; return what to raise, None if somebody else cancelled the task as well."""
+        left = min([self._task.uncancel() for _ in range(self._cancels)])
+        if kind is not asyncio.CancelledError or left > self._before:
+            return None
+        if self.expired:
+            return self._late()
+        return (self._watcher and self._watcher.exception()) or ClientGone()
+
+    async def _end_watcher(self) -> None:
+        watcher = self._watcher
+        self._watcher = None
+        if watcher is not None and not watcher.done():
+            watcher.cancel()
+            await asyncio.wait([watcher])
+
+
+class _AnyioWatch:
+    def __init__(self, grace: float) -> None:
+        self._grace = grace
+        self._group = anyio.create_task_group()
+        self._scope = anyio.CancelScope()
+        self._late: Callable[[], Exception] = TimeoutError
+        self._has_left = False
+
+    @property
+    def expired(self) -> bool:
+        return self._scope.cancel_called and not self._has_left
+
+    def limit(self, seconds: float, late: Callable[[], Exception]) -> None:
+        self._scope.deadline = anyio.current_time() + seconds
+        self._late = late
+
+    def cancel_when(self, gone: Gone) -> None:
+        self._group.start_soon(self._wait_for, gone)
+
+    async def _wait_for(self, gone: Gone) -> None:
+        await anyio.sleep(self._grace)
+        await gone()
+        self._has_left = True
+        self._scope.cancel()
+
+    async def __aenter__(self) -> Self:
+        await self._group.__aenter__()
+        self._scope.__enter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._scope.__exit__(kind, error, trace)
+        is_ours = self._scope.cancelled_caught
+        self._group.cancel_scope.cancel()
+        try:
+            await self._group.__aexit__(*((None, None, None) if is_ours else (kind, error, trace)))
+        except BaseExceptionGroup as grouped:
+            raise innermost(grouped) from None
+        if is_ours:
+            raise ClientGone if self._has_left else self._late()
+
+
+async def unless(gone: Gone, work: Awaitable[T], *, grace: float = GRACE) -> T:
+    """Await ``work``, and cancel it when ``gone`` returns first.
+
+    Raises:
+        ClientGone: ``gone`` returned before the work was done.
+    """
+    async with watch(grace) as watching:
+        watching.cancel_when(gone)
+        return await work
+
+
+def is_stray(error: BaseException) -> bool:
+    """Whether what would end this task came out of what it calls, and nobody sent it; trio's cannot be raised by hand."""
+    with suppress(RuntimeError):  # no loop runs: a coroutine is closed after it
+        task = asyncio.current_task() if on_asyncio() else anyio.get_current_task()
+        sent = task is None or (isinstance(task, asyncio.Task) and task.cancelling() > 0)
+        return isinstance(error, asyncio.CancelledError | GeneratorExit) and not sent
+    return False
+
+
+async def gather(work: Sequence[Callable[[], Awaitable[None]]], at_once: int) -> None:
+    """Run all of ``work``, at most ``at_once`` at a time; the first failure cancels the rest and is raised."""
+    if len(work) == 1:
+        await work[0]()
+        return
+    limiter = CapacityLimiter(at_once)
+
+    async def run(item: Callable[[], Awaitable[None]]) -> None:
+        async with limiter:
+            await item()
+
+    try:
+        async with anyio.create_task_group() as group:
+            for item in work:
+                group.start_soon(run, item)
+    except BaseExceptionGroup as grouped:
+        raise innermost(grouped) from None
+
+
+def cancellation(error: BaseException) -> BaseException | None:
+    """Take the cancellations out of a group: trio gives out one where several tasks of a call were cancelled at once."""
+    if not isinstance(error, BaseExceptionGroup):
+        return None
+    return cast("BaseExceptionGroup[BaseException]", error).subgroup(
+        anyio.get_cancelled_exc_class()
+    )
+
+
+def innermost(grouped: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Take the first plain exception out of nested groups."""
+    first = grouped.exceptions[0]
+    return (
+        innermost(cast("BaseExceptionGroup[BaseException]", first))
+        if isinstance(first, BaseExceptionGroup)
+        else first
+    )

@@ -1,0 +1,149 @@
+"""Connections of the httpx2 engine: one exchange at a time on each, and only HTTP/2 ones are kept.
+
+An HTTP/1.1 answer does not say which request it belongs to, and httpx2 has no supported way to see
+that a kept connection sent more than it was asked for. So an HTTP/1.1 connection is closed after
+one exchange. An HTTP/2 answer carries the id of its stream, so it cannot be read as another answer.
+
+HTTP/2 requests do not share a connection. httpx2 does not reset a stream that is cancelled, does
+not give back its flow control window, and fails all streams of a connection when one times out.
+With one exchange at a time none of that affects another request, and closing the connection ends a
+cancelled request at the upstream.
+"""
+
+import logging
+import ssl
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from typing import Any, Final
+
+import anyio
+import httpx2
+import msgspec
+
+from embedroute.transport.base import Connect
+from embedroute.transport.http1.request import OURS
+
+MAX_CONNECTIONS = 512
+"""Exchanges under way at a time; more wait within their own timeout."""
+KEPT_FOR = 30.0
+"""Seconds for which an idle HTTP/2 connection is kept."""
+
+Origin = tuple[str, str, int | None]
+_IN_EXCHANGE: Final = ContextVar("embedroute_httpx2_exchange", default=False)
+
+
+class IdleConnection(msgspec.Struct, frozen=True, gc=False):
+    """An HTTP/2 connection between two exchanges; ``since`` is when the last one ended."""
+
+    transport: httpx2.AsyncHTTPTransport
+    network_stream: Any
+    since: float
+
+    def is_usable(self, now: float) -> bool:
+        """Tell whether it is young and silent; readable bytes may be the end of the connection."""
+        return not (self.has_expired(now) or self.network_stream.get_extra_info("is_readable"))
+
+    def has_expired(self, now: float) -> bool:
+        """Tell whether it has been idle for too long."""
+        return now - self.since > KEPT_FOR
+
+
+class Connections:
+    """The connections of one engine, each an ``httpx2.AsyncHTTPTransport`` of its own."""
+
+    # HTTP/2 has no `connection` header. h2 removes it (documented as `normalize_outbound_headers`).
+    headers: Mapping[str, str] = {**OURS, "connection": "close"}
+    make_request = httpx2.Request
+
+    def __init__(self, connect: Connect) -> None:
+        """Read the certificates to trust; no connection is made yet."""
+        self._connect = connect
+        self._context = _trusted(connect.ca_file)
+        self._idle: dict[Origin, list[IdleConnection]] = {}
+        self._slots = anyio.Semaphore(MAX_CONNECTIONS, fast_acquire=True)
+        if connect.http2:
+            for name in ("hpack.hpack", "hpack.table"):
+                logging.getLogger(name).addFilter(_is_not_ours)
+
+    @asynccontextmanager
+    async def exchange(self, request: httpx2.Request) -> AsyncGenerator[httpx2.Response]:
+        """Send ``request``; the answer must be read to its end inside of the ``async with``."""
+        origin = (request.url.scheme, request.url.host, request.url.port)
+        keep = False
+        async with self._slots:
+            transport = await self._take(origin) or self._transport()
+            token = _IN_EXCHANGE.set(True)
+            try:
+                response = await transport.handle_async_request(request)
+                try:
+                    yield response
+                finally:
+                    await response.aclose()
+                keep = response.http_version == "HTTP/2"
+            finally:
+                _IN_EXCHANGE.reset(token)
+                if not keep:
+                    await _close(transport)
+            if keep:
+                await self._keep(origin, transport, response.extensions["network_stream"])
+
+    async def _take(self, origin: Origin) -> httpx2.AsyncHTTPTransport | None:
+        idle = self._idle.get(origin)
+        while idle:
+            connection = idle.pop()
+            if connection.is_usable(time.monotonic()):
+                return connection.transport
+            await _close(connection.transport)
+        return None
+
+    async def _keep(
+        self,
+        origin: Origin,
+        transport: httpx2.AsyncHTTPTransport,
+        network_stream: object,
+    ) -> None:
+        now = time.monotonic()
+        connection = IdleConnection(transport, network_stream, now)
+        self._idle.setdefault(origin, []).append(connection)
+        expired: list[IdleConnection] = []
+        for idle in self._idle.values():
+            while idle and idle[0].has_expired(now):
+                expired.append(idle.pop(0))
+        for connection in expired:
+            await _close(connection.transport)
+
+    def _transport(self) -> httpx2.AsyncHTTPTransport:
+        proxy = self._connect.proxy
+        return httpx2.AsyncHTTPTransport(
+            verify=self._context,
+            proxy=proxy.reveal() if proxy else None,
+            trust_env=False,
+            http2=self._connect.http2,
+            limits=httpx2.Limits(max_connections=1, keepalive_expiry=None),
+        )
+
+    async def aclose(self) -> None:
+        """Close the idle connections; those in use are closed by their exchanges."""
+        kept = [connection for idle in self._idle.values() for connection in idle]
+        self._idle.clear()
+        for connection in kept:
+            await _close(connection.transport)
+
+
+def _trusted(ca_file: str | None) -> ssl.SSLContext:
+    context = httpx2.create_ssl_context(trust_env=False)
+    if ca_file:
+        context.load_verify_locations(ca_file)
+    return context
+
+
+async def _close(transport: httpx2.AsyncHTTPTransport) -> None:
+    with anyio.CancelScope(shield=True):
+        await transport.aclose()
+
+
+def _is_not_ours(_record: logging.LogRecord) -> bool:
+    """Drop the records of our exchanges: at DEBUG hpack logs every header, keys included."""
+    return not _IN_EXCHANGE.get()

@@ -1,0 +1,289 @@
+"""The command: what it prints where, and how it ends."""
+
+import sys
+
+import httpx2
+import pytest
+
+from embedroute.cli import main
+from embedroute.plugins import listed
+from tests.support.commands import run, serving
+
+GOOD = """
+[gateway]
+auth = "open"
+[providers.hashed]
+[providers.again]
+backend = "hashed"
+[providers.dear]
+backend = "hashed"
+[models.one]
+dimensions = 64
+endpoints = [{ provider = "hashed", price = "0.5" }]
+[models.two]
+endpoints = [{ provider = "hashed" }, { provider = "again", price = 2 }, { provider = "dear", price = 1 }]
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    def write(text=GOOD):
+        path = tmp_path / "my.toml"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+def rows(capsys):
+    out, err = capsys.readouterr()
+    assert err == ""
+    return [line.split() for line in out.splitlines()]
+
+
+def test_backends_prints_one_a_line_with_its_name_first(capsys):
+    """No header and no rule in a pipe, so that other programs can read it."""
+    assert 0 == main(["backends"])
+
+    found = rows(capsys)
+    assert [it.name for it in listed()] == [row[0] for row in found]
+    assert ["hashed", "embedroute.backends.hashed:Hashed", "embedroute"] in found
+
+
+def test_check_says_what_it_found(config, capsys):
+    path = config()
+
+    assert 0 == main(["check", path])
+    out, err = capsys.readouterr()
+    first, *providers = out.splitlines()
+    assert (f"{path}: good; 3 providers, 3 models, auth = open", "") == (first, err)
+    assert {tuple(it.split()[1:]) for it in providers} == {
+        ("embedroute.backends.hashed:Hashed", "embedroute")
+    }
+    assert len(providers) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "mistakes"),
+    [
+        ("", ["[gateway] auth is not stated"]),
+        ("[gateway\n", ["The config is not TOML"]),
+        (
+            GOOD.replace("dimensions", "dimension"),
+            ['[models.one] unknown option "dimension"; did you mean "dimensions"?'],
+        ),
+        (
+            GOOD.replace("auth", "oath").replace("price", "prize", 1),
+            [
+                'unknown option "oath"; did you mean "auth"?',
+                'unknown option "prize"; did you mean "price"?',
+            ],
+        ),
+    ],
+)
+def test_check_names_every_mistake_on_stderr(text, mistakes, config, capsys):
+    assert 1 == main(["check", config(text)])
+
+    out, err = capsys.readouterr()
+    assert "" == out
+    assert [] == [it for it in mistakes if it not in err]
+    assert "Traceback" not in err
+
+
+def test_check_names_a_file_that_is_not_there(tmp_path, capsys):
+    assert 1 == main(["check", str(tmp_path / "no.toml")])
+    assert f"{tmp_path / 'no.toml'} cannot be read" in capsys.readouterr().err
+
+
+def test_models_prints_width_providers_and_least_price(config, capsys):
+    assert 0 == main(["models", "--config", config()])
+
+    assert [["one", "64", "hashed", "0.5"], ["two", "?", "hashed,again,dear", "1"]] == rows(capsys)[
+        :2
+    ]
+
+
+def test_verify_ends_well_when_all_endpoints_agree(config, capsys):
+    assert 0 == main(["verify", "--config", config()])
+
+    found = rows(capsys)
+    assert [
+        ("two", "hashed:two", "again:two"),
+        ("two", "hashed:two", "dear:two"),
+        ("two", "again:two", "dear:two"),
+    ] == [tuple(row[:3]) for row in found]
+    assert {("1.000000", "0.00e+00", "verified")} == {tuple(row[3:]) for row in found}
+
+
+DIFFERENT = """
+[gateway]
+auth = "open"
+[providers.hashed]
+[providers.dead]
+backend = "openai"
+api_key = "k"
+base_url = "http://127.0.0.1:9"
+[models.m]
+endpoints = [{ provider = "hashed" }, { provider = "dead" }]
+"""
+
+
+def test_verify_fails_when_one_cannot_be_vouched_for(config, capsys):
+    assert 1 == main(["verify", "m", "--config", config(DIFFERENT)])
+    (found,) = rows(capsys)
+    assert (["m", "hashed:m", "dead:m", "-", "-", "different"], ["dead:m", "failed:"]) == (
+        found[:6],
+        found[6:8],
+    )
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "verdict"),
+    [(["--verified", "1.1"], "near"), (["--verified", "1.1", "--near", "1.05"], "different")],
+)
+def test_verify_takes_thresholds(thresholds, verdict, config, capsys):
+    assert int(verdict == "different") == main(["verify", "two", "--config", config(), *thresholds])
+    assert {verdict} == {row[-1] for row in rows(capsys)}
+
+
+@pytest.mark.parametrize(
+    ("model", "text", "told"),
+    [
+        (["nobody"], GOOD, "does not exist"),
+        (["one"], GOOD, "one endpoint"),
+        (
+            [],
+            GOOD.replace(
+                ', { provider = "again", price = 2 }, { provider = "dear", price = 1 }', ""
+            ),
+            "several endpoints",
+        ),
+    ],
+)
+def test_verify_that_has_nothing_to_compare_says_so(model, text, told, config, capsys):
+    """Silence would look like agreement."""
+    assert 1 == main(["verify", *model, "--config", config(text)])
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [[], ["nonsense"], ["check"], ["serve", "--port", "x"]])
+def test_wrong_usage_ends_with_two(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+
+    assert (2, True) == (ended.value.code, "usage: embedroute" in capsys.readouterr().err)
+
+
+def test_help_names_every_command(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+
+    out = capsys.readouterr().out
+    assert (0, []) == (
+        ended.value.code,
+        [it for it in ("serve", "check", "backends", "models", "verify") if it not in out],
+    )
+
+
+MAIN = "import sys; from embedroute.cli import main; sys.exit(main())"
+EACH = """
+import contextlib, sys
+from embedroute.cli import main
+with contextlib.redirect_stderr(sys.stdout):
+    for command in ("serve", "models", "verify"):
+        print(main([command]))
+"""
+
+
+def test_without_a_config_every_command_says_what_to_do(tmp_path):
+    """In a folder and an environment that hold none."""
+    out = run(
+        [sys.executable, "-c", EACH], tmp_path, {"EMBEDROUTE_CONFIG": "", "EMBEDROUTE_AUTH": ""}
+    )
+
+    assert ["1", "1", "1"] == out.splitlines()[1::2]
+    assert 3 == out.count("EMBEDROUTE_AUTH must say who may call")
+    assert 3 == out.count("Gateway.from_env() reads no config file")
+
+
+@pytest.mark.parametrize(("engine", "told"), [("auto", "fast"), ("httpx2", "httpx2")])
+def test_serve_tells_on_stderr_which_engine_runs(engine, told, tmp_path):
+    """Once, at start: before the first request comes."""
+    (tmp_path / "embedroute.toml").write_text(
+        GOOD.replace('"open"', f'"open"\nengine = "{engine}"')
+    )
+    errors = tmp_path / "errors"
+
+    def lines():
+        return [line for line in errors.read_text().splitlines() if "engine" in line]
+
+    with serving(
+        [sys.executable, "-c", MAIN, "serve", "--port", "0"], tmp_path, errors=errors
+    ) as url:
+        at_start = lines()
+        statuses = [
+            httpx2.post(f"{url}/v1/embeddings", json={"model": "one", "input": it}).status_code
+            for it in "ab"
+        ]
+
+    assert (at_start, [200, 200], at_start) == (
+        [f"INFO:     embedroute.http: engine {told}"],
+        statuses,
+        lines(),
+    )
+
+
+FROZEN = """
+import atexit, gc, sys
+from embedroute.cli import main
+atexit.register(lambda: print("frozen", gc.get_freeze_count() > 10_000, file=sys.stderr))
+sys.exit(main())
+"""
+
+
+def test_serve_has_the_collector_leave_alone_what_is_loaded(tmp_path):
+    (tmp_path / "embedroute.toml").write_text(GOOD)
+    errors = tmp_path / "errors"
+
+    with serving([sys.executable, "-c", FROZEN, "serve", "--port", "0"], tmp_path, errors=errors):
+        pass
+
+    assert "frozen True" in errors.read_text().splitlines()
+
+
+WITHOUT = """
+import contextlib, sys
+for name in ("wordllama", "httptools"):
+    sys.modules[name] = None
+from embedroute.cli import main
+with contextlib.redirect_stderr(sys.stdout):
+    print(main(["check", "my.toml"]))
+"""
+
+
+def test_check_names_the_extras_that_are_missing(config, tmp_path):
+    """At start, with all other mistakes, and not as a 500 for each request."""
+    config(
+        '[gateway]\nauth = "open"\nengine = "fast"\n[providers.wordllama]\ncolour = 1\n[cache]\nttl = 0'
+    )
+
+    assert [
+        "[cache] ttl: Expected float > 0.0",
+        "[gateway] engine = \"fast\": httptools is not installed; run: pip install 'embedroute[fast]'",
+        '[providers.wordllama] unknown option "colour"',
+        (
+            '[providers.wordllama] the backend "wordllama" (embedroute.backends.wordllama:WordLlama of embedroute) cannot be '
+            "made: wordllama is not installed; run: pip install 'embedroute[local]'"
+        ),
+        "1",
+    ] == run([sys.executable, "-c", WITHOUT], tmp_path).splitlines()
+
+
+@pytest.mark.parametrize(("named", "first"), [("", "one"), ("other.toml", "three")])
+def test_the_config_of_the_environment_or_else_of_the_folder_is_read(named, first, tmp_path):
+    (tmp_path / "embedroute.toml").write_text(GOOD)
+    (tmp_path / "other.toml").write_text(GOOD.replace("models.one", "models.three"))
+
+    out = run([sys.executable, "-c", MAIN, "models"], tmp_path, {"EMBEDROUTE_CONFIG": named})
+
+    assert first == out.split()[0]

@@ -1,0 +1,298 @@
+"""The two shipped data files hold what they promise, row by row."""
+
+import json
+import re
+from collections import Counter
+from decimal import Decimal
+from importlib.resources import files
+
+import msgspec
+import pytest
+
+from embedroute.backend import Accepts
+from embedroute.backends.openai import OpenAI
+
+CATALOGUE = json.loads(files("embedroute").joinpath("config/data/models.json").read_bytes())
+PROVIDERS = json.loads(files("embedroute").joinpath("config/data/providers.json").read_bytes())
+MODELS = [pytest.param(row, id=row["model"]) for row in CATALOGUE]
+ENDPOINTS = [
+    pytest.param(row, endpoint, id=f"{row['model']}@{endpoint['provider']}")
+    for row in CATALOGUE
+    for endpoint in row["endpoints"]
+]
+ROWS = [pytest.param(slug, row, id=slug) for slug, row in PROVIDERS.items()]
+BUILT_IN = {"hashed", "wordllama"}
+# Schema `ProviderName` of OpenRouter's document.
+OPENROUTER_NAMES = [
+    "AkashML", "AI21", "AionLabs", "Alibaba", "Ambient", "Baidu", "Amazon Bedrock", "Amazon Nova", "Anthropic",
+    "Arcee AI", "AtlasCloud", "Avian", "Azure", "BaseTen", "BytePlus", "Black Forest Labs", "Cerebras", "Chutes",
+    "Cirrascale", "Clarifai", "Cloudflare", "Cohere", "Crusoe", "DeepInfra", "DeepSeek", "DekaLLM", "Featherless",
+    "Fireworks", "Friendli", "GMICloud", "Google", "Google AI Studio", "Groq", "Hyperbolic", "Inception", "Inceptron",
+    "InferenceNet", "Ionstream", "Infermatic", "Io Net", "Inflection", "Liquid", "Mara", "Mancer 2", "Minimax",
+    "ModelRun", "Mistral", "Modular", "Moonshot AI", "Morph", "NCompass", "Nebius", "NextBit", "Novita", "Nvidia",
+    "OpenAI", "OpenInference", "Parasail", "Perplexity", "Phala", "Recraft", "Reka", "Relace", "SambaNova", "Seed",
+    "SiliconFlow", "Sourceful", "StepFun", "Stealth", "StreamLake", "Switchpoint", "Together", "Upstage", "Venice",
+    "WandB", "Xiaomi", "xAI", "Z.AI", "FakeProvider",
+]  # fmt: skip
+WORDS = {
+    "query",
+    "document",
+    "classification",
+    "clustering",
+    "similarity",
+    "qa",
+    "fact_check",
+    "code_query",
+}
+
+
+def normal(name):
+    return re.sub(r"[\s._]+", "-", name.strip().lower())
+
+
+KNOWN = {normal(name) for slug, row in PROVIDERS.items() for name in (slug, row["vendor"])}
+
+
+def accepts(over):
+    return msgspec.convert(over, Accepts)
+
+
+def repeated(names):
+    return [name for name, times in Counter(names).items() if times > 1]
+
+
+def test_model_names_are_unique_and_sorted():
+    names = [row["model"] for row in CATALOGUE]
+
+    assert repeated(names) == []
+    assert names == sorted(names, key=str.lower)
+
+
+def test_provider_slugs_are_unique_and_sorted():
+    """A JSON object read into a dict hides a second row of the same slug."""
+    pairs = json.loads(
+        files("embedroute").joinpath("config/data/providers.json").read_bytes(),
+        object_pairs_hook=list,
+    )
+    slugs = [slug for slug, _ in pairs]
+
+    assert repeated(slugs) == []
+    assert slugs == sorted(slugs)
+
+
+@pytest.mark.parametrize("file", ["models.json", "providers.json"])
+def test_a_file_holds_one_row_per_line(file):
+    first, *rows, last = (
+        files("embedroute").joinpath("config/data", file).read_text(encoding="utf-8").splitlines()
+    )
+
+    assert first + last in ("[]", "{}")
+    assert len(rows) == len(CATALOGUE if file == "models.json" else PROVIDERS)
+
+
+@pytest.mark.parametrize(("slug", "row"), ROWS)
+def test_a_slug_is_valid_and_in_the_form_names_are_compared_in(slug, row):
+    assert re.fullmatch(r"[a-z0-9][a-z0-9._-]*(/[a-z0-9._-]+)?", slug)
+    assert slug == normal(slug)
+    assert row["vendor"]
+
+
+@pytest.mark.parametrize(("slug", "row"), ROWS)
+def test_a_provider_row_holds_known_keys_only(slug, row):
+    assert set(row) <= {"backend", "vendor", "options", "env", "accepts"}, slug
+    assert set(row.get("env", {})) <= {"api_key"}
+
+
+@pytest.mark.parametrize(("slug", "row"), ROWS)
+def test_a_provider_speaks_through_a_backend_of_ours_or_is_only_a_name(slug, row):
+    """A mere name has no key variable either: a set COHERE_API_KEY must not turn on what cannot be called."""
+    if row["backend"] is None:
+        assert set(row) == {"backend", "vendor"}
+    else:
+        assert row["backend"] in {"openai", "gemini", "mistral"} | BUILT_IN, slug
+
+
+@pytest.mark.parametrize(("slug", "row"), ROWS)
+def test_an_openai_compatible_provider_never_falls_back_to_openais_address(slug, row):
+    """Without a base_url of its own, its key and its texts would go to OpenAI."""
+    options = row.get("options", {})
+    msgspec.convert(options, OpenAI)
+    address = options.get("base_url", "")
+
+    assert (row["backend"] == "openai") == bool(address)
+    assert (
+        address.startswith("https://")
+        or not address
+        or (address.startswith("http://localhost:") and "env" not in row)
+    )
+    assert not address.endswith("/")
+    assert ("api.openai.com" in address) == (slug == "openai")
+
+
+@pytest.mark.parametrize(("slug", "row"), ROWS)
+def test_a_provider_accepts_what_the_contract_names(slug, row):
+    """What is not honoured as base64 is asked for as floats; only OpenAI's own token ids mean what callers mean."""
+    over = row.get("accepts", {})
+    accepts(over)
+    asked = row.get("options", {}).get("encoding_format")
+
+    assert (asked in {"float", "omit"}) == (over.get("base64") is False)
+    assert over.get("tokens") is False or slug == "openai" or row["backend"] != "openai"
+
+
+def test_a_key_variable_belongs_to_one_provider():
+    names = [name for row in PROVIDERS.values() for name in row.get("env", {}).get("api_key", [])]
+
+    assert repeated(names) == []
+    assert [name for name in names if not re.fullmatch(r"[A-Z][A-Z0-9_]*", name)] == []
+
+
+@pytest.mark.parametrize("name", OPENROUTER_NAMES)
+def test_every_name_of_openrouters_document_is_known(name):
+    """A name in ``ignore`` that were refused there would break a caller who moves over."""
+    assert normal(name) in KNOWN
+
+
+def test_the_names_of_openrouters_document_are_all_here():
+    assert len(set(OPENROUTER_NAMES)) == 79
+
+
+@pytest.mark.parametrize("row", MODELS)
+def test_a_model_row_holds_known_keys_only(row):
+    always = {
+        "model", "dimensions", "matryoshka", "dimensions_allowed", "max_input_tokens", "modalities", "normalized", "endpoints",
+    }  # fmt: skip
+
+    assert always <= set(row) <= always | {"dimensions_min", "symmetric", "prefixes", "unverified"}
+
+
+@pytest.mark.parametrize("row", MODELS)
+def test_the_sizes_of_a_model_lie_within_its_width(row):
+    width, listed, least = row["dimensions"], row["dimensions_allowed"], row.get("dimensions_min")
+
+    assert type(width) is int
+    assert width > 0
+    assert listed is None or (
+        listed == sorted(set(listed)) and listed[0] > 0 and listed[-1] == width
+    )
+    assert least is None or 1 < least < width
+    assert row["matryoshka"] or (listed, least) == (None, None)
+    assert listed is None or least is None
+
+
+@pytest.mark.parametrize("row", MODELS)
+def test_the_other_facts_of_a_model_are_well_formed(row):
+    assert row["normalized"] in (True, False, None)
+    assert row["max_input_tokens"] is None or row["max_input_tokens"] > 0
+    assert row["modalities"][0] == "text"
+    assert set(row["modalities"]) <= {"text", "image", "audio", "video", "document"}
+    assert row.get("symmetric") in (True, None)
+    assert row.get("unverified") != []
+
+
+@pytest.mark.parametrize("row", [row for row in MODELS if "prefixes" in row.values[0]])
+def test_prefixes_go_by_neutral_words(row):
+    """A model that tells input types apart by text cannot also be one that tells none apart."""
+    assert {"query", "document"} <= set(row["prefixes"]) <= WORDS
+    assert "symmetric" not in row
+    assert any(row["prefixes"].values())
+    assert not any(endpoint.get("accepts", {}).get("input_types") for endpoint in row["endpoints"])
+
+
+@pytest.mark.parametrize("row", MODELS)
+def test_a_model_has_one_endpoint_per_provider_in_order(row):
+    providers = [endpoint["provider"] for endpoint in row["endpoints"]]
+
+    assert providers
+    assert providers == sorted(set(providers))
+
+
+@pytest.mark.parametrize(("row", "endpoint"), ENDPOINTS)
+def test_an_endpoint_belongs_to_a_known_provider_and_names_its_source(row, endpoint):
+    assert set(endpoint) <= {"provider", "model", "price", "accepts", "source"}
+    assert endpoint["provider"] in PROVIDERS
+    assert endpoint.get("model") != row["model"]
+    assert endpoint.get("source") or endpoint["provider"] in BUILT_IN
+
+
+@pytest.mark.parametrize(("row", "endpoint"), ENDPOINTS)
+def test_an_endpoint_can_be_called_by_a_backend_of_ours(row, endpoint):
+    """Azure's rows are facts for operators who bring a backend for it."""
+    assert PROVIDERS[endpoint["provider"]]["backend"] or endpoint["provider"] == "azure", row[
+        "model"
+    ]
+
+
+@pytest.mark.parametrize(("row", "endpoint"), ENDPOINTS)
+def test_a_price_is_a_strict_decimal(row, endpoint):
+    """Decimal itself takes NaN, 1_000 and full-width digits."""
+    for kind, price in endpoint.get("price", {"prompt": "0"}).items():
+        assert kind == "prompt", row["model"]
+        assert re.fullmatch(r"(0|[1-9][0-9]*)(\.[0-9]*[1-9])?", price, re.ASCII)
+        assert 0 <= Decimal(price) < 10
+
+
+@pytest.mark.parametrize(("row", "endpoint"), ENDPOINTS)
+def test_an_endpoint_overrides_what_the_contract_names(row, endpoint):
+    """A size is never sent to an endpoint whose model has only one: OpenAI, vLLM and others answer 400."""
+    over = endpoint.get("accepts", {})
+    merged = accepts(
+        {"dimensions": True, **PROVIDERS[endpoint["provider"]].get("accepts", {}), **over}
+    )
+
+    assert over != {} or "accepts" not in endpoint
+    assert row["matryoshka"] or not merged.dimensions
+
+
+@pytest.mark.parametrize(
+    ("model", "other"),
+    [
+        ("BAAI/bge-m3", "fireworks"),
+        ("BAAI/bge-m3", "cloudflare"),
+        ("BAAI/bge-m3", "ollama"),
+        ("Qwen/Qwen3-Embedding-8B", "fireworks"),
+        ("Qwen/Qwen3-Embedding-8B", "ollama"),
+        ("gemini-embedding-001", "openrouter"),
+    ],
+)
+def test_what_may_be_another_space_has_another_name(model, other):
+    """Other pooling, no scaling, 4-bit weights or another default task: each moves the vectors."""
+    (row,) = [row for row in CATALOGUE if row["model"] == model]
+
+    assert other not in [endpoint["provider"] for endpoint in row["endpoints"]]
+
+
+def test_text_embedding_3_small_is_exactly_right():
+    (row,) = [row for row in CATALOGUE if row["model"] == "text-embedding-3-small"]
+    openai = next(endpoint for endpoint in row["endpoints"] if endpoint["provider"] == "openai")
+
+    assert {
+        name: fact for name, fact in row.items() if name not in ("endpoints", "unverified")
+    } == {
+        "model": "text-embedding-3-small",
+        "dimensions": 1536,
+        "matryoshka": True,
+        "dimensions_allowed": None,
+        "max_input_tokens": 8192,
+        "modalities": ["text"],
+        "normalized": True,
+        "symmetric": True,
+    }
+    assert {name: fact for name, fact in openai.items() if name != "source"} == {
+        "provider": "openai",
+        "price": {"prompt": "0.02"},
+    }
+    assert [(endpoint["provider"], endpoint.get("model")) for endpoint in row["endpoints"]] == [
+        ("azure", None),
+        ("openai", None),
+        ("openrouter", "openai/text-embedding-3-small"),
+        ("vercel-ai-gateway", "openai/text-embedding-3-small"),
+    ]
+
+
+@pytest.mark.parametrize(("model", "listed"), [("wordllama", [64, 128, 256]), ("hashed", None)])
+def test_the_built_in_models_are_there(model, listed):
+    (row,) = [row for row in CATALOGUE if row["model"] == model]
+
+    assert (row["dimensions"], row["matryoshka"], row["dimensions_allowed"]) == (256, True, listed)
+    assert row["endpoints"] == [{"provider": model, "price": {"prompt": "0"}}]

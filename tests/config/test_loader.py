@@ -1,0 +1,1349 @@
+"""The operator's border: every mistake is named with its place, all of them at once, and no secret is ever shown."""
+
+import json
+import tempfile
+from decimal import Decimal
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from embedroute import (
+    CacheSettings,
+    Config,
+    ConfigError,
+    Endpoint,
+    Gateway,
+    Key,
+    Model,
+    Provider,
+    Settings,
+)
+from embedroute.auth import ANYONE
+from embedroute.backend import Accepts, Backend, Secret
+from embedroute.backends.openai import OpenAI
+from embedroute.config import (
+    STATE_AUTH,
+    STATE_ENV_AUTH,
+    PriceTable,
+    environment_config,
+    known_providers,
+    read_config,
+)
+from embedroute.errors import Unauthorized
+from embedroute.plugins import BUILT_IN
+from embedroute.testing import ScriptedBackend
+from tests.support.commands import run
+
+ENVIRON = {"TEAM_A_KEY": "team-a-secret", "OPENAI_API_KEY": "sk-upstream", "EMPTY": ""}
+
+PINNED = """
+[gateway]
+dialect = "openai"
+auth = "keys"
+unknown_fields = "reject"
+media_domains = []
+debug = false
+body_timeout = 30.0
+only = []
+deadline = 60.0
+max_body_bytes = 33554432
+max_inputs = 2048
+
+[keys.team-a]
+key = "env:TEAM_A_KEY"
+models = ["text-embedding-3-small"]
+debug = true
+
+[cache]
+bytes = 268435456
+ttl = 86400.0
+
+[providers.openai]
+backend = "openai"
+api_key = "env:OPENAI_API_KEY"
+
+[providers.azure]
+backend = "openai"
+api_key = "env:OPENAI_API_KEY"
+base_url = "https://azure.example/openai/v1"
+
+[providers."tei/eu"]
+backend = "tei"
+vendor = "Hugging Face"
+base_url = "http://tei.internal:8080"
+data_collection = "deny"
+zdr = true
+stage = "beta"
+connection_rest_ms = 20
+
+[models."text-embedding-3-small"]
+dimensions = 1536
+matryoshka = true
+modalities = ["text"]
+
+[[models."text-embedding-3-small".endpoints]]
+provider = "openai"
+
+[[models."text-embedding-3-small".endpoints]]
+provider = "azure"
+model = "my-deployment"
+price = 0.02
+quantization = "fp16"
+weight = 1.0
+quality = 1.0
+accepts = { max_inputs = 512 }
+micro_batch_ms = 2.0
+
+[models."BAAI/bge-m3"]
+endpoints = [{ provider = "tei/eu" }]
+"""
+
+
+def mistakes_of(text, environ=ENVIRON):
+    """All that starting a gateway on a file of ``text`` complains of."""
+    with tempfile.NamedTemporaryFile("w", suffix=".toml", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        try:
+            Gateway.from_file(file.name, environ=environ)
+        except ConfigError as error:
+            return list(error.mistakes)
+        return []
+
+
+def test_the_pinned_config_starts():
+    draft = read_config(PINNED, ENVIRON)
+    config, mistakes = draft.config, draft.mistakes
+    gateway = Gateway(config, environ=ENVIRON)
+    route = gateway.directory.resolve("text-embedding-3-small")
+    tei = gateway.directory.resolve("BAAI/bge-m3").candidates[0]
+
+    assert [] == mistakes
+    assert ["openai:text-embedding-3-small", "azure:my-deployment"] == [
+        it.name for it in route.candidates
+    ]
+    assert (512, "fp16", 2.0) == (
+        route.candidates[1].accepts.max_inputs,
+        route.candidates[1].quantization,
+        route.candidates[1].micro_batch_ms,
+    )
+    assert ("tei/eu", "Hugging Face", "deny", True, "beta") == (
+        tei.provider,
+        tei.vendor,
+        tei.data_collection,
+        tei.zdr,
+        tei.stage,
+    )
+    assert (0.05, 0.02) == (route.candidates[0].rest, tei.rest)
+    assert (OpenAI(base_url="http://tei.internal:8080"), False, 32) == (
+        tei.backend,
+        tei.accepts.tokens,
+        tei.accepts.max_inputs,
+    )
+    assert ["text-embedding-3-small"] == config.keys["team-a"].models
+
+
+@pytest.mark.parametrize("slug", [slug for slug, row in known_providers().items() if row.backend])
+def test_a_known_provider_can_be_named_as_the_backend(slug):
+    """Under any slug, as if that were a variant of the known one; a backend that is installed is meant as it is."""
+    row = known_providers()[slug]
+    options = {"api_key": "k"} if row.env else {}
+    providers = {
+        slug: options,
+        f"{slug}/eu": {"backend": slug, **options},
+        "mine": {"backend": slug, **options},
+    }
+
+    found = Gateway(
+        Config(gateway={"auth": "open"}, providers=providers), environ={}
+    ).directory.providers.values()
+
+    left_out, *named = [(it.backend, it.accepts) for it in found]
+    assert [left_out, left_out] == named
+    assert row.options == {name: getattr(left_out[0], name) for name in row.options}
+    assert [row.vendor, row.vendor, "mine" if slug in BUILT_IN else row.vendor] == [
+        it.vendor for it in found
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "mistake"),
+    [
+        ("[gatway]", 'unknown table "gatway"; did you mean "gateway"?'),
+        ("x = 1", 'unknown table "x"'),
+        ("gateway = 1", "[gateway] must be a table"),
+        ("keys = []", "[keys] must be a table"),
+        ("[keys]\na = 1", "[keys.a] must be a table"),
+        ("providers = 3", "[providers] must be a table"),
+        ("[providers]\nopenai = 'x'", "[providers.openai] must be a table"),
+        ("[models]\nm = 'x'", "[models.m] must be a table"),
+        (
+            "[gateway]\ndead_line = 1",
+            '[gateway] unknown option "dead_line"; did you mean "deadline"?',
+        ),
+        ('[gateway]\ndeadline = "60"', "[gateway] deadline: Expected float, got str"),
+        ("[gateway]\ndeadline = 0", "[gateway] deadline: Expected float > 0.0"),
+        ("[gateway]\ndeadline = -1", "[gateway] deadline: Expected float > 0.0"),
+        ("[gateway]\ndeadline = nan", "[gateway] deadline: Expected float > 0.0"),
+        ("[gateway]\ndeadline = true", "[gateway] deadline: Expected float, got bool"),
+        ("[gateway]\nmax_inputs = -1", "[gateway] max_inputs: Expected int >= 1"),
+        ("[gateway]\nmax_inputs = 2.5", "[gateway] max_inputs: Expected int, got float"),
+        ("[gateway]\nmax_body_bytes = 0", "[gateway] max_body_bytes: Expected int >= 1"),
+        ("[gateway]\ndebug = 1", "[gateway] debug: Expected bool, got int"),
+        ('[gateway]\nonly = "openai"', "[gateway] only: Expected array, got str"),
+        ("[gateway]\nonly = [1]", "[gateway] only[0]: Expected str, got int"),
+        (
+            '[gateway]\nauth = "key"',
+            "[gateway] auth: Invalid enum value 'key'; use keys, open, host",
+        ),
+        (
+            '[gateway]\ndialect = "OpenAI"',
+            "[gateway] dialect: Invalid enum value 'OpenAI'; use openai, openrouter, gomodel, phaseo, spice",
+        ),
+        ("[cache]\nbytes = -1", "[cache] bytes: Expected int >= 0"),
+        ("[cache]\nttl = 0", "[cache] ttl: Expected float > 0.0"),
+        ("[cache]\nsize = 1", '[cache] unknown option "size"'),
+        ("[keys.a]", '[keys.a] option "key" is missing'),
+        ('[keys."a b"]', '[keys."a b"] option "key" is missing'),
+        (
+            "[keys.a]\nkey = 1",
+            "[keys.a] key: must be a string: env:NAME, file:PATH or the secret itself",
+        ),
+        ('[keys.a]\nkey = ""', "[keys.a] key: must not be empty"),
+        ('[keys.a]\nkey = "env:NOPE"', "[keys.a] key: the environment variable NOPE is not set"),
+        ('[keys.a]\nkey = "env:EMPTY"', "[keys.a] key: the environment variable EMPTY is not set"),
+        (
+            '[keys.a]\nkey = "file:/nope/x"',
+            "[keys.a] key: the file /nope/x cannot be read: No such file or directory",
+        ),
+        ('[keys.a]\nkey = "two words"', "[keys.a] key must be 1 to 256 visible ASCII characters"),
+        ('[keys.a]\nkey = "schlüssel"', "[keys.a] key must be 1 to 256 visible ASCII characters"),
+        (
+            f'[keys.a]\nkey = "{"x" * 257}"',
+            "[keys.a] key must be 1 to 256 visible ASCII characters",
+        ),
+        ('[keys.a]\nkey = "x"\n[keys.b]\nkey = "x"', '[keys.b] key is the same as that of "a"'),
+        (
+            '[keys.a]\nkey = "x"\nmodel = []',
+            '[keys.a] unknown option "model"; did you mean "models"?',
+        ),
+        (
+            '[keys.a]\nkey = "x"\nmodels = ["nope/x"]',
+            "[keys.a] models: The model 'nope/x' does not exist here",
+        ),
+        (
+            '[providers.openai]\napi_kye = "x"',
+            '[providers.openai] unknown option "api_kye"; did you mean "api_key"?',
+        ),
+        (
+            '[providers.hashed]\ndata_colection = "deny"',
+            '[providers.hashed] unknown option "data_colection"; did you mean "data_collection"?',
+        ),
+        (
+            '[providers.hashed]\nstage = "gamma"',
+            "[providers.hashed] stage: Invalid enum value 'gamma'; use stable, beta, alpha",
+        ),
+        (
+            "[providers.hashed]\nzdr = 'yes'",
+            "[providers.hashed] zdr: Expected bool | null, got str",
+        ),
+        (
+            "[providers.hashed]\nconnection_rest_ms = -1",
+            "[providers.hashed] connection_rest_ms: Expected float >= 0.0",
+        ),
+        (
+            '[providers.openai]\napi_key = "env:NOPE"',
+            "[providers.openai] api_key: the environment variable NOPE is not set",
+        ),
+        (
+            '[providers.mine]\nbackend = "opnai"',
+            '[providers.mine] no backend "opnai" is installed; did you mean "openai"?',
+        ),
+        (
+            '[providers.mine]\nbackend = "vlm"',
+            '[providers.mine] no backend "vlm" is installed; did you mean "vllm"?',
+        ),
+        ('[providers.mine]\nbackend = "azure"', '[providers.mine] no backend "azure" is installed'),
+        ('[providers.hashed]\nbackend = ""', "[providers.hashed] backend must be a name"),
+        ("[providers.mine]", '[providers.mine] no backend "mine" is installed'),
+        ("[providers.mine]\nbackend = 3", "[providers.mine] backend must be a name"),
+        ("[providers.Hashed]", "[providers.Hashed] a slug is lower-case"),
+        (
+            '[providers."my.x"]\nbackend = "hashed"\n[providers."my-x"]\nbackend = "hashed"',
+            '[providers.my-x] is the same name as "my.x"',
+        ),
+        (
+            "[models.m]\ndimension = 8",
+            '[models.m] unknown option "dimension"; did you mean "dimensions"?',
+        ),
+        ("[models.m]\ndimensions = 0", "[models.m] dimensions: Expected int >= 1"),
+        (
+            "[models.m]\nmodalities = ['txt']",
+            "[models.m] modalities[0]: Invalid enum value 'txt'; use text, image, audio, video, document",
+        ),
+        ("[models.m]", "[models.m] has no endpoint"),
+        ("[models.m]\nendpoints = 'x'", "[models.m] endpoints: Expected array, got str"),
+        ("[models.m]\nendpoints = [{}]", '[models.m.endpoints.0] option "provider" is missing'),
+        ("[models.m]\nendpoints = [1]", "[models.m.endpoints.0] must be a table"),
+        (
+            "[models.m]\nendpoints = [{provider='hashed'},{provider='hashed',wieght=1}]",
+            '[models.m.endpoints.1] unknown option "wieght"; did you mean "weight"?',
+        ),
+        (
+            "[models.m]\nendpoints = [{provider='hashed',weight=0}]",
+            "[models.m.endpoints.0] weight: Expected float > 0.0",
+        ),
+        (
+            "[models.m]\nendpoints = [{provider='hashed',price=-1}]",
+            "[models.m.endpoints.0] price: Expected int >= 0",
+        ),
+        (
+            "[providers.hashed]\n[models.m]\nendpoints = [{provider='hashed',accepts={max_inputs=-1}}]",
+            "[models.m.endpoints.hashed.accepts] max_inputs must be at least 1",
+        ),
+        (
+            "[models.m]\nendpoints = [{provider='nobody'}]",
+            '[models.m] endpoint names the provider "nobody"',
+        ),
+        ("[gateway", "The config is not TOML: "),
+    ],
+)
+def test_every_mistake_is_named_with_its_place(text, mistake):
+    """caura-ai/caura#721: a negative cap is refused at start, not met later as zero vectors."""
+    found = mistakes_of(text)
+
+    assert [it for it in found if it.startswith(mistake)], found
+    assert [it for it in found if it != STATE_AUTH and not it.startswith("[gateway] auth = ")], (
+        found
+    )
+
+
+OPEN = '[gateway]\nauth = "open"\n'
+BROKEN = Path(__file__).parents[1] / "data" / "broken.pem"
+KEYS = '[gateway]\nauth = "keys"\n'
+HASHED = "[providers.hashed]\n"
+MISTRAL = 'the backend "mistral" (embedroute.backends.mistral:Mistral of embedroute)'
+ADDRESS = "base_url must be http://HOST or https://HOST with at most a port and a path"
+IN_FLIGHT = (
+    "[gateway] max_body_bytes_in_flight = {} is less than max_body_bytes = {}. "
+    "Set it to at least that; four times as much is usual."
+)
+ONE = f'{HASHED}[models.m]\nendpoints = [{{provider = "hashed"}}]\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "report"),
+    [
+        # of [gateway]: the rest of the table stands
+        (f"{OPEN}deadline = -1", ["[gateway] deadline: Expected float > 0.0"]),
+        (
+            '[gateway]\nauth = "opened"',
+            ["[gateway] auth: Invalid enum value 'opened'; use keys, open, host"],
+        ),
+        ("[gateway]\nauth = 1", ["[gateway] auth: Expected str | null, got int"]),
+        ('[gateway]\noath = "open"', ['[gateway] unknown option "oath"; did you mean "auth"?']),
+        ('[gatewy]\nauth = "open"', ['unknown table "gatewy"; did you mean "gateway"?']),
+        ('gateway = "open"', ["[gateway] must be a table"]),
+        ('auth = "open"', ['option "auth" stands before all tables; write it under [gateway]']),
+        (
+            "[gateway",
+            [
+                "The config is not TOML: Expected ']' at the end of a table declaration (at end of document)"
+            ],
+        ),
+        (
+            f'{OPEN}deadline = -1\nonly = ["opennai"]\n{HASHED}',
+            [
+                "[gateway] deadline: Expected float > 0.0",
+                '[gateway] only: "opennai" is no known provider; did you mean "openai"?',
+            ],
+        ),
+        (
+            f"{OPEN}media_domains = [1, 2]\nonly = [3]",
+            [
+                "[gateway] media_domains[0]: Expected str, got int",
+                "[gateway] media_domains[1]: Expected str, got int",
+                "[gateway] only[0]: Expected str, got int",
+            ],
+        ),
+        (f"{OPEN}[debug]\nall = true", ['unknown table "debug"']),
+        (
+            f"{OPEN}max_body_bytes = 2\nmax_body_bytes_in_flight = 1",
+            [IN_FLIGHT.format(1, 2)],
+        ),
+        (
+            f"{OPEN}max_body_bytes = 268_435_457",
+            [IN_FLIGHT.format(268_435_456, 268_435_457)],
+        ),
+        (
+            f"{OPEN}max_body_bytes = 268_435_457\nmax_body_bytes_in_flight = 0",
+            ["[gateway] max_body_bytes_in_flight: Expected int >= 1"],
+        ),
+        (
+            f'{OPEN}max_body_bytes = "2"\nmax_body_bytes_in_flight = 1',
+            ["[gateway] max_body_bytes: Expected int, got str"],
+        ),
+        (
+            f'{KEYS}[keys.a]\nkey = "x"\nnamespace = ""',
+            ["[keys.a] namespace: Expected str of length >= 1"],
+        ),
+        (f"{OPEN}[cache]\nshared = 1", ["[cache] shared: Expected bool, got int"]),
+        (
+            f'{OPEN}engine = "quick"',
+            ["[gateway] engine: Invalid enum value 'quick'; use auto, httpx2, fast"],
+        ),
+        (
+            f'{OPEN}unknown_fields = "drop"',
+            ["[gateway] unknown_fields: Invalid enum value 'drop'; use reject, ignore"],
+        ),
+        (
+            f"{OPEN}ca_file = 1\nbody_timeout = 0\nonly = {{a = 1}}\nignore = [2]",
+            [
+                "[gateway] ca_file: Expected str | null, got int",
+                "[gateway] body_timeout: Expected float > 0.0",
+                "[gateway] only: Expected array, got object",
+                "[gateway] ignore[0]: Expected str, got int",
+            ],
+        ),
+        # of [keys]: a key that cannot be read is a key, and its lists are held to what exists
+        (
+            f'{KEYS}[keys.a]\nkey = "env:NOPE"',
+            ["[keys.a] key: the environment variable NOPE is not set"],
+        ),
+        (f'{KEYS}[keys]\na = "secret"', ["[keys.a] must be a table"]),
+        (f'{KEYS.replace("keys", "open")}keys = "x"', ['[gateway] unknown option "keys"']),
+        ('keys = "x"\n' + KEYS, ["[keys] must be a table"]),
+        (
+            f'{KEYS}[keys.a]\nkey = "x"\nmodells = ["q"]\nonly = ["nope"]\n[keys.b]\nmodels = ["nope"]\n{HASHED}',
+            [
+                '[keys.a] unknown option "modells"; did you mean "models"?',
+                '[keys.b] option "key" is missing',
+                '[keys.a] only: "nope" is no known provider; did you mean "openai"?',
+                "[keys.b] models: The model 'nope' does not exist here; GET /v1/models lists those that do.",
+            ],
+        ),
+        (
+            f'{KEYS}[keys.a]\nkey = "x"\nmodels = [1]\ndebug = 2\nonly = [3]\nignore = [4]',
+            [
+                "[keys.a] models[0]: Expected str, got int",
+                "[keys.a] debug: Expected bool | null, got int",
+                "[keys.a] only[0]: Expected str, got int",
+                "[keys.a] ignore[0]: Expected str, got int",
+            ],
+        ),
+        (
+            f'{KEYS}[keys.a]\nkye = "x"\nkey = "two words"',
+            [
+                '[keys.a] unknown option "kye"; did you mean "key"?',
+                "[keys.a] key must be 1 to 256 visible ASCII characters",
+            ],
+        ),
+        (
+            f'{KEYS}[keys.a]\nkey = "x\\u007f"',
+            ["[keys.a] key must be 1 to 256 visible ASCII characters"],
+        ),
+        (f'{KEYS}[keys."ü"]', ['[keys."ü"] option "key" is missing']),
+        (f'{KEYS}[keys.a]\nkye = "x"', ['[keys.a] unknown option "kye"; did you mean "key"?']),
+        (
+            f'"a\\nb" = 1\n{OPEN}[providers."a\\u2028b"]\nbackend = "a\\u001bb"\nstage = "beta"',
+            [
+                'unknown table "a\\nb"',
+                '[providers."a\\u2028b"] no backend "a\\x1bb" is installed',
+                "[providers.\"a\\u2028b\"] a slug is lower-case letters, digits, '.', '_' and '-', with at most one '/'",
+            ],
+        ),
+        # of [providers]: what names a provider that was written is right
+        (
+            f'{OPEN}{HASHED}stage = "x"\n[models.m]\nendpoints = [{{provider = "hashed"}}]',
+            ["[providers.hashed] stage: Invalid enum value 'x'; use stable, beta, alpha"],
+        ),
+        (
+            f'{OPEN}[providers.openai]\nstage = "x"\napikey = "k"',
+            [
+                "[providers.openai] stage: Invalid enum value 'x'; use stable, beta, alpha",
+                '[providers.openai] unknown option "apikey"; did you mean "api_key"?',
+            ],
+        ),
+        (
+            f'{OPEN}{HASHED}data_collection = "maybe"\ndistillable = "yes"',
+            [
+                "[providers.hashed] data_collection: Invalid enum value 'maybe'; use allow, deny",
+                "[providers.hashed] distillable: Expected bool | null, got str",
+            ],
+        ),
+        (
+            f'{OPEN}[providers.openai]\napi_key = " "',
+            ["[providers.openai] api_key: must not be empty"],
+        ),
+        (f'{OPEN}[providers]\nopenai = "sk-x"', ["[providers.openai] must be a table"]),
+        (
+            (
+                f'{KEYS}[keys.a]\nkey = "x"\nmodels = ["m", "openai/new", "nope"]\nonly = ["Mine", "openai"]\n'
+                '[models.m]\nendpoints = [{provider = "openai"}]\nfallback = "text-embedding-3-small"\n'
+                '[providers]\nopenai = "sk-x"'
+            ),
+            [
+                "[providers.openai] must be a table",
+                "[keys.a] models: The model 'nope' does not exist here; GET /v1/models lists those that do.",
+            ],
+        ),
+        (
+            (
+                f'{OPEN}[providers.openai]\napi_key = "env:NOPE"\n[models.m]\nfallback = "text-embedding-3-small"\n'
+                'endpoints = [{provider = "openai"}]'
+            ),
+            ["[providers.openai] api_key: the environment variable NOPE is not set"],
+        ),
+        (
+            f'providers = 1\n{OPEN}only = ["ACME"]\n[models.m]\nfallback = "n"\nendpoints = [{{provider = "openai"}}]',
+            ["[providers] must be a table"],
+        ),
+        (
+            f'{OPEN}[provider.openai]\napi_key = "k"\n[models.m]\nendpoints = [{{provider = "openai"}}]',
+            ['unknown table "provider"; did you mean "providers"?'],
+        ),
+        (
+            f'{OPEN}only = ["ACME"]\n{HASHED}vendor = ["ACME"]',
+            ["[providers.hashed] vendor: Expected str | null, got array"],
+        ),
+        (
+            f'{OPEN}[providers.openai]\napi_key = "k"\norganisation = "o"\n[providers.openai.options]\nproyect = "p"',
+            [
+                '[providers.openai] unknown option "proyect"; did you mean "project"?',
+                '[providers.openai] unknown option "organisation"; did you mean "organization"?',
+            ],
+        ),
+        (
+            f'{OPEN}[providers.mistral]\nbase_url = "ftp://x"\nzrd = true\napi_key = "env:NOPE"',
+            [
+                '[providers.mistral] unknown option "zrd"; did you mean "zdr"?',
+                "[providers.mistral] api_key: the environment variable NOPE is not set",
+                f"[providers.mistral] {MISTRAL} cannot be made: {ADDRESS}",
+            ],
+        ),
+        (
+            f'{OPEN}[providers.mistral]\nbase_url = "ftp://x"',
+            [
+                '[providers.mistral] option "api_key" is missing',
+                f"[providers.mistral] {MISTRAL} cannot be made: {ADDRESS}",
+            ],
+        ),
+        (
+            f'{OPEN}[providers.mistral]\nbase_url = 3\napikey = "k"',
+            [
+                '[providers.mistral] unknown option "apikey"; did you mean "api_key"?',
+                "[providers.mistral] base_url: Expected str, got int",
+            ],
+        ),
+        (
+            f'{OPEN}[providers.mistral]\nbase_ulr = "ftp://x"\napi_key = "k"',
+            ['[providers.mistral] unknown option "base_ulr"; did you mean "base_url"?'],
+        ),
+        (
+            (
+                f'{OPEN}[providers.openai]\nbase_ulr = "http://10.0.0.1"\n'
+                '[models.m]\ndimensions = 8\nendpoints = [{provider = "openai", model = "text-embedding-3-small"}]'
+            ),
+            ['[providers.openai] unknown option "base_ulr"; did you mean "base_url"?'],
+        ),
+        (
+            f'{OPEN}[providers.openai]\napi_key = "k"\noptions = {{api_key = "l"}}',
+            ['[providers.openai] option "api_key" stands twice, in the table and in its options'],
+        ),
+        (
+            f'{OPEN}{HASHED}options = {{vendor = "x"}}',
+            ['[providers.hashed] unknown option "vendor"'],
+        ),
+        (
+            f'{OPEN}[providers.openai]\napi_key = "k"\noptions = 3',
+            ["[providers.openai.options] must be a table"],
+        ),
+        (
+            f'{OPEN}[providers.openai]\nextra_headers = {{x-a = 1, x-b = "env:NOPE"}}\nextra_body = {{"a b" = []}}',
+            [
+                "[providers.openai] extra_headers.x-a: must be a string: env:NAME, file:PATH or the secret itself",
+                "[providers.openai] extra_headers.x-b: the environment variable NOPE is not set",
+                '[providers.openai] extra_body."a b": Expected bool | int | float | str, got array',
+            ],
+        ),
+        # of [models]: each endpoint and each key for itself
+        (
+            (
+                f'{OPEN}{HASHED}[models.m]\ndimension = 3\nfallback = "nope"\n'
+                'endpoints = [{provider = "zz"}, {provider = "hashed", accepts = {max_input = 1}}]'
+            ),
+            [
+                '[models.m] unknown option "dimension"; did you mean "dimensions"?',
+                '[models.m.endpoints.hashed.accepts] unknown option "max_input"; did you mean "max_inputs"?',
+                '[models.m] endpoint names the provider "zz", which no [providers] table configures',
+                '[models.m] fallback "nope" is not another model of this config',
+            ],
+        ),
+        (
+            f'{OPEN}{HASHED}[models.m]\nendpoints = [{{provider = "zz", weigth = 1, accepts = {{tokens = 1}}}}]',
+            [
+                '[models.m.endpoints.0] unknown option "weigth"; did you mean "weight"?',
+                "[models.m.endpoints.zz.accepts] tokens: Expected bool, got int",
+                '[models.m] endpoint names the provider "zz", which no [providers] table configures',
+            ],
+        ),
+        (
+            f'{OPEN}{HASHED}[models.m]\nendpoints = [{{provider = "hashed", price = {{promt = 1, imge = 2, audio = -1}}}}]',
+            [
+                '[models.m.endpoints.0.price] unknown option "promt"; did you mean "prompt"?',
+                '[models.m.endpoints.0.price] unknown option "imge"; did you mean "image"?',
+                "[models.m.endpoints.0.price] audio: Expected int >= 0",
+            ],
+        ),
+        (
+            (
+                f"{OPEN}{HASHED}[models.m]\nendpoints = [{{provider = 'hashed', accepts = 3, "
+                "price = {prompt = -1, completion = -1, request = -1, image = -1}}]"
+            ),
+            [
+                *(
+                    f"[models.m.endpoints.0.price] {kind}: Expected int >= 0"
+                    for kind in ("prompt", "completion", "request", "image")
+                ),
+                "[models.m.endpoints.0] accepts: Expected object, got int",
+            ],
+        ),
+        (
+            f"{OPEN}{ONE}matryoshka = 1\ndimensions_allowed = [8, 0]\ninput_types = [2]\nprefixes = [3]\nfallback = 4",
+            [
+                "[models.m] matryoshka: Expected bool | null, got int",
+                "[models.m] dimensions_allowed[1]: Expected int >= 1",
+                "[models.m] input_types[0]: Expected str, got int",
+                "[models.m] prefixes: Expected object | null, got array",
+                "[models.m] fallback: Expected str | null, got int",
+            ],
+        ),
+        (
+            f"{OPEN}{ONE}prefixes = {{query = 1}}",
+            ["[models.m] prefixes.query: Expected str, got int"],
+        ),
+        (
+            f"{OPEN}{HASHED}[models.m]\nendpoints = ['hashed']",
+            ["[models.m.endpoints.0] must be a table"],
+        ),
+        (
+            f"{OPEN}{HASHED}[models.m]\nendpoints = [{{}}]",
+            ['[models.m.endpoints.0] option "provider" is missing'],
+        ),
+        (
+            f"{OPEN}{HASHED}[models.m]\nendpoints = [{{providr = 'hashed'}}]",
+            ['[models.m.endpoints.0] unknown option "providr"; did you mean "provider"?'],
+        ),
+        (
+            f"{OPEN}{HASHED}[models.m]\nmatryoshca = true\nendpoint = [{{provider = 'hashed'}}]",
+            [
+                '[models.m] unknown option "matryoshca"; did you mean "matryoshka"?',
+                '[models.m] unknown option "endpoint"; did you mean "endpoints"?',
+            ],
+        ),
+        (
+            f"{OPEN}[providers.openai]\n[models.text-embedding-3-small]\ndimensions = '3072'\ndimensions_allowed = [2048]",
+            ["[models.text-embedding-3-small] dimensions: Expected int | null, got str"],
+        ),
+        (
+            (
+                f"{OPEN}[providers.openai]\n[models.text-embedding-3-small]\n"
+                "endpoints = [{provider = 'openai'}, {provider = 'openai', model = 3}]"
+            ),
+            ["[models.text-embedding-3-small.endpoints.1] model: Expected str | null, got int"],
+        ),
+        (
+            f'models = 1\n{KEYS}[keys.a]\nkey = "x"\nmodels = ["m"]\n{HASHED}',
+            ["[models] must be a table"],
+        ),
+        (f"{OPEN}{HASHED}[models]\nm = 'hashed'", ["[models.m] must be a table"]),
+        (
+            (
+                f'{KEYS}[keys.a]\nkey = "x"\nmodels = ["hashed/m", "up"]\n{HASHED}[models.m]\n'
+                'endpoints = [{provider = "hashed"}, {providr = "hashed", model = "n"}, {provider = "hashed", model = ["up"]}]'
+            ),
+            [
+                '[models.m.endpoints.1] unknown option "providr"; did you mean "provider"?',
+                "[models.m.endpoints.2] model: Expected str | null, got array",
+            ],
+        ),
+        # of what would only be met by the first request
+        (
+            f'{OPEN}media_domains = ["https://x.example/", "", "*.x.example", "x.example:443", ".x", "x.", "-x", "A.Example"]',
+            [
+                f'[gateway] media_domains: "{it}" is no host name; write the name alone, as in "images.example.com"'
+                for it in (
+                    "https://x.example/",
+                    "",
+                    "*.x.example",
+                    "x.example:443",
+                    ".x",
+                    "x.",
+                    "-x",
+                )
+            ],
+        ),
+        (f"{OPEN}{ONE}modalities = []", ["[models.m] modalities: Expected array of length >= 1"]),
+        (
+            f'{OPEN}{HASHED}[models.m]\nendpoints = [{{provider = "hashed", model = ""}}, {{provider = ""}}]',
+            [
+                "[models.m.endpoints.0] model: Expected str of length >= 1",
+                "[models.m.endpoints.1] provider: Expected str of length >= 1",
+            ],
+        ),
+        (
+            f'{OPEN}{HASHED}[models.""]\nendpoints = [{{provider = "hashed"}}]',
+            ['[models.""] a model has a name'],
+        ),
+        (f'{OPEN}{HASHED}vendor = ""', ["[providers.hashed] vendor: Expected str of length >= 1"]),
+        (
+            f'{OPEN}engine = "fast"\nproxy = "http://10.0.0.1"\ndeadline = 0',
+            [
+                "[gateway] deadline: Expected float > 0.0",
+                '[gateway] engine = "fast" goes straight to upstreams; with a proxy write engine = "httpx2".',
+            ],
+        ),
+        (
+            f'{OPEN}proxy = "proxy.internal:3128"\nca_file = "/nope.pem"',
+            [
+                "[gateway] proxy must be http://HOST:PORT or https://HOST:PORT",
+                "[gateway] ca_file: /nope.pem cannot be read: No such file or directory",
+            ],
+        ),
+        (
+            f'{OPEN}proxy = "socks5://h:1"',
+            ["[gateway] proxy must be http://HOST:PORT or https://HOST:PORT"],
+        ),
+        *(
+            (
+                f'{OPEN}proxy = "{url}"',
+                ["[gateway] proxy must be http://HOST:PORT or https://HOST:PORT"],
+            )
+            for url in (
+                "http://h:99999",
+                "http://h:port",
+                "http://h:0",
+                "http://[::1",
+                "http://:80",
+                "http://h h",
+                "http://",
+            )
+        ),
+        (
+            f'{OPEN}ca_file = "{pytest.__file__}"',
+            [f"[gateway] ca_file: {pytest.__file__} holds no certificate in PEM form"],
+        ),
+        (
+            f'{OPEN}ca_file = "\\u0000"',
+            ["[gateway] ca_file: \\x00 cannot be read: embedded null byte"],
+        ),
+        (
+            f'{OPEN}ca_file = "{BROKEN}"',
+            [f"[gateway] ca_file: {BROKEN} holds no certificate in PEM form"],
+        ),
+        (
+            f'{OPEN}proxy = "env:NOPE"\nengine = "fast"',
+            ["[gateway] proxy: the environment variable NOPE is not set"],
+        ),
+        # of a key's models: what it could never use
+        (
+            (
+                f'{KEYS}[keys.a]\nkey = "x"\nmodels = ["hashed/m", "again/m:floor", "m:floor"]\n{HASHED}'
+                '[providers.again]\nbackend = "hashed"\n[models.m]\nendpoints = [{provider = "hashed"}, {provider = "again"}]'
+            ),
+            [
+                f"[keys.a] models: '{it}' is only some of the endpoints of 'm'; name the model itself, and providers in 'only'"
+                for it in ("hashed/m", "again/m:floor")
+            ],
+        ),
+    ],
+)
+def test_a_report_has_one_true_line_for_each_mistake(text, report):
+    """Nothing is said of what another mistake leaves unknown, and nothing that can be known waits for the next start."""
+    assert report == mistakes_of(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f'{KEYS}[keys.a]\nkey = "{"x" * 256}"',
+        f'{KEYS}[keys.a]\nkey = "!~"',
+        f'{OPEN}media_domains = ["a", "x-1.example", "10.0.0.1"]\nmax_inputs = 1\nmax_body_bytes = 1\n[cache]\nbytes = 0',
+        f"{OPEN}max_body_bytes = 268_435_456",
+        f'{KEYS}[keys.a]\nkey = "x"\nnamespace = "{"n" * 256}"',
+        f"{OPEN}{ONE}dimensions = 1\nmax_input_tokens = 1\nprefixes = {{}}",
+        (
+            f"{OPEN}{HASHED}[models.m]\nendpoints = [{{provider = 'hashed', weight = 1e18, quality = -1e18, price = 1e18}}]\n"
+            "[models.n]\nendpoints = [{provider = 'hashed', quality = 1e18, micro_batch_ms = 0}]\n[models.o]\n"
+            f"endpoints = [{{provider = 'hashed', micro_batch_ms = 1000, price = '{'9' * 18}.{'9' * 18}'}}]"
+        ),
+    ],
+)
+def test_what_is_at_a_bound_is_within_it(text):
+    assert [] == mistakes_of(text)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "api.openai.com",
+        "ftp://x",
+        "http://",
+        "https:///v1",
+        "http://:80",
+        "https://a b/v1",
+        "https://x\n/v1",
+        " https://x",
+        "https://x:99999",
+        "https://x:port",
+        "https://x/v1?api-version=1",
+        "https://x/v1#top",
+        "https://[::1/v1",
+        "https://x:0/v1",
+        "https://x/a\\b",
+        "https://x/\x01",
+        "https://x/\x7f",
+    ],
+)
+@pytest.mark.parametrize("backend", ["openai", "mistral", "gemini"])
+def test_an_address_that_can_never_be_reached_is_a_mistake(backend, url):
+    """Not a 502 for each request; and a URL may hold a password, so it is not repeated."""
+    text = (
+        f'{OPEN}[providers.x]\nbackend = "{backend}"\napi_key = "k"\nbase_url = {json.dumps(url)}'
+    )
+
+    (mistake,) = mistakes_of(text)
+
+    assert mistake.startswith(f'[providers.x] the backend "{backend}"')
+    assert mistake.endswith(ADDRESS)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://x",
+        "HTTPS://X/v1/",
+        "http://127.0.0.1:8080/v1",
+        "http://[::1]:80",
+        "http://u:p@h",
+        "https://bücher.example",
+    ],
+)
+def test_any_http_address_is_taken(url):
+    assert [] == mistakes_of(f'{OPEN}[providers.x]\nbackend = "openai"\nbase_url = "{url}"')
+
+
+def test_a_readable_ca_file_is_taken(tmp_path):
+    path = tmp_path / "ca.pem"
+    new = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-subj",
+        "/CN=our ca",
+    ]
+    run([*new, "-keyout", tmp_path / "ca.key", "-out", path], tmp_path)
+
+    assert [] == mistakes_of(f'{OPEN}ca_file = "{path}"\nproxy = "HTTP://u:p@proxy.internal:3128"')
+
+
+def test_options_may_stand_in_a_table_of_their_own():
+    """As a ``Provider`` of Python has them; neither place hides the other."""
+    config = read_config(
+        '[providers.openai]\napi_key = "k"\nzdr = true\noptions = {project = "p"}', {}
+    ).config
+
+    assert (
+        Provider(zdr=True, options={"project": "p", "api_key": "k"}) == config.providers["openai"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("said", "held"),
+    [
+        ("m", "m"),
+        ("m:floor", "m"),
+        ("hashed/m", "m"),
+        ("hashed/m:nitro", "m"),
+        ("hashed/raw", "hashed/raw"),
+        ("q:floor", "q:floor"),
+        ("q:floor:nitro", "q:floor"),
+    ],
+)
+def test_a_key_may_use_the_model_that_its_list_means(said, held, tmp_path):
+    path = tmp_path / "my.toml"
+    path.write_text(
+        f'{KEYS}[keys.a]\nkey = "x"\nmodels = ["{said}"]\n{ONE}[models."q:floor"]\nendpoints = [{{provider = "hashed"}}]'
+    )
+
+    gateway = Gateway.from_file(path)
+
+    assert {held} == gateway.keys.identify([(b"authorization", b"Bearer x")]).models
+
+
+def test_all_mistakes_are_named_at_once():
+    """Of the whole file, whatever stage of starting would meet them."""
+    text = """
+    [gatewy]
+    [gateway]
+    deadline = "x"
+    max_inputs = 0
+    [keys.a]
+    key = "env:NOPE"
+    [cache]
+    ttl = -1
+    [providers.hashed]
+    colour = 1
+    [providers.wordlama]
+    [models.m]
+    dimensions = "many"
+    [models.n]
+    endpoints = [{provider = "x", weight = -1}, {provider = "y"}]
+    """
+
+    found = "\n".join(mistakes_of(text))
+
+    for place in (
+        "gatewy",
+        "deadline",
+        "max_inputs",
+        "NOPE",
+        "ttl",
+        "colour",
+        "wordlama",
+        "models.m",
+        "weight",
+        '"y"',
+    ):
+        assert place in found
+    assert len(found.splitlines()) >= 10
+
+
+@pytest.mark.parametrize(
+    ("said", "held"),
+    [
+        ("plain", "plain"),
+        ("env:TEAM_A_KEY", "team-a-secret"),
+        ("file:{path}", "from a file"),
+        ("environment:x", "environment:x"),
+        ("sk:1", "sk:1"),
+    ],
+)
+def test_a_secret_is_read_from_where_it_is(said, held, tmp_path):
+    path = tmp_path / "secret"
+    path.write_text(" from a file\n")
+    text = f'[providers.openai]\napi_key = "{said.format(path=path)}"\n[gateway]\nauth = "open"'
+
+    config = read_config(text, ENVIRON).config
+    gateway = Gateway(config, environ=ENVIRON)
+
+    assert Secret(held) == gateway.directory.providers["openai"].backend.api_key
+
+
+def test_a_config_may_begin_as_some_editors_begin_a_file(tmp_path):
+    """With a byte order mark, which TOML has no word for."""
+    path = tmp_path / "my.toml"
+    path.write_text(OPEN, encoding="utf-8-sig")
+
+    assert "open" == Gateway.from_file(path).settings.auth
+
+
+def test_a_secret_that_is_no_text_is_named_by_its_file_alone(tmp_path):
+    path = tmp_path / "secret"
+    path.write_bytes(b"\xffsecret")
+
+    assert [f"[keys.a] key: the file {path} holds no text in UTF-8"] == read_config(
+        f'[keys.a]\nkey = "file:{path}"', {}
+    ).mistakes
+
+
+def test_a_file_that_holds_nothing_holds_no_secret(tmp_path):
+    path = tmp_path / "secret"
+    path.write_text(" \n")
+
+    assert ["[keys.a] key: must not be empty"] == read_config(
+        f'[keys.a]\nkey = "file:{path}"', {}
+    ).mistakes
+
+
+@pytest.mark.parametrize("around", ["{}\n", "{}\r\n", " {} ", "\t{}\n\n"])
+def test_space_around_a_secret_that_is_kept_elsewhere_is_none_of_it(around, tmp_path):
+    """Whoever writes one into a file, and mounts that file as a variable, hardly sees the line break behind it."""
+    path, kept = tmp_path / "secret", around.format("sk-kept")
+    path.write_text(kept)
+    environ = {
+        "KEY": kept,
+        "EMBEDROUTE_AUTH": "keys",
+        "EMBEDROUTE_KEY": kept,
+        "OPENAI_API_KEY": kept,
+    }
+    written = f'{OPEN}[providers.openai]\napi_key = "env:KEY"\n[providers.two]\nbackend = "openai"\napi_key = "file:{path}"'
+    from_file, from_env = read_config(written, environ), Gateway.from_env(environ=environ)
+
+    assert [] == from_file.mistakes
+    backends = Gateway(from_file.config, environ=environ).directory.providers
+    assert [Secret("sk-kept")] * 2 == [it.backend.api_key for it in backends.values()]
+    assert Secret("sk-kept") == from_env.directory.providers["openai"].backend.api_key
+    assert "default" == from_env.keys.identify([(b"authorization", b"Bearer sk-kept")]).name
+
+
+UNSENDABLE = "holds a line break or another character that no header can carry"
+
+
+@pytest.mark.parametrize(
+    ("provider", "options", "mistake"),
+    [
+        ("openai", {"api_key": "sk-hidden\nx"}, f"api_key {UNSENDABLE}"),
+        ("openai", {"api_key": "sk-hidden\0"}, f"api_key {UNSENDABLE}"),
+        ("openai", {"api_key": "sk-hidden\x01"}, f"api_key {UNSENDABLE}"),
+        ("openai", {"api_key": "sk-hidden…"}, f"api_key {UNSENDABLE}"),
+        ("gemini", {"api_key": "sk-hidden\rx"}, f"api_key {UNSENDABLE}"),
+        ("mistral", {"api_key": "sk-hidden\x7f"}, f"api_key {UNSENDABLE}"),
+        (
+            "openai",
+            {"api_key": "sk-hidden "},
+            "api_key has space around it, which no header can carry",
+        ),
+        (
+            "openai",
+            {"api_key": "k", "organization": "\to"},
+            "organization has space around it, which no header can carry",
+        ),
+        (
+            "openai",
+            {"api_key": "k", "extra_body": {"top": "\ud800"}},
+            "extra_body.top is '\\ud800', which JSON cannot say",
+        ),
+        ("openai", {"api_key": "k", "organization": "o\n"}, f"organization {UNSENDABLE}"),
+        ("openai", {"api_key": "k", "project": "p\n"}, f"project {UNSENDABLE}"),
+        (
+            "openai",
+            {"api_key": "k", "extra_headers": {"x-one": "hidden\r\nx: y"}},
+            f"extra_headers.x-one {UNSENDABLE}",
+        ),
+        (
+            "openai",
+            {"api_key": "k", "extra_headers": {"x one": "1"}},
+            "extra_headers cannot set a header 'x one'",
+        ),
+        (
+            "openai",
+            {"api_key": "k", "extra_headers": {"x:": "1"}},
+            "extra_headers cannot set a header 'x:'",
+        ),
+        (
+            "openai",
+            {"api_key": "k", "extra_headers": {"": "1"}},
+            "extra_headers cannot set a header ''",
+        ),
+        *(
+            (
+                "openai",
+                {"api_key": "k", "extra_headers": {name: "1"}},
+                f"extra_headers cannot set a header '{name}'",
+            )
+            for name in ("ü", "x/1", "Connection", "Content-Length", "Transfer-Encoding", "upgrade")
+        ),
+        (
+            "openai",
+            {"api_key": "k", "extra_body": {"top": float("nan")}},
+            "extra_body.top is nan, which JSON cannot say",
+        ),
+        (
+            "openai",
+            {"api_key": "k", "extra_body": {"top": float("-inf")}},
+            "extra_body.top is -inf, which JSON cannot say",
+        ),
+    ],
+)
+def test_what_no_request_could_be_written_with_is_a_mistake_at_start(provider, options, mistake):
+    """And not with each request; a secret is not repeated."""
+    with pytest.raises(ConfigError) as refused:
+        Gateway(
+            Config(gateway=Settings(auth="open"), providers={provider: Provider(options=options)}),
+            environ={},
+        )
+
+    assert f": {mistake}" in refused.value.message
+    assert "hidden" not in refused.value.message
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"api_key": "sk-ü"},
+        {"api_key": "two words"},
+        {"extra_headers": {"X-One": "1", "authorization": "Basic x"}},
+        {"api_key": "k", "extra_body": {"a": 1.5, "b": True, "c": "x", "d": 1e308}},
+    ],
+)
+def test_what_can_be_written_is_none(options):
+    Gateway(
+        Config(gateway=Settings(auth="open"), providers={"openai": Provider(options=options)}),
+        environ={},
+    )
+
+
+def test_no_secret_shows():
+    """Not in the config's own words, nor in any mistake that it makes."""
+    text = '[keys.a]\nkey = "hidden-1"\n[providers.openai]\napi_key = "hidden-2"\nbase_ulr = "https://u:hidden-3@h"\n[gateway]\nauth="keys"'
+    draft = read_config(text, {})
+    from_environment = environment_config(
+        {"OPENAI_API_KEY": "hidden-4", "EMBEDROUTE_AUTH": "keys", "EMBEDROUTE_KEY": "hidden-5"},
+        local=True,
+    )
+
+    shown = f"{draft!r}{draft.config}{from_environment!r}{mistakes_of(text)}"
+
+    assert "hidden" not in shown
+    assert "api_key" in shown
+
+
+@pytest.mark.parametrize(
+    ("environ", "local", "providers"),
+    [
+        ({}, False, set()),
+        ({}, True, {"wordllama"}),
+        ({"OPENAI_API_KEY": "k"}, True, {"openai", "wordllama"}),
+        ({"OPENAI_API_KEY": ""}, False, set()),
+        (
+            {"OPENAI_API_KEY": "k", "MISTRAL_API_KEY": "k", "GOOGLE_API_KEY": "k"},
+            False,
+            {"openai", "mistral", "gemini"},
+        ),
+        ({"GEMINI_API_KEY": "first", "GOOGLE_API_KEY": "second"}, False, {"gemini"}),
+        ({"GEMINI_API_KEY": " ", "GOOGLE_API_KEY": "first"}, False, {"gemini"}),
+        ({"JINA_API_KEY": "k", "UNRELATED_API_KEY": "k"}, False, {"jina"}),
+    ],
+)
+def test_the_environment_turns_on_whose_key_it_holds(environ, local, providers):
+    config = environment_config({"EMBEDROUTE_AUTH": "open", **environ}, local=local)
+
+    assert providers == set(config.providers)
+    assert providers == set(Gateway(config, environ={}).directory.providers)
+    if "GEMINI_API_KEY" in environ:
+        assert {"api_key": "first"} == config.providers["gemini"].options
+
+
+@pytest.mark.parametrize(
+    ("environ", "mistake"),
+    [
+        ({}, STATE_ENV_AUTH),
+        ({"EMBEDROUTE_AUTH": "Keys"}, STATE_ENV_AUTH),
+        ({"EMBEDROUTE_AUTH": ""}, STATE_ENV_AUTH),
+        ({"EMBEDROUTE_AUTH": "keys"}, "EMBEDROUTE_KEY must hold"),
+        ({"EMBEDROUTE_AUTH": "keys", "EMBEDROUTE_KEY": ""}, "EMBEDROUTE_KEY must hold"),
+        ({"EMBEDROUTE_AUTH": "keys", "EMBEDROUTE_KEY": "two words"}, "[keys.default] key must be"),
+    ],
+)
+def test_the_environment_must_say_who_may_call(environ, mistake):
+    with pytest.raises(ConfigError) as refused:
+        Gateway.from_env(environ=environ)
+
+    assert refused.value.message.startswith(mistake)
+
+
+def test_a_gateway_from_the_environment_knows_its_key():
+    gateway = Gateway.from_env(environ={"EMBEDROUTE_AUTH": "keys", "EMBEDROUTE_KEY": "k"})
+
+    assert "default" == gateway.keys.identify([(b"authorization", b"Bearer k")]).name
+
+
+@pytest.mark.parametrize("auth", ["open", "host"])
+@pytest.mark.parametrize("key", ["k", "two words"])
+def test_who_needs_no_keys_may_say_so_in_the_environment(auth, key):
+    """A key that stands in it all the same is nobody's, whatever it is."""
+    gateway = Gateway.from_env(environ={"EMBEDROUTE_AUTH": auth, "EMBEDROUTE_KEY": key})
+
+    assert auth == gateway.settings.auth
+    with pytest.raises(Unauthorized):
+        gateway.keys.identify([(b"authorization", b"Bearer k")])
+
+
+@pytest.mark.parametrize(
+    ("text", "mistake"),
+    [
+        ("", STATE_AUTH),
+        (
+            '[gateway]\nauth = "keys"',
+            '[gateway] auth = "keys" needs at least one [keys.NAME] table',
+        ),
+    ],
+)
+def test_who_may_call_has_no_default(text, mistake):
+    assert [it for it in mistakes_of(text) if it.startswith(mistake)]
+
+
+STRUCTS = {
+    "gateway": Settings(auth="open", deadline=5.0),
+    "keys": {"a": Key(key=Secret("k"), models=["m"])},
+    "cache": CacheSettings(bytes=0),
+    "providers": {"hashed": Provider(zdr=True)},
+    "models": {"m": Model(dimensions=8, endpoints=[Endpoint(provider="hashed", price="0.1")])},
+}
+DICTS = {
+    "gateway": {"auth": "open", "deadline": 5.0},
+    "keys": {"a": {"key": "k", "models": ["m"]}},
+    "cache": {"bytes": 0},
+    "providers": {"hashed": {"zdr": True}},
+    "models": {"m": {"dimensions": 8, "endpoints": [{"provider": "hashed", "price": "0.1"}]}},
+}
+
+
+@pytest.mark.parametrize(
+    "mixed",
+    [
+        {},
+        {"keys": STRUCTS["keys"]},
+        {"models": {"m": {**DICTS["models"]["m"], "endpoints": STRUCTS["models"]["m"].endpoints}}},
+    ],
+)
+def test_a_config_is_built_of_structs_or_dicts(mixed):
+    assert Config(**STRUCTS) == Config(**{**DICTS, **mixed})
+    assert {"m"} <= set(Gateway(Config(**STRUCTS)).directory.routes)
+
+
+@pytest.mark.parametrize(
+    ("tables", "mistake"),
+    [
+        ({"keys": {"a": Key(key="k")}}, None),
+        ({"keys": {"a": Key(key="two words")}}, "[keys.a] key must be"),
+        ({"keys": {"a": Key(key=Secret(""))}}, "[keys.a] key must be"),
+        ({"gateway": Settings(only=("a", 3))}, "[gateway] only[1]: Expected str, got int"),
+        ({"gateway": Settings(auth="everyone")}, "[gateway] auth: Invalid enum value"),
+        ({"gateway": Settings(deadline="soon")}, "[gateway] deadline: Expected float, got str"),
+        ({"gateway": {"deadlin": 1}}, '[gateway] unknown option "deadlin"'),
+        ({"models": {"m": Model(dimensions=-1)}}, "[models.m] dimensions: Expected int >= 1"),
+        (
+            {"models": {"m": {"endpoints": [Endpoint(provider="hashed", weight=-1)]}}},
+            "[models.m.endpoints.0] weight",
+        ),
+        (
+            {"models": {"m": Model(endpoints=[Endpoint(provider=3)])}},
+            "[models.m.endpoints.0] provider: Expected str, got int",
+        ),
+        ({"providers": {"x": Provider(stage="gamma")}}, "[providers.x] stage: Invalid enum value"),
+        (
+            {"models": {"m": Model(prefixes={1: "a"})}},
+            "[models.m] prefixes: Expected str, got int as a key",
+        ),
+        ({"providers": []}, "[providers] must be a table"),
+        ({"gateway": {1: 2}}, "[gateway] must be a table"),
+        (
+            {
+                "models": {
+                    "m": {"endpoints": (Endpoint(provider="p", price=PriceTable(prompt="free")),)}
+                }
+            },
+            "[models.m.endpoints.0.price] prompt: Expected str matching",
+        ),
+    ],
+)
+def test_what_python_says_is_judged_as_what_toml_says(tables, mistake):
+    """A struct checks nothing when it is made; a wrong type must not wait for the first request."""
+    if mistake is None:
+        assert Secret("k") == Config(**tables).keys["a"].key
+        return
+
+    with pytest.raises(ConfigError) as refused:
+        Config(**tables)
+    assert refused.value.message.startswith(mistake)
+
+
+EXACT = Decimal("0.020000000000000001")
+"""More digits than a float has."""
+
+
+@pytest.mark.parametrize("price", [EXACT, PriceTable(prompt=EXACT), {"prompt": EXACT}])
+def test_prices_may_be_decimals_in_python(price):
+    endpoint = Endpoint(provider="hashed", price=price)
+    config = Config(models={"m": Model(endpoints=[endpoint])})
+
+    assert {"prompt": EXACT} == config.models["m"].endpoints[0].prices()
+
+
+def test_a_backend_object_needs_no_packaging():
+    backend = ScriptedBackend()
+    config = Config(
+        gateway={"auth": "open"},
+        providers={"mine": Provider(backend=backend, zdr=True)},
+        models={"m": {"endpoints": [{"provider": "mine"}]}},
+    )
+
+    (it,) = Gateway(config).directory.resolve("m").candidates
+    assert (True, True) == (it.backend is backend, it.zdr)
+
+
+@pytest.mark.parametrize("backend", [ScriptedBackend, 3, object(), ["openai"]])
+def test_what_is_no_backend_is_refused(backend):
+    with pytest.raises(
+        ConfigError, match=r"\[providers.mine\] backend must be a name, or an object whose class is"
+    ):
+        Gateway(Config(gateway={"auth": "open"}, providers={"mine": Provider(backend=backend)}))
+
+
+class Overriding(Backend):
+    accepts: Accepts = Accepts(dimensions=True)
+
+
+def test_an_object_is_held_to_what_its_class_must_declare():
+    """As by entry point: a field of that name would silently win over what config says."""
+    with pytest.raises(
+        ConfigError,
+        match=r"\[providers.mine\] the backend Overriding must declare accepts: ClassVar",
+    ):
+        Gateway(
+            Config(gateway={"auth": "open"}, providers={"mine": Provider(backend=Overriding())})
+        )
+
+
+def test_options_beside_a_backend_object_are_refused():
+    provider = Provider(backend=ScriptedBackend(), options={"width": 3})
+
+    with pytest.raises(ConfigError, match="options go into the backend object"):
+        Gateway(Config(gateway={"auth": "open"}, providers={"mine": provider}))
+
+
+def test_a_config_is_found_by_path_or_by_name(tmp_path):
+    path = tmp_path / "my.toml"
+    path.write_text(
+        '[gateway]\nauth = "open"\n[providers.hashed]\n[models.m]\nendpoints = [{provider = "hashed"}]'
+    )
+
+    for gateway in (
+        Gateway.from_file(path),
+        Gateway.from_file(environ={"EMBEDROUTE_CONFIG": str(path)}),
+    ):
+        assert "m" == gateway.directory.resolve("m").name
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe", b"[gateway"])
+def test_a_file_that_cannot_be_read_is_named(content, tmp_path):
+    path = tmp_path / "my.toml"
+    if content is not None:
+        path.write_bytes(content)
+
+    with pytest.raises(ConfigError, match="config") as refused:
+        Gateway.from_file(path)
+    assert content == b"[gateway" or str(path) in refused.value.message
+
+
+def test_a_default_config_says_nothing_of_its_own():
+    """What is not said is the documented default."""
+    assert msgspec.structs.asdict(Settings()) | {"auth": None} == msgspec.structs.asdict(
+        Config().gateway
+    )
+    assert (None, 60.0, 30.0, 33_554_432, 2048) == tuple(
+        getattr(Settings(), name)
+        for name in ("auth", "deadline", "body_timeout", "max_body_bytes", "max_inputs")
+    )
+    assert 268_435_456 == Settings().max_body_bytes_in_flight
+    assert (268_435_456, 86_400.0, True) == msgspec.structs.astuple(CacheSettings())
+    assert ANYONE.models is None

@@ -1,0 +1,876 @@
+"""Merging small calls to a busy endpoint: who goes with whom, what each gets back, and what is left behind."""
+
+import random
+import threading
+from collections import defaultdict
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import NamedTuple
+
+import anyio
+import msgspec
+import numpy as np
+import pytest
+
+from embedroute import Config, Endpoint, Gateway, Model, Provider, Settings
+from embedroute.backend import Accepts, Batch, Vectors
+from embedroute.backends.hashed import hash_batch
+from embedroute.config import CacheSettings
+from embedroute.errors import (
+    BatchTooLarge,
+    EmbedrouteError,
+    InputRefused,
+    InvalidRequest,
+    NoHealthyEndpoint,
+    RateLimited,
+    TimedOut,
+    Unavailable,
+)
+from embedroute.execution import LARGEST, Merger
+from embedroute.inputs import ImagePart, ImageURL, TextPart
+from embedroute.routing import ENVELOPE, RetryPolicy
+from embedroute.testing import ScriptedBackend, expected_vector
+from tests.fault_upstream import Upstream, vectors_of
+
+pytestmark = pytest.mark.anyio
+
+WIDE = Accepts(max_inputs=2048)
+LONG, LONGER = 600.0, 3600.0
+"""Seconds that no test takes: who is answered sooner did not wait for its patience, or its time, to run out."""
+
+
+class Endpointed:
+    """An endpoint that answers when it is told to, and writes down what it was asked and in how many seconds."""
+
+    def __init__(self, accepts=WIDE):
+        self.merger, self.accepts = Merger(), accepts
+        self.batches, self.seconds = [], []
+        self.open, self.came = anyio.Event(), defaultdict(anyio.Event)
+        self.answer = lambda batch: hash_batch(batch, 8)
+
+    async def call(self, batch, seconds):
+        self.batches.append(batch)
+        self.seconds.append(seconds)
+        self.came[len(self.batches)].set()
+        with anyio.move_on_after(seconds):
+            await self.open.wait()
+            return self.answer(batch)
+        raise TimedOut("slow")
+
+    async def embed(
+        self, *texts, terms="terms", call=None, patience=LONG, timeout=LONGER, **fields
+    ):
+        batch, times = (
+            Batch(model="m", texts=texts, **fields),
+            {"patience": patience, "timeout": timeout},
+        )
+        return await self.merger.embed(
+            batch, terms, call or self.call, caps=lambda: self.accepts, **times
+        )
+
+    @property
+    def asked(self):
+        return [list(batch.texts) for batch in self.batches]
+
+
+@asynccontextmanager
+async def crowd():
+    """A task group that fails, rather than hangs, when somebody waits for what never comes."""
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as group:
+            yield group
+
+
+async def settle():
+    """Let everybody else go on until they wait for something that nobody in this thread gives them."""
+    for _ in range(20):
+        await anyio.lowlevel.checkpoint()
+
+
+class Outcomes(dict):
+    """What each call came to, an answer or an error; ``over`` tells when."""
+
+    def __init__(self):
+        super().__init__()
+        self.over = defaultdict(anyio.Event)
+
+    async def keep(self, name, work):
+        try:
+            self[name] = await work()
+        except EmbedrouteError as error:
+            self[name] = error
+        self.over[name].set()
+
+
+async def together(endpoint, *parties, answer=None, **fields):
+    """Send the first, and while it is under way the others; then let the endpoint answer."""
+    outcomes = Outcomes()
+    async with crowd() as group:
+        for texts in parties:
+            group.start_soon(outcomes.keep, texts, partial(endpoint.embed, *texts, **fields))
+            await settle()
+        endpoint.answer = answer or endpoint.answer
+        endpoint.open.set()
+    assert endpoint.merger._queues == {}
+    return outcomes
+
+
+def is_right(texts, answer):
+    rows = answer.array if isinstance(answer, Vectors) else answer.vectors
+    return np.array_equal(rows, [expected_vector(text, 8) for text in texts])
+
+
+async def test_an_idle_endpoint_is_called_at_once():
+    endpoint = Endpointed()
+    endpoint.open.set()
+    with anyio.fail_after(60):
+        for text in "abc":
+            answer, made = await endpoint.embed(text)
+            assert made
+            assert is_right([text], answer)
+
+    assert [["a"], ["b"], ["c"]] == endpoint.asked
+    assert endpoint.merger._queues == {}
+
+
+async def test_calls_to_a_busy_endpoint_are_merged_and_each_gets_its_own_rows():
+    endpoint = Endpointed()
+    parties = [("a",), ("b", "c"), ("d",), ("e", "f", "g")]
+    outcomes = await together(endpoint, *parties)
+
+    assert [["a"], ["b", "c", "d", "e", "f", "g"]] == endpoint.asked
+    assert [True, True, False, False] == [outcomes[texts][1] for texts in parties]
+    assert all(is_right(texts, outcomes[texts][0]) for texts in parties)
+
+
+@pytest.mark.parametrize(
+    ("accepts", "asked"),
+    [
+        (Accepts(), [3]),
+        (Accepts(max_inputs=6), [3]),
+        (Accepts(max_inputs=5), [2, 1]),
+        (Accepts(max_inputs=3), [1, 1, 1]),
+        (Accepts(max_inputs=1), [1, 1, 1]),
+        (Accepts(max_tokens=60), [3]),
+        (Accepts(max_tokens=59), [2, 1]),
+        (Accepts(max_bytes=ENVELOPE + 258), [3]),
+        (Accepts(max_bytes=ENVELOPE + 257), [2, 1]),
+    ],
+)
+async def test_a_merged_call_keeps_the_caps(accepts, asked):
+    """Three calls of two inputs, each of 40 bytes and 10 tokens, behind one that is under way."""
+    endpoint = Endpointed(accepts)
+    parties = [(f"{at:040}", f"{at + 10:040}") for at in range(3)]
+    outcomes = await together(endpoint, ("first",), *parties)
+
+    assert sorted(asked) == sorted(len(texts) // 2 for texts in endpoint.asked[1:])
+    assert all(is_right(texts, outcomes[texts][0]) for texts in parties)
+
+
+async def test_a_full_call_waits_no_longer():
+    endpoint = Endpointed(Accepts(max_inputs=2))
+    async with crowd() as group:
+        for text in "abc":
+            group.start_soon(endpoint.embed, text)
+            await settle()
+        assert [["a"], ["b", "c"]] == endpoint.asked
+        endpoint.open.set()
+
+
+@pytest.mark.parametrize("rivals", [0, 1])
+async def test_nobody_waits_longer_than_the_patience(rivals):
+    """The endpoint stays busy and the call is never full; with others coming all the time, the first one's time counts."""
+    endpoint = Endpointed()
+
+    async def rival():
+        while not endpoint.came[2].is_set():
+            group.start_soon(endpoint.embed, "other")
+            await anyio.sleep(0.01)
+
+    async with crowd() as group:
+        group.start_soon(endpoint.embed, "busy")
+        await settle()
+        group.start_soon(partial(endpoint.embed, "waits", patience=0.1))
+        await settle()
+        for _ in range(rivals):
+            group.start_soon(rival)
+        await endpoint.came[2].wait()
+        assert endpoint.asked[1][0] == "waits"
+        endpoint.open.set()
+
+
+async def test_one_that_goes_round_again_does_not_wait_anew():
+    """Its patience counts from when it came: it ran out while another led, so there is nothing more to wait for."""
+    endpoint, leads = Endpointed(), anyio.CancelScope()
+
+    async def leader():
+        with leads:
+            await endpoint.embed("leads")
+
+    async with crowd() as group:
+        for work in (
+            partial(endpoint.embed, "busy"),
+            leader,
+            partial(endpoint.embed, "follows", patience=0.05),
+        ):
+            group.start_soon(work)
+            await settle()
+        await anyio.sleep(0.1)
+        assert [["busy"]] == endpoint.asked
+        leads.cancel()
+        await settle()
+        assert [["busy"], ["follows"]] == endpoint.asked
+        endpoint.open.set()
+
+
+async def test_only_equal_terms_are_merged():
+    endpoint = Endpointed()
+    async with crowd() as group:
+        for text, terms in (("a", 1), ("b", 2), ("c", 1), ("d", 2), ("e", 1)):
+            group.start_soon(partial(endpoint.embed, text, terms=terms))
+            await settle()
+        endpoint.open.set()
+
+    assert sorted([["a"], ["b"], ["c", "e"], ["d"]]) == sorted(endpoint.asked)
+    assert endpoint.merger._queues == {}
+
+
+@pytest.mark.parametrize(
+    ("tokens", "due"),
+    [(100, [14, 28, 58]), (7, [1, 2, 4]), (1, [0, 0, 1]), (0, [0, 0, 0]), (None, [None] * 3)],
+)
+async def test_shares_of_the_tokens_add_up_to_what_the_upstream_said(tokens, due):
+    endpoint = Endpointed()
+    parties = [("x" * 4,), ("y" * 8,), ("z" * 16,)]
+
+    def answer(batch):
+        return Vectors(hash_batch(batch, 8).array, tokens)
+
+    outcomes = await together(endpoint, ("first",), *parties, answer=answer)
+
+    assert due == [outcomes[texts][0].prompt_tokens for texts in parties]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        InputRefused("bad"),
+        BatchTooLarge("too many"),
+        InvalidRequest("bad"),
+        NoHealthyEndpoint("resting"),
+    ],
+)
+async def test_after_a_fault_of_the_input_each_goes_alone(fault):
+    """Or of the gateway, which costs no call to meet again."""
+    endpoint = Endpointed()
+    parties = [("good",), ("bad",), ("fine", "too")]
+
+    def answer(batch):
+        if "bad" in batch.texts:
+            raise fault
+        return hash_batch(batch, 8)
+
+    outcomes = await together(endpoint, ("first",), *parties, answer=answer)
+
+    assert outcomes["bad",] is fault
+    assert is_right(("good",), outcomes["good",][0])
+    assert is_right(("fine", "too"), outcomes["fine", "too"][0])
+    assert sorted(
+        [["first"], ["good", "bad", "fine", "too"], ["good"], ["bad"], ["fine", "too"]]
+    ) == sorted(endpoint.asked)
+
+
+@pytest.mark.parametrize(
+    "failure", [RateLimited("rest", retry_after=3), Unavailable("down"), TimedOut("slow")]
+)
+async def test_a_merged_call_that_fails_fails_for_all_and_counts_once(failure):
+    """A timeout too where all have equal time: none of them calls anew."""
+    endpoint = Endpointed()
+
+    def answer(batch):
+        if len(batch) > 1:
+            raise failure
+        return hash_batch(batch, 8)
+
+    outcomes = await together(endpoint, ("first",), ("a",), ("b",), ("c",), answer=answer)
+    failures = [outcomes[text,] for text in "abc"]
+
+    assert [type(failure)] * 3 == [type(each) for each in failures]
+    assert [failure.retry_after] * 3 == [each.retry_after for each in failures]
+    assert [False, True, True] == [each.counted for each in failures]
+    assert [["first"], ["a", "b", "c"]] == endpoint.asked
+
+
+@pytest.mark.parametrize("failure", [RateLimited, Unavailable, TimedOut])
+async def test_an_error_of_a_merged_call_quotes_it_to_nobody(failure):
+    """Not to the leader either, who made the call: it holds the inputs of the others."""
+    endpoint, raised = Endpointed(), []
+
+    def answer(batch):
+        if len(batch) == 1:
+            return hash_batch(batch, 8)
+        raised.append(failure(f"cannot embed {batch.texts}", param="c", upstream_status=500))
+        raise raised[0] from ValueError("c")
+
+    outcomes = await together(endpoint, ("first",), ("a",), ("b",), ("c",), answer=answer)
+    failures = [outcomes[text,] for text in "abc"]
+
+    assert len({*map(id, failures), *map(id, raised)}) == 4
+    for told in failures:
+        assert "cannot embed" not in told.message
+        assert (None, 500, None, None) == (
+            told.param,
+            told.upstream_status,
+            told.__cause__,
+            told.__context__,
+        )
+
+
+async def test_a_call_made_alone_after_a_merged_one_failed_does_not_remember_that():
+    endpoint = Endpointed()
+
+    def answer(batch):
+        if "bad" in batch.texts:
+            raise InputRefused(f"cannot embed {batch.texts}")
+        return hash_batch(batch, 8)
+
+    outcomes = await together(endpoint, ("first",), ("bad",), ("b",), answer=answer)
+
+    assert "cannot embed ('bad',)" == outcomes["bad",].message
+    assert (None, None) == (outcomes["bad",].__cause__, outcomes["bad",].__context__)
+
+
+@pytest.mark.parametrize("size", [LARGEST, LARGEST + 1])
+async def test_a_large_batch_takes_no_part_in_a_merged_call(size):
+    """Small calls would take as long as it does."""
+    endpoint = Endpointed()
+    large = tuple(f"text {at}" for at in range(size))
+    async with crowd() as group:
+        for texts in (("busy",), large, ("a",), ("b",)):
+            group.start_soon(partial(endpoint.embed, *texts))
+            await settle()
+        endpoint.open.set()
+
+    merged = [["busy"], [*large, "a", "b"]] if size == LARGEST else [["busy"], [*large], ["a", "b"]]
+    assert merged == endpoint.asked
+
+
+async def test_a_large_batch_does_not_keep_an_idle_endpoint_busy():
+    endpoint = Endpointed()
+    async with crowd() as group:
+        for texts in (tuple(f"text {at}" for at in range(LARGEST + 1)), ("a",)):
+            group.start_soon(partial(endpoint.embed, *texts))
+            await settle()
+        assert [LARGEST + 1, 1] == [len(texts) for texts in endpoint.asked]
+        endpoint.open.set()
+
+
+async def test_a_bug_in_a_leaders_call_is_its_own():
+    """The others go round again."""
+    endpoint, bugs, outcomes = Endpointed(), [], Outcomes()
+
+    async def failing(batch, seconds):
+        del seconds
+        endpoint.batches.append(batch)
+        raise ZeroDivisionError
+
+    async def leader():
+        try:
+            await endpoint.embed("leads", call=failing)
+        except ZeroDivisionError as error:
+            bugs.append(error)
+
+    async with crowd() as group:
+        for work in (
+            partial(endpoint.embed, "busy"),
+            leader,
+            partial(outcomes.keep, "it", partial(endpoint.embed, "follows")),
+        ):
+            group.start_soon(work)
+            await settle()
+        endpoint.open.set()
+
+    assert len(bugs) == 1
+    assert is_right(["follows"], outcomes["it"][0])
+    assert [["busy"], ["leads", "follows"], ["follows"]] == endpoint.asked
+    assert endpoint.merger._queues == {}
+
+
+@pytest.mark.parametrize(
+    "when",
+    ["while it waits", "while it waits alone", "while its call is under way", "as its turn comes"],
+)
+async def test_a_leader_that_is_cancelled_leaves_the_others_served(when):
+    endpoint = Endpointed(
+        Accepts(max_inputs=3) if "under way" in when else WIDE
+    )  # three are full, and go at once
+    outcomes, leads = Outcomes(), anyio.CancelScope()
+
+    async def leader():
+        with leads:
+            await endpoint.embed("leads")
+
+    async with crowd() as group:
+        for work in (partial(endpoint.embed, "busy"), leader):
+            group.start_soon(work)
+            await settle()
+        for text in () if when == "while it waits alone" else "ab":
+            group.start_soon(outcomes.keep, text, partial(endpoint.embed, text))
+            await settle()
+        assert [["busy"], ["leads", "a", "b"]][: 1 + ("under way" in when)] == endpoint.asked
+        if when == "as its turn comes":
+            endpoint.open.set()
+            while (queue := endpoint.merger._queues.get("terms")) and queue.under_way:
+                await anyio.lowlevel.checkpoint()
+        leads.cancel()
+        await settle()
+        endpoint.open.set()
+
+    assert all(is_right([text], answer) for text, (answer, _) in outcomes.items())
+    assert len(outcomes) == (0 if when == "while it waits alone" else 2)
+    assert endpoint.merger._queues == {}
+
+
+async def test_one_that_is_cancelled_while_it_follows_is_not_sent():
+    endpoint, follows = Endpointed(), anyio.CancelScope()
+
+    async def follower():
+        with follows:
+            await endpoint.embed("leaves")
+
+    async with crowd() as group:
+        for work in (
+            partial(endpoint.embed, "busy"),
+            partial(endpoint.embed, "leads"),
+            follower,
+            partial(endpoint.embed, "stays"),
+        ):
+            group.start_soon(work)
+            await settle()
+        follows.cancel()
+        await settle()
+        endpoint.open.set()
+
+    assert [["busy"], ["leads", "stays"]] == endpoint.asked
+    assert endpoint.merger._queues == {}
+
+
+async def test_items_of_parts_go_alone():
+    """Tokens by modality could not be shared out."""
+    endpoint = Endpointed()
+    item = (TextPart(text="a"), ImagePart(image_url=ImageURL(url="data:image/png;base64,")))
+    endpoint.answer = lambda batch: Vectors(
+        np.ones((len(batch), 8), "<f4"), 5, {"image": 3, "text": 2}
+    )
+    got = []
+
+    async def embed():
+        got.append(await endpoint.embed(parts=[item]))
+
+    async with crowd() as group:
+        for _ in range(3):
+            group.start_soon(embed)
+        await settle()
+        endpoint.open.set()
+
+    assert [1, 1, 1] == [len(batch) for batch in endpoint.batches]
+    assert [{"image": 3, "text": 2}] * 3 == [answer.modality_tokens for answer, _ in got]
+
+
+class TimeLeft(NamedTuple):
+    """Seconds that a leader and its follower have, what becomes of each, and who is asked for while the endpoint is slow."""
+
+    leader: float
+    follower: float
+    outcomes: tuple[str, str]
+    asked: list[list[str]]
+
+
+BOTH = ["leads", "follows"]
+
+
+@pytest.mark.parametrize(
+    TimeLeft._fields,
+    [
+        TimeLeft(0.05, LONGER, ("late", "right"), [BOTH, ["follows"]]),
+        TimeLeft(LONGER, 0.05, ("right", "late"), [BOTH]),
+        TimeLeft(0.05, 0.05, ("late", "late"), [BOTH]),
+        TimeLeft(0.05, 0.05 + LONG / 2, ("late", "late"), [BOTH]),
+        TimeLeft(LONGER, LONGER, ("right", "right"), [BOTH]),
+    ],
+)
+async def test_each_has_its_own_time(leader, follower, outcomes, asked):
+    """Whoever has less is not held up by its leader, whoever has more goes round again; unless it is not worth a wait."""
+    endpoint, ends = Endpointed(Accepts(max_inputs=2)), Outcomes()
+    async with crowd() as group:
+        group.start_soon(endpoint.embed, "busy")
+        await settle()
+        for text, timeout in (("leads", leader), ("follows", follower)):
+            group.start_soon(ends.keep, text, partial(endpoint.embed, text, timeout=timeout))
+            await settle()
+        for text in [
+            text for text, outcome in zip(BOTH, outcomes, strict=True) if outcome == "late"
+        ]:
+            await ends.over[text].wait()
+        endpoint.open.set()
+
+    assert outcomes == tuple(
+        "late" if isinstance(ends[text], TimedOut) else "right" for text in BOTH
+    )
+    assert all(isinstance(end, TimedOut) or is_right([text], end[0]) for text, end in ends.items())
+    assert [["busy"], *asked] == endpoint.asked
+    assert endpoint.merger._queues == {}
+
+
+@pytest.mark.parametrize("still_busy", [False, True])
+async def test_one_that_goes_round_again_has_only_the_time_that_is_left(still_busy):
+    endpoint, gate = Endpointed(Accepts(max_inputs=2)), anyio.Event()
+
+    async def busy(batch, seconds):
+        del seconds
+        await gate.wait()
+        return hash_batch(batch, 8)
+
+    async with crowd() as group:
+        group.start_soon(partial(endpoint.embed, "busy", call=busy))
+        await settle()
+        began = anyio.current_time()
+        group.start_soon(Outcomes().keep, "leads", partial(endpoint.embed, "leads", timeout=0.1))
+        await settle()
+        group.start_soon(partial(endpoint.embed, "follows", patience=0.01, timeout=2000.0))
+        await settle()
+        apart = anyio.current_time() - began
+        if not still_busy:
+            gate.set()
+        await endpoint.came[2].wait()
+        endpoint.open.set()
+        gate.set()
+
+    assert [BOTH, ["follows"]] == endpoint.asked
+    assert 1900 < endpoint.seconds[1] <= 1999.9 + apart
+
+
+async def test_one_without_the_time_for_another_round_is_told_so():
+    """It would call in its last milliseconds, and be too late."""
+    endpoint, outcomes, leads = Endpointed(Accepts(max_inputs=2)), Outcomes(), anyio.CancelScope()
+
+    async def leader():
+        with leads:
+            await endpoint.embed("leads")
+
+    async with crowd() as group:
+        follower = partial(
+            outcomes.keep, "follows", partial(endpoint.embed, "follows", timeout=LONG / 2)
+        )
+        for work in (partial(endpoint.embed, "busy"), leader, follower):
+            group.start_soon(work)
+            await settle()
+        leads.cancel()
+        await outcomes.over["follows"].wait()
+        endpoint.open.set()
+
+    assert (TimedOut, True) == (type(outcomes["follows"]), outcomes["follows"].counted)
+    assert [["busy"], BOTH] == endpoint.asked
+
+
+@pytest.mark.parametrize("counted", [False, True])
+async def test_a_timeout_counts_once(counted):
+    """Whoever did not make the call does not count its failure: neither one that shares it nor one that gave up."""
+    endpoint = Endpointed(Accepts(max_inputs=2))
+    outcomes, times = Outcomes(), {"leads": LONGER if counted else 0.05, "follows": 0.05}
+    async with crowd() as group:
+        group.start_soon(endpoint.embed, "busy")
+        await settle()
+        for text, timeout in times.items():
+            group.start_soon(outcomes.keep, text, partial(endpoint.embed, text, timeout=timeout))
+            await settle()
+        await outcomes.over["follows"].wait()
+        endpoint.open.set()
+
+    assert outcomes["follows"].counted
+    assert counted or not outcomes["leads"].counted
+
+
+async def test_a_cap_that_is_learned_while_calls_wait_is_kept():
+    endpoint = Endpointed()
+    outcomes = Outcomes()
+    async with crowd() as group:
+        for text in ("busy", *"abcd"):
+            group.start_soon(outcomes.keep, text, partial(endpoint.embed, text))
+            await settle()
+        endpoint.accepts = Accepts(max_inputs=3)
+        endpoint.open.set()
+
+    assert [["busy"], ["a", "b", "c"], ["d"]] == endpoint.asked
+    assert all(is_right([text], answer) for text, (answer, _) in outcomes.items())
+
+
+@pytest.mark.parametrize("seed", range(40))
+async def test_whatever_the_order_each_gets_its_own_vectors_or_its_own_end(seed):
+    """Forty calls a round at random, some bad, some cancelled, some slow, some to fail: 3200 over both event loops."""
+    rng, patience = random.Random(seed), 0.002
+    endpoint = Endpointed(Accepts(max_inputs=rng.choice([3, 8, 2048])))
+    outcomes = Outcomes()
+
+    async def call(batch, seconds):
+        with anyio.move_on_after(seconds) as time:
+            await anyio.sleep(rng.random() * 0.004)
+        if time.cancelled_caught:
+            raise TimedOut("slow")
+        if rng.random() < 0.1:
+            raise Unavailable("down")
+        if any(text.startswith("bad") for text in batch.texts):
+            raise InputRefused("bad")
+        return hash_batch(batch, 8)
+
+    async def one(at):
+        await anyio.sleep(rng.random() * 0.02)
+        texts = [
+            f"{rng.choice(['good', 'good', 'good', 'bad'])} {at} {part}"
+            for part in range(rng.randint(1, 3))
+        ]
+        timeout, began = rng.choice([0.004, 0.006, LONG, LONG]), anyio.current_time()
+        work = partial(
+            endpoint.embed,
+            *texts,
+            terms=rng.randint(1, 2),
+            call=call,
+            patience=patience,
+            timeout=timeout,
+        )
+        with anyio.move_on_after(rng.choice([0.004, 0.012, LONG])):
+            await outcomes.keep(at, work)
+        outcomes[at] = (
+            texts,
+            outcomes.get(at, "cancelled"),
+            anyio.current_time() - began >= timeout - patience,
+        )
+
+    async with crowd() as group:
+        for at in range(40):
+            group.start_soon(one, at)
+
+    assert endpoint.merger._queues == {}
+    for texts, outcome, late in outcomes.values():
+        bad = any(text.startswith("bad") for text in texts)
+        if isinstance(outcome, tuple):
+            assert not bad
+            assert is_right(texts, outcome[0])
+        elif isinstance(outcome, TimedOut):
+            assert late
+        else:
+            assert isinstance(outcome, Unavailable) or outcome == "cancelled" or bad
+
+
+# Through the gateway.
+
+
+def gateway_at(*, retries=None, options=None, deadline=LONGER, spares=(), **provider):
+    """A gateway whose first endpoint merges, and waits longer than a config may: only a call's end makes the others go."""
+    config = Config(
+        gateway=Settings(auth="open", deadline=deadline),
+        cache=CacheSettings(bytes=0),
+        providers={"one": Provider(zdr=True, options=options or {}, **provider)}
+        | {name: Provider(backend=ScriptedBackend(width=8)) for name in spares},
+        models={
+            "m": Model(
+                dimensions=8,
+                matryoshka=True,
+                input_types=["query", "document"],
+                endpoints=[
+                    Endpoint(provider="one", micro_batch_ms=1.0),
+                    *(Endpoint(provider=name) for name in spares),
+                ],
+            )
+        },
+    )
+    gateway = Gateway(config, retries=retries, environ={})
+    msgspec.structs.force_setattr(
+        gateway.directory.routes["m"].candidates[0], "micro_batch_ms", 1000 * LONG
+    )
+    return gateway
+
+
+class Gate(ScriptedBackend, frozen=True, kw_only=True):
+    """Answers nobody before it is open; then as ``answer`` does, or rightly."""
+
+    open: anyio.Event = msgspec.field(default_factory=anyio.Event)
+    answer: object = None
+    width: int = 8
+
+    async def embed(self, batch):
+        self.batches.append(batch)
+        await self.open.wait()
+        return self.answer(batch) if callable(self.answer) else hash_batch(batch, 8)
+
+
+async def ask_all(gateway, asks, gate):
+    """Send all, one after the other; once they all wait for an answer, or for each other, open the gate."""
+    outcomes = Outcomes()
+    async with crowd() as group:
+        for name, (texts, fields) in asks.items():
+            group.start_soon(
+                outcomes.keep, name, partial(gateway.embed, texts, model="m", **fields)
+            )
+            await settle()
+        await anyio.wait_all_tasks_blocked()
+        gate.set()
+    return outcomes
+
+
+async def test_requests_that_differ_in_what_makes_a_vector_are_not_merged():
+    backend = Gate()
+    gateway = gateway_at(backend=backend)
+    kinds = [
+        {},
+        {"dimensions": 4},
+        {"input_type": "query"},
+        {"user": "u"},
+        {"provider": {"zdr": True}},
+    ]
+    asks = {at: ([f"text {at}"], kinds[at % 5]) for at in range(15)}
+    async with gateway.lifespan():
+        outcomes = await ask_all(gateway, asks, backend.open)
+
+    assert sorted(
+        [[f"text {at}"] for at in range(5)]
+        + [[f"text {at + 5}", f"text {at + 10}"] for at in range(5)]
+    ) == sorted(list(batch.texts) for batch in backend.batches)
+    assert [4 if at % 5 == 1 else 8 for at in range(15)] == [
+        outcomes[at].vectors.shape[1] for at in range(15)
+    ]
+
+
+@pytest.mark.parametrize("poisoned", [False, True])
+async def test_a_real_upstream_sees_fewer_calls_and_each_request_its_own_rows(poisoned):
+    gate = threading.Event()
+
+    def mode(ask):
+        assert gate.wait(60)
+        return "status_400" if "poison" in ask.inputs else "honest"
+
+    with Upstream(mode) as upstream:
+        gateway = gateway_at(backend="openai", options={"base_url": upstream.url})
+        asks = {f"text {at}": ([f"text {at}"], {}) for at in range(20)}
+        if poisoned:
+            asks["poison"] = (["poison"], {})
+        async with gateway.lifespan():
+            outcomes = await ask_all(gateway, asks, gate)
+
+    if poisoned:
+        assert 400 == outcomes.pop("poison").status
+    assert [1, 20 if poisoned else 19] == [len(ask.inputs) for ask in upstream.requests[:2]]
+    assert (22 if poisoned else 2) == len(upstream.requests)
+    assert all(
+        np.array_equal(answer.vectors, vectors_of([text])) for text, answer in outcomes.items()
+    )
+
+
+async def test_a_failure_of_a_merged_call_counts_once_against_the_endpoint():
+    def answer(batch):
+        if len(batch) > 1:
+            raise Unavailable("down")
+        return hash_batch(batch, 8)
+
+    backend = Gate(answer=answer)
+    gateway = gateway_at(backend=backend, retries=RetryPolicy(attempts=1))
+    async with gateway.lifespan():
+        outcomes = await ask_all(gateway, {text: ([text], {}) for text in "abcdefgh"}, backend.open)
+
+    assert [502] * 7 == [outcomes[text].status for text in "bcdefgh"]
+    assert [1, 7] == [len(batch) for batch in backend.batches]
+    [health] = gateway.healths._healths.values()
+    assert 1 == health._breaker._failures
+
+
+def at_most(most):
+    def answer(batch):
+        if len(batch) > most:
+            raise BatchTooLarge("too many inputs")
+        return hash_batch(batch, 8)
+
+    return answer
+
+
+async def test_a_merged_call_keeps_the_cap_that_another_has_just_learned():
+    """Half of 32 passes; those that wait have come before the cap was known."""
+    backend = Gate(answer=at_most(16))
+    gateway = gateway_at(backend=backend)
+    asks = {
+        "many": ([f"text {at}" for at in range(32)], {}),
+        **{text: ([text], {}) for text in "abcdefghijklmnopqrst"},
+    }
+    async with gateway.lifespan():
+        outcomes = await ask_all(gateway, asks, backend.open)
+
+    assert all(is_right(texts, outcomes[name]) for name, (texts, _) in asks.items())
+    assert [32] == [len(batch) for batch in backend.batches if len(batch) > 16]
+
+
+async def test_a_cap_is_learned_from_a_merged_call():
+    backend = Gate(answer=at_most(16))
+    gateway = gateway_at(backend=backend)
+    async with gateway.lifespan():
+        outcomes = await ask_all(
+            gateway, {text: ([text], {}) for text in ["busy", *map(str, range(32))]}, backend.open
+        )
+        await gateway.embed([f"text {at}" for at in range(32)], model="m")
+
+    assert all(is_right([text], answer) for text, answer in outcomes.items())
+    assert [1, 32, *[1] * 32, 16, 16] == [len(batch) for batch in backend.batches]
+
+
+BRIEF, WHOLE = {"order": ["one", "two"]}, {"order": ["one"], "allow_fallbacks": False}
+"""With 29 others to turn to, a call gets a thirtieth of the time; with none, all of it."""
+
+
+@pytest.mark.parametrize(
+    ("leader", "follower", "served_by"),
+    [(BRIEF, WHOLE, ["two", "one"]), (WHOLE, BRIEF, ["one", "two"])],
+    ids=["leader brief", "follower brief"],
+)
+async def test_a_merged_call_takes_nobody_more_time_than_it_has(leader, follower, served_by):
+    gate, stall = anyio.Event(), anyio.Event()
+
+    def until(event):
+        async def answer(batch):
+            await event.wait()
+            return hash_batch(batch, 8)
+
+        return answer
+
+    backend = ScriptedBackend(script=[until(gate), until(stall)], width=8)
+    gateway = gateway_at(
+        backend=backend, deadline=30.0, spares=["two", *(f"spare-{at}" for at in range(28))]
+    )
+    outcomes = Outcomes()
+    async with gateway.lifespan(), crowd() as group:
+        for text, wishes in (("busy", WHOLE), ("leads", leader), ("follows", follower)):
+            group.start_soon(
+                outcomes.keep, text, partial(gateway.embed, [text], model="m", provider=wishes)
+            )
+            await settle()
+        gate.set()
+        await outcomes.over["follows"].wait()
+        stall.set()
+
+    assert served_by == [provider for text in BOTH for provider in outcomes[text].providers]
+    assert [["busy"], BOTH, ["follows"]][: 3 if leader is BRIEF else 2] == [
+        list(batch.texts) for batch in backend.batches
+    ]
+
+
+async def test_a_failure_of_a_merged_call_names_the_provider_to_all():
+    def answer(batch):
+        if len(batch) > 1:
+            raise Unavailable(f"cannot embed {batch.texts}")
+        return hash_batch(batch, 8)
+
+    backend = Gate(answer=answer)
+    gateway = gateway_at(backend=backend, retries=RetryPolicy(attempts=1))
+    async with gateway.lifespan():
+        outcomes = await ask_all(gateway, {text: ([text], {}) for text in "abc"}, backend.open)
+
+    assert ["The provider one failed. Send the request again later."] * 2 == [
+        outcomes[text].message for text in "bc"
+    ]

@@ -1,0 +1,506 @@
+"""Equal inputs of concurrent requests: computed once, whoever comes, leaves, or fails."""
+
+# A script plays the same whatever it is asked.
+# ruff: noqa: ARG001
+
+import random
+
+import anyio
+import pytest
+
+from embedroute.errors import (
+    ContextTooLong,
+    DeadlineExceeded,
+    InputRefused,
+    InvalidRequest,
+    KeyRefused,
+    NoHealthyEndpoint,
+    RateLimited,
+    TimedOut,
+    Unavailable,
+    UpstreamError,
+)
+from embedroute.execution import Flights, never_expected
+from embedroute.routing import Embedded
+from embedroute.vectors import from_lists
+from tests.support.wait import until_on_loop
+
+pytestmark = pytest.mark.anyio
+
+VECTOR = from_lists([[1.0, 2.0]])[0]
+TERMS = ("a:m",)
+
+
+def work(keys):
+    return {key.encode(): key for key in keys}
+
+
+class Computer:
+    """Computes when told to; ``computed`` holds what it was asked, in order."""
+
+    def __init__(self, *failures):
+        self.failures = list(failures)
+        self.computed: list[str] = []
+        self.go = anyio.Event()
+
+    async def __call__(self, asked, land):
+        self.computed.append("".join(asked.values()))
+        failure = self.failures.pop(0) if self.failures else None
+        await self.go.wait()
+        if failure is not None:
+            raise failure
+        land({key: Embedded(VECTOR, len(item)) for key, item in asked.items()})
+
+
+class Party:
+    """Requests that share one set of flights."""
+
+    def __init__(self, *failures, expect=never_expected):
+        self.flights, self.computer = Flights(expect), Computer(*failures)
+        self.got: dict[str, object] = {}
+
+    async def ask(self, name, keys, terms=TERMS, computer=None, **times):
+        try:
+            found, led = await self.flights.share(
+                work(keys), terms, computer or self.computer, (), **times
+            )
+        except Exception as error:  # noqa: BLE001 - what it got
+            self.got[name] = error
+        else:
+            self.got[name] = (b"".join(sorted(found)).decode(), led)
+
+    async def meet(self, *asks):
+        """Let each of ``asks`` begin before the next, then compute."""
+        async with anyio.create_task_group() as group:
+            for ask in asks:
+                group.start_soon(self.ask, *ask)
+                await anyio.wait_all_tasks_blocked()
+            self.computer.go.set()
+        assert len(self.flights) == 0
+        return self.got
+
+
+@pytest.mark.parametrize(
+    ("asks", "computed", "got"),
+    [
+        ([("1", "ab")], ["ab"], {"1": ("ab", 2)}),
+        ([("1", "ab"), ("2", "ab")], ["ab"], {"1": ("ab", 2), "2": ("ab", 0)}),
+        ([("1", "ab"), ("2", "bc")], ["ab", "c"], {"1": ("ab", 2), "2": ("bc", 1)}),
+        (
+            [("1", "ab"), ("2", "bc"), ("3", "ca")],
+            ["ab", "c"],
+            {"1": ("ab", 2), "2": ("bc", 1), "3": ("ac", 0)},
+        ),
+        ([("1", "a"), ("2", "a", ("b:m",))], ["a"], {"1": ("a", 1), "2": ("a", 0)}),
+        ([("1", "a"), ("2", "a", None)], ["a", "a"], {"1": ("a", 1), "2": ("a", 1)}),
+    ],
+)
+async def test_a_key_is_computed_once_for_all_who_want_it(asks, computed, got):
+    party = Party()
+
+    assert got == await party.meet(*asks)
+    assert computed == party.computer.computed
+
+
+REFUSED = InputRefused("poison")
+DOWN = Unavailable("down")
+
+
+@pytest.mark.parametrize(
+    ("failure", "leader", "waiter", "shared"),
+    [
+        (DOWN, ("ab", TERMS), ("b", TERMS), True),
+        (KeyRefused("no"), ("ab", TERMS), ("bc", TERMS), True),
+        (DOWN, ("ab", TERMS), ("b", ("b:m",)), False),
+        (TimedOut("slow"), ("ab", TERMS), ("b", TERMS), False),
+        (DeadlineExceeded("late"), ("ab", TERMS), ("b", TERMS), False),
+        (RateLimited("wait", retry_after=0.7), ("ab", TERMS), ("b", TERMS), False),
+        (RateLimited("wait"), ("ab", TERMS), ("b", TERMS), False),
+        # No rest at all fits into every deadline: the leader's budget was spent, and so is the waiter's.
+        (RateLimited("wait", retry_after=0), ("ab", TERMS), ("b", TERMS), True),
+        (Unavailable("down", retry_after=0.7), ("ab", TERMS), ("b", TERMS), True),
+        (REFUSED, ("ab", TERMS), ("ab", TERMS), True),
+        (REFUSED, ("b", TERMS), ("bc", TERMS), True),
+        (ContextTooLong("long"), ("b", TERMS), ("b", TERMS), True),
+        # These were made here and no call was: whoever waits meets them itself.
+        (InvalidRequest("what?"), ("b", TERMS), ("b", TERMS), False),
+        (NoHealthyEndpoint("resting"), ("b", TERMS), ("b", TERMS), False),
+        # "a" may be the poison, and the waiter never asked for it.
+        (REFUSED, ("ab", TERMS), ("b", TERMS), False),
+        (REFUSED, ("ab", TERMS), ("bc", TERMS), False),
+    ],
+)
+async def test_a_waiter_shares_only_an_error_that_would_be_its_own(failure, leader, waiter, shared):
+    party = Party(failure)
+
+    got = await party.meet(("leader", *leader), ("waiter", *waiter))
+
+    assert failure is got["leader"]
+    if not shared:
+        assert waiter[0] == got["waiter"][0]
+        return
+    told = got["waiter"]
+    assert type(failure) is type(told)
+    assert (failure.status, failure.code, failure.retry_after) == (
+        told.status,
+        told.code,
+        told.retry_after,
+    )
+
+
+async def test_each_waiter_gets_a_copy_of_the_error_that_holds_nothing_of_others():
+    failure = Unavailable(
+        "The upstream answered 500: cannot embed 'a secret'", param="a secret", upstream_status=500
+    )
+    failure.provider, failure.told = "up", "a secret"
+    failure.__cause__ = ValueError("a secret")
+
+    got = await Party(failure).meet(("leader", "ab"), ("one", "b"), ("other", "b"))
+
+    assert failure is got.pop("leader")
+    assert got["one"] is not got["other"]
+    for told in got.values():
+        assert "The provider up failed. Send the request again later." == told.message
+        assert (500, "up", None, "") == (told.upstream_status, told.provider, told.param, told.told)
+        assert (None, None) == (told.__cause__, told.__context__)
+        frames = []
+        trace = told.__traceback__
+        while trace is not None:
+            frames.append(trace.tb_frame.f_code.co_name)
+            assert failure is not getattr(trace.tb_frame.f_locals.get("flight"), "error", None)
+            trace = trace.tb_next
+        assert ["ask", "share", "follow", "_landings"] == frames
+
+
+@pytest.mark.parametrize(
+    ("terms", "computed"), [(TERMS, ["ab", "c"]), ("others", ["ab", "c", "b"])]
+)
+async def test_who_computes_on_other_terms_is_waited_for_within_bounds(terms, computed):
+    """It may be stuck at an endpoint that the waiter does not even ask; who computes on the same terms is of no other mind."""
+    party, met = Party(), []
+
+    async def wait():
+        met.append(await party.flights.share(work("bc"), terms, second, (), patience=0.05))
+
+    async def second(asked, land):
+        party.computer.computed.append("".join(asked.values()))
+        land({key: Embedded(VECTOR, len(item)) for key, item in asked.items()})
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(party.ask, "leader", "ab")
+        await anyio.wait_all_tasks_blocked()
+        group.start_soon(wait)
+        await anyio.sleep(0.2)
+        assert computed == party.computer.computed
+        party.computer.go.set()
+
+    assert [{b"b", b"c"}] == [set(found) for found, _ in met]
+    assert party.got["leader"] == ("ab", 2)
+    assert len(party.flights) == 0
+
+
+async def test_what_has_landed_is_in_flight_no_more():
+    flights, waiting = Flights(), anyio.Event()
+
+    async def half(asked, land):
+        land({b"a": Embedded(VECTOR, 1)})
+        await waiting.wait()
+        raise DOWN
+
+    async def lead():
+        with pytest.raises(Unavailable):
+            await flights.share(work("ab"), TERMS, half, ())
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(lead)
+        await anyio.wait_all_tasks_blocked()
+        computer = Computer()
+        computer.go.set()
+        found, led = await flights.share(work("a"), TERMS, computer, ())
+        waiting.set()
+
+    # The cache has it by then; without one it is computed again, and nobody waits for the leader's other keys.
+    assert (found.keys(), led) == ({b"a"}, 1)
+
+
+@pytest.mark.parametrize("waiters", [1, 3])
+async def test_a_cancelled_leader_hands_over_and_one_waiter_leads(waiters):
+    party = Party()
+    async with anyio.create_task_group() as group:
+        leader = anyio.CancelScope()
+
+        async def led():
+            with leader:
+                await party.ask("leader", "ab")
+
+        group.start_soon(led)
+        await anyio.wait_all_tasks_blocked()
+        for at in range(waiters):
+            group.start_soon(party.ask, str(at), "ab")
+            await anyio.wait_all_tasks_blocked()
+        leader.cancel()
+        await anyio.wait_all_tasks_blocked()
+        party.computer.go.set()
+
+    assert ["ab", "ab"] == party.computer.computed
+    assert sorted([("ab", 2), *[("ab", 0)] * (waiters - 1)]) == sorted(party.got.values())
+    assert len(party.flights) == 0
+
+
+async def test_a_cancelled_waiter_disturbs_nobody():
+    party = Party()
+    async with anyio.create_task_group() as group:
+        group.start_soon(party.ask, "leader", "a")
+        await anyio.wait_all_tasks_blocked()
+        with anyio.move_on_after(0.01):
+            await party.ask("waiter", "a")
+        party.computer.go.set()
+
+    assert party.got == {"leader": ("a", 1)}
+    assert ["a"] == party.computer.computed
+
+
+# A leader that computes more than a waiter asks for.
+
+SOON = 0.05
+
+
+async def begin(group, *asks):
+    """Let each of ``asks``, a bound function and its arguments, come to where it waits."""
+    for ask, *given in asks:
+        group.start_soon(lambda ask=ask, given=given: ask(*given))
+        await anyio.wait_all_tasks_blocked()
+
+
+def with_own(party, name, keys, own, **times):
+    return lambda: party.ask(name, keys, computer=own, **times)
+
+
+@pytest.mark.parametrize(
+    ("leader", "waiter", "computed"),
+    [
+        # Part of a larger group: not waited for longer than the waiter's own call would take.
+        ("abc", "b", ["abc", "b"]),
+        ("abc", "bc", ["abc", "bc"]),
+        # As much or less to compute as the waiter has itself: its own call would end no sooner.
+        ("b", "b", ["b"]),
+        ("bc", "bc", ["bc"]),
+        ("ab", "bc", ["ab", "c"]),
+        ("b", "bc", ["b", "c"]),
+    ],
+)
+async def test_a_larger_group_is_waited_for_as_long_as_an_own_call_takes(leader, waiter, computed):
+    party, own = Party(expect=lambda _: SOON), Computer()
+    own.go.set()
+    own.computed = party.computer.computed
+    async with anyio.create_task_group() as group:
+        await begin(group, (party.ask, "leader", leader), (with_own(party, "waiter", waiter, own),))
+        await anyio.sleep(4 * SOON)
+        assert computed == party.computer.computed
+        assert ("waiter" in party.got) == (len(leader) > len(waiter))
+        party.computer.go.set()
+
+    assert computed == party.computer.computed
+    assert [waiter, leader] == [party.got[name][0] for name in ("waiter", "leader")]
+    assert len(party.flights) == 0
+
+
+async def test_what_is_expected_is_of_the_inputs_that_are_waited_for():
+    asked = []
+
+    def expect(*given):
+        asked.append(given)
+        return SOON
+
+    flights, slow, own = Flights(expect), Computer(), Computer()
+    own.go.set()
+
+    def compute(of):
+        async def computed(_candidates, _order, asked, land):
+            await of(asked, land)
+
+        return computed
+
+    async with anyio.create_task_group() as group:
+        await begin(
+            group, (flights.share, work("abcde"), TERMS, compute(slow), ("candidates", "order"))
+        )
+        found, led = await flights.share(
+            work("dexyz"[:4]), TERMS, compute(own), ("candidates", "order")
+        )
+        slow.go.set()
+
+    assert [("candidates", "order", 2)] == asked
+    assert (4, 4) == (len(found), led)
+
+
+async def test_patience_bounds_the_wait_for_a_larger_group_too():
+    """An endpoint whose own calls take minutes leaves time for a call within the deadline."""
+    party, own = Party(expect=lambda _: 3600.0), Computer()
+    own.go.set()
+    async with anyio.create_task_group() as group:
+        await begin(
+            group,
+            (party.ask, "leader", "abc"),
+            (with_own(party, "waiter", "b", own, patience=SOON),),
+        )
+        await until_on_loop(lambda: "waiter" in party.got)
+        party.computer.go.set()
+
+    assert ("b", 1) == party.got["waiter"]
+
+
+async def test_many_that_wait_for_one_text_of_a_large_group_make_one_call_more():
+    party, own = Party(expect=lambda _: SOON), Computer()
+    async with anyio.create_task_group() as group:
+        await begin(
+            group,
+            (party.ask, "leader", "abc"),
+            *[(with_own(party, str(at), "b", own),) for at in range(50)],
+        )
+        await until_on_loop(lambda: own.computed)
+        await anyio.sleep(2 * SOON)
+        own.go.set()
+        await until_on_loop(lambda: len(party.got) == 50)
+        party.computer.go.set()
+
+    assert (["abc"], ["b"]) == (party.computer.computed, own.computed)
+    assert {"b"} == {found for name, (found, _) in party.got.items() if name != "leader"}
+
+
+async def test_one_that_still_waits_for_a_large_group_gets_the_result_of_another_that_did_not():
+    """Its own patience would have ended an hour later."""
+    bounds = iter([SOON, 3600.0])
+    party, own = Party(expect=lambda _: next(bounds)), Computer()
+    own.go.set()
+    async with anyio.create_task_group() as group:
+        await begin(group, (party.ask, "leader", "abc"), (with_own(party, "first", "b", own),))
+        await begin(group, (party.ask, "second", "b"))
+        await until_on_loop(lambda: len(party.got) == 2)
+        party.computer.go.set()
+
+    assert {"leader": ("abc", 3), "first": ("b", 1), "second": ("b", 0)} == party.got
+    assert (["abc"], ["b"]) == (party.computer.computed, own.computed)
+
+
+async def raced(party, own, *first, second=None):
+    """Let a waiter of "b" wait too long for the leader of "abc"; set ``first``, then ``second``."""
+    async with anyio.create_task_group() as group:
+        await begin(group, (party.ask, "leader", "abc"), (with_own(party, "waiter", "b", own),))
+        await until_on_loop(lambda: own.computed)
+        await begin(group, (party.ask, "third", "b"))
+        for event in first:
+            event.set()
+            await until_on_loop(lambda: "waiter" in party.got)
+        if second is not None:
+            second.set()
+    assert len(party.flights) == 0
+    return {name: got[0] if isinstance(got, tuple) else got for name, got in party.got.items()}
+
+
+async def test_the_leaders_result_is_taken_if_it_comes_before_that_of_an_own_call():
+    """Also by who waits for that own call, which is given up."""
+    party, own = Party(expect=lambda _: SOON), Computer()
+
+    got = await raced(party, own, party.computer.go)
+
+    assert {"leader": "abc", "waiter": "b", "third": "b"} == got
+    assert (["abc"], ["b"]) == (party.computer.computed, own.computed)
+
+
+async def test_the_result_of_an_own_call_is_taken_if_it_comes_first_and_the_leaders_harms_nobody():
+    party, own = Party(expect=lambda _: SOON), Computer()
+
+    got = await raced(party, own, own.go, second=party.computer.go)
+
+    assert {"leader": "abc", "waiter": "b", "third": "b"} == got
+    assert (["abc"], ["b"]) == (party.computer.computed, own.computed)
+
+
+@pytest.mark.parametrize("failure", [DOWN, DeadlineExceeded("late"), REFUSED])
+async def test_a_leader_that_fails_while_an_own_call_is_under_way_does_not_end_it(failure):
+    party, own = Party(failure, expect=lambda _: SOON), Computer()
+    async with anyio.create_task_group() as group:
+        await begin(group, (party.ask, "leader", "abc"), (with_own(party, "waiter", "b", own),))
+        await until_on_loop(lambda: own.computed)
+        party.computer.go.set()
+        await until_on_loop(lambda: "leader" in party.got)
+        await anyio.wait_all_tasks_blocked()
+        assert "waiter" not in party.got
+        own.go.set()
+
+    assert failure is party.got["leader"]
+    assert ("b", 1) == party.got["waiter"]
+
+
+async def test_the_failure_of_an_own_call_is_its_own():
+    party, own = Party(expect=lambda _: SOON), Computer(DOWN)
+
+    got = await raced(party, own, own.go, second=party.computer.go)
+
+    assert got["waiter"] is DOWN
+    assert (Unavailable, "abc") == (type(got["third"]), got["leader"])
+
+
+@pytest.mark.parametrize("who", ["leader", "waiter", "both"])
+async def test_one_that_is_cancelled_while_an_own_call_is_under_way_leaves_the_other_served(who):
+    party, own = Party(expect=lambda _: SOON), Computer()
+    scopes = {name: anyio.CancelScope() for name in ("leader", "waiter")}
+
+    async def within(name, *given):
+        with scopes[name]:
+            await party.ask(name, *given)
+
+    async with anyio.create_task_group() as group:
+        await begin(group, (within, "leader", "abc"), (within, "waiter", "b", TERMS, own))
+        await until_on_loop(lambda: own.computed)
+        for name in scopes if who == "both" else [who]:
+            scopes[name].cancel()
+        await anyio.wait_all_tasks_blocked()
+        party.computer.go.set()
+        own.go.set()
+
+    assert {name for name in scopes if who not in {name, "both"}} == party.got.keys()
+    assert all(got[0] == {"leader": "abc", "waiter": "b"}[name] for name, got in party.got.items())
+    assert len(party.flights) == 0
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_whatever_the_order_everybody_gets_all_keys_or_an_end_of_its_own(seed):
+    """Sixty requests of one to twelve keys; leaders are slow, fail, or are cancelled."""
+    rng = random.Random(seed)
+    flights, ends = Flights(lambda _: 0.003), []
+
+    async def compute(asked, land):
+        for key, item in asked.items():
+            await anyio.sleep(rng.random() * 0.003)
+            land({key: Embedded(VECTOR, ord(item))})
+        if rng.random() < 0.1:
+            raise rng.choice([Unavailable("down"), InputRefused("bad"), TimedOut("slow")])
+
+    async def one():
+        await anyio.sleep(rng.random() * 0.03)
+        asked = work(rng.sample("abcdefghijklmnop", rng.choice([1, 1, 2, 12])))
+        with anyio.move_on_after(rng.choice([0.005, 3600.0])) as time:
+            try:
+                found, _ = await flights.share(
+                    asked, rng.choice([TERMS, TERMS, "others"]), compute, (), 0.01
+                )
+            except UpstreamError as error:
+                ends.append(error)
+            else:
+                ends.append(
+                    {key: it.tokens for key, it in found.items()}
+                    == {key: ord(it) for key, it in asked.items()}
+                )
+        if time.cancelled_caught:
+            ends.append(None)
+
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as group:
+            for _ in range(60):
+                group.start_soon(one)
+
+    assert len(ends) == 60
+    assert False not in ends
+    assert len(flights) == 0

@@ -1,0 +1,144 @@
+"""The right answer: a unit vector for every input, and one request with all that its answer depends on."""
+
+import binascii
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from hashlib import sha256, shake_128
+from typing import Any
+
+import numpy as np
+import orjson
+
+from tests.fault_upstream.messages import Message, whole
+
+
+def vector_of(item: Any, width: int = 8, space: str = "") -> np.ndarray:
+    """The one true (width,) float32 unit vector of a text or a list of token ids; another ``space``, another vector."""
+    return vectors_of([item], width, space)[0]
+
+
+def vectors_of(items: Sequence[Any], width: int = 8, space: str = "") -> np.ndarray:
+    """The (n, width) vectors of ``items``; a narrower one is a wider one, cut and scaled to length 1 (matryoshka)."""
+    raw = b"".join(_bytes_of(item, width, space) for item in items)
+    exact = np.frombuffer(raw, "<u4").reshape(len(items), width) / 2**31 - 1
+    return (exact / np.linalg.norm(exact, axis=1, keepdims=True)).astype("<f4")
+
+
+def _bytes_of(item: Any, width: int, space: str) -> bytes:
+    text = (
+        item.encode(errors="surrogatepass")
+        if isinstance(item, str)
+        else b"\0" + json.dumps(item).encode()
+    )
+    first = sha256((space + "\0").encode() + text if space else text).digest()
+    if width <= 8:
+        return first[: 4 * width]
+    return first + shake_128(first).digest(4 * width - len(first))
+
+
+@dataclass(eq=False, kw_only=True)
+class Ask:
+    """One request as the upstream saw it; ``at`` is monotonic seconds, ``nth`` counts from 1 on its connection."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+    at: float
+    nth: int
+    upstream: Any = field(repr=False)
+    mode: str = ""
+    gone: bool = False
+    """Whether the client went away before its answer was sent."""
+
+    @cached_property
+    def json(self) -> Any:
+        """The body as JSON; None if it is not."""
+        try:
+            return orjson.loads(self.body)
+        except ValueError:
+            return None
+
+    @cached_property
+    def inputs(self) -> list[Any]:
+        """The inputs one by one, whichever of the four shapes they came in; none if the body is no request."""
+        told = self.json.get("input") if isinstance(self.json, dict) else None
+        if isinstance(told, list):
+            return [told] if told and isinstance(told[0], int) else told
+        return [] if told is None else [told]
+
+    @property
+    def width(self) -> int:
+        """How many numbers a vector of the answer has."""
+        return self.json.get("dimensions") or self.upstream.width
+
+    @property
+    def base64(self) -> bool:
+        """Whether base64 was asked for."""
+        return self.json.get("encoding_format") == "base64"
+
+    @property
+    def key(self) -> str:
+        """The credential that came with the request."""
+        return self.headers.get("authorization", self.headers.get("api-key", "")).removeprefix(
+            "Bearer "
+        )
+
+    def vectors(self) -> np.ndarray:
+        """The right vectors, (n, width)."""
+        return vectors_of(self.inputs, self.width, self.upstream.space)
+
+    def full_vectors(self) -> np.ndarray:
+        """The right vectors at the upstream's full width, whatever was asked."""
+        return vectors_of(self.inputs, self.upstream.width, self.upstream.space)
+
+    def rows(
+        self, vectors: Iterable[np.ndarray] | None = None, *, base64: bool | None = None
+    ) -> list[dict[str, Any]]:
+        """The rows of ``data``, the right ones unless told otherwise, in the encoding asked for unless told otherwise."""
+        encode = to_base64 if (self.base64 if base64 is None else base64) else _as_it_is
+        told = self.vectors() if vectors is None else vectors
+        return [
+            {"object": "embedding", "index": at, "embedding": encode(row)}
+            for at, row in enumerate(told)
+        ]
+
+    def answer(self, rows: Any = None, **others: Any) -> dict[str, Any]:
+        """The whole body around ``rows``; ``others`` stand over its fields."""
+        tokens = sum(max(1, len(item) // 4) for item in self.inputs)
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        data = self.rows() if rows is None else rows
+        return {
+            "object": "list",
+            "data": data,
+            "model": self.json.get("model"),
+            "usage": usage,
+            **others,
+        }
+
+
+def ask_of(message: Message, *, at: float, nth: int, upstream: Any) -> Ask:
+    """Tie a request to the upstream it came to."""
+    return Ask(**message._asdict(), at=at, nth=nth, upstream=upstream)
+
+
+def to_base64(row: np.ndarray) -> str:
+    """Little-endian bytes of a row's own type as base64."""
+    return binascii.b2a_base64(row.tobytes(), newline=False).decode()
+
+
+def _as_it_is(row: np.ndarray) -> np.ndarray:
+    # orjson writes float32 in the shortest text that reads back the same.
+    return np.ascontiguousarray(row)
+
+
+def write(body: Any) -> bytes:
+    """Write a body as JSON, arrays included."""
+    return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def say(body: Any, status: int = 200, **headers: Any) -> list[bytes]:
+    """Answer with one JSON body."""
+    return [whole(write(body), status, **headers)]

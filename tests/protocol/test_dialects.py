@@ -1,0 +1,339 @@
+"""Five dialects: each answer, good or bad, fits the schema of the document that the dialect stands for.
+
+The schemas are those of the documents themselves, under ``tests/data/schemas``; what had to be mended in them is
+listed in each file under ``patched``.
+"""
+
+import json
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+
+from embedroute import Config, Gateway, Provider, embeddings_app
+from embedroute.backend import Accepts, Vectors
+from embedroute.errors import InputRefused, KeyRefused, RateLimited, Unavailable
+from embedroute.routing import RetryPolicy
+from embedroute.testing import ScriptedBackend, expected_vector
+from tests.support.asgi_client import call
+
+pytestmark = pytest.mark.anyio
+
+SCHEMAS = {
+    path.stem: json.loads(path.read_text())
+    for path in (Path(__file__).parents[1] / "data" / "schemas").glob("*.json")
+}
+DIALECTS = sorted(SCHEMAS)
+WIDTH = 8
+KEY = "sk-dialects"
+dialects = pytest.mark.parametrize("dialect", DIALECTS)
+
+
+def fits(body, dialect, status):
+    """Check a body against the document's schema for its status; a status that it leaves out is an error like its others."""
+    document = SCHEMAS[dialect]
+    schema = (
+        document["responses"].get(str(status))
+        or document["responses"]["404" if dialect == "spice" else "400"]
+    )
+    jsonschema.Draft202012Validator({**schema, "$defs": document["$defs"]}).validate(body)
+
+
+def gateway_of(backend=None, **settings):
+    return Gateway(
+        Config(
+            gateway={"auth": "keys", "debug": True, **settings},
+            keys={
+                "team": {"key": KEY},
+                "plain": {"key": "sk-plain", "debug": False},
+                "few": {"key": "sk-few", "models": []},
+            },
+            providers={"p": Provider(backend=backend or ScriptedBackend(width=WIDTH))},
+            models={
+                "m": {
+                    "dimensions": WIDTH,
+                    "matryoshka": True,
+                    "endpoints": [{"provider": "p", "price": 2}],
+                }
+            },
+        ),
+        retries=RetryPolicy(attempts=1),
+    )
+
+
+def failing(failure):
+    """A gateway at a backend that fails so; a number is the seconds that it takes, more than there are."""
+    backend = ScriptedBackend(then=failure, width=WIDTH)
+    return gateway_of(backend, deadline=0.5) if isinstance(failure, float) else gateway_of(backend)
+
+
+async def ask(gateway, dialect, body, *, key=KEY, path="/v1/embeddings", method="POST"):
+    headers = [
+        ("content-type", "application/json"),
+        *([("authorization", f"Bearer {key}")] if key else []),
+    ]
+    return await call(
+        embeddings_app(gateway, dialect=dialect), method, path, headers, [json.dumps(body).encode()]
+    )
+
+
+class Plain(ScriptedBackend, frozen=True, kw_only=True):
+    accepts = Accepts()
+
+
+GOOD = [
+    {"input": "text"},
+    {"input": ["one", "two"], "encoding_format": "base64"},
+    {"input": [[1, 2], [3]], "dimensions": 4},
+    {"input": ["text"], "user": "u", "provider": {"order": ["p"]}},
+]
+
+
+@dialects
+@pytest.mark.parametrize("body", GOOD)
+async def test_a_success_fits_its_document(dialect, body):
+    answer = await ask(gateway_of(), dialect, {"model": "m", **body})
+
+    assert answer.status == 200
+    fits(answer.json, dialect, 200)
+
+
+ADDED = {
+    "openai": (set(), set()),
+    "spice": (set(), set()),
+    "gomodel": ({"provider"}, set()),
+    "phaseo": (set(), {"completion_tokens"}),
+    "openrouter": ({"id"}, {"cost"}),
+}
+
+
+@dialects
+async def test_a_success_holds_what_its_document_adds_and_no_more(dialect):
+    body = (await ask(gateway_of(), dialect, {"model": "m", "input": ["text"]})).json
+
+    assert (
+        body.keys() - {"object", "data", "model", "usage"},
+        body["usage"].keys() - {"prompt_tokens", "total_tokens"},
+    ) == ADDED[dialect]
+    assert body["model"] == "m"
+    assert body["data"][0].keys() == {"object", "index", "embedding"}
+
+
+async def test_what_openrouter_and_gomodel_add_is_true():
+    gateway = gateway_of()
+    first = (
+        await ask(gateway, "openrouter", {"model": "m", "input": ["four byte words here"]})
+    ).json
+    again = (
+        await ask(gateway, "openrouter", {"model": "m", "input": ["four byte words here"]})
+    ).json
+
+    assert first["usage"]["cost"] == pytest.approx(2e-6 * first["usage"]["prompt_tokens"])
+    assert again["usage"]["cost"] == 0
+    assert (await ask(gateway, "gomodel", {"model": "m", "input": ["new"]})).json["provider"] == "p"
+
+
+def two_modalities(_):
+    return Vectors(np.ones((1, WIDTH), "<f4"), 10, {"text": 4, "image": 6, "audio": 0})
+
+
+@pytest.mark.parametrize("dialect", ["openai", "openrouter"])
+async def test_tokens_by_modality_are_told_where_the_document_has_them(dialect):
+    answer = await ask(
+        gateway_of(ScriptedBackend(then=two_modalities, width=WIDTH)),
+        dialect,
+        {"model": "m", "input": "a"},
+    )
+
+    details = answer.json["usage"].get("prompt_tokens_details")
+    assert details == ({"text_tokens": 4, "image_tokens": 6} if dialect == "openrouter" else None)
+    fits(answer.json, dialect, 200)
+
+
+BAD = [
+    ({"input": ""}, {}, None, 400),
+    ({"input": "a", "dimension": 3}, {}, None, 400),
+    ({"input": "a"}, {"key": None}, None, 401),
+    ({"input": "a"}, {"key": "sk-few"}, None, 403),
+    ({"input": "a", "model": "x"}, {}, None, 404),
+    ({"input": "a"}, {"path": "/v1/nowhere"}, None, 404),
+    ({"input": "a"}, {"method": "DELETE"}, None, 405),
+    ({"input": "a"}, {}, InputRefused("too odd"), 400),
+    ({"input": "a"}, {}, RateLimited("slow", retry_after=100), 429),
+    ({"input": "a"}, {}, KeyRefused("bad"), 502),
+    ({"input": "a"}, {}, Unavailable("down", upstream_status=500), 502),
+    ({"input": "a"}, {}, 9.0, 504),
+]
+
+
+@dialects
+@pytest.mark.parametrize(("body", "how", "failure", "status"), BAD)
+async def test_an_error_fits_its_document(dialect, body, how, failure, status):
+    gateway = failing(failure) if failure else gateway_of()
+
+    answer = await ask(gateway, dialect, {"model": "m", **body}, **how)
+
+    assert answer.status == status
+    fits(answer.json, dialect, status)
+
+
+TYPES = {
+    401: "authentication_error",
+    403: "authentication_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
+
+
+@pytest.mark.parametrize(("body", "how", "failure", "status"), BAD)
+async def test_errors_are_worded_as_each_system_words_them(body, how, failure, status):
+    def gateway():
+        return failing(failure) if failure else gateway_of()
+
+    told = {
+        name: (await ask(gateway(), name, {"model": "m", **body}, **how)).json for name in DIALECTS
+    }
+
+    message = told["openai"]["error"]["message"]
+    assert told["spice"] == {"error": message}
+    assert (told["openrouter"]["error"]["code"], told["openrouter"]["error"]["message"]) == (
+        status,
+        message,
+    )
+    assert told["openrouter"]["user_id"] is None
+    assert told["gomodel"]["error"]["type"] == TYPES.get(
+        status, "invalid_request_error" if status < 500 else "provider_error"
+    )
+    assert (told["phaseo"]["status_code"], told["phaseo"]["description"]) == (status, message)
+    assert told["phaseo"]["error_type"] == ("user" if status < 500 and status != 429 else "system")
+
+
+async def test_two_mounts_of_one_gateway_speak_two_dialects_and_share_a_cache():
+    backend = ScriptedBackend(width=WIDTH)
+    gateway = gateway_of(backend, dialect="spice")
+
+    one = await ask(gateway, "openrouter", {"model": "m", "input": "a"})
+    two = await ask(gateway, None, {"model": "m", "input": "a"})
+    bad = await ask(gateway, None, {"model": "x", "input": "a"})
+
+    assert "id" in one.json
+    assert "id" not in two.json
+    assert isinstance(bad.json["error"], str)
+    assert one.json["data"] == two.json["data"]
+    assert one.json["data"][0]["embedding"] == pytest.approx(expected_vector("a", WIDTH).tolist())
+    assert len(backend.batches) == 1
+
+
+# Debug: what it shows, to whom, and in errors too. The bodies themselves are tests/execution/test_redaction.py's.
+
+FULL = {"trace": True, "trace_level": "full"}
+
+
+@dialects
+@pytest.mark.parametrize(
+    ("debug", "shown"),
+    [
+        ({"enabled": True}, set()),
+        ({"trace": True}, {"trace"}),
+        (FULL, {"trace"}),
+        ({"enabled": False, "trace": True}, set()),
+        ({"enabled": False}, set()),
+        (None, set()),
+    ],
+)
+@pytest.mark.parametrize("failure", [None, Unavailable("down")])
+async def test_debug_shows_what_was_asked_for_beside_the_answer(dialect, debug, shown, failure):
+    gateway = gateway_of(ScriptedBackend(then=failure or 0.0, width=WIDTH))
+
+    answer = await ask(gateway, dialect, {"model": "m", "input": "a", "debug": debug})
+
+    assert answer.status == (502 if failure else 200)
+    assert answer.json.keys() & {"trace", "upstream_request", "upstream_response"} == shown
+    for event in answer.json.get("trace", []):
+        assert {"stage", "action"} <= event.keys()
+
+
+@dialects
+async def test_debug_is_refused_to_whoever_may_not_and_shows_nothing_then(dialect):
+    for debug in (
+        {"trace": True},
+        {"return_upstream_request": True},
+        {"enabled": True},
+        {"enabled": False, "trace": True},
+    ):
+        answer = await ask(
+            gateway_of(), dialect, {"model": "m", "input": "a", "debug": debug}, key="sk-plain"
+        )
+
+        assert answer.status == 403
+        assert not answer.json.keys() & {"trace", "upstream_request", "upstream_response"}
+        fits(answer.json, dialect, 403)
+
+    assert (
+        await ask(
+            gateway_of(),
+            dialect,
+            {"model": "m", "input": "a", "debug": {"enabled": False}},
+            key="sk-plain",
+        )
+    ).status == 200
+
+
+async def test_a_trace_tells_the_journey_and_a_summary_no_values():
+    answer = await ask(
+        gateway_of(),
+        "openai",
+        {"model": "m", "input": "PLANTED", "debug": {"trace": True, "trace_level": "summary"}},
+    )
+
+    assert {"select", "call", "cache"} <= {event["stage"] for event in answer.json["trace"]}
+    assert "PLANTED" not in answer.body.decode()
+
+
+@pytest.mark.parametrize(
+    ("wishes", "status", "events"),
+    [
+        ({"provider": {"zdr": True}}, 404, [("filtered", "zdr", "p:m")]),
+        ({"user": "u"}, 200, [("dropped parameter", "user", "p:m")]),
+        ({"provider": {"ignore": ["p"]}, "user": "u"}, 404, [("filtered", "ignore", "p:m")]),
+    ],
+)
+async def test_a_trace_tells_what_was_filtered_and_what_was_dropped(wishes, status, events):
+    """In a refusal too: there the filters are what matters."""
+    asked = {"model": "m", "input": "a", "debug": {"trace": True}, **wishes}
+
+    answer = await ask(gateway_of(Plain(width=WIDTH)), "openai", asked)
+
+    told = [
+        (it["action"], it.get("filter") or it.get("parameter"), it.get("endpoint"))
+        for it in answer.json["trace"]
+    ]
+    assert (status, events) == (
+        answer.status,
+        [it for it in told if it[0] in {"filtered", "dropped parameter"}],
+    )
+
+
+@pytest.mark.parametrize(("key", "status"), [(KEY, 200), ("sk-plain", 403)])
+async def test_explain_forecasts_without_a_call(key, status):
+    backend = ScriptedBackend(width=WIDTH)
+    gateway = gateway_of(backend)
+
+    answer = await ask(
+        gateway,
+        "openai",
+        {"model": "m", "input": ["a", "b", "a"]},
+        key=key,
+        path="/v1/embeddings?explain=1",
+    )
+
+    assert answer.status == status
+    assert backend.batches == []
+    if status == 200:
+        plan = answer.json
+        assert [(it["provider"], it["chunks"], it["price"]["prompt"]) for it in plan["order"]] == [
+            ("p", [2], "2")
+        ]
+        assert plan["cache"] == {"hits": 0, "misses": 3}
+        assert plan["inputs"]["unique"] == 2

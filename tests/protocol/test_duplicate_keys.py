@@ -1,0 +1,167 @@
+"""Duplicate keys and depth: what JSON allows and the gateway does not."""
+
+import pytest
+
+from embedroute.errors import InvalidRequest
+from embedroute.protocol import Limits, decode_request
+
+LENIENT = Limits(ignore_unknown=True)
+
+
+def refusal(text, limits=Limits()):  # noqa: B008 - frozen
+    with pytest.raises(InvalidRequest) as caught:
+        decode_request(text.encode(), limits)
+    return caught.value
+
+
+TEXT_PART = '{"type":"text","text":"a"}'
+TWICE = '{"type":"text","text":"a","text":"b"}'
+
+
+@pytest.mark.parametrize(
+    ("text", "param"),
+    [
+        ('{"model":"m","input":"a","input":"b"}', "input"),
+        ('{"model":"m","model":"m","input":"a"}', "model"),
+        ('{"model":"m","input":"a","input":"a"}', "input"),
+        (r'{"model":"m","input":"a","in\u0070ut":"b"}', "input"),
+        (r'{"model":"m","input":"a\u003a","input":"b:"}', "input"),
+        (r'{"model":"m","input":":","input":"a\u003A"}', "input"),
+        (r'{"model":"m","input":"\u003a:","user":"a","user":"b"}', "user"),
+        ('{"model":"a:b","input":["a:",":"],"input":["a:b"]}', "input"),
+        ('{"model":"m","input":"a","user":null,"user":null}', "user"),
+        ('{"model":"m","input":"a","user":null,"user":"u"}', "user"),
+        ('{"model":"m","input":[1],"input":[1]}', "input"),
+        ('{"model":"m","input":"a","provider":{"only":["a"],"only":["b"]}}', "provider.only"),
+        (
+            '{"model":"m","input":"a","provider":{"sort":{"by":"price","by":"price"}}}',
+            "provider.sort.by",
+        ),
+        ('{"model":"m","input":"a","debug":{"trace":false,"trace":false}}', "debug.trace"),
+        (
+            '{"model":"m","input":"a","embedding_options":{"google":null,"google":null}}',
+            "embedding_options.google",
+        ),
+        ('{"model":"m","input":[{"content":[' + TWICE + "]}]}", "input[0].content[0].text"),
+        (
+            '{"model":"m","input":[{"content":[' + f"{TEXT_PART},{TEXT_PART},{TWICE}" + "]}]}",
+            "input[0].content[2].text",
+        ),
+        (
+            '{"model":"m","input":[{"content":[' + TEXT_PART + '],"content":[' + TEXT_PART + "]}]}",
+            "input[0].content",
+        ),
+    ]
+    + [
+        (
+            '{"model":"m","input":[{"content":[' + ",".join([TWICE, *[TEXT_PART] * more]) + "]}]}",
+            "input[0].content[0].text",
+        )
+        for more in range(8)
+    ],
+)
+def test_a_key_that_stands_twice_is_refused(text, param):
+    """However the colons of a body add up."""
+    refused = refusal(text)
+
+    assert (param, f"The key '{param}' stands twice in one object; send it once.") == (
+        refused.param,
+        refused.message,
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"model":"a:b","input":"c:d"}',
+        '{"model":"m","input":["\\"input\\":","{\\"a\\":1,\\"a\\":2}"]}',
+        r'{"model":"m","input":"\u003a"}',
+        r'{"model":"m","input":"\\u003a"}',
+        '{"model":"m","input":"a","user":"model:m","user2":1}',
+        '{"model":"m","input":[{"content":[' + TEXT_PART + "," + TEXT_PART + "]}]}",
+        '{"model" : "m" , "input" : "a" , "dimensions" : null}',
+    ],
+)
+def test_colons_in_texts_are_no_keys(text):
+    assert decode_request(text.encode(), LENIENT).model
+
+
+@pytest.mark.parametrize(
+    ("text", "param"),
+    [
+        ('{"model":"m","input":"a","x":1,"x":2}', "x"),
+        ('{"model":"m","input":"a","x":{"y":[{"z":1,"z":2}]}}', "x.y[0].z"),
+        (
+            '{"model":"m","input":"a","x":"'
+            + "k" * 200
+            + '","'
+            + "k" * 200
+            + '":1,"'
+            + "k" * 200
+            + '":1}',
+            "k" * 128,
+        ),
+    ],
+)
+def test_ignored_fields_may_not_stand_twice_either(text, param):
+    assert param == refusal(text, LENIENT).param
+
+
+@pytest.mark.parametrize(
+    ("opened", "closed", "levels", "refused"),
+    [
+        ("[", "]", 31, False),
+        ("[", "]", 32, True),
+        ('{"a":', "}", 31, False),
+        ('{"a":', "}", 32, True),
+        ("[", "]", 900, True),
+        ("[", "]", 100_000, True),
+        ('{"a":', "}", 100_000, True),
+    ],
+)
+def test_depth_is_bounded_even_where_nobody_looks(opened, closed, levels, refused):
+    """The object itself is the first of 32 levels."""
+    text = '{"model":"m","input":"a","x":' + opened * levels + "1" + closed * levels + "}"
+    if refused:
+        assert (
+            refusal(text, LENIENT).message
+            == "The body is nested deeper than 32 levels; send it flatter."
+        )
+    else:
+        assert decode_request(text.encode(), LENIENT).model == "m"
+
+
+@pytest.mark.parametrize("value", ['["[[[["]', r'"\"[{"', '[["\\\\"],["[["]]'])
+def test_brackets_in_texts_are_no_depth(value):
+    text = '{"model":"m","input":"a","x":[' + ",".join([value] * 40) + "]}"
+
+    assert decode_request(text.encode(), LENIENT).model == "m"
+
+
+def test_a_field_that_is_ignored_must_be_utf8_all_the_same():
+    with pytest.raises(InvalidRequest, match="not valid JSON"):
+        decode_request(b'{"model":"m","input":"a","x":"\xff"}', LENIENT)
+
+
+@pytest.mark.parametrize(
+    ("count", "message"),
+    [
+        (19_000, "The body has a key twice; send it once."),
+        (200_000, "The body has more than 20000 members besides those of inputs; send fewer."),
+    ],
+)
+def test_of_many_ignored_keys_one_that_stands_twice_is_refused(count, message):
+    """A large body is not parsed again only to name it."""
+    keys = ",".join(f'"k{at}":1' for at in range(count))
+
+    assert (
+        decode_request(f'{{"model":"m","input":"a",{keys}}}'.encode(), LENIENT).model
+        if count == 19_000
+        else True
+    )
+    assert (None, message) == _told('{"model":"m","input":"a",' + keys + f',"k{count - 1}":1}}')
+
+
+def _told(text):
+    refused = refusal(text, LENIENT)
+    return refused.param, refused.message

@@ -1,0 +1,53 @@
+"""What inputs are for: vendors' spellings, the neutral words, and Gemini's tasks."""
+
+from typing import get_args
+
+import pytest
+
+from embedroute.errors import InvalidRequest
+from embedroute.protocol import GOOGLE_TASKS, NEUTRAL, SPELLINGS, GoogleTask, Limits, decode_request
+
+
+def read(spelling):
+    return decode_request(
+        b'{"model":"m","input":"a","input_type":"%s"}' % spelling.encode(), Limits()
+    ).input_type
+
+
+@pytest.mark.parametrize(("spelling", "word"), NEUTRAL.items())
+@pytest.mark.parametrize("case", [str, str.upper, str.title])
+def test_every_spelling_is_read_without_regard_to_case(spelling, word, case):
+    assert word == read(case(spelling))
+
+
+VENDORS = """
+search_query query RETRIEVAL_QUERY retrieval.query GENERIC_RETRIEVAL TEXT_RETRIEVAL search_document document
+RETRIEVAL_DOCUMENT retrieval.passage passage GENERIC_INDEX classification CLASSIFICATION text clustering CLUSTERING
+separation SEMANTIC_SIMILARITY text-matching QUESTION_ANSWERING FACT_VERIFICATION CODE_RETRIEVAL_QUERY code.query
+nl2code.query image IMAGE_RETRIEVAL
+"""
+
+
+@pytest.mark.parametrize("spelling", VENDORS.split())
+def test_every_word_of_a_vendors_is_known(spelling):
+    assert read(spelling) in SPELLINGS
+
+
+def test_no_spelling_means_two_things():
+    assert len(NEUTRAL) == sum(map(len, SPELLINGS.values()))
+    assert all(word in spellings for word, spellings in SPELLINGS.items())
+
+
+@pytest.mark.parametrize("spelling", ["", "quer", "query ", "document,query", "x" * 300])
+def test_another_word_is_refused_with_the_list(spelling):
+    with pytest.raises(InvalidRequest) as caught:
+        read(spelling)
+
+    assert caught.value.param == "input_type"
+    assert ", ".join(SPELLINGS) in caught.value.message
+    assert "x" * 129 not in caught.value.message
+
+
+def test_geminis_tasks_have_neutral_words():
+    assert set(GOOGLE_TASKS) == set(get_args(GoogleTask))
+    assert set(GOOGLE_TASKS.values()) - {None} <= set(SPELLINGS)

@@ -1,0 +1,255 @@
+"""What upstreams were seen to answer: never passed on as vectors, always made good by an honest endpoint beside them."""
+
+import numpy as np
+import pytest
+
+from tests.fault_upstream.messages import whole
+from tests.fault_upstream.truth import say
+from tests.regressions.requesting import (
+    TEXTS,
+    WIDTH,
+    ask,
+    at,
+    facts_of,
+    gateway_of,
+    numbers_in,
+    right,
+    table,
+)
+
+pytestmark = pytest.mark.anyio
+
+BAD = "upstream_invalid_response"
+LIMITED = "rate_limit_exceeded"
+REST = 100
+"""Seconds that an upstream asks for: longer than any request here may take, so that nobody waits."""
+HTML = b"<!DOCTYPE html><html><script>alert(1)</script><h1>404</h1></html>"
+
+
+def asks(limited):
+    """The header of an upstream that asks for a rest."""
+    return {"retry_after": REST} if limited else {}
+
+
+def openrouter(status, code, message="No instances available", **metadata):
+    """OpenRouter's own envelope, whose code is a number."""
+    body = {"error": {"code": code, "message": message, "metadata": metadata}, "user_id": "u"}
+    return lambda _: say(body, status, **asks(429 in {status, code}))
+
+
+def first_text_only(asked):
+    return say(asked.answer(asked.rows(asked.vectors()[:1])))
+
+
+def one_number_a_byte(asked):
+    """Every row is read as a quarter of its numbers: base64 that was taken for a list, or the other way round."""
+    return say(asked.answer(asked.rows(asked.vectors()[:, : WIDTH // 4])))
+
+
+def flattened(asked):
+    """A vector for every token, end to end."""
+    return say(asked.answer(asked.rows(np.hstack([asked.vectors(), asked.vectors()]))))
+
+
+def zeros(asked):
+    return say(asked.answer(asked.rows(asked.vectors() * 0)))
+
+
+def tei(status, kind):
+    return lambda _: say(
+        {"error": "Model is overloaded", "error_type": kind}, status, **asks(status == 429)
+    )
+
+
+def page(status):
+    return lambda _: [whole(HTML, status, content_type="text/html; charset=utf-8")]
+
+
+answers = table(
+    "told status code",
+    {
+        # Rows that are not one for each input.
+        "litellm-24209-inputs-fused-into-one": ("fused", 502, BAD),
+        "litellm-33681-fused-at-usage-0": (
+            lambda it: say({"data": it.rows()[:1], "usage": {"prompt_tokens": 0}}),
+            502,
+            BAD,
+        ),
+        "bifrost-1138-several-texts-one-row": (first_text_only, 502, BAD),
+        "new-api-1493-first-text-only": (first_text_only, 502, BAD),
+        "new-api-1500-first-text-repeated-index": ("duplicated_index", 502, BAD),
+        "vercel-ai-16575-a-row-too-few": ("missing_row", 502, BAD),
+        "vercel-ai-16575-a-row-too-many": ("extra_row", 502, BAD),
+        "vercel-ai-20359-one-value-for-all": (
+            lambda it: say({"embedding": {"values": it.vectors()[0]}}),
+            502,
+            BAD,
+        ),
+        "deepseek-reasonix-732-dropped-input": ("missing_middle_row", 502, BAD),
+        "xberg-1302-index-of-another-text": ("index_from_one", 502, BAD),
+        "litellm-20949-shuffled-with-few-indexes": ("partly_indexed", 502, BAD),
+        # Vectors of a width that is not the model's.
+        "openai-node-1542-a-quarter-of-the-width": (one_number_a_byte, 502, BAD),
+        "n8n-16647-a-quarter-of-the-width": ("all_short", 502, BAD),
+        "infinity-450-multi-vector-flattened": (flattened, 502, BAD),
+        "infinity-450-multi-vector-nested": ("nested_row", 502, BAD),
+        "gbrain-925-widths-mixed": ("ragged", 502, BAD),
+        "gbrain-926-one-row-short": ("short_row", 502, BAD),
+        "gbrain-926-one-row-null": ("null_row", 502, BAD),
+        "vellum-assistant-1419-doubles-for-floats": ("base64_of_doubles", 502, BAD),
+        # Numbers that are none.
+        "omlx-3507-nan-became-null": ("null_number", 502, BAD),
+        "omlx-3507-nan": ("nan", 502, BAD),
+        "omlx-3507-nan-literal": ("nan_literal", 502, BAD),
+        "tei-557-empty-row": ("empty_row", 502, BAD),
+        "tei-557-zero-row": ("zero_row", 502, BAD),
+        "caura-721-zeros-after-a-failed-batch": (zeros, 502, BAD),
+        "infinity-349-base64-of-another-layout": ("base64_odd", 502, BAD),
+        # A success that is none.
+        "langchain-35204-error-in-a-200": ("error_in_200", 502, BAD),
+        "langchain-35204-error-beside-rows": (
+            lambda it: say({**it.answer(), "error": {"message": "CUDA"}}),
+            502,
+            BAD,
+        ),
+        "langchain-35204-no-data-in-a-200": ("empty_object", 502, BAD),
+        "langchain-35204-openrouter-429-in-a-200": (openrouter(200, 429), 429, LIMITED),
+        "portkey-1622-openrouter-502-in-a-200": (
+            openrouter(200, 502, provider_name="Google"),
+            502,
+            None,
+        ),
+        "bifrost-2288-html-page": (page(200), 502, BAD),
+        "bifrost-2496-html-as-json": ("html_as_json", 502, BAD),
+        "bifrost-2496-html-at-an-error": (page(500), 502, None),
+        # An endpoint that is not there, or not well.
+        "vllm-53742-no-such-route": ("bare_404", 502, "upstream_model_not_found"),
+        "vllm-53742-no-such-model": ("status_404", 502, "upstream_model_not_found"),
+        "bifrost-6016-predict-is-404-html": (page(404), 502, "upstream_model_not_found"),
+        "bifrost-key-is-dead-401": ("status_401", 502, "upstream_credentials"),
+        "bifrost-key-is-dead-402": ("status_402", 502, "upstream_credentials"),
+        "bifrost-key-is-dead-403": ("status_403", 502, "upstream_credentials"),
+        "portkey-1622-openrouter-402": (
+            openrouter(402, 402, "Insufficient credits"),
+            502,
+            "upstream_credentials",
+        ),
+        "portkey-1622-openrouter-404": (
+            openrouter(404, 404, "No endpoints found"),
+            502,
+            "upstream_model_not_found",
+        ),
+        "portkey-1622-openrouter-503": (openrouter(503, 503), 502, None),
+        "openrouter-529-overloaded": ("status_529", 502, None),
+        "tei-424-backend-failed": (tei(424, "Backend"), 502, None),
+        "tei-429-overloaded": (tei(429, "Overloaded"), 429, LIMITED),
+        "tei-503-unhealthy": (tei(503, "Unhealthy"), 502, None),
+        "infinity-517-out-of-memory": ("error_string_in_200", 502, BAD),
+        "infinity-609-worker-killed": ("reset_before_headers", 502, None),
+        "infinity-609-worker-killed-half-way": ("half_body_fin", 502, None),
+    },
+)
+
+
+@answers
+async def test_alone_it_is_a_failure_that_says_no_more_than_it_may(upstreams, told, status, code):
+    """Never a 200, never a status that blames the client, and nothing of a page of somebody else's."""
+    upstreams[0].tell(told)
+    gateway = gateway_of({"a": at(upstreams[0])})
+    async with gateway.lifespan():
+        answer = await ask(gateway, dimensions=6)
+
+    assert (status, (None, code)) == (answer.status, facts_of(answer.error))
+    assert b"<" not in answer.body
+    assert b"sk-up" not in answer.body
+    assert len(answer.error["message"]) < 400
+
+
+@answers
+async def test_beside_an_honest_endpoint_nobody_notices(upstreams, told, status, code):
+    upstreams[0].tell(told)
+    gateway = gateway_of({"a": at(upstreams[0]), "b": at(upstreams[1])})
+    async with gateway.lifespan():
+        answer = await ask(gateway, dimensions=6, provider={"order": ["a"]})
+
+    assert (200, "b") == (answer.status, answer.header("x-embedroute-provider"))
+    assert right(TEXTS, 6) == numbers_in(answer)
+    assert len(upstreams[0].requests) == (2 if status == 502 and code in {None, BAD} else 1)
+
+
+@table(
+    "told code",
+    {
+        "vllm-6744-context-length": ("context_too_long", "context_length_exceeded"),
+        "llama.cpp-context-as-500": ("context_too_long_500", "context_length_exceeded"),
+        "tei-413-too-long": ("status_413", "context_length_exceeded"),
+        "tei-422-validation": ("status_422", None),
+        "openai-400-unreadable": ("status_400", None),
+        "portkey-1622-openrouter-400": (openrouter(400, 400, "Input is malformed"), None),
+    },
+)
+async def test_the_inputs_own_fault_is_told_at_once(upstreams, told, code):
+    """Another endpoint of the same model would find the same fault."""
+    upstreams[0].tell(told)
+    gateway = gateway_of({"a": at(upstreams[0]), "b": at(upstreams[1])})
+    async with gateway.lifespan():
+        answer = await ask(gateway, provider={"order": ["a"]})
+
+    assert (400, (None, code)) == (answer.status, facts_of(answer.error))
+    assert answer.error["type"] == "invalid_request_error"
+    assert [1, 0] == [len(it.requests) for it in upstreams]
+
+
+def sliced(it):
+    """The first numbers of whole vectors, as they lie there."""
+    return say(it.answer(it.rows(it.full_vectors()[:, : it.width])))
+
+
+@table(
+    "first",
+    {
+        "infinity-538-sliced-and-not-scaled": ([],),
+        "infinity-538-the-whole-vectors-are-held": ([{}],),
+        "infinity-538-held-itself": ([{"dimensions": 4}],),
+    },
+)
+async def test_a_request_has_one_vector_whoever_cut_it(upstreams, first):
+    upstreams[0].tell(sliced)
+    gateway = gateway_of({"a": at(upstreams[0])})
+    async with gateway.lifespan():
+        for fields in first:
+            await ask(gateway, **fields)
+        answer = await ask(gateway, dimensions=4)
+
+    whole = np.array(right(TEXTS))[:, :4]
+    assert np.allclose(
+        whole / np.linalg.norm(whole, axis=1, keepdims=True), numbers_in(answer), atol=1e-6
+    )
+
+
+@table(
+    "told attempts",
+    {
+        "tei-557-one-empty-row-under-load": (["empty_row", "honest"], 2),
+        "litellm-8744-the-request-is-made-anew": (["status_500", "honest"], 2),
+        "litellm-27363-retries-are-counted": (["reset_before_headers", "honest"], 2),
+        "tei-424-heals": (["status_424", "honest"], 2),
+        "xberg-1302-once-wrong": (["duplicated_index", "honest"], 2),
+        "litellm-20949-shuffled-rows": (["shuffled"], 1),
+        "tensorzero-4617-usage-null": (["usage_null"], 1),
+        "llama.cpp-10887-floats-for-base64": (["float_for_base64"], 1),
+    },
+)
+async def test_what_heals_is_tried_again_with_the_same_request(upstreams, told, attempts):
+    upstreams[0].tell(told)
+    gateway = gateway_of({"a": at(upstreams[0])})
+    async with gateway.lifespan():
+        answer = await ask(gateway, dimensions=6)
+
+    assert (200, str(attempts)) == (answer.status, answer.header("x-embedroute-attempts"))
+    assert right(TEXTS, 6) == numbers_in(answer)
+    (body,) = {it.body for it in upstreams[0].requests}
+    assert (
+        body
+        == b'{"model":"m","input":["one","zwei","\xd1\x82\xd1\x80\xd0\xb8"],"encoding_format":"base64","dimensions":6}'
+    )

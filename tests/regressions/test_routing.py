@@ -1,0 +1,291 @@
+"""What other gateways' routing is known for, row by row of their documents: who is asked, in which order, or why nobody."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import pytest
+
+from embedroute.errors import ModelRefused
+from embedroute.testing import ScriptedBackend
+from tests.regressions.requesting import ask, at, gateway_of, numbers_in, right, table
+
+pytestmark = pytest.mark.anyio
+
+
+class Offer(NamedTuple):
+    """One endpoint: its price in USD per million tokens, and the facts of endpoint and provider."""
+
+    price: float | None
+    endpoint: Mapping[str, object] = {}
+    provider: Mapping[str, object] = {}
+
+
+OFFERS = {
+    "deepinfra": Offer(1, {"quantization": "fp8", "quality": 1}, {"data_collection": "deny"}),
+    "google-vertex/us-east5": Offer(
+        10**9, {"quantization": "fp16", "quality": 3}, {"zdr": True, "data_collection": "deny"}
+    ),
+    "google-vertex/eu": Offer(
+        10**18,
+        {"quantization": "fp16", "quality": 2},
+        {"distillable": True, "data_collection": "allow"},
+    ),
+    "tei": Offer(None, {"accepts": {"user": False}}, {"stage": "beta"}),
+    "vllm": Offer(10**8, {}, {"stage": "alpha"}),
+}
+DEEP, EAST, EU, TEI, VLLM = OFFERS
+NOBODY = (404, "no_eligible_provider", "provider")
+
+
+def wrong(param):
+    return 400, None, param
+
+
+@table(
+    "model wishes expected",
+    {
+        "openrouter-cheapest-first": ("m", {}, [DEEP, EAST, EU, TEI]),
+        # order
+        "openrouter-order-then-the-rest": ("m", {"order": [EU]}, [EU, DEEP, EAST, TEI]),
+        "openrouter-order-base-slug": ("m", {"order": ["google-vertex"]}, [EAST, EU, DEEP, TEI]),
+        "openrouter-order-full-slug": ("m", {"order": [EU, DEEP]}, [EU, DEEP, EAST, TEI]),
+        "openrouter-order-vendor": (
+            "m",
+            {"order": ["DeepInfra", "google_vertex/EU"]},
+            [DEEP, EU, EAST, TEI],
+        ),
+        "openrouter-order-skips-who-has-it-not": (
+            "m",
+            {"order": ["azure", TEI]},
+            [TEI, DEEP, EAST, EU],
+        ),
+        "openrouter-order-and-no-others": (
+            "m",
+            {"order": [TEI, EU], "allow_fallbacks": False},
+            [TEI, EU],
+        ),
+        "openrouter-order-empty-and-no-others": (
+            "m",
+            {"order": [], "allow_fallbacks": False},
+            NOBODY,
+        ),
+        "openrouter-no-fallbacks": ("m", {"allow_fallbacks": False}, [DEEP]),
+        "openrouter-no-fallbacks-sorted": (
+            "m",
+            {"allow_fallbacks": False, "sort": "price"},
+            [DEEP],
+        ),
+        # only, ignore
+        "openrouter-only-is-an-intersection": ("m", {"only": [TEI, DEEP]}, [DEEP, TEI]),
+        "openrouter-only-base-slug": ("m", {"only": ["google-vertex"]}, [EAST, EU]),
+        "openrouter-only-in-order": ("m", {"only": [TEI, DEEP], "order": [TEI]}, [TEI, DEEP]),
+        "openrouter-only-nobody": ("m", {"only": ["azure"]}, NOBODY),
+        "phaseo-only-and-ignore-leave-nobody": ("m", {"only": [DEEP], "ignore": [DEEP]}, NOBODY),
+        "phaseo-ignore-everybody": ("m", {"ignore": [DEEP, TEI, "google-vertex"]}, NOBODY),
+        "openrouter-ignore": ("m", {"ignore": [DEEP, TEI]}, [EAST, EU]),
+        "openrouter-ignore-wins-over-order": (
+            "m",
+            {"order": [DEEP], "ignore": [DEEP]},
+            [EAST, EU, TEI],
+        ),
+        "openrouter-misspelt-ignore": ("m", {"ignore": ["deepinfrra"]}, wrong("provider.ignore")),
+        "openrouter-misspelt-region": (
+            "m",
+            {"only": ["google-vertex/us-east9"]},
+            wrong("provider.only"),
+        ),
+        # sort
+        "openrouter-sort-price": ("m", {"sort": "price"}, [DEEP, EAST, EU, TEI]),
+        "openrouter-sort-exacto": ("m", {"sort": "exacto"}, [EAST, EU, DEEP, TEI]),
+        "openrouter-sort-object": (
+            "m",
+            {"sort": {"by": "exacto", "partition": "none"}},
+            [EAST, EU, DEEP, TEI],
+        ),
+        "openrouter-sort-by-what-nobody-measured": (
+            "m",
+            {"sort": "latency"},
+            [DEEP, EAST, EU, TEI],
+        ),
+        "openrouter-sort-unknown": ("m", {"sort": "speed"}, wrong("provider.sort")),
+        "openrouter-floor": ("m:floor", {}, [DEEP, EAST, EU, TEI]),
+        "openrouter-nitro": ("m:nitro", {}, [DEEP, EAST, EU, TEI]),
+        "openrouter-free-is-no-suffix-here": ("m:free", {}, (404, "model_not_found", "model")),
+        # price
+        "openrouter-max-price-a-number": ("m", {"max_price": {"prompt": 1}}, [DEEP]),
+        "openrouter-max-price-a-string": ("m", {"max_price": {"prompt": "1.000"}}, [DEEP]),
+        "openrouter-max-price-just-below": (
+            "m",
+            {"max_price": {"prompt": "0.999999999999999999"}},
+            NOBODY,
+        ),
+        "openrouter-max-price-of-what-costs-nothing": (
+            "m",
+            {"max_price": {"prompt": 10**9, "image": 0}},
+            [DEEP, EAST],
+        ),
+        "openrouter-max-price-nan": (
+            "m",
+            {"max_price": {"prompt": "NaN"}},
+            wrong("provider.max_price.prompt"),
+        ),
+        # speed reorders and never excludes
+        "openrouter-latency-excludes-nobody": (
+            "m",
+            {"preferred_max_latency": 0},
+            [DEEP, EAST, EU, TEI],
+        ),
+        "openrouter-throughput-excludes-nobody": (
+            "m",
+            {"preferred_min_throughput": {"p50": 10**9, "p99": 10**9}},
+            [DEEP, EAST, EU, TEI],
+        ),
+        # facts: what is not known fails whoever demands it
+        "openrouter-quantizations": ("m", {"quantizations": ["fp16", "bf16"]}, [EAST, EU]),
+        "openrouter-quantizations-unknown": ("m", {"quantizations": ["unknown"]}, [TEI]),
+        "openrouter-data-collection": ("m", {"data_collection": "deny"}, [DEEP, EAST]),
+        "openrouter-zdr": ("m", {"zdr": True}, [EAST]),
+        "openrouter-zdr-false-demands-nothing": ("m", {"zdr": False}, [DEEP, EAST, EU, TEI]),
+        "openrouter-distillable": ("m", {"enforce_distillable_text": True}, [EU]),
+        "openrouter-require-parameters": ("m", {"require_parameters": True}, [DEEP, EAST, EU]),
+        "phaseo-alpha-asked-for": ("m", {"include_alpha": True}, [DEEP, EAST, EU, VLLM, TEI]),
+        "phaseo-alpha-sorted-by-price": (
+            "m",
+            {"include_alpha": True, "sort": "price"},
+            [DEEP, EAST, EU, VLLM, TEI],
+        ),
+        "phaseo-alpha-is-out": ("m", {"only": [VLLM]}, NOBODY),
+        # types
+        "openrouter-null-is-absent": (
+            "m",
+            {"order": None, "only": None, "sort": None, "max_price": None},
+            [DEEP, EAST, EU, TEI],
+        ),
+        "openrouter-camel-case": ("m", {"allowFallbacks": False}, wrong("provider.allowFallbacks")),
+        "openrouter-a-string-for-a-list": ("m", {"order": DEEP}, wrong("provider.order")),
+    },
+)
+async def test_endpoints_are_asked_in_this_order(model, wishes, expected):
+    """Every one of them fails, so that all are asked; stages come before prices, and prices lie too far apart for chance."""
+    backends = {slug: ScriptedBackend(then=ModelRefused("not here"), width=8) for slug in OFFERS}
+    providers = {slug: {"backend": backends[slug], **OFFERS[slug].provider} for slug in OFFERS}
+    endpoints = {slug: {"price": offer.price, **offer.endpoint} for slug, offer in OFFERS.items()}
+    answer = await ask(
+        gateway_of(providers, endpoints=endpoints),
+        model=model,
+        provider=wishes,
+        user="u",
+        dialect="phaseo",
+    )
+
+    if isinstance(expected, list):
+        assert (502, expected) == (answer.status, answer.json["failed_providers"])
+    else:
+        status, code, param = expected
+        assert (status, code or "invalid_request_error", param) == (
+            answer.status,
+            answer.json["error"],
+            answer.json["param"],
+        )
+        assert [[]] * len(OFFERS) == [backend.batches for backend in backends.values()]
+
+
+A, B = "openai", "openrouter"
+
+
+@table(
+    "asked provider upstream public",
+    {
+        "gomodel-bare-name": ({"model": "m"}, A, "m", "m"),
+        "gomodel-prefix-of-a-provider": ({"model": "openrouter/x"}, B, "x", "x"),
+        "gomodel-prefix-that-is-no-provider": (
+            {"model": "BAAI/bge-m3"},
+            A,
+            "BAAI/bge-m3",
+            "BAAI/bge-m3",
+        ),
+        "gomodel-hint-and-raw-id": (
+            {"model": "BAAI/other", "provider": B},
+            B,
+            "BAAI/other",
+            "BAAI/other",
+        ),
+        "gomodel-redundant-prefix-goes": ({"model": "openrouter/x", "provider": B}, B, "x", "x"),
+        "gomodel-redundant-prefix-goes-once": (
+            {"model": "openai/openai/x", "provider": A},
+            A,
+            "openai/x",
+            "openai/x",
+        ),
+        "gomodel-conflict-keeps-the-id": (
+            {"model": "openai/x", "provider": B},
+            B,
+            "openai/x",
+            "openai/x",
+        ),
+        "gomodel-hint-pins-a-known-model": ({"model": "m", "provider": B}, B, "m", "m"),
+        "gomodel-nested-id": (
+            {"model": "openrouter/google/gemini"},
+            B,
+            "google/gemini",
+            "google/gemini",
+        ),
+        "openrouter-suffix-stays-here": ({"model": "m:floor"}, A, "m", "m"),
+    },
+)
+async def test_a_name_says_which_provider_and_which_model(
+    upstreams, asked, provider, upstream, public
+):
+    """``provider`` never goes upstream, and the dialect says in the answer who served it."""
+    models = {"m": {}, "BAAI/bge-m3": {}}
+    gateway = gateway_of(
+        dict(zip((A, B), map(at, upstreams), strict=True)), endpoints=CHEAPER, models=models
+    )
+    async with gateway.lifespan():
+        answer = await ask(gateway, input=["a"], dialect="gomodel", **asked)
+
+    served = upstreams[0] if provider == A else upstreams[1]
+    assert (200, provider, public) == (answer.status, answer.json["provider"], answer.json["model"])
+    assert [(upstream, ["a"], False)] == [
+        (it.json["model"], it.json["input"], "provider" in it.json) for it in served.requests
+    ]
+    assert right(["a"]) == numbers_in(answer)
+
+
+CHEAPER = {A: {"price": 1}, B: {"price": 10**9}}
+
+
+@table(
+    "asked status code param",
+    {
+        "gomodel-empty-hint": ({"provider": ""}, 400, None, "provider"),
+        "gomodel-unknown-hint": ({"provider": "nobody"}, 400, None, "provider"),
+        "gomodel-unknown-prefix": ({"model": "nobody/x"}, 404, "model_not_found", "model"),
+        "gomodel-prefix-and-nothing": ({"model": "openai/"}, 404, "model_not_found", "model"),
+        "gpt.ge-no-model": ({"model": ""}, 400, None, "model"),
+    },
+)
+async def test_a_name_that_means_nobody_is_refused(upstreams, asked, status, code, param):
+    gateway = gateway_of({A: at(upstreams[0])})
+    answer = await ask(gateway, **asked)
+
+    assert (status, code, param) == (answer.status, answer.error["code"], answer.error["param"])
+    assert [] == upstreams[0].requests
+
+
+@table(
+    "wishes order filtered",
+    {
+        "phaseo-diagnostics-of-all": ({}, [B, A], {}),
+        "phaseo-diagnostics-of-a-filter": ({"ignore": [B]}, [A], {B: "ignore"}),
+        "tensorzero-dryrun": ({"max_price": {"prompt": 2}}, [B], {A: "max_price"}),
+    },
+)
+async def test_a_plan_is_told_without_a_call(wishes, order, filtered):
+    backends = {slug: ScriptedBackend(width=8) for slug in (A, B)}
+    gateway = gateway_of(backends, endpoints={A: {"price": 10**9}, B: {"price": 1}}, debug=True)
+    answer = await ask(gateway, path="/v1/embeddings?explain=1", provider=wishes)
+
+    assert (200, order) == (answer.status, [it["provider"] for it in answer.json["order"]])
+    assert filtered == {it["provider"]: it["filter"] for it in answer.json["filtered"]}
+    assert [[], []] == [backend.batches for backend in backends.values()]

@@ -1,0 +1,107 @@
+"""Small makers of what decisions are made of: candidates, routes, jobs and surroundings, each with plain defaults."""
+
+from collections.abc import Sequence
+from decimal import Decimal
+
+import msgspec
+
+from embedroute.auth import Caller
+from embedroute.backend import Accepts
+from embedroute.config import Model
+from embedroute.protocol import Job, Limits, Preferences, decode_request
+from embedroute.routing import (
+    BreakerPolicy,
+    Candidate,
+    Health,
+    Route,
+    Surroundings,
+    normalise,
+    select,
+)
+from embedroute.testing import ScriptedBackend
+
+NOW = 1000.0
+SOMEONE = Caller(name="someone")
+
+
+def candidate(
+    provider="a", price=None, *, accepts=None, model="upstream-model", **facts
+) -> Candidate:
+    """An endpoint of ``provider``, at ``price`` USD per million prompt tokens."""
+    prices = price if isinstance(price, dict) else {} if price is None else {"prompt": price}
+    return Candidate(
+        provider=provider,
+        model=model,
+        backend=ScriptedBackend(),
+        accepts=Accepts(**(accepts or {})),
+        prices={kind: Decimal(str(value)) for kind, value in prices.items()},
+        **{"vendor": provider, **facts},
+    )
+
+
+def route(*candidates, sort=None, **facts) -> Route:
+    return Route(name="m", public="m", model=Model(**facts), candidates=candidates, sort=sort)
+
+
+def job(**fields) -> Job:
+    """A request, read as it would be from the wire."""
+    return decode_request(msgspec.json.encode({"model": "m", "input": "text", **fields}), Limits())
+
+
+def wishes(**fields) -> Preferences:
+    return msgspec.json.decode(msgspec.json.encode(fields), type=Preferences)
+
+
+def around(
+    candidates: Sequence[Candidate] = (), *, random=lambda: 0.0, now=NOW, healths=None, **lists
+) -> Surroundings:
+    """Surroundings in which every candidate is healthy unless ``healths``, by provider, says otherwise."""
+    healths = healths or {}
+    known = {
+        normalise(name)
+        for it in candidates
+        for name in (it.provider, it.provider.partition("/")[0], it.vendor)
+    }
+    return Surroundings(
+        health=lambda it: healths.get(it.provider) or Health(BreakerPolicy()),
+        known_names=frozenset(known | {"openai", "azure", "google-vertex", "deepinfra"}),
+        now=now,
+        random=random,
+        **lists,
+    )
+
+
+def chosen(
+    candidates,
+    *,
+    caller=SOMEONE,
+    suffix=None,
+    facts=None,
+    surroundings=None,
+    fields=None,
+    **preferences,
+) -> list[str]:
+    """The providers that a request with ``preferences`` is offered to, in order."""
+    asked = job(**(fields or {}), provider=preferences) if preferences else job(**(fields or {}))
+    found = select(
+        route(*candidates, sort=suffix, **(facts or {})),
+        asked,
+        caller,
+        surroundings or around(candidates),
+    )
+    return [it.provider for it in found.candidates]
+
+
+def failed(seconds_ago: float) -> Health:
+    """A health whose endpoint failed once, so long ago."""
+    health = Health(BreakerPolicy())
+    health.failed(health.admit(NOW - seconds_ago), NOW - seconds_ago)
+    return health
+
+
+def measured(*latencies: float, tokens: int = 100) -> Health:
+    """A health whose calls took ``latencies`` seconds, just now."""
+    health = Health(BreakerPolicy())
+    for latency in latencies:
+        health.succeeded(health.admit(NOW - 1), NOW - 1, latency, tokens)
+    return health

@@ -1,0 +1,141 @@
+"""What refusals teach of how much one call may hold, how that grows back, and where it ends. No clock is read."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedroute.backend import Accepts
+from embedroute.errors import Measure
+from embedroute.routing import ENVELOPE, GROWS_EVERY, LEAST, BreakerPolicy, Health, amount
+
+INPUTS, TOKENS, BYTES = Measure.INPUTS, Measure.TOKENS, Measure.BYTES
+MINUTE = GROWS_EVERY
+
+
+def taught(measure, *refused, now=0.0):
+    health = Health(BreakerPolicy())
+    for held in refused:
+        health.overfilled(now, measure, held)
+    return health
+
+
+def cap(health, measure, now=0.0):
+    return getattr(health.caps(Accepts(), now), f"max_{measure}")
+
+
+@pytest.mark.parametrize(
+    ("measure", "refused", "expected"),
+    [
+        (INPUTS, [], None),
+        (INPUTS, [2048], 1024),
+        (INPUTS, [2048, 1024], 512),
+        (INPUTS, [100, 2048], 50),
+        (INPUTS, [33], 16),
+        (INPUTS, [17], 16),
+        (INPUTS, [16], None),
+        (INPUTS, [2], None),
+        (INPUTS, [2048, 16, 8, 4, 2], 1024),
+        (TOKENS, [300_000], 150_000),
+        (TOKENS, [9000], 8192),
+        (TOKENS, [8192], None),
+        (BYTES, [1_200_000], 600_000 + ENVELOPE),
+        (BYTES, [40_000], 32_768 + ENVELOPE),
+        (BYTES, [32_768], None),
+    ],
+)
+def test_half_of_the_smallest_refused_call_is_the_cap_and_never_less_than_the_least(
+    measure, refused, expected
+):
+    health = taught(measure, *refused)
+
+    assert expected == cap(health, measure)
+    assert [None, None] == [cap(health, other) for other in Measure if other is not measure]
+
+
+@pytest.mark.parametrize(
+    ("minutes", "expected"),
+    [
+        (0, 32),
+        (0.99, 32),
+        (1, 64),
+        (2, 128),
+        (3, 256),
+        (4, 512),
+        (5, 1024),
+        (6, None),
+        (10, None),
+        (1e9, None),
+    ],
+)
+def test_a_cap_doubles_every_minute_until_it_reaches_what_was_refused(minutes, expected):
+    health = taught(INPUTS, 2048, 1024, 512, 256, 128, 64)
+
+    assert expected == cap(health, INPUTS, minutes * MINUTE)
+
+
+def test_a_cap_that_grew_too_large_is_halved_again_and_not_forgotten():
+    health = taught(INPUTS, 2048, 1024, 512)
+    assert 512 == cap(health, INPUTS, MINUTE)
+    health.overfilled(MINUTE, INPUTS, 512)
+
+    assert [256, 512, 1024, None] == [cap(health, INPUTS, at * MINUTE) for at in (1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize(
+    ("answered", "expected"),
+    [(100, 256), (256, 256), (300, 300), (511, 511), (512, None), (5000, None)],
+)
+def test_what_was_answered_is_within_the_cap(answered, expected):
+    health = taught(INPUTS, 512)
+    health.fitted(0.0, INPUTS, answered)
+
+    assert expected == cap(health, INPUTS)
+
+
+def test_a_cap_in_doubt_is_taken_back_one_step_at_a_time():
+    """One caller's bad input takes back what that call taught, and no more."""
+    health = taught(INPUTS, 2048, 1024, 512)
+    caps = [cap(health, INPUTS)]
+    for _ in range(4):
+        health.doubt(0.0, INPUTS)
+        caps.append(cap(health, INPUTS))
+
+    assert [256, 512, 1024, None, None] == caps
+
+
+@pytest.mark.parametrize(
+    ("declared", "expected"),
+    [({}, 50), ({"max_inputs": 100}, 50), ({"max_inputs": 10}, 10)],
+)
+def test_a_call_holds_no_more_than_is_declared_and_learned(declared, expected):
+    held = taught(INPUTS, 100).caps(Accepts(max_tokens=7, **declared), 0.0)
+
+    assert (expected, 7, None) == (held.max_inputs, held.max_tokens, held.max_bytes)
+
+
+@given(
+    st.sampled_from(Measure),
+    st.lists(
+        st.tuples(
+            st.floats(0, 100),
+            st.sampled_from(["overfilled", "fitted", "doubt"]),
+            st.integers(1, 10**7),
+        )
+    ),
+)
+def test_no_order_of_events_makes_a_cap_smaller_than_the_least_or_permanent(measure, events):
+    health, now = Health(BreakerPolicy()), 0.0
+    for wait, event, held in events:
+        now += wait
+        args = (now, measure) if event == "doubt" else (now, measure, held)
+        getattr(health, event)(*args)
+        found = cap(health, measure, now)
+        assert found is None or found >= LEAST[measure]
+
+    assert None is cap(health, measure, now + 24 * MINUTE)
+
+
+@pytest.mark.parametrize(("measure", "held"), [(INPUTS, 2), (TOKENS, 15), (BYTES, 66)])
+def test_a_call_is_measured_by_inputs_estimated_tokens_or_bytes(measure, held):
+    """Two quotes and a comma stand around each text; "é" is two bytes."""
+    assert held == amount(["x" * 20, "é" * 20], measure)

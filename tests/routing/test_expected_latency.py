@@ -1,0 +1,52 @@
+"""What a call of so many inputs is expected to take, by those that were answered."""
+
+import pytest
+
+from embedroute.routing import FIRST, PER_INPUT, REMEMBERED, SHORTEST, UsualLatency
+
+
+def recorded(*calls, endpoint="a:m"):
+    usual = UsualLatency()
+    for inputs, seconds in calls:
+        usual.record(endpoint, inputs, seconds)
+    return usual
+
+
+@pytest.mark.parametrize(
+    ("calls", "inputs", "expected"),
+    [
+        # Nothing is known of calls of that size.
+        ([], 1, FIRST + PER_INPUT),
+        ([], 2048, FIRST + 2048 * PER_INPUT),
+        ([(2048, 60.0)] * 10, 1, FIRST + PER_INPUT),
+        ([(1, 2.0)] * 10, 2048, FIRST + 2048 * PER_INPUT),
+        # Nine of ten take no longer.
+        ([(1, 2.0)], 1, 2.0),
+        ([(1, float(at)) for at in range(1, 11)], 1, 9.0),
+        ([(1, float(at)) for at in range(20, 0, -1)], 1, 18.0),
+        ([(1, 2.0), (2048, 60.0)], 1, 2.0),
+        ([(1, 2.0), (2048, 60.0)], 2048, 60.0),
+        # Calls of a size, by powers of two, are alike.
+        ([(4, 3.0)], 7, 3.0),
+        ([(4, 3.0)], 8, FIRST + 8 * PER_INPUT),
+        # A short wait costs less than a second call.
+        ([(1, 0.01)] * 10, 1, SHORTEST),
+        # What was long ago counts no more.
+        ([(1, 60.0)] * REMEMBERED + [(1, 2.0)] * REMEMBERED, 1, 2.0),
+    ],
+)
+def test_a_call_is_expected_to_take_as_long_as_nine_of_ten_of_its_size(calls, inputs, expected):
+    assert expected == recorded(*calls).expect("a:m", inputs)
+
+
+def test_endpoints_are_told_apart():
+    assert recorded((1, 9.0), endpoint="b:m").expect("a:m", 1) == FIRST + PER_INPUT
+
+
+def test_memory_stays_bounded():
+    usual = recorded(*[(1, 2.0)] * 1000)
+    for at in range(10_000):
+        usual.record(f"endpoint {at}", 1, 2.0)
+
+    assert len(usual._seconds) + len(usual._seconds.earlier) <= 2 * 2048
+    assert max(map(len, usual._seconds.values())) <= REMEMBERED

@@ -1,0 +1,451 @@
+"""Parameters that change the vector are never dropped silently: each is honoured, refused, or passed to who honours it."""
+
+import pytest
+
+from embedroute.config import Model
+from embedroute.errors import InvalidRequest, NoEligibleProvider
+from embedroute.protocol import Limits, make_request
+from embedroute.routing import Parameters, select
+from tests.routing.factories import SOMEONE, around, candidate, chosen, job, route
+
+PLAIN = candidate("plain", 1)
+SIZED = candidate("sized", 2, accepts={"dimensions": True})
+TYPED = candidate("typed", 3, accepts={"input_types": ["query", "document"]})
+GOOGLE = candidate(
+    "google",
+    4,
+    accepts={"options": ["google"], "dimensions": True, "input_types": ["query", "document"]},
+)
+MISTRAL = candidate("mistral", 5, accepts={"options": ["mistral"], "dtypes": ["float", "int8"]})
+VISUAL = candidate("visual", 6, accepts={"modalities": ["text", "image"], "fetches": True})
+BLIND_FETCH = candidate("blind", 7, accepts={"modalities": ["text", "image"]})
+TOKENS = candidate("tokens", 8, accepts={"tokens": True, "user": True})
+MUTE = candidate("mute", 9, accepts={"texts": False, "tokens": True})
+
+
+def parameters(fields, *candidates, **facts):
+    return select(
+        route(*candidates, **facts), job(**fields), SOMEONE, around(candidates)
+    ).parameters
+
+
+def refused(fields, *candidates, preferences=None, **facts):
+    with pytest.raises((InvalidRequest, NoEligibleProvider)) as error:
+        chosen(candidates, facts=facts, fields=fields, **(preferences or {}))
+    return error.value.status, error.value.param, error.value.code
+
+
+MATRYOSHKA = {"dimensions": 1024, "matryoshka": True}
+LISTED = {**MATRYOSHKA, "dimensions_allowed": [256, 512]}
+NATIVE_ONLY = {"dimensions": 1024, "matryoshka": False, "dimensions_allowed": [256]}
+
+
+@pytest.mark.parametrize(
+    ("facts", "size", "names"),
+    [
+        ({"dimensions": 1024}, None, ["plain", "sized"]),
+        ({"dimensions": 1024}, 0, ["plain", "sized"]),
+        ({"dimensions": 1024}, 1024, ["plain", "sized"]),
+        (MATRYOSHKA, 1, ["plain", "sized"]),
+        (MATRYOSHKA, 1023, ["plain", "sized"]),
+        (MATRYOSHKA, 1024, ["plain", "sized"]),
+        (LISTED, 256, ["plain", "sized"]),
+        (LISTED, None, ["plain", "sized"]),
+        ({**LISTED, "dimensions_allowed": [256, 1024]}, 1024, ["plain", "sized"]),
+        (NATIVE_ONLY, 1024, ["plain", "sized"]),
+        ({**MATRYOSHKA, "dimensions_min": 32}, 32, ["plain", "sized"]),
+        ({}, 77, ["sized"]),
+        ({}, None, ["plain", "sized"]),
+    ],
+)
+def test_a_width_is_given_natively_or_cut_here(facts, size, names):
+    """Only a matryoshka model's vectors may be cut; an undeclared model's number goes to who takes it, unjudged."""
+    assert names == chosen([PLAIN, SIZED], facts=facts, fields={"dimensions": size})
+
+
+@pytest.mark.parametrize(
+    ("facts", "size"),
+    [
+        ({"dimensions": 1024}, 512),
+        ({"dimensions": 1024}, 2048),
+        ({"dimensions": 1024, "matryoshka": False}, 1023),
+        (MATRYOSHKA, 1025),
+        (LISTED, 128),
+        (LISTED, 1025),
+        (LISTED, 1024),
+        (NATIVE_ONLY, 256),
+        ({"dimensions": 1024, "dimensions_allowed": [256]}, 256),
+        ({**MATRYOSHKA, "dimensions_min": 32}, 31),
+        ({**MATRYOSHKA, "dimensions_min": 32}, 1025),
+    ],
+)
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_width_that_the_model_has_not_is_refused(facts, size, strict):
+    """Whatever ``require_parameters`` says."""
+    assert (400, "dimensions", None) == refused(
+        {"dimensions": size}, PLAIN, SIZED, preferences={"require_parameters": strict}, **facts
+    )
+
+
+def test_a_width_that_nobody_gives_is_refused():
+    assert (400, "dimensions", None) == refused({"dimensions": 77}, PLAIN)
+    assert (400, "dimensions", None) == refused({"dimensions": 256}, PLAIN, **NATIVE_ONLY)
+
+
+@pytest.mark.parametrize(
+    ("facts", "size", "due"),
+    [
+        ({"dimensions": 1024}, None, Parameters(width=1024)),
+        ({"dimensions": 1024}, 1024, Parameters(width=1024)),
+        (MATRYOSHKA, 256, Parameters(width=256, dimensions=256)),
+        ({}, None, Parameters()),
+        ({}, 77, Parameters(width=77, dimensions=77)),
+    ],
+)
+def test_the_models_own_width_need_not_be_asked_for(facts, size, due):
+    """So a client that always sends it shares vectors with one that never does, and no upstream is irritated."""
+    assert due == parameters({"dimensions": size}, SIZED, **facts)
+
+
+@pytest.mark.parametrize(
+    ("facts", "wanted", "whole"),
+    [
+        (MATRYOSHKA, Parameters(width=256, dimensions=256), Parameters(width=1024)),
+        (MATRYOSHKA, Parameters(width=1024), None),
+        (MATRYOSHKA, Parameters(width=256, dimensions=256, dtype="int8"), None),
+        (NATIVE_ONLY, Parameters(width=256, dimensions=256), None),
+        ({}, Parameters(width=77, dimensions=77), None),
+    ],
+)
+def test_only_whole_vectors_of_a_matryoshka_model_can_be_cut(facts, wanted, whole):
+    assert whole == wanted.uncut(Model(**facts))
+
+
+PREFIXED = {"prefixes": {"query": "query: ", "document": ""}}
+
+
+@pytest.mark.parametrize(
+    ("facts", "asked", "names"),
+    [
+        ({}, None, ["plain", "typed"]),
+        ({}, "query", ["typed"]),
+        ({}, "search_query", ["typed"]),
+        ({}, "RETRIEVAL_QUERY", ["typed"]),
+        (PREFIXED, "query", ["plain", "typed"]),
+        (PREFIXED, "passage", ["plain", "typed"]),
+        ({"input_types": []}, "query", ["plain", "typed"]),
+        ({"input_types": []}, "clustering", ["plain", "typed"]),
+        ({"input_types": ["query"]}, "query", ["typed"]),
+    ],
+)
+def test_an_input_type_is_taken_prefixed_or_without_effect(facts, asked, names):
+    """Natively, by the model's prefix, or by doing nothing for a model that tells none apart."""
+    assert names == chosen([PLAIN, TYPED], facts=facts, fields={"input_type": asked})
+
+
+@pytest.mark.parametrize(
+    ("facts", "fields"),
+    [
+        ({}, {"input_type": "clustering"}),
+        (PREFIXED, {"input_type": "clustering"}),
+        (PREFIXED, {"input_type": "query", "input": [[1, 2]]}),
+    ],
+)
+def test_an_input_type_that_nobody_honours_is_refused(facts, fields):
+    """A prefix is text: it cannot stand before token ids."""
+    assert (400, "input_type", None) == refused(fields, PLAIN, TYPED, TOKENS, **facts)
+
+
+def test_types_that_make_no_difference_share_their_vectors():
+    same = {
+        parameters({"input_type": it}, PLAIN, input_types=[]) for it in (None, "query", "document")
+    }
+
+    assert {Parameters()} == same
+
+
+def google(**options):
+    return {"embedding_options": {"google": options}}
+
+
+def mistral(**options):
+    return {"embedding_options": {"mistral": options}}
+
+
+def both(google, mistral):
+    return {"embedding_options": {"google": google, "mistral": mistral}}
+
+
+BOTH = candidate(
+    "both",
+    10,
+    accepts={
+        "options": ["google", "mistral"],
+        "dtypes": ["float", "int8"],
+        "input_types": ["query"],
+    },
+)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        (
+            both({"task_type": "RETRIEVAL_QUERY"}, {"output_dtype": "int8"}),
+            "embedding_options.mistral.output_dtype",
+        ),
+        (both({"title": "t"}, {"output_dtype": "int8"}), "embedding_options.mistral.output_dtype"),
+        (
+            both({"output_dimensionality": 4}, {"output_dimension": 8}),
+            "embedding_options.mistral.output_dimension",
+        ),
+        (
+            both({"title": "t"}, {"output_dimension": 2048}),
+            "embedding_options.mistral.output_dimension",
+        ),
+    ],
+)
+def test_what_two_namespaces_ask_that_nobody_gives_together_is_named(fields, param):
+    """Each has an endpoint that speaks it, and no answer of either would be what was asked for."""
+    assert (400, param, None) == refused(fields, GOOGLE, MISTRAL, **MATRYOSHKA)
+
+
+@pytest.mark.parametrize(
+    ("fields", "candidates", "names", "lost"),
+    [
+        (google(title="t"), [PLAIN, GOOGLE, MISTRAL], ["google"], []),
+        (mistral(output_dtype="int8"), [PLAIN, GOOGLE, MISTRAL], ["mistral"], []),
+        (google(title="t"), [PLAIN, MISTRAL], ["plain", "mistral"], ["google"]),
+        (mistral(output_dtype="int8"), [PLAIN, GOOGLE], ["plain", "google"], ["mistral"]),
+        (google(), [PLAIN, GOOGLE], ["plain", "google"], []),
+        (google(task_type="TASK_TYPE_UNSPECIFIED"), [PLAIN, GOOGLE], ["plain", "google"], []),
+        (google(task_type=None, title=None), [PLAIN, GOOGLE], ["plain", "google"], []),
+        ({"embedding_options": {"google": None}}, [PLAIN, GOOGLE], ["plain", "google"], []),
+        (
+            {"embedding_options": {"google": {"title": "t"}, "mistral": {"output_dtype": "int8"}}},
+            [PLAIN, MISTRAL],
+            ["mistral"],
+            ["google"],
+        ),
+        (
+            both({"task_type": "RETRIEVAL_QUERY"}, {"output_dimension": 256}),
+            [PLAIN, GOOGLE, MISTRAL],
+            ["google"],
+            [],
+        ),
+        (both({"title": "t"}, {"output_dtype": "float"}), [PLAIN, GOOGLE, MISTRAL], ["google"], []),
+        (both({"title": "t"}, {"output_dtype": "int8"}), [GOOGLE, MISTRAL, BOTH], ["both"], []),
+    ],
+)
+def test_a_namespace_goes_to_who_speaks_it(fields, candidates, names, lost):
+    """If any candidate speaks it the others are none; if nobody does it is dropped, and the trace says so."""
+    found = select(route(*candidates), job(**fields), SOMEONE, around(candidates))
+
+    assert (names, lost) == ([it.provider for it in found.candidates], found.unspoken)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        (google(title="t"), "embedding_options.google"),
+        (mistral(output_dimension=3), "embedding_options.mistral"),
+        (
+            {"embedding_options": {"google": {"title": "t"}, "mistral": {"output_dtype": "int8"}}},
+            "embedding_options.google",
+        ),
+    ],
+)
+def test_require_parameters_refuses_a_namespace_that_nobody_speaks(fields, param):
+    candidates = [PLAIN, MISTRAL] if "google" in fields["embedding_options"] else [PLAIN, GOOGLE]
+
+    assert (400, param, None) == refused(
+        fields, *candidates, preferences={"require_parameters": True}
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "candidate", "due"),
+    [
+        (
+            google(output_dimensionality=256),
+            GOOGLE,
+            Parameters(width=256, dimensions=256, namespaces=("google",)),
+        ),
+        (
+            google(task_type="RETRIEVAL_QUERY"),
+            GOOGLE,
+            Parameters(width=1024, input_type="query", namespaces=("google",)),
+        ),
+        (google(title="t"), GOOGLE, Parameters(width=1024, title="t", namespaces=("google",))),
+        (
+            {"input_type": "document", **google(title="t")},
+            GOOGLE,
+            Parameters(width=1024, title="t", input_type="document", namespaces=("google",)),
+        ),
+        (
+            mistral(output_dimension=256),
+            MISTRAL,
+            Parameters(width=256, dimensions=256, namespaces=("mistral",)),
+        ),
+        (
+            mistral(output_dtype="int8"),
+            MISTRAL,
+            Parameters(width=1024, dtype="int8", namespaces=("mistral",)),
+        ),
+        (
+            both(
+                {"task_type": "RETRIEVAL_QUERY"}, {"output_dimension": 256, "output_dtype": "float"}
+            ),
+            BOTH,
+            Parameters(
+                width=256, dimensions=256, input_type="query", namespaces=("google", "mistral")
+            ),
+        ),
+        (
+            {"dimensions": 256, **google(title="t")},
+            GOOGLE,
+            Parameters(width=256, dimensions=256, title="t", namespaces=("google",)),
+        ),
+    ],
+)
+def test_what_a_namespace_says_becomes_neutral(fields, candidate, due):
+    assert due == parameters(fields, candidate, **MATRYOSHKA)
+
+
+@pytest.mark.parametrize(
+    ("fields", "speaker", "param"),
+    [
+        (
+            google(output_dimensionality=2048),
+            GOOGLE,
+            "embedding_options.google.output_dimensionality",
+        ),
+        (mistral(output_dimension=2048), MISTRAL, "embedding_options.mistral.output_dimension"),
+        ({"dimensions": 2048, **google(title="t")}, GOOGLE, "dimensions"),
+        (mistral(output_dtype="ubinary"), MISTRAL, "embedding_options.mistral.output_dtype"),
+        (google(task_type="CLUSTERING"), GOOGLE, "input_type"),
+    ],
+)
+def test_what_a_namespace_asks_in_vain_is_named(fields, speaker, param):
+    assert (400, param, None) == refused(fields, speaker, **MATRYOSHKA)
+
+
+def test_quantised_numbers_are_not_cut_here():
+    fields = mistral(output_dtype="int8", output_dimension=256)
+
+    assert (400, "dimensions", None) == refused(fields, MISTRAL, **MATRYOSHKA)
+
+
+def parts(*parts):
+    return {"input": [{"content": list(parts)}]}
+
+
+TEXT_PART = {"type": "text", "text": "t"}
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/gif;base64,R0lGODlhAQABAAAAACw="}}
+EVERY = [PLAIN, VISUAL, BLIND_FETCH, TOKENS, MUTE]
+
+
+@pytest.mark.parametrize(
+    ("fields", "names"),
+    [
+        ({"input": "t"}, ["plain", "visual", "blind", "tokens"]),
+        ({"input": ["t", "u"]}, ["plain", "visual", "blind", "tokens"]),
+        ({"input": [1, 2]}, ["tokens", "mute"]),
+        ({"input": [[1, 2], [3]]}, ["tokens", "mute"]),
+        (parts(TEXT_PART), ["visual", "blind"]),
+        (parts(TEXT_PART, IMAGE), ["visual", "blind"]),
+        (parts(IMAGE), ["visual", "blind"]),
+    ],
+)
+def test_an_input_goes_to_who_takes_its_kind(fields, names):
+    """Content parts are a multimodal API's way to speak: a text API has no room even for text parts."""
+    assert names == chosen(EVERY, fields=fields, facts={"modalities": ["text", "image"]})
+
+
+@pytest.mark.parametrize(
+    ("fields", "candidates", "facts"),
+    [
+        ({"input": [1]}, [PLAIN, VISUAL], {}),
+        (parts(IMAGE), [PLAIN, TOKENS], {}),
+        (parts(IMAGE), EVERY, {}),
+        (parts(TEXT_PART, IMAGE), EVERY, {}),
+        (parts(IMAGE), EVERY, {"modalities": []}),
+        (parts(IMAGE), [PLAIN, TOKENS], {"modalities": ["text", "image"]}),
+        (parts(TEXT_PART), [PLAIN, TOKENS], {}),
+        (parts(IMAGE), EVERY, {"modalities": ["text"]}),
+        (parts(TEXT_PART), EVERY, {"modalities": ["image"]}),
+        ({"input": "t"}, EVERY, {"modalities": ["image"]}),
+        ({"input": [1]}, EVERY, {"modalities": ["image"]}),
+        ({"input": "t"}, [MUTE], {}),
+    ],
+)
+def test_a_kind_of_input_that_nobody_takes_is_refused(fields, candidates, facts):
+    assert (400, "input", "unsupported_modality") == refused(fields, *candidates, **facts)
+
+
+@pytest.mark.parametrize("scheme", ["https", "HTTPS", "Https"])
+def test_an_https_image_goes_to_who_fetches_it(scheme):
+    limits = Limits(media_domains=frozenset({"example.com"}))
+    image = {"type": "image_url", "image_url": {"url": f"{scheme}://example.com/a.png"}}
+    asked = make_request({"model": "m", "input": [{"content": [TEXT_PART, image]}]}, limits)
+
+    found = select(route(*EVERY, modalities=["text", "image"]), asked, SOMEONE, around(EVERY))
+
+    assert ["visual"] == [it.provider for it in found.candidates]
+    with pytest.raises(InvalidRequest) as error:
+        select(
+            route(BLIND_FETCH, modalities=["text", "image"]), asked, SOMEONE, around([BLIND_FETCH])
+        )
+    assert (400, "input", "unsupported_modality") == (
+        error.value.status,
+        error.value.param,
+        error.value.code,
+    )
+
+
+@pytest.mark.parametrize(
+    ("input", "param"),
+    [
+        ([1, 2, 3, 4], "input"),
+        ([[1, 2, 3, 4]], "input"),
+        ([[1], [1, 2, 3], [1, 2, 3, 4]], "input[2]"),
+        ([[1] * 9, [1] * 8], "input[0]"),
+    ],
+)
+def test_token_ids_over_the_models_context_are_refused(input, param):
+    """Ids are counted exactly, so nobody need be asked; a text is judged by the upstream, which knows its tokenizer."""
+    assert (400, param, "context_length_exceeded") == refused(
+        {"input": input}, TOKENS, max_input_tokens=3
+    )
+
+
+@pytest.mark.parametrize(
+    ("input", "facts"),
+    [
+        ([1, 2, 3], {"max_input_tokens": 3}),
+        ([1] * 9999, {}),
+        ("t" * 9999, {"max_input_tokens": 3}),
+        ([[1, 2, 3]] * 9, {"max_input_tokens": 3}),
+    ],
+)
+def test_inputs_within_the_context_pass(input, facts):
+    assert ["tokens"] == chosen([TOKENS], fields={"input": input}, facts=facts)
+
+
+@pytest.mark.parametrize(
+    ("strict", "user", "names"),
+    [(True, "u", ["tokens"]), (False, "u", ["plain", "tokens"]), (True, None, ["plain", "tokens"])],
+)
+def test_require_parameters_looks_at_what_was_given(strict, user, names):
+    assert names == chosen([PLAIN, TOKENS], fields={"user": user}, require_parameters=strict)
+
+
+def test_require_parameters_that_nobody_meets_leaves_nobody():
+    assert (404, "provider", "no_eligible_provider") == refused(
+        {"user": "u"}, PLAIN, SIZED, preferences={"require_parameters": True}
+    )
+
+
+def test_preferences_are_judged_before_parameters():
+    """A filter's 404 comes before a parameter's 400."""
+    assert 404 == refused({"dimensions": 5}, PLAIN, preferences={"zdr": True}, dimensions=4)[0]

@@ -1,0 +1,357 @@
+"""Order, duplicates, chunks and shares: whatever is split, cached or repeated, row i is the vector of input i."""
+
+import itertools
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedroute.backend import Accepts, UpstreamRequest, Vectors
+from embedroute.config import Model
+from embedroute.inputs import ImagePart, ImageURL, TextPart, size_of
+from embedroute.protocol import Preferences
+from embedroute.routing import (
+    ENVELOPE,
+    PIECE,
+    Embedded,
+    Parameters,
+    Route,
+    assemble,
+    cut,
+    halves,
+    land,
+    make_plan,
+    make_plan_in_steps,
+    prefix,
+    rekeyed,
+    rekeyed_in_steps,
+    share_out,
+    shared_key,
+    split,
+    text_before,
+)
+from embedroute.runtime import finished
+from embedroute.testing import expected_vector
+from tests.routing.factories import candidate, wishes
+
+ROUTE = Route(name="m", public="m", model=Model(), candidates=[])
+FIELDS = st.lists(st.text(max_size=4) | st.binary(max_size=4), max_size=4)
+TEXTS = st.text(alphabet="ab1\x00t,", min_size=1, max_size=4)
+IDS = st.lists(st.integers(0, 12), min_size=1, max_size=4).map(tuple)
+PARTS = st.lists(
+    TEXTS.map(TextPart) | TEXTS.map(lambda url: ImagePart(ImageURL(url))), min_size=1, max_size=3
+).map(tuple)
+INPUTS = TEXTS | IDS | PARTS
+
+
+def of_one_kind(**how):
+    return st.one_of(st.lists(kind, min_size=1, **how) for kind in (TEXTS, IDS, PARTS))
+
+
+def raw(fields):
+    return [it.encode() if isinstance(it, str) else it for it in fields]
+
+
+@given(FIELDS, FIELDS)
+def test_no_two_lists_of_fields_run_together(one, other):
+    assert (raw(one) == raw(other)) == (prefix(*one) == prefix(*other))
+
+
+@given(INPUTS, INPUTS)
+def test_no_two_inputs_share_a_key(one, other):
+    """Of whatever kind: "1", [1], "t1" and a part that says 1 are four inputs."""
+    keys = make_plan([one, other], b"shared").keys
+
+    assert (one == other) == (keys[0] == keys[1])
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("5", (5,)),
+        ((1, 23), (12, 3)),
+        ((1, 2, 3), (123,)),
+        ("a", (TextPart("a"),)),
+        ((TextPart("ab"),), (TextPart("a"), TextPart("b"))),
+        ((TextPart("https://x"),), (ImagePart(ImageURL("https://x")),)),
+        ((TextPart("a"), TextPart("b")), (TextPart("b"), TextPart("a"))),
+        ("é", "e\u0301"),
+        ("a", "a "),
+        ("a", "A"),
+        ("l\x01\x00\x00\x005", (5,)),
+    ],
+)
+def test_inputs_that_look_alike_are_told_apart(one, other):
+    assert 2 == len(make_plan([one, other], b"").work)
+
+
+BASE = {
+    "route": ROUTE,
+    "parameters": Parameters(width=8, input_type="query"),
+    "wishes": Preferences(),
+    "scope": ("gateway", ""),
+}
+OTHERS = {
+    "another model": {"route": msgspec.structs.replace(ROUTE, space="n")},
+    "another width": {"parameters": Parameters(width=9, input_type="query")},
+    "no width": {"parameters": Parameters(input_type="query")},
+    "another type": {"parameters": Parameters(width=8, input_type="document")},
+    "no type": {"parameters": Parameters(width=8)},
+    "another dtype": {"parameters": Parameters(width=8, input_type="query", dtype="int8")},
+    "a title": {"parameters": Parameters(width=8, input_type="query", title="t")},
+    "title for type": {"parameters": Parameters(width=8, title="query")},
+    "deny": {"wishes": wishes(data_collection="deny")},
+    "zdr": {"wishes": wishes(zdr=True)},
+    "deny and zdr": {"wishes": wishes(data_collection="deny", zdr=True)},
+    "a namespace": {"scope": ("namespace", "team")},
+    "a namespace that is a model": {"scope": ("namespace", "m")},
+    "a caller named like a namespace": {"scope": ("caller", "team")},
+}
+
+
+def test_all_that_makes_a_vector_and_who_may_see_it_is_in_its_key():
+    keys = {
+        name: shared_key(**{**BASE, **change}) for name, change in {"base": {}, **OTHERS}.items()
+    }
+
+    assert len(set(keys.values())) == len(keys)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"wishes": wishes(data_collection="allow", zdr=False)},
+        {"wishes": wishes(sort="price", order=["a"], only=["b"])},
+        {"parameters": Parameters(width=8, dimensions=8, input_type="query")},
+        {"route": msgspec.structs.replace(ROUTE, public="p", sort="price")},
+    ],
+)
+def test_what_changes_no_vector_is_not_in_its_key(change):
+    """The cache does not know endpoints, orders or encodings."""
+    assert shared_key(**BASE) == shared_key(**{**BASE, **change})
+
+
+def test_equal_inputs_are_one_piece_of_work():
+    plan = make_plan(["a", "b", "a", "a"], b"")
+
+    assert (4, ["a", "b"]) == (len(plan.keys), list(plan.work.values()))
+    assert plan.keys[0] == plan.keys[2] == plan.keys[3] != plan.keys[1]
+
+
+def landed(work, told=None, **changes):
+    rows = np.stack([expected_vector(item, 8) for item in work.values()])
+    return land(work, Vectors(rows, told), tokens=changes.get("tokens", 10 * len(work)))
+
+
+def patterns(longest):
+    """Every way in which up to ``longest`` inputs can equal one another, such as abaca."""
+    found = ["a"]
+    for pattern in found:
+        if len(pattern) < longest:
+            found += [pattern + "abcdef"[at] for at in range(len(set(pattern)) + 1)]
+    return found
+
+
+@pytest.mark.parametrize("inputs", patterns(6))
+def test_every_mask_of_hits_and_misses_gives_each_input_its_own_vector(inputs):
+    """litellm#41799 and its kin: a partial hit must not shift, double or drop a row."""
+    plan, due = make_plan(inputs, b""), np.stack([expected_vector(item, 8) for item in inputs])
+    for mask in itertools.product([True, False], repeat=len(plan.work)):
+        hits = {key: item for (key, item), hit in zip(plan.work.items(), mask, strict=True) if hit}
+        misses = {key: item for key, item in plan.work.items() if key not in hits}
+        found = (landed(hits) if hits else {}) | (
+            landed(dict(reversed(misses.items())), told=7) if misses else {}
+        )
+
+        array, tokens, estimated = assemble(plan, found)
+
+        assert (10 * len(inputs), bool(hits)) == (tokens, estimated)
+        assert np.array_equal(array, due)
+
+
+CAPS = st.fixed_dictionaries(
+    {},
+    optional={
+        "max_inputs": st.integers(1, 5),
+        "max_tokens": st.integers(1, 20),
+        "max_bytes": st.integers(1, 90) | st.integers(ENVELOPE, ENVELOPE + 90),
+    },
+)
+
+
+@given(of_one_kind(max_size=20), CAPS)
+def test_chunks_keep_the_caps_the_order_and_every_input(inputs, caps):
+    """An input that is over a cap by itself goes alone; any other chunk is within all caps."""
+    work = make_plan(inputs, b"").work
+    accepts = Accepts(**caps)
+
+    chunks = split(work, accepts)
+
+    assert list(work.items()) == [pair for chunk in chunks for pair in chunk.items()]
+    for chunk in chunks:
+        assert 1 <= len(chunk) <= (accepts.max_inputs or 99)
+        assert len(chunk) == 1 or sum(map(size_of, chunk.values())) <= (accepts.max_tokens or 9999)
+        texts = [item for item in chunk.values() if isinstance(item, str)]
+        assert len(chunk) == 1 or sum(len(text.encode()) for text in texts) <= (
+            accepts.max_bytes or 9999
+        )
+
+
+@pytest.mark.parametrize(
+    ("inputs", "caps", "counts"),
+    [
+        (list("abcdef"), {}, [6]),
+        (list("abcdef"), {"max_inputs": 6}, [6]),
+        (list("abcdef"), {"max_inputs": 4}, [4, 2]),
+        (list("abcdef"), {"max_inputs": 1}, [1] * 6),
+        (["x" * 40, "y" * 40, "z" * 40], {"max_tokens": 20}, [2, 1]),
+        (["x" * 400, "y", "z"], {"max_tokens": 20}, [1, 2]),
+        (["y", "x" * 400, "z"], {"max_tokens": 20}, [1, 1, 1]),
+        ([(1,) * 5, (2,) * 5, (3,)], {"max_tokens": 6}, [1, 2]),
+        (["x" * 40, "y" * 40, "z" * 40], {"max_bytes": ENVELOPE + 86}, [2, 1]),
+        (["x" * 40, "y" * 40, "z" * 40], {"max_bytes": ENVELOPE + 85}, [1, 1, 1]),
+        (["x" * 40, "y" * 40, "z" * 40], {"max_bytes": 43}, [1, 1, 1]),
+        (["é" * 20, "à" * 20, "z" * 40], {"max_bytes": ENVELOPE + 86}, [2, 1]),
+        (['"' * 20, "\\" * 20, "\n" * 20, "z" * 40], {"max_bytes": ENVELOPE + 86}, [2, 2]),
+        (["\x01" * 6 + "zzzz", "\x1f" * 6 + "zzzz", "z"], {"max_bytes": ENVELOPE + 86}, [2, 1]),
+        (["\x7f" * 40, "🙂" * 10, "z"], {"max_bytes": ENVELOPE + 86}, [2, 1]),
+        ([(2**31 - 1,) * 3, (2**31 - 2,) * 3, (1,)], {"max_bytes": ENVELOPE + 70}, [2, 1]),
+        ([(2**31 - 1,) * 3, (2**31 - 2,) * 3, (1,)], {"max_bytes": ENVELOPE + 69}, [1, 2]),
+        ([(TextPart("語" * 12),), (TextPart("文" * 12),)], {"max_bytes": ENVELOPE + 267}, [1, 1]),
+        ([(TextPart("語" * 12),), (TextPart("文" * 12),)], {"max_bytes": ENVELOPE + 268}, [2]),
+        ([], {"max_inputs": 4}, []),
+        ([], {}, []),
+    ],
+)
+def test_work_is_split_by_each_cap(inputs, caps, counts):
+    chunks = split(make_plan(inputs, b"").work, Accepts(**caps))
+
+    assert counts == [len(chunk) for chunk in chunks]
+
+
+SENT = {
+    "model": "m" * 60,
+    "user": "u" * 512,
+    "encoding_format": "base64",
+    "dimensions": 2**31,
+    "input_type": "classification",
+}
+WILD = st.text(alphabet=st.characters(codec="utf-8"), min_size=1, max_size=30)
+WIDE = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=9).map(tuple)
+SEEN = st.lists(WILD.map(TextPart), min_size=1, max_size=2).map(tuple)
+
+
+SEVERAL = st.one_of(st.lists(kind, min_size=2, max_size=9) for kind in (WILD, WIDE, SEEN))
+
+
+@given(SEVERAL, st.integers(ENVELOPE, ENVELOPE + 900), WILD | st.just(""))
+def test_no_body_of_several_inputs_is_over_the_cap_in_bytes(inputs, cap, before):
+    """As it goes over the wire: with escapes, prefixes, brackets, and all that stands around the inputs."""
+    for chunk in split(make_plan(inputs, b"").work, Accepts(max_bytes=cap), before=before):
+        sent = [before + it if isinstance(it, str) else it for it in chunk.values()]
+        body = UpstreamRequest.json("http://host", {**SENT, "input": sent}).content
+        assert len(chunk) == 1 or len(body) <= cap
+
+
+@pytest.mark.parametrize(
+    ("caps", "before", "counts"),
+    [
+        ({"max_bytes": ENVELOPE + 86}, "", [2, 1]),
+        ({"max_bytes": ENVELOPE + 86}, "q: ", [1, 1, 1]),
+        ({"max_bytes": ENVELOPE + 92}, "q: ", [2, 1]),
+        ({"max_tokens": 20}, "", [2, 1]),
+        ({"max_tokens": 20}, "query: ", [1, 1, 1]),
+        ({"max_tokens": 22}, "query: ", [2, 1]),
+    ],
+)
+def test_a_prefix_is_part_of_what_is_sent(caps, before, counts):
+    work = make_plan(["x" * 40, "y" * 40, "z" * 40], b"").work
+
+    assert counts == [len(chunk) for chunk in split(work, Accepts(**caps), before=before)]
+
+
+@pytest.mark.parametrize(
+    ("facts", "accepts", "input_type", "before"),
+    [
+        ({"prefixes": {"query": "q: "}}, {}, "query", "q: "),
+        ({"prefixes": {"query": "q: "}}, {}, "document", ""),
+        ({"prefixes": {"query": "q: "}}, {}, None, ""),
+        ({"prefixes": {"query": "q: "}}, {"input_types": ["query"]}, "query", ""),
+        ({}, {}, "query", ""),
+    ],
+)
+def test_a_models_prefix_stands_before_texts_where_the_api_takes_no_type(
+    facts, accepts, input_type, before
+):
+    assert before == text_before(candidate(accepts=accepts), Model(**facts), input_type)
+
+
+@pytest.mark.parametrize(("size", "left", "right"), [(2, 1, 1), (3, 1, 2), (7, 3, 4), (8, 4, 4)])
+def test_a_chunk_that_is_too_large_is_halved(size, left, right):
+    work = make_plan([str(at) for at in range(size)], b"").work
+    first, second = halves(work)
+
+    assert (left, right) == (len(first), len(second))
+    assert list(work) == [*first, *second]
+
+
+@given(st.integers(0, 2**31), st.lists(st.integers(1, 10**6), min_size=1, max_size=50))
+def test_shares_are_whole_and_add_up_exactly(total, sizes):
+    """Each is within one token of its exact proportion."""
+    shares = share_out(total, sizes)
+
+    assert (total, len(sizes)) == (sum(shares), len(shares))
+    for share, size in zip(shares, sizes, strict=True):
+        assert abs(share - total * size / sum(sizes)) < 1 + 1e-6 * total
+
+
+@given(of_one_kind(max_size=9, unique=True), st.integers(0, 10**6))
+def test_landing_pairs_each_key_with_its_row_and_tokens(inputs, tokens):
+    work = make_plan(inputs, b"").work
+
+    found = landed(work, tokens=tokens)
+
+    assert list(work) == list(found)
+    assert tokens == sum(it.tokens for it in found.values())
+    assert all(
+        np.array_equal(found[key].vector, expected_vector(item, 8)) for key, item in work.items()
+    )
+
+
+def test_whole_vectors_are_cut_under_the_keys_that_asked():
+    """What was found at the model's own width serves a smaller one; what was not found, or would be zero, is left out."""
+    whole, narrow = shared_key(**BASE), shared_key(**{**BASE, "parameters": Parameters(width=4)})
+    plan = make_plan(["a", "b", "c"], narrow)
+    wider = rekeyed(plan.work, whole)
+    row = np.array([3, 0, 0, 4, 5, 6, 7, 8], dtype=np.float32)
+    b, c = make_plan(["b", "c"], whole).keys
+    held = {c: Embedded(np.where(row < 5, 0, row), 7), b: Embedded(row, 7, estimated=True)}
+
+    found = cut(wider, held, 4)
+
+    assert [plan.keys[1]] == list(found)
+    assert (7, True) == (found[plan.keys[1]].tokens, found[plan.keys[1]].estimated)
+    assert np.allclose(found[plan.keys[1]].vector, [0.6, 0, 0, 0.8])
+    assert set(wider.values()) == set(make_plan(["a", "b", "c"], whole).keys)
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        ["a", "é" * (PIECE + 1), "a", "\U0001f600" * (2 * PIECE)],
+        [(1, 2), (1, 2, 3), (2**31 - 1,)],
+        [
+            (TextPart("a" * (PIECE + 1)), ImagePart(ImageURL("data:" + "b" * PIECE))),
+            (TextPart("a"),),
+        ],
+    ],
+)
+def test_a_plan_made_in_steps_has_the_same_keys(inputs):
+    """A large request finds what a small one has left in the cache."""
+    plan = make_plan(inputs, b"shared")
+
+    assert plan == finished(make_plan_in_steps(inputs, b"shared"))
+    assert rekeyed(plan.work, b"other") == finished(rekeyed_in_steps(plan.work, b"other"))
+    assert plan.keys != make_plan(inputs, b"other").keys

@@ -1,0 +1,376 @@
+"""Who may serve a request: each filter of SEMANTICS §3 by a table, and that no wish ever widens the choice."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedroute.auth import Caller
+from embedroute.errors import InvalidRequest, NoEligibleProvider, Refusal
+from embedroute.routing import select
+from embedroute.trace import Journal
+from tests.routing.factories import SOMEONE, around, candidate, chosen, job, route
+
+OPENAI = candidate("openai", 2, vendor="OpenAI")
+AZURE = candidate("azure", 1, vendor="Azure")
+EAST = candidate("google-vertex/us-east5", 3, vendor="Google")
+WEST = candidate("google-vertex/us-west1", 4, vendor="Google")
+HF = candidate("hf.co_x", 5, vendor="Hugging Face")
+ALL = [OPENAI, AZURE, EAST, WEST, HF]
+NAMES = [it.provider for it in ALL]
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("openai", ["openai"]),
+        ("OpenAI", ["openai"]),
+        (" OPENAI ", ["openai"]),
+        ("google-vertex", ["google-vertex/us-east5", "google-vertex/us-west1"]),
+        ("Google Vertex", ["google-vertex/us-east5", "google-vertex/us-west1"]),
+        ("google_vertex", ["google-vertex/us-east5", "google-vertex/us-west1"]),
+        ("google . _vertex", ["google-vertex/us-east5", "google-vertex/us-west1"]),
+        ("google", ["google-vertex/us-east5", "google-vertex/us-west1"]),
+        ("google-vertex/us-east5", ["google-vertex/us-east5"]),
+        ("Google.Vertex/US East5", ["google-vertex/us-east5"]),
+        ("hugging face", ["hf.co_x"]),
+        ("Hugging_Face", ["hf.co_x"]),
+        ("HF-CO-X", ["hf.co_x"]),
+        ("hf.co.x", ["hf.co_x"]),
+        ("deepinfra", []),
+        ("deepinfra/turbo", []),
+        ("openai/fast", []),
+    ],
+)
+def test_a_name_means_a_slug_its_base_or_a_vendor(name, meant):
+    """In all three lists, whatever its case and marks; what it does not mean, it leaves alone."""
+    assert [it for it in NAMES if it not in meant] == sorted(
+        chosen(ALL, ignore=[name]), key=NAMES.index
+    )
+    if meant:
+        assert meant == sorted(chosen(ALL, only=[name]), key=NAMES.index)
+    assert meant == chosen(ALL, order=[name])[: len(meant)]
+
+
+@pytest.mark.parametrize("field", ["order", "only", "ignore"])
+@pytest.mark.parametrize(
+    "name",
+    ["opnai", "", "/", "openia/eu", "google-vertex/us-east6", "open ai", "\uff4fpenai", "openai/"],
+)
+def test_an_unknown_name_is_refused_in_every_list(field, name):
+    """A typo in ``ignore`` would send text to the very provider that it meant to avoid."""
+    with pytest.raises(InvalidRequest) as refused:
+        chosen(ALL, **{field: ["azure", name]})
+
+    assert (400, f"provider.{field}") == (refused.value.status, refused.value.param)
+
+
+@pytest.mark.parametrize(
+    ("request_", "key", "gateway", "left"),
+    [
+        ({}, {}, {}, ["openai", "azure", "hf.co_x"]),
+        ({"only": ["openai", "azure"]}, {}, {}, ["openai", "azure"]),
+        ({}, {"only": ("openai", "azure")}, {}, ["openai", "azure"]),
+        ({}, {}, {"only": ["openai", "azure"]}, ["openai", "azure"]),
+        ({"only": ["openai", "azure"]}, {"only": ("azure", "hf.co_x")}, {}, ["azure"]),
+        (
+            {"only": ["openai", "azure"]},
+            {"only": ("azure",)},
+            {"only": ["azure", "openai"]},
+            ["azure"],
+        ),
+        ({"ignore": ["openai"]}, {}, {}, ["azure", "hf.co_x"]),
+        ({"ignore": ["openai"]}, {"ignore": ("azure",)}, {}, ["hf.co_x"]),
+        ({}, {"ignore": ("azure",)}, {"ignore": ["hf.co_x"]}, ["openai"]),
+        ({"only": ["openai", "azure"], "ignore": ["openai"]}, {}, {}, ["azure"]),
+        ({"only": ["openai", "azure"]}, {}, {"ignore": ["openai"]}, ["azure"]),
+        ({"ignore": []}, {"only": ()}, {"only": []}, ["openai", "azure", "hf.co_x"]),
+        ({"only": None, "ignore": None}, {}, {}, ["openai", "azure", "hf.co_x"]),
+    ],
+)
+def test_lists_of_request_key_and_gateway_meet(request_, key, gateway, left):
+    """``only`` intersects, ``ignore`` unites; whoever calls can narrow what the operator allows and never widen it."""
+    some = [OPENAI, AZURE, HF]
+
+    names = chosen(
+        some, caller=Caller(name="k", **key), surroundings=around(some, **gateway), **request_
+    )
+
+    assert left == sorted(names, key=NAMES.index)
+
+
+@pytest.mark.parametrize(
+    ("preferences", "filter"),
+    [
+        ({"only": []}, "only"),
+        ({"only": ["deepinfra"]}, "only"),
+        ({"only": ["openai"], "ignore": ["OpenAI"]}, "ignore"),
+        ({"ignore": ["openai", "azure"]}, "ignore"),
+        ({"order": [], "allow_fallbacks": False}, "order"),
+        ({"order": ["deepinfra"], "allow_fallbacks": False}, "order"),
+        ({"data_collection": "deny"}, "data_collection"),
+        ({"zdr": True}, "zdr"),
+        ({"enforce_distillable_text": True}, "enforce_distillable_text"),
+        ({"quantizations": ["fp4"]}, "quantizations"),
+        ({"max_price": {"prompt": 0.5}}, "max_price"),
+    ],
+)
+def test_a_filter_that_leaves_nobody_says_so(preferences, filter):
+    """404 with the filter's name; never a fall back to all candidates."""
+    with pytest.raises(NoEligibleProvider, match=f"'{filter}'") as refused:
+        chosen([OPENAI, AZURE], **preferences)
+
+    assert (404, "no_eligible_provider") == (refused.value.status, refused.value.code)
+
+
+@pytest.mark.parametrize(
+    "preferences",
+    [
+        {},
+        {"ignore": []},
+        {"order": []},
+        {"quantizations": []},
+        {"max_price": {}},
+        {"preferred_max_latency": {}},
+        {"preferred_min_throughput": {}},
+        {"sort": {}},
+        {"sort": {"partition": "none"}},
+        {"data_collection": "allow"},
+        {"zdr": False},
+        {"enforce_distillable_text": False},
+        {"require_parameters": False},
+        {"allow_fallbacks": True},
+        {"include_alpha": True},
+        dict.fromkeys(
+            (
+                "order",
+                "only",
+                "ignore",
+                "sort",
+                "max_price",
+                "zdr",
+                "quantizations",
+                "allow_fallbacks",
+            )
+        ),
+        {"max_price": {"prompt": None, "image": None}},
+    ],
+)
+def test_an_empty_wish_is_no_wish(preferences):
+    unwished = select(route(*ALL), job(), SOMEONE, around(ALL))
+
+    found = select(route(*ALL), job(provider=preferences), SOMEONE, around(ALL))
+
+    assert [it.name for it in unwished.candidates] == [it.name for it in found.candidates]
+    assert [] == found.dropped
+
+
+@pytest.mark.parametrize(
+    ("wish", "facts", "kept"),
+    [
+        ({"data_collection": "deny"}, {"data_collection": "deny"}, True),
+        ({"data_collection": "deny"}, {"data_collection": "allow"}, False),
+        ({"data_collection": "deny"}, {"data_collection": None}, False),
+        ({"data_collection": "allow"}, {"data_collection": None}, True),
+        ({"zdr": True}, {"zdr": True}, True),
+        ({"zdr": True}, {"zdr": False}, False),
+        ({"zdr": True}, {"zdr": None}, False),
+        ({"enforce_distillable_text": True}, {"distillable": True}, True),
+        ({"enforce_distillable_text": True}, {"distillable": False}, False),
+        ({"enforce_distillable_text": True}, {"distillable": None}, False),
+        ({"quantizations": ["fp16", "bf16"]}, {"quantization": "bf16"}, True),
+        ({"quantizations": ["fp16", "bf16"]}, {"quantization": "int8"}, False),
+        ({"quantizations": ["fp16"]}, {}, False),
+        ({"quantizations": ["unknown"]}, {}, True),
+        ({}, {"stage": "alpha"}, False),
+        ({"include_alpha": False}, {"stage": "alpha"}, False),
+        ({"include_alpha": True}, {"stage": "alpha"}, True),
+        ({}, {"stage": "beta"}, True),
+    ],
+)
+def test_facts_are_filtered_and_the_unknown_fails(wish, facts, kept):
+    """What an operator did not declare cannot satisfy a wish for privacy."""
+    best = {"data_collection": "deny", "zdr": True, "distillable": True}
+    other = candidate("other", quantization=wish.get("quantizations", ["unknown"])[0], **best)
+
+    names = chosen([candidate("it", **facts), other], **wish)
+
+    assert kept == ("it" in names)
+    assert "other" in names
+
+
+@pytest.mark.parametrize(
+    ("prices", "caps", "kept"),
+    [
+        ({"prompt": "0.02"}, {"prompt": 0.02}, True),
+        ({"prompt": "0.02"}, {"prompt": "0.02"}, True),
+        ({"prompt": "0.020"}, {"prompt": "0.02"}, True),
+        ({"prompt": "0.02"}, {"prompt": "0.019999999999999999"}, False),
+        ({"prompt": "0.3"}, {"prompt": 0.3}, True),
+        ({"prompt": "0.30000000000000004"}, {"prompt": 0.3}, False),
+        ({"prompt": "1"}, {"prompt": 1}, True),
+        ({"prompt": "0"}, {"prompt": 0}, True),
+        ({"prompt": "0.000001"}, {"prompt": 0}, False),
+        ({}, {"prompt": 1000}, False),
+        ({}, {"image": 1000}, False),
+        ({"image": "1"}, {"image": 1000}, False),
+        ({"prompt": "1"}, {"image": 0}, True),
+        ({"prompt": "1"}, {"completion": "0"}, True),
+        ({"prompt": "1", "image": "0.5"}, {"image": "0.4"}, False),
+        ({"prompt": "1", "image": "0.5"}, {"image": "0.5", "prompt": 2}, True),
+        ({"prompt": "1", "request": "0.5"}, {"prompt": 2, "request": 0.1}, False),
+        ({"prompt": "1", "audio": "2"}, {"audio": 1}, False),
+    ],
+)
+def test_max_price_is_exact_and_hard(prices, caps, kept):
+    free = candidate("free", 0)
+
+    names = chosen([candidate("it", prices), free], max_price=caps)
+
+    assert kept == ("it" in names)
+
+
+def test_the_first_to_fail_words_the_reason_and_the_trace_lists_all():
+    journal = Journal("r")
+    journal.open(trace=True, sent=False, got=False, full=True)
+    some = [OPENAI, AZURE, candidate("new", stage="alpha")]
+    found = select(route(*some), job(provider={"ignore": ["azure"]}), SOMEONE, around(some))
+
+    found.tell(journal)
+
+    assert [("azure", "ignore"), ("new", "include_alpha")] == [
+        (it.candidate.provider, it.filter) for it in found.dropped
+    ]
+    assert ["filtered", "filtered", "ordered"] == [
+        event["action"] for event in journal.events or ()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("facts", "fields", "preferences", "filtered"),
+    [
+        ({}, {}, {"zdr": True}, [("openai", "zdr"), ("azure", "zdr")]),
+        ({}, {}, {"ignore": ["azure"], "zdr": True}, [("azure", "ignore"), ("openai", "zdr")]),
+        ({}, {"input": [1]}, {"ignore": ["azure"]}, [("azure", "ignore"), ("openai", "input")]),
+        ({"dimensions": 8}, {"dimensions": 4}, {"only": ["azure"]}, [("openai", "only")]),
+        ({}, {}, {"only": ["nobody"]}, []),
+    ],
+)
+def test_a_trace_tells_the_filters_of_a_refusal_too(facts, fields, preferences, filtered):
+    """They matter most where nobody is left."""
+    journal = Journal("r")
+    journal.open(trace=True, sent=False, got=False, full=True)
+    some = [OPENAI, AZURE]
+    with pytest.raises(Refusal):
+        select(
+            route(*some, **facts),
+            job(**fields, provider=preferences),
+            SOMEONE,
+            around(some),
+            journal,
+        )
+
+    assert filtered == [
+        (event["endpoint"].partition(":")[0], event["filter"]) for event in journal.events or ()
+    ]
+
+
+TAKER = candidate("taker", accepts={"user": True})
+
+
+@pytest.mark.parametrize(
+    ("some", "user", "deaf"),
+    [
+        ([OPENAI, TAKER], "u", ["openai"]),
+        ([OPENAI, AZURE], "u", ["azure", "openai"]),
+        ([TAKER], "u", []),
+        ([OPENAI, TAKER], None, []),
+    ],
+)
+def test_a_trace_tells_which_endpoints_are_not_told_the_user(some, user, deaf):
+    journal = Journal("r")
+    journal.open(trace=True, sent=False, got=False, full=True)
+
+    select(route(*some), job(user=user), SOMEONE, around(some)).tell(journal, user)
+
+    dropped = [event for event in journal.events or () if event["action"] == "dropped parameter"]
+    assert deaf == sorted(
+        event["endpoint"].partition(":")[0] for event in dropped if event["parameter"] == "user"
+    )
+
+
+def test_a_trace_that_nobody_asked_for_is_not_written():
+    journal = Journal("r")
+
+    select(route(OPENAI), job(), SOMEONE, around([OPENAI])).tell(journal)
+
+    assert journal.events is None
+
+
+WISHES = st.fixed_dictionaries(
+    {},
+    optional={
+        "order": st.lists(
+            st.sampled_from(["openai", "azure", "google-vertex", "deepinfra", "Hugging Face"]),
+            unique=True,
+        ),
+        "only": st.lists(
+            st.sampled_from(["openai", "Azure", "google", "google-vertex/us-east5"]), unique=True
+        ),
+        "ignore": st.lists(
+            st.sampled_from(["openai", "azure", "google-vertex/us-west1"]), unique=True
+        ),
+        "allow_fallbacks": st.booleans(),
+        "data_collection": st.sampled_from(["allow", "deny"]),
+        "zdr": st.booleans(),
+        "quantizations": st.lists(st.sampled_from(["fp16", "int8", "unknown"])),
+        "sort": st.sampled_from(
+            ["price", "latency", "throughput", "exacto", {"by": "price", "partition": "none"}]
+        ),
+        "max_price": st.fixed_dictionaries({}, optional={"prompt": st.integers(0, 6)}),
+        "preferred_max_latency": st.floats(0, 3),
+        "include_alpha": st.booleans(),
+    },
+)
+FACTS = st.fixed_dictionaries(
+    {
+        "data_collection": st.sampled_from([None, "allow", "deny"]),
+        "zdr": st.sampled_from([None, True, False]),
+        "quantization": st.sampled_from(["unknown", "fp16", "int8"]),
+        "stage": st.sampled_from(["stable", "beta", "alpha"]),
+    }
+)
+
+
+@given(
+    wishes=WISHES,
+    facts=st.lists(FACTS, min_size=5, max_size=5),
+    chance=st.floats(0, 1, exclude_max=True),
+)
+def test_no_wish_ever_widens_the_choice(wishes, facts, chance):
+    """Every subset of a set of wishes offers at least what the whole set offers, and nobody twice."""
+    prices = [1, 2, None, 0, 5]
+    some = [
+        candidate(name, price, vendor=vendor, **fact)
+        for (name, vendor), price, fact in zip(
+            [(it.provider, it.vendor) for it in ALL], prices, facts, strict=True
+        )
+    ]
+
+    def offered(preferences):
+        try:
+            return chosen(some, surroundings=around(some, random=lambda: chance), **preferences)
+        except NoEligibleProvider:
+            return []
+
+    names = offered(wishes)
+
+    assert len(set(names)) == len(names)
+    for name, wish in wishes.items():
+        fewer = {field: value for field, value in wishes.items() if field != name}
+        # Left to itself, allow_fallbacks false offers one pick, which another wish may well move elsewhere.
+        if wishes.get("allow_fallbacks") is not False and name != "include_alpha":
+            assert set(names) <= set(offered(fewer)), (name, wish)
+    for field, banned in (("ignore", True), ("only", False)):
+        if field in wishes:
+            told = {it.provider for it in some if any(it.named(name) for name in wishes[field])}
+            assert not (set(names) & told if banned else set(names) - told)

@@ -1,0 +1,231 @@
+"""Tasks end with what started them, and a plain exception comes out of every group."""
+
+import asyncio
+from contextvars import ContextVar
+
+import anyio
+import pytest
+
+from embedroute.runtime import ClientGone, gather, innermost, is_stray, unless
+
+pytestmark = pytest.mark.anyio
+
+WHO = ContextVar("who", default="nobody")
+
+
+class Seen:
+    """Notes how work ended."""
+
+    def __init__(self):
+        self.ends = []
+
+    async def work(self, seconds, outcome):
+        try:
+            await anyio.sleep(seconds)
+        except anyio.get_cancelled_exc_class():
+            self.ends.append("cancelled")
+            raise
+        self.ends.append(outcome)
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+
+def after(seconds, seen=None):
+    async def gone():
+        try:
+            await anyio.sleep(seconds)
+        finally:
+            if seen is not None:
+                seen.ends.append("watched")
+
+    return gone
+
+
+async def test_work_that_is_done_first_ends_the_watch():
+    seen = Seen()
+
+    assert await unless(after(60, seen), seen.work(0.1, "done"), grace=0) == "done"
+    assert seen.ends == ["done", "watched"]
+
+
+@pytest.mark.parametrize("seconds", [0, 0.01])
+async def test_the_client_leaving_first_cancels_the_work(seconds):
+    seen = Seen()
+
+    with pytest.raises(ClientGone):
+        await unless(after(seconds), seen.work(60, "done"), grace=0)
+    assert seen.ends == ["cancelled"]
+
+
+@pytest.mark.parametrize("result", [None, False, "", []])
+async def test_a_result_that_is_nothing_is_a_result(result):
+    assert await unless(after(60), Seen().work(0, result), grace=0) is result
+
+
+FACTORIES = {"none": None, "before_python_3_11": lambda loop, coro: asyncio.Task(coro, loop=loop)}
+"""How hosts make their tasks; a factory of old knows no ``context``."""
+
+
+@pytest.mark.parametrize("factory", FACTORIES)
+def test_the_watch_sees_what_its_own_request_sees(factory):
+    """Though one timer begins the watches of many; hosts keep their request's id in such a variable, and log by it."""
+    seen = {}
+
+    async def request(name):
+        WHO.set(name)
+
+        async def gone():
+            seen[name] = WHO.get()
+            await anyio.sleep(60)
+
+        await unless(gone, anyio.sleep(0.05), grace=0.01)
+
+    async def main():
+        asyncio.get_running_loop().set_task_factory(FACTORIES[factory])
+        await asyncio.gather(*map(request, "abc"))
+
+    asyncio.run(main())
+
+    assert {"a": "a", "b": "b", "c": "c"} == seen
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("k"), ExceptionGroup("g", [ValueError("v")]), TimeoutError()]
+)
+async def test_an_error_of_the_work_comes_out_plain(error):
+    plain = innermost(error) if isinstance(error, ExceptionGroup) else error
+
+    with pytest.raises(type(plain)) as raised:
+        await unless(after(60), Seen().work(0, error), grace=0)
+    assert raised.value is plain
+
+
+async def test_an_error_of_the_watch_comes_out_plain_and_cancels_the_work():
+    seen = Seen()
+
+    async def broken():
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        await unless(broken, seen.work(60, "done"), grace=0)
+    assert seen.ends == ["cancelled"]
+
+
+async def test_a_deadline_around_it_cancels_both():
+    seen = Seen()
+
+    with pytest.raises(TimeoutError), anyio.fail_after(0.1):
+        await unless(after(60, seen), seen.work(60, "done"), grace=0)
+    assert sorted(seen.ends) == ["cancelled", "watched"]
+
+
+@pytest.mark.parametrize("anyio_backend", ["trio"])
+async def test_work_that_shields_itself_is_waited_for_and_then_cancelled():
+    """On asyncio the work is cancelled as servers cancel it, natively, which pierces a shield."""
+    seen = Seen()
+
+    async def stubborn():
+        with anyio.CancelScope(shield=True):
+            await seen.work(0.02, "shielded")
+        await seen.work(60, "never")
+
+    with pytest.raises(ClientGone):
+        await unless(after(0), stubborn(), grace=0)
+    assert seen.ends == ["shielded", "cancelled"]
+
+
+@pytest.mark.parametrize(("count", "at_once", "most"), [(0, 4, 0), (1, 4, 1), (3, 4, 3), (9, 4, 4)])
+async def test_only_so_many_run_at_once(count, at_once, most):
+    running, peaks = [], [0]
+
+    async def item():
+        running.append(None)
+        peaks.append(len(running))
+        await anyio.sleep(0.005)
+        running.pop()
+
+    await gather([item] * count, at_once)
+
+    assert max(peaks) == most
+    assert len(peaks) == count + 1
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+async def test_the_first_failure_cancels_the_rest_and_comes_out_plain(count):
+    seen = Seen()
+
+    async def fail():
+        await seen.work(0.01, KeyError("first"))
+
+    async def wait():
+        await seen.work(60, "never")
+
+    with pytest.raises(KeyError, match="first"):
+        await gather([fail, *[wait] * (count - 1)], at_once=8)
+    assert sorted(map(str, seen.ends)) == ["'first'", *["cancelled"] * (count - 1)]
+
+
+async def test_a_deadline_around_many_cancels_them_all():
+    seen = Seen()
+
+    async def wait():
+        await seen.work(60, "never")
+
+    with pytest.raises(TimeoutError), anyio.fail_after(0.1):
+        await gather([wait] * 4, at_once=2)
+    assert seen.ends == ["cancelled"] * 2
+
+
+def test_the_innermost_of_nested_groups_is_plain():
+    plain = ValueError("v")
+    nested = BaseExceptionGroup("a", [ExceptionGroup("b", [plain, KeyError()]), OSError()])
+
+    assert innermost(nested) is plain
+
+
+@pytest.mark.parametrize(
+    ("error", "stray"),
+    [
+        (asyncio.CancelledError(), True),
+        (GeneratorExit(), True),
+        (KeyboardInterrupt(), False),
+        (SystemExit(), False),
+    ],
+)
+async def test_a_cancellation_that_nobody_sent_is_a_stray(error, stray):
+    assert stray is is_stray(error)
+
+
+async def test_a_cancellation_that_was_sent_is_none():
+    found = []
+
+    async def cancelled(error):
+        try:
+            await anyio.sleep_forever()
+        except anyio.get_cancelled_exc_class() as sent:
+            found.append(is_stray(error or sent))
+            raise
+
+    with anyio.move_on_after(0.01):
+        await cancelled(None)
+    async with anyio.create_task_group() as group:
+        group.start_soon(cancelled, None)
+        await anyio.sleep(0.01)
+        group.cancel_scope.cancel()
+    assert found == [False, False]
+
+
+def test_a_future_that_somebody_else_cancelled_cancels_nobody():
+    async def main():
+        future = asyncio.get_running_loop().create_future()
+        future.cancel()
+        with pytest.raises(asyncio.CancelledError) as caught:
+            await future
+        return is_stray(caught.value)
+
+    assert asyncio.run(main())
+
+
+def test_a_coroutine_that_is_closed_outside_any_loop_is_not_disturbed():
+    assert not is_stray(GeneratorExit())

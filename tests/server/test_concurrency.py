@@ -1,0 +1,218 @@
+"""Many requests at once against real upstream processes, of which one dies and comes back: no client may notice.
+
+``EMBEDROUTE_SOAK=1`` makes it ten times as long.
+"""
+
+# Anyio's plugin reads `anyio_backend`.
+# ruff: noqa: ARG001
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import anyio
+import pytest
+
+from embedroute import Config, Gateway
+from embedroute.routing import SHORTEST_REST, BreakerPolicy, RetryPolicy, State
+from embedroute.trace import Journal
+from tests.fault_upstream import vectors_of
+
+ROOT = Path(__file__).parents[2]
+WIDTH = 8
+AT_ONCE = 128
+REQUESTS = 20_000 if os.environ.get("EMBEDROUTE_SOAK") else 2_000
+KILLED, BACK = REQUESTS // 4, REQUESTS // 2
+"""How many requests are answered when the first upstream dies, and when it comes back."""
+
+BREAKER = BreakerPolicy(failures=3, first_rest=0.2, longest_rest=0.5)
+FLOOR, SHARE, WINDOW = 10, 0.2, 10.0
+"""Of the retry budget: so many retries, and so many a call, within so many seconds."""
+
+BURSTS = ",".join((["honest"] * 40 + ["limited_silent"] * 8) * 30)
+
+
+class Process:
+    """``python -m tests.fault_upstream`` as a process of its own, which can be killed and started again on its port."""
+
+    def __init__(self, *options: str):
+        self.options, self.port = options, 0
+        self.start()
+
+    def start(self):
+        command = [
+            sys.executable,
+            "-m",
+            "tests.fault_upstream",
+            "--port",
+            str(self.port),
+            "--delay",
+            "0.002",
+            *self.options,
+        ]
+        self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)  # noqa: S603 - our own words
+        ready, _, _ = select.select([self.process.stdout], [], [], 20)
+        assert ready, "the upstream did not start"
+        self.url = self.process.stdout.readline().strip()
+        self.port = int(self.url.rpartition(":")[2].partition("/")[0])
+
+    def kill(self):
+        if self.process.poll() is not None:
+            return
+        os.kill(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.process.stdout.close()
+
+
+@pytest.fixture
+def processes():
+    started = []
+    try:
+        for options in ([], ["--mode", BURSTS], []):
+            started.append(Process(*options))  # noqa: PERF401 - what has started is killed whatever happens to the next
+        yield started
+    finally:
+        for process in started:
+            process.kill()
+
+
+def gateway_of(processes, *, breaker=BREAKER, retries=None):
+    providers = {
+        name: {"backend": "openai", "base_url": process.url, "api_key": f"sk-{name}"}
+        for name, process in zip("abc", processes, strict=True)
+    }
+    # Even odds, so that each of the three is the first choice of a third of the requests.
+    model = {"dimensions": WIDTH, "endpoints": [{"provider": name} for name in providers]}
+    config = Config(
+        gateway={"auth": "open", "deadline": 20.0},
+        cache={"bytes": 0},
+        providers=providers,
+        models={"m": model},
+    )
+    return Gateway(config, breaker=breaker, retries=retries)
+
+
+class Load:
+    """Sends requests, and keeps what went wrong and every call that was made.
+
+    A request holds one chunk, so its first call to an endpoint is a first try, and any further one a retry.
+    """
+
+    def __init__(self, gateway, requests=REQUESTS, **fields):
+        self.gateway, self.requests, self.fields = gateway, requests, fields
+        self.sent = self.answered = self.attempts = self.first_tries = self.retries = 0
+        self.served, self.failed = Counter(), Counter()
+        self.wrong: list[object] = []
+        self.began = self.ended = time.monotonic()
+
+    async def client(self):
+        while self.sent < self.requests:
+            self.sent += 1
+            texts = [f"request {self.sent} input {at}" for at in range(1 + self.sent % 4)]
+            journal = Journal(f"request-{self.sent}")
+            journal.open(trace=True, sent=False, got=False, full=False)
+            try:
+                answer = await self.gateway.embed(texts, model="m", journal=journal, **self.fields)
+            except Exception as error:  # noqa: BLE001 - any of them is one too many
+                self.wrong.append(error)
+            else:
+                self.answered += 1
+                if answer.vectors.tolist() != vectors_of(texts, WIDTH).tolist():
+                    self.wrong.append(texts)
+                self.served.update(answer.providers)
+            self.count(journal)
+
+    def count(self, journal):
+        called = [
+            (event["endpoint"], event["action"])
+            for event in journal.events
+            if event["stage"] == "call"
+        ]
+        self.attempts += journal.attempts
+        self.first_tries += len({endpoint for endpoint, _ in called})
+        self.retries += len(called) - len({endpoint for endpoint, _ in called})
+        self.failed.update(endpoint for endpoint, action in called if action == "failed")
+
+    async def run(self, drama=None):
+        async with anyio.create_task_group() as group:
+            if drama is not None:
+                group.start_soon(drama)
+            for _ in range(AT_ONCE):
+                group.start_soon(self.client)
+        self.ended = time.monotonic()
+
+    @property
+    def budget(self):
+        """The retries that were allowed: each floor holds for a window, and there is no telling where one begins."""
+        return FLOOR * (1 + int((self.ended - self.began) / WINDOW)) + SHARE * self.first_tries
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_an_upstream_that_dies_and_comes_back_is_noticed_by_nobody(anyio_backend, processes):
+    gateway = gateway_of(processes)
+    load = Load(gateway)
+    health = gateway.healths.of(
+        next(it for it in gateway.directory.routes["m"].candidates if it.provider == "a")
+    )
+    states, times = [], []
+
+    async def watch(until):
+        while not until():
+            state = health.state(time.monotonic())
+            if state not in states[-1:]:
+                states.append(state)
+            await anyio.sleep(0.002)
+
+    async def drama():
+        await watch(lambda: load.answered + len(load.wrong) >= KILLED)
+        times.append(time.monotonic())
+        processes[0].kill()
+        await watch(lambda: load.answered + len(load.wrong) >= BACK)
+        await anyio.to_thread.run_sync(processes[0].start)
+        await watch(lambda: load.answered + len(load.wrong) >= REQUESTS)
+
+    async with gateway.lifespan():
+        with anyio.fail_after(25 * REQUESTS / 2000):
+            await load.run(drama)
+            # The one that came back is behind the others for 30 s, so it is asked by name.
+            while health.state(time.monotonic()) is not State.CLOSED:
+                await gateway.embed("probe", model="m", provider={"order": ["a"]})
+                await anyio.sleep(0.01)
+            times.append(time.monotonic())
+            answer = await gateway.embed("after", model="m", provider={"order": ["a"]})
+
+    assert load.wrong == []
+    assert load.answered == REQUESTS
+    assert all(load.served[provider] for provider in "abc")
+    assert State.OPEN in states
+    assert answer.providers == ("a",)
+    assert load.attempts == load.first_tries + load.retries == REQUESTS + load.failed.total()
+    assert load.retries <= load.budget
+    assert {"a:m", "b:m"} >= set(load.failed)
+    # Who was on the way when it died, who set out before it was known, and then one probe a rest.
+    assert load.failed["a:m"] <= 2 * AT_ONCE + 1 + (times[1] - times[0]) / BREAKER.first_rest
+    # After its first 429 nobody sets out for a rest.
+    assert load.failed["b:m"] <= AT_ONCE * (1 + (load.ended - load.began) / SHORTEST_REST)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_storm_of_retries_stays_within_the_budget(anyio_backend, processes):
+    """Every request is first refused by one that is dead; no breaker opens, so that only the budget holds retries back."""
+    processes[0].kill()
+    gateway = gateway_of(
+        processes, breaker=BreakerPolicy(failures=10**9), retries=RetryPolicy(attempts=3)
+    )
+    load = Load(gateway, requests=1000, provider={"order": ["a", "c"]})
+    async with gateway.lifespan():
+        with anyio.fail_after(60):
+            await load.run()
+
+    assert load.wrong == []
+    assert Counter(c=1000) == load.served
+    assert 2000 == load.first_tries
+    assert SHARE * load.first_tries / 2 < load.retries <= load.budget

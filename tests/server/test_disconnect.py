@@ -1,0 +1,173 @@
+"""A client that leaves takes its work with it, unless someone else waits for the same; nothing ever raises into the host."""
+
+import json
+import socket
+import threading
+import time
+from contextlib import ExitStack
+
+import httpx2
+import numpy as np
+import pytest
+
+from tests.fault_upstream import STALLS, Upstream, vector_of
+from tests.hosts.gateways import KEY, WIDTH
+from tests.support.serving import Serving
+from tests.support.wait import until
+
+HEAD = f"POST /ai/v1/embeddings HTTP/1.1\r\nhost: h\r\nauthorization: Bearer {KEY}\r\ncontent-type: application/json\r\n"
+SOON = 0.25
+"""Seconds from a client's leaving to the end of the upstream's connection, where the machine has nothing else to do."""
+TRIES = 10
+"""How often that is measured at most: the best counts."""
+PATIENCE = 120
+"""Seconds for a server to start and to answer."""
+
+
+@pytest.fixture(scope="module")
+def upstream():
+    with Upstream() as upstream:
+        yield upstream
+
+
+@pytest.fixture(scope="module", params=["uvicorn", "uvicorn-uvloop", "hypercorn", "hypercorn-trio"])
+def server(request, upstream):
+    with Serving(
+        "tests.hosts.apps.counted", request.param, environ={"TEST_UPSTREAM": upstream.url}
+    ) as serving:
+        # An engine may meet a host with care first: from here on it is at its usual.
+        upstream.mode, upstream.delay = "honest", 0.0
+        for at in range(4):
+            body = {"model": "far", "input": f"warm {at}"}
+            httpx2.post(
+                f"{serving.url}/ai/v1/embeddings",
+                json=body,
+                headers={"authorization": f"Bearer {KEY}"},
+                trust_env=False,
+                timeout=PATIENCE,
+            ).raise_for_status()
+        yield serving
+    assert serving.said == ""
+
+
+@pytest.fixture(autouse=True)
+def fresh(upstream):
+    until(lambda: upstream.in_flight == 0)
+    upstream.mode, upstream.delay = "honest", 0.0
+    upstream.requests.clear()
+
+
+def tasks_of(server):
+    """How many tasks of the server's loop are inside embedroute."""
+    return httpx2.get(f"{server.url}/tasks", trust_env=False, timeout=PATIENCE).json()
+
+
+@pytest.fixture
+def send(server):
+    """Ask for a vector, and give back the connection without waiting for the answer."""
+    with ExitStack() as wires:
+
+        def send(text):
+            body = json.dumps({"model": "far", "input": text}).encode()
+            wire = wires.enter_context(
+                socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE)
+            )
+            wire.sendall(
+                f"{HEAD}content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode() + body
+            )
+            return wire
+
+        yield send
+
+
+def answer(wire):
+    with wire:
+        told = b"".join(iter(lambda: wire.recv(65536), b""))
+    body = json.loads(told.partition(b"\r\n\r\n")[2])
+    assert "data" in body, body
+    return np.array(body["data"][0]["embedding"], "<f4")
+
+
+@pytest.mark.parametrize("mode", sorted(STALLS))
+def test_a_client_that_leaves_ends_the_upstream_call(server, upstream, send, mode):
+    """No server does this by itself: each only tells, to whoever asks ``receive()``."""
+    upstream.mode = mode
+
+    def leave(nth):
+        aborted = upstream.aborted
+        wire = send(f"{mode} at {server.server}, {nth}")
+        until(lambda: upstream.in_flight)
+        assert tasks_of(server) > 0
+        wire.close()
+        took = until(lambda: upstream.in_flight == 0)
+        assert upstream.aborted == aborted + 1
+        until(lambda: tasks_of(server) == 0)
+        return took
+
+    assert any(leave(nth) < SOON for nth in range(TRIES))
+
+
+def test_a_client_that_leaves_before_its_body_is_whole_leaves_nothing(server, upstream):
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as wire:
+        wire.sendall(f'{HEAD}content-length: 100\r\n\r\n{{"model":'.encode())
+        until(lambda: tasks_of(server) > 0)
+
+    until(lambda: tasks_of(server) == 0)
+    assert upstream.requests == []
+
+
+def test_a_client_that_closes_its_half_breaks_nothing(server, upstream, send):
+    """Half a close is leaving for one server and not for another: a whole answer or none, and never a traceback."""
+    upstream.delay = 0.05
+    wire = send(f"half at {server.server}")
+    wire.shutdown(socket.SHUT_WR)
+    told = b"".join(iter(lambda: wire.recv(65536), b""))
+
+    assert told == b"" or told.startswith(b"HTTP/1.1 200")
+    until(lambda: tasks_of(server) == 0)
+
+
+def test_shared_work_outlives_the_one_who_began_it(server, upstream, send):
+    """The leader's call goes with it; the one that waited for the same text leads now, and gets its vector."""
+    text = f"shared at {server.server}"
+    upstream.mode = ["stalled", "honest"]
+    until(lambda: tasks_of(server) == 0)
+    leader = send(text)
+    until(lambda: upstream.in_flight == 1)
+    time.sleep(0.1)  # it is watched by a task of its own soon
+    alone = tasks_of(server)
+    follower = send(text)
+    until(lambda: tasks_of(server) > alone)
+    assert len(upstream.requests) == 1
+    leader.close()
+
+    assert np.array_equal(answer(follower), vector_of(text, WIDTH))
+    assert len(upstream.requests) == 2
+
+
+def test_work_outlives_a_waiter_that_leaves(server, upstream, send):
+    text = f"waited for at {server.server}"
+    upstream.delay = 0.3
+    leader = send(text)
+    until(lambda: upstream.in_flight == 1)
+    send(text).close()
+
+    assert np.array_equal(answer(leader), vector_of(text, WIDTH))
+    assert len(upstream.requests) == 1
+
+
+def test_many_who_leave_at_once_leave_nothing(server, upstream, send):
+    upstream.mode = "stalled"
+    wires = [send(f"{at % 5} of many at {server.server}") for at in range(20)]
+    until(lambda: upstream.in_flight == 5)
+    closers = [threading.Thread(target=wire.close) for wire in wires]
+    for closer in closers:
+        closer.start()
+    for closer in closers:
+        closer.join()
+
+    until(lambda: upstream.in_flight == 0)
+    until(lambda: tasks_of(server) == 0)
+    upstream.mode = "honest"
+    text = f"0 of many at {server.server}"
+    assert np.array_equal(answer(send(text)), vector_of(text, WIDTH))

@@ -1,0 +1,211 @@
+"""A forecast is what then happens: chunks, cost, what is cached, and who is left alone."""
+
+import json
+
+import numpy as np
+import pytest
+
+from embedroute import Config, Gateway, Provider, embeddings_app
+from embedroute.backend import Accepts, Vectors
+from embedroute.errors import BatchTooLarge, KeyRefused, RateLimited, Unavailable
+from embedroute.routing import BreakerPolicy, RetryPolicy
+from embedroute.testing import ScriptedBackend, expected_vector
+from tests.support.asgi_client import call
+
+pytestmark = pytest.mark.anyio
+
+WIDTH = 8
+
+
+class Plain(ScriptedBackend, frozen=True, kw_only=True):
+    accepts = Accepts()
+
+
+def door_of(*steps, endpoint=None):
+    """Serve "m" at the providers "p0", "p1", …, each with a backend that plays its step."""
+    backends = [Plain(width=WIDTH, **({} if step is None else {"then": step})) for step in steps]
+    slugs = [f"p{at}" for at in range(len(steps))]
+    config = Config(
+        gateway={"auth": "open", "debug": True, "dialect": "openrouter"},
+        providers={slug: Provider(backend=it) for slug, it in zip(slugs, backends, strict=True)},
+        models={
+            "m": {
+                "dimensions": WIDTH,
+                "modalities": ["text", "image"],
+                "prefixes": {"query": "a prefix as long as that: "},
+                "endpoints": [{"provider": it, **(endpoint or {})} for it in slugs],
+            }
+        },
+    )
+    once, soon = RetryPolicy(attempts=1), BreakerPolicy(failures=1)
+    return embeddings_app(Gateway(config, retries=once, breaker=soon)), backends
+
+
+async def post(door, query="", headers=(), **fields):
+    body = json.dumps(
+        {"model": "m", "provider": {"order": ["p0", "p1"][: fields.pop("named", 2)]}, **fields}
+    )
+    headers = [("content-type", "application/json"), *headers]
+    return (await call(door, "POST", f"/v1/embeddings{query}", headers, [body.encode()])).json
+
+
+def no_more_than(most):
+    def answer(batch):
+        if len(batch) > most:
+            raise BatchTooLarge("too many inputs")
+        return Vectors(np.stack([expected_vector(item, WIDTH) for item in batch.inputs]))
+
+    return answer
+
+
+EIGHT = [f"text {at}" for at in range(8)]
+MANY = [f"text {at}" for at in range(64)]
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/gif;base64,R0lGODlhAQABAAAAACw="}}
+
+
+@pytest.mark.parametrize(
+    ("given", "step", "accepts", "chunks"),
+    [
+        (EIGHT, None, {}, [8]),
+        (EIGHT, None, {"max_inputs": 3}, [3, 3, 2]),
+        (MANY, no_more_than(20), {}, [16, 16, 16, 16]),
+        (MANY, no_more_than(32), {"max_inputs": 40}, None),
+        (EIGHT, None, {"max_tokens": 4}, [4, 4]),
+        (EIGHT, None, {"max_tokens": 18}, [2, 2, 2, 2]),
+    ],
+)
+async def test_the_chunks_are_those_that_are_sent(given, step, accepts, chunks):
+    """A cap that an upstream let on is kept by the forecast as by the call."""
+    door, (backend,) = door_of(step, endpoint={"accepts": accepts})
+    typed = {"input_type": "query"} if accepts.get("max_tokens") == 18 else {}
+    again = [text.replace("text", "other") for text in given]
+    await post(door, input=given, named=1, **typed)
+    backend.batches.clear()
+
+    (told,) = (await post(door, "?explain=1", input=again, named=1, **typed))["order"]
+    assert [] == backend.batches
+    await post(door, input=again, named=1, **typed)
+
+    assert told["chunks"] == sorted((len(batch) for batch in backend.batches), reverse=True)
+    assert chunks is None or chunks == told["chunks"]
+
+
+@pytest.mark.parametrize(
+    ("step", "least", "most"),
+    [
+        (None, 0, 0),
+        (RateLimited("slow down", retry_after=40.0), 39, 40),
+        (Unavailable("reset"), 4, 5),
+        (KeyRefused("bad key"), 29, 30),
+    ],
+)
+async def test_an_endpoint_that_rests_is_told(step, least, most):
+    door, _ = door_of(step, None)
+    await post(door, input="text")
+
+    first, second = (await post(door, "?explain=1", input="text"))["order"]
+
+    assert ("p0", "p1", 0) == (first["provider"], second["provider"], second["rests_for"])
+    assert least <= first["rests_for"] <= most
+
+
+@pytest.mark.parametrize(
+    ("price", "accepts", "cost"),
+    [
+        (None, {}, None),
+        ("0.02", {}, "0.00000016"),
+        ({"prompt": "0.02", "request": "1"}, {}, "1.00000016"),
+        ({"prompt": "0.02", "request": "1"}, {"max_inputs": 3}, "3.00000016"),
+        ({"request": "1"}, {}, None),
+        ({"prompt": "0", "image": "0.001"}, {"modalities": ["text", "image"]}, "0.002"),
+    ],
+)
+async def test_the_cost_is_what_it_then_costs(price, accepts, cost):
+    door, _ = door_of(
+        None, endpoint={"accepts": accepts, **({} if price is None else {"price": price})}
+    )
+
+    asked = [{"content": [IMAGE, IMAGE]}] if "modalities" in accepts else EIGHT
+
+    (told,) = (await post(door, "?explain=1", input=asked, named=1))["order"]
+
+    assert cost == told["cost"]
+    if cost is not None:
+        assert float(cost) == (await post(door, input=asked, named=1))["usage"]["cost"]
+
+
+@pytest.mark.parametrize(
+    ("held", "asked", "use", "cache"),
+    [
+        ([], ["c", "c", "d"], "", (0, 3)),
+        (["c"], ["c", "c", "d"], "", (2, 1)),
+        (["c", "d"], ["c", "c", "d"], "", (3, 0)),
+        (["c", "d"], ["c", "c", "d"], "no-store", (3, 0)),
+        (["c", "d"], ["c", "c", "d"], "no-cache", (0, 3)),
+    ],
+)
+async def test_hits_are_counted_in_inputs(held, asked, use, cache):
+    """Those that the request itself would have."""
+    door, _ = door_of(None)
+    if held:
+        await post(door, input=held, named=1)
+
+    told = (
+        await post(
+            door, "?explain=1", [("cache-control", use)] if use else [], input=asked, named=1
+        )
+    )["cache"]
+
+    assert cache == (told["hits"], told["misses"])
+
+
+PICK = "not the first pick, and allow_fallbacks is false"
+NAMED = "not the one that is named"
+
+
+@pytest.mark.parametrize(
+    ("fields", "left", "filtered"),
+    [
+        ({"provider": {}}, 3, {}),
+        ({"provider": {"allow_fallbacks": False}}, 1, {"allow_fallbacks": PICK}),
+        ({"provider": {"allow_fallbacks": False, "sort": "price"}}, 1, {"allow_fallbacks": PICK}),
+        (
+            {"provider": {"allow_fallbacks": False, "order": ["p1"]}},
+            1,
+            {"order": "not in the list, and allow_fallbacks is false"},
+        ),
+        (
+            {"provider": {"allow_fallbacks": False, "ignore": ["p1"]}},
+            1,
+            {"ignore": "in the list", "allow_fallbacks": PICK},
+        ),
+        ({"provider": "p1"}, 1, {"provider": NAMED}),
+        ({"provider": "p1", "model": "m:floor"}, 1, {"provider": NAMED}),
+        ({"provider": None, "model": "p1/m"}, 1, {"provider": NAMED}),
+        ({"provider": "p1", "model": "undeclared"}, 1, None),
+    ],
+)
+async def test_whoever_is_not_in_the_order_is_told_with_the_reason(fields, left, filtered):
+    """Whether a list, a hint or a missing fallback kept it out."""
+    door, _ = door_of(None, None, None)
+
+    told = await post(door, "?explain=1", input="text", **fields)
+    traced = (await post(door, input="text", debug={"trace": True}, **fields))["trace"]
+
+    assert left == len(told["order"])
+    assert (filtered or {}) == {it["filter"]: it["reason"] for it in told["filtered"]}
+    assert (1 if filtered is None else 3) == len(
+        {it["provider"] for it in (*told["order"], *told["filtered"])}
+    )
+    assert len(told["filtered"]) == sum(event["action"] == "filtered" for event in traced)
+
+
+async def test_a_refusal_tells_whom_a_hint_kept_out_as_well():
+    """Else a trace of three endpoints would account for one."""
+    door, _ = door_of(None, None, None)
+
+    told = await post(door, input=[1], provider="p1", debug={"trace": True})
+
+    assert {("p0:m", "provider"), ("p2:m", "provider"), ("p1:m", "input")} == {
+        (event["endpoint"], event["filter"]) for event in told["trace"]
+    }

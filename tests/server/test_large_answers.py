@@ -1,0 +1,554 @@
+"""Answers of megabytes: the right vectors, nobody else kept waiting, and no more copies than need be."""
+
+import base64
+import gc
+import json
+import os
+import platform
+import subprocess
+import sys
+import threading
+import time
+import tracemalloc
+from functools import partial
+from itertools import groupby
+from types import SimpleNamespace
+
+import anyio
+import anyio.lowlevel
+import numpy as np
+import pytest
+
+from embedroute import (
+    CacheSettings,
+    Config,
+    Embeddings,
+    Endpoint,
+    Gateway,
+    Model,
+    Provider,
+    Settings,
+    embeddings_app,
+)
+from embedroute.backend import Batch, UpstreamReply
+from embedroute.backends._json_scan import LONG, lifted
+from embedroute.backends._openai_response import read as read_rows
+from embedroute.backends.openai import OpenAI
+from embedroute.errors import BadAnswer
+from embedroute.protocol import DIALECTS
+from embedroute.runtime import LARGE, ROWS, in_thread, on_loop
+from embedroute.server import Inbound
+from embedroute.trace import Journal
+from tests.fault_upstream import vectors_of
+from tests.support.asgi_client import call
+from tests.support.tls import certified
+
+COUNT, WIDTH = 2048, 1536
+TEXTS = [f"text {at}" for at in range(COUNT)]
+SIZE = COUNT * WIDTH * 4
+"""Bytes of the vectors themselves."""
+
+
+@pytest.fixture(scope="module")
+def url():
+    """An upstream in a process of its own, so that it does not take the interpreter from ours."""
+    command = [sys.executable, "-m", "tests.fault_upstream", "--width", str(WIDTH)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as upstream:  # noqa: S603 - our own words
+        yield upstream.stdout.readline().strip()
+        upstream.kill()
+
+
+def gateway_at(url, **options):
+    return Gateway(
+        Config(
+            gateway=Settings(auth="open"),
+            cache=CacheSettings(bytes=0),
+            providers={"one": Provider(backend=OpenAI(base_url=url, **options))},
+            models={
+                "m": Model(dimensions=WIDTH, matryoshka=True, endpoints=[Endpoint(provider="one")])
+            },
+        ),
+        environ={},
+    )
+
+
+async def ask(app, encoding, **fields):
+    body = json.dumps(
+        {"model": "m", "input": TEXTS, "encoding_format": encoding, **fields}
+    ).encode()
+    return await call(app, "POST", "/v1/embeddings", [("content-type", "application/json")], [body])
+
+
+def numbers(answer):
+    embeddings = [row["embedding"] for row in answer.json["data"]]
+    if isinstance(embeddings[0], str):
+        return np.stack([np.frombuffer(base64.b64decode(text), "<f4") for text in embeddings])
+    return np.array(embeddings, "<f4")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("asked_of", ["base64", "float"])
+@pytest.mark.parametrize("encoding", ["base64", "float"])
+async def test_a_large_answer_holds_the_right_vectors(url, asked_of, encoding):
+    gateway = gateway_at(url, encoding_format=asked_of)
+    async with gateway.lifespan():
+        answer = await ask(embeddings_app(gateway), encoding)
+
+    assert 200 == answer.status
+    assert list(range(COUNT)) == [row["index"] for row in answer.json["data"]]
+    assert {"prompt_tokens", "total_tokens"} == answer.json["usage"].keys()
+    assert np.array_equal(vectors_of(TEXTS, WIDTH), numbers(answer))
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize(
+    "forms",
+    ["openai base64 base64", "openai base64 float", "openai float base64", "gemini float float"],
+)
+def test_a_large_answer_does_not_hold_the_event_loop(forms, loop):
+    """Seen by the clock, and without a tracer in the way."""
+    command = [sys.executable, "-m", "tests.support.loop_latency", *forms.split(), loop]
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, env=plain)  # noqa: S603 - our own words
+    held, bound = map(float, ran.stdout.split())
+
+    assert held < bound, f"{held * 1000:.1f} ms where {bound * 1000:.1f} are the most"
+
+
+@pytest.mark.anyio
+async def test_pieces_that_a_client_takes_at_once_leave_turns_to_others():
+    """Nothing is waited for then, so that one after the other would be sent before anybody else is heard."""
+    rounds, sent_in = 0, []
+
+    async def go_round():
+        nonlocal rounds
+        while True:
+            rounds += 1
+            await anyio.lowlevel.checkpoint()
+
+    async def send(message):
+        time.sleep(0.0005)  # noqa: ASYNC251 - it is busy
+        sent_in.append((rounds, len(message.get("body", b""))))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(go_round)
+        await anyio.lowlevel.checkpoint()
+        inbound = Inbound(
+            {"type": "http", "method": "POST", "headers": []}, anyio.sleep_forever, send
+        )
+        await inbound.answer_in_pieces(200, [b"piece"] * 20)
+        group.cancel_scope.cancel()
+
+    assert [0, *[5] * 20] == [size for _, size in sent_in]
+    assert 10 <= len({at for at, _ in sent_in})
+
+
+@pytest.mark.anyio
+async def test_where_others_take_long_turns_ours_grow():
+    """Half as long as theirs, up to 5 ms: on a busy loop a large answer would take for ever otherwise."""
+    rounds = 0
+
+    async def go_round():
+        nonlocal rounds
+        while True:
+            rounds += 1
+            time.sleep(0.006)  # noqa: ASYNC251 - it is busy
+            await anyio.lowlevel.checkpoint()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(go_round)
+        await on_loop(map(time.sleep, [0.0005] * 100))
+        group.cancel_scope.cancel()
+
+    assert 5 < rounds < 50
+
+
+def test_small_answers_are_read_without_a_rest():
+    """For they are read in the loop's own thread."""
+    body = reply_of({"data": body_of(np.ones((40_000, 8), "<f4"))}).content
+    sleeps = {}
+
+    for size in (1_000_000, None):
+        found = sleeps[size] = []
+        sys.setprofile(
+            lambda _frame, _event, what, found=found: (
+                found.append(1) if what is time.sleep else None
+            )
+        )
+        lifted(body[:size], "embedding")
+        sys.setprofile(None)
+
+    assert LARGE < len(body)
+    assert (0, True) == (len(sleeps[1_000_000]), len(sleeps[None]) > 0)
+
+
+READING = """
+import asyncio, socket, ssl, sys, uvloop
+from embedroute.transport.http1.connection import AT_A_TIME, TAIL, Connection
+from embedroute.backend.secret import SecretBytes
+
+read, rounds = {}, 0
+
+class Counting(Connection):
+    def data_received(self, data):
+        read[rounds] = read.get(rounds, 0) + len(data)
+        super().data_received(data)
+
+async def serve(reader, writer):
+    await reader.readuntil(b"\\r\\n\\r\\n")
+    writer.write(b"HTTP/1.1 200 OK\\r\\ncontent-length: 33554432\\r\\n\\r\\n" + bytes(33554432))
+
+def go_round():
+    global rounds
+    rounds += 1
+    asyncio.get_running_loop().call_soon(go_round)
+
+async def main():
+    loop, cert = asyncio.get_running_loop(), sys.argv[2:]
+    ours = theirs = None
+    if cert:
+        ours, theirs = ssl.create_default_context(cafile=cert[0]), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        theirs.load_cert_chain(*cert)
+    server = await asyncio.start_server(serve, "localhost", 0, family=socket.AF_INET, ssl=theirs)
+    port = server.sockets[0].getsockname()[1]
+    _, connection = await loop.create_connection(lambda: Counting(loop, print), "localhost", port, ssl=ours)
+    answer = connection.exchange(SecretBytes(b"GET / HTTP/1.1\\r\\n\\r\\n"), b"")
+    connection._transport.pause_reading()
+    await asyncio.sleep(0.2)
+    go_round()
+    connection._transport.resume_reading()
+    print(len((await answer).content), max(read.values()) <= AT_A_TIME + (TAIL if cert else 262144), connection.over())
+    connection.abort()
+    server.close()
+    await asyncio.sleep(0)
+
+(uvloop.run if sys.argv[1] == "uvloop" else asyncio.run)(main())
+"""
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("tls", [False, True])
+def test_an_answer_that_comes_quickly_is_read_in_turns(tmp_path, loop, tls):
+    """By itself uvloop would read 32 times 256 KiB before anybody else is heard."""
+    cert = [certified(tmp_path)[0], str(tmp_path / "key.pem")] if tls else []
+    command = [sys.executable, "-c", READING, loop, *cert]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own words
+
+    assert (f"{32 << 20} True True\n", "") == (ran.stdout, ran.stderr)
+
+
+@pytest.mark.anyio
+async def test_works_that_would_hold_the_loop_up_are_done_one_at_a_time():
+    """On the loop and in threads alike: two would have all else wait for both."""
+    done: list[int] = []
+
+    def piece(work):
+        time.sleep(0.001)
+        done.append(work)
+
+    async with anyio.create_task_group() as group:
+        for work in range(0, 8, 2):
+            group.start_soon(on_loop, map(piece, [work] * 5))
+            group.start_soon(in_thread, partial(on_thread, piece, work + 1))
+
+    assert 8 * 5 == len(done)
+    assert 8 == len(list(groupby(done)))
+
+
+@pytest.mark.anyio
+async def test_one_that_takes_far_too_long_loses_its_place_once():
+    """As a plugin's code may: who comes then waits for what it has taken too long, and nobody waits after that."""
+    begun, let_go = anyio.Event(), threading.Event()
+    took = []
+
+    async def stuck():
+        begun.set()
+        await in_thread(let_go.wait)
+
+    async def timed(work):
+        began = time.monotonic()
+        await work()
+        took.append(time.monotonic() - began)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(stuck)
+        await begun.wait()
+        async with anyio.create_task_group() as others:
+            for work in (partial(on_loop, [1]), partial(in_thread, int)):
+                others.start_soon(timed, work)
+        for work in (partial(on_loop, [1]), partial(in_thread, int)):
+            await timed(work)
+        let_go.set()
+
+    assert all(0.9 < it < 15 for it in took[:2])
+    assert max(took[2:]) < 0.5
+
+
+@pytest.mark.anyio
+async def test_a_long_queue_is_no_reason_to_work_side_by_side():
+    """Each does its work in good time, and the last waits longer than anybody may keep another waiting."""
+    done: list[int] = []
+
+    async def one(work):
+        await on_loop(map(piece, [work] * 12))
+
+    def piece(work):
+        time.sleep(0.02)
+        done.append(work)
+
+    async with anyio.create_task_group() as group:
+        for work in range(8):
+            group.start_soon(one, work)
+
+    assert 8 == len(list(groupby(done)))
+
+
+@pytest.mark.anyio
+async def test_who_has_lost_its_place_does_not_give_away_that_of_another():
+    begun, taken, let_go, done = anyio.Event(), anyio.Event(), threading.Event(), []
+
+    async def overstay():
+        begun.set()
+        await in_thread(let_go.wait)
+        done.append("overstayed")
+
+    async def next_one():
+        await on_loop(map(work, range(20)))
+
+    def work(at):
+        taken.set()
+        if at == 2:
+            let_go.set()
+        time.sleep(0.005)
+        done.append("next")
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(overstay)
+        await begun.wait()
+        group.start_soon(next_one)
+        await taken.wait()
+        group.start_soon(on_loop, map(done.append, ["last"]))
+
+    assert ["next", "last"] == [it for it, _ in groupby(it for it in done if it != "overstayed")]
+    assert "overstayed" in done[2:-1]
+
+
+def on_thread(piece, work):
+    for _ in range(5):
+        piece(work)
+
+
+def reply_of(answer):
+    return UpstreamReply(200, {}, json.dumps(answer).encode())
+
+
+def text_of(row):
+    return base64.b64encode(row.tobytes()).decode()
+
+
+FORMS = {"base64": text_of, "float": np.ndarray.tolist}
+
+
+def body_of(vectors, indexes=None, form=text_of):
+    made = map(form, vectors)
+    return [
+        {"index": at, "embedding": row}
+        for at, row in zip(indexes or range(len(vectors)), made, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("step", ["read", "written in base64", "written in numbers"])
+def test_a_large_answer_is_copied_as_seldom_as_can_be(step):
+    """Beside what it is made of and what it becomes, only a few rows at a time."""
+    vectors = vectors_of(TEXTS, WIDTH)
+    reply = reply_of({"data": body_of(vectors), "usage": {"prompt_tokens": 5}})
+    answer = Embeddings(rows=list(vectors), model="m", prompt_tokens=5, journal=Journal("req_1"))
+    batch = Batch(model="m", texts=TEXTS, width=WIDTH)
+    gc.collect()
+    tracemalloc.start()
+    if step == "read":
+        made = OpenAI().parse(batch, reply).array.nbytes
+    else:
+        made = sum(
+            map(len, DIALECTS["openai"].success(answer, SimpleNamespace(base64="base64" in step)))
+        )
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert most < made * 1.2 + (1 << 20)
+
+
+def many(count=200):
+    return vectors_of(TEXTS[:count], WIDTH)
+
+
+def faulty(at, embedding, form):
+    data = body_of(many(), form=form)
+    data[at]["embedding"] = embedding
+    return data
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("at", [0, ROWS, 199])
+@pytest.mark.parametrize(
+    "embedding",
+    [
+        "AAAA",
+        "AACAPw==",
+        "A" * 8191 + "!",
+        [1.0],
+        [1.0] * (WIDTH - 1),
+        [None] * WIDTH,
+        ["1"] * WIDTH,
+        ["]", *[1.0] * (WIDTH - 1)],
+        [1.0, [1.0] * (WIDTH - 1)],
+        [[1.0] * WIDTH],
+        None,
+        {},
+        7,
+        "",
+        [],
+    ],
+    ids=repr,
+)
+def test_one_bad_row_of_a_large_answer_spoils_it(at, embedding, form):
+    """In the first group, between two of them, in the last: a row of one number least of all may be spread over a row."""
+    reply = reply_of({"data": faulty(at, embedding, form)})
+
+    assert len(reply.content) >= LARGE
+    with pytest.raises(BadAnswer):
+        OpenAI().parse(Batch(model="m", texts=TEXTS[:200], width=WIDTH), reply)
+
+
+def some_as_numbers(row):
+    return row if row["index"] % 7 else {**row, "embedding": FORMS["float"](row["vector"])}
+
+
+ODDITIES = {
+    "none": lambda row: row,
+    "some as numbers": some_as_numbers,
+    "another vector in each row": lambda row: {**row, "meta": {"embedding": [[1], ["]"], {}]}},
+    "another vector in one row": lambda row: (
+        {**row, "meta": {"embedding": [1]}} if row["index"] == 3 else row
+    ),
+    "a name that ends alike": lambda row: {**row, 'my "embedding"': [0.5], 'my "embedding': [0.5]},
+}
+
+
+@pytest.mark.parametrize("escaped", [False, True])
+@pytest.mark.parametrize("odd", ODDITIES.values(), ids=ODDITIES)
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize(("count", "least"), [(40, LONG), (200, LARGE)])
+@pytest.mark.parametrize("dtype", ["float", "int8", "ubinary"])
+def test_a_large_answer_is_read_as_a_small_one_is(dtype, count, least, form, odd, escaped):
+    """Rows out of order, of any kind of number, in any form, beside what looks like a vector, slashes as PHP writes them."""
+    numbers = np.tile(many(count) * 100, 4)
+    vectors = numbers.astype({"float": "<f4", "int8": "i1", "ubinary": "u1"}[dtype])
+    rows = [
+        {**row, "vector": vectors[row["index"]]}
+        for row in body_of(vectors[::-1], list(reversed(range(count))), form)
+    ]
+    data = [{name: value for name, value in odd(row).items() if name != "vector"} for row in rows]
+    reply = reply_of({"note": '"embedding": "', "data": data, "usage": {"prompt_tokens": 9}})
+    if escaped:
+        reply = UpstreamReply(200, {}, reply.content.replace(b"/", b"\\/"))
+    read = read_rows(Batch(model="m", texts=TEXTS[:count], dtype=dtype), reply, OpenAI().fault)
+
+    assert len(reply.content) >= least
+    assert 9 == read.prompt_tokens
+    assert vectors.dtype == read.array.dtype
+    assert np.array_equal(vectors, read.array)
+
+
+@pytest.mark.parametrize(
+    "other", [[0.25] * WIDTH, text_of(np.ones(WIDTH, "<f4"))], ids=["numbers", "base64"]
+)
+@pytest.mark.parametrize(
+    "row",
+    [
+        b'{"index":%d,"embedding":%d,"meta":{"embedding":%b}}',
+        b'{"index":%d,"embedding":"%d","meta":{"embedding":%b}}',
+        b'{"embedding":%b,"index":%d,"embedding":%d}',
+    ],
+)
+def test_a_vector_that_stands_elsewhere_is_not_a_rows_own(row, other):
+    """Though the row itself holds what might stand for it."""
+    written = json.dumps(other).encode()
+    data = [
+        row % ((written, at, at) if row.startswith(b'{"embedding"') else (at, at, written))
+        for at in range(200)
+    ]
+    reply = UpstreamReply(200, {}, b'{"data":[%b]}' % b",".join(data))
+
+    assert len(reply.content) >= LARGE
+    with pytest.raises(BadAnswer):
+        OpenAI().parse(Batch(model="m", texts=TEXTS[:200], width=WIDTH), reply)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("base64", [False, True])
+@pytest.mark.parametrize("count", [ROWS - 1, ROWS, ROWS + 1, 2 * ROWS, 3 * ROWS + 5])
+def test_a_large_body_is_written_as_a_small_one_is(dialect, base64, count):
+    """Row for row: what a request of each row alone is told, together."""
+    vectors, job = vectors_of(TEXTS[:count], 8 * 4096), SimpleNamespace(base64=base64)
+
+    def body(rows):
+        answer = Embeddings(rows=rows, model='"data":[]', prompt_tokens=5, journal=Journal("req_1"))
+        return answer.large, json.loads(b"".join(DIALECTS[dialect].success(answer, job)))
+
+    large, whole = body(list(vectors))
+    singles = [body([row]) for row in vectors]
+
+    assert (True, {False}) == (large, {single[0] for single in singles})
+    assert [{**single[1]["data"][0], "index": at} for at, single in enumerate(singles)] == whole[
+        "data"
+    ]
+    assert {**singles[0][1], "data": 0} == {**whole, "data": 0}
+
+
+@pytest.mark.anyio
+async def test_large_answers_to_many_at_once_are_all_right(url):
+    """More of them than threads, with others that are cancelled among them."""
+    gateway = gateway_at(url)
+    right, whole = [], vectors_of(TEXTS[:300], WIDTH)
+
+    async def one(at):
+        with anyio.move_on_after(0.05 if at % 3 == 2 else 60):
+            answer = await gateway.embed(TEXTS[at : at + 280], model="m")
+            right.append(np.array_equal(answer.vectors, whole[at : at + 280]))
+
+    async with gateway.lifespan(), anyio.create_task_group() as group:
+        for at in range(9):
+            group.start_soon(one, at)
+
+    assert len(right) >= 6
+    assert all(right)
+
+
+FAULTS = """
+import asyncio, resource
+from embedroute import Config, Gateway
+
+def taken_anew():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        blocks = [b"x" * (1 << 20) for _ in range(8)]
+        del blocks
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+gateway = Gateway(Config(gateway={"auth": "open"}, providers={"hashed": {}}))
+asyncio.run(gateway.embed("a", model="hashed/a"))
+taken_anew()
+print(taken_anew())
+"""
+
+
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="another C library keeps memory in its own way"
+)
+def test_memory_of_large_answers_is_kept_for_the_next():
+    """8 MiB are 2048 pages, of which glibc would give most back, and fetch them again, with every request."""
+    command = [sys.executable, "-c", FAULTS]
+    told = subprocess.run(command, check=True, capture_output=True, timeout=60)  # noqa: S603 - our own words
+
+    assert int(told.stdout) < 2048

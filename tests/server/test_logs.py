@@ -1,0 +1,238 @@
+"""Log records: fields, not prose, for every request and every attempt; no secret and no input in any of them, one line each."""
+
+# Anyio's plugin reads `anyio_backend`.
+# ruff: noqa: ARG001
+
+import ast
+import json
+import logging
+
+import pytest
+
+from embedroute import Caller, Config, Gateway, embeddings_app
+from embedroute.routing import RetryPolicy
+from tests.fault_upstream import INPUT_FAULTS, STALLS, Upstream
+from tests.fault_upstream.modes import MODES
+from tests.support.asgi_client import call
+from tests.support.documents import ROOT
+
+pytestmark = pytest.mark.anyio
+
+KEY, CALLER, PLANTED = "sk-CanaryUp-0123456789", "sk-CanaryIn-9876543210", "PLANTED INPUT"
+STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime"}
+
+
+@pytest.fixture(scope="module")
+def upstream():
+    with Upstream(remember=False) as upstream:
+        yield upstream
+
+
+def gateway_of(upstream, deadline=5.0):
+    return Gateway(
+        Config(
+            gateway={"auth": "keys", "deadline": deadline, "debug": True},
+            keys={"team": {"key": CALLER}},
+            providers={"up": {"backend": "openai", "base_url": upstream.url, "api_key": KEY}},
+            models={"m": {"dimensions": 8, "endpoints": [{"provider": "up"}]}},
+        ),
+        retries=RetryPolicy(first_wait=0.001),
+    )
+
+
+async def ask(gateway, key=CALLER, **fields):
+    headers = [
+        ("content-type", "application/json"),
+        ("authorization", f"Bearer {key}"),
+        ("x-request-id", "r-1"),
+    ]
+    body = json.dumps({"model": "m", "input": [PLANTED], "user": PLANTED, **fields}).encode()
+    async with gateway.lifespan():
+        return await call(embeddings_app(gateway), "POST", "/v1/embeddings", headers, [body])
+
+
+def fields(caplog):
+    """The message and the own fields of each of our records."""
+    return [
+        (
+            record.name.removeprefix("embedroute."),
+            record.getMessage(),
+            {k: v for k, v in vars(record).items() if k not in STANDARD},
+        )
+        for record in caplog.records
+        if record.name.startswith("embedroute") and record.name != "embedroute.http"
+    ]
+
+
+async def test_a_served_request_leaves_one_record_and_one_for_each_attempt(upstream, caplog):
+    caplog.set_level(logging.DEBUG)
+    upstream.mode = ["status_503", "honest"]
+
+    await ask(gateway_of(upstream))
+
+    (first, second, served) = fields(caplog)
+    assert [it[:2] for it in (first, second, served)] == [
+        ("calls", "attempt"),
+        ("calls", "attempt"),
+        ("access", "served"),
+    ]
+    assert all(it[2]["request_id"] == "r-1" for it in (first, second, served))
+    assert {
+        "endpoint": "up:m",
+        "attempt": 1,
+        "error": "Unavailable",
+        "status": 503,
+    }.items() <= first[2].items()
+    assert {"endpoint": "up:m", "attempt": 2, "status": 200}.items() <= second[2].items()
+    assert first[2]["ms"] >= 0
+    assert {"status": 200, "model": "m", "caller": "team"}.items() <= served[2].items()
+
+
+async def test_a_call_that_hangs_until_the_requests_own_deadline_leaves_a_trail_too(
+    upstream, caplog
+):
+    """It is a failure like any other: in the log, in the headers, in the trace."""
+    caplog.set_level(logging.DEBUG)
+    upstream.mode = "stalled"
+
+    answer = await ask(gateway_of(upstream, deadline=0.3), debug={"trace": True})
+
+    (attempt, refused) = fields(caplog)
+    assert ("calls", "attempt") == attempt[:2]
+    assert {
+        "endpoint": "up:m",
+        "attempt": 1,
+        "error": "TimedOut",
+        "status": None,
+    }.items() <= attempt[2].items()
+    assert {"status": 504, "attempts": 1, "providers": ["up"]}.items() <= refused[2].items()
+    assert "up" == answer.header("x-embedroute-provider")
+    assert [("call", "failed", "TimedOut")] == [
+        (it["stage"], it["action"], it["error"])
+        for it in answer.json["trace"]
+        if it["stage"] == "call"
+    ]
+
+
+async def test_a_refused_request_leaves_its_status_and_code(upstream, caplog):
+    caplog.set_level(logging.DEBUG)
+
+    await ask(gateway_of(upstream), key="sk-wrong")
+
+    [(name, message, told)] = fields(caplog)
+    assert (name, message) == ("access", "refused")
+    assert {"request_id": "r-1", "status": 401, "code": "invalid_api_key"}.items() <= told.items()
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize(
+    "mode",
+    [mode for mode in MODES if mode not in STALLS and not mode.startswith(("huge", "limited"))],
+)
+async def test_no_lie_makes_a_log_tell_a_secret_or_an_input(anyio_backend, upstream, mode, caplog):
+    """At DEBUG, in the records of every library, fields and tracebacks included."""
+    caplog.set_level(logging.DEBUG)
+    upstream.mode = mode
+
+    answer = await ask(gateway_of(upstream))
+
+    told = "\n".join(
+        f"{record.getMessage()} {vars(record)} {record.exc_text}" for record in caplog.records
+    )
+    assert not [
+        part
+        for secret in (KEY, CALLER)
+        for part in (secret, secret[:8], secret[-8:])
+        if part in told
+    ]
+    assert PLANTED not in told
+    assert [message for _, message, _ in fields(caplog)][-1] == (
+        "served" if answer.status == 200 else "refused"
+    )
+    assert answer.status == 400 or mode not in INPUT_FAULTS
+
+
+MOVERS = [
+    "\n",
+    "\r\n",
+    "\0",
+    "\t",
+    "\x1b[2K",
+    "\x7f",
+    "\x85",
+    "\x9b31m",
+    "\u2028",
+    "\u2029",
+    "\u202e",
+    "\u2066",
+    "\u200f",
+    "\ufeff",
+]
+"""What ends a line, moves a cursor or turns text around: C0, C1, separators and bidi controls."""
+
+
+def strings_in(value):
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for it in value.items() if isinstance(value, dict) else value:
+            yield from strings_in(it)
+
+
+def unprintable(caplog):
+    """The field values of our records that a formatter would write as more than a line, or as another text than it is."""
+    return [
+        text for _, _, held in fields(caplog) for text in strings_in(held) if not text.isprintable()
+    ]
+
+
+@pytest.mark.parametrize("mover", MOVERS, ids=ascii)
+async def test_no_name_of_a_model_forges_a_log_line(upstream, mover, caplog):
+    """Models that no config declares are called by the name that the client gives."""
+    caplog.set_level(logging.DEBUG)
+    upstream.mode = "honest"
+
+    await ask(gateway_of(upstream), model=f"up/m{mover}INFO:embedroute.access:served")
+
+    assert {"calls", "access"} == {name for name, _, _ in fields(caplog)}
+    assert [] == unprintable(caplog)
+
+
+@pytest.mark.parametrize("mover", [*MOVERS, "\ud800"], ids=ascii)
+async def test_no_name_of_a_caller_forges_a_log_line(upstream, mover, caplog):
+    """A host may name its callers by what they chose themselves."""
+    caplog.set_level(logging.DEBUG)
+    upstream.mode = "honest"
+    gateway = Gateway(
+        Config(
+            gateway={"auth": "host"},
+            providers={"up": {"backend": "openai", "base_url": upstream.url, "api_key": KEY}},
+            models={"m": {"dimensions": 8, "endpoints": [{"provider": "up"}]}},
+        )
+    )
+
+    async def caller(_scope):
+        return Caller(name=f"me{mover}you")
+
+    async with gateway.lifespan():
+        app = embeddings_app(gateway, caller=caller)
+        body = json.dumps({"model": "m", "input": "a"}).encode()
+        await call(app, "POST", "/v1/embeddings", [("content-type", "application/json")], [body])
+
+    assert fields(caplog)[-1][2]["caller"].startswith("me\\")
+    assert [] == unprintable(caplog)
+
+
+def test_every_field_of_a_log_record_goes_through_one_function():
+    """So that a record that is added later cannot be forged either."""
+    extras = [
+        (path.name, ast.unparse(keyword.value))
+        for path in (ROOT / "embedroute").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        for keyword in node.keywords
+        if keyword.arg == "extra"
+    ]
+
+    assert [] == [(name, text) for name, text in extras if not text.startswith("log_fields(")]
+    assert len(extras) >= 5

@@ -1,0 +1,132 @@
+"""What is listed is true: a price can be sent back as it is written, and a parameter that is listed is taken."""
+
+import json
+
+import pytest
+
+from embedroute import Config, Gateway, Provider, embeddings_app
+from embedroute.backend import Accepts
+from embedroute.testing import ScriptedBackend
+from tests.support.asgi_client import call
+
+pytestmark = pytest.mark.anyio
+
+WIDTH = 8
+
+
+class Plain(ScriptedBackend, frozen=True, kw_only=True):
+    accepts = Accepts()
+
+
+def door_of(endpoints=({},), **facts):
+    """Serve the model "m" at as many providers as there are ``endpoints``, of facts ``facts``."""
+    listed = [{"provider": f"p{at}", **endpoint} for at, endpoint in enumerate(endpoints)]
+    return embeddings_app(
+        Gateway(
+            Config(
+                gateway={"auth": "open"},
+                providers={it["provider"]: Provider(backend=Plain(width=WIDTH)) for it in listed},
+                models={"m": {"dimensions": WIDTH, "endpoints": listed, **facts}},
+            )
+        )
+    )
+
+
+async def listed(door, path):
+    return (await call(door, "GET", path)).json["data"][0]
+
+
+async def status_of(door, **fields):
+    body = json.dumps({"model": "m", "input": "text", **fields}).encode()
+    return (
+        await call(door, "POST", "/v1/embeddings", [("content-type", "application/json")], [body])
+    ).status
+
+
+@pytest.mark.parametrize(
+    ("prices", "a_million", "a_token"),
+    [
+        (["0.02"], "0.02", "0.00000002"),
+        (["0.020"], "0.02", "0.00000002"),
+        ([1e-7], "0.0000001", "0.0000000000001"),
+        ([1e-05], "0.00001", "0.00000000001"),
+        ([1e16], "10000000000000000", "10000000000"),
+        ([2, 1, None], "1", "0.000001"),
+        ([0], "0", "0"),
+        ([{"prompt": 3, "request": "0.1"}, {"prompt": 5}], "3", "0.000003"),
+        ([None], None, "0"),
+    ],
+)
+async def test_a_price_is_written_plainly(prices, a_million, a_token):
+    """OpenRouter lists "0.00000002", not "2E-8", and ``max_price`` takes what is listed."""
+    door = door_of([{} if price is None else {"price": price} for price in prices])
+    card, row = await listed(door, "/v1/models"), await listed(door, "/v1/embeddings/models")
+
+    assert (a_million, a_token) == (card["pricing"].get("prompt"), row["pricing"]["prompt"])
+    for price in filter(None, (a_million, a_token)):
+        assert await status_of(door, provider={"max_price": {"prompt": price}}) in (200, 404)
+
+
+@pytest.mark.parametrize(
+    ("prices", "pricing"),
+    [
+        (
+            {"prompt": 3, "request": "0.1", "image": 1e-7},
+            {"request": "0.1", "image": "0.0000001", "completion": "0"},
+        ),
+        ({"prompt": 3, "completion": 2}, {"request": "0", "image": "0", "completion": "0.000002"}),
+        ({"prompt": 3}, {"request": "0", "image": "0", "completion": "0"}),
+    ],
+)
+async def test_prices_of_other_kinds_are_those_of_the_cheapest_endpoint(prices, pricing):
+    row = await listed(
+        door_of([{"price": {"prompt": 9, "request": 7}}, {"price": prices}]),
+        "/v1/embeddings/models",
+    )
+
+    assert pricing == {kind: row["pricing"][kind] for kind in pricing}
+
+
+CUT = {"matryoshka": True}
+FIXED = {"matryoshka": False}
+NATIVE = {"accepts": {"dimensions": True}}
+
+
+@pytest.mark.parametrize(
+    ("endpoints", "facts", "taken"),
+    [
+        ([{}], CUT, {"dimensions"}),
+        ([{}], {**CUT, "dimensions_allowed": [4, 8]}, {"dimensions"}),
+        ([{}], {**CUT, "dimensions_allowed": [8]}, set()),
+        ([{}], {**CUT, "dimensions_min": 8}, set()),
+        ([{}], FIXED, set()),
+        ([NATIVE], FIXED, set()),
+        ([NATIVE], CUT, {"dimensions"}),
+        ([{}, NATIVE], {**FIXED, "dimensions_allowed": [4]}, set()),
+        ([{}], {**FIXED, "dimensions_allowed": [4]}, set()),
+        ([NATIVE], {"dimensions": None}, {"dimensions"}),
+        ([{}], {"dimensions": None}, set()),
+        ([{}], {"input_types": []}, {"input_type"}),
+        ([{}], {"prefixes": {"query": "q: "}}, {"input_type"}),
+        ([{}, {"accepts": {"input_types": ["query"]}}], {}, {"input_type"}),
+        ([{}, {"accepts": {"user": True}}], {}, {"user"}),
+        (
+            [{"accepts": {"user": True, "input_types": ["query"]}}],
+            CUT,
+            {"dimensions", "input_type", "user"},
+        ),
+    ],
+)
+async def test_a_parameter_is_listed_where_it_is_taken(endpoints, facts, taken):
+    """speakr#352: who lists ``dimensions`` for a model of one width sends clients into a 400."""
+    door = door_of(endpoints, **facts)
+    told = (await listed(door, "/v1/embeddings/models"))["supported_parameters"]
+    asked = {"dimensions": 4, "input_type": "query", "user": "u"}
+    strictly = {"provider": {"require_parameters": True}}
+    works = {
+        name
+        for name, value in asked.items()
+        if await status_of(door, **{name: value}, **strictly) == 200
+    }
+
+    assert (taken, {*taken, "encoding_format"}) == (works, set(told))

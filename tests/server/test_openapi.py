@@ -1,0 +1,238 @@
+"""The OpenAPI document says what decode and encode do."""
+
+import json
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from embedroute.config import Model
+from embedroute.errors import InvalidRequest, RateLimited, Unavailable
+from embedroute.inputs import Kind
+from embedroute.protocol import DIALECTS, ENCODER, Embeddings, Job, Limits, decode_request, places
+from embedroute.routing import Route
+from embedroute.server import (
+    components,
+    inlined,
+    model_card,
+    model_list,
+    models_operation,
+    openrouter_list,
+    operation,
+)
+from embedroute.server.openapi import openapi
+from embedroute.trace import Journal
+from embedroute.vectors import from_lists
+
+DOCUMENT = json.loads(openapi())
+
+
+def validator(name):
+    return Draft202012Validator(
+        {"$ref": f"#/components/schemas/{name}", "components": DOCUMENT["components"]}
+    )
+
+
+def test_every_schema_is_one():
+    for schema in components().values():
+        Draft202012Validator.check_schema(schema)
+
+
+def test_every_reference_resolves():
+    told = [value for path, value in places(DOCUMENT) if path.endswith("$ref")]
+
+    assert told
+    assert {ref.removeprefix("#/components/schemas/") for ref in told} <= set(
+        DOCUMENT["components"]["schemas"]
+    )
+
+
+def test_names_are_those_of_openais_document():
+    wanted = {"CreateEmbeddingRequest", "CreateEmbeddingResponse", "Embedding", "Usage", "Error"}
+
+    assert wanted <= set(components())
+    assert not [name for name in components() if name.startswith("_")]
+
+
+def test_operations_have_names_of_their_own():
+    told = [
+        operation["operationId"]
+        for path in DOCUMENT["paths"].values()
+        for operation in path.values()
+    ]
+
+    assert sorted(set(told)) == sorted(told)
+
+
+@pytest.mark.parametrize("operation", [operation(), models_operation()])
+def test_a_host_can_take_the_operation_without_our_components(operation):
+    assert "$ref" not in json.dumps(inlined(operation))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"model":"m","input":"a"}',
+        '{"model":"m","inputs":["a","b"],"encoding_format":"base64","dimensions":0,"user":null,"input_type":"query"}',
+        '{"model":"m","input":[1,2.0]}',
+        '{"model":"m","input":[0,2147483647,1e3]}',
+        '{"model":"m","input":null,"inputs":"a"}',
+        '{"model":"m","input":["a"],"inputs":["a"]}',
+        '{"model":"m","input":[[1,2],[3]],"provider":"mock"}',
+        '{"model":"m","input":[{"content":[{"type":"text","text":"a"}]}],"debug":{"trace":false,"trace_level":"full"}}',
+        '{"model":"m","input":"a","embedding_options":{"mistral":{"output_dtype":"int8"},"google":{"title":"t"}}}',
+        (
+            '{"model":"m","input":"a","provider":{"only":["a"],"sort":{"by":"price"},"max_price":{"prompt":"0.1"},'
+            '"preferred_max_latency":{"p50":1},"preferred_min_throughput":5,"quantizations":["fp8"],"zdr":true}}'
+        ),
+    ],
+)
+def test_a_good_request_fits_the_schema(text):
+    decode_request(text.encode(), Limits())
+
+    validator("CreateEmbeddingRequest").validate(json.loads(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"input":"a"}',
+        '{"model":"","input":"a"}',
+        '{"model":"m","input":5}',
+        '{"model":"m","input":"a","dimensions":-1}',
+        '{"model":"m","input":"a","dimensions":2147483648}',
+        '{"model":"m","input":"a","dimension":1}',
+        '{"model":"m","input":"a","encoding_format":"FLOAT"}',
+        '{"model":"m","input":"a","user":"%s"}' % ("u" * 513),
+        '{"model":"m","input":"a","provider":{"onyl":[]}}',
+        '{"model":"m","input":"a","provider":{"max_price":{"prompt":"1_0"}}}',
+        '{"model":"m","input":"a","debug":{"trace":1}}',
+        '{"model":"m","input":[{"content":[]}]}',
+        '{"model":"m","input":[{"content":[{"type":"audio"}]}]}',
+        '{"model":"m"}',
+        '{"model":"m","input":null}',
+        '{"model":"m","input":null,"inputs":null}',
+        '{"model":"m","input":""}',
+        '{"model":"m","inputs":""}',
+        '{"model":"m","input":[]}',
+        '{"model":"m","input":[""]}',
+        '{"model":"m","input":["a",""]}',
+        '{"model":"m","input":[[]]}',
+        '{"model":"m","inputs":[[1],[]]}',
+        '{"model":"m","input":[-1]}',
+        '{"model":"m","input":[[2147483648]]}',
+        '{"model":"m","input":[1.5]}',
+        '{"model":"m","input":[{"content":[{"type":"text","text":""}]}]}',
+    ],
+)
+def test_a_bad_request_fits_neither(text):
+    with pytest.raises(InvalidRequest):
+        decode_request(text.encode(), Limits())
+
+    assert not validator("CreateEmbeddingRequest").is_valid(json.loads(text))
+
+
+def told(dialect, path, status, method="get"):
+    """The validator of an answer, as the document of a mount that speaks ``dialect`` has it."""
+    document = json.loads(openapi(dialect=dialect))
+    answer = document["paths"][path][method]["responses"][str(status)]["content"][
+        "application/json"
+    ]["schema"]
+    Draft202012Validator.check_schema(answer)
+    return Draft202012Validator({**answer, "components": document["components"]})
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("base64", [True, False])
+def test_an_answer_fits_the_schema(base64, dialect):
+    journal = Journal("req_1")
+    journal.served("mock", {}, 1, {"text": 1, "image": 2})
+    answer = Embeddings(
+        rows=list(from_lists([[1.0, 2.0]])), model="m", prompt_tokens=1, journal=journal
+    )
+    job = Job(model="m", inputs=["a"], kind=Kind.TEXT, base64=base64)
+    written = json.loads(b"".join(DIALECTS[dialect].success(answer, job)))
+
+    told(dialect, "/v1/embeddings", 200, "post").validate(written)
+
+
+ALIKE = {
+    "openai": {"openai", "gomodel"},
+    "gomodel": {"openai", "gomodel"},
+    "spice": {"spice", "phaseo"},
+}
+"""Dialects whose errors are those of others too, or hold all that these have."""
+FAULTS = [
+    InvalidRequest("x", param="input"),
+    Unavailable("x", upstream_status=503),
+    RateLimited("x", retry_after=1),
+]
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("error", FAULTS)
+def test_an_error_fits_the_schema_of_its_dialect(dialect, error):
+    error.provider = "mock"
+    written = {name: json.loads(it.error(error, Journal("req_1"))) for name, it in DIALECTS.items()}
+    fits = {
+        name
+        for name, body in written.items()
+        if told(dialect, "/v1/embeddings", 400, "post").is_valid(body)
+    }
+
+    assert fits == ALIKE.get(dialect, {dialect})
+
+
+def test_every_operation_says_which_errors_it_has():
+    wanted = {
+        "/v1/embeddings": {
+            "400",
+            "401",
+            "403",
+            "404",
+            "405",
+            "408",
+            "413",
+            "415",
+            "429",
+            "500",
+            "502",
+            "503",
+            "504",
+        },
+        "/v1/models": {"401", "500"},
+        "/v1/embeddings/models": {"401", "500"},
+        "/v1/models/{id}": {"401", "404", "500"},
+    }
+
+    assert wanted == {
+        path: {status for operation in operations.values() for status in operation["responses"]}
+        - {"200"}
+        for path, operations in DOCUMENT["paths"].items()
+    }
+
+
+MODEL = Route(
+    name="m",
+    public="m",
+    model=Model(dimensions=8, matryoshka=True, max_input_tokens=77, modalities=["text", "image"]),
+    candidates=[],
+)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/models", model_list([MODEL])),
+        ("/v1/models", model_list([])),
+        ("/v1/models/{id}", model_card([MODEL], "m")),
+        ("/v1/embeddings/models", openrouter_list([MODEL])),
+    ],
+)
+def test_a_list_of_models_fits_the_schema(path, body):
+    told("openai", path, 200).validate(json.loads(ENCODER.encode(body)))
+    assert not told("openai", path, 200).is_valid({"object": "list", "data": [{}]})
+
+
+@pytest.mark.parametrize(("secured", "asked"), [(True, [{"bearer": []}]), (False, None)])
+def test_a_key_is_asked_for_only_where_one_is_needed(secured, asked):
+    assert asked == json.loads(openapi(secured=secured)).get("security")

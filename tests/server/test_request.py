@@ -1,0 +1,1192 @@
+"""The doors: which paths they answer, in what order they refuse, and which headers their answers have."""
+
+import json
+import logging
+import math
+import sys
+import threading
+import time
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import anyio
+import pytest
+from fastapi import FastAPI
+from jsonschema import Draft202012Validator
+from starlette.exceptions import HTTPException
+
+from embedroute import (
+    Caller,
+    Config,
+    ConfigError,
+    EmbeddingsMiddleware,
+    Gateway,
+    Provider,
+    embeddings_app,
+)
+from embedroute.backend import Backend
+from embedroute.errors import InputRefused, NoHealthyEndpoint, Overloaded, RateLimited, Unavailable
+from embedroute.fastapi import embeddings_router
+from embedroute.limits import MOST_ACCOUNTS, BodyBudget
+from embedroute.routing import RetryPolicy
+from embedroute.server import hints_of
+from embedroute.testing import ScriptedBackend
+from tests.support.asgi_client import call
+
+pytestmark = pytest.mark.anyio
+
+KEY, LIMITED = "sk-er-one", "sk-er-two"
+JSON = ("Content-Type", "application/json")
+BEARER = ("Authorization", f"Bearer {KEY}")
+GOOD = b'{"model":"m","input":"a"}'
+
+
+def gateway(**settings):
+    return Gateway(
+        Config(
+            gateway={"auth": "keys", "max_body_bytes": 4096, **settings},
+            keys={"one": {"key": KEY}, "two": {"key": LIMITED, "models": ["m"], "debug": False}},
+            providers={"mock": {"backend": "hashed"}, "other": {"backend": "hashed"}},
+            models={
+                "m": {"dimensions": 8, "endpoints": [{"provider": "mock", "price": 1}]},
+                "org/big": {"dimensions": 8, "endpoints": [{"provider": "mock"}]},
+            },
+        )
+    )
+
+
+def app(**settings):
+    return embeddings_app(gateway(**settings))
+
+
+async def post(door, *headers, body=GOOD, path="/v1/embeddings", **scope):
+    return await call(door, "POST", path, headers or (JSON, BEARER), [body], **scope)
+
+
+# Paths
+
+
+@pytest.mark.parametrize(
+    ("path", "root_path", "status"),
+    [
+        ("/v1/embeddings", "", 200),
+        ("/embeddings", "", 200),
+        ("/v1/embeddings/", "", 200),
+        ("/ai/v1/embeddings", "/ai", 200),  # a Starlette mount, or uvicorn --root-path
+        ("/ai/v1/embeddings/", "/ai", 200),  # Litestar appends a slash to what it mounts
+        ("/ai/v1/embeddings", "/ai/", 200),
+        ("/v1/embeddings", "/ai", 200),  # hypercorn and granian leave the root path out of the path
+        ("/outer/inner/embeddings", "/outer/inner", 200),  # nested mounts
+        ("/v1/embeddings", "/v1", 200),
+        ("/v1/v1/embeddings", "/v1", 200),
+        ("/aiv1/embeddings", "/ai", 404),  # not at a slash
+        ("/airplane/v1/embeddings", "/ai", 404),
+        ("/ai/v1/embeddings", "", 404),  # no tail match
+        ("/ai/ai/v1/embeddings", "/ai", 404),
+        ("//v1/embeddings", "", 404),
+        ("/v1//embeddings", "", 404),
+        ("/v1/Embeddings", "", 404),
+        ("/v1/embeddings.json", "", 404),
+        ("/v1/embeddings/x", "", 404),
+        ("/v2/embeddings", "", 404),
+        ("/v1%2Fembeddings", "", 404),
+        ("/v1%2fembeddings", "", 404),
+        ("/v1/embeddings%2F", "", 404),
+        ("/v1/embeddings%00", "", 404),
+        ("/v1/embeddings?x=%2F%00", "", 200),
+        ("/v1/%65mbeddings", "", 200),
+        ("/", "", 404),
+        ("", "", 404),
+        ("/ai", "/ai", 404),
+    ],
+)
+async def test_the_path_below_the_mount_must_be_exact(path, root_path, status):
+    assert status == (await post(app(), path=path, root_path=root_path)).status
+
+
+@pytest.mark.parametrize(
+    ("raw_path", "status"),
+    [
+        (None, 200),
+        (b"/v1/embeddings", 200),
+        (b"/v1/embeddings?q=%2F", 200),
+        (b"/v1%2Fembeddings", 404),
+    ],
+)
+async def test_the_raw_path_is_judged_where_a_server_gives_it(raw_path, status):
+    assert status == (await post(app(), raw_path=raw_path)).status
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "code"),
+    [
+        ("/v1/models", 200, None),
+        ("/v1/models/m", 200, None),
+        ("/v1/models/%6D", 200, None),
+        ("/v1/models/org/big", 200, None),
+        ("/v1/models?x=%2F%00", 200, None),
+        ("/v1%2Fmodels", 404, "not_found"),
+        ("/v1/models%2fm", 404, "not_found"),
+        ("/v1/models/org%2Fbig", 200, None),
+        ("/v1%2Fmodels/org%2Fbig", 404, "not_found"),
+        ("/v1/models/m%00", 404, "not_found"),
+        ("/v1/embeddings%2fmodels", 404, "not_found"),
+        ("/v1%2Fopenapi.json", 404, "not_found"),
+    ],
+)
+async def test_an_encoded_slash_is_no_slash(path, status, code):
+    """Proxies differ in what they take it for, so no rule of theirs may be stepped around with one."""
+    answer = await call(app(), "GET", path, [BEARER])
+
+    assert (status, code) == (answer.status, answer.json.get("error", {}).get("code"))
+
+
+async def passed_on(_scope, _receive, send):
+    await send({"type": "http.response.start", "status": 299, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "prefix", "status"),
+    [
+        ("POST", "/v1/embeddings", "/v1", 200),
+        ("POST", "/v1/embeddings/", "/v1", 200),
+        ("GET", "/v1/embeddings", "/v1", 405),
+        ("GET", "/v1/models", "/v1", 200),
+        ("GET", "/v1/models/m", "/v1", 200),
+        ("GET", "/v1/models/org/big", "/v1", 200),
+        ("GET", "/v1/models/nope", "/v1", 404),
+        ("GET", "/v1/embeddings/models", "/v1", 200),
+        ("POST", "/ai/embeddings", "/ai/", 200),
+        ("POST", "/embeddings", "", 200),
+        ("POST", "/embeddings", "/v1", 299),
+        ("POST", "/v1/chat/completions", "/v1", 299),
+        ("POST", "/v1embeddings", "/v1", 299),
+        ("POST", "/v1/v1/embeddings", "/v1", 299),
+        ("GET", "/v1/modelsx", "/v1", 299),
+        ("GET", "/v1/openapi.json", "/v1", 299),
+        ("GET", "/", "/v1", 299),
+    ],
+)
+async def test_the_middleware_answers_its_own_paths_and_passes_all_else_on(
+    method, path, prefix, status
+):
+    door = EmbeddingsMiddleware(passed_on, gateway(), prefix)
+
+    assert status == (await call(door, method, path, [JSON, BEARER], [GOOD])).status
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "param", "wrong"),
+    [
+        (
+            404,
+            "not_found",
+            None,
+            {"path": "/nope", "method": "GET", "headers": [("Content-Length", "9999")]},
+        ),
+        (
+            405,
+            "method_not_allowed",
+            None,
+            {"method": "GET", "headers": [("Content-Length", "9999")]},
+        ),
+        (
+            401,
+            "invalid_api_key",
+            None,
+            {"headers": [("Content-Type", "text/plain"), ("Content-Length", "9999")]},
+        ),
+        (415, "unsupported_content_type", None, {"headers": [BEARER, ("Content-Length", "9999")]}),
+        (
+            415,
+            "unsupported_content_type",
+            None,
+            {"headers": [BEARER, ("Content-Encoding", "gzip")]},
+        ),
+        (
+            415,
+            "unsupported_content_encoding",
+            None,
+            {"headers": [BEARER, JSON, ("Content-Encoding", "gzip"), ("Content-Length", "9999")]},
+        ),
+        (413, None, None, {"headers": [BEARER, JSON, ("Content-Length", "4097")], "body": b"{"}),
+        (413, None, None, {"body": b"{" * 4097}),
+        (408, None, None, {"body": b"{" * 90, "pause": 60.0}),
+        (400, None, "input", {"body": b'{"model":"nope","input":[],"debug":{"trace":true}}'}),
+        (
+            404,
+            "model_not_found",
+            "model",
+            {"body": b'{"model":"nope","input":"a","debug":{"trace":true}}'},
+        ),
+        (
+            403,
+            "model_not_allowed",
+            "model",
+            {"body": b'{"model":"org/big","input":"a","debug":{"trace":true}}'},
+        ),
+        (
+            403,
+            "debug_not_allowed",
+            "debug",
+            {"body": b'{"model":"m","input":"a","debug":{"trace":true},"provider":{"only":[]}}'},
+        ),
+        (
+            404,
+            "no_eligible_provider",
+            "provider",
+            {
+                "body": b'{"model":"m","input":"a","provider":{"only":[]},"dimensions":9,"input_type":"query"}'
+            },
+        ),
+        (400, None, "dimensions", {"body": b'{"model":"m","input":"a","dimensions":9}'}),
+        (
+            404,
+            "model_not_found",
+            "model",
+            {"body": b'{"model":"nope","input":"a","provider":"nobody"}'},
+        ),
+        (
+            403,
+            "model_not_allowed",
+            "model",
+            {"body": b'{"model":"org/big","input":"a","provider":"nobody"}'},
+        ),
+        (
+            403,
+            "model_not_allowed",
+            "model",
+            {"body": b'{"model":"org/big","input":"a","provider":"other"}'},
+        ),
+        (
+            403,
+            "debug_not_allowed",
+            "debug",
+            {"body": b'{"model":"m","input":"a","debug":{"trace":true},"provider":"nobody"}'},
+        ),
+        (
+            403,
+            "debug_not_allowed",
+            "debug",
+            {"body": b'{"model":"m","input":"a","debug":{"trace":true},"provider":"other"}'},
+        ),
+        (
+            400,
+            None,
+            "provider",
+            {"body": b'{"model":"m","input":"a","provider":"nobody","dimensions":9}'},
+        ),
+        (400, None, "provider", {"body": b'{"model":"m","input":"a","provider":""}'}),
+    ],
+)
+async def test_of_several_faults_the_earliest_is_told(status, code, param, wrong):
+    """Path, method, key, type, encoding, length, body, JSON, model, debug, preferences, parameters."""
+    told = {
+        "path": "/v1/embeddings",
+        "method": "POST",
+        "headers": [("Authorization", f"Bearer {LIMITED}"), JSON],
+        "body": b"",
+    }
+    told |= wrong
+
+    # Whoever sends its body at once has time to, however busy the machine is.
+    limits = {"body_timeout": 0.2} if "pause" in told else {}
+
+    answer = await call(
+        app(**limits),
+        told["method"],
+        told["path"],
+        told["headers"],
+        [told["body"]],
+        pause=told.get("pause", 0.0),
+    )
+
+    assert (status, code, param) == (answer.status, answer.error["code"], answer.error["param"])
+
+
+@pytest.mark.parametrize(
+    "status_of", [{"path": "/nope"}, {"method": "PUT"}, {"headers": [JSON]}, {"headers": [BEARER]}]
+)
+async def test_what_the_headers_decide_takes_no_byte_of_the_body(status_of):
+    told = {"path": "/v1/embeddings", "method": "POST", "headers": [JSON, BEARER], **status_of}
+
+    answer = await call(app(), told["method"], told["path"], told["headers"], [GOOD])
+
+    assert (400 <= answer.status < 500, answer.taken) == (True, 0)
+
+
+@pytest.mark.parametrize(
+    ("told", "scope", "taken"),
+    [
+        ([("Content-Length", "25")], {}, True),
+        ([("Content-Length", "65536")], {}, True),
+        ([("Content-Length", "25")], {"http_version": "1.0"}, True),
+        ([("Content-Length", "65537")], {}, False),
+        ([("Content-Length", "9" * 5000)], {}, False),
+        ([("Content-Length", "0")], {}, False),
+        ([("Content-Length", "25"), ("Content-Length", "25")], {}, False),
+        ([("Content-Length", "a few")], {}, False),
+        (
+            [("Content-Length", "25"), ("Expect", "100-continue")],
+            {},
+            False,
+        ),  # it is not sent after a refusal
+        ([], {}, False),
+        (
+            [("Content-Length", "25")],
+            {"http_version": "2"},
+            False,
+        ),  # each request has a stream of its own
+    ],
+)
+async def test_a_small_body_that_a_refusal_left_behind_is_taken_in(told, scope, taken):
+    answer = await call(app(), "POST", "/v1/embeddings", told, [GOOD], **scope)
+
+    assert (401, len(GOOD) if taken else 0) == (answer.status, answer.taken)
+
+
+@pytest.mark.parametrize("piece", [b"x" * 4096, b""])
+async def test_nobody_waits_for_a_body_that_a_refusal_left_behind(piece):
+    """The client has its whole answer before; and a body that does not end is not waited for long."""
+    sent, began = [], time.monotonic()
+
+    async def receive():
+        assert sent[-1]["more_body"]
+        await anyio.sleep(0.01)
+        return {"type": "http.request", "body": piece, "more_body": True}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/embeddings",
+        "http_version": "1.1",
+        "headers": [(b"content-length", b"9")],
+    }
+    await app()(scope, receive, send)
+
+    told = dict(sent[0]["headers"])
+    assert int(told[b"content-length"]) == len(sent[1]["body"])
+    assert sent[2:] == [{"type": "http.response.body", "body": b""}]
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(
+    ("types", "status"),
+    [
+        (["application/json"], 200),
+        (["APPLICATION/JSON"], 200),
+        (["application/json;charset=utf-8"], 200),
+        (['application/json ; charset="UTF-8"'], 200),
+        (["application/json; charset=utf-16"], 415),
+        (["application/json; charset=utf-8; x=y"], 415),
+        (["application/json, text/plain"], 415),
+        (["application/jsonp"], 415),
+        (["text/json"], 415),
+        (["multipart/form-data; boundary=application/json"], 415),
+        ([""], 415),
+        ([], 415),
+        (["application/json", "application/json"], 415),
+    ],
+)
+async def test_only_plain_json_is_read(types, status):
+    assert status == (await post(app(), BEARER, *(("Content-Type", told) for told in types))).status
+
+
+@pytest.mark.parametrize(
+    ("encodings", "status"),
+    [
+        (["identity"], 200),
+        (["Identity"], 200),
+        ([" identity "], 200),
+        (["gzip"], 415),
+        (["identity, gzip"], 415),
+        (["identity", "gzip"], 415),
+        ([""], 415),
+    ],
+)
+async def test_a_body_is_never_decompressed(encodings, status):
+    answer = await post(app(), BEARER, JSON, *(("Content-Encoding", told) for told in encodings))
+
+    assert (status, "identity" if status == 415 else None) == (
+        answer.status,
+        answer.header("accept-encoding"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("length", "status"),
+    [
+        ("25", 200),
+        ("4096", 200),
+        ("4097", 413),
+        ("9" * 30, 413),
+        ("00000000000000000000000000000025", 200),
+        ("x", 200),
+    ],
+)
+async def test_a_declared_length_is_believed_only_when_it_is_too_long(length, status):
+    answer = await post(app(), BEARER, JSON, ("Content-Length", length))
+
+    assert (status, answer.taken == 0) == (answer.status, status == 413)
+
+
+@pytest.mark.parametrize("lengths", [("25", "4097"), ("4097", "25"), ("x", "4097")])
+async def test_of_several_declared_lengths_the_longest_counts(lengths):
+    answer = await post(app(), BEARER, JSON, *(("Content-Length", told) for told in lengths))
+
+    assert (413, 0) == (answer.status, answer.taken)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "status"),
+    [
+        ([GOOD], 200),
+        ([bytes([byte]) for byte in GOOD], 200),
+        ([b"", GOOD, b""], 200),
+        ([GOOD.ljust(4096)], 200),
+        ([GOOD.ljust(4096), b" "], 413),
+        ([], 400),
+    ],
+)
+async def test_a_body_may_come_in_any_pieces(pieces, status):
+    assert status == (await call(app(), "POST", "/v1/embeddings", [JSON, BEARER], pieces)).status
+
+
+# Bodies under way
+
+
+class Request:
+    """One raw request whose body and end the test decides; ``sent`` is what it was answered."""
+
+    def __init__(self, *headers, path="/v1/embeddings"):
+        self.sent = []
+        self._headers = [(name.lower().encode(), value.encode()) for name, value in headers]
+        self._path = path
+        self._in, self._out = anyio.create_memory_object_stream(99)
+
+    def give(self, body=b"", *, more=False):
+        self._in.send_nowait({"type": "http.request", "body": body, "more_body": more})
+
+    def leave(self):
+        self._in.send_nowait({"type": "http.disconnect"})
+
+    async def run(self, door):
+        async def send(message):
+            self.sent.append(message)
+
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": self._path,
+            "query_string": b"",
+            "headers": self._headers,
+        }
+        with self._in, self._out:
+            await door(scope, self._out.receive, send)
+
+    @property
+    def status(self):
+        return self.sent[0]["status"]
+
+    @property
+    def error(self):
+        return json.loads(b"".join(message.get("body", b"") for message in self.sent))["error"]
+
+
+KEYED = {"one": BEARER, "two": ("Authorization", f"Bearer {LIMITED}")}
+
+
+def bounded(in_flight=16_384, backend=None, **settings):
+    """A gateway that holds 16 KiB of bodies, so 4 KiB of each caller: one body of the longest."""
+    return Gateway(
+        Config(
+            gateway={
+                "auth": "keys",
+                "max_body_bytes": 4096,
+                "max_body_bytes_in_flight": in_flight,
+                **settings,
+            },
+            keys={"one": {"key": KEY}, "two": {"key": LIMITED}},
+            providers={"up": Provider(backend=backend or ScriptedBackend(width=8))},
+            models={"m": {"dimensions": 8, "endpoints": [{"provider": "up"}]}},
+        ),
+        retries=RetryPolicy(attempts=1),
+    )
+
+
+def declared(size, name="one", **told):
+    return Request(JSON, KEYED[name], ("Content-Length", str(size)), **told)
+
+
+@asynccontextmanager
+async def reading(door, *requests):
+    """Run requests whose bodies have not come yet."""
+    async with anyio.create_task_group() as group:
+        for request in requests:
+            group.start_soon(request.run, door)
+        await anyio.wait_all_tasks_blocked()
+        yield
+        group.cancel_scope.cancel()
+
+
+async def test_a_caller_holds_a_quarter_of_the_bytes_under_way_and_others_the_rest():
+    served = bounded()
+    door = embeddings_app(served)
+    async with reading(door, declared(4000)):
+        assert served.bodies.total == 4000
+        over, beside, small = declared(97), declared(4096, "two"), declared(96)
+        await over.run(door)
+        async with reading(door, beside):
+            small.give(GOOD)
+            await small.run(door)
+
+    told = dict(over.sent[0]["headers"])
+    assert (over.status, over.error["type"], over.error["code"]) == (
+        503,
+        "overloaded_error",
+        "overloaded",
+    )
+    assert (told[b"retry-after"], beside.sent, small.status) == (b"1", [], 200)
+    assert served.bodies.total == 0
+
+
+async def test_all_callers_together_hold_no_more_than_the_bound():
+    """However many callers a host names."""
+
+    async def who(scope):
+        return Caller(name=scope["path"])
+
+    served = bounded(in_flight=8192, auth="host")
+    doors = [EmbeddingsMiddleware(passed_on, served, f"/{at}", caller=who) for at in range(5)]
+    full = [declared(2000, path=f"/{at}/embeddings") for at in range(4)]
+    async with AsyncExitStack() as stack:
+        for door, request in zip(doors, full, strict=False):
+            await stack.enter_async_context(reading(door, request))
+        over = declared(193, path="/4/embeddings")
+        await over.run(doors[4])
+        assert served.bodies.total == 8000
+
+    assert (over.status, over.error["code"]) == (503, "overloaded")
+    assert "of this caller" not in over.error["message"]
+    assert served.bodies.total == 0
+
+
+async def test_all_doors_of_a_gateway_count_together():
+    served = bounded()
+    router = FastAPI()
+    router.include_router(embeddings_router(served))
+    doors = [embeddings_app(served), EmbeddingsMiddleware(passed_on, served), router]
+    for first in doors:
+        async with reading(first, declared(4000)):
+            for second in doors:
+                over = declared(97)
+                await over.run(second)
+                assert over.status == 503
+        assert served.bodies.total == 0
+
+
+async def test_a_body_without_a_length_is_counted_as_it_comes():
+    served = bounded()
+    door = embeddings_app(served)
+    chunked, beside = Request(JSON, BEARER), Request(JSON, BEARER)
+    async with reading(door, chunked):
+        for at in range(MOST_ACCOUNTS + 1):
+            served.bodies.reserve(
+                f"caller {at}", 0
+            )  # so that accounts that hold nothing are dropped
+        chunked.give(b" " * 1000, more=True)
+        await anyio.wait_all_tasks_blocked()
+        assert served.bodies.total == 1000
+        chunked.give(b" " * 2000, more=True)
+        await anyio.wait_all_tasks_blocked()
+        assert served.bodies.total == 3000
+        beside.give(b" " * 1096, more=True)
+        beside.give(b" ", more=True)
+        await beside.run(door)
+        assert (beside.status, served.bodies.total) == (503, 3000)
+        chunked.give(GOOD)
+        await anyio.wait_all_tasks_blocked()
+
+    assert (chunked.status, served.bodies.total) == (200, 0)
+
+
+@pytest.mark.parametrize("length", ["0", "12", "-5", "a few", "00000000000000000000000000000500"])
+async def test_a_length_that_tells_less_than_what_comes_is_not_believed(length):
+    served = bounded()
+    request = Request(JSON, BEARER, ("Content-Length", length))
+    request.give(b" " * 2000, more=True)
+    async with reading(embeddings_app(served), request):
+        assert served.bodies.total == 2000
+    assert served.bodies.total == 0
+
+
+async def test_a_single_body_may_be_of_the_longest_where_that_is_over_a_quarter():
+    served = bounded(in_flight=4096)
+    door = embeddings_app(served)
+    alone, over = declared(4096), declared(1)
+    alone.give(GOOD.ljust(4096))
+    await alone.run(door)
+    async with reading(door, declared(4096)):
+        await over.run(door)
+
+    assert (alone.status, over.status) == (200, 503)
+
+
+async def test_a_body_counts_until_its_answer_is_sent():
+    """What is made of it lives as long; a client that reads its answer slowly holds its own share."""
+    sending, done = anyio.Event(), anyio.Event()
+    served = bounded()
+    request = declared(25)
+    request.give(GOOD)
+
+    async def slow(scope, receive, send):
+        async def wait(message):
+            sending.set()
+            await done.wait()
+            await send(message)
+
+        await embeddings_app(served)(scope, receive, wait)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(request.run, slow)
+        await sending.wait()
+        held = served.bodies.total
+        done.set()
+
+    assert (held, served.bodies.total, request.status) == (25, 0, 200)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        (JSON,),
+        (JSON, ("Authorization", "Bearer nobody")),
+        (BEARER,),
+        (JSON, BEARER, ("Content-Encoding", "gzip")),
+    ],
+)
+async def test_what_is_refused_by_its_headers_reserves_nothing(headers):
+    served = bounded()
+    door, request = embeddings_app(served), Request(*headers, ("Content-Length", "4000"))
+    async with reading(door, declared(4096), declared(4096, "two")):
+        await request.run(door)
+
+        assert request.status in {401, 415}
+        assert served.bodies.total == 8192
+
+
+def failing(error):
+    def play(_batch):
+        raise error
+
+    return ScriptedBackend(then=play, width=8)
+
+
+async def never(_batch):
+    await anyio.sleep_forever()
+
+
+OUTCOMES = {
+    "an answer": (lambda it: it.give(GOOD), {}, 200),
+    "not JSON": (lambda it: it.give(b"{"), {}, 400),
+    "an upstream failure": (
+        lambda it: it.give(GOOD),
+        {"backend": failing(Unavailable("reset"))},
+        502,
+    ),
+    "a deadline": (
+        lambda it: it.give(GOOD),
+        {"backend": ScriptedBackend(then=never), "deadline": 0.05},
+        504,
+    ),
+    "too long": (lambda it: [it.give(b" " * 4000, more=True), it.give(b" " * 97)], {}, 413),
+    "too slow": (lambda it: it.give(b"{", more=True), {"body_timeout": 0.05}, 408),
+    "gone while it is read": (lambda it: [it.give(b"{", more=True), it.leave()], {}, None),
+    "gone while it is worked on": (
+        lambda it: [it.give(GOOD), it.leave()],
+        {"backend": ScriptedBackend(then=never)},
+        None,
+    ),
+    "a bug": (lambda it: it.give(None), {}, 500),
+}
+
+
+@pytest.mark.parametrize(("act", "made", "status"), OUTCOMES.values(), ids=OUTCOMES)
+@pytest.mark.parametrize("length", [[("Content-Length", "600")], []], ids=["declared", "chunked"])
+async def test_what_a_body_reserved_is_given_back_once_whatever_becomes_of_it(
+    act, made, status, length
+):
+    served = bounded(**made)
+    door, request = embeddings_app(served), Request(JSON, BEARER, *length)
+    act(request)
+    served.bodies.reserve("two", 700)
+
+    with anyio.fail_after(60):
+        await request.run(door)
+
+    assert served.bodies.total == 700
+    assert status == (request.status if request.sent else None)
+
+
+@pytest.mark.parametrize("at", ["the body", "the work"])
+async def test_what_a_body_reserved_is_given_back_when_its_task_is_cancelled(at):
+    served = bounded(backend=ScriptedBackend(then=never))
+    request = declared(600)
+    if at == "the work":
+        request.give(GOOD)
+    async with reading(embeddings_app(served), request):
+        assert served.bodies.total == 600
+    assert served.bodies.total == 0
+
+
+def test_threads_that_share_a_gateway_lose_no_byte():
+    budget = BodyBudget(1 << 30, 1)
+
+    def work():
+        for _ in range(20_000):
+            budget.release(budget.reserve("a", 3), 3)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+
+    assert (0, 0) == (budget.total, budget.reserve("a", 0).held)
+
+
+def test_accounts_of_callers_who_hold_nothing_are_dropped():
+    """However many callers a host names; whoever holds something is still counted."""
+    budget = BodyBudget(1 << 30, 1)
+    budget.reserve("holds", 1 << 28)
+
+    for at in range(3 * MOST_ACCOUNTS):
+        budget.reserve(f"caller {at}", 0)
+
+    assert len(budget._accounts) <= MOST_ACCOUNTS
+    with pytest.raises(Overloaded):
+        budget.reserve("holds", 1)
+
+
+class Stuck(Backend, frozen=True):
+    """Never answers."""
+
+    async def embed(self, _batch):
+        await anyio.sleep_forever()
+
+
+async def test_a_bound_of_the_hosts_own_is_a_413_in_the_dialect():
+    """FastAPI bounds bodies by raising out of what the gateway reads."""
+    sent = []
+
+    async def receive():
+        raise HTTPException(413, "Request body too large")
+
+    async def send(message):
+        sent.append(message)
+
+    headers = [(name.lower().encode(), value.encode()) for name, value in (JSON, BEARER)]
+    await app()(
+        {"type": "http", "method": "POST", "path": "/v1/embeddings", "headers": headers},
+        receive,
+        send,
+    )
+
+    assert sent[0]["status"] == 413
+    assert (
+        json.loads(sent[1]["body"])["error"]["message"]
+        == "Request body too large; send fewer inputs at a time."
+    )
+
+
+@pytest.mark.parametrize("whole", [False, True])
+async def test_a_client_that_leaves_is_answered_nothing(whole):
+    """It may go while its body is read, or while its answer is made."""
+    door = embeddings_app(
+        Gateway(Config(gateway={"auth": "open"}, providers={"mock": Provider(backend=Stuck())}))
+    )
+    body = {
+        "type": "http.request",
+        "body": b'{"model":"mock/m","input":"a"}',
+        "more_body": not whole,
+    }
+    messages, sent = [body, {"type": "http.disconnect"}], []
+
+    async def receive():
+        return messages.pop(0)
+
+    async def send(message):
+        sent.append(message)
+
+    headers = [(b"content-type", b"application/json")]
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/embeddings",
+        "headers": headers,
+        "query_string": b"",
+    }
+    with anyio.fail_after(60):
+        await door(scope, receive, send)
+
+    assert sent == []
+
+
+class Lost(OSError):
+    """What a server may raise once its client is gone (ASGI 2.4)."""
+
+
+@pytest.mark.parametrize("body", [GOOD, b"{"])
+@pytest.mark.parametrize("lost_at", ["the body", "the start", "the end"])
+async def test_a_server_may_raise_when_the_client_is_gone(body, lost_at, caplog):
+    caplog.set_level(logging.INFO, logger="embedroute")
+    sent = []
+
+    async def receive():
+        if lost_at == "the body":
+            raise Lost
+        return {"type": "http.request", "body": body}
+
+    async def send(message):
+        if message["type"] == "http.response.start" and lost_at == "the end":
+            return sent.append(message)
+        raise Lost
+
+    headers = [(b"content-type", b"application/json"), (b"authorization", f"Bearer {KEY}".encode())]
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/embeddings",
+        "headers": headers,
+        "query_string": b"",
+    }
+    await app()(scope, receive, send)
+
+    told = [
+        (it.getMessage(), vars(it).get("status"))
+        for it in caplog.records
+        if it.name == "embedroute.access"
+    ]
+    assert told == [("gone", 499)]
+    assert len(sent) == (lost_at == "the end")
+
+
+async def test_a_server_may_raise_while_the_work_is_watched(caplog):
+    caplog.set_level(logging.INFO, logger="embedroute")
+    door = embeddings_app(
+        Gateway(Config(gateway={"auth": "open"}, providers={"mock": Provider(backend=Stuck())}))
+    )
+    messages = [{"type": "http.request", "body": b'{"model":"mock/m","input":"a"}'}]
+
+    async def receive():
+        if messages:
+            return messages.pop()
+        raise Lost
+
+    async def send(message):
+        raise AssertionError(message)
+
+    headers = [(b"content-type", b"application/json")]
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/embeddings",
+        "headers": headers,
+        "query_string": b"",
+    }
+    with anyio.fail_after(5):
+        await door(scope, receive, send)
+
+    assert [it.getMessage() for it in caplog.records if it.name == "embedroute.access"] == ["gone"]
+
+
+HELD = [(b"content-type", b"application/json"), (b"authorization", f"Bearer {KEY}".encode())]
+
+
+@pytest.mark.parametrize(
+    "held_as",
+    [
+        list,
+        tuple,
+        iter,
+        lambda held: (pair for pair in held),
+        lambda held: map(list, held),
+        lambda held: dict(held).items(),
+    ],
+)
+async def test_headers_may_be_any_iterable(held_as):
+    """ASGI says no more of them; one that can be read once only is enough."""
+    messages, sent = [{"type": "http.request", "body": GOOD}], []
+
+    async def receive():
+        return messages.pop()
+
+    async def send(message):
+        sent.append(message)
+
+    await app()(
+        {"type": "http", "method": "POST", "path": "/v1/embeddings", "headers": held_as(HELD)},
+        receive,
+        send,
+    )
+
+    assert sent[0]["status"] == 200
+
+
+# Answers
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (["abc"], True),
+        (["A_b.c-9"], True),
+        (["x" * 128], True),
+        (["x" * 129], False),
+        (["a b"], False),
+        (["é"], False),
+        (["a\r\nx: y"], False),
+        ([""], False),
+        (["a", "b"], False),
+        ([], False),
+    ],
+)
+@pytest.mark.parametrize("body", [GOOD, b"{"])
+async def test_a_good_request_id_comes_back(given, kept, body):
+    answer = await post(app(), JSON, BEARER, *(("X-Request-Id", told) for told in given), body=body)
+
+    told = answer.header("x-request-id")
+    assert (told in given) == kept
+    assert kept or told.startswith("req_")
+
+
+async def test_a_success_says_where_it_came_from():
+    door = app()
+    first, second = await post(door), await post(door)
+
+    told = [
+        (it.header("x-embedroute-attempts"), it.header("x-embedroute-cache"))
+        for it in (first, second)
+    ]
+    assert told == [("1", "hits=0 misses=1"), ("0", "hits=1 misses=0")]
+    assert [it.header("x-embedroute-provider") for it in (first, second)] == ["mock", None]
+    assert first.body == second.body
+
+
+DOWN, BAD = Unavailable("reset"), InputRefused("no")
+
+
+@pytest.mark.parametrize(
+    ("steps", "body", "status", "attempts", "providers"),
+    [
+        ((DOWN, DOWN), {}, 502, 2, "a,b"),
+        ((DOWN, None), {}, 200, 2, "b"),
+        ((None, DOWN), {}, 200, 1, "a"),
+        ((BAD, None), {}, 400, 1, "a"),
+        ((DOWN, BAD), {}, 400, 2, "a,b"),
+        ((DOWN, DOWN), {"dimensions": 99}, 400, 0, None),
+        ((DOWN, DOWN), {"provider": {"only": []}}, 404, 0, None),
+    ],
+)
+async def test_who_was_called_is_told_in_errors_too(steps, body, status, attempts, providers):
+    """A success names who gave its vectors, an error all who were asked for them."""
+    slugs = ("a", "b")
+    served = Gateway(
+        Config(
+            gateway={"auth": "open"},
+            providers={
+                slug: Provider(backend=ScriptedBackend(width=8, **({"then": step} if step else {})))
+                for slug, step in zip(slugs, steps, strict=True)
+            },
+            models={"m": {"dimensions": 8, "endpoints": [{"provider": slug} for slug in slugs]}},
+        ),
+        retries=RetryPolicy(attempts=1),
+    )
+    asked = {"model": "m", "input": "text", "provider": {"order": list(slugs)}, **body}
+
+    answer = await post(embeddings_app(served), JSON, body=json.dumps(asked).encode())
+
+    told = answer.header("x-embedroute-attempts"), answer.header("x-embedroute-provider")
+    assert (status, (str(attempts), providers)) == (answer.status, told)
+
+
+@pytest.mark.parametrize("body", [GOOD, b"{"])
+async def test_every_answer_has_its_headers_once(body):
+    answer = await post(app(), body=body)
+
+    names = [name for name, _ in answer.headers]
+    wanted = {
+        b"content-type",
+        b"content-length",
+        b"x-request-id",
+        b"server-timing",
+        b"openai-processing-ms",
+    }
+    assert wanted | {b"x-embedroute-attempts", b"x-embedroute-cache"} <= set(names)
+    assert len(names) == len(set(names))
+    assert answer.header("content-length") == str(len(answer.body))
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "status", "name", "value"),
+    [
+        ("POST", "/v1/embeddings", [JSON], 401, "www-authenticate", "Bearer"),
+        ("GET", "/v1/embeddings", [], 405, "allow", "POST"),
+        ("HEAD", "/v1/embeddings", [], 405, "allow", "POST"),
+        ("POST", "/v1/models", [], 405, "allow", "GET, HEAD"),
+        ("DELETE", "/v1/models/m", [], 405, "allow", "GET, HEAD"),
+        ("POST", "/openapi.json", [], 405, "allow", "GET, HEAD"),
+        ("BREW" * 99, "/v1/embeddings", [], 405, "allow", "POST"),
+    ],
+)
+async def test_a_refusal_has_the_header_that_its_status_asks_for(
+    method, path, headers, status, name, value
+):
+    answer = await call(app(), method, path, headers)
+
+    assert (status, value) == (answer.status, answer.header(name))
+    assert len(answer.body) < 400
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/models",
+        "/v1/models",
+        "/v1/models/m",
+        "/models/org/big",
+        "/v1/embeddings/models",
+        "/embeddings/models",
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_the_lists_need_a_key_and_have_a_head(method, path):
+    """HEAD answers what GET does, without the body."""
+    refused = await call(app(), method, path)
+    answer, whole = (
+        await call(app(), method, path, [BEARER]),
+        await call(app(), "GET", path, [BEARER]),
+    )
+
+    assert refused.status == 401
+    assert (answer.status, answer.header("content-length")) == (200, str(len(whole.body)))
+    assert answer.body == (whole.body if method == "GET" else b"")
+
+
+@pytest.mark.parametrize(
+    ("hint", "seconds", "milliseconds"),
+    [
+        (None, "1", "1000"),
+        (0, "0", "0"),
+        (2.001, "3", "2001"),
+        ("7", "7", "7000"),
+        (math.inf, "120", "120000"),
+        (10**400, "1", "1000"),
+        (math.nan, "1", "1000"),
+        (-5, "1", "1000"),
+        ("soon", "1", "1000"),
+        (b"7", "7", "7000"),
+        ([], "1", "1000"),
+    ],
+)
+@pytest.mark.parametrize("error", [RateLimited, NoHealthyEndpoint])
+async def test_a_rest_is_told_in_whole_numbers_whatever_a_plugin_says(
+    error, hint, seconds, milliseconds
+):
+    told = dict(hints_of(error("slow", retry_after=hint), error.status))
+
+    assert (seconds, milliseconds) == (
+        told[b"retry-after"].decode(),
+        told[b"retry-after-ms"].decode(),
+    )
+
+
+@pytest.mark.parametrize("path", ["/openapi.json", "/v1/openapi.json"])
+async def test_the_document_needs_no_key(path):
+    assert (await call(app(), "GET", path)).json["openapi"].startswith("3.1")
+
+
+@pytest.mark.parametrize(
+    ("auth", "asked"), [("keys", [{"bearer": []}]), ("open", None), ("host", None)]
+)
+async def test_the_document_asks_for_a_key_where_the_gateway_does(auth, asked):
+    document = (await call(app(auth=auth), "GET", "/openapi.json")).json
+
+    assert asked == document.get("security")
+    assert (asked is not None) == ("securitySchemes" in document["components"])
+
+
+@pytest.mark.parametrize("dialect", ["openai", "openrouter", "gomodel", "phaseo", "spice"])
+async def test_errors_are_what_the_mounts_own_document_says(dialect):
+    door = embeddings_app(gateway(), dialect=dialect)
+    document = (await call(door, "GET", "/openapi.json")).json
+
+    for method, path, headers, status in [
+        ("POST", "/v1/embeddings", [JSON], 401),
+        ("POST", "/v1/embeddings", [JSON, BEARER], 400),
+        ("GET", "/v1/models", [], 401),
+        ("GET", "/v1/models/{id}", [BEARER], 404),
+    ]:
+        answer = await call(door, method, path, headers)
+        told = document["paths"][path][method.lower()]["responses"][str(status)]["content"][
+            "application/json"
+        ]["schema"]
+        assert answer.status == status
+        Draft202012Validator({**told, "components": document["components"]}).validate(answer.json)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [embeddings_app, lambda gateway, **told: EmbeddingsMiddleware(passed_on, gateway, **told)],
+)
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [("openapi", 'did you mean "openai"'), ("nope", "openrouter"), (7, "openrouter")],
+)
+async def test_a_dialect_that_nobody_speaks_is_a_mistake_of_the_host(make, name, advice):
+    with pytest.raises(ConfigError, match=advice):
+        make(gateway(), dialect=name)
+
+
+async def test_a_key_sees_only_its_models():
+    limited = [("Authorization", f"Bearer {LIMITED}")]
+    door = app()
+
+    assert [it["id"] for it in (await call(door, "GET", "/v1/models", limited)).json["data"]] == [
+        "m"
+    ]
+    assert (await call(door, "GET", "/v1/models/org/big", limited)).status == 404
+    assert (await call(door, "GET", "/v1/models/org/big", [BEARER])).status == 200
+
+
+async def test_an_open_gateway_ignores_any_key():
+    door = embeddings_app(
+        Gateway(Config(gateway={"auth": "open"}, providers={"mock": {"backend": "hashed"}}))
+    )
+
+    answer = await post(
+        door, JSON, ("Authorization", "Basic x"), body=b'{"model":"mock/m","input":"a"}'
+    )
+
+    assert answer.status == 200
+
+
+@pytest.mark.parametrize("text", ["\x1b[31m", "a\r\nb", "é" * 200, "x" * 512, "<script>"])
+async def test_what_a_client_wrote_is_repeated_safely(text):
+    answer = await post(app(), body=json.dumps({"model": text, "input": "a"}).encode())
+
+    assert answer.status == 404
+    assert answer.error["message"].isascii()
+    assert answer.error["message"].isprintable()
+    assert text[:129] not in answer.error["message"] or len(text) <= 128

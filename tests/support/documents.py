@@ -1,0 +1,47 @@
+"""What the documents show: their code blocks, and the sentences that the README embeds."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+DOCUMENTS = [
+    README,
+    *sorted(ROOT.glob("docs/*.md")),
+    *(ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")),
+]
+
+CAT, FELINE, STOCKS = SENTENCES = [
+    "the cat sat on the mat",
+    "a feline rested on the rug",
+    "stock prices fell",
+]
+
+_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(document: Path, language: str) -> list[str]:
+    """The code blocks of one language, in order."""
+    return [
+        code
+        for named, code in _BLOCK.findall(document.read_text(encoding="utf-8"))
+        if named == language
+    ]
+
+
+def has(document: Path, *words: str) -> str:
+    """The one Python block that holds all ``words``."""
+    (block,) = [
+        block for block in blocks(document, "python") if all(word in block for word in words)
+    ]
+    return block
+
+
+def nearer_and_farther(body) -> tuple[float, float]:
+    """The cosines of the cat to the feline and to the stocks, from an answer about ``SENTENCES``."""
+    cat, feline, stocks = (
+        np.array(row["embedding"]) / np.linalg.norm(row["embedding"]) for row in body["data"]
+    )
+    return float(cat @ feline), float(cat @ stocks)

@@ -1,0 +1,135 @@
+"""Runs an ASGI app under a real server on loopback, in a process of its own, and tells all that it said.
+
+    with Serving("tests.hosts.apps.standalone", "uvicorn") as server:
+        ...  # {server.url}/v1/embeddings
+    assert server.said == ""  # it stopped when told to, and without a warning
+
+The process runs with all warnings as errors and, unless told otherwise, with asyncio's debug mode.
+"""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+ROOT = Path(__file__).parents[2]
+LONGEST_STOP = 60.0
+"""Seconds that a server may take to stop."""
+
+SERVERS = {
+    "uvicorn": [
+        "uvicorn",
+        "--fd",
+        "{fd}",
+        "--log-level",
+        "warning",
+        "--no-access-log",
+        "--loop",
+        "asyncio",
+        "--http",
+        "h11",
+    ],
+    "uvicorn-uvloop": [
+        "uvicorn",
+        "--fd",
+        "{fd}",
+        "--log-level",
+        "warning",
+        "--no-access-log",
+        "--loop",
+        "uvloop",
+    ],
+    "hypercorn": ["hypercorn", "--bind", "fd://{fd}", "--log-level", "warning", "--workers", "0"],
+    "hypercorn-trio": ["hypercorn", "--bind", "fd://{fd}", "--log-level", "warning", "-k", "trio"],
+}
+"""Name → the command that serves a listening socket, by its number."""
+
+# uvicorn raises the signal again once it has stopped: only SIGINT lets Python go on to tell what was left open.
+STOPS = {
+    "uvicorn": signal.SIGINT,
+    "uvicorn-uvloop": signal.SIGINT,
+    "hypercorn": signal.SIGTERM,
+    "hypercorn-trio": signal.SIGTERM,
+}
+"""Name → the signal that stops it cleanly, with code 0."""
+
+# A busy machine makes asyncio's debug mode say this of anybody's first request; it is no defect of the app.
+SLOW = re.compile(r"^Executing <.*> took [0-9.]+ seconds\n", re.MULTILINE)
+
+
+class Serving:
+    """A server from ``with`` to the end of it; ``app`` names a module that holds ``app``."""
+
+    def __init__(
+        self,
+        app: str,
+        server: str = "uvicorn",
+        *,
+        root_path: str = "",
+        environ: Mapping[str, str] | None = None,
+        debug: bool = True,
+    ):
+        self.server = server
+        self.port, self.said, self.code = 0, "", None
+        self._environ = {
+            **os.environ,
+            "PYTHONASYNCIODEBUG": "1" if debug else "",
+            **(environ or {}),
+        }
+        self._command = [
+            *SERVERS[server],
+            f"{app}:app",
+            *(["--root-path", root_path] if root_path else []),
+        ]
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        """The process that serves."""
+        return self._process.pid
+
+    def __enter__(self) -> Self:
+        # The socket listens before the server starts: clients wait in its backlog, and nobody polls.
+        with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
+            self.port = listener.getsockname()[1]
+            fd = str(listener.fileno())
+            self._output = tempfile.TemporaryFile()
+            self._process = subprocess.Popen(  # noqa: S603 - our own words
+                [
+                    sys.executable,
+                    "-W",
+                    "error",
+                    "-m",
+                    *(word.replace("{fd}", fd) for word in self._command),
+                ],
+                cwd=ROOT,
+                env=self._environ,
+                stdin=subprocess.DEVNULL,
+                stdout=self._output,
+                stderr=subprocess.STDOUT,
+                pass_fds=[listener.fileno()],
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop by the signal for it; by SIGKILL, and a word of it in ``said``, if that does not help."""
+        self._process.send_signal(STOPS[self.server])
+        try:
+            self.code = self._process.wait(LONGEST_STOP)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self.code = self._process.wait()
+        self._output.seek(0)
+        said = SLOW.sub("", self._output.read().decode(errors="replace"))
+        self._output.close()
+        self.said = f"{said}stopped with {self.code}\n" if self.code else said

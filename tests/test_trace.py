@@ -1,0 +1,117 @@
+"""The record of one request: always counts, and the rest only where debug asks."""
+
+from decimal import Decimal
+
+import pytest
+
+from embedroute.trace import Journal
+
+
+def opened(**what):
+    journal = Journal("r")
+    journal.open(**{"trace": False, "sent": False, "got": False, "full": False, **what})
+    return journal
+
+
+@pytest.mark.parametrize(
+    ("what", "keeps", "notes"),
+    [
+        ({}, False, []),
+        ({"trace": True}, False, [{"stage": "s", "action": "a", "fact": 1}]),
+        (
+            {"trace": True, "full": True},
+            False,
+            [{"stage": "s", "action": "a", "fact": 1, "value": 2}],
+        ),
+        ({"sent": True}, True, []),
+        ({"got": True}, True, []),
+    ],
+)
+def test_only_what_was_asked_for_is_kept(what, keeps, notes):
+    journal = opened(**what)
+
+    journal.note("s", "a", {"value": 2}, fact=1)
+
+    assert journal.keeps == keeps
+    assert journal.shown() == ({"trace": notes} if notes else {})
+
+
+def test_one_body_stands_alone_and_several_in_a_list():
+    journal = opened(sent=True, got=True)
+    journal.sent.append({"n": 1})
+    assert journal.shown() == {"upstream_request": {"n": 1}}
+
+    journal.sent.append({"n": 2})
+    assert journal.shown() == {"upstream_request": [{"n": 1}, {"n": 2}]}
+
+
+def test_what_calls_cost_and_count_adds_up():
+    journal = Journal("r")
+    journal.served("a", {"prompt": Decimal(2)}, 3, {"text": 1})
+    journal.served(
+        "b", {"prompt": Decimal(4), "request": Decimal("0.5")}, 5, {"text": 2, "image": 3}
+    )
+    journal.served("a", {}, 7, {})
+
+    assert (list(journal.providers), journal.cost) == (["a", "b"], Decimal("0.500026"))
+    assert journal.modality_tokens == {"text": 3, "image": 3}
+
+
+ALL = {
+    "prompt": Decimal(2),
+    "completion": Decimal(50),
+    "request": Decimal("0.5"),
+    "image": Decimal("0.01"),
+    "audio": Decimal(9),
+}
+
+
+@pytest.mark.parametrize(
+    ("prices", "tokens", "split", "images", "cost"),
+    [
+        ({}, 1000, {}, 0, "0"),
+        ({}, 1000, {"image": 516}, 2, "0"),
+        ({"prompt": Decimal(2)}, 1000, {}, 0, "0.002"),
+        ({"prompt": Decimal(2)}, 1000, {"text": 484, "image": 516}, 2, "0.002"),
+        (ALL, 1000, {}, 0, "0.502"),
+        (ALL, 1000, {}, 3, "0.532"),
+        (ALL, 1000, {"text": 484, "image": 516}, 2, "0.520968"),
+        (ALL, 1000, {"image": 2000}, 2, "0.52"),
+        ({"image": Decimal("0.01")}, 1000, {}, 2, "0.02"),
+        ({"request": Decimal(0), "prompt": Decimal(0), "image": Decimal(0)}, 1000, {}, 2, "0"),
+    ],
+)
+def test_a_call_costs_its_tokens_its_images_and_itself(prices, tokens, split, images, cost):
+    """Prices are by the million tokens and by the unit; tokens of an image that has a price of its own are not billed too."""
+    journal = Journal("r")
+    journal.served("a", prices, tokens, split, images=images)
+
+    assert Decimal(cost) == journal.cost
+
+
+@pytest.mark.parametrize(
+    ("keys", "found", "counts"),
+    [
+        ("abc", "", (0, 3)),
+        ("abc", "b", (1, 2)),
+        ("abc", "abc", (3, 0)),
+        ("aab", "a", (2, 1)),
+        ("ccd", "", (0, 3)),
+        ("", "", (0, 0)),
+    ],
+)
+def test_hits_and_misses_count_inputs_and_not_work(keys, found, counts):
+    """Each input is one, though equal ones are computed once."""
+    journal = Journal("r")
+    journal.looked_up(list(keys), found)
+
+    assert counts == (journal.hits, journal.misses)
+
+
+def test_a_journal_names_its_request_and_shows_nothing_of_it():
+    """Error trackers print what stands in a frame."""
+    journal = Journal("req_1")
+    journal.open(trace=True, sent=True, got=True, full=True)
+    journal.sent.append({"input": "private"})
+
+    assert "Journal('req_1')" == repr(journal)

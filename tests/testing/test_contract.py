@@ -1,0 +1,710 @@
+"""The double that stands in for an upstream, and the check that finds each mistake that the author of a backend can make."""
+
+# A mistaken backend does not look at what it is given.
+# ruff: noqa: ARG002
+
+import time
+from collections.abc import Callable
+from itertools import count
+from typing import ClassVar
+
+import anyio
+import anyio.lowlevel
+import msgspec
+import numpy as np
+import pytest
+
+from embedroute.backend import (
+    Accepts,
+    Backend,
+    Batch,
+    HTTPBackend,
+    LocalBackend,
+    Secret,
+    UpstreamRequest,
+    Vectors,
+)
+from embedroute.backends.gemini import Gemini
+from embedroute.backends.hashed import Hashed
+from embedroute.backends.mistral import Mistral
+from embedroute.backends.openai import OpenAI
+from embedroute.backends.wordllama import WordLlama
+from embedroute.errors import BadAnswer, InputRefused, RateLimited, Unavailable
+from embedroute.testing import ScriptedBackend, check_backend, expected_vector
+
+URL = "https://api.acme.example/embed"
+TICKS = count()
+
+
+def batch(*texts, **more):
+    return Batch(model="m", texts=texts, **more)
+
+
+ONE = Vectors(np.asarray([[1, 2]], dtype="<f4"), prompt_tokens=3)
+
+
+async def slowly(_batch):
+    await anyio.lowlevel.checkpoint()
+    return ONE
+
+
+def fail(_batch):
+    raise Unavailable("reset")
+
+
+@pytest.mark.anyio
+async def test_the_default_answer_is_the_vector_expected_of_each_input():
+    backend = ScriptedBackend(width=8)
+
+    found = await backend.embed(batch("a", "b", input_type="query"))
+
+    wanted = [expected_vector(text, 8, input_type="query") for text in ("a", "b")]
+    assert np.array_equal(found.array, np.stack(wanted))
+
+
+@pytest.mark.anyio
+async def test_the_default_answer_is_what_hashed_gives():
+    scripted, hashed = await ScriptedBackend().embed(batch("a")), await Hashed().embed(batch("a"))
+
+    assert np.array_equal(scripted.array, hashed.array)
+    assert scripted.prompt_tokens == hashed.prompt_tokens
+
+
+@pytest.mark.anyio
+async def test_a_script_is_played_one_step_a_call_and_then_the_rest():
+    backend = ScriptedBackend(
+        script=[Unavailable("reset"), ONE, lambda _: ONE, slowly, fail, 0.0],
+        then=RateLimited("slow"),
+    )
+    played = []
+    for _ in range(8):
+        try:
+            played.append(type(await backend.embed(batch("a"))))
+        except (Unavailable, RateLimited) as error:
+            played.append(type(error))
+
+    assert played == [
+        Unavailable,
+        Vectors,
+        Vectors,
+        Vectors,
+        Unavailable,
+        Vectors,
+        RateLimited,
+        RateLimited,
+    ]
+
+
+@pytest.mark.anyio
+async def test_a_number_is_seconds_to_wait():
+    started = time.monotonic()
+
+    await ScriptedBackend(script=[0.05]).embed(batch("a"))
+
+    assert time.monotonic() - started >= 0.05
+
+
+@pytest.mark.anyio
+async def test_writes_down_what_it_was_asked():
+    backend, other = ScriptedBackend(), ScriptedBackend()
+    asked = [batch("a"), batch("b", dimensions=4)]
+    for each in asked:
+        await backend.embed(each)
+
+    assert asked == backend.batches
+    assert other.batches == []
+
+
+class Acme(HTTPBackend, frozen=True):
+    """A good backend; each mistake below is one change to it."""
+
+    accepts: ClassVar[Accepts] = Accepts(
+        tokens=True,
+        modalities=("text", "image"),
+        dimensions=True,
+        user=True,
+        input_types=("query", "document"),
+        dtypes=("float", "int8"),
+    )
+
+    api_key: Secret = Secret("k")
+
+    def build(self, batch):
+        body = {
+            "model": batch.model,
+            "in": batch.inputs,
+            "size": batch.dimensions,
+            "user": batch.user,
+            "type": batch.input_type,
+            "dtype": batch.dtype,
+        }
+        return UpstreamRequest.json(URL, body, bearer=self.api_key)
+
+    def parse(self, batch, reply):
+        return Vectors.from_lists(reply.json()["vectors"], dtype=batch.dtype)
+
+
+def by_input(batch):
+    return {"vectors": [[len(str(item)), 1] for item in batch.inputs]}
+
+
+def by_place(batch):
+    return msgspec.json.encode(
+        {"vectors": [[place + 1, 1] for place, _ in enumerate(batch.inputs)]}
+    )
+
+
+def openai_reply(batch):
+    rows = [
+        {"embedding": [len(str(item)), 1], "index": place}
+        for place, item in enumerate(batch.inputs)
+    ]
+    return {"data": rows[::-1], "usage": {"prompt_tokens": 3}}
+
+
+def gemini_reply(batch):
+    return {"embeddings": [{"values": [len(str(item)), 1]} for item in batch.inputs]}
+
+
+class Printed(HTTPBackend):
+    """As the design prints it: nothing of the base is said again."""
+
+    api_key: Secret
+    base_url: str = "https://api.acme.example"
+    accepts = Accepts(max_inputs=96, dimensions=True)
+
+    def build(self, batch):
+        body = {"model": batch.model, "texts": batch.texts, "size": batch.dimensions}
+        return UpstreamRequest.json(f"{self.base_url}/embed", body, bearer=self.api_key)
+
+    def parse(self, _batch, reply):
+        answer = reply.json()
+        return Vectors.from_lists(answer["vectors"], prompt_tokens=answer["tokens"])
+
+
+def printed_reply(batch):
+    return {**by_input(batch), "tokens": 3}
+
+
+class OneByOne(Acme, frozen=True):
+    """Takes one input a call."""
+
+    accepts: ClassVar[Accepts] = Accepts(max_inputs=1)
+
+
+class TokensOnly(Acme, frozen=True):
+    accepts: ClassVar[Accepts] = Accepts(texts=False, tokens=True)
+
+
+class Fussy(Acme, frozen=True):
+    """Refuses what its API cannot do, as it may, and models that it does not know."""
+
+    def build(self, batch):
+        if batch.parts and batch.input_type is None:
+            raise InputRefused("images need an input type")
+        return msgspec.structs.replace(
+            super().build(batch), headers={"x-model": {"model": "known"}[batch.model]}
+        )
+
+
+class Doubles(Backend, frozen=True):
+    """Gives what numpy makes of numbers."""
+
+    async def embed(self, batch):
+        return Vectors(np.array([[len(text), 1.0] for text in batch.texts]), np.int64(3))
+
+
+class Awaitable(Doubles, frozen=True):
+    """Its ``embed`` is no coroutine function, but what it gives can be awaited."""
+
+    def embed(self, batch):
+        return super().embed(batch)
+
+
+class OneImage(Backend, frozen=True):
+    accepts: ClassVar[Accepts] = Accepts(texts=False, modalities=("image",), max_inputs=1)
+
+    async def embed(self, batch):
+        (((image,),)) = batch.parts
+        return Vectors.from_lists([[1, len(image.image_url.url)]])
+
+
+@pytest.mark.parametrize(
+    ("backend", "reply"),
+    [
+        (Acme(), by_input),
+        (Acme(), by_place),
+        (Acme(), None),
+        (Printed(api_key=Secret("k")), None),
+        (Printed(api_key=Secret("k")), printed_reply),
+        (OneByOne(), by_input),
+        (TokensOnly(), by_input),
+        (Fussy(), by_input),
+        (OpenAI(api_key=Secret("k"), extra_headers={"x-key": Secret("k")}), None),
+        (Mistral(api_key=Secret("k")), None),
+        (Gemini(api_key=Secret("k")), None),
+        (Doubles(), None),
+        (Awaitable(), None),
+        (OneImage(), None),
+        (OpenAI(api_key=Secret("k")), openai_reply),
+        (OpenAI(), openai_reply),
+        (Mistral(api_key=Secret("k")), openai_reply),
+        (Gemini(api_key=Secret("k")), gemini_reply),
+        (Hashed(), None),
+        (ScriptedBackend(), None),
+        (WordLlama(), None),
+    ],
+)
+def test_a_backend_that_keeps_the_contract_passes(backend, reply):
+    check_backend(backend, reply=reply)
+
+
+class AcceptsField(Acme, frozen=True):
+    accepts: Accepts = Accepts()
+
+
+class PlainKey(Acme, frozen=True):
+    other_key: str = "k"
+
+
+class KeyInURL(Acme, frozen=True):
+    def build(self, batch):
+        return msgspec.structs.replace(
+            super().build(batch), url=f"{URL}?key={self.api_key.reveal()}"
+        )
+
+
+class KeyInHeader(Acme, frozen=True):
+    def build(self, batch):
+        return msgspec.structs.replace(
+            super().build(batch), headers={"x-key": self.api_key.reveal()}
+        )
+
+
+class KeyInRepr(Acme, frozen=True):
+    def __repr__(self):
+        return f"KeyInRepr({self.api_key.reveal()})"
+
+
+class UpperCase(Acme, frozen=True):
+    def build(self, batch):
+        return msgspec.structs.replace(super().build(batch), headers={"X-Key": self.api_key})
+
+
+class Unsteady(Acme, frozen=True):
+    def build(self, batch):
+        return msgspec.structs.replace(super().build(batch), headers={"x-id": str(next(TICKS))})
+
+
+class NoURL(Acme, frozen=True):
+    def build(self, batch):
+        return msgspec.structs.replace(super().build(batch), url="/embed")
+
+
+class NoRequest(Acme, frozen=True):
+    accepts: ClassVar[Accepts] = Accepts()
+
+    def build(self, batch):
+        return {"texts": batch.texts}
+
+
+class Deaf(Acme, frozen=True):
+    def build(self, batch):
+        return UpstreamRequest.json(URL, {"in": batch.inputs})
+
+
+class DeafToInputs(Acme, frozen=True):
+    accepts: ClassVar[Accepts] = Accepts()
+
+    def build(self, _batch):
+        return UpstreamRequest.json(URL, {})
+
+
+class Heard(Acme, frozen=True):
+    """Sends what it is told to of the inputs."""
+
+    sent: Callable = list
+    accepts: ClassVar[Accepts] = Accepts(
+        tokens=True, modalities=("text", "image"), input_types=("query",)
+    )
+
+    def build(self, batch):
+        body = {"model": batch.model, "in": self.sent(batch), "type": batch.input_type}
+        return UpstreamRequest.json(URL, body)
+
+
+class Turned(Acme, frozen=True):
+    def parse(self, batch, reply):
+        return Vectors.from_lists(sorted(reply.json()["vectors"]), dtype=batch.dtype)
+
+
+class Fused(Acme, frozen=True):
+    def parse(self, batch, reply):
+        return Vectors.from_lists(reply.json()["vectors"][:1], dtype=batch.dtype)
+
+
+class NoVectors(Acme, frozen=True):
+    def parse(self, _batch, reply):
+        return reply.json()["vectors"]
+
+
+class Hopeful(Acme, frozen=True):
+    def parse(self, batch, reply):
+        try:
+            return super().parse(batch, reply)
+        except (BadAnswer, KeyError, TypeError):
+            return Vectors.from_lists([[1, 1] for _ in batch.inputs], dtype=batch.dtype)
+
+
+class Rash(Acme, frozen=True):
+    def parse(self, batch, reply):
+        if b"vectors" not in reply.content:
+            raise LookupError(batch)
+        return super().parse(batch, reply)
+
+
+class DeafToModel(Acme, frozen=True):
+    def build(self, batch):
+        return super().build(msgspec.structs.replace(batch, model="mine"))
+
+
+class DeafToOrder(Acme, frozen=True):
+    accepts: ClassVar[Accepts] = Accepts()
+
+    def build(self, batch):
+        return UpstreamRequest.json(URL, {"model": batch.model, "in": sorted(batch.texts)})
+
+
+class Buggy(Acme, frozen=True):
+    def build(self, batch):
+        raise KeyError(batch.texts[7])
+
+
+class Refusing(Acme, frozen=True):
+    def build(self, batch):
+        raise InputRefused("never")
+
+
+class OddURL(Acme, frozen=True):
+    def build(self, batch):
+        return msgspec.structs.replace(super().build(batch), url="http://[::1")
+
+
+class TextBody(Acme, frozen=True):
+    def build(self, batch):
+        return msgspec.structs.replace(super().build(batch), content="{}")
+
+
+class NumberHeader(Acme, frozen=True):
+    def build(self, batch):
+        return msgspec.structs.replace(super().build(batch), headers={"x-version": 2})
+
+
+class TableKey(Acme, frozen=True):
+    extra: dict[str, Secret] = msgspec.field(default_factory=lambda: {"x-key": Secret("k")})
+
+    def build(self, batch):
+        return msgspec.structs.replace(
+            super().build(batch), headers={"x-key": self.extra["x-key"].reveal()}
+        )
+
+
+class AsyncBuild(Acme, frozen=True):
+    async def build(self, batch):
+        return super().build(batch)
+
+
+class NoBuild(HTTPBackend, frozen=True):
+    def parse(self, batch, reply):
+        raise BadAnswer("no")
+
+
+class NoArgument(Acme, frozen=True):
+    def parse(self):
+        return ONE
+
+
+class Broken(Acme, frozen=True):
+    def parse(self, batch, reply):
+        raise RuntimeError("x")
+
+
+class BadFault(Acme, frozen=True):
+    def fault(self, reply):
+        return reply.status
+
+
+class RashFault(Acme, frozen=True):
+    def fault(self, reply):
+        return RateLimited(reply.json()["error"]["message"])
+
+
+class OddAccepts(Acme, frozen=True):
+    accepts: ClassVar = {"max_inputs": 96}
+
+
+class OddDtype(Acme, frozen=True):
+    accepts: ClassVar[Accepts] = Accepts(dtypes=("float", "fp16"))
+
+
+class NoInput(Acme, frozen=True):
+    accepts: ClassVar[Accepts] = Accepts(texts=False)
+
+
+class NoEmbed(Backend, frozen=True):
+    pass
+
+
+class SyncEmbed(Backend, frozen=True):
+    def embed(self, batch):
+        return Vectors(np.ones((len(batch), 4), "<f4"))
+
+
+class Answers(Backend, frozen=True):
+    """Gives whatever it is told to."""
+
+    given: object = None
+
+    async def embed(self, batch):
+        if isinstance(self.given, BaseException):
+            raise self.given
+        rows = np.array([[len(text), 1] for text in batch.texts], "<f4")
+        return self.given(rows) if callable(self.given) else self.given
+
+
+class Unloadable(LocalBackend, frozen=True):
+    def load(self):
+        raise RuntimeError("no weights")
+
+    def run(self, model, batch):
+        raise AssertionError
+
+
+class Unrunnable(Unloadable, frozen=True):
+    def load(self):
+        return 1
+
+    def run(self, model, batch):
+        raise SystemExit(model)
+
+
+class AsyncRun(Unrunnable, frozen=True):
+    async def run(self, model, batch):
+        return ONE
+
+
+class Sums(LocalBackend, frozen=True):
+    """A local model that gives each text one number too many, or each the same."""
+
+    accepts: ClassVar[Accepts] = Accepts(dimensions=True)
+
+    def load(self):
+        return 3
+
+    def run(self, model, batch):
+        return Vectors.from_lists([[1, place + 1, model] for place, _ in enumerate(batch.inputs)])
+
+
+class Centred(Sums, frozen=True):
+    """Makes the vector of a text depend on the other texts of a call."""
+
+    accepts: ClassVar[Accepts] = Accepts()
+
+    def run(self, model, batch):
+        return Vectors(np.array([[len(text), len(batch)] for text in batch.texts], "<f4"))
+
+
+class Images(Backend, frozen=True):
+    """Takes images alone."""
+
+    accepts: ClassVar[Accepts] = Accepts(texts=False, modalities=("image",))
+
+    async def embed(self, batch):
+        return Vectors.from_lists([[1, place + 1] for place, _ in enumerate(batch.parts)])
+
+
+@pytest.mark.parametrize(
+    ("backend", "reply", "said"),
+    [
+        (Acme, None, "Acme is a class: make an object of it"),
+        (Hashed, None, "Hashed is a class: make an object of it"),
+        (None, None, "NoneType is no backend: subclass HTTPBackend, LocalBackend or Backend"),
+        ("openai", None, "str is no backend"),
+        (Acme(), {"vectors": []}, "reply= is a dict: pass a function of a batch"),
+        (
+            Acme(),
+            lambda _: {1, "a"} and object(),
+            "reply= gave object: give what JSON can say, or bytes",
+        ),
+        (Acme(), lambda batch: batch.texts[9], "reply= raised IndexError"),
+        (DeafToModel(), None, "same request for another model: send batch.model"),
+        (
+            DeafToOrder(),
+            None,
+            r"same request for the same inputs in reverse: send them in their order",
+        ),
+        (
+            Heard(sent=lambda it: it.inputs[:1]),
+            None,
+            r"whatever batch.texts\[1\] says: send every input",
+        ),
+        (
+            Heard(sent=lambda it: it.inputs[:1]),
+            by_input,
+            r"whatever batch.texts\[1\] says: send every input",
+        ),
+        (Heard(sent=lambda it: it.inputs[-1:]), None, r"whatever batch.texts\[0\] says"),
+        (
+            Heard(sent=lambda it: [it.inputs[0], it.inputs[-1]]),
+            None,
+            r"whatever batch.texts\[1\] says",
+        ),
+        (
+            Heard(sent=lambda it: it.texts or it.parts or it.tokens[:1]),
+            None,
+            r"whatever batch.tokens\[1\] says",
+        ),
+        (
+            Heard(sent=lambda it: it.texts or it.tokens or it.parts[:1]),
+            None,
+            r"whatever batch.parts\[1\]\[0\] says",
+        ),
+        (
+            Heard(sent=lambda it: it.texts or it.tokens or [one[:1] for one in it.parts]),
+            None,
+            r"parts\[0\]\[1\] says",
+        ),
+        (
+            Heard(sent=lambda it: it.texts or it.tokens or [one[-1:] for one in it.parts]),
+            None,
+            r"parts\[0\]\[0\] says",
+        ),
+        (
+            Heard(sent=lambda it: it.inputs[:1] if it.input_type else it.inputs),
+            None,
+            r"whatever batch.texts\[1\] says",
+        ),
+        (
+            Heard(sent=lambda it: it.texts or it.parts or sorted(it.tokens)),
+            None,
+            "same inputs in reverse",
+        ),
+        (Deaf(), None, "lists dimensions"),
+        (KeyInURL(), None, "secret into the URL"),
+        (TableKey(), None, "as a Secret in headers"),
+        (Unsteady(), None, "two requests for one batch"),
+        (Hopeful(), None, "parse made vectors of"),
+        (Rash(), None, "parse raised LookupError"),
+        (Broken(), None, "parse raised RuntimeError: x"),
+        (Broken(), by_input, "parse raised RuntimeError: x"),
+        (NoArgument(), by_input, "parse raised TypeError"),
+        (Buggy(), None, "build raised IndexError"),
+        (Refusing(), None, "build raised InputRefused"),
+        (OddURL(), None, "begin it with https"),
+        (TextBody(), None, "content as str: encode it"),
+        (NumberHeader(), None, "a header as int: write a str or a Secret"),
+        (AsyncBuild(), None, "build is async: write def build"),
+        (NoBuild(), None, "build is missing: write def build"),
+        (BadFault(), None, "fault gave int for a 400: return one of embedroute.errors"),
+        (RashFault(), None, "fault raised"),
+        (OddAccepts(), None, "accepts is a dict: write accepts = Accepts"),
+        (OddDtype(), None, "accepts lists the dtype 'fp16'"),
+        (NoInput(), None, "accepts takes neither texts nor tokens nor images"),
+        (NoEmbed(), None, "embed is missing: write async def embed"),
+        (SyncEmbed(), None, "embed is not async: write async def embed"),
+        (Unloadable(), None, "load raised RuntimeError: no weights"),
+        (Unrunnable(), None, "run raised SystemExit"),
+        (AsyncRun(), None, "run is async: write def run"),
+        (Answers(given=Unavailable("reset")), None, "embed raised Unavailable: reset"),
+        (Answers(given=SystemExit(3)), None, "embed raised SystemExit"),
+        (Answers(given=StopIteration()), None, "embed raised RuntimeError"),
+        (Answers(given=[[1.0]]), None, "list came back where Vectors are due"),
+        (Answers(given=Vectors(None)), None, "0 rows for 3 inputs"),
+        (Answers(given=lambda rows: Vectors(rows.astype(int))), None, "int64 numbers where float"),
+        (
+            Answers(given=lambda rows: Vectors(rows, "7")),
+            None,
+            "prompt_tokens is '7': give an int, or None",
+        ),
+        (
+            Answers(given=lambda rows: Vectors(rows, -5)),
+            None,
+            "prompt_tokens is -5: give an int, or None",
+        ),
+        (
+            Answers(given=lambda rows: Vectors(rows, 5, {"text": "x"})),
+            None,
+            "modality_tokens is {'text': 'x'}: give",
+        ),
+        (AcceptsField(), by_input, "'accepts' is a field"),
+        (PlainKey(), by_input, "'other_key' is a str"),
+        (KeyInURL(), by_input, "secret into the URL"),
+        (KeyInHeader(), by_input, "as a Secret in headers"),
+        (KeyInRepr(), by_input, "shows in repr"),
+        (UpperCase(), by_input, "lower case"),
+        (Unsteady(), by_input, "two requests for one batch"),
+        (NoURL(), by_input, "begin it with https"),
+        (NoRequest(), by_input, "return UpstreamRequest"),
+        (Deaf(), by_input, "lists dimensions"),
+        (Deaf(), by_input, "lists input_type"),
+        (Deaf(), by_input, "lists dtype"),
+        (Deaf(), by_input, "accepts says user"),
+        (DeafToInputs(), by_input, r"whatever batch.texts\[0\] says"),
+        (Turned(), by_input, "give row i for input i"),
+        (Fused(), by_input, "1 rows for 3 inputs"),
+        (NoVectors(), by_input, "return Vectors"),
+        (Hopeful(), by_input, "parse made vectors of"),
+        (Rash(), by_input, "parse raised LookupError"),
+        (Sums(), None, "3 numbers where 64"),
+        (Centred(), None, "alone gets another vector than beside others"),
+        (Images(), None, "give row i for input i"),
+    ],
+)
+def test_a_mistake_is_named(backend, reply, said):
+    with pytest.raises(AssertionError, match=said):
+        check_backend(backend, reply=reply)
+
+
+@pytest.mark.parametrize(
+    ("backend", "mistakes"), [(Deaf(), 5), (DeafToInputs(), 2), (Unsteady(), 1), (UpperCase(), 1)]
+)
+def test_every_mistake_is_named_once(backend, mistakes):
+    with pytest.raises(AssertionError) as caught:
+        check_backend(backend, reply=by_input)
+
+    assert mistakes == len(str(caught.value).splitlines())
+
+
+@pytest.mark.parametrize(
+    ("backend", "reply"), [(Hashed(), None), (Acme(), by_input), (ScriptedBackend(), None)]
+)
+@pytest.mark.anyio
+async def test_may_be_called_inside_a_running_loop(backend, reply):
+    check_backend(backend, reply=reply)
+
+
+@pytest.mark.anyio
+async def test_names_mistakes_inside_a_running_loop():
+    with pytest.raises(AssertionError, match="embed raised Unavailable"):
+        check_backend(Answers(given=Unavailable("reset")))
+
+
+def test_a_secret_of_the_authors_is_not_shown():
+    with pytest.raises(AssertionError) as caught:
+        check_backend(KeyInURL(api_key=Secret("sk-real")))
+
+    assert "sk-real" not in str(caught.value)
+
+
+def test_the_cause_of_a_mistake_is_kept():
+    with pytest.raises(AssertionError) as caught:
+        check_backend(Broken())
+
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+def test_the_size_that_is_tried_can_be_chosen():
+    check_backend(ScriptedBackend(), dimensions=3)
+
+    with pytest.raises(AssertionError, match="where 4 were due"):
+        check_backend(Sums(), dimensions=4)

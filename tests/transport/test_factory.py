@@ -1,0 +1,139 @@
+"""Which engine a gateway opens, by what it asks for and where it runs."""
+
+import logging
+import subprocess
+import sys
+
+import httpx2
+import pytest
+
+from embedroute import Config, Gateway, Provider, Settings, embeddings_app
+from embedroute.backend import Secret
+from embedroute.errors import ConfigError
+from embedroute.transport import DIRECT, Connect, open_engine
+from tests.support.asgi_client import call
+
+HTTP2 = Connect(http2=True)
+PROXIED = Connect(proxy=Secret("http://127.0.0.1:9"))
+
+
+def client():
+    return httpx2.AsyncClient()
+
+
+@pytest.mark.parametrize(
+    ("name", "connect", "client_of", "on_asyncio", "opened"),
+    [
+        ("auto", DIRECT, None, True, "fast"),
+        ("auto", DIRECT, None, False, "httpx2"),
+        ("auto", PROXIED, None, True, "httpx2"),
+        ("auto", DIRECT, client, True, "httpx2"),
+        ("auto", PROXIED, None, False, "httpx2"),
+        ("httpx2", DIRECT, None, True, "httpx2"),
+        ("httpx2", DIRECT, None, False, "httpx2"),
+        ("httpx2", DIRECT, client, True, "httpx2"),
+        ("fast", DIRECT, None, True, "fast"),
+        ("auto", HTTP2, None, True, "httpx2"),
+        ("auto", HTTP2, None, False, "httpx2"),
+        ("httpx2", HTTP2, None, True, "httpx2"),
+    ],
+)
+def test_the_quick_engine_is_used_where_it_can_be(
+    name, connect, client_of, on_asyncio, opened, caplog
+):
+    """And the log names the one that is opened, in its words and for machines."""
+    caplog.set_level(logging.INFO, "embedroute.http")
+    own = client_of() if client_of else None
+
+    assert opened == open_engine(name, connect, own, on_asyncio=on_asyncio).name
+    assert [(f"engine {opened}", opened)] == [(it.getMessage(), it.engine) for it in caplog.records]
+
+
+@pytest.mark.parametrize(
+    ("connect", "client_of", "on_asyncio", "word"),
+    [
+        (DIRECT, None, False, "trio"),
+        (PROXIED, None, True, "proxy"),
+        (DIRECT, client, True, "http_client"),
+        (HTTP2, None, True, "speaks HTTP/1.1 only"),
+    ],
+)
+def test_asking_for_it_where_it_cannot_be_is_refused(connect, client_of, on_asyncio, word):
+    with pytest.raises(ConfigError, match=word):
+        open_engine("fast", connect, client_of() if client_of else None, on_asyncio=on_asyncio)
+
+
+def test_http2_is_refused_beside_a_client_of_the_hosts():
+    with pytest.raises(ConfigError, match=r"AsyncClient\(http2=True\)"):
+        open_engine("auto", HTTP2, client(), on_asyncio=True)
+
+
+FAST = Config(gateway=Settings(auth="open", engine="fast"), providers={"hashed": Provider()})
+BODY = b'{"model": "hashed/m", "input": "a"}'
+
+
+def test_a_client_that_the_engine_would_not_use_is_refused_at_start():
+    with pytest.raises(ConfigError, match="http_client"):
+        Gateway(FAST, http_client=client())
+
+
+@pytest.mark.anyio
+async def test_what_only_the_event_loop_shows_is_told_to_the_log_and_not_to_clients(
+    anyio_backend_name, caplog
+):
+    answer = await call(
+        embeddings_app(Gateway(FAST)),
+        "POST",
+        "/v1/embeddings",
+        [("content-type", "application/json")],
+        [BODY],
+    )
+
+    told = {record.reason for record in caplog.records if hasattr(record, "reason")}
+    if anyio_backend_name == "asyncio":
+        assert (200, set()) == (answer.status, told)
+        return
+    assert {'[gateway] engine = "fast" needs asyncio; under trio write engine = "httpx2".'} == told
+    assert (500, "server_error", None) == (
+        answer.status,
+        answer.error["type"],
+        answer.error["param"],
+    )
+    assert "engine" not in answer.error["message"]
+
+
+def test_the_setting_http2_is_refused_with_the_quick_engine():
+    settings = Settings(auth="open", engine="fast", http2=True)
+    with pytest.raises(ConfigError, match=r"HTTP/1\.1 only"):
+        Gateway(Config(gateway=settings, providers={"hashed": Provider()}))
+
+
+WITHOUT = """
+import sys
+from importlib.machinery import PathFinder
+
+class Hiding(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name in {"httptools", "h2"} else super().find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Hiding
+
+from embedroute.transport.base import DIRECT, Connect
+from embedroute.transport.factory import engine_mistakes, open_engine
+
+print(open_engine("auto", DIRECT, None, on_asyncio=True).name)
+print(engine_mistakes("fast", DIRECT))
+print(engine_mistakes("auto", Connect(http2=True)))
+"""
+
+
+def test_without_its_extra_httpx2_is_used_and_asking_for_it_names_the_extra():
+    ran = subprocess.run(  # noqa: S603 - our own words
+        [sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=False
+    )
+    used, refusal, of_http2, *_ = ran.stdout.splitlines()
+
+    assert ("httpx2", "") == (used, ran.stderr)
+    assert "embedroute[fast]" in refusal
+    assert "pip install 'embedroute[http2]'" in of_http2

@@ -1,0 +1,1110 @@
+"""The quick engine alone: what it keeps, what it sends again, what it refuses to write, and what it leaves behind."""
+
+import asyncio
+import gc
+import json
+import random
+import socket
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from contextlib import suppress
+from types import MappingProxyType
+
+import anyio
+import pytest
+
+from embedroute import CacheSettings, Config, Endpoint, Gateway, Model, Provider, Settings
+from embedroute.backend import Secret, SecretBytes, UpstreamRequest
+from embedroute.errors import BadAnswer, TimedOut, Unavailable, Unreachable, UpstreamError
+from embedroute.transport import LARGEST_HEAD, Connect, ExchangeLimits
+from embedroute.transport.http1.connection import Connection
+from embedroute.transport.http1.pool import FastEngine
+from embedroute.transport.http1.request import parse_target, write_head
+from tests.fault_upstream import Upstream, vectors_of
+from tests.support.serving import SLOW
+from tests.support.tls import certified
+from tests.support.wait import until_on_loop
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+def request(url, texts=("text",), **headers):
+    return UpstreamRequest.json(url, {"input": list(texts)}, headers=headers)
+
+
+class Wire:
+    """A server that answers the nth request, counted over all connections, with the nth of its ``answers``; None closes."""
+
+    def __init__(self, *answers, host="127.0.0.1", tls=None):
+        self.tls = tls
+        self.answers, self.host, self.heads, self.connections = list(answers), host, [], 0
+
+    async def __aenter__(self):
+        self.server = await asyncio.start_server(self.serve, self.host, 0, ssl=self.tls)
+        port = self.server.sockets[0].getsockname()[1]
+        self.url = (
+            f"http://[{self.host}]:{port}/v1"
+            if ":" in self.host
+            else f"http://{self.host}:{port}/v1"
+        )
+        if self.tls:
+            self.url = self.url.replace("http:", "https:")
+        return self
+
+    async def __aexit__(self, *_):
+        self.server.close()
+
+    async def serve(self, reader, writer):
+        self.connections += 1
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = next(
+                    int(line[15:])
+                    for line in head.split(b"\r\n")
+                    if line.startswith(b"content-length")
+                )
+                self.heads.append(head)
+                await reader.readexactly(length)
+                answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+                pieces = answer if isinstance(answer, list) else [answer]
+                for piece in pieces:
+                    if piece is None:
+                        return
+                    if isinstance(piece, float):
+                        await asyncio.sleep(piece)
+                    else:
+                        writer.write(piece)
+        except (OSError, EOFError):
+            pass
+        finally:
+            writer.close()
+
+
+class Abrupt:
+    """A server in a thread of its own, so that it is quicker than the loop: it says ``words`` to each, and closes."""
+
+    def __init__(self, words, *, tls=None, listens=True):
+        self.words, self.tls, self.listens, self.connections = words, tls, listens, 0
+
+    def __enter__(self):
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http{'s' if self.tls else ''}://localhost:{self.socket.getsockname()[1]}/v1"
+        self.thread = threading.Thread(target=self.serve)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.socket.shutdown(socket.SHUT_RDWR)
+        self.socket.close()
+        self.thread.join()
+
+    def serve(self):
+        with suppress(OSError):
+            while True:
+                line, _ = self.socket.accept()
+                self.connections += 1
+                with (
+                    suppress(OSError),
+                    self.tls.wrap_socket(line, server_side=True) if self.tls else line as wrapped,
+                ):
+                    while self.listens and not wrapped.recv(1 << 16).endswith(b"}"):
+                        pass
+                    wrapped.sendall(self.words)
+
+
+def ok(body=b"{}", *headers, status=b"200 OK"):
+    lines = [b"HTTP/1.1 " + status, b"content-length: %d" % len(body), *headers]
+    return b"\r\n".join([*lines, b"", body])
+
+
+class Engine(FastEngine):
+    """Closed at the end of ``async with``; ``held`` are the connections that it has not let go of."""
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *_):
+        await self.aclose()
+
+    @property
+    def held(self):
+        return sum(len(pool.open) for pool in self._pools.values())
+
+    @property
+    def idle(self):
+        return sum(len(pool.idle) for pool in self._pools.values())
+
+    @property
+    def caught(self):
+        return any(pool.caught for pool in self._pools.values())
+
+    async def meet(self, url):
+        """Send one request, and wait until its connection may be used again."""
+        reply = await self.send(request(url), 5.0)
+        await asyncio.sleep(0.07)
+        return reply
+
+
+UNRESTED = ExchangeLimits(rest=0.0)
+
+
+async def failure_of(sent):
+    """What an exchange fails with; its answer, if it does not."""
+    try:
+        return await sent
+    except UpstreamError as error:
+        return error
+
+
+ANSWERS = {
+    "plain": (ok(b"{}"), 200, b"{}"),
+    "no content": (b"HTTP/1.1 204 No Content\r\n\r\n", 204, b""),
+    "not modified": (b"HTTP/1.1 304 Not Modified\r\ncontent-length: 5\r\n\r\n", 304, b""),
+    "continue first": (b"HTTP/1.1 100 Continue\r\n\r\n" + ok(b"{}"), 200, b"{}"),
+    "hints with a length": (
+        b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n" + ok(b"[]"),
+        200,
+        b"[]",
+    ),
+    "chunked": (
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1;a=b\r\n{\r\n1\r\n}\r\n0\r\ncontent-type: evil\r\nx: y\r\n\r\n",
+        200,
+        b"{}",
+    ),
+    "long, chunked, with a trailer": (
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n20000\r\n"
+        + b"a" * 0x20000
+        + b"\r\n0\r\nx: y\r\n\r\n",
+        200,
+        b"a" * 0x20000,
+    ),
+    "of two pieces": ([ok(b"ab")[:-1], 0.01, b"b"], 200, b"ab"),
+    "of three pieces": ([ok(b"abc")[:-2], 0.01, b"b", 0.01, b"c"], 200, b"abc"),
+    "until the end": ([b"HTTP/1.1 200 OK\r\n\r\n{}", None], 200, b"{}"),
+    "HTTP/1.0": ([b"HTTP/1.0 200 OK\r\n\r\n{}", None], 200, b"{}"),
+    "nothing until the end": ([b"HTTP/1.1 200 OK\r\n\r\n", None], 200, b""),
+    "elsewhere": (
+        ok(b"", b"location: http://127.0.0.1:9/", status=b"308 Permanent Redirect"),
+        308,
+        b"",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+async def test_every_framing_of_a_body_is_read(name):
+    answer, status, body = ANSWERS[name]
+    async with Wire(answer) as wire, Engine() as engine:
+        for reply in [await engine.meet(wire.url), await engine.send(request(wire.url), 5.0)]:
+            assert (status, body) == (reply.status, reply.content)
+            assert reply.headers.get("content-type") is None
+
+    assert 2 == len(wire.heads)
+    assert (2 if isinstance(answer, list) and answer[-1] is None else 1) == wire.connections
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+
+REFUSED = {
+    "a body in gzip": (ok(b"{}", b"content-encoding: gzip"), BadAnswer),
+    "chunks in gzip": (
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        Unavailable,
+    ),
+    "two lengths": (ok(b"{}", b"content-length: 3"), Unavailable),
+    "a length and chunks": (ok(b"{}", b"transfer-encoding: chunked"), Unavailable),
+    "a signed length": (b"HTTP/1.1 200 OK\r\ncontent-length: +2\r\n\r\n{}", Unavailable),
+    "a length beyond all": (b"HTTP/1.1 200 OK\r\ncontent-length: 99999999999\r\n\r\n{}", BadAnswer),
+    "another protocol": (
+        b"HTTP/1.1 101 Switching Protocols\r\nupgrade: h2c\r\nconnection: upgrade\r\n\r\nabc",
+        Unavailable,
+    ),
+    "a head of many headers": (
+        ok(b"{}", *(b"x-%d: %d" % (at, at) for at in range(20_000))),
+        Unavailable,
+    ),
+    "a head that does not end": (
+        [b"HTTP/1.1 200 OK\r\nx: ", *[b"a" * 4096, 0.001] * 40],
+        Unavailable,
+    ),
+    "announcements without end": ([b"HTTP/1.1 102 Processing\r\n\r\n" * 5000], Unavailable),
+    "a body of status 099": (ok(b"{", status=b"099 Odd") + ok(b"}"), Unavailable),
+    "a body of status 000": (ok(b"{", status=b"000 Odd") + ok(b"}"), Unavailable),
+    "a body of status 199": (ok(b"{", status=b"199 Odd") + ok(b"}"), Unavailable),
+    "a body of status 199 without a length": ([b"HTTP/1.1 199 Odd\r\n\r\n{}", None], Unavailable),
+    "a body of status 199 like an answer": (ok(ok(), status=b"199 Odd") + ok(b"{}"), Unavailable),
+    "a body of status 103": (ok(b"{", status=b"103 Early Hints") + ok(b"}"), Unavailable),
+    "a status of four digits": (ok(status=b"2000 OK"), Unavailable),
+    "RTSP/1.0": (ok().replace(b"HTTP/1.1", b"RTSP/1.0"), Unavailable),
+    "RTSP/1.1": (ok().replace(b"HTTP/1.1", b"RTSP/1.1"), Unavailable),
+    "RTSP/1.1 in pieces": (
+        [b"RT", 0.01, b"SP/1.1 200 O", 0.01, b"K\r\ncontent-length: 0\r\n", 0.01, b"\r\n"],
+        Unavailable,
+    ),
+    "RTSP/1.1 behind an announcement": (
+        b"HTTP/1.1 100 Continue\r\n\r\n" + ok().replace(b"HTTP", b"RTSP"),
+        Unavailable,
+    ),
+    "an announcement of RTSP": (b"RTSP/1.1 100 Continue\r\n\r\n" + ok(), Unavailable),
+    "ICE/1.0": (ok().replace(b"HTTP/1.1", b"ICE/1.0"), Unavailable),
+    "HTTP/0.9": (ok().replace(b"HTTP/1.1", b"HTTP/0.9"), Unavailable),
+    "HTTP/2.0": (ok().replace(b"HTTP/1.1", b"HTTP/2.0"), Unavailable),
+    "the preface of HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Unavailable),
+    "the frames of HTTP/2": (
+        bytes.fromhex("00000c04000000000000030000006400040000ffff"),
+        Unavailable,
+    ),
+    "a body alone": ([b"{}", None], Unavailable),
+    "a NUL in the reason": (ok(status=b"200 O\0K"), Unavailable),
+    "a NUL in the reason behind an announcement": (
+        [b"HTTP/1.1 100 Continue\r\n\r", 0.01, b"\n" + ok(status=b"200 \0")],
+        Unavailable,
+    ),
+    "a control character in the reason": (ok(status=b"200 O\x1b[2JK"), Unavailable),
+    "line breaks before the answer": (b"\r\n\r\n" + ok(), Unavailable),
+    "257 headers": (ok(b"{}", *(b"x-%d: %d" % (at, at) for at in range(256))), Unavailable),
+    "2 MB of trailers": (
+        CHUNKED + b"2\r\n{}\r\n0\r\n" + b"x: 012345678901\r\n" * 125_000 + b"\r\n",
+        Unavailable,
+    ),
+    "a trailer that does not end": (
+        [CHUNKED + b"2\r\n{}\r\n0\r\nx: ", *[b"a" * 4096, 0.001] * 40],
+        Unavailable,
+    ),
+    "2 MB of a chunk's extension": (
+        CHUNKED + b"2;" + b"a" * 2_000_000 + b"\r\n{}\r\n0\r\n\r\n",
+        Unavailable,
+    ),
+    "extensions of 4 KB for each byte": (
+        [CHUNKED, *[b"1;" + b"a" * 4096 + b"\r\na\r\n", 0.001] * 40],
+        Unavailable,
+    ),
+    "nothing": ([None], Unavailable),
+    "half a head": ([b"HTTP/1.1 200", None], Unavailable),
+    "half a body": ([ok(b"{}")[:-1], None], Unavailable),
+    "silence": ([3.0], TimedOut),
+    "a drip": ([b"HTTP/1.1 200 OK\r\ncontent-length: 9999\r\n\r\n", *[b"a", 0.02] * 100], TimedOut),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+async def test_what_is_no_whole_and_plain_answer_is_refused(name):
+    """And its connection is given up."""
+    answer, kind = REFUSED[name]
+    async with Wire(answer) as wire, Engine() as engine:
+        with pytest.raises(UpstreamError) as caught:
+            await engine.send(request(wire.url), 0.5 if kind is TimedOut else 30.0)
+
+        assert 0 == engine.held
+    assert kind is caught.type
+    assert 1 == len(wire.heads)
+
+
+SOUND = {
+    "a reason in Latin-1": ok(status=b"200 D\xe9j\xe0 vu"),
+    "no reason": ok(status=b"200"),
+    "an empty reason": ok(status=b"200 "),
+    "256 headers": ok(b"{}", *(b"x-%d: %d" % (at, at) for at in range(255))),
+    "three announcements": b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Hints\r\nlink: </a>\r\n\r\nHTTP/1.1 104 X\r\n\r\n"
+    + ok(),
+    "an announcement cut in its end": [b"HTTP/1.1 100 Continue\r\n\r", 0.01, b"\n" + ok()],
+    "chunks of one byte": CHUNKED + b"1\r\na\r\n" * 200_000 + b"0\r\n\r\n",
+    "60 KB of trailers": CHUNKED + b"2\r\n{}\r\n0\r\n" + b"x: 0123456789\r\n" * 4000 + b"\r\n",
+}
+
+
+@pytest.mark.parametrize("name", SOUND)
+async def test_what_is_odd_but_http_is_read(name):
+    async with Wire(SOUND[name]) as wire, Engine() as engine:
+        assert 200 == (await engine.send(request(wire.url), 30.0)).status
+        assert not engine.caught
+
+
+LARGEST = ExchangeLimits(largest=100_000)
+BODIES = {
+    "a length": lambda status, body: ok(body, status=status),
+    "chunks": lambda status, body: (
+        b"HTTP/1.1 %b\r\ntransfer-encoding: chunked\r\n\r\n" % status
+        + b"".join(
+            b"%x\r\n%b\r\n" % (len(it), it)
+            for it in (body[at : at + 999] for at in range(0, len(body), 999))
+        )
+        + b"0\r\n\r\n"
+    ),
+    "the end": lambda status, body: [b"HTTP/1.1 %b\r\n\r\n" % status, body, None],
+}
+
+
+@pytest.mark.parametrize("framed", BODIES)
+async def test_an_answer_is_no_larger_than_its_exchange_allows(framed):
+    async with (
+        Wire(*(BODIES[framed](b"200 OK", bytes(size)) for size in (100_000, 100_001))) as wire,
+        Engine() as engine,
+    ):
+        assert 100_000 == len((await engine.send(request(wire.url), 5.0, LARGEST)).content)
+        with pytest.raises(BadAnswer, match="larger than 100000 bytes"):
+            await engine.send(request(wire.url), 5.0, LARGEST)
+
+
+async def test_an_answer_that_announces_too_many_bytes_is_not_waited_for():
+    async with (
+        Wire([b"HTTP/1.1 200 OK\r\ncontent-length: 100001\r\n\r\n", 60.0]) as wire,
+        Engine() as engine,
+    ):
+        with pytest.raises(BadAnswer, match="larger than 100000 bytes"):
+            await engine.send(request(wire.url), 30.0, LARGEST)
+
+
+@pytest.mark.parametrize("framed", BODIES)
+async def test_an_error_may_be_larger_than_the_answer_that_was_due(framed):
+    """Some quote the whole request."""
+    mib = 1024 * 1024
+    answers = [BODIES[framed](b"422 Unprocessable Content", bytes(size)) for size in (mib, mib + 1)]
+    async with Wire(*answers) as wire, Engine() as engine:
+        assert mib == len((await engine.send(request(wire.url), 5.0, LARGEST)).content)
+        with pytest.raises(BadAnswer, match="larger than 1048576 bytes"):
+            await engine.send(request(wire.url), 5.0, LARGEST)
+
+
+async def test_a_kept_connection_is_used_again():
+    async with Wire(ok()) as wire, Engine() as engine:
+        await engine.meet(wire.url)
+        for _ in range(20):
+            await engine.send(request(wire.url), 5.0, UNRESTED)
+        assert (1, 1) == (engine.idle, engine.held)
+
+    assert 1 == wire.connections
+
+
+@pytest.mark.parametrize(
+    ("mode", "kept"),
+    [("closed_when_reused", 1), ("closed_when_reused", 4), ("reset_when_reused", 4)],
+)
+async def test_what_ran_into_a_closing_connection_is_sent_once_more_on_a_fresh_one(mode, kept):
+    """However many others are kept, which may be closing just as well."""
+    with Upstream(delay=0.02) as upstream:
+        async with Engine() as engine:
+            url = f"{upstream.url}/embeddings"
+            await asyncio.gather(*(engine.send(request(url), 5.0) for _ in range(kept)))
+            await asyncio.sleep(0.07)
+            assert kept == engine.idle
+            upstream.mode = mode
+            upstream.requests.clear()
+            reply = await engine.send(request(url), 5.0)
+
+    assert 200 == reply.status
+    assert 2 == len(upstream.requests)
+    assert 1 == upstream.requests[1].nth
+
+
+async def test_a_fresh_connection_that_is_closed_is_not_tried_again():
+    async with Wire(ok(), [None]) as wire, Engine() as engine:
+        await engine.meet(wire.url)
+        with pytest.raises(Unavailable):
+            await engine.send(request(wire.url), 5.0)
+
+    assert 3 == len(wire.heads)
+
+
+async def test_connections_that_went_while_idle_are_let_go_of():
+    """Those of a burst too, which nobody comes back to."""
+    with Upstream(delay=0.02, remember=False) as upstream:
+        async with Engine() as engine:
+            url = f"{upstream.url}/embeddings"
+            await asyncio.gather(*(engine.send(request(url), 5.0) for _ in range(30)))
+            assert 30 == engine.idle
+            [pool] = engine._pools.values()
+            for connection in list(pool.idle)[:-1]:
+                connection.abort()
+            for _ in range(40):
+                await engine.send(request(url), 5.0, UNRESTED)
+
+            assert (1, 1) == (engine.idle, engine.held)
+
+
+async def test_connections_are_closed_that_nobody_comes_back_to():
+    """Those of a burst, though no call follows; one that is used again meanwhile is not among them."""
+    with Upstream(delay=0.02, remember=False) as upstream:
+        async with Engine(kept_for=0.5) as engine:
+            url = f"{upstream.url}/embeddings"
+            await asyncio.gather(*(engine.send(request(url), 5.0) for _ in range(10)))
+            assert 10 == engine.idle
+            await asyncio.sleep(0.3)
+            await engine.send(request(url), 5.0)
+            await until_on_loop(lambda: engine.idle < 2)
+            assert (1, 1) == (engine.idle, engine.held)
+            await until_on_loop(lambda: not engine.held)
+
+
+async def test_the_end_of_a_connection_that_is_given_up_is_not_the_end_of_an_answer():
+    """A body without a length ends with its connection, but not where the engine is closed in its midst."""
+    async with (
+        Wire([b"HTTP/1.1 200 OK\r\n\r\nhalf of it", 60.0]) as wire,
+        Engine() as engine,
+        asyncio.TaskGroup() as group,
+    ):
+        sent = group.create_task(failure_of(engine.send(request(wire.url), 60.0)))
+        await until_on_loop(
+            lambda: any(it._heard for pool in engine._pools.values() for it in pool.open)
+        )
+        await engine.aclose()
+
+    assert isinstance(sent.result(), Unavailable)
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+async def test_a_head_is_bounded_however_it_comes(heads):
+    """In one read with the answer it would be parsed before its bytes are counted."""
+    long = b"HTTP/1.1 200 OK\r\nx-long: %b\r\ncontent-length: 0\r\n\r\n" % (
+        b"a" * (LARGEST_HEAD + 1)
+    )
+    pieces = [long] if heads == 1 else [long[:100], 0.05, long[100:60_000], 0.05, long[60_000:]]
+    async with Wire(pieces) as wire, Engine() as engine:
+        with pytest.raises(Unavailable, match="larger than 65536 bytes"):
+            await engine.send(request(wire.url), 5.0)
+
+
+@pytest.mark.parametrize(
+    "extra", [b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nwrong", b"garbage", b"\0"]
+)
+@pytest.mark.parametrize("close", [(), (b"connection: close",)])
+async def test_an_answer_on_a_used_connection_that_more_follows_is_not_trusted(extra, close):
+    """The request is sent again on a new connection; no connection is reused from then on."""
+    async with Wire(ok(), ok(b"wrong", *close) + extra, ok(b"next")) as wire, Engine() as engine:
+        await engine.meet(wire.url)
+        for _ in range(3):
+            assert b"next" == (await engine.send(request(wire.url), 5.0)).content
+        assert 0 == engine.held
+
+    assert 4 == wire.connections
+    assert [False, False, True, True, True] == [
+        b"\r\nconnection: close\r\n" in head for head in wire.heads
+    ]
+
+
+@pytest.mark.parametrize("body", [b"", b"right", b"a" * 600_000])
+async def test_a_first_answer_that_more_follows_is_itself_and_nothing_else(body, caplog):
+    async with Wire(ok(body) + ok(b"wrong")) as wire, Engine() as engine:
+        for _ in range(3):
+            assert body == (await engine.send(request(wire.url), 5.0)).content
+        assert 0 == engine.held
+
+    assert 3 == wire.connections
+    assert ["ERROR"] == [it.levelname for it in caplog.records if it.name == "embedroute.http"]
+
+
+both_loops = pytest.mark.parametrize(
+    "anyio_backend", [("asyncio", {"use_uvloop": uvloop}) for uvloop in (False, True)]
+)
+
+
+@both_loops
+async def test_reuses_a_connection_only_after_it_was_silent_for_its_rest():
+    limits = ExchangeLimits(rest=0.2)
+    async with Wire(ok(), ok(), [0.1, ok()], ok()) as wire, Engine() as engine:
+        await engine.send(request(wire.url), 5.0, limits)
+        await engine.send(request(wire.url), 5.0, limits)
+        assert 2 == wire.connections
+        await asyncio.sleep(0.25)
+        await engine.send(
+            request(wire.url), 5.0, limits
+        )  # its rest counts from its last byte, not from its request
+        assert 2 == wire.connections
+        await asyncio.sleep(0.1)
+        await engine.send(request(wire.url), 5.0, limits)
+        await engine.send(request(wire.url), 5.0, limits)
+        assert (3, 3) == (wire.connections, engine.idle)
+
+
+async def test_a_rest_lasts_50_milliseconds_unless_told_otherwise():
+    async with Wire(ok()) as wire, Engine() as engine:
+        await engine.send(request(wire.url), 5.0)
+        began = time.monotonic()
+        while wire.connections == 1 and time.monotonic() - began < 0.04:
+            await engine.send(request(wire.url), 5.0)
+        assert 2 == wire.connections
+        await asyncio.sleep(0.06)
+        for _ in range(2):
+            await engine.send(request(wire.url), 5.0)
+        assert 2 == wire.connections
+
+
+async def test_uses_the_connection_that_was_silent_for_longest():
+    async with Wire(ok()) as wire, Engine() as engine:
+        await asyncio.gather(*(engine.send(request(wire.url), 5.0) for _ in range(3)))
+        [pool] = engine._pools.values()
+        order = list(pool.idle)
+        for _ in range(4):
+            await engine.send(request(wire.url), 5.0, UNRESTED)
+        assert [order[1], order[2], order[0]] == list(pool.idle)
+        assert 3 == wire.connections
+
+
+@both_loops
+@pytest.mark.parametrize(
+    "surplus", [ok(b"wrong"), ok(b"wrong", status=b"504 Gateway Timeout"), b"x", b"HTTP/1.1 40"]
+)
+async def test_closes_idle_connections_and_stops_keeping_them_once_a_surplus_byte_came(
+    surplus, caplog
+):
+    """And logs that as an error, once, with host and provider."""
+    limits = ExchangeLimits(provider="acme")
+    answers = [[0.01, ok()], [0.01, ok()], [ok(), 0.03, surplus], ok()]
+    async with Wire(*answers) as wire, Engine(kept_for=3600.0) as engine:
+        await asyncio.gather(*(engine.send(request(wire.url), 5.0, limits) for _ in range(3)))
+        assert 3 == engine.idle
+        await until_on_loop(lambda: not engine.held)
+        for _ in range(3):
+            await engine.send(request(wire.url), 5.0, limits)
+        assert 0 == engine.held
+
+    assert 6 == wire.connections
+    assert [False] * 3 + [True] * 3 == [b"\r\nconnection: close\r\n" in head for head in wire.heads]
+    [record] = [it for it in caplog.records if it.levelname == "ERROR"]
+    assert ("embedroute.http", "acme") == (record.name, record.provider)
+    assert record.host in wire.url
+    assert f"{record.host} (provider acme)" in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    "notice", [ok(status=b"408 Request Timeout"), b"HTTP/1.0 408 Request Time-out\r\n\r\n", b"\r\n"]
+)
+async def test_a_notice_that_an_idle_connection_closes_costs_only_that_connection(notice):
+    async with Wire([ok(), 0.02, notice, 0.05], ok()) as wire, Engine() as engine:
+        await engine.send(request(wire.url), 5.0)
+        await until_on_loop(lambda: not engine.held)
+        await engine.meet(wire.url)
+        await engine.send(request(wire.url), 5.0)
+        assert not engine.caught
+
+    assert 2 == wire.connections
+
+
+async def test_exchanges_under_way_on_reused_connections_are_repeated_once_their_host_is_caught():
+    """A connection's first exchange is not in doubt, and is not repeated."""
+    answers = [
+        [0.02, ok()],
+        [0.02, ok()],
+        [60.0, ok(b"doubtful")],
+        [ok(b"sound"), 0.03, ok(b"surplus")],
+        [0.1, ok(b"first")],
+    ]
+    async with Wire(*answers, ok(b"again")) as wire, Engine() as engine:
+        await asyncio.gather(*(engine.send(request(wire.url), 5.0) for _ in range(2)))
+        await asyncio.sleep(0.07)
+        replies = await asyncio.gather(*(engine.send(request(wire.url), 30.0) for _ in range(3)))
+
+    assert [b"again", b"sound", b"first"] == [reply.content for reply in replies]
+    assert [None, True, None] == [reply.source and reply.source.caught for reply in replies]
+    assert 4 == wire.connections
+
+
+async def test_a_caught_host_is_remembered_apart_from_others():
+    async with (
+        Wire([ok(), 0.02, b"surplus"], ok()) as liar,
+        Wire(ok()) as honest,
+        Engine() as engine,
+    ):
+        await engine.meet(liar.url)
+        for _ in range(3):
+            await engine.meet(honest.url)
+        assert (1, 1) == (honest.connections, engine.held)
+
+
+async def test_bytes_that_came_while_the_loop_was_busy_are_no_answer():
+    """They stand in the socket's buffer when the connection is taken again."""
+    server = socket.create_server(("127.0.0.1", 0))
+    server.settimeout(60)
+    url = f"http://127.0.0.1:{server.getsockname()[1]}/v1"
+    loop = asyncio.get_running_loop()
+
+    def first():
+        held, _ = server.accept()
+        held.recv(65536)
+        held.sendall(ok(b"first"))
+        return held
+
+    def second():
+        held, _ = server.accept()
+        held.recv(65536)
+        held.sendall(ok(b"second"))
+        held.close()
+
+    async with Engine() as engine:
+        serving = loop.run_in_executor(None, first)
+        assert b"first" == (await engine.meet(url)).content
+        held = await serving
+        assert 1 == engine.idle
+        serving = loop.run_in_executor(None, second)
+        held.sendall(ok(b"wrong"))
+        assert b"second" == (await engine.send(request(url), 5.0)).content
+        await serving
+        assert engine.caught
+    held.close()
+    server.close()
+
+
+async def test_an_answer_before_the_request_was_read_leaves_no_connection_to_keep():
+    """Else the rest of the request would stand before the next one."""
+    server = socket.create_server(("127.0.0.1", 0))
+    server.settimeout(60)
+    url = f"http://127.0.0.1:{server.getsockname()[1]}/v1"
+
+    def hasty():
+        held, _ = server.accept()
+        held.recv(1024)
+        held.sendall(ok(b"too large", status=b"413 Content Too Large"))
+        return held
+
+    async with Engine() as engine:
+        serving = asyncio.get_running_loop().run_in_executor(None, hasty)
+        reply = await engine.send(request(url, ["a" * 30_000_000]), 5.0)
+        assert (413, 0) == (reply.status, engine.held)
+        (await serving).close()
+    server.close()
+
+
+TARGETS = [
+    ("http://host/v1", ("host", 80, False), b"POST /v1 HTTP/1.1", b"host", None),
+    ("HTTP://Host:80/v1", ("host", 80, False), b"POST /v1 HTTP/1.1", b"host", None),
+    ("https://host:443", ("host", 443, True), b"POST / HTTP/1.1", b"host", None),
+    ("https://host:80/?a=b#c", ("host", 80, True), b"POST /?a=b HTTP/1.1", b"host:80", None),
+    ("http://host:443/", ("host", 443, False), b"POST / HTTP/1.1", b"host:443", None),
+    (
+        "http://[::1]:8080/a%20b c",
+        ("::1", 8080, False),
+        b"POST /a%20b%20c HTTP/1.1",
+        b"[::1]:8080",
+        None,
+    ),
+    ("http://[::1]/é", ("::1", 80, False), b"POST /%C3%A9 HTTP/1.1", b"[::1]", None),
+    (
+        "http://me:p%40ss@host/",
+        ("host", 80, False),
+        b"POST / HTTP/1.1",
+        b"host",
+        b"Basic bWU6cEBzcw==",
+    ),
+    (
+        "http://xn--bcher-kva.example/",
+        ("xn--bcher-kva.example", 80, False),
+        b"POST / HTTP/1.1",
+        b"xn--bcher-kva.example",
+        None,
+    ),
+]
+
+
+@pytest.mark.parametrize(("url", "origin", "line", "host", "authorization"), TARGETS)
+def test_a_url_is_written_as_http_wants_it(url, origin, line, host, authorization):
+    target = parse_target("POST", url)
+    first, *headers = write_head(target, request(url).headers).split(b"\r\n")
+    held = dict(header.split(b": ", 1) for header in headers if header)
+
+    assert (origin, line, host, authorization) == (
+        target.origin,
+        first,
+        held[b"host"],
+        held.get(b"authorization"),
+    )
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "host/v1",
+        "ftp://host/",
+        "http:///v1",
+        "http://host:99999/",
+        "http://host:x/",
+        "http://bücher.example/",
+        "http://ho st/",
+        "http://ho\0st/",
+        "http://a\\b/",
+        "http://[::1/",
+    ],
+)
+def test_a_url_that_cannot_be_written_is_refused(url):
+    with pytest.raises(Unavailable):
+        parse_target("POST", url)
+
+
+@pytest.mark.parametrize("method", ["", "POST /x HTTP/1.1\r\nx: ", "PÖST", "A B"])
+def test_a_method_is_a_word(method):
+    with pytest.raises(Unavailable):
+        parse_target(method, "http://host/")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"x": "a\r\nb: c"},
+        {"x": "a\nb: c"},
+        {"x": "a\rb: c"},
+        {"x": "a\0"},
+        {"x\r\ny": "a"},
+        {"x": "☃"},
+        {"transfer-encoding": "chunked"},
+        {"content-length": "0"},
+        {"connection": "upgrade"},
+    ],
+)
+def test_no_header_can_end_or_split_a_request(headers):
+    with pytest.raises(Unavailable):
+        write_head(parse_target("POST", "http://host/"), headers)
+
+
+def test_a_backends_own_header_stands_over_the_engines():
+    headers = {"host": "other", "accept": "*/*", "authorization": Secret("Bearer k")}
+    head = write_head(parse_target("POST", "http://me:pass@host/"), headers)
+
+    assert [b"host: other", b"accept: */*", b"authorization: Bearer k"] == [
+        line
+        for line in head.split(b"\r\n")
+        if line.startswith((b"host", b"accept:", b"authorization"))
+    ]
+
+
+async def test_each_call_has_its_own_headers_whatever_was_written_before():
+    """Two accounts at one address, each with a mapping of its own that cannot change, and one that changes its mapping."""
+    accounts = [MappingProxyType({"authorization": Secret(f"Bearer {name}")}) for name in "ab"]
+    changing = {"authorization": "Bearer c"}
+    async with Wire(ok(b"{}")) as wire, Engine() as engine:
+        for headers in [*accounts, *accounts[::-1], *accounts, changing]:
+            await engine.send(UpstreamRequest(url=wire.url, content=b"{}", headers=headers), 5.0)
+        changing["authorization"] = "Bearer d"
+        await engine.send(UpstreamRequest(url=wire.url, content=b"longer", headers=changing), 5.0)
+
+    told = [
+        line[-1:]
+        for head in wire.heads
+        for line in head.split(b"\r\n")
+        if line.startswith(b"authorization")
+    ]
+    assert [b"a", b"b", b"b", b"a", b"a", b"b", b"c", b"d"] == told
+    assert wire.heads[-1].endswith(b"\r\ncontent-length: 6\r\n\r\n")
+
+
+async def test_an_ipv6_address_is_reached():
+    async with Wire(ok(b"six"), host="::1") as wire, Engine() as engine:
+        assert b"six" == (await engine.send(request(wire.url), 5.0)).content
+
+
+@pytest.mark.parametrize(
+    ("until", "reached"), [("20200102000000Z", False), ("20991231000000Z", True)]
+)
+async def test_a_certificate_that_is_out_of_date_is_not_trusted(tmp_path, until, reached):
+    """Nor is anything sent in the clear then."""
+    cert, context = certified(tmp_path, until)
+    async with Wire(ok(b"{}"), tls=context) as wire, Engine(Connect(ca_file=cert)) as engine:
+        url = wire.url.replace("127.0.0.1", "localhost")
+        if reached:
+            assert 200 == (await engine.send(request(url), 5.0)).status
+        else:
+            with pytest.raises(Unreachable):
+                await engine.send(request(url), 5.0)
+
+    assert reached == bool(wire.heads)
+
+
+@pytest.mark.parametrize(
+    "anyio_backend", [("asyncio", {"use_uvloop": uvloop}) for uvloop in (False, True)]
+)
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize("length", [True, False])
+async def test_a_large_answer_is_whole_though_its_upstream_closes_behind_it(tmp_path, tls, length):
+    """Reading it in turns may lose nothing of what came before the end."""
+    cert, context = certified(tmp_path) if tls else (None, None)
+    body = b"%08d" * 1_000_000 % tuple(range(1_000_000))
+    head = (
+        b"HTTP/1.1 200 OK\r\nconnection: close\r\n"
+        + (b"content-length: %d\r\n" % len(body) if length else b"")
+        + b"\r\n"
+    )
+    with Abrupt(head + body, tls=context) as upstream:
+        async with Engine(Connect(ca_file=cert)) as engine:
+            replies = [await engine.send(request(upstream.url), 20.0) for _ in range(6)]
+
+    assert [True] * 6 == [reply.content == body for reply in replies]
+
+
+@pytest.mark.parametrize(
+    "anyio_backend", [("asyncio", {"use_uvloop": uvloop}) for uvloop in (False, True)]
+)
+async def test_an_upstream_that_speaks_first_and_closes_is_not_stormed():
+    """One that takes nobody now: each call is one connection, whether its words come before our own or after."""
+    calls = 20
+
+    async def hold_up():
+        while True:
+            time.sleep(0.001)  # noqa: ASYNC251 - it is busy
+            await asyncio.sleep(0)
+
+    holding = asyncio.create_task(hold_up())
+    with Abrupt(ok(b"{}", b"connection: close", status=b"503 Busy"), listens=False) as upstream:
+        async with Engine() as engine:
+            for _ in range(calls):
+                with suppress(Unavailable):
+                    assert 503 == (await engine.send(request(upstream.url), 2.0)).status
+        holding.cancel()
+
+    assert calls == upstream.connections
+
+
+async def test_what_comes_behind_an_answer_before_anybody_has_read_it_is_unasked_for():
+    """Uvloop reads up to 32 times before whoever waits goes on."""
+    loop, told = asyncio.get_running_loop(), []
+    async with Wire(ok(b"{}")) as wire:
+        address = wire.url.removeprefix("http://").partition("/")[0].split(":")
+        _, connection = await loop.create_connection(
+            lambda: Connection(loop, lambda *_: told.append("surplus")), *address
+        )
+        answer = connection.exchange(SecretBytes(b"GET / HTTP/1.1\r\n\r\n"), b"")
+        for _ in range(2):
+            connection.data_received(ok(b"{}"))
+
+        assert b"{}" == (await answer).content
+        assert (["surplus"], False) == (told, connection.over())
+
+
+async def test_a_call_that_is_cancelled_in_the_midst_of_its_answer_says_nothing_of_its_upstream():
+    """What still comes was asked for; the upstream's other connections are kept as before."""
+    body = bytes(8_000_000)
+    async with Wire(ok(b"{}"), ok(b"{}"), ok(body)) as wire, Engine() as engine:
+        await engine.meet(wire.url)
+        await engine.meet(wire.url)
+        for _ in range(5):
+            call = asyncio.create_task(engine.send(request(wire.url), 5.0))
+            await asyncio.sleep(0.002)
+            call.cancel()
+            await asyncio.wait([call])
+            await asyncio.sleep(0.01)
+
+        assert not engine.caught
+
+
+async def test_a_ca_file_that_is_not_there_is_no_connection():
+    async with Engine(Connect(ca_file="/nowhere.pem")) as engine:
+        with pytest.raises(Unreachable):
+            await engine.send(request("https://127.0.0.1:9/"), 5.0)
+
+
+async def test_a_connection_that_is_not_made_in_time_is_unreachable():
+    """A full backlog: the kernel says nothing."""
+    server = socket.socket()
+    server.bind(("127.0.0.1", 0))
+    server.listen(0)
+    fillers = [socket.socket() for _ in range(4)]
+    for filler in fillers:
+        filler.setblocking(False)
+        filler.connect_ex(server.getsockname())
+    async with Engine() as engine:
+        with pytest.raises(Unreachable):
+            await engine.send(request(f"http://127.0.0.1:{server.getsockname()[1]}/"), 0.2)
+    for held in (server, *fillers):
+        held.close()
+
+
+async def test_more_calls_than_there_is_room_for_wait_their_turn():
+    with Upstream(delay=0.05, remember=False) as upstream:
+        async with Engine() as engine:
+            engine._room = anyio.Semaphore(4)
+            url = f"{upstream.url}/embeddings"
+            replies = await asyncio.gather(*(engine.send(request(url), 5.0) for _ in range(40)))
+            assert {200} == {reply.status for reply in replies}
+            assert 4 == upstream.most_in_flight
+            upstream.delay = 60.0
+            late = [asyncio.create_task(engine.send(request(url), 0.2)) for _ in range(6)]
+            assert {TimedOut} == {
+                type(failure) for failure in await asyncio.gather(*late, return_exceptions=True)
+            }
+
+
+async def test_five_thousand_cancelled_calls_leave_nothing_behind():
+    rng = random.Random(11)
+    gc.collect()  # what others left behind is not ours to be warned of
+    with (
+        Upstream(delay=0.002, remember=False) as upstream,
+        warnings.catch_warnings(record=True) as warned,
+    ):
+        warnings.simplefilter("always")
+        before = asyncio.all_tasks()
+        async with Engine() as engine:
+            url = f"{upstream.url}/embeddings"
+            await engine.meet(url)
+
+            async def leave():
+                for _ in range(50):
+                    task = asyncio.create_task(engine.send(request(url), 5.0))
+                    for _ in range(rng.randint(0, 3)):
+                        await asyncio.sleep(rng.choice([0, 0, 0.001, 0.003]))
+                    task.cancel()
+                    await asyncio.wait([task])
+
+            await asyncio.gather(*(leave() for _ in range(100)))
+            await until_on_loop(
+                lambda: upstream.in_flight == 0 and len(upstream.open) == engine.idle
+            )
+            assert engine.held == engine.idle
+            assert 512 == engine._room._value
+        assert before == asyncio.all_tasks()
+        await until_on_loop(lambda: not upstream.open)
+        gc.collect()
+    assert [] == [str(warning.message) for warning in warned]
+
+
+LOOPS = """
+import asyncio, gc, sys, warnings
+from embedroute.backend import UpstreamRequest
+from embedroute.transport.base import LARGEST_HEAD, Connect, ExchangeLimits
+from embedroute.transport.http1.pool import FastEngine
+warnings.simplefilter("error")
+
+async def main():
+    engine = FastEngine()
+    ask = UpstreamRequest.json({url!r}, {{"input": ["a"]}})
+    for _ in range(3):
+        print((await engine.send(ask, 5.0)).status)
+        await asyncio.sleep(0.06)
+    late = asyncio.create_task(engine.send(ask, 5.0))
+    await asyncio.sleep(0)
+    late.cancel()
+    await asyncio.wait([late])
+    await engine.aclose()
+    print(len(asyncio.all_tasks()))
+
+if sys.argv[1] == "uvloop":
+    import uvloop
+    uvloop.run(main())
+else:
+    asyncio.run(main(), debug=True)
+gc.collect()
+"""
+
+
+@pytest.mark.parametrize("loop", ["asyncio, debugging", "uvloop"])
+def test_it_closes_without_a_word(loop):
+    """No warning of an open socket or a pending task, under either loop; how busy the machine is, is not its to say."""
+    with Upstream(remember=False) as upstream:
+        script = LOOPS.format(url=f"{upstream.url}/embeddings")
+        command = [sys.executable, "-X", "dev", "-c", script, loop]
+        ran = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own words
+
+    assert ("200\n200\n200\n1\n", "") == (ran.stdout, SLOW.sub("", ran.stderr))
+
+
+def test_two_loops_one_after_the_other_each_have_their_own_connections():
+    with Upstream() as upstream:
+        gateway = Gateway(
+            Config(
+                gateway=Settings(auth="open", engine="fast"),
+                cache=CacheSettings(bytes=0),
+                providers={"one": Provider(backend="openai", options={"base_url": upstream.url})},
+                models={"m": Model(dimensions=8, endpoints=[Endpoint(provider="one")])},
+            ),
+            environ={},
+        )
+
+        async def embed():
+            for text in "abc":
+                answer = await gateway.embed(text, model="m")
+                assert vectors_of([text]).tolist() == answer.vectors.tolist()
+                await asyncio.sleep(0.07)
+
+        for at in range(2):
+            asyncio.run(embed())
+            assert at + 1 == upstream.connections
+            assert [1, 2, 3] == [ask.nth for ask in upstream.requests[-3:]]
+
+
+class Late:
+    """An honest upstream, each of whose connections sends a second response to its first request when it is told to."""
+
+    def __init__(self):
+        self.release, self.asked = asyncio.Event(), []
+
+    async def __aenter__(self):
+        self.server = await asyncio.start_server(self.serve, "127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{self.server.sockets[0].getsockname()[1]}/v1"
+        return self
+
+    async def __aexit__(self, *_):
+        self.server.close()
+
+    async def serve(self, reader, writer):
+        with suppress(OSError, EOFError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = next(
+                    int(line[15:])
+                    for line in head.split(b"\r\n")
+                    if line.startswith(b"content-length")
+                )
+                text = json.loads(await reader.readexactly(length))["input"][0]
+                self.asked.append(text)
+                body = json.dumps(
+                    {"data": [{"index": 0, "embedding": vectors_of([text])[0].tolist()}]}
+                ).encode()
+                writer.write(ok(body))
+                if text == "tell":
+                    await self.release.wait()
+                    writer.write(ok(body))
+        writer.close()
+
+
+@both_loops
+async def test_what_came_over_reused_connections_leaves_the_cache_once_their_host_is_caught(caplog):
+    """What came as the first response of its connection stays, and what comes afterwards is kept."""
+    async with Late() as upstream:
+        gateway = Gateway(
+            Config(
+                gateway=Settings(auth="open", engine="fast"),
+                providers={
+                    "acme": Provider(
+                        backend="openai", options={"base_url": upstream.url}, connection_rest_ms=20
+                    )
+                },
+                models={"m": Model(dimensions=8, endpoints=[Endpoint(provider="acme")])},
+            ),
+            environ={},
+        )
+        async with gateway.lifespan():
+            for text in ["first", "reused", "reused too", "tell"]:
+                await gateway.embed(text, model="m")
+                await asyncio.sleep(0.03)
+            for text in ["first", "reused", "reused too", "tell"]:
+                await gateway.embed(text, model="m")
+            assert ["first", "reused", "reused too", "tell"] == upstream.asked
+            upstream.release.set()
+            await until_on_loop(lambda: "acme" in caplog.text)
+            for _ in range(2):
+                for text in ["first", "reused", "reused too", "tell"]:
+                    answer = await gateway.embed(text, model="m")
+                    assert vectors_of([text]).tolist() == answer.vectors.tolist()
+
+    assert ["reused", "reused too", "tell"] == upstream.asked[4:]
+
+
+async def test_a_response_to_a_timeout_does_not_keep_its_connection():
+    """A proxy that gave up waiting may still pass the real response on."""
+    statuses = [
+        b"200 OK",
+        b"504 Gateway Timeout",
+        b"408 Request Timeout",
+        b"503 Service Unavailable",
+        b"200 OK",
+    ]
+    async with Wire(*(ok(status=status) for status in statuses)) as wire, Engine() as engine:
+        for kept in (1, 0, 0, 1, 1):
+            await engine.send(request(wire.url), 5.0, UNRESTED)
+            assert kept == engine.held

@@ -1,0 +1,669 @@
+"""Every engine against the same upstreams: what it sends, what it refuses, how it fails, and what it leaves behind."""
+
+# Anyio's plugin reads `anyio_backend`.
+# ruff: noqa: ARG001
+
+import gc
+import os
+import random
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import tracemalloc
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import anyio
+import httpx2
+import msgspec
+import numpy as np
+import pytest
+
+from embedroute.backend import Batch, Secret, UpstreamRequest
+from embedroute.backends.openai import OpenAI
+from embedroute.errors import BadAnswer, TimedOut, Unavailable, Unreachable, UpstreamError
+from embedroute.transport import DIRECT, Connect, ExchangeLimits
+from embedroute.transport.http1.pool import FastEngine
+from embedroute.transport.httpx2 import Httpx2Engine
+from tests.fault_upstream import MODES, Upstream, vectors_of
+from tests.support.wait import until_on_loop
+
+ENGINES = {"httpx2": lambda connect: Httpx2Engine(None, connect), "fast": FastEngine}
+RUNS = [("asyncio", "httpx2"), ("trio", "httpx2"), ("asyncio", "fast")]
+engines = pytest.mark.parametrize(("anyio_backend", "name"), RUNS)
+only_httpx2 = pytest.mark.parametrize(
+    ("anyio_backend", "name"), [run for run in RUNS if run[1] == "httpx2"]
+)
+only_fast = pytest.mark.parametrize(
+    ("anyio_backend", "name"), [run for run in RUNS if run[1] == "fast"]
+)
+
+DEAD = "http://127.0.0.1:9/v1"
+
+
+@pytest.fixture(scope="module")
+def shared():
+    with Upstream() as upstream:
+        yield upstream
+
+
+@pytest.fixture
+def upstream(shared):
+    shared.mode, shared.delay = "honest", 0.0
+    shared.requests.clear()
+    return shared
+
+
+def first_row(reply):
+    return np.array(reply.json()["data"][0]["embedding"], "<f4")
+
+
+class Client:
+    """An engine from ``async with`` to the end of it."""
+
+    def __init__(self, name, connect=DIRECT):
+        self.engine = ENGINES[name](connect)
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *_):
+        await self.engine.aclose()
+
+    async def send(self, url, texts=("text",), timeout=5.0, **headers):
+        body = {"model": "m", "input": list(texts)}
+        return await self.engine.send(
+            UpstreamRequest.json(f"{url}/embeddings", body, bearer=Secret("sk-1"), headers=headers),
+            timeout,
+        )
+
+    async def meet(self, upstream):
+        """Be past the first exchange, after which a host is watched for a while."""
+        mode, upstream.mode = upstream.mode, "honest"
+        await self.send(upstream.url)
+        await anyio.sleep(0.1)
+        upstream.mode = mode
+        upstream.requests.clear()
+
+
+@engines
+async def test_a_request_goes_out_as_it_was_built(anyio_backend, name, upstream):
+    async with Client(name) as client:
+        for _ in range(2):
+            reply = await client.send(upstream.url, **{"x-one": "1", "x-two": Secret("two")})
+
+    assert reply.status == 200
+    assert reply.headers["content-type"] == reply.headers["Content-Type"] == "application/json"
+    assert len(reply.json()["data"]) == 1
+    for ask in upstream.requests:
+        assert ask.json == {"model": "m", "input": ["text"]}
+        sent = {
+            name: ask.headers.get(name)
+            for name in ("authorization", "accept", "accept-encoding", "x-one", "x-two", "cookie")
+        }
+        assert sent == {
+            "authorization": "Bearer sk-1",
+            "accept": "application/json",
+            "accept-encoding": "identity",
+            "x-one": "1",
+            "x-two": "two",
+            "cookie": None,
+        }
+
+
+@engines
+async def test_a_header_of_a_backend_stands_in_place_of_what_would_be_sent(
+    anyio_backend, name, upstream
+):
+    """However it is spelt, and for the credentials of the address too."""
+    url = f"{upstream.url}/embeddings".replace("//", "//me:p%40ss@", 1)
+    async with Client(name) as client:
+        for headers in ({"Accept": "a/b", "Authorization": "Bearer x"}, {}):
+            await client.engine.send(UpstreamRequest(url=url, content=b"{}", headers=headers), 5.0)
+
+    assert ["a/b", "application/json"] == [ask.headers["accept"] for ask in upstream.requests]
+    assert ["Bearer x", "Basic bWU6cEBzcw=="] == [
+        ask.headers["authorization"] for ask in upstream.requests
+    ]
+
+
+@engines
+@pytest.mark.parametrize(
+    "header", ["transfer-encoding", "content-length", "connection", "upgrade", "Content-Length"]
+)
+async def test_where_a_request_ends_is_not_for_a_header_to_say(
+    anyio_backend, name, upstream, header
+):
+    async with Client(name) as client:
+        with pytest.raises(Unavailable, match="says where a request ends"):
+            await client.send(upstream.url, **{header: "0"})
+
+    assert not upstream.requests
+
+
+@only_fast
+async def test_connections_are_used_again(anyio_backend, name, upstream):
+    async with Client(name) as client:
+        await client.meet(upstream)
+        before = upstream.connections
+        for _ in range(5):
+            await anyio.sleep(0.07)  # the rest of a connection
+            await client.send(upstream.url)
+
+    assert upstream.connections - before <= 1
+
+
+@only_httpx2
+async def test_httpx2_uses_a_connection_once_and_says_so(anyio_backend, name, upstream):
+    """It cannot see whether a kept connection is silent."""
+    before = upstream.connections
+    async with Client(name) as client:
+        for _ in range(5):
+            await client.send(upstream.url)
+
+    assert upstream.connections - before == 5
+    assert ["close"] * 5 == [ask.headers.get("connection") for ask in upstream.requests]
+
+
+@engines
+async def test_a_cookie_never_comes_back(anyio_backend, name, upstream):
+    upstream.mode = "sets_cookie"
+    async with Client(name) as client:
+        for _ in range(4):
+            await client.send(upstream.url)
+
+    assert [None] * 4 == [ask.headers.get("cookie") for ask in upstream.requests]
+
+
+@engines
+@pytest.mark.parametrize(
+    ("mode", "status"),
+    [("redirect", 307), ("redirect_302", 302), ("status_401", 401), ("empty_500", 500)],
+)
+async def test_any_status_comes_back_as_it_is(anyio_backend, name, upstream, mode, status):
+    """A redirect is not followed: it would take body and key elsewhere."""
+    async with Client(name) as client:
+        await client.meet(upstream)
+        upstream.mode = mode
+        assert (await client.send(upstream.url)).status == status
+
+    assert upstream.followed == []
+
+
+FAILURES = {
+    "gzip": BadAnswer,
+    "gzip_label": BadAnswer,
+    "brotli_label": BadAnswer,
+    "gzip_bomb": BadAnswer,
+    "huge_body": BadAnswer,
+    "huge_chunked": BadAnswer,
+    "reset_before_headers": Unavailable,
+    "fin_before_headers": Unavailable,
+    "half_headers": Unavailable,
+    "half_body_reset": Unavailable,
+    "half_body_fin": Unavailable,
+    "chunked_truncated": Unavailable,
+    "bad_status_line": Unavailable,
+    "ssh_banner": Unavailable,
+    "bad_chunk_size": Unavailable,
+    "stalled": TimedOut,
+    "stalled_body": TimedOut,
+    "stalled_half_body": TimedOut,
+    "never_ending": TimedOut,
+    "one_xx_flood": TimedOut,
+}
+
+
+@engines
+@pytest.mark.parametrize("met", [False, True])
+@pytest.mark.parametrize("mode", FAILURES)
+async def test_a_failed_exchange_is_named_by_its_kind(anyio_backend, name, upstream, mode, met):
+    async with Client(name) as client:
+        if met:
+            await client.meet(upstream)
+        upstream.mode = mode
+        with anyio.fail_after(120), pytest.raises(UpstreamError) as caught:
+            await client.send(upstream.url, timeout=0.4 if FAILURES[mode] is TimedOut else 60.0)
+
+    assert FAILURES[mode] is caught.type
+
+
+@engines
+@pytest.mark.parametrize(
+    ("url", "kind"),
+    [
+        (DEAD, Unreachable),
+        ("http://no-such-host.invalid/v1", Unreachable),
+        ("https://{host}/v1", UpstreamError),
+        ("ftp://{host}/v1", UpstreamError),
+        ("http://127.0.0.1:99999/v1", UpstreamError),
+        ("http://[::1/v1", UpstreamError),
+        ("not a url", UpstreamError),
+    ],
+)
+async def test_what_cannot_be_reached_is_an_upstreams_failure(
+    anyio_backend, name, upstream, url, kind
+):
+    """A port that speaks no TLS, a name that is none, an address that is wrong: never anything but an ``UpstreamError``."""
+    async with Client(name) as client:
+        with pytest.raises(kind) as caught:
+            await client.send(
+                url.format(host=f"127.0.0.1:{upstream.port}"),
+                timeout=30.0 if kind is Unreachable else 1.0,
+            )
+
+    assert "sk-1" not in caught.value.message
+
+
+@engines
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        ("Zürich", b"Z\xfcrich"),
+        ("¿qué?", b"\xbfqu\xe9?"),
+        ("a\x80ÿ", b"a\x80\xff"),
+        ("\xa0b\x85", b"\xa0b\x85"),
+        ("Z\xc3\xbcrich", b"Z\xc3\xbcrich"),
+    ],
+)
+async def test_a_header_goes_out_as_latin_1(anyio_backend, name, upstream, value, written):
+    """An operator's own as well as a key; the last is UTF-8 that its reader took for latin-1, and is not mended."""
+    backend = OpenAI(
+        base_url=upstream.url,
+        api_key=Secret(value),
+        extra_headers={"x-city": Secret(value)},
+        project=value,
+    )
+    async with Client(name) as client:
+        reply = await client.engine.send(backend.build(Batch(model="m", texts=("text",))), 5.0)
+
+    [ask] = upstream.requests
+    sent = {
+        it: ask.headers[it].encode("latin-1")
+        for it in ("authorization", "x-city", "openai-project")
+    }
+    assert reply.status == 200
+    assert {
+        "authorization": b"Bearer " + written,
+        "x-city": written,
+        "openai-project": written,
+    } == sent
+
+
+@engines
+async def test_a_header_that_cannot_be_sent_is_an_upstreams_failure(anyio_backend, name, upstream):
+    async with Client(name) as client:
+        for value in ("naïve ☃", "a\r\nb: c"):
+            with pytest.raises(Unavailable):
+                await client.send(upstream.url, **{"x-one": value})
+
+    assert [ask for ask in upstream.requests if "b" in ask.headers] == []
+
+
+@engines
+@pytest.mark.parametrize("mode", ["answers_twice", "answers_twice_later"])
+async def test_an_answer_that_nobody_asked_for_is_never_the_next_ones(
+    anyio_backend, name, upstream, mode
+):
+    """From its first word, or after it was honest: each right vector, or a failure."""
+    upstream.mode = mode
+    async with Client(name) as client:
+        for at in range(6):
+            texts = [f"text {at}"]
+            reply = await client.send(upstream.url, texts)
+            assert first_row(reply).tolist() == vectors_of(texts)[0].tolist()
+
+
+@only_fast
+async def test_a_second_answer_on_a_used_connection_discredits_the_first(
+    anyio_backend, name, upstream
+):
+    """Who had been quiet so far: what was read may be the answer to another request."""
+    async with Client(name) as client:
+        await client.meet(upstream)
+        upstream.mode = "answers_twice"
+        with suppress(BadAnswer):
+            reply = await client.send(upstream.url, ["one"])  # sent again on a new connection
+            assert first_row(reply).tolist() == vectors_of(["one"])[0].tolist()
+        for text in ("two", "three"):
+            reply = await client.send(upstream.url, [text])
+            assert first_row(reply).tolist() == vectors_of([text])[0].tolist()
+
+
+@engines
+async def test_many_cancelled_requests_leave_no_connection_in_use(anyio_backend, name):
+    rng = random.Random(7)
+    with Upstream(remember=False) as upstream:
+        async with Client(name) as client:
+            await client.meet(upstream)
+            upstream.delay = 0.01
+
+            async def leave():
+                for _ in range(8):
+                    with anyio.move_on_after(rng.random() * 0.02):
+                        await client.send(upstream.url)
+
+            async with anyio.create_task_group() as group:
+                for _ in range(32):
+                    group.start_soon(leave)
+            await until_on_loop(lambda: upstream.in_flight == 0)
+            upstream.delay = 0.0
+            # Connections are accepted in their order: once a new one is, so are all that were begun by those who left.
+            async with Client(name) as another:
+                await another.send(upstream.url)
+            before = upstream.connections
+            async with anyio.create_task_group() as group:
+                for _ in range(64):
+                    group.start_soon(client.send, upstream.url)
+            assert upstream.connections - before <= 64
+        await until_on_loop(lambda: not upstream.open)
+
+
+@engines
+async def test_the_upstream_sees_at_once_that_its_client_has_gone(anyio_backend, name):
+    """The best of some times counts, for the machine may be busy with other things."""
+    with Upstream(remember=False) as upstream:
+        async with Client(name) as client:
+            await client.meet(upstream)
+            upstream.mode = "stalled"
+            took = [await leave(client, upstream)]
+            while min(took) >= 0.25 and len(took) < 10:
+                took.append(await leave(client, upstream))
+
+    assert min(took) < 0.25
+
+
+async def leave(client, upstream):
+    """Give up a request that the upstream has; how many seconds until it sees that."""
+    aborted = upstream.aborted
+    async with anyio.create_task_group() as group:
+        group.start_soon(client.send, upstream.url)
+        await until_on_loop(lambda: upstream.in_flight == 1)
+        group.cancel_scope.cancel()
+    return await until_on_loop(lambda: upstream.aborted > aborted and upstream.in_flight == 0)
+
+
+HALF = 8 << 20
+
+
+@contextmanager
+def stalling():
+    """An upstream that sends half of its answer and nothing more: its address."""
+    lines = []
+
+    def serve():
+        with suppress(OSError):
+            while True:
+                lines.append(listening.accept()[0])
+                lines[-1].recv(65536)
+                with suppress(OSError):
+                    lines[-1].sendall(
+                        b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (2 * HALF, bytes(HALF))
+                    )
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+        listening.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    for line in lines:
+        line.close()
+
+
+@engines
+@pytest.mark.parametrize("left", [False, True])
+async def test_half_an_answer_is_not_kept(anyio_backend, name, left):
+    """Whoever keeps the failure, or is collected late, would keep megabytes with it."""
+    failures = []
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        with stalling() as url:
+            async with Client(name) as client:
+                for _ in range(5):
+                    with anyio.move_on_after(0.4 if left else 5):
+                        try:
+                            await client.send(url, timeout=5.0 if left else 0.4)
+                        except UpstreamError as error:
+                            failures.append(error)
+        kept, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+
+    assert (0 if left else 5) == len(failures)
+    assert HALF < most
+    assert kept < HALF
+
+
+# Proxies and TLS.
+
+
+@only_httpx2
+async def test_a_proxy_is_used_where_one_is_named(anyio_backend, name, upstream):
+    """The proxy is sent the whole address, and its own credentials."""
+    proxy = Secret(f"http://user:secret@127.0.0.1:{upstream.port}")
+    async with Client(name, Connect(proxy=proxy)) as client:
+        await client.send("http://upstream.invalid/v1")
+
+    [ask] = upstream.requests
+    assert ask.path == "http://upstream.invalid/v1/embeddings"
+    assert ask.headers["proxy-authorization"].startswith("Basic ")
+
+
+SCRIPT = """
+import anyio
+from embedroute.transport.httpx2 import Httpx2Engine
+from embedroute.transport.http1.pool import FastEngine
+from embedroute.backend import UpstreamRequest
+
+async def main():
+    for make in (Httpx2Engine, FastEngine):
+        engine = make()
+        for _ in range(2):
+            print((await engine.send(UpstreamRequest.json({url!r}, {{"input": ["a"]}}), 5.0)).status)
+        await engine.aclose()
+
+anyio.run(main)
+"""
+
+
+def test_a_proxy_of_the_environment_is_not_used(upstream):
+    """It would be sent the key."""
+    names = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+    environ = {**os.environ, **dict.fromkeys(names, DEAD)}
+    script = SCRIPT.format(url=f"{upstream.url}/embeddings")
+    ran = subprocess.run(  # noqa: S603 - our own words
+        [sys.executable, "-c", script], env=environ, capture_output=True, text=True, check=False
+    )
+
+    assert (ran.stdout, ran.stderr) == ("200\n" * 4, "")
+
+
+class Hello(BaseHTTPRequestHandler):
+    """Answers any POST with an empty object."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(200)
+        self.send_header("content-length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *_):
+        pass
+
+
+class QuietServer(ThreadingHTTPServer):
+    """Says nothing of clients that do not trust it."""
+
+    def handle_error(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def private(tmp_path_factory):
+    """A TLS server that a CA of our own vouches for: its URL, and the CA's file."""
+    place = tmp_path_factory.mktemp("tls")
+    ca, cert, key = (str(place / name) for name in ("ca.pem", "cert.pem", "key.pem"))
+    new = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-days",
+        "2",
+    ]
+    root = [*new, "-subj", "/CN=our ca", "-keyout", str(place / "ca.key"), "-out", ca]
+    leaf = [
+        *new,
+        "-subj",
+        "/CN=localhost",
+        "-CA",
+        ca,
+        "-CAkey",
+        str(place / "ca.key"),
+        "-keyout",
+        key,
+        "-out",
+        cert,
+    ]
+    names = [
+        "-addext",
+        "subjectAltName=DNS:localhost",
+        "-addext",
+        "basicConstraints=critical,CA:FALSE",
+    ]
+    for command in (root, [*leaf, *names]):
+        subprocess.run(command, check=True, capture_output=True)  # noqa: S603 - our own words
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    server = QuietServer(("127.0.0.1", 0), Hello)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server.server_address[1], ca
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@engines
+@pytest.mark.parametrize(
+    ("host", "trusting", "reached"),
+    [("localhost", True, True), ("localhost", False, False), ("127.0.0.1", True, False)],
+)
+async def test_a_private_ca_is_trusted_where_it_is_named_and_for_its_names(
+    anyio_backend, name, private, host, trusting, reached
+):
+    port, ca = private
+    async with Client(name, Connect(ca_file=ca if trusting else None)) as client:
+        if reached:
+            for _ in range(3):
+                assert (await client.send(f"https://{host}:{port}/v1")).status == 200
+        else:
+            with pytest.raises(Unreachable):
+                await client.send(f"https://{host}:{port}/v1")
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+async def test_a_client_of_the_hosts_is_used_and_left_open(anyio_backend, upstream):
+    async with httpx2.AsyncClient(headers={"x-host": "yes"}, trust_env=False) as own:
+        engine = Httpx2Engine(own)
+        reply = await engine.send(
+            UpstreamRequest.json(f"{upstream.url}/embeddings", {"input": ["a"]}), 5.0
+        )
+        await engine.aclose()
+
+        assert reply.status == 200
+        assert upstream.requests[0].headers["x-host"] == "yes"
+        assert not own.is_closed
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+async def test_a_client_of_the_hosts_decides_whether_connections_are_kept(anyio_backend, upstream):
+    before = upstream.connections
+    async with httpx2.AsyncClient(trust_env=False) as own:
+        engine = Httpx2Engine(own)
+        for _ in range(3):
+            await engine.send(
+                UpstreamRequest.json(f"{upstream.url}/embeddings", {"input": ["a"]}), 5.0
+            )
+
+    assert upstream.connections - before == 1
+    assert ["keep-alive"] * 3 == [ask.headers["connection"] for ask in upstream.requests]
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("mode", ["huge_body", "huge_chunked"])
+async def test_a_client_of_the_hosts_reads_no_answer_that_is_too_large(
+    anyio_backend, upstream, mode
+):
+    async with httpx2.AsyncClient(trust_env=False) as own:
+        upstream.mode = mode
+        with pytest.raises(BadAnswer):
+            await Httpx2Engine(own).send(
+                UpstreamRequest.json(f"{upstream.url}/embeddings", {"input": ["a"]}), 60.0
+            )
+
+
+@only_httpx2
+@pytest.mark.parametrize("mode", ["honest", "chunked"])
+async def test_an_answer_over_its_limit_is_refused(anyio_backend, name, upstream, mode):
+    upstream.mode = mode
+    request = UpstreamRequest.json(f"{upstream.url}/embeddings", {"input": ["a"]})
+    async with Client(name) as client:
+        size = len((await client.engine.send(request, 5.0)).content)
+        assert size == len(
+            (await client.engine.send(request, 5.0, ExchangeLimits(largest=size))).content
+        )
+        with pytest.raises(BadAnswer, match=f"larger than {size - 1} bytes"):
+            await client.engine.send(request, 5.0, ExchangeLimits(largest=size - 1))
+
+
+def frames_of(error):
+    """The frames that an error and its causes hold, but those of tests."""
+    while error is not None:
+        trace = error.__traceback__
+        while trace is not None:
+            if "/tests/" not in trace.tb_frame.f_code.co_filename:
+                yield trace.tb_frame
+            trace = trace.tb_next
+        error = error.__cause__ or error.__context__
+
+
+@only_httpx2
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize(
+    "mode",
+    ["gzip_label", "huge_body", "half_body_reset", "stalled", "unreachable", "framing", "snowman"],
+)
+async def test_a_failure_holds_no_frame_that_shows_the_key(
+    anyio_backend, name, upstream, mode, own
+):
+    """Error reporters print the locals of every frame, also of errors that another one was raised in place of."""
+    url = DEAD if mode == "unreachable" else upstream.url
+    upstream.mode = mode if mode in MODES else "honest"
+    headers = {"framing": {"content-length": "1"}, "snowman": {"x-one": "\N{SNOWMAN}"}}.get(
+        mode, {}
+    )
+    request = UpstreamRequest.json(
+        url, {"input": ["a"]}, bearer=Secret("sk-canary"), headers=headers
+    )
+    async with httpx2.AsyncClient(trust_env=False) as client:
+        engine = Httpx2Engine(client if own else None)
+        with pytest.raises(UpstreamError) as caught:
+            await engine.send(msgspec.structs.replace(request, url=f"{url}/embeddings"), 0.5)
+        await engine.aclose()
+
+    assert [] == [frame for frame in frames_of(caught.value) if "sk-canary" in repr(frame.f_locals)]
