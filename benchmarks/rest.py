@@ -16,7 +16,7 @@ import uvloop
 
 from embedroute.backend import UpstreamRequest
 from embedroute.transport import ExchangeLimits
-from embedroute.transport.http1.pool import FastEngine
+from embedroute.transport.http1.pool import Http1Transport
 
 LATENCY = 0.02
 BODY = b'{"data":[{"index":0,"embedding":"%b"}]}' % b64encode(bytes(4 * 1536))
@@ -48,7 +48,7 @@ async def serve() -> None:
 
 async def measure(port: int, rest: float, rate: int, seconds: float) -> str:
     """Send ``rate`` requests a second, at their times whatever becomes of those before."""
-    engine, limits = FastEngine(), ExchangeLimits(rest=rest)
+    engine, limits = Http1Transport(), ExchangeLimits(rest=rest)
     request = UpstreamRequest.json(
         f"http://127.0.0.1:{port}/v1/embeddings", {"model": "m", "input": ["text"]}
     )

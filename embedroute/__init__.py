@@ -34,13 +34,14 @@ The package has four layers. Imports run downwards, and inside a layer along the
 """
 
 from embedroute.auth import Caller
-from embedroute.config import CacheSettings, Config, Endpoint, Key, Model, Provider, Settings
+from embedroute.config import ApiKey, CacheSettings, Config, Endpoint, Model, Provider, Settings
 from embedroute.errors import ConfigError, EmbedrouteError
 from embedroute.gateway import Gateway
 from embedroute.protocol import Embeddings
 from embedroute.server import EmbeddingsMiddleware, embeddings_app
 
 __all__ = [
+    "ApiKey",
     "CacheSettings",
     "Caller",
     "Config",
@@ -50,7 +51,6 @@ __all__ = [
     "EmbedrouteError",
     "Endpoint",
     "Gateway",
-    "Key",
     "Model",
     "Provider",
     "Settings",

@@ -8,9 +8,9 @@ from typing import Final, cast
 
 import msgspec
 
-from embedroute.config import STATE_AUTH, Config, Key, Unread
+from embedroute.config import STATE_AUTH, ApiKey, Config, UnknownFields
 from embedroute.errors import PermissionDenied, Unauthorized
-from embedroute.protocol import Job
+from embedroute.protocol import EmbeddingRequest
 from embedroute.text import echo
 
 LONGEST_KEY = 256
@@ -81,7 +81,7 @@ def cache_scope(caller: Caller, *, shared: bool) -> tuple[str, str]:
     return "caller", caller.name
 
 
-def permit(caller: Caller, name: str, job: Job, *, debug: bool) -> None:
+def authorize(caller: Caller, name: str, job: EmbeddingRequest, *, debug: bool) -> None:
     """Let a caller use the model of this ``name``, and look inside if it asks to; ``debug`` is the gateway's own setting.
 
     Raises:
@@ -93,13 +93,13 @@ def permit(caller: Caller, name: str, job: Job, *, debug: bool) -> None:
             param="model",
             code="model_not_allowed",
         )
-    if job.debug.flagged() and not caller.may_debug(otherwise=debug):
+    if job.debug.any_flag_set() and not caller.may_debug(otherwise=debug):
         raise PermissionDenied(
             "This key may not use 'debug'; leave it out.", param="debug", code="debug_not_allowed"
         )
 
 
-def access_mistakes(config: Config, unread: Unread) -> list[str]:
+def access_mistakes(config: Config, unread: UnknownFields) -> list[str]:
     """The mistakes of a config that does not say who may call."""
     if config.gateway.auth is None and not unread.at("gateway", "auth"):
         return [STATE_AUTH]
@@ -110,10 +110,10 @@ def access_mistakes(config: Config, unread: Unread) -> list[str]:
     return []
 
 
-class KeyRing:
+class ApiKeys:
     """The configured keys, held as HMAC-SHA256 under a random pepper."""
 
-    def __init__(self, keys: Mapping[str, Key]) -> None:
+    def __init__(self, keys: Mapping[str, ApiKey]) -> None:
         """Hash ``keys``, name → key; the keys themselves are not kept."""
         self._begun = hmac.new(secrets.token_bytes(32), digestmod="sha256")
         self._callers = {
@@ -126,7 +126,7 @@ class KeyRing:
         digest.update(token)
         return digest.digest()
 
-    def identify(self, headers: Iterable[tuple[bytes, bytes]]) -> Caller:
+    def authenticate(self, headers: Iterable[tuple[bytes, bytes]]) -> Caller:
         """Find whose key the ``Authorization`` header holds.
 
         Raises:
@@ -139,7 +139,7 @@ class KeyRing:
         return caller
 
 
-def _caller(name: str, key: Key) -> Caller:
+def _caller(name: str, key: ApiKey) -> Caller:
     models = None if key.models is None else frozenset(key.models)
     return Caller(
         name=name,

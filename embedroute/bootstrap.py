@@ -13,36 +13,44 @@ from typing import TYPE_CHECKING, ParamSpec, TypedDict, TypeVar
 
 import msgspec
 
-from embedroute.auth import KeyRing, access_mistakes
+from embedroute.auth import ApiKeys, access_mistakes
 from embedroute.config import (
     ALL_READ,
     Config,
     Settings,
-    Unread,
+    UnknownFields,
     catalogue,
     environment_config,
     known_providers,
     read_config,
 )
 from embedroute.errors import ConfigError, InternalError
-from embedroute.execution import Attempts, Desk, Embed, Flights, LocalModels, Order, Widths
+from embedroute.execution import (
+    AttemptRunner,
+    Dispatcher,
+    Embed,
+    LocalModels,
+    RequestContext,
+    SingleFlight,
+    WidthRegistry,
+)
 from embedroute.limits import admission_mistakes
-from embedroute.plugins import bases_of, build_backends
+from embedroute.plugins import build_backends, known_provider_of
 from embedroute.protocol import Limits
 from embedroute.routing import (
     BreakerPolicy,
-    Candidate,
-    Directory,
-    Healths,
+    HealthRegistry,
+    ModelRegistry,
+    ResolvedEndpoint,
     RetryBudget,
     RetryPolicy,
-    Surroundings,
-    build_directory,
-    held,
+    SelectionContext,
+    build_registry,
+    resolve_key_models,
 )
-from embedroute.runtime import keep_memory, tasks
+from embedroute.runtime import raise_malloc_trim_threshold, tasks
 from embedroute.text import log_fields
-from embedroute.transport import Connect, Engine, engine_mistakes, open_engine
+from embedroute.transport import Transport, TransportConfig, create_transport, transport_mistakes
 
 if TYPE_CHECKING:
     import httpx2
@@ -77,54 +85,58 @@ class Options(TypedDict, total=False):
     environ: Mapping[str, str]
 
 
-class Parts(msgspec.Struct, frozen=True, kw_only=True):
+class GatewayParts(msgspec.Struct, frozen=True, kw_only=True):
     """What a config comes to, before anything is opened."""
 
     settings: Settings
     limits: Limits
-    keys: KeyRing
-    directory: Directory
+    keys: ApiKeys
+    directory: ModelRegistry
 
 
-def assembled(config: Config, environ: Mapping[str, str]) -> Parts:
+def assembled(config: Config, environ: Mapping[str, str]) -> GatewayParts:
     """Load the backends that a config names and join it with what is shipped.
 
     Raises:
         ConfigError: one line per mistake, each with its place.
     """
-    directory, mistakes = _joined(config, environ, ALL_READ)
+    directory, mistakes = _build(config, environ, ALL_READ)
     if mistakes:
         raise ConfigError(mistakes)
-    settings, keys = config.gateway, KeyRing(held(config, directory))
-    return Parts(settings=settings, limits=Limits.of(settings), keys=keys, directory=directory)
+    settings, keys = config.gateway, ApiKeys(resolve_key_models(config, directory))
+    return GatewayParts(
+        settings=settings, limits=Limits.of(settings), keys=keys, directory=directory
+    )
 
 
-def _joined(
-    config: Config, environ: Mapping[str, str], unread: Unread
-) -> tuple[Directory, list[str]]:
+def _build(
+    config: Config, environ: Mapping[str, str], unread: UnknownFields
+) -> tuple[ModelRegistry, list[str]]:
     known = known_providers()
-    bases = bases_of(config, known)
+    bases = known_provider_of(config, known)
     backends, mistakes = build_backends(config, known, bases, environ, unread)
-    directory, more = build_directory(config, backends, catalogue(), known, bases, unread)
+    directory, more = build_registry(config, backends, catalogue(), known, bases, unread)
     settings = config.gateway
     general = [*access_mistakes(config, unread), *admission_mistakes(config, unread)]
-    general += engine_mistakes(settings.engine, _connect(settings))
+    general += transport_mistakes(settings.engine, _connect(settings))
     return directory, [*general, *mistakes, *more]
 
 
-def _connect(settings: Settings) -> Connect:
-    return Connect(proxy=settings.proxy, ca_file=settings.ca_file, http2=settings.http2)
+def _connect(settings: Settings) -> TransportConfig:
+    return TransportConfig(proxy=settings.proxy, ca_file=settings.ca_file, http2=settings.http2)
 
 
-def around_of(parts: Parts, healths: Healths) -> Callable[[], Surroundings]:
+def make_selection_context(
+    parts: GatewayParts, healths: HealthRegistry
+) -> Callable[[], SelectionContext]:
     """Tell what decisions know beside a request, as of the moment it is asked."""
 
-    def around() -> Surroundings:
-        return Surroundings(
+    def around() -> SelectionContext:
+        return SelectionContext(
             only=parts.settings.only,
             ignore=parts.settings.ignore,
             known_names=parts.directory.known_names,
-            health=healths.of,
+            health=healths.get,
             now=time.monotonic(),
             random=random.random,
         )
@@ -146,7 +158,7 @@ def config_from_file(path: str | PathLike[str] | None, environ: Mapping[str, str
         raise ConfigError([f"The config {named} cannot be read: {error}"]) from None
     draft = read_config(text, environ)
     if draft.mistakes:
-        raise ConfigError([*draft.mistakes, *_joined(draft.config, environ, draft.unread)[1]])
+        raise ConfigError([*draft.mistakes, *_build(draft.config, environ, draft.unread)[1]])
     return draft.config
 
 
@@ -159,21 +171,21 @@ def config_from_environment(environ: Mapping[str, str]) -> Config:
     return environment_config(environ, local=find_spec("wordllama") is not None)
 
 
-class Loop(msgspec.Struct, frozen=True):
+class LoopRuntime(msgspec.Struct, frozen=True):
     """What belongs to one event loop: how its desk embeds, and the keys being computed on it."""
 
     embed: Embed
-    flights: Flights[Sequence[Candidate], Order]
+    flights: SingleFlight[Sequence[ResolvedEndpoint], RequestContext]
 
 
-class Opener:
+class RuntimeFactory:
     """Opens what belongs to an event loop; loaded models, health, widths and the retry budget are shared by all loops."""
 
     def __init__(
         self,
         settings: Settings,
         client: "httpx2.AsyncClient | None",
-        healths: Healths,
+        healths: HealthRegistry,
         retries: RetryPolicy,
     ) -> None:
         """Open nothing yet.
@@ -181,30 +193,30 @@ class Opener:
         Raises:
             ConfigError: the client is of no use to the engine that is asked for.
         """
-        if mistakes := engine_mistakes(settings.engine, _connect(settings), client):
+        if mistakes := transport_mistakes(settings.engine, _connect(settings), client):
             raise ConfigError(mistakes)
         self._settings = settings
         self._client = client
         self._healths = healths
         self._retries = retries
         self._local = LocalModels(settings.local_threads)
-        self._widths = Widths()
+        self._widths = WidthRegistry()
         self._budget = RetryBudget()
 
-    def open(self, stack: AsyncExitStack) -> Loop:
+    def open(self, stack: AsyncExitStack) -> LoopRuntime:
         """Make this loop's engine and desk; what must be closed goes on ``stack``.
 
         Raises:
             InternalError: the config does not fit this kind of event loop, which is no client's affair.
         """
-        keep_memory()
-        engine = self._engine()
+        raise_malloc_trim_threshold()
+        engine = self._open_transport()
         stack.push_async_callback(engine.aclose)
         clock, healths = time.monotonic, self._healths
-        attempts = Attempts(
-            engine=engine, local=self._local, healths=healths, widths=self._widths, clock=clock
+        attempts = AttemptRunner(
+            transport=engine, local=self._local, healths=healths, widths=self._widths, clock=clock
         )
-        desk = Desk(
+        desk = Dispatcher(
             attempts=attempts,
             healths=healths,
             budget=self._budget,
@@ -212,12 +224,12 @@ class Opener:
             clock=clock,
             random=random.random,
         )
-        return Loop(desk.embed, Flights(attempts.expect))
+        return LoopRuntime(desk.embed, SingleFlight(attempts.expect))
 
-    def _engine(self) -> Engine:
+    def _open_transport(self) -> Transport:
         settings = self._settings
         try:
-            return open_engine(
+            return create_transport(
                 settings.engine, _connect(settings), self._client, on_asyncio=tasks.on_asyncio()
             )
         except ConfigError as error:

@@ -17,42 +17,42 @@ from typing import ClassVar, TypeVar
 from embedroute.text import echo, escaped
 
 __all__ = [
-    "LONGEST_HINT",
-    "BadAnswer",
+    "LONGEST_RETRY_AFTER",
     "BatchTooLarge",
     "BodyTimeout",
     "BodyTooLarge",
     "ConfigError",
+    "ConnectError",
     "ContextTooLong",
     "DeadlineExceeded",
     "EmbedrouteError",
-    "InputRefused",
     "InternalError",
     "InvalidRequest",
-    "KeyRefused",
+    "InvalidUpstreamResponse",
     "Measure",
     "MethodNotAllowed",
     "MissingExtra",
     "ModelNotFound",
-    "ModelRefused",
     "NoEligibleProvider",
     "NoHealthyEndpoint",
     "NotFound",
     "Overloaded",
     "PermissionDenied",
     "RateLimited",
-    "Refusal",
     "Rejected",
     "RejectedByPage",
-    "TimedOut",
+    "RequestError",
     "Unauthorized",
-    "Unavailable",
-    "Unreachable",
     "UnsupportedContentType",
+    "UpstreamAuthError",
     "UpstreamError",
+    "UpstreamModelNotFound",
+    "UpstreamRejectedInput",
+    "UpstreamTimeout",
+    "UpstreamUnavailable",
 ]
 
-LONGEST_HINT = 120.0
+LONGEST_RETRY_AFTER = 120.0
 """Seconds; OpenAI's clients take a longer ``retry-after`` as "do not retry"."""
 
 
@@ -62,7 +62,7 @@ class EmbedrouteError(Exception):
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
     code: str | None = None
-    heals: ClassVar[bool] = True
+    retryable: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ def _seconds(told: float | None) -> float | None:
 class UpstreamError(EmbedrouteError):
     """502: an upstream failed; ``upstream_status`` is what it answered, if it did, and ``provider`` whose it was.
 
-    ``told`` are the words of the upstream by which the failure is known, if it was by words that a client could write.
+    ``matched_text`` are the words of the upstream by which the failure is known, if it was by words that a client could write.
     ``is_neutral`` says that the message quotes nothing (see :mod:`embedroute.upstream_errors.neutral`).
     """
 
@@ -132,41 +132,41 @@ class UpstreamError(EmbedrouteError):
         """Remember the upstream's own status beside what the client is told."""
         super().__init__(message, param=param, code=code, retry_after=retry_after)
         self.upstream_status = upstream_status
-        self.told = ""
+        self.matched_text = ""
         self.provider: str | None = None
-        self.counted = False
+        self.already_recorded = False
         self.is_neutral = False
 
 
-class Unavailable(UpstreamError):
+class UpstreamUnavailable(UpstreamError):
     """The upstream's own trouble: 408, 424, 5xx, a reset, a body that broke off."""
 
 
-class Unreachable(Unavailable):
+class ConnectError(UpstreamUnavailable):
     """No connection was made, so nothing was sent and trying again at once is free."""
 
 
-class TimedOut(Unavailable):
+class UpstreamTimeout(UpstreamUnavailable):
     """The upstream was too slow; it may still be working, so the same endpoint is not asked again."""
 
     status = 504
     type = "timeout_error"
 
 
-class BadAnswer(Unavailable):
+class InvalidUpstreamResponse(UpstreamUnavailable):
     """A 200 that is not one right vector per input."""
 
     code = "upstream_invalid_response"
 
 
-class KeyRefused(UpstreamError):
+class UpstreamAuthError(UpstreamError):
     """The upstream refuses *our* key, or our account's quota is spent; the client's key is fine."""
 
     code = "upstream_credentials"
-    heals = False
+    retryable = False
 
 
-class ModelRefused(UpstreamError):
+class UpstreamModelNotFound(UpstreamError):
     """The upstream does not know the model."""
 
     code = "upstream_model_not_found"
@@ -180,14 +180,14 @@ class RateLimited(UpstreamError):
     code = "rate_limit_exceeded"
 
 
-class InputRefused(UpstreamError):
+class UpstreamRejectedInput(UpstreamError):
     """400: the upstream finds fault with the input itself; no other endpoint would take it."""
 
     status = 400
     type = "invalid_request_error"
 
 
-class ContextTooLong(InputRefused):
+class ContextTooLong(UpstreamRejectedInput):
     """400: an input is longer than the model's context."""
 
     code = "context_length_exceeded"
@@ -202,7 +202,7 @@ class Rejected(UpstreamError):
     status = 400
     type = "invalid_request_error"
     code = "upstream_refused"
-    heals = False
+    retryable = False
 
 
 class RejectedByPage(Rejected):
@@ -247,32 +247,32 @@ class MissingExtra(ConfigError, ImportError):
         super().__init__([f"{package} is not installed; run: pip install 'embedroute[{extra}]'"])
 
 
-class Refusal(EmbedrouteError):
+class RequestError(EmbedrouteError):
     """The request cannot be served as it stands; sending it again will not help."""
 
     status = 400
     type = "invalid_request_error"
 
 
-class InvalidRequest(Refusal):
+class InvalidRequest(RequestError):
     """400: a bad body or value; ``param`` names the field."""
 
 
-class Unauthorized(Refusal):
+class Unauthorized(RequestError):
     """401: a missing, malformed or unknown key (RFC 6750)."""
 
     status = 401
     code = "invalid_api_key"
 
 
-class PermissionDenied(Refusal):
+class PermissionDenied(RequestError):
     """403: a good key that may not do this."""
 
     status = 403
     type = "permission_error"
 
 
-class NotFound(Refusal):
+class NotFound(RequestError):
     """404: no such path, model or eligible provider."""
 
     status = 404
@@ -291,7 +291,7 @@ class NoEligibleProvider(NotFound):
     code = "no_eligible_provider"
 
 
-class MethodNotAllowed(Refusal):
+class MethodNotAllowed(RequestError):
     """405: the path is right, the method is not."""
 
     status = 405
@@ -303,20 +303,20 @@ class MethodNotAllowed(Refusal):
         self.allow = allow
 
 
-class BodyTimeout(Refusal):
+class BodyTimeout(RequestError):
     """408: the body was not whole in time."""
 
     status = 408
     type = "timeout_error"
 
 
-class BodyTooLarge(Refusal):
+class BodyTooLarge(RequestError):
     """413: the body is over ``max_body_bytes``."""
 
     status = 413
 
 
-class UnsupportedContentType(Refusal):
+class UnsupportedContentType(RequestError):
     """415: not plain UTF-8 JSON."""
 
     status = 415

@@ -9,7 +9,7 @@ from starlette.types import Message, Receive, Scope, Send
 from embedroute.config import DialectName
 from embedroute.errors import MissingExtra
 from embedroute.gateway import Gateway
-from embedroute.server import EmbeddingsApp, FindCaller, inlined, models_operation, operation
+from embedroute.server import Authenticator, EmbeddingsApp, inlined, models_operation, operation
 
 try:
     from fastapi import APIRouter, Request, Response
@@ -83,14 +83,14 @@ class _Handed(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kept: _Kept = scope[_KEPT]
-        await self._app.door.serve(self._path, scope, kept.again(receive), send)
+        await self._app.handler.serve(self._path, scope, kept.again(receive), send)
 
 
 def embeddings_router(
     gateway: Gateway,
     *,
     dialect: DialectName | None = None,
-    caller: FindCaller | None = None,
+    authenticate: Authenticator | None = None,
     **options: Any,
 ) -> APIRouter:
     """Make a router for ``app.include_router(embeddings_router(gateway), prefix="/ai", dependencies=[…])``.
@@ -99,10 +99,10 @@ def embeddings_router(
     gateway closes with the host, and every refusal that comes from here is the dialect's JSON. Dependencies may read
     the body.
     """
-    app = EmbeddingsApp(gateway, dialect=dialect, caller=caller)
+    app = EmbeddingsApp(gateway, dialect=dialect, authenticate=authenticate)
     options["route_class"] = _keeping(options.get("route_class", APIRoute))
     router = APIRouter(lifespan=gateway.lifespan, **options)
-    spoken = app.door.dialect_name
+    spoken = app.handler.dialect_name
     for path, (method, describe) in _DOCUMENTED.items():
         # FastAPI names operations by their paths: a host may hold two of these routers, and names must not repeat.
         described = {
@@ -126,12 +126,12 @@ def embeddings_router(
                 _endpoint(app, path),
                 methods=[],
                 include_in_schema=False,
-                generate_unique_id_function=_id_of,
+                generate_unique_id_function=_make_id,
             )
     return router
 
 
-def _id_of(route: APIRoute) -> str:
+def _make_id(route: APIRoute) -> str:
     return route.path_format
 
 

@@ -15,45 +15,45 @@ import msgspec
 
 from embedroute.auth import ANYONE, Caller
 from embedroute.bootstrap import (
-    Opener,
     Options,
-    around_of,
+    RuntimeFactory,
     assembled,
     config_from_environment,
     config_from_file,
     frameless,
+    make_selection_context,
 )
 from embedroute.cache import (
     FULL_USE,
+    NO_CACHE,
     NOTHING,
-    PROBE,
-    CacheUse,
+    CachePolicy,
     Found,
     MemoryCache,
     look_up,
     look_up_in_steps,
 )
 from embedroute.config import Config
-from embedroute.errors import DeadlineExceeded, EmbedrouteError, InputRefused, Refusal
-from embedroute.execution import Asked, order_of, without
+from embedroute.errors import DeadlineExceeded, EmbedrouteError, RequestError, UpstreamRejectedInput
+from embedroute.execution import Asked, make_context, missing_keys
 from embedroute.limits import BodyBudget
-from embedroute.protocol import Embeddings, Job, make_request
+from embedroute.protocol import EmbeddingRequest, Embeddings, make_request
 from embedroute.routing import (
     PROBING,
     BreakerPolicy,
-    Candidate,
-    Decision,
-    Decisions,
-    Healths,
+    CachedSelection,
+    HealthRegistry,
     Plan,
+    ResolvedEndpoint,
     RetryPolicy,
     Route,
+    SelectionCache,
     assemble,
     make_plan,
     make_plan_in_steps,
 )
 from embedroute.runtime import PerLoop, fairness, tasks
-from embedroute.trace import Journal, new_request_id
+from embedroute.trace import RequestTrace, new_request_id
 
 if TYPE_CHECKING:
     import httpx2
@@ -88,46 +88,46 @@ class Gateway:
         self.keys = parts.keys
         self.bodies = BodyBudget.of(self.settings)
         self.directory = parts.directory
-        self.healths = Healths(breaker or BreakerPolicy())
+        self.healths = HealthRegistry(breaker or BreakerPolicy())
         self.cache = MemoryCache(config.cache.bytes, config.cache.ttl, time.monotonic)
         self._store = self.cache.store
-        around = around_of(parts, self.healths)
-        self.decisions = Decisions(
+        around = make_selection_context(parts, self.healths)
+        self.decisions = SelectionCache(
             self.directory, around, shared_cache=config.cache.shared, debug=self.settings.debug
         )
-        opener = Opener(self.settings, http_client, self.healths, retries or RetryPolicy())
+        opener = RuntimeFactory(self.settings, http_client, self.healths, retries or RetryPolicy())
         self.runtime = PerLoop("embedroute", opener.open)
 
     @classmethod
     @frameless
     def from_file(
-        cls, path: str | os.PathLike[str] | None = None, **parts: Unpack[Options]
+        cls, path: str | os.PathLike[str] | None = None, **options: Unpack[Options]
     ) -> Self:
         """Read ``path``, or the file that ``EMBEDROUTE_CONFIG`` names.
 
         Raises:
             ConfigError: there is no such file, or it has mistakes.
         """
-        return cls(config_from_file(path, parts.get("environ", os.environ)), **parts)
+        return cls(config_from_file(path, options.get("environ", os.environ)), **options)
 
     @classmethod
     @frameless
-    def from_env(cls, **parts: Unpack[Options]) -> Self:
+    def from_env(cls, **options: Unpack[Options]) -> Self:
         """Turn on every provider whose key variable is set, and the local model if it is installed.
 
         Raises:
             ConfigError: ``EMBEDROUTE_AUTH`` does not state who may call.
         """
-        return cls(config_from_environment(parts.get("environ", os.environ)), **parts)
+        return cls(config_from_environment(options.get("environ", os.environ)), **options)
 
     async def embed(
         self,
-        input: Job | str | Sequence[object],
+        input: EmbeddingRequest | str | Sequence[object],
         *,
         model: str = "",
         caller: Caller = ANYONE,
-        journal: Journal | None = None,
-        cached: CacheUse = FULL_USE,
+        journal: RequestTrace | None = None,
+        cache_policy: CachePolicy = FULL_USE,
         **fields: object,
     ) -> Embeddings:
         """Embed ``input``, of any shape and with any ``fields`` that ``POST /v1/embeddings`` takes.
@@ -137,7 +137,7 @@ class Gateway:
         """
         job = (
             input
-            if isinstance(input, Job)
+            if isinstance(input, EmbeddingRequest)
             else make_request({"input": input, "model": model, **fields}, self.limits)
         )
         async with tasks.watch() as watch:
@@ -147,8 +147,8 @@ class Gateway:
                 Asked(
                     job=job,
                     caller=caller,
-                    journal=journal or Journal(new_request_id()),
-                    cached=cached,
+                    journal=journal or RequestTrace(new_request_id()),
+                    cache_policy=cache_policy,
                     deadline=deadline,
                     watch=watch,
                 )
@@ -170,7 +170,7 @@ class Gateway:
         return self._embed_or_fall_back(decision, decision.fallback, asked)
 
     async def _embed_or_fall_back(
-        self, decision: Decision, other: Route, asked: Asked
+        self, decision: CachedSelection, other: Route, asked: Asked
     ) -> Embeddings:
         """One request, at another model if all of the first's endpoints fail; each endpoint has its share of the time."""
         share = self.settings.deadline / (len(decision.route.candidates) + 1)
@@ -178,7 +178,7 @@ class Gateway:
             return await self._embed(
                 decision, msgspec.structs.replace(asked, deadline=asked.deadline - share)
             )
-        except (Refusal, InputRefused):
+        except (RequestError, UpstreamRejectedInput):
             raise
         except EmbedrouteError as failure:
             try:
@@ -187,12 +187,12 @@ class Gateway:
                 )
             except EmbedrouteError:
                 raise failure from None
-            asked.journal.fallback = other.public
+            asked.journal.fallback = other.public_name
             return answer
 
-    async def _embed(self, decision: Decision, asked: Asked) -> Embeddings:
+    async def _embed(self, decision: CachedSelection, asked: Asked) -> Embeddings:
         """One request, from a decision to vectors."""
-        journal, cached, owner = asked.journal, asked.cached, decision.owner
+        journal, cached, owner = asked.journal, asked.cache_policy, decision.owner
         if journal.events is not None:
             decision.selection.tell(journal, asked.job.user)
         if asked.job.large:
@@ -201,13 +201,13 @@ class Gateway:
             plan = make_plan(asked.job.inputs, decision.shared)
             held = look_up(self.cache, plan.work, decision) if cached.read else NOTHING
         found = held.vectors
-        journal.looked_up(plan.keys, found, held.claims)
+        journal.record_cache(plan.keys, found, held.claims)
         if held.claims and cached.store:
             self.cache.claim(dict(held.claims.values()))
-        missing = without(plan.work, found) if found else plan.work
+        missing = missing_keys(plan.work, found) if found else plan.work
         if missing:
             loop = await self.runtime.get()
-            order = order_of(
+            order = make_context(
                 asked, decision, self._store if owner is None else partial(self._store, owner=owner)
             )
             candidates = decision.selection.candidates
@@ -227,13 +227,13 @@ class Gateway:
                     )  # it waited for others, who stored
         rows, tokens, journal.estimated = assemble(plan, found)
         return Embeddings(
-            rows=rows, model=decision.route.public, prompt_tokens=tokens, journal=journal
+            rows=rows, model=decision.route.public_name, prompt_tokens=tokens, journal=journal
         )
 
-    async def _look_up_large(self, asked: Asked, decision: Decision) -> tuple[Plan, Found]:
+    async def _look_up_large(self, asked: Asked, decision: CachedSelection) -> tuple[Plan, Found]:
         """Plan a large request and look it up, in steps that let the event loop go on."""
         plan = await fairness.step_by_step(make_plan_in_steps(asked.job.inputs, decision.shared))
-        if not asked.cached.read:
+        if not asked.cache_policy.read:
             return plan, NOTHING
         return plan, await fairness.step_by_step(look_up_in_steps(self.cache, plan.work, decision))
 
@@ -242,7 +242,7 @@ class Gateway:
         return caller.may_debug(otherwise=self.settings.debug)
 
     async def embed_at(
-        self, candidate: Candidate, input: Sequence[str], *, model: str
+        self, candidate: ResolvedEndpoint, input: Sequence[str], *, model: str
     ) -> Embeddings:
         """Embed texts at one endpoint of a model, past lists, the cache and other requests: so endpoints are compared.
 
@@ -257,8 +257,8 @@ class Gateway:
         asked = Asked(
             job=job,
             caller=ANYONE,
-            journal=Journal(new_request_id()),
-            cached=PROBE,
+            journal=RequestTrace(new_request_id()),
+            cache_policy=NO_CACHE,
             deadline=deadline,
         )
         return await self._embed(self.decisions.decide_at(route, job, ANYONE, asked.journal), asked)

@@ -52,14 +52,14 @@ Part = TextPart | ImagePart
 Input = str | tuple[int, ...] | tuple[Part, ...]
 
 
-def kind_of(first: Input) -> Kind:
+def detect_kind(first: Input) -> Kind:
     """Tell the kind of a request's inputs from its first one."""
     if isinstance(first, str):
         return Kind.TEXT
     return Kind.TOKENS if isinstance(first[0], int) else Kind.PARTS
 
 
-def size_of(item: Input) -> int:
+def estimate_size(item: Input) -> int:
     """Estimate the tokens of one input: exact for ids, UTF-8 bytes / 4 for text, at least 1.
 
     An image counts as 258 tokens, which is what Gemini bills for one (ai.google.dev, token counting).
@@ -74,16 +74,16 @@ def size_of(item: Input) -> int:
     )
 
 
-def sizes_of(items: Collection[Input]) -> list[int]:
-    """Estimate the tokens of each of a request's inputs, which are of one kind, as ``size_of`` does."""
+def estimate_sizes(items: Collection[Input]) -> list[int]:
+    """Estimate the tokens of each of a request's inputs, which are of one kind, as ``estimate_size`` does."""
     if all_text(items):
         return [max(1, len(text) // 4) if text.isascii() else text_size(text) for text in items]
-    return [size_of(item) for item in items]
+    return [estimate_size(item) for item in items]
 
 
 def letters_in(items: Collection[Input]) -> int:
     """Count the characters and token ids of a request's inputs, and the characters of URLs of images."""
-    if kind_of(next(iter(items), "")) is not Kind.PARTS:
+    if detect_kind(next(iter(items), "")) is not Kind.PARTS:
         return sum(map(len, items))
     parts = chain.from_iterable(cast("Collection[tuple[Part, ...]]", items))
     return sum(
@@ -102,9 +102,9 @@ def text_size(text: str) -> int:
     return max(1, length // 4)
 
 
-def modalities_of(items: Sequence[Input]) -> frozenset[str]:
+def list_modalities(items: Sequence[Input]) -> frozenset[str]:
     """Name the modalities that a request's inputs hold: ``text``, ``image``."""
-    if kind_of(items[0]) is not Kind.PARTS:
+    if detect_kind(items[0]) is not Kind.PARTS:
         return frozenset({"text"})
     kinds = set(map(type, chain.from_iterable(items)))
     return frozenset("image" if kind is ImagePart else "text" for kind in kinds)
@@ -113,6 +113,6 @@ def modalities_of(items: Sequence[Input]) -> frozenset[str]:
 def images_in(items: Collection[Input]) -> int:
     """Count the images of a request's inputs, which are what a price by the image is for."""
     first = next(iter(items), "")
-    if kind_of(first) is not Kind.PARTS:
+    if detect_kind(first) is not Kind.PARTS:
         return 0
     return Counter(map(type, chain.from_iterable(items)))[ImagePart]

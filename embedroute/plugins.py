@@ -12,11 +12,11 @@ import msgspec
 from embedroute.backend import Accepts, BackendBase
 from embedroute.config import (
     Config,
-    Fitted,
+    ConvertResult,
     KnownProvider,
     Provider,
-    Unread,
-    fit,
+    UnknownFields,
+    convert_fields,
     known_providers,
     quoted,
 )
@@ -39,7 +39,7 @@ BUILT_IN: Final[Mapping[str, str]] = {
 """The same names stand in our own entry points; from here they are known even where a package's metadata is left out."""
 
 
-class Listed(msgspec.Struct, frozen=True):
+class BackendEntry(msgspec.Struct, frozen=True):
     """A backend that can be named in a config: its name, where its code is, and who ships it."""
 
     name: str
@@ -59,22 +59,22 @@ def _scanned() -> "Sequence[EntryPoint]":
     return tuple(entry for entry in found if BUILT_IN.get(entry.name) != entry.value)
 
 
-def listed() -> list[Listed]:
+def listed() -> list[BackendEntry]:
     """List every backend that can be named, by name; nothing is imported."""
-    own = [Listed(name, value, "embedroute") for name, value in BUILT_IN.items()]
+    own = [BackendEntry(name, value, "embedroute") for name, value in BUILT_IN.items()]
     return sorted(
         own + [it for it in _of_others() if not _is_shipped(it.name)], key=lambda it: it.name
     )
 
 
-def unused() -> list[Listed]:
+def unused() -> list[BackendEntry]:
     """List the installed backends whose name is that of a provider in the shipped table: its own code is used instead."""
     return sorted((it for it in _of_others() if _is_shipped(it.name)), key=lambda it: it.name)
 
 
-def _of_others() -> list[Listed]:
+def _of_others() -> list[BackendEntry]:
     return [
-        Listed(entry.name, entry.value, entry.dist.name if entry.dist else "?")
+        BackendEntry(entry.name, entry.value, entry.dist.name if entry.dist else "?")
         for entry in _scanned()
     ]
 
@@ -85,24 +85,24 @@ def _is_shipped(name: str) -> bool:
     return name not in BUILT_IN and row is not None and row.backend is not None
 
 
-def origin_of(backend: BackendBase) -> tuple[str, str]:
+def find_origin(backend: BackendBase) -> tuple[str, str]:
     """Return where the code of a backend is and which distribution brings it, "" if none lists it as a backend."""
     kind = type(backend)
     for it in sorted(listed(), key=lambda it: it.name not in BUILT_IN):
         module, _, attribute = it.value.partition(":")
         # Nothing is imported: the module of a backend that was made is loaded.
-        if module in sys.modules and _attribute_of(sys.modules[module], attribute) is kind:
+        if module in sys.modules and _get_attribute(sys.modules[module], attribute) is kind:
             return it.value, it.distribution
     return f"{kind.__module__}:{kind.__qualname__}", ""
 
 
-def _attribute_of(found: object, path: str) -> object:
+def _get_attribute(found: object, path: str) -> object:
     for part in path.split("."):
         found = getattr(found, part, None)
     return found
 
 
-def bases_of(config: Config, known: Mapping[str, KnownProvider]) -> dict[str, str]:
+def known_provider_of(config: Config, known: Mapping[str, KnownProvider]) -> dict[str, str]:
     """Configured slug → the slug of the shipped row that is about it; none where another backend was put there.
 
     That is the slug's own base, or the known provider that ``backend`` names.
@@ -128,10 +128,10 @@ def load(name: str) -> type[BackendBase]:
     Raises:
         EmbedrouteError: it is not installed, two packages claim the name, or it does not import.
     """
-    return _imported(_claim(name))
+    return _imported(_find(name))
 
 
-def _claim(name: str, also: Sequence[str] = ()) -> Listed:
+def _find(name: str, also: Sequence[str] = ()) -> BackendEntry:
     claims = [it for it in listed() if it.name == name]
     if not claims:
         raise EmbedrouteError(
@@ -143,7 +143,7 @@ def _claim(name: str, also: Sequence[str] = ()) -> Listed:
     return claims[0]
 
 
-def _imported(claim: Listed) -> type[BackendBase]:
+def _imported(claim: BackendEntry) -> type[BackendBase]:
     try:
         module, _, attribute = claim.value.partition(":")
         found: object = importlib.import_module(module)
@@ -175,7 +175,7 @@ def build_backends(
     known: Mapping[str, KnownProvider],
     bases: Mapping[str, str],
     environ: Mapping[str, str],
-    unread: Unread,
+    unread: UnknownFields,
 ) -> tuple[dict[str, BackendBase], list[str]]:
     """Make the backend of every configured provider; what does not fit is named in the second part."""
     built: dict[str, BackendBase] = {}
@@ -215,27 +215,32 @@ def _build(
         raise EmbedrouteError(
             "backend must be a name, or an object whose class is an HTTPBackend, LocalBackend or Backend"
         )
-    claim = _claim(row.backend or said or slug.partition("/")[0], also)
+    claim = _find(row.backend or said or slug.partition("/")[0], also)
     return _made(place, claim, {**row.options, **provider.options}, environ)
 
 
 def _made(
-    place: str, claim: Listed, options: Mapping[str, object], environ: Mapping[str, str]
+    place: str, claim: BackendEntry, options: Mapping[str, object], environ: Mapping[str, str]
 ) -> tuple[BackendBase | None, list[str]]:
-    backend, fitted = _imported(claim), Fitted({}, [], set())
+    backend, fitted = _imported(claim), ConvertResult({}, [], set())
     try:
-        fitted = fit(place, options, backend, environ, Provider.__struct_fields__)
+        fitted = convert_fields(place, options, backend, environ, Provider.__struct_fields__)
         unread = {name: None for name in backend.__struct_fields__ if name in fitted.unread}
         made = backend(**{**unread, **fitted.values})
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001 - as in _imported, it harms no other
         refused = [f"[{place}] {claim.whose} cannot be made: {_worded(error)}"]
-        return None, [*fitted.mistakes, *(refused if _holds(error, backend, fitted) else ())]
+        return None, [
+            *fitted.mistakes,
+            *(refused if _is_independent_error(error, backend, fitted) else ()),
+        ]
     return (None if fitted.mistakes else made), fitted.mistakes
 
 
-def _holds(error: BaseException, backend: type[BackendBase], fitted: Fitted) -> bool:
+def _is_independent_error(
+    error: BaseException, backend: type[BackendBase], fitted: ConvertResult
+) -> bool:
     """Whether the options would be refused so with the mistaken ones mended too; if in doubt, not."""
     if not fitted.mistakes or isinstance(error, MissingExtra):
         return True

@@ -16,12 +16,12 @@ def new_request_id() -> str:
 Event = Mapping[str, Any]
 
 
-class Journal(msgspec.Struct, eq=False):
+class RequestTrace(msgspec.Struct, eq=False):
     """The record of one request, written on the way and read by the dialect.
 
     ``hits`` counts the inputs whose vectors the cache held because this caller had asked for them,
     ``shared_hits`` those among the ``misses`` that it held for others; only logs tell of these.
-    ``events`` is None unless a trace was asked for, ``sent`` and ``got``
+    ``events`` is None unless a trace was asked for, ``sent`` and ``received``
     unless the upstream's bodies were, of which ``sent_bytes`` and ``got_bytes`` are kept so far;
     ``full`` says whether values and input text may stand in them.
     """
@@ -40,31 +40,31 @@ class Journal(msgspec.Struct, eq=False):
     full: bool = False
     events: list[Event] | None = None
     sent: list[Event] | None = None
-    got: list[Event] | None = None
+    received: list[Event] | None = None
     sent_bytes: int = 0
     got_bytes: int = 0
 
     def __repr__(self) -> str:
         """Name the request, and show nothing of what it asked and was told."""
-        return f"Journal({self.request_id!r})"
+        return f"RequestTrace({self.request_id!r})"
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
         """Show no more in rich."""
         return [("request_id", self.request_id)]
 
-    def open(self, *, trace: bool, sent: bool, got: bool, full: bool) -> None:
+    def open(self, *, trace: bool, sent: bool, received: bool, full: bool) -> None:
         """Turn on what debug asked for."""
         self.full = full
         self.events = [] if trace else None
         self.sent = [] if sent else None
-        self.got = [] if got else None
+        self.received = [] if received else None
 
     @property
-    def keeps(self) -> bool:
+    def captures_bodies(self) -> bool:
         """Whether any upstream body is to be kept."""
-        return self.sent is not None or self.got is not None
+        return self.sent is not None or self.received is not None
 
-    def named(self, status: int) -> Collection[str]:
+    def providers_for(self, status: int) -> Collection[str]:
         """The providers that an answer names: who gave its vectors or, in an error, who was called for them."""
         if status < 400:
             return self.providers
@@ -77,7 +77,7 @@ class Journal(msgspec.Struct, eq=False):
             (_billed(prices, tokens, images) for prices, tokens, images in self.bills), Decimal(0)
         )
 
-    def looked_up(
+    def record_cache(
         self,
         keys: Sequence[bytes],
         found: Container[bytes],
@@ -91,9 +91,9 @@ class Journal(msgspec.Struct, eq=False):
         self.hits = sum([key in found for key in keys]) - self.shared_hits if found else 0
         self.misses = len(keys) - self.hits
         if self.events is not None:
-            self.note("cache", "looked up", hits=self.hits, misses=self.misses)
+            self.add_event("cache", "looked up", hits=self.hits, misses=self.misses)
 
-    def served(
+    def record_usage(
         self,
         provider: str,
         prices: Mapping[str, Decimal],
@@ -112,7 +112,7 @@ class Journal(msgspec.Struct, eq=False):
         for modality, count in modality_tokens.items():
             self.modality_tokens[modality] = self.modality_tokens.get(modality, 0) + count
 
-    def note(
+    def add_event(
         self, stage: str, action: str, values: Event | None = None, /, **facts: object
     ) -> None:
         """Add an event to the trace, if there is one; ``values`` stand only in a full one. No secrets."""
@@ -121,13 +121,13 @@ class Journal(msgspec.Struct, eq=False):
                 {"stage": stage, "action": action, **facts, **((values or {}) if self.full else {})}
             )
 
-    def shown(self) -> dict[str, Any]:
+    def debug_fields(self) -> dict[str, Any]:
         """What debug asked to see and there was, by the names it has on the wire."""
-        if self.events is self.sent is self.got is None:
+        if self.events is self.sent is self.received is None:
             return {}
         shown = {
             "upstream_request": _one_or_all(self.sent),
-            "upstream_response": _one_or_all(self.got),
+            "upstream_response": _one_or_all(self.received),
             "trace": self.events,
         }
         return {name: value for name, value in shown.items() if value}

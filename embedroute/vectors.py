@@ -8,8 +8,8 @@ import orjson
 import pybase64
 from numpy.typing import NDArray
 
-from embedroute.errors import BadAnswer
-from embedroute.runtime import in_turns
+from embedroute.errors import InvalidUpstreamResponse
+from embedroute.runtime import chunked
 
 Number = np.float32 | np.int8 | np.uint8
 Array = NDArray[Number]
@@ -35,7 +35,7 @@ def from_lists(rows: Sequence[Sequence[float]], dtype: str = "float") -> Array:
     """Make an (n, d) array of rows of JSON numbers.
 
     Raises:
-        BadAnswer: the rows differ in width, or hold something that is not a number of ``dtype``.
+        InvalidUpstreamResponse: the rows differ in width, or hold something that is not a number of ``dtype``.
     """
     try:
         found = np.asarray(rows)
@@ -43,7 +43,7 @@ def from_lists(rows: Sequence[Sequence[float]], dtype: str = "float") -> Array:
         found = np.empty(0)
     # Told the dtype, numpy would take null for NaN and the text "1" for 1, so it says what it sees first.
     if found.ndim != 2 or found.dtype.kind not in "fiu":
-        raise BadAnswer("The upstream's rows are not lists of numbers of one width.")
+        raise InvalidUpstreamResponse("The upstream's rows are not lists of numbers of one width.")
     exact = found.astype(np.float64, copy=False)
     if dtype == "float":
         with np.errstate(over="ignore"):
@@ -52,7 +52,7 @@ def from_lists(rows: Sequence[Sequence[float]], dtype: str = "float") -> Array:
     if exact.size and not (
         np.all(exact == np.trunc(exact)) and exact.min() >= bounds.min and exact.max() <= bounds.max
     ):
-        raise BadAnswer(f"The upstream's rows do not hold {dtype} numbers.")
+        raise InvalidUpstreamResponse(f"The upstream's rows do not hold {dtype} numbers.")
     return exact.astype(DTYPES[dtype])
 
 
@@ -60,26 +60,26 @@ def from_base64(rows: Sequence[str | bytes | memoryview], dtype: str = "float") 
     """Make an (n, d) array of rows of base64 text, each little-endian numbers of ``dtype``.
 
     Raises:
-        BadAnswer: a row is not strict base64, not whole numbers long, or of another width than the first.
+        InvalidUpstreamResponse: a row is not strict base64, not whole numbers long, or of another width than the first.
     """
     try:
         # As strict as binascii's strict mode, and many times as fast: it works on whole registers.
         raw = pybase64.b64decode(rows[0], validate=True) if len(rows) == 1 else _packed(rows)
         return _shaped(raw, len(rows), dtype)
     except (TypeError, ValueError):
-        raise BadAnswer("The upstream's rows are not base64.") from None
+        raise InvalidUpstreamResponse("The upstream's rows are not base64.") from None
 
 
 def _packed(rows: Sequence[str | bytes | memoryview]) -> memoryview:
     """Put each row in its place while it is in the processor's cache; joining them all at last costs three times as much."""
     room, size = memoryview(b""), 0
-    for group in in_turns(len(rows), sum(map(len, rows))):
+    for group in chunked(len(rows), sum(map(len, rows))):
         for at, text in enumerate(rows[group], group.start):
             row = pybase64.b64decode(text, validate=True)
             if at == 0:
                 room, size = np.empty(len(rows) * len(row), U8).data, len(row)
             if len(row) != size:
-                raise BadAnswer("The upstream's rows differ in width.")
+                raise InvalidUpstreamResponse("The upstream's rows differ in width.")
             room[at * size : at * size + size] = row
     return room
 
@@ -88,18 +88,18 @@ def from_bytes(rows: Sequence[bytes], dtype: str = "float") -> Array:
     """Make an (n, d) array of rows of raw little-endian numbers.
 
     Raises:
-        BadAnswer: the rows differ in length, or are not whole numbers long.
+        InvalidUpstreamResponse: the rows differ in length, or are not whole numbers long.
     """
     if len(set(map(len, rows))) > 1:
-        raise BadAnswer("The upstream's rows differ in width.")
+        raise InvalidUpstreamResponse("The upstream's rows differ in width.")
     return _shaped(rows[0] if len(rows) == 1 else b"".join(rows), len(rows), dtype)
 
 
 def _shaped(raw: bytes | memoryview, count: int, dtype: str) -> Array:
     if not count:
-        raise BadAnswer("The upstream answered no rows.")
+        raise InvalidUpstreamResponse("The upstream answered no rows.")
     if len(raw) % (count * DTYPES[dtype].itemsize):
-        raise BadAnswer("The upstream's rows are not whole numbers long.")
+        raise InvalidUpstreamResponse("The upstream's rows are not whole numbers long.")
     return np.frombuffer(raw, DTYPES[dtype]).reshape(count, -1 if raw else 0)
 
 
@@ -109,7 +109,7 @@ def from_digests(rows: Sequence[bytes]) -> Array:
     return unit(whole * np.float64(2) + 1)
 
 
-def mean_of(table: Array, picked: Sequence[int]) -> Array:
+def mean(table: Array, picked: Sequence[int]) -> Array:
     """Average the rows ``picked`` of (v, d) ``table``: (d,); piece by piece, so that a long text stays small and exact."""
     pieces = (
         table[picked[start : start + 512]].sum(axis=0) for start in range(0, len(picked), 512)
@@ -123,7 +123,7 @@ def check(array: Array, count: int, width: int | None, dtype: str = "float") -> 
     Quantised rows may be zero: a zero byte is a value there.
 
     Raises:
-        BadAnswer: says which of these does not hold.
+        InvalidUpstreamResponse: says which of these does not hold.
     """
     # Whatever a plugin made of it becomes a plain array; a masked one, whose holes would pass for numbers, becomes none.
     array = (
@@ -132,20 +132,22 @@ def check(array: Array, count: int, width: int | None, dtype: str = "float") -> 
         else np.asarray(None if isinstance(array, np.ma.MaskedArray) else array)
     )
     if array.ndim != 2 or len(array) != count:
-        raise BadAnswer(
+        raise InvalidUpstreamResponse(
             f"The upstream answered {len(array) if array.ndim else 0} rows for {count} inputs."
         )
     if array.shape[1] == 0 or (width is not None and array.shape[1] != width):
-        raise BadAnswer(
+        raise InvalidUpstreamResponse(
             f"The upstream answered vectors of {array.shape[1]} numbers where {width} were due."
         )
     if dtype == "float" and array.dtype != FLOAT32 and array.dtype.kind == "f":
         with np.errstate(over="ignore"):
             array = array.astype(FLOAT32)
     if array.dtype != DTYPES[dtype]:
-        raise BadAnswer(f"The upstream answered {array.dtype} numbers where {dtype} ones were due.")
+        raise InvalidUpstreamResponse(
+            f"The upstream answered {array.dtype} numbers where {dtype} ones were due."
+        )
     if dtype == "float" and not _sound(array):
-        raise BadAnswer(
+        raise InvalidUpstreamResponse(
             "The upstream answered a vector that is zero or holds a number that is not finite."
         )
     return array
@@ -166,10 +168,10 @@ def truncate(array: Array, width: int) -> Array:
     """Cut (n, d) matryoshka vectors to (n, width) and scale each to length 1 (float64 inside, float32 out).
 
     Raises:
-        BadAnswer: a row's first ``width`` numbers are all zero.
+        InvalidUpstreamResponse: a row's first ``width`` numbers are all zero.
     """
     return gathered(
-        len(array), (_cut(array[group], width) for group in in_turns(len(array), array.nbytes))
+        len(array), (_cut(array[group], width) for group in chunked(len(array), array.nbytes))
     )
 
 
@@ -177,7 +179,7 @@ def _cut(array: Array, width: int) -> Array:
     cut = array[:, :width].astype(np.float64)
     norms = np.linalg.norm(cut, axis=1, keepdims=True)
     if not norms.all():
-        raise BadAnswer(
+        raise InvalidUpstreamResponse(
             "The upstream answered a vector that is zero once it is cut to the width asked for."
         )
     return (cut / norms).astype(FLOAT32)
@@ -187,7 +189,7 @@ def gathered(count: int, groups: Iterable[Array]) -> Array:
     """Put groups of rows, ``count`` rows in all, on top of each other: (count, d), each copied once.
 
     Raises:
-        BadAnswer: they differ in width.
+        InvalidUpstreamResponse: they differ in width.
     """
     whole, filled = np.empty((0, 0), FLOAT32), 0
     for group in groups:
@@ -197,7 +199,7 @@ def gathered(count: int, groups: Iterable[Array]) -> Array:
             whole = np.empty((count, group.shape[1]), group.dtype)
         # numpy would spread a row of one number over a whole row.
         if group.shape[1] != whole.shape[1]:
-            raise BadAnswer("The upstream's rows differ in width.")
+            raise InvalidUpstreamResponse("The upstream's rows differ in width.")
         whole[filled : filled + len(group)] = group
         filled += len(group)
     return whole
@@ -215,12 +217,12 @@ def stack(rows: Sequence[Array]) -> Array:
     """Put n rows of (d,) on top of each other: (n, d).
 
     Raises:
-        BadAnswer: they differ in width, as the answers of an endpoint whose width nobody declared may.
+        InvalidUpstreamResponse: they differ in width, as the answers of an endpoint whose width nobody declared may.
     """
     try:
         return np.stack(rows)
     except ValueError:
-        raise BadAnswer(
+        raise InvalidUpstreamResponse(
             "The upstream's vectors of one model differ in width; declare its dimensions."
         ) from None
 

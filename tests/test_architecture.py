@@ -89,7 +89,7 @@ CALLERS = {
         "runtime/fairness.py",
         "testing/scripted.py",
     },
-    "judge": {"execution/dispatcher.py", "cli/verify.py"},
+    "decide_next": {"execution/dispatcher.py"},
     "wait_before": {"execution/dispatcher.py"},
     **dict.fromkeys(("eval", "exec", "__import__", "breakpoint"), frozenset[str]()),
 }
@@ -279,7 +279,7 @@ DOC = '"""Says."""\n'
         (
             imports_down,
             "routing/planning.py",
-            "def f():\n    from embedroute.execution import Widths",
+            "def f():\n    from embedroute.execution import WidthRegistry",
             "imports embedroute.execution",
         ),
         (
@@ -355,8 +355,8 @@ DOC = '"""Says."""\n'
         (
             leaves_calls_to_their_place,
             "execution/attempt.py",
-            "judge(1, 2, 3)",
-            "calls judge",
+            "decide_next(1, 2, 3)",
+            "calls decide_next",
         ),
         (leaves_calls_to_their_place, "config/loader.py", "eval('1')", "calls eval"),
         (

@@ -12,9 +12,9 @@ import pytest
 from starlette.authentication import BaseUser, SimpleUser, UnauthenticatedUser
 
 from embedroute import Config, ConfigError, EmbeddingsMiddleware, Gateway, Provider, embeddings_app
-from embedroute.auth import ANYONE, LONGEST_KEY, Caller, KeyRing, bearer_token, cache_scope
+from embedroute.auth import ANYONE, LONGEST_KEY, ApiKeys, Caller, bearer_token, cache_scope
 from embedroute.backend import Secret
-from embedroute.config import Key
+from embedroute.config import ApiKey
 from embedroute.errors import PermissionDenied, Unauthorized
 from embedroute.fastapi import embeddings_router
 from embedroute.testing import ScriptedBackend
@@ -22,11 +22,11 @@ from tests.support.asgi_client import call
 
 KEY = "sk-er-0123456789abcdef"
 LONGEST = "k" * LONGEST_KEY
-RING = KeyRing(
+RING = ApiKeys(
     {
-        "plain": Key(key=Secret(KEY)),
-        "longest": Key(key=Secret(LONGEST)),
-        "limited": Key(
+        "plain": ApiKey(key=Secret(KEY)),
+        "longest": ApiKey(key=Secret(LONGEST)),
+        "limited": ApiKey(
             key=Secret("sk-limited"),
             models=["m"],
             debug=False,
@@ -57,7 +57,7 @@ def headers(*values):
     ],
 )
 def test_a_key_names_its_caller(value, name):
-    assert name == RING.identify(headers(value)).name
+    assert name == RING.authenticate(headers(value)).name
 
 
 MALFORMED = "An API key is required; send one header 'Authorization: Bearer KEY'."
@@ -98,7 +98,7 @@ UNKNOWN = "Incorrect API key provided; check the Authorization header."
 def test_anything_else_is_refused(values, message):
     """Two headers are refused even if both are good: proxies differ in which one they mean."""
     with pytest.raises(Unauthorized) as caught:
-        RING.identify(headers(*values))
+        RING.authenticate(headers(*values))
 
     assert message == caught.value.message
     assert (caught.value.status, caught.value.code) == (401, "invalid_api_key")
@@ -109,7 +109,7 @@ def test_anything_else_is_refused(values, message):
 )
 def test_no_other_header_is_a_credential(name):
     with pytest.raises(Unauthorized):
-        RING.identify([(name, f"Bearer {KEY}".encode())])
+        RING.authenticate([(name, f"Bearer {KEY}".encode())])
 
 
 def test_a_caller_is_what_its_table_says():
@@ -122,8 +122,8 @@ def test_a_caller_is_what_its_table_says():
         namespace="team",
     )
 
-    assert expected == RING.identify(headers("Bearer sk-limited"))
-    assert Caller(name="plain") == RING.identify(headers(f"Bearer {KEY}"))
+    assert expected == RING.authenticate(headers("Bearer sk-limited"))
+    assert Caller(name="plain") == RING.authenticate(headers(f"Bearer {KEY}"))
 
 
 def test_the_token_is_handed_out_as_it_came():
@@ -132,7 +132,7 @@ def test_the_token_is_handed_out_as_it_came():
 
 def test_a_ring_keeps_no_key():
     """Neither shown nor anywhere among what it holds; and two rings share no digest."""
-    ring = KeyRing({"plain": Key(key=Secret(KEY))})
+    ring = ApiKeys({"plain": ApiKey(key=Secret(KEY))})
     held = repr(vars(ring)) + repr(gc.get_referents(ring))
 
     assert KEY not in held
@@ -142,7 +142,7 @@ def test_a_ring_keeps_no_key():
 
 def test_a_ring_without_keys_knows_nobody():
     with pytest.raises(Unauthorized):
-        KeyRing({}).identify(headers(f"Bearer {KEY}"))
+        ApiKeys({}).authenticate(headers(f"Bearer {KEY}"))
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,12 @@ async def asked_of(caller=None, *, method="POST", **scope):
     body = b'{"model":"hashed/m","input":"a"}'
     headers = [("content-type", "application/json")]
     return await call(
-        embeddings_app(gateway, caller=caller), method, "/v1/embeddings", headers, [body], **scope
+        embeddings_app(gateway, authenticate=caller),
+        method,
+        "/v1/embeddings",
+        headers,
+        [body],
+        **scope,
     )
 
 
@@ -394,8 +399,8 @@ def test_a_callers_function_that_would_not_be_asked_is_a_config_error(door, auth
         Config(gateway={"auth": auth}, keys={"k": {"key": KEY}}, providers={"hashed": {}})
     )
 
-    with pytest.raises(ConfigError, match=f'caller= works only .* here auth = "{auth}"'):
-        door(gateway, caller=ada)
+    with pytest.raises(ConfigError, match=f'authenticate= works only .* here auth = "{auth}"'):
+        door(gateway, authenticate=ada)
     door(gateway)
 
 
@@ -419,10 +424,11 @@ def test_a_callers_function_that_is_not_async_is_a_config_error(door, function, 
     gateway = Gateway(Config(gateway={"auth": "host"}, providers={"hashed": {}}))
 
     with pytest.raises(ConfigError) as caught:
-        door(gateway, caller=function)
+        door(gateway, authenticate=function)
 
     assert (
-        caught.value.message == f"caller={named} is not an async function; write it with async def."
+        caught.value.message
+        == f"authenticate={named} is not an async function; write it with async def."
     )
 
 

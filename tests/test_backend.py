@@ -22,12 +22,12 @@ from embedroute.backend import (
     HTTPBackend,
     LocalBackend,
     Secret,
-    UpstreamReply,
     UpstreamRequest,
+    UpstreamResponse,
     Vectors,
     write_in_pieces,
 )
-from embedroute.errors import BadAnswer, RateLimited
+from embedroute.errors import InvalidUpstreamResponse, RateLimited
 from embedroute.inputs import ImagePart, ImageURL, Kind, TextPart
 
 HIDDEN = "sk-hidden-2f9c"
@@ -132,7 +132,7 @@ def test_the_example_of_the_docs_builds_this_request():
 
 def test_the_example_of_the_docs_reads_this_reply():
     found = Acme(api_key=Secret("k")).parse(
-        Batch(model="m", texts=("a",)), UpstreamReply(200, {}, b'{"vectors":[[1,2]],"tokens":3}')
+        Batch(model="m", texts=("a",)), UpstreamResponse(200, {}, b'{"vectors":[[1,2]],"tokens":3}')
     )
 
     assert (found.array.tolist(), found.prompt_tokens) == ([[1, 2]], 3)
@@ -252,7 +252,7 @@ def test_a_body_that_is_written_in_pieces_holds_no_half_of_a_pair():
 )
 @pytest.mark.parametrize("asked", ["x-tok", "X-Tok", "X-TOK"])
 def test_a_header_of_a_reply_is_found_without_regard_to_case(headers, asked):
-    held = UpstreamReply(200, headers, b"").headers
+    held = UpstreamResponse(200, headers, b"").headers
 
     assert ("9", "9", True, None) == (
         held[asked],
@@ -265,11 +265,11 @@ def test_a_header_of_a_reply_is_found_without_regard_to_case(headers, asked):
 
 
 def test_a_reply_may_be_made_of_another():
-    reply = UpstreamReply(200, {"X-Tok": "9"}, b"{}")
+    reply = UpstreamResponse(200, {"X-Tok": "9"}, b"{}")
 
     assert (
         reply
-        == UpstreamReply(200, reply.headers, b"{}")
+        == UpstreamResponse(200, reply.headers, b"{}")
         == msgspec.structs.replace(reply, status=200)
     )
 
@@ -279,8 +279,8 @@ def test_a_reply_may_be_made_of_another():
     [b"", b"{", b"<html>", b"\xff", b'"\xff"', b"[" * 100_000, b"{} x", b"NaN", b'{"a":1}'],
 )
 def test_a_body_of_another_shape_is_a_bad_answer(content):
-    with pytest.raises(BadAnswer, match="not the JSON"):
-        UpstreamReply(200, {}, content).json(list[int])
+    with pytest.raises(InvalidUpstreamResponse, match="not the JSON"):
+        UpstreamResponse(200, {}, content).json(list[int])
 
 
 @pytest.mark.parametrize(
@@ -288,18 +288,18 @@ def test_a_body_of_another_shape_is_a_bad_answer(content):
 )
 def test_a_body_is_read_into_any_type(kind):
     for _ in range(2):
-        assert [1, 2] == UpstreamReply(200, {}, b"[1,2]").json(kind)
+        assert [1, 2] == UpstreamResponse(200, {}, b"[1,2]").json(kind)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'"\xff"', b"[" * 100_000, b"{} x", b"NaN"])
 def test_what_is_not_json_at_all_is_a_bad_answer(content):
-    with pytest.raises(BadAnswer, match="not the JSON"):
-        UpstreamReply(200, {}, content).json()
+    with pytest.raises(InvalidUpstreamResponse, match="not the JSON"):
+        UpstreamResponse(200, {}, content).json()
 
 
 def test_a_bad_answer_repeats_nothing_of_the_body():
-    with pytest.raises(BadAnswer) as caught:
-        UpstreamReply(200, {}, b'["%s"]' % HIDDEN.encode()).json(list[int])
+    with pytest.raises(InvalidUpstreamResponse) as caught:
+        UpstreamResponse(200, {}, b'["%s"]' % HIDDEN.encode()).json(list[int])
 
     assert HIDDEN not in caught.value.message
 
@@ -365,7 +365,9 @@ def test_a_cap_that_lets_nothing_through_is_refused(cap):
 
 def test_a_failure_is_judged_by_what_the_providers_document():
     for name in ("retry-after", "Retry-After"):
-        found = Acme(api_key=SECRET).fault(UpstreamReply(429, {name: "7"}, b'{"detail":"slow"}'))
+        found = Acme(api_key=SECRET).map_error(
+            UpstreamResponse(429, {name: "7"}, b'{"detail":"slow"}')
+        )
 
         assert (RateLimited, 7) == (type(found), found.retry_after)
 
@@ -374,7 +376,7 @@ def test_a_method_left_out_says_so():
     batch = Batch(model="m", texts=("a",))
     attempts = [
         lambda: HTTPBackend().build(batch),
-        lambda: HTTPBackend().parse(batch, UpstreamReply(200, {}, b"")),
+        lambda: HTTPBackend().parse(batch, UpstreamResponse(200, {}, b"")),
         lambda: LocalBackend().load(),
         lambda: LocalBackend().run(None, batch),
         lambda: Backend().embed(batch).send(None),

@@ -40,7 +40,7 @@ def example(kind):
         error = kind(
             "It failed.", param="input[3]", code="a_code", retry_after=7, upstream_status=418
         )
-        error.told, error.provider, error.counted = "its words", "up", True
+        error.matched_text, error.provider, error.already_recorded = "its words", "up", True
     else:
         error = kind("It failed.", param="input[3]", code="a_code", retry_after=7)
     error.add_note("while testing")

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from embedroute.backend import Batch, Secret, UpstreamReply
+from embedroute.backend import Batch, Secret, UpstreamResponse
 from embedroute.testing import check_backend
 from example_app.acme_backend.acme_backend import Acme
 from tests.support.commands import pip, run, serving
@@ -77,7 +77,7 @@ def test_the_backend_speaks_acmes_words():
     batch = Batch(model="large", texts=["a", "b"], dimensions=2)
 
     request = acme.build(batch)
-    found = acme.parse(batch, UpstreamReply(200, {}, b'{"vectors":[[1,0],[0,1]],"tokens":7}'))
+    found = acme.parse(batch, UpstreamResponse(200, {}, b'{"vectors":[[1,0],[0,1]],"tokens":7}'))
 
     assert (request.url, request.content) == (
         "https://acme.test/embed",

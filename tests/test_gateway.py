@@ -11,10 +11,16 @@ import pytest
 
 from embedroute import Caller, Config, ConfigError, EmbedrouteError, Gateway, Provider
 from embedroute.backend import Accepts, Vectors
-from embedroute.errors import InputRefused, InvalidRequest, KeyRefused, RateLimited, Unavailable
+from embedroute.errors import (
+    InvalidRequest,
+    RateLimited,
+    UpstreamAuthError,
+    UpstreamRejectedInput,
+    UpstreamUnavailable,
+)
 from embedroute.routing import RetryPolicy
 from embedroute.testing import ScriptedBackend, expected_vector
-from embedroute.trace import Journal
+from embedroute.trace import RequestTrace
 from tests.fault_upstream import Upstream, vectors_of
 from tests.support.wait import until, until_on_loop
 
@@ -64,7 +70,7 @@ async def test_every_shape_of_input_comes_back_row_by_row(given, expected):
 
 
 @trio_too
-@pytest.mark.parametrize("then", [0.0, Unavailable("down")])
+@pytest.mark.parametrize("then", [0.0, UpstreamUnavailable("down")])
 async def test_a_suffix_sets_the_input_type_at_the_model_and_at_its_fallback(then):
     backends = ScriptedBackend(width=WIDTH, then=then), ScriptedBackend(width=WIDTH)
     gateway = gateway_of(backends[0], second=backends[1])
@@ -141,10 +147,10 @@ async def test_a_caller_uses_only_its_models():
 @pytest.mark.parametrize(
     ("failure", "model"),
     [
-        (Unavailable("down"), "n"),
-        (KeyRefused("no"), "n"),
+        (UpstreamUnavailable("down"), "n"),
+        (UpstreamAuthError("no"), "n"),
         (RateLimited("slow", retry_after=100), "n"),
-        (InputRefused("odd"), None),
+        (UpstreamRejectedInput("odd"), None),
     ],
 )
 async def test_another_model_is_used_only_where_the_config_says_so_and_the_answer_then_says_so(
@@ -152,11 +158,11 @@ async def test_another_model_is_used_only_where_the_config_says_so_and_the_answe
 ):
     gateway, journal = (
         gateway_of(ScriptedBackend(then=failure), second=ScriptedBackend(width=WIDTH)),
-        Journal("r"),
+        RequestTrace("r"),
     )
 
     if model is None:
-        with pytest.raises(InputRefused):
+        with pytest.raises(UpstreamRejectedInput):
             await gateway.embed(["a", "b"], model="m", journal=journal)
     else:
         answer = await gateway.embed(["a", "b"], model="m", journal=journal)
@@ -182,11 +188,13 @@ async def test_another_model_is_used_only_where_the_config_says_so_and_the_answe
 async def test_another_model_stands_in_only_where_request_and_key_allow_it(fields, may):
     """Else the first one's own failure is told, and not what the other would have had against the request."""
     gateway, journal = (
-        gateway_of(ScriptedBackend(then=Unavailable("down")), second=ScriptedBackend(width=WIDTH)),
-        Journal("r"),
+        gateway_of(
+            ScriptedBackend(then=UpstreamUnavailable("down")), second=ScriptedBackend(width=WIDTH)
+        ),
+        RequestTrace("r"),
     )
 
-    with pytest.raises(Unavailable):
+    with pytest.raises(UpstreamUnavailable):
         await gateway.embed(
             "a", model="m", journal=journal, caller=Caller(name="c", models=may), **fields
         )
@@ -209,7 +217,7 @@ async def test_a_failure_is_shared_only_by_those_who_asked_alike():
 
     async def fails(_batch):
         await failing.wait()
-        raise Unavailable("down")
+        raise UpstreamUnavailable("down")
 
     gateway = gateway_of(ScriptedBackend(script=[fails], width=WIDTH))
 
@@ -271,7 +279,7 @@ async def test_a_rest_is_waited_for_by_whoever_has_the_time(rest, later, told, c
 
 @trio_too
 async def test_cost_and_attempts_are_counted():
-    journal = Journal("r")
+    journal = RequestTrace("r")
 
     answer = await gateway_of(ScriptedBackend(width=WIDTH)).embed(
         ["abcd" * 10, "abcd" * 5], model="m", journal=journal

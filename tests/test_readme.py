@@ -14,11 +14,11 @@ import msgspec
 import pytest
 
 from embedroute import (
+    ApiKey,
     CacheSettings,
     ConfigError,
     Endpoint,
     Gateway,
-    Key,
     Model,
     Provider,
     Settings,
@@ -190,7 +190,7 @@ def default_of(field: msgspec.structs.FieldInfo) -> str:
     ("heading", "struct"),
     [
         ("## `[gateway]`", Settings),
-        ("## `[keys.NAME]`", Key),
+        ("## `[keys.NAME]`", ApiKey),
         ("## `[cache]`", CacheSettings),
         ("## `[providers.SLUG]`", Provider),
         ("All other keys are options of the backend, for `openai`:", OpenAI),

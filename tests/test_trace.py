@@ -4,12 +4,12 @@ from decimal import Decimal
 
 import pytest
 
-from embedroute.trace import Journal
+from embedroute.trace import RequestTrace
 
 
 def opened(**what):
-    journal = Journal("r")
-    journal.open(**{"trace": False, "sent": False, "got": False, "full": False, **what})
+    journal = RequestTrace("r")
+    journal.open(**{"trace": False, "sent": False, "received": False, "full": False, **what})
     return journal
 
 
@@ -24,34 +24,34 @@ def opened(**what):
             [{"stage": "s", "action": "a", "fact": 1, "value": 2}],
         ),
         ({"sent": True}, True, []),
-        ({"got": True}, True, []),
+        ({"received": True}, True, []),
     ],
 )
 def test_only_what_was_asked_for_is_kept(what, keeps, notes):
     journal = opened(**what)
 
-    journal.note("s", "a", {"value": 2}, fact=1)
+    journal.add_event("s", "a", {"value": 2}, fact=1)
 
-    assert journal.keeps == keeps
-    assert journal.shown() == ({"trace": notes} if notes else {})
+    assert journal.captures_bodies == keeps
+    assert journal.debug_fields() == ({"trace": notes} if notes else {})
 
 
 def test_one_body_stands_alone_and_several_in_a_list():
-    journal = opened(sent=True, got=True)
+    journal = opened(sent=True, received=True)
     journal.sent.append({"n": 1})
-    assert journal.shown() == {"upstream_request": {"n": 1}}
+    assert journal.debug_fields() == {"upstream_request": {"n": 1}}
 
     journal.sent.append({"n": 2})
-    assert journal.shown() == {"upstream_request": [{"n": 1}, {"n": 2}]}
+    assert journal.debug_fields() == {"upstream_request": [{"n": 1}, {"n": 2}]}
 
 
 def test_what_calls_cost_and_count_adds_up():
-    journal = Journal("r")
-    journal.served("a", {"prompt": Decimal(2)}, 3, {"text": 1})
-    journal.served(
+    journal = RequestTrace("r")
+    journal.record_usage("a", {"prompt": Decimal(2)}, 3, {"text": 1})
+    journal.record_usage(
         "b", {"prompt": Decimal(4), "request": Decimal("0.5")}, 5, {"text": 2, "image": 3}
     )
-    journal.served("a", {}, 7, {})
+    journal.record_usage("a", {}, 7, {})
 
     assert (list(journal.providers), journal.cost) == (["a", "b"], Decimal("0.500026"))
     assert journal.modality_tokens == {"text": 3, "image": 3}
@@ -83,8 +83,8 @@ ALL = {
 )
 def test_a_call_costs_its_tokens_its_images_and_itself(prices, tokens, split, images, cost):
     """Prices are by the million tokens and by the unit; tokens of an image that has a price of its own are not billed too."""
-    journal = Journal("r")
-    journal.served("a", prices, tokens, split, images=images)
+    journal = RequestTrace("r")
+    journal.record_usage("a", prices, tokens, split, images=images)
 
     assert Decimal(cost) == journal.cost
 
@@ -102,16 +102,16 @@ def test_a_call_costs_its_tokens_its_images_and_itself(prices, tokens, split, im
 )
 def test_hits_and_misses_count_inputs_and_not_work(keys, found, counts):
     """Each input is one, though equal ones are computed once."""
-    journal = Journal("r")
-    journal.looked_up(list(keys), found)
+    journal = RequestTrace("r")
+    journal.record_cache(list(keys), found)
 
     assert counts == (journal.hits, journal.misses)
 
 
 def test_a_journal_names_its_request_and_shows_nothing_of_it():
     """Error trackers print what stands in a frame."""
-    journal = Journal("req_1")
-    journal.open(trace=True, sent=True, got=True, full=True)
+    journal = RequestTrace("req_1")
+    journal.open(trace=True, sent=True, received=True, full=True)
     journal.sent.append({"input": "private"})
 
-    assert "Journal('req_1')" == repr(journal)
+    assert "RequestTrace('req_1')" == repr(journal)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from embedroute import vectors
-from embedroute.errors import BadAnswer
+from embedroute.errors import InvalidUpstreamResponse
 from embedroute.testing import close
 
 SHAPES = array_shapes(min_dims=2, max_dims=2, max_side=9)
@@ -80,7 +80,7 @@ def test_lists_come_out_as_the_nearest_float32(rows):
     ],
 )
 def test_what_is_not_rows_of_numbers_is_a_bad_answer(rows):
-    with pytest.raises(BadAnswer, match="lists of numbers"):
+    with pytest.raises(InvalidUpstreamResponse, match="lists of numbers"):
         vectors.from_lists(rows)
 
 
@@ -89,7 +89,7 @@ def test_what_is_not_rows_of_numbers_is_a_bad_answer(rows):
     [("int8", 128), ("int8", 0.5), ("uint8", -1), ("ubinary", 256), ("int8", NAN), ("int8", INF)],
 )
 def test_a_number_that_the_dtype_cannot_hold_is_a_bad_answer(dtype, number):
-    with pytest.raises(BadAnswer, match=dtype):
+    with pytest.raises(InvalidUpstreamResponse, match=dtype):
         vectors.from_lists([[number]], dtype)
 
 
@@ -111,7 +111,7 @@ def test_a_number_that_the_dtype_cannot_hold_is_a_bad_answer(dtype, number):
     ],
 )
 def test_what_is_not_rows_of_base64_is_a_bad_answer(rows, said):
-    with pytest.raises(BadAnswer, match=said):
+    with pytest.raises(InvalidUpstreamResponse, match=said):
         vectors.from_base64(rows)
 
 
@@ -152,7 +152,7 @@ def test_sound_vectors_pass(array, count, width, dtype):
     ],
 )
 def test_unsound_vectors_are_a_bad_answer(array, said):
-    with pytest.raises(BadAnswer, match=said):
+    with pytest.raises(InvalidUpstreamResponse, match=said):
         vectors.check(array, 2, 2)
 
 
@@ -163,7 +163,7 @@ def test_a_cut_vector_has_length_one_or_is_refused(array, width):
             np.linalg.norm(vectors.truncate(array, width).astype("f8"), axis=1), 1, atol=1e-6
         )
     else:
-        with pytest.raises(BadAnswer, match="zero"):
+        with pytest.raises(InvalidUpstreamResponse, match="zero"):
             vectors.truncate(array, width)
 
 
@@ -176,7 +176,7 @@ def test_scales_to_length_one(row, scaled):
 
 
 def test_scaling_leaves_what_is_not_finite_for_the_check_to_find():
-    with pytest.raises(BadAnswer, match="not finite"):
+    with pytest.raises(InvalidUpstreamResponse, match="not finite"):
         vectors.check(vectors.unit(floats([INF, 1])), 1, 2)
 
 
@@ -185,9 +185,9 @@ def test_the_mean_of_picked_rows_is_exact_however_many_they_are():
     picked = [at % 50 for at in range(5003)]
 
     assert np.allclose(
-        vectors.mean_of(table, picked), table[picked].mean(axis=0, dtype="f8"), rtol=1e-5, atol=1e-7
+        vectors.mean(table, picked), table[picked].mean(axis=0, dtype="f8"), rtol=1e-5, atol=1e-7
     )
-    assert vectors.mean_of(table, []).tolist() == [0, 0, 0, 0]
+    assert vectors.mean(table, []).tolist() == [0, 0, 0, 0]
 
 
 @given(st.lists(st.binary(min_size=6, max_size=6), min_size=1, max_size=5))

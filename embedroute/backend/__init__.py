@@ -11,8 +11,8 @@ from embedroute.backend.base import (
     HTTPBackend,
     LocalBackend,
     Vectors,
-    count_of,
-    counts_of,
+    parse_token_count,
+    parse_token_counts,
 )
 from embedroute.backend.secret import (
     Secret,
@@ -20,14 +20,14 @@ from embedroute.backend.secret import (
     behind,
     forget_frames,
     repr_as_in_rich,
-    revealed,
+    to_wire_value,
 )
 from embedroute.backend.upstream import (
     PIECE,
     Headers,
     Source,
-    UpstreamReply,
     UpstreamRequest,
+    UpstreamResponse,
     write_in_pieces,
 )
 
@@ -43,14 +43,14 @@ __all__ = [
     "Secret",
     "SecretBytes",
     "Source",
-    "UpstreamReply",
     "UpstreamRequest",
+    "UpstreamResponse",
     "Vectors",
     "behind",
-    "count_of",
-    "counts_of",
     "forget_frames",
+    "parse_token_count",
+    "parse_token_counts",
     "repr_as_in_rich",
-    "revealed",
+    "to_wire_value",
     "write_in_pieces",
 ]

@@ -12,10 +12,10 @@ import msgspec
 
 from embedroute import vectors
 from embedroute.backend.secret import repr_as_in_rich, without_credentials
-from embedroute.backend.upstream import Source, UpstreamReply, UpstreamRequest
+from embedroute.backend.upstream import Source, UpstreamRequest, UpstreamResponse
 from embedroute.errors import UpstreamError
 from embedroute.inputs import Input, Kind, Part
-from embedroute.upstream_errors import fault_of
+from embedroute.upstream_errors import classify_response
 from embedroute.vectors import Array
 
 _WHOLE = (int, Integral)
@@ -107,9 +107,9 @@ class Vectors(msgspec.Struct, frozen=True, gc=False):
         """Take n rows of d JSON numbers.
 
         Raises:
-            BadAnswer: the rows are not n lists of d numbers.
+            InvalidUpstreamResponse: the rows are not n lists of d numbers.
         """
-        return cls(vectors.from_lists(rows, dtype), count_of(prompt_tokens))
+        return cls(vectors.from_lists(rows, dtype), parse_token_count(prompt_tokens))
 
     @classmethod
     def from_base64(
@@ -122,9 +122,9 @@ class Vectors(msgspec.Struct, frozen=True, gc=False):
         """Take n rows of base64 text, each d little-endian numbers.
 
         Raises:
-            BadAnswer: a row is not strict base64 of d whole numbers.
+            InvalidUpstreamResponse: a row is not strict base64 of d whole numbers.
         """
-        return cls(vectors.from_base64(rows, dtype), count_of(prompt_tokens))
+        return cls(vectors.from_base64(rows, dtype), parse_token_count(prompt_tokens))
 
     @classmethod
     def from_bytes(
@@ -133,18 +133,18 @@ class Vectors(msgspec.Struct, frozen=True, gc=False):
         """Take n rows of raw little-endian numbers.
 
         Raises:
-            BadAnswer: a row is not d whole numbers long.
+            InvalidUpstreamResponse: a row is not d whole numbers long.
         """
-        return cls(vectors.from_bytes(rows, dtype), count_of(prompt_tokens))
+        return cls(vectors.from_bytes(rows, dtype), parse_token_count(prompt_tokens))
 
 
-def count_of(said: object) -> int | None:
+def parse_token_count(said: object) -> int | None:
     """Believe a count of tokens only where it is one: LocalAI says 0, others a string or null."""
     whole = int(said) if isinstance(said, _WHOLE) and not isinstance(said, bool) else 0
     return whole if 0 < whole < 2**31 else None
 
 
-def counts_of(said: object) -> dict[str, int]:
+def parse_token_counts(said: object) -> dict[str, int]:
     """Believe of a split of tokens by modality what is a name and a count."""
     split = (
         cast("Mapping[object, object]", said).items() if said and isinstance(said, Mapping) else ()
@@ -152,7 +152,7 @@ def counts_of(said: object) -> dict[str, int]:
     return {
         it: count
         for it, held in split
-        if isinstance(it, str) and it.isidentifier() and (count := count_of(held))
+        if isinstance(it, str) and it.isidentifier() and (count := parse_token_count(held))
     }
 
 
@@ -179,18 +179,18 @@ class HTTPBackend(BackendBase, frozen=True, kw_only=True, forbid_unknown_fields=
         """Write the request for ``batch``."""
         raise NotImplementedError
 
-    def parse(self, batch: Batch, reply: UpstreamReply) -> Vectors:
+    def parse(self, batch: Batch, response: UpstreamResponse) -> Vectors:
         """Read a 200; the host then checks count, width and numbers.
 
         Raises:
-            BadAnswer: the body is not what the API documents. ``KeyError``, ``TypeError``, ``ValueError``,
+            InvalidUpstreamResponse: the body is not what the API documents. ``KeyError``, ``TypeError``, ``ValueError``,
                 ``IndexError`` and ``AttributeError`` count as that too, so plain code is enough.
         """
         raise NotImplementedError
 
-    def fault(self, reply: UpstreamReply) -> UpstreamError:
+    def map_error(self, response: UpstreamResponse) -> UpstreamError:
         """Judge an answer that is not a 2xx; the default reads the shapes that the providers document."""
-        return fault_of(reply.status, reply.headers, reply.content)
+        return classify_response(response.status, response.headers, response.content)
 
 
 class LocalBackend(BackendBase, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -75,7 +75,7 @@ class SecretBytes(msgspec.Struct, frozen=True, gc=False):
     __repr__ = repr_as_in_rich
 
 
-def revealed(value: str | Secret) -> str:
+def to_wire_value(value: str | Secret) -> str:
     """Return the text of a header's value, whether or not it is marked as secret."""
     return value.reveal() if isinstance(value, Secret) else value
 

@@ -13,8 +13,8 @@ from typing import Any, Final, Self, TypeVar, cast
 import msgspec
 
 from embedroute.backend.secret import Secret, repr_as_in_rich, without_credentials
-from embedroute.errors import BadAnswer
-from embedroute.runtime import Turn
+from embedroute.errors import InvalidUpstreamResponse
+from embedroute.runtime import TimeSlice
 
 T = TypeVar("T")
 
@@ -64,7 +64,7 @@ class UpstreamRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
             content = _ENCODER.encode(kept)
             has_null = b"null" in content
         # The encoder writes such a number as null, so nearly no body has to be searched for one.
-        if has_null and (lost := next(_wordless(msgspec.to_builtins(kept), "body"), None)):
+        if has_null and (lost := next(_non_finite(msgspec.to_builtins(kept), "body"), None)):
             raise ValueError(f"{lost}, which JSON cannot say.")
         if bearer is not None and bearer.reveal():
             headers = {
@@ -92,11 +92,11 @@ def write_in_pieces(build: Callable[[], T]) -> T:
 def _in_pieces(body: object) -> tuple[bytes, bool]:
     """Write a body, and tell whether anything but a text in it may be null."""
     # A buffer that grows is not copied when it is given away: joining pieces would hold the loop up.
-    written, null, turn = BytesIO(), False, Turn()
+    written, null, turn = BytesIO(), False, TimeSlice()
     for piece, is_text in _pieces(body):
         written.write(piece)
         null = null or (not is_text and b"null" in piece)
-        turn.rest()
+        turn.yield_gil()
     return written.getvalue(), null
 
 
@@ -146,15 +146,15 @@ def _pieces_of_text(text: str) -> Iterator[bytes]:
     yield b'"'
 
 
-def _wordless(value: object, place: str) -> Iterator[str]:
+def _non_finite(value: object, place: str) -> Iterator[str]:
     if isinstance(value, float) and not math.isfinite(value):
         yield f"{place} is {value}"
     elif isinstance(value, dict):
         for name, inner in cast("dict[object, object]", value).items():
-            yield from _wordless(inner, f"{place}.{name}")
+            yield from _non_finite(inner, f"{place}.{name}")
     elif isinstance(value, list | tuple):
         for at, inner in enumerate(cast("list[object]", value)):
-            yield from _wordless(inner, f"{place}[{at}]")
+            yield from _non_finite(inner, f"{place}[{at}]")
 
 
 class Headers(Mapping[str, str]):
@@ -202,7 +202,7 @@ class Source:
         self.caught = False
 
 
-class UpstreamReply(msgspec.Struct, frozen=True, gc=False):
+class UpstreamResponse(msgspec.Struct, frozen=True, gc=False):
     """One HTTP answer of an upstream; its headers are found without regard to case.
 
     ``source`` is set by the engine on a response that came over a reused connection.
@@ -228,15 +228,17 @@ class UpstreamReply(msgspec.Struct, frozen=True, gc=False):
         """Decode the body, into ``type`` if one is given.
 
         Raises:
-            BadAnswer: the body is not JSON, or not of that type.
+            InvalidUpstreamResponse: the body is not JSON, or not of that type.
         """
         try:
-            return _decoder_of(type).decode(self.content)
+            return _get_decoder(type).decode(self.content)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise BadAnswer(f"The upstream's body is not the JSON that was due: {error}") from None
+            raise InvalidUpstreamResponse(
+                f"The upstream's body is not the JSON that was due: {error}"
+            ) from None
 
 
-def _decoder_of(type: object) -> msgspec.json.Decoder[object]:
+def _get_decoder(type: object) -> msgspec.json.Decoder[object]:
     """A decoder is made once for each type, of which a backend has few."""
     try:
         return _known_decoder(type)

@@ -11,9 +11,9 @@ from typing import Final, TypeVar
 import msgspec
 
 from embedroute import vectors
-from embedroute.backend import UpstreamReply
-from embedroute.errors import BadAnswer
-from embedroute.runtime import Turn, in_turns
+from embedroute.backend import UpstreamResponse
+from embedroute.errors import InvalidUpstreamResponse
+from embedroute.runtime import TimeSlice, chunked
 from embedroute.vectors import Array
 
 T = TypeVar("T")
@@ -30,8 +30,8 @@ _MARK: Final = b'"%b %%d"' % secrets.token_hex(8).encode()
 _ROWS: Final = msgspec.json.Decoder(list[str | list[float]])
 
 
-def read_apart(
-    reply: UpstreamReply,
+def split_vectors(
+    response: UpstreamResponse,
     kind: type[T],
     name: str,
     found: Callable[[T], Iterable[msgspec.Raw]],
@@ -43,19 +43,19 @@ def read_apart(
     At most ``count`` are due.
 
     Raises:
-        BadAnswer: the body is not JSON, or not of that kind, or holds more vectors.
+        InvalidUpstreamResponse: the body is not JSON, or not of that kind, or holds more vectors.
     """
-    rest, taken = lifted(reply.content, name, 2 * count)
+    rest, taken = lifted(response.content, name, 2 * count)
     if taken:
         with suppress(
-            BadAnswer
+            InvalidUpstreamResponse
         ):  # something else of that name was taken out as well: the whole body says
-            answer = _read(UpstreamReply(reply.status, reply.headers, rest), kind, count)
+            answer = _read(UpstreamResponse(response.status, response.headers, rest), kind, count)
             if [bytes(raw) for raw in found(answer)] == [
                 _MARK % at for at in range(len(taken))
             ] and len(taken) <= count:
                 return answer, taken
-    answer = _read(reply, kind, count)
+    answer = _read(response, kind, count)
     texts = [memoryview(raw) for raw in found(answer)]
     refuse_more_rows(len(texts), count)
     return answer, texts
@@ -65,21 +65,23 @@ def refuse_more_rows(rows: int, count: int) -> None:
     """Refuse an answer of more ``rows`` than the ``count`` that are due, before their numbers are read.
 
     Raises:
-        BadAnswer: there are more.
+        InvalidUpstreamResponse: there are more.
     """
     if rows > count:
-        raise BadAnswer(f"The upstream answered {rows} rows for {count} inputs.")
+        raise InvalidUpstreamResponse(f"The upstream answered {rows} rows for {count} inputs.")
 
 
-def _read(reply: UpstreamReply, kind: type[T], count: int) -> T:
+def _read(response: UpstreamResponse, kind: type[T], count: int) -> T:
     """Decode an answer that has few enough JSON objects: one for a row, two for what its vector stands in, and 64."""
-    objects, turn = 0, Turn(len(reply.content))
-    for start in range(0, len(reply.content), SCANNED):
-        objects += reply.content.count(b"{", start, start + SCANNED)
+    objects, turn = 0, TimeSlice(len(response.content))
+    for start in range(0, len(response.content), SCANNED):
+        objects += response.content.count(b"{", start, start + SCANNED)
         if objects > 3 * count + 64:
-            raise BadAnswer(f"The upstream answered more rows than the {count} that were due.")
-        turn.rest()
-    return reply.json(kind)
+            raise InvalidUpstreamResponse(
+                f"The upstream answered more rows than the {count} that were due."
+            )
+        turn.yield_gil()
+    return response.json(kind)
 
 
 @lru_cache
@@ -99,7 +101,7 @@ def lifted(content: bytes, name: str, most: int = sys.maxsize) -> tuple[bytes, l
         list[bytes | memoryview](),
         list[memoryview](),
         0,
-        Turn(len(content)),
+        TimeSlice(len(content)),
     )
     if (first := _begins(name, r'["\[]').search(content)) is None:
         return content, []
@@ -110,7 +112,7 @@ def lifted(content: bytes, name: str, most: int = sys.maxsize) -> tuple[bytes, l
         left += [whole[at : begun.start(1)], _MARK % len(taken)]
         taken.append(whole[begun.start(1) : ends + 1])
         at = ends + 1
-        turn.rest()
+        turn.yield_gil()
     left.append(whole[at:])
     return b"".join(left), taken
 
@@ -121,18 +123,20 @@ def array_of_texts(
     """Make an (n, d) array of n vectors in JSON, each base64 or d numbers, of which ``width`` are due if that is known.
 
     Raises:
-        BadAnswer: one is neither, or of another width, or longer than the numbers that are due can be.
+        InvalidUpstreamResponse: one is neither, or of another width, or longer than the numbers that are due can be.
     """
     longest = vectors.TEXT_OF_NUMBER * (width or vectors.WIDEST) + 1024
     if any(len(text) > longest for text in texts):
-        raise BadAnswer(
+        raise InvalidUpstreamResponse(
             "The upstream answered a vector that is longer than the numbers that were due."
         )
     if all(text[0] == ord('"') for text in texts):
-        with suppress(BadAnswer):  # some write slashes as "\/", which is JSON and no base64
+        with suppress(
+            InvalidUpstreamResponse
+        ):  # some write slashes as "\/", which is JSON and no base64
             return vectors.from_base64([text[1:-1] for text in texts], dtype)
     size = sum(map(len, texts))
-    turns = in_turns(len(texts), size, max(1, NUMBERS * len(texts) // max(1, size)))
+    turns = chunked(len(texts), size, max(1, NUMBERS * len(texts) // max(1, size)))
     return vectors.gathered(len(texts), (array_of(_decoded(texts[turn]), dtype) for turn in turns))
 
 
@@ -140,14 +144,16 @@ def _decoded(texts: Sequence[memoryview]) -> list[str | list[float]]:
     try:
         return _ROWS.decode(b"[" + b",".join(texts) + b"]")
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise BadAnswer(f"The upstream's body is not the JSON that was due: {error}") from None
+        raise InvalidUpstreamResponse(
+            f"The upstream's body is not the JSON that was due: {error}"
+        ) from None
 
 
 def array_of(rows: Sequence[str | Sequence[float]], dtype: str = "float") -> Array:
     """Make an (n, d) array of n vectors, each base64 or d numbers.
 
     Raises:
-        BadAnswer: one is neither, or of another width.
+        InvalidUpstreamResponse: one is neither, or of another width.
     """
     texts = [row for row in rows if isinstance(row, str)]
     if len(texts) == len(rows):

@@ -5,15 +5,15 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from embedroute.backend import Batch, UpstreamReply, Vectors, count_of
+from embedroute.backend import Batch, UpstreamResponse, Vectors, parse_token_count
 from embedroute.backends._json_scan import (
     LONG,
     array_of,
     array_of_texts,
-    read_apart,
     refuse_more_rows,
+    split_vectors,
 )
-from embedroute.errors import BadAnswer, UpstreamError
+from embedroute.errors import InvalidUpstreamResponse, UpstreamError
 
 STATUSES: Final = {
     "context_length_exceeded": 400,
@@ -79,47 +79,49 @@ _USAGE: Final = msgspec.json.Decoder(Usage)
 
 
 def read(
-    batch: Batch, reply: UpstreamReply, fault: Callable[[UpstreamReply], UpstreamError]
+    batch: Batch, response: UpstreamResponse, map_error: Callable[[UpstreamResponse], UpstreamError]
 ) -> Vectors:
     """Read a 200 whose rows are as ``Row`` says, in any order that ``index`` makes good.
 
     Raises:
-        BadAnswer: the body is of another shape, or the indexes are not 0 … n-1.
-        UpstreamError: the body is an error; ``fault`` judges it by the status that its code stands for.
+        InvalidUpstreamResponse: the body is of another shape, or the indexes are not 0 … n-1.
+        UpstreamError: the body is an error; ``map_error`` judges it by the status that its code stands for.
     """
     texts: Sequence[memoryview] = ()
-    if len(reply.content) < LONG:
-        answer = reply.json(Answer)
+    if len(response.content) < LONG:
+        answer = response.json(Answer)
     else:
-        answer, texts = read_apart(reply, LongAnswer, "embedding", _raw, len(batch))
+        answer, texts = split_vectors(response, LongAnswer, "embedding", _raw, len(batch))
     if answer.data is None or bytes(answer.error) not in EMPTY:
-        raise _fault_in(answer.error, reply, fault)
+        raise _fault_in(answer.error, response, map_error)
     count = len(batch)
     if len(answer.data) > count:
         refuse_more_rows(len(answer.data), count)
     indexes = [row.index for row in answer.data]
     if isinstance(answer, LongAnswer):
-        array = array_of_texts(in_order(texts, indexes), batch.dtype, batch.width)
+        array = array_of_texts(sort_by_index(texts, indexes), batch.dtype, batch.width)
     else:
-        array = array_of(in_order([row.embedding for row in answer.data], indexes), batch.dtype)
-    return Vectors(array, _prompt_tokens(answer.usage, reply.headers))
+        array = array_of(
+            sort_by_index([row.embedding for row in answer.data], indexes), batch.dtype
+        )
+    return Vectors(array, _prompt_tokens(answer.usage, response.headers))
 
 
 def _raw(answer: LongAnswer) -> list[msgspec.Raw]:
     return [row.embedding for row in answer.data or ()]
 
 
-def in_order(rows: Sequence[T], indexes: Sequence[int | None]) -> Sequence[T]:
+def sort_by_index(rows: Sequence[T], indexes: Sequence[int | None]) -> Sequence[T]:
     """Put rows in the order of their indexes; rows that have none are in order.
 
     Raises:
-        BadAnswer: an index is missing beside others, comes twice, or is out of range.
+        InvalidUpstreamResponse: an index is missing beside others, comes twice, or is out of range.
     """
     if indexes == list(range(len(rows))) or not any(index is not None for index in indexes):
         return rows
     placed = dict(zip(indexes, rows, strict=True))
     if placed.keys() != set(range(len(rows))):
-        raise BadAnswer(
+        raise InvalidUpstreamResponse(
             f"The upstream's {len(rows)} rows are not numbered 0 to {len(rows) - 1}, each once."
         )
     return [placed[index] for index in range(len(rows))]
@@ -131,7 +133,9 @@ def _prompt_tokens(usage: msgspec.Raw, headers: Mapping[str, str]) -> int | None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         told = Usage()
     # Headers are only read where they are wanted, which is hardly ever.
-    count = count_of(told.prompt_tokens) or first_count(told.prompt_tokens, told.total_tokens)
+    count = parse_token_count(told.prompt_tokens) or first_count(
+        told.prompt_tokens, told.total_tokens
+    )
     return count or first_count(*(_whole(headers.get(name, "")) for name in COUNTED))
 
 
@@ -142,19 +146,21 @@ def _whole(text: str) -> int | None:
 def first_count(*said: object) -> int | None:
     """Take the first of what is said that is a count of tokens; some JSON writers make floats of all numbers."""
     whole = (int(it) if isinstance(it, float) and it.is_integer() else it for it in said)
-    return next((count for it in whole if (count := count_of(it)) is not None), None)
+    return next((count for it in whole if (count := parse_token_count(it)) is not None), None)
 
 
 def _fault_in(
-    error: msgspec.Raw, reply: UpstreamReply, fault: Callable[[UpstreamReply], UpstreamError]
+    error: msgspec.Raw,
+    response: UpstreamResponse,
+    map_error: Callable[[UpstreamResponse], UpstreamError],
 ) -> UpstreamError:
-    status = _status_of(error)
+    status = _parse_status(error)
     if 400 <= status <= 599:
-        return fault(UpstreamReply(status, reply.headers, reply.content))
-    return BadAnswer(fault(reply).message, upstream_status=reply.status)
+        return map_error(UpstreamResponse(status, response.headers, response.content))
+    return InvalidUpstreamResponse(map_error(response).message, upstream_status=response.status)
 
 
-def _status_of(error: msgspec.Raw) -> int:
+def _parse_status(error: msgspec.Raw) -> int:
     try:
         code = msgspec.json.decode(error, type=Fault).code
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

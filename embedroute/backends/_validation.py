@@ -64,12 +64,12 @@ def check_headers(option: str, headers: Mapping[str, str | Secret]) -> None:
 
 
 def _check_value(name: str, value: str | Secret | None) -> None:
-    fault = _fault_of(value.reveal() if isinstance(value, Secret) else value)
+    fault = _find_fault(value.reveal() if isinstance(value, Secret) else value)
     if fault:  # raised here, and not where the text is a variable: frames stay with an error
         raise ValueError(f"{name} {fault}")
 
 
-def _fault_of(text: str | None) -> str:
+def _find_fault(text: str | None) -> str:
     if text and not _VALUE.fullmatch(text):
         return "holds a line break or another character that no header can carry"
     if text and text != text.strip(" \t"):

@@ -16,14 +16,14 @@ from embedroute.backend import (
     Batch,
     HTTPBackend,
     Secret,
-    UpstreamReply,
     UpstreamRequest,
+    UpstreamResponse,
     Vectors,
 )
-from embedroute.backends._json_scan import array_of_texts, read_apart
+from embedroute.backends._json_scan import array_of_texts, split_vectors
 from embedroute.backends._openai_response import first_count
 from embedroute.backends._validation import check_base_url, check_values
-from embedroute.errors import BadAnswer, InputRefused
+from embedroute.errors import InvalidUpstreamResponse, UpstreamRejectedInput
 from embedroute.inputs import Part, TextPart
 
 TASKS: Final[Mapping[str, tuple[str, str]]] = {
@@ -96,11 +96,11 @@ class Gemini(HTTPBackend, frozen=True, kw_only=True):
         """Write one request per input; the key goes in a header, for an URL shows in logs.
 
         Raises:
-            InputRefused: a title without a document, or an input type for an image alone.
+            UpstreamRejectedInput: a title without a document, or an input type for an image alone.
         """
         title = batch.options.get("title")
         if title is not None and batch.input_type != "document":
-            raise InputRefused(
+            raise UpstreamRejectedInput(
                 "'title' goes with the task type RETRIEVAL_DOCUMENT only; set that, or leave 'title' out.",
                 param="embedding_options.google.title",
             )
@@ -117,17 +117,17 @@ class Gemini(HTTPBackend, frozen=True, kw_only=True):
             url, {"requests": requests}, headers={"x-goog-api-key": self.api_key}
         )
 
-    def parse(self, batch: Batch, reply: UpstreamReply) -> Vectors:
+    def parse(self, batch: Batch, response: UpstreamResponse) -> Vectors:
         """Read the vectors, and scale those to length 1 that the model leaves as they fall."""
-        answer, texts = read_apart(
-            reply,
+        answer, texts = split_vectors(
+            response,
             Answer,
             "values",
             lambda said: [row.values for row in said.embeddings],
             len(batch),
         )
         if not all(text[0] == ord("[") for text in texts):
-            raise BadAnswer("The upstream's rows are not lists of numbers.")
+            raise InvalidUpstreamResponse("The upstream's rows are not lists of numbers.")
         usage = _usage(answer.usage_metadata)
         tokens = first_count(usage.prompt_token_count)
         found = array_of_texts(texts, width=batch.width)
@@ -163,7 +163,7 @@ def _prefixed(
             (place for place, part in enumerate(parts) if isinstance(part, TextPart)), None
         )
         if first is None:
-            raise InputRefused(
+            raise UpstreamRejectedInput(
                 "'input_type' is told to this model in words, so an image needs a text beside it; leave 'input_type' out.",
                 param="input_type",
             )
@@ -176,5 +176,7 @@ def _part(part: Part) -> dict[str, object]:
         return {"text": part.text}
     media_type, comma, payload = part.image_url.url.removeprefix("data:").partition(";base64,")
     if not comma:
-        raise InputRefused("This model takes images as base64 'data:' URLs only.", param="input")
+        raise UpstreamRejectedInput(
+            "This model takes images as base64 'data:' URLs only.", param="input"
+        )
     return {"inline_data": {"mime_type": media_type, "data": payload}}

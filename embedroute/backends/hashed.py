@@ -7,7 +7,7 @@ import msgspec
 
 from embedroute import vectors
 from embedroute.backend import Accepts, Backend, Batch, Vectors
-from embedroute.inputs import ImagePart, Input, Part, TextPart, sizes_of
+from embedroute.inputs import ImagePart, Input, Part, TextPart, estimate_sizes
 
 DEFAULT_WIDTH = 256
 
@@ -50,7 +50,7 @@ def hash_batch(batch: Batch, width: int) -> Vectors:
     """Hash each input of ``batch``, to ``width`` numbers unless the batch says another width."""
     due = batch.dimensions or batch.width or width
     digests = [digest(item, batch.input_type, due) for item in batch.inputs]
-    return Vectors(vectors.from_digests(digests), prompt_tokens=sum(sizes_of(batch.inputs)))
+    return Vectors(vectors.from_digests(digests), prompt_tokens=sum(estimate_sizes(batch.inputs)))
 
 
 def digest(item: Input, input_type: str | None, width: int) -> bytes:

@@ -10,8 +10,8 @@ from embedroute.backend import (
     Batch,
     HTTPBackend,
     Secret,
-    UpstreamReply,
     UpstreamRequest,
+    UpstreamResponse,
     Vectors,
 )
 from embedroute.backends import _openai_response
@@ -52,6 +52,6 @@ class Mistral(HTTPBackend, frozen=True):
             f"{self.base_url.rstrip('/')}/embeddings", body, bearer=self.api_key
         )
 
-    def parse(self, batch: Batch, reply: UpstreamReply) -> Vectors:
+    def parse(self, batch: Batch, response: UpstreamResponse) -> Vectors:
         """Read OpenAI's shape; a quantised row is a list of integers, ⌈d/8⌉ of them for the binary kinds."""
-        return _openai_response.read(batch, reply, self.fault)
+        return _openai_response.read(batch, response, self.map_error)

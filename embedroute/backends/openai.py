@@ -14,8 +14,8 @@ from embedroute.backend import (
     Batch,
     HTTPBackend,
     Secret,
-    UpstreamReply,
     UpstreamRequest,
+    UpstreamResponse,
     Vectors,
 )
 from embedroute.backends import _openai_response
@@ -82,6 +82,6 @@ class OpenAI(HTTPBackend, frozen=True, kw_only=True, dict=True):
             UpstreamRequest.json("", {}, bearer=self.api_key, headers={**ours, **given}).headers
         )
 
-    def parse(self, batch: Batch, reply: UpstreamReply) -> Vectors:
+    def parse(self, batch: Batch, response: UpstreamResponse) -> Vectors:
         """Read base64 or numbers, whichever the server chose to send."""
-        return _openai_response.read(batch, reply, self.fault)
+        return _openai_response.read(batch, response, self.map_error)

@@ -54,7 +54,7 @@ class WordLlama(LocalBackend, frozen=True):
     def run(self, model: Model, batch: Batch) -> Vectors:
         """Average the token vectors of each text, as ``WordLlama.embed(norm=True)`` does, and count the tokens."""
         encoded = model.tokenizer.encode_batch_fast(list(batch.texts), add_special_tokens=False)
-        means = vectors.stack([vectors.mean_of(model.embedding, text.ids) for text in encoded])
+        means = vectors.stack([vectors.mean(model.embedding, text.ids) for text in encoded])
         unit = vectors.truncate(means, batch.dimensions or batch.width or means.shape[1])
         return Vectors(unit, prompt_tokens=sum(len(text.ids) for text in encoded))
 

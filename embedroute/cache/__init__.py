@@ -5,16 +5,16 @@ It may import ``routing``, the contracts and the foundation.
 
 from embedroute.cache.lookup import NOTHING, Found, look_up, look_up_in_steps
 from embedroute.cache.memory import MOST_OWNERS, OVERHEAD, OWNER, MemoryCache
-from embedroute.cache.policy import FULL_USE, PROBE, CacheUse
+from embedroute.cache.policy import FULL_USE, NO_CACHE, CachePolicy
 
 __all__ = [
     "FULL_USE",
     "MOST_OWNERS",
     "NOTHING",
+    "NO_CACHE",
     "OVERHEAD",
     "OWNER",
-    "PROBE",
-    "CacheUse",
+    "CachePolicy",
     "Found",
     "MemoryCache",
     "look_up",

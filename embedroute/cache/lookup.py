@@ -6,10 +6,10 @@ import msgspec
 
 from embedroute.cache.memory import Entry, MemoryCache
 from embedroute.inputs import Input
-from embedroute.routing import Decision, Embedded, Key, cut, rekeyed_in_steps
+from embedroute.routing import CachedSelection, CacheKey, EmbeddedInput, cut, rekeyed_in_steps
 from embedroute.runtime import finished
 
-Claims = dict[Key, tuple[Key, int]]
+Claims = dict[CacheKey, tuple[CacheKey, int]]
 """Key of a hit → the entry to claim and the mark to claim it by."""
 
 
@@ -20,10 +20,10 @@ class Found(msgspec.Struct, frozen=True, gc=False):
     is not reported to the asking caller. Its value is the entry to claim and the mark to claim it by.
     """
 
-    vectors: Mapping[Key, Embedded]
+    vectors: Mapping[CacheKey, EmbeddedInput]
     claims: Claims = {}
 
-    def own(self) -> Mapping[Key, Embedded]:
+    def own(self) -> Mapping[CacheKey, EmbeddedInput]:
         """Return the vectors that are reported to the caller as hits."""
         if not self.claims:
             return self.vectors
@@ -35,8 +35,8 @@ NOTHING = Found({})
 
 def look_up(
     cache: MemoryCache,
-    work: Mapping[Key, Input],
-    decision: Decision,
+    work: Mapping[CacheKey, Input],
+    decision: CachedSelection,
 ) -> Found:
     """Find cached vectors; a matryoshka model's whole vectors serve every smaller width.
 
@@ -53,8 +53,8 @@ def look_up(
 
 def look_up_in_steps(
     cache: MemoryCache,
-    work: Mapping[Key, Input],
-    decision: Decision,
+    work: Mapping[CacheKey, Input],
+    decision: CachedSelection,
 ) -> Generator[None, None, Found]:
     """Find the same in steps, for a large request."""
     owner = decision.owner
@@ -64,7 +64,7 @@ def look_up_in_steps(
     return (yield from _with_cut(found, cache, work, decision, owner))
 
 
-def _exact(cache: MemoryCache, work: Mapping[Key, Input], owner: int | None) -> Found:
+def _exact(cache: MemoryCache, work: Mapping[CacheKey, Input], owner: int | None) -> Found:
     entries = cache.look_up(work)
     if owner is None or not entries:
         return Found(entries)
@@ -73,7 +73,7 @@ def _exact(cache: MemoryCache, work: Mapping[Key, Input], owner: int | None) -> 
 
 
 def _is_complete(
-    found: Found, cache: MemoryCache, work: Mapping[Key, Input], decision: Decision
+    found: Found, cache: MemoryCache, work: Mapping[CacheKey, Input], decision: CachedSelection
 ) -> bool:
     if decision.whole is None or not len(cache):
         return True
@@ -83,8 +83,8 @@ def _is_complete(
 def _with_cut(
     found: Found,
     cache: MemoryCache,
-    work: Mapping[Key, Input],
-    decision: Decision,
+    work: Mapping[CacheKey, Input],
+    decision: CachedSelection,
     owner: int | None,
 ) -> Generator[None, None, Found]:
     """Add the vectors that are cut from whole ones."""
@@ -102,7 +102,7 @@ def _with_cut(
 
 def _claim_cut(
     claims: Claims,
-    whole: Mapping[Key, tuple[Key, Entry]],
+    whole: Mapping[CacheKey, tuple[CacheKey, Entry]],
     owner: int,
     width: int | None,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from embedroute.routing import Embedded, Key
+from embedroute.routing import CacheKey, EmbeddedInput
 
 OVERHEAD: Final = 512
 """Bytes that an entry costs beside its numbers: key, entry, array header, and its places in the table."""
@@ -17,7 +17,7 @@ MOST_OWNERS: Final = 16
 """Owners that an entry remembers; the oldest is forgotten first."""
 
 
-class Entry(Embedded, frozen=True, kw_only=True, gc=False):
+class Entry(EmbeddedInput, frozen=True, kw_only=True, gc=False):
     """A vector that is held until ``expires``.
 
     ``owners`` are the marks of the callers who asked for it. Only they are told that it was a hit,
@@ -43,17 +43,17 @@ class MemoryCache:
         self._ttl = ttl
         self._clock = clock
         self._lock = Lock()  # loops in several threads may share one gateway
-        self._entries: OrderedDict[Key, Entry] = OrderedDict()
+        self._entries: OrderedDict[CacheKey, Entry] = OrderedDict()
 
     def __len__(self) -> int:
         """Count the entries."""
         return len(self._entries)
 
-    def look_up(self, keys: Iterable[Key]) -> dict[Key, Entry]:
+    def look_up(self, keys: Iterable[CacheKey]) -> dict[CacheKey, Entry]:
         """Find those of ``keys`` that are held, not too old, and not from a source that was caught since."""
         if not self._entries:
             return {}
-        now, found = self._clock(), dict[Key, Entry]()
+        now, found = self._clock(), dict[CacheKey, Entry]()
         with self._lock:
             for key in keys:
                 entry = self._entries.get(key)
@@ -66,7 +66,7 @@ class MemoryCache:
                 found[key] = entry
         return found
 
-    def store(self, landed: Mapping[Key, Embedded], owner: int | None = None) -> None:
+    def store(self, landed: Mapping[CacheKey, EmbeddedInput], owner: int | None = None) -> None:
         """Keep ``landed``, as copies: a row would otherwise hold its whole batch in memory."""
         if not self.limit:
             return
@@ -76,7 +76,7 @@ class MemoryCache:
                 self._put(key, item, now, owners)
             self._shrink()
 
-    def claim(self, owners: Mapping[Key, int]) -> None:
+    def claim(self, owners: Mapping[CacheKey, int]) -> None:
         """Add an owner to each of the entries that are still held; they expire when they would."""
         with self._lock:
             for key, owner in owners.items():
@@ -85,7 +85,7 @@ class MemoryCache:
                     self._own(key, entry, owner)
             self._shrink()
 
-    def _put(self, key: Key, item: Embedded, now: float, owners: tuple[int, ...]) -> None:
+    def _put(self, key: CacheKey, item: EmbeddedInput, now: float, owners: tuple[int, ...]) -> None:
         old = self._entries.get(key)
         if old is not None:
             if old.expires > now:  # the others have asked for it all the same
@@ -100,7 +100,7 @@ class MemoryCache:
         self._entries[key] = entry
         self.size += entry.size
 
-    def _own(self, key: Key, entry: Entry, owner: int) -> None:
+    def _own(self, key: CacheKey, entry: Entry, owner: int) -> None:
         owned = replace(entry, owners=(*entry.owners, owner)[-MOST_OWNERS:])
         self._entries[key] = owned
         self.size += owned.size - entry.size
@@ -109,5 +109,5 @@ class MemoryCache:
         while self.size > self.limit:
             self._drop(next(iter(self._entries)))
 
-    def _drop(self, key: Key) -> None:
+    def _drop(self, key: CacheKey) -> None:
         self.size -= self._entries.pop(key).size

@@ -5,12 +5,12 @@ from typing import Final
 import msgspec
 
 
-class CacheUse(msgspec.Struct, frozen=True, kw_only=True):
+class CachePolicy(msgspec.Struct, frozen=True, kw_only=True):
     """How one request uses the cache: ``no-cache`` reads past it, ``no-store`` leaves nothing behind (RFC 9111 §5.2.1)."""
 
     read: bool = True
     store: bool = True
 
 
-FULL_USE: Final = CacheUse()
-PROBE: Final = CacheUse(read=False, store=False)
+FULL_USE: Final = CachePolicy()
+NO_CACHE: Final = CachePolicy(read=False, store=False)

@@ -127,7 +127,7 @@ def _check(options: argparse.Namespace) -> int:
         f"{options.config}: good; {providers} providers, {models} models, auth = {gateway.settings.auth}"
     )
     origins = [
-        (slug, *plugins.origin_of(it.backend)) for slug, it in gateway.directory.providers.items()
+        (slug, *plugins.find_origin(it.backend)) for slug, it in gateway.directory.providers.items()
     ]
     _print_table(("PROVIDER", "CODE", "PACKAGE"), origins)
     for it in plugins.unused():
@@ -143,7 +143,9 @@ def _backends(options: argparse.Namespace) -> int:
 
 
 def _models(options: argparse.Namespace) -> int:
-    cards = [models.card(route) for route in _gateway(options.config).directory.routes.values()]
+    cards = [
+        models.describe_model(route) for route in _gateway(options.config).directory.routes.values()
+    ]
     rows = [
         (
             it.id,
@@ -175,7 +177,7 @@ def _verify(options: argparse.Namespace) -> int:
     if not verdicts:
         raise ConfigError([f"{options.model} has one endpoint, so there is nothing to compare."])
     rows = [
-        (it.model, it.left, it.right, it.shown_cosine, it.shown_difference, it.verdict, it.why)
+        (it.model, it.left, it.right, it.shown_cosine, it.shown_difference, it.verdict, it.reason)
         for it in verdicts
     ]
     _print_table(

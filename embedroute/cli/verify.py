@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from embedroute.errors import EmbedrouteError
 from embedroute.gateway import Gateway
-from embedroute.routing import Candidate
+from embedroute.routing import ResolvedEndpoint
 from embedroute.text import echo
 from embedroute.vectors import Array
 
@@ -43,7 +43,7 @@ THRESHOLDS: Final = Thresholds()
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """Two endpoints compared: the lowest cosine and the largest difference of a number over all probes.
 
-    ``why`` says what the figures do not: that an endpoint failed, or that its vectors have other lengths.
+    ``reason`` says what the figures do not: that an endpoint failed, or that its vectors have other lengths.
     """
 
     model: str
@@ -52,7 +52,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     verdict: Outcome
     cosine: float | None = None
     difference: float | None = None
-    why: str = ""
+    reason: str = ""
 
     @property
     def shown_cosine(self) -> str:
@@ -89,7 +89,9 @@ async def verify(
     ]
 
 
-async def _embedded(gateway: Gateway, model: str, candidate: Candidate) -> Array | EmbedrouteError:
+async def _embedded(
+    gateway: Gateway, model: str, candidate: ResolvedEndpoint
+) -> Array | EmbedrouteError:
     try:
         return (await gateway.embed_at(candidate, list(PROBES), model=model)).vectors
     except EmbedrouteError as error:
@@ -108,18 +110,18 @@ def _compare(
             if isinstance(it, EmbedrouteError)
         }
         return replace(
-            pair, why="; ".join(f"{name} failed: {echo(said)}" for name, said in silent.items())
+            pair, reason="; ".join(f"{name} failed: {echo(said)}" for name, said in silent.items())
         )
-    cosine, difference = agreement(one, other)
+    cosine, difference = compare_cosine(one, other)
     # What points the same way and differs in length is not the same vector: dot products with the two do not compare.
-    ratio = proportion(one, other)
+    ratio = norm_ratio(one, other)
     verdict = judge(min(cosine, ratio), thresholds)
     why = (
         f"lengths as far apart as 1 : {1 / ratio:.4g}"
         if verdict != "verified" and ratio < cosine
         else ""
     )
-    return replace(pair, cosine=cosine, difference=difference, verdict=verdict, why=why)
+    return replace(pair, cosine=cosine, difference=difference, verdict=verdict, reason=why)
 
 
 def judge(least: float, thresholds: Thresholds) -> Outcome:
@@ -129,7 +131,7 @@ def judge(least: float, thresholds: Thresholds) -> Outcome:
     return "near" if least >= thresholds.near else "different"
 
 
-def agreement(left: Array, right: Array) -> tuple[float, float]:
+def compare_cosine(left: Array, right: Array) -> tuple[float, float]:
     """Compare two (n, d) arrays row by row: the lowest cosine, and the largest difference of two numbers."""
     one, other = left.astype("f8"), right.astype("f8")
     lengths = ((one * one).sum(axis=1) * (other * other).sum(axis=1)) ** 0.5
@@ -137,7 +139,7 @@ def agreement(left: Array, right: Array) -> tuple[float, float]:
     return float(cosines.min()), float(abs(one - other).max())
 
 
-def proportion(left: Array, right: Array) -> float:
+def norm_ratio(left: Array, right: Array) -> float:
     """Compare the lengths of two (n, d) arrays row by row: the shorter by the longer, where they are farthest apart."""
     one, other = left.astype("f8"), right.astype("f8")
     ratios = ((one * one).sum(axis=1) / (other * other).sum(axis=1)) ** 0.5

@@ -20,20 +20,26 @@ from embedroute.config.models import (
     Provider,
     Stage,
 )
-from embedroute.config.settings import Auth, CacheSettings, DialectName, Key, Settings
-from embedroute.config.validation import ALL_READ, Fitted, Unread, fit, quoted
+from embedroute.config.settings import ApiKey, Auth, CacheSettings, DialectName, Settings
+from embedroute.config.validation import (
+    ALL_READ,
+    ConvertResult,
+    UnknownFields,
+    convert_fields,
+    quoted,
+)
 
 __all__ = [
     "ALL_READ",
     "STATE_AUTH",
     "STATE_ENV_AUTH",
+    "ApiKey",
     "Auth",
     "CacheSettings",
     "Config",
+    "ConvertResult",
     "DialectName",
     "Endpoint",
-    "Fitted",
-    "Key",
     "KnownProvider",
     "Modality",
     "Model",
@@ -41,10 +47,10 @@ __all__ = [
     "Provider",
     "Settings",
     "Stage",
-    "Unread",
+    "UnknownFields",
     "catalogue",
+    "convert_fields",
     "environment_config",
-    "fit",
     "known_providers",
     "quoted",
     "read_config",

@@ -14,8 +14,8 @@ import msgspec
 from embedroute.backend import Secret
 from embedroute.config.catalog import known_providers
 from embedroute.config.models import Endpoint, Model, Provider
-from embedroute.config.settings import CacheSettings, Key, Settings
-from embedroute.config.validation import Place, Unread, as_table, fit, written
+from embedroute.config.settings import ApiKey, CacheSettings, Settings
+from embedroute.config.validation import Place, UnknownFields, as_table, convert_fields, written
 from embedroute.errors import ConfigError
 from embedroute.text import closest, did_you_mean
 
@@ -30,13 +30,13 @@ class Tables(TypedDict):
     """Each table of a config, read."""
 
     gateway: Settings
-    keys: dict[str, Key]
+    keys: dict[str, ApiKey]
     cache: CacheSettings
     providers: dict[str, Provider]
     models: dict[str, Model]
 
 
-class Reading:
+class ConfigReader:
     """One pass over the tables of a config: the mistakes in them, and the places that these leave unread.
 
     What is required and cannot be read is stood in for, so that the rest of its table can be judged.
@@ -52,15 +52,17 @@ class Reading:
         """Read all of a config."""
         found: Tables = {
             "gateway": self.struct(("gateway",), given["gateway"], Settings),
-            "keys": self.each(
-                "keys", given["keys"], lambda place, it: self.struct(place, it, Key, key=Secret(""))
+            "keys": self.read_tables(
+                "keys",
+                given["keys"],
+                lambda place, it: self.struct(place, it, ApiKey, key=Secret("")),
             ),
             "cache": self.struct(("cache",), given["cache"], CacheSettings),
-            "providers": self.each("providers", given["providers"], self.provider),
-            "models": self.each("models", given["models"], self.model),
+            "providers": self.read_tables("providers", given["providers"], self.provider),
+            "models": self.read_tables("models", given["models"], self.model),
         }
-        self.hosts(found["gateway"].media_domains)
-        self.usable(found["keys"])
+        self.check_media_domains(found["gateway"].media_domains)
+        self.check_keys(found["keys"])
         return found
 
     def add(self, place: Place, mistake: str) -> None:
@@ -76,7 +78,9 @@ class Reading:
             return {}
         return table
 
-    def each(self, name: str, given: object, read: Callable[[Place, object], T]) -> dict[str, T]:
+    def read_tables(
+        self, name: str, given: object, read: Callable[[Place, object], T]
+    ) -> dict[str, T]:
         """Read the tables of a table."""
         return {key: read((name, key), value) for key, value in self.table((name,), given).items()}
 
@@ -85,7 +89,7 @@ class Reading:
         table = self.table(place, given)
         if place in self.unread:
             return wanted(**required)
-        found = fit(written(place), table, wanted, self.environ)
+        found = convert_fields(written(place), table, wanted, self.environ)
         self.mistakes += found.mistakes
         self.unread |= {(*place, name) for name in found.unread}
         return wanted(**{**required, **found.values})
@@ -116,7 +120,7 @@ class Reading:
             table = {**table, "endpoints": read}
         return self.struct(place, table, Model)
 
-    def usable(self, keys: Mapping[str, Key]) -> None:
+    def check_keys(self, keys: Mapping[str, ApiKey]) -> None:
         """Name the keys that no client could send, and those that are another's too."""
         owners: dict[str, str] = {}
         for name, it in keys.items():
@@ -128,7 +132,7 @@ class Reading:
             elif (owner := owners.setdefault(text, name)) != name:
                 self.add(place, f'key is the same as that of "{owner}"')
 
-    def hosts(self, names: Sequence[str]) -> None:
+    def check_media_domains(self, names: Sequence[str]) -> None:
         """Name what can be no image's host: the whole of it is compared."""
         for name in names:
             if not _HOST.fullmatch(name):
@@ -155,25 +159,25 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     gateway: Settings = Settings()
-    keys: dict[str, Key] = {}
+    keys: dict[str, ApiKey] = {}
     cache: CacheSettings = CacheSettings()
     providers: dict[str, Provider] = {}
     models: dict[str, Model] = {}
 
     def __post_init__(self) -> None:
         """Read the tables that were given as plain dicts."""
-        reading = Reading(os.environ)
-        _hold(self, reading.tables(msgspec.structs.asdict(self)))
+        reading = ConfigReader(os.environ)
+        _assign(self, reading.tables(msgspec.structs.asdict(self)))
         if reading.mistakes:
             raise ConfigError(reading.mistakes)
 
 
-def _hold(config: Config, tables: Tables) -> None:
+def _assign(config: Config, tables: Tables) -> None:
     for name, value in tables.items():
         msgspec.structs.force_setattr(config, name, value)
 
 
-class Draft(msgspec.Struct, frozen=True):
+class PartialConfig(msgspec.Struct, frozen=True):
     """What could be read of a config's text, the mistakes in the rest, and the places that these leave unread.
 
     With no mistake it is the config; with one it is good for finding more of them, and for nothing else.
@@ -181,10 +185,10 @@ class Draft(msgspec.Struct, frozen=True):
 
     config: Config
     mistakes: list[str]
-    unread: Unread = Unread()
+    unread: UnknownFields = UnknownFields()
 
 
-def read_config(text: str, environ: Mapping[str, str]) -> Draft:
+def read_config(text: str, environ: Mapping[str, str]) -> PartialConfig:
     """Read the TOML of a config; secrets come from ``environ`` and from the files they name.
 
     Raises:
@@ -195,12 +199,12 @@ def read_config(text: str, environ: Mapping[str, str]) -> Draft:
         given, str
     ):  # raised here: the parser's own error would keep the text, in which keys may stand
         raise ConfigError([f"The config is not TOML: {given}"])
-    names, reading, config = Config.__struct_fields__, Reading(environ), Config()
-    for mistake, place in _astray(given):
+    names, reading, config = Config.__struct_fields__, ConfigReader(environ), Config()
+    for mistake, place in _unknown_tables(given):
         reading.mistakes.append(mistake)
         reading.unread.add(place)
-    _hold(config, reading.tables({name: given.get(name, {}) for name in names}))
-    return Draft(config, reading.mistakes, Unread(frozenset(reading.unread)))
+    _assign(config, reading.tables({name: given.get(name, {}) for name in names}))
+    return PartialConfig(config, reading.mistakes, UnknownFields(frozenset(reading.unread)))
 
 
 def _parsed(text: str) -> dict[str, object] | str:
@@ -211,7 +215,7 @@ def _parsed(text: str) -> dict[str, object] | str:
         return str(error)
 
 
-def _astray(given: Mapping[str, object]) -> Iterator[tuple[str, Place]]:
+def _unknown_tables(given: Mapping[str, object]) -> Iterator[tuple[str, Place]]:
     """Name what is no table of a config, with the place that it was probably meant for."""
     names = Config.__struct_fields__
     for name, value in given.items():
@@ -253,7 +257,7 @@ def environment_config(environ: Mapping[str, str], *, local: bool) -> Config:
                 'EMBEDROUTE_KEY must hold the key that callers send, because EMBEDROUTE_AUTH is "keys".'
             ]
         )
-    keys = {"default": Key(key=Secret(key))} if key and auth == "keys" else {}
+    keys = {"default": ApiKey(key=Secret(key))} if key and auth == "keys" else {}
     return Config(gateway=Settings(auth=auth), keys=keys, providers=providers)
 
 

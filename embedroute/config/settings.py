@@ -35,7 +35,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ignore: list[str] = []
 
 
-class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ApiKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A ``[keys.NAME]`` table: one caller; ``models`` None allows all of them.
 
     Keys share cache entries only within one ``namespace``; None means what ``[cache] shared`` says.

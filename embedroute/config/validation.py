@@ -15,7 +15,7 @@ Place = tuple[str, ...]
 """The way to a table or a value in it: ``("models", "m", "endpoints", "0")``."""
 
 
-class Unread(msgspec.Struct, frozen=True):
+class UnknownFields(msgspec.Struct, frozen=True):
     """The places whose value a mistake leaves unknown; what hangs on one of them cannot be judged."""
 
     places: frozenset[Place] = frozenset()
@@ -29,10 +29,10 @@ class Unread(msgspec.Struct, frozen=True):
         return self.at(*place) or any(it[: len(place)] == place for it in self.places)
 
 
-ALL_READ: Final = Unread()
+ALL_READ: Final = UnknownFields()
 
 
-class Fitted(msgspec.Struct, frozen=True):
+class ConvertResult(msgspec.Struct, frozen=True):
     """What of a table fits a struct's fields, the mistakes in the rest, and the fields that these leave unknown."""
 
     values: dict[str, object]
@@ -84,19 +84,19 @@ def _reveal(text: object, environ: Mapping[str, str]) -> str:
     return text
 
 
-def fit(
-    place: str,
+def convert_fields(
+    path: str,
     table: Mapping[str, object],
-    wanted: type[msgspec.Struct],
+    type_: type[msgspec.Struct],
     environ: Mapping[str, str],
     also: Sequence[str] = (),
-) -> Fitted:
+) -> ConvertResult:
     """Fit a table to a struct's fields one by one, so that every mistake is named and not only the first.
 
     ``also`` are words that stand beside the fields in the same table, for suggestions. A field that was misspelt is
     unread and not missing: that is one mistake and not two.
     """
-    fields = {field.name: field for field in msgspec.structs.fields(wanted)}
+    fields = {field.name: field for field in msgspec.structs.fields(type_)}
     words, unknown = (
         [*fields, *sorted({*also} - {*table})],
         [name for name in table if name not in fields],
@@ -106,34 +106,39 @@ def fit(
         for name in unknown
         if (meant := closest(name, words)) is not None and meant not in table
     }
-    found = Fitted(
+    found = ConvertResult(
         {},
-        [f'[{place}] unknown option "{name}"{did_you_mean(name, words)}' for name in unknown],
+        [f'[{path}] unknown option "{name}"{did_you_mean(name, words)}' for name in unknown],
         unread,
     )
     for name, field in fields.items():
         if name in table:
-            _fit_one(found, place, name, table[name], field.type, environ)
+            _fit_one(found, path, name, table[name], field.type, environ)
         elif field.required and name not in unread:
-            found.mistakes.append(f'[{place}] option "{name}" is missing')
+            found.mistakes.append(f'[{path}] option "{name}" is missing')
             found.unread.add(name)
     return found
 
 
 def _fit_one(
-    found: Fitted, place: str, name: str, given: object, wanted: object, environ: Mapping[str, str]
+    found: ConvertResult,
+    path: str,
+    name: str,
+    value: object,
+    type_: object,
+    environ: Mapping[str, str],
 ) -> None:
-    mistakes = _misfits(place, name, given, wanted, environ)
+    mistakes = _errors(path, name, value, type_, environ)
     found.mistakes.extend(mistakes)
     if mistakes:
         found.unread.add(name)
     else:
-        found.values[name] = _read(given, wanted, environ)
+        found.values[name] = _read(value, type_, environ)
 
 
-def _read(given: object, wanted: object, environ: Mapping[str, str]) -> object:
+def _read(value: object, type_: object, environ: Mapping[str, str]) -> object:
     return msgspec.convert(
-        given if wanted is object else _builtin(given), wanted, dec_hook=secret_hook(environ)
+        value if type_ is object else _builtin(value), type_, dec_hook=secret_hook(environ)
     )
 
 
@@ -148,28 +153,28 @@ def _builtin(given: object) -> object:
     return str(given) if isinstance(given, Decimal) else given
 
 
-def _misfits(
-    place: str, name: str, given: object, wanted: object, environ: Mapping[str, str]
+def _errors(
+    path: str, name: str, value: object, type_: object, environ: Mapping[str, str]
 ) -> list[str]:
     """Name each mistake inside a value that does not fit; or the value itself, if there is none inside."""
     try:
-        _read(given, wanted, environ)
+        _read(value, type_, environ)
     except msgspec.ValidationError as error:
-        inside = list(_inside(place, name, given, wanted, environ))
-        return inside or [f"[{place}] {name}: {_plain(error)}{_choices(error, wanted)}"]
+        inside = list(_inside(path, name, value, type_, environ))
+        return inside or [f"[{path}] {name}: {_plain(error)}{_choices(error, type_)}"]
     return []
 
 
 def _inside(
-    place: str, name: str, given: object, wanted: object, environ: Mapping[str, str]
+    path: str, name: str, given: object, type_: object, environ: Mapping[str, str]
 ) -> Iterator[str]:
     table = as_table(given)
-    for kind in _alternatives(wanted):
+    for kind in _alternatives(type_):
         # A struct that does not forbid other fields may read itself in a way of its own.
         if table is not None and _is_struct(kind) and kind.__struct_config__.forbid_unknown_fields:
-            yield from fit(f"{place}.{name}", table, kind, environ).mistakes
+            yield from convert_fields(f"{path}.{name}", table, kind, environ).mistakes
         for step, value, inner in _items(given, kind):
-            yield from _misfits(place, f"{name}{step}", value, inner, environ)
+            yield from _errors(path, f"{name}{step}", value, inner, environ)
 
 
 def _is_struct(kind: object) -> TypeGuard[type[msgspec.Struct]]:
@@ -188,15 +193,15 @@ def _items(given: object, kind: object) -> Iterator[tuple[str, object, object]]:
             yield f"[{at}]", value, inner[0]
 
 
-def _alternatives(wanted: object) -> Iterator[object]:
+def _alternatives(type_: object) -> Iterator[object]:
     """Take a type apart into those that a value of it may have."""
-    if get_origin(wanted) is Annotated:
-        yield from _alternatives(get_args(wanted)[0])
-    elif get_origin(wanted) in (Union, UnionType):
-        for it in get_args(wanted):
+    if get_origin(type_) is Annotated:
+        yield from _alternatives(get_args(type_)[0])
+    elif get_origin(type_) in (Union, UnionType):
+        for it in get_args(type_):
             yield from _alternatives(it)
     else:
-        yield wanted
+        yield type_
 
 
 def _plain(error: msgspec.ValidationError) -> str:
@@ -209,19 +214,19 @@ def _plain(error: msgspec.ValidationError) -> str:
     )
 
 
-def _choices(error: msgspec.ValidationError, wanted: object) -> str:
-    words = _words(wanted) if str(error).startswith("Invalid enum value") else ()
+def _choices(error: msgspec.ValidationError, type_: object) -> str:
+    words = _words(type_) if str(error).startswith("Invalid enum value") else ()
     return f"; use {', '.join(words)}" if words else ""
 
 
-def _words(wanted: object) -> Sequence[str]:
-    inner = get_args(wanted)
-    return inner if get_origin(wanted) is Literal else [word for it in inner for word in _words(it)]
+def _words(type_: object) -> Sequence[str]:
+    inner = get_args(type_)
+    return inner if get_origin(type_) is Literal else [word for it in inner for word in _words(it)]
 
 
-def written(place: Place) -> str:
+def written(path: Place) -> str:
     """Write a place as the head of a TOML table."""
-    return ".".join(map(quoted, place))
+    return ".".join(map(quoted, path))
 
 
 def quoted(name: str) -> str:

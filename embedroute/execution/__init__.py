@@ -3,39 +3,45 @@
 It may import ``routing``, ``cache``, ``transport``, the contracts and the foundation.
 """
 
-from embedroute.execution.attempt import Attempts
-from embedroute.execution.backend_call import Tools, Widths, checked, exchange, largest_answer
-from embedroute.execution.context import Asked, Order, order_of
-from embedroute.execution.dispatcher import Desk, Embed
-from embedroute.execution.local_models import LocalModels, Pace, joined, part_of, slice_stop
-from embedroute.execution.microbatching import LARGEST, Merger, taken_apart
-from embedroute.execution.redaction import capture, scrub, secrets_of
-from embedroute.execution.singleflight import Flights, never_expected, without
+from embedroute.execution.attempt import AttemptRunner
+from embedroute.execution.backend_call import (
+    CallResources,
+    WidthRegistry,
+    call_backend,
+    largest_answer,
+    validate_vectors,
+)
+from embedroute.execution.context import Asked, RequestContext, make_context
+from embedroute.execution.dispatcher import Dispatcher, Embed
+from embedroute.execution.local_models import LocalModels, Pace, cut_part, joined, slice_stop
+from embedroute.execution.microbatching import LARGEST, MicroBatcher, split_result
+from embedroute.execution.redaction import list_secrets, record_exchange, redact_message
+from embedroute.execution.singleflight import SingleFlight, missing_keys, never_expected
 
 __all__ = [
     "LARGEST",
     "Asked",
-    "Attempts",
-    "Desk",
+    "AttemptRunner",
+    "CallResources",
+    "Dispatcher",
     "Embed",
-    "Flights",
     "LocalModels",
-    "Merger",
-    "Order",
+    "MicroBatcher",
     "Pace",
-    "Tools",
-    "Widths",
-    "capture",
-    "checked",
-    "exchange",
+    "RequestContext",
+    "SingleFlight",
+    "WidthRegistry",
+    "call_backend",
+    "cut_part",
     "joined",
     "largest_answer",
+    "list_secrets",
+    "make_context",
+    "missing_keys",
     "never_expected",
-    "order_of",
-    "part_of",
-    "scrub",
-    "secrets_of",
+    "record_exchange",
+    "redact_message",
     "slice_stop",
-    "taken_apart",
-    "without",
+    "split_result",
+    "validate_vectors",
 ]

@@ -6,25 +6,33 @@ from functools import partial
 from typing import Final
 
 from embedroute.backend import Batch, Vectors
-from embedroute.errors import BatchTooLarge, EmbedrouteError, TimedOut
-from embedroute.execution.backend_call import Tools, Widths, exchange
+from embedroute.errors import BatchTooLarge, EmbedrouteError, UpstreamTimeout
+from embedroute.execution.backend_call import CallResources, WidthRegistry, call_backend
 from embedroute.execution.context import (
-    Landed,
-    Order,
+    RequestContext,
+    Results,
+    count_tokens,
+    describe_outcome,
     for_client,
-    landed_of,
     make_batch,
-    outcome_of,
-    tokens_of,
+    record_results,
 )
 from embedroute.execution.local_models import LocalModels
-from embedroute.execution.microbatching import Merger
-from embedroute.execution.redaction import capture
+from embedroute.execution.microbatching import MicroBatcher
+from embedroute.execution.redaction import record_exchange
 from embedroute.inputs import Input, letters_in
-from embedroute.routing import Candidate, Health, Healths, Key, UsualLatency, amount, is_cut_here
+from embedroute.routing import (
+    CacheKey,
+    EndpointHealth,
+    HealthRegistry,
+    ResolvedEndpoint,
+    UsualLatency,
+    amount,
+    can_truncate,
+)
 from embedroute.text import log_fields
-from embedroute.trace import Journal
-from embedroute.transport import Engine
+from embedroute.trace import RequestTrace
+from embedroute.transport import Transport
 
 log = logging.getLogger("embedroute.calls")
 
@@ -32,94 +40,94 @@ LONG: Final = 1 << 19
 """Characters of a call's inputs from which on writing its body would hold the event loop up."""
 
 
-class Attempts:
+class AttemptRunner:
     """Makes the attempts of one gateway on one event loop; health and widths are the gateway's."""
 
     def __init__(
         self,
         *,
-        engine: Engine,
+        transport: Transport,
         local: LocalModels,
-        healths: Healths,
-        widths: Widths,
+        healths: HealthRegistry,
+        widths: WidthRegistry,
         clock: Callable[[], float],
     ) -> None:
         """Take what is shared with other loops, and the engine, which is this loop's own."""
-        self._tools = Tools(engine=engine, local=local)
-        self._merger = Merger()
+        self._resources = CallResources(transport=transport, local=local)
+        self._micro_batcher = MicroBatcher()
         self._usual = UsualLatency()
         self._healths = healths
         self._widths = widths
         self._clock = clock
 
-    async def make(
+    async def run(
         self,
-        candidate: Candidate,
-        health: Health,
-        work: Mapping[Key, Input],
-        order: Order,
+        candidate: ResolvedEndpoint,
+        health: EndpointHealth,
+        work: Mapping[CacheKey, Input],
+        order: RequestContext,
         timeout: float,
         attempt: int,
-        ticket: int,
-    ) -> Landed | EmbedrouteError:
-        """Make the ``attempt``-th within ``timeout`` seconds; the endpoint's breaker has given ``ticket`` for it."""
+        permit: int,
+    ) -> Results | EmbedrouteError:
+        """Make the ``attempt``-th within ``timeout`` seconds; the endpoint's breaker has given ``permit`` for it."""
         began = self._clock()
         journal = order.journal
         journal.attempts += 1
         batch = make_batch(candidate, work, order)
-        alone = candidate.micro_batch_ms is None or journal.keeps or order.large
+        alone = candidate.micro_batch_ms is None or journal.captures_bodies or order.large
         made = alone
         try:
             if alone:
                 answer = await self._exchange(candidate, order, batch, timeout)
-                self._accept(candidate, health, order, ticket, batch, answer, began)
+                self._accept(candidate, health, order, permit, batch, answer, began)
             else:
-                answer, made = await self._merged(candidate, health, order, ticket, batch, timeout)
+                answer, made = await self._merged(candidate, health, order, permit, batch, timeout)
         except EmbedrouteError as error:
             if alone:
                 self._learn_limit(health, batch, error)
             failure = for_client(error, candidate)
-            health.learn(ticket, self._clock(), failure, work)
+            health.record_error(permit, self._clock(), failure, work)
             self._tell(candidate, failure, journal, attempt, began)
             return failure
         except BaseException:
             if alone:
-                self._count_timeout(health, ticket, order)
+                self._count_timeout(health, permit, order)
             if self._is_over(order):
-                failure = TimedOut("The upstream did not answer in time.")
+                failure = UpstreamTimeout("The upstream did not answer in time.")
                 self._tell(candidate, failure, journal, attempt, began)
-            health.released(ticket)
+            health.release(permit)
             raise
         if not made:
-            health.released(ticket)
-        landed = landed_of(candidate, work, answer, order, made=made)
+            health.release(permit)
+        landed = record_results(candidate, work, answer, order, made=made)
         self._tell(candidate, None, journal, attempt, began)
         return landed
 
     async def _merged(
         self,
-        candidate: Candidate,
-        health: Health,
-        order: Order,
-        ticket: int,
+        candidate: ResolvedEndpoint,
+        health: EndpointHealth,
+        order: RequestContext,
+        permit: int,
         batch: Batch,
         timeout: float,
     ) -> tuple[Vectors, bool]:
         """Make the call, or take part in one; return also whether this request made it."""
-        return await self._merger.embed(
+        return await self._micro_batcher.embed(
             batch,
             (candidate.name, order.shared, order.kind, batch.user),
-            partial(self._call, candidate, health, order, ticket),
-            patience=min((candidate.micro_batch_ms or 0) / 1000, timeout / 2),
+            partial(self._call, candidate, health, order, permit),
+            max_wait=min((candidate.micro_batch_ms or 0) / 1000, timeout / 2),
             timeout=timeout,
             caps=lambda: health.caps(candidate.accepts, self._clock()),
         )
 
     async def _call(
         self,
-        candidate: Candidate,
-        health: Health,
-        order: Order,
+        candidate: ResolvedEndpoint,
+        health: EndpointHealth,
+        order: RequestContext,
         ticket: int,
         batch: Batch,
         timeout: float,
@@ -138,37 +146,39 @@ class Attempts:
         return answer
 
     def _exchange(
-        self, candidate: Candidate, order: Order, batch: Batch, timeout: float
+        self, candidate: ResolvedEndpoint, order: RequestContext, batch: Batch, timeout: float
     ) -> Awaitable[Vectors]:
         journal = order.journal
-        return exchange(
+        return call_backend(
             candidate.backend,
             batch,
-            self._tools,
+            self._resources,
             timeout,
-            partial(capture, journal, candidate.provider, candidate.backend)
-            if journal.keeps
+            partial(record_exchange, journal, candidate.provider, candidate.backend)
+            if journal.captures_bodies
             else None,
             candidate.rest,
             candidate.provider,
             large=order.large and letters_in(batch.inputs) >= LONG,
             due=order.parameters.width,
-            matryoshka=is_cut_here(order.model),
+            matryoshka=can_truncate(order.model),
         )
 
-    def _count_timeout(self, health: Health, ticket: int, order: Order) -> None:
+    def _count_timeout(self, health: EndpointHealth, ticket: int, order: RequestContext) -> None:
         if self._is_over(order):
-            health.failed(ticket, self._clock())
+            health.record_failure(ticket, self._clock())
 
-    def _learn_limit(self, health: Health, batch: Batch, error: EmbedrouteError) -> None:
+    def _learn_limit(self, health: EndpointHealth, batch: Batch, error: EmbedrouteError) -> None:
         if isinstance(error, BatchTooLarge) and error.measure is not None and len(batch) > 1:
-            health.overfilled(self._clock(), error.measure, amount(batch.inputs, error.measure))
+            health.record_batch_too_large(
+                self._clock(), error.measure, amount(batch.inputs, error.measure)
+            )
 
     def _accept(
         self,
-        candidate: Candidate,
-        health: Health,
-        order: Order,
+        candidate: ResolvedEndpoint,
+        health: EndpointHealth,
+        order: RequestContext,
         ticket: int,
         batch: Batch,
         answer: Vectors,
@@ -177,35 +187,37 @@ class Attempts:
         """Record a call that was answered.
 
         Raises:
-            BadAnswer: the width is not that of the vector space.
+            InvalidUpstreamResponse: the width is not that of the vector space.
         """
         if order.parameters.width is None:
-            self._widths.agree(order.space, batch.dtype, answer.array.shape[1])
+            self._widths.check(order.space, batch.dtype, answer.array.shape[1])
         count = len(batch)
         now = self._clock()
         if health.learned and count == 1:
             for measure in tuple(health.learned):
-                health.fitted(now, measure, amount(batch.inputs, measure))
+                health.record_batch_fitted(now, measure, amount(batch.inputs, measure))
         tokens = answer.prompt_tokens
         if tokens is None:
-            tokens = tokens_of(answer, batch.inputs)
-        health.succeeded(ticket, now, now - began, tokens)
+            tokens = count_tokens(answer, batch.inputs)
+        health.record_success(ticket, now, now - began, tokens)
         self._usual.record(candidate.name, count, now - began)
 
-    def expect(self, candidates: Sequence[Candidate], order: Order, inputs: int) -> float:
+    def expect(
+        self, candidates: Sequence[ResolvedEndpoint], order: RequestContext, inputs: int
+    ) -> float:
         """Return the seconds in which the first of ``candidates`` usually answers ``inputs``."""
         del order
         return self._usual.expect(candidates[0].name, inputs)
 
-    def _is_over(self, order: Order) -> bool:
+    def _is_over(self, order: RequestContext) -> bool:
         """Return whether the request's deadline has ended its attempt, so that the upstream is at fault and no client."""
         return order.watch is not None and order.watch.expired
 
     def _tell(
         self,
-        candidate: Candidate,
+        candidate: ResolvedEndpoint,
         failure: EmbedrouteError | None,
-        journal: Journal,
+        journal: RequestTrace,
         attempt: int,
         began: float,
     ) -> None:
@@ -217,6 +229,6 @@ class Attempts:
         if journal.events is None and not log.isEnabledFor(logging.INFO):
             return
         outcome: dict[str, object] = {"endpoint": candidate.name, "attempt": attempt}
-        outcome |= {"ms": round((self._clock() - began) * 1000, 1), **outcome_of(failure)}
-        journal.note("call", "failed" if failure else "answered", **outcome)
+        outcome |= {"ms": round((self._clock() - began) * 1000, 1), **describe_outcome(failure)}
+        journal.add_event("call", "failed" if failure else "answered", **outcome)
         log.info("attempt", extra=log_fields({"request_id": journal.request_id, **outcome}))

@@ -19,23 +19,29 @@ from embedroute.backend import (
     HTTPBackend,
     LocalBackend,
     Source,
-    UpstreamReply,
     UpstreamRequest,
+    UpstreamResponse,
     Vectors,
-    count_of,
-    counts_of,
+    parse_token_count,
+    parse_token_counts,
     write_in_pieces,
 )
-from embedroute.errors import BadAnswer, EmbedrouteError, TimedOut, Unavailable, UpstreamError
+from embedroute.errors import (
+    EmbedrouteError,
+    InvalidUpstreamResponse,
+    UpstreamError,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
 from embedroute.execution.local_models import LocalModels
 from embedroute.execution.redaction import KEPT_AT_ONCE
-from embedroute.routing import Recent
+from embedroute.routing import BoundedMap
 from embedroute.runtime import LARGE, fairness, tasks
-from embedroute.transport import DEFAULT_LIMITS, LARGEST_REPLY, Engine, ExchangeLimits
-from embedroute.upstream_errors import settled
+from embedroute.transport import DEFAULT_LIMITS, LARGEST_REPLY, ExchangeLimits, Transport
+from embedroute.upstream_errors import refine_with_inputs
 from embedroute.vectors import Array
 
-Keep = Callable[[UpstreamRequest | UpstreamReply], None]
+CaptureHook = Callable[[UpstreamRequest | UpstreamResponse], None]
 """What debug does with a request before it is sent, and with the reply if there is one."""
 
 ROUNDING: Final = 1e-3
@@ -45,19 +51,19 @@ _BACKENDS = (HTTPBackend, LocalBackend, Backend)
 _PLAIN_MISTAKES = (KeyError, TypeError, ValueError, IndexError, AttributeError)
 
 
-class Tools(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class CallResources(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What every exchange of an event loop is made with: its engine and the local models."""
 
-    engine: Engine
+    transport: Transport
     local: LocalModels
 
 
-async def exchange(
+async def call_backend(
     backend: BackendBase,
     batch: Batch,
-    tools: Tools,
+    resources: CallResources,
     timeout: float,
-    keep: Keep | None = None,
+    on_capture: CaptureHook | None = None,
     rest: float = DEFAULT_LIMITS.rest,
     provider: str = "",
     *,
@@ -82,21 +88,21 @@ async def exchange(
         if isinstance(backend, HTTPBackend):
             request = await _built_in_thread(backend, batch) if large else _built(backend, batch)
             limits = ExchangeLimits(largest_answer(batch, len(request.content)), rest, provider)
-            send = tools.engine.send
-            reply = await (send if keep is None else partial(_kept, send, keep))(
+            send = resources.transport.send
+            reply = await (send if on_capture is None else partial(_kept, send, on_capture))(
                 request, timeout, limits
             )
             source = reply.source
             if len(reply.content) < LARGE:
                 answer = _read(backend, batch, reply)
             else:
-                answer = await fairness.in_thread(partial(_read, backend, batch, reply))
+                answer = await fairness.run_in_worker(partial(_read, backend, batch, reply))
         else:
-            answer = await _in_time(backend, batch, tools, timeout)
+            answer = await _in_time(backend, batch, resources, timeout)
     except EmbedrouteError as error:
         if not isinstance(error, UpstreamError):
             raise
-        raise settled(error, batch.inputs) from error.__cause__
+        raise refine_with_inputs(error, batch.inputs) from error.__cause__
     except BaseException as error:
         if _ends_the_task(error):
             raise
@@ -105,60 +111,62 @@ async def exchange(
         # A backend that exits, or cancels nobody, ends its own call and not the host's.
         raise _failed(backend, error) from error
     if len(batch) * (batch.width or 0) * 4 < LARGE:
-        return checked(answer, batch, due=due, matryoshka=matryoshka, source=source)
-    return await fairness.in_thread(
-        partial(checked, answer, batch, due=due, matryoshka=matryoshka, source=source)
+        return validate_vectors(answer, batch, due=due, matryoshka=matryoshka, source=source)
+    return await fairness.run_in_worker(
+        partial(validate_vectors, answer, batch, due=due, matryoshka=matryoshka, source=source)
     )
 
 
 def _ends_the_task(error: BaseException) -> bool:
     ends = isinstance(error, KeyboardInterrupt | GeneratorExit | anyio.get_cancelled_exc_class())
-    return ends and not tasks.is_stray(error)
+    return ends and not tasks.is_foreign_cancellation(error)
 
 
 async def _in_time(
-    backend: LocalBackend | Backend, batch: Batch, tools: Tools, timeout: float
+    backend: LocalBackend | Backend, batch: Batch, resources: CallResources, timeout: float
 ) -> Vectors:
     try:
-        with tasks.within(timeout):
-            return await _asked(backend, batch, tools)
+        with tasks.fail_after(timeout):
+            return await _run_backend(backend, batch, resources)
     except TimeoutError:
-        raise TimedOut(f"The backend did not answer within {timeout:.1f} s.") from None
+        raise UpstreamTimeout(f"The backend did not answer within {timeout:.1f} s.") from None
 
 
-async def _asked(backend: LocalBackend | Backend, batch: Batch, tools: Tools) -> Vectors:
+async def _run_backend(
+    backend: LocalBackend | Backend, batch: Batch, resources: CallResources
+) -> Vectors:
     try:
         if isinstance(backend, Backend):
             return await backend.embed(batch)
-        return await tools.local.run(backend, batch, partial(checked, due=None))
+        return await resources.local.run(backend, batch, partial(validate_vectors, due=None))
     except TimeoutError as error:  # its own, so it is not told as ours
         raise _failed(backend, error) from error
 
 
 def _failed(backend: BackendBase, error: BaseException) -> EmbedrouteError:
-    kind = TimedOut if isinstance(error, TimeoutError) else Unavailable
+    kind = UpstreamTimeout if isinstance(error, TimeoutError) else UpstreamUnavailable
     return kind(f"The backend {type(backend).__name__} failed ({type(error).__name__}).")
 
 
 async def _kept(
-    send: Callable[[UpstreamRequest, float, ExchangeLimits], Awaitable[UpstreamReply]],
-    keep: Keep,
+    send: Callable[[UpstreamRequest, float, ExchangeLimits], Awaitable[UpstreamResponse]],
+    on_capture: CaptureHook,
     request: UpstreamRequest,
     timeout: float,
     limits: ExchangeLimits,
-) -> UpstreamReply:
+) -> UpstreamResponse:
     # Kept before it is sent: an exchange that is cancelled leaves no time for a large body.
-    await _keep(keep, request)
+    await _keep(on_capture, request)
     reply = await send(request, timeout, limits)
-    await _keep(keep, reply)
+    await _keep(on_capture, reply)
     return reply
 
 
-async def _keep(keep: Keep, message: UpstreamRequest | UpstreamReply) -> None:
+async def _keep(keep: CaptureHook, message: UpstreamRequest | UpstreamResponse) -> None:
     if len(message.content) <= KEPT_AT_ONCE:
         keep(message)
     else:
-        await fairness.in_thread(partial(keep, message))
+        await fairness.run_in_worker(partial(keep, message))
 
 
 def _built(backend: HTTPBackend, batch: Batch) -> UpstreamRequest:
@@ -170,27 +178,27 @@ def _built(backend: HTTPBackend, batch: Batch) -> UpstreamRequest:
 
 
 async def _built_in_thread(backend: HTTPBackend, batch: Batch) -> UpstreamRequest:
-    return await fairness.in_thread(partial(write_in_pieces, partial(_built, backend, batch)))
+    return await fairness.run_in_worker(partial(write_in_pieces, partial(_built, backend, batch)))
 
 
-def _read(backend: HTTPBackend, batch: Batch, reply: UpstreamReply) -> Vectors:
+def _read(backend: HTTPBackend, batch: Batch, response: UpstreamResponse) -> Vectors:
     try:
-        return _parsed(backend, batch, reply)
+        return _parsed(backend, batch, response)
     except BaseException as error:
         # Whoever keeps a failure keeps the frames that it came through: not with an answer of megabytes in them.
         for it in (error, error.__cause__):
             clear_frames(it and it.__traceback__)
-        msgspec.structs.force_setattr(reply, "content", b"")
+        msgspec.structs.force_setattr(response, "content", b"")
         raise
 
 
-def _parsed(backend: HTTPBackend, batch: Batch, reply: UpstreamReply) -> Vectors:
-    if not 200 <= reply.status < 300:
-        raise backend.fault(reply)
+def _parsed(backend: HTTPBackend, batch: Batch, response: UpstreamResponse) -> Vectors:
+    if not 200 <= response.status < 300:
+        raise backend.map_error(response)
     try:
-        return backend.parse(batch, reply)
+        return backend.parse(batch, response)
     except _PLAIN_MISTAKES as error:
-        raise BadAnswer(
+        raise InvalidUpstreamResponse(
             f"The upstream's answer is not what its API documents ({type(error).__name__})."
         ) from error
 
@@ -205,7 +213,7 @@ def largest_answer(batch: Batch, sent: int) -> int:
     return min(len(batch) * width * vectors.TEXT_OF_NUMBER + 64 * 1024 + 2 * sent, LARGEST_REPLY)
 
 
-def checked(
+def validate_vectors(
     answer: Vectors,
     batch: Batch,
     *,
@@ -221,7 +229,7 @@ def checked(
     some servers only slice, and one request must not have two vectors, by who cut it.
 
     Raises:
-        BadAnswer: rows are missing, of another width, zero or not finite, or the backend gave something else.
+        InvalidUpstreamResponse: rows are missing, of another width, zero or not finite, or the backend gave something else.
     """
     width = (
         -(-batch.width // 8)
@@ -230,10 +238,12 @@ def checked(
     )
     try:
         array = vectors.check(answer.array, len(batch), width, batch.dtype)
-        tokens = count_of(answer.prompt_tokens)
-        split = counts_of(answer.modality_tokens) if answer.modality_tokens else {}
+        tokens = parse_token_count(answer.prompt_tokens)
+        split = parse_token_counts(answer.modality_tokens) if answer.modality_tokens else {}
     except _PLAIN_MISTAKES as error:
-        raise BadAnswer(f"The backend gave back no vectors ({type(error).__name__}).") from error
+        raise InvalidUpstreamResponse(
+            f"The backend gave back no vectors ({type(error).__name__})."
+        ) from error
     if due is not None and due != batch.width and batch.dtype == "float":
         array = vectors.truncate(array, due)
     elif due is not None and batch.dtype == "float" and matryoshka and batch.dimensions is not None:
@@ -252,21 +262,21 @@ def _of_length_1(array: Array) -> Array:
     return (exact / lengths[:, None]).astype(vectors.FLOAT32)
 
 
-class Widths:
+class WidthRegistry:
     """Space and dtype → width, as the first answer had it; for as long as the space is in use."""
 
     def __init__(self) -> None:
         """Know none yet."""
-        self._widths: Recent[tuple[str, str], int] = Recent()
+        self._widths: BoundedMap[tuple[str, str], int] = BoundedMap()
 
-    def agree(self, space: str, dtype: str, width: int) -> None:
+    def check(self, space: str, dtype: str, width: int) -> None:
         """Hold a width against the first one.
 
         Raises:
-            BadAnswer: it is another; the endpoint answers from another space.
+            InvalidUpstreamResponse: it is another; the endpoint answers from another space.
         """
-        first = self._widths.recall((space, dtype), width)
+        first = self._widths.get_or_insert((space, dtype), width)
         if width != first:
-            raise BadAnswer(
+            raise InvalidUpstreamResponse(
                 f"The upstream answered vectors of {width} numbers where others of this model have {first}."
             )

@@ -8,36 +8,44 @@ from anyio import CapacityLimiter
 
 from embedroute.auth import Caller
 from embedroute.backend import Batch, Vectors
-from embedroute.cache import CacheUse
+from embedroute.cache import CachePolicy
 from embedroute.config import Model
-from embedroute.errors import EmbedrouteError, KeyRefused, UpstreamError
-from embedroute.execution.redaction import mentions, scrub, secrets_of
-from embedroute.execution.singleflight import Land
-from embedroute.inputs import Input, Kind, Part, images_in, sizes_of
-from embedroute.protocol import Job
-from embedroute.routing import Candidate, Decision, Embedded, Key, Parameters, land, text_before
+from embedroute.errors import EmbedrouteError, UpstreamAuthError, UpstreamError
+from embedroute.execution.redaction import list_secrets, mentions, redact_message
+from embedroute.execution.singleflight import OnResult
+from embedroute.inputs import Input, Kind, Part, estimate_sizes, images_in
+from embedroute.protocol import EmbeddingRequest
+from embedroute.routing import (
+    CachedSelection,
+    CacheKey,
+    EmbeddedInput,
+    Parameters,
+    ResolvedEndpoint,
+    pair_with_keys,
+    text_before,
+)
 from embedroute.runtime import Watch
-from embedroute.trace import Journal
-from embedroute.upstream_errors import message_of
+from embedroute.trace import RequestTrace
+from embedroute.upstream_errors import neutral_message
 from embedroute.upstream_errors.neutral import neutral
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One request on its way; ``deadline`` is in seconds of the monotonic clock."""
 
-    job: Job
+    job: EmbeddingRequest
     caller: Caller
-    journal: Journal
-    cached: CacheUse
+    journal: RequestTrace
+    cache_policy: CachePolicy
     deadline: float
     watch: Watch | None = None
 
 
-Landed = Mapping[Key, Embedded]
+Results = Mapping[CacheKey, EmbeddedInput]
 """Vectors that have come, under the keys that asked for them."""
 
 
-class Order(msgspec.Struct, frozen=True, kw_only=True, eq=False, gc=False):
+class RequestContext(msgspec.Struct, frozen=True, kw_only=True, eq=False, gc=False):
     """What all chunks of one request share: how to embed, in which vector space, by when, and what keeps the results.
 
     ``deadline`` is in seconds of the monotonic clock; ``slots`` bounds the calls under way at a time, once it is cut.
@@ -49,33 +57,35 @@ class Order(msgspec.Struct, frozen=True, kw_only=True, eq=False, gc=False):
     kind: Kind
     user: str | None
     deadline: float
-    journal: Journal
+    journal: RequestTrace
     space: str = ""
     shared: bytes = b""
-    store: Land | None = None
+    store: OnResult | None = None
     slots: CapacityLimiter | None = None
     watch: Watch | None = None
     large: bool = False
 
 
-def order_of(asked: Asked, decision: Decision, store: Land) -> Order:
+def make_context(asked: Asked, decision: CachedSelection, store: OnResult) -> RequestContext:
     """Word what a request orders; ``store`` keeps what has come, if the request lets it."""
-    return Order(
+    return RequestContext(
         model=decision.route.model,
         parameters=decision.selection.parameters,
         kind=asked.job.kind,
         user=asked.job.user,
         deadline=asked.deadline,
         journal=asked.journal,
-        space=decision.route.space,
+        space=decision.route.vector_space,
         shared=decision.shared,
-        store=store if asked.cached.store else None,
+        store=store if asked.cache_policy.store else None,
         watch=asked.watch,
         large=asked.job.large,
     )
 
 
-def make_batch(candidate: Candidate, work: Mapping[Key, Input], order: Order) -> Batch:
+def make_batch(
+    candidate: ResolvedEndpoint, work: Mapping[CacheKey, Input], order: RequestContext
+) -> Batch:
     """Word a chunk as the endpoint's backend takes it."""
     wanted, accepts = order.parameters, candidate.accepts
     inputs = list(work.values())
@@ -103,60 +113,65 @@ def _prefixed(texts: list[str], before: str) -> list[str]:
     return [before + text for text in texts]
 
 
-def landed_of(
-    candidate: Candidate, work: Mapping[Key, Input], answer: Vectors, order: Order, *, made: bool
-) -> Landed:
+def record_results(
+    candidate: ResolvedEndpoint,
+    work: Mapping[CacheKey, Input],
+    answer: Vectors,
+    order: RequestContext,
+    *,
+    made: bool,
+) -> Results:
     """Pair a chunk's keys with their vectors, count and bill its tokens, and keep what may be kept.
 
     ``made`` says whether this request made the call: a call that several share is billed by the call only once.
     """
-    journal, tokens = order.journal, tokens_of(answer, work.values())
+    journal, tokens = order.journal, count_tokens(answer, work.values())
     prices = (
         candidate.prices
         if made
         else {kind: price for kind, price in candidate.prices.items() if kind != "request"}
     )
-    journal.served(
+    journal.record_usage(
         candidate.provider,
         prices,
         tokens,
         answer.modality_tokens,
         images=images_in(work.values()) if order.kind is Kind.PARTS else 0,
     )
-    landed = land(work, answer, tokens)
+    landed = pair_with_keys(work, answer, tokens)
     if order.store is not None:
         order.store(landed)
     return landed
 
 
-def tokens_of(answer: Vectors, inputs: Collection[Input]) -> int:
+def count_tokens(answer: Vectors, inputs: Collection[Input]) -> int:
     """The tokens of a call: what its upstream counted, or an estimate."""
-    return sum(sizes_of(inputs)) if answer.prompt_tokens is None else answer.prompt_tokens
+    return sum(estimate_sizes(inputs)) if answer.prompt_tokens is None else answer.prompt_tokens
 
 
-def for_client(error: EmbedrouteError, candidate: Candidate) -> EmbedrouteError:
+def for_client(error: EmbedrouteError, candidate: ResolvedEndpoint) -> EmbedrouteError:
     """Word a failure so that it can be shown: no secret, and nothing of what a refused key made an upstream say.
 
     Exceptions behind it hold the words as they came, so they are let go; but not what a backend raised, if no secret is in it.
     """
-    secrets = secrets_of(candidate.backend)
+    secrets = list_secrets(candidate.backend)
     error.__context__ = None
     if error.__cause__ is not None and mentions(error.__cause__, secrets):
         error.__cause__ = None
     if not isinstance(error, UpstreamError):
         return error
     if error.is_neutral:
-        counted, error = error.counted, neutral(error, candidate.provider)
-        error.counted = counted
-    elif isinstance(error, KeyRefused):
-        error.message = message_of(KeyRefused, candidate.provider)
+        counted, error = error.already_recorded, neutral(error, candidate.provider)
+        error.already_recorded = counted
+    elif isinstance(error, UpstreamAuthError):
+        error.message = neutral_message(UpstreamAuthError, candidate.provider)
     else:
-        error.message = scrub(error.message, secrets)
+        error.message = redact_message(error.message, secrets)
     error.provider = candidate.provider
     return error
 
 
-def outcome_of(failure: EmbedrouteError | None) -> dict[str, object]:
+def describe_outcome(failure: EmbedrouteError | None) -> dict[str, object]:
     """Tell how an attempt ended, as traces and logs name it."""
     if failure is None:
         return {"status": 200}

@@ -14,7 +14,7 @@ import msgspec
 from embedroute import vectors
 from embedroute.backend import Batch, LocalBackend, Vectors
 from embedroute.execution.worker_threads import Workers
-from embedroute.inputs import sizes_of
+from embedroute.inputs import estimate_sizes
 
 Check = Callable[[Vectors, Batch], Vectors]
 """Refuse an answer that is not one sound row per input of a batch."""
@@ -128,12 +128,12 @@ class _BatchInSlices:
             model.load()
             return False
         if not self._tokens:
-            self._tokens = list(accumulate(sizes_of(batch.inputs)))
+            self._tokens = list(accumulate(estimate_sizes(batch.inputs)))
         stop = self._next_stop()
         if stop == len(batch) and self._start == 0:
             self.answer = self._embed(batch, stop)
             return True
-        part = part_of(batch, self._start, stop)
+        part = cut_part(batch, self._start, stop)
         self._answers.append(self._check(self._embed(part, stop), part))
         self._start = stop
         if stop < len(batch):
@@ -174,7 +174,7 @@ def slice_stop(tokens: Sequence[int], start: int, most: int, least: int, pace: P
     return min(max(stop, start + max(least, 1)), len(tokens))
 
 
-def part_of(batch: Batch, start: int, stop: int) -> Batch:
+def cut_part(batch: Batch, start: int, stop: int) -> Batch:
     """Cut the inputs from ``start`` to ``stop`` out of a batch."""
     return msgspec.structs.replace(
         batch,
@@ -190,7 +190,7 @@ def joined(answers: Sequence[Vectors]) -> Vectors:
     Token counts are summed. Where a slice has none, the whole has none, and is estimated.
 
     Raises:
-        BadAnswer: the slices differ in width.
+        InvalidUpstreamResponse: the slices differ in width.
     """
     rows = vectors.gathered(sum(len(it.array) for it in answers), (it.array for it in answers))
     counts = [it.prompt_tokens for it in answers if it.prompt_tokens is not None]

@@ -16,14 +16,14 @@ import anyio
 import msgspec
 
 from embedroute.backend import Accepts, Batch, Vectors
-from embedroute.errors import EmbedrouteError, TimedOut, UpstreamError
-from embedroute.inputs import size_of
-from embedroute.routing import ENVELOPE, bytes_of, share_out
+from embedroute.errors import EmbedrouteError, UpstreamError, UpstreamTimeout
+from embedroute.inputs import estimate_size
+from embedroute.routing import ENVELOPE, count_bytes, share_out
 from embedroute.upstream_errors import BLAMES_INPUTS
 from embedroute.upstream_errors.neutral import neutral
 
 
-class Load(msgspec.Struct, frozen=True, gc=False):
+class BatchSize(msgspec.Struct, frozen=True, gc=False):
     """What a batch weighs: its inputs, and its tokens and bytes where the API caps them."""
 
     inputs: int
@@ -31,13 +31,15 @@ class Load(msgspec.Struct, frozen=True, gc=False):
     size: int
 
 
-def weigh(batch: Batch, accepts: Accepts) -> Load:
+def measure(batch: Batch, accepts: Accepts) -> BatchSize:
     """Weigh a batch by what ``accepts`` caps."""
-    tokens = sum(map(size_of, batch.inputs)) if accepts.max_tokens else 0
-    return Load(len(batch), tokens, sum(map(bytes_of, batch.inputs)) if accepts.max_bytes else 0)
+    tokens = sum(map(estimate_size, batch.inputs)) if accepts.max_tokens else 0
+    return BatchSize(
+        len(batch), tokens, sum(map(count_bytes, batch.inputs)) if accepts.max_bytes else 0
+    )
 
 
-def fitting(loads: Sequence[Load], accepts: Accepts) -> int:
+def count_fitting(loads: Sequence[BatchSize], accepts: Accepts) -> int:
     """Count the batches, from the first, that one call can hold; at least 1."""
     inputs, tokens, size = 0, 0, ENVELOPE
     for count, load in enumerate(loads):
@@ -48,9 +50,9 @@ def fitting(loads: Sequence[Load], accepts: Accepts) -> int:
     return len(loads)
 
 
-def is_full(loads: Sequence[Load], accepts: Accepts) -> bool:
+def is_full(loads: Sequence[BatchSize], accepts: Accepts) -> bool:
     """Whether the first batches fill a call; there is nothing more to wait for then."""
-    return sum(load.inputs for load in loads) == accepts.max_inputs or fitting(
+    return sum(load.inputs for load in loads) == accepts.max_inputs or count_fitting(
         loads, accepts
     ) < len(loads)
 
@@ -65,9 +67,9 @@ def merged(batches: Sequence[Batch]) -> Batch:
     )
 
 
-def taken_apart(whole: Vectors, batches: Sequence[Batch]) -> list[Vectors]:
+def split_result(whole: Vectors, batches: Sequence[Batch]) -> list[Vectors]:
     """Cut a merged answer: each batch its rows, and tokens by input length that add up exactly."""
-    sizes = [sum(map(size_of, batch.inputs)) for batch in batches]
+    sizes = [sum(map(estimate_size, batch.inputs)) for batch in batches]
     tokens = (
         [None] * len(batches)
         if whole.prompt_tokens is None
@@ -93,21 +95,21 @@ Caps = Callable[[], Accepts]
 class _Waiting:
     """One call in a queue: what it brings and weighs, how long it waits and lives, and what became of it.
 
-    It waits for company for ``patience`` seconds, which is ``until`` then; its own time, whoever
+    It waits for company for ``max_wait`` seconds, which is ``until`` then; its own time, whoever
     calls, ``ends`` later.
     """
 
-    __slots__ = ("alone", "answer", "batch", "ends", "error", "load", "patience", "turn", "until")
+    __slots__ = ("alone", "answer", "batch", "done", "ends", "error", "load", "max_wait", "until")
 
     def __init__(
-        self, batch: Batch, accepts: Accepts, patience: float, until: float, ends: float
+        self, batch: Batch, accepts: Accepts, max_wait: float, until: float, ends: float
     ) -> None:
         self.batch = batch
-        self.load = weigh(batch, accepts)
-        self.patience = patience
+        self.load = measure(batch, accepts)
+        self.max_wait = max_wait
         self.until = until
         self.ends = ends
-        self.turn = anyio.Event()
+        self.done = anyio.Event()
         self.answer: Vectors | None = None
         self.error: UpstreamError | None = None
         self.alone = False
@@ -116,20 +118,20 @@ class _Waiting:
 class _Queue:
     """The calls to one endpoint on the same terms: how many are under way, and which wait, the first of them leading."""
 
-    __slots__ = ("go", "terms", "under_way", "waiting")
+    __slots__ = ("queue_key", "ready", "under_way", "waiting")
 
-    def __init__(self, terms: Hashable) -> None:
-        self.terms = terms
+    def __init__(self, queue_key: Hashable) -> None:
+        self.queue_key = queue_key
         self.under_way = 0
         self.waiting: list[_Waiting] = []
-        self.go = anyio.Event()
+        self.ready = anyio.Event()
 
     @property
-    def loads(self) -> list[Load]:
+    def loads(self) -> list[BatchSize]:
         return [waiting.load for waiting in self.waiting]
 
 
-class Merger:
+class MicroBatcher:
     """The queues of one event loop."""
 
     def __init__(self) -> None:
@@ -139,16 +141,16 @@ class Merger:
     async def embed(
         self,
         batch: Batch,
-        terms: Hashable,
+        queue_key: Hashable,
         call: Call,
         *,
-        patience: float,
+        max_wait: float,
         timeout: float,
         caps: Caps,
     ) -> tuple[Vectors, bool]:
-        """Embed ``batch``, in one call with others of equal ``terms`` if the endpoint is busy.
+        """Embed ``batch``, in one call with others of equal ``queue_key`` if the endpoint is busy.
 
-        It waits ``patience`` seconds at most for company and ``timeout`` in all. A merged call keeps
+        It waits ``max_wait`` seconds at most for company and ``timeout`` in all. A merged call keeps
         ``caps``. Returns its own rows with their tokens, and whether this request made the call.
 
         Raises:
@@ -156,28 +158,28 @@ class Merger:
         """
         if batch.parts or len(batch) > LARGEST:  # tokens by modality could not be shared out
             return await call(batch, timeout), True
-        if terms not in self._queues:
-            return await self._call(self._queue(terms), call(batch, timeout)), True
+        if queue_key not in self._queues:
+            return await self._call(self._queue(queue_key), call(batch, timeout)), True
         now, alone = anyio.current_time(), False
         ends = now + timeout
         while True:
-            queue = self._queue(terms)
+            queue = self._queue(queue_key)
             if alone or not (queue.under_way or queue.waiting):
                 return await self._call(queue, call(batch, ends - anyio.current_time())), True
-            waiting = _Waiting(batch, caps(), patience, now + patience, ends)
+            waiting = _Waiting(batch, caps(), max_wait, now + max_wait, ends)
             queue.waiting.append(waiting)
             if queue.waiting[0] is waiting:
                 return await self._lead(queue, call, caps), True
             if is_full(queue.loads, caps()):
-                queue.go.set()
+                queue.ready.set()
             if (answer := await _follow(queue, waiting)) is not None:
                 return answer, False
             alone = waiting.alone
 
-    def _queue(self, terms: Hashable) -> _Queue:
-        queue = self._queues.get(terms)
+    def _queue(self, queue_key: Hashable) -> _Queue:
+        queue = self._queues.get(queue_key)
         if queue is None:
-            queue = self._queues[terms] = _Queue(terms)
+            queue = self._queues[queue_key] = _Queue(queue_key)
         return queue
 
     async def _call(self, queue: _Queue, call: Awaitable[Vectors]) -> Vectors:
@@ -187,55 +189,55 @@ class Merger:
         finally:
             queue.under_way -= 1
             if queue.under_way == 0:
-                queue.go.set()
+                queue.ready.set()
             self._tidy(queue)
 
     def _tidy(self, queue: _Queue) -> None:
-        if not (queue.under_way or queue.waiting) and self._queues.get(queue.terms) is queue:
-            del self._queues[queue.terms]
+        if not (queue.under_way or queue.waiting) and self._queues.get(queue.queue_key) is queue:
+            del self._queues[queue.queue_key]
 
     async def _lead(self, queue: _Queue, call: Call, caps: Caps) -> Vectors:
-        queue.go = anyio.Event()
-        party: Sequence[_Waiting] = ()
+        queue.ready = anyio.Event()
+        batch: Sequence[_Waiting] = ()
         left: Sequence[_Waiting] = ()
         try:
             with anyio.move_on_after(queue.waiting[0].until - anyio.current_time()):
-                await queue.go.wait()
-            count = fitting(queue.loads, caps())
-            party, left, queue.waiting = queue.waiting[:count], queue.waiting[count:], []
+                await queue.ready.wait()
+            count = count_fitting(queue.loads, caps())
+            batch, left, queue.waiting = queue.waiting[:count], queue.waiting[count:], []
             _release(left)
-            leader = party[0]
-            if len(party) > 1:
-                await self._serve(queue, party, call)
+            leader = batch[0]
+            if len(batch) > 1:
+                await self._serve(queue, batch, call)
                 if (answer := _outcome(leader)) is not None:
                     return answer
-                _release(party)
+                _release(batch)
             return await self._call(queue, call(leader.batch, leader.ends - anyio.current_time()))
         finally:
-            if not party:  # cancelled while it waited
-                party, queue.waiting = queue.waiting, []
-            _release(party)
+            if not batch:  # cancelled while it waited
+                batch, queue.waiting = queue.waiting, []
+            _release(batch)
             self._tidy(queue)
 
-    async def _serve(self, queue: _Queue, party: Sequence[_Waiting], call: Call) -> None:
+    async def _serve(self, queue: _Queue, batch: Sequence[_Waiting], call: Call) -> None:
         """Make one call for a party and give each its part or its error.
 
         Neither is given where each must make its own call. Nothing is raised from here: the frame
         of this function holds the inputs of all.
         """
-        batches = [waiting.batch for waiting in party]
+        batches = [waiting.batch for waiting in batch]
         try:
-            seconds = party[0].ends - anyio.current_time()
+            seconds = batch[0].ends - anyio.current_time()
             whole = await self._call(queue, call(merged(batches), seconds))
         except EmbedrouteError as error:
             if isinstance(error, UpstreamError) and not isinstance(error, BLAMES_INPUTS):
-                _share(error, party[0], party[1:])
+                _share(error, batch[0], batch[1:])
                 return
             # One bad input, or a cap that nobody declared, must harm nobody else, so each goes alone.
-            for waiting in party:
+            for waiting in batch:
                 waiting.alone = True
             return
-        for waiting, part in zip(party, taken_apart(whole, batches), strict=True):
+        for waiting, part in zip(batch, split_result(whole, batches), strict=True):
             waiting.answer = part
 
 
@@ -248,9 +250,9 @@ def _share(error: UpstreamError, leader: _Waiting, followers: Sequence[_Waiting]
     """
     leader.error = neutral(error)
     for waiting in followers:
-        if not isinstance(error, TimedOut) or waiting.ends - leader.ends <= waiting.patience:
+        if not isinstance(error, UpstreamTimeout) or waiting.ends - leader.ends <= waiting.max_wait:
             waiting.error = neutral(error)
-            waiting.error.counted = True
+            waiting.error.already_recorded = True
 
 
 def _outcome(waiting: _Waiting) -> Vectors | None:
@@ -264,23 +266,23 @@ async def _follow(queue: _Queue, waiting: _Waiting) -> Vectors | None:
     """Wait for what another makes of it; None if that is nothing, and there is time for another round."""
     try:
         with anyio.move_on_after(waiting.ends - anyio.current_time()):
-            await waiting.turn.wait()
+            await waiting.done.wait()
     finally:
         if waiting in queue.waiting:
             queue.waiting.remove(waiting)
     answer = _outcome(waiting)
     left = waiting.ends - anyio.current_time()
-    if answer is None and not waiting.alone and left <= waiting.patience:
+    if answer is None and not waiting.alone and left <= waiting.max_wait:
         raise _timed_out()
     return answer
 
 
-def _timed_out() -> TimedOut:
-    error = TimedOut("The upstream did not answer in time.")
-    error.counted = True  # by whoever makes the call
+def _timed_out() -> UpstreamTimeout:
+    error = UpstreamTimeout("The upstream did not answer in time.")
+    error.already_recorded = True  # by whoever makes the call
     return error
 
 
 def _release(waiting: Sequence[_Waiting]) -> None:
     for one in waiting:
-        one.turn.set()
+        one.done.set()

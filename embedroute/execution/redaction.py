@@ -9,12 +9,12 @@ from urllib.parse import quote, unquote
 
 import msgspec
 
-from embedroute.backend import BackendBase, Secret, UpstreamReply, UpstreamRequest, behind
-from embedroute.runtime import Turn
+from embedroute.backend import BackendBase, Secret, UpstreamRequest, UpstreamResponse, behind
+from embedroute.runtime import TimeSlice
 from embedroute.text import printable
-from embedroute.trace import Journal
+from embedroute.trace import RequestTrace
 
-RUN = 8
+MIN_FRAGMENT = 8
 """Characters of a key, in a row, that are not shown; upstreams that mask the rest of a key repeat its ends."""
 
 MASK = "[redacted]"
@@ -42,7 +42,7 @@ PLAIN: Final = frozenset(
 KEPT_AT_ONCE: Final = 1 << 14
 """Bytes of a body up to which ``capture`` takes some milliseconds at most; a larger one is read in a worker thread."""
 
-Hide = Callable[[str], str]
+Redactor = Callable[[str], str]
 """Takes secrets out of a text."""
 
 OWN_WORDS: Final = re.compile(r"The (?:upstream|backend)(?: answered [0-9]{3})?(?!\w)")
@@ -54,7 +54,7 @@ _USER_INFO = re.compile("(?<=://)[^/]+(?=@)")
 """Those of a text that is an address."""
 
 
-def secrets_of(options: msgspec.Struct) -> list[str]:
+def list_secrets(options: msgspec.Struct) -> list[str]:
     """Every secret that a backend's options hold, as themselves, as values of a table, or in a URL; the longest first."""
     held = [
         one
@@ -75,34 +75,36 @@ def _secrets_in(value: object) -> Iterator[str]:
             yield written.partition(":")[2]
 
 
-def scrub(text: str, secrets: Sequence[str]) -> str:
+def redact_message(text: str, secrets: Sequence[str]) -> str:
     """Word a failure for a client: ``secrets`` are hidden first, then it is made printable and cut.
 
     A key may hold one of our own words; they stand there whatever the key is, so they tell nothing of it.
     """
     own = OWN_WORDS.match(text)
-    return printable(hiding(secrets, own.end() if own else 0)(text[:MOST_READ]))
+    return printable(make_redactor(secrets, own.end() if own else 0)(text[:MOST_READ]))
 
 
 def mentions(error: BaseException, secrets: Sequence[str]) -> bool:
     """Whether the text of an exception, or of one behind it, holds a secret."""
     text = repr(behind(error))
-    return hiding(secrets)(text) != text
+    return make_redactor(secrets)(text) != text
 
 
-def hiding(secrets: Sequence[str], own: int = 0) -> Hide:
+def make_redactor(secrets: Sequence[str], own: int = 0) -> Redactor:
     """Prepare to take ``secrets`` out of many texts.
 
-    Hidden is any run of ``RUN`` characters of one, be it as it is, in base64 or percent-encoded; a shorter one where
+    Hidden is any run of ``MIN_FRAGMENT`` characters of one, be it as it is, in base64 or percent-encoded; a shorter one where
     it is no part of a longer word; and credentials inside URLs. What lies within the first ``own`` characters is shown.
     """
     runs = {
-        form[at : at + RUN]
+        form[at : at + MIN_FRAGMENT]
         for secret in secrets
         for form in _forms(secret)
-        for at in range(len(form) - RUN + 1)
+        for at in range(len(form) - MIN_FRAGMENT + 1)
     }
-    short = sorted({secret for secret in secrets if 0 < len(secret) < RUN}, key=len, reverse=True)
+    short = sorted(
+        {secret for secret in secrets if 0 < len(secret) < MIN_FRAGMENT}, key=len, reverse=True
+    )
     return partial(
         _hidden,
         frozenset(runs),
@@ -133,7 +135,11 @@ _URLSAFE: Final = str.maketrans("+/", "-_")
 
 def _hidden(runs: frozenset[str], short: re.Pattern[str], own: int, text: str) -> str:
     marks = (
-        [(at, at + RUN) for at in range(len(text) - RUN + 1) if text[at : at + RUN] in runs]
+        [
+            (at, at + MIN_FRAGMENT)
+            for at in range(len(text) - MIN_FRAGMENT + 1)
+            if text[at : at + MIN_FRAGMENT] in runs
+        ]
         if runs
         else []
     )
@@ -151,25 +157,28 @@ def _without(text: str, marks: Sequence[tuple[int, int]]) -> str:
     return "".join([*left, text[at:]])
 
 
-def capture(
-    journal: Journal, provider: str, backend: BackendBase, message: UpstreamRequest | UpstreamReply
+def record_exchange(
+    journal: RequestTrace,
+    provider: str,
+    backend: BackendBase,
+    message: UpstreamRequest | UpstreamResponse,
 ) -> None:
     """Keep a request or a reply for debug: headers from the struct's own marking of secrets, bodies scrubbed besides.
 
     It may take a second for a large body, so that one needs a worker thread, which rests between two texts.
     """
-    is_reply = isinstance(message, UpstreamReply)
-    kept = journal.got if is_reply else journal.sent
+    is_reply = isinstance(message, UpstreamResponse)
+    kept = journal.received if is_reply else journal.sent
     if kept is None:
         return
     content = message.content[
         : LONGEST_CAPTURE - (journal.got_bytes if is_reply else journal.sent_bytes)
     ]
-    hide = hiding(secrets_of(backend))
+    hide = make_redactor(list_secrets(backend))
     if len(content) > KEPT_AT_ONCE:
         hide = _resting(hide)
     body = _body(content, hide, full=journal.full)
-    if isinstance(message, UpstreamReply):
+    if isinstance(message, UpstreamResponse):
         journal.got_bytes += len(content)
         kept.append({"provider": provider, "status": message.status, "body": body})
         return
@@ -181,26 +190,26 @@ def capture(
     kept.append({"provider": provider, "url": hide(message.url), "headers": headers, "body": body})
 
 
-def _resting(hide: Hide) -> Hide:
-    turn = Turn()
+def _resting(hide: Redactor) -> Redactor:
+    turn = TimeSlice()
 
     def hidden(text: str) -> str:
-        turn.rest()
+        turn.yield_gil()
         return hide(text)
 
     return hidden
 
 
-def _body(content: bytes, hide: Hide, *, full: bool) -> object:
+def _body(content: bytes, hide: Redactor, *, full: bool) -> object:
     text = content.decode(errors="replace")
     try:
         body = msgspec.json.decode(text)
-        return _mapped(body, hide) if full else _outline(body, "", hide)
+        return _mapped(body, hide) if full else _summarize(body, "", hide)
     except (msgspec.MsgspecError, RecursionError):
         return hide(text) if full else f"[{len(text)} characters]"
 
 
-def _mapped(value: object, hide: Hide) -> object:
+def _mapped(value: object, hide: Redactor) -> object:
     """Hide what is secret in every text of a body, names of fields and long numbers included."""
     if isinstance(value, dict):
         return {
@@ -214,19 +223,19 @@ def _mapped(value: object, hide: Hide) -> object:
     return _number(value, hide)
 
 
-def _number(value: object, hide: Hide) -> object:
+def _number(value: object, hide: Redactor) -> object:
     # A key may be all digits, and an upstream may repeat it as a number.
-    if not isinstance(value, int) or abs(value) < 10 ** (RUN - 1):
+    if not isinstance(value, int) or abs(value) < 10 ** (MIN_FRAGMENT - 1):
         return value
     shown = hide(str(value))
     return value if shown == str(value) else shown
 
 
-def _outline(value: object, name: str, hide: Hide) -> object:
+def _summarize(value: object, name: str, hide: Redactor) -> object:
     """Keep the shape of a body and drop what the input could stand in."""
     if isinstance(value, dict):
         fields = cast("dict[str, object]", value)
-        return {hide(key): _outline(inner, key, hide) for key, inner in fields.items()}
+        return {hide(key): _summarize(inner, key, hide) for key, inner in fields.items()}
     if isinstance(value, list):
         return f"[{len(cast('list[object]', value))} items]"
     if isinstance(value, str):

@@ -14,49 +14,51 @@ from typing import Final, Generic, Self, TypeVar, TypeVarTuple
 
 import anyio
 
-from embedroute.errors import RateLimited, TimedOut, UpstreamError
+from embedroute.errors import RateLimited, UpstreamError, UpstreamTimeout
 from embedroute.inputs import Input
-from embedroute.routing import Embedded, Key
+from embedroute.routing import CacheKey, EmbeddedInput
 from embedroute.runtime import tasks
 from embedroute.upstream_errors import BLAMES_INPUTS
 from embedroute.upstream_errors.neutral import neutral
 
-Work = Mapping[Key, Input]
-Land = Callable[[Mapping[Key, Embedded]], None]
+Work = Mapping[CacheKey, Input]
+OnResult = Callable[[Mapping[CacheKey, EmbeddedInput]], None]
 """Takes vectors as they land."""
 
 T = TypeVar("T")
 Given = TypeVarTuple("Given")
-Compute = Callable[[*Given, Work, Land], Awaitable[None]]
+Compute = Callable[[*Given, Work, OnResult], Awaitable[None]]
 """Takes what is given to it and work, and computes that; each part goes to its last argument as it lands."""
 Expect = Callable[[*Given, int], float]
 """Takes what ``Compute`` is given and a number of inputs; returns the seconds they usually take."""
 
 
-def without(work: Work, found: Container[Key] | None) -> Work:
+def missing_keys(work: Work, found: Container[CacheKey] | None) -> Work:
     """Take the keys that were ``found`` out of work; nearly always those are none."""
     return {key: item for key, item in work.items() if key not in found} if found else work
 
 
-class Flight:
+class InFlight:
     """One key that is being computed.
 
-    ``terms`` is what a waiter must share with its leader to share its error too.
+    ``sharing_key`` is what a waiter must share with its leader to share its error too.
     ``group`` is all that the leader computes: an upstream may refuse the group because of any of
     them. ``error`` is neutral: it is kept for others. ``replaced`` is the flight of a slow leader,
     whose waiters get this result too.
     """
 
-    __slots__ = ("error", "group", "landed", "over", "replaced", "terms", "waited")
+    __slots__ = ("error", "group", "landed", "over", "replaced", "sharing_key", "waited")
 
-    def __init__(self, terms: object, group: Work, replaced: "Flight | None" = None) -> None:
+    def __init__(
+        self, sharing_key: object, group: Work, replaced: "InFlight | None" = None
+    ) -> None:
         """Begin; neither landed nor failed yet."""
         self.waited: anyio.Event | None = None
         self.over = False
-        self.terms = terms
+        self.sharing_key = sharing_key
         self.group = group
         self.replaced = replaced
-        self.landed: Embedded | None = None
+        self.landed: EmbeddedInput | None = None
         self.error: UpstreamError | None = None
 
     async def wait(self) -> None:
@@ -65,19 +67,19 @@ class Flight:
             self.waited = self.waited or anyio.Event()
             await self.waited.wait()
 
-    def error_for(self, terms: object, asked: AbstractSet[Key]) -> UpstreamError | None:
-        """Copy the leader's error, if it is also that of a request for ``asked`` on ``terms``.
+    def error_for(self, sharing_key: object, asked: AbstractSet[CacheKey]) -> UpstreamError | None:
+        """Copy the leader's error, if it is also that of a request for ``asked`` on ``sharing_key``.
 
         Each waiter gets a copy of its own: what raises an error adds its frames to it.
         """
-        if self.error is None or self.terms != terms:
+        if self.error is None or self.sharing_key != sharing_key:
             return None
         if isinstance(self.error, BLAMES_INPUTS) and not self.group.keys() <= asked:
             return None
         return neutral(self.error)
 
 
-Flying = Mapping[Key, Flight]
+Flying = Mapping[CacheKey, InFlight]
 _NONE: Final[Flying] = {}
 
 
@@ -86,7 +88,7 @@ def never_expected(*_: object) -> float:
     return math.inf
 
 
-class Flights(Generic[*Given]):
+class SingleFlight(Generic[*Given]):
     """The flights of one event loop.
 
     ``expect`` tells how long a request's own call would usually take. A leader on other terms may
@@ -97,7 +99,7 @@ class Flights(Generic[*Given]):
 
     def __init__(self, expect: Expect[*Given] = never_expected) -> None:
         """Begin with none."""
-        self._flights: dict[Key, Flight] = {}
+        self._flights: dict[CacheKey, InFlight] = {}
         self._expect = expect
 
     def __len__(self) -> int:
@@ -117,25 +119,25 @@ class Flights(Generic[*Given]):
             for key in missing
             if (flight := board.get(key)) and flight is not slow.get(key)
         }
-        return Lead(board, without(missing, awaited), terms, slow, awaited)
+        return Lead(board, missing_keys(missing, awaited), terms, slow, awaited)
 
-    async def share(
+    async def run(
         self,
         missing: Work,
-        terms: object,
+        sharing_key: object,
         compute: Compute[*Given],
         given: tuple[*Given],
         patience: float = math.inf,
-    ) -> tuple[dict[Key, Embedded], int]:
+    ) -> tuple[dict[CacheKey, EmbeddedInput], int]:
         """Get every key of ``missing``: lead those that nobody computes, and wait for the others.
 
-        ``patience`` bounds the wait for a leader on other ``terms`` or of a larger group, in seconds.
+        ``patience`` bounds the wait for a leader on other ``sharing_key`` or of a larger group, in seconds.
         Returns what was found, and how many keys were led.
 
         Raises:
-            EmbedrouteError: its own, or a neutral copy of that of its leader on the same ``terms``.
+            EmbedrouteError: its own, or a neutral copy of that of its leader on the same ``sharing_key``.
         """
-        with self.lead(missing, terms) as lead:
+        with self.lead(missing, sharing_key) as lead:
             if lead.work:
                 await compute(*given, lead.work, lead.land)
         found, led = await self.follow(lead, missing, compute, given, patience)
@@ -148,22 +150,22 @@ class Flights(Generic[*Given]):
         compute: Compute[*Given],
         given: tuple[*Given],
         patience: float = math.inf,
-    ) -> tuple[dict[Key, Embedded], int]:
+    ) -> tuple[dict[CacheKey, EmbeddedInput], int]:
         """Get the keys of ``missing`` that others computed when ``lead`` began; lead those that they left.
 
         Returns what was found besides that of ``lead``, and how many keys were led in all.
         """
-        found: dict[Key, Embedded] = {}
+        found: dict[CacheKey, EmbeddedInput] = {}
         led, began, slow = len(lead.work), 0.0, _NONE
         terms, awaited = lead.terms, lead.awaited
-        left = without(missing, lead.found)
+        left = missing_keys(missing, lead.found)
         while left:
             if awaited:
                 began = began or anyio.current_time()
                 await _wait(self._bounds(awaited, terms, len(missing), given, patience), began)
                 found |= _landings(awaited, terms, missing.keys())
                 slow = {**slow, **_still(awaited)}
-                left = without(left, found)
+                left = missing_keys(left, found)
             with self.lead(left, terms, slow) as next_lead:
                 if next_lead.work:
                     led += len(next_lead.work)
@@ -171,18 +173,23 @@ class Flights(Generic[*Given]):
                     await (_unless_landed(next_lead, next_lead.work, slow, work) if slow else work)
             found |= next_lead.found
             awaited = next_lead.awaited
-            left = without(left, found)
+            left = missing_keys(left, found)
         return found, led
 
     def _bounds(
-        self, awaited: Flying, terms: object, asked: int, given: tuple[*Given], patience: float
-    ) -> dict[float, list[Flight]]:
+        self,
+        awaited: Flying,
+        sharing_key: object,
+        asked: int,
+        given: tuple[*Given],
+        patience: float,
+    ) -> dict[float, list[InFlight]]:
         """Group flights by the seconds for which they are waited for at most."""
         larger = sum(len(flight.group) > asked for flight in awaited.values())
         usual = min(self._expect(*given, larger), patience) if larger else math.inf
-        bounds: dict[float, list[Flight]] = {}
+        bounds: dict[float, list[InFlight]] = {}
         for flight in awaited.values():
-            others = math.inf if flight.terms == terms else patience
+            others = math.inf if flight.sharing_key == sharing_key else patience
             bounds.setdefault(usual if len(flight.group) > asked else others, []).append(flight)
         return bounds
 
@@ -196,23 +203,28 @@ class Lead:
     __slots__ = ("_board", "_own", "awaited", "found", "terms", "work")
 
     def __init__(
-        self, board: dict[Key, Flight], work: Work, terms: object, slow: Flying, awaited: Flying
+        self,
+        board: dict[CacheKey, InFlight],
+        work: Work,
+        terms: object,
+        slow: Flying,
+        awaited: Flying,
     ) -> None:
         """Claim the keys of ``work``."""
         self.work = work
         self.terms = terms
         self.awaited = awaited
-        self.found: dict[Key, Embedded] = {}
+        self.found: dict[CacheKey, EmbeddedInput] = {}
         self._board = board
-        self._own: dict[Key, Flight] = {}
+        self._own: dict[CacheKey, InFlight] = {}
         for key in work:
-            board[key] = self._own[key] = Flight(terms, work, slow.get(key) if slow else None)
+            board[key] = self._own[key] = InFlight(terms, work, slow.get(key) if slow else None)
 
-    def land(self, landed: Mapping[Key, Embedded]) -> None:
+    def land(self, landed: Mapping[CacheKey, EmbeddedInput]) -> None:
         """Take vectors as they come: their waiters get them at once."""
         self.found.update(landed)
         for key, item in landed.items():
-            flight: Flight | None = self._own[key]
+            flight: InFlight | None = self._own[key]
             while flight is not None:
                 flight.landed = item
                 self._end(key, flight)
@@ -225,14 +237,14 @@ class Lead:
         if len(self.found) == len(self._own):
             return
         shared = None
-        if isinstance(error, UpstreamError) and not _hangs_on_time(error):
+        if isinstance(error, UpstreamError) and not _is_deadline_specific(error):
             shared = neutral(error)
         for key, flight in self._own.items():
             if not flight.over:
                 flight.error = shared
                 self._end(key, flight)
 
-    def _end(self, key: Key, flight: Flight) -> None:
+    def _end(self, key: CacheKey, flight: InFlight) -> None:
         flight.over = True
         if flight.waited is not None:
             flight.waited.set()
@@ -240,7 +252,7 @@ class Lead:
             del self._board[key]
 
 
-def _hangs_on_time(error: UpstreamError) -> bool:
+def _is_deadline_specific(error: UpstreamError) -> bool:
     """Whether an error is due to the leader's own deadline.
 
     A waiter has a deadline of its own, and leads anew.
@@ -250,14 +262,14 @@ def _hangs_on_time(error: UpstreamError) -> bool:
     """
     if isinstance(error, RateLimited):
         return error.retry_after != 0
-    return isinstance(error, TimedOut)
+    return isinstance(error, UpstreamTimeout)
 
 
 def _still(flights: Flying) -> Flying:
     return {key: flight for key, flight in flights.items() if not flight.over}
 
 
-async def _wait(bounds: Mapping[float, list[Flight]], began: float) -> None:
+async def _wait(bounds: Mapping[float, list[InFlight]], began: float) -> None:
     """Wait for flights, each for its seconds after ``began`` at most."""
     for seconds, flights in sorted(bounds.items()):
         with anyio.CancelScope(deadline=began + seconds):
@@ -265,13 +277,15 @@ async def _wait(bounds: Mapping[float, list[Flight]], began: float) -> None:
                 await flight.wait()
 
 
-def _landings(awaited: Flying, terms: object, asked: AbstractSet[Key]) -> dict[Key, Embedded]:
+def _landings(
+    awaited: Flying, sharing_key: object, asked: AbstractSet[CacheKey]
+) -> dict[CacheKey, EmbeddedInput]:
     """Take what has landed of ``awaited``, or raise the error that a request shares with one."""
-    found: dict[Key, Embedded] = {}
+    found: dict[CacheKey, EmbeddedInput] = {}
     for key, flight in awaited.items():
         if flight.landed is not None:
             found[key] = flight.landed
-        elif error := flight.error_for(terms, asked):
+        elif error := flight.error_for(sharing_key, asked):
             raise error
     return found
 
@@ -283,13 +297,13 @@ async def _unless_landed(lead: Lead, own: Work, slow: Flying, work: Awaitable[No
         await work
         return
     try:
-        await tasks.unless(partial(_landed, list(flights.values())), work, grace=0.0)
-    except tasks.ClientGone:  # what `unless` raises when its first argument returns first
+        await tasks.cancel_on_disconnect(work, partial(_landed, list(flights.values())), grace=0.0)
+    except tasks.ClientDisconnected:  # what `unless` raises when its first argument returns first
         landed = {key: flight.landed for key, flight in flights.items()}
         lead.land({key: item for key, item in landed.items() if item is not None})
 
 
-async def _landed(flights: Iterable[Flight]) -> None:
+async def _landed(flights: Iterable[InFlight]) -> None:
     """Return when all have landed; never, if one ends otherwise."""
     for flight in flights:
         await flight.wait()

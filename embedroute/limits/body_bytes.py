@@ -2,7 +2,7 @@
 
 from typing import Final, Self
 
-from embedroute.config import Config, Settings, Unread
+from embedroute.config import Config, Settings, UnknownFields
 from embedroute.errors import Overloaded
 
 CALLERS: Final = 4
@@ -77,7 +77,7 @@ class Account:
         self.held = 0
 
 
-def admission_mistakes(config: Config, unread: Unread) -> list[str]:
+def admission_mistakes(config: Config, unread: UnknownFields) -> list[str]:
     """Name the bounds on bodies that contradict each other."""
     most, largest = config.gateway.max_body_bytes_in_flight, config.gateway.max_body_bytes
     names = ("max_body_bytes", "max_body_bytes_in_flight")

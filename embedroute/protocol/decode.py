@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from embedroute.errors import InvalidRequest
-from embedroute.inputs import Input, Kind, kind_of
+from embedroute.inputs import Input, Kind, detect_kind
 from embedroute.protocol import decode_errors
 from embedroute.protocol.coerce import Plain
 from embedroute.protocol.decode_errors import CHOICES, FIELDS
@@ -46,10 +46,10 @@ _STRICT = msgspec.json.Decoder(CreateEmbeddingRequest)
 _LENIENT = msgspec.json.Decoder(LenientRequest)
 
 
-class Job(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One request, checked: n ``inputs`` of one ``kind``, and how they are to be embedded and answered.
 
-    ``dimensions`` is None when unset, ``input_type`` a neutral word, ``hint`` the string form of ``provider``.
+    ``dimensions`` is None when unset, ``input_type`` a neutral word, ``provider`` the string form of ``provider``.
     ``large`` says that work on all inputs at once would hold an event loop up.
     """
 
@@ -60,14 +60,14 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     dimensions: int | None = None
     input_type: str | None = None
     user: str | None = None
-    hint: str | None = None
+    provider: str | None = None
     preferences: Preferences = NO_PREFERENCES
     options: EmbeddingOptions = NO_OPTIONS
     debug: Debug = NO_DEBUG
     large: bool = False
 
 
-def decode_request(body: bytes, limits: Limits) -> Job:
+def decode_request(body: bytes, limits: Limits) -> EmbeddingRequest:
     """Read the body of ``POST /v1/embeddings``.
 
     Raises:
@@ -78,7 +78,7 @@ def decode_request(body: bytes, limits: Limits) -> Job:
     )
 
 
-def decode_at_once(body: bytes, limits: Limits) -> Job:
+def decode_at_once(body: bytes, limits: Limits) -> EmbeddingRequest:
     """Read a body that ``is_small``.
 
     Raises:
@@ -104,7 +104,7 @@ def is_small(body: bytes) -> bool:
     )
 
 
-def decode_in_steps(body: bytes, limits: Limits) -> Generator[None, None, Job]:
+def decode_in_steps(body: bytes, limits: Limits) -> Generator[None, None, EmbeddingRequest]:
     """Read any body in steps of some milliseconds each.
 
     Raises:
@@ -136,7 +136,7 @@ def _read(body: bytes, limits: Limits) -> CreateEmbeddingRequest:
 
 def _reworded(error: Exception, body: bytes) -> InvalidRequest:
     try:
-        return decode_errors.refusal_of(error, body, FIELDS, CHOICES)
+        return decode_errors.explain_error(error, body, FIELDS, CHOICES)
     except (
         ValueError
     ) as worse:  # msgspec stops at the first unknown field, so the rest is read only now
@@ -145,7 +145,7 @@ def _reworded(error: Exception, body: bytes) -> InvalidRequest:
         decode_errors.refuse_depth()
 
 
-def make_request(fields: Mapping[str, object], limits: Limits) -> Job:
+def make_request(fields: Mapping[str, object], limits: Limits) -> EmbeddingRequest:
     """Check a request that was not read from the wire, by the same rules; values of a host's own types are taken by value.
 
     Raises:
@@ -160,14 +160,14 @@ def make_request(fields: Mapping[str, object], limits: Limits) -> Job:
         msgspec.json.encode(request)
     except (msgspec.ValidationError, UnicodeEncodeError) as error:
         body = json.dumps(given, default=msgspec.to_builtins).encode()
-        raise decode_errors.refusal_of(error, body, FIELDS, CHOICES) from None
+        raise decode_errors.explain_error(error, body, FIELDS, CHOICES) from None
     job = check_request(request, limits)
     return msgspec.structs.replace(job, large=True) if _letters(job.inputs) >= LARGE else job
 
 
 def _letters(inputs: Sequence[Input]) -> int:
     """Count the characters and ids of texts and ids; content parts count as many."""
-    return sum(map(len, inputs)) if kind_of(inputs[0]) is not Kind.PARTS else LARGE
+    return sum(map(len, inputs)) if detect_kind(inputs[0]) is not Kind.PARTS else LARGE
 
 
 def _texts(request: CreateEmbeddingRequest) -> list[str] | None:
@@ -186,7 +186,7 @@ def _texts(request: CreateEmbeddingRequest) -> list[str] | None:
     return texts
 
 
-def check_request(request: CreateEmbeddingRequest, limits: Limits) -> Job:
+def check_request(request: CreateEmbeddingRequest, limits: Limits) -> EmbeddingRequest:
     """Judge the values of a well-typed request.
 
     Raises:
@@ -199,12 +199,12 @@ def check_request(request: CreateEmbeddingRequest, limits: Limits) -> Job:
 
 def _job(
     request: CreateEmbeddingRequest, inputs: Sequence[Input], kind: Kind, *, large: bool = False
-) -> Job:
+) -> EmbeddingRequest:
     options = request.embedding_options or NO_OPTIONS
     provider = request.provider
     if isinstance(provider, Preferences):
         _refuse_duplicates(provider)
-    return Job(
+    return EmbeddingRequest(
         model=request.model,
         inputs=inputs,
         kind=kind,
@@ -212,7 +212,7 @@ def _job(
         dimensions=_dimensions(request.dimensions, options),
         input_type=_input_type(request.input_type, options),
         user=request.user,
-        hint=provider if isinstance(provider, str) else None,
+        provider=provider if isinstance(provider, str) else None,
         preferences=provider if isinstance(provider, Preferences) else NO_PREFERENCES,
         options=options,
         debug=request.debug or NO_DEBUG,
@@ -271,7 +271,7 @@ def _refuse_other_task(neutral: str, options: EmbeddingOptions) -> None:
         raise InvalidRequest(f"'{param}' contradicts 'input_type'; send one of them.", param=param)
 
 
-def with_input_type(job: Job, neutral: str) -> Job:
+def with_input_type(job: EmbeddingRequest, neutral: str) -> EmbeddingRequest:
     """Set the input type that a suffix of the model's name asks for.
 
     Raises:

@@ -185,7 +185,7 @@ EXAMINED: Final = 1 << 16
 """Bytes of a body that is parsed a second time to say more exactly what is wrong with it."""
 
 
-def refusal_of(
+def explain_error(
     error: Exception,
     body: bytes,
     fields: Mapping[str, Sequence[str]],
@@ -293,7 +293,7 @@ def _unknown_keys(
         at_root = _unknown_at(root, "", fields)
         path, unknown = ("", at_root) if at_root else (path, [name])
     known = [key for key in fields.get(_INDEX.sub("[]", path), ()) if key not in unknown]
-    said = ", ".join(f"{echo(join(path, key))}{_hint(key, known)}" for key in unknown[:5])
+    said = ", ".join(f"{echo(join(path, key))}{_suggestion(key, known)}" for key in unknown[:5])
     more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
     noun, them = ("fields", "them") if len(unknown) > 1 else ("field", "it")
     return InvalidRequest(
@@ -302,7 +302,7 @@ def _unknown_keys(
     )
 
 
-def _hint(key: str, known: Sequence[str]) -> str:
+def _suggestion(key: str, known: Sequence[str]) -> str:
     meant = closest(key, known)
     return "" if meant is None else f' (did you mean "{meant}"?)'
 

@@ -8,17 +8,17 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from embedroute.errors import EmbedrouteError, UpstreamError
-from embedroute.protocol.decode import Job
+from embedroute.protocol.decode import EmbeddingRequest
 from embedroute.protocol.responses import (
     ENCODER,
     CreateEmbeddingResponse,
     Embeddings,
     Usage,
-    filled,
-    written,
+    encode_rows,
+    iter_body,
 )
 from embedroute.text import LONGEST_ECHO
-from embedroute.trace import Journal
+from embedroute.trace import RequestTrace
 
 Fields = Mapping[str, Any]
 """Fields of a body, by name."""
@@ -27,12 +27,12 @@ Fields = Mapping[str, Any]
 class OpenAIDialect:
     """OpenAI's own words; the other dialects say what they add."""
 
-    def success(self, answer: Embeddings, job: Job) -> Iterable[bytes]:
+    def success(self, answer: Embeddings, job: EmbeddingRequest) -> Iterable[bytes]:
         """Write the body of a 200: in one piece, or in several, as they are asked for, if it is large."""
         large = answer.large
         body = ENCODER.encode(
             CreateEmbeddingResponse(
-                data=() if large else written(answer.rows, base64=job.base64),
+                data=() if large else encode_rows(answer.rows, base64=job.base64),
                 model=answer.model,
                 usage=Usage(
                     prompt_tokens=answer.prompt_tokens,
@@ -40,10 +40,10 @@ class OpenAIDialect:
                     **self.usage_extras(answer),
                 ),
                 **self.extras(answer),
-                **answer.journal.shown(),
+                **answer.journal.debug_fields(),
             )
         )
-        return filled(body, answer.rows, base64=job.base64) if large else (body,)
+        return iter_body(body, answer.rows, base64=job.base64) if large else (body,)
 
     def extras(self, answer: Embeddings) -> Fields:
         """Name further fields of a 200."""
@@ -55,11 +55,11 @@ class OpenAIDialect:
         del answer
         return {}
 
-    def error(self, error: EmbedrouteError, journal: Journal) -> bytes:
+    def error(self, error: EmbedrouteError, journal: RequestTrace) -> bytes:
         """Write the body of an error."""
-        return ENCODER.encode({**self.fault(error, journal), **journal.shown()})
+        return ENCODER.encode({**self.fault(error, journal), **journal.debug_fields()})
 
-    def fault(self, error: EmbedrouteError, journal: Journal) -> Fields:
+    def fault(self, error: EmbedrouteError, journal: RequestTrace) -> Fields:
         """Word an error: ``{"error": {message, type, param, code}}``, all four keys always."""
         del journal
         param = error.param[:LONGEST_ECHO] if error.param else error.param
@@ -96,7 +96,7 @@ class OpenRouterDialect(OpenAIDialect):
             "prompt_tokens_details": counts if len(counts) > 1 else None,
         }
 
-    def fault(self, error: EmbedrouteError, journal: Journal) -> Fields:
+    def fault(self, error: EmbedrouteError, journal: RequestTrace) -> Fields:
         """Word an error: ``{"error": {code, message, metadata}, "user_id"}``, the code being the status."""
         del journal
         metadata = None
@@ -136,7 +136,7 @@ class PhaseoDialect(OpenAIDialect):
         del answer
         return {"completion_tokens": 0}
 
-    def fault(self, error: EmbedrouteError, journal: Journal) -> Fields:
+    def fault(self, error: EmbedrouteError, journal: RequestTrace) -> Fields:
         """Word an error as the flat body that Phaseo's gateway sends."""
         upstream = isinstance(error, UpstreamError)
         return {
@@ -157,7 +157,7 @@ class PhaseoDialect(OpenAIDialect):
 class SpiceDialect(OpenAIDialect):
     """Spice.ai: errors are a message and nothing else."""
 
-    def fault(self, error: EmbedrouteError, journal: Journal) -> Fields:
+    def fault(self, error: EmbedrouteError, journal: RequestTrace) -> Fields:
         """Word an error: ``{"error": message}``."""
         del journal
         return {"error": error.message}

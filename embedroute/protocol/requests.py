@@ -170,13 +170,13 @@ class Debug(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     trace: bool | None = None
     trace_level: Literal["summary", "full"] | None = None
 
-    def wanted(self) -> bool:
+    def is_enabled(self) -> bool:
         """Whether anything is asked for: a true flag counts as enabled unless ``enabled`` is false."""
         if self.enabled is not None:
             return self.enabled
         return bool(self.return_upstream_request or self.return_upstream_response or self.trace)
 
-    def flagged(self) -> bool:
+    def any_flag_set(self) -> bool:
         """Whether any flag at all is true, which needs permission even beside ``enabled: false``."""
         return bool(
             self.enabled

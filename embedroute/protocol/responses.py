@@ -7,7 +7,7 @@ import msgspec
 
 from embedroute import vectors
 from embedroute.runtime import LARGE, groups
-from embedroute.trace import Journal
+from embedroute.trace import RequestTrace
 from embedroute.vectors import Array
 
 
@@ -17,7 +17,7 @@ class Embeddings(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     rows: Sequence[Array]
     model: str
     prompt_tokens: int
-    journal: Journal
+    journal: RequestTrace
 
     @property
     def vectors(self) -> Array:
@@ -100,7 +100,7 @@ _BEGIN, _, _TAIL = ENCODER.encode(Embedding(embedding=msgspec.Raw(b"7"), index=0
 _INDEX, _, _END = _TAIL.partition(b"0")
 
 
-def filled(envelope: bytes, rows: Sequence[Array], *, base64: bool) -> Iterator[bytes]:
+def iter_body(envelope: bytes, rows: Sequence[Array], *, base64: bool) -> Iterator[bytes]:
     """Put rows into a body that was written without any: piece by piece, as one body would be one more copy."""
     before, between, after = envelope.partition(b"[]")
     write = vectors.to_base64 if base64 else vectors.to_json
@@ -113,7 +113,7 @@ def filled(envelope: bytes, rows: Sequence[Array], *, base64: bool) -> Iterator[
     yield between[1:] + after
 
 
-def written(rows: Sequence[Array], *, base64: bool) -> list[Embedding]:
+def encode_rows(rows: Sequence[Array], *, base64: bool) -> list[Embedding]:
     """Write n arrays of (d,), in order, each with its ``index``."""
     write = vectors.to_base64 if base64 else vectors.to_json
     return [Embedding(embedding=msgspec.Raw(write(row)), index=at) for at, row in enumerate(rows)]

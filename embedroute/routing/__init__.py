@@ -4,33 +4,33 @@ It may import the contracts and the foundation.
 """
 
 from embedroute.routing.batch_limits import ENVELOPE, GROWS_EVERY, LEAST
-from embedroute.routing.bounded_map import MOST, Recent
+from embedroute.routing.bounded_map import MOST, BoundedMap
 from embedroute.routing.expected_latency import FIRST, PER_INPUT, REMEMBERED, SHORTEST, UsualLatency
-from embedroute.routing.filters import Parameters, has_widths, is_cut_here
+from embedroute.routing.filters import Parameters, can_truncate, supports_dimensions
 from embedroute.routing.health import (
     SAMPLES,
-    SHORTEST_REST,
+    SHORTEST_COOLDOWN,
     SUSPECTS,
     WINDOW,
     BreakerPolicy,
-    Health,
-    Healths,
+    EndpointHealth,
+    HealthRegistry,
     State,
 )
-from embedroute.routing.ordering import Surroundings, draw_weights, order
+from embedroute.routing.ordering import SelectionContext, draw_weights, order_endpoints
 from embedroute.routing.planning import (
     PIECE,
-    Embedded,
-    Key,
+    CacheKey,
+    EmbeddedInput,
     Plan,
     amount,
     assemble,
-    bytes_of,
+    count_bytes,
     cut,
     halves,
-    land,
     make_plan,
     make_plan_in_steps,
+    pair_with_keys,
     prefix,
     rekeyed,
     rekeyed_in_steps,
@@ -40,20 +40,20 @@ from embedroute.routing.planning import (
     split_in_steps,
     text_before,
 )
-from embedroute.routing.registry import Candidate, Directory, Route, normalise
-from embedroute.routing.registry_builder import build_directory, held
+from embedroute.routing.registry import ModelRegistry, ResolvedEndpoint, Route, normalise
+from embedroute.routing.registry_builder import build_registry, resolve_key_models
 from embedroute.routing.retry import (
     RetryBudget,
+    RetryDecision,
     RetryPolicy,
-    Then,
-    judge,
+    decide_next,
+    error_to_report,
     limited,
     wait_before,
     was_called,
-    worst,
 )
-from embedroute.routing.selection import select
-from embedroute.routing.selection_cache import PROBING, Decision, Decisions
+from embedroute.routing.selection import select_endpoints
+from embedroute.routing.selection_cache import PROBING, CachedSelection, SelectionCache
 
 __all__ = [
     "ENVELOPE",
@@ -67,55 +67,55 @@ __all__ = [
     "REMEMBERED",
     "SAMPLES",
     "SHORTEST",
-    "SHORTEST_REST",
+    "SHORTEST_COOLDOWN",
     "SUSPECTS",
     "WINDOW",
+    "BoundedMap",
     "BreakerPolicy",
-    "Candidate",
-    "Decision",
-    "Decisions",
-    "Directory",
-    "Embedded",
-    "Health",
-    "Healths",
-    "Key",
+    "CacheKey",
+    "CachedSelection",
+    "EmbeddedInput",
+    "EndpointHealth",
+    "HealthRegistry",
+    "ModelRegistry",
     "Parameters",
     "Plan",
-    "Recent",
+    "ResolvedEndpoint",
     "RetryBudget",
+    "RetryDecision",
     "RetryPolicy",
     "Route",
+    "SelectionCache",
+    "SelectionContext",
     "State",
-    "Surroundings",
-    "Then",
     "UsualLatency",
     "amount",
     "assemble",
-    "build_directory",
-    "bytes_of",
+    "build_registry",
+    "can_truncate",
+    "count_bytes",
     "cut",
+    "decide_next",
     "draw_weights",
+    "error_to_report",
     "halves",
-    "has_widths",
-    "held",
-    "is_cut_here",
-    "judge",
-    "land",
     "limited",
     "make_plan",
     "make_plan_in_steps",
     "normalise",
-    "order",
+    "order_endpoints",
+    "pair_with_keys",
     "prefix",
     "rekeyed",
     "rekeyed_in_steps",
-    "select",
+    "resolve_key_models",
+    "select_endpoints",
     "share_out",
     "shared_key",
     "split",
     "split_in_steps",
+    "supports_dimensions",
     "text_before",
     "wait_before",
     "was_called",
-    "worst",
 ]

@@ -10,7 +10,7 @@ Name = TypeVar("Name")
 Known = TypeVar("Known")
 
 
-class Recent(dict[Name, Known]):
+class BoundedMap(dict[Name, Known]):
     """What is known of each name; to look one up is to look into a dict.
 
     After every ``MOST`` new names those that were there before step back, and whichever is recalled comes forward
@@ -24,9 +24,9 @@ class Recent(dict[Name, Known]):
         super().__init__()
         self.earlier: dict[Name, Known] = {}
 
-    def recall(self, name: Name, first: Known) -> Known:
-        """Tell what is known of ``name``, which is ``first`` if nothing was."""
-        if name not in self and len(self) >= MOST:
+    def get_or_insert(self, key: Name, default: Known) -> Known:
+        """Tell what is known of ``key``, which is ``default`` if nothing was."""
+        if key not in self and len(self) >= MOST:
             self.earlier = dict(self)
             self.clear()
-        return self.setdefault(name, self.earlier.pop(name, first))
+        return self.setdefault(key, self.earlier.pop(key, default))

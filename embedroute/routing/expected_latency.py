@@ -6,7 +6,7 @@ So a request knows when its own call is better than waiting for another's.
 from collections import deque
 from typing import Final
 
-from embedroute.routing.bounded_map import Recent
+from embedroute.routing.bounded_map import BoundedMap
 
 REMEMBERED: Final = 32
 """Answered calls that are remembered for each endpoint and size."""
@@ -25,14 +25,14 @@ class UsualLatency:
 
     def __init__(self) -> None:
         """Remember no call yet."""
-        self._seconds: Recent[tuple[str, int], deque[float]] = Recent()
+        self._seconds: BoundedMap[tuple[str, int], deque[float]] = BoundedMap()
 
     def record(self, endpoint: str, inputs: int, seconds: float) -> None:
         """Remember that a call of so many inputs was answered after ``seconds``."""
         size = endpoint, inputs.bit_length()
         known = self._seconds.get(size)
         if known is None:
-            known = self._seconds.recall(size, deque(maxlen=REMEMBERED))
+            known = self._seconds.get_or_insert(size, deque(maxlen=REMEMBERED))
         known.append(seconds)
 
     def expect(self, endpoint: str, inputs: int) -> float:

@@ -11,31 +11,31 @@ import msgspec
 from embedroute.backend import Accepts
 from embedroute.config import Model
 from embedroute.errors import EmbedrouteError, InvalidRequest, NoEligibleProvider
-from embedroute.inputs import ImagePart, Input, Kind, modalities_of
-from embedroute.protocol import GOOGLE_TASKS, GoogleOptions, Job, MistralOptions
-from embedroute.routing.registry import Candidate
+from embedroute.inputs import ImagePart, Input, Kind, list_modalities
+from embedroute.protocol import GOOGLE_TASKS, EmbeddingRequest, GoogleOptions, MistralOptions
+from embedroute.routing.registry import ResolvedEndpoint
 
 
 class Dropped(msgspec.Struct, frozen=True):
     """An endpoint that may not serve a request: which filter took it out, and why."""
 
-    candidate: Candidate
+    candidate: ResolvedEndpoint
     filter: str
     reason: str
 
 
-class Sieve:
+class EndpointFilter:
     """The candidates that are left after each filter; the filter that takes out the last one words the refusal."""
 
-    def __init__(self, candidates: Sequence[Candidate]) -> None:
+    def __init__(self, candidates: Sequence[ResolvedEndpoint]) -> None:
         """Begin with all of them."""
         self.left = list(candidates)
         self.dropped: list[Dropped] = []
 
-    def keep(
+    def apply(
         self,
         name: str,
-        fits: Callable[[Candidate], bool],
+        predicate: Callable[[ResolvedEndpoint], bool],
         reason: str,
         refusal: EmbedrouteError | None = None,
     ) -> None:
@@ -44,7 +44,7 @@ class Sieve:
         Raises:
             EmbedrouteError: ``refusal``, or ``NoEligibleProvider``, because none is left.
         """
-        kept = [candidate for candidate in self.left if fits(candidate)]
+        kept = [candidate for candidate in self.left if predicate(candidate)]
         if len(kept) == len(self.left):
             return
         self.dropped += [
@@ -77,12 +77,12 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
 
     def uncut(self, model: Model) -> "Parameters | None":
         """The same at the model's own width, if vectors of that width can be cut to the one asked for."""
-        if self.dimensions is None or not is_cut_here(model) or self.dtype != "float":
+        if self.dimensions is None or not can_truncate(model) or self.dtype != "float":
             return None
         return msgspec.structs.replace(self, width=model.dimensions, dimensions=None)
 
 
-def fold(sieve: Sieve, model: Model, job: Job) -> Parameters:
+def resolve_parameters(sieve: EndpointFilter, model: Model, job: EmbeddingRequest) -> Parameters:
     """Fold the namespaces that are spoken into the neutral parameters; candidates that do not speak the first drop out.
 
     Raises:
@@ -94,14 +94,14 @@ def fold(sieve: Sieve, model: Model, job: Job) -> Parameters:
         for it in NAMESPACES
         if _given(job, it) and any(it in one.accepts.options for one in sieve.left)
     )
-    if job.preferences.require_parameters and (lost := unspoken(job, spoken)):
+    if job.preferences.require_parameters and (lost := ignored_options(job, spoken)):
         param = f"embedding_options.{lost[0]}"
         raise InvalidRequest(
             f"'{param}' names an API that no provider of this model speaks.", param=param
         )
     # Only the first has what another API has no word for, a title; what the second asks is asked of the first's speakers.
     for name in spoken[:1]:
-        sieve.keep(
+        sieve.apply(
             "embedding_options",
             lambda it, name=name: name in it.accepts.options,
             f"does not speak {name}",
@@ -136,12 +136,12 @@ def _size(
     return given[0] if given else (None, "dimensions")
 
 
-def unspoken(job: Job, spoken: Collection[str]) -> list[str]:
+def ignored_options(job: EmbeddingRequest, spoken: Collection[str]) -> list[str]:
     """The namespaces of ``embedding_options`` that were given and have no effect."""
     return [name for name in NAMESPACES if _given(job, name) and name not in spoken]
 
 
-def _given(job: Job, namespace: str) -> bool:
+def _given(job: EmbeddingRequest, namespace: str) -> bool:
     options = getattr(job.options, namespace)
     return options is not None and any(
         it not in (None, "TASK_TYPE_UNSPECIFIED") for it in msgspec.structs.astuple(options)
@@ -161,7 +161,7 @@ def _checked(model: Model, wanted: Parameters, size: int | None, param: str) -> 
     )
 
 
-def has_widths(model: Model) -> bool:
+def supports_dimensions(model: Model) -> bool:
     """Whether vectors of another width than the model's own may be asked for."""
     own = model.dimensions
     if own is None or not model.matryoshka:
@@ -169,7 +169,7 @@ def has_widths(model: Model) -> bool:
     return any(it != own for it in model.dimensions_allowed or [model.dimensions_min or 1])
 
 
-def is_cut_here(model: Model) -> bool:
+def can_truncate(model: Model) -> bool:
     """Whether a vector of the model's own width can be cut to a shorter one of length 1."""
     return model.dimensions is not None and bool(model.matryoshka)
 
@@ -192,7 +192,9 @@ def _width_fault(model: Model, own: int, size: int) -> str | None:
     return None if least <= size <= own else f"must be from {least} to {own} for this model."
 
 
-def filter_by_parameters(sieve: Sieve, model: Model, job: Job, wanted: Parameters) -> None:
+def filter_by_parameters(
+    sieve: EndpointFilter, model: Model, job: EmbeddingRequest, wanted: Parameters
+) -> None:
     """Drop the endpoints that cannot honour what was asked.
 
     Raises:
@@ -203,13 +205,13 @@ def filter_by_parameters(sieve: Sieve, model: Model, job: Job, wanted: Parameter
     refusal = InvalidRequest(
         "'dimensions' is honoured by no provider of this model.", param="dimensions"
     )
-    sieve.keep(
+    sieve.apply(
         "dimensions", lambda it: _gives_width(it, model, wanted), "cannot give this width", refusal
     )
     refusal = InvalidRequest(
         "'input_type' is honoured by no provider of this model; leave it out.", param="input_type"
     )
-    sieve.keep(
+    sieve.apply(
         "input_type",
         lambda it: (
             wanted.input_type is None or honours_type(it, model, wanted.input_type, job.kind)
@@ -221,18 +223,18 @@ def filter_by_parameters(sieve: Sieve, model: Model, job: Job, wanted: Parameter
     refusal = InvalidRequest(
         f"'{param}' is honoured by no provider of this model that honours the rest.", param=param
     )
-    sieve.keep(
+    sieve.apply(
         "output_dtype",
         lambda it: wanted.dtype in it.accepts.dtypes,
         "does not give such numbers",
         refusal,
     )
     if job.preferences.require_parameters and job.user is not None:
-        sieve.keep("require_parameters", lambda it: it.accepts.user, "does not take 'user'")
+        sieve.apply("require_parameters", lambda it: it.accepts.user, "does not take 'user'")
 
 
-def _filter_by_input(sieve: Sieve, model: Model, job: Job) -> None:
-    needs = modalities_of(job.inputs)
+def _filter_by_input(sieve: EndpointFilter, model: Model, job: EmbeddingRequest) -> None:
+    needs = list_modalities(job.inputs)
     said = (
         "token ids"
         if job.kind is Kind.TOKENS
@@ -244,17 +246,17 @@ def _filter_by_input(sieve: Sieve, model: Model, job: Job) -> None:
         code="unsupported_modality",
     )
     # A model that lists no modalities is a text model, as it is to whoever asks for the list of models.
-    sieve.keep(
+    sieve.apply(
         "input",
         lambda _: needs <= set(model.modalities or ("text",)),
         "the model has no such modality",
         refusal,
     )
-    sieve.keep(
+    sieve.apply(
         "input", lambda it: _takes(it.accepts, job.kind, needs), f"does not take {said}", refusal
     )
     if "image" in needs and any(map(_is_remote, (part for item in job.inputs for part in item))):
-        sieve.keep("input", lambda it: it.accepts.fetches, "does not fetch https images", refusal)
+        sieve.apply("input", lambda it: it.accepts.fetches, "does not fetch https images", refusal)
     if job.kind is Kind.TOKENS and model.max_input_tokens is not None:
         _refuse_overlong(job.inputs, model.max_input_tokens)
 
@@ -283,13 +285,13 @@ def _refuse_overlong(inputs: Sequence[Input], most: int) -> None:
             )
 
 
-def _gives_width(candidate: Candidate, model: Model, wanted: Parameters) -> bool:
+def _gives_width(candidate: ResolvedEndpoint, model: Model, wanted: Parameters) -> bool:
     if wanted.dimensions is None or candidate.accepts.dimensions:
         return True
     return wanted.uncut(model) is not None
 
 
-def honours_type(candidate: Candidate, model: Model, input_type: str, kind: Kind) -> bool:
+def honours_type(candidate: ResolvedEndpoint, model: Model, input_type: str, kind: Kind) -> bool:
     """Whether the API takes an input type itself, or the model's config gives a text prefix for it."""
     return input_type in candidate.accepts.input_types or (
         kind is Kind.TEXT and input_type in (model.prefixes or {})

@@ -12,21 +12,21 @@ import msgspec
 
 from embedroute.backend import Accepts
 from embedroute.errors import (
-    LONGEST_HINT,
-    BadAnswer,
+    LONGEST_RETRY_AFTER,
     EmbedrouteError,
-    KeyRefused,
+    InvalidUpstreamResponse,
     Measure,
-    ModelRefused,
     NoHealthyEndpoint,
     RateLimited,
     Rejected,
-    Unavailable,
+    UpstreamAuthError,
     UpstreamError,
+    UpstreamModelNotFound,
+    UpstreamUnavailable,
 )
 from embedroute.routing.batch_limits import LearnedCap, lowered, narrowed, raised
-from embedroute.routing.bounded_map import Recent
-from embedroute.routing.registry import Candidate
+from embedroute.routing.bounded_map import BoundedMap
+from embedroute.routing.registry import ResolvedEndpoint
 from embedroute.upstream_errors.neutral import neutral
 
 _DOUBLINGS: Final = 32
@@ -37,9 +37,9 @@ class BreakerPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """When an endpoint is taken out, and for how long (seconds)."""
 
     failures: int = 5
-    first_rest: float = 5.0
-    longest_rest: float = 120.0
-    refused_rest: float = 30.0
+    initial_cooldown: float = 5.0
+    longest_cooldown: float = 120.0
+    rejection_cooldown: float = 30.0
 
 
 class State(StrEnum):
@@ -50,7 +50,7 @@ class State(StrEnum):
     HALF_OPEN = "half_open"
 
 
-class Breaker:
+class CircuitBreaker:
     """The breaker of one endpoint; every method takes ``now`` in seconds of one monotonic clock.
 
     A call is let in with a ticket and brings it back with its outcome. A new epoch begins whenever the breaker opens,
@@ -67,63 +67,63 @@ class Breaker:
         self._policy = policy
         self._epoch = 1
         self._probing = False
-        self._rests = 0
+        self._cooldowns = 0
         self._failures = 0
 
     def state(self, now: float) -> State:
         """Tell the state."""
-        if self._rests == 0:
+        if self._cooldowns == 0:
             return State.CLOSED
         return State.OPEN if now < self.open_until else State.HALF_OPEN
 
-    def admit(self, now: float) -> int:
+    def acquire(self, now: float) -> int:
         """Ask to make a call: its ticket, or 0 if it may not be made. Follow with one of the others."""
-        if self._rests:
+        if self._cooldowns:
             if self._probing or now < self.open_until:
                 return 0
-            self._turn(probing=True)
+            self._next_epoch(probing=True)
         return self._epoch
 
-    def succeeded(self, ticket: int) -> None:
+    def record_success(self, permit: int) -> None:
         """Begin the count of failures anew; the probe's success closes the breaker."""
-        if ticket != self._epoch:
+        if permit != self._epoch:
             return
         self._failures = 0
         if self._probing:
-            self._rests = 0
+            self._cooldowns = 0
             self.refusal = None
-            self._turn()
+            self._next_epoch()
 
-    def failed(self, ticket: int, now: float, *, counts: bool = True) -> None:
+    def record_failure(self, permit: int, now: float, *, counts: bool = True) -> None:
         """Count a failure, if it ``counts``; enough in a row, or the probe's, open the breaker."""
-        if ticket != self._epoch:
+        if permit != self._epoch:
             return
         self._failures += counts
         if self._probing or self._failures >= self._policy.failures:
-            rest = self._policy.first_rest * 2 ** min(self._rests, _DOUBLINGS)
-            self._open(now + min(self._policy.longest_rest, rest), None)
+            rest = self._policy.initial_cooldown * 2 ** min(self._cooldowns, _DOUBLINGS)
+            self._open(now + min(self._policy.longest_cooldown, rest), None)
 
-    def refused(self, ticket: int, now: float, refusal: UpstreamError | None) -> None:
+    def record_rejection(self, permit: int, now: float, refusal: UpstreamError | None) -> None:
         """Open at once: asking again soon is no use.
 
         Every caller is told of the refusal until a probe ends it, so a neutral copy is stored.
         """
-        if ticket == self._epoch:
+        if permit == self._epoch:
             stored = None if refusal is None else neutral(refusal)
-            self._open(now + self._policy.refused_rest, stored)
+            self._open(now + self._policy.rejection_cooldown, stored)
 
-    def released(self, ticket: int) -> None:
+    def release(self, permit: int) -> None:
         """Free the place of a probe that brought no news."""
-        if self._probing and ticket == self._epoch:
-            self._turn()
+        if self._probing and permit == self._epoch:
+            self._next_epoch()
 
     def _open(self, until: float, refusal: UpstreamError | None) -> None:
         self.open_until = until
         self.refusal = refusal
-        self._rests += 1
-        self._turn()
+        self._cooldowns += 1
+        self._next_epoch()
 
-    def _turn(self, *, probing: bool = False) -> None:
+    def _next_epoch(self, *, probing: bool = False) -> None:
         self._epoch += 1
         self._probing = probing
 
@@ -132,7 +132,7 @@ SIGNIFICANT: Final = 30.0
 """Seconds for which a significant failure moves an endpoint behind the others (SEMANTICS of OpenRouter's default)."""
 SUSPECTS: Final = 8
 """Failed calls whose inputs are remembered until a call succeeds."""
-SHORTEST_REST: Final = 1.0
+SHORTEST_COOLDOWN: Final = 1.0
 """Seconds that a 429 without a hint rests its endpoint, and the least that a client is told to wait."""
 WINDOW: Final = 300.0
 """Seconds over which percentiles are taken."""
@@ -148,11 +148,11 @@ class Sample(msgspec.Struct, frozen=True):
     throughput: float
 
 
-class Health:
+class EndpointHealth:
     """The state of one endpoint; every method takes ``now`` in seconds of one monotonic clock.
 
     A call that is let in gets a ticket, which it brings back with its outcome, so that a call from before an outage
-    cannot pass for the probe that ends it (see ``Breaker``). What a late call says of the endpoint itself is learned
+    cannot pass for the probe that ends it (see ``CircuitBreaker``). What a late call says of the endpoint itself is learned
     all the same: how long it took, that the endpoint failed lately, and how long it asks to be left alone.
     """
 
@@ -160,7 +160,7 @@ class Health:
         """Begin closed and rested."""
         self.limited_until = 0.0
         self.learned: dict[Measure, LearnedCap] = {}
-        self._breaker = Breaker(policy)
+        self._breaker = CircuitBreaker(policy)
         self._last_failure = float("-inf")
         self._samples: deque[Sample] = deque(maxlen=SAMPLES)
         self._suspects: deque[frozenset[Hashable]] = deque(maxlen=SUSPECTS)
@@ -170,7 +170,7 @@ class Health:
         """Tell the breaker's state."""
         return self._breaker.state(now)
 
-    def ready_at(self, now: float) -> float:
+    def available_at(self, now: float) -> float:
         """When a call may be made: ``now``, or the end of the rest that a failure or a 429 asked for."""
         return max(now, self._breaker.open_until, self.limited_until)
 
@@ -178,24 +178,24 @@ class Health:
         """Whether a significant failure lies less than 30 s back."""
         return now - self._last_failure < SIGNIFICANT
 
-    def admit(self, now: float) -> int:
+    def acquire(self, now: float) -> int:
         """Ask to make a call: its ticket, or 0 if it may not be made; a half-open breaker admits one probe at a time.
 
-        Bring the ticket back to ``succeeded``, ``learn`` or ``released``.
+        Bring the ticket back to ``record_success``, ``record_error`` or ``release``.
         """
-        return 0 if now < self.limited_until else self._breaker.admit(now)
+        return 0 if now < self.limited_until else self._breaker.acquire(now)
 
-    def succeeded(self, ticket: int, now: float, latency: float, tokens: int) -> None:
+    def record_success(self, permit: int, now: float, latency: float, tokens: int) -> None:
         """Remember how long the call took; the probe's success closes the breaker."""
-        self._breaker.succeeded(ticket)
+        self._breaker.record_success(permit)
         if self._suspects or self._rejected:
             self._suspects.clear()
             self._rejected = None
         self._samples.append(Sample(now, latency, tokens / max(latency, 1e-9)))
 
-    def learn(
+    def record_error(
         self,
-        ticket: int,
+        permit: int,
         now: float,
         failure: EmbedrouteError,
         work: Collection[Hashable] = (),
@@ -206,29 +206,35 @@ class Health:
         answer. Such a failure counts once for each input until a call succeeds, so that one bad
         input does not open the breaker by being sent again.
         """
-        if isinstance(failure, UpstreamError) and failure.counted:
-            self.released(ticket)
+        if isinstance(failure, UpstreamError) and failure.already_recorded:
+            self.release(permit)
         elif isinstance(failure, RateLimited):
-            self.limited(
-                ticket, now, SHORTEST_REST if failure.retry_after is None else failure.retry_after
+            self.record_rate_limit(
+                permit,
+                now,
+                SHORTEST_COOLDOWN if failure.retry_after is None else failure.retry_after,
             )
-        elif isinstance(failure, KeyRefused | ModelRefused):
-            self.refused(ticket, now, failure)
+        elif isinstance(failure, UpstreamAuthError | UpstreamModelNotFound):
+            self.record_rejection(permit, now, failure)
         elif isinstance(failure, Rejected):
-            self.rejected(ticket, now, work)
-        elif isinstance(failure, Unavailable):
-            by_input = isinstance(failure, BadAnswer) or failure.upstream_status is not None
-            self.failed(ticket, now, counts=not by_input or self._is_new(work))
+            self.record_unexplained_rejection(permit, now, work)
+        elif isinstance(failure, UpstreamUnavailable):
+            by_input = (
+                isinstance(failure, InvalidUpstreamResponse) or failure.upstream_status is not None
+            )
+            self.record_failure(permit, now, counts=not by_input or self._is_new(work))
         else:
-            self.released(ticket)
+            self.release(permit)
 
-    def failed(self, ticket: int, now: float, *, counts: bool = True) -> None:
+    def record_failure(self, permit: int, now: float, *, counts: bool = True) -> None:
         """Count an upstream's own trouble; enough of it in a row, or a failed probe, opens the breaker."""
         if counts:
             self._last_failure = now
-        self._breaker.failed(ticket, now, counts=counts)
+        self._breaker.record_failure(permit, now, counts=counts)
 
-    def rejected(self, ticket: int, now: float, work: Collection[Hashable]) -> None:
+    def record_unexplained_rejection(
+        self, permit: int, now: float, work: Collection[Hashable]
+    ) -> None:
         """Rest if two calls in a row, without a common input, were rejected and none succeeded for 30 s.
 
         That is how a refused key looks if the upstream does not say so. While calls succeed, the
@@ -237,9 +243,9 @@ class Health:
         before, self._rejected = self._rejected, frozenset(work)
         served = bool(self._samples) and now - self._samples[-1].at < SIGNIFICANT
         if before and not served and before.isdisjoint(work):
-            self.refused(ticket, now)
+            self.record_rejection(permit, now)
         else:
-            self.released(ticket)
+            self.release(permit)
 
     def _is_new(self, work: Collection[Hashable]) -> bool:
         """Remember the inputs of ``work``, unless one of them has failed since the last success."""
@@ -249,27 +255,29 @@ class Health:
             self._suspects.append(frozenset(work))
         return True
 
-    def refused(self, ticket: int, now: float, refusal: UpstreamError | None = None) -> None:
+    def record_rejection(
+        self, permit: int, now: float, refusal: UpstreamError | None = None
+    ) -> None:
         """Our key or the model was refused: asking again soon is no use, and what was said then still holds."""
         self._last_failure = now
-        self._breaker.refused(ticket, now, refusal)
+        self._breaker.record_rejection(permit, now, refusal)
 
-    def limited(self, ticket: int, now: float, rest: float) -> None:
-        """The upstream asked for ``rest`` seconds without calls; that says nothing of its health."""
-        self.limited_until = max(self.limited_until, now + min(rest, LONGEST_HINT))
-        self._breaker.released(ticket)
+    def record_rate_limit(self, permit: int, now: float, cooldown: float) -> None:
+        """The upstream asked for ``cooldown`` seconds without calls; that says nothing of its health."""
+        self.limited_until = max(self.limited_until, now + min(cooldown, LONGEST_RETRY_AFTER))
+        self._breaker.release(permit)
 
-    def released(self, ticket: int) -> None:
+    def release(self, permit: int) -> None:
         """The call ended without news of the upstream: cancelled, or the input's own fault."""
-        self._breaker.released(ticket)
+        self._breaker.release(permit)
 
-    def overfilled(self, now: float, measure: Measure, held: int) -> None:
+    def record_batch_too_large(self, now: float, measure: Measure, held: int) -> None:
         """A call that held so much was too large: learn a smaller cap, for a while."""
         cap = lowered(self.learned.get(measure), measure, held, now)
         if cap is not None:
             self.learned[measure] = cap
 
-    def fitted(self, now: float, measure: Measure, held: int) -> None:
+    def record_batch_fitted(self, now: float, measure: Measure, held: int) -> None:
         """A call that held so much was answered, so no smaller cap is right."""
         self._raise(now, measure, held)
 
@@ -289,12 +297,12 @@ class Health:
         """What one call may hold: what the API ``accepts``, lowered to the learned caps."""
         return narrowed(accepts, self.learned, now) if self.learned else accepts
 
-    def resting(self, now: float) -> EmbedrouteError:
+    def unavailable_error(self, now: float) -> EmbedrouteError:
         """Tell why no call is made now: a 429, a refusal that still holds, or an open breaker."""
-        rest = max(self.ready_at(now) - now, SHORTEST_REST)
+        rest = max(self.available_at(now) - now, SHORTEST_COOLDOWN)
         if self.limited_until > now:
             told = RateLimited("Every provider of this model asks to wait.", retry_after=rest)
-            told.counted = True
+            told.already_recorded = True
             return told
         if self._breaker.refusal is not None:
             return neutral(self._breaker.refusal)  # a copy each: raising an error adds frames to it
@@ -325,16 +333,16 @@ def _percentile(ordered: list[float], percentile: int) -> float | None:
     return ordered[max(0, -(-percentile * len(ordered) // 100) - 1)]
 
 
-class Healths:
+class HealthRegistry:
     """The health of every endpoint of a gateway that is in use, made as they are met."""
 
     def __init__(self, policy: BreakerPolicy) -> None:
         """Know none yet."""
         self._policy = policy
-        self._healths: Recent[str, Health] = Recent()
+        self._healths: BoundedMap[str, EndpointHealth] = BoundedMap()
 
-    def of(self, candidate: Candidate) -> Health:
+    def get(self, candidate: ResolvedEndpoint) -> EndpointHealth:
         """The health of one endpoint."""
-        return self._healths.get(candidate.name) or self._healths.recall(
-            candidate.name, Health(self._policy)
+        return self._healths.get(candidate.name) or self._healths.get_or_insert(
+            candidate.name, EndpointHealth(self._policy)
         )

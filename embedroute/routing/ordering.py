@@ -8,65 +8,74 @@ from typing import Final
 import msgspec
 
 from embedroute.protocol import Preferences, cutoffs
-from embedroute.routing.health import Health
-from embedroute.routing.registry import Candidate
+from embedroute.routing.health import EndpointHealth
+from embedroute.routing.registry import ResolvedEndpoint
 
 
-class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
+class SelectionContext(msgspec.Struct, frozen=True, kw_only=True):
     """What selection knows beside the request: the gateway's own lists, health, and chance in [0, 1)."""
 
     only: Sequence[str] = ()
     ignore: Sequence[str] = ()
     known_names: frozenset[str] = frozenset()
-    health: Callable[[Candidate], Health]
+    health: Callable[[ResolvedEndpoint], EndpointHealth]
     now: float
     random: Callable[[], float]
 
 
-def order(
-    candidates: Sequence[Candidate], wishes: Preferences, suffix: str | None, around: Surroundings
-) -> list[Candidate]:
+def order_endpoints(
+    candidates: Sequence[ResolvedEndpoint],
+    preferences: Preferences,
+    suffix: str | None,
+    context: SelectionContext,
+) -> list[ResolvedEndpoint]:
     """Put candidates in the order in which they are tried; ``suffix`` is what the model's name sorts by."""
-    listed = wishes.order or []
-    sort = wishes.sort_key() or suffix
+    listed = preferences.order or []
+    sort = preferences.sort_key() or suffix
     if sort:
-        ranked = sorted(candidates, key=lambda it: _rank(it, sort, around))
+        ranked = sorted(candidates, key=lambda it: _rank(it, sort, context))
     elif listed:
-        ranked = sorted(candidates, key=lambda it: _rank(it, "price", around))
+        ranked = sorted(candidates, key=lambda it: _rank(it, "price", context))
     else:
-        ranked = _balanced(candidates, around)
+        ranked = _balanced(candidates, context)
     ranked = sorted(ranked, key=lambda it: it.stage != "stable")
-    ranked = sorted(ranked, key=lambda it: not _as_fast_as_preferred(it, wishes, around))
+    ranked = sorted(ranked, key=lambda it: not _as_fast_as_preferred(it, preferences, context))
     ranked = sorted(
         ranked,
         key=lambda it: next((at for at, name in enumerate(listed) if it.named(name)), len(listed)),
     )
-    return ranked[:1] if wishes.allow_fallbacks is False and not listed else ranked
+    return ranked[:1] if preferences.allow_fallbacks is False and not listed else ranked
 
 
 _LAST: Final = float("inf")
 
 
-def _rank(candidate: Candidate, sort: str, around: Surroundings) -> tuple[float | Decimal, ...]:
-    health, price = around.health(candidate), candidate.prices.get("prompt", Decimal("Infinity"))
+def _rank(
+    candidate: ResolvedEndpoint, sort: str, context: SelectionContext
+) -> tuple[float | Decimal, ...]:
+    health, price = context.health(candidate), candidate.prices.get("prompt", Decimal("Infinity"))
     if sort == "latency":
-        return (_LAST if (latency := health.latency(50, around.now)) is None else latency,)
+        return (_LAST if (latency := health.latency(50, context.now)) is None else latency,)
     if sort == "throughput":
-        return (_LAST if (rate := health.throughput(50, around.now)) is None else -rate,)
+        return (_LAST if (rate := health.throughput(50, context.now)) is None else -rate,)
     return (-candidate.quality, price) if sort == "exacto" else (price,)
 
 
-def _balanced(candidates: Sequence[Candidate], around: Surroundings) -> list[Candidate]:
+def _balanced(
+    candidates: Sequence[ResolvedEndpoint], context: SelectionContext
+) -> list[ResolvedEndpoint]:
     if len(candidates) == 1:
         return list(candidates)
-    failing = [it for it in candidates if around.health(it).failing(around.now)]
+    failing = [it for it in candidates if context.health(it).failing(context.now)]
     stable = [it for it in candidates if it not in failing]
-    return [*_drawn(stable, around.random), *_drawn(failing, around.random)]
+    return [*_drawn(stable, context.random), *_drawn(failing, context.random)]
 
 
-def _drawn(candidates: Sequence[Candidate], random: Callable[[], float]) -> list[Candidate]:
+def _drawn(
+    candidates: Sequence[ResolvedEndpoint], random: Callable[[], float]
+) -> list[ResolvedEndpoint]:
     """Draw without replacement, each time with weight 1/price²; free endpoints come before all others."""
-    left, drawn = list(candidates), list[Candidate]()
+    left, drawn = list(candidates), list[ResolvedEndpoint]()
     while left:
         marks = list(accumulate(draw_weights(left)))
         mark = random() * marks[-1]
@@ -76,7 +85,7 @@ def _drawn(candidates: Sequence[Candidate], random: Callable[[], float]) -> list
     return drawn
 
 
-def draw_weights(candidates: Sequence[Candidate]) -> list[float]:
+def draw_weights(candidates: Sequence[ResolvedEndpoint]) -> list[float]:
     """The weight of each candidate in a draw: 1/price², an unknown price counting as the dearest known one."""
     known = [it.prices["prompt"] for it in candidates if "prompt" in it.prices]
     if not known:
@@ -87,16 +96,18 @@ def draw_weights(candidates: Sequence[Candidate]) -> list[float]:
     return [float((min(known) / price) ** 2) for price in prices]
 
 
-def _as_fast_as_preferred(candidate: Candidate, wishes: Preferences, around: Surroundings) -> bool:
-    if wishes.preferred_max_latency is None and wishes.preferred_min_throughput is None:
+def _as_fast_as_preferred(
+    candidate: ResolvedEndpoint, preferences: Preferences, context: SelectionContext
+) -> bool:
+    if preferences.preferred_max_latency is None and preferences.preferred_min_throughput is None:
         return True
-    health, now = around.health(candidate), around.now
+    health, now = context.health(candidate), context.now
     slow = any(
         (seen := health.latency(at, now)) is not None and seen > most
-        for at, most in cutoffs(wishes.preferred_max_latency).items()
+        for at, most in cutoffs(preferences.preferred_max_latency).items()
     )
     weak = any(
         (seen := health.throughput(at, now)) is not None and seen < least
-        for at, least in cutoffs(wishes.preferred_min_throughput).items()
+        for at, least in cutoffs(preferences.preferred_min_throughput).items()
     )
     return not slow and not weak

@@ -13,12 +13,20 @@ import msgspec
 from embedroute import vectors
 from embedroute.backend import Accepts, Source, Vectors
 from embedroute.config import Model
-from embedroute.errors import BadAnswer, Measure
-from embedroute.inputs import ImagePart, Input, Part, TextPart, all_text, size_of, sizes_of
+from embedroute.errors import InvalidUpstreamResponse, Measure
+from embedroute.inputs import (
+    ImagePart,
+    Input,
+    Part,
+    TextPart,
+    all_text,
+    estimate_size,
+    estimate_sizes,
+)
 from embedroute.protocol import Preferences
 from embedroute.routing.batch_limits import ENVELOPE
 from embedroute.routing.filters import Parameters
-from embedroute.routing.registry import Candidate, Route
+from embedroute.routing.registry import ResolvedEndpoint, Route
 from embedroute.runtime import finished
 from embedroute.vectors import Array
 
@@ -27,11 +35,11 @@ PIECE: Final = 1 << 18
 
 _ENCODER: Final = msgspec.json.Encoder()
 
-Key = bytes
+CacheKey = bytes
 """Digest of all that makes a vector what it is, and of who may see it."""
 
 
-class Embedded(msgspec.Struct, frozen=True, gc=False):
+class EmbeddedInput(msgspec.Struct, frozen=True, gc=False):
     """One input's vector, (d,), and its share of the tokens that computing it cost, as the upstream told or we estimate.
 
     It must not be used once its ``source`` is caught.
@@ -46,8 +54,8 @@ class Embedded(msgspec.Struct, frozen=True, gc=False):
 class Plan(msgspec.Struct, frozen=True, gc=False):
     """The keys of a request in its order, and the input of each unique key."""
 
-    keys: Sequence[Key]
-    work: Mapping[Key, Input]
+    keys: Sequence[CacheKey]
+    work: Mapping[CacheKey, Input]
 
 
 def prefix(*fields: str | bytes) -> bytes:
@@ -57,15 +65,15 @@ def prefix(*fields: str | bytes) -> bytes:
     return b"".join([len(raw).to_bytes(4, "little") + raw for raw in raws])
 
 
-def shared_policy(wishes: Preferences, scope: tuple[str, str]) -> bytes:
+def shared_policy(preferences: Preferences, scope: tuple[str, str]) -> bytes:
     """Encode a cache scope and the data policy: requests equal in both share entries and calls."""
-    return prefix(*scope, f"{wishes.data_collection == 'deny'}{bool(wishes.zdr)}")
+    return prefix(*scope, f"{preferences.data_collection == 'deny'}{bool(preferences.zdr)}")
 
 
 def shared_key(
     route: Route,
     parameters: Parameters,
-    wishes: Preferences,
+    preferences: Preferences,
     scope: tuple[str, str],
 ) -> bytes:
     """Encode what all keys of a request share: who may see its vectors, and all but the input."""
@@ -75,13 +83,13 @@ def shared_key(
         parameters.input_type or "",
         parameters.title or "",
     )
-    return prefix(shared_policy(wishes, scope), route.space, *made)
+    return prefix(shared_policy(preferences, scope), route.vector_space, *made)
 
 
 def make_plan(inputs: Sequence[Input], shared: bytes) -> Plan:
     """Give every input its key; equal inputs share one."""
     begun = hashlib.blake2b(shared, digest_size=24)
-    keys: list[Key] = []
+    keys: list[CacheKey] = []
     for item in inputs:
         digest = begun.copy()
         if isinstance(item, str):
@@ -95,7 +103,7 @@ def make_plan(inputs: Sequence[Input], shared: bytes) -> Plan:
 def make_plan_in_steps(inputs: Sequence[Input], shared: bytes) -> Generator[None, None, Plan]:
     """Make the same plan in steps: hashing 32 MiB takes 60 ms."""
     begun = hashlib.blake2b(shared, digest_size=24)
-    keys: list[Key] = []
+    keys: list[CacheKey] = []
     for item in inputs:
         digest = begun.copy()
         yield from _digested(digest, item)
@@ -104,32 +112,32 @@ def make_plan_in_steps(inputs: Sequence[Input], shared: bytes) -> Generator[None
     return Plan(keys, dict(zip(keys, inputs, strict=True)))
 
 
-def rekeyed(work: Mapping[Key, Input], shared: bytes) -> dict[Key, Key]:
+def rekeyed(work: Mapping[CacheKey, Input], shared: bytes) -> dict[CacheKey, CacheKey]:
     """Key → the key that the same input has under another ``shared``."""
     return dict(zip(work, make_plan(list(work.values()), shared).keys, strict=True))
 
 
 def rekeyed_in_steps(
-    work: Mapping[Key, Input], shared: bytes
-) -> Generator[None, None, dict[Key, Key]]:
+    work: Mapping[CacheKey, Input], shared: bytes
+) -> Generator[None, None, dict[CacheKey, CacheKey]]:
     """Tell the same in steps."""
     plan = yield from make_plan_in_steps(list(work.values()), shared)
     return dict(zip(work, plan.keys, strict=True))
 
 
 def cut(
-    wider: Mapping[Key, Key], found: Mapping[Key, Embedded], width: int | None
-) -> dict[Key, Embedded]:
+    wider: Mapping[CacheKey, CacheKey], found: Mapping[CacheKey, EmbeddedInput], width: int | None
+) -> dict[CacheKey, EmbeddedInput]:
     """Cut found vectors of the model's own width to ``width``, under the keys that asked for them.
 
     One that would be zero is left out: it is as if it had not been found.
     """
-    narrow = dict[Key, Embedded]()
+    narrow = dict[CacheKey, EmbeddedInput]()
     for key, wide in wider.items():
         if (whole := found.get(wide)) is not None:
-            with suppress(BadAnswer):
+            with suppress(InvalidUpstreamResponse):
                 row = vectors.truncate(whole.vector[None], width or 0)[0]
-                narrow[key] = Embedded(row, whole.tokens, whole.estimated, whole.source)
+                narrow[key] = EmbeddedInput(row, whole.tokens, whole.estimated, whole.source)
     return narrow
 
 
@@ -154,14 +162,16 @@ def _digested_text(digest: "hashlib.blake2b", text: str) -> Generator[None, None
             yield
 
 
-def text_before(candidate: Candidate, model: Model, input_type: str | None) -> str:
+def text_before(candidate: ResolvedEndpoint, model: Model, input_type: str | None) -> str:
     """The text that stands before each text of an input type: the model's prefix, where the API takes no such type."""
     if input_type is None or input_type in candidate.accepts.input_types:
         return ""
     return (model.prefixes or {}).get(input_type, "")
 
 
-def split(work: Mapping[Key, Input], accepts: Accepts, before: str = "") -> list[dict[Key, Input]]:
+def split(
+    work: Mapping[CacheKey, Input], accepts: Accepts, before: str = ""
+) -> list[dict[CacheKey, Input]]:
     """Cut work into chunks within the caps on inputs, tokens and bytes of one call, each text with ``before`` before it.
 
     An input that is over a cap by itself goes alone: the upstream then says so in its own words.
@@ -170,8 +180,8 @@ def split(work: Mapping[Key, Input], accepts: Accepts, before: str = "") -> list
 
 
 def split_in_steps(
-    work: Mapping[Key, Input], accepts: Accepts, before: str = ""
-) -> Generator[None, None, list[dict[Key, Input]]]:
+    work: Mapping[CacheKey, Input], accepts: Accepts, before: str = ""
+) -> Generator[None, None, list[dict[CacheKey, Input]]]:
     """Cut the same in steps: measuring 32 MiB takes up to 170 ms."""
     if len(work) < 2:
         return [dict(work)] if work else []
@@ -194,13 +204,13 @@ def _surely_within(items: Collection[Input], tokens: float, size: float, before:
 
 
 def _chunks(
-    work: Mapping[Key, Input], most: int, tokens: float, size: float, before: str
-) -> Generator[None, None, list[dict[Key, Input]]]:
-    chunks, chunk = list[dict[Key, Input]](), dict[Key, Input]()
+    work: Mapping[CacheKey, Input], most: int, tokens: float, size: float, before: str
+) -> Generator[None, None, list[dict[CacheKey, Input]]]:
+    chunks, chunk = list[dict[CacheKey, Input]](), dict[CacheKey, Input]()
     held = filled = 0
     for key, item in work.items():
         sent = before + item if isinstance(item, str) else item
-        cost = size_of(sent) if tokens < inf else 0
+        cost = estimate_size(sent) if tokens < inf else 0
         weight = (yield from _bytes_in_steps(sent)) if size < inf else 0
         yield
         if chunk and (len(chunk) >= most or held + cost > tokens or filled + weight > size):
@@ -215,10 +225,12 @@ def amount(inputs: Collection[Input], measure: Measure) -> int:
     """Count what one call with ``inputs`` holds: inputs, estimated tokens, or bytes of its body."""
     if measure is Measure.INPUTS:
         return len(inputs)
-    return sum(sizes_of(inputs)) if measure is Measure.TOKENS else sum(map(bytes_of, inputs))
+    return (
+        sum(estimate_sizes(inputs)) if measure is Measure.TOKENS else sum(map(count_bytes, inputs))
+    )
 
 
-def bytes_of(item: Input) -> int:
+def count_bytes(item: Input) -> int:
     """Count the bytes of one input in a JSON body, with what stands around it; a part's words differ from API to API."""
     if isinstance(item, str) or isinstance(item[0], int):
         return len(_ENCODER.encode(item)) + 1
@@ -230,7 +242,7 @@ def _bytes_in_steps(item: Input) -> Generator[None, None, int]:
     if isinstance(item, str):
         return (yield from _text_bytes_in_steps(item)) + 1
     if isinstance(item[0], int):
-        return bytes_of(item)
+        return count_bytes(item)
     count = 32
     for part in cast("tuple[Part, ...]", item):
         if isinstance(part, TextPart):
@@ -257,24 +269,26 @@ def _part_bytes(part: Part) -> int:
     )
 
 
-def halves(chunk: Mapping[Key, Input]) -> tuple[dict[Key, Input], dict[Key, Input]]:
+def halves(chunk: Mapping[CacheKey, Input]) -> tuple[dict[CacheKey, Input], dict[CacheKey, Input]]:
     """Cut a chunk that was too large in two."""
     items = list(chunk.items())
     middle = len(items) // 2
     return dict(items[:middle]), dict(items[middle:])
 
 
-def land(chunk: Mapping[Key, Input], answer: Vectors, tokens: int) -> dict[Key, Embedded]:
+def pair_with_keys(
+    chunk: Mapping[CacheKey, Input], answer: Vectors, tokens: int
+) -> dict[CacheKey, EmbeddedInput]:
     """Pair each key of a chunk with its row and its share of the chunk's ``tokens``.
 
     ``answer.array`` is checked already: row i is input i. Shares go by input length and add up exactly; they are
     estimated where the answer itself tells no tokens.
     """
-    shares = share_out(tokens, sizes_of(chunk.values())) if len(chunk) > 1 else [tokens]
+    shares = share_out(tokens, estimate_sizes(chunk.values())) if len(chunk) > 1 else [tokens]
     estimated = answer.prompt_tokens is None
     source = answer.source
     return {
-        key: Embedded(row, share, estimated, source)
+        key: EmbeddedInput(row, share, estimated, source)
         for key, row, share in zip(chunk, answer.array, shares, strict=True)
     }
 
@@ -286,7 +300,7 @@ def share_out(total: int, sizes: Sequence[int]) -> list[int]:
     return [mark - before for mark, before in zip(marks, [0, *marks], strict=False)]
 
 
-def assemble(plan: Plan, found: Mapping[Key, Embedded]) -> tuple[list[Array], int, bool]:
+def assemble(plan: Plan, found: Mapping[CacheKey, EmbeddedInput]) -> tuple[list[Array], int, bool]:
     """Put the rows in request order: n arrays of (d,), the tokens that all n inputs cost, and whether any are estimated."""
     rows, tokens, estimated = list[Array](), 0, False
     for key in plan.keys:

@@ -24,7 +24,7 @@ MOST_SUFFIXES: Final = 3
 """Suffixes that one model name may have."""
 
 
-class Candidate(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+class ResolvedEndpoint(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """An endpoint that may serve a request, with every fact that a decision needs.
 
     ``prices`` are USD per million tokens (``prompt``, ``completion``) or per unit; empty when unknown. ``rest`` is the
@@ -65,22 +65,22 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 class Route(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """A model with its facts and candidates; ``sort`` and ``input_type`` are what suffixes of the name ask for.
 
-    ``name`` is what lists and keys call it, ``public`` what an answer does; they differ only for an undeclared model.
-    ``space`` is its vector space's identity: the name, but for an undeclared model, whose space is the provider's own.
+    ``name`` is what lists and keys call it, ``public_name`` what an answer does; they differ only for an undeclared model.
+    ``vector_space`` is its vector space's identity: the name, but for an undeclared model, whose space is the provider's own.
     """
 
     name: str
-    public: str
+    public_name: str
     model: Model
-    candidates: Sequence[Candidate]
+    candidates: Sequence[ResolvedEndpoint]
     sort: str | None = None
     input_type: str | None = None
-    space: str = ""
+    vector_space: str = ""
 
     def __post_init__(self) -> None:
         """A declared model is its own space."""
-        if not self.space:
-            msgspec.structs.force_setattr(self, "space", self.name)
+        if not self.vector_space:
+            msgspec.structs.force_setattr(self, "vector_space", self.name)
 
 
 def normalise(name: str) -> str:
@@ -135,30 +135,30 @@ class Reading(msgspec.Struct, frozen=True):
 def _readings(name: str) -> list[Reading]:
     """List the ways to read a model's name: as it is, and without its last one to three suffixes."""
     readings = [Reading(name)]
-    while len(readings) <= MOST_SUFFIXES and (suffix := _suffix_of(readings[-1].name)):
+    while len(readings) <= MOST_SUFFIXES and (suffix := _parse_suffix(readings[-1].name)):
         longer = readings[-1]
         readings.append(Reading(longer.name.removesuffix(suffix), (suffix, *longer.suffixes)))
     return readings
 
 
-def _suffix_of(name: str) -> str | None:
+def _parse_suffix(name: str) -> str | None:
     return next(
         (suffix for suffix in SUFFIXES if name.endswith(suffix) and len(name) > len(suffix)), None
     )
 
 
-class Directory(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+class ModelRegistry(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """Public model names → routes, plus what is needed to read ``provider/upstream-model`` names.
 
     ``shipped`` are the models of the catalogue, whether or not a provider of theirs is configured.
     """
 
     routes: Mapping[str, Route]
-    providers: Mapping[str, Candidate]
+    providers: Mapping[str, ResolvedEndpoint]
     known_names: frozenset[str]
     shipped: frozenset[str] = frozenset()
 
-    def resolve(self, name: str, hint: str | None = None) -> Route:
+    def resolve(self, name: str, provider: str | None = None) -> Route:
         """Find the route that a model name, with an optional provider hint, stands for.
 
         Raises:
@@ -166,17 +166,17 @@ class Directory(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             ModelNotFound: the model is unknown.
             NoEligibleProvider: the hint is a provider that does not serve this model.
         """
-        if hint is None and name in self.routes:
+        if provider is None and name in self.routes:
             return self.routes[name]
         readings = _readings(name)
         declared = next((reading for reading in readings if reading.name in self.routes), None)
-        if declared is None and _suffix_of(readings[-1].name):
+        if declared is None and _parse_suffix(readings[-1].name):
             raise InvalidRequest(
                 f"'model' has more than {MOST_SUFFIXES} suffixes; send fewer.", param="model"
             )
-        if hint is not None:
+        if provider is not None:
             reading = declared or readings[-1]
-            return reading.applied(self._hinted(reading.name, hint))
+            return reading.applied(self._hinted(reading.name, provider))
         if declared is not None:
             return declared.applied(self.routes[declared.name])
         # The shortest reading comes first: a suffix is part of a provider's own name only if nothing else fits.
@@ -207,7 +207,7 @@ class Directory(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         own = self._served(slug, bare or name)
         return own or self._own_of(slug, bare or name, hint)
 
-    def _own_of(self, slug: str, upstream: str, hint: str) -> Route:
+    def _own_of(self, slug: str, upstream: str, provider: str) -> Route:
         whole = f"{slug}/{upstream}"
         if known := {upstream, whole} & self.routes.keys():
             # Its own model of that name may be another space, which must be asked for by its own name.
@@ -217,7 +217,7 @@ class Directory(msgspec.Struct, frozen=True, kw_only=True, eq=False):
                 else ""
             )
             raise NoEligibleProvider(
-                f"'provider' {echo(hint)} does not serve the model {echo(max(known))}; leave 'provider' out{advice}.",
+                f"'provider' {echo(provider)} does not serve the model {echo(max(known))}; leave 'provider' out{advice}.",
                 param="provider",
             )
         return self._undeclared(slug, upstream)
@@ -265,11 +265,11 @@ class Directory(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         return Route(
             name=f"{slug}/{upstream}",
             # A known model of that name is another space, so then the whole name is the public one.
-            public=f"{slug}/{upstream}"
+            public_name=f"{slug}/{upstream}"
             if upstream in self.routes or upstream in self.shipped
             else upstream,
             # Slugs and models may hold slashes: "a/b" at "c" is not "b/c" at "a".
-            space=f"\0{slug}\0{upstream}",
+            vector_space=f"\0{slug}\0{upstream}",
             model=Model(),
             candidates=[msgspec.structs.replace(self.providers[slug], model=upstream)],
         )

@@ -12,20 +12,20 @@ import msgspec
 from embedroute.backend import Accepts, BackendBase
 from embedroute.config import (
     ALL_READ,
+    ApiKey,
     Config,
     Endpoint,
-    Key,
     KnownProvider,
     Modality,
     Model,
     Provider,
-    Unread,
-    fit,
+    UnknownFields,
+    convert_fields,
     quoted,
 )
 from embedroute.errors import EmbedrouteError
 from embedroute.protocol import NEUTRAL, SPELLINGS, Dtype, EmbeddingOptions
-from embedroute.routing.registry import Candidate, Directory, Route, is_known, normalise
+from embedroute.routing.registry import ModelRegistry, ResolvedEndpoint, Route, is_known, normalise
 from embedroute.text import did_you_mean, echo
 
 SLUG: Final = re.compile(r"[a-z0-9][a-z0-9._-]*(/[a-z0-9._-]+)?")
@@ -41,7 +41,9 @@ def width_faults(model: Model) -> Iterable[str]:
             yield f"{field} holds a width over dimensions = {model.dimensions}"
 
 
-def contradictions(route: Route, known_width: Callable[[Candidate], int | None]) -> Iterable[str]:
+def contradictions(
+    route: Route, known_width: Callable[[ResolvedEndpoint], int | None]
+) -> Iterable[str]:
     """Name the endpoints whose facts cannot be true together with the model's, or with each other's."""
     due = route.model.dimensions
     modalities = route.model.modalities or ()
@@ -59,7 +61,7 @@ def contradictions(route: Route, known_width: Callable[[Candidate], int | None])
             yield f"the endpoint {it.name} gives vectors of {width} numbers, not {due}: another vector space"
 
 
-def misnamed(config: Config, directory: Directory, unread: Unread) -> Iterable[str]:
+def check_names(config: Config, directory: ModelRegistry, unread: UnknownFields) -> Iterable[str]:
     """Name the slugs that are not well formed or alike, and the lists and fallbacks that name nobody."""
     slugs: dict[str, str] = {}
     for slug in config.providers:
@@ -87,7 +89,9 @@ def misnamed(config: Config, directory: Directory, unread: Unread) -> Iterable[s
             )
 
 
-def misheld(config: Config, directory: Directory, unread: Unread) -> Iterable[str]:
+def check_key_models(
+    config: Config, directory: ModelRegistry, unread: UnknownFields
+) -> Iterable[str]:
     """Name the models that a key may use and that do not exist."""
     for name, key in config.keys.items():
         for model in () if _unsure(unread) else key.models or ():
@@ -97,14 +101,14 @@ def misheld(config: Config, directory: Directory, unread: Unread) -> Iterable[st
                 yield f"[keys.{quoted(name)}] models: {error.message}"
 
 
-def _unsure(unread: Unread) -> bool:
+def _unsure(unread: UnknownFields) -> bool:
     """Whether an endpoint may be unknown, and with it what its provider calls a model."""
     return unread.at("providers") or any(
         it[0] == "models" and it[2:3] in ((), ("endpoints",)) for it in unread.places
     )
 
 
-def held(config: Config, directory: Directory) -> Mapping[str, Key]:
+def resolve_key_models(config: Config, directory: ModelRegistry) -> Mapping[str, ApiKey]:
     """The keys, each with the models that its list means by their own names, to which every request's name comes down."""
     return {
         name: msgspec.structs.replace(
@@ -114,7 +118,7 @@ def held(config: Config, directory: Directory) -> Mapping[str, Key]:
     }
 
 
-def _meant(directory: Directory, name: str) -> str:
+def _meant(directory: ModelRegistry, name: str) -> str:
     route = directory.resolve(name)
     whole = directory.routes.get(route.name, route)
     if len(route.candidates) < len(whole.candidates):
@@ -145,31 +149,31 @@ WORDS: Final[Mapping[str, Sequence[str]]] = {
 """The words that each list of ``accepts`` may hold."""
 
 
-STAND_IN: Final = BackendBase()
+PLACEHOLDER: Final = BackendBase()
 """For what could not be made, whose mistake is told already: all that names it is found, none of it is judged."""
 
 
-def build_directory(
+def build_registry(
     config: Config,
     backends: Mapping[str, BackendBase],
     shipped: Mapping[str, Model],
     known: Mapping[str, KnownProvider],
     bases: Mapping[str, str],
-    unread: Unread = ALL_READ,
-) -> tuple[Directory, list[str]]:
+    unread: UnknownFields = ALL_READ,
+) -> tuple[ModelRegistry, list[str]]:
     """Join what the operator says with what is shipped; mistakes are named in the second part, with their place.
 
     ``backends`` maps each configured slug to its backend; one that could not be made has its mistake already, as has
     what is ``unread``. ``bases`` maps a slug to that of the known row about it, if there is one.
     """
-    building = _Building(config, backends, known, bases, shipped, unread)
+    building = _RegistryBuilder(config, backends, known, bases, shipped, unread)
     routes = {name: building.declared(name, model) for name, model in config.models.items()}
     for name, facts in shipped.items():
         if name not in routes and any(
             endpoint.provider in config.providers for endpoint in facts.endpoints
         ):
             routes[name] = building.route(name, facts)
-    directory = Directory(
+    directory = ModelRegistry(
         routes=routes,
         providers={
             slug: building.candidate(Endpoint(provider=slug), slug) for slug in config.providers
@@ -179,12 +183,12 @@ def build_directory(
     )
     return directory, [
         *building.mistakes,
-        *misnamed(config, directory, unread),
-        *misheld(config, directory, unread),
+        *check_names(config, directory, unread),
+        *check_key_models(config, directory, unread),
     ]
 
 
-class _Building:
+class _RegistryBuilder:
     """One pass over a config that gathers its mistakes."""
 
     def __init__(
@@ -194,7 +198,7 @@ class _Building:
         known: Mapping[str, KnownProvider],
         bases: Mapping[str, str],
         shipped: Mapping[str, Model],
-        unread: Unread,
+        unread: UnknownFields,
     ) -> None:
         self.config = config
         self.backends = backends
@@ -231,17 +235,17 @@ class _Building:
                 f"[{place}] has no endpoint: name at least one configured provider"
             )
         judged = msgspec.structs.replace(
-            route, candidates=[it for it in route.candidates if it.backend is not STAND_IN]
+            route, candidates=[it for it in route.candidates if it.backend is not PLACEHOLDER]
         )
         faults = (
-            *self.strangers(said),
+            *self.unknown_providers(said),
             *width_faults(model),
             *contradictions(judged, self.known_width),
         )
         self.mistakes += [f"[{place}] {fault}" for fault in faults]
         return route
 
-    def strangers(self, said: Model) -> Iterable[str]:
+    def unknown_providers(self, said: Model) -> Iterable[str]:
         """Name the providers of endpoints that are not configured."""
         slugs = [
             it.provider
@@ -281,16 +285,16 @@ class _Building:
         found = [
             self.candidate(it, name, str(at) if said else None) for at, it in enumerate(endpoints)
         ]
-        return Route(name=name, public=name, model=model, candidates=found)
+        return Route(name=name, public_name=name, model=model, candidates=found)
 
-    def candidate(self, endpoint: Endpoint, name: str, at: str | None = None) -> Candidate:
+    def candidate(self, endpoint: Endpoint, name: str, at: str | None = None) -> ResolvedEndpoint:
         slug = endpoint.provider
         provider = self.config.providers.get(slug, Provider())
         known = self.known.get(slug.partition("/")[0]) or self.row(slug)
-        return Candidate(
+        return ResolvedEndpoint(
             provider=slug,
             model=endpoint.model or name,
-            backend=STAND_IN
+            backend=PLACEHOLDER
             if at and self.unread.within("models", name, "endpoints", at)
             else self.backend(slug),
             accepts=self.accepts(endpoint, name),
@@ -308,7 +312,7 @@ class _Building:
         )
 
     def backend(self, slug: str) -> BackendBase:
-        return self.backends.get(slug, STAND_IN)
+        return self.backends.get(slug, PLACEHOLDER)
 
     def row(self, slug: str) -> KnownProvider | None:
         return self.known.get(self.bases.get(slug, ""))
@@ -317,7 +321,7 @@ class _Building:
         backend, row = self.backend(endpoint.provider), self.row(endpoint.provider)
         shipped: Mapping[str, object] = row.accepts if row else {}
         place = f"models.{quoted(name)}.endpoints.{quoted(endpoint.provider)}.accepts"
-        found = fit(place, {**shipped, **endpoint.accepts}, Accepts, {})
+        found = convert_fields(place, {**shipped, **endpoint.accepts}, Accepts, {})
         fitted, mistakes = found.values, found.mistakes
         for field, words in WORDS.items():
             wrong = [
@@ -335,7 +339,7 @@ class _Building:
         self.mistakes += mistakes
         return accepts
 
-    def known_width(self, it: Candidate) -> int | None:
+    def known_width(self, it: ResolvedEndpoint) -> int | None:
         provider = self.config.providers.get(it.provider, Provider())
         # What is shipped holds for the provider's own service, not for what else an operator put under its slug.
         own = "base_url" not in provider.options

@@ -8,23 +8,23 @@ from typing import Final
 import msgspec
 
 from embedroute.errors import (
-    BadAnswer,
     BatchTooLarge,
+    ConnectError,
     EmbedrouteError,
-    InputRefused,
-    KeyRefused,
-    ModelRefused,
+    InvalidUpstreamResponse,
     Overloaded,
     RateLimited,
-    TimedOut,
-    Unavailable,
-    Unreachable,
+    UpstreamAuthError,
     UpstreamError,
+    UpstreamModelNotFound,
+    UpstreamRejectedInput,
+    UpstreamTimeout,
+    UpstreamUnavailable,
 )
-from embedroute.routing.registry import Candidate
+from embedroute.routing.registry import ResolvedEndpoint
 
 
-class Then(StrEnum):
+class RetryDecision(StrEnum):
     """What follows a failed attempt."""
 
     RETRY = "retry"
@@ -41,26 +41,28 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
     longest_wait: float = 2.0
 
 
-JUDGEMENTS: Final[tuple[tuple[type[EmbedrouteError], Then], ...]] = (
-    (InputRefused, Then.STOP),
-    (BatchTooLarge, Then.HALVE),
-    (RateLimited, Then.NEXT),
-    (KeyRefused, Then.NEXT),
-    (ModelRefused, Then.NEXT),
-    (TimedOut, Then.NEXT),
-    (Unreachable, Then.RETRY),
-    (BadAnswer, Then.RETRY),
-    (Unavailable, Then.RETRY),
-    (UpstreamError, Then.NEXT),
+JUDGEMENTS: Final[tuple[tuple[type[EmbedrouteError], RetryDecision], ...]] = (
+    (UpstreamRejectedInput, RetryDecision.STOP),
+    (BatchTooLarge, RetryDecision.HALVE),
+    (RateLimited, RetryDecision.NEXT),
+    (UpstreamAuthError, RetryDecision.NEXT),
+    (UpstreamModelNotFound, RetryDecision.NEXT),
+    (UpstreamTimeout, RetryDecision.NEXT),
+    (ConnectError, RetryDecision.RETRY),
+    (InvalidUpstreamResponse, RetryDecision.RETRY),
+    (UpstreamUnavailable, RetryDecision.RETRY),
+    (UpstreamError, RetryDecision.NEXT),
 )
 """Failure → what follows; the first class that fits decides. A timeout is not repeated: it adds load where it hurts."""
 
 
-def judge(failure: EmbedrouteError, attempt: int, policy: RetryPolicy) -> Then:
+def decide_next(failure: EmbedrouteError, attempt: int, policy: RetryPolicy) -> RetryDecision:
     """Decide what follows the ``attempt``-th failure (counted from 1) at one endpoint; it may ask for too long a rest."""
-    then = next((then for kind, then in JUDGEMENTS if isinstance(failure, kind)), Then.STOP)
+    then = next(
+        (then for kind, then in JUDGEMENTS if isinstance(failure, kind)), RetryDecision.STOP
+    )
     enough = attempt >= policy.attempts or (failure.retry_after or 0.0) > policy.longest_wait
-    return Then.NEXT if then is Then.RETRY and enough else then
+    return RetryDecision.NEXT if then is RetryDecision.RETRY and enough else then
 
 
 def wait_before(
@@ -70,7 +72,7 @@ def wait_before(
 
     It is never less than the upstream asked for.
     """
-    if isinstance(failure, Unreachable):
+    if isinstance(failure, ConnectError):
         return 0.0
     return max(
         failure.retry_after or 0.0,
@@ -78,13 +80,13 @@ def wait_before(
     )
 
 
-def worst(failures: Sequence[EmbedrouteError]) -> EmbedrouteError:
+def error_to_report(failures: Sequence[EmbedrouteError]) -> EmbedrouteError:
     """Choose what the client is told when every endpoint failed: trouble that may heal, a rest, then what will not heal."""
     real = [failure for failure in failures if not isinstance(failure, RateLimited | Overloaded)]
     limited = [failure for failure in failures if isinstance(failure, RateLimited)]
-    if healing := [failure for failure in real if failure.heals]:
+    if healing := [failure for failure in real if failure.retryable]:
         return healing[0]
-    resting = [failure for failure in failures if failure.heals]
+    resting = [failure for failure in failures if failure.retryable]
     return min(limited or resting or failures[:1], key=lambda failure: failure.retry_after or 0.0)
 
 
@@ -103,7 +105,7 @@ class RetryBudget:
         self._calls: deque[float] = deque()
         self._retries: deque[float] = deque()
 
-    def called(self, now: float) -> bool:
+    def record_call(self, now: float) -> bool:
         """Count a first try, which is always granted."""
         self._calls.append(now)
         self._forget(now)
@@ -117,7 +119,7 @@ class RetryBudget:
         self._retries.append(now)
         return True
 
-    def prepaid(self) -> Callable[[float], bool]:
+    def reserve_one(self) -> Callable[[float], bool]:
         """Grant one try that was taken out of the budget before, and ask for each that comes after it."""
         paid = iter([True])
         return lambda now: next(paid, False) or self.allow(now)
@@ -130,12 +132,14 @@ class RetryBudget:
 
 def was_called(failures: Sequence[EmbedrouteError]) -> bool:
     """Whether any of the rests was asked for in answer to a call: whoever only met a rest has not tried yet."""
-    return any(isinstance(failure, RateLimited) and not failure.counted for failure in failures)
+    return any(
+        isinstance(failure, RateLimited) and not failure.already_recorded for failure in failures
+    )
 
 
 def limited(
-    candidates: Sequence[Candidate], failures: Sequence[EmbedrouteError]
-) -> list[Candidate]:
+    candidates: Sequence[ResolvedEndpoint], failures: Sequence[EmbedrouteError]
+) -> list[ResolvedEndpoint]:
     """Those of the ``candidates`` that asked for a rest; ``failures`` are of those tried so far, in order."""
     return [
         it

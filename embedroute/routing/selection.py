@@ -6,66 +6,70 @@ from decimal import Decimal
 import msgspec
 
 from embedroute.auth import Caller
-from embedroute.errors import InvalidRequest, Refusal
-from embedroute.protocol import Job, Preferences, with_input_type
+from embedroute.errors import InvalidRequest, RequestError
+from embedroute.protocol import EmbeddingRequest, Preferences, with_input_type
 from embedroute.routing.filters import (
     Dropped,
+    EndpointFilter,
     Parameters,
-    Sieve,
     filter_by_parameters,
-    fold,
-    unspoken,
+    ignored_options,
+    resolve_parameters,
 )
-from embedroute.routing.ordering import Surroundings, order
-from embedroute.routing.registry import Candidate, Route, is_known
+from embedroute.routing.ordering import SelectionContext, order_endpoints
+from embedroute.routing.registry import ResolvedEndpoint, Route, is_known
 from embedroute.text import echo
-from embedroute.trace import Journal
+from embedroute.trace import RequestTrace
 
 
 class Selection(msgspec.Struct, frozen=True, kw_only=True):
     """The endpoints to try, in order, and those that were dropped on the way."""
 
-    candidates: Sequence[Candidate]
+    candidates: Sequence[ResolvedEndpoint]
     dropped: Sequence[Dropped]
     parameters: Parameters
-    unspoken: Sequence[str] = ()
-    terms: frozenset[str] = frozenset()
+    ignored_options: Sequence[str] = ()
+    endpoint_names: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         """Set what two requests must have in common to share each other's failure: the endpoints they may try."""
         msgspec.structs.force_setattr(
-            self, "terms", frozenset([candidate.name for candidate in self.candidates])
+            self, "endpoint_names", frozenset([candidate.name for candidate in self.candidates])
         )
 
-    def tell(self, journal: Journal, user: str | None = None) -> None:
+    def tell(self, journal: RequestTrace, user: str | None = None) -> None:
         """Write the decision into a trace; ``user`` is what the request says of its own, if anything."""
         if journal.events is None:
             return
         tell_dropped(self.dropped, journal)
-        for name in self.unspoken:
-            journal.note("select", "dropped parameter", parameter=f"embedding_options.{name}")
+        for name in self.ignored_options:
+            journal.add_event("select", "dropped parameter", parameter=f"embedding_options.{name}")
         deaf = [
             candidate.name
             for candidate in self.candidates
             if user is not None and not candidate.accepts.user
         ]
         for name in deaf:
-            journal.note("select", "dropped parameter", parameter="user", endpoint=name)
-        journal.note(
+            journal.add_event("select", "dropped parameter", parameter="user", endpoint=name)
+        journal.add_event(
             "select", "ordered", endpoints=[candidate.name for candidate in self.candidates]
         )
 
 
-def tell_dropped(dropped: Iterable[Dropped], journal: Journal) -> None:
+def tell_dropped(dropped: Iterable[Dropped], journal: RequestTrace) -> None:
     """Write into a trace which endpoints were filtered, and why."""
     for it in dropped:
-        journal.note(
+        journal.add_event(
             "select", "filtered", endpoint=it.candidate.name, filter=it.filter, reason=it.reason
         )
 
 
-def select(
-    route: Route, job: Job, caller: Caller, around: Surroundings, journal: Journal | None = None
+def select_endpoints(
+    route: Route,
+    job: EmbeddingRequest,
+    caller: Caller,
+    context: SelectionContext,
+    journal: RequestTrace | None = None,
 ) -> Selection:
     """Filter and order a route's candidates for one request; ``journal`` is told of the filters that leave nobody.
 
@@ -76,28 +80,31 @@ def select(
     wishes = job.preferences
     if route.input_type is not None:
         job = with_input_type(job, route.input_type)
-    _refuse_unknown_names(wishes, around.known_names)
-    sieve = Sieve(route.candidates)
+    _refuse_unknown_names(wishes, context.known_names)
+    sieve = EndpointFilter(route.candidates)
     try:
-        _filter_by_preferences(sieve, wishes, caller, around)
-        parameters = fold(sieve, route.model, job)
+        _filter_by_preferences(sieve, wishes, caller, context)
+        parameters = resolve_parameters(sieve, route.model, job)
         filter_by_parameters(sieve, route.model, job, parameters)
-    except Refusal:
+    except RequestError:
         if journal is not None:
             tell_dropped(sieve.dropped, journal)
         raise
-    ordered = order(sieve.left, wishes, route.sort, around)
+    ordered = order_endpoints(sieve.left, wishes, route.sort, context)
     why = "not the first pick, and allow_fallbacks is false"
     spare = [Dropped(it, "allow_fallbacks", why) for it in sieve.left if it not in ordered]
-    lost = unspoken(job, parameters.namespaces)
+    lost = ignored_options(job, parameters.namespaces)
     return Selection(
-        candidates=ordered, dropped=[*sieve.dropped, *spare], parameters=parameters, unspoken=lost
+        candidates=ordered,
+        dropped=[*sieve.dropped, *spare],
+        parameters=parameters,
+        ignored_options=lost,
     )
 
 
-def _refuse_unknown_names(wishes: Preferences, known: frozenset[str]) -> None:
+def _refuse_unknown_names(preferences: Preferences, known: frozenset[str]) -> None:
     for field in ("order", "only", "ignore"):
-        for name in getattr(wishes, field) or ():
+        for name in getattr(preferences, field) or ():
             if not is_known(name, known):
                 raise InvalidRequest(
                     f"'provider.{field}' names {echo(name)}, which is no provider that is known here; check its spelling.",
@@ -106,43 +113,50 @@ def _refuse_unknown_names(wishes: Preferences, known: frozenset[str]) -> None:
 
 
 def _filter_by_preferences(
-    sieve: Sieve, wishes: Preferences, caller: Caller, around: Surroundings
+    sieve: EndpointFilter, preferences: Preferences, caller: Caller, context: SelectionContext
 ) -> None:
-    for names in (wishes.only, caller.only or None, around.only or None):
+    for names in (preferences.only, caller.only or None, context.only or None):
         if names is not None:
-            sieve.keep("only", lambda it, names=names: _among(it, names), "not in the list")
-    ignored = (*(wishes.ignore or ()), *caller.ignore, *around.ignore)
-    sieve.keep("ignore", lambda it: not _among(it, ignored), "in the list")
-    listed = wishes.order
-    if wishes.allow_fallbacks is False and listed is not None:
-        sieve.keep(
+            sieve.apply("only", lambda it, names=names: _among(it, names), "not in the list")
+    ignored = (*(preferences.ignore or ()), *caller.ignore, *context.ignore)
+    sieve.apply("ignore", lambda it: not _among(it, ignored), "in the list")
+    listed = preferences.order
+    if preferences.allow_fallbacks is False and listed is not None:
+        sieve.apply(
             "order", lambda it: _among(it, listed), "not in the list, and allow_fallbacks is false"
         )
-    if not wishes.include_alpha:
-        sieve.keep("include_alpha", lambda it: it.stage != "alpha", "alpha stage")
-    for name, wanted, fits, reason in _policies(wishes):
+    if not preferences.include_alpha:
+        sieve.apply("include_alpha", lambda it: it.stage != "alpha", "alpha stage")
+    for name, wanted, fits, reason in _policies(preferences):
         if wanted:
-            sieve.keep(name, fits, reason)
+            sieve.apply(name, fits, reason)
 
 
-def _among(candidate: Candidate, names: Iterable[str]) -> bool:
+def _among(candidate: ResolvedEndpoint, names: Iterable[str]) -> bool:
     return any(candidate.named(name) for name in names)
 
 
-def _policies(wishes: Preferences) -> Iterable[tuple[str, bool, Callable[[Candidate], bool], str]]:
-    caps = wishes.max_price.given() if wishes.max_price else {}
-    quantizations = wishes.quantizations or ()
+def _policies(
+    preferences: Preferences,
+) -> Iterable[tuple[str, bool, Callable[[ResolvedEndpoint], bool], str]]:
+    caps = preferences.max_price.given() if preferences.max_price else {}
+    quantizations = preferences.quantizations or ()
     return (
         (
             "data_collection",
-            wishes.data_collection == "deny",
+            preferences.data_collection == "deny",
             lambda it: it.data_collection == "deny",
             "not declared to deny it",
         ),
-        ("zdr", bool(wishes.zdr), lambda it: it.zdr is True, "not declared zero data retention"),
+        (
+            "zdr",
+            bool(preferences.zdr),
+            lambda it: it.zdr is True,
+            "not declared zero data retention",
+        ),
         (
             "enforce_distillable_text",
-            bool(wishes.enforce_distillable_text),
+            bool(preferences.enforce_distillable_text),
             lambda it: it.distillable is True,
             "not declared distillable",
         ),

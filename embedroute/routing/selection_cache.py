@@ -10,16 +10,16 @@ from typing import Final
 
 import msgspec
 
-from embedroute.auth import ANYONE, COMMON, Caller, cache_scope, permit
-from embedroute.errors import InvalidRequest, NoEligibleProvider, Refusal
+from embedroute.auth import ANYONE, COMMON, Caller, authorize, cache_scope
+from embedroute.errors import InvalidRequest, NoEligibleProvider, RequestError
 from embedroute.inputs import Kind
-from embedroute.protocol import NO_DEBUG, NO_OPTIONS, NO_PREFERENCES, Job, Preferences
+from embedroute.protocol import NO_DEBUG, NO_OPTIONS, NO_PREFERENCES, EmbeddingRequest, Preferences
 from embedroute.routing.filters import Dropped
-from embedroute.routing.ordering import Surroundings, order
+from embedroute.routing.ordering import SelectionContext, order_endpoints
 from embedroute.routing.planning import shared_key
-from embedroute.routing.registry import Directory, Route
-from embedroute.routing.selection import Selection, select, tell_dropped
-from embedroute.trace import Journal
+from embedroute.routing.registry import ModelRegistry, Route
+from embedroute.routing.selection import Selection, select_endpoints, tell_dropped
+from embedroute.trace import RequestTrace
 
 MOST: Final = 4096
 """Decisions remembered; clients choose widths, so there must be a bound."""
@@ -29,7 +29,7 @@ PROBING: Final = Preferences(include_alpha=True)
 """The preferences of a request that compares endpoints, by identity: the gateway's own lists do not apply to it."""
 
 
-class Decision(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+class CachedSelection(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """All that does not depend on the inputs of a request.
 
     ``fallback`` is the model that serves the request if every endpoint fails. ``shared`` is what the
@@ -49,17 +49,17 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     owner: int | None
 
 
-class Decisions:
+class SelectionCache:
     """The decisions of one gateway.
 
-    ``around`` returns what holds right now. ``shared_cache`` says whether callers without a
+    ``make_context`` returns what holds right now. ``shared_cache`` says whether callers without a
     namespace share cache entries, ``debug`` whether callers may debug who are not told otherwise.
     """
 
     def __init__(
         self,
-        directory: Directory,
-        around: Callable[[], Surroundings],
+        directory: ModelRegistry,
+        make_context: Callable[[], SelectionContext],
         *,
         shared_cache: bool = True,
         debug: bool = False,
@@ -67,12 +67,14 @@ class Decisions:
         """Remember nothing yet."""
         self._directory = directory
         self._routes = directory.routes
-        self._around = around
+        self._make_context = make_context
         self._shared_cache = shared_cache
         self._debug = debug
-        self._made: dict[Hashable, Decision] = {}
+        self._made: dict[Hashable, CachedSelection] = {}
 
-    def decide(self, job: Job, caller: Caller, journal: Journal | None = None) -> Decision:
+    def decide(
+        self, job: EmbeddingRequest, caller: Caller, journal: RequestTrace | None = None
+    ) -> CachedSelection:
         """Find the model of a request and the endpoints that may serve it, or recall an equal request's.
 
         ``journal`` gets the filters that leave no endpoint; those of a decision are in its selection.
@@ -80,13 +82,13 @@ class Decisions:
         Raises:
             ModelNotFound: no such model exists here.
             PermissionDenied: this caller may not use it, or may not debug.
-            Refusal: no endpoint may serve the request, and why.
+            RequestError: no endpoint may serve the request, and why.
         """
         if (
             job.preferences is not NO_PREFERENCES
             or job.options is not NO_OPTIONS
             or job.debug is not NO_DEBUG
-            or job.hint is not None
+            or job.provider is not None
             or job.kind is not Kind.TEXT
         ):
             return self.decide_at(self.resolve(job, caller), job, caller, journal)
@@ -102,7 +104,7 @@ class Decisions:
             self._made[question] = made
         return made
 
-    def resolve(self, job: Job, caller: Caller) -> Route:
+    def resolve(self, job: EmbeddingRequest, caller: Caller) -> Route:
         """Find the model that a request names.
 
         Raises:
@@ -110,21 +112,25 @@ class Decisions:
             PermissionDenied: this caller may not use it, or may not debug.
         """
         try:
-            route = self._directory.resolve(job.model, job.hint)
+            route = self._directory.resolve(job.model, job.provider)
         except (InvalidRequest, NoEligibleProvider):
             # An error of the hint comes after one of the model or of debug.
-            permit(caller, self._directory.resolve(job.model).name, job, debug=self._debug)
+            authorize(caller, self._directory.resolve(job.model).name, job, debug=self._debug)
             raise
-        permit(caller, route.name, job, debug=self._debug)
+        authorize(caller, route.name, job, debug=self._debug)
         return route
 
     def decide_at(
-        self, route: Route, job: Job, caller: Caller, journal: Journal | None = None
-    ) -> Decision:
+        self,
+        route: Route,
+        job: EmbeddingRequest,
+        caller: Caller,
+        journal: RequestTrace | None = None,
+    ) -> CachedSelection:
         """Filter and order the endpoints of a ``route`` for a request.
 
         Raises:
-            Refusal: no endpoint may serve the request, and why.
+            RequestError: no endpoint may serve the request, and why.
         """
         selection = self._selected(route, job, caller, journal)
         wanted = selection.parameters
@@ -133,21 +139,21 @@ class Decisions:
         if caller.namespace or not self._shared_cache:
             scope = cache_scope(caller, shared=self._shared_cache)
         uncut = wanted.uncut(route.model)
-        return Decision(
+        return CachedSelection(
             caller=caller,
             route=route,
             fallback=self._fallback_of(route, job, caller),
             selection=selection,
             shared=shared_key(route, wanted, wishes, scope),
             whole=shared_key(route, uncut, wishes, scope) if uncut else None,
-            terms=(selection.terms, wishes, route.sort),
+            terms=(selection.endpoint_names, wishes, route.sort),
             owner=None if caller is ANYONE else hash(caller.name),
         )
 
-    def _fallback_of(self, route: Route, job: Job, caller: Caller) -> Route | None:
+    def _fallback_of(self, route: Route, job: EmbeddingRequest, caller: Caller) -> Route | None:
         """Find the model that may stand in for a route's: config names it, and neither request nor key forbids it."""
         name, allowed = route.model.fallback, caller.models
-        if name is None or job.hint is not None or job.preferences.allow_fallbacks is False:
+        if name is None or job.provider is not None or job.preferences.allow_fallbacks is False:
             return None
         other = self._directory.resolve(name)
         if allowed is not None and other.name not in allowed:
@@ -160,12 +166,12 @@ class Decisions:
         )
 
     def _selected(
-        self, route: Route, job: Job, caller: Caller, journal: Journal | None
+        self, route: Route, job: EmbeddingRequest, caller: Caller, journal: RequestTrace | None
     ) -> Selection:
         unnamed = self._unnamed(route)
         try:
-            selection = select(route, job, caller, self._around_for(job), journal)
-        except Refusal:
+            selection = select_endpoints(route, job, caller, self._context_for(job), journal)
+        except RequestError:
             if journal is not None:
                 tell_dropped(unnamed, journal)
             raise
@@ -184,17 +190,17 @@ class Decisions:
             if it not in route.candidates
         ]
 
-    def _around_for(self, job: Job) -> Surroundings:
-        around = self._around()
+    def _context_for(self, job: EmbeddingRequest) -> SelectionContext:
+        context = self._make_context()
         return (
-            msgspec.structs.replace(around, only=(), ignore=())
+            msgspec.structs.replace(context, only=(), ignore=())
             if job.preferences is PROBING
-            else around
+            else context
         )
 
-    def _reordered(self, known: Decision, job: Job) -> Decision:
-        candidates = order(
-            known.selection.candidates, job.preferences, known.route.sort, self._around()
+    def _reordered(self, known: CachedSelection, job: EmbeddingRequest) -> CachedSelection:
+        candidates = order_endpoints(
+            known.selection.candidates, job.preferences, known.route.sort, self._make_context()
         )
         selection = msgspec.structs.replace(known.selection, candidates=candidates)
         return msgspec.structs.replace(known, selection=selection)

@@ -6,32 +6,39 @@ It may import nothing else of the package.
 from embedroute.runtime.fairness import (
     LARGE,
     ROWS,
-    Turn,
+    TimeSlice,
+    chunked,
     finished,
     groups,
-    in_thread,
-    in_turns,
-    keep_memory,
-    on_loop,
+    raise_malloc_trim_threshold,
+    run_cooperatively,
+    run_in_worker,
 )
 from embedroute.runtime.per_loop import PerLoop
-from embedroute.runtime.tasks import ClientGone, Watch, gather, innermost, is_stray, unless
+from embedroute.runtime.tasks import (
+    ClientDisconnected,
+    Watch,
+    cancel_on_disconnect,
+    gather,
+    innermost,
+    is_foreign_cancellation,
+)
 
 __all__ = [
     "LARGE",
     "ROWS",
-    "ClientGone",
+    "ClientDisconnected",
     "PerLoop",
-    "Turn",
+    "TimeSlice",
     "Watch",
+    "cancel_on_disconnect",
+    "chunked",
     "finished",
     "gather",
     "groups",
-    "in_thread",
-    "in_turns",
     "innermost",
-    "is_stray",
-    "keep_memory",
-    "on_loop",
-    "unless",
+    "is_foreign_cancellation",
+    "raise_malloc_trim_threshold",
+    "run_cooperatively",
+    "run_in_worker",
 ]

@@ -30,7 +30,7 @@ _REST: Final = 20e-6
 """Seconds that a thread sleeps between two turns."""
 
 
-class Turn:
+class TimeSlice:
     """How long somebody has been at work while others wait."""
 
     __slots__ = ("_began", "_length")
@@ -40,13 +40,13 @@ class Turn:
         self._began = time.perf_counter()
         self._length = TURN if size >= LARGE else math.inf
 
-    def rest(self) -> None:
+    def yield_gil(self) -> None:
         """Sleep a little once the turn of a thread is over: on one core only who sleeps is not the next to go on."""
         if time.perf_counter() - self._began > self._length:
             time.sleep(_REST)
             self._began = time.perf_counter()
 
-    async def pause(self) -> None:
+    async def yield_to_loop(self) -> None:
         """Let the event loop go round once a turn on it is over; the next may be half as long as that took."""
         over = time.perf_counter()
         if over - self._began > self._length:
@@ -60,35 +60,35 @@ def groups(count: int, at_a_time: int = ROWS) -> Iterator[slice]:
     return (slice(start, start + at_a_time) for start in range(0, count, at_a_time))
 
 
-def in_turns(count: int, size: int, at_a_time: int = ROWS) -> Iterator[slice]:
+def chunked(count: int, size: int, at_a_time: int = ROWS) -> Iterator[slice]:
     """Cut ``count`` rows of ``size`` bytes in all into groups for a thread that rests between two; small work is one group."""
     if size < LARGE:
         yield slice(0, count)
         return
-    turn = Turn()
+    turn = TimeSlice()
     for group in groups(count, at_a_time):
-        turn.rest()
+        turn.yield_gil()
         yield group
 
 
-async def in_thread(work: Callable[[], T]) -> T:
+async def run_in_worker(work: Callable[[], T]) -> T:
     """Do CPU work of milliseconds that knows no pauses in a worker thread, which is none of those that the host counts on."""
-    async with _of_loop(_PLACE, _Place).taken():
+    async with _get_or_make(_SEMAPHORE, _Semaphore).acquire():
         return await anyio.to_thread.run_sync(
-            work, limiter=_of_loop(_THREADS, partial(CapacityLimiter, THREADS))
+            work, limiter=_get_or_make(_THREADS, partial(CapacityLimiter, THREADS))
         )
 
 
-async def on_loop(parts: Iterable[T]) -> list[T]:
+async def run_cooperatively(parts: Iterable[T]) -> list[T]:
     """Do CPU work of milliseconds part by part, and let the event loop go round in between.
 
     The interpreter runs one thread at a time, so another one would have the loop wait for it at every event.
     """
-    done, turn = list[T](), Turn()
-    async with _of_loop(_PLACE, _Place).taken():
+    done, turn = list[T](), TimeSlice()
+    async with _get_or_make(_SEMAPHORE, _Semaphore).acquire():
         for part in parts:
             done.append(part)
-            await turn.pause()
+            await turn.yield_to_loop()
     return done
 
 
@@ -99,7 +99,7 @@ async def step_by_step(steps: Generator[None, None, T]) -> T:
     def parts() -> Iterator[None]:
         returned.append((yield from steps))
 
-    await on_loop(parts())
+    await run_cooperatively(parts())
     return returned[0]
 
 
@@ -112,7 +112,7 @@ def finished(steps: Generator[None, None, T]) -> T:
             return end.value
 
 
-class _Place:
+class _Semaphore:
     """Room for one such work at a time: of two each would wait for the other, and everybody else for both.
 
     A plugin's code may take far longer than it should: who keeps the place for longer than ``PATIENCE`` loses it.
@@ -126,7 +126,7 @@ class _Place:
         self._left = anyio.Event()
 
     @asynccontextmanager
-    async def taken(self) -> AsyncGenerator[None, None]:
+    async def acquire(self) -> AsyncGenerator[None, None]:
         while (
             self._holder is not None
             and (patience := self._since + PATIENCE - anyio.current_time()) > 0
@@ -143,11 +143,11 @@ class _Place:
                 left.set()
 
 
-_PLACE: RunVar[_Place | None] = RunVar("embedroute.place")
+_SEMAPHORE: RunVar[_Semaphore | None] = RunVar("embedroute.place")
 _THREADS: RunVar[CapacityLimiter | None] = RunVar("embedroute.threads")
 
 
-def _of_loop(held: RunVar[T | None], make: Callable[[], T]) -> T:
+def _get_or_make(held: RunVar[T | None], make: Callable[[], T]) -> T:
     made = held.get(None)
     if made is None:
         made = make()
@@ -159,7 +159,7 @@ _KEPT: Final = 31 * 1024 * 1024
 """Bytes just under the largest block by which glibc adapts."""
 
 
-def keep_memory() -> None:
+def raise_malloc_trim_threshold() -> None:
     """Have the C library keep what large answers take, instead of giving it back and fetching it anew page by page.
 
     glibc adapts to the largest block of up to 32 MiB that it has freed: it maps no smaller one apart, and gives back

@@ -12,7 +12,7 @@ from anyio import CapacityLimiter
 
 T = TypeVar("T")
 
-Gone = Callable[[], Coroutine[object, None, None]]
+Disconnected = Callable[[], Coroutine[object, None, None]]
 """Returns when a client disconnects."""
 
 GRACE: Final = 0.05
@@ -24,7 +24,7 @@ def on_asyncio() -> bool:
     return asyncio_loop() is not None
 
 
-class ClientGone(Exception):
+class ClientDisconnected(Exception):
     """The client disconnected before its response was ready."""
 
 
@@ -36,13 +36,13 @@ def asyncio_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
-def within(seconds: float) -> AbstractContextManager[object]:
+def fail_after(seconds: float) -> AbstractContextManager[object]:
     """Cancel what is awaited inside after ``seconds``, and raise ``TimeoutError``."""
     loop = asyncio_loop()
-    return anyio.fail_after(seconds) if loop is None else _Within(loop, seconds)
+    return anyio.fail_after(seconds) if loop is None else _FailAfter(loop, seconds)
 
 
-class _Within:
+class _FailAfter:
     """A synchronous ``asyncio.timeout`` that cannot be rescheduled: a third of the cost."""
 
     __slots__ = ("_before", "_expired", "_task", "_timer")
@@ -91,8 +91,8 @@ class Watch(Protocol):
         """Cancel the work after ``seconds`` from now, and raise what ``late`` makes. Replaces an earlier limit."""
         ...
 
-    def cancel_when(self, gone: Gone) -> None:
-        """Cancel the work when ``gone`` returns, and raise ``ClientGone``. Its error is raised instead if it fails."""
+    def cancel_when(self, gone: Disconnected) -> None:
+        """Cancel the work when ``gone`` returns, and raise ``ClientDisconnected``. Its error is raised instead if it fails."""
         ...
 
     async def __aenter__(self) -> Self:
@@ -124,10 +124,10 @@ class _AsyncioWatch:
         "_before",
         "_cancels",
         "_context",
-        "_gone",
         "_is_late",
         "_late",
         "_loop",
+        "_on_disconnect",
         "_task",
         "_timer",
         "_watcher",
@@ -142,7 +142,7 @@ class _AsyncioWatch:
         self._cancels = 0
         self._at: float | None = None
         self._late: Callable[[], Exception] = TimeoutError
-        self._gone: Gone | None = None
+        self._on_disconnect: Disconnected | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._is_late = False
         self.expired = False
@@ -155,21 +155,21 @@ class _AsyncioWatch:
             self._timer.cancel()
             self._timer = self._loop.call_at(self._at, self._expire)
 
-    def cancel_when(self, gone: Gone) -> None:
-        self._gone = gone
+    def cancel_when(self, gone: Disconnected) -> None:
+        self._on_disconnect = gone
         if self._is_late:
             self._start(gone)
 
     def _after_grace(self) -> None:
         self._is_late = True
-        if self._gone is not None:
-            self._start(self._gone)
+        if self._on_disconnect is not None:
+            self._start(self._on_disconnect)
         if self._at is not None:
             self._timer = self._loop.call_at(self._at, self._expire)
 
-    def _start(self, gone: Gone) -> None:
+    def _start(self, disconnected: Disconnected) -> None:
         # In the request's own context: a host keeps its request id in one.
-        self._watcher = self._context.run(self._loop.create_task, gone())
+        self._watcher = self._context.run(self._loop.create_task, disconnected())
         self._watcher.add_done_callback(self._disconnected)
 
     def _disconnected(self, watcher: asyncio.Task[None]) -> None:
@@ -207,7 +207,7 @@ class _AsyncioWatch:
             return None
         if self.expired:
             return self._late()
-        return (self._watcher and self._watcher.exception()) or ClientGone()
+        return (self._watcher and self._watcher.exception()) or ClientDisconnected()
 
     async def _end_watcher(self) -> None:
         watcher = self._watcher
@@ -233,10 +233,10 @@ class _AnyioWatch:
         self._scope.deadline = anyio.current_time() + seconds
         self._late = late
 
-    def cancel_when(self, gone: Gone) -> None:
+    def cancel_when(self, gone: Disconnected) -> None:
         self._group.start_soon(self._wait_for, gone)
 
-    async def _wait_for(self, gone: Gone) -> None:
+    async def _wait_for(self, gone: Disconnected) -> None:
         await anyio.sleep(self._grace)
         await gone()
         self._has_left = True
@@ -261,21 +261,23 @@ class _AnyioWatch:
         except BaseExceptionGroup as grouped:
             raise innermost(grouped) from None
         if is_ours:
-            raise ClientGone if self._has_left else self._late()
+            raise ClientDisconnected if self._has_left else self._late()
 
 
-async def unless(gone: Gone, work: Awaitable[T], *, grace: float = GRACE) -> T:
-    """Await ``work``, and cancel it when ``gone`` returns first.
+async def cancel_on_disconnect(
+    work: Awaitable[T], disconnected: Disconnected, *, grace: float = GRACE
+) -> T:
+    """Await ``work``, and cancel it when ``disconnected`` returns first.
 
     Raises:
-        ClientGone: ``gone`` returned before the work was done.
+        ClientDisconnected: ``disconnected`` returned before the work was done.
     """
     async with watch(grace) as watching:
-        watching.cancel_when(gone)
+        watching.cancel_when(disconnected)
         return await work
 
 
-def is_stray(error: BaseException) -> bool:
+def is_foreign_cancellation(error: BaseException) -> bool:
     """Whether what would end this task came out of what it calls, and nobody sent it; trio's cannot be raised by hand."""
     with suppress(RuntimeError):  # no loop runs: a coroutine is closed after it
         task = asyncio.current_task() if on_asyncio() else anyio.get_current_task()

@@ -4,20 +4,20 @@ It may import everything but the other entry points ``cli``, ``fastapi`` and ``t
 """
 
 from embedroute.server.app import EmbeddingsApp, EmbeddingsMiddleware, embeddings_app
-from embedroute.server.handler import FindCaller
+from embedroute.server.handler import Authenticator
 from embedroute.server.models import model_card, model_list, openrouter_list
 from embedroute.server.openapi import components, inlined, models_operation, operation
-from embedroute.server.request import Inbound
-from embedroute.server.response import hints_of
+from embedroute.server.request import HTTPExchange
+from embedroute.server.response import error_headers
 
 __all__ = [
+    "Authenticator",
     "EmbeddingsApp",
     "EmbeddingsMiddleware",
-    "FindCaller",
-    "Inbound",
+    "HTTPExchange",
     "components",
     "embeddings_app",
-    "hints_of",
+    "error_headers",
     "inlined",
     "model_card",
     "model_list",

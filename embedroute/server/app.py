@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from embedroute.config import DialectName
 from embedroute.errors import EmbedrouteError
 from embedroute.gateway import Gateway
-from embedroute.server.handler import Door, FindCaller
+from embedroute.server.handler import Authenticator, RequestHandler
 
 log = logging.getLogger("embedroute.access")
 
@@ -37,29 +37,32 @@ class EmbeddingsApp:
         gateway: Gateway,
         *,
         dialect: DialectName | None = None,
-        caller: FindCaller | None = None,
+        authenticate: Authenticator | None = None,
     ) -> None:
         """Serve ``gateway``; see ``embeddings_app``."""
-        self.door = Door(gateway, dialect, caller)
+        self.handler = RequestHandler(gateway, dialect, authenticate)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         if scope["type"] == "http":
-            await self.door.serve(path_in_mount(scope), scope, receive, send)
+            await self.handler.serve(path_in_mount(scope), scope, receive, send)
         elif scope["type"] == "lifespan":
-            await _live(self.door.gateway, _stand_in, scope, receive, send)
+            await _live(self.handler.gateway, _stand_in, scope, receive, send)
         else:
             await send({"type": "websocket.close", "code": 1000})
 
 
 def embeddings_app(
-    gateway: Gateway, *, dialect: DialectName | None = None, caller: FindCaller | None = None
+    gateway: Gateway,
+    *,
+    dialect: DialectName | None = None,
+    authenticate: Authenticator | None = None,
 ) -> EmbeddingsApp:
     """Make an application to mount; below ``app.mount("/ai", …)`` it answers ``/ai/v1/embeddings``.
 
-    ``dialect`` replaces the config's; ``caller`` is awaited with the ASGI scope when ``auth = "host"``.
+    ``dialect`` replaces the config's; ``authenticate`` is awaited with the ASGI scope when ``auth = "host"``.
     """
-    return EmbeddingsApp(gateway, dialect=dialect, caller=caller)
+    return EmbeddingsApp(gateway, dialect=dialect, authenticate=authenticate)
 
 
 class EmbeddingsMiddleware:
@@ -72,19 +75,19 @@ class EmbeddingsMiddleware:
         prefix: str = "/v1",
         *,
         dialect: DialectName | None = None,
-        caller: FindCaller | None = None,
+        authenticate: Authenticator | None = None,
     ) -> None:
         """Stand in front of ``app``."""
         self.app = app
         self.prefix = prefix.rstrip("/")
-        self.door = Door(gateway, dialect, caller)
+        self.handler = RequestHandler(gateway, dialect, authenticate)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection, or hand it on."""
         if scope["type"] == "lifespan":
-            await _live(self.door.gateway, self.app, scope, receive, send)
+            await _live(self.handler.gateway, self.app, scope, receive, send)
         elif scope["type"] == "http" and (path := self._own(path_in_mount(scope))) is not None:
-            await self.door.serve(path, scope, receive, send)
+            await self.handler.serve(path, scope, receive, send)
         else:
             await self.app(scope, receive, send)
 

@@ -7,25 +7,25 @@ import time
 from collections.abc import Generator, Mapping
 
 from embedroute.auth import Caller
-from embedroute.cache import NOTHING, CacheUse, look_up_in_steps
+from embedroute.cache import NOTHING, CachePolicy, look_up_in_steps
 from embedroute.errors import PermissionDenied
 from embedroute.gateway import Gateway
-from embedroute.inputs import Input, images_in, sizes_of
-from embedroute.protocol import Job
+from embedroute.inputs import Input, estimate_sizes, images_in
+from embedroute.protocol import EmbeddingRequest
 from embedroute.routing import (
-    Candidate,
-    Health,
-    Key,
+    CacheKey,
+    EndpointHealth,
+    ResolvedEndpoint,
     make_plan_in_steps,
     split_in_steps,
     text_before,
 )
-from embedroute.server.models import plain
-from embedroute.trace import Journal
+from embedroute.server.models import format_price
+from embedroute.trace import RequestTrace
 
 
 def explain(
-    gateway: Gateway, job: Job, caller: Caller, cached: CacheUse
+    gateway: Gateway, job: EmbeddingRequest, caller: Caller, cached: CachePolicy
 ) -> Generator[None, None, dict[str, object]]:
     """Forecast a request that uses the cache as ``cached`` says, in steps; nothing is sent upstream.
 
@@ -49,7 +49,7 @@ def explain(
     held = found.own()
     work = {key: item for key, item in plan.work.items() if key not in held}
     hits = sum(key in held for key in plan.keys)
-    tokens = sum(sizes_of(work.values()))
+    tokens = sum(estimate_sizes(work.values()))
     order: list[dict[str, object]] = []
     for candidate in selection.candidates:
         yield
@@ -57,13 +57,13 @@ def explain(
         order.append(
             (
                 yield from _forecast(
-                    candidate, gateway.healths.of(candidate), work, before, time.monotonic()
+                    candidate, gateway.healths.get(candidate), work, before, time.monotonic()
                 )
             )
         )
     return {
         "object": "plan",
-        "model": route.public,
+        "model": route.public_name,
         "order": order,
         "filtered": [
             {**_facts(it.candidate), "filter": it.filter, "reason": it.reason}
@@ -74,28 +74,36 @@ def explain(
     }
 
 
-def _facts(candidate: Candidate) -> dict[str, object]:
+def _facts(candidate: ResolvedEndpoint) -> dict[str, object]:
     return {
         "provider": candidate.provider,
         "model": candidate.model,
-        "price": {kind: plain(price) for kind, price in candidate.prices.items()},
+        "price": {kind: format_price(price) for kind, price in candidate.prices.items()},
     }
 
 
 def _forecast(
-    candidate: Candidate, health: Health, work: Mapping[Key, Input], before: str, now: float
+    candidate: ResolvedEndpoint,
+    health: EndpointHealth,
+    work: Mapping[CacheKey, Input],
+    before: str,
+    now: float,
 ) -> Generator[None, None, dict[str, object]]:
     chunks = yield from split_in_steps(work, health.caps(candidate.accepts, now), before)
-    bill = Journal("")
+    bill = RequestTrace("")
     for chunk in chunks:
         items = chunk.values()
-        bill.served(
-            candidate.provider, candidate.prices, sum(sizes_of(items)), {}, images=images_in(items)
+        bill.record_usage(
+            candidate.provider,
+            candidate.prices,
+            sum(estimate_sizes(items)),
+            {},
+            images=images_in(items),
         )
         yield
     return {
         **_facts(candidate),
         "chunks": [len(chunk) for chunk in chunks],
-        "cost": plain(bill.cost) if "prompt" in candidate.prices else None,
-        "rests_for": round(health.ready_at(now) - now, 3),
+        "cost": format_price(bill.cost) if "prompt" in candidate.prices else None,
+        "rests_for": round(health.available_at(now) - now, 3),
     }

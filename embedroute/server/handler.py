@@ -16,7 +16,7 @@ from typing import Final, Protocol, cast
 from starlette.types import Receive, Scope, Send
 
 from embedroute.auth import ANYONE, Caller
-from embedroute.cache import CacheUse
+from embedroute.cache import CachePolicy
 from embedroute.config import Auth, DialectName
 from embedroute.errors import (
     BodyTimeout,
@@ -33,23 +33,23 @@ from embedroute.protocol import (
     DIALECTS,
     ENCODER,
     NO_DEBUG,
+    EmbeddingRequest,
     Embeddings,
-    Job,
     decode_at_once,
     decode_in_steps,
     is_small,
 )
-from embedroute.runtime import ClientGone, fairness, tasks
+from embedroute.runtime import ClientDisconnected, fairness, tasks
 from embedroute.server import models
 from embedroute.server.explain import explain
 from embedroute.server.openapi import openapi
-from embedroute.server.request import Inbound
-from embedroute.server.response import hints_of
+from embedroute.server.request import HTTPExchange
+from embedroute.server.response import error_headers
 from embedroute.text import did_you_mean, echo, log_fields
 
 log = logging.getLogger("embedroute.access")
 
-FindCaller = Callable[[Scope], Awaitable[Caller | None]]
+Authenticator = Callable[[Scope], Awaitable[Caller | None]]
 """With ``auth = "host"``: tells who sends a request, or None to refuse it."""
 
 EMBEDDINGS: Final = frozenset({"/embeddings", "/v1/embeddings"})
@@ -60,44 +60,44 @@ _ENCODED: Final = re.compile(rb"(?:(?!/models/)[^?])*%2f|[^?]*%00", re.IGNORECAS
 """What no path may hold in its raw form; a model's id may hold a slash that a client's library has encoded."""
 
 
-class Door:
+class RequestHandler:
     """A gateway behind paths: what the application and the middleware share."""
 
     def __init__(
-        self, gateway: Gateway, dialect: DialectName | None, caller: FindCaller | None
+        self, gateway: Gateway, dialect: DialectName | None, authenticate: Authenticator | None
     ) -> None:
-        """Speak ``dialect``, or the config's; with auth "host", ``caller`` tells who calls.
+        """Speak ``dialect``, or the config's; with auth "host", ``authenticate`` tells who calls.
 
         Raises:
-            ConfigError: there is no such dialect, or ``caller`` would not be asked or is not async.
+            ConfigError: there is no such dialect, or ``authenticate`` would not be asked or is not async.
         """
-        _refuse_unusable(caller, gateway.settings.auth)
+        _refuse_unusable(authenticate, gateway.settings.auth)
         self.gateway = gateway
-        self.dialect_name: DialectName = spoken(
+        self.dialect_name: DialectName = validate_dialect(
             gateway.settings.dialect if dialect is None else dialect
         )
         self.dialect = DIALECTS[self.dialect_name]
-        self._caller = caller
+        self._authenticate = authenticate
 
     async def serve(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request for ``path``, which is relative to the mount; never raise."""
-        inbound = Inbound(scope, receive, send)
+        inbound = HTTPExchange(scope, receive, send)
         try:
             try:
-                await self._answering(path, inbound)
+                await self._dispatch(path, inbound)
             except EmbedrouteError as error:
                 await self._refuse(inbound, error)
-        except ClientGone:
+        except ClientDisconnected:
             inbound.record("gone", 499)
         except BaseException as error:
-            if not isinstance(error, Exception) and not tasks.is_stray(error):
+            if not isinstance(error, Exception) and not tasks.is_foreign_cancellation(error):
                 raise
-            await self._own_up(inbound, error)
+            await self._handle_unexpected_error(inbound, error)
         finally:
             if inbound.account is not None:
                 self.gateway.bodies.release(inbound.account, inbound.reserved)
 
-    def _answering(self, path: str, inbound: Inbound) -> Awaitable[None]:
+    def _dispatch(self, path: str, inbound: HTTPExchange) -> Awaitable[None]:
         method: str = inbound.scope["method"]
         raw: bytes = inbound.scope.get("raw_path") or b""
         if b"%" in raw and _ENCODED.match(raw):
@@ -117,23 +117,25 @@ class Door:
             f"There is nothing at {echo(path or '/')}; use POST …/v1/embeddings or GET …/v1/models."
         )
 
-    async def _authorise(self, inbound: Inbound) -> Caller:
+    async def _authorise(self, inbound: HTTPExchange) -> Caller:
         return (
             await self._host_caller(inbound)
             if self.gateway.settings.auth == "host"
             else self._caller_of(inbound)
         )
 
-    def _caller_of(self, inbound: Inbound) -> Caller:
+    def _caller_of(self, inbound: HTTPExchange) -> Caller:
         return (
-            self.gateway.keys.identify(inbound.headers)
+            self.gateway.keys.authenticate(inbound.headers)
             if self.gateway.settings.auth == "keys"
             else ANYONE
         )
 
-    async def _host_caller(self, inbound: Inbound) -> Caller:
+    async def _host_caller(self, inbound: HTTPExchange) -> Caller:
         found = (
-            await _asked(self._caller, inbound.scope) if self._caller else user_of(inbound.scope)
+            await _call_authenticator(self._authenticate, inbound.scope)
+            if self._authenticate
+            else get_user(inbound.scope)
         )
         if found is None:
             raise Unauthorized(
@@ -141,7 +143,7 @@ class Door:
             )
         return found
 
-    async def _embed(self, inbound: Inbound) -> None:
+    async def _embed(self, inbound: HTTPExchange) -> None:
         gateway, settings, journal = self.gateway, self.gateway.settings, inbound.journal
         caller = (
             await self._host_caller(inbound)
@@ -163,7 +165,7 @@ class Door:
             )
             if job.debug is not NO_DEBUG:
                 _open_journal(inbound, job)
-            cached = inbound.cache_use()
+            cached = inbound.cache_policy()
             if inbound.asks_to_explain():
                 forecast = await self._explain(job, caller, cached)
             else:
@@ -171,7 +173,7 @@ class Door:
                     job=job,
                     caller=caller,
                     journal=journal,
-                    cached=cached,
+                    cache_policy=cached,
                     deadline=deadline,
                     watch=watch,
                 )
@@ -182,20 +184,22 @@ class Door:
             await self._respond(inbound, answer, job, caller)
 
     async def _respond(
-        self, inbound: Inbound, answer: Embeddings, job: Job, caller: Caller
+        self, inbound: HTTPExchange, answer: Embeddings, job: EmbeddingRequest, caller: Caller
     ) -> None:
         pieces = self.dialect.success(answer, job)
-        pieces = await fairness.on_loop(pieces) if answer.large else list(pieces)
+        pieces = await fairness.run_cooperatively(pieces) if answer.large else list(pieces)
         await inbound.answer_in_pieces(200, pieces)
         inbound.record(
             "served", 200, model=answer.model, caller=caller.name, tokens=answer.prompt_tokens
         )
 
-    async def _explain(self, job: Job, caller: Caller, cached: CacheUse) -> dict[str, object]:
+    async def _explain(
+        self, job: EmbeddingRequest, caller: Caller, cached: CachePolicy
+    ) -> dict[str, object]:
         steps = explain(self.gateway, job, caller, cached)
         return await fairness.step_by_step(steps) if job.large else fairness.finished(steps)
 
-    async def _decode_large(self, body: bytes) -> Job:
+    async def _decode_large(self, body: bytes) -> EmbeddingRequest:
         return await fairness.step_by_step(decode_in_steps(body, self.gateway.limits))
 
     def _body_is_late(self) -> BodyTimeout:
@@ -208,7 +212,7 @@ class Door:
             server, dialect=self.dialect_name, secured=self.gateway.settings.auth == "keys"
         )
 
-    async def _list(self, path: str, inbound: Inbound) -> None:
+    async def _list(self, path: str, inbound: HTTPExchange) -> None:
         caller = await self._authorise(inbound)
         routes = [
             route
@@ -224,15 +228,15 @@ class Door:
             )
         await inbound.answer(200, ENCODER.encode(body))
 
-    async def _refuse(self, inbound: Inbound, error: EmbedrouteError) -> None:
+    async def _refuse(self, inbound: HTTPExchange, error: EmbedrouteError) -> None:
         if not inbound.begun:
             status = error.status
             await inbound.answer(
-                status, self.dialect.error(error, inbound.journal), hints_of(error, status)
+                status, self.dialect.error(error, inbound.journal), error_headers(error, status)
             )
             inbound.record("refused", status, code=error.code)
 
-    async def _own_up(self, inbound: Inbound, error: BaseException) -> None:
+    async def _handle_unexpected_error(self, inbound: HTTPExchange, error: BaseException) -> None:
         request_id = inbound.journal.request_id
         log.error("bug", exc_info=error, extra=log_fields({"request_id": request_id}))
         told = InternalError(
@@ -242,20 +246,22 @@ class Door:
             await self._refuse(inbound, told)
 
 
-def _refuse_unusable(find: FindCaller | None, auth: Auth | None) -> None:
+def _refuse_unusable(authenticate: Authenticator | None, auth: Auth | None) -> None:
     """Refuse a function that would be ignored, so that nobody believes it guards anything.
 
     Raises:
         ConfigError: the gateway does not ask the host who calls, or the function is not async.
     """
-    if find is None:
+    if authenticate is None:
         return
     if auth != "host":
-        mistake = f'caller= works only with [gateway] auth = "host", and here auth = "{auth}"'
-        raise ConfigError([f"{mistake}. Set that, or leave caller= out."])
-    if not _is_async(find):
-        name = getattr(find, "__qualname__", type(find).__qualname__)
-        raise ConfigError([f"caller={name} is not an async function; write it with async def."])
+        mistake = f'authenticate= works only with [gateway] auth = "host", and here auth = "{auth}"'
+        raise ConfigError([f"{mistake}. Set that, or leave authenticate= out."])
+    if not _is_async(authenticate):
+        name = getattr(authenticate, "__qualname__", type(authenticate).__qualname__)
+        raise ConfigError(
+            [f"authenticate={name} is not an async function; write it with async def."]
+        )
 
 
 def _is_async(function: object) -> bool:
@@ -265,7 +271,7 @@ def _is_async(function: object) -> bool:
     return any(map(inspect.iscoroutinefunction, (function, type(function).__call__)))
 
 
-def spoken(name: str) -> DialectName:
+def validate_dialect(name: str) -> DialectName:
     """Tell a dialect's name from a mistake of the host's.
 
     Raises:
@@ -281,13 +287,13 @@ def spoken(name: str) -> DialectName:
     return cast("DialectName", text)
 
 
-def _open_journal(inbound: Inbound, job: Job) -> None:
+def _open_journal(inbound: HTTPExchange, job: EmbeddingRequest) -> None:
     debug = job.debug
-    if debug.wanted():
+    if debug.is_enabled():
         inbound.journal.open(
             trace=bool(debug.trace),
             sent=bool(debug.return_upstream_request),
-            got=bool(debug.return_upstream_response),
+            received=bool(debug.return_upstream_response),
             full=debug.trace_level != "summary",
         )
 
@@ -297,14 +303,14 @@ def _allow(method: str, *allowed: str) -> None:
         raise MethodNotAllowed(method, ", ".join(allowed))
 
 
-async def _asked(find: FindCaller, scope: Scope) -> Caller | None:
-    found = cast("object", find(scope))
+async def _call_authenticator(authenticate: Authenticator, scope: Scope) -> Caller | None:
+    found = cast("object", authenticate(scope))
     if isinstance(found, Awaitable):
         found = cast("object", await found)
         if found is None or isinstance(found, Caller):
             return found
     raise TypeError(
-        f"caller= must be async and return an embedroute.Caller, or None to refuse, not {type(found)}."
+        f"authenticate= must be async and return an embedroute.Caller, or None to refuse, not {type(found)}."
     )
 
 
@@ -313,7 +319,7 @@ class _User(Protocol):
     display_name: object
 
 
-def user_of(scope: Scope) -> Caller | None:
+def get_user(scope: Scope) -> Caller | None:
     """Trust ``scope["user"]`` as Starlette's AuthenticationMiddleware and Django's leave it, if it says that it is known."""
     user = cast("_User", scope.get("user"))
     try:

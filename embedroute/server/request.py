@@ -10,13 +10,13 @@ from typing import Final
 from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 
-from embedroute.cache import FULL_USE, CacheUse
+from embedroute.cache import FULL_USE, CachePolicy
 from embedroute.errors import BodyTooLarge, UnsupportedContentType
 from embedroute.limits import Account, BodyBudget
-from embedroute.runtime import ClientGone, Turn, tasks
-from embedroute.server.response import Header, headers_of
+from embedroute.runtime import ClientDisconnected, TimeSlice, tasks
+from embedroute.server.response import Header, make_headers
 from embedroute.text import log_fields
-from embedroute.trace import Journal, new_request_id
+from embedroute.trace import RequestTrace, new_request_id
 
 log = logging.getLogger("embedroute.access")
 
@@ -32,7 +32,7 @@ LINGER: Final = 1.0
 """Seconds for that."""
 
 
-class Inbound:
+class HTTPExchange:
     """A request on its way in and its answer on the way out; ``receive`` and ``send`` are the server's.
 
     ``reserved`` bytes of its body are counted in the caller's ``account`` until the door releases them.
@@ -73,7 +73,7 @@ class Inbound:
         self.reserved = 0
         given = self.values(b"x-request-id") if b"x-request-id" in self._held else []
         known = len(given) == 1 and _REQUEST_ID.fullmatch(given[0])
-        self.journal = Journal(given[0].decode() if known else new_request_id())
+        self.journal = RequestTrace(given[0].decode() if known else new_request_id())
 
     def values(self, name: bytes) -> list[bytes]:
         """Every value of a header."""
@@ -111,13 +111,13 @@ class Inbound:
         query: bytes = self.scope.get("query_string") or b""
         return b"explain=1" in query and b"explain=1" in query.split(b"&")
 
-    def cache_use(self) -> CacheUse:
+    def cache_policy(self) -> CachePolicy:
         """Read what ``Cache-Control`` asks for."""
         if b"cache-control" not in self._held:
             return FULL_USE
         given = self.values(b"cache-control")
         asked = {word.strip().lower() for value in given for word in value.split(b",")}
-        return CacheUse(read=b"no-cache" not in asked, store=b"no-store" not in asked)
+        return CachePolicy(read=b"no-cache" not in asked, store=b"no-store" not in asked)
 
     async def body(self, most: int, bodies: BodyBudget, caller: str) -> bytes:
         """Read and count a whole body of at most ``most`` bytes.
@@ -125,7 +125,7 @@ class Inbound:
         Raises:
             BodyTooLarge: by its declared length, or while reading.
             Overloaded: too many bytes of bodies are under way.
-            ClientGone: the client disconnected.
+            ClientDisconnected: the client disconnected.
         """
         declared = 0
         for length in self.values(b"content-length"):
@@ -148,7 +148,7 @@ class Inbound:
                     return piece
             return await self._read(message, most, bodies, caller)
         except OSError:  # a server's way to report that the client has disconnected (ASGI 2.4)
-            raise ClientGone from None
+            raise ClientDisconnected from None
         except (
             HTTPException
         ) as error:  # a host's way to report that a body is over a limit of its own
@@ -163,7 +163,7 @@ class Inbound:
         read = bytearray()
         while True:
             if message["type"] == "http.disconnect":
-                raise ClientGone
+                raise ClientDisconnected
             piece: bytes = message.get("body", b"")
             size = len(read) + len(piece)
             if size > most:
@@ -183,7 +183,7 @@ class Inbound:
             while (await self.receive())["type"] != "http.disconnect":
                 pass
         except OSError:
-            raise ClientGone from None
+            raise ClientDisconnected from None
 
     async def answer(self, status: int, body: bytes, extra: Iterable[Header] = ()) -> None:
         """Send a whole answer."""
@@ -195,11 +195,11 @@ class Inbound:
         """Send a whole answer whose body lies in pieces.
 
         Raises:
-            ClientGone: the client left.
+            ClientDisconnected: the client left.
         """
         self.begun = True
         took = (time.perf_counter() - self.began) * 1000
-        headers = headers_of(self.journal, status, sum(map(len, pieces)), took)
+        headers = make_headers(self.journal, status, sum(map(len, pieces)), took)
         headers += extra
         if self.scope["method"] == "HEAD":
             pieces = (b"",)
@@ -215,15 +215,15 @@ class Inbound:
                 pieces = (b"",)
             await self.send({"type": "http.response.body", "body": pieces[-1]})
         except OSError:
-            raise ClientGone from None
+            raise ClientDisconnected from None
 
     async def _send_in_turns(self, pieces: Sequence[bytes]) -> None:
         turn = (
-            Turn()
+            TimeSlice()
         )  # where the client is quick nothing is waited for, and the loop would not go round
         for piece in pieces:
             await self.send({"type": "http.response.body", "body": piece, "more_body": True})
-            await turn.pause()
+            await turn.yield_to_loop()
 
     def _leaves_body(self) -> bool:
         """Whether a small body was not read though it is on its way."""
@@ -243,7 +243,10 @@ class Inbound:
 
         Some servers close one whose request was not read, and a body that comes after that resets the connection.
         """
-        with suppress(TimeoutError, OSError, BodyTooLarge, ClientGone), tasks.within(LINGER):
+        with (
+            suppress(TimeoutError, OSError, BodyTooLarge, ClientDisconnected),
+            tasks.fail_after(LINGER),
+        ):
             await self._read(await self.receive(), SMALL_BODY)
 
     def record(self, event: str, status: int, **facts: object) -> None:
@@ -259,7 +262,7 @@ class Inbound:
             "hits": journal.hits,
             "misses": journal.misses,
             "shared_hits": journal.shared_hits,
-            "providers": list(journal.named(status)),
+            "providers": list(journal.providers_for(status)),
         }
         log.info(event, extra=log_fields({**kept, **facts}))
 

@@ -2,14 +2,14 @@
 
 import math
 
-from embedroute.errors import LONGEST_HINT, EmbedrouteError, MethodNotAllowed
-from embedroute.routing import SHORTEST_REST
-from embedroute.trace import Journal
+from embedroute.errors import LONGEST_RETRY_AFTER, EmbedrouteError, MethodNotAllowed
+from embedroute.routing import SHORTEST_COOLDOWN
+from embedroute.trace import RequestTrace
 
 Header = tuple[bytes, bytes]
 
 
-def headers_of(journal: Journal, status: int, size: int, took: float) -> list[Header]:
+def make_headers(journal: RequestTrace, status: int, size: int, took: float) -> list[Header]:
     """The headers of every answer: its ``size`` in bytes, the milliseconds it ``took``, and what its journey was."""
     facts = [
         (b"content-type", b"application/json"),
@@ -20,7 +20,7 @@ def headers_of(journal: Journal, status: int, size: int, took: float) -> list[He
         (b"x-embedroute-attempts", b"%d" % journal.attempts),
         (b"x-embedroute-cache", b"hits=%d misses=%d" % (journal.hits, journal.misses)),
     ]
-    if providers := journal.named(status):
+    if providers := journal.providers_for(status):
         facts.append((b"x-embedroute-provider", ",".join(providers).encode()))
     if journal.estimated:
         facts.append((b"x-embedroute-usage", b"estimated"))
@@ -31,13 +31,13 @@ def headers_of(journal: Journal, status: int, size: int, took: float) -> list[He
     return facts
 
 
-def hints_of(error: EmbedrouteError, status: int) -> list[Header]:
+def error_headers(error: EmbedrouteError, status: int) -> list[Header]:
     """The headers that tell a client's library what to do about an error."""
     hints: list[Header] = []
     if status in {429, 503}:
         # LangChain.js does not come back from a 429 that names no rest; without an upstream's word ours is this long.
-        rest = SHORTEST_REST if error.retry_after is None else error.retry_after
-        wait = min(max(rest, 0.0), LONGEST_HINT)
+        rest = SHORTEST_COOLDOWN if error.retry_after is None else error.retry_after
+        wait = min(max(rest, 0.0), LONGEST_RETRY_AFTER)
         hints += [
             (b"retry-after", b"%d" % math.ceil(wait)),
             (b"retry-after-ms", b"%d" % math.ceil(wait * 1000)),
@@ -48,6 +48,6 @@ def hints_of(error: EmbedrouteError, status: int) -> list[Header]:
         hints.append((b"allow", error.allow.encode()))
     if error.code == "unsupported_content_encoding":
         hints.append((b"accept-encoding", b"identity"))
-    if not error.heals:
+    if not error.retryable:
         hints.append((b"x-should-retry", b"false"))
     return hints

@@ -21,7 +21,7 @@ from embedroute.testing.contract_http import (
     parse_mistakes,
     request_mistakes,
 )
-from embedroute.testing.samples import attempt, samples_for, told, turned
+from embedroute.testing.samples import attempt, describe_exception, reversed_batch, samples_for
 
 
 def check_backend(
@@ -102,7 +102,7 @@ async def _embedded(
     if isinstance(backend, LocalBackend):
         loaded = attempt("load", "It must give the model, which run is then given.", backend.load)
     return [await _embed(backend, loaded, batch) for batch in samples], await _embed(
-        backend, loaded, turned(samples[0])
+        backend, loaded, reversed_batch(samples[0])
     )
 
 
@@ -117,4 +117,4 @@ async def _embed(backend: LocalBackend | Backend, loaded: object, batch: Batch) 
     try:
         return await coming
     except (Exception, SystemExit) as error:
-        raise told("embed", ADVICE, error) from error
+        raise describe_exception("embed", ADVICE, error) from error

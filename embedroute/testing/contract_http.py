@@ -16,17 +16,17 @@ from embedroute.backend import (
     Batch,
     HTTPBackend,
     Secret,
-    UpstreamReply,
     UpstreamRequest,
+    UpstreamResponse,
     Vectors,
-    count_of,
-    counts_of,
+    parse_token_count,
+    parse_token_counts,
 )
 from embedroute.errors import UpstreamError
 from embedroute.testing.contract_class import MARK, marked
-from embedroute.testing.samples import attempt, changed, turned
+from embedroute.testing.samples import attempt, changed, reversed_batch
 
-ADVICE: Final = "It must write a request for whatever accepts lets through; InputRefused is for what the API cannot do."
+ADVICE: Final = "It must write a request for whatever accepts lets through; UpstreamRejectedInput is for what the API cannot do."
 DEAF: Final = "build writes the same request"
 
 
@@ -120,7 +120,9 @@ def _unheard_inputs(backend: HTTPBackend, batch: Batch) -> Iterator[str]:
     unheard = [place for place, other in changed(batch) if build_or_refuse(backend, other) == plain]
     if unheard:
         yield f"{DEAF} whatever batch.{unheard[0]} says: send every input."
-    elif turned(batch) != batch and build_or_refuse(backend, turned(batch)) == plain:
+    elif (
+        reversed_batch(batch) != batch and build_or_refuse(backend, reversed_batch(batch)) == plain
+    ):
         yield f"{DEAF} for the same inputs in reverse: send them in their order."
 
 
@@ -138,10 +140,10 @@ GARBAGE: Final = (
     b"\xff\xfe",
 )
 COUNTED: Final = (UpstreamError, KeyError, TypeError, ValueError, IndexError, AttributeError)
-"""What ``parse`` may raise; the host counts all but the first as ``BadAnswer``."""
+"""What ``parse`` may raise; the host counts all but the first as ``InvalidUpstreamResponse``."""
 STATUSES: Final = (400, 401, 404, 413, 429, 500, 503)
 
-READ: Final = "Read the body with reply.json(), or raise BadAnswer."
+READ: Final = "Read the body with response.json(), or raise InvalidUpstreamResponse."
 PLAY: Final = "Give the JSON that the API would answer, one vector per batch.inputs."
 
 
@@ -166,7 +168,7 @@ def parse_mistakes(
     for status in STATUSES:
         for content in GARBAGE:
             yield from _fault_mistakes(
-                backend, UpstreamReply(status, {"retry-after": "7"}, content)
+                backend, UpstreamResponse(status, {"retry-after": "7"}, content)
             )
 
 
@@ -179,14 +181,14 @@ def _reply_mistakes(backend: HTTPBackend, reply: Reply, samples: Sequence[Batch]
         mistake for found, batch in pairs for mistake in answer_mistakes(found, batch, None)
     ]
     yield from mistakes
-    good, other = _reply_to(samples[0], reply), _reply_to(turned(samples[0]), reply)
+    good, other = _reply_to(samples[0], reply), _reply_to(reversed_batch(samples[0]), reply)
     if good.content != other.content and not mistakes:
         yield from order_mistakes(
-            _parsed(backend, samples[0], good), _parsed(backend, turned(samples[0]), other)
+            _parsed(backend, samples[0], good), _parsed(backend, reversed_batch(samples[0]), other)
         )
 
 
-def _parsed(backend: HTTPBackend, batch: Batch, reply: UpstreamReply) -> Vectors:
+def _parsed(backend: HTTPBackend, batch: Batch, reply: UpstreamResponse) -> Vectors:
     return attempt(
         "parse",
         f"It must read what reply= gives: {reply.content[:200]!r}.",
@@ -194,7 +196,7 @@ def _parsed(backend: HTTPBackend, batch: Batch, reply: UpstreamReply) -> Vectors
     )
 
 
-def _reply_to(batch: Batch, reply: Reply) -> UpstreamReply:
+def _reply_to(batch: Batch, reply: Reply) -> UpstreamResponse:
     body = attempt("reply=", PLAY, lambda: reply(batch))
     try:
         content = body if isinstance(body, bytes) else msgspec.json.encode(body)
@@ -202,14 +204,14 @@ def _reply_to(batch: Batch, reply: Reply) -> UpstreamReply:
         raise AssertionError(
             f"reply= gave {type(body).__name__}: give what JSON can say, or bytes."
         ) from None
-    return UpstreamReply(200, {"content-type": "application/json"}, content)
+    return UpstreamResponse(200, {"content-type": "application/json"}, content)
 
 
 def _garbage_mistakes(backend: HTTPBackend, batch: Batch, content: bytes) -> Iterator[str]:
     def parse() -> bool:
         try:
             vectors.check(
-                backend.parse(batch, UpstreamReply(200, {}, content)).array,
+                backend.parse(batch, UpstreamResponse(200, {}, content)).array,
                 len(batch),
                 None,
                 batch.dtype,
@@ -219,14 +221,14 @@ def _garbage_mistakes(backend: HTTPBackend, batch: Batch, content: bytes) -> Ite
         return True
 
     if attempt("parse", f"That was for {content!r}. {READ}", parse):
-        yield f"parse made vectors of {content!r}: raise BadAnswer for a body that holds none."
+        yield f"parse made vectors of {content!r}: raise InvalidUpstreamResponse for a body that holds none."
 
 
-def _fault_mistakes(backend: HTTPBackend, reply: UpstreamReply) -> Iterator[str]:
+def _fault_mistakes(backend: HTTPBackend, reply: UpstreamResponse) -> Iterator[str]:
     advice = f"That was for a {reply.status} with {reply.content!r}: an error may have any body."
-    found = cast("object", attempt("fault", advice, lambda: backend.fault(reply)))
+    found = cast("object", attempt("map_error", advice, lambda: backend.map_error(reply)))
     if not isinstance(found, UpstreamError):
-        yield f"fault gave {type(found).__name__} for a {reply.status}: return one of embedroute.errors."
+        yield f"map_error gave {type(found).__name__} for a {reply.status}: return one of embedroute.errors."
 
 
 def answer_mistakes(found: object, batch: Batch, width: int | None) -> Iterator[str]:
@@ -241,10 +243,10 @@ def answer_mistakes(found: object, batch: Batch, width: int | None) -> Iterator[
     if (
         found.prompt_tokens is not None
         and found.prompt_tokens != 0
-        and count_of(found.prompt_tokens) is None
+        and parse_token_count(found.prompt_tokens) is None
     ):
         yield f"prompt_tokens is {found.prompt_tokens!r}: give an int, or None if the API does not say."
-    if counts_of(found.modality_tokens) != found.modality_tokens:
+    if parse_token_counts(found.modality_tokens) != found.modality_tokens:
         yield f"modality_tokens is {found.modality_tokens!r}: give an int over 0 for each modality, or nothing."
 
 

@@ -23,10 +23,10 @@ def attempt(name: str, advice: str, work: Callable[[], T]) -> T:
     try:
         return work()
     except (Exception, SystemExit) as error:
-        raise told(name, advice, error) from error
+        raise describe_exception(name, advice, error) from error
 
 
-def told(name: str, advice: str, error: BaseException) -> AssertionError:
+def describe_exception(name: str, advice: str, error: BaseException) -> AssertionError:
     """Word what code of the author's raised."""
     said = f": {error}" if str(error) else ""
     return AssertionError(f"{name} raised {type(error).__name__}{said}. {advice}")
@@ -74,7 +74,7 @@ def cut(batch: Batch, start: int, stop: int | None) -> Batch:
     )
 
 
-def turned(batch: Batch) -> Batch:
+def reversed_batch(batch: Batch) -> Batch:
     """Put a batch's inputs in reverse."""
     return replace(
         batch, texts=batch.texts[::-1], tokens=batch.tokens[::-1], parts=batch.parts[::-1]

@@ -34,7 +34,7 @@ class ScriptedBackend(Backend, frozen=True, kw_only=True):
     ``script`` is played one step a call; every call after it plays ``then``. The default answer is
     ``expected_vector`` of each input, ``width`` numbers wide unless the batch says another width::
 
-        ScriptedBackend(script=[Unavailable("reset"), 0.1, Vectors(array)])  # then default answers
+        ScriptedBackend(script=[UpstreamUnavailable("reset"), 0.1, Vectors(array)])  # then default answers
         ScriptedBackend(then=RateLimited("slow down", retry_after=7))  # always
 
     Another ``accepts`` is a subclass away: ``class Narrow(ScriptedBackend): accepts = Accepts(max_inputs=2)``.

@@ -4,24 +4,24 @@ It may import ``backend``, ``errors``, ``text`` and ``runtime``.
 """
 
 from embedroute.transport.base import (
+    DEFAULT_CONFIG,
     DEFAULT_LIMITS,
-    DIRECT,
     LARGEST_HEAD,
     LARGEST_REPLY,
-    Connect,
-    Engine,
     ExchangeLimits,
+    Transport,
+    TransportConfig,
 )
-from embedroute.transport.factory import engine_mistakes, open_engine
+from embedroute.transport.factory import create_transport, transport_mistakes
 
 __all__ = [
+    "DEFAULT_CONFIG",
     "DEFAULT_LIMITS",
-    "DIRECT",
     "LARGEST_HEAD",
     "LARGEST_REPLY",
-    "Connect",
-    "Engine",
     "ExchangeLimits",
-    "engine_mistakes",
-    "open_engine",
+    "Transport",
+    "TransportConfig",
+    "create_transport",
+    "transport_mistakes",
 ]

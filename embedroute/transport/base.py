@@ -5,8 +5,8 @@ from typing import Final, Protocol
 
 import msgspec
 
-from embedroute.backend import Secret, UpstreamReply, UpstreamRequest
-from embedroute.errors import BadAnswer, Unavailable
+from embedroute.backend import Secret, UpstreamRequest, UpstreamResponse
+from embedroute.errors import InvalidUpstreamResponse, UpstreamUnavailable
 
 LARGEST_REPLY = 256 * 1024 * 1024
 """Bytes of an answer that are read; 2048 float vectors of 4096 numbers are about 180 MB of text."""
@@ -27,7 +27,7 @@ CONNECT_TIMEOUT = 5.0
 """Seconds for a connection and its TLS handshake."""
 
 
-class Connect(msgspec.Struct, frozen=True, kw_only=True):
+class TransportConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How connections are made: through ``proxy``, if one is named, trusting ``ca_file`` (PEM) besides the system.
 
     With ``http2`` they speak HTTP/2 to upstreams that offer it over TLS.
@@ -38,7 +38,7 @@ class Connect(msgspec.Struct, frozen=True, kw_only=True):
     http2: bool = False
 
 
-DIRECT: Final = Connect()
+DEFAULT_CONFIG: Final = TransportConfig()
 
 
 class ExchangeLimits(msgspec.Struct, frozen=True, gc=False):
@@ -56,7 +56,7 @@ class ExchangeLimits(msgspec.Struct, frozen=True, gc=False):
 DEFAULT_LIMITS: Final = ExchangeLimits()
 
 
-class Engine(Protocol):
+class Transport(Protocol):
     """Sends one request and gives back the whole answer.
 
     Every engine asks for no compression and refuses compressed bodies, follows no redirect, keeps no cookies and
@@ -67,14 +67,14 @@ class Engine(Protocol):
 
     async def send(
         self, request: UpstreamRequest, timeout: float, limits: ExchangeLimits = DEFAULT_LIMITS
-    ) -> UpstreamReply:
+    ) -> UpstreamResponse:
         """Exchange ``request`` for its answer within ``timeout`` seconds and ``limits``.
 
         Raises:
-            Unreachable: no connection was made.
-            TimedOut: the answer was not whole in time.
-            Unavailable: the connection broke, or the answer is no HTTP.
-            BadAnswer: the answer is compressed, or larger than ``limits.largest``.
+            ConnectError: no connection was made.
+            UpstreamTimeout: the answer was not whole in time.
+            UpstreamUnavailable: the connection broke, or the answer is no HTTP.
+            InvalidUpstreamResponse: the answer is compressed, or larger than ``limits.largest``.
         """
         ...
 
@@ -89,38 +89,40 @@ def lower_names(headers: Mapping[str, str | Secret]) -> dict[str, str | Secret]:
     Secrets stay secrets: an engine reveals them in the expression that writes the request, so that no variable shows them.
 
     Raises:
-        Unavailable: one says where a request ends or what follows it, which is the engine's to say.
+        UpstreamUnavailable: one says where a request ends or what follows it, which is the engine's to say.
     """
     given = {name.lower(): value for name, value in headers.items()}
     if not FRAMING.isdisjoint(given):
-        raise Unavailable(
+        raise UpstreamUnavailable(
             "A header of this provider says where a request ends, which is the engine's to say."
         )
     return given
 
 
-def too_large(largest: int = LARGEST_REPLY) -> BadAnswer:
+def too_large(largest: int = LARGEST_REPLY) -> InvalidUpstreamResponse:
     """Make the error for an answer of more than ``largest`` bytes."""
-    return BadAnswer(f"The upstream's answer is larger than {largest} bytes.")
+    return InvalidUpstreamResponse(f"The upstream's answer is larger than {largest} bytes.")
 
 
-def head_too_large() -> Unavailable:
+def head_too_large() -> UpstreamUnavailable:
     """Make the error for a response whose headers and framing exceed ``LARGEST_HEAD``."""
-    return Unavailable(
+    return UpstreamUnavailable(
         f"The upstream's headers and chunk framing are larger than {LARGEST_HEAD} bytes."
     )
 
 
-def not_http() -> Unavailable:
+def not_http() -> UpstreamUnavailable:
     """Make the error for what cannot be read as an HTTP/1.1 response."""
-    return Unavailable("The upstream's answer is not HTTP.")
+    return UpstreamUnavailable("The upstream's answer is not HTTP.")
 
 
 def refuse_compressed(encoding: str | None) -> None:
     """Refuse a body that was compressed though ``identity`` was asked for: 1 KiB of brotli can be 1 GiB.
 
     Raises:
-        BadAnswer: ``encoding`` is neither empty nor ``identity``.
+        InvalidUpstreamResponse: ``encoding`` is neither empty nor ``identity``.
     """
     if encoding and encoding.strip().lower() != "identity":
-        raise BadAnswer("The upstream compressed its answer though it was asked not to.")
+        raise InvalidUpstreamResponse(
+            "The upstream compressed its answer though it was asked not to."
+        )

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from embedroute.errors import ConfigError, MissingExtra
 from embedroute.text import log_fields
-from embedroute.transport.base import Connect, Engine
+from embedroute.transport.base import Transport, TransportConfig
 
 if TYPE_CHECKING:
     import httpx2
@@ -20,11 +20,11 @@ log = logging.getLogger("embedroute.http")
 
 _PROXY: Final = re.compile(r"https?://[^\s/]\S*", re.IGNORECASE)
 
-EngineName = Literal["auto", "httpx2", "fast"]
+TransportName = Literal["auto", "httpx2", "fast"]
 
 
-def engine_mistakes(
-    name: EngineName, connect: Connect, client: "httpx2.AsyncClient | None" = None
+def transport_mistakes(
+    name: TransportName, connect: TransportConfig, client: "httpx2.AsyncClient | None" = None
 ) -> list[str]:
     """The mistakes of a config whose engine could not be opened on any event loop."""
     mistakes = list(_unusable(connect))
@@ -40,8 +40,8 @@ def engine_mistakes(
 
 
 def _http2_mistakes(
-    name: EngineName,
-    connect: Connect,
+    name: TransportName,
+    connect: TransportConfig,
     client: "httpx2.AsyncClient | None",
 ) -> Iterator[str]:
     if not connect.http2:
@@ -58,7 +58,7 @@ def _http2_mistakes(
         yield f"[gateway] http2 = true: {MissingExtra('http2', 'h2').message}"
 
 
-def _unusable(connect: Connect) -> Iterator[str]:
+def _unusable(connect: TransportConfig) -> Iterator[str]:
     # A proxy's URL may hold a password, so it is not repeated.
     if connect.proxy is not None and not _names_a_proxy(connect.proxy.reveal()):
         yield "[gateway] proxy must be http://HOST:PORT or https://HOST:PORT"
@@ -82,15 +82,19 @@ def _names_a_proxy(url: str) -> bool:
         return False
 
 
-def open_engine(
-    name: EngineName, connect: Connect, client: "httpx2.AsyncClient | None", *, on_asyncio: bool
-) -> Engine:
+def create_transport(
+    name: TransportName,
+    connect: TransportConfig,
+    client: "httpx2.AsyncClient | None",
+    *,
+    on_asyncio: bool,
+) -> Transport:
     """Make the engine of one event loop; a ``client`` of the host's decides for httpx2.
 
     Raises:
-        ConfigError: ``fast`` is asked for where it cannot be: under trio, or what ``engine_mistakes`` names.
+        ConfigError: ``fast`` is asked for where it cannot be: under trio, or what ``transport_mistakes`` names.
     """
-    if mistakes := engine_mistakes(name, connect, client):
+    if mistakes := transport_mistakes(name, connect, client):
         raise ConfigError(mistakes)
     if name == "fast" and not on_asyncio:
         raise ConfigError(
@@ -98,7 +102,7 @@ def open_engine(
         )
     direct = client is None and connect.proxy is None and not connect.http2
     quick = direct and on_asyncio and name != "httpx2" and _installed("httptools")
-    engine = _quick(connect) if quick else _default(client, connect)
+    engine = _create_http1(connect) if quick else _create_httpx2(client, connect)
     log.info("engine %s", engine.name, extra=log_fields({"engine": engine.name}))
     return engine
 
@@ -108,9 +112,9 @@ def _installed(package: str) -> bool:
 
 
 # Neither is imported before it is used: httpx2 alone costs more to import than all of embedroute.
-def _default(client: "httpx2.AsyncClient | None", connect: Connect) -> Engine:
-    return import_module("embedroute.transport.httpx2").Httpx2Engine(client, connect)
+def _create_httpx2(client: "httpx2.AsyncClient | None", connect: TransportConfig) -> Transport:
+    return import_module("embedroute.transport.httpx2").Httpx2Transport(client, connect)
 
 
-def _quick(connect: Connect) -> Engine:
-    return import_module("embedroute.transport.http1.pool").FastEngine(connect)
+def _create_http1(connect: TransportConfig) -> Transport:
+    return import_module("embedroute.transport.http1.pool").Http1Transport(connect)

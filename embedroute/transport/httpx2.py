@@ -10,27 +10,27 @@ import httpx2
 from embedroute.backend import (
     Headers,
     Secret,
-    UpstreamReply,
     UpstreamRequest,
+    UpstreamResponse,
     forget_frames,
-    revealed,
+    to_wire_value,
 )
-from embedroute.errors import TimedOut, Unavailable, Unreachable, UpstreamError
+from embedroute.errors import ConnectError, UpstreamError, UpstreamTimeout, UpstreamUnavailable
 from embedroute.transport.base import (
     CONNECT_TIMEOUT,
+    DEFAULT_CONFIG,
     DEFAULT_LIMITS,
-    DIRECT,
-    Connect,
     ExchangeLimits,
+    TransportConfig,
     lower_names,
     refuse_compressed,
     too_large,
 )
-from embedroute.transport.http1.request import OURS, basic_credentials
+from embedroute.transport.http1.request import DEFAULT_HEADERS, basic_credentials
 from embedroute.transport.httpx2_connections import Connections
 
 
-class Httpx2Engine:
+class Httpx2Transport:
     """Sends requests through httpx2, on its own connections or through the host's client.
 
     On its own connections, HTTP/1.1 is used once per connection and HTTP/2 connections are kept,
@@ -41,7 +41,9 @@ class Httpx2Engine:
 
     name = "httpx2"
 
-    def __init__(self, client: httpx2.AsyncClient | None = None, connect: Connect = DIRECT) -> None:
+    def __init__(
+        self, client: httpx2.AsyncClient | None = None, connect: TransportConfig = DEFAULT_CONFIG
+    ) -> None:
         """Use ``client``, which the host closes, or connections that ignore the environment."""
         self._connections = Connections(connect) if client is None else HostClient(client)
 
@@ -50,7 +52,7 @@ class Httpx2Engine:
         request: UpstreamRequest,
         timeout: float,
         limits: ExchangeLimits = DEFAULT_LIMITS,
-    ) -> UpstreamReply:
+    ) -> UpstreamResponse:
         """Exchange ``request`` for its answer within ``timeout`` seconds and ``limits``."""
         failure: UpstreamError
         outside = sys.exception()
@@ -60,12 +62,12 @@ class Httpx2Engine:
         except UpstreamError as error:
             failure = error.with_traceback(None)
         except (TimeoutError, httpx2.ReadTimeout, httpx2.WriteTimeout, httpx2.PoolTimeout):
-            failure = TimedOut(f"The upstream did not answer within {timeout:.1f} s.")
+            failure = UpstreamTimeout(f"The upstream did not answer within {timeout:.1f} s.")
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.UnsupportedProtocol) as error:
-            failure = Unreachable(f"The upstream cannot be reached ({type(error).__name__}).")
+            failure = ConnectError(f"The upstream cannot be reached ({type(error).__name__}).")
         except Exception as error:  # noqa: BLE001 - h2 and host clients raise their own errors
             name = type(error).__name__
-            failure = Unavailable(f"The exchange with the upstream broke off ({name}).")
+            failure = UpstreamUnavailable(f"The exchange with the upstream broke off ({name}).")
         except BaseException as error:
             forget_frames(error, outside)  # a cancelled exchange: httpx2's frames hold the headers
             raise
@@ -81,12 +83,12 @@ class Httpx2Engine:
         request: UpstreamRequest,
         timeout: float,
         largest: int,
-    ) -> UpstreamReply:
+    ) -> UpstreamResponse:
         built = _build(self._connections, request, timeout)
         async with self._connections.exchange(built) as response:
             refuse_compressed(response.headers.get("content-encoding"))
             body = await _read(response, largest)
-            return UpstreamReply(response.status_code, Headers(response.headers.raw), body)
+            return UpstreamResponse(response.status_code, Headers(response.headers.raw), body)
 
     async def aclose(self) -> None:
         """Close our own connections."""
@@ -96,7 +98,9 @@ class Httpx2Engine:
 class HostClient:
     """A client of the host's, which it closes itself."""
 
-    headers: Mapping[str, str] = {name: OURS[name] for name in ("accept", "accept-encoding")}
+    headers: Mapping[str, str] = {
+        name: DEFAULT_HEADERS[name] for name in ("accept", "accept-encoding")
+    }
 
     def __init__(self, client: httpx2.AsyncClient) -> None:
         """Use ``client``."""
@@ -132,10 +136,12 @@ def _build(
         given.setdefault("authorization", basic_credentials(name, password))
         url = url.copy_with(userinfo=b"")
     for name, value in given.items():
-        if any(end in text for text in (name, revealed(value)) for end in "\r\n\0"):
-            raise Unavailable("A header of this provider holds a line break.")
+        if any(end in text for text in (name, to_wire_value(value)) for end in "\r\n\0"):
+            raise UpstreamUnavailable("A header of this provider holds a line break.")
     sent: dict[str, str | Secret] = {**connections.headers, **given}
-    headers = [(name.encode(), revealed(value).encode("latin-1")) for name, value in sent.items()]
+    headers = [
+        (name.encode(), to_wire_value(value).encode("latin-1")) for name, value in sent.items()
+    ]
     # httpx2 closes a connection that its own timeout ends, and leaves one that is cancelled during
     # the TLS handshake to the garbage collector.
     connect = min(timeout * 0.9, CONNECT_TIMEOUT)

@@ -22,8 +22,8 @@ import anyio
 import httpx2
 import msgspec
 
-from embedroute.transport.base import Connect
-from embedroute.transport.http1.request import OURS
+from embedroute.transport.base import TransportConfig
+from embedroute.transport.http1.request import DEFAULT_HEADERS
 
 MAX_CONNECTIONS = 512
 """Exchanges under way at a time; more wait within their own timeout."""
@@ -54,10 +54,10 @@ class Connections:
     """The connections of one engine, each an ``httpx2.AsyncHTTPTransport`` of its own."""
 
     # HTTP/2 has no `connection` header. h2 removes it (documented as `normalize_outbound_headers`).
-    headers: Mapping[str, str] = {**OURS, "connection": "close"}
+    headers: Mapping[str, str] = {**DEFAULT_HEADERS, "connection": "close"}
     make_request = httpx2.Request
 
-    def __init__(self, connect: Connect) -> None:
+    def __init__(self, connect: TransportConfig) -> None:
         """Read the certificates to trust; no connection is made yet."""
         self._connect = connect
         self._context = _trusted(connect.ca_file)

@@ -3,8 +3,15 @@
 It may import ``errors``, ``text`` and ``inputs``.
 """
 
-from embedroute.upstream_errors.classify import fault_of, settled
-from embedroute.upstream_errors.neutral import BLAMES_INPUTS, MESSAGES, message_of
-from embedroute.upstream_errors.retry_after import hint_of
+from embedroute.upstream_errors.classify import classify_response, refine_with_inputs
+from embedroute.upstream_errors.neutral import BLAMES_INPUTS, MESSAGES, neutral_message
+from embedroute.upstream_errors.retry_after import parse_retry_after
 
-__all__ = ["BLAMES_INPUTS", "MESSAGES", "fault_of", "hint_of", "message_of", "settled"]
+__all__ = [
+    "BLAMES_INPUTS",
+    "MESSAGES",
+    "classify_response",
+    "neutral_message",
+    "parse_retry_after",
+    "refine_with_inputs",
+]

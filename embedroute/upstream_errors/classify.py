@@ -13,45 +13,45 @@ import msgspec
 from embedroute.errors import (
     BatchTooLarge,
     ContextTooLong,
-    InputRefused,
-    KeyRefused,
     Measure,
-    ModelRefused,
     RateLimited,
     Rejected,
     RejectedByPage,
-    Unavailable,
+    UpstreamAuthError,
     UpstreamError,
+    UpstreamModelNotFound,
+    UpstreamRejectedInput,
+    UpstreamUnavailable,
 )
 from embedroute.inputs import Input, TextPart
 from embedroute.upstream_errors.patterns import (
     ECHOES,
-    HOLDS,
+    ERROR_PATTERNS,
     KEY_CODES,
     MEASURES,
     MESSAGES,
-    SIGNALS,
-    Where,
+    REQUESTED_TOKENS,
+    MatchScope,
 )
-from embedroute.upstream_errors.retry_after import hint_of
+from embedroute.upstream_errors.retry_after import parse_retry_after
 
 MOST_READ: Final = 20_000
 """Characters of an upstream's body that are searched."""
 
 BY_STATUS: Final[Mapping[int, type[UpstreamError]]] = {
-    400: InputRefused,
-    401: KeyRefused,
-    402: KeyRefused,
-    404: ModelRefused,
-    408: Unavailable,
-    409: Unavailable,
-    413: InputRefused,
-    422: InputRefused,
-    424: Unavailable,
-    425: Unavailable,
+    400: UpstreamRejectedInput,
+    401: UpstreamAuthError,
+    402: UpstreamAuthError,
+    404: UpstreamModelNotFound,
+    408: UpstreamUnavailable,
+    409: UpstreamUnavailable,
+    413: UpstreamRejectedInput,
+    422: UpstreamRejectedInput,
+    424: UpstreamUnavailable,
+    425: UpstreamUnavailable,
     429: RateLimited,
-    498: KeyRefused,  # Cohere
-    499: Unavailable,
+    498: UpstreamAuthError,  # Cohere
+    499: UpstreamUnavailable,
 }
 """Status → error. Any other 4xx rejects the call without saying why.
 
@@ -59,7 +59,7 @@ Any other status is the upstream's own trouble.
 """
 
 
-def fault_of(
+def classify_response(
     status: int, headers: Mapping[str, str], content: bytes, *, now: float | None = None
 ) -> UpstreamError:
     """Judge an answer that is not a 200; the error says how long to wait, if the upstream did.
@@ -71,18 +71,20 @@ def fault_of(
     kind, told, measure = _meaning(status, body)
     said = _message_in(body)
     if kind is None:
-        kind = KeyRefused if status == 403 and _names_key(headers) else _by_status(status, said)
+        kind = (
+            UpstreamAuthError if status == 403 and _names_key(headers) else _by_status(status, said)
+        )
     text = f"The upstream answered {status}" + (f": {said}" if said else ".")
     words = content[:MOST_READ].decode(errors="replace")
-    hint = hint_of(headers, words, now=time.time() if now is None else now)
+    hint = parse_retry_after(headers, words, now=time.time() if now is None else now)
     fault = kind(text, retry_after=hint, upstream_status=status)
-    fault.told = told
+    fault.matched_text = told
     if isinstance(fault, BatchTooLarge):
         fault.measure = measure
     return fault
 
 
-def settled(fault: UpstreamError, inputs: Sequence[Input]) -> UpstreamError:
+def refine_with_inputs(fault: UpstreamError, inputs: Sequence[Input]) -> UpstreamError:
     """Judge a failure to the end, now that the ``inputs`` of its call are known.
 
     Words that stand in an input may be a quote of it, so they blame neither key, model nor the size
@@ -96,16 +98,16 @@ def settled(fault: UpstreamError, inputs: Sequence[Input]) -> UpstreamError:
             retry_after=fault.retry_after,
             upstream_status=fault.upstream_status,
         )
-        other.told = fault.told
+        other.matched_text = fault.matched_text
     if isinstance(other, BatchTooLarge):
-        other.measure = _measure_of(fault, inputs)
+        other.measure = _find_measure(fault, inputs)
     return other
 
 
-def _measure_of(fault: UpstreamError, inputs: Sequence[Input]) -> Measure | None:
+def _find_measure(fault: UpstreamError, inputs: Sequence[Input]) -> Measure | None:
     """What the upstream counts that finds a call of several inputs too large."""
     named = fault.measure if isinstance(fault, BatchTooLarge) else None
-    if named is not None and not _stands_in(inputs, fault.told):
+    if named is not None and not _stands_in(inputs, fault.matched_text):
         return named
     if isinstance(fault, ContextTooLong):
         return Measure.INPUTS  # these words count as a size refusal for the number of inputs alone
@@ -123,19 +125,23 @@ def _kind_for(fault: UpstreamError, inputs: Sequence[Input]) -> type[UpstreamErr
     several = len(inputs) > 1
     if isinstance(fault, ContextTooLong):
         return BatchTooLarge if several and _counts(fault.message, inputs) else None
-    if isinstance(fault, InputRefused | BatchTooLarge) and fault.upstream_status == 413 and several:
+    if (
+        isinstance(fault, UpstreamRejectedInput | BatchTooLarge)
+        and fault.upstream_status == 413
+        and several
+    ):
         return BatchTooLarge
-    by_words = isinstance(fault, BatchTooLarge | ModelRefused | KeyRefused)
-    if by_words and _stands_in(inputs, fault.told):
+    by_words = isinstance(fault, BatchTooLarge | UpstreamModelNotFound | UpstreamAuthError)
+    if by_words and _stands_in(inputs, fault.matched_text):
         status = fault.upstream_status
-        return InputRefused if status is None else _by_status(status, fault.message)
+        return UpstreamRejectedInput if status is None else _by_status(status, fault.message)
     if isinstance(fault, BatchTooLarge) and not several:
-        return ContextTooLong if "token" in fault.message.lower() else InputRefused
+        return ContextTooLong if "token" in fault.message.lower() else UpstreamRejectedInput
     return None
 
 
 def _counts(message: str, inputs: Sequence[Input]) -> bool:
-    held = HOLDS.search(message)
+    held = REQUESTED_TOKENS.search(message)
     return held is not None and int(held[1]) == len(inputs) and not _stands_in(inputs, held[0])
 
 
@@ -160,7 +166,7 @@ def _by_status(status: int, said: str) -> type[UpstreamError]:
         return kind
     if 400 <= status < 500:
         return Rejected if said else RejectedByPage
-    return Unavailable
+    return UpstreamUnavailable
 
 
 def _names_key(headers: Mapping[str, str]) -> bool:
@@ -172,13 +178,17 @@ def _names_key(headers: Mapping[str, str]) -> bool:
 def _meaning(status: int, body: object) -> tuple[type[UpstreamError] | None, str, Measure | None]:
     """What a failure's words mean, those words if a client could write them, and what they count."""
     said = list(_within(MOST_READ, _said(body)))
-    for signal in SIGNALS:
+    for signal in ERROR_PATTERNS:
         if status in signal.statuses:
             heard = next(
-                (found for field, text in said if (found := signal.heard(field, text))), ""
+                (found for field, text in said if (found := signal.search(field, text))), ""
             )
             if heard:
-                return signal.means, "" if signal.where is Where.CODE else heard, _measure_in(heard)
+                return (
+                    signal.means,
+                    "" if signal.where is MatchScope.CODE else heard,
+                    _measure_in(heard),
+                )
     return None, "", None
 
 

@@ -10,23 +10,23 @@ from typing import Final
 
 from embedroute import errors
 from embedroute.errors import (
-    BadAnswer,
     BatchTooLarge,
+    ConnectError,
     ContextTooLong,
-    InputRefused,
-    KeyRefused,
-    ModelRefused,
+    InvalidUpstreamResponse,
     RateLimited,
-    Refusal,
     Rejected,
     RejectedByPage,
-    TimedOut,
-    Unavailable,
-    Unreachable,
+    RequestError,
+    UpstreamAuthError,
     UpstreamError,
+    UpstreamModelNotFound,
+    UpstreamRejectedInput,
+    UpstreamTimeout,
+    UpstreamUnavailable,
 )
 
-BLAMES_INPUTS: Final = (InputRefused, BatchTooLarge, Rejected, Refusal)
+BLAMES_INPUTS: Final = (UpstreamRejectedInput, BatchTooLarge, Rejected, RequestError)
 """Failures that one input, or the number of inputs, can cause.
 
 A request without that input must not get them.
@@ -34,17 +34,17 @@ A request without that input must not get them.
 
 MESSAGES: Final[Mapping[type, str]] = {
     ContextTooLong: "refused an input that is longer than the model's context. Shorten it.",
-    InputRefused: "refused an input of this request. Send it again for the provider's own message.",
+    UpstreamRejectedInput: "refused an input of this request. Send it again for the provider's own message.",
     Rejected: "rejected the request. Send it again for the provider's own message.",
     RejectedByPage: "rejected the request with an error page. Send it again.",
     BatchTooLarge: "refused the batch as too large. Send fewer inputs in one request.",
-    KeyRefused: "refuses this gateway's own credentials. Its operator must correct them.",
-    ModelRefused: "does not serve this model. Use another model, or tell the operator.",
+    UpstreamAuthError: "refuses this gateway's own credentials. Its operator must correct them.",
+    UpstreamModelNotFound: "does not serve this model. Use another model, or tell the operator.",
     RateLimited: "limits the rate of calls. Wait before you send the request again.",
-    TimedOut: "did not answer in time. Send the request again.",
-    BadAnswer: "returned an invalid response. Send the request again.",
-    Unreachable: "cannot be reached. Send the request again later.",
-    Unavailable: "failed. Send the request again later.",
+    UpstreamTimeout: "did not answer in time. Send the request again.",
+    InvalidUpstreamResponse: "returned an invalid response. Send the request again.",
+    ConnectError: "cannot be reached. Send the request again later.",
+    UpstreamUnavailable: "failed. Send the request again later.",
     UpstreamError: "did not serve this request. Send the request again later.",
 }
 """Class → what its provider did and what to do, without anything that an upstream wrote."""
@@ -67,7 +67,7 @@ def neutral(error: UpstreamError, provider: str | None = None) -> UpstreamError:
     provider = error.provider or provider
     status = error.upstream_status
     copy = own(
-        message_of(own, provider),
+        neutral_message(own, provider),
         param=error.param if error.param in FIELDS else None,
         retry_after=error.retry_after,
         upstream_status=status if isinstance(status, int) else None,
@@ -77,7 +77,7 @@ def neutral(error: UpstreamError, provider: str | None = None) -> UpstreamError:
     return copy
 
 
-def message_of(kind: type[UpstreamError], provider: str | None) -> str:
+def neutral_message(kind: type[UpstreamError], provider: str | None) -> str:
     """Write the neutral message of a class, or else of the nearest class above it."""
     said = next(MESSAGES[known] for known in kind.__mro__ if known in MESSAGES)
     return f"The provider {provider} {said}" if provider else f"The provider {said}"

@@ -13,10 +13,10 @@ import msgspec
 from embedroute.errors import (
     BatchTooLarge,
     ContextTooLong,
-    KeyRefused,
     Measure,
-    ModelRefused,
+    UpstreamAuthError,
     UpstreamError,
+    UpstreamModelNotFound,
 )
 
 CODES: Final = frozenset({"code", "type", "error_type", "reason", "status", "quotaId"})
@@ -32,7 +32,7 @@ LIMITED: Final = frozenset({429})
 CRASHED: Final = frozenset({500})
 
 
-class Where(StrEnum):
+class MatchScope(StrEnum):
     """Where words count: as the whole of a code, at the beginning of a message, or wherever they are."""
 
     CODE = "code"
@@ -40,19 +40,19 @@ class Where(StrEnum):
     ANYWHERE = "anywhere"
 
 
-class Signal(msgspec.Struct, frozen=True):
+class ErrorPattern(msgspec.Struct, frozen=True):
     """What an upstream means when it says ``words`` with one of ``statuses``."""
 
     means: type[UpstreamError]
     statuses: frozenset[int]
-    where: Where
+    where: MatchScope
     words: re.Pattern[str]
 
-    def heard(self, field: str, said: str) -> str | None:
+    def search(self, field: str, said: str) -> str | None:
         """Find the words in what one field says."""
-        if self.where is Where.CODE:
+        if self.where is MatchScope.CODE:
             found = self.words.fullmatch(said) if field in CODES else None
-        elif self.where is Where.BEGINNING:
+        elif self.where is MatchScope.BEGINNING:
             found = self.words.match(said.lstrip()) if not field or field in MESSAGES else None
         else:
             found = self.words.search(said)
@@ -63,7 +63,7 @@ def _any(*words: str) -> re.Pattern[str]:
     return re.compile("|".join(words), re.IGNORECASE)
 
 
-SPENT: Final = _any(
+QUOTA_EXHAUSTED: Final = _any(
     "insufficient_quota",
     "invalid_api_key",
     "InvalidApiKey",
@@ -118,7 +118,7 @@ KEY_WORDS: Final = _any(
 )
 """How the message of a 403 begins that says so. A bare "Forbidden" or "Access denied" may be about the input."""
 
-FULL: Final = _any(
+BATCH_TOO_LARGE: Final = _any(
     r"Invalid 'input': array too long\. Expected an array with maximum length \d+",  # OpenAI
     r"Invalid 'input': maximum request size is \d+ tokens per request",
     r"Requested \d+ tokens, max \d+ tokens per request",
@@ -146,7 +146,7 @@ _COUNT: Final = r"\(?\d[\d,]*\)?"
 _OVER: Final = r"(> |exceed|is (greater|larger|more) than|is (over|above)|(is )?limit|must (not exceed|be (at most|between|<|less)))"
 _MOST: Final = r"(at most|up to|no more than|(a |the )?max(imum)?( of)?|more than) \d[\d,]*"
 
-FULL_AT_LARGE: Final = _any(
+BATCH_TOO_LARGE_GENERIC: Final = _any(
     rf"too many {_ITEMS}",
     r"too many tokens (in|for) (the |this |one |a )?(batch|request)",
     r"(the |your )?((inputs?|texts?|request) )?(batch|array|list)( size| length)?( of)?( \d+)?( is)? too (large|big|long)",
@@ -166,7 +166,7 @@ It counts only where nothing is said of one input's length. No pattern begins wi
 "Invalid input: " does: what is heard must stand in the input whole, or it would not be known for the quote that it is.
 """
 
-FULL_CODES: Final = _any(
+BATCH_TOO_LARGE_CODES: Final = _any(
     "max_tokens_per_request",
     "array_above_max_length",
     "3210",
@@ -195,7 +195,7 @@ MEASURES: Final = (
 )
 """What is counted, by the words or code of a refusal; the first that is found decides. "Batch too large" names nothing."""
 
-LONG: Final = _any(
+CONTEXT_TOO_LONG: Final = _any(
     r"context.?length",
     r"context size",
     r"maximum context",
@@ -209,33 +209,35 @@ LONG: Final = _any(
 )
 """How an upstream says that one input is longer than the model's context. That is the input's own fault at worst."""
 
-HOLDS: Final = _any(r"maximum context length is \d+, but (\d{1,9}) is requested")
+REQUESTED_TOKENS: Final = _any(r"maximum context length is \d+, but (\d{1,9}) is requested")
 """Volcengine's words for too many inputs; the number is theirs."""
 
-SIGNALS: Final = (
-    Signal(KeyRefused, BAD | LIMITED, Where.CODE, SPENT),
-    Signal(KeyRefused, LIMITED, Where.ANYWHERE, _any("insufficient_quota", "PerDay")),
-    Signal(KeyRefused, FORBIDDEN, Where.CODE, KEY_CODES),
-    Signal(
-        ModelRefused,
+ERROR_PATTERNS: Final = (
+    ErrorPattern(UpstreamAuthError, BAD | LIMITED, MatchScope.CODE, QUOTA_EXHAUSTED),
+    ErrorPattern(
+        UpstreamAuthError, LIMITED, MatchScope.ANYWHERE, _any("insufficient_quota", "PerDay")
+    ),
+    ErrorPattern(UpstreamAuthError, FORBIDDEN, MatchScope.CODE, KEY_CODES),
+    ErrorPattern(
+        UpstreamModelNotFound,
         BAD | FORBIDDEN,
-        Where.CODE,
+        MatchScope.CODE,
         _any("(INPUT_)?model_?not_?found", "DeploymentNotFound"),
     ),
-    Signal(KeyRefused, FORBIDDEN, Where.BEGINNING, KEY_WORDS),
-    Signal(BatchTooLarge, BAD | LIMITED, Where.BEGINNING, FULL),
-    Signal(
-        ModelRefused,
+    ErrorPattern(UpstreamAuthError, FORBIDDEN, MatchScope.BEGINNING, KEY_WORDS),
+    ErrorPattern(BatchTooLarge, BAD | LIMITED, MatchScope.BEGINNING, BATCH_TOO_LARGE),
+    ErrorPattern(
+        UpstreamModelNotFound,
         BAD,
-        Where.BEGINNING,
+        MatchScope.BEGINNING,
         _any(
             r"\[INPUT_MODEL_NOT_FOUND\]",
             r"Model \S{1,100} is not supported\. Supported models are ",
         ),  # Jina, Voyage
     ),
-    Signal(ContextTooLong, BAD | CRASHED, Where.ANYWHERE, LONG),
-    Signal(BatchTooLarge, BAD, Where.BEGINNING, FULL_AT_LARGE),
-    Signal(BatchTooLarge, BAD, Where.CODE, FULL_CODES),
+    ErrorPattern(ContextTooLong, BAD | CRASHED, MatchScope.ANYWHERE, CONTEXT_TOO_LONG),
+    ErrorPattern(BatchTooLarge, BAD, MatchScope.BEGINNING, BATCH_TOO_LARGE_GENERIC),
+    ErrorPattern(BatchTooLarge, BAD, MatchScope.CODE, BATCH_TOO_LARGE_CODES),
 )
 """What a body says outweighs its status; the first that is heard decides. At other statuses nobody listens.
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 
-from embedroute.errors import LONGEST_HINT
+from embedroute.errors import LONGEST_RETRY_AFTER
 
 _AMOUNT = r"[0-9]{1,18}(?:\.[0-9]{1,9})?"
 _UNIT = r"ms|milliseconds?|s|seconds?|m|minutes?|h|hours?"
@@ -17,8 +17,8 @@ _TOLD = re.compile(
 )
 
 
-def hint_of(headers: Mapping[str, str], body: str = "", *, now: float) -> float | None:
-    """Find how many seconds the upstream asks to wait, at most ``LONGEST_HINT``; None if it does not say.
+def parse_retry_after(headers: Mapping[str, str], body: str = "", *, now: float) -> float | None:
+    """Find how many seconds the upstream asks to wait, at most ``LONGEST_RETRY_AFTER``; None if it does not say.
 
     Order: ``retry-after-ms``, ``retry-after`` (seconds or HTTP date), the reset of an exhausted ``x-ratelimit-*``
     window, Google's ``RetryInfo``, and "retry after 7 seconds" or "try again in 6m0s" in the text. ``now`` is our own
@@ -32,7 +32,7 @@ def hint_of(headers: Mapping[str, str], body: str = "", *, now: float) -> float 
         _told(body),
     ):
         if seconds is not None:
-            return min(seconds, LONGEST_HINT)
+            return min(seconds, LONGEST_RETRY_AFTER)
     return None
 
 

@@ -5,8 +5,8 @@ from embedroute.backend import (
     Batch,
     HTTPBackend,
     Secret,
-    UpstreamReply,
     UpstreamRequest,
+    UpstreamResponse,
     Vectors,
 )
 
@@ -23,7 +23,7 @@ class Acme(HTTPBackend, frozen=True):
         body = {"model": batch.model, "texts": batch.texts, "size": batch.dimensions}
         return UpstreamRequest.json(f"{self.base_url}/embed", body, bearer=self.api_key)
 
-    def parse(self, batch: Batch, reply: UpstreamReply) -> Vectors:
+    def parse(self, batch: Batch, response: UpstreamResponse) -> Vectors:
         """Read the answer."""
-        answer = reply.json()
+        answer = response.json()
         return Vectors.from_lists(answer["vectors"], prompt_tokens=answer["tokens"])

@@ -5,10 +5,10 @@ import tracemalloc
 
 import pytest
 
-from embedroute.backend import Batch, Secret, UpstreamReply
+from embedroute.backend import Batch, Secret, UpstreamResponse
 from embedroute.backends.gemini import Gemini
 from embedroute.backends.openai import OpenAI
-from embedroute.errors import BadAnswer
+from embedroute.errors import InvalidUpstreamResponse
 from embedroute.execution import largest_answer
 
 BATCH = Batch(model="m", texts=[f"text {at}" for at in range(2048)], width=1536)
@@ -46,12 +46,12 @@ ANSWERS = {
 @pytest.mark.parametrize("name", ANSWERS)
 def test_an_answer_of_more_rows_or_numbers_than_are_due_costs_little(name):
     backend, make = ANSWERS[name]
-    reply = UpstreamReply(200, {}, make())
+    reply = UpstreamResponse(200, {}, make())
     assert len(reply.content) < largest_answer(BATCH, 0)
     tracemalloc.start()
     began = time.process_time()
     try:
-        with pytest.raises(BadAnswer):
+        with pytest.raises(InvalidUpstreamResponse):
             backend.parse(BATCH, reply)
         seconds, (_, peak) = time.process_time() - began, tracemalloc.get_traced_memory()
     finally:
@@ -63,9 +63,10 @@ def test_an_answer_of_more_rows_or_numbers_than_are_due_costs_little(name):
 
 def test_a_small_answer_of_more_rows_than_are_due_is_refused_before_its_rows_are_read():
     rows = b",".join([b'{"embedding":[1]}'] * 3)
-    with pytest.raises(BadAnswer, match="3 rows for 2 inputs"):
+    with pytest.raises(InvalidUpstreamResponse, match="3 rows for 2 inputs"):
         OPENAI.parse(
-            Batch(model="m", texts=["a", "b"]), UpstreamReply(200, {}, b'{"data":[' + rows + b"]}")
+            Batch(model="m", texts=["a", "b"]),
+            UpstreamResponse(200, {}, b'{"data":[' + rows + b"]}"),
         )
 
 

@@ -16,7 +16,14 @@ import anyio
 import pytest
 
 from embedroute import Config, ConfigError, Gateway, embeddings_app
-from embedroute.backend import Batch, HTTPBackend, Secret, UpstreamReply, UpstreamRequest, Vectors
+from embedroute.backend import (
+    Batch,
+    HTTPBackend,
+    Secret,
+    UpstreamRequest,
+    UpstreamResponse,
+    Vectors,
+)
 from embedroute.backends.openai import OpenAI
 from embedroute.errors import EmbedrouteError
 from embedroute.routing import RetryPolicy
@@ -218,7 +225,7 @@ class Careless(HTTPBackend, frozen=True, kw_only=True):
     def build(self, batch: Batch) -> UpstreamRequest:
         return UpstreamRequest.json(self.base_url, {"model": batch.model}, headers=self.headers())
 
-    def parse(self, batch: Batch, reply: UpstreamReply) -> Vectors:
+    def parse(self, batch: Batch, reply: UpstreamResponse) -> Vectors:
         raise NotImplementedError
 
     def headers(self):
@@ -324,7 +331,7 @@ async def test_no_frame_of_our_own_shows_a_key_while_a_call_is_under_way(upstrea
             await task
 
     assert [] == found
-    assert "FastEngine.send" in looked_at
+    assert "Http1Transport.send" in looked_at
 
 
 @pytest.mark.parametrize(

@@ -650,7 +650,7 @@ def test_no_body_takes_memory_out_of_proportion(name):
     ids=lambda value: value if isinstance(value, str) else "-",
 )
 def test_calls_in_process_have_the_same_bounds(fields, param):
-    gateway = app_of().door.gateway
+    gateway = app_of().handler.gateway
     began = time.process_time()
 
     with pytest.raises(InvalidRequest) as refused:
@@ -664,7 +664,7 @@ def test_calls_in_process_have_the_same_bounds(fields, param):
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_a_large_call_in_process_does_not_hold_the_event_loop_up():
-    gateway = app_of().door.gateway
+    gateway = app_of().handler.gateway
     await gateway.embed("a", model="m")
     with Steps() as steps:
         answer = await gateway.embed("text " * 6_000_000, model="m")

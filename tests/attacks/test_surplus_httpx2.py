@@ -12,7 +12,7 @@ import pytest
 
 from embedroute.backend import UpstreamRequest
 from embedroute.errors import UpstreamError
-from embedroute.transport.httpx2 import Httpx2Engine
+from embedroute.transport.httpx2 import Httpx2Transport
 from tests.fault_upstream import Upstream, vectors_of
 from tests.fault_upstream.refusals import refuse
 from tests.fault_upstream.truth import say
@@ -82,7 +82,7 @@ async def wrong_vectors(engine, url, callers):
 async def test_a_surplus_answer_is_never_the_answer_to_another_request(lie, callers):
     for _ in range(SCALE):
         with Surplus(lie) as upstream:
-            engine = Httpx2Engine()
+            engine = Httpx2Transport()
             wrong = await wrong_vectors(engine, upstream.url, callers)
             await engine.aclose()
 

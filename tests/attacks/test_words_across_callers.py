@@ -23,7 +23,7 @@ from embedroute import Caller, Config, Endpoint, Gateway, Model, Provider, Setti
 from embedroute.config import CacheSettings
 from embedroute.errors import EmbedrouteError
 from embedroute.routing import BreakerPolicy, RetryPolicy
-from embedroute.trace import Journal
+from embedroute.trace import RequestTrace
 from tests.fault_upstream import Upstream
 from tests.fault_upstream.refusals import refuse
 from tests.support.asgi_client import call
@@ -109,14 +109,14 @@ class Told:
             "x-request-id": f"of-{name}",
         }
         body = json.dumps({"model": "m", "input": texts, **fields}).encode()
-        app = embeddings_app(self.gateway, dialect=dialect, caller=caller_of)
+        app = embeddings_app(self.gateway, dialect=dialect, authenticate=caller_of)
         answer = await call(app, "POST", path, headers.items(), [body])
         self.all[name] += [answer.body.decode(), answer.headers]
         self.statuses[name].append(answer.status)
         return answer
 
     async def embed(self, name, texts, **fields):
-        journal = Journal(f"of-{name}")
+        journal = RequestTrace(f"of-{name}")
         try:
             await self.gateway.embed(
                 texts, model="m", caller=CALLERS[name], journal=journal, **fields
@@ -214,7 +214,7 @@ async def test_an_identical_request_gets_the_same_status_without_the_words_about
             error.status,
             error.type,
             error.code,
-            error.heals,
+            error.retryable,
             error.upstream_status,
             error.provider,
         )
@@ -258,7 +258,7 @@ async def test_what_an_endpoint_is_known_for_quotes_nobody(status, dialect, capl
     """A's call opens the breaker or asks for a rest; later requests are told so."""
     caplog.set_level(logging.DEBUG)
     with Quoting(status, retry_after="30") as upstream:
-        gateway = gateway_at(upstream, breaker=BreakerPolicy(failures=1, first_rest=60.0))
+        gateway = gateway_at(upstream, breaker=BreakerPolicy(failures=1, initial_cooldown=60.0))
         told = Told(gateway)
         async with gateway.lifespan():
             await told.post("A", [canary("A")], user=canary("A"), dialect=dialect)
@@ -324,7 +324,9 @@ async def test_under_a_mix_of_shared_work_and_failures_nobody_sees_anothers_cana
     statuses = [rng.choice([200, 200, *REFUSALS]) for _ in range(400)]
     with Quoting(lambda _ask: statuses.pop() if statuses else 200, retry_after="0") as upstream:
         gateway = gateway_at(
-            upstream, merges=True, breaker=BreakerPolicy(first_rest=0.01, refused_rest=0.01)
+            upstream,
+            merges=True,
+            breaker=BreakerPolicy(initial_cooldown=0.01, rejection_cooldown=0.01),
         )
         told = Told(gateway)
 

@@ -5,9 +5,9 @@ import math
 import pytest
 
 from embedroute import vectors
-from embedroute.backend import Batch, Secret, UpstreamReply
+from embedroute.backend import Batch, Secret, UpstreamResponse
 from embedroute.backends.gemini import TASKS, Gemini
-from embedroute.errors import BadAnswer, InputRefused
+from embedroute.errors import InvalidUpstreamResponse, UpstreamRejectedInput
 from embedroute.inputs import ImagePart, ImageURL, TextPart
 
 BACKEND = Gemini(api_key=Secret("k"))
@@ -17,7 +17,7 @@ TEXT = Batch(model=FIRST, texts=("a",))
 
 
 def reply(content):
-    return UpstreamReply(200, {}, content)
+    return UpstreamResponse(200, {}, content)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_every_input_type_that_is_accepted_changes_the_request_of_both_generatio
     ],
 )
 def test_what_would_be_dropped_silently_is_refused(batch, param):
-    with pytest.raises(InputRefused) as caught:
+    with pytest.raises(UpstreamRejectedInput) as caught:
         BACKEND.build(batch)
 
     assert param == caught.value.param
@@ -167,7 +167,7 @@ def test_a_full_vector_is_left_as_it_is():
     values = [2.0] + [0.0] * 3071
 
     found = BACKEND.parse(
-        TEXT, UpstreamReply(200, {}, b'{"embeddings":[{"values":%s}]}' % str(values).encode())
+        TEXT, UpstreamResponse(200, {}, b'{"embeddings":[{"values":%s}]}' % str(values).encode())
     )
 
     assert values == found.array[0].tolist()
@@ -223,7 +223,7 @@ def test_usage_is_believed_only_where_it_is_a_count(usage, tokens, split):
     ],
 )
 def test_a_lie_is_a_bad_answer(content):
-    with pytest.raises(BadAnswer):
+    with pytest.raises(InvalidUpstreamResponse):
         vectors.check(BACKEND.parse(TEXT, reply(content)).array, 1, None)
 
 

@@ -3,15 +3,15 @@
 import pytest
 
 from embedroute import vectors
-from embedroute.backend import Batch, Secret, UpstreamReply
+from embedroute.backend import Batch, Secret, UpstreamResponse
 from embedroute.backends.mistral import Mistral
-from embedroute.errors import BadAnswer
+from embedroute.errors import InvalidUpstreamResponse
 
 BACKEND = Mistral(api_key=Secret("k"))
 
 
 def reply(content):
-    return UpstreamReply(200, {}, content)
+    return UpstreamResponse(200, {}, content)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_reads_numbers_as_the_dtype_holds_them(dtype, content, rows):
     ],
 )
 def test_a_number_that_the_dtype_cannot_hold_is_a_bad_answer(dtype, numbers):
-    with pytest.raises(BadAnswer, match=dtype):
+    with pytest.raises(InvalidUpstreamResponse, match=dtype):
         BACKEND.parse(
             Batch(model="m", texts=("a",), dtype=dtype),
             reply(b'{"data":[{"embedding":[%s]}]}' % numbers),

@@ -11,15 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedroute import vectors
-from embedroute.backend import Batch, Secret, UpstreamReply
+from embedroute.backend import Batch, Secret, UpstreamResponse
 from embedroute.backends.openai import OpenAI
 from embedroute.errors import (
-    BadAnswer,
     ContextTooLong,
-    KeyRefused,
-    ModelRefused,
+    InvalidUpstreamResponse,
     RateLimited,
-    Unavailable,
+    UpstreamAuthError,
+    UpstreamModelNotFound,
+    UpstreamUnavailable,
 )
 from embedroute.inputs import ImagePart, ImageURL, TextPart
 from embedroute.runtime import LARGE
@@ -33,7 +33,7 @@ def base64_of(*numbers):
 
 def reply(body, status=200):
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return UpstreamReply(status, {"content-type": "application/json"}, content)
+    return UpstreamResponse(status, {"content-type": "application/json"}, content)
 
 
 def rows(*embeddings, indexes=(0, 1, 2, 3)):
@@ -228,7 +228,7 @@ def test_gives_row_i_for_input_i(body):
 )
 def test_a_lie_is_a_bad_answer(body):
     """What slips through ``parse`` is stopped by the host's check, which no backend can leave out."""
-    with pytest.raises(BadAnswer):
+    with pytest.raises(InvalidUpstreamResponse):
         vectors.check(OpenAI().parse(TEXTS, reply(body)).array, 2, None)
 
 
@@ -238,12 +238,12 @@ def test_a_lie_is_a_bad_answer(body):
         ({"code": 429, "message": "slow down"}, RateLimited),
         ({"code": "429"}, RateLimited),
         ({"code": "rate_limit_exceeded"}, RateLimited),
-        ({"code": "insufficient_quota"}, KeyRefused),
-        ({"code": 401}, KeyRefused),
-        ({"code": "model_not_found"}, ModelRefused),
+        ({"code": "insufficient_quota"}, UpstreamAuthError),
+        ({"code": 401}, UpstreamAuthError),
+        ({"code": "model_not_found"}, UpstreamModelNotFound),
         ({"code": "context_length_exceeded"}, ContextTooLong),
-        ({"code": 502}, Unavailable),
-        ({"code": "server_error"}, Unavailable),
+        ({"code": 502}, UpstreamUnavailable),
+        ({"code": "server_error"}, UpstreamUnavailable),
     ],
 )
 def test_an_error_inside_a_200_is_what_its_code_says(error, kind):
@@ -254,7 +254,7 @@ def test_an_error_inside_a_200_is_what_its_code_says(error, kind):
 
 
 def test_an_error_inside_a_200_keeps_its_message():
-    with pytest.raises(BadAnswer, match="No instances available"):
+    with pytest.raises(InvalidUpstreamResponse, match="No instances available"):
         OpenAI().parse(TEXTS, reply({"error": {"message": "No instances available"}}))
 
 
@@ -312,7 +312,7 @@ def test_where_the_body_does_not_say_a_header_may(usage, headers, tokens, large)
     """Cohere and TEI count there; SEMANTICS: body, then header, then an estimate."""
     body = rows([1, 2], [3, 4]) | {"usage": usage} | ({"more": "x" * LARGE} if large else {})
 
-    found = OpenAI().parse(TEXTS, UpstreamReply(200, headers, json.dumps(body).encode()))
+    found = OpenAI().parse(TEXTS, UpstreamResponse(200, headers, json.dumps(body).encode()))
 
     assert tokens == found.prompt_tokens
 

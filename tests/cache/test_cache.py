@@ -14,9 +14,9 @@ import pytest
 
 from embedroute import Caller, Config, Gateway, Provider
 from embedroute.backend import Batch, Source, Vectors
-from embedroute.cache import MOST_OWNERS, OVERHEAD, OWNER, CacheUse, MemoryCache
-from embedroute.execution import taken_apart
-from embedroute.routing import Embedded, cut, land
+from embedroute.cache import MOST_OWNERS, OVERHEAD, OWNER, CachePolicy, MemoryCache
+from embedroute.execution import split_result
+from embedroute.routing import EmbeddedInput, cut, pair_with_keys
 from embedroute.runtime import tasks
 from embedroute.testing import ScriptedBackend, expected_vector
 
@@ -76,22 +76,24 @@ def test_an_entry_whose_source_was_caught_is_not_found_again():
     """Only those of that source; a new entry under the same key is found."""
     cache, sources = MemoryCache(1 << 20, 60.0, lambda: 0.0), [Source(), Source(), None]
     vector = np.ones(WIDTH, "f4")
-    landed = {bytes([at]): Embedded(vector, 1, source=source) for at, source in enumerate(sources)}
+    landed = {
+        bytes([at]): EmbeddedInput(vector, 1, source=source) for at, source in enumerate(sources)
+    }
     cache.store(landed)
     assert landed.keys() == cache.look_up(landed).keys()
     sources[0].caught = True
 
     assert {b"\1", b"\2"} == cache.look_up(landed).keys()
     assert 2 == len(cache)
-    cache.store({b"\0": Embedded(vector, 1, source=sources[1])})
+    cache.store({b"\0": EmbeddedInput(vector, 1, source=sources[1])})
     assert landed.keys() == cache.look_up(landed).keys()
 
 
 def test_the_vectors_of_a_merged_and_of_a_cut_answer_keep_their_source():
     source = Source()
     batches = [Batch(model="m", texts=[text]) for text in "ab"]
-    parts = taken_apart(Vectors(np.ones((2, WIDTH), "f4"), source=source), batches)
-    landed = [land({b"k": "a"}, part, 1)[b"k"] for part in parts]
+    parts = split_result(Vectors(np.ones((2, WIDTH), "f4"), source=source), batches)
+    landed = [pair_with_keys({b"k": "a"}, part, 1)[b"k"] for part in parts]
     cut_down = cut({b"narrow": b"k"}, {b"k": landed[0]}, 2)[b"narrow"]
 
     assert [source] * 5 == [it.source for it in (*parts, *landed, cut_down)]
@@ -129,14 +131,14 @@ class Question:
 
     def __init__(self, namespace="", cached=None, **fields):
         self.caller = Caller(name="c", namespace=namespace)
-        self.cached = cached or CacheUse()
+        self.cached = cached or CachePolicy()
         self.fields = {"input": "text", "model": "m", **fields}
 
     async def ask(self, gateway):
-        return await gateway.embed(**self.fields, caller=self.caller, cached=self.cached)
+        return await gateway.embed(**self.fields, caller=self.caller, cache_policy=self.cached)
 
 
-NO_CACHE, NO_STORE = CacheUse(read=False), CacheUse(store=False)
+NO_CACHE, NO_STORE = CachePolicy(read=False), CachePolicy(store=False)
 ZDR, DENY = {"zdr": True}, {"data_collection": "deny"}
 
 
@@ -304,7 +306,7 @@ class Clock:
 
 
 def entries(names, width=WIDTH):
-    return {name.encode(): Embedded(np.ones(width, "<f4"), 1) for name in names}
+    return {name.encode(): EmbeddedInput(np.ones(width, "<f4"), 1) for name in names}
 
 
 def test_an_entry_lives_for_its_time_and_no_longer():
@@ -405,7 +407,7 @@ def test_the_bound_is_on_real_bytes(width, owners):
         before = tracemalloc.get_traced_memory()[0]
         for _ in range(10):
             keys = [os.urandom(24) for _ in batch]
-            cache.store({key: Embedded(row, 1) for key, row in zip(keys, batch, strict=True)})
+            cache.store({key: EmbeddedInput(row, 1) for key, row in zip(keys, batch, strict=True)})
             for key in keys:
                 for owner in range(owners):
                     cache.claim({key: (1 << 62) + owner})

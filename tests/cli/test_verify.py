@@ -6,7 +6,7 @@ import pytest
 from embedroute import Config, Gateway, Provider
 from embedroute.backend import Vectors
 from embedroute.cli.verify import PROBES, Thresholds, judge, verify
-from embedroute.errors import ModelNotFound, NoEligibleProvider, Unavailable
+from embedroute.errors import ModelNotFound, NoEligibleProvider, UpstreamUnavailable
 from embedroute.testing import ScriptedBackend, expected_vector
 
 pytestmark = pytest.mark.anyio
@@ -58,7 +58,7 @@ def gateway(*backends, stage="stable", **lists):
         (scaled(2.0), "different"),
         (scaled(0.01), "different"),
         (ScriptedBackend(width=128), "different"),
-        (ScriptedBackend(then=Unavailable("down")), "different"),
+        (ScriptedBackend(then=UpstreamUnavailable("down")), "different"),
     ],
 )
 async def test_two_endpoints_are_compared(other, verdict):
@@ -84,7 +84,7 @@ async def test_the_figures_are_of_the_worst_probe():
     )
 
 
-DOWN = ScriptedBackend(then=Unavailable("no route"))
+DOWN = ScriptedBackend(then=UpstreamUnavailable("no route"))
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ async def test_what_the_figures_do_not_say_is_told(one, other, figures, why):
     (found,) = await verify(gateway(one, other), "m")
 
     assert figures == (found.shown_cosine, found.shown_difference if figures[1] else None)
-    assert why == found.why
+    assert why == found.reason
 
 
 async def test_every_pair_is_compared_and_every_endpoint_asked_once():
@@ -136,8 +136,8 @@ async def test_endpoints_that_serve_nobody_yet_are_compared_as_well(kept_out):
     (other,) = await verify(gateway(SAME, turned(0.5), **kept_out), "m")
 
     assert [("verified", ""), ("different", "")] == [
-        (same.verdict, same.why),
-        (other.verdict, other.why),
+        (same.verdict, same.reason),
+        (other.verdict, other.reason),
     ]
 
 

@@ -9,12 +9,12 @@ import msgspec
 import pytest
 
 from embedroute import (
+    ApiKey,
     CacheSettings,
     Config,
     ConfigError,
     Endpoint,
     Gateway,
-    Key,
     Model,
     Provider,
     Settings,
@@ -885,7 +885,7 @@ def test_a_key_may_use_the_model_that_its_list_means(said, held, tmp_path):
 
     gateway = Gateway.from_file(path)
 
-    assert {held} == gateway.keys.identify([(b"authorization", b"Bearer x")]).models
+    assert {held} == gateway.keys.authenticate([(b"authorization", b"Bearer x")]).models
 
 
 def test_all_mistakes_are_named_at_once():
@@ -991,7 +991,7 @@ def test_space_around_a_secret_that_is_kept_elsewhere_is_none_of_it(around, tmp_
     backends = Gateway(from_file.config, environ=environ).directory.providers
     assert [Secret("sk-kept")] * 2 == [it.backend.api_key for it in backends.values()]
     assert Secret("sk-kept") == from_env.directory.providers["openai"].backend.api_key
-    assert "default" == from_env.keys.identify([(b"authorization", b"Bearer sk-kept")]).name
+    assert "default" == from_env.keys.authenticate([(b"authorization", b"Bearer sk-kept")]).name
 
 
 UNSENDABLE = "holds a line break or another character that no header can carry"
@@ -1153,7 +1153,7 @@ def test_the_environment_must_say_who_may_call(environ, mistake):
 def test_a_gateway_from_the_environment_knows_its_key():
     gateway = Gateway.from_env(environ={"EMBEDROUTE_AUTH": "keys", "EMBEDROUTE_KEY": "k"})
 
-    assert "default" == gateway.keys.identify([(b"authorization", b"Bearer k")]).name
+    assert "default" == gateway.keys.authenticate([(b"authorization", b"Bearer k")]).name
 
 
 @pytest.mark.parametrize("auth", ["open", "host"])
@@ -1164,7 +1164,7 @@ def test_who_needs_no_keys_may_say_so_in_the_environment(auth, key):
 
     assert auth == gateway.settings.auth
     with pytest.raises(Unauthorized):
-        gateway.keys.identify([(b"authorization", b"Bearer k")])
+        gateway.keys.authenticate([(b"authorization", b"Bearer k")])
 
 
 @pytest.mark.parametrize(
@@ -1183,7 +1183,7 @@ def test_who_may_call_has_no_default(text, mistake):
 
 STRUCTS = {
     "gateway": Settings(auth="open", deadline=5.0),
-    "keys": {"a": Key(key=Secret("k"), models=["m"])},
+    "keys": {"a": ApiKey(key=Secret("k"), models=["m"])},
     "cache": CacheSettings(bytes=0),
     "providers": {"hashed": Provider(zdr=True)},
     "models": {"m": Model(dimensions=8, endpoints=[Endpoint(provider="hashed", price="0.1")])},
@@ -1213,9 +1213,9 @@ def test_a_config_is_built_of_structs_or_dicts(mixed):
 @pytest.mark.parametrize(
     ("tables", "mistake"),
     [
-        ({"keys": {"a": Key(key="k")}}, None),
-        ({"keys": {"a": Key(key="two words")}}, "[keys.a] key must be"),
-        ({"keys": {"a": Key(key=Secret(""))}}, "[keys.a] key must be"),
+        ({"keys": {"a": ApiKey(key="k")}}, None),
+        ({"keys": {"a": ApiKey(key="two words")}}, "[keys.a] key must be"),
+        ({"keys": {"a": ApiKey(key=Secret(""))}}, "[keys.a] key must be"),
         ({"gateway": Settings(only=("a", 3))}, "[gateway] only[1]: Expected str, got int"),
         ({"gateway": Settings(auth="everyone")}, "[gateway] auth: Invalid enum value"),
         ({"gateway": Settings(deadline="soon")}, "[gateway] deadline: Expected float, got str"),

@@ -21,12 +21,18 @@ from embedroute.backend import (
     Batch,
     HTTPBackend,
     LocalBackend,
-    UpstreamReply,
     UpstreamRequest,
+    UpstreamResponse,
     Vectors,
 )
-from embedroute.errors import BadAnswer, InputRefused, RateLimited, TimedOut, Unavailable
-from embedroute.execution import LocalModels, Tools, checked, exchange
+from embedroute.errors import (
+    InvalidUpstreamResponse,
+    RateLimited,
+    UpstreamRejectedInput,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+from embedroute.execution import CallResources, LocalModels, call_backend, validate_vectors
 
 pytestmark = pytest.mark.anyio
 
@@ -65,7 +71,7 @@ class Buggy(Plain, frozen=True, kw_only=True):
 
 
 class Judging(Plain, frozen=True, kw_only=True):
-    def fault(self, reply):
+    def map_error(self, reply):
         raise ZeroDivisionError
 
 
@@ -124,24 +130,26 @@ class Near(LocalBackend, frozen=True, kw_only=True):
 
 
 async def run(backend, answer=None, *, timeout=5.0, keep=None, local=None):
-    tools = Tools(engine=Answering(answer), local=local or LocalModels())
-    return await exchange(backend, BATCH, tools, timeout, keep)
+    tools = CallResources(transport=Answering(answer), local=local or LocalModels())
+    return await call_backend(backend, BATCH, tools, timeout, keep)
 
 
 def reply(status, body):
-    return UpstreamReply(status, {}, body)
+    return UpstreamResponse(status, {}, body)
 
 
 @pytest.mark.parametrize("size", [100, 2_000_000])
 @pytest.mark.parametrize(
-    "mistake", [KeyError("rows"), BadAnswer("no rows")], ids=["as another", "as it is"]
+    "mistake",
+    [KeyError("rows"), InvalidUpstreamResponse("no rows")],
+    ids=["as another", "as it is"],
 )
 async def test_a_failure_keeps_nothing_of_the_answer_that_it_comes_from(mistake, size):
     """Whoever keeps it, and the collector comes late, keeps the frames that it came through, but not what they held."""
     backend, answer = Finding(mistake=mistake), reply(200, b"x" * size)
     gc.disable()
     try:
-        with pytest.raises(BadAnswer):
+        with pytest.raises(InvalidUpstreamResponse):
             await run(backend, answer)
         assert None is backend.finds[-1]()
         assert b"" == answer.content
@@ -154,25 +162,25 @@ async def test_a_failure_keeps_nothing_of_the_answer_that_it_comes_from(mistake,
     [
         (Plain(), reply(200, b'{"rows": [[1, 2, 3], [4, 5, 6]]}'), None),
         (Plain(), reply(201, b'{"rows": [[1, 2, 3], [4, 5, 6]]}'), None),
-        (Plain(), reply(200, b'{"lines": []}'), BadAnswer),
-        (Plain(), reply(200, b"[]"), BadAnswer),
-        (Plain(), reply(200, b"7"), BadAnswer),
-        (Plain(), reply(200, b"<html>"), BadAnswer),
-        (Plain(), reply(307, b""), Unavailable),
-        (Plain(), reply(400, b"no"), InputRefused),
+        (Plain(), reply(200, b'{"lines": []}'), InvalidUpstreamResponse),
+        (Plain(), reply(200, b"[]"), InvalidUpstreamResponse),
+        (Plain(), reply(200, b"7"), InvalidUpstreamResponse),
+        (Plain(), reply(200, b"<html>"), InvalidUpstreamResponse),
+        (Plain(), reply(307, b""), UpstreamUnavailable),
+        (Plain(), reply(400, b"no"), UpstreamRejectedInput),
         (Plain(), reply(429, b"no"), RateLimited),
-        (Plain(), TimedOut("slow"), TimedOut),
-        (Plain(), OSError("odd"), Unavailable),
-        (Buggy(), reply(200, b""), Unavailable),
-        (Judging(), reply(400, b""), Unavailable),
+        (Plain(), UpstreamTimeout("slow"), UpstreamTimeout),
+        (Plain(), OSError("odd"), UpstreamUnavailable),
+        (Buggy(), reply(200, b""), UpstreamUnavailable),
+        (Judging(), reply(400, b""), UpstreamUnavailable),
         (Far(), None, None),
         (Far(step=RateLimited("slow")), None, RateLimited),
-        (Far(step=ValueError("a bug")), None, Unavailable),
-        (Far(step=TimeoutError()), None, TimedOut),
+        (Far(step=ValueError("a bug")), None, UpstreamUnavailable),
+        (Far(step=TimeoutError()), None, UpstreamTimeout),
         (Near(), None, None),
-        (Near(step=InputRefused("odd")), None, InputRefused),
-        (Near(step=MemoryError()), None, Unavailable),
-        (Near(step=SystemExit(1)), None, Unavailable),
+        (Near(step=UpstreamRejectedInput("odd")), None, UpstreamRejectedInput),
+        (Near(step=MemoryError()), None, UpstreamUnavailable),
+        (Near(step=SystemExit(1)), None, UpstreamUnavailable),
     ],
 )
 async def test_whatever_happens_is_vectors_or_an_upstreams_failure(backend, answer, failure):
@@ -187,7 +195,7 @@ async def test_whatever_happens_is_vectors_or_an_upstreams_failure(backend, answ
 @pytest.mark.parametrize("backend", [Far(step=9.0), Near(step=3.0)])
 async def test_nobody_takes_longer_than_the_time_there_is(backend):
     began = time.monotonic()
-    with pytest.raises(TimedOut):
+    with pytest.raises(UpstreamTimeout):
         await run(backend, timeout=0.1)
     assert time.monotonic() - began < 2.5
 
@@ -232,7 +240,7 @@ async def test_a_local_model_is_loaded_once_whoever_comes_first():
     [
         (reply(200, b'{"rows": [[1, 2, 3], [4, 5, 6]]}'), [200]),
         (reply(500, b""), [500]),
-        (TimedOut("t"), []),
+        (UpstreamTimeout("t"), []),
     ],
 )
 async def test_debug_gets_the_exchange_whatever_became_of_it(answer, kept):
@@ -243,7 +251,7 @@ async def test_debug_gets_the_exchange_whatever_became_of_it(answer, kept):
             answer,
             keep=lambda message: got.append(getattr(message, "url", None) or message.status),
         )
-    except (Unavailable, TimedOut):
+    except (UpstreamUnavailable, UpstreamTimeout):
         assert kept != [200]
     assert got == ["http://host", *kept]
 
@@ -286,10 +294,10 @@ ROWS = np.array([[3.0, 4.0, 12.0], [6.0, 8.0, 0.0]], "<f4")
 )
 def test_an_answer_is_checked_and_cut_before_anybody_sees_it(answer, due, rows):
     if rows is None:
-        with pytest.raises(BadAnswer):
-            checked(answer, BATCH, due=due)
+        with pytest.raises(InvalidUpstreamResponse):
+            validate_vectors(answer, BATCH, due=due)
     else:
-        found = checked(answer, BATCH, due=due).array
+        found = validate_vectors(answer, BATCH, due=due).array
         assert (np.ndarray, np.dtype("<f4")) == (type(found), found.dtype)
         assert np.allclose(found, rows)
 
@@ -316,7 +324,7 @@ def test_an_answer_is_checked_and_cut_before_anybody_sees_it(answer, due, rows):
 def test_a_plugins_count_is_believed_only_where_it_is_one(said, believed):
     """Where it is none the tokens are estimated, as where the upstream does not say."""
     for due in (None, 2):
-        found = checked(Vectors(ROWS, said), BATCH, due=due).prompt_tokens
+        found = validate_vectors(Vectors(ROWS, said), BATCH, due=due).prompt_tokens
         assert (believed, type(believed)) == (found, type(found))
 
 
@@ -334,16 +342,16 @@ def test_a_plugins_count_is_believed_only_where_it_is_one(said, believed):
     ],
 )
 def test_a_plugins_split_of_tokens_is_believed_only_where_it_is_one(said, believed):
-    assert believed == checked(Vectors(ROWS, 10, said), BATCH, due=None).modality_tokens
+    assert believed == validate_vectors(Vectors(ROWS, 10, said), BATCH, due=None).modality_tokens
 
 
 def test_plain_integers_make_quantised_vectors_only_of_their_own_size():
     batch = Batch(model="m", texts=["a", "b"], width=3, dtype="int8")
 
-    assert checked(Vectors(ROWS.astype("i1")), batch, due=3).array.dtype == np.int8
+    assert validate_vectors(Vectors(ROWS.astype("i1")), batch, due=3).array.dtype == np.int8
     for other in ("<f4", "<f8", "i8", "u1"):
-        with pytest.raises(BadAnswer):
-            checked(Vectors(ROWS.astype(other)), batch, due=3)
+        with pytest.raises(InvalidUpstreamResponse):
+            validate_vectors(Vectors(ROWS.astype(other)), batch, due=3)
 
 
 UNIT = [[0.6, 0.8], [0.8, -0.6]]
@@ -370,7 +378,7 @@ def test_a_row_that_an_api_shortened_is_of_length_1_like_one_cut_here(
     """infinity#538: an API that only slices would make two vectors of one request, by whether the whole one is cached."""
     array = np.array(given, "<f4")
 
-    found = checked(Vectors(array, 7, {"text": 7}), batch, due=2, matryoshka=matryoshka)
+    found = validate_vectors(Vectors(array, 7, {"text": 7}), batch, due=2, matryoshka=matryoshka)
 
     assert (np.dtype("<f4"), 7, {"text": 7}) == (
         found.array.dtype,
@@ -385,7 +393,7 @@ def test_a_row_that_an_api_shortened_is_of_length_1_like_one_cut_here(
 def test_a_quantised_row_has_no_length():
     batch = Batch(model="m", texts=["a"], dimensions=2, width=2, dtype="int8")
 
-    assert [[3, 4]] == checked(
+    assert [[3, 4]] == validate_vectors(
         Vectors(np.array([[3, 4]], "i1")), batch, due=2, matryoshka=True
     ).array.tolist()
 
@@ -393,6 +401,6 @@ def test_a_quantised_row_has_no_length():
 def test_a_binary_answer_packs_eight_dimensions_into_a_byte():
     batch = Batch(model="m", texts=["a"], width=20, dtype="binary")
 
-    assert checked(Vectors(np.zeros((1, 3), "i1")), batch, due=20).array.shape == (1, 3)
-    with pytest.raises(BadAnswer):
-        checked(Vectors(np.zeros((1, 20), "i1")), batch, due=20)
+    assert validate_vectors(Vectors(np.zeros((1, 3), "i1")), batch, due=20).array.shape == (1, 3)
+    with pytest.raises(InvalidUpstreamResponse):
+        validate_vectors(Vectors(np.zeros((1, 20), "i1")), batch, due=20)

@@ -16,19 +16,19 @@ from msgspec.structs import force_setattr
 from embedroute import Config, EmbedrouteError, Gateway, Provider
 from embedroute.backend import Accepts, Vectors
 from embedroute.errors import (
-    BadAnswer,
     BatchTooLarge,
+    ConnectError,
     ContextTooLong,
-    InputRefused,
-    KeyRefused,
+    InvalidUpstreamResponse,
     Measure,
-    ModelRefused,
     RateLimited,
     Rejected,
     RejectedByPage,
-    TimedOut,
-    Unavailable,
-    Unreachable,
+    UpstreamAuthError,
+    UpstreamModelNotFound,
+    UpstreamRejectedInput,
+    UpstreamTimeout,
+    UpstreamUnavailable,
 )
 from embedroute.routing import ENVELOPE, BreakerPolicy, RetryPolicy, State
 from embedroute.testing import ScriptedBackend, expected_vector
@@ -117,15 +117,15 @@ class Fallback(NamedTuple):
 WRONG_WIDTH = Vectors(np.ones((len(TEXTS), WIDTH + 1), "<f4"))
 TOO_FEW = Vectors(np.ones((len(TEXTS) - 1, WIDTH), "<f4"))
 FALLBACKS = [
-    Fallback(Unavailable("reset"), 2, (502, None)),
-    Fallback(Unreachable("refused"), 2, (502, None)),
-    Fallback(BadAnswer("nonsense"), 2, (502, "upstream_invalid_response")),
+    Fallback(UpstreamUnavailable("reset"), 2, (502, None)),
+    Fallback(ConnectError("refused"), 2, (502, None)),
+    Fallback(InvalidUpstreamResponse("nonsense"), 2, (502, "upstream_invalid_response")),
     Fallback(WRONG_WIDTH, 2, (502, "upstream_invalid_response")),
     Fallback(TOO_FEW, 2, (502, "upstream_invalid_response")),
     Fallback(RuntimeError("a bug of the plugin's"), 2, (502, None)),
-    Fallback(TimedOut("slow"), 1, (504, None)),
-    Fallback(KeyRefused("your key sk-1 is bad"), 1, (502, "upstream_credentials")),
-    Fallback(ModelRefused("no such model"), 1, (502, "upstream_model_not_found")),
+    Fallback(UpstreamTimeout("slow"), 1, (504, None)),
+    Fallback(UpstreamAuthError("your key sk-1 is bad"), 1, (502, "upstream_credentials")),
+    Fallback(UpstreamModelNotFound("no such model"), 1, (502, "upstream_model_not_found")),
     Fallback(Rejected("flagged"), 1, (400, "upstream_refused")),
     Fallback(RejectedByPage("blocked"), 1, (502, None)),
     Fallback(RateLimited("slow down", retry_after=100), 1, (429, "rate_limit_exceeded")),
@@ -159,7 +159,9 @@ async def test_without_fallbacks_the_first_failure_is_told_by_its_own_status(fai
     assert [tried, 0] == calls(first, second)
 
 
-@pytest.mark.parametrize("failure", [InputRefused("bad input"), ContextTooLong("too long")])
+@pytest.mark.parametrize(
+    "failure", [UpstreamRejectedInput("bad input"), ContextTooLong("too long")]
+)
 async def test_the_inputs_own_fault_stops_at_once_and_counts_against_nobody(failure):
     first, second = scripted(*[failure] * 9), scripted()
     gateway = gateway_of(first, second, breaker=BreakerPolicy(failures=1))
@@ -182,14 +184,16 @@ async def test_what_a_plugin_gives_back_instead_of_vectors_is_its_failure(given)
 
 
 async def test_a_refused_key_is_never_told_to_the_client():
-    error = await failure_of(gateway_of(scripted(then=KeyRefused("Incorrect API key sk-secret-1"))))
+    error = await failure_of(
+        gateway_of(scripted(then=UpstreamAuthError("Incorrect API key sk-secret-1")))
+    )
 
     assert "sk-secret" not in error.message
-    assert (error.status, error.heals) == (502, False)
+    assert (error.status, error.retryable) == (502, False)
 
 
 async def test_a_refused_key_rests_its_endpoint():
-    first, second = scripted(then=KeyRefused("no")), scripted()
+    first, second = scripted(then=UpstreamAuthError("no")), scripted()
     gateway = gateway_of(first, second)
 
     for _ in range(3):
@@ -254,9 +258,9 @@ async def test_what_is_cut_after_a_rest_is_chunks_that_were_not_tried_before(is_
     def judge(batch):
         if len(only.batches) == 1:
             if is_told == "by another request":
-                gateway.healths.of(gateway.directory.resolve("m").candidates[0]).overfilled(
-                    time.monotonic(), Measure.INPUTS, 32
-                )
+                gateway.healths.get(
+                    gateway.directory.resolve("m").candidates[0]
+                ).record_batch_too_large(time.monotonic(), Measure.INPUTS, 32)
             raise RateLimited("slow", retry_after=0.001)
         if len(batch) > 16:
             raise BatchTooLarge("too many inputs")
@@ -284,7 +288,7 @@ async def test_who_meets_a_rest_before_its_first_call_spends_no_retry():
 async def test_where_the_nearest_fails_after_its_rest_the_next_is_tried():
     async def fail(_):
         await anyio.sleep(0.3)
-        raise Unavailable("down")
+        raise UpstreamUnavailable("down")
 
     first = scripted(RateLimited("slow", retry_after=0.05), then=fail)
     second = scripted(RateLimited("slow", retry_after=0.06))
@@ -302,9 +306,11 @@ async def test_the_breaker_opens_and_then_lets_one_probe_through_at_a_time():
         await release.wait()
         return right(batch.texts)
 
-    only = scripted(*[Unavailable("down")] * 3, then=probed)
+    only = scripted(*[UpstreamUnavailable("down")] * 3, then=probed)
     gateway = gateway_of(
-        only, retries=RetryPolicy(attempts=1), breaker=BreakerPolicy(failures=3, first_rest=0.1)
+        only,
+        retries=RetryPolicy(attempts=1),
+        breaker=BreakerPolicy(failures=3, initial_cooldown=0.1),
     )
     for _ in range(3):
         assert (await failure_of(gateway)).status == 502
@@ -327,8 +333,8 @@ async def test_the_breaker_opens_and_then_lets_one_probe_through_at_a_time():
 @pytest.mark.parametrize("endpoints", [1, 2])
 async def test_what_is_cut_finds_out_by_one_chunk_that_an_outage_is_over(endpoints):
     """Chunks beside the probe would be refused, and end it: no such request could ever close the breaker."""
-    answers = [scripted(Unavailable("down")) for _ in range(endpoints)]
-    policy = BreakerPolicy(failures=1, first_rest=0.05)
+    answers = [scripted(UpstreamUnavailable("down")) for _ in range(endpoints)]
+    policy = BreakerPolicy(failures=1, initial_cooldown=0.05)
     gateway = gateway_of(
         *answers, accepts={"max_inputs": 2}, retries=RetryPolicy(attempts=1), breaker=policy
     )
@@ -350,11 +356,11 @@ async def test_a_call_from_before_the_outage_does_not_end_the_probe(late):
 
     async def judge(batch):
         if "down" in batch.texts:
-            raise Unavailable("down")
+            raise UpstreamUnavailable("down")
         if "early" in batch.texts:
             await come.wait()
             if late == "failed":
-                raise Unavailable("down as well")
+                raise UpstreamUnavailable("down as well")
         if "probe" in batch.texts:
             await probed.wait()
         return right(batch.texts)
@@ -364,7 +370,7 @@ async def test_a_call_from_before_the_outage_does_not_end_the_probe(late):
             await code_of(gateway, ["early"])
         over.set()
 
-    breaker = BreakerPolicy(failures=1, first_rest=0.01)
+    breaker = BreakerPolicy(failures=1, initial_cooldown=0.01)
     gateway = gateway_of(
         scripted(then=judge), deadline=60, retries=RetryPolicy(attempts=1), breaker=breaker
     )
@@ -383,9 +389,11 @@ async def test_a_call_from_before_the_outage_does_not_end_the_probe(late):
 
 
 async def test_a_cancelled_probe_makes_room_for_the_next():
-    only = scripted(Unavailable("down"), 60.0)
+    only = scripted(UpstreamUnavailable("down"), 60.0)
     gateway = gateway_of(
-        only, retries=RetryPolicy(attempts=1), breaker=BreakerPolicy(failures=1, first_rest=0.01)
+        only,
+        retries=RetryPolicy(attempts=1),
+        breaker=BreakerPolicy(failures=1, initial_cooldown=0.01),
     )
     assert (await failure_of(gateway)).status == 502
     await anyio.sleep(0.02)
@@ -396,7 +404,7 @@ async def test_a_cancelled_probe_makes_room_for_the_next():
 
 
 async def test_the_failure_that_opens_the_breaker_is_told_as_it_is():
-    only = scripted(then=Unavailable("down"))
+    only = scripted(then=UpstreamUnavailable("down"))
     gateway = gateway_of(only, breaker=BreakerPolicy(failures=1))
 
     error = await failure_of(gateway)
@@ -407,7 +415,7 @@ async def test_the_failure_that_opens_the_breaker_is_told_as_it_is():
 
 async def test_retries_stay_within_their_budget():
     """20 % of the calls of the last 10 s, and 10 besides."""
-    only = scripted(then=Unavailable("down"))
+    only = scripted(then=UpstreamUnavailable("down"))
     gateway = gateway_of(only, breaker=BreakerPolicy(failures=10_000))
 
     for _ in range(100):
@@ -444,7 +452,7 @@ async def test_a_call_that_hangs_counts_once_however_many_share_it():
 
     assert [504] * 6 == told
     assert len(only.batches) < 3
-    assert gateway.healths.of(candidate).state(time.monotonic()) is State.CLOSED
+    assert gateway.healths.get(candidate).state(time.monotonic()) is State.CLOSED
 
 
 async def test_a_shared_call_is_measured_as_the_call_that_it_is():
@@ -458,7 +466,7 @@ async def test_a_shared_call_is_measured_as_the_call_that_it_is():
         for at in range(9):
             group.start_soon(partial(gateway.embed, f"text {at}", model="m"))
 
-    alone, shared = gateway.healths.of(candidate)._samples
+    alone, shared = gateway.healths.get(candidate)._samples
     assert [1, 8] == [len(batch) for batch in only.batches]
     assert shared.latency < alone.latency + 0.15
     assert 4 < shared.throughput / alone.throughput
@@ -677,7 +685,11 @@ async def test_no_cap_is_learned_from_an_input_that_is_refused_alone_as_well():
 
     def judge(batch):
         if long in batch.texts:
-            raise BatchTooLarge("payload too large") if len(batch) > 1 else InputRefused("413")
+            raise (
+                BatchTooLarge("payload too large")
+                if len(batch) > 1
+                else UpstreamRejectedInput("413")
+            )
         return right(batch.texts)
 
     only = scripted(then=judge)
@@ -694,13 +706,13 @@ async def test_no_cap_is_learned_from_an_input_that_is_refused_alone_as_well():
 async def test_what_failed_before_work_was_cut_is_told_as_well(inputs):
     """The first trouble may heal, and the client may try again, however the second endpoint takes its inputs."""
     first, second = (
-        scripted(then=Unavailable("reset")),
-        Narrow(then=KeyRefused("bad key"), width=WIDTH),
+        scripted(then=UpstreamUnavailable("reset")),
+        Narrow(then=UpstreamAuthError("bad key"), width=WIDTH),
     )
 
     error = await failure_of(gateway_of(first, second), TEXTS[:inputs])
 
-    assert (error.status, error.code, error.heals) == (502, None, True)
+    assert (error.status, error.code, error.retryable) == (502, None, True)
 
 
 async def test_a_chunk_that_fails_goes_on_alone():
@@ -708,7 +720,7 @@ async def test_a_chunk_that_fails_goes_on_alone():
 
     def judge(batch):
         if "text 3" in batch.texts:
-            raise Unavailable("down")
+            raise UpstreamUnavailable("down")
         return right(batch.texts)
 
     first, second = scripted(then=judge), scripted()
@@ -723,7 +735,7 @@ async def test_what_landed_is_kept_though_the_request_fails():
     async def judge(batch):
         if "text 3" in batch.texts:
             await anyio.sleep(0.05)
-            raise Unavailable("down")
+            raise UpstreamUnavailable("down")
         return right(batch.texts)
 
     only = scripted(then=judge)
@@ -743,7 +755,7 @@ async def test_a_narrow_endpoint_takes_in_pieces_what_a_wide_one_refused():
     class Narrow(ScriptedBackend, frozen=True, kw_only=True):
         accepts = Accepts(max_inputs=2, dimensions=True)
 
-    wide, narrow = scripted(then=Unavailable("down")), Narrow(width=WIDTH)
+    wide, narrow = scripted(then=UpstreamUnavailable("down")), Narrow(width=WIDTH)
 
     await embed(gateway_of(wide, narrow))
 
@@ -763,7 +775,7 @@ async def test_widths_that_differ_within_one_answer_are_refused_where_no_width_i
 
 
 @pytest.mark.parametrize("most", [None, 2], ids=["whole", "cut by the other"])
-@pytest.mark.parametrize("other", [Unavailable("down"), KeyRefused("no")], ids=repr)
+@pytest.mark.parametrize("other", [UpstreamUnavailable("down"), UpstreamAuthError("no")], ids=repr)
 async def test_who_asks_for_a_rest_is_waited_for_whatever_became_of_the_others(other, most):
     """Also when another endpoint has cut the work before it failed."""
 
@@ -780,7 +792,7 @@ async def test_who_asks_for_a_rest_is_waited_for_whatever_became_of_the_others(o
 
 async def test_the_first_answer_settles_the_width_of_a_space_that_nobody_declared():
     """Whoever answers otherwise is passed over, be it a part of one request or a later one."""
-    honest = scripted(0.0, Unavailable("down"), Unavailable("down"))
+    honest = scripted(0.0, UpstreamUnavailable("down"), UpstreamUnavailable("down"))
     odd = ScriptedBackend(width=WIDTH + 2)
     gateway = gateway_of(
         honest, odd, dimensions=None, cache=1 << 20, retries=RetryPolicy(attempts=1)

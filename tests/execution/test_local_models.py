@@ -18,13 +18,13 @@ import pytest
 
 from embedroute import CacheSettings, Config, Endpoint, Gateway, Model, Provider, Settings
 from embedroute.backend import Accepts, Batch, LocalBackend, Vectors
-from embedroute.errors import BadAnswer, EmbedrouteError
-from embedroute.execution import LocalModels, Pace, checked, joined, part_of, slice_stop
+from embedroute.errors import EmbedrouteError, InvalidUpstreamResponse
+from embedroute.execution import LocalModels, Pace, cut_part, joined, slice_stop, validate_vectors
 from embedroute.inputs import ImagePart, ImageURL, TextPart
 from embedroute.routing import BreakerPolicy
 from tests.support.wait import until, until_on_loop
 
-CHECK = partial(checked, due=None)
+CHECK = partial(validate_vectors, due=None)
 
 TENANT = ContextVar("TENANT", default="nobody")
 
@@ -289,7 +289,7 @@ PARTS = (
     ],
 )
 def test_a_slice_has_its_own_inputs_and_all_else_of_its_batch(batch, inputs):
-    part = part_of(batch, 1, 3)
+    part = cut_part(batch, 1, 3)
 
     assert (inputs, batch.kind) == (part.inputs, part.kind)
     assert (2, "u", "m") == (part.dimensions, part.user, part.model)
@@ -343,7 +343,7 @@ class Wrong(Scripted, frozen=True, kw_only=True):
 )
 async def test_a_slice_with_a_wrong_answer_fails_the_batch(does):
     """Two wrong counts may add up to the right one: every row between would be another's."""
-    with pytest.raises(BadAnswer):
+    with pytest.raises(InvalidUpstreamResponse):
         await embed(LocalModels(), Wrong(does=does), *texts("t", 40))
 
 
@@ -512,7 +512,7 @@ async def test_a_model_that_hangs_fails_its_own_requests_and_recovers():
                 "works": Model(dimensions=2, endpoints=[Endpoint(provider="works")]),
             },
         ),
-        breaker=BreakerPolicy(first_rest=0.2),
+        breaker=BreakerPolicy(initial_cooldown=0.2),
         environ={},
     )
     statuses = []

@@ -19,14 +19,14 @@ from embedroute.config import CacheSettings
 from embedroute.errors import (
     BatchTooLarge,
     EmbedrouteError,
-    InputRefused,
     InvalidRequest,
     NoHealthyEndpoint,
     RateLimited,
-    TimedOut,
-    Unavailable,
+    UpstreamRejectedInput,
+    UpstreamTimeout,
+    UpstreamUnavailable,
 )
-from embedroute.execution import LARGEST, Merger
+from embedroute.execution import LARGEST, MicroBatcher
 from embedroute.inputs import ImagePart, ImageURL, TextPart
 from embedroute.routing import ENVELOPE, RetryPolicy
 from embedroute.testing import ScriptedBackend, expected_vector
@@ -43,7 +43,7 @@ class Endpointed:
     """An endpoint that answers when it is told to, and writes down what it was asked and in how many seconds."""
 
     def __init__(self, accepts=WIDE):
-        self.merger, self.accepts = Merger(), accepts
+        self.merger, self.accepts = MicroBatcher(), accepts
         self.batches, self.seconds = [], []
         self.open, self.came = anyio.Event(), defaultdict(anyio.Event)
         self.answer = lambda batch: hash_batch(batch, 8)
@@ -55,14 +55,14 @@ class Endpointed:
         with anyio.move_on_after(seconds):
             await self.open.wait()
             return self.answer(batch)
-        raise TimedOut("slow")
+        raise UpstreamTimeout("slow")
 
     async def embed(
         self, *texts, terms="terms", call=None, patience=LONG, timeout=LONGER, **fields
     ):
         batch, times = (
             Batch(model="m", texts=texts, **fields),
-            {"patience": patience, "timeout": timeout},
+            {"max_wait": patience, "timeout": timeout},
         )
         return await self.merger.embed(
             batch, terms, call or self.call, caps=lambda: self.accepts, **times
@@ -254,7 +254,7 @@ async def test_shares_of_the_tokens_add_up_to_what_the_upstream_said(tokens, due
 @pytest.mark.parametrize(
     "fault",
     [
-        InputRefused("bad"),
+        UpstreamRejectedInput("bad"),
         BatchTooLarge("too many"),
         InvalidRequest("bad"),
         NoHealthyEndpoint("resting"),
@@ -281,7 +281,8 @@ async def test_after_a_fault_of_the_input_each_goes_alone(fault):
 
 
 @pytest.mark.parametrize(
-    "failure", [RateLimited("rest", retry_after=3), Unavailable("down"), TimedOut("slow")]
+    "failure",
+    [RateLimited("rest", retry_after=3), UpstreamUnavailable("down"), UpstreamTimeout("slow")],
 )
 async def test_a_merged_call_that_fails_fails_for_all_and_counts_once(failure):
     """A timeout too where all have equal time: none of them calls anew."""
@@ -297,11 +298,11 @@ async def test_a_merged_call_that_fails_fails_for_all_and_counts_once(failure):
 
     assert [type(failure)] * 3 == [type(each) for each in failures]
     assert [failure.retry_after] * 3 == [each.retry_after for each in failures]
-    assert [False, True, True] == [each.counted for each in failures]
+    assert [False, True, True] == [each.already_recorded for each in failures]
     assert [["first"], ["a", "b", "c"]] == endpoint.asked
 
 
-@pytest.mark.parametrize("failure", [RateLimited, Unavailable, TimedOut])
+@pytest.mark.parametrize("failure", [RateLimited, UpstreamUnavailable, UpstreamTimeout])
 async def test_an_error_of_a_merged_call_quotes_it_to_nobody(failure):
     """Not to the leader either, who made the call: it holds the inputs of the others."""
     endpoint, raised = Endpointed(), []
@@ -331,7 +332,7 @@ async def test_a_call_made_alone_after_a_merged_one_failed_does_not_remember_tha
 
     def answer(batch):
         if "bad" in batch.texts:
-            raise InputRefused(f"cannot embed {batch.texts}")
+            raise UpstreamRejectedInput(f"cannot embed {batch.texts}")
         return hash_batch(batch, 8)
 
     outcomes = await together(endpoint, ("first",), ("bad",), ("b",), answer=answer)
@@ -515,9 +516,11 @@ async def test_each_has_its_own_time(leader, follower, outcomes, asked):
         endpoint.open.set()
 
     assert outcomes == tuple(
-        "late" if isinstance(ends[text], TimedOut) else "right" for text in BOTH
+        "late" if isinstance(ends[text], UpstreamTimeout) else "right" for text in BOTH
     )
-    assert all(isinstance(end, TimedOut) or is_right([text], end[0]) for text, end in ends.items())
+    assert all(
+        isinstance(end, UpstreamTimeout) or is_right([text], end[0]) for text, end in ends.items()
+    )
     assert [["busy"], *asked] == endpoint.asked
     assert endpoint.merger._queues == {}
 
@@ -569,7 +572,10 @@ async def test_one_without_the_time_for_another_round_is_told_so():
         await outcomes.over["follows"].wait()
         endpoint.open.set()
 
-    assert (TimedOut, True) == (type(outcomes["follows"]), outcomes["follows"].counted)
+    assert (UpstreamTimeout, True) == (
+        type(outcomes["follows"]),
+        outcomes["follows"].already_recorded,
+    )
     assert [["busy"], BOTH] == endpoint.asked
 
 
@@ -587,8 +593,8 @@ async def test_a_timeout_counts_once(counted):
         await outcomes.over["follows"].wait()
         endpoint.open.set()
 
-    assert outcomes["follows"].counted
-    assert counted or not outcomes["leads"].counted
+    assert outcomes["follows"].already_recorded
+    assert counted or not outcomes["leads"].already_recorded
 
 
 async def test_a_cap_that_is_learned_while_calls_wait_is_kept():
@@ -616,11 +622,11 @@ async def test_whatever_the_order_each_gets_its_own_vectors_or_its_own_end(seed)
         with anyio.move_on_after(seconds) as time:
             await anyio.sleep(rng.random() * 0.004)
         if time.cancelled_caught:
-            raise TimedOut("slow")
+            raise UpstreamTimeout("slow")
         if rng.random() < 0.1:
-            raise Unavailable("down")
+            raise UpstreamUnavailable("down")
         if any(text.startswith("bad") for text in batch.texts):
-            raise InputRefused("bad")
+            raise UpstreamRejectedInput("bad")
         return hash_batch(batch, 8)
 
     async def one(at):
@@ -656,10 +662,10 @@ async def test_whatever_the_order_each_gets_its_own_vectors_or_its_own_end(seed)
         if isinstance(outcome, tuple):
             assert not bad
             assert is_right(texts, outcome[0])
-        elif isinstance(outcome, TimedOut):
+        elif isinstance(outcome, UpstreamTimeout):
             assert late
         else:
-            assert isinstance(outcome, Unavailable) or outcome == "cancelled" or bad
+            assert isinstance(outcome, UpstreamUnavailable) or outcome == "cancelled" or bad
 
 
 # Through the gateway.
@@ -769,7 +775,7 @@ async def test_a_real_upstream_sees_fewer_calls_and_each_request_its_own_rows(po
 async def test_a_failure_of_a_merged_call_counts_once_against_the_endpoint():
     def answer(batch):
         if len(batch) > 1:
-            raise Unavailable("down")
+            raise UpstreamUnavailable("down")
         return hash_batch(batch, 8)
 
     backend = Gate(answer=answer)
@@ -863,7 +869,7 @@ async def test_a_merged_call_takes_nobody_more_time_than_it_has(leader, follower
 async def test_a_failure_of_a_merged_call_names_the_provider_to_all():
     def answer(batch):
         if len(batch) > 1:
-            raise Unavailable(f"cannot embed {batch.texts}")
+            raise UpstreamUnavailable(f"cannot embed {batch.texts}")
         return hash_batch(batch, 8)
 
     backend = Gate(answer=answer)

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedroute import Config, Gateway, embeddings_app
-from embedroute.backend import Secret, UpstreamReply, UpstreamRequest
+from embedroute.backend import Secret, UpstreamRequest, UpstreamResponse
 from embedroute.backends.openai import OpenAI
-from embedroute.errors import Unavailable
-from embedroute.execution import capture, scrub, secrets_of
-from embedroute.trace import Journal
+from embedroute.errors import UpstreamUnavailable
+from embedroute.execution import list_secrets, record_exchange, redact_message
+from embedroute.trace import RequestTrace
 from tests.fault_upstream import Upstream
 from tests.support.asgi_client import call
 
@@ -76,7 +76,7 @@ KEY = "sk-proj-0123456789-abcdefghij"
 )
 def test_secrets_are_taken_out_of_text_whole_and_masked(text, secrets, scrubbed):
     """Upstreams that mask a key repeat its ends, or its middle; shorter pieces of it are no use to anybody."""
-    assert scrubbed == scrub(text, secrets)
+    assert scrubbed == redact_message(text, secrets)
 
 
 ODD = "sk/AbC+dEf=GhIj-KlMn_OpQr~StUv?Wx"
@@ -100,7 +100,7 @@ ODD = "sk/AbC+dEf=GhIj-KlMn_OpQr~StUv?Wx"
 )
 def test_no_other_spelling_of_a_key_gets_through(spell, key):
     """What is left are the edges, which are spelled together with what stands beside the key."""
-    left = scrub(spell(key), [key])
+    left = redact_message(spell(key), [key])
 
     assert "[redacted]" in left
     assert len(left.replace("[redacted]", "")) <= 16
@@ -113,7 +113,7 @@ def test_no_eight_letters_of_a_key_in_a_row_get_through(data):
     end = data.draw(st.integers(begin + 8, len(KEY)))
     text = data.draw(st.text(max_size=20)) + KEY[begin:end] + data.draw(st.text(max_size=20))
 
-    seen = scrub(text, [KEY])
+    seen = redact_message(text, [KEY])
 
     assert not [at for at in range(len(KEY) - 7) if KEY[at : at + 8] in seen]
 
@@ -136,16 +136,16 @@ def test_no_eight_letters_of_a_key_in_a_row_get_through(data):
 )
 def test_a_message_is_hidden_then_written_out_then_cut(text, shown):
     """A key that is cut first is no whole key any more; a control character may move or turn what a reader sees."""
-    once = scrub(text, [KEY])
+    once = redact_message(text, [KEY])
 
     assert shown == once
-    assert once == scrub(once, [KEY])
+    assert once == redact_message(once, [KEY])
 
 
 def test_an_error_keeps_nothing_of_what_its_message_was():
     """Whoever prints or logs it, in whatever way."""
-    error = Unavailable(f"bad key {KEY}")
-    error.message = scrub(error.message, [KEY])
+    error = UpstreamUnavailable(f"bad key {KEY}")
+    error.message = redact_message(error.message, [KEY])
 
     assert [] == [
         told
@@ -165,12 +165,12 @@ def test_an_error_keeps_nothing_of_what_its_message_was():
     ],
 )
 def test_a_key_of_digits_is_hidden_in_numbers_too(answer, full):
-    journal = Journal("r")
-    journal.open(trace=False, sent=False, got=True, full=full)
-    reply = UpstreamReply(200, {}, answer.encode())
-    capture(journal, "p", OpenAI(api_key=Secret("1234567890123456")), reply)
+    journal = RequestTrace("r")
+    journal.open(trace=False, sent=False, received=True, full=full)
+    reply = UpstreamResponse(200, {}, answer.encode())
+    record_exchange(journal, "p", OpenAI(api_key=Secret("1234567890123456")), reply)
 
-    seen = json.dumps(journal.shown())
+    seen = json.dumps(journal.debug_fields())
     assert "12345678" not in seen
     assert "MTIzNDU2" not in seen
 
@@ -180,7 +180,7 @@ def test_every_secret_of_a_backend_is_known_tables_included():
         api_key=Secret("a"), extra_headers={"x-one": Secret("longer"), "x-two": Secret("bb")}
     )
 
-    assert secrets_of(backend) == ["longer", "bb", "a"]
+    assert list_secrets(backend) == ["longer", "bb", "a"]
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_credentials_in_an_address_are_secrets(user_info):
     password = unquote(user_info).partition(":")[2] or user_info
 
     for said in (f"Basic {sent}", f"https://{user_info}@host", password):
-        left = scrub(f"no: {said}.", secrets_of(backend))
+        left = redact_message(f"no: {said}.", list_secrets(backend))
         assert "[redacted]" in left
         assert not [
             at
@@ -201,37 +201,37 @@ def test_credentials_in_an_address_are_secrets(user_info):
             if said[at : at + 8] in left.replace("https://", "").replace("@host", "")
         ]
     request = UpstreamRequest(url=backend.base_url, content=b"{}", headers={})
-    journal = Journal("req_1")
-    journal.open(trace=False, sent=True, got=False, full=True)
-    capture(journal, "one", backend, request)
+    journal = RequestTrace("req_1")
+    journal.open(trace=False, sent=True, received=False, full=True)
+    record_exchange(journal, "one", backend, request)
     assert "https://[redacted]@host/v1" == journal.sent[0]["url"]
 
 
 def shown(body, *, full, answer=b"{}"):
     """What debug shows of a request and an answer with these bodies."""
-    journal = Journal("r")
-    journal.open(trace=False, sent=True, got=True, full=full)
+    journal = RequestTrace("r")
+    journal.open(trace=False, sent=True, received=True, full=full)
     request = UpstreamRequest.json(
         "https://u:p4ssw0rd@host/v1", body, bearer=Secret(KEY), headers={"x-plain": "1"}
     )
     backend = OpenAI(api_key=Secret(KEY))
-    capture(journal, "p", backend, request)
-    capture(journal, "p", backend, UpstreamReply(200, {}, answer))
-    return journal.shown()
+    record_exchange(journal, "p", backend, request)
+    record_exchange(journal, "p", backend, UpstreamResponse(200, {}, answer))
+    return journal.debug_fields()
 
 
 def test_no_more_than_a_megabyte_of_all_bodies_of_a_request_is_shown():
-    journal = Journal("r")
-    journal.open(trace=False, sent=True, got=True, full=True)
+    journal = RequestTrace("r")
+    journal.open(trace=False, sent=True, received=True, full=True)
     request = UpstreamRequest(url="http://host", content=b'"%b"' % (b"a" * 600_000), headers={})
-    for message in [request] * 3 + [UpstreamReply(200, {}, b'"b"')]:
-        capture(journal, "p", OpenAI(api_key=Secret(KEY)), message)
+    for message in [request] * 3 + [UpstreamResponse(200, {}, b'"b"')]:
+        record_exchange(journal, "p", OpenAI(api_key=Secret(KEY)), message)
 
     # The quotes count too.
     assert [600_000, 399_997, 0] == [
         len(sent["body"].strip('"')) if sent["body"] else 0 for sent in journal.sent
     ]
-    assert journal.got[0]["body"] == "b"
+    assert journal.received[0]["body"] == "b"
 
 
 def test_a_full_capture_shows_the_bodies_without_secrets():

@@ -11,17 +11,17 @@ import pytest
 from embedroute.errors import (
     ContextTooLong,
     DeadlineExceeded,
-    InputRefused,
     InvalidRequest,
-    KeyRefused,
     NoHealthyEndpoint,
     RateLimited,
-    TimedOut,
-    Unavailable,
+    UpstreamAuthError,
     UpstreamError,
+    UpstreamRejectedInput,
+    UpstreamTimeout,
+    UpstreamUnavailable,
 )
-from embedroute.execution import Flights, never_expected
-from embedroute.routing import Embedded
+from embedroute.execution import SingleFlight, never_expected
+from embedroute.routing import EmbeddedInput
 from embedroute.vectors import from_lists
 from tests.support.wait import until_on_loop
 
@@ -49,19 +49,19 @@ class Computer:
         await self.go.wait()
         if failure is not None:
             raise failure
-        land({key: Embedded(VECTOR, len(item)) for key, item in asked.items()})
+        land({key: EmbeddedInput(VECTOR, len(item)) for key, item in asked.items()})
 
 
 class Party:
     """Requests that share one set of flights."""
 
     def __init__(self, *failures, expect=never_expected):
-        self.flights, self.computer = Flights(expect), Computer(*failures)
+        self.flights, self.computer = SingleFlight(expect), Computer(*failures)
         self.got: dict[str, object] = {}
 
     async def ask(self, name, keys, terms=TERMS, computer=None, **times):
         try:
-            found, led = await self.flights.share(
+            found, led = await self.flights.run(
                 work(keys), terms, computer or self.computer, (), **times
             )
         except Exception as error:  # noqa: BLE001 - what it got
@@ -102,23 +102,23 @@ async def test_a_key_is_computed_once_for_all_who_want_it(asks, computed, got):
     assert computed == party.computer.computed
 
 
-REFUSED = InputRefused("poison")
-DOWN = Unavailable("down")
+REFUSED = UpstreamRejectedInput("poison")
+DOWN = UpstreamUnavailable("down")
 
 
 @pytest.mark.parametrize(
     ("failure", "leader", "waiter", "shared"),
     [
         (DOWN, ("ab", TERMS), ("b", TERMS), True),
-        (KeyRefused("no"), ("ab", TERMS), ("bc", TERMS), True),
+        (UpstreamAuthError("no"), ("ab", TERMS), ("bc", TERMS), True),
         (DOWN, ("ab", TERMS), ("b", ("b:m",)), False),
-        (TimedOut("slow"), ("ab", TERMS), ("b", TERMS), False),
+        (UpstreamTimeout("slow"), ("ab", TERMS), ("b", TERMS), False),
         (DeadlineExceeded("late"), ("ab", TERMS), ("b", TERMS), False),
         (RateLimited("wait", retry_after=0.7), ("ab", TERMS), ("b", TERMS), False),
         (RateLimited("wait"), ("ab", TERMS), ("b", TERMS), False),
         # No rest at all fits into every deadline: the leader's budget was spent, and so is the waiter's.
         (RateLimited("wait", retry_after=0), ("ab", TERMS), ("b", TERMS), True),
-        (Unavailable("down", retry_after=0.7), ("ab", TERMS), ("b", TERMS), True),
+        (UpstreamUnavailable("down", retry_after=0.7), ("ab", TERMS), ("b", TERMS), True),
         (REFUSED, ("ab", TERMS), ("ab", TERMS), True),
         (REFUSED, ("b", TERMS), ("bc", TERMS), True),
         (ContextTooLong("long"), ("b", TERMS), ("b", TERMS), True),
@@ -149,10 +149,10 @@ async def test_a_waiter_shares_only_an_error_that_would_be_its_own(failure, lead
 
 
 async def test_each_waiter_gets_a_copy_of_the_error_that_holds_nothing_of_others():
-    failure = Unavailable(
+    failure = UpstreamUnavailable(
         "The upstream answered 500: cannot embed 'a secret'", param="a secret", upstream_status=500
     )
-    failure.provider, failure.told = "up", "a secret"
+    failure.provider, failure.matched_text = "up", "a secret"
     failure.__cause__ = ValueError("a secret")
 
     got = await Party(failure).meet(("leader", "ab"), ("one", "b"), ("other", "b"))
@@ -161,7 +161,12 @@ async def test_each_waiter_gets_a_copy_of_the_error_that_holds_nothing_of_others
     assert got["one"] is not got["other"]
     for told in got.values():
         assert "The provider up failed. Send the request again later." == told.message
-        assert (500, "up", None, "") == (told.upstream_status, told.provider, told.param, told.told)
+        assert (500, "up", None, "") == (
+            told.upstream_status,
+            told.provider,
+            told.param,
+            told.matched_text,
+        )
         assert (None, None) == (told.__cause__, told.__context__)
         frames = []
         trace = told.__traceback__
@@ -169,7 +174,7 @@ async def test_each_waiter_gets_a_copy_of_the_error_that_holds_nothing_of_others
             frames.append(trace.tb_frame.f_code.co_name)
             assert failure is not getattr(trace.tb_frame.f_locals.get("flight"), "error", None)
             trace = trace.tb_next
-        assert ["ask", "share", "follow", "_landings"] == frames
+        assert ["ask", "run", "follow", "_landings"] == frames
 
 
 @pytest.mark.parametrize(
@@ -180,11 +185,11 @@ async def test_who_computes_on_other_terms_is_waited_for_within_bounds(terms, co
     party, met = Party(), []
 
     async def wait():
-        met.append(await party.flights.share(work("bc"), terms, second, (), patience=0.05))
+        met.append(await party.flights.run(work("bc"), terms, second, (), patience=0.05))
 
     async def second(asked, land):
         party.computer.computed.append("".join(asked.values()))
-        land({key: Embedded(VECTOR, len(item)) for key, item in asked.items()})
+        land({key: EmbeddedInput(VECTOR, len(item)) for key, item in asked.items()})
 
     async with anyio.create_task_group() as group:
         group.start_soon(party.ask, "leader", "ab")
@@ -200,23 +205,23 @@ async def test_who_computes_on_other_terms_is_waited_for_within_bounds(terms, co
 
 
 async def test_what_has_landed_is_in_flight_no_more():
-    flights, waiting = Flights(), anyio.Event()
+    flights, waiting = SingleFlight(), anyio.Event()
 
     async def half(asked, land):
-        land({b"a": Embedded(VECTOR, 1)})
+        land({b"a": EmbeddedInput(VECTOR, 1)})
         await waiting.wait()
         raise DOWN
 
     async def lead():
-        with pytest.raises(Unavailable):
-            await flights.share(work("ab"), TERMS, half, ())
+        with pytest.raises(UpstreamUnavailable):
+            await flights.run(work("ab"), TERMS, half, ())
 
     async with anyio.create_task_group() as group:
         group.start_soon(lead)
         await anyio.wait_all_tasks_blocked()
         computer = Computer()
         computer.go.set()
-        found, led = await flights.share(work("a"), TERMS, computer, ())
+        found, led = await flights.run(work("a"), TERMS, computer, ())
         waiting.set()
 
     # The cache has it by then; without one it is computed again, and nobody waits for the leader's other keys.
@@ -312,7 +317,7 @@ async def test_what_is_expected_is_of_the_inputs_that_are_waited_for():
         asked.append(given)
         return SOON
 
-    flights, slow, own = Flights(expect), Computer(), Computer()
+    flights, slow, own = SingleFlight(expect), Computer(), Computer()
     own.go.set()
 
     def compute(of):
@@ -323,9 +328,9 @@ async def test_what_is_expected_is_of_the_inputs_that_are_waited_for():
 
     async with anyio.create_task_group() as group:
         await begin(
-            group, (flights.share, work("abcde"), TERMS, compute(slow), ("candidates", "order"))
+            group, (flights.run, work("abcde"), TERMS, compute(slow), ("candidates", "order"))
         )
-        found, led = await flights.share(
+        found, led = await flights.run(
             work("dexyz"[:4]), TERMS, compute(own), ("candidates", "order")
         )
         slow.go.set()
@@ -439,7 +444,7 @@ async def test_the_failure_of_an_own_call_is_its_own():
     got = await raced(party, own, own.go, second=party.computer.go)
 
     assert got["waiter"] is DOWN
-    assert (Unavailable, "abc") == (type(got["third"]), got["leader"])
+    assert (UpstreamUnavailable, "abc") == (type(got["third"]), got["leader"])
 
 
 @pytest.mark.parametrize("who", ["leader", "waiter", "both"])
@@ -469,21 +474,23 @@ async def test_one_that_is_cancelled_while_an_own_call_is_under_way_leaves_the_o
 async def test_whatever_the_order_everybody_gets_all_keys_or_an_end_of_its_own(seed):
     """Sixty requests of one to twelve keys; leaders are slow, fail, or are cancelled."""
     rng = random.Random(seed)
-    flights, ends = Flights(lambda _: 0.003), []
+    flights, ends = SingleFlight(lambda _: 0.003), []
 
     async def compute(asked, land):
         for key, item in asked.items():
             await anyio.sleep(rng.random() * 0.003)
-            land({key: Embedded(VECTOR, ord(item))})
+            land({key: EmbeddedInput(VECTOR, ord(item))})
         if rng.random() < 0.1:
-            raise rng.choice([Unavailable("down"), InputRefused("bad"), TimedOut("slow")])
+            raise rng.choice(
+                [UpstreamUnavailable("down"), UpstreamRejectedInput("bad"), UpstreamTimeout("slow")]
+            )
 
     async def one():
         await anyio.sleep(rng.random() * 0.03)
         asked = work(rng.sample("abcdefghijklmnop", rng.choice([1, 1, 2, 12])))
         with anyio.move_on_after(rng.choice([0.005, 3600.0])) as time:
             try:
-                found, _ = await flights.share(
+                found, _ = await flights.run(
                     asked, rng.choice([TERMS, TERMS, "others"]), compute, (), 0.01
                 )
             except UpstreamError as error:

@@ -24,7 +24,7 @@ from starlette.testclient import TestClient
 
 from embedroute import Config, EmbeddingsMiddleware, Gateway, embeddings_app
 from embedroute.backend import Accepts
-from embedroute.errors import InternalError, Unavailable
+from embedroute.errors import InternalError, UpstreamUnavailable
 from embedroute.runtime import PerLoop, tasks
 from embedroute.testing import ScriptedBackend, expected_vector
 from tests.fault_upstream import Upstream, vector_of
@@ -502,7 +502,7 @@ class Exotic(BaseException):
 @pytest.mark.parametrize(
     ("error", "status"),
     [
-        (Unavailable("reset"), 502),
+        (UpstreamUnavailable("reset"), 502),
         (ValueError("v"), 502),
         (KeyError("k"), 502),
         (RecursionError(), 502),

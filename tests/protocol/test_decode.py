@@ -18,8 +18,8 @@ from embedroute.protocol import (
     Content,
     Debug,
     EmbeddingOptions,
+    EmbeddingRequest,
     GoogleOptions,
-    Job,
     Limits,
     MaxPrice,
     MistralOptions,
@@ -230,8 +230,8 @@ def test_two_names_that_differ_are_refused(given):
         ('"user":"u"', {"user": "u"}),
         ('"user":""', {"user": ""}),
         ('"user":"' + "é" * 512 + '"', {"user": "é" * 512}),
-        ('"provider":"mock"', {"hint": "mock"}),
-        ('"provider":""', {"hint": ""}),
+        ('"provider":"mock"', {"provider": "mock"}),
+        ('"provider":""', {"provider": ""}),
         ('"provider":{}', {"preferences": Preferences()}),
         ('"embedding_options":{}', {"options": EmbeddingOptions()}),
         (
@@ -287,7 +287,7 @@ def test_two_names_that_differ_are_refused(given):
 def test_every_other_field_is_read(given, expected):
     plain = {"model": "m", "inputs": ["a"], "kind": Kind.TEXT}
 
-    assert Job(**plain, **expected) == decode(body(f'"input":"a",{given}'))
+    assert EmbeddingRequest(**plain, **expected) == decode(body(f'"input":"a",{given}'))
 
 
 OPTIONAL = [
@@ -324,8 +324,8 @@ def nulls(path, names):
 def test_null_is_absent_at_every_level(path, names):
     job = decode(nulls(path, names))
 
-    assert (job.dimensions, job.user, job.hint, job.base64) == (None, None, None, False)
-    assert not job.debug.flagged()
+    assert (job.dimensions, job.user, job.provider, job.base64) == (None, None, None, False)
+    assert not job.debug.any_flag_set()
 
 
 @pytest.mark.parametrize(
@@ -558,7 +558,7 @@ def test_a_host_application_may_send_values_of_its_own_types(given, inputs):
         ({"model": Word.MODEL}, "model", "m"),
         ({"model": np.str_("m")}, "model", "m"),
         ({"input_type": Word.QUERY}, "input_type", "query"),
-        ({"provider": Words("a")}, "hint", "a"),
+        ({"provider": Words("a")}, "provider", "a"),
         ({"provider": {Words("only"): (Words("a"),)}}, "preferences", Preferences(only=["a"])),
         ({"provider": Preferences(only=["a"])}, "preferences", Preferences(only=["a"])),
         (

@@ -13,7 +13,12 @@ import pytest
 
 from embedroute import Config, Gateway, Provider, embeddings_app
 from embedroute.backend import Accepts, Vectors
-from embedroute.errors import InputRefused, KeyRefused, RateLimited, Unavailable
+from embedroute.errors import (
+    RateLimited,
+    UpstreamAuthError,
+    UpstreamRejectedInput,
+    UpstreamUnavailable,
+)
 from embedroute.routing import RetryPolicy
 from embedroute.testing import ScriptedBackend, expected_vector
 from tests.support.asgi_client import call
@@ -159,10 +164,10 @@ BAD = [
     ({"input": "a", "model": "x"}, {}, None, 404),
     ({"input": "a"}, {"path": "/v1/nowhere"}, None, 404),
     ({"input": "a"}, {"method": "DELETE"}, None, 405),
-    ({"input": "a"}, {}, InputRefused("too odd"), 400),
+    ({"input": "a"}, {}, UpstreamRejectedInput("too odd"), 400),
     ({"input": "a"}, {}, RateLimited("slow", retry_after=100), 429),
-    ({"input": "a"}, {}, KeyRefused("bad"), 502),
-    ({"input": "a"}, {}, Unavailable("down", upstream_status=500), 502),
+    ({"input": "a"}, {}, UpstreamAuthError("bad"), 502),
+    ({"input": "a"}, {}, UpstreamUnavailable("down", upstream_status=500), 502),
     ({"input": "a"}, {}, 9.0, 504),
 ]
 
@@ -242,7 +247,7 @@ FULL = {"trace": True, "trace_level": "full"}
         (None, set()),
     ],
 )
-@pytest.mark.parametrize("failure", [None, Unavailable("down")])
+@pytest.mark.parametrize("failure", [None, UpstreamUnavailable("down")])
 async def test_debug_shows_what_was_asked_for_beside_the_answer(dialect, debug, shown, failure):
     gateway = gateway_of(ScriptedBackend(then=failure or 0.0, width=WIDTH))
 

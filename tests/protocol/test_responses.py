@@ -11,19 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedroute.errors import (
-    BadAnswer,
     DeadlineExceeded,
     InvalidRequest,
-    KeyRefused,
+    InvalidUpstreamResponse,
     MethodNotAllowed,
     NoHealthyEndpoint,
     PermissionDenied,
     RateLimited,
     Unauthorized,
+    UpstreamAuthError,
 )
 from embedroute.inputs import Kind
-from embedroute.protocol import DIALECTS, ENCODER, Embeddings, Job, ModelCard
-from embedroute.trace import Journal
+from embedroute.protocol import DIALECTS, ENCODER, EmbeddingRequest, Embeddings, ModelCard
+from embedroute.trace import RequestTrace
 
 OPENAI = DIALECTS["openai"]
 
@@ -33,9 +33,13 @@ def array(*numbers):
 
 
 def success(vectors, *, base64):
-    answer = Embeddings(rows=list(vectors), model="m", prompt_tokens=7, journal=Journal("req_1"))
+    answer = Embeddings(
+        rows=list(vectors), model="m", prompt_tokens=7, journal=RequestTrace("req_1")
+    )
     return b"".join(
-        OPENAI.success(answer, Job(model="m:floor", inputs=["a"], kind=Kind.TEXT, base64=base64))
+        OPENAI.success(
+            answer, EmbeddingRequest(model="m:floor", inputs=["a"], kind=Kind.TEXT, base64=base64)
+        )
     )
 
 
@@ -149,12 +153,12 @@ def test_views_are_written_as_what_they_show(slices):
             b'{"message":"x","type":"rate_limit_error","param":null,"code":"rate_limit_exceeded"}',
         ),
         (
-            KeyRefused("x"),
+            UpstreamAuthError("x"),
             502,
             b'{"message":"x","type":"upstream_error","param":null,"code":"upstream_credentials"}',
         ),
         (
-            BadAnswer("x"),
+            InvalidUpstreamResponse("x"),
             502,
             b'{"message":"x","type":"upstream_error","param":null,"code":"upstream_invalid_response"}',
         ),
@@ -171,7 +175,7 @@ def test_views_are_written_as_what_they_show(slices):
     ],
 )
 def test_an_error_has_all_four_keys(error, status, body):
-    assert (error.status, OPENAI.error(error, Journal("req_1"))) == (
+    assert (error.status, OPENAI.error(error, RequestTrace("req_1"))) == (
         status,
         b'{"error":' + body + b"}",
     )

@@ -8,14 +8,14 @@ import pytest
 
 from embedroute.backend import Vectors
 from embedroute.errors import (
-    BadAnswer,
-    InputRefused,
-    KeyRefused,
-    ModelRefused,
+    ConnectError,
+    InvalidUpstreamResponse,
     RateLimited,
-    TimedOut,
-    Unavailable,
-    Unreachable,
+    UpstreamAuthError,
+    UpstreamModelNotFound,
+    UpstreamRejectedInput,
+    UpstreamTimeout,
+    UpstreamUnavailable,
 )
 from embedroute.testing import ScriptedBackend, expected_vector
 from tests.regressions.requesting import (
@@ -35,11 +35,11 @@ from tests.regressions.requesting import (
 
 pytestmark = pytest.mark.anyio
 
-DOWN, DEAD, SLOW = Unavailable("reset"), Unreachable("refused"), TimedOut("slow")
+DOWN, DEAD, SLOW = UpstreamUnavailable("reset"), ConnectError("refused"), UpstreamTimeout("slow")
 REST, KEY, GONE = (
     RateLimited("slow down", retry_after=100),
-    KeyRefused("no"),
-    ModelRefused("no such model"),
+    UpstreamAuthError("no"),
+    UpstreamModelNotFound("no such model"),
 )
 OTHER_WIDTH = Vectors(np.ones((len(TEXTS), WIDTH + 1), "<f4"))
 OK = 0.0
@@ -77,13 +77,13 @@ COURSES = {
     "reflexio-141-connect-error-repeated": Course([[DEAD, OK]], [2], "a"),
     "bifrost-refused-key-moves-on": Course([[KEY], [OK]], [1, 1], "b"),
     "bifrost-all-fail-tells-the-first": Course(
-        [[BadAnswer("nonsense")], [DOWN]], [2, 2], "a,b", 502, BAD
+        [[InvalidUpstreamResponse("nonsense")], [DOWN]], [2, 2], "a,b", 502, BAD
     ),
     "bifrost-all-fail-tells-what-heals": Course([[KEY], [DOWN]], [1, 2], "a,b", 502),
     "bifrost-all-keys-dead": Course([[KEY], [KEY]], [1, 1], "a,b", 502, REFUSED),
     "vllm-53742-model-only-here-unknown": Course([[GONE], [OK]], [1, 1], "b"),
     "litellm-context-window-is-no-outage": Course(
-        [[InputRefused("too long")], [OK]], [1, 0], "a", 400
+        [[UpstreamRejectedInput("too long")], [OK]], [1, 0], "a", 400
     ),
     "openrouter-no-fallbacks-keeps-the-status": Course(
         [[REST], [OK]], [1, 0], "a", 429, LIMITED, wishes={"order": ["a"], "allow_fallbacks": False}
@@ -156,7 +156,13 @@ A, AB = ["a"], ["a", "b"]
         ),
         "openclaw-96534-does-not-stay-there": ([DOWN, OK], "n", [A, A], ["n", "m"], [A]),
         "qmd-761-kept-apart-in-the-cache": ([DOWN, OK], "n", [AB, AB, A], ["n", "m", "m"], [AB]),
-        "openclaw-91719-not-for-the-inputs-fault": ([InputRefused("bad")], "n", [A], [None], []),
+        "openclaw-91719-not-for-the-inputs-fault": (
+            [UpstreamRejectedInput("bad")],
+            "n",
+            [A],
+            [None],
+            [],
+        ),
     },
 )
 async def test_spaces_are_never_mixed(script, fallback, asks, models, sent):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from embedroute.backends.hashed import hash_batch
-from embedroute.errors import InputRefused
+from embedroute.errors import UpstreamRejectedInput
 from embedroute.testing import ScriptedBackend
 from tests.fault_upstream.refusals import refuse
 from tests.fault_upstream.truth import say
@@ -220,7 +220,7 @@ def gated(gate):
     async def answer(batch):
         await gate.wait()
         if "poison" in batch.texts:
-            raise InputRefused("This input is poison.")
+            raise UpstreamRejectedInput("This input is poison.")
         return hash_batch(batch, WIDTH)
 
     return ScriptedBackend(then=answer)

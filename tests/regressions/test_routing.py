@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import pytest
 
-from embedroute.errors import ModelRefused
+from embedroute.errors import UpstreamModelNotFound
 from embedroute.testing import ScriptedBackend
 from tests.regressions.requesting import ask, at, gateway_of, numbers_in, right, table
 
@@ -167,7 +167,9 @@ def wrong(param):
 )
 async def test_endpoints_are_asked_in_this_order(model, wishes, expected):
     """Every one of them fails, so that all are asked; stages come before prices, and prices lie too far apart for chance."""
-    backends = {slug: ScriptedBackend(then=ModelRefused("not here"), width=8) for slug in OFFERS}
+    backends = {
+        slug: ScriptedBackend(then=UpstreamModelNotFound("not here"), width=8) for slug in OFFERS
+    }
     providers = {slug: {"backend": backends[slug], **OFFERS[slug].provider} for slug in OFFERS}
     endpoints = {slug: {"price": offer.price, **offer.endpoint} for slug, offer in OFFERS.items()}
     answer = await ask(

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import pytest
 
 from embedroute import embeddings_app
-from embedroute.errors import KeyRefused, RateLimited, Unavailable
+from embedroute.errors import RateLimited, UpstreamAuthError, UpstreamUnavailable
 from embedroute.testing import ScriptedBackend
 from tests.fault_upstream.truth import say
 from tests.regressions.requesting import ask, at, gateway_of, inputs_of, numbers_in, right, table
@@ -115,9 +115,9 @@ async def test_tokens_by_modality_are_told_where_there_are_two(upstreams, told, 
 
 
 DOWN, REST, KEY = (
-    Unavailable("reset"),
+    UpstreamUnavailable("reset"),
     RateLimited("slow down", retry_after=99.2),
-    KeyRefused("sk-1 is bad"),
+    UpstreamAuthError("sk-1 is bad"),
 )
 
 

@@ -8,15 +8,15 @@ import msgspec
 from embedroute.auth import Caller
 from embedroute.backend import Accepts
 from embedroute.config import Model
-from embedroute.protocol import Job, Limits, Preferences, decode_request
+from embedroute.protocol import EmbeddingRequest, Limits, Preferences, decode_request
 from embedroute.routing import (
     BreakerPolicy,
-    Candidate,
-    Health,
+    EndpointHealth,
+    ResolvedEndpoint,
     Route,
-    Surroundings,
+    SelectionContext,
     normalise,
-    select,
+    select_endpoints,
 )
 from embedroute.testing import ScriptedBackend
 
@@ -26,10 +26,10 @@ SOMEONE = Caller(name="someone")
 
 def candidate(
     provider="a", price=None, *, accepts=None, model="upstream-model", **facts
-) -> Candidate:
+) -> ResolvedEndpoint:
     """An endpoint of ``provider``, at ``price`` USD per million prompt tokens."""
     prices = price if isinstance(price, dict) else {} if price is None else {"prompt": price}
-    return Candidate(
+    return ResolvedEndpoint(
         provider=provider,
         model=model,
         backend=ScriptedBackend(),
@@ -40,10 +40,10 @@ def candidate(
 
 
 def route(*candidates, sort=None, **facts) -> Route:
-    return Route(name="m", public="m", model=Model(**facts), candidates=candidates, sort=sort)
+    return Route(name="m", public_name="m", model=Model(**facts), candidates=candidates, sort=sort)
 
 
-def job(**fields) -> Job:
+def job(**fields) -> EmbeddingRequest:
     """A request, read as it would be from the wire."""
     return decode_request(msgspec.json.encode({"model": "m", "input": "text", **fields}), Limits())
 
@@ -53,8 +53,13 @@ def wishes(**fields) -> Preferences:
 
 
 def around(
-    candidates: Sequence[Candidate] = (), *, random=lambda: 0.0, now=NOW, healths=None, **lists
-) -> Surroundings:
+    candidates: Sequence[ResolvedEndpoint] = (),
+    *,
+    random=lambda: 0.0,
+    now=NOW,
+    healths=None,
+    **lists,
+) -> SelectionContext:
     """Surroundings in which every candidate is healthy unless ``healths``, by provider, says otherwise."""
     healths = healths or {}
     known = {
@@ -62,8 +67,8 @@ def around(
         for it in candidates
         for name in (it.provider, it.provider.partition("/")[0], it.vendor)
     }
-    return Surroundings(
-        health=lambda it: healths.get(it.provider) or Health(BreakerPolicy()),
+    return SelectionContext(
+        health=lambda it: healths.get(it.provider) or EndpointHealth(BreakerPolicy()),
         known_names=frozenset(known | {"openai", "azure", "google-vertex", "deepinfra"}),
         now=now,
         random=random,
@@ -83,7 +88,7 @@ def chosen(
 ) -> list[str]:
     """The providers that a request with ``preferences`` is offered to, in order."""
     asked = job(**(fields or {}), provider=preferences) if preferences else job(**(fields or {}))
-    found = select(
+    found = select_endpoints(
         route(*candidates, sort=suffix, **(facts or {})),
         asked,
         caller,
@@ -92,16 +97,16 @@ def chosen(
     return [it.provider for it in found.candidates]
 
 
-def failed(seconds_ago: float) -> Health:
+def failed(seconds_ago: float) -> EndpointHealth:
     """A health whose endpoint failed once, so long ago."""
-    health = Health(BreakerPolicy())
-    health.failed(health.admit(NOW - seconds_ago), NOW - seconds_ago)
+    health = EndpointHealth(BreakerPolicy())
+    health.record_failure(health.acquire(NOW - seconds_ago), NOW - seconds_ago)
     return health
 
 
-def measured(*latencies: float, tokens: int = 100) -> Health:
+def measured(*latencies: float, tokens: int = 100) -> EndpointHealth:
     """A health whose calls took ``latencies`` seconds, just now."""
-    health = Health(BreakerPolicy())
+    health = EndpointHealth(BreakerPolicy())
     for latency in latencies:
-        health.succeeded(health.admit(NOW - 1), NOW - 1, latency, tokens)
+        health.record_success(health.acquire(NOW - 1), NOW - 1, latency, tokens)
     return health

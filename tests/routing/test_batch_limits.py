@@ -6,16 +6,16 @@ from hypothesis import strategies as st
 
 from embedroute.backend import Accepts
 from embedroute.errors import Measure
-from embedroute.routing import ENVELOPE, GROWS_EVERY, LEAST, BreakerPolicy, Health, amount
+from embedroute.routing import ENVELOPE, GROWS_EVERY, LEAST, BreakerPolicy, EndpointHealth, amount
 
 INPUTS, TOKENS, BYTES = Measure.INPUTS, Measure.TOKENS, Measure.BYTES
 MINUTE = GROWS_EVERY
 
 
 def taught(measure, *refused, now=0.0):
-    health = Health(BreakerPolicy())
+    health = EndpointHealth(BreakerPolicy())
     for held in refused:
-        health.overfilled(now, measure, held)
+        health.record_batch_too_large(now, measure, held)
     return health
 
 
@@ -76,7 +76,7 @@ def test_a_cap_doubles_every_minute_until_it_reaches_what_was_refused(minutes, e
 def test_a_cap_that_grew_too_large_is_halved_again_and_not_forgotten():
     health = taught(INPUTS, 2048, 1024, 512)
     assert 512 == cap(health, INPUTS, MINUTE)
-    health.overfilled(MINUTE, INPUTS, 512)
+    health.record_batch_too_large(MINUTE, INPUTS, 512)
 
     assert [256, 512, 1024, None] == [cap(health, INPUTS, at * MINUTE) for at in (1, 2, 3, 4)]
 
@@ -87,7 +87,7 @@ def test_a_cap_that_grew_too_large_is_halved_again_and_not_forgotten():
 )
 def test_what_was_answered_is_within_the_cap(answered, expected):
     health = taught(INPUTS, 512)
-    health.fitted(0.0, INPUTS, answered)
+    health.record_batch_fitted(0.0, INPUTS, answered)
 
     assert expected == cap(health, INPUTS)
 
@@ -118,13 +118,13 @@ def test_a_call_holds_no_more_than_is_declared_and_learned(declared, expected):
     st.lists(
         st.tuples(
             st.floats(0, 100),
-            st.sampled_from(["overfilled", "fitted", "doubt"]),
+            st.sampled_from(["record_batch_too_large", "record_batch_fitted", "doubt"]),
             st.integers(1, 10**7),
         )
     ),
 )
 def test_no_order_of_events_makes_a_cap_smaller_than_the_least_or_permanent(measure, events):
-    health, now = Health(BreakerPolicy()), 0.0
+    health, now = EndpointHealth(BreakerPolicy()), 0.0
     for wait, event, held in events:
         now += wait
         args = (now, measure) if event == "doubt" else (now, measure, held)

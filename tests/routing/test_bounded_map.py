@@ -2,57 +2,59 @@
 
 import pytest
 
-from embedroute.errors import BadAnswer
-from embedroute.execution import Widths
-from embedroute.routing import MOST, BreakerPolicy, Healths, Recent
+from embedroute.errors import InvalidUpstreamResponse
+from embedroute.execution import WidthRegistry
+from embedroute.routing import MOST, BoundedMap, BreakerPolicy, HealthRegistry
 from tests.routing.factories import candidate
 
 
 def test_memory_stays_bounded():
-    recent = Recent()
+    recent = BoundedMap()
     for at in range(5 * MOST):
-        recent.recall(at, at)
+        recent.get_or_insert(at, at)
 
     assert MOST <= len(recent) + len(recent.earlier) <= 2 * MOST
 
 
 @pytest.mark.parametrize(("others", "known"), [(0, 1), (MOST - 1, 1), (MOST, 1), (2 * MOST, 2)])
 def test_what_is_asked_for_while_others_come_in_is_not_forgotten(others, known):
-    recent = Recent()
+    recent = BoundedMap()
     for first in (1, 2):
-        found = recent.recall("it", first)
+        found = recent.get_or_insert("it", first)
         for at in range(others):
-            recent.recall((first, at), 0)
+            recent.get_or_insert((first, at), 0)
 
     assert known == found
 
 
 def test_what_is_always_asked_for_is_never_forgotten():
-    recent = Recent()
+    recent = BoundedMap()
     for at in range(5 * MOST):
-        recent.recall(at, at)
+        recent.get_or_insert(at, at)
         if at % MOST == 0:
-            recent.recall("it", at)
+            recent.get_or_insert("it", at)
 
-    assert 0 == recent.recall("it", 1)
+    assert 0 == recent.get_or_insert("it", 1)
 
 
 def test_the_health_of_an_endpoint_in_use_outlives_those_of_names_that_clients_made_up():
-    healths, it = Healths(BreakerPolicy(failures=1)), candidate("it")
-    ill = healths.of(it)
+    healths, it = HealthRegistry(BreakerPolicy(failures=1)), candidate("it")
+    ill = healths.get(it)
     for at in range(5 * MOST):
-        healths.of(candidate("it", model=f"made-up-{at}"))
-        assert ill is healths.of(it)
+        healths.get(candidate("it", model=f"made-up-{at}"))
+        assert ill is healths.get(it)
 
     assert len(healths._healths) <= MOST
 
 
 def test_the_width_of_a_space_in_use_outlives_those_of_names_that_clients_made_up():
-    widths = Widths()
+    widths = WidthRegistry()
     for at in range(5 * MOST):
-        widths.agree("it", "float", 8)
-        widths.agree(f"made-up-{at}", "float", at)
+        widths.check("it", "float", 8)
+        widths.check(f"made-up-{at}", "float", at)
 
-    with pytest.raises(BadAnswer, match="4 numbers where others of this model have 8"):
-        widths.agree("it", "float", 4)
+    with pytest.raises(
+        InvalidUpstreamResponse, match="4 numbers where others of this model have 8"
+    ):
+        widths.check("it", "float", 4)
     assert len(widths._widths) <= MOST

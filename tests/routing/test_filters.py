@@ -5,7 +5,7 @@ import pytest
 from embedroute.config import Model
 from embedroute.errors import InvalidRequest, NoEligibleProvider
 from embedroute.protocol import Limits, make_request
-from embedroute.routing import Parameters, select
+from embedroute.routing import Parameters, select_endpoints
 from tests.routing.factories import SOMEONE, around, candidate, chosen, job, route
 
 PLAIN = candidate("plain", 1)
@@ -24,7 +24,7 @@ MUTE = candidate("mute", 9, accepts={"texts": False, "tokens": True})
 
 
 def parameters(fields, *candidates, **facts):
-    return select(
+    return select_endpoints(
         route(*candidates, **facts), job(**fields), SOMEONE, around(candidates)
     ).parameters
 
@@ -239,9 +239,9 @@ def test_what_two_namespaces_ask_that_nobody_gives_together_is_named(fields, par
 )
 def test_a_namespace_goes_to_who_speaks_it(fields, candidates, names, lost):
     """If any candidate speaks it the others are none; if nobody does it is dropped, and the trace says so."""
-    found = select(route(*candidates), job(**fields), SOMEONE, around(candidates))
+    found = select_endpoints(route(*candidates), job(**fields), SOMEONE, around(candidates))
 
-    assert (names, lost) == ([it.provider for it in found.candidates], found.unspoken)
+    assert (names, lost) == ([it.provider for it in found.candidates], found.ignored_options)
 
 
 @pytest.mark.parametrize(
@@ -389,11 +389,13 @@ def test_an_https_image_goes_to_who_fetches_it(scheme):
     image = {"type": "image_url", "image_url": {"url": f"{scheme}://example.com/a.png"}}
     asked = make_request({"model": "m", "input": [{"content": [TEXT_PART, image]}]}, limits)
 
-    found = select(route(*EVERY, modalities=["text", "image"]), asked, SOMEONE, around(EVERY))
+    found = select_endpoints(
+        route(*EVERY, modalities=["text", "image"]), asked, SOMEONE, around(EVERY)
+    )
 
     assert ["visual"] == [it.provider for it in found.candidates]
     with pytest.raises(InvalidRequest) as error:
-        select(
+        select_endpoints(
             route(BLIND_FETCH, modalities=["text", "image"]), asked, SOMEONE, around([BLIND_FETCH])
         )
     assert (400, "input", "unsupported_modality") == (

@@ -5,55 +5,57 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedroute.errors import (
-    LONGEST_HINT,
-    BadAnswer,
+    LONGEST_RETRY_AFTER,
     BatchTooLarge,
+    ConnectError,
     EmbedrouteError,
-    InputRefused,
-    KeyRefused,
-    ModelRefused,
+    InvalidUpstreamResponse,
     NoHealthyEndpoint,
     RateLimited,
     Rejected,
     RejectedByPage,
-    TimedOut,
-    Unavailable,
-    Unreachable,
+    UpstreamAuthError,
+    UpstreamModelNotFound,
+    UpstreamRejectedInput,
+    UpstreamTimeout,
+    UpstreamUnavailable,
 )
-from embedroute.routing import SAMPLES, SUSPECTS, WINDOW, BreakerPolicy, Health, State
+from embedroute.routing import SAMPLES, SUSPECTS, WINDOW, BreakerPolicy, EndpointHealth, State
 
-POLICY = BreakerPolicy(failures=3, first_rest=5.0, longest_rest=60.0, refused_rest=30.0)
+POLICY = BreakerPolicy(
+    failures=3, initial_cooldown=5.0, longest_cooldown=60.0, rejection_cooldown=30.0
+)
 
 
 def counted(failure):
-    failure.counted = True
+    failure.already_recorded = True
     return failure
 
 
-def opened(at: float = 0.0) -> Health:
-    health = Health(POLICY)
+def opened(at: float = 0.0) -> EndpointHealth:
+    health = EndpointHealth(POLICY)
     for _ in range(POLICY.failures):
-        health.failed(health.admit(at), at)
+        health.record_failure(health.acquire(at), at)
     return health
 
 
 def test_enough_failures_in_a_row_open_the_breaker():
-    health = Health(POLICY)
+    health = EndpointHealth(POLICY)
     states = []
     for _ in range(4):
-        ticket = health.admit(0.0)
+        ticket = health.acquire(0.0)
         states.append((health.state(0.0), bool(ticket)))
-        health.failed(ticket, 0.0)
+        health.record_failure(ticket, 0.0)
 
     assert [(State.CLOSED, True)] * 3 + [(State.OPEN, False)] == states
 
 
 def test_a_success_in_between_starts_the_count_anew():
-    health = Health(POLICY)
+    health = EndpointHealth(POLICY)
     for _ in range(10):
-        health.failed(health.admit(0.0), 0.0)
-        health.failed(health.admit(0.0), 0.0)
-        health.succeeded(health.admit(0.0), 0.0, 0.1, 1)
+        health.record_failure(health.acquire(0.0), 0.0)
+        health.record_failure(health.acquire(0.0), 0.0)
+        health.record_success(health.acquire(0.0), 0.0, 0.1, 1)
 
     assert State.CLOSED is health.state(0.0)
 
@@ -70,83 +72,88 @@ def test_a_success_in_between_starts_the_count_anew():
 def test_an_open_breaker_half_opens_after_its_rest(now, state, ready):
     health = opened()
 
-    assert (state, ready) == (health.state(now), health.ready_at(now))
-    assert (state is State.HALF_OPEN) == bool(health.admit(now))
+    assert (state, ready) == (health.state(now), health.available_at(now))
+    assert (state is State.HALF_OPEN) == bool(health.acquire(now))
 
 
 def test_rests_double_up_to_the_longest_and_a_success_forgets_them():
     health, now, rests = opened(), 0.0, []
     for _ in range(6):
-        rests.append(health.ready_at(now) - now)
-        now = health.ready_at(now)
-        health.failed(health.admit(now), now)
+        rests.append(health.available_at(now) - now)
+        now = health.available_at(now)
+        health.record_failure(health.acquire(now), now)
 
     assert [5.0, 10.0, 20.0, 40.0, 60.0, 60.0] == rests
-    now = health.ready_at(now)
-    health.succeeded(health.admit(now), now, 0.1, 1)
+    now = health.available_at(now)
+    health.record_success(health.acquire(now), now, 0.1, 1)
     for _ in range(3):
-        health.failed(health.admit(now), now)
-    assert now + 5.0 == health.ready_at(now)
+        health.record_failure(health.acquire(now), now)
+    assert now + 5.0 == health.available_at(now)
 
 
 def test_an_outage_of_weeks_is_survived():
     """2 ** 2000 seconds would be more than a float holds."""
     health, now = opened(), 0.0
     for _ in range(2000):
-        now = health.ready_at(now)
-        health.failed(health.admit(now), now)
+        now = health.available_at(now)
+        health.record_failure(health.acquire(now), now)
 
-    assert now + 60.0 == health.ready_at(now)
+    assert now + 60.0 == health.available_at(now)
 
 
 def test_calls_begun_before_the_breaker_opened_do_not_lengthen_its_rest():
     """A burst of a hundred failures at once is one outage, and a breaker first opens for at most 30 s."""
-    health = Health(POLICY)
-    tickets = [health.admit(0.0) for _ in range(100)]
+    health = EndpointHealth(POLICY)
+    tickets = [health.acquire(0.0) for _ in range(100)]
     for at, ticket in enumerate(tickets):
-        health.failed(ticket, at / 1000)
+        health.record_failure(ticket, at / 1000)
 
-    assert 5.0 + 0.002 == health.ready_at(0.1)
+    assert 5.0 + 0.002 == health.available_at(0.1)
 
 
 def test_a_refusal_of_our_key_rests_at_once_and_always_alike():
-    health, now = Health(POLICY), 0.0
+    health, now = EndpointHealth(POLICY), 0.0
     for _ in range(4):
-        health.refused(health.admit(now), now)
-        assert now + 30.0 == health.ready_at(now)
+        health.record_rejection(health.acquire(now), now)
+        assert now + 30.0 == health.available_at(now)
         now += 30.0
 
 
 @pytest.mark.parametrize(
     ("end", "told"),
     [
-        (lambda health, ticket: health.released(ticket), KeyRefused),
-        (lambda health, ticket: health.failed(ticket, 30.0), NoHealthyEndpoint),
-        (lambda health, ticket: health.refused(ticket, 30.0, ModelRefused("what?")), ModelRefused),
-        (lambda health, ticket: health.limited(ticket, 30.0, 5.0), RateLimited),
-        (lambda health, ticket: health.succeeded(ticket, 30.0, 0.1, 1), NoHealthyEndpoint),
+        (lambda health, ticket: health.release(ticket), UpstreamAuthError),
+        (lambda health, ticket: health.record_failure(ticket, 30.0), NoHealthyEndpoint),
+        (
+            lambda health, ticket: health.record_rejection(
+                ticket, 30.0, UpstreamModelNotFound("what?")
+            ),
+            UpstreamModelNotFound,
+        ),
+        (lambda health, ticket: health.record_rate_limit(ticket, 30.0, 5.0), RateLimited),
+        (lambda health, ticket: health.record_success(ticket, 30.0, 0.1, 1), NoHealthyEndpoint),
     ],
 )
 def test_what_was_refused_is_told_until_a_probe_knows_better(end, told):
-    health = Health(POLICY)
-    health.refused(health.admit(0.0), 0.0, KeyRefused("who?"))
-    assert KeyRefused is type(health.resting(29.0))
-    end(health, health.admit(30.0))
+    health = EndpointHealth(POLICY)
+    health.record_rejection(health.acquire(0.0), 0.0, UpstreamAuthError("who?"))
+    assert UpstreamAuthError is type(health.unavailable_error(29.0))
+    end(health, health.acquire(30.0))
 
-    assert told is type(health.resting(30.0))
+    assert told is type(health.unavailable_error(30.0))
 
 
-@pytest.mark.parametrize("kind", [KeyRefused, ModelRefused])
+@pytest.mark.parametrize("kind", [UpstreamAuthError, UpstreamModelNotFound])
 def test_what_is_stored_of_a_refusal_quotes_nobody(kind):
     health, refusal = (
-        Health(POLICY),
+        EndpointHealth(POLICY),
         kind("The upstream answered 404: what is 'CANARY'?", upstream_status=404),
     )
-    refusal.provider, refusal.told = "acme", "CANARY"
+    refusal.provider, refusal.matched_text = "acme", "CANARY"
     refusal.__cause__ = ValueError("CANARY")
-    health.learn(health.admit(0.0), 0.0, refusal)
+    health.record_error(health.acquire(0.0), 0.0, refusal)
 
-    told, again = health.resting(1.0), health.resting(1.0)
+    told, again = health.unavailable_error(1.0), health.unavailable_error(1.0)
 
     assert (kind, kind.code, "acme", 404) == (
         type(told),
@@ -169,37 +176,37 @@ def test_what_is_stored_of_a_refusal_quotes_nobody(kind):
         ([(0.0, 7.0), (1.0, 2.0)], 7.0),
         ([(0.0, 7.0), (1.0, 9.0)], 10.0),
         ([(0.0, 0.0)], 0.0),
-        ([(0.0, 1e9)], LONGEST_HINT),
+        ([(0.0, 1e9)], LONGEST_RETRY_AFTER),
     ],
 )
 def test_a_rate_limit_rests_for_its_hint(rests, ready):
     """The longest of all hints holds, capped at two minutes; it is no failure, so nothing else changes."""
-    health = Health(POLICY)
-    tickets = [health.admit(0.0) for _ in rests]
+    health = EndpointHealth(POLICY)
+    tickets = [health.acquire(0.0) for _ in rests]
     for ticket, (now, rest) in zip(tickets, rests, strict=True):
-        health.limited(ticket, now, rest)
+        health.record_rate_limit(ticket, now, rest)
 
     assert (ready, State.CLOSED, False) == (
-        health.ready_at(0.0),
+        health.available_at(0.0),
         health.state(0.0),
         health.failing(0.0),
     )
-    assert health.admit(ready)
+    assert health.acquire(ready)
 
 
 @pytest.mark.parametrize(
     ("event", "significant"),
     [
-        (lambda health, ticket: health.failed(ticket, 0.0), True),
-        (lambda health, ticket: health.refused(ticket, 0.0), True),
-        (lambda health, ticket: health.limited(ticket, 0.0, 1.0), False),
-        (lambda health, ticket: health.released(ticket), False),
-        (lambda health, ticket: health.succeeded(ticket, 0.0, 1.0, 1), False),
+        (lambda health, ticket: health.record_failure(ticket, 0.0), True),
+        (lambda health, ticket: health.record_rejection(ticket, 0.0), True),
+        (lambda health, ticket: health.record_rate_limit(ticket, 0.0, 1.0), False),
+        (lambda health, ticket: health.release(ticket), False),
+        (lambda health, ticket: health.record_success(ticket, 0.0, 1.0, 1), False),
     ],
 )
 def test_only_an_upstreams_own_fault_is_significant(event, significant):
-    health = Health(POLICY)
-    event(health, health.admit(0.0))
+    health = EndpointHealth(POLICY)
+    event(health, health.acquire(0.0))
 
     assert (significant, False) == (health.failing(29.9), health.failing(30.0))
 
@@ -207,15 +214,15 @@ def test_only_an_upstreams_own_fault_is_significant(event, significant):
 @pytest.mark.parametrize(
     ("failure", "state", "ready", "significant"),
     [
-        (Unavailable("down"), State.OPEN, 6.0, True),
-        (BadAnswer("nonsense"), State.OPEN, 6.0, True),
-        (TimedOut("slow"), State.OPEN, 6.0, True),
-        (counted(Unavailable("down")), State.CLOSED, 1.0, False),
-        (KeyRefused("who?"), State.OPEN, 31.0, True),
-        (ModelRefused("what?"), State.OPEN, 31.0, True),
+        (UpstreamUnavailable("down"), State.OPEN, 6.0, True),
+        (InvalidUpstreamResponse("nonsense"), State.OPEN, 6.0, True),
+        (UpstreamTimeout("slow"), State.OPEN, 6.0, True),
+        (counted(UpstreamUnavailable("down")), State.CLOSED, 1.0, False),
+        (UpstreamAuthError("who?"), State.OPEN, 31.0, True),
+        (UpstreamModelNotFound("what?"), State.OPEN, 31.0, True),
         (RateLimited("rest", retry_after=7), State.CLOSED, 8.0, False),
         (RateLimited("rest"), State.CLOSED, 2.0, False),
-        (InputRefused("bad"), State.CLOSED, 1.0, False),
+        (UpstreamRejectedInput("bad"), State.CLOSED, 1.0, False),
         (BatchTooLarge("many"), State.CLOSED, 1.0, False),
         (Rejected("flagged"), State.CLOSED, 1.0, False),
         (RejectedByPage("blocked"), State.CLOSED, 1.0, False),
@@ -224,19 +231,25 @@ def test_only_an_upstreams_own_fault_is_significant(event, significant):
 )
 def test_what_a_failure_says_of_its_endpoint(failure, state, ready, significant):
     """One more of its own opens this breaker; what is the input's, or another call's, says nothing."""
-    health = Health(BreakerPolicy(failures=1, first_rest=5.0, refused_rest=30.0))
-    health.learn(health.admit(1.0), 1.0, failure)
+    health = EndpointHealth(
+        BreakerPolicy(failures=1, initial_cooldown=5.0, rejection_cooldown=30.0)
+    )
+    health.record_error(health.acquire(1.0), 1.0, failure)
 
     assert (state, ready, significant) == (
         health.state(1.0),
-        health.ready_at(1.0),
+        health.available_at(1.0),
         health.failing(1.0),
     )
 
 
-THREE_OPEN = BreakerPolicy(failures=3, first_rest=5.0, refused_rest=30.0)
-DOWN, ODD, RESET = Unavailable("down", upstream_status=500), BadAnswer("NaN"), Unavailable("reset")
-SLOW, DEAD = TimedOut("slow"), Unreachable("refused")
+THREE_OPEN = BreakerPolicy(failures=3, initial_cooldown=5.0, rejection_cooldown=30.0)
+DOWN, ODD, RESET = (
+    UpstreamUnavailable("down", upstream_status=500),
+    InvalidUpstreamResponse("NaN"),
+    UpstreamUnavailable("reset"),
+)
+SLOW, DEAD = UpstreamTimeout("slow"), ConnectError("refused")
 
 
 @pytest.mark.parametrize(
@@ -257,29 +270,29 @@ SLOW, DEAD = TimedOut("slow"), Unreachable("refused")
 )
 def test_a_failure_that_an_input_can_cause_counts_once_for_each_input(failure, works, state):
     """Letters are inputs; nothing is a call that is answered, after which the count begins anew."""
-    health = Health(THREE_OPEN)
+    health = EndpointHealth(THREE_OPEN)
     for work in works:
         if work:
-            health.learn(health.admit(0.0), 0.0, failure, list(work))
+            health.record_error(health.acquire(0.0), 0.0, failure, list(work))
         else:
-            health.succeeded(health.admit(0.0), 0.0, 0.1, 1)
+            health.record_success(health.acquire(0.0), 0.0, 0.1, 1)
 
     assert state is health.state(0.0)
 
 
 def test_an_input_that_fails_again_does_not_keep_its_endpoint_behind_the_others():
-    health = Health(THREE_OPEN)
+    health = EndpointHealth(THREE_OPEN)
     for now in (0.0, 20.0, 40.0):
-        health.learn(health.admit(now), now, DOWN, ["a"])
+        health.record_error(health.acquire(now), now, DOWN, ["a"])
 
     assert (True, False) == (health.failing(29.0), health.failing(41.0))
 
 
 def test_a_probe_that_fails_opens_the_breaker_again_whatever_its_input():
     health = opened()
-    health.learn(health.admit(6.0), 6.0, DOWN, ["a"])
-    now = health.ready_at(6.0)
-    health.learn(health.admit(now), now, DOWN, ["a"])
+    health.record_error(health.acquire(6.0), 6.0, DOWN, ["a"])
+    now = health.available_at(6.0)
+    health.record_error(health.acquire(now), now, DOWN, ["a"])
 
     assert State.OPEN is health.state(now)
 
@@ -302,36 +315,36 @@ def test_two_inputs_in_a_row_that_are_rejected_rest_an_endpoint_that_serves_nobo
     kind, works, served, ready
 ):
     """Letters are inputs, nothing is a call that is answered; ``served`` is when one was answered before."""
-    health = Health(POLICY)
+    health = EndpointHealth(POLICY)
     if served is not None:
-        health.succeeded(health.admit(served), served, 0.1, 1)
+        health.record_success(health.acquire(served), served, 0.1, 1)
     for work in works:
         if work:
-            health.learn(health.admit(0.0), 0.0, kind("no"), list(work))
+            health.record_error(health.acquire(0.0), 0.0, kind("no"), list(work))
         else:
-            health.succeeded(health.admit(0.0), 0.0, 0.1, 1)
+            health.record_success(health.acquire(0.0), 0.0, 0.1, 1)
 
-    assert (ready, ready > 0) == (health.ready_at(0.0), health.failing(0.0))
+    assert (ready, ready > 0) == (health.available_at(0.0), health.failing(0.0))
     if ready:
-        assert isinstance(health.resting(0.0), NoHealthyEndpoint)
+        assert isinstance(health.unavailable_error(0.0), NoHealthyEndpoint)
 
 
 def test_a_call_that_is_answered_between_two_rejected_ones_shows_that_the_key_is_good():
-    health = Health(POLICY)
-    health.learn(health.admit(0.0), 0.0, Rejected("no"), ["a"])
-    health.succeeded(health.admit(5.0), 5.0, 0.1, 1)
-    health.learn(health.admit(40.0), 40.0, Rejected("no"), ["b"])
-    assert 40.0 == health.ready_at(40.0)
-    health.learn(health.admit(40.0), 40.0, Rejected("no"), ["c"])
+    health = EndpointHealth(POLICY)
+    health.record_error(health.acquire(0.0), 0.0, Rejected("no"), ["a"])
+    health.record_success(health.acquire(5.0), 5.0, 0.1, 1)
+    health.record_error(health.acquire(40.0), 40.0, Rejected("no"), ["b"])
+    assert 40.0 == health.available_at(40.0)
+    health.record_error(health.acquire(40.0), 40.0, Rejected("no"), ["c"])
 
-    assert 70.0 == health.ready_at(40.0)
+    assert 70.0 == health.available_at(40.0)
 
 
 def test_the_inputs_that_failed_are_remembered_within_a_bound():
-    health = Health(BreakerPolicy(failures=1000))
+    health = EndpointHealth(BreakerPolicy(failures=1000))
     for at in range(100):
-        health.learn(health.admit(0.0), 0.0, DOWN, [at])
-        health.learn(health.admit(0.0), 0.0, Rejected("no"), [0])
+        health.record_error(health.acquire(0.0), 0.0, DOWN, [at])
+        health.record_error(health.acquire(0.0), 0.0, Rejected("no"), [0])
 
     assert SUSPECTS == len(health._suspects)
 
@@ -339,9 +352,9 @@ def test_the_inputs_that_failed_are_remembered_within_a_bound():
 @given(st.lists(st.floats(0.001, 100), min_size=1, max_size=200), st.sampled_from([50, 75, 90, 99]))
 def test_percentiles_go_by_nearest_rank(latencies, percentile):
     """The smallest measured value that so many per cent of all do not exceed, and never one in between."""
-    health = Health(POLICY)
+    health = EndpointHealth(POLICY)
     for latency in latencies:
-        health.succeeded(health.admit(0.0), 0.0, latency, 100)
+        health.record_success(health.acquire(0.0), 0.0, latency, 100)
 
     found = health.latency(percentile, 0.0)
 
@@ -357,21 +370,24 @@ def test_percentiles_go_by_nearest_rank(latencies, percentile):
     [(1, 1, 1, 1, 1), (2, 1, 2, 2, 2), (4, 2, 3, 4, 4), (10, 5, 8, 9, 10), (100, 50, 75, 90, 99)],
 )
 def test_percentiles_of_the_first_whole_numbers(count, p50, p75, p90, p99):
-    health = Health(POLICY)
+    health = EndpointHealth(POLICY)
     for latency in range(count, 0, -1):
-        health.succeeded(health.admit(0.0), 0.0, float(latency), 1)
+        health.record_success(health.acquire(0.0), 0.0, float(latency), 1)
 
     assert [p50, p75, p90, p99] == [health.latency(it, 0.0) for it in (50, 75, 90, 99)]
 
 
 def test_no_data_is_no_number():
-    assert (None, None) == (Health(POLICY).latency(50, 0.0), Health(POLICY).throughput(50, 0.0))
+    assert (None, None) == (
+        EndpointHealth(POLICY).latency(50, 0.0),
+        EndpointHealth(POLICY).throughput(50, 0.0),
+    )
 
 
 def test_percentiles_forget_after_five_minutes():
-    health = Health(POLICY)
-    health.succeeded(health.admit(0.0), 0.0, 9.0, 1)
-    health.succeeded(health.admit(10.0), 10.0, 1.0, 1)
+    health = EndpointHealth(POLICY)
+    health.record_success(health.acquire(0.0), 0.0, 9.0, 1)
+    health.record_success(health.acquire(10.0), 10.0, 1.0, 1)
 
     assert [9.0, 1.0, None] == [
         health.latency(99, now) for now in (WINDOW, WINDOW + 1, WINDOW + 11)
@@ -379,15 +395,15 @@ def test_percentiles_forget_after_five_minutes():
 
 
 def test_memory_stays_bounded():
-    health = Health(POLICY)
+    health = EndpointHealth(POLICY)
     for at in range(10 * SAMPLES):
-        health.succeeded(health.admit(at / 1000), at / 1000, 1.0, 1)
+        health.record_success(health.acquire(at / 1000), at / 1000, 1.0, 1)
 
     assert SAMPLES == len(health._samples)
 
 
 def test_a_call_of_no_time_is_no_division_by_zero():
-    health = Health(POLICY)
-    health.succeeded(health.admit(0.0), 0.0, 0.0, 5)
+    health = EndpointHealth(POLICY)
+    health.record_success(health.acquire(0.0), 0.0, 0.0, 5)
 
     assert 0.0 == health.latency(50, 0.0)

@@ -6,34 +6,38 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedroute.errors import LONGEST_HINT, KeyRefused
-from embedroute.routing import BreakerPolicy, Health, State
+from embedroute.errors import LONGEST_RETRY_AFTER, UpstreamAuthError
+from embedroute.routing import BreakerPolicy, EndpointHealth, State
 
-POLICY = BreakerPolicy(failures=3, first_rest=5.0, longest_rest=60.0, refused_rest=30.0)
+POLICY = BreakerPolicy(
+    failures=3, initial_cooldown=5.0, longest_cooldown=60.0, rejection_cooldown=30.0
+)
 
 ENDS = {
-    "success": lambda health, ticket, now: health.succeeded(ticket, now, 0.1, 1),
-    "failure": lambda health, ticket, now: health.failed(ticket, now),
-    "refused": lambda health, ticket, now: health.refused(ticket, now, KeyRefused("late")),
-    "limited": lambda health, ticket, now: health.limited(ticket, now, 0.0),
-    "released": lambda health, ticket, _: health.released(ticket),
+    "success": lambda health, ticket, now: health.record_success(ticket, now, 0.1, 1),
+    "failure": lambda health, ticket, now: health.record_failure(ticket, now),
+    "refused": lambda health, ticket, now: health.record_rejection(
+        ticket, now, UpstreamAuthError("late")
+    ),
+    "limited": lambda health, ticket, now: health.record_rate_limit(ticket, now, 0.0),
+    "released": lambda health, ticket, _: health.release(ticket),
 }
 """Every way in which a call comes back."""
 
 
-def opened(late: int = 0) -> tuple[Health, list[int]]:
+def opened(late: int = 0) -> tuple[EndpointHealth, list[int]]:
     """A breaker that opened at 0 s for 5, and the tickets of calls that are still under way since then."""
-    health = Health(POLICY)
-    tickets = [health.admit(0.0) for _ in range(late)]
+    health = EndpointHealth(POLICY)
+    tickets = [health.acquire(0.0) for _ in range(late)]
     for _ in range(POLICY.failures):
-        health.failed(health.admit(0.0), 0.0)
+        health.record_failure(health.acquire(0.0), 0.0)
     return health, tickets
 
 
 def test_a_half_open_breaker_admits_one_probe_at_a_time():
     health, _ = opened()
 
-    assert [True, False, False] == [bool(health.admit(6.0)) for _ in range(3)]
+    assert [True, False, False] == [bool(health.acquire(6.0)) for _ in range(3)]
 
 
 class Probe(NamedTuple):
@@ -65,14 +69,14 @@ def test_only_how_the_probe_ends_decides_what_follows(end, state, ready, admitte
             ENDS[late](health, tickets.pop(), 6.0)
 
     come_late()
-    probe = health.admit(6.0)
+    probe = health.acquire(6.0)
     come_late()
-    assert not health.admit(6.0)
+    assert not health.acquire(6.0)
     ENDS[end](health, probe, 6.0)
     come_late()
 
-    assert (state, ready) == (health.state(6.0), health.ready_at(6.0))
-    assert admitted == [bool(health.admit(6.0)) for _ in range(2)]
+    assert (state, ready) == (health.state(6.0), health.available_at(6.0))
+    assert admitted == [bool(health.acquire(6.0)) for _ in range(2)]
 
 
 @pytest.mark.parametrize("late", ENDS)
@@ -82,22 +86,22 @@ def test_no_late_call_opens_or_closes_an_open_breaker(late, now):
     for ticket in tickets:
         ENDS[late](health, ticket, now)
 
-    assert (State.OPEN, 5.0) == (health.state(now), health.ready_at(now))
-    assert "healthy" in str(health.resting(now))
-    assert (State.HALF_OPEN, True) == (health.state(5.0), bool(health.admit(5.0)))
+    assert (State.OPEN, 5.0) == (health.state(now), health.available_at(now))
+    assert "healthy" in str(health.unavailable_error(now))
+    assert (State.HALF_OPEN, True) == (health.state(5.0), bool(health.acquire(5.0)))
 
 
 @pytest.mark.parametrize("late", ENDS)
 def test_a_late_call_counts_for_nothing_once_the_breaker_has_closed(late):
     """Neither towards the next opening, nor as the success that would begin the count anew."""
     health, tickets = opened(late=5)
-    health.succeeded(health.admit(6.0), 6.0, 0.1, 1)
-    health.failed(health.admit(6.0), 6.0)
-    health.failed(health.admit(6.0), 6.0)
+    health.record_success(health.acquire(6.0), 6.0, 0.1, 1)
+    health.record_failure(health.acquire(6.0), 6.0)
+    health.record_failure(health.acquire(6.0), 6.0)
     for ticket in tickets:
         ENDS[late](health, ticket, 6.0)
     assert State.CLOSED is health.state(6.0)
-    health.failed(health.admit(6.0), 6.0)
+    health.record_failure(health.acquire(6.0), 6.0)
 
     assert State.OPEN is health.state(6.0)
 
@@ -107,22 +111,22 @@ def test_a_late_call_counts_for_nothing_once_the_breaker_has_closed(late):
 def test_a_probe_that_gave_its_place_up_is_late_itself(first, then):
     """The next probe has the place; the same ticket does nothing a second time."""
     health, _ = opened()
-    probe = health.admit(6.0)
+    probe = health.acquire(6.0)
     ENDS[first](health, probe, 6.0)
-    following = health.admit(6.0)
+    following = health.acquire(6.0)
     ENDS[then](health, probe, 6.0)
 
-    assert (State.HALF_OPEN, 0) == (health.state(6.0), health.admit(6.0))
-    health.succeeded(following, 6.0, 0.1, 1)
+    assert (State.HALF_OPEN, 0) == (health.state(6.0), health.acquire(6.0))
+    health.record_success(following, 6.0, 0.1, 1)
     assert State.CLOSED is health.state(6.0)
 
 
 def test_the_ticket_of_a_probe_that_closed_the_breaker_is_spent():
     health, _ = opened()
-    probe = health.admit(6.0)
-    health.succeeded(probe, 6.0, 0.1, 1)
+    probe = health.acquire(6.0)
+    health.record_success(probe, 6.0, 0.1, 1)
     for _ in range(POLICY.failures):
-        health.failed(probe, 6.0)
+        health.record_failure(probe, 6.0)
 
     assert State.CLOSED is health.state(6.0)
 
@@ -130,14 +134,14 @@ def test_the_ticket_of_a_probe_that_closed_the_breaker_is_spent():
 def test_what_a_late_call_says_of_the_endpoint_is_learned():
     """How long it took, that it failed lately, and how long it asks to be left alone."""
     health, tickets = opened(late=3)
-    health.succeeded(tickets[0], 6.0, 0.1, 1)
+    health.record_success(tickets[0], 6.0, 0.1, 1)
     assert 0.1 == health.latency(50, 6.0)
     assert not health.failing(31.0)
-    health.failed(tickets[1], 6.0)
+    health.record_failure(tickets[1], 6.0)
     assert health.failing(31.0)
-    health.limited(tickets[2], 6.0, 9.0)
+    health.record_rate_limit(tickets[2], 6.0, 9.0)
 
-    assert 15.0 == health.ready_at(6.0)
+    assert 15.0 == health.available_at(6.0)
 
 
 STEPS = st.tuples(
@@ -148,11 +152,11 @@ STEPS = st.tuples(
 @given(st.lists(STEPS, max_size=80))
 def test_whatever_comes_back_and_when_no_two_probes_run_at_once(steps):
     """Each step waits, lets callers in, and ends any one of the calls under way; a late one leaves everything as it is."""
-    health, now, under_way, probe = Health(POLICY), 0.0, [], None
+    health, now, under_way, probe = EndpointHealth(POLICY), 0.0, [], None
     for wait, end, which, callers in steps:
         now += wait
         closed = health.state(now) is State.CLOSED
-        let_in = [ticket for _ in range(callers) if (ticket := health.admit(now))]
+        let_in = [ticket for _ in range(callers) if (ticket := health.acquire(now))]
         assert closed or len(let_in) <= (probe is None)
         probe = let_in[0] if let_in and not closed else probe
         under_way += let_in
@@ -165,4 +169,4 @@ def test_whatever_comes_back_and_when_no_two_probes_run_at_once(steps):
             assert before is health.state(now)
         elif ticket == probe:
             probe = None
-        assert health.ready_at(now) - now <= LONGEST_HINT
+        assert health.available_at(now) - now <= LONGEST_RETRY_AFTER

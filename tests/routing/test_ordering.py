@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedroute.protocol import NO_PREFERENCES
-from embedroute.routing import draw_weights, order
+from embedroute.routing import draw_weights, order_endpoints
 from tests.routing.factories import around, candidate, chosen, failed, measured, wishes
 
 A, B, C = candidate("a", 1), candidate("b", 2), candidate("c", 3)
@@ -20,7 +20,7 @@ def firsts(candidates, **surroundings):
     seeded = random.Random(7)
     drawn = around(candidates, random=seeded.random, **surroundings)
     sequences = [
-        tuple(it.provider for it in order(candidates, NO_PREFERENCES, None, drawn))
+        tuple(it.provider for it in order_endpoints(candidates, NO_PREFERENCES, None, drawn))
         for _ in range(DRAWS)
     ]
     return Counter(sequence[0] for sequence in sequences), set(sequences)
@@ -77,7 +77,7 @@ def test_the_rest_of_a_sequence_is_drawn_by_the_same_rule():
     second = Counter(
         found[1].provider
         for _ in range(DRAWS)
-        if (found := order([A, B, C], NO_PREFERENCES, None, drawn))[0] is A
+        if (found := order_endpoints([A, B, C], NO_PREFERENCES, None, drawn))[0] is A
     )
 
     share = 9 / 13
@@ -282,6 +282,6 @@ def test_an_order_neither_loses_nor_doubles_anyone(rows, sort, listed, chance):
     surroundings = around(some, random=chance.random, healths=healths)
     fields = {name: value for name, value in (("sort", sort), ("order", listed)) if value}
 
-    found = order(some, wishes(**fields), None, surroundings)
+    found = order_endpoints(some, wishes(**fields), None, surroundings)
 
     assert sorted(it.provider for it in found) == sorted(it.provider for it in some)

@@ -10,20 +10,20 @@ from hypothesis import strategies as st
 
 from embedroute.backend import Accepts, UpstreamRequest, Vectors
 from embedroute.config import Model
-from embedroute.inputs import ImagePart, ImageURL, TextPart, size_of
+from embedroute.inputs import ImagePart, ImageURL, TextPart, estimate_size
 from embedroute.protocol import Preferences
 from embedroute.routing import (
     ENVELOPE,
     PIECE,
-    Embedded,
+    EmbeddedInput,
     Parameters,
     Route,
     assemble,
     cut,
     halves,
-    land,
     make_plan,
     make_plan_in_steps,
+    pair_with_keys,
     prefix,
     rekeyed,
     rekeyed_in_steps,
@@ -36,7 +36,7 @@ from embedroute.runtime import finished
 from embedroute.testing import expected_vector
 from tests.routing.factories import candidate, wishes
 
-ROUTE = Route(name="m", public="m", model=Model(), candidates=[])
+ROUTE = Route(name="m", public_name="m", model=Model(), candidates=[])
 FIELDS = st.lists(st.text(max_size=4) | st.binary(max_size=4), max_size=4)
 TEXTS = st.text(alphabet="ab1\x00t,", min_size=1, max_size=4)
 IDS = st.lists(st.integers(0, 12), min_size=1, max_size=4).map(tuple)
@@ -90,11 +90,11 @@ def test_inputs_that_look_alike_are_told_apart(one, other):
 BASE = {
     "route": ROUTE,
     "parameters": Parameters(width=8, input_type="query"),
-    "wishes": Preferences(),
+    "preferences": Preferences(),
     "scope": ("gateway", ""),
 }
 OTHERS = {
-    "another model": {"route": msgspec.structs.replace(ROUTE, space="n")},
+    "another model": {"route": msgspec.structs.replace(ROUTE, vector_space="n")},
     "another width": {"parameters": Parameters(width=9, input_type="query")},
     "no width": {"parameters": Parameters(input_type="query")},
     "another type": {"parameters": Parameters(width=8, input_type="document")},
@@ -102,9 +102,9 @@ OTHERS = {
     "another dtype": {"parameters": Parameters(width=8, input_type="query", dtype="int8")},
     "a title": {"parameters": Parameters(width=8, input_type="query", title="t")},
     "title for type": {"parameters": Parameters(width=8, title="query")},
-    "deny": {"wishes": wishes(data_collection="deny")},
-    "zdr": {"wishes": wishes(zdr=True)},
-    "deny and zdr": {"wishes": wishes(data_collection="deny", zdr=True)},
+    "deny": {"preferences": wishes(data_collection="deny")},
+    "zdr": {"preferences": wishes(zdr=True)},
+    "deny and zdr": {"preferences": wishes(data_collection="deny", zdr=True)},
     "a namespace": {"scope": ("namespace", "team")},
     "a namespace that is a model": {"scope": ("namespace", "m")},
     "a caller named like a namespace": {"scope": ("caller", "team")},
@@ -122,10 +122,10 @@ def test_all_that_makes_a_vector_and_who_may_see_it_is_in_its_key():
 @pytest.mark.parametrize(
     "change",
     [
-        {"wishes": wishes(data_collection="allow", zdr=False)},
-        {"wishes": wishes(sort="price", order=["a"], only=["b"])},
+        {"preferences": wishes(data_collection="allow", zdr=False)},
+        {"preferences": wishes(sort="price", order=["a"], only=["b"])},
         {"parameters": Parameters(width=8, dimensions=8, input_type="query")},
-        {"route": msgspec.structs.replace(ROUTE, public="p", sort="price")},
+        {"route": msgspec.structs.replace(ROUTE, public_name="p", sort="price")},
     ],
 )
 def test_what_changes_no_vector_is_not_in_its_key(change):
@@ -142,7 +142,7 @@ def test_equal_inputs_are_one_piece_of_work():
 
 def landed(work, told=None, **changes):
     rows = np.stack([expected_vector(item, 8) for item in work.values()])
-    return land(work, Vectors(rows, told), tokens=changes.get("tokens", 10 * len(work)))
+    return pair_with_keys(work, Vectors(rows, told), tokens=changes.get("tokens", 10 * len(work)))
 
 
 def patterns(longest):
@@ -192,7 +192,9 @@ def test_chunks_keep_the_caps_the_order_and_every_input(inputs, caps):
     assert list(work.items()) == [pair for chunk in chunks for pair in chunk.items()]
     for chunk in chunks:
         assert 1 <= len(chunk) <= (accepts.max_inputs or 99)
-        assert len(chunk) == 1 or sum(map(size_of, chunk.values())) <= (accepts.max_tokens or 9999)
+        assert len(chunk) == 1 or sum(map(estimate_size, chunk.values())) <= (
+            accepts.max_tokens or 9999
+        )
         texts = [item for item in chunk.values() if isinstance(item, str)]
         assert len(chunk) == 1 or sum(len(text.encode()) for text in texts) <= (
             accepts.max_bytes or 9999
@@ -327,7 +329,10 @@ def test_whole_vectors_are_cut_under_the_keys_that_asked():
     wider = rekeyed(plan.work, whole)
     row = np.array([3, 0, 0, 4, 5, 6, 7, 8], dtype=np.float32)
     b, c = make_plan(["b", "c"], whole).keys
-    held = {c: Embedded(np.where(row < 5, 0, row), 7), b: Embedded(row, 7, estimated=True)}
+    held = {
+        c: EmbeddedInput(np.where(row < 5, 0, row), 7),
+        b: EmbeddedInput(row, 7, estimated=True),
+    }
 
     found = cut(wider, held, 4)
 

@@ -3,6 +3,7 @@
 import pytest
 
 from embedroute.backend import Accepts, Secret
+from embedroute.config import ApiKey as ConfigKey
 from embedroute.config import (
     Config,
     Endpoint,
@@ -13,11 +14,10 @@ from embedroute.config import (
     catalogue,
     known_providers,
 )
-from embedroute.config import Key as ConfigKey
 from embedroute.errors import InvalidRequest, ModelNotFound, NoEligibleProvider
-from embedroute.plugins import bases_of
+from embedroute.plugins import known_provider_of
 from embedroute.protocol import SPELLINGS
-from embedroute.routing import build_directory
+from embedroute.routing import build_registry
 from embedroute.testing import ScriptedBackend
 
 
@@ -31,7 +31,9 @@ class Mute(ScriptedBackend):
 
 def built(config, *, shipped=None, known=None, backends=None):
     made = backends or {slug: Wide() for slug in config.providers}
-    return build_directory(config, made, shipped or {}, known or {}, bases_of(config, known or {}))
+    return build_registry(
+        config, made, shipped or {}, known or {}, known_provider_of(config, known or {})
+    )
 
 
 def directory(providers=("openai", "azure", "tei/eu", "tei"), **models):
@@ -62,7 +64,7 @@ DIRECTORY = directory()
 def told(name, hint=None):
     """Space, public name, ``provider:upstream`` of each candidate, and the sort."""
     route = DIRECTORY.resolve(name, hint)
-    return route.name, route.public, [it.name for it in route.candidates], route.sort
+    return route.name, route.public_name, [it.name for it in route.candidates], route.sort
 
 
 @pytest.mark.parametrize(
@@ -245,7 +247,7 @@ def test_two_providers_own_models_are_two_spaces_though_their_names_run_together
 
     assert ["tei/eu:new", "tei:eu/new"] == [route.candidates[0].name for route in (one, two)]
     assert one.name == two.name
-    assert one.space != two.space
+    assert one.vector_space != two.vector_space
 
 
 def test_a_model_that_two_models_endpoints_are_called_by_is_neither():
@@ -261,7 +263,7 @@ def test_an_undeclared_model_does_not_take_the_name_of_a_shipped_one():
     found, _ = built(Config(providers={"openai": Provider()}), shipped=shipped)
 
     assert ["openai/known", "other"] == [
-        found.resolve(f"openai/{name}").public for name in ("known", "other")
+        found.resolve(f"openai/{name}").public_name for name in ("known", "other")
     ]
 
 
@@ -313,7 +315,7 @@ def test_a_known_model_needs_no_entry():
 
     assert ([], {"small", "large"}) == (mistakes, set(found.routes))
     assert ["openai:text-small"] == [it.name for it in found.routes["small"].candidates]
-    assert {"small", "large"} == {it.public for it in found.routes.values()}
+    assert {"small", "large"} == {it.public_name for it in found.routes.values()}
 
 
 def test_endpoints_of_providers_that_are_not_configured_are_left_out():

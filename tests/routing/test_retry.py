@@ -5,58 +5,67 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedroute.errors import (
-    BadAnswer,
     BatchTooLarge,
     ConfigError,
+    ConnectError,
     ContextTooLong,
     EmbedrouteError,
-    InputRefused,
-    KeyRefused,
-    ModelRefused,
+    InvalidUpstreamResponse,
     NoHealthyEndpoint,
     Overloaded,
     RateLimited,
-    TimedOut,
-    Unavailable,
-    Unreachable,
+    UpstreamAuthError,
     UpstreamError,
+    UpstreamModelNotFound,
+    UpstreamRejectedInput,
+    UpstreamTimeout,
+    UpstreamUnavailable,
 )
-from embedroute.routing import RetryBudget, RetryPolicy, Then, judge, wait_before, worst
+from embedroute.routing import (
+    RetryBudget,
+    RetryDecision,
+    RetryPolicy,
+    decide_next,
+    error_to_report,
+    wait_before,
+)
 
 
 @pytest.mark.parametrize(
     ("failure", "attempt", "then"),
     [
-        (InputRefused("bad"), 1, Then.STOP),
-        (ContextTooLong("long"), 1, Then.STOP),
-        (BatchTooLarge("many"), 1, Then.HALVE),
-        (BatchTooLarge("many"), 3, Then.HALVE),
-        (RateLimited("slow down"), 1, Then.NEXT),
-        (KeyRefused("who?"), 1, Then.NEXT),
-        (ModelRefused("what?"), 1, Then.NEXT),
-        (TimedOut("slow"), 1, Then.NEXT),
-        (Unreachable("refused"), 1, Then.RETRY),
-        (Unreachable("refused"), 2, Then.RETRY),
-        (Unreachable("refused"), 3, Then.NEXT),
-        (BadAnswer("NaN"), 1, Then.RETRY),
-        (BadAnswer("NaN"), 3, Then.NEXT),
-        (Unavailable("reset"), 2, Then.RETRY),
-        (Unavailable("reset"), 3, Then.NEXT),
-        (Unavailable("reset"), 4, Then.NEXT),
-        (Unavailable("busy", retry_after=2), 1, Then.RETRY),
-        (Unavailable("busy", retry_after=2.1), 1, Then.NEXT),
-        (UpstreamError("?"), 1, Then.NEXT),
-        (ConfigError(["extra"]), 1, Then.STOP),
-        (EmbedrouteError("?"), 1, Then.STOP),
+        (UpstreamRejectedInput("bad"), 1, RetryDecision.STOP),
+        (ContextTooLong("long"), 1, RetryDecision.STOP),
+        (BatchTooLarge("many"), 1, RetryDecision.HALVE),
+        (BatchTooLarge("many"), 3, RetryDecision.HALVE),
+        (RateLimited("slow down"), 1, RetryDecision.NEXT),
+        (UpstreamAuthError("who?"), 1, RetryDecision.NEXT),
+        (UpstreamModelNotFound("what?"), 1, RetryDecision.NEXT),
+        (UpstreamTimeout("slow"), 1, RetryDecision.NEXT),
+        (ConnectError("refused"), 1, RetryDecision.RETRY),
+        (ConnectError("refused"), 2, RetryDecision.RETRY),
+        (ConnectError("refused"), 3, RetryDecision.NEXT),
+        (InvalidUpstreamResponse("NaN"), 1, RetryDecision.RETRY),
+        (InvalidUpstreamResponse("NaN"), 3, RetryDecision.NEXT),
+        (UpstreamUnavailable("reset"), 2, RetryDecision.RETRY),
+        (UpstreamUnavailable("reset"), 3, RetryDecision.NEXT),
+        (UpstreamUnavailable("reset"), 4, RetryDecision.NEXT),
+        (UpstreamUnavailable("busy", retry_after=2), 1, RetryDecision.RETRY),
+        (UpstreamUnavailable("busy", retry_after=2.1), 1, RetryDecision.NEXT),
+        (UpstreamError("?"), 1, RetryDecision.NEXT),
+        (ConfigError(["extra"]), 1, RetryDecision.STOP),
+        (EmbedrouteError("?"), 1, RetryDecision.STOP),
     ],
 )
 def test_a_failed_attempt_is_judged_by_its_kind(failure, attempt, then):
     """Only an upstream's own trouble is worth a second try on the same endpoint, and a timeout not even that."""
-    assert then is judge(failure, attempt, RetryPolicy(attempts=3))
+    assert then is decide_next(failure, attempt, RetryPolicy(attempts=3))
 
 
 def test_one_attempt_means_no_second():
-    assert Then.NEXT is judge(Unavailable("reset"), 1, RetryPolicy(attempts=1))
+    assert RetryDecision.NEXT is decide_next(
+        UpstreamUnavailable("reset"), 1, RetryPolicy(attempts=1)
+    )
 
 
 @given(st.integers(1, 60), st.floats(0, 1, exclude_max=True))
@@ -64,8 +73,10 @@ def test_the_wait_is_full_jitter_under_a_doubling_bound(attempt, chance):
     policy = RetryPolicy(first_wait=0.05, longest_wait=2.0)
     bound = min(2.0, 0.05 * 2 ** (attempt - 1))
 
-    assert chance * bound == wait_before(Unavailable("reset"), attempt, policy, lambda: chance)
-    assert 0.0 == wait_before(Unreachable("refused"), attempt, policy, lambda: chance)
+    assert chance * bound == wait_before(
+        UpstreamUnavailable("reset"), attempt, policy, lambda: chance
+    )
+    assert 0.0 == wait_before(ConnectError("refused"), attempt, policy, lambda: chance)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +86,9 @@ def test_a_rest_that_an_upstream_asks_for_is_waited_out(asked, wait):
     """A 503 says when it will be over, and asking before is no use to anybody."""
     policy = RetryPolicy(first_wait=0.05)
 
-    assert wait == wait_before(Unavailable("busy", retry_after=asked), 1, policy, lambda: 0.5)
+    assert wait == wait_before(
+        UpstreamUnavailable("busy", retry_after=asked), 1, policy, lambda: 0.5
+    )
 
 
 LIMIT_9, LIMIT_2, LIMIT = (
@@ -84,9 +97,9 @@ LIMIT_9, LIMIT_2, LIMIT = (
     RateLimited("?"),
 )
 DOWN, BAD, KEY, REST = (
-    Unavailable("down"),
-    BadAnswer("bad"),
-    KeyRefused("key"),
+    UpstreamUnavailable("down"),
+    InvalidUpstreamResponse("bad"),
+    UpstreamAuthError("key"),
     NoHealthyEndpoint("rest", retry_after=3),
 )
 BUSY = Overloaded("busy", retry_after=1)
@@ -112,7 +125,7 @@ BUSY = Overloaded("busy", retry_after=1)
 )
 def test_the_client_is_told_what_helps_it_most(failures, told):
     """The first trouble that may heal; else the shortest rest; an upstream that refuses our key is the last thing to say."""
-    assert told is worst(failures)
+    assert told is error_to_report(failures)
 
 
 def test_retries_are_a_share_of_recent_calls_over_a_floor():
@@ -120,7 +133,7 @@ def test_retries_are_a_share_of_recent_calls_over_a_floor():
 
     assert [True] * 3 + [False] == [budget.allow(0.0) for _ in range(4)]
     for _ in range(10):
-        budget.called(0.0)
+        budget.record_call(0.0)
     assert [True, True, False] == [budget.allow(0.0) for _ in range(3)]
 
 
@@ -128,7 +141,7 @@ def test_what_was_taken_out_of_the_budget_before_is_granted_once():
     budget = RetryBudget(share=0.0, floor=2)
 
     assert budget.allow(0.0)
-    enter = budget.prepaid()
+    enter = budget.reserve_one()
 
     assert [True, True, False] == [enter(0.0) for _ in range(3)]
 
@@ -136,14 +149,14 @@ def test_what_was_taken_out_of_the_budget_before_is_granted_once():
 def test_the_budget_forgets_after_its_window():
     budget = RetryBudget(share=0.5, floor=0, window=10.0)
     assert not budget.allow(0.0)
-    budget.called(0.0)
-    budget.called(0.0)
+    budget.record_call(0.0)
+    budget.record_call(0.0)
 
     assert [True, False] == [budget.allow(5.0), budget.allow(5.0)]
     assert not budget.allow(10.1)
-    budget.called(16.0)
+    budget.record_call(16.0)
     assert not budget.allow(16.0)
-    budget.called(16.0)
+    budget.record_call(16.0)
     assert [True, False] == [budget.allow(16.0), budget.allow(16.0)]
 
 
@@ -154,7 +167,7 @@ def test_no_storm_gets_past_the_budget(steps):
     for wait, calling in steps:
         now += wait
         if calling:
-            budget.called(now)
+            budget.record_call(now)
             calls.append(now)
         elif budget.allow(now):
             retries.append(now)

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedroute.auth import Caller
-from embedroute.errors import InvalidRequest, NoEligibleProvider, Refusal
-from embedroute.routing import select
-from embedroute.trace import Journal
+from embedroute.errors import InvalidRequest, NoEligibleProvider, RequestError
+from embedroute.routing import select_endpoints
+from embedroute.trace import RequestTrace
 from tests.routing.factories import SOMEONE, around, candidate, chosen, job, route
 
 OPENAI = candidate("openai", 2, vendor="OpenAI")
@@ -156,9 +156,9 @@ def test_a_filter_that_leaves_nobody_says_so(preferences, filter):
     ],
 )
 def test_an_empty_wish_is_no_wish(preferences):
-    unwished = select(route(*ALL), job(), SOMEONE, around(ALL))
+    unwished = select_endpoints(route(*ALL), job(), SOMEONE, around(ALL))
 
-    found = select(route(*ALL), job(provider=preferences), SOMEONE, around(ALL))
+    found = select_endpoints(route(*ALL), job(provider=preferences), SOMEONE, around(ALL))
 
     assert [it.name for it in unwished.candidates] == [it.name for it in found.candidates]
     assert [] == found.dropped
@@ -230,10 +230,12 @@ def test_max_price_is_exact_and_hard(prices, caps, kept):
 
 
 def test_the_first_to_fail_words_the_reason_and_the_trace_lists_all():
-    journal = Journal("r")
-    journal.open(trace=True, sent=False, got=False, full=True)
+    journal = RequestTrace("r")
+    journal.open(trace=True, sent=False, received=False, full=True)
     some = [OPENAI, AZURE, candidate("new", stage="alpha")]
-    found = select(route(*some), job(provider={"ignore": ["azure"]}), SOMEONE, around(some))
+    found = select_endpoints(
+        route(*some), job(provider={"ignore": ["azure"]}), SOMEONE, around(some)
+    )
 
     found.tell(journal)
 
@@ -257,11 +259,11 @@ def test_the_first_to_fail_words_the_reason_and_the_trace_lists_all():
 )
 def test_a_trace_tells_the_filters_of_a_refusal_too(facts, fields, preferences, filtered):
     """They matter most where nobody is left."""
-    journal = Journal("r")
-    journal.open(trace=True, sent=False, got=False, full=True)
+    journal = RequestTrace("r")
+    journal.open(trace=True, sent=False, received=False, full=True)
     some = [OPENAI, AZURE]
-    with pytest.raises(Refusal):
-        select(
+    with pytest.raises(RequestError):
+        select_endpoints(
             route(*some, **facts),
             job(**fields, provider=preferences),
             SOMEONE,
@@ -287,10 +289,10 @@ TAKER = candidate("taker", accepts={"user": True})
     ],
 )
 def test_a_trace_tells_which_endpoints_are_not_told_the_user(some, user, deaf):
-    journal = Journal("r")
-    journal.open(trace=True, sent=False, got=False, full=True)
+    journal = RequestTrace("r")
+    journal.open(trace=True, sent=False, received=False, full=True)
 
-    select(route(*some), job(user=user), SOMEONE, around(some)).tell(journal, user)
+    select_endpoints(route(*some), job(user=user), SOMEONE, around(some)).tell(journal, user)
 
     dropped = [event for event in journal.events or () if event["action"] == "dropped parameter"]
     assert deaf == sorted(
@@ -299,9 +301,9 @@ def test_a_trace_tells_which_endpoints_are_not_told_the_user(some, user, deaf):
 
 
 def test_a_trace_that_nobody_asked_for_is_not_written():
-    journal = Journal("r")
+    journal = RequestTrace("r")
 
-    select(route(OPENAI), job(), SOMEONE, around([OPENAI])).tell(journal)
+    select_endpoints(route(OPENAI), job(), SOMEONE, around([OPENAI])).tell(journal)
 
     assert journal.events is None
 

@@ -6,7 +6,13 @@ from contextvars import ContextVar
 import anyio
 import pytest
 
-from embedroute.runtime import ClientGone, gather, innermost, is_stray, unless
+from embedroute.runtime import (
+    ClientDisconnected,
+    cancel_on_disconnect,
+    gather,
+    innermost,
+    is_foreign_cancellation,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -45,7 +51,7 @@ def after(seconds, seen=None):
 async def test_work_that_is_done_first_ends_the_watch():
     seen = Seen()
 
-    assert await unless(after(60, seen), seen.work(0.1, "done"), grace=0) == "done"
+    assert await cancel_on_disconnect(seen.work(0.1, "done"), after(60, seen), grace=0) == "done"
     assert seen.ends == ["done", "watched"]
 
 
@@ -53,14 +59,14 @@ async def test_work_that_is_done_first_ends_the_watch():
 async def test_the_client_leaving_first_cancels_the_work(seconds):
     seen = Seen()
 
-    with pytest.raises(ClientGone):
-        await unless(after(seconds), seen.work(60, "done"), grace=0)
+    with pytest.raises(ClientDisconnected):
+        await cancel_on_disconnect(seen.work(60, "done"), after(seconds), grace=0)
     assert seen.ends == ["cancelled"]
 
 
 @pytest.mark.parametrize("result", [None, False, "", []])
 async def test_a_result_that_is_nothing_is_a_result(result):
-    assert await unless(after(60), Seen().work(0, result), grace=0) is result
+    assert await cancel_on_disconnect(Seen().work(0, result), after(60), grace=0) is result
 
 
 FACTORIES = {"none": None, "before_python_3_11": lambda loop, coro: asyncio.Task(coro, loop=loop)}
@@ -79,7 +85,7 @@ def test_the_watch_sees_what_its_own_request_sees(factory):
             seen[name] = WHO.get()
             await anyio.sleep(60)
 
-        await unless(gone, anyio.sleep(0.05), grace=0.01)
+        await cancel_on_disconnect(anyio.sleep(0.05), gone, grace=0.01)
 
     async def main():
         asyncio.get_running_loop().set_task_factory(FACTORIES[factory])
@@ -97,7 +103,7 @@ async def test_an_error_of_the_work_comes_out_plain(error):
     plain = innermost(error) if isinstance(error, ExceptionGroup) else error
 
     with pytest.raises(type(plain)) as raised:
-        await unless(after(60), Seen().work(0, error), grace=0)
+        await cancel_on_disconnect(Seen().work(0, error), after(60), grace=0)
     assert raised.value is plain
 
 
@@ -108,7 +114,7 @@ async def test_an_error_of_the_watch_comes_out_plain_and_cancels_the_work():
         raise LookupError
 
     with pytest.raises(LookupError):
-        await unless(broken, seen.work(60, "done"), grace=0)
+        await cancel_on_disconnect(seen.work(60, "done"), broken, grace=0)
     assert seen.ends == ["cancelled"]
 
 
@@ -116,7 +122,7 @@ async def test_a_deadline_around_it_cancels_both():
     seen = Seen()
 
     with pytest.raises(TimeoutError), anyio.fail_after(0.1):
-        await unless(after(60, seen), seen.work(60, "done"), grace=0)
+        await cancel_on_disconnect(seen.work(60, "done"), after(60, seen), grace=0)
     assert sorted(seen.ends) == ["cancelled", "watched"]
 
 
@@ -130,8 +136,8 @@ async def test_work_that_shields_itself_is_waited_for_and_then_cancelled():
             await seen.work(0.02, "shielded")
         await seen.work(60, "never")
 
-    with pytest.raises(ClientGone):
-        await unless(after(0), stubborn(), grace=0)
+    with pytest.raises(ClientDisconnected):
+        await cancel_on_disconnect(stubborn(), after(0), grace=0)
     assert seen.ends == ["shielded", "cancelled"]
 
 
@@ -194,7 +200,7 @@ def test_the_innermost_of_nested_groups_is_plain():
     ],
 )
 async def test_a_cancellation_that_nobody_sent_is_a_stray(error, stray):
-    assert stray is is_stray(error)
+    assert stray is is_foreign_cancellation(error)
 
 
 async def test_a_cancellation_that_was_sent_is_none():
@@ -204,7 +210,7 @@ async def test_a_cancellation_that_was_sent_is_none():
         try:
             await anyio.sleep_forever()
         except anyio.get_cancelled_exc_class() as sent:
-            found.append(is_stray(error or sent))
+            found.append(is_foreign_cancellation(error or sent))
             raise
 
     with anyio.move_on_after(0.01):
@@ -222,10 +228,10 @@ def test_a_future_that_somebody_else_cancelled_cancels_nobody():
         future.cancel()
         with pytest.raises(asyncio.CancelledError) as caught:
             await future
-        return is_stray(caught.value)
+        return is_foreign_cancellation(caught.value)
 
     assert asyncio.run(main())
 
 
 def test_a_coroutine_that_is_closed_outside_any_loop_is_not_disturbed():
-    assert not is_stray(GeneratorExit())
+    assert not is_foreign_cancellation(GeneratorExit())

@@ -19,8 +19,8 @@ import anyio
 import pytest
 
 from embedroute import Config, Gateway
-from embedroute.routing import SHORTEST_REST, BreakerPolicy, RetryPolicy, State
-from embedroute.trace import Journal
+from embedroute.routing import SHORTEST_COOLDOWN, BreakerPolicy, RetryPolicy, State
+from embedroute.trace import RequestTrace
 from tests.fault_upstream import vectors_of
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +30,7 @@ REQUESTS = 20_000 if os.environ.get("EMBEDROUTE_SOAK") else 2_000
 KILLED, BACK = REQUESTS // 4, REQUESTS // 2
 """How many requests are answered when the first upstream dies, and when it comes back."""
 
-BREAKER = BreakerPolicy(failures=3, first_rest=0.2, longest_rest=0.5)
+BREAKER = BreakerPolicy(failures=3, initial_cooldown=0.2, longest_cooldown=0.5)
 FLOOR, SHARE, WINDOW = 10, 0.2, 10.0
 """Of the retry budget: so many retries, and so many a call, within so many seconds."""
 
@@ -114,8 +114,8 @@ class Load:
         while self.sent < self.requests:
             self.sent += 1
             texts = [f"request {self.sent} input {at}" for at in range(1 + self.sent % 4)]
-            journal = Journal(f"request-{self.sent}")
-            journal.open(trace=True, sent=False, got=False, full=False)
+            journal = RequestTrace(f"request-{self.sent}")
+            journal.open(trace=True, sent=False, received=False, full=False)
             try:
                 answer = await self.gateway.embed(texts, model="m", journal=journal, **self.fields)
             except Exception as error:  # noqa: BLE001 - any of them is one too many
@@ -156,7 +156,7 @@ class Load:
 async def test_an_upstream_that_dies_and_comes_back_is_noticed_by_nobody(anyio_backend, processes):
     gateway = gateway_of(processes)
     load = Load(gateway)
-    health = gateway.healths.of(
+    health = gateway.healths.get(
         next(it for it in gateway.directory.routes["m"].candidates if it.provider == "a")
     )
     states, times = [], []
@@ -195,9 +195,9 @@ async def test_an_upstream_that_dies_and_comes_back_is_noticed_by_nobody(anyio_b
     assert load.retries <= load.budget
     assert {"a:m", "b:m"} >= set(load.failed)
     # Who was on the way when it died, who set out before it was known, and then one probe a rest.
-    assert load.failed["a:m"] <= 2 * AT_ONCE + 1 + (times[1] - times[0]) / BREAKER.first_rest
+    assert load.failed["a:m"] <= 2 * AT_ONCE + 1 + (times[1] - times[0]) / BREAKER.initial_cooldown
     # After its first 429 nobody sets out for a rest.
-    assert load.failed["b:m"] <= AT_ONCE * (1 + (load.ended - load.began) / SHORTEST_REST)
+    assert load.failed["b:m"] <= AT_ONCE * (1 + (load.ended - load.began) / SHORTEST_COOLDOWN)
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])

@@ -7,7 +7,7 @@ import pytest
 
 from embedroute import Config, Gateway, Provider, embeddings_app
 from embedroute.backend import Accepts, Vectors
-from embedroute.errors import BatchTooLarge, KeyRefused, RateLimited, Unavailable
+from embedroute.errors import BatchTooLarge, RateLimited, UpstreamAuthError, UpstreamUnavailable
 from embedroute.routing import BreakerPolicy, RetryPolicy
 from embedroute.testing import ScriptedBackend, expected_vector
 from tests.support.asgi_client import call
@@ -95,8 +95,8 @@ async def test_the_chunks_are_those_that_are_sent(given, step, accepts, chunks):
     [
         (None, 0, 0),
         (RateLimited("slow down", retry_after=40.0), 39, 40),
-        (Unavailable("reset"), 4, 5),
-        (KeyRefused("bad key"), 29, 30),
+        (UpstreamUnavailable("reset"), 4, 5),
+        (UpstreamAuthError("bad key"), 29, 30),
     ],
 )
 async def test_an_endpoint_that_rests_is_told(step, least, most):

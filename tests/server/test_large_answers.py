@@ -30,15 +30,15 @@ from embedroute import (
     Settings,
     embeddings_app,
 )
-from embedroute.backend import Batch, UpstreamReply
+from embedroute.backend import Batch, UpstreamResponse
 from embedroute.backends._json_scan import LONG, lifted
 from embedroute.backends._openai_response import read as read_rows
 from embedroute.backends.openai import OpenAI
-from embedroute.errors import BadAnswer
+from embedroute.errors import InvalidUpstreamResponse
 from embedroute.protocol import DIALECTS
-from embedroute.runtime import LARGE, ROWS, in_thread, on_loop
-from embedroute.server import Inbound
-from embedroute.trace import Journal
+from embedroute.runtime import LARGE, ROWS, run_cooperatively, run_in_worker
+from embedroute.server import HTTPExchange
+from embedroute.trace import RequestTrace
 from tests.fault_upstream import vectors_of
 from tests.support.asgi_client import call
 from tests.support.tls import certified
@@ -133,7 +133,7 @@ async def test_pieces_that_a_client_takes_at_once_leave_turns_to_others():
     async with anyio.create_task_group() as group:
         group.start_soon(go_round)
         await anyio.lowlevel.checkpoint()
-        inbound = Inbound(
+        inbound = HTTPExchange(
             {"type": "http", "method": "POST", "headers": []}, anyio.sleep_forever, send
         )
         await inbound.answer_in_pieces(200, [b"piece"] * 20)
@@ -157,7 +157,7 @@ async def test_where_others_take_long_turns_ours_grow():
 
     async with anyio.create_task_group() as group:
         group.start_soon(go_round)
-        await on_loop(map(time.sleep, [0.0005] * 100))
+        await run_cooperatively(map(time.sleep, [0.0005] * 100))
         group.cancel_scope.cancel()
 
     assert 5 < rounds < 50
@@ -217,7 +217,7 @@ async def main():
     await asyncio.sleep(0.2)
     go_round()
     connection._transport.resume_reading()
-    print(len((await answer).content), max(read.values()) <= AT_A_TIME + (TAIL if cert else 262144), connection.over())
+    print(len((await answer).content), max(read.values()) <= AT_A_TIME + (TAIL if cert else 262144), connection.finish())
     connection.abort()
     server.close()
     await asyncio.sleep(0)
@@ -248,8 +248,8 @@ async def test_works_that_would_hold_the_loop_up_are_done_one_at_a_time():
 
     async with anyio.create_task_group() as group:
         for work in range(0, 8, 2):
-            group.start_soon(on_loop, map(piece, [work] * 5))
-            group.start_soon(in_thread, partial(on_thread, piece, work + 1))
+            group.start_soon(run_cooperatively, map(piece, [work] * 5))
+            group.start_soon(run_in_worker, partial(on_thread, piece, work + 1))
 
     assert 8 * 5 == len(done)
     assert 8 == len(list(groupby(done)))
@@ -263,7 +263,7 @@ async def test_one_that_takes_far_too_long_loses_its_place_once():
 
     async def stuck():
         begun.set()
-        await in_thread(let_go.wait)
+        await run_in_worker(let_go.wait)
 
     async def timed(work):
         began = time.monotonic()
@@ -274,9 +274,9 @@ async def test_one_that_takes_far_too_long_loses_its_place_once():
         group.start_soon(stuck)
         await begun.wait()
         async with anyio.create_task_group() as others:
-            for work in (partial(on_loop, [1]), partial(in_thread, int)):
+            for work in (partial(run_cooperatively, [1]), partial(run_in_worker, int)):
                 others.start_soon(timed, work)
-        for work in (partial(on_loop, [1]), partial(in_thread, int)):
+        for work in (partial(run_cooperatively, [1]), partial(run_in_worker, int)):
             await timed(work)
         let_go.set()
 
@@ -290,7 +290,7 @@ async def test_a_long_queue_is_no_reason_to_work_side_by_side():
     done: list[int] = []
 
     async def one(work):
-        await on_loop(map(piece, [work] * 12))
+        await run_cooperatively(map(piece, [work] * 12))
 
     def piece(work):
         time.sleep(0.02)
@@ -309,11 +309,11 @@ async def test_who_has_lost_its_place_does_not_give_away_that_of_another():
 
     async def overstay():
         begun.set()
-        await in_thread(let_go.wait)
+        await run_in_worker(let_go.wait)
         done.append("overstayed")
 
     async def next_one():
-        await on_loop(map(work, range(20)))
+        await run_cooperatively(map(work, range(20)))
 
     def work(at):
         taken.set()
@@ -327,7 +327,7 @@ async def test_who_has_lost_its_place_does_not_give_away_that_of_another():
         await begun.wait()
         group.start_soon(next_one)
         await taken.wait()
-        group.start_soon(on_loop, map(done.append, ["last"]))
+        group.start_soon(run_cooperatively, map(done.append, ["last"]))
 
     assert ["next", "last"] == [it for it, _ in groupby(it for it in done if it != "overstayed")]
     assert "overstayed" in done[2:-1]
@@ -339,7 +339,7 @@ def on_thread(piece, work):
 
 
 def reply_of(answer):
-    return UpstreamReply(200, {}, json.dumps(answer).encode())
+    return UpstreamResponse(200, {}, json.dumps(answer).encode())
 
 
 def text_of(row):
@@ -362,7 +362,9 @@ def test_a_large_answer_is_copied_as_seldom_as_can_be(step):
     """Beside what it is made of and what it becomes, only a few rows at a time."""
     vectors = vectors_of(TEXTS, WIDTH)
     reply = reply_of({"data": body_of(vectors), "usage": {"prompt_tokens": 5}})
-    answer = Embeddings(rows=list(vectors), model="m", prompt_tokens=5, journal=Journal("req_1"))
+    answer = Embeddings(
+        rows=list(vectors), model="m", prompt_tokens=5, journal=RequestTrace("req_1")
+    )
     batch = Batch(model="m", texts=TEXTS, width=WIDTH)
     gc.collect()
     tracemalloc.start()
@@ -416,7 +418,7 @@ def test_one_bad_row_of_a_large_answer_spoils_it(at, embedding, form):
     reply = reply_of({"data": faulty(at, embedding, form)})
 
     assert len(reply.content) >= LARGE
-    with pytest.raises(BadAnswer):
+    with pytest.raises(InvalidUpstreamResponse):
         OpenAI().parse(Batch(model="m", texts=TEXTS[:200], width=WIDTH), reply)
 
 
@@ -451,8 +453,8 @@ def test_a_large_answer_is_read_as_a_small_one_is(dtype, count, least, form, odd
     data = [{name: value for name, value in odd(row).items() if name != "vector"} for row in rows]
     reply = reply_of({"note": '"embedding": "', "data": data, "usage": {"prompt_tokens": 9}})
     if escaped:
-        reply = UpstreamReply(200, {}, reply.content.replace(b"/", b"\\/"))
-    read = read_rows(Batch(model="m", texts=TEXTS[:count], dtype=dtype), reply, OpenAI().fault)
+        reply = UpstreamResponse(200, {}, reply.content.replace(b"/", b"\\/"))
+    read = read_rows(Batch(model="m", texts=TEXTS[:count], dtype=dtype), reply, OpenAI().map_error)
 
     assert len(reply.content) >= least
     assert 9 == read.prompt_tokens
@@ -478,10 +480,10 @@ def test_a_vector_that_stands_elsewhere_is_not_a_rows_own(row, other):
         row % ((written, at, at) if row.startswith(b'{"embedding"') else (at, at, written))
         for at in range(200)
     ]
-    reply = UpstreamReply(200, {}, b'{"data":[%b]}' % b",".join(data))
+    reply = UpstreamResponse(200, {}, b'{"data":[%b]}' % b",".join(data))
 
     assert len(reply.content) >= LARGE
-    with pytest.raises(BadAnswer):
+    with pytest.raises(InvalidUpstreamResponse):
         OpenAI().parse(Batch(model="m", texts=TEXTS[:200], width=WIDTH), reply)
 
 
@@ -493,7 +495,9 @@ def test_a_large_body_is_written_as_a_small_one_is(dialect, base64, count):
     vectors, job = vectors_of(TEXTS[:count], 8 * 4096), SimpleNamespace(base64=base64)
 
     def body(rows):
-        answer = Embeddings(rows=rows, model='"data":[]', prompt_tokens=5, journal=Journal("req_1"))
+        answer = Embeddings(
+            rows=rows, model='"data":[]', prompt_tokens=5, journal=RequestTrace("req_1")
+        )
         return answer.large, json.loads(b"".join(DIALECTS[dialect].success(answer, job)))
 
     large, whole = body(list(vectors))

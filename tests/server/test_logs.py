@@ -80,7 +80,7 @@ async def test_a_served_request_leaves_one_record_and_one_for_each_attempt(upstr
     assert {
         "endpoint": "up:m",
         "attempt": 1,
-        "error": "Unavailable",
+        "error": "UpstreamUnavailable",
         "status": 503,
     }.items() <= first[2].items()
     assert {"endpoint": "up:m", "attempt": 2, "status": 200}.items() <= second[2].items()
@@ -102,12 +102,12 @@ async def test_a_call_that_hangs_until_the_requests_own_deadline_leaves_a_trail_
     assert {
         "endpoint": "up:m",
         "attempt": 1,
-        "error": "TimedOut",
+        "error": "UpstreamTimeout",
         "status": None,
     }.items() <= attempt[2].items()
     assert {"status": 504, "attempts": 1, "providers": ["up"]}.items() <= refused[2].items()
     assert "up" == answer.header("x-embedroute-provider")
-    assert [("call", "failed", "TimedOut")] == [
+    assert [("call", "failed", "UpstreamTimeout")] == [
         (it["stage"], it["action"], it["error"])
         for it in answer.json["trace"]
         if it["stage"] == "call"
@@ -215,7 +215,7 @@ async def test_no_name_of_a_caller_forges_a_log_line(upstream, mover, caplog):
         return Caller(name=f"me{mover}you")
 
     async with gateway.lifespan():
-        app = embeddings_app(gateway, caller=caller)
+        app = embeddings_app(gateway, authenticate=caller)
         body = json.dumps({"model": "m", "input": "a"}).encode()
         await call(app, "POST", "/v1/embeddings", [("content-type", "application/json")], [body])
 

@@ -6,9 +6,17 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from embedroute.config import Model
-from embedroute.errors import InvalidRequest, RateLimited, Unavailable
+from embedroute.errors import InvalidRequest, RateLimited, UpstreamUnavailable
 from embedroute.inputs import Kind
-from embedroute.protocol import DIALECTS, ENCODER, Embeddings, Job, Limits, decode_request, places
+from embedroute.protocol import (
+    DIALECTS,
+    ENCODER,
+    EmbeddingRequest,
+    Embeddings,
+    Limits,
+    decode_request,
+    places,
+)
 from embedroute.routing import Route
 from embedroute.server import (
     components,
@@ -20,7 +28,7 @@ from embedroute.server import (
     operation,
 )
 from embedroute.server.openapi import openapi
-from embedroute.trace import Journal
+from embedroute.trace import RequestTrace
 from embedroute.vectors import from_lists
 
 DOCUMENT = json.loads(openapi())
@@ -144,12 +152,12 @@ def told(dialect, path, status, method="get"):
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("base64", [True, False])
 def test_an_answer_fits_the_schema(base64, dialect):
-    journal = Journal("req_1")
-    journal.served("mock", {}, 1, {"text": 1, "image": 2})
+    journal = RequestTrace("req_1")
+    journal.record_usage("mock", {}, 1, {"text": 1, "image": 2})
     answer = Embeddings(
         rows=list(from_lists([[1.0, 2.0]])), model="m", prompt_tokens=1, journal=journal
     )
-    job = Job(model="m", inputs=["a"], kind=Kind.TEXT, base64=base64)
+    job = EmbeddingRequest(model="m", inputs=["a"], kind=Kind.TEXT, base64=base64)
     written = json.loads(b"".join(DIALECTS[dialect].success(answer, job)))
 
     told(dialect, "/v1/embeddings", 200, "post").validate(written)
@@ -163,7 +171,7 @@ ALIKE = {
 """Dialects whose errors are those of others too, or hold all that these have."""
 FAULTS = [
     InvalidRequest("x", param="input"),
-    Unavailable("x", upstream_status=503),
+    UpstreamUnavailable("x", upstream_status=503),
     RateLimited("x", retry_after=1),
 ]
 
@@ -172,7 +180,9 @@ FAULTS = [
 @pytest.mark.parametrize("error", FAULTS)
 def test_an_error_fits_the_schema_of_its_dialect(dialect, error):
     error.provider = "mock"
-    written = {name: json.loads(it.error(error, Journal("req_1"))) for name, it in DIALECTS.items()}
+    written = {
+        name: json.loads(it.error(error, RequestTrace("req_1"))) for name, it in DIALECTS.items()
+    }
     fits = {
         name
         for name, body in written.items()
@@ -213,7 +223,7 @@ def test_every_operation_says_which_errors_it_has():
 
 MODEL = Route(
     name="m",
-    public="m",
+    public_name="m",
     model=Model(dimensions=8, matryoshka=True, max_input_tokens=77, modalities=["text", "image"]),
     candidates=[],
 )

@@ -24,11 +24,17 @@ from embedroute import (
     embeddings_app,
 )
 from embedroute.backend import Backend
-from embedroute.errors import InputRefused, NoHealthyEndpoint, Overloaded, RateLimited, Unavailable
+from embedroute.errors import (
+    NoHealthyEndpoint,
+    Overloaded,
+    RateLimited,
+    UpstreamRejectedInput,
+    UpstreamUnavailable,
+)
 from embedroute.fastapi import embeddings_router
 from embedroute.limits import MOST_ACCOUNTS, BodyBudget
 from embedroute.routing import RetryPolicy
-from embedroute.server import hints_of
+from embedroute.server import error_headers
 from embedroute.testing import ScriptedBackend
 from tests.support.asgi_client import call
 
@@ -563,7 +569,7 @@ async def test_all_callers_together_hold_no_more_than_the_bound():
         return Caller(name=scope["path"])
 
     served = bounded(in_flight=8192, auth="host")
-    doors = [EmbeddingsMiddleware(passed_on, served, f"/{at}", caller=who) for at in range(5)]
+    doors = [EmbeddingsMiddleware(passed_on, served, f"/{at}", authenticate=who) for at in range(5)]
     full = [declared(2000, path=f"/{at}/embeddings") for at in range(4)]
     async with AsyncExitStack() as stack:
         for door, request in zip(doors, full, strict=False):
@@ -697,7 +703,7 @@ OUTCOMES = {
     "not JSON": (lambda it: it.give(b"{"), {}, 400),
     "an upstream failure": (
         lambda it: it.give(GOOD),
-        {"backend": failing(Unavailable("reset"))},
+        {"backend": failing(UpstreamUnavailable("reset"))},
         502,
     ),
     "a deadline": (
@@ -984,7 +990,7 @@ async def test_a_success_says_where_it_came_from():
     assert first.body == second.body
 
 
-DOWN, BAD = Unavailable("reset"), InputRefused("no")
+DOWN, BAD = UpstreamUnavailable("reset"), UpstreamRejectedInput("no")
 
 
 @pytest.mark.parametrize(
@@ -1104,7 +1110,7 @@ async def test_the_lists_need_a_key_and_have_a_head(method, path):
 async def test_a_rest_is_told_in_whole_numbers_whatever_a_plugin_says(
     error, hint, seconds, milliseconds
 ):
-    told = dict(hints_of(error("slow", retry_after=hint), error.status))
+    told = dict(error_headers(error("slow", retry_after=hint), error.status))
 
     assert (seconds, milliseconds) == (
         told[b"retry-after"].decode(),

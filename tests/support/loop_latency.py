@@ -35,11 +35,11 @@ from embedroute import (
     Settings,
     embeddings_app,
 )
-from embedroute.backend import Batch, Secret, UpstreamReply
+from embedroute.backend import Batch, Secret, UpstreamResponse
 from embedroute.backends.gemini import Gemini
 from embedroute.backends.openai import OpenAI
 from embedroute.protocol import DIALECTS
-from embedroute.trace import Journal
+from embedroute.trace import RequestTrace
 from tests.fault_upstream import vectors_of
 from tests.support.asgi_client import call
 
@@ -157,9 +157,9 @@ class Held:
     def __init__(self, kind, encoding, vectors, body):
         self.kind, self.encoding = kind, encoding
         self.texts = [f"text {at}" for at in range(kind.count)]
-        self.reply = UpstreamReply(200, {}, body)
+        self.reply = UpstreamResponse(200, {}, body)
         self.answer = Embeddings(
-            rows=list(vectors), model="m", prompt_tokens=5, journal=Journal("req_1")
+            rows=list(vectors), model="m", prompt_tokens=5, journal=RequestTrace("req_1")
         )
         self.turns, self.ends = [], []
         self.held = float("inf")

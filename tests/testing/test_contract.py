@@ -29,7 +29,12 @@ from embedroute.backends.hashed import Hashed
 from embedroute.backends.mistral import Mistral
 from embedroute.backends.openai import OpenAI
 from embedroute.backends.wordllama import WordLlama
-from embedroute.errors import BadAnswer, InputRefused, RateLimited, Unavailable
+from embedroute.errors import (
+    InvalidUpstreamResponse,
+    RateLimited,
+    UpstreamRejectedInput,
+    UpstreamUnavailable,
+)
 from embedroute.testing import ScriptedBackend, check_backend, expected_vector
 
 URL = "https://api.acme.example/embed"
@@ -49,7 +54,7 @@ async def slowly(_batch):
 
 
 def fail(_batch):
-    raise Unavailable("reset")
+    raise UpstreamUnavailable("reset")
 
 
 @pytest.mark.anyio
@@ -73,22 +78,22 @@ async def test_the_default_answer_is_what_hashed_gives():
 @pytest.mark.anyio
 async def test_a_script_is_played_one_step_a_call_and_then_the_rest():
     backend = ScriptedBackend(
-        script=[Unavailable("reset"), ONE, lambda _: ONE, slowly, fail, 0.0],
+        script=[UpstreamUnavailable("reset"), ONE, lambda _: ONE, slowly, fail, 0.0],
         then=RateLimited("slow"),
     )
     played = []
     for _ in range(8):
         try:
             played.append(type(await backend.embed(batch("a"))))
-        except (Unavailable, RateLimited) as error:
+        except (UpstreamUnavailable, RateLimited) as error:
             played.append(type(error))
 
     assert played == [
-        Unavailable,
+        UpstreamUnavailable,
         Vectors,
         Vectors,
         Vectors,
-        Unavailable,
+        UpstreamUnavailable,
         Vectors,
         RateLimited,
         RateLimited,
@@ -201,7 +206,7 @@ class Fussy(Acme, frozen=True):
 
     def build(self, batch):
         if batch.parts and batch.input_type is None:
-            raise InputRefused("images need an input type")
+            raise UpstreamRejectedInput("images need an input type")
         return msgspec.structs.replace(
             super().build(batch), headers={"x-model": {"model": "known"}[batch.model]}
         )
@@ -352,7 +357,7 @@ class Hopeful(Acme, frozen=True):
     def parse(self, batch, reply):
         try:
             return super().parse(batch, reply)
-        except (BadAnswer, KeyError, TypeError):
+        except (InvalidUpstreamResponse, KeyError, TypeError):
             return Vectors.from_lists([[1, 1] for _ in batch.inputs], dtype=batch.dtype)
 
 
@@ -382,7 +387,7 @@ class Buggy(Acme, frozen=True):
 
 class Refusing(Acme, frozen=True):
     def build(self, batch):
-        raise InputRefused("never")
+        raise UpstreamRejectedInput("never")
 
 
 class OddURL(Acme, frozen=True):
@@ -416,7 +421,7 @@ class AsyncBuild(Acme, frozen=True):
 
 class NoBuild(HTTPBackend, frozen=True):
     def parse(self, batch, reply):
-        raise BadAnswer("no")
+        raise InvalidUpstreamResponse("no")
 
 
 class NoArgument(Acme, frozen=True):
@@ -430,12 +435,12 @@ class Broken(Acme, frozen=True):
 
 
 class BadFault(Acme, frozen=True):
-    def fault(self, reply):
+    def map_error(self, reply):
         return reply.status
 
 
 class RashFault(Acme, frozen=True):
-    def fault(self, reply):
+    def map_error(self, reply):
         return RateLimited(reply.json()["error"]["message"])
 
 
@@ -599,14 +604,14 @@ class Images(Backend, frozen=True):
         (Broken(), by_input, "parse raised RuntimeError: x"),
         (NoArgument(), by_input, "parse raised TypeError"),
         (Buggy(), None, "build raised IndexError"),
-        (Refusing(), None, "build raised InputRefused"),
+        (Refusing(), None, "build raised UpstreamRejectedInput"),
         (OddURL(), None, "begin it with https"),
         (TextBody(), None, "content as str: encode it"),
         (NumberHeader(), None, "a header as int: write a str or a Secret"),
         (AsyncBuild(), None, "build is async: write def build"),
         (NoBuild(), None, "build is missing: write def build"),
-        (BadFault(), None, "fault gave int for a 400: return one of embedroute.errors"),
-        (RashFault(), None, "fault raised"),
+        (BadFault(), None, "map_error gave int for a 400: return one of embedroute.errors"),
+        (RashFault(), None, "map_error raised"),
         (OddAccepts(), None, "accepts is a dict: write accepts = Accepts"),
         (OddDtype(), None, "accepts lists the dtype 'fp16'"),
         (NoInput(), None, "accepts takes neither texts nor tokens nor images"),
@@ -615,7 +620,11 @@ class Images(Backend, frozen=True):
         (Unloadable(), None, "load raised RuntimeError: no weights"),
         (Unrunnable(), None, "run raised SystemExit"),
         (AsyncRun(), None, "run is async: write def run"),
-        (Answers(given=Unavailable("reset")), None, "embed raised Unavailable: reset"),
+        (
+            Answers(given=UpstreamUnavailable("reset")),
+            None,
+            "embed raised UpstreamUnavailable: reset",
+        ),
         (Answers(given=SystemExit(3)), None, "embed raised SystemExit"),
         (Answers(given=StopIteration()), None, "embed raised RuntimeError"),
         (Answers(given=[[1.0]]), None, "list came back where Vectors are due"),
@@ -685,8 +694,8 @@ async def test_may_be_called_inside_a_running_loop(backend, reply):
 
 @pytest.mark.anyio
 async def test_names_mistakes_inside_a_running_loop():
-    with pytest.raises(AssertionError, match="embed raised Unavailable"):
-        check_backend(Answers(given=Unavailable("reset")))
+    with pytest.raises(AssertionError, match="embed raised UpstreamUnavailable"):
+        check_backend(Answers(given=UpstreamUnavailable("reset")))
 
 
 def test_a_secret_of_the_authors_is_not_shown():

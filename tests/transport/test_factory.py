@@ -10,11 +10,11 @@ import pytest
 from embedroute import Config, Gateway, Provider, Settings, embeddings_app
 from embedroute.backend import Secret
 from embedroute.errors import ConfigError
-from embedroute.transport import DIRECT, Connect, open_engine
+from embedroute.transport import DEFAULT_CONFIG, TransportConfig, create_transport
 from tests.support.asgi_client import call
 
-HTTP2 = Connect(http2=True)
-PROXIED = Connect(proxy=Secret("http://127.0.0.1:9"))
+HTTP2 = TransportConfig(http2=True)
+PROXIED = TransportConfig(proxy=Secret("http://127.0.0.1:9"))
 
 
 def client():
@@ -24,15 +24,15 @@ def client():
 @pytest.mark.parametrize(
     ("name", "connect", "client_of", "on_asyncio", "opened"),
     [
-        ("auto", DIRECT, None, True, "fast"),
-        ("auto", DIRECT, None, False, "httpx2"),
+        ("auto", DEFAULT_CONFIG, None, True, "fast"),
+        ("auto", DEFAULT_CONFIG, None, False, "httpx2"),
         ("auto", PROXIED, None, True, "httpx2"),
-        ("auto", DIRECT, client, True, "httpx2"),
+        ("auto", DEFAULT_CONFIG, client, True, "httpx2"),
         ("auto", PROXIED, None, False, "httpx2"),
-        ("httpx2", DIRECT, None, True, "httpx2"),
-        ("httpx2", DIRECT, None, False, "httpx2"),
-        ("httpx2", DIRECT, client, True, "httpx2"),
-        ("fast", DIRECT, None, True, "fast"),
+        ("httpx2", DEFAULT_CONFIG, None, True, "httpx2"),
+        ("httpx2", DEFAULT_CONFIG, None, False, "httpx2"),
+        ("httpx2", DEFAULT_CONFIG, client, True, "httpx2"),
+        ("fast", DEFAULT_CONFIG, None, True, "fast"),
         ("auto", HTTP2, None, True, "httpx2"),
         ("auto", HTTP2, None, False, "httpx2"),
         ("httpx2", HTTP2, None, True, "httpx2"),
@@ -45,27 +45,27 @@ def test_the_quick_engine_is_used_where_it_can_be(
     caplog.set_level(logging.INFO, "embedroute.http")
     own = client_of() if client_of else None
 
-    assert opened == open_engine(name, connect, own, on_asyncio=on_asyncio).name
+    assert opened == create_transport(name, connect, own, on_asyncio=on_asyncio).name
     assert [(f"engine {opened}", opened)] == [(it.getMessage(), it.engine) for it in caplog.records]
 
 
 @pytest.mark.parametrize(
     ("connect", "client_of", "on_asyncio", "word"),
     [
-        (DIRECT, None, False, "trio"),
+        (DEFAULT_CONFIG, None, False, "trio"),
         (PROXIED, None, True, "proxy"),
-        (DIRECT, client, True, "http_client"),
+        (DEFAULT_CONFIG, client, True, "http_client"),
         (HTTP2, None, True, "speaks HTTP/1.1 only"),
     ],
 )
 def test_asking_for_it_where_it_cannot_be_is_refused(connect, client_of, on_asyncio, word):
     with pytest.raises(ConfigError, match=word):
-        open_engine("fast", connect, client_of() if client_of else None, on_asyncio=on_asyncio)
+        create_transport("fast", connect, client_of() if client_of else None, on_asyncio=on_asyncio)
 
 
 def test_http2_is_refused_beside_a_client_of_the_hosts():
     with pytest.raises(ConfigError, match=r"AsyncClient\(http2=True\)"):
-        open_engine("auto", HTTP2, client(), on_asyncio=True)
+        create_transport("auto", HTTP2, client(), on_asyncio=True)
 
 
 FAST = Config(gateway=Settings(auth="open", engine="fast"), providers={"hashed": Provider()})
@@ -119,12 +119,12 @@ class Hiding(PathFinder):
 
 sys.meta_path[sys.meta_path.index(PathFinder)] = Hiding
 
-from embedroute.transport.base import DIRECT, Connect
-from embedroute.transport.factory import engine_mistakes, open_engine
+from embedroute.transport.base import DEFAULT_CONFIG, TransportConfig
+from embedroute.transport.factory import transport_mistakes, create_transport
 
-print(open_engine("auto", DIRECT, None, on_asyncio=True).name)
-print(engine_mistakes("fast", DIRECT))
-print(engine_mistakes("auto", Connect(http2=True)))
+print(create_transport("auto", DEFAULT_CONFIG, None, on_asyncio=True).name)
+print(transport_mistakes("fast", DEFAULT_CONFIG))
+print(transport_mistakes("auto", TransportConfig(http2=True)))
 """
 
 

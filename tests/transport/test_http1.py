@@ -18,10 +18,16 @@ import pytest
 
 from embedroute import CacheSettings, Config, Endpoint, Gateway, Model, Provider, Settings
 from embedroute.backend import Secret, SecretBytes, UpstreamRequest
-from embedroute.errors import BadAnswer, TimedOut, Unavailable, Unreachable, UpstreamError
-from embedroute.transport import LARGEST_HEAD, Connect, ExchangeLimits
+from embedroute.errors import (
+    ConnectError,
+    InvalidUpstreamResponse,
+    UpstreamError,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+from embedroute.transport import LARGEST_HEAD, ExchangeLimits, TransportConfig
 from embedroute.transport.http1.connection import Connection
-from embedroute.transport.http1.pool import FastEngine
+from embedroute.transport.http1.pool import Http1Transport
 from embedroute.transport.http1.request import parse_target, write_head
 from tests.fault_upstream import Upstream, vectors_of
 from tests.support.serving import SLOW
@@ -126,7 +132,7 @@ def ok(body=b"{}", *headers, status=b"200 OK"):
     return b"\r\n".join([*lines, b"", body])
 
 
-class Engine(FastEngine):
+class Engine(Http1Transport):
     """Closed at the end of ``async with``; ``held`` are the connections that it has not let go of."""
 
     async def __aenter__(self):
@@ -215,84 +221,96 @@ async def test_every_framing_of_a_body_is_read(name):
 CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 
 REFUSED = {
-    "a body in gzip": (ok(b"{}", b"content-encoding: gzip"), BadAnswer),
+    "a body in gzip": (ok(b"{}", b"content-encoding: gzip"), InvalidUpstreamResponse),
     "chunks in gzip": (
         b"HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
-        Unavailable,
+        UpstreamUnavailable,
     ),
-    "two lengths": (ok(b"{}", b"content-length: 3"), Unavailable),
-    "a length and chunks": (ok(b"{}", b"transfer-encoding: chunked"), Unavailable),
-    "a signed length": (b"HTTP/1.1 200 OK\r\ncontent-length: +2\r\n\r\n{}", Unavailable),
-    "a length beyond all": (b"HTTP/1.1 200 OK\r\ncontent-length: 99999999999\r\n\r\n{}", BadAnswer),
+    "two lengths": (ok(b"{}", b"content-length: 3"), UpstreamUnavailable),
+    "a length and chunks": (ok(b"{}", b"transfer-encoding: chunked"), UpstreamUnavailable),
+    "a signed length": (b"HTTP/1.1 200 OK\r\ncontent-length: +2\r\n\r\n{}", UpstreamUnavailable),
+    "a length beyond all": (
+        b"HTTP/1.1 200 OK\r\ncontent-length: 99999999999\r\n\r\n{}",
+        InvalidUpstreamResponse,
+    ),
     "another protocol": (
         b"HTTP/1.1 101 Switching Protocols\r\nupgrade: h2c\r\nconnection: upgrade\r\n\r\nabc",
-        Unavailable,
+        UpstreamUnavailable,
     ),
     "a head of many headers": (
         ok(b"{}", *(b"x-%d: %d" % (at, at) for at in range(20_000))),
-        Unavailable,
+        UpstreamUnavailable,
     ),
     "a head that does not end": (
         [b"HTTP/1.1 200 OK\r\nx: ", *[b"a" * 4096, 0.001] * 40],
-        Unavailable,
+        UpstreamUnavailable,
     ),
-    "announcements without end": ([b"HTTP/1.1 102 Processing\r\n\r\n" * 5000], Unavailable),
-    "a body of status 099": (ok(b"{", status=b"099 Odd") + ok(b"}"), Unavailable),
-    "a body of status 000": (ok(b"{", status=b"000 Odd") + ok(b"}"), Unavailable),
-    "a body of status 199": (ok(b"{", status=b"199 Odd") + ok(b"}"), Unavailable),
-    "a body of status 199 without a length": ([b"HTTP/1.1 199 Odd\r\n\r\n{}", None], Unavailable),
-    "a body of status 199 like an answer": (ok(ok(), status=b"199 Odd") + ok(b"{}"), Unavailable),
-    "a body of status 103": (ok(b"{", status=b"103 Early Hints") + ok(b"}"), Unavailable),
-    "a status of four digits": (ok(status=b"2000 OK"), Unavailable),
-    "RTSP/1.0": (ok().replace(b"HTTP/1.1", b"RTSP/1.0"), Unavailable),
-    "RTSP/1.1": (ok().replace(b"HTTP/1.1", b"RTSP/1.1"), Unavailable),
+    "announcements without end": ([b"HTTP/1.1 102 Processing\r\n\r\n" * 5000], UpstreamUnavailable),
+    "a body of status 099": (ok(b"{", status=b"099 Odd") + ok(b"}"), UpstreamUnavailable),
+    "a body of status 000": (ok(b"{", status=b"000 Odd") + ok(b"}"), UpstreamUnavailable),
+    "a body of status 199": (ok(b"{", status=b"199 Odd") + ok(b"}"), UpstreamUnavailable),
+    "a body of status 199 without a length": (
+        [b"HTTP/1.1 199 Odd\r\n\r\n{}", None],
+        UpstreamUnavailable,
+    ),
+    "a body of status 199 like an answer": (
+        ok(ok(), status=b"199 Odd") + ok(b"{}"),
+        UpstreamUnavailable,
+    ),
+    "a body of status 103": (ok(b"{", status=b"103 Early Hints") + ok(b"}"), UpstreamUnavailable),
+    "a status of four digits": (ok(status=b"2000 OK"), UpstreamUnavailable),
+    "RTSP/1.0": (ok().replace(b"HTTP/1.1", b"RTSP/1.0"), UpstreamUnavailable),
+    "RTSP/1.1": (ok().replace(b"HTTP/1.1", b"RTSP/1.1"), UpstreamUnavailable),
     "RTSP/1.1 in pieces": (
         [b"RT", 0.01, b"SP/1.1 200 O", 0.01, b"K\r\ncontent-length: 0\r\n", 0.01, b"\r\n"],
-        Unavailable,
+        UpstreamUnavailable,
     ),
     "RTSP/1.1 behind an announcement": (
         b"HTTP/1.1 100 Continue\r\n\r\n" + ok().replace(b"HTTP", b"RTSP"),
-        Unavailable,
+        UpstreamUnavailable,
     ),
-    "an announcement of RTSP": (b"RTSP/1.1 100 Continue\r\n\r\n" + ok(), Unavailable),
-    "ICE/1.0": (ok().replace(b"HTTP/1.1", b"ICE/1.0"), Unavailable),
-    "HTTP/0.9": (ok().replace(b"HTTP/1.1", b"HTTP/0.9"), Unavailable),
-    "HTTP/2.0": (ok().replace(b"HTTP/1.1", b"HTTP/2.0"), Unavailable),
-    "the preface of HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Unavailable),
+    "an announcement of RTSP": (b"RTSP/1.1 100 Continue\r\n\r\n" + ok(), UpstreamUnavailable),
+    "ICE/1.0": (ok().replace(b"HTTP/1.1", b"ICE/1.0"), UpstreamUnavailable),
+    "HTTP/0.9": (ok().replace(b"HTTP/1.1", b"HTTP/0.9"), UpstreamUnavailable),
+    "HTTP/2.0": (ok().replace(b"HTTP/1.1", b"HTTP/2.0"), UpstreamUnavailable),
+    "the preface of HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", UpstreamUnavailable),
     "the frames of HTTP/2": (
         bytes.fromhex("00000c04000000000000030000006400040000ffff"),
-        Unavailable,
+        UpstreamUnavailable,
     ),
-    "a body alone": ([b"{}", None], Unavailable),
-    "a NUL in the reason": (ok(status=b"200 O\0K"), Unavailable),
+    "a body alone": ([b"{}", None], UpstreamUnavailable),
+    "a NUL in the reason": (ok(status=b"200 O\0K"), UpstreamUnavailable),
     "a NUL in the reason behind an announcement": (
         [b"HTTP/1.1 100 Continue\r\n\r", 0.01, b"\n" + ok(status=b"200 \0")],
-        Unavailable,
+        UpstreamUnavailable,
     ),
-    "a control character in the reason": (ok(status=b"200 O\x1b[2JK"), Unavailable),
-    "line breaks before the answer": (b"\r\n\r\n" + ok(), Unavailable),
-    "257 headers": (ok(b"{}", *(b"x-%d: %d" % (at, at) for at in range(256))), Unavailable),
+    "a control character in the reason": (ok(status=b"200 O\x1b[2JK"), UpstreamUnavailable),
+    "line breaks before the answer": (b"\r\n\r\n" + ok(), UpstreamUnavailable),
+    "257 headers": (ok(b"{}", *(b"x-%d: %d" % (at, at) for at in range(256))), UpstreamUnavailable),
     "2 MB of trailers": (
         CHUNKED + b"2\r\n{}\r\n0\r\n" + b"x: 012345678901\r\n" * 125_000 + b"\r\n",
-        Unavailable,
+        UpstreamUnavailable,
     ),
     "a trailer that does not end": (
         [CHUNKED + b"2\r\n{}\r\n0\r\nx: ", *[b"a" * 4096, 0.001] * 40],
-        Unavailable,
+        UpstreamUnavailable,
     ),
     "2 MB of a chunk's extension": (
         CHUNKED + b"2;" + b"a" * 2_000_000 + b"\r\n{}\r\n0\r\n\r\n",
-        Unavailable,
+        UpstreamUnavailable,
     ),
     "extensions of 4 KB for each byte": (
         [CHUNKED, *[b"1;" + b"a" * 4096 + b"\r\na\r\n", 0.001] * 40],
-        Unavailable,
+        UpstreamUnavailable,
     ),
-    "nothing": ([None], Unavailable),
-    "half a head": ([b"HTTP/1.1 200", None], Unavailable),
-    "half a body": ([ok(b"{}")[:-1], None], Unavailable),
-    "silence": ([3.0], TimedOut),
-    "a drip": ([b"HTTP/1.1 200 OK\r\ncontent-length: 9999\r\n\r\n", *[b"a", 0.02] * 100], TimedOut),
+    "nothing": ([None], UpstreamUnavailable),
+    "half a head": ([b"HTTP/1.1 200", None], UpstreamUnavailable),
+    "half a body": ([ok(b"{}")[:-1], None], UpstreamUnavailable),
+    "silence": ([3.0], UpstreamTimeout),
+    "a drip": (
+        [b"HTTP/1.1 200 OK\r\ncontent-length: 9999\r\n\r\n", *[b"a", 0.02] * 100],
+        UpstreamTimeout,
+    ),
 }
 
 
@@ -302,7 +320,7 @@ async def test_what_is_no_whole_and_plain_answer_is_refused(name):
     answer, kind = REFUSED[name]
     async with Wire(answer) as wire, Engine() as engine:
         with pytest.raises(UpstreamError) as caught:
-            await engine.send(request(wire.url), 0.5 if kind is TimedOut else 30.0)
+            await engine.send(request(wire.url), 0.5 if kind is UpstreamTimeout else 30.0)
 
         assert 0 == engine.held
     assert kind is caught.type
@@ -351,7 +369,7 @@ async def test_an_answer_is_no_larger_than_its_exchange_allows(framed):
         Engine() as engine,
     ):
         assert 100_000 == len((await engine.send(request(wire.url), 5.0, LARGEST)).content)
-        with pytest.raises(BadAnswer, match="larger than 100000 bytes"):
+        with pytest.raises(InvalidUpstreamResponse, match="larger than 100000 bytes"):
             await engine.send(request(wire.url), 5.0, LARGEST)
 
 
@@ -360,7 +378,7 @@ async def test_an_answer_that_announces_too_many_bytes_is_not_waited_for():
         Wire([b"HTTP/1.1 200 OK\r\ncontent-length: 100001\r\n\r\n", 60.0]) as wire,
         Engine() as engine,
     ):
-        with pytest.raises(BadAnswer, match="larger than 100000 bytes"):
+        with pytest.raises(InvalidUpstreamResponse, match="larger than 100000 bytes"):
             await engine.send(request(wire.url), 30.0, LARGEST)
 
 
@@ -371,7 +389,7 @@ async def test_an_error_may_be_larger_than_the_answer_that_was_due(framed):
     answers = [BODIES[framed](b"422 Unprocessable Content", bytes(size)) for size in (mib, mib + 1)]
     async with Wire(*answers) as wire, Engine() as engine:
         assert mib == len((await engine.send(request(wire.url), 5.0, LARGEST)).content)
-        with pytest.raises(BadAnswer, match="larger than 1048576 bytes"):
+        with pytest.raises(InvalidUpstreamResponse, match="larger than 1048576 bytes"):
             await engine.send(request(wire.url), 5.0, LARGEST)
 
 
@@ -409,7 +427,7 @@ async def test_what_ran_into_a_closing_connection_is_sent_once_more_on_a_fresh_o
 async def test_a_fresh_connection_that_is_closed_is_not_tried_again():
     async with Wire(ok(), [None]) as wire, Engine() as engine:
         await engine.meet(wire.url)
-        with pytest.raises(Unavailable):
+        with pytest.raises(UpstreamUnavailable):
             await engine.send(request(wire.url), 5.0)
 
     assert 3 == len(wire.heads)
@@ -454,11 +472,11 @@ async def test_the_end_of_a_connection_that_is_given_up_is_not_the_end_of_an_ans
     ):
         sent = group.create_task(failure_of(engine.send(request(wire.url), 60.0)))
         await until_on_loop(
-            lambda: any(it._heard for pool in engine._pools.values() for it in pool.open)
+            lambda: any(it._bytes_received for pool in engine._pools.values() for it in pool.open)
         )
         await engine.aclose()
 
-    assert isinstance(sent.result(), Unavailable)
+    assert isinstance(sent.result(), UpstreamUnavailable)
 
 
 @pytest.mark.parametrize("heads", [1, 3])
@@ -469,7 +487,7 @@ async def test_a_head_is_bounded_however_it_comes(heads):
     )
     pieces = [long] if heads == 1 else [long[:100], 0.05, long[100:60_000], 0.05, long[60_000:]]
     async with Wire(pieces) as wire, Engine() as engine:
-        with pytest.raises(Unavailable, match="larger than 65536 bytes"):
+        with pytest.raises(UpstreamUnavailable, match="larger than 65536 bytes"):
             await engine.send(request(wire.url), 5.0)
 
 
@@ -735,13 +753,13 @@ def test_a_url_is_written_as_http_wants_it(url, origin, line, host, authorizatio
     ],
 )
 def test_a_url_that_cannot_be_written_is_refused(url):
-    with pytest.raises(Unavailable):
+    with pytest.raises(UpstreamUnavailable):
         parse_target("POST", url)
 
 
 @pytest.mark.parametrize("method", ["", "POST /x HTTP/1.1\r\nx: ", "PÖST", "A B"])
 def test_a_method_is_a_word(method):
-    with pytest.raises(Unavailable):
+    with pytest.raises(UpstreamUnavailable):
         parse_target(method, "http://host/")
 
 
@@ -760,7 +778,7 @@ def test_a_method_is_a_word(method):
     ],
 )
 def test_no_header_can_end_or_split_a_request(headers):
-    with pytest.raises(Unavailable):
+    with pytest.raises(UpstreamUnavailable):
         write_head(parse_target("POST", "http://host/"), headers)
 
 
@@ -806,12 +824,15 @@ async def test_an_ipv6_address_is_reached():
 async def test_a_certificate_that_is_out_of_date_is_not_trusted(tmp_path, until, reached):
     """Nor is anything sent in the clear then."""
     cert, context = certified(tmp_path, until)
-    async with Wire(ok(b"{}"), tls=context) as wire, Engine(Connect(ca_file=cert)) as engine:
+    async with (
+        Wire(ok(b"{}"), tls=context) as wire,
+        Engine(TransportConfig(ca_file=cert)) as engine,
+    ):
         url = wire.url.replace("127.0.0.1", "localhost")
         if reached:
             assert 200 == (await engine.send(request(url), 5.0)).status
         else:
-            with pytest.raises(Unreachable):
+            with pytest.raises(ConnectError):
                 await engine.send(request(url), 5.0)
 
     assert reached == bool(wire.heads)
@@ -832,7 +853,7 @@ async def test_a_large_answer_is_whole_though_its_upstream_closes_behind_it(tmp_
         + b"\r\n"
     )
     with Abrupt(head + body, tls=context) as upstream:
-        async with Engine(Connect(ca_file=cert)) as engine:
+        async with Engine(TransportConfig(ca_file=cert)) as engine:
             replies = [await engine.send(request(upstream.url), 20.0) for _ in range(6)]
 
     assert [True] * 6 == [reply.content == body for reply in replies]
@@ -854,7 +875,7 @@ async def test_an_upstream_that_speaks_first_and_closes_is_not_stormed():
     with Abrupt(ok(b"{}", b"connection: close", status=b"503 Busy"), listens=False) as upstream:
         async with Engine() as engine:
             for _ in range(calls):
-                with suppress(Unavailable):
+                with suppress(UpstreamUnavailable):
                     assert 503 == (await engine.send(request(upstream.url), 2.0)).status
         holding.cancel()
 
@@ -874,7 +895,7 @@ async def test_what_comes_behind_an_answer_before_anybody_has_read_it_is_unasked
             connection.data_received(ok(b"{}"))
 
         assert b"{}" == (await answer).content
-        assert (["surplus"], False) == (told, connection.over())
+        assert (["surplus"], False) == (told, connection.finish())
 
 
 async def test_a_call_that_is_cancelled_in_the_midst_of_its_answer_says_nothing_of_its_upstream():
@@ -894,8 +915,8 @@ async def test_a_call_that_is_cancelled_in_the_midst_of_its_answer_says_nothing_
 
 
 async def test_a_ca_file_that_is_not_there_is_no_connection():
-    async with Engine(Connect(ca_file="/nowhere.pem")) as engine:
-        with pytest.raises(Unreachable):
+    async with Engine(TransportConfig(ca_file="/nowhere.pem")) as engine:
+        with pytest.raises(ConnectError):
             await engine.send(request("https://127.0.0.1:9/"), 5.0)
 
 
@@ -909,7 +930,7 @@ async def test_a_connection_that_is_not_made_in_time_is_unreachable():
         filler.setblocking(False)
         filler.connect_ex(server.getsockname())
     async with Engine() as engine:
-        with pytest.raises(Unreachable):
+        with pytest.raises(ConnectError):
             await engine.send(request(f"http://127.0.0.1:{server.getsockname()[1]}/"), 0.2)
     for held in (server, *fillers):
         held.close()
@@ -918,14 +939,14 @@ async def test_a_connection_that_is_not_made_in_time_is_unreachable():
 async def test_more_calls_than_there_is_room_for_wait_their_turn():
     with Upstream(delay=0.05, remember=False) as upstream:
         async with Engine() as engine:
-            engine._room = anyio.Semaphore(4)
+            engine._slots = anyio.Semaphore(4)
             url = f"{upstream.url}/embeddings"
             replies = await asyncio.gather(*(engine.send(request(url), 5.0) for _ in range(40)))
             assert {200} == {reply.status for reply in replies}
             assert 4 == upstream.most_in_flight
             upstream.delay = 60.0
             late = [asyncio.create_task(engine.send(request(url), 0.2)) for _ in range(6)]
-            assert {TimedOut} == {
+            assert {UpstreamTimeout} == {
                 type(failure) for failure in await asyncio.gather(*late, return_exceptions=True)
             }
 
@@ -956,7 +977,7 @@ async def test_five_thousand_cancelled_calls_leave_nothing_behind():
                 lambda: upstream.in_flight == 0 and len(upstream.open) == engine.idle
             )
             assert engine.held == engine.idle
-            assert 512 == engine._room._value
+            assert 512 == engine._slots._value
         assert before == asyncio.all_tasks()
         await until_on_loop(lambda: not upstream.open)
         gc.collect()
@@ -966,12 +987,12 @@ async def test_five_thousand_cancelled_calls_leave_nothing_behind():
 LOOPS = """
 import asyncio, gc, sys, warnings
 from embedroute.backend import UpstreamRequest
-from embedroute.transport.base import LARGEST_HEAD, Connect, ExchangeLimits
-from embedroute.transport.http1.pool import FastEngine
+from embedroute.transport.base import LARGEST_HEAD, TransportConfig, ExchangeLimits
+from embedroute.transport.http1.pool import Http1Transport
 warnings.simplefilter("error")
 
 async def main():
-    engine = FastEngine()
+    engine = Http1Transport()
     ask = UpstreamRequest.json({url!r}, {{"input": ["a"]}})
     for _ in range(3):
         print((await engine.send(ask, 5.0)).status)

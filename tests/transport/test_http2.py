@@ -16,9 +16,14 @@ from hypercorn.asyncio import serve
 from hypercorn.config import Config
 
 from embedroute.backend import Secret, UpstreamRequest
-from embedroute.errors import BadAnswer, TimedOut, Unavailable, UpstreamError
-from embedroute.transport import Connect, ExchangeLimits
-from embedroute.transport.httpx2 import Httpx2Engine
+from embedroute.errors import (
+    InvalidUpstreamResponse,
+    UpstreamError,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+from embedroute.transport import ExchangeLimits, TransportConfig
+from embedroute.transport.httpx2 import Httpx2Transport
 from tests.fault_upstream import Upstream, vectors_of
 from tests.support.http2_upstream import Http2Upstream
 from tests.support.tls import certified
@@ -48,7 +53,7 @@ def lying(tls):
 
 
 def engine_for(cert):
-    return Httpx2Engine(None, Connect(ca_file=str(cert), http2=True))
+    return Httpx2Transport(None, TransportConfig(ca_file=str(cert), http2=True))
 
 
 def ask(url, text="text", **headers):
@@ -134,7 +139,7 @@ async def test_a_connection_is_used_once_where_the_upstream_speaks_only_http1(tl
 
 async def test_http2_is_not_offered_unless_it_is_asked_for(tls):
     async with Hypercorn(tls, ["h2", "http/1.1"]) as server:
-        engine = Httpx2Engine(None, Connect(ca_file=str(tls / "cert.pem")))
+        engine = Httpx2Transport(None, TransportConfig(ca_file=str(tls / "cert.pem")))
         await engine.send(ask(server.url), 10.0)
         await engine.aclose()
 
@@ -213,7 +218,7 @@ async def test_giving_up_a_request_ends_its_connection_and_no_other(lying, given
                 with anyio.move_on_after(0.2):
                     await engine.send(ask(upstream.url), 10.0)
             else:
-                with pytest.raises(TimedOut):
+                with pytest.raises(UpstreamTimeout):
                     await engine.send(ask(upstream.url), 0.2)
             await until_on_loop(lambda: len(upstream.open) == 1)
             assert replies == []
@@ -238,7 +243,10 @@ async def test_a_connection_that_the_upstream_closed_is_not_used_again(tls):
 async def test_an_answer_that_is_too_large_is_refused_while_it_is_read(tls):
     async with Hypercorn(tls, ["h2"], idle=60.0) as server:
         engine = engine_for(tls / "cert.pem")
-        with anyio.fail_after(20), pytest.raises(BadAnswer, match="larger than 99999 bytes"):
+        with (
+            anyio.fail_after(20),
+            pytest.raises(InvalidUpstreamResponse, match="larger than 99999 bytes"),
+        ):
             await engine.send(ask(server.url), 60.0, ExchangeLimits(largest=99_999))
         reply = await engine.send(ask(server.url), 10.0, ExchangeLimits(largest=100_000))
         await engine.aclose()
@@ -253,7 +261,7 @@ async def test_a_header_with_a_line_break_is_not_sent(lying, value):
     cert, upstream = lying()
     with upstream:
         engine = engine_for(cert)
-        with pytest.raises(Unavailable, match="line break"):
+        with pytest.raises(UpstreamUnavailable, match="line break"):
             await engine.send(ask(upstream.url, **{"x-one": value}), 10.0)
         await engine.aclose()
 
@@ -323,7 +331,9 @@ async def test_no_logger_shows_the_password_of_a_url_with_a_client_of_the_hosts(
     with Upstream() as upstream, everything_logged() as lines:
         async with httpx2.AsyncClient(trust_env=False) as own:
             url = f"{upstream.url}/embeddings".replace("//", "//me:canary%2Fs3cret@", 1)
-            await Httpx2Engine(own).send(UpstreamRequest(url=url, content=b"{}", headers={}), 10.0)
+            await Httpx2Transport(own).send(
+                UpstreamRequest(url=url, content=b"{}", headers={}), 10.0
+            )
 
     assert [line for line in lines if "HTTP Request: POST http://127.0.0.1" in line]
     assert [] == [line for line in lines if any(word in line for word in SHOWN)]

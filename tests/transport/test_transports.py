@@ -23,14 +23,20 @@ import pytest
 
 from embedroute.backend import Batch, Secret, UpstreamRequest
 from embedroute.backends.openai import OpenAI
-from embedroute.errors import BadAnswer, TimedOut, Unavailable, Unreachable, UpstreamError
-from embedroute.transport import DIRECT, Connect, ExchangeLimits
-from embedroute.transport.http1.pool import FastEngine
-from embedroute.transport.httpx2 import Httpx2Engine
+from embedroute.errors import (
+    ConnectError,
+    InvalidUpstreamResponse,
+    UpstreamError,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+from embedroute.transport import DEFAULT_CONFIG, ExchangeLimits, TransportConfig
+from embedroute.transport.http1.pool import Http1Transport
+from embedroute.transport.httpx2 import Httpx2Transport
 from tests.fault_upstream import MODES, Upstream, vectors_of
 from tests.support.wait import until_on_loop
 
-ENGINES = {"httpx2": lambda connect: Httpx2Engine(None, connect), "fast": FastEngine}
+ENGINES = {"httpx2": lambda connect: Httpx2Transport(None, connect), "fast": Http1Transport}
 RUNS = [("asyncio", "httpx2"), ("trio", "httpx2"), ("asyncio", "fast")]
 engines = pytest.mark.parametrize(("anyio_backend", "name"), RUNS)
 only_httpx2 = pytest.mark.parametrize(
@@ -63,7 +69,7 @@ def first_row(reply):
 class Client:
     """An engine from ``async with`` to the end of it."""
 
-    def __init__(self, name, connect=DIRECT):
+    def __init__(self, name, connect=DEFAULT_CONFIG):
         self.engine = ENGINES[name](connect)
 
     async def __aenter__(self):
@@ -137,7 +143,7 @@ async def test_where_a_request_ends_is_not_for_a_header_to_say(
     anyio_backend, name, upstream, header
 ):
     async with Client(name) as client:
-        with pytest.raises(Unavailable, match="says where a request ends"):
+        with pytest.raises(UpstreamUnavailable, match="says where a request ends"):
             await client.send(upstream.url, **{header: "0"})
 
     assert not upstream.requests
@@ -193,26 +199,26 @@ async def test_any_status_comes_back_as_it_is(anyio_backend, name, upstream, mod
 
 
 FAILURES = {
-    "gzip": BadAnswer,
-    "gzip_label": BadAnswer,
-    "brotli_label": BadAnswer,
-    "gzip_bomb": BadAnswer,
-    "huge_body": BadAnswer,
-    "huge_chunked": BadAnswer,
-    "reset_before_headers": Unavailable,
-    "fin_before_headers": Unavailable,
-    "half_headers": Unavailable,
-    "half_body_reset": Unavailable,
-    "half_body_fin": Unavailable,
-    "chunked_truncated": Unavailable,
-    "bad_status_line": Unavailable,
-    "ssh_banner": Unavailable,
-    "bad_chunk_size": Unavailable,
-    "stalled": TimedOut,
-    "stalled_body": TimedOut,
-    "stalled_half_body": TimedOut,
-    "never_ending": TimedOut,
-    "one_xx_flood": TimedOut,
+    "gzip": InvalidUpstreamResponse,
+    "gzip_label": InvalidUpstreamResponse,
+    "brotli_label": InvalidUpstreamResponse,
+    "gzip_bomb": InvalidUpstreamResponse,
+    "huge_body": InvalidUpstreamResponse,
+    "huge_chunked": InvalidUpstreamResponse,
+    "reset_before_headers": UpstreamUnavailable,
+    "fin_before_headers": UpstreamUnavailable,
+    "half_headers": UpstreamUnavailable,
+    "half_body_reset": UpstreamUnavailable,
+    "half_body_fin": UpstreamUnavailable,
+    "chunked_truncated": UpstreamUnavailable,
+    "bad_status_line": UpstreamUnavailable,
+    "ssh_banner": UpstreamUnavailable,
+    "bad_chunk_size": UpstreamUnavailable,
+    "stalled": UpstreamTimeout,
+    "stalled_body": UpstreamTimeout,
+    "stalled_half_body": UpstreamTimeout,
+    "never_ending": UpstreamTimeout,
+    "one_xx_flood": UpstreamTimeout,
 }
 
 
@@ -225,7 +231,9 @@ async def test_a_failed_exchange_is_named_by_its_kind(anyio_backend, name, upstr
             await client.meet(upstream)
         upstream.mode = mode
         with anyio.fail_after(120), pytest.raises(UpstreamError) as caught:
-            await client.send(upstream.url, timeout=0.4 if FAILURES[mode] is TimedOut else 60.0)
+            await client.send(
+                upstream.url, timeout=0.4 if FAILURES[mode] is UpstreamTimeout else 60.0
+            )
 
     assert FAILURES[mode] is caught.type
 
@@ -234,8 +242,8 @@ async def test_a_failed_exchange_is_named_by_its_kind(anyio_backend, name, upstr
 @pytest.mark.parametrize(
     ("url", "kind"),
     [
-        (DEAD, Unreachable),
-        ("http://no-such-host.invalid/v1", Unreachable),
+        (DEAD, ConnectError),
+        ("http://no-such-host.invalid/v1", ConnectError),
         ("https://{host}/v1", UpstreamError),
         ("ftp://{host}/v1", UpstreamError),
         ("http://127.0.0.1:99999/v1", UpstreamError),
@@ -251,7 +259,7 @@ async def test_what_cannot_be_reached_is_an_upstreams_failure(
         with pytest.raises(kind) as caught:
             await client.send(
                 url.format(host=f"127.0.0.1:{upstream.port}"),
-                timeout=30.0 if kind is Unreachable else 1.0,
+                timeout=30.0 if kind is ConnectError else 1.0,
             )
 
     assert "sk-1" not in caught.value.message
@@ -296,7 +304,7 @@ async def test_a_header_goes_out_as_latin_1(anyio_backend, name, upstream, value
 async def test_a_header_that_cannot_be_sent_is_an_upstreams_failure(anyio_backend, name, upstream):
     async with Client(name) as client:
         for value in ("naïve ☃", "a\r\nb: c"):
-            with pytest.raises(Unavailable):
+            with pytest.raises(UpstreamUnavailable):
                 await client.send(upstream.url, **{"x-one": value})
 
     assert [ask for ask in upstream.requests if "b" in ask.headers] == []
@@ -324,7 +332,7 @@ async def test_a_second_answer_on_a_used_connection_discredits_the_first(
     async with Client(name) as client:
         await client.meet(upstream)
         upstream.mode = "answers_twice"
-        with suppress(BadAnswer):
+        with suppress(InvalidUpstreamResponse):
             reply = await client.send(upstream.url, ["one"])  # sent again on a new connection
             assert first_row(reply).tolist() == vectors_of(["one"])[0].tolist()
         for text in ("two", "three"):
@@ -447,7 +455,7 @@ async def test_half_an_answer_is_not_kept(anyio_backend, name, left):
 async def test_a_proxy_is_used_where_one_is_named(anyio_backend, name, upstream):
     """The proxy is sent the whole address, and its own credentials."""
     proxy = Secret(f"http://user:secret@127.0.0.1:{upstream.port}")
-    async with Client(name, Connect(proxy=proxy)) as client:
+    async with Client(name, TransportConfig(proxy=proxy)) as client:
         await client.send("http://upstream.invalid/v1")
 
     [ask] = upstream.requests
@@ -457,12 +465,12 @@ async def test_a_proxy_is_used_where_one_is_named(anyio_backend, name, upstream)
 
 SCRIPT = """
 import anyio
-from embedroute.transport.httpx2 import Httpx2Engine
-from embedroute.transport.http1.pool import FastEngine
+from embedroute.transport.httpx2 import Httpx2Transport
+from embedroute.transport.http1.pool import Http1Transport
 from embedroute.backend import UpstreamRequest
 
 async def main():
-    for make in (Httpx2Engine, FastEngine):
+    for make in (Httpx2Transport, Http1Transport):
         engine = make()
         for _ in range(2):
             print((await engine.send(UpstreamRequest.json({url!r}, {{"input": ["a"]}}), 5.0)).status)
@@ -567,19 +575,19 @@ async def test_a_private_ca_is_trusted_where_it_is_named_and_for_its_names(
     anyio_backend, name, private, host, trusting, reached
 ):
     port, ca = private
-    async with Client(name, Connect(ca_file=ca if trusting else None)) as client:
+    async with Client(name, TransportConfig(ca_file=ca if trusting else None)) as client:
         if reached:
             for _ in range(3):
                 assert (await client.send(f"https://{host}:{port}/v1")).status == 200
         else:
-            with pytest.raises(Unreachable):
+            with pytest.raises(ConnectError):
                 await client.send(f"https://{host}:{port}/v1")
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 async def test_a_client_of_the_hosts_is_used_and_left_open(anyio_backend, upstream):
     async with httpx2.AsyncClient(headers={"x-host": "yes"}, trust_env=False) as own:
-        engine = Httpx2Engine(own)
+        engine = Httpx2Transport(own)
         reply = await engine.send(
             UpstreamRequest.json(f"{upstream.url}/embeddings", {"input": ["a"]}), 5.0
         )
@@ -594,7 +602,7 @@ async def test_a_client_of_the_hosts_is_used_and_left_open(anyio_backend, upstre
 async def test_a_client_of_the_hosts_decides_whether_connections_are_kept(anyio_backend, upstream):
     before = upstream.connections
     async with httpx2.AsyncClient(trust_env=False) as own:
-        engine = Httpx2Engine(own)
+        engine = Httpx2Transport(own)
         for _ in range(3):
             await engine.send(
                 UpstreamRequest.json(f"{upstream.url}/embeddings", {"input": ["a"]}), 5.0
@@ -611,8 +619,8 @@ async def test_a_client_of_the_hosts_reads_no_answer_that_is_too_large(
 ):
     async with httpx2.AsyncClient(trust_env=False) as own:
         upstream.mode = mode
-        with pytest.raises(BadAnswer):
-            await Httpx2Engine(own).send(
+        with pytest.raises(InvalidUpstreamResponse):
+            await Httpx2Transport(own).send(
                 UpstreamRequest.json(f"{upstream.url}/embeddings", {"input": ["a"]}), 60.0
             )
 
@@ -627,7 +635,7 @@ async def test_an_answer_over_its_limit_is_refused(anyio_backend, name, upstream
         assert size == len(
             (await client.engine.send(request, 5.0, ExchangeLimits(largest=size))).content
         )
-        with pytest.raises(BadAnswer, match=f"larger than {size - 1} bytes"):
+        with pytest.raises(InvalidUpstreamResponse, match=f"larger than {size - 1} bytes"):
             await client.engine.send(request, 5.0, ExchangeLimits(largest=size - 1))
 
 
@@ -661,7 +669,7 @@ async def test_a_failure_holds_no_frame_that_shows_the_key(
         url, {"input": ["a"]}, bearer=Secret("sk-canary"), headers=headers
     )
     async with httpx2.AsyncClient(trust_env=False) as client:
-        engine = Httpx2Engine(client if own else None)
+        engine = Httpx2Transport(client if own else None)
         with pytest.raises(UpstreamError) as caught:
             await engine.send(msgspec.structs.replace(request, url=f"{url}/embeddings"), 0.5)
         await engine.aclose()

@@ -9,21 +9,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedroute.errors import (
-    LONGEST_HINT,
+    LONGEST_RETRY_AFTER,
     BatchTooLarge,
     ContextTooLong,
-    InputRefused,
-    KeyRefused,
     Measure,
-    ModelRefused,
     RateLimited,
     Rejected,
     RejectedByPage,
-    Unavailable,
+    UpstreamAuthError,
     UpstreamError,
+    UpstreamModelNotFound,
+    UpstreamRejectedInput,
+    UpstreamUnavailable,
 )
 from embedroute.inputs import ImagePart, ImageURL, TextPart
-from embedroute.upstream_errors import fault_of, hint_of, settled
+from embedroute.upstream_errors import classify_response, parse_retry_after, refine_with_inputs
 
 DATE = "Fri, 20 Nov 2026 10:00:00 GMT"
 NOW = datetime(2026, 11, 20, 9, 0, tzinfo=UTC).timestamp()
@@ -50,13 +50,13 @@ def fastapi(message):
 
 def judged(status, body, inputs=()):
     content = (body if isinstance(body, str) else json.dumps(body)).encode()
-    return settled(fault_of(status, {}, content, now=NOW), inputs)
+    return refine_with_inputs(classify_response(status, {}, content, now=NOW), inputs)
 
 
 @pytest.mark.parametrize(
     ("status", "body", "kind"),
     [
-        (400, openai("'$.input' is invalid."), InputRefused),
+        (400, openai("'$.input' is invalid."), UpstreamRejectedInput),
         (
             400,
             openai(
@@ -76,12 +76,12 @@ def judged(status, body, inputs=()):
             ),
             ContextTooLong,
         ),
-        (401, openai(code="invalid_api_key"), KeyRefused),
-        (403, openai("Country not supported"), KeyRefused),
+        (401, openai(code="invalid_api_key"), UpstreamAuthError),
+        (403, openai("Country not supported"), UpstreamAuthError),
         (
             403,
             openai("Country, region, or territory not supported", type="request_forbidden"),
-            KeyRefused,
+            UpstreamAuthError,
         ),
         (
             403,
@@ -89,16 +89,16 @@ def judged(status, body, inputs=()):
                 "You are not allowed to generate embeddings from this model",
                 type="permission_error",
             ),
-            KeyRefused,
+            UpstreamAuthError,
         ),
-        (403, openai("You are not allowed to sample from this model"), KeyRefused),
+        (403, openai("You are not allowed to sample from this model"), UpstreamAuthError),
         (
             403,
             openai("Project `proj_1` does not have access to model `m`", "model_not_found"),
-            ModelRefused,
+            UpstreamModelNotFound,
         ),
-        (403, openai("Project `proj_1` does not have access to this endpoint"), KeyRefused),
-        (403, openai("Your account has been deactivated"), KeyRefused),
+        (403, openai("Project `proj_1` does not have access to this endpoint"), UpstreamAuthError),
+        (403, openai("Your account has been deactivated"), UpstreamAuthError),
         (
             403,
             {
@@ -107,27 +107,39 @@ def judged(status, body, inputs=()):
                     "message": "Access denied due to Virtual Network/Firewall rules.",
                 }
             },
-            KeyRefused,
+            UpstreamAuthError,
         ),
-        (403, google("PERMISSION_DENIED", reason="SERVICE_DISABLED"), KeyRefused),
-        (403, google("FORBIDDEN", reason="API_KEY_SERVICE_BLOCKED"), KeyRefused),
-        (403, {"__type": "AccessDeniedException", "code": "AccessDeniedException"}, KeyRefused),
-        (403, {"message": "The security token included in the request is invalid"}, KeyRefused),
+        (403, google("PERMISSION_DENIED", reason="SERVICE_DISABLED"), UpstreamAuthError),
+        (403, google("FORBIDDEN", reason="API_KEY_SERVICE_BLOCKED"), UpstreamAuthError),
+        (
+            403,
+            {"__type": "AccessDeniedException", "code": "AccessDeniedException"},
+            UpstreamAuthError,
+        ),
+        (
+            403,
+            {"message": "The security token included in the request is invalid"},
+            UpstreamAuthError,
+        ),
         (
             403,
             {
                 "message": "User: arn:aws:iam::1:user/x is not authorized to perform: bedrock:InvokeModel"
             },
-            KeyRefused,
+            UpstreamAuthError,
         ),
-        (403, {"message": "Missing Authentication Token"}, KeyRefused),
-        (403, {"code": "Model.AccessDenied", "message": "m"}, KeyRefused),
-        (403, {"detail": {"message": "m", "code": "AUTHZ_RESOURCE_LIMIT_EXCEEDED"}}, KeyRefused),
-        (403, {"detail": "Not authenticated"}, KeyRefused),
-        (403, {"error": "Invalid API key"}, KeyRefused),
-        (403, {"error": "The API key is disabled"}, KeyRefused),
-        (403, "API key not valid. Please pass a valid API key.", KeyRefused),
-        (403, {"message": "Insufficient credits"}, KeyRefused),
+        (403, {"message": "Missing Authentication Token"}, UpstreamAuthError),
+        (403, {"code": "Model.AccessDenied", "message": "m"}, UpstreamAuthError),
+        (
+            403,
+            {"detail": {"message": "m", "code": "AUTHZ_RESOURCE_LIMIT_EXCEEDED"}},
+            UpstreamAuthError,
+        ),
+        (403, {"detail": "Not authenticated"}, UpstreamAuthError),
+        (403, {"error": "Invalid API key"}, UpstreamAuthError),
+        (403, {"error": "The API key is disabled"}, UpstreamAuthError),
+        (403, "API key not valid. Please pass a valid API key.", UpstreamAuthError),
+        (403, {"message": "Insufficient credits"}, UpstreamAuthError),
         (403, openai("Your request was flagged", "content_policy_violation"), Rejected),
         (
             403,
@@ -154,10 +166,10 @@ def judged(status, body, inputs=()):
         (406, "<html>Not Acceptable</html>", RejectedByPage),
         (418, {"message": "blocked"}, Rejected),
         (451, openai("Unavailable for legal reasons"), Rejected),
-        (498, {"message": "blocked token"}, KeyRefused),
-        (404, openai(code="model_not_found"), ModelRefused),
+        (498, {"message": "blocked token"}, UpstreamAuthError),
+        (404, openai(code="model_not_found"), UpstreamModelNotFound),
         (429, openai(code="rate_limit_exceeded"), RateLimited),
-        (429, openai("You exceeded your current quota", "insufficient_quota"), KeyRefused),
+        (429, openai("You exceeded your current quota", "insufficient_quota"), UpstreamAuthError),
         (429, openai("Rate limit reached: too many tokens per request"), RateLimited),
         (
             429,
@@ -173,18 +185,18 @@ def judged(status, body, inputs=()):
             ),
             RateLimited,
         ),
-        (429, "insufficient_quota", KeyRefused),
-        (500, openai("The server had an error"), Unavailable),
-        (503, openai("overloaded"), Unavailable),
+        (429, "insufficient_quota", UpstreamAuthError),
+        (500, openai("The server had an error"), UpstreamUnavailable),
+        (503, openai("overloaded"), UpstreamUnavailable),
         (
             401,
             {"error": {"code": "401", "message": "Access denied due to invalid subscription key"}},
-            KeyRefused,
+            UpstreamAuthError,
         ),
-        (404, {"error": {"code": "DeploymentNotFound", "message": "m"}}, ModelRefused),
-        (400, google("INVALID_ARGUMENT"), InputRefused),
-        (400, google("INVALID_ARGUMENT", reason="API_KEY_INVALID"), KeyRefused),
-        (400, [google("INVALID_ARGUMENT", reason="API_KEY_INVALID")], KeyRefused),
+        (404, {"error": {"code": "DeploymentNotFound", "message": "m"}}, UpstreamModelNotFound),
+        (400, google("INVALID_ARGUMENT"), UpstreamRejectedInput),
+        (400, google("INVALID_ARGUMENT", reason="API_KEY_INVALID"), UpstreamAuthError),
+        (400, [google("INVALID_ARGUMENT", reason="API_KEY_INVALID")], UpstreamAuthError),
         (
             400,
             {
@@ -194,8 +206,8 @@ def judged(status, body, inputs=()):
             },
             BatchTooLarge,
         ),
-        (403, google("PERMISSION_DENIED"), KeyRefused),
-        (404, google("NOT_FOUND"), ModelRefused),
+        (403, google("PERMISSION_DENIED"), UpstreamAuthError),
+        (404, google("NOT_FOUND"), UpstreamModelNotFound),
         (
             429,
             google(
@@ -209,18 +221,18 @@ def judged(status, body, inputs=()):
             google(
                 "RESOURCE_EXHAUSTED", violations=[{"quotaId": "EmbedContentRequestsPerDayPerUser"}]
             ),
-            KeyRefused,
+            UpstreamAuthError,
         ),
-        (500, google("INTERNAL"), Unavailable),
-        (503, google("UNAVAILABLE"), Unavailable),
-        (504, google("DEADLINE_EXCEEDED"), Unavailable),
+        (500, google("INTERNAL"), UpstreamUnavailable),
+        (503, google("UNAVAILABLE"), UpstreamUnavailable),
+        (504, google("DEADLINE_EXCEEDED"), UpstreamUnavailable),
         (400, mistral("Too many inputs in request, split into more batches."), BatchTooLarge),
         (400, mistral("Too many tokens in batch. Max is 16384 got 20000"), BatchTooLarge),
         (400, mistral("Too many tokens overall, split into more batches.", "3210"), BatchTooLarge),
         (400, mistral("m", 3210), BatchTooLarge),
         (400, mistral("Input exceeded max 8192 tokens"), ContextTooLong),
-        (401, {"message": "Unauthorized", "request_id": "r"}, KeyRefused),
-        (401, {"detail": "Unauthorized"}, KeyRefused),
+        (401, {"message": "Unauthorized", "request_id": "r"}, UpstreamAuthError),
+        (401, {"detail": "Unauthorized"}, UpstreamAuthError),
         (
             422,
             {
@@ -228,22 +240,22 @@ def judged(status, body, inputs=()):
                     {"type": "extra_forbidden", "loc": ["body", "user"], "msg": "no", "input": "u"}
                 ]
             },
-            InputRefused,
+            UpstreamRejectedInput,
         ),
         (429, mistral("Rate limit exceeded"), RateLimited),
         (
             400,
             {"detail": "Model voyage-9 is not supported. Supported models are ['voyage-4']."},
-            ModelRefused,
+            UpstreamModelNotFound,
         ),
-        (400, {"detail": "[INPUT_MODEL_NOT_FOUND] no such model"}, ModelRefused),
+        (400, {"detail": "[INPUT_MODEL_NOT_FOUND] no such model"}, UpstreamModelNotFound),
         (400, {"detail": "[INPUT_TOKEN_LIMIT_EXCEEDED] too many"}, ContextTooLong),
-        (400, {"detail": {"message": "m", "code": "INPUT_MODEL_NOT_FOUND"}}, ModelRefused),
-        (403, {"detail": "[AUTHZ_INSUFFICIENT_BALANCE] top up"}, KeyRefused),
-        (400, {"code": "Arrearage", "message": "m"}, KeyRefused),
-        (402, {"message": "Payment required"}, KeyRefused),
+        (400, {"detail": {"message": "m", "code": "INPUT_MODEL_NOT_FOUND"}}, UpstreamModelNotFound),
+        (403, {"detail": "[AUTHZ_INSUFFICIENT_BALANCE] top up"}, UpstreamAuthError),
+        (400, {"code": "Arrearage", "message": "m"}, UpstreamAuthError),
+        (402, {"message": "Payment required"}, UpstreamAuthError),
         (400, {"error": "the input length exceeds the context length"}, ContextTooLong),
-        (404, {"error": 'model "x" not found, try pulling it first'}, ModelRefused),
+        (404, {"error": 'model "x" not found, try pulling it first'}, UpstreamModelNotFound),
         (
             413,
             {
@@ -256,14 +268,14 @@ def judged(status, body, inputs=()):
             {"error": "batch size 64 > maximum allowed batch size 32", "error_type": "Validation"},
             BatchTooLarge,
         ),
-        (424, {"error": "backend", "error_type": "Backend"}, Unavailable),
+        (424, {"error": "backend", "error_type": "Backend"}, UpstreamUnavailable),
         (429, {"error": "Model is overloaded", "error_type": "Overloaded"}, RateLimited),
         (
             500,
             openai("input (600 tokens) is too large to process. increase the physical batch size"),
             ContextTooLong,
         ),
-        (500, openai("insufficient_quota, model not found, batch size"), Unavailable),
+        (500, openai("insufficient_quota, model not found, batch size"), UpstreamUnavailable),
         (400, "upstream says: maximum context exceeded", ContextTooLong),
         (400, openai("Invalid 'input[0]': maximum input length is 8192 tokens."), ContextTooLong),
         (
@@ -271,21 +283,21 @@ def judged(status, body, inputs=()):
             openai("the request exceeds the available context size. try increasing it"),
             ContextTooLong,
         ),
-        (408, "", Unavailable),
-        (409, "", Unavailable),
+        (408, "", UpstreamUnavailable),
+        (409, "", UpstreamUnavailable),
         (418, "", RejectedByPage),
-        (424, "", Unavailable),
-        (425, "", Unavailable),
-        (499, "", Unavailable),
-        (502, "<html>insufficient_quota</html>", Unavailable),
-        (529, "", Unavailable),
-        (301, "", Unavailable),
+        (424, "", UpstreamUnavailable),
+        (425, "", UpstreamUnavailable),
+        (499, "", UpstreamUnavailable),
+        (502, "<html>insufficient_quota</html>", UpstreamUnavailable),
+        (529, "", UpstreamUnavailable),
+        (301, "", UpstreamUnavailable),
     ],
 )
 def test_a_failure_is_judged_by_status_and_words(status, body, kind):
     content = (body if isinstance(body, str) else json.dumps(body)).encode()
 
-    found = fault_of(status, {}, content)
+    found = classify_response(status, {}, content)
 
     assert (kind, status) == (type(found), found.upstream_status)
 
@@ -293,20 +305,20 @@ def test_a_failure_is_judged_by_status_and_words(status, body, kind):
 @pytest.mark.parametrize(
     ("status", "headers", "kind"),
     [
-        (403, {"www-authenticate": 'Bearer error="insufficient_scope"'}, KeyRefused),
+        (403, {"www-authenticate": 'Bearer error="insufficient_scope"'}, UpstreamAuthError),
         (
             403,
             {"x-amzn-errortype": "AccessDeniedException:http://internal.amazon.com/coral/"},
-            KeyRefused,
+            UpstreamAuthError,
         ),
-        (403, {"x-amzn-errortype": "UnrecognizedClientException"}, KeyRefused),
+        (403, {"x-amzn-errortype": "UnrecognizedClientException"}, UpstreamAuthError),
         (403, {"x-amzn-errortype": "ForbiddenException"}, RejectedByPage),
         (403, {"server": "cloudflare"}, RejectedByPage),
         (406, {"www-authenticate": "Bearer"}, RejectedByPage),
     ],
 )
 def test_headers_say_that_a_403_is_about_the_key(status, headers, kind):
-    assert kind is type(fault_of(status, headers, b"<html>Forbidden</html>"))
+    assert kind is type(classify_response(status, headers, b"<html>Forbidden</html>"))
 
 
 FULL = {
@@ -564,7 +576,7 @@ def test_what_is_counted_is_settled_by_status_and_inputs(status, body, inputs, m
     [("too many inputs", Measure.INPUTS), ("the body is too large", Measure.BYTES), ("no", None)],
 )
 def test_a_backend_says_in_its_own_words_what_is_counted(said, measure):
-    assert measure is settled(BatchTooLarge(said), ["a", "b"]).measure
+    assert measure is refine_with_inputs(BatchTooLarge(said), ["a", "b"]).measure
 
 
 @pytest.mark.parametrize("who", FULL)
@@ -596,7 +608,7 @@ def test_one_input_that_is_too_large_is_at_fault_itself(who):
             )
         ),
         *(
-            (400, openai(said), ["a", "b"], InputRefused)
+            (400, openai(said), ["a", "b"], UpstreamRejectedInput)
             for said in (
                 "Too many tokens: 9000 > 8192",
                 "Input must have at most 8192 tokens",
@@ -670,9 +682,9 @@ def test_one_input_that_is_too_large_is_at_fault_itself(who):
             ["max_tokens_per_request", "b"],
             BatchTooLarge,
         ),
-        (429, openai(code="insufficient_quota"), ["insufficient_quota"], KeyRefused),
+        (429, openai(code="insufficient_quota"), ["insufficient_quota"], UpstreamAuthError),
         (429, openai("Slow down: 'PerDay'"), ["PerDay"], RateLimited),
-        (429, openai("Slow down: 'PerDay'"), ["b"], KeyRefused),
+        (429, openai("Slow down: 'PerDay'"), ["b"], UpstreamAuthError),
         (
             429,
             openai("Request too large for m on tokens per min (TPM): Limit 1"),
@@ -692,12 +704,12 @@ def test_one_input_that_is_too_large_is_at_fault_itself(who):
             RateLimited,
         ),
         (403, openai("Invalid API key: blocked"), ["Invalid API key"], Rejected),
-        (403, openai("Invalid API key"), ["b"], KeyRefused),
+        (403, openai("Invalid API key"), ["b"], UpstreamAuthError),
         (
             404,
             openai("Model foo is not supported. Supported models are x"),
             ["Model foo is not supported"],
-            ModelRefused,
+            UpstreamModelNotFound,
         ),
     ],
 )
@@ -708,7 +720,7 @@ def test_a_failure_is_settled_by_the_inputs_of_its_call(status, body, inputs, ki
 def test_what_is_settled_keeps_what_the_upstream_said():
     fault = BatchTooLarge("full", param="input", retry_after=7.0, upstream_status=400)
 
-    found = settled(fault, ["a"])
+    found = refine_with_inputs(fault, ["a"])
 
     assert ("full", "input", 7.0, 400) == (
         found.message,
@@ -716,7 +728,7 @@ def test_what_is_settled_keeps_what_the_upstream_said():
         found.retry_after,
         found.upstream_status,
     )
-    assert fault is settled(fault, ["a", "b"])
+    assert fault is refine_with_inputs(fault, ["a", "b"])
 
 
 PLANTED = [
@@ -767,7 +779,7 @@ def test_what_a_client_sent_cannot_pass_for_the_upstreams_words(status, text, qu
         [f"Is it {text}?", "b"],
         [(TextPart(text), ImagePart(ImageURL("data:")))],
     ):
-        assert InputRefused is type(judged(status, quoting(text), inputs))
+        assert UpstreamRejectedInput is type(judged(status, quoting(text), inputs))
 
 
 @pytest.mark.parametrize("echo", ["input", "inputs", "texts", "ctx", "loc"])
@@ -781,7 +793,7 @@ def test_fields_that_repeat_what_a_client_sent_are_not_read(echo):
         ]
     }
 
-    assert type(fault_of(422, {}, json.dumps(body).encode())) is InputRefused
+    assert type(classify_response(422, {}, json.dumps(body).encode())) is UpstreamRejectedInput
 
 
 @pytest.mark.parametrize(
@@ -811,7 +823,7 @@ def test_the_message_is_found_wherever_it_is(body, message):
 
 
 def said_in(content):
-    return fault_of(500, {}, content).message.removeprefix("The upstream answered 500")
+    return classify_response(500, {}, content).message.removeprefix("The upstream answered 500")
 
 
 @pytest.mark.parametrize(
@@ -829,8 +841,8 @@ def test_a_body_that_is_not_json_is_its_own_message_but_for_html(content, messag
 
 
 def test_the_message_says_what_was_answered():
-    assert fault_of(500, {}, b"").message == "The upstream answered 500."
-    assert fault_of(400, {}, b'{"detail":"no"}').message == "The upstream answered 400: no"
+    assert classify_response(500, {}, b"").message == "The upstream answered 500."
+    assert classify_response(400, {}, b'{"detail":"no"}').message == "The upstream answered 400: no"
 
 
 @pytest.mark.parametrize(
@@ -841,10 +853,10 @@ def test_the_message_says_what_was_answered():
         ({"retry-after": " 7 "}, 7),
         ({"retry-after": "0"}, 0),
         ({"retry-after": "1.5"}, 1.5),
-        ({"retry-after": "121"}, LONGEST_HINT),
-        ({"retry-after": "86400"}, LONGEST_HINT),
-        ({"retry-after": "1" + "0" * 20}, LONGEST_HINT),
-        ({"retry-after": "9" * 400}, LONGEST_HINT),
+        ({"retry-after": "121"}, LONGEST_RETRY_AFTER),
+        ({"retry-after": "86400"}, LONGEST_RETRY_AFTER),
+        ({"retry-after": "1" + "0" * 20}, LONGEST_RETRY_AFTER),
+        ({"retry-after": "9" * 400}, LONGEST_RETRY_AFTER),
         ({"retry-after": "-7"}, None),
         ({"retry-after": "NaN"}, None),
         ({"retry-after": "inf"}, None),
@@ -857,8 +869,8 @@ def test_the_message_says_what_was_answered():
         ({"retry-after-ms": "-1", "retry-after": "7"}, 7),
         ({"retry-after": "Fri, 20 Nov 2026 10:00:30 GMT", "date": DATE}, 30),
         ({"retry-after": "Fri, 20 Nov 2026 09:00:00 GMT", "date": DATE}, 0),
-        ({"retry-after": "Fri, 20 Nov 2099 10:00:00 GMT", "date": DATE}, LONGEST_HINT),
-        ({"retry-after": "Fri, 20 Nov 2026 10:00:30"}, LONGEST_HINT),
+        ({"retry-after": "Fri, 20 Nov 2099 10:00:00 GMT", "date": DATE}, LONGEST_RETRY_AFTER),
+        ({"retry-after": "Fri, 20 Nov 2026 10:00:30"}, LONGEST_RETRY_AFTER),
         ({"retry-after": "Fri, 20 Nov 2026 09:00:30 GMT"}, 30),
         ({"retry-after": "Fri, 20 Nov 2026 09:00:30 GMT", "date": "today"}, 30),
         ({"retry-after": "Fri, 20 Nov 2026 08:00:30 GMT"}, 0),
@@ -867,7 +879,10 @@ def test_the_message_says_what_was_answered():
         ({"retry-after": "Fri, 99 Nov 2026 10:00:30 GMT", "date": DATE}, None),
         ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "120ms"}, 0.12),
         ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "1m1.5s"}, 61.5),
-        ({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "6m0s"}, LONGEST_HINT),
+        (
+            {"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "6m0s"},
+            LONGEST_RETRY_AFTER,
+        ),
         (
             {
                 "x-ratelimit-remaining-requests": "0",
@@ -885,7 +900,9 @@ def test_the_message_says_what_was_answered():
     ],
 )
 def test_headers_say_how_long_to_wait(headers, seconds):
-    assert hint_of(headers, now=NOW) == (seconds if seconds is None else pytest.approx(seconds))
+    assert parse_retry_after(headers, now=NOW) == (
+        seconds if seconds is None else pytest.approx(seconds)
+    )
 
 
 @pytest.mark.parametrize(
@@ -893,15 +910,15 @@ def test_headers_say_how_long_to_wait(headers, seconds):
     [
         ('{"@type":"type.googleapis.com/google.rpc.RetryInfo","retryDelay":"37s"}', 37),
         ('{"@type":"type.googleapis.com/google.rpc.RetryInfo","retryDelay": "37.5s"}', 37.5),
-        ('{"retryDelay":"86400s"}', LONGEST_HINT),
+        ('{"retryDelay":"86400s"}', LONGEST_RETRY_AFTER),
         ('{"retryDelay":"-7s"}', None),
         ("Please retry after 7 seconds.", 7),
-        ("Please retry after 86400 seconds.", LONGEST_HINT),
+        ("Please retry after 86400 seconds.", LONGEST_RETRY_AFTER),
         ("Please try again in 20s.", 20),
         ("Please try again in 350ms.", 0.35),
         ("Please try again in 1m12s.", 72),
-        ("Please try again in 6m0s.", LONGEST_HINT),
-        ("Please try again in 1h0m0s.", LONGEST_HINT),
+        ("Please try again in 6m0s.", LONGEST_RETRY_AFTER),
+        ("Please try again in 1h0m0s.", LONGEST_RETRY_AFTER),
         ("Please try again in 1.5s. Visit https://x", 1.5),
         ("try again in 1 minute 5 seconds", 65),
         ("Retry after 250 milliseconds", 0.25),
@@ -912,31 +929,33 @@ def test_headers_say_how_long_to_wait(headers, seconds):
     ],
 )
 def test_a_body_says_how_long_to_wait(body, seconds):
-    assert hint_of({}, body, now=NOW) == (seconds if seconds is None else pytest.approx(seconds))
+    assert parse_retry_after({}, body, now=NOW) == (
+        seconds if seconds is None else pytest.approx(seconds)
+    )
 
 
 def test_the_wall_clock_is_taken_where_no_time_is_given():
     then = datetime.now(UTC) + timedelta(seconds=90)
 
-    found = fault_of(429, {"retry-after": format_datetime(then, usegmt=True)}, b"")
+    found = classify_response(429, {"retry-after": format_datetime(then, usegmt=True)}, b"")
 
     assert found.retry_after == pytest.approx(90, abs=30)
 
 
 def test_a_header_outweighs_the_body():
-    found = fault_of(429, {"retry-after": "3"}, b"retry after 7 seconds")
+    found = classify_response(429, {"retry-after": "3"}, b"retry after 7 seconds")
 
     assert found.retry_after == 3
 
 
 @given(status=st.integers(100, 999), content=st.binary(), hint=st.text(), date=st.text())
 def test_nothing_that_an_upstream_sends_breaks_the_reading(status, content, hint, date):
-    found = fault_of(
+    found = classify_response(
         status, {"retry-after": hint, "date": date, "x-ratelimit-remaining-tokens": "0"}, content
     )
 
     assert isinstance(found, UpstreamError)
-    assert found.retry_after is None or 0 <= found.retry_after <= LONGEST_HINT
+    assert found.retry_after is None or 0 <= found.retry_after <= LONGEST_RETRY_AFTER
 
 
 @given(

@@ -8,10 +8,10 @@ from embedroute import errors
 from embedroute.errors import (
     BatchTooLarge,
     ContextTooLong,
-    InputRefused,
-    KeyRefused,
     RateLimited,
+    UpstreamAuthError,
     UpstreamError,
+    UpstreamRejectedInput,
 )
 from embedroute.upstream_errors import MESSAGES
 from embedroute.upstream_errors.neutral import neutral
@@ -35,7 +35,7 @@ def test_what_a_client_acts_on_is_kept_and_every_word_is_the_gateways_own(kind):
         retry_after=7,
         upstream_status=400,
     )
-    failure.told = failure.note = QUOTE
+    failure.matched_text = failure.note = QUOTE
     failure.provider = "acme"
     try:
         raise failure from ValueError(QUOTE)
@@ -43,11 +43,11 @@ def test_what_a_client_acts_on_is_kept_and_every_word_is_the_gateways_own(kind):
         told = neutral(failure)
 
     assert type(told) is kind
-    assert (kind.status, kind.type, kind.code, kind.heals) == (
+    assert (kind.status, kind.type, kind.code, kind.retryable) == (
         told.status,
         told.type,
         told.code,
-        told.heals,
+        told.retryable,
     )
     assert (7, 400, "acme", None) == (
         told.retry_after,
@@ -74,7 +74,7 @@ def test_what_a_client_acts_on_is_kept_and_every_word_is_the_gateways_own(kind):
 )
 def test_a_param_is_kept_if_it_means_the_same_in_another_request(param, kept):
     """An index is one of the other request's inputs."""
-    assert kept == neutral(InputRefused("bad", param=param)).param
+    assert kept == neutral(UpstreamRejectedInput("bad", param=param)).param
 
 
 class AcmeError(ContextTooLong):
@@ -108,7 +108,11 @@ def test_a_class_of_a_plugin_becomes_the_gateways_class_that_it_derives_from():
 @pytest.mark.parametrize(
     ("failure", "given", "message"),
     [
-        (KeyRefused("x"), "acme", "The provider acme refuses this gateway's own credentials."),
+        (
+            UpstreamAuthError("x"),
+            "acme",
+            "The provider acme refuses this gateway's own credentials.",
+        ),
         (RateLimited("x"), None, "The provider limits the rate of calls."),
         (BatchTooLarge("x"), "acme", "The provider acme refused the batch as too large."),
     ],

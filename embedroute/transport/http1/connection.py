@@ -21,8 +21,8 @@ from typing import Final, Self, cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
-from embedroute.backend import Headers, SecretBytes, Source, UpstreamReply
-from embedroute.errors import TimedOut, Unavailable, UpstreamError
+from embedroute.backend import Headers, SecretBytes, Source, UpstreamResponse
+from embedroute.errors import UpstreamError, UpstreamTimeout, UpstreamUnavailable
 from embedroute.transport.base import (
     AT_A_TIME,
     CHUNK_FRAMING,
@@ -96,22 +96,24 @@ def has_sound_status_lines(head: bytes) -> bool:
     return False
 
 
-def length_of(headers: RawHeaders, heard: int = 0, largest: int = LARGEST_REPLY) -> int | None:
+def parse_body_length(
+    headers: RawHeaders, bytes_received: int = 0, largest: int = LARGEST_REPLY
+) -> int | None:
     """Read how long the body is, 0 for one in chunks; None for one that ends with its connection.
 
-    ``heard`` is how many bytes have come so far, the headers among them.
+    ``bytes_received`` is how many bytes have come so far, the headers among them.
 
     Raises:
-        BadAnswer: the body is compressed, or too large by its own word.
-        Unavailable: it is transferred in a coding that nobody asked for, or the headers are too many or too large.
+        InvalidUpstreamResponse: the body is compressed, or too large by its own word.
+        UpstreamUnavailable: it is transferred in a coding that nobody asked for, or the headers are too many or too large.
     """
     if (
-        heard > LARGEST_HEAD
+        bytes_received > LARGEST_HEAD
         and sum(len(name) + len(value) for name, value in headers) > LARGEST_HEAD
     ):
         raise head_too_large()
     if len(headers) > MOST_HEADERS:
-        raise Unavailable(f"The upstream's answer has more than {MOST_HEADERS} headers.")
+        raise UpstreamUnavailable(f"The upstream's answer has more than {MOST_HEADERS} headers.")
     found = None
     for name, value in headers:
         lowered = name.lower()
@@ -122,7 +124,7 @@ def length_of(headers: RawHeaders, heard: int = 0, largest: int = LARGEST_REPLY)
         elif lowered == b"transfer-encoding":
             found = 0
             if value.strip().lower() != b"chunked":
-                raise Unavailable(
+                raise UpstreamUnavailable(
                     "The upstream transfers its answer in a coding that it was not asked for."
                 )
         elif lowered == b"content-encoding":
@@ -149,26 +151,26 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_body",
+        "_bytes_received",
         "_chunks",
         "_complete",
         "_early",
         "_exchanges",
         "_full",
         "_head",
-        "_heard",
         "_largest",
         "_length",
         "_limits",
         "_loop",
+        "_on_unsolicited",
         "_overrun",
         "_parser",
+        "_paused_at",
         "_readable",
-        "_rested",
         "_size",
         "_source",
         "_status",
         "_stopped",
-        "_surplus",
         "_tail",
         "_transport",
         "_unsent",
@@ -178,16 +180,18 @@ class Connection(asyncio.Protocol):
     )
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, surplus: Callable[[Self, ExchangeLimits], None]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        on_unsolicited: Callable[[Self, ExchangeLimits], None],
     ) -> None:
-        """Call ``surplus`` with this connection and its latest limits when bytes come that no request asked for."""
+        """Call ``on_unsolicited`` with this connection and its latest limits when bytes come that no request asked for."""
         self._loop = loop
-        self._surplus = surplus
+        self._on_unsolicited = on_unsolicited
         self._limits = DEFAULT_LIMITS
         self._source: Source | None = None
         self._parser = HttpResponseParser(self)
         self._body = Body()
-        self._waiter: asyncio.Future[UpstreamReply] | None = None
+        self._waiter: asyncio.Future[UpstreamResponse] | None = None
         self._exchanges = 0
         self._unsent: bytes | memoryview = b""
         self._stopped = self._full = False
@@ -197,7 +201,7 @@ class Connection(asyncio.Protocol):
 
     def _begin(self) -> None:
         self._complete = self._overrun = False
-        self._heard = self._rested = self._status = self._size = self._chunks = 0
+        self._bytes_received = self._paused_at = self._status = self._size = self._chunks = 0
         self._early = b""
         self._largest = self._limits.largest
         self._length: int | None = None
@@ -211,7 +215,7 @@ class Connection(asyncio.Protocol):
         self._tail = TAIL if transport.get_extra_info("ssl_object") else -LARGEST_REPLY
         self.alive = True
 
-    def silent(self) -> bool:
+    def is_idle_clean(self) -> bool:
         """Whether it is open, and nothing waits to be read that the loop has not come to yet."""
         return self.alive and not self._readable()
 
@@ -221,8 +225,8 @@ class Connection(asyncio.Protocol):
         content: bytes,
         limits: ExchangeLimits = DEFAULT_LIMITS,
         source: Source | None = None,
-    ) -> "asyncio.Future[UpstreamReply]":
-        """Send a request; the future brings its whole answer, marked with ``source``. Call ``over`` however that ends.
+    ) -> "asyncio.Future[UpstreamResponse]":
+        """Send a request; the future brings its whole answer, marked with ``source``. Call ``finish`` however that ends.
 
         Raises:
             StaleError: the connection was kept, and closed before a byte came; here or by the future.
@@ -232,7 +236,7 @@ class Connection(asyncio.Protocol):
             raise (
                 StaleError
                 if self._exchanges
-                else Unavailable("The upstream closed the connection before it was asked.")
+                else UpstreamUnavailable("The upstream closed the connection before it was asked.")
             )
         self._exchanges += 1
         self._limits = limits
@@ -269,14 +273,14 @@ class Connection(asyncio.Protocol):
             self._stopped = False
             self._send_on()
 
-    def over(self) -> bool:
+    def finish(self) -> bool:
         """Nobody waits any more; tell whether the connection is good for another exchange."""
         self._waiter = None
         return self._complete and self.alive
 
     def expire(self, seconds: float) -> None:
         """The time for the exchange is over."""
-        self._fail(TimedOut(f"The upstream did not answer within {seconds:.1f} s."))
+        self._fail(UpstreamTimeout(f"The upstream did not answer within {seconds:.1f} s."))
 
     def distrust(self) -> None:
         """Break off an exchange that is not the connection's first: what comes may be the answer to an earlier one."""
@@ -295,9 +299,9 @@ class Connection(asyncio.Protocol):
         if self._waiter is None or self._waiter.done():
             self.abort()
             if self._complete and data.strip() and not data.startswith(CLOSING_NOTICE):
-                self._surplus(self, self._limits)
+                self._on_unsolicited(self, self._limits)
             return
-        self._heard += len(data)
+        self._bytes_received += len(data)
         if is_head := self._status < 200:
             self._early += data
         error = self._feed(data)
@@ -307,14 +311,14 @@ class Connection(asyncio.Protocol):
         elif self._complete:
             self._end(overrun=overrun)
         elif (
-            self._heard - self._rested >= AT_A_TIME
-            and (self._length or 0) - self._heard >= self._tail
+            self._bytes_received - self._paused_at >= AT_A_TIME
+            and (self._length or 0) - self._bytes_received >= self._tail
         ):
-            self._rested = self._heard
+            self._paused_at = self._bytes_received
             self._transport.pause_reading()
-            self._loop.call_soon(self._go_on)
+            self._loop.call_soon(self._resume)
 
-    def _go_on(self) -> None:
+    def _resume(self) -> None:
         if self.alive:
             self._transport.resume_reading()
 
@@ -330,7 +334,10 @@ class Connection(asyncio.Protocol):
                 return not_http()
         if self._size > self._largest:
             return too_large(self._largest)
-        if not overrun and self._heard - self._size - CHUNK_FRAMING * self._chunks > LARGEST_HEAD:
+        if (
+            not overrun
+            and self._bytes_received - self._size - CHUNK_FRAMING * self._chunks > LARGEST_HEAD
+        ):
             return head_too_large()
         return None
 
@@ -349,11 +356,13 @@ class Connection(asyncio.Protocol):
         if whole and self._status >= 200 and self._length is None:
             self._complete = True
             self._end(overrun=False)
-        elif not self._heard and self._exchanges > 1:
+        elif not self._bytes_received and self._exchanges > 1:
             self._fail(StaleError())
         else:
             self._fail(
-                Unavailable("The upstream closed the connection before its answer was whole.")
+                UpstreamUnavailable(
+                    "The upstream closed the connection before its answer was whole."
+                )
             )
 
     def on_message_begin(self) -> None:
@@ -371,7 +380,7 @@ class Connection(asyncio.Protocol):
             self._status = self._parser.get_status_code()
             if self._status >= 300:
                 self._largest = max(self._largest, LARGEST_ERROR)
-            self._length = length_of(self._head, self._heard, self._largest)
+            self._length = parse_body_length(self._head, self._bytes_received, self._largest)
 
     def on_chunk_header(self) -> None:
         """Count the chunks."""
@@ -401,9 +410,9 @@ class Connection(asyncio.Protocol):
     def _end(self, *, overrun: bool) -> None:
         """Hand the answer over."""
         if overrun:
-            self._surplus(self, self._limits)
+            self._on_unsolicited(self, self._limits)
         self.idle_since = monotonic()  # uvloop's own clock stands still while it calls back
-        reply = UpstreamReply(self._status, Headers(self._head), self._body.take(), self._source)
+        reply = UpstreamResponse(self._status, Headers(self._head), self._body.take(), self._source)
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(reply)
 

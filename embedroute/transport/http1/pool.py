@@ -23,15 +23,15 @@ from typing import Final
 import anyio
 import httpx2
 
-from embedroute.backend import Secret, SecretBytes, Source, UpstreamReply, UpstreamRequest
-from embedroute.errors import TimedOut, Unavailable, Unreachable
+from embedroute.backend import Secret, SecretBytes, Source, UpstreamRequest, UpstreamResponse
+from embedroute.errors import ConnectError, UpstreamTimeout, UpstreamUnavailable
 from embedroute.text import log_fields
 from embedroute.transport.base import (
     CONNECT_TIMEOUT,
+    DEFAULT_CONFIG,
     DEFAULT_LIMITS,
-    DIRECT,
-    Connect,
     ExchangeLimits,
+    TransportConfig,
 )
 from embedroute.transport.http1.connection import Connection, StaleError
 from embedroute.transport.http1.request import Origin, Target, closing, parse_target, write_head
@@ -75,7 +75,7 @@ class Pool:
             idle.popleft()
             if not connection.alive or silence >= self.kept_for:
                 self.drop(connection)
-            elif connection.silent():
+            elif connection.is_idle_clean():
                 return connection, self._source(now)
             else:
                 # The event loop reads those bytes next: a surplus response, the end, or only TLS housekeeping.
@@ -92,7 +92,7 @@ class Pool:
 
     def put_back(self, connection: Connection) -> bool:
         """End an exchange; return whether the connection is kept for another one."""
-        if not connection.over() or self.caught or len(self.idle) >= MOST_IDLE:
+        if not connection.finish() or self.caught or len(self.idle) >= MOST_IDLE:
             self.drop(connection)
             return False
         self.idle.append(connection)
@@ -150,7 +150,7 @@ AT_ONCE = 512
 MOST_TARGETS = 1024
 
 
-class _Begun:
+class _CachedHead:
     """How requests for one URL begin: ``head`` is that of the latest ``headers``. It may hold a key, so it has no repr."""
 
     __slots__ = ("head", "headers", "pool", "target")
@@ -162,33 +162,35 @@ class _Begun:
         self.headers: Mapping[str, str | Secret] | None = None
 
 
-def _target_of(request: UpstreamRequest) -> Target:
+def _make_target(request: UpstreamRequest) -> Target:
     try:
         return parse_target(request.method, request.url)
-    except Unavailable as error:
+    except UpstreamUnavailable as error:
         raise error.with_traceback(
             None
         ) from None  # the URL stands in the frames below, perhaps with a password
 
 
-class FastEngine:
+class Http1Transport:
     """Speaks to upstreams directly, never through a proxy; ``Pool`` says which connections are used again."""
 
     name = "fast"
 
-    def __init__(self, connect: Connect = DIRECT, kept_for: float = KEPT_FOR) -> None:
+    def __init__(
+        self, connect: TransportConfig = DEFAULT_CONFIG, kept_for: float = KEPT_FOR
+    ) -> None:
         """Make the TLS context when it is first wanted; an idle connection is kept for ``kept_for`` seconds."""
         self._kept_for = kept_for
         self._connect_as = connect
         self._context: ssl.SSLContext | None = None
-        self._begun: dict[tuple[str, str], _Begun] = {}
+        self._heads: dict[tuple[str, str], _CachedHead] = {}
         self._pools: dict[Origin, Pool] = {}
-        self._room = anyio.Semaphore(AT_ONCE, fast_acquire=True)
+        self._slots = anyio.Semaphore(AT_ONCE, fast_acquire=True)
         self._sweeper: asyncio.TimerHandle | None = None
 
     async def send(
         self, request: UpstreamRequest, timeout: float, limits: ExchangeLimits = DEFAULT_LIMITS
-    ) -> UpstreamReply:
+    ) -> UpstreamResponse:
         """Exchange ``request`` for its answer within ``timeout`` seconds and ``limits``.
 
         A request is sent again, once and on a new connection, if a reused one brought no answer that can be trusted.
@@ -197,9 +199,9 @@ class FastEngine:
         deadline = loop.time() + timeout
         pool, head = self._begin(request)
         try:
-            self._room.acquire_nowait()
+            self._slots.acquire_nowait()
         except anyio.WouldBlock:
-            await self._wait_for_room(timeout)
+            await self._wait_for_slot(timeout)
         try:
             connection, source = pool.take(monotonic(), limits.rest)
             while True:
@@ -213,23 +215,23 @@ class FastEngine:
                     reply = None
                 finally:
                     timer.cancel()
-                    connection = self._over(loop, pool, connection)
+                    connection = self._release(loop, pool, connection)
                 if reply is not None and (source is None or not source.caught):
                     return reply
                 source = None
         finally:
-            self._room.release()
+            self._slots.release()
 
-    async def _wait_for_room(self, timeout: float) -> None:
+    async def _wait_for_slot(self, timeout: float) -> None:
         try:
             async with asyncio.timeout(timeout):
-                await self._room.acquire()
+                await self._slots.acquire()
         except TimeoutError:
-            raise TimedOut(
+            raise UpstreamTimeout(
                 f"More than {AT_ONCE} calls to upstreams were under way for {timeout:.1f} s."
             ) from None
 
-    def _over(self, loop: asyncio.AbstractEventLoop, pool: Pool, connection: Connection) -> None:
+    def _release(self, loop: asyncio.AbstractEventLoop, pool: Pool, connection: Connection) -> None:
         if pool.put_back(connection) and self._sweeper is None:
             self._sweep_in(loop, self._kept_for)
 
@@ -259,9 +261,11 @@ class FastEngine:
                     ssl=self._trusted() if tls else None,
                 )
         except TimeoutError:
-            raise Unreachable(f"No connection to the upstream within {limit:.1f} s.") from None
+            raise ConnectError(f"No connection to the upstream within {limit:.1f} s.") from None
         except (OSError, UnicodeError, ValueError) as error:
-            raise Unreachable(f"The upstream cannot be reached ({type(error).__name__}).") from None
+            raise ConnectError(
+                f"The upstream cannot be reached ({type(error).__name__})."
+            ) from None
         pool.open.add(connection)
         return connection
 
@@ -276,13 +280,13 @@ class FastEngine:
 
     def _begin(self, request: UpstreamRequest) -> tuple[Pool, SecretBytes]:
         """Write what stands before the body; only the body's length differs where a backend always gives the same headers."""
-        known = self._begun.get((request.method, request.url))
+        known = self._heads.get((request.method, request.url))
         if known is None:
-            if len(self._begun) >= MOST_TARGETS:
-                self._begun.clear()
-            target = _target_of(request)
+            if len(self._heads) >= MOST_TARGETS:
+                self._heads.clear()
+            target = _make_target(request)
             pool = self._pools.setdefault(target.origin, Pool(target.origin, self._kept_for))
-            known = self._begun[request.method, request.url] = _Begun(target, pool)
+            known = self._heads[request.method, request.url] = _CachedHead(target, pool)
         if known.headers is not request.headers or not isinstance(
             request.headers, MappingProxyType
         ):

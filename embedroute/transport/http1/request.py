@@ -8,19 +8,19 @@ from urllib.parse import SplitResult, quote, unquote_to_bytes, urlsplit
 
 import msgspec
 
-from embedroute.backend import Secret, SecretBytes, repr_as_in_rich, revealed
-from embedroute.errors import Unavailable
+from embedroute.backend import Secret, SecretBytes, repr_as_in_rich, to_wire_value
+from embedroute.errors import UpstreamUnavailable
 from embedroute.transport.base import lower_names
 
 Origin = tuple[str, int, bool]
 """Host, port, TLS: what connections are kept by."""
 
-OURS: Final = {
+DEFAULT_HEADERS: Final = {
     "accept": "application/json",
     "accept-encoding": "identity",
     "user-agent": "embedroute",
 }
-_SPOKEN_FOR: Final = frozenset({"host", "authorization", *OURS})
+_OVERRIDABLE: Final = frozenset({"host", "authorization", *DEFAULT_HEADERS})
 _WIDE: Final = re.compile(r"[^\x00-\xff]")
 _PLAIN: Final = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
 
@@ -29,9 +29,9 @@ class Target(msgspec.Struct, frozen=True):
     """A parsed URL: where to connect, and how a request for it begins."""
 
     origin: Origin
-    line: str
+    request_line: str
     headers: Mapping[str, str | Secret]
-    begin: SecretBytes
+    prefix: SecretBytes
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
         """Show the origin alone: a path or query may hold a key."""
@@ -44,11 +44,11 @@ def parse_target(method: str, url: str) -> Target:
     """Read a URL that a backend made; credentials in it are sent as Basic ones, as httpx2 sends them.
 
     Raises:
-        Unavailable: it is not an http or https URL that can be written into a request.
+        UpstreamUnavailable: it is not an http or https URL that can be written into a request.
     """
     read = _split(url)
     if read is None:
-        raise Unavailable("The backend made a URL that cannot be read.")
+        raise UpstreamUnavailable("The backend made a URL that cannot be read.")
     parts, port = read
     host, tls = parts.hostname or "", parts.scheme == "https"
     if (
@@ -56,7 +56,7 @@ def parse_target(method: str, url: str) -> Target:
         or not _plain(host)
         or not (method.isascii() and method.isalpha())
     ):
-        raise Unavailable(
+        raise UpstreamUnavailable(
             "The backend made a URL that is not plain http or https; write other alphabets' names as xn--…."
         )
     usual = 443 if tls else 80
@@ -64,7 +64,7 @@ def parse_target(method: str, url: str) -> Target:
     named = f"[{host}]" if ":" in host else host
     headers: dict[str, str | Secret] = {
         "host": named if port == usual else f"{named}:{port}",
-        **OURS,
+        **DEFAULT_HEADERS,
     }
     if "@" in parts.netloc:
         headers["authorization"] = basic_credentials(parts.username or "", parts.password or "")
@@ -87,21 +87,25 @@ def write_head(target: Target, headers: Mapping[str, str | Secret]) -> bytes:
     """Write all of a request's head but the length of its body.
 
     Raises:
-        Unavailable: a header cannot be sent, or is not a backend's to send.
+        UpstreamUnavailable: a header cannot be sent, or is not a backend's to send.
     """
     given = lower_names(headers)
-    begin = target.begin
-    if not _SPOKEN_FOR.isdisjoint(given):
+    begin = target.prefix
+    if not _OVERRIDABLE.isdisjoint(given):
         begin = _written(
-            target.line,
+            target.request_line,
             {name: value for name, value in target.headers.items() if name not in given},
         )
-    lines = Secret("".join([f"{name}: {revealed(value)}\r\n" for name, value in given.items()]))
+    lines = Secret(
+        "".join([f"{name}: {to_wire_value(value)}\r\n" for name, value in given.items()])
+    )
     # Checked rather than tried: an encoding error would hold the text, and this frame a key.
     if _WIDE.search(lines.reveal()):
-        raise Unavailable("A header of this provider holds a character that HTTP has no room for.")
+        raise UpstreamUnavailable(
+            "A header of this provider holds a character that HTTP has no room for."
+        )
     if _has_line_break(lines.reveal(), len(given)):
-        raise Unavailable("A header of this provider holds a line break.")
+        raise UpstreamUnavailable("A header of this provider holds a line break.")
     return begin.content + lines.reveal().encode("latin-1")
 
 
@@ -129,6 +133,7 @@ def basic_credentials(name: str, password: str) -> Secret:
 def _written(line: str, headers: Mapping[str, str | Secret]) -> SecretBytes:
     return SecretBytes(
         (
-            line + "".join([f"{name}: {revealed(value)}\r\n" for name, value in headers.items()])
+            line
+            + "".join([f"{name}: {to_wire_value(value)}\r\n" for name, value in headers.items()])
         ).encode()
     )
