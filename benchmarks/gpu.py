@@ -18,7 +18,7 @@ HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d
 LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 
-class Asked(msgspec.Struct):
+class RequestContext(msgspec.Struct):
     input: str | list[str]
 
 
@@ -37,7 +37,7 @@ class Answers:
 
 
 class Connection(asyncio.Protocol):
-    decoder = msgspec.json.Decoder(Asked)
+    decoder = msgspec.json.Decoder(RequestContext)
     answers = Answers()
     free_at = 0.0  # on the class: one GPU, however many connections
 

@@ -81,7 +81,7 @@ def cache_scope(caller: Caller, *, shared: bool) -> tuple[str, str]:
     return "caller", caller.name
 
 
-def authorize(caller: Caller, name: str, job: EmbeddingRequest, *, debug: bool) -> None:
+def authorize(caller: Caller, name: str, request: EmbeddingRequest, *, debug: bool) -> None:
     """Let a caller use the model of this ``name``, and look inside if it asks to; ``debug`` is the gateway's own setting.
 
     Raises:
@@ -89,11 +89,11 @@ def authorize(caller: Caller, name: str, job: EmbeddingRequest, *, debug: bool) 
     """
     if caller.models is not None and name not in caller.models:
         raise PermissionDenied(
-            f"This key may not use the model {echo(job.model)}.",
+            f"This key may not use the model {echo(request.model)}.",
             param="model",
             code="model_not_allowed",
         )
-    if job.debug.any_flag_set() and not caller.may_debug(otherwise=debug):
+    if request.debug.any_flag_set() and not caller.may_debug(otherwise=debug):
         raise PermissionDenied(
             "This key may not use 'debug'; leave it out.", param="debug", code="debug_not_allowed"
         )

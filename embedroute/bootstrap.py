@@ -27,10 +27,10 @@ from embedroute.config import (
 from embedroute.errors import ConfigError, InternalError
 from embedroute.execution import (
     AttemptRunner,
+    DispatchContext,
     Dispatcher,
     Embed,
     LocalModels,
-    RequestContext,
     SingleFlight,
     WidthRegistry,
 )
@@ -175,7 +175,7 @@ class LoopRuntime(msgspec.Struct, frozen=True):
     """What belongs to one event loop: how its desk embeds, and the keys being computed on it."""
 
     embed: Embed
-    flights: SingleFlight[Sequence[ResolvedEndpoint], RequestContext]
+    flights: SingleFlight[Sequence[ResolvedEndpoint], DispatchContext]
 
 
 class RuntimeFactory:

@@ -35,15 +35,15 @@ from embedroute.cache import (
 )
 from embedroute.config import Config
 from embedroute.errors import DeadlineExceeded, EmbedrouteError, RequestError, UpstreamRejectedInput
-from embedroute.execution import Asked, make_context, missing_keys
+from embedroute.execution import RequestContext, make_context, missing_keys
 from embedroute.limits import BodyBudget
 from embedroute.protocol import EmbeddingRequest, Embeddings, make_request
 from embedroute.routing import (
     PROBING,
     BreakerPolicy,
-    CachedSelection,
     HealthRegistry,
     Plan,
+    PreparedSelection,
     ResolvedEndpoint,
     RetryPolicy,
     Route,
@@ -92,7 +92,7 @@ class Gateway:
         self.cache = MemoryCache(config.cache.bytes, config.cache.ttl, time.monotonic)
         self._store = self.cache.store
         around = make_selection_context(parts, self.healths)
-        self.decisions = SelectionCache(
+        self.selections = SelectionCache(
             self.directory, around, shared_cache=config.cache.shared, debug=self.settings.debug
         )
         opener = RuntimeFactory(self.settings, http_client, self.healths, retries or RetryPolicy())
@@ -126,7 +126,7 @@ class Gateway:
         *,
         model: str = "",
         caller: Caller = ANYONE,
-        journal: RequestTrace | None = None,
+        trace: RequestTrace | None = None,
         cache_policy: CachePolicy = FULL_USE,
         **fields: object,
     ) -> Embeddings:
@@ -135,7 +135,7 @@ class Gateway:
         Raises:
             EmbedrouteError: what a client would be told, with ``status``, ``type``, ``code`` and ``param``.
         """
-        job = (
+        request = (
             input
             if isinstance(input, EmbeddingRequest)
             else make_request({"input": input, "model": model, **fields}, self.limits)
@@ -144,10 +144,10 @@ class Gateway:
             watch.limit(self.settings.deadline, self.late)
             deadline = time.monotonic() + self.settings.deadline
             return await self.serve(
-                Asked(
-                    job=job,
+                RequestContext(
+                    request=request,
                     caller=caller,
-                    journal=journal or RequestTrace(new_request_id()),
+                    trace=trace or RequestTrace(new_request_id()),
                     cache_policy=cache_policy,
                     deadline=deadline,
                     watch=watch,
@@ -158,84 +158,93 @@ class Gateway:
         """Make the error of a request that takes longer than its deadline."""
         return DeadlineExceeded(f"No answer within the deadline of {self.settings.deadline:g} s.")
 
-    def serve(self, asked: Asked) -> Awaitable[Embeddings]:
+    def serve(self, context: RequestContext) -> Awaitable[Embeddings]:
         """Embed one request, which its own ``watch`` ends at its deadline.
 
         Raises:
             EmbedrouteError: what the client is told.
         """
-        decision = self.decisions.decide(asked.job, asked.caller, asked.journal)
-        if decision.fallback is None:
-            return self._embed(decision, asked)
-        return self._embed_or_fall_back(decision, decision.fallback, asked)
+        prepared = self.selections.prepare(context.request, context.caller, context.trace)
+        if prepared.fallback is None:
+            return self._embed(prepared, context)
+        return self._embed_or_fall_back(prepared, prepared.fallback, context)
 
     async def _embed_or_fall_back(
-        self, decision: CachedSelection, other: Route, asked: Asked
+        self, prepared: PreparedSelection, other: Route, context: RequestContext
     ) -> Embeddings:
         """One request, at another model if all of the first's endpoints fail; each endpoint has its share of the time."""
-        share = self.settings.deadline / (len(decision.route.candidates) + 1)
+        share = self.settings.deadline / (len(prepared.route.candidates) + 1)
         try:
             return await self._embed(
-                decision, msgspec.structs.replace(asked, deadline=asked.deadline - share)
+                prepared, msgspec.structs.replace(context, deadline=context.deadline - share)
             )
         except (RequestError, UpstreamRejectedInput):
             raise
         except EmbedrouteError as failure:
             try:
                 answer = await self._embed(
-                    self.decisions.decide_at(other, asked.job, asked.caller, asked.journal), asked
+                    self.selections.prepare_route(
+                        other, context.request, context.caller, context.trace
+                    ),
+                    context,
                 )
             except EmbedrouteError:
                 raise failure from None
-            asked.journal.fallback = other.public_name
+            context.trace.fallback = other.public_name
             return answer
 
-    async def _embed(self, decision: CachedSelection, asked: Asked) -> Embeddings:
+    async def _embed(self, prepared: PreparedSelection, context: RequestContext) -> Embeddings:
         """One request, from a decision to vectors."""
-        journal, cached, owner = asked.journal, asked.cache_policy, decision.owner
-        if journal.events is not None:
-            decision.selection.tell(journal, asked.job.user)
-        if asked.job.large:
-            plan, held = await self._look_up_large(asked, decision)
+        trace, cached, owner = context.trace, context.cache_policy, prepared.owner
+        if trace.events is not None:
+            prepared.selection.tell(trace, context.request.user)
+        if context.request.large:
+            plan, held = await self._look_up_large(context, prepared)
         else:
-            plan = make_plan(asked.job.inputs, decision.shared)
-            held = look_up(self.cache, plan.work, decision) if cached.read else NOTHING
+            plan = make_plan(context.request.inputs, prepared.shared)
+            held = look_up(self.cache, plan.work, prepared) if cached.read else NOTHING
         found = held.vectors
-        journal.record_cache(plan.keys, found, held.claims)
+        trace.record_cache(plan.keys, found, held.claims)
         if held.claims and cached.store:
             self.cache.claim(dict(held.claims.values()))
         missing = missing_keys(plan.work, found) if found else plan.work
         if missing:
             loop = await self.runtime.get()
-            order = make_context(
-                asked, decision, self._store if owner is None else partial(self._store, owner=owner)
+            dispatch = make_context(
+                context,
+                prepared,
+                self._store if owner is None else partial(self._store, owner=owner),
             )
-            candidates = decision.selection.candidates
-            with loop.flights.lead(missing, decision.terms if cached.read else None) as lead:
+            candidates = prepared.selection.candidates
+            with loop.flights.lead(missing, prepared.terms if cached.read else None) as lead:
                 if lead.work:
-                    await loop.embed(candidates, order, lead.work, lead.land)
+                    await loop.embed(candidates, dispatch, lead.work, lead.land)
             found = {**found, **lead.found} if found else lead.found
             if lead.awaited:
-                patience = (asked.deadline - time.monotonic()) / (len(candidates) + 1)
+                patience = (context.deadline - time.monotonic()) / (len(candidates) + 1)
                 landed, led = await loop.flights.follow(
-                    lead, missing, loop.embed, (candidates, order), patience
+                    lead, missing, loop.embed, (candidates, dispatch), patience
                 )
                 found = {**found, **landed}
                 if owner is not None and cached.store and led < len(missing):
                     self.cache.claim(
                         dict.fromkeys(missing, owner)
                     )  # it waited for others, who stored
-        rows, tokens, journal.estimated = assemble(plan, found)
+        rows, tokens, trace.estimated = assemble(plan, found)
         return Embeddings(
-            rows=rows, model=decision.route.public_name, prompt_tokens=tokens, journal=journal
+            rows=rows, model=prepared.route.public_name, prompt_tokens=tokens, trace=trace
         )
 
-    async def _look_up_large(self, asked: Asked, decision: CachedSelection) -> tuple[Plan, Found]:
+    async def _look_up_large(
+        self, context: RequestContext, prepared: PreparedSelection
+    ) -> tuple[Plan, Found]:
         """Plan a large request and look it up, in steps that let the event loop go on."""
-        plan = await fairness.step_by_step(make_plan_in_steps(asked.job.inputs, decision.shared))
-        if not asked.cache_policy.read:
+        plan = await fairness.step_by_step(
+            make_plan_in_steps(context.request.inputs, prepared.shared)
+        )
+        if not context.cache_policy.read:
             return plan, NOTHING
-        return plan, await fairness.step_by_step(look_up_in_steps(self.cache, plan.work, decision))
+        return plan, await fairness.step_by_step(look_up_in_steps(self.cache, plan.work, prepared))
 
     def may_debug(self, caller: Caller) -> bool:
         """Whether a caller may see traces and upstream bodies."""
@@ -249,19 +258,21 @@ class Gateway:
         Raises:
             EmbedrouteError: the endpoint does not answer.
         """
-        job = msgspec.structs.replace(
+        request = msgspec.structs.replace(
             make_request({"input": input, "model": model}, self.limits), preferences=PROBING
         )
         route = msgspec.structs.replace(self.directory.resolve(model), candidates=[candidate])
         deadline = time.monotonic() + self.settings.deadline
-        asked = Asked(
-            job=job,
+        context = RequestContext(
+            request=request,
             caller=ANYONE,
-            journal=RequestTrace(new_request_id()),
+            trace=RequestTrace(new_request_id()),
             cache_policy=NO_CACHE,
             deadline=deadline,
         )
-        return await self._embed(self.decisions.decide_at(route, job, ANYONE, asked.journal), asked)
+        return await self._embed(
+            self.selections.prepare_route(route, request, ANYONE, context.trace), context
+        )
 
     @asynccontextmanager
     async def lifespan(self, _app: object = None) -> AsyncGenerator[None, None]:

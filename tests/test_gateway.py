@@ -156,17 +156,17 @@ async def test_a_caller_uses_only_its_models():
 async def test_another_model_is_used_only_where_the_config_says_so_and_the_answer_then_says_so(
     failure, model
 ):
-    gateway, journal = (
+    gateway, trace = (
         gateway_of(ScriptedBackend(then=failure), second=ScriptedBackend(width=WIDTH)),
         RequestTrace("r"),
     )
 
     if model is None:
         with pytest.raises(UpstreamRejectedInput):
-            await gateway.embed(["a", "b"], model="m", journal=journal)
+            await gateway.embed(["a", "b"], model="m", trace=trace)
     else:
-        answer = await gateway.embed(["a", "b"], model="m", journal=journal)
-        assert (answer.model, journal.fallback) == ("n", "n")
+        answer = await gateway.embed(["a", "b"], model="m", trace=trace)
+        assert (answer.model, trace.fallback) == ("n", "n")
         assert answer.vectors.tolist() == right(["a", "b"])
     with pytest.raises(EmbedrouteError):
         await gateway_of(ScriptedBackend(then=failure)).embed("a", model="m")
@@ -187,7 +187,7 @@ async def test_another_model_is_used_only_where_the_config_says_so_and_the_answe
 )
 async def test_another_model_stands_in_only_where_request_and_key_allow_it(fields, may):
     """Else the first one's own failure is told, and not what the other would have had against the request."""
-    gateway, journal = (
+    gateway, trace = (
         gateway_of(
             ScriptedBackend(then=UpstreamUnavailable("down")), second=ScriptedBackend(width=WIDTH)
         ),
@@ -196,9 +196,9 @@ async def test_another_model_stands_in_only_where_request_and_key_allow_it(field
 
     with pytest.raises(UpstreamUnavailable):
         await gateway.embed(
-            "a", model="m", journal=journal, caller=Caller(name="c", models=may), **fields
+            "a", model="m", trace=trace, caller=Caller(name="c", models=may), **fields
         )
-    assert journal.fallback is None
+    assert trace.fallback is None
 
 
 @trio_too
@@ -279,14 +279,14 @@ async def test_a_rest_is_waited_for_by_whoever_has_the_time(rest, later, told, c
 
 @trio_too
 async def test_cost_and_attempts_are_counted():
-    journal = RequestTrace("r")
+    trace = RequestTrace("r")
 
     answer = await gateway_of(ScriptedBackend(width=WIDTH)).embed(
-        ["abcd" * 10, "abcd" * 5], model="m", journal=journal
+        ["abcd" * 10, "abcd" * 5], model="m", trace=trace
     )
 
-    assert (answer.prompt_tokens, journal.attempts) == (15, 1)
-    assert journal.cost == Decimal(3) * 15 / 1_000_000
+    assert (answer.prompt_tokens, trace.attempts) == (15, 1)
+    assert trace.cost == Decimal(3) * 15 / 1_000_000
 
 
 @trio_too
@@ -302,7 +302,7 @@ async def test_who_waits_for_anothers_vectors_is_told_who_counted_their_tokens(t
 
     async def ask(**fields):
         answer = await gateway.embed(["a"], model="m", **fields)
-        estimated.append(answer.journal.estimated)
+        estimated.append(answer.trace.estimated)
 
     async with anyio.create_task_group() as group:
         for _ in range(2):

@@ -8,9 +8,9 @@ from embedroute.trace import RequestTrace
 
 
 def opened(**what):
-    journal = RequestTrace("r")
-    journal.open(**{"trace": False, "sent": False, "received": False, "full": False, **what})
-    return journal
+    trace = RequestTrace("r")
+    trace.open(**{"trace": False, "sent": False, "received": False, "full": False, **what})
+    return trace
 
 
 @pytest.mark.parametrize(
@@ -28,33 +28,33 @@ def opened(**what):
     ],
 )
 def test_only_what_was_asked_for_is_kept(what, keeps, notes):
-    journal = opened(**what)
+    trace = opened(**what)
 
-    journal.add_event("s", "a", {"value": 2}, fact=1)
+    trace.add_event("s", "a", {"value": 2}, fact=1)
 
-    assert journal.captures_bodies == keeps
-    assert journal.debug_fields() == ({"trace": notes} if notes else {})
+    assert trace.captures_bodies == keeps
+    assert trace.debug_fields() == ({"trace": notes} if notes else {})
 
 
 def test_one_body_stands_alone_and_several_in_a_list():
-    journal = opened(sent=True, received=True)
-    journal.sent.append({"n": 1})
-    assert journal.debug_fields() == {"upstream_request": {"n": 1}}
+    trace = opened(sent=True, received=True)
+    trace.sent.append({"n": 1})
+    assert trace.debug_fields() == {"upstream_request": {"n": 1}}
 
-    journal.sent.append({"n": 2})
-    assert journal.debug_fields() == {"upstream_request": [{"n": 1}, {"n": 2}]}
+    trace.sent.append({"n": 2})
+    assert trace.debug_fields() == {"upstream_request": [{"n": 1}, {"n": 2}]}
 
 
 def test_what_calls_cost_and_count_adds_up():
-    journal = RequestTrace("r")
-    journal.record_usage("a", {"prompt": Decimal(2)}, 3, {"text": 1})
-    journal.record_usage(
+    trace = RequestTrace("r")
+    trace.record_usage("a", {"prompt": Decimal(2)}, 3, {"text": 1})
+    trace.record_usage(
         "b", {"prompt": Decimal(4), "request": Decimal("0.5")}, 5, {"text": 2, "image": 3}
     )
-    journal.record_usage("a", {}, 7, {})
+    trace.record_usage("a", {}, 7, {})
 
-    assert (list(journal.providers), journal.cost) == (["a", "b"], Decimal("0.500026"))
-    assert journal.modality_tokens == {"text": 3, "image": 3}
+    assert (list(trace.providers), trace.cost) == (["a", "b"], Decimal("0.500026"))
+    assert trace.modality_tokens == {"text": 3, "image": 3}
 
 
 ALL = {
@@ -83,10 +83,10 @@ ALL = {
 )
 def test_a_call_costs_its_tokens_its_images_and_itself(prices, tokens, split, images, cost):
     """Prices are by the million tokens and by the unit; tokens of an image that has a price of its own are not billed too."""
-    journal = RequestTrace("r")
-    journal.record_usage("a", prices, tokens, split, images=images)
+    trace = RequestTrace("r")
+    trace.record_usage("a", prices, tokens, split, images=images)
 
-    assert Decimal(cost) == journal.cost
+    assert Decimal(cost) == trace.cost
 
 
 @pytest.mark.parametrize(
@@ -102,16 +102,16 @@ def test_a_call_costs_its_tokens_its_images_and_itself(prices, tokens, split, im
 )
 def test_hits_and_misses_count_inputs_and_not_work(keys, found, counts):
     """Each input is one, though equal ones are computed once."""
-    journal = RequestTrace("r")
-    journal.record_cache(list(keys), found)
+    trace = RequestTrace("r")
+    trace.record_cache(list(keys), found)
 
-    assert counts == (journal.hits, journal.misses)
+    assert counts == (trace.hits, trace.misses)
 
 
 def test_a_journal_names_its_request_and_shows_nothing_of_it():
     """Error trackers print what stands in a frame."""
-    journal = RequestTrace("req_1")
-    journal.open(trace=True, sent=True, received=True, full=True)
-    journal.sent.append({"input": "private"})
+    trace = RequestTrace("req_1")
+    trace.open(trace=True, sent=True, received=True, full=True)
+    trace.sent.append({"input": "private"})
 
-    assert "RequestTrace('req_1')" == repr(journal)
+    assert "RequestTrace('req_1')" == repr(trace)

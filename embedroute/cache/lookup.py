@@ -6,7 +6,7 @@ import msgspec
 
 from embedroute.cache.memory import Entry, MemoryCache
 from embedroute.inputs import Input
-from embedroute.routing import CachedSelection, CacheKey, EmbeddedInput, cut, rekeyed_in_steps
+from embedroute.routing import CacheKey, EmbeddedInput, PreparedSelection, cut, rekeyed_in_steps
 from embedroute.runtime import finished
 
 Claims = dict[CacheKey, tuple[CacheKey, int]]
@@ -36,7 +36,7 @@ NOTHING = Found({})
 def look_up(
     cache: MemoryCache,
     work: Mapping[CacheKey, Input],
-    decision: CachedSelection,
+    prepared: PreparedSelection,
 ) -> Found:
     """Find cached vectors; a matryoshka model's whole vectors serve every smaller width.
 
@@ -44,24 +44,24 @@ def look_up(
     """
     if not cache.size:
         return NOTHING
-    owner = decision.owner
+    owner = prepared.owner
     found = _exact(cache, work, owner)
-    if _is_complete(found, cache, work, decision):
+    if _is_complete(found, cache, work, prepared):
         return found
-    return finished(_with_cut(found, cache, work, decision, owner))
+    return finished(_with_cut(found, cache, work, prepared, owner))
 
 
 def look_up_in_steps(
     cache: MemoryCache,
     work: Mapping[CacheKey, Input],
-    decision: CachedSelection,
+    prepared: PreparedSelection,
 ) -> Generator[None, None, Found]:
     """Find the same in steps, for a large request."""
-    owner = decision.owner
+    owner = prepared.owner
     found = _exact(cache, work, owner)
-    if _is_complete(found, cache, work, decision):
+    if _is_complete(found, cache, work, prepared):
         return found
-    return (yield from _with_cut(found, cache, work, decision, owner))
+    return (yield from _with_cut(found, cache, work, prepared, owner))
 
 
 def _exact(cache: MemoryCache, work: Mapping[CacheKey, Input], owner: int | None) -> Found:
@@ -73,9 +73,9 @@ def _exact(cache: MemoryCache, work: Mapping[CacheKey, Input], owner: int | None
 
 
 def _is_complete(
-    found: Found, cache: MemoryCache, work: Mapping[CacheKey, Input], decision: CachedSelection
+    found: Found, cache: MemoryCache, work: Mapping[CacheKey, Input], prepared: PreparedSelection
 ) -> bool:
-    if decision.whole is None or not len(cache):
+    if prepared.whole is None or not len(cache):
         return True
     return len(found.vectors) == len(work) and not found.claims
 
@@ -84,15 +84,15 @@ def _with_cut(
     found: Found,
     cache: MemoryCache,
     work: Mapping[CacheKey, Input],
-    decision: CachedSelection,
+    prepared: PreparedSelection,
     owner: int | None,
 ) -> Generator[None, None, Found]:
     """Add the vectors that are cut from whole ones."""
     exact = found.vectors
     claims = dict(found.claims)
     missing = {key: item for key, item in work.items() if key not in exact or key in claims}
-    wider = yield from rekeyed_in_steps(missing, decision.whole or b"")
-    width = decision.selection.parameters.width
+    wider = yield from rekeyed_in_steps(missing, prepared.whole or b"")
+    width = prepared.selection.parameters.width
     whole = cache.look_up(wider.values())
     narrow = cut(wider, whole, width)
     if owner is not None:

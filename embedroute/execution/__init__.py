@@ -11,7 +11,7 @@ from embedroute.execution.backend_call import (
     largest_answer,
     validate_vectors,
 )
-from embedroute.execution.context import Asked, RequestContext, make_context
+from embedroute.execution.context import DispatchContext, RequestContext, make_context
 from embedroute.execution.dispatcher import Dispatcher, Embed
 from embedroute.execution.local_models import LocalModels, Pace, cut_part, joined, slice_stop
 from embedroute.execution.microbatching import LARGEST, MicroBatcher, split_result
@@ -20,9 +20,9 @@ from embedroute.execution.singleflight import SingleFlight, missing_keys, never_
 
 __all__ = [
     "LARGEST",
-    "Asked",
     "AttemptRunner",
     "CallResources",
+    "DispatchContext",
     "Dispatcher",
     "Embed",
     "LocalModels",

@@ -9,7 +9,7 @@ from embedroute.backend import Batch, Vectors
 from embedroute.errors import BatchTooLarge, EmbedrouteError, UpstreamTimeout
 from embedroute.execution.backend_call import CallResources, WidthRegistry, call_backend
 from embedroute.execution.context import (
-    RequestContext,
+    DispatchContext,
     Results,
     count_tokens,
     describe_outcome,
@@ -65,50 +65,52 @@ class AttemptRunner:
         candidate: ResolvedEndpoint,
         health: EndpointHealth,
         work: Mapping[CacheKey, Input],
-        order: RequestContext,
+        context: DispatchContext,
         timeout: float,
         attempt: int,
         permit: int,
     ) -> Results | EmbedrouteError:
         """Make the ``attempt``-th within ``timeout`` seconds; the endpoint's breaker has given ``permit`` for it."""
         began = self._clock()
-        journal = order.journal
-        journal.attempts += 1
-        batch = make_batch(candidate, work, order)
-        alone = candidate.micro_batch_ms is None or journal.captures_bodies or order.large
+        trace = context.trace
+        trace.attempts += 1
+        batch = make_batch(candidate, work, context)
+        alone = candidate.micro_batch_ms is None or trace.captures_bodies or context.large
         made = alone
         try:
             if alone:
-                answer = await self._exchange(candidate, order, batch, timeout)
-                self._accept(candidate, health, order, permit, batch, answer, began)
+                answer = await self._exchange(candidate, context, batch, timeout)
+                self._accept(candidate, health, context, permit, batch, answer, began)
             else:
-                answer, made = await self._merged(candidate, health, order, permit, batch, timeout)
+                answer, made = await self._merged(
+                    candidate, health, context, permit, batch, timeout
+                )
         except EmbedrouteError as error:
             if alone:
                 self._learn_limit(health, batch, error)
             failure = for_client(error, candidate)
             health.record_error(permit, self._clock(), failure, work)
-            self._tell(candidate, failure, journal, attempt, began)
+            self._tell(candidate, failure, trace, attempt, began)
             return failure
         except BaseException:
             if alone:
-                self._count_timeout(health, permit, order)
-            if self._is_over(order):
+                self._count_timeout(health, permit, context)
+            if self._is_over(context):
                 failure = UpstreamTimeout("The upstream did not answer in time.")
-                self._tell(candidate, failure, journal, attempt, began)
+                self._tell(candidate, failure, trace, attempt, began)
             health.release(permit)
             raise
         if not made:
             health.release(permit)
-        landed = record_results(candidate, work, answer, order, made=made)
-        self._tell(candidate, None, journal, attempt, began)
+        landed = record_results(candidate, work, answer, context, made=made)
+        self._tell(candidate, None, trace, attempt, began)
         return landed
 
     async def _merged(
         self,
         candidate: ResolvedEndpoint,
         health: EndpointHealth,
-        order: RequestContext,
+        context: DispatchContext,
         permit: int,
         batch: Batch,
         timeout: float,
@@ -116,8 +118,8 @@ class AttemptRunner:
         """Make the call, or take part in one; return also whether this request made it."""
         return await self._micro_batcher.embed(
             batch,
-            (candidate.name, order.shared, order.kind, batch.user),
-            partial(self._call, candidate, health, order, permit),
+            (candidate.name, context.shared, context.kind, batch.user),
+            partial(self._call, candidate, health, context, permit),
             max_wait=min((candidate.micro_batch_ms or 0) / 1000, timeout / 2),
             timeout=timeout,
             caps=lambda: health.caps(candidate.accepts, self._clock()),
@@ -127,7 +129,7 @@ class AttemptRunner:
         self,
         candidate: ResolvedEndpoint,
         health: EndpointHealth,
-        order: RequestContext,
+        context: DispatchContext,
         ticket: int,
         batch: Batch,
         timeout: float,
@@ -135,37 +137,37 @@ class AttemptRunner:
         """Make one call that several requests may share, and record its outcome."""
         began = self._clock()
         try:
-            answer = await self._exchange(candidate, order, batch, timeout)
-            self._accept(candidate, health, order, ticket, batch, answer, began)
+            answer = await self._exchange(candidate, context, batch, timeout)
+            self._accept(candidate, health, context, ticket, batch, answer, began)
         except EmbedrouteError as error:
             self._learn_limit(health, batch, error)
             raise
         except BaseException:
-            self._count_timeout(health, ticket, order)
+            self._count_timeout(health, ticket, context)
             raise
         return answer
 
     def _exchange(
-        self, candidate: ResolvedEndpoint, order: RequestContext, batch: Batch, timeout: float
+        self, candidate: ResolvedEndpoint, context: DispatchContext, batch: Batch, timeout: float
     ) -> Awaitable[Vectors]:
-        journal = order.journal
+        trace = context.trace
         return call_backend(
             candidate.backend,
             batch,
             self._resources,
             timeout,
-            partial(record_exchange, journal, candidate.provider, candidate.backend)
-            if journal.captures_bodies
+            partial(record_exchange, trace, candidate.provider, candidate.backend)
+            if trace.captures_bodies
             else None,
             candidate.rest,
             candidate.provider,
-            large=order.large and letters_in(batch.inputs) >= LONG,
-            due=order.parameters.width,
-            matryoshka=can_truncate(order.model),
+            large=context.large and letters_in(batch.inputs) >= LONG,
+            due=context.parameters.width,
+            matryoshka=can_truncate(context.model),
         )
 
-    def _count_timeout(self, health: EndpointHealth, ticket: int, order: RequestContext) -> None:
-        if self._is_over(order):
+    def _count_timeout(self, health: EndpointHealth, ticket: int, context: DispatchContext) -> None:
+        if self._is_over(context):
             health.record_failure(ticket, self._clock())
 
     def _learn_limit(self, health: EndpointHealth, batch: Batch, error: EmbedrouteError) -> None:
@@ -178,7 +180,7 @@ class AttemptRunner:
         self,
         candidate: ResolvedEndpoint,
         health: EndpointHealth,
-        order: RequestContext,
+        context: DispatchContext,
         ticket: int,
         batch: Batch,
         answer: Vectors,
@@ -189,8 +191,8 @@ class AttemptRunner:
         Raises:
             InvalidUpstreamResponse: the width is not that of the vector space.
         """
-        if order.parameters.width is None:
-            self._widths.check(order.space, batch.dtype, answer.array.shape[1])
+        if context.parameters.width is None:
+            self._widths.check(context.space, batch.dtype, answer.array.shape[1])
         count = len(batch)
         now = self._clock()
         if health.learned and count == 1:
@@ -203,32 +205,32 @@ class AttemptRunner:
         self._usual.record(candidate.name, count, now - began)
 
     def expect(
-        self, candidates: Sequence[ResolvedEndpoint], order: RequestContext, inputs: int
+        self, candidates: Sequence[ResolvedEndpoint], context: DispatchContext, inputs: int
     ) -> float:
         """Return the seconds in which the first of ``candidates`` usually answers ``inputs``."""
-        del order
+        del context
         return self._usual.expect(candidates[0].name, inputs)
 
-    def _is_over(self, order: RequestContext) -> bool:
+    def _is_over(self, context: DispatchContext) -> bool:
         """Return whether the request's deadline has ended its attempt, so that the upstream is at fault and no client."""
-        return order.watch is not None and order.watch.expired
+        return context.watch is not None and context.watch.expired
 
     def _tell(
         self,
         candidate: ResolvedEndpoint,
         failure: EmbedrouteError | None,
-        journal: RequestTrace,
+        trace: RequestTrace,
         attempt: int,
         began: float,
     ) -> None:
         if failure is not None:
-            journal.failures = (
-                *journal.failures,
+            trace.failures = (
+                *trace.failures,
                 (candidate.provider, getattr(failure, "upstream_status", None)),
             )
-        if journal.events is None and not log.isEnabledFor(logging.INFO):
+        if trace.events is None and not log.isEnabledFor(logging.INFO):
             return
         outcome: dict[str, object] = {"endpoint": candidate.name, "attempt": attempt}
         outcome |= {"ms": round((self._clock() - began) * 1000, 1), **describe_outcome(failure)}
-        journal.add_event("call", "failed" if failure else "answered", **outcome)
-        log.info("attempt", extra=log_fields({"request_id": journal.request_id, **outcome}))
+        trace.add_event("call", "failed" if failure else "answered", **outcome)
+        log.info("attempt", extra=log_fields({"request_id": trace.request_id, **outcome}))

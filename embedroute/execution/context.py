@@ -16,10 +16,10 @@ from embedroute.execution.singleflight import OnResult
 from embedroute.inputs import Input, Kind, Part, estimate_sizes, images_in
 from embedroute.protocol import EmbeddingRequest
 from embedroute.routing import (
-    CachedSelection,
     CacheKey,
     EmbeddedInput,
     Parameters,
+    PreparedSelection,
     ResolvedEndpoint,
     pair_with_keys,
     text_before,
@@ -30,12 +30,12 @@ from embedroute.upstream_errors import neutral_message
 from embedroute.upstream_errors.neutral import neutral
 
 
-class Asked(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class RequestContext(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One request on its way; ``deadline`` is in seconds of the monotonic clock."""
 
-    job: EmbeddingRequest
+    request: EmbeddingRequest
     caller: Caller
-    journal: RequestTrace
+    trace: RequestTrace
     cache_policy: CachePolicy
     deadline: float
     watch: Watch | None = None
@@ -45,7 +45,7 @@ Results = Mapping[CacheKey, EmbeddedInput]
 """Vectors that have come, under the keys that asked for them."""
 
 
-class RequestContext(msgspec.Struct, frozen=True, kw_only=True, eq=False, gc=False):
+class DispatchContext(msgspec.Struct, frozen=True, kw_only=True, eq=False, gc=False):
     """What all chunks of one request share: how to embed, in which vector space, by when, and what keeps the results.
 
     ``deadline`` is in seconds of the monotonic clock; ``slots`` bounds the calls under way at a time, once it is cut.
@@ -57,7 +57,7 @@ class RequestContext(msgspec.Struct, frozen=True, kw_only=True, eq=False, gc=Fal
     kind: Kind
     user: str | None
     deadline: float
-    journal: RequestTrace
+    trace: RequestTrace
     space: str = ""
     shared: bytes = b""
     store: OnResult | None = None
@@ -66,45 +66,47 @@ class RequestContext(msgspec.Struct, frozen=True, kw_only=True, eq=False, gc=Fal
     large: bool = False
 
 
-def make_context(asked: Asked, decision: CachedSelection, store: OnResult) -> RequestContext:
+def make_context(
+    context: RequestContext, prepared: PreparedSelection, store: OnResult
+) -> DispatchContext:
     """Word what a request orders; ``store`` keeps what has come, if the request lets it."""
-    return RequestContext(
-        model=decision.route.model,
-        parameters=decision.selection.parameters,
-        kind=asked.job.kind,
-        user=asked.job.user,
-        deadline=asked.deadline,
-        journal=asked.journal,
-        space=decision.route.vector_space,
-        shared=decision.shared,
-        store=store if asked.cache_policy.store else None,
-        watch=asked.watch,
-        large=asked.job.large,
+    return DispatchContext(
+        model=prepared.route.model,
+        parameters=prepared.selection.parameters,
+        kind=context.request.kind,
+        user=context.request.user,
+        deadline=context.deadline,
+        trace=context.trace,
+        space=prepared.route.vector_space,
+        shared=prepared.shared,
+        store=store if context.cache_policy.store else None,
+        watch=context.watch,
+        large=context.request.large,
     )
 
 
 def make_batch(
-    candidate: ResolvedEndpoint, work: Mapping[CacheKey, Input], order: RequestContext
+    candidate: ResolvedEndpoint, work: Mapping[CacheKey, Input], context: DispatchContext
 ) -> Batch:
     """Word a chunk as the endpoint's backend takes it."""
-    wanted, accepts = order.parameters, candidate.accepts
+    wanted, accepts = context.parameters, candidate.accepts
     inputs = list(work.values())
     native = wanted.input_type is not None and wanted.input_type in accepts.input_types
-    before = text_before(candidate, order.model, wanted.input_type)
+    before = text_before(candidate, context.model, wanted.input_type)
     return Batch(
         model=candidate.model,
         texts=()
-        if order.kind is not Kind.TEXT
+        if context.kind is not Kind.TEXT
         else _prefixed(cast("list[str]", inputs), before)
         if before
         else cast("list[str]", inputs),
-        tokens=cast("list[tuple[int, ...]]", inputs) if order.kind is Kind.TOKENS else (),
-        parts=cast("list[tuple[Part, ...]]", inputs) if order.kind is Kind.PARTS else (),
+        tokens=cast("list[tuple[int, ...]]", inputs) if context.kind is Kind.TOKENS else (),
+        parts=cast("list[tuple[Part, ...]]", inputs) if context.kind is Kind.PARTS else (),
         dimensions=wanted.dimensions if accepts.dimensions else None,
-        width=wanted.width if accepts.dimensions else order.model.dimensions,
+        width=wanted.width if accepts.dimensions else context.model.dimensions,
         input_type=wanted.input_type if native else None,
         dtype=wanted.dtype,
-        user=order.user if accepts.user else None,
+        user=context.user if accepts.user else None,
         options={"title": wanted.title} if wanted.title is not None else {},
     )
 
@@ -117,7 +119,7 @@ def record_results(
     candidate: ResolvedEndpoint,
     work: Mapping[CacheKey, Input],
     answer: Vectors,
-    order: RequestContext,
+    context: DispatchContext,
     *,
     made: bool,
 ) -> Results:
@@ -125,22 +127,22 @@ def record_results(
 
     ``made`` says whether this request made the call: a call that several share is billed by the call only once.
     """
-    journal, tokens = order.journal, count_tokens(answer, work.values())
+    trace, tokens = context.trace, count_tokens(answer, work.values())
     prices = (
         candidate.prices
         if made
         else {kind: price for kind, price in candidate.prices.items() if kind != "request"}
     )
-    journal.record_usage(
+    trace.record_usage(
         candidate.provider,
         prices,
         tokens,
         answer.modality_tokens,
-        images=images_in(work.values()) if order.kind is Kind.PARTS else 0,
+        images=images_in(work.values()) if context.kind is Kind.PARTS else 0,
     )
     landed = pair_with_keys(work, answer, tokens)
-    if order.store is not None:
-        order.store(landed)
+    if context.store is not None:
+        context.store(landed)
     return landed
 
 

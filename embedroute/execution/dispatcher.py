@@ -15,7 +15,7 @@ from embedroute.errors import (
     UpstreamRejectedInput,
 )
 from embedroute.execution.attempt import AttemptRunner
-from embedroute.execution.context import RequestContext, Results
+from embedroute.execution.context import DispatchContext, Results
 from embedroute.execution.singleflight import OnResult
 from embedroute.inputs import Input
 from embedroute.routing import (
@@ -42,7 +42,7 @@ from embedroute.runtime import fairness, tasks
 CHUNKS_AT_ONCE = 8
 Pieces = Sequence[Mapping[CacheKey, Input]]
 Embed = Callable[
-    [Sequence[ResolvedEndpoint], RequestContext, Mapping[CacheKey, Input], OnResult],
+    [Sequence[ResolvedEndpoint], DispatchContext, Mapping[CacheKey, Input], OnResult],
     Awaitable[None],
 ]
 """Computes work in order at the first candidate that answers, and gives its vectors away as they land."""
@@ -75,7 +75,7 @@ class Dispatcher:
     async def embed(
         self,
         candidates: Sequence[ResolvedEndpoint],
-        order: RequestContext,
+        context: DispatchContext,
         work: Mapping[CacheKey, Input],
         on_result: OnResult,
         admit_first_try: AdmitFirstTry | None = None,
@@ -90,18 +90,18 @@ class Dispatcher:
         """
         failures: list[EmbedrouteError] = []
         failure: EmbedrouteError | None = None
-        begin = self._begin if order.slots is None else self._in_slot
+        begin = self._begin if context.slots is None else self._in_slot
         attempt = 1
         while (tried := len(failures)) < len(candidates):
             candidate = candidates[tried]
-            if attempt == 1 and (chunks := await self._cut(candidate, order, work)):
+            if attempt == 1 and (chunks := await self._cut(candidate, context, work)):
                 await self._embed_chunks(
-                    candidates, failures, order, chunks, on_result, earlier_errors
+                    candidates, failures, context, chunks, on_result, earlier_errors
                 )
                 return
             health = self._healths.get(candidate)
             trying = begin(
-                candidate, health, work, order, len(candidates) - tried, admit_first_try, attempt
+                candidate, health, work, context, len(candidates) - tried, admit_first_try, attempt
             )
             outcome = None if trying is None else await trying
             if outcome is None:
@@ -111,24 +111,24 @@ class Dispatcher:
                 return
             else:
                 failure = outcome
-                if await self._may_repeat(failure, attempt, order):
+                if await self._may_repeat(failure, attempt, context):
                     attempt += 1
                     continue
             if isinstance(failure, BatchTooLarge) and len(work) > 1:
                 await self._embed_chunks(
-                    candidates, failures, order, halves(work), on_result, earlier_errors, failure
+                    candidates, failures, context, halves(work), on_result, earlier_errors, failure
                 )
                 return
             failures.append(failure)
             failure = None
             attempt = 1
         error = error_to_report([*earlier_errors, *failures])
-        candidates = await self._rested(candidates, failures, order, error)
+        candidates = await self._rested(candidates, failures, context, error)
         admit_first_try = self._budget.reserve_one() if was_called(failures) else admit_first_try
-        await self.embed(candidates, order, work, on_result, admit_first_try, earlier_errors)
+        await self.embed(candidates, context, work, on_result, admit_first_try, earlier_errors)
 
     async def _may_repeat(
-        self, failure: EmbedrouteError, attempt: int, order: RequestContext
+        self, failure: EmbedrouteError, attempt: int, context: DispatchContext
     ) -> bool:
         """Return whether a failed attempt is repeated at its endpoint, after the wait before that.
 
@@ -142,7 +142,7 @@ class Dispatcher:
         wait = wait_before(failure, attempt, self._policy, self._random)
         if (
             then is not RetryDecision.RETRY
-            or now + wait >= order.deadline
+            or now + wait >= context.deadline
             or not self._budget.allow(now)
         ):
             return False
@@ -150,26 +150,26 @@ class Dispatcher:
         return True
 
     async def _cut(
-        self, candidate: ResolvedEndpoint, order: RequestContext, work: Mapping[CacheKey, Input]
+        self, candidate: ResolvedEndpoint, context: DispatchContext, work: Mapping[CacheKey, Input]
     ) -> Pieces:
         """Cut work into the chunks that an endpoint takes; nothing if it takes the whole."""
         if len(work) == 1:
             return ()
-        pieces = await self._pieces(candidate, order, work)
+        pieces = await self._pieces(candidate, context, work)
         if len(pieces) == 1:
             return ()
-        order.journal.add_event(
+        context.trace.add_event(
             "split", "cut", endpoint=candidate.name, chunks=[len(piece) for piece in pieces]
         )
         return pieces
 
     async def _pieces(
-        self, candidate: ResolvedEndpoint, order: RequestContext, work: Mapping[CacheKey, Input]
+        self, candidate: ResolvedEndpoint, context: DispatchContext, work: Mapping[CacheKey, Input]
     ) -> Pieces:
         """Cut work, in steps that let the event loop go on if the request is large."""
-        before = text_before(candidate, order.model, order.parameters.input_type)
+        before = text_before(candidate, context.model, context.parameters.input_type)
         accepts = self._healths.get(candidate).caps(candidate.accepts, self._clock())
-        if order.large:
+        if context.large:
             return await fairness.step_by_step(split_in_steps(work, accepts, before))
         return split(work, accepts, before)
 
@@ -177,7 +177,7 @@ class Dispatcher:
         self,
         candidates: Sequence[ResolvedEndpoint],
         failures: Sequence[EmbedrouteError],
-        order: RequestContext,
+        context: DispatchContext,
         chunks: Pieces,
         on_result: OnResult,
         earlier_errors: Sequence[EmbedrouteError],
@@ -188,13 +188,13 @@ class Dispatcher:
         ``failures`` are those of the first ``candidates``. ``too_large`` is the error of the whole,
         if it was halved: the limit learned from it is in doubt if an input is rejected alone.
         """
-        if order.slots is None:
-            order = msgspec.structs.replace(order, slots=CapacityLimiter(CHUNKS_AT_ONCE))
+        if context.slots is None:
+            context = msgspec.structs.replace(context, slots=CapacityLimiter(CHUNKS_AT_ONCE))
         left = [*candidates[len(failures) :], *limited(candidates, failures)]
         errors = [*earlier_errors, *failures]
         now = self._clock()
         work = [
-            partial(self.embed, left, order, chunk, on_result, earlier_errors=errors)
+            partial(self.embed, left, context, chunk, on_result, earlier_errors=errors)
             for chunk in chunks
         ]
         try:
@@ -211,7 +211,7 @@ class Dispatcher:
         self,
         candidates: Sequence[ResolvedEndpoint],
         failures: Sequence[EmbedrouteError],
-        order: RequestContext,
+        context: DispatchContext,
         told: EmbedrouteError,
     ) -> Sequence[ResolvedEndpoint]:
         """Wait for the first of the endpoints that asked for a rest, and put it first; raise ``told`` if that takes too long.
@@ -223,8 +223,8 @@ class Dispatcher:
             self._healths.get(it).available_at(now): it
             for it in reversed(limited(candidates, failures))
         }
-        at = min(ready, default=order.deadline)
-        if at >= order.deadline or (was_called(failures) and not self._budget.allow(now)):
+        at = min(ready, default=context.deadline)
+        if at >= context.deadline or (was_called(failures) and not self._budget.allow(now)):
             raise told
         await anyio.sleep(max(at - now, 0.01))
         return [ready[at], *(it for it in candidates if it is not ready[at])]
@@ -234,21 +234,21 @@ class Dispatcher:
         candidate: ResolvedEndpoint,
         health: EndpointHealth,
         work: Mapping[CacheKey, Input],
-        order: RequestContext,
+        context: DispatchContext,
         left: int,
         enter: AdmitFirstTry | None,
         attempt: int,
     ) -> Awaitable[Results | EmbedrouteError] | None:
         """Begin one attempt in its share of the time left; None where the endpoint rests, or no try is granted."""
         now = self._clock()
-        if order.deadline <= now:
+        if context.deadline <= now:
             raise DeadlineExceeded("The deadline passed before an upstream answered.")
         ticket = health.acquire(now)
         if ticket and (attempt > 1 or (self._called if enter is None else enter)(now)):
-            share = (order.deadline - now) / left
-            return self._attempts.run(candidate, health, work, order, share, attempt, ticket)
+            share = (context.deadline - now) / left
+            return self._attempts.run(candidate, health, work, context, share, attempt, ticket)
         health.release(ticket)
-        order.journal.add_event("select", "skipped", endpoint=candidate.name, reason="it rests")
+        context.trace.add_event("select", "skipped", endpoint=candidate.name, reason="it rests")
         return None
 
     async def _in_slot(
@@ -256,20 +256,20 @@ class Dispatcher:
         candidate: ResolvedEndpoint,
         health: EndpointHealth,
         work: Mapping[CacheKey, Input],
-        order: RequestContext,
+        context: DispatchContext,
         left: int,
         enter: AdmitFirstTry | None,
         attempt: int,
     ) -> Results | EmbedrouteError | None:
         """Make one attempt for a chunk, once few enough of its request's calls are under way."""
-        async with cast("CapacityLimiter", order.slots):
+        async with cast("CapacityLimiter", context.slots):
             if (
-                order.deadline > self._clock()
+                context.deadline > self._clock()
                 and health.learned
-                and len(await self._pieces(candidate, order, work)) > 1
+                and len(await self._pieces(candidate, context, work)) > 1
             ):
                 return BatchTooLarge(
                     "A chunk of this size was refused while this one waited for its turn."
                 )
-            trying = self._begin(candidate, health, work, order, left, enter, attempt)
+            trying = self._begin(candidate, health, work, context, left, enter, attempt)
             return None if trying is None else await trying

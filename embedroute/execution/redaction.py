@@ -158,7 +158,7 @@ def _without(text: str, marks: Sequence[tuple[int, int]]) -> str:
 
 
 def record_exchange(
-    journal: RequestTrace,
+    trace: RequestTrace,
     provider: str,
     backend: BackendBase,
     message: UpstreamRequest | UpstreamResponse,
@@ -168,21 +168,21 @@ def record_exchange(
     It may take a second for a large body, so that one needs a worker thread, which rests between two texts.
     """
     is_reply = isinstance(message, UpstreamResponse)
-    kept = journal.received if is_reply else journal.sent
+    kept = trace.received if is_reply else trace.sent
     if kept is None:
         return
     content = message.content[
-        : LONGEST_CAPTURE - (journal.got_bytes if is_reply else journal.sent_bytes)
+        : LONGEST_CAPTURE - (trace.got_bytes if is_reply else trace.sent_bytes)
     ]
     hide = make_redactor(list_secrets(backend))
     if len(content) > KEPT_AT_ONCE:
         hide = _resting(hide)
-    body = _body(content, hide, full=journal.full)
+    body = _body(content, hide, full=trace.full)
     if isinstance(message, UpstreamResponse):
-        journal.got_bytes += len(content)
+        trace.got_bytes += len(content)
         kept.append({"provider": provider, "status": message.status, "body": body})
         return
-    journal.sent_bytes += len(content)
+    trace.sent_bytes += len(content)
     headers = {
         name: MASK if isinstance(value, Secret) else value
         for name, value in message.headers.items()

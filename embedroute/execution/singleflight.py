@@ -67,14 +67,16 @@ class InFlight:
             self.waited = self.waited or anyio.Event()
             await self.waited.wait()
 
-    def error_for(self, sharing_key: object, asked: AbstractSet[CacheKey]) -> UpstreamError | None:
-        """Copy the leader's error, if it is also that of a request for ``asked`` on ``sharing_key``.
+    def error_for(
+        self, sharing_key: object, context: AbstractSet[CacheKey]
+    ) -> UpstreamError | None:
+        """Copy the leader's error, if it is also that of a request for ``context`` on ``sharing_key``.
 
         Each waiter gets a copy of its own: what raises an error adds its frames to it.
         """
         if self.error is None or self.sharing_key != sharing_key:
             return None
-        if isinstance(self.error, BLAMES_INPUTS) and not self.group.keys() <= asked:
+        if isinstance(self.error, BLAMES_INPUTS) and not self.group.keys() <= context:
             return None
         return neutral(self.error)
 
@@ -180,17 +182,17 @@ class SingleFlight(Generic[*Given]):
         self,
         awaited: Flying,
         sharing_key: object,
-        asked: int,
+        context: int,
         given: tuple[*Given],
         patience: float,
     ) -> dict[float, list[InFlight]]:
         """Group flights by the seconds for which they are waited for at most."""
-        larger = sum(len(flight.group) > asked for flight in awaited.values())
+        larger = sum(len(flight.group) > context for flight in awaited.values())
         usual = min(self._expect(*given, larger), patience) if larger else math.inf
         bounds: dict[float, list[InFlight]] = {}
         for flight in awaited.values():
             others = math.inf if flight.sharing_key == sharing_key else patience
-            bounds.setdefault(usual if len(flight.group) > asked else others, []).append(flight)
+            bounds.setdefault(usual if len(flight.group) > context else others, []).append(flight)
         return bounds
 
 
@@ -278,14 +280,14 @@ async def _wait(bounds: Mapping[float, list[InFlight]], began: float) -> None:
 
 
 def _landings(
-    awaited: Flying, sharing_key: object, asked: AbstractSet[CacheKey]
+    awaited: Flying, sharing_key: object, context: AbstractSet[CacheKey]
 ) -> dict[CacheKey, EmbeddedInput]:
     """Take what has landed of ``awaited``, or raise the error that a request shares with one."""
     found: dict[CacheKey, EmbeddedInput] = {}
     for key, flight in awaited.items():
         if flight.landed is not None:
             found[key] = flight.landed
-        elif error := flight.error_for(sharing_key, asked):
+        elif error := flight.error_for(sharing_key, context):
             raise error
     return found
 

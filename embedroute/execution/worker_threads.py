@@ -47,23 +47,23 @@ class Workers:
 
         ``step`` runs in a copy of the caller's context, in one thread at a time.
         """
-        job = _Job(step)
-        self._add(job)
+        request = _Job(step)
+        self._add(request)
         try:
-            await job.ended.wait()
+            await request.ended.wait()
         except BaseException:
-            self._give_up(job)
+            self._give_up(request)
             raise
-        error, job.error = job.error, None
+        error, request.error = request.error, None
         if error is not None:
             try:
                 raise error
             finally:
                 del error  # its traceback holds this frame
 
-    def _add(self, job: "_Job") -> None:
+    def _add(self, request: "_Job") -> None:
         with self._changed:
-            self._new.append(job)
+            self._new.append(request)
             if len(self._new) + len(self._started) > self._idle and self._threads < self._limit:
                 self._start_thread()
             self._changed.notify()
@@ -80,15 +80,15 @@ class Workers:
         else:
             self._threads += 1
 
-    def _give_up(self, job: "_Job") -> None:
+    def _give_up(self, request: "_Job") -> None:
         """Let a job have no further slice, and free its inputs.
 
         It takes no lock: the collector may close a coroutine at any time, in any thread.
         """
-        job.step = None
+        request.step = None
         for queue in (self._new, self._started):
             with suppress(ValueError):
-                queue.remove(job)
+                queue.remove(request)
 
     def _work(self) -> None:
         while self._run_slice():
@@ -96,41 +96,41 @@ class Workers:
 
     def _run_slice(self) -> bool:
         """Run one slice of the next job; return False when this thread is to end."""
-        job = self._next()
-        if job is None:
+        request = self._next()
+        if request is None:
             return False
         try:
-            step = job.step
-            finished = step is None or job.context.run(step)
+            step = request.step
+            finished = step is None or request.context.run(step)
         except BaseException as error:  # noqa: BLE001 - raised again in the caller's task
-            job.error = error
+            request.error = error
             finished = True
         if finished:
-            job.end()
+            request.end()
         else:
             with self._changed:
-                self._started.append(job)
+                self._started.append(request)
         return True
 
     def _next(self) -> "_Job | None":
         with self._changed:
-            job = self._pop()
-            if job is None:
+            request = self._pop()
+            if request is None:
                 self._idle += 1
                 self._changed.wait_for(lambda: self._new or self._started, IDLE_SECONDS)
                 self._idle -= 1
-                job = self._pop()
-            if job is None:
+                request = self._pop()
+            if request is None:
                 self._threads -= 1
-            return job
+            return request
 
     def _pop(self) -> "_Job | None":
         """Take a job from the other queue than last time, if that has one."""
         for queue in (self._started, self._new) if self._took_new else (self._new, self._started):
             with suppress(IndexError):
-                job = queue.popleft()
+                request = queue.popleft()
                 self._took_new = queue is self._new
-                return job
+                return request
         return None
 
 

@@ -161,8 +161,10 @@ def make_request(fields: Mapping[str, object], limits: Limits) -> EmbeddingReque
     except (msgspec.ValidationError, UnicodeEncodeError) as error:
         body = json.dumps(given, default=msgspec.to_builtins).encode()
         raise decode_errors.explain_error(error, body, FIELDS, CHOICES) from None
-    job = check_request(request, limits)
-    return msgspec.structs.replace(job, large=True) if _letters(job.inputs) >= LARGE else job
+    parsed = check_request(request, limits)
+    return (
+        msgspec.structs.replace(parsed, large=True) if _letters(parsed.inputs) >= LARGE else parsed
+    )
 
 
 def _letters(inputs: Sequence[Input]) -> int:
@@ -271,17 +273,17 @@ def _refuse_other_task(neutral: str, options: EmbeddingOptions) -> None:
         raise InvalidRequest(f"'{param}' contradicts 'input_type'; send one of them.", param=param)
 
 
-def with_input_type(job: EmbeddingRequest, neutral: str) -> EmbeddingRequest:
+def with_input_type(parsed: EmbeddingRequest, neutral: str) -> EmbeddingRequest:
     """Set the input type that a suffix of the model's name asks for.
 
     Raises:
         InvalidRequest: ``input_type`` or a vendor's option asks for another one.
     """
-    if job.input_type not in (None, neutral):
+    if parsed.input_type not in (None, neutral):
         message = f"'input_type' contradicts the suffix ':{neutral}' of 'model'; send one of them."
         raise InvalidRequest(message, param="input_type")
-    _refuse_other_task(neutral, job.options)
-    return msgspec.structs.replace(job, input_type=neutral)
+    _refuse_other_task(neutral, parsed.options)
+    return msgspec.structs.replace(parsed, input_type=neutral)
 
 
 def _refuse_duplicates(preferences: Preferences) -> None:

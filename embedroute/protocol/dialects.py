@@ -27,12 +27,12 @@ Fields = Mapping[str, Any]
 class OpenAIDialect:
     """OpenAI's own words; the other dialects say what they add."""
 
-    def success(self, answer: Embeddings, job: EmbeddingRequest) -> Iterable[bytes]:
+    def success(self, answer: Embeddings, request: EmbeddingRequest) -> Iterable[bytes]:
         """Write the body of a 200: in one piece, or in several, as they are asked for, if it is large."""
         large = answer.large
         body = ENCODER.encode(
             CreateEmbeddingResponse(
-                data=() if large else encode_rows(answer.rows, base64=job.base64),
+                data=() if large else encode_rows(answer.rows, base64=request.base64),
                 model=answer.model,
                 usage=Usage(
                     prompt_tokens=answer.prompt_tokens,
@@ -40,10 +40,10 @@ class OpenAIDialect:
                     **self.usage_extras(answer),
                 ),
                 **self.extras(answer),
-                **answer.journal.debug_fields(),
+                **answer.trace.debug_fields(),
             )
         )
-        return iter_body(body, answer.rows, base64=job.base64) if large else (body,)
+        return iter_body(body, answer.rows, base64=request.base64) if large else (body,)
 
     def extras(self, answer: Embeddings) -> Fields:
         """Name further fields of a 200."""
@@ -55,13 +55,13 @@ class OpenAIDialect:
         del answer
         return {}
 
-    def error(self, error: EmbedrouteError, journal: RequestTrace) -> bytes:
+    def error(self, error: EmbedrouteError, trace: RequestTrace) -> bytes:
         """Write the body of an error."""
-        return ENCODER.encode({**self.fault(error, journal), **journal.debug_fields()})
+        return ENCODER.encode({**self.fault(error, trace), **trace.debug_fields()})
 
-    def fault(self, error: EmbedrouteError, journal: RequestTrace) -> Fields:
+    def fault(self, error: EmbedrouteError, trace: RequestTrace) -> Fields:
         """Word an error: ``{"error": {message, type, param, code}}``, all four keys always."""
-        del journal
+        del trace
         param = error.param[:LONGEST_ECHO] if error.param else error.param
         return {
             "error": {
@@ -82,23 +82,21 @@ class OpenRouterDialect(OpenAIDialect):
 
     def extras(self, answer: Embeddings) -> Fields:
         """Add the id."""
-        return {"id": answer.journal.request_id}
+        return {"id": answer.trace.request_id}
 
     def usage_extras(self, answer: Embeddings) -> Fields:
         """Add the cost in USD, and tokens by modality where there are two or more."""
         counts = {
-            f"{name}_tokens": count
-            for name, count in answer.journal.modality_tokens.items()
-            if count
+            f"{name}_tokens": count for name, count in answer.trace.modality_tokens.items() if count
         }
         return {
-            "cost": float(answer.journal.cost),
+            "cost": float(answer.trace.cost),
             "prompt_tokens_details": counts if len(counts) > 1 else None,
         }
 
-    def fault(self, error: EmbedrouteError, journal: RequestTrace) -> Fields:
+    def fault(self, error: EmbedrouteError, trace: RequestTrace) -> Fields:
         """Word an error: ``{"error": {code, message, metadata}, "user_id"}``, the code being the status."""
-        del journal
+        del trace
         metadata = None
         if isinstance(error, UpstreamError) and error.provider:
             metadata = {"provider_name": error.provider, "raw": error.message}
@@ -113,7 +111,7 @@ class GoModelDialect(OpenAIDialect):
 
     def extras(self, answer: Embeddings) -> Fields:
         """Add the provider, or the providers of a request that was split."""
-        return {"provider": ",".join(answer.journal.providers) or None}
+        return {"provider": ",".join(answer.trace.providers) or None}
 
     def type_of(self, error: EmbedrouteError) -> str:
         """Fold statuses to the five types."""
@@ -136,11 +134,11 @@ class PhaseoDialect(OpenAIDialect):
         del answer
         return {"completion_tokens": 0}
 
-    def fault(self, error: EmbedrouteError, journal: RequestTrace) -> Fields:
+    def fault(self, error: EmbedrouteError, trace: RequestTrace) -> Fields:
         """Word an error as the flat body that Phaseo's gateway sends."""
         upstream = isinstance(error, UpstreamError)
         return {
-            "generation_id": journal.request_id,
+            "generation_id": trace.request_id,
             "status_code": error.status,
             "error": error.code or error.type,
             "error_type": "user" if error.status < 500 and error.status != 429 else "system",
@@ -148,18 +146,18 @@ class PhaseoDialect(OpenAIDialect):
             "reason": error.type,
             "description": error.message,
             "param": error.param[:LONGEST_ECHO] if error.param else error.param,
-            "attempt_count": journal.attempts,
-            "failed_providers": [provider for provider, _ in journal.failures],
-            "failed_statuses": [status for _, status in journal.failures],
+            "attempt_count": trace.attempts,
+            "failed_providers": [provider for provider, _ in trace.failures],
+            "failed_statuses": [status for _, status in trace.failures],
         }
 
 
 class SpiceDialect(OpenAIDialect):
     """Spice.ai: errors are a message and nothing else."""
 
-    def fault(self, error: EmbedrouteError, journal: RequestTrace) -> Fields:
+    def fault(self, error: EmbedrouteError, trace: RequestTrace) -> Fields:
         """Word an error: ``{"error": message}``."""
-        del journal
+        del trace
         return {"error": error.message}
 
 

@@ -17,7 +17,7 @@ class Embeddings(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     rows: Sequence[Array]
     model: str
     prompt_tokens: int
-    journal: RequestTrace
+    trace: RequestTrace
 
     @property
     def vectors(self) -> Array:
@@ -32,7 +32,7 @@ class Embeddings(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     @property
     def providers(self) -> Sequence[str]:
         """The providers that were called, none for an answer from the cache."""
-        return tuple(self.journal.providers)
+        return tuple(self.trace.providers)
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):

@@ -53,7 +53,7 @@ from embedroute.routing.retry import (
     was_called,
 )
 from embedroute.routing.selection import select_endpoints
-from embedroute.routing.selection_cache import PROBING, CachedSelection, SelectionCache
+from embedroute.routing.selection_cache import PROBING, PreparedSelection, SelectionCache
 
 __all__ = [
     "ENVELOPE",
@@ -73,13 +73,13 @@ __all__ = [
     "BoundedMap",
     "BreakerPolicy",
     "CacheKey",
-    "CachedSelection",
     "EmbeddedInput",
     "EndpointHealth",
     "HealthRegistry",
     "ModelRegistry",
     "Parameters",
     "Plan",
+    "PreparedSelection",
     "ResolvedEndpoint",
     "RetryBudget",
     "RetryDecision",

@@ -82,7 +82,9 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, width=model.dimensions, dimensions=None)
 
 
-def resolve_parameters(sieve: EndpointFilter, model: Model, job: EmbeddingRequest) -> Parameters:
+def resolve_parameters(
+    sieve: EndpointFilter, model: Model, request: EmbeddingRequest
+) -> Parameters:
     """Fold the namespaces that are spoken into the neutral parameters; candidates that do not speak the first drop out.
 
     Raises:
@@ -92,9 +94,9 @@ def resolve_parameters(sieve: EndpointFilter, model: Model, job: EmbeddingReques
     spoken = tuple(
         it
         for it in NAMESPACES
-        if _given(job, it) and any(it in one.accepts.options for one in sieve.left)
+        if _given(request, it) and any(it in one.accepts.options for one in sieve.left)
     )
-    if job.preferences.require_parameters and (lost := ignored_options(job, spoken)):
+    if request.preferences.require_parameters and (lost := ignored_options(request, spoken)):
         param = f"embedding_options.{lost[0]}"
         raise InvalidRequest(
             f"'{param}' names an API that no provider of this model speaks.", param=param
@@ -106,16 +108,16 @@ def resolve_parameters(sieve: EndpointFilter, model: Model, job: EmbeddingReques
             lambda it, name=name: name in it.accepts.options,
             f"does not speak {name}",
         )
-    google = job.options.google if "google" in spoken else None
-    mistral = job.options.mistral if "mistral" in spoken else None
+    google = request.options.google if "google" in spoken else None
+    mistral = request.options.mistral if "mistral" in spoken else None
     task = google and google.task_type
     wanted = Parameters(
-        input_type=job.input_type or (GOOGLE_TASKS[task] if task else None),
+        input_type=request.input_type or (GOOGLE_TASKS[task] if task else None),
         dtype=(mistral and mistral.output_dtype) or "float",
         namespaces=spoken,
         title=google and google.title,
     )
-    return _checked(model, wanted, *_size(job.dimensions, google, mistral))
+    return _checked(model, wanted, *_size(request.dimensions, google, mistral))
 
 
 def _size(
@@ -136,13 +138,13 @@ def _size(
     return given[0] if given else (None, "dimensions")
 
 
-def ignored_options(job: EmbeddingRequest, spoken: Collection[str]) -> list[str]:
+def ignored_options(request: EmbeddingRequest, spoken: Collection[str]) -> list[str]:
     """The namespaces of ``embedding_options`` that were given and have no effect."""
-    return [name for name in NAMESPACES if _given(job, name) and name not in spoken]
+    return [name for name in NAMESPACES if _given(request, name) and name not in spoken]
 
 
-def _given(job: EmbeddingRequest, namespace: str) -> bool:
-    options = getattr(job.options, namespace)
+def _given(request: EmbeddingRequest, namespace: str) -> bool:
+    options = getattr(request.options, namespace)
     return options is not None and any(
         it not in (None, "TASK_TYPE_UNSPECIFIED") for it in msgspec.structs.astuple(options)
     )
@@ -193,7 +195,7 @@ def _width_fault(model: Model, own: int, size: int) -> str | None:
 
 
 def filter_by_parameters(
-    sieve: EndpointFilter, model: Model, job: EmbeddingRequest, wanted: Parameters
+    sieve: EndpointFilter, model: Model, request: EmbeddingRequest, wanted: Parameters
 ) -> None:
     """Drop the endpoints that cannot honour what was asked.
 
@@ -201,7 +203,7 @@ def filter_by_parameters(
         InvalidRequest: none is left; ``param`` names what nobody honours.
         NoEligibleProvider: ``require_parameters`` took out the last.
     """
-    _filter_by_input(sieve, model, job)
+    _filter_by_input(sieve, model, request)
     refusal = InvalidRequest(
         "'dimensions' is honoured by no provider of this model.", param="dimensions"
     )
@@ -214,7 +216,7 @@ def filter_by_parameters(
     sieve.apply(
         "input_type",
         lambda it: (
-            wanted.input_type is None or honours_type(it, model, wanted.input_type, job.kind)
+            wanted.input_type is None or honours_type(it, model, wanted.input_type, request.kind)
         ),
         "takes no such input type",
         refusal,
@@ -229,16 +231,16 @@ def filter_by_parameters(
         "does not give such numbers",
         refusal,
     )
-    if job.preferences.require_parameters and job.user is not None:
+    if request.preferences.require_parameters and request.user is not None:
         sieve.apply("require_parameters", lambda it: it.accepts.user, "does not take 'user'")
 
 
-def _filter_by_input(sieve: EndpointFilter, model: Model, job: EmbeddingRequest) -> None:
-    needs = list_modalities(job.inputs)
+def _filter_by_input(sieve: EndpointFilter, model: Model, request: EmbeddingRequest) -> None:
+    needs = list_modalities(request.inputs)
     said = (
         "token ids"
-        if job.kind is Kind.TOKENS
-        else f"{' and '.join(sorted(needs))} {job.kind}".replace("text text", "text")
+        if request.kind is Kind.TOKENS
+        else f"{' and '.join(sorted(needs))} {request.kind}".replace("text text", "text")
     )
     refusal = InvalidRequest(
         f"'input' holds {said}, which no provider of this model takes.",
@@ -253,12 +255,17 @@ def _filter_by_input(sieve: EndpointFilter, model: Model, job: EmbeddingRequest)
         refusal,
     )
     sieve.apply(
-        "input", lambda it: _takes(it.accepts, job.kind, needs), f"does not take {said}", refusal
+        "input",
+        lambda it: _takes(it.accepts, request.kind, needs),
+        f"does not take {said}",
+        refusal,
     )
-    if "image" in needs and any(map(_is_remote, (part for item in job.inputs for part in item))):
+    if "image" in needs and any(
+        map(_is_remote, (part for item in request.inputs for part in item))
+    ):
         sieve.apply("input", lambda it: it.accepts.fetches, "does not fetch https images", refusal)
-    if job.kind is Kind.TOKENS and model.max_input_tokens is not None:
-        _refuse_overlong(job.inputs, model.max_input_tokens)
+    if request.kind is Kind.TOKENS and model.max_input_tokens is not None:
+        _refuse_overlong(request.inputs, model.max_input_tokens)
 
 
 def _takes(accepts: Accepts, kind: Kind, needs: frozenset[str]) -> bool:

@@ -37,63 +37,63 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
             self, "endpoint_names", frozenset([candidate.name for candidate in self.candidates])
         )
 
-    def tell(self, journal: RequestTrace, user: str | None = None) -> None:
+    def tell(self, trace: RequestTrace, user: str | None = None) -> None:
         """Write the decision into a trace; ``user`` is what the request says of its own, if anything."""
-        if journal.events is None:
+        if trace.events is None:
             return
-        tell_dropped(self.dropped, journal)
+        tell_dropped(self.dropped, trace)
         for name in self.ignored_options:
-            journal.add_event("select", "dropped parameter", parameter=f"embedding_options.{name}")
+            trace.add_event("select", "dropped parameter", parameter=f"embedding_options.{name}")
         deaf = [
             candidate.name
             for candidate in self.candidates
             if user is not None and not candidate.accepts.user
         ]
         for name in deaf:
-            journal.add_event("select", "dropped parameter", parameter="user", endpoint=name)
-        journal.add_event(
+            trace.add_event("select", "dropped parameter", parameter="user", endpoint=name)
+        trace.add_event(
             "select", "ordered", endpoints=[candidate.name for candidate in self.candidates]
         )
 
 
-def tell_dropped(dropped: Iterable[Dropped], journal: RequestTrace) -> None:
+def tell_dropped(dropped: Iterable[Dropped], trace: RequestTrace) -> None:
     """Write into a trace which endpoints were filtered, and why."""
     for it in dropped:
-        journal.add_event(
+        trace.add_event(
             "select", "filtered", endpoint=it.candidate.name, filter=it.filter, reason=it.reason
         )
 
 
 def select_endpoints(
     route: Route,
-    job: EmbeddingRequest,
+    request: EmbeddingRequest,
     caller: Caller,
     context: SelectionContext,
-    journal: RequestTrace | None = None,
+    trace: RequestTrace | None = None,
 ) -> Selection:
-    """Filter and order a route's candidates for one request; ``journal`` is told of the filters that leave nobody.
+    """Filter and order a route's candidates for one request; ``trace`` is told of the filters that leave nobody.
 
     Raises:
         InvalidRequest: a name in a list is unknown, or no endpoint honours a parameter that changes the vector.
         NoEligibleProvider: the preferences leave nobody; the message names the filter that took out the last.
     """
-    wishes = job.preferences
+    wishes = request.preferences
     if route.input_type is not None:
-        job = with_input_type(job, route.input_type)
+        request = with_input_type(request, route.input_type)
     _refuse_unknown_names(wishes, context.known_names)
     sieve = EndpointFilter(route.candidates)
     try:
         _filter_by_preferences(sieve, wishes, caller, context)
-        parameters = resolve_parameters(sieve, route.model, job)
-        filter_by_parameters(sieve, route.model, job, parameters)
+        parameters = resolve_parameters(sieve, route.model, request)
+        filter_by_parameters(sieve, route.model, request, parameters)
     except RequestError:
-        if journal is not None:
-            tell_dropped(sieve.dropped, journal)
+        if trace is not None:
+            tell_dropped(sieve.dropped, trace)
         raise
     ordered = order_endpoints(sieve.left, wishes, route.sort, context)
     why = "not the first pick, and allow_fallbacks is false"
     spare = [Dropped(it, "allow_fallbacks", why) for it in sieve.left if it not in ordered]
-    lost = ignored_options(job, parameters.namespaces)
+    lost = ignored_options(request, parameters.namespaces)
     return Selection(
         candidates=ordered,
         dropped=[*sieve.dropped, *spare],

@@ -29,7 +29,7 @@ PROBING: Final = Preferences(include_alpha=True)
 """The preferences of a request that compares endpoints, by identity: the gateway's own lists do not apply to it."""
 
 
-class CachedSelection(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+class PreparedSelection(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """All that does not depend on the inputs of a request.
 
     ``fallback`` is the model that serves the request if every endpoint fails. ``shared`` is what the
@@ -70,14 +70,14 @@ class SelectionCache:
         self._make_context = make_context
         self._shared_cache = shared_cache
         self._debug = debug
-        self._made: dict[Hashable, CachedSelection] = {}
+        self._made: dict[Hashable, PreparedSelection] = {}
 
-    def decide(
-        self, job: EmbeddingRequest, caller: Caller, journal: RequestTrace | None = None
-    ) -> CachedSelection:
+    def prepare(
+        self, request: EmbeddingRequest, caller: Caller, trace: RequestTrace | None = None
+    ) -> PreparedSelection:
         """Find the model of a request and the endpoints that may serve it, or recall an equal request's.
 
-        ``journal`` gets the filters that leave no endpoint; those of a decision are in its selection.
+        ``trace`` gets the filters that leave no endpoint; those of a decision are in its selection.
 
         Raises:
             ModelNotFound: no such model exists here.
@@ -85,26 +85,28 @@ class SelectionCache:
             RequestError: no endpoint may serve the request, and why.
         """
         if (
-            job.preferences is not NO_PREFERENCES
-            or job.options is not NO_OPTIONS
-            or job.debug is not NO_DEBUG
-            or job.provider is not None
-            or job.kind is not Kind.TEXT
+            request.preferences is not NO_PREFERENCES
+            or request.options is not NO_OPTIONS
+            or request.debug is not NO_DEBUG
+            or request.provider is not None
+            or request.kind is not Kind.TEXT
         ):
-            return self.decide_at(self.resolve(job, caller), job, caller, journal)
-        question = (job.model, job.dimensions, job.input_type, caller.name)
+            return self.prepare_route(self.resolve(request, caller), request, caller, trace)
+        question = (request.model, request.dimensions, request.input_type, caller.name)
         known = self._made.get(question)
         if known is not None and (known.caller is caller or known.caller == caller):
-            return known if len(known.selection.candidates) == 1 else self._reordered(known, job)
-        route = self.resolve(job, caller)
-        made = self.decide_at(route, job, caller, journal)
+            return (
+                known if len(known.selection.candidates) == 1 else self._reordered(known, request)
+            )
+        route = self.resolve(request, caller)
+        made = self.prepare_route(route, request, caller, trace)
         if self._routes.get(route.name) is route:
             if len(self._made) >= MOST:
                 self._made.clear()
             self._made[question] = made
         return made
 
-    def resolve(self, job: EmbeddingRequest, caller: Caller) -> Route:
+    def resolve(self, request: EmbeddingRequest, caller: Caller) -> Route:
         """Find the model that a request names.
 
         Raises:
@@ -112,37 +114,39 @@ class SelectionCache:
             PermissionDenied: this caller may not use it, or may not debug.
         """
         try:
-            route = self._directory.resolve(job.model, job.provider)
+            route = self._directory.resolve(request.model, request.provider)
         except (InvalidRequest, NoEligibleProvider):
             # An error of the hint comes after one of the model or of debug.
-            authorize(caller, self._directory.resolve(job.model).name, job, debug=self._debug)
+            authorize(
+                caller, self._directory.resolve(request.model).name, request, debug=self._debug
+            )
             raise
-        authorize(caller, route.name, job, debug=self._debug)
+        authorize(caller, route.name, request, debug=self._debug)
         return route
 
-    def decide_at(
+    def prepare_route(
         self,
         route: Route,
-        job: EmbeddingRequest,
+        request: EmbeddingRequest,
         caller: Caller,
-        journal: RequestTrace | None = None,
-    ) -> CachedSelection:
+        trace: RequestTrace | None = None,
+    ) -> PreparedSelection:
         """Filter and order the endpoints of a ``route`` for a request.
 
         Raises:
             RequestError: no endpoint may serve the request, and why.
         """
-        selection = self._selected(route, job, caller, journal)
+        selection = self._selected(route, request, caller, trace)
         wanted = selection.parameters
-        wishes = job.preferences
+        wishes = request.preferences
         scope = COMMON
         if caller.namespace or not self._shared_cache:
             scope = cache_scope(caller, shared=self._shared_cache)
         uncut = wanted.uncut(route.model)
-        return CachedSelection(
+        return PreparedSelection(
             caller=caller,
             route=route,
-            fallback=self._fallback_of(route, job, caller),
+            fallback=self._fallback_of(route, request, caller),
             selection=selection,
             shared=shared_key(route, wanted, wishes, scope),
             whole=shared_key(route, uncut, wishes, scope) if uncut else None,
@@ -150,10 +154,14 @@ class SelectionCache:
             owner=None if caller is ANYONE else hash(caller.name),
         )
 
-    def _fallback_of(self, route: Route, job: EmbeddingRequest, caller: Caller) -> Route | None:
+    def _fallback_of(self, route: Route, request: EmbeddingRequest, caller: Caller) -> Route | None:
         """Find the model that may stand in for a route's: config names it, and neither request nor key forbids it."""
         name, allowed = route.model.fallback, caller.models
-        if name is None or job.provider is not None or job.preferences.allow_fallbacks is False:
+        if (
+            name is None
+            or request.provider is not None
+            or request.preferences.allow_fallbacks is False
+        ):
             return None
         other = self._directory.resolve(name)
         if allowed is not None and other.name not in allowed:
@@ -166,14 +174,14 @@ class SelectionCache:
         )
 
     def _selected(
-        self, route: Route, job: EmbeddingRequest, caller: Caller, journal: RequestTrace | None
+        self, route: Route, request: EmbeddingRequest, caller: Caller, trace: RequestTrace | None
     ) -> Selection:
         unnamed = self._unnamed(route)
         try:
-            selection = select_endpoints(route, job, caller, self._context_for(job), journal)
+            selection = select_endpoints(route, request, caller, self._context_for(request), trace)
         except RequestError:
-            if journal is not None:
-                tell_dropped(unnamed, journal)
+            if trace is not None:
+                tell_dropped(unnamed, trace)
             raise
         return (
             msgspec.structs.replace(selection, dropped=[*unnamed, *selection.dropped])
@@ -190,17 +198,17 @@ class SelectionCache:
             if it not in route.candidates
         ]
 
-    def _context_for(self, job: EmbeddingRequest) -> SelectionContext:
+    def _context_for(self, request: EmbeddingRequest) -> SelectionContext:
         context = self._make_context()
         return (
             msgspec.structs.replace(context, only=(), ignore=())
-            if job.preferences is PROBING
+            if request.preferences is PROBING
             else context
         )
 
-    def _reordered(self, known: CachedSelection, job: EmbeddingRequest) -> CachedSelection:
+    def _reordered(self, known: PreparedSelection, request: EmbeddingRequest) -> PreparedSelection:
         candidates = order_endpoints(
-            known.selection.candidates, job.preferences, known.route.sort, self._make_context()
+            known.selection.candidates, request.preferences, known.route.sort, self._make_context()
         )
         selection = msgspec.structs.replace(known.selection, candidates=candidates)
         return msgspec.structs.replace(known, selection=selection)

@@ -25,7 +25,7 @@ from embedroute.trace import RequestTrace
 
 
 def explain(
-    gateway: Gateway, job: EmbeddingRequest, caller: Caller, cached: CachePolicy
+    gateway: Gateway, request: EmbeddingRequest, caller: Caller, cached: CachePolicy
 ) -> Generator[None, None, dict[str, object]]:
     """Forecast a request that uses the cache as ``cached`` says, in steps; nothing is sent upstream.
 
@@ -33,16 +33,16 @@ def explain(
         PermissionDenied: this caller may not debug.
         EmbedrouteError: the refusal that the request itself would meet.
     """
-    route = gateway.decisions.resolve(job, caller)
+    route = gateway.selections.resolve(request, caller)
     if not gateway.may_debug(caller):
         raise PermissionDenied(
             "This key may not use 'explain'.", param="explain", code="debug_not_allowed"
         )
-    decision = gateway.decisions.decide(job, caller)
-    selection = decision.selection
-    plan = yield from make_plan_in_steps(job.inputs, decision.shared)
+    prepared = gateway.selections.prepare(request, caller)
+    selection = prepared.selection
+    plan = yield from make_plan_in_steps(request.inputs, prepared.shared)
     found = (
-        (yield from look_up_in_steps(gateway.cache, plan.work, decision))
+        (yield from look_up_in_steps(gateway.cache, plan.work, prepared))
         if cached.read
         else NOTHING
     )

@@ -27,7 +27,7 @@ from embedroute.errors import (
     NotFound,
     Unauthorized,
 )
-from embedroute.execution import Asked
+from embedroute.execution import RequestContext
 from embedroute.gateway import Gateway
 from embedroute.protocol import (
     DIALECTS,
@@ -144,7 +144,7 @@ class RequestHandler:
         return found
 
     async def _embed(self, inbound: HTTPExchange) -> None:
-        gateway, settings, journal = self.gateway, self.gateway.settings, inbound.journal
+        gateway, settings, trace = self.gateway, self.gateway.settings, inbound.trace
         caller = (
             await self._host_caller(inbound)
             if settings.auth == "host"
@@ -158,35 +158,35 @@ class RequestHandler:
             watch.limit(settings.deadline, gateway.late)
             watch.cancel_when(inbound.gone)
             deadline = time.monotonic() + settings.deadline
-            job = (
+            request = (
                 decode_at_once(body, gateway.limits)
                 if is_small(body)
                 else await self._decode_large(body)
             )
-            if job.debug is not NO_DEBUG:
-                _open_journal(inbound, job)
+            if request.debug is not NO_DEBUG:
+                _open_journal(inbound, request)
             cached = inbound.cache_policy()
             if inbound.asks_to_explain():
-                forecast = await self._explain(job, caller, cached)
+                forecast = await self._explain(request, caller, cached)
             else:
-                asked = Asked(
-                    job=job,
+                context = RequestContext(
+                    request=request,
                     caller=caller,
-                    journal=journal,
+                    trace=trace,
                     cache_policy=cached,
                     deadline=deadline,
                     watch=watch,
                 )
-                answer = await gateway.serve(asked)
+                answer = await gateway.serve(context)
         if answer is None:
             await inbound.answer(200, ENCODER.encode(forecast))
         else:
-            await self._respond(inbound, answer, job, caller)
+            await self._respond(inbound, answer, request, caller)
 
     async def _respond(
-        self, inbound: HTTPExchange, answer: Embeddings, job: EmbeddingRequest, caller: Caller
+        self, inbound: HTTPExchange, answer: Embeddings, request: EmbeddingRequest, caller: Caller
     ) -> None:
-        pieces = self.dialect.success(answer, job)
+        pieces = self.dialect.success(answer, request)
         pieces = await fairness.run_cooperatively(pieces) if answer.large else list(pieces)
         await inbound.answer_in_pieces(200, pieces)
         inbound.record(
@@ -194,10 +194,10 @@ class RequestHandler:
         )
 
     async def _explain(
-        self, job: EmbeddingRequest, caller: Caller, cached: CachePolicy
+        self, request: EmbeddingRequest, caller: Caller, cached: CachePolicy
     ) -> dict[str, object]:
-        steps = explain(self.gateway, job, caller, cached)
-        return await fairness.step_by_step(steps) if job.large else fairness.finished(steps)
+        steps = explain(self.gateway, request, caller, cached)
+        return await fairness.step_by_step(steps) if request.large else fairness.finished(steps)
 
     async def _decode_large(self, body: bytes) -> EmbeddingRequest:
         return await fairness.step_by_step(decode_in_steps(body, self.gateway.limits))
@@ -219,12 +219,14 @@ class RequestHandler:
             for route in self.gateway.directory.routes.values()
             if caller.models is None or route.name in caller.models
         ]
-        asked = _MODELS.fullmatch(path)
-        if asked is None:
+        context = _MODELS.fullmatch(path)
+        if context is None:
             body = models.openrouter_list(routes)
         else:
             body = (
-                models.model_card(routes, asked["id"]) if asked["id"] else models.model_list(routes)
+                models.model_card(routes, context["id"])
+                if context["id"]
+                else models.model_list(routes)
             )
         await inbound.answer(200, ENCODER.encode(body))
 
@@ -232,12 +234,12 @@ class RequestHandler:
         if not inbound.begun:
             status = error.status
             await inbound.answer(
-                status, self.dialect.error(error, inbound.journal), error_headers(error, status)
+                status, self.dialect.error(error, inbound.trace), error_headers(error, status)
             )
             inbound.record("refused", status, code=error.code)
 
     async def _handle_unexpected_error(self, inbound: HTTPExchange, error: BaseException) -> None:
-        request_id = inbound.journal.request_id
+        request_id = inbound.trace.request_id
         log.error("bug", exc_info=error, extra=log_fields({"request_id": request_id}))
         told = InternalError(
             f"The gateway failed; its log holds the reason under request id {request_id}."
@@ -287,10 +289,10 @@ def validate_dialect(name: str) -> DialectName:
     return cast("DialectName", text)
 
 
-def _open_journal(inbound: HTTPExchange, job: EmbeddingRequest) -> None:
-    debug = job.debug
+def _open_journal(inbound: HTTPExchange, request: EmbeddingRequest) -> None:
+    debug = request.debug
     if debug.is_enabled():
-        inbound.journal.open(
+        inbound.trace.open(
             trace=bool(debug.trace),
             sent=bool(debug.return_upstream_request),
             received=bool(debug.return_upstream_response),

@@ -46,11 +46,11 @@ class HTTPExchange:
         "began",
         "begun",
         "headers",
-        "journal",
         "receive",
         "reserved",
         "scope",
         "send",
+        "trace",
     )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,7 +73,7 @@ class HTTPExchange:
         self.reserved = 0
         given = self.values(b"x-request-id") if b"x-request-id" in self._held else []
         known = len(given) == 1 and _REQUEST_ID.fullmatch(given[0])
-        self.journal = RequestTrace(given[0].decode() if known else new_request_id())
+        self.trace = RequestTrace(given[0].decode() if known else new_request_id())
 
     def values(self, name: bytes) -> list[bytes]:
         """Every value of a header."""
@@ -199,7 +199,7 @@ class HTTPExchange:
         """
         self.begun = True
         took = (time.perf_counter() - self.began) * 1000
-        headers = make_headers(self.journal, status, sum(map(len, pieces)), took)
+        headers = make_headers(self.trace, status, sum(map(len, pieces)), took)
         headers += extra
         if self.scope["method"] == "HEAD":
             pieces = (b"",)
@@ -253,16 +253,16 @@ class HTTPExchange:
         """Log how the exchange ended: one record, its facts as fields; no secret, no input text."""
         if not log.isEnabledFor(logging.INFO):
             return
-        journal = self.journal
+        trace = self.trace
         kept = {
-            "request_id": journal.request_id,
+            "request_id": trace.request_id,
             "status": status,
             "ms": round((time.perf_counter() - self.began) * 1000, 1),
-            "attempts": journal.attempts,
-            "hits": journal.hits,
-            "misses": journal.misses,
-            "shared_hits": journal.shared_hits,
-            "providers": list(journal.providers_for(status)),
+            "attempts": trace.attempts,
+            "hits": trace.hits,
+            "misses": trace.misses,
+            "shared_hits": trace.shared_hits,
+            "providers": list(trace.providers_for(status)),
         }
         log.info(event, extra=log_fields({**kept, **facts}))
 

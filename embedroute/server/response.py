@@ -9,24 +9,24 @@ from embedroute.trace import RequestTrace
 Header = tuple[bytes, bytes]
 
 
-def make_headers(journal: RequestTrace, status: int, size: int, took: float) -> list[Header]:
+def make_headers(trace: RequestTrace, status: int, size: int, took: float) -> list[Header]:
     """The headers of every answer: its ``size`` in bytes, the milliseconds it ``took``, and what its journey was."""
     facts = [
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % size),
-        (b"x-request-id", journal.request_id.encode()),
+        (b"x-request-id", trace.request_id.encode()),
         (b"server-timing", b"total;dur=%.1f" % took),
         (b"openai-processing-ms", b"%d" % took),
-        (b"x-embedroute-attempts", b"%d" % journal.attempts),
-        (b"x-embedroute-cache", b"hits=%d misses=%d" % (journal.hits, journal.misses)),
+        (b"x-embedroute-attempts", b"%d" % trace.attempts),
+        (b"x-embedroute-cache", b"hits=%d misses=%d" % (trace.hits, trace.misses)),
     ]
-    if providers := journal.providers_for(status):
+    if providers := trace.providers_for(status):
         facts.append((b"x-embedroute-provider", ",".join(providers).encode()))
-    if journal.estimated:
+    if trace.estimated:
         facts.append((b"x-embedroute-usage", b"estimated"))
-    if journal.fallback:
+    if trace.fallback:
         facts.append(
-            (b"x-embedroute-model-fallback", journal.fallback.encode("ascii", "backslashreplace"))
+            (b"x-embedroute-model-fallback", trace.fallback.encode("ascii", "backslashreplace"))
         )
     return facts
 

@@ -116,13 +116,11 @@ class Told:
         return answer
 
     async def embed(self, name, texts, **fields):
-        journal = RequestTrace(f"of-{name}")
+        trace = RequestTrace(f"of-{name}")
         try:
-            await self.gateway.embed(
-                texts, model="m", caller=CALLERS[name], journal=journal, **fields
-            )
+            await self.gateway.embed(texts, model="m", caller=CALLERS[name], trace=trace, **fields)
         except EmbedrouteError as error:
-            self.all[name] += [*everything_of(error), *map(str, (journal.failures, journal.events))]
+            self.all[name] += [*everything_of(error), *map(str, (trace.failures, trace.events))]
             self.statuses[name].append(error.status)
             return error
 

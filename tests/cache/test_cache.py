@@ -122,7 +122,7 @@ async def test_only_misses_go_upstream_and_every_row_belongs_to_its_input(anyio_
         assert answer.vectors.tolist() == [RIGHT[text] for text in texts]
         assert asked(backend) == ([misses] if misses else [])
         hits = sum(text in held for text in texts)
-        assert (answer.journal.hits, answer.journal.misses) == (hits, len(texts) - hits)
+        assert (answer.trace.hits, answer.trace.misses) == (hits, len(texts) - hits)
         assert answer.prompt_tokens == len(texts)
 
 
@@ -197,7 +197,7 @@ async def test_a_hit_costs_nothing_and_tells_the_tokens_it_once_cost():
 
     second = await gateway.embed(["five"], model="m")
 
-    assert second.journal.cost == 0
+    assert second.trace.cost == 0
     assert second.providers == ()
     assert 0 < second.prompt_tokens < first.prompt_tokens
     assert len(backend.batches) == 1
@@ -223,7 +223,7 @@ async def test_a_row_that_cannot_be_cut_is_asked_for_anew_and_no_other():
     answer = await gateway.embed(["a", "b"], model="m", dimensions=4)
 
     assert ["ab", "b"] == asked(backend)
-    assert (answer.journal.hits, answer.journal.misses) == (1, 1)
+    assert (answer.trace.hits, answer.trace.misses) == (1, 1)
     assert np.allclose(answer.vectors[1], expected_vector("b", 4))
 
 
@@ -256,8 +256,8 @@ A, B = Caller(name="a"), Caller(name="b")
 
 
 async def counts(gateway, caller, texts="text", **fields):
-    journal = (await gateway.embed(texts, model="m", caller=caller, **fields)).journal
-    return journal.hits, journal.misses, journal.shared_hits
+    trace = (await gateway.embed(texts, model="m", caller=caller, **fields)).trace
+    return trace.hits, trace.misses, trace.shared_hits
 
 
 async def test_a_hit_on_what_another_caller_embedded_is_counted_as_a_miss_until_it_is_ones_own():
@@ -277,7 +277,7 @@ async def test_the_application_itself_is_told_every_hit():
     _, gateway = gateway_of()
     await gateway.embed("text", model="m", caller=A)
 
-    assert 1 == (await gateway.embed("text", model="m")).journal.hits
+    assert 1 == (await gateway.embed("text", model="m")).trace.hits
     assert (0, 1, 1) == await counts(gateway, B)
 
 

@@ -146,7 +146,7 @@ async def test_an_upstreams_own_trouble_is_tried_again_or_elsewhere(failure, tri
 
     assert [tried, 1] == calls(first, second)
     assert ("b",) == answer.providers
-    assert answer.journal.attempts == tried + 1
+    assert answer.trace.attempts == tried + 1
 
 
 @fallbacks
@@ -550,7 +550,7 @@ async def test_chunks_keep_within_caps_and_a_cap_is_learned_once(
     for sizes in (first, then):
         made.batches.clear()
         answer = await embed(gateway, [f"text {at}" for at in range(count)])
-        assert answer.journal.attempts == len(made.batches)
+        assert answer.trace.attempts == len(made.batches)
         if sizes is not None:
             assert sorted(sizes) == sorted(map(len, made.batches))
 
@@ -748,7 +748,7 @@ async def test_what_landed_is_kept_though_the_request_fails():
     answer = await embed(gateway, [text for text in TEXTS if text not in ("text 2", "text 3")])
 
     assert [] == only.batches
-    assert answer.journal.hits == 5
+    assert answer.trace.hits == 5
 
 
 async def test_a_narrow_endpoint_takes_in_pieces_what_a_wide_one_refused():

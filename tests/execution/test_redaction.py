@@ -165,12 +165,12 @@ def test_an_error_keeps_nothing_of_what_its_message_was():
     ],
 )
 def test_a_key_of_digits_is_hidden_in_numbers_too(answer, full):
-    journal = RequestTrace("r")
-    journal.open(trace=False, sent=False, received=True, full=full)
+    trace = RequestTrace("r")
+    trace.open(trace=False, sent=False, received=True, full=full)
     reply = UpstreamResponse(200, {}, answer.encode())
-    record_exchange(journal, "p", OpenAI(api_key=Secret("1234567890123456")), reply)
+    record_exchange(trace, "p", OpenAI(api_key=Secret("1234567890123456")), reply)
 
-    seen = json.dumps(journal.debug_fields())
+    seen = json.dumps(trace.debug_fields())
     assert "12345678" not in seen
     assert "MTIzNDU2" not in seen
 
@@ -201,37 +201,37 @@ def test_credentials_in_an_address_are_secrets(user_info):
             if said[at : at + 8] in left.replace("https://", "").replace("@host", "")
         ]
     request = UpstreamRequest(url=backend.base_url, content=b"{}", headers={})
-    journal = RequestTrace("req_1")
-    journal.open(trace=False, sent=True, received=False, full=True)
-    record_exchange(journal, "one", backend, request)
-    assert "https://[redacted]@host/v1" == journal.sent[0]["url"]
+    trace = RequestTrace("req_1")
+    trace.open(trace=False, sent=True, received=False, full=True)
+    record_exchange(trace, "one", backend, request)
+    assert "https://[redacted]@host/v1" == trace.sent[0]["url"]
 
 
 def shown(body, *, full, answer=b"{}"):
     """What debug shows of a request and an answer with these bodies."""
-    journal = RequestTrace("r")
-    journal.open(trace=False, sent=True, received=True, full=full)
+    trace = RequestTrace("r")
+    trace.open(trace=False, sent=True, received=True, full=full)
     request = UpstreamRequest.json(
         "https://u:p4ssw0rd@host/v1", body, bearer=Secret(KEY), headers={"x-plain": "1"}
     )
     backend = OpenAI(api_key=Secret(KEY))
-    record_exchange(journal, "p", backend, request)
-    record_exchange(journal, "p", backend, UpstreamResponse(200, {}, answer))
-    return journal.debug_fields()
+    record_exchange(trace, "p", backend, request)
+    record_exchange(trace, "p", backend, UpstreamResponse(200, {}, answer))
+    return trace.debug_fields()
 
 
 def test_no_more_than_a_megabyte_of_all_bodies_of_a_request_is_shown():
-    journal = RequestTrace("r")
-    journal.open(trace=False, sent=True, received=True, full=True)
+    trace = RequestTrace("r")
+    trace.open(trace=False, sent=True, received=True, full=True)
     request = UpstreamRequest(url="http://host", content=b'"%b"' % (b"a" * 600_000), headers={})
     for message in [request] * 3 + [UpstreamResponse(200, {}, b'"b"')]:
-        record_exchange(journal, "p", OpenAI(api_key=Secret(KEY)), message)
+        record_exchange(trace, "p", OpenAI(api_key=Secret(KEY)), message)
 
     # The quotes count too.
     assert [600_000, 399_997, 0] == [
-        len(sent["body"].strip('"')) if sent["body"] else 0 for sent in journal.sent
+        len(sent["body"].strip('"')) if sent["body"] else 0 for sent in trace.sent
     ]
-    assert journal.received[0]["body"] == "b"
+    assert trace.received[0]["body"] == "b"
 
 
 def test_a_full_capture_shows_the_bodies_without_secrets():

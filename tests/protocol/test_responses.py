@@ -33,9 +33,7 @@ def array(*numbers):
 
 
 def success(vectors, *, base64):
-    answer = Embeddings(
-        rows=list(vectors), model="m", prompt_tokens=7, journal=RequestTrace("req_1")
-    )
+    answer = Embeddings(rows=list(vectors), model="m", prompt_tokens=7, trace=RequestTrace("req_1"))
     return b"".join(
         OPENAI.success(
             answer, EmbeddingRequest(model="m:floor", inputs=["a"], kind=Kind.TEXT, base64=base64)

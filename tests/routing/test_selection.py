@@ -230,21 +230,19 @@ def test_max_price_is_exact_and_hard(prices, caps, kept):
 
 
 def test_the_first_to_fail_words_the_reason_and_the_trace_lists_all():
-    journal = RequestTrace("r")
-    journal.open(trace=True, sent=False, received=False, full=True)
+    trace = RequestTrace("r")
+    trace.open(trace=True, sent=False, received=False, full=True)
     some = [OPENAI, AZURE, candidate("new", stage="alpha")]
     found = select_endpoints(
         route(*some), job(provider={"ignore": ["azure"]}), SOMEONE, around(some)
     )
 
-    found.tell(journal)
+    found.tell(trace)
 
     assert [("azure", "ignore"), ("new", "include_alpha")] == [
         (it.candidate.provider, it.filter) for it in found.dropped
     ]
-    assert ["filtered", "filtered", "ordered"] == [
-        event["action"] for event in journal.events or ()
-    ]
+    assert ["filtered", "filtered", "ordered"] == [event["action"] for event in trace.events or ()]
 
 
 @pytest.mark.parametrize(
@@ -259,8 +257,8 @@ def test_the_first_to_fail_words_the_reason_and_the_trace_lists_all():
 )
 def test_a_trace_tells_the_filters_of_a_refusal_too(facts, fields, preferences, filtered):
     """They matter most where nobody is left."""
-    journal = RequestTrace("r")
-    journal.open(trace=True, sent=False, received=False, full=True)
+    trace = RequestTrace("r")
+    trace.open(trace=True, sent=False, received=False, full=True)
     some = [OPENAI, AZURE]
     with pytest.raises(RequestError):
         select_endpoints(
@@ -268,11 +266,11 @@ def test_a_trace_tells_the_filters_of_a_refusal_too(facts, fields, preferences, 
             job(**fields, provider=preferences),
             SOMEONE,
             around(some),
-            journal,
+            trace,
         )
 
     assert filtered == [
-        (event["endpoint"].partition(":")[0], event["filter"]) for event in journal.events or ()
+        (event["endpoint"].partition(":")[0], event["filter"]) for event in trace.events or ()
     ]
 
 
@@ -289,23 +287,23 @@ TAKER = candidate("taker", accepts={"user": True})
     ],
 )
 def test_a_trace_tells_which_endpoints_are_not_told_the_user(some, user, deaf):
-    journal = RequestTrace("r")
-    journal.open(trace=True, sent=False, received=False, full=True)
+    trace = RequestTrace("r")
+    trace.open(trace=True, sent=False, received=False, full=True)
 
-    select_endpoints(route(*some), job(user=user), SOMEONE, around(some)).tell(journal, user)
+    select_endpoints(route(*some), job(user=user), SOMEONE, around(some)).tell(trace, user)
 
-    dropped = [event for event in journal.events or () if event["action"] == "dropped parameter"]
+    dropped = [event for event in trace.events or () if event["action"] == "dropped parameter"]
     assert deaf == sorted(
         event["endpoint"].partition(":")[0] for event in dropped if event["parameter"] == "user"
     )
 
 
 def test_a_trace_that_nobody_asked_for_is_not_written():
-    journal = RequestTrace("r")
+    trace = RequestTrace("r")
 
-    select_endpoints(route(OPENAI), job(), SOMEONE, around([OPENAI])).tell(journal)
+    select_endpoints(route(OPENAI), job(), SOMEONE, around([OPENAI])).tell(trace)
 
-    assert journal.events is None
+    assert trace.events is None
 
 
 WISHES = st.fixed_dictionaries(

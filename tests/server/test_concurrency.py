@@ -114,10 +114,10 @@ class Load:
         while self.sent < self.requests:
             self.sent += 1
             texts = [f"request {self.sent} input {at}" for at in range(1 + self.sent % 4)]
-            journal = RequestTrace(f"request-{self.sent}")
-            journal.open(trace=True, sent=False, received=False, full=False)
+            trace = RequestTrace(f"request-{self.sent}")
+            trace.open(trace=True, sent=False, received=False, full=False)
             try:
-                answer = await self.gateway.embed(texts, model="m", journal=journal, **self.fields)
+                answer = await self.gateway.embed(texts, model="m", trace=trace, **self.fields)
             except Exception as error:  # noqa: BLE001 - any of them is one too many
                 self.wrong.append(error)
             else:
@@ -125,15 +125,15 @@ class Load:
                 if answer.vectors.tolist() != vectors_of(texts, WIDTH).tolist():
                     self.wrong.append(texts)
                 self.served.update(answer.providers)
-            self.count(journal)
+            self.count(trace)
 
-    def count(self, journal):
+    def count(self, trace):
         called = [
             (event["endpoint"], event["action"])
-            for event in journal.events
+            for event in trace.events
             if event["stage"] == "call"
         ]
-        self.attempts += journal.attempts
+        self.attempts += trace.attempts
         self.first_tries += len({endpoint for endpoint, _ in called})
         self.retries += len(called) - len({endpoint for endpoint, _ in called})
         self.failed.update(endpoint for endpoint, action in called if action == "failed")

@@ -362,9 +362,7 @@ def test_a_large_answer_is_copied_as_seldom_as_can_be(step):
     """Beside what it is made of and what it becomes, only a few rows at a time."""
     vectors = vectors_of(TEXTS, WIDTH)
     reply = reply_of({"data": body_of(vectors), "usage": {"prompt_tokens": 5}})
-    answer = Embeddings(
-        rows=list(vectors), model="m", prompt_tokens=5, journal=RequestTrace("req_1")
-    )
+    answer = Embeddings(rows=list(vectors), model="m", prompt_tokens=5, trace=RequestTrace("req_1"))
     batch = Batch(model="m", texts=TEXTS, width=WIDTH)
     gc.collect()
     tracemalloc.start()
@@ -496,7 +494,7 @@ def test_a_large_body_is_written_as_a_small_one_is(dialect, base64, count):
 
     def body(rows):
         answer = Embeddings(
-            rows=rows, model='"data":[]', prompt_tokens=5, journal=RequestTrace("req_1")
+            rows=rows, model='"data":[]', prompt_tokens=5, trace=RequestTrace("req_1")
         )
         return answer.large, json.loads(b"".join(DIALECTS[dialect].success(answer, job)))
 

@@ -152,10 +152,10 @@ def told(dialect, path, status, method="get"):
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("base64", [True, False])
 def test_an_answer_fits_the_schema(base64, dialect):
-    journal = RequestTrace("req_1")
-    journal.record_usage("mock", {}, 1, {"text": 1, "image": 2})
+    trace = RequestTrace("req_1")
+    trace.record_usage("mock", {}, 1, {"text": 1, "image": 2})
     answer = Embeddings(
-        rows=list(from_lists([[1.0, 2.0]])), model="m", prompt_tokens=1, journal=journal
+        rows=list(from_lists([[1.0, 2.0]])), model="m", prompt_tokens=1, trace=trace
     )
     job = EmbeddingRequest(model="m", inputs=["a"], kind=Kind.TEXT, base64=base64)
     written = json.loads(b"".join(DIALECTS[dialect].success(answer, job)))

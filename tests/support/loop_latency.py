@@ -159,7 +159,7 @@ class Held:
         self.texts = [f"text {at}" for at in range(kind.count)]
         self.reply = UpstreamResponse(200, {}, body)
         self.answer = Embeddings(
-            rows=list(vectors), model="m", prompt_tokens=5, journal=RequestTrace("req_1")
+            rows=list(vectors), model="m", prompt_tokens=5, trace=RequestTrace("req_1")
         )
         self.turns, self.ends = [], []
         self.held = float("inf")
