@@ -80,6 +80,7 @@ class Options(TypedDict, total=False):
     """What a gateway takes besides its config."""
 
     http_client: "httpx2.AsyncClient | None"
+    transport: Callable[[], Transport] | None
     retries: RetryPolicy | None
     breaker: BreakerPolicy | None
     environ: Mapping[str, str]
@@ -187,12 +188,14 @@ class RuntimeFactory:
         client: "httpx2.AsyncClient | None",
         healths: HealthRegistry,
         retries: RetryPolicy,
+        make_transport: Callable[[], Transport] | None = None,
     ) -> None:
-        """Open nothing yet.
+        """Open nothing yet. ``make_transport`` replaces the transport that the config asks for.
 
         Raises:
             ConfigError: the client is of no use to the engine that is asked for.
         """
+        self._make_transport = make_transport or self._open_transport
         if mistakes := transport_mistakes(settings.engine, _connect(settings), client):
             raise ConfigError(mistakes)
         self._settings = settings
@@ -210,7 +213,7 @@ class RuntimeFactory:
             InternalError: the config does not fit this kind of event loop, which is no client's affair.
         """
         raise_malloc_trim_threshold()
-        engine = self._open_transport()
+        engine = self._make_transport()
         stack.push_async_callback(engine.aclose)
         clock, healths = time.monotonic, self._healths
         attempts = AttemptRunner(

@@ -6,7 +6,7 @@ stage decides is on the floors below; what goes over the wire is the doors' affa
 
 import os
 import time
-from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Self, Unpack
@@ -54,6 +54,7 @@ from embedroute.routing import (
 )
 from embedroute.runtime import PerLoop, fairness, tasks
 from embedroute.trace import RequestTrace, new_request_id
+from embedroute.transport import Transport
 
 if TYPE_CHECKING:
     import httpx2
@@ -71,6 +72,7 @@ class Gateway:
         config: Config,
         *,
         http_client: "httpx2.AsyncClient | None" = None,
+        transport: Callable[[], Transport] | None = None,
         retries: RetryPolicy | None = None,
         breaker: BreakerPolicy | None = None,
         environ: Mapping[str, str] = os.environ,
@@ -78,6 +80,7 @@ class Gateway:
         """Build everything that can be built without an event loop; open nothing.
 
         ``http_client`` replaces the engine's own client, and stays the caller's to close.
+        ``transport`` makes what calls upstreams instead, once per event loop.
 
         Raises:
             ConfigError: the config has mistakes, one line each.
@@ -95,7 +98,9 @@ class Gateway:
         self.selections = SelectionCache(
             self.directory, around, shared_cache=config.cache.shared, debug=self.settings.debug
         )
-        opener = RuntimeFactory(self.settings, http_client, self.healths, retries or RetryPolicy())
+        opener = RuntimeFactory(
+            self.settings, http_client, self.healths, retries or RetryPolicy(), transport
+        )
         self.runtime = PerLoop("embedroute", opener.open)
 
     @classmethod
