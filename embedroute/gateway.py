@@ -1,7 +1,7 @@
-"""The journey: one request from a model name and inputs to vectors, top to bottom; all state of a gateway hangs here.
+"""Embeds one request, from a model name and inputs to vectors, top to bottom.
 
-``Gateway.embed`` reads as the life of a request: resolve, select, plan, look up, share, call, assemble. What each
-stage decides is on the floors below; what goes over the wire is the doors' affair.
+``Gateway._embed`` is the life of a request: plan, look up, share, dispatch, assemble. The packages
+below decide and call; ``server`` speaks to clients. All state of a gateway belongs to this class.
 """
 
 import os
@@ -61,9 +61,9 @@ if TYPE_CHECKING:
 
 
 class Gateway:
-    """Models, providers and everything that a request meets on its way; mount it with ``embeddings_app``.
+    """Routes embedding requests to providers. Mount it with ``embeddings_app``.
 
-    Several gateways live side by side in one process, each on any number of event loops.
+    Several gateways can run in one process, each on any number of event loops.
     """
 
     @frameless
@@ -77,10 +77,10 @@ class Gateway:
         breaker: BreakerPolicy | None = None,
         environ: Mapping[str, str] = os.environ,
     ) -> None:
-        """Build everything that can be built without an event loop; open nothing.
+        """Build all that needs no event loop. Opens nothing.
 
-        ``http_client`` replaces the engine's own client, and stays the caller's to close.
-        ``transport`` makes what calls upstreams instead, once per event loop.
+        ``http_client`` replaces the client of the httpx2 transport; the caller closes it.
+        ``transport`` makes the transport instead of the config, once per event loop.
 
         Raises:
             ConfigError: the config has mistakes, one line each.
@@ -93,15 +93,17 @@ class Gateway:
         self.directory = parts.directory
         self.healths = HealthRegistry(breaker or BreakerPolicy())
         self.cache = MemoryCache(config.cache.bytes, config.cache.ttl, time.monotonic)
-        self._store = self.cache.store
-        around = make_selection_context(parts, self.healths)
         self.selections = SelectionCache(
-            self.directory, around, shared_cache=config.cache.shared, debug=self.settings.debug
+            self.directory,
+            make_selection_context(parts, self.healths),
+            shared_cache=config.cache.shared,
+            debug=self.settings.debug,
         )
-        opener = RuntimeFactory(
+        factory = RuntimeFactory(
             self.settings, http_client, self.healths, retries or RetryPolicy(), transport
         )
-        self.runtime = PerLoop("embedroute", opener.open)
+        self.runtime = PerLoop("embedroute", factory.open)
+        self._store = self.cache.store
 
     @classmethod
     @frameless
@@ -111,17 +113,17 @@ class Gateway:
         """Read ``path``, or the file that ``EMBEDROUTE_CONFIG`` names.
 
         Raises:
-            ConfigError: there is no such file, or it has mistakes.
+            ConfigError: the file does not exist, or it has mistakes.
         """
         return cls(config_from_file(path, options.get("environ", os.environ)), **options)
 
     @classmethod
     @frameless
     def from_env(cls, **options: Unpack[Options]) -> Self:
-        """Turn on every provider whose key variable is set, and the local model if it is installed.
+        """Use every provider whose key variable is set, and the local model if it is installed.
 
         Raises:
-            ConfigError: ``EMBEDROUTE_AUTH`` does not state who may call.
+            ConfigError: ``EMBEDROUTE_AUTH`` does not say who may call.
         """
         return cls(config_from_environment(options.get("environ", os.environ)), **options)
 
@@ -135,153 +137,151 @@ class Gateway:
         cache_policy: CachePolicy = FULL_USE,
         **fields: object,
     ) -> Embeddings:
-        """Embed ``input``, of any shape and with any ``fields`` that ``POST /v1/embeddings`` takes.
+        """Embed ``input`` in process. The result's ``vectors`` are an (n, d) array of float32.
+
+        ``fields`` are the other fields of ``POST /v1/embeddings``: ``dimensions``, ``input_type``,
+        ``provider``, ``user``, ``embedding_options`` and so on. They follow the same rules.
 
         Raises:
-            EmbedrouteError: what a client would be told, with ``status``, ``type``, ``code`` and ``param``.
+            EmbedrouteError: the error that an HTTP client would get, with ``status``, ``type``,
+                ``code`` and ``param``.
         """
-        request = (
-            input
-            if isinstance(input, EmbeddingRequest)
-            else make_request({"input": input, "model": model, **fields}, self.limits)
-        )
+        if isinstance(input, EmbeddingRequest):
+            request = input
+        else:
+            request = make_request({"input": input, "model": model, **fields}, self.limits)
         async with tasks.watch() as watch:
-            watch.limit(self.settings.deadline, self.late)
-            deadline = time.monotonic() + self.settings.deadline
-            return await self.serve(
-                RequestContext(
-                    request=request,
-                    caller=caller,
-                    trace=trace or RequestTrace(new_request_id()),
-                    cache_policy=cache_policy,
-                    deadline=deadline,
-                    watch=watch,
-                )
+            watch.limit(self.settings.deadline, self.make_deadline_error)
+            context = RequestContext(
+                request=request,
+                caller=caller,
+                trace=trace or RequestTrace(new_request_id()),
+                cache_policy=cache_policy,
+                deadline=time.monotonic() + self.settings.deadline,
+                watch=watch,
             )
+            return await self.run(context)
 
-    def late(self) -> DeadlineExceeded:
-        """Make the error of a request that takes longer than its deadline."""
-        return DeadlineExceeded(f"No answer within the deadline of {self.settings.deadline:g} s.")
+    def make_deadline_error(self) -> DeadlineExceeded:
+        """Make the error of a request that is not done within its deadline."""
+        return DeadlineExceeded(f"No response within the deadline of {self.settings.deadline:g} s.")
 
-    def serve(self, context: RequestContext) -> Awaitable[Embeddings]:
-        """Embed one request, which its own ``watch`` ends at its deadline.
+    def run(self, context: RequestContext) -> Awaitable[Embeddings]:
+        """Embed one request. Its ``watch`` ends it at its deadline.
 
         Raises:
-            EmbedrouteError: what the client is told.
+            EmbedrouteError: the error for the client.
         """
         prepared = self.selections.prepare(context.request, context.caller, context.trace)
         if prepared.fallback is None:
             return self._embed(prepared, context)
-        return self._embed_or_fall_back(prepared, prepared.fallback, context)
+        return self._embed_with_fallback(prepared, prepared.fallback, context)
 
-    async def _embed_or_fall_back(
-        self, prepared: PreparedSelection, other: Route, context: RequestContext
+    async def _embed_with_fallback(
+        self, prepared: PreparedSelection, fallback: Route, context: RequestContext
     ) -> Embeddings:
-        """One request, at another model if all of the first's endpoints fail; each endpoint has its share of the time."""
+        """Embed at the ``fallback`` model if every endpoint of the requested model fails.
+
+        Each endpoint gets an equal share of the time until the deadline.
+        """
         share = self.settings.deadline / (len(prepared.route.candidates) + 1)
+        first = msgspec.structs.replace(context, deadline=context.deadline - share)
         try:
-            return await self._embed(
-                prepared, msgspec.structs.replace(context, deadline=context.deadline - share)
-            )
+            return await self._embed(prepared, first)
         except (RequestError, UpstreamRejectedInput):
             raise
-        except EmbedrouteError as failure:
+        except EmbedrouteError as error:
             try:
-                answer = await self._embed(
-                    self.selections.prepare_route(
-                        other, context.request, context.caller, context.trace
-                    ),
-                    context,
+                other = self.selections.prepare_route(
+                    fallback, context.request, context.caller, context.trace
                 )
+                embeddings = await self._embed(other, context)
             except EmbedrouteError:
-                raise failure from None
-            context.trace.fallback = other.public_name
-            return answer
+                raise error from None
+        context.trace.fallback = fallback.public_name
+        return embeddings
 
     async def _embed(self, prepared: PreparedSelection, context: RequestContext) -> Embeddings:
-        """One request, from a decision to vectors."""
-        trace, cached, owner = context.trace, context.cache_policy, prepared.owner
+        trace = context.trace
+        policy = context.cache_policy
         if trace.events is not None:
             prepared.selection.tell(trace, context.request.user)
         if context.request.large:
-            plan, held = await self._look_up_large(context, prepared)
+            plan, cached = await self._look_up_large(context, prepared)
         else:
             plan = make_plan(context.request.inputs, prepared.shared)
-            held = look_up(self.cache, plan.work, prepared) if cached.read else NOTHING
-        found = held.vectors
-        trace.record_cache(plan.keys, found, held.claims)
-        if held.claims and cached.store:
-            self.cache.claim(dict(held.claims.values()))
-        missing = missing_keys(plan.work, found) if found else plan.work
+            cached = look_up(self.cache, plan.work, prepared) if policy.read else NOTHING
+        vectors = cached.vectors
+        trace.record_cache(plan.keys, vectors, cached.claims)
+        if cached.claims and policy.store:
+            self.cache.claim(dict(cached.claims.values()))
+        missing = missing_keys(plan.work, vectors)
         if missing:
             loop = await self.runtime.get()
-            dispatch = make_context(
-                context,
-                prepared,
-                self._store if owner is None else partial(self._store, owner=owner),
-            )
+            owner = prepared.owner
+            store = self._store if owner is None else partial(self._store, owner=owner)
+            dispatch = make_context(context, prepared, store)
             candidates = prepared.selection.candidates
-            with loop.flights.lead(missing, prepared.terms if cached.read else None) as lead:
+            with loop.flights.lead(missing, prepared.terms if policy.read else None) as lead:
                 if lead.work:
                     await loop.embed(candidates, dispatch, lead.work, lead.land)
-            found = {**found, **lead.found} if found else lead.found
+            vectors = {**vectors, **lead.found}
             if lead.awaited:
-                patience = (context.deadline - time.monotonic()) / (len(candidates) + 1)
-                landed, led = await loop.flights.follow(
-                    lead, missing, loop.embed, (candidates, dispatch), patience
+                max_wait = (context.deadline - time.monotonic()) / (len(candidates) + 1)
+                shared, led = await loop.flights.follow(
+                    lead, missing, loop.embed, (candidates, dispatch), max_wait
                 )
-                found = {**found, **landed}
-                if owner is not None and cached.store and led < len(missing):
-                    self.cache.claim(
-                        dict.fromkeys(missing, owner)
-                    )  # it waited for others, who stored
-        rows, tokens, trace.estimated = assemble(plan, found)
-        return Embeddings(
-            rows=rows, model=prepared.route.public_name, prompt_tokens=tokens, trace=trace
-        )
+                vectors = {**vectors, **shared}
+                if owner is not None and policy.store and led < len(missing):
+                    # Another request stored what this one waited for.
+                    self.cache.claim(dict.fromkeys(missing, owner))
+        rows, tokens, trace.estimated = assemble(plan, vectors)
+        model = prepared.route.public_name
+        return Embeddings(rows=rows, model=model, prompt_tokens=tokens, trace=trace)
 
     async def _look_up_large(
         self, context: RequestContext, prepared: PreparedSelection
     ) -> tuple[Plan, Found]:
-        """Plan a large request and look it up, in steps that let the event loop go on."""
-        plan = await fairness.step_by_step(
-            make_plan_in_steps(context.request.inputs, prepared.shared)
-        )
+        """Plan a large request and look it up, in steps between which the event loop runs."""
+        planning = make_plan_in_steps(context.request.inputs, prepared.shared)
+        plan = await fairness.step_by_step(planning)
         if not context.cache_policy.read:
             return plan, NOTHING
         return plan, await fairness.step_by_step(look_up_in_steps(self.cache, plan.work, prepared))
 
     def may_debug(self, caller: Caller) -> bool:
-        """Whether a caller may see traces and upstream bodies."""
+        """Return whether a caller may see traces and upstream bodies."""
         return caller.may_debug(otherwise=self.settings.debug)
 
     async def embed_at(
         self, candidate: ResolvedEndpoint, input: Sequence[str], *, model: str
     ) -> Embeddings:
-        """Embed texts at one endpoint of a model, past lists, the cache and other requests: so endpoints are compared.
+        """Embed texts at one endpoint of a model, to compare endpoints.
+
+        Neither the gateway's provider lists nor the cache nor other requests play a part.
 
         Raises:
-            EmbedrouteError: the endpoint does not answer.
+            EmbedrouteError: the endpoint does not respond with valid vectors.
         """
-        request = msgspec.structs.replace(
-            make_request({"input": input, "model": model}, self.limits), preferences=PROBING
-        )
+        request = make_request({"input": input, "model": model}, self.limits)
+        request = msgspec.structs.replace(request, preferences=PROBING)
         route = msgspec.structs.replace(self.directory.resolve(model), candidates=[candidate])
-        deadline = time.monotonic() + self.settings.deadline
         context = RequestContext(
             request=request,
             caller=ANYONE,
             trace=RequestTrace(new_request_id()),
             cache_policy=NO_CACHE,
-            deadline=deadline,
+            deadline=time.monotonic() + self.settings.deadline,
         )
-        return await self._embed(
-            self.selections.prepare_route(route, request, ANYONE, context.trace), context
-        )
+        prepared = self.selections.prepare_route(route, request, ANYONE, context.trace)
+        return await self._embed(prepared, context)
 
     @asynccontextmanager
     async def lifespan(self, _app: object = None) -> AsyncGenerator[None, None]:
-        """Open this loop's engine, and close it on the way out; for ``FastAPI(lifespan=gateway.lifespan)``, and optional."""
+        """Open this event loop's transport, and close it on exit.
+
+        Optional. For a host: ``FastAPI(lifespan=gateway.lifespan)``.
+        """
         loop = await self.runtime.get()
         try:
             yield

@@ -1,4 +1,8 @@
-"""Over endpoints and attempts under one deadline; the only place that retries."""
+"""Tries the endpoints of a request, one after another, under its deadline. Only this module retries.
+
+What follows a failed attempt is a table in ``routing/retry.py``. This module carries it out: it
+waits, moves on to the next endpoint, splits a batch that is too large, or raises.
+"""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
@@ -40,18 +44,19 @@ from embedroute.routing import (
 from embedroute.runtime import fairness, tasks
 
 CHUNKS_AT_ONCE = 8
-Pieces = Sequence[Mapping[CacheKey, Input]]
+"""Calls of one request that are under way at a time, once it is split."""
+Chunks = Sequence[Mapping[CacheKey, Input]]
 Embed = Callable[
     [Sequence[ResolvedEndpoint], DispatchContext, Mapping[CacheKey, Input], OnResult],
     Awaitable[None],
 ]
-"""Computes work in order at the first candidate that answers, and gives its vectors away as they land."""
+"""Embeds inputs at the first endpoint that responds, and passes their vectors on as they come."""
 AdmitFirstTry = Callable[[float], bool]
-"""Whether an endpoint may be tried for the first time by a chunk, at a time in seconds."""
+"""Takes the time in seconds; returns whether a chunk may be tried at an endpoint for the first time."""
 
 
 class Dispatcher:
-    """Orders the calls of one gateway on one event loop; health and budget are the gateway's."""
+    """Dispatches the calls of one event loop. Health and retry budget belong to the gateway."""
 
     def __init__(
         self,
@@ -63,11 +68,11 @@ class Dispatcher:
         clock: Callable[[], float],
         random: Callable[[], float],
     ) -> None:
-        """Take what is shared with other loops, and ``attempts``, which is this loop's own."""
+        """Take the ``attempts`` of this event loop and what all event loops share."""
         self._attempts = attempts
         self._healths = healths
         self._budget = budget
-        self._called = budget.record_call
+        self._record_call = budget.record_call
         self._policy = policy
         self._clock = clock
         self._random = random
@@ -81,153 +86,155 @@ class Dispatcher:
         admit_first_try: AdmitFirstTry | None = None,
         earlier_errors: Sequence[EmbedrouteError] = (),
     ) -> None:
-        """Compute all of ``work``; ``on_result`` gets each chunk's vectors as soon as they are there.
+        """Embed all of ``work``. ``on_result`` gets the vectors of each chunk as soon as they come.
 
-        ``admit_first_try`` grants first tries, which are no retries without it; ``earlier_errors`` failed before this was cut out of more.
+        A first try counts as a call and not as a retry, unless ``admit_first_try`` decides.
+        ``earlier_errors`` are the errors from before ``work`` was split off.
 
         Raises:
-            EmbedrouteError: what the client is to be told when some of it cannot be computed.
+            EmbedrouteError: the error to report if some of it cannot be embedded.
         """
-        failures: list[EmbedrouteError] = []
-        failure: EmbedrouteError | None = None
-        begin = self._begin if context.slots is None else self._in_slot
+        errors: list[EmbedrouteError] = []
+        error: EmbedrouteError | None = None
+        begin = self._begin if context.slots is None else self._begin_in_slot
         attempt = 1
-        while (tried := len(failures)) < len(candidates):
-            candidate = candidates[tried]
-            if attempt == 1 and (chunks := await self._cut(candidate, context, work)):
+        while len(errors) < len(candidates):
+            candidate = candidates[len(errors)]
+            if attempt == 1 and (chunks := await self._split(candidate, context, work)):
                 await self._embed_chunks(
-                    candidates, failures, context, chunks, on_result, earlier_errors
+                    candidates, errors, context, chunks, on_result, earlier_errors
                 )
                 return
             health = self._healths.get(candidate)
+            endpoints_left = len(candidates) - len(errors)
             trying = begin(
-                candidate, health, work, context, len(candidates) - tried, admit_first_try, attempt
+                candidate, health, work, context, endpoints_left, admit_first_try, attempt
             )
             outcome = None if trying is None else await trying
             if outcome is None:
-                failure = failure or health.unavailable_error(self._clock())
+                error = error or health.unavailable_error(self._clock())
             elif not isinstance(outcome, EmbedrouteError):
                 on_result(outcome)
                 return
             else:
-                failure = outcome
-                if await self._may_repeat(failure, attempt, context):
+                error = outcome
+                if await self._may_repeat(error, attempt, context):
                     attempt += 1
                     continue
-            if isinstance(failure, BatchTooLarge) and len(work) > 1:
+            if isinstance(error, BatchTooLarge) and len(work) > 1:
                 await self._embed_chunks(
-                    candidates, failures, context, halves(work), on_result, earlier_errors, failure
+                    candidates, errors, context, halves(work), on_result, earlier_errors, error
                 )
                 return
-            failures.append(failure)
-            failure = None
+            errors.append(error)
+            error = None
             attempt = 1
-        error = error_to_report([*earlier_errors, *failures])
-        candidates = await self._rested(candidates, failures, context, error)
-        admit_first_try = self._budget.reserve_one() if was_called(failures) else admit_first_try
+        error = error_to_report([*earlier_errors, *errors])
+        candidates = await self._wait_for_rate_limit(candidates, errors, context, error)
+        admit_first_try = self._budget.reserve_one() if was_called(errors) else admit_first_try
         await self.embed(candidates, context, work, on_result, admit_first_try, earlier_errors)
 
     async def _may_repeat(
-        self, failure: EmbedrouteError, attempt: int, context: DispatchContext
+        self, error: EmbedrouteError, attempt: int, context: DispatchContext
     ) -> bool:
-        """Return whether a failed attempt is repeated at its endpoint, after the wait before that.
+        """Return whether a failed attempt is repeated at its endpoint, after waiting as long as needed.
 
         Raises:
-            EmbedrouteError: the failure itself, if no endpoint may be tried any more.
+            EmbedrouteError: ``error`` itself, if no endpoint may be tried any more.
         """
-        then = decide_next(failure, attempt, self._policy)
-        if then is RetryDecision.STOP:
-            raise failure
+        decision = decide_next(error, attempt, self._policy)
+        if decision is RetryDecision.STOP:
+            raise error
+        if decision is not RetryDecision.RETRY:
+            return False
         now = self._clock()
-        wait = wait_before(failure, attempt, self._policy, self._random)
-        if (
-            then is not RetryDecision.RETRY
-            or now + wait >= context.deadline
-            or not self._budget.allow(now)
-        ):
+        wait = wait_before(error, attempt, self._policy, self._random)
+        if now + wait >= context.deadline or not self._budget.allow(now):
             return False
         await anyio.sleep(wait)
         return True
 
-    async def _cut(
+    async def _split(
         self, candidate: ResolvedEndpoint, context: DispatchContext, work: Mapping[CacheKey, Input]
-    ) -> Pieces:
-        """Cut work into the chunks that an endpoint takes; nothing if it takes the whole."""
+    ) -> Chunks:
+        """Split ``work`` into the chunks that an endpoint accepts. Empty if it accepts the whole."""
         if len(work) == 1:
             return ()
-        pieces = await self._pieces(candidate, context, work)
-        if len(pieces) == 1:
+        chunks = await self._chunks(candidate, context, work)
+        if len(chunks) == 1:
             return ()
-        context.trace.add_event(
-            "split", "cut", endpoint=candidate.name, chunks=[len(piece) for piece in pieces]
-        )
-        return pieces
+        sizes = [len(chunk) for chunk in chunks]
+        context.trace.add_event("split", "cut", endpoint=candidate.name, chunks=sizes)
+        return chunks
 
-    async def _pieces(
+    async def _chunks(
         self, candidate: ResolvedEndpoint, context: DispatchContext, work: Mapping[CacheKey, Input]
-    ) -> Pieces:
-        """Cut work, in steps that let the event loop go on if the request is large."""
-        before = text_before(candidate, context.model, context.parameters.input_type)
+    ) -> Chunks:
+        prefix = text_before(candidate, context.model, context.parameters.input_type)
         accepts = self._healths.get(candidate).caps(candidate.accepts, self._clock())
         if context.large:
-            return await fairness.step_by_step(split_in_steps(work, accepts, before))
-        return split(work, accepts, before)
+            return await fairness.step_by_step(split_in_steps(work, accepts, prefix))
+        return split(work, accepts, prefix)
 
     async def _embed_chunks(
         self,
         candidates: Sequence[ResolvedEndpoint],
-        failures: Sequence[EmbedrouteError],
+        errors: Sequence[EmbedrouteError],
         context: DispatchContext,
-        chunks: Pieces,
+        chunks: Chunks,
         on_result: OnResult,
         earlier_errors: Sequence[EmbedrouteError],
         too_large: BatchTooLarge | None = None,
     ) -> None:
-        """Compute chunks at the endpoints that have not failed yet, at most ``CHUNKS_AT_ONCE`` at a time.
+        """Embed chunks at the endpoints that have not failed yet, ``CHUNKS_AT_ONCE`` at a time.
 
-        ``failures`` are those of the first ``candidates``. ``too_large`` is the error of the whole,
-        if it was halved: the limit learned from it is in doubt if an input is rejected alone.
+        ``errors`` are those of the first ``candidates``. ``too_large`` is the error of the whole if
+        it was halved: the limit learned from it is in doubt if an input is rejected alone.
         """
         if context.slots is None:
             context = msgspec.structs.replace(context, slots=CapacityLimiter(CHUNKS_AT_ONCE))
-        left = [*candidates[len(failures) :], *limited(candidates, failures)]
-        errors = [*earlier_errors, *failures]
+        remaining = [*candidates[len(errors) :], *limited(candidates, errors)]
+        all_errors = [*earlier_errors, *errors]
+        embed = partial(self.embed, remaining, context)
+        calls = [partial(embed, chunk, on_result, earlier_errors=all_errors) for chunk in chunks]
         now = self._clock()
-        work = [
-            partial(self.embed, left, context, chunk, on_result, earlier_errors=errors)
-            for chunk in chunks
-        ]
+        states = [self._healths.get(candidate).state(now) for candidate in remaining]
         try:
-            if not any(self._healths.get(one).state(now) is State.CLOSED for one in left):
-                # A half-open breaker admits one probe, and a chunk refused beside it would end the probe.
-                await work.pop(0)()
-            await tasks.gather(work, CHUNKS_AT_ONCE)
+            if State.CLOSED not in states:
+                # A half-open breaker admits one probe. A chunk refused beside it would end the probe.
+                await calls.pop(0)()
+            await tasks.gather(calls, CHUNKS_AT_ONCE)
         except UpstreamRejectedInput:
             if too_large is not None and too_large.measure is not None:
-                self._healths.get(left[0]).doubt(self._clock(), too_large.measure)
+                self._healths.get(remaining[0]).doubt(self._clock(), too_large.measure)
             raise
 
-    async def _rested(
+    async def _wait_for_rate_limit(
         self,
         candidates: Sequence[ResolvedEndpoint],
-        failures: Sequence[EmbedrouteError],
+        errors: Sequence[EmbedrouteError],
         context: DispatchContext,
-        told: EmbedrouteError,
+        error: EmbedrouteError,
     ) -> Sequence[ResolvedEndpoint]:
-        """Wait for the first of the endpoints that asked for a rest, and put it first; raise ``told`` if that takes too long.
+        """Wait until the first rate limit ends, and return the candidates with its endpoint in front.
 
-        What was called before is called again then, and is paid for now: nobody is to wait in vain.
+        The next call to that endpoint is a retry if it was called before. The retry is taken from
+        the budget before the wait, so that no request waits and is refused afterwards.
+
+        Raises:
+            EmbedrouteError: ``error``, if no limit ends before the deadline or the budget is spent.
         """
         now = self._clock()
-        ready = {
-            self._healths.get(it).available_at(now): it
-            for it in reversed(limited(candidates, failures))
+        available = {
+            self._healths.get(candidate).available_at(now): candidate
+            for candidate in reversed(limited(candidates, errors))
         }
-        at = min(ready, default=context.deadline)
-        if at >= context.deadline or (was_called(failures) and not self._budget.allow(now)):
-            raise told
+        at = min(available, default=context.deadline)
+        if at >= context.deadline or (was_called(errors) and not self._budget.allow(now)):
+            raise error
         await anyio.sleep(max(at - now, 0.01))
-        return [ready[at], *(it for it in candidates if it is not ready[at])]
+        first = available[at]
+        return [first, *(candidate for candidate in candidates if candidate is not first)]
 
     def _begin(
         self,
@@ -235,41 +242,46 @@ class Dispatcher:
         health: EndpointHealth,
         work: Mapping[CacheKey, Input],
         context: DispatchContext,
-        left: int,
-        enter: AdmitFirstTry | None,
+        endpoints_left: int,
+        admit_first_try: AdmitFirstTry | None,
         attempt: int,
     ) -> Awaitable[Results | EmbedrouteError] | None:
-        """Begin one attempt in its share of the time left; None where the endpoint rests, or no try is granted."""
+        """Begin one attempt, which may take an equal share of the time left.
+
+        None if the breaker of the endpoint is open or no first try is admitted.
+        """
         now = self._clock()
         if context.deadline <= now:
-            raise DeadlineExceeded("The deadline passed before an upstream answered.")
-        ticket = health.acquire(now)
-        if ticket and (attempt > 1 or (self._called if enter is None else enter)(now)):
-            share = (context.deadline - now) / left
-            return self._attempts.run(candidate, health, work, context, share, attempt, ticket)
-        health.release(ticket)
+            raise DeadlineExceeded("The deadline passed before a provider responded.")
+        permit = health.acquire(now)
+        admit = admit_first_try or self._record_call
+        if permit and (attempt > 1 or admit(now)):
+            timeout = (context.deadline - now) / endpoints_left
+            return self._attempts.run(candidate, health, work, context, timeout, attempt, permit)
+        health.release(permit)
         context.trace.add_event("select", "skipped", endpoint=candidate.name, reason="it rests")
         return None
 
-    async def _in_slot(
+    async def _begin_in_slot(
         self,
         candidate: ResolvedEndpoint,
         health: EndpointHealth,
         work: Mapping[CacheKey, Input],
         context: DispatchContext,
-        left: int,
-        enter: AdmitFirstTry | None,
+        endpoints_left: int,
+        admit_first_try: AdmitFirstTry | None,
         attempt: int,
     ) -> Results | EmbedrouteError | None:
-        """Make one attempt for a chunk, once few enough of its request's calls are under way."""
+        """Make one attempt for a chunk, as soon as few enough calls of its request are under way."""
         async with cast("CapacityLimiter", context.slots):
-            if (
-                context.deadline > self._clock()
-                and health.learned
-                and len(await self._pieces(candidate, context, work)) > 1
-            ):
-                return BatchTooLarge(
-                    "A chunk of this size was refused while this one waited for its turn."
-                )
-            trying = self._begin(candidate, health, work, context, left, enter, attempt)
+            is_late = context.deadline <= self._clock()
+            if health.learned and not is_late:
+                # Another chunk may have taught a smaller limit while this one waited.
+                chunks = await self._chunks(candidate, context, work)
+                if len(chunks) > 1:
+                    message = "A chunk of this size was refused while this one waited."
+                    return BatchTooLarge(message)
+            trying = self._begin(
+                candidate, health, work, context, endpoints_left, admit_first_try, attempt
+            )
             return None if trying is None else await trying

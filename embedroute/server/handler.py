@@ -1,7 +1,8 @@
-"""What every ASGI door shares: a gateway behind paths, over the events of one request.
+"""Handles one HTTP request: authenticate, read, decode, embed, respond.
 
-Invariant: it never raises. Every failure, 404 and 500 under the mount included, is the dialect's error JSON.
-No server cancels a request whose client left, so a watcher awaits ``receive()`` beside the work.
+The application, the middleware and the FastAPI router share this handler. It never raises: every
+failure, 404 and 500 below the mount included, becomes the dialect's error JSON. ASGI servers do not
+cancel a request whose client has disconnected, so the work is watched while it runs.
 """
 
 import inspect
@@ -16,7 +17,6 @@ from typing import Final, Protocol, cast
 from starlette.types import Receive, Scope, Send
 
 from embedroute.auth import ANYONE, Caller
-from embedroute.cache import CachePolicy
 from embedroute.config import Auth, DialectName
 from embedroute.errors import (
     BodyTimeout,
@@ -50,28 +50,28 @@ from embedroute.text import did_you_mean, echo, log_fields
 log = logging.getLogger("embedroute.access")
 
 Authenticator = Callable[[Scope], Awaitable[Caller | None]]
-"""With ``auth = "host"``: tells who sends a request, or None to refuse it."""
+"""With ``auth = "host"``: returns who sends a request, or None to reject it."""
 
 EMBEDDINGS: Final = frozenset({"/embeddings", "/v1/embeddings"})
 OPENROUTER_MODELS: Final = frozenset({"/embeddings/models", "/v1/embeddings/models"})
 OPENAPI: Final = frozenset({"/openapi.json", "/v1/openapi.json"})
 _MODELS: Final = re.compile(r"(?:/v1)?/models(?:/(?P<id>.+))?")
 _ENCODED: Final = re.compile(rb"(?:(?!/models/)[^?])*%2f|[^?]*%00", re.IGNORECASE)
-"""What no path may hold in its raw form; a model's id may hold a slash that a client's library has encoded."""
+"""What no raw path may contain. Only the id of a model may contain an encoded slash."""
 
 
 class RequestHandler:
-    """A gateway behind paths: what the application and the middleware share."""
+    """Serves the paths of one gateway in one dialect."""
 
     def __init__(
         self, gateway: Gateway, dialect: DialectName | None, authenticate: Authenticator | None
     ) -> None:
-        """Speak ``dialect``, or the config's; with auth "host", ``authenticate`` tells who calls.
+        """Speak ``dialect``, or the config's. With auth "host", ``authenticate`` finds the caller.
 
         Raises:
-            ConfigError: there is no such dialect, or ``authenticate`` would not be asked or is not async.
+            ConfigError: the dialect is unknown, or ``authenticate`` is not async or not used.
         """
-        _refuse_unusable(authenticate, gateway.settings.auth)
+        _check_authenticator(authenticate, gateway.settings.auth)
         self.gateway = gateway
         self.dialect_name: DialectName = validate_dialect(
             gateway.settings.dialect if dialect is None else dialect
@@ -80,219 +80,209 @@ class RequestHandler:
         self._authenticate = authenticate
 
     async def serve(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request for ``path``, which is relative to the mount; never raise."""
-        inbound = HTTPExchange(scope, receive, send)
+        """Respond to a request for ``path``, which is relative to the mount. Never raises."""
+        exchange = HTTPExchange(scope, receive, send)
         try:
             try:
-                await self._dispatch(path, inbound)
+                await self._dispatch(path, exchange)
             except EmbedrouteError as error:
-                await self._refuse(inbound, error)
+                await self._reject(exchange, error)
         except ClientDisconnected:
-            inbound.record("gone", 499)
+            exchange.record("client disconnected", 499)
         except BaseException as error:
             if not isinstance(error, Exception) and not tasks.is_foreign_cancellation(error):
                 raise
-            await self._handle_unexpected_error(inbound, error)
+            await self._handle_unexpected_error(exchange, error)
         finally:
-            if inbound.account is not None:
-                self.gateway.bodies.release(inbound.account, inbound.reserved)
+            if exchange.account is not None:
+                self.gateway.bodies.release(exchange.account, exchange.reserved)
 
-    def _dispatch(self, path: str, inbound: HTTPExchange) -> Awaitable[None]:
-        method: str = inbound.scope["method"]
-        raw: bytes = inbound.scope.get("raw_path") or b""
-        if b"%" in raw and _ENCODED.match(raw):
+    def _dispatch(self, path: str, exchange: HTTPExchange) -> Awaitable[None]:
+        method: str = exchange.scope["method"]
+        raw_path: bytes = exchange.scope.get("raw_path") or b""
+        if b"%" in raw_path and _ENCODED.match(raw_path):
             raise NotFound(
-                "There is nothing at a path with an encoded slash or NUL in it; write '/' as it is."
+                "The path contains an encoded slash or NUL. Write '/' without encoding it."
             )
         if path in EMBEDDINGS:
-            _allow(method, "POST")
-            return self._embed(inbound)
+            if method != "POST":
+                raise MethodNotAllowed(method, "POST")
+            return self._embed(exchange)
         if path in OPENAPI:
-            _allow(method, "GET", "HEAD")
-            return inbound.answer(200, self._document(".." if path.startswith("/v1/") else "."))
+            _allow_reading(method)
+            return exchange.answer(200, self._openapi(".." if path.startswith("/v1/") else "."))
         if path in OPENROUTER_MODELS or _MODELS.fullmatch(path):
-            _allow(method, "GET", "HEAD")
-            return self._list(path, inbound)
+            _allow_reading(method)
+            return self._list_models(path, exchange)
         raise NotFound(
-            f"There is nothing at {echo(path or '/')}; use POST …/v1/embeddings or GET …/v1/models."
+            f"No resource at {echo(path or '/')}. Use POST …/v1/embeddings or GET …/v1/models."
         )
 
-    async def _authorise(self, inbound: HTTPExchange) -> Caller:
-        return (
-            await self._host_caller(inbound)
-            if self.gateway.settings.auth == "host"
-            else self._caller_of(inbound)
-        )
-
-    def _caller_of(self, inbound: HTTPExchange) -> Caller:
-        return (
-            self.gateway.keys.authenticate(inbound.headers)
-            if self.gateway.settings.auth == "keys"
-            else ANYONE
-        )
-
-    async def _host_caller(self, inbound: HTTPExchange) -> Caller:
-        found = (
-            await _call_authenticator(self._authenticate, inbound.scope)
-            if self._authenticate
-            else get_user(inbound.scope)
-        )
-        if found is None:
-            raise Unauthorized(
-                "The host application does not know who is calling; sign in there first."
-            )
-        return found
-
-    async def _embed(self, inbound: HTTPExchange) -> None:
-        gateway, settings, trace = self.gateway, self.gateway.settings, inbound.trace
-        caller = (
-            await self._host_caller(inbound)
-            if settings.auth == "host"
-            else self._caller_of(inbound)
-        )
-        inbound.refuse_other_types()
-        answer = forecast = None
-        async with tasks.watch() as watch:
-            watch.limit(settings.body_timeout, self._body_is_late)
-            body = await inbound.body(settings.max_body_bytes, gateway.bodies, caller.name)
-            watch.limit(settings.deadline, gateway.late)
-            watch.cancel_when(inbound.gone)
-            deadline = time.monotonic() + settings.deadline
-            request = (
-                decode_at_once(body, gateway.limits)
-                if is_small(body)
-                else await self._decode_large(body)
-            )
-            if request.debug is not NO_DEBUG:
-                _open_journal(inbound, request)
-            cached = inbound.cache_policy()
-            if inbound.asks_to_explain():
-                forecast = await self._explain(request, caller, cached)
-            else:
-                context = RequestContext(
-                    request=request,
-                    caller=caller,
-                    trace=trace,
-                    cache_policy=cached,
-                    deadline=deadline,
-                    watch=watch,
-                )
-                answer = await gateway.serve(context)
-        if answer is None:
-            await inbound.answer(200, ENCODER.encode(forecast))
+    async def _embed(self, exchange: HTTPExchange) -> None:
+        gateway = self.gateway
+        settings = gateway.settings
+        if settings.auth == "host":
+            caller = await self._authenticate_by_host(exchange)
         else:
-            await self._respond(inbound, answer, request, caller)
+            caller = self._authenticate_by_key(exchange)
+        exchange.refuse_other_types()
+        embeddings = forecast = None
+        async with tasks.watch() as watch:
+            watch.limit(settings.body_timeout, self._make_body_timeout)
+            body = await exchange.body(settings.max_body_bytes, gateway.bodies, caller.name)
+            watch.limit(settings.deadline, gateway.make_deadline_error)
+            watch.cancel_when(exchange.gone)
+            deadline = time.monotonic() + settings.deadline
+            if is_small(body):
+                request = decode_at_once(body, gateway.limits)
+            else:
+                request = await fairness.step_by_step(decode_in_steps(body, gateway.limits))
+            if request.debug is not NO_DEBUG:
+                _start_debugging(exchange, request)
+            context = RequestContext(
+                request=request,
+                caller=caller,
+                trace=exchange.trace,
+                cache_policy=exchange.cache_policy(),
+                deadline=deadline,
+                watch=watch,
+            )
+            if exchange.asks_to_explain():
+                forecast = await self._explain(context)
+            else:
+                embeddings = await gateway.run(context)
+        if embeddings is None:
+            await exchange.answer(200, ENCODER.encode(forecast))
+        else:
+            await self._respond(exchange, embeddings, request, caller)
 
     async def _respond(
-        self, inbound: HTTPExchange, answer: Embeddings, request: EmbeddingRequest, caller: Caller
+        self,
+        exchange: HTTPExchange,
+        embeddings: Embeddings,
+        request: EmbeddingRequest,
+        caller: Caller,
     ) -> None:
-        pieces = self.dialect.success(answer, request)
-        pieces = await fairness.run_cooperatively(pieces) if answer.large else list(pieces)
-        await inbound.answer_in_pieces(200, pieces)
-        inbound.record(
-            "served", 200, model=answer.model, caller=caller.name, tokens=answer.prompt_tokens
+        pieces = self.dialect.success(embeddings, request)
+        if embeddings.large:
+            pieces = await fairness.run_cooperatively(pieces)
+        await exchange.answer_in_pieces(200, list(pieces))
+        exchange.record(
+            "request completed",
+            200,
+            model=embeddings.model,
+            caller=caller.name,
+            tokens=embeddings.prompt_tokens,
         )
 
-    async def _explain(
-        self, request: EmbeddingRequest, caller: Caller, cached: CachePolicy
-    ) -> dict[str, object]:
-        steps = explain(self.gateway, request, caller, cached)
+    async def _explain(self, context: RequestContext) -> dict[str, object]:
+        request = context.request
+        steps = explain(self.gateway, request, context.caller, context.cache_policy)
         return await fairness.step_by_step(steps) if request.large else fairness.finished(steps)
 
-    async def _decode_large(self, body: bytes) -> EmbeddingRequest:
-        return await fairness.step_by_step(decode_in_steps(body, self.gateway.limits))
+    def _make_body_timeout(self) -> BodyTimeout:
+        seconds = self.gateway.settings.body_timeout
+        return BodyTimeout(f"The request body was not complete within {seconds:g} s.")
 
-    def _body_is_late(self) -> BodyTimeout:
-        return BodyTimeout(
-            f"The body was not whole within {self.gateway.settings.body_timeout:g} s."
-        )
+    def _authenticate_by_key(self, exchange: HTTPExchange) -> Caller:
+        if self.gateway.settings.auth == "keys":
+            return self.gateway.keys.authenticate(exchange.headers)
+        return ANYONE
 
-    def _document(self, server: str) -> bytes:
-        return openapi(
-            server, dialect=self.dialect_name, secured=self.gateway.settings.auth == "keys"
-        )
+    async def _authenticate_by_host(self, exchange: HTTPExchange) -> Caller:
+        if self._authenticate is None:
+            caller = get_user(exchange.scope)
+        else:
+            caller = await _call_authenticator(self._authenticate, exchange.scope)
+        if caller is None:
+            raise Unauthorized(
+                "The host application does not know the caller. Sign in there first."
+            )
+        return caller
 
-    async def _list(self, path: str, inbound: HTTPExchange) -> None:
-        caller = await self._authorise(inbound)
+    def _openapi(self, server: str) -> bytes:
+        secured = self.gateway.settings.auth == "keys"
+        return openapi(server, dialect=self.dialect_name, secured=secured)
+
+    async def _list_models(self, path: str, exchange: HTTPExchange) -> None:
+        if self.gateway.settings.auth == "host":
+            caller = await self._authenticate_by_host(exchange)
+        else:
+            caller = self._authenticate_by_key(exchange)
         routes = [
             route
             for route in self.gateway.directory.routes.values()
             if caller.models is None or route.name in caller.models
         ]
-        context = _MODELS.fullmatch(path)
-        if context is None:
+        match = _MODELS.fullmatch(path)
+        if match is None:
             body = models.openrouter_list(routes)
+        elif match["id"]:
+            body = models.model_card(routes, match["id"])
         else:
-            body = (
-                models.model_card(routes, context["id"])
-                if context["id"]
-                else models.model_list(routes)
-            )
-        await inbound.answer(200, ENCODER.encode(body))
+            body = models.model_list(routes)
+        await exchange.answer(200, ENCODER.encode(body))
 
-    async def _refuse(self, inbound: HTTPExchange, error: EmbedrouteError) -> None:
-        if not inbound.begun:
-            status = error.status
-            await inbound.answer(
-                status, self.dialect.error(error, inbound.trace), error_headers(error, status)
-            )
-            inbound.record("refused", status, code=error.code)
+    async def _reject(self, exchange: HTTPExchange, error: EmbedrouteError) -> None:
+        if exchange.begun:
+            return
+        body = self.dialect.error(error, exchange.trace)
+        await exchange.answer(error.status, body, error_headers(error, error.status))
+        exchange.record("request rejected", error.status, code=error.code)
 
-    async def _handle_unexpected_error(self, inbound: HTTPExchange, error: BaseException) -> None:
-        request_id = inbound.trace.request_id
-        log.error("bug", exc_info=error, extra=log_fields({"request_id": request_id}))
-        told = InternalError(
-            f"The gateway failed; its log holds the reason under request id {request_id}."
+    async def _handle_unexpected_error(self, exchange: HTTPExchange, error: BaseException) -> None:
+        request_id = exchange.trace.request_id
+        log.error(
+            "unhandled exception", exc_info=error, extra=log_fields({"request_id": request_id})
         )
-        with suppress(Exception):  # whatever a server raises now, there is nobody left to tell
-            await self._refuse(inbound, told)
+        message = f"The gateway failed. Its log has the reason under request id {request_id}."
+        with suppress(Exception):  # the connection itself may be broken
+            await self._reject(exchange, InternalError(message))
 
 
-def _refuse_unusable(authenticate: Authenticator | None, auth: Auth | None) -> None:
-    """Refuse a function that would be ignored, so that nobody believes it guards anything.
+def _check_authenticator(authenticate: Authenticator | None, auth: Auth | None) -> None:
+    """Refuse a function that would not be called, so that nobody relies on it.
 
     Raises:
-        ConfigError: the gateway does not ask the host who calls, or the function is not async.
+        ConfigError: ``auth`` is not "host", or the function is not async.
     """
     if authenticate is None:
         return
     if auth != "host":
-        mistake = f'authenticate= works only with [gateway] auth = "host", and here auth = "{auth}"'
-        raise ConfigError([f"{mistake}. Set that, or leave authenticate= out."])
+        issue = f'authenticate= works only with [gateway] auth = "host", and here auth = "{auth}"'
+        raise ConfigError([f"{issue}. Set that, or leave authenticate= out."])
     if not _is_async(authenticate):
         name = getattr(authenticate, "__qualname__", type(authenticate).__qualname__)
-        raise ConfigError(
-            [f"authenticate={name} is not an async function; write it with async def."]
-        )
+        issue = f"authenticate={name} is not an async function; write it with async def."
+        raise ConfigError([issue])
 
 
 def _is_async(function: object) -> bool:
-    """Whether it is an async function, a partial of one, or an object whose ``__call__`` is one."""
+    """Return whether it is an async function, a partial of one, or an object that is called as one."""
     while isinstance(function, partial):
         function = cast("partial[object]", function).func
     return any(map(inspect.iscoroutinefunction, (function, type(function).__call__)))
 
 
 def validate_dialect(name: str) -> DialectName:
-    """Tell a dialect's name from a mistake of the host's.
+    """Return ``name`` if it is the name of a dialect.
 
     Raises:
-        ConfigError: there is no such dialect.
+        ConfigError: no dialect has this name.
     """
-    known, text = list(DIALECTS), str(name)
-    if text not in known:
-        raise ConfigError(
-            [
-                f"dialect={text!r} is not known{did_you_mean(text, known)}; use one of {', '.join(known)}"
-            ]
-        )
+    names = list(DIALECTS)
+    text = str(name)
+    if text not in names:
+        suggestion = did_you_mean(text, names)
+        issue = f"dialect={text!r} is not known{suggestion}; use one of {', '.join(names)}"
+        raise ConfigError([issue])
     return cast("DialectName", text)
 
 
-def _open_journal(inbound: HTTPExchange, request: EmbeddingRequest) -> None:
+def _start_debugging(exchange: HTTPExchange, request: EmbeddingRequest) -> None:
     debug = request.debug
     if debug.is_enabled():
-        inbound.trace.open(
+        exchange.trace.open(
             trace=bool(debug.trace),
             sent=bool(debug.return_upstream_request),
             received=bool(debug.return_upstream_response),
@@ -300,19 +290,20 @@ def _open_journal(inbound: HTTPExchange, request: EmbeddingRequest) -> None:
         )
 
 
-def _allow(method: str, *allowed: str) -> None:
-    if method not in allowed:
-        raise MethodNotAllowed(method, ", ".join(allowed))
+def _allow_reading(method: str) -> None:
+    if method not in {"GET", "HEAD"}:
+        raise MethodNotAllowed(method, "GET, HEAD")
 
 
 async def _call_authenticator(authenticate: Authenticator, scope: Scope) -> Caller | None:
-    found = cast("object", authenticate(scope))
-    if isinstance(found, Awaitable):
-        found = cast("object", await found)
-        if found is None or isinstance(found, Caller):
-            return found
+    result = cast("object", authenticate(scope))
+    if isinstance(result, Awaitable):
+        result = cast("object", await result)
+        if result is None or isinstance(result, Caller):
+            return result
     raise TypeError(
-        f"authenticate= must be async and return an embedroute.Caller, or None to refuse, not {type(found)}."
+        "authenticate= must be async and return an embedroute.Caller, or None to refuse, "
+        f"not {type(result)}."
     )
 
 
@@ -322,18 +313,21 @@ class _User(Protocol):
 
 
 def get_user(scope: Scope) -> Caller | None:
-    """Trust ``scope["user"]`` as Starlette's AuthenticationMiddleware and Django's leave it, if it says that it is known."""
+    """Return the user whom Starlette's or Django's authentication middleware left in the scope.
+
+    None if there is no user, or if the user is not authenticated.
+    """
     user = cast("_User", scope.get("user"))
     try:
-        known = user.is_authenticated
+        is_authenticated = user.is_authenticated
     except (AttributeError, NotImplementedError):
         return None
-    if (known() if callable(known) else known) is not True:
+    if callable(is_authenticated):
+        is_authenticated = is_authenticated()
+    if is_authenticated is not True:
         return None
     try:
-        return Caller(name=str(user.display_name))
-    except (
-        AttributeError,
-        NotImplementedError,
-    ):  # Django's users have none, and those of Starlette need not
-        return Caller(name=str(user))
+        name = user.display_name
+    except (AttributeError, NotImplementedError):
+        name = user  # Django's users have no display name, and Starlette's need not have one
+    return Caller(name=str(name))

@@ -74,7 +74,7 @@ async def test_a_served_request_leaves_one_record_and_one_for_each_attempt(upstr
     assert [it[:2] for it in (first, second, served)] == [
         ("calls", "attempt"),
         ("calls", "attempt"),
-        ("access", "served"),
+        ("access", "request completed"),
     ]
     assert all(it[2]["request_id"] == "r-1" for it in (first, second, served))
     assert {
@@ -120,7 +120,7 @@ async def test_a_refused_request_leaves_its_status_and_code(upstream, caplog):
     await ask(gateway_of(upstream), key="sk-wrong")
 
     [(name, message, told)] = fields(caplog)
-    assert (name, message) == ("access", "refused")
+    assert (name, message) == ("access", "request rejected")
     assert {"request_id": "r-1", "status": 401, "code": "invalid_api_key"}.items() <= told.items()
 
 
@@ -147,7 +147,7 @@ async def test_no_lie_makes_a_log_tell_a_secret_or_an_input(anyio_backend, upstr
     ]
     assert PLANTED not in told
     assert [message for _, message, _ in fields(caplog)][-1] == (
-        "served" if answer.status == 200 else "refused"
+        "request completed" if answer.status == 200 else "request rejected"
     )
     assert answer.status == 400 or mode not in INPUT_FAULTS
 

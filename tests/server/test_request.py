@@ -884,7 +884,7 @@ async def test_a_server_may_raise_when_the_client_is_gone(body, lost_at, caplog)
         for it in caplog.records
         if it.name == "embedroute.access"
     ]
-    assert told == [("gone", 499)]
+    assert told == [("client disconnected", 499)]
     assert len(sent) == (lost_at == "the end")
 
 
@@ -914,7 +914,9 @@ async def test_a_server_may_raise_while_the_work_is_watched(caplog):
     with anyio.fail_after(5):
         await door(scope, receive, send)
 
-    assert [it.getMessage() for it in caplog.records if it.name == "embedroute.access"] == ["gone"]
+    assert [it.getMessage() for it in caplog.records if it.name == "embedroute.access"] == [
+        "client disconnected"
+    ]
 
 
 HELD = [(b"content-type", b"application/json"), (b"authorization", f"Bearer {KEY}".encode())]
