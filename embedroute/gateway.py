@@ -215,7 +215,7 @@ class Gateway:
         trace.record_cache(plan.keys, vectors, cached.claims)
         if cached.claims and policy.store:
             self.cache.claim(dict(cached.claims.values()))
-        missing = missing_keys(plan.work, vectors)
+        missing = missing_keys(plan.work, vectors) if vectors else plan.work
         if missing:
             loop = await self.runtime.get()
             owner = prepared.owner

@@ -100,7 +100,8 @@ class Dispatcher:
         attempt = 1
         while len(errors) < len(candidates):
             candidate = candidates[len(errors)]
-            if attempt == 1 and (chunks := await self._split(candidate, context, work)):
+            is_first = attempt == 1 and len(work) > 1
+            if is_first and (chunks := await self._split(candidate, context, work)):
                 await self._embed_chunks(
                     candidates, errors, context, chunks, on_result, earlier_errors
                 )
@@ -158,8 +159,6 @@ class Dispatcher:
         self, candidate: ResolvedEndpoint, context: DispatchContext, work: Mapping[CacheKey, Input]
     ) -> Chunks:
         """Split ``work`` into the chunks that an endpoint accepts. Empty if it accepts the whole."""
-        if len(work) == 1:
-            return ()
         chunks = await self._chunks(candidate, context, work)
         if len(chunks) == 1:
             return ()
