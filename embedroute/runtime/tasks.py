@@ -256,10 +256,15 @@ class _AnyioWatch:
         self._scope.__exit__(kind, error, trace)
         is_ours = self._scope.cancelled_caught
         self._group.cancel_scope.cancel()
+        plain = None
         try:
             await self._group.__aexit__(*((None, None, None) if is_ours else (kind, error, trace)))
         except BaseExceptionGroup as grouped:
-            raise innermost(grouped) from None
+            plain = innermost(grouped)
+        if plain is error:
+            return  # it propagates as it was raised, without the group as its context
+        if plain is not None:
+            raise plain from None
         if is_ours:
             raise ClientDisconnected if self._has_left else self._late()
 
