@@ -135,6 +135,9 @@ def _read(body: bytes, limits: Limits) -> CreateEmbeddingRequest:
 
 
 def _reworded(error: Exception, body: bytes) -> InvalidRequest:
+    # How deep msgspec reads before it gives up differs between versions of Python.
+    if decode_errors.measure_depth(body) > decode_errors.DEEPEST:
+        decode_errors.refuse_depth()
     try:
         return decode_errors.explain_error(error, body, FIELDS, CHOICES)
     except (

@@ -93,7 +93,7 @@ def refuse_duplicate_keys(
 
 def parse_again(body: bytes, place: str = "") -> None:
     """Parse a body, or the value at a ``place`` of one, so that duplicate keys and depth come out."""
-    if _depth(body) > DEEPEST - bool(place):
+    if measure_depth(body) > DEEPEST - bool(place):
         refuse_depth()
     twice: list[_Twice] = []
 
@@ -124,7 +124,8 @@ def parse_again(body: bytes, place: str = "") -> None:
         )
 
 
-def _depth(body: bytes) -> int:
+def measure_depth(body: bytes) -> int:
+    """Return how many levels deep a body is nested; 0 if it has too few brackets to matter."""
     if body.count(b"[") + body.count(b"{") <= DEEPEST:
         return 0
     return max(
