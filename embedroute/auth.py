@@ -1,4 +1,4 @@
-"""Keys → Caller: who asks, decided from the headers alone, in constant time and without keeping a key."""
+"""Identifies the caller of a request by its API key, and authorizes what the caller may do."""
 
 import hmac
 import re
@@ -14,20 +14,23 @@ from embedroute.protocol import EmbeddingRequest
 from embedroute.text import echo
 
 LONGEST_KEY = 256
-"""Bytes; a longer credential is refused before it is hashed."""
+"""Bytes; a longer API key is rejected before it is hashed."""
 
 _BEARER = re.compile(rb"bearer +([\x21-\x7e]+)", re.IGNORECASE)
 
 
 class Caller(msgspec.Struct, frozen=True, kw_only=True):
-    """Who sends a request, and what it may do.
+    """The sender of a request and its permissions.
 
-    ``models`` None allows all; ``debug`` None leaves it to the gateway's setting; ``namespace`` keeps this
-    caller's cache entries apart from those of other namespaces, and "" means what the setting
-    ``[cache] shared`` says. Lists of names may come in any collection.
+    ``models`` are the models that the caller may use; None allows all. ``debug`` says whether the
+    caller may see traces and upstream bodies; None means the gateway's setting. ``only`` and
+    ``ignore`` restrict the providers. Callers share cache entries within a ``namespace``; for "",
+    the setting ``[cache] shared`` decides. ``models``, ``only`` and ``ignore`` may be any iterable
+    of strings.
 
     Raises:
-        TypeError: ``name`` or ``namespace`` is not a string, or a list of names is not one.
+        TypeError: ``name`` or ``namespace`` is not a string, or one of ``models``, ``only`` and
+            ``ignore`` is not an iterable of strings.
     """
 
     name: str
@@ -38,41 +41,44 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     namespace: str = ""
 
     def __post_init__(self) -> None:
-        """Take names from lists too: they come from a host, which may hold them in any collection."""
-        for field, given in (("name", self.name), ("namespace", self.namespace)):
-            if not isinstance(cast("object", given), str):
-                raise TypeError(f"Caller({field}=…) must be a string, not {given!r:.80}.")
+        """Check the types and convert the collections, because hosts may pass any collection."""
+        for field, value in (("name", self.name), ("namespace", self.namespace)):
+            if not isinstance(cast("object", value), str):
+                raise TypeError(f"Caller({field}=…) must be a string, not {value!r:.80}.")
         if self.models is not None:
             msgspec.structs.force_setattr(self, "models", frozenset(_names("models", self.models)))
         msgspec.structs.force_setattr(self, "only", tuple(_names("only", self.only)))
         msgspec.structs.force_setattr(self, "ignore", tuple(_names("ignore", self.ignore)))
 
     def may_debug(self, *, otherwise: bool) -> bool:
-        """Whether this caller may see traces and upstream bodies; ``otherwise`` is the gateway's own setting."""
+        """Return whether this caller may see traces and upstream bodies.
+
+        ``otherwise`` is the gateway's setting. It applies if the caller has none of its own.
+        """
         return otherwise if self.debug is None else self.debug
 
 
-def _names(field: str, given: object) -> list[str]:
-    if isinstance(given, Iterable) and not isinstance(given, str | bytes):
-        names = list(cast("Iterable[object]", given))
+def _names(field: str, value: object) -> list[str]:
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes):
+        names = list(cast("Iterable[object]", value))
         if all(isinstance(name, str) for name in names):
             return cast("list[str]", names)
-    raise TypeError(f"Caller({field}=…) must be a list of names, not {given!r:.80}.")
+    raise TypeError(f"Caller({field}=…) must be a list of names, not {value!r:.80}.")
 
 
 ANYONE: Final = Caller(name="anyone")
-"""The caller of an open gateway, and of the host application itself."""
+"""The caller of a gateway with ``auth = "open"``, and of in-process calls by the host."""
 
 
 COMMON: Final = ("gateway", "")
-"""The cache scope of callers who share the entries of a gateway."""
+"""The cache scope of all callers that share the gateway's entries."""
 
 
 def cache_scope(caller: Caller, *, shared: bool) -> tuple[str, str]:
-    """Say whose cache entries a caller uses: two callers share them only if their scopes are equal.
+    """Return the cache scope of a caller; callers share entries only if their scopes are equal.
 
-    The kind in front keeps a key's name, a namespace of the same text and the gateway's common
-    entries apart. ``shared`` is the setting of ``[cache]``.
+    The first element is the kind of scope. It prevents a collision between a key's name and a
+    namespace with the same text. ``shared`` is the setting of ``[cache]``.
     """
     if caller.namespace:
         return "namespace", caller.namespace
@@ -82,64 +88,65 @@ def cache_scope(caller: Caller, *, shared: bool) -> tuple[str, str]:
 
 
 def authorize(caller: Caller, name: str, request: EmbeddingRequest, *, debug: bool) -> None:
-    """Let a caller use the model of this ``name``, and look inside if it asks to; ``debug`` is the gateway's own setting.
+    """Check that a caller may use the model ``name``, and ``debug`` if the request contains it.
+
+    ``name`` is the canonical name of the request's model. ``debug`` is the gateway's setting.
 
     Raises:
-        PermissionDenied: it may not.
+        PermissionDenied: the caller may not use the model or ``debug``.
     """
     if caller.models is not None and name not in caller.models:
         raise PermissionDenied(
-            f"This key may not use the model {echo(request.model)}.",
+            f"This API key may not use the model {echo(request.model)}.",
             param="model",
             code="model_not_allowed",
         )
     if request.debug.any_flag_set() and not caller.may_debug(otherwise=debug):
         raise PermissionDenied(
-            "This key may not use 'debug'; leave it out.", param="debug", code="debug_not_allowed"
+            "This API key may not use 'debug'; omit it.", param="debug", code="debug_not_allowed"
         )
 
 
 def access_mistakes(config: Config, unread: UnknownFields) -> list[str]:
-    """The mistakes of a config that does not say who may call."""
+    """Return the mistakes in a config's authentication settings."""
     if config.gateway.auth is None and not unread.at("gateway", "auth"):
         return [STATE_AUTH]
     if config.gateway.auth == "keys" and not config.keys and not unread.at("keys"):
-        return [
-            '[gateway] auth = "keys" needs at least one [keys.NAME] table with key = "env:VARIABLE".'
-        ]
+        return ['[gateway] auth = "keys" needs a [keys.NAME] table with key = "env:VARIABLE".']
     return []
 
 
 class ApiKeys:
-    """The configured keys, held as HMAC-SHA256 under a random pepper."""
+    """The configured API keys, stored as HMAC-SHA256 digests under a random pepper."""
 
     def __init__(self, keys: Mapping[str, ApiKey]) -> None:
-        """Hash ``keys``, name → key; the keys themselves are not kept."""
-        self._begun = hmac.new(secrets.token_bytes(32), digestmod="sha256")
+        """Hash ``keys``, which maps names to keys; the keys themselves are not stored."""
+        self._hmac = hmac.new(secrets.token_bytes(32), digestmod="sha256")
         self._callers = {
-            self._digest(key.key.reveal().encode()): _caller(name, key)
+            self._digest(key.key.reveal().encode()): _make_caller(name, key)
             for name, key in keys.items()
         }
 
     def _digest(self, token: bytes) -> bytes:
-        digest = self._begun.copy()  # which costs half of beginning with the pepper
+        digest = self._hmac.copy()  # half the cost of a new HMAC
         digest.update(token)
         return digest.digest()
 
     def authenticate(self, headers: Iterable[tuple[bytes, bytes]]) -> Caller:
-        """Find whose key the ``Authorization`` header holds.
+        """Return the caller whose key is in the ``Authorization`` header.
 
         Raises:
-            Unauthorized: there is none, there are two, or nobody's key is in it.
+            Unauthorized: the header is missing, malformed or duplicated, or the key is unknown.
         """
-        # Without the pepper nobody can steer a digest, so how long the look-up takes tells nothing of a key.
+        # A client that does not know the pepper cannot choose a digest, so the time of the lookup
+        # reveals nothing about a key.
         caller = self._callers.get(self._digest(bearer_token(headers)))
         if caller is None:
             raise Unauthorized("Incorrect API key provided; check the Authorization header.")
         return caller
 
 
-def _caller(name: str, key: ApiKey) -> Caller:
+def _make_caller(name: str, key: ApiKey) -> Caller:
     models = None if key.models is None else frozenset(key.models)
     return Caller(
         name=name,
@@ -152,17 +159,17 @@ def _caller(name: str, key: ApiKey) -> Caller:
 
 
 def bearer_token(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """Take the token out of the one ``Authorization: Bearer`` header (RFC 6750 §2.1).
+    """Return the token of the ``Authorization: Bearer`` header (RFC 6750 §2.1).
 
     Raises:
-        Unauthorized: there is no such header, more than one, or it is not of that form.
+        Unauthorized: there is no such header, there are several, or its value is malformed.
     """
-    given = [value for name, value in headers if name == b"authorization"]
-    found = (
-        _BEARER.fullmatch(given[0])
-        if len(given) == 1 and len(given[0]) <= LONGEST_KEY + 7
+    values = [value for name, value in headers if name == b"authorization"]
+    match = (
+        _BEARER.fullmatch(values[0])
+        if len(values) == 1 and len(values[0]) <= LONGEST_KEY + 7
         else None
     )
-    if found is None:
+    if match is None:
         raise Unauthorized("An API key is required; send one header 'Authorization: Bearer KEY'.")
-    return found[1]
+    return match[1]

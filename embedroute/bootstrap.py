@@ -1,4 +1,4 @@
-"""Puts a gateway together: what a config comes to, and what is opened on each event loop."""
+"""Builds the parts of a gateway from its config, and its resources for each event loop."""
 
 import logging
 import random
@@ -63,21 +63,24 @@ T = TypeVar("T")
 
 
 def frameless(build: Callable[P, T]) -> Callable[P, T]:
-    """Let a ``ConfigError`` leave ``build`` without its frames: the environment and a config's text stand in them."""
+    """Remove the frames of ``build`` from a ``ConfigError``.
+
+    Local variables of these frames hold the environment and the text of the config.
+    """
 
     @wraps(build)
-    def built(*args: P.args, **named: P.kwargs) -> T:
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
-            return build(*args, **named)
+            return build(*args, **kwargs)
         except ConfigError as error:
-            del args, named
+            del args, kwargs
             raise error.with_traceback(None) from None
 
-    return built
+    return wrapper
 
 
 class Options(TypedDict, total=False):
-    """What a gateway takes besides its config."""
+    """The keyword arguments of ``Gateway`` besides its config."""
 
     http_client: "httpx2.AsyncClient | None"
     transport: Callable[[], Transport] | None
@@ -87,7 +90,7 @@ class Options(TypedDict, total=False):
 
 
 class GatewayParts(msgspec.Struct, frozen=True, kw_only=True):
-    """What a config comes to, before anything is opened."""
+    """The parts of a gateway that are built from its config; none of them opens anything."""
 
     settings: Settings
     limits: Limits
@@ -96,15 +99,16 @@ class GatewayParts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def assembled(config: Config, environ: Mapping[str, str]) -> GatewayParts:
-    """Load the backends that a config names and join it with what is shipped.
+    """Load the backends of a config, and merge the config with the shipped catalogue.
 
     Raises:
-        ConfigError: one line per mistake, each with its place.
+        ConfigError: the config has mistakes; one line for each, with its place.
     """
     directory, mistakes = _build(config, environ, ALL_READ)
     if mistakes:
         raise ConfigError(mistakes)
-    settings, keys = config.gateway, ApiKeys(resolve_key_models(config, directory))
+    settings = config.gateway
+    keys = ApiKeys(resolve_key_models(config, directory))
     return GatewayParts(
         settings=settings, limits=Limits.of(settings), keys=keys, directory=directory
     )
@@ -115,24 +119,31 @@ def _build(
 ) -> tuple[ModelRegistry, list[str]]:
     known = known_providers()
     bases = known_provider_of(config, known)
-    backends, mistakes = build_backends(config, known, bases, environ, unread)
-    directory, more = build_registry(config, backends, catalogue(), known, bases, unread)
+    backends, backend_mistakes = build_backends(config, known, bases, environ, unread)
+    directory, registry_mistakes = build_registry(
+        config, backends, catalogue(), known, bases, unread
+    )
     settings = config.gateway
-    general = [*access_mistakes(config, unread), *admission_mistakes(config, unread)]
-    general += transport_mistakes(settings.engine, _connect(settings))
-    return directory, [*general, *mistakes, *more]
+    mistakes = [
+        *access_mistakes(config, unread),
+        *admission_mistakes(config, unread),
+        *transport_mistakes(settings.engine, _transport_config(settings)),
+        *backend_mistakes,
+        *registry_mistakes,
+    ]
+    return directory, mistakes
 
 
-def _connect(settings: Settings) -> TransportConfig:
+def _transport_config(settings: Settings) -> TransportConfig:
     return TransportConfig(proxy=settings.proxy, ca_file=settings.ca_file, http2=settings.http2)
 
 
 def make_selection_context(
     parts: GatewayParts, healths: HealthRegistry
 ) -> Callable[[], SelectionContext]:
-    """Tell what decisions know beside a request, as of the moment it is asked."""
+    """Return a function that creates the selection context of the current moment."""
 
-    def around() -> SelectionContext:
+    def make_context() -> SelectionContext:
         return SelectionContext(
             only=parts.settings.only,
             ignore=parts.settings.ignore,
@@ -142,21 +153,21 @@ def make_selection_context(
             random=random.random,
         )
 
-    return around
+    return make_context
 
 
 def config_from_file(path: str | PathLike[str] | None, environ: Mapping[str, str]) -> Config:
-    """Read ``path``, or the file that ``EMBEDROUTE_CONFIG`` names, or ``embedroute.toml``.
+    """Read ``path``, or the file named by ``EMBEDROUTE_CONFIG``, or ``embedroute.toml``.
 
     Raises:
-        ConfigError: there is no such file; or it has mistakes, and then those that building something of the rest
-            brings up are told with them.
+        ConfigError: the file cannot be read, or it has mistakes. The valid rest of the config is
+            built too, so that all mistakes are reported at once.
     """
-    named = path or environ.get("EMBEDROUTE_CONFIG") or "embedroute.toml"
+    file = path or environ.get("EMBEDROUTE_CONFIG") or "embedroute.toml"
     try:
-        text = Path(named).read_text(encoding="utf-8-sig")
+        text = Path(file).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError([f"The config {named} cannot be read: {error}"]) from None
+        raise ConfigError([f"The config {file} cannot be read: {error}"]) from None
     draft = read_config(text, environ)
     if draft.mistakes:
         raise ConfigError([*draft.mistakes, *_build(draft.config, environ, draft.unread)[1]])
@@ -164,23 +175,28 @@ def config_from_file(path: str | PathLike[str] | None, environ: Mapping[str, str
 
 
 def config_from_environment(environ: Mapping[str, str]) -> Config:
-    """Turn on what the environment has keys for, and the local model if it is installed.
+    """Create a config from environment variables.
+
+    It enables each provider whose key variable is set, and the local model if it is installed.
 
     Raises:
-        ConfigError: ``EMBEDROUTE_AUTH`` does not state who may call.
+        ConfigError: ``EMBEDROUTE_AUTH`` is missing or invalid.
     """
     return environment_config(environ, local=find_spec("wordllama") is not None)
 
 
 class LoopRuntime(msgspec.Struct, frozen=True):
-    """What belongs to one event loop: how its desk embeds, and the keys being computed on it."""
+    """The resources of one event loop: its dispatcher's ``embed``, and its single-flight group."""
 
     embed: Embed
     flights: SingleFlight[Sequence[ResolvedEndpoint], DispatchContext]
 
 
 class RuntimeFactory:
-    """Opens what belongs to an event loop; loaded models, health, widths and the retry budget are shared by all loops."""
+    """Opens the resources of each event loop.
+
+    All loops share the loaded models, health, widths and the retry budget.
+    """
 
     def __init__(
         self,
@@ -190,13 +206,13 @@ class RuntimeFactory:
         retries: RetryPolicy,
         make_transport: Callable[[], Transport] | None = None,
     ) -> None:
-        """Open nothing yet. ``make_transport`` replaces the transport that the config asks for.
+        """Create a factory. ``make_transport`` replaces the transport of the config.
 
         Raises:
-            ConfigError: the client is of no use to the engine that is asked for.
+            ConfigError: the configured engine cannot use ``client``.
         """
         self._make_transport = make_transport or self._open_transport
-        if mistakes := transport_mistakes(settings.engine, _connect(settings), client):
+        if mistakes := transport_mistakes(settings.engine, _transport_config(settings), client):
             raise ConfigError(mistakes)
         self._settings = settings
         self._client = client
@@ -207,36 +223,42 @@ class RuntimeFactory:
         self._budget = RetryBudget()
 
     def open(self, stack: AsyncExitStack) -> LoopRuntime:
-        """Make this loop's engine and desk; what must be closed goes on ``stack``.
+        """Create this loop's transport and dispatcher; closing ``stack`` closes them.
 
         Raises:
-            InternalError: the config does not fit this kind of event loop, which is no client's affair.
+            InternalError: the configured engine does not support this kind of event loop.
         """
         raise_malloc_trim_threshold()
-        engine = self._make_transport()
-        stack.push_async_callback(engine.aclose)
-        clock, healths = time.monotonic, self._healths
+        transport = self._make_transport()
+        stack.push_async_callback(transport.aclose)
         attempts = AttemptRunner(
-            transport=engine, local=self._local, healths=healths, widths=self._widths, clock=clock
+            transport=transport,
+            local=self._local,
+            healths=self._healths,
+            widths=self._widths,
+            clock=time.monotonic,
         )
-        desk = Dispatcher(
+        dispatcher = Dispatcher(
             attempts=attempts,
-            healths=healths,
+            healths=self._healths,
             budget=self._budget,
             policy=self._retries,
-            clock=clock,
+            clock=time.monotonic,
             random=random.random,
         )
-        return LoopRuntime(desk.embed, SingleFlight(attempts.expect))
+        return LoopRuntime(dispatcher.embed, SingleFlight(attempts.expect))
 
     def _open_transport(self) -> Transport:
         settings = self._settings
         try:
             return create_transport(
-                settings.engine, _connect(settings), self._client, on_asyncio=tasks.on_asyncio()
+                settings.engine,
+                _transport_config(settings),
+                self._client,
+                on_asyncio=tasks.on_asyncio(),
             )
         except ConfigError as error:
-            log.exception("config", extra=log_fields({"reason": error.message}))
+            log.exception("invalid configuration", extra=log_fields({"reason": error.message}))
             raise InternalError(
-                "This gateway cannot serve on this event loop; its log holds the reason."
+                "The configured engine does not support this event loop; see the server log."
             ) from error

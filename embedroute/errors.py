@@ -1,13 +1,12 @@
-"""The root of the error tree, and the branch for what goes wrong upstream.
+"""Defines every error that the gateway raises, with its HTTP status, ``type`` and ``code``.
 
-An upstream failure is judged by :mod:`embedroute.routing.retry`: it may be tried again, tried elsewhere, or passed
-on. Whoever raises or catches one takes it from :mod:`embedroute.errors`, which holds the whole tree.
+The tree has one root, :class:`EmbedrouteError`, and two main branches:
 
-The error tree: every failure the gateway knows, with the status, type and code that a client is told.
+- :class:`RequestError`: the request itself is wrong (4xx). Sending it again does not help.
+- :class:`UpstreamError`: an upstream API failed. :mod:`embedroute.routing.retry` decides whether to
+  retry the call, to use another endpoint, or to report the error to the client.
 
-Two families share one root. A *refusal* is the request's own fault and is final; it stands here. An *upstream
-failure* stands in :mod:`embedroute.errors`, with the root. Names of types and codes follow OpenAI's error
-reference; the statuses follow RFC 9110.
+Types and codes follow OpenAI's error reference. Statuses follow RFC 9110.
 """
 
 from collections.abc import Mapping, Sequence
@@ -53,11 +52,11 @@ __all__ = [
 ]
 
 LONGEST_RETRY_AFTER = 120.0
-"""Seconds; OpenAI's clients take a longer ``retry-after`` as "do not retry"."""
+"""Seconds. OpenAI's clients do not retry if ``retry-after`` is longer than this."""
 
 
 class EmbedrouteError(Exception):
-    """Anything that ends a request: ``message`` is for the client and says what to do."""
+    """Base class of all errors; ``message`` is written for the client and says what to do."""
 
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
@@ -72,19 +71,19 @@ class EmbedrouteError(Exception):
         code: str | None = None,
         retry_after: float | None = None,
     ) -> None:
-        """Remember what the client is told; ``retry_after`` is in seconds."""
+        """Set the fields that are sent to the client; ``retry_after`` is in seconds."""
         super().__init__(message)
         self.param = param
         self.code = code or self.code
         self.retry_after = _seconds(retry_after)
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Copy and pickle every subclass whatever its ``__init__`` takes: by what it holds."""
-        return _restored, (type(self), self.args, vars(self))
+        """Copy and pickle by attributes, so that subclasses may have any ``__init__`` signature."""
+        return _restore, (type(self), self.args, vars(self))
 
     @property
     def message(self) -> str:
-        """What the client is told; it is kept nowhere else, so that what is taken out of it is gone."""
+        """The message; stored only in ``args``, so that redaction removes a secret completely."""
         return str(self.args[0])
 
     @message.setter
@@ -95,26 +94,32 @@ class EmbedrouteError(Exception):
 E = TypeVar("E", bound=EmbedrouteError)
 
 
-def _restored(kind: type[E], args: tuple[object, ...], held: Mapping[str, object]) -> E:
+def _restore(kind: type[E], args: tuple[object, ...], attributes: Mapping[str, object]) -> E:
     error = kind.__new__(kind, *args)
-    vars(error).update(held)
+    vars(error).update(attributes)
     return error
 
 
-def _seconds(told: float | None) -> float | None:
-    """Read how long a plugin says to wait, as a header may have it; what is no time to come says nothing."""
+def _seconds(value: float | None) -> float | None:
+    """Convert ``retry_after`` to a float; values that are negative or no number become None.
+
+    Plugins set it too, so its type is not trusted.
+    """
     try:
-        seconds = -1.0 if told is None else float(told)
+        seconds = -1.0 if value is None else float(value)
     except (TypeError, ValueError, OverflowError):
         return None
     return seconds if seconds >= 0 else None
 
 
 class UpstreamError(EmbedrouteError):
-    """502: an upstream failed; ``upstream_status`` is what it answered, if it did, and ``provider`` whose it was.
+    """502: a call to an upstream API failed.
 
-    ``matched_text`` are the words of the upstream by which the failure is known, if it was by words that a client could write.
-    ``is_neutral`` says that the message quotes nothing (see :mod:`embedroute.upstream_errors.neutral`).
+    ``upstream_status`` is the HTTP status of the upstream's response, or None if there was none.
+    ``provider`` is the name of the provider that was called. ``matched_text`` is the part of the
+    upstream's message by which the error was classified. It is empty if a client cannot influence
+    that text. ``is_neutral`` is true if the message quotes nothing from the upstream (see
+    :mod:`embedroute.upstream_errors.neutral`).
     """
 
     status = 502
@@ -129,7 +134,7 @@ class UpstreamError(EmbedrouteError):
         retry_after: float | None = None,
         upstream_status: int | None = None,
     ) -> None:
-        """Remember the upstream's own status beside what the client is told."""
+        """Set the status that the upstream returned, besides the fields of every error."""
         super().__init__(message, param=param, code=code, retry_after=retry_after)
         self.upstream_status = upstream_status
         self.matched_text = ""
@@ -139,28 +144,34 @@ class UpstreamError(EmbedrouteError):
 
 
 class UpstreamUnavailable(UpstreamError):
-    """The upstream's own trouble: 408, 424, 5xx, a reset, a body that broke off."""
+    """The upstream failed: 408, 424, 5xx, a connection reset or an incomplete body."""
 
 
 class ConnectError(UpstreamUnavailable):
-    """No connection was made, so nothing was sent and trying again at once is free."""
+    """The connection could not be opened. Nothing was sent, so an immediate retry is safe."""
 
 
 class UpstreamTimeout(UpstreamUnavailable):
-    """The upstream was too slow; it may still be working, so the same endpoint is not asked again."""
+    """504: the upstream was too slow.
+
+    It may still be working on the call, so the same endpoint is not called again.
+    """
 
     status = 504
     type = "timeout_error"
 
 
 class InvalidUpstreamResponse(UpstreamUnavailable):
-    """A 200 that is not one right vector per input."""
+    """A response with status 200 that does not hold one valid vector per input."""
 
     code = "upstream_invalid_response"
 
 
 class UpstreamAuthError(UpstreamError):
-    """The upstream refuses *our* key, or our account's quota is spent; the client's key is fine."""
+    """The upstream rejected the gateway's API key, or the quota of its account is exhausted.
+
+    The client's own key is valid, so this is not a 401.
+    """
 
     code = "upstream_credentials"
     retryable = False
@@ -173,7 +184,7 @@ class UpstreamModelNotFound(UpstreamError):
 
 
 class RateLimited(UpstreamError):
-    """429: the upstream asks for a rest of ``retry_after`` seconds, if it says so."""
+    """429: the upstream limits the rate of calls; ``retry_after`` is the wait that it requests."""
 
     status = 429
     type = "rate_limit_error"
@@ -181,7 +192,7 @@ class RateLimited(UpstreamError):
 
 
 class UpstreamRejectedInput(UpstreamError):
-    """400: the upstream finds fault with the input itself; no other endpoint would take it."""
+    """400: the upstream rejected the input itself; no other endpoint would accept it."""
 
     status = 400
     type = "invalid_request_error"
@@ -194,9 +205,9 @@ class ContextTooLong(UpstreamRejectedInput):
 
 
 class Rejected(UpstreamError):
-    """400: a 4xx that blames neither the input nor our key, as a moderation's 403.
+    """400: the upstream returned a 4xx that names neither the input nor the key as the cause.
 
-    Another endpoint may serve the input.
+    An example is the 403 of a content filter. Another endpoint may accept the input.
     """
 
     status = 400
@@ -206,7 +217,7 @@ class Rejected(UpstreamError):
 
 
 class RejectedByPage(Rejected):
-    """502: the same without a message for the client: a firewall's web page, or an empty body."""
+    """502: a 4xx without a message, such as the web page of a firewall or an empty body."""
 
     status = 502
     type = "upstream_error"
@@ -214,7 +225,7 @@ class RejectedByPage(Rejected):
 
 
 class Measure(StrEnum):
-    """What of a call an upstream counts when it finds the call too large."""
+    """The unit in which an upstream limits the size of a call."""
 
     INPUTS = "inputs"
     TOKENS = "tokens"
@@ -222,113 +233,119 @@ class Measure(StrEnum):
 
 
 class BatchTooLarge(UpstreamError):
-    """The call holds more than the upstream takes; half of it may pass.
+    """The call exceeds a size limit of the upstream; half of the batch may succeed.
 
-    ``measure`` is what the upstream counts, or None if it does not say: then no cap is learned.
+    ``measure`` is the unit of that limit. If it is None (unknown), no batch limit is learned.
     """
 
     measure: Measure | None = None
 
 
 class ConfigError(EmbedrouteError):
-    """A configuration that cannot be started, with one line per mistake."""
+    """An invalid configuration; the message has one line per mistake."""
 
     def __init__(self, mistakes: Sequence[str]) -> None:
-        """Join ``mistakes``, each of which names its place; a name in one may hold a line break."""
+        """Join ``mistakes``, each of which names its place in the config.
+
+        Line breaks in them are escaped, as a name from the config may contain one.
+        """
         self.mistakes = tuple(map(escaped, mistakes))
         super().__init__("\n".join(self.mistakes))
 
 
 class MissingExtra(ConfigError, ImportError):
-    """An optional dependency that is not installed; an ``ImportError`` too, as a failed import is expected to raise."""
+    """An optional dependency is not installed.
+
+    It is an ``ImportError`` too, because callers expect one from a failed import.
+    """
 
     def __init__(self, extra: str, package: str) -> None:
-        """Name the pip command that installs ``package``."""
+        """Write the message, with the pip command that installs ``package``."""
         super().__init__([f"{package} is not installed; run: pip install 'embedroute[{extra}]'"])
 
 
 class RequestError(EmbedrouteError):
-    """The request cannot be served as it stands; sending it again will not help."""
+    """The request itself is wrong; sending it again unchanged does not help."""
 
     status = 400
     type = "invalid_request_error"
 
 
 class InvalidRequest(RequestError):
-    """400: a bad body or value; ``param`` names the field."""
+    """400: an invalid body or value; ``param`` names the field."""
 
 
 class Unauthorized(RequestError):
-    """401: a missing, malformed or unknown key (RFC 6750)."""
+    """401: a missing, malformed or unknown API key (RFC 6750)."""
 
     status = 401
     code = "invalid_api_key"
 
 
 class PermissionDenied(RequestError):
-    """403: a good key that may not do this."""
+    """403: the API key is valid but lacks the permission for this request."""
 
     status = 403
     type = "permission_error"
 
 
 class NotFound(RequestError):
-    """404: no such path, model or eligible provider."""
+    """404: the path or model does not exist, or no provider is eligible."""
 
     status = 404
     code = "not_found"
 
 
 class ModelNotFound(NotFound):
-    """404: neither the config nor the catalogue knows the model."""
+    """404: the model is in neither the config nor the catalogue."""
 
     code = "model_not_found"
 
 
 class NoEligibleProvider(NotFound):
-    """404: the preferences leave nobody."""
+    """404: the routing preferences exclude every provider of the model."""
 
     code = "no_eligible_provider"
 
 
 class MethodNotAllowed(RequestError):
-    """405: the path is right, the method is not."""
+    """405: the path exists but does not support the method."""
 
     status = 405
     code = "method_not_allowed"
 
     def __init__(self, method: str, allow: str) -> None:
-        """Name the methods that the path has."""
-        super().__init__(f"{echo(method)} is not allowed here; use {allow}.")
+        """Write the message; ``allow`` lists the methods of the path."""
+        super().__init__(f"Method {echo(method)} is not allowed. Use {allow}.")
         self.allow = allow
 
 
 class BodyTimeout(RequestError):
-    """408: the body was not whole in time."""
+    """408: the body did not arrive completely within ``body_timeout``."""
 
     status = 408
     type = "timeout_error"
 
 
 class BodyTooLarge(RequestError):
-    """413: the body is over ``max_body_bytes``."""
+    """413: the body is larger than ``max_body_bytes``."""
 
     status = 413
 
 
 class UnsupportedContentType(RequestError):
-    """415: not plain UTF-8 JSON."""
+    """415: the body is not uncompressed UTF-8 JSON."""
 
     status = 415
     code = "unsupported_content_type"
 
 
 class InternalError(EmbedrouteError):
-    """500: our bug; no detail leaves the process."""
+    """500: a bug of the gateway; the response contains no details."""
 
 
 class Overloaded(EmbedrouteError):
-    """503: shed, or every endpoint is resting."""
+    """503: the gateway has no capacity, or every endpoint is in its cool-down."""
 
     status = 503
     type = "overloaded_error"
@@ -336,13 +353,13 @@ class Overloaded(EmbedrouteError):
 
 
 class NoHealthyEndpoint(Overloaded):
-    """503: every candidate's breaker is open."""
+    """503: the circuit breakers of all candidates are open."""
 
     code = "no_healthy_endpoint"
 
 
 class DeadlineExceeded(EmbedrouteError):
-    """504: the request's deadline passed."""
+    """504: the deadline of the request passed."""
 
     status = 504
     type = "timeout_error"

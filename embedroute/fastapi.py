@@ -1,4 +1,7 @@
-"""The FastAPI door: a router with lifespan, OpenAPI docs and dependencies, and an untouched body."""
+"""Provides a FastAPI router with the gateway's lifespan, OpenAPI operations and dependencies.
+
+FastAPI does not parse the request body: the gateway reads it from the ASGI messages.
+"""
 
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -22,7 +25,7 @@ _DOCUMENTED: Final = {
     "/v1/embeddings": ("POST", operation),
     "/v1/models": ("GET", models_operation),
 }
-_OTHERS: Final = (
+_UNDOCUMENTED: Final = (
     "/embeddings",
     "/v1/embeddings/models",
     "/embeddings/models",
@@ -32,49 +35,55 @@ _OTHERS: Final = (
 )
 
 
-_KEPT: Final = "embedroute.kept"
-"""Where a request's scope holds what was read of its body before the gateway's turn."""
+_RECORDER: Final = "embedroute.recorder"
+"""The key of the request's ``_Recorder`` in its scope."""
 
 
-class _Kept:
-    """A ``receive`` that keeps what the host's dependencies read of a body, which comes but once."""
+class _Recorder:
+    """A ``receive`` that records what the host's dependencies read, so that it can be replayed.
 
-    __slots__ = ("_over", "_read", "_receive")
+    ASGI delivers a body only once.
+    """
+
+    __slots__ = ("_receive", "_recorded", "_recording")
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
-        self._read: deque[Message] = deque()
-        self._over = False
+        self._recorded: deque[Message] = deque()
+        self._recording = True
 
     async def __call__(self) -> Message:
         message = await self._receive()
-        if not self._over:
-            self._read.append(message)
+        if self._recording:
+            self._recorded.append(message)
         return message
 
-    def again(self, receive: Receive) -> Receive:
-        """Give what was read once more, then go on with ``receive``: this one, or what FastAPI has put around it."""
-        self._over = True
+    def replay(self, receive: Receive) -> Receive:
+        """Stop recording; return a ``receive`` that replays the messages, then calls ``receive``.
 
-        async def go_on() -> Message:
-            return self._read.popleft() if self._read else await receive()
+        ``receive`` is this object, or a wrapper that FastAPI has put around it.
+        """
+        self._recording = False
 
-        return go_on
+        async def replayed() -> Message:
+            return self._recorded.popleft() if self._recorded else await receive()
+
+        return replayed
 
 
-def _keeping(given: type[APIRoute]) -> type[APIRoute]:
-    """Make a kind of route that lets dependencies read the body and the gateway read it after them."""
+def _make_recording(route_class: type[APIRoute]) -> type[APIRoute]:
+    """Make a route class that lets both the dependencies and the gateway read the body."""
 
-    class Route(given):
+    class Route(route_class):
         async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-            scope[_KEPT] = kept = _Kept(receive)
-            await super().handle(scope, kept, send)
+            scope[_RECORDER] = recorder = _Recorder(receive)
+            await super().handle(scope, recorder, send)
 
     return Route
 
 
-class _Handed(Response):
-    """A response that lets the application answer, below the router's own path."""
+class _GatewayResponse(Response):
+    """A response that the gateway sends; ``path`` is relative to the router's prefix."""
 
     def __init__(self, app: EmbeddingsApp, path: str) -> None:
         super().__init__()
@@ -82,8 +91,8 @@ class _Handed(Response):
         self._path = path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        kept: _Kept = scope[_KEPT]
-        await self._app.handler.serve(self._path, scope, kept.again(receive), send)
+        recorder: _Recorder = scope[_RECORDER]
+        await self._app.handler.serve(self._path, scope, recorder.replay(receive), send)
 
 
 def embeddings_router(
@@ -93,37 +102,42 @@ def embeddings_router(
     authenticate: Authenticator | None = None,
     **options: Any,
 ) -> APIRouter:
-    """Make a router for ``app.include_router(embeddings_router(gateway), prefix="/ai", dependencies=[…])``.
+    """Make a router, for ``app.include_router(embeddings_router(gateway), prefix="/ai")``.
 
-    ``options`` are ``APIRouter``'s own. The host's OpenAPI document describes ``POST …/v1/embeddings``, the
-    gateway closes with the host, and every refusal that comes from here is the dialect's JSON. Dependencies may read
-    the body.
+    ``dialect`` overrides the config's. ``authenticate`` identifies the caller if the config has
+    ``auth = "host"``. ``options`` are passed to ``APIRouter``.
+
+    The host's OpenAPI document describes ``POST …/v1/embeddings`` and ``GET …/v1/models``. The
+    gateway is closed with the host. Errors of the gateway are JSON in the dialect's format.
+    Dependencies may read the body.
     """
     app = EmbeddingsApp(gateway, dialect=dialect, authenticate=authenticate)
-    options["route_class"] = _keeping(options.get("route_class", APIRoute))
+    options["route_class"] = _make_recording(options.get("route_class", APIRoute))
     router = APIRouter(lifespan=gateway.lifespan, **options)
-    spoken = app.handler.dialect_name
+    dialect_name = app.handler.dialect_name
     for path, (method, describe) in _DOCUMENTED.items():
-        # FastAPI names operations by their paths: a host may hold two of these routers, and names must not repeat.
-        described = {
+        # Let FastAPI make the operationId from the path: a host may include several such routers,
+        # and the ids must be unique.
+        openapi_extra = {
             name: value
-            for name, value in inlined(describe(spoken), spoken).items()
+            for name, value in inlined(describe(dialect_name), dialect_name).items()
             if name != "operationId"
         }
         router.add_api_route(
             path,
-            _endpoint(app, path),
+            _make_endpoint(app, path),
             methods=[method],
             response_model=None,
-            openapi_extra=described,
+            openapi_extra=openapi_extra,
         )
-    for path in (*_DOCUMENTED, *_OTHERS):
-        # Both forms: FastAPI would redirect the other one, and a redirect re-sends body and key.
+    for path in (*_DOCUMENTED, *_UNDOCUMENTED):
+        # Add both forms: FastAPI would redirect a path with a trailing slash, and the client would
+        # send the body and the API key again.
         for form in (path, f"{path}/"):
-            # No method stands for all of them: whichever the gateway does not take, it refuses in its own words.
+            # An empty list means all methods, so that the gateway responds to wrong methods too.
             router.add_api_route(
                 form,
-                _endpoint(app, path),
+                _make_endpoint(app, path),
                 methods=[],
                 include_in_schema=False,
                 generate_unique_id_function=_make_id,
@@ -135,10 +149,9 @@ def _make_id(route: APIRoute) -> str:
     return route.path_format
 
 
-def _endpoint(app: EmbeddingsApp, template: str) -> Callable[[Request], Awaitable[Response]]:
+def _make_endpoint(app: EmbeddingsApp, template: str) -> Callable[[Request], Awaitable[Response]]:
     async def embeddings(request: Request) -> Response:
-        return _Handed(
-            app, template.replace("{id:path}", str(request.path_params.get("id", ""))).rstrip("/")
-        )
+        model_id = str(request.path_params.get("id", ""))
+        return _GatewayResponse(app, template.replace("{id:path}", model_id).rstrip("/"))
 
     return embeddings

@@ -1,4 +1,4 @@
-"""What a client asks to be embedded: the three kinds of input, and nothing else.
+"""Defines the three kinds of input, and estimates their sizes.
 
 An input is a text (``str``), a list of token ids (``tuple[int, ...]``) or a list of content parts
 (``tuple[TextPart | ImagePart, ...]``). One input becomes one vector.
@@ -14,7 +14,7 @@ import msgspec
 
 
 class Kind(StrEnum):
-    """The kind that all inputs of one request share."""
+    """The kind of an input; all inputs of a request have the same."""
 
     TEXT = "text"
     TOKENS = "tokens"
@@ -24,13 +24,13 @@ class Kind(StrEnum):
 class TextPart(
     msgspec.Struct, frozen=True, tag="text", tag_field="type", forbid_unknown_fields=True, gc=False
 ):
-    """A text inside a multimodal input."""
+    """A text in a multimodal input."""
 
     text: str
 
 
 class ImageURL(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
-    """Where an image is: a ``data:`` URL, or an ``https:`` one that the upstream fetches."""
+    """The URL of an image: ``data:``, or ``https:`` if the upstream downloads it."""
 
     url: str
 
@@ -43,7 +43,7 @@ class ImagePart(
     forbid_unknown_fields=True,
     gc=False,
 ):
-    """An image inside a multimodal input."""
+    """An image in a multimodal input."""
 
     image_url: ImageURL
 
@@ -53,16 +53,16 @@ Input = str | tuple[int, ...] | tuple[Part, ...]
 
 
 def detect_kind(first: Input) -> Kind:
-    """Tell the kind of a request's inputs from its first one."""
+    """Return the kind of a request's inputs, given the first of them."""
     if isinstance(first, str):
         return Kind.TEXT
     return Kind.TOKENS if isinstance(first[0], int) else Kind.PARTS
 
 
 def estimate_size(item: Input) -> int:
-    """Estimate the tokens of one input: exact for ids, UTF-8 bytes / 4 for text, at least 1.
+    """Estimate the tokens of one input: the count of ids, or UTF-8 bytes / 4 of a text, at least 1.
 
-    An image counts as 258 tokens, which is what Gemini bills for one (ai.google.dev, token counting).
+    An image counts as 258 tokens, as Gemini bills it (ai.google.dev, token counting).
     """
     if isinstance(item, str):
         return text_size(item)
@@ -75,14 +75,14 @@ def estimate_size(item: Input) -> int:
 
 
 def estimate_sizes(items: Collection[Input]) -> list[int]:
-    """Estimate the tokens of each of a request's inputs, which are of one kind, as ``estimate_size`` does."""
+    """Estimate the tokens of each input, as ``estimate_size`` does; all have the same kind."""
     if all_text(items):
         return [max(1, len(text) // 4) if text.isascii() else text_size(text) for text in items]
     return [estimate_size(item) for item in items]
 
 
 def letters_in(items: Collection[Input]) -> int:
-    """Count the characters and token ids of a request's inputs, and the characters of URLs of images."""
+    """Count the characters of texts and image URLs, and the token ids, of a request's inputs."""
     if detect_kind(next(iter(items), "")) is not Kind.PARTS:
         return sum(map(len, items))
     parts = chain.from_iterable(cast("Collection[tuple[Part, ...]]", items))
@@ -92,7 +92,7 @@ def letters_in(items: Collection[Input]) -> int:
 
 
 def all_text(items: Collection[Input]) -> TypeGuard[Collection[str]]:
-    """Whether a request's inputs, which are of one kind, are texts."""
+    """Whether a request's inputs are texts; looks at the first, as all have the same kind."""
     return isinstance(next(iter(items), None), str)
 
 
@@ -103,7 +103,7 @@ def text_size(text: str) -> int:
 
 
 def list_modalities(items: Sequence[Input]) -> frozenset[str]:
-    """Name the modalities that a request's inputs hold: ``text``, ``image``."""
+    """Return the modalities of a request's inputs: ``text``, ``image`` or both."""
     if detect_kind(items[0]) is not Kind.PARTS:
         return frozenset({"text"})
     kinds = set(map(type, chain.from_iterable(items)))
@@ -111,7 +111,7 @@ def list_modalities(items: Sequence[Input]) -> frozenset[str]:
 
 
 def images_in(items: Collection[Input]) -> int:
-    """Count the images of a request's inputs, which are what a price by the image is for."""
+    """Count the images of a request's inputs, for prices per image."""
     first = next(iter(items), "")
     if detect_kind(first) is not Kind.PARTS:
         return 0

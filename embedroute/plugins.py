@@ -1,4 +1,8 @@
-"""Finds backends: built-ins by a static table, third parties by one scan of the entry points; loads only what is named."""
+"""Finds and builds backends: the built-in ones, and those that other packages register.
+
+Built-in backends are in a static table. Others are found by one scan of the entry points. Only the
+backends that a config names are imported.
+"""
 
 import importlib
 import re
@@ -36,11 +40,11 @@ BUILT_IN: Final[Mapping[str, str]] = {
     "openai": "embedroute.backends.openai:OpenAI",
     "wordllama": "embedroute.backends.wordllama:WordLlama",
 }
-"""The same names stand in our own entry points; from here they are known even where a package's metadata is left out."""
+"""The built-in backends. They are entry points too, but bundlers may omit a package's metadata."""
 
 
 class BackendEntry(msgspec.Struct, frozen=True):
-    """A backend that can be named in a config: its name, where its code is, and who ships it."""
+    """An available backend: its name, its import path and its distribution."""
 
     name: str
     value: str
@@ -48,31 +52,34 @@ class BackendEntry(msgspec.Struct, frozen=True):
 
     @property
     def whose(self) -> str:
-        """Name it in a mistake."""
+        """The backend as error messages name it."""
         return f'the backend "{self.name}" ({self.value} of {self.distribution})'
 
 
 @cache
 def _scanned() -> "Sequence[EntryPoint]":
-    # Reading metadata costs as much to import as a fifth of embedroute, so that waits for the first config.
-    found: EntryPoints = importlib.import_module("importlib.metadata").entry_points(group=GROUP)
-    return tuple(entry for entry in found if BUILT_IN.get(entry.name) != entry.value)
+    # Deferred: importing importlib.metadata takes a fifth of the time of importing embedroute.
+    entries: EntryPoints = importlib.import_module("importlib.metadata").entry_points(group=GROUP)
+    return tuple(entry for entry in entries if BUILT_IN.get(entry.name) != entry.value)
 
 
 def listed() -> list[BackendEntry]:
-    """List every backend that can be named, by name; nothing is imported."""
-    own = [BackendEntry(name, value, "embedroute") for name, value in BUILT_IN.items()]
-    return sorted(
-        own + [it for it in _of_others() if not _is_shipped(it.name)], key=lambda it: it.name
-    )
+    """List every backend that a config can name, sorted by name; imports none of them."""
+    built_in = [BackendEntry(name, value, "embedroute") for name, value in BUILT_IN.items()]
+    others = [entry for entry in _third_party() if not _is_shipped(entry.name)]
+    return sorted(built_in + others, key=lambda entry: entry.name)
 
 
 def unused() -> list[BackendEntry]:
-    """List the installed backends whose name is that of a provider in the shipped table: its own code is used instead."""
-    return sorted((it for it in _of_others() if _is_shipped(it.name)), key=lambda it: it.name)
+    """List the installed backends that have the name of a provider in the shipped table.
+
+    They are never used, because the shipped table decides which backend serves such a provider.
+    """
+    entries = (entry for entry in _third_party() if _is_shipped(entry.name))
+    return sorted(entries, key=lambda entry: entry.name)
 
 
-def _of_others() -> list[BackendEntry]:
+def _third_party() -> list[BackendEntry]:
     return [
         BackendEntry(entry.name, entry.value, entry.dist.name if entry.dist else "?")
         for entry in _scanned()
@@ -80,93 +87,103 @@ def _of_others() -> list[BackendEntry]:
 
 
 def _is_shipped(name: str) -> bool:
-    """Whether the shipped table says how to speak to a provider of this name; a plugin there would be given its key."""
+    """Return whether the shipped table has a backend for the provider ``name``.
+
+    A plugin with that name would receive the provider's API key.
+    """
     row = known_providers().get(name)
     return name not in BUILT_IN and row is not None and row.backend is not None
 
 
 def find_origin(backend: BackendBase) -> tuple[str, str]:
-    """Return where the code of a backend is and which distribution brings it, "" if none lists it as a backend."""
-    kind = type(backend)
-    for it in sorted(listed(), key=lambda it: it.name not in BUILT_IN):
-        module, _, attribute = it.value.partition(":")
-        # Nothing is imported: the module of a backend that was made is loaded.
-        if module in sys.modules and _get_attribute(sys.modules[module], attribute) is kind:
-            return it.value, it.distribution
-    return f"{kind.__module__}:{kind.__qualname__}", ""
+    """Return the import path of a backend's class and its distribution ("" if not registered)."""
+    cls = type(backend)
+    for entry in sorted(listed(), key=lambda entry: entry.name not in BUILT_IN):
+        module, _, attribute = entry.value.partition(":")
+        # The module of an existing backend is already loaded, so nothing is imported here.
+        if module in sys.modules and _get_attribute(sys.modules[module], attribute) is cls:
+            return entry.value, entry.distribution
+    return f"{cls.__module__}:{cls.__qualname__}", ""
 
 
-def _get_attribute(found: object, path: str) -> object:
-    for part in path.split("."):
-        found = getattr(found, part, None)
-    return found
+def _get_attribute(value: object, path: str) -> object:
+    for name in path.split("."):
+        value = getattr(value, name, None)
+    return value
 
 
 def known_provider_of(config: Config, known: Mapping[str, KnownProvider]) -> dict[str, str]:
-    """Configured slug → the slug of the shipped row that is about it; none where another backend was put there.
+    """Map configured slugs to the slugs of their rows in the shipped table.
 
-    That is the slug's own base, or the known provider that ``backend`` names.
+    A provider's row is the one that its ``backend`` names, or else the one of its slug up to the
+    first slash. Providers without a row are left out.
     """
-    found = {slug: _base(slug, it.backend, known) for slug, it in config.providers.items()}
-    return {slug: base for slug, base in found.items() if base in known}
+    bases = {
+        slug: _base(slug, provider.backend, known) for slug, provider in config.providers.items()
+    }
+    return {slug: base for slug, base in bases.items() if base in known}
 
 
-def _base(slug: str, said: object, known: Mapping[str, KnownProvider]) -> str:
-    own = slug.partition("/")[0]
-    if said is None:
-        return own
-    row = known.get(said) if isinstance(said, str) else None
+def _base(slug: str, backend: object, known: Mapping[str, KnownProvider]) -> str:
+    prefix = slug.partition("/")[0]
+    if backend is None:
+        return prefix
+    row = known.get(backend) if isinstance(backend, str) else None
     if row is None or row.backend is None:
         return ""
-    # A built-in backend is meant without the row of its name, unless the slug is that name too.
-    return str(said) if said not in BUILT_IN or said == own == row.backend else ""
+    # The name of a built-in backend means the backend only; it means the shipped row of that name
+    # too if the slug is the same.
+    return str(backend) if backend not in BUILT_IN or backend == prefix == row.backend else ""
 
 
 def load(name: str) -> type[BackendBase]:
-    """Import the backend of that name.
+    """Import the backend ``name``.
 
     Raises:
-        EmbedrouteError: it is not installed, two packages claim the name, or it does not import.
+        EmbedrouteError: no package or more than one provides it, or it cannot be imported.
     """
-    return _imported(_find(name))
+    return _import_backend(_find(name))
 
 
-def _find(name: str, also: Sequence[str] = ()) -> BackendEntry:
-    claims = [it for it in listed() if it.name == name]
-    if not claims:
+def _find(name: str, other_names: Sequence[str] = ()) -> BackendEntry:
+    entries = listed()
+    matches = [entry for entry in entries if entry.name == name]
+    if not matches:
+        suggestion = did_you_mean(name, [*(entry.name for entry in entries), *other_names])
+        raise EmbedrouteError(f'no backend "{name}" is installed{suggestion}')
+    if len(matches) > 1:
+        packages = ", ".join(entry.distribution for entry in matches)
         raise EmbedrouteError(
-            f'no backend "{name}" is installed{did_you_mean(name, [*(it.name for it in listed()), *also])}'
+            f'more than one package provides a backend "{name}": {packages}; uninstall all but one'
         )
-    if len(claims) > 1:
-        packages = ", ".join(it.distribution for it in claims)
-        raise EmbedrouteError(f'two packages bring a backend "{name}": {packages}; uninstall one')
-    return claims[0]
+    return matches[0]
 
 
-def _imported(claim: BackendEntry) -> type[BackendBase]:
+def _import_backend(entry: BackendEntry) -> type[BackendBase]:
     try:
-        module, _, attribute = claim.value.partition(":")
-        found: object = importlib.import_module(module)
-        for part in attribute.split("."):
-            found = getattr(found, part)
+        module, _, attribute = entry.value.partition(":")
+        value: object = importlib.import_module(module)
+        for name in attribute.split("."):
+            value = getattr(value, name)
     except KeyboardInterrupt:
         raise
-    except (
-        BaseException
-    ) as error:  # whatever a plugin raises, SystemExit too, names the plugin and harms no other
-        raise EmbedrouteError(f"{claim.whose} does not import: {_named(error)}") from error
-    if not (isinstance(found, type) and issubclass(found, BackendBase)):
-        raise EmbedrouteError(f"{claim.whose} is not an HTTPBackend, LocalBackend or Backend")
-    if not _declares(found):
-        raise EmbedrouteError(f"{claim.whose} {_DECLARE}")
-    return found
+    # A plugin may raise anything, even SystemExit. Report it, and go on with the other backends.
+    except BaseException as error:
+        raise EmbedrouteError(
+            f"{entry.whose} cannot be imported: {_describe_exception(error)}"
+        ) from error
+    if not (isinstance(value, type) and issubclass(value, BackendBase)):
+        raise EmbedrouteError(f"{entry.whose} is not an HTTPBackend, LocalBackend or Backend")
+    if not _declares_accepts(value):
+        raise EmbedrouteError(f"{entry.whose} {_DECLARE_ACCEPTS}")
+    return value
 
 
-_DECLARE: Final = "must declare accepts: ClassVar[Accepts] = Accepts(…)"
+_DECLARE_ACCEPTS: Final = "must declare accepts: ClassVar[Accepts] = Accepts(…)"
 
 
-def _declares(backend: type[BackendBase]) -> bool:
-    # A field's default is not on the class: as a field, it would silently win over what config says.
+def _declares_accepts(backend: type[BackendBase]) -> bool:
+    # A struct field has no value on the class. A field `accepts` would override the config.
     return isinstance(getattr(backend, "accepts", None), Accepts)
 
 
@@ -177,92 +194,95 @@ def build_backends(
     environ: Mapping[str, str],
     unread: UnknownFields,
 ) -> tuple[dict[str, BackendBase], list[str]]:
-    """Make the backend of every configured provider; what does not fit is named in the second part."""
-    built: dict[str, BackendBase] = {}
+    """Build the backend of every configured provider; returns the backends and the mistakes."""
+    backends: dict[str, BackendBase] = {}
     mistakes: list[str] = []
-    also = [slug for slug, row in known.items() if row.backend]
+    shipped_names = [slug for slug, row in known.items() if row.backend]
     for slug, provider in config.providers.items():
         if unread.at("providers", slug, "options"):
             continue
-        place, row = (
-            f"providers.{quoted(slug)}",
-            known.get(bases.get(slug, ""), KnownProvider(vendor=slug)),
-        )
+        path = f"providers.{quoted(slug)}"
+        row = known.get(bases.get(slug, ""), KnownProvider(vendor=slug))
         try:
-            backend, wrong = _build(place, slug, provider, row, environ, also)
+            backend, new_mistakes = _build(path, slug, provider, row, environ, shipped_names)
         except EmbedrouteError as error:
-            backend, wrong = None, [f"[{place}] {error.message}"]
-        mistakes += wrong
+            backend = None
+            new_mistakes = [f"[{path}] {error.message}"]
+        mistakes += new_mistakes
         if backend is not None:
-            built[slug] = backend
-    return built, mistakes
+            backends[slug] = backend
+    return backends, mistakes
 
 
 def _build(
-    place: str,
+    path: str,
     slug: str,
     provider: Provider,
     row: KnownProvider,
     environ: Mapping[str, str],
-    also: Sequence[str],
+    shipped_names: Sequence[str],
 ) -> tuple[BackendBase | None, list[str]]:
-    said = provider.backend
-    if isinstance(said, BackendBase):
-        return _given(said), [
-            f"[{place}] options go into the backend object" for _ in (provider.options and [1])
-        ]
-    if said is not None and not (isinstance(said, str) and said):
+    backend = provider.backend
+    if isinstance(backend, BackendBase):
+        _check_object(backend)
+        mistake = f"[{path}] backend is an object, so set the options on it and not here"
+        return backend, [mistake] if provider.options else []
+    if backend is not None and not (isinstance(backend, str) and backend):
         raise EmbedrouteError(
-            "backend must be a name, or an object whose class is an HTTPBackend, LocalBackend or Backend"
+            "backend must be a name, or an object whose class is an HTTPBackend, LocalBackend "
+            "or Backend"
         )
-    claim = _find(row.backend or said or slug.partition("/")[0], also)
-    return _made(place, claim, {**row.options, **provider.options}, environ)
+    entry = _find(row.backend or backend or slug.partition("/")[0], shipped_names)
+    return _instantiate(path, entry, {**row.options, **provider.options}, environ)
 
 
-def _made(
-    place: str, claim: BackendEntry, options: Mapping[str, object], environ: Mapping[str, str]
+def _instantiate(
+    path: str, entry: BackendEntry, options: Mapping[str, object], environ: Mapping[str, str]
 ) -> tuple[BackendBase | None, list[str]]:
-    backend, fitted = _imported(claim), ConvertResult({}, [], set())
+    cls = _import_backend(entry)
+    converted = ConvertResult({}, [], set())
     try:
-        fitted = convert_fields(place, options, backend, environ, Provider.__struct_fields__)
-        unread = {name: None for name in backend.__struct_fields__ if name in fitted.unread}
-        made = backend(**{**unread, **fitted.values})
+        converted = convert_fields(path, options, cls, environ, Provider.__struct_fields__)
+        unread = {name: None for name in cls.__struct_fields__ if name in converted.unread}
+        backend = cls(**{**unread, **converted.values})
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # noqa: BLE001 - as in _imported, it harms no other
-        refused = [f"[{place}] {claim.whose} cannot be made: {_worded(error)}"]
-        return None, [
-            *fitted.mistakes,
-            *(refused if _is_independent_error(error, backend, fitted) else ()),
-        ]
-    return (None if fitted.mistakes else made), fitted.mistakes
+    except BaseException as error:  # noqa: BLE001 - as in _import_backend
+        mistakes = converted.mistakes
+        if _is_independent_error(error, cls, converted):
+            message = f"[{path}] {entry.whose} cannot be built: {_describe_error(error)}"
+            mistakes = [*mistakes, message]
+        return None, mistakes
+    return (None if converted.mistakes else backend), converted.mistakes
 
 
 def _is_independent_error(
-    error: BaseException, backend: type[BackendBase], fitted: ConvertResult
+    error: BaseException, backend: type[BackendBase], converted: ConvertResult
 ) -> bool:
-    """Whether the options would be refused so with the mistaken ones mended too; if in doubt, not."""
-    if not fitted.mistakes or isinstance(error, MissingExtra):
+    """Return whether the error would still occur if the mistaken options were corrected.
+
+    Returns False if that cannot be known, so that one mistake is not reported twice.
+    """
+    if not converted.mistakes or isinstance(error, MissingExtra):
         return True
-    named = set(_WORDS.findall(str(error))) & set(backend.__struct_fields__)
+    fields = set(_WORDS.findall(str(error))) & set(backend.__struct_fields__)
     return (
         isinstance(error, (EmbedrouteError, ValueError))
-        and bool(named)
-        and named.isdisjoint(fitted.unread)
+        and bool(fields)
+        and fields.isdisjoint(converted.unread)
     )
 
 
-def _worded(error: BaseException) -> str:
-    # A ValueError is worded for the operator, as our own errors are.
-    plain = str(error) if isinstance(error, (EmbedrouteError, ValueError)) else ""
-    return " ".join(plain.split()) or _named(error)
+def _describe_error(error: BaseException) -> str:
+    # By contract, the text of a ValueError is for the operator, as that of our own errors is.
+    text = str(error) if isinstance(error, (EmbedrouteError, ValueError)) else ""
+    return " ".join(text.split()) or _describe_exception(error)
 
 
-def _named(error: BaseException) -> str:
+def _describe_exception(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def _given(backend: BackendBase) -> BackendBase:
-    if not _declares(type(backend)):
-        raise EmbedrouteError(f"the backend {type(backend).__name__} {_DECLARE}")
-    return backend
+def _check_object(backend: BackendBase) -> None:
+    if not _declares_accepts(type(backend)):
+        raise EmbedrouteError(f"the backend {type(backend).__name__} {_DECLARE_ACCEPTS}")

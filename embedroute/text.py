@@ -1,4 +1,4 @@
-"""How an error speaks of text that is not ours: it repeats it safely, and suggests what was meant."""
+"""Quotes text of clients and upstreams safely in messages, and suggests corrections."""
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -7,82 +7,88 @@ from itertools import accumulate
 from typing import cast
 
 LONGEST_ECHO = 128
-"""Characters of a client's own text that an error repeats."""
+"""Maximum characters of a client's text that an error message quotes."""
 
 MOST_COMPARED = 32
-"""Words that are compared letter by letter with a mistaken one, which takes about 0.1 ms each."""
+"""Maximum words that are compared letter by letter with a misspelt one; each takes about 0.1 ms."""
 
 MOST_RUNS = 8
-"""Parts of three letters by which those words are chosen."""
+"""Maximum three-letter substrings by which the words to compare are chosen."""
 
 LONGEST_MESSAGE = 300
-"""Characters of an upstream's text that a client may see, as they are written out."""
+"""Maximum characters of an upstream's message that a client receives, after escaping."""
 
 
 def echo(text: str) -> str:
-    """Repeat a client's text safely: escaped, and cut at ``LONGEST_ECHO`` characters."""
+    """Quote a client's text as an ASCII literal of at most ``LONGEST_ECHO`` characters."""
     return ascii(text[:LONGEST_ECHO])[: LONGEST_ECHO + 2]
 
 
 def printable(text: str) -> str:
-    """Escape what would move a reader's cursor or turn the text around; cut at ``LONGEST_MESSAGE``.
+    """Escape control and format characters, and cut the text at ``LONGEST_MESSAGE``.
 
-    What has been through this already comes out as it is.
+    The function is idempotent.
     """
-    written = [escaped(letter) for letter in text[:LONGEST_MESSAGE]]
-    ends = accumulate(map(len, written))
+    pieces = [escaped(letter) for letter in text[:LONGEST_MESSAGE]]
+    ends = accumulate(map(len, pieces))
     return "".join(
-        [piece for piece, end in zip(written, ends, strict=True) if end <= LONGEST_MESSAGE]
+        [piece for piece, end in zip(pieces, ends, strict=True) if end <= LONGEST_MESSAGE]
     )
 
 
 def escaped(text: str) -> str:
-    """Write what does not print as Python and TOML write it, so that a line stays one."""
+    """Escape unprintable characters, line breaks among them, as Python and TOML do."""
     return "".join(
-        [it if it.isprintable() else it.encode("unicode_escape").decode() for it in text]
+        [
+            letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+            for letter in text
+        ]
     )
 
 
 def log_fields(fields: Mapping[str, object]) -> dict[str, object]:
-    """Make the ``extra`` of a log record: names of models and callers are a client's text, and must not forge lines.
+    """Escape the values of a log record's ``extra`` fields, in lists too.
 
-    Escaped are control and format characters, line and paragraph separators, and surrogates, in lists too.
+    Names of models and callers come from clients; a line break in one could forge a log line.
+    Escaped are control and format characters, separators of lines and paragraphs, and surrogates.
     """
-    return {name: _escaped_in(value) for name, value in fields.items()}
+    return {name: _escape_value(value) for name, value in fields.items()}
 
 
-def _escaped_in(value: object) -> object:
+def _escape_value(value: object) -> object:
     if isinstance(value, str):
         return value if value.isprintable() else escaped(value)
-    return (
-        [_escaped_in(it) for it in cast("list[object]", value)]
-        if isinstance(value, list)
-        else value
-    )
+    if isinstance(value, list):
+        return [_escape_value(item) for item in cast("list[object]", value)]
+    return value
 
 
 def closest(name: str, known: Sequence[str]) -> str | None:
-    """Find the word of ``known`` that was probably meant; only ``MOST_COMPARED`` words that look like it are compared."""
+    """Find the word of ``known`` that is most similar to ``name``, or None.
+
+    Of a long list only the ``MOST_COMPARED`` most promising words are compared.
+    """
     name = name[:LONGEST_ECHO]
     if len(known) > MOST_COMPARED:
-        known = _alike(name, [word for word in known if len(word) <= LONGEST_ECHO])
+        known = _most_promising(name, [word for word in known if len(word) <= LONGEST_ECHO])
     return next(iter(get_close_matches(name, known, n=1)), None)
 
 
-def _alike(name: str, known: Sequence[str]) -> list[str]:
-    """Choose the words that share the most of some three letters in a row with ``name``, then those of about its length."""
-    apart = max(1, (len(name) - 2) // MOST_RUNS)
-    runs = [name[start : start + 3] for start in range(0, max(1, len(name) - 2), apart)]
+def _most_promising(name: str, known: Sequence[str]) -> list[str]:
+    """Choose the words that share most three-letter substrings with ``name``, then by length."""
+    step = max(1, (len(name) - 2) // MOST_RUNS)
+    substrings = [name[start : start + 3] for start in range(0, max(1, len(name) - 2), step)]
     return nsmallest(
         MOST_COMPARED,
         known,
         key=lambda word: (
-            abs(len(word) - len(name)) - LONGEST_ECHO * sum([run in word for run in runs])
+            abs(len(word) - len(name))
+            - LONGEST_ECHO * sum([substring in word for substring in substrings])
         ),
     )
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """Suggest the closest of ``known``, as ``; did you mean "x"?``, or nothing."""
-    close = closest(name, known)
-    return "" if close is None else f'; did you mean "{close}"?'
+    """Return ``; did you mean "x"?`` for the most similar of ``known``, or an empty string."""
+    suggestion = closest(name, known)
+    return "" if suggestion is None else f'; did you mean "{suggestion}"?'

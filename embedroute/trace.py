@@ -1,4 +1,8 @@
-"""What happened to one request: counts for its headers always, events and bodies only when debug asks for them."""
+"""Records what happened to one request.
+
+Counts for the response headers are always recorded. Events and upstream bodies are recorded only if
+the request's ``debug`` field enables them.
+"""
 
 import random
 from collections.abc import Collection, Container, Mapping, Sequence
@@ -9,7 +13,7 @@ import msgspec
 
 
 def new_request_id() -> str:
-    """Make the id of a request whose client sent none."""
+    """Make a request id, for a request whose client sent none."""
     return f"req_{random.getrandbits(128):032x}"
 
 
@@ -17,13 +21,15 @@ Event = Mapping[str, Any]
 
 
 class RequestTrace(msgspec.Struct, eq=False):
-    """The record of one request, written on the way and read by the dialect.
+    """The record of one request; the dialect writes it into the response.
 
-    ``hits`` counts the inputs whose vectors the cache held because this caller had asked for them,
-    ``shared_hits`` those among the ``misses`` that it held for others; only logs tell of these.
-    ``events`` is None unless a trace was asked for, ``sent`` and ``received``
-    unless the upstream's bodies were, of which ``sent_bytes`` and ``got_bytes`` are kept so far;
-    ``full`` says whether values and input text may stand in them.
+    ``hits`` counts the inputs that were in the cache because this caller had requested them before.
+    ``misses`` counts all others. ``shared_hits`` counts those misses that were in the cache because
+    of other callers; it appears only in log records, since it reveals what others requested.
+
+    ``events`` is None unless the request enabled the trace. ``sent`` and ``received`` hold the
+    upstream's requests and responses and are None unless the request enabled them; ``sent_bytes``
+    and ``got_bytes`` are their sizes so far. ``full`` allows values and input texts in all three.
     """
 
     request_id: str
@@ -45,15 +51,15 @@ class RequestTrace(msgspec.Struct, eq=False):
     got_bytes: int = 0
 
     def __repr__(self) -> str:
-        """Name the request, and show nothing of what it asked and was told."""
+        """Show the request id only: the other fields may hold input texts."""
         return f"RequestTrace({self.request_id!r})"
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
-        """Show no more in rich."""
+        """Show the request id only, in rich too."""
         return [("request_id", self.request_id)]
 
     def open(self, *, trace: bool, sent: bool, received: bool, full: bool) -> None:
-        """Turn on what debug asked for."""
+        """Start to record what the ``debug`` field of the request enables."""
         self.full = full
         self.events = [] if trace else None
         self.sent = [] if sent else None
@@ -61,18 +67,21 @@ class RequestTrace(msgspec.Struct, eq=False):
 
     @property
     def captures_bodies(self) -> bool:
-        """Whether any upstream body is to be kept."""
+        """Whether bodies of upstream requests or responses are recorded."""
         return self.sent is not None or self.received is not None
 
     def providers_for(self, status: int) -> Collection[str]:
-        """The providers that an answer names: who gave its vectors or, in an error, who was called for them."""
+        """The providers to name in the response.
+
+        For a success these are the providers of its vectors, for an error all that were called.
+        """
         if status < 400:
             return self.providers
         return dict.fromkeys([*(provider for provider, _ in self.failures), *self.providers])
 
     @property
     def cost(self) -> Decimal:
-        """USD spent upstream: prompt tokens by the million, so much an image and a call; an unknown price counts as 0."""
+        """USD spent upstream, by token, image and call; an unknown price counts as 0."""
         return sum(
             (_billed(prices, tokens, images) for prices, tokens, images in self.bills), Decimal(0)
         )
@@ -83,9 +92,10 @@ class RequestTrace(msgspec.Struct, eq=False):
         found: Container[bytes],
         others: Container[bytes] = (),
     ) -> None:
-        """Count the inputs, by their ``keys``, whose vectors were there, and those whose were not.
+        """Count cache hits and misses; ``keys`` has one cache key per input.
 
-        What was there for ``others`` only counts as not there.
+        ``found`` holds the keys that are in the cache. Those in ``others`` are there only because
+        of other callers, and count as misses.
         """
         self.shared_hits = sum([key in others for key in keys]) if others else 0
         self.hits = sum([key in found for key in keys]) - self.shared_hits if found else 0
@@ -102,40 +112,44 @@ class RequestTrace(msgspec.Struct, eq=False):
         *,
         images: int = 0,
     ) -> None:
-        """Add what one answered call came from, and what it is billed by: the endpoint's ``prices``, tokens and images.
+        """Record the provider and the cost of one successful call.
 
-        Tokens that are known to be of images are not billed by the token where an image has a price of its own.
+        ``prices`` are those of the endpoint. If it has a price per image, tokens that the upstream
+        reported for images are not billed again.
         """
         self.providers[provider] = None
-        own = modality_tokens.get("image", 0) if "image" in prices else 0
-        self.bills = (*self.bills, (prices, max(tokens - own, 0), images))
+        image_tokens = modality_tokens.get("image", 0) if "image" in prices else 0
+        self.bills = (*self.bills, (prices, max(tokens - image_tokens, 0), images))
         for modality, count in modality_tokens.items():
             self.modality_tokens[modality] = self.modality_tokens.get(modality, 0) + count
 
     def add_event(
         self, stage: str, action: str, values: Event | None = None, /, **facts: object
     ) -> None:
-        """Add an event to the trace, if there is one; ``values`` stand only in a full one. No secrets."""
+        """Add an event if the trace is enabled.
+
+        ``values`` are added to a full trace only. Do not pass secrets.
+        """
         if self.events is not None:
             self.events.append(
                 {"stage": stage, "action": action, **facts, **((values or {}) if self.full else {})}
             )
 
     def debug_fields(self) -> dict[str, Any]:
-        """What debug asked to see and there was, by the names it has on the wire."""
+        """Return the debug fields of the response body, by name; empty ones are left out."""
         if self.events is self.sent is self.received is None:
             return {}
-        shown = {
+        recorded = {
             "upstream_request": _one_or_all(self.sent),
             "upstream_response": _one_or_all(self.received),
             "trace": self.events,
         }
-        return {name: value for name, value in shown.items() if value}
+        return {name: value for name, value in recorded.items() if value}
 
 
 def _billed(prices: Mapping[str, Decimal], tokens: int, images: int) -> Decimal:
-    by_unit = prices.get("request", Decimal(0)) + prices.get("image", Decimal(0)) * images
-    return prices.get("prompt", Decimal(0)) * tokens / 1_000_000 + by_unit
+    per_unit = prices.get("request", Decimal(0)) + prices.get("image", Decimal(0)) * images
+    return prices.get("prompt", Decimal(0)) * tokens / 1_000_000 + per_unit
 
 
 def _one_or_all(bodies: Sequence[Event] | None) -> Event | Sequence[Event] | None:

@@ -1,4 +1,7 @@
-"""(n, d) float32 arrays: base64 and JSON in and out, truncation, and the checks; alone knows numpy, orjson and pybase64."""
+"""Reads, validates, truncates and writes vectors, as (n, d) arrays.
+
+This is the only module of the package that imports numpy, orjson and pybase64.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
@@ -13,38 +16,48 @@ from embedroute.runtime import chunked
 
 Number = np.float32 | np.int8 | np.uint8
 Array = NDArray[Number]
-"""(n, d); float32 for float vectors, int8 or uint8 for quantised ones."""
+"""Shape (n, d); float32 for float vectors, int8 or uint8 for quantised ones."""
 
-FLOAT32, I8, U8 = np.dtype("<f4"), np.dtype("i1"), np.dtype("u1")
+FLOAT32 = np.dtype("<f4")
+INT8 = np.dtype("i1")
+UINT8 = np.dtype("u1")
 DTYPES: Final[Mapping[str, np.dtype[Number]]] = {
     "float": FLOAT32,
-    "int8": I8,
-    "uint8": U8,
-    "binary": I8,
-    "ubinary": U8,
+    "int8": INT8,
+    "uint8": UINT8,
+    "binary": INT8,
+    "ubinary": UINT8,
 }
-"""How a number of each ``output_dtype`` is held; binary packs eight dimensions into one."""
+"""``output_dtype`` → type of the array; binary packs eight dimensions into one number."""
 
 WIDEST: Final = 65_536
-"""Numbers that a vector may have where its width is not known."""
+"""Maximum dimensions of a vector whose width is not declared."""
 TEXT_OF_NUMBER: Final = 48
-"""Bytes of JSON that a number may take: 24 digits and signs, a comma, and what pretty-printing, as Google's, adds."""
+"""Maximum bytes of one number in JSON.
+
+They are 24 digits and signs, a comma, and the spaces and line breaks of indented JSON (Google).
+"""
+
+
+MIXED_WIDTHS: Final = "The upstream's vectors differ in width."
 
 
 def from_lists(rows: Sequence[Sequence[float]], dtype: str = "float") -> Array:
     """Make an (n, d) array of rows of JSON numbers.
 
     Raises:
-        InvalidUpstreamResponse: the rows differ in width, or hold something that is not a number of ``dtype``.
+        InvalidUpstreamResponse: the rows differ in width, or an item is not a number of ``dtype``.
     """
     try:
-        found = np.asarray(rows)
+        array = np.asarray(rows)
     except (TypeError, ValueError, OverflowError):
-        found = np.empty(0)
-    # Told the dtype, numpy would take null for NaN and the text "1" for 1, so it says what it sees first.
-    if found.ndim != 2 or found.dtype.kind not in "fiu":
-        raise InvalidUpstreamResponse("The upstream's rows are not lists of numbers of one width.")
-    exact = found.astype(np.float64, copy=False)
+        array = np.empty(0)
+    # Let numpy infer the type: with an explicit dtype it would accept null as NaN and "1" as 1.
+    if array.ndim != 2 or array.dtype.kind not in "fiu":
+        raise InvalidUpstreamResponse(
+            "The upstream's vectors are not lists of numbers of equal length."
+        )
+    exact = array.astype(np.float64, copy=False)
     if dtype == "float":
         with np.errstate(over="ignore"):
             return exact.astype(FLOAT32)
@@ -52,120 +65,138 @@ def from_lists(rows: Sequence[Sequence[float]], dtype: str = "float") -> Array:
     if exact.size and not (
         np.all(exact == np.trunc(exact)) and exact.min() >= bounds.min and exact.max() <= bounds.max
     ):
-        raise InvalidUpstreamResponse(f"The upstream's rows do not hold {dtype} numbers.")
+        raise InvalidUpstreamResponse(
+            f"The upstream's vectors contain numbers that are not {dtype}."
+        )
     return exact.astype(DTYPES[dtype])
 
 
 def from_base64(rows: Sequence[str | bytes | memoryview], dtype: str = "float") -> Array:
-    """Make an (n, d) array of rows of base64 text, each little-endian numbers of ``dtype``.
+    """Make an (n, d) array of rows of base64 text, each of little-endian numbers of ``dtype``.
 
     Raises:
-        InvalidUpstreamResponse: a row is not strict base64, not whole numbers long, or of another width than the first.
+        InvalidUpstreamResponse: a row is not strict base64, its length is not a multiple of the
+            size of a number, or the rows differ in width.
     """
     try:
-        # As strict as binascii's strict mode, and many times as fast: it works on whole registers.
-        raw = pybase64.b64decode(rows[0], validate=True) if len(rows) == 1 else _packed(rows)
-        return _shaped(raw, len(rows), dtype)
+        # pybase64 is as strict as binascii's strict mode and much faster, as it uses SIMD.
+        raw = pybase64.b64decode(rows[0], validate=True) if len(rows) == 1 else _decode_rows(rows)
+        return _reshape(raw, len(rows), dtype)
     except (TypeError, ValueError):
-        raise InvalidUpstreamResponse("The upstream's rows are not base64.") from None
+        raise InvalidUpstreamResponse("The upstream's vectors are not valid base64.") from None
 
 
-def _packed(rows: Sequence[str | bytes | memoryview]) -> memoryview:
-    """Put each row in its place while it is in the processor's cache; joining them all at last costs three times as much."""
-    room, size = memoryview(b""), 0
+def _decode_rows(rows: Sequence[str | bytes | memoryview]) -> memoryview:
+    """Decode each row and copy it into one buffer while it is in the CPU cache.
+
+    Joining all rows at the end takes three times as long.
+    """
+    buffer = memoryview(b"")
+    size = 0
     for group in chunked(len(rows), sum(map(len, rows))):
-        for at, text in enumerate(rows[group], group.start):
+        for index, text in enumerate(rows[group], group.start):
             row = pybase64.b64decode(text, validate=True)
-            if at == 0:
-                room, size = np.empty(len(rows) * len(row), U8).data, len(row)
+            if index == 0:
+                size = len(row)
+                buffer = np.empty(len(rows) * size, UINT8).data
             if len(row) != size:
-                raise InvalidUpstreamResponse("The upstream's rows differ in width.")
-            room[at * size : at * size + size] = row
-    return room
+                raise InvalidUpstreamResponse(MIXED_WIDTHS)
+            buffer[index * size : index * size + size] = row
+    return buffer
 
 
 def from_bytes(rows: Sequence[bytes], dtype: str = "float") -> Array:
     """Make an (n, d) array of rows of raw little-endian numbers.
 
     Raises:
-        InvalidUpstreamResponse: the rows differ in length, or are not whole numbers long.
+        InvalidUpstreamResponse: the rows differ in length, or their length is not a multiple of the
+            size of a number.
     """
     if len(set(map(len, rows))) > 1:
-        raise InvalidUpstreamResponse("The upstream's rows differ in width.")
-    return _shaped(rows[0] if len(rows) == 1 else b"".join(rows), len(rows), dtype)
+        raise InvalidUpstreamResponse(MIXED_WIDTHS)
+    return _reshape(rows[0] if len(rows) == 1 else b"".join(rows), len(rows), dtype)
 
 
-def _shaped(raw: bytes | memoryview, count: int, dtype: str) -> Array:
+def _reshape(raw: bytes | memoryview, count: int, dtype: str) -> Array:
     if not count:
-        raise InvalidUpstreamResponse("The upstream answered no rows.")
+        raise InvalidUpstreamResponse("The upstream returned no vectors.")
     if len(raw) % (count * DTYPES[dtype].itemsize):
-        raise InvalidUpstreamResponse("The upstream's rows are not whole numbers long.")
+        raise InvalidUpstreamResponse(
+            f"The byte length of the upstream's vectors is not a multiple of the size of {dtype}."
+        )
     return np.frombuffer(raw, DTYPES[dtype]).reshape(count, -1 if raw else 0)
 
 
 def from_digests(rows: Sequence[bytes]) -> Array:
-    """Make (n, d) unit vectors of rows of 2 d random bytes; none is zero, and shorter digests make prefixes up to scale."""
-    whole = np.frombuffer(b"".join(rows), dtype="<i2").reshape(len(rows), -1)
-    return unit(whole * np.float64(2) + 1)
+    """Make (n, d) unit vectors of rows of 2 d random bytes.
+
+    No vector is zero. A prefix of a digest makes the prefix of its vector, up to scale.
+    """
+    integers = np.frombuffer(b"".join(rows), dtype="<i2").reshape(len(rows), -1)
+    return unit(integers * np.float64(2) + 1)
 
 
-def mean(table: Array, picked: Sequence[int]) -> Array:
-    """Average the rows ``picked`` of (v, d) ``table``: (d,); piece by piece, so that a long text stays small and exact."""
-    pieces = (
-        table[picked[start : start + 512]].sum(axis=0) for start in range(0, len(picked), 512)
+def mean(table: Array, indices: Sequence[int]) -> Array:
+    """Average the rows ``indices`` of (v, d) ``table``: (d,).
+
+    It sums 512 rows at a time into float64, which bounds memory and rounding errors of long texts.
+    """
+    sums = (
+        table[indices[start : start + 512]].sum(axis=0) for start in range(0, len(indices), 512)
     )
-    return (sum(pieces, np.zeros(table.shape[1])) / max(len(picked), 1)).astype(FLOAT32)
+    return (sum(sums, np.zeros(table.shape[1])) / max(len(indices), 1)).astype(FLOAT32)
 
 
 def check(array: Array, count: int, width: int | None, dtype: str = "float") -> Array:
-    """Give back ``count`` rows of ``width`` finite numbers, none of them all zero; floats of any size as float32.
+    """Validate vectors and return them as a plain array of ``dtype``.
 
-    Quantised rows may be zero: a zero byte is a value there.
+    The shape must be (``count``, ``width``), or any width over 0 if ``width`` is None. Numbers must
+    be finite, and no float row may be all zero. Quantised rows may. Floats become float32.
 
     Raises:
-        InvalidUpstreamResponse: says which of these does not hold.
+        InvalidUpstreamResponse: a check failed; the message says which.
     """
-    # Whatever a plugin made of it becomes a plain array; a masked one, whose holes would pass for numbers, becomes none.
+    # Plugins may return subclasses. Masked arrays are rejected: masked items would pass as numbers.
     array = (
         array
         if type(array) is np.ndarray
         else np.asarray(None if isinstance(array, np.ma.MaskedArray) else array)
     )
     if array.ndim != 2 or len(array) != count:
-        raise InvalidUpstreamResponse(
-            f"The upstream answered {len(array) if array.ndim else 0} rows for {count} inputs."
-        )
+        rows = len(array) if array.ndim else 0
+        raise InvalidUpstreamResponse(f"The upstream returned {rows} rows for {count} inputs.")
     if array.shape[1] == 0 or (width is not None and array.shape[1] != width):
         raise InvalidUpstreamResponse(
-            f"The upstream answered vectors of {array.shape[1]} numbers where {width} were due."
+            f"The upstream returned {array.shape[1]}-dimensional vectors; expected {width}."
         )
     if dtype == "float" and array.dtype != FLOAT32 and array.dtype.kind == "f":
         with np.errstate(over="ignore"):
             array = array.astype(FLOAT32)
     if array.dtype != DTYPES[dtype]:
         raise InvalidUpstreamResponse(
-            f"The upstream answered {array.dtype} numbers where {dtype} ones were due."
+            f"The upstream returned {array.dtype} numbers; expected {dtype}."
         )
-    if dtype == "float" and not _sound(array):
+    if dtype == "float" and not _is_valid(array):
         raise InvalidUpstreamResponse(
-            "The upstream answered a vector that is zero or holds a number that is not finite."
+            "The upstream returned a vector that is all zero or has a number that is not finite."
         )
     return array
 
 
-def _sound(array: Array) -> bool:
-    # One pass settles nearly all: a square sum is inf or nan for any such number, 0 for a zero row. Sums may over- or
-    # underflow on odd but good rows, so only the exact look refuses; vdot and einsum overflow without a warning.
+def _is_valid(array: Array) -> bool:
+    # The sum of squares is 0 for a zero row, and inf or nan if a number is not finite. It may also
+    # overflow or underflow for valid rows, so the exact check decides if it is not conclusive.
+    # vdot and einsum overflow without a warning.
     if len(array) == 1:
-        is_sure = 0 < np.vdot(array, array) < np.inf
+        is_certain = 0 < np.vdot(array, array) < np.inf
     else:
         squares = np.einsum("ij,ij->i", array, array)
-        is_sure = ((squares > 0) & (squares < np.inf)).all()
-    return bool(is_sure or (np.isfinite(array).all() and array.any(axis=1).all()))
+        is_certain = ((squares > 0) & (squares < np.inf)).all()
+    return bool(is_certain or (np.isfinite(array).all() and array.any(axis=1).all()))
 
 
 def truncate(array: Array, width: int) -> Array:
-    """Cut (n, d) matryoshka vectors to (n, width) and scale each to length 1 (float64 inside, float32 out).
+    """Cut (n, d) Matryoshka vectors to (n, width) and scale each to length 1, in float64.
 
     Raises:
         InvalidUpstreamResponse: a row's first ``width`` numbers are all zero.
@@ -180,33 +211,34 @@ def _cut(array: Array, width: int) -> Array:
     norms = np.linalg.norm(cut, axis=1, keepdims=True)
     if not norms.all():
         raise InvalidUpstreamResponse(
-            "The upstream answered a vector that is zero once it is cut to the width asked for."
+            "The upstream returned a vector that is all zero after truncation to `dimensions`."
         )
     return (cut / norms).astype(FLOAT32)
 
 
 def gathered(count: int, groups: Iterable[Array]) -> Array:
-    """Put groups of rows, ``count`` rows in all, on top of each other: (count, d), each copied once.
+    """Concatenate groups of rows to one (``count``, d) array, copying each row once.
 
     Raises:
-        InvalidUpstreamResponse: they differ in width.
+        InvalidUpstreamResponse: the groups differ in width.
     """
-    whole, filled = np.empty((0, 0), FLOAT32), 0
+    array = np.empty((0, 0), FLOAT32)
+    filled = 0
     for group in groups:
         if len(group) == count:
             return group
         if not filled:
-            whole = np.empty((count, group.shape[1]), group.dtype)
-        # numpy would spread a row of one number over a whole row.
-        if group.shape[1] != whole.shape[1]:
-            raise InvalidUpstreamResponse("The upstream's rows differ in width.")
-        whole[filled : filled + len(group)] = group
+            array = np.empty((count, group.shape[1]), group.dtype)
+        # numpy would broadcast a row of one number.
+        if group.shape[1] != array.shape[1]:
+            raise InvalidUpstreamResponse(MIXED_WIDTHS)
+        array[filled : filled + len(group)] = group
         filled += len(group)
-    return whole
+    return array
 
 
 def unit(array: Array | NDArray[np.float64]) -> Array:
-    """Scale each row to length 1 (float64 inside, float32 out); zero rows stay zero, infinite ones turn to NaN."""
+    """Scale each row to length 1, in float64; zero rows stay zero, infinite rows become NaN."""
     exact = array.astype(np.float64)
     with np.errstate(invalid="ignore"):
         norms = np.linalg.norm(exact, axis=1, keepdims=True)
@@ -214,21 +246,21 @@ def unit(array: Array | NDArray[np.float64]) -> Array:
 
 
 def stack(rows: Sequence[Array]) -> Array:
-    """Put n rows of (d,) on top of each other: (n, d).
+    """Stack n rows of (d,) to (n, d).
 
     Raises:
-        InvalidUpstreamResponse: they differ in width, as the answers of an endpoint whose width nobody declared may.
+        InvalidUpstreamResponse: the rows differ in width, which may happen if it is not declared.
     """
     try:
         return np.stack(rows)
     except ValueError:
         raise InvalidUpstreamResponse(
-            "The upstream's vectors of one model differ in width; declare its dimensions."
+            "The vectors of this model differ in width. Declare its dimensions in the config."
         ) from None
 
 
 def to_json(row: Array) -> bytes:
-    """Write one (d,) row as a JSON array; float32 in its shortest form that reads back the same."""
+    """Write one (d,) row as a JSON array; float32 in its shortest exact form."""
     return orjson.dumps(
         row if row.flags.c_contiguous else np.ascontiguousarray(row),
         option=orjson.OPT_SERIALIZE_NUMPY,
@@ -236,7 +268,10 @@ def to_json(row: Array) -> bytes:
 
 
 def to_base64(row: Array) -> bytes:
-    """Write one (d,) row's little-endian bytes as a JSON string of base64, from its memory where that is contiguous."""
+    """Write the little-endian bytes of one (d,) row as a JSON string of base64.
+
+    A contiguous row is not copied.
+    """
     return b'"%b"' % pybase64.b64encode(
         (row if row.flags.c_contiguous else np.ascontiguousarray(row)).data
     )

@@ -1,6 +1,7 @@
-"""A small service that searches notes by meaning, and offers its embedding model to others at ``/ai/v1/embeddings``.
+"""A small service that searches notes by meaning.
 
-``scripts/serve`` runs it; the gateway is used from both sides: mounted for clients, and called in process here.
+It uses one gateway in two ways: it mounts the gateway, so that clients can call
+``/ai/v1/embeddings``, and it calls ``gateway.embed`` itself. Run it with ``scripts/serve``.
 """
 
 from collections.abc import AsyncGenerator
@@ -21,50 +22,50 @@ MODEL = "wordllama"
 
 
 class NewNote(BaseModel):
-    """What a client writes."""
+    """The body of ``POST /notes``."""
 
     text: Annotated[str, Field(min_length=1, max_length=8192)]
 
 
 class Note(BaseModel):
-    """A note that is kept."""
+    """A stored note."""
 
     id: int
     text: str
 
 
 class Hit(BaseModel):
-    """A note that was found; ``score`` is the cosine between it and the query."""
+    """A search result; ``score`` is the cosine similarity of the note and the query."""
 
     note: Note
     score: float
 
 
 class Notebook:
-    """Notes in memory; row i of the vectors belongs to note i."""
+    """Notes in memory; the vector at an index belongs to the note at that index."""
 
     def __init__(self, gateway: Gateway) -> None:
-        """Begin empty."""
+        """Start without notes."""
         self._gateway = gateway
         self._notes: list[Note] = []
-        self._rows: list[NDArray[np.float32]] = []
+        self._vectors: list[NDArray[np.float32]] = []
 
     async def add(self, text: str) -> Note:
-        """Keep a note."""
+        """Store a note."""
         vector = await self._embed(text)
-        # No await from here on, so that a note and its row stay together.
+        # No await below: concurrent requests must not separate a note from its vector.
         note = Note(id=len(self._notes), text=text)
         self._notes.append(note)
-        self._rows.append(vector)
+        self._vectors.append(vector)
         return note
 
     async def search(self, query: str, limit: int) -> list[Hit]:
-        """Find the notes nearest to ``query``, nearest first."""
-        wanted = await self._embed(query)
+        """Return the notes that are most similar to ``query``, most similar first."""
+        query_vector = await self._embed(query)
         if not self._notes:
             return []
-        # Vectors have length 1, so their dot product is the cosine.
-        scores: list[float] = (np.stack(self._rows) @ wanted).tolist()
+        # The vectors have norm 1, so their dot product is the cosine.
+        scores: list[float] = (np.stack(self._vectors) @ query_vector).tolist()
         hits = [
             Hit(note=note, score=score) for note, score in zip(self._notes, scores, strict=True)
         ]
@@ -80,7 +81,7 @@ notebook = Notebook(gateway)
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
-    """Load the model before the first request, and close the gateway after the last."""
+    """Load the model at startup, and close the gateway at shutdown."""
     async with gateway.lifespan(app):
         await gateway.embed("ready", model=MODEL)
         yield
@@ -92,7 +93,7 @@ app.mount("/ai", embeddings_app(gateway))
 
 @app.post("/notes", status_code=201)
 async def add_note(note: NewNote) -> Note:
-    """Keep a note."""
+    """Store a note."""
     return await notebook.add(note.text)
 
 
@@ -101,12 +102,12 @@ async def search(
     q: Annotated[str, Query(min_length=1, max_length=8192)],
     limit: Annotated[int, Query(ge=1, le=100)] = 5,
 ) -> list[Hit]:
-    """Find the notes that mean the most similar."""
+    """Search the notes by meaning."""
     return await notebook.search(q, limit)
 
 
 @app.exception_handler(EmbedrouteError)
-async def refuse(request: Request, error: EmbedrouteError) -> JSONResponse:
-    """Pass on what the gateway says of a text that it cannot embed."""
+async def handle_error(request: Request, error: EmbedrouteError) -> JSONResponse:
+    """Return the message and the status of an error of the gateway."""
     del request
     return JSONResponse({"detail": error.message}, status_code=error.status)

@@ -1,6 +1,6 @@
-"""Who is calling: the ``Authorization`` header and nothing else, or whom the host names."""
+"""Tests how the caller is identified: by the ``Authorization`` header, or by the host."""
 
-# A host's function is given the scope whether or not it needs it.
+# Functions for authenticate= take the scope even if they do not use it.
 # ruff: noqa: ARG001, ARG002
 
 import gc
@@ -22,7 +22,7 @@ from tests.support.asgi_client import call
 
 KEY = "sk-er-0123456789abcdef"
 LONGEST = "k" * LONGEST_KEY
-RING = ApiKeys(
+API_KEYS = ApiKeys(
     {
         "plain": ApiKey(key=Secret(KEY)),
         "longest": ApiKey(key=Secret(LONGEST)),
@@ -56,8 +56,8 @@ def headers(*values):
         ("Bearer sk-limited", "limited"),
     ],
 )
-def test_a_key_names_its_caller(value, name):
-    assert name == RING.authenticate(headers(value)).name
+def test_a_key_identifies_its_caller(value, name):
+    assert name == API_KEYS.authenticate(headers(value)).name
 
 
 MALFORMED = "An API key is required; send one header 'Authorization: Bearer KEY'."
@@ -95,10 +95,10 @@ UNKNOWN = "Incorrect API key provided; check the Authorization header."
         (("Bearer plain",), UNKNOWN),
     ],
 )
-def test_anything_else_is_refused(values, message):
-    """Two headers are refused even if both are good: proxies differ in which one they mean."""
+def test_malformed_and_unknown_credentials_are_rejected(values, message):
+    """Two valid headers are rejected too, because proxies differ in which one they use."""
     with pytest.raises(Unauthorized) as caught:
-        RING.authenticate(headers(*values))
+        API_KEYS.authenticate(headers(*values))
 
     assert message == caught.value.message
     assert (caught.value.status, caught.value.code) == (401, "invalid_api_key")
@@ -107,12 +107,12 @@ def test_anything_else_is_refused(values, message):
 @pytest.mark.parametrize(
     "name", [b"x-api-key", b"api-key", b"cookie", b"proxy-authorization", b"x-embedroute-key"]
 )
-def test_no_other_header_is_a_credential(name):
+def test_only_the_authorization_header_is_a_credential(name):
     with pytest.raises(Unauthorized):
-        RING.authenticate([(name, f"Bearer {KEY}".encode())])
+        API_KEYS.authenticate([(name, f"Bearer {KEY}".encode())])
 
 
-def test_a_caller_is_what_its_table_says():
+def test_a_caller_has_the_permissions_of_its_table():
     expected = Caller(
         name="limited",
         models=frozenset({"m"}),
@@ -122,25 +122,25 @@ def test_a_caller_is_what_its_table_says():
         namespace="team",
     )
 
-    assert expected == RING.authenticate(headers("Bearer sk-limited"))
-    assert Caller(name="plain") == RING.authenticate(headers(f"Bearer {KEY}"))
+    assert expected == API_KEYS.authenticate(headers("Bearer sk-limited"))
+    assert Caller(name="plain") == API_KEYS.authenticate(headers(f"Bearer {KEY}"))
 
 
-def test_the_token_is_handed_out_as_it_came():
+def test_bearer_token_returns_the_token_unchanged():
     assert bearer_token(headers("Bearer a.b-c~+/=")) == b"a.b-c~+/="
 
 
-def test_a_ring_keeps_no_key():
-    """Neither shown nor anywhere among what it holds; and two rings share no digest."""
-    ring = ApiKeys({"plain": ApiKey(key=Secret(KEY))})
-    held = repr(vars(ring)) + repr(gc.get_referents(ring))
+def test_api_keys_are_stored_only_as_digests():
+    """No attribute contains a key, and two instances have different digests."""
+    api_keys = ApiKeys({"plain": ApiKey(key=Secret(KEY))})
+    held = repr(vars(api_keys)) + repr(gc.get_referents(api_keys))
 
     assert KEY not in held
-    assert KEY.encode() not in b"".join(ring._callers)
-    assert not set(ring._callers) & set(RING._callers)
+    assert KEY.encode() not in b"".join(api_keys._callers)
+    assert not set(api_keys._callers) & set(API_KEYS._callers)
 
 
-def test_a_ring_without_keys_knows_nobody():
+def test_without_configured_keys_every_key_is_rejected():
     with pytest.raises(Unauthorized):
         ApiKeys({}).authenticate(headers(f"Bearer {KEY}"))
 
@@ -161,7 +161,7 @@ def test_a_ring_without_keys_knows_nobody():
         ({"models": [], "only": []}, (frozenset(), (), ())),
     ],
 )
-def test_names_may_come_in_any_collection(given, held):
+def test_a_caller_accepts_any_collection_of_names(given, held):
     caller = Caller(name="c", **given)
 
     assert held == (caller.models, caller.only, caller.ignore)
@@ -170,20 +170,20 @@ def test_names_may_come_in_any_collection(given, held):
 
 @pytest.mark.parametrize("field", ["models", "only", "ignore"])
 @pytest.mark.parametrize("names", ["openai", 5, [1], [None], b"ab", True])
-def test_what_is_no_collection_of_names_is_refused_where_it_is_written(field, names):
-    """The letters of a plain string would be the names."""
+def test_a_caller_rejects_a_field_that_is_not_a_collection_of_names(field, names):
+    """A string is iterable, so its letters would be taken for names."""
     with pytest.raises(TypeError, match=rf"^Caller\({field}=…\) must be a list of names"):
         Caller(name="c", **{field: names})
 
 
 @pytest.mark.parametrize("field", ["name", "namespace"])
 @pytest.mark.parametrize("given", [None, 5, b"ab", ["ab"]])
-def test_a_name_that_is_no_string_is_refused_where_it_is_written(field, given):
+def test_a_caller_rejects_a_name_that_is_not_a_string(field, given):
     with pytest.raises(TypeError, match=rf"^Caller\({field}=…\) must be a string"):
         Caller(**{"name": "c", field: given})
 
 
-# Whose cache entries a caller uses.
+# Cache scopes
 
 CALLERS = {
     "a": Caller(name="a"),
@@ -211,8 +211,8 @@ CALLERS = {
         (False, [{"a in team", "b in team"}]),
     ],
 )
-def test_callers_share_cache_entries_by_namespace_or_by_the_setting(shared, together):
-    """A namespace goes before the setting; no name of a caller is taken for a namespace."""
+def test_cache_scope_depends_on_the_namespace_then_on_the_setting(shared, together):
+    """A namespace takes precedence over the setting, and never equals a caller's name."""
     groups = {}
     for name, caller in CALLERS.items():
         groups.setdefault(cache_scope(caller, shared=shared), set()).add(name)
@@ -234,7 +234,7 @@ def test_callers_share_cache_entries_by_namespace_or_by_the_setting(shared, toge
         (False, ANYONE, 2),
     ],
 )
-async def test_a_host_keeps_its_callers_apart_by_the_setting_or_by_namespace(shared, second, calls):
+async def test_callers_of_a_host_share_the_cache_only_within_their_scope(shared, second, calls):
     backend = ScriptedBackend(width=8)
     gateway = Gateway(
         Config(
@@ -251,17 +251,17 @@ async def test_a_host_keeps_its_callers_apart_by_the_setting_or_by_namespace(sha
     assert calls == len(backend.batches)
 
 
-# Whom the host names.
+# Callers identified by the host
 
 
-class Nameless(BaseUser):
-    """Starlette's base names nobody."""
+class UserWithoutName(BaseUser):
+    """A user whose base class does not implement ``display_name``."""
 
     is_authenticated = True
 
 
-class Django:
-    """As Django and channels have it."""
+class DjangoUser:
+    """A user like those of Django and Channels."""
 
     is_authenticated = True
 
@@ -269,7 +269,7 @@ class Django:
         return "ada"
 
 
-async def asked_of(caller=None, *, method="POST", **scope):
+async def request_with(caller=None, *, method="POST", **scope):
     gateway = Gateway(Config(gateway={"auth": "host"}, providers={"hashed": {}}))
     body = b'{"model":"hashed/m","input":"a"}'
     headers = [("content-type", "application/json")]
@@ -289,11 +289,11 @@ async def asked_of(caller=None, *, method="POST", **scope):
     [
         (SimpleUser("ada"), "ada"),
         (SimpleUser(""), ""),
-        (Django(), "ada"),
+        (DjangoUser(), "ada"),
         (SimpleNamespace(is_authenticated=True, display_name="ada"), "ada"),
         (SimpleNamespace(is_authenticated=lambda: True, display_name="ada"), "ada"),
         (SimpleNamespace(is_authenticated=True, display_name=None), None),
-        (Nameless(), None),
+        (UserWithoutName(), None),
         (UnauthenticatedUser(), Unauthorized),
         (SimpleNamespace(is_authenticated=False, display_name="ada"), Unauthorized),
         (SimpleNamespace(is_authenticated=lambda: False, display_name="ada"), Unauthorized),
@@ -306,11 +306,11 @@ async def asked_of(caller=None, *, method="POST", **scope):
         (None, Unauthorized),
     ],
 )
-async def test_the_scopes_user_is_trusted_if_it_says_that_it_is_known(user, name, caplog):
-    """Nothing but ``is_authenticated`` tells a known user from an anonymous one."""
+async def test_an_authenticated_user_in_the_scope_is_the_caller(user, name, caplog):
+    """Only ``is_authenticated`` distinguishes an authenticated user from an anonymous one."""
     caplog.set_level(logging.INFO, logger="embedroute.access")
 
-    answer = await asked_of(user=user)
+    answer = await request_with(user=user)
 
     told = vars(caplog.records[-1]).get("caller")
     assert answer.status == (401 if name is Unauthorized else 200)
@@ -322,40 +322,40 @@ async def ada(scope):
     return Caller(name="ada")
 
 
-async def nobody(scope):
+async def returns_none(scope):
     return None
 
 
-async def barred(scope):
+async def raises_permission_denied(scope):
     raise PermissionDenied("Not on Sundays.")
 
 
-async def named(scope):
+async def returns_name(scope):
     return "ada"
 
 
-async def agreed(scope):
+async def returns_true(scope):
     return True
 
 
-async def described(scope):
+async def returns_dict(scope):
     return {"name": "ada"}
 
 
-def hasty(scope):
+def sync_function(scope):
     return Caller(name="ada")
 
 
-async def mistaken(scope):
+async def returns_invalid_caller(scope):
     return Caller(name="ada", only="openai")
 
 
-class Asking:
+class AsyncAuthenticator:
     async def __call__(self, scope):
         return Caller(name="ada")
 
 
-async def asked_by(name, scope):
+async def authenticate_as(name, scope):
     return Caller(name=name)
 
 
@@ -363,72 +363,72 @@ class Directory:
     async def find(self, scope):
         return Caller(name="ada")
 
-    def find_at_once(self, scope):
+    def find_sync(self, scope):
         return Caller(name="ada")
 
 
-class Hasty:
+class SyncAuthenticator:
     def __call__(self, scope):
         return Caller(name="ada")
 
 
-def passing_on(scope):
+def returns_coroutine(scope):
     return ada(scope)
 
 
-async def streaming(scope):
+async def async_generator(scope):
     yield Caller(name="ada")
 
 
-async def passed_on(scope, receive, send):
+async def other_app(scope, receive, send):
     pass
 
 
-DOORS = {
+ENTRY_POINTS = {
     "app": embeddings_app,
-    "middleware": lambda gateway, **told: EmbeddingsMiddleware(passed_on, gateway, **told),
+    "middleware": lambda gateway, **told: EmbeddingsMiddleware(other_app, gateway, **told),
     "router": embeddings_router,
 }
 
 
-@pytest.mark.parametrize("door", DOORS.values(), ids=DOORS)
+@pytest.mark.parametrize("make_entry_point", ENTRY_POINTS.values(), ids=ENTRY_POINTS)
 @pytest.mark.parametrize("auth", ["open", "keys"])
-def test_a_callers_function_that_would_not_be_asked_is_a_config_error(door, auth):
-    """A host that passes one believes that it decides who is served."""
+def test_authenticate_without_auth_host_is_a_config_error(make_entry_point, auth):
+    """Otherwise the host would believe that its function protects the gateway."""
     gateway = Gateway(
         Config(gateway={"auth": auth}, keys={"k": {"key": KEY}}, providers={"hashed": {}})
     )
 
     with pytest.raises(ConfigError, match=f'authenticate= works only .* here auth = "{auth}"'):
-        door(gateway, authenticate=ada)
-    door(gateway)
+        make_entry_point(gateway, authenticate=ada)
+    make_entry_point(gateway)
 
 
-@pytest.mark.parametrize("door", DOORS.values(), ids=DOORS)
+@pytest.mark.parametrize("make_entry_point", ENTRY_POINTS.values(), ids=ENTRY_POINTS)
 @pytest.mark.parametrize(
-    ("function", "named"),
+    ("function", "name"),
     [
-        (hasty, "hasty"),
-        (passing_on, "passing_on"),
-        (Hasty(), "Hasty"),
-        (partial(hasty), "partial"),
-        (partial(Hasty()), "partial"),
-        (Directory().find_at_once, "Directory.find_at_once"),
-        (streaming, "streaming"),
-        (Asking, "Asking"),
+        (sync_function, "sync_function"),
+        (returns_coroutine, "returns_coroutine"),
+        (SyncAuthenticator(), "SyncAuthenticator"),
+        (partial(sync_function), "partial"),
+        (partial(SyncAuthenticator()), "partial"),
+        (Directory().find_sync, "Directory.find_sync"),
+        (async_generator, "async_generator"),
+        (AsyncAuthenticator, "AsyncAuthenticator"),
         (Caller(name="ada"), "Caller"),
         ("ada", "str"),
     ],
 )
-def test_a_callers_function_that_is_not_async_is_a_config_error(door, function, named):
+def test_authenticate_that_is_not_async_is_a_config_error(make_entry_point, function, name):
     gateway = Gateway(Config(gateway={"auth": "host"}, providers={"hashed": {}}))
 
     with pytest.raises(ConfigError) as caught:
-        door(gateway, authenticate=function)
+        make_entry_point(gateway, authenticate=function)
 
     assert (
         caught.value.message
-        == f"authenticate={named} is not an async function; write it with async def."
+        == f"authenticate={name} is not an async function; write it with async def."
     )
 
 
@@ -440,22 +440,22 @@ RETURN = "must be async and return an embedroute.Caller, or None to refuse"
     ("caller", "status", "logged"),
     [
         (ada, 200, None),
-        (Asking(), 200, None),
-        (partial(Asking()), 200, None),
-        (partial(asked_by, "ada"), 200, None),
-        (partial(partial(asked_by), "ada"), 200, None),
+        (AsyncAuthenticator(), 200, None),
+        (partial(AsyncAuthenticator()), 200, None),
+        (partial(authenticate_as, "ada"), 200, None),
+        (partial(partial(authenticate_as), "ada"), 200, None),
         (Directory().find, 200, None),
-        (nobody, 401, None),
-        (barred, 403, None),
-        (named, 500, RETURN),
-        (agreed, 500, RETURN),
-        (described, 500, RETURN),
-        (mistaken, 500, "must be a list of names"),
+        (returns_none, 401, None),
+        (raises_permission_denied, 403, None),
+        (returns_name, 500, RETURN),
+        (returns_true, 500, RETURN),
+        (returns_dict, 500, RETURN),
+        (returns_invalid_caller, 500, "must be a list of names"),
     ],
 )
-async def test_the_hosts_function_says_who_calls(caller, status, logged, caplog):
-    """What it does wrong is the host's to read in the log, and no client's."""
-    answer = await asked_of(caller)
+async def test_authenticate_decides_who_calls(caller, status, logged, caplog):
+    """Its mistakes are logged for the host and not shown to clients."""
+    answer = await request_with(caller)
 
     assert status == answer.status
     assert "Caller" not in answer.body.decode()

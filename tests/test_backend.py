@@ -279,7 +279,7 @@ def test_a_reply_may_be_made_of_another():
     [b"", b"{", b"<html>", b"\xff", b'"\xff"', b"[" * 100_000, b"{} x", b"NaN", b'{"a":1}'],
 )
 def test_a_body_of_another_shape_is_a_bad_answer(content):
-    with pytest.raises(InvalidUpstreamResponse, match="not the JSON"):
+    with pytest.raises(InvalidUpstreamResponse, match="not the expected JSON"):
         UpstreamResponse(200, {}, content).json(list[int])
 
 
@@ -293,7 +293,7 @@ def test_a_body_is_read_into_any_type(kind):
 
 @pytest.mark.parametrize("content", [b"", b"{", b'"\xff"', b"[" * 100_000, b"{} x", b"NaN"])
 def test_what_is_not_json_at_all_is_a_bad_answer(content):
-    with pytest.raises(InvalidUpstreamResponse, match="not the JSON"):
+    with pytest.raises(InvalidUpstreamResponse, match="not the expected JSON"):
         UpstreamResponse(200, {}, content).json()
 
 

@@ -26,7 +26,7 @@ def tree(root):
 
 
 OWN_ARGUMENTS = {
-    ConfigError: (["[gateway] auth is not stated", "two\nlines"],),
+    ConfigError: (["[gateway] auth is required", "two\nlines"],),
     MissingExtra: ("fast", "httptools"),
     MethodNotAllowed: ("DELETE", "GET, HEAD"),
 }

@@ -1,4 +1,4 @@
-"""The FastAPI router: documented in the host's OpenAPI, guarded by the host's dependencies, at whatever prefix."""
+"""Tests the FastAPI router: OpenAPI document, dependencies and prefixes of the host."""
 
 import json
 from contextlib import aclosing
@@ -65,7 +65,7 @@ def resolved(document, ref):
 
 
 @pytest.mark.parametrize("prefix", ["/ai", "", "/a/b"])
-def test_the_document_of_the_host_describes_the_embeddings(prefix):
+def test_the_host_document_describes_the_embeddings_operation(prefix):
     document = TestClient(host(prefix)).get("/openapi.json").json()
     post = document["paths"][f"{prefix}/v1/embeddings"]["post"]
     answers = post["responses"]
@@ -85,7 +85,7 @@ def test_the_document_of_the_host_describes_the_embeddings(prefix):
     assert "description" in answers["200"]
 
 
-def test_the_document_holds_no_reference_to_nowhere():
+def test_every_reference_in_the_host_document_resolves():
     document = TestClient(host()).get("/openapi.json").json()
 
     for node in nodes_of(document):
@@ -93,7 +93,7 @@ def test_the_document_holds_no_reference_to_nowhere():
             resolved(document, node["$ref"])
 
 
-def test_two_routers_in_one_host_do_not_clash():
+def test_a_host_may_include_two_routers():
     app = FastAPI()
     app.include_router(embeddings_router(make()), prefix="/one")
     app.include_router(embeddings_router(make(), dialect="openrouter"), prefix="/two")
@@ -116,7 +116,7 @@ def test_two_routers_in_one_host_do_not_clash():
         ({"model": "m", "input": "a", "encoding_format": "hex"}, False),
     ],
 )
-def test_the_documented_request_is_the_one_that_is_taken(body, fits):
+def test_a_request_is_accepted_if_it_fits_the_documented_schema(body, fits):
     document = TestClient(host()).get("/openapi.json").json()
     schema = document["paths"]["/ai/v1/embeddings"]["post"]["requestBody"]["content"][
         "application/json"
@@ -128,7 +128,7 @@ def test_the_documented_request_is_the_one_that_is_taken(body, fits):
     ).is_valid(body)
 
 
-def test_answers_are_what_the_document_says():
+def test_responses_fit_the_documented_schemas():
     client = TestClient(host())
     answers = client.get("/openapi.json").json()["paths"]["/ai/v1/embeddings"]["post"]["responses"]
     good = client.post("/ai/v1/embeddings", json=ASKED, headers=SIGNED)
@@ -144,8 +144,8 @@ def test_answers_are_what_the_document_says():
 @pytest.mark.parametrize(
     "path", ["/v1/embeddings", "/embeddings", "/v1/embeddings/", "/embeddings/"]
 )
-def test_every_form_of_the_path_answers_itself(prefix, path):
-    """A redirect would send body and key again."""
+def test_every_form_of_a_path_is_served_without_a_redirect(prefix, path):
+    """A redirect would make the client send the body and the key again."""
     client = TestClient(host(prefix), follow_redirects=False)
     reply = client.post(prefix.replace("{tenant}", "t") + path, json=ASKED, headers=SIGNED)
 
@@ -171,7 +171,7 @@ def test_every_form_of_the_path_answers_itself(prefix, path):
         ("GET", "/embeddings/models", 200, None),
     ],
 )
-def test_methods_and_models_are_judged_by_the_gateway(method, path, status, code):
+def test_the_gateway_handles_wrong_methods_and_unknown_models(method, path, status, code):
     reply = TestClient(host(), follow_redirects=False).request(method, f"/ai{path}", headers=SIGNED)
 
     assert reply.status_code == status
@@ -185,7 +185,7 @@ PATHS = ["/v1/embeddings", "/embeddings/", "/v1/models", "/models/a/b", "/v1/emb
 @pytest.mark.parametrize("method", ["OPTIONS", "TRACE", "CONNECT", "PROPFIND", "FOO"])
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("dialect", ["openai", "spice"])
-def test_no_method_gets_the_hosts_page(method, path, dialect):
+def test_a_wrong_method_gets_an_error_in_the_dialect(method, path, dialect):
     app = FastAPI()
     app.include_router(embeddings_router(make(), dialect=dialect), prefix="/ai")
     reply = TestClient(app, follow_redirects=False).request(method, f"/ai{path}", headers=SIGNED)
@@ -195,7 +195,7 @@ def test_no_method_gets_the_hosts_page(method, path, dialect):
     assert isinstance(reply.json()["error"], dict if dialect == "openai" else str)
 
 
-def test_a_dependency_guards_every_method():
+def test_a_dependency_runs_for_every_method():
     async def refuse() -> None:
         raise HTTPException(402, "Who pays?")
 
@@ -208,7 +208,7 @@ def test_a_dependency_guards_every_method():
     }
 
 
-def test_the_document_of_the_host_words_errors_as_the_mount_does():
+def test_the_host_document_describes_errors_in_the_dialect():
     app = FastAPI()
     app.include_router(embeddings_router(make(), dialect="spice"), prefix="/ai")
     client = TestClient(app)
@@ -222,7 +222,7 @@ def test_the_document_of_the_host_words_errors_as_the_mount_does():
         assert not jsonschema.Draft202012Validator(schema).is_valid({"error": {"message": "x"}})
 
 
-def test_a_path_that_is_not_the_gateways_is_the_hosts():
+def test_other_paths_are_served_by_the_host():
     app = host("")
 
     @app.get("/v1/other")
@@ -235,8 +235,8 @@ def test_a_path_that_is_not_the_gateways_is_the_hosts():
     assert client.get("/v1/nothing").json() == {"detail": "Not Found"}
 
 
-def test_a_dependency_refuses_in_the_hosts_own_words():
-    """It comes before all that the gateway would say, of the type of the body too."""
+def test_a_rejection_by_a_dependency_has_the_format_of_the_host():
+    """It runs before all checks of the gateway, also that of the content type."""
 
     async def paid(x_tenant: Annotated[str, Header()] = "") -> None:
         if x_tenant != "known":
@@ -253,7 +253,7 @@ def test_a_dependency_refuses_in_the_hosts_own_words():
 
 
 @pytest.mark.anyio
-async def test_a_dependency_that_refuses_never_asks_for_the_body():
+async def test_a_dependency_can_reject_a_request_before_its_body_is_read():
     async def refuse() -> None:
         raise HTTPException(402, "Who pays?")
 
@@ -301,7 +301,7 @@ TYPED = [("content-type", "application/json"), *SIGNED.items()]
 @pytest.mark.parametrize("pieces", [1, 3])
 @pytest.mark.parametrize("dependency", [reads, streams, begins, watches, takes])
 async def test_a_dependency_may_read_the_body(dependency, pieces):
-    """It comes but once: what a dependency took would never come to the gateway."""
+    """ASGI delivers a body once; without a replay, the gateway would not receive it."""
     whole = json.dumps(ASKED).encode()
     cut = [whole] if pieces == 1 else [whole[:5], whole[5:9], whole[9:]]
     with anyio.fail_after(10):
@@ -316,7 +316,7 @@ async def test_a_dependency_may_read_the_body(dependency, pieces):
 
 
 @pytest.mark.anyio
-async def test_a_client_that_leaves_is_seen_after_a_dependency_has_read():
+async def test_a_disconnect_is_noticed_after_a_dependency_has_read_the_body():
     backend, gone, sent = ScriptedBackend(then=60.0), anyio.Event(), []
     models = {"m": {"dimensions": WIDTH, "endpoints": [{"provider": "p"}]}}
     gateway = Gateway(
@@ -344,7 +344,7 @@ async def test_a_client_that_leaves_is_seen_after_a_dependency_has_read():
     assert sent == []
 
 
-def test_a_kind_of_route_of_the_hosts_is_used():
+def test_a_route_class_of_the_host_is_used():
     served = []
 
     class Counted(APIRoute):
@@ -358,8 +358,8 @@ def test_a_kind_of_route_of_the_hosts_is_used():
     assert len(served) == 1
 
 
-def test_a_dependency_may_tell_who_calls():
-    """With ``auth = "host"`` the caller is read from the scope, where a dependency can leave it."""
+def test_a_dependency_may_identify_the_caller():
+    """With ``auth = "host"`` the caller is read from the scope, where a dependency can store it."""
 
     async def sign_in(request: Request) -> None:
         request.scope["user"] = User(request.headers.get("x-user", ""))
@@ -377,7 +377,7 @@ class User:
         self.display_name, self.is_authenticated = name, bool(name)
 
 
-def test_options_are_the_routers_own():
+def test_options_are_passed_to_the_router():
     document = (
         TestClient(host(options={"tags": ["ours"], "deprecated": True})).get("/openapi.json").json()
     )

@@ -437,9 +437,9 @@ async def test_two_gateways_in_one_process_share_nothing():
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("[gateway]\n", "auth is not stated"),
+        ("[gateway]\n", "auth is required"),
         ('[gateway]\nauth = "open"\n[providers.openai]\napi_kee = "k"\n', "api_kee"),
-        ("[gateway\n", "not TOML"),
+        ("[gateway\n", "not valid TOML"),
         ('[gateway]\nauth = "open"\n[models.m]\nendpoints = [{ provider = "nobody" }]\n', "nobody"),
     ],
 )

@@ -1,6 +1,7 @@
-"""Backends of other people's packages: found by name, loaded only when named, and each harmless to the others.
+"""Tests backends of other packages: found by name, and imported only if a config names them.
 
-The packages are real ones, written into a folder of their own; one process tries them all, for starting one is dear.
+The packages are written into a directory. One process tries all of them, because starting a
+process is slow.
 """
 
 import json
@@ -29,15 +30,15 @@ class Nested:
     class Inner(Acme):
         pass
 
-class Picky(Acme):
+class RaisesKeyError(Acme):
     def __post_init__(self):
         raise KeyError("picky")
 
-class Strict(Acme):
+class RaisesValueError(Acme):
     def __post_init__(self):
         raise ValueError("size must be even")
 
-class Wordy(Acme):
+class RaisesMultilineError(Acme):
     def __post_init__(self):
         raise ValueError("size must be even,\\n  or not\\n")
 
@@ -63,22 +64,22 @@ class Shaped(Acme):
     loose: Loose = Loose()
     share: Fraction = Fraction(1)
 
-class Mute(Acme):
+class RaisesEmptyError(Acme):
     def __post_init__(self):
         raise ValueError
 
-class Leaver(Acme):
+class RaisesSystemExit(Acme):
     def __post_init__(self):
         raise SystemExit(3)
 
-class Stopped(Acme):
+class RaisesKeyboardInterrupt(Acme):
     def __post_init__(self):
         raise KeyboardInterrupt
 
 class Unannotated(Acme):
     accepts = {"max_inputs": 3}
 
-class Riddle(Acme):
+class HasUnresolvedAnnotation(Acme):
     answer: "Nowhere" = 3
 
 def function():
@@ -95,16 +96,16 @@ PACKAGES = {
         "acme_odd",
         "from acme_backend import *",
         {
-            "picky": "acme_backend:Picky",
-            "strict": "acme_backend:Strict",
-            "wordy": "acme_backend:Wordy",
+            "picky": "acme_backend:RaisesKeyError",
+            "strict": "acme_backend:RaisesValueError",
+            "wordy": "acme_backend:RaisesMultilineError",
             "paired": "acme_backend:Paired",
             "shaped": "acme_backend:Shaped",
-            "mute": "acme_backend:Mute",
-            "leaver": "acme_backend:Leaver",
-            "stopped": "acme_backend:Stopped",
+            "mute": "acme_backend:RaisesEmptyError",
+            "leaver": "acme_backend:RaisesSystemExit",
+            "stopped": "acme_backend:RaisesKeyboardInterrupt",
             "unannotated": "acme_backend:Unannotated",
-            "riddle": "acme_backend:Riddle",
+            "riddle": "acme_backend:HasUnresolvedAnnotation",
             "function": "acme_backend:function",
             "absent": "acme_backend:Absent",
             "module": "acme_odd",
@@ -145,29 +146,29 @@ def start(names, **options):
     except KeyboardInterrupt:
         return "stopped by hand"
 
-told = {"listed": [[it.name, it.distribution] for it in listed()]}
-told["acme"] = start(["acme", "inner"])
-told["imported"] = sorted(set(sys.modules) & {MODULES})
-told |= {name: start([name]) for name in NAMES}
-told["paired"] = [start(["paired"], **options) for options in PAIRED]
-told["shaped"] = [start(["shaped"], **options) for options in SHAPED]
-told["all"] = start(NAMES)
+results = {"listed": [[it.name, it.distribution] for it in listed()]}
+results["acme"] = start(["acme", "inner"])
+results["imported"] = sorted(set(sys.modules) & {MODULES})
+results |= {name: start([name]) for name in NAMES}
+results["paired"] = [start(["paired"], **options) for options in PAIRED]
+results["shaped"] = [start(["shaped"], **options) for options in SHAPED]
+results["all"] = start(NAMES)
 both = {"vllm": {}, "vllm/acme": {"backend": "vllm", "options": {"api_key": "k"}}, "acme": {"options": {"api_key": "k"}}}
 found = Gateway(Config(gateway={"auth": "open"}, providers=both)).directory.providers
-told["taken"] = {slug: type(it.backend).__name__ for slug, it in found.items()}
+results["taken"] = {slug: type(it.backend).__name__ for slug, it in found.items()}
 toml = '[gateway]\\nauth = "open"\\n[providers."vllm/eu"]\\nbackend = "vllm"\\n[providers.acme]\\napi_key = "k"'
 open("my.toml", "w").write(toml)
 with contextlib.redirect_stdout(io.StringIO()) as shown:
     main(["check", "my.toml"])
-told["checked"] = shown.getvalue().splitlines()
-told["stopped"] = [start([name]) for name in ("halted", "stopped")]
-print(json.dumps(told))
+results["checked"] = shown.getvalue().splitlines()
+results["stopped"] = [start([name]) for name in ("halted", "stopped")]
+print(json.dumps(results))
 """
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory):
-    """What a process with all these packages installed tells."""
+def results(tmp_path_factory):
+    """The results of a process in which all these packages are installed."""
     place = tmp_path_factory.mktemp("site")
     for name, (module, code, entries) in PACKAGES.items():
         (place / f"{module}.py").write_text(code)
@@ -191,75 +192,75 @@ def told(tmp_path_factory):
 
 
 MISTAKES = {
-    "picky": "the backend \"picky\" (acme_backend:Picky of acme-odd) cannot be made: KeyError: 'picky'",
-    "strict": 'the backend "strict" (acme_backend:Strict of acme-odd) cannot be made: size must be even',
-    "wordy": 'the backend "wordy" (acme_backend:Wordy of acme-odd) cannot be made: size must be even, or not',
-    "mute": 'the backend "mute" (acme_backend:Mute of acme-odd) cannot be made: ValueError:',
-    "leaver": 'the backend "leaver" (acme_backend:Leaver of acme-odd) cannot be made: SystemExit: 3',
+    "picky": "the backend \"picky\" (acme_backend:RaisesKeyError of acme-odd) cannot be built: KeyError: 'picky'",
+    "strict": 'the backend "strict" (acme_backend:RaisesValueError of acme-odd) cannot be built: size must be even',
+    "wordy": 'the backend "wordy" (acme_backend:RaisesMultilineError of acme-odd) cannot be built: size must be even, or not',
+    "mute": 'the backend "mute" (acme_backend:RaisesEmptyError of acme-odd) cannot be built: ValueError:',
+    "leaver": 'the backend "leaver" (acme_backend:RaisesSystemExit of acme-odd) cannot be built: SystemExit: 3',
     "unannotated": 'the backend "unannotated" (acme_backend:Unannotated of acme-odd) must declare accepts',
-    "riddle": "the backend \"riddle\" (acme_backend:Riddle of acme-odd) cannot be made: NameError: name 'Nowhere' is not",
+    "riddle": "the backend \"riddle\" (acme_backend:HasUnresolvedAnnotation of acme-odd) cannot be built: NameError: name 'Nowhere' is not",
     "function": 'the backend "function" (acme_backend:function of acme-odd) is not an HTTPBackend, LocalBackend or Backend',
-    "absent": 'the backend "absent" (acme_backend:Absent of acme-odd) does not import: AttributeError',
-    "module": 'the backend "module" (acme_odd of acme-odd) does not import',
-    "raiser": 'the backend "raiser" (raiser:R of raiser) does not import: RuntimeError: out of order',
-    "rambler": 'the backend "rambler" (rambler:R of rambler) does not import: ValueError: out of order: see the manual',
-    "importer": 'the backend "importer" (importer:I of importer) does not import: ModuleNotFoundError',
-    "panicker": 'the backend "panicker" (panicker:P of panicker) does not import: Panic: in Rust',
-    "quitter": 'the backend "quitter" (quitter:Q of quitter) does not import: SystemExit: 3',
-    "typo": 'the backend "typo" (typo:T of typo) does not import: SyntaxError',
-    "twin": 'two packages bring a backend "twin": twin-one, twin-two; uninstall one',
-    "mistral": 'two packages bring a backend "mistral": embedroute, twin-two; uninstall one',
+    "absent": 'the backend "absent" (acme_backend:Absent of acme-odd) cannot be imported: AttributeError',
+    "module": 'the backend "module" (acme_odd of acme-odd) cannot be imported',
+    "raiser": 'the backend "raiser" (raiser:R of raiser) cannot be imported: RuntimeError: out of order',
+    "rambler": 'the backend "rambler" (rambler:R of rambler) cannot be imported: ValueError: out of order: see the manual',
+    "importer": 'the backend "importer" (importer:I of importer) cannot be imported: ModuleNotFoundError',
+    "panicker": 'the backend "panicker" (panicker:P of panicker) cannot be imported: Panic: in Rust',
+    "quitter": 'the backend "quitter" (quitter:Q of quitter) cannot be imported: SystemExit: 3',
+    "typo": 'the backend "typo" (typo:T of typo) cannot be imported: SyntaxError',
+    "twin": 'more than one package provides a backend "twin": twin-one, twin-two; uninstall all but one',
+    "mistral": 'more than one package provides a backend "mistral": embedroute, twin-two; uninstall all but one',
     "acne": 'no backend "acne" is installed; did you mean "acme"?',
 }
 NAMES = list(MISTAKES)
 
 
-def test_installed_backends_are_found(told):
-    assert {*map(tuple, told["listed"])} >= {
+def test_installed_backends_are_found(results):
+    assert {*map(tuple, results["listed"])} >= {
         ("acme", "acme"),
         ("hashed", "embedroute"),
         ("twin", "twin-one"),
         ("raiser", "raiser"),
     }
-    assert sorted(told["listed"]) == sorted(told["listed"], key=lambda it: it[0])
-    assert ["acme", "hashed", "inner"] == told["acme"]
+    assert sorted(results["listed"]) == sorted(results["listed"], key=lambda it: it[0])
+    assert ["acme", "hashed", "inner"] == results["acme"]
 
 
-def test_only_what_a_config_names_is_imported(told):
-    """A package that is merely installed costs nothing and cannot break anything."""
-    assert ["acme_backend"] == told["imported"]
+def test_only_what_a_config_names_is_imported(results):
+    """Installed packages that no config names cost nothing and cannot break anything."""
+    assert ["acme_backend"] == results["imported"]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_broken_backend_names_itself_and_its_package(name, told):
-    (mistake,) = told[name]
+def test_an_error_names_the_broken_backend_and_its_package(name, results):
+    (mistake,) = results[name]
 
     assert 1 == len(mistake.splitlines())
     assert mistake.startswith(f"[providers.{name}] ")
     assert MISTAKES[name] in mistake
 
 
-def test_a_broken_backend_harms_no_other(told):
-    """All of them at once: each has its own line and nothing else is lost."""
-    assert sorted(it for name in NAMES for it in told[name]) == sorted(told["all"])
+def test_a_broken_backend_does_not_affect_the_others(results):
+    """With all of them in one config, each has its own mistake and the others still load."""
+    assert sorted(it for name in NAMES for it in results[name]) == sorted(results["all"])
 
 
-def test_a_known_provider_goes_before_an_installed_backend_of_its_name(told):
-    """A package that is merely installed must not be given the key that was meant for a shipped provider."""
-    assert {"vllm": "OpenAI", "vllm/acme": "OpenAI", "acme": "Acme"} == told["taken"]
-    assert ["vllm", "acme-odd"] not in told["listed"]
+def test_a_known_provider_takes_precedence_over_a_plugin_of_its_name(results):
+    """An installed package must not receive the API key of a shipped provider."""
+    assert {"vllm": "OpenAI", "vllm/acme": "OpenAI", "acme": "Acme"} == results["taken"]
+    assert ["vllm", "acme-odd"] not in results["listed"]
 
 
-def test_check_says_whose_code_runs_for_each_provider(told):
-    assert [line.split() for line in told["checked"][1:3]] == [
+def test_check_prints_the_code_and_package_of_each_provider(results):
+    assert [line.split() for line in results["checked"][1:3]] == [
         ["vllm/eu", "embedroute.backends.openai:OpenAI", "embedroute"],
         ["acme", "acme_backend:Acme", "acme"],
     ]
 
 
-def test_check_names_a_backend_that_is_not_used(told):
-    assert told["checked"][3:] == [
-        'the backend "vllm" (acme_backend:Acme of acme-odd) is not used: embedroute itself ships a provider "vllm"'
+def test_check_names_a_backend_that_is_not_used(results):
+    assert results["checked"][3:] == [
+        'the backend "vllm" (acme_backend:Acme of acme-odd) is not used: embedroute ships a provider named "vllm"'
     ]
 
 
@@ -280,14 +281,14 @@ PAIRED = [
 ]
 
 
-def test_what_a_backend_says_of_its_options_is_told_with_what_they_are_not(told):
-    """If it names an option that could be read and none that could not: of the rest nobody knows."""
+def test_errors_from_a_backend_are_reported_with_mistakes_in_its_options(results):
+    """Only if the error names an option that could be read, and none that could not."""
     assert [mistakes for _, mistakes in PAIRED] == [
         [
-            it.removeprefix("[providers.paired] ").rpartition("cannot be made: ")[2]
+            it.removeprefix("[providers.paired] ").rpartition("cannot be built: ")[2]
             for it in mistakes
         ]
-        for mistakes in told["paired"]
+        for mistakes in results["paired"]
     ]
 
 
@@ -296,26 +297,26 @@ SHAPED = [
     ({"loose": {"width": "x"}}, "loose: Expected int, got str at .width"),
     (
         {"share": "x"},
-        'the backend "shaped" (acme_backend:Shaped of acme-odd) cannot be made: NotImplementedError:',
+        'the backend "shaped" (acme_backend:Shaped of acme-odd) cannot be built: NotImplementedError:',
     ),
 ]
 
 
-def test_an_option_of_any_shape_is_named(told):
-    """Where it is not a table or a list of one kind, its own mistake says where in it; some types only Python can fill."""
-    assert [[f"[providers.shaped] {mistake}"] for _, mistake in SHAPED] == told["shaped"]
+def test_a_mistake_in_an_option_of_any_type_is_reported(results):
+    """The mistake says where in the value it is; some types can be set in Python only."""
+    assert [[f"[providers.shaped] {mistake}"] for _, mistake in SHAPED] == results["shaped"]
 
 
-def test_whoever_stops_the_start_by_hand_is_obeyed(told):
-    assert ["stopped by hand"] * 2 == told["stopped"]
+def test_keyboard_interrupt_during_an_import_is_propagated(results):
+    assert ["stopped by hand"] * 2 == results["stopped"]
 
 
-def test_a_built_in_is_found_by_its_name():
+def test_a_built_in_backend_is_found_by_name():
     assert OpenAI is load("openai")
     assert set(BUILT_IN) <= {it.name for it in listed()}
 
 
-def test_an_unknown_name_is_refused_with_advice():
+def test_an_unknown_backend_is_an_error_with_a_suggestion():
     with pytest.raises(
         EmbedrouteError, match='no backend "opnai" is installed; did you mean "openai"'
     ):

@@ -1,6 +1,8 @@
-"""Holds all that the author of a backend reads: the base classes, batches, vectors, requests, responses and secrets.
+"""Provides the public API for authors of backends.
 
-It may import the foundation: ``errors``, ``inputs``, ``vectors`` and ``upstream_errors``.
+It holds the base classes, batches, vectors, upstream requests and responses, and secrets.
+It may import the foundation: ``errors``, ``inputs``, ``runtime``, ``upstream_errors`` and
+``vectors``.
 """
 
 from embedroute.backend.base import (

@@ -1,7 +1,8 @@
-"""The inner border: all that the author of a backend reads, and the only thing the host knows of upstream APIs.
+"""Defines the base classes of backends, and the batches and vectors they exchange with the host.
 
-A backend is a struct: its fields are its options, its ``build`` and ``parse`` are its work. It only converts;
-chunking, retries, keys, caching, timeouts and redaction are the host's.
+A backend is a struct. Its fields are its options; ``build`` creates the request and ``parse`` reads
+the response. A backend only converts: the host does chunking, retries, authentication of callers,
+caching, timeouts and redaction.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,15 +19,16 @@ from embedroute.inputs import Input, Kind, Part
 from embedroute.upstream_errors import classify_response
 from embedroute.vectors import Array
 
-_WHOLE = (int, Integral)
+_INTEGER_TYPES = (int, Integral)
 
 
 class Accepts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What an upstream API takes; config may override each of these for one endpoint.
+    """The capabilities and limits of an upstream API. The config may override them per endpoint.
 
-    ``max_tokens`` is the sum over one call, ``max_bytes`` bounds its JSON body.
-    ``input_types`` and ``dtypes`` list the neutral words the API honours itself; ``options`` names the
-    namespaces of ``embedding_options`` it speaks; ``fetches`` says that it fetches ``https:`` images itself.
+    ``max_inputs`` and ``max_tokens`` limit one call. ``max_bytes`` limits its JSON body.
+    ``input_types`` and ``dtypes`` list the neutral names that the API supports. ``options`` names
+    the namespaces of ``embedding_options`` that the backend supports. ``fetches`` is true if the
+    API downloads ``https:`` images itself.
     """
 
     texts: bool = True
@@ -44,20 +46,22 @@ class Accepts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     max_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse caps that would let nothing through."""
+        """Reject limits that no call could meet."""
         for name in ("max_inputs", "max_tokens", "max_bytes"):
-            cap = getattr(self, name)
-            if cap is not None and cap < 1:
+            limit = getattr(self, name)
+            if limit is not None and limit < 1:
                 raise ValueError(f"{name} must be at least 1")
 
 
 class Batch(msgspec.Struct, frozen=True, gc=False):
-    """What one upstream call embeds: n inputs of one kind, in order.
+    """The inputs and parameters of one upstream call: n inputs of one kind, in order.
 
-    Exactly one of ``texts``, ``tokens`` and ``parts`` is not empty. ``dimensions`` and ``input_type`` are set
-    only when the backend accepts them; ``input_type`` is a neutral word (``query``, ``document``, …), ``dtype``
-    one of float, int8, uint8, binary, ubinary, and ``options`` the namespace of ``embedding_options`` it speaks.
-    ``width`` is the width that the answer must have, known for every declared model whether or not it was asked for.
+    Exactly one of ``texts``, ``tokens`` and ``parts`` is not empty. ``dimensions`` and
+    ``input_type`` are set only if the backend accepts them. ``input_type`` is a neutral name
+    (``query``, ``document``, …). ``dtype`` is one of float, int8, uint8, binary and ubinary.
+    ``options`` holds the request's ``embedding_options`` for this backend's namespaces. ``width``
+    is the dimension that the vectors must have; it is known for every declared model, even if the
+    request does not set ``dimensions``.
     """
 
     model: str
@@ -73,7 +77,7 @@ class Batch(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def inputs(self) -> Sequence[Input]:
-        """The inputs, whatever their kind."""
+        """The inputs, of any kind."""
         return self.texts or self.tokens or self.parts or ()
 
     @property
@@ -81,18 +85,21 @@ class Batch(msgspec.Struct, frozen=True, gc=False):
         """The kind of all inputs."""
         if self.texts:
             return Kind.TEXT
-        return Kind.TOKENS if self.tokens else Kind.PARTS
+        if self.tokens:
+            return Kind.TOKENS
+        return Kind.PARTS
 
     def __len__(self) -> int:
-        """Count the inputs."""
+        """Return the number of inputs."""
         return len(self.texts) or len(self.tokens) or len(self.parts)
 
 
 class Vectors(msgspec.Struct, frozen=True, gc=False):
-    """What one call gives back: an (n, d) array of floats, row i for input i, and the tokens billed for all n.
+    """The result of one call: an (n, d) array with row i for input i, and the tokens billed for it.
 
-    ``prompt_tokens`` is None where the upstream does not say, and whatever is no count is read as None;
-    ``modality_tokens`` splits it, where it does. Floats of any size become float32. ``source`` is the gateway's own.
+    ``prompt_tokens`` is the count for all n inputs, or None if the upstream does not report one.
+    The host treats an invalid count as None. ``modality_tokens`` splits the count by modality, if
+    the upstream does. The host converts floats of any size to float32 and sets ``source``.
     """
 
     array: Array
@@ -104,10 +111,10 @@ class Vectors(msgspec.Struct, frozen=True, gc=False):
     def from_lists(
         cls, rows: Sequence[Sequence[float]], *, prompt_tokens: object = None, dtype: str = "float"
     ) -> Self:
-        """Take n rows of d JSON numbers.
+        """Build vectors from n lists of d numbers.
 
         Raises:
-            InvalidUpstreamResponse: the rows are not n lists of d numbers.
+            InvalidUpstreamResponse: a row is not a list of numbers, or the lengths differ.
         """
         return cls(vectors.from_lists(rows, dtype), parse_token_count(prompt_tokens))
 
@@ -119,10 +126,10 @@ class Vectors(msgspec.Struct, frozen=True, gc=False):
         prompt_tokens: object = None,
         dtype: str = "float",
     ) -> Self:
-        """Take n rows of base64 text, each d little-endian numbers.
+        """Build vectors from n base64 texts, each of d little-endian numbers.
 
         Raises:
-            InvalidUpstreamResponse: a row is not strict base64 of d whole numbers.
+            InvalidUpstreamResponse: a row is not strict base64, or is not d complete numbers long.
         """
         return cls(vectors.from_base64(rows, dtype), parse_token_count(prompt_tokens))
 
@@ -130,39 +137,40 @@ class Vectors(msgspec.Struct, frozen=True, gc=False):
     def from_bytes(
         cls, rows: Sequence[bytes], *, prompt_tokens: object = None, dtype: str = "float"
     ) -> Self:
-        """Take n rows of raw little-endian numbers.
+        """Build vectors from n rows of raw bytes, each of d little-endian numbers.
 
         Raises:
-            InvalidUpstreamResponse: a row is not d whole numbers long.
+            InvalidUpstreamResponse: a row is not d complete numbers long.
         """
         return cls(vectors.from_bytes(rows, dtype), parse_token_count(prompt_tokens))
 
 
-def parse_token_count(said: object) -> int | None:
-    """Believe a count of tokens only where it is one: LocalAI says 0, others a string or null."""
-    whole = int(said) if isinstance(said, _WHOLE) and not isinstance(said, bool) else 0
-    return whole if 0 < whole < 2**31 else None
+def parse_token_count(value: object) -> int | None:
+    """Return a valid token count, or None: LocalAI sends 0, other servers a string or null."""
+    if not isinstance(value, _INTEGER_TYPES) or isinstance(value, bool):
+        return None
+    count = int(value)
+    return count if 0 < count < 2**31 else None
 
 
-def parse_token_counts(said: object) -> dict[str, int]:
-    """Believe of a split of tokens by modality what is a name and a count."""
-    split = (
-        cast("Mapping[object, object]", said).items() if said and isinstance(said, Mapping) else ()
-    )
+def parse_token_counts(value: object) -> dict[str, int]:
+    """Return the valid entries of a split of tokens by modality."""
+    if not value or not isinstance(value, Mapping):
+        return {}
     return {
-        it: count
-        for it, held in split
-        if isinstance(it, str) and it.isidentifier() and (count := parse_token_count(held))
+        name: count
+        for name, entry in cast("Mapping[object, object]", value).items()
+        if isinstance(name, str) and name.isidentifier() and (count := parse_token_count(entry))
     }
 
 
 class BackendBase(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What all backends share: options as fields, and what their API accepts."""
+    """The base of all backends: options as fields, and the capabilities of the API."""
 
     accepts: ClassVar[Accepts] = Accepts()
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
-        """Show the options; a password in a URL is masked, as a ``Secret`` is."""
+        """Show the options, with the credentials of URLs masked."""
         options = [(name, getattr(self, name)) for name in self.__struct_fields__]
         return [
             (name, without_credentials(value) if isinstance(value, str) else value)
@@ -173,55 +181,59 @@ class BackendBase(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class HTTPBackend(BackendBase, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An upstream reached by one HTTP request per batch. Both methods are pure."""
+    """An upstream that takes one HTTP request per batch. Its methods are pure functions."""
 
     def build(self, batch: Batch) -> UpstreamRequest:
-        """Write the request for ``batch``."""
+        """Build the request for ``batch``."""
         raise NotImplementedError
 
     def parse(self, batch: Batch, response: UpstreamResponse) -> Vectors:
-        """Read a 200; the host then checks count, width and numbers.
+        """Read the vectors of a 2xx response; the host then checks their number, width and values.
 
         Raises:
-            InvalidUpstreamResponse: the body is not what the API documents. ``KeyError``, ``TypeError``, ``ValueError``,
-                ``IndexError`` and ``AttributeError`` count as that too, so plain code is enough.
+            InvalidUpstreamResponse: the body does not match the API's documentation. The host
+                treats ``KeyError``, ``TypeError``, ``ValueError``, ``IndexError`` and
+                ``AttributeError`` the same way, so plain code is enough.
         """
         raise NotImplementedError
 
     def map_error(self, response: UpstreamResponse) -> UpstreamError:
-        """Judge an answer that is not a 2xx; the default reads the shapes that the providers document."""
+        """Map a response that is not a 2xx to an error.
+
+        The default reads the error formats that the providers document.
+        """
         return classify_response(response.status, response.headers, response.content)
 
 
 class LocalBackend(BackendBase, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A model inside this process: loaded once per gateway, run in worker threads of its own.
+    """A model inside this process, loaded once per gateway and run in dedicated worker threads.
 
-    The host calls ``run`` with slices of a batch that should take 20 ms at most, so that other
-    requests get their turn in between and a batch stops when its caller has left. ``min_slice`` is
-    the least number of inputs that it puts into a slice of a larger batch: raise it for a model
-    that is much faster per input in larger batches.
+    The host calls ``run`` with slices of a batch that should take 20 ms at most. Between two slices
+    other requests run, and a batch stops if its caller has disconnected. ``min_slice`` is the
+    minimum number of inputs in a slice of a larger batch: raise it for a model that is much faster
+    per input in larger batches.
     """
 
     min_slice: ClassVar[int] = 1
 
     def load(self) -> Any:
-        """Load the model, in a worker thread. The host keeps it.
+        """Load the model. The host calls this in a worker thread and keeps the result.
 
-        After an error the next request loads it anew.
+        If this raises, the next request calls it again.
         """
         raise NotImplementedError
 
     def run(self, model: Any, batch: Batch) -> Vectors:
-        """Embed ``batch`` with what ``load`` returned.
+        """Embed ``batch`` with ``model``, the result of ``load``.
 
         The vector of an input must not depend on the other inputs of ``batch``, because the host
-        passes any part of a batch. Several threads may call this at once.
+        may pass any part of a batch. Several threads may call this at the same time.
         """
         raise NotImplementedError
 
 
 class Backend(BackendBase, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The wider contract, for what is neither one HTTP request nor a local model."""
+    """A backend that is neither one HTTP request per batch nor a local model."""
 
     async def embed(self, batch: Batch) -> Vectors:
         """Embed ``batch``, or raise one of the upstream errors of :mod:`embedroute.errors`."""

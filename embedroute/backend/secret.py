@@ -1,4 +1,7 @@
-"""Text and bytes that must not show; plugin authors take :class:`Secret` from :mod:`embedroute.backend`."""
+"""Provides text and bytes that do not show in ``repr``, logs and tracebacks.
+
+Authors of plugins import :class:`Secret` from :mod:`embedroute.backend`.
+"""
 
 import re
 from typing import Any, Final, NoReturn, Self, cast
@@ -9,74 +12,79 @@ _USER_INFO: Final = re.compile(r"(?<=://)[^/]+(?=@)")
 
 
 class Secret:
-    """A text that never shows: not in ``repr``, ``str``, logs, traces, errors or pickles.
+    """A text that does not show in ``repr``, ``str``, logs, traces, errors or pickles.
 
-    A copy is the object itself.
+    It is immutable, so ``copy`` returns the object itself.
     """
 
     __slots__ = ("__text",)
 
     def __init__(self, text: str) -> None:
-        """Hold ``text``."""
+        """Store ``text``."""
         self.__text = text
 
     def reveal(self) -> str:
-        """Return the text; call this only where it is written to the wire."""
+        """Return the text. Call this only in the expression that writes it to the network."""
         return self.__text
 
     def __repr__(self) -> str:
-        """Show that there is a secret, and nothing of it."""
+        """Return a fixed text."""
         return "Secret('…')"
 
     def __eq__(self, other: object) -> bool:
-        """Compare by the text held."""
+        """Compare the texts."""
         return isinstance(other, Secret) and self.reveal() == other.reveal()
 
     def __hash__(self) -> int:
-        """Hash by the text held."""
+        """Hash the text."""
         return hash(self.__text)
 
     def __copy__(self) -> Self:
-        """Return itself, as an immutable object does."""
+        """Return the object itself."""
         return self
 
     def __deepcopy__(self, _memo: object) -> Self:
-        """Return itself, as an immutable object does."""
+        """Return the object itself."""
         return self
 
     def __reduce__(self) -> NoReturn:
-        """Refuse to leave the process.
+        """Refuse to be pickled.
 
         Raises:
             TypeError: always.
         """
         raise TypeError(
-            "A Secret cannot be pickled. Read it from its source (env: or file:) in the other process."
+            "A Secret cannot be pickled. "
+            "Read it from its source (env: or file:) in the other process."
         )
 
 
 def repr_as_in_rich(self: msgspec.Struct) -> str:
-    """Show the fields that ``__rich_repr__`` gives: a struct that hides some must hide them from rich and from ``repr``."""
-    return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
+    """Return a ``repr`` of the fields that ``__rich_repr__`` shows.
+
+    A struct that hides fields must hide them both from ``repr`` and from rich.
+    """
+    fields = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
+    return f"{type(self).__name__}({fields})"
 
 
 class SecretBytes(msgspec.Struct, frozen=True, gc=False):
-    """The head of a request on its way to a socket: it may hold a key, so ``repr`` shows only its length.
+    """Bytes that may contain a key, such as the head of a request; ``repr`` shows their length.
 
-    Read ``content`` only in the expression that writes it. A struct, because one is made for every request.
+    Read ``content`` only in the expression that writes it.
     """
 
     content: bytes
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
-        """Show the length alone."""
+        """Show only the length."""
         return [("bytes", len(self.content))]
 
     __repr__ = repr_as_in_rich
 
 
 def to_wire_value(value: str | Secret) -> str:
-    """Return the text of a header's value, whether or not it is marked as secret."""
+    """Return the text of a header value, secret or not."""
     return value.reveal() if isinstance(value, Secret) else value
 
 
@@ -86,24 +94,28 @@ def without_credentials(url: str) -> str:
 
 
 def forget_frames(error: BaseException, outside: BaseException | None) -> None:
-    """Take the tracebacks from ``error`` and from what led to it: their frames hold keys as a library writes them.
+    """Remove the tracebacks of ``error`` and of its causes: their frames may hold keys.
 
-    ``outside`` is what was being handled when the work began (``sys.exception()``); it is the caller's, and is left alone.
+    ``outside`` is the exception that was being handled when the work began (``sys.exception()``).
+    It belongs to the caller and is not changed.
     """
-    for found in behind(error, outside):
-        found.__traceback__ = None
+    for related in behind(error, outside):
+        related.__traceback__ = None
 
 
 def behind(error: BaseException, outside: BaseException | None = None) -> list[BaseException]:
-    """List ``error`` and what led to it, as far as ``outside``: causes, contexts and members of groups, each once."""
-    found: list[BaseException] = []
-    left: list[BaseException | None] = [error]
-    while left:
-        one = left.pop()
-        if one is None or one is outside or any(one is it for it in found):
+    """List ``error`` with its causes, contexts and group members, each once.
+
+    The search stops at ``outside``.
+    """
+    related: list[BaseException] = []
+    pending: list[BaseException | None] = [error]
+    while pending:
+        current = pending.pop()
+        if current is None or current is outside or any(current is known for known in related):
             continue
-        found.append(one)
-        left += [one.__cause__, one.__context__]
-        if isinstance(one, BaseExceptionGroup):
-            left += cast("BaseExceptionGroup[BaseException]", one).exceptions
-    return found
+        related.append(current)
+        pending += [current.__cause__, current.__context__]
+        if isinstance(current, BaseExceptionGroup):
+            pending += cast("BaseExceptionGroup[BaseException]", current).exceptions
+    return related

@@ -1,6 +1,6 @@
-"""One exchange with an upstream, as plain values: what a backend writes and what it reads.
+"""Defines the request that a backend builds and the response that it reads.
 
-Plugin authors take these from :mod:`embedroute.backend`.
+Authors of plugins import these types from :mod:`embedroute.backend`.
 """
 
 import math
@@ -19,14 +19,14 @@ from embedroute.runtime import TimeSlice
 T = TypeVar("T")
 
 PIECE: Final = 1 << 16
-"""Characters of a text that are written at a time in a large body; that takes up to 1 ms."""
+"""Characters of a text that are encoded at a time in a large body. This takes up to 1 ms."""
 
 _ENCODER = msgspec.json.Encoder()
 _IN_PIECES: ContextVar[bool] = ContextVar("embedroute.in_pieces", default=False)
 
 
 class UpstreamRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One HTTP request to an upstream; header names in lower case."""
+    """An HTTP request to an upstream. Header names are in lower case."""
 
     url: str
     content: bytes
@@ -34,7 +34,7 @@ class UpstreamRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     method: str = "POST"
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
-        """Show where it goes; not its query, headers and body, which may hold keys and inputs."""
+        """Show the destination. Query, headers and body may contain keys and inputs."""
         url = without_credentials(self.url).partition("?")[0]
         return [("method", self.method), ("url", url), ("bytes", len(self.content))]
 
@@ -49,23 +49,26 @@ class UpstreamRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         bearer: Secret | None = None,
         headers: Mapping[str, str | Secret] = {},
     ) -> Self:
-        """POST ``body`` as JSON; keys whose value is None are left out.
+        """Build a POST request with ``body`` as JSON, without the fields whose value is None.
 
-        ``headers`` that name the type of the body themselves are sent as they are. A backend that gives the same
-        ``MappingProxyType`` with every request spares the engine from writing them anew.
+        ``headers`` are sent unchanged; ``content-type`` is added if they do not contain it. If a
+        backend passes the same ``MappingProxyType`` with every request, the ``fast`` transport
+        encodes its headers only once.
 
         Raises:
-            ValueError: a number in ``body`` is NaN or infinite, for which JSON has no word.
+            ValueError: a number in ``body`` is NaN or infinite, which JSON cannot represent.
         """
-        kept = {name: value for name, value in body.items() if value is not None}
+        fields = {name: value for name, value in body.items() if value is not None}
         if _IN_PIECES.get():
-            content, has_null = _in_pieces(kept)
+            content, has_null = _encode_in_pieces(fields)
         else:
-            content = _ENCODER.encode(kept)
+            content = _ENCODER.encode(fields)
             has_null = b"null" in content
-        # The encoder writes such a number as null, so nearly no body has to be searched for one.
-        if has_null and (lost := next(_non_finite(msgspec.to_builtins(kept), "body"), None)):
-            raise ValueError(f"{lost}, which JSON cannot say.")
+        # The encoder writes such a number as null, so only a body with a null has to be searched.
+        if has_null:
+            problem = next(_non_finite(msgspec.to_builtins(fields), "body"), None)
+            if problem:
+                raise ValueError(f"{problem}, which JSON cannot represent.")
         if bearer is not None and bearer.reveal():
             headers = {
                 "content-type": "application/json",
@@ -78,9 +81,10 @@ class UpstreamRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 def write_in_pieces(build: Callable[[], T]) -> T:
-    """Call ``build`` in a worker thread that lets the event loop go on between the pieces of a large body.
+    """Call ``build`` and let ``UpstreamRequest.json`` release the GIL between pieces of a body.
 
-    Encoding one text of 32 MiB takes up to 170 ms, in which no other thread can run.
+    Call this in a worker thread. Encoding a text of 32 MiB at once takes up to 170 ms, in which the
+    event loop cannot run.
     """
     token = _IN_PIECES.set(True)
     try:
@@ -89,19 +93,21 @@ def write_in_pieces(build: Callable[[], T]) -> T:
         _IN_PIECES.reset(token)
 
 
-def _in_pieces(body: object) -> tuple[bytes, bool]:
-    """Write a body, and tell whether anything but a text in it may be null."""
-    # A buffer that grows is not copied when it is given away: joining pieces would hold the loop up.
-    written, null, turn = BytesIO(), False, TimeSlice()
+def _encode_in_pieces(body: object) -> tuple[bytes, bool]:
+    """Encode a body; return it and whether a value in it, other than a text, may be null."""
+    # BytesIO.getvalue does not copy; joining the pieces would block the event loop.
+    buffer = BytesIO()
+    has_null = False
+    time_slice = TimeSlice()
     for piece, is_text in _pieces(body):
-        written.write(piece)
-        null = null or (not is_text and b"null" in piece)
-        turn.yield_gil()
-    return written.getvalue(), null
+        buffer.write(piece)
+        has_null = has_null or (not is_text and b"null" in piece)
+        time_slice.yield_gil()
+    return buffer.getvalue(), has_null
 
 
 def _pieces(value: object) -> Iterator[tuple[bytes, bool]]:
-    """Write a value as the encoder does, piece by piece; tell of each whether it is part of a text."""
+    """Encode a value piece by piece; yield each piece and whether it is text or syntax."""
     kind = type(value)
     if kind is str:
         yield from ((piece, True) for piece in _pieces_of_text(cast("str", value)))
@@ -146,27 +152,27 @@ def _pieces_of_text(text: str) -> Iterator[bytes]:
     yield b'"'
 
 
-def _non_finite(value: object, place: str) -> Iterator[str]:
+def _non_finite(value: object, path: str) -> Iterator[str]:
     if isinstance(value, float) and not math.isfinite(value):
-        yield f"{place} is {value}"
+        yield f"{path} is {value}"
     elif isinstance(value, dict):
         for name, inner in cast("dict[object, object]", value).items():
-            yield from _non_finite(inner, f"{place}.{name}")
+            yield from _non_finite(inner, f"{path}.{name}")
     elif isinstance(value, list | tuple):
-        for at, inner in enumerate(cast("list[object]", value)):
-            yield from _non_finite(inner, f"{place}[{at}]")
+        for index, inner in enumerate(cast("list[object]", value)):
+            yield from _non_finite(inner, f"{path}[{index}]")
 
 
 class Headers(Mapping[str, str]):
-    """An answer's headers, found without regard to case; of equal names the last one counts.
+    """The headers of a response; names are case-insensitive, and the last of equal names is used.
 
-    They are decoded when one is asked for, which on a good day is never.
+    They are decoded when one is read, which most successful exchanges do not need.
     """
 
     __slots__ = ("_decoded", "_pairs")
 
     def __init__(self, pairs: Iterable[tuple[str | bytes, str | bytes]]) -> None:
-        """Hold the pairs as they came."""
+        """Store the pairs without decoding them."""
         self._pairs = pairs
         self._decoded: dict[str, str] | None = None
 
@@ -193,19 +199,23 @@ def _text(part: str | bytes) -> str:
 
 
 class Source:
-    """Where responses came from: ``caught`` becomes true when their upstream is found to have mixed up responses."""
+    """A mark shared by the responses of one upstream over reused connections.
+
+    ``caught`` becomes true if the upstream turns out to have mixed up responses. The cache then
+    drops the vectors of these responses.
+    """
 
     __slots__ = ("caught",)
 
     def __init__(self) -> None:
-        """Trust the responses until their upstream is caught."""
+        """Start as not caught."""
         self.caught = False
 
 
 class UpstreamResponse(msgspec.Struct, frozen=True, gc=False):
-    """One HTTP answer of an upstream; its headers are found without regard to case.
+    """An HTTP response of an upstream. The names of its headers are case-insensitive.
 
-    ``source`` is set by the engine on a response that came over a reused connection.
+    The transport sets ``source`` on a response that came over a reused connection.
     """
 
     status: int
@@ -214,38 +224,38 @@ class UpstreamResponse(msgspec.Struct, frozen=True, gc=False):
     source: Source | None = None
 
     def __post_init__(self) -> None:
-        """Read headers as HTTP does, whoever gives them."""
+        """Make the header names case-insensitive."""
         if type(self.headers) is not Headers:
             msgspec.structs.force_setattr(self, "headers", Headers(self.headers.items()))
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
-        """Show the status; not headers and body, in which an upstream may repeat a key or an input."""
+        """Show the status. An upstream may repeat a key or an input in headers and body."""
         return [("status", self.status), ("bytes", len(self.content))]
 
     __repr__ = repr_as_in_rich
 
     def json(self, type: Any = Any) -> Any:
-        """Decode the body, into ``type`` if one is given.
+        """Decode the body as ``type``, a type that msgspec supports.
 
         Raises:
-            InvalidUpstreamResponse: the body is not JSON, or not of that type.
+            InvalidUpstreamResponse: the body is not valid JSON, or does not match ``type``.
         """
         try:
             return _get_decoder(type).decode(self.content)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidUpstreamResponse(
-                f"The upstream's body is not the JSON that was due: {error}"
+                f"The upstream response body is not the expected JSON: {error}"
             ) from None
 
 
 def _get_decoder(type: object) -> msgspec.json.Decoder[object]:
-    """A decoder is made once for each type, of which a backend has few."""
+    """Return the cached decoder of a type."""
     try:
-        return _known_decoder(type)
-    except TypeError:  # it cannot be hashed, or is no type, which msgspec says better
+        return _get_cached_decoder(type)
+    except TypeError:  # not hashable, or not a type; msgspec's own error explains the latter
         return msgspec.json.Decoder(type)
 
 
 @lru_cache(maxsize=128)
-def _known_decoder(type: object) -> msgspec.json.Decoder[object]:
+def _get_cached_decoder(type: object) -> msgspec.json.Decoder[object]:
     return msgspec.json.Decoder(type)

@@ -1,4 +1,5 @@
-"""Holds the shipped backends, one file per upstream API; each is imported when a config uses it.
+"""Contains the built-in backends, one module per upstream API.
 
-They may import what third parties may: ``backend``, ``errors``, ``inputs``, ``runtime`` and ``vectors``.
+A module is imported when a config uses its backend. It may import only what third-party backends
+may: ``backend``, ``errors``, ``inputs``, ``runtime`` and ``vectors``.
 """

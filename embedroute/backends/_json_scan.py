@@ -1,4 +1,7 @@
-"""Takes vectors out of a large answer's JSON where they lie: to scan that in one piece would hold all others up."""
+"""Extracts the vectors from the JSON of a large response without decoding it in one piece.
+
+Decoding a large body at once would hold the GIL and block the event loop.
+"""
 
 import re
 import secrets
@@ -19,14 +22,14 @@ from embedroute.vectors import Array
 T = TypeVar("T")
 
 LONG: Final = 64 * 1024
-"""Bytes of an answer from which on taking its vectors out costs less than having them decoded in place."""
+"""Size in bytes from which extracting the vectors costs less than decoding them in place."""
 NUMBERS: Final = 128 * 1024
-"""Bytes of lists of numbers that are read at a time; that takes under half a millisecond."""
+"""Bytes of lists of numbers that are decoded at a time. This takes under 0.5 ms."""
 SCANNED: Final = 4 * 1024 * 1024
-"""Bytes in which JSON objects are counted at a time; that takes under half a millisecond."""
-_ENDS: Final = {b'"': b'"', b"[": b"]"}
+"""Bytes in which JSON objects are counted at a time. This takes under 0.5 ms."""
+_CLOSERS: Final = {b'"': b'"', b"[": b"]"}
 _MARK: Final = b'"%b %%d"' % secrets.token_hex(8).encode()
-"""Stands for a vector that was taken out; no body can hold it but by having been told."""
+"""Placeholder for an extracted vector. It is random, so an upstream cannot send it."""
 _ROWS: Final = msgspec.json.Decoder(list[str | list[float]])
 
 
@@ -34,130 +37,144 @@ def split_vectors(
     response: UpstreamResponse,
     kind: type[T],
     name: str,
-    found: Callable[[T], Iterable[msgspec.Raw]],
+    get_vectors: Callable[[T], Iterable[msgspec.Raw]],
     count: int,
 ) -> tuple[T, Sequence[memoryview]]:
-    """Read an answer and, apart from it, its vectors as JSON texts, which are not copied.
+    """Decode a response without its vectors; return it and the JSON texts of the vectors.
 
-    ``kind`` holds each vector raw under ``name``, and ``found`` gives them in the order in which they are written.
-    At most ``count`` are due.
+    ``kind`` has each vector as ``msgspec.Raw`` in a field called ``name``. ``get_vectors`` returns
+    them in the order of the body. At most ``count`` are expected. The texts are not copied.
 
     Raises:
-        InvalidUpstreamResponse: the body is not JSON, or not of that kind, or holds more vectors.
+        InvalidUpstreamResponse: the body is not JSON, does not match ``kind``, or has more vectors.
     """
-    rest, taken = lifted(response.content, name, 2 * count)
-    if taken:
-        with suppress(
-            InvalidUpstreamResponse
-        ):  # something else of that name was taken out as well: the whole body says
-            answer = _read(UpstreamResponse(response.status, response.headers, rest), kind, count)
-            if [bytes(raw) for raw in found(answer)] == [
-                _MARK % at for at in range(len(taken))
-            ] and len(taken) <= count:
-                return answer, taken
-    answer = _read(response, kind, count)
-    texts = [memoryview(raw) for raw in found(answer)]
+    rest, texts = extract_vectors(response.content, name, 2 * count)
+    if texts:
+        # If another field has the same name, its values were extracted too. The marks then differ,
+        # and the complete body is decoded below.
+        with suppress(InvalidUpstreamResponse):
+            answer = _decode(UpstreamResponse(response.status, response.headers, rest), kind, count)
+            marks = [_MARK % index for index in range(len(texts))]
+            if [bytes(raw) for raw in get_vectors(answer)] == marks and len(texts) <= count:
+                return answer, texts
+    answer = _decode(response, kind, count)
+    texts = [memoryview(raw) for raw in get_vectors(answer)]
     refuse_more_rows(len(texts), count)
     return answer, texts
 
 
 def refuse_more_rows(rows: int, count: int) -> None:
-    """Refuse an answer of more ``rows`` than the ``count`` that are due, before their numbers are read.
+    """Reject a response with more than ``count`` rows, before their numbers are decoded.
 
     Raises:
         InvalidUpstreamResponse: there are more.
     """
     if rows > count:
-        raise InvalidUpstreamResponse(f"The upstream answered {rows} rows for {count} inputs.")
+        raise InvalidUpstreamResponse(f"The upstream returned {rows} rows for {count} inputs.")
 
 
-def _read(response: UpstreamResponse, kind: type[T], count: int) -> T:
-    """Decode an answer that has few enough JSON objects: one for a row, two for what its vector stands in, and 64."""
-    objects, turn = 0, TimeSlice(len(response.content))
+def _decode(response: UpstreamResponse, kind: type[T], count: int) -> T:
+    """Decode a response if it has few enough JSON objects.
+
+    The limit is one object per row, two for the objects around its vector, and 64 more.
+    """
+    objects = 0
+    time_slice = TimeSlice(len(response.content))
     for start in range(0, len(response.content), SCANNED):
         objects += response.content.count(b"{", start, start + SCANNED)
         if objects > 3 * count + 64:
             raise InvalidUpstreamResponse(
-                f"The upstream answered more rows than the {count} that were due."
+                f"The upstream returned more rows than the expected {count}."
             )
-        turn.yield_gil()
+        time_slice.yield_gil()
     return response.json(kind)
 
 
 @lru_cache
-def _begins(name: str, opener: str) -> re.Pattern[bytes]:
+def _field_pattern(name: str, opener: str) -> re.Pattern[bytes]:
     return re.compile(rb'"%b"[ \t\r\n]*:[ \t\r\n]*(%b)' % (name.encode(), opener.encode()))
 
 
-def lifted(content: bytes, name: str, most: int = sys.maxsize) -> tuple[bytes, list[memoryview]]:
-    """Take what is called ``name`` out of a JSON text: what is left, with a mark in the place of each, and their texts.
+def extract_vectors(
+    content: bytes, name: str, most: int = sys.maxsize
+) -> tuple[bytes, list[memoryview]]:
+    """Extract the values of all fields called ``name`` from a JSON text.
 
-    If there are more than ``most``, none is taken. Inside a JSON string a quote has a backslash before it, which base64
-    never has, and a list of numbers holds no bracket: what decodes ends where it seems to. All are taken to be of the
-    first one's kind.
+    Return the text with a mark in place of each value, and the texts of the values. If there are
+    more than ``most`` values, none is extracted.
+
+    A vector ends at the first closing quote or bracket: a quote inside a JSON string is escaped
+    with a backslash, which base64 does not contain, and a list of numbers contains no brackets. All
+    values are expected to be of the same kind as the first one.
     """
-    whole, left, taken, at, turn = (
-        memoryview(content),
-        list[bytes | memoryview](),
-        list[memoryview](),
-        0,
-        TimeSlice(len(content)),
-    )
-    if (first := _begins(name, r'["\[]').search(content)) is None:
+    whole = memoryview(content)
+    pieces = list[bytes | memoryview]()
+    values = list[memoryview]()
+    position = 0
+    time_slice = TimeSlice(len(content))
+    first = _field_pattern(name, r'["\[]').search(content)
+    if first is None:
         return content, []
-    begins, end = _begins(name, "\\" + first[1].decode()), _ENDS[first[1]]
-    while (begun := begins.search(content, at)) and (ends := content.find(end, begun.end())) >= 0:
-        if len(taken) == most:
+    pattern = _field_pattern(name, "\\" + first[1].decode())
+    closer = _CLOSERS[first[1]]
+    while (match := pattern.search(content, position)) and (
+        end := content.find(closer, match.end())
+    ) >= 0:
+        if len(values) == most:
             return content, []
-        left += [whole[at : begun.start(1)], _MARK % len(taken)]
-        taken.append(whole[begun.start(1) : ends + 1])
-        at = ends + 1
-        turn.yield_gil()
-    left.append(whole[at:])
-    return b"".join(left), taken
+        start = match.start(1)
+        pieces += [whole[position:start], _MARK % len(values)]
+        values.append(whole[start : end + 1])
+        position = end + 1
+        time_slice.yield_gil()
+    pieces.append(whole[position:])
+    return b"".join(pieces), values
 
 
-def array_of_texts(
+def texts_to_array(
     texts: Sequence[memoryview], dtype: str = "float", width: int | None = None
 ) -> Array:
-    """Make an (n, d) array of n vectors in JSON, each base64 or d numbers, of which ``width`` are due if that is known.
+    """Convert n JSON texts, each base64 or a list of d numbers, to an (n, d) array.
+
+    ``width`` is the expected d, if it is known.
 
     Raises:
-        InvalidUpstreamResponse: one is neither, or of another width, or longer than the numbers that are due can be.
+        InvalidUpstreamResponse: a text is neither base64 nor numbers, has another width than the
+            first, or is longer than ``width`` numbers can be.
     """
     longest = vectors.TEXT_OF_NUMBER * (width or vectors.WIDEST) + 1024
     if any(len(text) > longest for text in texts):
         raise InvalidUpstreamResponse(
-            "The upstream answered a vector that is longer than the numbers that were due."
+            "The upstream returned a vector that is longer than the expected numbers can be."
         )
     if all(text[0] == ord('"') for text in texts):
-        with suppress(
-            InvalidUpstreamResponse
-        ):  # some write slashes as "\/", which is JSON and no base64
+        # Some servers escape slashes as "\/", which is valid JSON but not base64.
+        with suppress(InvalidUpstreamResponse):
             return vectors.from_base64([text[1:-1] for text in texts], dtype)
     size = sum(map(len, texts))
-    turns = chunked(len(texts), size, max(1, NUMBERS * len(texts) // max(1, size)))
-    return vectors.gathered(len(texts), (array_of(_decoded(texts[turn]), dtype) for turn in turns))
+    groups = chunked(len(texts), size, max(1, NUMBERS * len(texts) // max(1, size)))
+    arrays = (rows_to_array(_decode_rows(texts[group]), dtype) for group in groups)
+    return vectors.gathered(len(texts), arrays)
 
 
-def _decoded(texts: Sequence[memoryview]) -> list[str | list[float]]:
+def _decode_rows(texts: Sequence[memoryview]) -> list[str | list[float]]:
     try:
         return _ROWS.decode(b"[" + b",".join(texts) + b"]")
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidUpstreamResponse(
-            f"The upstream's body is not the JSON that was due: {error}"
+            f"The upstream response body is not the expected JSON: {error}"
         ) from None
 
 
-def array_of(rows: Sequence[str | Sequence[float]], dtype: str = "float") -> Array:
-    """Make an (n, d) array of n vectors, each base64 or d numbers.
+def rows_to_array(rows: Sequence[str | Sequence[float]], dtype: str = "float") -> Array:
+    """Convert n vectors, each base64 or d numbers, to an (n, d) array.
 
     Raises:
-        InvalidUpstreamResponse: one is neither, or of another width.
+        InvalidUpstreamResponse: a row is neither base64 nor numbers, or has another width.
     """
     texts = [row for row in rows if isinstance(row, str)]
     if len(texts) == len(rows):
         return vectors.from_base64(texts, dtype)
     if not texts:
         return vectors.from_lists([row for row in rows if not isinstance(row, str)], dtype)
-    return vectors.gathered(len(rows), (array_of([row], dtype) for row in rows))
+    return vectors.gathered(len(rows), (rows_to_array([row], dtype) for row in rows))

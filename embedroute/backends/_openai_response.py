@@ -1,4 +1,7 @@
-"""Reads the answer that OpenAI made common: rows with an index, as base64 or numbers, and errors inside a 200."""
+"""Reads responses in OpenAI's format: rows with an index, as base64 or numbers.
+
+Some servers send an error in this format with status 200, so that is handled too.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, TypeVar
@@ -8,10 +11,10 @@ import msgspec
 from embedroute.backend import Batch, UpstreamResponse, Vectors, parse_token_count
 from embedroute.backends._json_scan import (
     LONG,
-    array_of,
-    array_of_texts,
     refuse_more_rows,
+    rows_to_array,
     split_vectors,
+    texts_to_array,
 )
 from embedroute.errors import InvalidUpstreamResponse, UpstreamError
 
@@ -23,43 +26,43 @@ STATUSES: Final = {
     "rate_limit_exceeded": 429,
     "server_error": 500,
 }
-"""Error code inside a 200 → the status that OpenAI sends with it."""
+"""The status that OpenAI sends with each error code, for errors with status 200."""
 
-COUNTED: Final = ("num_tokens", "x-compute-tokens")
-"""Headers in which Cohere and TEI tell the tokens of a call."""
+TOKEN_HEADERS: Final = ("num_tokens", "x-compute-tokens")
+"""Headers in which Cohere and TEI report the tokens of a call."""
 
 EMPTY: Final = frozenset({b"", b"null", b"false", b'""', b"{}", b"[]"})
 
 
 class Row(msgspec.Struct, gc=False):
-    """One vector: base64, or numbers."""
+    """One vector, as base64 or numbers."""
 
     embedding: str | list[float]
     index: int | None = None
 
 
 class LongRow(msgspec.Struct, gc=False):
-    """One vector of a large answer: still JSON, or the mark of what was taken out."""
+    """One vector of a large response, as JSON or as the mark of an extracted vector."""
 
     embedding: msgspec.Raw
     index: int | None = None
 
 
 class Usage(msgspec.Struct):
-    """What the call was billed; Voyage and Jina know a total alone."""
+    """The billed tokens. Voyage and Jina report only a total."""
 
     prompt_tokens: object = None
     total_tokens: object = None
 
 
-class Fault(msgspec.Struct):
-    """The part of an error inside a 200 that says what kind it is."""
+class ErrorBody(msgspec.Struct):
+    """The field of an error that identifies its kind."""
 
     code: int | str | None = None
 
 
 class Answer(msgspec.Struct):
-    """The whole answer. What may be odd without harm stays raw until it is wanted."""
+    """A response. The fields that may be malformed are decoded only when they are used."""
 
     data: list[Row] | None = None
     error: msgspec.Raw = msgspec.Raw()
@@ -67,7 +70,7 @@ class Answer(msgspec.Struct):
 
 
 class LongAnswer(msgspec.Struct):
-    """A large answer; its vectors are read in turns, so that no other thread waits for all of them."""
+    """A large response. Its vectors are decoded in groups, so that other threads can run."""
 
     data: list[LongRow] | None = None
     error: msgspec.Raw = msgspec.Raw()
@@ -81,11 +84,12 @@ _USAGE: Final = msgspec.json.Decoder(Usage)
 def read(
     batch: Batch, response: UpstreamResponse, map_error: Callable[[UpstreamResponse], UpstreamError]
 ) -> Vectors:
-    """Read a 200 whose rows are as ``Row`` says, in any order that ``index`` makes good.
+    """Read the vectors of a 2xx response, sorted by ``index``.
 
     Raises:
-        InvalidUpstreamResponse: the body is of another shape, or the indexes are not 0 … n-1.
-        UpstreamError: the body is an error; ``map_error`` judges it by the status that its code stands for.
+        InvalidUpstreamResponse: the body has another format, or the indexes are not 0 … n-1.
+        UpstreamError: the body is an error. ``map_error`` classifies it by the status that belongs
+            to its code.
     """
     texts: Sequence[memoryview] = ()
     if len(response.content) < LONG:
@@ -93,17 +97,16 @@ def read(
     else:
         answer, texts = split_vectors(response, LongAnswer, "embedding", _raw, len(batch))
     if answer.data is None or bytes(answer.error) not in EMPTY:
-        raise _fault_in(answer.error, response, map_error)
+        raise _read_error(answer.error, response, map_error)
     count = len(batch)
     if len(answer.data) > count:
         refuse_more_rows(len(answer.data), count)
     indexes = [row.index for row in answer.data]
     if isinstance(answer, LongAnswer):
-        array = array_of_texts(sort_by_index(texts, indexes), batch.dtype, batch.width)
+        array = texts_to_array(sort_by_index(texts, indexes), batch.dtype, batch.width)
     else:
-        array = array_of(
-            sort_by_index([row.embedding for row in answer.data], indexes), batch.dtype
-        )
+        rows = [row.embedding for row in answer.data]
+        array = rows_to_array(sort_by_index(rows, indexes), batch.dtype)
     return Vectors(array, _prompt_tokens(answer.usage, response.headers))
 
 
@@ -112,44 +115,48 @@ def _raw(answer: LongAnswer) -> list[msgspec.Raw]:
 
 
 def sort_by_index(rows: Sequence[T], indexes: Sequence[int | None]) -> Sequence[T]:
-    """Put rows in the order of their indexes; rows that have none are in order.
+    """Sort rows by their indexes; rows without indexes are already in order.
 
     Raises:
-        InvalidUpstreamResponse: an index is missing beside others, comes twice, or is out of range.
+        InvalidUpstreamResponse: an index is out of range or repeated, or only some rows have one.
     """
     if indexes == list(range(len(rows))) or not any(index is not None for index in indexes):
         return rows
-    placed = dict(zip(indexes, rows, strict=True))
-    if placed.keys() != set(range(len(rows))):
+    by_index = dict(zip(indexes, rows, strict=True))
+    if by_index.keys() != set(range(len(rows))):
         raise InvalidUpstreamResponse(
-            f"The upstream's {len(rows)} rows are not numbered 0 to {len(rows) - 1}, each once."
+            f"The upstream returned {len(rows)} rows"
+            f" whose indexes are not 0 to {len(rows) - 1}, each once."
         )
-    return [placed[index] for index in range(len(rows))]
+    return [by_index[index] for index in range(len(rows))]
 
 
 def _prompt_tokens(usage: msgspec.Raw, headers: Mapping[str, str]) -> int | None:
     try:
-        told = _USAGE.decode(usage)
+        decoded = _USAGE.decode(usage)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        told = Usage()
-    # Headers are only read where they are wanted, which is hardly ever.
-    count = parse_token_count(told.prompt_tokens) or first_count(
-        told.prompt_tokens, told.total_tokens
+        decoded = Usage()
+    count = parse_token_count(decoded.prompt_tokens) or first_count(
+        decoded.prompt_tokens, decoded.total_tokens
     )
-    return count or first_count(*(_whole(headers.get(name, "")) for name in COUNTED))
+    # Headers are decoded when they are read, so read them only if the body has no count.
+    return count or first_count(*(_parse_digits(headers.get(name, "")) for name in TOKEN_HEADERS))
 
 
-def _whole(text: str) -> int | None:
+def _parse_digits(text: str) -> int | None:
     return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else None
 
 
-def first_count(*said: object) -> int | None:
-    """Take the first of what is said that is a count of tokens; some JSON writers make floats of all numbers."""
-    whole = (int(it) if isinstance(it, float) and it.is_integer() else it for it in said)
-    return next((count for it in whole if (count := parse_token_count(it)) is not None), None)
+def first_count(*values: object) -> int | None:
+    """Return the first valid token count; some JSON encoders write all numbers as floats."""
+    integers = (
+        int(value) if isinstance(value, float) and value.is_integer() else value for value in values
+    )
+    counts = (parse_token_count(value) for value in integers)
+    return next((count for count in counts if count is not None), None)
 
 
-def _fault_in(
+def _read_error(
     error: msgspec.Raw,
     response: UpstreamResponse,
     map_error: Callable[[UpstreamResponse], UpstreamError],
@@ -162,13 +169,11 @@ def _fault_in(
 
 def _parse_status(error: msgspec.Raw) -> int:
     try:
-        code = msgspec.json.decode(error, type=Fault).code
+        code = msgspec.json.decode(error, type=ErrorBody).code
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return 0
     if isinstance(code, int):
         return code
-    return (
-        int(code)
-        if code and code.isascii() and code.isdigit() and len(code) == 3
-        else STATUSES.get(code or "", 0)
-    )
+    if code and code.isascii() and code.isdigit() and len(code) == 3:
+        return int(code)
+    return STATUSES.get(code or "", 0)

@@ -1,6 +1,6 @@
-"""What an address must be for ``/embeddings`` and the like to be put behind it.
+"""Validates the base URLs and headers in the options of backends.
 
-What a header must be for a request to carry it; values are not repeated, for they may be secrets.
+Error messages do not repeat the values, because they may contain secrets.
 """
 
 import re
@@ -14,20 +14,20 @@ _UNWRITABLE: Final = re.compile(r"[\s?#\\\x00-\x1f\x7f]")
 
 
 def check_base_url(url: str) -> None:
-    """Refuse what no request could be sent to; the URL is not repeated, for it may hold a password.
+    """Check that a path can be appended to ``url`` and a request sent to it.
 
     Raises:
-        ValueError: it is no http or https URL, or a query or fragment would swallow what is put behind it.
+        ValueError: it is not an http or https URL, or it has a query or a fragment.
     """
-    wrong = bool(_UNWRITABLE.search(url)) or not _names_a_host(url)
-    del url  # this frame stays with the error
-    if wrong:
+    is_invalid = bool(_UNWRITABLE.search(url)) or not _has_host(url)
+    del url  # the traceback keeps this frame, and the URL may contain a password
+    if is_invalid:
         raise ValueError(
             "base_url must be http://HOST or https://HOST with at most a port and a path"
         )
 
 
-def _names_a_host(url: str) -> bool:
+def _has_host(url: str) -> bool:
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -42,20 +42,20 @@ _FRAMING: Final = frozenset({"connection", "content-length", "transfer-encoding"
 
 
 def check_values(**options: str | Secret | None) -> None:
-    """Refuse options that no header could carry, each under its name.
+    """Check that each option can be sent as the value of a header.
 
     Raises:
-        ValueError: one holds a line break, or another character that HTTP has no room for (RFC 9110 §5.5).
+        ValueError: one contains a line break or another character that RFC 9110 §5.5 forbids.
     """
     for name, value in options.items():
         _check_value(name, value)
 
 
 def check_headers(option: str, headers: Mapping[str, str | Secret]) -> None:
-    """Refuse headers that could not be sent, or that say where a request ends, which is the engine's to say.
+    """Check that headers can be sent, and that they are not headers that the transport sets itself.
 
     Raises:
-        ValueError: names the header at fault.
+        ValueError: one is invalid; the message contains its name.
     """
     for name, value in headers.items():
         if not _NAME.fullmatch(name) or name.lower() in _FRAMING:
@@ -64,14 +64,14 @@ def check_headers(option: str, headers: Mapping[str, str | Secret]) -> None:
 
 
 def _check_value(name: str, value: str | Secret | None) -> None:
-    fault = _find_fault(value.reveal() if isinstance(value, Secret) else value)
-    if fault:  # raised here, and not where the text is a variable: frames stay with an error
-        raise ValueError(f"{name} {fault}")
+    problem = _find_problem(value.reveal() if isinstance(value, Secret) else value)
+    if problem:  # not raised in _find_problem: the traceback would keep a frame with the secret
+        raise ValueError(f"{name} {problem}")
 
 
-def _find_fault(text: str | None) -> str:
+def _find_problem(text: str | None) -> str:
     if text and not _VALUE.fullmatch(text):
-        return "holds a line break or another character that no header can carry"
+        return "contains a line break or another character that is not allowed in a header"
     if text and text != text.strip(" \t"):
-        return "has space around it, which no header can carry"
+        return "has leading or trailing white space, which is not allowed in a header"
     return ""

@@ -1,7 +1,10 @@
-"""Google's Gemini API, in its own shape: the OpenAI-like door of it knows no task types.
+"""Provides the backend for Google's Gemini API.
 
-Source: ai.google.dev embeddings guide and googleapis/python-genai (2026-08-21). What an input is for is a
-``taskType`` up to gemini-embedding-001; gemini-embedding-2 ignores that and wants it written before the text.
+It uses the native API, because the OpenAI-compatible one does not support task types. Models up to
+gemini-embedding-001 take the input type as ``taskType``; gemini-embedding-2 ignores that field and
+takes it as a prefix of the text.
+
+Source: ai.google.dev embeddings guide and googleapis/python-genai (2026-08-21).
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +23,7 @@ from embedroute.backend import (
     UpstreamResponse,
     Vectors,
 )
-from embedroute.backends._json_scan import array_of_texts, split_vectors
+from embedroute.backends._json_scan import split_vectors, texts_to_array
 from embedroute.backends._openai_response import first_count
 from embedroute.backends._validation import check_base_url, check_values
 from embedroute.errors import InvalidUpstreamResponse, UpstreamRejectedInput
@@ -36,17 +39,17 @@ TASKS: Final[Mapping[str, tuple[str, str]]] = {
     "fact_check": ("FACT_VERIFICATION", "task: fact checking | query: "),
     "code_query": ("CODE_RETRIEVAL_QUERY", "task: code retrieval | query: "),
 }
-"""Neutral word → task type, prefix."""
+"""Input type → task type and prefix."""
 
 SECOND: Final = "gemini-embedding-2"
-"""Begins the names of the models that want prefixes and answer vectors of length 1 at any width."""
+"""Start of the names of models that use prefixes. Their vectors have length 1 at any width."""
 
 FULL_WIDTH: Final = 3072
-"""Narrower than this, an older model answers vectors that are not of length 1."""
+"""Width below which the vectors of older models do not have length 1."""
 
 
 class Embedding(msgspec.Struct, gc=False):
-    """One vector: a list of numbers in JSON, or the mark of what was taken out."""
+    """One vector, as a JSON list of numbers or as the mark of an extracted vector."""
 
     values: msgspec.Raw
 
@@ -59,21 +62,21 @@ class Detail(msgspec.Struct, rename="camel"):
 
 
 class Usage(msgspec.Struct, rename="camel"):
-    """What the call was billed; only gemini-embedding-2 says so."""
+    """The billed tokens. Only gemini-embedding-2 reports them."""
 
     prompt_token_count: int | float | None = None
     prompt_token_details: list[Detail] = []
 
 
 class Answer(msgspec.Struct, rename="camel"):
-    """One vector per request, in their order."""
+    """The response: one vector per request, in order."""
 
     embeddings: list[Embedding]
     usage_metadata: msgspec.Raw = msgspec.Raw()
 
 
 class Gemini(HTTPBackend, frozen=True, kw_only=True):
-    """One account at the Gemini API (``generativelanguage.googleapis.com``)."""
+    """The Gemini API (``generativelanguage.googleapis.com``)."""
 
     accepts: ClassVar[Accepts] = Accepts(
         modalities=("text", "image"),
@@ -81,35 +84,37 @@ class Gemini(HTTPBackend, frozen=True, kw_only=True):
         input_types=tuple(TASKS),
         options=("google",),
         max_inputs=100,
-        max_bytes=3 * 1024 * 1024,  # a body of 4 MiB is refused, and JSON may lengthen a text
+        max_bytes=3 * 1024 * 1024,  # the API rejects 4 MiB, and JSON escapes lengthen a text
     )
 
     api_key: Secret
     base_url: str = "https://generativelanguage.googleapis.com/v1beta"
 
     def __post_init__(self) -> None:
-        """Refuse what no request could be written with."""
+        """Reject options from which no request could be built."""
         check_base_url(self.base_url)
         check_values(api_key=self.api_key)
 
     def build(self, batch: Batch) -> UpstreamRequest:
-        """Write one request per input; the key goes in a header, for an URL shows in logs.
+        """Build one request per input. The key goes in a header, because URLs are logged.
 
         Raises:
-            UpstreamRejectedInput: a title without a document, or an input type for an image alone.
+            UpstreamRejectedInput: ``title`` is set for another input type than ``document``, an
+                input without text needs a prefix, or an image is not a base64 ``data:`` URL.
         """
         title = batch.options.get("title")
         if title is not None and batch.input_type != "document":
             raise UpstreamRejectedInput(
-                "'title' goes with the task type RETRIEVAL_DOCUMENT only; set that, or leave 'title' out.",
+                "'title' is allowed only with the task type RETRIEVAL_DOCUMENT. "
+                "Set that task type, or omit 'title'.",
                 param="embedding_options.google.title",
             )
         name = batch.model.removeprefix("models/")
-        write = _prefixed if SECOND in name else _tasked
+        build_content = _content_with_prefix if SECOND in name else _content_with_task_type
         settings = {"outputDimensionality": batch.dimensions} if batch.dimensions else {}
         contents = batch.parts or [(TextPart(text),) for text in batch.texts]
         requests = [
-            {"model": f"models/{name}", **write(parts, batch.input_type, title), **settings}
+            {"model": f"models/{name}", **build_content(parts, batch.input_type, title), **settings}
             for parts in contents
         ]
         url = f"{self.base_url.rstrip('/')}/models/{quote(name, safe='')}:batchEmbedContents"
@@ -118,65 +123,73 @@ class Gemini(HTTPBackend, frozen=True, kw_only=True):
         )
 
     def parse(self, batch: Batch, response: UpstreamResponse) -> Vectors:
-        """Read the vectors, and scale those to length 1 that the model leaves as they fall."""
+        """Read the vectors, and normalise those that the model does not normalise."""
         answer, texts = split_vectors(
             response,
             Answer,
             "values",
-            lambda said: [row.values for row in said.embeddings],
+            lambda answer: [row.values for row in answer.embeddings],
             len(batch),
         )
         if not all(text[0] == ord("[") for text in texts):
-            raise InvalidUpstreamResponse("The upstream's rows are not lists of numbers.")
-        usage = _usage(answer.usage_metadata)
+            raise InvalidUpstreamResponse("The upstream returned rows that are not lists.")
+        usage = _decode_usage(answer.usage_metadata)
         tokens = first_count(usage.prompt_token_count)
-        found = array_of_texts(texts, width=batch.width)
-        split = {
+        array = texts_to_array(texts, width=batch.width)
+        modality_tokens = {
             detail.modality.lower(): detail.token_count
             for detail in usage.prompt_token_details
             if detail.token_count > 0
         }
-        plain = SECOND in batch.model or found.shape[1] >= FULL_WIDTH
-        return Vectors(found if plain else vectors.unit(found), tokens, split)
+        is_normalized = SECOND in batch.model or array.shape[1] >= FULL_WIDTH
+        if not is_normalized:
+            array = vectors.unit(array)
+        return Vectors(array, tokens, modality_tokens)
 
 
-def _usage(said: msgspec.Raw) -> Usage:
+def _decode_usage(raw: msgspec.Raw) -> Usage:
     try:
-        return msgspec.json.decode(said, type=Usage)
+        return msgspec.json.decode(raw, type=Usage)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return Usage()
 
 
-def _tasked(parts: Sequence[Part], input_type: str | None, title: str | None) -> dict[str, object]:
-    asked = {"taskType": TASKS[input_type][0]} if input_type else {}
-    named = {"title": title} if title else {}
-    return {"content": {"parts": [_part(part) for part in parts]}, **asked, **named}
-
-
-def _prefixed(
+def _content_with_task_type(
     parts: Sequence[Part], input_type: str | None, title: str | None
 ) -> dict[str, object]:
-    written = [_part(part) for part in parts]
+    task_type = {"taskType": TASKS[input_type][0]} if input_type else {}
+    title_field = {"title": title} if title else {}
+    return {
+        "content": {"parts": [_encode_part(part) for part in parts]},
+        **task_type,
+        **title_field,
+    }
+
+
+def _content_with_prefix(
+    parts: Sequence[Part], input_type: str | None, title: str | None
+) -> dict[str, object]:
+    encoded = [_encode_part(part) for part in parts]
     if input_type:
         prefix = f"title: {title} | text: " if title else TASKS[input_type][1]
-        first = next(
-            (place for place, part in enumerate(parts) if isinstance(part, TextPart)), None
-        )
+        text_indexes = (index for index, part in enumerate(parts) if isinstance(part, TextPart))
+        first = next(text_indexes, None)
         if first is None:
             raise UpstreamRejectedInput(
-                "'input_type' is told to this model in words, so an image needs a text beside it; leave 'input_type' out.",
+                "This model takes 'input_type' as a prefix of a text. "
+                "Add a text part to each image, or omit 'input_type'.",
                 param="input_type",
             )
-        written[first] = {"text": f"{prefix}{written[first]['text']}"}
-    return {"content": {"parts": written}}
+        encoded[first] = {"text": f"{prefix}{encoded[first]['text']}"}
+    return {"content": {"parts": encoded}}
 
 
-def _part(part: Part) -> dict[str, object]:
+def _encode_part(part: Part) -> dict[str, object]:
     if isinstance(part, TextPart):
         return {"text": part.text}
     media_type, comma, payload = part.image_url.url.removeprefix("data:").partition(";base64,")
     if not comma:
         raise UpstreamRejectedInput(
-            "This model takes images as base64 'data:' URLs only.", param="input"
+            "This model accepts images only as base64 'data:' URLs.", param="input"
         )
     return {"inline_data": {"mime_type": media_type, "data": payload}}

@@ -1,4 +1,4 @@
-"""Vectors without a model: the same input gives the same vector everywhere, another input another one."""
+"""Provides the ``hashed`` backend, which computes vectors from a hash of each input."""
 
 import hashlib
 from typing import ClassVar, cast
@@ -25,11 +25,12 @@ INPUT_TYPES = (
 
 
 class Hashed(Backend, frozen=True):
-    """For tests, demos and load runs: deterministic unit vectors that mean nothing.
+    """Deterministic unit vectors without meaning, for tests, demos and load tests.
 
-    A vector hangs on the input, its kind and its input type; neither on the model nor on the neighbours in
-    the batch. A shorter vector is the start of a longer one, scaled to length 1. An image is hashed by its URL,
-    an ``https:`` one as that text; a text alone in a content part is that text.
+    A vector depends on the input, its kind and its input type, but not on the model or the other
+    inputs of the batch. A shorter vector is the start of a longer one, scaled to length 1. An image
+    is hashed by its URL; an ``https:`` URL gives the same vector as that text, and so does a single
+    text part.
     """
 
     accepts: ClassVar[Accepts] = Accepts(
@@ -47,28 +48,33 @@ class Hashed(Backend, frozen=True):
 
 
 def hash_batch(batch: Batch, width: int) -> Vectors:
-    """Hash each input of ``batch``, to ``width`` numbers unless the batch says another width."""
-    due = batch.dimensions or batch.width or width
-    digests = [digest(item, batch.input_type, due) for item in batch.inputs]
+    """Hash each input of ``batch`` to ``width`` numbers, unless the batch sets another width."""
+    target_width = batch.dimensions or batch.width or width
+    digests = [digest(item, batch.input_type, target_width) for item in batch.inputs]
     return Vectors(vectors.from_digests(digests), prompt_tokens=sum(estimate_sizes(batch.inputs)))
 
 
 def digest(item: Input, input_type: str | None, width: int) -> bytes:
-    """Hash one input to the 2 · ``width`` bytes its vector is made of.
+    """Hash an input to ``2 * width`` bytes, from which its vector is computed.
 
-    JSON tells the kinds apart and leaves no doubt where a text ends; SHAKE's shorter digests start its longer ones.
+    The JSON encoding is unambiguous: different kinds of inputs never encode to the same bytes. A
+    shorter SHAKE digest is the start of a longer one.
     """
-    return hashlib.shake_128(msgspec.json.encode((input_type, _plain(item)))).digest(2 * width)
+    encoded = msgspec.json.encode((input_type, _simplify(item)))
+    return hashlib.shake_128(encoded).digest(2 * width)
 
 
-def _plain(item: Input) -> object:
+def _simplify(item: Input) -> object:
+    """Replace a single text part by its text."""
     if isinstance(item, str) or isinstance(item[0], int):
         return item
-    parts = [_as_text(part) for part in cast("tuple[Part, ...]", item)]
-    return parts[0].text if len(parts) == 1 and isinstance(parts[0], TextPart) else parts
+    parts = [_url_to_text(part) for part in cast("tuple[Part, ...]", item)]
+    if len(parts) == 1 and isinstance(parts[0], TextPart):
+        return parts[0].text
+    return parts
 
 
-def _as_text(part: Part) -> Part:
+def _url_to_text(part: Part) -> Part:
     if isinstance(part, ImagePart) and not part.image_url.url.startswith("data:"):
         return TextPart(part.image_url.url)
     return part

@@ -1,6 +1,8 @@
-"""Mistral's embeddings API.
+"""Provides the backend for Mistral's embeddings API.
 
-Source: mistralai/platform-docs-public ``openapi.yaml`` (2026-08-21); it refuses unknown fields, ``user`` among them.
+The API rejects unknown fields, including ``user``.
+
+Source: mistralai/platform-docs-public ``openapi.yaml`` (2026-08-21).
 """
 
 from typing import ClassVar
@@ -19,7 +21,7 @@ from embedroute.backends._validation import check_base_url, check_values
 
 
 class Mistral(HTTPBackend, frozen=True):
-    """One account at Mistral; ``https://api.eu.mistral.ai/v1`` is its European host."""
+    """The Mistral API. The ``base_url`` of its European host is ``https://api.eu.mistral.ai/v1``."""
 
     accepts: ClassVar[Accepts] = Accepts(
         dimensions=True,
@@ -34,24 +36,27 @@ class Mistral(HTTPBackend, frozen=True):
     base_url: str = "https://api.mistral.ai/v1"
 
     def __post_init__(self) -> None:
-        """Refuse what no request could be written with."""
+        """Reject options from which no request could be built."""
         check_base_url(self.base_url)
         check_values(api_key=self.api_key)
 
     def build(self, batch: Batch) -> UpstreamRequest:
-        """Ask for base64 where its form is documented, which is for float alone."""
-        exact = batch.dtype == "float"
+        """Request base64 for floats only: its format is not documented for the other dtypes."""
+        is_float = batch.dtype == "float"
         body = {
             "model": batch.model,
             "input": batch.texts,
-            "encoding_format": "base64" if exact else "float",
+            "encoding_format": "base64" if is_float else "float",
             "output_dimension": batch.dimensions,
-            "output_dtype": None if exact else batch.dtype,
+            "output_dtype": None if is_float else batch.dtype,
         }
         return UpstreamRequest.json(
             f"{self.base_url.rstrip('/')}/embeddings", body, bearer=self.api_key
         )
 
     def parse(self, batch: Batch, response: UpstreamResponse) -> Vectors:
-        """Read OpenAI's shape; a quantised row is a list of integers, ⌈d/8⌉ of them for the binary kinds."""
+        """Read a response in OpenAI's format.
+
+        A quantised row is a list of integers: d of them, or ⌈d/8⌉ for ``binary`` and ``ubinary``.
+        """
         return _openai_response.read(batch, response, self.map_error)

@@ -1,7 +1,9 @@
-"""OpenAI's embeddings API, and every server that speaks it.
+"""Provides the backend for OpenAI's embeddings API and for compatible servers.
 
-Source: openai/openai-openapi ``openapi.yaml`` 2.3.0; what other servers do differently is in ``encoding_format``,
-``extra_body``, ``extra_headers`` and ``input_types``.
+The options ``encoding_format``, ``extra_body``, ``extra_headers`` and ``input_types`` adapt it to
+servers that differ from OpenAI's.
+
+Source: openai/openai-openapi ``openapi.yaml`` 2.3.0.
 """
 
 from collections.abc import Mapping
@@ -23,11 +25,12 @@ from embedroute.backends._validation import check_base_url, check_headers, check
 
 
 class OpenAI(HTTPBackend, frozen=True, kw_only=True, dict=True):
-    """One account at OpenAI, or one server that speaks its API.
+    """The OpenAI API, or a server that is compatible with it.
 
-    ``encoding_format`` is what is asked of the server: ``float`` for one that refuses base64, ``omit`` for one that
-    refuses the field. ``extra_body`` adds fields (``normalize = true`` for Fireworks), ``extra_headers`` adds headers.
-    ``input_types`` gives the server's own words for the neutral ones, for servers whose ``accepts`` lists input types.
+    Set ``encoding_format`` to ``float`` for a server that rejects base64, or to ``omit`` for one
+    that rejects the field. ``extra_body`` adds fields (``normalize = true`` for Fireworks), and
+    ``extra_headers`` adds headers. ``input_types`` maps the neutral input types to the server's
+    values, for a server whose ``accepts`` lists input types.
     """
 
     accepts: ClassVar[Accepts] = Accepts(
@@ -44,7 +47,7 @@ class OpenAI(HTTPBackend, frozen=True, kw_only=True, dict=True):
     extra_body: Mapping[str, bool | int | float | str] = {}
 
     def __post_init__(self) -> None:
-        """Refuse what no request could be written with."""
+        """Reject options from which no request could be built."""
         check_base_url(self.base_url)
         check_values(api_key=self.api_key, organization=self.organization, project=self.project)
         check_headers("extra_headers", self.extra_headers)
@@ -52,10 +55,12 @@ class OpenAI(HTTPBackend, frozen=True, kw_only=True, dict=True):
             try:
                 UpstreamRequest.json("", {name: value})
             except ValueError:
-                raise ValueError(f"extra_body.{name} is {value!a}, which JSON cannot say") from None
+                raise ValueError(
+                    f"extra_body.{name} is {value!a}, which JSON cannot represent"
+                ) from None
 
     def build(self, batch: Batch) -> UpstreamRequest:
-        """Ask for base64 unless told otherwise: it is a third of the bytes and a tenth of the work."""
+        """Build the request; by default for base64, which is a third of the size of numbers."""
         body = {
             **self.extra_body,
             "model": batch.model,
@@ -74,14 +79,15 @@ class OpenAI(HTTPBackend, frozen=True, kw_only=True, dict=True):
 
     @cached_property
     def _headers(self) -> Mapping[str, str | Secret]:
-        """One mapping for all requests: an engine writes its lines once."""
-        named = {"openai-organization": self.organization, "openai-project": self.project}
-        ours = {name: value for name, value in named.items() if value}
-        given = {name.lower(): value for name, value in self.extra_headers.items()}
+        """One mapping for all requests, so that the transport encodes it only once."""
+        account = {"openai-organization": self.organization, "openai-project": self.project}
+        account_headers = {name: value for name, value in account.items() if value}
+        extra = {name.lower(): value for name, value in self.extra_headers.items()}
+        headers = {**account_headers, **extra}
         return MappingProxyType(
-            UpstreamRequest.json("", {}, bearer=self.api_key, headers={**ours, **given}).headers
+            UpstreamRequest.json("", {}, bearer=self.api_key, headers=headers).headers
         )
 
     def parse(self, batch: Batch, response: UpstreamResponse) -> Vectors:
-        """Read base64 or numbers, whichever the server chose to send."""
+        """Read base64 or numbers, depending on what the server sent."""
         return _openai_response.read(batch, response, self.map_error)

@@ -1,4 +1,7 @@
-"""WordLlama: a real embedding model, 256 wide, whose weights are inside its wheel; no network, no GPU."""
+"""Provides the ``wordllama`` backend: a small local model that needs no network and no GPU.
+
+The weights are in the wheel of the ``wordllama`` package. The vectors have up to 256 dimensions.
+"""
 
 import logging
 from importlib import import_module
@@ -18,41 +21,41 @@ class Encoding(Protocol):
 
 
 class Tokenizer(Protocol):
-    """What is used of ``tokenizers.Tokenizer``; once padding is off, encoding changes nothing in it."""
+    """The used methods of ``tokenizers.Tokenizer``; encoding without padding does not modify it."""
 
     def no_padding(self) -> None:
-        """Let each text have a length of its own."""
+        """Turn padding off, so that each text keeps its own length."""
 
     def encode_batch_fast(self, input: list[str], *, add_special_tokens: bool) -> list[Encoding]:
-        """Cut texts into tokens."""
+        """Tokenize texts."""
         ...
 
 
 class Model(Protocol):
-    """What is used of ``wordllama.WordLlama.load()``: a tokenizer and one vector per token."""
+    """The used attributes of a loaded model: its tokenizer and one vector per token."""
 
     tokenizer: Tokenizer
     embedding: vectors.Array
 
 
 class WordLlama(LocalBackend, frozen=True):
-    """The ``l2_supercat_256`` model of wordllama 0.4; 64, 128 or 256 numbers wide."""
+    """The ``l2_supercat_256`` model of wordllama 0.4, with 64, 128 or 256 dimensions."""
 
     accepts: ClassVar[Accepts] = Accepts(dimensions=True)
 
     def __post_init__(self) -> None:
-        """Find at start, and not at the first request, that the package is missing."""
+        """Report a missing package at startup instead of at the first request."""
         if find_spec("wordllama") is None:
             raise MissingExtra("local", "wordllama")
 
     def load(self) -> Model:
-        """Read the weights from the wheel, and turn padding off, which makes each text as costly as the longest."""
+        """Load the weights. Turn off padding, which makes each text cost as much as the longest."""
         model = _load()
         model.tokenizer.no_padding()
         return model
 
     def run(self, model: Model, batch: Batch) -> Vectors:
-        """Average the token vectors of each text, as ``WordLlama.embed(norm=True)`` does, and count the tokens."""
+        """Average the token vectors of each text, as ``WordLlama.embed(norm=True)`` does."""
         encoded = model.tokenizer.encode_batch_fast(list(batch.texts), add_special_tokens=False)
         means = vectors.stack([vectors.mean(model.embedding, text.ids) for text in encoded])
         unit = vectors.truncate(means, batch.dimensions or batch.width or means.shape[1])
@@ -60,14 +63,14 @@ class WordLlama(LocalBackend, frozen=True):
 
 
 def _load() -> Model:
-    # Importing wordllama calls logging.basicConfig(), which leaves a root logger alone that has a handler.
-    guard = logging.NullHandler()
-    logging.root.addHandler(guard)
+    # Importing wordllama calls logging.basicConfig(), which does nothing if there is a handler.
+    handler = logging.NullHandler()
+    logging.root.addHandler(handler)
     try:
         wordllama = import_module("wordllama")
     finally:
-        logging.root.removeHandler(guard)
-    # The wheel ships its tokenizer in a folder that is only looked into when it is named.
+        logging.root.removeHandler(handler)
+    # The tokenizer is in the folder of the package, which wordllama searches only as a cache_dir.
     return wordllama.WordLlama.load(
         cache_dir=Path(wordllama.__file__ or "").parent, disable_download=True
     )

@@ -1,4 +1,4 @@
-"""Keeps the vectors of earlier requests, bounded in bytes and in age.
+"""Caches the vectors of earlier requests, with limits on bytes and age.
 
 It may import ``routing``, the contracts and the foundation.
 """

@@ -1,4 +1,7 @@
-"""Finds the cached vectors of a request: under its own keys, and under those of the model's whole vectors."""
+"""Finds the cached vectors of a request.
+
+A vector is found under its own key, or truncated from a vector of the model's full width.
+"""
 
 from collections.abc import Generator, Mapping
 
@@ -10,14 +13,14 @@ from embedroute.routing import CacheKey, EmbeddedInput, PreparedSelection, cut, 
 from embedroute.runtime import finished
 
 Claims = dict[CacheKey, tuple[CacheKey, int]]
-"""Key of a hit → the entry to claim and the mark to claim it by."""
+"""Key of a hit → the key of its entry, and the caller's mark to add to the entry."""
 
 
 class Found(msgspec.Struct, frozen=True, gc=False):
-    """The ``vectors`` that the cache held for a request.
+    """The ``vectors`` that were found in the cache for a request.
 
-    ``claims`` has a key for each of them that only other callers have asked for so far: a hit that
-    is not reported to the asking caller. Its value is the entry to claim and the mark to claim it by.
+    ``claims`` holds the hits that only other callers have requested so far. They are not reported
+    to the caller as hits. Storing a claim adds the caller's mark to the entry.
     """
 
     vectors: Mapping[CacheKey, EmbeddedInput]
@@ -38,9 +41,10 @@ def look_up(
     work: Mapping[CacheKey, Input],
     prepared: PreparedSelection,
 ) -> Found:
-    """Find cached vectors; a matryoshka model's whole vectors serve every smaller width.
+    """Return the cached vectors of ``work``.
 
-    An entry is the caller's own if the decision's ``owner`` is among its marks; without one all are.
+    Vectors of a matryoshka model at full width serve every smaller width. A hit is the caller's own
+    if ``prepared.owner`` is among the owners of the entry. Without an owner all hits are.
     """
     if not cache.size:
         return NOTHING
@@ -48,7 +52,7 @@ def look_up(
     found = _exact(cache, work, owner)
     if _is_complete(found, cache, work, prepared):
         return found
-    return finished(_with_cut(found, cache, work, prepared, owner))
+    return finished(_add_truncated(found, cache, work, prepared, owner))
 
 
 def look_up_in_steps(
@@ -56,12 +60,12 @@ def look_up_in_steps(
     work: Mapping[CacheKey, Input],
     prepared: PreparedSelection,
 ) -> Generator[None, None, Found]:
-    """Find the same in steps, for a large request."""
+    """Return the same as ``look_up`` in steps, for a large request."""
     owner = prepared.owner
     found = _exact(cache, work, owner)
     if _is_complete(found, cache, work, prepared):
         return found
-    return (yield from _with_cut(found, cache, work, prepared, owner))
+    return (yield from _add_truncated(found, cache, work, prepared, owner))
 
 
 def _exact(cache: MemoryCache, work: Mapping[CacheKey, Input], owner: int | None) -> Found:
@@ -80,39 +84,40 @@ def _is_complete(
     return len(found.vectors) == len(work) and not found.claims
 
 
-def _with_cut(
+def _add_truncated(
     found: Found,
     cache: MemoryCache,
     work: Mapping[CacheKey, Input],
     prepared: PreparedSelection,
     owner: int | None,
 ) -> Generator[None, None, Found]:
-    """Add the vectors that are cut from whole ones."""
+    """Add the vectors that can be truncated from vectors of full width."""
     exact = found.vectors
     claims = dict(found.claims)
     missing = {key: item for key, item in work.items() if key not in exact or key in claims}
-    wider = yield from rekeyed_in_steps(missing, prepared.whole or b"")
+    wide_keys = yield from rekeyed_in_steps(missing, prepared.whole or b"")
     width = prepared.selection.parameters.width
-    whole = cache.look_up(wider.values())
-    narrow = cut(wider, whole, width)
+    whole = cache.look_up(wide_keys.values())
+    truncated = cut(wide_keys, whole, width)
     if owner is not None:
-        _claim_cut(claims, {key: (wider[key], whole[wider[key]]) for key in narrow}, owner, width)
-    return Found({**narrow, **exact}, claims)
+        used = {key: (wide_keys[key], whole[wide_keys[key]]) for key in truncated}
+        _claim_whole(claims, used, owner, width)
+    return Found({**truncated, **exact}, claims)
 
 
-def _claim_cut(
+def _claim_whole(
     claims: Claims,
-    whole: Mapping[CacheKey, tuple[CacheKey, Entry]],
+    used: Mapping[CacheKey, tuple[CacheKey, Entry]],
     owner: int,
     width: int | None,
 ) -> None:
-    """Change ``claims`` by the ``whole`` entries that a request's vectors can be cut from.
+    """Update ``claims`` by the entries of full width that the request's vectors are truncated from.
 
-    A caller claims a whole entry for the width it asked for: the whole vector stays a miss for it.
+    The caller's mark includes the width, so the vector of full width remains a miss for the caller.
     """
     mark = hash((owner, width))
-    for key, (wide, entry) in whole.items():
+    for key, (wide_key, entry) in used.items():
         if owner in entry.owners or mark in entry.owners:
             claims.pop(key, None)
         else:
-            claims.setdefault(key, (wide, mark))
+            claims.setdefault(key, (wide_key, mark))

@@ -1,4 +1,4 @@
-"""A memory cache of vectors: least recently used goes first, bounded by real bytes, with a time to live."""
+"""Caches vectors in memory, with LRU eviction, a limit in bytes and a time to live."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
@@ -10,18 +10,18 @@ from msgspec.structs import replace
 from embedroute.routing import CacheKey, EmbeddedInput
 
 OVERHEAD: Final = 512
-"""Bytes that an entry costs beside its numbers: key, entry, array header, and its places in the table."""
+"""Bytes of an entry besides its numbers: key, entry, array header and table slots."""
 OWNER: Final = 40
-"""Bytes that each owner of an entry costs: a number and a reference to it."""
+"""Bytes of each owner of an entry: an integer and a reference to it."""
 MOST_OWNERS: Final = 16
-"""Owners that an entry remembers; the oldest is forgotten first."""
+"""Owners of one entry at most; the oldest is dropped first."""
 
 
 class Entry(EmbeddedInput, frozen=True, kw_only=True, gc=False):
-    """A vector that is held until ``expires``.
+    """A cached vector with the time at which it expires.
 
-    ``owners`` are the marks of the callers who asked for it. Only they are told that it was a hit,
-    so that the counts of one caller do not show what another has embedded.
+    ``owners`` are the marks of the callers that requested it. A hit is reported only to them, so
+    that the counts of one caller do not show what another caller has embedded.
     """
 
     expires: float
@@ -29,15 +29,19 @@ class Entry(EmbeddedInput, frozen=True, kw_only=True, gc=False):
 
     @property
     def size(self) -> int:
-        """Bytes that the entry takes."""
+        """Return the bytes that the entry uses."""
         return self.vector.nbytes + OVERHEAD + OWNER * len(self.owners)
 
 
 class MemoryCache:
-    """Key → vector, within ``limit`` bytes and ``ttl`` seconds; ``clock`` is monotonic."""
+    """A thread-safe LRU cache of vectors with a size limit and a time to live."""
 
     def __init__(self, limit: int, ttl: float, clock: Callable[[], float]) -> None:
-        """Hold nothing yet; a limit of 0 holds nothing ever."""
+        """Create an empty cache.
+
+        ``limit`` is in bytes; 0 disables the cache. ``ttl`` is in seconds of the monotonic
+        ``clock``.
+        """
         self.limit = limit
         self.size = 0
         self._ttl = ttl
@@ -46,14 +50,18 @@ class MemoryCache:
         self._entries: OrderedDict[CacheKey, Entry] = OrderedDict()
 
     def __len__(self) -> int:
-        """Count the entries."""
+        """Return the number of entries."""
         return len(self._entries)
 
     def look_up(self, keys: Iterable[CacheKey]) -> dict[CacheKey, Entry]:
-        """Find those of ``keys`` that are held, not too old, and not from a source that was caught since."""
+        """Return the entries of ``keys`` that exist and are valid.
+
+        An entry is invalid if it has expired, or if its source was found to be unreliable.
+        """
         if not self._entries:
             return {}
-        now, found = self._clock(), dict[CacheKey, Entry]()
+        now = self._clock()
+        found: dict[CacheKey, Entry] = {}
         with self._lock:
             for key in keys:
                 entry = self._entries.get(key)
@@ -66,18 +74,19 @@ class MemoryCache:
                 found[key] = entry
         return found
 
-    def store(self, landed: Mapping[CacheKey, EmbeddedInput], owner: int | None = None) -> None:
-        """Keep ``landed``, as copies: a row would otherwise hold its whole batch in memory."""
+    def store(self, results: Mapping[CacheKey, EmbeddedInput], owner: int | None = None) -> None:
+        """Store copies of ``results``: a row itself would keep the array of its batch in memory."""
         if not self.limit:
             return
-        now, owners = self._clock(), () if owner is None else (owner,)
+        now = self._clock()
+        owners = () if owner is None else (owner,)
         with self._lock:
-            for key, item in landed.items():
+            for key, item in results.items():
                 self._put(key, item, now, owners)
             self._shrink()
 
     def claim(self, owners: Mapping[CacheKey, int]) -> None:
-        """Add an owner to each of the entries that are still held; they expire when they would."""
+        """Add an owner to each entry that still exists; the time of expiry does not change."""
         with self._lock:
             for key, owner in owners.items():
                 entry = self._entries.get(key)
@@ -88,11 +97,12 @@ class MemoryCache:
     def _put(self, key: CacheKey, item: EmbeddedInput, now: float, owners: tuple[int, ...]) -> None:
         old = self._entries.get(key)
         if old is not None:
-            if old.expires > now:  # the others have asked for it all the same
-                owners = (*[it for it in old.owners if it not in owners], *owners)[-MOST_OWNERS:]
+            if old.expires > now:  # keep the earlier owners of a valid entry
+                earlier = [mark for mark in old.owners if mark not in owners]
+                owners = (*earlier, *owners)[-MOST_OWNERS:]
             self._drop(key)
         vector = item.vector.copy()
-        vector.setflags(write=False)  # whoever is given it must not change what others will get
+        vector.setflags(write=False)  # several requests share the array
         expires = now + self._ttl
         entry = Entry(
             vector, item.tokens, item.estimated, item.source, expires=expires, owners=owners

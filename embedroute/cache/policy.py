@@ -1,4 +1,4 @@
-"""Vectors that were computed before: per input, bounded in bytes, never in the way of a request."""
+"""Defines how a request uses the cache."""
 
 from typing import Final
 
@@ -6,7 +6,10 @@ import msgspec
 
 
 class CachePolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """How one request uses the cache: ``no-cache`` reads past it, ``no-store`` leaves nothing behind (RFC 9111 §5.2.1)."""
+    """Whether a request reads the cache and stores its results in it.
+
+    ``cache-control: no-cache`` disables reads, and ``no-store`` disables storing (RFC 9111 §5.2.1).
+    """
 
     read: bool = True
     store: bool = True

@@ -1,4 +1,7 @@
-"""The command: ``embedroute serve | check | backends | models | verify``; argparse, so that no extra is needed."""
+"""Provides the command ``embedroute``: ``serve``, ``check``, ``backends``, ``models``, ``verify``.
+
+It uses argparse and so needs no extra.
+"""
 
 import argparse
 import gc
@@ -19,8 +22,8 @@ from embedroute.server import embeddings_app, models
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit status, 1 for a failure and 2 for wrong usage."""
-    options = _parser().parse_args(arguments)
+    """Run one command; returns the exit status (0 success, 1 failure, 2 usage error)."""
+    options = _make_parser().parse_args(arguments)
     try:
         return options.run(options)
     except EmbedrouteError as error:
@@ -28,12 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _parser() -> argparse.ArgumentParser:
+def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="embedroute", description="An OpenAI-compatible embeddings gateway."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    serve = _command(
+    serve = _add_command(
         commands.add_parser, "serve", _serve, "serve a config over HTTP (needs the extra 'serve')"
     )
     serve.add_argument(
@@ -42,38 +45,23 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--port", default=8000, type=int, help="port to listen on (default: %(default)s)"
     )
-    _with_config(serve)
-    check = _command(
-        commands.add_parser, "check", _check, "read a config and name every mistake in it"
+    _add_config_option(serve)
+    check = _add_command(
+        commands.add_parser, "check", _check, "validate a config file and report every mistake"
     )
     check.add_argument("config", type=Path, metavar="FILE")
-    _command(commands.add_parser, "backends", _backends, "list the installed backends")
-    _with_config(
-        _command(commands.add_parser, "models", _models, "list the models that a config serves")
+    _add_command(commands.add_parser, "backends", _backends, "list the installed backends")
+    _add_config_option(
+        _add_command(commands.add_parser, "models", _models, "list the models that a config serves")
     )
-    probing = _command(
-        commands.add_parser, "verify", _verify, "compare the vectors of all endpoints of a model"
-    )
-    probing.add_argument(
-        "model", nargs="?", metavar="MODEL", help="left out: every model with several endpoints"
-    )
-    probing.add_argument(
-        "--verified",
-        default=0.9999,
-        type=float,
-        help="least cosine to be verified (default: %(default)s)",
-    )
-    probing.add_argument(
-        "--near", default=0.999, type=float, help="least cosine to be near (default: %(default)s)"
-    )
-    _with_config(probing)
+    _add_verify_command(commands.add_parser)
     return parser
 
 
 Run = Callable[[argparse.Namespace], int]
 
 
-def _command(
+def _add_command(
     add: Callable[..., argparse.ArgumentParser], name: str, run: Run, help: str
 ) -> argparse.ArgumentParser:
     parser = add(name, help=help, description=help)
@@ -81,29 +69,49 @@ def _command(
     return parser
 
 
-def _with_config(parser: argparse.ArgumentParser) -> None:
+def _add_verify_command(add: Callable[..., argparse.ArgumentParser]) -> None:
+    parser = _add_command(add, "verify", _verify, "compare the vectors of all endpoints of a model")
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL", help="default: every model with several endpoints"
+    )
+    parser.add_argument(
+        "--verified",
+        default=0.9999,
+        type=float,
+        help="minimum cosine similarity for 'verified' (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--near",
+        default=0.999,
+        type=float,
+        help="minimum cosine similarity for 'near' (default: %(default)s)",
+    )
+    _add_config_option(parser)
+
+
+def _add_config_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config",
         type=Path,
         metavar="FILE",
-        help="left out: EMBEDROUTE_CONFIG, ./embedroute.toml, or the environment",
+        help="default: $EMBEDROUTE_CONFIG, ./embedroute.toml, or environment variables",
     )
 
 
-def _gateway(config: Path | None) -> Gateway:
+def _make_gateway(config: Path | None) -> Gateway:
     if config or os.environ.get("EMBEDROUTE_CONFIG") or Path("embedroute.toml").exists():
         return Gateway.from_file(config)
     return Gateway.from_env()
 
 
 def _serve(options: argparse.Namespace) -> int:
-    gateway = _gateway(options.config)
+    gateway = _make_gateway(options.config)
     try:
         uvicorn = import_module("uvicorn")
     except ImportError:
         raise MissingExtra("serve", "uvicorn") from None
-    _tell_engine()
-    # All that is loaded by now stays for good, so the collector need not look through it again and again.
+    _log_engine()
+    # Loaded modules are never freed. Exclude them from garbage collection to make it faster.
     gc.collect()
     gc.freeze()
     uvicorn.run(
@@ -112,61 +120,62 @@ def _serve(options: argparse.Namespace) -> int:
     return 0
 
 
-def _tell_engine() -> None:
-    # uvicorn shows its own log and no other; which engine runs is for whoever started it.
-    shown, log = logging.StreamHandler(sys.stderr), logging.getLogger("embedroute.http")
-    shown.setFormatter(logging.Formatter("%(levelname)s:     %(name)s: %(message)s"))
-    log.addHandler(shown)
+def _log_engine() -> None:
+    # uvicorn configures its own loggers only. The operator needs to know which engine is used.
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)s:     %(name)s: %(message)s"))
+    log = logging.getLogger("embedroute.http")
+    log.addHandler(handler)
     log.setLevel(logging.INFO)
 
 
 def _check(options: argparse.Namespace) -> int:
     gateway = Gateway.from_file(options.config)
-    providers, models = len(gateway.directory.providers), len(gateway.directory.routes)
+    providers = gateway.directory.providers
     print(
-        f"{options.config}: good; {providers} providers, {models} models, auth = {gateway.settings.auth}"
+        f"{options.config}: OK (providers: {len(providers)}, "
+        f"models: {len(gateway.directory.routes)}, auth: {gateway.settings.auth})"
     )
-    origins = [
-        (slug, *plugins.find_origin(it.backend)) for slug, it in gateway.directory.providers.items()
-    ]
+    origins = [(slug, *plugins.find_origin(row.backend)) for slug, row in providers.items()]
     _print_table(("PROVIDER", "CODE", "PACKAGE"), origins)
-    for it in plugins.unused():
-        print(f'{it.whose} is not used: embedroute itself ships a provider "{it.name}"')
+    for entry in plugins.unused():
+        print(f'{entry.whose} is not used: embedroute ships a provider named "{entry.name}"')
     return 0
 
 
 def _backends(options: argparse.Namespace) -> int:
     del options
-    rows = [(it.name, it.value, it.distribution) for it in plugins.listed()]
+    rows = [(entry.name, entry.value, entry.distribution) for entry in plugins.listed()]
     _print_table(("NAME", "CODE", "PACKAGE"), rows)
     return 0
 
 
 def _models(options: argparse.Namespace) -> int:
     cards = [
-        models.describe_model(route) for route in _gateway(options.config).directory.routes.values()
+        models.describe_model(route)
+        for route in _make_gateway(options.config).directory.routes.values()
     ]
     rows = [
         (
-            it.id,
-            str(it.dimensions or "?"),
-            ",".join(it.providers),
-            str(it.pricing.get("prompt", "?")),
+            card.id,
+            str(card.dimensions or "?"),
+            ",".join(card.providers),
+            str(card.pricing.get("prompt", "?")),
         )
-        for it in cards
+        for card in cards
     ]
     _print_table(("MODEL", "DIMENSIONS", "PROVIDERS", "USD/M"), rows)
     return 0
 
 
 def _verify(options: argparse.Namespace) -> int:
-    gateway = _gateway(options.config)
+    gateway = _make_gateway(options.config)
     thresholds = Thresholds(verified=options.verified, near=options.near)
-    names = (
-        [options.model]
-        if options.model
-        else [name for name, it in gateway.directory.routes.items() if len(it.candidates) > 1]
-    )
+    if options.model:
+        names = [options.model]
+    else:
+        routes = gateway.directory.routes.items()
+        names = [name for name, route in routes if len(route.candidates) > 1]
     if not names:
         raise ConfigError(
             ["No model of this config has several endpoints, so there is nothing to compare."]
@@ -177,20 +186,29 @@ def _verify(options: argparse.Namespace) -> int:
     if not verdicts:
         raise ConfigError([f"{options.model} has one endpoint, so there is nothing to compare."])
     rows = [
-        (it.model, it.left, it.right, it.shown_cosine, it.shown_difference, it.verdict, it.reason)
-        for it in verdicts
+        (
+            verdict.model,
+            verdict.left,
+            verdict.right,
+            verdict.shown_cosine,
+            verdict.shown_difference,
+            verdict.verdict,
+            verdict.reason,
+        )
+        for verdict in verdicts
     ]
     _print_table(
-        ("MODEL", "ENDPOINT", "ENDPOINT", "MIN COSINE", "MAX DIFFERENCE", "VERDICT", "WHY"), rows
+        ("MODEL", "ENDPOINT", "ENDPOINT", "MIN COSINE", "MAX DIFFERENCE", "VERDICT", "REASON"), rows
     )
-    return int(any(it.verdict == "different" for it in verdicts))
+    return int(any(verdict.verdict == "different" for verdict in verdicts))
 
 
-def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    # The head is for people; a pipe gets nothing but rows.
-    shown = [head, *rows] if sys.stdout.isatty() else rows
-    widths = [max((len(row[column]) for row in shown), default=0) for column in range(len(head))]
-    for row in shown:
-        print(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        )
+def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    # Print the header on terminals only, so that pipes receive nothing but rows.
+    lines = [header, *rows] if sys.stdout.isatty() else rows
+    widths = [
+        max((len(line[column]) for line in lines), default=0) for column in range(len(header))
+    ]
+    for line in lines:
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        print("  ".join(cells).rstrip())

@@ -1,4 +1,7 @@
-"""Whether the endpoints of a model really give the same vectors: a fixed probe set, embedded on each, compared in pairs."""
+"""Verifies that the endpoints of a model return the same vectors.
+
+A fixed set of probe texts is embedded on each endpoint, and the endpoints are compared in pairs.
+"""
 
 from collections.abc import Mapping
 from itertools import combinations
@@ -25,13 +28,19 @@ PROBES: Final = (
     "https://example.com/path?query=1&other=two#fragment",
     "The patient was given 5 mg of the drug twice a day for two weeks. " * 12,
 )
-"""Short and long, several scripts, code, numbers and marks: where tokenizers, prefixes and truncation differ."""
+"""Texts for which tokenizers, prefixes and truncation differ.
+
+They are short and long, in several scripts, and contain code, numbers and punctuation.
+"""
 
 Outcome = Literal["verified", "near", "different"]
 
 
 class Thresholds(msgspec.Struct, frozen=True, kw_only=True):
-    """The least cosine over all probes for two endpoints to count as verified, or as near; lengths agree as closely."""
+    """The minimum similarity over all probes for two endpoints to be "verified" or "near".
+
+    The similarity of two vectors is their cosine or the ratio of their norms, whichever is lower.
+    """
 
     verified: float = 0.9999
     near: float = 0.999
@@ -41,9 +50,11 @@ THRESHOLDS: Final = Thresholds()
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """Two endpoints compared: the lowest cosine and the largest difference of a number over all probes.
+    """The result of comparing two endpoints.
 
-    ``reason`` says what the figures do not: that an endpoint failed, or that its vectors have other lengths.
+    ``cosine`` is the lowest cosine and ``difference`` the largest absolute difference of two
+    components, over all probes. They are None if an endpoint failed. ``reason`` explains a verdict
+    that they do not explain: an endpoint failed, or the norms differ.
     """
 
     model: str
@@ -56,17 +67,17 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def shown_cosine(self) -> str:
-        """The cosine as a table shows it."""
+        """The cosine as text for a table."""
         return "-" if self.cosine is None else f"{self.cosine:.6f}"
 
     @property
     def shown_difference(self) -> str:
-        """The difference as a table shows it."""
+        """The difference as text for a table."""
         return "-" if self.difference is None else f"{self.difference:.2e}"
 
 
-Answers = Mapping[str, Array | EmbedrouteError]
-"""Endpoint → its vectors of the probes, or why there are none."""
+Results = Mapping[str, Array | EmbedrouteError]
+"""Endpoint name → its vectors for the probes, or the error that it raised."""
 
 
 async def verify(
@@ -74,73 +85,76 @@ async def verify(
 ) -> list[Verdict]:
     """Embed the probes on every endpoint of ``model`` and compare the endpoints in pairs.
 
-    An endpoint that fails is compared as "different" from all: what cannot be asked cannot be vouched for.
+    An endpoint that fails cannot be verified, so it is reported as "different" from all others.
 
     Raises:
-        ModelNotFound: nobody knows the model.
+        ModelNotFound: the model is neither in the config nor in the catalogue.
     """
     route = gateway.directory.resolve(model)
-    answers = {
-        candidate.name: await _embedded(gateway, model, candidate) for candidate in route.candidates
+    results = {
+        endpoint.name: await _embed_probes(gateway, model, endpoint)
+        for endpoint in route.candidates
     }
     return [
-        _compare(model, left, right, answers, thresholds)
-        for left, right in combinations(answers, 2)
+        _compare(model, left, right, results, thresholds)
+        for left, right in combinations(results, 2)
     ]
 
 
-async def _embedded(
-    gateway: Gateway, model: str, candidate: ResolvedEndpoint
+async def _embed_probes(
+    gateway: Gateway, model: str, endpoint: ResolvedEndpoint
 ) -> Array | EmbedrouteError:
     try:
-        return (await gateway.embed_at(candidate, list(PROBES), model=model)).vectors
+        return (await gateway.embed_at(endpoint, list(PROBES), model=model)).vectors
     except EmbedrouteError as error:
         return error
 
 
 def _compare(
-    model: str, left: str, right: str, answers: Answers, thresholds: Thresholds
+    model: str, left: str, right: str, results: Results, thresholds: Thresholds
 ) -> Verdict:
-    one, other = answers[left], answers[right]
-    pair = Verdict(model=model, left=left, right=right, verdict="different")
-    if isinstance(one, EmbedrouteError) or isinstance(other, EmbedrouteError):
-        silent = {
-            name: it.message
-            for name, it in ((left, one), (right, other))
-            if isinstance(it, EmbedrouteError)
-        }
-        return replace(
-            pair, reason="; ".join(f"{name} failed: {echo(said)}" for name, said in silent.items())
-        )
-    cosine, difference = compare_cosine(one, other)
-    # What points the same way and differs in length is not the same vector: dot products with the two do not compare.
-    ratio = norm_ratio(one, other)
-    verdict = judge(min(cosine, ratio), thresholds)
-    why = (
-        f"lengths as far apart as 1 : {1 / ratio:.4g}"
-        if verdict != "verified" and ratio < cosine
-        else ""
-    )
-    return replace(pair, cosine=cosine, difference=difference, verdict=verdict, reason=why)
+    left_result = results[left]
+    right_result = results[right]
+    different = Verdict(model=model, left=left, right=right, verdict="different")
+    if isinstance(left_result, EmbedrouteError) or isinstance(right_result, EmbedrouteError):
+        failures = [
+            f"{name} failed: {echo(result.message)}"
+            for name, result in ((left, left_result), (right, right_result))
+            if isinstance(result, EmbedrouteError)
+        ]
+        return replace(different, reason="; ".join(failures))
+    cosine, difference = compare_cosine(left_result, right_result)
+    # The cosine ignores norms, but vectors of different norms give different dot products.
+    ratio = norm_ratio(left_result, right_result)
+    verdict = classify(min(cosine, ratio), thresholds)
+    reason = ""
+    if verdict != "verified" and ratio < cosine:
+        reason = f"ratio of the norms is 1 : {1 / ratio:.4g}"
+    return replace(different, cosine=cosine, difference=difference, verdict=verdict, reason=reason)
 
 
-def judge(least: float, thresholds: Thresholds) -> Outcome:
-    """Tell what a lowest cosine means, or the lowest proportion of two lengths."""
-    if least >= thresholds.verified:
+def classify(similarity: float, thresholds: Thresholds) -> Outcome:
+    """Return the verdict for the lowest cosine or norm ratio of two endpoints."""
+    if similarity >= thresholds.verified:
         return "verified"
-    return "near" if least >= thresholds.near else "different"
+    return "near" if similarity >= thresholds.near else "different"
 
 
 def compare_cosine(left: Array, right: Array) -> tuple[float, float]:
-    """Compare two (n, d) arrays row by row: the lowest cosine, and the largest difference of two numbers."""
-    one, other = left.astype("f8"), right.astype("f8")
-    lengths = ((one * one).sum(axis=1) * (other * other).sum(axis=1)) ** 0.5
-    cosines = (one * other).sum(axis=1) / lengths.clip(min=5e-324)
-    return float(cosines.min()), float(abs(one - other).max())
+    """Compare two (n, d) arrays row by row.
+
+    Returns the lowest cosine of two rows and the largest absolute difference of two components.
+    """
+    a = left.astype("f8")
+    b = right.astype("f8")
+    norms = ((a * a).sum(axis=1) * (b * b).sum(axis=1)) ** 0.5
+    cosines = (a * b).sum(axis=1) / norms.clip(min=5e-324)
+    return float(cosines.min()), float(abs(a - b).max())
 
 
 def norm_ratio(left: Array, right: Array) -> float:
-    """Compare the lengths of two (n, d) arrays row by row: the shorter by the longer, where they are farthest apart."""
-    one, other = left.astype("f8"), right.astype("f8")
-    ratios = ((one * one).sum(axis=1) / (other * other).sum(axis=1)) ** 0.5
+    """Return the lowest ratio of the norms of two rows, shorter to longer, of two (n, d) arrays."""
+    a = left.astype("f8")
+    b = right.astype("f8")
+    ratios = ((a * a).sum(axis=1) / (b * b).sum(axis=1)) ** 0.5
     return float(min(ratios.min(), 1 / ratios.max()))

@@ -1,5 +1,6 @@
-"""Reads what operators write: TOML files and environment variables, checked, with the catalogue of known models.
+"""Reads and validates configuration, and provides the catalogue of known models and providers.
 
+Configuration comes from TOML files, from environment variables or from structs made in Python.
 It may import the foundation and ``backend``.
 """
 

@@ -1,4 +1,4 @@
-"""Loads the shipped facts on models and providers, which are data beside this file."""
+"""Loads the shipped data about models and providers from ``data/``."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -11,6 +11,8 @@ from embedroute.config.models import Count, Endpoint, KnownProvider, Modality, M
 
 
 class _Row(msgspec.Struct, frozen=True, kw_only=True):
+    """A row of ``data/models.json``."""
+
     model: str
     dimensions: Count
     endpoints: list[Endpoint]
@@ -22,7 +24,7 @@ class _Row(msgspec.Struct, frozen=True, kw_only=True):
     prefixes: dict[str, str] | None = None
     max_input_tokens: Count | None = None
 
-    def facts(self) -> Model:
+    def to_model(self) -> Model:
         return Model(
             dimensions=self.dimensions,
             matryoshka=self.matryoshka,
@@ -38,17 +40,17 @@ class _Row(msgspec.Struct, frozen=True, kw_only=True):
 
 @cache
 def catalogue() -> Mapping[str, Model]:
-    """Public model name → the shipped facts on it (sources stand in the file)."""
+    """Return the shipped models by public name; the sources of the data are in the file."""
     raw = (Path(__file__).parent / "data" / "models.json").read_bytes()
     rows = msgspec.json.decode(raw, type=list[dict[str, object]])
     for row in rows:
         for endpoint in cast("list[dict[str, object]]", row["endpoints"]):
             endpoint.pop("source", None)
-    return {row.model: row.facts() for row in msgspec.convert(rows, list[_Row])}
+    return {row.model: row.to_model() for row in msgspec.convert(rows, list[_Row])}
 
 
 @cache
 def known_providers() -> Mapping[str, KnownProvider]:
-    """Slug → the shipped row on that provider."""
+    """Return the rows of the shipped provider table by slug."""
     raw = (Path(__file__).parent / "data" / "providers.json").read_bytes()
     return msgspec.json.decode(raw, type=dict[str, KnownProvider])

@@ -1,6 +1,6 @@
-"""Reads the tables of a config into their structs, one pass over all of them; a bad value costs that value alone.
+"""Loads a configuration from TOML, from environment variables or from structs made in Python.
 
-The operator's border: TOML or environment in, a typed Config out, or every mistake in it with its place.
+All tables are read in one pass, so that one error reports every mistake with its location.
 """
 
 import os
@@ -15,19 +15,25 @@ from embedroute.backend import Secret
 from embedroute.config.catalog import known_providers
 from embedroute.config.models import Endpoint, Model, Provider
 from embedroute.config.settings import ApiKey, CacheSettings, Settings
-from embedroute.config.validation import Place, UnknownFields, as_table, convert_fields, written
+from embedroute.config.validation import (
+    TablePath,
+    UnknownFields,
+    as_table,
+    convert_fields,
+    written,
+)
 from embedroute.errors import ConfigError
 from embedroute.text import closest, did_you_mean
 
 T = TypeVar("T")
 Table = TypeVar("Table", bound=msgspec.Struct)
 
-_SENDABLE = re.compile(r"[\x21-\x7e]{1,256}")
+_API_KEY = re.compile(r"[\x21-\x7e]{1,256}")
 _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", re.IGNORECASE)
 
 
 class Tables(TypedDict):
-    """Each table of a config, read."""
+    """The tables of a config as structs."""
 
     gateway: Settings
     keys: dict[str, ApiKey]
@@ -37,125 +43,141 @@ class Tables(TypedDict):
 
 
 class ConfigReader:
-    """One pass over the tables of a config: the mistakes in them, and the places that these leave unread.
+    """Reads the tables of a config, and collects the mistakes and the paths that they make unknown.
 
-    What is required and cannot be read is stood in for, so that the rest of its table can be judged.
+    A required value that cannot be read is replaced by a placeholder, so that the other values of
+    its table can be checked.
     """
 
     def __init__(self, environ: Mapping[str, str]) -> None:
-        """Read nothing yet; secrets will come from ``environ`` and from the files they name."""
+        """Read secrets from ``environ`` and from the files that the config names."""
         self.environ = environ
         self.mistakes: list[str] = []
-        self.unread: set[Place] = set()
+        self.unread: set[TablePath] = set()
 
-    def tables(self, given: Mapping[str, object]) -> Tables:
-        """Read all of a config."""
-        found: Tables = {
-            "gateway": self.struct(("gateway",), given["gateway"], Settings),
+    def tables(self, config: Mapping[str, object]) -> Tables:
+        """Read all tables of a config."""
+        tables: Tables = {
+            "gateway": self.struct(("gateway",), config["gateway"], Settings),
             "keys": self.read_tables(
                 "keys",
-                given["keys"],
-                lambda place, it: self.struct(place, it, ApiKey, key=Secret("")),
+                config["keys"],
+                lambda path, value: self.struct(path, value, ApiKey, key=Secret("")),
             ),
-            "cache": self.struct(("cache",), given["cache"], CacheSettings),
-            "providers": self.read_tables("providers", given["providers"], self.provider),
-            "models": self.read_tables("models", given["models"], self.model),
+            "cache": self.struct(("cache",), config["cache"], CacheSettings),
+            "providers": self.read_tables("providers", config["providers"], self.provider),
+            "models": self.read_tables("models", config["models"], self.model),
         }
-        self.check_media_domains(found["gateway"].media_domains)
-        self.check_keys(found["keys"])
-        return found
+        self.check_media_domains(tables["gateway"].media_domains)
+        self.check_keys(tables["keys"])
+        return tables
 
-    def add(self, place: Place, mistake: str) -> None:
-        """Write a mistake down."""
-        self.mistakes.append(f"[{written(place)}] {mistake}")
+    def add(self, path: TablePath, mistake: str) -> None:
+        """Record a mistake in the table at ``path``."""
+        self.mistakes.append(f"[{written(path)}] {mistake}")
 
-    def table(self, place: Place, given: object) -> Mapping[str, object]:
-        """Take a value as a table; what is none holds nothing."""
-        table = as_table(given)
+    def table(self, path: TablePath, value: object) -> Mapping[str, object]:
+        """Return ``value`` as a table; if it is not one, record a mistake and return ``{}``."""
+        table = as_table(value)
         if table is None:
-            self.add(place, "must be a table")
-            self.unread.add(place)
+            self.add(path, "must be a table")
+            self.unread.add(path)
             return {}
         return table
 
     def read_tables(
-        self, name: str, given: object, read: Callable[[Place, object], T]
+        self, name: str, value: object, read: Callable[[TablePath, object], T]
     ) -> dict[str, T]:
-        """Read the tables of a table."""
-        return {key: read((name, key), value) for key, value in self.table((name,), given).items()}
+        """Read each table inside the table ``name``."""
+        return {key: read((name, key), item) for key, item in self.table((name,), value).items()}
 
-    def struct(self, place: Place, given: object, wanted: type[Table], **required: object) -> Table:
-        """Read a table as a struct; ``required`` are what stands in for fields without a default."""
-        table = self.table(place, given)
-        if place in self.unread:
-            return wanted(**required)
-        found = convert_fields(written(place), table, wanted, self.environ)
-        self.mistakes += found.mistakes
-        self.unread |= {(*place, name) for name in found.unread}
-        return wanted(**{**required, **found.values})
+    def struct(
+        self, path: TablePath, value: object, type_: type[Table], **placeholders: object
+    ) -> Table:
+        """Read a table as a struct; ``placeholders`` are values for its required fields."""
+        table = self.table(path, value)
+        if path in self.unread:
+            return type_(**placeholders)
+        result = convert_fields(written(path), table, type_, self.environ)
+        self.mistakes += result.mistakes
+        self.unread |= {(*path, name) for name in result.unread}
+        return type_(**{**placeholders, **result.values})
 
-    def provider(self, place: Place, given: object) -> Provider:
-        """Read an account: the keys that are ours, and the backend's, which may stand in ``options`` too."""
-        table, ours = self.table(place, given), {*Provider.__struct_fields__} - {"options"}
-        options = self.table((*place, "options"), table.get("options", {}))
-        beside = {
-            name: value for name, value in table.items() if name not in ours and name != "options"
+    def provider(self, path: TablePath, value: object) -> Provider:
+        """Read a provider; its backend's options are in the same table or in ``options``."""
+        table = self.table(path, value)
+        fields = {*Provider.__struct_fields__} - {"options"}
+        options = self.table((*path, "options"), table.get("options", {}))
+        inline_options = {
+            name: item for name, item in table.items() if name not in fields and name != "options"
         }
-        for name in beside.keys() & options.keys():
-            self.add(place, f'option "{name}" stands twice, in the table and in its options')
-        own = {name: value for name, value in table.items() if name in ours}
-        return self.struct(place, {**own, "options": {**options, **beside}}, Provider)
+        for name in inline_options.keys() & options.keys():
+            self.add(
+                path, f'option "{name}" is set in the table and in its options; remove one of them'
+            )
+        own = {name: item for name, item in table.items() if name in fields}
+        return self.struct(path, {**own, "options": {**options, **inline_options}}, Provider)
 
-    def model(self, place: Place, given: object) -> Model:
-        """Read a model, each of its endpoints for itself."""
-        table = self.table(place, given)
-        if not place[-1]:
-            self.add(place, "a model has a name")
+    def model(self, path: TablePath, value: object) -> Model:
+        """Read a model, and each of its endpoints separately."""
+        table = self.table(path, value)
+        if not path[-1]:
+            self.add(path, "the model name must not be empty")
         if isinstance(endpoints := table.get("endpoints"), list | tuple):
-            listed = enumerate(cast("Sequence[object]", endpoints))
-            read = [
-                self.struct((*place, "endpoints", str(at)), it, Endpoint, provider="")
-                for at, it in listed
+            converted = [
+                self.struct((*path, "endpoints", str(index)), endpoint, Endpoint, provider="")
+                for index, endpoint in enumerate(cast("Sequence[object]", endpoints))
             ]
-            table = {**table, "endpoints": read}
-        return self.struct(place, table, Model)
+            table = {**table, "endpoints": converted}
+        return self.struct(path, table, Model)
 
     def check_keys(self, keys: Mapping[str, ApiKey]) -> None:
-        """Name the keys that no client could send, and those that are another's too."""
+        """Record the API keys that a client cannot send in a header, and duplicates."""
         owners: dict[str, str] = {}
-        for name, it in keys.items():
-            text, place = it.key.reveal(), ("keys", name)
-            if place in self.unread or (*place, "key") in self.unread:
+        for name, api_key in keys.items():
+            text = api_key.key.reveal()
+            path = ("keys", name)
+            if path in self.unread or (*path, "key") in self.unread:
                 continue
-            if not _SENDABLE.fullmatch(text):
-                self.add(place, "key must be 1 to 256 visible ASCII characters")
+            if not _API_KEY.fullmatch(text):
+                self.add(path, "key must be 1 to 256 visible ASCII characters")
             elif (owner := owners.setdefault(text, name)) != name:
-                self.add(place, f'key is the same as that of "{owner}"')
+                self.add(path, f'key is the same as that of "{owner}"')
 
     def check_media_domains(self, names: Sequence[str]) -> None:
-        """Name what can be no image's host: the whole of it is compared."""
+        """Record the names that cannot be the host of a URL."""
         for name in names:
             if not _HOST.fullmatch(name):
-                fault = f'media_domains: "{name}" is no host name; write the name alone, as in "images.example.com"'
-                self.add(("gateway",), fault)
+                self.add(
+                    ("gateway",),
+                    f'media_domains: "{name}" is not a host name; '
+                    'use the host only, as in "images.example.com"',
+                )
 
 
 STATE_AUTH: Final = (
-    '[gateway] auth is not stated; write auth = "keys" (and a [keys.NAME] table with key = "env:VARIABLE"), '
-    'auth = "host" (the host application decides who calls) or auth = "open" (anyone may call).'
+    '[gateway] auth is required. Set auth = "keys" (and a [keys.NAME] table with '
+    'key = "env:VARIABLE"), auth = "host" (the host application authenticates callers) '
+    'or auth = "open" (anyone may call).'
 )
 
 STATE_ENV_AUTH: Final = (
-    "EMBEDROUTE_AUTH must say who may call: keys (with EMBEDROUTE_KEY), host or open. Gateway.from_env() reads no "
-    "config file; Gateway.from_file() and the embedroute command read the one that EMBEDROUTE_CONFIG names."
+    "EMBEDROUTE_AUTH must be keys (with EMBEDROUTE_KEY), host or open. Gateway.from_env() does not "
+    "read a config file. Gateway.from_file() and the embedroute command read the file that "
+    "EMBEDROUTE_CONFIG names."
+)
+
+KEY_REQUIRED: Final = (
+    'EMBEDROUTE_AUTH is "keys", but EMBEDROUTE_KEY is missing. '
+    "Set it to the API key that callers send."
 )
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that an operator says; the tables may be given as the structs or as plain dicts.
+    """The gateway configuration; tables may be passed as structs or as plain dicts.
 
     Raises:
-        ConfigError: a table does not fit, one line per mistake.
+        ConfigError: a table is invalid; the error has one line per mistake.
     """
 
     gateway: Settings = Settings()
@@ -165,11 +187,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     models: dict[str, Model] = {}
 
     def __post_init__(self) -> None:
-        """Read the tables that were given as plain dicts."""
-        reading = ConfigReader(os.environ)
-        _assign(self, reading.tables(msgspec.structs.asdict(self)))
-        if reading.mistakes:
-            raise ConfigError(reading.mistakes)
+        """Validate all tables and convert plain dicts to structs."""
+        reader = ConfigReader(os.environ)
+        _assign(self, reader.tables(msgspec.structs.asdict(self)))
+        if reader.mistakes:
+            raise ConfigError(reader.mistakes)
 
 
 def _assign(config: Config, tables: Tables) -> None:
@@ -178,9 +200,9 @@ def _assign(config: Config, tables: Tables) -> None:
 
 
 class PartialConfig(msgspec.Struct, frozen=True):
-    """What could be read of a config's text, the mistakes in the rest, and the places that these leave unread.
+    """The part of a config that could be read, and the mistakes in the rest.
 
-    With no mistake it is the config; with one it is good for finding more of them, and for nothing else.
+    If there are mistakes, use the config only to find more of them.
     """
 
     config: Config
@@ -189,83 +211,78 @@ class PartialConfig(msgspec.Struct, frozen=True):
 
 
 def read_config(text: str, environ: Mapping[str, str]) -> PartialConfig:
-    """Read the TOML of a config; secrets come from ``environ`` and from the files they name.
+    """Read a config in TOML; secrets come from ``environ`` and from the files that it names.
 
     Raises:
-        ConfigError: it is not TOML, so that nothing of it is known.
+        ConfigError: the text is not valid TOML.
     """
-    given = _parsed(text)
-    if isinstance(
-        given, str
-    ):  # raised here: the parser's own error would keep the text, in which keys may stand
-        raise ConfigError([f"The config is not TOML: {given}"])
-    names, reading, config = Config.__struct_fields__, ConfigReader(environ), Config()
-    for mistake, place in _unknown_tables(given):
-        reading.mistakes.append(mistake)
-        reading.unread.add(place)
-    _assign(config, reading.tables({name: given.get(name, {}) for name in names}))
-    return PartialConfig(config, reading.mistakes, UnknownFields(frozenset(reading.unread)))
+    document = _parse(text)
+    if isinstance(document, str):
+        # Not raised in an except clause: the TOMLDecodeError would refer to the text and its keys.
+        raise ConfigError([f"The config is not valid TOML: {document}"])
+    names = Config.__struct_fields__
+    reader = ConfigReader(environ)
+    config = Config()
+    for mistake, path in _unknown_tables(document):
+        reader.mistakes.append(mistake)
+        reader.unread.add(path)
+    _assign(config, reader.tables({name: document.get(name, {}) for name in names}))
+    return PartialConfig(config, reader.mistakes, UnknownFields(frozenset(reader.unread)))
 
 
-def _parsed(text: str) -> dict[str, object] | str:
-    """Parse TOML; what is wrong with it is returned as a text."""
+def _parse(text: str) -> dict[str, object] | str:
+    """Parse TOML; return the message of a syntax error as a string."""
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         return str(error)
 
 
-def _unknown_tables(given: Mapping[str, object]) -> Iterator[tuple[str, Place]]:
-    """Name what is no table of a config, with the place that it was probably meant for."""
+def _unknown_tables(document: Mapping[str, object]) -> Iterator[tuple[str, TablePath]]:
+    """Yield a mistake for each unknown top-level key, and the path that was probably meant."""
     names = Config.__struct_fields__
-    for name, value in given.items():
+    for name, value in document.items():
         if name in names:
             continue
         if name in Settings.__struct_fields__ and not isinstance(value, dict):
-            yield (
-                f'option "{name}" stands before all tables; write it under [gateway]',
-                ("gateway", name),
-            )
+            yield f'option "{name}" is outside any table; move it to [gateway]', ("gateway", name)
         else:
-            meant = closest(name, names)
-            yield (
-                f'unknown table "{name}"{did_you_mean(name, names)}',
-                (name if meant in (None, *given) else meant,),
-            )
+            suggestion = closest(name, names)
+            path = name if suggestion in (None, *document) else suggestion
+            yield f'unknown table "{name}"{did_you_mean(name, names)}', (path,)
 
 
 def environment_config(environ: Mapping[str, str], *, local: bool) -> Config:
-    """Turn on every known provider whose key variable is set, and the local model if ``local``.
+    """Enable each known provider whose API key is in ``environ``, and the local model if ``local``.
 
     Raises:
-        ConfigError: ``EMBEDROUTE_AUTH`` does not say who may call, or ``EMBEDROUTE_KEY`` is missing for "keys".
+        ConfigError: ``EMBEDROUTE_AUTH`` is missing or invalid, or it is "keys" and
+            ``EMBEDROUTE_KEY`` is missing.
     """
-    given = {name: value.strip() for name, value in environ.items()}
+    variables = {name: value.strip() for name, value in environ.items()}
     providers = {
         slug: Provider(options=options)
         for slug, row in known_providers().items()
-        if (options := _set_options(row.env, given))
+        if (options := _options_from(row.env, variables))
     }
     if local:
         providers["wordllama"] = Provider()
-    auth, key = given.get("EMBEDROUTE_AUTH"), given.get("EMBEDROUTE_KEY")
+    auth = variables.get("EMBEDROUTE_AUTH")
+    key = variables.get("EMBEDROUTE_KEY")
     if auth not in ("keys", "open", "host"):
         raise ConfigError([STATE_ENV_AUTH])
     if auth == "keys" and not key:
-        raise ConfigError(
-            [
-                'EMBEDROUTE_KEY must hold the key that callers send, because EMBEDROUTE_AUTH is "keys".'
-            ]
-        )
+        raise ConfigError([KEY_REQUIRED])
     keys = {"default": ApiKey(key=Secret(key))} if key and auth == "keys" else {}
     return Config(gateway=Settings(auth=auth), keys=keys, providers=providers)
 
 
-def _set_options(variables: Mapping[str, list[str]], environ: Mapping[str, str]) -> dict[str, str]:
-    found = {
-        option: next((environ[name] for name in names if environ.get(name)), "")
-        for option, names in variables.items()
-    }
-    return (
-        {option: value for option, value in found.items() if value} if found.get("api_key") else {}
-    )
+def _options_from(names: Mapping[str, list[str]], variables: Mapping[str, str]) -> dict[str, str]:
+    """Return a provider's options from the environment, or ``{}`` if there is no API key."""
+    options: dict[str, str] = {}
+    for option, candidates in names.items():
+        for name in candidates:
+            if variables.get(name):
+                options[option] = variables[name]
+                break
+    return options if options.get("api_key") else {}

@@ -1,7 +1,7 @@
-"""What an operator declares: providers, models and the endpoints that serve them, and the shipped facts on both.
+"""Defines the providers, models and endpoints of a config, and the rows of the provider table.
 
-A public model name is one vector space: its endpoints back each other up because they are declared to give the
-same vectors. The catalogue and the provider table are data beside this file.
+A public model name is one vector space. Its endpoints can replace each other because the operator
+declares that they return the same vectors. The catalogue fills in what the config leaves out.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ Stage = Literal["stable", "beta", "alpha"]
 
 
 class PriceTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Prices as they are written: ``prompt`` in USD per million tokens, the others in USD per unit."""
+    """Prices in USD: ``prompt`` and ``completion`` per million tokens, the others per unit."""
 
     prompt: Money | None = None
     completion: Money | None = None
@@ -36,10 +36,11 @@ class PriceTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One provider's offering of a model.
+    """A model as one provider serves it.
 
-    ``model`` is the upstream's own name, ``price`` USD per million prompt tokens or a table, ``accepts``
-    overrides what the backend says of its API, ``micro_batch_ms`` turns on merging of small requests.
+    ``model`` is the upstream's name for it. ``price`` is in USD per million prompt tokens, or a
+    table. ``accepts`` overrides the capabilities that the backend declares. ``micro_batch_ms`` is
+    how long small requests may wait to be merged into one call; None disables merging.
     """
 
     provider: Name
@@ -54,7 +55,10 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     micro_batch_ms: Annotated[float, Meta(ge=0, le=1000)] | None = None
 
     def prices(self) -> dict[str, Decimal]:
-        """Kind → price; a known prompt price makes the kinds that are not named cost nothing."""
+        """Return the prices that are set, in USD, by kind.
+
+        If the price per prompt token is set, missing kinds are free; otherwise they are unknown.
+        """
         if self.price is None:
             return {}
         table = self.price if isinstance(self.price, PriceTable) else PriceTable(prompt=self.price)
@@ -66,12 +70,13 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A public model name: one vector space.
+    """A ``[models.NAME]`` table: a public model name, which stands for one vector space.
 
-    ``dimensions`` is the width of its vectors. ``matryoshka`` says that a prefix of a vector, scaled to length
-    1, is a vector of its own; ``dimensions_allowed`` or ``dimensions_min`` narrow which. ``input_types`` lists
-    the neutral words it tells apart: an empty list means that it tells none apart, so any is honoured by doing
-    nothing. ``prefixes`` maps such a word to the text it wants before each input.
+    ``dimensions`` is the length of its vectors. ``matryoshka`` says whether a vector may be
+    truncated and normalized again; ``dimensions_allowed`` and ``dimensions_min`` restrict to which
+    lengths. ``input_types`` lists the input types that the model distinguishes; if the list is
+    empty, every input type is accepted and has no effect. ``prefixes`` maps an input type to the
+    text to put before each input.
     """
 
     dimensions: Count | None = None
@@ -85,42 +90,53 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     fallback: str | None = None
     endpoints: list[Endpoint] = []
 
-    def over(self, facts: "Model", bases: Mapping[str, str] = {}) -> "Model":
-        """Fill what is not said here from ``facts``, endpoint by endpoint too.
+    def over(self, defaults: "Model", bases: Mapping[str, str] = {}) -> "Model":
+        """Return a copy whose unset fields, also those of endpoints, come from ``defaults``.
 
-        ``bases`` maps slugs to those that their facts stand under; another's stand under the part before its slash.
+        Endpoints are matched by provider. ``bases`` maps the slug of a provider to the slug that
+        ``defaults`` uses for it; a slug that it does not contain is cut at its first slash.
         """
-        said = {
+        fields = {
             name: value
             for name in self.__struct_fields__
             if (value := getattr(self, name)) is not None
         }
-        known = {endpoint.provider.partition("/")[0]: endpoint for endpoint in facts.endpoints}
-        own = [(it, bases.get(it.provider, it.provider.partition("/")[0])) for it in self.endpoints]
-        said["endpoints"] = [_over(endpoint, known.get(base)) for endpoint, base in own]
-        if not self.endpoints:
-            said["endpoints"] = facts.endpoints
-        return msgspec.structs.replace(facts, **said)
+        if self.endpoints:
+            known = {_prefix(endpoint.provider): endpoint for endpoint in defaults.endpoints}
+            merged: list[Endpoint] = []
+            for endpoint in self.endpoints:
+                base = bases.get(endpoint.provider, _prefix(endpoint.provider))
+                merged.append(_merge(endpoint, known.get(base)))
+            fields["endpoints"] = merged
+        else:
+            fields["endpoints"] = defaults.endpoints
+        return msgspec.structs.replace(defaults, **fields)
 
 
-def _over(endpoint: Endpoint, facts: Endpoint | None) -> Endpoint:
-    if facts is None:
+def _prefix(slug: str) -> str:
+    return slug.partition("/")[0]
+
+
+def _merge(endpoint: Endpoint, defaults: Endpoint | None) -> Endpoint:
+    if defaults is None:
         return endpoint
     return msgspec.structs.replace(
         endpoint,
-        model=endpoint.model or facts.model,
-        price=facts.price if endpoint.price is None else endpoint.price,
-        accepts={**facts.accepts, **endpoint.accepts},
+        model=endpoint.model or defaults.model,
+        price=defaults.price if endpoint.price is None else endpoint.price,
+        accepts={**defaults.accepts, **endpoint.accepts},
     )
 
 
 class Provider(msgspec.Struct, frozen=True, kw_only=True):
-    """A configured account at an upstream.
+    """A ``[providers.SLUG]`` table: an account at an upstream.
 
-    ``backend`` is the name of an entry point or a known provider, or a backend object; left out, it is the slug.
-    ``options`` are the backend's own. ``data_collection``, ``zdr`` and ``distillable`` are None where nothing is known, which
-    fails a filter that demands privacy. ``connection_rest_ms`` is how long a connection must have been silent before it
-    is used again; 0, for a trusted upstream only, lets a surplus response pass for the response to the next request.
+    ``backend`` is the name of a backend or of a known provider, or a backend object; if None, the
+    slug is the name. ``options`` are passed to the backend. ``data_collection``, ``zdr`` and
+    ``distillable`` are None if unknown; a request that demands one of them then excludes the
+    provider. ``connection_rest_ms`` is how long a connection must have been silent before it is
+    reused. Use 0 for a trusted upstream only: a surplus response could then be taken for the
+    response to the next request.
     """
 
     backend: object = None
@@ -133,14 +149,20 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     options: Mapping[str, object] = {}
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
-        """Show which options are set and none of their values, for any of them may be a secret."""
+        """Show the names of the options, but no values, because any of them may be a secret."""
         return [("backend", self.backend), ("options", sorted(self.options))]
 
     __repr__ = repr_as_in_rich
 
 
 class KnownProvider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A row of the shipped provider table: which backend speaks to it, and which variables hold its key."""
+    """A row of the shipped provider table.
+
+    ``backend`` is the name of the backend to use, or None if no backend supports the provider.
+    ``options`` are passed to the backend. ``env`` maps an option to the environment variables that
+    may contain its value, such as the API key. ``accepts`` overrides the capabilities that the
+    backend declares.
+    """
 
     vendor: str
     backend: str | None = None

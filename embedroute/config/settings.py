@@ -1,4 +1,4 @@
-"""The tables of a config that are about the gateway itself: how it serves, who may call, what it keeps."""
+"""Defines the tables ``[gateway]``, ``[keys.NAME]`` and ``[cache]`` of a config."""
 
 from typing import Annotated, Literal
 
@@ -13,7 +13,7 @@ DialectName = Literal["openai", "openrouter", "gomodel", "phaseo", "spice"]
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The ``[gateway]`` table; durations in seconds, sizes in bytes."""
+    """The ``[gateway]`` table; durations are in seconds, sizes in bytes."""
 
     auth: Auth | None = None
     dialect: DialectName = "openai"
@@ -36,9 +36,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A ``[keys.NAME]`` table: one caller; ``models`` None allows all of them.
+    """A ``[keys.NAME]`` table: the API key of one caller, and what it permits.
 
-    Keys share cache entries only within one ``namespace``; None means what ``[cache] shared`` says.
+    ``models`` None allows all models; ``debug`` None means the setting of ``[gateway]``. Keys share
+    cache entries only within a ``namespace``; for None, ``[cache] shared`` decides.
     """
 
     key: Secret
@@ -50,9 +51,10 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class CacheSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The ``[cache]`` table: a bound in bytes (0 = off) and a time to live in seconds.
+    """The ``[cache]`` table.
 
-    ``shared`` False gives every caller without a ``namespace`` entries of its own.
+    ``bytes`` is the maximum size (0 disables the cache), ``ttl`` the time to live in seconds. With
+    ``shared`` False, each caller without a ``namespace`` has its own entries.
     """
 
     bytes: Annotated[int, Meta(ge=0)] = 268_435_456

@@ -1,4 +1,7 @@
-"""Fits tables that people wrote to structs: as much as can be read is read, and every mistake is named with its place."""
+"""Converts tables that operators wrote to structs, and reports every mistake with its location.
+
+A mistake in one value does not prevent the conversion of the others.
+"""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from decimal import Decimal
@@ -11,29 +14,32 @@ import msgspec
 from embedroute.backend import Secret
 from embedroute.text import closest, did_you_mean
 
-Place = tuple[str, ...]
-"""The way to a table or a value in it: ``("models", "m", "endpoints", "0")``."""
+TablePath = tuple[str, ...]
+"""The path to a table or to a value in it: ``("models", "m", "endpoints", "0")``."""
 
 
 class UnknownFields(msgspec.Struct, frozen=True):
-    """The places whose value a mistake leaves unknown; what hangs on one of them cannot be judged."""
+    """The paths whose values are unknown because of a mistake.
 
-    places: frozenset[Place] = frozenset()
+    Checks that depend on such a value are skipped, so that one mistake is not reported twice.
+    """
 
-    def at(self, *place: str) -> bool:
-        """Whether nothing is known of a place: itself or what it stands in could not be read."""
-        return any(place[:depth] in self.places for depth in range(1, len(place) + 1))
+    places: frozenset[TablePath] = frozenset()
 
-    def within(self, *place: str) -> bool:
-        """Whether not all is known of a place."""
-        return self.at(*place) or any(it[: len(place)] == place for it in self.places)
+    def at(self, *path: str) -> bool:
+        """Return whether the value at ``path`` or a table that contains it is unknown."""
+        return any(path[:depth] in self.places for depth in range(1, len(path) + 1))
+
+    def within(self, *path: str) -> bool:
+        """Return whether the value at ``path`` is unknown, in full or in part."""
+        return self.at(*path) or any(unread[: len(path)] == path for unread in self.places)
 
 
 ALL_READ: Final = UnknownFields()
 
 
 class ConvertResult(msgspec.Struct, frozen=True):
-    """What of a table fits a struct's fields, the mistakes in the rest, and the fields that these leave unknown."""
+    """The values that were converted, the mistakes in the others, and the names of those."""
 
     values: dict[str, object]
     mistakes: list[str]
@@ -41,44 +47,47 @@ class ConvertResult(msgspec.Struct, frozen=True):
 
 
 def as_table(value: object) -> Mapping[str, object] | None:
-    """Take ``value`` as a table, if it is one or a struct of one's fields."""
+    """Return ``value`` as a table if it is a struct or a mapping with string keys."""
     if isinstance(value, msgspec.Struct):
         return msgspec.structs.asdict(value)
-    named = isinstance(value, Mapping) and all(
+    is_table = isinstance(value, Mapping) and all(
         isinstance(name, str) for name in cast("Mapping[object, object]", value)
     )
-    return cast("Mapping[str, object]", value) if named else None
+    return cast("Mapping[str, object]", value) if is_table else None
 
 
 def secret_hook(environ: Mapping[str, str]) -> Callable[[type, object], object]:
-    """Make msgspec read a ``Secret``: ``env:NAME``, ``file:PATH``, or the secret itself."""
+    """Make the msgspec hook that decodes a ``Secret``.
 
-    def read(wanted: type, value: object) -> object:
-        if wanted is object:
+    A secret is written as ``env:NAME``, as ``file:PATH``, or literally.
+    """
+
+    def decode(type_: type, value: object) -> object:
+        if type_ is object:
             return value
-        if wanted is not Secret:
+        if type_ is not Secret:
             raise NotImplementedError
-        return value if isinstance(value, Secret) else Secret(_reveal(value, environ))
+        return value if isinstance(value, Secret) else Secret(_read_secret(value, environ))
 
-    return read
+    return decode
 
 
-def _reveal(text: object, environ: Mapping[str, str]) -> str:
+def _read_secret(text: object, environ: Mapping[str, str]) -> str:
     if not isinstance(text, str):
         raise TypeError("must be a string: env:NAME, file:PATH or the secret itself")
     source, _, name = text.partition(":")
     if source == "env":
-        found = environ.get(name, "").strip()
-        if not found:
+        variable = environ.get(name, "").strip()
+        if not variable:
             raise ValueError(f"the environment variable {name} is not set")
-        return found
+        return variable
     if source == "file":
         try:
             text = Path(name).read_text(encoding="utf-8").strip()
         except OSError as error:
             raise ValueError(f"the file {name} cannot be read: {error.strerror}") from None
         except ValueError:
-            raise ValueError(f"the file {name} holds no text in UTF-8") from None
+            raise ValueError(f"the file {name} is not valid UTF-8") from None
     if not text.strip():
         raise ValueError("must not be empty")
     return text
@@ -91,37 +100,36 @@ def convert_fields(
     environ: Mapping[str, str],
     also: Sequence[str] = (),
 ) -> ConvertResult:
-    """Fit a table to a struct's fields one by one, so that every mistake is named and not only the first.
+    """Convert the values of a table to the field types of a struct, and report every mistake.
 
-    ``also`` are words that stand beside the fields in the same table, for suggestions. A field that was misspelt is
-    unread and not missing: that is one mistake and not two.
+    ``path`` is the TOML path of the table. ``also`` are names that are allowed beside the fields;
+    they are used for suggestions only. If an unknown name resembles a field, the field counts as
+    misspelt and is not reported as missing too.
     """
     fields = {field.name: field for field in msgspec.structs.fields(type_)}
-    words, unknown = (
-        [*fields, *sorted({*also} - {*table})],
-        [name for name in table if name not in fields],
-    )
-    unread = {
-        meant
+    names = [*fields, *sorted({*also} - {*table})]
+    unknown = [name for name in table if name not in fields]
+    misspelt = {
+        suggestion
         for name in unknown
-        if (meant := closest(name, words)) is not None and meant not in table
+        if (suggestion := closest(name, names)) is not None and suggestion not in table
     }
-    found = ConvertResult(
+    result = ConvertResult(
         {},
-        [f'[{path}] unknown option "{name}"{did_you_mean(name, words)}' for name in unknown],
-        unread,
+        [f'[{path}] unknown option "{name}"{did_you_mean(name, names)}' for name in unknown],
+        misspelt,
     )
     for name, field in fields.items():
         if name in table:
-            _fit_one(found, path, name, table[name], field.type, environ)
-        elif field.required and name not in unread:
-            found.mistakes.append(f'[{path}] option "{name}" is missing')
-            found.unread.add(name)
-    return found
+            _convert_field(result, path, name, table[name], field.type, environ)
+        elif field.required and name not in misspelt:
+            result.mistakes.append(f'[{path}] option "{name}" is missing')
+            result.unread.add(name)
+    return result
 
 
-def _fit_one(
-    found: ConvertResult,
+def _convert_field(
+    result: ConvertResult,
     path: str,
     name: str,
     value: object,
@@ -129,82 +137,87 @@ def _fit_one(
     environ: Mapping[str, str],
 ) -> None:
     mistakes = _errors(path, name, value, type_, environ)
-    found.mistakes.extend(mistakes)
+    result.mistakes.extend(mistakes)
     if mistakes:
-        found.unread.add(name)
+        result.unread.add(name)
     else:
-        found.values[name] = _read(value, type_, environ)
+        result.values[name] = _convert(value, type_, environ)
 
 
-def _read(value: object, type_: object, environ: Mapping[str, str]) -> object:
+def _convert(value: object, type_: object, environ: Mapping[str, str]) -> object:
     return msgspec.convert(
-        value if type_ is object else _builtin(value), type_, dec_hook=secret_hook(environ)
+        value if type_ is object else _to_builtins(value), type_, dec_hook=secret_hook(environ)
     )
 
 
-def _builtin(given: object) -> object:
-    # A struct that Python made was never checked; written as a table it is.
-    if isinstance(given, msgspec.Struct):
-        return {name: _builtin(value) for name, value in msgspec.structs.asdict(given).items()}
-    if isinstance(given, dict):
-        return {
-            name: _builtin(value) for name, value in cast("dict[object, object]", given).items()
-        }
-    return str(given) if isinstance(given, Decimal) else given
+def _to_builtins(value: object) -> object:
+    # A struct made in Python was not validated. msgspec validates it if it is given as a dict.
+    if isinstance(value, msgspec.Struct):
+        return {name: _to_builtins(item) for name, item in msgspec.structs.asdict(value).items()}
+    if isinstance(value, dict):
+        items = cast("dict[object, object]", value).items()
+        return {name: _to_builtins(item) for name, item in items}
+    return str(value) if isinstance(value, Decimal) else value
 
 
 def _errors(
     path: str, name: str, value: object, type_: object, environ: Mapping[str, str]
 ) -> list[str]:
-    """Name each mistake inside a value that does not fit; or the value itself, if there is none inside."""
+    """Return the mistakes inside an invalid value, or else the one in the value itself."""
     try:
-        _read(value, type_, environ)
+        _convert(value, type_, environ)
     except msgspec.ValidationError as error:
-        inside = list(_inside(path, name, value, type_, environ))
-        return inside or [f"[{path}] {name}: {_plain(error)}{_choices(error, type_)}"]
+        nested = list(_nested_errors(path, name, value, type_, environ))
+        return nested or [f"[{path}] {name}: {_describe(error)}{_choices(error, type_)}"]
     return []
 
 
-def _inside(
-    path: str, name: str, given: object, type_: object, environ: Mapping[str, str]
+def _nested_errors(
+    path: str, name: str, value: object, type_: object, environ: Mapping[str, str]
 ) -> Iterator[str]:
-    table = as_table(given)
-    for kind in _alternatives(type_):
-        # A struct that does not forbid other fields may read itself in a way of its own.
-        if table is not None and _is_struct(kind) and kind.__struct_config__.forbid_unknown_fields:
-            yield from convert_fields(f"{path}.{name}", table, kind, environ).mistakes
-        for step, value, inner in _items(given, kind):
-            yield from _errors(path, f"{name}{step}", value, inner, environ)
+    table = as_table(value)
+    for member in _union_members(type_):
+        # A struct that allows unknown fields may decode itself differently.
+        if (
+            table is not None
+            and _is_struct(member)
+            and member.__struct_config__.forbid_unknown_fields
+        ):
+            yield from convert_fields(f"{path}.{name}", table, member, environ).mistakes
+        for step, item, item_type in _items(value, member):
+            yield from _errors(path, f"{name}{step}", item, item_type, environ)
 
 
-def _is_struct(kind: object) -> TypeGuard[type[msgspec.Struct]]:
-    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+def _is_struct(type_: object) -> TypeGuard[type[msgspec.Struct]]:
+    return isinstance(type_, type) and issubclass(type_, msgspec.Struct)
 
 
-def _items(given: object, kind: object) -> Iterator[tuple[str, object, object]]:
-    origin, inner = get_origin(kind), [it for it in get_args(kind) if it is not ...]
+def _items(value: object, type_: object) -> Iterator[tuple[str, object, object]]:
+    """Yield the path, the value and the type of each item of a mapping or a sequence."""
+    origin = get_origin(type_)
+    arguments = [argument for argument in get_args(type_) if argument is not ...]
     if not isinstance(origin, type):
         return
-    if isinstance(given, Mapping) and issubclass(origin, Mapping):
-        for key, value in cast("Mapping[object, object]", given).items():
-            yield f".{quoted(str(key))}", value, inner[1]
-    elif isinstance(given, list | tuple) and issubclass(origin, Collection) and len(inner) == 1:
-        for at, value in enumerate(cast("Sequence[object]", given)):
-            yield f"[{at}]", value, inner[0]
+    if isinstance(value, Mapping) and issubclass(origin, Mapping):
+        for key, item in cast("Mapping[object, object]", value).items():
+            yield f".{quoted(str(key))}", item, arguments[1]
+    elif isinstance(value, list | tuple) and issubclass(origin, Collection) and len(arguments) == 1:
+        for index, item in enumerate(cast("Sequence[object]", value)):
+            yield f"[{index}]", item, arguments[0]
 
 
-def _alternatives(type_: object) -> Iterator[object]:
-    """Take a type apart into those that a value of it may have."""
+def _union_members(type_: object) -> Iterator[object]:
+    """Yield the types of a union, or the type itself; ``Annotated`` is removed."""
     if get_origin(type_) is Annotated:
-        yield from _alternatives(get_args(type_)[0])
+        yield from _union_members(get_args(type_)[0])
     elif get_origin(type_) in (Union, UnionType):
-        for it in get_args(type_):
-            yield from _alternatives(it)
+        for member in get_args(type_):
+            yield from _union_members(member)
     else:
         yield type_
 
 
-def _plain(error: msgspec.ValidationError) -> str:
+def _describe(error: msgspec.ValidationError) -> str:
     return (
         str(error)
         .replace("`", "")
@@ -215,22 +228,23 @@ def _plain(error: msgspec.ValidationError) -> str:
 
 
 def _choices(error: msgspec.ValidationError, type_: object) -> str:
-    words = _words(type_) if str(error).startswith("Invalid enum value") else ()
-    return f"; use {', '.join(words)}" if words else ""
+    literals = _literals(type_) if str(error).startswith("Invalid enum value") else ()
+    return f"; use {', '.join(literals)}" if literals else ""
 
 
-def _words(type_: object) -> Sequence[str]:
-    inner = get_args(type_)
-    return inner if get_origin(type_) is Literal else [word for it in inner for word in _words(it)]
+def _literals(type_: object) -> Sequence[str]:
+    arguments = get_args(type_)
+    if get_origin(type_) is Literal:
+        return arguments
+    return [literal for argument in arguments for literal in _literals(argument)]
 
 
-def written(path: Place) -> str:
-    """Write a place as the head of a TOML table."""
+def written(path: TablePath) -> str:
+    """Format a path as the header of a TOML table."""
     return ".".join(map(quoted, path))
 
 
 def quoted(name: str) -> str:
-    """Write a table's name as TOML does."""
-    return (
-        name if name.replace("-", "").replace("_", "").isalnum() and name.isascii() else f'"{name}"'
-    )
+    """Format a name as a TOML key, in quotes if necessary."""
+    is_bare = name.replace("-", "").replace("_", "").isalnum() and name.isascii()
+    return name if is_bare else f'"{name}"'

@@ -1,4 +1,4 @@
-"""Gets the vectors of missing inputs: single-flight, failover, attempts, backend calls and micro-batches.
+"""Computes missing vectors: single-flight, failover, attempts, backend calls and micro-batches.
 
 It may import ``routing``, ``cache``, ``transport``, the contracts and the foundation.
 """

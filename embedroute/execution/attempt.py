@@ -1,4 +1,4 @@
-"""One attempt at one endpoint: the call, or a part in one that is shared, what is learned from it, and how it is told."""
+"""Runs one attempt at one endpoint and records its outcome in health, trace and log."""
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -37,11 +37,17 @@ from embedroute.transport import Transport
 log = logging.getLogger("embedroute.calls")
 
 LONG: Final = 1 << 19
-"""Characters of a call's inputs from which on writing its body would hold the event loop up."""
+"""Characters of a call's inputs from which its body is encoded in a worker thread.
+
+Encoding it on the event loop would block the loop.
+"""
 
 
 class AttemptRunner:
-    """Makes the attempts of one gateway on one event loop; health and widths are the gateway's."""
+    """The attempts of one gateway on one event loop.
+
+    All loops of the gateway share ``healths`` and ``widths``; each has its own ``transport``.
+    """
 
     def __init__(
         self,
@@ -52,7 +58,7 @@ class AttemptRunner:
         widths: WidthRegistry,
         clock: Callable[[], float],
     ) -> None:
-        """Take what is shared with other loops, and the engine, which is this loop's own."""
+        """Create a runner with its own micro-batcher and latency history."""
         self._resources = CallResources(transport=transport, local=local)
         self._micro_batcher = MicroBatcher()
         self._usual = UsualLatency()
@@ -70,19 +76,23 @@ class AttemptRunner:
         attempt: int,
         permit: int,
     ) -> Results | EmbedrouteError:
-        """Make the ``attempt``-th within ``timeout`` seconds; the endpoint's breaker has given ``permit`` for it."""
+        """Run attempt number ``attempt`` (from 1) within ``timeout`` seconds and return its result.
+
+        ``permit`` is the permit of the endpoint's breaker for this attempt. An error is returned,
+        not raised, so that the dispatcher can decide what follows.
+        """
         began = self._clock()
         trace = context.trace
         trace.attempts += 1
         batch = make_batch(candidate, work, context)
         alone = candidate.micro_batch_ms is None or trace.captures_bodies or context.large
-        made = alone
+        made_call = alone
         try:
             if alone:
                 answer = await self._exchange(candidate, context, batch, timeout)
                 self._accept(candidate, health, context, permit, batch, answer, began)
             else:
-                answer, made = await self._merged(
+                answer, made_call = await self._micro_batched(
                     candidate, health, context, permit, batch, timeout
                 )
         except EmbedrouteError as error:
@@ -90,23 +100,23 @@ class AttemptRunner:
                 self._learn_limit(health, batch, error)
             failure = for_client(error, candidate)
             health.record_error(permit, self._clock(), failure, work)
-            self._tell(candidate, failure, trace, attempt, began)
+            self._report(candidate, failure, trace, attempt, began)
             return failure
         except BaseException:
             if alone:
                 self._count_timeout(health, permit, context)
-            if self._is_over(context):
+            if self._deadline_expired(context):
                 failure = UpstreamTimeout("The upstream did not answer in time.")
-                self._tell(candidate, failure, trace, attempt, began)
+                self._report(candidate, failure, trace, attempt, began)
             health.release(permit)
             raise
-        if not made:
+        if not made_call:
             health.release(permit)
-        landed = record_results(candidate, work, answer, context, made=made)
-        self._tell(candidate, None, trace, attempt, began)
-        return landed
+        results = record_results(candidate, work, answer, context, made=made_call)
+        self._report(candidate, None, trace, attempt, began)
+        return results
 
-    async def _merged(
+    async def _micro_batched(
         self,
         candidate: ResolvedEndpoint,
         health: EndpointHealth,
@@ -115,7 +125,7 @@ class AttemptRunner:
         batch: Batch,
         timeout: float,
     ) -> tuple[Vectors, bool]:
-        """Make the call, or take part in one; return also whether this request made it."""
+        """Make the call, or take part in a merged one; return also whether this request made it."""
         return await self._micro_batcher.embed(
             batch,
             (candidate.name, context.shared, context.kind, batch.user),
@@ -130,7 +140,7 @@ class AttemptRunner:
         candidate: ResolvedEndpoint,
         health: EndpointHealth,
         context: DispatchContext,
-        ticket: int,
+        permit: int,
         batch: Batch,
         timeout: float,
     ) -> Vectors:
@@ -138,12 +148,12 @@ class AttemptRunner:
         began = self._clock()
         try:
             answer = await self._exchange(candidate, context, batch, timeout)
-            self._accept(candidate, health, context, ticket, batch, answer, began)
+            self._accept(candidate, health, context, permit, batch, answer, began)
         except EmbedrouteError as error:
             self._learn_limit(health, batch, error)
             raise
         except BaseException:
-            self._count_timeout(health, ticket, context)
+            self._count_timeout(health, permit, context)
             raise
         return answer
 
@@ -162,13 +172,13 @@ class AttemptRunner:
             candidate.rest,
             candidate.provider,
             large=context.large and letters_in(batch.inputs) >= LONG,
-            due=context.parameters.width,
+            width=context.parameters.width,
             matryoshka=can_truncate(context.model),
         )
 
-    def _count_timeout(self, health: EndpointHealth, ticket: int, context: DispatchContext) -> None:
-        if self._is_over(context):
-            health.record_failure(ticket, self._clock())
+    def _count_timeout(self, health: EndpointHealth, permit: int, context: DispatchContext) -> None:
+        if self._deadline_expired(context):
+            health.record_failure(permit, self._clock())
 
     def _learn_limit(self, health: EndpointHealth, batch: Batch, error: EmbedrouteError) -> None:
         if isinstance(error, BatchTooLarge) and error.measure is not None and len(batch) > 1:
@@ -181,15 +191,15 @@ class AttemptRunner:
         candidate: ResolvedEndpoint,
         health: EndpointHealth,
         context: DispatchContext,
-        ticket: int,
+        permit: int,
         batch: Batch,
         answer: Vectors,
         began: float,
     ) -> None:
-        """Record a call that was answered.
+        """Record an answered call in the health and the latency history.
 
         Raises:
-            InvalidUpstreamResponse: the width is not that of the vector space.
+            InvalidUpstreamResponse: the width differs from earlier vectors of the vector space.
         """
         if context.parameters.width is None:
             self._widths.check(context.space, batch.dtype, answer.array.shape[1])
@@ -201,21 +211,24 @@ class AttemptRunner:
         tokens = answer.prompt_tokens
         if tokens is None:
             tokens = count_tokens(answer, batch.inputs)
-        health.record_success(ticket, now, now - began, tokens)
+        health.record_success(permit, now, now - began, tokens)
         self._usual.record(candidate.name, count, now - began)
 
     def expect(
         self, candidates: Sequence[ResolvedEndpoint], context: DispatchContext, inputs: int
     ) -> float:
-        """Return the seconds in which the first of ``candidates`` usually answers ``inputs``."""
+        """Return the seconds in which the first candidate usually answers ``inputs`` inputs."""
         del context
         return self._usual.expect(candidates[0].name, inputs)
 
-    def _is_over(self, context: DispatchContext) -> bool:
-        """Return whether the request's deadline has ended its attempt, so that the upstream is at fault and no client."""
+    def _deadline_expired(self, context: DispatchContext) -> bool:
+        """Return whether the request's deadline ended the attempt.
+
+        The upstream was then too slow. Otherwise the client has disconnected.
+        """
         return context.watch is not None and context.watch.expired
 
-    def _tell(
+    def _report(
         self,
         candidate: ResolvedEndpoint,
         failure: EmbedrouteError | None,
@@ -223,6 +236,7 @@ class AttemptRunner:
         attempt: int,
         began: float,
     ) -> None:
+        """Write the outcome of an attempt into the trace and the log."""
         if failure is not None:
             trace.failures = (
                 *trace.failures,
@@ -233,4 +247,7 @@ class AttemptRunner:
         outcome: dict[str, object] = {"endpoint": candidate.name, "attempt": attempt}
         outcome |= {"ms": round((self._clock() - began) * 1000, 1), **describe_outcome(failure)}
         trace.add_event("call", "failed" if failure else "answered", **outcome)
-        log.info("attempt", extra=log_fields({"request_id": trace.request_id, **outcome}))
+        log.info(
+            "upstream call failed" if failure else "upstream call completed",
+            extra=log_fields({"request_id": trace.request_id, **outcome}),
+        )

@@ -1,9 +1,9 @@
-"""One batch to one backend and back: HTTP, local or its own way; what comes back is checked before anyone sees it.
+"""Calls a backend with one batch, and validates the vectors that it returns.
 
-The width of each vector space that nobody declared: the first answer's, from which no other may differ.
+``WidthRegistry`` checks that an undeclared model always returns vectors of the same width.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from traceback import clear_frames
 from typing import Final
@@ -42,17 +42,17 @@ from embedroute.upstream_errors import refine_with_inputs
 from embedroute.vectors import Array
 
 CaptureHook = Callable[[UpstreamRequest | UpstreamResponse], None]
-"""What debug does with a request before it is sent, and with the reply if there is one."""
+"""Records a request before it is sent, and its response if there is one, for debug output."""
 
 ROUNDING: Final = 1e-3
-"""How far from 1 the length of a shortened row may be and still count as an API's own scaling to length 1."""
+"""Tolerance for the length of a truncated row: within it, the API has scaled the row itself."""
 
 _BACKENDS = (HTTPBackend, LocalBackend, Backend)
 _PLAIN_MISTAKES = (KeyError, TypeError, ValueError, IndexError, AttributeError)
 
 
 class CallResources(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What every exchange of an event loop is made with: its engine and the local models."""
+    """What all calls on one event loop use: its transport, and the gateway's local models."""
 
     transport: Transport
     local: LocalModels
@@ -68,16 +68,16 @@ async def call_backend(
     provider: str = "",
     *,
     large: bool = False,
-    due: int | None = None,
+    width: int | None = None,
     matryoshka: bool = False,
 ) -> Vectors:
-    """Have ``backend`` embed ``batch`` within ``timeout`` seconds, and validate what comes back.
+    """Embed ``batch`` with ``backend`` within ``timeout`` seconds, and validate the result.
 
-    ``rest`` and ``provider`` are those of ``ExchangeLimits``, ``due`` and ``matryoshka`` those of ``checked``. The body
-    of a ``large`` call is written in a worker thread.
+    ``rest`` and ``provider`` are fields of ``ExchangeLimits``; ``width`` and ``matryoshka`` are
+    parameters of ``validate_vectors``. The body of a ``large`` call is encoded in a worker thread.
 
     Raises:
-        UpstreamError: whatever went wrong, mistakes of the backend's own code included.
+        UpstreamError: the call failed. This includes exceptions in the backend's own code.
     """
     if not isinstance(backend, _BACKENDS):
         raise TypeError(
@@ -86,43 +86,43 @@ async def call_backend(
     source = None
     try:
         if isinstance(backend, HTTPBackend):
-            request = await _built_in_thread(backend, batch) if large else _built(backend, batch)
+            request = await _build_in_thread(backend, batch) if large else _build(backend, batch)
             limits = ExchangeLimits(largest_answer(batch, len(request.content)), rest, provider)
             send = resources.transport.send
-            reply = await (send if on_capture is None else partial(_kept, send, on_capture))(
-                request, timeout, limits
-            )
-            source = reply.source
-            if len(reply.content) < LARGE:
-                answer = _read(backend, batch, reply)
+            response = await (
+                send if on_capture is None else partial(_send_and_capture, send, on_capture)
+            )(request, timeout, limits)
+            source = response.source
+            if len(response.content) < LARGE:
+                answer = _parse(backend, batch, response)
             else:
-                answer = await fairness.run_in_worker(partial(_read, backend, batch, reply))
+                answer = await fairness.run_in_worker(partial(_parse, backend, batch, response))
         else:
-            answer = await _in_time(backend, batch, resources, timeout)
+            answer = await _run_without_http(backend, batch, resources, timeout)
     except EmbedrouteError as error:
         if not isinstance(error, UpstreamError):
             raise
         raise refine_with_inputs(error, batch.inputs) from error.__cause__
     except BaseException as error:
-        if _ends_the_task(error):
+        if _must_propagate(error):
             raise
         if cancelled := tasks.cancellation(error):
             raise cancelled from None
-        # A backend that exits, or cancels nobody, ends its own call and not the host's.
-        raise _failed(backend, error) from error
+        # SystemExit or a stray CancelledError from a backend must not end the host's task.
+        raise _backend_error(backend, error) from error
     if len(batch) * (batch.width or 0) * 4 < LARGE:
-        return validate_vectors(answer, batch, due=due, matryoshka=matryoshka, source=source)
+        return validate_vectors(answer, batch, width=width, matryoshka=matryoshka, source=source)
     return await fairness.run_in_worker(
-        partial(validate_vectors, answer, batch, due=due, matryoshka=matryoshka, source=source)
+        partial(validate_vectors, answer, batch, width=width, matryoshka=matryoshka, source=source)
     )
 
 
-def _ends_the_task(error: BaseException) -> bool:
+def _must_propagate(error: BaseException) -> bool:
     ends = isinstance(error, KeyboardInterrupt | GeneratorExit | anyio.get_cancelled_exc_class())
     return ends and not tasks.is_foreign_cancellation(error)
 
 
-async def _in_time(
+async def _run_without_http(
     backend: LocalBackend | Backend, batch: Batch, resources: CallResources, timeout: float
 ) -> Vectors:
     try:
@@ -138,76 +138,77 @@ async def _run_backend(
     try:
         if isinstance(backend, Backend):
             return await backend.embed(batch)
-        return await resources.local.run(backend, batch, partial(validate_vectors, due=None))
-    except TimeoutError as error:  # its own, so it is not told as ours
-        raise _failed(backend, error) from error
+        return await resources.local.run(backend, batch, partial(validate_vectors, width=None))
+    except TimeoutError as error:  # raised by the backend, so it must not look like our timeout
+        raise _backend_error(backend, error) from error
 
 
-def _failed(backend: BackendBase, error: BaseException) -> EmbedrouteError:
+def _backend_error(backend: BackendBase, error: BaseException) -> EmbedrouteError:
     kind = UpstreamTimeout if isinstance(error, TimeoutError) else UpstreamUnavailable
     return kind(f"The backend {type(backend).__name__} failed ({type(error).__name__}).")
 
 
-async def _kept(
+async def _send_and_capture(
     send: Callable[[UpstreamRequest, float, ExchangeLimits], Awaitable[UpstreamResponse]],
     on_capture: CaptureHook,
     request: UpstreamRequest,
     timeout: float,
     limits: ExchangeLimits,
 ) -> UpstreamResponse:
-    # Kept before it is sent: an exchange that is cancelled leaves no time for a large body.
-    await _keep(on_capture, request)
-    reply = await send(request, timeout, limits)
-    await _keep(on_capture, reply)
-    return reply
+    # Capture the request before sending: after a cancellation there is no time for a large body.
+    await _capture(on_capture, request)
+    response = await send(request, timeout, limits)
+    await _capture(on_capture, response)
+    return response
 
 
-async def _keep(keep: CaptureHook, message: UpstreamRequest | UpstreamResponse) -> None:
+async def _capture(on_capture: CaptureHook, message: UpstreamRequest | UpstreamResponse) -> None:
     if len(message.content) <= KEPT_AT_ONCE:
-        keep(message)
+        on_capture(message)
     else:
-        await fairness.run_in_worker(partial(keep, message))
+        await fairness.run_in_worker(partial(on_capture, message))
 
 
-def _built(backend: HTTPBackend, batch: Batch) -> UpstreamRequest:
+def _build(backend: HTTPBackend, batch: Batch) -> UpstreamRequest:
     try:
         return backend.build(batch)
     except BaseException as error:
-        clear_frames(error.__traceback__)  # a backend may hold its key in a variable
+        clear_frames(error.__traceback__)  # a local variable of the backend may hold its API key
         raise
 
 
-async def _built_in_thread(backend: HTTPBackend, batch: Batch) -> UpstreamRequest:
-    return await fairness.run_in_worker(partial(write_in_pieces, partial(_built, backend, batch)))
+async def _build_in_thread(backend: HTTPBackend, batch: Batch) -> UpstreamRequest:
+    return await fairness.run_in_worker(partial(write_in_pieces, partial(_build, backend, batch)))
 
 
-def _read(backend: HTTPBackend, batch: Batch, response: UpstreamResponse) -> Vectors:
+def _parse(backend: HTTPBackend, batch: Batch, response: UpstreamResponse) -> Vectors:
     try:
-        return _parsed(backend, batch, response)
+        return _parse_response(backend, batch, response)
     except BaseException as error:
-        # Whoever keeps a failure keeps the frames that it came through: not with an answer of megabytes in them.
-        for it in (error, error.__cause__):
-            clear_frames(it and it.__traceback__)
+        # An error keeps the frames of its traceback alive. Clear them and the content, so that it
+        # does not also keep a response of megabytes alive.
+        for exception in (error, error.__cause__):
+            clear_frames(exception and exception.__traceback__)
         msgspec.structs.force_setattr(response, "content", b"")
         raise
 
 
-def _parsed(backend: HTTPBackend, batch: Batch, response: UpstreamResponse) -> Vectors:
+def _parse_response(backend: HTTPBackend, batch: Batch, response: UpstreamResponse) -> Vectors:
     if not 200 <= response.status < 300:
         raise backend.map_error(response)
     try:
         return backend.parse(batch, response)
     except _PLAIN_MISTAKES as error:
         raise InvalidUpstreamResponse(
-            f"The upstream's answer is not what its API documents ({type(error).__name__})."
+            f"The upstream's response does not match its API ({type(error).__name__} in parse)."
         ) from error
 
 
 def largest_answer(batch: Batch, sent: int) -> int:
-    """Bound the bytes of a successful response to a request of ``sent`` bytes.
+    """Return the most bytes that a successful response to a request of ``sent`` bytes may have.
 
-    Counted are the numbers, 16 at least to allow for what stands around a short vector, 64 KiB for all else, and twice
-    the request: some APIs repeat the inputs, and escape them.
+    The limit allows for the numbers (at least 16 per vector, to include the JSON around it), twice
+    the request (some APIs repeat the inputs, with escapes), and 64 KiB for everything else.
     """
     width = max(batch.width or vectors.WIDEST, 16)
     return min(len(batch) * width * vectors.TEXT_OF_NUMBER + 64 * 1024 + 2 * sent, LARGEST_REPLY)
@@ -217,66 +218,71 @@ def validate_vectors(
     answer: Vectors,
     batch: Batch,
     *,
-    due: int | None,
+    width: int | None,
     matryoshka: bool = False,
     source: Source | None = None,
 ) -> Vectors:
-    """Refuse an answer that is not one sound row per input; cut it to ``due`` numbers if the API did not.
+    """Return the answer with one valid row per input, truncated to ``width`` if necessary.
 
-    The result carries ``source``.
-
-    A row of a ``matryoshka`` model that the API shortened itself has length 1 afterwards, like one that is cut here:
-    some servers only slice, and one request must not have two vectors, by who cut it.
+    The result carries ``source``. If the API truncated the vectors of a ``matryoshka`` model, they
+    are scaled to length 1: some servers do not scale, and a vector must not depend on whether the
+    server or the gateway truncated it.
 
     Raises:
-        InvalidUpstreamResponse: rows are missing, of another width, zero or not finite, or the backend gave something else.
+        InvalidUpstreamResponse: rows are missing, have the wrong width, are zero or not finite, or
+            the backend did not return vectors.
     """
-    width = (
+    upstream_width = (
         -(-batch.width // 8)
         if batch.width and batch.dtype in {"binary", "ubinary"}
         else batch.width
     )
     try:
-        array = vectors.check(answer.array, len(batch), width, batch.dtype)
+        array = vectors.check(answer.array, len(batch), upstream_width, batch.dtype)
         tokens = parse_token_count(answer.prompt_tokens)
-        split = parse_token_counts(answer.modality_tokens) if answer.modality_tokens else {}
+        modality_tokens: Mapping[str, int] = {}
+        if answer.modality_tokens:
+            modality_tokens = parse_token_counts(answer.modality_tokens)
     except _PLAIN_MISTAKES as error:
         raise InvalidUpstreamResponse(
-            f"The backend gave back no vectors ({type(error).__name__})."
+            f"The backend did not return vectors ({type(error).__name__})."
         ) from error
-    if due is not None and due != batch.width and batch.dtype == "float":
-        array = vectors.truncate(array, due)
-    elif due is not None and batch.dtype == "float" and matryoshka and batch.dimensions is not None:
-        array = _of_length_1(array)
-    return Vectors(array, tokens, split, source)
+    if width is None or batch.dtype != "float":
+        return Vectors(array, tokens, modality_tokens, source)
+    if width != batch.width:
+        array = vectors.truncate(array, width)
+    elif matryoshka and batch.dimensions is not None:
+        array = _scale_to_length_1(array)
+    return Vectors(array, tokens, modality_tokens, source)
 
 
-def _of_length_1(array: Array) -> Array:
-    """Scale the rows that are not of length 1 already; an API's own rounding is left as it is."""
+def _scale_to_length_1(array: Array) -> Array:
+    """Scale the rows whose length differs from 1 by more than ``ROUNDING``."""
     exact = array.astype("f8")
     lengths = (exact * exact).sum(axis=1) ** 0.5
-    off = abs(lengths - 1) > ROUNDING
-    if not off.any():
+    unscaled = abs(lengths - 1) > ROUNDING
+    if not unscaled.any():
         return array
-    lengths[~off] = 1
+    lengths[~unscaled] = 1
     return (exact / lengths[:, None]).astype(vectors.FLOAT32)
 
 
 class WidthRegistry:
-    """Space and dtype → width, as the first answer had it; for as long as the space is in use."""
+    """The width of the first answer for each vector space and dtype, for undeclared models."""
 
     def __init__(self) -> None:
-        """Know none yet."""
+        """Create an empty registry."""
         self._widths: BoundedMap[tuple[str, str], int] = BoundedMap()
 
     def check(self, space: str, dtype: str, width: int) -> None:
-        """Hold a width against the first one.
+        """Compare a width with that of the first answer.
 
         Raises:
-            InvalidUpstreamResponse: it is another; the endpoint answers from another space.
+            InvalidUpstreamResponse: the widths differ, so the endpoint uses another vector space.
         """
         first = self._widths.get_or_insert((space, dtype), width)
         if width != first:
             raise InvalidUpstreamResponse(
-                f"The upstream answered vectors of {width} numbers where others of this model have {first}."
+                f"The upstream returned {width}-dimensional vectors; "
+                f"earlier vectors of this model have {first} dimensions."
             )

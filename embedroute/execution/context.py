@@ -1,6 +1,6 @@
-"""What one request orders of its endpoints: how a chunk is worded for a backend, what it costs, how its failure is told."""
+"""Provides the context of a request: builds batches, records results, sanitises errors."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import cast
 
 import msgspec
@@ -31,7 +31,7 @@ from embedroute.upstream_errors.neutral import neutral
 
 
 class RequestContext(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One request on its way; ``deadline`` is in seconds of the monotonic clock."""
+    """One request with its caller, trace and deadline (in seconds of the monotonic clock)."""
 
     request: EmbeddingRequest
     caller: Caller
@@ -42,14 +42,16 @@ class RequestContext(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 Results = Mapping[CacheKey, EmbeddedInput]
-"""Vectors that have come, under the keys that asked for them."""
+"""Embedded inputs by cache key."""
 
 
 class DispatchContext(msgspec.Struct, frozen=True, kw_only=True, eq=False, gc=False):
-    """What all chunks of one request share: how to embed, in which vector space, by when, and what keeps the results.
+    """What all chunks of one request share.
 
-    ``deadline`` is in seconds of the monotonic clock; ``slots`` bounds the calls under way at a time, once it is cut.
-    ``large`` says that work on all inputs at once would hold an event loop up.
+    ``deadline`` is in seconds of the monotonic clock. ``space`` identifies the vector space, and
+    ``shared`` is the common part of the cache keys. ``store`` receives the results for the cache.
+    ``slots`` limits the concurrent calls of a request that was split. ``large``: work on all inputs
+    at once would block the event loop.
     """
 
     model: Model
@@ -69,7 +71,7 @@ class DispatchContext(msgspec.Struct, frozen=True, kw_only=True, eq=False, gc=Fa
 def make_context(
     context: RequestContext, prepared: PreparedSelection, store: OnResult
 ) -> DispatchContext:
-    """Word what a request orders; ``store`` keeps what has come, if the request lets it."""
+    """Build the context for the dispatcher; ``store`` is dropped if the request says no-store."""
     return DispatchContext(
         model=prepared.route.model,
         parameters=prepared.selection.parameters,
@@ -88,31 +90,33 @@ def make_context(
 def make_batch(
     candidate: ResolvedEndpoint, work: Mapping[CacheKey, Input], context: DispatchContext
 ) -> Batch:
-    """Word a chunk as the endpoint's backend takes it."""
-    wanted, accepts = context.parameters, candidate.accepts
+    """Build the batch of a chunk for one endpoint, with only the parameters that it accepts."""
+    parameters = context.parameters
+    accepts = candidate.accepts
     inputs = list(work.values())
-    native = wanted.input_type is not None and wanted.input_type in accepts.input_types
-    before = text_before(candidate, context.model, wanted.input_type)
+    native_type = parameters.input_type is not None and parameters.input_type in accepts.input_types
+    prefix = text_before(candidate, context.model, parameters.input_type)
+    texts: Sequence[str] = ()
+    if context.kind is Kind.TEXT:
+        texts = cast("list[str]", inputs)
+        if prefix:
+            texts = _prefixed(texts, prefix)
     return Batch(
         model=candidate.model,
-        texts=()
-        if context.kind is not Kind.TEXT
-        else _prefixed(cast("list[str]", inputs), before)
-        if before
-        else cast("list[str]", inputs),
+        texts=texts,
         tokens=cast("list[tuple[int, ...]]", inputs) if context.kind is Kind.TOKENS else (),
         parts=cast("list[tuple[Part, ...]]", inputs) if context.kind is Kind.PARTS else (),
-        dimensions=wanted.dimensions if accepts.dimensions else None,
-        width=wanted.width if accepts.dimensions else context.model.dimensions,
-        input_type=wanted.input_type if native else None,
-        dtype=wanted.dtype,
+        dimensions=parameters.dimensions if accepts.dimensions else None,
+        width=parameters.width if accepts.dimensions else context.model.dimensions,
+        input_type=parameters.input_type if native_type else None,
+        dtype=parameters.dtype,
         user=context.user if accepts.user else None,
-        options={"title": wanted.title} if wanted.title is not None else {},
+        options={"title": parameters.title} if parameters.title is not None else {},
     )
 
 
-def _prefixed(texts: list[str], before: str) -> list[str]:
-    return [before + text for text in texts]
+def _prefixed(texts: Sequence[str], prefix: str) -> list[str]:
+    return [prefix + text for text in texts]
 
 
 def record_results(
@@ -123,16 +127,16 @@ def record_results(
     *,
     made: bool,
 ) -> Results:
-    """Pair a chunk's keys with their vectors, count and bill its tokens, and keep what may be kept.
+    """Pair a chunk's keys with their vectors, record tokens and cost, and store the results.
 
-    ``made`` says whether this request made the call: a call that several share is billed by the call only once.
+    ``made``: this request made the call. Of the requests that share a call, only that one pays the
+    price per request.
     """
-    trace, tokens = context.trace, count_tokens(answer, work.values())
-    prices = (
-        candidate.prices
-        if made
-        else {kind: price for kind, price in candidate.prices.items() if kind != "request"}
-    )
+    trace = context.trace
+    tokens = count_tokens(answer, work.values())
+    prices = candidate.prices
+    if not made:
+        prices = {kind: price for kind, price in prices.items() if kind != "request"}
     trace.record_usage(
         candidate.provider,
         prices,
@@ -140,21 +144,24 @@ def record_results(
         answer.modality_tokens,
         images=images_in(work.values()) if context.kind is Kind.PARTS else 0,
     )
-    landed = pair_with_keys(work, answer, tokens)
+    results = pair_with_keys(work, answer, tokens)
     if context.store is not None:
-        context.store(landed)
-    return landed
+        context.store(results)
+    return results
 
 
 def count_tokens(answer: Vectors, inputs: Collection[Input]) -> int:
-    """The tokens of a call: what its upstream counted, or an estimate."""
-    return sum(estimate_sizes(inputs)) if answer.prompt_tokens is None else answer.prompt_tokens
+    """Return the tokens of a call: the upstream's count, or an estimate if it reports none."""
+    if answer.prompt_tokens is None:
+        return sum(estimate_sizes(inputs))
+    return answer.prompt_tokens
 
 
 def for_client(error: EmbedrouteError, candidate: ResolvedEndpoint) -> EmbedrouteError:
-    """Word a failure so that it can be shown: no secret, and nothing of what a refused key made an upstream say.
+    """Return the error without secrets, and without the upstream's message if it rejected our key.
 
-    Exceptions behind it hold the words as they came, so they are let go; but not what a backend raised, if no secret is in it.
+    Chained exceptions hold the original message, so they are removed. Only the cause is kept, if no
+    secret is in it: it is what a backend raised.
     """
     secrets = list_secrets(candidate.backend)
     error.__context__ = None
@@ -163,8 +170,9 @@ def for_client(error: EmbedrouteError, candidate: ResolvedEndpoint) -> Embedrout
     if not isinstance(error, UpstreamError):
         return error
     if error.is_neutral:
-        counted, error = error.already_recorded, neutral(error, candidate.provider)
-        error.already_recorded = counted
+        already_recorded = error.already_recorded
+        error = neutral(error, candidate.provider)
+        error.already_recorded = already_recorded
     elif isinstance(error, UpstreamAuthError):
         error.message = neutral_message(UpstreamAuthError, candidate.provider)
     else:
@@ -174,7 +182,7 @@ def for_client(error: EmbedrouteError, candidate: ResolvedEndpoint) -> Embedrout
 
 
 def describe_outcome(failure: EmbedrouteError | None) -> dict[str, object]:
-    """Tell how an attempt ended, as traces and logs name it."""
+    """Return the outcome of an attempt as fields for the trace and the log."""
     if failure is None:
         return {"status": 200}
     return {"error": type(failure).__name__, "status": getattr(failure, "upstream_status", None)}

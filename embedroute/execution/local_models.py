@@ -1,4 +1,4 @@
-"""Local models: loaded once per gateway, run in slices on a few worker threads of their own."""
+"""Runs local models: loaded once per gateway, executed in slices on a few worker threads."""
 
 import os
 import threading
@@ -17,51 +17,52 @@ from embedroute.execution.worker_threads import Workers
 from embedroute.inputs import estimate_sizes
 
 Check = Callable[[Vectors, Batch], Vectors]
-"""Refuse an answer that is not one sound row per input of a batch."""
+"""Returns the validated answer to a batch; raises if it is not one valid row per input."""
 
 SLICE_SECONDS: Final = 0.02
-"""The most that a slice should take; slices are planned to take half of it."""
+"""Longest intended duration of a slice in seconds; slices are planned for half of it."""
 FIRST_SLICE: Final = 8
-"""Inputs of a batch's first slice, unless the model is known to be slower."""
+"""Inputs in the first slice of a batch, or fewer if the model is known to be slow."""
 GROWTH: Final = 8
-"""How many times as many inputs as the one before a slice may have."""
+"""Maximum factor by which a slice is larger than the one before."""
 
 
 class LocalModels:
     """The local models of one gateway, for all of its event loops.
 
-    Each backend is loaded once and has worker threads of its own, at most ``threads`` of them. A
-    model that hangs or is being loaded does not hold up another one.
+    Each backend is loaded once and has its own worker threads, at most ``threads``. A model that
+    hangs or is being loaded does not block other models.
     """
 
     def __init__(self, threads: int = 2) -> None:
-        """Load nothing and start no thread: the first request does."""
+        """Create an empty set of models; the first request loads its model and starts threads."""
         self._threads = threads
         self._models: dict[int, LocalModel] = {}
         self._process = os.getpid()
 
     async def run(self, backend: LocalBackend, batch: Batch, check: Check) -> Vectors:
-        """Embed ``batch`` in worker threads, and load the model first if it is not loaded.
+        """Embed ``batch`` in worker threads; load the model first if necessary.
 
-        ``check`` is applied to each slice of a batch that was cut. A batch that fits into one slice
-        is returned unchecked.
+        ``check`` validates each slice of a batch that is split. The answer to a batch that fits
+        into one slice is returned unchecked.
         """
         if self._process != os.getpid():
             self._forget_threads()
         model = self._models.get(id(backend))
         if model is None:
-            # setdefault is atomic, so that two event loops in two threads get the same model.
+            # setdefault is atomic, so two event loops in two threads get the same model.
             model = self._models.setdefault(id(backend), LocalModel(backend, self._threads))
         return await model.run(batch, check)
 
     def _forget_threads(self) -> None:
-        """Keep the loaded models of the process that this one was forked from, and no threads."""
+        """Keep the models that the parent process loaded, without its threads."""
         models = {key: model.without_threads() for key, model in self._models.items()}
-        self._models, self._process = models, os.getpid()
+        self._models = models
+        self._process = os.getpid()
 
 
 class Pace(NamedTuple):
-    """How long the last slice took: seconds per input and per estimated token, and its inputs."""
+    """Speed of the last slice: seconds per input and per estimated token, and its inputs."""
 
     per_input: float
     per_token: float
@@ -69,10 +70,10 @@ class Pace(NamedTuple):
 
 
 class LocalModel:
-    """One local backend of a gateway: its loaded model and its worker threads."""
+    """One local backend of a gateway, with its loaded model and its worker threads."""
 
     def __init__(self, backend: LocalBackend, threads: int, loaded: Sequence[object] = ()) -> None:
-        """Take over what is ``loaded`` already: nothing, or one model."""
+        """Create a model; ``loaded`` holds the loaded model if there is one, else nothing."""
         self.backend = backend
         self.pace: Pace | None = None
         self._threads = threads
@@ -81,21 +82,21 @@ class LocalModel:
         self._loaded = loaded
 
     def without_threads(self) -> "LocalModel":
-        """Copy this model for a forked process, in which none of its threads exists."""
+        """Return a copy for a forked process, in which none of the threads exist."""
         return LocalModel(self.backend, self._threads, self._loaded)
 
     async def run(self, batch: Batch, check: Check) -> Vectors:
-        """Embed ``batch`` slice by slice; raise what ``load`` or ``run`` of the backend raises."""
+        """Embed ``batch`` slice by slice; exceptions of the backend are raised unchanged."""
         work = _BatchInSlices(self, batch, check)
         await self._workers.run(work.step)
         return work.answer
 
     def is_loaded(self) -> bool:
-        """Whether ``embed`` can be called."""
+        """Return whether ``embed`` can be called."""
         return bool(self._loaded)
 
     def load(self) -> None:
-        """Load the model, unless another thread did meanwhile; a failed load changes nothing."""
+        """Load the model unless another thread has loaded it; a failed load can be repeated."""
         with self._loading:
             if not self._loaded:
                 self._loaded = (self.backend.load(),)
@@ -106,7 +107,7 @@ class LocalModel:
 
 
 class _BatchInSlices:
-    """One batch on its way through a local model."""
+    """One batch that a local model embeds slice by slice."""
 
     def __init__(self, model: LocalModel, batch: Batch, check: Check) -> None:
         self.answer: Vectors
@@ -121,9 +122,10 @@ class _BatchInSlices:
     def step(self) -> bool:
         """Load the model or embed the next slice; return whether the batch is finished.
 
-        Loading is a step of its own, so that a caller who has left meanwhile gets no slice.
+        Loading is a separate step, so that no slice runs for a request cancelled during the load.
         """
-        model, batch = self._model, self._batch
+        model = self._model
+        batch = self._batch
         if not model.is_loaded():
             model.load()
             return False
@@ -143,16 +145,16 @@ class _BatchInSlices:
 
     def _next_stop(self) -> int:
         pace = self._pace
-        most = GROWTH * pace.inputs if pace else FIRST_SLICE
-        least = self._model.backend.min_slice
-        return slice_stop(self._tokens, self._start, most, least, pace or self._model.pace)
+        maximum = GROWTH * pace.inputs if pace else FIRST_SLICE
+        minimum = self._model.backend.min_slice
+        return slice_stop(self._tokens, self._start, maximum, minimum, pace or self._model.pace)
 
     def _embed(self, part: Batch, stop: int) -> Vectors:
         began = time.perf_counter()
         answer = self._model.embed(part)
-        took = time.perf_counter() - began
+        seconds = time.perf_counter() - began
         tokens = self._tokens[stop - 1] - (self._tokens[self._start - 1] if self._start else 0)
-        self._pace = Pace(took / len(part), took / max(tokens, 1), len(part))
+        self._pace = Pace(seconds / len(part), seconds / max(tokens, 1), len(part))
         self._model.pace = self._pace
         return answer
 
@@ -160,9 +162,9 @@ class _BatchInSlices:
 def slice_stop(tokens: Sequence[int], start: int, most: int, least: int, pace: Pace | None) -> int:
     """Return the end of the slice that begins at ``start``.
 
-    It has at most ``most`` inputs, at least ``least``, and otherwise as many as should take half
-    of ``SLICE_SECONDS`` at ``pace``, by their number and by their tokens. ``tokens`` holds running
-    sums of the estimated tokens of the inputs: the texts of a batch may differ in length by far.
+    The slice has at least ``least`` and at most ``most`` inputs. Within these bounds it has as many
+    as take half of ``SLICE_SECONDS`` at ``pace``, both by number and by tokens. ``tokens`` holds
+    running sums of the inputs' estimated tokens, because the lengths of texts can differ widely.
     """
     stop = start + most
     if pace is not None:
@@ -175,7 +177,7 @@ def slice_stop(tokens: Sequence[int], start: int, most: int, least: int, pace: P
 
 
 def cut_part(batch: Batch, start: int, stop: int) -> Batch:
-    """Cut the inputs from ``start`` to ``stop`` out of a batch."""
+    """Return a batch with the inputs from ``start`` to ``stop`` only."""
     return msgspec.structs.replace(
         batch,
         texts=batch.texts[start:stop],
@@ -185,20 +187,23 @@ def cut_part(batch: Batch, start: int, stop: int) -> Batch:
 
 
 def joined(answers: Sequence[Vectors]) -> Vectors:
-    """Join the checked answers of the slices of one batch.
+    """Join the validated answers to the slices of one batch.
 
-    Token counts are summed. Where a slice has none, the whole has none, and is estimated.
+    Token counts are summed. If a slice has no count, the result has none.
 
     Raises:
         InvalidUpstreamResponse: the slices differ in width.
     """
-    rows = vectors.gathered(sum(len(it.array) for it in answers), (it.array for it in answers))
-    counts = [it.prompt_tokens for it in answers if it.prompt_tokens is not None]
-    split: Counter[str] = Counter()
+    row_count = sum(len(answer.array) for answer in answers)
+    rows = vectors.gathered(row_count, (answer.array for answer in answers))
+    counts = [answer.prompt_tokens for answer in answers if answer.prompt_tokens is not None]
+    modality_tokens: Counter[str] = Counter()
     for answer in answers:
-        split.update(answer.modality_tokens)
+        modality_tokens.update(answer.modality_tokens)
     return Vectors(
         rows,
         prompt_tokens=sum(counts) if len(counts) == len(answers) else None,
-        modality_tokens=split if all(it.modality_tokens for it in answers) else {},
+        modality_tokens=modality_tokens
+        if all(answer.modality_tokens for answer in answers)
+        else {},
     )

@@ -1,12 +1,10 @@
-"""Several batches as one call: how many of them it can hold, and whose is what of its answer. Pure.
+"""Merges small concurrent calls to one endpoint into one call, if the config enables that.
 
-Merges small concurrent calls to one endpoint into one, where its config asks for that.
-
-An idle endpoint is called at once. Only while it is busy do calls wait, for as long as config says,
-and the first that waits leads: no task is started, the leader hands the queue over before it does
-I/O, and whoever is left without an answer, by a leader that was cancelled or had less time, or by a
-call that was full, goes round again. An error of a merged call may quote any of its inputs, so
-every request of it, the leader's too, gets a neutral one.
+An idle endpoint is called at once. While it is busy, calls wait for up to the configured time. The
+first waiting call is the leader: it takes the calls that fit off the queue and makes one call for
+them. No task is started. A call that gets no answer (its leader was cancelled or had less time, or
+the merged call was full) starts over. The error of a merged call may quote any of its inputs, so
+every request in it, the leader's too, gets a neutral error.
 """
 
 from collections.abc import Awaitable, Callable, Hashable, Sequence
@@ -24,7 +22,7 @@ from embedroute.upstream_errors.neutral import neutral
 
 
 class BatchSize(msgspec.Struct, frozen=True, gc=False):
-    """What a batch weighs: its inputs, and its tokens and bytes where the API caps them."""
+    """The size of a batch: its inputs, and its tokens and bytes if the API limits them."""
 
     inputs: int
     tokens: int
@@ -32,33 +30,40 @@ class BatchSize(msgspec.Struct, frozen=True, gc=False):
 
 
 def measure(batch: Batch, accepts: Accepts) -> BatchSize:
-    """Weigh a batch by what ``accepts`` caps."""
+    """Measure a batch by the limits in ``accepts``."""
     tokens = sum(map(estimate_size, batch.inputs)) if accepts.max_tokens else 0
-    return BatchSize(
-        len(batch), tokens, sum(map(count_bytes, batch.inputs)) if accepts.max_bytes else 0
-    )
+    size = sum(map(count_bytes, batch.inputs)) if accepts.max_bytes else 0
+    return BatchSize(len(batch), tokens, size)
 
 
-def count_fitting(loads: Sequence[BatchSize], accepts: Accepts) -> int:
-    """Count the batches, from the first, that one call can hold; at least 1."""
-    inputs, tokens, size = 0, 0, ENVELOPE
-    for count, load in enumerate(loads):
-        inputs, tokens, size = inputs + load.inputs, tokens + load.tokens, size + load.size
-        over = inputs > (accepts.max_inputs or inputs) or tokens > (accepts.max_tokens or tokens)
-        if count and (over or size > (accepts.max_bytes or size)):
+def count_fitting(sizes: Sequence[BatchSize], accepts: Accepts) -> int:
+    """Return how many batches, from the first, fit into one call; at least 1."""
+    inputs = 0
+    tokens = 0
+    size = ENVELOPE
+    for count, batch_size in enumerate(sizes):
+        inputs += batch_size.inputs
+        tokens += batch_size.tokens
+        size += batch_size.size
+        too_large = (
+            inputs > (accepts.max_inputs or inputs)
+            or tokens > (accepts.max_tokens or tokens)
+            or size > (accepts.max_bytes or size)
+        )
+        if count and too_large:
             return count
-    return len(loads)
+    return len(sizes)
 
 
-def is_full(loads: Sequence[BatchSize], accepts: Accepts) -> bool:
-    """Whether the first batches fill a call; there is nothing more to wait for then."""
-    return sum(load.inputs for load in loads) == accepts.max_inputs or count_fitting(
-        loads, accepts
-    ) < len(loads)
+def is_full(sizes: Sequence[BatchSize], accepts: Accepts) -> bool:
+    """Return whether the batches fill one call, so that waiting for more is useless."""
+    if sum(size.inputs for size in sizes) == accepts.max_inputs:
+        return True
+    return count_fitting(sizes, accepts) < len(sizes)
 
 
 def merged(batches: Sequence[Batch]) -> Batch:
-    """Make one batch of several that differ in nothing but their inputs."""
+    """Merge batches that differ only in their inputs."""
     return msgspec.structs.replace(
         batches[0],
         texts=[text for batch in batches for text in batch.texts],
@@ -68,13 +73,14 @@ def merged(batches: Sequence[Batch]) -> Batch:
 
 
 def split_result(whole: Vectors, batches: Sequence[Batch]) -> list[Vectors]:
-    """Cut a merged answer: each batch its rows, and tokens by input length that add up exactly."""
+    """Split a merged answer into one answer per batch.
+
+    Tokens are shared in proportion to input length, and the shares add up exactly.
+    """
     sizes = [sum(map(estimate_size, batch.inputs)) for batch in batches]
-    tokens = (
-        [None] * len(batches)
-        if whole.prompt_tokens is None
-        else share_out(whole.prompt_tokens, sizes)
-    )
+    tokens: Sequence[int | None] = [None] * len(batches)
+    if whole.prompt_tokens is not None:
+        tokens = share_out(whole.prompt_tokens, sizes)
     parts: list[Vectors] = []
     start = 0
     for batch, share in zip(batches, tokens, strict=True):
@@ -84,28 +90,28 @@ def split_result(whole: Vectors, batches: Sequence[Batch]) -> list[Vectors]:
 
 
 LARGEST: Final = 32
-"""Inputs of the largest call that is merged. A larger one would hold small ones up."""
+"""Inputs of the largest call that is merged. A larger one would delay the small ones."""
 
 Call = Callable[[Batch, float], Awaitable[Vectors]]
-"""Makes one call within so many seconds."""
+"""Makes one call with a timeout in seconds."""
 Caps = Callable[[], Accepts]
-"""Tells what one call may hold now: an upstream may let on, while calls wait, that it takes less than it declared."""
+"""Returns the current limits of one call: they can become smaller while calls wait."""
 
 
 class _Waiting:
-    """One call in a queue: what it brings and weighs, how long it waits and lives, and what became of it.
+    """One call in a queue.
 
-    It waits for company for ``max_wait`` seconds, which is ``until`` then; its own time, whoever
-    calls, ``ends`` later.
+    It waits for other calls for ``max_wait`` seconds, until the time ``until``. It must be answered
+    before the time ``ends``. ``alone``: it must make its own call instead of a merged one.
     """
 
-    __slots__ = ("alone", "answer", "batch", "done", "ends", "error", "load", "max_wait", "until")
+    __slots__ = ("alone", "answer", "batch", "done", "ends", "error", "max_wait", "size", "until")
 
     def __init__(
         self, batch: Batch, accepts: Accepts, max_wait: float, until: float, ends: float
     ) -> None:
         self.batch = batch
-        self.load = measure(batch, accepts)
+        self.size = measure(batch, accepts)
         self.max_wait = max_wait
         self.until = until
         self.ends = ends
@@ -116,7 +122,10 @@ class _Waiting:
 
 
 class _Queue:
-    """The calls to one endpoint on the same terms: how many are under way, and which wait, the first of them leading."""
+    """The calls with one queue key: the number in progress, and those that wait.
+
+    The first waiting call is the leader. ``ready`` ends its wait.
+    """
 
     __slots__ = ("queue_key", "ready", "under_way", "waiting")
 
@@ -127,15 +136,15 @@ class _Queue:
         self.ready = anyio.Event()
 
     @property
-    def loads(self) -> list[BatchSize]:
-        return [waiting.load for waiting in self.waiting]
+    def sizes(self) -> list[BatchSize]:
+        return [waiting.size for waiting in self.waiting]
 
 
 class MicroBatcher:
-    """The queues of one event loop."""
+    """The micro-batch queues of one event loop."""
 
     def __init__(self) -> None:
-        """Begin with none."""
+        """Create a micro-batcher without queues."""
         self._queues: dict[Hashable, _Queue] = {}
 
     async def embed(
@@ -148,19 +157,23 @@ class MicroBatcher:
         timeout: float,
         caps: Caps,
     ) -> tuple[Vectors, bool]:
-        """Embed ``batch``, in one call with others of equal ``queue_key`` if the endpoint is busy.
+        """Embed ``batch``; while the endpoint is busy, merge it with calls of equal ``queue_key``.
 
-        It waits ``max_wait`` seconds at most for company and ``timeout`` in all. A merged call keeps
-        ``caps``. Returns its own rows with their tokens, and whether this request made the call.
+        It waits at most ``max_wait`` seconds for other calls, and ``timeout`` seconds in all. A
+        merged call stays within ``caps``. Returns the answer to ``batch``, and whether this request
+        made the call.
 
         Raises:
-            EmbedrouteError: neutral if the call was merged, ``counted`` if another request made it.
+            EmbedrouteError: the error of the call. It is neutral if the call was merged, and
+                ``already_recorded`` if another request made it.
         """
-        if batch.parts or len(batch) > LARGEST:  # tokens by modality could not be shared out
+        # Content parts are not merged: tokens by modality could not be split between requests.
+        if batch.parts or len(batch) > LARGEST:
             return await call(batch, timeout), True
         if queue_key not in self._queues:
             return await self._call(self._queue(queue_key), call(batch, timeout)), True
-        now, alone = anyio.current_time(), False
+        now = anyio.current_time()
+        alone = False
         ends = now + timeout
         while True:
             queue = self._queue(queue_key)
@@ -170,7 +183,7 @@ class MicroBatcher:
             queue.waiting.append(waiting)
             if queue.waiting[0] is waiting:
                 return await self._lead(queue, call, caps), True
-            if is_full(queue.loads, caps()):
+            if is_full(queue.sizes, caps()):
                 queue.ready.set()
             if (answer := await _follow(queue, waiting)) is not None:
                 return answer, False
@@ -190,22 +203,27 @@ class MicroBatcher:
             queue.under_way -= 1
             if queue.under_way == 0:
                 queue.ready.set()
-            self._tidy(queue)
+            self._delete_if_empty(queue)
 
-    def _tidy(self, queue: _Queue) -> None:
+    def _delete_if_empty(self, queue: _Queue) -> None:
         if not (queue.under_way or queue.waiting) and self._queues.get(queue.queue_key) is queue:
             del self._queues[queue.queue_key]
 
     async def _lead(self, queue: _Queue, call: Call, caps: Caps) -> Vectors:
+        """Wait until the call is due, and make it for the leader and the calls that fit.
+
+        The other calls are released: they queue again, with a new leader.
+        """
         queue.ready = anyio.Event()
         batch: Sequence[_Waiting] = ()
-        left: Sequence[_Waiting] = ()
         try:
             with anyio.move_on_after(queue.waiting[0].until - anyio.current_time()):
                 await queue.ready.wait()
-            count = count_fitting(queue.loads, caps())
-            batch, left, queue.waiting = queue.waiting[:count], queue.waiting[count:], []
-            _release(left)
+            count = count_fitting(queue.sizes, caps())
+            batch = queue.waiting[:count]
+            remaining = queue.waiting[count:]
+            queue.waiting = []
+            _release(remaining)
             leader = batch[0]
             if len(batch) > 1:
                 await self._serve(queue, batch, call)
@@ -214,16 +232,17 @@ class MicroBatcher:
                 _release(batch)
             return await self._call(queue, call(leader.batch, leader.ends - anyio.current_time()))
         finally:
-            if not batch:  # cancelled while it waited
-                batch, queue.waiting = queue.waiting, []
+            if not batch:  # the leader was cancelled while it waited
+                batch = queue.waiting
+                queue.waiting = []
             _release(batch)
-            self._tidy(queue)
+            self._delete_if_empty(queue)
 
     async def _serve(self, queue: _Queue, batch: Sequence[_Waiting], call: Call) -> None:
-        """Make one call for a party and give each its part or its error.
+        """Make one merged call, and give each request its part of the answer or its error.
 
-        Neither is given where each must make its own call. Nothing is raised from here: the frame
-        of this function holds the inputs of all.
+        If each request must make its own call instead, none gets either. No error is raised from
+        here, because the frame of this function holds the inputs of all requests.
         """
         batches = [waiting.batch for waiting in batch]
         try:
@@ -233,7 +252,7 @@ class MicroBatcher:
             if isinstance(error, UpstreamError) and not isinstance(error, BLAMES_INPUTS):
                 _share(error, batch[0], batch[1:])
                 return
-            # One bad input, or a cap that nobody declared, must harm nobody else, so each goes alone.
+            # The error may be due to one input or to the merged size, so each request goes alone.
             for waiting in batch:
                 waiting.alone = True
             return
@@ -242,11 +261,11 @@ class MicroBatcher:
 
 
 def _share(error: UpstreamError, leader: _Waiting, followers: Sequence[_Waiting]) -> None:
-    """Give each of a party the call's error, without its words.
+    """Give each request of a merged call a neutral copy of the call's error.
 
-    A timeout is given only to those who have no more time than their leader; others go round again.
-    Equal time that began some patience later is no more: else each of a party would call an
-    upstream anew that has just been too slow for all of them.
+    A follower gets a timeout only if it has no more time than the leader; otherwise it starts over.
+    A difference of up to ``max_wait`` does not count: it is only due to the follower's later start,
+    and otherwise every follower would call an upstream again that was just too slow.
     """
     leader.error = neutral(error)
     for waiting in followers:
@@ -256,14 +275,18 @@ def _share(error: UpstreamError, leader: _Waiting, followers: Sequence[_Waiting]
 
 
 def _outcome(waiting: _Waiting) -> Vectors | None:
-    """What became of a merged call: a part of the answer, an error that is raised, or nothing."""
+    """Return the request's part of a merged answer, raise its error, or return None."""
     if waiting.error is not None:
         raise waiting.error
     return waiting.answer
 
 
 async def _follow(queue: _Queue, waiting: _Waiting) -> Vectors | None:
-    """Wait for what another makes of it; None if that is nothing, and there is time for another round."""
+    """Wait for the leader's call; return None if it has no answer and there is time to start over.
+
+    Raises:
+        UpstreamTimeout: there is no answer and too little time is left.
+    """
     try:
         with anyio.move_on_after(waiting.ends - anyio.current_time()):
             await waiting.done.wait()
@@ -271,18 +294,18 @@ async def _follow(queue: _Queue, waiting: _Waiting) -> Vectors | None:
         if waiting in queue.waiting:
             queue.waiting.remove(waiting)
     answer = _outcome(waiting)
-    left = waiting.ends - anyio.current_time()
-    if answer is None and not waiting.alone and left <= waiting.max_wait:
+    time_left = waiting.ends - anyio.current_time()
+    if answer is None and not waiting.alone and time_left <= waiting.max_wait:
         raise _timed_out()
     return answer
 
 
 def _timed_out() -> UpstreamTimeout:
     error = UpstreamTimeout("The upstream did not answer in time.")
-    error.already_recorded = True  # by whoever makes the call
+    error.already_recorded = True  # the request that made the call records it
     return error
 
 
-def _release(waiting: Sequence[_Waiting]) -> None:
-    for one in waiting:
-        one.done.set()
+def _release(calls: Sequence[_Waiting]) -> None:
+    for waiting in calls:
+        waiting.done.set()

@@ -1,4 +1,4 @@
-"""Takes secrets out of what debug and errors show: an upstream may echo the key it was sent."""
+"""Removes secrets from errors and debug output: an upstream may echo the key it received."""
 
 import re
 from base64 import b64encode
@@ -15,15 +15,15 @@ from embedroute.text import printable
 from embedroute.trace import RequestTrace
 
 MIN_FRAGMENT = 8
-"""Characters of a key, in a row, that are not shown; upstreams that mask the rest of a key repeat its ends."""
+"""Any run of this many characters of a key is hidden: upstreams mask a key but repeat its ends."""
 
 MASK = "[redacted]"
 
 MOST_READ = 20_000
-"""Characters of an upstream's message that are looked at."""
+"""Characters of an upstream's message that are processed; the rest is dropped."""
 
 LONGEST_CAPTURE = 1_000_000
-"""Bytes of all the bodies sent upstream for a request that debug shows; and of all that came back."""
+"""Bytes of all sent bodies that the debug output of a request shows; also of all received ones."""
 
 PLAIN: Final = frozenset(
     {
@@ -37,76 +37,88 @@ PLAIN: Final = frozenset(
         "outputDimensionality",
     }
 )
-"""Fields whose text says nothing of the input, so that a summary may show it."""
+"""Fields whose text does not depend on the input, so that a summary may show it."""
 
 KEPT_AT_ONCE: Final = 1 << 14
-"""Bytes of a body up to which ``capture`` takes some milliseconds at most; a larger one is read in a worker thread."""
+"""Bytes of a body that ``record_exchange`` processes on the event loop, in some milliseconds.
+
+A larger body is processed in a worker thread.
+"""
 
 Redactor = Callable[[str], str]
-"""Takes secrets out of a text."""
+"""Returns a text without secrets."""
 
 OWN_WORDS: Final = re.compile(r"The (?:upstream|backend)(?: answered [0-9]{3})?(?!\w)")
-"""How the gateway's own messages of a failure begin; what comes after may be an upstream's."""
+"""The start of the gateway's own error messages; the rest of a message may be an upstream's."""
 
 _CREDENTIALS = re.compile(r"""(?<=://)[^/\s"'<>]+(?=@)""")
-"""Those of an address inside a text."""
+"""The credentials of a URL inside a text."""
 _USER_INFO = re.compile("(?<=://)[^/]+(?=@)")
-"""Those of a text that is an address."""
+"""The credentials of a text that is a URL."""
 
 
 def list_secrets(options: msgspec.Struct) -> list[str]:
-    """Every secret that a backend's options hold, as themselves, as values of a table, or in a URL; the longest first."""
-    held = [
-        one
-        for value in msgspec.structs.astuple(options)
-        for one in (
-            cast("Mapping[str, object]", value).values() if isinstance(value, Mapping) else (value,)
+    """List the secrets in a backend's options, the longest first.
+
+    A secret is a ``Secret``, a ``Secret`` in a table, or the credentials in a URL.
+    """
+    values = [
+        value
+        for option in msgspec.structs.astuple(options)
+        for value in (
+            cast("Mapping[str, object]", option).values()
+            if isinstance(option, Mapping)
+            else (option,)
         )
     ]
-    return sorted((secret for one in held for secret in _secrets_in(one)), key=len, reverse=True)
+    secrets = (secret for value in values for secret in _secrets_in(value))
+    return sorted(secrets, key=len, reverse=True)
 
 
 def _secrets_in(value: object) -> Iterator[str]:
     if isinstance(value, Secret):
         yield value.reveal()
-    elif isinstance(value, str) and (found := _USER_INFO.search(value)):
-        for written in (found[0], unquote(found[0])):
-            yield written
-            yield written.partition(":")[2]
+    elif isinstance(value, str) and (match := _USER_INFO.search(value)):
+        for user_info in (match[0], unquote(match[0])):
+            yield user_info
+            yield user_info.partition(":")[2]
 
 
 def redact_message(text: str, secrets: Sequence[str]) -> str:
-    """Word a failure for a client: ``secrets`` are hidden first, then it is made printable and cut.
+    """Return an error message for the client: without ``secrets``, printable and shortened.
 
-    A key may hold one of our own words; they stand there whatever the key is, so they tell nothing of it.
+    The start of the gateway's own messages is never hidden. A key may contain these words, but they
+    appear with every key, so showing them reveals nothing.
     """
-    own = OWN_WORDS.match(text)
-    return printable(make_redactor(secrets, own.end() if own else 0)(text[:MOST_READ]))
+    own_words = OWN_WORDS.match(text)
+    redact = make_redactor(secrets, own_words.end() if own_words else 0)
+    return printable(redact(text[:MOST_READ]))
 
 
 def mentions(error: BaseException, secrets: Sequence[str]) -> bool:
-    """Whether the text of an exception, or of one behind it, holds a secret."""
+    """Return whether the text of an exception, or of one in its chain, holds a secret."""
     text = repr(behind(error))
     return make_redactor(secrets)(text) != text
 
 
 def make_redactor(secrets: Sequence[str], own: int = 0) -> Redactor:
-    """Prepare to take ``secrets`` out of many texts.
+    """Return a function that removes ``secrets`` from texts.
 
-    Hidden is any run of ``MIN_FRAGMENT`` characters of one, be it as it is, in base64 or percent-encoded; a shorter one where
-    it is no part of a longer word; and credentials inside URLs. What lies within the first ``own`` characters is shown.
+    It hides each run of ``MIN_FRAGMENT`` characters of a secret (plain, base64 or percent-encoded),
+    each shorter secret that is a whole word, and credentials in URLs. The first ``own`` characters
+    of a text are not changed.
     """
     runs = {
-        form[at : at + MIN_FRAGMENT]
+        form[start : start + MIN_FRAGMENT]
         for secret in secrets
         for form in _forms(secret)
-        for at in range(len(form) - MIN_FRAGMENT + 1)
+        for start in range(len(form) - MIN_FRAGMENT + 1)
     }
     short = sorted(
         {secret for secret in secrets if 0 < len(secret) < MIN_FRAGMENT}, key=len, reverse=True
     )
     return partial(
-        _hidden,
+        _redact,
         frozenset(runs),
         re.compile("|".join(map(_as_word, short))) if short else _CREDENTIALS,
         own,
@@ -114,7 +126,7 @@ def make_redactor(secrets: Sequence[str], own: int = 0) -> Redactor:
 
 
 def _as_word(secret: str) -> str:
-    # At an end that is no letter, digit or underscore itself, no longer word can go on.
+    # Match the secret only as a whole word. At an end that is not a word character this is given.
     return rf"(?:(?<!\w)|(?!\w)){re.escape(secret)}(?:(?!\w)|(?<!\w))"
 
 
@@ -124,37 +136,38 @@ def _forms(secret: str) -> Iterator[str]:
     yield quote(secret, safe="", errors="replace")
     yield "".join([f"%{byte:02X}" for byte in raw])
     yield "".join([f"%{byte:02x}" for byte in raw])
-    for before, unsure in enumerate((0, 2, 3)):
-        # In base64 a key looks different after one or two other bytes, whose bits share its first letters.
-        told = b64encode(bytes(before) + raw)[unsure : (before + len(raw)) * 4 // 3].decode()
-        yield from (told, told.translate(_URLSAFE))
+    for offset, mixed in enumerate((0, 2, 3)):
+        # The base64 form depends on how many bytes precede the key in its group of three. The
+        # first ``mixed`` characters also encode bits of those bytes, so they are skipped.
+        encoded = b64encode(bytes(offset) + raw)[mixed : (offset + len(raw)) * 4 // 3].decode()
+        yield from (encoded, encoded.translate(_URLSAFE))
 
 
 _URLSAFE: Final = str.maketrans("+/", "-_")
 
 
-def _hidden(runs: frozenset[str], short: re.Pattern[str], own: int, text: str) -> str:
-    marks = (
-        [
-            (at, at + MIN_FRAGMENT)
-            for at in range(len(text) - MIN_FRAGMENT + 1)
-            if text[at : at + MIN_FRAGMENT] in runs
+def _redact(runs: frozenset[str], short: re.Pattern[str], own: int, text: str) -> str:
+    spans: list[tuple[int, int]] = []
+    if runs:
+        spans = [
+            (start, start + MIN_FRAGMENT)
+            for start in range(len(text) - MIN_FRAGMENT + 1)
+            if text[start : start + MIN_FRAGMENT] in runs
         ]
-        if runs
-        else []
-    )
-    marks += [found.span() for pattern in (short, _CREDENTIALS) for found in pattern.finditer(text)]
-    marks = sorted(mark for mark in marks if mark[1] > own)
-    return _without(text, marks) if marks else text
+    spans += [match.span() for pattern in (short, _CREDENTIALS) for match in pattern.finditer(text)]
+    spans = sorted(span for span in spans if span[1] > own)
+    return _mask_spans(text, spans) if spans else text
 
 
-def _without(text: str, marks: Sequence[tuple[int, int]]) -> str:
-    left, at = list[str](), -1
-    for begin, end in marks:
-        if begin > at:
-            left += [text[max(at, 0) : begin], MASK]
-        at = max(at, end)
-    return "".join([*left, text[at:]])
+def _mask_spans(text: str, spans: Sequence[tuple[int, int]]) -> str:
+    """Replace each sorted span of ``text`` by the mask; overlapping spans share one mask."""
+    parts: list[str] = []
+    position = -1
+    for start, end in spans:
+        if start > position:
+            parts += [text[max(position, 0) : start], MASK]
+        position = max(position, end)
+    return "".join([*parts, text[position:]])
 
 
 def record_exchange(
@@ -163,81 +176,83 @@ def record_exchange(
     backend: BackendBase,
     message: UpstreamRequest | UpstreamResponse,
 ) -> None:
-    """Keep a request or a reply for debug: headers from the struct's own marking of secrets, bodies scrubbed besides.
+    """Record a request or a response in the trace for debug output, without secrets.
 
-    It may take a second for a large body, so that one needs a worker thread, which rests between two texts.
+    Headers marked as ``Secret`` are masked, and the body is redacted. A large body can take a
+    second, so it belongs in a worker thread, which yields the GIL between two texts.
     """
-    is_reply = isinstance(message, UpstreamResponse)
-    kept = trace.received if is_reply else trace.sent
-    if kept is None:
+    is_response = isinstance(message, UpstreamResponse)
+    exchanges = trace.received if is_response else trace.sent
+    if exchanges is None:
         return
-    content = message.content[
-        : LONGEST_CAPTURE - (trace.got_bytes if is_reply else trace.sent_bytes)
-    ]
-    hide = make_redactor(list_secrets(backend))
+    recorded_bytes = trace.got_bytes if is_response else trace.sent_bytes
+    content = message.content[: LONGEST_CAPTURE - recorded_bytes]
+    redact = make_redactor(list_secrets(backend))
     if len(content) > KEPT_AT_ONCE:
-        hide = _resting(hide)
-    body = _body(content, hide, full=trace.full)
+        redact = _yielding_gil(redact)
+    body = _redact_body(content, redact, full=trace.full)
     if isinstance(message, UpstreamResponse):
         trace.got_bytes += len(content)
-        kept.append({"provider": provider, "status": message.status, "body": body})
+        exchanges.append({"provider": provider, "status": message.status, "body": body})
         return
     trace.sent_bytes += len(content)
     headers = {
         name: MASK if isinstance(value, Secret) else value
         for name, value in message.headers.items()
     }
-    kept.append({"provider": provider, "url": hide(message.url), "headers": headers, "body": body})
+    exchanges.append(
+        {"provider": provider, "url": redact(message.url), "headers": headers, "body": body}
+    )
 
 
-def _resting(hide: Redactor) -> Redactor:
-    turn = TimeSlice()
+def _yielding_gil(redact: Redactor) -> Redactor:
+    time_slice = TimeSlice()
 
-    def hidden(text: str) -> str:
-        turn.yield_gil()
-        return hide(text)
+    def redact_and_yield(text: str) -> str:
+        time_slice.yield_gil()
+        return redact(text)
 
-    return hidden
+    return redact_and_yield
 
 
-def _body(content: bytes, hide: Redactor, *, full: bool) -> object:
+def _redact_body(content: bytes, redact: Redactor, *, full: bool) -> object:
     text = content.decode(errors="replace")
     try:
         body = msgspec.json.decode(text)
-        return _mapped(body, hide) if full else _summarize(body, "", hide)
+        return _redact_value(body, redact) if full else _summarize(body, "", redact)
     except (msgspec.MsgspecError, RecursionError):
-        return hide(text) if full else f"[{len(text)} characters]"
+        return redact(text) if full else f"[{len(text)} characters]"
 
 
-def _mapped(value: object, hide: Redactor) -> object:
-    """Hide what is secret in every text of a body, names of fields and long numbers included."""
+def _redact_value(value: object, redact: Redactor) -> object:
+    """Redact every text of a body, including field names and long numbers."""
     if isinstance(value, dict):
         return {
-            hide(key): _mapped(inner, hide)
+            redact(key): _redact_value(inner, redact)
             for key, inner in cast("dict[str, object]", value).items()
         }
     if isinstance(value, list):
-        return [_mapped(inner, hide) for inner in cast("list[object]", value)]
+        return [_redact_value(inner, redact) for inner in cast("list[object]", value)]
     if isinstance(value, str):
-        return hide(value)
-    return _number(value, hide)
+        return redact(value)
+    return _redact_number(value, redact)
 
 
-def _number(value: object, hide: Redactor) -> object:
+def _redact_number(value: object, redact: Redactor) -> object:
     # A key may be all digits, and an upstream may repeat it as a number.
     if not isinstance(value, int) or abs(value) < 10 ** (MIN_FRAGMENT - 1):
         return value
-    shown = hide(str(value))
-    return value if shown == str(value) else shown
+    redacted = redact(str(value))
+    return value if redacted == str(value) else redacted
 
 
-def _summarize(value: object, name: str, hide: Redactor) -> object:
-    """Keep the shape of a body and drop what the input could stand in."""
+def _summarize(value: object, name: str, redact: Redactor) -> object:
+    """Keep the structure of a body, and drop every value that may hold an input."""
     if isinstance(value, dict):
         fields = cast("dict[str, object]", value)
-        return {hide(key): _summarize(inner, key, hide) for key, inner in fields.items()}
+        return {redact(key): _summarize(inner, key, redact) for key, inner in fields.items()}
     if isinstance(value, list):
         return f"[{len(cast('list[object]', value))} items]"
     if isinstance(value, str):
-        return hide(value) if name in PLAIN else f"[{len(value)} characters]"
-    return _number(value, hide)
+        return redact(value) if name in PLAIN else f"[{len(value)} characters]"
+    return _redact_number(value, redact)

@@ -1,9 +1,9 @@
 """Single-flight: equal inputs of concurrent requests are computed once per event loop.
 
-The request that comes first leads and computes; the others wait. No task is started here: a waiter
-leads anew when its leader is cancelled, runs out of time, or takes longer than the waiter's own
-call would. A waiter that takes its leader's error gets a neutral copy of it, since the upstream's
-message may quote other inputs of the leader's.
+The first request is the leader and computes an input; the others wait. No task is started here. A
+waiter becomes the leader itself when its leader is cancelled, runs out of time, or takes longer
+than the waiter's own call would. A waiter that receives its leader's error gets a neutral copy,
+because the upstream's message may quote other inputs of the leader.
 """
 
 import math
@@ -23,60 +23,61 @@ from embedroute.upstream_errors.neutral import neutral
 
 Work = Mapping[CacheKey, Input]
 OnResult = Callable[[Mapping[CacheKey, EmbeddedInput]], None]
-"""Takes vectors as they land."""
+"""Receives vectors as soon as they are computed."""
 
 T = TypeVar("T")
-Given = TypeVarTuple("Given")
-Compute = Callable[[*Given, Work, OnResult], Awaitable[None]]
-"""Takes what is given to it and work, and computes that; each part goes to its last argument as it lands."""
-Expect = Callable[[*Given, int], float]
-"""Takes what ``Compute`` is given and a number of inputs; returns the seconds they usually take."""
+Arguments = TypeVarTuple("Arguments")
+Compute = Callable[[*Arguments, Work, OnResult], Awaitable[None]]
+"""Computes the vectors of some work, and passes them to its last argument part by part."""
+Expect = Callable[[*Arguments, int], float]
+"""Returns the seconds that ``Compute`` usually takes for these arguments and number of inputs."""
 
 
 def missing_keys(work: Work, found: Container[CacheKey] | None) -> Work:
-    """Take the keys that were ``found`` out of work; nearly always those are none."""
+    """Return ``work`` without the keys in ``found``, which is nearly always empty."""
     return {key: item for key, item in work.items() if key not in found} if found else work
 
 
 class InFlight:
     """One key that is being computed.
 
-    ``sharing_key`` is what a waiter must share with its leader to share its error too.
-    ``group`` is all that the leader computes: an upstream may refuse the group because of any of
-    them. ``error`` is neutral: it is kept for others. ``replaced`` is the flight of a slow leader,
-    whose waiters get this result too.
+    A waiter receives the leader's error only if its ``sharing_key`` is equal. ``group`` is all work
+    of the leader: an upstream may reject the group because of any input. ``error`` is neutral,
+    because other requests receive it. ``replaced`` is the computation of a slow leader that this
+    one replaces; its waiters get this result too.
     """
 
-    __slots__ = ("error", "group", "landed", "over", "replaced", "sharing_key", "waited")
+    __slots__ = ("error", "group", "over", "replaced", "result", "sharing_key", "waited")
 
     def __init__(
         self, sharing_key: object, group: Work, replaced: "InFlight | None" = None
     ) -> None:
-        """Begin; neither landed nor failed yet."""
+        """Create an entry without a result."""
         self.waited: anyio.Event | None = None
         self.over = False
         self.sharing_key = sharing_key
         self.group = group
         self.replaced = replaced
-        self.landed: EmbeddedInput | None = None
+        self.result: EmbeddedInput | None = None
         self.error: UpstreamError | None = None
 
     async def wait(self) -> None:
-        """Wait until it is over; nearly no flight is waited for, so only a waiter makes the event."""
+        """Wait for the end. Few entries have waiters, so the first waiter creates the event."""
         if not self.over:
             self.waited = self.waited or anyio.Event()
             await self.waited.wait()
 
     def error_for(
-        self, sharing_key: object, context: AbstractSet[CacheKey]
+        self, sharing_key: object, requested: AbstractSet[CacheKey]
     ) -> UpstreamError | None:
-        """Copy the leader's error, if it is also that of a request for ``context`` on ``sharing_key``.
+        """Return a copy of the leader's error, or None if the waiter must not receive it.
 
-        Each waiter gets a copy of its own: what raises an error adds its frames to it.
+        ``requested`` holds the keys that the waiter requests. Each waiter gets its own copy,
+        because raising an error adds frames to it.
         """
         if self.error is None or self.sharing_key != sharing_key:
             return None
-        if isinstance(self.error, BLAMES_INPUTS) and not self.group.keys() <= context:
+        if isinstance(self.error, BLAMES_INPUTS) and not self.group.keys() <= requested:
             return None
         return neutral(self.error)
 
@@ -86,149 +87,169 @@ _NONE: Final[Flying] = {}
 
 
 def never_expected(*_: object) -> float:
-    """Expect no call to end, so that every leader is waited for."""
+    """Return infinity: wait for every leader, however long it takes."""
     return math.inf
 
 
-class SingleFlight(Generic[*Given]):
-    """The flights of one event loop.
+class SingleFlight(Generic[*Arguments]):
+    """The keys that are being computed on one event loop, for all concurrent requests.
 
-    ``expect`` tells how long a request's own call would usually take. A leader on other terms may
-    be stuck at an endpoint that the waiter does not use, and a leader that computes more keys than
-    the waiter asks for may take longer than the waiter's own call, so the wait for either is
-    bounded. After that the waiter computes the keys itself, and takes whichever result comes first.
+    ``expect`` estimates how long a request's own call would take. The wait for a leader is bounded
+    in two cases: if its sharing key differs, it may be stuck at an endpoint that the waiter does
+    not use; if it computes more keys than the waiter requests, it may take longer than the waiter's
+    own call. After the wait the waiter computes the keys itself, and uses the first result.
     """
 
-    def __init__(self, expect: Expect[*Given] = never_expected) -> None:
-        """Begin with none."""
+    def __init__(self, expect: Expect[*Arguments] = never_expected) -> None:
+        """Create a single-flight group without computations."""
         self._flights: dict[CacheKey, InFlight] = {}
         self._expect = expect
 
     def __len__(self) -> int:
-        """Count the keys under way."""
+        """Return the number of keys that are being computed."""
         return len(self._flights)
 
-    def lead(self, missing: Work, terms: object, slow: Flying = _NONE) -> "Lead":
-        """Claim the keys of ``missing`` that nobody computes, for as long as the context manager is open.
+    def lead(self, missing: Work, sharing_key: object, slow: Flying = _NONE) -> "Lead":
+        """Become the leader of the keys in ``missing`` that no other request computes.
 
-        Terms of None share with nobody. Leaders in ``slow`` were waited for long enough.
+        The keys are released when the returned context manager exits. With a ``sharing_key`` of
+        None nothing is shared. The entries in ``slow`` were waited for long enough, so their keys
+        are computed again.
         """
-        board = {} if terms is None else self._flights
-        if board.keys().isdisjoint(missing):
-            return Lead(board, missing, terms, slow, _NONE)
+        flights = {} if sharing_key is None else self._flights
+        if flights.keys().isdisjoint(missing):
+            return Lead(flights, missing, sharing_key, slow, _NONE)
         awaited = {
             key: flight
             for key in missing
-            if (flight := board.get(key)) and flight is not slow.get(key)
+            if (flight := flights.get(key)) and flight is not slow.get(key)
         }
-        return Lead(board, missing_keys(missing, awaited), terms, slow, awaited)
+        return Lead(flights, missing_keys(missing, awaited), sharing_key, slow, awaited)
 
     async def run(
         self,
         missing: Work,
         sharing_key: object,
-        compute: Compute[*Given],
-        given: tuple[*Given],
+        compute: Compute[*Arguments],
+        arguments: tuple[*Arguments],
         patience: float = math.inf,
     ) -> tuple[dict[CacheKey, EmbeddedInput], int]:
-        """Get every key of ``missing``: lead those that nobody computes, and wait for the others.
+        """Get the result of every key in ``missing``: compute it, or wait for another request.
 
-        ``patience`` bounds the wait for a leader on other ``sharing_key`` or of a larger group, in seconds.
-        Returns what was found, and how many keys were led.
+        ``compute`` is called with ``arguments``, the work and a callback for results. ``patience``
+        bounds, in seconds, the wait for a leader with another ``sharing_key`` or a larger group.
+        Returns the results, and the number of keys that this request computed.
 
         Raises:
-            EmbedrouteError: its own, or a neutral copy of that of its leader on the same ``sharing_key``.
+            EmbedrouteError: the request's own error, or a neutral copy of the error of a leader
+                with the same ``sharing_key``.
         """
         with self.lead(missing, sharing_key) as lead:
             if lead.work:
-                await compute(*given, lead.work, lead.land)
-        found, led = await self.follow(lead, missing, compute, given, patience)
+                await compute(*arguments, lead.work, lead.land)
+        found, led = await self.follow(lead, missing, compute, arguments, patience)
         return {**lead.found, **found}, led
 
     async def follow(
         self,
         lead: "Lead",
         missing: Work,
-        compute: Compute[*Given],
-        given: tuple[*Given],
+        compute: Compute[*Arguments],
+        arguments: tuple[*Arguments],
         patience: float = math.inf,
     ) -> tuple[dict[CacheKey, EmbeddedInput], int]:
-        """Get the keys of ``missing`` that others computed when ``lead`` began; lead those that they left.
+        """Get the keys of ``missing`` that ``lead`` did not compute.
 
-        Returns what was found besides that of ``lead``, and how many keys were led in all.
+        Other requests compute them. Keys that these do not deliver are computed here. Returns the
+        results besides those of ``lead``, and the number of keys computed in all.
         """
         found: dict[CacheKey, EmbeddedInput] = {}
-        led, began, slow = len(lead.work), 0.0, _NONE
-        terms, awaited = lead.terms, lead.awaited
-        left = missing_keys(missing, lead.found)
-        while left:
+        led = len(lead.work)
+        began = 0.0
+        slow = _NONE
+        sharing_key = lead.sharing_key
+        awaited = lead.awaited
+        remaining = missing_keys(missing, lead.found)
+        while remaining:
             if awaited:
                 began = began or anyio.current_time()
-                await _wait(self._bounds(awaited, terms, len(missing), given, patience), began)
-                found |= _landings(awaited, terms, missing.keys())
-                slow = {**slow, **_still(awaited)}
-                left = missing_keys(left, found)
-            with self.lead(left, terms, slow) as next_lead:
+                bounds = self._bounds(awaited, sharing_key, len(missing), arguments, patience)
+                await _wait(bounds, began)
+                found |= _results(awaited, sharing_key, missing.keys())
+                slow = {**slow, **_unfinished(awaited)}
+                remaining = missing_keys(remaining, found)
+            with self.lead(remaining, sharing_key, slow) as next_lead:
                 if next_lead.work:
                     led += len(next_lead.work)
-                    work = compute(*given, next_lead.work, next_lead.land)
-                    await (_unless_landed(next_lead, next_lead.work, slow, work) if slow else work)
+                    own = compute(*arguments, next_lead.work, next_lead.land)
+                    await (_race(next_lead, next_lead.work, slow, own) if slow else own)
             found |= next_lead.found
             awaited = next_lead.awaited
-            left = missing_keys(left, found)
+            remaining = missing_keys(remaining, found)
         return found, led
 
     def _bounds(
         self,
         awaited: Flying,
         sharing_key: object,
-        context: int,
-        given: tuple[*Given],
+        requested: int,
+        arguments: tuple[*Arguments],
         patience: float,
     ) -> dict[float, list[InFlight]]:
-        """Group flights by the seconds for which they are waited for at most."""
-        larger = sum(len(flight.group) > context for flight in awaited.values())
-        usual = min(self._expect(*given, larger), patience) if larger else math.inf
+        """Group the awaited entries by the longest wait for them, in seconds.
+
+        ``requested`` is the number of keys that the waiter requests.
+        """
+        larger = sum(len(flight.group) > requested for flight in awaited.values())
+        usual = min(self._expect(*arguments, larger), patience) if larger else math.inf
         bounds: dict[float, list[InFlight]] = {}
         for flight in awaited.values():
-            others = math.inf if flight.sharing_key == sharing_key else patience
-            bounds.setdefault(usual if len(flight.group) > context else others, []).append(flight)
+            if len(flight.group) > requested:
+                bound = usual
+            elif flight.sharing_key == sharing_key:
+                bound = math.inf
+            else:
+                bound = patience
+            bounds.setdefault(bound, []).append(flight)
         return bounds
 
 
 class Lead:
-    """The keys that one request computes, on the board that all look at until they are over.
+    """The keys that one request computes as their leader.
 
-    ``work`` is what it computes, ``found`` what has landed, ``awaited`` what others compute already.
+    ``work`` is what it computes, ``found`` its results so far, and ``awaited`` the entries of keys
+    that other requests compute.
     """
 
-    __slots__ = ("_board", "_own", "awaited", "found", "terms", "work")
+    __slots__ = ("_flights", "_own", "awaited", "found", "sharing_key", "work")
 
     def __init__(
         self,
-        board: dict[CacheKey, InFlight],
+        flights: dict[CacheKey, InFlight],
         work: Work,
-        terms: object,
+        sharing_key: object,
         slow: Flying,
         awaited: Flying,
     ) -> None:
-        """Claim the keys of ``work``."""
+        """Register the keys of ``work`` in ``flights``."""
         self.work = work
-        self.terms = terms
+        self.sharing_key = sharing_key
         self.awaited = awaited
         self.found: dict[CacheKey, EmbeddedInput] = {}
-        self._board = board
+        self._flights = flights
         self._own: dict[CacheKey, InFlight] = {}
         for key in work:
-            board[key] = self._own[key] = InFlight(terms, work, slow.get(key) if slow else None)
+            flight = InFlight(sharing_key, work, slow.get(key) if slow else None)
+            flights[key] = flight
+            self._own[key] = flight
 
-    def land(self, landed: Mapping[CacheKey, EmbeddedInput]) -> None:
-        """Take vectors as they come: their waiters get them at once."""
-        self.found.update(landed)
-        for key, item in landed.items():
+    def land(self, results: Mapping[CacheKey, EmbeddedInput]) -> None:
+        """Store results as they arrive; their waiters get them at once."""
+        self.found.update(results)
+        for key, item in results.items():
             flight: InFlight | None = self._own[key]
             while flight is not None:
-                flight.landed = item
+                flight.result = item
                 self._end(key, flight)
                 flight = flight.replaced
 
@@ -250,64 +271,67 @@ class Lead:
         flight.over = True
         if flight.waited is not None:
             flight.waited.set()
-        if self._board.get(key) is flight:
-            del self._board[key]
+        if self._flights.get(key) is flight:
+            del self._flights[key]
 
 
 def _is_deadline_specific(error: UpstreamError) -> bool:
-    """Whether an error is due to the leader's own deadline.
+    """Return whether an error depends on the leader's own deadline.
 
-    A waiter has a deadline of its own, and leads anew.
-    A rest that does not fit into one deadline may fit into another; where it does not, the endpoint
-    rests and is not called. A rest of no seconds fits into any deadline, so the leader did not lack
-    time.
+    A waiter has another deadline, so it does not receive such an error and becomes the leader
+    itself. A cool-down that is too long for one deadline may fit into another. A cool-down of zero
+    seconds fits into any deadline, so it is not specific to the leader's.
     """
     if isinstance(error, RateLimited):
         return error.retry_after != 0
     return isinstance(error, UpstreamTimeout)
 
 
-def _still(flights: Flying) -> Flying:
+def _unfinished(flights: Flying) -> Flying:
     return {key: flight for key, flight in flights.items() if not flight.over}
 
 
 async def _wait(bounds: Mapping[float, list[InFlight]], began: float) -> None:
-    """Wait for flights, each for its seconds after ``began`` at most."""
+    """Wait for the entries, for each at most its bound in seconds after ``began``."""
     for seconds, flights in sorted(bounds.items()):
         with anyio.CancelScope(deadline=began + seconds):
             for flight in flights:
                 await flight.wait()
 
 
-def _landings(
-    awaited: Flying, sharing_key: object, context: AbstractSet[CacheKey]
+def _results(
+    awaited: Flying, sharing_key: object, requested: AbstractSet[CacheKey]
 ) -> dict[CacheKey, EmbeddedInput]:
-    """Take what has landed of ``awaited``, or raise the error that a request shares with one."""
+    """Return the results of ``awaited`` so far, or raise the error of a leader.
+
+    ``requested`` holds the keys that the waiter requests.
+    """
     found: dict[CacheKey, EmbeddedInput] = {}
     for key, flight in awaited.items():
-        if flight.landed is not None:
-            found[key] = flight.landed
-        elif error := flight.error_for(sharing_key, context):
+        if flight.result is not None:
+            found[key] = flight.result
+        elif error := flight.error_for(sharing_key, requested):
             raise error
     return found
 
 
-async def _unless_landed(lead: Lead, own: Work, slow: Flying, work: Awaitable[None]) -> None:
-    """Compute ``own``, or take it from the ``slow`` flights if all of them land first."""
+async def _race(lead: Lead, own: Work, slow: Flying, computation: Awaitable[None]) -> None:
+    """Compute ``own``, or take the results of the ``slow`` entries if all of them finish first."""
     flights = {key: slow[key] for key in own if key in slow}
     if len(flights) < len(own):
-        await work
+        await computation
         return
+    finished = partial(_wait_for_results, list(flights.values()))
     try:
-        await tasks.cancel_on_disconnect(work, partial(_landed, list(flights.values())), grace=0.0)
-    except tasks.ClientDisconnected:  # what `unless` raises when its first argument returns first
-        landed = {key: flight.landed for key, flight in flights.items()}
-        lead.land({key: item for key, item in landed.items() if item is not None})
+        await tasks.cancel_on_disconnect(computation, finished, grace=0.0)
+    except tasks.ClientDisconnected:  # raised when ``finished`` returns before the computation
+        results = {key: flight.result for key, flight in flights.items()}
+        lead.land({key: item for key, item in results.items() if item is not None})
 
 
-async def _landed(flights: Iterable[InFlight]) -> None:
-    """Return when all have landed; never, if one ends otherwise."""
+async def _wait_for_results(flights: Iterable[InFlight]) -> None:
+    """Return when all entries have a result; never return if one ends without."""
     for flight in flights:
         await flight.wait()
-        if flight.landed is None:
+        if flight.result is None:
             await anyio.sleep_forever()

@@ -1,4 +1,4 @@
-"""Worker threads that run jobs slice by slice, in fair order, for callers on any event loop."""
+"""Runs jobs slice by slice in worker threads, in fair order, for callers on any event loop."""
 
 import threading
 from collections import deque
@@ -13,26 +13,26 @@ from anyio.lowlevel import current_token
 from embedroute.runtime import tasks
 
 Step = Callable[[], bool]
-"""Run the next slice of a job and return whether the job is finished."""
+"""Runs the next slice of a job, and returns whether the job is finished."""
 
 IDLE_SECONDS: Final = 2.0
-"""How long a thread waits for further work before it ends."""
+"""Seconds that a thread waits for work before it ends."""
 
 
 class Workers:
     """At most ``limit`` threads that run jobs slice by slice.
 
-    A thread is counted until it really ends its slice: cancelling a caller frees no thread early,
-    so there are never more than ``limit`` of them. A job whose caller was cancelled gets no
-    further slice, and none at all if it was still queued.
+    A thread counts until its slice really ends: cancelling a caller does not free its thread early,
+    so there are never more than ``limit`` threads. A job whose caller was cancelled gets no further
+    slice, and none at all if it was still queued.
 
-    A job that is not finished goes to the end of its queue. There are two queues, one for new jobs
-    and one for started jobs, and threads take from them in turn. A short job therefore does not
-    wait for all started jobs, and a stream of short jobs does not starve a long one.
+    There are two queues, one for new jobs and one for started jobs, and threads take from them in
+    turn. A job that is not finished goes to the end of the queue of started jobs. A short job
+    therefore does not wait for all started jobs, and many short jobs do not starve a long one.
     """
 
     def __init__(self, name: str, limit: int) -> None:
-        """Start no thread: the first job does. ``name`` is what the threads are called."""
+        """Create a pool without threads; the first job starts one. ``name`` names the threads."""
         self._name = name
         self._limit = limit
         self._changed = threading.Condition(threading.Lock())
@@ -69,10 +69,11 @@ class Workers:
             self._changed.notify()
 
     def _start_thread(self) -> None:
-        # A daemon: a model that hangs must not keep the process from ending.
+        # A daemon thread: a model that hangs must not prevent the process from exiting.
         thread = threading.Thread(target=self._work, name=self._name, daemon=True)
         try:
-            Context().run(thread.start)  # free-threaded Python hands the starter's context down
+            # An empty context: free-threaded Python copies the starter's context into a thread.
+            Context().run(thread.start)
         except RuntimeError:  # the system has no thread left
             if not self._threads:
                 self._new.pop()
@@ -81,9 +82,10 @@ class Workers:
             self._threads += 1
 
     def _give_up(self, request: "_Job") -> None:
-        """Let a job have no further slice, and free its inputs.
+        """Give a job no further slice, and free its inputs.
 
-        It takes no lock: the collector may close a coroutine at any time, in any thread.
+        It takes no lock, because the garbage collector may close a coroutine at any time in any
+        thread.
         """
         request.step = None
         for queue in (self._new, self._started):
@@ -95,7 +97,7 @@ class Workers:
             pass
 
     def _run_slice(self) -> bool:
-        """Run one slice of the next job; return False when this thread is to end."""
+        """Run one slice of the next job; return False if the thread must end."""
         request = self._next()
         if request is None:
             return False
@@ -125,7 +127,7 @@ class Workers:
             return request
 
     def _pop(self) -> "_Job | None":
-        """Take a job from the other queue than last time, if that has one."""
+        """Take a job, from the other queue than last time if there is one in it."""
         for queue in (self._started, self._new) if self._took_new else (self._new, self._started):
             with suppress(IndexError):
                 request = queue.popleft()
@@ -135,7 +137,7 @@ class Workers:
 
 
 class _Job:
-    """A job: its next step, and how to wake the task that waits for it."""
+    """A job, with its next step and the means to wake the task that waits for it."""
 
     __slots__ = ("_call_soon", "context", "ended", "error", "step")
 
@@ -147,7 +149,7 @@ class _Job:
         self._call_soon = _call_soon_threadsafe()
 
     def end(self) -> None:
-        """Wake the task that waits, unless its event loop is closed."""
+        """Wake the waiting task, unless its event loop is closed."""
         with suppress(RuntimeError):
             self._call_soon(self.ended.set)
 
@@ -161,7 +163,7 @@ class _TrioToken(Protocol):
 
 
 def _call_soon_threadsafe() -> Callable[[Callable[[], object]], object]:
-    """Return a function that has the running event loop call another one, from any thread."""
+    """Return a function that schedules a callback on the running event loop from any thread."""
     loop = tasks.asyncio_loop()
     if loop is not None:
         return loop.call_soon_threadsafe

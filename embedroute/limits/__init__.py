@@ -1,4 +1,4 @@
-"""Bounds what callers may use at once: today the bytes of request bodies in flight.
+"""Limits what callers may use at once: today the bytes of request bodies in flight.
 
 It may import the contracts and the foundation.
 """

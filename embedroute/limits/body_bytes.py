@@ -1,4 +1,4 @@
-"""Admits request bodies: bounds the bytes of those under way, in all and per caller."""
+"""Limits the bytes of request bodies in flight, in total and per caller."""
 
 from typing import Final, Self
 
@@ -6,20 +6,23 @@ from embedroute.config import Config, Settings, UnknownFields
 from embedroute.errors import Overloaded
 
 CALLERS: Final = 4
-"""How many callers can use all of their bytes at a time."""
+"""Number of callers that can use their full share at the same time."""
 MOST_ACCOUNTS: Final = 1024
-"""Accounts that are kept; beyond that, those that hold nothing are dropped."""
+"""Number of accounts to keep; above it, accounts without bytes in flight are dropped."""
 
 
 class BodyBudget:
-    """The bytes of request bodies under way in one gateway, in all and per caller.
+    """The bytes of request bodies in flight in one gateway, in total and per caller.
 
-    A body counts from before it is read until its answer is sent, because what is made of it lives
-    as long. Callers are told apart by name.
+    A body is counted from before it is read until its response is sent, because the objects decoded
+    from it live as long. Callers are identified by name.
     """
 
     def __init__(self, most: int, largest: int) -> None:
-        """Allow ``most`` bytes in all, and each caller a quarter of that or one body of ``largest``."""
+        """Allow ``most`` bytes in total.
+
+        Each caller may use a quarter of that, or one body of ``largest`` bytes if that is more.
+        """
         self._most = most
         self._most_each = max(most // CALLERS, largest)
         self.total = 0
@@ -27,61 +30,67 @@ class BodyBudget:
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        """Take the bounds from the ``[gateway]`` table."""
+        """Make the budget that the ``[gateway]`` table configures."""
         return cls(settings.max_body_bytes_in_flight, settings.max_body_bytes)
 
-    # Loops in several threads may share one gateway. CPython switches threads only at calls and
-    # jumps, so the additions below lose nothing; a lock would double the cost of counting.
+    # Event loops in several threads may share one gateway. CPython switches threads only at calls
+    # and jumps, so the additions below are not interrupted. A lock would double the cost.
 
     def reserve(self, caller: str, size: int) -> "Account":
-        """Add ``size`` bytes to the account of a caller, which is good until they are released.
+        """Add ``size`` bytes to the account of a caller and return the account.
+
+        Call ``release`` with the account and the same size afterwards.
 
         Raises:
-            Overloaded: the caller, or all callers together, would have too many under way.
+            Overloaded: the limit for this caller or for all callers would be exceeded.
         """
-        account = self._accounts.get(caller) or self._opened(caller)
-        account.held += size
+        account = self._accounts.get(caller) or self._open_account(caller)
+        account.in_flight += size
         self.total += size
-        if account.held > self._most_each or self.total > self._most:
-            raise self._refused(account, size)
+        if account.in_flight > self._most_each or self.total > self._most:
+            raise self._reject(account, size)
         return account
 
     def release(self, account: "Account", size: int) -> None:
-        """Take ``size`` bytes away again."""
-        account.held -= size
+        """Subtract ``size`` bytes from an account and from the total."""
+        account.in_flight -= size
         self.total -= size
 
-    def _refused(self, account: "Account", size: int) -> Overloaded:
-        over = account.held > self._most_each
+    def _reject(self, account: "Account", size: int) -> Overloaded:
+        caller_is_over = account.in_flight > self._most_each
         self.release(account, size)
-        if over:
+        if caller_is_over:
             return Overloaded(
-                f"More than {self._most_each} bytes of request bodies of this caller are under way; "
-                "wait for their answers, or send fewer requests at a time."
+                f"This caller has more than {self._most_each} bytes of request bodies in flight; "
+                "wait for responses, or send fewer requests in parallel."
             )
-        return Overloaded("Too many bytes of request bodies are under way; try again shortly.")
+        return Overloaded(
+            "The gateway has too many bytes of request bodies in flight; try again shortly."
+        )
 
-    def _opened(self, caller: str) -> "Account":
+    def _open_account(self, caller: str) -> "Account":
         if len(self._accounts) >= MOST_ACCOUNTS:
-            self._accounts = {name: it for name, it in [*self._accounts.items()] if it.held}
+            accounts = [*self._accounts.items()]
+            self._accounts = {name: account for name, account in accounts if account.in_flight}
         return self._accounts.setdefault(caller, Account())
 
 
 class Account:
-    """The bytes of one caller's request bodies under way."""
+    """The bytes of one caller's request bodies in flight."""
 
-    __slots__ = ("held",)
+    __slots__ = ("in_flight",)
 
     def __init__(self) -> None:
-        """Hold nothing yet."""
-        self.held = 0
+        """Start with no bytes in flight."""
+        self.in_flight = 0
 
 
 def admission_mistakes(config: Config, unread: UnknownFields) -> list[str]:
-    """Name the bounds on bodies that contradict each other."""
-    most, largest = config.gateway.max_body_bytes_in_flight, config.gateway.max_body_bytes
+    """Return the mistakes in a config's limits on request bodies."""
+    most = config.gateway.max_body_bytes_in_flight
+    largest = config.gateway.max_body_bytes
     names = ("max_body_bytes", "max_body_bytes_in_flight")
     if most >= largest or any(unread.at("gateway", name) for name in names):
         return []
     mistake = f"[gateway] max_body_bytes_in_flight = {most} is less than max_body_bytes = {largest}"
-    return [f"{mistake}. Set it to at least that; four times as much is usual."]
+    return [f"{mistake}. Set it to at least that value; four times as much is usual."]

@@ -1,4 +1,4 @@
-"""Decodes what clients send and encodes what they get back, in every dialect.
+"""Decodes requests and encodes responses, in every dialect.
 
 It may import the foundation, ``backend`` and ``config``.
 """
@@ -16,7 +16,7 @@ from embedroute.protocol.decode import (
     make_request,
     with_input_type,
 )
-from embedroute.protocol.decode_errors import places
+from embedroute.protocol.decode_errors import iter_values
 from embedroute.protocol.dialects import DIALECTS
 from embedroute.protocol.input_kinds import Limits
 from embedroute.protocol.large_body import MOST_OTHER, SLICE, most_marks
@@ -81,8 +81,8 @@ __all__ = [
     "decode_in_steps",
     "decode_request",
     "is_small",
+    "iter_values",
     "make_request",
     "most_marks",
-    "places",
     "with_input_type",
 ]

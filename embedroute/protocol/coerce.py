@@ -1,4 +1,7 @@
-"""Takes what a host application gives in process by value: its own kinds of text, number, list and dict become JSON's."""
+"""Converts the values of an in-process request to the types of JSON.
+
+Host applications may pass their own kinds of strings, numbers, lists and dicts.
+"""
 
 from collections import UserString
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,77 +22,79 @@ _PLAIN: Final = frozenset({str, int, float, bool, NoneType})
 _BYTES: Final = (bytes, bytearray, memoryview)
 
 
-class Plain:
-    """Turns the values of one request into what JSON has, up to a number of items and members in all."""
+class Coercer:
+    """Converts the values of one request, up to a total number of list items and dict members."""
 
-    def __init__(self, most: int) -> None:
-        """Let ``most`` items and members pass."""
-        self._left = most
+    def __init__(self, max_values: int) -> None:
+        """Set the maximum number of list items and dict members."""
+        self._remaining = max_values
 
-    def plain(self, value: object, param: str = "") -> object:
-        """Turn ``value``, which stands at ``param``, into what JSON has; structs and decimals are left to msgspec.
+    def coerce(self, value: object, param: str = "") -> object:
+        """Convert the value of the field ``param``; structs and decimals are left to msgspec.
 
         Raises:
-            InvalidRequest: a set, whose order is anybody's guess, an iterator, an array, or whatever else JSON has not;
-                or too many items.
-            RecursionError: it holds itself.
+            InvalidRequest: the type has no equivalent in JSON, such as a set, an iterator or an
+                array, or there are too many values.
+            RecursionError: the value contains itself.
         """
         kind = type(value)
         if kind in _PLAIN or isinstance(value, msgspec.Struct | Decimal):
             return value
         if kind is dict or (kind is not list and isinstance(value, Mapping)):
-            return self._object(cast("Mapping[object, object]", value), param)
+            return self._coerce_mapping(cast("Mapping[object, object]", value), param)
         if isinstance(value, Enum):
-            return self.plain(value.value, param)
+            return self.coerce(value.value, param)
         if isinstance(value, str | UserString):
             return str.__str__(value) if isinstance(value, str) else value.data
         if isinstance(value, Sequence) and not isinstance(value, _BYTES):
-            return self._array(cast("Sequence[object]", value), param)
+            return self._coerce_sequence(cast("Sequence[object]", value), param)
         if isinstance(value, Real) and (
             isinstance(value, Integral) or not isinstance(value, Rational)
         ):
             return int(value) if isinstance(value, Integral) else float(value)
-        raise _refusal(cast("object", value), param)
+        raise _unsupported_type(cast("object", value), param)
 
-    def _object(self, given: Mapping[object, object], param: str) -> dict[str, object]:
-        self._count(len(given), param)
+    def _coerce_mapping(self, mapping: Mapping[object, object], param: str) -> dict[str, object]:
+        self._count(len(mapping), param)
         fields: dict[str, object] = {}
-        for name, value in given.items():
-            if not isinstance(name, str):
+        for key, value in mapping.items():
+            if not isinstance(key, str):
                 raise InvalidRequest(
-                    f"The name of a field must be a string, not {name!r:.80}.", param=param or None
+                    f"The name of a field must be a string, not {key!r:.80}.", param=param or None
                 )
-            plainly = str.__str__(name)
-            fields[plainly] = (
-                value if type(value) in _PLAIN else self.plain(value, join(param, plainly))
-            )
+            name = str.__str__(key)
+            if type(value) in _PLAIN:
+                fields[name] = value
+            else:
+                fields[name] = self.coerce(value, join(param, name))
         return fields
 
-    def _array(self, given: Sequence[object], param: str) -> list[object]:
-        self._count(len(given), param)
-        if set(map(type, given)) <= _PLAIN:
-            return list(given)
-        return [self.plain(item, f"{param}[{at}]") for at, item in enumerate(given)]
+    def _coerce_sequence(self, items: Sequence[object], param: str) -> list[object]:
+        self._count(len(items), param)
+        if set(map(type, items)) <= _PLAIN:
+            return list(items)
+        return [self.coerce(item, f"{param}[{index}]") for index, item in enumerate(items)]
 
-    def _count(self, items: int, param: str) -> None:
-        self._left -= items
-        if self._left < 0:
+    def _count(self, values: int, param: str) -> None:
+        self._remaining -= values
+        if self._remaining < 0:
             raise InvalidRequest(
-                f"{echo(param)} holds too many values; send fewer inputs at a time.", param=param
+                f"{echo(param)} holds too many values. Send fewer inputs in one request.",
+                param=param,
             )
 
 
-def _refusal(value: object, param: str) -> InvalidRequest:
+def _unsupported_type(value: object, param: str) -> InvalidRequest:
     kind = type(value)
-    name = (
-        kind.__qualname__
-        if kind.__module__ == "builtins"
-        else f"{kind.__module__}.{kind.__qualname__}"
-    )
-    advice = ", which has no order; send a list" if isinstance(value, AbstractSet) else ""
-    if not advice and isinstance(value, Iterable) and not isinstance(value, _BYTES):
-        advice = "; send a list"
+    name = kind.__qualname__
+    if kind.__module__ != "builtins":
+        name = f"{kind.__module__}.{name}"
+    advice = ""
+    if isinstance(value, AbstractSet):
+        advice = " A set has no order; pass a list."
+    elif isinstance(value, Iterable) and not isinstance(value, _BYTES):
+        advice = " Pass a list."
     return InvalidRequest(
-        f"{echo(param)} must be a text, a number, a list or a dict, not {name}{advice}.",
+        f"{echo(param)} must be a string, a number, a list or a dict, not {name}.{advice}",
         param=param,
     )

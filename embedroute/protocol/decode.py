@@ -1,4 +1,7 @@
-"""Reads a body into a job: everything that can be judged without knowing models or providers is judged here."""
+"""Decodes the body of a request into an ``EmbeddingRequest``.
+
+All checks that need no knowledge of models or providers are made here.
+"""
 
 import json
 import re
@@ -10,10 +13,15 @@ import msgspec
 from embedroute.errors import InvalidRequest
 from embedroute.inputs import Input, Kind, detect_kind
 from embedroute.protocol import decode_errors
-from embedroute.protocol.coerce import Plain
+from embedroute.protocol.coerce import Coercer
 from embedroute.protocol.decode_errors import CHOICES, FIELDS
-from embedroute.protocol.input_kinds import Limits, narrow, narrow_in_steps
-from embedroute.protocol.large_body import most_marks, outlined, refuse_duplicate_members, restored
+from embedroute.protocol.input_kinds import Limits, convert_inputs, convert_inputs_in_steps
+from embedroute.protocol.large_body import (
+    make_outline,
+    most_marks,
+    refuse_duplicate_members,
+    restore_strings,
+)
 from embedroute.protocol.requests import (
     GOOGLE_TASKS,
     NEUTRAL,
@@ -34,9 +42,12 @@ NO_OPTIONS: Final = EmbeddingOptions()
 NO_DEBUG: Final = Debug()
 
 SMALL: Final = 1 << 14
-"""Bytes of a body that is read at once, whatever is in it: 16 KiB of ``1e308`` take 25 ms."""
+"""Maximum bytes of a body that is always decoded at once: 16 KiB of ``1e308`` take 25 ms."""
 MEDIUM: Final = 1 << 20
-"""Bytes of a body that is read at once if it holds no numbers as inputs, ``FEW_QUOTES`` and ``FEW_VALUES``."""
+"""Maximum bytes of a body that is decoded at once if its inputs are no numbers.
+
+It must also have at most ``FEW_QUOTES`` quotes and ``FEW_VALUES`` values.
+"""
 FEW_QUOTES: Final = 8192
 FEW_VALUES: Final = 30_000
 
@@ -47,10 +58,12 @@ _LENIENT = msgspec.json.Decoder(LenientRequest)
 
 
 class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One request, checked: n ``inputs`` of one ``kind``, and how they are to be embedded and answered.
+    """A decoded and validated request.
 
-    ``dimensions`` is None when unset, ``input_type`` a neutral word, ``provider`` the string form of ``provider``.
-    ``large`` says that work on all inputs at once would hold an event loop up.
+    ``inputs`` are n inputs of one ``kind``. ``dimensions`` is None if it is not set. ``input_type``
+    is one of the neutral names (the keys of ``SPELLINGS``). If the field ``provider`` is a string,
+    it is ``provider`` here; if it is an object, it is ``preferences``. ``large`` is true if
+    processing all inputs at once would block the event loop.
     """
 
     model: str
@@ -68,33 +81,33 @@ class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 def decode_request(body: bytes, limits: Limits) -> EmbeddingRequest:
-    """Read the body of ``POST /v1/embeddings``.
+    """Decode the body of ``POST /v1/embeddings``.
 
     Raises:
-        InvalidRequest: ``param`` names the field at fault.
+        InvalidRequest: the body is invalid; ``param`` names the field.
     """
-    return (
-        decode_at_once(body, limits) if is_small(body) else finished(decode_in_steps(body, limits))
-    )
+    if is_small(body):
+        return decode_at_once(body, limits)
+    return finished(decode_in_steps(body, limits))
 
 
 def decode_at_once(body: bytes, limits: Limits) -> EmbeddingRequest:
-    """Read a body that ``is_small``.
+    """Decode a body for which ``is_small`` is true.
 
     Raises:
-        InvalidRequest: ``param`` names the field at fault.
+        InvalidRequest: the body is invalid; ``param`` names the field.
     """
-    request = _read(body, limits)
+    request = _decode_json(body, limits)
     decode_errors.refuse_duplicate_keys(body, request, _texts(request))
-    given, name = _given(request)
-    inputs, kind = narrow(given, limits, name)
-    return _job(request, inputs, kind)
+    wire_input, field = _select_input(request)
+    inputs, kind = convert_inputs(wire_input, limits, field)
+    return _make_embedding_request(request, inputs, kind)
 
 
 def is_small(body: bytes) -> bool:
-    """Whether reading a body at once holds an event loop up for some milliseconds at most.
+    """Whether decoding a body at once blocks the event loop for a few milliseconds at most.
 
-    Strings are quick to read, so a larger body counts as small if it holds few of them and few other values.
+    Strings are decoded quickly, so a larger body is small too if it holds few strings and values.
     """
     return len(body) <= SMALL or (
         len(body) <= MEDIUM
@@ -105,110 +118,110 @@ def is_small(body: bytes) -> bool:
 
 
 def decode_in_steps(body: bytes, limits: Limits) -> Generator[None, None, EmbeddingRequest]:
-    """Read any body in steps of some milliseconds each.
+    """Decode a body of any size, in steps of a few milliseconds.
 
     Raises:
-        InvalidRequest: ``param`` names the field at fault.
+        InvalidRequest: the body is invalid; ``param`` names the field.
     """
-    outline = yield from outlined(body, limits)
+    outline = yield from make_outline(body, limits)
     try:
-        request = _read(outline.json, limits)
+        request = _decode_json(outline.json, limits)
     except InvalidRequest as error:
-        # Positions are those of the outline.
+        # The position is one in the outline, not in the body.
         raise InvalidRequest(_POSITION.sub("", error.message), param=error.param) from None
     yield
     yield from refuse_duplicate_members(outline, request, limits)
-    request = yield from restored(request, body, outline, limits)
+    request = yield from restore_strings(request, body, outline, limits)
     yield
-    given, name = _given(request)
-    inputs, kind = yield from narrow_in_steps(given, limits, name)
-    return _job(request, inputs, kind, large=True)
+    wire_input, field = _select_input(request)
+    inputs, kind = yield from convert_inputs_in_steps(wire_input, limits, field)
+    return _make_embedding_request(request, inputs, kind, large=True)
 
 
-def _read(body: bytes, limits: Limits) -> CreateEmbeddingRequest:
+def _decode_json(body: bytes, limits: Limits) -> CreateEmbeddingRequest:
     try:
         return (_LENIENT if limits.ignore_unknown else _STRICT).decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise _reworded(error, body) from None
+        raise _explain(error, body) from None
     except RecursionError:
         decode_errors.refuse_depth()
 
 
-def _reworded(error: Exception, body: bytes) -> InvalidRequest:
+def _explain(error: Exception, body: bytes) -> InvalidRequest:
     # How deep msgspec reads before it gives up differs between versions of Python.
     if decode_errors.measure_depth(body) > decode_errors.DEEPEST:
         decode_errors.refuse_depth()
     try:
         return decode_errors.explain_error(error, body, FIELDS, CHOICES)
-    except (
-        ValueError
-    ) as worse:  # msgspec stops at the first unknown field, so the rest is read only now
-        return InvalidRequest(f"The body is not valid JSON: {worse}.")
+    except ValueError as syntax_error:
+        # msgspec stops at the first unknown field; a syntax error after it is found only now.
+        return InvalidRequest(f"The body is not valid JSON: {syntax_error}.")
     except RecursionError:
         decode_errors.refuse_depth()
 
 
 def make_request(fields: Mapping[str, object], limits: Limits) -> EmbeddingRequest:
-    """Check a request that was not read from the wire, by the same rules; values of a host's own types are taken by value.
+    """Validate an in-process request by the same rules as a body.
 
     Raises:
-        InvalidRequest: ``param`` names the field at fault.
+        InvalidRequest: a field is invalid; ``param`` names it.
     """
     try:
-        given = Plain(most_marks(limits).commas).plain(fields)
+        values = Coercer(most_marks(limits).commas).coerce(fields)
     except RecursionError:
         decode_errors.refuse_depth()
     try:
-        request = msgspec.convert(given, CreateEmbeddingRequest)
+        request = msgspec.convert(values, CreateEmbeddingRequest)
         msgspec.json.encode(request)
     except (msgspec.ValidationError, UnicodeEncodeError) as error:
-        body = json.dumps(given, default=msgspec.to_builtins).encode()
+        body = json.dumps(values, default=msgspec.to_builtins).encode()
         raise decode_errors.explain_error(error, body, FIELDS, CHOICES) from None
     parsed = check_request(request, limits)
-    return (
-        msgspec.structs.replace(parsed, large=True) if _letters(parsed.inputs) >= LARGE else parsed
-    )
+    if _count_letters(parsed.inputs) >= LARGE:
+        return msgspec.structs.replace(parsed, large=True)
+    return parsed
 
 
-def _letters(inputs: Sequence[Input]) -> int:
-    """Count the characters and ids of texts and ids; content parts count as many."""
+def _count_letters(inputs: Sequence[Input]) -> int:
+    """Count characters or token ids; content parts, which may hold images, count as ``LARGE``."""
     return sum(map(len, inputs)) if detect_kind(inputs[0]) is not Kind.PARTS else LARGE
 
 
 def _texts(request: CreateEmbeddingRequest) -> list[str] | None:
+    """List all strings of a request, or return None if an input is an object."""
     texts = [
         text
         for text in (request.model, request.user, request.provider, request.input_type)
         if isinstance(text, str)
     ]
-    for given in (request.input, request.inputs):
-        if isinstance(given, str):
-            texts.append(given)
-        elif given is not None:
-            texts.extend(item for item in given if isinstance(item, str))
-            if any(isinstance(item, Content) for item in given):
+    for wire_input in (request.input, request.inputs):
+        if isinstance(wire_input, str):
+            texts.append(wire_input)
+        elif wire_input is not None:
+            texts.extend(item for item in wire_input if isinstance(item, str))
+            if any(isinstance(item, Content) for item in wire_input):
                 return None
     return texts
 
 
 def check_request(request: CreateEmbeddingRequest, limits: Limits) -> EmbeddingRequest:
-    """Judge the values of a well-typed request.
+    """Validate the values of a request whose types are correct.
 
     Raises:
-        InvalidRequest: ``param`` names the field at fault.
+        InvalidRequest: a value is invalid; ``param`` names the field.
     """
-    given, name = _given(request)
-    inputs, kind = narrow(given, limits, name)
-    return _job(request, inputs, kind)
+    wire_input, field = _select_input(request)
+    inputs, kind = convert_inputs(wire_input, limits, field)
+    return _make_embedding_request(request, inputs, kind)
 
 
-def _job(
+def _make_embedding_request(
     request: CreateEmbeddingRequest, inputs: Sequence[Input], kind: Kind, *, large: bool = False
 ) -> EmbeddingRequest:
     options = request.embedding_options or NO_OPTIONS
     provider = request.provider
     if isinstance(provider, Preferences):
-        _refuse_duplicates(provider)
+        _refuse_duplicate_names(provider)
     return EmbeddingRequest(
         model=request.model,
         inputs=inputs,
@@ -225,44 +238,46 @@ def _job(
     )
 
 
-def _given(request: CreateEmbeddingRequest) -> tuple[WireInput, str]:
-    """Tell what is to be embedded, and in which of the two fields it came."""
-    given = request.inputs if request.input is None else request.input
-    if given is None:
-        wanted = "a string, or an array of strings, token ids or content objects"
-        raise InvalidRequest(f"'input' is required: {wanted}.", param="input")
-    if request.inputs is not None and request.inputs != given:
+def _select_input(request: CreateEmbeddingRequest) -> tuple[WireInput, str]:
+    """Return the value to embed, and the name of its field: ``input`` or ``inputs``."""
+    wire_input = request.inputs if request.input is None else request.input
+    if wire_input is None:
+        expected = "a string, or an array of strings, token ids or content objects"
+        raise InvalidRequest(f"'input' is required: {expected}.", param="input")
+    if request.inputs is not None and request.inputs != wire_input:
         raise InvalidRequest(
-            "'inputs' is another name for 'input'; send one of them, or both alike.", param="inputs"
+            "'inputs' is another name for 'input' and must not differ from it. Send one of them.",
+            param="inputs",
         )
-    return given, "inputs" if request.input is None else "input"
+    return wire_input, "inputs" if request.input is None else "input"
 
 
-def _dimensions(asked: int | None, options: EmbeddingOptions) -> int | None:
+def _dimensions(dimensions: int | None, options: EmbeddingOptions) -> int | None:
     if options is NO_OPTIONS:
-        return asked or None
-    wishes = {
+        return dimensions or None
+    by_option = {
         "embedding_options.google.output_dimensionality": options.google
         and options.google.output_dimensionality,
         "embedding_options.mistral.output_dimension": options.mistral
         and options.mistral.output_dimension,
     }
-    for param, wish in wishes.items():
-        if asked and wish and wish != asked:
+    for param, value in by_option.items():
+        if dimensions and value and value != dimensions:
             raise InvalidRequest(
-                f"'{param}' contradicts 'dimensions'; send one of them.", param=param
+                f"'{param}' contradicts 'dimensions'. Send one of them.", param=param
             )
-    return asked or None
+    return dimensions or None
 
 
-def _input_type(asked: str | None, options: EmbeddingOptions) -> str | None:
-    if asked is None:
+def _input_type(spelling: str | None, options: EmbeddingOptions) -> str | None:
+    if spelling is None:
         return None
-    neutral = NEUTRAL.get(asked.lower())
+    neutral = NEUTRAL.get(spelling.lower())
     if neutral is None:
         known = ", ".join(SPELLINGS)
         raise InvalidRequest(
-            f"'input_type' {echo(asked)} is not known; use one of {known}, or a vendor's spelling of it.",
+            f"'input_type' {echo(spelling)} is unknown. "
+            f"Use one of {known}, or a vendor's spelling of it.",
             param="input_type",
         )
     _refuse_other_task(neutral, options)
@@ -273,23 +288,23 @@ def _refuse_other_task(neutral: str, options: EmbeddingOptions) -> None:
     task = options.google and options.google.task_type
     if task and GOOGLE_TASKS[task] not in (None, neutral):
         param = "embedding_options.google.task_type"
-        raise InvalidRequest(f"'{param}' contradicts 'input_type'; send one of them.", param=param)
+        raise InvalidRequest(f"'{param}' contradicts 'input_type'. Send one of them.", param=param)
 
 
 def with_input_type(parsed: EmbeddingRequest, neutral: str) -> EmbeddingRequest:
-    """Set the input type that a suffix of the model's name asks for.
+    """Set the input type from the suffix of the model name.
 
     Raises:
-        InvalidRequest: ``input_type`` or a vendor's option asks for another one.
+        InvalidRequest: ``input_type`` or a vendor's option has a different value.
     """
     if parsed.input_type not in (None, neutral):
-        message = f"'input_type' contradicts the suffix ':{neutral}' of 'model'; send one of them."
+        message = f"'input_type' contradicts the suffix ':{neutral}' of 'model'. Send one of them."
         raise InvalidRequest(message, param="input_type")
     _refuse_other_task(neutral, parsed.options)
     return msgspec.structs.replace(parsed, input_type=neutral)
 
 
-def _refuse_duplicates(preferences: Preferences) -> None:
+def _refuse_duplicate_names(preferences: Preferences) -> None:
     for field in ("order", "only", "ignore"):
         names: list[str] = getattr(preferences, field) or []
         if len(set(names)) < len(names):

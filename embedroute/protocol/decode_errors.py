@@ -1,8 +1,7 @@
-"""The fields of a body by path, for answers that name the one at fault: the keys of each object, the words of each choice.
+"""Refuses bodies with duplicate keys or deep nesting, and explains decoding errors.
 
-What JSON allows and an API must not: duplicate keys, which parsers resolve in different ways, and depth.
-
-Turns msgspec's error texts into refusals that name the field and say what it must be.
+JSON allows duplicate keys, but parsers resolve them differently, so an API must not accept them.
+An explanation names the field that is wrong and says what it must be.
 """
 
 import json
@@ -49,7 +48,7 @@ FIELDS: Final = {
     **{f"{name}[].content[]": ("type", "text", "image_url") for name in ("input", "inputs")},
     **{f"{name}[].content[].image_url": ImageURL.__struct_fields__ for name in ("input", "inputs")},
 }
-"""The objects of a body, by path, with the keys that each has; array indexes stand as ``[]``."""
+"""Path of each object in a body → its keys. Array indexes are written as ``[]``."""
 
 CHOICES: Final = {
     "encoding_format": ("float", "base64"),
@@ -64,11 +63,11 @@ CHOICES: Final = {
     "input[].content[].type": ("text", "image_url"),
     "inputs[].content[].type": ("text", "image_url"),
 }
-"""The enumerations of a body, by path, with their values."""
+"""Path of each enumeration in a body → its values."""
 
 
 DEEPEST = 32
-"""Levels of nesting that a body may have."""
+"""Maximum levels of nesting of a body."""
 
 _FLAT: Final = frozenset({str, int, list})
 _NOT_BRACKETS: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[^][{}"]+', re.DOTALL)
@@ -77,11 +76,12 @@ _NOT_BRACKETS: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[^][{}"]+', re.DOT
 def refuse_duplicate_keys(
     body: bytes, request: msgspec.Struct, texts: Sequence[str] | None
 ) -> None:
-    """Refuse a body in which any object names a key twice.
+    """Refuse a body in which an object has a key twice.
 
-    ``request`` is what the body decoded to and ``texts`` are its string values, None if an input is an object.
-    Each member of an object has one colon outside strings, so if the body's colons are those of the set fields
-    and of the texts, nothing was said twice; only a body where that sum does not come out is parsed again.
+    ``request`` is the decoded body. ``texts`` are its strings, or None if an input is an object.
+    Each member of an object has one colon outside strings. So if the body has as many colons as
+    fields that are set plus colons in the texts, it has no duplicate key. Otherwise it is parsed
+    again.
     """
     values = [value for value in msgspec.structs.astuple(request) if value is not None]
     if texts is not None and _FLAT.issuperset(map(type, values)) and b"\\u003" not in body:
@@ -91,36 +91,39 @@ def refuse_duplicate_keys(
     parse_again(body)
 
 
-def parse_again(body: bytes, place: str = "") -> None:
-    """Parse a body, or the value at a ``place`` of one, so that duplicate keys and depth come out."""
-    if measure_depth(body) > DEEPEST - bool(place):
+def parse_again(body: bytes, path: str = "") -> None:
+    """Parse a body, or the value at ``path`` in it, to refuse duplicate keys and deep nesting."""
+    if measure_depth(body) > DEEPEST - bool(path):
         refuse_depth()
-    twice: list[_Twice] = []
+    duplicates: list[_DuplicateKey] = []
 
-    def unique(pairs: list[tuple[str, object]]) -> object:
-        held = dict(pairs)
-        if len(held) == len(pairs):
-            return held
-        twice.append(_Twice(Counter(name for name, _ in pairs).most_common(1)[0][0]))
-        return twice[-1]
+    def make_object(pairs: list[tuple[str, object]]) -> object:
+        members = dict(pairs)
+        if len(members) == len(pairs):
+            return members
+        duplicate = _DuplicateKey(Counter(name for name, _ in pairs).most_common(1)[0][0])
+        duplicates.append(duplicate)
+        return duplicate
 
     try:
         root = json.loads(
             body.decode(),
-            object_pairs_hook=unique,
+            object_pairs_hook=make_object,
             parse_int=str,
             parse_float=str,
             parse_constant=str,
         )
     except ValueError as error:
-        # Fields that are ignored were only skipped so far.
+        # Ignored fields were skipped before, not parsed.
         raise InvalidRequest(f"The body is not valid JSON: {error}.") from None
-    if twice:
+    if duplicates:
         param = next(
-            join(path, node) for path, node in places(root, place) if isinstance(node, _Twice)
+            join(place, value)
+            for place, value in iter_values(root, path)
+            if isinstance(value, _DuplicateKey)
         )[:LONGEST_ECHO]
         raise InvalidRequest(
-            f"The key {echo(param)} stands twice in one object; send it once.", param=param
+            f"Duplicate key {echo(param)} in an object. Send it once.", param=param
         )
 
 
@@ -134,39 +137,39 @@ def measure_depth(body: bytes) -> int:
     )
 
 
-class _Twice(str):
-    """Stands in a parsed body where an object named this key twice."""
+class _DuplicateKey(str):
+    """Takes the place of an object that has this key twice."""
 
     __slots__ = ()
 
 
-def places(node: object, path: str = "") -> Iterator[tuple[str, object]]:
-    """Every value of a parsed body, outer ones first, each with its path as ``param`` writes it."""
-    yield path, node
-    if isinstance(node, dict):
-        members = cast("dict[str, object]", node)
-        for name, value in members.items():
-            yield from places(value, join(path, name))
-    elif isinstance(node, list):
-        items = cast("list[object]", node)
-        for index, value in enumerate(items):
-            yield from places(value, f"{path}[{index}]")
+def iter_values(value: object, path: str = "") -> Iterator[tuple[str, object]]:
+    """Yield each value of a parsed body with its path, outer values first."""
+    yield path, value
+    if isinstance(value, dict):
+        members = cast("dict[str, object]", value)
+        for name, member in members.items():
+            yield from iter_values(member, join(path, name))
+    elif isinstance(value, list):
+        items = cast("list[object]", value)
+        for index, item in enumerate(items):
+            yield from iter_values(item, f"{path}[{index}]")
 
 
 def join(path: str, name: str) -> str:
-    """Write the path of a key of the object at ``path``."""
+    """Return the path of a key of the object at ``path``."""
     return f"{path}.{name}" if path else name
 
 
 def refuse_depth() -> NoReturn:
-    """Say how deep a body may be nested."""
-    raise InvalidRequest(f"The body is nested deeper than {DEEPEST} levels; send it flatter.")
+    """Raise the error for a body with too many levels of nesting."""
+    raise InvalidRequest(f"The body is nested deeper than {DEEPEST} levels.")
 
 
-_PLACE = " - at `"
+_PATH_MARK = " - at `"
 _PATH = re.compile(r"(?:key in )?\$\.?(?P<path>[\w.\[\]]*)`")
 _INDEX = re.compile(r"\[\d+\]")
-_HALF = re.compile("[\ud800-\udfff]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(.*)`")
 _TYPES = re.compile(r"Expected `(.+)`, got `(.+)`")
@@ -183,7 +186,7 @@ WORDS: Final[Mapping[str, str]] = {
 }
 
 EXAMINED: Final = 1 << 16
-"""Bytes of a body that is parsed a second time to say more exactly what is wrong with it."""
+"""Maximum bytes of a body that is parsed a second time for a more exact error message."""
 
 
 def explain_error(
@@ -192,132 +195,147 @@ def explain_error(
     fields: Mapping[str, Sequence[str]],
     choices: Mapping[str, Sequence[str]],
 ) -> InvalidRequest:
-    """Word a decoding error for the client.
+    """Make the error for the client from an error of the decoder.
 
-    ``fields`` maps the path of an object that forbids unknown keys to the keys it has; the root's path is "".
-    ``choices`` maps the path of an enumeration to its values. Array indexes stand as ``[]`` in both.
+    ``fields`` maps the path of each object that forbids unknown keys to its keys; the path of the
+    root is "". ``choices`` maps the path of each enumeration to its values. Array indexes are
+    written as ``[]`` in both.
     """
     if not isinstance(error, msgspec.ValidationError):
-        return _syntax(error, body)
-    what, path = _split(str(error))
-    if unknown := _UNKNOWN.match(what):
-        # A large body is not parsed again for the sake of a longer list.
+        return _explain_syntax_error(error, body)
+    problem, path = _split_path(str(error))
+    if unknown := _UNKNOWN.match(problem):
+        # Of a large body only the first unknown key is named.
         root = json.loads(body, parse_int=str) if len(body) <= EXAMINED else None
         return _unknown_keys(root, path, unknown[1], fields)
-    if missing := _MISSING.match(what):
+    if missing := _MISSING.match(problem):
         return _refuse(join(path, missing[1]), "is required.")
     if not path:
         return InvalidRequest("The body must be a JSON object.")
-    return _refuse(path, _demand(what, choices.get(_INDEX.sub("[]", path), ())))
+    return _refuse(path, _describe(problem, choices.get(_INDEX.sub("[]", path), ())))
 
 
-def _split(text: str) -> tuple[str, str]:
-    """Split an error text into what is wrong and the path at its end."""
-    what, _, place = text.rpartition(_PLACE)
-    found = _PATH.fullmatch(place) if what else None
-    return (what, found["path"]) if found else (text, "")
+def _split_path(message: str) -> tuple[str, str]:
+    """Split msgspec's message into the problem and the path at its end."""
+    problem, _, place = message.rpartition(_PATH_MARK)
+    match = _PATH.fullmatch(place) if problem else None
+    return (problem, match["path"]) if match else (message, "")
 
 
 def broken_string(error: Exception, quoted: bytes, param: str | None) -> InvalidRequest:
-    """Say what is wrong with a string at ``param``, of which ``quoted`` is a piece."""
+    """Make the error for an invalid string at ``param``; ``quoted`` is the invalid piece of it."""
     try:
-        half = isinstance(error, msgspec.MsgspecError) and _HALF.search(json.loads(quoted))
+        surrogate = isinstance(error, msgspec.MsgspecError) and _SURROGATE.search(
+            json.loads(quoted)
+        )
     except ValueError:
-        half = None
-    if half and param is not None:
-        return _refuse(param, "holds half of a surrogate pair; send whole characters.")
+        surrogate = None
+    if surrogate and param is not None:
+        return _refuse(param, "contains half of a surrogate pair. Send complete characters.")
     if isinstance(error, UnicodeDecodeError):
         return InvalidRequest("The body is not valid JSON: it is not UTF-8.")
-    return InvalidRequest("The body is not valid JSON: a string of it is malformed.", param=param)
+    return InvalidRequest("The body is not valid JSON: a string is malformed.", param=param)
 
 
-def _syntax(error: Exception, body: bytes) -> InvalidRequest:
+def _explain_syntax_error(error: Exception, body: bytes) -> InvalidRequest:
     if isinstance(error, UnicodeDecodeError):
         return InvalidRequest("The body is not valid JSON: it is not UTF-8.")
     if not body.strip():
-        return InvalidRequest("The body is empty; send a JSON object.")
+        return InvalidRequest("The body is empty. Send a JSON object.")
     if param := _lone_surrogate(body):
-        return _refuse(param, "holds half of a surrogate pair; send whole characters.")
+        return _refuse(param, "contains half of a surrogate pair. Send complete characters.")
     return InvalidRequest(f"The body is not valid JSON: {error}.")
 
 
 def _lone_surrogate(body: bytes) -> str | None:
-    """Find the text with half a surrogate pair, which msgspec reports as malformed or as cut short."""
+    """Return the path of a string with half a surrogate pair, or None.
+
+    msgspec reports such a string as malformed or truncated.
+    """
     if rb"\u" not in body or len(body) > EXAMINED:
         return None
     try:
-        held = list(places(json.loads(body, parse_int=str)))
+        values = list(iter_values(json.loads(body, parse_int=str)))
     except (ValueError, RecursionError):
         return None
-    # A key that holds such a half cannot be named in an answer.
-    broken = (path for path, value in held if isinstance(value, str) and _HALF.search(value))
-    return next((path for path in broken if not _HALF.search(path)), None)
+    paths = (path for path, value in values if isinstance(value, str) and _SURROGATE.search(value))
+    # A path that contains such a half cannot be encoded in a response.
+    return next((path for path in paths if not _SURROGATE.search(path)), None)
 
 
-def _demand(what: str, choices: Sequence[str]) -> str:
-    if bound := _BOUND.match(what):
+def _describe(problem: str, choices: Sequence[str]) -> str:
+    """Return what a field must be, given the problem that msgspec reports."""
+    if bound := _BOUND.match(problem):
         kind, length, side, limit = bound.groups()
         if length and (side, limit) == (">=", "1"):
             return "must not be empty."
-        unit = (
-            {"str": " characters", "array": " items"}.get(kind.split(" ")[0], "") if length else ""
-        )
-        return f"must be {'at least' if side == '>=' else 'at most'} {limit}{unit}{' long' if unit else ''}."
-    if types := _TYPES.match(what):
-        return f"must be {_listed(types[1])}, not {WORDS.get(types[2], types[2])}."
-    if what.startswith(("Invalid enum value", "Invalid value")):
+        units = {"str": " characters long", "array": " items long"}
+        unit = units.get(kind.split(" ")[0], "") if length else ""
+        comparison = "at least" if side == ">=" else "at most"
+        return f"must be {comparison} {limit}{unit}."
+    if types := _TYPES.match(problem):
+        return f"must be {_list_types(types[1])}, not {WORDS.get(types[2], types[2])}."
+    if problem.startswith(("Invalid enum value", "Invalid value")):
         return f"must be one of {', '.join(choices)}."
-    if what.startswith("Expected `str` matching"):
+    if problem.startswith("Expected `str` matching"):
         return "must be a plain decimal number."
-    return "is out of range." if "out of range" in what else "is not valid."
+    return "is out of range." if "out of range" in problem else "is not valid."
 
 
-def _listed(types: str) -> str:
-    wanted = [word for word in types.split(" | ") if word != "null"]
-    if "float" in wanted and "int" in wanted:
-        wanted.remove("int")
-    return " or ".join(WORDS.get(word, word) for word in wanted)
+def _list_types(types: str) -> str:
+    """Write a union of msgspec's types, such as "a string, an object or an array"."""
+    names = [name for name in types.split(" | ") if name != "null"]
+    if "float" in names and "int" in names:
+        names.remove("int")
+    words = [WORDS.get(name, name) for name in names]
+    *others, last = words
+    return f"{', '.join(others)} or {last}" if others else last
 
 
-def _refuse(param: str, text: str) -> InvalidRequest:
+def _refuse(param: str, demand: str) -> InvalidRequest:
     param = param[:LONGEST_ECHO]
-    return InvalidRequest(f"{echo(param)} {text}", param=param)
+    return InvalidRequest(f"{echo(param)} {demand}", param=param)
 
 
 def _unknown_keys(
     root: object, path: str, name: str, fields: Mapping[str, Sequence[str]]
 ) -> InvalidRequest:
-    """Name at most five unknown keys of the object at ``path``, each with the known one it resembles."""
+    """Name at most five unknown keys of the object at ``path``, each with a similar known key."""
     unknown = _unknown_at(root, path, fields)
     if not unknown:
-        # What looked like a path was the key's own text, or the key is known to another kind of content part.
+        # The apparent path was part of the key, or another kind of content part has this key.
         at_root = _unknown_at(root, "", fields)
         path, unknown = ("", at_root) if at_root else (path, [name])
     known = [key for key in fields.get(_INDEX.sub("[]", path), ()) if key not in unknown]
-    said = ", ".join(f"{echo(join(path, key))}{_suggestion(key, known)}" for key in unknown[:5])
+    names = ", ".join(f"{echo(join(path, key))}{_suggestion(key, known)}" for key in unknown[:5])
     more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-    noun, them = ("fields", "them") if len(unknown) > 1 else ("field", "it")
+    advice = "Remove or rename it."
+    noun = "field"
+    if len(unknown) > 1:
+        advice = "Remove or rename them."
+        noun = "fields"
     return InvalidRequest(
-        f"Unknown {noun}: {said}{more}. Take {them} out of the body.",
+        f"Unknown {noun}: {names}{more}. {advice}",
         param=join(path, unknown[0])[:LONGEST_ECHO],
     )
 
 
 def _suggestion(key: str, known: Sequence[str]) -> str:
-    meant = closest(key, known)
-    return "" if meant is None else f' (did you mean "{meant}"?)'
+    similar = closest(key, known)
+    return "" if similar is None else f' (did you mean "{similar}"?)'
 
 
-def _unknown_at(found: object, path: str, fields: Mapping[str, Sequence[str]]) -> list[str]:
+def _unknown_at(value: object, path: str, fields: Mapping[str, Sequence[str]]) -> list[str]:
+    """List the unknown keys of the object at ``path`` in the root ``value``."""
     known = fields.get(_INDEX.sub("[]", path), ())
     try:
         for name, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path):
-            found = (
-                cast("list[object]", found)[int(index)]
-                if index
-                else cast("dict[str, object]", found)[name]
-            )
+            if index:
+                value = cast("list[object]", value)[int(index)]
+            else:
+                value = cast("dict[str, object]", value)[name]
     except (KeyError, IndexError, TypeError):
         return []
-    held = cast("dict[str, object]", found) if isinstance(found, dict) else {}
-    return [key for key in held if key not in known]
+    if not isinstance(value, dict):
+        return []
+    return [key for key in cast("dict[str, object]", value) if key not in known]

@@ -1,7 +1,7 @@
-"""How a mount words its answers: one dialect per documented system, for successes, errors and their extras.
+"""Writes response bodies, for successes and errors, in the format of a documented system.
 
-Sources: OpenAI's API reference (gpt.ge's document is the same), and the documents of OpenRouter, GoModel, Phaseo and
-Spice.ai. What debug asked for stands at the top level of any of them, in errors too.
+Sources: the API references of OpenAI (gpt.ge's is identical), OpenRouter, GoModel, Phaseo and
+Spice.ai. Debug fields are written at the top level of each format, in errors too.
 """
 
 from collections.abc import Iterable, Mapping
@@ -25,10 +25,10 @@ Fields = Mapping[str, Any]
 
 
 class OpenAIDialect:
-    """OpenAI's own words; the other dialects say what they add."""
+    """OpenAI's format; the other dialects override parts of it."""
 
     def success(self, answer: Embeddings, request: EmbeddingRequest) -> Iterable[bytes]:
-        """Write the body of a 200: in one piece, or in several, as they are asked for, if it is large."""
+        """Write the body of a 200: in one piece, or lazily in several if it is large."""
         large = answer.large
         body = ENCODER.encode(
             CreateEmbeddingResponse(
@@ -46,46 +46,46 @@ class OpenAIDialect:
         return iter_body(body, answer.rows, base64=request.base64) if large else (body,)
 
     def extras(self, answer: Embeddings) -> Fields:
-        """Name further fields of a 200."""
+        """Return additional fields of a 200."""
         del answer
         return {}
 
     def usage_extras(self, answer: Embeddings) -> Fields:
-        """Name further fields of ``usage``."""
+        """Return additional fields of ``usage``."""
         del answer
         return {}
 
     def error(self, error: EmbedrouteError, trace: RequestTrace) -> bytes:
         """Write the body of an error."""
-        return ENCODER.encode({**self.fault(error, trace), **trace.debug_fields()})
+        return ENCODER.encode({**self.error_fields(error, trace), **trace.debug_fields()})
 
-    def fault(self, error: EmbedrouteError, trace: RequestTrace) -> Fields:
-        """Word an error: ``{"error": {message, type, param, code}}``, all four keys always."""
+    def error_fields(self, error: EmbedrouteError, trace: RequestTrace) -> Fields:
+        """Return ``{"error": {message, type, param, code}}``; all four keys are always present."""
         del trace
         param = error.param[:LONGEST_ECHO] if error.param else error.param
         return {
             "error": {
                 "message": error.message,
-                "type": self.type_of(error),
+                "type": self.error_type(error),
                 "param": param,
                 "code": error.code,
             }
         }
 
-    def type_of(self, error: EmbedrouteError) -> str:
-        """Name the type of an error."""
+    def error_type(self, error: EmbedrouteError) -> str:
+        """Return the ``type`` of an error."""
         return error.type
 
 
 class OpenRouterDialect(OpenAIDialect):
-    """OpenRouter: an id, the cost, tokens by modality, and numeric error codes."""
+    """OpenRouter's format: an id, the cost, tokens by modality, and numeric error codes."""
 
     def extras(self, answer: Embeddings) -> Fields:
-        """Add the id."""
+        """Add the request id."""
         return {"id": answer.trace.request_id}
 
     def usage_extras(self, answer: Embeddings) -> Fields:
-        """Add the cost in USD, and tokens by modality where there are two or more."""
+        """Add the cost in USD, and the tokens by modality if there are two modalities."""
         counts = {
             f"{name}_tokens": count for name, count in answer.trace.modality_tokens.items() if count
         }
@@ -94,8 +94,8 @@ class OpenRouterDialect(OpenAIDialect):
             "prompt_tokens_details": counts if len(counts) > 1 else None,
         }
 
-    def fault(self, error: EmbedrouteError, trace: RequestTrace) -> Fields:
-        """Word an error: ``{"error": {code, message, metadata}, "user_id"}``, the code being the status."""
+    def error_fields(self, error: EmbedrouteError, trace: RequestTrace) -> Fields:
+        """Return ``{"error": {code, message, metadata}, "user_id"}``; ``code`` is the status."""
         del trace
         metadata = None
         if isinstance(error, UpstreamError) and error.provider:
@@ -107,35 +107,34 @@ class OpenRouterDialect(OpenAIDialect):
 
 
 class GoModelDialect(OpenAIDialect):
-    """GoModel: the provider that answered, and five error types."""
+    """GoModel's format: the provider of the vectors, and five error types."""
 
     def extras(self, answer: Embeddings) -> Fields:
-        """Add the provider, or the providers of a request that was split."""
+        """Add the provider, or several separated by commas if the request was split."""
         return {"provider": ",".join(answer.trace.providers) or None}
 
-    def type_of(self, error: EmbedrouteError) -> str:
-        """Fold statuses to the five types."""
-        known = {
+    def error_type(self, error: EmbedrouteError) -> str:
+        """Map the status to one of five types."""
+        types = {
             401: "authentication_error",
             403: "authentication_error",
             404: "not_found_error",
             429: "rate_limit_error",
         }
-        return known.get(error.status) or (
-            "invalid_request_error" if error.status < 500 else "provider_error"
-        )
+        other = "invalid_request_error" if error.status < 500 else "provider_error"
+        return types.get(error.status, other)
 
 
 class PhaseoDialect(OpenAIDialect):
-    """Phaseo: completion tokens, and errors that say whose fault it was and who failed."""
+    """Phaseo's format: completion tokens, and errors with their origin and the failed providers."""
 
     def usage_extras(self, answer: Embeddings) -> Fields:
-        """Add the completion tokens, which embeddings have none of."""
+        """Add the completion tokens, which are always 0 for embeddings."""
         del answer
         return {"completion_tokens": 0}
 
-    def fault(self, error: EmbedrouteError, trace: RequestTrace) -> Fields:
-        """Word an error as the flat body that Phaseo's gateway sends."""
+    def error_fields(self, error: EmbedrouteError, trace: RequestTrace) -> Fields:
+        """Return the flat object that Phaseo's gateway sends."""
         upstream = isinstance(error, UpstreamError)
         return {
             "generation_id": trace.request_id,
@@ -153,10 +152,10 @@ class PhaseoDialect(OpenAIDialect):
 
 
 class SpiceDialect(OpenAIDialect):
-    """Spice.ai: errors are a message and nothing else."""
+    """Spice.ai's format: errors have only a message."""
 
-    def fault(self, error: EmbedrouteError, trace: RequestTrace) -> Fields:
-        """Word an error: ``{"error": message}``."""
+    def error_fields(self, error: EmbedrouteError, trace: RequestTrace) -> Fields:
+        """Return ``{"error": message}``."""
         del trace
         return {"error": error.message}
 
@@ -168,4 +167,4 @@ DIALECTS: Final[Mapping[str, OpenAIDialect]] = {
     "phaseo": PhaseoDialect(),
     "spice": SpiceDialect(),
 }
-"""Dialect name → its words."""
+"""Name → dialect."""

@@ -1,4 +1,7 @@
-"""Tells the shapes of ``input`` apart and narrows them to n inputs of one kind, within what config allows."""
+"""Converts the value of ``input`` to n inputs of one kind.
+
+``input`` has four forms: one text, many texts, token ids (flat or nested), and content objects.
+"""
 
 from collections.abc import Generator, Sequence
 from typing import Final, Self, cast
@@ -14,11 +17,11 @@ from embedroute.runtime import finished
 
 LARGEST_ID: Final = 2**31 - 1
 IDS: Final = 1 << 14
-"""Token ids that are converted at a time."""
+"""Token ids that are converted in one step."""
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """What config lets a body hold; ``media_domains`` are lower-case host names."""
+    """The limits of a request body; ``media_domains`` are host names in lower case."""
 
     max_inputs: int = 2048
     max_token_ids: int = 300_000
@@ -27,7 +30,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        """Take them from the ``[gateway]`` table."""
+        """Read the limits from the ``[gateway]`` table."""
         domains = frozenset(domain.lower() for domain in settings.media_domains)
         return cls(
             max_inputs=settings.max_inputs,
@@ -37,119 +40,126 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def narrow(given: WireInput, limits: Limits, name: str = "input") -> tuple[Sequence[Input], Kind]:
-    """Tell the four shapes of ``input`` apart: n inputs of one kind; ``name`` is the field they came in.
+def convert_inputs(
+    wire_input: WireInput, limits: Limits, field: str = "input"
+) -> tuple[Sequence[Input], Kind]:
+    """Convert the value of ``input`` to n inputs of one kind; ``field`` is the name of its field.
 
     Raises:
-        InvalidRequest: none or too many inputs, an empty one, two kinds, or an id that no vocabulary has.
+        InvalidRequest: there are no inputs or too many, an input is empty, the kinds are mixed, or
+            a token id is out of range.
     """
-    if isinstance(given, str):
-        if not given:
-            raise _empty(name)
-        return [given], Kind.TEXT
-    kind = _kind(given, limits, name)
+    if isinstance(wire_input, str):
+        if not wire_input:
+            raise _empty(field)
+        return [wire_input], Kind.TEXT
+    kind = _kind(wire_input, limits, field)
     if kind is Kind.TEXT:
-        return cast("list[str]", given), kind
-    return finished(_converted(given, kind, limits, name)), kind
+        return cast("list[str]", wire_input), kind
+    return finished(_convert(wire_input, kind, limits, field)), kind
 
 
-def narrow_in_steps(
-    given: WireInput, limits: Limits, name: str = "input"
+def convert_inputs_in_steps(
+    wire_input: WireInput, limits: Limits, field: str = "input"
 ) -> Generator[None, None, tuple[Sequence[Input], Kind]]:
-    """Do the same in steps: 300,000 ids or an image of 20 MiB take 30 ms."""
-    if isinstance(given, str):
-        return narrow(given, limits, name)
-    kind = _kind(given, limits, name)
+    """Convert in steps: 300,000 token ids or an image of 20 MiB take 30 ms."""
+    if isinstance(wire_input, str):
+        return convert_inputs(wire_input, limits, field)
+    kind = _kind(wire_input, limits, field)
     if kind is Kind.TEXT:
-        return cast("list[str]", given), kind
+        return cast("list[str]", wire_input), kind
     yield
-    return (yield from _converted(given, kind, limits, name)), kind
+    return (yield from _convert(wire_input, kind, limits, field)), kind
 
 
-def _kind(given: WireItems, limits: Limits, name: str) -> Kind:
-    if not given:
-        raise InvalidRequest(f"'{name}' must not be an empty array.", param=name)
-    kinds = set(map(type, given))
+def _kind(wire_input: WireItems, limits: Limits, field: str) -> Kind:
+    if not wire_input:
+        raise InvalidRequest(f"'{field}' must not be an empty array.", param=field)
+    kinds = set(map(type, wire_input))
     if kinds <= {int, float}:
-        _refuse_too_many_ids(len(given), limits, name)
+        _refuse_too_many_ids(len(wire_input), limits, field)
         return Kind.TOKENS
     if len(kinds) > 1:
-        wanted = "strings, token ids, arrays of token ids or content objects"
-        raise InvalidRequest(f"'{name}' must hold one kind of item: {wanted}.", param=name)
-    if len(given) > limits.max_inputs:
+        expected = "strings, token ids, arrays of token ids or content objects"
+        raise InvalidRequest(f"'{field}' must hold one kind of item: {expected}.", param=field)
+    if len(wire_input) > limits.max_inputs:
         raise InvalidRequest(
-            f"'{name}' holds {len(given)} inputs; send at most {limits.max_inputs} at a time.",
-            param=name,
+            f"'{field}' holds {len(wire_input)} inputs. "
+            f"Send at most {limits.max_inputs} in one request.",
+            param=field,
         )
     if kinds == {str}:
-        _refuse_empty(cast("list[str]", given), name)
+        _refuse_empty(cast("list[str]", wire_input), field)
         return Kind.TEXT
     if kinds == {list}:
-        _refuse_too_many_ids(sum(map(len, cast("list[list[float]]", given))), limits, name)
+        _refuse_too_many_ids(sum(map(len, cast("list[list[float]]", wire_input))), limits, field)
         return Kind.TOKENS
     return Kind.PARTS
 
 
-def _refuse_empty(texts: list[str], name: str) -> None:
+def _refuse_empty(texts: list[str], field: str) -> None:
     if "" in texts:
-        raise _empty(f"{name}[{texts.index('')}]" if len(texts) > 1 else name)
+        raise _empty(f"{field}[{texts.index('')}]" if len(texts) > 1 else field)
 
 
 def _empty(param: str) -> InvalidRequest:
     return InvalidRequest(f"'{param}' must not be empty.", param=param)
 
 
-def _refuse_too_many_ids(count: int, limits: Limits, name: str) -> None:
+def _refuse_too_many_ids(count: int, limits: Limits, field: str) -> None:
     if count > limits.max_token_ids:
         raise InvalidRequest(
-            f"'{name}' holds {count} token ids; send at most {limits.max_token_ids} at a time.",
-            param=name,
+            f"'{field}' holds {count} token ids. "
+            f"Send at most {limits.max_token_ids} in one request.",
+            param=field,
             code="max_tokens_per_request",
         )
 
 
-def _converted(
-    given: WireItems, kind: Kind, limits: Limits, name: str
+def _convert(
+    wire_input: WireItems, kind: Kind, limits: Limits, field: str
 ) -> Generator[None, None, list[Input]]:
-    """Convert ids or content parts; what is left to judge is each item by itself."""
-    if kind is Kind.TOKENS and not isinstance(given[0], list):
-        return [(yield from _ids(cast("list[float]", given), name))]
+    """Convert token ids or content objects, and check each of them."""
+    if kind is Kind.TOKENS and not isinstance(wire_input[0], list):
+        return [(yield from _convert_ids(cast("list[float]", wire_input), field))]
     inputs = list[Input]()
-    for position, item in enumerate(given):
-        place = f"{name}[{position}]"
+    for position, item in enumerate(wire_input):
+        param = f"{field}[{position}]"
         if isinstance(item, Content):
-            inputs.append((yield from _parts(item, place, limits)))
+            inputs.append((yield from _convert_parts(item, param, limits)))
         else:
-            inputs.append((yield from _ids(cast("list[float]", item), place)))
+            inputs.append((yield from _convert_ids(cast("list[float]", item), param)))
         yield
     return inputs
 
 
-def _ids(ids: list[float], param: str) -> Generator[None, None, tuple[int, ...]]:
+def _convert_ids(ids: list[float], param: str) -> Generator[None, None, tuple[int, ...]]:
     if not ids:
         raise _empty(param)
-    whole = list[int]()
+    integers = list[int]()
     for start in range(0, len(ids), IDS):
-        some = ids[start : start + IDS]
-        # The range comes first: an integer made of 1e308 has 1,024 bits.
-        if min(some) < 0 or max(some) > LARGEST_ID:
+        chunk = ids[start : start + IDS]
+        # Check the range before the conversion: int(1e308) has 1,024 bits.
+        if min(chunk) < 0 or max(chunk) > LARGEST_ID:
             raise InvalidRequest(
                 f"'{param}' must hold token ids from 0 to {LARGEST_ID}.", param=param
             )
-        whole += map(int, some)
-        if whole[start:] != some:
+        integers += map(int, chunk)
+        if integers[start:] != chunk:
             raise InvalidRequest(f"'{param}' must hold whole numbers.", param=param)
         yield
-    return tuple(whole)
+    return tuple(integers)
 
 
-def _parts(item: Content, param: str, limits: Limits) -> Generator[None, None, tuple[Part, ...]]:
+def _convert_parts(
+    item: Content, param: str, limits: Limits
+) -> Generator[None, None, tuple[Part, ...]]:
     for position, part in enumerate(item.content):
-        where = f"{param}.content[{position}]"
+        part_param = f"{param}.content[{position}]"
         if isinstance(part, ImagePart):
             yield from media.check_media_in_steps(
-                part.image_url.url, limits.media_domains, f"{where}.image_url.url"
+                part.image_url.url, limits.media_domains, f"{part_param}.image_url.url"
             )
         elif not part.text:
-            raise _empty(f"{where}.text")
+            raise _empty(f"{part_param}.text")
     return tuple(item.content)

@@ -1,13 +1,16 @@
-"""Reads a large body in steps of a millisecond: the outline of its JSON first, then its long strings piece by piece.
+"""Decodes a large body in steps of a few milliseconds, so that the event loop stays responsive.
 
-One C call over 32 MiB of JSON may hold an event loop up for 100 ms, and one over millions of empty values for seconds.
-So the characters outside strings are counted first, slice by slice, and a body with more of them than any legal request
-has is refused before it is decoded. Each string over ``LONGEST_NAME`` bytes is replaced in the outline by a stand-in of
-more characters than that. No other string of the outline is so long, so stand-ins cannot be confused with content.
+A single call of the JSON decoder may block for 100 ms for 32 MiB of text, and for seconds for
+millions of empty values. So decoding has these steps:
 
-Puts the long strings of a large body into what its outline decoded to, one step each.
-
-Refuses a large body in which an object names a key twice: by counting colons, as each member of an object has one.
+1. Count the characters outside strings, slice by slice. A body with more of them than any valid
+   request is refused before it is decoded.
+2. Replace each string of more than ``LONGEST_NAME`` bytes by a placeholder, which is a number in
+   more than ``LONGEST_NAME`` digits. No other string is that long, so a placeholder is unambiguous.
+   The result is the *outline* of the body, which is decoded at once.
+3. Refuse an outline in which an object has a key twice, by counting colons: each member of an
+   object has one.
+4. Decode the long strings piece by piece and put them into the decoded outline.
 """
 
 import re
@@ -34,33 +37,36 @@ from embedroute.protocol.requests import (
 from embedroute.text import echo
 
 SLICE: Final = 1 << 16
-"""Bytes that are searched for quotes at a time."""
+"""Bytes that are searched for quotes in one step."""
 PIECE: Final = 1 << 18
-"""Bytes of a string that are decoded at a time."""
+"""Bytes of a string that are decoded in one step."""
 
 _DECODER: Final = msgspec.json.Decoder(str)
 _NO_BRACKETS: Final = bytes(set(range(256)).difference(b"[]{}"))
-_STEPS: Final = [(byte in b"[{") - (byte in b"]}") for byte in range(256)]
-_SHAPE: Final = bytes.maketrans(b"123456789E", b"000000000e")
-_ODD: Final = (b"e000", b"e+000", b"e-000", b"0" * 32)
+_NESTING: Final = [(byte in b"[{") - (byte in b"]}") for byte in range(256)]
+_DIGITS_TO_ZERO: Final = bytes.maketrans(b"123456789E", b"000000000e")
+_LONG_NUMBERS: Final = (b"e000", b"e+000", b"e-000", b"0" * 32)
 _KEY: Final = re.compile(rb'"[ \t\r\n]{0,64}:')
 _UNFINISHED: Final = re.compile(
     rb"(?:\\u[dD][89abAB][0-9a-fA-F]{2})?(?:\\(?:u[0-9a-fA-F]{0,3})?)?\Z"
 )
-"""The end of a piece that must not be cut off from what follows: half of a surrogate pair, or part of an escape."""
-
+"""An incomplete escape sequence or surrogate pair at the end; it belongs to the next piece."""
 
 MOST_OTHER: Final = 20_000
-"""Values and members that a large body may have besides its inputs: ignored fields may hold anything."""
-MOST_ODD_NUMBERS: Final = 100
-"""Numbers in a large body that cannot be token ids by the look of them."""
+"""Maximum values, and members of objects, of a large body besides its inputs.
+
+Ignored fields may hold any values.
+"""
+MOST_LONG_NUMBERS: Final = 100
+"""Maximum long numbers (see ``Marks``) of a large body; token ids are short."""
 
 
 class Marks(msgspec.Struct):
-    """How often characters occur outside the strings of some JSON, how many bytes that is, and the quotes around strings.
+    """Counts of JSON syntax characters outside strings.
 
-    ``depth`` is how deep what follows is nested. Odd numbers have an exponent of three digits or more, or 32 digits in
-    a row: reading one takes microseconds, a hundred times as long as a token id.
+    ``quotes`` counts the quotes around strings, ``outside`` all bytes outside strings. ``depth`` is
+    the level of nesting at the end. ``long_numbers`` have an exponent of three or more digits, or
+    32 digits in a row; to decode one takes microseconds, a hundred times as long as a token id.
     """
 
     commas: int = 0
@@ -70,11 +76,11 @@ class Marks(msgspec.Struct):
     quotes: int = 0
     outside: int = 0
     depth: int = 0
-    odd_numbers: int = 0
+    long_numbers: int = 0
 
 
 def most_marks(limits: Limits) -> Marks:
-    """Count the marks of the largest legal requests, each by its own kind of input."""
+    """Return the maximum of each count over all valid requests of every kind of input."""
     parts = limits.max_inputs * MOST_PARTS
     commas = max(limits.max_token_ids, 2 * parts) + limits.max_inputs + MOST_OTHER
     return Marks(
@@ -85,92 +91,100 @@ def most_marks(limits: Limits) -> Marks:
         quotes=10 * parts + 2 * limits.max_inputs + 2 * MOST_OTHER,
         outside=32 * commas,
         depth=DEEPEST,
-        odd_numbers=MOST_ODD_NUMBERS,
+        long_numbers=MOST_LONG_NUMBERS,
     )
 
 
 class Outline(msgspec.Struct, frozen=True):
-    """A body whose long strings are replaced by stand-ins, with the place of each in the body, and its marks."""
+    """A body with placeholders for its long strings; ``strings`` are their offsets in the body."""
 
     json: bytes
     strings: list[tuple[int, int]]
     marks: Marks
 
 
-def outlined(body: bytes, limits: Limits) -> Generator[None, None, Outline]:
-    """Take the long strings out of a body, and count what is left.
+def make_outline(body: bytes, limits: Limits) -> Generator[None, None, Outline]:
+    """Replace the long strings of a body by placeholders, and count the rest.
 
     Raises:
-        InvalidRequest: more values than any legal request has, or a key of more than ``LONGEST_NAME`` bytes.
+        InvalidRequest: the body has more values than any valid request, or a key of more than
+            ``LONGEST_NAME`` bytes.
     """
-    kept, long, marks = list[bytes](), list[tuple[int, int]](), Marks()
+    pieces = list[bytes]()
+    strings = list[tuple[int, int]]()
+    marks = Marks()
     copied = 0
-    for start, end in _strings(body, marks, limits):
+    for start, end in _find_long_strings(body, marks, limits):
         yield
         if end > start:
             if _KEY.match(body, end):
                 raise InvalidRequest(
-                    f"The body has a key of more than {LONGEST_NAME} bytes; take it out of the body."
+                    f"The body has a key of more than {LONGEST_NAME} bytes. Remove it."
                 )
-            kept += (body[copied:start], b"%0*d" % (LONGEST_NAME + 1, len(long)))
-            long.append((start, end))
+            pieces += (body[copied:start], b"%0*d" % (LONGEST_NAME + 1, len(strings)))
+            strings.append((start, end))
             copied = end
-    kept.append(body[copied:])
-    return Outline(b"".join(kept), long, marks)
+    pieces.append(body[copied:])
+    return Outline(b"".join(pieces), strings, marks)
 
 
 def count_marks(text: memoryview, limits: Limits) -> Generator[None, None, Marks]:
-    """Count the marks of some JSON that was valid."""
+    """Count the syntax characters of valid JSON."""
     marks = Marks()
-    for _ in _strings(text, marks, limits):
+    for _ in _find_long_strings(text, marks, limits):
         yield
     return marks
 
 
-def _strings(
+def _find_long_strings(
     body: bytes | memoryview, marks: Marks, limits: Limits
 ) -> Generator[tuple[int, int], None, None]:
-    """Find the strings of over ``LONGEST_NAME`` bytes: each begins at the first position told, and ends before the second.
+    """Yield the start and end offset of each string of more than ``LONGEST_NAME`` bytes.
 
-    An empty one is told after each slice. ``marks`` counts on the way.
+    After each slice of the body an empty range is yielded. ``marks`` is updated as well.
     """
-    most, at, begun = most_marks(limits), 0, -1
-    while at < len(body):
-        piece = bytes(body[at : at + SLICE])
-        if (len(piece) - len(piece.rstrip(b"\\"))) % 2:  # an escape belongs together
-            piece = bytes(body[at : at + SLICE + 1])
-        # Where a backslash stands outside a string the body is malformed, and so is its outline.
+    maximum = most_marks(limits)
+    position = 0
+    begun = -1  # offset of the string that is open at ``position``, or -1
+    while position < len(body):
+        piece = bytes(body[position : position + SLICE])
+        if (len(piece) - len(piece.rstrip(b"\\"))) % 2:  # do not cut an escape sequence in two
+            piece = bytes(body[position : position + SLICE + 1])
+        # A backslash outside a string is malformed; the decoder finds it in the outline.
         parts = piece.replace(rb"\\", b"\0\0").replace(rb"\"", b"\0\0").split(b'"')
         _count(marks, b"".join(parts[begun >= 0 :: 2]), len(parts) - 1)
-        _refuse_too_many(marks, most, limits)
-        begun = yield from _long_ones(parts, at, begun)
-        at += len(piece)
-        yield at, at
+        _refuse_too_many(marks, maximum, limits)
+        begun = yield from _find_in_slice(parts, position, begun)
+        position += len(piece)
+        yield position, position
     if begun >= 0:
         raise InvalidRequest("The body is not valid JSON: it ends inside a string.")
 
 
-def _long_ones(parts: list[bytes], at: int, begun: int) -> Generator[tuple[int, int], None, int]:
-    """Tell the long strings that end in a slice, and return where the one begins that does not, or -1.
+def _find_in_slice(
+    parts: list[bytes], position: int, begun: int
+) -> Generator[tuple[int, int], None, int]:
+    """Yield the long strings that end in a slice; return the offset of the open string, or -1.
 
-    ``parts`` of the slice lie between quotes; it begins ``at`` a place within the string that has ``begun``, if any.
+    ``parts`` is the slice, split at quotes. The slice begins at ``position``. ``begun`` is the
+    offset of the string that is open there, or -1.
     """
     if max(map(len, parts)) <= LONGEST_NAME and len(parts) > 1:
-        # Only the string that began before the slice may be long.
-        end = at + len(parts[0])
+        # Only the string that began before the slice can be long.
+        end = position + len(parts[0])
         if begun >= 0 and end - begun > LONGEST_NAME:
             yield begun, end
-        inside = (begun >= 0) ^ (len(parts) % 2 == 0)
-        return at + sum(map(len, parts[:-1])) + len(parts) - 1 if inside else -1
+        is_open = (begun >= 0) ^ (len(parts) % 2 == 0)
+        return position + sum(map(len, parts[:-1])) + len(parts) - 1 if is_open else -1
     for part in parts[:-1]:
-        at += len(part)
+        position += len(part)
         if begun < 0:
-            begun = at + 1
+            begun = position + 1
         else:
-            if at - begun > LONGEST_NAME:
-                yield begun, at
+            if position - begun > LONGEST_NAME:
+                yield begun, position
             begun = -1
-        at += 1
+        position += 1
     return begun
 
 
@@ -181,40 +195,41 @@ def _count(marks: Marks, outside: bytes, quotes: int) -> None:
     marks.colons += outside.count(b":")
     marks.quotes += quotes
     marks.outside += len(outside)
-    shape = outside.translate(_SHAPE)
-    marks.odd_numbers += sum(map(shape.count, _ODD))
+    digits = outside.translate(_DIGITS_TO_ZERO)
+    marks.long_numbers += sum(map(digits.count, _LONG_NUMBERS))
     if brackets := outside.translate(None, _NO_BRACKETS):
-        levels = list(accumulate(map(_STEPS.__getitem__, brackets), initial=marks.depth))
+        levels = list(accumulate(map(_NESTING.__getitem__, brackets), initial=marks.depth))
         marks.depth = levels[-1]
         if max(levels) > DEEPEST:
             refuse_depth()
 
 
-def _refuse_too_many(marks: Marks, most: Marks, limits: Limits) -> None:
-    if not any(map(gt, msgspec.structs.astuple(marks), msgspec.structs.astuple(most))):
+def _refuse_too_many(marks: Marks, maximum: Marks, limits: Limits) -> None:
+    if not any(map(gt, msgspec.structs.astuple(marks), msgspec.structs.astuple(maximum))):
         return
-    if marks.odd_numbers > most.odd_numbers:
-        message = f"The body holds too many long numbers; token ids are from 0 to {2**31 - 1}."
+    if marks.long_numbers > maximum.long_numbers:
+        message = f"The body holds too many long numbers. Token ids are from 0 to {2**31 - 1}."
         raise InvalidRequest(message, param="input")
     advice = (
-        f"send at most {limits.max_inputs} inputs and {limits.max_token_ids} token ids at a time."
+        f"Send at most {limits.max_inputs} inputs and {limits.max_token_ids} token ids in one "
+        "request."
     )
-    if marks.commas > most.commas and marks.quotes < MOST_OTHER:
+    if marks.commas > maximum.commas and marks.quotes < MOST_OTHER:
         raise InvalidRequest(
-            f"The body holds too many numbers; {advice}",
+            f"The body holds too many numbers. {advice}",
             param="input",
             code="max_tokens_per_request",
         )
-    raise InvalidRequest(f"The body holds too much besides texts; {advice}")
+    raise InvalidRequest(f"The body holds too many values or objects. {advice}")
 
 
-def string_in(
+def decode_string(
     body: bytes, start: int, end: int, param: str | None = None
 ) -> Generator[None, None, str]:
-    """Decode the string whose content is ``body[start:end]``, and which stands at ``param``.
+    """Decode the string with the content ``body[start:end]``, which is the field ``param``.
 
     Raises:
-        InvalidRequest: it is no JSON string.
+        InvalidRequest: it is not a valid JSON string.
     """
     pieces = list[str]()
     while start < end:
@@ -230,7 +245,7 @@ def string_in(
 
 
 def _piece(body: bytes, start: int, end: int) -> bytes:
-    """Take the next characters of a string, none of which is cut in two."""
+    """Return the next piece of a string, without cutting a character or escape sequence in two."""
     stop = min(start + PIECE, end)
     if stop == end:
         return body[start:end]
@@ -238,99 +253,113 @@ def _piece(body: bytes, start: int, end: int) -> bytes:
         if body[stop] & 0xC0 == 0x80:  # a later byte of a UTF-8 sequence
             stop -= 1
     piece = body[start:stop]
-    last = piece.replace(b"\\\\", b"\0\0")[-12:]
-    found = _UNFINISHED.search(last)
-    return piece[: len(piece) - (len(last) - found.start())] if found else piece
+    tail = piece.replace(b"\\\\", b"\0\0")[-12:]
+    match = _UNFINISHED.search(tail)
+    return piece[: len(piece) - (len(tail) - match.start())] if match else piece
 
 
-def restored(
+def restore_strings(
     request: CreateEmbeddingRequest, body: bytes, outline: Outline, limits: Limits
 ) -> Generator[None, None, CreateEmbeddingRequest]:
-    """Replace each stand-in of ``request`` by its string in ``body``; long strings of ignored fields are only checked.
+    """Replace the placeholders in ``request`` by the strings of ``body``.
+
+    Long strings of ignored fields are only checked.
 
     Raises:
-        InvalidRequest: a string is malformed; ``param`` names its place.
+        InvalidRequest: a string is malformed; ``param`` names the field.
     """
-    strings = _Strings(body, outline, limits.max_inputs)
-    inputs = yield from strings.put_in(request.inputs, "inputs")
-    given = yield from strings.put_in(request.input, "input")
-    yield from strings.check_the_rest()
-    return msgspec.structs.replace(request, input=given, inputs=inputs)
+    strings = _LongStrings(body, outline, limits.max_inputs)
+    restored_inputs = yield from strings.restore(request.inputs, "inputs")
+    restored_input = yield from strings.restore(request.input, "input")
+    yield from strings.check_remaining()
+    return msgspec.structs.replace(request, input=restored_input, inputs=restored_inputs)
 
 
-class _Strings:
-    """The long strings of one body, by the numbers in their stand-ins."""
+class _LongStrings:
+    """The long strings of one body, by the numbers in their placeholders."""
 
     def __init__(self, body: bytes, outline: Outline, max_inputs: int) -> None:
         self._body = body
         self._max_inputs = max_inputs
-        self._left = dict(enumerate(outline.strings))
+        self._remaining = dict(enumerate(outline.strings))
 
-    def put_in(self, given: WireInput | None, name: str) -> Generator[None, None, WireInput | None]:
-        if isinstance(given, str):
-            return (yield from self._whole(given, name))
-        if not given or len(given) > self._max_inputs or isinstance(given[0], int | float | list):
-            return given  # ids, or what is refused anyway
+    def restore(
+        self, wire_input: WireInput | None, field: str
+    ) -> Generator[None, None, WireInput | None]:
+        if isinstance(wire_input, str):
+            return (yield from self._restore_text(wire_input, field))
+        if (
+            not wire_input
+            or len(wire_input) > self._max_inputs
+            or isinstance(wire_input[0], int | float | list)
+        ):
+            return wire_input  # token ids, or a value that is refused later
         items: WireItems = []
-        for position, item in enumerate(given):
-            place = f"{name}[{position}]"
+        for position, item in enumerate(wire_input):
+            param = f"{field}[{position}]"
             if isinstance(item, str):
-                items.append((yield from self._whole(item, place)))
+                items.append((yield from self._restore_text(item, param)))
             elif isinstance(item, Content):
-                items.append(Content((yield from self._parts(item, place))))
+                items.append(Content((yield from self._restore_parts(item, param))))
                 yield
             else:
                 items.append(item)
         return items
 
-    def _parts(
-        self, item: Content, place: str
+    def _restore_parts(
+        self, item: Content, param: str
     ) -> Generator[None, None, list[TextPart | ImagePart]]:
         parts = list[TextPart | ImagePart]()
         for position, part in enumerate(item.content):
-            here = f"{place}.content[{position}]"
+            part_param = f"{param}.content[{position}]"
             if isinstance(part, TextPart) and len(part.text) > LONGEST_NAME:
-                parts.append(TextPart((yield from self._whole(part.text, f"{here}.text"))))
+                text = yield from self._restore_text(part.text, f"{part_param}.text")
+                parts.append(TextPart(text))
             elif isinstance(part, ImagePart) and len(part.image_url.url) > LONGEST_NAME:
-                url = yield from self._whole(part.image_url.url, f"{here}.image_url.url")
+                url = yield from self._restore_text(
+                    part.image_url.url, f"{part_param}.image_url.url"
+                )
                 parts.append(ImagePart(ImageURL(url)))
             else:
                 parts.append(part)
         return parts
 
-    def _whole(self, text: str, place: str) -> Generator[None, None, str]:
+    def _restore_text(self, text: str, param: str) -> Generator[None, None, str]:
         if len(text) <= LONGEST_NAME:
             return text
-        start, end = self._left.pop(int(text))
-        return (yield from string_in(self._body, start, end, place))
+        start, end = self._remaining.pop(int(text))
+        return (yield from decode_string(self._body, start, end, param))
 
-    def check_the_rest(self) -> Generator[None, None, None]:
-        for start, end in self._left.values():
-            yield from string_in(self._body, start, end)
+    def check_remaining(self) -> Generator[None, None, None]:
+        for start, end in self._remaining.values():
+            yield from decode_string(self._body, start, end)
 
 
 def refuse_duplicate_members(
     outline: Outline, request: CreateEmbeddingRequest, limits: Limits
 ) -> Generator[None, None, None]:
-    """Refuse a body in which any object names a key twice, in steps; ``request`` is what its outline decoded to.
+    """Refuse a body in which an object has a key twice, in steps.
+
+    ``request`` is the decoded outline.
 
     Raises:
-        InvalidRequest: it does, or there are too many members to look.
+        InvalidRequest: there is a duplicate key, or there are too many members to search for one.
     """
     inputs = {
-        "input": _members_of_input(request.input),
-        "inputs": _members_of_input(request.inputs),
+        "input": _count_input_members(request.input),
+        "inputs": _count_input_members(request.inputs),
     }
     others = outline.marks.colons - sum(inputs.values())
-    if others == _members(request):
+    if others == _count_members(request):
         return
     yield
-    # A member is null, ignored, or named twice.
+    # Some member is null, in an ignored field, or a duplicate.
     if others > MOST_OTHER:
         raise InvalidRequest(
-            f"The body has more than {MOST_OTHER} members besides those of inputs; send fewer."
+            f"The objects of the body, except inputs, have more than {MOST_OTHER} members. "
+            "Send fewer."
         )
-    fields = _fields(outline.json)
+    fields = _split_fields(outline.json)
     members = len(fields)
     for name, raw in fields.items():
         marks = yield from count_marks(memoryview(raw), limits)
@@ -338,42 +367,40 @@ def refuse_duplicate_members(
         if name not in inputs:
             if marks.commas + marks.arrays + marks.objects > MOST_OTHER:
                 raise InvalidRequest(
-                    f"{echo(name)} holds more than {MOST_OTHER} values; send fewer.", param=name
+                    f"{echo(name)} holds more than {MOST_OTHER} values. Send fewer.", param=name
                 )
             parse_again(bytes(raw), name)
         elif marks.colons != inputs[name]:
             raise InvalidRequest(
-                f"An object in {echo(name)} has a key twice; send it once.", param=name
+                f"Duplicate key in an object of {echo(name)}. Send it once.", param=name
             )
     if members != outline.marks.colons:
         if len(outline.json) <= EXAMINED:
             parse_again(outline.json)
-        raise InvalidRequest("The body has a key twice; send it once.")
+        raise InvalidRequest("Duplicate key in the body. Send it once.")
 
 
-def _fields(body: bytes) -> dict[str, msgspec.Raw]:
+def _split_fields(body: bytes) -> dict[str, msgspec.Raw]:
     try:
         return msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-    except (
-        msgspec.MsgspecError,
-        UnicodeDecodeError,
-    ):  # the name of an ignored field has only been skipped so far
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        # The names of ignored fields were skipped before, not decoded.
         raise InvalidRequest(
             "The body is not valid JSON: the name of a field is malformed."
         ) from None
 
 
-def _members(value: object) -> int:
-    """Count the members of the objects that ``value`` was decoded from, without those of inputs."""
+def _count_members(value: object) -> int:
+    """Count the members of the objects from which ``value`` was decoded, except those of inputs."""
     if not isinstance(value, msgspec.Struct):
         return 0
-    given = [held for held in msgspec.structs.astuple(value) if held is not None]
-    return len(given) + sum(map(_members, given))
+    fields = [field for field in msgspec.structs.astuple(value) if field is not None]
+    return len(fields) + sum(map(_count_members, fields))
 
 
-def _members_of_input(given: WireInput | None) -> int:
-    if not isinstance(given, list) or Content not in set(map(type, given)):
+def _count_input_members(wire_input: WireInput | None) -> int:
+    if not isinstance(wire_input, list) or Content not in set(map(type, wire_input)):
         return 0
-    contents = [item for item in given if isinstance(item, Content)]
+    contents = [item for item in wire_input if isinstance(item, Content)]
     parts = [part for item in contents for part in item.content]
     return len(contents) + 2 * len(parts) + sum(isinstance(part, ImagePart) for part in parts)

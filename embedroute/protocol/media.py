@@ -1,4 +1,7 @@
-"""Which image URLs are let through: strict ``data:`` images, and ``https:`` to listed hosts; nothing is fetched."""
+"""Validates image URLs: strict ``data:`` images, and ``https:`` URLs of allowed hosts.
+
+The gateway never downloads an image.
+"""
 
 import binascii
 import re
@@ -9,11 +12,11 @@ from embedroute.errors import InvalidRequest
 from embedroute.runtime import finished
 
 LARGEST_IMAGE = 20 * 1024 * 1024
-"""Bytes of an image inside a ``data:`` URL."""
+"""Maximum bytes of the image in a ``data:`` URL."""
 LONGEST_URL = 8 * 1024
-"""Characters of an ``https:`` URL."""
+"""Maximum characters of an ``https:`` URL."""
 PIECE: Final = 1 << 18
-"""Characters of base64 that are decoded at a time."""
+"""Characters of base64 that are decoded in one step."""
 
 _BASE64 = ";base64,"
 _LONGEST_HEAD = 64
@@ -24,7 +27,7 @@ MAGIC: Final[Mapping[str, re.Pattern[bytes]]] = {
     "image/webp": re.compile(rb"RIFF....WEBP", re.DOTALL),
     "image/gif": re.compile(rb"GIF8[79]a"),
 }
-"""Media type → how such a file begins."""
+"""Media type → first bytes of such a file."""
 
 _HTTPS = re.compile(
     r"https://([a-z0-9](?:[a-z0-9.-]*[a-z0-9])?)(?::443)?(?:[/?#][\x21-\x5b\x5d-\x7e]*)?", re.ASCII
@@ -33,10 +36,10 @@ _ADDRESS = re.compile(r"(0x[0-9a-f]*|[0-9]+)(\.(0x[0-9a-f]*|[0-9]+))*")
 
 
 def check_media(url: str, domains: Collection[str], param: str) -> None:
-    """Let a media URL pass, or say why not; ``domains`` are the hosts that config lists, in lower case.
+    """Check a media URL; ``domains`` are the allowed hosts of the config, in lower case.
 
     Raises:
-        InvalidRequest: code ``invalid_media_url``.
+        InvalidRequest: the URL is not allowed; the code is ``invalid_media_url``.
     """
     finished(check_media_in_steps(url, domains, param))
 
@@ -44,58 +47,65 @@ def check_media(url: str, domains: Collection[str], param: str) -> None:
 def check_media_in_steps(
     url: str, domains: Collection[str], param: str
 ) -> Generator[None, None, None]:
-    """Do the same in steps: an image may have 20 MiB.
+    """Check a media URL in steps, as an image may have 20 MiB.
 
     Raises:
-        InvalidRequest: code ``invalid_media_url``.
+        InvalidRequest: the URL is not allowed; the code is ``invalid_media_url``.
     """
-    fault = (yield from _data_fault(url)) if url.startswith("data:") else _https_fault(url, domains)
-    if fault:
-        raise InvalidRequest(f"'{param}' {fault}", param=param, code="invalid_media_url")
+    if url.startswith("data:"):
+        problem = yield from _check_data_url(url)
+    else:
+        problem = _check_https_url(url, domains)
+    if problem:
+        raise InvalidRequest(f"'{param}' {problem}", param=param, code="invalid_media_url")
 
 
-def _data_fault(url: str) -> Generator[None, None, str | None]:
+def _check_data_url(url: str) -> Generator[None, None, str | None]:
+    """Return what is wrong with a ``data:`` URL, or None."""
     start = url.find(_BASE64, 0, _LONGEST_HEAD) + len(_BASE64)
     media_type = url[len("data:") : start - len(_BASE64)]
     if start < len(_BASE64) or media_type not in MAGIC:
-        return f"must be base64 of one of {', '.join(MAGIC)}."
+        return f"must be a base64 data: URL with one of these media types: {', '.join(MAGIC)}."
     length = len(url) - start
-    if length // 4 * 3 - url[max(start, len(url) - 2) :].count("=") > LARGEST_IMAGE:
-        return f"holds an image over {LARGEST_IMAGE} bytes."
-    if length % 4 or url.endswith("==="):  # which binascii's strict mode lets pass
+    padding = url[max(start, len(url) - 2) :].count("=")
+    if length // 4 * 3 - padding > LARGEST_IMAGE:
+        return f"holds an image of more than {LARGEST_IMAGE} bytes."
+    if length % 4 or url.endswith("==="):  # binascii's strict mode accepts both
         return "is not strict base64."
-    return (yield from _image_fault(url, start, media_type))
+    return (yield from _check_image(url, start, media_type))
 
 
-def _image_fault(url: str, start: int, media_type: str) -> Generator[None, None, str | None]:
-    other = f"does not begin as {media_type} does."
-    for at in range(start, len(url), PIECE):
-        piece = url[at : at + PIECE]
-        if piece.endswith("=") and at + PIECE < len(url):
+def _check_image(url: str, start: int, media_type: str) -> Generator[None, None, str | None]:
+    wrong_type = f"does not begin with the signature of {media_type}."
+    for position in range(start, len(url), PIECE):
+        piece = url[position : position + PIECE]
+        if piece.endswith("=") and position + PIECE < len(url):
             return "is not strict base64."
         try:
             image = binascii.a2b_base64(piece, strict_mode=True)
         except (ValueError, UnicodeEncodeError):
             return "is not strict base64."
-        if at == start and not MAGIC[media_type].match(image):
-            return other
+        if position == start and not MAGIC[media_type].match(image):
+            return wrong_type
         yield
-    return None if len(url) > start else other
+    return None if len(url) > start else wrong_type
 
 
-def _https_fault(url: str, domains: Collection[str]) -> str | None:
+def _check_https_url(url: str, domains: Collection[str]) -> str | None:
+    """Return what is wrong with an ``https:`` URL, or None."""
     if len(url) > LONGEST_URL:
         return f"is longer than {LONGEST_URL} characters."
-    if not url.isascii():  # before lower(), which folds the Kelvin sign to an ASCII k
-        return "must be ASCII; write a host's name in punycode and percent-encode the rest."
+    if not url.isascii():  # checked before lower(), which turns the Kelvin sign into an ASCII k
+        return "must be ASCII. Write the host name in punycode and percent-encode the rest."
     scheme, separator, rest = url.partition("://")
     host, slash, tail = rest.partition("/")
     lowered = scheme.lower() + separator + host.lower() + slash + tail
-    found = _HTTPS.fullmatch(lowered)
-    if not found or _ADDRESS.fullmatch(found[1]):
-        return "must be a data: URL, or https: to a host by name, on port 443, without user info."
-    return (
-        None
-        if found[1] in domains
-        else "names a host that this gateway does not list in media_domains."
-    )
+    match = _HTTPS.fullmatch(lowered)
+    if not match or _ADDRESS.fullmatch(match[1]):
+        return (
+            "must be a data: URL, or an https: URL with a host name (no IP address), port 443 and "
+            "no user info."
+        )
+    if match[1] not in domains:
+        return "names a host that is not listed in this gateway's media_domains."
+    return None

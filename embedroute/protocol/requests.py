@@ -1,10 +1,9 @@
-"""The ``provider`` object: how a client words its routing preferences (OpenRouter's and Phaseo's documents).
+"""Defines the JSON body of ``POST /v1/embeddings`` as structs.
 
-The request as it stands on the wire: the union of what five documented systems accept, typed field by field.
-
-The words for what an input is for: one neutral vocabulary, and how each vendor spells it.
-
-Sources: the API references of Cohere, Voyage, Gemini, Jina, NVIDIA, DashScope, Nomic, Amazon Nova and Azure.
+It accepts the fields of all five documented systems (see ``dialects``). The ``provider`` object
+holds the routing preferences, as OpenRouter and Phaseo document them. The tables at the end map
+each vendor's values of ``input_type`` to neutral names. Their sources are the API references of
+Cohere, Voyage, Gemini, Jina, NVIDIA, DashScope, Nomic, Amazon Nova and Azure.
 """
 
 from collections.abc import Mapping
@@ -17,9 +16,9 @@ from msgspec import Meta
 from embedroute.inputs import ImagePart, TextPart
 
 LONGEST_NAME: Final = 512
-"""Characters that a name may have: of a model, a provider, a user, a title or an input type."""
+"""Maximum characters of the name of a model, provider, user, title or input type."""
 MOST_NAMES: Final = 64
-"""Names that a list may hold."""
+"""Maximum names in a list."""
 
 Name = Annotated[str, Meta(max_length=LONGEST_NAME)]
 Names = Annotated[list[Name], Meta(max_length=MOST_NAMES)]
@@ -34,7 +33,7 @@ Quantization = Literal["int4", "int8", "fp4", "fp6", "fp8", "fp16", "bf16", "fp3
 
 
 class Percentiles(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Cut-offs at percentiles, in seconds or tokens a second; every given one must hold."""
+    """Limits at percentiles, in seconds or tokens per second; all that are set must be met."""
 
     p50: Cutoff | None = None
     p75: Cutoff | None = None
@@ -42,7 +41,7 @@ class Percentiles(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     p99: Cutoff | None = None
 
     def given(self) -> dict[int, float]:
-        """Percentile → cut-off, of those that are set."""
+        """Return percentile → limit for those that are set."""
         return {
             int(name[1:]): value
             for name in self.__struct_fields__
@@ -51,7 +50,7 @@ class Percentiles(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class MaxPrice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Hard caps: ``prompt`` and ``completion`` in USD per million tokens, the others in USD per unit."""
+    """Maximum prices in USD, per million tokens (``prompt``, ``completion``) or per unit."""
 
     prompt: Amount | None = None
     completion: Amount | None = None
@@ -60,7 +59,7 @@ class MaxPrice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     audio: Amount | None = None
 
     def given(self) -> dict[str, Decimal]:
-        """Kind → cap, of those that are set; a JSON number counts as its shortest decimal text."""
+        """Return kind → maximum price for those that are set; floats in their shortest form."""
         return {
             name: Decimal(str(value))
             for name in self.__struct_fields__
@@ -69,7 +68,7 @@ class MaxPrice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Sort(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The long form of ``sort``."""
+    """The object form of ``sort``."""
 
     by: SortKey | None = None
     partition: Literal["model", "none"] | None = None
@@ -94,26 +93,26 @@ class Preferences(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     include_alpha: bool | None = None
 
     def sort_key(self) -> SortKey | None:
-        """What to sort by, in either form."""
+        """The sort key, from either form of ``sort``."""
         return self.sort.by if isinstance(self.sort, Sort) else self.sort
 
 
 NO_PREFERENCES: Final = Preferences()
 
 
-def cutoffs(wish: float | Percentiles | None) -> dict[int, float]:
-    """Percentile → cut-off; a bare number means the median."""
-    if wish is None:
+def cutoffs(preference: float | Percentiles | None) -> dict[int, float]:
+    """Return percentile → limit; a single number applies to the median."""
+    if preference is None:
         return {}
-    return wish.given() if isinstance(wish, Percentiles) else {50: wish}
+    return preference.given() if isinstance(preference, Percentiles) else {50: preference}
 
 
 MOST_PARTS = 32
-"""Content parts that one input may hold."""
+"""Maximum content parts of one input."""
 
 Dtype = Literal["float", "int8", "uint8", "binary", "ubinary"]
 LARGEST_SIZE = 2**31 - 1
-"""Numbers in a vector that a request may ask for: what every upstream's JSON reader holds."""
+"""Maximum value of ``dimensions``: every upstream can parse it as an integer."""
 Size = Annotated[int, Meta(ge=1, le=LARGEST_SIZE)]
 GoogleTask = Literal[
     "TASK_TYPE_UNSPECIFIED",
@@ -129,18 +128,18 @@ GoogleTask = Literal[
 
 
 class Content(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A multimodal input: its parts together become one vector."""
+    """A multimodal input; its parts become one vector."""
 
     content: Annotated[list[TextPart | ImagePart], Meta(min_length=1, max_length=MOST_PARTS)]
 
 
 WireItems = list[str | int | float | list[int | float] | Content]
 WireInput = str | WireItems
-"""msgspec takes no union of two array types, so the kinds are told apart by the first item."""
+"""msgspec supports no union of two array types, so ``input_kinds`` separates the kinds of items."""
 
 
 class GoogleOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Gemini's own knobs (Phaseo's document)."""
+    """Options of Gemini (documented by Phaseo)."""
 
     output_dimensionality: Size | None = None
     task_type: GoogleTask | None = None
@@ -148,21 +147,21 @@ class GoogleOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class MistralOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Mistral's own knobs (Phaseo's document)."""
+    """Options of Mistral (documented by Phaseo)."""
 
     output_dimension: Size | None = None
     output_dtype: Dtype | None = None
 
 
 class EmbeddingOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Knobs of one upstream API, under its name."""
+    """Options of a single upstream API, by its name."""
 
     google: GoogleOptions | None = None
     mistral: MistralOptions | None = None
 
 
 class Debug(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a caller wants to see of its request's journey; never sent upstream."""
+    """The debug output that a request enables; it is never sent upstream."""
 
     enabled: bool | None = None
     return_upstream_request: bool | None = None
@@ -171,13 +170,13 @@ class Debug(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     trace_level: Literal["summary", "full"] | None = None
 
     def is_enabled(self) -> bool:
-        """Whether anything is asked for: a true flag counts as enabled unless ``enabled`` is false."""
+        """Whether debug is enabled: by ``enabled`` or, if it is not set, by another true flag."""
         if self.enabled is not None:
             return self.enabled
         return bool(self.return_upstream_request or self.return_upstream_response or self.trace)
 
     def any_flag_set(self) -> bool:
-        """Whether any flag at all is true, which needs permission even beside ``enabled: false``."""
+        """Whether any flag is true; this needs permission even if ``enabled`` is false."""
         return bool(
             self.enabled
             or self.return_upstream_request
@@ -187,7 +186,7 @@ class Debug(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class CreateEmbeddingRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The body of ``POST /v1/embeddings``; ``null`` means absent wherever a field is optional."""
+    """The body of ``POST /v1/embeddings``; an optional field that is ``null`` counts as absent."""
 
     model: Annotated[str, Meta(min_length=1, max_length=LONGEST_NAME)]
     input: WireInput | None = None
@@ -204,7 +203,7 @@ class CreateEmbeddingRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=
 class LenientRequest(
     CreateEmbeddingRequest, frozen=True, forbid_unknown_fields=False, kw_only=True
 ):
-    """The same under ``unknown_fields = "ignore"``: unknown top-level fields are skipped, never forwarded."""
+    """The body if ``unknown_fields = "ignore"``: unknown top-level fields are skipped."""
 
 
 SPELLINGS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -232,14 +231,16 @@ SPELLINGS: Final[Mapping[str, tuple[str, ...]]] = {
     "code_query": ("code_query", "code_retrieval_query", "code.query", "nl2code.query"),
     "image": ("image", "image_retrieval"),
 }
-"""Neutral word → every spelling of it, in lower case. Azure's ``text``, which is for whatever is neither query nor
-document, is read as the least special of its meanings.
+"""Neutral input type → its spellings, in lower case.
+
+Azure's ``text`` covers everything but queries and documents. It is mapped to ``similarity``, the
+most general of these types.
 """
 
 NEUTRAL: Final[Mapping[str, str]] = {
-    spelling: word for word, spellings in SPELLINGS.items() for spelling in spellings
+    spelling: neutral for neutral, spellings in SPELLINGS.items() for spelling in spellings
 }
-"""Spelling in lower case → neutral word."""
+"""Spelling in lower case → neutral input type."""
 
 GOOGLE_TASKS: Final[Mapping[str, str | None]] = {
     "TASK_TYPE_UNSPECIFIED": None,
@@ -252,4 +253,4 @@ GOOGLE_TASKS: Final[Mapping[str, str | None]] = {
     "FACT_VERIFICATION": "fact_check",
     "CODE_RETRIEVAL_QUERY": "code_query",
 }
-"""Gemini's ``taskType`` → neutral word."""
+"""Gemini's ``taskType`` → neutral input type."""

@@ -1,4 +1,4 @@
-"""What a client gets: the list of embeddings, the models, and the struct of an error before a dialect words it."""
+"""Defines the result of a request, and the structs of response bodies."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
@@ -12,7 +12,10 @@ from embedroute.vectors import Array
 
 
 class Embeddings(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """The answer to one request: ``rows`` are n arrays of (d,), row i for input i; ``model`` the name of their space."""
+    """The result of one request.
+
+    ``rows`` are n arrays of shape (d,), row i for input i. ``model`` names the vector space.
+    """
 
     rows: Sequence[Array]
     model: str
@@ -21,22 +24,25 @@ class Embeddings(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def vectors(self) -> Array:
-        """The rows on top of each other: (n, d)."""
+        """The rows as one array of shape (n, d)."""
         return vectors.stack(self.rows)
 
     @property
     def large(self) -> bool:
-        """Whether its body is better written in turns."""
+        """Whether the body is so large that it must be written in steps."""
         return len(self.rows) * self.rows[0].nbytes >= LARGE
 
     @property
     def providers(self) -> Sequence[str]:
-        """The providers that were called, none for an answer from the cache."""
+        """The providers of the vectors; empty if all came from the cache."""
         return tuple(self.trace.providers)
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """Tokens of all inputs; ``cost`` in USD and the other extras only where a dialect has them."""
+    """Token counts of all inputs; the fields with a default are those of some dialects.
+
+    ``cost`` is in USD.
+    """
 
     prompt_tokens: int
     total_tokens: int
@@ -62,7 +68,7 @@ class CreateEmbeddingResponse(
     tag="list",
     gc=False,
 ):
-    """The success body; what is None is left out."""
+    """The body of a success; fields that are None are left out."""
 
     data: Sequence[Embedding]
     model: str
@@ -75,7 +81,7 @@ class CreateEmbeddingResponse(
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
-    """A model in OpenAI's form, and the facts that choosing one needs; prices in USD per million tokens."""
+    """A model in OpenAI's format, with additional facts; prices are in USD per million tokens."""
 
     id: str
     owned_by: str
@@ -92,28 +98,39 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
 
 
 ENCODER = msgspec.json.Encoder(decimal_format="string")
-"""Writes every body; prices are strings, so that no reader rounds them."""
+"""Encodes all response bodies; prices become strings, so that no JSON parser rounds them."""
 
 
-# What stands around a vector and its index; told by the encoder, so that large answers are written as small ones are.
-_BEGIN, _, _TAIL = ENCODER.encode(Embedding(embedding=msgspec.Raw(b"7"), index=0)).partition(b"7")
-_INDEX, _, _END = _TAIL.partition(b"0")
+# The JSON around a vector and its index, as the encoder writes it in small responses.
+_BEFORE_VECTOR, _, _AFTER_VECTOR = ENCODER.encode(
+    Embedding(embedding=msgspec.Raw(b"7"), index=0)
+).partition(b"7")
+_BEFORE_INDEX, _, _AFTER_INDEX = _AFTER_VECTOR.partition(b"0")
 
 
 def iter_body(envelope: bytes, rows: Sequence[Array], *, base64: bool) -> Iterator[bytes]:
-    """Put rows into a body that was written without any: piece by piece, as one body would be one more copy."""
-    before, between, after = envelope.partition(b"[]")
+    """Yield the pieces of a body; ``envelope`` is the body with an empty list of vectors.
+
+    Pieces save the memory and time to copy them into one body.
+    """
+    before, brackets, after = envelope.partition(b"[]")
     write = vectors.to_base64 if base64 else vectors.to_json
-    yield before + between[:1]
+    yield before + brackets[:1]
     for group in groups(len(rows)):
-        texts = list[bytes]()
-        for at, row in enumerate(rows[group], group.start):
-            texts += (b"," + _BEGIN if at else _BEGIN, write(row), b"%b%d%b" % (_INDEX, at, _END))
-        yield b"".join(texts)
-    yield between[1:] + after
+        pieces = list[bytes]()
+        for index, row in enumerate(rows[group], group.start):
+            pieces += (
+                b"," + _BEFORE_VECTOR if index else _BEFORE_VECTOR,
+                write(row),
+                b"%b%d%b" % (_BEFORE_INDEX, index, _AFTER_INDEX),
+            )
+        yield b"".join(pieces)
+    yield brackets[1:] + after
 
 
 def encode_rows(rows: Sequence[Array], *, base64: bool) -> list[Embedding]:
-    """Write n arrays of (d,), in order, each with its ``index``."""
+    """Encode n arrays of shape (d,), in order, each with its ``index``."""
     write = vectors.to_base64 if base64 else vectors.to_json
-    return [Embedding(embedding=msgspec.Raw(write(row)), index=at) for at, row in enumerate(rows)]
+    return [
+        Embedding(embedding=msgspec.Raw(write(row)), index=index) for index, row in enumerate(rows)
+    ]

@@ -1,4 +1,4 @@
-"""Decides which endpoints serve a request and in what order, and keeps the health of each endpoint.
+"""Decides which endpoints serve a request and in what order, and tracks their health.
 
 It may import the contracts and the foundation.
 """

@@ -1,4 +1,7 @@
-"""A cap on one call that an endpoint's refusals have taught. Pure; the clock is an argument."""
+"""Learns the largest call that an endpoint accepts from the calls that it rejected as too large.
+
+All functions are pure. ``now`` is in seconds of a monotonic clock.
+"""
 
 from collections.abc import Mapping
 from typing import Final
@@ -9,17 +12,18 @@ from embedroute.backend import Accepts
 from embedroute.errors import Measure
 
 ENVELOPE: Final = 1024
-"""Bytes of a body around its inputs: the names of its fields, the model, the user and the like."""
+"""Bytes of a request body besides its inputs: field names, the model, the user."""
 GROWS_EVERY: Final = 60.0
-"""Seconds after which a learned cap doubles, so that it is tried upwards step by step."""
+"""Seconds after which a learned cap doubles, so that larger calls are tried again step by step."""
 LEAST: Final = {Measure.INPUTS: 16, Measure.TOKENS: 8192, Measure.BYTES: 32_768}
-"""The smallest caps that are learned, so that calls of this size stay possible for all callers."""
+"""The smallest caps that can be learned: calls up to this size are always possible."""
 
 
 class LearnedCap(msgspec.Struct, frozen=True):
-    """A call may hold ``most`` since the time ``since``; a call of ``refused`` was too large.
+    """A learned limit on one measure (inputs, tokens or bytes) of a call.
 
-    The cap doubles every ``GROWS_EVERY`` seconds and is gone when it would reach what was refused.
+    ``most`` is the limit at the time ``since``; a call of size ``refused`` was rejected. The limit
+    doubles every ``GROWS_EVERY`` seconds and ends when it would reach ``refused``.
     """
 
     most: int
@@ -27,7 +31,7 @@ class LearnedCap(msgspec.Struct, frozen=True):
     refused: int
 
     def at(self, now: float) -> int | None:
-        """What a call may hold ``now``; None if nothing is known any more."""
+        """Return the limit at the time ``now``, or None if it has ended."""
         doublings = min(int((now - self.since) // GROWS_EVERY), self.refused.bit_length())
         grown = self.most << max(0, doublings)
         return grown if grown < self.refused else None
@@ -36,9 +40,10 @@ class LearnedCap(msgspec.Struct, frozen=True):
 def lowered(
     cap: LearnedCap | None, measure: Measure, refused: int, now: float
 ) -> LearnedCap | None:
-    """Learn from a call of ``refused``, which was too large: half of it is the cap, unless it is lower.
+    """Return the cap after a call of size ``refused`` was rejected as too large.
 
-    What is not larger than the smallest cap teaches nothing.
+    The new cap is half of ``refused``, or the current cap if that is lower. Calls up to the
+    smallest cap (``LEAST``) change nothing.
     """
     if refused <= LEAST[measure]:
         return cap
@@ -50,7 +55,7 @@ def lowered(
 
 
 def raised(cap: LearnedCap, most: int, now: float) -> LearnedCap | None:
-    """Raise a cap to ``most``; None if nothing is left of it."""
+    """Raise a cap to ``most``; return None if it has ended or would reach the rejected size."""
     known = cap.at(now)
     if known is None or most >= cap.refused:
         return None
@@ -58,11 +63,12 @@ def raised(cap: LearnedCap, most: int, now: float) -> LearnedCap | None:
 
 
 def narrowed(accepts: Accepts, caps: Mapping[Measure, LearnedCap], now: float) -> Accepts:
-    """Lower what one call may hold to the learned ``caps``."""
+    """Return ``accepts`` with its limits lowered to the learned ``caps``."""
     changes: dict[str, int] = {}
     for measure, cap in caps.items():
         if (most := cap.at(now)) is not None:
-            around = ENVELOPE if measure is Measure.BYTES else 0
+            envelope = ENVELOPE if measure is Measure.BYTES else 0
+            learned = most + envelope
             declared = getattr(accepts, f"max_{measure}")
-            changes[f"max_{measure}"] = min(most + around, declared or most + around)
+            changes[f"max_{measure}"] = min(learned, declared or learned)
     return msgspec.structs.replace(accepts, **changes)

@@ -1,9 +1,12 @@
-"""Remembers something by name for as long as it is asked for: clients choose names, so there must be a bound."""
+"""Provides a dict of bounded size that keeps the keys in use.
+
+Clients choose the keys (model names, for example), so the size needs a bound.
+"""
 
 from typing import Final, TypeVar
 
 MOST: Final = 2048
-"""Names that come in before what nobody asks for any more is forgotten; at most twice as many are remembered."""
+"""Entries of one generation; a map keeps two generations, so at most twice as many entries."""
 
 
 Name = TypeVar("Name")
@@ -11,21 +14,22 @@ Known = TypeVar("Known")
 
 
 class BoundedMap(dict[Name, Known]):
-    """What is known of each name; to look one up is to look into a dict.
+    """A dict of two generations: the current one is the dict itself, the previous one ``earlier``.
 
-    After every ``MOST`` new names those that were there before step back, and whichever is recalled comes forward
-    again; so nothing is forgotten that is asked for while ``MOST`` others come in.
+    When the current generation is full, it becomes the previous one, and the one before that is
+    dropped. ``get_or_insert`` moves an entry back into the current generation, so an entry is only
+    lost after ``MOST`` other keys were inserted without a use of its own key.
     """
 
     __slots__ = ("earlier",)
 
     def __init__(self) -> None:
-        """Remember nothing yet."""
+        """Create an empty map."""
         super().__init__()
         self.earlier: dict[Name, Known] = {}
 
     def get_or_insert(self, key: Name, default: Known) -> Known:
-        """Tell what is known of ``key``, which is ``default`` if nothing was."""
+        """Return the value of ``key``, and insert ``default`` if there is none."""
         if key not in self and len(self) >= MOST:
             self.earlier = dict(self)
             self.clear()

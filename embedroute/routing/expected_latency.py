@@ -1,6 +1,7 @@
-"""How long a call of so many inputs usually takes at each endpoint.
+"""Estimates how long a call takes at an endpoint, from the last calls of a similar size.
 
-So a request knows when its own call is better than waiting for another's.
+Single-flight uses the estimate to decide how long a request waits for another request's call
+before it makes its own.
 """
 
 from collections import deque
@@ -9,35 +10,38 @@ from typing import Final
 from embedroute.routing.bounded_map import BoundedMap
 
 REMEMBERED: Final = 32
-"""Answered calls that are remembered for each endpoint and size."""
+"""Answered calls that are remembered for each endpoint and size class."""
 PERCENTILE: Final = 90
-"""Per cent of the remembered calls that took no longer than what is expected."""
+"""Percentile of the remembered durations that is used as the estimate."""
 SHORTEST: Final = 0.5
-"""Seconds that are expected at least: a short wait costs less than a second call."""
+"""Lower bound of an estimate in seconds: a short wait costs less than a second call."""
 FIRST: Final = 1.0
-"""Seconds that a call is expected to take while none of its size was answered."""
+"""Estimate in seconds while no call of a size class was answered yet."""
 PER_INPUT: Final = 0.01
-"""Seconds for each input on top of ``FIRST``."""
+"""Seconds that each input adds to ``FIRST``."""
 
 
 class UsualLatency:
-    """Endpoint and size → seconds of its last answered calls; 4 to 7 inputs are one size."""
+    """The durations of the last answered calls by endpoint and size class.
+
+    A size class is a power of two: 4 to 7 inputs are one class.
+    """
 
     def __init__(self) -> None:
-        """Remember no call yet."""
+        """Create an empty history."""
         self._seconds: BoundedMap[tuple[str, int], deque[float]] = BoundedMap()
 
     def record(self, endpoint: str, inputs: int, seconds: float) -> None:
-        """Remember that a call of so many inputs was answered after ``seconds``."""
-        size = endpoint, inputs.bit_length()
-        known = self._seconds.get(size)
-        if known is None:
-            known = self._seconds.get_or_insert(size, deque(maxlen=REMEMBERED))
-        known.append(seconds)
+        """Record that a call of ``inputs`` inputs was answered after ``seconds``."""
+        size_class = endpoint, inputs.bit_length()
+        durations = self._seconds.get(size_class)
+        if durations is None:
+            durations = self._seconds.get_or_insert(size_class, deque(maxlen=REMEMBERED))
+        durations.append(seconds)
 
     def expect(self, endpoint: str, inputs: int) -> float:
-        """Return the seconds within which a call of so many inputs usually ends."""
-        known = sorted(self._seconds.get((endpoint, inputs.bit_length())) or ())
-        if not known:
+        """Return the seconds within which a call of ``inputs`` inputs usually ends."""
+        durations = sorted(self._seconds.get((endpoint, inputs.bit_length())) or ())
+        if not durations:
             return FIRST + PER_INPUT * inputs
-        return max(SHORTEST, known[-(-PERCENTILE * len(known) // 100) - 1])
+        return max(SHORTEST, durations[-(-PERCENTILE * len(durations) // 100) - 1])

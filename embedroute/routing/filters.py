@@ -1,6 +1,7 @@
-"""Candidates passing through filters: who is left, and why each of the others is not.
+"""Filters the endpoints that can serve a request, and resolves the parameters that change vectors.
 
-What of a request changes its vectors, and which endpoints can honour it; such a parameter is never dropped silently.
+A parameter that changes the vectors is never dropped silently: an endpoint that cannot honour it is
+excluded, and the request fails if no endpoint remains.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -17,7 +18,7 @@ from embedroute.routing.registry import ResolvedEndpoint
 
 
 class Dropped(msgspec.Struct, frozen=True):
-    """An endpoint that may not serve a request: which filter took it out, and why."""
+    """An endpoint that may not serve a request: which filter excluded it, and why."""
 
     candidate: ResolvedEndpoint
     filter: str
@@ -25,11 +26,14 @@ class Dropped(msgspec.Struct, frozen=True):
 
 
 class EndpointFilter:
-    """The candidates that are left after each filter; the filter that takes out the last one words the refusal."""
+    """The candidates that passed all filters so far, and those that were dropped.
+
+    The filter that excludes the last candidate determines the error.
+    """
 
     def __init__(self, candidates: Sequence[ResolvedEndpoint]) -> None:
-        """Begin with all of them."""
-        self.left = list(candidates)
+        """Start with all ``candidates``."""
+        self.remaining = list(candidates)
         self.dropped: list[Dropped] = []
 
     def apply(
@@ -39,21 +43,23 @@ class EndpointFilter:
         reason: str,
         refusal: EmbedrouteError | None = None,
     ) -> None:
-        """Drop the candidates that do not fit.
+        """Drop the candidates for which ``predicate`` is false.
 
         Raises:
-            EmbedrouteError: ``refusal``, or ``NoEligibleProvider``, because none is left.
+            EmbedrouteError: no candidate remains: ``refusal``, or else ``NoEligibleProvider``.
         """
-        kept = [candidate for candidate in self.left if predicate(candidate)]
-        if len(kept) == len(self.left):
+        kept = [candidate for candidate in self.remaining if predicate(candidate)]
+        if len(kept) == len(self.remaining):
             return
         self.dropped += [
-            Dropped(candidate, name, reason) for candidate in self.left if candidate not in kept
+            Dropped(candidate, name, reason)
+            for candidate in self.remaining
+            if candidate not in kept
         ]
-        self.left = kept
+        self.remaining = kept
         if not kept:
             raise refusal or NoEligibleProvider(
-                f"No provider of this model is left: '{name}' took out the last ({reason}).",
+                f"No provider can serve this model: '{name}' excluded the last one ({reason}).",
                 param="provider",
             )
 
@@ -62,10 +68,11 @@ NAMESPACES: Final = ("google", "mistral")
 
 
 class Parameters(msgspec.Struct, frozen=True, kw_only=True):
-    """What of a request changes its vectors.
+    """The parameters of a request that change its vectors.
 
-    ``width`` is the width due, None for an undeclared model that was not asked for one; ``dimensions`` is the
-    width asked for where it is not the model's own. ``namespaces`` are the parts of ``embedding_options`` that act.
+    ``width`` is the number of dimensions to return; None for an undeclared model if the request
+    does not specify it. ``dimensions`` is the requested width if it differs from the model's own.
+    ``namespaces`` are the parts of ``embedding_options`` that have an effect.
     """
 
     width: int | None = None
@@ -76,205 +83,225 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
     title: str | None = None
 
     def uncut(self, model: Model) -> "Parameters | None":
-        """The same at the model's own width, if vectors of that width can be cut to the one asked for."""
+        """Return these parameters at the model's own width.
+
+        Returns None if the request is for that width already, or if vectors cannot be truncated.
+        """
         if self.dimensions is None or not can_truncate(model) or self.dtype != "float":
             return None
         return msgspec.structs.replace(self, width=model.dimensions, dimensions=None)
 
 
 def resolve_parameters(
-    sieve: EndpointFilter, model: Model, request: EmbeddingRequest
+    endpoints: EndpointFilter, model: Model, request: EmbeddingRequest
 ) -> Parameters:
-    """Fold the namespaces that are spoken into the neutral parameters; candidates that do not speak the first drop out.
+    """Merge the supported namespaces of ``embedding_options`` into the neutral parameters.
+
+    Candidates that do not support the first such namespace are dropped.
 
     Raises:
-        InvalidRequest: the model has no such width, two namespaces contradict each other, or one that must be honoured
-            is spoken by nobody.
+        InvalidRequest: the model does not have the requested width, two parameters contradict each
+            other, or ``require_parameters`` is set and no candidate supports a namespace.
     """
-    spoken = tuple(
-        it
-        for it in NAMESPACES
-        if _given(request, it) and any(it in one.accepts.options for one in sieve.left)
+    supported = tuple(
+        namespace
+        for namespace in NAMESPACES
+        if _has_options(request, namespace)
+        and any(namespace in candidate.accepts.options for candidate in endpoints.remaining)
     )
-    if request.preferences.require_parameters and (lost := ignored_options(request, spoken)):
-        param = f"embedding_options.{lost[0]}"
+    if request.preferences.require_parameters and (ignored := ignored_options(request, supported)):
+        param = f"embedding_options.{ignored[0]}"
         raise InvalidRequest(
-            f"'{param}' names an API that no provider of this model speaks.", param=param
+            f"'{param}' is not supported by any provider of this model.", param=param
         )
-    # Only the first has what another API has no word for, a title; what the second asks is asked of the first's speakers.
-    for name in spoken[:1]:
-        sieve.apply(
+    # Only google has an option without a neutral counterpart (the title). The options of mistral
+    # are checked as neutral parameters, so they do not restrict the candidates here.
+    for name in supported[:1]:
+        endpoints.apply(
             "embedding_options",
-            lambda it, name=name: name in it.accepts.options,
-            f"does not speak {name}",
+            lambda candidate, name=name: name in candidate.accepts.options,
+            f"does not support {name} options",
         )
-    google = request.options.google if "google" in spoken else None
-    mistral = request.options.mistral if "mistral" in spoken else None
+    google = request.options.google if "google" in supported else None
+    mistral = request.options.mistral if "mistral" in supported else None
     task = google and google.task_type
-    wanted = Parameters(
+    parameters = Parameters(
         input_type=request.input_type or (GOOGLE_TASKS[task] if task else None),
         dtype=(mistral and mistral.output_dtype) or "float",
-        namespaces=spoken,
+        namespaces=supported,
         title=google and google.title,
     )
-    return _checked(model, wanted, *_size(request.dimensions, google, mistral))
+    size, param = _requested_size(request.dimensions, google, mistral)
+    return _with_size(model, parameters, size, param)
 
 
-def _size(
-    asked: int | None, google: GoogleOptions | None, mistral: MistralOptions | None
+def _requested_size(
+    dimensions: int | None, google: GoogleOptions | None, mistral: MistralOptions | None
 ) -> tuple[int | None, str]:
-    """Tell the width that is asked for, and the parameter that asks."""
+    """Return the requested width, and the parameter that requests it."""
     sizes = {
-        "dimensions": asked,
+        "dimensions": dimensions,
         "embedding_options.google.output_dimensionality": google and google.output_dimensionality,
         "embedding_options.mistral.output_dimension": mistral and mistral.output_dimension,
     }
-    given = [(size, param) for param, size in sizes.items() if size]
-    for size, param in given[1:]:
-        if size != given[0][0]:
+    requested = [(size, param) for param, size in sizes.items() if size]
+    for size, param in requested[1:]:
+        if size != requested[0][0]:
             raise InvalidRequest(
-                f"'{param}' contradicts '{given[0][1]}'; send one of them.", param=param
+                f"'{param}' contradicts '{requested[0][1]}'; send one of them.", param=param
             )
-    return given[0] if given else (None, "dimensions")
+    return requested[0] if requested else (None, "dimensions")
 
 
-def ignored_options(request: EmbeddingRequest, spoken: Collection[str]) -> list[str]:
-    """The namespaces of ``embedding_options`` that were given and have no effect."""
-    return [name for name in NAMESPACES if _given(request, name) and name not in spoken]
+def ignored_options(request: EmbeddingRequest, supported: Collection[str]) -> list[str]:
+    """List the namespaces of ``embedding_options`` that the request sets without effect."""
+    return [name for name in NAMESPACES if _has_options(request, name) and name not in supported]
 
 
-def _given(request: EmbeddingRequest, namespace: str) -> bool:
+def _has_options(request: EmbeddingRequest, namespace: str) -> bool:
     options = getattr(request.options, namespace)
     return options is not None and any(
-        it not in (None, "TASK_TYPE_UNSPECIFIED") for it in msgspec.structs.astuple(options)
+        value not in (None, "TASK_TYPE_UNSPECIFIED") for value in msgspec.structs.astuple(options)
     )
 
 
-def _checked(model: Model, wanted: Parameters, size: int | None, param: str) -> Parameters:
+def _with_size(model: Model, parameters: Parameters, size: int | None, param: str) -> Parameters:
     own = model.dimensions
-    if size is not None and own is not None and (fault := _width_fault(model, own, size)):
-        raise InvalidRequest(f"'{param}' {fault}", param=param)
+    if size is not None and own is not None and (problem := _size_problem(model, own, size)):
+        raise InvalidRequest(f"'{param}' {problem}", param=param)
     return msgspec.structs.replace(
-        wanted,
+        parameters,
         width=size or own,
         dimensions=None if size == own else size,
-        # A model that tells no types apart gives the same vector for all of them, so they share one.
-        input_type=None if model.input_types == [] else wanted.input_type,
+        # A model without input types returns the same vector for all of them: share cache entries.
+        input_type=None if model.input_types == [] else parameters.input_type,
     )
 
 
 def supports_dimensions(model: Model) -> bool:
-    """Whether vectors of another width than the model's own may be asked for."""
+    """Return whether a request may ask for another width than the model's own."""
     own = model.dimensions
     if own is None or not model.matryoshka:
         return own is None
-    return any(it != own for it in model.dimensions_allowed or [model.dimensions_min or 1])
+    return any(size != own for size in model.dimensions_allowed or [model.dimensions_min or 1])
 
 
 def can_truncate(model: Model) -> bool:
-    """Whether a vector of the model's own width can be cut to a shorter one of length 1."""
+    """Return whether the model's vectors can be truncated and scaled to length 1."""
     return model.dimensions is not None and bool(model.matryoshka)
 
 
-def _width_fault(model: Model, own: int, size: int) -> str | None:
+def _size_problem(model: Model, own: int, size: int) -> str | None:
+    """Return why the model has no vectors of ``size`` dimensions, or None if it has."""
     if not model.matryoshka:
-        return (
-            None
-            if size == own
-            else f"must be {own} for this model; its vectors cannot be shortened."
-        )
+        if size == own:
+            return None
+        return f"must be {own} for this model; its vectors cannot be shortened."
     if model.dimensions_allowed:
         allowed = sorted(model.dimensions_allowed)
-        return (
-            None
-            if size in allowed
-            else f"must be one of {', '.join(map(str, allowed))} for this model."
-        )
+        if size in allowed:
+            return None
+        return f"must be one of {', '.join(map(str, allowed))} for this model."
     least = model.dimensions_min or 1
-    return None if least <= size <= own else f"must be from {least} to {own} for this model."
+    if least <= size <= own:
+        return None
+    return f"must be from {least} to {own} for this model."
 
 
 def filter_by_parameters(
-    sieve: EndpointFilter, model: Model, request: EmbeddingRequest, wanted: Parameters
+    endpoints: EndpointFilter, model: Model, request: EmbeddingRequest, parameters: Parameters
 ) -> None:
-    """Drop the endpoints that cannot honour what was asked.
+    """Drop the endpoints that cannot honour the request's parameters.
 
     Raises:
-        InvalidRequest: none is left; ``param`` names what nobody honours.
-        NoEligibleProvider: ``require_parameters`` took out the last.
+        InvalidRequest: no endpoint remains; ``param`` names the parameter that none supports.
+        NoEligibleProvider: ``require_parameters`` excluded the last endpoint.
     """
-    _filter_by_input(sieve, model, request)
+    _filter_by_input(endpoints, model, request)
     refusal = InvalidRequest(
-        "'dimensions' is honoured by no provider of this model.", param="dimensions"
+        "'dimensions' is not supported by any provider of this model.", param="dimensions"
     )
-    sieve.apply(
-        "dimensions", lambda it: _gives_width(it, model, wanted), "cannot give this width", refusal
+    endpoints.apply(
+        "dimensions",
+        lambda candidate: _supports_width(candidate, model, parameters),
+        "cannot return this width",
+        refusal,
     )
     refusal = InvalidRequest(
-        "'input_type' is honoured by no provider of this model; leave it out.", param="input_type"
+        "'input_type' is not supported by any provider of this model.", param="input_type"
     )
-    sieve.apply(
+    endpoints.apply(
         "input_type",
-        lambda it: (
-            wanted.input_type is None or honours_type(it, model, wanted.input_type, request.kind)
+        lambda candidate: (
+            parameters.input_type is None
+            or honours_type(candidate, model, parameters.input_type, request.kind)
         ),
-        "takes no such input type",
+        "does not support this input type",
         refusal,
     )
     param = "embedding_options.mistral.output_dtype"
     refusal = InvalidRequest(
-        f"'{param}' is honoured by no provider of this model that honours the rest.", param=param
+        f"'{param}' is not supported by any provider that supports the other parameters.",
+        param=param,
     )
-    sieve.apply(
+    endpoints.apply(
         "output_dtype",
-        lambda it: wanted.dtype in it.accepts.dtypes,
-        "does not give such numbers",
+        lambda candidate: parameters.dtype in candidate.accepts.dtypes,
+        "does not support this output_dtype",
         refusal,
     )
     if request.preferences.require_parameters and request.user is not None:
-        sieve.apply("require_parameters", lambda it: it.accepts.user, "does not take 'user'")
+        endpoints.apply(
+            "require_parameters",
+            lambda candidate: candidate.accepts.user,
+            "does not accept 'user'",
+        )
 
 
-def _filter_by_input(sieve: EndpointFilter, model: Model, request: EmbeddingRequest) -> None:
-    needs = list_modalities(request.inputs)
-    said = (
-        "token ids"
-        if request.kind is Kind.TOKENS
-        else f"{' and '.join(sorted(needs))} {request.kind}".replace("text text", "text")
-    )
+def _filter_by_input(endpoints: EndpointFilter, model: Model, request: EmbeddingRequest) -> None:
+    modalities = list_modalities(request.inputs)
+    if request.kind is Kind.TOKENS:
+        content = "token ids"
+    else:
+        content = f"{' and '.join(sorted(modalities))} {request.kind}".replace("text text", "text")
     refusal = InvalidRequest(
-        f"'input' holds {said}, which no provider of this model takes.",
+        f"'input' holds {content}, which no provider of this model accepts.",
         param="input",
         code="unsupported_modality",
     )
-    # A model that lists no modalities is a text model, as it is to whoever asks for the list of models.
-    sieve.apply(
+    # A model that lists no modalities is a text model, as in GET /v1/models.
+    endpoints.apply(
         "input",
-        lambda _: needs <= set(model.modalities or ("text",)),
-        "the model has no such modality",
+        lambda _: modalities <= set(model.modalities or ("text",)),
+        "the model does not support this modality",
         refusal,
     )
-    sieve.apply(
+    endpoints.apply(
         "input",
-        lambda it: _takes(it.accepts, request.kind, needs),
-        f"does not take {said}",
+        lambda candidate: _accepts_kind(candidate.accepts, request.kind, modalities),
+        f"does not accept {content}",
         refusal,
     )
-    if "image" in needs and any(
+    if "image" in modalities and any(
         map(_is_remote, (part for item in request.inputs for part in item))
     ):
-        sieve.apply("input", lambda it: it.accepts.fetches, "does not fetch https images", refusal)
+        endpoints.apply(
+            "input",
+            lambda candidate: candidate.accepts.fetches,
+            "does not fetch https images",
+            refusal,
+        )
     if request.kind is Kind.TOKENS and model.max_input_tokens is not None:
         _refuse_overlong(request.inputs, model.max_input_tokens)
 
 
-def _takes(accepts: Accepts, kind: Kind, needs: frozenset[str]) -> bool:
+def _accepts_kind(accepts: Accepts, kind: Kind, modalities: frozenset[str]) -> bool:
     if kind is Kind.TEXT:
         return accepts.texts
     if kind is Kind.TOKENS:
         return accepts.tokens
-    # Content parts are a multimodal API's way to speak; a text API has no room even for text parts.
-    return len(accepts.modalities) > 1 and needs <= set(accepts.modalities)
+    # Only multimodal APIs accept content parts; a text API does not accept even text parts.
+    return len(accepts.modalities) > 1 and modalities <= set(accepts.modalities)
 
 
 def _is_remote(part: object) -> bool:
@@ -286,20 +313,21 @@ def _refuse_overlong(inputs: Sequence[Input], most: int) -> None:
         if len(ids) > most:
             param = f"input[{position}]" if len(inputs) > 1 else "input"
             raise InvalidRequest(
-                f"'{param}' holds {len(ids)} token ids; the maximum context length of this model is {most}.",
+                f"'{param}' holds {len(ids)} token ids; "
+                f"the maximum context length of this model is {most}.",
                 param=param,
                 code="context_length_exceeded",
             )
 
 
-def _gives_width(candidate: ResolvedEndpoint, model: Model, wanted: Parameters) -> bool:
-    if wanted.dimensions is None or candidate.accepts.dimensions:
+def _supports_width(candidate: ResolvedEndpoint, model: Model, parameters: Parameters) -> bool:
+    if parameters.dimensions is None or candidate.accepts.dimensions:
         return True
-    return wanted.uncut(model) is not None
+    return parameters.uncut(model) is not None
 
 
 def honours_type(candidate: ResolvedEndpoint, model: Model, input_type: str, kind: Kind) -> bool:
-    """Whether the API takes an input type itself, or the model's config gives a text prefix for it."""
+    """Return whether the API accepts ``input_type``, or the model config has a prefix for it."""
     return input_type in candidate.accepts.input_types or (
         kind is Kind.TEXT and input_type in (model.prefixes or {})
     )

@@ -1,6 +1,6 @@
-"""When an endpoint is left alone after failures, and whose outcome lets calls through again; the clock is an argument.
+"""Tracks the health of each endpoint: circuit breaker, cool-down, learned caps and percentiles.
 
-How one endpoint is doing: breaker, rest, learned caps and percentiles; the clock is an argument.
+Time is an argument: every method takes ``now`` in seconds of one monotonic clock.
 """
 
 from collections import deque
@@ -30,11 +30,11 @@ from embedroute.routing.registry import ResolvedEndpoint
 from embedroute.upstream_errors.neutral import neutral
 
 _DOUBLINGS: Final = 32
-"""Doublings of a rest; more would overflow a float in an outage of days."""
+"""Doublings of a cool-down at most; more would overflow a float in an outage of days."""
 
 
 class BreakerPolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """When an endpoint is taken out, and for how long (seconds)."""
+    """After how many failures in a row a breaker opens, and for how many seconds."""
 
     failures: int = 5
     initial_cooldown: float = 5.0
@@ -43,7 +43,7 @@ class BreakerPolicy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class State(StrEnum):
-    """Of a breaker: closed lets all through, open none, half-open one probe at a time."""
+    """The state of a breaker: closed admits all calls, open none, half-open one probe at a time."""
 
     CLOSED = "closed"
     OPEN = "open"
@@ -51,17 +51,19 @@ class State(StrEnum):
 
 
 class CircuitBreaker:
-    """The breaker of one endpoint; every method takes ``now`` in seconds of one monotonic clock.
+    """The circuit breaker of one endpoint.
 
-    A call is let in with a ticket and brings it back with its outcome. A new epoch begins whenever the breaker opens,
-    lets a probe in, has the probe's place free again, or closes; a ticket is the epoch it was given in. The outcome
-    of an earlier epoch is stale and changes nothing: a late success does not close the breaker, a late failure or
-    refusal is of an outage that is known already and neither lengthens it nor begins another, and nobody but the
-    probe itself frees the probe's place.
+    A call gets a permit and returns it with its outcome. A permit is the number of the epoch in
+    which it was issued. A new epoch begins when the breaker opens, admits a probe, gets the permit
+    of a probe back, or closes.
+
+    An outcome with a permit of an earlier epoch is stale and changes nothing: a late success does
+    not close the breaker, a late failure does not extend the outage or start another, and only the
+    probe itself can release the probe's permit.
     """
 
     def __init__(self, policy: BreakerPolicy) -> None:
-        """Begin closed."""
+        """Create a closed breaker."""
         self.open_until = 0.0
         self.refusal: UpstreamError | None = None
         self._policy = policy
@@ -71,13 +73,16 @@ class CircuitBreaker:
         self._failures = 0
 
     def state(self, now: float) -> State:
-        """Tell the state."""
+        """Return the state at the time ``now``."""
         if self._cooldowns == 0:
             return State.CLOSED
         return State.OPEN if now < self.open_until else State.HALF_OPEN
 
     def acquire(self, now: float) -> int:
-        """Ask to make a call: its ticket, or 0 if it may not be made. Follow with one of the others."""
+        """Return a permit for a call, or 0 if the call may not be made.
+
+        Pass the permit to one of the ``record_*`` methods or to ``release``.
+        """
         if self._cooldowns:
             if self._probing or now < self.open_until:
                 return 0
@@ -85,7 +90,7 @@ class CircuitBreaker:
         return self._epoch
 
     def record_success(self, permit: int) -> None:
-        """Begin the count of failures anew; the probe's success closes the breaker."""
+        """Reset the count of failures; the probe's success closes the breaker."""
         if permit != self._epoch:
             return
         self._failures = 0
@@ -95,25 +100,28 @@ class CircuitBreaker:
             self._next_epoch()
 
     def record_failure(self, permit: int, now: float, *, counts: bool = True) -> None:
-        """Count a failure, if it ``counts``; enough in a row, or the probe's, open the breaker."""
+        """Record a failure; enough of them in a row, or one of the probe, open the breaker.
+
+        With ``counts=False`` it is not counted, but a failed probe still opens the breaker.
+        """
         if permit != self._epoch:
             return
         self._failures += counts
         if self._probing or self._failures >= self._policy.failures:
-            rest = self._policy.initial_cooldown * 2 ** min(self._cooldowns, _DOUBLINGS)
-            self._open(now + min(self._policy.longest_cooldown, rest), None)
+            cooldown = self._policy.initial_cooldown * 2 ** min(self._cooldowns, _DOUBLINGS)
+            self._open(now + min(self._policy.longest_cooldown, cooldown), None)
 
     def record_rejection(self, permit: int, now: float, refusal: UpstreamError | None) -> None:
-        """Open at once: asking again soon is no use.
+        """Open at once: further calls would be rejected as well.
 
-        Every caller is told of the refusal until a probe ends it, so a neutral copy is stored.
+        Every caller gets the refusal until a probe succeeds, so a neutral copy of it is stored.
         """
         if permit == self._epoch:
             stored = None if refusal is None else neutral(refusal)
             self._open(now + self._policy.rejection_cooldown, stored)
 
     def release(self, permit: int) -> None:
-        """Free the place of a probe that brought no news."""
+        """Return the permit of a call without a usable outcome, so that another probe can start."""
         if self._probing and permit == self._epoch:
             self._next_epoch()
 
@@ -129,19 +137,19 @@ class CircuitBreaker:
 
 
 SIGNIFICANT: Final = 30.0
-"""Seconds for which a significant failure moves an endpoint behind the others (SEMANTICS of OpenRouter's default)."""
+"""Seconds for which a failed endpoint is tried after the others (as in OpenRouter's default)."""
 SUSPECTS: Final = 8
-"""Failed calls whose inputs are remembered until a call succeeds."""
+"""Failed calls whose inputs are remembered, until a call succeeds."""
 SHORTEST_COOLDOWN: Final = 1.0
-"""Seconds that a 429 without a hint rests its endpoint, and the least that a client is told to wait."""
+"""Cool-down in seconds after a 429 without Retry-After; also the least that clients must wait."""
 WINDOW: Final = 300.0
-"""Seconds over which percentiles are taken."""
+"""Seconds over which percentiles are computed."""
 SAMPLES: Final = 1024
-"""Calls remembered per endpoint, so that memory stays bounded."""
+"""Samples kept per endpoint, so that memory stays bounded."""
 
 
 class Sample(msgspec.Struct, frozen=True):
-    """One answered call: when it ended, how many seconds it took, tokens a second."""
+    """One answered call: when it ended, its latency in seconds, and its tokens per second."""
 
     at: float
     latency: float
@@ -149,15 +157,15 @@ class Sample(msgspec.Struct, frozen=True):
 
 
 class EndpointHealth:
-    """The state of one endpoint; every method takes ``now`` in seconds of one monotonic clock.
+    """The health of one endpoint.
 
-    A call that is let in gets a ticket, which it brings back with its outcome, so that a call from before an outage
-    cannot pass for the probe that ends it (see ``CircuitBreaker``). What a late call says of the endpoint itself is learned
-    all the same: how long it took, that the endpoint failed lately, and how long it asks to be left alone.
+    A call gets a permit and returns it with its outcome, so that a call from before an outage
+    cannot be mistaken for the probe that ends the outage (see ``CircuitBreaker``). A late outcome
+    still updates the latency, the time of the last failure, and the cool-down of a 429.
     """
 
     def __init__(self, policy: BreakerPolicy) -> None:
-        """Begin closed and rested."""
+        """Create the health of an endpoint that was not called yet."""
         self.limited_until = 0.0
         self.learned: dict[Measure, LearnedCap] = {}
         self._breaker = CircuitBreaker(policy)
@@ -167,26 +175,27 @@ class EndpointHealth:
         self._rejected: frozenset[Hashable] | None = None
 
     def state(self, now: float) -> State:
-        """Tell the breaker's state."""
+        """Return the breaker's state."""
         return self._breaker.state(now)
 
     def available_at(self, now: float) -> float:
-        """When a call may be made: ``now``, or the end of the rest that a failure or a 429 asked for."""
+        """Return when a call may be made: ``now``, or the end of the current cool-down."""
         return max(now, self._breaker.open_until, self.limited_until)
 
     def failing(self, now: float) -> bool:
-        """Whether a significant failure lies less than 30 s back."""
+        """Return whether the endpoint failed in the last 30 s."""
         return now - self._last_failure < SIGNIFICANT
 
     def acquire(self, now: float) -> int:
-        """Ask to make a call: its ticket, or 0 if it may not be made; a half-open breaker admits one probe at a time.
+        """Return a permit for a call, or 0 if the call may not be made.
 
-        Bring the ticket back to ``record_success``, ``record_error`` or ``release``.
+        A half-open breaker admits one probe at a time. Pass the permit to ``record_success``,
+        ``record_error`` or ``release``.
         """
         return 0 if now < self.limited_until else self._breaker.acquire(now)
 
     def record_success(self, permit: int, now: float, latency: float, tokens: int) -> None:
-        """Remember how long the call took; the probe's success closes the breaker."""
+        """Record an answered call; the probe's success closes the breaker."""
         self._breaker.record_success(permit)
         if self._suspects or self._rejected:
             self._suspects.clear()
@@ -200,11 +209,12 @@ class EndpointHealth:
         failure: EmbedrouteError,
         work: Collection[Hashable] = (),
     ) -> None:
-        """Take what a failure says of the endpoint; an input's own, or one counted already, says nothing.
+        """Record the outcome of a failed call.
 
-        ``work`` holds the keys of the call's inputs. An input can cause an error status or a bad
-        answer. Such a failure counts once for each input until a call succeeds, so that one bad
-        input does not open the breaker by being sent again.
+        Errors caused by an input, and errors recorded already, do not change the health. ``work``
+        holds the keys of the call's inputs. An input can also cause an error status or an invalid
+        response. Such a failure counts once per input until a call succeeds, so that repeating one
+        bad input does not open the breaker.
         """
         if isinstance(failure, UpstreamError) and failure.already_recorded:
             self.release(permit)
@@ -227,7 +237,7 @@ class EndpointHealth:
             self.release(permit)
 
     def record_failure(self, permit: int, now: float, *, counts: bool = True) -> None:
-        """Count an upstream's own trouble; enough of it in a row, or a failed probe, opens the breaker."""
+        """Record a failure of the upstream; enough in a row or a failed probe open the breaker."""
         if counts:
             self._last_failure = now
         self._breaker.record_failure(permit, now, counts=counts)
@@ -235,21 +245,22 @@ class EndpointHealth:
     def record_unexplained_rejection(
         self, permit: int, now: float, work: Collection[Hashable]
     ) -> None:
-        """Rest if two calls in a row, without a common input, were rejected and none succeeded for 30 s.
+        """Open the breaker if two rejections in a row have no input in common.
 
-        That is how a refused key looks if the upstream does not say so. While calls succeed, the
-        inputs are the reason.
+        An invalid API key looks like this if the upstream does not say so. If a call succeeded in
+        the last 30 s, the inputs are the cause and the breaker stays closed.
         """
-        before, self._rejected = self._rejected, frozenset(work)
-        served = bool(self._samples) and now - self._samples[-1].at < SIGNIFICANT
-        if before and not served and before.isdisjoint(work):
+        previous = self._rejected
+        self._rejected = frozenset(work)
+        succeeded = bool(self._samples) and now - self._samples[-1].at < SIGNIFICANT
+        if previous and not succeeded and previous.isdisjoint(work):
             self.record_rejection(permit, now)
         else:
             self.release(permit)
 
     def _is_new(self, work: Collection[Hashable]) -> bool:
-        """Remember the inputs of ``work``, unless one of them has failed since the last success."""
-        if any(not seen.isdisjoint(work) for seen in self._suspects):
+        """Return whether none of ``work`` has failed since the last success, and remember it."""
+        if any(not failed.isdisjoint(work) for failed in self._suspects):
             return False
         if work:
             self._suspects.append(frozenset(work))
@@ -258,31 +269,37 @@ class EndpointHealth:
     def record_rejection(
         self, permit: int, now: float, refusal: UpstreamError | None = None
     ) -> None:
-        """Our key or the model was refused: asking again soon is no use, and what was said then still holds."""
+        """Record that the upstream rejects the gateway's key or the model; open the breaker."""
         self._last_failure = now
         self._breaker.record_rejection(permit, now, refusal)
 
     def record_rate_limit(self, permit: int, now: float, cooldown: float) -> None:
-        """The upstream asked for ``cooldown`` seconds without calls; that says nothing of its health."""
+        """Record a 429: no calls for ``cooldown`` seconds. The breaker does not change."""
         self.limited_until = max(self.limited_until, now + min(cooldown, LONGEST_RETRY_AFTER))
         self._breaker.release(permit)
 
     def release(self, permit: int) -> None:
-        """The call ended without news of the upstream: cancelled, or the input's own fault."""
+        """Return the permit of a call that says nothing about the upstream.
+
+        Such a call was cancelled, not made, or failed because of its input.
+        """
         self._breaker.release(permit)
 
-    def record_batch_too_large(self, now: float, measure: Measure, held: int) -> None:
-        """A call that held so much was too large: learn a smaller cap, for a while."""
-        cap = lowered(self.learned.get(measure), measure, held, now)
+    def record_batch_too_large(self, now: float, measure: Measure, size: int) -> None:
+        """Record that a call of ``size`` was too large, and learn a smaller cap."""
+        cap = lowered(self.learned.get(measure), measure, size, now)
         if cap is not None:
             self.learned[measure] = cap
 
-    def record_batch_fitted(self, now: float, measure: Measure, held: int) -> None:
-        """A call that held so much was answered, so no smaller cap is right."""
-        self._raise(now, measure, held)
+    def record_batch_fitted(self, now: float, measure: Measure, size: int) -> None:
+        """Record that a call of ``size`` was answered, and raise the cap to that size."""
+        self._raise(now, measure, size)
 
     def doubt(self, now: float, measure: Measure) -> None:
-        """Double a cap, because an input of the call that taught it is refused alone as well."""
+        """Double a cap after an input of the rejected call was rejected alone as well.
+
+        The call may then have been rejected because of that input, and not because of its size.
+        """
         if measure in self.learned:
             self._raise(now, measure, 2 * (self.learned[measure].at(now) or 0))
 
@@ -294,28 +311,26 @@ class EndpointHealth:
             self.learned[measure] = cap
 
     def caps(self, accepts: Accepts, now: float) -> Accepts:
-        """What one call may hold: what the API ``accepts``, lowered to the learned caps."""
+        """Return ``accepts`` with its limits lowered to the learned caps."""
         return narrowed(accepts, self.learned, now) if self.learned else accepts
 
     def unavailable_error(self, now: float) -> EmbedrouteError:
-        """Tell why no call is made now: a 429, a refusal that still holds, or an open breaker."""
-        rest = max(self.available_at(now) - now, SHORTEST_COOLDOWN)
+        """Return why no call is made now: a rate limit, a rejection or an open breaker."""
+        wait = max(self.available_at(now) - now, SHORTEST_COOLDOWN)
         if self.limited_until > now:
-            told = RateLimited("Every provider of this model asks to wait.", retry_after=rest)
-            told.already_recorded = True
-            return told
+            error = RateLimited("All providers of this model are rate limited.", retry_after=wait)
+            error.already_recorded = True
+            return error
         if self._breaker.refusal is not None:
-            return neutral(self._breaker.refusal)  # a copy each: raising an error adds frames to it
-        return NoHealthyEndpoint(
-            "No provider of this model is healthy at the moment.", retry_after=rest
-        )
+            return neutral(self._breaker.refusal)  # a new copy: raising an error adds frames to it
+        return NoHealthyEndpoint("No provider of this model is healthy.", retry_after=wait)
 
     def latency(self, percentile: int, now: float) -> float | None:
-        """Seconds that ``percentile`` % of recent calls stayed within; None without data."""
+        """Return the latency percentile of recent calls in seconds, or None without data."""
         return _percentile(sorted(sample.latency for sample in self._recent(now)), percentile)
 
     def throughput(self, percentile: int, now: float) -> float | None:
-        """Tokens a second that ``percentile`` % of recent calls reached; None without data."""
+        """Return the tokens per second that ``percentile`` % of recent calls reached, or None."""
         return _percentile(
             sorted((sample.throughput for sample in self._recent(now)), reverse=True), percentile
         )
@@ -327,22 +342,22 @@ class EndpointHealth:
 
 
 def _percentile(ordered: list[float], percentile: int) -> float | None:
-    # Nearest rank: the smallest value that `percentile` % of all do not exceed.
+    # Nearest rank: the smallest value that at least `percentile` % of the values do not exceed.
     if not ordered:
         return None
     return ordered[max(0, -(-percentile * len(ordered) // 100) - 1)]
 
 
 class HealthRegistry:
-    """The health of every endpoint of a gateway that is in use, made as they are met."""
+    """The health of each endpoint of a gateway, created at its first use."""
 
     def __init__(self, policy: BreakerPolicy) -> None:
-        """Know none yet."""
+        """Create an empty registry."""
         self._policy = policy
         self._healths: BoundedMap[str, EndpointHealth] = BoundedMap()
 
     def get(self, candidate: ResolvedEndpoint) -> EndpointHealth:
-        """The health of one endpoint."""
+        """Return the health of one endpoint."""
         return self._healths.get(candidate.name) or self._healths.get_or_insert(
             candidate.name, EndpointHealth(self._policy)
         )

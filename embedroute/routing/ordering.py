@@ -1,4 +1,7 @@
-"""In what order endpoints are tried: drawn by price, or as the client lists or sorts them. Chance and time are arguments."""
+"""Orders the candidates of a request: weighted by price, or as the client lists or sorts them.
+
+Time and randomness are arguments.
+"""
 
 from collections.abc import Callable, Sequence
 from decimal import Decimal
@@ -13,7 +16,10 @@ from embedroute.routing.registry import ResolvedEndpoint
 
 
 class SelectionContext(msgspec.Struct, frozen=True, kw_only=True):
-    """What selection knows beside the request: the gateway's own lists, health, and chance in [0, 1)."""
+    """What selection depends on besides the request: the gateway's lists, health, time and chance.
+
+    ``now`` is in seconds of a monotonic clock; ``random`` returns a number in [0, 1).
+    """
 
     only: Sequence[str] = ()
     ignore: Sequence[str] = ()
@@ -29,22 +35,32 @@ def order_endpoints(
     suffix: str | None,
     context: SelectionContext,
 ) -> list[ResolvedEndpoint]:
-    """Put candidates in the order in which they are tried; ``suffix`` is what the model's name sorts by."""
+    """Return the candidates in the order in which they are tried.
+
+    ``suffix`` is the sort key that a suffix of the model name asks for.
+    """
     listed = preferences.order or []
     sort = preferences.sort_key() or suffix
     if sort:
-        ranked = sorted(candidates, key=lambda it: _rank(it, sort, context))
+        ranked = sorted(candidates, key=lambda candidate: _rank(candidate, sort, context))
     elif listed:
-        ranked = sorted(candidates, key=lambda it: _rank(it, "price", context))
+        ranked = sorted(candidates, key=lambda candidate: _rank(candidate, "price", context))
     else:
         ranked = _balanced(candidates, context)
-    ranked = sorted(ranked, key=lambda it: it.stage != "stable")
-    ranked = sorted(ranked, key=lambda it: not _as_fast_as_preferred(it, preferences, context))
+    # Sorting is stable, so the last sort decides first.
+    ranked = sorted(ranked, key=lambda candidate: candidate.stage != "stable")
+    ranked = sorted(
+        ranked, key=lambda candidate: not _as_fast_as_preferred(candidate, preferences, context)
+    )
     ranked = sorted(
         ranked,
-        key=lambda it: next((at for at, name in enumerate(listed) if it.named(name)), len(listed)),
+        key=lambda candidate: next(
+            (index for index, name in enumerate(listed) if candidate.named(name)), len(listed)
+        ),
     )
-    return ranked[:1] if preferences.allow_fallbacks is False and not listed else ranked
+    if preferences.allow_fallbacks is False and not listed:
+        return ranked[:1]
+    return ranked
 
 
 _LAST: Final = float("inf")
@@ -53,12 +69,17 @@ _LAST: Final = float("inf")
 def _rank(
     candidate: ResolvedEndpoint, sort: str, context: SelectionContext
 ) -> tuple[float | Decimal, ...]:
-    health, price = context.health(candidate), candidate.prices.get("prompt", Decimal("Infinity"))
+    health = context.health(candidate)
+    price = candidate.prices.get("prompt", Decimal("Infinity"))
     if sort == "latency":
-        return (_LAST if (latency := health.latency(50, context.now)) is None else latency,)
+        latency = health.latency(50, context.now)
+        return (_LAST if latency is None else latency,)
     if sort == "throughput":
-        return (_LAST if (rate := health.throughput(50, context.now)) is None else -rate,)
-    return (-candidate.quality, price) if sort == "exacto" else (price,)
+        throughput = health.throughput(50, context.now)
+        return (_LAST if throughput is None else -throughput,)
+    if sort == "exacto":
+        return (-candidate.quality, price)
+    return (price,)
 
 
 def _balanced(
@@ -66,31 +87,39 @@ def _balanced(
 ) -> list[ResolvedEndpoint]:
     if len(candidates) == 1:
         return list(candidates)
-    failing = [it for it in candidates if context.health(it).failing(context.now)]
-    stable = [it for it in candidates if it not in failing]
+    failing = [
+        candidate for candidate in candidates if context.health(candidate).failing(context.now)
+    ]
+    stable = [candidate for candidate in candidates if candidate not in failing]
     return [*_drawn(stable, context.random), *_drawn(failing, context.random)]
 
 
 def _drawn(
     candidates: Sequence[ResolvedEndpoint], random: Callable[[], float]
 ) -> list[ResolvedEndpoint]:
-    """Draw without replacement, each time with weight 1/price²; free endpoints come before all others."""
-    left, drawn = list(candidates), list[ResolvedEndpoint]()
-    while left:
-        marks = list(accumulate(draw_weights(left)))
-        mark = random() * marks[-1]
-        drawn.append(
-            left.pop(next((at for at, end in enumerate(marks) if mark < end), len(left) - 1))
+    """Draw without replacement with weight 1/price²; free endpoints come before all others."""
+    remaining = list(candidates)
+    drawn: list[ResolvedEndpoint] = []
+    while remaining:
+        bounds = list(accumulate(draw_weights(remaining)))
+        point = random() * bounds[-1]
+        index = next(
+            (index for index, bound in enumerate(bounds) if point < bound), len(remaining) - 1
         )
+        drawn.append(remaining.pop(index))
     return drawn
 
 
 def draw_weights(candidates: Sequence[ResolvedEndpoint]) -> list[float]:
-    """The weight of each candidate in a draw: 1/price², an unknown price counting as the dearest known one."""
-    known = [it.prices["prompt"] for it in candidates if "prompt" in it.prices]
+    """Return the weight of each candidate in a draw: 1/price², relative to the lowest price.
+
+    An unknown price counts as the highest known one. If no price is known, the configured weights
+    are used. If an endpoint is free, only free endpoints have a weight.
+    """
+    known = [candidate.prices["prompt"] for candidate in candidates if "prompt" in candidate.prices]
     if not known:
-        return [it.weight for it in candidates]
-    prices = [it.prices.get("prompt", max(known)) for it in candidates]
+        return [candidate.weight for candidate in candidates]
+    prices = [candidate.prices.get("prompt", max(known)) for candidate in candidates]
     if not all(prices):
         return [float(price == 0) for price in prices]
     return [float((min(known) / price) ** 2) for price in prices]
@@ -101,13 +130,14 @@ def _as_fast_as_preferred(
 ) -> bool:
     if preferences.preferred_max_latency is None and preferences.preferred_min_throughput is None:
         return True
-    health, now = context.health(candidate), context.now
-    slow = any(
-        (seen := health.latency(at, now)) is not None and seen > most
-        for at, most in cutoffs(preferences.preferred_max_latency).items()
+    health = context.health(candidate)
+    now = context.now
+    too_slow = any(
+        (latency := health.latency(percentile, now)) is not None and latency > maximum
+        for percentile, maximum in cutoffs(preferences.preferred_max_latency).items()
     )
-    weak = any(
-        (seen := health.throughput(at, now)) is not None and seen < least
-        for at, least in cutoffs(preferences.preferred_min_throughput).items()
+    too_weak = any(
+        (throughput := health.throughput(percentile, now)) is not None and throughput < minimum
+        for percentile, minimum in cutoffs(preferences.preferred_min_throughput).items()
     )
-    return not slow and not weak
+    return not too_slow and not too_weak

@@ -1,4 +1,8 @@
-"""Order and duplicates: inputs → keys in request order and unique work; chunks; and the way back. Alone knows order."""
+"""Plans the work of a request: cache keys, de-duplication, chunks, and the order of the results.
+
+This is the only module that knows the order of inputs. Between ``make_plan`` and ``assemble``, work
+and results are mappings by cache key.
+"""
 
 import hashlib
 from array import array
@@ -36,13 +40,14 @@ PIECE: Final = 1 << 18
 _ENCODER: Final = msgspec.json.Encoder()
 
 CacheKey = bytes
-"""Digest of all that makes a vector what it is, and of who may see it."""
+"""Digest of everything that determines a vector, and of the callers that may see it."""
 
 
 class EmbeddedInput(msgspec.Struct, frozen=True, gc=False):
-    """One input's vector, (d,), and its share of the tokens that computing it cost, as the upstream told or we estimate.
+    """The vector of one input, shape (d,), and its share of the tokens of the call.
 
-    It must not be used once its ``source`` is caught.
+    ``tokens`` comes from the upstream, or from our estimate if ``estimated``. The vector must not
+    be used after its ``source`` (the connection) was found to be unreliable.
     """
 
     vector: Array
@@ -59,14 +64,17 @@ class Plan(msgspec.Struct, frozen=True, gc=False):
 
 
 def prefix(*fields: str | bytes) -> bytes:
-    """Join what all keys of a request share, length-prefixed so that no two lists of fields run together."""
-    # A host's names may hold lone surrogates, which plain UTF-8 refuses.
-    raws = [it.encode(errors="surrogatepass") if isinstance(it, str) else it for it in fields]
-    return b"".join([len(raw).to_bytes(4, "little") + raw for raw in raws])
+    """Join fields, each with a length prefix, so that different lists give different results."""
+    # Names from the host application may hold lone surrogates, which UTF-8 cannot encode.
+    encoded = [
+        field.encode(errors="surrogatepass") if isinstance(field, str) else field
+        for field in fields
+    ]
+    return b"".join([len(raw).to_bytes(4, "little") + raw for raw in encoded])
 
 
 def shared_policy(preferences: Preferences, scope: tuple[str, str]) -> bytes:
-    """Encode a cache scope and the data policy: requests equal in both share entries and calls."""
+    """Encode the cache scope and the data policy: only requests equal in both share vectors."""
     return prefix(*scope, f"{preferences.data_collection == 'deny'}{bool(preferences.zdr)}")
 
 
@@ -76,51 +84,51 @@ def shared_key(
     preferences: Preferences,
     scope: tuple[str, str],
 ) -> bytes:
-    """Encode what all keys of a request share: who may see its vectors, and all but the input."""
-    made = (
+    """Encode the common part of a request's cache keys: everything except the input."""
+    vector_fields = (
         str(parameters.width or ""),
         parameters.dtype,
         parameters.input_type or "",
         parameters.title or "",
     )
-    return prefix(shared_policy(preferences, scope), route.vector_space, *made)
+    return prefix(shared_policy(preferences, scope), route.vector_space, *vector_fields)
 
 
 def make_plan(inputs: Sequence[Input], shared: bytes) -> Plan:
-    """Give every input its key; equal inputs share one."""
-    begun = hashlib.blake2b(shared, digest_size=24)
+    """Compute the cache key of every input; equal inputs share one key."""
+    base = hashlib.blake2b(shared, digest_size=24)
     keys: list[CacheKey] = []
     for item in inputs:
-        digest = begun.copy()
+        digest = base.copy()
         if isinstance(item, str):
             digest.update(b"t" + item.encode())
         else:
-            finished(_digested(digest, item))
+            finished(_update_digest(digest, item))
         keys.append(digest.digest())
     return Plan(keys, dict(zip(keys, inputs, strict=True)))
 
 
 def make_plan_in_steps(inputs: Sequence[Input], shared: bytes) -> Generator[None, None, Plan]:
-    """Make the same plan in steps: hashing 32 MiB takes 60 ms."""
-    begun = hashlib.blake2b(shared, digest_size=24)
+    """Make the same plan as ``make_plan`` in steps: hashing 32 MiB takes 60 ms."""
+    base = hashlib.blake2b(shared, digest_size=24)
     keys: list[CacheKey] = []
     for item in inputs:
-        digest = begun.copy()
-        yield from _digested(digest, item)
+        digest = base.copy()
+        yield from _update_digest(digest, item)
         keys.append(digest.digest())
         yield
     return Plan(keys, dict(zip(keys, inputs, strict=True)))
 
 
 def rekeyed(work: Mapping[CacheKey, Input], shared: bytes) -> dict[CacheKey, CacheKey]:
-    """Key → the key that the same input has under another ``shared``."""
+    """Map each key of ``work`` to the key of the same input under another ``shared`` part."""
     return dict(zip(work, make_plan(list(work.values()), shared).keys, strict=True))
 
 
 def rekeyed_in_steps(
     work: Mapping[CacheKey, Input], shared: bytes
 ) -> Generator[None, None, dict[CacheKey, CacheKey]]:
-    """Tell the same in steps."""
+    """Return the same as ``rekeyed``, in steps."""
     plan = yield from make_plan_in_steps(list(work.values()), shared)
     return dict(zip(work, plan.keys, strict=True))
 
@@ -128,34 +136,38 @@ def rekeyed_in_steps(
 def cut(
     wider: Mapping[CacheKey, CacheKey], found: Mapping[CacheKey, EmbeddedInput], width: int | None
 ) -> dict[CacheKey, EmbeddedInput]:
-    """Cut found vectors of the model's own width to ``width``, under the keys that asked for them.
+    """Truncate vectors of the model's own width to ``width``.
 
-    One that would be zero is left out: it is as if it had not been found.
+    ``wider`` maps each requested key to the key of the whole vector in ``found``. A vector that
+    would be zero after truncation is left out, so the input counts as not found.
     """
-    narrow = dict[CacheKey, EmbeddedInput]()
-    for key, wide in wider.items():
-        if (whole := found.get(wide)) is not None:
+    truncated: dict[CacheKey, EmbeddedInput] = {}
+    for key, wide_key in wider.items():
+        if (whole := found.get(wide_key)) is not None:
             with suppress(InvalidUpstreamResponse):
                 row = vectors.truncate(whole.vector[None], width or 0)[0]
-                narrow[key] = EmbeddedInput(row, whole.tokens, whole.estimated, whole.source)
-    return narrow
+                truncated[key] = EmbeddedInput(row, whole.tokens, whole.estimated, whole.source)
+    return truncated
 
 
-def _digested(digest: "hashlib.blake2b", item: Input) -> Generator[None, None, None]:
-    """Hash one input so that no two are written alike: the kinds begin with different letters, and texts have lengths."""
+def _update_digest(digest: "hashlib.blake2b", item: Input) -> Generator[None, None, None]:
+    """Hash one input in an unambiguous encoding.
+
+    Each kind of input has its own first letter, and the texts of content parts have a length.
+    """
     if isinstance(item, str):
         digest.update(b"t")
-        yield from _digested_text(digest, item)
+        yield from _hash_text(digest, item)
     elif isinstance(item[0], int):
         digest.update(b"i" + array("i", cast("tuple[int, ...]", item)).tobytes())
     else:
         for part in cast("tuple[Part, ...]", item):
             text = part.image_url.url if isinstance(part, ImagePart) else part.text
             digest.update(b"%s%d:" % (b"m" if isinstance(part, ImagePart) else b"p", len(text)))
-            yield from _digested_text(digest, text)
+            yield from _hash_text(digest, text)
 
 
-def _digested_text(digest: "hashlib.blake2b", text: str) -> Generator[None, None, None]:
+def _hash_text(digest: "hashlib.blake2b", text: str) -> Generator[None, None, None]:
     for start in range(0, len(text), PIECE):
         digest.update(text[start : start + PIECE].encode())
         if start:
@@ -163,7 +175,7 @@ def _digested_text(digest: "hashlib.blake2b", text: str) -> Generator[None, None
 
 
 def text_before(candidate: ResolvedEndpoint, model: Model, input_type: str | None) -> str:
-    """The text that stands before each text of an input type: the model's prefix, where the API takes no such type."""
+    """Return the prefix for texts of ``input_type``: the model's, if the API has no such type."""
     if input_type is None or input_type in candidate.accepts.input_types:
         return ""
     return (model.prefixes or {}).get(input_type, "")
@@ -172,9 +184,10 @@ def text_before(candidate: ResolvedEndpoint, model: Model, input_type: str | Non
 def split(
     work: Mapping[CacheKey, Input], accepts: Accepts, before: str = ""
 ) -> list[dict[CacheKey, Input]]:
-    """Cut work into chunks within the caps on inputs, tokens and bytes of one call, each text with ``before`` before it.
+    """Split work into chunks within the limits of one call on inputs, tokens and bytes.
 
-    An input that is over a cap by itself goes alone: the upstream then says so in its own words.
+    ``before`` is the prefix that each text will get. An input that exceeds a limit by itself
+    becomes a chunk of its own, and the upstream reports the error.
     """
     return finished(split_in_steps(work, accepts, before))
 
@@ -182,63 +195,83 @@ def split(
 def split_in_steps(
     work: Mapping[CacheKey, Input], accepts: Accepts, before: str = ""
 ) -> Generator[None, None, list[dict[CacheKey, Input]]]:
-    """Cut the same in steps: measuring 32 MiB takes up to 170 ms."""
+    """Return the same as ``split``, in steps: measuring 32 MiB takes up to 170 ms."""
     if len(work) < 2:
         return [dict(work)] if work else []
     most = accepts.max_inputs or len(work)
-    tokens, size = accepts.max_tokens or inf, (accepts.max_bytes or inf) - ENVELOPE
-    if len(work) <= most and _surely_within(work.values(), tokens, size, len(before)):
+    max_tokens = accepts.max_tokens or inf
+    max_bytes = (accepts.max_bytes or inf) - ENVELOPE
+    if len(work) <= most and _surely_within(work.values(), max_tokens, max_bytes, len(before)):
         return [dict(work)]
-    return (yield from _chunks(work, most, tokens, size, before))
+    return (yield from _chunks(work, most, max_tokens, max_bytes, before))
 
 
-def _surely_within(items: Collection[Input], tokens: float, size: float, before: int) -> bool:
-    """Whether texts are so far below the caps that nobody need measure each.
+def _surely_within(
+    items: Collection[Input], max_tokens: float, max_bytes: float, prefix_length: int
+) -> bool:
+    """Return whether a cheap upper bound is within the limits, so that nothing must be measured.
 
-    A character is at most 1 token, or 6 bytes of JSON, as an escape has; two quotes and a comma stand around a text.
+    A character is at most 1 token, and at most 6 bytes of JSON (an escape). One more character per
+    text covers its two quotes and its comma.
     """
     if not all_text(items):
-        return tokens == size == inf
-    most = sum(map(len, items)) + (before + 1) * len(items)
-    return most <= tokens and 6 * most <= size
+        return max_tokens == max_bytes == inf
+    most = sum(map(len, items)) + (prefix_length + 1) * len(items)
+    return most <= max_tokens and 6 * most <= max_bytes
 
 
 def _chunks(
-    work: Mapping[CacheKey, Input], most: int, tokens: float, size: float, before: str
+    work: Mapping[CacheKey, Input],
+    max_inputs: int,
+    max_tokens: float,
+    max_bytes: float,
+    before: str,
 ) -> Generator[None, None, list[dict[CacheKey, Input]]]:
-    chunks, chunk = list[dict[CacheKey, Input]](), dict[CacheKey, Input]()
-    held = filled = 0
+    chunks: list[dict[CacheKey, Input]] = []
+    chunk: dict[CacheKey, Input] = {}
+    chunk_tokens = 0
+    chunk_bytes = 0
     for key, item in work.items():
         sent = before + item if isinstance(item, str) else item
-        cost = estimate_size(sent) if tokens < inf else 0
-        weight = (yield from _bytes_in_steps(sent)) if size < inf else 0
+        tokens = estimate_size(sent) if max_tokens < inf else 0
+        size = (yield from _bytes_in_steps(sent)) if max_bytes < inf else 0
         yield
-        if chunk and (len(chunk) >= most or held + cost > tokens or filled + weight > size):
+        if chunk and (
+            len(chunk) >= max_inputs
+            or chunk_tokens + tokens > max_tokens
+            or chunk_bytes + size > max_bytes
+        ):
             chunks.append(chunk)
-            chunk, held, filled = {}, 0, 0
+            chunk = {}
+            chunk_tokens = 0
+            chunk_bytes = 0
         chunk[key] = item
-        held, filled = held + cost, filled + weight
+        chunk_tokens += tokens
+        chunk_bytes += size
     return [*chunks, chunk] if chunk else chunks
 
 
 def amount(inputs: Collection[Input], measure: Measure) -> int:
-    """Count what one call with ``inputs`` holds: inputs, estimated tokens, or bytes of its body."""
+    """Measure one call with ``inputs``: inputs, estimated tokens, or bytes of its body."""
     if measure is Measure.INPUTS:
         return len(inputs)
-    return (
-        sum(estimate_sizes(inputs)) if measure is Measure.TOKENS else sum(map(count_bytes, inputs))
-    )
+    if measure is Measure.TOKENS:
+        return sum(estimate_sizes(inputs))
+    return sum(map(count_bytes, inputs))
 
 
 def count_bytes(item: Input) -> int:
-    """Count the bytes of one input in a JSON body, with what stands around it; a part's words differ from API to API."""
+    """Count the bytes of one input in a JSON body, with its delimiters.
+
+    For content parts this is an estimate, because the field names differ between APIs.
+    """
     if isinstance(item, str) or isinstance(item[0], int):
         return len(_ENCODER.encode(item)) + 1
     return sum(_part_bytes(part) for part in item if not isinstance(part, int)) + 32
 
 
 def _bytes_in_steps(item: Input) -> Generator[None, None, int]:
-    """Count the same, long texts piece by piece."""
+    """Count the same as ``count_bytes``, long texts piece by piece."""
     if isinstance(item, str):
         return (yield from _text_bytes_in_steps(item)) + 1
     if isinstance(item[0], int):
@@ -263,14 +296,14 @@ def _text_bytes_in_steps(text: str) -> Generator[None, None, int]:
 
 
 def _part_bytes(part: Part) -> int:
-    # An image's URL was judged when it came in: it holds nothing that JSON escapes, and copying it would cost.
-    return 64 + (
-        len(part.image_url.url) if isinstance(part, ImagePart) else len(_ENCODER.encode(part.text))
-    )
+    # Image URLs are validated on arrival and need no JSON escapes, so the copy can be avoided.
+    if isinstance(part, ImagePart):
+        return 64 + len(part.image_url.url)
+    return 64 + len(_ENCODER.encode(part.text))
 
 
 def halves(chunk: Mapping[CacheKey, Input]) -> tuple[dict[CacheKey, Input], dict[CacheKey, Input]]:
-    """Cut a chunk that was too large in two."""
+    """Split a chunk that was too large into two halves."""
     items = list(chunk.items())
     middle = len(items) // 2
     return dict(items[:middle]), dict(items[middle:])
@@ -281,8 +314,8 @@ def pair_with_keys(
 ) -> dict[CacheKey, EmbeddedInput]:
     """Pair each key of a chunk with its row and its share of the chunk's ``tokens``.
 
-    ``answer.array`` is checked already: row i is input i. Shares go by input length and add up exactly; they are
-    estimated where the answer itself tells no tokens.
+    ``answer.array`` must be validated: row i belongs to input i. The shares are proportional to
+    input length and add up exactly. They count as estimates if the upstream reported no tokens.
     """
     shares = share_out(tokens, estimate_sizes(chunk.values())) if len(chunk) > 1 else [tokens]
     estimated = answer.prompt_tokens is None
@@ -294,15 +327,20 @@ def pair_with_keys(
 
 
 def share_out(total: int, sizes: Sequence[int]) -> list[int]:
-    """Split ``total`` in proportion to ``sizes``, in whole numbers that add up to it exactly."""
+    """Split ``total`` in proportion to ``sizes``, into integers that add up to it exactly."""
     whole = sum(sizes)
-    marks = [total * reached // whole for reached in accumulate(sizes)]
-    return [mark - before for mark, before in zip(marks, [0, *marks], strict=False)]
+    bounds = [total * running // whole for running in accumulate(sizes)]
+    return [bound - previous for bound, previous in zip(bounds, [0, *bounds], strict=False)]
 
 
 def assemble(plan: Plan, found: Mapping[CacheKey, EmbeddedInput]) -> tuple[list[Array], int, bool]:
-    """Put the rows in request order: n arrays of (d,), the tokens that all n inputs cost, and whether any are estimated."""
-    rows, tokens, estimated = list[Array](), 0, False
+    """Return the rows in request order, the sum of their tokens, and whether any is an estimate.
+
+    The rows are n arrays of shape (d,), one per input.
+    """
+    rows: list[Array] = []
+    tokens = 0
+    estimated = False
     for key in plan.keys:
         item = found[key]
         rows.append(item.vector)

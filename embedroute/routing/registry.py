@@ -1,4 +1,4 @@
-"""What can be asked for: public model names and ``provider/upstream-model`` names, and how both are read."""
+"""Resolves model names: public names, ``provider/upstream-model`` names, suffixes and hints."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -16,19 +16,20 @@ from embedroute.text import did_you_mean, echo
 _RUNS: Final = re.compile(r"[ ._]+")
 
 SORTS: Final = {":floor": "price", ":nitro": "throughput"}
-"""Model suffix → what it sorts by (OpenRouter's shorthands)."""
+"""Model suffix → sort key (OpenRouter's shorthands)."""
 INPUT_TYPES: Final = {":query": "query", ":document": "document"}
-"""Model suffix → the input type that it asks for."""
+"""Model suffix → input type."""
 SUFFIXES: Final = (*SORTS, *INPUT_TYPES)
 MOST_SUFFIXES: Final = 3
-"""Suffixes that one model name may have."""
+"""Maximum number of suffixes of a model name."""
 
 
 class ResolvedEndpoint(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """An endpoint that may serve a request, with every fact that a decision needs.
+    """An endpoint that may serve a request, with all facts that selection needs.
 
-    ``prices`` are USD per million tokens (``prompt``, ``completion``) or per unit; empty when unknown. ``rest`` is the
-    silence in seconds that a connection must have kept before it is used again.
+    ``prices`` are USD per million tokens (``prompt``, ``completion``) or per unit; empty when
+    unknown. ``rest`` is how many seconds a connection must be idle before it is reused. ``name`` is
+    ``provider:model``, for traces, logs and health.
     """
 
     provider: str
@@ -49,13 +50,13 @@ class ResolvedEndpoint(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     name: str = ""
 
     def __post_init__(self) -> None:
-        """Name the endpoint, for traces, logs and its health: provider and upstream model."""
+        """Set ``name``."""
         msgspec.structs.force_setattr(self, "name", f"{self.provider}:{self.model}")
 
     def named(self, name: str) -> bool:
-        """Whether a name of a client's list means this endpoint: its slug, the slug's base, or its vendor."""
-        plain = normalise(name)
-        return plain in (
+        """Return whether ``name`` is this endpoint's slug, the base of its slug, or its vendor."""
+        normalised = normalise(name)
+        return normalised in (
             normalise(self.provider),
             normalise(self.provider.partition("/")[0]),
             normalise(self.vendor),
@@ -63,10 +64,12 @@ class ResolvedEndpoint(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """A model with its facts and candidates; ``sort`` and ``input_type`` are what suffixes of the name ask for.
+    """A model with its facts and candidate endpoints.
 
-    ``name`` is what lists and keys call it, ``public_name`` what an answer does; they differ only for an undeclared model.
-    ``vector_space`` is its vector space's identity: the name, but for an undeclared model, whose space is the provider's own.
+    ``name`` is the name in model lists and keys, ``public_name`` the name in responses. They differ
+    only for an undeclared model. ``sort`` and ``input_type`` come from suffixes of the requested
+    name. ``vector_space`` identifies the vector space. It is ``name``, except for an undeclared
+    model: its space belongs to one provider.
     """
 
     name: str
@@ -78,13 +81,13 @@ class Route(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     vector_space: str = ""
 
     def __post_init__(self) -> None:
-        """A declared model is its own space."""
+        """Default the vector space to the model's name."""
         if not self.vector_space:
             msgspec.structs.force_setattr(self, "vector_space", self.name)
 
 
 def normalise(name: str) -> str:
-    """Fold a provider's name: lower case, every run of spaces, dots and underscores a hyphen."""
+    """Return ``name`` in lower case, with runs of spaces, dots and underscores as one hyphen."""
     return _RUNS.sub("-", name.strip().lower())
 
 
@@ -95,29 +98,29 @@ def _begins(name: str, prefix: str) -> bool:
 
 
 def is_known(name: str, known: frozenset[str]) -> bool:
-    """Whether a name of a client's or an operator's list can mean a provider; ``known`` are normalised names.
+    """Return whether a name in a list of providers is valid; ``known`` are normalised names.
 
-    A variant that is not configured passes only where its base has no configured variants: beside
-    ``tei/eu``, a ``tei/ue`` in ``ignore`` would send text to the very provider that it meant to avoid.
+    A variant that is not configured is valid only if its base has no configured variants. Otherwise
+    a typo in ``ignore`` (``tei/ue`` for ``tei/eu``) would send text to the provider to be avoided.
     """
-    plain = normalise(name)
-    base, _, variant = plain.partition("/")
-    if plain in known or not variant:
-        return plain in known
-    return base in known and not any(it.startswith(f"{base}/") for it in known)
+    normalised = normalise(name)
+    base, _, variant = normalised.partition("/")
+    if normalised in known or not variant:
+        return normalised in known
+    return base in known and not any(entry.startswith(f"{base}/") for entry in known)
 
 
 class Reading(msgspec.Struct, frozen=True):
-    """One way to read a model's name: the ``name`` that is left without its last ``suffixes``, in their order."""
+    """One way to parse a model name: ``name`` followed by ``suffixes``."""
 
     name: str
     suffixes: tuple[str, ...] = ()
 
     def applied(self, route: Route) -> Route:
-        """Add to ``route`` what the suffixes ask for; the last one sorts.
+        """Return ``route`` with the sort key and input type of the suffixes; the last sort wins.
 
         Raises:
-            InvalidRequest: two suffixes ask for different input types.
+            InvalidRequest: two suffixes set different input types.
         """
         if not self.suffixes:
             return route
@@ -133,7 +136,7 @@ class Reading(msgspec.Struct, frozen=True):
 
 
 def _readings(name: str) -> list[Reading]:
-    """List the ways to read a model's name: as it is, and without its last one to three suffixes."""
+    """List the ways to parse a model name: unchanged, or without its last one to three suffixes."""
     readings = [Reading(name)]
     while len(readings) <= MOST_SUFFIXES and (suffix := _parse_suffix(readings[-1].name)):
         longer = readings[-1]
@@ -148,9 +151,9 @@ def _parse_suffix(name: str) -> str | None:
 
 
 class ModelRegistry(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """Public model names → routes, plus what is needed to read ``provider/upstream-model`` names.
+    """The models of a gateway by public name, and its providers for ``provider/model`` names.
 
-    ``shipped`` are the models of the catalogue, whether or not a provider of theirs is configured.
+    ``shipped`` are the names of all models in the catalogue, with a configured provider or without.
     """
 
     routes: Mapping[str, Route]
@@ -159,12 +162,13 @@ class ModelRegistry(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     shipped: frozenset[str] = frozenset()
 
     def resolve(self, name: str, provider: str | None = None) -> Route:
-        """Find the route that a model name, with an optional provider hint, stands for.
+        """Return the route for a model name and an optional provider hint.
 
         Raises:
-            InvalidRequest: the hint is no configured provider, or the suffixes are too many or contradict each other.
+            InvalidRequest: the hint is not a configured provider, there are too many suffixes, or
+                the suffixes contradict each other.
             ModelNotFound: the model is unknown.
-            NoEligibleProvider: the hint is a provider that does not serve this model.
+            NoEligibleProvider: the hinted provider does not serve this model.
         """
         if provider is None and name in self.routes:
             return self.routes[name]
@@ -176,27 +180,32 @@ class ModelRegistry(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             )
         if provider is not None:
             reading = declared or readings[-1]
-            return reading.applied(self._hinted(reading.name, provider))
+            return reading.applied(self._with_hint(reading.name, provider))
         if declared is not None:
             return declared.applied(self.routes[declared.name])
-        # The shortest reading comes first: a suffix is part of a provider's own name only if nothing else fits.
+        # Shortest name first: a suffix is part of an upstream model name only as a last resort.
         for reading in reversed(readings):
-            if route := self._prefixed(reading.name) or self._called(reading.name):
+            if route := self._by_prefix(reading.name) or self._by_upstream_name(reading.name):
                 return reading.applied(route)
-        advice = did_you_mean(name, list(self.routes)) or "; GET /v1/models lists those that do."
-        raise ModelNotFound(f"The model {echo(name)} does not exist here{advice}", param="model")
+        advice = did_you_mean(name, list(self.routes)) or "; see GET /v1/models."
+        raise ModelNotFound(f"The model {echo(name)} does not exist{advice}", param="model")
 
-    def _hinted(self, name: str, hint: str) -> Route:
+    def _with_hint(self, name: str, hint: str) -> Route:
+        """Return the route for a model name at the hinted provider.
+
+        The name may or may not start with the provider (``openai/text-embedding-3-small``).
+        """
         slugs = [slug for slug, provider in self.providers.items() if provider.named(hint)]
         if not slugs:
             raise InvalidRequest(
-                f"'provider' {echo(hint)} is not configured here; use one of {', '.join(self.providers)}.",
+                f"'provider' {echo(hint)} is not configured; "
+                f"use one of {', '.join(self.providers)}.",
                 param="provider",
             )
-        prefix = max((it for it in (hint, *slugs) if _begins(name, it)), key=len, default="")
+        prefix = max((slug for slug in (hint, *slugs) if _begins(name, slug)), key=len, default="")
         bare = name[len(prefix) + 1 :] if prefix else name
-        for called in filter(None, (name, bare)):
-            route = self.routes.get(called)
+        for public_name in filter(None, (name, bare)):
+            route = self.routes.get(public_name)
             if route and (
                 pinned := [candidate for candidate in route.candidates if candidate.named(hint)]
             ):
@@ -204,25 +213,26 @@ class ModelRegistry(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         slug = next(
             (slug for slug in slugs if normalise(slug) == normalise(prefix or hint)), slugs[0]
         )
-        own = self._served(slug, bare or name)
-        return own or self._own_of(slug, bare or name, hint)
+        served = self._served_by(slug, bare or name)
+        return served or self._undeclared_with_hint(slug, bare or name, hint)
 
-    def _own_of(self, slug: str, upstream: str, provider: str) -> Route:
-        whole = f"{slug}/{upstream}"
-        if known := {upstream, whole} & self.routes.keys():
-            # Its own model of that name may be another space, which must be asked for by its own name.
-            advice = (
-                f", or name that provider's own model as {echo(whole)}"
-                if whole not in known
-                else ""
-            )
+    def _undeclared_with_hint(self, slug: str, upstream: str, provider: str) -> Route:
+        full_name = f"{slug}/{upstream}"
+        if declared := {upstream, full_name} & self.routes.keys():
+            # The provider's model of that name may have another vector space, so the request must
+            # use its full name.
+            advice = ""
+            if full_name not in declared:
+                advice = f", or use {echo(full_name)} for the model of that provider"
             raise NoEligibleProvider(
-                f"'provider' {echo(provider)} does not serve the model {echo(max(known))}; leave 'provider' out{advice}.",
+                f"'provider' {echo(provider)} does not serve the model {echo(max(declared))}; "
+                f"omit 'provider'{advice}.",
                 param="provider",
             )
         return self._undeclared(slug, upstream)
 
-    def _prefixed(self, name: str) -> Route | None:
+    def _by_prefix(self, name: str) -> Route | None:
+        """Return the route for a ``provider/upstream-model`` name."""
         slugs = [
             slug
             for slug in self.providers
@@ -232,42 +242,49 @@ class ModelRegistry(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             return None
         slug = max(slugs, key=len)
         upstream = name[len(slug) + 1 :]
-        return self._served(slug, upstream) or self._undeclared(slug, upstream)
+        return self._served_by(slug, upstream) or self._undeclared(slug, upstream)
 
-    def _served(self, slug: str, upstream: str) -> Route | None:
-        """Find the model that a provider serves under a name, public or its own, and pin the provider."""
-        own = self.routes.get(upstream)
-        for route in [*([own] if own else []), *self.routes.values()]:
+    def _served_by(self, slug: str, upstream: str) -> Route | None:
+        """Return the declared model that a provider serves under this public or upstream name.
+
+        The route holds only the endpoints of that provider.
+        """
+        named = self.routes.get(upstream)
+        for route in [*([named] if named else []), *self.routes.values()]:
             pinned = [
-                it
-                for it in route.candidates
-                if it.provider == slug and (route is own or it.model == upstream)
+                candidate
+                for candidate in route.candidates
+                if candidate.provider == slug and (route is named or candidate.model == upstream)
             ]
             if pinned:
                 return msgspec.structs.replace(route, candidates=pinned)
         return None
 
-    def _called(self, upstream: str) -> Route | None:
-        """Find the one model that a provider calls so; ``openai/text-embedding-3-small`` is OpenRouter's name for one."""
+    def _by_upstream_name(self, upstream: str) -> Route | None:
+        """Return the declared model with this upstream name at a provider, if there is only one.
+
+        For example, OpenRouter names a model ``openai/text-embedding-3-small``.
+        """
         routes = [
             route
             for route in self.routes.values()
-            if any(it.model == upstream for it in route.candidates)
+            if any(candidate.model == upstream for candidate in route.candidates)
         ]
         return routes[0] if len(routes) == 1 else None
 
     def _undeclared(self, slug: str, upstream: str) -> Route:
         if len(upstream) > LONGEST_NAME:
             raise ModelNotFound(
-                f"'model' names nothing that is declared here, and is longer than {LONGEST_NAME} characters.",
+                f"'model' is not a configured model and is longer than {LONGEST_NAME} characters.",
                 param="model",
             )
+        full_name = f"{slug}/{upstream}"
+        # A known model of the same name has another vector space: use the full name to tell them
+        # apart.
+        is_known_model = upstream in self.routes or upstream in self.shipped
         return Route(
-            name=f"{slug}/{upstream}",
-            # A known model of that name is another space, so then the whole name is the public one.
-            public_name=f"{slug}/{upstream}"
-            if upstream in self.routes or upstream in self.shipped
-            else upstream,
+            name=full_name,
+            public_name=full_name if is_known_model else upstream,
             # Slugs and models may hold slashes: "a/b" at "c" is not "b/c" at "a".
             vector_space=f"\0{slug}\0{upstream}",
             model=Model(),

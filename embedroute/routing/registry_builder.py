@@ -1,6 +1,6 @@
-"""What in a config cannot be true, or names what is not there: each with its place, so that none starts quietly wrong.
+"""Builds the model registry from the config and the shipped catalogue, and reports all mistakes.
 
-Joins what the operator says with what is shipped into the directory of all models; built once, mistakes named.
+Each mistake is one line that starts with its place in the config.
 """
 
 import re
@@ -32,50 +32,66 @@ SLUG: Final = re.compile(r"[a-z0-9][a-z0-9._-]*(/[a-z0-9._-]+)?")
 
 
 def width_faults(model: Model) -> Iterable[str]:
-    """Name the widths of a model that are over its own."""
+    """Report widths of a model that exceed its ``dimensions``."""
     for field, width in (
         ("dimensions_allowed", max(model.dimensions_allowed or [0])),
         ("dimensions_min", model.dimensions_min),
     ):
         if model.dimensions and width and width > model.dimensions:
-            yield f"{field} holds a width over dimensions = {model.dimensions}"
+            yield f"{field} must not exceed dimensions = {model.dimensions}"
 
 
 def contradictions(
     route: Route, known_width: Callable[[ResolvedEndpoint], int | None]
 ) -> Iterable[str]:
-    """Name the endpoints whose facts cannot be true together with the model's, or with each other's."""
-    due = route.model.dimensions
+    """Report endpoints whose facts contradict those of the model or of each other."""
+    expected_width = route.model.dimensions
     modalities = route.model.modalities or ()
-    names = [it.name for it in route.candidates]
+    names = [endpoint.name for endpoint in route.candidates]
     for name in sorted({name for name in names if names.count(name) > 1}):
-        yield f"two endpoints are {name}; name it once"
-    for it in route.candidates:
-        if modalities and not set(modalities) & set(it.accepts.modalities):
-            yield f"the endpoint {it.name} takes {_listed(it.accepts.modalities)}, the model {_listed(modalities)}"
-        if not (it.accepts.texts or it.accepts.tokens or len(it.accepts.modalities) > 1):
-            yield f"the endpoint {it.name} accepts no kind of input"
-        width = known_width(it)
-        due = due or width
-        if width and width != due:
-            yield f"the endpoint {it.name} gives vectors of {width} numbers, not {due}: another vector space"
+        yield f"the endpoint {name} is listed twice; list it once"
+    for endpoint in route.candidates:
+        accepts = endpoint.accepts
+        if modalities and not set(modalities) & set(accepts.modalities):
+            yield (
+                f"the endpoint {endpoint.name} accepts {_listed(accepts.modalities)}, "
+                f"the model {_listed(modalities)}"
+            )
+        if not (accepts.texts or accepts.tokens or len(accepts.modalities) > 1):
+            yield f"the endpoint {endpoint.name} accepts no kind of input"
+        width = known_width(endpoint)
+        expected_width = expected_width or width
+        if width and width != expected_width:
+            yield (
+                f"the endpoint {endpoint.name} has {width} dimensions, expected {expected_width} "
+                "(different vector space)"
+            )
 
 
 def check_names(config: Config, directory: ModelRegistry, unread: UnknownFields) -> Iterable[str]:
-    """Name the slugs that are not well formed or alike, and the lists and fallbacks that name nobody."""
+    """Report invalid or ambiguous provider slugs, and unknown names in lists and fallbacks."""
     slugs: dict[str, str] = {}
     for slug in config.providers:
         place = f"[providers.{quoted(slug)}]"
         if not SLUG.fullmatch(slug):
-            yield f"{place} a slug is lower-case letters, digits, '.', '_' and '-', with at most one '/'"
+            yield (
+                f"{place} a slug may hold only lower-case letters, digits, '.', '_' and '-', "
+                "and at most one '/'"
+            )
         if (other := slugs.setdefault(normalise(slug), slug)) != slug:
-            yield f'{place} is the same name as "{other}": case, dots, spaces and underscores do not count'
+            yield (
+                f'{place} is the same name as "{other}": '
+                "case, dots, spaces and underscores are ignored"
+            )
     for name, model in config.models.items():
-        hidden = unread.at("providers") or unread.at("models")
+        incomplete = unread.at("providers") or unread.at("models")
         if model.fallback == name or not (
-            model.fallback is None or model.fallback in directory.routes or hidden
+            model.fallback is None or model.fallback in directory.routes or incomplete
         ):
-            yield f'[models.{quoted(name)}] fallback "{model.fallback}" is not another model of this config'
+            yield (
+                f'[models.{quoted(name)}] fallback "{model.fallback}" '
+                "is not another model of this config"
+            )
     if any(unread.at("providers", slug, "vendor") for slug in ("", *config.providers)):
         return
     tables = {
@@ -85,52 +101,59 @@ def check_names(config: Config, directory: ModelRegistry, unread: UnknownFields)
     for place, table in tables.items():
         for field, names in (("only", table.only), ("ignore", table.ignore)):
             yield from (
-                f"[{place}] {field}: {fault}" for fault in _unknown(names, directory.known_names)
+                f"[{place}] {field}: {mistake}"
+                for mistake in _unknown(names, directory.known_names)
             )
 
 
 def check_key_models(
     config: Config, directory: ModelRegistry, unread: UnknownFields
 ) -> Iterable[str]:
-    """Name the models that a key may use and that do not exist."""
+    """Report models in the lists of keys that do not exist."""
+    if _endpoints_incomplete(unread):
+        return
     for name, key in config.keys.items():
-        for model in () if _unsure(unread) else key.models or ():
+        for model in key.models or ():
             try:
-                _meant(directory, model)
+                _canonical_name(directory, model)
             except EmbedrouteError as error:
                 yield f"[keys.{quoted(name)}] models: {error.message}"
 
 
-def _unsure(unread: UnknownFields) -> bool:
-    """Whether an endpoint may be unknown, and with it what its provider calls a model."""
+def _endpoints_incomplete(unread: UnknownFields) -> bool:
+    """Return whether an endpoint could not be read, so that its upstream model name is unknown."""
     return unread.at("providers") or any(
-        it[0] == "models" and it[2:3] in ((), ("endpoints",)) for it in unread.places
+        path[0] == "models" and path[2:3] in ((), ("endpoints",)) for path in unread.places
     )
 
 
 def resolve_key_models(config: Config, directory: ModelRegistry) -> Mapping[str, ApiKey]:
-    """The keys, each with the models that its list means by their own names, to which every request's name comes down."""
+    """Return the API keys, with their model lists resolved to canonical model names."""
     return {
         name: msgspec.structs.replace(
-            key, models=None if key.models is None else [_meant(directory, it) for it in key.models]
+            key,
+            models=None
+            if key.models is None
+            else [_canonical_name(directory, model) for model in key.models],
         )
         for name, key in config.keys.items()
     }
 
 
-def _meant(directory: ModelRegistry, name: str) -> str:
+def _canonical_name(directory: ModelRegistry, name: str) -> str:
     route = directory.resolve(name)
     whole = directory.routes.get(route.name, route)
     if len(route.candidates) < len(whole.candidates):
         raise EmbedrouteError(
-            f"{echo(name)} is only some of the endpoints of {echo(route.name)}; name the model itself, and providers in 'only'"
+            f"{echo(name)} refers to one provider's endpoint of model {echo(route.name)}; "
+            "list the model itself and restrict providers with 'only'"
         )
     return route.name
 
 
 def _unknown(names: Sequence[str], known: frozenset[str]) -> Iterable[str]:
     return (
-        f'"{name}" is no known provider{did_you_mean(name, sorted(known))}'
+        f'unknown provider "{name}"{did_you_mean(name, sorted(known))}'
         for name in names
         if not is_known(name, known)
     )
@@ -146,11 +169,14 @@ WORDS: Final[Mapping[str, Sequence[str]]] = {
     "dtypes": get_args(Dtype),
     "options": EmbeddingOptions.__struct_fields__,
 }
-"""The words that each list of ``accepts`` may hold."""
+"""The valid words of each list in ``accepts``."""
 
 
 PLACEHOLDER: Final = BackendBase()
-"""For what could not be made, whose mistake is told already: all that names it is found, none of it is judged."""
+"""Stands for a backend that could not be built and whose mistake is reported already.
+
+Names that refer to it resolve, but its endpoints are not checked.
+"""
 
 
 def build_registry(
@@ -161,10 +187,11 @@ def build_registry(
     bases: Mapping[str, str],
     unread: UnknownFields = ALL_READ,
 ) -> tuple[ModelRegistry, list[str]]:
-    """Join what the operator says with what is shipped; mistakes are named in the second part, with their place.
+    """Return the registry of the config and the ``shipped`` models, and the list of mistakes.
 
-    ``backends`` maps each configured slug to its backend; one that could not be made has its mistake already, as has
-    what is ``unread``. ``bases`` maps a slug to that of the known row about it, if there is one.
+    ``backends`` maps each configured slug to its backend. A backend that could not be built is
+    missing, and its mistake is reported already; so are the mistakes of the ``unread`` fields.
+    ``bases`` maps a slug to the slug of the known provider it belongs to, if there is one.
     """
     building = _RegistryBuilder(config, backends, known, bases, shipped, unread)
     routes = {name: building.declared(name, model) for name, model in config.models.items()}
@@ -189,7 +216,7 @@ def build_registry(
 
 
 class _RegistryBuilder:
-    """One pass over a config that gathers its mistakes."""
+    """Builds the routes of one config and collects its mistakes."""
 
     def __init__(
         self,
@@ -213,90 +240,106 @@ class _RegistryBuilder:
         }
         self.mistakes: list[str] = []
 
-    def declared(self, name: str, said: Model) -> Route:
-        """Make the route of a model that the config names."""
+    def declared(self, name: str, configured: Model) -> Route:
+        """Build the route of a model that the config declares, and check it."""
         place = f"models.{quoted(name)}"
-        # What is said and cannot be read must not be taken for what is shipped.
-        lost = {
-            it: getattr(Model(), it)
-            for it in Model.__struct_fields__
-            if self.unread.at("models", name, it)
+        # A field that could not be read must not fall back to the shipped value.
+        unread_fields = {
+            field: getattr(Model(), field)
+            for field in Model.__struct_fields__
+            if self.unread.at("models", name, field)
         }
         model = msgspec.structs.replace(
-            said.over(self.shipped.get(name, Model()), self.bases), **lost
+            configured.over(self.shipped.get(name, Model()), self.bases), **unread_fields
         )
-        route = self.route(name, self.in_neutral_words(place, model), said.endpoints)
+        route = self.route(name, self.in_neutral_words(place, model), configured.endpoints)
         if (
             not route.candidates
             and not self.unread.at("models", name, "endpoints")
             and not self.unread.at("providers")
         ):
             self.mistakes.append(
-                f"[{place}] has no endpoint: name at least one configured provider"
+                f"[{place}] has no endpoint: list at least one configured provider"
             )
-        judged = msgspec.structs.replace(
-            route, candidates=[it for it in route.candidates if it.backend is not PLACEHOLDER]
+        built = msgspec.structs.replace(
+            route,
+            candidates=[
+                candidate for candidate in route.candidates if candidate.backend is not PLACEHOLDER
+            ],
         )
-        faults = (
-            *self.unknown_providers(said),
+        mistakes = (
+            *self.unknown_providers(configured),
             *width_faults(model),
-            *contradictions(judged, self.known_width),
+            *contradictions(built, self.known_width),
         )
-        self.mistakes += [f"[{place}] {fault}" for fault in faults]
+        self.mistakes += [f"[{place}] {mistake}" for mistake in mistakes]
         return route
 
-    def unknown_providers(self, said: Model) -> Iterable[str]:
-        """Name the providers of endpoints that are not configured."""
-        slugs = [
-            it.provider
-            for it in said.endpoints
-            if it.provider and it.provider not in self.config.providers
-        ]
-        for slug in () if self.unread.at("providers") else slugs:
-            advice = did_you_mean(slug, list(self.config.providers))
-            yield f'endpoint names the provider "{slug}", which no [providers] table configures{advice}'
+    def unknown_providers(self, configured: Model) -> Iterable[str]:
+        """Report endpoints whose provider is not configured."""
+        if self.unread.at("providers"):
+            return
+        for endpoint in configured.endpoints:
+            slug = endpoint.provider
+            if slug and slug not in self.config.providers:
+                advice = did_you_mean(slug, list(self.config.providers))
+                yield (
+                    f'endpoint refers to unknown provider "{slug}" '
+                    f"(no [providers.{quoted(slug)}] table){advice}"
+                )
 
     def in_neutral_words(self, place: str, model: Model) -> Model:
-        """Fold the vendor spellings in ``input_types`` and ``prefixes``."""
-        types, prefixes = model.input_types, model.prefixes or {}
-        for field, words in (("input_types", types or ()), ("prefixes", prefixes)):
-            wrong = [word for word in words if word.lower() not in NEUTRAL]
+        """Replace vendor spellings in ``input_types`` and ``prefixes`` by the neutral ones."""
+        input_types = model.input_types
+        prefixes = model.prefixes or {}
+        for field, words in (("input_types", input_types or ()), ("prefixes", prefixes)):
+            unknown = [word for word in words if word.lower() not in NEUTRAL]
             self.mistakes += [
-                f'[{place}] {field}: "{it}" is no input type{_choose(it, tuple(SPELLINGS))}'
-                for it in wrong
+                f'[{place}] {field}: unknown input type "{word}"{_choose(word, tuple(SPELLINGS))}'
+                for word in unknown
             ]
-        if types == [] and any(prefixes.values()):
-            self.mistakes.append(
-                f"[{place}] prefixes make no sense for a model whose input_types are []"
-            )
-        return msgspec.structs.replace(
-            model,
-            input_types=None
-            if types is None
-            else [NEUTRAL.get(word.lower(), word) for word in types],
-            prefixes=None
-            if model.prefixes is None
-            else {NEUTRAL.get(it.lower(), it): text for it, text in prefixes.items()},
-        )
+        if input_types == [] and any(prefixes.values()):
+            self.mistakes.append(f"[{place}] prefixes cannot be used when input_types = []")
+        if input_types is not None:
+            input_types = [NEUTRAL.get(word.lower(), word) for word in input_types]
+        neutral_prefixes = None
+        if model.prefixes is not None:
+            neutral_prefixes = {
+                NEUTRAL.get(word.lower(), word): text for word, text in prefixes.items()
+            }
+        return msgspec.structs.replace(model, input_types=input_types, prefixes=neutral_prefixes)
 
-    def route(self, name: str, model: Model, said: Sequence[Endpoint] = ()) -> Route:
-        """Make a route; of endpoints that are not ``said``, only those of configured providers belong to it."""
-        endpoints = [it for it in model.endpoints if said or it.provider in self.config.providers]
-        found = [
-            self.candidate(it, name, str(at) if said else None) for at, it in enumerate(endpoints)
+    def route(self, name: str, model: Model, configured: Sequence[Endpoint] = ()) -> Route:
+        """Build a route from ``model.endpoints``.
+
+        Without ``configured`` endpoints the model is a shipped one, and endpoints of providers that
+        are not configured are left out.
+        """
+        endpoints = [
+            endpoint
+            for endpoint in model.endpoints
+            if configured or endpoint.provider in self.config.providers
         ]
-        return Route(name=name, public_name=name, model=model, candidates=found)
+        candidates = [
+            self.candidate(endpoint, name, str(index) if configured else None)
+            for index, endpoint in enumerate(endpoints)
+        ]
+        return Route(name=name, public_name=name, model=model, candidates=candidates)
 
-    def candidate(self, endpoint: Endpoint, name: str, at: str | None = None) -> ResolvedEndpoint:
+    def candidate(
+        self, endpoint: Endpoint, name: str, index: str | None = None
+    ) -> ResolvedEndpoint:
+        """Build a candidate; ``index`` is the endpoint's position in the config, if it is there."""
         slug = endpoint.provider
         provider = self.config.providers.get(slug, Provider())
-        known = self.known.get(slug.partition("/")[0]) or self.row(slug)
+        known = self.known.get(slug.partition("/")[0]) or self.known_provider(slug)
+        backend = self.backend(slug)
+        if index and self.unread.within("models", name, "endpoints", index):
+            backend = PLACEHOLDER
         return ResolvedEndpoint(
             provider=slug,
             model=endpoint.model or name,
-            backend=PLACEHOLDER
-            if at and self.unread.within("models", name, "endpoints", at)
-            else self.backend(slug),
+            backend=backend,
             accepts=self.accepts(endpoint, name),
             vendor=provider.vendor or (known.vendor if known else slug),
             prices=endpoint.prices(),
@@ -314,24 +357,28 @@ class _RegistryBuilder:
     def backend(self, slug: str) -> BackendBase:
         return self.backends.get(slug, PLACEHOLDER)
 
-    def row(self, slug: str) -> KnownProvider | None:
+    def known_provider(self, slug: str) -> KnownProvider | None:
         return self.known.get(self.bases.get(slug, ""))
 
     def accepts(self, endpoint: Endpoint, name: str) -> Accepts:
-        backend, row = self.backend(endpoint.provider), self.row(endpoint.provider)
-        shipped: Mapping[str, object] = row.accepts if row else {}
+        """Merge what the backend accepts with the shipped facts and the config, in this order."""
+        backend = self.backend(endpoint.provider)
+        known = self.known_provider(endpoint.provider)
+        shipped: Mapping[str, object] = known.accepts if known else {}
         place = f"models.{quoted(name)}.endpoints.{quoted(endpoint.provider)}.accepts"
-        found = convert_fields(place, {**shipped, **endpoint.accepts}, Accepts, {})
-        fitted, mistakes = found.values, found.mistakes
+        result = convert_fields(place, {**shipped, **endpoint.accepts}, Accepts, {})
+        values = result.values
+        mistakes = result.mistakes
         for field, words in WORDS.items():
-            wrong = [
-                word for word in cast("Sequence[str]", fitted.get(field, ())) if word not in words
+            unknown = [
+                word for word in cast("Sequence[str]", values.get(field, ())) if word not in words
             ]
             mistakes += [
-                f'[{place}] {field}: "{word}" is not known{_choose(word, words)}' for word in wrong
+                f'[{place}] {field}: unknown value "{word}"{_choose(word, words)}'
+                for word in unknown
             ]
         accepts = backend.accepts
-        for field, value in fitted.items():
+        for field, value in values.items():
             try:
                 accepts = msgspec.structs.replace(accepts, **{field: value})
             except ValueError as error:
@@ -339,20 +386,25 @@ class _RegistryBuilder:
         self.mistakes += mistakes
         return accepts
 
-    def known_width(self, it: ResolvedEndpoint) -> int | None:
-        provider = self.config.providers.get(it.provider, Provider())
-        # What is shipped holds for the provider's own service, not for what else an operator put under its slug.
-        own = "base_url" not in provider.options
-        return self.widths.get((self.bases.get(it.provider, ""), it.model)) if own else None
+    def known_width(self, endpoint: ResolvedEndpoint) -> int | None:
+        """Return the shipped number of dimensions of an endpoint's model."""
+        provider = self.config.providers.get(endpoint.provider, Provider())
+        # Shipped facts hold for the provider's own service, not for another server at base_url.
+        if "base_url" in provider.options:
+            return None
+        return self.widths.get((self.bases.get(endpoint.provider, ""), endpoint.model))
 
     def known_names(self) -> frozenset[str]:
-        shipped = {name for slug, row in self.known.items() for name in (slug, row.vendor)}
-        own = {
+        """Return the normalised names of all shipped and configured providers and vendors."""
+        shipped = {
+            name for slug, provider in self.known.items() for name in (slug, provider.vendor)
+        }
+        configured = {
             name
             for slug, provider in self.config.providers.items()
             for name in (slug, slug.partition("/")[0], provider.vendor or slug)
         }
-        return frozenset(map(normalise, shipped | own))
+        return frozenset(map(normalise, shipped | configured))
 
 
 def _choose(word: str, words: Sequence[str]) -> str:

@@ -1,4 +1,7 @@
-"""What to do after a failed attempt, and how long to wait: a table, a jittered delay and a budget. Pure."""
+"""Decides what follows a failed attempt: a decision table, a jittered backoff and a retry budget.
+
+Time and randomness are arguments.
+"""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -34,7 +37,7 @@ class RetryDecision(StrEnum):
 
 
 class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """How often one endpoint is tried for one chunk, and the bounds of the wait between, in seconds."""
+    """How often one endpoint is tried for one chunk, and the bounds of the backoff in seconds."""
 
     attempts: int = 2
     first_wait: float = 0.05
@@ -53,24 +56,35 @@ JUDGEMENTS: Final[tuple[tuple[type[EmbedrouteError], RetryDecision], ...]] = (
     (UpstreamUnavailable, RetryDecision.RETRY),
     (UpstreamError, RetryDecision.NEXT),
 )
-"""Failure → what follows; the first class that fits decides. A timeout is not repeated: it adds load where it hurts."""
+"""Error class → decision; the first matching class decides.
+
+A timeout is not retried at the same endpoint: it may be overloaded, and a retry adds load.
+"""
 
 
 def decide_next(failure: EmbedrouteError, attempt: int, policy: RetryPolicy) -> RetryDecision:
-    """Decide what follows the ``attempt``-th failure (counted from 1) at one endpoint; it may ask for too long a rest."""
-    then = next(
-        (then for kind, then in JUDGEMENTS if isinstance(failure, kind)), RetryDecision.STOP
+    """Decide what follows the ``attempt``-th failure (counted from 1) at one endpoint.
+
+    A retry becomes ``NEXT`` when no attempt is left, or when the upstream's Retry-After exceeds
+    ``policy.longest_wait``.
+    """
+    decision = next(
+        (decision for kind, decision in JUDGEMENTS if isinstance(failure, kind)),
+        RetryDecision.STOP,
     )
-    enough = attempt >= policy.attempts or (failure.retry_after or 0.0) > policy.longest_wait
-    return RetryDecision.NEXT if then is RetryDecision.RETRY and enough else then
+    exhausted = attempt >= policy.attempts or (failure.retry_after or 0.0) > policy.longest_wait
+    if decision is RetryDecision.RETRY and exhausted:
+        return RetryDecision.NEXT
+    return decision
 
 
 def wait_before(
     failure: EmbedrouteError, attempt: int, policy: RetryPolicy, random: Callable[[], float]
 ) -> float:
-    """Seconds to wait before trying again: none where nothing was sent, else full jitter (AWS, "Exponential Backoff").
+    """Return the seconds to wait before a retry.
 
-    It is never less than the upstream asked for.
+    A failed connection is retried at once, because nothing was sent. Other failures use full
+    jitter (AWS, "Exponential Backoff and Jitter"), but never less than the upstream's Retry-After.
     """
     if isinstance(failure, ConnectError):
         return 0.0
@@ -81,24 +95,28 @@ def wait_before(
 
 
 def error_to_report(failures: Sequence[EmbedrouteError]) -> EmbedrouteError:
-    """Choose what the client is told when every endpoint failed: trouble that may heal, a rest, then what will not heal."""
+    """Choose the error that the client gets when every endpoint failed.
+
+    Retryable errors of the upstreams come first, then the rate limit or overload that ends first,
+    then permanent errors.
+    """
     real = [failure for failure in failures if not isinstance(failure, RateLimited | Overloaded)]
-    limited = [failure for failure in failures if isinstance(failure, RateLimited)]
-    if healing := [failure for failure in real if failure.retryable]:
-        return healing[0]
-    resting = [failure for failure in failures if failure.retryable]
-    return min(limited or resting or failures[:1], key=lambda failure: failure.retry_after or 0.0)
+    rate_limits = [failure for failure in failures if isinstance(failure, RateLimited)]
+    if retryable := [failure for failure in real if failure.retryable]:
+        return retryable[0]
+    waits = [failure for failure in failures if failure.retryable]
+    return min(rate_limits or waits or failures[:1], key=lambda failure: failure.retry_after or 0.0)
 
 
 class RetryBudget:
-    """Lets no retry through that would make those of the last seconds more than a share of their calls and a floor.
+    """A limit on retries: a share of the recent calls plus a floor, like Finagle's ``RetryBudget``.
 
-    So Finagle's ``RetryBudget`` does. A call is a chunk's first try at an endpoint: were that a retry, there would be
-    no fallback. Whatever is tried again is one, be it at once, after a backoff or after the rest that a 429 asked for.
+    The first attempt of a chunk at an endpoint is a call, also when it is a fallback. Every further
+    attempt there is a retry: at once, after a backoff or after a rate limit.
     """
 
     def __init__(self, share: float = 0.2, floor: int = 10, window: float = 10.0) -> None:
-        """Allow ``share`` of the calls of the last ``window`` seconds, and ``floor`` besides."""
+        """Allow ``share`` of the calls of the last ``window`` seconds, plus ``floor`` retries."""
         self._share = share
         self._floor = floor
         self._window = window
@@ -106,13 +124,13 @@ class RetryBudget:
         self._retries: deque[float] = deque()
 
     def record_call(self, now: float) -> bool:
-        """Count a first try, which is always granted."""
+        """Count a first attempt and return True: first attempts are always allowed."""
         self._calls.append(now)
         self._forget(now)
         return True
 
     def allow(self, now: float) -> bool:
-        """Take one retry out of the budget, if there is one."""
+        """Take one retry out of the budget; return False if the budget is exhausted."""
         self._forget(now)
         if len(self._retries) + 1 > self._floor + self._share * len(self._calls):
             return False
@@ -120,18 +138,24 @@ class RetryBudget:
         return True
 
     def reserve_one(self) -> Callable[[float], bool]:
-        """Grant one try that was taken out of the budget before, and ask for each that comes after it."""
-        paid = iter([True])
-        return lambda now: next(paid, False) or self.allow(now)
+        """Return an admission check whose first call passes, because ``allow`` was called for it.
+
+        Each further call takes a retry out of the budget.
+        """
+        reserved = iter([True])
+        return lambda now: next(reserved, False) or self.allow(now)
 
     def _forget(self, now: float) -> None:
-        for seen in (self._calls, self._retries):
-            while seen and now - seen[0] > self._window:
-                seen.popleft()
+        for times in (self._calls, self._retries):
+            while times and now - times[0] > self._window:
+                times.popleft()
 
 
 def was_called(failures: Sequence[EmbedrouteError]) -> bool:
-    """Whether any of the rests was asked for in answer to a call: whoever only met a rest has not tried yet."""
+    """Return whether at least one rate limit is the response to a call of this request.
+
+    A request that only met cool-downs from earlier calls has not tried an endpoint yet.
+    """
     return any(
         isinstance(failure, RateLimited) and not failure.already_recorded for failure in failures
     )
@@ -140,9 +164,12 @@ def was_called(failures: Sequence[EmbedrouteError]) -> bool:
 def limited(
     candidates: Sequence[ResolvedEndpoint], failures: Sequence[EmbedrouteError]
 ) -> list[ResolvedEndpoint]:
-    """Those of the ``candidates`` that asked for a rest; ``failures`` are of those tried so far, in order."""
+    """Return the ``candidates`` that are rate limited.
+
+    ``failures`` holds the errors of the candidates tried so far, in their order.
+    """
     return [
-        it
-        for it, failure in zip(candidates, failures, strict=False)
+        candidate
+        for candidate, failure in zip(candidates, failures, strict=False)
         if isinstance(failure, RateLimited)
     ]

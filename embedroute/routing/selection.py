@@ -1,4 +1,7 @@
-"""Which endpoints may serve a request, in what order, and why each other one may not. Pure: time and chance are arguments."""
+"""Selects the endpoints that may serve a request, in order, and records why others may not.
+
+Time and randomness are arguments.
+"""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
@@ -23,7 +26,10 @@ from embedroute.trace import RequestTrace
 
 
 class Selection(msgspec.Struct, frozen=True, kw_only=True):
-    """The endpoints to try, in order, and those that were dropped on the way."""
+    """The endpoints to try, in order, and those that were dropped.
+
+    Two requests share each other's failures only if their ``endpoint_names`` are equal.
+    """
 
     candidates: Sequence[ResolvedEndpoint]
     dropped: Sequence[Dropped]
@@ -32,24 +38,24 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
     endpoint_names: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        """Set what two requests must have in common to share each other's failure: the endpoints they may try."""
+        """Set ``endpoint_names`` once: every request compares it."""
         msgspec.structs.force_setattr(
             self, "endpoint_names", frozenset([candidate.name for candidate in self.candidates])
         )
 
     def tell(self, trace: RequestTrace, user: str | None = None) -> None:
-        """Write the decision into a trace; ``user`` is what the request says of its own, if anything."""
+        """Write the selection into a trace; ``user`` is the request's ``user`` field, if any."""
         if trace.events is None:
             return
         tell_dropped(self.dropped, trace)
         for name in self.ignored_options:
             trace.add_event("select", "dropped parameter", parameter=f"embedding_options.{name}")
-        deaf = [
+        without_user = [
             candidate.name
             for candidate in self.candidates
             if user is not None and not candidate.accepts.user
         ]
-        for name in deaf:
+        for name in without_user:
             trace.add_event("select", "dropped parameter", parameter="user", endpoint=name)
         trace.add_event(
             "select", "ordered", endpoints=[candidate.name for candidate in self.candidates]
@@ -58,9 +64,13 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
 
 def tell_dropped(dropped: Iterable[Dropped], trace: RequestTrace) -> None:
     """Write into a trace which endpoints were filtered, and why."""
-    for it in dropped:
+    for drop in dropped:
         trace.add_event(
-            "select", "filtered", endpoint=it.candidate.name, filter=it.filter, reason=it.reason
+            "select",
+            "filtered",
+            endpoint=drop.candidate.name,
+            filter=drop.filter,
+            reason=drop.reason,
         )
 
 
@@ -71,34 +81,41 @@ def select_endpoints(
     context: SelectionContext,
     trace: RequestTrace | None = None,
 ) -> Selection:
-    """Filter and order a route's candidates for one request; ``trace`` is told of the filters that leave nobody.
+    """Filter and order a route's candidates for one request.
+
+    If no candidate remains, the dropped ones are written into ``trace``.
 
     Raises:
-        InvalidRequest: a name in a list is unknown, or no endpoint honours a parameter that changes the vector.
-        NoEligibleProvider: the preferences leave nobody; the message names the filter that took out the last.
+        InvalidRequest: a list names an unknown provider, or no endpoint supports a parameter that
+            changes the vector.
+        NoEligibleProvider: the preferences exclude all candidates; the message names the filter
+            that excluded the last one.
     """
-    wishes = request.preferences
+    preferences = request.preferences
     if route.input_type is not None:
         request = with_input_type(request, route.input_type)
-    _refuse_unknown_names(wishes, context.known_names)
-    sieve = EndpointFilter(route.candidates)
+    _refuse_unknown_names(preferences, context.known_names)
+    endpoints = EndpointFilter(route.candidates)
     try:
-        _filter_by_preferences(sieve, wishes, caller, context)
-        parameters = resolve_parameters(sieve, route.model, request)
-        filter_by_parameters(sieve, route.model, request, parameters)
+        _filter_by_preferences(endpoints, preferences, caller, context)
+        parameters = resolve_parameters(endpoints, route.model, request)
+        filter_by_parameters(endpoints, route.model, request, parameters)
     except RequestError:
         if trace is not None:
-            tell_dropped(sieve.dropped, trace)
+            tell_dropped(endpoints.dropped, trace)
         raise
-    ordered = order_endpoints(sieve.left, wishes, route.sort, context)
-    why = "not the first pick, and allow_fallbacks is false"
-    spare = [Dropped(it, "allow_fallbacks", why) for it in sieve.left if it not in ordered]
-    lost = ignored_options(request, parameters.namespaces)
+    ordered = order_endpoints(endpoints.remaining, preferences, route.sort, context)
+    reason = "not the first choice, and allow_fallbacks is false"
+    not_tried = [
+        Dropped(candidate, "allow_fallbacks", reason)
+        for candidate in endpoints.remaining
+        if candidate not in ordered
+    ]
     return Selection(
         candidates=ordered,
-        dropped=[*sieve.dropped, *spare],
+        dropped=[*endpoints.dropped, *not_tried],
         parameters=parameters,
-        ignored_options=lost,
+        ignored_options=ignored_options(request, parameters.namespaces),
     )
 
 
@@ -107,76 +124,89 @@ def _refuse_unknown_names(preferences: Preferences, known: frozenset[str]) -> No
         for name in getattr(preferences, field) or ():
             if not is_known(name, known):
                 raise InvalidRequest(
-                    f"'provider.{field}' names {echo(name)}, which is no provider that is known here; check its spelling.",
+                    f"'provider.{field}' names the unknown provider {echo(name)}; "
+                    "check its spelling.",
                     param=f"provider.{field}",
                 )
 
 
 def _filter_by_preferences(
-    sieve: EndpointFilter, preferences: Preferences, caller: Caller, context: SelectionContext
+    endpoints: EndpointFilter, preferences: Preferences, caller: Caller, context: SelectionContext
 ) -> None:
     for names in (preferences.only, caller.only or None, context.only or None):
         if names is not None:
-            sieve.apply("only", lambda it, names=names: _among(it, names), "not in the list")
+            endpoints.apply(
+                "only",
+                lambda candidate, names=names: _is_named(candidate, names),
+                "not in the list",
+            )
     ignored = (*(preferences.ignore or ()), *caller.ignore, *context.ignore)
-    sieve.apply("ignore", lambda it: not _among(it, ignored), "in the list")
+    endpoints.apply("ignore", lambda candidate: not _is_named(candidate, ignored), "in the list")
     listed = preferences.order
     if preferences.allow_fallbacks is False and listed is not None:
-        sieve.apply(
-            "order", lambda it: _among(it, listed), "not in the list, and allow_fallbacks is false"
+        endpoints.apply(
+            "order",
+            lambda candidate: _is_named(candidate, listed),
+            "not in the list, and allow_fallbacks is false",
         )
     if not preferences.include_alpha:
-        sieve.apply("include_alpha", lambda it: it.stage != "alpha", "alpha stage")
-    for name, wanted, fits, reason in _policies(preferences):
-        if wanted:
-            sieve.apply(name, fits, reason)
+        endpoints.apply(
+            "include_alpha", lambda candidate: candidate.stage != "alpha", "alpha stage"
+        )
+    for name, active, predicate, reason in _policies(preferences):
+        if active:
+            endpoints.apply(name, predicate, reason)
 
 
-def _among(candidate: ResolvedEndpoint, names: Iterable[str]) -> bool:
+def _is_named(candidate: ResolvedEndpoint, names: Iterable[str]) -> bool:
     return any(candidate.named(name) for name in names)
 
 
 def _policies(
     preferences: Preferences,
 ) -> Iterable[tuple[str, bool, Callable[[ResolvedEndpoint], bool], str]]:
+    """List the policy filters: name, whether it applies, predicate, and reason for a drop."""
     caps = preferences.max_price.given() if preferences.max_price else {}
     quantizations = preferences.quantizations or ()
     return (
         (
             "data_collection",
             preferences.data_collection == "deny",
-            lambda it: it.data_collection == "deny",
-            "not declared to deny it",
+            lambda candidate: candidate.data_collection == "deny",
+            "not declared to deny data collection",
         ),
         (
             "zdr",
             bool(preferences.zdr),
-            lambda it: it.zdr is True,
+            lambda candidate: candidate.zdr is True,
             "not declared zero data retention",
         ),
         (
             "enforce_distillable_text",
             bool(preferences.enforce_distillable_text),
-            lambda it: it.distillable is True,
+            lambda candidate: candidate.distillable is True,
             "not declared distillable",
         ),
         (
             "quantizations",
             bool(quantizations),
-            lambda it: it.quantization in quantizations,
-            "another quantization",
+            lambda candidate: candidate.quantization in quantizations,
+            "quantization not in the list",
         ),
         (
             "max_price",
             bool(caps),
-            lambda it: affordable(it.prices, caps),
-            "dearer than the cap, or of unknown price",
+            lambda candidate: affordable(candidate.prices, caps),
+            "above max_price, or price unknown",
         ),
     )
 
 
 def affordable(prices: Mapping[str, Decimal], caps: Mapping[str, Decimal]) -> bool:
-    """Whether known prices stay within all caps; without a prompt price nothing does, kinds not named cost 0."""
+    """Return whether the prices are within all caps.
+
+    Without a prompt price the result is False. A kind without a price costs 0.
+    """
     return "prompt" in prices and all(
         prices.get(kind, Decimal(0)) <= cap for kind, cap in caps.items()
     )

@@ -1,8 +1,8 @@
-"""Decides which endpoints serve a request, and remembers that for plain requests, which are nearly all.
+"""Caches the endpoint selection of plain requests, which are nearly all requests.
 
-A request is plain when it states no provider, preferences, options or debug, and holds texts. The
-decision then depends on its model, width and input type and on its caller alone. The order of
-endpoints is decided anew wherever there is more than one.
+A plain request holds texts and sets no provider, preferences, options or debug. Its selection
+depends only on its model, width, input type and caller. If a cached selection has more than one
+endpoint, they are ordered anew for each request.
 """
 
 from collections.abc import Callable, Hashable
@@ -22,21 +22,23 @@ from embedroute.routing.selection import Selection, select_endpoints, tell_dropp
 from embedroute.trace import RequestTrace
 
 MOST: Final = 4096
-"""Decisions remembered; clients choose widths, so there must be a bound."""
+"""Cached selections at most; clients choose widths, so the number needs a bound."""
 
 
 PROBING: Final = Preferences(include_alpha=True)
-"""The preferences of a request that compares endpoints, by identity: the gateway's own lists do not apply to it."""
+"""The preferences of ``embedroute verify``, which compares endpoints.
+
+The gateway's own ``only`` and ``ignore`` lists do not apply to a request with this very object.
+"""
 
 
 class PreparedSelection(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """All that does not depend on the inputs of a request.
+    """Everything about a request that does not depend on its inputs.
 
-    ``fallback`` is the model that serves the request if every endpoint fails. ``shared`` is what the
-    cache keys of the request share, and ``whole`` the same at the model's own width, where vectors
-    can be cut. ``terms`` is what two requests must have
-    in common to share each other's failure. ``owner`` marks the cache entries of the caller, None
-    for a caller who sees every hit.
+    ``fallback`` is the model that serves the request if every endpoint fails. ``shared`` is the
+    common part of the request's cache keys, and ``whole`` the same at the model's own width, if its
+    vectors can be truncated. Two requests share each other's failures only if their ``terms`` are
+    equal. ``owner`` marks the cache entries of the caller; None for a caller who sees every hit.
     """
 
     caller: Caller
@@ -50,10 +52,10 @@ class PreparedSelection(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
 
 class SelectionCache:
-    """The decisions of one gateway.
+    """The selections of one gateway.
 
-    ``make_context`` returns what holds right now. ``shared_cache`` says whether callers without a
-    namespace share cache entries, ``debug`` whether callers may debug who are not told otherwise.
+    ``make_context`` returns the current selection context. ``shared_cache``: callers without a
+    namespace share cache entries. ``debug``: callers may debug unless their own setting forbids it.
     """
 
     def __init__(
@@ -64,25 +66,25 @@ class SelectionCache:
         shared_cache: bool = True,
         debug: bool = False,
     ) -> None:
-        """Remember nothing yet."""
+        """Create an empty cache."""
         self._directory = directory
         self._routes = directory.routes
         self._make_context = make_context
         self._shared_cache = shared_cache
         self._debug = debug
-        self._made: dict[Hashable, PreparedSelection] = {}
+        self._cached: dict[Hashable, PreparedSelection] = {}
 
     def prepare(
         self, request: EmbeddingRequest, caller: Caller, trace: RequestTrace | None = None
     ) -> PreparedSelection:
-        """Find the model of a request and the endpoints that may serve it, or recall an equal request's.
+        """Resolve the model of a request and select its endpoints, or return the cached result.
 
-        ``trace`` gets the filters that leave no endpoint; those of a decision are in its selection.
+        If no endpoint may serve the request, the dropped endpoints are written into ``trace``.
 
         Raises:
-            ModelNotFound: no such model exists here.
-            PermissionDenied: this caller may not use it, or may not debug.
-            RequestError: no endpoint may serve the request, and why.
+            ModelNotFound: the model does not exist.
+            PermissionDenied: the caller may not use the model, or may not debug.
+            RequestError: no endpoint may serve the request.
         """
         if (
             request.preferences is not NO_PREFERENCES
@@ -92,31 +94,33 @@ class SelectionCache:
             or request.kind is not Kind.TEXT
         ):
             return self.prepare_route(self.resolve(request, caller), request, caller, trace)
-        question = (request.model, request.dimensions, request.input_type, caller.name)
-        known = self._made.get(question)
-        if known is not None and (known.caller is caller or known.caller == caller):
-            return (
-                known if len(known.selection.candidates) == 1 else self._reordered(known, request)
-            )
+        key = (request.model, request.dimensions, request.input_type, caller.name)
+        cached = self._cached.get(key)
+        if cached is not None and (cached.caller is caller or cached.caller == caller):
+            if len(cached.selection.candidates) == 1:
+                return cached
+            return self._reordered(cached, request)
         route = self.resolve(request, caller)
-        made = self.prepare_route(route, request, caller, trace)
+        prepared = self.prepare_route(route, request, caller, trace)
         if self._routes.get(route.name) is route:
-            if len(self._made) >= MOST:
-                self._made.clear()
-            self._made[question] = made
-        return made
+            if len(self._cached) >= MOST:
+                self._cached.clear()
+            self._cached[key] = prepared
+        return prepared
 
     def resolve(self, request: EmbeddingRequest, caller: Caller) -> Route:
-        """Find the model that a request names.
+        """Resolve the model that a request names, and check that the caller may use it.
 
         Raises:
-            ModelNotFound: no such model exists here.
-            PermissionDenied: this caller may not use it, or may not debug.
+            ModelNotFound: the model does not exist.
+            PermissionDenied: the caller may not use the model, or may not debug.
+            InvalidRequest: the provider hint or the model's suffixes are invalid.
+            NoEligibleProvider: the hinted provider does not serve the model.
         """
         try:
             route = self._directory.resolve(request.model, request.provider)
         except (InvalidRequest, NoEligibleProvider):
-            # An error of the hint comes after one of the model or of debug.
+            # Report errors of the model and of debug before those of the provider hint.
             authorize(
                 caller, self._directory.resolve(request.model).name, request, debug=self._debug
             )
@@ -131,32 +135,33 @@ class SelectionCache:
         caller: Caller,
         trace: RequestTrace | None = None,
     ) -> PreparedSelection:
-        """Filter and order the endpoints of a ``route`` for a request.
+        """Filter and order the endpoints of ``route`` for a request.
 
         Raises:
-            RequestError: no endpoint may serve the request, and why.
+            RequestError: no endpoint may serve the request.
         """
-        selection = self._selected(route, request, caller, trace)
-        wanted = selection.parameters
-        wishes = request.preferences
+        selection = self._select(route, request, caller, trace)
+        parameters = selection.parameters
+        preferences = request.preferences
         scope = COMMON
         if caller.namespace or not self._shared_cache:
             scope = cache_scope(caller, shared=self._shared_cache)
-        uncut = wanted.uncut(route.model)
+        uncut = parameters.uncut(route.model)
         return PreparedSelection(
             caller=caller,
             route=route,
             fallback=self._fallback_of(route, request, caller),
             selection=selection,
-            shared=shared_key(route, wanted, wishes, scope),
-            whole=shared_key(route, uncut, wishes, scope) if uncut else None,
-            terms=(selection.endpoint_names, wishes, route.sort),
+            shared=shared_key(route, parameters, preferences, scope),
+            whole=shared_key(route, uncut, preferences, scope) if uncut else None,
+            terms=(selection.endpoint_names, preferences, route.sort),
             owner=None if caller is ANYONE else hash(caller.name),
         )
 
     def _fallback_of(self, route: Route, request: EmbeddingRequest, caller: Caller) -> Route | None:
-        """Find the model that may stand in for a route's: config names it, and neither request nor key forbids it."""
-        name, allowed = route.model.fallback, caller.models
+        """Return the configured fallback model, unless the request or the key forbids it."""
+        name = route.model.fallback
+        allowed = caller.models
         if (
             name is None
             or request.provider is not None
@@ -166,49 +171,46 @@ class SelectionCache:
         other = self._directory.resolve(name)
         if allowed is not None and other.name not in allowed:
             return None
-        # An input type changes the vector, whichever way it was asked for.
-        return (
-            msgspec.structs.replace(other, input_type=route.input_type)
-            if route.input_type
-            else other
-        )
+        # An input type that the model's suffix asks for also applies to the fallback model.
+        if route.input_type:
+            return msgspec.structs.replace(other, input_type=route.input_type)
+        return other
 
-    def _selected(
+    def _select(
         self, route: Route, request: EmbeddingRequest, caller: Caller, trace: RequestTrace | None
     ) -> Selection:
-        unnamed = self._unnamed(route)
+        not_named = self._endpoints_not_named(route)
         try:
             selection = select_endpoints(route, request, caller, self._context_for(request), trace)
         except RequestError:
             if trace is not None:
-                tell_dropped(unnamed, trace)
+                tell_dropped(not_named, trace)
             raise
-        return (
-            msgspec.structs.replace(selection, dropped=[*unnamed, *selection.dropped])
-            if unnamed
-            else selection
-        )
+        if not_named:
+            return msgspec.structs.replace(selection, dropped=[*not_named, *selection.dropped])
+        return selection
 
-    def _unnamed(self, route: Route) -> list[Dropped]:
-        """The endpoints of a model that a request passes over because it names a provider, by a hint or before the model."""
+    def _endpoints_not_named(self, route: Route) -> list[Dropped]:
+        """List the endpoints of a model that are excluded because the request names a provider."""
         whole = self._routes.get(route.name, route)
         return [
-            Dropped(it, "provider", "not the one that is named")
-            for it in whole.candidates
-            if it not in route.candidates
+            Dropped(candidate, "provider", "not the requested provider")
+            for candidate in whole.candidates
+            if candidate not in route.candidates
         ]
 
     def _context_for(self, request: EmbeddingRequest) -> SelectionContext:
         context = self._make_context()
-        return (
-            msgspec.structs.replace(context, only=(), ignore=())
-            if request.preferences is PROBING
-            else context
-        )
+        if request.preferences is PROBING:
+            return msgspec.structs.replace(context, only=(), ignore=())
+        return context
 
-    def _reordered(self, known: PreparedSelection, request: EmbeddingRequest) -> PreparedSelection:
+    def _reordered(self, cached: PreparedSelection, request: EmbeddingRequest) -> PreparedSelection:
         candidates = order_endpoints(
-            known.selection.candidates, request.preferences, known.route.sort, self._make_context()
+            cached.selection.candidates,
+            request.preferences,
+            cached.route.sort,
+            self._make_context(),
         )
-        selection = msgspec.structs.replace(known.selection, candidates=candidates)
-        return msgspec.structs.replace(known, selection=selection)
+        selection = msgspec.structs.replace(cached.selection, candidates=candidates)
+        return msgspec.structs.replace(cached, selection=selection)

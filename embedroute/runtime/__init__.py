@@ -1,6 +1,6 @@
-"""Provides tasks, fair shares of the event loop and per-loop resources, for asyncio and trio.
+"""Provides tasks, time slices for CPU work and per-loop resources, for asyncio and trio.
 
-It may import nothing else of the package.
+It may not import other packages of embedroute.
 """
 
 from embedroute.runtime.fairness import (

@@ -1,4 +1,4 @@
-"""Large answers: from which size on they are worked on in turns, and how that lets others have theirs."""
+"""Slices the CPU work on large requests and responses, so that the event loop stays responsive."""
 
 import math
 import time
@@ -15,85 +15,96 @@ from anyio.lowlevel import RunVar
 T = TypeVar("T")
 
 LARGE: Final = 3 * 512 * 1024
-"""Bytes of an answer from which on reading or writing it would hold an event loop up."""
+"""Size in bytes from which decoding or encoding a body in one step would block the event loop."""
 ROWS: Final = 16
-"""Rows of a large answer that are worked on at a time; writing one as text takes about 30 µs."""
-TURN: Final = 0.0004
-"""Seconds after which others have their turn."""
-LONGEST: Final = 0.005
-"""Seconds that a turn may take where others take longer ones: with many others at work, nobody would get on otherwise."""
-PATIENCE: Final = 1.0
-"""Seconds for which one such work may keep the others waiting; ours take a tenth of that."""
-THREADS: Final = 40
-"""Works that may be stuck in a thread of their own before the next waits for one of them."""
-_REST: Final = 20e-6
-"""Seconds that a thread sleeps between two turns."""
+"""Rows of a large response that are processed at a time. Encoding one as text takes about 30 µs."""
+MIN_SLICE: Final = 0.0004
+"""Seconds of a time slice."""
+MAX_SLICE: Final = 0.005
+"""Maximum seconds of a slice. Slices grow on a busy loop, so that large work still finishes."""
+MAX_HOLD: Final = 1.0
+"""Seconds for which one job may make others wait. The gateway's own jobs take a tenth of it."""
+MAX_THREADS: Final = 40
+"""Maximum worker threads per event loop; plugin code may block some of them for long."""
+_PAUSE: Final = 20e-6
+"""Seconds that a thread sleeps between two slices."""
 
 
 class TimeSlice:
-    """How long somebody has been at work while others wait."""
+    """Measures the time since the last pause, and pauses when the slice is over."""
 
     __slots__ = ("_began", "_length")
 
     def __init__(self, size: int = LARGE) -> None:
-        """Begin now to work on ``size`` bytes; a small answer is one turn, for it is worked on in the loop's own thread."""
+        """Start a slice of work on ``size`` bytes; small work is done in one slice."""
         self._began = time.perf_counter()
-        self._length = TURN if size >= LARGE else math.inf
+        self._length = MIN_SLICE if size >= LARGE else math.inf
 
     def yield_gil(self) -> None:
-        """Sleep a little once the turn of a thread is over: on one core only who sleeps is not the next to go on."""
+        """Sleep briefly if the slice is over, so that the operating system runs another thread."""
         if time.perf_counter() - self._began > self._length:
-            time.sleep(_REST)
+            time.sleep(_PAUSE)
             self._began = time.perf_counter()
 
     async def yield_to_loop(self) -> None:
-        """Let the event loop go round once a turn on it is over; the next may be half as long as that took."""
-        over = time.perf_counter()
-        if over - self._began > self._length:
+        """Run one iteration of the event loop if the slice is over.
+
+        The next slice is half as long as that iteration, within ``MIN_SLICE`` and ``MAX_SLICE``.
+        """
+        now = time.perf_counter()
+        if now - self._began > self._length:
             await anyio.lowlevel.checkpoint()
             self._began = time.perf_counter()
-            self._length = min(max(TURN, (self._began - over) / 2), LONGEST)
+            self._length = min(max(MIN_SLICE, (self._began - now) / 2), MAX_SLICE)
 
 
 def groups(count: int, at_a_time: int = ROWS) -> Iterator[slice]:
-    """Cut the rows of a large answer into groups."""
+    """Split ``count`` rows into groups."""
     return (slice(start, start + at_a_time) for start in range(0, count, at_a_time))
 
 
 def chunked(count: int, size: int, at_a_time: int = ROWS) -> Iterator[slice]:
-    """Cut ``count`` rows of ``size`` bytes in all into groups for a thread that rests between two; small work is one group."""
+    """Split ``count`` rows of ``size`` bytes in total into groups; release the GIL between them.
+
+    Small work is one group. Use this in a worker thread.
+    """
     if size < LARGE:
         yield slice(0, count)
         return
-    turn = TimeSlice()
+    time_slice = TimeSlice()
     for group in groups(count, at_a_time):
-        turn.yield_gil()
+        time_slice.yield_gil()
         yield group
 
 
 async def run_in_worker(work: Callable[[], T]) -> T:
-    """Do CPU work of milliseconds that knows no pauses in a worker thread, which is none of those that the host counts on."""
+    """Run CPU work of milliseconds in a worker thread.
+
+    It has its own limiter, because the host's code uses anyio's default one.
+    """
     async with _get_or_make(_SEMAPHORE, _Semaphore).acquire():
         return await anyio.to_thread.run_sync(
-            work, limiter=_get_or_make(_THREADS, partial(CapacityLimiter, THREADS))
+            work, limiter=_get_or_make(_THREADS, partial(CapacityLimiter, MAX_THREADS))
         )
 
 
 async def run_cooperatively(parts: Iterable[T]) -> list[T]:
-    """Do CPU work of milliseconds part by part, and let the event loop go round in between.
+    """Compute ``parts`` on the event loop, and run the loop's other work in between.
 
-    The interpreter runs one thread at a time, so another one would have the loop wait for it at every event.
+    In a worker thread this would be slower for the others: the interpreter runs one thread at a
+    time, and the loop would have to wait for the GIL at every event.
     """
-    done, turn = list[T](), TimeSlice()
+    results = list[T]()
+    time_slice = TimeSlice()
     async with _get_or_make(_SEMAPHORE, _Semaphore).acquire():
         for part in parts:
-            done.append(part)
-            await turn.yield_to_loop()
-    return done
+            results.append(part)
+            await time_slice.yield_to_loop()
+    return results
 
 
 async def step_by_step(steps: Generator[None, None, T]) -> T:
-    """Run a generator on the loop, let the loop go round between its steps, and give back what it returns."""
+    """Run a generator on the event loop, with other work of the loop between; return its result."""
     returned = list[T]()
 
     def parts() -> Iterator[None]:
@@ -104,66 +115,71 @@ async def step_by_step(steps: Generator[None, None, T]) -> T:
 
 
 def finished(steps: Generator[None, None, T]) -> T:
-    """Run a generator to its end at once, and give back what it returns."""
+    """Run a generator to its end without pauses, and return its result."""
     while True:
         try:
             next(steps)
-        except StopIteration as end:
-            return end.value
+        except StopIteration as stop:
+            return stop.value
 
 
 class _Semaphore:
-    """Room for one such work at a time: of two each would wait for the other, and everybody else for both.
+    """A mutex that allows one large job at a time per event loop.
 
-    A plugin's code may take far longer than it should: who keeps the place for longer than ``PATIENCE`` loses it.
+    Two jobs at once would delay each other and all other requests. Plugin code may take too long,
+    so a holder loses the mutex after ``MAX_HOLD`` seconds.
     """
 
-    __slots__ = ("_holder", "_left", "_since")
+    __slots__ = ("_acquired_at", "_holder", "_released")
 
     def __init__(self) -> None:
         self._holder: object = None
-        self._since = 0.0
-        self._left = anyio.Event()
+        self._acquired_at = 0.0
+        self._released = anyio.Event()
 
     @asynccontextmanager
     async def acquire(self) -> AsyncGenerator[None, None]:
         while (
             self._holder is not None
-            and (patience := self._since + PATIENCE - anyio.current_time()) > 0
+            and (remaining := self._acquired_at + MAX_HOLD - anyio.current_time()) > 0
         ):
-            with anyio.move_on_after(patience):
-                await self._left.wait()
-        mine = self._holder = object()
-        self._since = anyio.current_time()
+            with anyio.move_on_after(remaining):
+                await self._released.wait()
+        holder = object()
+        self._holder = holder
+        self._acquired_at = anyio.current_time()
         try:
             yield
         finally:
-            if self._holder is mine:
-                left, self._holder, self._left = self._left, None, anyio.Event()
-                left.set()
+            if self._holder is holder:
+                released = self._released
+                self._holder = None
+                self._released = anyio.Event()
+                released.set()
 
 
-_SEMAPHORE: RunVar[_Semaphore | None] = RunVar("embedroute.place")
+_SEMAPHORE: RunVar[_Semaphore | None] = RunVar("embedroute.semaphore")
 _THREADS: RunVar[CapacityLimiter | None] = RunVar("embedroute.threads")
 
 
-def _get_or_make(held: RunVar[T | None], make: Callable[[], T]) -> T:
-    made = held.get(None)
-    if made is None:
-        made = make()
-        held.set(made)
-    return made
+def _get_or_make(variable: RunVar[T | None], make: Callable[[], T]) -> T:
+    value = variable.get(None)
+    if value is None:
+        value = make()
+        variable.set(value)
+    return value
 
 
-_KEPT: Final = 31 * 1024 * 1024
-"""Bytes just under the largest block by which glibc adapts."""
+_BLOCK: Final = 31 * 1024 * 1024
+"""Bytes of a block just below the largest one to which glibc adapts its thresholds."""
 
 
 def raise_malloc_trim_threshold() -> None:
-    """Have the C library keep what large answers take, instead of giving it back and fetching it anew page by page.
+    """Make glibc keep the memory of large responses instead of returning it to the system.
 
-    glibc adapts to the largest block of up to 32 MiB that it has freed: it maps no smaller one apart, and gives back
-    only what exceeds twice that (mallopt(3), "dynamic mmap threshold"). Nothing touches the block, so it costs nothing,
-    and other C libraries take no notice of it.
+    When glibc frees a block of up to 32 MiB, it raises two thresholds: smaller blocks are no longer
+    mapped separately, and only free memory above twice the size is returned (mallopt(3), "dynamic
+    mmap threshold"). The block is never written, so this costs nothing. It has no effect on other C
+    libraries.
     """
-    bytes(_KEPT)
+    bytes(_BLOCK)

@@ -1,7 +1,7 @@
-"""Things that belong to one event loop: made at first use, closed by the lifespan or, without one, at the loop's end.
+"""Provides resources that belong to one event loop.
 
-Invariant: no task outlives its request, and nothing needs a lifespan to start. Nothing is opened at import or in
-``__init__``, so forking and preloading are safe.
+A resource is made at its first use. The lifespan closes it; without a lifespan it is closed when
+the loop ends. Nothing is opened at import or in ``__init__``, so forking and preloading are safe.
 """
 
 from asyncio import AbstractEventLoop
@@ -19,63 +19,67 @@ T = TypeVar("T")
 
 
 class PerLoop(Generic[T]):
-    """One ``T`` per event loop; ``make`` builds it and puts what must be closed on the stack it is given."""
+    """One value of type ``T`` per event loop.
+
+    ``make`` creates the value. It registers what must be closed on the exit stack that it receives.
+    """
 
     def __init__(self, name: str, make: Callable[[AsyncExitStack], T]) -> None:
-        """Make nothing yet."""
-        self._held: RunVar[_Held[T] | None] = RunVar(name, None)
+        """Store ``make``; call it when a loop first needs the value."""
+        self._entry: RunVar[_Entry[T] | None] = RunVar(name, None)
         self._make = make
-        self._latest: tuple[ReferenceType[AbstractEventLoop], _Held[T]] | None = None
+        self._latest: tuple[ReferenceType[AbstractEventLoop], _Entry[T]] | None = None
 
     async def get(self) -> T:
-        """Give this loop's ``T``."""
-        # A process mostly has one loop, and knowing it again costs a tenth of looking it up.
-        loop, latest = tasks.asyncio_loop(), self._latest
+        """Return the value of the running event loop."""
+        # Most processes have one loop. Comparing it to the latest one costs a tenth of a RunVar.
+        loop = tasks.asyncio_loop()
+        latest = self._latest
         if loop is not None and latest is not None and latest[0]() is loop:
-            return latest[1].made
-        held = self._held.get()
-        if held is None:
-            held = _Held(self._make)
-            self._held.set(held)  # before any await, so that no second one is made
-            # Event loops close the async generators that are still open when they end.
-            held.at_loop_end = self._close_at_loop_end(held)
-            await anext(held.at_loop_end)
-        self._latest = None if loop is None else (ref(loop), held)
-        return held.made
+            return latest[1].value
+        entry = self._entry.get()
+        if entry is None:
+            entry = _Entry(self._make)
+            self._entry.set(entry)  # before the first await, so that no second entry is made
+            # When an event loop ends, it closes the async generators that are still open.
+            entry.at_loop_end = self._close_at_loop_end(entry)
+            await anext(entry.at_loop_end)
+        self._latest = None if loop is None else (ref(loop), entry)
+        return entry.value
 
-    async def _close_at_loop_end(self, held: "_Held[T]") -> AsyncGenerator[None, None]:
+    async def _close_at_loop_end(self, entry: "_Entry[T]") -> AsyncGenerator[None, None]:
         try:
             yield
         finally:
-            # The variable would keep its loop alive; trio ends generators cancelled, so close under a shield.
-            self._forget(held)
+            # Clear the variable, which would keep the loop alive. The shield is for trio, which
+            # closes generators in a cancelled scope.
+            self._forget(entry)
             with anyio.CancelScope(shield=True):
-                await held.stack.aclose()
+                await entry.stack.aclose()
 
-    async def close(self, made: T) -> None:
-        """Close ``made``, if it is this loop's and not closed yet; the next ``get`` makes another."""
+    async def close(self, value: T) -> None:
+        """Close ``value`` if it is this loop's and still open; the next ``get`` makes another."""
         try:
-            held = self._held.get()
-        except (
-            RuntimeError
-        ):  # no loop runs: who is collected after its loop's end has nothing left to close
+            entry = self._entry.get()
+        except RuntimeError:  # no loop is running: the value was closed when its loop ended
             return
-        if held is not None and held.made is made and held.at_loop_end is not None:
-            self._forget(held)
-            # Before the generator, which the loop may come to close meanwhile: that finds nothing left to do then.
+        if entry is not None and entry.value is value and entry.at_loop_end is not None:
+            self._forget(entry)
+            # Close the stack before the generator: if the loop ends meanwhile and closes the
+            # generator too, nothing is closed twice.
             with anyio.CancelScope(shield=True):
-                await held.stack.aclose()
-                await held.at_loop_end.aclose()
+                await entry.stack.aclose()
+                await entry.at_loop_end.aclose()
 
-    def _forget(self, held: "_Held[T]") -> None:
-        """Make room for another; one that a late request has made meanwhile is not forgotten."""
-        if self._held.get() is held:
-            self._held.set(None)
+    def _forget(self, entry: "_Entry[T]") -> None:
+        """Remove ``entry``, unless a later request has already replaced it."""
+        if self._entry.get() is entry:
+            self._entry.set(None)
             self._latest = None
 
 
-class _Held(Generic[T]):
+class _Entry(Generic[T]):
     def __init__(self, make: Callable[[AsyncExitStack], T]) -> None:
         self.stack = AsyncExitStack()
-        self.made = make(self.stack)
+        self.value = make(self.stack)
         self.at_loop_end: AsyncGenerator[None, None] | None = None

@@ -1,4 +1,7 @@
-"""The only module that starts tasks and unwraps exception groups, so that no task outlives its request."""
+"""Starts tasks, sets timeouts and unwraps exception groups.
+
+No other module starts tasks, so that no task outlives its request.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -13,14 +16,14 @@ from anyio import CapacityLimiter
 T = TypeVar("T")
 
 Disconnected = Callable[[], Coroutine[object, None, None]]
-"""Returns when a client disconnects."""
+"""A coroutine function that returns when the client disconnects."""
 
 GRACE: Final = 0.05
-"""Seconds in which most requests are done, so that they need neither a timer of their own nor a second task."""
+"""Seconds in which most requests finish, so that they need neither a timer nor a second task."""
 
 
 def on_asyncio() -> bool:
-    """Return whether this runs on an asyncio event loop, and not on trio."""
+    """Return whether the running event loop is one of asyncio, not trio."""
     return asyncio_loop() is not None
 
 
@@ -29,7 +32,7 @@ class ClientDisconnected(Exception):
 
 
 def asyncio_loop() -> asyncio.AbstractEventLoop | None:
-    """Return the running event loop of asyncio, None on trio."""
+    """Return the running asyncio event loop, or None on trio."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:
@@ -37,13 +40,13 @@ def asyncio_loop() -> asyncio.AbstractEventLoop | None:
 
 
 def fail_after(seconds: float) -> AbstractContextManager[object]:
-    """Cancel what is awaited inside after ``seconds``, and raise ``TimeoutError``."""
+    """Cancel the body of the ``with`` statement after ``seconds``, and raise ``TimeoutError``."""
     loop = asyncio_loop()
     return anyio.fail_after(seconds) if loop is None else _FailAfter(loop, seconds)
 
 
 class _FailAfter:
-    """A synchronous ``asyncio.timeout`` that cannot be rescheduled: a third of the cost."""
+    """A synchronous ``asyncio.timeout`` that cannot be rescheduled; it costs a third as much."""
 
     __slots__ = ("_before", "_expired", "_task", "_timer")
 
@@ -77,9 +80,10 @@ class _FailAfter:
 
 
 class Watch(Protocol):
-    """Bounds the work of one request in time, and cancels it when the client disconnects.
+    """Limits the time of one request, and cancels it when the client disconnects.
 
-    It is an asynchronous context manager. Nothing is bounded or watched until it is asked for.
+    It is an asynchronous context manager. There is no limit before ``limit`` is called, and
+    disconnects are ignored before ``cancel_when`` is called.
     """
 
     @property
@@ -88,15 +92,21 @@ class Watch(Protocol):
         ...
 
     def limit(self, seconds: float, late: Callable[[], Exception]) -> None:
-        """Cancel the work after ``seconds`` from now, and raise what ``late`` makes. Replaces an earlier limit."""
+        """Cancel the work after ``seconds`` from now, and raise the result of ``late()``.
+
+        This replaces an earlier limit.
+        """
         ...
 
-    def cancel_when(self, gone: Disconnected) -> None:
-        """Cancel the work when ``gone`` returns, and raise ``ClientDisconnected``. Its error is raised instead if it fails."""
+    def cancel_when(self, disconnected: Disconnected) -> None:
+        """Cancel the work when ``disconnected`` returns, and raise ``ClientDisconnected``.
+
+        If ``disconnected`` raises an error, cancel the work and raise that error.
+        """
         ...
 
     async def __aenter__(self) -> Self:
-        """Begin."""
+        """Start the watch."""
         ...
 
     async def __aexit__(
@@ -105,14 +115,14 @@ class Watch(Protocol):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """End every task that was started, and turn a cancellation of its own into its reason."""
+        """End the started tasks, and replace the watch's own cancellation by its reason."""
         ...
 
 
 def watch(grace: float = GRACE) -> Watch:
-    """Make a watch over one request, for the running event loop.
+    """Create a watch for one request.
 
-    The first ``grace`` seconds cost one timer whatever is asked for: limits and tasks are set up after them.
+    Limits and tasks are set up only after ``grace`` seconds. Until then a watch costs one timer.
     """
     loop = asyncio_loop()
     return _AnyioWatch(grace) if loop is None else _AsyncioWatch(loop, grace)
@@ -155,10 +165,10 @@ class _AsyncioWatch:
             self._timer.cancel()
             self._timer = self._loop.call_at(self._at, self._expire)
 
-    def cancel_when(self, gone: Disconnected) -> None:
-        self._on_disconnect = gone
+    def cancel_when(self, disconnected: Disconnected) -> None:
+        self._on_disconnect = disconnected
         if self._is_late:
-            self._start(gone)
+            self._start(disconnected)
 
     def _after_grace(self) -> None:
         self._is_late = True
@@ -168,7 +178,7 @@ class _AsyncioWatch:
             self._timer = self._loop.call_at(self._at, self._expire)
 
     def _start(self, disconnected: Disconnected) -> None:
-        # In the request's own context: a host keeps its request id in one.
+        # In the request's context, because a host may keep its request id in a context variable.
         self._watcher = self._context.run(self._loop.create_task, disconnected())
         self._watcher.add_done_callback(self._disconnected)
 
@@ -201,9 +211,9 @@ class _AsyncioWatch:
             raise innermost(cast("BaseExceptionGroup[BaseException]", error)) from None
 
     def _reason(self, kind: type[BaseException] | None) -> BaseException | None:
-        """Take back our cancellations; return what to raise, None if somebody else cancelled the task as well."""
-        left = min([self._task.uncancel() for _ in range(self._cancels)])
-        if kind is not asyncio.CancelledError or left > self._before:
+        """Undo our cancellations. Return the error to raise, or None if others cancelled too."""
+        remaining = min([self._task.uncancel() for _ in range(self._cancels)])
+        if kind is not asyncio.CancelledError or remaining > self._before:
             return None
         if self.expired:
             return self._late()
@@ -223,23 +233,23 @@ class _AnyioWatch:
         self._group = anyio.create_task_group()
         self._scope = anyio.CancelScope()
         self._late: Callable[[], Exception] = TimeoutError
-        self._has_left = False
+        self._has_disconnected = False
 
     @property
     def expired(self) -> bool:
-        return self._scope.cancel_called and not self._has_left
+        return self._scope.cancel_called and not self._has_disconnected
 
     def limit(self, seconds: float, late: Callable[[], Exception]) -> None:
         self._scope.deadline = anyio.current_time() + seconds
         self._late = late
 
-    def cancel_when(self, gone: Disconnected) -> None:
-        self._group.start_soon(self._wait_for, gone)
+    def cancel_when(self, disconnected: Disconnected) -> None:
+        self._group.start_soon(self._wait_for, disconnected)
 
-    async def _wait_for(self, gone: Disconnected) -> None:
+    async def _wait_for(self, disconnected: Disconnected) -> None:
         await anyio.sleep(self._grace)
-        await gone()
-        self._has_left = True
+        await disconnected()
+        self._has_disconnected = True
         self._scope.cancel()
 
     async def __aenter__(self) -> Self:
@@ -266,16 +276,16 @@ class _AnyioWatch:
         if plain is not None:
             raise plain from None
         if is_ours:
-            raise ClientDisconnected if self._has_left else self._late()
+            raise ClientDisconnected if self._has_disconnected else self._late()
 
 
 async def cancel_on_disconnect(
     work: Awaitable[T], disconnected: Disconnected, *, grace: float = GRACE
 ) -> T:
-    """Await ``work``, and cancel it when ``disconnected`` returns first.
+    """Await ``work``, and cancel it if ``disconnected`` returns first.
 
     Raises:
-        ClientDisconnected: ``disconnected`` returned before the work was done.
+        ClientDisconnected: ``disconnected`` returned before ``work``.
     """
     async with watch(grace) as watching:
         watching.cancel_when(disconnected)
@@ -283,16 +293,19 @@ async def cancel_on_disconnect(
 
 
 def is_foreign_cancellation(error: BaseException) -> bool:
-    """Whether what would end this task came out of what it calls, and nobody sent it; trio's cannot be raised by hand."""
-    with suppress(RuntimeError):  # no loop runs: a coroutine is closed after it
+    """Return whether ``error`` is a cancellation that the called code raised itself.
+
+    Such an error must not end the task. On trio, code cannot raise a cancellation itself.
+    """
+    with suppress(RuntimeError):  # no loop is running: a coroutine is closed after its loop ended
         task = asyncio.current_task() if on_asyncio() else anyio.get_current_task()
-        sent = task is None or (isinstance(task, asyncio.Task) and task.cancelling() > 0)
-        return isinstance(error, asyncio.CancelledError | GeneratorExit) and not sent
+        is_real = task is None or (isinstance(task, asyncio.Task) and task.cancelling() > 0)
+        return isinstance(error, asyncio.CancelledError | GeneratorExit) and not is_real
     return False
 
 
 async def gather(work: Sequence[Callable[[], Awaitable[None]]], at_once: int) -> None:
-    """Run all of ``work``, at most ``at_once`` at a time; the first failure cancels the rest and is raised."""
+    """Run all of ``work``, at most ``at_once`` at a time. The first error cancels the others."""
     if len(work) == 1:
         await work[0]()
         return
@@ -311,7 +324,10 @@ async def gather(work: Sequence[Callable[[], Awaitable[None]]], at_once: int) ->
 
 
 def cancellation(error: BaseException) -> BaseException | None:
-    """Take the cancellations out of a group: trio gives out one where several tasks of a call were cancelled at once."""
+    """Return the cancellations in an exception group, or None.
+
+    Trio raises such a group if several tasks of a call are cancelled at once.
+    """
     if not isinstance(error, BaseExceptionGroup):
         return None
     return cast("BaseExceptionGroup[BaseException]", error).subgroup(
@@ -320,10 +336,8 @@ def cancellation(error: BaseException) -> BaseException | None:
 
 
 def innermost(grouped: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Take the first plain exception out of nested groups."""
+    """Return the first exception of nested groups that is not a group."""
     first = grouped.exceptions[0]
-    return (
-        innermost(cast("BaseExceptionGroup[BaseException]", first))
-        if isinstance(first, BaseExceptionGroup)
-        else first
-    )
+    if isinstance(first, BaseExceptionGroup):
+        return innermost(cast("BaseExceptionGroup[BaseException]", first))
+    return first

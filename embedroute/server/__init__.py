@@ -1,6 +1,6 @@
-"""Serves a gateway over ASGI: requests in, responses out, models, explain and the OpenAPI document.
+"""Serves a gateway over ASGI: embeddings, model lists, forecasts and the OpenAPI document.
 
-It may import everything but the other entry points ``cli``, ``fastapi`` and ``testing``.
+It may import everything except the other entry points ``cli``, ``fastapi`` and ``testing``.
 """
 
 from embedroute.server.app import EmbeddingsApp, EmbeddingsMiddleware, embeddings_app

@@ -1,4 +1,4 @@
-"""The ASGI doors: a mountable application and a middleware, and how each lives and ends with its host."""
+"""Provides the ASGI application and the ASGI middleware, both with the lifespan of the gateway."""
 
 import logging
 from collections.abc import Awaitable, Callable
@@ -15,10 +15,11 @@ log = logging.getLogger("embedroute.access")
 
 
 def path_in_mount(scope: Scope) -> str:
-    """The path below the mount, without a trailing slash.
+    """Return the path below the mount, without a trailing slash.
 
-    Servers and hosts differ in whether ``path`` holds ``root_path``: it is taken off only where it stands, whole.
-    Where they leave it out, a Starlette mount still adds itself to it, and only that part is in ``path``.
+    Some servers and hosts include ``root_path`` in ``path`` and others do not, so it is removed
+    only if it is there. If the server leaves it out, ``path`` still contains the path of a
+    Starlette mount, which Starlette has appended to ``root_path``; then that part is removed.
     """
     path: str = scope["path"]
     root: str = scope.get("root_path", "").rstrip("/")
@@ -30,7 +31,7 @@ def path_in_mount(scope: Scope) -> str:
 
 
 class EmbeddingsApp:
-    """The mountable application; as an application of its own it runs the gateway's lifespan too."""
+    """An ASGI application to mount in a host or to serve on its own; see ``embeddings_app``."""
 
     def __init__(
         self,
@@ -39,15 +40,15 @@ class EmbeddingsApp:
         dialect: DialectName | None = None,
         authenticate: Authenticator | None = None,
     ) -> None:
-        """Serve ``gateway``; see ``embeddings_app``."""
+        """Serve ``gateway``; see ``embeddings_app`` for the arguments."""
         self.handler = RequestHandler(gateway, dialect, authenticate)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection."""
+        """Serve a request, or run the lifespan; reject WebSocket connections."""
         if scope["type"] == "http":
             await self.handler.serve(path_in_mount(scope), scope, receive, send)
         elif scope["type"] == "lifespan":
-            await _live(self.handler.gateway, _stand_in, scope, receive, send)
+            await _run_lifespan(self.handler.gateway, _minimal_lifespan, scope, receive, send)
         else:
             await send({"type": "websocket.close", "code": 1000})
 
@@ -58,15 +59,19 @@ def embeddings_app(
     dialect: DialectName | None = None,
     authenticate: Authenticator | None = None,
 ) -> EmbeddingsApp:
-    """Make an application to mount; below ``app.mount("/ai", …)`` it answers ``/ai/v1/embeddings``.
+    """Make an ASGI application; mounted at ``/ai``, it serves ``/ai/v1/embeddings``.
 
-    ``dialect`` replaces the config's; ``authenticate`` is awaited with the ASGI scope when ``auth = "host"``.
+    ``dialect`` overrides the config's. ``authenticate`` identifies the caller if the config has
+    ``auth = "host"``; it is awaited with the ASGI scope of each request.
     """
     return EmbeddingsApp(gateway, dialect=dialect, authenticate=authenticate)
 
 
 class EmbeddingsMiddleware:
-    """Pure ASGI middleware: answers ``{prefix}/embeddings`` and ``{prefix}/models…``, and passes all else on."""
+    """ASGI middleware that serves ``{prefix}/embeddings`` and ``{prefix}/models…``.
+
+    It passes everything else through to the wrapped application.
+    """
 
     def __init__(
         self,
@@ -77,89 +82,95 @@ class EmbeddingsMiddleware:
         dialect: DialectName | None = None,
         authenticate: Authenticator | None = None,
     ) -> None:
-        """Stand in front of ``app``."""
+        """Wrap ``app``; see ``embeddings_app`` for the other arguments."""
         self.app = app
         self.prefix = prefix.rstrip("/")
         self.handler = RequestHandler(gateway, dialect, authenticate)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection, or hand it on."""
+        """Serve a request, or pass the connection through."""
         if scope["type"] == "lifespan":
-            await _live(self.handler.gateway, self.app, scope, receive, send)
-        elif scope["type"] == "http" and (path := self._own(path_in_mount(scope))) is not None:
+            await _run_lifespan(self.handler.gateway, self.app, scope, receive, send)
+        elif scope["type"] == "http" and (path := self._match(path_in_mount(scope))) is not None:
             await self.handler.serve(path, scope, receive, send)
         else:
             await self.app(scope, receive, send)
 
-    def _own(self, path: str) -> str | None:
+    def _match(self, path: str) -> str | None:
+        """Return the path below the prefix, or None if the middleware does not serve it."""
         below = path.removeprefix(self.prefix)
-        own = path.startswith(f"{self.prefix}/") and (
+        is_served = path.startswith(f"{self.prefix}/") and (
             below in {"/embeddings", "/embeddings/models", "/models"}
             or below.startswith("/models/")
         )
-        return below if own else None
+        return below if is_served else None
 
 
-async def _stand_in(_scope: Scope, receive: Receive, send: Send) -> None:
-    """The host of an application of its own, or in place of one that knows no lifespan."""
+async def _minimal_lifespan(_scope: Scope, receive: Receive, send: Send) -> None:
+    """Complete startup and shutdown, for hosts that have no lifespan of their own."""
     await receive()
     await send({"type": "lifespan.startup.complete"})
     await receive()
     await send({"type": "lifespan.shutdown.complete"})
 
 
-async def _live(
+async def _run_lifespan(
     gateway: Gateway, host: ASGIApp, scope: Scope, receive: Receive, send: Send
 ) -> None:
-    """Open before the host starts, which is not asked to if that fails.
+    """Open the gateway, then run the host's lifespan; if opening fails, the host is not started.
 
-    Of a lifespan that ends without a word, a server takes it that there is none: so it is told of every reason.
+    A failure is always reported with ``startup.failed``, because servers take a lifespan that
+    ends without a message for an application that does not support lifespans.
     """
     startup = await receive()
     try:
         loop = await gateway.runtime.get()
     except EmbedrouteError as error:
-        told = error.message
+        message = error.message
     except Exception as error:
-        log.exception("bug")
-        told = f"The gateway cannot open ({type(error).__name__}); its log holds the reason."
+        log.exception("unhandled exception")
+        message = f"The gateway failed to start ({type(error).__name__}); see the server log."
     else:
-        await _live_with(
+        await _run_host_lifespan(
             host, partial(gateway.runtime.close, loop), [startup], scope, receive, send
         )
         return
-    await send({"type": "lifespan.startup.failed", "message": told})
+    await send({"type": "lifespan.startup.failed", "message": message})
 
 
-async def _live_with(
+async def _run_host_lifespan(
     host: ASGIApp,
     close: Callable[[], Awaitable[None]],
-    unheard: list[Message],
+    pending: list[Message],
     scope: Scope,
     receive: Receive,
     send: Send,
 ) -> None:
-    """Close before the host's last word; where that is done early it goes on serving, and so does the gateway."""
+    """Run the host's lifespan, and close the gateway before the host's final message is sent.
+
+    ``pending`` contains the startup message, which has been received already. If the host's
+    lifespan ends early but the server goes on serving, the gateway stays open.
+    """
     serving = False
 
-    async def hearing() -> Message:
-        return unheard.pop() if unheard else await receive()
+    async def receive_pending() -> Message:
+        return pending.pop() if pending else await receive()
 
-    async def telling(message: Message) -> None:
+    async def close_and_send(message: Message) -> None:
         nonlocal serving
         serving = message["type"] == "lifespan.startup.complete"
         if not serving:
-            await close()  # uvicorn stops the loop on this message, so close first
+            await close()  # uvicorn stops the event loop on this message, so close first
         await send(message)
 
     try:
         try:
-            await host(scope, hearing, telling)
+            await host(scope, receive_pending, close_and_send)
         except Exception:
-            if not unheard:
+            if not pending:
                 raise
-        if unheard:  # Django and channels raise at once; the gateway lives and ends all the same
-            await _stand_in(scope, hearing, telling)
+        if pending:  # Django and Channels do not support lifespans: they raise before receiving
+            await _minimal_lifespan(scope, receive_pending, close_and_send)
     except BaseException as error:
         if not serving or not isinstance(error, Exception):
             await close()

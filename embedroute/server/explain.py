@@ -1,6 +1,7 @@
-"""What a request would do, without doing it: the ordered plan, the filters, prices, split and cache forecast.
+"""Forecasts how a request would be served: endpoints, filters, prices, chunks and cache hits.
 
-Cache counts are of inputs; ``rests_for`` is the seconds for which an endpoint is left alone after failures or a 429.
+No upstream is called. Cache hits and misses are counted in inputs. ``rests_for`` is the remaining
+cool-down of an endpoint in seconds, after failures or a 429.
 """
 
 import time
@@ -27,83 +28,81 @@ from embedroute.trace import RequestTrace
 def explain(
     gateway: Gateway, request: EmbeddingRequest, caller: Caller, cached: CachePolicy
 ) -> Generator[None, None, dict[str, object]]:
-    """Forecast a request that uses the cache as ``cached`` says, in steps; nothing is sent upstream.
+    """Forecast a request with the cache policy ``cached``; yields between the steps of the work.
 
     Raises:
-        PermissionDenied: this caller may not debug.
-        EmbedrouteError: the refusal that the request itself would meet.
+        PermissionDenied: this caller may not use debug features.
+        EmbedrouteError: the error that the request itself would get.
     """
     route = gateway.selections.resolve(request, caller)
     if not gateway.may_debug(caller):
         raise PermissionDenied(
-            "This key may not use 'explain'.", param="explain", code="debug_not_allowed"
+            "This API key may not use 'explain'.", param="explain", code="debug_not_allowed"
         )
     prepared = gateway.selections.prepare(request, caller)
     selection = prepared.selection
     plan = yield from make_plan_in_steps(request.inputs, prepared.shared)
-    found = (
-        (yield from look_up_in_steps(gateway.cache, plan.work, prepared))
-        if cached.read
-        else NOTHING
-    )
-    held = found.own()
-    work = {key: item for key, item in plan.work.items() if key not in held}
-    hits = sum(key in held for key in plan.keys)
-    tokens = sum(estimate_sizes(work.values()))
+    lookup = NOTHING
+    if cached.read:
+        lookup = yield from look_up_in_steps(gateway.cache, plan.work, prepared)
+    hits = lookup.own()
+    missing = {key: item for key, item in plan.work.items() if key not in hits}
+    hit_count = sum(key in hits for key in plan.keys)
+    tokens = sum(estimate_sizes(missing.values()))
     order: list[dict[str, object]] = []
-    for candidate in selection.candidates:
+    for endpoint in selection.candidates:
         yield
-        before = text_before(candidate, route.model, selection.parameters.input_type)
-        order.append(
-            (
-                yield from _forecast(
-                    candidate, gateway.healths.get(candidate), work, before, time.monotonic()
-                )
-            )
-        )
+        prefix = text_before(endpoint, route.model, selection.parameters.input_type)
+        health = gateway.healths.get(endpoint)
+        forecast = yield from _forecast(endpoint, health, missing, prefix, time.monotonic())
+        order.append(forecast)
     return {
         "object": "plan",
         "model": route.public_name,
         "order": order,
         "filtered": [
-            {**_facts(it.candidate), "filter": it.filter, "reason": it.reason}
-            for it in selection.dropped
+            {
+                **_describe(dropped.candidate),
+                "filter": dropped.filter,
+                "reason": dropped.reason,
+            }
+            for dropped in selection.dropped
         ],
-        "cache": {"hits": hits, "misses": len(plan.keys) - hits},
+        "cache": {"hits": hit_count, "misses": len(plan.keys) - hit_count},
         "inputs": {"count": len(plan.keys), "unique": len(plan.work), "estimated_tokens": tokens},
     }
 
 
-def _facts(candidate: ResolvedEndpoint) -> dict[str, object]:
+def _describe(endpoint: ResolvedEndpoint) -> dict[str, object]:
     return {
-        "provider": candidate.provider,
-        "model": candidate.model,
-        "price": {kind: format_price(price) for kind, price in candidate.prices.items()},
+        "provider": endpoint.provider,
+        "model": endpoint.model,
+        "price": {kind: format_price(price) for kind, price in endpoint.prices.items()},
     }
 
 
 def _forecast(
-    candidate: ResolvedEndpoint,
+    endpoint: ResolvedEndpoint,
     health: EndpointHealth,
-    work: Mapping[CacheKey, Input],
-    before: str,
+    missing: Mapping[CacheKey, Input],
+    prefix: str,
     now: float,
 ) -> Generator[None, None, dict[str, object]]:
-    chunks = yield from split_in_steps(work, health.caps(candidate.accepts, now), before)
-    bill = RequestTrace("")
+    chunks = yield from split_in_steps(missing, health.caps(endpoint.accepts, now), prefix)
+    usage = RequestTrace("")
     for chunk in chunks:
         items = chunk.values()
-        bill.record_usage(
-            candidate.provider,
-            candidate.prices,
+        usage.record_usage(
+            endpoint.provider,
+            endpoint.prices,
             sum(estimate_sizes(items)),
             {},
             images=images_in(items),
         )
         yield
     return {
-        **_facts(candidate),
+        **_describe(endpoint),
         "chunks": [len(chunk) for chunk in chunks],
-        "cost": format_price(bill.cost) if "prompt" in candidate.prices else None,
+        "cost": format_price(usage.cost) if "prompt" in endpoint.prices else None,
         "rests_for": round(health.available_at(now) - now, 3),
     }

@@ -241,7 +241,7 @@ class RequestHandler:
 
 
 def _check_authenticator(authenticate: Authenticator | None, auth: Auth | None) -> None:
-    """Refuse a function that would not be called, so that nobody relies on it.
+    """Refuse a function that would not be called, since it would protect nothing.
 
     Raises:
         ConfigError: ``auth`` is not "host", or the function is not async.

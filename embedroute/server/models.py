@@ -1,4 +1,4 @@
-"""The models that a caller may use, in OpenAI's form and in OpenRouter's."""
+"""Lists the models that a caller may use, in OpenAI's format and in OpenRouter's."""
 
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
@@ -10,8 +10,9 @@ from embedroute.text import echo
 
 
 def describe_model(route: Route) -> ModelCard:
-    """Describe one model; its prices are those of the endpoint with the lowest price a prompt token."""
-    model, prices = route.model, _lowest(route)
+    """Describe one model; its prices are those of the endpoint with the lowest prompt price."""
+    model = route.model
+    prices = _lowest_prices(route)
     return ModelCard(
         id=route.public_name,
         owned_by=route.candidates[0].provider if route.candidates else "",
@@ -21,78 +22,88 @@ def describe_model(route: Route) -> ModelCard:
         context_length=model.max_input_tokens,
         modalities=tuple(model.modalities or ("text",)),
         pricing={kind: format_price(price) for kind, price in prices.items()},
-        providers=tuple(dict.fromkeys(it.provider for it in route.candidates)),
+        providers=tuple(dict.fromkeys(endpoint.provider for endpoint in route.candidates)),
     )
 
 
-def _lowest(route: Route) -> Mapping[str, Decimal]:
-    known = [it.prices for it in route.candidates if "prompt" in it.prices]
+def _lowest_prices(route: Route) -> Mapping[str, Decimal]:
+    known = [endpoint.prices for endpoint in route.candidates if "prompt" in endpoint.prices]
     return min(known, key=lambda prices: prices["prompt"]) if known else {}
 
 
 def format_price(price: Decimal) -> str:
-    """Write a price without an exponent, as ``provider.max_price`` takes it back."""
+    """Format a price without an exponent, so that ``provider.max_price`` accepts it."""
     return f"{price.normalize():f}"
 
 
 def model_list(routes: Sequence[Route]) -> dict[str, object]:
-    """``GET /v1/models``."""
+    """Return the body of ``GET /v1/models``."""
     return {"object": "list", "data": [describe_model(route) for route in routes]}
 
 
 def model_card(routes: Sequence[Route], name: str) -> ModelCard:
-    """``GET /v1/models/{id}``.
+    """Return the body of ``GET /v1/models/{id}``.
 
     Raises:
-        ModelNotFound: no model of that name that this caller may use.
+        ModelNotFound: there is no model of that name that the caller may use.
     """
     for route in routes:
         if route.public_name == name:
             return describe_model(route)
     raise ModelNotFound(
-        f"The model {echo(name)} does not exist here; GET /v1/models lists those that do.",
+        f"The model {echo(name)} does not exist; see GET /v1/models.",
         param="model",
     )
 
 
 def openrouter_list(routes: Sequence[Route]) -> dict[str, object]:
-    """``GET /v1/embeddings/models``, as OpenRouter lists its embedding models; prices in USD per token."""
-    return {"data": [_openrouter(route, describe_model(route)) for route in routes]}
+    """Return the body of ``GET /v1/embeddings/models``.
+
+    The format is OpenRouter's list of embedding models; prices are in USD per token.
+    """
+    return {"data": [_openrouter_model(route, describe_model(route)) for route in routes]}
 
 
-def _openrouter(route: Route, model: ModelCard) -> dict[str, object]:
-    prices = _lowest(route)
-    a_token = {
+def _openrouter_model(route: Route, card: ModelCard) -> dict[str, object]:
+    prices = _lowest_prices(route)
+    token_prices = {
         kind: format_price(prices.get(kind, Decimal(0)) / 1_000_000)
         for kind in ("prompt", "completion")
     }
-    a_unit = {kind: format_price(prices.get(kind, Decimal(0))) for kind in ("request", "image")}
+    unit_prices = {
+        kind: format_price(prices.get(kind, Decimal(0))) for kind in ("request", "image")
+    }
     return {
-        "id": model.id,
-        "name": model.id,
-        "created": model.created,
-        "context_length": model.context_length,
+        "id": card.id,
+        "name": card.id,
+        "created": card.created,
+        "context_length": card.context_length,
         "architecture": {
-            "modality": f"{'+'.join(model.modalities)}->embeddings",
-            "input_modalities": model.modalities,
+            "modality": f"{'+'.join(card.modalities)}->embeddings",
+            "input_modalities": card.modalities,
             "output_modalities": ["embeddings"],
         },
-        "pricing": a_token | a_unit,
+        "pricing": token_prices | unit_prices,
         "supported_parameters": supported(route),
     }
 
 
 def supported(route: Route) -> list[str]:
-    """Name the optional parameters that do something at this model: of its own accord, or at one of its endpoints."""
-    model, accepted = route.model, [it.accepts for it in route.candidates]
-    typed = (
-        model.input_types == [] or bool(model.prefixes) or any(it.input_types for it in accepted)
+    """List the optional parameters that the model or one of its endpoints supports."""
+    model = route.model
+    accepted = [endpoint.accepts for endpoint in route.candidates]
+    has_input_types = (
+        model.input_types == []
+        or bool(model.prefixes)
+        or any(accepts.input_types for accepts in accepted)
     )
-    taken = {
-        "dimensions": supports_dimensions(model)
-        and (can_truncate(model) or any(it.dimensions for it in accepted)),
+    has_dimensions = supports_dimensions(model) and (
+        can_truncate(model) or any(accepts.dimensions for accepts in accepted)
+    )
+    parameters = {
+        "dimensions": has_dimensions,
         "encoding_format": True,
-        "input_type": typed,
-        "user": any(it.user for it in accepted),
+        "input_type": has_input_types,
+        "user": any(accepts.user for accepts in accepted),
     }
-    return [name for name, does in taken.items() if does]
+    return [name for name, is_supported in parameters.items() if is_supported]

@@ -1,6 +1,7 @@
-"""The shapes of bodies as documents tell them: what a request must hold, and what each dialect answers.
+"""Generates the OpenAPI 3.1 document, from structs that describe requests and responses.
 
-Describes a mount as OpenAPI 3.1, from the same structs that decode requests and encode answers.
+Request bodies are described by the structs that decode them. The structs for response bodies are
+only documentation, one set per dialect.
 """
 
 from collections.abc import Mapping
@@ -29,14 +30,14 @@ _Input = (
 class CreateEmbeddingRequest(
     requests.CreateEmbeddingRequest, frozen=True, forbid_unknown_fields=True, kw_only=True
 ):
-    """The body of ``POST /v1/embeddings``; ``null`` means absent wherever a field is optional."""
+    """The body of ``POST /v1/embeddings``; an optional field may be ``null``."""
 
     input: _Input | None = None
     inputs: _Input | None = None
 
 
 class Embedding(msgspec.Struct, kw_only=True):
-    """One vector: numbers, or base64 of little-endian float32."""
+    """One vector, as numbers or as base64 of little-endian float32 values."""
 
     object: Literal["embedding"]
     index: int
@@ -44,58 +45,58 @@ class Embedding(msgspec.Struct, kw_only=True):
 
 
 class Usage(msgspec.Struct, kw_only=True):
-    """Tokens of all inputs."""
+    """The number of tokens of all inputs."""
 
     prompt_tokens: int
     total_tokens: int
 
 
 class PhaseoUsage(Usage, kw_only=True):
-    """Tokens of all inputs; embeddings complete nothing."""
+    """The number of tokens of all inputs; embeddings have no completion tokens."""
 
     completion_tokens: Literal[0]
 
 
 class OpenRouterUsage(Usage, kw_only=True):
-    """Tokens of all inputs, in all and by modality, and what they cost in USD."""
+    """The number of tokens of all inputs, in total and by modality, and the cost in USD."""
 
     cost: float
     prompt_tokens_details: dict[str, int] | msgspec.UnsetType = msgspec.UNSET
 
 
-class _Answer(msgspec.Struct, kw_only=True):
+class _EmbeddingList(msgspec.Struct, kw_only=True):
     object: Literal["list"]
     data: list[Embedding]
     model: str
 
 
-class CreateEmbeddingResponse(_Answer, kw_only=True):
-    """The success body."""
+class CreateEmbeddingResponse(_EmbeddingList, kw_only=True):
+    """The response to an embeddings request."""
 
     usage: Usage
 
 
 class GoModelEmbeddingResponse(CreateEmbeddingResponse, kw_only=True):
-    """The success body, and who gave the vectors, if they were not all known already."""
+    """The response with its provider, which is absent if all vectors came from the cache."""
 
     provider: str | msgspec.UnsetType = msgspec.UNSET
 
 
-class PhaseoEmbeddingResponse(_Answer, kw_only=True):
-    """The success body."""
+class PhaseoEmbeddingResponse(_EmbeddingList, kw_only=True):
+    """The response to an embeddings request."""
 
     usage: PhaseoUsage
 
 
-class OpenRouterEmbeddingResponse(_Answer, kw_only=True):
-    """The success body with the request's id."""
+class OpenRouterEmbeddingResponse(_EmbeddingList, kw_only=True):
+    """The response with the id of the request."""
 
     id: str
     usage: OpenRouterUsage
 
 
 class Error(msgspec.Struct, kw_only=True):
-    """What went wrong, and what to do."""
+    """What went wrong, and what the client can do about it."""
 
     message: str
     type: str
@@ -104,13 +105,13 @@ class Error(msgspec.Struct, kw_only=True):
 
 
 class ErrorResponse(msgspec.Struct, kw_only=True):
-    """The error body."""
+    """The error response."""
 
     error: Error
 
 
 class OpenRouterError(msgspec.Struct, kw_only=True):
-    """What went wrong; ``code`` is the status, ``metadata`` tells whose upstream it was."""
+    """What went wrong; ``code`` is the HTTP status, ``metadata`` names the provider that failed."""
 
     code: int
     message: str
@@ -118,14 +119,14 @@ class OpenRouterError(msgspec.Struct, kw_only=True):
 
 
 class OpenRouterErrorResponse(msgspec.Struct, kw_only=True):
-    """The error body."""
+    """The error response."""
 
     error: OpenRouterError
     user_id: str | None
 
 
 class PhaseoErrorResponse(msgspec.Struct, kw_only=True):
-    """The error body: whose fault it was, and who failed with what."""
+    """The error response: the kind and origin of the error, and the failed providers."""
 
     generation_id: str
     status_code: int
@@ -141,13 +142,13 @@ class PhaseoErrorResponse(msgspec.Struct, kw_only=True):
 
 
 class SpiceErrorResponse(msgspec.Struct, kw_only=True):
-    """The error body: a message."""
+    """The error response: only a message."""
 
     error: str
 
 
 class Model(ModelCard, frozen=True, kw_only=True):
-    """A model, and the facts that choosing one needs; prices in USD per million tokens."""
+    """A model and its properties; prices are in USD per million tokens."""
 
 
 class ModelList(msgspec.Struct, kw_only=True):
@@ -158,7 +159,7 @@ class ModelList(msgspec.Struct, kw_only=True):
 
 
 class OpenRouterArchitecture(msgspec.Struct, kw_only=True):
-    """What a model takes and gives."""
+    """The modalities of a model's inputs and outputs."""
 
     modality: str
     input_modalities: list[str]
@@ -166,7 +167,7 @@ class OpenRouterArchitecture(msgspec.Struct, kw_only=True):
 
 
 class OpenRouterModel(msgspec.Struct, kw_only=True):
-    """A model as OpenRouter lists it; prices in USD per token."""
+    """A model in OpenRouter's format; prices are in USD per token."""
 
     id: str
     name: str
@@ -183,72 +184,72 @@ class OpenRouterModelList(msgspec.Struct, kw_only=True):
     data: list[OpenRouterModel]
 
 
-ANSWERS: Final[Mapping[str, tuple[type, type]]] = {
+RESPONSES: Final[Mapping[str, tuple[type, type]]] = {
     "openai": (CreateEmbeddingResponse, ErrorResponse),
     "openrouter": (OpenRouterEmbeddingResponse, OpenRouterErrorResponse),
     "gomodel": (GoModelEmbeddingResponse, ErrorResponse),
     "phaseo": (PhaseoEmbeddingResponse, PhaseoErrorResponse),
     "spice": (CreateEmbeddingResponse, SpiceErrorResponse),
 }
-"""Dialect → the bodies of its successes and of its errors."""
+"""Dialect → the bodies of successful responses and of errors."""
 
 
 STATUSES: Final = (400, 401, 403, 404, 405, 408, 413, 415, 429, 500, 502, 503, 504)
 LIST_STATUSES: Final = (401, 500)
-SENT: Final = "The models that the caller may use"
+LIST_DESCRIPTION: Final = "The models that the caller may use"
 
-_ONE_GIVEN: Final = [
+_INPUT_REQUIRED: Final = [
     {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
     for name in ("input", "inputs")
 ]
 
 
 def operation(dialect: DialectName = "openai") -> dict[str, object]:
-    """The OpenAPI operation of ``POST /v1/embeddings``; its ``$ref`` point into ``components()``."""
+    """Return the OpenAPI operation of ``POST /v1/embeddings``; its ``$ref`` need ``components``."""
+    success = RESPONSES[dialect][0]
     return {
         "operationId": "createEmbedding",
         "summary": "Embed texts, token ids or content parts",
         "tags": ["embeddings"],
-        "requestBody": {"required": True, "content": _json(CreateEmbeddingRequest)},
-        "responses": _responses(
-            "One vector per input, in input order", ANSWERS[dialect][0], STATUSES, dialect
-        ),
+        "requestBody": {"required": True, "content": _json_content(CreateEmbeddingRequest)},
+        "responses": _responses("One vector per input, in input order", success, STATUSES, dialect),
     }
 
 
 def models_operation(dialect: DialectName = "openai") -> dict[str, object]:
-    """The OpenAPI operation of ``GET /v1/models``."""
-    answers = _responses(SENT, ModelList, LIST_STATUSES, dialect)
+    """Return the OpenAPI operation of ``GET /v1/models``."""
     return {
         "operationId": "listModels",
         "summary": "List models",
         "tags": ["embeddings"],
-        "responses": answers,
+        "responses": _responses(LIST_DESCRIPTION, ModelList, LIST_STATUSES, dialect),
     }
 
 
 def _paths(dialect: DialectName) -> dict[str, object]:
-    models, one = (
-        models_operation(dialect),
-        {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}},
+    list_models = models_operation(dialect)
+    model_id = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
+    openrouter_responses = _responses(
+        f"{LIST_DESCRIPTION}, as OpenRouter lists them", OpenRouterModelList, LIST_STATUSES, dialect
     )
-    listed = _responses(
-        f"{SENT}, as OpenRouter lists them", OpenRouterModelList, LIST_STATUSES, dialect
-    )
-    told = _responses("The model", Model, (401, 404, 500), dialect)
+    model_responses = _responses("The model", Model, (401, 404, 500), dialect)
     return {
         "/v1/embeddings": {"post": operation(dialect)},
         "/v1/embeddings/models": {
-            "get": {**models, "operationId": "listEmbeddingModels", "responses": listed}
+            "get": {
+                **list_models,
+                "operationId": "listEmbeddingModels",
+                "responses": openrouter_responses,
+            }
         },
-        "/v1/models": {"get": models},
+        "/v1/models": {"get": list_models},
         "/v1/models/{id}": {
             "get": {
-                **models,
+                **list_models,
                 "operationId": "getModel",
                 "summary": "Describe a model",
-                "parameters": [one],
-                "responses": told,
+                "parameters": [model_id],
+                "responses": model_responses,
             }
         },
     }
@@ -256,20 +257,21 @@ def _paths(dialect: DialectName) -> dict[str, object]:
 
 @cache
 def components(dialect: DialectName = "openai") -> dict[str, dict[str, object]]:
-    """The JSON Schemas that the operations refer to, by name."""
-    roots = [CreateEmbeddingRequest, *ANSWERS[dialect], Model, ModelList, OpenRouterModelList]
+    """Return the JSON Schemas to which the operations refer, by name."""
+    roots = [CreateEmbeddingRequest, *RESPONSES[dialect], Model, ModelList, OpenRouterModelList]
     _, schemas = msgspec.json.schema_components(roots, ref_template="#/components/schemas/{name}")
-    read = msgspec.json.decode(msgspec.json.encode(schemas), type=dict[str, dict[str, object]])
-    read["CreateEmbeddingRequest"]["anyOf"] = _ONE_GIVEN
-    cast("dict[str, dict[str, object]]", read["TextPart"]["properties"])["text"]["minLength"] = 1
-    return read
+    copies = msgspec.json.decode(msgspec.json.encode(schemas), type=dict[str, dict[str, object]])
+    copies["CreateEmbeddingRequest"]["anyOf"] = _INPUT_REQUIRED
+    cast("dict[str, dict[str, object]]", copies["TextPart"]["properties"])["text"]["minLength"] = 1
+    return copies
 
 
 @cache
 def openapi(server: str = ".", *, dialect: DialectName = "openai", secured: bool = True) -> bytes:
-    """The OpenAPI document of a mount that speaks ``dialect``, and asks for a key if it is ``secured``.
+    """Return the OpenAPI document as JSON.
 
-    It is at ``server``, as seen from where the document is served.
+    ``server`` is the URL of the mount, relative to the URL of the document. ``secured`` says
+    whether requests need an API key.
     """
     document: dict[str, object] = {
         "openapi": "3.1.0",
@@ -290,27 +292,27 @@ def openapi(server: str = ".", *, dialect: DialectName = "openai", secured: bool
 
 
 def inlined(described: Mapping[str, object], dialect: DialectName = "openai") -> dict[str, object]:
-    """Put the schemas where ``$ref`` points to them, for a host whose document has components of its own."""
+    """Replace each ``$ref`` by its schema, for a host that has its own document and components."""
     if "$ref" in described:
         return inlined(components(dialect)[str(described["$ref"]).rpartition("/")[2]], dialect)
-    return {name: _inlined(value, dialect) for name, value in described.items()}
+    return {name: _inline_value(value, dialect) for name, value in described.items()}
 
 
-def _inlined(value: object, dialect: DialectName) -> object:
+def _inline_value(value: object, dialect: DialectName) -> object:
     if isinstance(value, list):
-        return [_inlined(item, dialect) for item in cast("list[object]", value)]
+        return [_inline_value(item, dialect) for item in cast("list[object]", value)]
     return inlined(cast("dict[str, object]", value), dialect) if isinstance(value, dict) else value
 
 
 def _responses(
-    text: str, answer: type, statuses: tuple[int, ...], dialect: DialectName
+    description: str, success: type, statuses: tuple[int, ...], dialect: DialectName
 ) -> dict[str, object]:
-    fault = {"description": "Error", "content": _json(ANSWERS[dialect][1])}
+    error = {"description": "Error", "content": _json_content(RESPONSES[dialect][1])}
     return {
-        "200": {"description": text, "content": _json(answer)},
-        **{str(status): fault for status in statuses},
+        "200": {"description": description, "content": _json_content(success)},
+        **{str(status): error for status in statuses},
     }
 
 
-def _json(shape: type) -> dict[str, object]:
-    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{shape.__name__}"}}}
+def _json_content(type_: type) -> dict[str, object]:
+    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{type_.__name__}"}}}

@@ -1,4 +1,4 @@
-"""One HTTP exchange with a client: its headers judged, its body received within bounds, its answer sent."""
+"""Checks the headers of an HTTP request, reads its body within limits, and sends the response."""
 
 import logging
 import re
@@ -27,23 +27,24 @@ _CONTENT_TYPE: Final = re.compile(
 )
 
 SMALL_BODY: Final = 1 << 16
-"""Bytes of a body that is read though its request was refused: it is as good as here."""
-LINGER: Final = 1.0
-"""Seconds for that."""
+"""Bytes; the unread body of a rejected request is drained if it is not longer."""
+DRAIN_TIMEOUT: Final = 1.0
+"""Seconds to wait for such a body."""
 
 
 class HTTPExchange:
-    """A request on its way in and its answer on the way out; ``receive`` and ``send`` are the server's.
+    """One HTTP request and its response; ``receive`` and ``send`` are the ASGI server's.
 
-    ``reserved`` bytes of its body are counted in the caller's ``account`` until the door releases them.
+    ``reserved`` bytes of the body are counted in the caller's ``account`` until the handler
+    releases them. ``begun`` is True once the response has been started.
     """
 
     __slots__ = (
-        "_held",
-        "_once",
-        "_settled",
+        "_by_name",
+        "_names_unique",
+        "_skip_drain",
+        "_started_at",
         "account",
-        "began",
         "begun",
         "headers",
         "receive",
@@ -54,45 +55,47 @@ class HTTPExchange:
     )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Start the clock and take the client's request id, if it is a good one."""
+        """Start the clock, and use the client's ``x-request-id`` if it is valid."""
         headers: Iterable[Header] = scope["headers"]
         if not isinstance(headers, list):
-            # ASGI says "iterable": one that can be read once only is read here, for the host's own function too.
+            # ASGI allows any iterable. Copy it, because the host's authenticate= reads it too.
             headers = list(headers)
             scope = {**scope, "headers": headers}
         self.headers: Sequence[Header] = headers
         self.scope = scope
         self.receive = receive
         self.send = send
-        self._held = dict(headers)
-        self._once = len(self._held) == len(headers)
-        self.began = time.perf_counter()
+        self._by_name = dict(headers)
+        self._names_unique = len(self._by_name) == len(headers)
+        self._started_at = time.perf_counter()
         self.begun = False
-        self._settled = False
+        self._skip_drain = False
         self.account: Account | None = None
         self.reserved = 0
-        given = self.values(b"x-request-id") if b"x-request-id" in self._held else []
-        known = len(given) == 1 and _REQUEST_ID.fullmatch(given[0])
-        self.trace = RequestTrace(given[0].decode() if known else new_request_id())
+        request_ids = self.values(b"x-request-id") if b"x-request-id" in self._by_name else []
+        is_valid = len(request_ids) == 1 and _REQUEST_ID.fullmatch(request_ids[0])
+        self.trace = RequestTrace(request_ids[0].decode() if is_valid else new_request_id())
 
     def values(self, name: bytes) -> list[bytes]:
-        """Every value of a header."""
-        if self._once:
-            return [self._held[name]] if name in self._held else []
-        return [value for held, value in self.headers if held == name]
+        """Return every value of the header ``name``, which is in lower case."""
+        if self._names_unique:
+            return [self._by_name[name]] if name in self._by_name else []
+        return [value for header, value in self.headers if header == name]
 
     def refuse_other_types(self) -> None:
-        """Let only plain UTF-8 JSON pass.
+        """Check that the body is declared as uncompressed JSON in UTF-8.
 
-        An untyped or text body would be one that any web page may send across origins (Fetch, "simple" requests).
+        A body without a type or with a text type could be sent by any web page across origins
+        (a "simple request" of the Fetch standard).
 
         Raises:
-            UnsupportedContentType: not exactly one such ``Content-Type``, or any ``Content-Encoding``.
+            UnsupportedContentType: there is not exactly one such ``Content-Type``, or there is a
+                ``Content-Encoding`` other than ``identity``.
         """
         if (
-            self._once
-            and self._held.get(b"content-type") == b"application/json"
-            and b"content-encoding" not in self._held
+            self._names_unique
+            and self._by_name.get(b"content-type") == b"application/json"
+            and b"content-encoding" not in self._by_name
         ):
             return
         types = self.values(b"content-type")
@@ -107,24 +110,24 @@ class HTTPExchange:
             )
 
     def asks_to_explain(self) -> bool:
-        """Return whether the query asks for a forecast instead of vectors."""
+        """Return whether the query requests a forecast (``?explain=1``) instead of vectors."""
         query: bytes = self.scope.get("query_string") or b""
         return b"explain=1" in query and b"explain=1" in query.split(b"&")
 
     def cache_policy(self) -> CachePolicy:
-        """Read what ``Cache-Control`` asks for."""
-        if b"cache-control" not in self._held:
+        """Return the cache policy that the ``Cache-Control`` headers request."""
+        if b"cache-control" not in self._by_name:
             return FULL_USE
-        given = self.values(b"cache-control")
-        asked = {word.strip().lower() for value in given for word in value.split(b",")}
-        return CachePolicy(read=b"no-cache" not in asked, store=b"no-store" not in asked)
+        values = self.values(b"cache-control")
+        directives = {word.strip().lower() for value in values for word in value.split(b",")}
+        return CachePolicy(read=b"no-cache" not in directives, store=b"no-store" not in directives)
 
     async def body(self, most: int, bodies: BodyBudget, caller: str) -> bytes:
-        """Read and count a whole body of at most ``most`` bytes.
+        """Read the body, of at most ``most`` bytes, and count it in the account of ``caller``.
 
         Raises:
-            BodyTooLarge: by its declared length, or while reading.
-            Overloaded: too many bytes of bodies are under way.
+            BodyTooLarge: the declared or the actual length is over ``most``.
+            Overloaded: too many bytes of request bodies are in flight.
             ClientDisconnected: the client disconnected.
         """
         declared = 0
@@ -132,7 +135,7 @@ class HTTPExchange:
             if length.isdigit() and (size := int(length[:19])) > declared:
                 declared = size
         if declared > most:
-            self._settled = True
+            self._skip_drain = True
             raise _too_large(most)
         if declared:
             self.account = bodies.reserve(caller, declared)
@@ -140,18 +143,15 @@ class HTTPExchange:
         try:
             message = await self.receive()
             if message["type"] == "http.request" and not message.get("more_body", False):
+                # The usual case: the body is one piece of the declared length.
                 piece: bytes = message.get("body", b"")
-                if (
-                    len(piece) <= self.reserved
-                ):  # nearly every body is one piece of the declared length
-                    self._settled = True
+                if len(piece) <= self.reserved:
+                    self._skip_drain = True
                     return piece
             return await self._read(message, most, bodies, caller)
-        except OSError:  # a server's way to report that the client has disconnected (ASGI 2.4)
+        except OSError:  # how servers report a disconnect since ASGI 2.4
             raise ClientDisconnected from None
-        except (
-            HTTPException
-        ) as error:  # a host's way to report that a body is over a limit of its own
+        except HTTPException as error:  # how FastAPI reports a body over the host's limit
             if error.status_code != 413:
                 raise
             raise BodyTooLarge(f"{error.detail}; send fewer inputs at a time.") from None
@@ -159,26 +159,26 @@ class HTTPExchange:
     async def _read(
         self, message: Message, most: int, bodies: BodyBudget | None = None, caller: str = ""
     ) -> bytes:
-        """Read the rest of a body that begins with ``message``."""
-        read = bytearray()
+        """Read the rest of a body whose first message is ``message``."""
+        body = bytearray()
         while True:
             if message["type"] == "http.disconnect":
                 raise ClientDisconnected
             piece: bytes = message.get("body", b"")
-            size = len(read) + len(piece)
+            size = len(body) + len(piece)
             if size > most:
                 raise _too_large(most)
             if size > self.reserved and bodies is not None:
                 self.account = bodies.reserve(caller, size - self.reserved)
                 self.reserved = size
-            read += piece
+            body += piece
             if not message.get("more_body", False):
-                self._settled = True
-                return bytes(read)
+                self._skip_drain = True
+                return bytes(body)
             message = await self.receive()
 
     async def gone(self) -> None:
-        """Return when the client leaves; the body has been read."""
+        """Wait until the client disconnects; call this after the body was read."""
         try:
             while (await self.receive())["type"] != "http.disconnect":
                 pass
@@ -186,19 +186,19 @@ class HTTPExchange:
             raise ClientDisconnected from None
 
     async def answer(self, status: int, body: bytes, extra: Iterable[Header] = ()) -> None:
-        """Send a whole answer."""
+        """Send a complete response."""
         await self.answer_in_pieces(status, (body,), extra)
 
     async def answer_in_pieces(
         self, status: int, pieces: Sequence[bytes], extra: Iterable[Header] = ()
     ) -> None:
-        """Send a whole answer whose body lies in pieces.
+        """Send a complete response whose body is in several pieces.
 
         Raises:
-            ClientDisconnected: the client left.
+            ClientDisconnected: the client disconnected.
         """
         self.begun = True
-        took = (time.perf_counter() - self.began) * 1000
+        took = (time.perf_counter() - self._started_at) * 1000
         headers = make_headers(self.trace, status, sum(map(len, pieces)), took)
         headers += extra
         if self.scope["method"] == "HEAD":
@@ -206,29 +206,28 @@ class HTTPExchange:
         try:
             await self.send({"type": "http.response.start", "status": status, "headers": headers})
             if len(pieces) > 1:
-                await self._send_in_turns(pieces[:-1])
-            if self._leaves_body():
+                await self._send_in_slices(pieces[:-1])
+            if self._has_unread_body():
                 await self.send(
                     {"type": "http.response.body", "body": pieces[-1], "more_body": True}
                 )
-                await self._linger()
+                await self._drain()
                 pieces = (b"",)
             await self.send({"type": "http.response.body", "body": pieces[-1]})
         except OSError:
             raise ClientDisconnected from None
 
-    async def _send_in_turns(self, pieces: Sequence[bytes]) -> None:
-        turn = (
-            TimeSlice()
-        )  # where the client is quick nothing is waited for, and the loop would not go round
+    async def _send_in_slices(self, pieces: Sequence[bytes]) -> None:
+        # With a fast client, `send` never waits, so other tasks would not run until the last piece.
+        time_slice = TimeSlice()
         for piece in pieces:
             await self.send({"type": "http.response.body", "body": piece, "more_body": True})
-            await turn.yield_to_loop()
+            await time_slice.yield_to_loop()
 
-    def _leaves_body(self) -> bool:
-        """Whether a small body was not read though it is on its way."""
+    def _has_unread_body(self) -> bool:
+        """Return whether the client is sending a small body that was not read."""
         if (
-            self._settled
+            self._skip_drain
             or not self.scope.get("http_version", "").startswith("1")
             or self.values(b"expect")
         ):
@@ -238,33 +237,34 @@ class HTTPExchange:
             len(declared) == 1 and declared[0].isdigit() and 0 < int(declared[0][:19]) <= SMALL_BODY
         )
 
-    async def _linger(self) -> None:
-        """Take in what the client has yet to send, which has its answer by now: it must not meet a closed connection.
+    async def _drain(self) -> None:
+        """Read and discard the rest of a small body.
 
-        Some servers close one whose request was not read, and a body that comes after that resets the connection.
+        Some servers close a connection whose request was not read. If the client is still sending,
+        the connection is then reset, and the client may not receive the response.
         """
         with (
             suppress(TimeoutError, OSError, BodyTooLarge, ClientDisconnected),
-            tasks.fail_after(LINGER),
+            tasks.fail_after(DRAIN_TIMEOUT),
         ):
             await self._read(await self.receive(), SMALL_BODY)
 
-    def record(self, event: str, status: int, **facts: object) -> None:
-        """Log how the exchange ended: one record, its facts as fields; no secret, no input text."""
+    def record(self, message: str, status: int, **fields: object) -> None:
+        """Log the outcome of the request as one record; it contains no secret and no input text."""
         if not log.isEnabledFor(logging.INFO):
             return
         trace = self.trace
-        kept = {
+        common_fields = {
             "request_id": trace.request_id,
             "status": status,
-            "ms": round((time.perf_counter() - self.began) * 1000, 1),
+            "ms": round((time.perf_counter() - self._started_at) * 1000, 1),
             "attempts": trace.attempts,
             "hits": trace.hits,
             "misses": trace.misses,
             "shared_hits": trace.shared_hits,
             "providers": list(trace.providers_for(status)),
         }
-        log.info(event, extra=log_fields({**kept, **facts}))
+        log.info(message, extra=log_fields({**common_fields, **fields}))
 
 
 def _too_large(most: int) -> BodyTooLarge:

@@ -1,4 +1,4 @@
-"""The headers of an answer: what a request's journey was, and what a client's library is to do about an error."""
+"""Makes response headers: facts about the request, and instructions for client libraries."""
 
 import math
 
@@ -10,8 +10,11 @@ Header = tuple[bytes, bytes]
 
 
 def make_headers(trace: RequestTrace, status: int, size: int, took: float) -> list[Header]:
-    """The headers of every answer: its ``size`` in bytes, the milliseconds it ``took``, and what its journey was."""
-    facts = [
+    """Return the headers of every response.
+
+    ``size`` is the length of the body in bytes, and ``took`` the duration in milliseconds.
+    """
+    headers = [
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % size),
         (b"x-request-id", trace.request_id.encode()),
@@ -21,33 +24,34 @@ def make_headers(trace: RequestTrace, status: int, size: int, took: float) -> li
         (b"x-embedroute-cache", b"hits=%d misses=%d" % (trace.hits, trace.misses)),
     ]
     if providers := trace.providers_for(status):
-        facts.append((b"x-embedroute-provider", ",".join(providers).encode()))
+        headers.append((b"x-embedroute-provider", ",".join(providers).encode()))
     if trace.estimated:
-        facts.append((b"x-embedroute-usage", b"estimated"))
+        headers.append((b"x-embedroute-usage", b"estimated"))
     if trace.fallback:
-        facts.append(
+        headers.append(
             (b"x-embedroute-model-fallback", trace.fallback.encode("ascii", "backslashreplace"))
         )
-    return facts
+    return headers
 
 
 def error_headers(error: EmbedrouteError, status: int) -> list[Header]:
-    """The headers that tell a client's library what to do about an error."""
-    hints: list[Header] = []
+    """Return the headers that tell a client library how to handle an error."""
+    headers: list[Header] = []
     if status in {429, 503}:
-        # LangChain.js does not come back from a 429 that names no rest; without an upstream's word ours is this long.
-        rest = SHORTEST_COOLDOWN if error.retry_after is None else error.retry_after
-        wait = min(max(rest, 0.0), LONGEST_RETRY_AFTER)
-        hints += [
-            (b"retry-after", b"%d" % math.ceil(wait)),
-            (b"retry-after-ms", b"%d" % math.ceil(wait * 1000)),
+        # LangChain.js does not retry after a 429 without retry-after. If the upstream gave none,
+        # send our shortest cool-down.
+        retry_after = SHORTEST_COOLDOWN if error.retry_after is None else error.retry_after
+        seconds = min(max(retry_after, 0.0), LONGEST_RETRY_AFTER)
+        headers += [
+            (b"retry-after", b"%d" % math.ceil(seconds)),
+            (b"retry-after-ms", b"%d" % math.ceil(seconds * 1000)),
         ]
     if status == 401:
-        hints.append((b"www-authenticate", b"Bearer"))
+        headers.append((b"www-authenticate", b"Bearer"))
     if isinstance(error, MethodNotAllowed):
-        hints.append((b"allow", error.allow.encode()))
+        headers.append((b"allow", error.allow.encode()))
     if error.code == "unsupported_content_encoding":
-        hints.append((b"accept-encoding", b"identity"))
+        headers.append((b"accept-encoding", b"identity"))
     if not error.retryable:
-        hints.append((b"x-should-retry", b"false"))
-    return hints
+        headers.append((b"x-should-retry", b"false"))
+    return headers

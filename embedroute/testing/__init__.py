@@ -1,6 +1,7 @@
-"""Helps to test backends and hosts: ``ScriptedBackend`` plays an upstream, ``check_backend`` checks a backend's contract.
+"""Provides helpers for the tests of backends and hosts.
 
-It may import what third parties may.
+``ScriptedBackend`` replaces an upstream; ``check_backend`` checks the contract of a backend.
+It may import only what third-party packages may.
 """
 
 from embedroute.testing.contract import check_backend

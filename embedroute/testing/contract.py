@@ -1,6 +1,7 @@
-"""Checks that a backend keeps the contract of :mod:`embedroute.backend`; each mistake found says what to do about it.
+"""Provides ``check_backend``, which checks the contract of :mod:`embedroute.backend`.
 
-What a backend that is no HTTP gives when it is run, on an event loop and workers of its own.
+HTTP backends are checked by ``contract_http``. Other backends are run here, on a separate event
+loop.
 """
 
 import inspect
@@ -31,20 +32,20 @@ def check_backend(
     model: str = "model",
     dimensions: int = 64,
 ) -> None:
-    """Check that ``backend`` keeps the contract; call it from any test, inside a running event loop or not.
+    """Check that ``backend`` keeps the contract. Call it from any test, sync or async.
 
-    An ``HTTPBackend`` is never sent anywhere: its requests are read, and ``parse`` must refuse what is no answer.
-    ``reply`` lets more be checked: it gives the JSON (or the bytes) that the API would answer to a batch, one vector
-    for each of ``batch.inputs``. Any other backend is run for real, on ``model``, and with ``dimensions`` if it
-    accepts that.
+    The requests of an ``HTTPBackend`` are checked but not sent, and its ``parse`` must reject
+    invalid responses. Pass ``reply`` to check more: a function that returns the API's response to a
+    batch, as JSON or bytes, with one vector for each of ``batch.inputs``. Any other backend is run,
+    with ``model``, and with ``dimensions`` if it accepts them.
 
     Raises:
-        AssertionError: names each mistake, and what to do about it.
+        AssertionError: lists all mistakes, and how to correct each.
     """
     mistakes: list[str] = []
     cause: BaseException | None = None
     try:
-        # What was found before code of the author's raised is kept.
+        # If the backend raises, the mistakes before that are still reported.
         mistakes.extend(_mistakes(backend, reply, model, dimensions))
     except AssertionError as raised:
         mistakes.append(str(raised))
@@ -56,9 +57,9 @@ def check_backend(
 def _mistakes(
     backend: HTTPBackend | LocalBackend | Backend, reply: Reply | None, model: str, dimensions: int
 ) -> Iterator[str]:
-    in_class = list(class_mistakes(backend))
-    yield from in_class
-    if in_class:
+    mistakes_in_class = list(class_mistakes(backend))
+    yield from mistakes_in_class
+    if mistakes_in_class:
         return
     yield from secret_mistakes(backend)
     samples = samples_for(type(backend).accepts, model, dimensions)
@@ -69,52 +70,55 @@ def _mistakes(
         yield from run_mistakes(backend, samples)
 
 
-ADVICE: Final = "It must embed whatever accepts lets through."
+ADVICE: Final = "It must embed all inputs that its accepts allows."
 
 
 def run_mistakes(backend: LocalBackend | Backend, samples: Sequence[Batch]) -> Iterator[str]:
-    """Have every sample embedded, and the first in reverse, and look at the answers."""
-    # In a thread of its own, for the caller may be on a running event loop.
+    """Embed all samples, and the first one in reverse, and check the results."""
+    # In a separate thread, because the caller may be on a running event loop.
     with ThreadPoolExecutor(1) as thread:
-        found, other = thread.submit(anyio.run, _embedded, backend, samples).result()
-    pairs = zip(found, samples, strict=True)
+        results, of_reversed = thread.submit(anyio.run, _embed_all, backend, samples).result()
+    pairs = zip(results, samples, strict=True)
     mistakes = [
         mistake
-        for answer, batch in pairs
-        for mistake in answer_mistakes(answer, batch, batch.dimensions)
+        for result, batch in pairs
+        for mistake in answer_mistakes(result, batch, batch.dimensions)
     ]
-    yield from mistakes or order_mistakes(found[0], other)
+    yield from mistakes or order_mistakes(results[0], of_reversed)
     if isinstance(backend, LocalBackend) and not mistakes:
-        yield from slice_mistakes(found, samples)
+        yield from slice_mistakes(results, samples)
 
 
-def slice_mistakes(found: Sequence[Vectors], samples: Sequence[Batch]) -> Iterator[str]:
-    """Compare the vector of an input alone with the one it gets beside others."""
-    (several, alone, *_), (one, other, *_) = found, samples
-    if one.inputs[-1:] == other.inputs and not close(several.array[-1:], alone.array):
-        yield "An input alone gets another vector than beside others: run is given parts of a batch."
+def slice_mistakes(results: Sequence[Vectors], samples: Sequence[Batch]) -> Iterator[str]:
+    """Check that an input has the same vector alone as in a batch of several."""
+    in_batch, alone, *_ = results
+    first, second, *_ = samples
+    if first.inputs[-1:] == second.inputs and not close(in_batch.array[-1:], alone.array):
+        yield (
+            "An input gets another vector alone than in a batch of several."
+            " run receives parts of a batch: compute each vector from its input only."
+        )
 
 
-async def _embedded(
+async def _embed_all(
     backend: LocalBackend | Backend, samples: Sequence[Batch]
 ) -> tuple[list[Vectors], Vectors]:
-    loaded = None
+    model = None
     if isinstance(backend, LocalBackend):
-        loaded = attempt("load", "It must give the model, which run is then given.", backend.load)
-    return [await _embed(backend, loaded, batch) for batch in samples], await _embed(
-        backend, loaded, reversed_batch(samples[0])
-    )
+        model = attempt("load", "It must return the model, which is passed to run.", backend.load)
+    results = [await _embed(backend, model, batch) for batch in samples]
+    return results, await _embed(backend, model, reversed_batch(samples[0]))
 
 
-async def _embed(backend: LocalBackend | Backend, loaded: object, batch: Batch) -> Vectors:
+async def _embed(backend: LocalBackend | Backend, model: object, batch: Batch) -> Vectors:
     if isinstance(backend, LocalBackend):
         return await anyio.to_thread.run_sync(
-            attempt, "run", ADVICE, lambda: backend.run(loaded, batch)
+            attempt, "run", ADVICE, lambda: backend.run(model, batch)
         )
-    coming: object = attempt("embed", ADVICE, lambda: backend.embed(batch))
-    if not inspect.isawaitable(coming):
+    awaitable: object = attempt("embed", ADVICE, lambda: backend.embed(batch))
+    if not inspect.isawaitable(awaitable):
         raise AssertionError("embed is not async: write async def embed(self, batch).")
     try:
-        return await coming
+        return await awaitable
     except (Exception, SystemExit) as error:
         raise describe_exception("embed", ADVICE, error) from error

@@ -1,4 +1,4 @@
-"""What a backend's class says of itself: its base, its methods, its fields, its secrets and what it accepts."""
+"""Checks the class of a backend: its base, methods, fields, secrets and ``accepts``."""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
@@ -11,23 +11,27 @@ from embedroute.testing.samples import attempt
 from embedroute.vectors import DTYPES
 
 MARK: Final = "embedroute-s3cret"
-"""Stands in for every secret while it is looked for where none may be."""
+"""Text that replaces all secrets, so that a leak of one can be found."""
 
 METHODS: Final[Mapping[type[BackendBase], tuple[str, ...]]] = {
-    HTTPBackend: ("def build(self, batch)", "def parse(self, batch, reply)"),
+    HTTPBackend: ("def build(self, batch)", "def parse(self, batch, response)"),
     LocalBackend: ("def load(self)", "def run(self, model, batch)"),
     Backend: ("async def embed(self, batch)",),
 }
-"""Base → what its author writes."""
+"""Base class → the methods that a backend must define."""
 
 
 def class_mistakes(backend: object) -> Iterator[str]:
-    """Name what is wrong with a backend before any of its code is run."""
+    """Yield the mistakes that can be found without running the backend's code."""
     base = next((base for base in METHODS if isinstance(backend, base)), None)
     if isinstance(backend, type):
-        yield f'{backend.__name__} is a class: make an object of it, {backend.__name__}(api_key=Secret("k")) or the like.'
+        name = backend.__name__
+        yield f'{name} is a class: pass an instance, for example {name}(api_key=Secret("k")).'
     elif base is None:
-        yield f"{type(backend).__name__} is no backend: subclass HTTPBackend, LocalBackend or Backend."
+        yield (
+            f"{type(backend).__name__} is not a backend:"
+            " subclass HTTPBackend, LocalBackend or Backend."
+        )
     else:
         yield from _method_mistakes(type(backend), base)
         yield from _field_mistakes(cast("BackendBase", backend))
@@ -37,13 +41,13 @@ def class_mistakes(backend: object) -> Iterator[str]:
 
 
 def _method_mistakes(kind: type, base: type[BackendBase]) -> Iterator[str]:
-    for written in METHODS[base]:
-        name = written.partition("(")[0].rpartition(" ")[2]
+    for signature in METHODS[base]:
+        name = signature.partition("(")[0].rpartition(" ")[2]
         method: Callable[..., object] = getattr(kind, name)
         if method is getattr(base, name):
-            yield f"{name} is missing: write {written}."
-        elif inspect.iscoroutinefunction(method) and not written.startswith("async"):
-            yield f"{name} is async: write {written}; the host does the waiting."
+            yield f"{name} is missing: write {signature}."
+        elif inspect.iscoroutinefunction(method) and not signature.startswith("async"):
+            yield f"{name} is async: write {signature}; it must not do I/O."
 
 
 def _field_mistakes(backend: BackendBase) -> Iterator[str]:
@@ -51,7 +55,10 @@ def _field_mistakes(backend: BackendBase) -> Iterator[str]:
         name: getattr(backend, name) for name in backend.__struct_fields__
     }
     if "accepts" in fields:
-        yield "'accepts' is a field, which would win over config: annotate it as ClassVar[Accepts], or not at all."
+        yield (
+            "'accepts' is a field, which would override the config:"
+            " annotate it as ClassVar[Accepts], or not at all."
+        )
     for name, value in fields.items():
         if isinstance(value, str) and {"key", "token", "secret", "password"} & set(
             name.lower().split("_")
@@ -61,32 +68,34 @@ def _field_mistakes(backend: BackendBase) -> Iterator[str]:
 
 def _accepts_mistakes(accepts: object) -> Iterator[str]:
     if inspect.ismemberdescriptor(accepts):
-        return  # a field, which is a mistake of its own
+        return  # accepts is a field, which _field_mistakes reports
     if not isinstance(accepts, Accepts):
         yield f"accepts is a {type(accepts).__name__}: write accepts = Accepts(…)."
         return
     for dtype in accepts.dtypes:
         if dtype not in DTYPES:
-            yield f"accepts lists the dtype {dtype!r}: there are {', '.join(DTYPES)}."
+            yield f"accepts lists the dtype {dtype!r}: use only {', '.join(DTYPES)}."
     if not (accepts.texts or accepts.tokens or "image" in accepts.modalities):
-        yield "accepts takes neither texts nor tokens nor images: nothing could be sent."
+        yield "accepts allows neither texts nor tokens nor images: allow at least one kind."
 
 
-def marked(backend: BackendBase) -> BackendBase:
-    """Put ``MARK`` in the place of every secret, tables of them included."""
-    held = {name: _marked(getattr(backend, name)) for name in backend.__struct_fields__}
-    return attempt("__post_init__", "Let it take any secret.", lambda: replace(backend, **held))
+def with_marked_secrets(backend: BackendBase) -> BackendBase:
+    """Return a copy of ``backend`` with ``MARK`` in place of each secret, also inside mappings."""
+    options = {name: _mark_secrets(getattr(backend, name)) for name in backend.__struct_fields__}
+    return attempt("__post_init__", "Accept any secret.", lambda: replace(backend, **options))
 
 
-def _marked(value: object) -> object:
+def _mark_secrets(value: object) -> object:
     if isinstance(value, Secret):
         return Secret(MARK)
     table = cast("Mapping[str, object]", value if isinstance(value, Mapping) else {})
-    holds = any(isinstance(held, Secret) for held in table.values())
-    return {name: _marked(held) for name, held in table.items()} if holds else cast("object", value)
+    if not any(isinstance(entry, Secret) for entry in table.values()):
+        return cast("object", value)
+    return {name: _mark_secrets(entry) for name, entry in table.items()}
 
 
 def secret_mistakes(backend: BackendBase) -> Iterator[str]:
-    """Look for secrets in what logs show of a backend."""
-    if MARK in attempt("repr", "Leave __repr__ to the base.", lambda: repr(marked(backend))):
-        yield f"A secret shows in repr({type(backend).__name__}): keep it in its Secret field alone."
+    """Check that the ``repr`` of a backend, which may be logged, contains no secret."""
+    shown = attempt("repr", "Do not override __repr__.", lambda: repr(with_marked_secrets(backend)))
+    if MARK in shown:
+        yield f"A secret shows in repr({type(backend).__name__}): keep it only in its Secret field."

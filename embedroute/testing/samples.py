@@ -1,6 +1,6 @@
-"""How a mistake of an author's code is told: whatever it raises becomes an assertion that says what to do.
+"""Provides the batches with which a backend is checked, and turns its exceptions into assertions.
 
-The batches that a backend is tried with: of all that it accepts, and no larger than it accepts.
+The batches cover all that a backend accepts, and do not exceed its limits.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,10 +15,10 @@ T = TypeVar("T")
 
 
 def attempt(name: str, advice: str, work: Callable[[], T]) -> T:
-    """Do what calls an author's code.
+    """Call ``work``, which runs the method ``name`` of the backend, and return its result.
 
     Raises:
-        AssertionError: ``name`` raised something, an exit included.
+        AssertionError: the method raised an exception or ``SystemExit``.
     """
     try:
         return work()
@@ -27,9 +27,9 @@ def attempt(name: str, advice: str, work: Callable[[], T]) -> T:
 
 
 def describe_exception(name: str, advice: str, error: BaseException) -> AssertionError:
-    """Word what code of the author's raised."""
-    said = f": {error}" if str(error) else ""
-    return AssertionError(f"{name} raised {type(error).__name__}{said}. {advice}")
+    """Create the assertion for an exception of the method ``name``."""
+    message = f": {error}" if str(error) else ""
+    return AssertionError(f"{name} raised {type(error).__name__}{message}. {advice}")
 
 
 PNG: Final = ImagePart(ImageURL("data:image/png;base64,iVBORw0KGgo="))
@@ -37,12 +37,15 @@ GIF: Final = ImagePart(ImageURL("data:image/gif;base64,R0lGODlhAQABAAAAACw="))
 
 
 def samples_for(accepts: Accepts, model: str, dimensions: int) -> list[Batch]:
-    """Write batches of all that is accepted; the first is of several inputs, and each later one changes one thing."""
+    """Return batches of all accepted kinds and parameters.
+
+    The first has several inputs. Each later one differs from it in one respect.
+    """
     most = accepts.max_inputs or 3
     kinds = list(_kinds(accepts, model))
     first = cut(kinds[0], 0, most)
     sizes = [replace(first, dimensions=dimensions)] if accepts.dimensions else []
-    types = [replace(first, input_type=word) for word in accepts.input_types]
+    types = [replace(first, input_type=input_type) for input_type in accepts.input_types]
     dtypes = [replace(first, dtype=dtype) for dtype in accepts.dtypes if dtype != "float"]
     return [
         first,
@@ -65,7 +68,7 @@ def _kinds(accepts: Accepts, model: str) -> Iterator[Batch]:
 
 
 def cut(batch: Batch, start: int, stop: int | None) -> Batch:
-    """Keep some of a batch's inputs."""
+    """Return a batch of the inputs from ``start`` to ``stop``."""
     return replace(
         batch,
         texts=batch.texts[start:stop],
@@ -75,27 +78,27 @@ def cut(batch: Batch, start: int, stop: int | None) -> Batch:
 
 
 def reversed_batch(batch: Batch) -> Batch:
-    """Put a batch's inputs in reverse."""
+    """Return a batch with the inputs in reverse order."""
     return replace(
         batch, texts=batch.texts[::-1], tokens=batch.tokens[::-1], parts=batch.parts[::-1]
     )
 
 
 def changed(batch: Batch) -> Iterator[tuple[str, Batch]]:
-    """Change one input at a time, of several parts each for itself; the first of a pair says which."""
-    for at, text in enumerate(batch.texts):
-        yield f"texts[{at}]", replace(batch, texts=put(batch.texts, at, text * 2))
-    for at, ids in enumerate(batch.tokens):
-        yield f"tokens[{at}]", replace(batch, tokens=put(batch.tokens, at, (*ids, 5)))
-    for at, parts in enumerate(batch.parts):
+    """Yield copies of a batch, each with one input or part changed, and the place of the change."""
+    for index, text in enumerate(batch.texts):
+        yield f"texts[{index}]", replace(batch, texts=put(batch.texts, index, text * 2))
+    for index, ids in enumerate(batch.tokens):
+        yield f"tokens[{index}]", replace(batch, tokens=put(batch.tokens, index, (*ids, 5)))
+    for index, parts in enumerate(batch.parts):
         for inner, part in enumerate(parts):
             other = put(parts, inner, _another(part))
-            yield f"parts[{at}][{inner}]", replace(batch, parts=put(batch.parts, at, other))
+            yield f"parts[{index}][{inner}]", replace(batch, parts=put(batch.parts, index, other))
 
 
-def put(items: Sequence[T], at: int, item: T) -> tuple[T, ...]:
-    """Put another item in the place of one."""
-    return (*items[:at], item, *items[at + 1 :])
+def put(items: Sequence[T], index: int, item: T) -> tuple[T, ...]:
+    """Return a copy of ``items`` with ``item`` at ``index``."""
+    return (*items[:index], item, *items[index + 1 :])
 
 
 def _another(part: Part) -> Part:

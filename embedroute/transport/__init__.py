@@ -1,4 +1,4 @@
-"""Sends HTTP requests to upstreams; nothing else knows HTTP clients.
+"""Sends HTTP requests to upstreams. No other package imports an HTTP client.
 
 It may import ``backend``, ``errors``, ``text`` and ``runtime``.
 """

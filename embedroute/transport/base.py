@@ -1,4 +1,4 @@
-"""How bytes reach an upstream: one small protocol, and engines that keep it. Alone knows HTTP clients."""
+"""Defines the protocol of all transports, and the limits and checks that they share."""
 
 from collections.abc import Mapping
 from typing import Final, Protocol
@@ -9,28 +9,33 @@ from embedroute.backend import Secret, UpstreamRequest, UpstreamResponse
 from embedroute.errors import InvalidUpstreamResponse, UpstreamUnavailable
 
 LARGEST_REPLY = 256 * 1024 * 1024
-"""Bytes of an answer that are read; 2048 float vectors of 4096 numbers are about 180 MB of text."""
+"""Maximum bytes of a response body; 2048 vectors of 4096 floats are about 180 MB of text."""
 LARGEST_ERROR = 1024 * 1024
-"""Bytes of a response with a status of 300 or more that are read, whatever its exchange's limit is."""
+"""Bytes of a body that are accepted at a status of 300 or more, even if the limit is lower."""
 LARGEST_HEAD = 64 * 1024
-"""Bytes that a response may have besides its body: status lines, headers, trailers, chunk extensions, 1xx responses."""
+"""Maximum bytes of a response besides its body.
+
+They are its status lines, headers, trailers, chunk extensions and 1xx responses.
+"""
 CHUNK_FRAMING = 16
-"""Bytes that frame one chunk; they do not count towards ``LARGEST_HEAD``."""
+"""Bytes of framing per chunk that do not count towards ``LARGEST_HEAD``."""
 MOST_HEADERS = 256
-"""Headers that a response may have."""
+"""Maximum number of headers of a response."""
 AT_A_TIME = 512 * 1024
-"""Bytes that are read before others have their turn: a quick upstream would keep the loop reading for milliseconds."""
+"""Bytes after which reading pauses: a fast upstream would keep the loop busy for milliseconds."""
 TAIL = 1024 * 1024
-"""Bytes at the end of an answer over TLS that are read as they come."""
+"""Bytes at the end of a response over TLS that are read without a pause."""
 FRAMING: Final = frozenset({"connection", "content-length", "transfer-encoding", "upgrade"})
+"""Headers that the transport sets itself."""
 CONNECT_TIMEOUT = 5.0
-"""Seconds for a connection and its TLS handshake."""
+"""Seconds for connecting, including the TLS handshake."""
 
 
 class TransportConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """How connections are made: through ``proxy``, if one is named, trusting ``ca_file`` (PEM) besides the system.
+    """The settings of connections.
 
-    With ``http2`` they speak HTTP/2 to upstreams that offer it over TLS.
+    ``proxy`` is the URL of a proxy. ``ca_file`` is a PEM file with certificates that are trusted in
+    addition to the system's. ``http2`` enables HTTP/2 for upstreams that offer it over TLS.
     """
 
     proxy: Secret | None = None
@@ -42,10 +47,11 @@ DEFAULT_CONFIG: Final = TransportConfig()
 
 
 class ExchangeLimits(msgspec.Struct, frozen=True, gc=False):
-    """The bounds of one exchange, and the provider that it is made for.
+    """The limits of one exchange, and its provider.
 
-    ``largest`` bounds the body of a successful answer, in bytes. ``rest`` is how long a connection must have been silent, in
-    seconds, before it is used again; 0 turns that off. ``provider`` is the slug that log records name.
+    ``largest`` is the maximum size of the body of a successful response, in bytes. ``rest`` is the
+    time in seconds for which a connection must have been silent before it is reused; 0 turns that
+    off. ``provider`` is the provider's name for log records.
     """
 
     largest: int = LARGEST_REPLY
@@ -57,10 +63,11 @@ DEFAULT_LIMITS: Final = ExchangeLimits()
 
 
 class Transport(Protocol):
-    """Sends one request and gives back the whole answer.
+    """Sends a request and returns the complete response.
 
-    Every engine asks for no compression and refuses compressed bodies, follows no redirect, keeps no cookies and
-    uses no proxy that it was not told of. Cancelling ``send`` gives the connection up.
+    Every transport requests uncompressed responses and rejects compressed ones. It follows no
+    redirects, stores no cookies, and uses only the configured proxy. Cancelling ``send`` closes the
+    connection.
     """
 
     name: str
@@ -68,61 +75,65 @@ class Transport(Protocol):
     async def send(
         self, request: UpstreamRequest, timeout: float, limits: ExchangeLimits = DEFAULT_LIMITS
     ) -> UpstreamResponse:
-        """Exchange ``request`` for its answer within ``timeout`` seconds and ``limits``.
+        """Send ``request`` and return its response, within ``timeout`` seconds and ``limits``.
 
         Raises:
-            ConnectError: no connection was made.
-            UpstreamTimeout: the answer was not whole in time.
-            UpstreamUnavailable: the connection broke, or the answer is no HTTP.
-            InvalidUpstreamResponse: the answer is compressed, or larger than ``limits.largest``.
+            ConnectError: no connection could be made.
+            UpstreamTimeout: the response was not complete in time.
+            UpstreamUnavailable: the connection broke, or the response is not valid HTTP.
+            InvalidUpstreamResponse: the body is compressed, or larger than ``limits.largest``.
         """
         ...
 
     async def aclose(self) -> None:
-        """Close the connections."""
+        """Close all connections."""
         ...
 
 
 def lower_names(headers: Mapping[str, str | Secret]) -> dict[str, str | Secret]:
-    """Return headers with their names in lower case, so that each is found and sent once.
+    """Return headers with their names in lower case, so that each name occurs once.
 
-    Secrets stay secrets: an engine reveals them in the expression that writes the request, so that no variable shows them.
+    Secret values stay secret. Reveal them only in the expression that writes the request, so that
+    no local variable of a traceback holds them.
 
     Raises:
-        UpstreamUnavailable: one says where a request ends or what follows it, which is the engine's to say.
+        UpstreamUnavailable: one is a header that the transport sets itself.
     """
-    given = {name.lower(): value for name, value in headers.items()}
-    if not FRAMING.isdisjoint(given):
+    lowered = {name.lower(): value for name, value in headers.items()}
+    if not FRAMING.isdisjoint(lowered):
+        names = ", ".join(sorted(FRAMING.intersection(lowered)))
         raise UpstreamUnavailable(
-            "A header of this provider says where a request ends, which is the engine's to say."
+            f"The provider sets the header {names}, which the HTTP client sets itself."
+            " Remove it from the provider's headers."
         )
-    return given
+    return lowered
 
 
 def too_large(largest: int = LARGEST_REPLY) -> InvalidUpstreamResponse:
-    """Make the error for an answer of more than ``largest`` bytes."""
-    return InvalidUpstreamResponse(f"The upstream's answer is larger than {largest} bytes.")
+    """Create the error for a response body of more than ``largest`` bytes."""
+    return InvalidUpstreamResponse(f"The upstream response is larger than {largest} bytes.")
 
 
 def head_too_large() -> UpstreamUnavailable:
-    """Make the error for a response whose headers and framing exceed ``LARGEST_HEAD``."""
+    """Create the error for a response whose headers and framing exceed ``LARGEST_HEAD``."""
     return UpstreamUnavailable(
-        f"The upstream's headers and chunk framing are larger than {LARGEST_HEAD} bytes."
+        f"The headers and chunk framing of the upstream response"
+        f" are larger than {LARGEST_HEAD} bytes."
     )
 
 
 def not_http() -> UpstreamUnavailable:
-    """Make the error for what cannot be read as an HTTP/1.1 response."""
-    return UpstreamUnavailable("The upstream's answer is not HTTP.")
+    """Create the error for bytes that are not an HTTP/1.1 response."""
+    return UpstreamUnavailable("The upstream response is not valid HTTP.")
 
 
 def refuse_compressed(encoding: str | None) -> None:
-    """Refuse a body that was compressed though ``identity`` was asked for: 1 KiB of brotli can be 1 GiB.
+    """Reject a compressed body: 1 KiB of brotli can expand to 1 GiB.
 
     Raises:
         InvalidUpstreamResponse: ``encoding`` is neither empty nor ``identity``.
     """
     if encoding and encoding.strip().lower() != "identity":
         raise InvalidUpstreamResponse(
-            "The upstream compressed its answer though it was asked not to."
+            "The upstream sent a compressed response, although the request forbids it."
         )

@@ -1,4 +1,4 @@
-"""Which engine a gateway uses: the quick one under asyncio where it is installed, else httpx2."""
+"""Selects and creates the transport: the faster HTTP/1.1 one if it can be used, else httpx2."""
 
 import logging
 import re
@@ -26,16 +26,16 @@ TransportName = Literal["auto", "httpx2", "fast"]
 def transport_mistakes(
     name: TransportName, connect: TransportConfig, client: "httpx2.AsyncClient | None" = None
 ) -> list[str]:
-    """The mistakes of a config whose engine could not be opened on any event loop."""
-    mistakes = list(_unusable(connect))
+    """Return the errors of a config whose transport could not be created on any event loop."""
+    mistakes = list(_connection_mistakes(connect))
     mistakes += _http2_mistakes(name, connect, client)
-    said = '[gateway] engine = "fast"'
+    setting = '[gateway] engine = "fast"'
     if name == "fast" and not _installed("httptools"):
-        mistakes.append(f"{said}: {MissingExtra('fast', 'httptools').message}")
+        mistakes.append(f"{setting}: {MissingExtra('fast', 'httptools').message}")
     if name == "fast" and connect.proxy is not None:
-        mistakes.append(f'{said} goes straight to upstreams; with a proxy write engine = "httpx2".')
+        mistakes.append(f'{setting} does not support a proxy. Set engine = "httpx2".')
     if name == "fast" and client is not None:
-        mistakes.append(f"{said} has no use for an http_client; leave one of the two out.")
+        mistakes.append(f"{setting} does not use an http_client. Remove one of them.")
     return mistakes
 
 
@@ -47,34 +47,34 @@ def _http2_mistakes(
     if not connect.http2:
         return
     if name == "fast":
-        mistake = '[gateway] engine = "fast" speaks HTTP/1.1 only.'
-        yield f'{mistake} Set engine = "httpx2", or leave http2 out.'
+        mistake = '[gateway] engine = "fast" supports only HTTP/1.1.'
+        yield f'{mistake} Set engine = "httpx2", or remove http2.'
     elif client is not None:
         yield (
             "[gateway] http2 does not apply to an http_client. "
-            "Create it with httpx2.AsyncClient(http2=True), and leave http2 out."
+            "Create it with httpx2.AsyncClient(http2=True), and remove http2."
         )
     if not _installed("h2"):
         yield f"[gateway] http2 = true: {MissingExtra('http2', 'h2').message}"
 
 
-def _unusable(connect: TransportConfig) -> Iterator[str]:
-    # A proxy's URL may hold a password, so it is not repeated.
-    if connect.proxy is not None and not _names_a_proxy(connect.proxy.reveal()):
+def _connection_mistakes(connect: TransportConfig) -> Iterator[str]:
+    # The URL of a proxy may contain a password, so the message does not repeat it.
+    if connect.proxy is not None and not _is_proxy_url(connect.proxy.reveal()):
         yield "[gateway] proxy must be http://HOST:PORT or https://HOST:PORT"
     if connect.ca_file is None:
         return
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(connect.ca_file)
     except ssl.SSLError:
-        yield f"[gateway] ca_file: {connect.ca_file} holds no certificate in PEM form"
+        yield f"[gateway] ca_file: {connect.ca_file} contains no certificate in PEM format"
     except OSError as error:
         yield f"[gateway] ca_file: {connect.ca_file} cannot be read: {error.strerror}"
     except ValueError as error:
         yield f"[gateway] ca_file: {connect.ca_file} cannot be read: {error}"
 
 
-def _names_a_proxy(url: str) -> bool:
+def _is_proxy_url(url: str) -> bool:
     try:
         parts = urlsplit(url)
         return bool(_PROXY.fullmatch(url) and parts.hostname) and parts.port != 0
@@ -89,29 +89,29 @@ def create_transport(
     *,
     on_asyncio: bool,
 ) -> Transport:
-    """Make the engine of one event loop; a ``client`` of the host's decides for httpx2.
+    """Create the transport of an event loop. With a ``client`` of the host's, it is httpx2.
 
     Raises:
-        ConfigError: ``fast`` is asked for where it cannot be: under trio, or what ``transport_mistakes`` names.
+        ConfigError: ``name`` is ``fast`` under trio, or ``transport_mistakes`` returns errors.
     """
     if mistakes := transport_mistakes(name, connect, client):
         raise ConfigError(mistakes)
     if name == "fast" and not on_asyncio:
         raise ConfigError(
-            ['[gateway] engine = "fast" needs asyncio; under trio write engine = "httpx2".']
+            ['[gateway] engine = "fast" requires asyncio. Under trio, set engine = "httpx2".']
         )
-    direct = client is None and connect.proxy is None and not connect.http2
-    quick = direct and on_asyncio and name != "httpx2" and _installed("httptools")
-    engine = _create_http1(connect) if quick else _create_httpx2(client, connect)
-    log.info("engine %s", engine.name, extra=log_fields({"engine": engine.name}))
-    return engine
+    needs_httpx2 = client is not None or connect.proxy is not None or connect.http2
+    use_http1 = not needs_httpx2 and on_asyncio and name != "httpx2" and _installed("httptools")
+    transport = _create_http1(connect) if use_http1 else _create_httpx2(client, connect)
+    log.info("engine %s", transport.name, extra=log_fields({"engine": transport.name}))
+    return transport
 
 
 def _installed(package: str) -> bool:
     return find_spec(package) is not None
 
 
-# Neither is imported before it is used: httpx2 alone costs more to import than all of embedroute.
+# Imported only when used: importing httpx2 takes longer than importing all of embedroute.
 def _create_httpx2(client: "httpx2.AsyncClient | None", connect: TransportConfig) -> Transport:
     return import_module("embedroute.transport.httpx2").Httpx2Transport(client, connect)
 

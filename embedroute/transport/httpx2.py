@@ -1,4 +1,7 @@
-"""The default engine: httpx2 on asyncio and trio, with its own connections or the host's client."""
+"""Provides the httpx2 transport for asyncio and trio.
+
+It uses its own connections, or a client of the host.
+"""
 
 import sys
 from collections.abc import AsyncGenerator, Mapping
@@ -31,12 +34,12 @@ from embedroute.transport.httpx2_connections import Connections
 
 
 class Httpx2Transport:
-    """Sends requests through httpx2, on its own connections or through the host's client.
+    """Sends requests with httpx2, on its own connections or through a client of the host.
 
-    On its own connections, HTTP/1.1 is used once per connection and HTTP/2 connections are kept,
-    there are no cookies, and httpx2 does not log the URL. A client of the host's works by its own
-    settings: where it keeps HTTP/1.1 connections, a surplus answer can be read as the answer to
-    another request, and its cookie jar stores the cookies of upstreams.
+    On its own connections, it sends one request per HTTP/1.1 connection and keeps HTTP/2
+    connections, stores no cookies, and httpx2 does not log the URL. A client of the host follows
+    its own settings. If it keeps HTTP/1.1 connections, a surplus response can be taken for the
+    response to another request. Its cookie jar stores the cookies of upstreams.
     """
 
     name = "httpx2"
@@ -44,7 +47,7 @@ class Httpx2Transport:
     def __init__(
         self, client: httpx2.AsyncClient | None = None, connect: TransportConfig = DEFAULT_CONFIG
     ) -> None:
-        """Use ``client``, which the host closes, or connections that ignore the environment."""
+        """Use ``client``, which the host must close, or create own connections from ``connect``."""
         self._connections = Connections(connect) if client is None else HostClient(client)
 
     async def send(
@@ -53,7 +56,7 @@ class Httpx2Transport:
         timeout: float,
         limits: ExchangeLimits = DEFAULT_LIMITS,
     ) -> UpstreamResponse:
-        """Exchange ``request`` for its answer within ``timeout`` seconds and ``limits``."""
+        """Send ``request`` and return its response, within ``timeout`` seconds and ``limits``."""
         failure: UpstreamError
         outside = sys.exception()
         try:
@@ -62,21 +65,22 @@ class Httpx2Transport:
         except UpstreamError as error:
             failure = error.with_traceback(None)
         except (TimeoutError, httpx2.ReadTimeout, httpx2.WriteTimeout, httpx2.PoolTimeout):
-            failure = UpstreamTimeout(f"The upstream did not answer within {timeout:.1f} s.")
+            failure = UpstreamTimeout(f"The upstream did not respond within {timeout:.1f} s.")
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.UnsupportedProtocol) as error:
-            failure = ConnectError(f"The upstream cannot be reached ({type(error).__name__}).")
+            failure = ConnectError(f"Cannot connect to the upstream ({type(error).__name__}).")
         except Exception as error:  # noqa: BLE001 - h2 and host clients raise their own errors
             name = type(error).__name__
-            failure = UpstreamUnavailable(f"The exchange with the upstream broke off ({name}).")
+            failure = UpstreamUnavailable(f"The connection to the upstream failed ({name}).")
         except BaseException as error:
-            forget_frames(error, outside)  # a cancelled exchange: httpx2's frames hold the headers
+            # The exchange was cancelled. The frames of httpx2 contain the headers.
+            forget_frames(error, outside)
             raise
-        # Not raised where it was caught: its traceback and its context would hold frames in which
-        # the key is a local variable.
+        # Raised outside of the except blocks: otherwise its traceback or context would contain
+        # frames with the key as a local variable.
         try:
             raise failure
         finally:
-            del failure  # its traceback holds this frame
+            del failure  # break the reference cycle between this frame and the traceback
 
     async def _exchange(
         self,
@@ -84,32 +88,32 @@ class Httpx2Transport:
         timeout: float,
         largest: int,
     ) -> UpstreamResponse:
-        built = _build(self._connections, request, timeout)
-        async with self._connections.exchange(built) as response:
+        httpx2_request = _build(self._connections, request, timeout)
+        async with self._connections.exchange(httpx2_request) as response:
             refuse_compressed(response.headers.get("content-encoding"))
             body = await _read(response, largest)
             return UpstreamResponse(response.status_code, Headers(response.headers.raw), body)
 
     async def aclose(self) -> None:
-        """Close our own connections."""
+        """Close the own connections; a client of the host stays open."""
         await self._connections.aclose()
 
 
 class HostClient:
-    """A client of the host's, which it closes itself."""
+    """Adapts a client of the host, which the host closes."""
 
     headers: Mapping[str, str] = {
         name: DEFAULT_HEADERS[name] for name in ("accept", "accept-encoding")
     }
 
     def __init__(self, client: httpx2.AsyncClient) -> None:
-        """Use ``client``."""
+        """Send requests through ``client``."""
         self._client = client
         self.make_request = client.build_request
 
     @asynccontextmanager
     async def exchange(self, request: httpx2.Request) -> AsyncGenerator[httpx2.Response]:
-        """Send ``request``; the answer may be read inside of the ``async with``."""
+        """Send ``request``. Read the response inside the ``async with``."""
         response = await self._client.send(request, stream=True, follow_redirects=False)
         try:
             yield response
@@ -117,7 +121,7 @@ class HostClient:
             await response.aclose()
 
     async def aclose(self) -> None:
-        """Leave the client open."""
+        """Do nothing: the host closes its client."""
 
 
 def _build(
@@ -125,29 +129,34 @@ def _build(
     request: UpstreamRequest,
     timeout: float,
 ) -> httpx2.Request:
-    """Make httpx2's request.
+    """Create the request of httpx2.
 
-    The credentials of a URL go into a header, because httpx2 logs URLs.
+    Credentials in the URL are moved to a header, because httpx2 logs URLs.
     """
     url = httpx2.URL(request.url)
-    given = lower_names(request.headers)
+    own_headers = lower_names(request.headers)
     if url.userinfo:
         name, _, password = url.userinfo.decode().partition(":")
-        given.setdefault("authorization", basic_credentials(name, password))
+        own_headers.setdefault("authorization", basic_credentials(name, password))
         url = url.copy_with(userinfo=b"")
-    for name, value in given.items():
+    for name, value in own_headers.items():
         if any(end in text for text in (name, to_wire_value(value)) for end in "\r\n\0"):
-            raise UpstreamUnavailable("A header of this provider holds a line break.")
-    sent: dict[str, str | Secret] = {**connections.headers, **given}
+            raise UpstreamUnavailable("A header of this provider contains a line break.")
+    all_headers: dict[str, str | Secret] = {**connections.headers, **own_headers}
     headers = [
-        (name.encode(), to_wire_value(value).encode("latin-1")) for name, value in sent.items()
+        (name.encode(), to_wire_value(value).encode("latin-1"))
+        for name, value in all_headers.items()
     ]
-    # httpx2 closes a connection that its own timeout ends, and leaves one that is cancelled during
-    # the TLS handshake to the garbage collector.
+    # Shorter than the timeout of the exchange: httpx2 closes the connection if its own timeout ends
+    # a TLS handshake. After a cancellation the connection stays open until it is collected.
     connect = min(timeout * 0.9, CONNECT_TIMEOUT)
-    times = {"connect": connect, "read": timeout, "write": timeout, "pool": timeout}
+    timeouts = {"connect": connect, "read": timeout, "write": timeout, "pool": timeout}
     return connections.make_request(
-        request.method, url, content=request.content, headers=headers, extensions={"timeout": times}
+        request.method,
+        url,
+        content=request.content,
+        headers=headers,
+        extensions={"timeout": timeouts},
     )
 
 
@@ -160,7 +169,7 @@ async def _read(response: httpx2.Response, largest: int) -> bytes:
         await _read_into(body, response, largest)
         return bytes(body)
     finally:
-        body.clear()  # the frames of a failure keep it until they are collected
+        body.clear()  # the traceback of an error would keep the bytes in memory
 
 
 async def _read_into(body: bytearray, response: httpx2.Response, largest: int) -> None:
@@ -168,8 +177,8 @@ async def _read_into(body: bytearray, response: httpx2.Response, largest: int) -
         async for piece in response.aiter_raw():
             body += piece
             if len(body) > largest:
-                # httpx2 does not close its inner generators when the outer one is left, and trio
-                # warns about that. Reading from a closed connection ends them all.
+                # If the loop ended here, httpx2 would leave its inner generators open, and trio
+                # warns about that. Reading from a closed connection ends them.
                 await response.extensions.get("network_stream", response).aclose()
     except httpx2.HTTPError:
         if len(body) <= largest:

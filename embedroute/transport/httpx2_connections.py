@@ -1,13 +1,14 @@
-"""Connections of the httpx2 engine: one exchange at a time on each, and only HTTP/2 ones are kept.
+"""Manages the connections of the httpx2 transport: one exchange at a time on each.
 
-An HTTP/1.1 answer does not say which request it belongs to, and httpx2 has no supported way to see
-that a kept connection sent more than it was asked for. So an HTTP/1.1 connection is closed after
-one exchange. An HTTP/2 answer carries the id of its stream, so it cannot be read as another answer.
+An HTTP/1.1 response does not identify its request, and httpx2 offers no way to detect surplus bytes
+on a kept connection. So an HTTP/1.1 connection is closed after one exchange. An HTTP/2 response
+carries the id of its stream, so it cannot be taken for another response, and HTTP/2 connections are
+kept.
 
-HTTP/2 requests do not share a connection. httpx2 does not reset a stream that is cancelled, does
-not give back its flow control window, and fails all streams of a connection when one times out.
-With one exchange at a time none of that affects another request, and closing the connection ends a
-cancelled request at the upstream.
+HTTP/2 requests do not share a connection. httpx2 does not reset a cancelled stream, does not return
+its flow control window, and fails all streams of a connection if one times out. With one exchange
+at a time none of that affects another request, and closing the connection also ends a cancelled
+request at the upstream.
 """
 
 import logging
@@ -26,7 +27,7 @@ from embedroute.transport.base import TransportConfig
 from embedroute.transport.http1.request import DEFAULT_HEADERS
 
 MAX_CONNECTIONS = 512
-"""Exchanges under way at a time; more wait within their own timeout."""
+"""Maximum concurrent exchanges. Others wait, within their own timeout."""
 KEPT_FOR = 30.0
 """Seconds for which an idle HTTP/2 connection is kept."""
 
@@ -35,45 +36,45 @@ _IN_EXCHANGE: Final = ContextVar("embedroute_httpx2_exchange", default=False)
 
 
 class IdleConnection(msgspec.Struct, frozen=True, gc=False):
-    """An HTTP/2 connection between two exchanges; ``since`` is when the last one ended."""
+    """An HTTP/2 connection between two exchanges; ``since`` is the end of the last one."""
 
     transport: httpx2.AsyncHTTPTransport
     network_stream: Any
     since: float
 
     def is_usable(self, now: float) -> bool:
-        """Tell whether it is young and silent; readable bytes may be the end of the connection."""
+        """Return whether it can be reused; readable bytes may be the end of the connection."""
         return not (self.has_expired(now) or self.network_stream.get_extra_info("is_readable"))
 
     def has_expired(self, now: float) -> bool:
-        """Tell whether it has been idle for too long."""
+        """Return whether it has been idle for too long."""
         return now - self.since > KEPT_FOR
 
 
 class Connections:
-    """The connections of one engine, each an ``httpx2.AsyncHTTPTransport`` of its own."""
+    """The connections of one transport; each is a separate ``httpx2.AsyncHTTPTransport``."""
 
     # HTTP/2 has no `connection` header. h2 removes it (documented as `normalize_outbound_headers`).
     headers: Mapping[str, str] = {**DEFAULT_HEADERS, "connection": "close"}
     make_request = httpx2.Request
 
     def __init__(self, connect: TransportConfig) -> None:
-        """Read the certificates to trust; no connection is made yet."""
+        """Load the trusted certificates. No connection is made yet."""
         self._connect = connect
-        self._context = _trusted(connect.ca_file)
+        self._context = _create_ssl_context(connect.ca_file)
         self._idle: dict[Origin, list[IdleConnection]] = {}
         self._slots = anyio.Semaphore(MAX_CONNECTIONS, fast_acquire=True)
         if connect.http2:
             for name in ("hpack.hpack", "hpack.table"):
-                logging.getLogger(name).addFilter(_is_not_ours)
+                logging.getLogger(name).addFilter(_is_foreign_record)
 
     @asynccontextmanager
     async def exchange(self, request: httpx2.Request) -> AsyncGenerator[httpx2.Response]:
-        """Send ``request``; the answer must be read to its end inside of the ``async with``."""
+        """Send ``request``. The response must be read completely inside the ``async with``."""
         origin = (request.url.scheme, request.url.host, request.url.port)
         keep = False
         async with self._slots:
-            transport = await self._take(origin) or self._transport()
+            transport = await self._take(origin) or self._create_transport()
             token = _IN_EXCHANGE.set(True)
             try:
                 response = await transport.handle_async_request(request)
@@ -114,7 +115,7 @@ class Connections:
         for connection in expired:
             await _close(connection.transport)
 
-    def _transport(self) -> httpx2.AsyncHTTPTransport:
+    def _create_transport(self) -> httpx2.AsyncHTTPTransport:
         proxy = self._connect.proxy
         return httpx2.AsyncHTTPTransport(
             verify=self._context,
@@ -125,14 +126,14 @@ class Connections:
         )
 
     async def aclose(self) -> None:
-        """Close the idle connections; those in use are closed by their exchanges."""
-        kept = [connection for idle in self._idle.values() for connection in idle]
+        """Close the idle connections. Exchanges under way close their own."""
+        connections = [connection for idle in self._idle.values() for connection in idle]
         self._idle.clear()
-        for connection in kept:
+        for connection in connections:
             await _close(connection.transport)
 
 
-def _trusted(ca_file: str | None) -> ssl.SSLContext:
+def _create_ssl_context(ca_file: str | None) -> ssl.SSLContext:
     context = httpx2.create_ssl_context(trust_env=False)
     if ca_file:
         context.load_verify_locations(ca_file)
@@ -144,6 +145,6 @@ async def _close(transport: httpx2.AsyncHTTPTransport) -> None:
         await transport.aclose()
 
 
-def _is_not_ours(_record: logging.LogRecord) -> bool:
-    """Drop the records of our exchanges: at DEBUG hpack logs every header, keys included."""
+def _is_foreign_record(_record: logging.LogRecord) -> bool:
+    """Filter out the records of our exchanges: at DEBUG, hpack logs all headers with their keys."""
     return not _IN_EXCHANGE.get()

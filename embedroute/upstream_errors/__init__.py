@@ -1,6 +1,7 @@
-"""Decides what an upstream's error response means: which error it is, how long to wait, and what others may read of it.
+"""Classifies error responses of upstream APIs.
 
-It may import ``errors``, ``text`` and ``inputs``.
+It selects the error class, reads how long to wait, and writes neutral messages for requests that
+share a failed call. It may import ``errors``, ``text`` and ``inputs``.
 """
 
 from embedroute.upstream_errors.classify import classify_response, refine_with_inputs

@@ -1,7 +1,8 @@
-"""Reads what an upstream means by a failure: status, body and headers in, one of the upstream errors out. Pure.
+"""Classifies an upstream's error response by status, headers and body. Pure functions.
 
-Every upstream words its failures in its own way; the shapes read here are those that the providers document or were
-seen to send (OpenAI, Azure, Gemini, Mistral, Cohere, Jina, TEI, vLLM, llama.cpp), the words stand in ``signals``.
+Each provider has its own format of errors. The formats read here are documented or were observed
+(OpenAI, Azure, Gemini, Mistral, Cohere, Jina, TEI, vLLM, llama.cpp). The codes and messages are in
+:mod:`embedroute.upstream_errors.patterns`.
 """
 
 import time
@@ -36,7 +37,7 @@ from embedroute.upstream_errors.patterns import (
 from embedroute.upstream_errors.retry_after import parse_retry_after
 
 MOST_READ: Final = 20_000
-"""Characters of an upstream's body that are searched."""
+"""Maximum characters of a response body that are searched."""
 
 BY_STATUS: Final[Mapping[int, type[UpstreamError]]] = {
     400: UpstreamRejectedInput,
@@ -53,184 +54,209 @@ BY_STATUS: Final[Mapping[int, type[UpstreamError]]] = {
     498: UpstreamAuthError,  # Cohere
     499: UpstreamUnavailable,
 }
-"""Status → error. Any other 4xx rejects the call without saying why.
+"""Status → error class, if no pattern matches.
 
-Any other status is the upstream's own trouble.
+Any other 4xx is ``Rejected``, or ``RejectedByPage`` if it has no message. All other statuses are
+``UpstreamUnavailable``.
 """
 
 
 def classify_response(
     status: int, headers: Mapping[str, str], content: bytes, *, now: float | None = None
 ) -> UpstreamError:
-    """Judge an answer that is not a 200; the error says how long to wait, if the upstream did.
+    """Make the error for a response whose status is not a success.
 
-    The message is the upstream's own: the host takes secrets out of it, and cuts it. ``now`` is the time in seconds
-    since 1970, the wall clock's unless given. What it means for the call's inputs is for ``settled`` to say.
+    Its message is the upstream's own; the caller must redact secrets and shorten it. ``now`` is the
+    time in seconds since 1970 (default: the system clock). Call ``refine_with_inputs`` with the
+    error when the inputs of the call are known.
     """
-    body = _read(content)
-    kind, told, measure = _meaning(status, body)
-    said = _message_in(body)
+    body = _parse(content)
+    kind, matched_text, measure = _match_patterns(status, body)
+    message = _find_message(body)
     if kind is None:
-        kind = (
-            UpstreamAuthError if status == 403 and _names_key(headers) else _by_status(status, said)
-        )
-    text = f"The upstream answered {status}" + (f": {said}" if said else ".")
-    words = content[:MOST_READ].decode(errors="replace")
-    hint = parse_retry_after(headers, words, now=time.time() if now is None else now)
-    fault = kind(text, retry_after=hint, upstream_status=status)
-    fault.matched_text = told
-    if isinstance(fault, BatchTooLarge):
-        fault.measure = measure
-    return fault
+        if status == 403 and _names_key(headers):
+            kind = UpstreamAuthError
+        else:
+            kind = _classify_status(status, message)
+    error = kind(
+        f"The upstream answered {status}" + (f": {message}" if message else "."),
+        retry_after=parse_retry_after(
+            headers,
+            content[:MOST_READ].decode(errors="replace"),
+            now=time.time() if now is None else now,
+        ),
+        upstream_status=status,
+    )
+    error.matched_text = matched_text
+    if isinstance(error, BatchTooLarge):
+        error.measure = measure
+    return error
 
 
-def refine_with_inputs(fault: UpstreamError, inputs: Sequence[Input]) -> UpstreamError:
-    """Judge a failure to the end, now that the ``inputs`` of its call are known.
+def refine_with_inputs(error: UpstreamError, inputs: Sequence[Input]) -> UpstreamError:
+    """Correct the class of an error, given the ``inputs`` of the failed call.
 
-    Words that stand in an input may be a quote of it, so they blame neither key, model nor the size
-    of the call. A call that is too large is halved; but one input that is too large by itself is at fault.
+    If the text by which the error was classified occurs in an input, the upstream may have quoted
+    it. Such an error counts against neither the key, the model nor the size of the call. A call of
+    several inputs that is too large is halved; one input that is too large by itself is rejected.
     """
-    kind, other = _kind_for(fault, inputs), fault
+    refined = error
+    kind = _corrected_class(error, inputs)
     if kind is not None:
-        other = kind(
-            fault.message,
-            param=fault.param,
-            retry_after=fault.retry_after,
-            upstream_status=fault.upstream_status,
+        refined = kind(
+            error.message,
+            param=error.param,
+            retry_after=error.retry_after,
+            upstream_status=error.upstream_status,
         )
-        other.matched_text = fault.matched_text
-    if isinstance(other, BatchTooLarge):
-        other.measure = _find_measure(fault, inputs)
-    return other
+        refined.matched_text = error.matched_text
+    if isinstance(refined, BatchTooLarge):
+        refined.measure = _find_measure(error, inputs)
+    return refined
 
 
-def _find_measure(fault: UpstreamError, inputs: Sequence[Input]) -> Measure | None:
-    """What the upstream counts that finds a call of several inputs too large."""
-    named = fault.measure if isinstance(fault, BatchTooLarge) else None
-    if named is not None and not _stands_in(inputs, fault.matched_text):
-        return named
-    if isinstance(fault, ContextTooLong):
-        return Measure.INPUTS  # these words count as a size refusal for the number of inputs alone
-    if fault.upstream_status == 413:
+def _find_measure(error: UpstreamError, inputs: Sequence[Input]) -> Measure | None:
+    """Return the unit of the limit that a call of several inputs exceeds."""
+    measure = error.measure if isinstance(error, BatchTooLarge) else None
+    if measure is not None and not _occurs_in(inputs, error.matched_text):
+        return measure
+    if isinstance(error, ContextTooLong):
+        # _corrected_class has found that the message states the number of inputs.
+        return Measure.INPUTS
+    if error.upstream_status == 413:
         return Measure.BYTES
-    return _measure_in(fault.message) if fault.upstream_status is None else None
+    return _measure_in(error.message) if error.upstream_status is None else None
 
 
-def _measure_in(words: str) -> Measure | None:
-    return next((measure for measure, pattern in MEASURES if pattern.search(words)), None)
+def _measure_in(text: str) -> Measure | None:
+    return next((measure for measure, pattern in MEASURES if pattern.search(text)), None)
 
 
-def _kind_for(fault: UpstreamError, inputs: Sequence[Input]) -> type[UpstreamError] | None:
-    """The kind that a failure rather is; None if it is what it seems."""
+def _corrected_class(error: UpstreamError, inputs: Sequence[Input]) -> type[UpstreamError] | None:
+    """Return the class that the error should have, or None if it has the right one."""
     several = len(inputs) > 1
-    if isinstance(fault, ContextTooLong):
-        return BatchTooLarge if several and _counts(fault.message, inputs) else None
+    if isinstance(error, ContextTooLong):
+        return BatchTooLarge if several and _states_count(error.message, inputs) else None
     if (
-        isinstance(fault, UpstreamRejectedInput | BatchTooLarge)
-        and fault.upstream_status == 413
+        isinstance(error, UpstreamRejectedInput | BatchTooLarge)
+        and error.upstream_status == 413
         and several
     ):
         return BatchTooLarge
-    by_words = isinstance(fault, BatchTooLarge | UpstreamModelNotFound | UpstreamAuthError)
-    if by_words and _stands_in(inputs, fault.matched_text):
-        status = fault.upstream_status
-        return UpstreamRejectedInput if status is None else _by_status(status, fault.message)
-    if isinstance(fault, BatchTooLarge) and not several:
-        return ContextTooLong if "token" in fault.message.lower() else UpstreamRejectedInput
+    by_text = isinstance(error, BatchTooLarge | UpstreamModelNotFound | UpstreamAuthError)
+    if by_text and _occurs_in(inputs, error.matched_text):
+        status = error.upstream_status
+        return UpstreamRejectedInput if status is None else _classify_status(status, error.message)
+    if isinstance(error, BatchTooLarge) and not several:
+        return ContextTooLong if "token" in error.message.lower() else UpstreamRejectedInput
     return None
 
 
-def _counts(message: str, inputs: Sequence[Input]) -> bool:
-    held = REQUESTED_TOKENS.search(message)
-    return held is not None and int(held[1]) == len(inputs) and not _stands_in(inputs, held[0])
+def _states_count(message: str, inputs: Sequence[Input]) -> bool:
+    """Whether the number of tokens in the message is in fact the number of inputs (Volcengine)."""
+    match = REQUESTED_TOKENS.search(message)
+    return match is not None and int(match[1]) == len(inputs) and not _occurs_in(inputs, match[0])
 
 
-def _stands_in(inputs: Sequence[Input], told: str) -> bool:
-    sought = told.casefold()
-    return bool(sought) and any(
-        sought in text.casefold() for item in inputs for text in _texts(item)
+def _occurs_in(inputs: Sequence[Input], matched_text: str) -> bool:
+    folded = matched_text.casefold()
+    return bool(folded) and any(
+        folded in text.casefold() for item in inputs for text in _texts(item)
     )
 
 
 def _texts(item: Input) -> Iterable[str]:
-    return (
-        (item,)
-        if isinstance(item, str)
-        else [part.text for part in item if isinstance(part, TextPart)]
-    )
+    if isinstance(item, str):
+        return (item,)
+    return [part.text for part in item if isinstance(part, TextPart)]
 
 
-def _by_status(status: int, said: str) -> type[UpstreamError]:
-    """The kind of a failure by its status alone; ``said`` is the message that a client could see."""
+def _classify_status(status: int, message: str) -> type[UpstreamError]:
+    """Return the class for a status; ``message`` is the one in the body, or empty."""
     if (kind := BY_STATUS.get(status)) is not None:
         return kind
     if 400 <= status < 500:
-        return Rejected if said else RejectedByPage
+        return Rejected if message else RejectedByPage
     return UpstreamUnavailable
 
 
 def _names_key(headers: Mapping[str, str]) -> bool:
-    """Whether headers say that a 403 is about our key; a client cannot write these."""
+    """Whether the headers of a 403, which a client cannot influence, concern the API key."""
     amazon = headers.get("x-amzn-errortype", "").partition(":")[0]
     return "www-authenticate" in headers or KEY_CODES.fullmatch(amazon) is not None
 
 
-def _meaning(status: int, body: object) -> tuple[type[UpstreamError] | None, str, Measure | None]:
-    """What a failure's words mean, those words if a client could write them, and what they count."""
-    said = list(_within(MOST_READ, _said(body)))
-    for signal in ERROR_PATTERNS:
-        if status in signal.statuses:
-            heard = next(
-                (found for field, text in said if (found := signal.search(field, text))), ""
+def _match_patterns(
+    status: int, body: object
+) -> tuple[type[UpstreamError] | None, str, Measure | None]:
+    """Return the class of the first pattern that matches, the matched text and its measure.
+
+    The text is empty if it is a code, since a client cannot influence codes.
+    """
+    fields = list(_limit(MOST_READ, _iter_fields(body)))
+    for pattern in ERROR_PATTERNS:
+        if status in pattern.statuses:
+            matched_text = next(
+                (match for name, text in fields if (match := pattern.search(name, text))), ""
             )
-            if heard:
+            if matched_text:
                 return (
-                    signal.means,
-                    "" if signal.where is MatchScope.CODE else heard,
-                    _measure_in(heard),
+                    pattern.means,
+                    "" if pattern.where is MatchScope.CODE else matched_text,
+                    _measure_in(matched_text),
                 )
     return None, "", None
 
 
-def _read(content: bytes) -> object:
+def _parse(content: bytes) -> object:
+    """Parse a body as JSON, or decode it as text."""
     try:
         return msgspec.json.decode(content[:1_000_000])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return content[:MOST_READ].decode(errors="replace").strip()
 
 
-def _said(body: object, field: str = "", depth: int = 8) -> Iterator[tuple[str, str]]:
-    """Every text and whole number in a body, with the name of its field; what a client sent is left out."""
+def _iter_fields(body: object, field: str = "", depth: int = 8) -> Iterator[tuple[str, str]]:
+    """Yield the field name and text of each string and integer, except those of ``ECHOES``."""
     if isinstance(body, str | int):
         yield field, str(body)
     elif depth and isinstance(body, dict):
-        for name, part in cast("dict[str, object]", body).items():
+        for name, value in cast("dict[str, object]", body).items():
             if name not in ECHOES:
-                yield from _said(part, name, depth - 1)
+                yield from _iter_fields(value, name, depth - 1)
     elif depth and isinstance(body, list):
-        for part in cast("list[object]", body):
-            yield from _said(part, field, depth - 1)
+        for item in cast("list[object]", body):
+            yield from _iter_fields(item, field, depth - 1)
 
 
-def _within(room: int, said: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    for field, text in said:
-        yield field, text[:room]
-        room -= len(text)
-        if room <= 0:
+def _limit(characters: int, fields: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    for name, text in fields:
+        yield name, text[:characters]
+        characters -= len(text)
+        if characters <= 0:
             return
 
 
-def _message_in(body: object) -> str:
-    """Find the human message in an error body: OpenAI's, flat, FastAPI's, nested, or plain text; HTML says nothing."""
+def _find_message(body: object) -> str:
+    """Return the message of an error body, or an empty string.
+
+    Known shapes are OpenAI's, FastAPI's, flat and nested objects, and plain text. HTML is ignored.
+    """
     for _ in range(8):
         if isinstance(body, str):
             return "" if body.startswith("<") else body[:MOST_READ]
         if isinstance(body, dict):
-            named = cast("dict[str, object]", body)
+            fields = cast("dict[str, object]", body)
             body = next(
-                (named[name] for name in MESSAGES if named.get(name) and named[name] is not True),
+                (
+                    fields[name]
+                    for name in MESSAGES
+                    if fields.get(name) and fields[name] is not True
+                ),
                 None,
             )
+        elif isinstance(body, list):
+            body = next(iter(cast("list[object]", body)), None)
         else:
-            body = next(iter(cast("list[object]", body)), None) if isinstance(body, list) else None
+            body = None
     return ""

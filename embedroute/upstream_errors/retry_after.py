@@ -1,4 +1,4 @@
-"""Reads how long an upstream asks to be left alone: in headers, in Google's details, in words. Pure."""
+"""Reads how long an upstream asks callers to wait before the next call. Pure functions."""
 
 import re
 from collections.abc import Mapping
@@ -12,24 +12,31 @@ _UNIT = r"ms|milliseconds?|s|seconds?|m|minutes?|h|hours?"
 _PART = re.compile(rf"({_AMOUNT}) ?({_UNIT})(?![a-z])", re.IGNORECASE)
 _WAIT = rf"(?:{_AMOUNT} ?(?:{_UNIT})(?![a-z]) ?){{1,4}}"
 _DURATION = re.compile(_WAIT, re.IGNORECASE)
-_TOLD = re.compile(
+_IN_BODY = re.compile(
     rf'"retryDelay"\s*:\s*"{_AMOUNT}s"|(?:retry|try again) (?:after|in) {_WAIT}', re.IGNORECASE
 )
 
 
 def parse_retry_after(headers: Mapping[str, str], body: str = "", *, now: float) -> float | None:
-    """Find how many seconds the upstream asks to wait, at most ``LONGEST_RETRY_AFTER``; None if it does not say.
+    """Return the seconds to wait, at most ``LONGEST_RETRY_AFTER``, or None if nothing states them.
 
-    Order: ``retry-after-ms``, ``retry-after`` (seconds or HTTP date), the reset of an exhausted ``x-ratelimit-*``
-    window, Google's ``RetryInfo``, and "retry after 7 seconds" or "try again in 6m0s" in the text. ``now`` is our own
-    clock in seconds since 1970, for a date from an upstream that does not tell the time.
+    These sources are read in order, and the first that has a value is used:
+
+    1. the header ``retry-after-ms``
+    2. the header ``retry-after``, in seconds or as an HTTP date
+    3. the reset time of an exhausted ``x-ratelimit-*`` window
+    4. Google's ``RetryInfo`` in the body
+    5. "retry after 7 seconds" or "try again in 6m0s" in the body
+
+    ``now`` is the gateway's clock in seconds since 1970. It is used for an HTTP date if the
+    response has no ``date`` header.
     """
     for seconds in (
         _number(headers.get("retry-after-ms"), 0.001),
         _number(headers.get("retry-after"), 1),
         _until(headers.get("retry-after"), headers.get("date"), now),
         _reset(headers),
-        _told(body),
+        _in_body(body),
     ):
         if seconds is not None:
             return min(seconds, LONGEST_RETRY_AFTER)
@@ -37,44 +44,47 @@ def parse_retry_after(headers: Mapping[str, str], body: str = "", *, now: float)
 
 
 def _number(text: str | None, unit: float) -> float | None:
-    # An absurdly long number is still a number: it ends at the cap.
+    # A number of hundreds of digits is valid; the caller limits it.
     if text is None or not re.fullmatch(r"\d{1,400}(\.\d{1,400})?", text.strip(), re.ASCII):
         return None
     return float(text) * unit
 
 
-def _until(date: str | None, theirs: str | None, ours: float) -> float | None:
-    # The upstream's own clock is the right one to measure its date against.
-    until, now = _moment(date), _moment(theirs)
-    return None if until is None else max(0.0, until - (ours if now is None else now))
+def _until(date: str | None, upstream_date: str | None, now: float) -> float | None:
+    # Compare with the upstream's clock if it is known: its date was computed with that clock.
+    end = _timestamp(date)
+    if end is None:
+        return None
+    upstream_now = _timestamp(upstream_date)
+    return max(0.0, end - (now if upstream_now is None else upstream_now))
 
 
-def _moment(date: str | None) -> float | None:
+def _timestamp(date: str | None) -> float | None:
     try:
-        said = parsedate_to_datetime(date or "")
-        # An HTTP date is GMT, and one of its three forms does not say so.
-        return (said if said.tzinfo else said.replace(tzinfo=UTC)).timestamp()
+        parsed = parsedate_to_datetime(date or "")
+        # HTTP dates are GMT, but one of their three formats does not state a zone.
+        return (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
     except (ValueError, TypeError, OverflowError):
         return None
 
 
 def _reset(headers: Mapping[str, str]) -> float | None:
-    spent = [
-        what
-        for what in ("requests", "tokens")
-        if headers.get(f"x-ratelimit-remaining-{what}") == "0"
+    exhausted = [
+        resource
+        for resource in ("requests", "tokens")
+        if headers.get(f"x-ratelimit-remaining-{resource}") == "0"
     ]
-    resets = [headers.get(f"x-ratelimit-reset-{what}", "") for what in spent]
+    resets = [headers.get(f"x-ratelimit-reset-{resource}", "") for resource in exhausted]
     return max((_seconds(reset) for reset in resets if _DURATION.fullmatch(reset)), default=None)
 
 
-def _told(body: str) -> float | None:
-    found = _TOLD.search(body)
-    return _seconds(found[0]) if found else None
+def _in_body(body: str) -> float | None:
+    match = _IN_BODY.search(body)
+    return _seconds(match[0]) if match else None
 
 
 def _seconds(text: str) -> float:
-    """Add up "1m12s", "350ms", "7 seconds"."""
+    """Add up a duration such as "1m12s", "350ms" or "7 seconds"."""
     return sum(float(amount) * _unit(name.lower()) for amount, name in _PART.findall(text))
 
 

@@ -1,4 +1,4 @@
-"""A gateway over the local model, for attacks on it: nothing is cached."""
+"""A gateway with the local model and without a cache, for attacks on it."""
 
 from embedroute import CacheSettings, Config, Gateway, Provider, Settings, embeddings_app
 

@@ -1,4 +1,7 @@
-"""A text in a large slow batch of another is not held back; equal requests are still one call."""
+"""A text does not wait for another request's large slow batch.
+
+Equal requests still share one call.
+"""
 
 import threading
 import time
@@ -16,7 +19,7 @@ pytestmark = pytest.mark.anyio
 BATCH = [f"text {at}" for at in range(2048)]
 
 
-class Slow(Upstream):
+class SlowUpstream(Upstream):
     """Answers several inputs when its gate opens, or after 60 s; one input after ``single`` s."""
 
     def __init__(self, single=0.0):
@@ -59,11 +62,11 @@ def gateway_at(upstream, **endpoint):
     ids=["default", "quick", "slow"],
 )
 @pytest.mark.parametrize("merges", [None, 1000.0])
-async def test_a_text_of_a_large_slow_batch_is_answered_in_its_own_time(
+async def test_a_text_of_a_large_slow_batch_does_not_wait_for_the_batch(
     known, single, expected, merges
 ):
-    """After the usual time of a call of one input, by default a second, it is called for itself."""
-    with Slow(single) as upstream:
+    """After the usual latency of one input, by default a second, the waiter makes its own call."""
+    with SlowUpstream(single) as upstream:
         gateway = gateway_at(upstream, micro_batch_ms=merges)
         async with gateway.lifespan(), anyio.create_task_group() as group:
             for at in range(known):
@@ -82,8 +85,8 @@ async def test_a_text_of_a_large_slow_batch_is_answered_in_its_own_time(
     assert whole.vectors.tolist() == vectors_of(BATCH).tolist()
 
 
-async def test_a_batch_that_lands_while_its_text_is_called_for_itself_is_taken():
-    with Slow(single=60.0) as upstream:
+async def test_a_batch_result_is_used_if_it_arrives_before_the_own_call():
+    with SlowUpstream(single=60.0) as upstream:
         gateway = gateway_at(upstream)
         async with gateway.lifespan(), anyio.create_task_group() as group:
             group.start_soon(lambda: gateway.embed(BATCH, model="m"))
@@ -101,9 +104,9 @@ async def test_a_batch_that_lands_while_its_text_is_called_for_itself_is_taken()
     assert answer.vectors.tolist() == vectors_of([BATCH[7]]).tolist()
 
 
-async def test_equal_requests_are_one_call_however_long_it_takes():
-    """Twice as long as is waited for a larger batch."""
-    with Slow(single=2 * FIRST) as upstream:
+async def test_equal_requests_share_one_call_even_if_it_is_slow():
+    """Twice the longest wait for a larger batch."""
+    with SlowUpstream(single=2 * FIRST) as upstream:
         gateway = gateway_at(upstream)
         answers = []
 
@@ -117,8 +120,8 @@ async def test_equal_requests_are_one_call_however_long_it_takes():
     assert [vectors_of(["one text"]).tolist()] * 20 == answers
 
 
-async def test_many_that_want_texts_of_one_large_batch_make_one_call_for_each_text():
-    with Slow() as upstream:
+async def test_many_waiters_for_texts_of_one_batch_make_one_call_per_text():
+    with SlowUpstream() as upstream:
         gateway = gateway_at(upstream)
         async with gateway.lifespan(), anyio.create_task_group() as group:
             group.start_soon(lambda: gateway.embed(BATCH, model="m"))

@@ -1,4 +1,4 @@
-"""Answers of up to 90 MB that hold more rows or numbers than were asked for: refused at once, and in little memory."""
+"""Responses of up to 90 MB with too many rows or numbers are rejected at once, in little memory."""
 
 import time
 import tracemalloc
@@ -44,7 +44,7 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-def test_an_answer_of_more_rows_or_numbers_than_are_due_costs_little(name):
+def test_a_response_with_too_many_rows_or_numbers_costs_little(name):
     backend, make = ANSWERS[name]
     reply = UpstreamResponse(200, {}, make())
     assert len(reply.content) < largest_answer(BATCH, 0)
@@ -61,7 +61,7 @@ def test_an_answer_of_more_rows_or_numbers_than_are_due_costs_little(name):
     assert peak < 2 * SIZE
 
 
-def test_a_small_answer_of_more_rows_than_are_due_is_refused_before_its_rows_are_read():
+def test_a_response_with_too_many_rows_is_rejected_before_they_are_parsed():
     rows = b",".join([b'{"embedding":[1]}'] * 3)
     with pytest.raises(InvalidUpstreamResponse, match="3 rows for 2 inputs"):
         OPENAI.parse(
@@ -79,7 +79,7 @@ SIZES = {
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_an_answer_is_bounded_by_what_its_vectors_can_take(name):
+def test_the_response_size_is_bounded_by_its_vectors(name):
     batch, most = SIZES[name]
 
     assert most / 2 < largest_answer(batch, 100) <= most

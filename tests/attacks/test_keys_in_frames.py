@@ -1,4 +1,4 @@
-"""No upstream key shows in a failure's frames: Sentry, loguru and rich print the local variables of a traceback."""
+"""No traceback frame holds an upstream key: Sentry, loguru and rich print local variables."""
 
 import asyncio
 import json
@@ -47,7 +47,7 @@ FORMS = (
 
 
 class Leak(NamedTuple):
-    """Where a key shows: the function, its variable, and how much of it."""
+    """A place where a key appears: the function, its variable, and how much of the key."""
 
     function: str
     variable: str
@@ -55,7 +55,10 @@ class Leak(NamedTuple):
 
 
 def exceptions_of(error):
-    """An exception and all that it leads to: its cause, its context whether suppressed or not, and members of a group."""
+    """An exception and all that it leads to.
+
+    Its cause, its context whether suppressed or not, and members of a group.
+    """
     found, left = [], [error]
     while left:
         it = left.pop()
@@ -66,7 +69,10 @@ def exceptions_of(error):
 
 
 def frames_of(error):
-    """The frames of the code under test, its libraries and plugins; those of the tests hold the keys that they made up."""
+    """The frames of the code under test, its libraries and plugins.
+
+    Those of the tests hold the keys that they made up.
+    """
     step = error.__traceback__
     while step is not None:
         code = step.tb_frame.f_code
@@ -173,7 +179,7 @@ ANSWERS = LONG if SCALE > 1 else SHORT
 
 @pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS)
 @pytest.mark.parametrize("mode", ANSWERS)
-async def test_no_answer_leaves_a_key_in_the_frames_of_its_failure(engine, upstream, mode, backend):
+async def test_no_response_leaves_a_key_in_traceback_frames(engine, upstream, mode, backend):
     upstream.mode = mode
 
     failure = await failure_of(gateway_of(backend(upstream.url), engine))
@@ -203,7 +209,9 @@ NO_ANSWER = {
 
 @pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS)
 @pytest.mark.parametrize("place", NO_ANSWER.values(), ids=NO_ANSWER)
-async def test_no_failed_connection_leaves_a_key_in_its_frames(engine, upstream, place, backend):
+async def test_no_failed_connection_leaves_a_key_in_traceback_frames(
+    engine, upstream, place, backend
+):
     url = place(upstream)
     try:
         made = gateway_of(backend(url), engine)
@@ -216,8 +224,8 @@ async def test_no_failed_connection_leaves_a_key_in_its_frames(engine, upstream,
     assert [] == list(leaks_of(failure))
 
 
-class Careless(HTTPBackend, frozen=True, kw_only=True):
-    """A third party's backend, which handles its key in plain variables."""
+class CarelessBackend(HTTPBackend, frozen=True, kw_only=True):
+    """A third-party backend that keeps its key in local variables."""
 
     api_key: Secret
     base_url: str
@@ -232,39 +240,39 @@ class Careless(HTTPBackend, frozen=True, kw_only=True):
         return {}
 
 
-class LineBreak(Careless, frozen=True, kw_only=True):
+class LineBreak(CarelessBackend, frozen=True, kw_only=True):
     def headers(self):
         return {"x-key": Secret(f"{self.api_key.reveal()}\r\nx: y")}
 
 
-class WideLetter(Careless, frozen=True, kw_only=True):
+class WideLetter(CarelessBackend, frozen=True, kw_only=True):
     def headers(self):
         return {"x-key": Secret(f"{self.api_key.reveal()}€")}
 
 
-class Framing(Careless, frozen=True, kw_only=True):
+class Framing(CarelessBackend, frozen=True, kw_only=True):
     def headers(self):
         return {"x-key": self.api_key, "connection": "close"}
 
 
-class BuildFails(Careless, frozen=True, kw_only=True):
+class BuildFails(CarelessBackend, frozen=True, kw_only=True):
     def headers(self):
         signed = self.api_key.reveal()
         return {"x-key": signed, **{}[signed[:0]]}
 
 
-class BuildNamesIt(Careless, frozen=True, kw_only=True):
+class BuildNamesIt(CarelessBackend, frozen=True, kw_only=True):
     def headers(self):
         return {"x-key": f"€{self.api_key.reveal()}".encode("ascii").decode()}
 
 
-class ParseFails(Careless, frozen=True, kw_only=True):
+class ParseFails(CarelessBackend, frozen=True, kw_only=True):
     def parse(self, batch, reply):
         signed = self.api_key.reveal()
         return {"signed": signed}[f"{batch}{reply}"]
 
 
-class InAddress(Careless, frozen=True, kw_only=True):
+class InAddress(CarelessBackend, frozen=True, kw_only=True):
     def build(self, batch):
         return UpstreamRequest.json(
             f"{self.base_url}?key={self.api_key.reveal()}", {"model": batch.model}
@@ -275,7 +283,7 @@ CARELESS = (LineBreak, WideLetter, Framing, BuildFails, BuildNamesIt, ParseFails
 
 
 @pytest.mark.parametrize("backend", CARELESS)
-async def test_no_mistake_of_a_backend_leaves_a_key_in_its_frames(engine, upstream, backend):
+async def test_no_backend_error_leaves_a_key_in_traceback_frames(engine, upstream, backend):
     upstream.mode = "honest"
 
     failure = await failure_of(
@@ -301,7 +309,7 @@ async def cancelled(gateway):
 
 @pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS)
 @pytest.mark.parametrize("mode", ["stalled", "never_ending"])
-async def test_no_cancelled_call_leaves_a_key_in_its_frames(engine, upstream, backend, mode):
+async def test_no_cancelled_call_leaves_a_key_in_traceback_frames(engine, upstream, backend, mode):
     upstream.mode = mode
 
     [failure] = await cancelled(gateway_of(backend(upstream.url), engine))
@@ -310,7 +318,7 @@ async def test_no_cancelled_call_leaves_a_key_in_its_frames(engine, upstream, ba
 
 
 @pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS)
-async def test_no_frame_of_our_own_shows_a_key_while_a_call_is_under_way(upstream, backend):
+async def test_no_gateway_frame_holds_a_key_during_a_call(upstream, backend):
     """A profiler or a debugger looks at running frames; those of httpx2 are its own."""
     upstream.mode, gateway = "stalled", gateway_of(backend(upstream.url), "fast")
     async with gateway.lifespan():
@@ -342,7 +350,7 @@ async def test_no_frame_of_our_own_shows_a_key_while_a_call_is_under_way(upstrea
         f"http://me:{PASSWORD}@x:0",
     ],
 )
-async def test_no_failed_proxy_leaves_its_password_in_frames(proxy):
+async def test_no_failed_proxy_leaves_its_password_in_traceback_frames(proxy):
     try:
         gateway = gateway_of(
             OpenAI(base_url="https://127.0.0.1:2/v1", api_key=Secret(KEY)), proxy=proxy
@@ -366,7 +374,7 @@ BAD_TOML = {
 
 
 @pytest.mark.parametrize("text", BAD_TOML.values(), ids=BAD_TOML)
-def test_no_mistake_of_a_config_leaves_a_key_in_its_frames(text, tmp_path):
+def test_no_config_error_leaves_a_key_in_traceback_frames(text, tmp_path):
     (tmp_path / "embedroute.toml").write_text(text, encoding="utf-8")
 
     with pytest.raises(ConfigError) as caught:
@@ -376,14 +384,14 @@ def test_no_mistake_of_a_config_leaves_a_key_in_its_frames(text, tmp_path):
 
 
 @pytest.mark.parametrize("auth", [{}, {"EMBEDROUTE_AUTH": "keys"}, {"EMBEDROUTE_AUTH": "none"}])
-def test_no_mistake_of_an_environment_leaves_a_key_in_its_frames(auth):
+def test_no_environment_error_leaves_a_key_in_traceback_frames(auth):
     with pytest.raises(ConfigError) as caught:
         Gateway.from_env(environ={"OPENAI_API_KEY": KEY, **auth})
 
     assert [] == list(leaks_of(caught.value))
 
 
-async def test_no_bug_is_logged_with_a_key_in_its_frames(upstream, caplog):
+async def test_no_bug_is_logged_with_a_key_in_traceback_frames(upstream, caplog):
     """Over HTTP a bug is logged with its traceback, which such a tool shows as well."""
     caplog.set_level(logging.DEBUG)
     upstream.mode = "honest"

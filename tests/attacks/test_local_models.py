@@ -53,7 +53,7 @@ def status_of(connection):
 
 
 def abort(server, texts):
-    """Send a whole request and go away once it is under way."""
+    """Send a whole request and disconnect once it runs."""
     body = body_of(texts)
     lines = (
         "POST /v1/embeddings HTTP/1.1",
@@ -94,8 +94,8 @@ def test_aborted_batches_leave_no_threads_memory_or_work_behind(server):
     assert cpu_seconds(server) - before < 0.5
 
 
-def test_a_short_text_is_answered_beside_four_batches(server):
-    """Many short texts, one after the other, are answered before the first batch is."""
+def test_a_short_text_is_answered_while_four_batches_run(server):
+    """Many short texts are answered, one after the other, before the first batch."""
     batches = [post(server, batch_of(f"batch {name}", words=200 * SCALE)) for name in range(4)]
     ended = []
 

@@ -1,4 +1,4 @@
-"""No body within ``max_body_bytes`` holds the event loop up, takes memory out of proportion, or gets a long error."""
+"""No body within ``max_body_bytes`` blocks the event loop, uses disproportionate memory, or gets a long error."""
 
 import asyncio
 import base64
@@ -30,13 +30,16 @@ SCALE = int(os.environ.get("EMBEDROUTE_ATTACK_SCALE", "1"))
 MIB = 1 << 20
 LARGEST = 32 * MIB
 SIZES = [3 * MIB // 4, MIB, 3 * MIB // 2, 8 * MIB, LARGEST - MIB // 16] if SCALE > 1 else [2 * MIB]
-"""Bytes of each body: where its values are few enough to be read they take longest, not where it is largest."""
+"""Bytes of each body.
+
+Where its values are few enough to be read they take longest, not where it is largest.
+"""
 LONGEST_STEP = 0.05
-"""Seconds of CPU for which the event loop may be held up at a time."""
+"""Longest allowed block of the event loop, in seconds of CPU time."""
 MOST_MEMORY = 20
-"""Times the body's size that all of its reading may take."""
+"""Allowed memory for decoding, as a multiple of the body's size."""
 LARGEST_ERROR = 4096
-"""Bytes of an error answer."""
+"""Maximum size of an error response in bytes."""
 
 PNG = b"\x89PNG\r\n\x1a\n"
 IDS = 300_000
@@ -374,7 +377,10 @@ BODIES = {
         lenient=True,
     ),
 }
-"""What a client may send, legal and not: strings, numbers, keys, nesting and white space of as many bytes as are let in."""
+"""What a client may send, legal and not.
+
+Strings, numbers, keys, nesting and white space of as many bytes as are let in.
+"""
 
 
 CASES = pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
@@ -408,7 +414,10 @@ REFERENCE = 0.001
 
 
 def seconds_of_reference():
-    """Measure the CPU that a fixed piece of work of the same kind takes: twice as much where other processes use the caches."""
+    """Measure the CPU that a fixed piece of work of the same kind takes.
+
+    Twice as much where other processes use the caches.
+    """
     began = time.process_time()
     for item in json.loads(OBJECTS):
         dict(item, size=len(item["text"]))
@@ -464,7 +473,10 @@ async def ask(app, content, query=""):
 
 
 async def longest_step(app, content, query=""):
-    """Measure one request; the connection pool and what else opens with the first one is there already."""
+    """Measure one request.
+
+    The connection pool and what else opens with the first one is there already.
+    """
     await ask(app, request(), query)
     gc.collect()
     with Steps() as steps:
@@ -483,7 +495,7 @@ def first_that_passes(app, content, query=""):
 
 @pytest.mark.parametrize("size", [SMALL, MEDIUM], ids=["small", "medium"])
 @CASES
-def test_no_body_that_is_read_at_once_holds_the_event_loop_up(body, size):
+def test_no_body_parsed_in_one_step_blocks_the_event_loop(body, size):
     """The largest ones of those that are not looked through first."""
     app, content = app_of(lenient=body.lenient), body.content(size - 300)
     longest, answer = min(
@@ -497,7 +509,7 @@ def test_no_body_that_is_read_at_once_holds_the_event_loop_up(body, size):
 
 @pytest.mark.parametrize("size", SIZES, ids=[f"{size // 1024} KiB" for size in SIZES])
 @CASES
-def test_no_body_holds_the_event_loop_up(body, size):
+def test_no_body_blocks_the_event_loop(body, size):
     app, content = app_of(lenient=body.lenient), body.content(size)
     longest, answer = first_that_passes(app, content)
 
@@ -541,7 +553,7 @@ WRITTEN = [
 @pytest.mark.parametrize("accepts", [{}, {"max_bytes": 8 * MIB}], ids=["no-cap", "cap-on-bytes"])
 @pytest.mark.parametrize("engine", ["fast", "httpx2"])
 @pytest.mark.parametrize("name", WRITTEN)
-def test_writing_the_upstreams_body_does_not_hold_the_event_loop_up(
+def test_encoding_the_upstream_request_does_not_block_the_event_loop(
     name, engine, accepts, upstream_url
 ):
     app, content = (
@@ -563,7 +575,7 @@ def test_writing_the_upstreams_body_does_not_hold_the_event_loop_up(
     "accepts", [{}, {"max_bytes": 8 * MIB, "max_tokens": MIB}], ids=["no-cap", "caps"]
 )
 @pytest.mark.parametrize("name", WRITTEN)
-def test_explaining_a_large_request_does_not_hold_the_event_loop_up(name, accepts):
+def test_explaining_a_large_request_does_not_block_the_event_loop(name, accepts):
     app, content = (
         app_before("http://127.0.0.1:9", "fast", **accepts),
         BODIES[name].content(LARGEST - MIB // 16),
@@ -577,7 +589,7 @@ def test_explaining_a_large_request_does_not_hold_the_event_loop_up(name, accept
 
 @pytest.mark.parametrize("level", ["summary", "full"])
 @pytest.mark.parametrize("name", [*WRITTEN, "texts/legal-ascii", "texts/legal-unlike"])
-def test_showing_the_upstreams_body_does_not_hold_the_event_loop_up(name, level, upstream_url):
+def test_capturing_the_upstream_body_does_not_block_the_event_loop(name, level, upstream_url):
     content = BODIES[name].content(LARGEST - MIB // 16)
     shown = (
         b'"debug":{"return_upstream_request":true,"return_upstream_response":true,"trace_level":"%b"},'
@@ -617,7 +629,7 @@ TRACED = [name for name in BODIES if SCALE > 1 or name not in SLOW_TO_TRACE]
 
 
 @pytest.mark.parametrize("name", TRACED)
-def test_no_body_takes_memory_out_of_proportion(name):
+def test_no_body_uses_disproportionate_memory(name):
     body = BODIES[name]
     app, content = app_of(lenient=body.lenient), body.content(MIB // 2)
 
@@ -649,7 +661,7 @@ def test_no_body_takes_memory_out_of_proportion(name):
     ],
     ids=lambda value: value if isinstance(value, str) else "-",
 )
-def test_calls_in_process_have_the_same_bounds(fields, param):
+def test_in_process_calls_have_the_same_limits(fields, param):
     gateway = app_of().handler.gateway
     began = time.process_time()
 
@@ -663,7 +675,7 @@ def test_calls_in_process_have_the_same_bounds(fields, param):
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_a_large_call_in_process_does_not_hold_the_event_loop_up():
+async def test_a_large_in_process_call_does_not_block_the_event_loop():
     gateway = app_of().handler.gateway
     await gateway.embed("a", model="m")
     with Steps() as steps:

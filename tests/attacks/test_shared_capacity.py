@@ -1,4 +1,4 @@
-"""One caller sends inputs that an upstream refuses; another caller must be served as before.
+"""One caller sends inputs that an upstream rejects; another caller must be served as before.
 
 Each attack runs over real sockets against an upstream that refuses some inputs. The attacker and the victim have
 namespaces of their own and share nothing but the endpoint. ``EMBEDROUTE_ATTACK_SCALE`` multiplies the rounds.
@@ -79,7 +79,10 @@ def crash(asked):
 
 
 def tokens_per_minute(asked):
-    """Refuse what is larger than the budget of a whole minute, as OpenAI does; no rest cures that."""
+    """Refuse what is larger than the budget of a whole minute, as OpenAI does.
+
+    No rest cures that.
+    """
     tokens = sum(len(text) for text in asked.inputs) // 4
     if tokens <= 100_000:
         return say(asked.answer())
@@ -91,7 +94,7 @@ def tokens_per_minute(asked):
 
 
 class Attack(NamedTuple):
-    """What the attacker sends, how often, and how many calls the victim's 2,048 texts take afterwards."""
+    """What the attacker sends, how often, and the number of calls for the victim's 2,048 texts afterwards."""
 
     upstream: object
     inputs: list
@@ -135,7 +138,7 @@ async def status_of(gateway, texts, caller):
 
 @pytest.mark.parametrize("name", ATTACKS)
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_inputs_of_one_caller_take_no_endpoint_and_no_capacity_from_another(name):
+async def test_inputs_of_one_caller_do_not_reduce_the_capacity_of_another(name):
     upstream, inputs, rounds, calls = ATTACKS[name]
     with Teller() as teller:
         teller.tell(upstream)

@@ -1,4 +1,4 @@
-"""Attack: an upstream that sends answers that were not asked for, against the httpx2 engine.
+"""Attack: an upstream sends surplus responses to the httpx2 transport.
 
 HTTP/1.1 answers carry no ids. On a kept connection one surplus answer would be read as the answer to the next request,
 and every later answer would be one too old. EMBEDROUTE_ATTACK_SCALE multiplies the number of runs.
@@ -38,7 +38,7 @@ def gateway_timeout_then_the_answer(ask, _count):
     return [*refuse(504, "Timed out"), LATE, *say(ask.answer())]
 
 
-class Surplus(Upstream):
+class SurplusUpstream(Upstream):
     """Sends ``lie(ask, count)``, where ``count`` is the number of the request."""
 
     def __init__(self, lie):
@@ -79,9 +79,9 @@ async def wrong_vectors(engine, url, callers):
 @pytest.mark.parametrize(
     "lie", [one_duplicate, every_answer_doubled, gateway_timeout_then_the_answer]
 )
-async def test_a_surplus_answer_is_never_the_answer_to_another_request(lie, callers):
+async def test_a_surplus_response_never_answers_another_request(lie, callers):
     for _ in range(SCALE):
-        with Surplus(lie) as upstream:
+        with SurplusUpstream(lie) as upstream:
             engine = Httpx2Transport()
             wrong = await wrong_vectors(engine, upstream.url, callers)
             await engine.aclose()

@@ -1,4 +1,4 @@
-"""Attack: an upstream that sends responses that no request asked for, against our own transport and the cache.
+"""Attack: an upstream sends surplus responses to our own transport and the cache.
 
 HTTP/1.1 responses carry no ids, so a surplus one that comes while another request is under way passes for its response.
 The documented bound (docs/engines.md): a surplus response that comes within the rest of a connection is always seen
@@ -34,7 +34,7 @@ LONGEST_LATENESS = 0.2
 pytestmark = pytest.mark.anyio
 
 
-class Surplus:
+class SurplusUpstream:
     """An upstream in a thread of its own that sends each response after LATENCY, and some again ``late`` seconds later.
 
     ``kind`` is which: ``one`` response after the 30th request, ``every`` response, or ``given_up``: the 30th is a 504, and
@@ -63,7 +63,7 @@ class Surplus:
 
     def run(self):
         self.server = self.loop.run_until_complete(
-            self.loop.create_server(lambda: Line(self), sock=self.listener)
+            self.loop.create_server(lambda: UpstreamConnection(self), sock=self.listener)
         )
         self.loop.run_forever()
         self.server.close()
@@ -71,7 +71,7 @@ class Surplus:
         self.loop.close()
 
 
-class Line(asyncio.Protocol):
+class UpstreamConnection(asyncio.Protocol):
     """One connection."""
 
     def __init__(self, upstream):
@@ -136,8 +136,11 @@ async def wrong_ones(gateway, texts, callers):
 
 
 async def attack(kind, late, rest_ms, callers):
-    """Run one attack: how many vectors were wrong when they came, how many in the cache at the end, and the upstream."""
-    with Surplus(kind, late) as upstream:
+    """Run one attack.
+
+    How many vectors were wrong when they came, how many in the cache at the end, and the upstream.
+    """
+    with SurplusUpstream(kind, late) as upstream:
         gateway = gateway_to(upstream, rest_ms)
         async with gateway.lifespan():
             # Long enough for surplus responses to come while others are under way.
@@ -155,7 +158,7 @@ both_loops = pytest.mark.parametrize(
 
 @both_loops
 @pytest.mark.parametrize("callers", CALLERS)
-async def test_a_surplus_response_within_the_rest_is_never_anothers_vector(callers):
+async def test_a_surplus_response_within_the_idle_time_never_answers_another_request(callers):
     """Up to 45 ms late with the usual rest, and up to 200 ms with one of 250 ms."""
     rng = random.Random(f"within {callers}")
     for run in range(3 * SCALE):
@@ -171,7 +174,7 @@ async def test_a_surplus_response_within_the_rest_is_never_anothers_vector(calle
 
 @both_loops
 @pytest.mark.parametrize("callers", CALLERS)
-async def test_a_surplus_response_after_the_rest_costs_one_vector_and_stays_in_no_cache(callers):
+async def test_a_late_surplus_response_affects_one_vector_and_is_not_cached(callers):
     rng = random.Random(f"after {callers}")
     for run in range(2 * SCALE):
         wrong, kept, upstream = await attack(
@@ -182,8 +185,8 @@ async def test_a_surplus_response_after_the_rest_costs_one_vector_and_stays_in_n
             assert wrong <= len(upstream.lateness)
 
 
-async def test_a_caught_upstream_costs_no_answer():
-    with Surplus("every", 0.001) as upstream:
+async def test_detecting_an_unreliable_upstream_fails_no_request():
+    with SurplusUpstream("every", 0.001) as upstream:
         gateway = gateway_to(upstream, 50.0)
         async with gateway.lifespan():
             texts = [f"text {at}" for at in range(200)]

@@ -1,4 +1,4 @@
-"""Tenants against each other: what one key learns of another through the cache, and what memory it can take.
+"""Isolation of tenants: what a key can learn about another through the cache, and how much memory it can use.
 
 Short by default. ``EMBEDROUTE_ATTACK_SCALE=20`` runs as many times as many random histories and
 parallel bodies.
@@ -56,7 +56,7 @@ async def post(app, name, query="", cache="", **fields):
 
 
 async def told(app, name, step):
-    """What a request tells its key of the cache: in the forecast, the header and the trace."""
+    """Return what a request reveals about the cache: in the forecast, the header and the trace."""
     cache, fields = step
     forecast = (await post(app, name, "?explain=1", cache, **fields)).json
     answer = await post(app, name, "", cache, debug={"trace": True}, **fields)
@@ -87,8 +87,8 @@ def history(seed):
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("seed", range(12 * SCALE))
-async def test_the_counts_that_a_key_is_told_do_not_depend_on_what_other_keys_do(seed):
-    """Whatever three keys ask in turn: each is told what it would be told if it were alone."""
+async def test_the_hit_counts_of_a_key_do_not_depend_on_other_keys(seed):
+    """Three keys send requests in turn; each gets the counts that it would get alone."""
     steps = history(seed)
     shared = embeddings_app(gateway_of())
     together = [(name, await told(shared, name, step)) for name, step in steps]
@@ -113,7 +113,7 @@ async def test_the_counts_that_a_key_is_told_do_not_depend_on_what_other_keys_do
         ({"b": {"namespace": "a"}}, {"shared": False}, True),
     ],
 )
-async def test_a_key_in_another_namespace_is_answered_as_if_it_were_the_first(keys, cache, apart):
+async def test_only_keys_of_one_namespace_share_cache_entries(keys, cache, apart):
     """Apart, every byte of an answer is that of a first request: calls, providers and cost too."""
     tables = {name: {"key": key, **keys.get(name, {})} for name, key in KEYS.items()}
     app = embeddings_app(gateway_of(tables, **cache))
@@ -181,7 +181,7 @@ def embedded(server, key):
     not Path("/proc/self/status").exists(), reason="resident memory is read from /proc"
 )
 @pytest.mark.parametrize("chunked", [False, True], ids=["declared", "chunked"])
-def test_one_key_cannot_fill_the_memory_with_bodies_that_do_not_end(chunked):
+def test_one_key_cannot_fill_the_memory_with_endless_bodies(chunked):
     """Bodies of 32 MiB, which every one may have: two of a key fit into its quarter of 256 MiB."""
     with (
         Serving("tests.hosts.apps.two_keys", "uvicorn", debug=False) as server,

@@ -42,7 +42,7 @@ DIALECTS = ("openai", "openrouter", "gomodel", "phaseo", "spice")
 DEBUG = {"trace": True, "return_upstream_request": True, "return_upstream_response": True}
 REFUSALS = [400, 401, 402, 403, 404, 422, 429, 500, 503]
 NOTHING = b"not json"
-"""An answer with status 200 that is no answer."""
+"""A response with status 200 and an invalid body."""
 
 
 def canary(name) -> str:
@@ -50,12 +50,12 @@ def canary(name) -> str:
 
 
 def quoted_in(*told) -> set[str]:
-    """The names of the callers whose canaries are in ``told``."""
+    """Return the callers whose canaries are in ``told``."""
     return set(re.findall(r"CANARY-(\w+)-owned", "\n".join(map(str, told))))
 
 
-class Quoting(Upstream):
-    """Refuses every call with ``status``, and quotes it, once ``gate`` is open."""
+class QuotingUpstream(Upstream):
+    """Rejects every call with ``status`` and quotes its inputs, once ``gate`` is open."""
 
     def __init__(self, status=400, **headers):
         super().__init__()
@@ -94,8 +94,8 @@ def gateway_at(upstream, *, merges=False, deadline=20.0, breaker=None):
     return Gateway(config, retries=RetryPolicy(attempts=1), breaker=breaker, environ={})
 
 
-class Told:
-    """What each caller was told, of any kind."""
+class ReceivedMessages:
+    """All messages that each caller received."""
 
     def __init__(self, gateway):
         self.gateway = gateway
@@ -125,12 +125,12 @@ class Told:
             return error
 
     def others_in(self, name):
-        """The canaries of others that a caller was shown."""
+        """Return the canaries of others that a caller received."""
         return quoted_in(*self.all[name]) - {name}
 
 
 def everything_of(error):
-    """All that a tracker of errors could print: chain, attributes, frames and their locals."""
+    """Everything that an error tracker could print: chain, attributes, frames and locals."""
     shown = traceback.TracebackException.from_exception(error, capture_locals=True)
     chained = [error, error.__cause__, error.__context__]
     return [*shown.format(chain=True), *(repr((it, vars(it))) for it in chained if it is not None)]
@@ -158,7 +158,7 @@ async def begun(group, upstream, work):
 
 
 async def waits(group, work):
-    """Start ``work`` and let it come to where it waits."""
+    """Start ``work`` and run it until it waits."""
     group.start_soon(work)
     for _ in range(50):
         await anyio.lowlevel.checkpoint()
@@ -166,12 +166,12 @@ async def waits(group, work):
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("status", REFUSALS)
-async def test_a_waiter_is_not_shown_the_words_of_its_leaders_error(status, dialect, caplog):
+async def test_a_waiter_does_not_see_the_message_of_its_leaders_error(status, dialect, caplog):
     """B sends what A sends, or a part of it; A's other inputs and its ``user`` are A's own."""
     caplog.set_level(logging.DEBUG)
-    with Quoting(status, retry_after="0") as upstream:
+    with QuotingUpstream(status, retry_after="0") as upstream:
         gateway = gateway_at(upstream)
-        told = Told(gateway)
+        told = ReceivedMessages(gateway)
         async with gateway.lifespan(), crowd() as group:
             upstream.gate.clear()
             own = [SHARED, canary("A")]
@@ -192,10 +192,10 @@ async def test_a_waiter_is_not_shown_the_words_of_its_leaders_error(status, dial
 
 
 @pytest.mark.parametrize("status", REFUSALS)
-async def test_an_identical_request_gets_the_same_status_without_the_words_about_the_other(status):
-    with Quoting(status, retry_after="0") as upstream:
+async def test_an_identical_request_gets_the_same_status_with_a_neutral_message(status):
+    with QuotingUpstream(status, retry_after="0") as upstream:
         gateway = gateway_at(upstream)
-        told, errors = Told(gateway), {}
+        told, errors = ReceivedMessages(gateway), {}
 
         async def embed(name):
             errors[name] = await told.embed(name, [SHARED], user=canary(name))
@@ -225,15 +225,15 @@ async def test_an_identical_request_gets_the_same_status_without_the_words_about
 
 
 @pytest.mark.parametrize("status", REFUSALS)
-async def test_requests_merged_into_one_call_are_not_shown_each_others_inputs(status, caplog):
-    """The one that makes the call neither: the upstream quotes the whole of it."""
+async def test_merged_requests_do_not_see_each_others_inputs(status, caplog):
+    """Nor does the request that makes the call, because the upstream quotes all inputs."""
     caplog.set_level(logging.DEBUG)
     seen = []
-    with Quoting(
+    with QuotingUpstream(
         lambda ask: status if "busy" not in ask.inputs else 200, retry_after="0"
     ) as upstream:
         gateway = gateway_at(upstream, merges=True, deadline=2.0)
-        told = Told(gateway)
+        told = ReceivedMessages(gateway)
         async with gateway.lifespan(), crowd() as group:
             upstream.gate.clear()
             await begun(
@@ -252,12 +252,12 @@ async def test_requests_merged_into_one_call_are_not_shown_each_others_inputs(st
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("status", [401, 402, 403, 404, 429, 503])
-async def test_what_an_endpoint_is_known_for_quotes_nobody(status, dialect, caplog):
-    """A's call opens the breaker or asks for a rest; later requests are told so."""
+async def test_the_stored_error_of_an_endpoint_quotes_no_caller(status, dialect, caplog):
+    """A's call opens the breaker or is rate limited; later requests get that error."""
     caplog.set_level(logging.DEBUG)
-    with Quoting(status, retry_after="30") as upstream:
+    with QuotingUpstream(status, retry_after="30") as upstream:
         gateway = gateway_at(upstream, breaker=BreakerPolicy(failures=1, initial_cooldown=60.0))
-        told = Told(gateway)
+        told = ReceivedMessages(gateway)
         async with gateway.lifespan():
             await told.post("A", [canary("A")], user=canary("A"), dialect=dialect)
             calls = len(upstream.requests)
@@ -275,11 +275,11 @@ async def test_what_an_endpoint_is_known_for_quotes_nobody(status, dialect, capl
         assert set() == quoted_in(*logged(caplog, name))
 
 
-def test_what_is_stored_on_one_event_loop_quotes_nobody_on_another():
+def test_an_error_stored_on_one_event_loop_quotes_no_caller_on_another():
     """The breakers of a gateway are shared by its event loops, each in a thread of its own."""
-    with Quoting(404) as upstream:
+    with QuotingUpstream(404) as upstream:
         gateway = gateway_at(upstream)
-        told = Told(gateway)
+        told = ReceivedMessages(gateway)
         runs = [
             (told.embed, "A", [canary("A")]),
             (told.embed, "C", ["another text"]),
@@ -295,11 +295,11 @@ def test_what_is_stored_on_one_event_loop_quotes_nobody_on_another():
     assert set() == told.others_in("B") | told.others_in("C")
 
 
-async def test_debug_never_shows_a_call_that_holds_inputs_of_others():
+async def test_debug_never_shows_a_call_with_inputs_of_others():
     """A request that asks for upstream bodies makes its call alone."""
-    with Quoting(200) as upstream:
+    with QuotingUpstream(200) as upstream:
         gateway = gateway_at(upstream, merges=True)
-        told = Told(gateway)
+        told = ReceivedMessages(gateway)
         async with gateway.lifespan(), crowd() as group:
             upstream.gate.clear()
             await begun(group, upstream, partial(told.post, "A", ["busy"]))
@@ -315,18 +315,20 @@ async def test_debug_never_shows_a_call_that_holds_inputs_of_others():
 
 
 @pytest.mark.parametrize("seed", range(4 * SCALE))
-async def test_under_a_mix_of_shared_work_and_failures_nobody_sees_anothers_canary(seed, caplog):
+async def test_no_caller_sees_anothers_text_under_shared_work_and_failures(seed, caplog):
     """Forty requests of three callers: merged, waiting for each other, cancelled, refused."""
     caplog.set_level(logging.DEBUG)
     rng = random.Random(seed)
     statuses = [rng.choice([200, 200, *REFUSALS]) for _ in range(400)]
-    with Quoting(lambda _ask: statuses.pop() if statuses else 200, retry_after="0") as upstream:
+    with QuotingUpstream(
+        lambda _ask: statuses.pop() if statuses else 200, retry_after="0"
+    ) as upstream:
         gateway = gateway_at(
             upstream,
             merges=True,
             breaker=BreakerPolicy(initial_cooldown=0.01, rejection_cooldown=0.01),
         )
-        told = Told(gateway)
+        told = ReceivedMessages(gateway)
 
         async def one():
             await anyio.sleep(rng.random() * 0.3)

@@ -1,4 +1,4 @@
-"""What was computed before: every mask of hits and misses, who may share, how long, and how many bytes."""
+"""The cache: mixes of hits and misses, sharing between callers, expiry and size."""
 
 # Anyio's plugin reads `anyio_backend`.
 # ruff: noqa: ARG001
@@ -27,7 +27,7 @@ LETTERS = "abcdef"
 
 
 def gateway_of(backend=None, *, size=1 << 20, **model):
-    """One model at two endpoints of one backend, of which the second promises to keep nothing."""
+    """One model at two endpoints of one backend; the second has zero data retention."""
     backend = backend or ScriptedBackend(width=WIDTH)
     providers = {
         "a": Provider(backend=backend),
@@ -50,7 +50,7 @@ def gateway_of(backend=None, *, size=1 << 20, **model):
 
 
 def asked(backend):
-    """The texts of every call, in order, and forget them."""
+    """Return the texts of every call, in order, and clear them."""
     texts = ["".join(batch.texts) for batch in backend.batches]
     backend.batches.clear()
     return texts
@@ -61,7 +61,8 @@ def right(texts, width=WIDTH):
 
 
 RIGHT = {text: expected_vector(text, WIDTH).tolist() for text in LETTERS}
-# Every request of up to three letters of "abcd", in any order and with repeats, and some longer ones.
+# Every request of up to three letters of "abcd", in any order and with repeats, and some longer
+# ones.
 REQUESTS = [
     *("".join(texts) for n in range(1, 4) for texts in itertools.product("abcd", repeat=n)),
     "abba",
@@ -72,8 +73,8 @@ REQUESTS = [
 ]
 
 
-def test_an_entry_whose_source_was_caught_is_not_found_again():
-    """Only those of that source; a new entry under the same key is found."""
+def test_entries_of_an_unreliable_source_are_not_returned():
+    """Only entries of that source; a new entry under the same key is returned."""
     cache, sources = MemoryCache(1 << 20, 60.0, lambda: 0.0), [Source(), Source(), None]
     vector = np.ones(WIDTH, "f4")
     landed = {
@@ -89,7 +90,7 @@ def test_an_entry_whose_source_was_caught_is_not_found_again():
     assert landed.keys() == cache.look_up(landed).keys()
 
 
-def test_the_vectors_of_a_merged_and_of_a_cut_answer_keep_their_source():
+def test_vectors_of_merged_and_truncated_answers_keep_their_source():
     source = Source()
     batches = [Batch(model="m", texts=[text]) for text in "ab"]
     parts = split_result(Vectors(np.ones((2, WIDTH), "f4"), source=source), batches)
@@ -126,7 +127,7 @@ async def test_only_misses_go_upstream_and_every_row_belongs_to_its_input(anyio_
         assert answer.prompt_tokens == len(texts)
 
 
-class Question:
+class CacheRequest:
     """A request of "text" at the model "m", unless ``fields`` say otherwise."""
 
     def __init__(self, namespace="", cached=None, **fields):
@@ -145,39 +146,41 @@ ZDR, DENY = {"zdr": True}, {"data_collection": "deny"}
 @pytest.mark.parametrize(
     ("first", "second", "calls"),
     [
-        (Question(), Question(), 1),
-        (Question(), Question(encoding_format="base64"), 1),
-        (Question(), Question(user="u"), 1),
-        (Question(), Question(input=["text", "text"]), 1),
-        (Question(), Question(provider={"order": ["b"]}), 1),
-        (Question(), Question(model="n"), 2),
-        (Question(), Question(input="other"), 2),
-        (Question(), Question(namespace="t"), 2),
-        (Question(namespace="t"), Question(namespace="t"), 1),
-        (Question(), Question(provider=ZDR), 2),
-        (Question(provider=ZDR), Question(), 2),
-        (Question(provider=ZDR), Question(provider=DENY), 2),
-        (Question(provider=ZDR), Question(provider=ZDR), 1),
-        (Question(input=[[1, 2]]), Question(input=[[1, 2]]), 1),
-        (Question(input=[[12]]), Question(input=[[1, 2]]), 2),
-        (Question(input=[[1, 2]]), Question(input="12"), 2),
-        (Question(input_type="query"), Question(input_type="document"), 2),
-        (Question(input_type="query"), Question(input_type="search_query"), 1),
-        # A full vector serves every smaller width, and a smaller one nobody else.
-        (Question(), Question(dimensions=4), 1),
-        (Question(dimensions=WIDTH), Question(dimensions=4), 1),
-        (Question(dimensions=4), Question(dimensions=4), 1),
-        (Question(dimensions=4), Question(), 2),
-        (Question(dimensions=6), Question(dimensions=4), 2),
-        (Question(provider=ZDR), Question(provider=ZDR, dimensions=4), 1),
-        (Question(provider=ZDR), Question(dimensions=4), 2),
-        (Question(), Question(cached=NO_CACHE), 2),
-        (Question(cached=NO_CACHE), Question(), 1),
-        (Question(cached=NO_STORE), Question(), 2),
-        (Question(), Question(cached=NO_STORE), 1),
+        (CacheRequest(), CacheRequest(), 1),
+        (CacheRequest(), CacheRequest(encoding_format="base64"), 1),
+        (CacheRequest(), CacheRequest(user="u"), 1),
+        (CacheRequest(), CacheRequest(input=["text", "text"]), 1),
+        (CacheRequest(), CacheRequest(provider={"order": ["b"]}), 1),
+        (CacheRequest(), CacheRequest(model="n"), 2),
+        (CacheRequest(), CacheRequest(input="other"), 2),
+        (CacheRequest(), CacheRequest(namespace="t"), 2),
+        (CacheRequest(namespace="t"), CacheRequest(namespace="t"), 1),
+        (CacheRequest(), CacheRequest(provider=ZDR), 2),
+        (CacheRequest(provider=ZDR), CacheRequest(), 2),
+        (CacheRequest(provider=ZDR), CacheRequest(provider=DENY), 2),
+        (CacheRequest(provider=ZDR), CacheRequest(provider=ZDR), 1),
+        (CacheRequest(input=[[1, 2]]), CacheRequest(input=[[1, 2]]), 1),
+        (CacheRequest(input=[[12]]), CacheRequest(input=[[1, 2]]), 2),
+        (CacheRequest(input=[[1, 2]]), CacheRequest(input="12"), 2),
+        (CacheRequest(input_type="query"), CacheRequest(input_type="document"), 2),
+        (CacheRequest(input_type="query"), CacheRequest(input_type="search_query"), 1),
+        # A vector of full width serves every smaller width; a smaller one serves only its own.
+        (CacheRequest(), CacheRequest(dimensions=4), 1),
+        (CacheRequest(dimensions=WIDTH), CacheRequest(dimensions=4), 1),
+        (CacheRequest(dimensions=4), CacheRequest(dimensions=4), 1),
+        (CacheRequest(dimensions=4), CacheRequest(), 2),
+        (CacheRequest(dimensions=6), CacheRequest(dimensions=4), 2),
+        (CacheRequest(provider=ZDR), CacheRequest(provider=ZDR, dimensions=4), 1),
+        (CacheRequest(provider=ZDR), CacheRequest(dimensions=4), 2),
+        (CacheRequest(), CacheRequest(cached=NO_CACHE), 2),
+        (CacheRequest(cached=NO_CACHE), CacheRequest(), 1),
+        (CacheRequest(cached=NO_STORE), CacheRequest(), 2),
+        (CacheRequest(), CacheRequest(cached=NO_STORE), 1),
     ],
 )
-async def test_requests_share_an_entry_only_where_all_that_matters_is_equal(first, second, calls):
+async def test_requests_share_an_entry_only_if_all_vector_parameters_are_equal(
+    first, second, calls
+):
     backend, gateway = gateway_of(
         input_types=["query", "document"], prefixes={"query": "q: ", "document": "d: "}
     )
@@ -191,7 +194,7 @@ async def test_requests_share_an_entry_only_where_all_that_matters_is_equal(firs
     assert before.prompt_tokens
 
 
-async def test_a_hit_costs_nothing_and_tells_the_tokens_it_once_cost():
+async def test_a_hit_costs_nothing_and_reports_its_original_tokens():
     backend, gateway = gateway_of()
     first = await gateway.embed(["one two three four", "five"], model="m")
 
@@ -204,7 +207,10 @@ async def test_a_hit_costs_nothing_and_tells_the_tokens_it_once_cost():
 
 
 async def test_shuffled_upstream_rows_are_stored_under_their_own_text():
-    """The rows of an answer are put in order before anybody sees them; see tests/execution/test_lies.py for the wire."""
+    """Rows are sorted before they are used.
+
+    See tests/execution/test_lies.py for the wire format.
+    """
     backend, gateway = gateway_of()
     await gateway.embed(list("abc"), model="m")
     backend.batches.clear()
@@ -214,8 +220,8 @@ async def test_shuffled_upstream_rows_are_stored_under_their_own_text():
     assert backend.batches == []
 
 
-async def test_a_row_that_cannot_be_cut_is_asked_for_anew_and_no_other():
-    """Its first numbers are all zero: of it, and of nothing else in the request, the cache knows nothing."""
+async def test_only_a_row_that_cannot_be_truncated_is_requested_again():
+    """Its first numbers are all zero, so only this input is a miss."""
     whole = np.stack([expected_vector("a", WIDTH), np.eye(WIDTH, dtype="<f4")[-1]])
     backend, gateway = gateway_of(ScriptedBackend(script=[Vectors(whole)], width=WIDTH))
     await gateway.embed(["a", "b"], model="m")
@@ -227,7 +233,7 @@ async def test_a_row_that_cannot_be_cut_is_asked_for_anew_and_no_other():
     assert np.allclose(answer.vectors[1], expected_vector("b", 4))
 
 
-async def test_an_answer_may_be_written_to_without_harm_to_the_next():
+async def test_writing_to_a_result_does_not_change_the_cache():
     _, gateway = gateway_of()
     for _ in range(3):
         answer = await gateway.embed("a", model="m")
@@ -235,7 +241,7 @@ async def test_an_answer_may_be_written_to_without_harm_to_the_next():
         answer.vectors[:] = 0
 
 
-async def test_a_cache_of_no_bytes_keeps_nothing():
+async def test_a_cache_of_zero_bytes_stores_nothing():
     backend, gateway = gateway_of(size=0)
     for _ in range(2):
         await gateway.embed(["a", "a"], model="m")
@@ -260,7 +266,7 @@ async def counts(gateway, caller, texts="text", **fields):
     return trace.hits, trace.misses, trace.shared_hits
 
 
-async def test_a_hit_on_what_another_caller_embedded_is_counted_as_a_miss_until_it_is_ones_own():
+async def test_a_hit_on_another_callers_entry_is_reported_as_a_miss_at_first():
     backend, gateway = gateway_of()
 
     assert (0, 1, 0) == await counts(gateway, A)
@@ -273,7 +279,7 @@ async def test_a_hit_on_what_another_caller_embedded_is_counted_as_a_miss_until_
     assert ["text", "new"] == asked(backend)
 
 
-async def test_the_application_itself_is_told_every_hit():
+async def test_the_application_itself_sees_every_hit():
     _, gateway = gateway_of()
     await gateway.embed("text", model="m", caller=A)
 
@@ -281,7 +287,7 @@ async def test_the_application_itself_is_told_every_hit():
     assert (0, 1, 1) == await counts(gateway, B)
 
 
-async def test_who_waits_for_anothers_call_has_asked_as_well():
+async def test_a_waiter_also_becomes_an_owner_of_the_entry():
     backend, gateway = gateway_of(ScriptedBackend(script=[0.2], width=WIDTH))
     first = []
 
@@ -298,7 +304,7 @@ async def test_who_waits_for_anothers_call_has_asked_as_well():
 # The memory cache itself.
 
 
-class Clock:
+class ManualClock:
     now = 0.0
 
     def __call__(self):
@@ -309,8 +315,8 @@ def entries(names, width=WIDTH):
     return {name.encode(): EmbeddedInput(np.ones(width, "<f4"), 1) for name in names}
 
 
-def test_an_entry_lives_for_its_time_and_no_longer():
-    clock = Clock()
+def test_an_entry_expires_after_its_ttl():
+    clock = ManualClock()
     cache = MemoryCache(1 << 20, 10.0, clock)
     cache.store(entries("a"))
     clock.now = 5.0
@@ -331,10 +337,10 @@ def test_an_entry_lives_for_its_time_and_no_longer():
         (["+abc", "?x", "+x"], "bcx"),
     ],
 )
-def test_the_least_recently_used_goes_first(steps, left):
-    probe = MemoryCache(1 << 20, 10.0, Clock())
+def test_the_least_recently_used_entry_is_evicted_first(steps, left):
+    probe = MemoryCache(1 << 20, 10.0, ManualClock())
     probe.store(entries("a"))
-    cache = MemoryCache(3 * probe.size, 10.0, Clock())
+    cache = MemoryCache(3 * probe.size, 10.0, ManualClock())
     for step in steps:
         if step[0] == "+":
             cache.store(entries(step[1:]))
@@ -347,8 +353,8 @@ def test_the_least_recently_used_goes_first(steps, left):
     assert cache.size == 3 * probe.size
 
 
-def test_a_claim_adds_an_owner_and_no_time():
-    clock = Clock()
+def test_a_claim_adds_an_owner_and_does_not_extend_the_ttl():
+    clock = ManualClock()
     cache = MemoryCache(1 << 20, 10.0, clock)
     cache.store(entries("a"), owner=1)
     size, clock.now = cache.size, 5.0
@@ -364,9 +370,9 @@ def test_a_claim_adds_an_owner_and_no_time():
 
 
 @pytest.mark.parametrize(("now", "owners"), [(9.9, (1, 2)), (10.0, (2,))])
-def test_an_entry_that_is_computed_anew_keeps_its_owners_while_it_was_good(now, owners):
+def test_a_recomputed_entry_keeps_its_owners_unless_it_had_expired(now, owners):
     """Otherwise one caller's ``no-cache`` would show in the counts of the others."""
-    clock = Clock()
+    clock = ManualClock()
     cache = MemoryCache(1 << 20, 10.0, clock)
     cache.store(entries("a"), owner=1)
     clock.now = now
@@ -376,8 +382,8 @@ def test_an_entry_that_is_computed_anew_keeps_its_owners_while_it_was_good(now, 
     assert owners == cache.look_up([b"a"])[b"a"].owners
 
 
-def test_an_entry_remembers_its_latest_owners_and_no_more():
-    cache = MemoryCache(1 << 20, 10.0, Clock())
+def test_an_entry_keeps_only_its_latest_owners():
+    cache = MemoryCache(1 << 20, 10.0, ManualClock())
     cache.store(entries("a"), owner=0)
     for owner in range(1, 50):
         cache.claim({b"a": owner})
@@ -386,8 +392,8 @@ def test_an_entry_remembers_its_latest_owners_and_no_more():
     assert cache.size == WIDTH * 4 + OVERHEAD + MOST_OWNERS * OWNER
 
 
-def test_owners_count_towards_the_bound():
-    cache = MemoryCache(2 * (WIDTH * 4 + OVERHEAD + OWNER), 10.0, Clock())
+def test_owners_count_towards_the_size_limit():
+    cache = MemoryCache(2 * (WIDTH * 4 + OVERHEAD + OWNER), 10.0, ManualClock())
     cache.store(entries("ab"), owner=1)
 
     cache.claim({b"b": 2})
@@ -397,9 +403,9 @@ def test_owners_count_towards_the_bound():
 
 @pytest.mark.parametrize("owners", [0, 1, MOST_OWNERS])
 @pytest.mark.parametrize("width", [8, 256, 1536])
-def test_the_bound_is_on_real_bytes(width, owners):
-    """What is counted is at least what is used, and not twice that."""
-    cache = MemoryCache(1 << 30, 10.0, Clock())
+def test_the_size_limit_is_on_real_bytes(width, owners):
+    """The counted size is at least the used size, and less than twice that."""
+    cache = MemoryCache(1 << 30, 10.0, ManualClock())
     batch = np.ones((500, width), "<f4")
     gc.collect()
     tracemalloc.start()
@@ -418,8 +424,8 @@ def test_the_bound_is_on_real_bytes(width, owners):
     assert used <= cache.size < 2 * used
 
 
-def test_what_is_found_cannot_be_written_to():
-    cache = MemoryCache(1 << 20, 10.0, Clock())
+def test_cached_vectors_are_read_only():
+    cache = MemoryCache(1 << 20, 10.0, ManualClock())
     cache.store(entries("a"))
 
     assert not cache.look_up([b"a"])[b"a"].vector.flags.writeable

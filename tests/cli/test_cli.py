@@ -1,4 +1,4 @@
-"""The command: what it prints where, and how it ends."""
+"""Tests the output and the exit status of the commands."""
 
 import sys
 
@@ -41,8 +41,8 @@ def rows(capsys):
     return [line.split() for line in out.splitlines()]
 
 
-def test_backends_prints_one_a_line_with_its_name_first(capsys):
-    """No header and no rule in a pipe, so that other programs can read it."""
+def test_backends_prints_one_backend_per_line(capsys):
+    """A pipe gets no header, so that other programs can read the output."""
     assert 0 == main(["backends"])
 
     found = rows(capsys)
@@ -50,13 +50,13 @@ def test_backends_prints_one_a_line_with_its_name_first(capsys):
     assert ["hashed", "embedroute.backends.hashed:Hashed", "embedroute"] in found
 
 
-def test_check_says_what_it_found(config, capsys):
+def test_check_prints_a_summary_and_the_providers(config, capsys):
     path = config()
 
     assert 0 == main(["check", path])
     out, err = capsys.readouterr()
     first, *providers = out.splitlines()
-    assert (f"{path}: good; 3 providers, 3 models, auth = open", "") == (first, err)
+    assert (f"{path}: OK (providers: 3, models: 3, auth: open)", "") == (first, err)
     assert {tuple(it.split()[1:]) for it in providers} == {
         ("embedroute.backends.hashed:Hashed", "embedroute")
     }
@@ -66,8 +66,8 @@ def test_check_says_what_it_found(config, capsys):
 @pytest.mark.parametrize(
     ("text", "mistakes"),
     [
-        ("", ["[gateway] auth is not stated"]),
-        ("[gateway\n", ["The config is not TOML"]),
+        ("", ["[gateway] auth is required"]),
+        ("[gateway\n", ["The config is not valid TOML"]),
         (
             GOOD.replace("dimensions", "dimension"),
             ['[models.one] unknown option "dimension"; did you mean "dimensions"?'],
@@ -81,7 +81,7 @@ def test_check_says_what_it_found(config, capsys):
         ),
     ],
 )
-def test_check_names_every_mistake_on_stderr(text, mistakes, config, capsys):
+def test_check_reports_every_mistake_on_stderr(text, mistakes, config, capsys):
     assert 1 == main(["check", config(text)])
 
     out, err = capsys.readouterr()
@@ -90,12 +90,12 @@ def test_check_names_every_mistake_on_stderr(text, mistakes, config, capsys):
     assert "Traceback" not in err
 
 
-def test_check_names_a_file_that_is_not_there(tmp_path, capsys):
+def test_check_reports_a_missing_file(tmp_path, capsys):
     assert 1 == main(["check", str(tmp_path / "no.toml")])
     assert f"{tmp_path / 'no.toml'} cannot be read" in capsys.readouterr().err
 
 
-def test_models_prints_width_providers_and_least_price(config, capsys):
+def test_models_prints_dimensions_providers_and_lowest_price(config, capsys):
     assert 0 == main(["models", "--config", config()])
 
     assert [["one", "64", "hashed", "0.5"], ["two", "?", "hashed,again,dear", "1"]] == rows(capsys)[
@@ -103,7 +103,7 @@ def test_models_prints_width_providers_and_least_price(config, capsys):
     ]
 
 
-def test_verify_ends_well_when_all_endpoints_agree(config, capsys):
+def test_verify_succeeds_when_all_endpoints_agree(config, capsys):
     assert 0 == main(["verify", "--config", config()])
 
     found = rows(capsys)
@@ -128,7 +128,7 @@ endpoints = [{ provider = "hashed" }, { provider = "dead" }]
 """
 
 
-def test_verify_fails_when_one_cannot_be_vouched_for(config, capsys):
+def test_verify_fails_when_an_endpoint_fails(config, capsys):
     assert 1 == main(["verify", "m", "--config", config(DIFFERENT)])
     (found,) = rows(capsys)
     assert (["m", "hashed:m", "dead:m", "-", "-", "different"], ["dead:m", "failed:"]) == (
@@ -160,21 +160,21 @@ def test_verify_takes_thresholds(thresholds, verdict, config, capsys):
         ),
     ],
 )
-def test_verify_that_has_nothing_to_compare_says_so(model, text, told, config, capsys):
-    """Silence would look like agreement."""
+def test_verify_fails_when_there_is_nothing_to_compare(model, text, told, config, capsys):
+    """No output would look like agreement."""
     assert 1 == main(["verify", *model, "--config", config(text)])
     assert told in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [[], ["nonsense"], ["check"], ["serve", "--port", "x"]])
-def test_wrong_usage_ends_with_two(words, capsys):
+def test_wrong_usage_exits_with_status_2(words, capsys):
     with pytest.raises(SystemExit) as ended:
         main(words)
 
     assert (2, True) == (ended.value.code, "usage: embedroute" in capsys.readouterr().err)
 
 
-def test_help_names_every_command(capsys):
+def test_help_lists_every_command(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["--help"])
 
@@ -195,20 +195,20 @@ with contextlib.redirect_stderr(sys.stdout):
 """
 
 
-def test_without_a_config_every_command_says_what_to_do(tmp_path):
-    """In a folder and an environment that hold none."""
+def test_without_a_config_every_command_prints_what_to_do(tmp_path):
+    """In a directory and an environment without one."""
     out = run(
         [sys.executable, "-c", EACH], tmp_path, {"EMBEDROUTE_CONFIG": "", "EMBEDROUTE_AUTH": ""}
     )
 
     assert ["1", "1", "1"] == out.splitlines()[1::2]
-    assert 3 == out.count("EMBEDROUTE_AUTH must say who may call")
-    assert 3 == out.count("Gateway.from_env() reads no config file")
+    assert 3 == out.count("EMBEDROUTE_AUTH must be keys")
+    assert 3 == out.count("Gateway.from_env() does not read a config file")
 
 
 @pytest.mark.parametrize(("engine", "told"), [("auto", "fast"), ("httpx2", "httpx2")])
-def test_serve_tells_on_stderr_which_engine_runs(engine, told, tmp_path):
-    """Once, at start: before the first request comes."""
+def test_serve_logs_the_engine_to_stderr(engine, told, tmp_path):
+    """Once, at startup, before the first request."""
     (tmp_path / "embedroute.toml").write_text(
         GOOD.replace('"open"', f'"open"\nengine = "{engine}"')
     )
@@ -241,7 +241,7 @@ sys.exit(main())
 """
 
 
-def test_serve_has_the_collector_leave_alone_what_is_loaded(tmp_path):
+def test_serve_excludes_loaded_modules_from_garbage_collection(tmp_path):
     (tmp_path / "embedroute.toml").write_text(GOOD)
     errors = tmp_path / "errors"
 
@@ -261,8 +261,8 @@ with contextlib.redirect_stderr(sys.stdout):
 """
 
 
-def test_check_names_the_extras_that_are_missing(config, tmp_path):
-    """At start, with all other mistakes, and not as a 500 for each request."""
+def test_check_reports_missing_extras(config, tmp_path):
+    """At startup, with all other mistakes, and not as a 500 for each request."""
     config(
         '[gateway]\nauth = "open"\nengine = "fast"\n[providers.wordllama]\ncolour = 1\n[cache]\nttl = 0'
     )
@@ -273,14 +273,16 @@ def test_check_names_the_extras_that_are_missing(config, tmp_path):
         '[providers.wordllama] unknown option "colour"',
         (
             '[providers.wordllama] the backend "wordllama" (embedroute.backends.wordllama:WordLlama of embedroute) cannot be '
-            "made: wordllama is not installed; run: pip install 'embedroute[local]'"
+            "built: wordllama is not installed; run: pip install 'embedroute[local]'"
         ),
         "1",
     ] == run([sys.executable, "-c", WITHOUT], tmp_path).splitlines()
 
 
 @pytest.mark.parametrize(("named", "first"), [("", "one"), ("other.toml", "three")])
-def test_the_config_of_the_environment_or_else_of_the_folder_is_read(named, first, tmp_path):
+def test_the_config_comes_from_the_environment_variable_or_the_working_directory(
+    named, first, tmp_path
+):
     (tmp_path / "embedroute.toml").write_text(GOOD)
     (tmp_path / "other.toml").write_text(GOOD.replace("models.one", "models.three"))
 

@@ -1,11 +1,11 @@
-"""Whether endpoints that are said to give the same vectors really do."""
+"""Tests the comparison of endpoints that are declared to return the same vectors."""
 
 import numpy as np
 import pytest
 
 from embedroute import Config, Gateway, Provider
 from embedroute.backend import Vectors
-from embedroute.cli.verify import PROBES, Thresholds, judge, verify
+from embedroute.cli.verify import PROBES, Thresholds, classify, verify
 from embedroute.errors import ModelNotFound, NoEligibleProvider, UpstreamUnavailable
 from embedroute.testing import ScriptedBackend, expected_vector
 
@@ -15,7 +15,7 @@ SAME = ScriptedBackend()
 
 
 def turned(by):
-    """A backend whose vectors lean away from the right ones by a cosine of about ``by``."""
+    """A backend whose vectors have a cosine of about ``by`` with the expected ones."""
 
     def answer(batch):
         right = np.stack([expected_vector(item) for item in batch.inputs]).astype(np.float64)
@@ -28,7 +28,7 @@ def turned(by):
 
 
 def scaled(by):
-    """A backend whose vectors point where the right ones do, and are ``by`` times as long."""
+    """A backend whose vectors are ``by`` times as long as the expected ones."""
     return ScriptedBackend(
         then=lambda batch: Vectors(
             np.float32(by) * np.stack([expected_vector(item) for item in batch.inputs]), 3
@@ -62,13 +62,16 @@ def gateway(*backends, stage="stable", **lists):
     ],
 )
 async def test_two_endpoints_are_compared(other, verdict):
-    """By the lowest cosine of all probes, and by length; what cannot be asked, or has another width, cannot be vouched for."""
+    """By the lowest cosine and norm ratio of all probes.
+
+    A failed endpoint or another size is "different".
+    """
     (found,) = await verify(gateway(ScriptedBackend(), other), "m")
 
     assert ("m", "p0:m", "p1:m", verdict) == (found.model, found.left, found.right, found.verdict)
 
 
-async def test_the_figures_are_of_the_worst_probe():
+async def test_cosine_and_difference_are_those_of_the_worst_probe():
     def one_wrong(batch):
         rows = np.stack([expected_vector(item) for item in batch.inputs])
         rows[3] = expected_vector("something else")
@@ -92,21 +95,21 @@ DOWN = ScriptedBackend(then=UpstreamUnavailable("no route"))
     [
         (SAME, SAME, ("1.000000", "0.00e+00"), ""),
         (SAME, turned(0.5), ("0.500000", None), ""),
-        (SAME, scaled(2.0), ("1.000000", None), "lengths as far apart as 1 : 2"),
-        (scaled(3.0), scaled(2.0), ("1.000000", None), "lengths as far apart as 1 : 1.5"),
+        (SAME, scaled(2.0), ("1.000000", None), "ratio of the norms is 1 : 2"),
+        (scaled(3.0), scaled(2.0), ("1.000000", None), "ratio of the norms is 1 : 1.5"),
         (SAME, DOWN, ("-", "-"), "p1:m failed: 'no route'"),
         (DOWN, DOWN, ("-", "-"), "p0:m failed: 'no route'; p1:m failed: 'no route'"),
     ],
 )
-async def test_what_the_figures_do_not_say_is_told(one, other, figures, why):
-    """A dead endpoint is not a different one, and one that is scaled does not show in a cosine."""
+async def test_failures_and_different_norms_are_reported_as_the_reason(one, other, figures, why):
+    """A verdict "different" may mean a failure, and a cosine does not show a different norm."""
     (found,) = await verify(gateway(one, other), "m")
 
     assert figures == (found.shown_cosine, found.shown_difference if figures[1] else None)
     assert why == found.reason
 
 
-async def test_every_pair_is_compared_and_every_endpoint_asked_once():
+async def test_every_pair_is_compared_and_every_endpoint_called_once():
     backends = [ScriptedBackend() for _ in range(3)]
 
     found = await verify(gateway(*backends), "m")
@@ -117,8 +120,8 @@ async def test_every_pair_is_compared_and_every_endpoint_asked_once():
     assert [[list(PROBES)]] * 3 == [[list(batch.texts) for batch in it.batches] for it in backends]
 
 
-async def test_neither_the_cache_nor_health_comes_between():
-    """An answer from the cache would compare an endpoint with itself."""
+async def test_verify_bypasses_the_cache():
+    """A cached vector would compare an endpoint with itself."""
     built = gateway(ScriptedBackend(), turned(0.5))
     await built.embed(list(PROBES), model="m")
 
@@ -130,8 +133,11 @@ async def test_neither_the_cache_nor_health_comes_between():
 @pytest.mark.parametrize(
     "kept_out", [{"stage": "alpha"}, {"only": ["p0"]}, {"ignore": ["p1"]}, {"ignore": ["p0", "p1"]}]
 )
-async def test_endpoints_that_serve_nobody_yet_are_compared_as_well(kept_out):
-    """An endpoint is vouched for before it serves; that it is kept from clients says nothing of its vectors."""
+async def test_endpoints_excluded_by_stage_or_lists_are_compared_too(kept_out):
+    """An endpoint is verified before it serves clients.
+
+    Excluding it does not change its vectors.
+    """
     (same,) = await verify(gateway(SAME, SAME, **kept_out), "m")
     (other,) = await verify(gateway(SAME, turned(0.5), **kept_out), "m")
 
@@ -141,7 +147,7 @@ async def test_endpoints_that_serve_nobody_yet_are_compared_as_well(kept_out):
     ]
 
 
-async def test_a_comparison_lets_nobody_past_the_lists():
+async def test_verify_does_not_change_which_endpoints_requests_may_use():
     built = gateway(SAME, SAME, ignore=["p0", "p1"])
     await verify(built, "m")
 
@@ -149,7 +155,7 @@ async def test_a_comparison_lets_nobody_past_the_lists():
         await built.embed("text", model="m", provider={"include_alpha": True})
 
 
-async def test_a_model_that_nobody_knows_is_refused():
+async def test_verify_of_an_unknown_model_fails():
     with pytest.raises(ModelNotFound):
         await verify(gateway(SAME), "other")
 
@@ -166,6 +172,6 @@ async def test_a_model_that_nobody_knows_is_refused():
         (float("nan"), "different"),
     ],
 )
-def test_thresholds_are_the_least_that_counts(cosine, verdict):
-    assert verdict == judge(cosine, Thresholds())
-    assert "verified" == judge(0.5, Thresholds(verified=0.5, near=0.1))
+def test_thresholds_are_inclusive_minimums(cosine, verdict):
+    assert verdict == classify(cosine, Thresholds())
+    assert "verified" == classify(0.5, Thresholds(verified=0.5, near=0.1))

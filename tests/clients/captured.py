@@ -1,4 +1,4 @@
-"""What clients send, byte for byte: captured from the client in the version named, or, where none is, found in its source."""
+"""Requests of clients, byte for byte, captured or taken from the client's source."""
 
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ REQUESTS = {
 
 
 def python(version, **more):
-    """Name the headers of openai-python, the same in all of its users."""
+    """Return the headers of openai-python, which are the same in all libraries that use it."""
     return {
         **JSON,
         "accept-encoding": "gzip, deflate",
@@ -33,7 +33,10 @@ def python(version, **more):
 
 
 def node(version, agent=""):
-    """Name the headers of openai-node, the same in all of its users; the others of them are undici's."""
+    """Return the headers of openai-node, the same in all libraries that use it.
+
+    Undici adds the others.
+    """
     return {
         **JSON,
         "user-agent": agent or f"OpenAI/JS {version}",
@@ -70,7 +73,7 @@ OPEN_WEBUI = {
 }
 
 TEXTS = ["hello", "wörld 三", "line one\nline two", "hello", "😀 emoji"]
-"""What every captured client was given; some make a space of the line's end."""
+"""The input of every captured client; some replace the line break by a space."""
 FLAT = [text.replace("\n", " ") for text in TEXTS]
 LANGCHAIN_TOKENS = [
     [15339, 1917],
@@ -82,7 +85,7 @@ LANGCHAIN_BODY = (
     '{"model":"text-embedding-3-small","input":[[15339,1917],[15339,11,1268,527,499,30],[86,9603,509,220,46091,91416]],'
     '"encoding_format":"base64"}'
 )
-"""What LangChain sends unless told otherwise."""
+"""What LangChain sends by default."""
 
 GIVEN = r'"input":["hello","wörld 三","line one\nline two","hello","😀 emoji"]'
 FLATTENED = GIVEN.replace(r"\n", " ")
@@ -106,7 +109,7 @@ TWO = ["hello", "world"]
 
 
 class Client(NamedTuple):
-    """``body`` as it was sent, ``base64`` whether the answer must be (a list of numbers otherwise), ``inputs`` in order."""
+    """``body`` as sent, ``base64`` whether the response must be base64, ``inputs`` in order."""
 
     name: str
     body: str

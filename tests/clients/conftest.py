@@ -1,4 +1,4 @@
-"""One real uvicorn and one upstream for all clients."""
+"""Starts one real uvicorn and one upstream for all clients."""
 
 import httpx2
 import pytest
@@ -10,12 +10,12 @@ from tests.support.serving import Serving
 
 @pytest.fixture(scope="session")
 def standing():
-    """A server that speaks for itself, its upstream beside it; it must have said nothing when it stops."""
+    """A server process and its upstream; the server must not have logged anything when it stops."""
     with Upstream() as upstream:
         with Serving(
             "tests.clients.served", environ={"TEST_UPSTREAM": upstream.url}, debug=False
         ) as server:
-            # Its deadline is short, so it does what it does only once before anybody counts on that.
+            # Its deadline is short, so do the one-time work before a test depends on the deadline.
             for model in ("hash", "text-embedding-3-small"):
                 body, headers = (
                     {"model": model, "input": "warm"},
@@ -39,7 +39,7 @@ def server(standing):
 
 @pytest.fixture
 def upstream(standing):
-    """The upstream, as good as new."""
+    """The upstream, reset for each test."""
     upstream = standing[1]
     upstream.mode, upstream.delay = "honest", 0.0
     upstream.requests.clear()

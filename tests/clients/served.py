@@ -1,4 +1,4 @@
-"""What the clients talk to: one key for all models, one for a single model; short deadlines, so that failures come soon."""
+"""Serves the client tests: one key for all models, one for one model, short deadlines."""
 
 import logging
 import os
@@ -11,7 +11,7 @@ from embedroute.testing import ScriptedBackend
 KEY = "sk-clients"
 NARROW_KEY = "sk-narrow"
 MODEL = "text-embedding-3-small"
-"""The model at the upstream; ``hash`` is the one in process, ``words`` one that takes no token ids."""
+"""The upstream model; ``hash`` is in process, and ``words`` does not accept token ids."""
 WIDTH = 8
 FAILING = [
     "limited",
@@ -24,13 +24,13 @@ FAILING = [
     "slow",
     "broken",
 ]
-"""Models at the upstream, one for each test that makes it fail: an endpoint that failed rests for a while."""
+"""Upstream models, one per test that makes it fail: a failed endpoint has a cool-down."""
 
 UPSTREAM = os.environ.get("TEST_UPSTREAM", "http://127.0.0.1:9/v1")
 
 
 class Words(ScriptedBackend, frozen=True, kw_only=True):
-    """A model with a tokenizer of its own."""
+    """A model with its own tokenizer."""
 
     accepts = Accepts(max_inputs=2048)
 
@@ -63,6 +63,6 @@ def make() -> Gateway:
     )
 
 
-# A host that wants no logs: without this Python itself prints warnings that nobody takes.
+# The host configures no logging. Without this, Python would print warnings to stderr.
 logging.getLogger("embedroute").addHandler(logging.NullHandler())
 app = embeddings_app(make())

@@ -1,4 +1,4 @@
-"""What clients were seen to send, played back, and what each of them needs to see in the answer: each row is a promise."""
+"""Replays captured requests of clients, and checks that each client can read the response."""
 
 import base64
 import json
@@ -15,7 +15,7 @@ from tests.fault_upstream import vector_of
 
 
 class Row(msgspec.Struct, forbid_unknown_fields=True):
-    """What the strictest client (async-openai, in Rust) demands of a row; it wants every one of these."""
+    """A row as async-openai, the strictest client, requires it: with all of these fields."""
 
     object: str
     index: int
@@ -23,14 +23,17 @@ class Row(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Usage(msgspec.Struct, forbid_unknown_fields=True):
-    """Haystack, Dify and async-openai fail without; LangChain4j and go-openai want whole numbers."""
+    """Haystack, Dify and async-openai fail without it.
+
+    LangChain4j and go-openai require integers.
+    """
 
     prompt_tokens: int
     total_tokens: int
 
 
 class Answer(msgspec.Struct, forbid_unknown_fields=True):
-    """The whole body, and nothing else."""
+    """The complete body, without other fields."""
 
     object: str
     data: list[Row]
@@ -39,7 +42,10 @@ class Answer(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Fault(msgspec.Struct, forbid_unknown_fields=True):
-    """Milvus and async-openai fail on a number here; go-openai, Weaviate and the AI SDK on any other shape."""
+    """Milvus and async-openai fail on a number here.
+
+    Go-openai, Weaviate and the AI SDK on other types.
+    """
 
     message: str
     type: str
@@ -48,7 +54,7 @@ class Fault(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Envelope(msgspec.Struct, forbid_unknown_fields=True):
-    """An error's whole body."""
+    """The complete body of an error."""
 
     error: Fault
 
@@ -60,7 +66,7 @@ def wire(standing):
 
 
 def post(wire, body, headers=JSON, path="/v1/embeddings", key=KEY):
-    # The client's own headers would stand beside the captured ones.
+    # Remove the default headers of this client, so that only the captured ones are sent.
     request = httpx2.Request(
         "POST",
         f"{wire.base_url}".rstrip("/") + path,
@@ -72,8 +78,8 @@ def post(wire, body, headers=JSON, path="/v1/embeddings", key=KEY):
 
 @pytest.mark.parametrize("client", CLIENTS, ids=[client.name for client in CLIENTS])
 @pytest.mark.usefixtures("upstream")
-def test_each_client_gets_what_it_can_read(wire, client):
-    """Rows in order with ``index`` (all but one client ignore it), in the encoding asked for and never the other."""
+def test_each_client_can_read_the_response(wire, client):
+    """Rows are in order, have an ``index``, and are in the requested encoding."""
     reply = post(wire, client.body.encode(), client.headers, client.path)
     assert reply.status_code == 200, reply.text
     told = expected_vector if client.model == "hash" else vector_of
@@ -91,7 +97,7 @@ def test_each_client_gets_what_it_can_read(wire, client):
 
 @pytest.mark.parametrize("client", CLIENTS, ids=[client.name for client in CLIENTS])
 def test_each_client_can_read_the_headers(wire, client):
-    """openai-node and langchain-js keep the body as text under any other type; the SDKs show the request id."""
+    """openai-node and langchain-js treat other types as text; the SDKs show the request id."""
     reply = post(wire, client.body.encode(), client.headers, client.path)
 
     assert reply.headers["content-type"] == "application/json"
@@ -107,9 +113,9 @@ def unpacked(embedding):
     return np.array(embedding, "<f4")
 
 
-def test_token_arrays_reach_an_upstream_that_takes_them(wire, upstream):
-    """LangChain sends them unless told otherwise; they go on as they came."""
-    # Other ids, which no test before this one has left in the cache.
+def test_token_arrays_are_sent_to_an_upstream_that_accepts_them(wire, upstream):
+    """LangChain sends them by default; they are passed on unchanged."""
+    # Other ids, which are not in the cache yet.
     body = LANGCHAIN_BODY.replace("[[", "[[7,").replace("],[", "],[7,")
     reply = post(wire, body.encode(), python("3.52.0"))
 
@@ -117,8 +123,8 @@ def test_token_arrays_reach_an_upstream_that_takes_them(wire, upstream):
     assert [ask.inputs for ask in upstream.requests] == [[[7, *ids] for ids in LANGCHAIN_TOKENS]]
 
 
-def test_a_model_that_takes_only_text_says_so(wire, upstream):
-    """LangChain's user sees the message: ``check_embedding_ctx_length=False`` is what helps."""
+def test_token_arrays_are_rejected_by_a_model_that_accepts_only_text(wire, upstream):
+    """LangChain shows the message to its user, who can set ``check_embedding_ctx_length=False``."""
     reply = post(
         wire, LANGCHAIN_BODY.replace("text-embedding-3-small", "words").encode(), python("3.52.0")
     )
@@ -163,7 +169,7 @@ GOOD = '{"input":"hello","model":"hash"}'
     ],
 )
 def test_each_client_can_read_an_error(wire, body, headers, path, key, status):
-    """``code`` and ``param`` are strings or null, ``message`` a string, whatever went wrong."""
+    """For every error, ``code`` and ``param`` are strings or null, and ``message`` is a string."""
     reply = post(wire, body.encode(), headers, path, key)
     fault = msgspec.json.decode(reply.content, type=Envelope).error
 
@@ -181,8 +187,11 @@ def test_each_client_can_read_an_error(wire, body, headers, path, key, status):
         ("limited-silent", "limited_silent", (1, 1000)),
     ],
 )
-def test_a_rate_limit_says_when_to_come_back(wire, upstream, model, mode, rest):
-    """The SDKs prefer ``retry-after-ms``, and over 120 s do not retry at all; LangChain.js does so only if it is told when."""
+def test_a_rate_limit_response_has_a_retry_after(wire, upstream, model, mode, rest):
+    """The SDKs prefer ``retry-after-ms`` and do not retry after more than 120 s.
+
+    LangChain.js needs one of them.
+    """
     upstream.mode = mode
     reply = post(wire, json.dumps({"input": "too fast", "model": model}).encode())
     fault = msgspec.json.decode(reply.content, type=Envelope).error
@@ -196,7 +205,7 @@ def test_a_rate_limit_says_when_to_come_back(wire, upstream, model, mode, rest):
     assert "x-should-retry" not in reply.headers
 
 
-def test_a_key_of_ours_that_is_refused_is_not_the_clients_fault(wire, upstream):
+def test_a_rejected_upstream_key_is_not_reported_as_the_clients_error(wire, upstream):
     upstream.mode = "status_401"
     reply = post(wire, b'{"input":"bad key","model":"refused-captured"}')
     fault = msgspec.json.decode(reply.content, type=Envelope).error

@@ -1,4 +1,7 @@
-"""LangChain's embeddings against a real server; the token arrays that it sends by default stand in ``test_captured``."""
+"""Tests LangChain's embeddings with a real server.
+
+``test_captured`` tests its default, token arrays.
+"""
 
 import numpy as np
 import openai
@@ -13,7 +16,7 @@ TEXTS = [f"text {at}" for at in range(25)]
 
 @pytest.fixture
 def client():
-    # LangChain's own clients stay open for ever.
+    # LangChain never closes its own HTTP clients.
     with openai.DefaultHttpxClient() as client:
         yield client
 
@@ -41,14 +44,14 @@ def test_documents_and_queries_get_the_vectors_of_their_texts(made, upstream):
 
 
 @pytest.mark.usefixtures("upstream")
-def test_narrower_vectors_are_asked_for(made):
+def test_langchain_can_request_fewer_dimensions(made):
     assert np.allclose(vector_of("narrow", 3), made(dimensions=3).embed_query("narrow"), atol=1e-6)
 
 
 @pytest.mark.anyio
 @pytest.mark.usefixtures("upstream")
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_the_async_methods_get_the_same(made):
+async def test_the_async_methods_return_the_same_vectors(made):
     texts = [f"async {text}" for text in TEXTS]
     async with openai.DefaultAsyncHttpxClient() as client:
         vectors = await made(http_async_client=client).aembed_documents(texts)

@@ -1,4 +1,4 @@
-"""The official Python client against a real server: every encoding, every error by its class, retries as it is told."""
+"""Tests the official Python client with a real server: encodings, exception classes and retries."""
 
 import base64
 import time
@@ -49,8 +49,8 @@ def test_every_input_comes_back_in_order_in_every_encoding(client, given, width,
 @pytest.mark.parametrize(
     "mode", ["shuffled", "float_for_base64", "base64_for_float", "usage_missing", "model_missing"]
 )
-def test_an_odd_upstream_is_made_good(client, upstream, mode, encoding):
-    """The client takes rows by their place, whatever their ``index``, and reads what it asked for."""
+def test_unusual_upstream_responses_are_normalized(client, upstream, mode, encoding):
+    """The client reads rows by position, ignores ``index``, and expects the requested encoding."""
     upstream.mode = mode
     texts = [f"{mode} {encoding} {at}" for at in range(5)]
     options = (
@@ -64,7 +64,7 @@ def test_an_odd_upstream_is_made_good(client, upstream, mode, encoding):
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("encoding", [{}, {"encoding_format": "float"}])
-async def test_the_async_client_gets_the_same(server, encoding):
+async def test_the_async_client_gets_the_same_vectors(server, encoding):
     async with openai.AsyncOpenAI(
         base_url=f"{server.url}/v1", api_key=KEY, max_retries=0
     ) as client:
@@ -151,7 +151,7 @@ def test_the_client_finds_request_ids_and_models(client):
         "too large",
     ],
 )
-def test_refusals_have_the_class_that_the_client_knows(
+def test_client_errors_raise_the_matching_openai_exception(
     client, asked, key, kind, status, code, param
 ):
     with pytest.raises(kind) as raised:
@@ -175,7 +175,7 @@ def test_refusals_have_the_class_that_the_client_knows(
         ("broken", "status_400", openai.BadRequestError, 400),
     ],
 )
-def test_failures_of_an_upstream_have_the_class_that_the_client_knows(
+def test_upstream_failures_raise_the_matching_openai_exception(
     client, upstream, model, mode, kind, status
 ):
     upstream.mode = mode
@@ -188,8 +188,8 @@ def test_failures_of_an_upstream_have_the_class_that_the_client_knows(
     assert "sk-up" not in str(error)
 
 
-def test_the_client_retries_what_heals_and_waits_as_it_is_told(server, upstream):
-    """The upstream rests for a second, which is longer than the gateway's deadline: the client is told, and comes back."""
+def test_the_client_retries_retryable_errors_after_the_retry_after(server, upstream):
+    """The cool-down is longer than the gateway's deadline, so the client gets a 429 and retries."""
     upstream.mode = ["limited_silent", "honest"]
     began = time.monotonic()
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=2) as patient:
@@ -204,8 +204,8 @@ def test_the_client_retries_what_heals_and_waits_as_it_is_told(server, upstream)
 @pytest.mark.parametrize(
     ("model", "mode"), [("refused-again", "status_401"), ("broken", "status_400")]
 )
-def test_the_client_does_not_retry_what_will_not_heal(server, upstream, model, mode):
-    """Our own refused key is a 502, which clients retry unless ``x-should-retry`` says no."""
+def test_the_client_does_not_retry_permanent_errors(server, upstream, model, mode):
+    """A rejected upstream key is a 502; ``x-should-retry: false`` prevents a retry."""
     upstream.mode, sent = mode, []
     with (
         httpx2.Client(event_hooks={"request": [sent.append]}) as http,

@@ -1,4 +1,4 @@
-"""The two shipped data files hold what they promise, row by row."""
+"""Tests the two shipped data files row by row."""
 
 import json
 import re
@@ -69,7 +69,7 @@ def test_model_names_are_unique_and_sorted():
 
 
 def test_provider_slugs_are_unique_and_sorted():
-    """A JSON object read into a dict hides a second row of the same slug."""
+    """A JSON object decoded to a dict hides a duplicate slug."""
     pairs = json.loads(
         files("embedroute").joinpath("config/data/providers.json").read_bytes(),
         object_pairs_hook=list,
@@ -81,7 +81,7 @@ def test_provider_slugs_are_unique_and_sorted():
 
 
 @pytest.mark.parametrize("file", ["models.json", "providers.json"])
-def test_a_file_holds_one_row_per_line(file):
+def test_a_data_file_has_one_row_per_line(file):
     first, *rows, last = (
         files("embedroute").joinpath("config/data", file).read_text(encoding="utf-8").splitlines()
     )
@@ -91,21 +91,21 @@ def test_a_file_holds_one_row_per_line(file):
 
 
 @pytest.mark.parametrize(("slug", "row"), ROWS)
-def test_a_slug_is_valid_and_in_the_form_names_are_compared_in(slug, row):
+def test_a_slug_is_valid_and_normalized(slug, row):
     assert re.fullmatch(r"[a-z0-9][a-z0-9._-]*(/[a-z0-9._-]+)?", slug)
     assert slug == normal(slug)
     assert row["vendor"]
 
 
 @pytest.mark.parametrize(("slug", "row"), ROWS)
-def test_a_provider_row_holds_known_keys_only(slug, row):
+def test_a_provider_row_has_only_known_keys(slug, row):
     assert set(row) <= {"backend", "vendor", "options", "env", "accepts"}, slug
     assert set(row.get("env", {})) <= {"api_key"}
 
 
 @pytest.mark.parametrize(("slug", "row"), ROWS)
-def test_a_provider_speaks_through_a_backend_of_ours_or_is_only_a_name(slug, row):
-    """A mere name has no key variable either: a set COHERE_API_KEY must not turn on what cannot be called."""
+def test_a_provider_uses_a_built_in_backend_or_none(slug, row):
+    """A key variable must not enable a provider that has no backend."""
     if row["backend"] is None:
         assert set(row) == {"backend", "vendor"}
     else:
@@ -113,8 +113,8 @@ def test_a_provider_speaks_through_a_backend_of_ours_or_is_only_a_name(slug, row
 
 
 @pytest.mark.parametrize(("slug", "row"), ROWS)
-def test_an_openai_compatible_provider_never_falls_back_to_openais_address(slug, row):
-    """Without a base_url of its own, its key and its texts would go to OpenAI."""
+def test_an_openai_compatible_provider_has_its_own_base_url(slug, row):
+    """Without its own base_url, its key and its texts would be sent to OpenAI."""
     options = row.get("options", {})
     msgspec.convert(options, OpenAI)
     address = options.get("base_url", "")
@@ -130,8 +130,11 @@ def test_an_openai_compatible_provider_never_falls_back_to_openais_address(slug,
 
 
 @pytest.mark.parametrize(("slug", "row"), ROWS)
-def test_a_provider_accepts_what_the_contract_names(slug, row):
-    """What is not honoured as base64 is asked for as floats; only OpenAI's own token ids mean what callers mean."""
+def test_a_provider_row_overrides_only_fields_of_accepts(slug, row):
+    """If base64 is not supported, floats are requested.
+
+    Token ids are OpenAI's, so only OpenAI accepts them.
+    """
     over = row.get("accepts", {})
     accepts(over)
     asked = row.get("options", {}).get("encoding_format")
@@ -148,17 +151,17 @@ def test_a_key_variable_belongs_to_one_provider():
 
 
 @pytest.mark.parametrize("name", OPENROUTER_NAMES)
-def test_every_name_of_openrouters_document_is_known(name):
-    """A name in ``ignore`` that were refused there would break a caller who moves over."""
+def test_every_provider_of_the_openrouter_document_is_known(name):
+    """Requests written for OpenRouter may contain any of its names in ``ignore``."""
     assert normal(name) in KNOWN
 
 
-def test_the_names_of_openrouters_document_are_all_here():
+def test_the_list_of_openrouter_providers_is_complete():
     assert len(set(OPENROUTER_NAMES)) == 79
 
 
 @pytest.mark.parametrize("row", MODELS)
-def test_a_model_row_holds_known_keys_only(row):
+def test_a_model_row_has_only_known_keys(row):
     always = {
         "model", "dimensions", "matryoshka", "dimensions_allowed", "max_input_tokens", "modalities", "normalized", "endpoints",
     }  # fmt: skip
@@ -167,7 +170,7 @@ def test_a_model_row_holds_known_keys_only(row):
 
 
 @pytest.mark.parametrize("row", MODELS)
-def test_the_sizes_of_a_model_lie_within_its_width(row):
+def test_allowed_dimensions_do_not_exceed_the_dimensions_of_the_model(row):
     width, listed, least = row["dimensions"], row["dimensions_allowed"], row.get("dimensions_min")
 
     assert type(width) is int
@@ -181,7 +184,7 @@ def test_the_sizes_of_a_model_lie_within_its_width(row):
 
 
 @pytest.mark.parametrize("row", MODELS)
-def test_the_other_facts_of_a_model_are_well_formed(row):
+def test_the_other_fields_of_a_model_are_well_formed(row):
     assert row["normalized"] in (True, False, None)
     assert row["max_input_tokens"] is None or row["max_input_tokens"] > 0
     assert row["modalities"][0] == "text"
@@ -191,8 +194,8 @@ def test_the_other_facts_of_a_model_are_well_formed(row):
 
 
 @pytest.mark.parametrize("row", [row for row in MODELS if "prefixes" in row.values[0]])
-def test_prefixes_go_by_neutral_words(row):
-    """A model that tells input types apart by text cannot also be one that tells none apart."""
+def test_prefixes_are_keyed_by_input_type(row):
+    """A model with prefixes distinguishes input types, so it cannot be symmetric."""
     assert {"query", "document"} <= set(row["prefixes"]) <= WORDS
     assert "symmetric" not in row
     assert any(row["prefixes"].values())
@@ -216,16 +219,16 @@ def test_an_endpoint_belongs_to_a_known_provider_and_names_its_source(row, endpo
 
 
 @pytest.mark.parametrize(("row", "endpoint"), ENDPOINTS)
-def test_an_endpoint_can_be_called_by_a_backend_of_ours(row, endpoint):
-    """Azure's rows are facts for operators who bring a backend for it."""
+def test_an_endpoint_has_a_provider_with_a_built_in_backend(row, endpoint):
+    """Azure has no built-in backend; its rows are for operators who install one."""
     assert PROVIDERS[endpoint["provider"]]["backend"] or endpoint["provider"] == "azure", row[
         "model"
     ]
 
 
 @pytest.mark.parametrize(("row", "endpoint"), ENDPOINTS)
-def test_a_price_is_a_strict_decimal(row, endpoint):
-    """Decimal itself takes NaN, 1_000 and full-width digits."""
+def test_a_price_is_a_plain_decimal(row, endpoint):
+    """Decimal also accepts NaN, 1_000 and full-width digits."""
     for kind, price in endpoint.get("price", {"prompt": "0"}).items():
         assert kind == "prompt", row["model"]
         assert re.fullmatch(r"(0|[1-9][0-9]*)(\.[0-9]*[1-9])?", price, re.ASCII)
@@ -233,8 +236,8 @@ def test_a_price_is_a_strict_decimal(row, endpoint):
 
 
 @pytest.mark.parametrize(("row", "endpoint"), ENDPOINTS)
-def test_an_endpoint_overrides_what_the_contract_names(row, endpoint):
-    """A size is never sent to an endpoint whose model has only one: OpenAI, vLLM and others answer 400."""
+def test_an_endpoint_overrides_only_fields_of_accepts(row, endpoint):
+    """Many APIs return 400 if ``dimensions`` is sent for a model with only one size."""
     over = endpoint.get("accepts", {})
     merged = accepts(
         {"dimensions": True, **PROVIDERS[endpoint["provider"]].get("accepts", {}), **over}
@@ -255,14 +258,14 @@ def test_an_endpoint_overrides_what_the_contract_names(row, endpoint):
         ("gemini-embedding-001", "openrouter"),
     ],
 )
-def test_what_may_be_another_space_has_another_name(model, other):
-    """Other pooling, no scaling, 4-bit weights or another default task: each moves the vectors."""
+def test_models_with_different_vector_spaces_have_different_names(model, other):
+    """Other pooling, no normalization, 4-bit weights or another default task change the vectors."""
     (row,) = [row for row in CATALOGUE if row["model"] == model]
 
     assert other not in [endpoint["provider"] for endpoint in row["endpoints"]]
 
 
-def test_text_embedding_3_small_is_exactly_right():
+def test_text_embedding_3_small_has_the_documented_facts():
     (row,) = [row for row in CATALOGUE if row["model"] == "text-embedding-3-small"]
     openai = next(endpoint for endpoint in row["endpoints"] if endpoint["provider"] == "openai")
 
@@ -291,7 +294,7 @@ def test_text_embedding_3_small_is_exactly_right():
 
 
 @pytest.mark.parametrize(("model", "listed"), [("wordllama", [64, 128, 256]), ("hashed", None)])
-def test_the_built_in_models_are_there(model, listed):
+def test_models_of_built_in_backends_are_listed(model, listed):
     (row,) = [row for row in CATALOGUE if row["model"] == model]
 
     assert (row["dimensions"], row["matryoshka"], row["dimensions_allowed"]) == (256, True, listed)

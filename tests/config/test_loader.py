@@ -1,4 +1,4 @@
-"""The operator's border: every mistake is named with its place, all of them at once, and no secret is ever shown."""
+"""Tests that all mistakes in a config are reported with their location, and no secrets."""
 
 import json
 import tempfile
@@ -101,7 +101,7 @@ endpoints = [{ provider = "tei/eu" }]
 
 
 def mistakes_of(text, environ=ENVIRON):
-    """All that starting a gateway on a file of ``text`` complains of."""
+    """Return all mistakes that loading ``text`` reports."""
     with tempfile.NamedTemporaryFile("w", suffix=".toml", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -112,7 +112,7 @@ def mistakes_of(text, environ=ENVIRON):
         return []
 
 
-def test_the_pinned_config_starts():
+def test_the_reference_config_is_valid():
     draft = read_config(PINNED, ENVIRON)
     config, mistakes = draft.config, draft.mistakes
     gateway = Gateway(config, environ=ENVIRON)
@@ -146,7 +146,10 @@ def test_the_pinned_config_starts():
 
 @pytest.mark.parametrize("slug", [slug for slug, row in known_providers().items() if row.backend])
 def test_a_known_provider_can_be_named_as_the_backend(slug):
-    """Under any slug, as if that were a variant of the known one; a backend that is installed is meant as it is."""
+    """Under any slug, as if it were a variant of the known provider.
+
+    An installed backend means itself.
+    """
     row = known_providers()[slug]
     options = {"api_key": "k"} if row.env else {}
     providers = {
@@ -230,7 +233,7 @@ def test_a_known_provider_can_be_named_as_the_backend(slug):
         ),
         (
             '[keys.a]\nkey = "x"\nmodels = ["nope/x"]',
-            "[keys.a] models: The model 'nope/x' does not exist here",
+            "[keys.a] models: The model 'nope/x' does not exist",
         ),
         (
             '[providers.openai]\napi_kye = "x"',
@@ -268,7 +271,7 @@ def test_a_known_provider_can_be_named_as_the_backend(slug):
         ('[providers.hashed]\nbackend = ""', "[providers.hashed] backend must be a name"),
         ("[providers.mine]", '[providers.mine] no backend "mine" is installed'),
         ("[providers.mine]\nbackend = 3", "[providers.mine] backend must be a name"),
-        ("[providers.Hashed]", "[providers.Hashed] a slug is lower-case"),
+        ("[providers.Hashed]", "[providers.Hashed] a slug may hold only lower-case"),
         (
             '[providers."my.x"]\nbackend = "hashed"\n[providers."my-x"]\nbackend = "hashed"',
             '[providers.my-x] is the same name as "my.x"',
@@ -304,13 +307,13 @@ def test_a_known_provider_can_be_named_as_the_backend(slug):
         ),
         (
             "[models.m]\nendpoints = [{provider='nobody'}]",
-            '[models.m] endpoint names the provider "nobody"',
+            '[models.m] endpoint refers to unknown provider "nobody"',
         ),
-        ("[gateway", "The config is not TOML: "),
+        ("[gateway", "The config is not valid TOML: "),
     ],
 )
-def test_every_mistake_is_named_with_its_place(text, mistake):
-    """caura-ai/caura#721: a negative cap is refused at start, not met later as zero vectors."""
+def test_every_mistake_is_reported_with_its_location(text, mistake):
+    """caura-ai/caura#721: a negative limit is rejected at startup; it led to zero vectors."""
     found = mistakes_of(text)
 
     assert [it for it in found if it.startswith(mistake)], found
@@ -327,7 +330,7 @@ MISTRAL = 'the backend "mistral" (embedroute.backends.mistral:Mistral of embedro
 ADDRESS = "base_url must be http://HOST or https://HOST with at most a port and a path"
 IN_FLIGHT = (
     "[gateway] max_body_bytes_in_flight = {} is less than max_body_bytes = {}. "
-    "Set it to at least that; four times as much is usual."
+    "Set it to at least that value; four times as much is usual."
 )
 ONE = f'{HASHED}[models.m]\nendpoints = [{{provider = "hashed"}}]\n'
 
@@ -335,7 +338,7 @@ ONE = f'{HASHED}[models.m]\nendpoints = [{{provider = "hashed"}}]\n'
 @pytest.mark.parametrize(
     ("text", "report"),
     [
-        # of [gateway]: the rest of the table stands
+        # [gateway]: the rest of the table is still valid
         (f"{OPEN}deadline = -1", ["[gateway] deadline: Expected float > 0.0"]),
         (
             '[gateway]\nauth = "opened"',
@@ -345,18 +348,18 @@ ONE = f'{HASHED}[models.m]\nendpoints = [{{provider = "hashed"}}]\n'
         ('[gateway]\noath = "open"', ['[gateway] unknown option "oath"; did you mean "auth"?']),
         ('[gatewy]\nauth = "open"', ['unknown table "gatewy"; did you mean "gateway"?']),
         ('gateway = "open"', ["[gateway] must be a table"]),
-        ('auth = "open"', ['option "auth" stands before all tables; write it under [gateway]']),
+        ('auth = "open"', ['option "auth" is outside any table; move it to [gateway]']),
         (
             "[gateway",
             [
-                "The config is not TOML: Expected ']' at the end of a table declaration (at end of document)"
+                "The config is not valid TOML: Expected ']' at the end of a table declaration (at end of document)"
             ],
         ),
         (
             f'{OPEN}deadline = -1\nonly = ["opennai"]\n{HASHED}',
             [
                 "[gateway] deadline: Expected float > 0.0",
-                '[gateway] only: "opennai" is no known provider; did you mean "openai"?',
+                '[gateway] only: unknown provider "opennai"; did you mean "openai"?',
             ],
         ),
         (
@@ -406,7 +409,7 @@ ONE = f'{HASHED}[models.m]\nendpoints = [{{provider = "hashed"}}]\n'
                 "[gateway] ignore[0]: Expected str, got int",
             ],
         ),
-        # of [keys]: a key that cannot be read is a key, and its lists are held to what exists
+        # [keys]: a key that cannot be read still exists, and its lists are checked
         (
             f'{KEYS}[keys.a]\nkey = "env:NOPE"',
             ["[keys.a] key: the environment variable NOPE is not set"],
@@ -419,8 +422,8 @@ ONE = f'{HASHED}[models.m]\nendpoints = [{{provider = "hashed"}}]\n'
             [
                 '[keys.a] unknown option "modells"; did you mean "models"?',
                 '[keys.b] option "key" is missing',
-                '[keys.a] only: "nope" is no known provider; did you mean "openai"?',
-                "[keys.b] models: The model 'nope' does not exist here; GET /v1/models lists those that do.",
+                '[keys.a] only: unknown provider "nope"; did you mean "openai"?',
+                "[keys.b] models: The model 'nope' does not exist; see GET /v1/models.",
             ],
         ),
         (
@@ -450,10 +453,10 @@ ONE = f'{HASHED}[models.m]\nendpoints = [{{provider = "hashed"}}]\n'
             [
                 'unknown table "a\\nb"',
                 '[providers."a\\u2028b"] no backend "a\\x1bb" is installed',
-                "[providers.\"a\\u2028b\"] a slug is lower-case letters, digits, '.', '_' and '-', with at most one '/'",
+                "[providers.\"a\\u2028b\"] a slug may hold only lower-case letters, digits, '.', '_' and '-', and at most one '/'",
             ],
         ),
-        # of [providers]: what names a provider that was written is right
+        # [providers]: references to an invalid provider are not mistakes
         (
             f'{OPEN}{HASHED}stage = "x"\n[models.m]\nendpoints = [{{provider = "hashed"}}]',
             ["[providers.hashed] stage: Invalid enum value 'x'; use stable, beta, alpha"],
@@ -485,7 +488,7 @@ ONE = f'{HASHED}[models.m]\nendpoints = [{{provider = "hashed"}}]\n'
             ),
             [
                 "[providers.openai] must be a table",
-                "[keys.a] models: The model 'nope' does not exist here; GET /v1/models lists those that do.",
+                "[keys.a] models: The model 'nope' does not exist; see GET /v1/models.",
             ],
         ),
         (
@@ -519,14 +522,14 @@ ONE = f'{HASHED}[models.m]\nendpoints = [{{provider = "hashed"}}]\n'
             [
                 '[providers.mistral] unknown option "zrd"; did you mean "zdr"?',
                 "[providers.mistral] api_key: the environment variable NOPE is not set",
-                f"[providers.mistral] {MISTRAL} cannot be made: {ADDRESS}",
+                f"[providers.mistral] {MISTRAL} cannot be built: {ADDRESS}",
             ],
         ),
         (
             f'{OPEN}[providers.mistral]\nbase_url = "ftp://x"',
             [
                 '[providers.mistral] option "api_key" is missing',
-                f"[providers.mistral] {MISTRAL} cannot be made: {ADDRESS}",
+                f"[providers.mistral] {MISTRAL} cannot be built: {ADDRESS}",
             ],
         ),
         (
@@ -549,7 +552,9 @@ ONE = f'{HASHED}[models.m]\nendpoints = [{{provider = "hashed"}}]\n'
         ),
         (
             f'{OPEN}[providers.openai]\napi_key = "k"\noptions = {{api_key = "l"}}',
-            ['[providers.openai] option "api_key" stands twice, in the table and in its options'],
+            [
+                '[providers.openai] option "api_key" is set in the table and in its options; remove one of them'
+            ],
         ),
         (
             f'{OPEN}{HASHED}options = {{vendor = "x"}}',
@@ -567,7 +572,7 @@ ONE = f'{HASHED}[models.m]\nendpoints = [{{provider = "hashed"}}]\n'
                 '[providers.openai] extra_body."a b": Expected bool | int | float | str, got array',
             ],
         ),
-        # of [models]: each endpoint and each key for itself
+        # [models]: each endpoint and each option is checked separately
         (
             (
                 f'{OPEN}{HASHED}[models.m]\ndimension = 3\nfallback = "nope"\n'
@@ -576,7 +581,7 @@ ONE = f'{HASHED}[models.m]\nendpoints = [{{provider = "hashed"}}]\n'
             [
                 '[models.m] unknown option "dimension"; did you mean "dimensions"?',
                 '[models.m.endpoints.hashed.accepts] unknown option "max_input"; did you mean "max_inputs"?',
-                '[models.m] endpoint names the provider "zz", which no [providers] table configures',
+                '[models.m] endpoint refers to unknown provider "zz" (no [providers.zz] table)',
                 '[models.m] fallback "nope" is not another model of this config',
             ],
         ),
@@ -585,7 +590,7 @@ ONE = f'{HASHED}[models.m]\nendpoints = [{{provider = "hashed"}}]\n'
             [
                 '[models.m.endpoints.0] unknown option "weigth"; did you mean "weight"?',
                 "[models.m.endpoints.zz.accepts] tokens: Expected bool, got int",
-                '[models.m] endpoint names the provider "zz", which no [providers] table configures',
+                '[models.m] endpoint refers to unknown provider "zz" (no [providers.zz] table)',
             ],
         ),
         (
@@ -668,11 +673,11 @@ ONE = f'{HASHED}[models.m]\nendpoints = [{{provider = "hashed"}}]\n'
                 "[models.m.endpoints.2] model: Expected str | null, got array",
             ],
         ),
-        # of what would only be met by the first request
+        # mistakes that only the first request would reveal
         (
             f'{OPEN}media_domains = ["https://x.example/", "", "*.x.example", "x.example:443", ".x", "x.", "-x", "A.Example"]',
             [
-                f'[gateway] media_domains: "{it}" is no host name; write the name alone, as in "images.example.com"'
+                f'[gateway] media_domains: "{it}" is not a host name; use the host only, as in "images.example.com"'
                 for it in (
                     "https://x.example/",
                     "",
@@ -694,14 +699,14 @@ ONE = f'{HASHED}[models.m]\nendpoints = [{{provider = "hashed"}}]\n'
         ),
         (
             f'{OPEN}{HASHED}[models.""]\nendpoints = [{{provider = "hashed"}}]',
-            ['[models.""] a model has a name'],
+            ['[models.""] the model name must not be empty'],
         ),
         (f'{OPEN}{HASHED}vendor = ""', ["[providers.hashed] vendor: Expected str of length >= 1"]),
         (
             f'{OPEN}engine = "fast"\nproxy = "http://10.0.0.1"\ndeadline = 0',
             [
                 "[gateway] deadline: Expected float > 0.0",
-                '[gateway] engine = "fast" goes straight to upstreams; with a proxy write engine = "httpx2".',
+                '[gateway] engine = "fast" does not support a proxy. Set engine = "httpx2".',
             ],
         ),
         (
@@ -732,7 +737,7 @@ ONE = f'{HASHED}[models.m]\nendpoints = [{{provider = "hashed"}}]\n'
         ),
         (
             f'{OPEN}ca_file = "{pytest.__file__}"',
-            [f"[gateway] ca_file: {pytest.__file__} holds no certificate in PEM form"],
+            [f"[gateway] ca_file: {pytest.__file__} contains no certificate in PEM format"],
         ),
         (
             f'{OPEN}ca_file = "\\u0000"',
@@ -740,27 +745,27 @@ ONE = f'{HASHED}[models.m]\nendpoints = [{{provider = "hashed"}}]\n'
         ),
         (
             f'{OPEN}ca_file = "{BROKEN}"',
-            [f"[gateway] ca_file: {BROKEN} holds no certificate in PEM form"],
+            [f"[gateway] ca_file: {BROKEN} contains no certificate in PEM format"],
         ),
         (
             f'{OPEN}proxy = "env:NOPE"\nengine = "fast"',
             ["[gateway] proxy: the environment variable NOPE is not set"],
         ),
-        # of a key's models: what it could never use
+        # models of a key that it could never use
         (
             (
                 f'{KEYS}[keys.a]\nkey = "x"\nmodels = ["hashed/m", "again/m:floor", "m:floor"]\n{HASHED}'
                 '[providers.again]\nbackend = "hashed"\n[models.m]\nendpoints = [{provider = "hashed"}, {provider = "again"}]'
             ),
             [
-                f"[keys.a] models: '{it}' is only some of the endpoints of 'm'; name the model itself, and providers in 'only'"
+                f"[keys.a] models: '{it}' refers to one provider's endpoint of model 'm'; list the model itself and restrict providers with 'only'"
                 for it in ("hashed/m", "again/m:floor")
             ],
         ),
     ],
 )
-def test_a_report_has_one_true_line_for_each_mistake(text, report):
-    """Nothing is said of what another mistake leaves unknown, and nothing that can be known waits for the next start."""
+def test_a_report_has_exactly_one_line_per_mistake(text, report):
+    """Consequences of a mistake are not reported, but all independent mistakes are."""
     assert report == mistakes_of(text)
 
 
@@ -780,7 +785,7 @@ def test_a_report_has_one_true_line_for_each_mistake(text, report):
         ),
     ],
 )
-def test_what_is_at_a_bound_is_within_it(text):
+def test_limits_are_inclusive(text):
     assert [] == mistakes_of(text)
 
 
@@ -808,8 +813,11 @@ def test_what_is_at_a_bound_is_within_it(text):
     ],
 )
 @pytest.mark.parametrize("backend", ["openai", "mistral", "gemini"])
-def test_an_address_that_can_never_be_reached_is_a_mistake(backend, url):
-    """Not a 502 for each request; and a URL may hold a password, so it is not repeated."""
+def test_an_invalid_base_url_is_a_mistake(backend, url):
+    """Not a 502 for each request.
+
+    A URL may contain a password, so the message does not repeat it.
+    """
     text = (
         f'{OPEN}[providers.x]\nbackend = "{backend}"\napi_key = "k"\nbase_url = {json.dumps(url)}'
     )
@@ -831,11 +839,11 @@ def test_an_address_that_can_never_be_reached_is_a_mistake(backend, url):
         "https://bücher.example",
     ],
 )
-def test_any_http_address_is_taken(url):
+def test_any_http_base_url_is_accepted(url):
     assert [] == mistakes_of(f'{OPEN}[providers.x]\nbackend = "openai"\nbase_url = "{url}"')
 
 
-def test_a_readable_ca_file_is_taken(tmp_path):
+def test_a_readable_ca_file_is_accepted(tmp_path):
     path = tmp_path / "ca.pem"
     new = [
         "openssl",
@@ -854,8 +862,8 @@ def test_a_readable_ca_file_is_taken(tmp_path):
     assert [] == mistakes_of(f'{OPEN}ca_file = "{path}"\nproxy = "HTTP://u:p@proxy.internal:3128"')
 
 
-def test_options_may_stand_in_a_table_of_their_own():
-    """As a ``Provider`` of Python has them; neither place hides the other."""
+def test_options_may_be_in_a_separate_table():
+    """As in a ``Provider`` made in Python; an option in both places is a mistake."""
     config = read_config(
         '[providers.openai]\napi_key = "k"\nzdr = true\noptions = {project = "p"}', {}
     ).config
@@ -877,7 +885,7 @@ def test_options_may_stand_in_a_table_of_their_own():
         ("q:floor:nitro", "q:floor"),
     ],
 )
-def test_a_key_may_use_the_model_that_its_list_means(said, held, tmp_path):
+def test_models_of_a_key_are_resolved_to_canonical_names(said, held, tmp_path):
     path = tmp_path / "my.toml"
     path.write_text(
         f'{KEYS}[keys.a]\nkey = "x"\nmodels = ["{said}"]\n{ONE}[models."q:floor"]\nendpoints = [{{provider = "hashed"}}]'
@@ -888,8 +896,8 @@ def test_a_key_may_use_the_model_that_its_list_means(said, held, tmp_path):
     assert {held} == gateway.keys.authenticate([(b"authorization", b"Bearer x")]).models
 
 
-def test_all_mistakes_are_named_at_once():
-    """Of the whole file, whatever stage of starting would meet them."""
+def test_all_mistakes_are_reported_together():
+    """Of the whole file, and of every stage of startup."""
     text = """
     [gatewy]
     [gateway]
@@ -936,7 +944,7 @@ def test_all_mistakes_are_named_at_once():
         ("sk:1", "sk:1"),
     ],
 )
-def test_a_secret_is_read_from_where_it_is(said, held, tmp_path):
+def test_a_secret_is_read_from_its_source(said, held, tmp_path):
     path = tmp_path / "secret"
     path.write_text(" from a file\n")
     text = f'[providers.openai]\napi_key = "{said.format(path=path)}"\n[gateway]\nauth = "open"'
@@ -947,24 +955,24 @@ def test_a_secret_is_read_from_where_it_is(said, held, tmp_path):
     assert Secret(held) == gateway.directory.providers["openai"].backend.api_key
 
 
-def test_a_config_may_begin_as_some_editors_begin_a_file(tmp_path):
-    """With a byte order mark, which TOML has no word for."""
+def test_a_config_may_start_with_a_byte_order_mark(tmp_path):
+    """TOML does not allow a byte order mark, but some editors write one."""
     path = tmp_path / "my.toml"
     path.write_text(OPEN, encoding="utf-8-sig")
 
     assert "open" == Gateway.from_file(path).settings.auth
 
 
-def test_a_secret_that_is_no_text_is_named_by_its_file_alone(tmp_path):
+def test_a_secret_file_that_is_not_utf8_is_reported_without_its_content(tmp_path):
     path = tmp_path / "secret"
     path.write_bytes(b"\xffsecret")
 
-    assert [f"[keys.a] key: the file {path} holds no text in UTF-8"] == read_config(
+    assert [f"[keys.a] key: the file {path} is not valid UTF-8"] == read_config(
         f'[keys.a]\nkey = "file:{path}"', {}
     ).mistakes
 
 
-def test_a_file_that_holds_nothing_holds_no_secret(tmp_path):
+def test_an_empty_secret_file_is_a_mistake(tmp_path):
     path = tmp_path / "secret"
     path.write_text(" \n")
 
@@ -974,8 +982,8 @@ def test_a_file_that_holds_nothing_holds_no_secret(tmp_path):
 
 
 @pytest.mark.parametrize("around", ["{}\n", "{}\r\n", " {} ", "\t{}\n\n"])
-def test_space_around_a_secret_that_is_kept_elsewhere_is_none_of_it(around, tmp_path):
-    """Whoever writes one into a file, and mounts that file as a variable, hardly sees the line break behind it."""
+def test_whitespace_around_a_secret_from_a_file_or_variable_is_removed(around, tmp_path):
+    """A secret from a mounted file often ends with a line break that its author does not notice."""
     path, kept = tmp_path / "secret", around.format("sk-kept")
     path.write_text(kept)
     environ = {
@@ -994,7 +1002,7 @@ def test_space_around_a_secret_that_is_kept_elsewhere_is_none_of_it(around, tmp_
     assert "default" == from_env.keys.authenticate([(b"authorization", b"Bearer sk-kept")]).name
 
 
-UNSENDABLE = "holds a line break or another character that no header can carry"
+UNSENDABLE = "contains a line break or another character that is not allowed in a header"
 
 
 @pytest.mark.parametrize(
@@ -1009,17 +1017,17 @@ UNSENDABLE = "holds a line break or another character that no header can carry"
         (
             "openai",
             {"api_key": "sk-hidden "},
-            "api_key has space around it, which no header can carry",
+            "api_key has leading or trailing white space, which is not allowed in a header",
         ),
         (
             "openai",
             {"api_key": "k", "organization": "\to"},
-            "organization has space around it, which no header can carry",
+            "organization has leading or trailing white space, which is not allowed in a header",
         ),
         (
             "openai",
             {"api_key": "k", "extra_body": {"top": "\ud800"}},
-            "extra_body.top is '\\ud800', which JSON cannot say",
+            "extra_body.top is '\\ud800', which JSON cannot represent",
         ),
         ("openai", {"api_key": "k", "organization": "o\n"}, f"organization {UNSENDABLE}"),
         ("openai", {"api_key": "k", "project": "p\n"}, f"project {UNSENDABLE}"),
@@ -1054,17 +1062,17 @@ UNSENDABLE = "holds a line break or another character that no header can carry"
         (
             "openai",
             {"api_key": "k", "extra_body": {"top": float("nan")}},
-            "extra_body.top is nan, which JSON cannot say",
+            "extra_body.top is nan, which JSON cannot represent",
         ),
         (
             "openai",
             {"api_key": "k", "extra_body": {"top": float("-inf")}},
-            "extra_body.top is -inf, which JSON cannot say",
+            "extra_body.top is -inf, which JSON cannot represent",
         ),
     ],
 )
-def test_what_no_request_could_be_written_with_is_a_mistake_at_start(provider, options, mistake):
-    """And not with each request; a secret is not repeated."""
+def test_options_that_make_requests_impossible_are_mistakes(provider, options, mistake):
+    """Not with each request; the message does not repeat a secret."""
     with pytest.raises(ConfigError) as refused:
         Gateway(
             Config(gateway=Settings(auth="open"), providers={provider: Provider(options=options)}),
@@ -1084,15 +1092,15 @@ def test_what_no_request_could_be_written_with_is_a_mistake_at_start(provider, o
         {"api_key": "k", "extra_body": {"a": 1.5, "b": True, "c": "x", "d": 1e308}},
     ],
 )
-def test_what_can_be_written_is_none(options):
+def test_valid_options_are_accepted(options):
     Gateway(
         Config(gateway=Settings(auth="open"), providers={"openai": Provider(options=options)}),
         environ={},
     )
 
 
-def test_no_secret_shows():
-    """Not in the config's own words, nor in any mistake that it makes."""
+def test_reprs_contain_no_secret():
+    """Neither in the repr of the config nor in its mistakes."""
     text = '[keys.a]\nkey = "hidden-1"\n[providers.openai]\napi_key = "hidden-2"\nbase_ulr = "https://u:hidden-3@h"\n[gateway]\nauth="keys"'
     draft = read_config(text, {})
     from_environment = environment_config(
@@ -1123,7 +1131,7 @@ def test_no_secret_shows():
         ({"JINA_API_KEY": "k", "UNRELATED_API_KEY": "k"}, False, {"jina"}),
     ],
 )
-def test_the_environment_turns_on_whose_key_it_holds(environ, local, providers):
+def test_the_environment_enables_providers_whose_key_is_set(environ, local, providers):
     config = environment_config({"EMBEDROUTE_AUTH": "open", **environ}, local=local)
 
     assert providers == set(config.providers)
@@ -1138,19 +1146,22 @@ def test_the_environment_turns_on_whose_key_it_holds(environ, local, providers):
         ({}, STATE_ENV_AUTH),
         ({"EMBEDROUTE_AUTH": "Keys"}, STATE_ENV_AUTH),
         ({"EMBEDROUTE_AUTH": ""}, STATE_ENV_AUTH),
-        ({"EMBEDROUTE_AUTH": "keys"}, "EMBEDROUTE_KEY must hold"),
-        ({"EMBEDROUTE_AUTH": "keys", "EMBEDROUTE_KEY": ""}, "EMBEDROUTE_KEY must hold"),
+        ({"EMBEDROUTE_AUTH": "keys"}, 'EMBEDROUTE_AUTH is "keys", but EMBEDROUTE_KEY is missing'),
+        (
+            {"EMBEDROUTE_AUTH": "keys", "EMBEDROUTE_KEY": ""},
+            'EMBEDROUTE_AUTH is "keys", but EMBEDROUTE_KEY is missing',
+        ),
         ({"EMBEDROUTE_AUTH": "keys", "EMBEDROUTE_KEY": "two words"}, "[keys.default] key must be"),
     ],
 )
-def test_the_environment_must_say_who_may_call(environ, mistake):
+def test_the_environment_must_set_auth(environ, mistake):
     with pytest.raises(ConfigError) as refused:
         Gateway.from_env(environ=environ)
 
     assert refused.value.message.startswith(mistake)
 
 
-def test_a_gateway_from_the_environment_knows_its_key():
+def test_a_gateway_from_the_environment_authenticates_its_key():
     gateway = Gateway.from_env(environ={"EMBEDROUTE_AUTH": "keys", "EMBEDROUTE_KEY": "k"})
 
     assert "default" == gateway.keys.authenticate([(b"authorization", b"Bearer k")]).name
@@ -1158,8 +1169,8 @@ def test_a_gateway_from_the_environment_knows_its_key():
 
 @pytest.mark.parametrize("auth", ["open", "host"])
 @pytest.mark.parametrize("key", ["k", "two words"])
-def test_who_needs_no_keys_may_say_so_in_the_environment(auth, key):
-    """A key that stands in it all the same is nobody's, whatever it is."""
+def test_the_environment_may_set_auth_open_or_host(auth, key):
+    """A key that is set anyway is ignored."""
     gateway = Gateway.from_env(environ={"EMBEDROUTE_AUTH": auth, "EMBEDROUTE_KEY": key})
 
     assert auth == gateway.settings.auth
@@ -1173,11 +1184,11 @@ def test_who_needs_no_keys_may_say_so_in_the_environment(auth, key):
         ("", STATE_AUTH),
         (
             '[gateway]\nauth = "keys"',
-            '[gateway] auth = "keys" needs at least one [keys.NAME] table',
+            '[gateway] auth = "keys" needs a [keys.NAME] table',
         ),
     ],
 )
-def test_who_may_call_has_no_default(text, mistake):
+def test_auth_has_no_default(text, mistake):
     assert [it for it in mistakes_of(text) if it.startswith(mistake)]
 
 
@@ -1205,7 +1216,7 @@ DICTS = {
         {"models": {"m": {**DICTS["models"]["m"], "endpoints": STRUCTS["models"]["m"].endpoints}}},
     ],
 )
-def test_a_config_is_built_of_structs_or_dicts(mixed):
+def test_a_config_accepts_structs_and_dicts(mixed):
     assert Config(**STRUCTS) == Config(**{**DICTS, **mixed})
     assert {"m"} <= set(Gateway(Config(**STRUCTS)).directory.routes)
 
@@ -1246,8 +1257,8 @@ def test_a_config_is_built_of_structs_or_dicts(mixed):
         ),
     ],
 )
-def test_what_python_says_is_judged_as_what_toml_says(tables, mistake):
-    """A struct checks nothing when it is made; a wrong type must not wait for the first request."""
+def test_configs_made_in_python_are_validated_like_toml(tables, mistake):
+    """Structs made in Python are not validated by msgspec; mistakes must not wait for a request."""
     if mistake is None:
         assert Secret("k") == Config(**tables).keys["a"].key
         return
@@ -1258,18 +1269,18 @@ def test_what_python_says_is_judged_as_what_toml_says(tables, mistake):
 
 
 EXACT = Decimal("0.020000000000000001")
-"""More digits than a float has."""
+"""A price with more digits than a float has."""
 
 
 @pytest.mark.parametrize("price", [EXACT, PriceTable(prompt=EXACT), {"prompt": EXACT}])
-def test_prices_may_be_decimals_in_python(price):
+def test_prices_made_in_python_may_be_decimals(price):
     endpoint = Endpoint(provider="hashed", price=price)
     config = Config(models={"m": Model(endpoints=[endpoint])})
 
     assert {"prompt": EXACT} == config.models["m"].endpoints[0].prices()
 
 
-def test_a_backend_object_needs_no_packaging():
+def test_a_backend_object_needs_no_entry_point():
     backend = ScriptedBackend()
     config = Config(
         gateway={"auth": "open"},
@@ -1282,7 +1293,7 @@ def test_a_backend_object_needs_no_packaging():
 
 
 @pytest.mark.parametrize("backend", [ScriptedBackend, 3, object(), ["openai"]])
-def test_what_is_no_backend_is_refused(backend):
+def test_an_object_that_is_not_a_backend_is_rejected(backend):
     with pytest.raises(
         ConfigError, match=r"\[providers.mine\] backend must be a name, or an object whose class is"
     ):
@@ -1293,8 +1304,8 @@ class Overriding(Backend):
     accepts: Accepts = Accepts(dimensions=True)
 
 
-def test_an_object_is_held_to_what_its_class_must_declare():
-    """As by entry point: a field of that name would silently win over what config says."""
+def test_the_class_of_a_backend_object_must_declare_accepts():
+    """As for an entry point: a field of that name would silently override the config."""
     with pytest.raises(
         ConfigError,
         match=r"\[providers.mine\] the backend Overriding must declare accepts: ClassVar",
@@ -1304,14 +1315,16 @@ def test_an_object_is_held_to_what_its_class_must_declare():
         )
 
 
-def test_options_beside_a_backend_object_are_refused():
+def test_options_with_a_backend_object_are_a_mistake():
     provider = Provider(backend=ScriptedBackend(), options={"width": 3})
 
-    with pytest.raises(ConfigError, match="options go into the backend object"):
+    with pytest.raises(
+        ConfigError, match="backend is an object, so set the options on it and not here"
+    ):
         Gateway(Config(gateway={"auth": "open"}, providers={"mine": provider}))
 
 
-def test_a_config_is_found_by_path_or_by_name(tmp_path):
+def test_a_config_file_is_found_by_path_or_environment_variable(tmp_path):
     path = tmp_path / "my.toml"
     path.write_text(
         '[gateway]\nauth = "open"\n[providers.hashed]\n[models.m]\nendpoints = [{provider = "hashed"}]'
@@ -1325,7 +1338,7 @@ def test_a_config_is_found_by_path_or_by_name(tmp_path):
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe", b"[gateway"])
-def test_a_file_that_cannot_be_read_is_named(content, tmp_path):
+def test_an_unreadable_config_file_is_reported(content, tmp_path):
     path = tmp_path / "my.toml"
     if content is not None:
         path.write_bytes(content)
@@ -1335,8 +1348,8 @@ def test_a_file_that_cannot_be_read_is_named(content, tmp_path):
     assert content == b"[gateway" or str(path) in refused.value.message
 
 
-def test_a_default_config_says_nothing_of_its_own():
-    """What is not said is the documented default."""
+def test_a_default_config_is_empty():
+    """Unset options have the documented defaults."""
     assert msgspec.structs.asdict(Settings()) | {"auth": None} == msgspec.structs.asdict(
         Config().gateway
     )

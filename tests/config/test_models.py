@@ -1,4 +1,4 @@
-"""The words of an operator as data: prices are exact, facts are inherited, and nothing secret is shown."""
+"""Tests the structs of the config: exact prices, inherited fields, and no secrets in reprs."""
 
 from decimal import Decimal
 
@@ -22,7 +22,7 @@ from embedroute.config import Endpoint, Model, PriceTable, Provider, catalogue, 
     ],
 )
 def test_prices_are_exact(price, prices):
-    """A float counts as its shortest text: 0.1 is a tenth."""
+    """A float is converted by its shortest text: 0.1 is a tenth."""
     endpoint = msgspec.convert({"provider": "p", "price": price}, Endpoint)
 
     assert {kind: Decimal(text) for kind, text in prices.items()} == endpoint.prices()
@@ -54,7 +54,7 @@ def test_prices_are_exact(price, prices):
         {"promt": 1},
     ],
 )
-def test_what_is_no_price_is_refused(price):
+def test_invalid_prices_are_rejected(price):
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert({"provider": "p", "price": price}, Endpoint)
 
@@ -74,14 +74,14 @@ def test_what_is_no_price_is_refused(price):
         ("quantization", "fp15"),
     ],
 )
-def test_numbers_that_would_break_an_order_are_refused(field, value):
+def test_invalid_endpoint_numbers_are_rejected(field, value):
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert({"provider": "p", field: value}, Endpoint)
 
 
 @pytest.mark.parametrize("field", ["dimensions", "max_input_tokens", "dimensions_min"])
 @pytest.mark.parametrize("value", [0, -1, 1.5, "8", True])
-def test_a_models_counts_are_whole_and_positive(field, value):
+def test_counts_of_a_model_are_positive_integers(field, value):
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert({field: value}, Model)
 
@@ -127,12 +127,12 @@ FACTS = Model(
         ),
     ],
 )
-def test_what_is_said_stands_over_what_is_known(said, merged):
+def test_fields_of_the_config_override_the_catalogue(said, merged):
     assert merged == said.over(FACTS)
 
 
-def test_a_provider_shows_which_options_it_has_and_none_of_their_values():
-    """Any of them may be a secret written out: a key, or a URL with a password in it."""
+def test_the_repr_of_a_provider_shows_option_names_without_values():
+    """Any value may contain a secret: a key, or a URL with a password."""
     provider = Provider(
         backend="openai", options={"api_key": "sk-hidden", "base_url": "https://u:hidden@host"}
     )

@@ -1,6 +1,6 @@
-"""One batch to one backend and back: all three kinds of backend, and whatever a plugin may do wrong."""
+"""Backend calls: all three kinds of backend, and the mistakes that a plugin can make."""
 
-# A script plays the same whatever it is asked.
+# A scripted reply does not depend on the request.
 # ruff: noqa: ARG002
 
 import gc
@@ -40,8 +40,8 @@ BATCH = Batch(model="m", texts=["a", "b"], width=3)
 GOOD = Vectors(np.ones((2, 3), "<f4"))
 
 
-class Answering:
-    """An engine that gives one answer, or raises it."""
+class FixedTransport:
+    """A transport that returns one response, or raises one error."""
 
     name = "answering"
 
@@ -57,7 +57,7 @@ class Answering:
         pass
 
 
-class Plain(HTTPBackend, frozen=True, kw_only=True):
+class PlainBackend(HTTPBackend, frozen=True, kw_only=True):
     def build(self, batch):
         return UpstreamRequest.json("http://host", {"texts": batch.texts})
 
@@ -65,41 +65,41 @@ class Plain(HTTPBackend, frozen=True, kw_only=True):
         return Vectors.from_lists(reply.json()["rows"])
 
 
-class Buggy(Plain, frozen=True, kw_only=True):
+class BuggyBackend(PlainBackend, frozen=True, kw_only=True):
     def build(self, batch):
         raise KeyError("a bug")
 
 
-class Judging(Plain, frozen=True, kw_only=True):
+class JudgingBackend(PlainBackend, frozen=True, kw_only=True):
     def map_error(self, reply):
         raise ZeroDivisionError
 
 
-class SlowToBuild(Plain, frozen=True, kw_only=True):
+class SlowToBuild(PlainBackend, frozen=True, kw_only=True):
     def build(self, batch):
         raise TimeoutError
 
 
-class SlowToParse(Plain, frozen=True, kw_only=True):
+class SlowToParse(PlainBackend, frozen=True, kw_only=True):
     def parse(self, batch, reply):
         raise TimeoutError
 
 
-class Found:
-    """What is made of an answer, which may be megabytes."""
+class ParsedResult:
+    """An object made from a response, which may have megabytes."""
 
 
-class Finding(Plain, frozen=True, kw_only=True):
+class ParsingBackend(PlainBackend, frozen=True, kw_only=True):
     finds: ClassVar[list[ref]] = []
     mistake: Exception
 
     def parse(self, batch, reply):
-        found = Found()
+        found = ParsedResult()
         self.finds.append(ref(found))
         raise self.mistake
 
 
-class Far(Backend, frozen=True, kw_only=True):
+class RemoteBackend(Backend, frozen=True, kw_only=True):
     step: object = None
 
     async def embed(self, batch):
@@ -112,7 +112,7 @@ class Far(Backend, frozen=True, kw_only=True):
 LOADED: list[object] = []
 
 
-class Near(LocalBackend, frozen=True, kw_only=True):
+class LocalModelBackend(LocalBackend, frozen=True, kw_only=True):
     accepts: ClassVar[Accepts] = Accepts()
     step: object = None
 
@@ -130,7 +130,7 @@ class Near(LocalBackend, frozen=True, kw_only=True):
 
 
 async def run(backend, answer=None, *, timeout=5.0, keep=None, local=None):
-    tools = CallResources(transport=Answering(answer), local=local or LocalModels())
+    tools = CallResources(transport=FixedTransport(answer), local=local or LocalModels())
     return await call_backend(backend, BATCH, tools, timeout, keep)
 
 
@@ -144,9 +144,9 @@ def reply(status, body):
     [KeyError("rows"), InvalidUpstreamResponse("no rows")],
     ids=["as another", "as it is"],
 )
-async def test_a_failure_keeps_nothing_of_the_answer_that_it_comes_from(mistake, size):
-    """Whoever keeps it, and the collector comes late, keeps the frames that it came through, but not what they held."""
-    backend, answer = Finding(mistake=mistake), reply(200, b"x" * size)
+async def test_an_error_does_not_keep_the_response_alive(mistake, size):
+    """An error that is kept alive keeps its frames alive, but not their contents."""
+    backend, answer = ParsingBackend(mistake=mistake), reply(200, b"x" * size)
     gc.disable()
     try:
         with pytest.raises(InvalidUpstreamResponse):
@@ -160,30 +160,30 @@ async def test_a_failure_keeps_nothing_of_the_answer_that_it_comes_from(mistake,
 @pytest.mark.parametrize(
     ("backend", "answer", "failure"),
     [
-        (Plain(), reply(200, b'{"rows": [[1, 2, 3], [4, 5, 6]]}'), None),
-        (Plain(), reply(201, b'{"rows": [[1, 2, 3], [4, 5, 6]]}'), None),
-        (Plain(), reply(200, b'{"lines": []}'), InvalidUpstreamResponse),
-        (Plain(), reply(200, b"[]"), InvalidUpstreamResponse),
-        (Plain(), reply(200, b"7"), InvalidUpstreamResponse),
-        (Plain(), reply(200, b"<html>"), InvalidUpstreamResponse),
-        (Plain(), reply(307, b""), UpstreamUnavailable),
-        (Plain(), reply(400, b"no"), UpstreamRejectedInput),
-        (Plain(), reply(429, b"no"), RateLimited),
-        (Plain(), UpstreamTimeout("slow"), UpstreamTimeout),
-        (Plain(), OSError("odd"), UpstreamUnavailable),
-        (Buggy(), reply(200, b""), UpstreamUnavailable),
-        (Judging(), reply(400, b""), UpstreamUnavailable),
-        (Far(), None, None),
-        (Far(step=RateLimited("slow")), None, RateLimited),
-        (Far(step=ValueError("a bug")), None, UpstreamUnavailable),
-        (Far(step=TimeoutError()), None, UpstreamTimeout),
-        (Near(), None, None),
-        (Near(step=UpstreamRejectedInput("odd")), None, UpstreamRejectedInput),
-        (Near(step=MemoryError()), None, UpstreamUnavailable),
-        (Near(step=SystemExit(1)), None, UpstreamUnavailable),
+        (PlainBackend(), reply(200, b'{"rows": [[1, 2, 3], [4, 5, 6]]}'), None),
+        (PlainBackend(), reply(201, b'{"rows": [[1, 2, 3], [4, 5, 6]]}'), None),
+        (PlainBackend(), reply(200, b'{"lines": []}'), InvalidUpstreamResponse),
+        (PlainBackend(), reply(200, b"[]"), InvalidUpstreamResponse),
+        (PlainBackend(), reply(200, b"7"), InvalidUpstreamResponse),
+        (PlainBackend(), reply(200, b"<html>"), InvalidUpstreamResponse),
+        (PlainBackend(), reply(307, b""), UpstreamUnavailable),
+        (PlainBackend(), reply(400, b"no"), UpstreamRejectedInput),
+        (PlainBackend(), reply(429, b"no"), RateLimited),
+        (PlainBackend(), UpstreamTimeout("slow"), UpstreamTimeout),
+        (PlainBackend(), OSError("odd"), UpstreamUnavailable),
+        (BuggyBackend(), reply(200, b""), UpstreamUnavailable),
+        (JudgingBackend(), reply(400, b""), UpstreamUnavailable),
+        (RemoteBackend(), None, None),
+        (RemoteBackend(step=RateLimited("slow")), None, RateLimited),
+        (RemoteBackend(step=ValueError("a bug")), None, UpstreamUnavailable),
+        (RemoteBackend(step=TimeoutError()), None, UpstreamTimeout),
+        (LocalModelBackend(), None, None),
+        (LocalModelBackend(step=UpstreamRejectedInput("odd")), None, UpstreamRejectedInput),
+        (LocalModelBackend(step=MemoryError()), None, UpstreamUnavailable),
+        (LocalModelBackend(step=SystemExit(1)), None, UpstreamUnavailable),
     ],
 )
-async def test_whatever_happens_is_vectors_or_an_upstreams_failure(backend, answer, failure):
+async def test_a_call_returns_vectors_or_raises_an_upstream_error(backend, answer, failure):
     if failure is None:
         assert len((await run(backend, answer)).array) == 2
     else:
@@ -192,16 +192,16 @@ async def test_whatever_happens_is_vectors_or_an_upstreams_failure(backend, answ
         assert caught.type is failure
 
 
-@pytest.mark.parametrize("backend", [Far(step=9.0), Near(step=3.0)])
-async def test_nobody_takes_longer_than_the_time_there_is(backend):
+@pytest.mark.parametrize("backend", [RemoteBackend(step=9.0), LocalModelBackend(step=3.0)])
+async def test_no_backend_exceeds_its_timeout(backend):
     began = time.monotonic()
     with pytest.raises(UpstreamTimeout):
         await run(backend, timeout=0.1)
     assert time.monotonic() - began < 2.5
 
 
-class Crowd(Backend, frozen=True):
-    """Has tasks of its own, in trio's own words."""
+class BackendWithTasks(Backend, frozen=True):
+    """A backend that starts its own tasks with trio's API."""
 
     async def embed(self, batch):
         async with trio.open_nursery() as nursery:
@@ -211,22 +211,22 @@ class Crowd(Backend, frozen=True):
 
 
 @pytest.mark.parametrize("anyio_backend", ["trio"])
-async def test_being_cancelled_is_no_failure_of_a_backend_with_tasks_of_its_own():
-    """A group of cancellations comes out under trio then, and out of httpx2 too while it connects."""
+async def test_cancellation_of_a_backend_with_its_own_tasks_is_not_a_failure():
+    """On trio this raises a group of cancellations; httpx2 does so too while it connects."""
     with anyio.move_on_after(0.05) as scope:
-        await run(Crowd())
+        await run(BackendWithTasks())
 
     assert scope.cancelled_caught
 
 
-async def test_a_base_that_is_none_of_the_three_is_a_mistake_of_its_author():
+async def test_a_backend_must_subclass_one_of_the_three_bases():
     with pytest.raises(TypeError, match="must subclass HTTPBackend, LocalBackend or Backend"):
         await run(BackendBase())
 
 
-async def test_a_local_model_is_loaded_once_whoever_comes_first():
+async def test_a_local_model_is_loaded_once():
     LOADED.clear()
-    backend, local = Near(), LocalModels()
+    backend, local = LocalModelBackend(), LocalModels()
     async with anyio.create_task_group() as group:
         for _ in range(4):
             group.start_soon(lambda: run(backend, local=local))
@@ -243,11 +243,11 @@ async def test_a_local_model_is_loaded_once_whoever_comes_first():
         (UpstreamTimeout("t"), []),
     ],
 )
-async def test_debug_gets_the_exchange_whatever_became_of_it(answer, kept):
+async def test_debug_captures_the_exchange_whatever_its_outcome(answer, kept):
     got = []
     try:
         await run(
-            Plain(),
+            PlainBackend(),
             answer,
             keep=lambda message: got.append(getattr(message, "url", None) or message.status),
         )
@@ -292,12 +292,12 @@ ROWS = np.array([[3.0, 4.0, 12.0], [6.0, 8.0, 0.0]], "<f4")
         ("vectors", 3, None),
     ],
 )
-def test_an_answer_is_checked_and_cut_before_anybody_sees_it(answer, due, rows):
+def test_an_answer_is_validated_and_truncated(answer, due, rows):
     if rows is None:
         with pytest.raises(InvalidUpstreamResponse):
-            validate_vectors(answer, BATCH, due=due)
+            validate_vectors(answer, BATCH, width=due)
     else:
-        found = validate_vectors(answer, BATCH, due=due).array
+        found = validate_vectors(answer, BATCH, width=due).array
         assert (np.ndarray, np.dtype("<f4")) == (type(found), found.dtype)
         assert np.allclose(found, rows)
 
@@ -321,10 +321,10 @@ def test_an_answer_is_checked_and_cut_before_anybody_sees_it(answer, due, rows):
         (np.ones(2, int), None),
     ],
 )
-def test_a_plugins_count_is_believed_only_where_it_is_one(said, believed):
-    """Where it is none the tokens are estimated, as where the upstream does not say."""
+def test_an_invalid_token_count_of_a_plugin_is_ignored(said, believed):
+    """An invalid count is replaced by an estimate, as if the upstream had not reported one."""
     for due in (None, 2):
-        found = validate_vectors(Vectors(ROWS, said), BATCH, due=due).prompt_tokens
+        found = validate_vectors(Vectors(ROWS, said), BATCH, width=due).prompt_tokens
         assert (believed, type(believed)) == (found, type(found))
 
 
@@ -341,17 +341,17 @@ def test_a_plugins_count_is_believed_only_where_it_is_one(said, believed):
         (7, {}),
     ],
 )
-def test_a_plugins_split_of_tokens_is_believed_only_where_it_is_one(said, believed):
-    assert believed == validate_vectors(Vectors(ROWS, 10, said), BATCH, due=None).modality_tokens
+def test_an_invalid_token_split_of_a_plugin_is_ignored(said, believed):
+    assert believed == validate_vectors(Vectors(ROWS, 10, said), BATCH, width=None).modality_tokens
 
 
-def test_plain_integers_make_quantised_vectors_only_of_their_own_size():
+def test_quantised_vectors_need_integers_of_the_right_size():
     batch = Batch(model="m", texts=["a", "b"], width=3, dtype="int8")
 
-    assert validate_vectors(Vectors(ROWS.astype("i1")), batch, due=3).array.dtype == np.int8
+    assert validate_vectors(Vectors(ROWS.astype("i1")), batch, width=3).array.dtype == np.int8
     for other in ("<f4", "<f8", "i8", "u1"):
         with pytest.raises(InvalidUpstreamResponse):
-            validate_vectors(Vectors(ROWS.astype(other)), batch, due=3)
+            validate_vectors(Vectors(ROWS.astype(other)), batch, width=3)
 
 
 UNIT = [[0.6, 0.8], [0.8, -0.6]]
@@ -372,13 +372,15 @@ CUT = Batch(model="m", texts=["a", "b"], dimensions=2, width=2)
         ([[3.0, 4.0], [0.4, -0.3]], Batch(model="m", texts=["a", "b"], width=2), True, None),
     ],
 )
-def test_a_row_that_an_api_shortened_is_of_length_1_like_one_cut_here(
-    given, batch, matryoshka, rows
-):
-    """infinity#538: an API that only slices would make two vectors of one request, by whether the whole one is cached."""
+def test_a_row_truncated_by_the_api_is_scaled_to_length_1(given, batch, matryoshka, rows):
+    """infinity#538.
+
+    An API that only slices would make two vectors of one request, by whether the whole one is
+    cached.
+    """
     array = np.array(given, "<f4")
 
-    found = validate_vectors(Vectors(array, 7, {"text": 7}), batch, due=2, matryoshka=matryoshka)
+    found = validate_vectors(Vectors(array, 7, {"text": 7}), batch, width=2, matryoshka=matryoshka)
 
     assert (np.dtype("<f4"), 7, {"text": 7}) == (
         found.array.dtype,
@@ -390,17 +392,17 @@ def test_a_row_that_an_api_shortened_is_of_length_1_like_one_cut_here(
     assert (found.array is array) == (rows is None or bool((abs(whole - 1) < 1e-3).all()))
 
 
-def test_a_quantised_row_has_no_length():
+def test_a_quantised_row_is_not_scaled():
     batch = Batch(model="m", texts=["a"], dimensions=2, width=2, dtype="int8")
 
     assert [[3, 4]] == validate_vectors(
-        Vectors(np.array([[3, 4]], "i1")), batch, due=2, matryoshka=True
+        Vectors(np.array([[3, 4]], "i1")), batch, width=2, matryoshka=True
     ).array.tolist()
 
 
 def test_a_binary_answer_packs_eight_dimensions_into_a_byte():
     batch = Batch(model="m", texts=["a"], width=20, dtype="binary")
 
-    assert validate_vectors(Vectors(np.zeros((1, 3), "i1")), batch, due=20).array.shape == (1, 3)
+    assert validate_vectors(Vectors(np.zeros((1, 3), "i1")), batch, width=20).array.shape == (1, 3)
     with pytest.raises(InvalidUpstreamResponse):
-        validate_vectors(Vectors(np.zeros((1, 20), "i1")), batch, due=20)
+        validate_vectors(Vectors(np.zeros((1, 20), "i1")), batch, width=20)

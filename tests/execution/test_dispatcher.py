@@ -1,4 +1,4 @@
-"""Over endpoints and attempts: what is tried where, when, how often, and what the client is told in the end."""
+"""Dispatching: which endpoints are tried, when, how often, and which error the client gets."""
 
 # One table serves both tests.
 # ruff: noqa: ARG001
@@ -45,7 +45,7 @@ def scripted(*script, **fields):
 
 
 def capped(most, said="too many inputs", **fields):
-    """A backend that takes ``most`` inputs and only says so when there are more."""
+    """A backend that accepts ``most`` inputs and reports the limit only when there are more."""
 
     def judge(batch):
         if len(batch) > most:
@@ -55,7 +55,7 @@ def capped(most, said="too many inputs", **fields):
     return scripted(then=judge, **fields)
 
 
-class Narrow(ScriptedBackend):
+class NarrowBackend(ScriptedBackend):
     accepts = Accepts(max_inputs=2)
 
 
@@ -80,7 +80,7 @@ def gateway_of(
 
 
 async def embed(gateway, texts=TEXTS, **fields):
-    """Embed in the order of the endpoints, and check that whatever comes back is right."""
+    """Embed in the order of the endpoints, and check that the vectors are right."""
     wishes = {"order": ["a"], **fields.pop("provider", {})}
     answer = await gateway.embed(texts, model=fields.pop("model", "m"), provider=wishes, **fields)
     assert answer.vectors.tolist() == [expected_vector(text, WIDTH).tolist() for text in texts]
@@ -94,7 +94,10 @@ async def failure_of(gateway, texts=TEXTS, **fields):
 
 
 async def code_of(gateway, texts):
-    """The code of the failure, "answered" if there is none: for a task group, which would wrap a failed expectation."""
+    """The code of the failure, "answered" if there is none.
+
+    For a task group, which would wrap a failed expectation.
+    """
     try:
         await embed(gateway, texts)
     except EmbedrouteError as error:
@@ -106,8 +109,11 @@ def calls(*backends):
     return [len(backend.batches) for backend in backends]
 
 
-class Fallback(NamedTuple):
-    """``told`` is what the client sees of ``failure`` alone, ``tried`` how often the first endpoint is called."""
+class FallbackCase(NamedTuple):
+    """``told``: the error that the client gets for ``failure`` alone.
+
+    ``tried``: how often the first endpoint is called.
+    """
 
     failure: Exception | Vectors
     tried: int
@@ -117,24 +123,24 @@ class Fallback(NamedTuple):
 WRONG_WIDTH = Vectors(np.ones((len(TEXTS), WIDTH + 1), "<f4"))
 TOO_FEW = Vectors(np.ones((len(TEXTS) - 1, WIDTH), "<f4"))
 FALLBACKS = [
-    Fallback(UpstreamUnavailable("reset"), 2, (502, None)),
-    Fallback(ConnectError("refused"), 2, (502, None)),
-    Fallback(InvalidUpstreamResponse("nonsense"), 2, (502, "upstream_invalid_response")),
-    Fallback(WRONG_WIDTH, 2, (502, "upstream_invalid_response")),
-    Fallback(TOO_FEW, 2, (502, "upstream_invalid_response")),
-    Fallback(RuntimeError("a bug of the plugin's"), 2, (502, None)),
-    Fallback(UpstreamTimeout("slow"), 1, (504, None)),
-    Fallback(UpstreamAuthError("your key sk-1 is bad"), 1, (502, "upstream_credentials")),
-    Fallback(UpstreamModelNotFound("no such model"), 1, (502, "upstream_model_not_found")),
-    Fallback(Rejected("flagged"), 1, (400, "upstream_refused")),
-    Fallback(RejectedByPage("blocked"), 1, (502, None)),
-    Fallback(RateLimited("slow down", retry_after=100), 1, (429, "rate_limit_exceeded")),
+    FallbackCase(UpstreamUnavailable("reset"), 2, (502, None)),
+    FallbackCase(ConnectError("refused"), 2, (502, None)),
+    FallbackCase(InvalidUpstreamResponse("nonsense"), 2, (502, "upstream_invalid_response")),
+    FallbackCase(WRONG_WIDTH, 2, (502, "upstream_invalid_response")),
+    FallbackCase(TOO_FEW, 2, (502, "upstream_invalid_response")),
+    FallbackCase(RuntimeError("a bug of the plugin's"), 2, (502, None)),
+    FallbackCase(UpstreamTimeout("slow"), 1, (504, None)),
+    FallbackCase(UpstreamAuthError("your key sk-1 is bad"), 1, (502, "upstream_credentials")),
+    FallbackCase(UpstreamModelNotFound("no such model"), 1, (502, "upstream_model_not_found")),
+    FallbackCase(Rejected("flagged"), 1, (400, "upstream_refused")),
+    FallbackCase(RejectedByPage("blocked"), 1, (502, None)),
+    FallbackCase(RateLimited("slow down", retry_after=100), 1, (429, "rate_limit_exceeded")),
 ]
-fallbacks = pytest.mark.parametrize(Fallback._fields, FALLBACKS)
+fallbacks = pytest.mark.parametrize(FallbackCase._fields, FALLBACKS)
 
 
 @fallbacks
-async def test_an_upstreams_own_trouble_is_tried_again_or_elsewhere(failure, tried, told):
+async def test_an_upstream_failure_is_retried_or_falls_back(failure, tried, told):
     first, second = (
         scripted(then=lambda _: failure)
         if isinstance(failure, Vectors)
@@ -150,7 +156,7 @@ async def test_an_upstreams_own_trouble_is_tried_again_or_elsewhere(failure, tri
 
 
 @fallbacks
-async def test_without_fallbacks_the_first_failure_is_told_by_its_own_status(failure, tried, told):
+async def test_without_fallbacks_the_first_failure_keeps_its_status(failure, tried, told):
     first, second = scripted(then=failure), scripted()
 
     error = await failure_of(gateway_of(first, second), provider={"allow_fallbacks": False})
@@ -162,7 +168,7 @@ async def test_without_fallbacks_the_first_failure_is_told_by_its_own_status(fai
 @pytest.mark.parametrize(
     "failure", [UpstreamRejectedInput("bad input"), ContextTooLong("too long")]
 )
-async def test_the_inputs_own_fault_stops_at_once_and_counts_against_nobody(failure):
+async def test_an_input_error_stops_at_once_and_changes_no_health(failure):
     first, second = scripted(*[failure] * 9), scripted()
     gateway = gateway_of(first, second, breaker=BreakerPolicy(failures=1))
 
@@ -175,7 +181,7 @@ async def test_the_inputs_own_fault_stops_at_once_and_counts_against_nobody(fail
 
 
 @pytest.mark.parametrize("given", [None, "vectors", Vectors("nothing"), 7])
-async def test_what_a_plugin_gives_back_instead_of_vectors_is_its_failure(given):
+async def test_an_invalid_return_value_of_a_plugin_is_its_failure(given):
     async def give(_):
         return given
 
@@ -183,7 +189,7 @@ async def test_what_a_plugin_gives_back_instead_of_vectors_is_its_failure(given)
     await embed(gateway_of(scripted(then=give), scripted()))
 
 
-async def test_a_refused_key_is_never_told_to_the_client():
+async def test_a_rejected_gateway_key_is_not_reported_to_the_client():
     error = await failure_of(
         gateway_of(scripted(then=UpstreamAuthError("Incorrect API key sk-secret-1")))
     )
@@ -192,7 +198,7 @@ async def test_a_refused_key_is_never_told_to_the_client():
     assert (error.status, error.retryable) == (502, False)
 
 
-async def test_a_refused_key_rests_its_endpoint():
+async def test_a_rejected_gateway_key_opens_the_breaker():
     first, second = scripted(then=UpstreamAuthError("no")), scripted()
     gateway = gateway_of(first, second)
 
@@ -202,7 +208,7 @@ async def test_a_refused_key_rests_its_endpoint():
     assert [1, 3] == calls(first, second)
 
 
-async def test_a_rate_limited_endpoint_is_not_called_before_its_rest_is_over():
+async def test_a_rate_limited_endpoint_is_not_called_before_its_cooldown_ends():
     first, second = scripted(RateLimited("slow down", retry_after=0.3)), scripted()
     gateway = gateway_of(first, second)
 
@@ -214,7 +220,7 @@ async def test_a_rate_limited_endpoint_is_not_called_before_its_rest_is_over():
     assert [2, 2] == calls(first, second)
 
 
-async def test_where_all_are_limited_the_nearest_hint_is_waited_for():
+async def test_if_all_are_rate_limited_the_shortest_retry_after_is_waited_out():
     first, second = (
         scripted(RateLimited("slow", retry_after=60)),
         scripted(RateLimited("slow", retry_after=0.2)),
@@ -228,7 +234,7 @@ async def test_where_all_are_limited_the_nearest_hint_is_waited_for():
     assert [1, 2] == calls(first, second)
 
 
-async def test_a_hint_past_the_deadline_is_told_instead_of_waited_for():
+async def test_a_retry_after_past_the_deadline_is_returned_at_once():
     first, second = (
         scripted(then=RateLimited("slow", retry_after=60)),
         scripted(then=RateLimited("slow", retry_after=30)),
@@ -243,8 +249,8 @@ async def test_a_hint_past_the_deadline_is_told_instead_of_waited_for():
 
 
 @pytest.mark.parametrize("endpoints", [1, 2, 3])
-async def test_whatever_is_called_after_a_rest_is_a_retry_and_has_a_budget(endpoints):
-    """Each endpoint is tried once for nothing; then come the ten that are always allowed, for a fifth of a call is none."""
+async def test_calls_after_a_cooldown_use_the_retry_budget(endpoints):
+    """Each endpoint is tried once without budget; then ten retries are always allowed."""
     limited = [scripted(then=RateLimited("slow", retry_after=0.001)) for _ in range(endpoints)]
 
     assert (await failure_of(gateway_of(*limited, deadline=60))).status == 429
@@ -252,8 +258,8 @@ async def test_whatever_is_called_after_a_rest_is_a_retry_and_has_a_budget(endpo
 
 
 @pytest.mark.parametrize("is_told", ["by a refusal", "by another request"])
-async def test_what_is_cut_after_a_rest_is_chunks_that_were_not_tried_before(is_told):
-    """They are as many as an endpoint that asks for no rest would get: no budget for retries may fail the request."""
+async def test_chunks_split_after_a_cooldown_count_as_first_attempts(is_told):
+    """As many as without a cool-down: the retry budget must not fail the request."""
 
     def judge(batch):
         if len(only.batches) == 1:
@@ -274,7 +280,7 @@ async def test_what_is_cut_after_a_rest_is_chunks_that_were_not_tried_before(is_
     assert len(only.batches) <= 1 + 4 * 2
 
 
-async def test_who_meets_a_rest_before_its_first_call_spends_no_retry():
+async def test_waiting_out_a_cooldown_before_the_first_call_uses_no_retry_budget():
     only = scripted(RateLimited("slow", retry_after=0.2))
     gateway = gateway_of(only)
 
@@ -285,7 +291,7 @@ async def test_who_meets_a_rest_before_its_first_call_spends_no_retry():
     assert len(only.batches) == 101
 
 
-async def test_where_the_nearest_fails_after_its_rest_the_next_is_tried():
+async def test_if_an_endpoint_fails_after_its_cooldown_the_next_is_tried():
     async def fail(_):
         await anyio.sleep(0.3)
         raise UpstreamUnavailable("down")
@@ -299,7 +305,7 @@ async def test_where_the_nearest_fails_after_its_rest_the_next_is_tried():
     assert [2, 2] == calls(first, second)
 
 
-async def test_the_breaker_opens_and_then_lets_one_probe_through_at_a_time():
+async def test_an_open_breaker_admits_one_probe_at_a_time():
     release = anyio.Event()
 
     async def probed(batch):
@@ -331,8 +337,8 @@ async def test_the_breaker_opens_and_then_lets_one_probe_through_at_a_time():
 
 
 @pytest.mark.parametrize("endpoints", [1, 2])
-async def test_what_is_cut_finds_out_by_one_chunk_that_an_outage_is_over(endpoints):
-    """Chunks beside the probe would be refused, and end it: no such request could ever close the breaker."""
+async def test_a_split_request_probes_with_one_chunk(endpoints):
+    """Chunks sent beside the probe would be rejected and end it, so such a request could never close the breaker."""
     answers = [scripted(UpstreamUnavailable("down")) for _ in range(endpoints)]
     policy = BreakerPolicy(failures=1, initial_cooldown=0.05)
     gateway = gateway_of(
@@ -351,7 +357,10 @@ async def test_what_is_cut_finds_out_by_one_chunk_that_an_outage_is_over(endpoin
 
 @pytest.mark.parametrize("late", ["answered", "failed", "cancelled"])
 async def test_a_call_from_before_the_outage_does_not_end_the_probe(late):
-    """However it ends: while the probe is under way nobody else is let in, and the probe's answer is what closes."""
+    """With any outcome.
+
+    No other call is admitted during the probe, and only the probe closes the breaker.
+    """
     come, over, probed, given_up = anyio.Event(), anyio.Event(), anyio.Event(), anyio.CancelScope()
 
     async def judge(batch):
@@ -388,7 +397,7 @@ async def test_a_call_from_before_the_outage_does_not_end_the_probe(late):
     await embed(gateway)
 
 
-async def test_a_cancelled_probe_makes_room_for_the_next():
+async def test_a_cancelled_probe_releases_its_permit():
     only = scripted(UpstreamUnavailable("down"), 60.0)
     gateway = gateway_of(
         only,
@@ -403,7 +412,7 @@ async def test_a_cancelled_probe_makes_room_for_the_next():
     await embed(gateway)
 
 
-async def test_the_failure_that_opens_the_breaker_is_told_as_it_is():
+async def test_the_failure_that_opens_the_breaker_is_reported():
     only = scripted(then=UpstreamUnavailable("down"))
     gateway = gateway_of(only, breaker=BreakerPolicy(failures=1))
 
@@ -414,7 +423,7 @@ async def test_the_failure_that_opens_the_breaker_is_told_as_it_is():
 
 
 async def test_retries_stay_within_their_budget():
-    """20 % of the calls of the last 10 s, and 10 besides."""
+    """20 % of the calls of the last 10 s, plus 10."""
     only = scripted(then=UpstreamUnavailable("down"))
     gateway = gateway_of(only, breaker=BreakerPolicy(failures=10_000))
 
@@ -424,8 +433,8 @@ async def test_retries_stay_within_their_budget():
     assert 110 <= len(only.batches) <= 130
 
 
-async def test_an_upstream_that_hangs_for_the_whole_of_each_request_is_left_alone():
-    """The request's own bound ends the call then, not the call's."""
+async def test_an_upstream_that_always_hangs_until_the_deadline_opens_the_breaker():
+    """The deadline of the request ends the call, not the timeout of the call."""
     only = scripted(then=60.0)
     gateway = gateway_of(only, deadline=0.1, breaker=BreakerPolicy(failures=3))
     async with gateway.lifespan():
@@ -435,7 +444,7 @@ async def test_an_upstream_that_hangs_for_the_whole_of_each_request_is_left_alon
     assert 3 == len(only.batches)
 
 
-async def test_a_call_that_hangs_counts_once_however_many_share_it():
+async def test_a_shared_call_that_hangs_counts_once():
     only, told = scripted(then=60.0), []
     gateway = gateway_of(only, deadline=0.3, breaker=BreakerPolicy(failures=3))
     candidate = gateway.directory.routes["m"].candidates[0]
@@ -455,8 +464,8 @@ async def test_a_call_that_hangs_counts_once_however_many_share_it():
     assert gateway.healths.get(candidate).state(time.monotonic()) is State.CLOSED
 
 
-async def test_a_shared_call_is_measured_as_the_call_that_it_is():
-    """By its own time, without the wait for company, and by all of its tokens."""
+async def test_a_shared_call_is_measured_without_the_wait_for_others():
+    """By its own duration, without the wait for other calls, and by all of its tokens."""
     only = scripted(then=0.3)
     gateway = gateway_of(only)
     candidate = gateway.directory.routes["m"].candidates[0]
@@ -472,8 +481,8 @@ async def test_a_shared_call_is_measured_as_the_call_that_it_is():
     assert 4 < shared.throughput / alone.throughput
 
 
-async def test_a_call_that_is_given_up_in_time_says_nothing_of_its_upstream():
-    """Its client left, or whoever shared it."""
+async def test_a_call_cancelled_by_its_client_does_not_change_the_health():
+    """Its client, or the clients that share it, disconnected."""
     only = scripted(then=60.0)
     gateway = gateway_of(only, breaker=BreakerPolicy(failures=1))
     for _ in range(3):
@@ -483,7 +492,7 @@ async def test_a_call_that_is_given_up_in_time_says_nothing_of_its_upstream():
     assert 3 == len(only.batches)
 
 
-async def test_one_deadline_is_shared_by_the_endpoints():
+async def test_endpoints_share_one_deadline():
     slow, slower, last = scripted(then=60.0), scripted(then=60.0), scripted()
     began = time.monotonic()
 
@@ -494,7 +503,7 @@ async def test_one_deadline_is_shared_by_the_endpoints():
     assert [1, 1, 1] == calls(slow, slower, last)
 
 
-async def test_when_nobody_answers_in_time_the_client_is_told_in_time():
+async def test_a_timeout_is_reported_within_the_deadline():
     began = time.monotonic()
 
     error = await failure_of(gateway_of(scripted(then=60.0), scripted(then=60.0), deadline=0.3))
@@ -506,7 +515,7 @@ async def test_when_nobody_answers_in_time_the_client_is_told_in_time():
 # Splitting.
 
 
-class Split(NamedTuple):
+class SplitCase(NamedTuple):
     """Batch sizes that an endpoint sees for a request of ``count`` inputs, if they are always the same, and for the next."""
 
     backend: Callable[[], ScriptedBackend]
@@ -517,21 +526,21 @@ class Split(NamedTuple):
 
 
 @pytest.mark.parametrize(
-    Split._fields,
+    SplitCase._fields,
     [
-        Split(scripted, {"max_inputs": 3}, [3, 3, 1], [3, 3, 1]),
-        Split(scripted, {"max_inputs": 7}, [7], [7]),
-        Split(scripted, {"max_tokens": 2}, [2, 2, 2, 1], [2, 2, 2, 1]),
-        Split(scripted, {"max_bytes": ENVELOPE + 20}, [2, 2, 2, 1], [2, 2, 2, 1]),
-        Split(scripted, {"max_bytes": 1}, [1] * 7, [1] * 7),
-        Split(lambda: capped(32), {}, [64, 32, 32], [32, 32], 64),
-        Split(lambda: capped(16), {}, None, [16, 16, 16, 16], 64),
-        Split(lambda: capped(8), {}, None, [16, 16, 8, 8, 8, 8], 32),
-        Split(lambda: capped(3), {}, [7, 4, 3, 2, 2], [7, 4, 3, 2, 2]),
-        Split(
+        SplitCase(scripted, {"max_inputs": 3}, [3, 3, 1], [3, 3, 1]),
+        SplitCase(scripted, {"max_inputs": 7}, [7], [7]),
+        SplitCase(scripted, {"max_tokens": 2}, [2, 2, 2, 1], [2, 2, 2, 1]),
+        SplitCase(scripted, {"max_bytes": ENVELOPE + 20}, [2, 2, 2, 1], [2, 2, 2, 1]),
+        SplitCase(scripted, {"max_bytes": 1}, [1] * 7, [1] * 7),
+        SplitCase(lambda: capped(32), {}, [64, 32, 32], [32, 32], 64),
+        SplitCase(lambda: capped(16), {}, None, [16, 16, 16, 16], 64),
+        SplitCase(lambda: capped(8), {}, None, [16, 16, 8, 8, 8, 8], 32),
+        SplitCase(lambda: capped(3), {}, [7, 4, 3, 2, 2], [7, 4, 3, 2, 2]),
+        SplitCase(
             lambda: capped(32, said="the batch is too large"), {}, [64, 32, 32], [64, 32, 32], 64
         ),
-        Split(
+        SplitCase(
             lambda: capped(32, said="too many tokens in request"),
             {},
             [64, 32, 32],
@@ -540,10 +549,10 @@ class Split(NamedTuple):
         ),
     ],
 )
-async def test_chunks_keep_within_caps_and_a_cap_is_learned_once(
+async def test_chunks_stay_within_limits_and_a_limit_is_learned_once(
     backend, accepts, first, then, count
 ):
-    """A cap is learned of what the refusal counts, and never one below 16 inputs or 8,192 tokens."""
+    """A cap is learned for the measure of the rejection, never below 16 inputs or 8,192 tokens."""
     made = backend()
     gateway = gateway_of(made, accepts=accepts)
 
@@ -556,8 +565,8 @@ async def test_chunks_keep_within_caps_and_a_cap_is_learned_once(
 
 
 @pytest.mark.parametrize("said", ["payload too large", "too many tokens in request"])
-async def test_a_cap_on_bytes_or_tokens_is_learned_and_is_none_on_inputs(said):
-    """Short texts go in one call, and no call of long ones is refused again."""
+async def test_a_learned_cap_on_bytes_or_tokens_does_not_limit_inputs(said):
+    """Short texts go in one call, and no call of long texts is rejected again."""
 
     def judge(batch):
         if sum(map(len, batch.texts)) > 250_000:
@@ -576,7 +585,7 @@ async def test_a_cap_on_bytes_or_tokens_is_learned_and_is_none_on_inputs(said):
     assert len(sizes[1]) <= 3
 
 
-async def test_a_single_input_that_is_answered_raises_a_cap_that_it_is_over():
+async def test_an_answered_single_input_raises_a_smaller_cap():
     only = scripted(BatchTooLarge("payload too large"))
     gateway = gateway_of(only)
     await embed(gateway, ["a" * 30_000, "b" * 30_000])
@@ -586,8 +595,11 @@ async def test_a_single_input_that_is_answered_raises_a_cap_that_it_is_over():
     assert [2, 1, 1, 1, 2] == [len(batch) for batch in only.batches]
 
 
-async def test_an_endpoint_that_rejects_every_input_without_a_word_of_keys_rests():
-    """A refused key may look so. Two inputs show it; one, however often it is sent, does not."""
+async def test_an_endpoint_that_rejects_every_input_opens_its_breaker():
+    """A rejected key may look like this.
+
+    Two different inputs show it; one input sent repeatedly does not.
+    """
     only = scripted(then=RejectedByPage("blocked"))
     gateway = gateway_of(only)
     for text, status in [("a", 502), ("a", 502), ("b", 502), ("c", 503)]:
@@ -595,7 +607,7 @@ async def test_an_endpoint_that_rejects_every_input_without_a_word_of_keys_rests
     assert 3 == len(only.batches)
 
 
-async def test_inputs_that_are_rejected_rest_no_endpoint_that_serves_others():
+async def test_rejected_inputs_do_not_open_the_breaker_of_a_working_endpoint():
     def judge(batch):
         if "bad" in batch.texts[0]:
             raise RejectedByPage("blocked")
@@ -619,8 +631,8 @@ async def test_no_cap_is_learned_from_a_single_input():
     assert [1, 7] == list(map(len, only.batches))
 
 
-async def test_a_late_refusal_of_a_larger_batch_does_not_raise_what_was_learned():
-    """Chunks of one request fail in any order; the smallest cap stays."""
+async def test_a_late_rejection_of_a_larger_batch_does_not_raise_the_cap():
+    """Chunks of one request fail in any order; the smallest cap is kept."""
     texts = [f"text {at}" for at in range(112)]
 
     async def judge(batch):
@@ -639,7 +651,7 @@ async def test_a_late_refusal_of_a_larger_batch_does_not_raise_what_was_learned(
     assert [16] * 7 == list(map(len, only.batches))
 
 
-async def test_chunks_run_side_by_side_but_not_all_at_once():
+async def test_chunks_run_concurrently_within_a_limit():
     running = most = 0
 
     async def count(batch):
@@ -657,8 +669,8 @@ async def test_chunks_run_side_by_side_but_not_all_at_once():
     assert most == 8
 
 
-async def test_halves_of_halves_are_not_called_all_at_once_either():
-    """And whichever waits for its turn while a cap is learned is cut before it is called."""
+async def test_repeatedly_halved_chunks_run_within_the_same_limit():
+    """A chunk that waits while a cap is learned is split before it is sent."""
     running = most = 0
 
     async def count(batch):
@@ -679,8 +691,11 @@ async def test_halves_of_halves_are_not_called_all_at_once_either():
     assert sum(len(batch) > 24 for batch in only.batches) < 64
 
 
-async def test_no_cap_is_learned_from_an_input_that_is_refused_alone_as_well():
-    """Some servers say 413 whatever is too large; one client's input must not cut everybody's calls."""
+async def test_no_cap_is_kept_if_an_input_is_rejected_alone_too():
+    """Some servers return 413 for any excess.
+
+    One client's input must not shrink the calls of others.
+    """
     long, short = "x" * 40_000, "y" * 40_000
 
     def judge(batch):
@@ -703,11 +718,11 @@ async def test_no_cap_is_learned_from_an_input_that_is_refused_alone_as_well():
 
 
 @pytest.mark.parametrize("inputs", [1, 7])
-async def test_what_failed_before_work_was_cut_is_told_as_well(inputs):
-    """The first trouble may heal, and the client may try again, however the second endpoint takes its inputs."""
+async def test_failures_before_a_split_are_reported(inputs):
+    """The first error is retryable, so the client may retry, however the second endpoint splits its inputs."""
     first, second = (
         scripted(then=UpstreamUnavailable("reset")),
-        Narrow(then=UpstreamAuthError("bad key"), width=WIDTH),
+        NarrowBackend(then=UpstreamAuthError("bad key"), width=WIDTH),
     )
 
     error = await failure_of(gateway_of(first, second), TEXTS[:inputs])
@@ -715,8 +730,8 @@ async def test_what_failed_before_work_was_cut_is_told_as_well(inputs):
     assert (error.status, error.code, error.retryable) == (502, None, True)
 
 
-async def test_a_chunk_that_fails_goes_on_alone():
-    """Its siblings' vectors are kept: nobody computes them again."""
+async def test_a_failed_chunk_falls_back_by_itself():
+    """The vectors of the other chunks are kept and not computed again."""
 
     def judge(batch):
         if "text 3" in batch.texts:
@@ -731,7 +746,7 @@ async def test_a_chunk_that_fails_goes_on_alone():
     assert {"a", "b"} == set(answer.providers)
 
 
-async def test_what_landed_is_kept_though_the_request_fails():
+async def test_finished_chunks_are_cached_if_the_request_fails():
     async def judge(batch):
         if "text 3" in batch.texts:
             await anyio.sleep(0.05)
@@ -751,11 +766,11 @@ async def test_what_landed_is_kept_though_the_request_fails():
     assert answer.trace.hits == 5
 
 
-async def test_a_narrow_endpoint_takes_in_pieces_what_a_wide_one_refused():
-    class Narrow(ScriptedBackend, frozen=True, kw_only=True):
+async def test_a_fallback_with_smaller_limits_receives_smaller_chunks():
+    class NarrowBackend(ScriptedBackend, frozen=True, kw_only=True):
         accepts = Accepts(max_inputs=2, dimensions=True)
 
-    wide, narrow = scripted(then=UpstreamUnavailable("down")), Narrow(width=WIDTH)
+    wide, narrow = scripted(then=UpstreamUnavailable("down")), NarrowBackend(width=WIDTH)
 
     await embed(gateway_of(wide, narrow))
 
@@ -763,7 +778,7 @@ async def test_a_narrow_endpoint_takes_in_pieces_what_a_wide_one_refused():
     assert [7, 7] == list(map(len, wide.batches))
 
 
-async def test_widths_that_differ_within_one_answer_are_refused_where_no_width_is_declared():
+async def test_different_widths_in_one_answer_are_rejected():
     def judge(batch):
         return Vectors(np.ones((len(batch), 4 if "text 3" in batch.texts else 8), "<f4"))
 
@@ -776,22 +791,24 @@ async def test_widths_that_differ_within_one_answer_are_refused_where_no_width_i
 
 @pytest.mark.parametrize("most", [None, 2], ids=["whole", "cut by the other"])
 @pytest.mark.parametrize("other", [UpstreamUnavailable("down"), UpstreamAuthError("no")], ids=repr)
-async def test_who_asks_for_a_rest_is_waited_for_whatever_became_of_the_others(other, most):
+async def test_a_rate_limited_endpoint_is_waited_for_if_the_others_fail(other, most):
     """Also when another endpoint has cut the work before it failed."""
 
-    class Narrow(ScriptedBackend):
+    class NarrowBackend(ScriptedBackend):
         accepts = Accepts(max_inputs=most)
 
     resting = scripted(RateLimited("slow down", retry_after=0.1))
-    gateway = gateway_of(resting, Narrow(then=other, width=WIDTH), retries=RetryPolicy(attempts=1))
+    gateway = gateway_of(
+        resting, NarrowBackend(then=other, width=WIDTH), retries=RetryPolicy(attempts=1)
+    )
 
     answer = await embed(gateway)
 
     assert ("a",) == answer.providers
 
 
-async def test_the_first_answer_settles_the_width_of_a_space_that_nobody_declared():
-    """Whoever answers otherwise is passed over, be it a part of one request or a later one."""
+async def test_the_first_answer_sets_the_width_of_an_undeclared_vector_space():
+    """An endpoint with another width is skipped, within one request and later."""
     honest = scripted(0.0, UpstreamUnavailable("down"), UpstreamUnavailable("down"))
     odd = ScriptedBackend(width=WIDTH + 2)
     gateway = gateway_of(

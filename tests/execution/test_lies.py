@@ -1,4 +1,4 @@
-"""A lying upstream, mode by mode: what a client sees of it alone, and beside an honest one."""
+"""A faulty upstream, mode by mode: what a client gets from it alone, and beside a correct one."""
 
 # Anyio's plugin reads `anyio_backend`.
 # ruff: noqa: ARG001
@@ -27,14 +27,17 @@ from tests.support.asgi_client import call
 WIDTH, ASKED = 8, 6
 KEYS = {"liar": "sk-Canary1-a0b1c2d3e4f5-Liar9", "truth": "sk-Canary2-f5e4d3c2b1a0-Truth9"}
 TEXTS = [["one", "zwei", "три"], ["quatre", "cinco", "kuusi", "yedi"]]
-"""What is asked first, and then: an answer that comes late must not pass for the next one. Odd and even in number."""
+"""What is asked first, and then: an answer that comes late must not pass for the next one.
+
+Odd and even in number.
+"""
 
 PLANTED = "INPUTCANARY"
 ENDLESS = {"huge_body", "huge_chunked"}
 RESTLESS = {"limited_silent", "limited_garbage", "limited_negative", "limited_nan"}
 """They name no rest that can be kept, so a second is assumed."""
 MARGIN = 3.0
-"""Seconds that an answer may come after its deadline; the machine is shared."""
+"""Seconds that a response may be late after its deadline, because the machine is shared."""
 
 MODES = HARMLESS | DOUBTFUL | LIES | INPUT_FAULTS
 SAMPLE = [
@@ -75,7 +78,8 @@ def gateway_of(upstreams, *names, deadline=5.0, **settings):
 
 
 def deadline_of(mode, names):
-    # A stalled endpoint gets its share of the time that is left, and the honest one has time on a busy machine too.
+    # A stalled endpoint gets its share of the time that is left, and the honest one has time on a
+    # busy machine too.
     if mode in STALLS | ENDLESS:
         return 0.4 if len(names) == 1 else 1.6
     return 0.9 if mode in RESTLESS and len(names) == 1 else 5.0
@@ -106,7 +110,10 @@ def right(texts):
 
 
 def parts_of(key):
-    """What must not be seen of a key: eight of its characters in a row, nor as many of its base64, alone or after others."""
+    """What must not be seen of a key.
+
+    Eight of its characters in a row, nor as many of its base64, alone or after others.
+    """
     coded = [
         base64.b64encode(before + key.encode()).decode()[4:-4] for before in (b"", b"u", b"u:")
     ]
@@ -123,16 +130,19 @@ def assert_envelope(answer):
 
 
 def told(answer, caplog):
-    """All that anybody could read: the answer with its headers, and every log record with its fields."""
+    """Everything that can be read.
+
+    The response with its headers, and every log record with its fields.
+    """
     logged = [f"{record.getMessage()} {vars(record)}" for record in caplog.records]
     return "\n".join([repr(answer.headers), answer.body.decode(), *logged])
 
 
 @runs
-async def test_a_liar_alone_never_gets_a_wrong_vector_through(
+async def test_a_faulty_upstream_never_delivers_a_wrong_vector(
     anyio_backend, upstreams, mode, caplog
 ):
-    """The client sees one of the statuses of the table, in the right envelope and time, and nothing of any key."""
+    """The client gets a status of the table, in the right envelope and time, and no part of any key."""
     caplog.set_level(logging.DEBUG)
     upstreams["liar"].mode = mode
     deadline = deadline_of(mode, ["liar"])
@@ -152,10 +162,10 @@ async def test_a_liar_alone_never_gets_a_wrong_vector_through(
 
 
 @runs
-async def test_a_liar_beside_an_honest_endpoint_costs_the_client_nothing(
+async def test_a_faulty_upstream_beside_a_correct_one_does_not_affect_the_client(
     anyio_backend, upstreams, mode, caplog
 ):
-    """The right vectors come in every case but the input's own fault, which is told at once."""
+    """The client gets the right vectors, except for an input error, which is reported at once."""
     caplog.set_level(logging.DEBUG)
     upstreams["liar"].mode = mode
     deadline = deadline_of(mode, ["liar", "truth"])
@@ -179,10 +189,10 @@ async def test_a_liar_beside_an_honest_endpoint_costs_the_client_nothing(
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 @pytest.mark.parametrize(("deadline", "status", "calls"), [(5.0, 200, 2), (0.2, 502, 1)])
-async def test_an_upstream_is_left_alone_for_as_long_as_it_asks(
+async def test_an_upstream_is_not_called_during_its_retry_after(
     anyio_backend, deadline, status, calls
 ):
-    """But not where the request would be too late then: it fails, or another endpoint is asked, at once."""
+    """Unless the request would be too late then: it fails, or tries another endpoint, at once."""
     with Upstream(["busy_503", "honest"]) as liar:
         gateway = gateway_of({"liar": liar}, "liar", deadline=deadline)
         async with gateway.lifespan():

@@ -24,15 +24,15 @@ from embedroute.inputs import ImagePart, ImageURL, TextPart
 from embedroute.routing import BreakerPolicy
 from tests.support.wait import until, until_on_loop
 
-CHECK = partial(validate_vectors, due=None)
+CHECK = partial(validate_vectors, width=None)
 
 TENANT = ContextVar("TENANT", default="nobody")
 
 asynchronous = pytest.mark.anyio
 
 
-class Play(msgspec.Struct):
-    """What a model did: slices begun and finished, loads; and the gates that hold it up."""
+class ModelRecord(msgspec.Struct):
+    """A record of a model's slices and loads, and the gates that block it."""
 
     begun: list[tuple[str, ...]] = []
     finished: list[tuple[str, ...]] = []
@@ -42,38 +42,38 @@ class Play(msgspec.Struct):
     may_load: threading.Event = msgspec.field(default_factory=threading.Event)
 
 
-class Scripted(LocalBackend, frozen=True, kw_only=True):
-    """Gives a text of n characters the vector (n, 1); works for ``seconds`` per input."""
+class ScriptedModel(LocalBackend, frozen=True, kw_only=True):
+    """Returns the vector (n, 1) for a text of n characters, and takes ``seconds`` per input."""
 
     accepts: ClassVar[Accepts] = Accepts(dimensions=True)
-    play: Play = msgspec.field(default_factory=Play)
+    record: ModelRecord = msgspec.field(default_factory=ModelRecord)
     seconds: float = 0.0
     held: tuple[str, ...] = ()
     fails_to_load: int = 0
     loads_slowly: bool = False
 
     def load(self):
-        self.play.loads += 1
-        self.play.threads.add(threading.current_thread())
+        self.record.loads += 1
+        self.record.threads.add(threading.current_thread())
         if self.loads_slowly:
-            assert self.play.may_load.wait(30)
-        if self.play.loads <= self.fails_to_load:
+            assert self.record.may_load.wait(30)
+        if self.record.loads <= self.fails_to_load:
             raise OSError("no weights yet")
 
     def run(self, model, batch):
         assert model is None
-        self.play.threads.add(threading.current_thread())
-        self.play.begun.append(tuple(batch.texts))
+        self.record.threads.add(threading.current_thread())
+        self.record.begun.append(tuple(batch.texts))
         if set(self.held) & set(batch.texts):
-            assert self.play.may_run.wait(30)
+            assert self.record.may_run.wait(30)
         time.sleep(self.seconds * len(batch))
-        self.play.finished.append(tuple(batch.texts))
+        self.record.finished.append(tuple(batch.texts))
         rows = [[len(text), 1.0] for text in batch.texts]
         return Vectors.from_lists(rows, prompt_tokens=sum(map(len, batch.texts)))
 
 
-class InBatches(Scripted, frozen=True, kw_only=True):
-    """Is worth being called with 50 inputs or more."""
+class MinimumSliceModel(ScriptedModel, frozen=True, kw_only=True):
+    """A model with a minimum slice of 50 inputs."""
 
     min_slice: ClassVar[int] = 50
 
@@ -87,13 +87,13 @@ async def embed(local, backend, *inputs):
 
 
 def threads_of(backend):
-    return [it for it in backend.play.threads if it.is_alive()]
+    return [it for it in backend.record.threads if it.is_alive()]
 
 
 @asynchronous
-async def test_a_cancelled_call_keeps_its_slot_until_its_thread_is_done():
-    """However many callers leave, there are never more threads at work than there are slots."""
-    backend, local = Scripted(held=("hangs",)), LocalModels(threads=2)
+async def test_a_cancelled_call_occupies_its_thread_until_the_slice_ends():
+    """However many callers are cancelled, never more threads run than there are slots."""
+    backend, local = ScriptedModel(held=("hangs",)), LocalModels(threads=2)
     await embed(local, backend, "a")
     for _ in range(10):
         with anyio.move_on_after(0.01):
@@ -102,98 +102,98 @@ async def test_a_cancelled_call_keeps_its_slot_until_its_thread_is_done():
     with anyio.move_on_after(0.05) as waited:
         await embed(local, backend, "b")
     assert waited.cancelled_caught
-    assert [("a",), ("hangs",), ("hangs",)] == backend.play.begun
+    assert [("a",), ("hangs",), ("hangs",)] == backend.record.begun
     assert len(threads_of(backend)) == 2
 
-    backend.play.may_run.set()
+    backend.record.may_run.set()
     assert (await embed(local, backend, "b")).array.tolist() == [[1, 1]]
 
 
 @asynchronous
-async def test_queued_work_of_a_caller_who_left_never_starts():
-    backend, local = Scripted(held=("hangs",)), LocalModels(threads=1)
+async def test_queued_work_of_a_cancelled_caller_never_starts():
+    backend, local = ScriptedModel(held=("hangs",)), LocalModels(threads=1)
     async with anyio.create_task_group() as group:
         group.start_soon(embed, local, backend, "hangs")
-        await until_on_loop(lambda: backend.play.begun)
+        await until_on_loop(lambda: backend.record.begun)
         with anyio.move_on_after(0.05):
             await embed(local, backend, "left")
         group.start_soon(embed, local, backend, "stays")
-        backend.play.may_run.set()
+        backend.record.may_run.set()
 
-    assert [("hangs",), ("stays",)] == backend.play.finished
+    assert [("hangs",), ("stays",)] == backend.record.finished
 
 
 @asynchronous
-async def test_a_batch_stops_after_the_slice_in_which_its_caller_left():
+async def test_a_cancelled_batch_stops_after_its_current_slice():
     inputs = texts("t", 100)
-    backend, local = Scripted(held=("t8",)), LocalModels(threads=1)
+    backend, local = ScriptedModel(held=("t8",)), LocalModels(threads=1)
     async with anyio.create_task_group() as group:
         group.start_soon(embed, local, backend, *inputs)
-        await until_on_loop(lambda: len(backend.play.begun) == 2)
+        await until_on_loop(lambda: len(backend.record.begun) == 2)
         group.cancel_scope.cancel()
-    backend.play.may_run.set()
+    backend.record.may_run.set()
     await embed(local, backend, "next")
 
-    *before, last = backend.play.finished
+    *before, last = backend.record.finished
     assert last == ("next",)
     assert len(before) == 2
     assert sum(map(len, before)) < len(inputs)
 
 
 @asynchronous
-async def test_a_short_text_waits_for_a_few_slices_and_for_no_whole_batch():
-    """Counted in the inputs that are begun before it, so that the clock has no say in it."""
-    backend, local = Scripted(seconds=0.002), LocalModels(threads=2)
+async def test_a_short_text_waits_for_slices_and_not_for_whole_batches():
+    """Counted in inputs started before it, so that the result does not depend on time."""
+    backend, local = ScriptedModel(seconds=0.002), LocalModels(threads=2)
     passed = []
     async with anyio.create_task_group() as group:
         for name in "abcd":
             group.start_soon(embed, local, backend, *texts(name, 200))
         for at in range(10):
             await anyio.sleep(0.02)
-            before = len(backend.play.begun)
+            before = len(backend.record.begun)
             await embed(local, backend, f"short{at}")
-            own = backend.play.begun.index((f"short{at}",))
-            passed.append(sum(map(len, backend.play.begun[before:own])))
-        assert sum(map(len, backend.play.finished)) < 800
-    assert sum(map(len, backend.play.finished)) == 810
+            own = backend.record.begun.index((f"short{at}",))
+            passed.append(sum(map(len, backend.record.begun[before:own])))
+        assert sum(map(len, backend.record.finished)) < 800
+    assert sum(map(len, backend.record.finished)) == 810
     assert max(passed) < 100
 
 
 @asynchronous
-async def test_a_batch_gets_on_however_many_short_texts_come():
-    backend, local = Scripted(held=("big0",)), LocalModels(threads=1)
+async def test_many_short_texts_do_not_starve_a_batch():
+    backend, local = ScriptedModel(held=("big0",)), LocalModels(threads=1)
     async with anyio.create_task_group() as group:
         group.start_soon(embed, local, backend, *texts("big", 24))
-        await until_on_loop(lambda: backend.play.begun)
+        await until_on_loop(lambda: backend.record.begun)
         for at in range(20):
             group.start_soon(embed, local, backend, f"short{at}")
         await anyio.sleep(0.05)
-        backend.play.may_run.set()
+        backend.record.may_run.set()
 
-    names = ["big" if it[0].startswith("big") else "short" for it in backend.play.begun]
+    names = ["big" if it[0].startswith("big") else "short" for it in backend.record.begun]
     assert names[:4] == ["big", "short", "big", "short"]
 
 
 @asynchronous
 async def test_batches_take_turns():
-    backend, local = Scripted(held=("a0",)), LocalModels(threads=1)
+    backend, local = ScriptedModel(held=("a0",)), LocalModels(threads=1)
     async with anyio.create_task_group() as group:
         group.start_soon(embed, local, backend, *texts("a", 200))
-        await until_on_loop(lambda: backend.play.begun)
+        await until_on_loop(lambda: backend.record.begun)
         group.start_soon(embed, local, backend, *texts("b", 200))
         await anyio.sleep(0.05)
-        backend.play.may_run.set()
+        backend.record.may_run.set()
 
-    assert ["a", "b"] * 3 == [it[0][0] for it in backend.play.begun][:6]
+    assert ["a", "b"] * 3 == [it[0][0] for it in backend.record.begun][:6]
 
 
 class Token:
-    """Something that a caller has in its context."""
+    """A value in the context of a caller."""
 
 
 @asynchronous
-async def test_nothing_of_a_caller_who_left_is_kept():
-    backend, local = Scripted(held=("hangs",)), LocalModels(threads=1)
+async def test_nothing_of_a_cancelled_caller_is_kept():
+    backend, local = ScriptedModel(held=("hangs",)), LocalModels(threads=1)
     kept = []
 
     async def leave():
@@ -206,13 +206,13 @@ async def test_nothing_of_a_caller_who_left_is_kept():
 
     async with anyio.create_task_group() as group:
         group.start_soon(embed, local, backend, "hangs")
-        await until_on_loop(lambda: backend.play.begun)
+        await until_on_loop(lambda: backend.record.begun)
         async with anyio.create_task_group() as leaving:
             leaving.start_soon(leave)
         await anyio.lowlevel.checkpoint()
         gc.collect()
         assert kept[0]() is None
-        backend.play.may_run.set()
+        backend.record.may_run.set()
 
 
 def pace(*, per_input=0.0, per_token=0.0):
@@ -236,39 +236,43 @@ def pace(*, per_input=0.0, per_token=0.0):
         ([1000] * 50 + [1] * 50, 50, 64, 1, pace(per_input=0.002, per_token=2e-6), 55),
     ],
 )
-def test_a_slice_is_as_long_as_the_last_one_says(sizes, start, longest, least, known, stop):
+def test_the_last_slice_determines_the_size_of_the_next(sizes, start, longest, least, known, stop):
     assert stop == slice_stop(list(accumulate(sizes)), start, longest, least, known)
 
 
 @asynchronous
-async def test_slices_of_a_slow_model_are_short_and_those_of_a_quick_one_are_few():
-    slow, quick, whole = Scripted(seconds=0.005), Scripted(), InBatches(seconds=0.001)
+async def test_a_slow_model_gets_short_slices_and_a_fast_one_few_slices():
+    slow, quick, whole = (
+        ScriptedModel(seconds=0.005),
+        ScriptedModel(),
+        MinimumSliceModel(seconds=0.001),
+    )
     local = LocalModels()
     for backend, count in ((slow, 40), (quick, 200), (whole, 200)):
         await embed(local, backend, *texts("t", count))
 
-    assert [8] == [len(it) for it in slow.play.begun][:1]
-    assert {1, 2} >= {len(it) for it in slow.play.begun[1:]}
-    assert len(quick.play.begun) <= 6
-    assert [50] * 4 == [len(it) for it in whole.play.begun]
+    assert [8] == [len(it) for it in slow.record.begun][:1]
+    assert {1, 2} >= {len(it) for it in slow.record.begun[1:]}
+    assert len(quick.record.begun) <= 6
+    assert [50] * 4 == [len(it) for it in whole.record.begun]
     assert await embed(local, slow, *texts("u", 8))
-    assert len(slow.play.begun[-1]) <= 2
+    assert len(slow.record.begun[-1]) <= 2
 
 
 @asynchronous
-async def test_a_batch_of_one_slice_is_given_whole_to_the_model():
-    backend, local = Scripted(), LocalModels()
+async def test_a_batch_of_one_slice_runs_as_a_whole():
+    backend, local = ScriptedModel(), LocalModels()
     await embed(local, backend, *texts("t", 8))
 
-    assert [texts("t", 8)] == backend.play.begun
+    assert [texts("t", 8)] == backend.record.begun
 
 
 @asynchronous
 async def test_slices_are_joined_in_order_and_their_tokens_summed():
     inputs = ["x" * (1 + at % 17) for at in range(300)]
-    answer = await embed(LocalModels(), backend := Scripted(), *inputs)
+    answer = await embed(LocalModels(), backend := ScriptedModel(), *inputs)
 
-    assert len(backend.play.begun) > 2
+    assert len(backend.record.begun) > 2
     assert [[len(it), 1] for it in inputs] == answer.array.tolist()
     assert sum(map(len, inputs)) == answer.prompt_tokens
 
@@ -288,7 +292,7 @@ PARTS = (
         (Batch(model="m", parts=PARTS, dimensions=2, user="u"), PARTS[1:]),
     ],
 )
-def test_a_slice_has_its_own_inputs_and_all_else_of_its_batch(batch, inputs):
+def test_a_slice_differs_from_its_batch_only_in_its_inputs(batch, inputs):
     part = cut_part(batch, 1, 3)
 
     assert (inputs, batch.kind) == (part.inputs, part.kind)
@@ -311,21 +315,21 @@ ROW = np.ones((1, 2), "<f4")
         ([Vectors(ROW, 2, {"text": 2}), Vectors(ROW, 5)], 7, {}),
     ],
 )
-def test_tokens_are_summed_where_every_slice_has_some(answers, tokens, split):
+def test_tokens_are_summed_only_if_every_slice_reports_them(answers, tokens, split):
     found = joined(answers)
 
     assert (tokens, split) == (found.prompt_tokens, found.modality_tokens)
     assert found.array.shape == (2, 2)
 
 
-class Wrong(Scripted, frozen=True, kw_only=True):
-    """Does to the rows of each slice what ``does`` says."""
+class WrongRowsModel(ScriptedModel, frozen=True, kw_only=True):
+    """Applies ``does`` to the rows of each slice."""
 
     does: object = None
 
     def run(self, model, batch):
         answer = super().run(model, batch)
-        return Vectors(self.does(answer.array, len(self.play.begun)))
+        return Vectors(self.does(answer.array, len(self.record.begun)))
 
 
 @asynchronous
@@ -342,86 +346,86 @@ class Wrong(Scripted, frozen=True, kw_only=True):
     ids=["a row less", "one more and one less", "another width", "other numbers", "zeros", "none"],
 )
 async def test_a_slice_with_a_wrong_answer_fails_the_batch(does):
-    """Two wrong counts may add up to the right one: every row between would be another's."""
+    """Two wrong counts may add up to the right one, and then rows would belong to other inputs."""
     with pytest.raises(InvalidUpstreamResponse):
-        await embed(LocalModels(), Wrong(does=does), *texts("t", 40))
+        await embed(LocalModels(), WrongRowsModel(does=does), *texts("t", 40))
 
 
 @asynchronous
 async def test_one_model_runs_while_another_is_loading():
-    slow, loaded, local = Scripted(loads_slowly=True), Scripted(), LocalModels(threads=1)
+    slow, loaded, local = ScriptedModel(loads_slowly=True), ScriptedModel(), LocalModels(threads=1)
     async with anyio.create_task_group() as group:
         group.start_soon(embed, local, slow, "a")
-        await until_on_loop(lambda: slow.play.loads)
+        await until_on_loop(lambda: slow.record.loads)
         assert len((await embed(local, loaded, "b")).array) == 1
-        assert [] == slow.play.begun
-        slow.play.may_load.set()
+        assert [] == slow.record.begun
+        slow.record.may_load.set()
 
-    assert [("a",)] == slow.play.finished
+    assert [("a",)] == slow.record.finished
 
 
 @asynchronous
-async def test_a_load_that_failed_is_tried_again_by_the_next_request():
-    backend, local = Scripted(fails_to_load=2), LocalModels()
+async def test_a_failed_load_is_repeated_by_the_next_request():
+    backend, local = ScriptedModel(fails_to_load=2), LocalModels()
     for _ in range(2):
         with pytest.raises(OSError, match="no weights yet"):
             await embed(local, backend, "a")
     for _ in range(2):
         await embed(local, backend, "a")
 
-    assert backend.play.loads == 3
+    assert backend.record.loads == 3
 
 
 @asynchronous
-async def test_a_caller_who_leaves_during_the_load_gets_no_slice_and_the_model_stays():
-    backend, local = Scripted(loads_slowly=True), LocalModels(threads=1)
+async def test_a_caller_cancelled_during_the_load_gets_no_slice_and_the_model_stays_loaded():
+    backend, local = ScriptedModel(loads_slowly=True), LocalModels(threads=1)
     with anyio.move_on_after(0.05):
         await embed(local, backend, "left")
-    backend.play.may_load.set()
+    backend.record.may_load.set()
     await embed(local, backend, "stays")
 
-    assert backend.play.loads == 1
-    assert [("stays",)] == backend.play.begun
+    assert backend.record.loads == 1
+    assert [("stays",)] == backend.record.begun
 
 
-def test_a_model_is_loaded_once_for_all_event_loops_and_bounded_for_all_of_them():
-    backend, local = Scripted(held=("hangs",), loads_slowly=True), LocalModels(threads=2)
+def test_all_event_loops_share_one_loaded_model_and_its_thread_limit():
+    backend, local = ScriptedModel(held=("hangs",), loads_slowly=True), LocalModels(threads=2)
     arguments = (embed, local, backend, "hangs")
     kinds = [{"backend": kind} for kind in ("asyncio", "trio")] * 4
     loops = [threading.Thread(target=anyio.run, args=arguments, kwargs=kind) for kind in kinds]
     for loop in loops:
         loop.start()
-    until(lambda: backend.play.loads)
-    backend.play.may_load.set()
-    until(lambda: len(backend.play.begun) == 2)
+    until(lambda: backend.record.loads)
+    backend.record.may_load.set()
+    until(lambda: len(backend.record.begun) == 2)
     time.sleep(0.05)
-    assert len(backend.play.begun) == len(threads_of(backend)) == 2
-    backend.play.may_run.set()
+    assert len(backend.record.begun) == len(threads_of(backend)) == 2
+    backend.record.may_run.set()
     for loop in loops:
         loop.join()
 
-    assert backend.play.loads == 1
-    assert [("hangs",)] * 8 == backend.play.finished
+    assert backend.record.loads == 1
+    assert [("hangs",)] * 8 == backend.record.finished
 
 
 @pytest.mark.parametrize("kind", ["asyncio", "trio"])
-def test_a_slice_may_end_after_its_event_loop_did_and_idle_threads_end(kind):
-    backend, local = Scripted(held=("hangs",)), LocalModels(threads=1)
+def test_a_slice_may_outlive_its_event_loop_and_idle_threads_end(kind):
+    backend, local = ScriptedModel(held=("hangs",)), LocalModels(threads=1)
 
     async def leave():
         with anyio.move_on_after(0.05):
             await embed(local, backend, "hangs")
 
     anyio.run(leave, backend=kind)
-    backend.play.may_run.set()
+    backend.record.may_run.set()
 
     assert until(lambda: not threads_of(backend)) < 20
-    assert [("hangs",)] == backend.play.finished
+    assert [("hangs",)] == backend.record.finished
     anyio.run(embed, local, backend, "again", backend=kind)
 
 
-class Asking(LocalBackend, frozen=True):
-    """Answers with the length of the caller's name."""
+class CallerNameModel(LocalBackend, frozen=True):
+    """Returns the length of the caller's name."""
 
     def load(self):
         pass
@@ -433,7 +437,7 @@ class Asking(LocalBackend, frozen=True):
 
 @asynchronous
 async def test_a_model_runs_in_the_context_of_its_caller():
-    backend, local = Asking(), LocalModels(threads=1)
+    backend, local = CallerNameModel(), LocalModels(threads=1)
     for name in ("a", "abc"):
         TENANT.set(name)
         answer = await embed(local, backend, *texts("t", 20))
@@ -448,14 +452,14 @@ import numpy as np
 from embedroute.backend import Batch, LocalBackend, Vectors
 from embedroute.execution.local_models import LocalModels
 
-class Near(LocalBackend, frozen=True):
+class ForkableModel(LocalBackend, frozen=True):
     def load(self):
         return os.getpid()
 
     def run(self, model, batch):
         return Vectors(np.array([[model, os.getpid()]], "<f4"))
 
-backend, local = Near(), LocalModels()
+backend, local = ForkableModel(), LocalModels()
 
 async def embed():
     with anyio.fail_after(20):
@@ -476,7 +480,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
 @asynchronous
-async def test_a_forked_process_has_the_model_and_starts_threads_of_its_own():
+async def test_a_forked_process_keeps_the_model_and_starts_its_own_threads():
     """A server that preloads its application forks while a thread is still idle."""
     done = await anyio.run_process([sys.executable, "-c", FORK])
 
@@ -484,8 +488,8 @@ async def test_a_forked_process_has_the_model_and_starts_threads_of_its_own():
 
 
 @asynchronous
-async def test_a_thread_that_cannot_be_started_fails_its_call_and_no_later_one():
-    backend, local = Scripted(), LocalModels()
+async def test_a_failed_thread_start_fails_only_its_own_call():
+    backend, local = ScriptedModel(), LocalModels()
     before = threading.stack_size(2**46)
     try:
         with pytest.raises(RuntimeError, match="can't start new thread"):
@@ -494,14 +498,14 @@ async def test_a_thread_that_cannot_be_started_fails_its_call_and_no_later_one()
         threading.stack_size(before)
 
     await embed(local, backend, "b")
-    assert [("b",)] == backend.play.finished
+    assert [("b",)] == backend.record.finished
 
 
 @asynchronous
 async def test_a_model_that_hangs_fails_its_own_requests_and_recovers():
     """It has as many threads as the config says, and another model is served meanwhile."""
     hanging = texts("hangs", 3)
-    hangs, works = Scripted(held=hanging), Scripted()
+    hangs, works = ScriptedModel(held=hanging), ScriptedModel()
     gateway = Gateway(
         Config(
             gateway=Settings(auth="open", local_threads=3, deadline=1.0),
@@ -527,7 +531,7 @@ async def test_a_model_that_hangs_fails_its_own_requests_and_recovers():
     async with anyio.create_task_group() as group:
         for text in hanging:
             group.start_soon(ask, text)
-        await until_on_loop(lambda: len(hangs.play.begun) == 3)
+        await until_on_loop(lambda: len(hangs.record.begun) == 3)
         for text in texts("t", 20):
             group.start_soon(ask, text)
         assert len((await gateway.embed("a", model="works")).rows) == 1
@@ -535,10 +539,10 @@ async def test_a_model_that_hangs_fails_its_own_requests_and_recovers():
         await ask(f"u{at}")
 
     assert {503, 504} == set(statuses)
-    assert set(hanging) == {it for (it,) in hangs.play.begun}
-    assert [] == hangs.play.finished
-    hangs.play.may_run.set()
-    await until_on_loop(lambda: len(hangs.play.finished) == 3)
+    assert set(hanging) == {it for (it,) in hangs.record.begun}
+    assert [] == hangs.record.finished
+    hangs.record.may_run.set()
+    await until_on_loop(lambda: len(hangs.record.finished) == 3)
     statuses.clear()
     while 200 not in statuses:
         assert len(statuses) < 1000

@@ -1,4 +1,7 @@
-"""Merging small calls to a busy endpoint: who goes with whom, what each gets back, and what is left behind."""
+"""Merging small calls to a busy endpoint.
+
+Who goes with whom, what each gets back, and what is left behind.
+"""
 
 import random
 import threading
@@ -36,14 +39,17 @@ pytestmark = pytest.mark.anyio
 
 WIDE = Accepts(max_inputs=2048)
 LONG, LONGER = 600.0, 3600.0
-"""Seconds that no test takes: who is answered sooner did not wait for its patience, or its time, to run out."""
+"""Seconds that no test takes.
+
+Who is answered sooner did not wait for its max_wait, or its time, to run out.
+"""
 
 
-class Endpointed:
+class BatchedEndpoint:
     """An endpoint that answers when it is told to, and writes down what it was asked and in how many seconds."""
 
     def __init__(self, accepts=WIDE):
-        self.merger, self.accepts = MicroBatcher(), accepts
+        self.batcher, self.accepts = MicroBatcher(), accepts
         self.batches, self.seconds = [], []
         self.open, self.came = anyio.Event(), defaultdict(anyio.Event)
         self.answer = lambda batch: hash_batch(batch, 8)
@@ -58,14 +64,14 @@ class Endpointed:
         raise UpstreamTimeout("slow")
 
     async def embed(
-        self, *texts, terms="terms", call=None, patience=LONG, timeout=LONGER, **fields
+        self, *texts, queue_key="queue_key", call=None, max_wait=LONG, timeout=LONGER, **fields
     ):
         batch, times = (
             Batch(model="m", texts=texts, **fields),
-            {"max_wait": patience, "timeout": timeout},
+            {"max_wait": max_wait, "timeout": timeout},
         )
-        return await self.merger.embed(
-            batch, terms, call or self.call, caps=lambda: self.accepts, **times
+        return await self.batcher.embed(
+            batch, queue_key, call or self.call, caps=lambda: self.accepts, **times
         )
 
     @property
@@ -82,13 +88,13 @@ async def crowd():
 
 
 async def settle():
-    """Let everybody else go on until they wait for something that nobody in this thread gives them."""
+    """Let the other tasks run until all of them wait for something outside this thread."""
     for _ in range(20):
         await anyio.lowlevel.checkpoint()
 
 
 class Outcomes(dict):
-    """What each call came to, an answer or an error; ``over`` tells when."""
+    """The outcome of each call, an answer or an error; ``over`` is set when it ends."""
 
     def __init__(self):
         super().__init__()
@@ -103,7 +109,7 @@ class Outcomes(dict):
 
 
 async def together(endpoint, *parties, answer=None, **fields):
-    """Send the first, and while it is under way the others; then let the endpoint answer."""
+    """Send the first call and, while it runs, the others; then let the endpoint answer."""
     outcomes = Outcomes()
     async with crowd() as group:
         for texts in parties:
@@ -111,7 +117,7 @@ async def together(endpoint, *parties, answer=None, **fields):
             await settle()
         endpoint.answer = answer or endpoint.answer
         endpoint.open.set()
-    assert endpoint.merger._queues == {}
+    assert endpoint.batcher._queues == {}
     return outcomes
 
 
@@ -121,7 +127,7 @@ def is_right(texts, answer):
 
 
 async def test_an_idle_endpoint_is_called_at_once():
-    endpoint = Endpointed()
+    endpoint = BatchedEndpoint()
     endpoint.open.set()
     with anyio.fail_after(60):
         for text in "abc":
@@ -130,11 +136,11 @@ async def test_an_idle_endpoint_is_called_at_once():
             assert is_right([text], answer)
 
     assert [["a"], ["b"], ["c"]] == endpoint.asked
-    assert endpoint.merger._queues == {}
+    assert endpoint.batcher._queues == {}
 
 
 async def test_calls_to_a_busy_endpoint_are_merged_and_each_gets_its_own_rows():
-    endpoint = Endpointed()
+    endpoint = BatchedEndpoint()
     parties = [("a",), ("b", "c"), ("d",), ("e", "f", "g")]
     outcomes = await together(endpoint, *parties)
 
@@ -157,9 +163,9 @@ async def test_calls_to_a_busy_endpoint_are_merged_and_each_gets_its_own_rows():
         (Accepts(max_bytes=ENVELOPE + 257), [2, 1]),
     ],
 )
-async def test_a_merged_call_keeps_the_caps(accepts, asked):
-    """Three calls of two inputs, each of 40 bytes and 10 tokens, behind one that is under way."""
-    endpoint = Endpointed(accepts)
+async def test_a_merged_call_stays_within_the_limits(accepts, asked):
+    """Three calls of two inputs, each of 40 bytes and 10 tokens, while another call runs."""
+    endpoint = BatchedEndpoint(accepts)
     parties = [(f"{at:040}", f"{at + 10:040}") for at in range(3)]
     outcomes = await together(endpoint, ("first",), *parties)
 
@@ -167,8 +173,8 @@ async def test_a_merged_call_keeps_the_caps(accepts, asked):
     assert all(is_right(texts, outcomes[texts][0]) for texts in parties)
 
 
-async def test_a_full_call_waits_no_longer():
-    endpoint = Endpointed(Accepts(max_inputs=2))
+async def test_a_full_call_is_sent_at_once():
+    endpoint = BatchedEndpoint(Accepts(max_inputs=2))
     async with crowd() as group:
         for text in "abc":
             group.start_soon(endpoint.embed, text)
@@ -178,9 +184,12 @@ async def test_a_full_call_waits_no_longer():
 
 
 @pytest.mark.parametrize("rivals", [0, 1])
-async def test_nobody_waits_longer_than_the_patience(rivals):
-    """The endpoint stays busy and the call is never full; with others coming all the time, the first one's time counts."""
-    endpoint = Endpointed()
+async def test_no_call_waits_longer_than_max_wait(rivals):
+    """The endpoint stays busy and the call is never full.
+
+    Calls keep coming, and the wait of the first one counts.
+    """
+    endpoint = BatchedEndpoint()
 
     async def rival():
         while not endpoint.came[2].is_set():
@@ -190,7 +199,7 @@ async def test_nobody_waits_longer_than_the_patience(rivals):
     async with crowd() as group:
         group.start_soon(endpoint.embed, "busy")
         await settle()
-        group.start_soon(partial(endpoint.embed, "waits", patience=0.1))
+        group.start_soon(partial(endpoint.embed, "waits", max_wait=0.1))
         await settle()
         for _ in range(rivals):
             group.start_soon(rival)
@@ -199,9 +208,9 @@ async def test_nobody_waits_longer_than_the_patience(rivals):
         endpoint.open.set()
 
 
-async def test_one_that_goes_round_again_does_not_wait_anew():
-    """Its patience counts from when it came: it ran out while another led, so there is nothing more to wait for."""
-    endpoint, leads = Endpointed(), anyio.CancelScope()
+async def test_a_call_that_starts_over_does_not_wait_again():
+    """Its wait counts from its arrival: it ended while another call was the leader."""
+    endpoint, leads = BatchedEndpoint(), anyio.CancelScope()
 
     async def leader():
         with leads:
@@ -211,7 +220,7 @@ async def test_one_that_goes_round_again_does_not_wait_anew():
         for work in (
             partial(endpoint.embed, "busy"),
             leader,
-            partial(endpoint.embed, "follows", patience=0.05),
+            partial(endpoint.embed, "follows", max_wait=0.05),
         ):
             group.start_soon(work)
             await settle()
@@ -223,24 +232,24 @@ async def test_one_that_goes_round_again_does_not_wait_anew():
         endpoint.open.set()
 
 
-async def test_only_equal_terms_are_merged():
-    endpoint = Endpointed()
+async def test_only_calls_with_equal_queue_keys_are_merged():
+    endpoint = BatchedEndpoint()
     async with crowd() as group:
-        for text, terms in (("a", 1), ("b", 2), ("c", 1), ("d", 2), ("e", 1)):
-            group.start_soon(partial(endpoint.embed, text, terms=terms))
+        for text, queue_key in (("a", 1), ("b", 2), ("c", 1), ("d", 2), ("e", 1)):
+            group.start_soon(partial(endpoint.embed, text, queue_key=queue_key))
             await settle()
         endpoint.open.set()
 
     assert sorted([["a"], ["b"], ["c", "e"], ["d"]]) == sorted(endpoint.asked)
-    assert endpoint.merger._queues == {}
+    assert endpoint.batcher._queues == {}
 
 
 @pytest.mark.parametrize(
     ("tokens", "due"),
     [(100, [14, 28, 58]), (7, [1, 2, 4]), (1, [0, 0, 1]), (0, [0, 0, 0]), (None, [None] * 3)],
 )
-async def test_shares_of_the_tokens_add_up_to_what_the_upstream_said(tokens, due):
-    endpoint = Endpointed()
+async def test_token_shares_add_up_to_the_upstreams_count(tokens, due):
+    endpoint = BatchedEndpoint()
     parties = [("x" * 4,), ("y" * 8,), ("z" * 16,)]
 
     def answer(batch):
@@ -260,9 +269,9 @@ async def test_shares_of_the_tokens_add_up_to_what_the_upstream_said(tokens, due
         NoHealthyEndpoint("resting"),
     ],
 )
-async def test_after_a_fault_of_the_input_each_goes_alone(fault):
-    """Or of the gateway, which costs no call to meet again."""
-    endpoint = Endpointed()
+async def test_after_an_input_error_each_call_is_made_alone(fault):
+    """Or after an error of the gateway, which needs no call to occur again."""
+    endpoint = BatchedEndpoint()
     parties = [("good",), ("bad",), ("fine", "too")]
 
     def answer(batch):
@@ -284,9 +293,9 @@ async def test_after_a_fault_of_the_input_each_goes_alone(fault):
     "failure",
     [RateLimited("rest", retry_after=3), UpstreamUnavailable("down"), UpstreamTimeout("slow")],
 )
-async def test_a_merged_call_that_fails_fails_for_all_and_counts_once(failure):
-    """A timeout too where all have equal time: none of them calls anew."""
-    endpoint = Endpointed()
+async def test_a_failed_merged_call_fails_for_all_and_counts_once(failure):
+    """A timeout too, if all have the same time: none of them calls again."""
+    endpoint = BatchedEndpoint()
 
     def answer(batch):
         if len(batch) > 1:
@@ -303,9 +312,9 @@ async def test_a_merged_call_that_fails_fails_for_all_and_counts_once(failure):
 
 
 @pytest.mark.parametrize("failure", [RateLimited, UpstreamUnavailable, UpstreamTimeout])
-async def test_an_error_of_a_merged_call_quotes_it_to_nobody(failure):
-    """Not to the leader either, who made the call: it holds the inputs of the others."""
-    endpoint, raised = Endpointed(), []
+async def test_an_error_of_a_merged_call_is_neutral_for_all(failure):
+    """For the leader too, because its call holds the inputs of the others."""
+    endpoint, raised = BatchedEndpoint(), []
 
     def answer(batch):
         if len(batch) == 1:
@@ -327,8 +336,8 @@ async def test_an_error_of_a_merged_call_quotes_it_to_nobody(failure):
         )
 
 
-async def test_a_call_made_alone_after_a_merged_one_failed_does_not_remember_that():
-    endpoint = Endpointed()
+async def test_a_call_made_alone_does_not_keep_the_merged_error():
+    endpoint = BatchedEndpoint()
 
     def answer(batch):
         if "bad" in batch.texts:
@@ -342,9 +351,9 @@ async def test_a_call_made_alone_after_a_merged_one_failed_does_not_remember_tha
 
 
 @pytest.mark.parametrize("size", [LARGEST, LARGEST + 1])
-async def test_a_large_batch_takes_no_part_in_a_merged_call(size):
-    """Small calls would take as long as it does."""
-    endpoint = Endpointed()
+async def test_a_large_batch_is_not_merged(size):
+    """Small calls would take as long as the large one."""
+    endpoint = BatchedEndpoint()
     large = tuple(f"text {at}" for at in range(size))
     async with crowd() as group:
         for texts in (("busy",), large, ("a",), ("b",)):
@@ -357,7 +366,7 @@ async def test_a_large_batch_takes_no_part_in_a_merged_call(size):
 
 
 async def test_a_large_batch_does_not_keep_an_idle_endpoint_busy():
-    endpoint = Endpointed()
+    endpoint = BatchedEndpoint()
     async with crowd() as group:
         for texts in (tuple(f"text {at}" for at in range(LARGEST + 1)), ("a",)):
             group.start_soon(partial(endpoint.embed, *texts))
@@ -366,9 +375,9 @@ async def test_a_large_batch_does_not_keep_an_idle_endpoint_busy():
         endpoint.open.set()
 
 
-async def test_a_bug_in_a_leaders_call_is_its_own():
-    """The others go round again."""
-    endpoint, bugs, outcomes = Endpointed(), [], Outcomes()
+async def test_a_bug_in_a_leaders_call_is_raised_only_there():
+    """The others start over."""
+    endpoint, bugs, outcomes = BatchedEndpoint(), [], Outcomes()
 
     async def failing(batch, seconds):
         del seconds
@@ -394,15 +403,15 @@ async def test_a_bug_in_a_leaders_call_is_its_own():
     assert len(bugs) == 1
     assert is_right(["follows"], outcomes["it"][0])
     assert [["busy"], ["leads", "follows"], ["follows"]] == endpoint.asked
-    assert endpoint.merger._queues == {}
+    assert endpoint.batcher._queues == {}
 
 
 @pytest.mark.parametrize(
     "when",
     ["while it waits", "while it waits alone", "while its call is under way", "as its turn comes"],
 )
-async def test_a_leader_that_is_cancelled_leaves_the_others_served(when):
-    endpoint = Endpointed(
+async def test_the_others_are_served_if_their_leader_is_cancelled(when):
+    endpoint = BatchedEndpoint(
         Accepts(max_inputs=3) if "under way" in when else WIDE
     )  # three are full, and go at once
     outcomes, leads = Outcomes(), anyio.CancelScope()
@@ -421,7 +430,7 @@ async def test_a_leader_that_is_cancelled_leaves_the_others_served(when):
         assert [["busy"], ["leads", "a", "b"]][: 1 + ("under way" in when)] == endpoint.asked
         if when == "as its turn comes":
             endpoint.open.set()
-            while (queue := endpoint.merger._queues.get("terms")) and queue.under_way:
+            while (queue := endpoint.batcher._queues.get("queue_key")) and queue.under_way:
                 await anyio.lowlevel.checkpoint()
         leads.cancel()
         await settle()
@@ -429,11 +438,11 @@ async def test_a_leader_that_is_cancelled_leaves_the_others_served(when):
 
     assert all(is_right([text], answer) for text, (answer, _) in outcomes.items())
     assert len(outcomes) == (0 if when == "while it waits alone" else 2)
-    assert endpoint.merger._queues == {}
+    assert endpoint.batcher._queues == {}
 
 
-async def test_one_that_is_cancelled_while_it_follows_is_not_sent():
-    endpoint, follows = Endpointed(), anyio.CancelScope()
+async def test_a_cancelled_follower_is_not_sent():
+    endpoint, follows = BatchedEndpoint(), anyio.CancelScope()
 
     async def follower():
         with follows:
@@ -453,12 +462,12 @@ async def test_one_that_is_cancelled_while_it_follows_is_not_sent():
         endpoint.open.set()
 
     assert [["busy"], ["leads", "stays"]] == endpoint.asked
-    assert endpoint.merger._queues == {}
+    assert endpoint.batcher._queues == {}
 
 
-async def test_items_of_parts_go_alone():
-    """Tokens by modality could not be shared out."""
-    endpoint = Endpointed()
+async def test_inputs_with_content_parts_are_not_merged():
+    """Tokens by modality cannot be split between requests."""
+    endpoint = BatchedEndpoint()
     item = (TextPart(text="a"), ImagePart(image_url=ImageURL(url="data:image/png;base64,")))
     endpoint.answer = lambda batch: Vectors(
         np.ones((len(batch), 8), "<f4"), 5, {"image": 3, "text": 2}
@@ -500,9 +509,12 @@ BOTH = ["leads", "follows"]
         TimeLeft(LONGER, LONGER, ("right", "right"), [BOTH]),
     ],
 )
-async def test_each_has_its_own_time(leader, follower, outcomes, asked):
-    """Whoever has less is not held up by its leader, whoever has more goes round again; unless it is not worth a wait."""
-    endpoint, ends = Endpointed(Accepts(max_inputs=2)), Outcomes()
+async def test_each_call_has_its_own_timeout(leader, follower, outcomes, asked):
+    """A call with less time than its leader does not wait for it.
+
+    One with more time starts over, if enough is left.
+    """
+    endpoint, ends = BatchedEndpoint(Accepts(max_inputs=2)), Outcomes()
     async with crowd() as group:
         group.start_soon(endpoint.embed, "busy")
         await settle()
@@ -522,12 +534,12 @@ async def test_each_has_its_own_time(leader, follower, outcomes, asked):
         isinstance(end, UpstreamTimeout) or is_right([text], end[0]) for text, end in ends.items()
     )
     assert [["busy"], *asked] == endpoint.asked
-    assert endpoint.merger._queues == {}
+    assert endpoint.batcher._queues == {}
 
 
 @pytest.mark.parametrize("still_busy", [False, True])
-async def test_one_that_goes_round_again_has_only_the_time_that_is_left(still_busy):
-    endpoint, gate = Endpointed(Accepts(max_inputs=2)), anyio.Event()
+async def test_a_call_that_starts_over_has_only_its_remaining_time(still_busy):
+    endpoint, gate = BatchedEndpoint(Accepts(max_inputs=2)), anyio.Event()
 
     async def busy(batch, seconds):
         del seconds
@@ -540,7 +552,7 @@ async def test_one_that_goes_round_again_has_only_the_time_that_is_left(still_bu
         began = anyio.current_time()
         group.start_soon(Outcomes().keep, "leads", partial(endpoint.embed, "leads", timeout=0.1))
         await settle()
-        group.start_soon(partial(endpoint.embed, "follows", patience=0.01, timeout=2000.0))
+        group.start_soon(partial(endpoint.embed, "follows", max_wait=0.01, timeout=2000.0))
         await settle()
         apart = anyio.current_time() - began
         if not still_busy:
@@ -553,9 +565,13 @@ async def test_one_that_goes_round_again_has_only_the_time_that_is_left(still_bu
     assert 1900 < endpoint.seconds[1] <= 1999.9 + apart
 
 
-async def test_one_without_the_time_for_another_round_is_told_so():
-    """It would call in its last milliseconds, and be too late."""
-    endpoint, outcomes, leads = Endpointed(Accepts(max_inputs=2)), Outcomes(), anyio.CancelScope()
+async def test_a_call_without_time_to_start_over_times_out():
+    """It would make its call in its last milliseconds and be too late."""
+    endpoint, outcomes, leads = (
+        BatchedEndpoint(Accepts(max_inputs=2)),
+        Outcomes(),
+        anyio.CancelScope(),
+    )
 
     async def leader():
         with leads:
@@ -581,8 +597,8 @@ async def test_one_without_the_time_for_another_round_is_told_so():
 
 @pytest.mark.parametrize("counted", [False, True])
 async def test_a_timeout_counts_once(counted):
-    """Whoever did not make the call does not count its failure: neither one that shares it nor one that gave up."""
-    endpoint = Endpointed(Accepts(max_inputs=2))
+    """Only the request that made the call counts its failure, not those that share it or gave up."""
+    endpoint = BatchedEndpoint(Accepts(max_inputs=2))
     outcomes, times = Outcomes(), {"leads": LONGER if counted else 0.05, "follows": 0.05}
     async with crowd() as group:
         group.start_soon(endpoint.embed, "busy")
@@ -597,8 +613,8 @@ async def test_a_timeout_counts_once(counted):
     assert counted or not outcomes["leads"].already_recorded
 
 
-async def test_a_cap_that_is_learned_while_calls_wait_is_kept():
-    endpoint = Endpointed()
+async def test_a_cap_learned_while_calls_wait_applies_to_them():
+    endpoint = BatchedEndpoint()
     outcomes = Outcomes()
     async with crowd() as group:
         for text in ("busy", *"abcd"):
@@ -612,10 +628,13 @@ async def test_a_cap_that_is_learned_while_calls_wait_is_kept():
 
 
 @pytest.mark.parametrize("seed", range(40))
-async def test_whatever_the_order_each_gets_its_own_vectors_or_its_own_end(seed):
-    """Forty calls a round at random, some bad, some cancelled, some slow, some to fail: 3200 over both event loops."""
-    rng, patience = random.Random(seed), 0.002
-    endpoint = Endpointed(Accepts(max_inputs=rng.choice([3, 8, 2048])))
+async def test_in_any_order_each_call_gets_its_own_vectors_or_error(seed):
+    """Forty calls a round at random, some bad, some cancelled, some slow, some to fail.
+
+    3200 over both event loops.
+    """
+    rng, max_wait = random.Random(seed), 0.002
+    endpoint = BatchedEndpoint(Accepts(max_inputs=rng.choice([3, 8, 2048])))
     outcomes = Outcomes()
 
     async def call(batch, seconds):
@@ -639,9 +658,9 @@ async def test_whatever_the_order_each_gets_its_own_vectors_or_its_own_end(seed)
         work = partial(
             endpoint.embed,
             *texts,
-            terms=rng.randint(1, 2),
+            queue_key=rng.randint(1, 2),
             call=call,
-            patience=patience,
+            max_wait=max_wait,
             timeout=timeout,
         )
         with anyio.move_on_after(rng.choice([0.004, 0.012, LONG])):
@@ -649,14 +668,14 @@ async def test_whatever_the_order_each_gets_its_own_vectors_or_its_own_end(seed)
         outcomes[at] = (
             texts,
             outcomes.get(at, "cancelled"),
-            anyio.current_time() - began >= timeout - patience,
+            anyio.current_time() - began >= timeout - max_wait,
         )
 
     async with crowd() as group:
         for at in range(40):
             group.start_soon(one, at)
 
-    assert endpoint.merger._queues == {}
+    assert endpoint.batcher._queues == {}
     for texts, outcome, late in outcomes.values():
         bad = any(text.startswith("bad") for text in texts)
         if isinstance(outcome, tuple):
@@ -672,7 +691,10 @@ async def test_whatever_the_order_each_gets_its_own_vectors_or_its_own_end(seed)
 
 
 def gateway_at(*, retries=None, options=None, deadline=LONGER, spares=(), **provider):
-    """A gateway whose first endpoint merges, and waits longer than a config may: only a call's end makes the others go."""
+    """A gateway whose first endpoint merges, and waits longer than a config may.
+
+    Only a call's end makes the others go.
+    """
     config = Config(
         gateway=Settings(auth="open", deadline=deadline),
         cache=CacheSettings(bytes=0),
@@ -698,7 +720,7 @@ def gateway_at(*, retries=None, options=None, deadline=LONGER, spares=(), **prov
 
 
 class Gate(ScriptedBackend, frozen=True, kw_only=True):
-    """Answers nobody before it is open; then as ``answer`` does, or rightly."""
+    """Answers only after it is opened: as ``answer`` does, or correctly."""
 
     open: anyio.Event = msgspec.field(default_factory=anyio.Event)
     answer: object = None
@@ -711,7 +733,7 @@ class Gate(ScriptedBackend, frozen=True, kw_only=True):
 
 
 async def ask_all(gateway, asks, gate):
-    """Send all, one after the other; once they all wait for an answer, or for each other, open the gate."""
+    """Send all, one after the other; once all of them wait, open the gate."""
     outcomes = Outcomes()
     async with crowd() as group:
         for name, (texts, fields) in asks.items():
@@ -724,7 +746,7 @@ async def ask_all(gateway, asks, gate):
     return outcomes
 
 
-async def test_requests_that_differ_in_what_makes_a_vector_are_not_merged():
+async def test_requests_with_different_vector_parameters_are_not_merged():
     backend = Gate()
     gateway = gateway_at(backend=backend)
     kinds = [
@@ -798,8 +820,8 @@ def at_most(most):
     return answer
 
 
-async def test_a_merged_call_keeps_the_cap_that_another_has_just_learned():
-    """Half of 32 passes; those that wait have come before the cap was known."""
+async def test_a_merged_call_respects_a_cap_that_was_just_learned():
+    """Half of 32 fits; the waiting calls arrived before the cap was known."""
     backend = Gate(answer=at_most(16))
     gateway = gateway_at(backend=backend)
     asks = {
@@ -827,7 +849,7 @@ async def test_a_cap_is_learned_from_a_merged_call():
 
 
 BRIEF, WHOLE = {"order": ["one", "two"]}, {"order": ["one"], "allow_fallbacks": False}
-"""With 29 others to turn to, a call gets a thirtieth of the time; with none, all of it."""
+"""With 29 other endpoints a call gets a thirtieth of the time; without others, all of it."""
 
 
 @pytest.mark.parametrize(
@@ -835,7 +857,7 @@ BRIEF, WHOLE = {"order": ["one", "two"]}, {"order": ["one"], "allow_fallbacks": 
     [(BRIEF, WHOLE, ["two", "one"]), (WHOLE, BRIEF, ["one", "two"])],
     ids=["leader brief", "follower brief"],
 )
-async def test_a_merged_call_takes_nobody_more_time_than_it_has(leader, follower, served_by):
+async def test_no_request_of_a_merged_call_exceeds_its_timeout(leader, follower, served_by):
     gate, stall = anyio.Event(), anyio.Event()
 
     def until(event):

@@ -1,4 +1,4 @@
-"""What debug shows of an exchange: everything but secrets, and of the input only as much as was asked for."""
+"""Redaction: debug output has no secrets, and only as much of the input as requested."""
 
 # Anyio's plugin reads `anyio_backend`.
 # ruff: noqa: ARG001
@@ -50,7 +50,8 @@ KEY = "sk-proj-0123456789-abcdefghij"
         ),
         ("tokens: the token is 'token'", ["token"], "tokens: the [redacted] is '[redacted]'"),
         ("keyed -k- is-k-keyed", ["-k-"], "keyed [redacted] is[redacted]keyed"),
-        # A key may hold a word of our own, which says nothing of it; what an upstream says does.
+        # A key may contain the gateway's own words, which are shown; an upstream's words are
+        # redacted.
         ("The upstream answered 400: no.", ["sk-upstream-key"], "The upstream answered 400: no."),
         ("The upstream answered 400.", ["answered", "400", "The"], "The upstream answered 400."),
         ("The backend Odd failed.", ["a-backend"], "The backend Odd failed."),
@@ -74,13 +75,13 @@ KEY = "sk-proj-0123456789-abcdefghij"
         ('["https://host","me@there"]', [], '["https://host","me@there"]'),
     ],
 )
-def test_secrets_are_taken_out_of_text_whole_and_masked(text, secrets, scrubbed):
-    """Upstreams that mask a key repeat its ends, or its middle; shorter pieces of it are no use to anybody."""
+def test_secrets_are_removed_from_text(text, secrets, scrubbed):
+    """Upstreams that mask a key repeat its ends or its middle; shorter pieces are harmless."""
     assert scrubbed == redact_message(text, secrets)
 
 
 ODD = "sk/AbC+dEf=GhIj-KlMn_OpQr~StUv?Wx"
-"""A key that is written otherwise in URLs, and in both kinds of base64."""
+"""A key with other spellings in URLs and in both alphabets of base64."""
 
 
 @pytest.mark.parametrize("key", [KEY, ODD, "clé-très-secrète-0123"])
@@ -98,8 +99,8 @@ ODD = "sk/AbC+dEf=GhIj-KlMn_OpQr~StUv?Wx"
         lambda key: "".join(f"%{byte:02X}" for byte in key.encode()),
     ],
 )
-def test_no_other_spelling_of_a_key_gets_through(spell, key):
-    """What is left are the edges, which are spelled together with what stands beside the key."""
+def test_encoded_spellings_of_a_key_are_removed(spell, key):
+    """Only the edges remain, which are encoded together with the neighbouring bytes."""
     left = redact_message(spell(key), [key])
 
     assert "[redacted]" in left
@@ -107,8 +108,8 @@ def test_no_other_spelling_of_a_key_gets_through(spell, key):
 
 
 @given(st.data())
-def test_no_eight_letters_of_a_key_in_a_row_get_through(data):
-    """Wherever the key is cut, and wherever the text is."""
+def test_no_eight_consecutive_characters_of_a_key_are_shown(data):
+    """At every cut of the key and of the text."""
     begin = data.draw(st.integers(0, len(KEY) - 8))
     end = data.draw(st.integers(begin + 8, len(KEY)))
     text = data.draw(st.text(max_size=20)) + KEY[begin:end] + data.draw(st.text(max_size=20))
@@ -134,16 +135,19 @@ def test_no_eight_letters_of_a_key_in_a_row_get_through(data):
         ("naïve 漢字 🙂 \\x1b", "naïve 漢字 🙂 \\x1b"),
     ],
 )
-def test_a_message_is_hidden_then_written_out_then_cut(text, shown):
-    """A key that is cut first is no whole key any more; a control character may move or turn what a reader sees."""
+def test_a_message_is_redacted_then_made_printable_then_shortened(text, shown):
+    """Shortening first would leave part of a key.
+
+    Control characters may change what a reader sees.
+    """
     once = redact_message(text, [KEY])
 
     assert shown == once
     assert once == redact_message(once, [KEY])
 
 
-def test_an_error_keeps_nothing_of_what_its_message_was():
-    """Whoever prints or logs it, in whatever way."""
+def test_an_error_does_not_keep_its_original_message():
+    """However it is printed or logged."""
     error = UpstreamUnavailable(f"bad key {KEY}")
     error.message = redact_message(error.message, [KEY])
 
@@ -175,7 +179,7 @@ def test_a_key_of_digits_is_hidden_in_numbers_too(answer, full):
     assert "MTIzNDU2" not in seen
 
 
-def test_every_secret_of_a_backend_is_known_tables_included():
+def test_secrets_of_a_backend_are_listed_including_tables():
     backend = OpenAI(
         api_key=Secret("a"), extra_headers={"x-one": Secret("longer"), "x-two": Secret("bb")}
     )
@@ -186,8 +190,8 @@ def test_every_secret_of_a_backend_is_known_tables_included():
 @pytest.mark.parametrize(
     "user_info", ["me:hunter-2-hunter", "me:p%40ss:w@rd-word", "sk-token", "me:hunter'2<hunter>\"2"]
 )
-def test_credentials_in_an_address_are_secrets(user_info):
-    """They are sent in base64, and so may an upstream repeat them; or as they are, or the password alone."""
+def test_credentials_in_a_url_are_secrets(user_info):
+    """They are sent in base64, and an upstream may repeat them so, in plain text, or the password alone."""
     backend = OpenAI(base_url=f"https://{user_info}@host/v1")
     sent = base64.b64encode(unquote(user_info).encode()).decode()
     password = unquote(user_info).partition(":")[2] or user_info
@@ -208,7 +212,7 @@ def test_credentials_in_an_address_are_secrets(user_info):
 
 
 def shown(body, *, full, answer=b"{}"):
-    """What debug shows of a request and an answer with these bodies."""
+    """Return the debug output for a request and a response with these bodies."""
     trace = RequestTrace("r")
     trace.open(trace=False, sent=True, received=True, full=full)
     request = UpstreamRequest.json(
@@ -292,7 +296,7 @@ ESCAPED = "".join(f"\\u{ord(letter):04x}" for letter in KEY)
         "[" * 700 + f'"{KEY}"' + "]" * 700,
     ],
 )
-def test_no_spelling_of_a_secret_gets_through(answer, full):
+def test_no_encoding_of_a_secret_is_shown(answer, full):
     """JSON may write any letter as an escape; a body may be cut within a key."""
     seen = json.dumps(shown({}, full=full, answer=answer.encode("latin-1")))
 
@@ -353,7 +357,7 @@ async def test_debug_over_a_real_exchange_shows_no_key_and_no_input_in_a_summary
 
 
 def test_a_summary_does_not_repeat_an_upstreams_message():
-    """It may quote the input; what codes say stays."""
+    """It may quote the input; codes are kept."""
     answer = b'{"error": {"message": "cannot embed: PLANTED", "type": "odd", "code": "bad_text"}}'
 
     summary, whole = (json.dumps(shown({}, full=full, answer=answer)) for full in (False, True))

@@ -1,6 +1,9 @@
-"""Equal inputs of concurrent requests: computed once, whoever comes, leaves, or fails."""
+"""Single-flight.
 
-# A script plays the same whatever it is asked.
+Equal inputs of concurrent requests are computed once, even if requests fail or are cancelled.
+"""
+
+# A scripted reply does not depend on the request.
 # ruff: noqa: ARG001
 
 import random
@@ -36,7 +39,7 @@ def work(keys):
 
 
 class Computer:
-    """Computes when told to; ``computed`` holds what it was asked, in order."""
+    """Computes when ``go`` is set; ``computed`` lists its work, in order."""
 
     def __init__(self, *failures):
         self.failures = list(failures)
@@ -52,8 +55,8 @@ class Computer:
         land({key: EmbeddedInput(VECTOR, len(item)) for key, item in asked.items()})
 
 
-class Party:
-    """Requests that share one set of flights."""
+class ConcurrentRequests:
+    """Concurrent requests to one ``SingleFlight``."""
 
     def __init__(self, *failures, expect=never_expected):
         self.flights, self.computer = SingleFlight(expect), Computer(*failures)
@@ -70,7 +73,7 @@ class Party:
             self.got[name] = (b"".join(sorted(found)).decode(), led)
 
     async def meet(self, *asks):
-        """Let each of ``asks`` begin before the next, then compute."""
+        """Start the requests in ``asks`` one after the other, then let them compute."""
         async with anyio.create_task_group() as group:
             for ask in asks:
                 group.start_soon(self.ask, *ask)
@@ -95,11 +98,11 @@ class Party:
         ([("1", "a"), ("2", "a", None)], ["a", "a"], {"1": ("a", 1), "2": ("a", 1)}),
     ],
 )
-async def test_a_key_is_computed_once_for_all_who_want_it(asks, computed, got):
-    party = Party()
+async def test_a_key_is_computed_once_for_all_requests(asks, computed, got):
+    callers = ConcurrentRequests()
 
-    assert got == await party.meet(*asks)
-    assert computed == party.computer.computed
+    assert got == await callers.meet(*asks)
+    assert computed == callers.computer.computed
 
 
 REFUSED = UpstreamRejectedInput("poison")
@@ -116,24 +119,27 @@ DOWN = UpstreamUnavailable("down")
         (DeadlineExceeded("late"), ("ab", TERMS), ("b", TERMS), False),
         (RateLimited("wait", retry_after=0.7), ("ab", TERMS), ("b", TERMS), False),
         (RateLimited("wait"), ("ab", TERMS), ("b", TERMS), False),
-        # No rest at all fits into every deadline: the leader's budget was spent, and so is the waiter's.
+        # A cool-down of 0 s fits every deadline: the leader's retry budget was exhausted, so is the
+        # waiter's.
         (RateLimited("wait", retry_after=0), ("ab", TERMS), ("b", TERMS), True),
         (UpstreamUnavailable("down", retry_after=0.7), ("ab", TERMS), ("b", TERMS), True),
         (REFUSED, ("ab", TERMS), ("ab", TERMS), True),
         (REFUSED, ("b", TERMS), ("bc", TERMS), True),
         (ContextTooLong("long"), ("b", TERMS), ("b", TERMS), True),
-        # These were made here and no call was: whoever waits meets them itself.
+        # The gateway raised these without a call, so the waiter runs into them itself.
         (InvalidRequest("what?"), ("b", TERMS), ("b", TERMS), False),
         (NoHealthyEndpoint("resting"), ("b", TERMS), ("b", TERMS), False),
-        # "a" may be the poison, and the waiter never asked for it.
+        # "a" may be the bad input, and the waiter did not request it.
         (REFUSED, ("ab", TERMS), ("b", TERMS), False),
         (REFUSED, ("ab", TERMS), ("bc", TERMS), False),
     ],
 )
-async def test_a_waiter_shares_only_an_error_that_would_be_its_own(failure, leader, waiter, shared):
-    party = Party(failure)
+async def test_a_waiter_receives_an_error_only_if_its_own_call_would_fail_too(
+    failure, leader, waiter, shared
+):
+    callers = ConcurrentRequests(failure)
 
-    got = await party.meet(("leader", *leader), ("waiter", *waiter))
+    got = await callers.meet(("leader", *leader), ("waiter", *waiter))
 
     assert failure is got["leader"]
     if not shared:
@@ -148,14 +154,14 @@ async def test_a_waiter_shares_only_an_error_that_would_be_its_own(failure, lead
     )
 
 
-async def test_each_waiter_gets_a_copy_of_the_error_that_holds_nothing_of_others():
+async def test_each_waiter_gets_its_own_neutral_copy_of_the_error():
     failure = UpstreamUnavailable(
         "The upstream answered 500: cannot embed 'a secret'", param="a secret", upstream_status=500
     )
     failure.provider, failure.matched_text = "up", "a secret"
     failure.__cause__ = ValueError("a secret")
 
-    got = await Party(failure).meet(("leader", "ab"), ("one", "b"), ("other", "b"))
+    got = await ConcurrentRequests(failure).meet(("leader", "ab"), ("one", "b"), ("other", "b"))
 
     assert failure is got.pop("leader")
     assert got["one"] is not got["other"]
@@ -174,37 +180,37 @@ async def test_each_waiter_gets_a_copy_of_the_error_that_holds_nothing_of_others
             frames.append(trace.tb_frame.f_code.co_name)
             assert failure is not getattr(trace.tb_frame.f_locals.get("flight"), "error", None)
             trace = trace.tb_next
-        assert ["ask", "run", "follow", "_landings"] == frames
+        assert ["ask", "run", "follow", "_results"] == frames
 
 
 @pytest.mark.parametrize(
     ("terms", "computed"), [(TERMS, ["ab", "c"]), ("others", ["ab", "c", "b"])]
 )
-async def test_who_computes_on_other_terms_is_waited_for_within_bounds(terms, computed):
-    """It may be stuck at an endpoint that the waiter does not even ask; who computes on the same terms is of no other mind."""
-    party, met = Party(), []
+async def test_the_wait_for_a_leader_with_another_sharing_key_is_bounded(terms, computed):
+    """It may be stuck at an endpoint that the waiter does not use."""
+    callers, met = ConcurrentRequests(), []
 
     async def wait():
-        met.append(await party.flights.run(work("bc"), terms, second, (), patience=0.05))
+        met.append(await callers.flights.run(work("bc"), terms, second, (), patience=0.05))
 
     async def second(asked, land):
-        party.computer.computed.append("".join(asked.values()))
+        callers.computer.computed.append("".join(asked.values()))
         land({key: EmbeddedInput(VECTOR, len(item)) for key, item in asked.items()})
 
     async with anyio.create_task_group() as group:
-        group.start_soon(party.ask, "leader", "ab")
+        group.start_soon(callers.ask, "leader", "ab")
         await anyio.wait_all_tasks_blocked()
         group.start_soon(wait)
         await anyio.sleep(0.2)
-        assert computed == party.computer.computed
-        party.computer.go.set()
+        assert computed == callers.computer.computed
+        callers.computer.go.set()
 
     assert [{b"b", b"c"}] == [set(found) for found, _ in met]
-    assert party.got["leader"] == ("ab", 2)
-    assert len(party.flights) == 0
+    assert callers.got["leader"] == ("ab", 2)
+    assert len(callers.flights) == 0
 
 
-async def test_what_has_landed_is_in_flight_no_more():
+async def test_finished_keys_are_no_longer_in_flight():
     flights, waiting = SingleFlight(), anyio.Event()
 
     async def half(asked, land):
@@ -224,45 +230,46 @@ async def test_what_has_landed_is_in_flight_no_more():
         found, led = await flights.run(work("a"), TERMS, computer, ())
         waiting.set()
 
-    # The cache has it by then; without one it is computed again, and nobody waits for the leader's other keys.
+    # By then it is in the cache. Without a cache it is computed again, without waiting for other
+    # keys.
     assert (found.keys(), led) == ({b"a"}, 1)
 
 
 @pytest.mark.parametrize("waiters", [1, 3])
-async def test_a_cancelled_leader_hands_over_and_one_waiter_leads(waiters):
-    party = Party()
+async def test_one_waiter_leads_after_its_leader_is_cancelled(waiters):
+    callers = ConcurrentRequests()
     async with anyio.create_task_group() as group:
         leader = anyio.CancelScope()
 
         async def led():
             with leader:
-                await party.ask("leader", "ab")
+                await callers.ask("leader", "ab")
 
         group.start_soon(led)
         await anyio.wait_all_tasks_blocked()
         for at in range(waiters):
-            group.start_soon(party.ask, str(at), "ab")
+            group.start_soon(callers.ask, str(at), "ab")
             await anyio.wait_all_tasks_blocked()
         leader.cancel()
         await anyio.wait_all_tasks_blocked()
-        party.computer.go.set()
+        callers.computer.go.set()
 
-    assert ["ab", "ab"] == party.computer.computed
-    assert sorted([("ab", 2), *[("ab", 0)] * (waiters - 1)]) == sorted(party.got.values())
-    assert len(party.flights) == 0
+    assert ["ab", "ab"] == callers.computer.computed
+    assert sorted([("ab", 2), *[("ab", 0)] * (waiters - 1)]) == sorted(callers.got.values())
+    assert len(callers.flights) == 0
 
 
-async def test_a_cancelled_waiter_disturbs_nobody():
-    party = Party()
+async def test_a_cancelled_waiter_does_not_affect_the_others():
+    callers = ConcurrentRequests()
     async with anyio.create_task_group() as group:
-        group.start_soon(party.ask, "leader", "a")
+        group.start_soon(callers.ask, "leader", "a")
         await anyio.wait_all_tasks_blocked()
         with anyio.move_on_after(0.01):
-            await party.ask("waiter", "a")
-        party.computer.go.set()
+            await callers.ask("waiter", "a")
+        callers.computer.go.set()
 
-    assert party.got == {"leader": ("a", 1)}
-    assert ["a"] == party.computer.computed
+    assert callers.got == {"leader": ("a", 1)}
+    assert ["a"] == callers.computer.computed
 
 
 # A leader that computes more than a waiter asks for.
@@ -271,14 +278,14 @@ SOON = 0.05
 
 
 async def begin(group, *asks):
-    """Let each of ``asks``, a bound function and its arguments, come to where it waits."""
+    """Start each of ``asks``, a bound function and its arguments, and run it until it waits."""
     for ask, *given in asks:
         group.start_soon(lambda ask=ask, given=given: ask(*given))
         await anyio.wait_all_tasks_blocked()
 
 
-def with_own(party, name, keys, own, **times):
-    return lambda: party.ask(name, keys, computer=own, **times)
+def with_own(callers, name, keys, own, **times):
+    return lambda: callers.ask(name, keys, computer=own, **times)
 
 
 @pytest.mark.parametrize(
@@ -287,30 +294,32 @@ def with_own(party, name, keys, own, **times):
         # Part of a larger group: not waited for longer than the waiter's own call would take.
         ("abc", "b", ["abc", "b"]),
         ("abc", "bc", ["abc", "bc"]),
-        # As much or less to compute as the waiter has itself: its own call would end no sooner.
+        # The leader has no more to compute than the waiter, whose own call would not end sooner.
         ("b", "b", ["b"]),
         ("bc", "bc", ["bc"]),
         ("ab", "bc", ["ab", "c"]),
         ("b", "bc", ["b", "c"]),
     ],
 )
-async def test_a_larger_group_is_waited_for_as_long_as_an_own_call_takes(leader, waiter, computed):
-    party, own = Party(expect=lambda _: SOON), Computer()
+async def test_the_wait_for_a_larger_group_is_as_long_as_an_own_call(leader, waiter, computed):
+    callers, own = ConcurrentRequests(expect=lambda _: SOON), Computer()
     own.go.set()
-    own.computed = party.computer.computed
+    own.computed = callers.computer.computed
     async with anyio.create_task_group() as group:
-        await begin(group, (party.ask, "leader", leader), (with_own(party, "waiter", waiter, own),))
+        await begin(
+            group, (callers.ask, "leader", leader), (with_own(callers, "waiter", waiter, own),)
+        )
         await anyio.sleep(4 * SOON)
-        assert computed == party.computer.computed
-        assert ("waiter" in party.got) == (len(leader) > len(waiter))
-        party.computer.go.set()
+        assert computed == callers.computer.computed
+        assert ("waiter" in callers.got) == (len(leader) > len(waiter))
+        callers.computer.go.set()
 
-    assert computed == party.computer.computed
-    assert [waiter, leader] == [party.got[name][0] for name in ("waiter", "leader")]
-    assert len(party.flights) == 0
+    assert computed == callers.computer.computed
+    assert [waiter, leader] == [callers.got[name][0] for name in ("waiter", "leader")]
+    assert len(callers.flights) == 0
 
 
-async def test_what_is_expected_is_of_the_inputs_that_are_waited_for():
+async def test_the_expected_latency_is_for_the_awaited_inputs():
     asked = []
 
     def expect(*given):
@@ -341,120 +350,120 @@ async def test_what_is_expected_is_of_the_inputs_that_are_waited_for():
 
 async def test_patience_bounds_the_wait_for_a_larger_group_too():
     """An endpoint whose own calls take minutes leaves time for a call within the deadline."""
-    party, own = Party(expect=lambda _: 3600.0), Computer()
+    callers, own = ConcurrentRequests(expect=lambda _: 3600.0), Computer()
     own.go.set()
     async with anyio.create_task_group() as group:
         await begin(
             group,
-            (party.ask, "leader", "abc"),
-            (with_own(party, "waiter", "b", own, patience=SOON),),
+            (callers.ask, "leader", "abc"),
+            (with_own(callers, "waiter", "b", own, patience=SOON),),
         )
-        await until_on_loop(lambda: "waiter" in party.got)
-        party.computer.go.set()
+        await until_on_loop(lambda: "waiter" in callers.got)
+        callers.computer.go.set()
 
-    assert ("b", 1) == party.got["waiter"]
+    assert ("b", 1) == callers.got["waiter"]
 
 
-async def test_many_that_wait_for_one_text_of_a_large_group_make_one_call_more():
-    party, own = Party(expect=lambda _: SOON), Computer()
+async def test_many_waiters_for_one_text_of_a_large_group_make_one_extra_call():
+    callers, own = ConcurrentRequests(expect=lambda _: SOON), Computer()
     async with anyio.create_task_group() as group:
         await begin(
             group,
-            (party.ask, "leader", "abc"),
-            *[(with_own(party, str(at), "b", own),) for at in range(50)],
+            (callers.ask, "leader", "abc"),
+            *[(with_own(callers, str(at), "b", own),) for at in range(50)],
         )
         await until_on_loop(lambda: own.computed)
         await anyio.sleep(2 * SOON)
         own.go.set()
-        await until_on_loop(lambda: len(party.got) == 50)
-        party.computer.go.set()
+        await until_on_loop(lambda: len(callers.got) == 50)
+        callers.computer.go.set()
 
-    assert (["abc"], ["b"]) == (party.computer.computed, own.computed)
-    assert {"b"} == {found for name, (found, _) in party.got.items() if name != "leader"}
+    assert (["abc"], ["b"]) == (callers.computer.computed, own.computed)
+    assert {"b"} == {found for name, (found, _) in callers.got.items() if name != "leader"}
 
 
-async def test_one_that_still_waits_for_a_large_group_gets_the_result_of_another_that_did_not():
-    """Its own patience would have ended an hour later."""
+async def test_a_waiter_gets_the_result_of_another_waiter_that_made_its_own_call():
+    """Its own wait would have ended an hour later."""
     bounds = iter([SOON, 3600.0])
-    party, own = Party(expect=lambda _: next(bounds)), Computer()
+    callers, own = ConcurrentRequests(expect=lambda _: next(bounds)), Computer()
     own.go.set()
     async with anyio.create_task_group() as group:
-        await begin(group, (party.ask, "leader", "abc"), (with_own(party, "first", "b", own),))
-        await begin(group, (party.ask, "second", "b"))
-        await until_on_loop(lambda: len(party.got) == 2)
-        party.computer.go.set()
+        await begin(group, (callers.ask, "leader", "abc"), (with_own(callers, "first", "b", own),))
+        await begin(group, (callers.ask, "second", "b"))
+        await until_on_loop(lambda: len(callers.got) == 2)
+        callers.computer.go.set()
 
-    assert {"leader": ("abc", 3), "first": ("b", 1), "second": ("b", 0)} == party.got
-    assert (["abc"], ["b"]) == (party.computer.computed, own.computed)
+    assert {"leader": ("abc", 3), "first": ("b", 1), "second": ("b", 0)} == callers.got
+    assert (["abc"], ["b"]) == (callers.computer.computed, own.computed)
 
 
-async def raced(party, own, *first, second=None):
+async def raced(callers, own, *first, second=None):
     """Let a waiter of "b" wait too long for the leader of "abc"; set ``first``, then ``second``."""
     async with anyio.create_task_group() as group:
-        await begin(group, (party.ask, "leader", "abc"), (with_own(party, "waiter", "b", own),))
+        await begin(group, (callers.ask, "leader", "abc"), (with_own(callers, "waiter", "b", own),))
         await until_on_loop(lambda: own.computed)
-        await begin(group, (party.ask, "third", "b"))
+        await begin(group, (callers.ask, "third", "b"))
         for event in first:
             event.set()
-            await until_on_loop(lambda: "waiter" in party.got)
+            await until_on_loop(lambda: "waiter" in callers.got)
         if second is not None:
             second.set()
-    assert len(party.flights) == 0
-    return {name: got[0] if isinstance(got, tuple) else got for name, got in party.got.items()}
+    assert len(callers.flights) == 0
+    return {name: got[0] if isinstance(got, tuple) else got for name, got in callers.got.items()}
 
 
-async def test_the_leaders_result_is_taken_if_it_comes_before_that_of_an_own_call():
-    """Also by who waits for that own call, which is given up."""
-    party, own = Party(expect=lambda _: SOON), Computer()
+async def test_the_leaders_result_is_used_if_it_is_first():
+    """Also by a request that waits for that call, which is cancelled."""
+    callers, own = ConcurrentRequests(expect=lambda _: SOON), Computer()
 
-    got = await raced(party, own, party.computer.go)
-
-    assert {"leader": "abc", "waiter": "b", "third": "b"} == got
-    assert (["abc"], ["b"]) == (party.computer.computed, own.computed)
-
-
-async def test_the_result_of_an_own_call_is_taken_if_it_comes_first_and_the_leaders_harms_nobody():
-    party, own = Party(expect=lambda _: SOON), Computer()
-
-    got = await raced(party, own, own.go, second=party.computer.go)
+    got = await raced(callers, own, callers.computer.go)
 
     assert {"leader": "abc", "waiter": "b", "third": "b"} == got
-    assert (["abc"], ["b"]) == (party.computer.computed, own.computed)
+    assert (["abc"], ["b"]) == (callers.computer.computed, own.computed)
+
+
+async def test_the_own_result_is_used_if_it_is_first_and_the_leader_still_finishes():
+    callers, own = ConcurrentRequests(expect=lambda _: SOON), Computer()
+
+    got = await raced(callers, own, own.go, second=callers.computer.go)
+
+    assert {"leader": "abc", "waiter": "b", "third": "b"} == got
+    assert (["abc"], ["b"]) == (callers.computer.computed, own.computed)
 
 
 @pytest.mark.parametrize("failure", [DOWN, DeadlineExceeded("late"), REFUSED])
-async def test_a_leader_that_fails_while_an_own_call_is_under_way_does_not_end_it(failure):
-    party, own = Party(failure, expect=lambda _: SOON), Computer()
+async def test_a_failing_leader_does_not_end_the_waiters_own_call(failure):
+    callers, own = ConcurrentRequests(failure, expect=lambda _: SOON), Computer()
     async with anyio.create_task_group() as group:
-        await begin(group, (party.ask, "leader", "abc"), (with_own(party, "waiter", "b", own),))
+        await begin(group, (callers.ask, "leader", "abc"), (with_own(callers, "waiter", "b", own),))
         await until_on_loop(lambda: own.computed)
-        party.computer.go.set()
-        await until_on_loop(lambda: "leader" in party.got)
+        callers.computer.go.set()
+        await until_on_loop(lambda: "leader" in callers.got)
         await anyio.wait_all_tasks_blocked()
-        assert "waiter" not in party.got
+        assert "waiter" not in callers.got
         own.go.set()
 
-    assert failure is party.got["leader"]
-    assert ("b", 1) == party.got["waiter"]
+    assert failure is callers.got["leader"]
+    assert ("b", 1) == callers.got["waiter"]
 
 
-async def test_the_failure_of_an_own_call_is_its_own():
-    party, own = Party(expect=lambda _: SOON), Computer(DOWN)
+async def test_the_failure_of_an_own_call_is_raised():
+    callers, own = ConcurrentRequests(expect=lambda _: SOON), Computer(DOWN)
 
-    got = await raced(party, own, own.go, second=party.computer.go)
+    got = await raced(callers, own, own.go, second=callers.computer.go)
 
     assert got["waiter"] is DOWN
     assert (UpstreamUnavailable, "abc") == (type(got["third"]), got["leader"])
 
 
 @pytest.mark.parametrize("who", ["leader", "waiter", "both"])
-async def test_one_that_is_cancelled_while_an_own_call_is_under_way_leaves_the_other_served(who):
-    party, own = Party(expect=lambda _: SOON), Computer()
+async def test_cancelling_leader_or_waiter_during_an_own_call_does_not_affect_the_other(who):
+    callers, own = ConcurrentRequests(expect=lambda _: SOON), Computer()
     scopes = {name: anyio.CancelScope() for name in ("leader", "waiter")}
 
     async def within(name, *given):
         with scopes[name]:
-            await party.ask(name, *given)
+            await callers.ask(name, *given)
 
     async with anyio.create_task_group() as group:
         await begin(group, (within, "leader", "abc"), (within, "waiter", "b", TERMS, own))
@@ -462,16 +471,18 @@ async def test_one_that_is_cancelled_while_an_own_call_is_under_way_leaves_the_o
         for name in scopes if who == "both" else [who]:
             scopes[name].cancel()
         await anyio.wait_all_tasks_blocked()
-        party.computer.go.set()
+        callers.computer.go.set()
         own.go.set()
 
-    assert {name for name in scopes if who not in {name, "both"}} == party.got.keys()
-    assert all(got[0] == {"leader": "abc", "waiter": "b"}[name] for name, got in party.got.items())
-    assert len(party.flights) == 0
+    assert {name for name in scopes if who not in {name, "both"}} == callers.got.keys()
+    assert all(
+        got[0] == {"leader": "abc", "waiter": "b"}[name] for name, got in callers.got.items()
+    )
+    assert len(callers.flights) == 0
 
 
 @pytest.mark.parametrize("seed", range(20))
-async def test_whatever_the_order_everybody_gets_all_keys_or_an_end_of_its_own(seed):
+async def test_in_any_order_each_request_gets_all_keys_or_its_own_error(seed):
     """Sixty requests of one to twelve keys; leaders are slow, fail, or are cancelled."""
     rng = random.Random(seed)
     flights, ends = SingleFlight(lambda _: 0.003), []

@@ -1,6 +1,6 @@
-"""A program that makes a gateway, forks, and embeds in the child and then in the parent; it prints what it saw as JSON.
+"""Makes a gateway, forks, embeds in the child and then in the parent, and prints the results as JSON.
 
-Run as ``python -m tests.hosts.forking asyncio|trio`` with ``TEST_UPSTREAM`` set.
+Run it as ``python -m tests.hosts.forking asyncio|trio`` with ``TEST_UPSTREAM`` set.
 """
 
 import json

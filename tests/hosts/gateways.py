@@ -1,4 +1,4 @@
-"""The gateway that every host app here mounts: one model hashed in process, one at a loopback upstream, one key."""
+"""Makes the gateway of all host apps: one in-process model, one upstream model and one API key."""
 
 import os
 
@@ -7,12 +7,15 @@ from embedroute import Config, Gateway
 KEY = "sk-hosts"
 WIDTH = 8
 
-# Where nothing is given, the upstream cannot be reached: the hashed model works all the same.
+# The default upstream is unreachable; the hashed model works without it.
 UPSTREAM = os.environ.get("TEST_UPSTREAM", "http://127.0.0.1:9/v1")
 
 
 def make(upstream: str = UPSTREAM, **settings: object) -> Gateway:
-    """Make a gateway with the models ``hash`` and ``far``; ``settings`` are those of ``[gateway]``."""
+    """Make a gateway with the models ``hash`` and ``far``.
+
+    ``settings`` are those of ``[gateway]``.
+    """
     return Gateway(
         Config(
             gateway={"auth": "keys", **settings},

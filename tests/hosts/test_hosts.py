@@ -1,4 +1,4 @@
-"""Real hosts under real servers: each serves the gateway beside its own routes, and stops without a word."""
+"""Tests that real hosts under real servers serve the gateway and stop cleanly."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -17,7 +17,7 @@ TEXTS = ["one", "zwei", "три"]
 
 
 class Host(NamedTuple):
-    """``mount`` is where the gateway is, ``door`` how it got there, ``servers`` what can run the host."""
+    """``mount`` is the gateway's path, ``door`` its entry point; ``servers`` can run the host."""
 
     app: str
     mount: str
@@ -43,7 +43,7 @@ HOSTS = [
 
 
 class Case(NamedTuple):
-    """``prefix`` is what clients write before the host's own paths."""
+    """``prefix`` is what clients put before the host's own paths."""
 
     host: Host
     server: str
@@ -51,11 +51,11 @@ class Case(NamedTuple):
     prefix: str = ""
 
 
-# These find their way by the path just as another of the hosts does.
+# These route requests exactly as another of the hosts does.
 SAME_PATHS = {"fastapi_lifespan", "starlette_middleware"}
 ROOTED = [host for host in HOSTS if host.app not in SAME_PATHS and "uvicorn" in host.servers]
 
-# uvicorn puts the root path before the path it was sent; hypercorn leaves the path alone, whichever way the proxy sent it.
+# uvicorn prepends the root path to the path; hypercorn leaves the path as the proxy sent it.
 CASES = [
     *(Case(host, server) for host in HOSTS for server in host.servers),
     *(Case(host, "uvicorn-uvloop", "/proxy") for host in ROOTED),
@@ -68,9 +68,9 @@ def name_of(case):
 
 
 class Visit(NamedTuple):
-    """What clients got (name → status and the telling part of the answer), what the upstream saw, what the server said.
+    """The results of one host: responses by name, upstream connections, and the server's log.
 
-    The upstream sees its connections closed, or there is no visit.
+    All upstream connections have been closed.
     """
 
     answers: dict[str, tuple]
@@ -112,7 +112,7 @@ def requests_for(case):
     if case.host.door == "mount":
         asked["openapi"] = ("GET", f"{mount}/openapi.json")
     if case.prefix and case.host.app != "starlette_nested":
-        # Starlette itself finds nothing in a mount in a mount below a root path that is not in the path.
+        # Starlette cannot route to a nested mount if the path does not contain the root path.
         asked["proxy that strips"] = ("POST", f"{case.host.mount}/v1/embeddings", "hash")
     return asked
 
@@ -128,7 +128,7 @@ def ask(client, method, path, model=""):
 
 
 def gist(body):
-    """What tells one answer from another: vectors, ids, an error's code."""
+    """Return what distinguishes one response from another: vectors, ids, or an error's code."""
     if isinstance(body, str):
         return body
     if "error" in body:
@@ -171,7 +171,7 @@ def expected_of(case):
 
 @pytest.fixture(scope="module")
 def visits(request):
-    """All visits that the selected tests ask for, three at a time."""
+    """The visits that the selected tests need, run three at a time."""
     cases = dict.fromkeys(
         item.callspec.params["case"] for item in request.session.items if item.path == request.path
     )
@@ -180,11 +180,11 @@ def visits(request):
 
 
 @pytest.mark.parametrize("case", CASES, ids=name_of)
-def test_a_host_serves_the_gateway_beside_its_own_routes(visits, case):
-    """The answers are the same wherever the gateway is; what is not the gateway's is the host's."""
+def test_a_host_serves_the_gateway_and_its_own_routes(visits, case):
+    """The gateway's responses do not depend on the host, and other paths belong to the host."""
     answers, expected = visits[case].result().answers, expected_of(case)
     if case.host.door != "mount":
-        # The host's own 404: the gateway has these paths and no others there.
+        # The 404 comes from the host, because the gateway does not serve this path.
         assert answers.pop("unknown path")[0] == 404
         del expected["unknown path"]
 
@@ -192,8 +192,11 @@ def test_a_host_serves_the_gateway_beside_its_own_routes(visits, case):
 
 
 @pytest.mark.parametrize("case", CASES, ids=name_of)
-def test_a_host_starts_and_stops_without_a_word(visits, case):
-    """One connection was opened and closed; with warnings as errors, whatever is left open speaks up."""
+def test_a_host_starts_and_stops_without_errors_in_its_log(visits, case):
+    """One connection was opened and closed.
+
+    Warnings are errors, so unclosed resources would be logged.
+    """
     _, connections, said = visits[case].result()
 
     assert said == ""

@@ -1,4 +1,4 @@
-"""Hosts without a server: clients that call the app in this process, on loops that come and go."""
+"""Tests hosts without a server: clients call the app in this process."""
 
 import asyncio
 import gc
@@ -34,7 +34,7 @@ from tests.support.wait import PATIENCE, POLL, until_on_loop
 
 BACKENDS = ["asyncio", "trio"]
 AT_MOST = 2
-"""Connections of one loop to one upstream, one request at a time."""
+"""Connections of one event loop to one upstream, one request at a time."""
 SIGNED = {"authorization": f"Bearer {KEY}"}
 
 
@@ -46,7 +46,7 @@ def upstream():
 
 
 def open_at(upstream):
-    """How many connections are open, once the upstream has had time to see them closed."""
+    """Return the number of open connections, after the upstream could notice closed ones."""
     end = time.monotonic() + PATIENCE
     while upstream.open and time.monotonic() < end:
         time.sleep(POLL)
@@ -85,7 +85,7 @@ class Narrow(ScriptedBackend, frozen=True, kw_only=True):
 
 
 def scripted(then):
-    """Make an app whose one model plays ``then`` for ever, to two inputs at a time."""
+    """Make an app whose model always plays ``then``, for at most two inputs per call."""
     return embeddings_app(
         Gateway(
             Config(
@@ -107,7 +107,7 @@ def in_process(app):
 @pytest.mark.parametrize(
     "door", [embeddings_app, lambda gateway: EmbeddingsMiddleware(Starlette(), gateway)]
 )
-def test_a_loop_for_each_request_opens_and_closes_for_each(upstream, backend, door):
+def test_an_event_loop_per_request_opens_and_closes_its_connections(upstream, backend, door):
     client = TestClient(door(make(upstream.url)), backend=backend, headers=SIGNED)
 
     for at in range(3):
@@ -121,7 +121,7 @@ def test_a_loop_for_each_request_opens_and_closes_for_each(upstream, backend, do
 @pytest.mark.parametrize(
     "door", [embeddings_app, lambda gateway: EmbeddingsMiddleware(Starlette(), gateway)]
 )
-def test_a_lifespan_keeps_its_connections_and_closes_them(upstream, backend, door):
+def test_connections_are_kept_during_a_lifespan_and_closed_after_it(upstream, backend, door):
     with TestClient(door(make(upstream.url)), backend=backend, headers=SIGNED) as client:
         for at in range(5):
             time.sleep(0.06)  # longer than a connection rests before it is used again
@@ -144,7 +144,7 @@ def test_a_lifespan_keeps_its_connections_and_closes_them(upstream, backend, doo
         lambda gateway: Starlette(lifespan=gateway.lifespan),
     ],
 )
-def test_the_engine_is_told_at_start_wherever_a_lifespan_comes_by(backend, host, caplog):
+def test_the_engine_is_logged_at_startup(backend, host, caplog):
     caplog.set_level(logging.INFO, "embedroute.http")
 
     with TestClient(host(make()), backend=backend):
@@ -164,8 +164,10 @@ def test_the_engine_is_told_at_start_wherever_a_lifespan_comes_by(backend, host,
         ),
     ],
 )
-async def test_a_gateway_that_cannot_serve_on_its_loop_fails_at_start(door, anyio_backend_name):
-    """And not with the first request."""
+async def test_startup_fails_if_the_gateway_does_not_support_the_event_loop(
+    door, anyio_backend_name
+):
+    """Not with the first request."""
     gateway, sent = make(engine="fast"), []
     asked_for = iter(["lifespan.startup", "lifespan.shutdown"])
 
@@ -184,8 +186,8 @@ async def test_a_gateway_that_cannot_serve_on_its_loop_fails_at_start(door, anyi
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["trio"])
-async def test_a_host_whose_gateway_cannot_serve_does_not_start():
-    """It would have to be told to stop, and hosts take it in different ways that their word is not taken."""
+async def test_a_host_is_not_started_if_its_gateway_fails_to_start():
+    """Otherwise it would have to be stopped, and hosts handle that in different ways."""
     sent = []
 
     async def host(_scope, _receive, _send):
@@ -205,10 +207,8 @@ async def test_a_host_whose_gateway_cannot_serve_does_not_start():
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("failing", [True, False])
-async def test_a_host_that_is_done_with_its_lifespan_early_goes_on_serving(
-    upstream, failing, caplog
-):
-    """And the gateway with it, with the one engine that was opened at start."""
+async def test_a_host_whose_lifespan_returns_early_goes_on_serving(upstream, failing, caplog):
+    """The gateway goes on too, with the engine that was opened at startup."""
     caplog.set_level(logging.INFO, "embedroute.http")
     gateway, sent = make(upstream.url), []
 
@@ -244,8 +244,8 @@ async def test_a_host_that_is_done_with_its_lifespan_early_goes_on_serving(
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
 @pytest.mark.parametrize("early", [True, False])
-def test_no_loop_is_kept_by_a_host_that_does_not_see_its_lifespan_through(run, early):
-    """It is done with it as soon as it has started, or says nothing at the end."""
+def test_an_unfinished_lifespan_keeps_no_reference_to_the_event_loop(run, early):
+    """It returns right after startup, or sends no message at shutdown."""
     gateway, loops = make(), []
 
     async def host(_scope, receive, send):
@@ -277,8 +277,8 @@ async def say_nothing(_message):
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("app", [unaware, silent, Starlette(), None])
-async def test_a_lifespan_that_is_cancelled_closes(upstream, app, anyio_backend_name):
-    """A server that is ended at once says nothing of a shutdown."""
+async def test_a_cancelled_lifespan_closes_the_gateway(upstream, app, anyio_backend_name):
+    """A server that is killed does not announce the shutdown."""
     gateway, connections = make(upstream.url), []
     asked_for = iter(["lifespan.startup"])
 
@@ -302,7 +302,7 @@ async def test_a_lifespan_that_is_cancelled_closes(upstream, app, anyio_backend_
 
 
 @pytest.mark.anyio
-async def test_a_host_that_fails_while_it_starts_leaves_nothing_open(upstream):
+async def test_a_host_that_fails_during_startup_leaves_nothing_open(upstream):
     gateway = make(upstream.url)
 
     async def host(_scope, receive, _send):
@@ -318,10 +318,10 @@ async def test_a_host_that_fails_while_it_starts_leaves_nothing_open(upstream):
 
 @pytest.mark.parametrize("on_another", [True, False])
 @pytest.mark.parametrize("app", [unaware, Starlette(), None])
-def test_a_lifespan_that_is_collected_after_its_loop_closes_nothing_of_another(
+def test_a_lifespan_collected_after_its_loop_closes_nothing_of_another_loop(
     upstream, app, on_another
 ):
-    """As where a loop is stopped without an end to its tasks."""
+    """As when an event loop is stopped before its tasks end."""
     gateway = make(upstream.url)
     door = embeddings_app(gateway) if app is None else EmbeddingsMiddleware(app, gateway)
     asked_for = iter(["lifespan.startup"])
@@ -360,7 +360,7 @@ def test_a_lifespan_that_is_collected_after_its_loop_closes_nothing_of_another(
 
 
 class Broken(Gateway):
-    """Opens nothing, for a reason that is not of the gateway's own words."""
+    """A gateway whose opening fails with an unexpected exception."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -379,8 +379,8 @@ class Broken(Gateway):
         partial(EmbeddingsMiddleware, unaware),
     ],
 )
-async def test_whatever_keeps_a_gateway_from_opening_is_a_failed_start(door, caplog):
-    """Of a lifespan that raises, uvicorn takes it that there is none, and serves a host that has not started."""
+async def test_any_error_while_opening_the_gateway_fails_the_startup(door, caplog):
+    """If the lifespan raised, uvicorn would serve a host that has not been started."""
     sent = []
 
     async def send(message):
@@ -397,8 +397,8 @@ async def test_whatever_keeps_a_gateway_from_opening_is_a_failed_start(door, cap
 
 
 @pytest.mark.anyio
-async def test_parallel_first_requests_share_what_they_open(upstream):
-    """The same text at once: one call, so one flight table, so one runtime."""
+async def test_parallel_first_requests_share_one_runtime(upstream):
+    """The same text at the same time: one call, so one single-flight table, so one runtime."""
     upstream.delay = 0.05
     gateway = make(upstream.url)
     vectors = []
@@ -417,8 +417,8 @@ async def test_parallel_first_requests_share_what_they_open(upstream):
 
 
 @pytest.mark.anyio
-async def test_two_gateways_live_side_by_side(upstream, anyio_backend_name):
-    """Each has its own keys, models and connections; closing one leaves the other's open."""
+async def test_a_process_may_have_two_gateways(upstream, anyio_backend_name):
+    """Each has its own keys, models and connections; closing one does not affect the other."""
     with Upstream(space="other") as other:
         near, far = make(upstream.url), make(other.url, auth="open")
         app = Starlette(
@@ -462,7 +462,7 @@ def test_one_gateway_serves_two_loops_in_two_threads(upstream, backend):
     assert 2 <= upstream.connections <= (2 * AT_MOST if backend == "asyncio" else 6)
 
 
-def test_one_gateway_serves_one_run_after_another(upstream):
+def test_one_gateway_serves_consecutive_event_loops(upstream):
     gateway = make(upstream.url)
 
     for at in range(2):
@@ -472,8 +472,8 @@ def test_one_gateway_serves_one_run_after_another(upstream):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_gateway_made_before_a_fork_serves_on_both_sides_of_it(upstream, backend):
-    """Making one opens nothing and starts no thread; so servers may preload it."""
+def test_a_gateway_made_before_a_fork_serves_parent_and_child(upstream, backend):
+    """Constructing a gateway opens nothing and starts no thread, so that servers may preload it."""
     ran = subprocess.run(  # noqa: S603 - our own words
         [sys.executable, "-W", "error", "-m", "tests.hosts.forking", backend],
         cwd=ROOT,
@@ -521,7 +521,7 @@ class Exotic(BaseException):
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else str(value),
 )
 @pytest.mark.parametrize("inputs", [["one"], [f"t{at}" for at in range(5)]], ids=["one", "split"])
-async def test_whatever_a_backend_raises_never_reaches_the_host(error, status, inputs):
+async def test_exceptions_of_a_backend_do_not_reach_the_host(error, status, inputs):
     app = scripted(error)
     async with in_process(app) as client:
         reply = await client.post("/v1/embeddings", json={"model": "m", "input": inputs})
@@ -556,8 +556,8 @@ async def test_a_websocket_is_closed(scope):
         (Starlette(), ["lifespan.startup.complete", "lifespan.shutdown.complete"]),
     ],
 )
-async def test_the_middleware_stands_in_for_a_host_that_knows_no_lifespan(upstream, app, answers):
-    """But the host's own failure to start is the host's to tell."""
+async def test_the_middleware_runs_the_lifespan_for_a_host_without_one(upstream, app, answers):
+    """The host reports its own startup failures."""
     gateway, sent, closed = make(upstream.url), [], []
     asked_for = iter(["lifespan.startup", "lifespan.shutdown"])
 
@@ -575,12 +575,12 @@ async def test_the_middleware_stands_in_for_a_host_that_knows_no_lifespan(upstre
     await EmbeddingsMiddleware(app, gateway)({"type": "lifespan", "state": {}}, receive, send)
 
     assert sent == answers
-    # Closed before the last word: uvicorn stops the loop on it.
+    # Closed before the last message, on which uvicorn stops the event loop.
     assert closed == [0] * (len(answers) - 1)
 
 
 @pytest.mark.anyio
-async def test_a_host_that_raises_while_it_starts_is_heard():
+async def test_an_exception_of_the_host_during_startup_is_propagated():
     async def receive():
         return {"type": "lifespan.startup"}
 
@@ -591,8 +591,8 @@ async def test_a_host_that_raises_while_it_starts_is_heard():
         await EmbeddingsMiddleware(failing_start, make())({"type": "lifespan"}, receive, send)
 
 
-def test_lifespans_may_be_stacked(upstream):
-    """The same gateway as router, as middleware and as the host's lifespan: the second to close finds nothing open."""
+def test_lifespans_may_be_nested(upstream):
+    """The same gateway as router, as middleware and as lifespan; the second close has no effect."""
 
     async def serve():
         gateway = make(upstream.url)
@@ -607,7 +607,7 @@ def test_lifespans_may_be_stacked(upstream):
 
 
 @pytest.mark.anyio
-async def test_hashed_vectors_come_without_a_network():
+async def test_the_hashed_backend_needs_no_network():
     async with in_process(embeddings_app(make())) as client:
         reply = await client.post("/v1/embeddings", json={"model": "hash", "input": "one"})
 

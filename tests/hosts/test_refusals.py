@@ -1,4 +1,4 @@
-"""A client that was refused before its body was read, and its next request, at real servers."""
+"""Tests clients that are rejected before their body is read, with real servers."""
 
 import http.client
 import json
@@ -21,7 +21,7 @@ def server(request):
 
 
 def ask(client, key, pause):
-    """Send headers and body apart, as many clients do, and give the status of the answer."""
+    """Send headers and body separately, as many clients do, and return the status."""
     client.putrequest("POST", "/v1/embeddings")
     for name, value in {
         "content-type": "application/json",
@@ -38,8 +38,8 @@ def ask(client, key, pause):
 
 
 @pytest.mark.parametrize(("pause", "times"), [(0.05, 3), (0.0, 100)])
-def test_a_refused_client_has_its_answer_and_can_ask_again_at_once(server, pause, times):
-    """However soon its body comes: its connection is neither reset nor closed without a word."""
+def test_a_rejected_client_gets_the_response_and_can_send_another_request(server, pause, times):
+    """Its connection is neither reset nor closed without a response, whenever its body arrives."""
     with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)) as client:
         for _ in range(times):
             assert [401, 200] == [ask(client, key, pause) for key in ("sk-wrong", KEY)]

@@ -110,7 +110,7 @@ def test_inputs_come_in_four_shapes_under_two_names(name, given, inputs, kind):
         (
             "[1,true]",
             "input[1]",
-            "'input[1]' must be a number or a string or an object or an array, not true or false.",
+            "'input[1]' must be a number, a string, an object or an array, not true or false.",
         ),
         ("[[1,true]]", "input[0][1]", "'input[0][1]' must be a number, not true or false."),
         ('[["a"]]', "input[0][0]", "'input[0][0]' must be a number, not a string."),
@@ -118,10 +118,18 @@ def test_inputs_come_in_four_shapes_under_two_names(name, given, inputs, kind):
         (
             '["a",null]',
             "input[1]",
-            "'input[1]' must be a number or a string or an object or an array, not null.",
+            "'input[1]' must be a number, a string, an object or an array, not null.",
         ),
-        ('["a","b","c","d","e"]', "input", "'input' holds 5 inputs; send at most 4 at a time."),
-        ("[[1],[1],[1],[1],[1]]", "input", "'input' holds 5 inputs; send at most 4 at a time."),
+        (
+            '["a","b","c","d","e"]',
+            "input",
+            "'input' holds 5 inputs. Send at most 4 in one request.",
+        ),
+        (
+            "[[1],[1],[1],[1],[1]]",
+            "input",
+            "'input' holds 5 inputs. Send at most 4 in one request.",
+        ),
         ('[{"content":[]}]', "input[0].content", "'input[0].content' must not be empty."),
         (
             '[{"content":null}]',
@@ -213,7 +221,7 @@ def test_both_names_at_once_must_say_the_same(given, inputs):
 def test_two_names_that_differ_are_refused(given):
     assert refusal(body(given)) == (
         "inputs",
-        "'inputs' is another name for 'input'; send one of them, or both alike.",
+        "'inputs' is another name for 'input' and must not differ from it. Send one of them.",
     )
 
 
@@ -422,21 +430,21 @@ def test_null_is_absent_at_every_level(path, names):
                 '"input":"a","dimensions":8,"embedding_options":{"google":{"output_dimensionality":9}}'
             ),
             "embedding_options.google.output_dimensionality",
-            "'embedding_options.google.output_dimensionality' contradicts 'dimensions'; send one of them.",
+            "'embedding_options.google.output_dimensionality' contradicts 'dimensions'. Send one of them.",
         ),
         (
             body(
                 '"input":"a","dimensions":8,"embedding_options":{"mistral":{"output_dimension":9}}'
             ),
             "embedding_options.mistral.output_dimension",
-            "'embedding_options.mistral.output_dimension' contradicts 'dimensions'; send one of them.",
+            "'embedding_options.mistral.output_dimension' contradicts 'dimensions'. Send one of them.",
         ),
         (
             body(
                 '"input":"a","input_type":"query","embedding_options":{"google":{"task_type":"CLUSTERING"}}'
             ),
             "embedding_options.google.task_type",
-            "'embedding_options.google.task_type' contradicts 'input_type'; send one of them.",
+            "'embedding_options.google.task_type' contradicts 'input_type'. Send one of them.",
         ),
         (
             body('"input":"a","debug":true'),
@@ -575,7 +583,7 @@ def test_fields_may_be_values_of_a_hosts_own_types(fields, attribute, value):
     assert (value, type(value)) == (found, type(found))
 
 
-UNORDERED = "which has no order; send a list."
+UNORDERED = "A set has no order; pass a list."
 ROUND: list[object] = []
 ROUND.append(ROUND)
 
@@ -591,15 +599,15 @@ ROUND.append(ROUND)
         ({"input": {"a": 1}}, "input", "must be a string or an array, not an object."),
         ({"input": [UserString("")]}, "input", "must not be empty."),
         ({"input": Fraction(1, 3)}, "input", "not fractions.Fraction."),
-        ({"input": (text for text in ["a"])}, "input", "not generator; send a list."),
-        ({"input": map(str, [1])}, "input", "not map; send a list."),
-        ({"input": {"a": 1}.values()}, "input", "not dict_values; send a list."),
+        ({"input": (text for text in ["a"])}, "input", "not generator. Pass a list."),
+        ({"input": map(str, [1])}, "input", "not map. Pass a list."),
+        ({"input": {"a": 1}.values()}, "input", "not dict_values. Pass a list."),
         ({"input": b"a"}, "input", "not bytes."),
         ({"input": bytearray(b"a")}, "input", "not bytearray."),
         ({"input": memoryview(b"a")}, "input", "not memoryview."),
         ({"input": [b"a"]}, "input[0]", "not bytes."),
-        ({"input": np.array(["a", "b"])}, "input", "not numpy.ndarray; send a list."),
-        ({"input": [np.array([1, 2])]}, "input[0]", "not numpy.ndarray; send a list."),
+        ({"input": np.array(["a", "b"])}, "input", "not numpy.ndarray. Pass a list."),
+        ({"input": [np.array([1, 2])]}, "input[0]", "not numpy.ndarray. Pass a list."),
         ({"input": [object()]}, "input[0]", "not object."),
         ({"input": [True]}, "input[0]", "not true or false."),
         ({"input": [np.True_]}, "input[0]", "not numpy.bool"),

@@ -102,14 +102,14 @@ def test_unknown_fields_are_named_with_what_was_meant(more, param, said):
     assert param == named
     several = "', '" in message or "), '" in message
     assert message.startswith(f"Unknown field{'s' if several else ''}: {said or ''}")
-    assert message.endswith(f" Take {'them' if several else 'it'} out of the body.")
+    assert message.endswith(f" Remove or rename {'them' if several else 'it'}.")
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "The body is empty; send a JSON object."),
-        (b" \n", "The body is empty; send a JSON object."),
+        (b"", "The body is empty. Send a JSON object."),
+        (b" \n", "The body is empty. Send a JSON object."),
         (b"null", "The body must be a JSON object."),
         (b"[]", "The body must be a JSON object."),
         (b"5", "The body must be a JSON object."),
@@ -151,11 +151,11 @@ def test_unknown_fields_are_named_with_what_was_meant(more, param, said):
         ),
         (
             b'{"x":' + b"[" * 5000 + b"]" * 5000 + b"}",
-            "The body is nested deeper than 32 levels; send it flatter.",
+            "The body is nested deeper than 32 levels.",
         ),
         (
             b'{"x":' + b'{"a":' * 100_000 + b"1" + b"}" * 100_000 + b"}",
-            "The body is nested deeper than 32 levels; send it flatter.",
+            "The body is nested deeper than 32 levels.",
         ),
     ],
 )
@@ -180,7 +180,7 @@ def test_a_body_that_is_no_json_object_is_refused_whole(content, message):
 def test_half_a_surrogate_pair_is_named_by_its_place(content, param):
     assert refusal(content) == (
         param,
-        f"'{param}' holds half of a surrogate pair; send whole characters.",
+        f"'{param}' contains half of a surrogate pair. Send complete characters.",
     )
 
 

@@ -208,7 +208,7 @@ def same(body, limits):
         (
             body_of(input="a", **{"k" * 513: 1}),
             None,
-            "The body has a key of more than 512 bytes; take it out of the body.",
+            "The body has a key of more than 512 bytes. Remove it.",
         ),
         (b'{"model":"m","input":"a', None, "The body is not valid JSON: it ends inside a string."),
         (
@@ -219,7 +219,7 @@ def same(body, limits):
         (
             b'{"model":"m","user":null,"input":"a","user":null}',
             "user",
-            "The key 'user' stands twice in one object; send it once.",
+            "Duplicate key 'user' in an object. Send it once.",
         ),
         (
             b'{"model":"m","input":[{"content":[{"type":"text","text":"a","text":"b"}]}]}',
@@ -227,7 +227,7 @@ def same(body, limits):
             None,
         ),
         (b'{"model":"m","input":"a","provider":{"sort":null,"sort":null}}', "provider.sort", None),
-        (b"[" * 33, None, "The body is nested deeper than 32 levels; send it flatter."),
+        (b"[" * 33, None, "The body is nested deeper than 32 levels."),
     ],
 )
 def test_what_is_wrong_with_a_large_body_is_named(body, param, message):

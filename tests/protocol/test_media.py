@@ -48,8 +48,14 @@ def test_images_and_listed_hosts_pass(url):
     check_media(url, DOMAINS, "input")
 
 
-HOST = "must be a data: URL, or https: to a host by name, on port 443, without user info."
-TYPES = "must be base64 of one of image/png, image/jpeg, image/webp, image/gif."
+HOST = (
+    "must be a data: URL, or an https: URL with a host name (no IP address), port 443 and "
+    "no user info."
+)
+TYPES = (
+    "must be a base64 data: URL with one of these media types: "
+    "image/png, image/jpeg, image/webp, image/gif."
+)
 
 
 @pytest.mark.parametrize(
@@ -83,22 +89,25 @@ TYPES = "must be base64 of one of image/png, image/jpeg, image/webp, image/gif."
         ("https://2130706433/", HOST),
         ("https://0x7f.1/", HOST),
         ("https://0177.0.0.1/", HOST),
-        ("https://evil.example/", "names a host that this gateway does not list in media_domains."),
+        (
+            "https://evil.example/",
+            "names a host that is not listed in this gateway's media_domains.",
+        ),
         (
             "https://sub.img.example/",
-            "names a host that this gateway does not list in media_domains.",
+            "names a host that is not listed in this gateway's media_domains.",
         ),
         (
             "https://img.example.evil.example/",
-            "names a host that this gateway does not list in media_domains.",
+            "names a host that is not listed in this gateway's media_domains.",
         ),
         (
             "https://\u212aite.example/",
-            "must be ASCII; write a host's name in punycode and percent-encode the rest.",
+            "must be ASCII. Write the host name in punycode and percent-encode the rest.",
         ),
         (
             "https://img.example/\u00e9",
-            "must be ASCII; write a host's name in punycode and percent-encode the rest.",
+            "must be ASCII. Write the host name in punycode and percent-encode the rest.",
         ),
         ("https://img.example/" + "a" * 8192, "is longer than 8192 characters."),
         ("data:", TYPES),
@@ -115,21 +124,24 @@ TYPES = "must be base64 of one of image/png, image/jpeg, image/webp, image/gif."
         ("data:image/png;base64,====", "is not strict base64."),
         ("data:image/png;base64,\u00e9\u00e9\u00e9\u00e9", "is not strict base64."),
         ("data:image/png;base64,_-_-", "is not strict base64."),
-        ("data:image/png;base64,", "does not begin as image/png does."),
-        ("data:image/png;base64,/9j/4AAQ", "does not begin as image/png does."),
-        (data_url("image/gif", b"xGIF89a"), "does not begin as image/gif does."),
-        (data_url("image/webp", b"RIFF\0\0\0\0WAVE"), "does not begin as image/webp does."),
+        ("data:image/png;base64,", "does not begin with the signature of image/png."),
+        ("data:image/png;base64,/9j/4AAQ", "does not begin with the signature of image/png."),
+        (data_url("image/gif", b"xGIF89a"), "does not begin with the signature of image/gif."),
+        (
+            data_url("image/webp", b"RIFF\0\0\0\0WAVE"),
+            "does not begin with the signature of image/webp.",
+        ),
         (
             data_url("image/gif", b"GIF87a".ljust(LARGEST_IMAGE + 1, b"\0")),
-            f"holds an image over {LARGEST_IMAGE} bytes.",
+            f"holds an image of more than {LARGEST_IMAGE} bytes.",
         ),
         (
             data_url("image/gif", b"GIF87a".ljust(LARGEST_IMAGE + 2, b"\0")),
-            f"holds an image over {LARGEST_IMAGE} bytes.",
+            f"holds an image of more than {LARGEST_IMAGE} bytes.",
         ),
         (
             "data:image/png;base64," + "A" * (LARGEST_IMAGE // 3 * 4 + 8),
-            f"holds an image over {LARGEST_IMAGE} bytes.",
+            f"holds an image of more than {LARGEST_IMAGE} bytes.",
         ),
     ],
 )

@@ -141,7 +141,7 @@ def test_views_are_written_as_what_they_show(slices):
             MethodNotAllowed("GET", "POST"),
             405,
             (
-                b'{"message":"\'GET\' is not allowed here; use POST.","type":"invalid_request_error","param":null,'
+                b'{"message":"Method \'GET\' is not allowed. Use POST.","type":"invalid_request_error","param":null,'
                 b'"code":"method_not_allowed"}'
             ),
         ),

@@ -241,7 +241,7 @@ async def test_what_is_ignored_changes_neither_address_nor_key(upstreams, header
         pytest.param(
             {"provider": "q"},
             {},
-            r"no \[providers\] table configures",
+            r"refers to unknown provider",
             id="muninndb-582-no-such-provider",
         ),
         pytest.param(
@@ -250,7 +250,7 @@ async def test_what_is_ignored_changes_neither_address_nor_key(upstreams, header
         pytest.param(
             {},
             {"dimensions_allowed": [16]},
-            "a width over dimensions = 8",
+            "must not exceed dimensions = 8",
             id="vllm-width-that-is-none",
         ),
     ],

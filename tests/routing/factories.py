@@ -1,4 +1,4 @@
-"""Small makers of what decisions are made of: candidates, routes, jobs and surroundings, each with plain defaults."""
+"""Factories for candidates, routes, requests and selection contexts, with simple defaults."""
 
 from collections.abc import Sequence
 from decimal import Decimal
@@ -44,7 +44,7 @@ def route(*candidates, sort=None, **facts) -> Route:
 
 
 def job(**fields) -> EmbeddingRequest:
-    """A request, read as it would be from the wire."""
+    """Decode a request as it would arrive over HTTP."""
     return decode_request(msgspec.json.encode({"model": "m", "input": "text", **fields}), Limits())
 
 
@@ -60,7 +60,7 @@ def around(
     healths=None,
     **lists,
 ) -> SelectionContext:
-    """Surroundings in which every candidate is healthy unless ``healths``, by provider, says otherwise."""
+    """A context in which every candidate is healthy, except those in ``healths`` (by provider)."""
     healths = healths or {}
     known = {
         normalise(name)
@@ -86,7 +86,7 @@ def chosen(
     fields=None,
     **preferences,
 ) -> list[str]:
-    """The providers that a request with ``preferences`` is offered to, in order."""
+    """Return the providers selected for a request with ``preferences``, in order."""
     asked = job(**(fields or {}), provider=preferences) if preferences else job(**(fields or {}))
     found = select_endpoints(
         route(*candidates, sort=suffix, **(facts or {})),
@@ -98,14 +98,14 @@ def chosen(
 
 
 def failed(seconds_ago: float) -> EndpointHealth:
-    """A health whose endpoint failed once, so long ago."""
+    """The health of an endpoint that failed once, ``seconds_ago``."""
     health = EndpointHealth(BreakerPolicy())
     health.record_failure(health.acquire(NOW - seconds_ago), NOW - seconds_ago)
     return health
 
 
 def measured(*latencies: float, tokens: int = 100) -> EndpointHealth:
-    """A health whose calls took ``latencies`` seconds, just now."""
+    """The health of an endpoint whose last calls took ``latencies`` seconds."""
     health = EndpointHealth(BreakerPolicy())
     for latency in latencies:
         health.record_success(health.acquire(NOW - 1), NOW - 1, latency, tokens)

@@ -1,4 +1,7 @@
-"""What refusals teach of how much one call may hold, how that grows back, and where it ends. No clock is read."""
+"""Batch limits learned from rejections: how they are learned, grow back and end.
+
+No clock is read.
+"""
 
 import pytest
 from hypothesis import given
@@ -43,7 +46,7 @@ def cap(health, measure, now=0.0):
         (BYTES, [32_768], None),
     ],
 )
-def test_half_of_the_smallest_refused_call_is_the_cap_and_never_less_than_the_least(
+def test_cap_is_half_of_the_smallest_rejected_call_but_at_least_the_minimum(
     measure, refused, expected
 ):
     health = taught(measure, *refused)
@@ -67,13 +70,13 @@ def test_half_of_the_smallest_refused_call_is_the_cap_and_never_less_than_the_le
         (1e9, None),
     ],
 )
-def test_a_cap_doubles_every_minute_until_it_reaches_what_was_refused(minutes, expected):
+def test_cap_doubles_every_minute_and_ends_at_the_rejected_size(minutes, expected):
     health = taught(INPUTS, 2048, 1024, 512, 256, 128, 64)
 
     assert expected == cap(health, INPUTS, minutes * MINUTE)
 
 
-def test_a_cap_that_grew_too_large_is_halved_again_and_not_forgotten():
+def test_cap_that_grew_too_large_is_halved_again():
     health = taught(INPUTS, 2048, 1024, 512)
     assert 512 == cap(health, INPUTS, MINUTE)
     health.record_batch_too_large(MINUTE, INPUTS, 512)
@@ -85,15 +88,15 @@ def test_a_cap_that_grew_too_large_is_halved_again_and_not_forgotten():
     ("answered", "expected"),
     [(100, 256), (256, 256), (300, 300), (511, 511), (512, None), (5000, None)],
 )
-def test_what_was_answered_is_within_the_cap(answered, expected):
+def test_an_answered_call_raises_the_cap_to_its_size(answered, expected):
     health = taught(INPUTS, 512)
     health.record_batch_fitted(0.0, INPUTS, answered)
 
     assert expected == cap(health, INPUTS)
 
 
-def test_a_cap_in_doubt_is_taken_back_one_step_at_a_time():
-    """One caller's bad input takes back what that call taught, and no more."""
+def test_a_doubted_cap_doubles():
+    """One caller's bad input undoes only what its own call taught."""
     health = taught(INPUTS, 2048, 1024, 512)
     caps = [cap(health, INPUTS)]
     for _ in range(4):
@@ -107,7 +110,7 @@ def test_a_cap_in_doubt_is_taken_back_one_step_at_a_time():
     ("declared", "expected"),
     [({}, 50), ({"max_inputs": 100}, 50), ({"max_inputs": 10}, 10)],
 )
-def test_a_call_holds_no_more_than_is_declared_and_learned(declared, expected):
+def test_declared_and_learned_limits_both_apply(declared, expected):
     held = taught(INPUTS, 100).caps(Accepts(max_tokens=7, **declared), 0.0)
 
     assert (expected, 7, None) == (held.max_inputs, held.max_tokens, held.max_bytes)
@@ -123,7 +126,7 @@ def test_a_call_holds_no_more_than_is_declared_and_learned(declared, expected):
         )
     ),
 )
-def test_no_order_of_events_makes_a_cap_smaller_than_the_least_or_permanent(measure, events):
+def test_a_cap_is_never_below_the_minimum_and_always_ends(measure, events):
     health, now = EndpointHealth(BreakerPolicy()), 0.0
     for wait, event, held in events:
         now += wait
@@ -137,5 +140,5 @@ def test_no_order_of_events_makes_a_cap_smaller_than_the_least_or_permanent(meas
 
 @pytest.mark.parametrize(("measure", "held"), [(INPUTS, 2), (TOKENS, 15), (BYTES, 66)])
 def test_a_call_is_measured_by_inputs_estimated_tokens_or_bytes(measure, held):
-    """Two quotes and a comma stand around each text; "é" is two bytes."""
+    """Each text has two quotes and a comma; "é" is two bytes."""
     assert held == amount(["x" * 20, "é" * 20], measure)

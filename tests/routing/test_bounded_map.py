@@ -1,4 +1,4 @@
-"""What is remembered by names that clients choose: all that is in use, and no more than so many."""
+"""The bounded map: keys in use are kept, and the number of entries is bounded."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def test_memory_stays_bounded():
 
 
 @pytest.mark.parametrize(("others", "known"), [(0, 1), (MOST - 1, 1), (MOST, 1), (2 * MOST, 2)])
-def test_what_is_asked_for_while_others_come_in_is_not_forgotten(others, known):
+def test_a_key_in_use_survives_many_new_keys(others, known):
     recent = BoundedMap()
     for first in (1, 2):
         found = recent.get_or_insert("it", first)
@@ -27,7 +27,7 @@ def test_what_is_asked_for_while_others_come_in_is_not_forgotten(others, known):
     assert known == found
 
 
-def test_what_is_always_asked_for_is_never_forgotten():
+def test_a_key_that_is_always_in_use_is_never_dropped():
     recent = BoundedMap()
     for at in range(5 * MOST):
         recent.get_or_insert(at, at)
@@ -37,7 +37,7 @@ def test_what_is_always_asked_for_is_never_forgotten():
     assert 0 == recent.get_or_insert("it", 1)
 
 
-def test_the_health_of_an_endpoint_in_use_outlives_those_of_names_that_clients_made_up():
+def test_invented_model_names_do_not_evict_the_health_of_an_endpoint_in_use():
     healths, it = HealthRegistry(BreakerPolicy(failures=1)), candidate("it")
     ill = healths.get(it)
     for at in range(5 * MOST):
@@ -47,14 +47,15 @@ def test_the_health_of_an_endpoint_in_use_outlives_those_of_names_that_clients_m
     assert len(healths._healths) <= MOST
 
 
-def test_the_width_of_a_space_in_use_outlives_those_of_names_that_clients_made_up():
+def test_invented_model_names_do_not_evict_the_width_of_a_space_in_use():
     widths = WidthRegistry()
     for at in range(5 * MOST):
         widths.check("it", "float", 8)
         widths.check(f"made-up-{at}", "float", at)
 
     with pytest.raises(
-        InvalidUpstreamResponse, match="4 numbers where others of this model have 8"
+        InvalidUpstreamResponse,
+        match="returned 4-dimensional vectors; earlier vectors of this model have 8",
     ):
         widths.check("it", "float", 4)
     assert len(widths._widths) <= MOST

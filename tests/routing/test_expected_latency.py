@@ -1,4 +1,4 @@
-"""What a call of so many inputs is expected to take, by those that were answered."""
+"""The expected latency of a call, estimated from answered calls of a similar size."""
 
 import pytest
 
@@ -35,11 +35,11 @@ def recorded(*calls, endpoint="a:m"):
         ([(1, 60.0)] * REMEMBERED + [(1, 2.0)] * REMEMBERED, 1, 2.0),
     ],
 )
-def test_a_call_is_expected_to_take_as_long_as_nine_of_ten_of_its_size(calls, inputs, expected):
+def test_expected_latency_is_the_90th_percentile_of_calls_of_that_size(calls, inputs, expected):
     assert expected == recorded(*calls).expect("a:m", inputs)
 
 
-def test_endpoints_are_told_apart():
+def test_each_endpoint_has_its_own_expected_latency():
     assert recorded((1, 9.0), endpoint="b:m").expect("a:m", 1) == FIRST + PER_INPUT
 
 

@@ -1,4 +1,7 @@
-"""Parameters that change the vector are never dropped silently: each is honoured, refused, or passed to who honours it."""
+"""Parameters that change the vector are never dropped silently.
+
+Endpoints that do not support them are excluded.
+"""
 
 import pytest
 
@@ -58,8 +61,11 @@ NATIVE_ONLY = {"dimensions": 1024, "matryoshka": False, "dimensions_allowed": [2
         ({}, None, ["plain", "sized"]),
     ],
 )
-def test_a_width_is_given_natively_or_cut_here(facts, size, names):
-    """Only a matryoshka model's vectors may be cut; an undeclared model's number goes to who takes it, unjudged."""
+def test_a_width_is_requested_from_the_api_or_truncated(facts, size, names):
+    """Only vectors of a matryoshka model can be truncated.
+
+    The width of an undeclared model is not checked.
+    """
     assert names == chosen([PLAIN, SIZED], facts=facts, fields={"dimensions": size})
 
 
@@ -80,14 +86,14 @@ def test_a_width_is_given_natively_or_cut_here(facts, size, names):
     ],
 )
 @pytest.mark.parametrize("strict", [True, False])
-def test_a_width_that_the_model_has_not_is_refused(facts, size, strict):
+def test_a_width_that_the_model_does_not_have_is_rejected(facts, size, strict):
     """Whatever ``require_parameters`` says."""
     assert (400, "dimensions", None) == refused(
         {"dimensions": size}, PLAIN, SIZED, preferences={"require_parameters": strict}, **facts
     )
 
 
-def test_a_width_that_nobody_gives_is_refused():
+def test_a_width_that_no_endpoint_supports_is_rejected():
     assert (400, "dimensions", None) == refused({"dimensions": 77}, PLAIN)
     assert (400, "dimensions", None) == refused({"dimensions": 256}, PLAIN, **NATIVE_ONLY)
 
@@ -102,8 +108,8 @@ def test_a_width_that_nobody_gives_is_refused():
         ({}, 77, Parameters(width=77, dimensions=77)),
     ],
 )
-def test_the_models_own_width_need_not_be_asked_for(facts, size, due):
-    """So a client that always sends it shares vectors with one that never does, and no upstream is irritated."""
+def test_the_models_own_width_is_always_supported(facts, size, due):
+    """A client that always sends it shares vectors with one that never does, and upstreams do not receive it."""
     assert due == parameters({"dimensions": size}, SIZED, **facts)
 
 
@@ -117,7 +123,7 @@ def test_the_models_own_width_need_not_be_asked_for(facts, size, due):
         ({}, Parameters(width=77, dimensions=77), None),
     ],
 )
-def test_only_whole_vectors_of_a_matryoshka_model_can_be_cut(facts, wanted, whole):
+def test_only_float_vectors_of_a_matryoshka_model_can_be_truncated(facts, wanted, whole):
     assert whole == wanted.uncut(Model(**facts))
 
 
@@ -138,8 +144,8 @@ PREFIXED = {"prefixes": {"query": "query: ", "document": ""}}
         ({"input_types": ["query"]}, "query", ["typed"]),
     ],
 )
-def test_an_input_type_is_taken_prefixed_or_without_effect(facts, asked, names):
-    """Natively, by the model's prefix, or by doing nothing for a model that tells none apart."""
+def test_an_input_type_is_passed_on_or_prefixed_or_has_no_effect(facts, asked, names):
+    """By the API, by the model's prefix, or with no effect for a model without input types."""
     assert names == chosen([PLAIN, TYPED], facts=facts, fields={"input_type": asked})
 
 
@@ -151,12 +157,12 @@ def test_an_input_type_is_taken_prefixed_or_without_effect(facts, asked, names):
         (PREFIXED, {"input_type": "query", "input": [[1, 2]]}),
     ],
 )
-def test_an_input_type_that_nobody_honours_is_refused(facts, fields):
-    """A prefix is text: it cannot stand before token ids."""
+def test_an_input_type_that_no_endpoint_supports_is_rejected(facts, fields):
+    """A prefix is text and cannot be added to token ids."""
     assert (400, "input_type", None) == refused(fields, PLAIN, TYPED, TOKENS, **facts)
 
 
-def test_types_that_make_no_difference_share_their_vectors():
+def test_input_types_without_effect_share_cache_entries():
     same = {
         parameters({"input_type": it}, PLAIN, input_types=[]) for it in (None, "query", "document")
     }
@@ -205,8 +211,8 @@ BOTH = candidate(
         ),
     ],
 )
-def test_what_two_namespaces_ask_that_nobody_gives_together_is_named(fields, param):
-    """Each has an endpoint that speaks it, and no answer of either would be what was asked for."""
+def test_options_of_two_namespaces_that_no_endpoint_supports_together_are_named(fields, param):
+    """Each namespace has an endpoint that supports it, but none supports both."""
     assert (400, param, None) == refused(fields, GOOGLE, MISTRAL, **MATRYOSHKA)
 
 
@@ -237,8 +243,11 @@ def test_what_two_namespaces_ask_that_nobody_gives_together_is_named(fields, par
         (both({"title": "t"}, {"output_dtype": "int8"}), [GOOGLE, MISTRAL, BOTH], ["both"], []),
     ],
 )
-def test_a_namespace_goes_to_who_speaks_it(fields, candidates, names, lost):
-    """If any candidate speaks it the others are none; if nobody does it is dropped, and the trace says so."""
+def test_namespaced_options_select_the_endpoints_that_support_them(fields, candidates, names, lost):
+    """If a candidate supports it, the others are excluded.
+
+    If none does, it is dropped and traced.
+    """
     found = select_endpoints(route(*candidates), job(**fields), SOMEONE, around(candidates))
 
     assert (names, lost) == ([it.provider for it in found.candidates], found.ignored_options)
@@ -255,7 +264,7 @@ def test_a_namespace_goes_to_who_speaks_it(fields, candidates, names, lost):
         ),
     ],
 )
-def test_require_parameters_refuses_a_namespace_that_nobody_speaks(fields, param):
+def test_require_parameters_rejects_a_namespace_that_no_endpoint_supports(fields, param):
     candidates = [PLAIN, MISTRAL] if "google" in fields["embedding_options"] else [PLAIN, GOOGLE]
 
     assert (400, param, None) == refused(
@@ -308,7 +317,7 @@ def test_require_parameters_refuses_a_namespace_that_nobody_speaks(fields, param
         ),
     ],
 )
-def test_what_a_namespace_says_becomes_neutral(fields, candidate, due):
+def test_namespaced_options_become_neutral_parameters(fields, candidate, due):
     assert due == parameters(fields, candidate, **MATRYOSHKA)
 
 
@@ -326,11 +335,11 @@ def test_what_a_namespace_says_becomes_neutral(fields, candidate, due):
         (google(task_type="CLUSTERING"), GOOGLE, "input_type"),
     ],
 )
-def test_what_a_namespace_asks_in_vain_is_named(fields, speaker, param):
+def test_an_unsupported_namespaced_option_is_named_in_the_error(fields, speaker, param):
     assert (400, param, None) == refused(fields, speaker, **MATRYOSHKA)
 
 
-def test_quantised_numbers_are_not_cut_here():
+def test_quantised_vectors_are_not_truncated():
     fields = mistral(output_dtype="int8", output_dimension=256)
 
     assert (400, "dimensions", None) == refused(fields, MISTRAL, **MATRYOSHKA)
@@ -357,8 +366,8 @@ EVERY = [PLAIN, VISUAL, BLIND_FETCH, TOKENS, MUTE]
         (parts(IMAGE), ["visual", "blind"]),
     ],
 )
-def test_an_input_goes_to_who_takes_its_kind(fields, names):
-    """Content parts are a multimodal API's way to speak: a text API has no room even for text parts."""
+def test_an_input_goes_to_endpoints_that_accept_its_kind(fields, names):
+    """Only multimodal APIs accept content parts; a text API does not accept even text parts."""
     assert names == chosen(EVERY, fields=fields, facts={"modalities": ["text", "image"]})
 
 
@@ -379,12 +388,12 @@ def test_an_input_goes_to_who_takes_its_kind(fields, names):
         ({"input": "t"}, [MUTE], {}),
     ],
 )
-def test_a_kind_of_input_that_nobody_takes_is_refused(fields, candidates, facts):
+def test_a_kind_of_input_that_no_endpoint_accepts_is_rejected(fields, candidates, facts):
     assert (400, "input", "unsupported_modality") == refused(fields, *candidates, **facts)
 
 
 @pytest.mark.parametrize("scheme", ["https", "HTTPS", "Https"])
-def test_an_https_image_goes_to_who_fetches_it(scheme):
+def test_an_https_image_goes_to_endpoints_that_fetch_urls(scheme):
     limits = Limits(media_domains=frozenset({"example.com"}))
     image = {"type": "image_url", "image_url": {"url": f"{scheme}://example.com/a.png"}}
     asked = make_request({"model": "m", "input": [{"content": [TEXT_PART, image]}]}, limits)
@@ -414,8 +423,11 @@ def test_an_https_image_goes_to_who_fetches_it(scheme):
         ([[1] * 9, [1] * 8], "input[0]"),
     ],
 )
-def test_token_ids_over_the_models_context_are_refused(input, param):
-    """Ids are counted exactly, so nobody need be asked; a text is judged by the upstream, which knows its tokenizer."""
+def test_token_ids_over_the_models_context_are_rejected(input, param):
+    """Token ids are counted exactly.
+
+    The length of a text is checked by the upstream, which knows its tokenizer.
+    """
     assert (400, param, "context_length_exceeded") == refused(
         {"input": input}, TOKENS, max_input_tokens=3
     )
@@ -438,16 +450,16 @@ def test_inputs_within_the_context_pass(input, facts):
     ("strict", "user", "names"),
     [(True, "u", ["tokens"]), (False, "u", ["plain", "tokens"]), (True, None, ["plain", "tokens"])],
 )
-def test_require_parameters_looks_at_what_was_given(strict, user, names):
+def test_require_parameters_applies_to_user(strict, user, names):
     assert names == chosen([PLAIN, TOKENS], fields={"user": user}, require_parameters=strict)
 
 
-def test_require_parameters_that_nobody_meets_leaves_nobody():
+def test_require_parameters_without_a_matching_endpoint_is_an_error():
     assert (404, "provider", "no_eligible_provider") == refused(
         {"user": "u"}, PLAIN, SIZED, preferences={"require_parameters": True}
     )
 
 
-def test_preferences_are_judged_before_parameters():
+def test_preferences_are_applied_before_parameters():
     """A filter's 404 comes before a parameter's 400."""
     assert 404 == refused({"dimensions": 5}, PLAIN, preferences={"zdr": True}, dimensions=4)[0]

@@ -1,4 +1,4 @@
-"""How an endpoint's health follows what its calls did: breaker, rests, percentiles. No clock is read."""
+"""The health of an endpoint: breaker, cool-downs and percentiles. No clock is read."""
 
 import pytest
 from hypothesis import given
@@ -50,7 +50,7 @@ def test_enough_failures_in_a_row_open_the_breaker():
     assert [(State.CLOSED, True)] * 3 + [(State.OPEN, False)] == states
 
 
-def test_a_success_in_between_starts_the_count_anew():
+def test_a_success_resets_the_failure_count():
     health = EndpointHealth(POLICY)
     for _ in range(10):
         health.record_failure(health.acquire(0.0), 0.0)
@@ -69,14 +69,14 @@ def test_a_success_in_between_starts_the_count_anew():
         (9.0, State.HALF_OPEN, 9.0),
     ],
 )
-def test_an_open_breaker_half_opens_after_its_rest(now, state, ready):
+def test_an_open_breaker_half_opens_after_its_cooldown(now, state, ready):
     health = opened()
 
     assert (state, ready) == (health.state(now), health.available_at(now))
     assert (state is State.HALF_OPEN) == bool(health.acquire(now))
 
 
-def test_rests_double_up_to_the_longest_and_a_success_forgets_them():
+def test_cooldowns_double_up_to_the_longest_and_a_success_resets_them():
     health, now, rests = opened(), 0.0, []
     for _ in range(6):
         rests.append(health.available_at(now) - now)
@@ -91,7 +91,7 @@ def test_rests_double_up_to_the_longest_and_a_success_forgets_them():
     assert now + 5.0 == health.available_at(now)
 
 
-def test_an_outage_of_weeks_is_survived():
+def test_an_outage_of_weeks_does_not_overflow_the_cooldown():
     """2 ** 2000 seconds would be more than a float holds."""
     health, now = opened(), 0.0
     for _ in range(2000):
@@ -101,7 +101,7 @@ def test_an_outage_of_weeks_is_survived():
     assert now + 60.0 == health.available_at(now)
 
 
-def test_calls_begun_before_the_breaker_opened_do_not_lengthen_its_rest():
+def test_calls_from_before_the_breaker_opened_do_not_extend_its_cooldown():
     """A burst of a hundred failures at once is one outage, and a breaker first opens for at most 30 s."""
     health = EndpointHealth(POLICY)
     tickets = [health.acquire(0.0) for _ in range(100)]
@@ -111,7 +111,7 @@ def test_calls_begun_before_the_breaker_opened_do_not_lengthen_its_rest():
     assert 5.0 + 0.002 == health.available_at(0.1)
 
 
-def test_a_refusal_of_our_key_rests_at_once_and_always_alike():
+def test_a_rejected_key_opens_the_breaker_at_once_for_a_fixed_time():
     health, now = EndpointHealth(POLICY), 0.0
     for _ in range(4):
         health.record_rejection(health.acquire(now), now)
@@ -134,7 +134,7 @@ def test_a_refusal_of_our_key_rests_at_once_and_always_alike():
         (lambda health, ticket: health.record_success(ticket, 30.0, 0.1, 1), NoHealthyEndpoint),
     ],
 )
-def test_what_was_refused_is_told_until_a_probe_knows_better(end, told):
+def test_a_rejection_is_reported_until_a_probe_succeeds(end, told):
     health = EndpointHealth(POLICY)
     health.record_rejection(health.acquire(0.0), 0.0, UpstreamAuthError("who?"))
     assert UpstreamAuthError is type(health.unavailable_error(29.0))
@@ -144,7 +144,7 @@ def test_what_was_refused_is_told_until_a_probe_knows_better(end, told):
 
 
 @pytest.mark.parametrize("kind", [UpstreamAuthError, UpstreamModelNotFound])
-def test_what_is_stored_of_a_refusal_quotes_nobody(kind):
+def test_a_stored_rejection_does_not_quote_the_upstream(kind):
     health, refusal = (
         EndpointHealth(POLICY),
         kind("The upstream answered 404: what is 'CANARY'?", upstream_status=404),
@@ -179,8 +179,11 @@ def test_what_is_stored_of_a_refusal_quotes_nobody(kind):
         ([(0.0, 1e9)], LONGEST_RETRY_AFTER),
     ],
 )
-def test_a_rate_limit_rests_for_its_hint(rests, ready):
-    """The longest of all hints holds, capped at two minutes; it is no failure, so nothing else changes."""
+def test_a_rate_limit_cools_down_for_its_retry_after(rests, ready):
+    """The longest Retry-After applies, up to two minutes.
+
+    It is no failure, so nothing else changes.
+    """
     health = EndpointHealth(POLICY)
     tickets = [health.acquire(0.0) for _ in rests]
     for ticket, (now, rest) in zip(tickets, rests, strict=True):
@@ -204,7 +207,7 @@ def test_a_rate_limit_rests_for_its_hint(rests, ready):
         (lambda health, ticket: health.record_success(ticket, 0.0, 1.0, 1), False),
     ],
 )
-def test_only_an_upstreams_own_fault_is_significant(event, significant):
+def test_only_upstream_failures_move_an_endpoint_back(event, significant):
     health = EndpointHealth(POLICY)
     event(health, health.acquire(0.0))
 
@@ -229,8 +232,11 @@ def test_only_an_upstreams_own_fault_is_significant(event, significant):
         (EmbedrouteError("?"), State.CLOSED, 1.0, False),
     ],
 )
-def test_what_a_failure_says_of_its_endpoint(failure, state, ready, significant):
-    """One more of its own opens this breaker; what is the input's, or another call's, says nothing."""
+def test_errors_change_the_health_by_their_class(failure, state, ready, significant):
+    """One more upstream failure opens this breaker.
+
+    Errors of the input or of another call do not count.
+    """
     health = EndpointHealth(
         BreakerPolicy(failures=1, initial_cooldown=5.0, rejection_cooldown=30.0)
     )
@@ -268,8 +274,11 @@ SLOW, DEAD = UpstreamTimeout("slow"), ConnectError("refused")
         (DEAD, ["a", "a", "a"], State.OPEN),
     ],
 )
-def test_a_failure_that_an_input_can_cause_counts_once_for_each_input(failure, works, state):
-    """Letters are inputs; nothing is a call that is answered, after which the count begins anew."""
+def test_a_failure_that_an_input_may_have_caused_counts_once_per_input(failure, works, state):
+    """Letters are the inputs of failed calls.
+
+    An empty string is an answered call, which resets the count.
+    """
     health = EndpointHealth(THREE_OPEN)
     for work in works:
         if work:
@@ -280,7 +289,7 @@ def test_a_failure_that_an_input_can_cause_counts_once_for_each_input(failure, w
     assert state is health.state(0.0)
 
 
-def test_an_input_that_fails_again_does_not_keep_its_endpoint_behind_the_others():
+def test_a_repeated_failing_input_does_not_move_its_endpoint_back():
     health = EndpointHealth(THREE_OPEN)
     for now in (0.0, 20.0, 40.0):
         health.record_error(health.acquire(now), now, DOWN, ["a"])
@@ -288,7 +297,7 @@ def test_an_input_that_fails_again_does_not_keep_its_endpoint_behind_the_others(
     assert (True, False) == (health.failing(29.0), health.failing(41.0))
 
 
-def test_a_probe_that_fails_opens_the_breaker_again_whatever_its_input():
+def test_a_failed_probe_opens_the_breaker_whatever_its_input():
     health = opened()
     health.record_error(health.acquire(6.0), 6.0, DOWN, ["a"])
     now = health.available_at(6.0)
@@ -311,10 +320,11 @@ def test_a_probe_that_fails_opens_the_breaker_again_whatever_its_input():
         (["a", "b"], -30.0, 30.0),
     ],
 )
-def test_two_inputs_in_a_row_that_are_rejected_rest_an_endpoint_that_serves_nobody(
-    kind, works, served, ready
-):
-    """Letters are inputs, nothing is a call that is answered; ``served`` is when one was answered before."""
+def test_two_different_rejected_inputs_in_a_row_open_the_breaker(kind, works, served, ready):
+    """Letters are the inputs of rejected calls, an empty string is an answered call.
+
+    ``served`` is the time of an earlier answer.
+    """
     health = EndpointHealth(POLICY)
     if served is not None:
         health.record_success(health.acquire(served), served, 0.1, 1)
@@ -329,7 +339,7 @@ def test_two_inputs_in_a_row_that_are_rejected_rest_an_endpoint_that_serves_nobo
         assert isinstance(health.unavailable_error(0.0), NoHealthyEndpoint)
 
 
-def test_a_call_that_is_answered_between_two_rejected_ones_shows_that_the_key_is_good():
+def test_a_success_between_two_rejections_keeps_the_breaker_closed():
     health = EndpointHealth(POLICY)
     health.record_error(health.acquire(0.0), 0.0, Rejected("no"), ["a"])
     health.record_success(health.acquire(5.0), 5.0, 0.1, 1)
@@ -340,7 +350,7 @@ def test_a_call_that_is_answered_between_two_rejected_ones_shows_that_the_key_is
     assert 70.0 == health.available_at(40.0)
 
 
-def test_the_inputs_that_failed_are_remembered_within_a_bound():
+def test_the_number_of_remembered_failed_inputs_is_bounded():
     health = EndpointHealth(BreakerPolicy(failures=1000))
     for at in range(100):
         health.record_error(health.acquire(0.0), 0.0, DOWN, [at])
@@ -350,8 +360,11 @@ def test_the_inputs_that_failed_are_remembered_within_a_bound():
 
 
 @given(st.lists(st.floats(0.001, 100), min_size=1, max_size=200), st.sampled_from([50, 75, 90, 99]))
-def test_percentiles_go_by_nearest_rank(latencies, percentile):
-    """The smallest measured value that so many per cent of all do not exceed, and never one in between."""
+def test_percentiles_use_the_nearest_rank(latencies, percentile):
+    """The smallest measured value that so many per cent do not exceed.
+
+    Values are not interpolated.
+    """
     health = EndpointHealth(POLICY)
     for latency in latencies:
         health.record_success(health.acquire(0.0), 0.0, latency, 100)
@@ -377,7 +390,7 @@ def test_percentiles_of_the_first_whole_numbers(count, p50, p75, p90, p99):
     assert [p50, p75, p90, p99] == [health.latency(it, 0.0) for it in (50, 75, 90, 99)]
 
 
-def test_no_data_is_no_number():
+def test_percentiles_without_data_are_none():
     assert (None, None) == (
         EndpointHealth(POLICY).latency(50, 0.0),
         EndpointHealth(POLICY).throughput(50, 0.0),
@@ -402,7 +415,7 @@ def test_memory_stays_bounded():
     assert SAMPLES == len(health._samples)
 
 
-def test_a_call_of_no_time_is_no_division_by_zero():
+def test_a_call_of_zero_seconds_does_not_divide_by_zero():
     health = EndpointHealth(POLICY)
     health.record_success(health.acquire(0.0), 0.0, 0.0, 5)
 

@@ -1,4 +1,4 @@
-"""Whose outcome moves a breaker: the probe's own, whatever calls from before come back with. No clock is read."""
+"""Only the outcome of the probe changes an open breaker; stale permits do not. No clock is read."""
 
 from typing import NamedTuple
 
@@ -22,11 +22,11 @@ ENDS = {
     "limited": lambda health, ticket, now: health.record_rate_limit(ticket, now, 0.0),
     "released": lambda health, ticket, _: health.release(ticket),
 }
-"""Every way in which a call comes back."""
+"""Every possible outcome of a call."""
 
 
 def opened(late: int = 0) -> tuple[EndpointHealth, list[int]]:
-    """A breaker that opened at 0 s for 5, and the tickets of calls that are still under way since then."""
+    """A breaker that opened at 0 s for 5 s, and the permits of calls that started before."""
     health = EndpointHealth(POLICY)
     tickets = [health.acquire(0.0) for _ in range(late)]
     for _ in range(POLICY.failures):
@@ -41,7 +41,10 @@ def test_a_half_open_breaker_admits_one_probe_at_a_time():
 
 
 class Probe(NamedTuple):
-    """How a probe ends, and at 6 s: the state, when it is ready, and who of two is admitted."""
+    """The outcome of a probe, and at 6 s.
+
+    The state, when it is available, and which of two calls are admitted.
+    """
 
     end: str
     state: State
@@ -60,8 +63,8 @@ PROBES = [
 
 @pytest.mark.parametrize("late", [None, *ENDS])
 @pytest.mark.parametrize(Probe._fields, PROBES)
-def test_only_how_the_probe_ends_decides_what_follows(end, state, ready, admitted, late):
-    """Whatever a call from before the outage comes back with, before the probe, beside it or after it."""
+def test_only_the_outcome_of_the_probe_changes_the_breaker(end, state, ready, admitted, late):
+    """With any outcome, before, during or after the probe."""
     health, tickets = opened(late=9)
 
     def come_late():
@@ -92,8 +95,8 @@ def test_no_late_call_opens_or_closes_an_open_breaker(late, now):
 
 
 @pytest.mark.parametrize("late", ENDS)
-def test_a_late_call_counts_for_nothing_once_the_breaker_has_closed(late):
-    """Neither towards the next opening, nor as the success that would begin the count anew."""
+def test_a_late_call_does_not_count_after_the_breaker_has_closed(late):
+    """It neither counts as a failure nor resets the count as a success."""
     health, tickets = opened(late=5)
     health.record_success(health.acquire(6.0), 6.0, 0.1, 1)
     health.record_failure(health.acquire(6.0), 6.0)
@@ -108,8 +111,8 @@ def test_a_late_call_counts_for_nothing_once_the_breaker_has_closed(late):
 
 @pytest.mark.parametrize("first", ["limited", "released"])
 @pytest.mark.parametrize("then", ENDS)
-def test_a_probe_that_gave_its_place_up_is_late_itself(first, then):
-    """The next probe has the place; the same ticket does nothing a second time."""
+def test_a_released_probe_is_stale(first, then):
+    """The next probe is admitted; the same permit has no effect a second time."""
     health, _ = opened()
     probe = health.acquire(6.0)
     ENDS[first](health, probe, 6.0)
@@ -121,7 +124,7 @@ def test_a_probe_that_gave_its_place_up_is_late_itself(first, then):
     assert State.CLOSED is health.state(6.0)
 
 
-def test_the_ticket_of_a_probe_that_closed_the_breaker_is_spent():
+def test_the_permit_of_a_probe_that_closed_the_breaker_is_stale():
     health, _ = opened()
     probe = health.acquire(6.0)
     health.record_success(probe, 6.0, 0.1, 1)
@@ -131,8 +134,8 @@ def test_the_ticket_of_a_probe_that_closed_the_breaker_is_spent():
     assert State.CLOSED is health.state(6.0)
 
 
-def test_what_a_late_call_says_of_the_endpoint_is_learned():
-    """How long it took, that it failed lately, and how long it asks to be left alone."""
+def test_a_late_call_still_updates_latency_failures_and_rate_limits():
+    """Its latency, the time of its failure, and its Retry-After."""
     health, tickets = opened(late=3)
     health.record_success(tickets[0], 6.0, 0.1, 1)
     assert 0.1 == health.latency(50, 6.0)
@@ -150,8 +153,11 @@ STEPS = st.tuples(
 
 
 @given(st.lists(STEPS, max_size=80))
-def test_whatever_comes_back_and_when_no_two_probes_run_at_once(steps):
-    """Each step waits, lets callers in, and ends any one of the calls under way; a late one leaves everything as it is."""
+def test_two_probes_never_run_at_once(steps):
+    """Each step waits, admits callers, and ends one of the running calls.
+
+    A stale outcome changes nothing.
+    """
     health, now, under_way, probe = EndpointHealth(POLICY), 0.0, [], None
     for wait, end, which, callers in steps:
         now += wait

@@ -1,4 +1,7 @@
-"""In what order endpoints are tried: the draw by price, the client's list, sorts, stages and preferred speeds."""
+"""The order of endpoints.
+
+The draw by price, the client's list, sorts, stages and preferred speeds.
+"""
 
 import random
 from collections import Counter
@@ -16,7 +19,7 @@ DRAWS = 4000
 
 
 def firsts(candidates, **surroundings):
-    """How often each candidate is first, and all sequences that were seen."""
+    """Return how often each candidate is first, and the sequences that occurred."""
     seeded = random.Random(7)
     drawn = around(candidates, random=seeded.random, **surroundings)
     sequences = [
@@ -41,7 +44,10 @@ def firsts(candidates, **surroundings):
     ],
 )
 def test_weights_fall_with_the_square_of_the_price(prices, weights):
-    """An unknown price counts as the dearest known one; a free endpoint leaves the others nothing."""
+    """An unknown price counts as the highest known one.
+
+    Beside a free endpoint the others have no weight.
+    """
     found = draw_weights([candidate(str(at), price) for at, price in enumerate(prices)])
 
     assert pytest.approx(weights) == found
@@ -62,15 +68,18 @@ def test_draws_follow_the_weights():
     assert len(sequences) == 6
 
 
-def test_the_documents_example_holds():
-    """Prices 1, 2, 3 with the second in outage: the first is 9 times as likely as the third to be tried first."""
+def test_the_documented_example_is_correct():
+    """Prices 1, 2, 3 with the second in outage.
+
+    The first is 9 times as likely as the third to be tried first.
+    """
     found, sequences = firsts([A, B, C], healths={"b": failed(10)})
 
     assert {("a", "c", "b"), ("c", "a", "b")} == sequences
     assert abs(found["c"] - DRAWS / 10) < 5 * (DRAWS * 0.09) ** 0.5
 
 
-def test_the_rest_of_a_sequence_is_drawn_by_the_same_rule():
+def test_the_remaining_endpoints_are_drawn_by_the_same_rule():
     """With the first fixed, the second of b and c is drawn 9 : 4."""
     seeded = random.Random(11)
     drawn = around([A, B, C], random=seeded.random)
@@ -90,7 +99,7 @@ def test_the_rest_of_a_sequence_is_drawn_by_the_same_rule():
 @pytest.mark.parametrize(
     ("ago", "behind"), [(0.0, True), (10.0, True), (29.9, True), (30.0, False), (31.0, False)]
 )
-def test_a_significant_failure_counts_for_thirty_seconds(ago, behind):
+def test_a_failed_endpoint_is_tried_last_for_thirty_seconds(ago, behind):
     names = chosen([A, C], surroundings=around([A, C], healths={"a": failed(ago)}))
 
     assert (["c", "a"] if behind else ["a", "c"]) == names
@@ -99,13 +108,13 @@ def test_a_significant_failure_counts_for_thirty_seconds(ago, behind):
 @pytest.mark.parametrize(
     "preferences", [{"order": ["a"]}, {"sort": "price"}, {"sort": {"by": "exacto"}}]
 )
-def test_a_list_or_a_sort_switches_off_the_thirty_seconds(preferences):
+def test_an_order_or_a_sort_ignores_recent_failures(preferences):
     surroundings = around([A, B], healths={"a": failed(1)}, random=lambda: 0.99)
 
     assert ["a", "b"] == chosen([A, B], surroundings=surroundings, **preferences)
 
 
-def test_free_endpoints_come_first_whatever_chance_says():
+def test_free_endpoints_always_come_first():
     some = [candidate("dear", 5), candidate("free", 0), candidate("unknown"), candidate("gift", 0)]
 
     for chance in (0.0, 0.3, 0.6, 0.999999):
@@ -143,11 +152,14 @@ VARIANTS = [
     ],
 )
 def test_listed_names_come_first_in_their_order(preferences, names):
-    """One that does not serve the model is skipped; the rest follow, cheapest first, unless fallbacks are off."""
+    """A provider that does not serve the model is skipped.
+
+    The others follow, cheapest first, unless fallbacks are off.
+    """
     assert names == chosen(VARIANTS, **preferences)
 
 
-def test_without_fallbacks_only_the_primary_pick_is_left():
+def test_without_fallbacks_only_the_first_choice_remains():
     picks = [
         chosen([A, B], allow_fallbacks=False, surroundings=around([A, B], random=lambda at=at: at))
         for at in (0.0, 0.79, 0.81)
@@ -175,7 +187,7 @@ SPEEDS = {"fast": measured(0.1), "slow": measured(2.0)}
 )
 @pytest.mark.parametrize("form", ["short", "by", "model", "none", "suffix"])
 def test_a_sort_is_a_fixed_order(sort, names, form):
-    """In either form; a partition says nothing more about a single model; the unknown comes last."""
+    """In either form; a partition has no effect for a single model; unknown values come last."""
     some = [NEW, FAST, SLOW]
     forms = {"short": sort, "by": {"by": sort}, "model": {"by": sort, "partition": "model"}}
     forms["none"] = {"by": sort, "partition": "none"}
@@ -187,7 +199,7 @@ def test_a_sort_is_a_fixed_order(sort, names, form):
         assert names == chosen(some, surroundings=surroundings, suffix=suffix, **preferences)
 
 
-def test_a_stated_sort_wins_over_the_suffix():
+def test_an_explicit_sort_overrides_the_suffix():
     some = [FAST, SLOW]
 
     assert ["fast", "slow"] == chosen(
@@ -209,8 +221,8 @@ def test_a_stated_sort_wins_over_the_suffix():
         ({"order": ["alpha"], "include_alpha": True}, ["alpha", "stable", "beta"]),
     ],
 )
-def test_stages_come_after_stable(preferences, names):
-    """Unless the client lists them: alpha ones are candidates only if asked for."""
+def test_stable_endpoints_come_first(preferences, names):
+    """Unless the client lists them; alpha endpoints are candidates only with include_alpha."""
     some = [
         candidate("alpha", 1, stage="alpha"),
         candidate("beta", 2, stage="beta"),
@@ -244,8 +256,8 @@ HUNDRED = measured(*(at / 100 for at in range(1, 101)))
         ({"preferred_max_latency": 0.5, "preferred_min_throughput": 100}, True),
     ],
 )
-def test_preferred_speeds_move_the_slow_behind_and_out_of_nothing(wish, holds):
-    """A number means the median, every given percentile must hold, and no data counts as holding."""
+def test_preferred_speeds_move_slow_endpoints_back_but_exclude_none(wish, holds):
+    """A number means the median, every percentile must be met, and missing data counts as met."""
     some = [candidate("measured", 1), candidate("unknown", 2)]
     surroundings = around(some, healths={"measured": HUNDRED})
 
@@ -254,7 +266,7 @@ def test_preferred_speeds_move_the_slow_behind_and_out_of_nothing(wish, holds):
     assert (["measured", "unknown"] if holds else ["unknown", "measured"]) == names
 
 
-def test_preferred_speeds_keep_the_order_of_those_that_hold_and_of_those_that_do_not():
+def test_preferred_speeds_keep_the_order_within_both_groups():
     some = [candidate(name, price) for name, price in (("s1", 1), ("f1", 2), ("s2", 3), ("f2", 4))]
     healths = {"s1": measured(5), "s2": measured(4), "f1": measured(0.1), "f2": measured(0.1)}
 
@@ -276,7 +288,7 @@ def test_preferred_speeds_keep_the_order_of_those_that_hold_and_of_those_that_do
     st.lists(st.integers(0, 6).map(lambda at: f"p{at}"), unique=True, max_size=3),
     st.randoms(use_true_random=False),
 )
-def test_an_order_neither_loses_nor_doubles_anyone(rows, sort, listed, chance):
+def test_ordering_neither_loses_nor_duplicates_endpoints(rows, sort, listed, chance):
     some = [candidate(f"p{at}", price, stage=stage) for at, (price, stage, _) in enumerate(rows)]
     healths = {f"p{at}": failed(ago) for at, (_, _, ago) in enumerate(rows)}
     surroundings = around(some, random=chance.random, healths=healths)

@@ -1,4 +1,4 @@
-"""Order, duplicates, chunks and shares: whatever is split, cached or repeated, row i is the vector of input i."""
+"""Planning: however inputs are split, cached or repeated, row i is the vector of input i."""
 
 import itertools
 
@@ -55,13 +55,13 @@ def raw(fields):
 
 
 @given(FIELDS, FIELDS)
-def test_no_two_lists_of_fields_run_together(one, other):
+def test_prefixes_of_different_fields_differ(one, other):
     assert (raw(one) == raw(other)) == (prefix(*one) == prefix(*other))
 
 
 @given(INPUTS, INPUTS)
 def test_no_two_inputs_share_a_key(one, other):
-    """Of whatever kind: "1", [1], "t1" and a part that says 1 are four inputs."""
+    """Of any kind: "1", [1], "t1" and a text part "1" are four different inputs."""
     keys = make_plan([one, other], b"shared").keys
 
     assert (one == other) == (keys[0] == keys[1])
@@ -83,7 +83,7 @@ def test_no_two_inputs_share_a_key(one, other):
         ("l\x01\x00\x00\x005", (5,)),
     ],
 )
-def test_inputs_that_look_alike_are_told_apart(one, other):
+def test_similar_inputs_have_different_keys(one, other):
     assert 2 == len(make_plan([one, other], b"").work)
 
 
@@ -111,7 +111,7 @@ OTHERS = {
 }
 
 
-def test_all_that_makes_a_vector_and_who_may_see_it_is_in_its_key():
+def test_the_key_depends_on_everything_that_changes_the_vector_or_its_visibility():
     keys = {
         name: shared_key(**{**BASE, **change}) for name, change in {"base": {}, **OTHERS}.items()
     }
@@ -128,12 +128,12 @@ def test_all_that_makes_a_vector_and_who_may_see_it_is_in_its_key():
         {"route": msgspec.structs.replace(ROUTE, public_name="p", sort="price")},
     ],
 )
-def test_what_changes_no_vector_is_not_in_its_key(change):
-    """The cache does not know endpoints, orders or encodings."""
+def test_the_key_ignores_what_does_not_change_the_vector(change):
+    """The cache key does not depend on endpoints, orders or encodings."""
     assert shared_key(**BASE) == shared_key(**{**BASE, **change})
 
 
-def test_equal_inputs_are_one_piece_of_work():
+def test_equal_inputs_are_planned_once():
     plan = make_plan(["a", "b", "a", "a"], b"")
 
     assert (4, ["a", "b"]) == (len(plan.keys), list(plan.work.values()))
@@ -146,7 +146,7 @@ def landed(work, told=None, **changes):
 
 
 def patterns(longest):
-    """Every way in which up to ``longest`` inputs can equal one another, such as abaca."""
+    """Every pattern of equal inputs up to length ``longest``, such as abaca."""
     found = ["a"]
     for pattern in found:
         if len(pattern) < longest:
@@ -155,7 +155,7 @@ def patterns(longest):
 
 
 @pytest.mark.parametrize("inputs", patterns(6))
-def test_every_mask_of_hits_and_misses_gives_each_input_its_own_vector(inputs):
+def test_any_mix_of_hits_and_misses_gives_each_input_its_own_vector(inputs):
     """litellm#41799 and its kin: a partial hit must not shift, double or drop a row."""
     plan, due = make_plan(inputs, b""), np.stack([expected_vector(item, 8) for item in inputs])
     for mask in itertools.product([True, False], repeat=len(plan.work)):
@@ -182,8 +182,11 @@ CAPS = st.fixed_dictionaries(
 
 
 @given(of_one_kind(max_size=20), CAPS)
-def test_chunks_keep_the_caps_the_order_and_every_input(inputs, caps):
-    """An input that is over a cap by itself goes alone; any other chunk is within all caps."""
+def test_chunks_keep_the_limits_the_order_and_every_input(inputs, caps):
+    """An input that exceeds a limit by itself is a chunk of its own.
+
+    Any other chunk is within all limits.
+    """
     work = make_plan(inputs, b"").work
     accepts = Accepts(**caps)
 
@@ -227,7 +230,7 @@ def test_chunks_keep_the_caps_the_order_and_every_input(inputs, caps):
         ([], {}, []),
     ],
 )
-def test_work_is_split_by_each_cap(inputs, caps, counts):
+def test_work_is_split_by_each_limit(inputs, caps, counts):
     chunks = split(make_plan(inputs, b"").work, Accepts(**caps))
 
     assert counts == [len(chunk) for chunk in chunks]
@@ -249,8 +252,11 @@ SEVERAL = st.one_of(st.lists(kind, min_size=2, max_size=9) for kind in (WILD, WI
 
 
 @given(SEVERAL, st.integers(ENVELOPE, ENVELOPE + 900), WILD | st.just(""))
-def test_no_body_of_several_inputs_is_over_the_cap_in_bytes(inputs, cap, before):
-    """As it goes over the wire: with escapes, prefixes, brackets, and all that stands around the inputs."""
+def test_no_chunk_of_several_inputs_exceeds_the_limit_in_bytes(inputs, cap, before):
+    """Measured on the encoded body.
+
+    Escapes, prefixes, brackets and the fields around the inputs.
+    """
     for chunk in split(make_plan(inputs, b"").work, Accepts(max_bytes=cap), before=before):
         sent = [before + it if isinstance(it, str) else it for it in chunk.values()]
         body = UpstreamRequest.json("http://host", {**SENT, "input": sent}).content
@@ -268,7 +274,7 @@ def test_no_body_of_several_inputs_is_over_the_cap_in_bytes(inputs, cap, before)
         ({"max_tokens": 22}, "query: ", [2, 1]),
     ],
 )
-def test_a_prefix_is_part_of_what_is_sent(caps, before, counts):
+def test_a_prefix_counts_towards_the_limits(caps, before, counts):
     work = make_plan(["x" * 40, "y" * 40, "z" * 40], b"").work
 
     assert counts == [len(chunk) for chunk in split(work, Accepts(**caps), before=before)]
@@ -284,9 +290,7 @@ def test_a_prefix_is_part_of_what_is_sent(caps, before, counts):
         ({}, {}, "query", ""),
     ],
 )
-def test_a_models_prefix_stands_before_texts_where_the_api_takes_no_type(
-    facts, accepts, input_type, before
-):
+def test_a_models_prefix_is_used_if_the_api_has_no_input_types(facts, accepts, input_type, before):
     assert before == text_before(candidate(accepts=accepts), Model(**facts), input_type)
 
 
@@ -300,7 +304,7 @@ def test_a_chunk_that_is_too_large_is_halved(size, left, right):
 
 
 @given(st.integers(0, 2**31), st.lists(st.integers(1, 10**6), min_size=1, max_size=50))
-def test_shares_are_whole_and_add_up_exactly(total, sizes):
+def test_shares_are_integers_and_add_up_exactly(total, sizes):
     """Each is within one token of its exact proportion."""
     shares = share_out(total, sizes)
 
@@ -310,7 +314,7 @@ def test_shares_are_whole_and_add_up_exactly(total, sizes):
 
 
 @given(of_one_kind(max_size=9, unique=True), st.integers(0, 10**6))
-def test_landing_pairs_each_key_with_its_row_and_tokens(inputs, tokens):
+def test_results_pair_each_key_with_its_row_and_tokens(inputs, tokens):
     work = make_plan(inputs, b"").work
 
     found = landed(work, tokens=tokens)
@@ -322,8 +326,11 @@ def test_landing_pairs_each_key_with_its_row_and_tokens(inputs, tokens):
     )
 
 
-def test_whole_vectors_are_cut_under_the_keys_that_asked():
-    """What was found at the model's own width serves a smaller one; what was not found, or would be zero, is left out."""
+def test_whole_vectors_are_truncated_for_the_requested_keys():
+    """Vectors of full width serve a smaller width.
+
+    Missing ones, and those that would be zero, are left out.
+    """
     whole, narrow = shared_key(**BASE), shared_key(**{**BASE, "parameters": Parameters(width=4)})
     plan = make_plan(["a", "b", "c"], narrow)
     wider = rekeyed(plan.work, whole)
@@ -354,7 +361,7 @@ def test_whole_vectors_are_cut_under_the_keys_that_asked():
     ],
 )
 def test_a_plan_made_in_steps_has_the_same_keys(inputs):
-    """A large request finds what a small one has left in the cache."""
+    """A large request finds the entries of a small one in the cache."""
     plan = make_plan(inputs, b"shared")
 
     assert plan == finished(make_plan_in_steps(inputs, b"shared"))

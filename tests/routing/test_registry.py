@@ -1,4 +1,4 @@
-"""How a model's name finds its route, and how the config and the shipped facts are joined, mistakes named."""
+"""How model names are resolved, and how config and catalogue are merged, with all mistakes reported."""
 
 import pytest
 
@@ -21,16 +21,16 @@ from embedroute.routing import build_registry
 from embedroute.testing import ScriptedBackend
 
 
-class Wide(ScriptedBackend):
+class WideBackend(ScriptedBackend):
     accepts = Accepts(tokens=True, modalities=("text", "image"), max_inputs=100)
 
 
-class Mute(ScriptedBackend):
+class NoInputBackend(ScriptedBackend):
     accepts = Accepts(texts=False)
 
 
 def built(config, *, shipped=None, known=None, backends=None):
-    made = backends or {slug: Wide() for slug in config.providers}
+    made = backends or {slug: WideBackend() for slug in config.providers}
     return build_registry(
         config, made, shipped or {}, known or {}, known_provider_of(config, known or {})
     )
@@ -144,7 +144,7 @@ def told(name, hint=None):
         ("odd:floor:nitro", None, ("odd:floor", "odd:floor", ["tei:odd:floor"], "throughput")),
     ],
 )
-def test_a_name_is_read_as_gomodel_and_openrouter_read_it(name, hint, found):
+def test_model_names_are_resolved_as_in_gomodel_and_openrouter(name, hint, found):
     assert found == told(name, hint)
 
 
@@ -189,7 +189,7 @@ def test_suffixes_of_a_name_combine(name, hint, found):
         ),
     ],
 )
-def test_suffixes_that_are_too_many_or_contradict_each_other_are_refused(name, hint, message):
+def test_too_many_or_contradicting_suffixes_are_rejected(name, hint, message):
     with pytest.raises(InvalidRequest) as refused:
         DIRECTORY.resolve(name, hint)
 
@@ -210,7 +210,7 @@ def test_suffixes_that_are_too_many_or_contradict_each_other_are_refused(name, h
         ("tei/" + "x" * 513, "512 characters"),
     ],
 )
-def test_an_unknown_name_is_refused_with_advice(name, advice):
+def test_an_unknown_model_is_rejected_with_a_suggestion(name, advice):
     with pytest.raises(ModelNotFound) as refused:
         DIRECTORY.resolve(name)
 
@@ -234,15 +234,15 @@ def test_an_unknown_name_is_refused_with_advice(name, advice):
         ("own", "tei"),
     ],
 )
-def test_a_hint_never_leaves_the_space_of_a_known_model(name, hint):
-    """Its provider may well serve some model of that name; whether it is the same space nobody said."""
+def test_a_provider_hint_never_changes_the_vector_space_of_a_known_model(name, hint):
+    """The provider may serve a model of that name, but not necessarily with the same vector space."""
     with pytest.raises(NoEligibleProvider, match="does not serve the model") as refused:
         DIRECTORY.resolve(name, hint)
 
     assert "provider" == refused.value.param
 
 
-def test_two_providers_own_models_are_two_spaces_though_their_names_run_together():
+def test_undeclared_models_with_similar_full_names_have_separate_vector_spaces():
     one, two = DIRECTORY.resolve("tei/eu/new"), DIRECTORY.resolve("eu/new", "tei")
 
     assert ["tei/eu:new", "tei:eu/new"] == [route.candidates[0].name for route in (one, two)]
@@ -250,14 +250,14 @@ def test_two_providers_own_models_are_two_spaces_though_their_names_run_together
     assert one.vector_space != two.vector_space
 
 
-def test_a_model_that_two_models_endpoints_are_called_by_is_neither():
+def test_an_upstream_name_of_two_models_is_ambiguous():
     twice = {name: Model(endpoints=[Endpoint(provider="openai", model="same")]) for name in "ab"}
 
     with pytest.raises(ModelNotFound):
         directory(**twice).resolve("same")
 
 
-def test_an_undeclared_model_does_not_take_the_name_of_a_shipped_one():
+def test_an_undeclared_model_with_a_shipped_name_keeps_its_full_name():
     """Whether or not a provider of the shipped one is configured."""
     shipped = {"known": Model(dimensions=3, endpoints=[Endpoint(provider="elsewhere")])}
     found, _ = built(Config(providers={"openai": Provider()}), shipped=shipped)
@@ -268,7 +268,7 @@ def test_an_undeclared_model_does_not_take_the_name_of_a_shipped_one():
 
 
 @pytest.mark.parametrize("hint", ["", "opnai", "tei/us", "/"])
-def test_an_unknown_hint_is_refused(hint):
+def test_an_unknown_provider_hint_is_rejected(hint):
     with pytest.raises(InvalidRequest, match="openai, azure, tei/eu, tei") as refused:
         DIRECTORY.resolve("small", hint)
 
@@ -310,7 +310,7 @@ def join(providers, models=None, **parts):
     return built(config, shipped=SHIPPED, known=KNOWN, **parts)
 
 
-def test_a_known_model_needs_no_entry():
+def test_a_shipped_model_needs_no_config_entry():
     found, mistakes = join({"openai": {}})
 
     assert ([], {"small", "large"}) == (mistakes, set(found.routes))
@@ -339,7 +339,7 @@ def test_endpoints_of_providers_that_are_not_configured_are_left_out():
         ({"input_types": []}, {"input_types": [], "modalities": ["text"]}),
     ],
 )
-def test_an_entry_inherits_what_it_does_not_say(said, facts):
+def test_a_model_entry_inherits_shipped_values(said, facts):
     found, mistakes = join({"openai": {}}, {"small": Model(**said)})
 
     model = found.routes["small"].model
@@ -359,8 +359,11 @@ def test_an_entry_inherits_what_it_does_not_say(said, facts):
         ({"provider": "other"}, "other:small", "None", 100),
     ],
 )
-def test_an_endpoint_inherits_too(endpoint, name, price, cap):
-    """By the base of its slug; the caps: endpoint over catalogue over provider table over backend."""
+def test_an_endpoint_inherits_shipped_values(endpoint, name, price, cap):
+    """By the base of its slug.
+
+    The caps: endpoint over catalogue over provider table over backend.
+    """
     found, mistakes = join(
         {slug: {} for slug in ("openai", "openai/eu", "azure", "other")},
         {"small": Model(endpoints=[Endpoint(**endpoint)])},
@@ -375,7 +378,7 @@ def test_an_endpoint_inherits_too(endpoint, name, price, cap):
     )
 
 
-def test_the_provider_tables_facts_are_not_about_another_backend():
+def test_shipped_provider_facts_do_not_apply_to_another_backend():
     own, other = (
         join({"openai": it})[0].providers["openai"].accepts for it in ({}, {"backend": "tei"})
     )
@@ -402,21 +405,21 @@ ROWS = {
 @pytest.mark.parametrize(
     ("slug", "backend", "facts"),
     [
-        # what is left out, or says what it would be
+        # the provider's own backend, omitted or explicit
         ("jina/eu", None, ("Jina", "jina-v3", "5", 5, 4)),
         ("jina/eu", "jina", ("Jina", "jina-v3", "5", 5, 4)),
         ("openai/eu", "openai", ("OpenAI", "openai-v3", "5", 6, 4)),
-        # a known provider's name is as good as its slug; whose account it is, a known slug says
+        # a known provider as the backend supplies the facts; a known slug supplies the vendor
         ("mine", "jina", ("Jina", "jina-v3", "5", 5, 4)),
         ("azure", "jina", ("Azure", "jina-v3", "5", 5, 4)),
-        # an installed backend is meant as it is
+        # an installed backend supplies no facts
         ("mine", "openai", ("mine", "v3", "None", 100, None)),
         ("azure", "openai", ("Azure", "v3", "None", 100, None)),
         ("mine", "azure", ("mine", "v3", "None", 100, None)),
     ],
 )
-def test_the_shipped_facts_are_those_of_the_row_that_is_meant(slug, backend, facts):
-    """Vendor, upstream's name, price and cap of an endpoint, and the width that its vectors must have."""
+def test_shipped_facts_come_from_the_matching_provider(slug, backend, facts):
+    """Vendor, upstream name, price and limit of an endpoint, and the width that its vectors must have."""
     wrong = Model(dimensions=8, endpoints=[Endpoint(provider=slug, model=facts[1])])
     models = {"v3": Model(endpoints=[Endpoint(provider=slug)]), "wrong": wrong}
     config = Config(providers={slug: Provider(backend=backend)}, models=models)
@@ -426,11 +429,11 @@ def test_the_shipped_facts_are_those_of_the_row_that_is_meant(slug, backend, fac
     (it,) = found.routes["v3"].candidates
     assert facts[:4] == (it.vendor, it.model, str(it.prices.get("prompt")), it.accepts.max_inputs)
     assert (facts[4] is not None) == any(
-        "vectors of 4 numbers, not 8" in mistake for mistake in mistakes
+        "has 4 dimensions, expected 8" in mistake for mistake in mistakes
     )
 
 
-def test_a_providers_facts_stand_on_its_endpoints():
+def test_provider_settings_apply_to_its_endpoints():
     facts = {
         "vendor": "ACME",
         "data_collection": "deny",
@@ -455,10 +458,10 @@ def endpoint(provider="openai", **fields):
         (
             {"m": endpoint("opnai")},
             [
-                '[models.m] endpoint names the provider "opnai", which no [providers] table configures; did you mean "openai"?'
+                '[models.m] endpoint refers to unknown provider "opnai" (no [providers.opnai] table); did you mean "openai"?'
             ],
         ),
-        ({"m": Model()}, ["[models.m] has no endpoint: name at least one configured provider"]),
+        ({"m": Model()}, ["[models.m] has no endpoint: list at least one configured provider"]),
         (
             {"m": Model(fallback="m", endpoints=endpoint().endpoints)},
             ['[models.m] fallback "m" is not another model of this config'],
@@ -504,34 +507,34 @@ def endpoint(provider="openai", **fields):
         (
             {"m": endpoint(accepts={"modalities": ["txt"]})},
             [
-                '[models.m.endpoints.openai.accepts] modalities: "txt" is not known; did you mean "text"?'
+                '[models.m.endpoints.openai.accepts] modalities: unknown value "txt"; did you mean "text"?'
             ],
         ),
         (
             {"m": endpoint(accepts={"dtypes": ["float", "int4"]})},
             [
-                '[models.m.endpoints.openai.accepts] dtypes: "int4" is not known; did you mean "int8"?'
+                '[models.m.endpoints.openai.accepts] dtypes: unknown value "int4"; did you mean "int8"?'
             ],
         ),
         (
             {"m": endpoint(accepts={"options": ["cohere"]})},
             [
-                '[models.m.endpoints.openai.accepts] options: "cohere" is not known; use google, mistral'
+                '[models.m.endpoints.openai.accepts] options: unknown value "cohere"; use google, mistral'
             ],
         ),
         (
             {"m": endpoint(accepts={"input_types": ["querry"]})},
             [
-                '[models.m.endpoints.openai.accepts] input_types: "querry" is not known; did you mean "query"?'
+                '[models.m.endpoints.openai.accepts] input_types: unknown value "querry"; did you mean "query"?'
             ],
         ),
         (
             {"m": Model(dimensions=8, dimensions_allowed=[4, 16], endpoints=endpoint().endpoints)},
-            ["[models.m] dimensions_allowed holds a width over dimensions = 8"],
+            ["[models.m] dimensions_allowed must not exceed dimensions = 8"],
         ),
         (
             {"m": Model(dimensions=8, dimensions_min=9, endpoints=endpoint().endpoints)},
-            ["[models.m] dimensions_min holds a width over dimensions = 8"],
+            ["[models.m] dimensions_min must not exceed dimensions = 8"],
         ),
         (
             {
@@ -546,15 +549,15 @@ def endpoint(provider="openai", **fields):
         ),
         (
             {"m": Model(prefixes={"querry": "q"}, endpoints=endpoint().endpoints)},
-            ['[models.m] prefixes: "querry" is no input type; did you mean "query"?'],
+            ['[models.m] prefixes: unknown input type "querry"; did you mean "query"?'],
         ),
         (
             {"m": Model(input_types=["zzz"], endpoints=endpoint().endpoints)},
-            [f'[models.m] input_types: "zzz" is no input type; use {", ".join(SPELLINGS)}'],
+            [f'[models.m] input_types: unknown input type "zzz"; use {", ".join(SPELLINGS)}'],
         ),
         (
             {"m": Model(input_types=[], prefixes={"query": "q: "}, endpoints=endpoint().endpoints)},
-            ["[models.m] prefixes make no sense for a model whose input_types are []"],
+            ["[models.m] prefixes cannot be used when input_types = []"],
         ),
         (
             {
@@ -562,7 +565,7 @@ def endpoint(provider="openai", **fields):
                     endpoints=[*endpoint(model="x").endpoints, *endpoint(model="x").endpoints]
                 )
             },
-            ["[models.m] two endpoints are openai:x; name it once"],
+            ["[models.m] the endpoint openai:x is listed twice; list it once"],
         ),
         (
             {
@@ -579,7 +582,7 @@ def endpoint(provider="openai", **fields):
                     endpoints=endpoint(accepts={"modalities": ["text"]}).endpoints,
                 )
             },
-            ["[models.m] the endpoint openai:m takes text, the model image"],
+            ["[models.m] the endpoint openai:m accepts text, the model image"],
         ),
         (
             {
@@ -595,7 +598,7 @@ def endpoint(provider="openai", **fields):
         (
             {"m": Model(dimensions=1536, endpoints=endpoint(model="text-large").endpoints)},
             [
-                "[models.m] the endpoint openai:text-large gives vectors of 3072 numbers, not 1536: another vector space"
+                "[models.m] the endpoint openai:text-large has 3072 dimensions, expected 1536 (different vector space)"
             ],
         ),
         (
@@ -608,13 +611,13 @@ def endpoint(provider="openai", **fields):
                 )
             },
             [
-                "[models.m] the endpoint openai:text-large gives vectors of 3072 numbers, not 1536: another vector space"
+                "[models.m] the endpoint openai:text-large has 3072 dimensions, expected 1536 (different vector space)"
             ],
         ),
         (
             {"small": Model(dimensions=512)},
             [
-                "[models.small] the endpoint openai:text-small gives vectors of 1536 numbers, not 512: another vector space"
+                "[models.small] the endpoint openai:text-small has 1536 dimensions, expected 512 (different vector space)"
             ],
         ),
         (
@@ -636,7 +639,7 @@ def endpoint(provider="openai", **fields):
         ({"m": Model(dimensions=8, endpoints=endpoint(model="unheard-of").endpoints)}, []),
     ],
 )
-def test_what_cannot_be_true_is_named_at_start(models, mistakes):
+def test_contradictions_in_the_config_are_reported_at_start(models, mistakes):
     """An endpoint whose facts contradict the model's would give wrong vectors, or none, and only under load."""
     providers = {
         "openai": {},
@@ -644,7 +647,7 @@ def test_what_cannot_be_true_is_named_at_start(models, mistakes):
         "elsewhere": {},
         "openai/mine": {"options": {"base_url": "http://10.0.0.1"}},
     }
-    backends = {slug: Mute() if slug == "mute" else Wide() for slug in providers}
+    backends = {slug: NoInputBackend() if slug == "mute" else WideBackend() for slug in providers}
 
     assert mistakes == join(providers, models, backends=backends)[1]
 
@@ -669,14 +672,14 @@ def test_what_cannot_be_true_is_named_at_start(models, mistakes):
 def test_a_slug_has_one_form(slug, good):
     mistakes = join({slug: {}})[1]
 
-    assert good == (not any("a slug is" in it for it in mistakes))
+    assert good == (not any("a slug may hold" in it for it in mistakes))
 
 
-def test_slugs_that_lists_could_not_tell_apart_are_refused():
+def test_ambiguous_provider_slugs_are_rejected():
     mistakes = join({"my.tei": {}, "my-tei": {}, "my_tei/x": {}})[1]
 
     assert [
-        '[providers.my-tei] is the same name as "my.tei": case, dots, spaces and underscores do not count'
+        '[providers.my-tei] is the same name as "my.tei": case, dots, spaces and underscores are ignored'
     ] == mistakes
 
 
@@ -696,8 +699,8 @@ def test_slugs_that_lists_could_not_tell_apart_are_refused():
 )
 @pytest.mark.parametrize("place", ["gateway", "keys.team"])
 @pytest.mark.parametrize("field", ["only", "ignore"])
-def test_the_operators_own_lists_are_held_to_the_same_names(name, known, place, field):
-    """A typo there, too, would send text to the very provider that it meant to avoid."""
+def test_the_operators_lists_may_only_name_known_providers(name, known, place, field):
+    """A typo there would send text to the provider that the list should exclude."""
     lists = {field: [name]}
     gateway = Settings(**lists) if place == "gateway" else Settings()
     keys = {} if place == "gateway" else {"team": ConfigKey(key=Secret("k"), **lists)}
@@ -705,37 +708,37 @@ def test_the_operators_own_lists_are_held_to_the_same_names(name, known, place, 
     mistakes = join({"mine/x": {"vendor": "ACME Corp"}}, gateway=gateway, keys=keys)[1]
 
     assert known == (not mistakes)
-    assert all(
-        it.startswith(f'[{place}] {field}: "{name}" is no known provider') for it in mistakes
-    )
+    assert all(it.startswith(f'[{place}] {field}: unknown provider "{name}"') for it in mistakes)
 
 
-def test_a_key_is_held_to_models_that_exist():
+def test_a_keys_model_list_may_only_name_existing_models():
     keys = {"team": ConfigKey(key=Secret("k"), models=["small", "openai/new", "smal"])}
 
     mistakes = join({"openai": {}}, keys=keys)[1]
 
     assert [
-        "[keys.team] models: The model 'smal' does not exist here; did you mean \"small\"?"
+        "[keys.team] models: The model 'smal' does not exist; did you mean \"small\"?"
     ] == mistakes
 
 
-def test_a_provider_that_could_not_be_made_is_not_blamed_twice():
-    """Its mistake is told already; what hangs on it says nothing more."""
+def test_a_provider_that_could_not_be_built_is_reported_once():
+    """Its mistake is reported already; entries that refer to it report nothing more."""
     keys = {"team": ConfigKey(key=Secret("k"), models=["small", "openai/new", "smal"])}
     models = {
         "m": endpoint(),
         "n": Model(modalities=["image"], fallback="large", endpoints=endpoint().endpoints),
     }
 
-    mistakes = join({"openai": {}, "other": {}}, models, keys=keys, backends={"other": Wide()})[1]
+    mistakes = join(
+        {"openai": {}, "other": {}}, models, keys=keys, backends={"other": WideBackend()}
+    )[1]
 
     assert [
-        "[keys.team] models: The model 'smal' does not exist here; did you mean \"small\"?"
+        "[keys.team] models: The model 'smal' does not exist; did you mean \"small\"?"
     ] == mistakes
 
 
-def test_vendor_spellings_of_input_types_are_folded():
+def test_vendor_spellings_of_input_types_are_normalised():
     said = Model(
         input_types=["search_query", "passage"],
         prefixes={"Search_Query": "q: "},
@@ -747,10 +750,10 @@ def test_vendor_spellings_of_input_types_are_folded():
     assert (["query", "document"], {"query": "q: "}) == (model.input_types, model.prefixes)
 
 
-def test_what_is_shipped_contradicts_nothing():
+def test_the_shipped_catalogue_has_no_contradictions():
     """Every known provider switched on, every model of the catalogue declared: no mistake."""
     providers = {slug: Provider() for slug in known_providers()}
-    backends = {slug: Wide() for slug in providers}
+    backends = {slug: WideBackend() for slug in providers}
     models = {name: Model() for name in catalogue()}
 
     config = Config(providers=providers, models=models)

@@ -1,4 +1,4 @@
-"""What follows a failed attempt, how long the wait is, and what the client is told in the end."""
+"""What follows a failed attempt, how long the backoff is, and which error is reported."""
 
 import pytest
 from hypothesis import given
@@ -57,19 +57,19 @@ from embedroute.routing import (
         (EmbedrouteError("?"), 1, RetryDecision.STOP),
     ],
 )
-def test_a_failed_attempt_is_judged_by_its_kind(failure, attempt, then):
-    """Only an upstream's own trouble is worth a second try on the same endpoint, and a timeout not even that."""
+def test_the_error_class_decides_what_follows(failure, attempt, then):
+    """Only upstream failures are retried at the same endpoint, except timeouts."""
     assert then is decide_next(failure, attempt, RetryPolicy(attempts=3))
 
 
-def test_one_attempt_means_no_second():
+def test_a_policy_of_one_attempt_never_retries():
     assert RetryDecision.NEXT is decide_next(
         UpstreamUnavailable("reset"), 1, RetryPolicy(attempts=1)
     )
 
 
 @given(st.integers(1, 60), st.floats(0, 1, exclude_max=True))
-def test_the_wait_is_full_jitter_under_a_doubling_bound(attempt, chance):
+def test_the_backoff_is_full_jitter_with_a_doubling_bound(attempt, chance):
     policy = RetryPolicy(first_wait=0.05, longest_wait=2.0)
     bound = min(2.0, 0.05 * 2 ** (attempt - 1))
 
@@ -82,8 +82,8 @@ def test_the_wait_is_full_jitter_under_a_doubling_bound(attempt, chance):
 @pytest.mark.parametrize(
     ("asked", "wait"), [(1.5, 1.5), (0.01, 0.025), (0.0, 0.025), (None, 0.025)]
 )
-def test_a_rest_that_an_upstream_asks_for_is_waited_out(asked, wait):
-    """A 503 says when it will be over, and asking before is no use to anybody."""
+def test_the_backoff_is_at_least_the_retry_after(asked, wait):
+    """A 503 may carry Retry-After; calling earlier would be useless."""
     policy = RetryPolicy(first_wait=0.05)
 
     assert wait == wait_before(
@@ -123,8 +123,8 @@ BUSY = Overloaded("busy", retry_after=1)
         ([REST], REST),
     ],
 )
-def test_the_client_is_told_what_helps_it_most(failures, told):
-    """The first trouble that may heal; else the shortest rest; an upstream that refuses our key is the last thing to say."""
+def test_the_most_helpful_error_is_reported(failures, told):
+    """The first retryable error, else the shortest cool-down; a rejected gateway key comes last."""
     assert told is error_to_report(failures)
 
 
@@ -137,7 +137,7 @@ def test_retries_are_a_share_of_recent_calls_over_a_floor():
     assert [True, True, False] == [budget.allow(0.0) for _ in range(3)]
 
 
-def test_what_was_taken_out_of_the_budget_before_is_granted_once():
+def test_a_reserved_retry_is_granted_once():
     budget = RetryBudget(share=0.0, floor=2)
 
     assert budget.allow(0.0)
@@ -161,7 +161,7 @@ def test_the_budget_forgets_after_its_window():
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), max_size=300))
-def test_no_storm_gets_past_the_budget(steps):
+def test_a_retry_storm_stays_within_the_budget(steps):
     """In any window the retries stay within the floor and a fifth of the calls."""
     budget, now, calls, retries = RetryBudget(share=0.2, floor=5, window=10.0), 0.0, [], []
     for wait, calling in steps:

@@ -1,4 +1,7 @@
-"""Who may serve a request: each filter of SEMANTICS §3 by a table, and that no wish ever widens the choice."""
+"""Which endpoints may serve a request.
+
+Each filter as a table, and no preference ever adds endpoints.
+"""
 
 import pytest
 from hypothesis import given
@@ -41,8 +44,8 @@ NAMES = [it.provider for it in ALL]
         ("openai/fast", []),
     ],
 )
-def test_a_name_means_a_slug_its_base_or_a_vendor(name, meant):
-    """In all three lists, whatever its case and marks; what it does not mean, it leaves alone."""
+def test_a_provider_name_matches_a_slug_its_base_or_a_vendor(name, meant):
+    """In all three lists, ignoring case and punctuation; other endpoints are not affected."""
     assert [it for it in NAMES if it not in meant] == sorted(
         chosen(ALL, ignore=[name]), key=NAMES.index
     )
@@ -56,8 +59,8 @@ def test_a_name_means_a_slug_its_base_or_a_vendor(name, meant):
     "name",
     ["opnai", "", "/", "openia/eu", "google-vertex/us-east6", "open ai", "\uff4fpenai", "openai/"],
 )
-def test_an_unknown_name_is_refused_in_every_list(field, name):
-    """A typo in ``ignore`` would send text to the very provider that it meant to avoid."""
+def test_an_unknown_provider_is_rejected_in_every_list(field, name):
+    """A typo in ``ignore`` would send text to the provider that it should exclude."""
     with pytest.raises(InvalidRequest) as refused:
         chosen(ALL, **{field: ["azure", name]})
 
@@ -87,8 +90,11 @@ def test_an_unknown_name_is_refused_in_every_list(field, name):
         ({"only": None, "ignore": None}, {}, {}, ["openai", "azure", "hf.co_x"]),
     ],
 )
-def test_lists_of_request_key_and_gateway_meet(request_, key, gateway, left):
-    """``only`` intersects, ``ignore`` unites; whoever calls can narrow what the operator allows and never widen it."""
+def test_lists_of_request_key_and_gateway_all_apply(request_, key, gateway, left):
+    """``only`` lists intersect and ``ignore`` lists add up.
+
+    Callers can narrow the operator's choice but not widen it.
+    """
     some = [OPENAI, AZURE, HF]
 
     names = chosen(
@@ -114,8 +120,8 @@ def test_lists_of_request_key_and_gateway_meet(request_, key, gateway, left):
         ({"max_price": {"prompt": 0.5}}, "max_price"),
     ],
 )
-def test_a_filter_that_leaves_nobody_says_so(preferences, filter):
-    """404 with the filter's name; never a fall back to all candidates."""
+def test_the_filter_that_excludes_the_last_endpoint_is_named(preferences, filter):
+    """A 404 with the filter's name; never a fallback to all candidates."""
     with pytest.raises(NoEligibleProvider, match=f"'{filter}'") as refused:
         chosen([OPENAI, AZURE], **preferences)
 
@@ -155,7 +161,7 @@ def test_a_filter_that_leaves_nobody_says_so(preferences, filter):
         {"max_price": {"prompt": None, "image": None}},
     ],
 )
-def test_an_empty_wish_is_no_wish(preferences):
+def test_empty_preferences_change_nothing(preferences):
     unwished = select_endpoints(route(*ALL), job(), SOMEONE, around(ALL))
 
     found = select_endpoints(route(*ALL), job(provider=preferences), SOMEONE, around(ALL))
@@ -187,8 +193,8 @@ def test_an_empty_wish_is_no_wish(preferences):
         ({}, {"stage": "beta"}, True),
     ],
 )
-def test_facts_are_filtered_and_the_unknown_fails(wish, facts, kept):
-    """What an operator did not declare cannot satisfy a wish for privacy."""
+def test_policies_exclude_endpoints_with_unknown_facts(wish, facts, kept):
+    """Facts that the operator did not declare cannot satisfy a privacy preference."""
     best = {"data_collection": "deny", "zdr": True, "distillable": True}
     other = candidate("other", quantization=wish.get("quantizations", ["unknown"])[0], **best)
 
@@ -221,7 +227,7 @@ def test_facts_are_filtered_and_the_unknown_fails(wish, facts, kept):
         ({"prompt": "1", "audio": "2"}, {"audio": 1}, False),
     ],
 )
-def test_max_price_is_exact_and_hard(prices, caps, kept):
+def test_max_price_is_an_exact_limit(prices, caps, kept):
     free = candidate("free", 0)
 
     names = chosen([candidate("it", prices), free], max_price=caps)
@@ -229,7 +235,7 @@ def test_max_price_is_exact_and_hard(prices, caps, kept):
     assert kept == ("it" in names)
 
 
-def test_the_first_to_fail_words_the_reason_and_the_trace_lists_all():
+def test_the_first_failing_filter_is_the_reason_and_the_trace_lists_all():
     trace = RequestTrace("r")
     trace.open(trace=True, sent=False, received=False, full=True)
     some = [OPENAI, AZURE, candidate("new", stage="alpha")]
@@ -255,8 +261,8 @@ def test_the_first_to_fail_words_the_reason_and_the_trace_lists_all():
         ({}, {}, {"only": ["nobody"]}, []),
     ],
 )
-def test_a_trace_tells_the_filters_of_a_refusal_too(facts, fields, preferences, filtered):
-    """They matter most where nobody is left."""
+def test_a_trace_lists_the_filters_of_a_rejected_request(facts, fields, preferences, filtered):
+    """They matter most when no endpoint remains."""
     trace = RequestTrace("r")
     trace.open(trace=True, sent=False, received=False, full=True)
     some = [OPENAI, AZURE]
@@ -286,7 +292,7 @@ TAKER = candidate("taker", accepts={"user": True})
         ([OPENAI, TAKER], None, []),
     ],
 )
-def test_a_trace_tells_which_endpoints_are_not_told_the_user(some, user, deaf):
+def test_a_trace_lists_the_endpoints_that_do_not_accept_user(some, user, deaf):
     trace = RequestTrace("r")
     trace.open(trace=True, sent=False, received=False, full=True)
 
@@ -298,7 +304,7 @@ def test_a_trace_tells_which_endpoints_are_not_told_the_user(some, user, deaf):
     )
 
 
-def test_a_trace_that_nobody_asked_for_is_not_written():
+def test_no_trace_is_written_unless_requested():
     trace = RequestTrace("r")
 
     select_endpoints(route(OPENAI), job(), SOMEONE, around([OPENAI])).tell(trace)
@@ -346,8 +352,8 @@ FACTS = st.fixed_dictionaries(
     facts=st.lists(FACTS, min_size=5, max_size=5),
     chance=st.floats(0, 1, exclude_max=True),
 )
-def test_no_wish_ever_widens_the_choice(wishes, facts, chance):
-    """Every subset of a set of wishes offers at least what the whole set offers, and nobody twice."""
+def test_no_preference_ever_adds_endpoints(wishes, facts, chance):
+    """Every subset of a set of preferences selects at least the endpoints of the whole set, each once."""
     prices = [1, 2, None, 0, 5]
     some = [
         candidate(name, price, vendor=vendor, **fact)
@@ -367,7 +373,8 @@ def test_no_wish_ever_widens_the_choice(wishes, facts, chance):
     assert len(set(names)) == len(names)
     for name, wish in wishes.items():
         fewer = {field: value for field, value in wishes.items() if field != name}
-        # Left to itself, allow_fallbacks false offers one pick, which another wish may well move elsewhere.
+        # Left to itself, allow_fallbacks false offers one pick, which another wish may well move
+        # elsewhere.
         if wishes.get("allow_fallbacks") is not False and name != "include_alpha":
             assert set(names) <= set(offered(fewer)), (name, wish)
     for field, banned in (("ignore", True), ("only", False)):

@@ -1,4 +1,4 @@
-"""Every request of ``data/bad_inputs.json`` gets the answer that the file states, in process and over real sockets."""
+"""Tests that every request of ``data/bad_inputs.json`` gets the expected response."""
 
 import base64
 import contextlib
@@ -25,19 +25,19 @@ CASES = json.loads(
 SEMANTICS_WINS = {
     "provider/max_price_null_value": (200, "null means absent at every level (SEMANTICS §1)"),
 }
-"""Case → the status that SEMANTICS gives it, and why."""
+"""Case → the status that SEMANTICS assigns to it, and why."""
 
 LATER = {
     "limits/budget_exhausted": "budgets of keys",
     "limits/rpm_exceeded": "rates of keys",
 }
-"""Cases that wait for what does not exist yet."""
+"""Cases that need a feature that does not exist yet."""
 
 UPSTREAM_DECIDES = {
-    "input/tokens_20k_single": "only the upstream counts a text's tokens, and it says that the context is too short",
-    "debug/permitted_on_error_is_redacted": "it is the upstream that refuses our key",
+    "input/tokens_20k_single": "only the upstream counts the tokens of a text",
+    "debug/permitted_on_error_is_redacted": "the upstream rejects the gateway's key",
 }
-"""Refusals that an upstream may have a hand in; all others come without one call."""
+"""Errors that may need an upstream call; all others are returned without one."""
 
 KEYS = {
     name: f"sk-er-{name}-{hashlib.sha256(name.encode()).hexdigest()[:24]}"
@@ -61,9 +61,12 @@ SECRETS = (
 )
 
 SLOWEST = 20.0
-"""Seconds; the file says 250 ms, which a busy machine cannot promise. Whatever is waited for takes longer than this."""
+"""Seconds.
+
+The file says 250 ms, which a busy machine cannot guarantee. All timeouts are longer than this.
+"""
 DEAREST = 2.0
-"""Seconds of CPU that a refusal may cost; others on the machine do not count in."""
+"""Seconds of CPU time that an error may cost; other processes do not affect it."""
 MOST_BODY = 32 * 1024 * 1024
 
 
@@ -71,7 +74,7 @@ MOST_BODY = 32 * 1024 * 1024
 
 
 class Body(NamedTuple):
-    """The pieces of a body, and its length where the client declares it."""
+    """The pieces of a body, and its length if the client declares it."""
 
     pieces: object = ()
     length: int | None = None
@@ -140,7 +143,7 @@ def filled(text):
 
 
 def headers_of(case, length=None):
-    """The case's own headers, in order, then what every client adds."""
+    """The headers of the case in order, followed by those that every client adds."""
     headers = [(name, filled(value)) for name, value in case["headers"]]
     named = {name.lower() for name, _ in headers}
     if case["auth"] in KEYS and "authorization" not in named:
@@ -153,7 +156,7 @@ def headers_of(case, length=None):
 
 
 def raw_request(case):
-    """The bytes of a request whose framing is the case's own."""
+    """The bytes of a request whose framing the case defines."""
     told, body = case.get("generator", {}), body_of(case)
     content = b"".join(body.pieces)
     headers = [f"{name}: {value}" for name, value in headers_of(case, body.length)]
@@ -178,13 +181,14 @@ def raw_request(case):
     return "\r\n".join(head).encode() + content
 
 
-# Judging answers
+# Checking responses
 
 
 def expected_statuses(case):
     if case["name"] in SEMANTICS_WINS:
         return [SEMANTICS_WINS[case["name"]][0]]
-    # A status that the file only allows is what another gateway may do; ours is the one it expects.
+    # The file also allows statuses that other gateways return; this gateway returns the expected
+    # one.
     return (
         [case["expect_status"]]
         if case["layer"] == "app"
@@ -193,7 +197,7 @@ def expected_statuses(case):
 
 
 def judge(case, answer, sent=""):
-    """What holds for every answer, and what the case says of its own."""
+    """Check the invariants of every response, and the expectations of the case."""
     assert answer.status in expected_statuses(case), answer.body[:300]
     assert answer.status not in {422, 500}
     assert answer.header("x-request-id")
@@ -222,7 +226,7 @@ def judge_error(case, answer, sent):
 
 
 def names(expected, param):
-    """Whether a param is the expected one, or a more exact place inside it."""
+    """Whether a param is the expected one, or a more exact location inside it."""
     return (
         expected is None
         or param == expected
@@ -303,7 +307,7 @@ CHECKS = {
     "method/options": has_header("allow", "POST"),
     "provider/order_in_ignore": has_header("x-embedroute-provider", "mock-b"),
 }
-"""What a case says beyond status, type, code and param: functions of the answer and of what the upstreams saw."""
+"""Further expectations of a case: functions of the response and of the upstream calls."""
 
 
 # The gateway under test
@@ -393,8 +397,8 @@ NO_LENGTH = next(case for case in CASES if case["name"] == "content_length/no_le
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @named(IN_PROCESS)
-async def test_the_application_gives_the_stated_answer(case, upstreams, caplog):
-    """Each case also keeps the file's global invariants: envelope, headers, no secret, no needless upstream call, no wait."""
+async def test_the_application_returns_the_expected_error(case, upstreams, caplog):
+    """Each case checks the file's invariants too: envelope, headers, secrets, calls, time."""
     caplog.set_level("DEBUG", "embedroute")
     before = len(seen_by(upstreams))
     marks = {name: len(upstream.requests) for name, upstream in upstreams.items()}
@@ -415,16 +419,16 @@ async def test_the_application_gives_the_stated_answer(case, upstreams, caplog):
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["trio"])
 @named(SAMPLE)
-async def test_the_middleware_gives_the_stated_answer_too(case, upstreams):
-    """This is also the sample that runs on trio."""
+async def test_the_middleware_returns_the_expected_error(case, upstreams):
+    """These cases run on trio too."""
     answer = await ask(EmbeddingsMiddleware(elsewhere, gateway_over(upstreams)), case)
 
     judge(case, answer, sent_text(case))
 
 
 @pytest.mark.anyio
-async def test_one_gateway_serves_on_after_every_bad_request(upstreams):
-    """No bad request leaves anything behind that harms the next good one."""
+async def test_a_gateway_still_serves_after_every_bad_request(upstreams):
+    """A bad request has no effect on the next good one."""
     app = embeddings_app(gateway_over(upstreams))
     small = [
         case for case in IN_PROCESS if "generator" not in case and case["expect_status"] >= 400
@@ -437,8 +441,8 @@ async def test_one_gateway_serves_on_after_every_bad_request(upstreams):
 
 
 @pytest.mark.anyio
-async def test_a_body_that_drips_is_cut_off_in_time(upstreams):
-    """The time is for the whole body, not for each piece."""
+async def test_a_slow_body_times_out(upstreams):
+    """The timeout is for the whole body, not for each piece."""
     app = embeddings_app(gateway_over(upstreams, body_timeout=0.2))
 
     answer = await ask(app, DRIP, pause=0.05)
@@ -453,14 +457,14 @@ async def test_a_request_without_length_has_an_empty_body(upstreams):
 
 
 @pytest.mark.anyio
-async def test_the_answer_does_not_hang_on_the_host_header(upstreams):
+async def test_the_response_does_not_depend_on_the_host_header(upstreams):
     app = embeddings_app(gateway_over(upstreams))
     odd = next(case for case in CASES if case["name"] == "control/host_malformed_with_key")
 
     assert (await ask(app, odd)).json == (await ask(app, MINIMAL)).json
 
 
-def test_every_case_is_run_or_named_as_waiting():
+def test_every_case_is_run_or_listed_as_pending():
     run = {case["name"] for case in (*IN_PROCESS, *ON_SERVERS, DRIP)}
 
     assert {case["name"] for case in CASES} - run == set(LATER)
@@ -503,7 +507,10 @@ def server(request, upstreams):
 
 
 def exchange(address, content):
-    """Send bytes and read to the end: every status line of the answer, and the last answer's body."""
+    """Send bytes and read to the end.
+
+    Return every status line and the body of the last response.
+    """
     with socket.create_connection(address, timeout=60) as client:
         with contextlib.suppress(ConnectionError):
             client.sendall(content)
@@ -517,8 +524,11 @@ def exchange(address, content):
 
 
 @named(ON_SERVERS)
-def test_a_real_server_gives_the_stated_answer(case, server):
-    """One request in, one answer out, whatever its framing; what the server refuses itself is in the server's words."""
+def test_a_real_server_returns_the_expected_error(case, server):
+    """One request gets one response, whatever its framing.
+
+    The server may reject it in its own format.
+    """
     statuses, body = exchange(server, raw_request(case))
 
     (status,) = statuses

@@ -1,6 +1,6 @@
-"""Many requests at once against real upstream processes, of which one dies and comes back: no client may notice.
+"""Tests many concurrent requests to real upstream processes, of which one dies and restarts.
 
-``EMBEDROUTE_SOAK=1`` makes it ten times as long.
+No request may fail. ``EMBEDROUTE_SOAK=1`` makes the test ten times as long.
 """
 
 # Anyio's plugin reads `anyio_backend`.
@@ -28,17 +28,17 @@ WIDTH = 8
 AT_ONCE = 128
 REQUESTS = 20_000 if os.environ.get("EMBEDROUTE_SOAK") else 2_000
 KILLED, BACK = REQUESTS // 4, REQUESTS // 2
-"""How many requests are answered when the first upstream dies, and when it comes back."""
+"""The number of completed requests at which the first upstream is killed and restarted."""
 
 BREAKER = BreakerPolicy(failures=3, initial_cooldown=0.2, longest_cooldown=0.5)
 FLOOR, SHARE, WINDOW = 10, 0.2, 10.0
-"""Of the retry budget: so many retries, and so many a call, within so many seconds."""
+"""Retry budget: a minimum number of retries and a share of the calls, per window."""
 
 BURSTS = ",".join((["honest"] * 40 + ["limited_silent"] * 8) * 30)
 
 
 class Process:
-    """``python -m tests.fault_upstream`` as a process of its own, which can be killed and started again on its port."""
+    """A ``tests.fault_upstream`` process that can be killed and restarted on its port."""
 
     def __init__(self, *options: str):
         self.options, self.port = options, 0
@@ -86,7 +86,7 @@ def gateway_of(processes, *, breaker=BREAKER, retries=None):
         name: {"backend": "openai", "base_url": process.url, "api_key": f"sk-{name}"}
         for name, process in zip("abc", processes, strict=True)
     }
-    # Even odds, so that each of the three is the first choice of a third of the requests.
+    # Equal weights, so that each of the three is the first choice for a third of the requests.
     model = {"dimensions": WIDTH, "endpoints": [{"provider": name} for name in providers]}
     config = Config(
         gateway={"auth": "open", "deadline": 20.0},
@@ -98,9 +98,9 @@ def gateway_of(processes, *, breaker=BREAKER, retries=None):
 
 
 class Load:
-    """Sends requests, and keeps what went wrong and every call that was made.
+    """Sends requests, and records errors and calls.
 
-    A request holds one chunk, so its first call to an endpoint is a first try, and any further one a retry.
+    A request has one chunk, so its first call is a first attempt and the others are retries.
     """
 
     def __init__(self, gateway, requests=REQUESTS, **fields):
@@ -148,12 +148,12 @@ class Load:
 
     @property
     def budget(self):
-        """The retries that were allowed: each floor holds for a window, and there is no telling where one begins."""
+        """The allowed retries; the minimum applies to a window that may begin at any time."""
         return FLOOR * (1 + int((self.ended - self.began) / WINDOW)) + SHARE * self.first_tries
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_an_upstream_that_dies_and_comes_back_is_noticed_by_nobody(anyio_backend, processes):
+async def test_no_request_fails_when_an_upstream_dies_and_restarts(anyio_backend, processes):
     gateway = gateway_of(processes)
     load = Load(gateway)
     health = gateway.healths.get(
@@ -179,7 +179,8 @@ async def test_an_upstream_that_dies_and_comes_back_is_noticed_by_nobody(anyio_b
     async with gateway.lifespan():
         with anyio.fail_after(25 * REQUESTS / 2000):
             await load.run(drama)
-            # The one that came back is behind the others for 30 s, so it is asked by name.
+            # The restarted endpoint is ordered behind the others for 30 s, so it is requested by
+            # name.
             while health.state(time.monotonic()) is not State.CLOSED:
                 await gateway.embed("probe", model="m", provider={"order": ["a"]})
                 await anyio.sleep(0.01)
@@ -194,15 +195,19 @@ async def test_an_upstream_that_dies_and_comes_back_is_noticed_by_nobody(anyio_b
     assert load.attempts == load.first_tries + load.retries == REQUESTS + load.failed.total()
     assert load.retries <= load.budget
     assert {"a:m", "b:m"} >= set(load.failed)
-    # Who was on the way when it died, who set out before it was known, and then one probe a rest.
+    # Calls in flight when it died, calls started before that was known, and one probe per cool-
+    # down.
     assert load.failed["a:m"] <= 2 * AT_ONCE + 1 + (times[1] - times[0]) / BREAKER.initial_cooldown
-    # After its first 429 nobody sets out for a rest.
+    # After its first 429, no call is started during the cool-down.
     assert load.failed["b:m"] <= AT_ONCE * (1 + (load.ended - load.began) / SHORTEST_COOLDOWN)
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_a_storm_of_retries_stays_within_the_budget(anyio_backend, processes):
-    """Every request is first refused by one that is dead; no breaker opens, so that only the budget holds retries back."""
+async def test_retries_stay_within_the_retry_budget(anyio_backend, processes):
+    """Each request is first sent to a dead endpoint.
+
+    No breaker opens, so only the budget limits retries.
+    """
     processes[0].kill()
     gateway = gateway_of(
         processes, breaker=BreakerPolicy(failures=10**9), retries=RetryPolicy(attempts=3)

@@ -1,4 +1,4 @@
-"""A client that leaves takes its work with it, unless someone else waits for the same; nothing ever raises into the host."""
+"""Tests that a disconnect cancels work that no other request shares."""
 
 import json
 import socket
@@ -17,11 +17,11 @@ from tests.support.wait import until
 
 HEAD = f"POST /ai/v1/embeddings HTTP/1.1\r\nhost: h\r\nauthorization: Bearer {KEY}\r\ncontent-type: application/json\r\n"
 SOON = 0.25
-"""Seconds from a client's leaving to the end of the upstream's connection, where the machine has nothing else to do."""
+"""Seconds from a client's disconnect to the end of the upstream connection, on an idle machine."""
 TRIES = 10
-"""How often that is measured at most: the best counts."""
+"""The maximum number of measurements; the best one counts."""
 PATIENCE = 120
-"""Seconds for a server to start and to answer."""
+"""Seconds for a server to start and to respond."""
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def server(request, upstream):
     with Serving(
         "tests.hosts.apps.counted", request.param, environ={"TEST_UPSTREAM": upstream.url}
     ) as serving:
-        # An engine may meet a host with care first: from here on it is at its usual.
+        # An engine may probe a host first; after this request it behaves as usual.
         upstream.mode, upstream.delay = "honest", 0.0
         for at in range(4):
             body = {"model": "far", "input": f"warm {at}"}
@@ -58,13 +58,13 @@ def fresh(upstream):
 
 
 def tasks_of(server):
-    """How many tasks of the server's loop are inside embedroute."""
+    """The number of tasks of the server's event loop that are inside embedroute."""
     return httpx2.get(f"{server.url}/tasks", trust_env=False, timeout=PATIENCE).json()
 
 
 @pytest.fixture
 def send(server):
-    """Ask for a vector, and give back the connection without waiting for the answer."""
+    """Send a request, and return the connection without waiting for the response."""
     with ExitStack() as wires:
 
         def send(text):
@@ -89,8 +89,8 @@ def answer(wire):
 
 
 @pytest.mark.parametrize("mode", sorted(STALLS))
-def test_a_client_that_leaves_ends_the_upstream_call(server, upstream, send, mode):
-    """No server does this by itself: each only tells, to whoever asks ``receive()``."""
+def test_a_disconnect_cancels_the_upstream_call(server, upstream, send, mode):
+    """No server cancels the work: each only reports the disconnect through ``receive()``."""
     upstream.mode = mode
 
     def leave(nth):
@@ -107,7 +107,7 @@ def test_a_client_that_leaves_ends_the_upstream_call(server, upstream, send, mod
     assert any(leave(nth) < SOON for nth in range(TRIES))
 
 
-def test_a_client_that_leaves_before_its_body_is_whole_leaves_nothing(server, upstream):
+def test_a_disconnect_during_the_body_leaves_nothing_open(server, upstream):
     with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as wire:
         wire.sendall(f'{HEAD}content-length: 100\r\n\r\n{{"model":'.encode())
         until(lambda: tasks_of(server) > 0)
@@ -116,8 +116,8 @@ def test_a_client_that_leaves_before_its_body_is_whole_leaves_nothing(server, up
     assert upstream.requests == []
 
 
-def test_a_client_that_closes_its_half_breaks_nothing(server, upstream, send):
-    """Half a close is leaving for one server and not for another: a whole answer or none, and never a traceback."""
+def test_a_half_closed_connection_still_gets_its_response(server, upstream, send):
+    """Some servers treat it as a disconnect and send nothing; none logs a traceback."""
     upstream.delay = 0.05
     wire = send(f"half at {server.server}")
     wire.shutdown(socket.SHUT_WR)
@@ -127,8 +127,8 @@ def test_a_client_that_closes_its_half_breaks_nothing(server, upstream, send):
     until(lambda: tasks_of(server) == 0)
 
 
-def test_shared_work_outlives_the_one_who_began_it(server, upstream, send):
-    """The leader's call goes with it; the one that waited for the same text leads now, and gets its vector."""
+def test_shared_work_continues_when_its_leader_disconnects(server, upstream, send):
+    """The leader's call is cancelled; the waiter becomes the leader, and gets its vector."""
     text = f"shared at {server.server}"
     upstream.mode = ["stalled", "honest"]
     until(lambda: tasks_of(server) == 0)
@@ -145,7 +145,7 @@ def test_shared_work_outlives_the_one_who_began_it(server, upstream, send):
     assert len(upstream.requests) == 2
 
 
-def test_work_outlives_a_waiter_that_leaves(server, upstream, send):
+def test_shared_work_continues_when_a_waiter_disconnects(server, upstream, send):
     text = f"waited for at {server.server}"
     upstream.delay = 0.3
     leader = send(text)
@@ -156,7 +156,7 @@ def test_work_outlives_a_waiter_that_leaves(server, upstream, send):
     assert len(upstream.requests) == 1
 
 
-def test_many_who_leave_at_once_leave_nothing(server, upstream, send):
+def test_many_simultaneous_disconnects_leave_nothing_open(server, upstream, send):
     upstream.mode = "stalled"
     wires = [send(f"{at % 5} of many at {server.server}") for at in range(20)]
     until(lambda: upstream.in_flight == 5)

@@ -1,4 +1,4 @@
-"""A forecast is what then happens: chunks, cost, what is cached, and who is left alone."""
+"""Tests that a forecast matches the request: chunks, cost, cache hits and excluded endpoints."""
 
 import json
 
@@ -22,7 +22,7 @@ class Plain(ScriptedBackend, frozen=True, kw_only=True):
 
 
 def door_of(*steps, endpoint=None):
-    """Serve "m" at the providers "p0", "p1", …, each with a backend that plays its step."""
+    """Serve "m" at the providers "p0", "p1", …, each with a scripted backend."""
     backends = [Plain(width=WIDTH, **({} if step is None else {"then": step})) for step in steps]
     slugs = [f"p{at}" for at in range(len(steps))]
     config = Config(
@@ -74,8 +74,8 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:image/gif;base64,R0lGOD
         (EIGHT, None, {"max_tokens": 18}, [2, 2, 2, 2]),
     ],
 )
-async def test_the_chunks_are_those_that_are_sent(given, step, accepts, chunks):
-    """A cap that an upstream let on is kept by the forecast as by the call."""
+async def test_explain_forecasts_the_chunks_that_are_sent(given, step, accepts, chunks):
+    """A batch limit learned from an upstream applies to the forecast and to the call."""
     door, (backend,) = door_of(step, endpoint={"accepts": accepts})
     typed = {"input_type": "query"} if accepts.get("max_tokens") == 18 else {}
     again = [text.replace("text", "other") for text in given]
@@ -99,7 +99,7 @@ async def test_the_chunks_are_those_that_are_sent(given, step, accepts, chunks):
         (UpstreamAuthError("bad key"), 29, 30),
     ],
 )
-async def test_an_endpoint_that_rests_is_told(step, least, most):
+async def test_explain_reports_the_cool_down_of_an_endpoint(step, least, most):
     door, _ = door_of(step, None)
     await post(door, input="text")
 
@@ -120,7 +120,7 @@ async def test_an_endpoint_that_rests_is_told(step, least, most):
         ({"prompt": "0", "image": "0.001"}, {"modalities": ["text", "image"]}, "0.002"),
     ],
 )
-async def test_the_cost_is_what_it_then_costs(price, accepts, cost):
+async def test_explain_forecasts_the_actual_cost(price, accepts, cost):
     door, _ = door_of(
         None, endpoint={"accepts": accepts, **({} if price is None else {"price": price})}
     )
@@ -145,7 +145,7 @@ async def test_the_cost_is_what_it_then_costs(price, accepts, cost):
     ],
 )
 async def test_hits_are_counted_in_inputs(held, asked, use, cache):
-    """Those that the request itself would have."""
+    """The errors are those of the request itself."""
     door, _ = door_of(None)
     if held:
         await post(door, input=held, named=1)
@@ -159,8 +159,8 @@ async def test_hits_are_counted_in_inputs(held, asked, use, cache):
     assert cache == (told["hits"], told["misses"])
 
 
-PICK = "not the first pick, and allow_fallbacks is false"
-NAMED = "not the one that is named"
+PICK = "not the first choice, and allow_fallbacks is false"
+NAMED = "not the requested provider"
 
 
 @pytest.mark.parametrize(
@@ -185,8 +185,8 @@ NAMED = "not the one that is named"
         ({"provider": "p1", "model": "undeclared"}, 1, None),
     ],
 )
-async def test_whoever_is_not_in_the_order_is_told_with_the_reason(fields, left, filtered):
-    """Whether a list, a hint or a missing fallback kept it out."""
+async def test_explain_lists_excluded_endpoints_with_the_reason(fields, left, filtered):
+    """A list, a preference or a missing fallback may exclude an endpoint."""
     door, _ = door_of(None, None, None)
 
     told = await post(door, "?explain=1", input="text", **fields)
@@ -200,8 +200,8 @@ async def test_whoever_is_not_in_the_order_is_told_with_the_reason(fields, left,
     assert len(told["filtered"]) == sum(event["action"] == "filtered" for event in traced)
 
 
-async def test_a_refusal_tells_whom_a_hint_kept_out_as_well():
-    """Else a trace of three endpoints would account for one."""
+async def test_an_error_names_endpoints_that_a_preference_excluded():
+    """Otherwise a trace of three endpoints would mention only one."""
     door, _ = door_of(None, None, None)
 
     told = await post(door, input=[1], provider="p1", debug={"trace": True})

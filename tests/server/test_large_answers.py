@@ -1,4 +1,4 @@
-"""Answers of megabytes: the right vectors, nobody else kept waiting, and no more copies than need be."""
+"""Tests responses of megabytes: correct vectors, a responsive event loop, and few copies."""
 
 import base64
 import gc
@@ -31,7 +31,7 @@ from embedroute import (
     embeddings_app,
 )
 from embedroute.backend import Batch, UpstreamResponse
-from embedroute.backends._json_scan import LONG, lifted
+from embedroute.backends._json_scan import LONG, extract_vectors
 from embedroute.backends._openai_response import read as read_rows
 from embedroute.backends.openai import OpenAI
 from embedroute.errors import InvalidUpstreamResponse
@@ -46,12 +46,12 @@ from tests.support.tls import certified
 COUNT, WIDTH = 2048, 1536
 TEXTS = [f"text {at}" for at in range(COUNT)]
 SIZE = COUNT * WIDTH * 4
-"""Bytes of the vectors themselves."""
+"""The size of the vectors in bytes."""
 
 
 @pytest.fixture(scope="module")
 def url():
-    """An upstream in a process of its own, so that it does not take the interpreter from ours."""
+    """An upstream in a separate process, so that it does not use our interpreter."""
     command = [sys.executable, "-m", "tests.fault_upstream", "--width", str(WIDTH)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as upstream:  # noqa: S603 - our own words
         yield upstream.stdout.readline().strip()
@@ -89,7 +89,7 @@ def numbers(answer):
 @pytest.mark.anyio
 @pytest.mark.parametrize("asked_of", ["base64", "float"])
 @pytest.mark.parametrize("encoding", ["base64", "float"])
-async def test_a_large_answer_holds_the_right_vectors(url, asked_of, encoding):
+async def test_a_large_response_contains_the_right_vectors(url, asked_of, encoding):
     gateway = gateway_at(url, encoding_format=asked_of)
     async with gateway.lifespan():
         answer = await ask(embeddings_app(gateway), encoding)
@@ -105,8 +105,8 @@ async def test_a_large_answer_holds_the_right_vectors(url, asked_of, encoding):
     "forms",
     ["openai base64 base64", "openai base64 float", "openai float base64", "gemini float float"],
 )
-def test_a_large_answer_does_not_hold_the_event_loop(forms, loop):
-    """Seen by the clock, and without a tracer in the way."""
+def test_a_large_response_does_not_block_the_event_loop(forms, loop):
+    """Measured by the clock, without a tracer."""
     command = [sys.executable, "-m", "tests.support.loop_latency", *forms.split(), loop]
     plain = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
     ran = subprocess.run(command, capture_output=True, text=True, check=False, env=plain)  # noqa: S603 - our own words
@@ -116,8 +116,8 @@ def test_a_large_answer_does_not_hold_the_event_loop(forms, loop):
 
 
 @pytest.mark.anyio
-async def test_pieces_that_a_client_takes_at_once_leave_turns_to_others():
-    """Nothing is waited for then, so that one after the other would be sent before anybody else is heard."""
+async def test_sending_many_pieces_to_a_fast_client_yields_to_other_tasks():
+    """``send`` never waits for a fast client, so other tasks would not run until the last piece."""
     rounds, sent_in = 0, []
 
     async def go_round():
@@ -144,8 +144,8 @@ async def test_pieces_that_a_client_takes_at_once_leave_turns_to_others():
 
 
 @pytest.mark.anyio
-async def test_where_others_take_long_turns_ours_grow():
-    """Half as long as theirs, up to 5 ms: on a busy loop a large answer would take for ever otherwise."""
+async def test_time_slices_grow_on_a_busy_event_loop():
+    """To half the time that other tasks take, up to 5 ms, so that the work completes."""
     rounds = 0
 
     async def go_round():
@@ -163,8 +163,8 @@ async def test_where_others_take_long_turns_ours_grow():
     assert 5 < rounds < 50
 
 
-def test_small_answers_are_read_without_a_rest():
-    """For they are read in the loop's own thread."""
+def test_small_responses_are_read_in_one_time_slice():
+    """They are parsed in the event loop's thread."""
     body = reply_of({"data": body_of(np.ones((40_000, 8), "<f4"))}).content
     sleeps = {}
 
@@ -175,7 +175,7 @@ def test_small_answers_are_read_without_a_rest():
                 found.append(1) if what is time.sleep else None
             )
         )
-        lifted(body[:size], "embedding")
+        extract_vectors(body[:size], "embedding")
         sys.setprofile(None)
 
     assert LARGE < len(body)
@@ -228,8 +228,8 @@ async def main():
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 @pytest.mark.parametrize("tls", [False, True])
-def test_an_answer_that_comes_quickly_is_read_in_turns(tmp_path, loop, tls):
-    """By itself uvloop would read 32 times 256 KiB before anybody else is heard."""
+def test_a_fast_upstream_response_is_read_in_time_slices(tmp_path, loop, tls):
+    """Without this, uvloop would read 32 times 256 KiB before other tasks run."""
     cert = [certified(tmp_path)[0], str(tmp_path / "key.pem")] if tls else []
     command = [sys.executable, "-c", READING, loop, *cert]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own words
@@ -238,8 +238,8 @@ def test_an_answer_that_comes_quickly_is_read_in_turns(tmp_path, loop, tls):
 
 
 @pytest.mark.anyio
-async def test_works_that_would_hold_the_loop_up_are_done_one_at_a_time():
-    """On the loop and in threads alike: two would have all else wait for both."""
+async def test_only_one_large_job_runs_at_a_time():
+    """On the loop and in threads: with two jobs, all other tasks would wait for both."""
     done: list[int] = []
 
     def piece(work):
@@ -256,8 +256,11 @@ async def test_works_that_would_hold_the_loop_up_are_done_one_at_a_time():
 
 
 @pytest.mark.anyio
-async def test_one_that_takes_far_too_long_loses_its_place_once():
-    """As a plugin's code may: who comes then waits for what it has taken too long, and nobody waits after that."""
+async def test_a_job_that_takes_too_long_loses_the_lock_once():
+    """Plugin code may do that.
+
+    The next job waits only for the rest of that time, and later ones not at all.
+    """
     begun, let_go = anyio.Event(), threading.Event()
     took = []
 
@@ -285,8 +288,8 @@ async def test_one_that_takes_far_too_long_loses_its_place_once():
 
 
 @pytest.mark.anyio
-async def test_a_long_queue_is_no_reason_to_work_side_by_side():
-    """Each does its work in good time, and the last waits longer than anybody may keep another waiting."""
+async def test_a_long_queue_does_not_start_parallel_jobs():
+    """No job takes too long, but the last one waits longer than the time limit of a single job."""
     done: list[int] = []
 
     async def one(work):
@@ -304,7 +307,7 @@ async def test_a_long_queue_is_no_reason_to_work_side_by_side():
 
 
 @pytest.mark.anyio
-async def test_who_has_lost_its_place_does_not_give_away_that_of_another():
+async def test_an_evicted_holder_does_not_release_the_current_holder():
     begun, taken, let_go, done = anyio.Event(), anyio.Event(), threading.Event(), []
 
     async def overstay():
@@ -358,8 +361,8 @@ def body_of(vectors, indexes=None, form=text_of):
 
 
 @pytest.mark.parametrize("step", ["read", "written in base64", "written in numbers"])
-def test_a_large_answer_is_copied_as_seldom_as_can_be(step):
-    """Beside what it is made of and what it becomes, only a few rows at a time."""
+def test_a_large_response_is_copied_as_rarely_as_possible(step):
+    """Besides the input and the output, only a few rows are in memory at a time."""
     vectors = vectors_of(TEXTS, WIDTH)
     reply = reply_of({"data": body_of(vectors), "usage": {"prompt_tokens": 5}})
     answer = Embeddings(rows=list(vectors), model="m", prompt_tokens=5, trace=RequestTrace("req_1"))
@@ -411,8 +414,11 @@ def faulty(at, embedding, form):
     ],
     ids=repr,
 )
-def test_one_bad_row_of_a_large_answer_spoils_it(at, embedding, form):
-    """In the first group, between two of them, in the last: a row of one number least of all may be spread over a row."""
+def test_one_invalid_row_makes_a_large_response_invalid(at, embedding, form):
+    """In the first group, between two groups and in the last.
+
+    A single number must not be broadcast to a row.
+    """
     reply = reply_of({"data": faulty(at, embedding, form)})
 
     assert len(reply.content) >= LARGE
@@ -440,8 +446,8 @@ ODDITIES = {
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 @pytest.mark.parametrize(("count", "least"), [(40, LONG), (200, LARGE)])
 @pytest.mark.parametrize("dtype", ["float", "int8", "ubinary"])
-def test_a_large_answer_is_read_as_a_small_one_is(dtype, count, least, form, odd, escaped):
-    """Rows out of order, of any kind of number, in any form, beside what looks like a vector, slashes as PHP writes them."""
+def test_large_and_small_responses_are_parsed_alike(dtype, count, least, form, odd, escaped):
+    """Any order of rows, type and form of numbers, look-alikes of vectors, escaped slashes."""
     numbers = np.tile(many(count) * 100, 4)
     vectors = numbers.astype({"float": "<f4", "int8": "i1", "ubinary": "u1"}[dtype])
     rows = [
@@ -471,8 +477,8 @@ def test_a_large_answer_is_read_as_a_small_one_is(dtype, count, least, form, odd
         b'{"embedding":%b,"index":%d,"embedding":%d}',
     ],
 )
-def test_a_vector_that_stands_elsewhere_is_not_a_rows_own(row, other):
-    """Though the row itself holds what might stand for it."""
+def test_a_vector_outside_its_row_is_not_used(row, other):
+    """Even if the row contains text like the placeholder of a vector."""
     written = json.dumps(other).encode()
     data = [
         row % ((written, at, at) if row.startswith(b'{"embedding"') else (at, at, written))
@@ -488,8 +494,8 @@ def test_a_vector_that_stands_elsewhere_is_not_a_rows_own(row, other):
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("base64", [False, True])
 @pytest.mark.parametrize("count", [ROWS - 1, ROWS, ROWS + 1, 2 * ROWS, 3 * ROWS + 5])
-def test_a_large_body_is_written_as_a_small_one_is(dialect, base64, count):
-    """Row for row: what a request of each row alone is told, together."""
+def test_large_and_small_bodies_are_encoded_alike(dialect, base64, count):
+    """Row by row: equal to the concatenated responses for the single rows."""
     vectors, job = vectors_of(TEXTS[:count], 8 * 4096), SimpleNamespace(base64=base64)
 
     def body(rows):
@@ -509,8 +515,8 @@ def test_a_large_body_is_written_as_a_small_one_is(dialect, base64, count):
 
 
 @pytest.mark.anyio
-async def test_large_answers_to_many_at_once_are_all_right(url):
-    """More of them than threads, with others that are cancelled among them."""
+async def test_concurrent_large_responses_are_all_correct(url):
+    """There are more of them than threads, and some are cancelled."""
     gateway = gateway_at(url)
     right, whole = [], vectors_of(TEXTS[:300], WIDTH)
 
@@ -548,8 +554,11 @@ print(taken_anew())
 @pytest.mark.skipif(
     platform.libc_ver()[0] != "glibc", reason="another C library keeps memory in its own way"
 )
-def test_memory_of_large_answers_is_kept_for_the_next():
-    """8 MiB are 2048 pages, of which glibc would give most back, and fetch them again, with every request."""
+def test_memory_of_large_responses_is_reused():
+    """8 MiB are 2048 pages.
+
+    Glibc would return most of them and fetch them again for every request.
+    """
     command = [sys.executable, "-c", FAULTS]
     told = subprocess.run(command, check=True, capture_output=True, timeout=60)  # noqa: S603 - our own words
 

@@ -1,4 +1,4 @@
-"""Log records: fields, not prose, for every request and every attempt; no secret and no input in any of them, one line each."""
+"""Tests log records: structured, one line each, without secrets and inputs."""
 
 # Anyio's plugin reads `anyio_backend`.
 # ruff: noqa: ARG001
@@ -52,7 +52,7 @@ async def ask(gateway, key=CALLER, **fields):
 
 
 def fields(caplog):
-    """The message and the own fields of each of our records."""
+    """The message and the extra fields of each of our records."""
     return [
         (
             record.name.removeprefix("embedroute."),
@@ -64,7 +64,7 @@ def fields(caplog):
     ]
 
 
-async def test_a_served_request_leaves_one_record_and_one_for_each_attempt(upstream, caplog):
+async def test_a_completed_request_logs_one_record_and_one_per_attempt(upstream, caplog):
     caplog.set_level(logging.DEBUG)
     upstream.mode = ["status_503", "honest"]
 
@@ -72,8 +72,8 @@ async def test_a_served_request_leaves_one_record_and_one_for_each_attempt(upstr
 
     (first, second, served) = fields(caplog)
     assert [it[:2] for it in (first, second, served)] == [
-        ("calls", "attempt"),
-        ("calls", "attempt"),
+        ("calls", "upstream call failed"),
+        ("calls", "upstream call completed"),
         ("access", "request completed"),
     ]
     assert all(it[2]["request_id"] == "r-1" for it in (first, second, served))
@@ -88,17 +88,15 @@ async def test_a_served_request_leaves_one_record_and_one_for_each_attempt(upstr
     assert {"status": 200, "model": "m", "caller": "team"}.items() <= served[2].items()
 
 
-async def test_a_call_that_hangs_until_the_requests_own_deadline_leaves_a_trail_too(
-    upstream, caplog
-):
-    """It is a failure like any other: in the log, in the headers, in the trace."""
+async def test_a_call_that_hangs_until_the_deadline_is_logged(upstream, caplog):
+    """It is logged, traced and reported in headers like any other failure."""
     caplog.set_level(logging.DEBUG)
     upstream.mode = "stalled"
 
     answer = await ask(gateway_of(upstream, deadline=0.3), debug={"trace": True})
 
     (attempt, refused) = fields(caplog)
-    assert ("calls", "attempt") == attempt[:2]
+    assert ("calls", "upstream call failed") == attempt[:2]
     assert {
         "endpoint": "up:m",
         "attempt": 1,
@@ -114,7 +112,7 @@ async def test_a_call_that_hangs_until_the_requests_own_deadline_leaves_a_trail_
     ]
 
 
-async def test_a_refused_request_leaves_its_status_and_code(upstream, caplog):
+async def test_a_rejected_request_logs_its_status_and_code(upstream, caplog):
     caplog.set_level(logging.DEBUG)
 
     await ask(gateway_of(upstream), key="sk-wrong")
@@ -129,8 +127,10 @@ async def test_a_refused_request_leaves_its_status_and_code(upstream, caplog):
     "mode",
     [mode for mode in MODES if mode not in STALLS and not mode.startswith(("huge", "limited"))],
 )
-async def test_no_lie_makes_a_log_tell_a_secret_or_an_input(anyio_backend, upstream, mode, caplog):
-    """At DEBUG, in the records of every library, fields and tracebacks included."""
+async def test_no_upstream_response_puts_a_secret_or_an_input_into_the_log(
+    anyio_backend, upstream, mode, caplog
+):
+    """At DEBUG, in the records of every library, including fields and tracebacks."""
     caplog.set_level(logging.DEBUG)
     upstream.mode = mode
 
@@ -168,7 +168,7 @@ MOVERS = [
     "\u200f",
     "\ufeff",
 ]
-"""What ends a line, moves a cursor or turns text around: C0, C1, separators and bidi controls."""
+"""Characters that end a line, move the cursor or reverse text."""
 
 
 def strings_in(value):
@@ -180,15 +180,15 @@ def strings_in(value):
 
 
 def unprintable(caplog):
-    """The field values of our records that a formatter would write as more than a line, or as another text than it is."""
+    """Field values that a formatter would print as several lines or as different text."""
     return [
         text for _, _, held in fields(caplog) for text in strings_in(held) if not text.isprintable()
     ]
 
 
 @pytest.mark.parametrize("mover", MOVERS, ids=ascii)
-async def test_no_name_of_a_model_forges_a_log_line(upstream, mover, caplog):
-    """Models that no config declares are called by the name that the client gives."""
+async def test_a_model_name_cannot_forge_a_log_line(upstream, mover, caplog):
+    """Models that are not in the config have the name that the client sends."""
     caplog.set_level(logging.DEBUG)
     upstream.mode = "honest"
 
@@ -199,8 +199,8 @@ async def test_no_name_of_a_model_forges_a_log_line(upstream, mover, caplog):
 
 
 @pytest.mark.parametrize("mover", [*MOVERS, "\ud800"], ids=ascii)
-async def test_no_name_of_a_caller_forges_a_log_line(upstream, mover, caplog):
-    """A host may name its callers by what they chose themselves."""
+async def test_a_caller_name_cannot_forge_a_log_line(upstream, mover, caplog):
+    """A host may use names that its users chose."""
     caplog.set_level(logging.DEBUG)
     upstream.mode = "honest"
     gateway = Gateway(
@@ -223,8 +223,8 @@ async def test_no_name_of_a_caller_forges_a_log_line(upstream, mover, caplog):
     assert [] == unprintable(caplog)
 
 
-def test_every_field_of_a_log_record_goes_through_one_function():
-    """So that a record that is added later cannot be forged either."""
+def test_every_log_call_escapes_its_fields():
+    """So that records added later cannot be forged either."""
     extras = [
         (path.name, ast.unparse(keyword.value))
         for path in (ROOT / "embedroute").rglob("*.py")

@@ -1,4 +1,4 @@
-"""What is listed is true: a price can be sent back as it is written, and a parameter that is listed is taken."""
+"""Tests that listed prices can be sent back, and that listed parameters are supported."""
 
 import json
 
@@ -19,7 +19,10 @@ class Plain(ScriptedBackend, frozen=True, kw_only=True):
 
 
 def door_of(endpoints=({},), **facts):
-    """Serve the model "m" at as many providers as there are ``endpoints``, of facts ``facts``."""
+    """Serve the model "m" at one provider per element of ``endpoints``.
+
+    ``facts`` are fields of the model.
+    """
     listed = [{"provider": f"p{at}", **endpoint} for at, endpoint in enumerate(endpoints)]
     return embeddings_app(
         Gateway(
@@ -57,8 +60,8 @@ async def status_of(door, **fields):
         ([None], None, "0"),
     ],
 )
-async def test_a_price_is_written_plainly(prices, a_million, a_token):
-    """OpenRouter lists "0.00000002", not "2E-8", and ``max_price`` takes what is listed."""
+async def test_prices_are_formatted_without_exponents(prices, a_million, a_token):
+    """OpenRouter lists "0.00000002", not "2E-8", and ``max_price`` accepts the listed form."""
     door = door_of([{} if price is None else {"price": price} for price in prices])
     card, row = await listed(door, "/v1/models"), await listed(door, "/v1/embeddings/models")
 
@@ -117,8 +120,8 @@ NATIVE = {"accepts": {"dimensions": True}}
         ),
     ],
 )
-async def test_a_parameter_is_listed_where_it_is_taken(endpoints, facts, taken):
-    """speakr#352: who lists ``dimensions`` for a model of one width sends clients into a 400."""
+async def test_a_parameter_is_listed_if_it_is_supported(endpoints, facts, taken):
+    """speakr#352: listing ``dimensions`` for a model with one size sends clients into a 400."""
     door = door_of(endpoints, **facts)
     told = (await listed(door, "/v1/embeddings/models"))["supported_parameters"]
     asked = {"dimensions": 4, "input_type": "query", "user": "u"}

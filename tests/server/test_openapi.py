@@ -1,4 +1,4 @@
-"""The OpenAPI document says what decode and encode do."""
+"""Tests that the OpenAPI document agrees with the decoder and the encoders."""
 
 import json
 
@@ -15,7 +15,7 @@ from embedroute.protocol import (
     Embeddings,
     Limits,
     decode_request,
-    places,
+    iter_values,
 )
 from embedroute.routing import Route
 from embedroute.server import (
@@ -40,13 +40,13 @@ def validator(name):
     )
 
 
-def test_every_schema_is_one():
+def test_schemas_are_valid_json_schema():
     for schema in components().values():
         Draft202012Validator.check_schema(schema)
 
 
 def test_every_reference_resolves():
-    told = [value for path, value in places(DOCUMENT) if path.endswith("$ref")]
+    told = [value for path, value in iter_values(DOCUMENT) if path.endswith("$ref")]
 
     assert told
     assert {ref.removeprefix("#/components/schemas/") for ref in told} <= set(
@@ -61,7 +61,7 @@ def test_names_are_those_of_openais_document():
     assert not [name for name in components() if name.startswith("_")]
 
 
-def test_operations_have_names_of_their_own():
+def test_operation_ids_are_unique():
     told = [
         operation["operationId"]
         for path in DOCUMENT["paths"].values()
@@ -72,7 +72,7 @@ def test_operations_have_names_of_their_own():
 
 
 @pytest.mark.parametrize("operation", [operation(), models_operation()])
-def test_a_host_can_take_the_operation_without_our_components(operation):
+def test_an_inlined_operation_has_no_references(operation):
     assert "$ref" not in json.dumps(inlined(operation))
 
 
@@ -94,7 +94,7 @@ def test_a_host_can_take_the_operation_without_our_components(operation):
         ),
     ],
 )
-def test_a_good_request_fits_the_schema(text):
+def test_a_valid_request_fits_the_schema(text):
     decode_request(text.encode(), Limits())
 
     validator("CreateEmbeddingRequest").validate(json.loads(text))
@@ -132,7 +132,7 @@ def test_a_good_request_fits_the_schema(text):
         '{"model":"m","input":[{"content":[{"type":"text","text":""}]}]}',
     ],
 )
-def test_a_bad_request_fits_neither(text):
+def test_a_request_that_the_decoder_rejects_does_not_fit_the_schema(text):
     with pytest.raises(InvalidRequest):
         decode_request(text.encode(), Limits())
 
@@ -140,7 +140,7 @@ def test_a_bad_request_fits_neither(text):
 
 
 def told(dialect, path, status, method="get"):
-    """The validator of an answer, as the document of a mount that speaks ``dialect`` has it."""
+    """Return the validator for a response, from the document of a mount with this ``dialect``."""
     document = json.loads(openapi(dialect=dialect))
     answer = document["paths"][path][method]["responses"][str(status)]["content"][
         "application/json"
@@ -151,7 +151,7 @@ def told(dialect, path, status, method="get"):
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("base64", [True, False])
-def test_an_answer_fits_the_schema(base64, dialect):
+def test_a_response_fits_the_schema(base64, dialect):
     trace = RequestTrace("req_1")
     trace.record_usage("mock", {}, 1, {"text": 1, "image": 2})
     answer = Embeddings(
@@ -168,7 +168,7 @@ ALIKE = {
     "gomodel": {"openai", "gomodel"},
     "spice": {"spice", "phaseo"},
 }
-"""Dialects whose errors are those of others too, or hold all that these have."""
+"""Dialects whose error schema also accepts the errors of these other dialects."""
 FAULTS = [
     InvalidRequest("x", param="input"),
     UpstreamUnavailable("x", upstream_status=503),
@@ -192,7 +192,7 @@ def test_an_error_fits_the_schema_of_its_dialect(dialect, error):
     assert fits == ALIKE.get(dialect, {dialect})
 
 
-def test_every_operation_says_which_errors_it_has():
+def test_every_operation_lists_its_error_statuses():
     wanted = {
         "/v1/embeddings": {
             "400",
@@ -244,5 +244,5 @@ def test_a_list_of_models_fits_the_schema(path, body):
 
 
 @pytest.mark.parametrize(("secured", "asked"), [(True, [{"bearer": []}]), (False, None)])
-def test_a_key_is_asked_for_only_where_one_is_needed(secured, asked):
+def test_the_document_requires_a_key_only_with_auth_keys(secured, asked):
     assert asked == json.loads(openapi(secured=secured)).get("security")

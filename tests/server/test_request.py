@@ -1,4 +1,4 @@
-"""The doors: which paths they answer, in what order they refuse, and which headers their answers have."""
+"""Tests the HTTP entry points: paths, the order of checks, body limits and response headers."""
 
 import json
 import logging
@@ -118,7 +118,7 @@ async def test_the_path_below_the_mount_must_be_exact(path, root_path, status):
         (b"/v1%2Fembeddings", 404),
     ],
 )
-async def test_the_raw_path_is_judged_where_a_server_gives_it(raw_path, status):
+async def test_the_raw_path_is_checked_if_the_server_provides_it(raw_path, status):
     assert status == (await post(app(), raw_path=raw_path)).status
 
 
@@ -139,8 +139,8 @@ async def test_the_raw_path_is_judged_where_a_server_gives_it(raw_path, status):
         ("/v1%2Fopenapi.json", 404, "not_found"),
     ],
 )
-async def test_an_encoded_slash_is_no_slash(path, status, code):
-    """Proxies differ in what they take it for, so no rule of theirs may be stepped around with one."""
+async def test_an_encoded_slash_is_not_a_path_separator(path, status, code):
+    """Proxies interpret it differently, so it must not allow a client to bypass their rules."""
     answer = await call(app(), "GET", path, [BEARER])
 
     assert (status, code) == (answer.status, answer.json.get("error", {}).get("code"))
@@ -173,7 +173,7 @@ async def passed_on(_scope, _receive, send):
         ("GET", "/", "/v1", 299),
     ],
 )
-async def test_the_middleware_answers_its_own_paths_and_passes_all_else_on(
+async def test_the_middleware_serves_its_paths_and_passes_the_others_through(
     method, path, prefix, status
 ):
     door = EmbeddingsMiddleware(passed_on, gateway(), prefix)
@@ -181,7 +181,7 @@ async def test_the_middleware_answers_its_own_paths_and_passes_all_else_on(
     assert status == (await call(door, method, path, [JSON, BEARER], [GOOD])).status
 
 
-# Refusals
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -288,8 +288,8 @@ async def test_the_middleware_answers_its_own_paths_and_passes_all_else_on(
         (400, None, "provider", {"body": b'{"model":"m","input":"a","provider":""}'}),
     ],
 )
-async def test_of_several_faults_the_earliest_is_told(status, code, param, wrong):
-    """Path, method, key, type, encoding, length, body, JSON, model, debug, preferences, parameters."""
+async def test_the_first_failed_check_determines_the_error(status, code, param, wrong):
+    """Path, method, key, type, encoding, length, JSON, model, debug, preferences, parameters."""
     told = {
         "path": "/v1/embeddings",
         "method": "POST",
@@ -298,7 +298,7 @@ async def test_of_several_faults_the_earliest_is_told(status, code, param, wrong
     }
     told |= wrong
 
-    # Whoever sends its body at once has time to, however busy the machine is.
+    # A generous timeout, so that a client that sends its body at once succeeds on a busy machine.
     limits = {"body_timeout": 0.2} if "pause" in told else {}
 
     answer = await call(
@@ -316,7 +316,7 @@ async def test_of_several_faults_the_earliest_is_told(status, code, param, wrong
 @pytest.mark.parametrize(
     "status_of", [{"path": "/nope"}, {"method": "PUT"}, {"headers": [JSON]}, {"headers": [BEARER]}]
 )
-async def test_what_the_headers_decide_takes_no_byte_of_the_body(status_of):
+async def test_errors_in_the_headers_are_returned_before_the_body_is_read(status_of):
     told = {"path": "/v1/embeddings", "method": "POST", "headers": [JSON, BEARER], **status_of}
 
     answer = await call(app(), told["method"], told["path"], told["headers"], [GOOD])
@@ -348,15 +348,15 @@ async def test_what_the_headers_decide_takes_no_byte_of_the_body(status_of):
         ),  # each request has a stream of its own
     ],
 )
-async def test_a_small_body_that_a_refusal_left_behind_is_taken_in(told, scope, taken):
+async def test_a_small_unread_body_is_drained_after_an_error(told, scope, taken):
     answer = await call(app(), "POST", "/v1/embeddings", told, [GOOD], **scope)
 
     assert (401, len(GOOD) if taken else 0) == (answer.status, answer.taken)
 
 
 @pytest.mark.parametrize("piece", [b"x" * 4096, b""])
-async def test_nobody_waits_for_a_body_that_a_refusal_left_behind(piece):
-    """The client has its whole answer before; and a body that does not end is not waited for long."""
+async def test_draining_an_unread_body_has_a_timeout(piece):
+    """The client has the complete response before, and a body that does not end is abandoned."""
     sent, began = [], time.monotonic()
 
     async def receive():
@@ -400,7 +400,7 @@ async def test_nobody_waits_for_a_body_that_a_refusal_left_behind(piece):
         (["application/json", "application/json"], 415),
     ],
 )
-async def test_only_plain_json_is_read(types, status):
+async def test_only_json_content_types_are_accepted(types, status):
     assert status == (await post(app(), BEARER, *(("Content-Type", told) for told in types))).status
 
 
@@ -436,14 +436,14 @@ async def test_a_body_is_never_decompressed(encodings, status):
         ("x", 200),
     ],
 )
-async def test_a_declared_length_is_believed_only_when_it_is_too_long(length, status):
+async def test_a_declared_length_is_used_only_to_reject_large_bodies(length, status):
     answer = await post(app(), BEARER, JSON, ("Content-Length", length))
 
     assert (status, answer.taken == 0) == (answer.status, status == 413)
 
 
 @pytest.mark.parametrize("lengths", [("25", "4097"), ("4097", "25"), ("x", "4097")])
-async def test_of_several_declared_lengths_the_longest_counts(lengths):
+async def test_the_largest_of_several_declared_lengths_counts(lengths):
     answer = await post(app(), BEARER, JSON, *(("Content-Length", told) for told in lengths))
 
     assert (413, 0) == (answer.status, answer.taken)
@@ -460,15 +460,15 @@ async def test_of_several_declared_lengths_the_longest_counts(lengths):
         ([], 400),
     ],
 )
-async def test_a_body_may_come_in_any_pieces(pieces, status):
+async def test_a_body_may_arrive_in_any_number_of_pieces(pieces, status):
     assert status == (await call(app(), "POST", "/v1/embeddings", [JSON, BEARER], pieces)).status
 
 
-# Bodies under way
+# Request bodies in flight
 
 
 class Request:
-    """One raw request whose body and end the test decides; ``sent`` is what it was answered."""
+    """A raw request whose body the test sends in pieces; ``sent`` is the response."""
 
     def __init__(self, *headers, path="/v1/embeddings"):
         self.sent = []
@@ -509,7 +509,7 @@ KEYED = {"one": BEARER, "two": ("Authorization", f"Bearer {LIMITED}")}
 
 
 def bounded(in_flight=16_384, backend=None, **settings):
-    """A gateway that holds 16 KiB of bodies, so 4 KiB of each caller: one body of the longest."""
+    """A gateway that allows 16 KiB of bodies, so 4 KiB per caller: one body of the maximum size."""
     return Gateway(
         Config(
             gateway={
@@ -532,7 +532,7 @@ def declared(size, name="one", **told):
 
 @asynccontextmanager
 async def reading(door, *requests):
-    """Run requests whose bodies have not come yet."""
+    """Run requests whose bodies have not arrived yet."""
     async with anyio.create_task_group() as group:
         for request in requests:
             group.start_soon(request.run, door)
@@ -541,7 +541,7 @@ async def reading(door, *requests):
         group.cancel_scope.cancel()
 
 
-async def test_a_caller_holds_a_quarter_of_the_bytes_under_way_and_others_the_rest():
+async def test_a_caller_may_use_a_quarter_of_the_bytes_in_flight():
     served = bounded()
     door = embeddings_app(served)
     async with reading(door, declared(4000)):
@@ -562,8 +562,8 @@ async def test_a_caller_holds_a_quarter_of_the_bytes_under_way_and_others_the_re
     assert served.bodies.total == 0
 
 
-async def test_all_callers_together_hold_no_more_than_the_bound():
-    """However many callers a host names."""
+async def test_all_callers_together_stay_within_the_limit():
+    """For any number of callers that a host names."""
 
     async def who(scope):
         return Caller(name=scope["path"])
@@ -583,7 +583,7 @@ async def test_all_callers_together_hold_no_more_than_the_bound():
     assert served.bodies.total == 0
 
 
-async def test_all_doors_of_a_gateway_count_together():
+async def test_all_entry_points_of_a_gateway_share_one_body_budget():
     served = bounded()
     router = FastAPI()
     router.include_router(embeddings_router(served))
@@ -597,7 +597,7 @@ async def test_all_doors_of_a_gateway_count_together():
         assert served.bodies.total == 0
 
 
-async def test_a_body_without_a_length_is_counted_as_it_comes():
+async def test_a_body_without_a_declared_length_is_counted_as_it_arrives():
     served = bounded()
     door = embeddings_app(served)
     chunked, beside = Request(JSON, BEARER), Request(JSON, BEARER)
@@ -623,7 +623,7 @@ async def test_a_body_without_a_length_is_counted_as_it_comes():
 
 
 @pytest.mark.parametrize("length", ["0", "12", "-5", "a few", "00000000000000000000000000000500"])
-async def test_a_length_that_tells_less_than_what_comes_is_not_believed(length):
+async def test_a_body_longer_than_declared_is_counted_in_full(length):
     served = bounded()
     request = Request(JSON, BEARER, ("Content-Length", length))
     request.give(b" " * 2000, more=True)
@@ -632,7 +632,7 @@ async def test_a_length_that_tells_less_than_what_comes_is_not_believed(length):
     assert served.bodies.total == 0
 
 
-async def test_a_single_body_may_be_of_the_longest_where_that_is_over_a_quarter():
+async def test_a_caller_may_always_send_one_body_of_the_maximum_size():
     served = bounded(in_flight=4096)
     door = embeddings_app(served)
     alone, over = declared(4096), declared(1)
@@ -644,8 +644,8 @@ async def test_a_single_body_may_be_of_the_longest_where_that_is_over_a_quarter(
     assert (alone.status, over.status) == (200, 503)
 
 
-async def test_a_body_counts_until_its_answer_is_sent():
-    """What is made of it lives as long; a client that reads its answer slowly holds its own share."""
+async def test_a_body_counts_until_its_response_is_sent():
+    """The decoded objects live as long; a client that reads slowly uses its own share."""
     sending, done = anyio.Event(), anyio.Event()
     served = bounded()
     request = declared(25)
@@ -677,7 +677,7 @@ async def test_a_body_counts_until_its_answer_is_sent():
         (JSON, BEARER, ("Content-Encoding", "gzip")),
     ],
 )
-async def test_what_is_refused_by_its_headers_reserves_nothing(headers):
+async def test_a_request_rejected_by_its_headers_reserves_nothing(headers):
     served = bounded()
     door, request = embeddings_app(served), Request(*headers, ("Content-Length", "4000"))
     async with reading(door, declared(4096), declared(4096, "two")):
@@ -725,9 +725,7 @@ OUTCOMES = {
 
 @pytest.mark.parametrize(("act", "made", "status"), OUTCOMES.values(), ids=OUTCOMES)
 @pytest.mark.parametrize("length", [[("Content-Length", "600")], []], ids=["declared", "chunked"])
-async def test_what_a_body_reserved_is_given_back_once_whatever_becomes_of_it(
-    act, made, status, length
-):
+async def test_reserved_bytes_are_released_once_for_every_outcome(act, made, status, length):
     served = bounded(**made)
     door, request = embeddings_app(served), Request(JSON, BEARER, *length)
     act(request)
@@ -741,7 +739,7 @@ async def test_what_a_body_reserved_is_given_back_once_whatever_becomes_of_it(
 
 
 @pytest.mark.parametrize("at", ["the body", "the work"])
-async def test_what_a_body_reserved_is_given_back_when_its_task_is_cancelled(at):
+async def test_reserved_bytes_are_released_when_the_task_is_cancelled(at):
     served = bounded(backend=ScriptedBackend(then=never))
     request = declared(600)
     if at == "the work":
@@ -751,7 +749,7 @@ async def test_what_a_body_reserved_is_given_back_when_its_task_is_cancelled(at)
     assert served.bodies.total == 0
 
 
-def test_threads_that_share_a_gateway_lose_no_byte():
+def test_threads_that_share_a_gateway_count_every_byte():
     budget = BodyBudget(1 << 30, 1)
 
     def work():
@@ -769,11 +767,11 @@ def test_threads_that_share_a_gateway_lose_no_byte():
     finally:
         sys.setswitchinterval(interval)
 
-    assert (0, 0) == (budget.total, budget.reserve("a", 0).held)
+    assert (0, 0) == (budget.total, budget.reserve("a", 0).in_flight)
 
 
-def test_accounts_of_callers_who_hold_nothing_are_dropped():
-    """However many callers a host names; whoever holds something is still counted."""
+def test_accounts_without_bytes_in_flight_are_dropped():
+    """For any number of callers; accounts with bytes in flight are kept."""
     budget = BodyBudget(1 << 30, 1)
     budget.reserve("holds", 1 << 28)
 
@@ -786,14 +784,14 @@ def test_accounts_of_callers_who_hold_nothing_are_dropped():
 
 
 class Stuck(Backend, frozen=True):
-    """Never answers."""
+    """A backend that never returns."""
 
     async def embed(self, _batch):
         await anyio.sleep_forever()
 
 
-async def test_a_bound_of_the_hosts_own_is_a_413_in_the_dialect():
-    """FastAPI bounds bodies by raising out of what the gateway reads."""
+async def test_a_body_limit_of_the_host_is_a_413_in_the_dialect():
+    """FastAPI limits bodies by raising an exception from ``receive``."""
     sent = []
 
     async def receive():
@@ -817,8 +815,8 @@ async def test_a_bound_of_the_hosts_own_is_a_413_in_the_dialect():
 
 
 @pytest.mark.parametrize("whole", [False, True])
-async def test_a_client_that_leaves_is_answered_nothing(whole):
-    """It may go while its body is read, or while its answer is made."""
+async def test_nothing_is_sent_to_a_client_that_disconnected(whole):
+    """It may disconnect while its body is read or while its response is computed."""
     door = embeddings_app(
         Gateway(Config(gateway={"auth": "open"}, providers={"mock": Provider(backend=Stuck())}))
     )
@@ -850,12 +848,12 @@ async def test_a_client_that_leaves_is_answered_nothing(whole):
 
 
 class Lost(OSError):
-    """What a server may raise once its client is gone (ASGI 2.4)."""
+    """What a server may raise after its client has disconnected (ASGI 2.4)."""
 
 
 @pytest.mark.parametrize("body", [GOOD, b"{"])
 @pytest.mark.parametrize("lost_at", ["the body", "the start", "the end"])
-async def test_a_server_may_raise_when_the_client_is_gone(body, lost_at, caplog):
+async def test_oserror_from_the_server_counts_as_a_disconnect(body, lost_at, caplog):
     caplog.set_level(logging.INFO, logger="embedroute")
     sent = []
 
@@ -888,7 +886,7 @@ async def test_a_server_may_raise_when_the_client_is_gone(body, lost_at, caplog)
     assert len(sent) == (lost_at == "the end")
 
 
-async def test_a_server_may_raise_while_the_work_is_watched(caplog):
+async def test_oserror_while_waiting_for_a_disconnect_counts_as_one(caplog):
     caplog.set_level(logging.INFO, logger="embedroute")
     door = embeddings_app(
         Gateway(Config(gateway={"auth": "open"}, providers={"mock": Provider(backend=Stuck())}))
@@ -934,7 +932,7 @@ HELD = [(b"content-type", b"application/json"), (b"authorization", f"Bearer {KEY
     ],
 )
 async def test_headers_may_be_any_iterable(held_as):
-    """ASGI says no more of them; one that can be read once only is enough."""
+    """ASGI allows any iterable, also one that can be read only once."""
     messages, sent = [{"type": "http.request", "body": GOOD}], []
 
     async def receive():
@@ -952,7 +950,7 @@ async def test_headers_may_be_any_iterable(held_as):
     assert sent[0]["status"] == 200
 
 
-# Answers
+# Responses
 
 
 @pytest.mark.parametrize(
@@ -971,7 +969,7 @@ async def test_headers_may_be_any_iterable(held_as):
     ],
 )
 @pytest.mark.parametrize("body", [GOOD, b"{"])
-async def test_a_good_request_id_comes_back(given, kept, body):
+async def test_a_valid_request_id_is_returned(given, kept, body):
     answer = await post(app(), JSON, BEARER, *(("X-Request-Id", told) for told in given), body=body)
 
     told = answer.header("x-request-id")
@@ -979,7 +977,7 @@ async def test_a_good_request_id_comes_back(given, kept, body):
     assert kept or told.startswith("req_")
 
 
-async def test_a_success_says_where_it_came_from():
+async def test_a_successful_response_names_its_provider():
     door = app()
     first, second = await post(door), await post(door)
 
@@ -1007,8 +1005,10 @@ DOWN, BAD = UpstreamUnavailable("reset"), UpstreamRejectedInput("no")
         ((DOWN, DOWN), {"provider": {"only": []}}, 404, 0, None),
     ],
 )
-async def test_who_was_called_is_told_in_errors_too(steps, body, status, attempts, providers):
-    """A success names who gave its vectors, an error all who were asked for them."""
+async def test_error_responses_name_the_providers_that_were_called(
+    steps, body, status, attempts, providers
+):
+    """A success names the providers of its vectors; an error names all that were called."""
     slugs = ("a", "b")
     served = Gateway(
         Config(
@@ -1030,7 +1030,7 @@ async def test_who_was_called_is_told_in_errors_too(steps, body, status, attempt
 
 
 @pytest.mark.parametrize("body", [GOOD, b"{"])
-async def test_every_answer_has_its_headers_once(body):
+async def test_every_response_has_each_header_once(body):
     answer = await post(app(), body=body)
 
     names = [name for name, _ in answer.headers]
@@ -1058,7 +1058,7 @@ async def test_every_answer_has_its_headers_once(body):
         ("BREW" * 99, "/v1/embeddings", [], 405, "allow", "POST"),
     ],
 )
-async def test_a_refusal_has_the_header_that_its_status_asks_for(
+async def test_an_error_has_the_header_that_its_status_requires(
     method, path, headers, status, name, value
 ):
     answer = await call(app(), method, path, headers)
@@ -1079,8 +1079,8 @@ async def test_a_refusal_has_the_header_that_its_status_asks_for(
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-async def test_the_lists_need_a_key_and_have_a_head(method, path):
-    """HEAD answers what GET does, without the body."""
+async def test_model_lists_need_a_key_and_support_head(method, path):
+    """HEAD returns the headers of GET without the body."""
     refused = await call(app(), method, path)
     answer, whole = (
         await call(app(), method, path, [BEARER]),
@@ -1109,7 +1109,7 @@ async def test_the_lists_need_a_key_and_have_a_head(method, path):
     ],
 )
 @pytest.mark.parametrize("error", [RateLimited, NoHealthyEndpoint])
-async def test_a_rest_is_told_in_whole_numbers_whatever_a_plugin_says(
+async def test_retry_after_is_an_integer_for_every_value_of_a_plugin(
     error, hint, seconds, milliseconds
 ):
     told = dict(error_headers(error("slow", retry_after=hint), error.status))
@@ -1128,7 +1128,7 @@ async def test_the_document_needs_no_key(path):
 @pytest.mark.parametrize(
     ("auth", "asked"), [("keys", [{"bearer": []}]), ("open", None), ("host", None)]
 )
-async def test_the_document_asks_for_a_key_where_the_gateway_does(auth, asked):
+async def test_the_document_requires_a_key_if_the_gateway_does(auth, asked):
     document = (await call(app(auth=auth), "GET", "/openapi.json")).json
 
     assert asked == document.get("security")
@@ -1136,7 +1136,7 @@ async def test_the_document_asks_for_a_key_where_the_gateway_does(auth, asked):
 
 
 @pytest.mark.parametrize("dialect", ["openai", "openrouter", "gomodel", "phaseo", "spice"])
-async def test_errors_are_what_the_mounts_own_document_says(dialect):
+async def test_errors_fit_the_document_of_the_mount(dialect):
     door = embeddings_app(gateway(), dialect=dialect)
     document = (await call(door, "GET", "/openapi.json")).json
 
@@ -1162,12 +1162,12 @@ async def test_errors_are_what_the_mounts_own_document_says(dialect):
     ("name", "advice"),
     [("openapi", 'did you mean "openai"'), ("nope", "openrouter"), (7, "openrouter")],
 )
-async def test_a_dialect_that_nobody_speaks_is_a_mistake_of_the_host(make, name, advice):
+async def test_an_unknown_dialect_is_a_config_error(make, name, advice):
     with pytest.raises(ConfigError, match=advice):
         make(gateway(), dialect=name)
 
 
-async def test_a_key_sees_only_its_models():
+async def test_a_key_lists_only_its_models():
     limited = [("Authorization", f"Bearer {LIMITED}")]
     door = app()
 
@@ -1191,7 +1191,7 @@ async def test_an_open_gateway_ignores_any_key():
 
 
 @pytest.mark.parametrize("text", ["\x1b[31m", "a\r\nb", "é" * 200, "x" * 512, "<script>"])
-async def test_what_a_client_wrote_is_repeated_safely(text):
+async def test_text_of_the_client_is_escaped_in_errors(text):
     answer = await post(app(), body=json.dumps({"model": text, "input": "a"}).encode())
 
     assert answer.status == 404

@@ -55,7 +55,7 @@ def test_the_quick_engine_is_used_where_it_can_be(
         (DEFAULT_CONFIG, None, False, "trio"),
         (PROXIED, None, True, "proxy"),
         (DEFAULT_CONFIG, client, True, "http_client"),
-        (HTTP2, None, True, "speaks HTTP/1.1 only"),
+        (HTTP2, None, True, "supports only HTTP/1.1"),
     ],
 )
 def test_asking_for_it_where_it_cannot_be_is_refused(connect, client_of, on_asyncio, word):
@@ -93,7 +93,9 @@ async def test_what_only_the_event_loop_shows_is_told_to_the_log_and_not_to_clie
     if anyio_backend_name == "asyncio":
         assert (200, set()) == (answer.status, told)
         return
-    assert {'[gateway] engine = "fast" needs asyncio; under trio write engine = "httpx2".'} == told
+    assert {
+        '[gateway] engine = "fast" requires asyncio. Under trio, set engine = "httpx2".'
+    } == told
     assert (500, "server_error", None) == (
         answer.status,
         answer.error["type"],
@@ -104,7 +106,7 @@ async def test_what_only_the_event_loop_shows_is_told_to_the_log_and_not_to_clie
 
 def test_the_setting_http2_is_refused_with_the_quick_engine():
     settings = Settings(auth="open", engine="fast", http2=True)
-    with pytest.raises(ConfigError, match=r"HTTP/1\.1 only"):
+    with pytest.raises(ConfigError, match=r"supports only HTTP/1\.1"):
         Gateway(Config(gateway=settings, providers={"hashed": Provider()}))
 
 

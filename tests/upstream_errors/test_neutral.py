@@ -100,7 +100,7 @@ def test_a_class_of_a_plugin_becomes_the_gateways_class_that_it_derives_from():
     assert type(told) is ContextTooLong
     assert ("context_length_exceeded", None) == (told.code, told.upstream_status)
     assert (
-        "The provider acme refused an input that is longer than the model's context. Shorten it."
+        "The provider acme rejected an input that is longer than the model's context. Shorten it."
         == told.message
     )
 
@@ -111,10 +111,10 @@ def test_a_class_of_a_plugin_becomes_the_gateways_class_that_it_derives_from():
         (
             UpstreamAuthError("x"),
             "acme",
-            "The provider acme refuses this gateway's own credentials.",
+            "The provider acme rejected the gateway's own API key.",
         ),
         (RateLimited("x"), None, "The provider limits the rate of calls."),
-        (BatchTooLarge("x"), "acme", "The provider acme refused the batch as too large."),
+        (BatchTooLarge("x"), "acme", "The provider acme rejected the batch as too large."),
     ],
 )
 def test_a_message_names_the_provider_if_it_is_known(failure, given, message):

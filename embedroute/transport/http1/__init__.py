@@ -1,4 +1,5 @@
-"""Sends HTTP/1.1 requests over pooled asyncio connections; needs httptools, so it is imported lazily.
+"""Sends HTTP/1.1 requests over pooled asyncio connections.
 
-It may import what ``transport`` may.
+It needs the optional package httptools, so it is imported only when it is used. It may import what
+``transport`` may.
 """

@@ -1,13 +1,8 @@
-"""A look at a socket before its event loop has come to it.
+"""Implements one HTTP/1.1 connection: an asyncio protocol around llhttp's parser.
 
-The body of an answer as it comes in.
-
-What the status lines and headers of a response say about its framing; pure.
-
-One HTTP/1.1 connection of the quick engine: an asyncio protocol around llhttp's parser, one exchange at a time.
-
-HTTP/1.1 numbers neither requests nor responses: bytes that no request asked for would pass for the response to the
-next one. Such bytes are reported to the connection's pool (``pool.py``), which then trusts no reused connection.
+A connection does one exchange at a time. HTTP/1.1 responses do not identify their requests, so
+unsolicited bytes would be taken for the response to the next request. The connection reports such
+bytes to its pool (``pool.py``), which then stops reusing connections.
 """
 
 import asyncio
@@ -40,41 +35,43 @@ from embedroute.transport.base import (
 )
 
 
-def readable(line: int) -> Callable[[], bool]:
-    """Make a look at whether a socket has bytes, or its end, to be read."""
+def make_readable_check(descriptor: int) -> Callable[[], bool]:
+    """Return a function that checks whether a socket has unread bytes or has been closed."""
     if sys.platform == "win32":
-        return lambda: bool(select.select([line], [], [], 0)[0])
+        return lambda: bool(select.select([descriptor], [], [], 0)[0])
     poller = select.poll()
-    poller.register(line, select.POLLIN)
+    poller.register(descriptor, select.POLLIN)
     return lambda: bool(poller.poll(0))
 
 
 class Body:
-    """The pieces of one body, copied once each; nearly all bodies are one piece, which is not."""
+    """Collects the pieces of a body. A body of one piece is not copied, a longer one only once."""
 
     __slots__ = ("_first", "_rest")
 
     def __init__(self) -> None:
-        """Hold nothing yet."""
+        """Start with an empty body."""
         self._first = b""
         self._rest: BytesIO | None = None
 
     def add(self, piece: bytes, length: int) -> None:
-        """Add the next piece of a body of ``length`` bytes, 0 if nobody said how many."""
+        """Add the next piece of a body of ``length`` bytes, or 0 if the length is unknown."""
         if not self._first:
             self._first = piece
         elif self._rest is None:
-            # Memory that is not touched yet, and given away without a copy: joining pieces would hold the loop up.
+            # Allocates the memory at once, and returns it without a copy. Joining a list of pieces
+            # would block the event loop.
             self._rest = BytesIO(bytes(length))
             self._rest.write(self._first + piece)
         else:
             self._rest.write(piece)
 
     def take(self) -> bytes:
-        """Give the whole body away."""
-        whole = self._rest.getvalue() if self._rest else self._first
-        self._first, self._rest = b"", None
-        return whole
+        """Return the complete body, and reset."""
+        body = self._rest.getvalue() if self._rest else self._first
+        self._first = b""
+        self._rest = None
+        return body
 
 
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] ([1-9])[0-9]{2}(?: [\t -~\x80-\xff]*)?\r\n")
@@ -83,10 +80,11 @@ RawHeaders = list[tuple[bytes, bytes]]
 
 
 def has_sound_status_lines(head: bytes) -> bool:
-    """Tell whether the status lines of a response, and of 1xx responses before it, are those of HTTP/1.0 or HTTP/1.1.
+    """Return whether all status lines in ``head`` are valid for HTTP/1.0 or HTTP/1.1.
 
-    llhttp reads RTSP and ICE responses too, those of HTTP/0.9 and HTTP/2.0, and control characters in a reason.
-    ``head`` begins with the first status line and holds the last response's head.
+    llhttp also accepts RTSP, ICE, HTTP/0.9 and HTTP/2.0, and control characters in the reason.
+    ``head`` starts with the first status line, perhaps of a 1xx response, and contains the head of
+    the final response.
     """
     start = 0
     while line := _STATUS_LINE.match(head, start):
@@ -99,13 +97,15 @@ def has_sound_status_lines(head: bytes) -> bool:
 def parse_body_length(
     headers: RawHeaders, bytes_received: int = 0, largest: int = LARGEST_REPLY
 ) -> int | None:
-    """Read how long the body is, 0 for one in chunks; None for one that ends with its connection.
+    """Return the declared length of the body in bytes.
 
-    ``bytes_received`` is how many bytes have come so far, the headers among them.
+    It is 0 for a chunked body, and None for a body that ends when the connection closes.
+    ``bytes_received`` is the number of bytes received so far, including the headers.
 
     Raises:
-        InvalidUpstreamResponse: the body is compressed, or too large by its own word.
-        UpstreamUnavailable: it is transferred in a coding that nobody asked for, or the headers are too many or too large.
+        InvalidUpstreamResponse: the body is compressed, or its declared length is too large.
+        UpstreamUnavailable: the transfer encoding is not supported, or there are too many headers,
+            or they are too large.
     """
     if (
         bytes_received > LARGEST_HEAD
@@ -113,41 +113,41 @@ def parse_body_length(
     ):
         raise head_too_large()
     if len(headers) > MOST_HEADERS:
-        raise UpstreamUnavailable(f"The upstream's answer has more than {MOST_HEADERS} headers.")
-    found = None
+        raise UpstreamUnavailable(f"The upstream response has more than {MOST_HEADERS} headers.")
+    length = None
     for name, value in headers:
         lowered = name.lower()
         if lowered == b"content-length":
-            found = int(value)
-            if found > largest:
+            length = int(value)
+            if length > largest:
                 raise too_large(largest)
         elif lowered == b"transfer-encoding":
-            found = 0
+            length = 0
             if value.strip().lower() != b"chunked":
                 raise UpstreamUnavailable(
-                    "The upstream transfers its answer in a coding that it was not asked for."
+                    "The upstream response has an unsupported transfer-encoding."
                 )
         elif lowered == b"content-encoding":
             refuse_compressed(value.decode("latin-1"))
-    return found
+    return length
 
 
 CLOSING_NOTICE: Final = (b"HTTP/1.1 408 ", b"HTTP/1.0 408 ")
-"""How the notice begins with which HAProxy and others close an idle connection."""
+"""Start of the response with which HAProxy and others close an idle connection."""
 
 AT_ONCE: Final = 1 << 18
-"""Bytes of a body that are handed to the transport at a time: it copies what the socket does not take at once."""
+"""Bytes of a body that are written at a time: the asyncio transport copies those it cannot send."""
 
 GAVE_UP: Final = frozenset({408, 504})
-"""Statuses of a timeout, after which the real answer may still come."""
+"""Statuses of a timeout. The real response may still follow."""
 
 
 class StaleError(Exception):
-    """A reused connection brought no response that can be trusted; the request must be sent again on a new one."""
+    """A reused connection brought no trustworthy response. Send the request on a new connection."""
 
 
 class Connection(asyncio.Protocol):
-    """A connection to one upstream; ``idle_since`` is in seconds of the monotonic clock."""
+    """A connection to an upstream. ``idle_since`` is in seconds of the monotonic clock."""
 
     __slots__ = (
         "_body",
@@ -184,7 +184,11 @@ class Connection(asyncio.Protocol):
         loop: asyncio.AbstractEventLoop,
         on_unsolicited: Callable[[Self, ExchangeLimits], None],
     ) -> None:
-        """Call ``on_unsolicited`` with this connection and its latest limits when bytes come that no request asked for."""
+        """Create a connection.
+
+        It calls ``on_unsolicited`` with itself and its latest limits when it receives bytes that no
+        request asked for.
+        """
         self._loop = loop
         self._on_unsolicited = on_unsolicited
         self._limits = DEFAULT_LIMITS
@@ -194,29 +198,36 @@ class Connection(asyncio.Protocol):
         self._waiter: asyncio.Future[UpstreamResponse] | None = None
         self._exchanges = 0
         self._unsent: bytes | memoryview = b""
-        self._stopped = self._full = False
+        self._stopped = False
+        self._full = False
         self.alive = False
         self.idle_since = 0.0
         self._begin()
 
     def _begin(self) -> None:
-        self._complete = self._overrun = False
-        self._bytes_received = self._paused_at = self._status = self._size = self._chunks = 0
+        self._complete = False
+        self._overrun = False
+        self._bytes_received = 0
+        self._paused_at = 0
+        self._status = 0
+        self._size = 0
+        self._chunks = 0
         self._early = b""
         self._largest = self._limits.largest
         self._length: int | None = None
         self._head: RawHeaders = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take the transport."""
+        """Store the asyncio transport."""
         self._transport = cast("asyncio.Transport", transport)
-        self._readable = readable(transport.get_extra_info("socket").fileno())
-        # Told to pause, uvloop's TLS loses what it holds, up to 512 KiB, once the upstream closes: so never near the end.
+        self._readable = make_readable_check(transport.get_extra_info("socket").fileno())
+        # If the upstream closes a TLS connection whose reading is paused, uvloop loses up to
+        # 512 KiB. So reading is never paused near the end of a response.
         self._tail = TAIL if transport.get_extra_info("ssl_object") else -LARGEST_REPLY
         self.alive = True
 
     def is_idle_clean(self) -> bool:
-        """Whether it is open, and nothing waits to be read that the loop has not come to yet."""
+        """Return whether the connection is open and its socket has no unread bytes."""
         return self.alive and not self._readable()
 
     def exchange(
@@ -226,23 +237,26 @@ class Connection(asyncio.Protocol):
         limits: ExchangeLimits = DEFAULT_LIMITS,
         source: Source | None = None,
     ) -> "asyncio.Future[UpstreamResponse]":
-        """Send a request; the future brings its whole answer, marked with ``source``. Call ``finish`` however that ends.
+        """Send a request; return a future of its complete response, marked with ``source``.
+
+        Call ``finish`` when the future is done, also after an error.
 
         Raises:
-            StaleError: the connection was kept, and closed before a byte came; here or by the future.
-            UpstreamError: by the future: the exchange broke off, took too long or is no good HTTP.
+            StaleError: a reused connection was closed before a response began. Raised here or by
+                the future.
+            UpstreamError: raised by the future if the exchange fails or takes too long, or if the
+                response is invalid.
         """
         if not self.alive:
-            raise (
-                StaleError
-                if self._exchanges
-                else UpstreamUnavailable("The upstream closed the connection before it was asked.")
-            )
+            if self._exchanges:
+                raise StaleError
+            raise UpstreamUnavailable("The upstream closed the connection before the request.")
         self._exchanges += 1
         self._limits = limits
         self._source = source
         self._begin()
-        waiter = self._waiter = self._loop.create_future()
+        waiter: asyncio.Future[UpstreamResponse] = self._loop.create_future()
+        self._waiter = waiter
         if len(content) <= AT_ONCE:
             self._transport.writelines((head.content, content))
         else:
@@ -252,50 +266,52 @@ class Connection(asyncio.Protocol):
         return waiter
 
     def _send_on(self) -> None:
-        """Hand the next piece of a large body over, unless the transport still holds much of the last ones."""
+        """Write the next piece of a large body, unless the transport's buffer is full."""
         if not self.alive:
             self._unsent = b""
         elif self._full:
             self._stopped = True
         elif self._unsent:
-            piece, self._unsent = self._unsent[:AT_ONCE], self._unsent[AT_ONCE:]
+            piece = self._unsent[:AT_ONCE]
+            self._unsent = self._unsent[AT_ONCE:]
             self._transport.write(piece)
             self._loop.call_soon(self._send_on)
 
     def pause_writing(self) -> None:
-        """Hand nothing more to the transport."""
+        """Stop writing: the buffer of the transport is full."""
         self._full = True
 
     def resume_writing(self) -> None:
-        """Go on with a large body."""
+        """Continue to write a large body."""
         self._full = False
         if self._stopped:
             self._stopped = False
             self._send_on()
 
     def finish(self) -> bool:
-        """Nobody waits any more; tell whether the connection is good for another exchange."""
+        """End the exchange; return whether the connection can be used for another one."""
         self._waiter = None
         return self._complete and self.alive
 
     def expire(self, seconds: float) -> None:
-        """The time for the exchange is over."""
-        self._fail(UpstreamTimeout(f"The upstream did not answer within {seconds:.1f} s."))
+        """Fail the exchange with a timeout of ``seconds``."""
+        self._fail(UpstreamTimeout(f"The upstream did not respond within {seconds:.1f} s."))
 
     def distrust(self) -> None:
-        """Break off an exchange that is not the connection's first: what comes may be the answer to an earlier one."""
+        """Abort the exchange if it is not the first: its response may belong to an earlier one."""
         if self._exchanges > 1:
             self._fail(StaleError())
 
     def abort(self) -> None:
-        """Give the connection up at once."""
+        """Close the connection at once."""
         self.alive = False
         self._unsent = b""
-        self._body = Body()  # the parser and this hold each other until the collector comes: they alone may wait for it
+        # This object and the parser form a reference cycle, so free the body now.
+        self._body = Body()
         self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Feed the parser; without an exchange under way, no request asked for these bytes."""
+        """Parse the bytes. If there is no exchange under way, they are unsolicited."""
         if self._waiter is None or self._waiter.done():
             self.abort()
             if self._complete and data.strip() and not data.startswith(CLOSING_NOTICE):
@@ -325,11 +341,12 @@ class Connection(asyncio.Protocol):
     def _refusal(
         self, error: UpstreamError | None, *, is_head: bool, overrun: bool
     ) -> UpstreamError | None:
-        """Judge what has come so far; bytes behind an ``overrun`` answer are not a part of it."""
+        """Return the error of the response so far. Bytes after an overrun are not part of it."""
         if error is not None:
             return error
         if is_head and self._status >= 200:
-            early, self._early = self._early, b""
+            early = self._early
+            self._early = b""
             if not has_sound_status_lines(early):
                 return not_http()
         if self._size > self._largest:
@@ -345,15 +362,16 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except (HttpParserError, HttpParserUpgrade) as error:
-            # What a callback raises comes out wrapped; the parser's own errors have no context.
+            # The parser wraps an exception of a callback. Its own errors have no context.
             cause = error.__context__
             return cause if isinstance(cause, UpstreamError) else not_http()
         return None
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End the exchange; a body without a length ends with its connection."""
-        whole, self.alive = exc is None and self.alive, False
-        if whole and self._status >= 200 and self._length is None:
+        """End the exchange. A body without a declared length is complete now."""
+        closed_cleanly = exc is None and self.alive
+        self.alive = False
+        if closed_cleanly and self._status >= 200 and self._length is None:
             self._complete = True
             self._end(overrun=False)
         elif not self._bytes_received and self._exchanges > 1:
@@ -361,21 +379,21 @@ class Connection(asyncio.Protocol):
         else:
             self._fail(
                 UpstreamUnavailable(
-                    "The upstream closed the connection before its answer was whole."
+                    "The upstream closed the connection before its response was complete."
                 )
             )
 
     def on_message_begin(self) -> None:
-        """Begin an answer; a second one in the same bytes answers nobody."""
+        """Start a response. A second one in the same bytes is unsolicited."""
         self._overrun = self._complete
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep a header; trailers are not headers."""
+        """Store a header, but not a trailer."""
         if self._status < 200:
             self._head.append((name, value))
 
     def on_headers_complete(self) -> None:
-        """Judge the answer by its head."""
+        """Check the status and the headers."""
         if not self._complete:
             self._status = self._parser.get_status_code()
             if self._status >= 300:
@@ -387,7 +405,7 @@ class Connection(asyncio.Protocol):
         self._chunks += 1
 
     def on_body(self, body: bytes) -> None:
-        """Keep a piece of the body; a 1xx response has none (RFC 9110, section 15.2)."""
+        """Store a piece of the body. A 1xx response has none (RFC 9110, section 15.2)."""
         if self._status < 200:
             raise not_http()
         if not self._complete:
@@ -395,26 +413,29 @@ class Connection(asyncio.Protocol):
             self._body.add(body, self._length or 0)
 
     def on_message_complete(self) -> None:
-        """Note that the answer is whole; 1xx answers only announce it."""
+        """Mark the response as complete, unless it is a 1xx response."""
         if self._status < 200:
             self._head = []
         elif not self._complete:
             self._complete = True
-            # An upstream that answers before it has read the request may still take the rest for another one, and a
-            # proxy that gave up waiting may still pass the answer on.
-            done = self._status not in GAVE_UP and not (
+            # Not reusable if the upstream responded before it read the whole request: it may take
+            # the rest for another request. Nor after a timeout of a proxy, which may still pass the
+            # real response on.
+            is_reusable = self._status not in GAVE_UP and not (
                 self._unsent or self._transport.get_write_buffer_size()
             )
-            self.alive = done and self._parser.should_keep_alive()
+            self.alive = is_reusable and self._parser.should_keep_alive()
 
     def _end(self, *, overrun: bool) -> None:
-        """Hand the answer over."""
+        """Set the response as the result of the exchange."""
         if overrun:
             self._on_unsolicited(self, self._limits)
-        self.idle_since = monotonic()  # uvloop's own clock stands still while it calls back
-        reply = UpstreamResponse(self._status, Headers(self._head), self._body.take(), self._source)
+        self.idle_since = monotonic()  # not loop.time(): uvloop updates it once per iteration
+        response = UpstreamResponse(
+            self._status, Headers(self._head), self._body.take(), self._source
+        )
         if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(reply)
+            self._waiter.set_result(response)
 
     def _fail(self, error: Exception) -> None:
         self.abort()

@@ -1,13 +1,13 @@
-"""The connections to one origin: which may be used again, and whether the upstream has mixed up answers.
+"""Provides the ``fast`` transport: HTTP/1.1 with asyncio, llhttp's parser and a pool per origin.
 
-HTTP/1.1 numbers neither requests nor responses. A surplus response would pass for the response to the next request,
-and every later response on that connection would belong to the request before its own. Only silence shows that none
-is on its way, so a connection must have been silent for a rest before it is used again.
+HTTP/1.1 responses do not identify their requests. A surplus response would be taken for the
+response to the next request, and each later response on that connection would go to the wrong
+request. Only silence shows that no surplus response is coming, so a connection must have been
+silent for ``ExchangeLimits.rest`` seconds before it is reused. If an upstream sends unsolicited
+bytes, its pool is marked as *caught* and stops reusing connections.
 
-The quick engine, behind the extra ``fast``: asyncio and llhttp's parser, straight to the upstream.
-
-It exists because the libraries that were tried each fail a promise: aiohttp costs twice the CPU, and pyreqwest does
-not end an exchange whose request was cancelled (docs/engines.md has the figures).
+Other libraries were tried first: aiohttp takes twice the CPU time, and pyreqwest does not end the
+exchange of a cancelled request (docs/engines.md has the figures).
 """
 
 import asyncio
@@ -39,15 +39,15 @@ from embedroute.transport.http1.request import Origin, Target, closing, parse_ta
 log = logging.getLogger("embedroute.http")
 
 MOST_IDLE: Final = 512
-"""Idle connections that are kept for one origin."""
+"""Maximum idle connections per origin."""
 SOURCE_AGE: Final = 60.0
 """Seconds for which responses share one ``Source``."""
 LOOK_BACK: Final = 60
-"""Sources that are remembered: what came more than an hour ago counts as clean if nothing surplus was seen since."""
+"""Number of sources that are remembered: responses older than an hour are never marked."""
 
 
 class Pool:
-    """All connections to one origin; the idle ones are ordered by how long they have been silent, the longest first."""
+    """The connections to one origin. ``idle`` is sorted by the time of silence, longest first."""
 
     __slots__ = ("_source_ends", "_sources", "caught", "idle", "kept_for", "open", "origin")
 
@@ -62,9 +62,9 @@ class Pool:
         self._source_ends = 0.0
 
     def take(self, now: float, rest: float) -> tuple[Connection, Source] | tuple[None, None]:
-        """Return the connection that has been silent for longest, if it has been for ``rest`` seconds.
+        """Return the longest silent connection, if it has been silent for ``rest`` seconds.
 
-        The second value is the mark for the response that comes over it.
+        The second value is the ``Source`` for its response.
         """
         idle = self.idle
         while idle:
@@ -78,7 +78,8 @@ class Pool:
             elif connection.is_idle_clean():
                 return connection, self._source(now)
             else:
-                # The event loop reads those bytes next: a surplus response, the end, or only TLS housekeeping.
+                # The event loop has not read some bytes yet. They may be a surplus response, the
+                # end of the connection, or a TLS message without data.
                 connection.idle_since = now
                 idle.append(connection)
                 return None, None
@@ -91,7 +92,7 @@ class Pool:
         return self._sources[-1]
 
     def put_back(self, connection: Connection) -> bool:
-        """End an exchange; return whether the connection is kept for another one."""
+        """End an exchange; return whether the connection is kept for reuse."""
         if not connection.finish() or self.caught or len(self.idle) >= MOST_IDLE:
             self.drop(connection)
             return False
@@ -110,17 +111,18 @@ class Pool:
             self.drop(idle.popleft())
 
     def catch(self, connection: Connection, limits: ExchangeLimits) -> None:
-        """Stop trusting kept connections: ``connection`` has received bytes that no request asked for.
+        """Stop reusing connections: ``connection`` has received bytes that no request asked for.
 
-        The first exchange of a connection is not in doubt. All others under way are broken off and repeated on new
-        connections, and every response of the last hour that came over a reused connection is marked as caught.
+        The first exchange of each connection can be trusted. The others under way are aborted and
+        repeated on new connections. All responses of the last hour that came over reused
+        connections are marked as caught.
         """
         if not self.caught:
             self.caught = True
             host = f"{self.origin[0]}:{self.origin[1]}"
             log.error(
-                "%s (provider %s) sent a response that no request asked for. Connections to it are no longer reused,"
-                " and what came over reused ones has left the cache",
+                "%s (provider %s) sent a response that no request asked for. Its connections are no"
+                " longer reused, and the responses that came over reused ones are no longer cached",
                 host,
                 limits.provider or "unknown",
                 extra=log_fields({"host": host, "provider": limits.provider}),
@@ -144,14 +146,18 @@ class Pool:
 
 
 KEPT_FOR = 25.0
-"""Seconds that an idle connection is kept; most upstreams close theirs after 30 or more."""
+"""Seconds for which an idle connection is kept; most upstreams close theirs after 30 or more."""
 AT_ONCE = 512
-"""Exchanges under way at a time; more wait for their turn."""
+"""Maximum concurrent exchanges. Others wait, within their own timeout."""
 MOST_TARGETS = 1024
+"""Number of methods and URLs whose heads are cached."""
 
 
 class _CachedHead:
-    """How requests for one URL begin: ``head`` is that of the latest ``headers``. It may hold a key, so it has no repr."""
+    """The encoded head of requests for one URL, for the latest ``headers``.
+
+    It may contain a key, so it must not have a ``repr`` that shows its fields.
+    """
 
     __slots__ = ("head", "headers", "pool", "target")
 
@@ -166,20 +172,19 @@ def _make_target(request: UpstreamRequest) -> Target:
     try:
         return parse_target(request.method, request.url)
     except UpstreamUnavailable as error:
-        raise error.with_traceback(
-            None
-        ) from None  # the URL stands in the frames below, perhaps with a password
+        # The frames of parse_target contain the URL, perhaps with a password.
+        raise error.with_traceback(None) from None
 
 
 class Http1Transport:
-    """Speaks to upstreams directly, never through a proxy; ``Pool`` says which connections are used again."""
+    """Sends requests to upstreams directly, without a proxy, over a ``Pool`` per origin."""
 
     name = "fast"
 
     def __init__(
         self, connect: TransportConfig = DEFAULT_CONFIG, kept_for: float = KEPT_FOR
     ) -> None:
-        """Make the TLS context when it is first wanted; an idle connection is kept for ``kept_for`` seconds."""
+        """Keep idle connections for ``kept_for`` seconds."""
         self._kept_for = kept_for
         self._connect_as = connect
         self._context: ssl.SSLContext | None = None
@@ -191,9 +196,10 @@ class Http1Transport:
     async def send(
         self, request: UpstreamRequest, timeout: float, limits: ExchangeLimits = DEFAULT_LIMITS
     ) -> UpstreamResponse:
-        """Exchange ``request`` for its answer within ``timeout`` seconds and ``limits``.
+        """Send ``request`` and return its response, within ``timeout`` seconds and ``limits``.
 
-        A request is sent again, once and on a new connection, if a reused one brought no answer that can be trusted.
+        If a reused connection brings no response that can be trusted, the request is sent once more
+        on a new connection.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
@@ -208,16 +214,16 @@ class Http1Transport:
                 connection = connection or await self._connect(loop, pool, deadline - loop.time())
                 timer = loop.call_at(deadline, connection.expire, timeout)
                 try:
-                    reply = await connection.exchange(
+                    response = await connection.exchange(
                         closing(head) if pool.caught else head, request.content, limits, source
                     )
                 except StaleError:
-                    reply = None
+                    response = None
                 finally:
                     timer.cancel()
                     connection = self._release(loop, pool, connection)
-                if reply is not None and (source is None or not source.caught):
-                    return reply
+                if response is not None and (source is None or not source.caught):
+                    return response
                 source = None
         finally:
             self._slots.release()
@@ -228,7 +234,7 @@ class Http1Transport:
                 await self._slots.acquire()
         except TimeoutError:
             raise UpstreamTimeout(
-                f"More than {AT_ONCE} calls to upstreams were under way for {timeout:.1f} s."
+                f"All {AT_ONCE} connections to upstreams were in use for {timeout:.1f} s."
             ) from None
 
     def _release(self, loop: asyncio.AbstractEventLoop, pool: Pool, connection: Connection) -> None:
@@ -236,40 +242,42 @@ class Http1Transport:
             self._sweep_in(loop, self._kept_for)
 
     def _sweep_in(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
-        own = Context()  # that of the request that happens to come by would live on
-        self._sweeper = loop.call_later(seconds, self._sweep, loop, context=own)
+        # An empty context: the timer would keep the context variables of the current request alive.
+        empty = Context()
+        self._sweeper = loop.call_later(seconds, self._sweep, loop, context=empty)
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Close what has been idle for too long, the oldest first, and come again for what is left."""
-        self._sweeper, now = None, monotonic()
+        """Close the connections that have been idle for too long, and schedule the next sweep."""
+        self._sweeper = None
+        now = monotonic()
         for pool in self._pools.values():
             pool.drop_old(now)
         if oldest := [pool.idle[0].idle_since for pool in self._pools.values() if pool.idle]:
             self._sweep_in(loop, min(oldest) + self._kept_for - now)
 
     async def _connect(
-        self, loop: asyncio.AbstractEventLoop, pool: Pool, left: float
+        self, loop: asyncio.AbstractEventLoop, pool: Pool, remaining: float
     ) -> Connection:
         host, port, tls = pool.origin
-        limit = min(left, CONNECT_TIMEOUT)
+        limit = min(remaining, CONNECT_TIMEOUT)
         try:
             async with asyncio.timeout(limit):
                 _, connection = await loop.create_connection(
                     lambda: Connection(loop, pool.catch),
                     host,
                     port,
-                    ssl=self._trusted() if tls else None,
+                    ssl=self._get_ssl_context() if tls else None,
                 )
         except TimeoutError:
-            raise ConnectError(f"No connection to the upstream within {limit:.1f} s.") from None
+            raise ConnectError(f"Cannot connect to the upstream within {limit:.1f} s.") from None
         except (OSError, UnicodeError, ValueError) as error:
             raise ConnectError(
-                f"The upstream cannot be reached ({type(error).__name__})."
+                f"Cannot connect to the upstream ({type(error).__name__})."
             ) from None
         pool.open.add(connection)
         return connection
 
-    def _trusted(self) -> ssl.SSLContext:
+    def _get_ssl_context(self) -> ssl.SSLContext:
         if self._context is None:
             context = httpx2.create_ssl_context(trust_env=False)
             context.set_alpn_protocols(["http/1.1"])
@@ -279,28 +287,34 @@ class Http1Transport:
         return self._context
 
     def _begin(self, request: UpstreamRequest) -> tuple[Pool, SecretBytes]:
-        """Write what stands before the body; only the body's length differs where a backend always gives the same headers."""
-        known = self._heads.get((request.method, request.url))
-        if known is None:
+        """Return the pool and the encoded head of a request.
+
+        If a backend passes the same ``MappingProxyType`` of headers with every request, the head is
+        encoded only once and the length of the body is appended to it.
+        """
+        cached = self._heads.get((request.method, request.url))
+        if cached is None:
             if len(self._heads) >= MOST_TARGETS:
                 self._heads.clear()
             target = _make_target(request)
             pool = self._pools.setdefault(target.origin, Pool(target.origin, self._kept_for))
-            known = self._heads[request.method, request.url] = _CachedHead(target, pool)
-        if known.headers is not request.headers or not isinstance(
+            cached = _CachedHead(target, pool)
+            self._heads[request.method, request.url] = cached
+        if cached.headers is not request.headers or not isinstance(
             request.headers, MappingProxyType
         ):
-            known.head, known.headers = write_head(known.target, request.headers), request.headers
-        return known.pool, SecretBytes(
-            b"%bcontent-length: %d\r\n\r\n" % (known.head, len(request.content))
+            cached.head = write_head(cached.target, request.headers)
+            cached.headers = request.headers
+        return cached.pool, SecretBytes(
+            b"%bcontent-length: %d\r\n\r\n" % (cached.head, len(request.content))
         )
 
     async def aclose(self) -> None:
-        """Close the connections, and see them closed."""
+        """Close all connections, and wait until they are closed."""
         if self._sweeper is not None:
             self._sweeper.cancel()
         for pool in self._pools.values():
             pool.close()
-        # A transport lets go of its socket one turn of the loop after it was aborted.
+        # An asyncio transport closes its socket one iteration of the loop after abort().
         await asyncio.sleep(0)
         await asyncio.sleep(0)

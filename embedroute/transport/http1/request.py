@@ -1,4 +1,4 @@
-"""A URL, method and headers as the bytes that begin an HTTP/1.1 request; pure."""
+"""Encodes the head of an HTTP/1.1 request from its method, URL and headers. Pure functions."""
 
 import re
 from base64 import b64encode
@@ -13,7 +13,7 @@ from embedroute.errors import UpstreamUnavailable
 from embedroute.transport.base import lower_names
 
 Origin = tuple[str, int, bool]
-"""Host, port, TLS: what connections are kept by."""
+"""Host, port, and whether TLS is used: the key of a connection pool."""
 
 DEFAULT_HEADERS: Final = {
     "accept": "application/json",
@@ -26,7 +26,7 @@ _PLAIN: Final = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
 
 
 class Target(msgspec.Struct, frozen=True):
-    """A parsed URL: where to connect, and how a request for it begins."""
+    """A parsed URL: the origin to connect to and the start of a request for it."""
 
     origin: Origin
     request_line: str
@@ -34,47 +34,49 @@ class Target(msgspec.Struct, frozen=True):
     prefix: SecretBytes
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
-        """Show the origin alone: a path or query may hold a key."""
+        """Show only the origin, because the path and the query may contain a key."""
         return [("origin", self.origin)]
 
     __repr__ = repr_as_in_rich
 
 
 def parse_target(method: str, url: str) -> Target:
-    """Read a URL that a backend made; credentials in it are sent as Basic ones, as httpx2 sends them.
+    """Parse the URL of a request. Credentials in it are sent as Basic authorization, as by httpx2.
 
     Raises:
-        UpstreamUnavailable: it is not an http or https URL that can be written into a request.
+        UpstreamUnavailable: the URL or the method is invalid.
     """
-    read = _split(url)
-    if read is None:
-        raise UpstreamUnavailable("The backend made a URL that cannot be read.")
-    parts, port = read
-    host, tls = parts.hostname or "", parts.scheme == "https"
+    split_url = _split(url)
+    if split_url is None:
+        raise UpstreamUnavailable("The backend built an invalid URL.")
+    parts, port = split_url
+    host = parts.hostname or ""
+    tls = parts.scheme == "https"
     if (
         parts.scheme not in {"http", "https"}
-        or not _plain(host)
+        or not _is_plain_host(host)
         or not (method.isascii() and method.isalpha())
     ):
         raise UpstreamUnavailable(
-            "The backend made a URL that is not plain http or https; write other alphabets' names as xn--…."
+            "The backend built a request with an invalid method or URL. The URL must be http or"
+            " https with an ASCII host name; encode international names as xn--…."
         )
-    usual = 443 if tls else 80
-    port = usual if port is None else port
-    named = f"[{host}]" if ":" in host else host
+    default_port = 443 if tls else 80
+    port = default_port if port is None else port
+    url_host = f"[{host}]" if ":" in host else host
     headers: dict[str, str | Secret] = {
-        "host": named if port == usual else f"{named}:{port}",
+        "host": url_host if port == default_port else f"{url_host}:{port}",
         **DEFAULT_HEADERS,
     }
     if "@" in parts.netloc:
         headers["authorization"] = basic_credentials(parts.username or "", parts.password or "")
     path = quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), safe=_PLAIN)
-    line = f"{method} {path} HTTP/1.1\r\n"
-    return Target((host, port, tls), line, headers, _written(line, headers))
+    request_line = f"{method} {path} HTTP/1.1\r\n"
+    return Target((host, port, tls), request_line, headers, _encode(request_line, headers))
 
 
 def _split(url: str) -> tuple[SplitResult, int | None] | None:
-    # urllib's own error would repeat the URL, which may hold a password.
+    # The error of urllib repeats the URL, which may contain a password.
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -84,29 +86,29 @@ def _split(url: str) -> tuple[SplitResult, int | None] | None:
 
 
 def write_head(target: Target, headers: Mapping[str, str | Secret]) -> bytes:
-    """Write all of a request's head but the length of its body.
+    """Encode the head of a request, except for the length of its body.
 
     Raises:
-        UpstreamUnavailable: a header cannot be sent, or is not a backend's to send.
+        UpstreamUnavailable: a header is invalid, or one that the transport sets itself.
     """
-    given = lower_names(headers)
-    begin = target.prefix
-    if not _OVERRIDABLE.isdisjoint(given):
-        begin = _written(
+    own_headers = lower_names(headers)
+    prefix = target.prefix
+    if not _OVERRIDABLE.isdisjoint(own_headers):
+        prefix = _encode(
             target.request_line,
-            {name: value for name, value in target.headers.items() if name not in given},
+            {name: value for name, value in target.headers.items() if name not in own_headers},
         )
     lines = Secret(
-        "".join([f"{name}: {to_wire_value(value)}\r\n" for name, value in given.items()])
+        "".join([f"{name}: {to_wire_value(value)}\r\n" for name, value in own_headers.items()])
     )
-    # Checked rather than tried: an encoding error would hold the text, and this frame a key.
+    # Checked before encoding: an encoding error would contain the text, which may include a key.
     if _WIDE.search(lines.reveal()):
         raise UpstreamUnavailable(
-            "A header of this provider holds a character that HTTP has no room for."
+            "A header of this provider contains a character that is not allowed in HTTP headers."
         )
-    if _has_line_break(lines.reveal(), len(given)):
-        raise UpstreamUnavailable("A header of this provider holds a line break.")
-    return begin.content + lines.reveal().encode("latin-1")
+    if _has_line_break(lines.reveal(), len(own_headers)):
+        raise UpstreamUnavailable("A header of this provider contains a line break.")
+    return prefix.content + lines.reveal().encode("latin-1")
 
 
 def _has_line_break(lines: str, count: int) -> bool:
@@ -114,26 +116,26 @@ def _has_line_break(lines: str, count: int) -> bool:
 
 
 def closing(head: SecretBytes) -> SecretBytes:
-    """Ask, in a whole head, that the connection is closed after the response."""
+    """Add ``connection: close`` to a complete head."""
     return SecretBytes(head.content[:-2] + b"connection: close\r\n\r\n")
 
 
-def _plain(host: str) -> bool:
+def _is_plain_host(host: str) -> bool:
     return (
         bool(host) and host.isascii() and host.isprintable() and not set(host) & set(' "<>\\^`{|}')
     )
 
 
 def basic_credentials(name: str, password: str) -> Secret:
-    """Make the Basic ``authorization`` header of a name and a password that are percent-encoded."""
+    """Return the Basic ``authorization`` of a percent-encoded name and password."""
     pair = unquote_to_bytes(name) + b":" + unquote_to_bytes(password)
     return Secret(f"Basic {b64encode(pair).decode()}")
 
 
-def _written(line: str, headers: Mapping[str, str | Secret]) -> SecretBytes:
+def _encode(request_line: str, headers: Mapping[str, str | Secret]) -> SecretBytes:
     return SecretBytes(
         (
-            line
+            request_line
             + "".join([f"{name}: {to_wire_value(value)}\r\n" for name, value in headers.items()])
         ).encode()
     )

@@ -1,4 +1,4 @@
-"""Starlette with the gateway mounted, and a route that counts the tasks that are inside embedroute."""
+"""Starlette with the gateway mounted, and a route that counts the tasks inside embedroute."""
 
 import asyncio
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ OURS = embedroute.__file__.removesuffix("__init__.py")
 
 
 def coroutines() -> Iterator[Any]:
-    """Every task's coroutine, on whichever loop this is."""
+    """Return the coroutine of every task, on asyncio and on trio."""
     if sniffio.current_async_library() == "asyncio":
         yield from (task.get_coro() for task in asyncio.all_tasks())
         return
@@ -29,7 +29,7 @@ def coroutines() -> Iterator[Any]:
 
 
 def inside(coroutine: Any) -> bool:
-    """Whether what a coroutine awaits goes through embedroute."""
+    """Whether a coroutine awaits a coroutine of embedroute."""
     while coroutine is not None:
         code = getattr(coroutine, "cr_code", None)
         if code is not None and code.co_filename.startswith(OURS):

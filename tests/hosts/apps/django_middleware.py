@@ -1,4 +1,4 @@
-"""Django behind the gateway as a middleware; Django itself knows no lifespan."""
+"""Django wrapped by the gateway's middleware; Django does not support lifespans."""
 
 from django.conf import settings
 from django.core.asgi import get_asgi_application

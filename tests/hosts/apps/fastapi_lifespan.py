@@ -1,4 +1,4 @@
-"""FastAPI, the gateway mounted and closed by the host's lifespan."""
+"""FastAPI with the gateway mounted; the host's lifespan closes the gateway."""
 
 from fastapi import FastAPI
 

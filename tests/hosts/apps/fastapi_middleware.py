@@ -1,4 +1,4 @@
-"""FastAPI with the gateway as a middleware of its own."""
+"""FastAPI with the gateway as a middleware."""
 
 from fastapi import FastAPI
 

@@ -1,4 +1,4 @@
-"""FastAPI, the gateway mounted: the host knows nothing of its lifespan."""
+"""FastAPI with the gateway mounted, without a lifespan."""
 
 from fastapi import FastAPI
 

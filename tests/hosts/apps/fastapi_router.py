@@ -1,4 +1,4 @@
-"""FastAPI, the gateway as a router with a prefix and a dependency, beside a lifespan of the host's own."""
+"""FastAPI with the gateway as a router, with a prefix, a dependency and its own lifespan."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager

@@ -1,4 +1,4 @@
-"""Litestar, the gateway mounted as an ASGI handler."""
+"""Litestar with the gateway mounted as an ASGI handler."""
 
 from litestar import Litestar, asgi, get
 from litestar.types import Receive, Scope, Send

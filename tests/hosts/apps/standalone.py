@@ -1,4 +1,4 @@
-"""The gateway's application by itself."""
+"""The gateway's application without a host."""
 
 from embedroute import embeddings_app
 from tests.hosts.gateways import make

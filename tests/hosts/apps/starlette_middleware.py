@@ -1,4 +1,4 @@
-"""Starlette with the gateway as a middleware, inside a BaseHTTPMiddleware that makes every request a child task."""
+"""Starlette with the gateway as a middleware inside a BaseHTTPMiddleware (child tasks)."""
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware

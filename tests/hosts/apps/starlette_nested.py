@@ -1,4 +1,4 @@
-"""Starlette, the gateway in a mount in a mount."""
+"""Starlette with the gateway in a nested mount."""
 
 from starlette.applications import Starlette
 from starlette.requests import Request

@@ -1,4 +1,4 @@
-"""The gateway's application for two tenants, with the bounds that it has by default."""
+"""The gateway's application for two tenants, with the default limits."""
 
 from embedroute import Config, Gateway, embeddings_app
 
