@@ -1,7 +1,8 @@
 """Embeds one request, from a model name and inputs to vectors, top to bottom.
 
-``Gateway._embed`` is the life of a request: plan, look up, share, dispatch, assemble. The packages
-below decide and call; ``server`` speaks to clients. All state of a gateway belongs to this class.
+``Gateway._embed`` is the life of a request: plan, look up, share, dispatch, assemble. ``routing``
+chooses endpoints, ``execution`` calls them, and ``server`` handles HTTP. There is no module-level
+state: a ``Gateway`` holds everything.
 """
 
 import os
@@ -80,7 +81,8 @@ class Gateway:
         """Build all that needs no event loop. Opens nothing.
 
         ``http_client`` replaces the client of the httpx2 transport; the caller closes it.
-        ``transport`` makes the transport instead of the config, once per event loop.
+        ``transport`` is called once per event loop to make the transport, instead of the
+        config's ``engine``.
 
         Raises:
             ConfigError: the config has mistakes, one line each.
@@ -123,7 +125,7 @@ class Gateway:
         """Use every provider whose key variable is set, and the local model if it is installed.
 
         Raises:
-            ConfigError: ``EMBEDROUTE_AUTH`` does not say who may call.
+            ConfigError: ``EMBEDROUTE_AUTH`` is missing or invalid, or its key is missing.
         """
         return cls(config_from_environment(options.get("environ", os.environ)), **options)
 
@@ -167,7 +169,7 @@ class Gateway:
         return DeadlineExceeded(f"No response within the deadline of {self.settings.deadline:g} s.")
 
     def run(self, context: RequestContext) -> Awaitable[Embeddings]:
-        """Embed one request. Its ``watch`` ends it at its deadline.
+        """Embed one request. ``context.watch`` cancels it at its deadline.
 
         Raises:
             EmbedrouteError: the error for the client.
@@ -182,7 +184,8 @@ class Gateway:
     ) -> Embeddings:
         """Embed at the ``fallback`` model if every endpoint of the requested model fails.
 
-        Each endpoint gets an equal share of the time until the deadline.
+        An error of the request or of its input is raised at once. Of the deadline, 1/(n + 1) is
+        reserved for the fallback model, where n is the number of endpoints of the first.
         """
         share = self.settings.deadline / (len(prepared.route.candidates) + 1)
         first = msgspec.structs.replace(context, deadline=context.deadline - share)
@@ -227,13 +230,14 @@ class Gateway:
                     await loop.embed(candidates, dispatch, lead.work, lead.land)
             vectors = {**vectors, **lead.found}
             if lead.awaited:
+                # Leaves enough time to try every endpoint after the wait.
                 max_wait = (context.deadline - time.monotonic()) / (len(candidates) + 1)
                 shared, led = await loop.flights.follow(
                     lead, missing, loop.embed, (candidates, dispatch), max_wait
                 )
                 vectors = {**vectors, **shared}
                 if owner is not None and policy.store and led < len(missing):
-                    # Another request stored what this one waited for.
+                    # Another request stored these vectors. This caller's next request is a hit too.
                     self.cache.claim(dict.fromkeys(missing, owner))
         rows, tokens, trace.estimated = assemble(plan, vectors)
         model = prepared.route.public_name
@@ -258,7 +262,7 @@ class Gateway:
     ) -> Embeddings:
         """Embed texts at one endpoint of a model, to compare endpoints.
 
-        Neither the gateway's provider lists nor the cache nor other requests play a part.
+        Ignores the gateway's provider lists and the cache, and shares nothing with other requests.
 
         Raises:
             EmbedrouteError: the endpoint does not respond with valid vectors.

@@ -1,6 +1,7 @@
 """Finds the cached vectors of a request.
 
-A vector is found under its own key, or truncated from a vector of the model's full width.
+A vector is found under its own key, or truncated from a vector of the model's full width. What makes
+two requests share an entry is in ``routing/planning.py``: ``shared_key`` and ``make_plan``.
 """
 
 from collections.abc import Generator, Mapping

@@ -1,8 +1,8 @@
 """Single-flight: equal inputs of concurrent requests are computed once per event loop.
 
 The first request is the leader and computes an input; the others wait. No task is started here. A
-waiter becomes the leader itself when its leader is cancelled, runs out of time, or takes longer
-than the waiter's own call would. A waiter that receives its leader's error gets a neutral copy,
+waiter computes the input itself if its leader is cancelled, times out or is too slow (see
+``SingleFlight``). A waiter that receives its leader's error gets a neutral copy,
 because the upstream's message may quote other inputs of the leader.
 """
 
@@ -95,9 +95,13 @@ class SingleFlight(Generic[*Arguments]):
     """The keys that are being computed on one event loop, for all concurrent requests.
 
     ``expect`` estimates how long a request's own call would take. The wait for a leader is bounded
-    in two cases: if its sharing key differs, it may be stuck at an endpoint that the waiter does
-    not use; if it computes more keys than the waiter requests, it may take longer than the waiter's
-    own call. After the wait the waiter computes the keys itself, and uses the first result.
+    in two cases:
+
+    - The leader has another sharing key: it may be stuck at an endpoint that the waiter does not
+      use.
+    - The leader computes more keys than the waiter requests: the waiter's own call may be faster.
+
+    Then the waiter makes its own call, and takes whichever result comes first.
     """
 
     def __init__(self, expect: Expect[*Arguments] = never_expected) -> None:
@@ -113,8 +117,8 @@ class SingleFlight(Generic[*Arguments]):
         """Become the leader of the keys in ``missing`` that no other request computes.
 
         The keys are released when the returned context manager exits. With a ``sharing_key`` of
-        None nothing is shared. The entries in ``slow`` were waited for long enough, so their keys
-        are computed again.
+        None nothing is shared. ``slow`` are the entries whose wait has expired: their keys are
+        computed again.
         """
         flights = {} if sharing_key is None else self._flights
         if flights.keys().isdisjoint(missing):
@@ -160,8 +164,9 @@ class SingleFlight(Generic[*Arguments]):
     ) -> tuple[dict[CacheKey, EmbeddedInput], int]:
         """Get the keys of ``missing`` that ``lead`` did not compute.
 
-        Other requests compute them. Keys that these do not deliver are computed here. Returns the
-        results besides those of ``lead``, and the number of keys computed in all.
+        Waits for the requests that compute them, then computes what is still missing. Returns the
+        results that are not in ``lead.found``, and how many keys this request computed, including
+        those of ``lead``.
         """
         found: dict[CacheKey, EmbeddedInput] = {}
         led = len(lead.work)

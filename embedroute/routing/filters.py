@@ -1,4 +1,6 @@
-"""Filters the endpoints that can serve a request, and resolves the parameters that change vectors.
+"""The endpoint filter, and the filters by input and by the parameters that change vectors.
+
+``selection.py`` applies them, after the filters by preferences.
 
 A parameter that changes the vectors is never dropped silently: an endpoint that cannot honour it is
 excluded, and the request fails if no endpoint remains.

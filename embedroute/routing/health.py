@@ -53,13 +53,13 @@ class State(StrEnum):
 class CircuitBreaker:
     """The circuit breaker of one endpoint.
 
-    A call gets a permit and returns it with its outcome. A permit is the number of the epoch in
-    which it was issued. A new epoch begins when the breaker opens, admits a probe, gets the permit
-    of a probe back, or closes.
+    A call gets a permit and returns it with its outcome. Each change of the breaker begins a new epoch: it
+    opens, closes, or starts or ends a probe. A permit is the number of the epoch in which the call
+    began.
 
     An outcome with a permit of an earlier epoch is stale and changes nothing: a late success does
-    not close the breaker, a late failure does not extend the outage or start another, and only the
-    probe itself can release the probe's permit.
+    not close the breaker, and a late failure does not extend the outage or start another. Only the
+    probe can end its own probe.
     """
 
     def __init__(self, policy: BreakerPolicy) -> None:
@@ -211,10 +211,10 @@ class EndpointHealth:
     ) -> None:
         """Record the outcome of a failed call.
 
-        Errors caused by an input, and errors recorded already, do not change the health. ``work``
-        holds the keys of the call's inputs. An input can also cause an error status or an invalid
-        response. Such a failure counts once per input until a call succeeds, so that repeating one
-        bad input does not open the breaker.
+        Errors that are clearly an input's fault, and errors recorded already, do not change the
+        health. An error status or an invalid response may be an input's fault, so it counts once
+        per input until a call succeeds: repeating one bad input does not open the breaker. ``work``
+        holds the keys of the call's inputs.
         """
         if isinstance(failure, UpstreamError) and failure.already_recorded:
             self.release(permit)
@@ -342,7 +342,7 @@ class EndpointHealth:
 
 
 def _percentile(ordered: list[float], percentile: int) -> float | None:
-    # Nearest rank: the smallest value that at least `percentile` % of the values do not exceed.
+    # Nearest rank: the first value, in this order, that covers `percentile` % of the values.
     if not ordered:
         return None
     return ordered[max(0, -(-percentile * len(ordered) // 100) - 1)]

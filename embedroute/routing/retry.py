@@ -58,7 +58,9 @@ JUDGEMENTS: Final[tuple[tuple[type[EmbedrouteError], RetryDecision], ...]] = (
 )
 """Error class → decision; the first matching class decides.
 
-A timeout is not retried at the same endpoint: it may be overloaded, and a retry adds load.
+A timeout is not retried at the same endpoint: it may be overloaded, and a retry adds load. When no
+endpoint is left, the dispatcher may wait for a rate limit to end and try that endpoint again
+(``Dispatcher._wait_for_rate_limit``).
 """
 
 

@@ -178,7 +178,11 @@ class HTTPExchange:
             message = await self.receive()
 
     async def gone(self) -> None:
-        """Wait until the client disconnects; call this after the body was read."""
+        """Wait until the client disconnects. Call this only after the body was read.
+
+        Raises:
+            ClientDisconnected: the server reports the disconnect by an error.
+        """
         try:
             while (await self.receive())["type"] != "http.disconnect":
                 pass

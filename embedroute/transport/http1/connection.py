@@ -45,7 +45,7 @@ def make_readable_check(descriptor: int) -> Callable[[], bool]:
 
 
 class Body:
-    """Collects the pieces of a body. A body of one piece is not copied, a longer one only once."""
+    """Collects the pieces of a body. A body of one piece is not copied."""
 
     __slots__ = ("_first", "_rest")
 
@@ -55,12 +55,12 @@ class Body:
         self._rest: BytesIO | None = None
 
     def add(self, piece: bytes, length: int) -> None:
-        """Add the next piece of a body of ``length`` bytes, or 0 if the length is unknown."""
+        """Add the next piece. ``length`` is that of the whole body, 0 if it is unknown."""
         if not self._first:
             self._first = piece
         elif self._rest is None:
-            # Allocates the memory at once, and returns it without a copy. Joining a list of pieces
-            # would block the event loop.
+            # BytesIO allocates the whole body once, and `getvalue` does not copy it. Joining a list
+            # of pieces would block the event loop.
             self._rest = BytesIO(bytes(length))
             self._rest.write(self._first + piece)
         else:
