@@ -1,7 +1,10 @@
 """The journey as a whole, in process: what comes out, who may, what falls back, and what a gateway leaves behind."""
 
+import asyncio
+import gc
 import threading
 import time
+import weakref
 from decimal import Decimal
 from functools import partial
 
@@ -10,14 +13,17 @@ import numpy as np
 import pytest
 
 from embedroute import Caller, Config, ConfigError, EmbedrouteError, Gateway, Provider
+from embedroute.auth import ANYONE
 from embedroute.backend import Accepts, Vectors
 from embedroute.errors import (
     InvalidRequest,
     RateLimited,
     UpstreamAuthError,
     UpstreamRejectedInput,
+    UpstreamTimeout,
     UpstreamUnavailable,
 )
+from embedroute.protocol import make_request
 from embedroute.routing import RetryPolicy
 from embedroute.testing import ScriptedBackend, expected_vector
 from embedroute.trace import RequestTrace
@@ -488,3 +494,37 @@ async def test_an_endpoint_that_is_well_is_asked_though_an_equal_input_is_stuck_
         assert {"q": right("a")} == told
 
     assert told["p"] == 504
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("fields", [{}, {"provider": {"only": ["unknown"]}}])
+async def test_a_failed_task_is_freed_with_its_frames(anyio_backend, fields):
+    """Its frames hold the inputs, and the watch of its request knows the task."""
+    del anyio_backend
+
+    def fail(_batch):
+        raise UpstreamTimeout("slow")
+
+    gateway = gateway_of(ScriptedBackend(then=fail, width=8))
+    tasks = [asyncio.create_task(gateway.embed("a", model="m", **fields)) for _ in range(5)]
+    failures = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(isinstance(failure, EmbedrouteError) for failure in failures)
+    alive = [weakref.ref(task) for task in tasks]
+
+    del tasks, failures
+    await asyncio.sleep(0)
+    gc.collect()
+
+    assert [task() for task in alive] == [None] * 5
+
+
+def test_a_caller_named_anyone_is_not_the_caller_of_an_open_gateway():
+    """ANYONE sees every cache hit. A key of the same name sees its own."""
+    gateway = gateway_of(ScriptedBackend(width=8))
+    request = make_request({"input": "a", "model": "m"}, gateway.limits)
+    ours = gateway.selections.prepare(request, ANYONE)
+    theirs = gateway.selections.prepare(request, Caller(name="anyone"))
+
+    assert ours.owner is None
+    assert theirs.owner is not None
+    assert gateway.selections.prepare(request, ANYONE) is ours

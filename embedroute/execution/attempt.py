@@ -105,10 +105,10 @@ class AttemptRunner:
         except BaseException:
             if alone:
                 self._count_timeout(health, permit, context)
+            health.release(permit)
             if self._deadline_expired(context):
                 failure = UpstreamTimeout("The upstream did not answer in time.")
                 self._report(candidate, failure, trace, attempt, began)
-            health.release(permit)
             raise
         if not made_call:
             health.release(permit)

@@ -30,7 +30,7 @@ from embedroute.upstream_errors import neutral_message
 from embedroute.upstream_errors.neutral import neutral
 
 
-class RequestContext(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class RequestContext(msgspec.Struct, frozen=True, kw_only=True):
     """One request with its caller, trace and deadline (in seconds of the monotonic clock)."""
 
     request: EmbeddingRequest
@@ -45,7 +45,7 @@ Results = Mapping[CacheKey, EmbeddedInput]
 """Embedded inputs by cache key."""
 
 
-class DispatchContext(msgspec.Struct, frozen=True, kw_only=True, eq=False, gc=False):
+class DispatchContext(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """What all chunks of one request share.
 
     ``deadline`` is in seconds of the monotonic clock. ``space`` identifies the vector space, and

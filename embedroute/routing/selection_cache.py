@@ -94,7 +94,9 @@ class SelectionCache:
             or request.kind is not Kind.TEXT
         ):
             return self.prepare_route(self.resolve(request, caller), request, caller, trace)
-        key = (request.model, request.dimensions, request.input_type, caller.name)
+        # A caller may equal ANYONE, who owns no cache entries and has no scope of its own.
+        is_anyone = caller is ANYONE
+        key = (request.model, request.dimensions, request.input_type, caller.name, is_anyone)
         cached = self._cached.get(key)
         if cached is not None and (cached.caller is caller or cached.caller == caller):
             if len(cached.selection.candidates) == 1:

@@ -134,6 +134,7 @@ class _AsyncioWatch:
         "_before",
         "_cancels",
         "_context",
+        "_grace",
         "_is_late",
         "_late",
         "_loop",
@@ -156,6 +157,7 @@ class _AsyncioWatch:
         self._watcher: asyncio.Task[None] | None = None
         self._is_late = False
         self.expired = False
+        self._grace = grace
         self._timer = loop.call_later(grace, self._after_grace)
 
     def limit(self, seconds: float, late: Callable[[], Exception]) -> None:
@@ -164,6 +166,9 @@ class _AsyncioWatch:
         if self._is_late:
             self._timer.cancel()
             self._timer = self._loop.call_at(self._at, self._expire)
+        elif seconds < self._grace:
+            self._timer.cancel()
+            self._after_grace()
 
     def cancel_when(self, disconnected: Disconnected) -> None:
         self._on_disconnect = disconnected
@@ -263,15 +268,22 @@ class _AnyioWatch:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._scope.__exit__(kind, error, trace)
-        is_ours = self._scope.cancelled_caught
+        original = error
+        try:
+            self._scope.__exit__(kind, error, trace)
+            is_ours = self._scope.cancelled_caught
+        except BaseException as remainder:  # noqa: BLE001 - of a group, without its cancellations
+            kind = type(remainder)
+            error = remainder
+            trace = remainder.__traceback__
+            is_ours = False
         self._group.cancel_scope.cancel()
         plain = None
         try:
             await self._group.__aexit__(*((None, None, None) if is_ours else (kind, error, trace)))
         except BaseExceptionGroup as grouped:
             plain = innermost(grouped)
-        if plain is error:
+        if plain is original:
             return  # it propagates as it was raised, without the group as its context
         if plain is not None:
             raise plain from None

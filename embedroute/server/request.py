@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 
 from embedroute.cache import FULL_USE, CachePolicy
-from embedroute.errors import BodyTooLarge, UnsupportedContentType
+from embedroute.errors import BodyTimeout, BodyTooLarge, UnsupportedContentType
 from embedroute.limits import Account, BodyBudget
 from embedroute.runtime import ClientDisconnected, TimeSlice, tasks
 from embedroute.server.response import Header, make_headers
@@ -149,8 +149,8 @@ class HTTPExchange:
                     self._skip_drain = True
                     return piece
             return await self._read(message, most, bodies, caller)
-        except OSError:  # how servers report a disconnect since ASGI 2.4
-            raise ClientDisconnected from None
+        except OSError as error:
+            raise _receive_error(error) from None
         except HTTPException as error:  # how FastAPI reports a body over the host's limit
             if error.status_code != 413:
                 raise
@@ -269,6 +269,15 @@ class HTTPExchange:
             "providers": list(trace.providers_for(status)),
         }
         log.info(message, extra=log_fields({**common_fields, **fields}))
+
+
+def _receive_error(error: OSError) -> Exception:
+    """Return what an error of ``receive`` means."""
+    if isinstance(error, TimeoutError):
+        # A time limit of the host's own around `receive`.
+        return BodyTimeout("The request body was not complete in time.")
+    # How servers report a disconnect since ASGI 2.4.
+    return ClientDisconnected()
 
 
 def _too_large(most: int) -> BodyTooLarge:

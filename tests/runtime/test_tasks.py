@@ -2,6 +2,7 @@
 
 import asyncio
 from contextvars import ContextVar
+from functools import partial
 
 import anyio
 import pytest
@@ -12,6 +13,7 @@ from embedroute.runtime import (
     gather,
     innermost,
     is_foreign_cancellation,
+    tasks,
 )
 
 pytestmark = pytest.mark.anyio
@@ -235,3 +237,42 @@ def test_a_future_that_somebody_else_cancelled_cancels_nobody():
 
 def test_a_coroutine_that_is_closed_outside_any_loop_is_not_disturbed():
     assert not is_foreign_cancellation(GeneratorExit())
+
+
+async def bounded(work, seconds, *, grace, disconnected=None):
+    async with tasks.watch(grace) as watch:
+        watch.limit(seconds, LookupError)
+        if disconnected is not None:
+            watch.cancel_when(disconnected)
+        await work()
+
+
+async def test_a_limit_shorter_than_the_grace_period_is_kept():
+    with pytest.raises(LookupError):
+        await bounded(partial(anyio.sleep, 1), 0.02, grace=60)
+
+
+async def test_an_error_beside_the_cancellation_ends_every_task_of_the_watch():
+    """A child of a task group raises in its cleanup while the watch cancels the group."""
+    ended = []
+
+    async def disconnected():
+        try:
+            await anyio.sleep(60)
+        finally:
+            ended.append("watcher")
+
+    async def child():
+        try:
+            await anyio.sleep(60)
+        finally:
+            raise ValueError
+
+    async def work():
+        async with anyio.create_task_group() as group:
+            group.start_soon(child)
+            group.start_soon(anyio.sleep, 60)
+
+    with pytest.raises(ValueError):  # noqa: PT011 - it has no text
+        await bounded(work, 0.05, grace=0, disconnected=disconnected)
+    assert ended == ["watcher"]

@@ -886,6 +886,22 @@ async def test_oserror_from_the_server_counts_as_a_disconnect(body, lost_at, cap
     assert len(sent) == (lost_at == "the end")
 
 
+async def test_a_time_limit_of_the_host_around_receive_is_a_timeout_of_the_body():
+    sent = []
+
+    async def receive():
+        raise TimeoutError
+
+    async def send(message):
+        sent.append(message)
+
+    headers = [(b"content-type", b"application/json"), (b"authorization", f"Bearer {KEY}".encode())]
+    scope = {"type": "http", "method": "POST", "path": "/v1/embeddings", "headers": headers}
+    await app()(scope, receive, send)
+
+    assert sent[0]["status"] == 408
+
+
 async def test_oserror_while_waiting_for_a_disconnect_counts_as_one(caplog):
     caplog.set_level(logging.INFO, logger="embedroute")
     door = embeddings_app(
