@@ -260,5 +260,5 @@ class RuntimeFactory:
         except ConfigError as error:
             log.exception("invalid configuration", extra=log_fields({"reason": error.message}))
             raise InternalError(
-                "The configured engine does not support this event loop; see the server log."
+                "The gateway cannot run on this event loop; see the server log."
             ) from error

@@ -614,10 +614,13 @@ def test_capturing_the_upstream_body_does_not_block_the_event_loop(name, level, 
 def test_a_suggestion_among_thousands_of_models_takes_a_few_milliseconds(name, meant):
     known = [*(f"text-embedding-{number:04d}-large" for number in range(5000)), "qwen3-embed"]
     seconds = []
+    tracer = sys.gettrace()
+    sys.settrace(None)  # counting the lines takes longer than running them
     for _ in range(3):
         began = time.process_time()
         suggested = did_you_mean(name, known)
-        seconds.append(time.process_time() - began)
+        seconds.append((time.process_time() - began) / slowness())
+    sys.settrace(tracer)
 
     assert (f'; did you mean "{meant}' if meant else "") in suggested
     assert min(seconds) <= LONGEST_STEP / 2
