@@ -209,3 +209,13 @@ def test_every_test_that_the_security_page_names_exists():
 
     assert [] == sorted(path for path in named if not (ROOT / path).is_file())
     assert len(named) >= 10
+
+
+def test_every_test_that_a_script_names_exists():
+    """A script that names no test runs none."""
+    script = (ROOT / "scripts/test-lowest").read_text(encoding="utf-8")
+    named = re.findall(r"(tests/[\w/]+\.py)::(\w+)", script)
+
+    assert named
+    for path, name in named:
+        assert f"def {name}(" in (ROOT / path).read_text(encoding="utf-8")
