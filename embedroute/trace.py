@@ -89,16 +89,16 @@ class RequestTrace(msgspec.Struct, eq=False):
     def record_cache(
         self,
         keys: Sequence[bytes],
-        found: Container[bytes],
+        cached: Container[bytes],
         others: Container[bytes] = (),
     ) -> None:
         """Count cache hits and misses; ``keys`` has one cache key per input.
 
-        ``found`` holds the keys that are in the cache. Those in ``others`` are there only because
+        ``cached`` holds the keys that are in the cache. Those in ``others`` are there only because
         of other callers, and count as misses.
         """
         self.shared_hits = sum([key in others for key in keys]) if others else 0
-        self.hits = sum([key in found for key in keys]) - self.shared_hits if found else 0
+        self.hits = sum([key in cached for key in keys]) - self.shared_hits if cached else 0
         self.misses = len(keys) - self.hits
         if self.events is not None:
             self.add_event("cache", "looked up", hits=self.hits, misses=self.misses)

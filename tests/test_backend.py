@@ -1,4 +1,4 @@
-"""The inner border: what a plugin author writes with, and that a secret never shows."""
+"""Tests of the API for authors of backends, and that a secret never shows."""
 
 import copy
 import json
@@ -99,20 +99,20 @@ def test_a_secret_never_shows(shown):
     assert HIDDEN not in shown()
 
 
-def test_a_secret_is_handed_out_when_asked_for():
+def test_reveal_returns_the_secret():
     assert SECRET.reveal() == HIDDEN
 
 
-def test_a_copy_of_a_secret_is_the_secret():
+def test_a_copy_of_a_secret_is_the_same_object():
     assert copy.copy(SECRET) is SECRET
     assert copy.deepcopy({"k": SECRET})["k"] is SECRET
 
 
-def test_a_secret_that_is_pickled_says_what_to_do_instead():
+def test_pickling_a_secret_explains_what_to_do_instead():
     assert "env: or file:" in refused(lambda: pickle.dumps(SECRET))
 
 
-def test_secrets_compare_by_what_they_hold():
+def test_secrets_compare_by_their_text():
     assert Secret(HIDDEN) == SECRET
     assert Secret("other") != SECRET
     assert SECRET != HIDDEN
@@ -147,12 +147,12 @@ def test_the_example_of_the_docs_reads_this_reply():
         {"api_key": "k", "accepts": {}},
     ],
 )
-def test_options_are_checked_by_one_convert(wrong):
+def test_convert_checks_the_types_of_options(wrong):
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert(wrong, Acme, dec_hook=lambda _type, text: Secret(text))
 
 
-def test_a_backend_cannot_be_changed():
+def test_a_backend_is_immutable():
     with pytest.raises(AttributeError):
         Acme(api_key=SECRET).base_url = "https://elsewhere.example"
 
@@ -167,7 +167,7 @@ def test_a_backend_cannot_be_changed():
         ),
     ],
 )
-def test_headers_of_ones_own_outweigh_the_usual(headers, sent):
+def test_own_headers_override_the_default(headers, sent):
     assert sent == UpstreamRequest.json("https://a.example", {}, headers=headers).headers
 
 
@@ -188,7 +188,7 @@ class Held(msgspec.Struct):
         ({"held": [Held(NAN)]}, r"body.held\[0\].size is nan"),
     ],
 )
-def test_a_number_that_json_has_not_is_never_written_as_null(body, place):
+def test_a_non_finite_number_is_never_written_as_null(body, place):
     with pytest.raises(ValueError, match=place):
         UpstreamRequest.json("https://a.example", body)
     with pytest.raises(ValueError, match=place):
@@ -205,7 +205,7 @@ def test_a_number_that_json_has_not_is_never_written_as_null(body, place):
         {"a": 1e308},
     ],
 )
-def test_every_other_body_is_written(body):
+def test_encodes_every_other_body(body):
     sent = {name: value for name, value in body.items() if value is not None}
 
     assert sent == json.loads(UpstreamRequest.json("https://a.example", body).content)
@@ -227,13 +227,13 @@ def test_every_other_body_is_written(body):
     ],
     ids=["nothing", "small values", "escapes", "texts", "ids", "parts", "other types"],
 )
-def test_a_body_that_is_written_in_pieces_is_the_same(body):
+def test_a_body_written_in_pieces_is_the_same(body):
     whole = UpstreamRequest.json("https://a.example", body)
 
     assert whole == write_in_pieces(lambda: UpstreamRequest.json("https://a.example", body))
 
 
-def test_a_body_that_is_written_in_pieces_holds_no_half_of_a_pair():
+def test_a_body_written_in_pieces_contains_no_half_of_a_surrogate_pair():
     with pytest.raises(UnicodeEncodeError):
         write_in_pieces(
             lambda: UpstreamRequest.json("https://a.example", {"a": "a" * PIECE + "\ud800"})
@@ -251,7 +251,7 @@ def test_a_body_that_is_written_in_pieces_holds_no_half_of_a_pair():
     ],
 )
 @pytest.mark.parametrize("asked", ["x-tok", "X-Tok", "X-TOK"])
-def test_a_header_of_a_reply_is_found_without_regard_to_case(headers, asked):
+def test_header_names_of_a_response_are_case_insensitive(headers, asked):
     held = UpstreamResponse(200, headers, b"").headers
 
     assert ("9", "9", True, None) == (
@@ -264,7 +264,7 @@ def test_a_header_of_a_reply_is_found_without_regard_to_case(headers, asked):
     assert repr(held) == "{'x-tok': '9'}"
 
 
-def test_a_reply_may_be_made_of_another():
+def test_a_response_can_be_built_from_another():
     reply = UpstreamResponse(200, {"X-Tok": "9"}, b"{}")
 
     assert (
@@ -278,7 +278,7 @@ def test_a_reply_may_be_made_of_another():
     "content",
     [b"", b"{", b"<html>", b"\xff", b'"\xff"', b"[" * 100_000, b"{} x", b"NaN", b'{"a":1}'],
 )
-def test_a_body_of_another_shape_is_a_bad_answer(content):
+def test_rejects_a_body_of_another_type(content):
     with pytest.raises(InvalidUpstreamResponse, match="not the expected JSON"):
         UpstreamResponse(200, {}, content).json(list[int])
 
@@ -286,18 +286,18 @@ def test_a_body_of_another_shape_is_a_bad_answer(content):
 @pytest.mark.parametrize(
     "kind", [list[int], Annotated[list[int], {"a type": "that cannot be hashed"}]]
 )
-def test_a_body_is_read_into_any_type(kind):
+def test_decodes_a_body_into_any_type(kind):
     for _ in range(2):
         assert [1, 2] == UpstreamResponse(200, {}, b"[1,2]").json(kind)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'"\xff"', b"[" * 100_000, b"{} x", b"NaN"])
-def test_what_is_not_json_at_all_is_a_bad_answer(content):
+def test_rejects_a_body_that_is_not_json(content):
     with pytest.raises(InvalidUpstreamResponse, match="not the expected JSON"):
         UpstreamResponse(200, {}, content).json()
 
 
-def test_a_bad_answer_repeats_nothing_of_the_body():
+def test_the_error_of_an_invalid_response_does_not_repeat_the_body():
     with pytest.raises(InvalidUpstreamResponse) as caught:
         UpstreamResponse(200, {}, b'["%s"]' % HIDDEN.encode()).json(list[int])
 
@@ -324,7 +324,7 @@ def test_a_bad_answer_repeats_nothing_of_the_body():
         ),
     ],
 )
-def test_a_batch_knows_its_inputs(batch, kind, count):
+def test_a_batch_returns_its_inputs_and_their_kind(batch, kind, count):
     assert (kind, count, count) == (batch.kind, len(batch), len(batch.inputs))
     assert batch.inputs == (batch.texts or batch.tokens or batch.parts)
 
@@ -345,25 +345,25 @@ def test_a_batch_knows_its_inputs(batch, kind, count):
         ([], None),
     ],
 )
-def test_a_token_count_is_believed_only_where_it_is_one(said, believed):
+def test_an_invalid_token_count_is_none(said, believed):
     assert believed == Vectors.from_lists([[1]], prompt_tokens=said).prompt_tokens
     assert believed == Vectors.from_bytes([b"\0\0\0\0"], prompt_tokens=said).prompt_tokens
     assert believed == Vectors.from_base64(["AAAAAA=="], prompt_tokens=said).prompt_tokens
 
 
-def test_vectors_are_read_in_the_dtype_asked_for():
+def test_reads_vectors_in_the_requested_dtype():
     assert Vectors.from_lists([[1]], dtype="int8").array.dtype == np.int8
     assert Vectors.from_bytes([b"\1"], dtype="ubinary").array.tolist() == [[1]]
     assert Vectors.from_base64(["/w=="], dtype="binary").array.tolist() == [[-1]]
 
 
 @pytest.mark.parametrize("cap", ["max_inputs", "max_tokens", "max_bytes"])
-def test_a_cap_that_lets_nothing_through_is_refused(cap):
+def test_rejects_a_limit_below_one(cap):
     with pytest.raises(ValueError, match=cap):
         Accepts(**{cap: 0})
 
 
-def test_a_failure_is_judged_by_what_the_providers_document():
+def test_maps_an_error_by_the_formats_that_providers_document():
     for name in ("retry-after", "Retry-After"):
         found = Acme(api_key=SECRET).map_error(
             UpstreamResponse(429, {name: "7"}, b'{"detail":"slow"}')
@@ -372,7 +372,7 @@ def test_a_failure_is_judged_by_what_the_providers_document():
         assert (RateLimited, 7) == (type(found), found.retry_after)
 
 
-def test_a_method_left_out_says_so():
+def test_a_missing_method_raises_not_implemented():
     batch = Batch(model="m", texts=("a",))
     attempts = [
         lambda: HTTPBackend().build(batch),

@@ -1,4 +1,4 @@
-"""Errors as Python objects: they are copied and pickled whole, and are of the classes that hosts catch."""
+"""Tests of errors as Python objects: copying, pickling and base classes."""
 
 import copy
 import pickle
@@ -30,7 +30,7 @@ OWN_ARGUMENTS = {
     MissingExtra: ("fast", "httptools"),
     MethodNotAllowed: ("DELETE", "GET, HEAD"),
 }
-"""Classes whose arguments are not a message."""
+"""Classes whose first argument is not a message."""
 
 
 def example(kind):
@@ -60,7 +60,7 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_error_is_copied_and_pickled_whole(kind, way):
+def test_errors_can_be_copied_and_pickled(kind, way):
     error = example(kind)
     other = way(error)
 
@@ -71,7 +71,7 @@ def test_an_error_is_copied_and_pickled_whole(kind, way):
     assert {"param", "code", "retry_after", "__notes__"} <= set(vars(other))
 
 
-def test_a_copy_is_changed_alone():
+def test_changing_a_copy_does_not_change_the_original():
     error = RateLimited("It failed.", retry_after=7)
     other = copy.copy(error)
     other.message, other.retry_after = "Changed.", 1
@@ -79,12 +79,12 @@ def test_a_copy_is_changed_alone():
     assert (error.message, error.retry_after) == ("It failed.", 7)
 
 
-def test_every_class_of_the_tree_is_exported_by_its_module():
+def test_the_module_exports_every_error_class():
     assert {kind.__name__ for kind in KINDS} <= {*errors.__all__}
 
 
-def test_a_missing_extra_is_an_import_error_too():
-    """So that `try: import embedroute.fastapi` reads as it does for any other package."""
+def test_a_missing_extra_is_an_import_error():
+    """So `try: import embedroute.fastapi` works as for any other package."""
     probe = """
 import sys
 sys.modules["fastapi"] = None  # as if it were not installed

@@ -1,4 +1,4 @@
-"""The record of one request: always counts, and the rest only where debug asks."""
+"""Tests of the record of a request: counts, costs and debug output."""
 
 from decimal import Decimal
 
@@ -27,7 +27,7 @@ def opened(**what):
         ({"received": True}, True, []),
     ],
 )
-def test_only_what_was_asked_for_is_kept(what, keeps, notes):
+def test_records_only_what_debug_enables(what, keeps, notes):
     trace = opened(**what)
 
     trace.add_event("s", "a", {"value": 2}, fact=1)
@@ -36,7 +36,7 @@ def test_only_what_was_asked_for_is_kept(what, keeps, notes):
     assert trace.debug_fields() == ({"trace": notes} if notes else {})
 
 
-def test_one_body_stands_alone_and_several_in_a_list():
+def test_one_body_is_an_object_and_several_are_a_list():
     trace = opened(sent=True, received=True)
     trace.sent.append({"n": 1})
     assert trace.debug_fields() == {"upstream_request": {"n": 1}}
@@ -45,7 +45,7 @@ def test_one_body_stands_alone_and_several_in_a_list():
     assert trace.debug_fields() == {"upstream_request": [{"n": 1}, {"n": 2}]}
 
 
-def test_what_calls_cost_and_count_adds_up():
+def test_adds_up_costs_and_tokens_of_calls():
     trace = RequestTrace("r")
     trace.record_usage("a", {"prompt": Decimal(2)}, 3, {"text": 1})
     trace.record_usage(
@@ -81,8 +81,8 @@ ALL = {
         ({"request": Decimal(0), "prompt": Decimal(0), "image": Decimal(0)}, 1000, {}, 2, "0"),
     ],
 )
-def test_a_call_costs_its_tokens_its_images_and_itself(prices, tokens, split, images, cost):
-    """Prices are by the million tokens and by the unit; tokens of an image that has a price of its own are not billed too."""
+def test_bills_a_call_by_tokens_images_and_call(prices, tokens, split, images, cost):
+    """Tokens of images are not billed if there is a price per image."""
     trace = RequestTrace("r")
     trace.record_usage("a", prices, tokens, split, images=images)
 
@@ -100,16 +100,16 @@ def test_a_call_costs_its_tokens_its_images_and_itself(prices, tokens, split, im
         ("", "", (0, 0)),
     ],
 )
-def test_hits_and_misses_count_inputs_and_not_work(keys, found, counts):
-    """Each input is one, though equal ones are computed once."""
+def test_counts_hits_and_misses_by_input(keys, found, counts):
+    """Equal inputs are counted separately, although they are computed once."""
     trace = RequestTrace("r")
     trace.record_cache(list(keys), found)
 
     assert counts == (trace.hits, trace.misses)
 
 
-def test_a_journal_names_its_request_and_shows_nothing_of_it():
-    """Error trackers print what stands in a frame."""
+def test_repr_shows_only_the_request_id():
+    """Error trackers print the local variables of a frame."""
     trace = RequestTrace("req_1")
     trace.open(trace=True, sent=True, received=True, full=True)
     trace.sent.append({"input": "private"})

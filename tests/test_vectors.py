@@ -1,4 +1,4 @@
-"""Numbers in and out: nothing is lost, and nothing that is no number gets in."""
+"""Tests of reading, validating and writing vectors."""
 
 import base64
 import json
@@ -27,7 +27,7 @@ def raw_rows(array):
 
 
 @given(FLOATS)
-def test_float32_comes_back_the_same_from_every_form(array):
+def test_float32_survives_every_format(array):
     as_bytes = raw_rows(array)
     as_base64 = [base64.b64encode(raw).decode() for raw in as_bytes]
     as_text = [json.loads(vectors.to_json(row)) for row in array]
@@ -41,7 +41,7 @@ def test_float32_comes_back_the_same_from_every_form(array):
 @pytest.mark.parametrize(
     ("dtype", "held"), [("int8", "i1"), ("uint8", "u1"), ("binary", "i1"), ("ubinary", "u1")]
 )
-def test_every_quantised_number_comes_back_the_same(dtype, held):
+def test_quantised_numbers_survive_every_format(dtype, held):
     bounds = np.iinfo(held)
     array = np.arange(bounds.min, bounds.max + 1, dtype=held).reshape(2, 128)
     as_text = [json.loads(vectors.to_json(row)) for row in array]
@@ -51,7 +51,7 @@ def test_every_quantised_number_comes_back_the_same(dtype, held):
 
 
 @given(st.lists(st.lists(st.floats(-1, 1), min_size=3, max_size=3), min_size=1))
-def test_lists_come_out_as_the_nearest_float32(rows):
+def test_lists_become_the_nearest_float32(rows):
     assert vectors.from_lists(rows).tolist() == [
         [float(np.float32(number)) for number in row] for row in rows
     ]
@@ -79,7 +79,7 @@ def test_lists_come_out_as_the_nearest_float32(rows):
         [[{}]],
     ],
 )
-def test_what_is_not_rows_of_numbers_is_a_bad_answer(rows):
+def test_refuses_lists_that_are_not_rows_of_numbers(rows):
     with pytest.raises(InvalidUpstreamResponse, match="lists of numbers"):
         vectors.from_lists(rows)
 
@@ -88,7 +88,7 @@ def test_what_is_not_rows_of_numbers_is_a_bad_answer(rows):
     ("dtype", "number"),
     [("int8", 128), ("int8", 0.5), ("uint8", -1), ("ubinary", 256), ("int8", NAN), ("int8", INF)],
 )
-def test_a_number_that_the_dtype_cannot_hold_is_a_bad_answer(dtype, number):
+def test_refuses_numbers_out_of_range_of_the_dtype(dtype, number):
     with pytest.raises(InvalidUpstreamResponse, match=dtype):
         vectors.from_lists([[number]], dtype)
 
@@ -110,7 +110,7 @@ def test_a_number_that_the_dtype_cannot_hold_is_a_bad_answer(dtype, number):
         (["AAAAAA==", "AAAAAAAAAAA="], "differ in width"),
     ],
 )
-def test_what_is_not_rows_of_base64_is_a_bad_answer(rows, said):
+def test_refuses_rows_that_are_not_base64(rows, said):
     with pytest.raises(InvalidUpstreamResponse, match=said):
         vectors.from_base64(rows)
 
@@ -126,7 +126,7 @@ def test_what_is_not_rows_of_base64_is_a_bad_answer(rows, said):
         (np.zeros((1, 2), dtype="u1"), 1, 2, "ubinary"),
     ],
 )
-def test_sound_vectors_pass(array, count, width, dtype):
+def test_accepts_valid_vectors(array, count, width, dtype):
     vectors.check(array, count, width, dtype)
 
 
@@ -151,13 +151,13 @@ def test_sound_vectors_pass(array, count, width, dtype):
         (floats([-INF, 1], [1, 2]), "not finite"),
     ],
 )
-def test_unsound_vectors_are_a_bad_answer(array, said):
+def test_refuses_invalid_vectors(array, said):
     with pytest.raises(InvalidUpstreamResponse, match=said):
         vectors.check(array, 2, 2)
 
 
 @given(FLOATS, st.integers(1, 9))
-def test_a_cut_vector_has_length_one_or_is_refused(array, width):
+def test_a_truncated_vector_has_length_one_or_is_refused(array, width):
     if array[:, :width].any(axis=1).all():
         assert np.allclose(
             np.linalg.norm(vectors.truncate(array, width).astype("f8"), axis=1), 1, atol=1e-6
@@ -175,12 +175,12 @@ def test_scales_to_length_one(row, scaled):
     assert vectors.unit(floats(row))[0].tolist() == pytest.approx(scaled)
 
 
-def test_scaling_leaves_what_is_not_finite_for_the_check_to_find():
+def test_scaling_keeps_infinite_rows_invalid():
     with pytest.raises(InvalidUpstreamResponse, match="not finite"):
         vectors.check(vectors.unit(floats([INF, 1])), 1, 2)
 
 
-def test_the_mean_of_picked_rows_is_exact_however_many_they_are():
+def test_the_mean_of_many_rows_is_exact():
     table = np.random.default_rng(7).normal(size=(50, 4)).astype("<f4")
     picked = [at % 50 for at in range(5003)]
 
@@ -191,7 +191,7 @@ def test_the_mean_of_picked_rows_is_exact_however_many_they_are():
 
 
 @given(st.lists(st.binary(min_size=6, max_size=6), min_size=1, max_size=5))
-def test_digests_become_sound_vectors(rows):
+def test_digests_become_valid_vectors(rows):
     vectors.check(vectors.from_digests(rows), len(rows), 3)
 
 
@@ -203,7 +203,7 @@ def test_digests_become_sound_vectors(rows):
         (floats([1, 2]), floats([1, 2], [1, 2]), False),
     ],
 )
-def test_close_forgives_rounding_alone(left, right, same):
+def test_close_tolerates_only_rounding(left, right, same):
     assert same is close(left, right)
 
 
@@ -211,11 +211,11 @@ def test_stacks_rows():
     assert vectors.stack([floats(1, 2), floats(3, 4)]).tolist() == [[1, 2], [3, 4]]
 
 
-def test_writes_float32_in_its_shortest_form():
+def test_encodes_float32_in_its_shortest_form():
     assert vectors.to_json(floats(0.1, 1, -2.5)) == b"[0.1,1.0,-2.5]"
 
 
-def test_a_row_that_lies_apart_in_memory_is_written_whole():
+def test_encodes_a_row_that_is_not_contiguous():
     array = np.asfortranarray(floats([1, 2], [3, 4]))
 
     assert vectors.to_json(array[0]) == b"[1.0,2.0]"

@@ -5,9 +5,9 @@ millions of empty values. So decoding has these steps:
 
 1. Count the characters outside strings, slice by slice. A body with more of them than any valid
    request is refused before it is decoded.
-2. Replace each string of more than ``LONGEST_NAME`` bytes by a placeholder, which is a number in
-   more than ``LONGEST_NAME`` digits. No other string is that long, so a placeholder is unambiguous.
-   The result is the *outline* of the body, which is decoded at once.
+2. Replace each string of more than ``LONGEST_NAME`` bytes by a placeholder: its index, written
+   with more than ``LONGEST_NAME`` digits. No other string is that long, so placeholders are
+   unambiguous. The result is the *outline* of the body, which is decoded at once.
 3. Refuse an outline in which an object has a key twice, by counting colons: each member of an
    object has one.
 4. Decode the long strings piece by piece and put them into the decoded outline.

@@ -19,7 +19,7 @@ LARGE: Final = 3 * 512 * 1024
 ROWS: Final = 16
 """Rows of a large response that are processed at a time. Encoding one as text takes about 30 µs."""
 MIN_SLICE: Final = 0.0004
-"""Seconds of a time slice."""
+"""Minimum seconds of a time slice."""
 MAX_SLICE: Final = 0.005
 """Maximum seconds of a slice. Slices grow on a busy loop, so that large work still finishes."""
 MAX_HOLD: Final = 1.0
@@ -41,7 +41,7 @@ class TimeSlice:
         self._length = MIN_SLICE if size >= LARGE else math.inf
 
     def yield_gil(self) -> None:
-        """Sleep briefly if the slice is over, so that the operating system runs another thread."""
+        """Sleep briefly if the slice is over, so that another thread gets the GIL."""
         if time.perf_counter() - self._began > self._length:
             time.sleep(_PAUSE)
             self._began = time.perf_counter()

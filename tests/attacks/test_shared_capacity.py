@@ -13,7 +13,7 @@ from embedroute import EmbedrouteError
 from embedroute.auth import Caller
 from tests.fault_upstream.refusals import page, refuse
 from tests.fault_upstream.truth import say
-from tests.regressions.requesting import Teller, at, gateway_of, right
+from tests.regressions.requesting import ScriptedUpstream, at, gateway_of, right
 
 pytestmark = pytest.mark.anyio
 
@@ -140,7 +140,7 @@ async def status_of(gateway, texts, caller):
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_inputs_of_one_caller_do_not_reduce_the_capacity_of_another(name):
     upstream, inputs, rounds, calls = ATTACKS[name]
-    with Teller() as teller:
+    with ScriptedUpstream() as teller:
         teller.tell(upstream)
         gateway = gateway_of({"a": at(teller)}, cache=0, deadline=60.0)
         async with gateway.lifespan():

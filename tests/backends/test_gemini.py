@@ -1,4 +1,4 @@
-"""Gemini's requests byte by byte, for both of its generations, and its answers."""
+"""Tests of the Gemini backend: exact requests for both generations of models, and responses."""
 
 import math
 
@@ -114,12 +114,12 @@ def test_the_key_goes_in_a_header():
         ),
     ],
 )
-def test_writes_these_very_bytes(batch, content):
+def test_builds_the_request(batch, content):
     assert content == BACKEND.build(batch).content
 
 
 @pytest.mark.parametrize("word", TASKS)
-def test_every_input_type_that_is_accepted_changes_the_request_of_both_generations(word):
+def test_every_input_type_changes_the_request_of_both_generations(word):
     for model in (FIRST, SECOND):
         plain, typed = (
             BACKEND.build(Batch(model=model, texts=("a",), input_type=kind))
@@ -144,7 +144,7 @@ def test_every_input_type_that_is_accepted_changes_the_request_of_both_generatio
         (Batch(model=SECOND, parts=((ImagePart(ImageURL("https://x.example/i.png")),),)), "input"),
     ],
 )
-def test_what_would_be_dropped_silently_is_refused(batch, param):
+def test_rejects_options_that_would_have_no_effect(batch, param):
     with pytest.raises(UpstreamRejectedInput) as caught:
         BACKEND.build(batch)
 
@@ -155,7 +155,7 @@ def test_what_would_be_dropped_silently_is_refused(batch, param):
     ("model", "row"),
     [(FIRST, [0.6, 0.8]), ("x", [0.6, 0.8]), (SECOND, [3, 4]), (f"{SECOND}-preview", [3, 4])],
 )
-def test_the_first_generations_short_vectors_are_brought_to_length_one(model, row):
+def test_normalises_short_vectors_of_the_first_generation(model, row):
     found = BACKEND.parse(
         Batch(model=model, texts=("a",)), reply(b'{"embeddings":[{"values":[3,4]}]}')
     )
@@ -163,7 +163,7 @@ def test_the_first_generations_short_vectors_are_brought_to_length_one(model, ro
     assert found.array[0].tolist() == pytest.approx(row)
 
 
-def test_a_full_vector_is_left_as_it_is():
+def test_does_not_change_a_vector_of_full_width():
     values = [2.0] + [0.0] * 3071
 
     found = BACKEND.parse(
@@ -192,7 +192,7 @@ def test_a_full_vector_is_left_as_it_is():
         (b"[]", None, {}),
     ],
 )
-def test_usage_is_believed_only_where_it_is_a_count(usage, tokens, split):
+def test_ignores_an_invalid_token_count(usage, tokens, split):
     found = BACKEND.parse(
         TEXT, reply(b'{"embeddings":[{"values":[1]}],"usageMetadata":%s}' % usage)
     )
@@ -222,12 +222,12 @@ def test_usage_is_believed_only_where_it_is_a_count(usage, tokens, split):
         b'{"embeddings":[{"values":"0","statistics":{"values":[9,9]}}]}',
     ],
 )
-def test_a_lie_is_a_bad_answer(content):
+def test_rejects_an_invalid_response(content):
     with pytest.raises(InvalidUpstreamResponse):
         vectors.check(BACKEND.parse(TEXT, reply(content)).array, 1, None)
 
 
-def test_a_very_long_vector_does_not_overflow_on_its_way_to_length_one():
+def test_normalising_large_numbers_does_not_overflow():
     found = BACKEND.parse(TEXT, reply(b'{"embeddings":[{"values":[3e38,3e38]}]}'))
 
     assert found.array[0].tolist() == pytest.approx([math.sqrt(0.5)] * 2)

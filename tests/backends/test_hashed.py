@@ -1,4 +1,4 @@
-"""Hashed vectors: the same everywhere, and different for whatever differs."""
+"""Tests of the hashed backend: equal inputs have equal vectors, different inputs do not."""
 
 from itertools import combinations
 
@@ -25,7 +25,7 @@ async def row(**batch):
 
 
 async def test_a_vector_is_pinned():
-    """These numbers may never change: tests in other repositories rely on them."""
+    """These numbers must never change: tests in other repositories rely on them."""
     found = await row(texts=("hello",), dimensions=4)
 
     assert found.tolist() == pytest.approx([0.0693215, -0.6050750, 0.3491969, -0.7121378], abs=1e-6)
@@ -41,12 +41,12 @@ async def test_a_vector_is_pinned():
         ({"dimensions": 1}, 1),
     ],
 )
-async def test_is_as_wide_as_asked_declared_or_usual(batch, width):
+async def test_uses_the_requested_declared_or_default_width(batch, width):
     assert await row(texts=("a",), **batch) is not None
     assert (width,) == (await row(texts=("a",), **batch)).shape
 
 
-async def test_whatever_differs_gives_another_vector():
+async def test_different_inputs_have_different_vectors():
     different = [
         {"texts": ("ab",)},
         {"texts": ("a",)},
@@ -90,7 +90,7 @@ async def test_an_https_image_is_hashed_as_the_text_of_its_url(part, text):
     assert np.array_equal(*beside)
 
 
-async def test_neither_neighbours_nor_model_nor_user_change_a_vector():
+async def test_a_vector_does_not_depend_on_other_inputs_model_or_user():
     alone, beside = (
         await Hashed().embed(Batch(model="m", texts=("a",))),
         await Hashed().embed(Batch(model="other", texts=("b", "a"), user="u")),
@@ -99,7 +99,7 @@ async def test_neither_neighbours_nor_model_nor_user_change_a_vector():
     assert np.array_equal(alone.array[0], beside.array[1])
 
 
-async def test_a_shorter_vector_starts_a_longer_one():
+async def test_a_shorter_vector_is_the_start_of_a_longer_one():
     short, long = await row(texts=("a",), dimensions=8), await row(texts=("a",), dimensions=64)
 
     assert close(short[np.newaxis], vectors.truncate(long[np.newaxis], 8))
@@ -111,7 +111,7 @@ async def test_tokens_are_estimated():
     assert found.prompt_tokens == 12
 
 
-async def test_knows_every_neutral_input_type():
+async def test_accepts_every_neutral_input_type():
     assert set(SPELLINGS) == set(INPUT_TYPES) == set(Hashed.accepts.input_types)
 
 
@@ -121,7 +121,7 @@ async def test_knows_every_neutral_input_type():
     ),
     width=st.integers(1, 50),
 )
-async def test_every_vector_is_sound_and_of_length_one(texts, width):
+async def test_every_vector_is_valid_and_has_length_one(texts, width):
     found = await Hashed().embed(Batch(model="m", texts=texts, dimensions=width))
 
     vectors.check(found.array, len(texts), width)

@@ -1,4 +1,4 @@
-"""Mistral's requests byte by byte, and its quantised answers."""
+"""Tests of the Mistral backend: exact requests, and quantised responses."""
 
 import pytest
 
@@ -31,7 +31,7 @@ def reply(content):
         ),
     ],
 )
-def test_writes_this_very_request(batch, content):
+def test_builds_the_request(batch, content):
     request = BACKEND.build(batch)
 
     assert request.url == "https://api.mistral.ai/v1/embeddings"
@@ -66,7 +66,7 @@ def test_the_european_host_is_an_option():
         ("ubinary", b'{"data":[{"index":0,"embedding":[255]}]}', [[255]]),
     ],
 )
-def test_reads_numbers_as_the_dtype_holds_them(dtype, content, rows):
+def test_reads_the_numbers_of_each_dtype(dtype, content, rows):
     found = BACKEND.parse(Batch(model="m", texts=("a",) * len(rows), dtype=dtype), reply(content))
 
     vectors.check(found.array, len(rows), None, dtype)
@@ -83,7 +83,7 @@ def test_reads_numbers_as_the_dtype_holds_them(dtype, content, rows):
         ("binary", b"1e300"),
     ],
 )
-def test_a_number_that_the_dtype_cannot_hold_is_a_bad_answer(dtype, numbers):
+def test_rejects_a_number_outside_the_range_of_the_dtype(dtype, numbers):
     with pytest.raises(InvalidUpstreamResponse, match=dtype):
         BACKEND.parse(
             Batch(model="m", texts=("a",), dtype=dtype),

@@ -1,4 +1,4 @@
-"""``embedding_options`` from a client's body to an upstream of that shape and back: Gemini's and Mistral's, on loopback."""
+"""Tests ``embedding_options`` end to end, with loopback upstreams like Gemini and Mistral."""
 
 import base64
 import json
@@ -17,7 +17,7 @@ HEADERS = [("content-type", "application/json")]
 
 
 def numbers(width, dtype="float"):
-    """What the upstreams here answer for any input."""
+    """Return the vector that the upstreams send for any input."""
     return (
         [at % 100 - 50 for at in range(width)] if dtype == "int8" else [1.0] + [0.5] * (width - 1)
     )
@@ -42,8 +42,8 @@ def mistral(body):
     }
 
 
-class Shaped(ThreadingHTTPServer):
-    """An upstream of one shape, which keeps what it was asked."""
+class RecordingUpstream(ThreadingHTTPServer):
+    """An upstream with the API of one provider, which records its requests."""
 
     def __init__(self, shape):
         self.asked = []
@@ -63,7 +63,7 @@ class Shaped(ThreadingHTTPServer):
                 self.wfile.write(answer)
 
             def log_message(self, *_):
-                """Say nothing."""
+                """Log nothing."""
 
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
@@ -89,9 +89,9 @@ async def ask(backend, url, model, **fields):
     return await call(embeddings_app(Gateway(config)), "POST", "/v1/embeddings", HEADERS, [body])
 
 
-async def test_google_options_act_at_gemini():
+async def test_google_options_are_sent_to_gemini():
     google = {"output_dimensionality": 768, "task_type": "RETRIEVAL_DOCUMENT", "title": "Greetings"}
-    with Shaped(gemini) as upstream:
+    with RecordingUpstream(gemini) as upstream:
         answer = await ask(
             "gemini", upstream.url, "gemini-embedding-001", embedding_options={"google": google}
         )
@@ -109,9 +109,9 @@ async def test_google_options_act_at_gemini():
 
 
 @pytest.mark.parametrize("encoding", ["float", "base64"])
-async def test_mistral_options_act_at_mistral(encoding):
+async def test_mistral_options_are_sent_to_mistral(encoding):
     options = {"mistral": {"output_dimension": 256, "output_dtype": "int8"}}
-    with Shaped(mistral) as upstream:
+    with RecordingUpstream(mistral) as upstream:
         answer = await ask(
             "mistral",
             upstream.url,
@@ -128,8 +128,8 @@ async def test_mistral_options_act_at_mistral(encoding):
     assert (200, numbers(256, "int8")) == (answer.status, found)
 
 
-async def test_options_of_an_api_that_nobody_speaks_are_dropped_and_said_so():
-    with Shaped(mistral) as upstream:
+async def test_options_of_an_unsupported_api_are_dropped_and_reported():
+    with RecordingUpstream(mistral) as upstream:
         answer = await ask(
             "mistral", upstream.url, "codestral-embed", embedding_options={"google": {"title": "T"}}
         )

@@ -1,4 +1,4 @@
-"""OpenAI's requests byte by byte, and every way a server that speaks its API may lie."""
+"""Tests of the OpenAI backend: exact requests, and invalid responses of compatible servers."""
 
 import base64
 import json
@@ -92,12 +92,12 @@ def rows(*embeddings, indexes=(0, 1, 2, 3)):
         ),
     ],
 )
-def test_writes_these_very_bytes(backend, batch, content):
+def test_builds_the_request(backend, batch, content):
     assert content == backend.build(batch).content
 
 
 @pytest.mark.parametrize("base_url", ["https://api.example/v1", "https://api.example/v1/"])
-def test_a_trailing_slash_of_the_base_url_makes_no_odds(base_url):
+def test_a_trailing_slash_of_the_base_url_makes_no_difference(base_url):
     assert OpenAI(base_url=base_url).build(TEXTS).url == "https://api.example/v1/embeddings"
 
 
@@ -115,7 +115,7 @@ def test_a_trailing_slash_of_the_base_url_makes_no_odds(base_url):
         ({"extra_headers": {"X-Title": Secret("t")}}, {"x-title": Secret("t")}),
     ],
 )
-def test_writes_these_headers(options, headers):
+def test_builds_the_headers(options, headers):
     assert {"content-type": "application/json", **headers} == OpenAI(**options).build(TEXTS).headers
 
 
@@ -141,7 +141,7 @@ def test_is_configured_from_plain_data():
     "wrong",
     [{"encoding_format": "hex"}, {"api_kee": "k"}, {"extra_body": {"a": [1]}}, {"accepts": {}}],
 )
-def test_an_option_that_is_wrong_is_named(wrong):
+def test_rejects_an_invalid_option(wrong):
     with pytest.raises(msgspec.ValidationError, match=next(iter(wrong))):
         msgspec.convert(wrong, OpenAI)
 
@@ -164,7 +164,7 @@ def test_an_option_that_is_wrong_is_named(wrong):
         ),
     ],
 )
-def test_gives_row_i_for_input_i(body):
+def test_returns_row_i_for_input_i(body):
     found = OpenAI().parse(TEXTS, reply(body))
 
     vectors.check(found.array, 2, 2)
@@ -226,8 +226,8 @@ def test_gives_row_i_for_input_i(body):
         pytest.param({"error": {"code": {"a": 1}}}, id="an error whose code is an object"),
     ],
 )
-def test_a_lie_is_a_bad_answer(body):
-    """What slips through ``parse`` is stopped by the host's check, which no backend can leave out."""
+def test_rejects_an_invalid_response(body):
+    """The host rejects what ``parse`` accepts, because it checks the vectors of every backend."""
     with pytest.raises(InvalidUpstreamResponse):
         vectors.check(OpenAI().parse(TEXTS, reply(body)).array, 2, None)
 
@@ -246,14 +246,14 @@ def test_a_lie_is_a_bad_answer(body):
         ({"code": "server_error"}, UpstreamUnavailable),
     ],
 )
-def test_an_error_inside_a_200_is_what_its_code_says(error, kind):
+def test_classifies_an_error_with_status_200_by_its_code(error, kind):
     with pytest.raises(kind) as caught:
         OpenAI().parse(TEXTS, reply({"error": error}))
 
     assert type(caught.value) is kind
 
 
-def test_an_error_inside_a_200_keeps_its_message():
+def test_an_error_with_status_200_keeps_its_message():
     with pytest.raises(InvalidUpstreamResponse, match="No instances available"):
         OpenAI().parse(TEXTS, reply({"error": {"message": "No instances available"}}))
 
@@ -284,7 +284,7 @@ def test_an_error_inside_a_200_keeps_its_message():
         ([[[7]]], None),
     ],
 )
-def test_usage_is_believed_only_where_it_is_a_count(usage, tokens):
+def test_ignores_an_invalid_token_count(usage, tokens):
     found = OpenAI().parse(TEXTS, reply(rows([1, 2], [3, 4]) | {"usage": usage}))
 
     assert tokens == found.prompt_tokens
@@ -308,8 +308,8 @@ def test_usage_is_believed_only_where_it_is_a_count(usage, tokens):
         (None, {"x-ratelimit-remaining-tokens": "42"}, None),
     ],
 )
-def test_where_the_body_does_not_say_a_header_may(usage, headers, tokens, large):
-    """Cohere and TEI count there; SEMANTICS: body, then header, then an estimate."""
+def test_reads_the_token_count_from_a_header_if_the_body_has_none(usage, headers, tokens, large):
+    """Cohere and TEI use a header. The order is body, header, estimate."""
     body = rows([1, 2], [3, 4]) | {"usage": usage} | ({"more": "x" * LARGE} if large else {})
 
     found = OpenAI().parse(TEXTS, UpstreamResponse(200, headers, json.dumps(body).encode()))
@@ -317,7 +317,7 @@ def test_where_the_body_does_not_say_a_header_may(usage, headers, tokens, large)
     assert tokens == found.prompt_tokens
 
 
-def test_a_server_may_leave_usage_out():
+def test_accepts_a_response_without_usage():
     assert OpenAI().parse(TEXTS, reply(rows([1, 2], [3, 4]))).prompt_tokens is None
 
 
@@ -331,7 +331,7 @@ def test_a_server_may_leave_usage_out():
     ),
     st.randoms(),
 )
-def test_any_order_of_any_rows_comes_out_right(wanted, random):
+def test_sorts_rows_in_any_order_by_index(wanted, random):
     order = list(range(len(wanted)))
     random.shuffle(order)
     encoded = {

@@ -1,4 +1,4 @@
-"""The real model, loaded from its wheel: no network, and no mark left on the host."""
+"""Tests of the wordllama backend with the real model from its wheel."""
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -45,8 +45,8 @@ def run(model, *texts, **batch):
 
 
 @pytest.mark.parametrize("width", [64, 128, 256])
-def test_gives_what_wordllama_itself_gives_at_that_width(model, width):
-    """Its own ``embed`` with padding on, of a model cut to ``width`` when it was loaded, is the measure."""
+def test_returns_the_vectors_of_wordllama_itself_at_that_width(model, width):
+    """The expected values are from its ``embed`` with padding, of a model loaded with ``width``."""
     own = WordLlama().load()
     own.tokenizer.enable_padding()
     own.embedding = own.embedding[:, :width]
@@ -61,11 +61,11 @@ def test_gives_what_wordllama_itself_gives_at_that_width(model, width):
 @pytest.mark.parametrize(
     ("batch", "width"), [({}, 256), ({"width": 128}, 128), ({"dimensions": 64, "width": 128}, 64)]
 )
-def test_is_as_wide_as_asked_or_declared(model, batch, width):
+def test_uses_the_requested_or_declared_width(model, batch, width):
     assert run(model, "a", **batch).array.shape == (1, width)
 
 
-def test_a_text_does_not_hang_on_its_neighbours(model):
+def test_a_vector_does_not_depend_on_the_other_texts(model):
     together = run(model, *TEXTS).array
 
     assert np.array_equal(together, np.concatenate([run(model, text).array for text in TEXTS]))
@@ -76,7 +76,7 @@ def test_counts_the_tokens_of_each_text_without_padding(model):
     assert run(model, *TEXTS[:3]).prompt_tokens == 104
 
 
-def test_a_text_over_one_piece_of_the_sum_is_the_mean_of_all_its_tokens(model):
+def test_a_long_text_is_the_mean_of_all_its_tokens(model):
     long = "hello world " * 5000
     ids = model.tokenizer.encode(long, add_special_tokens=False).ids
     mean = model.embedding[ids].mean(axis=0, dtype=np.float64)
@@ -107,15 +107,15 @@ def test_threads_may_share_the_model(model):
     ],
 )
 @pytest.mark.anyio
-async def test_loading_in_a_process_of_its_own(script, said):
-    """Importing wordllama calls ``logging.basicConfig``; the host's logging must not change by it."""
+async def test_loads_in_a_separate_process(script, said):
+    """Importing wordllama calls ``logging.basicConfig``, which must not change the host's logging."""
     done = await anyio.run_process([sys.executable, "-W", "error", "-c", script])
 
     assert (said, b"") == (done.stdout.decode().strip(), done.stderr)
 
 
 @pytest.mark.anyio
-async def test_a_batch_in_slices_gets_the_vectors_of_the_whole(model):
+async def test_a_batch_in_slices_has_the_same_vectors_as_a_whole(model):
     texts = [f"{text} {at}" for at in range(40) for text in TEXTS]
     whole = run(model, *texts)
     slices = []

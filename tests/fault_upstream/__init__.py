@@ -1,14 +1,16 @@
-"""A real OpenAI-shaped embeddings upstream on loopback, which tells the truth or any of a table of lies.
+"""A real OpenAI-compatible upstream on loopback, with correct responses or a table of faults.
 
-``truth`` knows the right answer, ``rows``, ``bodies``, ``wires`` and ``refusals`` each one kind of lie, ``modes`` the
-tables they stand in, ``messages`` how HTTP/1.1 is read and written, ``server`` the sockets.
+``truth`` computes the correct response. ``rows``, ``bodies``, ``wires`` and ``refusals`` each hold
+one kind of fault, and ``modes`` the tables of all. ``messages`` reads and writes HTTP/1.1, and
+``server`` manages the sockets.
 
     with Upstream("honest") as upstream:
         ...  # POST {upstream.url}/embeddings
-        upstream.mode = ["status_503", "honest"]  # one for each request, the last one stays
+        upstream.mode = ["status_503", "honest"]  # one per request; the last one is repeated
         upstream.mode = lambda ask: "status_400" if "poison" in ask.inputs else "honest"
 
-To tell each lie apart from the truth, ask for at least three distinct inputs and ``dimensions`` below the width.
+Send at least three distinct inputs, and ``dimensions`` below the width: otherwise some faults do
+not differ from the correct response.
 """
 
 from tests.fault_upstream import bodies, refusals, rows, wires

@@ -1,6 +1,8 @@
-"""The upstream as a process of its own: ``python -m tests.fault_upstream --port 9001 --mode honest --delay 0.01``.
+"""Runs the upstream in a separate process.
 
-It prints its URL once it listens. A port that was just killed can be taken again at once.
+``python -m tests.fault_upstream --port 9001 --mode honest --delay 0.01``
+
+It prints its URL when it listens. It can reuse the port of a process that was just killed.
 """
 
 import argparse

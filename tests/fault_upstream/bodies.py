@@ -1,4 +1,4 @@
-"""Answers with status 200, sound HTTP, and a body that is not what was due."""
+"""Responses with status 200 and valid HTTP, but an unexpected body."""
 
 import gzip as gz
 import zlib
@@ -50,19 +50,19 @@ def key_in_200(ask):
 
 @lie()
 def html_200(_ask):
-    """Somebody's web page."""
+    """A web page."""
     return [whole(PAGE, content_type="text/html")]
 
 
 @lie()
 def html_as_json(_ask):
-    """Somebody's web page, labelled JSON."""
+    """A web page, labelled JSON."""
     return [whole(PAGE)]
 
 
 @lie()
 def empty_200(_ask):
-    """Nothing."""
+    """An empty body."""
     return [whole(b"")]
 
 
@@ -92,7 +92,7 @@ def json_list(ask):
 
 @lie()
 def json_lists(ask):
-    """The bare vectors, as TEI's own API gives them."""
+    """The bare vectors, as in TEI's own API."""
     return say(ask.vectors())
 
 
@@ -141,7 +141,7 @@ def trailing_garbage(ask):
 
 @doubtful
 def invalid_utf8(ask):
-    """A string that is not UTF-8, where nobody need look."""
+    """A string that is not UTF-8, in a field that need not be read."""
     return [whole(write(ask.answer(model="?name?")).replace(b"?name?", b"\xff\xfe"))]
 
 
@@ -207,7 +207,7 @@ def brotli_label(ask):
 
 @doubtful
 def gzip(ask):
-    """The right body, compressed although nobody asked for it."""
+    """The right body, compressed although the request forbids it."""
     return [whole(gz.compress(write(ask.answer())), content_encoding="gzip")]
 
 
@@ -218,8 +218,8 @@ def gzip_bomb(ask):
 
 
 def _bomb(start: bytes) -> bytes:
-    # Raw deflate ends each block on a byte after a full flush and starts the next afresh, so one block can be
-    # repeated. The checksum at the end is left out: who gets that far has unpacked it all.
+    # After a full flush, a deflate block ends on a byte and does not depend on earlier blocks, so
+    # it can be repeated. The checksum is omitted: it is checked only after everything is unpacked.
     packer = zlib.compressobj(wbits=31)
     return packer.compress(start) + packer.flush(zlib.Z_FULL_FLUSH) + _spaces() * (BOMB >> 20)
 

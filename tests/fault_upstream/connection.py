@@ -1,4 +1,4 @@
-"""One connection: reads requests, plays the steps of one answer at a time, notices at once when the peer leaves."""
+"""One connection: reads requests, runs the steps of one response at a time, detects disconnects."""
 
 import asyncio
 import socket
@@ -11,11 +11,11 @@ from tests.fault_upstream.modes import End
 from tests.fault_upstream.truth import Ask, ask_of
 
 LONGEST = 1e6
-"""Seconds; what an infinite pause is in practice."""
+"""Seconds of an infinite pause."""
 
 
 class Connection(asyncio.Protocol):
-    """Lives on the loop of its upstream, by callbacks alone: no task, so little CPU."""
+    """A protocol on the upstream's event loop; it uses only callbacks, which need little CPU."""
 
     def __init__(self, upstream: Any):
         self.upstream = upstream
@@ -52,7 +52,7 @@ class Connection(asyncio.Protocol):
             self.play()
 
     def next_request(self) -> None:
-        """Start on the next request, if it is whole and none is being answered."""
+        """Start the next request, if it is complete and no response is under way."""
         if self.ask or self.transport.is_closing():
             return
         try:
@@ -66,7 +66,7 @@ class Connection(asyncio.Protocol):
             self.begin(ask_of(message, at=time.monotonic(), nth=self.seen, upstream=self.upstream))
 
     def begin(self, ask: Ask) -> None:
-        """Count a request in, and start its answer after the delay."""
+        """Count a request as in flight, and start its response after the delay."""
         upstream, self.ask = self.upstream, ask
         upstream.in_flight += 1
         upstream.most_in_flight = max(upstream.most_in_flight, upstream.in_flight)
@@ -77,11 +77,11 @@ class Connection(asyncio.Protocol):
             self.play()
 
     def pause(self, seconds: float) -> None:
-        """Go on later."""
+        """Continue later."""
         self.timer = asyncio.get_running_loop().call_later(min(seconds, LONGEST), self.play)
 
     def play(self) -> None:
-        """Play steps until a pause, a full buffer or the end."""
+        """Run steps until a pause, a full buffer or the end."""
         self.timer = None
         try:
             self.play_on()
@@ -91,7 +91,7 @@ class Connection(asyncio.Protocol):
             raise
 
     def play_on(self) -> None:
-        """Play steps; where there are none left, see to the next request."""
+        """Run the steps; after the last one, start the next request."""
         # A write to a peer that has gone neither raises nor pauses: it only starts to close.
         while not self.paused and not self.transport.is_closing():
             step = next(self.steps, None)
@@ -114,13 +114,13 @@ class Connection(asyncio.Protocol):
             self.next_request()
 
     def done(self) -> None:
-        """Count the request out."""
+        """Count the request as done."""
         if self.ask:
             self.upstream.in_flight -= 1
             self.ask = None
 
     def end(self, how: End) -> None:
-        """End the connection: what was written still goes out before a FIN, but not before a RST."""
+        """End the connection. Written bytes are still sent before a FIN, but not before a RST."""
         self.done()
         if how is End.FIN:
             self.transport.close()

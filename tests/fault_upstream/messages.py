@@ -1,4 +1,4 @@
-"""HTTP/1.1 as bytes: takes whole requests off a buffer, writes answers. Pure."""
+"""Parses requests and encodes responses of HTTP/1.1. Pure functions."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ REASONS = {
 
 
 class Message(NamedTuple):
-    """One whole request; header names in lower case, ``body`` without its framing."""
+    """A complete request, with header names in lower case and ``body`` without framing."""
 
     method: str
     path: str
@@ -22,7 +22,7 @@ class Message(NamedTuple):
 
 
 def take(buffer: bytearray) -> Message | None:
-    """Take the first request off ``buffer``; None if it is not whole yet.
+    """Remove the first request from ``buffer``; return None if it is not complete yet.
 
     Raises:
         ValueError: this is not HTTP/1.1.
@@ -65,7 +65,7 @@ def _chunks(buffer: bytearray, at: int) -> tuple[bytes, int] | None:
 
 
 def head(status: int, headers: dict[str, object]) -> bytes:
-    """Write a status line and headers; underscores in names become dashes, None leaves a header out."""
+    """Encode a status line and headers. ``_`` in names becomes ``-``; None omits a header."""
     lines = [f"HTTP/1.1 {status} {REASONS.get(status, 'Whatever')}"]
     lines += [
         f"{name.replace('_', '-')}: {value}" for name, value in headers.items() if value is not None
@@ -74,7 +74,7 @@ def head(status: int, headers: dict[str, object]) -> bytes:
 
 
 def whole(content: bytes, status: int = 200, **headers: object) -> bytes:
-    """Write a whole answer of ``content``; ``headers`` are added to, or stand over, type and length."""
+    """Encode a complete response; ``headers`` extend or override content type and length."""
     plain = {"content_type": "application/json", "content_length": len(content)}
     return head(status, {**plain, **headers}) + content
 

@@ -1,7 +1,8 @@
-"""The tables of modes: name → the statuses that a client may see where this upstream is the only one.
+"""Defines the tables of modes.
 
-A lie is a function from an ``Ask`` to steps: bytes are sent, a float is a pause in seconds, ``End`` cuts the
-connection. After the last step the connection is kept.
+Each maps the name of a mode to the statuses that a client may get if this upstream is the only
+endpoint. A mode is a function from an ``Ask`` to steps: bytes are sent, a float is a pause in
+seconds, and ``End`` closes the connection. After the last step the connection is kept.
 """
 
 import math
@@ -23,51 +24,51 @@ Step = bytes | float | End
 Lie = Callable[[Ask], Iterable[Step]]
 
 FOREVER: Final = math.inf
-"""A pause that only the client's going away ends."""
+"""A pause that ends only if the client disconnects."""
 
 MODES: Final[dict[str, Lie]] = {}
-"""Every mode there is."""
+"""All modes by name."""
 
 HARMLESS: Final[dict[str, tuple[int, ...]]] = {}
-"""Odd but true: the right vectors must come out."""
+"""Unusual but correct responses: the client must get the correct vectors."""
 
 DOUBTFUL: Final[dict[str, tuple[int, ...]]] = {}
-"""True, but so odd that refusing it is as good: the right vectors or a failure, never anything else."""
+"""Correct but very unusual: the client must get the correct vectors or an error."""
 
 LIES: Final[dict[str, tuple[int, ...]]] = {}
-"""The upstream fails: the right vectors come from another endpoint, or the client is told one of these statuses."""
+"""Failures: the client gets correct vectors of another endpoint, or one of these statuses."""
 
 INPUT_FAULTS: Final[dict[str, tuple[int, ...]]] = {}
-"""The client's own input is at fault: it is told so, and no other endpoint is asked."""
+"""Errors of the client's input: it gets an error, and no other endpoint is called."""
 
 STALLS: Final[set[str]] = set()
-"""The lies that only a deadline ends: give these a short one."""
+"""The failures that only a deadline ends: use a short one."""
 
 
 def harmless(lie: Lie) -> Lie:
-    """Enter ``lie`` in its table, under its own name."""
+    """Register ``lie`` in ``HARMLESS`` under its name."""
     return _enter(HARMLESS, lie, 200)
 
 
 def doubtful(lie: Lie) -> Lie:
-    """Enter ``lie`` in its table, under its own name."""
+    """Register ``lie`` in ``DOUBTFUL`` under its name."""
     return _enter(DOUBTFUL, lie, 200, 502)
 
 
 def input_fault(lie: Lie) -> Lie:
-    """Enter ``lie`` in its table, under its own name."""
+    """Register ``lie`` in ``INPUT_FAULTS`` under its name."""
     return _enter(INPUT_FAULTS, lie, 400)
 
 
 def lie(*statuses: int) -> Callable[[Lie], Lie]:
-    """Enter a lie in its table, under its own name; a client sees one of ``statuses``, 502 if none is given."""
-    return lambda told: _enter(LIES, told, *(statuses or (502,)))
+    """Register a failure under its name. A client gets one of ``statuses``, by default 502."""
+    return lambda function: _enter(LIES, function, *(statuses or (502,)))
 
 
-def stall(told: Lie) -> Lie:
-    """Enter a lie that only a deadline ends."""
-    STALLS.add(told.__name__)
-    return _enter(LIES, told, 502, 504)
+def stall(function: Lie) -> Lie:
+    """Register a failure that only a deadline ends."""
+    STALLS.add(function.__name__)
+    return _enter(LIES, function, 502, 504)
 
 
 def _enter(table: dict[str, tuple[int, ...]], told: Lie, *statuses: int) -> Lie:

@@ -1,4 +1,4 @@
-"""Answers with another status than 200, worded as OpenAI and its kin word them."""
+"""Responses with other statuses than 200, in the words of OpenAI and other providers."""
 
 import base64
 import time
@@ -74,7 +74,7 @@ def context_too_long_500(_ask):
 
 @input_fault
 def key_in_400(ask):
-    """An input's fault whose message repeats the key and the address with a password."""
+    """An input error whose message repeats the key and the URL with a password."""
     return refuse(
         400,
         f"Bad input in request with key {ask.key} to https://user:hunter2@{ask.headers.get('host')}/v1.",
@@ -83,13 +83,13 @@ def key_in_400(ask):
 
 @input_fault
 def key_cut_in_400(ask):
-    """The key stands where a message is cut, so that what is left is no whole key."""
+    """The key is where a message is truncated, so that only a part of it remains."""
     return refuse(400, "x" * 264 + ask.key)
 
 
 @input_fault
 def key_masked_in_400(ask):
-    """The key with stars in it, of which more is left than its ends."""
+    """The key with stars in it, but with more than its ends visible."""
     return refuse(400, f"Incorrect API key provided: {ask.key[:5]}****{ask.key[8:]}.")
 
 
@@ -105,13 +105,13 @@ def key_spelled_in_400(ask):
 
 @input_fault
 def terminal_codes_in_400(_ask):
-    """A message that clears a terminal and turns the text around."""
+    """A message with control characters for terminals and for text direction."""
     return refuse(400, "\x1b[2J\x00\u202e" * 200)
 
 
 @input_fault
 def quotes_signals(ask):
-    """A message that repeats an input, which speaks of keys, models and batches."""
+    """A message that repeats an input about keys, models and batches."""
     spoken = "insufficient_quota, model_not_found, batch size 2 > maximum allowed batch size 1"
     return refuse(400, f"Could not embed '{ask.inputs[0]} {spoken}'.")
 
@@ -153,7 +153,7 @@ def batch_too_large_422(ask):
 
 @harmless
 def batch_tokens_too_large(ask):
-    """OpenAI's 400 on more tokens than a request may hold, where there are more inputs than ``upstream.limit``."""
+    """OpenAI's 400 on too many tokens, for more inputs than ``upstream.limit``."""
     said = "Invalid 'input': maximum request size is 300000 tokens per request."
     return _within(
         ask,
@@ -205,14 +205,14 @@ def batch_too_large_cohere(ask):
 
 @harmless
 def batch_too_large_voyage(ask):
-    """Voyage's 400 on more tokens than a request may hold, where there are more inputs than ``upstream.limit``."""
+    """Voyage's 400 on too many tokens, for more inputs than ``upstream.limit``."""
     said = "Request to model 'voyage-3' failed. The max allowed tokens per submitted batch is 120000. Your batch has 124417."
     return _within(ask, say({"detail": said}, 400))
 
 
 @input_fault
 def batch_never_fits(ask):
-    """Even a single input is said to be too large a batch."""
+    """An error about the batch size even for a single input."""
     return say(
         {
             "error": f"batch size {len(ask.inputs)} > maximum allowed batch size 0",
@@ -234,13 +234,13 @@ def status_401(ask):
 
 @lie()
 def status_402(_ask):
-    """No money left."""
+    """The account has no credit left."""
     return refuse(402, "Insufficient Balance", "unknown_error", code="invalid_request_error")
 
 
 @lie()
 def status_403(_ask):
-    """A key without rights."""
+    """A key without permission."""
     return refuse(
         403, "You are not allowed to generate embeddings from this model", "permission_error"
     )
@@ -255,13 +255,13 @@ def status_404(ask):
 
 @lie()
 def bare_404(_ask):
-    """A path that the upstream does not know, as a web server says it."""
+    """An unknown path, with the error page of a web server."""
     return page(404, "Not Found")
 
 
 @lie()
 def quota_spent(_ask):
-    """A 429 that no rest will heal."""
+    """A 429 that is not retryable."""
     said = "You exceeded your current quota, please check your plan and billing details."
     return refuse(429, said, "insufficient_quota", code="insufficient_quota")
 
@@ -271,19 +271,19 @@ def quota_spent(_ask):
 
 @lie(429)
 def status_429(_ask):
-    """OpenAI's rate limit, with a rest of 100 s."""
+    """OpenAI's rate limit, with a wait of 100 s."""
     return _limited(retry_after=100)
 
 
 @lie(429)
 def limited_ms(_ask):
-    """A rest of 100 s, in milliseconds, and a header in seconds that disagrees."""
+    """A wait of 100 s in milliseconds, and a different header in seconds."""
     return _limited(retry_after_ms=100_000, retry_after=1)
 
 
 @lie(429)
 def limited_date(_ask):
-    """A rest until a date, 100 s on by the upstream's own clock, which is an hour slow."""
+    """A wait until a date in 100 s by the upstream's clock, which is an hour slow."""
     now = time.time() - 3600
     return _limited(
         date=formatdate(now, usegmt=True), retry_after=formatdate(now + 100, usegmt=True)
@@ -292,19 +292,19 @@ def limited_date(_ask):
 
 @lie(429)
 def limited_reset(_ask):
-    """A rest in OpenAI's window headers alone."""
+    """A wait only in OpenAI's window headers."""
     return _limited(x_ratelimit_remaining_requests=0, x_ratelimit_reset_requests="1m40s")
 
 
 @lie(429)
 def limited_date_alone(_ask):
-    """A rest until a date, 100 s on, from an upstream that does not tell the time."""
+    """A wait until a date in 100 s, without a ``date`` header."""
     return _limited(retry_after=formatdate(time.time() + 100, usegmt=True))
 
 
 @lie(429)
 def limited_words(_ask):
-    """A rest in OpenAI's words alone."""
+    """A wait only in the text of OpenAI's message."""
     return refuse(
         429,
         "Rate limit reached. Please try again in 1m40s.",
@@ -315,37 +315,37 @@ def limited_words(_ask):
 
 @lie(429)
 def limited_huge(_ask):
-    """A rest past the end of the world."""
+    """An extremely long wait."""
     return _limited(retry_after=10**17)
 
 
 @lie(429)
 def limited_overflow(_ask):
-    """A rest of more digits than a number has."""
+    """A wait with too many digits."""
     return _limited(retry_after="9" * 400)
 
 
 @lie(429)
 def limited_silent(_ask):
-    """No word on how long."""
+    """A rate limit without a wait."""
     return _limited()
 
 
 @lie(429)
 def limited_garbage(_ask):
-    """A rest that is no number."""
+    """A wait that is not numeric."""
     return _limited(retry_after="soon", retry_after_ms="later")
 
 
 @lie(429)
 def limited_negative(_ask):
-    """A rest that is over before it began."""
+    """A negative wait."""
     return _limited(retry_after=-5)
 
 
 @lie(429)
 def limited_nan(_ask):
-    """A rest that is not a number."""
+    """A wait that is NaN."""
     return _limited(retry_after="nan", retry_after_ms="inf")
 
 
@@ -395,7 +395,7 @@ def status_425(_ask):
 
 @lie()
 def status_500(_ask):
-    """OpenAI has a bad day."""
+    """OpenAI's internal error."""
     return refuse(
         500,
         "The server had an error while processing your request. Sorry about that!",
@@ -429,13 +429,13 @@ def status_503(_ask):
 
 @lie(502, 503)
 def resting_503(_ask):
-    """An overload that asks for a rest of 100 s."""
+    """An overload with a wait of 100 s."""
     return refuse(503, "Slow down", "server_error", code="overloaded", retry_after=100)
 
 
 @lie(502, 503)
 def busy_503(_ask):
-    """An overload that will be over in 0.3 s."""
+    """An overload with a wait of 0.3 s."""
     return refuse(503, "Model is loading", "server_error", code="overloaded", retry_after=0.3)
 
 
@@ -447,7 +447,7 @@ def status_504(_ask):
 
 @lie()
 def status_520(_ask):
-    """Cloudflare's odd one out."""
+    """A status that only Cloudflare uses."""
     return page(520, "Web server is returning an unknown error")
 
 
@@ -459,7 +459,7 @@ def status_529(_ask):
 
 @lie()
 def status_999(_ask):
-    """A status that is none."""
+    """A status that does not exist."""
     return refuse(999, "Request denied")
 
 
@@ -474,7 +474,7 @@ def empty_500(_ask):
 
 @lie()
 def redirect(ask):
-    """307 to another host, which would get the body and perhaps the key: see ``upstream.followed``."""
+    """307 to another host, which would get the body. See ``upstream.followed``."""
     return [whole(b"", 307, location=ask.upstream.elsewhere)]
 
 
@@ -486,7 +486,7 @@ def redirect_302(ask):
 
 @lie()
 def not_modified(_ask):
-    """304, which points at a cache that is not there."""
+    """304, although the request was not conditional."""
     return [whole(b"", 304, content_type=None, content_length=None)]
 
 

@@ -1,4 +1,4 @@
-"""Answers that are well-formed JSON of the right outline: the truth, and lies about rows, numbers, indexes and usage."""
+"""Valid JSON responses: the correct one, and faults in rows, numbers, indexes and usage."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from tests.fault_upstream.truth import Ask, say, to_base64, write
 
 @harmless
 def honest(ask):
-    """Tell the truth."""
+    """The correct response."""
     return say(ask.answer())
 
 
@@ -171,7 +171,7 @@ def wide_row(ask):
 
 @lie()
 def all_short(ask):
-    """Every row has half the numbers it should have; only who knows the width can tell."""
+    """Every row has half its numbers, which shows only if the width is known."""
     return say(
         ask.answer(
             ask.rows(
@@ -193,11 +193,11 @@ def ragged(ask):
 
 @lie()
 def ignored_dimensions(ask):
-    """Vectors of the full width, whatever was asked (the truth where nothing was)."""
+    """Vectors of the full width; correct only if the request sets no ``dimensions``."""
     return say(ask.answer(ask.rows(ask.full_vectors())))
 
 
-# Numbers: in base64 by their bits where base64 was asked for, as words where the name ends in "literal".
+# Faults in numbers. In base64 they are in the bits; modes named "…_literal" write them as words.
 
 
 @lie()
@@ -222,13 +222,13 @@ def infinite(ask):
 
 @lie()
 def nan_literal(ask):
-    """The last number is the word NaN, which is no JSON."""
+    """The last number is the word NaN, which is not JSON."""
     return _with_literal(ask, b"NaN")
 
 
 @lie()
 def infinity_literal(ask):
-    """The last number is the word Infinity, which is no JSON."""
+    """The last number is the word Infinity, which is not JSON."""
     return _with_literal(ask, b"Infinity")
 
 
@@ -293,19 +293,19 @@ def _with_literal(ask: Ask, word: bytes):
 
 @harmless
 def float_for_base64(ask):
-    """Lists of numbers, whatever was asked."""
+    """Lists of numbers, even if base64 was requested."""
     return say(ask.answer(ask.rows(base64=False)))
 
 
 @doubtful
 def base64_for_float(ask):
-    """Base64, whatever was asked."""
+    """Base64, even if numbers were requested."""
     return say(ask.answer(ask.rows(base64=True)))
 
 
 @doubtful
 def mixed_encodings(ask):
-    """Rows of base64 and lists of numbers by turns."""
+    """Alternating rows of base64 and lists of numbers."""
     pairs = zip(ask.rows(base64=True), ask.rows(base64=False), strict=True)
     return say(ask.answer([pair[at % 2] for at, pair in enumerate(pairs)]))
 
@@ -318,14 +318,14 @@ def base64_garbage(ask):
 
 @lie()
 def base64_hidden_garbage(ask):
-    """The last row is base64 with other characters strewn in, which a lax decoder skips."""
+    """The last row is base64 with other characters in it, which a lax decoder skips."""
     right = to_base64(ask.vectors()[-1])
     return _with_last(ask, f"{right[:4]}*!{right[4:]}", base64=True)
 
 
 @lie()
 def base64_odd(ask):
-    """The last row is good base64, but a byte short of whole numbers."""
+    """The last row is valid base64, but a byte too short."""
     return _with_last(
         ask, to_base64(np.frombuffer(ask.vectors()[-1].tobytes()[:-1], "u1")), base64=True
     )
@@ -333,7 +333,7 @@ def base64_odd(ask):
 
 @lie()
 def base64_of_doubles(ask):
-    """Every row is base64 of doubles, which read as twice as many float32 numbers; only who knows the width can tell."""
+    """Every row is base64 of doubles, which look like twice as many float32 numbers."""
     return say(ask.answer(ask.rows(ask.vectors().astype("<f8"), base64=True)))
 
 
@@ -410,7 +410,7 @@ def usage_bool(ask):
 
 @harmless
 def usage_huge(ask):
-    """The counts are past any bill."""
+    """The counts are impossibly large."""
     return _with_tokens(ask, 2**62)
 
 
@@ -420,19 +420,19 @@ def _with_tokens(ask: Ask, count):
 
 @harmless
 def model_renamed(ask):
-    """The model goes by another name in the answer."""
+    """The response has another model name."""
     return say(ask.answer(model=f"{ask.json.get('model')}-2024-01-25"))
 
 
 @harmless
 def model_missing(ask):
-    """The answer names neither the model nor what kind of object it is."""
+    """The response has neither ``model`` nor ``object``."""
     body = ask.answer()
     return say({"data": body["data"], "usage": body["usage"]})
 
 
 @harmless
 def more_fields(ask):
-    """Fields that nobody knows, everywhere."""
+    """Unknown fields in all objects."""
     rows = [{**row, "object": "vector", "score": {"a": [1]}} for row in ask.rows()]
     return say(ask.answer(rows, id="embd-1", created=1, meta=None))

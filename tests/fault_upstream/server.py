@@ -1,4 +1,4 @@
-"""The sockets: an upstream in a thread of its own, and what it saw of its clients."""
+"""The server of the upstream: it runs in a separate thread and records its requests."""
 
 import asyncio
 import socket
@@ -17,10 +17,11 @@ ELSEWHERE = "/elsewhere/v1/embeddings"
 
 
 class Upstream:
-    """A loopback upstream from ``with`` to the end of it; all attributes can be set while it runs.
+    """A loopback upstream that runs inside ``with``. All attributes can be set while it runs.
 
-    ``delay`` is seconds before each answer, ``width`` the numbers of a vector, ``space`` names the vector space, ``limit``
-    is for the ``batch_…`` modes, ``elsewhere`` is where ``redirect`` points (by default to another name of this host).
+    ``delay`` is the seconds before each response, ``width`` the dimension of a vector, ``space``
+    the name of the vector space, ``limit`` the batch limit of the ``batch_…`` modes, and
+    ``elsewhere`` the target of ``redirect`` (by default another name of this host).
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class Upstream:
 
     @property
     def mode(self) -> Mode:
-        """What it tells: a name, several names in turn (the last one stays), or a function of the request."""
+        """A mode, several modes (the last one is repeated), or a function of the request."""
         return self._mode
 
     @mode.setter
@@ -54,12 +55,12 @@ class Upstream:
 
     @property
     def url(self) -> str:
-        """What a client takes for its base URL."""
+        """The base URL for clients."""
         return f"http://127.0.0.1:{self.port}/v1"
 
     @property
     def elsewhere(self) -> str:
-        """Where ``redirect`` points; another upstream's ``url`` plus ``/embeddings``, if one was given."""
+        """The target of ``redirect``, such as another upstream's ``url`` plus ``/embeddings``."""
         return self._elsewhere or f"http://localhost:{self.port}{ELSEWHERE}"
 
     @elsewhere.setter
@@ -68,11 +69,11 @@ class Upstream:
 
     @property
     def followed(self) -> list[Ask]:
-        """The requests that came by way of the default redirect."""
+        """The requests that followed the default redirect."""
         return [ask for ask in self.requests if ask.path.startswith("/elsewhere")]
 
     def __enter__(self) -> Self:
-        # The first socket only holds the port, so that nobody takes it while the upstream is down.
+        # The first socket only reserves the port for the time while the upstream is down.
         self._holder = bound(self.port)
         self.port = self._holder.getsockname()[1]
         self._listener = listening(self.port)
@@ -90,11 +91,11 @@ class Upstream:
         self._holder.close()
 
     def down(self) -> None:
-        """Cut every connection and refuse new ones."""
+        """Close all connections and refuse new ones."""
         asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
 
     def up(self) -> None:
-        """Take connections again, on the same port."""
+        """Accept connections again on the same port."""
         self._listener = listening(self.port)
         asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result()
 
@@ -112,14 +113,14 @@ class Upstream:
 
     async def _close(self) -> None:
         self._server.close()
-        # One that was accepted just now takes a few turns of the loop to appear among the open ones.
+        # A connection that was just accepted appears in self.open after a few loop iterations.
         for _ in range(8):
             for connection in self.open:
                 connection.cut()
             await asyncio.sleep(0)
 
     def steps_for(self, ask: Ask) -> Iterator[Step]:
-        """Remember a request and choose what to answer."""
+        """Record a request and choose its response."""
         if self.remember:
             self.requests.append(ask)
         path = ask.path.partition("?")[0]
@@ -134,21 +135,21 @@ class Upstream:
 
 
 class Script:
-    """Modes told one per request; the last one stays."""
+    """Returns one mode per request, and repeats the last one."""
 
     def __init__(self, modes: Iterable[str]):
-        self.rest, self.last = iter(modes), "honest"
+        self.modes, self.last = iter(modes), "honest"
 
     def __call__(self, _ask: Ask) -> str:
-        self.last = next(self.rest, self.last)
+        self.last = next(self.modes, self.last)
         return self.last
 
 
 def chooser(mode: Mode) -> Callable[[Ask], str]:
-    """Make one function of whatever tells the mode.
+    """Return a function that chooses the mode of a request.
 
     Raises:
-        ValueError: a name that is no mode.
+        ValueError: there is no mode of that name.
     """
     if callable(mode):
         return mode
@@ -161,19 +162,19 @@ def chooser(mode: Mode) -> Callable[[Ask], str]:
 
 
 def bound(port: int) -> socket.socket:
-    """Hold a port on loopback without listening: connections are refused."""
-    held = socket.socket()
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    """Bind a port on loopback without listening, so that connections are refused."""
+    bound_socket = socket.socket()
+    bound_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        held.bind(("127.0.0.1", port))
+        bound_socket.bind(("127.0.0.1", port))
     except OSError:
-        held.close()
+        bound_socket.close()
         raise
-    return held
+    return bound_socket
 
 
 def listening(port: int) -> socket.socket:
-    """Listen at once, so that nobody is refused while the thread starts."""
+    """Listen at once, so that no client is refused while the thread starts."""
     listener = bound(port)
     listener.listen(1024)
     return listener

@@ -1,4 +1,4 @@
-"""The loopback upstream itself: what it answers, what it notices, and that it leaves nothing behind."""
+"""Tests of the loopback upstream: its responses, its records and its cleanup."""
 
 import base64
 import contextlib
@@ -32,7 +32,7 @@ from tests.support.wait import until
 TEXTS = ["one", "two", "three"]
 ENDLESS = {"gzip_bomb", "huge_body", "huge_chunked"}
 TRIES = 10
-"""How often a time is measured at most: the best counts, for the machine may be busy with other things."""
+"""Maximum measurements of a time. The best counts, because the machine may be busy."""
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def unpacked(reply):
 
 
 def raw(upstream, *pieces, answers=1):
-    """Send bytes piece by piece, and read until so many answers have come or the connection is closed."""
+    """Send pieces of bytes; read until ``answers`` responses have come or the connection closes."""
     with socket.create_connection(("127.0.0.1", upstream.port), timeout=20) as wire:
         for piece in pieces:
             wire.sendall(piece)
@@ -97,7 +97,7 @@ def raw(upstream, *pieces, answers=1):
 
 @pytest.mark.parametrize("given", ["one", TEXTS, [1, 2, 3], [[1, 2], [3]], ["\u20ac", "\ud7ff"]])
 @pytest.mark.parametrize("dimensions", [None, 1, 5, 20])
-def test_the_truth_is_one_unit_vector_for_each_input(client, upstream, given, dimensions):
+def test_returns_a_unit_vector_for_each_input(client, upstream, given, dimensions):
     items = given if isinstance(given, list) and not isinstance(given[0], int) else [given]
     expected = vectors_of(items, dimensions or 8)
 
@@ -109,13 +109,13 @@ def test_the_truth_is_one_unit_vector_for_each_input(client, upstream, given, di
     assert np.allclose(np.linalg.norm(expected, axis=1), 1)
 
 
-def test_a_narrow_vector_is_a_wide_one_cut_and_scaled():
+def test_a_narrow_vector_is_a_truncated_wide_one():
     wide = vector_of("a", 1536)[:64].astype(float)
 
     assert np.allclose(wide / np.linalg.norm(wide), vector_of("a", 64), atol=1e-7)
 
 
-def test_each_kind_of_input_and_each_space_has_vectors_of_its_own():
+def test_each_kind_of_input_and_each_space_has_different_vectors():
     vectors = [
         vector_of("1", 8),
         vector_of([1], 8),
@@ -126,7 +126,7 @@ def test_each_kind_of_input_and_each_space_has_vectors_of_its_own():
     assert len({row.tobytes() for row in vectors}) == 4
 
 
-def test_every_mode_stands_in_one_table():
+def test_every_mode_is_in_exactly_one_table():
     tables = [HARMLESS, DOUBTFUL, LIES, INPUT_FAULTS]
 
     assert sorted(MODES) == sorted(name for table in tables for name in table)
@@ -134,7 +134,7 @@ def test_every_mode_stands_in_one_table():
 
 
 @pytest.mark.parametrize("mode", [mode for mode in HARMLESS if not mode.endswith("_when_reused")])
-def test_what_is_harmless_is_true(upstream, mode):
+def test_harmless_modes_return_the_correct_vectors(upstream, mode):
     upstream.mode, upstream.limit = mode, 3
     with new_client() as fresh:
         reply = post(fresh, upstream, dimensions=4)
@@ -143,7 +143,7 @@ def test_what_is_harmless_is_true(upstream, mode):
 
 
 @pytest.mark.parametrize("mode", sorted(LIES.keys() - STALLS - ENDLESS))
-def test_no_lie_looks_like_the_truth(upstream, mode):
+def test_every_fault_differs_from_the_correct_response(upstream, mode):
     """To a strict reader: status 200, sound JSON, indexes 0 to n-1 and the right vectors."""
     upstream.mode = mode
     with new_client(timeout=0.5) as fresh:
@@ -182,14 +182,14 @@ def _right(client, upstream, encoding):
 
 
 @pytest.mark.parametrize("mode", INPUT_FAULTS)
-def test_an_input_fault_is_told_as_one(client, upstream, mode):
+def test_an_input_fault_returns_a_client_error(client, upstream, mode):
     upstream.mode = mode
 
     assert post(client, upstream).status_code in {400, 413, 422, 500}
 
 
 @pytest.mark.parametrize("mode", sorted(STALLS))
-def test_a_stall_ends_when_the_client_leaves_and_that_is_noticed_at_once(upstream, mode):
+def test_a_stall_ends_at_once_when_the_client_disconnects(upstream, mode):
     upstream.mode = mode
 
     def leave():
@@ -207,7 +207,7 @@ def test_a_stall_ends_when_the_client_leaves_and_that_is_noticed_at_once(upstrea
 
 
 @pytest.mark.parametrize("mode", sorted(ENDLESS))
-def test_what_is_too_much_comes_no_faster_than_it_is_read(upstream, mode):
+def test_endless_responses_are_sent_no_faster_than_they_are_read(upstream, mode):
     upstream.mode = mode
 
     def leave():
@@ -240,7 +240,7 @@ CHUNKED = b"POST /v1/embeddings?a=b HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r
         [CHUNKED + b'd\r\n{"input":"a"}\r\n0\r\ntrailer: 1\r\n\r\n'],
     ],
 )
-def test_requests_are_read_however_they_are_cut(upstream, pieces):
+def test_requests_are_read_from_any_pieces(upstream, pieces):
     assert raw(upstream, *pieces).startswith(b"HTTP/1.1 200 OK\r\n")
     assert upstream.requests[-1].body == b'{"input":"a"}'
 
@@ -256,7 +256,7 @@ def test_requests_are_read_however_they_are_cut(upstream, pieces):
         (b"POST /v1/embeddings HTTP/1.1\r\nContent-Length: x\r\n\r\n", b"400"),
     ],
 )
-def test_anything_else_is_refused(upstream, request_bytes, status):
+def test_rejects_invalid_requests(upstream, request_bytes, status):
     assert raw(upstream, request_bytes).split(b" ")[1] == status
 
 
@@ -269,7 +269,7 @@ def test_a_connection_is_kept_and_pipelined_requests_are_answered_in_order(upstr
     assert upstream.connections == before + 1
 
 
-def test_a_request_is_remembered_as_it_was_sent(client, upstream):
+def test_records_a_request_as_it_was_sent(client, upstream):
     began = time.monotonic()
     client.post(
         f"{upstream.url}/embeddings",
@@ -297,13 +297,13 @@ def test_a_request_is_remembered_as_it_was_sent(client, upstream):
         (lambda ask: "status_400" if "two" in ask.inputs else "honest", [400, 400, 400]),
     ],
 )
-def test_modes_come_one_by_one_or_by_request(client, upstream, mode, expected):
+def test_modes_can_be_a_sequence_or_a_function_of_the_request(client, upstream, mode, expected):
     upstream.mode = mode
 
     assert expected == [post(client, upstream).status_code for _ in expected]
 
 
-def test_a_mode_that_is_none_is_refused(upstream):
+def test_rejects_an_unknown_mode(upstream):
     with pytest.raises(ValueError, match="No such mode: honset"):
         upstream.mode = ["honest", "honset"]
 
@@ -319,7 +319,7 @@ def test_a_key_is_repeated_by_the_modes_that_leak_it(client, upstream):
     assert all("sk-1" in reply.text for reply in replies)
 
 
-def test_a_redirect_that_is_followed_is_seen(client, upstream):
+def test_records_a_followed_redirect(client, upstream):
     upstream.mode = "redirect"
 
     assert post(client, upstream).status_code == 307
@@ -334,7 +334,7 @@ def test_a_redirect_that_is_followed_is_seen(client, upstream):
 
 
 @pytest.mark.parametrize("mode", ["closed_when_reused", "reset_when_reused"])
-def test_a_connection_used_again_is_cut(upstream, mode):
+def test_closes_a_reused_connection(upstream, mode):
     upstream.mode = mode
     with new_client() as fresh:
         assert post(fresh, upstream).status_code == 200
@@ -352,7 +352,7 @@ def test_reset_and_fin_differ(upstream):
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
-async def test_many_are_served_at_once(anyio_backend):
+async def test_serves_many_requests_at_once(anyio_backend):
     """128 connections, four requests each, under asyncio and trio."""
     del anyio_backend
     count, replies = 128, []
@@ -374,7 +374,7 @@ async def _ask_one(client, upstream, text, replies):
     replies.append((text, await client.post(f"{upstream.url}/embeddings", json={"input": text})))
 
 
-def test_a_client_that_goes_away_in_the_delay_is_noticed(upstream):
+def test_records_a_disconnect_during_the_delay(upstream):
     upstream.delay, before = 300, upstream.aborted
     wire = socket.create_connection(("127.0.0.1", upstream.port))
     wire.sendall(_request(b'{"input":"a"}'))
@@ -386,7 +386,7 @@ def test_a_client_that_goes_away_in_the_delay_is_noticed(upstream):
     assert upstream.aborted == before + 1
 
 
-def test_down_refuses_and_cuts_and_up_serves_again(client):
+def test_down_closes_connections_and_up_serves_again(client):
     with Upstream() as upstream:
         for _ in range(3):
             assert post(client, upstream).status_code == 200
@@ -399,7 +399,7 @@ def test_down_refuses_and_cuts_and_up_serves_again(client):
         upstream.down()
 
 
-def test_nothing_is_left_behind():
+def test_leaves_no_threads_or_sockets():
     """No thread, no socket, even with a stall under way; the port can be taken again at once."""
     threads = set(threading.enumerate())
     with Upstream("stalled") as upstream:
@@ -417,7 +417,7 @@ def test_nothing_is_left_behind():
             pass
 
 
-def test_as_a_process_it_can_be_killed_and_started_on_the_same_port(client):
+def test_the_process_can_be_killed_and_restarted_on_the_same_port(client):
     # Held here, so that nobody else on this machine is given the port in between.
     with bound(0) as held:
         port = str(held.getsockname()[1])

@@ -1,4 +1,4 @@
-"""The right answer: a unit vector for every input, and one request with all that its answer depends on."""
+"""Computes the correct response: a unit vector for every input of a request."""
 
 import binascii
 import json
@@ -15,12 +15,12 @@ from tests.fault_upstream.messages import Message, whole
 
 
 def vector_of(item: Any, width: int = 8, space: str = "") -> np.ndarray:
-    """The one true (width,) float32 unit vector of a text or a list of token ids; another ``space``, another vector."""
+    """Return the (width,) float32 unit vector of a text or token ids in a vector space."""
     return vectors_of([item], width, space)[0]
 
 
 def vectors_of(items: Sequence[Any], width: int = 8, space: str = "") -> np.ndarray:
-    """The (n, width) vectors of ``items``; a narrower one is a wider one, cut and scaled to length 1 (matryoshka)."""
+    """Return the (n, width) vectors of ``items``. A narrow vector is a truncated wide one."""
     raw = b"".join(_bytes_of(item, width, space) for item in items)
     exact = np.frombuffer(raw, "<u4").reshape(len(items), width) / 2**31 - 1
     return (exact / np.linalg.norm(exact, axis=1, keepdims=True)).astype("<f4")
@@ -40,7 +40,7 @@ def _bytes_of(item: Any, width: int, space: str) -> bytes:
 
 @dataclass(eq=False, kw_only=True)
 class Ask:
-    """One request as the upstream saw it; ``at`` is monotonic seconds, ``nth`` counts from 1 on its connection."""
+    """A request. ``at`` is monotonic seconds; ``nth`` is its number on its connection, from 1."""
 
     method: str
     path: str
@@ -63,7 +63,7 @@ class Ask:
 
     @cached_property
     def inputs(self) -> list[Any]:
-        """The inputs one by one, whichever of the four shapes they came in; none if the body is no request."""
+        """The inputs as a list, from any of the four formats; empty if the body is invalid."""
         told = self.json.get("input") if isinstance(self.json, dict) else None
         if isinstance(told, list):
             return [told] if told and isinstance(told[0], int) else told
@@ -76,7 +76,7 @@ class Ask:
 
     @property
     def base64(self) -> bool:
-        """Whether base64 was asked for."""
+        """Whether the request asks for base64."""
         return self.json.get("encoding_format") == "base64"
 
     @property
@@ -87,17 +87,17 @@ class Ask:
         )
 
     def vectors(self) -> np.ndarray:
-        """The right vectors, (n, width)."""
+        """The correct vectors, (n, width)."""
         return vectors_of(self.inputs, self.width, self.upstream.space)
 
     def full_vectors(self) -> np.ndarray:
-        """The right vectors at the upstream's full width, whatever was asked."""
+        """The correct vectors at the full width, for any requested dimensions."""
         return vectors_of(self.inputs, self.upstream.width, self.upstream.space)
 
     def rows(
         self, vectors: Iterable[np.ndarray] | None = None, *, base64: bool | None = None
     ) -> list[dict[str, Any]]:
-        """The rows of ``data``, the right ones unless told otherwise, in the encoding asked for unless told otherwise."""
+        """Return the rows of ``data``, by default the correct ones in the requested encoding."""
         encode = to_base64 if (self.base64 if base64 is None else base64) else _as_it_is
         told = self.vectors() if vectors is None else vectors
         return [
@@ -106,7 +106,7 @@ class Ask:
         ]
 
     def answer(self, rows: Any = None, **others: Any) -> dict[str, Any]:
-        """The whole body around ``rows``; ``others`` stand over its fields."""
+        """Return the complete body with ``rows``; ``others`` override its fields."""
         tokens = sum(max(1, len(item) // 4) for item in self.inputs)
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         data = self.rows() if rows is None else rows
@@ -120,7 +120,7 @@ class Ask:
 
 
 def ask_of(message: Message, *, at: float, nth: int, upstream: Any) -> Ask:
-    """Tie a request to the upstream it came to."""
+    """Create the ``Ask`` of a request to ``upstream``."""
     return Ask(**message._asdict(), at=at, nth=nth, upstream=upstream)
 
 

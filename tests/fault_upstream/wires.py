@@ -1,4 +1,4 @@
-"""Answers that break on the wire: half sent, never sent, sent for ever, framed wrongly, or cut off."""
+"""Responses with faults in the transfer: incomplete, missing, endless or framed wrongly."""
 
 from itertools import repeat
 
@@ -9,7 +9,7 @@ from tests.fault_upstream.truth import say, write
 JSON = {"content_type": "application/json"}
 GIB = 1 << 30
 SOON = 0.01
-"""Seconds in which the far end reads what was sent before a RST makes it forget."""
+"""Seconds in which the client reads the sent bytes, before a RST discards them."""
 
 
 # Sound HTTP that is seldom seen.
@@ -61,32 +61,32 @@ def closes_politely(ask):
 
 @harmless
 def close_after_response(ask):
-    """The truth, and a close that nobody announced: the next request may run into it."""
+    """The truth, and a close without notice, which may affect the next request."""
     return [*say(ask.answer()), End.FIN]
 
 
 @harmless
 def closed_when_reused(ask):
-    """The truth on a new connection; a connection used again is closed without a byte, as an idle one often is."""
+    """The truth on a new connection; a reused connection is closed without a byte."""
     return say(ask.answer()) if ask.nth == 1 else [End.FIN]
 
 
 @harmless
 def reset_when_reused(ask):
-    """The truth on a new connection; a connection used again is reset without a byte."""
+    """The truth on a new connection; a reused connection is reset without a byte."""
     return say(ask.answer()) if ask.nth == 1 else [End.RESET]
 
 
 @doubtful
 def answers_twice(ask):
-    """The truth, and at once a second answer with vectors turned round, for whoever uses the connection next."""
+    """The truth, and at once a second response with the vectors in reverse."""
     wrong = say(ask.answer(ask.rows(-ask.vectors())))
     return [b"".join([*say(ask.answer()), *wrong])]
 
 
 @doubtful
 def answers_twice_later(ask):
-    """The truth, and a moment later a second answer with vectors turned round, for whoever uses the connection next."""
+    """The truth, and a moment later a second response with the vectors in reverse."""
     return [*say(ask.answer()), SOON, *say(ask.answer(ask.rows(-ask.vectors())))]
 
 
@@ -150,7 +150,7 @@ def _half(ask):
 
 @stall
 def stalled(_ask):
-    """Nothing, ever."""
+    """No response at all."""
     return [FOREVER]
 
 
@@ -168,7 +168,7 @@ def stalled_half_body(ask):
 
 @stall
 def length_too_long(ask):
-    """All of the body, under a length that promises a byte more."""
+    """All of the body, with a declared length that is one byte too high."""
     content = write(ask.answer())
     return [whole(content, content_length=len(content) + 1), FOREVER]
 
@@ -244,7 +244,7 @@ def bad_status_line(ask):
 
 @lie()
 def ssh_banner(_ask):
-    """Another protocol altogether."""
+    """Another protocol."""
     return [b"SSH-2.0-OpenSSH_9.6\r\n", End.FIN]
 
 

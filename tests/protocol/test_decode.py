@@ -1,4 +1,4 @@
-"""Bodies in, jobs or refusals out: every field of the request."""
+"""Tests of decoding: each field of a request, valid and invalid."""
 
 import json
 import math
@@ -60,7 +60,7 @@ def refusal(text, limits=LIMITS):
         ("[0,2147483647]", [(0, 2**31 - 1)], Kind.TOKENS),
         ("[5.0,1e3,-0.0]", [(5, 1000, 0)], Kind.TOKENS),
         ("[1,2.0]", [(1, 2)], Kind.TOKENS),
-        ("[1,2,3,4,5]", [(1, 2, 3, 4, 5)], Kind.TOKENS),  # one input, however long
+        ("[1,2,3,4,5]", [(1, 2, 3, 4, 5)], Kind.TOKENS),  # one input of any length
         ("[[1,2],[3.0]]", [(1, 2), (3,)], Kind.TOKENS),
         ('[{"content":[{"type":"text","text":"a"}]}]', [(TextPart("a"),)], Kind.PARTS),
         ('[{"content":[{"text":"a","type":"text"}]}]', [(TextPart("a"),)], Kind.PARTS),
@@ -73,7 +73,7 @@ def refusal(text, limits=LIMITS):
     ],
 )
 @pytest.mark.parametrize("name", ["input", "inputs"])
-def test_inputs_come_in_four_shapes_under_two_names(name, given, inputs, kind):
+def test_decodes_four_forms_of_input_under_two_names(name, given, inputs, kind):
     job = decode(body(f'"{name}":{given}'))
 
     assert (inputs, kind) == (list(job.inputs), job.kind)
@@ -175,7 +175,7 @@ def test_inputs_come_in_four_shapes_under_two_names(name, given, inputs, kind):
     ],
 )
 @pytest.mark.parametrize("name", ["input", "inputs"])
-def test_a_bad_input_is_named_in_the_field_it_came_in(name, given, param, message):
+def test_names_the_field_of_an_invalid_input(name, given, param, message):
     said = (param.replace("input", name, 1), message.replace("input", name, 1))
 
     assert refusal(body(f'"{name}":{given}')) == said
@@ -194,8 +194,8 @@ def test_a_bad_input_is_named_in_the_field_it_came_in(name, given, param, messag
         '["a",{"content":[]}]',
     ],
 )
-def test_inputs_of_two_kinds_are_refused(given):
-    """A number among texts must not be read as a text, nor be dropped."""
+def test_refuses_inputs_of_two_kinds(given):
+    """A number among texts is neither converted to text nor dropped."""
     param, _ = refusal(body(f'"input":{given}'))
 
     assert param.startswith("input")
@@ -210,7 +210,7 @@ def test_inputs_of_two_kinds_are_refused(given):
         ('"input":null,"inputs":"a"', ["a"]),
     ],
 )
-def test_both_names_at_once_must_say_the_same(given, inputs):
+def test_accepts_both_names_with_equal_values(given, inputs):
     assert inputs == list(decode(body(given)).inputs)
 
 
@@ -218,7 +218,7 @@ def test_both_names_at_once_must_say_the_same(given, inputs):
     "given",
     ['"input":"a","inputs":"b"', '"input":"a","inputs":["a"]', '"input":[1],"inputs":[[1]]'],
 )
-def test_two_names_that_differ_are_refused(given):
+def test_refuses_both_names_with_different_values(given):
     assert refusal(body(given)) == (
         "inputs",
         "'inputs' is another name for 'input' and must not differ from it. Send one of them.",
@@ -292,7 +292,7 @@ def test_two_names_that_differ_are_refused(given):
         ),
     ],
 )
-def test_every_other_field_is_read(given, expected):
+def test_decodes_every_other_field(given, expected):
     plain = {"model": "m", "inputs": ["a"], "kind": Kind.TEXT}
 
     assert EmbeddingRequest(**plain, **expected) == decode(body(f'"input":"a",{given}'))
@@ -329,7 +329,7 @@ def nulls(path, names):
 
 
 @pytest.mark.parametrize(("path", "names"), [("", OPTIONAL), *NESTED.items()])
-def test_null_is_absent_at_every_level(path, names):
+def test_null_counts_as_absent_at_every_level(path, names):
     job = decode(nulls(path, names))
 
     assert (job.dimensions, job.user, job.provider, job.base64) == (None, None, None, False)
@@ -463,11 +463,11 @@ def test_null_is_absent_at_every_level(path, names):
         ),
     ],
 )
-def test_a_bad_value_is_named_with_what_it_must_be(text, param, message):
+def test_names_an_invalid_value_and_what_it_must_be(text, param, message):
     assert refusal(text) == (param, message)
 
 
-def test_unknown_fields_are_skipped_where_config_says_so():
+def test_skips_unknown_fields_if_configured():
     job = decode(body('"input":"a","dimension":8,"x":{"y":[1]}'), Limits(ignore_unknown=True))
 
     assert (list(job.inputs), job.dimensions) == (["a"], None)
@@ -487,7 +487,7 @@ def test_unknown_fields_are_skipped_where_config_says_so():
         ({"input": "a", "model": "m", 5: 5}, None),
     ],
 )
-def test_a_host_application_is_refused_by_the_same_rules(fields, param):
+def test_in_process_requests_follow_the_same_rules(fields, param):
     with pytest.raises(InvalidRequest) as caught:
         make_request(fields, LIMITS)
 
@@ -495,7 +495,7 @@ def test_a_host_application_is_refused_by_the_same_rules(fields, param):
 
 
 class Words(str):
-    """A text with more to it, and another way to show it."""
+    """A subclass of ``str`` with an attribute and its own ``__str__``."""
 
     __slots__ = ()
 
@@ -504,7 +504,7 @@ class Words(str):
 
 
 class Word(Words, Enum):
-    """A name of the host's own, which is not shown as what it is."""
+    """An enum of strings with its own ``__str__``."""
 
     A = "a"
     QUERY = "query"
@@ -549,8 +549,8 @@ class Size(IntEnum):
         ([Content(content=[TextPart("a")])], [(TextPart("a"),)]),
     ],
 )
-def test_a_host_application_may_send_values_of_its_own_types(given, inputs):
-    """By value: what comes out is what the same request gives over the wire."""
+def test_accepts_inputs_of_a_hosts_own_types(given, inputs):
+    """The result is the same as that of the equal JSON body."""
     job = make_request({"input": given, "model": "m"}, LIMITS)
 
     assert inputs == list(job.inputs)
@@ -577,7 +577,7 @@ def test_a_host_application_may_send_values_of_its_own_types(given, inputs):
         ({"debug": {"trace": True}}, "debug", Debug(trace=True)),
     ],
 )
-def test_fields_may_be_values_of_a_hosts_own_types(fields, attribute, value):
+def test_accepts_fields_of_a_hosts_own_types(fields, attribute, value):
     found = getattr(make_request({"input": "a", "model": "m", **fields}, LIMITS), attribute)
 
     assert (value, type(value)) == (found, type(found))
@@ -631,8 +631,8 @@ ROUND.append(ROUND)
         ({"debug": object()}, "debug", "not object."),
     ],
 )
-def test_what_has_no_order_or_no_value_is_refused_by_name(fields, param, message):
-    """A set of texts would pair vectors with texts at random."""
+def test_refuses_types_without_a_json_equivalent(fields, param, message):
+    """Sets have no order, so vectors could not be assigned to texts."""
     with pytest.raises(InvalidRequest) as caught:
         make_request(
             {
@@ -680,8 +680,8 @@ NEAR_JSON = st.recursive(
 
 @settings(max_examples=300, deadline=None)
 @given(st.dictionaries(st.sampled_from(FIELDS), NEAR_JSON), st.booleans(), st.booleans())
-def test_any_document_is_read_or_refused(document, lenient, ascii_only):
-    """Whatever JSON comes, nothing but a refusal that can itself be written as JSON is raised."""
+def test_decodes_or_refuses_any_json_document(document, lenient, ascii_only):
+    """The only exception is ``InvalidRequest``, and it can be encoded as JSON."""
     text = json.dumps({"model": "m", "input": "a", **document}, ensure_ascii=ascii_only)
     try:
         decode(text, Limits(ignore_unknown=lenient))
@@ -695,7 +695,7 @@ def test_any_document_is_read_or_refused(document, lenient, ascii_only):
     | st.text().map(str.encode)
     | st.binary().map(lambda raw: b'{"model":"m","input":"a","x":"' + raw + b'"}')
 )
-def test_any_bytes_are_read_or_refused(content):
+def test_decodes_or_refuses_any_bytes(content):
     for lenient in (False, True):
         try:
             decode_request(content, Limits(ignore_unknown=lenient))
@@ -714,7 +714,7 @@ IDS = st.lists(st.integers(0, 2**31 - 1), min_size=1)
     st.none() | st.integers(0, 4096),
     st.booleans(),
 )
-def test_a_good_request_comes_out_as_it_went_in(inputs, base64, dimensions, ascii_only):
+def test_decodes_a_valid_request_unchanged(inputs, base64, dimensions, ascii_only):
     told = {
         "model": "m",
         "input": inputs,
@@ -729,5 +729,5 @@ def test_a_good_request_comes_out_as_it_went_in(inputs, base64, dimensions, asci
 
 
 @given(st.lists(st.floats(0, 2**31 - 1).map(math.floor).map(float), min_size=1))
-def test_whole_floats_are_ids(ids):
+def test_accepts_integral_floats_as_token_ids(ids):
     assert tuple(map(int, ids)) == decode(json.dumps({"model": "m", "input": ids})).inputs[0]

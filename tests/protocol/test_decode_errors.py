@@ -1,4 +1,4 @@
-"""How a body that cannot be read is refused: what is wrong, where, and what to do."""
+"""Tests of the error messages for invalid bodies."""
 
 import pytest
 
@@ -95,8 +95,8 @@ def with_fields(more):
         ),
     ],
 )
-def test_unknown_fields_are_named_with_what_was_meant(more, param, said):
-    """A key may hold what looks like the end of an error text; it is named all the same."""
+def test_names_unknown_fields_with_suggestions(more, param, said):
+    """A key may contain text that looks like the end of msgspec's message."""
     named, message = refusal(with_fields(more))
 
     assert param == named
@@ -159,7 +159,7 @@ def test_unknown_fields_are_named_with_what_was_meant(more, param, said):
         ),
     ],
 )
-def test_a_body_that_is_no_json_object_is_refused_whole(content, message):
+def test_refuses_a_body_that_is_not_a_json_object(content, message):
     assert refusal(content) == (None, message)
 
 
@@ -177,7 +177,7 @@ def test_a_body_that_is_no_json_object_is_refused_whole(content, message):
         ),
     ],
 )
-def test_half_a_surrogate_pair_is_named_by_its_place(content, param):
+def test_names_the_field_with_half_a_surrogate_pair(content, param):
     assert refusal(content) == (
         param,
         f"'{param}' contains half of a surrogate pair. Send complete characters.",
@@ -187,8 +187,8 @@ def test_half_a_surrogate_pair_is_named_by_its_place(content, param):
 @pytest.mark.parametrize(
     "content", [r'{"\ud800":1}', r'{"\ud800":"\ud800"}', r'{"a\ud800":{"b":"\udc00"}}']
 )
-def test_a_broken_key_is_not_repeated(content):
-    """What cannot be encoded cannot be in the answer."""
+def test_does_not_quote_a_malformed_key(content):
+    """A key that cannot be encoded cannot be part of the response."""
     param, message = refusal(content)
 
     assert param is None

@@ -36,7 +36,7 @@ dialects = pytest.mark.parametrize("dialect", DIALECTS)
 
 
 def fits(body, dialect, status):
-    """Check a body against the document's schema for its status; a status that it leaves out is an error like its others."""
+    """Validate a body by the documented schema of its status, or else by that of another error."""
     document = SCHEMAS[dialect]
     schema = (
         document["responses"].get(str(status))
@@ -68,7 +68,7 @@ def gateway_of(backend=None, **settings):
 
 
 def failing(failure):
-    """A gateway at a backend that fails so; a number is the seconds that it takes, more than there are."""
+    """Make a gateway whose backend raises an error, or is slower than the deadline."""
     backend = ScriptedBackend(then=failure, width=WIDTH)
     return gateway_of(backend, deadline=0.5) if isinstance(failure, float) else gateway_of(backend)
 
@@ -97,7 +97,7 @@ GOOD = [
 
 @dialects
 @pytest.mark.parametrize("body", GOOD)
-async def test_a_success_fits_its_document(dialect, body):
+async def test_a_success_matches_its_documented_schema(dialect, body):
     answer = await ask(gateway_of(), dialect, {"model": "m", **body})
 
     assert answer.status == 200
@@ -114,7 +114,7 @@ ADDED = {
 
 
 @dialects
-async def test_a_success_holds_what_its_document_adds_and_no_more(dialect):
+async def test_a_success_has_only_the_documented_extra_fields(dialect):
     body = (await ask(gateway_of(), dialect, {"model": "m", "input": ["text"]})).json
 
     assert (
@@ -125,7 +125,7 @@ async def test_a_success_holds_what_its_document_adds_and_no_more(dialect):
     assert body["data"][0].keys() == {"object", "index", "embedding"}
 
 
-async def test_what_openrouter_and_gomodel_add_is_true():
+async def test_the_extra_fields_of_openrouter_and_gomodel_are_correct():
     gateway = gateway_of()
     first = (
         await ask(gateway, "openrouter", {"model": "m", "input": ["four byte words here"]})
@@ -144,7 +144,7 @@ def two_modalities(_):
 
 
 @pytest.mark.parametrize("dialect", ["openai", "openrouter"])
-async def test_tokens_by_modality_are_told_where_the_document_has_them(dialect):
+async def test_reports_tokens_by_modality_where_documented(dialect):
     answer = await ask(
         gateway_of(ScriptedBackend(then=two_modalities, width=WIDTH)),
         dialect,
@@ -174,7 +174,7 @@ BAD = [
 
 @dialects
 @pytest.mark.parametrize(("body", "how", "failure", "status"), BAD)
-async def test_an_error_fits_its_document(dialect, body, how, failure, status):
+async def test_an_error_matches_its_documented_schema(dialect, body, how, failure, status):
     gateway = failing(failure) if failure else gateway_of()
 
     answer = await ask(gateway, dialect, {"model": "m", **body}, **how)
@@ -192,7 +192,7 @@ TYPES = {
 
 
 @pytest.mark.parametrize(("body", "how", "failure", "status"), BAD)
-async def test_errors_are_worded_as_each_system_words_them(body, how, failure, status):
+async def test_errors_have_the_format_of_each_dialect(body, how, failure, status):
     def gateway():
         return failing(failure) if failure else gateway_of()
 
@@ -214,7 +214,7 @@ async def test_errors_are_worded_as_each_system_words_them(body, how, failure, s
     assert told["phaseo"]["error_type"] == ("user" if status < 500 and status != 429 else "system")
 
 
-async def test_two_mounts_of_one_gateway_speak_two_dialects_and_share_a_cache():
+async def test_two_mounts_of_one_gateway_have_two_dialects_and_one_cache():
     backend = ScriptedBackend(width=WIDTH)
     gateway = gateway_of(backend, dialect="spice")
 
@@ -230,7 +230,7 @@ async def test_two_mounts_of_one_gateway_speak_two_dialects_and_share_a_cache():
     assert len(backend.batches) == 1
 
 
-# Debug: what it shows, to whom, and in errors too. The bodies themselves are tests/execution/test_redaction.py's.
+# Debug fields, also in errors. Their content is tested in tests/execution/test_redaction.py.
 
 FULL = {"trace": True, "trace_level": "full"}
 
@@ -248,7 +248,7 @@ FULL = {"trace": True, "trace_level": "full"}
     ],
 )
 @pytest.mark.parametrize("failure", [None, UpstreamUnavailable("down")])
-async def test_debug_shows_what_was_asked_for_beside_the_answer(dialect, debug, shown, failure):
+async def test_debug_adds_the_requested_fields_to_the_response(dialect, debug, shown, failure):
     gateway = gateway_of(ScriptedBackend(then=failure or 0.0, width=WIDTH))
 
     answer = await ask(gateway, dialect, {"model": "m", "input": "a", "debug": debug})
@@ -260,7 +260,7 @@ async def test_debug_shows_what_was_asked_for_beside_the_answer(dialect, debug, 
 
 
 @dialects
-async def test_debug_is_refused_to_whoever_may_not_and_shows_nothing_then(dialect):
+async def test_refuses_debug_without_permission_and_reveals_nothing(dialect):
     for debug in (
         {"trace": True},
         {"return_upstream_request": True},
@@ -285,7 +285,7 @@ async def test_debug_is_refused_to_whoever_may_not_and_shows_nothing_then(dialec
     ).status == 200
 
 
-async def test_a_trace_tells_the_journey_and_a_summary_no_values():
+async def test_a_trace_lists_events_and_a_summary_has_no_values():
     answer = await ask(
         gateway_of(),
         "openai",
@@ -304,8 +304,8 @@ async def test_a_trace_tells_the_journey_and_a_summary_no_values():
         ({"provider": {"ignore": ["p"]}, "user": "u"}, 404, [("filtered", "ignore", "p:m")]),
     ],
 )
-async def test_a_trace_tells_what_was_filtered_and_what_was_dropped(wishes, status, events):
-    """In a refusal too: there the filters are what matters."""
+async def test_a_trace_lists_filtered_endpoints_and_dropped_parameters(wishes, status, events):
+    """Errors contain the filters too."""
     asked = {"model": "m", "input": "a", "debug": {"trace": True}, **wishes}
 
     answer = await ask(gateway_of(Plain(width=WIDTH)), "openai", asked)
@@ -321,7 +321,7 @@ async def test_a_trace_tells_what_was_filtered_and_what_was_dropped(wishes, stat
 
 
 @pytest.mark.parametrize(("key", "status"), [(KEY, 200), ("sk-plain", 403)])
-async def test_explain_forecasts_without_a_call(key, status):
+async def test_explain_makes_no_upstream_call(key, status):
     backend = ScriptedBackend(width=WIDTH)
     gateway = gateway_of(backend)
 

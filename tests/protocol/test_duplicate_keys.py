@@ -1,4 +1,4 @@
-"""Duplicate keys and depth: what JSON allows and the gateway does not."""
+"""Tests of duplicate keys and deep nesting, which JSON allows and the gateway refuses."""
 
 import pytest
 
@@ -60,8 +60,8 @@ TWICE = '{"type":"text","text":"a","text":"b"}'
         for more in range(8)
     ],
 )
-def test_a_key_that_stands_twice_is_refused(text, param):
-    """However the colons of a body add up."""
+def test_refuses_a_duplicate_key(text, param):
+    """The number of colons in texts does not hide a duplicate."""
     refused = refusal(text)
 
     assert (param, f"Duplicate key '{param}' in an object. Send it once.") == (
@@ -82,7 +82,7 @@ def test_a_key_that_stands_twice_is_refused(text, param):
         '{"model" : "m" , "input" : "a" , "dimensions" : null}',
     ],
 )
-def test_colons_in_texts_are_no_keys(text):
+def test_colons_in_texts_do_not_count_as_keys(text):
     assert decode_request(text.encode(), LENIENT).model
 
 
@@ -103,7 +103,7 @@ def test_colons_in_texts_are_no_keys(text):
         ),
     ],
 )
-def test_ignored_fields_may_not_stand_twice_either(text, param):
+def test_refuses_duplicate_keys_in_ignored_fields(text, param):
     assert param == refusal(text, LENIENT).param
 
 
@@ -119,8 +119,8 @@ def test_ignored_fields_may_not_stand_twice_either(text, param):
         ('{"a":', "}", 100_000, True),
     ],
 )
-def test_depth_is_bounded_even_where_nobody_looks(opened, closed, levels, refused):
-    """The object itself is the first of 32 levels."""
+def test_limits_nesting_in_ignored_fields(opened, closed, levels, refused):
+    """The root object is the first of 32 levels."""
     text = '{"model":"m","input":"a","x":' + opened * levels + "1" + closed * levels + "}"
     if refused:
         assert refusal(text, LENIENT).message == "The body is nested deeper than 32 levels."
@@ -129,13 +129,13 @@ def test_depth_is_bounded_even_where_nobody_looks(opened, closed, levels, refuse
 
 
 @pytest.mark.parametrize("value", ['["[[[["]', r'"\"[{"', '[["\\\\"],["[["]]'])
-def test_brackets_in_texts_are_no_depth(value):
+def test_brackets_in_texts_do_not_count_as_nesting(value):
     text = '{"model":"m","input":"a","x":[' + ",".join([value] * 40) + "]}"
 
     assert decode_request(text.encode(), LENIENT).model == "m"
 
 
-def test_a_field_that_is_ignored_must_be_utf8_all_the_same():
+def test_an_ignored_field_must_be_utf8():
     with pytest.raises(InvalidRequest, match="not valid JSON"):
         decode_request(b'{"model":"m","input":"a","x":"\xff"}', LENIENT)
 
@@ -150,8 +150,8 @@ def test_a_field_that_is_ignored_must_be_utf8_all_the_same():
         ),
     ],
 )
-def test_of_many_ignored_keys_one_that_stands_twice_is_refused(count, message):
-    """A large body is not parsed again only to name it."""
+def test_refuses_a_duplicate_among_many_ignored_keys(count, message):
+    """The duplicate key of a large body is not named."""
     keys = ",".join(f'"k{at}":1' for at in range(count))
 
     assert (

@@ -1,4 +1,4 @@
-"""What inputs are for: vendors' spellings, the neutral words, and Gemini's tasks."""
+"""Tests of input types: vendors' spellings, neutral names and Gemini's tasks."""
 
 from typing import get_args
 
@@ -16,7 +16,7 @@ def read(spelling):
 
 @pytest.mark.parametrize(("spelling", "word"), NEUTRAL.items())
 @pytest.mark.parametrize("case", [str, str.upper, str.title])
-def test_every_spelling_is_read_without_regard_to_case(spelling, word, case):
+def test_spellings_of_input_types_are_case_insensitive(spelling, word, case):
     assert word == read(case(spelling))
 
 
@@ -29,17 +29,17 @@ nl2code.query image IMAGE_RETRIEVAL
 
 
 @pytest.mark.parametrize("spelling", VENDORS.split())
-def test_every_word_of_a_vendors_is_known(spelling):
+def test_knows_every_input_type_of_each_vendor(spelling):
     assert read(spelling) in SPELLINGS
 
 
-def test_no_spelling_means_two_things():
+def test_each_spelling_has_one_meaning():
     assert len(NEUTRAL) == sum(map(len, SPELLINGS.values()))
     assert all(word in spellings for word, spellings in SPELLINGS.items())
 
 
 @pytest.mark.parametrize("spelling", ["", "quer", "query ", "document,query", "x" * 300])
-def test_another_word_is_refused_with_the_list(spelling):
+def test_refuses_an_unknown_input_type_with_a_list_of_known_ones(spelling):
     with pytest.raises(InvalidRequest) as caught:
         read(spelling)
 
@@ -48,6 +48,6 @@ def test_another_word_is_refused_with_the_list(spelling):
     assert "x" * 129 not in caught.value.message
 
 
-def test_geminis_tasks_have_neutral_words():
+def test_geminis_tasks_map_to_neutral_input_types():
     assert set(GOOGLE_TASKS) == set(get_args(GoogleTask))
     assert set(GOOGLE_TASKS.values()) - {None} <= set(SPELLINGS)

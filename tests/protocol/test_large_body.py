@@ -1,4 +1,4 @@
-"""Large bodies: read in steps, they come to the same request or refusal as if they had been read at once."""
+"""Tests that decoding in steps has the same result as decoding at once."""
 
 import json
 import random
@@ -62,7 +62,7 @@ UNITS = [
 
 @pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize("shift", range(13))
-def test_a_long_text_is_the_same_wherever_its_pieces_end(unit, shift):
+def test_decodes_a_long_text_wherever_its_pieces_end(unit, shift):
     written = "x" * shift + unit * (2 * PIECE // len(unit.encode()) + 5)
 
     job = in_steps(f'{{"model":"m","input":"{written}"}}'.encode())
@@ -72,7 +72,7 @@ def test_a_long_text_is_the_same_wherever_its_pieces_end(unit, shift):
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_many_texts_are_the_same_wherever_slices_end(seed):
+def test_decodes_many_texts_wherever_slices_end(seed):
     chance = random.Random(seed)
     lengths = [0, 1, 100, 255, 256, 257, 510, 511, 512, 513, 514, 5000, SLICE - 1, SLICE, SLICE + 1]
     texts = [
@@ -85,7 +85,7 @@ def test_many_texts_are_the_same_wherever_slices_end(seed):
     assert (texts, Kind.TEXT) == (job.inputs, job.kind)
 
 
-def test_long_parts_and_both_names_of_the_input_are_restored():
+def test_restores_long_parts_under_both_names_of_the_input():
     text, url = "t" * 1000, "data:image/png;base64,iVBORw0KGgo" + "A" * 1004 + "="
     item = {
         "content": [
@@ -146,7 +146,7 @@ FIELDS = {
     st.sampled_from([PLAIN, LENIENT]),
     st.booleans(),
 )
-def test_a_body_comes_to_the_same_read_at_once_and_in_steps(fields, limits, ascii_only):
+def test_decodes_a_body_equally_at_once_and_in_steps(fields, limits, ascii_only):
     same(json.dumps(fields, ensure_ascii=ascii_only).encode(), limits)
 
 
@@ -167,7 +167,7 @@ BROKEN += ['{"model":"m","input":"a"', '"x":[{"a":1,"a":2}]', f'"{"y" * 513}"']
 
 
 @given(st.lists(st.sampled_from(BROKEN), max_size=12), st.sampled_from([PLAIN, LENIENT]))
-def test_a_broken_body_is_refused_whichever_way_it_is_read(pieces, limits):
+def test_refuses_a_malformed_body_at_once_and_in_steps(pieces, limits):
     same("".join(pieces).encode(errors="surrogatepass"), limits)
     same(
         ('{"model":"m","input":"a",' + "".join(pieces) + "}").encode(errors="surrogatepass"), limits
@@ -230,15 +230,15 @@ def same(body, limits):
         (b"[" * 33, None, "The body is nested deeper than 32 levels."),
     ],
 )
-def test_what_is_wrong_with_a_large_body_is_named(body, param, message):
+def test_names_what_is_wrong_with_a_large_body(body, param, message):
     refused = refusal(body)
 
     assert param == refused.param
     assert message in (None, refused.message)
 
 
-def test_no_count_of_values_that_is_legal_is_refused():
-    """Each legal kind of input at its largest, in the largest number of pieces."""
+def test_accepts_the_maximum_number_of_values():
+    """Each kind of input at its maximum size, in the maximum number of parts."""
     part = {"type": "text", "text": "a"}
     legal = [
         [7] * PLAIN.max_token_ids,
@@ -275,7 +275,7 @@ def test_no_count_of_values_that_is_legal_is_refused():
         ("9" * 100, None),
     ],
 )
-def test_more_values_than_any_legal_request_has_are_refused_unread(unit, code):
+def test_refuses_too_many_values_before_decoding(unit, code):
     count = most_marks(PLAIN).commas + 2 if unit in {"1", "[]", "{}"} else most_marks(PLAIN).quotes
     steps = decode_in_steps(f'{{"model":"m","input":[{",".join([unit] * count)}]}}'.encode(), PLAIN)
 
@@ -286,7 +286,7 @@ def test_more_values_than_any_legal_request_has_are_refused_unread(unit, code):
     assert "The body holds too m" in refused.value.message
 
 
-def test_an_ignored_field_may_hold_only_so_many_values():
+def test_limits_the_values_of_an_ignored_field():
     held = [{"a": 1}] * (MOST_OTHER // 3)
 
     assert in_steps(body_of(input="a", odd=held), LENIENT).model == "m"
@@ -303,11 +303,11 @@ def test_an_ignored_field_may_hold_only_so_many_values():
         b'{"a":1,"a":1}',
     ],
 )
-def test_an_ignored_field_must_be_valid_all_the_same(value):
+def test_an_ignored_field_must_be_valid_json(value):
     assert 400 == refusal(b'{"model":"m","input":"a","x":%b}' % value, LENIENT).status
 
 
-def test_the_name_of_an_ignored_field_must_be_utf8_too():
+def test_the_name_of_an_ignored_field_must_be_utf8():
     assert 400 == refusal(b'{"model":"m","input":"a","\xff":1}', LENIENT).status
 
 
@@ -334,6 +334,6 @@ def test_token_ids_are_counted_over_all_inputs(limits):
         (body_of(input="a," * 40_000), False),
     ],
 )
-def test_a_large_body_of_few_texts_is_read_at_once(body, small):
-    """Others of its size would take longer than some milliseconds."""
+def test_decodes_a_large_body_of_few_texts_at_once(body, small):
+    """Other bodies of this size would take more than a few milliseconds."""
     assert small is is_small(body)

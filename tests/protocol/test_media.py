@@ -1,4 +1,4 @@
-"""Which image URLs pass, and why the others do not."""
+"""Tests of image URLs, allowed and refused."""
 
 import base64
 
@@ -44,7 +44,7 @@ def fault(url):
         "https://img.example/" + "a" * (8192 - 20),
     ],
 )
-def test_images_and_listed_hosts_pass(url):
+def test_accepts_images_and_listed_hosts(url):
     check_media(url, DOMAINS, "input")
 
 
@@ -145,17 +145,17 @@ TYPES = (
         ),
     ],
 )
-def test_everything_else_is_refused_with_the_reason(url, message):
+def test_refuses_other_urls_with_the_reason(url, message):
     assert message == fault(url)
 
 
-def test_no_host_is_listed_unless_config_does():
+def test_allows_no_host_by_default():
     with pytest.raises(InvalidRequest):
         check_media("https://img.example/", frozenset(), "input")
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, PIECE // 4 * 3 - 1, PIECE // 4 * 3, PIECE // 4 * 3 + 1])
-def test_padding_ends_an_image_wherever_its_pieces_do(count):
+def test_accepts_padding_wherever_pieces_end(count):
     image = START["image/gif"].ljust(count, b"\0") if count > 6 else START["image/gif"]
     url = data_url("image/gif", image)
     check_media(url, DOMAINS, "input")

@@ -1,4 +1,4 @@
-"""The ``provider`` object: every field with good and bad values."""
+"""Tests of the ``provider`` object: each field with valid and invalid values."""
 
 from decimal import Decimal
 
@@ -69,7 +69,7 @@ KINDS = ("prompt", "completion", "request", "image", "audio")
         ),
     ],
 )
-def test_good_preferences_are_read(given, expected):
+def test_decodes_valid_preferences(given, expected):
     assert Preferences(**expected) == read(given)
 
 
@@ -147,7 +147,7 @@ NAMES = ",".join(f'"p{at}"' for at in range(65))
         ),
     ],
 )
-def test_bad_preferences_are_named(given, param, message):
+def test_names_invalid_preferences(given, param, message):
     assert refusal(given) == (f"provider.{param}", f"'provider.{param}' {message}")
 
 
@@ -160,7 +160,7 @@ def test_bad_preferences_are_named(given, param, message):
         (Preferences(sort=Sort()), None),
     ],
 )
-def test_both_forms_of_sort_mean_the_same(preferences, key):
+def test_both_forms_of_sort_are_equivalent(preferences, key):
     assert key == preferences.sort_key()
 
 
@@ -174,11 +174,11 @@ def test_both_forms_of_sort_mean_the_same(preferences, key):
         (Percentiles(p50=1, p99=2), {50: 1, 99: 2}),
     ],
 )
-def test_a_bare_number_means_the_median(wish, held):
+def test_a_single_number_applies_to_the_median(wish, held):
     assert held == cutoffs(wish)
 
 
-def test_caps_are_exact_decimals():
+def test_maximum_prices_are_exact_decimals():
     assert MaxPrice(prompt="0.10", image=0.1, request=2).given() == {
         "prompt": Decimal("0.10"),
         "image": Decimal("0.1"),

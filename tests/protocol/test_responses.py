@@ -1,4 +1,4 @@
-"""What clients get, byte for byte."""
+"""Tests of response bodies, byte by byte."""
 
 import base64
 import json
@@ -76,8 +76,8 @@ END = b'],"model":"m","usage":{"prompt_tokens":7,"total_tokens":7}}'
         ),
     ],
 )
-def test_the_list_of_embeddings_is_written_whole(vectors, base64, data):
-    """``index`` is always there, rows stand in order, and the model is the public name."""
+def test_encodes_the_list_of_embeddings(vectors, base64, data):
+    """Rows are in order and have an ``index``; the model is the public name."""
     assert b'{"object":"list","data":[' + data + END == success(vectors, base64=base64)
 
 
@@ -98,8 +98,8 @@ def test_base64_is_the_bytes_of_little_endian_float32(numbers):
 
 
 @pytest.mark.parametrize("slices", [np.s_[::2], np.s_[:, ::2], np.s_[:, :2], np.s_[::-1]])
-def test_views_are_written_as_what_they_show(slices):
-    """A cut or strided array has other bytes in memory than it means."""
+def test_encodes_the_content_of_array_views(slices):
+    """The memory of a sliced or strided array differs from its values."""
     view = np.arange(12, dtype="<f4").reshape(3, 4)[slices]
 
     told = [
@@ -180,7 +180,7 @@ def test_an_error_has_all_four_keys(error, status, body):
 
 
 def test_prices_are_strings():
-    """A reader that takes numbers for floats would round them."""
+    """A JSON parser would round floats."""
     model = ModelCard(
         id="m",
         owned_by="o",

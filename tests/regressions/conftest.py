@@ -1,13 +1,13 @@
-"""Two upstreams for all tables here; each row finds them honest and with nothing to remember."""
+"""Provides two upstreams for all tests here; they are reset before each case."""
 
 import pytest
 
-from tests.regressions.requesting import WIDTH, Teller
+from tests.regressions.requesting import WIDTH, ScriptedUpstream
 
 
 @pytest.fixture(scope="session")
 def _standing():
-    with Teller() as first, Teller() as second:
+    with ScriptedUpstream() as first, ScriptedUpstream() as second:
         yield first, second
 
 

@@ -1,6 +1,6 @@
-"""What these tables share: upstreams that tell what a row says, a gateway over them made for that row, and its door.
+"""Shared by the regression tests: scripted upstreams, and a gateway for each case.
 
-A row is named after the issue in which users of another gateway, server or client met the pain.
+A case is named after the issue in which users of another gateway, server or client reported it.
 """
 
 import base64
@@ -23,11 +23,11 @@ JSON = ("content-type", "application/json")
 QUICK = RetryPolicy(first_wait=0.001, longest_wait=0.002)
 ONCE = RetryPolicy(attempts=1)
 LOOPS = {"asyncio": 1, "trio": 12}
-"""Event loop → of how many rows one runs on it: each row has a gateway of its own, which costs a TLS context on trio."""
+"""Event loop → run every nth case on it. Each case has its own gateway, which is slow on trio."""
 
 
 def table(names: str, rows: Mapping[str, tuple]):
-    """Parametrise by a table, issue → the values of ``names``: all rows run on asyncio, and some of them on trio too."""
+    """Parametrise by a table (issue → values of ``names``), on asyncio and partly on trio."""
     runs = [
         (f"{issue}-{loop}", (loop, *row))
         for loop, step in LOOPS.items()
@@ -38,40 +38,40 @@ def table(names: str, rows: Mapping[str, tuple]):
     )
 
 
-class Teller(Upstream):
-    """An upstream that can also be told a function of the request, for answers of other shapes than OpenAI's."""
+class ScriptedUpstream(Upstream):
+    """An upstream whose responses can also be computed by a function of the request."""
 
-    tale: Callable[[Ask], Iterable] | None = None
+    script: Callable[[Ask], Iterable] | None = None
 
     def tell(self, told):
-        """Take up a mode, several in turn, or a function of the request that gives what to send."""
-        self.tale = told if callable(told) else None
+        """Set a mode, several modes in turn, or a function from a request to the response."""
+        self.script = told if callable(told) else None
         self.mode = "honest" if callable(told) else told
 
     def steps_for(self, ask):
-        """Remember a request and choose what to answer."""
-        if self.tale is None:
+        """Record a request and choose the response."""
+        if self.script is None:
             return super().steps_for(ask)
         self.requests.append(ask)
-        return iter(self.tale(ask))
+        return iter(self.script(ask))
 
     @property
     def sizes(self) -> list[int]:
-        """How many inputs each request held, the largest first."""
+        """The number of inputs of each request, the largest first."""
         return sorted((len(ask.inputs) for ask in self.requests), reverse=True)
 
 
 def at(upstream: Upstream, **options) -> dict[str, object]:
-    """The table of a provider at ``upstream``; its slug says which shipped facts hold for it."""
+    """Return the config table of a provider at ``upstream``."""
     return {"base_url": upstream.url, "api_key": "sk-up", **options}
 
 
 def gateway_of(
     providers, *, endpoints=None, models=None, cache=1 << 20, retries=QUICK, **settings
 ) -> Gateway:
-    """Serve the model "m" at all of ``providers``, slug → backend or table, unless ``models`` says otherwise.
+    """Make a gateway with the model "m" at all of ``providers`` (slug → backend or table).
 
-    ``endpoints`` adds to the endpoints of "m", by slug. A value of ``models`` stands over what "m" is by itself.
+    ``endpoints`` adds keys to the endpoints of "m", by slug. ``models`` overrides the default "m".
     """
     listed = [{"provider": slug, **(endpoints or {}).get(slug, {})} for slug in providers]
     plain = {"dimensions": WIDTH, "matryoshka": True, "endpoints": listed}
@@ -89,12 +89,12 @@ def _provider(
 ) -> Provider | Mapping[str, object]:
     if isinstance(given, BackendBase):
         return Provider(backend=given)
-    # A slug of one letter is nobody's: what it speaks is not in the shipped table.
+    # A slug of one letter is no known provider, so it needs a backend.
     return {"backend": "openai", **given} if len(slug) == 1 else given
 
 
 async def ask(gateway: Gateway, *headers, path="/v1/embeddings", dialect=None, **fields) -> Answer:
-    """Ask for ``TEXTS`` of the model "m", unless ``fields`` say otherwise."""
+    """Send a request for ``TEXTS`` and the model "m"; ``fields`` override them."""
     body = json.dumps({"model": "m", "input": TEXTS, **fields}).encode()
     return await call(
         embeddings_app(gateway, dialect=dialect), "POST", path, [JSON, *headers], [body]
@@ -102,7 +102,7 @@ async def ask(gateway: Gateway, *headers, path="/v1/embeddings", dialect=None, *
 
 
 def numbers_in(answer: Answer) -> list[list[float]]:
-    """The vectors of an answer, each at the index of its input, whether they are told as numbers or as base64."""
+    """Return the vectors of a response, decoded from numbers or base64."""
     rows = answer.json["data"]
     assert [row["index"] for row in rows] == list(range(len(rows)))
     told = [row["embedding"] for row in rows]
@@ -115,21 +115,21 @@ def numbers_in(answer: Answer) -> list[list[float]]:
 
 
 def right(items, width=WIDTH) -> list[list[float]]:
-    """What a loopback upstream has for ``items``, and a gateway over it must answer."""
+    """Return the vectors that a loopback upstream has for ``items``."""
     return vectors_of(items, width).tolist()
 
 
 def scripted(items, width=WIDTH) -> list[list[float]]:
-    """What a ``ScriptedBackend`` has for ``items``, and a gateway over it must answer."""
+    """Return the vectors that a ``ScriptedBackend`` has for ``items``."""
     return [expected_vector(item, width).tolist() for item in items]
 
 
 def inputs_of(backend: ScriptedBackend) -> list[list]:
-    """The inputs of each call."""
+    """Return the inputs of each call."""
     return [list(batch.inputs) for batch in backend.batches]
 
 
 def facts_of(error: Mapping[str, object]) -> tuple[object, object]:
-    """Which field is at fault, and the code for what is wrong with it, of an error in the usual envelope."""
+    """Return ``param`` and ``code`` of an error in OpenAI's format."""
     assert {"message", "type", "param", "code"} == error.keys()
     return error["param"], error["code"]

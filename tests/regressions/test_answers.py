@@ -1,4 +1,4 @@
-"""What upstreams were seen to answer: never passed on as vectors, always made good by an honest endpoint beside them."""
+"""Invalid responses that upstreams were seen to return; another endpoint takes over."""
 
 import numpy as np
 import pytest
@@ -22,17 +22,17 @@ pytestmark = pytest.mark.anyio
 BAD = "upstream_invalid_response"
 LIMITED = "rate_limit_exceeded"
 REST = 100
-"""Seconds that an upstream asks for: longer than any request here may take, so that nobody waits."""
+"""Seconds of ``retry-after``: longer than any deadline here, so that no request waits."""
 HTML = b"<!DOCTYPE html><html><script>alert(1)</script><h1>404</h1></html>"
 
 
 def asks(limited):
-    """The header of an upstream that asks for a rest."""
+    """The header of an upstream with a rate limit."""
     return {"retry_after": REST} if limited else {}
 
 
 def openrouter(status, code, message="No instances available", **metadata):
-    """OpenRouter's own envelope, whose code is a number."""
+    """OpenRouter's error format, whose code is a number."""
     body = {"error": {"code": code, "message": message, "metadata": metadata}, "user_id": "u"}
     return lambda _: say(body, status, **asks(429 in {status, code}))
 
@@ -42,12 +42,12 @@ def first_text_only(asked):
 
 
 def one_number_a_byte(asked):
-    """Every row is read as a quarter of its numbers: base64 that was taken for a list, or the other way round."""
+    """Rows with a quarter of their numbers, as if base64 had been confused with a list."""
     return say(asked.answer(asked.rows(asked.vectors()[:, : WIDTH // 4])))
 
 
 def flattened(asked):
-    """A vector for every token, end to end."""
+    """One vector per token, concatenated."""
     return say(asked.answer(asked.rows(np.hstack([asked.vectors(), asked.vectors()]))))
 
 
@@ -68,7 +68,7 @@ def page(status):
 answers = table(
     "told status code",
     {
-        # Rows that are not one for each input.
+        # The number of rows differs from the number of inputs.
         "litellm-24209-inputs-fused-into-one": ("fused", 502, BAD),
         "litellm-33681-fused-at-usage-0": (
             lambda it: say({"data": it.rows()[:1], "usage": {"prompt_tokens": 0}}),
@@ -88,7 +88,7 @@ answers = table(
         "deepseek-reasonix-732-dropped-input": ("missing_middle_row", 502, BAD),
         "xberg-1302-index-of-another-text": ("index_from_one", 502, BAD),
         "litellm-20949-shuffled-with-few-indexes": ("partly_indexed", 502, BAD),
-        # Vectors of a width that is not the model's.
+        # The dimensions differ from those of the model.
         "openai-node-1542-a-quarter-of-the-width": (one_number_a_byte, 502, BAD),
         "n8n-16647-a-quarter-of-the-width": ("all_short", 502, BAD),
         "infinity-450-multi-vector-flattened": (flattened, 502, BAD),
@@ -97,7 +97,7 @@ answers = table(
         "gbrain-926-one-row-short": ("short_row", 502, BAD),
         "gbrain-926-one-row-null": ("null_row", 502, BAD),
         "vellum-assistant-1419-doubles-for-floats": ("base64_of_doubles", 502, BAD),
-        # Numbers that are none.
+        # Values that are not finite numbers.
         "omlx-3507-nan-became-null": ("null_number", 502, BAD),
         "omlx-3507-nan": ("nan", 502, BAD),
         "omlx-3507-nan-literal": ("nan_literal", 502, BAD),
@@ -105,7 +105,7 @@ answers = table(
         "tei-557-zero-row": ("zero_row", 502, BAD),
         "caura-721-zeros-after-a-failed-batch": (zeros, 502, BAD),
         "infinity-349-base64-of-another-layout": ("base64_odd", 502, BAD),
-        # A success that is none.
+        # A response with status 200 that is an error.
         "langchain-35204-error-in-a-200": ("error_in_200", 502, BAD),
         "langchain-35204-error-beside-rows": (
             lambda it: say({**it.answer(), "error": {"message": "CUDA"}}),
@@ -122,7 +122,7 @@ answers = table(
         "bifrost-2288-html-page": (page(200), 502, BAD),
         "bifrost-2496-html-as-json": ("html_as_json", 502, BAD),
         "bifrost-2496-html-at-an-error": (page(500), 502, None),
-        # An endpoint that is not there, or not well.
+        # An endpoint that is unreachable or fails.
         "vllm-53742-no-such-route": ("bare_404", 502, "upstream_model_not_found"),
         "vllm-53742-no-such-model": ("status_404", 502, "upstream_model_not_found"),
         "bifrost-6016-predict-is-404-html": (page(404), 502, "upstream_model_not_found"),
@@ -152,8 +152,8 @@ answers = table(
 
 
 @answers
-async def test_alone_it_is_a_failure_that_says_no_more_than_it_may(upstreams, told, status, code):
-    """Never a 200, never a status that blames the client, and nothing of a page of somebody else's."""
+async def test_an_invalid_response_is_an_error_without_details(upstreams, told, status, code):
+    """Never a 200, never a 4xx that blames the client, and no text of an error page."""
     upstreams[0].tell(told)
     gateway = gateway_of({"a": at(upstreams[0])})
     async with gateway.lifespan():
@@ -166,7 +166,9 @@ async def test_alone_it_is_a_failure_that_says_no_more_than_it_may(upstreams, to
 
 
 @answers
-async def test_beside_an_honest_endpoint_nobody_notices(upstreams, told, status, code):
+async def test_falls_back_to_another_endpoint_after_an_invalid_response(
+    upstreams, told, status, code
+):
     upstreams[0].tell(told)
     gateway = gateway_of({"a": at(upstreams[0]), "b": at(upstreams[1])})
     async with gateway.lifespan():
@@ -188,8 +190,8 @@ async def test_beside_an_honest_endpoint_nobody_notices(upstreams, told, status,
         "portkey-1622-openrouter-400": (openrouter(400, 400, "Input is malformed"), None),
     },
 )
-async def test_the_inputs_own_fault_is_told_at_once(upstreams, told, code):
-    """Another endpoint of the same model would find the same fault."""
+async def test_reports_a_rejected_input_without_fallback(upstreams, told, code):
+    """Another endpoint of the same model would reject the input too."""
     upstreams[0].tell(told)
     gateway = gateway_of({"a": at(upstreams[0]), "b": at(upstreams[1])})
     async with gateway.lifespan():
@@ -201,7 +203,7 @@ async def test_the_inputs_own_fault_is_told_at_once(upstreams, told, code):
 
 
 def sliced(it):
-    """The first numbers of whole vectors, as they lie there."""
+    """The first numbers of the full vectors, not normalised."""
     return say(it.answer(it.rows(it.full_vectors()[:, : it.width])))
 
 
@@ -213,7 +215,7 @@ def sliced(it):
         "infinity-538-held-itself": ([{"dimensions": 4}],),
     },
 )
-async def test_a_request_has_one_vector_whoever_cut_it(upstreams, first):
+async def test_truncates_equally_in_upstream_and_gateway(upstreams, first):
     upstreams[0].tell(sliced)
     gateway = gateway_of({"a": at(upstreams[0])})
     async with gateway.lifespan():
@@ -240,7 +242,7 @@ async def test_a_request_has_one_vector_whoever_cut_it(upstreams, first):
         "llama.cpp-10887-floats-for-base64": (["float_for_base64"], 1),
     },
 )
-async def test_what_heals_is_tried_again_with_the_same_request(upstreams, told, attempts):
+async def test_retries_temporary_failures_with_the_same_request(upstreams, told, attempts):
     upstreams[0].tell(told)
     gateway = gateway_of({"a": at(upstreams[0])})
     async with gateway.lifespan():

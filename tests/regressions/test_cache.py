@@ -1,4 +1,4 @@
-"""Caches of other gateways handed out other texts' vectors: here every row belongs to its input, and hits cost nothing."""
+"""Cache errors of other gateways: vectors of other texts, wrong order, paid hits."""
 
 import itertools
 
@@ -49,7 +49,7 @@ pytestmark = pytest.mark.anyio
         "tensorzero-2183-more-than-one-input": (["a", "b"], ["a", "b"], None),
     },
 )
-async def test_only_misses_are_sent_and_every_row_is_its_inputs(first, then, sent):
+async def test_sends_only_misses_and_keeps_the_order_of_rows(first, then, sent):
     backend = ScriptedBackend(width=WIDTH)
     gateway = gateway_of({"p": backend})
     await ask(gateway, input=first)
@@ -68,7 +68,7 @@ async def test_only_misses_are_sent_and_every_row_is_its_inputs(first, then, sen
 
 
 @table("size", {f"litellm-41799-every-mask-of-{n}": (n,) for n in range(1, 7)})
-async def test_every_mask_of_hits_and_misses_comes_out_right(size):
+async def test_combines_every_pattern_of_hits_and_misses(size):
     backend = ScriptedBackend(width=WIDTH)
     gateway = gateway_of({"p": backend})
     for mask in itertools.product([True, False], repeat=size):
@@ -93,8 +93,8 @@ async def test_every_mask_of_hits_and_misses_comes_out_right(size):
         "xberg-1302-dropped-then-right": (["missing_middle_row", "honest"],),
     },
 )
-async def test_what_is_kept_is_kept_under_its_own_text(upstreams, told):
-    """A wrong row that was cached once was wrong for ever."""
+async def test_caches_each_vector_under_its_own_text(upstreams, told):
+    """A wrong vector in the cache would be returned until it expires."""
     upstreams[0].tell(told)
     gateway = gateway_of({"a": at(upstreams[0])})
     async with gateway.lifespan():
@@ -120,14 +120,14 @@ DENY = {"data_collection": "deny"}
 @table(
     "first second calls",
     {
-        # What is equal is computed once, whatever the encoding.
+        # Equal requests share an entry, whatever their encoding.
         "tensorzero-3633-base64-after-float": (asked("a"), asked("a", encoding_format="base64"), 1),
         "tensorzero-3737-float-after-base64": (asked("a", encoding_format="base64"), asked("a"), 1),
         "litellm-6010-items-of-a-list-are-kept": (asked(["a", "b"]), asked("b"), 1),
         "litellm-cache-encoding-is-null": (asked("a", encoding_format=None), asked("a"), 1),
         "semantic-router-2183-whole-serves-narrow": (asked("a"), asked("a", dimensions=4), 1),
         "gomodel-same-text-of-another-user": (asked("a"), asked("a", user="u"), 1),
-        # What is not is kept apart.
+        # Different requests have separate entries.
         "tensorzero-6715-two-texts-run-together": (asked(["ab", "c"]), asked(["a", "bc"]), 2),
         "tensorzero-6715-ids-run-together": (asked([[1, 23]]), asked([[12, 3]]), 2),
         "tensorzero-6715-ids-or-their-text": (asked([[1, 2]]), asked("[1,2]"), 2),
@@ -143,12 +143,12 @@ DENY = {"data_collection": "deny"}
             2,
         ),
         "gomodel-cache-across-data-policies": (asked("a"), asked("a", provider=DENY), 2),
-        # What the client says of it holds.
+        # The cache directives of the client are followed.
         "litellm-cache-no-cache": (asked("a"), asked("a", NO_CACHE), 2),
         "gomodel-cache-no-store": (asked("a", NO_STORE), asked("a"), 2),
     },
 )
-async def test_requests_share_an_entry_only_where_the_vector_is_the_same(first, second, calls):
+async def test_requests_share_an_entry_only_for_equal_vectors(first, second, calls):
     backend = ScriptedBackend(width=WIDTH)
     alone, gateway = [
         gateway_of({"p": {"backend": it, **DENY}}, models={"m": TYPED, "n": TYPED}, cache=size)
@@ -170,7 +170,7 @@ async def test_requests_share_an_entry_only_where_the_vector_is_the_same(first, 
         "litellm-cache-off": ({"bytes": 0}, [["a", "b"], ["b"], ["a"]]),
     },
 )
-async def test_an_item_of_a_list_lives_as_long_as_any(cache, sent):
+async def test_inputs_of_a_list_have_the_same_ttl_as_others(cache, sent):
     backend = ScriptedBackend(width=WIDTH)
     gateway = gateway_of({"p": backend}, cache=cache)
     for given in (["a", "b"], "b", "a"):

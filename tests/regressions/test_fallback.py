@@ -1,4 +1,4 @@
-"""Failing over is what gateways are for, and where they mixed vector spaces: who is asked, how often, and what is told."""
+"""Fallback errors of other gateways: mixed vector spaces, too many or too few calls."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -43,11 +43,11 @@ REST, KEY, GONE = (
 )
 OTHER_WIDTH = Vectors(np.ones((len(TEXTS), WIDTH + 1), "<f4"))
 OK = 0.0
-"""A step of a script: the right vectors, at once."""
+"""A step of a script: the correct vectors without delay."""
 
 
 class Course(NamedTuple):
-    """What the endpoints of "m" do, and what the last of ``asks`` requests then meets; ``calls`` counts those to each."""
+    """Scripts of the endpoints of "m", the expected calls to each, and the last response."""
 
     scripts: Sequence[Sequence[object]]
     calls: Sequence[int]
@@ -66,7 +66,7 @@ LIMITED, RESTING, REFUSED, BAD = (
 )
 
 COURSES = {
-    # A second try, here or elsewhere.
+    # A retry, at the same or another endpoint.
     "litellm-27363-async-retries": Course([[DOWN, OK]], [2], "a"),
     "litellm-27363-async-failover": Course([[DOWN], [OK]], [2, 1], "b"),
     "litellm-14403-primary-dead": Course([[DEAD], [OK]], [2, 1], "b"),
@@ -88,7 +88,7 @@ COURSES = {
     "openrouter-no-fallbacks-keeps-the-status": Course(
         [[REST], [OK]], [1, 0], "a", 429, LIMITED, wishes={"order": ["a"], "allow_fallbacks": False}
     ),
-    # An endpoint that fails is left alone for a while.
+    # A failing endpoint is not called for a while.
     "litellm-32574-cooldown-after-failures": Course([[DOWN], [OK]], [5, 4], "b", asks=4),
     "litellm-32574-no-cooldown-before": Course([[DOWN], [OK]], [4, 2], "b", asks=2),
     "litellm-cooldown-at-once-on-429": Course([[REST], [OK]], [1, 3], "b", asks=3),
@@ -98,7 +98,7 @@ COURSES = {
     "litellm-3646-all-cooling-down": Course([[DOWN], [DOWN]], [5, 5], None, 503, RESTING, asks=4),
     "litellm-3646-one-cooling-one-dead": Course([[KEY], [KEY]], [1, 1], None, 502, REFUSED, asks=3),
     "openrouter-30-s-after-an-outage": Course([[DOWN], [OK]], [2, 3], "b", asks=3, wishes={}),
-    # Another width is another space, whatever the endpoint is called.
+    # Other dimensions mean another vector space.
     "vellum-assistant-1419-other-width": Course([[OTHER_WIDTH]], [2], "a", 502, BAD),
     "muninndb-582-other-width-beside": Course([[DOWN], [OTHER_WIDTH]], [2, 2], "a,b", 502),
     "qmd-761-other-width-passed-over": Course([[OTHER_WIDTH], [OK]], [2, 1], "b"),
@@ -106,7 +106,7 @@ COURSES = {
 
 
 def played(script):
-    """A backend that plays ``script``, its last step for ever."""
+    """A backend that plays ``script`` and then repeats its last step."""
     *first, last = [
         (lambda _, step=step: step) if isinstance(step, Vectors) else step for step in script
     ]
@@ -114,8 +114,10 @@ def played(script):
 
 
 @table(" ".join(Course._fields), COURSES)
-async def test_who_is_asked_and_how_often(scripts, calls, provider, status, code, asks, wishes):
-    """Prices lie so far apart that a draw by price is none."""
+async def test_calls_each_provider_the_expected_number_of_times(
+    scripts, calls, provider, status, code, asks, wishes
+):
+    """The prices differ so much that the choice by price is not random."""
     backends = {slug: played(script) for slug, script in zip("abc", scripts, strict=False)}
     prices = {slug: {"price": 10 ** (9 * at)} for at, slug in enumerate(backends)}
     gateway = gateway_of(backends, endpoints=prices, cache=0)
@@ -132,7 +134,7 @@ async def test_who_is_asked_and_how_often(scripts, calls, provider, status, code
 
 
 def turned(batch):
-    """The vectors of another space: the right ones turned round."""
+    """The vectors of another vector space: the negated ones."""
     return Vectors(-np.array([expected_vector(text, WIDTH) for text in batch.texts]))
 
 
@@ -165,8 +167,8 @@ A, AB = ["a"], ["a", "b"]
         ),
     },
 )
-async def test_spaces_are_never_mixed(script, fallback, asks, models, sent):
-    """Where config names a model to fall back to, an answer is whole of one of them, and says of which."""
+async def test_never_mixes_vector_spaces(script, fallback, asks, models, sent):
+    """With a fallback model, all vectors of a response are from one model, which it names."""
     backends = {"a": played(script), "b": ScriptedBackend(then=turned)}
     facts = {name: {"endpoints": [{"provider": slug}]} for name, slug in (("m", "a"), ("n", "b"))}
     facts["m"]["fallback"] = fallback
@@ -194,8 +196,8 @@ async def test_spaces_are_never_mixed(script, fallback, asks, models, sent):
         "litellm-37742-another-is-there": (["stalled", "honest"], 2.0, 200),
     },
 )
-async def test_nobody_waits_longer_than_the_deadline(upstreams, told, deadline, status):
-    """The rival's clients waited for 685 s; an endpoint gets its share of the time that is left."""
+async def test_ends_every_request_at_its_deadline(upstreams, told, deadline, status):
+    """Clients of another gateway waited for 685 s. Each endpoint gets a share of the deadline."""
     for upstream, mode in zip(upstreams, told, strict=False):
         upstream.tell(mode)
     gateway = gateway_of(

@@ -1,4 +1,4 @@
-"""How much one call may hold: every vendor has a cap of its own, and nobody meets it. What is asked together is merged."""
+"""Size limits of upstream calls: requests are split by them, and concurrent ones merged."""
 
 import anyio
 import numpy as np
@@ -33,7 +33,7 @@ def accepts(**caps):
 
 
 def no_more_than(most, status, said):
-    """Refuse calls of more inputs, in the words of one vendor."""
+    """Reject calls with more inputs, with the message of one vendor."""
     return lambda it: (
         say(it.answer())
         if len(it.inputs) <= most
@@ -44,7 +44,7 @@ def no_more_than(most, status, said):
 @table(
     "slug given endpoint told sizes",
     {
-        # Caps that are known: no call is over one.
+        # Declared limits: no call exceeds them.
         "tei-378-client-batch-of-32": ("tei", texts(70), {}, "honest", [32, 32, 6]),
         "gbrain-3130-dashscope-10": ("dashscope", texts(25), {}, "honest", [10, 10, 5]),
         "litellm-4241-jina-512": ("jina", texts(600), {}, "honest", [512, 88]),
@@ -73,7 +73,7 @@ def no_more_than(most, status, said):
             "honest",
             [2, 2, 2, 1],
         ),
-        # Caps that nobody declared: what an upstream says of them is understood, and half of it is tried.
+        # Limits that are not declared: the error is recognised, and the batch is halved.
         "gbrain-1281-llama-server-32": (
             "a",
             texts(64),
@@ -142,10 +142,10 @@ def no_more_than(most, status, said):
         ),
     },
 )
-async def test_a_request_is_cut_to_what_a_call_may_hold(
+async def test_splits_a_request_by_the_limits_of_a_call(
     upstreams, slug, given, endpoint, told, sizes
 ):
-    """Twice: what was learned from a refusal is not asked for again."""
+    """The second request uses the learned limit."""
     upstreams[0].tell(told)
     gateway = gateway_of({slug: at(upstreams[0])}, endpoints={slug: endpoint})
     async with gateway.lifespan():
@@ -175,7 +175,7 @@ def gemini(asked):
         "bifrost-1138-gemini-several": (3, [3]),
     },
 )
-async def test_geminis_batches_hold_a_hundred(upstreams, count, sizes):
+async def test_splits_gemini_batches_at_one_hundred_inputs(upstreams, count, sizes):
     upstreams[0].tell(gemini)
     given = texts(count, 3)
     gateway = gateway_of({"gemini": at(upstreams[0])}, models={"m": {"dimensions": 4}})
@@ -198,7 +198,7 @@ async def test_geminis_batches_hold_a_hundred(upstreams, count, sizes):
         "agentgateway-1685-request-and-answer": (texts(256, 1000), 1024, "base64"),
     },
 )
-async def test_bodies_may_be_large(upstreams, given, width, encoding):
+async def test_accepts_large_bodies(upstreams, given, width, encoding):
     upstreams[0].width = width
     gateway = gateway_of({"a": at(upstreams[0])}, models={"m": {"dimensions": width}})
     async with gateway.lifespan():
@@ -209,13 +209,13 @@ async def test_bodies_may_be_large(upstreams, given, width, encoding):
 
 
 async def settle():
-    """Let every request under way come as far as it can by itself."""
+    """Let every request in flight run until it waits."""
     for _ in range(50):
         await anyio.lowlevel.checkpoint()
 
 
 def gated(gate):
-    """A backend that answers nobody before its gate is open, and refuses poison."""
+    """A backend that waits for its gate, and rejects the input "poison"."""
 
     async def answer(batch):
         await gate.wait()
@@ -244,10 +244,8 @@ def gated(gate):
         "rust-self-learning-memory-964-in-flight": (None, ["z", "z"], [200] * 2, []),
     },
 )
-async def test_requests_at_the_same_time_share_calls_and_nothing_else(
-    patience, parties, statuses, sent
-):
-    """The first of all, for "z", holds the endpoint until the others have come; "!" is poison."""
+async def test_merges_concurrent_requests_into_shared_calls(patience, parties, statuses, sent):
+    """The request for "z" occupies the endpoint until the others wait; "!" is "poison"."""
     gate, answers = anyio.Event(), {}
     backend = gated(gate)
     gateway = gateway_of(
@@ -281,7 +279,7 @@ async def test_requests_at_the_same_time_share_calls_and_nothing_else(
         "cognee-2881-leader-leaves": (0, 2),
     },
 )
-async def test_who_leaves_takes_nobodys_answer_with_it(leaves, calls):
+async def test_a_disconnect_does_not_cancel_shared_work(leaves, calls):
     gate, answers, scopes = anyio.Event(), {}, [anyio.CancelScope(), anyio.CancelScope()]
     backend = gated(gate)
     gateway = gateway_of({"p": backend})

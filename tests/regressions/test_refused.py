@@ -1,4 +1,4 @@
-"""What is refused before anything goes upstream: no inputs, parameters that nobody honours, addresses from outside."""
+"""Requests that are refused before an upstream call, and configs that are refused at start."""
 
 import json
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ SHORT = {"max_input_tokens": 512}
 
 
 class Refused(NamedTuple):
-    """What is asked, the field at fault and its code, and what config says of provider, endpoint, model and gateway."""
+    """A request, the expected ``param`` and ``code``, and the config."""
 
     asked: Mapping[str, object]
     param: str | None
@@ -62,7 +62,7 @@ TITLE = "embedding_options.google.title"
 SIZE = "embedding_options.mistral.output_dimension"
 
 REFUSED = {
-    # Inputs that are none.
+    # Invalid inputs.
     "openclaw-117615-empty-list": Refused({"input": []}, "input"),
     "openclaw-117615-empty-text": Refused({"input": ""}, "input"),
     "openclaw-117615-list-of-nothing": Refused({"input": [""]}, "input"),
@@ -72,7 +72,7 @@ REFUSED = {
     "spice-2049-inputs": Refused({"input": ["a"] * 2049}, "input"),
     "spice-negative-dimensions": Refused({"dimensions": -1}, "dimensions"),
     "envoy-input-xor-inputs": Refused({"inputs": ["other"]}, "inputs"),
-    # Token ids: never decoded by guess, never sent where they are not understood.
+    # Token ids are never decoded, and never sent to an API that does not support them.
     "litellm-10113-ids-where-none-are-taken": Refused(
         {"input": [[1, 2]]}, "input", MODALITY, endpoint=NO_TOKENS
     ),
@@ -113,7 +113,7 @@ REFUSED = {
     ),
     "kilo-cloud-3375-misspelt-dimension": Refused({"dimension": 4}, "dimension"),
     "tensorzero-unknown-encoding": Refused({"encoding_format": "base64_int8"}, "encoding_format"),
-    # The client never chooses where its text goes, nor with which key.
+    # The client chooses neither the URL nor the key of an upstream call.
     "litellm-28223-api-base": Refused({"api_base": METADATA}, "api_base"),
     "litellm-28223-base-url": Refused({"base_url": METADATA}, "base_url"),
     "litellm-28223-api-key": Refused({"api_key": "sk-other"}, "api_key"),
@@ -153,7 +153,7 @@ REFUSED = {
 
 
 @table(" ".join(Refused._fields), REFUSED)
-async def test_it_is_refused_and_nothing_is_sent(
+async def test_refuses_a_request_without_an_upstream_call(
     upstreams, asked, param, code, slug, endpoint, facts, settings, status
 ):
     gateway = gateway_of(
@@ -179,10 +179,8 @@ async def test_it_is_refused_and_nothing_is_sent(
         "vmlx-255-within-512": ({"input": [1] * 512}, {}, "a"),
     },
 )
-async def test_an_endpoint_that_cannot_honour_it_is_passed_over(
-    upstreams, asked, endpoints, provider
-):
-    """Its price is lower, so it would be asked first; other things being equal it is."""
+async def test_skips_an_endpoint_that_lacks_a_parameter(upstreams, asked, endpoints, provider):
+    """Its price is lower, so without the parameter it is called first."""
     facts = {"dimensions": None} if "dimensions" in asked else SHORT
     prices = {
         slug: {"price": price, **endpoints.get(slug, {})}
@@ -211,7 +209,7 @@ async def test_an_endpoint_that_cannot_honour_it_is_passed_over(
         "litellm-28223-authorization": ([("authorization", "Bearer sk-client")], {}),
     },
 )
-async def test_what_is_ignored_changes_neither_address_nor_key(upstreams, headers, fields):
+async def test_ignored_fields_change_neither_url_nor_key(upstreams, headers, fields):
     gateway = gateway_of({"a": at(upstreams[0])}, unknown_fields="ignore")
     async with gateway.lifespan():
         answer = await ask(gateway, *headers, **fields)
@@ -255,7 +253,7 @@ async def test_what_is_ignored_changes_neither_address_nor_key(upstreams, header
         ),
     ],
 )
-def test_a_config_that_would_go_wrong_later_does_not_start(endpoint, facts, mistake):
+def test_refuses_an_inconsistent_config_at_start(endpoint, facts, mistake):
     with pytest.raises(ConfigError, match=mistake):
         gateway_of({"h": {"backend": "hashed"}}, endpoints={"h": endpoint}, models={"m": facts})
 
@@ -287,7 +285,7 @@ def in_front(gateway):
         "spice-errors-are-json": (embeddings_app, "/v1/embedding", "", 404),
     },
 )
-async def test_the_route_is_there_wherever_it_is_mounted(host, path, root, status):
+async def test_serves_the_route_under_every_mount_path(host, path, root, status):
     gateway = gateway_of({"h": {"backend": "hashed"}})
     body = json.dumps({"model": "m", "input": "a"}).encode()
     answer = await call(host(gateway), "POST", path, [JSON], [body], root_path=root)
@@ -299,7 +297,7 @@ async def test_the_route_is_there_wherever_it_is_mounted(host, path, root, statu
     "gateways",
     {"litellm-5997-lifespan-below-a-mount": (1,), "litellm-5997-two-gateways-in-one-host": (2,)},
 )
-async def test_a_mount_needs_no_lifespan_and_shares_nothing(gateways):
+async def test_mounts_need_no_lifespan_and_share_no_state(gateways):
     widths = range(1, gateways + 1)
     routes = [
         Mount(

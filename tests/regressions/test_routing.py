@@ -1,4 +1,4 @@
-"""What other gateways' routing is known for, row by row of their documents: who is asked, in which order, or why nobody."""
+"""Routing as other gateways document it: which endpoints are called, in which order."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -140,7 +140,7 @@ def wrong(param):
             {"preferred_min_throughput": {"p50": 10**9, "p99": 10**9}},
             [DEEP, EAST, EU, TEI],
         ),
-        # facts: what is not known fails whoever demands it
+        # facts: an unknown fact excludes an endpoint if the request requires it
         "openrouter-quantizations": ("m", {"quantizations": ["fp16", "bf16"]}, [EAST, EU]),
         "openrouter-quantizations-unknown": ("m", {"quantizations": ["unknown"]}, [TEI]),
         "openrouter-data-collection": ("m", {"data_collection": "deny"}, [DEEP, EAST]),
@@ -165,8 +165,8 @@ def wrong(param):
         "openrouter-a-string-for-a-list": ("m", {"order": DEEP}, wrong("provider.order")),
     },
 )
-async def test_endpoints_are_asked_in_this_order(model, wishes, expected):
-    """Every one of them fails, so that all are asked; stages come before prices, and prices lie too far apart for chance."""
+async def test_calls_endpoints_in_the_expected_order(model, wishes, expected):
+    """All endpoints fail, so all are called. The prices differ too much for a random choice."""
     backends = {
         slug: ScriptedBackend(then=UpstreamModelNotFound("not here"), width=8) for slug in OFFERS
     }
@@ -235,10 +235,10 @@ A, B = "openai", "openrouter"
         "openrouter-suffix-stays-here": ({"model": "m:floor"}, A, "m", "m"),
     },
 )
-async def test_a_name_says_which_provider_and_which_model(
+async def test_a_model_name_may_select_provider_and_model(
     upstreams, asked, provider, upstream, public
 ):
-    """``provider`` never goes upstream, and the dialect says in the answer who served it."""
+    """``provider`` is not sent upstream; the response names the provider that was used."""
     models = {"m": {}, "BAAI/bge-m3": {}}
     gateway = gateway_of(
         dict(zip((A, B), map(at, upstreams), strict=True)), endpoints=CHEAPER, models=models
@@ -267,7 +267,7 @@ CHEAPER = {A: {"price": 1}, B: {"price": 10**9}}
         "gpt.ge-no-model": ({"model": ""}, 400, None, "model"),
     },
 )
-async def test_a_name_that_means_nobody_is_refused(upstreams, asked, status, code, param):
+async def test_refuses_an_unknown_model_or_provider_name(upstreams, asked, status, code, param):
     gateway = gateway_of({A: at(upstreams[0])})
     answer = await ask(gateway, **asked)
 
@@ -283,7 +283,7 @@ async def test_a_name_that_means_nobody_is_refused(upstreams, asked, status, cod
         "tensorzero-dryrun": ({"max_price": {"prompt": 2}}, [B], {A: "max_price"}),
     },
 )
-async def test_a_plan_is_told_without_a_call(wishes, order, filtered):
+async def test_explains_a_plan_without_a_call(wishes, order, filtered):
     backends = {slug: ScriptedBackend(width=8) for slug in (A, B)}
     gateway = gateway_of(backends, endpoints={A: {"price": 10**9}, B: {"price": 1}}, debug=True)
     answer = await ask(gateway, path="/v1/embeddings?explain=1", provider=wishes)

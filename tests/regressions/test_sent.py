@@ -1,4 +1,4 @@
-"""What upstreams are sent, byte by byte, and what a client gets for it in the encoding and width that it asked for."""
+"""Requests to upstreams, field by field, and responses in the requested format."""
 
 import base64
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ SEES = {"endpoint": {"accepts": SEEING}, "facts": SEEING}
 TYPED, PREFIX = {"accepts": {"input_types": ["query"]}}, {"query": "query: "}
 OTHERS = {"google": {"title": "T"}, "mistral": {"output_dtype": "int8"}}
 FULL = {"dimensions": WIDTH}
-"""What a client sends that always names a width, here the model's own."""
+"""The request of a client that always sends ``dimensions``, here those of the model."""
 
 
 def body_of(given=TEXTS, **fields):
@@ -43,7 +43,7 @@ def body_of(given=TEXTS, **fields):
 
 
 class Sent(NamedTuple):
-    """What is asked, what the upstream gets for it, and what config says of provider, endpoint and model."""
+    """A request, the expected upstream request, and the config."""
 
     asked: Mapping[str, object]
     body: Mapping[str, object]
@@ -56,7 +56,7 @@ class Sent(NamedTuple):
 sent = table(
     " ".join(Sent._fields),
     {
-        # What each kind of server takes; what it does not take is done here.
+        # The fields that each kind of server supports; the gateway does the rest.
         "litellm-19174-openai": Sent({"user": "u"}, body_of(**BASE64, user="u"), "openai"),
         "litellm-19174-vllm-e5": Sent(NULLS, body_of(**BASE64), "vllm"),
         "litellm-19174-tei-e5": Sent(NULLS, body_of(**BASE64), "tei"),
@@ -76,7 +76,7 @@ sent = table(
         "tei-301-float-of-a-base64-server": Sent(FLOAT, body_of(**BASE64), "tei"),
         "speakr-352-float-list": Sent(FLOAT, body_of(**BASE64), "openai"),
         "llama.cpp-10887-sdk-default": Sent(BASE64, body_of(**BASE64), "llama-cpp"),
-        # Widths, in the API's own way or, where it has none, cut and scaled to length 1 here.
+        # Dimensions: by the field of the API or, without one, truncated by the gateway.
         "portkey-174-openai-dimensions": Sent(
             {"dimensions": 4}, body_of(**BASE64, dimensions=4), "openai"
         ),
@@ -114,7 +114,7 @@ sent = table(
         "ogx-5109-own-width-matryoshka": Sent(FULL, body_of(**BASE64)),
         "spice-0-is-unset": Sent({"dimensions": 0}, body_of(**BASE64)),
         "vllm-15465-dimensions": Sent({"dimensions": 4}, body_of(**BASE64, dimensions=4), "vllm"),
-        # Inputs are neither decoded nor taken apart.
+        # Inputs are neither decoded nor split.
         "litellm-745-one-letter": Sent({"input": "e"}, body_of(["e"], **BASE64)),
         "litellm-745-text-is-one-input": Sent({"input": "hello"}, body_of(["hello"], **BASE64)),
         "litellm-10113-ids-stay-ids": Sent({"input": IDS}, body_of(IDS, **BASE64)),
@@ -129,7 +129,7 @@ sent = table(
         "litellm-6542-image-untouched": Sent(
             {"input": [SEEN, BOTH]}, body_of([SEEN, BOTH], **BASE64), **SEES
         ),
-        # What is ours, or another API's, goes no further.
+        # Fields of the gateway or of other APIs are not sent.
         "gomodel-provider-is-ours": Sent({"provider": "a"}, body_of(**BASE64)),
         "phaseo-debug-is-ours": Sent({"debug": {"trace": True}}, body_of(**BASE64)),
         "phaseo-options-of-other-apis": Sent({"embedding_options": OTHERS}, body_of(**BASE64)),
@@ -154,7 +154,7 @@ sent = table(
 
 
 @sent
-async def test_the_upstream_gets_these_fields_and_the_client_its_vectors(
+async def test_sends_these_fields_and_returns_the_vectors(
     upstreams, asked, body, slug, options, endpoint, facts
 ):
     upstream = upstreams[0]
@@ -192,7 +192,7 @@ async def test_the_upstream_gets_these_fields_and_the_client_its_vectors(
         "tensorzero-3633-base64-of-a-list": ("mixed_encodings", FLOAT, list),
     },
 )
-async def test_the_clients_encoding_is_met_whatever_the_upstream_sends(
+async def test_uses_the_clients_encoding_whatever_the_upstream_sends(
     upstreams, told, asked, encoding
 ):
     upstreams[0].tell(told)
@@ -208,7 +208,7 @@ async def test_the_clients_encoding_is_met_whatever_the_upstream_sends(
 
 
 def gemini(asked):
-    """Gemini's answer: a vector for each request, as many numbers as it asks for."""
+    """Gemini's response: one vector per request, with the requested dimensions."""
     widths = [request.get("outputDimensionality", WIDTH) for request in asked.json["requests"]]
     rows = [
         {"values": [float(number + at) for number in range(1, width + 1)]}
@@ -224,7 +224,7 @@ def gemini(asked):
 
 
 def numbers(rows, width):
-    """The vectors that ``gemini`` tells, of length 1."""
+    """The vectors of ``gemini``, scaled to length 1."""
     exact = np.array([np.arange(1, width + 1) + at for at in range(rows)], float)
     return exact / np.linalg.norm(exact, axis=1, keepdims=True)
 
@@ -294,7 +294,7 @@ INLINE = {"inline_data": {"mime_type": "image/png", "data": PIXEL.partition(",")
         "phaseo-user-stays-here": (FIRST, {"user": "u"}, requests(FIRST, ONE, TWO)),
     },
 )
-async def test_gemini_is_asked_in_its_own_words(upstreams, model, asked, body):
+async def test_sends_gemini_its_own_request_format(upstreams, model, asked, body):
     upstreams[0].tell(gemini)
     gateway = gateway_of(
         {"gemini": at(upstreams[0])}, endpoints={"gemini": {"model": model}}, models={"m": SEEING}
@@ -332,7 +332,7 @@ def mistral(asked):
     },
 )
 async def test_quantised_numbers_keep_their_sign(upstreams, dtype, encoding):
-    """Signed and unsigned bytes are the same bits: whoever mixes them up turns vectors round."""
+    """Signed and unsigned bytes have the same bits; confusing them would change the vectors."""
     upstreams[0].tell(mistral)
     kind, row = KINDS[dtype]
     gateway = gateway_of({"mistral": at(upstreams[0])}, models={"m": {"dimensions": 4}})

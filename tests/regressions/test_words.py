@@ -1,4 +1,4 @@
-"""What a client is told: usage and cost, errors in the words of five systems, the lists of models, no more."""
+"""Usage, cost, errors of five dialects, debug output and model lists in responses."""
 
 from collections.abc import Mapping
 
@@ -14,7 +14,7 @@ from tests.support.asgi_client import call
 pytestmark = pytest.mark.anyio
 
 LONG = ["x" * 40, "y" * 80]
-"""10 and 20 tokens, by their length."""
+"""Texts with 10 and 20 tokens, estimated by length."""
 
 
 def billed(tokens):
@@ -41,10 +41,10 @@ def billed(tokens):
         "litellm-41750-a-batch-is-billed": (billed(7), list("abcdefg"), 7),
     },
 )
-async def test_usage_is_the_upstreams_count_or_an_estimate_that_says_so(
+async def test_usage_is_reported_by_the_upstream_or_marked_as_estimated(
     upstreams, told, given, tokens
 ):
-    """Asked again, all comes from the cache: it tells what it once cost and who counted, and costs nothing."""
+    """The repeated request is a cache hit: the same token count, and no cost."""
     upstreams[0].tell(told)
     gateway = gateway_of({"a": at(upstreams[0])}, endpoints={"a": {"price": 2}})
     async with gateway.lifespan():
@@ -72,7 +72,7 @@ async def test_usage_is_the_upstreams_count_or_an_estimate_that_says_so(
         "litellm-41750-split-calls-are-added-up": (["z" * 4], [*LONG, "w" * 40, "v" * 40], 50, 50),
     },
 )
-async def test_cached_inputs_are_counted_and_not_paid_for(first, then, tokens, cost):
+async def test_counts_the_tokens_of_cached_inputs_without_cost(first, then, tokens, cost):
     backend = ScriptedBackend(width=8)
     gateway = gateway_of(
         {"p": backend}, endpoints={"p": {"price": 1_000_000, "accepts": {"max_inputs": 3}}}
@@ -85,7 +85,7 @@ async def test_cached_inputs_are_counted_and_not_paid_for(first, then, tokens, c
 
 
 def modalities(**counts):
-    """Gemini's answer to one input, with its tokens by modality."""
+    """Gemini's response to one input, with tokens by modality."""
     details = [{"modality": name.upper(), "tokenCount": count} for name, count in counts.items()]
     usage = {"promptTokenCount": sum(counts.values()), "promptTokenDetails": details}
     return lambda _: say({"embeddings": [{"values": [1.0] * 8}], "usageMetadata": usage})
@@ -102,7 +102,7 @@ def modalities(**counts):
         "openrouter-no-details-of-none-of-it": (modalities(text=5, image=0), None),
     },
 )
-async def test_tokens_by_modality_are_told_where_there_are_two(upstreams, told, details):
+async def test_reports_tokens_by_modality_if_there_are_two(upstreams, told, details):
     upstreams[0].tell(told)
     gateway = gateway_of(
         {"gemini": at(upstreams[0])}, endpoints={"gemini": {"model": "gemini-embedding-2"}}
@@ -221,7 +221,7 @@ DOWN, REST, KEY = (
         ),
     },
 )
-async def test_errors_are_worded_as_each_system_words_them(dialect, step, asked, status, said):
+async def test_errors_have_the_format_of_each_dialect(dialect, step, asked, status, said):
     gateway = gateway_of({"p": ScriptedBackend(then=step, width=8)})
     answer = await ask(gateway, dialect=dialect, **asked)
 
@@ -263,7 +263,7 @@ def found_at(body, path):
         "phaseo-all-false-shows-nothing": ("honest", {"trace": False}, set()),
     },
 )
-async def test_debug_shows_the_journey_and_no_key(upstreams, told, debug, shown):
+async def test_debug_shows_the_upstream_calls_without_keys(upstreams, told, debug, shown):
     upstreams[0].tell(told)
     gateway = gateway_of({"a": at(upstreams[0])}, debug=True)
     async with gateway.lifespan():
@@ -300,7 +300,7 @@ async def test_debug_shows_the_journey_and_no_key(upstreams, told, debug, shown)
         ),
     },
 )
-async def test_lists_say_what_a_client_needs_to_choose(path, said):
+async def test_model_lists_have_the_facts_for_a_choice(path, said):
     facts = {"dimensions_allowed": [2, 4, 8], "max_input_tokens": 512}
     gateway = gateway_of(
         {"h": {"backend": "hashed"}}, endpoints={"h": {"price": "0.02"}}, models={"m": facts}

@@ -1,4 +1,4 @@
-"""What belongs to a loop is made once, at first use, and closed when the loop ends or sooner."""
+"""Tests of PerLoop: a value is made at first use, and closed when the loop ends or sooner."""
 
 import asyncio
 import gc
@@ -15,12 +15,12 @@ from embedroute.runtime import PerLoop, tasks
 BACKENDS = ["asyncio", "trio"]
 
 
-class Shop:
-    """Makes things and notes when each was made and closed."""
+class Resources:
+    """Makes values, and records which were made and closed."""
 
     def __init__(self):
         self.made, self.closed = [], []
-        self.perloop = PerLoop("shop", self.make)
+        self.perloop = PerLoop("resources", self.make)
 
     def make(self, stack):
         thing = f"thing {len(self.made)}"
@@ -29,72 +29,72 @@ class Shop:
         return thing
 
     async def close(self, thing):
-        # A real close waits for the network, also where the loop is going down and cancels all it can.
+        # A real close awaits the network, also while the loop ends and cancels its tasks.
         await anyio.lowlevel.checkpoint()
         await anyio.sleep(0.001)
         self.closed.append(thing)
 
 
 @pytest.mark.anyio
-async def test_the_first_users_of_a_loop_share_one():
-    shop, got = Shop(), []
+async def test_concurrent_first_users_share_one_value():
+    resources, got = Resources(), []
 
     async def get():
-        got.append(await shop.perloop.get())
+        got.append(await resources.perloop.get())
 
     await tasks.gather([get] * 5, at_once=5)
 
     assert got == ["thing 0"] * 5
-    assert shop.closed == []
+    assert resources.closed == []
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_without_a_lifespan_it_is_closed_when_its_loop_ends(backend):
-    shop = Shop()
+def test_without_a_lifespan_the_value_is_closed_when_its_loop_ends(backend):
+    resources = Resources()
 
     for at in range(3):
-        assert anyio.run(shop.perloop.get, backend=backend) == f"thing {at}"
-        assert shop.closed == shop.made
+        assert anyio.run(resources.perloop.get, backend=backend) == f"thing {at}"
+        assert resources.closed == resources.made
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_it_is_closed_even_when_the_loop_ends_by_an_error(backend):
-    shop = Shop()
+def test_the_value_is_closed_when_the_loop_ends_with_an_error(backend):
+    resources = Resources()
 
     async def fail():
-        await shop.perloop.get()
+        await resources.perloop.get()
         raise LookupError
 
     with pytest.raises(LookupError):
         anyio.run(fail, backend=backend)
-    assert shop.closed == ["thing 0"]
+    assert resources.closed == ["thing 0"]
 
 
 @pytest.mark.anyio
-async def test_closing_makes_room_for_another():
-    shop = Shop()
-    first = await shop.perloop.get()
-    await shop.perloop.close(first)
-    await shop.perloop.close(first)
-    await shop.perloop.get()
-    await shop.perloop.close(first)
+async def test_after_close_the_next_get_makes_a_new_value():
+    resources = Resources()
+    first = await resources.perloop.get()
+    await resources.perloop.close(first)
+    await resources.perloop.close(first)
+    await resources.perloop.get()
+    await resources.perloop.close(first)
 
-    assert shop.made == ["thing 0", "thing 1"]
-    assert shop.closed == ["thing 0"]
+    assert resources.made == ["thing 0", "thing 1"]
+    assert resources.closed == ["thing 0"]
 
 
 @pytest.mark.anyio
-async def test_what_is_closed_by_two_at_once_is_closed_once():
-    shop = Shop()
-    close = partial(shop.perloop.close, await shop.perloop.get())
+async def test_concurrent_calls_of_close_close_the_value_once():
+    resources = Resources()
+    close = partial(resources.perloop.close, await resources.perloop.get())
 
     await tasks.gather([close, close], at_once=2)
-    assert shop.closed == ["thing 0"]
+    assert resources.closed == ["thing 0"]
 
 
 @pytest.mark.anyio
-async def test_what_is_made_while_another_is_being_closed_is_kept():
-    """It would be made anew for the next, and closed by the collector while a late request still uses it."""
+async def test_a_value_made_while_another_is_closing_is_kept():
+    """Otherwise the garbage collector would close it while a late request uses it."""
     closed = []
 
     def make(stack):
@@ -121,7 +121,7 @@ async def test_what_is_made_while_another_is_being_closed_is_kept():
 
 
 @pytest.mark.anyio
-async def test_a_failure_to_make_is_forgotten():
+async def test_get_retries_after_make_has_failed():
     faults = [OSError("no"), None]
 
     def make(_stack):
@@ -137,13 +137,13 @@ async def test_a_failure_to_make_is_forgotten():
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_two_loops_in_two_threads_have_one_each(backend):
-    shop, meet, got = Shop(), threading.Barrier(2, timeout=60), []
+def test_loops_in_two_threads_have_separate_values(backend):
+    resources, meet, got = Resources(), threading.Barrier(2, timeout=60), []
 
     async def use():
-        thing = await shop.perloop.get()
+        thing = await resources.perloop.get()
         meet.wait()
-        got.append((thing, await shop.perloop.get()))
+        got.append((thing, await resources.perloop.get()))
 
     threads = [
         threading.Thread(target=anyio.run, args=[use], kwargs={"backend": backend})
@@ -155,24 +155,24 @@ def test_two_loops_in_two_threads_have_one_each(backend):
         thread.join()
 
     assert sorted(got) == [("thing 0", "thing 0"), ("thing 1", "thing 1")]
-    assert sorted(shop.closed) == ["thing 0", "thing 1"]
+    assert sorted(resources.closed) == ["thing 0", "thing 1"]
 
 
-def test_two_of_one_name_do_not_meet():
-    shops = [Shop(), Shop()]
+def test_instances_with_the_same_name_are_independent():
+    all_resources = [Resources(), Resources()]
 
     async def use():
-        return [await shop.perloop.get() for shop in shops]
+        return [await resources.perloop.get() for resources in all_resources]
 
     assert asyncio.run(use()) == ["thing 0", "thing 0"]
-    assert [shop.closed for shop in shops] == [["thing 0"], ["thing 0"]]
+    assert [resources.closed for resources in all_resources] == [["thing 0"], ["thing 0"]]
 
 
-def test_no_loop_is_kept_alive():
-    shop = Shop()
+def test_does_not_keep_a_loop_alive():
+    resources = Resources()
 
     async def use():
-        await shop.perloop.get()
+        await resources.perloop.get()
         return weakref.ref(asyncio.get_running_loop())
 
     loop = asyncio.run(use())

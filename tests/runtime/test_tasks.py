@@ -21,8 +21,8 @@ pytestmark = pytest.mark.anyio
 WHO = ContextVar("who", default="nobody")
 
 
-class Seen:
-    """Notes how work ended."""
+class Recorder:
+    """Records how work ended."""
 
     def __init__(self):
         self.ends = []
@@ -50,16 +50,16 @@ def after(seconds, seen=None):
     return gone
 
 
-async def test_work_that_is_done_first_ends_the_watch():
-    seen = Seen()
+async def test_finished_work_ends_the_watch():
+    seen = Recorder()
 
     assert await cancel_on_disconnect(seen.work(0.1, "done"), after(60, seen), grace=0) == "done"
     assert seen.ends == ["done", "watched"]
 
 
 @pytest.mark.parametrize("seconds", [0, 0.01])
-async def test_the_client_leaving_first_cancels_the_work(seconds):
-    seen = Seen()
+async def test_a_disconnect_cancels_the_work(seconds):
+    seen = Recorder()
 
     with pytest.raises(ClientDisconnected):
         await cancel_on_disconnect(seen.work(60, "done"), after(seconds), grace=0)
@@ -67,8 +67,8 @@ async def test_the_client_leaving_first_cancels_the_work(seconds):
 
 
 @pytest.mark.parametrize("result", [None, False, "", []])
-async def test_a_result_that_is_nothing_is_a_result(result):
-    assert await cancel_on_disconnect(Seen().work(0, result), after(60), grace=0) is result
+async def test_returns_a_falsy_result(result):
+    assert await cancel_on_disconnect(Recorder().work(0, result), after(60), grace=0) is result
 
 
 FACTORIES = {"none": None, "before_python_3_11": lambda loop, coro: asyncio.Task(coro, loop=loop)}
@@ -76,8 +76,8 @@ FACTORIES = {"none": None, "before_python_3_11": lambda loop, coro: asyncio.Task
 
 
 @pytest.mark.parametrize("factory", FACTORIES)
-def test_the_watch_sees_what_its_own_request_sees(factory):
-    """Though one timer begins the watches of many; hosts keep their request's id in such a variable, and log by it."""
+def test_the_watch_runs_in_the_context_of_its_request(factory):
+    """Hosts keep the id of a request in a context variable, for example to log it."""
     seen = {}
 
     async def request(name):
@@ -101,16 +101,16 @@ def test_the_watch_sees_what_its_own_request_sees(factory):
 @pytest.mark.parametrize(
     "error", [KeyError("k"), ExceptionGroup("g", [ValueError("v")]), TimeoutError()]
 )
-async def test_an_error_of_the_work_comes_out_plain(error):
+async def test_raises_an_error_of_the_work_without_a_group(error):
     plain = innermost(error) if isinstance(error, ExceptionGroup) else error
 
     with pytest.raises(type(plain)) as raised:
-        await cancel_on_disconnect(Seen().work(0, error), after(60), grace=0)
+        await cancel_on_disconnect(Recorder().work(0, error), after(60), grace=0)
     assert raised.value is plain
 
 
-async def test_an_error_of_the_watch_comes_out_plain_and_cancels_the_work():
-    seen = Seen()
+async def test_an_error_of_the_watch_cancels_the_work_and_is_raised_without_a_group():
+    seen = Recorder()
 
     async def broken():
         raise LookupError
@@ -120,8 +120,8 @@ async def test_an_error_of_the_watch_comes_out_plain_and_cancels_the_work():
     assert seen.ends == ["cancelled"]
 
 
-async def test_a_deadline_around_it_cancels_both():
-    seen = Seen()
+async def test_an_outer_timeout_cancels_work_and_watch():
+    seen = Recorder()
 
     with pytest.raises(TimeoutError), anyio.fail_after(0.1):
         await cancel_on_disconnect(seen.work(60, "done"), after(60, seen), grace=0)
@@ -129,9 +129,9 @@ async def test_a_deadline_around_it_cancels_both():
 
 
 @pytest.mark.parametrize("anyio_backend", ["trio"])
-async def test_work_that_shields_itself_is_waited_for_and_then_cancelled():
-    """On asyncio the work is cancelled as servers cancel it, natively, which pierces a shield."""
-    seen = Seen()
+async def test_shielded_work_is_awaited_before_it_is_cancelled():
+    """On asyncio the task is cancelled natively, as servers do, which ignores a shield."""
+    seen = Recorder()
 
     async def stubborn():
         with anyio.CancelScope(shield=True):
@@ -144,7 +144,7 @@ async def test_work_that_shields_itself_is_waited_for_and_then_cancelled():
 
 
 @pytest.mark.parametrize(("count", "at_once", "most"), [(0, 4, 0), (1, 4, 1), (3, 4, 3), (9, 4, 4)])
-async def test_only_so_many_run_at_once(count, at_once, most):
+async def test_gather_limits_concurrency(count, at_once, most):
     running, peaks = [], [0]
 
     async def item():
@@ -160,8 +160,8 @@ async def test_only_so_many_run_at_once(count, at_once, most):
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-async def test_the_first_failure_cancels_the_rest_and_comes_out_plain(count):
-    seen = Seen()
+async def test_gather_raises_the_first_error_and_cancels_the_others(count):
+    seen = Recorder()
 
     async def fail():
         await seen.work(0.01, KeyError("first"))
@@ -174,8 +174,8 @@ async def test_the_first_failure_cancels_the_rest_and_comes_out_plain(count):
     assert sorted(map(str, seen.ends)) == ["'first'", *["cancelled"] * (count - 1)]
 
 
-async def test_a_deadline_around_many_cancels_them_all():
-    seen = Seen()
+async def test_an_outer_timeout_cancels_all_work_of_gather():
+    seen = Recorder()
 
     async def wait():
         await seen.work(60, "never")
@@ -185,7 +185,7 @@ async def test_a_deadline_around_many_cancels_them_all():
     assert seen.ends == ["cancelled"] * 2
 
 
-def test_the_innermost_of_nested_groups_is_plain():
+def test_innermost_returns_an_exception_that_is_not_a_group():
     plain = ValueError("v")
     nested = BaseExceptionGroup("a", [ExceptionGroup("b", [plain, KeyError()]), OSError()])
 
@@ -201,11 +201,11 @@ def test_the_innermost_of_nested_groups_is_plain():
         (SystemExit(), False),
     ],
 )
-async def test_a_cancellation_that_nobody_sent_is_a_stray(error, stray):
+async def test_a_cancellation_raised_by_called_code_is_foreign(error, stray):
     assert stray is is_foreign_cancellation(error)
 
 
-async def test_a_cancellation_that_was_sent_is_none():
+async def test_a_real_cancellation_is_not_foreign():
     found = []
 
     async def cancelled(error):
@@ -224,7 +224,7 @@ async def test_a_cancellation_that_was_sent_is_none():
     assert found == [False, False]
 
 
-def test_a_future_that_somebody_else_cancelled_cancels_nobody():
+def test_a_cancelled_future_does_not_cancel_its_waiter():
     async def main():
         future = asyncio.get_running_loop().create_future()
         future.cancel()
@@ -235,7 +235,7 @@ def test_a_future_that_somebody_else_cancelled_cancels_nobody():
     assert asyncio.run(main())
 
 
-def test_a_coroutine_that_is_closed_outside_any_loop_is_not_disturbed():
+def test_a_coroutine_can_be_closed_outside_a_loop():
     assert not is_foreign_cancellation(GeneratorExit())
 
 

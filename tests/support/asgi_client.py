@@ -1,4 +1,7 @@
-"""A raw ASGI client: header order and duplicates, raw paths and piecemeal bodies as no HTTP client would send them."""
+"""A raw ASGI client that can send what HTTP clients do not.
+
+It controls the order and duplicates of headers, raw paths, and the pieces of the body.
+"""
 
 import json
 import time
@@ -10,9 +13,10 @@ import anyio
 
 
 class Answer(NamedTuple):
-    """What an application answered; ``taken`` counts the bytes of the body that it asked for.
+    """The response of an application.
 
-    ``seconds`` is how long that took, ``busy`` for how many of them this thread, which is the loop's, had the CPU.
+    ``taken`` is the number of bytes of the request body that the application received. ``seconds``
+    is the duration, and ``busy`` the CPU time of this thread, which runs the event loop.
     """
 
     status: int
@@ -31,7 +35,8 @@ class Answer(NamedTuple):
         return self.json["error"]
 
     def header(self, name):
-        return next((value.decode() for held, value in self.headers if held == name.encode()), None)
+        values = (value for header, value in self.headers if header == name.encode())
+        return next((value.decode() for value in values), None)
 
 
 async def call(
@@ -44,9 +49,9 @@ async def call(
     pause=0.0,
     **scope,
 ) -> Answer:
-    """Send one request; ``pause`` is seconds before each piece of the body, ``scope`` adds to the ASGI scope."""
+    """Send a request. ``pause`` is seconds before each piece; ``scope`` extends the ASGI scope."""
     raw, _, query = target.partition("?")
-    whole = {
+    full_scope = {
         "type": "http",
         "asgi": {"version": "3.0"},
         "http_version": "1.1",
@@ -61,12 +66,14 @@ async def call(
         "server": ("127.0.0.1", 80),
         **scope,
     }
-    left, ended, taken = iter(pieces), [], 0
+    remaining = iter(pieces)
+    ended = []
+    taken = 0
 
     async def receive():
         nonlocal taken
         await anyio.sleep(pause)
-        piece = next(left, None)
+        piece = next(remaining, None)
         if piece is None and ended:
             await anyio.sleep_forever()
         if piece is None:
@@ -80,8 +87,8 @@ async def call(
         messages.append(message)
 
     began, worked = time.perf_counter(), time.thread_time()
-    await app(whole, receive, send)
-    took, busy = time.perf_counter() - began, time.thread_time() - worked
+    await app(full_scope, receive, send)
+    seconds, busy = time.perf_counter() - began, time.thread_time() - worked
     start, *rest = messages
     body = b"".join(message.get("body", b"") for message in rest)
-    return Answer(start["status"], list(start["headers"]), body, taken, took, busy)
+    return Answer(start["status"], list(start["headers"]), body, taken, seconds, busy)

@@ -1,4 +1,4 @@
-"""Runs a command in a process of its own, to its end or for as long as it serves."""
+"""Runs a command in a separate process, to its end or while it serves."""
 
 import os
 import re
@@ -12,17 +12,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PATIENCE = 60.0
-"""Seconds that a server may take to say where it listens."""
+"""Seconds that a server may take to print its address."""
 
 SERVE = ("-m", "uvicorn", "--host", "127.0.0.1", "--port", "0", "--no-access-log")
-"""What ``python`` is told to serve; the app's name goes behind it."""
+"""Arguments of ``python`` to serve an app; append the name of the app."""
 
 _RUNNING = re.compile(r"running on (http://127\.0\.0\.1:\d+)")
 
 
 def run(words: Sequence[str | Path], cwd: Path, environ: Mapping[str, str] | None = None) -> str:
-    """Run a command that must succeed, and give its output."""
-    done = subprocess.run(  # noqa: S603 - our own words
+    """Run a command that must succeed, and return its output."""
+    completed = subprocess.run(  # noqa: S603 - fixed arguments
         words,
         cwd=cwd,
         env={**os.environ, **(environ or {})},
@@ -30,12 +30,12 @@ def run(words: Sequence[str | Path], cwd: Path, environ: Mapping[str, str] | Non
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    assert completed.returncode == 0, completed.stdout + completed.stderr
+    return completed.stdout
 
 
 def pip(*words: str | Path, cwd: Path) -> str:
-    """Run pip quietly."""
+    """Run pip without its usual output."""
     return run([sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *words], cwd)
 
 
@@ -46,29 +46,29 @@ def serving(
     environ: Mapping[str, str] | None = None,
     errors: Path | None = None,
 ) -> Iterator[str]:
-    """Give the URL of a command that ends in uvicorn on a port of its own choice; ``errors`` keeps its standard error."""
-    with tempfile.TemporaryFile("w+") if errors is None else errors.open("w+") as said:
-        process = subprocess.Popen(  # noqa: S603 - our own words
+    """Yield the URL of a command that runs uvicorn on a free port. ``errors`` stores its stderr."""
+    with tempfile.TemporaryFile("w+") if errors is None else errors.open("w+") as output:
+        process = subprocess.Popen(  # noqa: S603 - fixed arguments
             words,
             cwd=cwd,
             env={**os.environ, **(environ or {})},
             stdin=subprocess.DEVNULL,
-            stdout=said if errors is None else subprocess.DEVNULL,
-            stderr=said,
+            stdout=output if errors is None else subprocess.DEVNULL,
+            stderr=output,
         )
         try:
-            yield _url(process, said.fileno())
+            yield _read_url(process, output.fileno())
         finally:
             process.send_signal(signal.SIGINT)
             process.wait(PATIENCE)
 
 
-def _url(process: subprocess.Popen[bytes], said: int) -> str:
-    until = time.monotonic() + PATIENCE
+def _read_url(process: subprocess.Popen[bytes], descriptor: int) -> str:
+    deadline = time.monotonic() + PATIENCE
     while True:
-        text = os.pread(said, 100_000, 0).decode(errors="replace")
-        if found := _RUNNING.search(text):
-            return found[1]
+        text = os.pread(descriptor, 100_000, 0).decode(errors="replace")
+        if match := _RUNNING.search(text):
+            return match[1]
         assert process.poll() is None, text
-        assert time.monotonic() < until, text
+        assert time.monotonic() < deadline, text
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""What the documents show: their code blocks, and the sentences that the README embeds."""
+"""Reads the code blocks of the documentation, and defines the sentences that the README embeds."""
 
 import re
 from pathlib import Path
@@ -23,16 +23,16 @@ _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def blocks(document: Path, language: str) -> list[str]:
-    """The code blocks of one language, in order."""
+    """Return the code blocks of one language, in order."""
     return [
         code
-        for named, code in _BLOCK.findall(document.read_text(encoding="utf-8"))
-        if named == language
+        for block_language, code in _BLOCK.findall(document.read_text(encoding="utf-8"))
+        if block_language == language
     ]
 
 
 def has(document: Path, *words: str) -> str:
-    """The one Python block that holds all ``words``."""
+    """Return the only Python block that contains all ``words``."""
     (block,) = [
         block for block in blocks(document, "python") if all(word in block for word in words)
     ]
@@ -40,7 +40,7 @@ def has(document: Path, *words: str) -> str:
 
 
 def nearer_and_farther(body) -> tuple[float, float]:
-    """The cosines of the cat to the feline and to the stocks, from an answer about ``SENTENCES``."""
+    """Return the cosines of the cat to the feline and to the stocks, from a response body."""
     cat, feline, stocks = (
         np.array(row["embedding"]) / np.linalg.norm(row["embedding"]) for row in body["data"]
     )

@@ -1,4 +1,4 @@
-"""An upstream that speaks HTTP/2 over TLS and sends surplus frames, for what hypercorn would never do."""
+"""An HTTP/2 upstream over TLS that sends surplus frames, which hypercorn never does."""
 
 import asyncio
 import threading
@@ -12,14 +12,15 @@ from hyperframe.frame import DataFrame, HeadersFrame
 from tests.fault_upstream.truth import vectors_of
 
 LATE = 0.005
-"""Seconds between an answer and a surplus one."""
+"""Seconds between a response and a surplus one."""
 
 
 class Http2Upstream:
-    """Answers ``{"input": [text]}`` with its vector, ``delay`` seconds after the request; a thread of its own.
+    """Responds to ``{"input": [text]}`` with its vector, ``delay`` seconds later; runs in a thread.
 
-    ``surplus`` adds what was not asked for: ``"late"`` answers a stream a second time a little later, ``"at_once"`` in
-    the same write, and ``"ahead"`` answers a stream that the client has not opened, in the same write as well.
+    ``surplus`` adds a second response: ``"late"`` on the same stream a little later, ``"at_once"``
+    on the same stream in the same write, and ``"ahead"`` in the same write on a stream that the
+    client has not opened.
     """
 
     def __init__(self, context, surplus="", delay=0.0):

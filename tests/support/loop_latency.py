@@ -1,10 +1,12 @@
-"""For how long a large answer holds the event loop up, seen in a process of its own: nothing of other tests is in it.
+"""Measures how long a large response blocks the event loop, in a separate process.
 
-``python -m tests.support.loop_latency openai base64 float uvloop`` asks an upstream, a process too, for base64 and answers float text,
-until the longest that a coroutine which only wants its turn waits for it is within the bound; or so many times. It
-prints the best of them and the bound, in seconds.
+``python -m tests.support.loop_latency openai base64 float uvloop`` requests base64 from an
+upstream, which is another process, and responds with floats as text. It measures the longest time
+that a coroutine has to wait for its next turn. It repeats this until the time is within the bound,
+at most a fixed number of times, and prints the best time and the bound, in seconds.
 
-What other programs take is not counted, and the processors are kept from sleep: a virtual machine wakes them late.
+Time that other programs use is not counted. The processors are kept busy, because a virtual machine
+wakes them late.
 """
 
 import asyncio
@@ -54,7 +56,7 @@ built = []
 
 
 def noting(backend):
-    """Have a backend note when its request is ready: after that, all is the answer's. Of several the first counts."""
+    """Make a backend record when its first request is ready; later work is for the response."""
 
     class Noting(backend, frozen=True, kw_only=True):
         def build(self, batch):
@@ -81,7 +83,7 @@ def now():
 
 
 def waited():
-    """Seconds for which threads of this process have stood ready while other programs had the processors."""
+    """Return the seconds for which threads of this process were ready but not running."""
     total = 0
     for thread in TASKS.iterdir() if TASKS.exists() else ():
         with suppress(FileNotFoundError, ProcessLookupError):

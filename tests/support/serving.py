@@ -1,10 +1,10 @@
-"""Runs an ASGI app under a real server on loopback, in a process of its own, and tells all that it said.
+"""Runs an ASGI app under a real server in a separate process, and captures its output.
 
     with Serving("tests.hosts.apps.standalone", "uvicorn") as server:
         ...  # {server.url}/v1/embeddings
-    assert server.said == ""  # it stopped when told to, and without a warning
+    assert server.said == ""  # it stopped at the signal, and without a warning
 
-The process runs with all warnings as errors and, unless told otherwise, with asyncio's debug mode.
+The process runs with all warnings as errors and, by default, with asyncio's debug mode.
 """
 
 import os
@@ -48,9 +48,10 @@ SERVERS = {
     "hypercorn": ["hypercorn", "--bind", "fd://{fd}", "--log-level", "warning", "--workers", "0"],
     "hypercorn-trio": ["hypercorn", "--bind", "fd://{fd}", "--log-level", "warning", "-k", "trio"],
 }
-"""Name → the command that serves a listening socket, by its number."""
+"""Name → the command that serves a listening socket, given by its file descriptor."""
 
-# uvicorn raises the signal again once it has stopped: only SIGINT lets Python go on to tell what was left open.
+# After it has stopped, uvicorn raises the signal again. Only after SIGINT does Python still warn
+# about unclosed resources.
 STOPS = {
     "uvicorn": signal.SIGINT,
     "uvicorn-uvloop": signal.SIGINT,
@@ -59,12 +60,12 @@ STOPS = {
 }
 """Name → the signal that stops it cleanly, with code 0."""
 
-# A busy machine makes asyncio's debug mode say this of anybody's first request; it is no defect of the app.
+# On a busy machine, asyncio's debug mode prints this for the first request of any app.
 SLOW = re.compile(r"^Executing <.*> took [0-9.]+ seconds\n", re.MULTILINE)
 
 
 class Serving:
-    """A server from ``with`` to the end of it; ``app`` names a module that holds ``app``."""
+    """A server that runs inside ``with``. ``app`` names a module with an object ``app``."""
 
     def __init__(
         self,
@@ -90,21 +91,21 @@ class Serving:
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """The base URL of the server."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
     def pid(self) -> int:
-        """The process that serves."""
+        """The id of the server's process."""
         return self._process.pid
 
     def __enter__(self) -> Self:
-        # The socket listens before the server starts: clients wait in its backlog, and nobody polls.
+        # The socket listens before the server starts, so that clients wait in its backlog.
         with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
             self.port = listener.getsockname()[1]
             fd = str(listener.fileno())
             self._output = tempfile.TemporaryFile()
-            self._process = subprocess.Popen(  # noqa: S603 - our own words
+            self._process = subprocess.Popen(  # noqa: S603 - fixed arguments
                 [
                     sys.executable,
                     "-W",
@@ -122,7 +123,7 @@ class Serving:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop by the signal for it; by SIGKILL, and a word of it in ``said``, if that does not help."""
+        """Stop the server by its signal; if that fails, by SIGKILL, which ``said`` then reports."""
         self._process.send_signal(STOPS[self.server])
         try:
             self.code = self._process.wait(LONGEST_STOP)

@@ -1,4 +1,4 @@
-"""A certificate of one's own for localhost, as openssl makes them."""
+"""Creates a self-signed certificate for localhost with openssl."""
 
 import ssl
 import subprocess
@@ -23,11 +23,11 @@ distinguished_name = any
 
 
 def certified(tmp_path, until="20991231000000Z"):
-    """Make a certificate for localhost: its file, and a server's context with it."""
+    """Create a certificate for localhost; return its file and a server context with it."""
     (tmp_path / "index").touch()
     (tmp_path / "serial").write_text("01")
-    config, key, wish, cert = (
-        str(tmp_path / name) for name in ("config", "key.pem", "wish.pem", "cert.pem")
+    config, key, request, cert = (
+        str(tmp_path / name) for name in ("config", "key.pem", "request.pem", "cert.pem")
     )
     (tmp_path / "config").write_text(CA.format(place=tmp_path))
     new = [
@@ -43,7 +43,7 @@ def certified(tmp_path, until="20991231000000Z"):
         "-keyout",
         key,
         "-out",
-        wish,
+        request,
     ]
     sign = [
         "ca",
@@ -55,12 +55,12 @@ def certified(tmp_path, until="20991231000000Z"):
         "-keyfile",
         key,
         "-in",
-        wish,
+        request,
         "-out",
         cert,
     ]
     for command in (new, [*sign, "-startdate", "20200101000000Z", "-enddate", until]):
-        subprocess.run(["openssl", *command], check=True, capture_output=True)  # noqa: S603, S607 - our own words
+        subprocess.run(["openssl", *command], check=True, capture_output=True)  # noqa: S603, S607 - fixed arguments
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(cert, key)
     return cert, context

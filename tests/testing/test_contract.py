@@ -1,6 +1,6 @@
-"""The double that stands in for an upstream, and the check that finds each mistake that the author of a backend can make."""
+"""Tests of ScriptedBackend, and of check_backend with one backend per mistake."""
 
-# A mistaken backend does not look at what it is given.
+# Many of the faulty backends ignore their arguments.
 # ruff: noqa: ARG002
 
 import time
@@ -58,7 +58,7 @@ def fail(_batch):
 
 
 @pytest.mark.anyio
-async def test_the_default_answer_is_the_vector_expected_of_each_input():
+async def test_the_default_result_is_the_expected_vector_of_each_input():
     backend = ScriptedBackend(width=8)
 
     found = await backend.embed(batch("a", "b", input_type="query"))
@@ -68,7 +68,7 @@ async def test_the_default_answer_is_the_vector_expected_of_each_input():
 
 
 @pytest.mark.anyio
-async def test_the_default_answer_is_what_hashed_gives():
+async def test_the_default_result_equals_that_of_hashed():
     scripted, hashed = await ScriptedBackend().embed(batch("a")), await Hashed().embed(batch("a"))
 
     assert np.array_equal(scripted.array, hashed.array)
@@ -76,7 +76,7 @@ async def test_the_default_answer_is_what_hashed_gives():
 
 
 @pytest.mark.anyio
-async def test_a_script_is_played_one_step_a_call_and_then_the_rest():
+async def test_uses_one_step_of_the_script_per_call_and_then_the_default():
     backend = ScriptedBackend(
         script=[UpstreamUnavailable("reset"), ONE, lambda _: ONE, slowly, fail, 0.0],
         then=RateLimited("slow"),
@@ -101,7 +101,7 @@ async def test_a_script_is_played_one_step_a_call_and_then_the_rest():
 
 
 @pytest.mark.anyio
-async def test_a_number_is_seconds_to_wait():
+async def test_a_number_in_the_script_is_a_wait_in_seconds():
     started = time.monotonic()
 
     await ScriptedBackend(script=[0.05]).embed(batch("a"))
@@ -110,7 +110,7 @@ async def test_a_number_is_seconds_to_wait():
 
 
 @pytest.mark.anyio
-async def test_writes_down_what_it_was_asked():
+async def test_records_its_batches():
     backend, other = ScriptedBackend(), ScriptedBackend()
     asked = [batch("a"), batch("b", dimensions=4)]
     for each in asked:
@@ -121,7 +121,7 @@ async def test_writes_down_what_it_was_asked():
 
 
 class Acme(HTTPBackend, frozen=True):
-    """A good backend; each mistake below is one change to it."""
+    """A valid backend. Each faulty backend below changes one thing."""
 
     accepts: ClassVar[Accepts] = Accepts(
         tokens=True,
@@ -171,8 +171,8 @@ def gemini_reply(batch):
     return {"embeddings": [{"values": [len(str(item)), 1]} for item in batch.inputs]}
 
 
-class Printed(HTTPBackend):
-    """As the design prints it: nothing of the base is said again."""
+class DesignExample(HTTPBackend):
+    """The example of the design document."""
 
     api_key: Secret
     base_url: str = "https://api.acme.example"
@@ -187,12 +187,12 @@ class Printed(HTTPBackend):
         return Vectors.from_lists(answer["vectors"], prompt_tokens=answer["tokens"])
 
 
-def printed_reply(batch):
+def design_example_reply(batch):
     return {**by_input(batch), "tokens": 3}
 
 
 class OneByOne(Acme, frozen=True):
-    """Takes one input a call."""
+    """Accepts one input per call."""
 
     accepts: ClassVar[Accepts] = Accepts(max_inputs=1)
 
@@ -201,8 +201,8 @@ class TokensOnly(Acme, frozen=True):
     accepts: ClassVar[Accepts] = Accepts(texts=False, tokens=True)
 
 
-class Fussy(Acme, frozen=True):
-    """Refuses what its API cannot do, as it may, and models that it does not know."""
+class Selective(Acme, frozen=True):
+    """Rejects unsupported inputs and unknown models, which is allowed."""
 
     def build(self, batch):
         if batch.parts and batch.input_type is None:
@@ -212,15 +212,15 @@ class Fussy(Acme, frozen=True):
         )
 
 
-class Doubles(Backend, frozen=True):
-    """Gives what numpy makes of numbers."""
+class Float64Vectors(Backend, frozen=True):
+    """Returns float64 vectors, numpy's default."""
 
     async def embed(self, batch):
         return Vectors(np.array([[len(text), 1.0] for text in batch.texts]), np.int64(3))
 
 
-class Awaitable(Doubles, frozen=True):
-    """Its ``embed`` is no coroutine function, but what it gives can be awaited."""
+class Awaitable(Float64Vectors, frozen=True):
+    """Its ``embed`` is not a coroutine function, but returns an awaitable."""
 
     def embed(self, batch):
         return super().embed(batch)
@@ -240,15 +240,15 @@ class OneImage(Backend, frozen=True):
         (Acme(), by_input),
         (Acme(), by_place),
         (Acme(), None),
-        (Printed(api_key=Secret("k")), None),
-        (Printed(api_key=Secret("k")), printed_reply),
+        (DesignExample(api_key=Secret("k")), None),
+        (DesignExample(api_key=Secret("k")), design_example_reply),
         (OneByOne(), by_input),
         (TokensOnly(), by_input),
-        (Fussy(), by_input),
+        (Selective(), by_input),
         (OpenAI(api_key=Secret("k"), extra_headers={"x-key": Secret("k")}), None),
         (Mistral(api_key=Secret("k")), None),
         (Gemini(api_key=Secret("k")), None),
-        (Doubles(), None),
+        (Float64Vectors(), None),
         (Awaitable(), None),
         (OneImage(), None),
         (OpenAI(api_key=Secret("k")), openai_reply),
@@ -296,7 +296,7 @@ class UpperCase(Acme, frozen=True):
         return msgspec.structs.replace(super().build(batch), headers={"X-Key": self.api_key})
 
 
-class Unsteady(Acme, frozen=True):
+class NonDeterministic(Acme, frozen=True):
     def build(self, batch):
         return msgspec.structs.replace(super().build(batch), headers={"x-id": str(next(TICKS))})
 
@@ -313,20 +313,20 @@ class NoRequest(Acme, frozen=True):
         return {"texts": batch.texts}
 
 
-class Deaf(Acme, frozen=True):
+class IgnoresDimensions(Acme, frozen=True):
     def build(self, batch):
         return UpstreamRequest.json(URL, {"in": batch.inputs})
 
 
-class DeafToInputs(Acme, frozen=True):
+class IgnoresInputs(Acme, frozen=True):
     accepts: ClassVar[Accepts] = Accepts()
 
     def build(self, _batch):
         return UpstreamRequest.json(URL, {})
 
 
-class Heard(Acme, frozen=True):
-    """Sends what it is told to of the inputs."""
+class SendsSelected(Acme, frozen=True):
+    """Sends the inputs that ``sent`` selects."""
 
     sent: Callable = list
     accepts: ClassVar[Accepts] = Accepts(
@@ -338,12 +338,12 @@ class Heard(Acme, frozen=True):
         return UpstreamRequest.json(URL, body)
 
 
-class Turned(Acme, frozen=True):
+class ReversedRows(Acme, frozen=True):
     def parse(self, batch, reply):
         return Vectors.from_lists(sorted(reply.json()["vectors"]), dtype=batch.dtype)
 
 
-class Fused(Acme, frozen=True):
+class MergedRows(Acme, frozen=True):
     def parse(self, batch, reply):
         return Vectors.from_lists(reply.json()["vectors"][:1], dtype=batch.dtype)
 
@@ -353,7 +353,7 @@ class NoVectors(Acme, frozen=True):
         return reply.json()["vectors"]
 
 
-class Hopeful(Acme, frozen=True):
+class AcceptsAnyBody(Acme, frozen=True):
     def parse(self, batch, reply):
         try:
             return super().parse(batch, reply)
@@ -361,19 +361,19 @@ class Hopeful(Acme, frozen=True):
             return Vectors.from_lists([[1, 1] for _ in batch.inputs], dtype=batch.dtype)
 
 
-class Rash(Acme, frozen=True):
+class RaisesLookupError(Acme, frozen=True):
     def parse(self, batch, reply):
         if b"vectors" not in reply.content:
             raise LookupError(batch)
         return super().parse(batch, reply)
 
 
-class DeafToModel(Acme, frozen=True):
+class IgnoresModel(Acme, frozen=True):
     def build(self, batch):
         return super().build(msgspec.structs.replace(batch, model="mine"))
 
 
-class DeafToOrder(Acme, frozen=True):
+class IgnoresOrder(Acme, frozen=True):
     accepts: ClassVar[Accepts] = Accepts()
 
     def build(self, batch):
@@ -434,12 +434,12 @@ class Broken(Acme, frozen=True):
         raise RuntimeError("x")
 
 
-class BadFault(Acme, frozen=True):
+class InvalidMapError(Acme, frozen=True):
     def map_error(self, reply):
         return reply.status
 
 
-class RashFault(Acme, frozen=True):
+class RaisingMapError(Acme, frozen=True):
     def map_error(self, reply):
         return RateLimited(reply.json()["error"]["message"])
 
@@ -465,8 +465,8 @@ class SyncEmbed(Backend, frozen=True):
         return Vectors(np.ones((len(batch), 4), "<f4"))
 
 
-class Answers(Backend, frozen=True):
-    """Gives whatever it is told to."""
+class ReturnsResult(Backend, frozen=True):
+    """Returns or raises ``given``."""
 
     given: object = None
 
@@ -498,8 +498,8 @@ class AsyncRun(Unrunnable, frozen=True):
         return ONE
 
 
-class Sums(LocalBackend, frozen=True):
-    """A local model that gives each text one number too many, or each the same."""
+class SumOfCharacters(LocalBackend, frozen=True):
+    """A local model whose vectors have the wrong width or are all equal."""
 
     accepts: ClassVar[Accepts] = Accepts(dimensions=True)
 
@@ -510,8 +510,8 @@ class Sums(LocalBackend, frozen=True):
         return Vectors.from_lists([[1, place + 1, model] for place, _ in enumerate(batch.inputs)])
 
 
-class Centred(Sums, frozen=True):
-    """Makes the vector of a text depend on the other texts of a call."""
+class CentredOnBatch(SumOfCharacters, frozen=True):
+    """Computes vectors that depend on the other texts of the call."""
 
     accepts: ClassVar[Accepts] = Accepts()
 
@@ -519,8 +519,8 @@ class Centred(Sums, frozen=True):
         return Vectors(np.array([[len(text), len(batch)] for text in batch.texts], "<f4"))
 
 
-class Images(Backend, frozen=True):
-    """Takes images alone."""
+class ImagesOnly(Backend, frozen=True):
+    """Accepts only images."""
 
     accepts: ClassVar[Accepts] = Accepts(texts=False, modalities=("image",))
 
@@ -542,64 +542,64 @@ class Images(Backend, frozen=True):
             "reply= returned object: return values that JSON supports, or bytes",
         ),
         (Acme(), lambda batch: batch.texts[9], "reply= raised IndexError"),
-        (DeafToModel(), None, "same request for another model: send batch.model"),
+        (IgnoresModel(), None, "same request for another model: send batch.model"),
         (
-            DeafToOrder(),
+            IgnoresOrder(),
             None,
             r"same request for the same inputs in reverse: send them in their order",
         ),
         (
-            Heard(sent=lambda it: it.inputs[:1]),
+            SendsSelected(sent=lambda it: it.inputs[:1]),
             None,
             r"for any batch.texts\[1\]: send every input",
         ),
         (
-            Heard(sent=lambda it: it.inputs[:1]),
+            SendsSelected(sent=lambda it: it.inputs[:1]),
             by_input,
             r"for any batch.texts\[1\]: send every input",
         ),
-        (Heard(sent=lambda it: it.inputs[-1:]), None, r"for any batch.texts\[0\]"),
+        (SendsSelected(sent=lambda it: it.inputs[-1:]), None, r"for any batch.texts\[0\]"),
         (
-            Heard(sent=lambda it: [it.inputs[0], it.inputs[-1]]),
+            SendsSelected(sent=lambda it: [it.inputs[0], it.inputs[-1]]),
             None,
             r"for any batch.texts\[1\]",
         ),
         (
-            Heard(sent=lambda it: it.texts or it.parts or it.tokens[:1]),
+            SendsSelected(sent=lambda it: it.texts or it.parts or it.tokens[:1]),
             None,
             r"for any batch.tokens\[1\]",
         ),
         (
-            Heard(sent=lambda it: it.texts or it.tokens or it.parts[:1]),
+            SendsSelected(sent=lambda it: it.texts or it.tokens or it.parts[:1]),
             None,
             r"for any batch.parts\[1\]\[0\]",
         ),
         (
-            Heard(sent=lambda it: it.texts or it.tokens or [one[:1] for one in it.parts]),
+            SendsSelected(sent=lambda it: it.texts or it.tokens or [one[:1] for one in it.parts]),
             None,
             r"parts\[0\]\[1\]: send every input",
         ),
         (
-            Heard(sent=lambda it: it.texts or it.tokens or [one[-1:] for one in it.parts]),
+            SendsSelected(sent=lambda it: it.texts or it.tokens or [one[-1:] for one in it.parts]),
             None,
             r"parts\[0\]\[0\]: send every input",
         ),
         (
-            Heard(sent=lambda it: it.inputs[:1] if it.input_type else it.inputs),
+            SendsSelected(sent=lambda it: it.inputs[:1] if it.input_type else it.inputs),
             None,
             r"for any batch.texts\[1\]",
         ),
         (
-            Heard(sent=lambda it: it.texts or it.parts or sorted(it.tokens)),
+            SendsSelected(sent=lambda it: it.texts or it.parts or sorted(it.tokens)),
             None,
             "same inputs in reverse",
         ),
-        (Deaf(), None, "lists dimensions"),
+        (IgnoresDimensions(), None, "lists dimensions"),
         (KeyInURL(), None, "secret into the URL"),
         (TableKey(), None, "as a Secret in headers"),
-        (Unsteady(), None, "two requests for one batch"),
-        (Hopeful(), None, "parse returned vectors for"),
-        (Rash(), None, "parse raised LookupError"),
+        (NonDeterministic(), None, "two requests for one batch"),
+        (AcceptsAnyBody(), None, "parse returned vectors for"),
+        (RaisesLookupError(), None, "parse raised LookupError"),
         (Broken(), None, "parse raised RuntimeError: x"),
         (Broken(), by_input, "parse raised RuntimeError: x"),
         (NoArgument(), by_input, "parse raised TypeError"),
@@ -610,8 +610,12 @@ class Images(Backend, frozen=True):
         (NumberHeader(), None, "a header as int: use a str or a Secret"),
         (AsyncBuild(), None, "build is async: write def build"),
         (NoBuild(), None, "build is missing: write def build"),
-        (BadFault(), None, "map_error returned int for a 400: return one of embedroute.errors"),
-        (RashFault(), None, "map_error raised"),
+        (
+            InvalidMapError(),
+            None,
+            "map_error returned int for a 400: return one of embedroute.errors",
+        ),
+        (RaisingMapError(), None, "map_error raised"),
         (OddAccepts(), None, "accepts is a dict: write accepts = Accepts"),
         (OddDtype(), None, "accepts lists the dtype 'fp16'"),
         (NoInput(), None, "accepts allows neither texts nor tokens nor images"),
@@ -621,31 +625,31 @@ class Images(Backend, frozen=True):
         (Unrunnable(), None, "run raised SystemExit"),
         (AsyncRun(), None, "run is async: write def run"),
         (
-            Answers(given=UpstreamUnavailable("reset")),
+            ReturnsResult(given=UpstreamUnavailable("reset")),
             None,
             "embed raised UpstreamUnavailable: reset",
         ),
-        (Answers(given=SystemExit(3)), None, "embed raised SystemExit"),
-        (Answers(given=StopIteration()), None, "embed raised RuntimeError"),
-        (Answers(given=[[1.0]]), None, "result is a list, not Vectors"),
-        (Answers(given=Vectors(None)), None, "0 rows for 3 inputs"),
+        (ReturnsResult(given=SystemExit(3)), None, "embed raised SystemExit"),
+        (ReturnsResult(given=StopIteration()), None, "embed raised RuntimeError"),
+        (ReturnsResult(given=[[1.0]]), None, "result is a list, not Vectors"),
+        (ReturnsResult(given=Vectors(None)), None, "0 rows for 3 inputs"),
         (
-            Answers(given=lambda rows: Vectors(rows.astype(int))),
+            ReturnsResult(given=lambda rows: Vectors(rows.astype(int))),
             None,
             "int64 numbers; expected float",
         ),
         (
-            Answers(given=lambda rows: Vectors(rows, "7")),
+            ReturnsResult(given=lambda rows: Vectors(rows, "7")),
             None,
             "prompt_tokens is '7': return an int, or None",
         ),
         (
-            Answers(given=lambda rows: Vectors(rows, -5)),
+            ReturnsResult(given=lambda rows: Vectors(rows, -5)),
             None,
             "prompt_tokens is -5: return an int, or None",
         ),
         (
-            Answers(given=lambda rows: Vectors(rows, 5, {"text": "x"})),
+            ReturnsResult(given=lambda rows: Vectors(rows, 5, {"text": "x"})),
             None,
             "modality_tokens is {'text': 'x'}: return",
         ),
@@ -655,33 +659,34 @@ class Images(Backend, frozen=True):
         (KeyInHeader(), by_input, "as a Secret in headers"),
         (KeyInRepr(), by_input, "shows in repr"),
         (UpperCase(), by_input, "lower case"),
-        (Unsteady(), by_input, "two requests for one batch"),
+        (NonDeterministic(), by_input, "two requests for one batch"),
         (NoURL(), by_input, "begin it with https"),
         (NoRequest(), by_input, "return UpstreamRequest"),
-        (Deaf(), by_input, "lists dimensions"),
-        (Deaf(), by_input, "lists input_type"),
-        (Deaf(), by_input, "lists dtype"),
-        (Deaf(), by_input, "accepts lists user"),
-        (DeafToInputs(), by_input, r"for any batch.texts\[0\]"),
-        (Turned(), by_input, "return row i for input i"),
-        (Fused(), by_input, "1 rows for 3 inputs"),
+        (IgnoresDimensions(), by_input, "lists dimensions"),
+        (IgnoresDimensions(), by_input, "lists input_type"),
+        (IgnoresDimensions(), by_input, "lists dtype"),
+        (IgnoresDimensions(), by_input, "accepts lists user"),
+        (IgnoresInputs(), by_input, r"for any batch.texts\[0\]"),
+        (ReversedRows(), by_input, "return row i for input i"),
+        (MergedRows(), by_input, "1 rows for 3 inputs"),
         (NoVectors(), by_input, "return Vectors"),
-        (Hopeful(), by_input, "parse returned vectors for"),
-        (Rash(), by_input, "parse raised LookupError"),
-        (Sums(), None, "3-dimensional vectors; expected 64"),
-        (Centred(), None, "another vector alone than in a batch of several"),
-        (Images(), None, "return row i for input i"),
+        (AcceptsAnyBody(), by_input, "parse returned vectors for"),
+        (RaisesLookupError(), by_input, "parse raised LookupError"),
+        (SumOfCharacters(), None, "3-dimensional vectors; expected 64"),
+        (CentredOnBatch(), None, "another vector alone than in a batch of several"),
+        (ImagesOnly(), None, "return row i for input i"),
     ],
 )
-def test_a_mistake_is_named(backend, reply, said):
+def test_reports_a_mistake(backend, reply, said):
     with pytest.raises(AssertionError, match=said):
         check_backend(backend, reply=reply)
 
 
 @pytest.mark.parametrize(
-    ("backend", "mistakes"), [(Deaf(), 5), (DeafToInputs(), 2), (Unsteady(), 1), (UpperCase(), 1)]
+    ("backend", "mistakes"),
+    [(IgnoresDimensions(), 5), (IgnoresInputs(), 2), (NonDeterministic(), 1), (UpperCase(), 1)],
 )
-def test_every_mistake_is_named_once(backend, mistakes):
+def test_reports_each_mistake_once(backend, mistakes):
     with pytest.raises(AssertionError) as caught:
         check_backend(backend, reply=by_input)
 
@@ -692,32 +697,32 @@ def test_every_mistake_is_named_once(backend, mistakes):
     ("backend", "reply"), [(Hashed(), None), (Acme(), by_input), (ScriptedBackend(), None)]
 )
 @pytest.mark.anyio
-async def test_may_be_called_inside_a_running_loop(backend, reply):
+async def test_can_be_called_inside_a_running_loop(backend, reply):
     check_backend(backend, reply=reply)
 
 
 @pytest.mark.anyio
-async def test_names_mistakes_inside_a_running_loop():
+async def test_reports_mistakes_inside_a_running_loop():
     with pytest.raises(AssertionError, match="embed raised UpstreamUnavailable"):
-        check_backend(Answers(given=UpstreamUnavailable("reset")))
+        check_backend(ReturnsResult(given=UpstreamUnavailable("reset")))
 
 
-def test_a_secret_of_the_authors_is_not_shown():
+def test_does_not_show_the_secrets_of_the_backend():
     with pytest.raises(AssertionError) as caught:
         check_backend(KeyInURL(api_key=Secret("sk-real")))
 
     assert "sk-real" not in str(caught.value)
 
 
-def test_the_cause_of_a_mistake_is_kept():
+def test_keeps_the_cause_of_a_mistake():
     with pytest.raises(AssertionError) as caught:
         check_backend(Broken())
 
     assert isinstance(caught.value.__cause__, RuntimeError)
 
 
-def test_the_size_that_is_tried_can_be_chosen():
+def test_dimensions_can_be_chosen():
     check_backend(ScriptedBackend(), dimensions=3)
 
     with pytest.raises(AssertionError, match="expected 4"):
-        check_backend(Sums(), dimensions=4)
+        check_backend(SumOfCharacters(), dimensions=4)

@@ -38,10 +38,10 @@ def client():
         ("httpx2", HTTP2, None, True, "httpx2"),
     ],
 )
-def test_the_quick_engine_is_used_where_it_can_be(
+def test_selects_the_fast_transport_if_it_can_be_used(
     name, connect, client_of, on_asyncio, opened, caplog
 ):
-    """And the log names the one that is opened, in its words and for machines."""
+    """The log record names it in its message and in its fields."""
     caplog.set_level(logging.INFO, "embedroute.http")
     own = client_of() if client_of else None
 
@@ -58,12 +58,12 @@ def test_the_quick_engine_is_used_where_it_can_be(
         (HTTP2, None, True, "supports only HTTP/1.1"),
     ],
 )
-def test_asking_for_it_where_it_cannot_be_is_refused(connect, client_of, on_asyncio, word):
+def test_rejects_fast_where_it_cannot_be_used(connect, client_of, on_asyncio, word):
     with pytest.raises(ConfigError, match=word):
         create_transport("fast", connect, client_of() if client_of else None, on_asyncio=on_asyncio)
 
 
-def test_http2_is_refused_beside_a_client_of_the_hosts():
+def test_rejects_http2_with_a_client_of_the_host():
     with pytest.raises(ConfigError, match=r"AsyncClient\(http2=True\)"):
         create_transport("auto", HTTP2, client(), on_asyncio=True)
 
@@ -72,13 +72,13 @@ FAST = Config(gateway=Settings(auth="open", engine="fast"), providers={"hashed":
 BODY = b'{"model": "hashed/m", "input": "a"}'
 
 
-def test_a_client_that_the_engine_would_not_use_is_refused_at_start():
+def test_rejects_a_client_with_the_fast_transport_at_startup():
     with pytest.raises(ConfigError, match="http_client"):
         Gateway(FAST, http_client=client())
 
 
 @pytest.mark.anyio
-async def test_what_only_the_event_loop_shows_is_told_to_the_log_and_not_to_clients(
+async def test_an_unsupported_event_loop_is_logged_and_not_shown_to_clients(
     anyio_backend_name, caplog
 ):
     answer = await call(
@@ -104,7 +104,7 @@ async def test_what_only_the_event_loop_shows_is_told_to_the_log_and_not_to_clie
     assert "engine" not in answer.error["message"]
 
 
-def test_the_setting_http2_is_refused_with_the_quick_engine():
+def test_rejects_http2_with_the_fast_transport():
     settings = Settings(auth="open", engine="fast", http2=True)
     with pytest.raises(ConfigError, match=r"supports only HTTP/1\.1"):
         Gateway(Config(gateway=settings, providers={"hashed": Provider()}))
@@ -114,12 +114,12 @@ WITHOUT = """
 import sys
 from importlib.machinery import PathFinder
 
-class Hiding(PathFinder):
+class HidingFinder(PathFinder):
     @classmethod
     def find_spec(cls, name, path=None, target=None):
         return None if name in {"httptools", "h2"} else super().find_spec(name, path, target)
 
-sys.meta_path[sys.meta_path.index(PathFinder)] = Hiding
+sys.meta_path[sys.meta_path.index(PathFinder)] = HidingFinder
 
 from embedroute.transport.base import DEFAULT_CONFIG, TransportConfig
 from embedroute.transport.factory import transport_mistakes, create_transport
@@ -130,7 +130,7 @@ print(transport_mistakes("auto", TransportConfig(http2=True)))
 """
 
 
-def test_without_its_extra_httpx2_is_used_and_asking_for_it_names_the_extra():
+def test_uses_httpx2_without_httptools_and_names_the_missing_extra():
     ran = subprocess.run(  # noqa: S603 - our own words
         [sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=False
     )

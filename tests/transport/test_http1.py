@@ -1,4 +1,4 @@
-"""The quick engine alone: what it keeps, what it sends again, what it refuses to write, and what it leaves behind."""
+"""Tests of the ``fast`` transport: connection reuse, repeated requests, validation and cleanup."""
 
 import asyncio
 import gc
@@ -46,8 +46,11 @@ def request(url, texts=("text",), **headers):
     return UpstreamRequest.json(url, {"input": list(texts)}, headers=headers)
 
 
-class Wire:
-    """A server that answers the nth request, counted over all connections, with the nth of its ``answers``; None closes."""
+class ScriptedServer:
+    """A server that sends the nth of its ``answers`` to the nth request; None closes instead.
+
+    Requests are counted over all connections.
+    """
 
     def __init__(self, *answers, host="127.0.0.1", tls=None):
         self.tls = tls
@@ -95,8 +98,11 @@ class Wire:
             writer.close()
 
 
-class Abrupt:
-    """A server in a thread of its own, so that it is quicker than the loop: it says ``words`` to each, and closes."""
+class ClosingServer:
+    """A server that sends ``words`` on each connection and closes it.
+
+    It runs in a separate thread, so that it is faster than the event loop.
+    """
 
     def __init__(self, words, *, tls=None, listens=True):
         self.words, self.tls, self.listens, self.connections = words, tls, listens, 0
@@ -132,8 +138,8 @@ def ok(body=b"{}", *headers, status=b"200 OK"):
     return b"\r\n".join([*lines, b"", body])
 
 
-class Engine(Http1Transport):
-    """Closed at the end of ``async with``; ``held`` are the connections that it has not let go of."""
+class InspectableTransport(Http1Transport):
+    """A transport that ``async with`` closes; ``held`` is the number of its open connections."""
 
     async def __aenter__(self):
         return self
@@ -154,7 +160,7 @@ class Engine(Http1Transport):
         return any(pool.caught for pool in self._pools.values())
 
     async def meet(self, url):
-        """Send one request, and wait until its connection may be used again."""
+        """Send a request, and wait until its connection can be reused."""
         reply = await self.send(request(url), 5.0)
         await asyncio.sleep(0.07)
         return reply
@@ -163,8 +169,8 @@ class Engine(Http1Transport):
 UNRESTED = ExchangeLimits(rest=0.0)
 
 
-async def failure_of(sent):
-    """What an exchange fails with; its answer, if it does not."""
+async def error_of(sent):
+    """Return the error of an exchange, or its response."""
     try:
         return await sent
     except UpstreamError as error:
@@ -207,9 +213,9 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-async def test_every_framing_of_a_body_is_read(name):
+async def test_reads_a_body_in_every_framing(name):
     answer, status, body = ANSWERS[name]
-    async with Wire(answer) as wire, Engine() as engine:
+    async with ScriptedServer(answer) as wire, InspectableTransport() as engine:
         for reply in [await engine.meet(wire.url), await engine.send(request(wire.url), 5.0)]:
             assert (status, body) == (reply.status, reply.content)
             assert reply.headers.get("content-type") is None
@@ -315,10 +321,10 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-async def test_what_is_no_whole_and_plain_answer_is_refused(name):
-    """And its connection is given up."""
+async def test_rejects_an_incomplete_or_invalid_response(name):
+    """Its connection is closed, too."""
     answer, kind = REFUSED[name]
-    async with Wire(answer) as wire, Engine() as engine:
+    async with ScriptedServer(answer) as wire, InspectableTransport() as engine:
         with pytest.raises(UpstreamError) as caught:
             await engine.send(request(wire.url), 0.5 if kind is UpstreamTimeout else 30.0)
 
@@ -341,8 +347,8 @@ SOUND = {
 
 
 @pytest.mark.parametrize("name", SOUND)
-async def test_what_is_odd_but_http_is_read(name):
-    async with Wire(SOUND[name]) as wire, Engine() as engine:
+async def test_reads_an_unusual_but_valid_response(name):
+    async with ScriptedServer(SOUND[name]) as wire, InspectableTransport() as engine:
         assert 200 == (await engine.send(request(wire.url), 30.0)).status
         assert not engine.caught
 
@@ -363,38 +369,40 @@ BODIES = {
 
 
 @pytest.mark.parametrize("framed", BODIES)
-async def test_an_answer_is_no_larger_than_its_exchange_allows(framed):
+async def test_rejects_a_body_over_the_limit_of_the_exchange(framed):
     async with (
-        Wire(*(BODIES[framed](b"200 OK", bytes(size)) for size in (100_000, 100_001))) as wire,
-        Engine() as engine,
+        ScriptedServer(
+            *(BODIES[framed](b"200 OK", bytes(size)) for size in (100_000, 100_001))
+        ) as wire,
+        InspectableTransport() as engine,
     ):
         assert 100_000 == len((await engine.send(request(wire.url), 5.0, LARGEST)).content)
         with pytest.raises(InvalidUpstreamResponse, match="larger than 100000 bytes"):
             await engine.send(request(wire.url), 5.0, LARGEST)
 
 
-async def test_an_answer_that_announces_too_many_bytes_is_not_waited_for():
+async def test_rejects_a_declared_length_over_the_limit_at_once():
     async with (
-        Wire([b"HTTP/1.1 200 OK\r\ncontent-length: 100001\r\n\r\n", 60.0]) as wire,
-        Engine() as engine,
+        ScriptedServer([b"HTTP/1.1 200 OK\r\ncontent-length: 100001\r\n\r\n", 60.0]) as wire,
+        InspectableTransport() as engine,
     ):
         with pytest.raises(InvalidUpstreamResponse, match="larger than 100000 bytes"):
             await engine.send(request(wire.url), 30.0, LARGEST)
 
 
 @pytest.mark.parametrize("framed", BODIES)
-async def test_an_error_may_be_larger_than_the_answer_that_was_due(framed):
-    """Some quote the whole request."""
+async def test_an_error_body_may_exceed_the_limit_of_the_exchange(framed):
+    """Some error messages repeat the whole request."""
     mib = 1024 * 1024
     answers = [BODIES[framed](b"422 Unprocessable Content", bytes(size)) for size in (mib, mib + 1)]
-    async with Wire(*answers) as wire, Engine() as engine:
+    async with ScriptedServer(*answers) as wire, InspectableTransport() as engine:
         assert mib == len((await engine.send(request(wire.url), 5.0, LARGEST)).content)
         with pytest.raises(InvalidUpstreamResponse, match="larger than 1048576 bytes"):
             await engine.send(request(wire.url), 5.0, LARGEST)
 
 
-async def test_a_kept_connection_is_used_again():
-    async with Wire(ok()) as wire, Engine() as engine:
+async def test_reuses_a_kept_connection():
+    async with ScriptedServer(ok()) as wire, InspectableTransport() as engine:
         await engine.meet(wire.url)
         for _ in range(20):
             await engine.send(request(wire.url), 5.0, UNRESTED)
@@ -407,10 +415,10 @@ async def test_a_kept_connection_is_used_again():
     ("mode", "kept"),
     [("closed_when_reused", 1), ("closed_when_reused", 4), ("reset_when_reused", 4)],
 )
-async def test_what_ran_into_a_closing_connection_is_sent_once_more_on_a_fresh_one(mode, kept):
-    """However many others are kept, which may be closing just as well."""
+async def test_repeats_a_request_once_on_a_new_connection_if_a_kept_one_closes(mode, kept):
+    """It is not sent on another kept connection, which may be closing as well."""
     with Upstream(delay=0.02) as upstream:
-        async with Engine() as engine:
+        async with InspectableTransport() as engine:
             url = f"{upstream.url}/embeddings"
             await asyncio.gather(*(engine.send(request(url), 5.0) for _ in range(kept)))
             await asyncio.sleep(0.07)
@@ -424,8 +432,8 @@ async def test_what_ran_into_a_closing_connection_is_sent_once_more_on_a_fresh_o
     assert 1 == upstream.requests[1].nth
 
 
-async def test_a_fresh_connection_that_is_closed_is_not_tried_again():
-    async with Wire(ok(), [None]) as wire, Engine() as engine:
+async def test_does_not_repeat_a_request_if_a_new_connection_closes():
+    async with ScriptedServer(ok(), [None]) as wire, InspectableTransport() as engine:
         await engine.meet(wire.url)
         with pytest.raises(UpstreamUnavailable):
             await engine.send(request(wire.url), 5.0)
@@ -433,10 +441,10 @@ async def test_a_fresh_connection_that_is_closed_is_not_tried_again():
     assert 3 == len(wire.heads)
 
 
-async def test_connections_that_went_while_idle_are_let_go_of():
-    """Those of a burst too, which nobody comes back to."""
+async def test_releases_connections_that_were_closed_while_idle():
+    """This includes the connections of a burst."""
     with Upstream(delay=0.02, remember=False) as upstream:
-        async with Engine() as engine:
+        async with InspectableTransport() as engine:
             url = f"{upstream.url}/embeddings"
             await asyncio.gather(*(engine.send(request(url), 5.0) for _ in range(30)))
             assert 30 == engine.idle
@@ -449,10 +457,10 @@ async def test_connections_that_went_while_idle_are_let_go_of():
             assert (1, 1) == (engine.idle, engine.held)
 
 
-async def test_connections_are_closed_that_nobody_comes_back_to():
-    """Those of a burst, though no call follows; one that is used again meanwhile is not among them."""
+async def test_closes_connections_that_stay_idle():
+    """They are closed without a further call. A connection that is reused meanwhile stays open."""
     with Upstream(delay=0.02, remember=False) as upstream:
-        async with Engine(kept_for=0.5) as engine:
+        async with InspectableTransport(kept_for=0.5) as engine:
             url = f"{upstream.url}/embeddings"
             await asyncio.gather(*(engine.send(request(url), 5.0) for _ in range(10)))
             assert 10 == engine.idle
@@ -463,14 +471,14 @@ async def test_connections_are_closed_that_nobody_comes_back_to():
             await until_on_loop(lambda: not engine.held)
 
 
-async def test_the_end_of_a_connection_that_is_given_up_is_not_the_end_of_an_answer():
-    """A body without a length ends with its connection, but not where the engine is closed in its midst."""
+async def test_aborting_a_connection_does_not_complete_its_response():
+    """A body without a length ends with its connection, unless the transport itself closes it."""
     async with (
-        Wire([b"HTTP/1.1 200 OK\r\n\r\nhalf of it", 60.0]) as wire,
-        Engine() as engine,
+        ScriptedServer([b"HTTP/1.1 200 OK\r\n\r\nhalf of it", 60.0]) as wire,
+        InspectableTransport() as engine,
         asyncio.TaskGroup() as group,
     ):
-        sent = group.create_task(failure_of(engine.send(request(wire.url), 60.0)))
+        sent = group.create_task(error_of(engine.send(request(wire.url), 60.0)))
         await until_on_loop(
             lambda: any(it._bytes_received for pool in engine._pools.values() for it in pool.open)
         )
@@ -480,13 +488,13 @@ async def test_the_end_of_a_connection_that_is_given_up_is_not_the_end_of_an_ans
 
 
 @pytest.mark.parametrize("heads", [1, 3])
-async def test_a_head_is_bounded_however_it_comes(heads):
-    """In one read with the answer it would be parsed before its bytes are counted."""
+async def test_rejects_a_head_over_the_limit(heads):
+    """If head and body arrive in one read, the head is parsed before its bytes are counted."""
     long = b"HTTP/1.1 200 OK\r\nx-long: %b\r\ncontent-length: 0\r\n\r\n" % (
         b"a" * (LARGEST_HEAD + 1)
     )
     pieces = [long] if heads == 1 else [long[:100], 0.05, long[100:60_000], 0.05, long[60_000:]]
-    async with Wire(pieces) as wire, Engine() as engine:
+    async with ScriptedServer(pieces) as wire, InspectableTransport() as engine:
         with pytest.raises(UpstreamUnavailable, match="larger than 65536 bytes"):
             await engine.send(request(wire.url), 5.0)
 
@@ -495,9 +503,12 @@ async def test_a_head_is_bounded_however_it_comes(heads):
     "extra", [b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nwrong", b"garbage", b"\0"]
 )
 @pytest.mark.parametrize("close", [(), (b"connection: close",)])
-async def test_an_answer_on_a_used_connection_that_more_follows_is_not_trusted(extra, close):
-    """The request is sent again on a new connection; no connection is reused from then on."""
-    async with Wire(ok(), ok(b"wrong", *close) + extra, ok(b"next")) as wire, Engine() as engine:
+async def test_repeats_a_request_if_surplus_bytes_follow_on_a_reused_connection(extra, close):
+    """From then on, no connection to the host is reused."""
+    async with (
+        ScriptedServer(ok(), ok(b"wrong", *close) + extra, ok(b"next")) as wire,
+        InspectableTransport() as engine,
+    ):
         await engine.meet(wire.url)
         for _ in range(3):
             assert b"next" == (await engine.send(request(wire.url), 5.0)).content
@@ -510,8 +521,8 @@ async def test_an_answer_on_a_used_connection_that_more_follows_is_not_trusted(e
 
 
 @pytest.mark.parametrize("body", [b"", b"right", b"a" * 600_000])
-async def test_a_first_answer_that_more_follows_is_itself_and_nothing_else(body, caplog):
-    async with Wire(ok(body) + ok(b"wrong")) as wire, Engine() as engine:
+async def test_a_first_response_excludes_the_surplus_bytes_after_it(body, caplog):
+    async with ScriptedServer(ok(body) + ok(b"wrong")) as wire, InspectableTransport() as engine:
         for _ in range(3):
             assert body == (await engine.send(request(wire.url), 5.0)).content
         assert 0 == engine.held
@@ -526,16 +537,19 @@ both_loops = pytest.mark.parametrize(
 
 
 @both_loops
-async def test_reuses_a_connection_only_after_it_was_silent_for_its_rest():
+async def test_reuses_a_connection_only_after_it_has_been_silent():
     limits = ExchangeLimits(rest=0.2)
-    async with Wire(ok(), ok(), [0.1, ok()], ok()) as wire, Engine() as engine:
+    async with (
+        ScriptedServer(ok(), ok(), [0.1, ok()], ok()) as wire,
+        InspectableTransport() as engine,
+    ):
         await engine.send(request(wire.url), 5.0, limits)
         await engine.send(request(wire.url), 5.0, limits)
         assert 2 == wire.connections
         await asyncio.sleep(0.25)
         await engine.send(
             request(wire.url), 5.0, limits
-        )  # its rest counts from its last byte, not from its request
+        )  # the time of silence starts with the last byte
         assert 2 == wire.connections
         await asyncio.sleep(0.1)
         await engine.send(request(wire.url), 5.0, limits)
@@ -543,8 +557,8 @@ async def test_reuses_a_connection_only_after_it_was_silent_for_its_rest():
         assert (3, 3) == (wire.connections, engine.idle)
 
 
-async def test_a_rest_lasts_50_milliseconds_unless_told_otherwise():
-    async with Wire(ok()) as wire, Engine() as engine:
+async def test_a_connection_must_be_silent_for_50_ms_by_default():
+    async with ScriptedServer(ok()) as wire, InspectableTransport() as engine:
         await engine.send(request(wire.url), 5.0)
         began = time.monotonic()
         while wire.connections == 1 and time.monotonic() - began < 0.04:
@@ -556,8 +570,8 @@ async def test_a_rest_lasts_50_milliseconds_unless_told_otherwise():
         assert 2 == wire.connections
 
 
-async def test_uses_the_connection_that_was_silent_for_longest():
-    async with Wire(ok()) as wire, Engine() as engine:
+async def test_reuses_the_longest_silent_connection():
+    async with ScriptedServer(ok()) as wire, InspectableTransport() as engine:
         await asyncio.gather(*(engine.send(request(wire.url), 5.0) for _ in range(3)))
         [pool] = engine._pools.values()
         order = list(pool.idle)
@@ -571,13 +585,11 @@ async def test_uses_the_connection_that_was_silent_for_longest():
 @pytest.mark.parametrize(
     "surplus", [ok(b"wrong"), ok(b"wrong", status=b"504 Gateway Timeout"), b"x", b"HTTP/1.1 40"]
 )
-async def test_closes_idle_connections_and_stops_keeping_them_once_a_surplus_byte_came(
-    surplus, caplog
-):
-    """And logs that as an error, once, with host and provider."""
+async def test_closes_idle_connections_and_keeps_none_after_a_surplus_byte(surplus, caplog):
+    """One error with host and provider is logged."""
     limits = ExchangeLimits(provider="acme")
     answers = [[0.01, ok()], [0.01, ok()], [ok(), 0.03, surplus], ok()]
-    async with Wire(*answers) as wire, Engine(kept_for=3600.0) as engine:
+    async with ScriptedServer(*answers) as wire, InspectableTransport(kept_for=3600.0) as engine:
         await asyncio.gather(*(engine.send(request(wire.url), 5.0, limits) for _ in range(3)))
         assert 3 == engine.idle
         await until_on_loop(lambda: not engine.held)
@@ -596,8 +608,11 @@ async def test_closes_idle_connections_and_stops_keeping_them_once_a_surplus_byt
 @pytest.mark.parametrize(
     "notice", [ok(status=b"408 Request Timeout"), b"HTTP/1.0 408 Request Time-out\r\n\r\n", b"\r\n"]
 )
-async def test_a_notice_that_an_idle_connection_closes_costs_only_that_connection(notice):
-    async with Wire([ok(), 0.02, notice, 0.05], ok()) as wire, Engine() as engine:
+async def test_a_closing_notice_on_an_idle_connection_closes_only_that_connection(notice):
+    async with (
+        ScriptedServer([ok(), 0.02, notice, 0.05], ok()) as wire,
+        InspectableTransport() as engine,
+    ):
         await engine.send(request(wire.url), 5.0)
         await until_on_loop(lambda: not engine.held)
         await engine.meet(wire.url)
@@ -607,8 +622,8 @@ async def test_a_notice_that_an_idle_connection_closes_costs_only_that_connectio
     assert 2 == wire.connections
 
 
-async def test_exchanges_under_way_on_reused_connections_are_repeated_once_their_host_is_caught():
-    """A connection's first exchange is not in doubt, and is not repeated."""
+async def test_repeats_exchanges_on_reused_connections_when_their_host_is_caught():
+    """The first exchange of a connection can be trusted and is not repeated."""
     answers = [
         [0.02, ok()],
         [0.02, ok()],
@@ -616,7 +631,7 @@ async def test_exchanges_under_way_on_reused_connections_are_repeated_once_their
         [ok(b"sound"), 0.03, ok(b"surplus")],
         [0.1, ok(b"first")],
     ]
-    async with Wire(*answers, ok(b"again")) as wire, Engine() as engine:
+    async with ScriptedServer(*answers, ok(b"again")) as wire, InspectableTransport() as engine:
         await asyncio.gather(*(engine.send(request(wire.url), 5.0) for _ in range(2)))
         await asyncio.sleep(0.07)
         replies = await asyncio.gather(*(engine.send(request(wire.url), 30.0) for _ in range(3)))
@@ -626,11 +641,11 @@ async def test_exchanges_under_way_on_reused_connections_are_repeated_once_their
     assert 4 == wire.connections
 
 
-async def test_a_caught_host_is_remembered_apart_from_others():
+async def test_a_caught_host_does_not_affect_other_hosts():
     async with (
-        Wire([ok(), 0.02, b"surplus"], ok()) as liar,
-        Wire(ok()) as honest,
-        Engine() as engine,
+        ScriptedServer([ok(), 0.02, b"surplus"], ok()) as liar,
+        ScriptedServer(ok()) as honest,
+        InspectableTransport() as engine,
     ):
         await engine.meet(liar.url)
         for _ in range(3):
@@ -638,8 +653,8 @@ async def test_a_caught_host_is_remembered_apart_from_others():
         assert (1, 1) == (honest.connections, engine.held)
 
 
-async def test_bytes_that_came_while_the_loop_was_busy_are_no_answer():
-    """They stand in the socket's buffer when the connection is taken again."""
+async def test_bytes_received_while_the_loop_was_busy_are_unsolicited():
+    """They are in the socket's buffer when the connection is taken from the pool."""
     server = socket.create_server(("127.0.0.1", 0))
     server.settimeout(60)
     url = f"http://127.0.0.1:{server.getsockname()[1]}/v1"
@@ -657,7 +672,7 @@ async def test_bytes_that_came_while_the_loop_was_busy_are_no_answer():
         held.sendall(ok(b"second"))
         held.close()
 
-    async with Engine() as engine:
+    async with InspectableTransport() as engine:
         serving = loop.run_in_executor(None, first)
         assert b"first" == (await engine.meet(url)).content
         held = await serving
@@ -671,8 +686,8 @@ async def test_bytes_that_came_while_the_loop_was_busy_are_no_answer():
     server.close()
 
 
-async def test_an_answer_before_the_request_was_read_leaves_no_connection_to_keep():
-    """Else the rest of the request would stand before the next one."""
+async def test_does_not_keep_a_connection_that_responded_before_reading_the_request():
+    """Otherwise the rest of its request would precede the next request."""
     server = socket.create_server(("127.0.0.1", 0))
     server.settimeout(60)
     url = f"http://127.0.0.1:{server.getsockname()[1]}/v1"
@@ -683,7 +698,7 @@ async def test_an_answer_before_the_request_was_read_leaves_no_connection_to_kee
         held.sendall(ok(b"too large", status=b"413 Content Too Large"))
         return held
 
-    async with Engine() as engine:
+    async with InspectableTransport() as engine:
         serving = asyncio.get_running_loop().run_in_executor(None, hasty)
         reply = await engine.send(request(url, ["a" * 30_000_000]), 5.0)
         assert (413, 0) == (reply.status, engine.held)
@@ -723,7 +738,7 @@ TARGETS = [
 
 
 @pytest.mark.parametrize(("url", "origin", "line", "host", "authorization"), TARGETS)
-def test_a_url_is_written_as_http_wants_it(url, origin, line, host, authorization):
+def test_encodes_the_request_line_and_host_of_a_url(url, origin, line, host, authorization):
     target = parse_target("POST", url)
     first, *headers = write_head(target, request(url).headers).split(b"\r\n")
     held = dict(header.split(b": ", 1) for header in headers if header)
@@ -752,13 +767,13 @@ def test_a_url_is_written_as_http_wants_it(url, origin, line, host, authorizatio
         "http://[::1/",
     ],
 )
-def test_a_url_that_cannot_be_written_is_refused(url):
+def test_rejects_an_invalid_url(url):
     with pytest.raises(UpstreamUnavailable):
         parse_target("POST", url)
 
 
 @pytest.mark.parametrize("method", ["", "POST /x HTTP/1.1\r\nx: ", "PÖST", "A B"])
-def test_a_method_is_a_word(method):
+def test_rejects_an_invalid_method(method):
     with pytest.raises(UpstreamUnavailable):
         parse_target(method, "http://host/")
 
@@ -777,12 +792,12 @@ def test_a_method_is_a_word(method):
         {"connection": "upgrade"},
     ],
 )
-def test_no_header_can_end_or_split_a_request(headers):
+def test_rejects_headers_that_could_end_or_split_a_request(headers):
     with pytest.raises(UpstreamUnavailable):
         write_head(parse_target("POST", "http://host/"), headers)
 
 
-def test_a_backends_own_header_stands_over_the_engines():
+def test_a_header_of_the_backend_overrides_the_default():
     headers = {"host": "other", "accept": "*/*", "authorization": Secret("Bearer k")}
     head = write_head(parse_target("POST", "http://me:pass@host/"), headers)
 
@@ -793,11 +808,11 @@ def test_a_backends_own_header_stands_over_the_engines():
     ]
 
 
-async def test_each_call_has_its_own_headers_whatever_was_written_before():
-    """Two accounts at one address, each with a mapping of its own that cannot change, and one that changes its mapping."""
+async def test_each_call_sends_its_own_headers():
+    """Two backends share a URL; each passes an immutable mapping. A third modifies its mapping."""
     accounts = [MappingProxyType({"authorization": Secret(f"Bearer {name}")}) for name in "ab"]
     changing = {"authorization": "Bearer c"}
-    async with Wire(ok(b"{}")) as wire, Engine() as engine:
+    async with ScriptedServer(ok(b"{}")) as wire, InspectableTransport() as engine:
         for headers in [*accounts, *accounts[::-1], *accounts, changing]:
             await engine.send(UpstreamRequest(url=wire.url, content=b"{}", headers=headers), 5.0)
         changing["authorization"] = "Bearer d"
@@ -813,20 +828,20 @@ async def test_each_call_has_its_own_headers_whatever_was_written_before():
     assert wire.heads[-1].endswith(b"\r\ncontent-length: 6\r\n\r\n")
 
 
-async def test_an_ipv6_address_is_reached():
-    async with Wire(ok(b"six"), host="::1") as wire, Engine() as engine:
+async def test_connects_to_an_ipv6_address():
+    async with ScriptedServer(ok(b"six"), host="::1") as wire, InspectableTransport() as engine:
         assert b"six" == (await engine.send(request(wire.url), 5.0)).content
 
 
 @pytest.mark.parametrize(
     ("until", "reached"), [("20200102000000Z", False), ("20991231000000Z", True)]
 )
-async def test_a_certificate_that_is_out_of_date_is_not_trusted(tmp_path, until, reached):
-    """Nor is anything sent in the clear then."""
+async def test_rejects_an_expired_certificate(tmp_path, until, reached):
+    """The request is not sent unencrypted either."""
     cert, context = certified(tmp_path, until)
     async with (
-        Wire(ok(b"{}"), tls=context) as wire,
-        Engine(TransportConfig(ca_file=cert)) as engine,
+        ScriptedServer(ok(b"{}"), tls=context) as wire,
+        InspectableTransport(TransportConfig(ca_file=cert)) as engine,
     ):
         url = wire.url.replace("127.0.0.1", "localhost")
         if reached:
@@ -843,8 +858,8 @@ async def test_a_certificate_that_is_out_of_date_is_not_trusted(tmp_path, until,
 )
 @pytest.mark.parametrize("tls", [False, True])
 @pytest.mark.parametrize("length", [True, False])
-async def test_a_large_answer_is_whole_though_its_upstream_closes_behind_it(tmp_path, tls, length):
-    """Reading it in turns may lose nothing of what came before the end."""
+async def test_a_large_response_is_complete_if_the_upstream_closes_after_it(tmp_path, tls, length):
+    """Pauses in reading must not lose bytes that came before the end."""
     cert, context = certified(tmp_path) if tls else (None, None)
     body = b"%08d" * 1_000_000 % tuple(range(1_000_000))
     head = (
@@ -852,8 +867,8 @@ async def test_a_large_answer_is_whole_though_its_upstream_closes_behind_it(tmp_
         + (b"content-length: %d\r\n" % len(body) if length else b"")
         + b"\r\n"
     )
-    with Abrupt(head + body, tls=context) as upstream:
-        async with Engine(TransportConfig(ca_file=cert)) as engine:
+    with ClosingServer(head + body, tls=context) as upstream:
+        async with InspectableTransport(TransportConfig(ca_file=cert)) as engine:
             replies = [await engine.send(request(upstream.url), 20.0) for _ in range(6)]
 
     assert [True] * 6 == [reply.content == body for reply in replies]
@@ -862,8 +877,8 @@ async def test_a_large_answer_is_whole_though_its_upstream_closes_behind_it(tmp_
 @pytest.mark.parametrize(
     "anyio_backend", [("asyncio", {"use_uvloop": uvloop}) for uvloop in (False, True)]
 )
-async def test_an_upstream_that_speaks_first_and_closes_is_not_stormed():
-    """One that takes nobody now: each call is one connection, whether its words come before our own or after."""
+async def test_makes_one_connection_per_call_to_an_upstream_that_sends_first_and_closes():
+    """Such an upstream is overloaded. Its bytes may arrive before or after the request."""
     calls = 20
 
     async def hold_up():
@@ -872,8 +887,10 @@ async def test_an_upstream_that_speaks_first_and_closes_is_not_stormed():
             await asyncio.sleep(0)
 
     holding = asyncio.create_task(hold_up())
-    with Abrupt(ok(b"{}", b"connection: close", status=b"503 Busy"), listens=False) as upstream:
-        async with Engine() as engine:
+    with ClosingServer(
+        ok(b"{}", b"connection: close", status=b"503 Busy"), listens=False
+    ) as upstream:
+        async with InspectableTransport() as engine:
             for _ in range(calls):
                 with suppress(UpstreamUnavailable):
                     assert 503 == (await engine.send(request(upstream.url), 2.0)).status
@@ -882,10 +899,10 @@ async def test_an_upstream_that_speaks_first_and_closes_is_not_stormed():
     assert calls == upstream.connections
 
 
-async def test_what_comes_behind_an_answer_before_anybody_has_read_it_is_unasked_for():
-    """Uvloop reads up to 32 times before whoever waits goes on."""
+async def test_trailing_bytes_are_unsolicited():
+    """Uvloop reads up to 32 times before the waiting task continues."""
     loop, told = asyncio.get_running_loop(), []
-    async with Wire(ok(b"{}")) as wire:
+    async with ScriptedServer(ok(b"{}")) as wire:
         address = wire.url.removeprefix("http://").partition("/")[0].split(":")
         _, connection = await loop.create_connection(
             lambda: Connection(loop, lambda *_: told.append("surplus")), *address
@@ -898,10 +915,13 @@ async def test_what_comes_behind_an_answer_before_anybody_has_read_it_is_unasked
         assert (["surplus"], False) == (told, connection.finish())
 
 
-async def test_a_call_that_is_cancelled_in_the_midst_of_its_answer_says_nothing_of_its_upstream():
-    """What still comes was asked for; the upstream's other connections are kept as before."""
+async def test_a_call_cancelled_during_its_response_does_not_catch_the_upstream():
+    """The bytes that still arrive belong to that call. Other connections are kept."""
     body = bytes(8_000_000)
-    async with Wire(ok(b"{}"), ok(b"{}"), ok(body)) as wire, Engine() as engine:
+    async with (
+        ScriptedServer(ok(b"{}"), ok(b"{}"), ok(body)) as wire,
+        InspectableTransport() as engine,
+    ):
         await engine.meet(wire.url)
         await engine.meet(wire.url)
         for _ in range(5):
@@ -914,14 +934,14 @@ async def test_a_call_that_is_cancelled_in_the_midst_of_its_answer_says_nothing_
         assert not engine.caught
 
 
-async def test_a_ca_file_that_is_not_there_is_no_connection():
-    async with Engine(TransportConfig(ca_file="/nowhere.pem")) as engine:
+async def test_a_missing_ca_file_is_a_connect_error():
+    async with InspectableTransport(TransportConfig(ca_file="/nowhere.pem")) as engine:
         with pytest.raises(ConnectError):
             await engine.send(request("https://127.0.0.1:9/"), 5.0)
 
 
-async def test_a_connection_that_is_not_made_in_time_is_unreachable():
-    """A full backlog: the kernel says nothing."""
+async def test_a_connect_timeout_is_a_connect_error():
+    """With a full backlog, the kernel does not respond."""
     server = socket.socket()
     server.bind(("127.0.0.1", 0))
     server.listen(0)
@@ -929,16 +949,16 @@ async def test_a_connection_that_is_not_made_in_time_is_unreachable():
     for filler in fillers:
         filler.setblocking(False)
         filler.connect_ex(server.getsockname())
-    async with Engine() as engine:
+    async with InspectableTransport() as engine:
         with pytest.raises(ConnectError):
             await engine.send(request(f"http://127.0.0.1:{server.getsockname()[1]}/"), 0.2)
     for held in (server, *fillers):
         held.close()
 
 
-async def test_more_calls_than_there_is_room_for_wait_their_turn():
+async def test_calls_over_the_connection_limit_wait():
     with Upstream(delay=0.05, remember=False) as upstream:
-        async with Engine() as engine:
+        async with InspectableTransport() as engine:
             engine._slots = anyio.Semaphore(4)
             url = f"{upstream.url}/embeddings"
             replies = await asyncio.gather(*(engine.send(request(url), 5.0) for _ in range(40)))
@@ -951,16 +971,16 @@ async def test_more_calls_than_there_is_room_for_wait_their_turn():
             }
 
 
-async def test_five_thousand_cancelled_calls_leave_nothing_behind():
+async def test_five_thousand_cancelled_calls_leak_nothing():
     rng = random.Random(11)
-    gc.collect()  # what others left behind is not ours to be warned of
+    gc.collect()  # objects of other tests must not warn during this one
     with (
         Upstream(delay=0.002, remember=False) as upstream,
         warnings.catch_warnings(record=True) as warned,
     ):
         warnings.simplefilter("always")
         before = asyncio.all_tasks()
-        async with Engine() as engine:
+        async with InspectableTransport() as engine:
             url = f"{upstream.url}/embeddings"
             await engine.meet(url)
 
@@ -1014,8 +1034,8 @@ gc.collect()
 
 
 @pytest.mark.parametrize("loop", ["asyncio, debugging", "uvloop"])
-def test_it_closes_without_a_word(loop):
-    """No warning of an open socket or a pending task, under either loop; how busy the machine is, is not its to say."""
+def test_closes_without_warnings(loop):
+    """There is no warning of an open socket or a pending task, under either loop."""
     with Upstream(remember=False) as upstream:
         script = LOOPS.format(url=f"{upstream.url}/embeddings")
         command = [sys.executable, "-X", "dev", "-c", script, loop]
@@ -1024,7 +1044,7 @@ def test_it_closes_without_a_word(loop):
     assert ("200\n200\n200\n1\n", "") == (ran.stdout, SLOW.sub("", ran.stderr))
 
 
-def test_two_loops_one_after_the_other_each_have_their_own_connections():
+def test_each_event_loop_has_its_own_connections():
     with Upstream() as upstream:
         gateway = Gateway(
             Config(
@@ -1048,8 +1068,8 @@ def test_two_loops_one_after_the_other_each_have_their_own_connections():
             assert [1, 2, 3] == [ask.nth for ask in upstream.requests[-3:]]
 
 
-class Late:
-    """An honest upstream, each of whose connections sends a second response to its first request when it is told to."""
+class LateSurplusServer:
+    """An upstream whose connections can send a second response to their first request."""
 
     def __init__(self):
         self.release, self.asked = asyncio.Event(), []
@@ -1084,9 +1104,9 @@ class Late:
 
 
 @both_loops
-async def test_what_came_over_reused_connections_leaves_the_cache_once_their_host_is_caught(caplog):
-    """What came as the first response of its connection stays, and what comes afterwards is kept."""
-    async with Late() as upstream:
+async def test_drops_cached_vectors_of_reused_connections_when_their_host_is_caught(caplog):
+    """First responses of a connection stay in the cache, and later responses are cached."""
+    async with LateSurplusServer() as upstream:
         gateway = Gateway(
             Config(
                 gateway=Settings(auth="open", engine="fast"),
@@ -1116,8 +1136,8 @@ async def test_what_came_over_reused_connections_leaves_the_cache_once_their_hos
     assert ["reused", "reused too", "tell"] == upstream.asked[4:]
 
 
-async def test_a_response_to_a_timeout_does_not_keep_its_connection():
-    """A proxy that gave up waiting may still pass the real response on."""
+async def test_does_not_keep_a_connection_after_a_timeout_status():
+    """After its own timeout, a proxy may still pass the real response on."""
     statuses = [
         b"200 OK",
         b"504 Gateway Timeout",
@@ -1125,7 +1145,10 @@ async def test_a_response_to_a_timeout_does_not_keep_its_connection():
         b"503 Service Unavailable",
         b"200 OK",
     ]
-    async with Wire(*(ok(status=status) for status in statuses)) as wire, Engine() as engine:
+    async with (
+        ScriptedServer(*(ok(status=status) for status in statuses)) as wire,
+        InspectableTransport() as engine,
+    ):
         for kept in (1, 0, 0, 1, 1):
             await engine.send(request(wire.url), 5.0, UNRESTED)
             assert kept == engine.held

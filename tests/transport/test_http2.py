@@ -1,4 +1,4 @@
-"""HTTP/2 with the httpx2 engine: connections are kept, surplus answers reach nobody, cancelling ends the request."""
+"""Tests of HTTP/2 with the httpx2 transport: reuse, surplus responses and cancellation."""
 
 import asyncio
 import logging
@@ -42,7 +42,7 @@ def tls(tmp_path_factory):
 
 @pytest.fixture
 def lying(tls):
-    """Make an upstream by its surplus."""
+    """Return a function that starts an upstream with a kind of surplus."""
 
     def make(surplus="", delay=0.0):
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -71,7 +71,7 @@ def expected(text):
 
 
 class Hypercorn:
-    """A real server in a thread; ``scopes`` is what it was asked."""
+    """A real server in a thread. ``scopes`` records its requests."""
 
     def __init__(self, tls, protocols, idle=5.0):
         self.scopes = []
@@ -112,8 +112,8 @@ class Hypercorn:
         )  # the client's loop has to close its sockets meanwhile
 
 
-async def test_a_connection_is_kept_where_the_upstream_speaks_http2(tls):
-    """And ``connection: close``, which HTTP/2 does not have, is not sent."""
+async def test_keeps_an_http2_connection(tls):
+    """The header ``connection: close``, which HTTP/2 does not have, is not sent."""
     async with Hypercorn(tls, ["h2", "http/1.1"]) as server:
         engine = engine_for(tls / "cert.pem")
         for _ in range(5):
@@ -125,7 +125,7 @@ async def test_a_connection_is_kept_where_the_upstream_speaks_http2(tls):
     assert [None] * 5 == [dict(scope["headers"]).get(b"connection") for scope in server.scopes]
 
 
-async def test_a_connection_is_used_once_where_the_upstream_speaks_only_http1(tls):
+async def test_uses_an_http1_connection_once(tls):
     async with Hypercorn(tls, ["http/1.1"]) as server:
         engine = engine_for(tls / "cert.pem")
         for _ in range(3):
@@ -137,7 +137,7 @@ async def test_a_connection_is_used_once_where_the_upstream_speaks_only_http1(tl
     assert [b"close"] * 3 == [dict(scope["headers"]).get(b"connection") for scope in server.scopes]
 
 
-async def test_http2_is_not_offered_unless_it_is_asked_for(tls):
+async def test_does_not_offer_http2_by_default(tls):
     async with Hypercorn(tls, ["h2", "http/1.1"]) as server:
         engine = Httpx2Transport(None, TransportConfig(ca_file=str(tls / "cert.pem")))
         await engine.send(ask(server.url), 10.0)
@@ -146,7 +146,7 @@ async def test_http2_is_not_offered_unless_it_is_asked_for(tls):
     assert ["1.1"] == [scope["http_version"] for scope in server.scopes]
 
 
-async def test_exchanges_at_the_same_time_do_not_share_a_connection(lying):
+async def test_concurrent_exchanges_do_not_share_a_connection(lying):
     cert, upstream = lying(delay=0.05)
     with upstream:
         engine = engine_for(cert)
@@ -161,7 +161,7 @@ async def test_exchanges_at_the_same_time_do_not_share_a_connection(lying):
 
 @pytest.mark.parametrize("callers", [1, 4, 16])
 @pytest.mark.parametrize("surplus", ["late", "at_once", "ahead"])
-async def test_a_surplus_answer_is_never_the_answer_to_another_request(lying, surplus, callers):
+async def test_a_surplus_response_is_never_taken_for_another_response(lying, surplus, callers):
     cert, upstream = lying(surplus, delay=0.01)
     texts = iter([f"text {number}" for number in range(24)])
     right, wrong = [], []
@@ -184,11 +184,11 @@ async def test_a_surplus_answer_is_never_the_answer_to_another_request(lying, su
     assert wrong == []
     assert (
         right or surplus != "late"
-    )  # frames that follow at once break the protocol, so the answer before is refused
+    )  # frames that follow at once violate the protocol, so the response is rejected
     assert upstream.requests == 24
 
 
-async def test_a_cookie_never_comes_back(lying):
+async def test_never_sends_a_cookie_back(lying):
     cert, upstream = lying()
     with upstream:
         engine = engine_for(cert)
@@ -200,7 +200,7 @@ async def test_a_cookie_never_comes_back(lying):
 
 
 @pytest.mark.parametrize("given_up", ["cancelled", "timed out"])
-async def test_giving_up_a_request_ends_its_connection_and_no_other(lying, given_up):
+async def test_cancelling_a_request_closes_only_its_connection(lying, given_up):
     cert, upstream = lying()
     with upstream:
         engine = engine_for(cert)
@@ -228,7 +228,7 @@ async def test_giving_up_a_request_ends_its_connection_and_no_other(lying, given
         await until_on_loop(lambda: not upstream.open)
 
 
-async def test_a_connection_that_the_upstream_closed_is_not_used_again(tls):
+async def test_does_not_reuse_a_closed_connection(tls):
     for _ in range(2):
         async with Hypercorn(tls, ["h2"], idle=0.1) as server:
             engine = engine_for(tls / "cert.pem")
@@ -240,7 +240,7 @@ async def test_a_connection_that_the_upstream_closed_is_not_used_again(tls):
         assert len({scope["client"] for scope in server.scopes}) == 3
 
 
-async def test_an_answer_that_is_too_large_is_refused_while_it_is_read(tls):
+async def test_rejects_a_large_body_while_reading_it(tls):
     async with Hypercorn(tls, ["h2"], idle=60.0) as server:
         engine = engine_for(tls / "cert.pem")
         with (
@@ -256,8 +256,8 @@ async def test_an_answer_that_is_too_large_is_refused_while_it_is_read(tls):
 
 
 @pytest.mark.parametrize("value", ["a\r\nb: c", "a\nb", "a\0"])
-async def test_a_header_with_a_line_break_is_not_sent(lying, value):
-    """An intermediary that goes on in HTTP/1.1 would end the header there."""
+async def test_rejects_a_header_with_a_line_break(lying, value):
+    """A proxy that forwards it as HTTP/1.1 would end the header there."""
     cert, upstream = lying()
     with upstream:
         engine = engine_for(cert)
@@ -277,7 +277,7 @@ SHOWN = {CANARY, "canary%2Fs3cret", b64encode(b"me:canary/s3cret").decode()}
 
 @contextmanager
 def everything_logged():
-    """Collect what all loggers say in this thread, from DEBUG upwards."""
+    """Collect the records of all loggers in this thread, from DEBUG upwards."""
     lines, ours = [], threading.get_ident()
 
     class Collect(logging.Handler):
@@ -305,7 +305,7 @@ def request_with_canaries(url, **headers):
     "headers", [{}, {"authorization": Secret(f"Bearer {CANARY}")}, {"api-key": Secret(CANARY)}]
 )
 @pytest.mark.parametrize("protocol", ["http", "https", "http2"])
-async def test_no_logger_shows_a_key_or_the_password_of_a_url(lying, tls, protocol, headers):
+async def test_no_log_record_contains_a_key_or_the_password_of_a_url(lying, tls, protocol, headers):
     cert, upstream = lying()
     with Upstream() as plain, upstream:
         async with Hypercorn(tls, ["http/1.1"]) as server:
@@ -327,7 +327,7 @@ async def test_no_logger_shows_a_key_or_the_password_of_a_url(lying, tls, protoc
     ]
 
 
-async def test_no_logger_shows_the_password_of_a_url_with_a_client_of_the_hosts():
+async def test_no_log_record_contains_the_password_of_a_url_with_a_client_of_the_host():
     with Upstream() as upstream, everything_logged() as lines:
         async with httpx2.AsyncClient(trust_env=False) as own:
             url = f"{upstream.url}/embeddings".replace("//", "//me:canary%2Fs3cret@", 1)
@@ -339,7 +339,7 @@ async def test_no_logger_shows_the_password_of_a_url_with_a_client_of_the_hosts(
     assert [] == [line for line in lines if any(word in line for word in SHOWN)]
 
 
-async def test_hpack_logs_what_others_send_as_before(lying):
+async def test_hpack_still_logs_the_headers_of_other_clients(lying):
     cert, upstream = lying()
     context = httpx2.create_ssl_context(verify=ssl.create_default_context(cafile=cert))
     with upstream, everything_logged() as lines:

@@ -1,6 +1,6 @@
-"""Every engine against the same upstreams: what it sends, what it refuses, how it fails, and what it leaves behind."""
+"""Tests of every transport against the same upstreams: requests, limits, errors and cleanup."""
 
-# Anyio's plugin reads `anyio_backend`.
+# The plugin of anyio reads `anyio_backend`.
 # ruff: noqa: ARG001
 
 import gc
@@ -66,8 +66,8 @@ def first_row(reply):
     return np.array(reply.json()["data"][0]["embedding"], "<f4")
 
 
-class Client:
-    """An engine from ``async with`` to the end of it."""
+class TransportClient:
+    """A transport that ``async with`` opens and closes."""
 
     def __init__(self, name, connect=DEFAULT_CONFIG):
         self.engine = ENGINES[name](connect)
@@ -86,7 +86,7 @@ class Client:
         )
 
     async def meet(self, upstream):
-        """Be past the first exchange, after which a host is watched for a while."""
+        """Do the first exchange, and wait until its connection can be reused."""
         mode, upstream.mode = upstream.mode, "honest"
         await self.send(upstream.url)
         await anyio.sleep(0.1)
@@ -95,8 +95,8 @@ class Client:
 
 
 @engines
-async def test_a_request_goes_out_as_it_was_built(anyio_backend, name, upstream):
-    async with Client(name) as client:
+async def test_sends_the_request_that_was_built(anyio_backend, name, upstream):
+    async with TransportClient(name) as client:
         for _ in range(2):
             reply = await client.send(upstream.url, **{"x-one": "1", "x-two": Secret("two")})
 
@@ -120,12 +120,10 @@ async def test_a_request_goes_out_as_it_was_built(anyio_backend, name, upstream)
 
 
 @engines
-async def test_a_header_of_a_backend_stands_in_place_of_what_would_be_sent(
-    anyio_backend, name, upstream
-):
-    """However it is spelt, and for the credentials of the address too."""
+async def test_a_header_of_the_backend_replaces_the_default(anyio_backend, name, upstream):
+    """This ignores case, and applies to the credentials of the URL too."""
     url = f"{upstream.url}/embeddings".replace("//", "//me:p%40ss@", 1)
-    async with Client(name) as client:
+    async with TransportClient(name) as client:
         for headers in ({"Accept": "a/b", "Authorization": "Bearer x"}, {}):
             await client.engine.send(UpstreamRequest(url=url, content=b"{}", headers=headers), 5.0)
 
@@ -139,10 +137,8 @@ async def test_a_header_of_a_backend_stands_in_place_of_what_would_be_sent(
 @pytest.mark.parametrize(
     "header", ["transfer-encoding", "content-length", "connection", "upgrade", "Content-Length"]
 )
-async def test_where_a_request_ends_is_not_for_a_header_to_say(
-    anyio_backend, name, upstream, header
-):
-    async with Client(name) as client:
+async def test_rejects_framing_headers(anyio_backend, name, upstream, header):
+    async with TransportClient(name) as client:
         with pytest.raises(UpstreamUnavailable, match="sets itself"):
             await client.send(upstream.url, **{header: "0"})
 
@@ -150,22 +146,24 @@ async def test_where_a_request_ends_is_not_for_a_header_to_say(
 
 
 @only_fast
-async def test_connections_are_used_again(anyio_backend, name, upstream):
-    async with Client(name) as client:
+async def test_reuses_connections(anyio_backend, name, upstream):
+    async with TransportClient(name) as client:
         await client.meet(upstream)
         before = upstream.connections
         for _ in range(5):
-            await anyio.sleep(0.07)  # the rest of a connection
+            await anyio.sleep(0.07)  # until the connection has been silent long enough
             await client.send(upstream.url)
 
     assert upstream.connections - before <= 1
 
 
 @only_httpx2
-async def test_httpx2_uses_a_connection_once_and_says_so(anyio_backend, name, upstream):
-    """It cannot see whether a kept connection is silent."""
+async def test_httpx2_uses_a_connection_once_and_sends_connection_close(
+    anyio_backend, name, upstream
+):
+    """Httpx2 offers no way to check that a kept connection is silent."""
     before = upstream.connections
-    async with Client(name) as client:
+    async with TransportClient(name) as client:
         for _ in range(5):
             await client.send(upstream.url)
 
@@ -174,9 +172,9 @@ async def test_httpx2_uses_a_connection_once_and_says_so(anyio_backend, name, up
 
 
 @engines
-async def test_a_cookie_never_comes_back(anyio_backend, name, upstream):
+async def test_never_sends_a_cookie_back(anyio_backend, name, upstream):
     upstream.mode = "sets_cookie"
-    async with Client(name) as client:
+    async with TransportClient(name) as client:
         for _ in range(4):
             await client.send(upstream.url)
 
@@ -188,9 +186,9 @@ async def test_a_cookie_never_comes_back(anyio_backend, name, upstream):
     ("mode", "status"),
     [("redirect", 307), ("redirect_302", 302), ("status_401", 401), ("empty_500", 500)],
 )
-async def test_any_status_comes_back_as_it_is(anyio_backend, name, upstream, mode, status):
-    """A redirect is not followed: it would take body and key elsewhere."""
-    async with Client(name) as client:
+async def test_returns_any_status_unchanged(anyio_backend, name, upstream, mode, status):
+    """A redirect is not followed: it would send body and key to another host."""
+    async with TransportClient(name) as client:
         await client.meet(upstream)
         upstream.mode = mode
         assert (await client.send(upstream.url)).status == status
@@ -225,8 +223,8 @@ FAILURES = {
 @engines
 @pytest.mark.parametrize("met", [False, True])
 @pytest.mark.parametrize("mode", FAILURES)
-async def test_a_failed_exchange_is_named_by_its_kind(anyio_backend, name, upstream, mode, met):
-    async with Client(name) as client:
+async def test_maps_a_failed_exchange_to_an_error(anyio_backend, name, upstream, mode, met):
+    async with TransportClient(name) as client:
         if met:
             await client.meet(upstream)
         upstream.mode = mode
@@ -251,11 +249,9 @@ async def test_a_failed_exchange_is_named_by_its_kind(anyio_backend, name, upstr
         ("not a url", UpstreamError),
     ],
 )
-async def test_what_cannot_be_reached_is_an_upstreams_failure(
-    anyio_backend, name, upstream, url, kind
-):
-    """A port that speaks no TLS, a name that is none, an address that is wrong: never anything but an ``UpstreamError``."""
-    async with Client(name) as client:
+async def test_a_failed_connection_is_an_upstream_error(anyio_backend, name, upstream, url, kind):
+    """A port without TLS, an unknown host or an invalid URL raises an ``UpstreamError``."""
+    async with TransportClient(name) as client:
         with pytest.raises(kind) as caught:
             await client.send(
                 url.format(host=f"127.0.0.1:{upstream.port}"),
@@ -276,15 +272,15 @@ async def test_what_cannot_be_reached_is_an_upstreams_failure(
         ("Z\xc3\xbcrich", b"Z\xc3\xbcrich"),
     ],
 )
-async def test_a_header_goes_out_as_latin_1(anyio_backend, name, upstream, value, written):
-    """An operator's own as well as a key; the last is UTF-8 that its reader took for latin-1, and is not mended."""
+async def test_encodes_headers_as_latin_1(anyio_backend, name, upstream, value, written):
+    """Both configured headers and keys. The last value is UTF-8 decoded as latin-1."""
     backend = OpenAI(
         base_url=upstream.url,
         api_key=Secret(value),
         extra_headers={"x-city": Secret(value)},
         project=value,
     )
-    async with Client(name) as client:
+    async with TransportClient(name) as client:
         reply = await client.engine.send(backend.build(Batch(model="m", texts=("text",))), 5.0)
 
     [ask] = upstream.requests
@@ -301,8 +297,8 @@ async def test_a_header_goes_out_as_latin_1(anyio_backend, name, upstream, value
 
 
 @engines
-async def test_a_header_that_cannot_be_sent_is_an_upstreams_failure(anyio_backend, name, upstream):
-    async with Client(name) as client:
+async def test_an_invalid_header_is_an_upstream_error(anyio_backend, name, upstream):
+    async with TransportClient(name) as client:
         for value in ("naïve ☃", "a\r\nb: c"):
             with pytest.raises(UpstreamUnavailable):
                 await client.send(upstream.url, **{"x-one": value})
@@ -312,12 +308,12 @@ async def test_a_header_that_cannot_be_sent_is_an_upstreams_failure(anyio_backen
 
 @engines
 @pytest.mark.parametrize("mode", ["answers_twice", "answers_twice_later"])
-async def test_an_answer_that_nobody_asked_for_is_never_the_next_ones(
+async def test_a_surplus_response_is_never_taken_for_the_next_response(
     anyio_backend, name, upstream, mode
 ):
-    """From its first word, or after it was honest: each right vector, or a failure."""
+    """Each request gets its own vector or an error, if surplus comes at once or later."""
     upstream.mode = mode
-    async with Client(name) as client:
+    async with TransportClient(name) as client:
         for at in range(6):
             texts = [f"text {at}"]
             reply = await client.send(upstream.url, texts)
@@ -325,11 +321,11 @@ async def test_an_answer_that_nobody_asked_for_is_never_the_next_ones(
 
 
 @only_fast
-async def test_a_second_answer_on_a_used_connection_discredits_the_first(
+async def test_repeats_a_request_after_a_surplus_response_on_a_reused_connection(
     anyio_backend, name, upstream
 ):
-    """Who had been quiet so far: what was read may be the answer to another request."""
-    async with Client(name) as client:
+    """The first response may belong to another request, so the request is sent again."""
+    async with TransportClient(name) as client:
         await client.meet(upstream)
         upstream.mode = "answers_twice"
         with suppress(InvalidUpstreamResponse):
@@ -341,10 +337,10 @@ async def test_a_second_answer_on_a_used_connection_discredits_the_first(
 
 
 @engines
-async def test_many_cancelled_requests_leave_no_connection_in_use(anyio_backend, name):
+async def test_cancelled_requests_release_their_connections(anyio_backend, name):
     rng = random.Random(7)
     with Upstream(remember=False) as upstream:
-        async with Client(name) as client:
+        async with TransportClient(name) as client:
             await client.meet(upstream)
             upstream.delay = 0.01
 
@@ -358,8 +354,9 @@ async def test_many_cancelled_requests_leave_no_connection_in_use(anyio_backend,
                     group.start_soon(leave)
             await until_on_loop(lambda: upstream.in_flight == 0)
             upstream.delay = 0.0
-            # Connections are accepted in their order: once a new one is, so are all that were begun by those who left.
-            async with Client(name) as another:
+            # Connections are accepted in order: when a new one is, so are those of the cancelled
+            # requests.
+            async with TransportClient(name) as another:
                 await another.send(upstream.url)
             before = upstream.connections
             async with anyio.create_task_group() as group:
@@ -370,10 +367,10 @@ async def test_many_cancelled_requests_leave_no_connection_in_use(anyio_backend,
 
 
 @engines
-async def test_the_upstream_sees_at_once_that_its_client_has_gone(anyio_backend, name):
-    """The best of some times counts, for the machine may be busy with other things."""
+async def test_cancelling_a_request_closes_its_connection_at_once(anyio_backend, name):
+    """The best of several times counts, because the machine may be busy."""
     with Upstream(remember=False) as upstream:
-        async with Client(name) as client:
+        async with TransportClient(name) as client:
             await client.meet(upstream)
             upstream.mode = "stalled"
             took = [await leave(client, upstream)]
@@ -384,7 +381,7 @@ async def test_the_upstream_sees_at_once_that_its_client_has_gone(anyio_backend,
 
 
 async def leave(client, upstream):
-    """Give up a request that the upstream has; how many seconds until it sees that."""
+    """Cancel a request; return the seconds until the upstream sees its connection close."""
     aborted = upstream.aborted
     async with anyio.create_task_group() as group:
         group.start_soon(client.send, upstream.url)
@@ -398,7 +395,7 @@ HALF = 8 << 20
 
 @contextmanager
 def stalling():
-    """An upstream that sends half of its answer and nothing more: its address."""
+    """The address of an upstream that sends half of its response."""
     lines = []
 
     def serve():
@@ -423,15 +420,15 @@ def stalling():
 
 @engines
 @pytest.mark.parametrize("left", [False, True])
-async def test_half_an_answer_is_not_kept(anyio_backend, name, left):
-    """Whoever keeps the failure, or is collected late, would keep megabytes with it."""
+async def test_an_error_does_not_keep_an_incomplete_body_in_memory(anyio_backend, name, left):
+    """Code that stores the error would keep megabytes in memory."""
     failures = []
     gc.collect()
     gc.disable()
     tracemalloc.start()
     try:
         with stalling() as url:
-            async with Client(name) as client:
+            async with TransportClient(name) as client:
                 for _ in range(5):
                     with anyio.move_on_after(0.4 if left else 5):
                         try:
@@ -452,10 +449,10 @@ async def test_half_an_answer_is_not_kept(anyio_backend, name, left):
 
 
 @only_httpx2
-async def test_a_proxy_is_used_where_one_is_named(anyio_backend, name, upstream):
-    """The proxy is sent the whole address, and its own credentials."""
+async def test_uses_the_configured_proxy(anyio_backend, name, upstream):
+    """The proxy receives the whole URL and its own credentials."""
     proxy = Secret(f"http://user:secret@127.0.0.1:{upstream.port}")
-    async with Client(name, TransportConfig(proxy=proxy)) as client:
+    async with TransportClient(name, TransportConfig(proxy=proxy)) as client:
         await client.send("http://upstream.invalid/v1")
 
     [ask] = upstream.requests
@@ -480,8 +477,8 @@ anyio.run(main)
 """
 
 
-def test_a_proxy_of_the_environment_is_not_used(upstream):
-    """It would be sent the key."""
+def test_ignores_a_proxy_of_the_environment(upstream):
+    """The proxy would receive the key."""
     names = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
     environ = {**os.environ, **dict.fromkeys(names, DEAD)}
     script = SCRIPT.format(url=f"{upstream.url}/embeddings")
@@ -492,8 +489,8 @@ def test_a_proxy_of_the_environment_is_not_used(upstream):
     assert (ran.stdout, ran.stderr) == ("200\n" * 4, "")
 
 
-class Hello(BaseHTTPRequestHandler):
-    """Answers any POST with an empty object."""
+class EmptyObjectHandler(BaseHTTPRequestHandler):
+    """Responds to any POST with an empty object."""
 
     protocol_version = "HTTP/1.1"
 
@@ -509,7 +506,7 @@ class Hello(BaseHTTPRequestHandler):
 
 
 class QuietServer(ThreadingHTTPServer):
-    """Says nothing of clients that do not trust it."""
+    """Does not print the errors of clients that do not trust it."""
 
     def handle_error(self, *_):
         pass
@@ -517,7 +514,7 @@ class QuietServer(ThreadingHTTPServer):
 
 @pytest.fixture(scope="module")
 def private(tmp_path_factory):
-    """A TLS server that a CA of our own vouches for: its URL, and the CA's file."""
+    """The URL of a TLS server with a certificate of a private CA, and the file of that CA."""
     place = tmp_path_factory.mktemp("tls")
     ca, cert, key = (str(place / name) for name in ("ca.pem", "cert.pem", "key.pem"))
     new = [
@@ -556,7 +553,7 @@ def private(tmp_path_factory):
         subprocess.run(command, check=True, capture_output=True)  # noqa: S603 - our own words
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(cert, key)
-    server = QuietServer(("127.0.0.1", 0), Hello)
+    server = QuietServer(("127.0.0.1", 0), EmptyObjectHandler)
     server.socket = context.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -571,11 +568,11 @@ def private(tmp_path_factory):
     ("host", "trusting", "reached"),
     [("localhost", True, True), ("localhost", False, False), ("127.0.0.1", True, False)],
 )
-async def test_a_private_ca_is_trusted_where_it_is_named_and_for_its_names(
+async def test_trusts_a_configured_ca_for_its_host_names(
     anyio_backend, name, private, host, trusting, reached
 ):
     port, ca = private
-    async with Client(name, TransportConfig(ca_file=ca if trusting else None)) as client:
+    async with TransportClient(name, TransportConfig(ca_file=ca if trusting else None)) as client:
         if reached:
             for _ in range(3):
                 assert (await client.send(f"https://{host}:{port}/v1")).status == 200
@@ -585,7 +582,7 @@ async def test_a_private_ca_is_trusted_where_it_is_named_and_for_its_names(
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
-async def test_a_client_of_the_hosts_is_used_and_left_open(anyio_backend, upstream):
+async def test_uses_a_client_of_the_host_and_leaves_it_open(anyio_backend, upstream):
     async with httpx2.AsyncClient(headers={"x-host": "yes"}, trust_env=False) as own:
         engine = Httpx2Transport(own)
         reply = await engine.send(
@@ -599,7 +596,7 @@ async def test_a_client_of_the_hosts_is_used_and_left_open(anyio_backend, upstre
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
-async def test_a_client_of_the_hosts_decides_whether_connections_are_kept(anyio_backend, upstream):
+async def test_a_client_of_the_host_decides_whether_connections_are_kept(anyio_backend, upstream):
     before = upstream.connections
     async with httpx2.AsyncClient(trust_env=False) as own:
         engine = Httpx2Transport(own)
@@ -614,9 +611,7 @@ async def test_a_client_of_the_hosts_decides_whether_connections_are_kept(anyio_
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 @pytest.mark.parametrize("mode", ["huge_body", "huge_chunked"])
-async def test_a_client_of_the_hosts_reads_no_answer_that_is_too_large(
-    anyio_backend, upstream, mode
-):
+async def test_rejects_a_large_body_with_a_client_of_the_host(anyio_backend, upstream, mode):
     async with httpx2.AsyncClient(trust_env=False) as own:
         upstream.mode = mode
         with pytest.raises(InvalidUpstreamResponse):
@@ -627,10 +622,10 @@ async def test_a_client_of_the_hosts_reads_no_answer_that_is_too_large(
 
 @only_httpx2
 @pytest.mark.parametrize("mode", ["honest", "chunked"])
-async def test_an_answer_over_its_limit_is_refused(anyio_backend, name, upstream, mode):
+async def test_rejects_a_body_over_the_limit(anyio_backend, name, upstream, mode):
     upstream.mode = mode
     request = UpstreamRequest.json(f"{upstream.url}/embeddings", {"input": ["a"]})
-    async with Client(name) as client:
+    async with TransportClient(name) as client:
         size = len((await client.engine.send(request, 5.0)).content)
         assert size == len(
             (await client.engine.send(request, 5.0, ExchangeLimits(largest=size))).content
@@ -640,7 +635,7 @@ async def test_an_answer_over_its_limit_is_refused(anyio_backend, name, upstream
 
 
 def frames_of(error):
-    """The frames that an error and its causes hold, but those of tests."""
+    """Return the frames in the tracebacks of an error and its causes, without those of tests."""
     while error is not None:
         trace = error.__traceback__
         while trace is not None:
@@ -656,10 +651,8 @@ def frames_of(error):
     "mode",
     ["gzip_label", "huge_body", "half_body_reset", "stalled", "unreachable", "framing", "snowman"],
 )
-async def test_a_failure_holds_no_frame_that_shows_the_key(
-    anyio_backend, name, upstream, mode, own
-):
-    """Error reporters print the locals of every frame, also of errors that another one was raised in place of."""
+async def test_tracebacks_of_errors_contain_no_key(anyio_backend, name, upstream, mode, own):
+    """Error reporters print the local variables of every frame, also those of causes."""
     url = DEAD if mode == "unreachable" else upstream.url
     upstream.mode = mode if mode in MODES else "honest"
     headers = {"framing": {"content-length": "1"}, "snowman": {"x-one": "\N{SNOWMAN}"}}.get(

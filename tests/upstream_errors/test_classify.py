@@ -1,4 +1,4 @@
-"""What upstreams say when they fail, in their own words: each body was documented by its provider or seen on the wire."""
+"""Tests with error responses of upstreams; each was documented by its provider or observed."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -27,7 +27,7 @@ from embedroute.upstream_errors import classify_response, parse_retry_after, ref
 
 DATE = "Fri, 20 Nov 2026 10:00:00 GMT"
 NOW = datetime(2026, 11, 20, 9, 0, tzinfo=UTC).timestamp()
-"""Seconds; our clock is an hour slow."""
+"""Seconds; the gateway's clock is an hour slow."""
 
 
 def openai(message="m", code=None, type="invalid_request_error"):
@@ -294,7 +294,7 @@ def judged(status, body, inputs=()):
         (301, "", UpstreamUnavailable),
     ],
 )
-def test_a_failure_is_judged_by_status_and_words(status, body, kind):
+def test_classifies_an_error_by_status_and_text(status, body, kind):
     content = (body if isinstance(body, str) else json.dumps(body)).encode()
 
     found = classify_response(status, {}, content)
@@ -317,7 +317,7 @@ def test_a_failure_is_judged_by_status_and_words(status, body, kind):
         (406, {"www-authenticate": "Bearer"}, RejectedByPage),
     ],
 )
-def test_headers_say_that_a_403_is_about_the_key(status, headers, kind):
+def test_classifies_a_403_about_the_key_by_headers(status, headers, kind):
     assert kind is type(classify_response(status, headers, b"<html>Forbidden</html>"))
 
 
@@ -418,7 +418,7 @@ FULL = {
     "go": (413, {"error": "http: request body too large"}),
     "anybody": (413, ""),
 }
-"""Who → how it says that a call of several inputs is too large."""
+"""Provider → its message for a call of several inputs that is too large."""
 
 AT_LARGE = [
     "batch too large",
@@ -467,7 +467,7 @@ AT_LARGE = [
     "Request body exceeds 2 MB",
     "The request size exceeds 2 MB",
 ]
-"""How APIs that nobody has looked up say it."""
+"""Messages of other APIs for such a call."""
 
 FULL |= {f"somebody: {said}": (400, openai(said)) for said in AT_LARGE}
 FULL |= {
@@ -487,7 +487,7 @@ FULL |= {
 
 
 @pytest.mark.parametrize("who", FULL)
-def test_a_call_of_several_inputs_that_is_too_large_is_one_to_halve(who):
+def test_a_too_large_call_of_several_inputs_is_batch_too_large(who):
     assert BatchTooLarge is type(judged(*FULL[who], ["a", "b"]))
 
 
@@ -539,13 +539,13 @@ COUNTED = {
         "somebody's batch_too_large",
     ),
 }
-"""What is counted → who says so; None where the words do not say."""
+"""Measure → providers whose message names it; None if it names no measure."""
 
 
 @pytest.mark.parametrize(
     ("measure", "who"), [(measure, who) for measure, names in COUNTED.items() for who in names]
 )
-def test_a_refusal_says_what_is_counted(measure, who):
+def test_reads_the_measure_from_the_message(measure, who):
     assert measure is judged(*FULL[who], ["a", "b"]).measure
 
 
@@ -565,7 +565,7 @@ def test_a_refusal_says_what_is_counted(measure, who):
         ),
     ],
 )
-def test_what_is_counted_is_settled_by_status_and_inputs(status, body, inputs, measure):
+def test_refines_the_measure_by_status_and_inputs(status, body, inputs, measure):
     found = judged(status, body, inputs)
 
     assert (BatchTooLarge, measure) == (type(found), found.measure)
@@ -575,13 +575,13 @@ def test_what_is_counted_is_settled_by_status_and_inputs(status, body, inputs, m
     ("said", "measure"),
     [("too many inputs", Measure.INPUTS), ("the body is too large", Measure.BYTES), ("no", None)],
 )
-def test_a_backend_says_in_its_own_words_what_is_counted(said, measure):
+def test_reads_the_measure_from_the_message_of_a_backend(said, measure):
     assert measure is refine_with_inputs(BatchTooLarge(said), ["a", "b"]).measure
 
 
 @pytest.mark.parametrize("who", FULL)
-def test_one_input_that_is_too_large_is_at_fault_itself(who):
-    """Nothing is left to halve, and no other endpoint would take it; where tokens are counted, it is too long."""
+def test_a_single_too_large_input_is_rejected(who):
+    """It cannot be halved, and no other endpoint would accept it."""
     status, body = FULL[who]
     found = judged(status, body, ["a"])
 
@@ -713,11 +713,11 @@ def test_one_input_that_is_too_large_is_at_fault_itself(who):
         ),
     ],
 )
-def test_a_failure_is_settled_by_the_inputs_of_its_call(status, body, inputs, kind):
+def test_refines_an_error_by_the_inputs_of_its_call(status, body, inputs, kind):
     assert kind is type(judged(status, body, inputs))
 
 
-def test_what_is_settled_keeps_what_the_upstream_said():
+def test_refining_keeps_message_status_and_retry_after():
     fault = BatchTooLarge("full", param="input", retry_after=7.0, upstream_status=400)
 
     found = refine_with_inputs(fault, ["a"])
@@ -752,7 +752,7 @@ PLANTED = [
     "Expected at most 32 inputs, got 64",
     "Array is too large, too many inputs",
 ]
-"""What a client may ask to have embedded."""
+"""Texts that a client may send."""
 
 
 @pytest.mark.parametrize(
@@ -772,8 +772,8 @@ PLANTED = [
 )
 @pytest.mark.parametrize("status", [400, 422])
 @pytest.mark.parametrize("text", PLANTED)
-def test_what_a_client_sent_cannot_pass_for_the_upstreams_words(status, text, quoting):
-    """Else anyone could have a key held for spent, a model for unknown or an endpoint for small, and harm all others."""
+def test_a_quoted_input_does_not_match_the_patterns(status, text, quoting):
+    """Otherwise a client could make an endpoint unavailable for other callers."""
     for inputs in (
         [text],
         [f"Is it {text}?", "b"],
@@ -783,7 +783,7 @@ def test_what_a_client_sent_cannot_pass_for_the_upstreams_words(status, text, qu
 
 
 @pytest.mark.parametrize("echo", ["input", "inputs", "texts", "ctx", "loc"])
-def test_fields_that_repeat_what_a_client_sent_are_not_read(echo):
+def test_ignores_fields_that_repeat_the_request(echo):
     body = {
         "detail": [
             {
@@ -818,7 +818,7 @@ def test_fields_that_repeat_what_a_client_sent_are_not_read(echo):
         ({"message": "x" * 30_000}, "x" * 20_000),
     ],
 )
-def test_the_message_is_found_wherever_it_is(body, message):
+def test_finds_the_message_in_every_known_format(body, message):
     assert (f": {message}" if message else ".") == said_in(json.dumps(body).encode())
 
 
@@ -836,11 +836,11 @@ def said_in(content):
         (b"[" * 9999, "[" * 9999),
     ],
 )
-def test_a_body_that_is_not_json_is_its_own_message_but_for_html(content, message):
+def test_a_text_body_is_the_message_but_html_is_not(content, message):
     assert (f": {message}" if message else ".") == said_in(content)
 
 
-def test_the_message_says_what_was_answered():
+def test_the_message_has_the_status_and_the_upstreams_message():
     assert classify_response(500, {}, b"").message == "The upstream answered 500."
     assert classify_response(400, {}, b'{"detail":"no"}').message == "The upstream answered 400: no"
 
@@ -899,7 +899,7 @@ def test_the_message_says_what_was_answered():
         ({"x-ratelimit-remaining-requests": "0"}, None),
     ],
 )
-def test_headers_say_how_long_to_wait(headers, seconds):
+def test_reads_retry_after_from_headers(headers, seconds):
     assert parse_retry_after(headers, now=NOW) == (
         seconds if seconds is None else pytest.approx(seconds)
     )
@@ -928,13 +928,13 @@ def test_headers_say_how_long_to_wait(headers, seconds):
         ("", None),
     ],
 )
-def test_a_body_says_how_long_to_wait(body, seconds):
+def test_reads_retry_after_from_the_body(body, seconds):
     assert parse_retry_after({}, body, now=NOW) == (
         seconds if seconds is None else pytest.approx(seconds)
     )
 
 
-def test_the_wall_clock_is_taken_where_no_time_is_given():
+def test_uses_the_system_clock_by_default():
     then = datetime.now(UTC) + timedelta(seconds=90)
 
     found = classify_response(429, {"retry-after": format_datetime(then, usegmt=True)}, b"")
@@ -942,14 +942,14 @@ def test_the_wall_clock_is_taken_where_no_time_is_given():
     assert found.retry_after == pytest.approx(90, abs=30)
 
 
-def test_a_header_outweighs_the_body():
+def test_headers_take_precedence_over_the_body():
     found = classify_response(429, {"retry-after": "3"}, b"retry after 7 seconds")
 
     assert found.retry_after == 3
 
 
 @given(status=st.integers(100, 999), content=st.binary(), hint=st.text(), date=st.text())
-def test_nothing_that_an_upstream_sends_breaks_the_reading(status, content, hint, date):
+def test_classifies_any_response_without_failing(status, content, hint, date):
     found = classify_response(
         status, {"retry-after": hint, "date": date, "x-ratelimit-remaining-tokens": "0"}, content
     )
@@ -970,5 +970,5 @@ def test_nothing_that_an_upstream_sends_breaks_the_reading(status, content, hint
         ),
     )
 )
-def test_no_json_breaks_the_reading(body):
+def test_classifies_any_json_without_failing(body):
     assert isinstance(judged(400, body, ["a"]), UpstreamError)

@@ -1,4 +1,4 @@
-"""A request is told the class of a shared call's failure, and nothing that an upstream said."""
+"""Tests that neutral errors keep their class and quote nothing from the upstream."""
 
 import gc
 
@@ -27,7 +27,7 @@ KINDS = [kind for kind in below(UpstreamError) if kind.__module__.startswith("em
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_a_client_acts_on_is_kept_and_every_word_is_the_gateways_own(kind):
+def test_a_neutral_error_keeps_its_class_and_quotes_nothing(kind):
     failure = kind(
         f"The upstream answered 400: {QUOTE}",
         code=QUOTE,
@@ -72,13 +72,13 @@ def test_what_a_client_acts_on_is_kept_and_every_word_is_the_gateways_own(kind):
         (None, None),
     ],
 )
-def test_a_param_is_kept_if_it_means_the_same_in_another_request(param, kept):
-    """An index is one of the other request's inputs."""
+def test_keeps_a_param_that_is_valid_in_other_requests(param, kept):
+    """An index is that of an input of the other request."""
     assert kept == neutral(UpstreamRejectedInput("bad", param=param)).param
 
 
 class AcmeError(ContextTooLong):
-    """A plugin's own, which keeps what it was sent."""
+    """An error class of a plugin, which stores the request."""
 
     code = "acme_too_long"
 
@@ -91,7 +91,7 @@ class AcmeError(ContextTooLong):
         return self.body
 
 
-def test_a_class_of_a_plugin_becomes_the_gateways_class_that_it_derives_from():
+def test_a_plugins_error_class_becomes_its_base_class():
     failure = AcmeError(QUOTE, limit=5)
     failure.upstream_status = f"400 {QUOTE}"
 
@@ -117,15 +117,15 @@ def test_a_class_of_a_plugin_becomes_the_gateways_class_that_it_derives_from():
         (BatchTooLarge("x"), "acme", "The provider acme rejected the batch as too large."),
     ],
 )
-def test_a_message_names_the_provider_if_it_is_known(failure, given, message):
+def test_a_neutral_message_names_the_provider_if_known(failure, given, message):
     told = neutral(failure, given)
 
     assert told.message.startswith(message)
     assert told.message == neutral(neutral(failure), given).message
 
 
-def test_each_class_of_the_gateways_has_words_of_its_own():
-    """A new one must not tell a client something else than its nearest relative means."""
+def test_each_error_class_has_its_own_neutral_message():
+    """A new class must not use the message of its base class."""
     assert set(KINDS) == set(MESSAGES)
     assert len(set(MESSAGES.values())) == len(MESSAGES)
     assert {kind.__name__ for kind in KINDS} <= set(errors.__all__)
