@@ -3,7 +3,7 @@
 import hmac
 import re
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, cast
 
 import msgspec
@@ -132,15 +132,15 @@ class ApiKeys:
         digest.update(token)
         return digest.digest()
 
-    def authenticate(self, headers: Iterable[tuple[bytes, bytes]]) -> Caller:
-        """Return the caller whose key is in the ``Authorization`` header.
+    def authenticate(self, authorization: Sequence[bytes]) -> Caller:
+        """Return the caller whose key is in the values of the ``Authorization`` header.
 
         Raises:
             Unauthorized: the header is missing, malformed or duplicated, or the key is unknown.
         """
         # A client that does not know the pepper cannot choose a digest, so the time of the lookup
         # reveals nothing about a key.
-        caller = self._callers.get(self._digest(bearer_token(headers)))
+        caller = self._callers.get(self._digest(bearer_token(authorization)))
         if caller is None:
             raise Unauthorized("Incorrect API key provided; check the Authorization header.")
         return caller
@@ -158,18 +158,14 @@ def _make_caller(name: str, key: ApiKey) -> Caller:
     )
 
 
-def bearer_token(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+def bearer_token(authorization: Sequence[bytes]) -> bytes:
     """Return the token of the ``Authorization: Bearer`` header (RFC 6750 §2.1).
 
     Raises:
         Unauthorized: there is no such header, there are several, or its value is malformed.
     """
-    values = [value for name, value in headers if name == b"authorization"]
-    match = (
-        _BEARER.fullmatch(values[0])
-        if len(values) == 1 and len(values[0]) <= LONGEST_KEY + 7
-        else None
-    )
-    if match is None:
-        raise Unauthorized("An API key is required; send one header 'Authorization: Bearer KEY'.")
-    return match[1]
+    if len(authorization) == 1 and len(authorization[0]) <= LONGEST_KEY + 7:
+        match = _BEARER.fullmatch(authorization[0])
+        if match is not None:
+            return match[1]
+    raise Unauthorized("An API key is required; send one header 'Authorization: Bearer KEY'.")

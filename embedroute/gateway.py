@@ -9,13 +9,13 @@ import os
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Self, Unpack
 
 import msgspec
 
 from embedroute.auth import ANYONE, Caller
 from embedroute.bootstrap import (
+    LoopRuntime,
     Options,
     RuntimeFactory,
     assembled,
@@ -36,12 +36,14 @@ from embedroute.cache import (
 )
 from embedroute.config import Config
 from embedroute.errors import DeadlineExceeded, EmbedrouteError, RequestError, UpstreamRejectedInput
-from embedroute.execution import RequestContext, make_context, missing_keys
+from embedroute.execution import DispatchContext, Lead, RequestContext, Results, missing_keys
+from embedroute.inputs import Input
 from embedroute.limits import BodyBudget
 from embedroute.protocol import EmbeddingRequest, Embeddings, make_request
 from embedroute.routing import (
     PROBING,
     BreakerPolicy,
+    CacheKey,
     HealthRegistry,
     Plan,
     PreparedSelection,
@@ -105,7 +107,6 @@ class Gateway:
             self.settings, http_client, self.healths, retries or RetryPolicy(), transport
         )
         self.runtime = PerLoop("embedroute", factory.open)
-        self._store = self.cache.store
 
     @classmethod
     @frameless
@@ -152,8 +153,7 @@ class Gateway:
             request = input
         else:
             request = make_request({"input": input, "model": model, **fields}, self.limits)
-        async with tasks.watch() as watch:
-            watch.limit(self.settings.deadline, self.make_deadline_error)
+        async with tasks.watch(self.settings.deadline, self.make_deadline_error) as watch:
             context = RequestContext(
                 request=request,
                 caller=caller,
@@ -212,8 +212,9 @@ class Gateway:
         if context.request.large:
             plan, cached = await self._look_up_large(context, prepared)
         else:
-            plan = make_plan(context.request.inputs, prepared.shared)
-            cached = look_up(self.cache, plan.work, prepared) if policy.read else NOTHING
+            plan = make_plan(context.request.inputs, prepared.key_prefix)
+            may_hit = policy.read and self.cache.size
+            cached = look_up(self.cache, plan.work, prepared) if may_hit else NOTHING
         vectors = cached.vectors
         trace.record_cache(plan.keys, vectors, cached.claims)
         if cached.claims and policy.store:
@@ -221,33 +222,51 @@ class Gateway:
         missing = missing_keys(plan.work, vectors) if vectors else plan.work
         if missing:
             loop = await self.runtime.get()
-            owner = prepared.owner
-            store = self._store if owner is None else partial(self._store, owner=owner)
-            dispatch = make_context(context, prepared, store)
+            dispatch = DispatchContext(
+                context.request,
+                prepared,
+                trace,
+                context.deadline,
+                context.watch,
+                self.cache.store if policy.store and self.cache.limit else None,
+            )
             candidates = prepared.selection.candidates
-            with loop.flights.lead(missing, prepared.terms if policy.read else None) as lead:
+            sharing_key = prepared.sharing_key if policy.read else None
+            with loop.flights.lead(missing, sharing_key) as lead:
                 if lead.work:
                     await loop.embed(candidates, dispatch, lead.work, lead.land)
             vectors = {**vectors, **lead.found}
             if lead.awaited:
-                # Leaves enough time to try every endpoint after the wait.
-                max_wait = (context.deadline - time.monotonic()) / (len(candidates) + 1)
-                shared, led = await loop.flights.follow(
-                    lead, missing, loop.embed, (candidates, dispatch), max_wait
-                )
-                vectors = {**vectors, **shared}
-                if owner is not None and policy.store and led < len(missing):
-                    # Another request stored these vectors. This caller's next request is a hit too.
-                    self.cache.claim(dict.fromkeys(missing, owner))
+                vectors = {**vectors, **await self._wait_for_others(loop, lead, missing, dispatch)}
         rows, tokens, trace.estimated = assemble(plan, vectors)
         model = prepared.route.public_name
         return Embeddings(rows=rows, model=model, prompt_tokens=tokens, trace=trace)
+
+    async def _wait_for_others(
+        self,
+        loop: LoopRuntime,
+        lead: Lead,
+        missing: Mapping[CacheKey, Input],
+        dispatch: DispatchContext,
+    ) -> Results:
+        """Return the vectors of ``missing`` that other requests compute, or compute them if needed."""
+        prepared = dispatch.prepared
+        candidates = prepared.selection.candidates
+        # Leaves enough time to try every endpoint after the wait.
+        max_wait = (dispatch.deadline - time.monotonic()) / (len(candidates) + 1)
+        shared, led = await loop.flights.follow(
+            lead, missing, loop.embed, (candidates, dispatch), max_wait
+        )
+        if prepared.owner is not None and dispatch.store is not None and led < len(missing):
+            # Another request stored these vectors. This caller's next request is a hit too.
+            self.cache.claim(dict.fromkeys(missing, prepared.owner))
+        return shared
 
     async def _look_up_large(
         self, context: RequestContext, prepared: PreparedSelection
     ) -> tuple[Plan, Found]:
         """Plan a large request and look it up, in steps between which the event loop runs."""
-        planning = make_plan_in_steps(context.request.inputs, prepared.shared)
+        planning = make_plan_in_steps(context.request.inputs, prepared.key_prefix)
         plan = await fairness.step_by_step(planning)
         if not context.cache_policy.read:
             return plan, NOTHING

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import lru_cache
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
 import msgspec
 
@@ -172,9 +172,9 @@ def rows_to_array(rows: Sequence[str | Sequence[float]], dtype: str = "float") -
     Raises:
         InvalidUpstreamResponse: a row is neither base64 nor numbers, or has another width.
     """
-    texts = [row for row in rows if isinstance(row, str)]
-    if len(texts) == len(rows):
-        return vectors.from_base64(texts, dtype)
-    if not texts:
-        return vectors.from_lists([row for row in rows if not isinstance(row, str)], dtype)
+    kinds = set(map(type, rows))
+    if kinds == {str}:
+        return vectors.from_base64(cast("Sequence[str]", rows), dtype)
+    if kinds <= {list}:
+        return vectors.from_lists(cast("Sequence[list[float]]", rows), dtype)
     return vectors.gathered(len(rows), (rows_to_array([row], dtype) for row in rows))

@@ -4,6 +4,7 @@ Some servers send an error in this format with status 200, so that is handled to
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import Final, TypeVar
 
 import msgspec
@@ -78,6 +79,8 @@ class LongAnswer(msgspec.Struct):
 
 
 T = TypeVar("T")
+_GET_INDEX: Final = attrgetter("index")
+_GET_EMBEDDING: Final = attrgetter("embedding")
 _USAGE: Final = msgspec.json.Decoder(Usage)
 
 
@@ -101,11 +104,11 @@ def read(
     count = len(batch)
     if len(answer.data) > count:
         refuse_more_rows(len(answer.data), count)
-    indexes = [row.index for row in answer.data]
+    indexes = list(map(_GET_INDEX, answer.data))
     if isinstance(answer, LongAnswer):
         array = texts_to_array(sort_by_index(texts, indexes), batch.dtype, batch.width)
     else:
-        rows = [row.embedding for row in answer.data]
+        rows: list[str | list[float]] = list(map(_GET_EMBEDDING, answer.data))
         array = rows_to_array(sort_by_index(rows, indexes), batch.dtype)
     return Vectors(array, _prompt_tokens(answer.usage, response.headers))
 

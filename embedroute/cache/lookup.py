@@ -1,7 +1,7 @@
 """Finds the cached vectors of a request.
 
 A vector is found under its own key, or truncated from a vector of the model's full width. What makes
-two requests share an entry is in ``routing/planning.py``: ``shared_key`` and ``make_plan``.
+two requests share an entry is in ``routing/planning.py``: ``make_key_prefix`` and ``make_plan``.
 """
 
 from collections.abc import Generator, Mapping
@@ -47,8 +47,6 @@ def look_up(
     Vectors of a matryoshka model at full width serve every smaller width. A hit is the caller's own
     if ``prepared.owner`` is among the owners of the entry. Without an owner all hits are.
     """
-    if not cache.size:
-        return NOTHING
     owner = prepared.owner
     found = _exact(cache, work, owner)
     if _is_complete(found, cache, work, prepared):
@@ -80,7 +78,7 @@ def _exact(cache: MemoryCache, work: Mapping[CacheKey, Input], owner: int | None
 def _is_complete(
     found: Found, cache: MemoryCache, work: Mapping[CacheKey, Input], prepared: PreparedSelection
 ) -> bool:
-    if prepared.whole is None or not len(cache):
+    if prepared.whole_key_prefix is None or not len(cache):
         return True
     return len(found.vectors) == len(work) and not found.claims
 
@@ -96,7 +94,7 @@ def _add_truncated(
     exact = found.vectors
     claims = dict(found.claims)
     missing = {key: item for key, item in work.items() if key not in exact or key in claims}
-    wide_keys = yield from rekeyed_in_steps(missing, prepared.whole or b"")
+    wide_keys = yield from rekeyed_in_steps(missing, prepared.whole_key_prefix or b"")
     width = prepared.selection.parameters.width
     whole = cache.look_up(wide_keys.values())
     truncated = cut(wide_keys, whole, width)

@@ -76,8 +76,6 @@ class MemoryCache:
 
     def store(self, results: Mapping[CacheKey, EmbeddedInput], owner: int | None = None) -> None:
         """Store copies of ``results``: a row itself would keep the array of its batch in memory."""
-        if not self.limit:
-            return
         now = self._clock()
         owners = () if owner is None else (owner,)
         with self._lock:

@@ -11,12 +11,12 @@ from embedroute.execution.backend_call import (
     largest_answer,
     validate_vectors,
 )
-from embedroute.execution.context import DispatchContext, RequestContext, make_context
+from embedroute.execution.context import DispatchContext, RequestContext, Results
 from embedroute.execution.dispatcher import Dispatcher, Embed
 from embedroute.execution.local_models import LocalModels, Pace, cut_part, joined, slice_stop
 from embedroute.execution.microbatching import LARGEST, MicroBatcher, split_result
 from embedroute.execution.redaction import list_secrets, record_exchange, redact_message
-from embedroute.execution.singleflight import SingleFlight, missing_keys, never_expected
+from embedroute.execution.singleflight import Lead, SingleFlight, missing_keys, never_expected
 
 __all__ = [
     "LARGEST",
@@ -25,10 +25,12 @@ __all__ = [
     "DispatchContext",
     "Dispatcher",
     "Embed",
+    "Lead",
     "LocalModels",
     "MicroBatcher",
     "Pace",
     "RequestContext",
+    "Results",
     "SingleFlight",
     "WidthRegistry",
     "call_backend",
@@ -36,7 +38,6 @@ __all__ = [
     "joined",
     "largest_answer",
     "list_secrets",
-    "make_context",
     "missing_keys",
     "never_expected",
     "record_exchange",

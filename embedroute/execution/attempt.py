@@ -11,8 +11,8 @@ from embedroute.execution.backend_call import CallResources, WidthRegistry, call
 from embedroute.execution.context import (
     DispatchContext,
     Results,
-    count_tokens,
     describe_outcome,
+    estimate_tokens,
     for_client,
     make_batch,
     record_results,
@@ -28,7 +28,6 @@ from embedroute.routing import (
     ResolvedEndpoint,
     UsualLatency,
     amount,
-    can_truncate,
 )
 from embedroute.text import log_fields
 from embedroute.trace import RequestTrace
@@ -85,7 +84,7 @@ class AttemptRunner:
         trace = context.trace
         trace.attempts += 1
         batch = make_batch(candidate, work, context)
-        alone = candidate.micro_batch_ms is None or trace.captures_bodies or context.large
+        alone = candidate.micro_batch_ms is None or trace.captures_bodies or context.request.large
         made_call = alone
         try:
             if alone:
@@ -128,7 +127,7 @@ class AttemptRunner:
         """Make the call, or take part in a merged one; return also whether this request made it."""
         return await self._micro_batcher.embed(
             batch,
-            (candidate.name, context.shared, context.kind, batch.user),
+            (candidate.name, context.prepared.key_prefix, context.request.kind, batch.user),
             partial(self._call, candidate, health, context, permit),
             max_wait=min((candidate.micro_batch_ms or 0) / 1000, timeout / 2),
             timeout=timeout,
@@ -161,6 +160,7 @@ class AttemptRunner:
         self, candidate: ResolvedEndpoint, context: DispatchContext, batch: Batch, timeout: float
     ) -> Awaitable[Vectors]:
         trace = context.trace
+        prepared = context.prepared
         return call_backend(
             candidate.backend,
             batch,
@@ -171,9 +171,9 @@ class AttemptRunner:
             else None,
             candidate.rest,
             candidate.provider,
-            large=context.large and letters_in(batch.inputs) >= LONG,
-            width=context.parameters.width,
-            matryoshka=can_truncate(context.model),
+            large=context.request.large and letters_in(batch.inputs) >= LONG,
+            width=prepared.selection.parameters.width,
+            matryoshka=prepared.can_truncate,
         )
 
     def _count_timeout(self, health: EndpointHealth, permit: int, context: DispatchContext) -> None:
@@ -201,16 +201,18 @@ class AttemptRunner:
         Raises:
             InvalidUpstreamResponse: the width differs from earlier vectors of the vector space.
         """
-        if context.parameters.width is None:
-            self._widths.check(context.space, batch.dtype, answer.array.shape[1])
-        count = len(batch)
+        prepared = context.prepared
+        if prepared.selection.parameters.width is None:
+            vector_space = prepared.route.vector_space
+            self._widths.check(vector_space, batch.dtype, answer.array.shape[1])
+        count = len(answer.array)
         now = self._clock()
         if health.learned and count == 1:
             for measure in tuple(health.learned):
                 health.record_batch_fitted(now, measure, amount(batch.inputs, measure))
         tokens = answer.prompt_tokens
         if tokens is None:
-            tokens = count_tokens(answer, batch.inputs)
+            tokens = estimate_tokens(batch.inputs)
         health.record_success(permit, now, now - began, tokens)
         self._usual.record(candidate.name, count, now - began)
 

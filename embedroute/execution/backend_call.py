@@ -84,10 +84,12 @@ async def call_backend(
             f"{type(backend).__name__} must subclass HTTPBackend, LocalBackend or Backend."
         )
     source = None
+    count = len(batch)
     try:
         if isinstance(backend, HTTPBackend):
             request = await _build_in_thread(backend, batch) if large else _build(backend, batch)
-            limits = ExchangeLimits(largest_answer(batch, len(request.content)), rest, provider)
+            largest = largest_answer(count, batch.width, len(request.content))
+            limits = ExchangeLimits(largest, rest, provider)
             send = resources.transport.send
             response = await (
                 send if on_capture is None else partial(_send_and_capture, send, on_capture)
@@ -110,7 +112,7 @@ async def call_backend(
             raise cancelled from None
         # SystemExit or a stray CancelledError from a backend must not end the host's task.
         raise _backend_error(backend, error) from error
-    if len(batch) * (batch.width or 0) * 4 < LARGE:
+    if count * (batch.width or 0) * 4 < LARGE:
         return validate_vectors(answer, batch, width=width, matryoshka=matryoshka, source=source)
     return await fairness.run_in_worker(
         partial(validate_vectors, answer, batch, width=width, matryoshka=matryoshka, source=source)
@@ -204,14 +206,16 @@ def _parse_response(backend: HTTPBackend, batch: Batch, response: UpstreamRespon
         ) from error
 
 
-def largest_answer(batch: Batch, sent: int) -> int:
-    """Return the most bytes that a successful response to a request of ``sent`` bytes may have.
+def largest_answer(count: int, width: int | None, sent: int) -> int:
+    """Return the most bytes that a successful response with ``count`` vectors may have.
+
+    ``width`` is the dimension of a vector if it is known, and ``sent`` the bytes of the request.
 
     The limit allows for the numbers (at least 16 per vector, to include the JSON around it), twice
     the request (some APIs repeat the inputs, with escapes), and 64 KiB for everything else.
     """
-    width = max(batch.width or vectors.WIDEST, 16)
-    return min(len(batch) * width * vectors.TEXT_OF_NUMBER + 64 * 1024 + 2 * sent, LARGEST_REPLY)
+    numbers = count * max(width or vectors.WIDEST, 16)
+    return min(numbers * vectors.TEXT_OF_NUMBER + 64 * 1024 + 2 * sent, LARGEST_REPLY)
 
 
 def validate_vectors(

@@ -1,6 +1,6 @@
 """Provides the context of a request: builds batches, records results, sanitises errors."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import cast
 
 import msgspec
@@ -9,16 +9,13 @@ from anyio import CapacityLimiter
 from embedroute.auth import Caller
 from embedroute.backend import Batch, Vectors
 from embedroute.cache import CachePolicy
-from embedroute.config import Model
 from embedroute.errors import EmbedrouteError, UpstreamAuthError, UpstreamError
 from embedroute.execution.redaction import list_secrets, mentions, redact_message
-from embedroute.execution.singleflight import OnResult
 from embedroute.inputs import Input, Kind, Part, estimate_sizes, images_in
 from embedroute.protocol import EmbeddingRequest
 from embedroute.routing import (
     CacheKey,
     EmbeddedInput,
-    Parameters,
     PreparedSelection,
     ResolvedEndpoint,
     pair_with_keys,
@@ -43,74 +40,53 @@ class RequestContext(msgspec.Struct, frozen=True, kw_only=True):
 
 Results = Mapping[CacheKey, EmbeddedInput]
 """Embedded inputs by cache key."""
+StoreResults = Callable[[Results, int | None], None]
+"""Stores results in the cache, with the mark of their owner if there is one."""
 
 
-class DispatchContext(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+class DispatchContext(msgspec.Struct, frozen=True, eq=False):
     """What all chunks of one request share.
 
-    ``deadline`` is in seconds of the monotonic clock. ``space`` identifies the vector space, and
-    ``shared`` is the common part of the cache keys. ``store`` receives the results for the cache.
-    ``slots`` limits the concurrent calls of a request that was split. ``large``: work on all inputs
-    at once would block the event loop.
+    ``deadline`` is in seconds of the monotonic clock. ``store`` receives the results, and their
+    owner, for the cache; None if they are not cached. ``slots`` limits the concurrent calls of a
+    request that was split.
     """
 
-    model: Model
-    parameters: Parameters
-    kind: Kind
-    user: str | None
-    deadline: float
+    request: EmbeddingRequest
+    prepared: PreparedSelection
     trace: RequestTrace
-    space: str = ""
-    shared: bytes = b""
-    store: OnResult | None = None
-    slots: CapacityLimiter | None = None
+    deadline: float
     watch: Watch | None = None
-    large: bool = False
-
-
-def make_context(
-    context: RequestContext, prepared: PreparedSelection, store: OnResult
-) -> DispatchContext:
-    """Build the context for the dispatcher; ``store`` is dropped if the request says no-store."""
-    return DispatchContext(
-        model=prepared.route.model,
-        parameters=prepared.selection.parameters,
-        kind=context.request.kind,
-        user=context.request.user,
-        deadline=context.deadline,
-        trace=context.trace,
-        space=prepared.route.vector_space,
-        shared=prepared.shared,
-        store=store if context.cache_policy.store else None,
-        watch=context.watch,
-        large=context.request.large,
-    )
+    store: StoreResults | None = None
+    slots: CapacityLimiter | None = None
 
 
 def make_batch(
     candidate: ResolvedEndpoint, work: Mapping[CacheKey, Input], context: DispatchContext
 ) -> Batch:
     """Build the batch of a chunk for one endpoint, with only the parameters that it accepts."""
-    parameters = context.parameters
+    model = context.prepared.route.model
+    parameters = context.prepared.selection.parameters
     accepts = candidate.accepts
+    kind = context.request.kind
     inputs = list(work.values())
-    native_type = parameters.input_type is not None and parameters.input_type in accepts.input_types
-    prefix = text_before(candidate, context.model, parameters.input_type)
-    texts: Sequence[str] = ()
-    if context.kind is Kind.TEXT:
-        texts = cast("list[str]", inputs)
-        if prefix:
+    texts = cast("list[str]", inputs) if kind is Kind.TEXT else ()
+    input_type = parameters.input_type
+    if input_type is not None:
+        if prefix := text_before(candidate, model, input_type):
             texts = _prefixed(texts, prefix)
+        if input_type not in accepts.input_types:
+            input_type = None
     return Batch(
-        model=candidate.model,
-        texts=texts,
-        tokens=cast("list[tuple[int, ...]]", inputs) if context.kind is Kind.TOKENS else (),
-        parts=cast("list[tuple[Part, ...]]", inputs) if context.kind is Kind.PARTS else (),
+        candidate.model,
+        texts,
+        cast("list[tuple[int, ...]]", inputs) if kind is Kind.TOKENS else (),
+        cast("list[tuple[Part, ...]]", inputs) if kind is Kind.PARTS else (),
         dimensions=parameters.dimensions if accepts.dimensions else None,
-        width=parameters.width if accepts.dimensions else context.model.dimensions,
-        input_type=parameters.input_type if native_type else None,
+        width=parameters.width if accepts.dimensions else model.dimensions,
+        input_type=input_type,
         dtype=parameters.dtype,
-        user=context.user if accepts.user else None,
+        user=context.request.user if accepts.user else None,
         options={"title": parameters.title} if parameters.title is not None else {},
     )
 
@@ -133,7 +109,9 @@ def record_results(
     price per request.
     """
     trace = context.trace
-    tokens = count_tokens(answer, work.values())
+    tokens = answer.prompt_tokens
+    if tokens is None:
+        tokens = estimate_tokens(work.values())
     prices = candidate.prices
     if not made:
         prices = {kind: price for kind, price in prices.items() if kind != "request"}
@@ -142,19 +120,17 @@ def record_results(
         prices,
         tokens,
         answer.modality_tokens,
-        images=images_in(work.values()) if context.kind is Kind.PARTS else 0,
+        images=images_in(work.values()) if context.request.kind is Kind.PARTS else 0,
     )
     results = pair_with_keys(work, answer, tokens)
     if context.store is not None:
-        context.store(results)
+        context.store(results, context.prepared.owner)
     return results
 
 
-def count_tokens(answer: Vectors, inputs: Collection[Input]) -> int:
-    """Return the tokens of a call: the upstream's count, or an estimate if it reports none."""
-    if answer.prompt_tokens is None:
-        return sum(estimate_sizes(inputs))
-    return answer.prompt_tokens
+def estimate_tokens(inputs: Collection[Input]) -> int:
+    """Estimate the tokens of a call whose upstream reports none."""
+    return sum(estimate_sizes(inputs))
 
 
 def for_client(error: EmbedrouteError, candidate: ResolvedEndpoint) -> EmbedrouteError:

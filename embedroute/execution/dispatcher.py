@@ -169,9 +169,11 @@ class Dispatcher:
     async def _chunks(
         self, candidate: ResolvedEndpoint, context: DispatchContext, work: Mapping[CacheKey, Input]
     ) -> Chunks:
-        prefix = text_before(candidate, context.model, context.parameters.input_type)
+        prepared = context.prepared
+        input_type = prepared.selection.parameters.input_type
+        prefix = text_before(candidate, prepared.route.model, input_type)
         accepts = self._healths.get(candidate).caps(candidate.accepts, self._clock())
-        if context.large:
+        if context.request.large:
             return await fairness.step_by_step(split_in_steps(work, accepts, prefix))
         return split(work, accepts, prefix)
 

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Final, Generic, Self, TypeVar, TypeVarTuple
 
 import anyio
+import msgspec
 
 from embedroute.errors import RateLimited, UpstreamError, UpstreamTimeout
 from embedroute.inputs import Input
@@ -38,28 +39,22 @@ def missing_keys(work: Work, found: Container[CacheKey] | None) -> Work:
     return {key: item for key, item in work.items() if key not in found} if found else work
 
 
-class InFlight:
+class InFlight(msgspec.Struct, eq=False):
     """One key that is being computed.
 
     A waiter receives the leader's error only if its ``sharing_key`` is equal. ``group`` is all work
     of the leader: an upstream may reject the group because of any input. ``error`` is neutral,
     because other requests receive it. ``replaced`` is the computation of a slow leader that this
-    one replaces; its waiters get this result too.
+    one replaces; its waiters get this result too. ``waited`` is created by the first waiter.
     """
 
-    __slots__ = ("error", "group", "over", "replaced", "result", "sharing_key", "waited")
-
-    def __init__(
-        self, sharing_key: object, group: Work, replaced: "InFlight | None" = None
-    ) -> None:
-        """Create an entry without a result."""
-        self.waited: anyio.Event | None = None
-        self.over = False
-        self.sharing_key = sharing_key
-        self.group = group
-        self.replaced = replaced
-        self.result: EmbeddedInput | None = None
-        self.error: UpstreamError | None = None
+    sharing_key: object
+    group: Work
+    replaced: "InFlight | None" = None
+    over: bool = False
+    result: EmbeddedInput | None = None
+    error: UpstreamError | None = None
+    waited: anyio.Event | None = None
 
     async def wait(self) -> None:
         """Wait for the end. Few entries have waiters, so the first waiter creates the event."""
@@ -121,14 +116,19 @@ class SingleFlight(Generic[*Arguments]):
         computed again.
         """
         flights = {} if sharing_key is None else self._flights
-        if flights.keys().isdisjoint(missing):
-            return Lead(flights, missing, sharing_key, slow, _NONE)
-        awaited = {
-            key: flight
-            for key in missing
-            if (flight := flights.get(key)) and flight is not slow.get(key)
-        }
-        return Lead(flights, missing_keys(missing, awaited), sharing_key, slow, awaited)
+        awaited = _NONE
+        work = missing
+        if not flights.keys().isdisjoint(missing):
+            awaited = {
+                key: flight
+                for key in missing
+                if (flight := flights.get(key)) and flight is not slow.get(key)
+            }
+            work = missing_keys(missing, awaited)
+        own: dict[CacheKey, InFlight] = {}
+        for key in work:
+            own[key] = flights[key] = InFlight(sharing_key, work, slow.get(key) if slow else None)
+        return Lead(work, sharing_key, awaited, {}, flights, own)
 
     async def run(
         self,
@@ -219,40 +219,26 @@ class SingleFlight(Generic[*Arguments]):
         return bounds
 
 
-class Lead:
+class Lead(msgspec.Struct, eq=False):
     """The keys that one request computes as their leader.
 
     ``work`` is what it computes, ``found`` its results so far, and ``awaited`` the entries of keys
-    that other requests compute.
+    that other requests compute. ``flights`` are the entries of all requests, and ``own`` those of
+    this one.
     """
 
-    __slots__ = ("_flights", "_own", "awaited", "found", "sharing_key", "work")
-
-    def __init__(
-        self,
-        flights: dict[CacheKey, InFlight],
-        work: Work,
-        sharing_key: object,
-        slow: Flying,
-        awaited: Flying,
-    ) -> None:
-        """Register the keys of ``work`` in ``flights``."""
-        self.work = work
-        self.sharing_key = sharing_key
-        self.awaited = awaited
-        self.found: dict[CacheKey, EmbeddedInput] = {}
-        self._flights = flights
-        self._own: dict[CacheKey, InFlight] = {}
-        for key in work:
-            flight = InFlight(sharing_key, work, slow.get(key) if slow else None)
-            flights[key] = flight
-            self._own[key] = flight
+    work: Work
+    sharing_key: object
+    awaited: Flying
+    found: dict[CacheKey, EmbeddedInput]
+    flights: dict[CacheKey, InFlight]
+    own: dict[CacheKey, InFlight]
 
     def land(self, results: Mapping[CacheKey, EmbeddedInput]) -> None:
         """Store results as they arrive; their waiters get them at once."""
         self.found.update(results)
         for key, item in results.items():
-            flight: InFlight | None = self._own[key]
+            flight: InFlight | None = self.own[key]
             while flight is not None:
                 flight.result = item
                 self._end(key, flight)
@@ -262,12 +248,12 @@ class Lead:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if len(self.found) == len(self._own):
+        if len(self.found) == len(self.own):
             return
         shared = None
         if isinstance(error, UpstreamError) and not _is_deadline_specific(error):
             shared = neutral(error)
-        for key, flight in self._own.items():
+        for key, flight in self.own.items():
             if not flight.over:
                 flight.error = shared
                 self._end(key, flight)
@@ -276,8 +262,8 @@ class Lead:
         flight.over = True
         if flight.waited is not None:
             flight.waited.set()
-        if self._flights.get(key) is flight:
-            del self._flights[key]
+        if self.flights.get(key) is flight:
+            del self.flights[key]
 
 
 def _is_deadline_specific(error: UpstreamError) -> bool:

@@ -27,7 +27,6 @@ from embedroute.protocol.requests import (
     NEUTRAL,
     NO_PREFERENCES,
     SPELLINGS,
-    Content,
     CreateEmbeddingRequest,
     Debug,
     EmbeddingOptions,
@@ -98,7 +97,12 @@ def decode_at_once(body: bytes, limits: Limits) -> EmbeddingRequest:
         InvalidRequest: the body is invalid; ``param`` names the field.
     """
     request = _decode_json(body, limits)
-    decode_errors.refuse_duplicate_keys(body, request, _texts(request))
+    # Each member of an object has one colon. So a body with as many colons as fields that are set
+    # has no duplicate key; only with more of them a duplicate is possible.
+    values = msgspec.structs.astuple(request)
+    colons = body.count(b":") - len(values) + values.count(None)
+    if colons:
+        decode_errors.refuse_duplicate_keys(body, colons, _texts(request))
     wire_input, field = _select_input(request)
     inputs, kind = convert_inputs(wire_input, limits, field)
     return _make_embedding_request(request, inputs, kind)
@@ -188,21 +192,12 @@ def _count_letters(inputs: Sequence[Input]) -> int:
     return sum(map(len, inputs)) if detect_kind(inputs[0]) is not Kind.PARTS else LARGE
 
 
-def _texts(request: CreateEmbeddingRequest) -> list[str] | None:
-    """List all strings of a request, or return None if an input is an object."""
-    texts = [
-        text
-        for text in (request.model, request.user, request.provider, request.input_type)
-        if isinstance(text, str)
-    ]
+def _texts(request: CreateEmbeddingRequest) -> list[str]:
+    """List the strings of a request, except those in objects."""
+    values = [request.model, request.user, request.provider, request.input_type]
     for wire_input in (request.input, request.inputs):
-        if isinstance(wire_input, str):
-            texts.append(wire_input)
-        elif wire_input is not None:
-            texts.extend(item for item in wire_input if isinstance(item, str))
-            if any(isinstance(item, Content) for item in wire_input):
-                return None
-    return texts
+        values += wire_input if isinstance(wire_input, list) else [wire_input]
+    return [value for value in values if isinstance(value, str)]
 
 
 def check_request(request: CreateEmbeddingRequest, limits: Limits) -> EmbeddingRequest:
@@ -223,13 +218,16 @@ def _make_embedding_request(
     provider = request.provider
     if isinstance(provider, Preferences):
         _refuse_duplicate_names(provider)
+    if request.dimensions and options is not NO_OPTIONS:
+        _refuse_other_sizes(request.dimensions, options)
+    input_type = request.input_type
     return EmbeddingRequest(
         model=request.model,
         inputs=inputs,
         kind=kind,
         base64=request.encoding_format == "base64",
-        dimensions=_dimensions(request.dimensions, options),
-        input_type=_input_type(request.input_type, options),
+        dimensions=request.dimensions or None,
+        input_type=None if input_type is None else _parse_input_type(input_type, options),
         user=request.user,
         provider=provider if isinstance(provider, str) else None,
         preferences=provider if isinstance(provider, Preferences) else NO_PREFERENCES,
@@ -253,9 +251,7 @@ def _select_input(request: CreateEmbeddingRequest) -> tuple[WireInput, str]:
     return wire_input, "inputs" if request.input is None else "input"
 
 
-def _dimensions(dimensions: int | None, options: EmbeddingOptions) -> int | None:
-    if options is NO_OPTIONS:
-        return dimensions or None
+def _refuse_other_sizes(dimensions: int, options: EmbeddingOptions) -> None:
     by_option = {
         "embedding_options.google.output_dimensionality": options.google
         and options.google.output_dimensionality,
@@ -263,16 +259,13 @@ def _dimensions(dimensions: int | None, options: EmbeddingOptions) -> int | None
         and options.mistral.output_dimension,
     }
     for param, value in by_option.items():
-        if dimensions and value and value != dimensions:
+        if value and value != dimensions:
             raise InvalidRequest(
                 f"'{param}' contradicts 'dimensions'. Send one of them.", param=param
             )
-    return dimensions or None
 
 
-def _input_type(spelling: str | None, options: EmbeddingOptions) -> str | None:
-    if spelling is None:
-        return None
+def _parse_input_type(spelling: str, options: EmbeddingOptions) -> str:
     neutral = NEUTRAL.get(spelling.lower())
     if neutral is None:
         known = ", ".join(SPELLINGS)

@@ -4,7 +4,7 @@ Sources: the API references of OpenAI (gpt.ge's is identical), OpenRouter, GoMod
 Spice.ai. Debug fields are written at the top level of each format, in errors too.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from embedroute.errors import EmbedrouteError, UpstreamError
@@ -27,7 +27,9 @@ Fields = Mapping[str, Any]
 class OpenAIDialect:
     """OpenAI's format; the other dialects override parts of it."""
 
-    def success(self, answer: Embeddings, request: EmbeddingRequest) -> Iterable[bytes]:
+    def success(
+        self, answer: Embeddings, request: EmbeddingRequest
+    ) -> tuple[bytes] | Iterator[bytes]:
         """Write the body of a 200: in one piece, or lazily in several if it is large."""
         large = answer.large
         body = ENCODER.encode(

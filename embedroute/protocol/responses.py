@@ -1,6 +1,7 @@
 """Defines the result of a request, and the structs of response bodies."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
 from typing import Literal
 
 import msgspec
@@ -51,7 +52,7 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fa
     prompt_tokens_details: Mapping[str, int] | None = None
 
 
-class Embedding(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class Embedding(msgspec.Struct, frozen=True, gc=False):
     """One vector: a JSON array, or base64 of little-endian float32."""
 
     embedding: msgspec.Raw
@@ -131,6 +132,4 @@ def iter_body(envelope: bytes, rows: Sequence[Array], *, base64: bool) -> Iterat
 def encode_rows(rows: Sequence[Array], *, base64: bool) -> list[Embedding]:
     """Encode n arrays of shape (d,), in order, each with its ``index``."""
     write = vectors.to_base64 if base64 else vectors.to_json
-    return [
-        Embedding(embedding=msgspec.Raw(write(row)), index=index) for index, row in enumerate(rows)
-    ]
+    return list(map(Embedding, map(msgspec.Raw, map(write, rows)), count()))

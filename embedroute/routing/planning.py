@@ -8,7 +8,7 @@ import hashlib
 from array import array
 from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import suppress
-from itertools import accumulate
+from itertools import accumulate, repeat
 from math import inf
 from typing import Final, cast
 
@@ -78,7 +78,7 @@ def shared_policy(preferences: Preferences, scope: tuple[str, str]) -> bytes:
     return prefix(*scope, f"{preferences.data_collection == 'deny'}{bool(preferences.zdr)}")
 
 
-def shared_key(
+def make_key_prefix(
     route: Route,
     parameters: Parameters,
     preferences: Preferences,
@@ -94,9 +94,9 @@ def shared_key(
     return prefix(shared_policy(preferences, scope), route.vector_space, *vector_fields)
 
 
-def make_plan(inputs: Sequence[Input], shared: bytes) -> Plan:
+def make_plan(inputs: Sequence[Input], key_prefix: bytes) -> Plan:
     """Compute the cache key of every input; equal inputs share one key."""
-    base = hashlib.blake2b(shared, digest_size=24)
+    base = hashlib.blake2b(key_prefix, digest_size=24)
     keys: list[CacheKey] = []
     for item in inputs:
         digest = base.copy()
@@ -108,9 +108,9 @@ def make_plan(inputs: Sequence[Input], shared: bytes) -> Plan:
     return Plan(keys, dict(zip(keys, inputs, strict=True)))
 
 
-def make_plan_in_steps(inputs: Sequence[Input], shared: bytes) -> Generator[None, None, Plan]:
+def make_plan_in_steps(inputs: Sequence[Input], key_prefix: bytes) -> Generator[None, None, Plan]:
     """Make the same plan as ``make_plan`` in steps: hashing 32 MiB takes 60 ms."""
-    base = hashlib.blake2b(shared, digest_size=24)
+    base = hashlib.blake2b(key_prefix, digest_size=24)
     keys: list[CacheKey] = []
     for item in inputs:
         digest = base.copy()
@@ -120,16 +120,16 @@ def make_plan_in_steps(inputs: Sequence[Input], shared: bytes) -> Generator[None
     return Plan(keys, dict(zip(keys, inputs, strict=True)))
 
 
-def rekeyed(work: Mapping[CacheKey, Input], shared: bytes) -> dict[CacheKey, CacheKey]:
-    """Map each key of ``work`` to the key of the same input under another ``shared`` part."""
-    return dict(zip(work, make_plan(list(work.values()), shared).keys, strict=True))
+def rekeyed(work: Mapping[CacheKey, Input], key_prefix: bytes) -> dict[CacheKey, CacheKey]:
+    """Map each key of ``work`` to the key of the same input under another ``key_prefix``."""
+    return dict(zip(work, make_plan(list(work.values()), key_prefix).keys, strict=True))
 
 
 def rekeyed_in_steps(
-    work: Mapping[CacheKey, Input], shared: bytes
+    work: Mapping[CacheKey, Input], key_prefix: bytes
 ) -> Generator[None, None, dict[CacheKey, CacheKey]]:
     """Return the same as ``rekeyed``, in steps."""
-    plan = yield from make_plan_in_steps(list(work.values()), shared)
+    plan = yield from make_plan_in_steps(list(work.values()), key_prefix)
     return dict(zip(work, plan.keys, strict=True))
 
 
@@ -319,11 +319,8 @@ def pair_with_keys(
     """
     shares = share_out(tokens, estimate_sizes(chunk.values())) if len(chunk) > 1 else [tokens]
     estimated = answer.prompt_tokens is None
-    source = answer.source
-    return {
-        key: EmbeddedInput(row, share, estimated, source)
-        for key, row, share in zip(chunk, answer.array, shares, strict=True)
-    }
+    rows = map(EmbeddedInput, answer.array, shares, repeat(estimated), repeat(answer.source))
+    return dict(zip(chunk, rows, strict=True))
 
 
 def share_out(total: int, sizes: Sequence[int]) -> list[int]:

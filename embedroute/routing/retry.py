@@ -127,8 +127,10 @@ class RetryBudget:
 
     def record_call(self, now: float) -> bool:
         """Count a first attempt and return True: first attempts are always allowed."""
-        self._calls.append(now)
-        self._forget(now)
+        calls = self._calls
+        calls.append(now)
+        while now - calls[0] > self._window:
+            calls.popleft()
         return True
 
     def allow(self, now: float) -> bool:

@@ -14,9 +14,9 @@ from embedroute.auth import ANYONE, COMMON, Caller, authorize, cache_scope
 from embedroute.errors import InvalidRequest, NoEligibleProvider, RequestError
 from embedroute.inputs import Kind
 from embedroute.protocol import NO_DEBUG, NO_OPTIONS, NO_PREFERENCES, EmbeddingRequest, Preferences
-from embedroute.routing.filters import Dropped
+from embedroute.routing.filters import Dropped, can_truncate
 from embedroute.routing.ordering import SelectionContext, order_endpoints
-from embedroute.routing.planning import shared_key
+from embedroute.routing.planning import make_key_prefix
 from embedroute.routing.registry import ModelRegistry, Route
 from embedroute.routing.selection import Selection, select_endpoints, tell_dropped
 from embedroute.trace import RequestTrace
@@ -35,19 +35,21 @@ The gateway's own ``only`` and ``ignore`` lists do not apply to a request with t
 class PreparedSelection(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """Everything about a request that does not depend on its inputs.
 
-    ``fallback`` is the model that serves the request if every endpoint fails. ``shared`` is the
-    common part of the request's cache keys, and ``whole`` the same at the model's own width, if its
-    vectors can be truncated. Two requests share each other's failures only if their ``terms`` are
-    equal. ``owner`` marks the cache entries of the caller; None for a caller who sees every hit.
+    ``fallback`` is the model that serves the request if every endpoint fails. ``key_prefix`` is the
+    common part of the request's cache keys, and ``whole_key_prefix`` the same at the model's own
+    width, if its vectors can be truncated. Two requests share each other's failures only if their
+    ``sharing_key`` is equal. ``owner`` marks the cache entries of the caller; None for a caller who
+    sees every hit.
     """
 
     caller: Caller
     route: Route
     fallback: Route | None
     selection: Selection
-    shared: bytes
-    whole: bytes | None
-    terms: Hashable
+    key_prefix: bytes
+    whole_key_prefix: bytes | None
+    can_truncate: bool
+    sharing_key: Hashable
     owner: int | None
 
 
@@ -106,9 +108,13 @@ class SelectionCache:
         prepared = self.prepare_route(route, request, caller, trace)
         if self._routes.get(route.name) is route:
             if len(self._cached) >= MOST:
-                self._cached.clear()
-            self._cached[key] = prepared
+                self.clear()
+            self._cached[key] = _in_route_order(prepared)
         return prepared
+
+    def clear(self) -> None:
+        """Drop all cached selections. The next requests make them again."""
+        self._cached.clear()
 
     def resolve(self, request: EmbeddingRequest, caller: Caller) -> Route:
         """Resolve the model that a request names, and check that the caller may use it.
@@ -154,9 +160,10 @@ class SelectionCache:
             route=route,
             fallback=self._fallback_of(route, request, caller),
             selection=selection,
-            shared=shared_key(route, parameters, preferences, scope),
-            whole=shared_key(route, uncut, preferences, scope) if uncut else None,
-            terms=(selection.endpoint_names, preferences, route.sort),
+            key_prefix=make_key_prefix(route, parameters, preferences, scope),
+            whole_key_prefix=make_key_prefix(route, uncut, preferences, scope) if uncut else None,
+            can_truncate=can_truncate(route.model),
+            sharing_key=(selection.endpoint_names, preferences, route.sort),
             owner=None if caller is ANYONE else hash(caller.name),
         )
 
@@ -216,3 +223,14 @@ class SelectionCache:
         )
         selection = msgspec.structs.replace(cached.selection, candidates=candidates)
         return msgspec.structs.replace(cached, selection=selection)
+
+
+def _in_route_order(prepared: PreparedSelection) -> PreparedSelection:
+    """Return ``prepared`` with its endpoints in the order from which a new draw starts."""
+    selection = prepared.selection
+    if len(selection.candidates) == 1:
+        return prepared
+    candidates = sorted(selection.candidates, key=prepared.route.candidates.index)
+    return msgspec.structs.replace(
+        prepared, selection=msgspec.structs.replace(selection, candidates=candidates)
+    )

@@ -4,7 +4,7 @@ A resource is made at its first use. The lifespan closes it; without a lifespan 
 the loop ends. Nothing is opened at import or in ``__init__``, so forking and preloading are safe.
 """
 
-from asyncio import AbstractEventLoop
+from asyncio import AbstractEventLoop, get_running_loop
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack
 from typing import Generic, TypeVar
@@ -12,8 +12,6 @@ from weakref import ReferenceType, ref
 
 import anyio
 from anyio.lowlevel import RunVar
-
-from embedroute.runtime import tasks
 
 T = TypeVar("T")
 
@@ -33,7 +31,10 @@ class PerLoop(Generic[T]):
     async def get(self) -> T:
         """Return the value of the running event loop."""
         # Most processes have one loop. Comparing it to the latest one costs a tenth of a RunVar.
-        loop = tasks.asyncio_loop()
+        try:
+            loop = get_running_loop()
+        except RuntimeError:  # trio
+            loop = None
         latest = self._latest
         if loop is not None and latest is not None and latest[0]() is loop:
             return latest[1].value

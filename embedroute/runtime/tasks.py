@@ -4,6 +4,7 @@ No other module starts tasks, so that no task outlives its request.
 """
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager, suppress
 from contextvars import copy_context
@@ -82,8 +83,7 @@ class _FailAfter:
 class Watch(Protocol):
     """Limits the time of one request, and cancels it when the client disconnects.
 
-    It is an asynchronous context manager. There is no limit before ``limit`` is called, and
-    disconnects are ignored before ``cancel_when`` is called.
+    It is an asynchronous context manager. Disconnects are ignored before ``restart`` is called.
     """
 
     @property
@@ -91,17 +91,13 @@ class Watch(Protocol):
         """Whether the time limit has cancelled the work."""
         ...
 
-    def limit(self, seconds: float, late: Callable[[], Exception]) -> None:
+    def restart(
+        self, seconds: float, late: Callable[[], Exception], disconnected: Disconnected
+    ) -> None:
         """Cancel the work after ``seconds`` from now, and raise the result of ``late()``.
 
-        This replaces an earlier limit.
-        """
-        ...
-
-    def cancel_when(self, disconnected: Disconnected) -> None:
-        """Cancel the work when ``disconnected`` returns, and raise ``ClientDisconnected``.
-
-        If ``disconnected`` raises an error, cancel the work and raise that error.
+        This replaces the earlier limit. Cancel the work also when ``disconnected`` returns, and
+        raise ``ClientDisconnected``; if it raises an error, raise that error.
         """
         ...
 
@@ -119,13 +115,17 @@ class Watch(Protocol):
         ...
 
 
-def watch(grace: float = GRACE) -> Watch:
+def watch(seconds: float, late: Callable[[], Exception], grace: float = GRACE) -> Watch:
     """Create a watch for one request.
 
-    Limits and tasks are set up only after ``grace`` seconds. Until then a watch costs one timer.
+    It cancels the work after ``seconds`` from now, and raises the result of ``late()``. Limits and
+    tasks are set up only after ``grace`` seconds. Until then a watch costs one timer.
     """
-    loop = asyncio_loop()
-    return _AnyioWatch(grace) if loop is None else _AsyncioWatch(loop, grace)
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return _AnyioWatch(seconds, late, grace)
+    return _AsyncioWatch(loop, seconds, late, grace)
 
 
 class _AsyncioWatch:
@@ -145,47 +145,49 @@ class _AsyncioWatch:
         "expired",
     )
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, grace: float) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        seconds: float,
+        late: Callable[[], Exception],
+        grace: float,
+    ) -> None:
         self._loop = loop
         self._context = copy_context()
         self._task = cast("asyncio.Task[object]", asyncio.current_task(loop))
         self._before = self._task.cancelling()
         self._cancels = 0
-        self._at: float | None = None
-        self._late: Callable[[], Exception] = TimeoutError
+        self._late = late
         self._on_disconnect: Disconnected | None = None
         self._watcher: asyncio.Task[None] | None = None
-        self._is_late = False
+        self._is_late = seconds < grace
         self.expired = False
         self._grace = grace
-        self._timer = loop.call_later(grace, self._after_grace)
+        now = loop.time()
+        self._at = now + seconds
+        if self._is_late:
+            self._timer = loop.call_at(self._at, self._expire)
+        else:
+            self._timer = loop.call_at(now + grace, self._after_grace)
 
-    def limit(self, seconds: float, late: Callable[[], Exception]) -> None:
+    def restart(
+        self, seconds: float, late: Callable[[], Exception], disconnected: Disconnected
+    ) -> None:
         self._at = self._loop.time() + seconds
         self._late = late
-        if self._is_late:
-            self._timer.cancel()
-            self._timer = self._loop.call_at(self._at, self._expire)
-        elif seconds < self._grace:
+        self._on_disconnect = disconnected
+        if self._is_late or seconds < self._grace:
             self._timer.cancel()
             self._after_grace()
 
-    def cancel_when(self, disconnected: Disconnected) -> None:
-        self._on_disconnect = disconnected
-        if self._is_late:
-            self._start(disconnected)
-
     def _after_grace(self) -> None:
         self._is_late = True
-        if self._on_disconnect is not None:
-            self._start(self._on_disconnect)
-        if self._at is not None:
+        if self._at < math.inf:
             self._timer = self._loop.call_at(self._at, self._expire)
-
-    def _start(self, disconnected: Disconnected) -> None:
-        # In the request's context, because a host may keep its request id in a context variable.
-        self._watcher = self._context.run(self._loop.create_task, disconnected())
-        self._watcher.add_done_callback(self._disconnected)
+        if self._on_disconnect is not None:
+            # In the request's context: a host may keep its request id in a context variable.
+            self._watcher = self._context.run(self._loop.create_task, self._on_disconnect())
+            self._watcher.add_done_callback(self._disconnected)
 
     def _disconnected(self, watcher: asyncio.Task[None]) -> None:
         if not watcher.cancelled() and self._watcher is not None:
@@ -233,22 +235,22 @@ class _AsyncioWatch:
 
 
 class _AnyioWatch:
-    def __init__(self, grace: float) -> None:
+    def __init__(self, seconds: float, late: Callable[[], Exception], grace: float) -> None:
         self._grace = grace
         self._group = anyio.create_task_group()
-        self._scope = anyio.CancelScope()
-        self._late: Callable[[], Exception] = TimeoutError
+        self._scope = anyio.CancelScope(deadline=anyio.current_time() + seconds)
+        self._late = late
         self._has_disconnected = False
 
     @property
     def expired(self) -> bool:
         return self._scope.cancel_called and not self._has_disconnected
 
-    def limit(self, seconds: float, late: Callable[[], Exception]) -> None:
+    def restart(
+        self, seconds: float, late: Callable[[], Exception], disconnected: Disconnected
+    ) -> None:
         self._scope.deadline = anyio.current_time() + seconds
         self._late = late
-
-    def cancel_when(self, disconnected: Disconnected) -> None:
         self._group.start_soon(self._wait_for, disconnected)
 
     async def _wait_for(self, disconnected: Disconnected) -> None:
@@ -299,8 +301,8 @@ async def cancel_on_disconnect(
     Raises:
         ClientDisconnected: ``disconnected`` returned before ``work``.
     """
-    async with watch(grace) as watching:
-        watching.cancel_when(disconnected)
+    async with watch(math.inf, TimeoutError, grace) as watching:
+        watching.restart(math.inf, TimeoutError, disconnected)
         return await work
 
 

@@ -41,7 +41,7 @@ def explain(
         )
     prepared = gateway.selections.prepare(request, caller)
     selection = prepared.selection
-    plan = yield from make_plan_in_steps(request.inputs, prepared.shared)
+    plan = yield from make_plan_in_steps(request.inputs, prepared.key_prefix)
     lookup = NOTHING
     if cached.read:
         lookup = yield from look_up_in_steps(gateway.cache, plan.work, prepared)

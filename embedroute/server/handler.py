@@ -127,11 +127,9 @@ class RequestHandler:
             caller = self._authenticate_by_key(exchange)
         exchange.refuse_other_types()
         embeddings = forecast = None
-        async with tasks.watch() as watch:
-            watch.limit(settings.body_timeout, self._make_body_timeout)
+        async with tasks.watch(settings.body_timeout, self._make_body_timeout) as watch:
             body = await exchange.body(settings.max_body_bytes, gateway.bodies, caller.name)
-            watch.limit(settings.deadline, gateway.make_deadline_error)
-            watch.cancel_when(exchange.gone)
+            watch.restart(settings.deadline, gateway.make_deadline_error, exchange.gone)
             deadline = time.monotonic() + settings.deadline
             if is_small(body):
                 request = decode_at_once(body, gateway.limits)
@@ -164,9 +162,9 @@ class RequestHandler:
         caller: Caller,
     ) -> None:
         pieces = self.dialect.success(embeddings, request)
-        if embeddings.large:
+        if not isinstance(pieces, tuple):
             pieces = await fairness.run_cooperatively(pieces)
-        await exchange.answer_in_pieces(200, list(pieces))
+        await exchange.answer_in_pieces(200, pieces)
         exchange.record(
             "request completed",
             200,
@@ -186,7 +184,7 @@ class RequestHandler:
 
     def _authenticate_by_key(self, exchange: HTTPExchange) -> Caller:
         if self.gateway.settings.auth == "keys":
-            return self.gateway.keys.authenticate(exchange.headers)
+            return self.gateway.keys.authenticate(exchange.values(b"authorization"))
         return ANYONE
 
     async def _authenticate_by_host(self, exchange: HTTPExchange) -> Caller:

@@ -47,7 +47,7 @@ ANSWERS = {
 def test_a_response_with_too_many_rows_or_numbers_costs_little(name):
     backend, make = ANSWERS[name]
     reply = UpstreamResponse(200, {}, make())
-    assert len(reply.content) < largest_answer(BATCH, 0)
+    assert len(reply.content) < largest_answer(len(BATCH), BATCH.width, 0)
     tracemalloc.start()
     began = time.process_time()
     try:
@@ -82,4 +82,4 @@ SIZES = {
 def test_the_response_size_is_bounded_by_its_vectors(name):
     batch, most = SIZES[name]
 
-    assert most / 2 < largest_answer(batch, 100) <= most
+    assert most / 2 < largest_answer(len(batch), batch.width, 100) <= most

@@ -893,7 +893,7 @@ def test_models_of_a_key_are_resolved_to_canonical_names(said, held, tmp_path):
 
     gateway = Gateway.from_file(path)
 
-    assert {held} == gateway.keys.authenticate([(b"authorization", b"Bearer x")]).models
+    assert {held} == gateway.keys.authenticate([b"Bearer x"]).models
 
 
 def test_all_mistakes_are_reported_together():
@@ -999,7 +999,7 @@ def test_whitespace_around_a_secret_from_a_file_or_variable_is_removed(around, t
     backends = Gateway(from_file.config, environ=environ).directory.providers
     assert [Secret("sk-kept")] * 2 == [it.backend.api_key for it in backends.values()]
     assert Secret("sk-kept") == from_env.directory.providers["openai"].backend.api_key
-    assert "default" == from_env.keys.authenticate([(b"authorization", b"Bearer sk-kept")]).name
+    assert "default" == from_env.keys.authenticate([b"Bearer sk-kept"]).name
 
 
 UNSENDABLE = "contains a line break or another character that is not allowed in a header"
@@ -1164,7 +1164,7 @@ def test_the_environment_must_set_auth(environ, mistake):
 def test_a_gateway_from_the_environment_authenticates_its_key():
     gateway = Gateway.from_env(environ={"EMBEDROUTE_AUTH": "keys", "EMBEDROUTE_KEY": "k"})
 
-    assert "default" == gateway.keys.authenticate([(b"authorization", b"Bearer k")]).name
+    assert "default" == gateway.keys.authenticate([b"Bearer k"]).name
 
 
 @pytest.mark.parametrize("auth", ["open", "host"])
@@ -1175,7 +1175,7 @@ def test_the_environment_may_set_auth_open_or_host(auth, key):
 
     assert auth == gateway.settings.auth
     with pytest.raises(Unauthorized):
-        gateway.keys.authenticate([(b"authorization", b"Bearer k")])
+        gateway.keys.authenticate([b"Bearer k"])
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from embedroute.routing import (
     assemble,
     cut,
     halves,
+    make_key_prefix,
     make_plan,
     make_plan_in_steps,
     pair_with_keys,
@@ -28,7 +29,6 @@ from embedroute.routing import (
     rekeyed,
     rekeyed_in_steps,
     share_out,
-    shared_key,
     split,
     text_before,
 )
@@ -113,7 +113,8 @@ OTHERS = {
 
 def test_the_key_depends_on_everything_that_changes_the_vector_or_its_visibility():
     keys = {
-        name: shared_key(**{**BASE, **change}) for name, change in {"base": {}, **OTHERS}.items()
+        name: make_key_prefix(**{**BASE, **change})
+        for name, change in {"base": {}, **OTHERS}.items()
     }
 
     assert len(set(keys.values())) == len(keys)
@@ -130,7 +131,7 @@ def test_the_key_depends_on_everything_that_changes_the_vector_or_its_visibility
 )
 def test_the_key_ignores_what_does_not_change_the_vector(change):
     """The cache key does not depend on endpoints, orders or encodings."""
-    assert shared_key(**BASE) == shared_key(**{**BASE, **change})
+    assert make_key_prefix(**BASE) == make_key_prefix(**{**BASE, **change})
 
 
 def test_equal_inputs_are_planned_once():
@@ -331,7 +332,10 @@ def test_whole_vectors_are_truncated_for_the_requested_keys():
 
     Missing ones, and those that would be zero, are left out.
     """
-    whole, narrow = shared_key(**BASE), shared_key(**{**BASE, "parameters": Parameters(width=4)})
+    whole, narrow = (
+        make_key_prefix(**BASE),
+        make_key_prefix(**{**BASE, "parameters": Parameters(width=4)}),
+    )
     plan = make_plan(["a", "b", "c"], narrow)
     wider = rekeyed(plan.work, whole)
     row = np.array([3, 0, 0, 4, 5, 6, 7, 8], dtype=np.float32)

@@ -240,10 +240,9 @@ def test_a_coroutine_can_be_closed_outside_a_loop():
 
 
 async def bounded(work, seconds, *, grace, disconnected=None):
-    async with tasks.watch(grace) as watch:
-        watch.limit(seconds, LookupError)
+    async with tasks.watch(seconds, LookupError, grace) as watch:
         if disconnected is not None:
-            watch.cancel_when(disconnected)
+            watch.restart(seconds, LookupError, disconnected)
         await work()
 
 

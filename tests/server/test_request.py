@@ -68,6 +68,15 @@ async def post(door, *headers, body=GOOD, path="/v1/embeddings", **scope):
     return await call(door, "POST", path, headers or (JSON, BEARER), [body], **scope)
 
 
+@pytest.mark.parametrize(
+    "name", ["x-api-key", "api-key", "cookie", "proxy-authorization", "x-embedroute-key"]
+)
+async def test_only_the_authorization_header_is_a_credential(name):
+    response = await post(app(), JSON, (name, f"Bearer {KEY}"))
+
+    assert (response.status, response.error["code"]) == (401, "invalid_api_key")
+
+
 # Paths
 
 
