@@ -3,10 +3,8 @@
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 
-from embedroute.errors import ModelNotFound
 from embedroute.protocol import ModelCard
-from embedroute.routing import Route, can_truncate, supports_dimensions
-from embedroute.text import echo
+from embedroute.routing import Route, can_truncate, supports_dimensions, unknown_model
 
 
 def describe_model(route: Route) -> ModelCard:
@@ -50,10 +48,7 @@ def model_card(routes: Sequence[Route], name: str) -> ModelCard:
     for route in routes:
         if route.public_name == name:
             return describe_model(route)
-    raise ModelNotFound(
-        f"The model {echo(name)} does not exist; see GET /v1/models.",
-        param="model",
-    )
+    raise unknown_model(name, [route.public_name for route in routes])
 
 
 def openrouter_list(routes: Sequence[Route]) -> dict[str, object]:
