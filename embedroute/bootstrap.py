@@ -48,7 +48,7 @@ from embedroute.routing import (
     build_registry,
     resolve_key_models,
 )
-from embedroute.runtime import raise_malloc_trim_threshold, tasks
+from embedroute.runtime import tasks
 from embedroute.text import log_fields
 from embedroute.transport import Transport, TransportConfig, create_transport, transport_mistakes
 
@@ -228,7 +228,6 @@ class RuntimeFactory:
         Raises:
             InternalError: the configured engine does not support this kind of event loop.
         """
-        raise_malloc_trim_threshold()
         transport = self._make_transport()
         stack.push_async_callback(transport.aclose)
         attempts = AttemptRunner(

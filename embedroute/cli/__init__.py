@@ -114,10 +114,18 @@ def _serve(options: argparse.Namespace) -> int:
     # Loaded modules are never freed. Exclude them from garbage collection to make it faster.
     gc.collect()
     gc.freeze()
+    _keep_freed_memory()
     uvicorn.run(
         embeddings_app(gateway), host=options.host, port=options.port, timeout_graceful_shutdown=30
     )
     return 0
+
+
+def _keep_freed_memory() -> None:
+    # glibc returns large blocks to the system and fetches them again for the next large response.
+    # When it frees a block of up to 32 MiB, it raises the sizes from which it does so (mallopt(3),
+    # "dynamic mmap threshold"). The block is never written. Other C libraries are not affected.
+    bytes(31 * 1024 * 1024)
 
 
 def _log_engine() -> None:

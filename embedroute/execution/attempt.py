@@ -1,6 +1,7 @@
 """Runs one attempt at one endpoint and records its outcome in health, trace and log."""
 
 import logging
+import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Final
@@ -86,6 +87,7 @@ class AttemptRunner:
         batch = make_batch(candidate, work, context)
         alone = candidate.micro_batch_ms is None or trace.captures_bodies or context.request.large
         made_call = alone
+        outside = sys.exception()
         try:
             if alone:
                 answer = await self._exchange(candidate, context, batch, timeout)
@@ -97,7 +99,7 @@ class AttemptRunner:
         except EmbedrouteError as error:
             if alone:
                 self._learn_limit(health, batch, error)
-            failure = for_client(error, candidate)
+            failure = for_client(error, candidate, outside)
             health.record_error(permit, self._clock(), failure, work)
             self._report(candidate, failure, trace, attempt, began)
             return failure

@@ -5,7 +5,6 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from traceback import clear_frames
 from typing import Final
 
 import anyio
@@ -87,7 +86,7 @@ async def call_backend(
     count = len(batch)
     try:
         if isinstance(backend, HTTPBackend):
-            request = await _build_in_thread(backend, batch) if large else _build(backend, batch)
+            request = await _build_in_thread(backend, batch) if large else backend.build(batch)
             largest = largest_answer(count, batch.width, len(request.content))
             limits = ExchangeLimits(largest, rest, provider)
             send = resources.transport.send
@@ -171,31 +170,11 @@ async def _capture(on_capture: CaptureHook, message: UpstreamRequest | UpstreamR
         await fairness.run_in_worker(partial(on_capture, message))
 
 
-def _build(backend: HTTPBackend, batch: Batch) -> UpstreamRequest:
-    try:
-        return backend.build(batch)
-    except BaseException as error:
-        clear_frames(error.__traceback__)  # a local variable of the backend may hold its API key
-        raise
-
-
 async def _build_in_thread(backend: HTTPBackend, batch: Batch) -> UpstreamRequest:
-    return await fairness.run_in_worker(partial(write_in_pieces, partial(_build, backend, batch)))
+    return await fairness.run_in_worker(partial(write_in_pieces, partial(backend.build, batch)))
 
 
 def _parse(backend: HTTPBackend, batch: Batch, response: UpstreamResponse) -> Vectors:
-    try:
-        return _parse_response(backend, batch, response)
-    except BaseException as error:
-        # An error keeps the frames of its traceback alive. Clear them and the content, so that it
-        # does not also keep a response of megabytes alive.
-        for exception in (error, error.__cause__):
-            clear_frames(exception and exception.__traceback__)
-        msgspec.structs.force_setattr(response, "content", b"")
-        raise
-
-
-def _parse_response(backend: HTTPBackend, batch: Batch, response: UpstreamResponse) -> Vectors:
     if not 200 <= response.status < 300:
         raise backend.map_error(response)
     try:

@@ -1,13 +1,14 @@
 """Provides the context of a request: builds batches, records results, sanitises errors."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from traceback import walk_tb
 from typing import cast
 
 import msgspec
 from anyio import CapacityLimiter
 
 from embedroute.auth import Caller
-from embedroute.backend import Batch, Vectors
+from embedroute.backend import Batch, Vectors, forget_frames
 from embedroute.cache import CachePolicy
 from embedroute.errors import EmbedrouteError, UpstreamAuthError, UpstreamError
 from embedroute.execution.redaction import list_secrets, mentions, redact_message
@@ -133,16 +134,25 @@ def estimate_tokens(inputs: Collection[Input]) -> int:
     return sum(estimate_sizes(inputs))
 
 
-def for_client(error: EmbedrouteError, candidate: ResolvedEndpoint) -> EmbedrouteError:
+def for_client(
+    error: EmbedrouteError, candidate: ResolvedEndpoint, outside: BaseException | None
+) -> EmbedrouteError:
     """Return the error without secrets, and without the upstream's message if it rejected our key.
 
     Chained exceptions hold the original message, so they are removed. Only the cause is kept, if no
-    secret is in it: it is what a backend raised.
+    secret is in it: it is what a backend raised. Tracebacks are removed, because their frames hold
+    the response and the backend's local variables. A note says where the cause was raised.
+    ``outside`` is the exception that the host was handling; it is not changed.
     """
     secrets = list_secrets(candidate.backend)
     error.__context__ = None
-    if error.__cause__ is not None and mentions(error.__cause__, secrets):
-        error.__cause__ = None
+    cause = error.__cause__
+    if cause is not None:
+        error.add_note(_describe_place(cause))
+        if mentions(cause, secrets):
+            error.__cause__ = None
+        forget_frames(cause, outside)
+    error.__traceback__ = None
     if not isinstance(error, UpstreamError):
         return error
     if error.is_neutral:
@@ -155,6 +165,14 @@ def for_client(error: EmbedrouteError, candidate: ResolvedEndpoint) -> Embedrout
         error.message = redact_message(error.message, secrets)
     error.provider = candidate.provider
     return error
+
+
+def _describe_place(cause: BaseException) -> str:
+    lines = [
+        f'  File "{frame.f_code.co_filename}", line {line}, in {frame.f_code.co_qualname}'
+        for frame, line in walk_tb(cause.__traceback__)
+    ]
+    return "\n".join([f"{type(cause).__name__} was raised in:", *lines])
 
 
 def describe_outcome(failure: EmbedrouteError | None) -> dict[str, object]:

@@ -3,6 +3,7 @@
 It may import the foundation, ``backend`` and ``config``.
 """
 
+from embedroute.protocol import bodies
 from embedroute.protocol.decode import (
     MEDIUM,
     NO_DEBUG,
@@ -41,7 +42,7 @@ from embedroute.protocol.requests import (
     Sort,
     cutoffs,
 )
-from embedroute.protocol.responses import ENCODER, Embeddings, ModelCard
+from embedroute.protocol.responses import ENCODER, Embeddings
 
 __all__ = [
     "DIALECTS",
@@ -71,10 +72,10 @@ __all__ = [
     "Limits",
     "MaxPrice",
     "MistralOptions",
-    "ModelCard",
     "Percentiles",
     "Preferences",
     "Sort",
+    "bodies",
     "check_media",
     "cutoffs",
     "decode_at_once",

@@ -1,6 +1,8 @@
 """Converts the values of an in-process request to the types of JSON.
 
 Host applications may pass their own kinds of strings, numbers, lists and dicts.
+``msgspec.to_builtins`` cannot do this: it makes a list of a set, whose order would assign vectors to
+the wrong texts, it does not say where a value is, and it does not limit how many there are.
 """
 
 from collections import UserString
@@ -19,7 +21,6 @@ from embedroute.protocol.decode_errors import join
 from embedroute.text import echo
 
 _PLAIN: Final = frozenset({str, int, float, bool, NoneType})
-_BYTES: Final = (bytes, bytearray, memoryview)
 
 
 class Coercer:
@@ -37,22 +38,29 @@ class Coercer:
                 array, or there are too many values.
             RecursionError: the value contains itself.
         """
-        kind = type(value)
-        if kind in _PLAIN or isinstance(value, msgspec.Struct | Decimal):
+        if type(value) in _PLAIN:
             return value
-        if kind is dict or (kind is not list and isinstance(value, Mapping)):
-            return self._coerce_mapping(cast("Mapping[object, object]", value), param)
-        if isinstance(value, Enum):
-            return self.coerce(value.value, param)
-        if isinstance(value, str | UserString):
-            return str.__str__(value) if isinstance(value, str) else value.data
-        if isinstance(value, Sequence) and not isinstance(value, _BYTES):
-            return self._coerce_sequence(cast("Sequence[object]", value), param)
-        if isinstance(value, Real) and (
-            isinstance(value, Integral) or not isinstance(value, Rational)
-        ):
-            return int(value) if isinstance(value, Integral) else float(value)
-        raise _unsupported_type(cast("object", value), param)
+        converted: object
+        match value:
+            case msgspec.Struct() | Decimal():
+                converted = value
+            case Enum():
+                converted = self.coerce(value.value, param)
+            case str():
+                converted = str.__str__(value)
+            case UserString():
+                converted = value.data
+            case Sequence() if not isinstance(value, bytes | bytearray | memoryview):
+                converted = self._coerce_sequence(cast("Sequence[object]", value), param)
+            case Mapping():
+                converted = self._coerce_mapping(cast("Mapping[object, object]", value), param)
+            case Integral():
+                converted = int(value)
+            case Real() if not isinstance(value, Rational):
+                converted = float(value)
+            case _:
+                raise _unsupported_type(value, param)
+        return converted
 
     def _coerce_mapping(self, mapping: Mapping[object, object], param: str) -> dict[str, object]:
         self._count(len(mapping), param)
@@ -63,10 +71,7 @@ class Coercer:
                     f"The name of a field must be a string, not {key!r:.80}.", param=param or None
                 )
             name = str.__str__(key)
-            if type(value) in _PLAIN:
-                fields[name] = value
-            else:
-                fields[name] = self.coerce(value, join(param, name))
+            fields[name] = self.coerce(value, join(param, name))
         return fields
 
     def _coerce_sequence(self, items: Sequence[object], param: str) -> list[object]:
@@ -92,7 +97,7 @@ def _unsupported_type(value: object, param: str) -> InvalidRequest:
     advice = ""
     if isinstance(value, AbstractSet):
         advice = " A set has no order; pass a list."
-    elif isinstance(value, Iterable) and not isinstance(value, _BYTES):
+    elif isinstance(value, Iterable) and not isinstance(value, bytes | bytearray | memoryview):
         advice = " Pass a list."
     return InvalidRequest(
         f"{echo(param)} must be a string, a number, a list or a dict, not {name}.{advice}",

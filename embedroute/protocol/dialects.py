@@ -4,75 +4,67 @@ Sources: the API references of OpenAI (gpt.ge's is identical), OpenRouter, GoMod
 Spice.ai. Debug fields are written at the top level of each format, in errors too.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar, Final
+
+import msgspec
+from msgspec import UNSET
 
 from embedroute.errors import EmbedrouteError, UpstreamError
+from embedroute.protocol import bodies
 from embedroute.protocol.decode import EmbeddingRequest
-from embedroute.protocol.responses import (
-    ENCODER,
-    CreateEmbeddingResponse,
-    Embeddings,
-    Usage,
-    encode_rows,
-    iter_body,
-)
+from embedroute.protocol.responses import ENCODER, Embeddings, encode_rows, iter_body
 from embedroute.text import LONGEST_ECHO
 from embedroute.trace import RequestTrace
 
-Fields = Mapping[str, Any]
-"""Fields of a body, by name."""
-
 
 class OpenAIDialect:
-    """OpenAI's format; the other dialects override parts of it."""
+    """OpenAI's format; the other dialects override parts of it.
+
+    ``success_body`` and ``error_body`` are the structs of the two bodies.
+    """
+
+    success_body: ClassVar[type[bodies.CreateEmbeddingResponse]] = bodies.CreateEmbeddingResponse
+    error_body: ClassVar[type[msgspec.Struct]] = bodies.ErrorResponse
 
     def success(
         self, answer: Embeddings, request: EmbeddingRequest
     ) -> tuple[bytes] | Iterator[bytes]:
         """Write the body of a 200: in one piece, or lazily in several if it is large."""
-        large = answer.large
-        body = ENCODER.encode(
-            CreateEmbeddingResponse(
-                data=() if large else encode_rows(answer.rows, base64=request.base64),
-                model=answer.model,
-                usage=Usage(
-                    prompt_tokens=answer.prompt_tokens,
-                    total_tokens=answer.prompt_tokens,
-                    **self.usage_extras(answer),
-                ),
-                **self.extras(answer),
-                **answer.trace.debug_fields(),
-            )
+        if answer.large:
+            envelope = ENCODER.encode(self.response(answer, ()))
+            return iter_body(envelope, answer.rows, base64=request.base64)
+        rows = encode_rows(answer.rows, base64=request.base64)
+        return (ENCODER.encode(self.response(answer, rows)),)
+
+    def response(
+        self, answer: Embeddings, rows: Sequence[bodies.Embedding]
+    ) -> bodies.CreateEmbeddingResponse:
+        """Return the body of a 200 with ``rows`` as its data."""
+        tokens = answer.prompt_tokens
+        return bodies.CreateEmbeddingResponse(
+            data=rows,
+            model=answer.model,
+            usage=bodies.Usage(prompt_tokens=tokens, total_tokens=tokens),
+            **answer.trace.debug_fields(),
         )
-        return iter_body(body, answer.rows, base64=request.base64) if large else (body,)
-
-    def extras(self, answer: Embeddings) -> Fields:
-        """Return additional fields of a 200."""
-        del answer
-        return {}
-
-    def usage_extras(self, answer: Embeddings) -> Fields:
-        """Return additional fields of ``usage``."""
-        del answer
-        return {}
 
     def error(self, error: EmbedrouteError, trace: RequestTrace) -> bytes:
         """Write the body of an error."""
-        return ENCODER.encode({**self.error_fields(error, trace), **trace.debug_fields()})
+        fields = msgspec.structs.asdict(self.error_response(error, trace))
+        return ENCODER.encode({**fields, **trace.debug_fields()})
 
-    def error_fields(self, error: EmbedrouteError, trace: RequestTrace) -> Fields:
-        """Return ``{"error": {message, type, param, code}}``; all four keys are always present."""
+    def error_response(self, error: EmbedrouteError, trace: RequestTrace) -> msgspec.Struct:
+        """Return the body of an error, without debug fields."""
         del trace
-        param = error.param[:LONGEST_ECHO] if error.param else error.param
-        return {
-            "error": {
-                "message": error.message,
-                "type": self.error_type(error),
-                "param": param,
-                "code": error.code,
-            }
-        }
+        return bodies.ErrorResponse(
+            error=bodies.Error(
+                message=error.message,
+                type=self.error_type(error),
+                param=_shortened(error.param),
+                code=error.code,
+            )
+        )
 
     def error_type(self, error: EmbedrouteError) -> str:
         """Return the ``type`` of an error."""
@@ -82,38 +74,61 @@ class OpenAIDialect:
 class OpenRouterDialect(OpenAIDialect):
     """OpenRouter's format: an id, the cost, tokens by modality, and numeric error codes."""
 
-    def extras(self, answer: Embeddings) -> Fields:
-        """Add the request id."""
-        return {"id": answer.trace.request_id}
+    success_body = bodies.OpenRouterEmbeddingResponse
+    error_body = bodies.OpenRouterErrorResponse
 
-    def usage_extras(self, answer: Embeddings) -> Fields:
-        """Add the cost in USD, and the tokens by modality if there are two modalities."""
+    def response(
+        self, answer: Embeddings, rows: Sequence[bodies.Embedding]
+    ) -> bodies.CreateEmbeddingResponse:
+        """Add the request id, the cost in USD, and the tokens by modality if there are two."""
+        tokens = answer.prompt_tokens
         counts = {
             f"{name}_tokens": count for name, count in answer.trace.modality_tokens.items() if count
         }
-        return {
-            "cost": float(answer.trace.cost),
-            "prompt_tokens_details": counts if len(counts) > 1 else None,
-        }
+        return bodies.OpenRouterEmbeddingResponse(
+            data=rows,
+            model=answer.model,
+            usage=bodies.OpenRouterUsage(
+                prompt_tokens=tokens,
+                total_tokens=tokens,
+                cost=float(answer.trace.cost),
+                prompt_tokens_details=counts if len(counts) > 1 else UNSET,
+            ),
+            id=answer.trace.request_id,
+            **answer.trace.debug_fields(),
+        )
 
-    def error_fields(self, error: EmbedrouteError, trace: RequestTrace) -> Fields:
-        """Return ``{"error": {code, message, metadata}, "user_id"}``; ``code`` is the status."""
+    def error_response(self, error: EmbedrouteError, trace: RequestTrace) -> msgspec.Struct:
+        """Return the status as ``code``, and the provider if it failed."""
         del trace
         metadata = None
         if isinstance(error, UpstreamError) and error.provider:
             metadata = {"provider_name": error.provider, "raw": error.message}
-        return {
-            "error": {"code": error.status, "message": error.message, "metadata": metadata},
-            "user_id": None,
-        }
+        return bodies.OpenRouterErrorResponse(
+            error=bodies.OpenRouterError(
+                code=error.status, message=error.message, metadata=metadata
+            ),
+            user_id=None,
+        )
 
 
 class GoModelDialect(OpenAIDialect):
     """GoModel's format: the provider of the vectors, and five error types."""
 
-    def extras(self, answer: Embeddings) -> Fields:
+    success_body = bodies.GoModelEmbeddingResponse
+
+    def response(
+        self, answer: Embeddings, rows: Sequence[bodies.Embedding]
+    ) -> bodies.CreateEmbeddingResponse:
         """Add the provider, or several separated by commas if the request was split."""
-        return {"provider": ",".join(answer.trace.providers) or None}
+        tokens = answer.prompt_tokens
+        return bodies.GoModelEmbeddingResponse(
+            data=rows,
+            model=answer.model,
+            usage=bodies.Usage(prompt_tokens=tokens, total_tokens=tokens),
+            provider=",".join(answer.trace.providers) or UNSET,
+            **answer.trace.debug_fields(),
+        )
 
     def error_type(self, error: EmbedrouteError) -> str:
         """Map the status to one of five types."""
@@ -130,36 +145,54 @@ class GoModelDialect(OpenAIDialect):
 class PhaseoDialect(OpenAIDialect):
     """Phaseo's format: completion tokens, and errors with their origin and the failed providers."""
 
-    def usage_extras(self, answer: Embeddings) -> Fields:
-        """Add the completion tokens, which are always 0 for embeddings."""
-        del answer
-        return {"completion_tokens": 0}
+    success_body = bodies.PhaseoEmbeddingResponse
+    error_body = bodies.PhaseoErrorResponse
 
-    def error_fields(self, error: EmbedrouteError, trace: RequestTrace) -> Fields:
+    def response(
+        self, answer: Embeddings, rows: Sequence[bodies.Embedding]
+    ) -> bodies.CreateEmbeddingResponse:
+        """Add the completion tokens, which are always 0 for embeddings."""
+        tokens = answer.prompt_tokens
+        return bodies.PhaseoEmbeddingResponse(
+            data=rows,
+            model=answer.model,
+            usage=bodies.PhaseoUsage(
+                prompt_tokens=tokens, total_tokens=tokens, completion_tokens=0
+            ),
+            **answer.trace.debug_fields(),
+        )
+
+    def error_response(self, error: EmbedrouteError, trace: RequestTrace) -> msgspec.Struct:
         """Return the flat object that Phaseo's gateway sends."""
         upstream = isinstance(error, UpstreamError)
-        return {
-            "generation_id": trace.request_id,
-            "status_code": error.status,
-            "error": error.code or error.type,
-            "error_type": "user" if error.status < 500 and error.status != 429 else "system",
-            "error_origin": "upstream" if upstream else "gateway",
-            "reason": error.type,
-            "description": error.message,
-            "param": error.param[:LONGEST_ECHO] if error.param else error.param,
-            "attempt_count": trace.attempts,
-            "failed_providers": [provider for provider, _ in trace.failures],
-            "failed_statuses": [status for _, status in trace.failures],
-        }
+        return bodies.PhaseoErrorResponse(
+            generation_id=trace.request_id,
+            status_code=error.status,
+            error=error.code or error.type,
+            error_type="user" if error.status < 500 and error.status != 429 else "system",
+            error_origin="upstream" if upstream else "gateway",
+            reason=error.type,
+            description=error.message,
+            param=_shortened(error.param),
+            attempt_count=trace.attempts,
+            failed_providers=[provider for provider, _ in trace.failures],
+            failed_statuses=[status for _, status in trace.failures],
+        )
 
 
 class SpiceDialect(OpenAIDialect):
     """Spice.ai's format: errors have only a message."""
 
-    def error_fields(self, error: EmbedrouteError, trace: RequestTrace) -> Fields:
-        """Return ``{"error": message}``."""
+    error_body = bodies.SpiceErrorResponse
+
+    def error_response(self, error: EmbedrouteError, trace: RequestTrace) -> msgspec.Struct:
+        """Return the message only."""
         del trace
-        return {"error": error.message}
+        return bodies.SpiceErrorResponse(error=error.message)
+
+
+def _shortened(param: str | None) -> str | None:
+    return param[:LONGEST_ECHO] if param else param
 
 
 DIALECTS: Final[Mapping[str, OpenAIDialect]] = {

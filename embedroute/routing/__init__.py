@@ -40,7 +40,13 @@ from embedroute.routing.planning import (
     split_in_steps,
     text_before,
 )
-from embedroute.routing.registry import ModelRegistry, ResolvedEndpoint, Route, normalise
+from embedroute.routing.registry import (
+    ModelRegistry,
+    ResolvedEndpoint,
+    Route,
+    normalise,
+    unknown_model,
+)
 from embedroute.routing.registry_builder import build_registry, resolve_key_models
 from embedroute.routing.retry import (
     RetryBudget,
@@ -116,6 +122,7 @@ __all__ = [
     "split_in_steps",
     "supports_dimensions",
     "text_before",
+    "unknown_model",
     "wait_before",
     "was_called",
 ]

@@ -150,6 +150,12 @@ def _parse_suffix(name: str) -> str | None:
     )
 
 
+def unknown_model(name: str, known: Sequence[str]) -> ModelNotFound:
+    """Make the error for a model that does not exist; it suggests the most similar of ``known``."""
+    advice = did_you_mean(name, known) or "; see GET /v1/models."
+    return ModelNotFound(f"The model {echo(name)} does not exist{advice}", param="model")
+
+
 class ModelRegistry(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """The models of a gateway by public name, and its providers for ``provider/model`` names.
 
@@ -187,8 +193,7 @@ class ModelRegistry(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         for reading in reversed(readings):
             if route := self._by_prefix(reading.name) or self._by_upstream_name(reading.name):
                 return reading.applied(route)
-        advice = did_you_mean(name, list(self.routes)) or "; see GET /v1/models."
-        raise ModelNotFound(f"The model {echo(name)} does not exist{advice}", param="model")
+        raise unknown_model(name, list(self.routes))
 
     def _with_hint(self, name: str, hint: str) -> Route:
         """Return the route for a model name at the hinted provider.

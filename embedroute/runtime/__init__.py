@@ -10,7 +10,6 @@ from embedroute.runtime.fairness import (
     chunked,
     finished,
     groups,
-    raise_malloc_trim_threshold,
     run_cooperatively,
     run_in_worker,
 )
@@ -38,7 +37,6 @@ __all__ = [
     "groups",
     "innermost",
     "is_foreign_cancellation",
-    "raise_malloc_trim_threshold",
     "run_cooperatively",
     "run_in_worker",
 ]

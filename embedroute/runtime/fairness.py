@@ -168,18 +168,3 @@ def _get_or_make(variable: RunVar[T | None], make: Callable[[], T]) -> T:
         value = make()
         variable.set(value)
     return value
-
-
-_BLOCK: Final = 31 * 1024 * 1024
-"""Bytes of a block just below the largest one to which glibc adapts its thresholds."""
-
-
-def raise_malloc_trim_threshold() -> None:
-    """Make glibc keep the memory of large responses instead of returning it to the system.
-
-    When glibc frees a block of up to 32 MiB, it raises two thresholds: smaller blocks are no longer
-    mapped separately, and only free memory above twice the size is returned (mallopt(3), "dynamic
-    mmap threshold"). The block is never written, so this costs nothing. It has no effect on other C
-    libraries.
-    """
-    bytes(_BLOCK)

@@ -3,17 +3,15 @@
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 
-from embedroute.errors import ModelNotFound
-from embedroute.protocol import ModelCard
-from embedroute.routing import Route, can_truncate, supports_dimensions
-from embedroute.text import echo
+from embedroute.protocol import bodies
+from embedroute.routing import Route, can_truncate, supports_dimensions, unknown_model
 
 
-def describe_model(route: Route) -> ModelCard:
+def describe_model(route: Route) -> bodies.Model:
     """Describe one model; its prices are those of the endpoint with the lowest prompt price."""
     model = route.model
     prices = _lowest_prices(route)
-    return ModelCard(
+    return bodies.Model(
         id=route.public_name,
         owned_by=route.candidates[0].provider if route.candidates else "",
         dimensions=model.dimensions,
@@ -36,12 +34,12 @@ def format_price(price: Decimal) -> str:
     return f"{price.normalize():f}"
 
 
-def model_list(routes: Sequence[Route]) -> dict[str, object]:
+def model_list(routes: Sequence[Route]) -> bodies.ModelList:
     """Return the body of ``GET /v1/models``."""
-    return {"object": "list", "data": [describe_model(route) for route in routes]}
+    return bodies.ModelList(data=[describe_model(route) for route in routes])
 
 
-def model_card(routes: Sequence[Route], name: str) -> ModelCard:
+def model_card(routes: Sequence[Route], name: str) -> bodies.Model:
     """Return the body of ``GET /v1/models/{id}``.
 
     Raises:
@@ -50,21 +48,20 @@ def model_card(routes: Sequence[Route], name: str) -> ModelCard:
     for route in routes:
         if route.public_name == name:
             return describe_model(route)
-    raise ModelNotFound(
-        f"The model {echo(name)} does not exist; see GET /v1/models.",
-        param="model",
-    )
+    raise unknown_model(name, [route.public_name for route in routes])
 
 
-def openrouter_list(routes: Sequence[Route]) -> dict[str, object]:
+def openrouter_list(routes: Sequence[Route]) -> bodies.OpenRouterModelList:
     """Return the body of ``GET /v1/embeddings/models``.
 
     The format is OpenRouter's list of embedding models; prices are in USD per token.
     """
-    return {"data": [_openrouter_model(route, describe_model(route)) for route in routes]}
+    return bodies.OpenRouterModelList(
+        data=[_openrouter_model(route, describe_model(route)) for route in routes]
+    )
 
 
-def _openrouter_model(route: Route, card: ModelCard) -> dict[str, object]:
+def _openrouter_model(route: Route, card: bodies.Model) -> bodies.OpenRouterModel:
     prices = _lowest_prices(route)
     token_prices = {
         kind: format_price(prices.get(kind, Decimal(0)) / 1_000_000)
@@ -73,19 +70,19 @@ def _openrouter_model(route: Route, card: ModelCard) -> dict[str, object]:
     unit_prices = {
         kind: format_price(prices.get(kind, Decimal(0))) for kind in ("request", "image")
     }
-    return {
-        "id": card.id,
-        "name": card.id,
-        "created": card.created,
-        "context_length": card.context_length,
-        "architecture": {
-            "modality": f"{'+'.join(card.modalities)}->embeddings",
-            "input_modalities": card.modalities,
-            "output_modalities": ["embeddings"],
-        },
-        "pricing": token_prices | unit_prices,
-        "supported_parameters": supported(route),
-    }
+    return bodies.OpenRouterModel(
+        id=card.id,
+        name=card.id,
+        created=card.created,
+        context_length=card.context_length,
+        architecture=bodies.OpenRouterArchitecture(
+            modality=f"{'+'.join(card.modalities)}->embeddings",
+            input_modalities=card.modalities,
+            output_modalities=["embeddings"],
+        ),
+        pricing=token_prices | unit_prices,
+        supported_parameters=supported(route),
+    )
 
 
 def supported(route: Route) -> list[str]:

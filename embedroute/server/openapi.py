@@ -1,18 +1,14 @@
-"""Generates the OpenAPI 3.1 document, from structs that describe requests and responses.
-
-Request bodies are described by the structs that decode them. The structs for response bodies are
-only documentation, one set per dialect.
-"""
+"""Generates the OpenAPI 3.1 document from the structs that decode requests and encode responses."""
 
 from collections.abc import Mapping
 from functools import cache
-from typing import Annotated, Final, Literal, cast
+from typing import Annotated, Final, cast
 
 import msgspec
 from msgspec import Meta
 
 from embedroute.config import DialectName
-from embedroute.protocol import LARGEST_SIZE, Content, ModelCard, requests
+from embedroute.protocol import DIALECTS, LARGEST_SIZE, Content, bodies, requests
 
 _Text = Annotated[str, Meta(min_length=1)]
 _Id = (
@@ -32,166 +28,10 @@ class CreateEmbeddingRequest(
 ):
     """The body of ``POST /v1/embeddings``; an optional field may be ``null``."""
 
+    # What the decoder checks after msgspec: no empty input, and token ids in range.
+
     input: _Input | None = None
     inputs: _Input | None = None
-
-
-class Embedding(msgspec.Struct, kw_only=True):
-    """One vector, as numbers or as base64 of little-endian float32 values."""
-
-    object: Literal["embedding"]
-    index: int
-    embedding: list[float] | str
-
-
-class Usage(msgspec.Struct, kw_only=True):
-    """The number of tokens of all inputs."""
-
-    prompt_tokens: int
-    total_tokens: int
-
-
-class PhaseoUsage(Usage, kw_only=True):
-    """The number of tokens of all inputs; embeddings have no completion tokens."""
-
-    completion_tokens: Literal[0]
-
-
-class OpenRouterUsage(Usage, kw_only=True):
-    """The number of tokens of all inputs, in total and by modality, and the cost in USD."""
-
-    cost: float
-    prompt_tokens_details: dict[str, int] | msgspec.UnsetType = msgspec.UNSET
-
-
-class _EmbeddingList(msgspec.Struct, kw_only=True):
-    object: Literal["list"]
-    data: list[Embedding]
-    model: str
-
-
-class CreateEmbeddingResponse(_EmbeddingList, kw_only=True):
-    """The response to an embeddings request."""
-
-    usage: Usage
-
-
-class GoModelEmbeddingResponse(CreateEmbeddingResponse, kw_only=True):
-    """The response with its provider, which is absent if all vectors came from the cache."""
-
-    provider: str | msgspec.UnsetType = msgspec.UNSET
-
-
-class PhaseoEmbeddingResponse(_EmbeddingList, kw_only=True):
-    """The response to an embeddings request."""
-
-    usage: PhaseoUsage
-
-
-class OpenRouterEmbeddingResponse(_EmbeddingList, kw_only=True):
-    """The response with the id of the request."""
-
-    id: str
-    usage: OpenRouterUsage
-
-
-class Error(msgspec.Struct, kw_only=True):
-    """What went wrong, and what the client can do about it."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class ErrorResponse(msgspec.Struct, kw_only=True):
-    """The error response."""
-
-    error: Error
-
-
-class OpenRouterError(msgspec.Struct, kw_only=True):
-    """What went wrong; ``code`` is the HTTP status, ``metadata`` names the provider that failed."""
-
-    code: int
-    message: str
-    metadata: dict[str, str] | None
-
-
-class OpenRouterErrorResponse(msgspec.Struct, kw_only=True):
-    """The error response."""
-
-    error: OpenRouterError
-    user_id: str | None
-
-
-class PhaseoErrorResponse(msgspec.Struct, kw_only=True):
-    """The error response: the kind and origin of the error, and the failed providers."""
-
-    generation_id: str
-    status_code: int
-    error: str
-    error_type: Literal["user", "system"]
-    error_origin: Literal["upstream", "gateway"]
-    reason: str
-    description: str
-    param: str | None
-    attempt_count: int
-    failed_providers: list[str]
-    failed_statuses: list[int | None]
-
-
-class SpiceErrorResponse(msgspec.Struct, kw_only=True):
-    """The error response: only a message."""
-
-    error: str
-
-
-class Model(ModelCard, frozen=True, kw_only=True):
-    """A model and its properties; prices are in USD per million tokens."""
-
-
-class ModelList(msgspec.Struct, kw_only=True):
-    """The models that the caller may use."""
-
-    object: Literal["list"]
-    data: list[Model]
-
-
-class OpenRouterArchitecture(msgspec.Struct, kw_only=True):
-    """The modalities of a model's inputs and outputs."""
-
-    modality: str
-    input_modalities: list[str]
-    output_modalities: list[str]
-
-
-class OpenRouterModel(msgspec.Struct, kw_only=True):
-    """A model in OpenRouter's format; prices are in USD per token."""
-
-    id: str
-    name: str
-    created: int
-    context_length: int | None
-    architecture: OpenRouterArchitecture
-    pricing: dict[str, str]
-    supported_parameters: list[str]
-
-
-class OpenRouterModelList(msgspec.Struct, kw_only=True):
-    """The models that the caller may use."""
-
-    data: list[OpenRouterModel]
-
-
-RESPONSES: Final[Mapping[str, tuple[type, type]]] = {
-    "openai": (CreateEmbeddingResponse, ErrorResponse),
-    "openrouter": (OpenRouterEmbeddingResponse, OpenRouterErrorResponse),
-    "gomodel": (GoModelEmbeddingResponse, ErrorResponse),
-    "phaseo": (PhaseoEmbeddingResponse, PhaseoErrorResponse),
-    "spice": (CreateEmbeddingResponse, SpiceErrorResponse),
-}
-"""Dialect → the bodies of successful responses and of errors."""
 
 
 STATUSES: Final = (400, 401, 403, 404, 405, 408, 413, 415, 429, 500, 502, 503, 504)
@@ -206,7 +46,7 @@ _INPUT_REQUIRED: Final = [
 
 def operation(dialect: DialectName = "openai") -> dict[str, object]:
     """Return the OpenAPI operation of ``POST /v1/embeddings``; its ``$ref`` need ``components``."""
-    success = RESPONSES[dialect][0]
+    success = DIALECTS[dialect].success_body
     return {
         "operationId": "createEmbedding",
         "summary": "Embed texts, token ids or content parts",
@@ -222,7 +62,7 @@ def models_operation(dialect: DialectName = "openai") -> dict[str, object]:
         "operationId": "listModels",
         "summary": "List models",
         "tags": ["embeddings"],
-        "responses": _responses(LIST_DESCRIPTION, ModelList, LIST_STATUSES, dialect),
+        "responses": _responses(LIST_DESCRIPTION, bodies.ModelList, LIST_STATUSES, dialect),
     }
 
 
@@ -230,9 +70,12 @@ def _paths(dialect: DialectName) -> dict[str, object]:
     list_models = models_operation(dialect)
     model_id = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
     openrouter_responses = _responses(
-        f"{LIST_DESCRIPTION}, as OpenRouter lists them", OpenRouterModelList, LIST_STATUSES, dialect
+        f"{LIST_DESCRIPTION}, as OpenRouter lists them",
+        bodies.OpenRouterModelList,
+        LIST_STATUSES,
+        dialect,
     )
-    model_responses = _responses("The model", Model, (401, 404, 500), dialect)
+    model_responses = _responses("The model", bodies.Model, (401, 404, 500), dialect)
     return {
         "/v1/embeddings": {"post": operation(dialect)},
         "/v1/embeddings/models": {
@@ -258,7 +101,14 @@ def _paths(dialect: DialectName) -> dict[str, object]:
 @cache
 def components(dialect: DialectName = "openai") -> dict[str, dict[str, object]]:
     """Return the JSON Schemas to which the operations refer, by name."""
-    roots = [CreateEmbeddingRequest, *RESPONSES[dialect], Model, ModelList, OpenRouterModelList]
+    roots = [
+        CreateEmbeddingRequest,
+        DIALECTS[dialect].success_body,
+        DIALECTS[dialect].error_body,
+        bodies.Model,
+        bodies.ModelList,
+        bodies.OpenRouterModelList,
+    ]
     _, schemas = msgspec.json.schema_components(roots, ref_template="#/components/schemas/{name}")
     copies = msgspec.json.decode(msgspec.json.encode(schemas), type=dict[str, dict[str, object]])
     copies["CreateEmbeddingRequest"]["anyOf"] = _INPUT_REQUIRED
@@ -307,7 +157,7 @@ def _inline_value(value: object, dialect: DialectName) -> object:
 def _responses(
     description: str, success: type, statuses: tuple[int, ...], dialect: DialectName
 ) -> dict[str, object]:
-    error = {"description": "Error", "content": _json_content(RESPONSES[dialect][1])}
+    error = {"description": "Error", "content": _json_content(DIALECTS[dialect].error_body)}
     return {
         "200": {"description": description, "content": _json_content(success)},
         **{str(status): error for status in statuses},

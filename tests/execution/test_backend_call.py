@@ -6,6 +6,7 @@
 import gc
 import threading
 import time
+import traceback
 from typing import ClassVar
 from weakref import ref
 
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import trio
 
+from embedroute import Config, Gateway
 from embedroute.backend import (
     Accepts,
     Backend,
@@ -26,6 +28,7 @@ from embedroute.backend import (
     Vectors,
 )
 from embedroute.errors import (
+    EmbedrouteError,
     InvalidUpstreamResponse,
     RateLimited,
     UpstreamRejectedInput,
@@ -33,6 +36,7 @@ from embedroute.errors import (
     UpstreamUnavailable,
 )
 from embedroute.execution import CallResources, LocalModels, call_backend, validate_vectors
+from embedroute.routing import RetryPolicy
 
 pytestmark = pytest.mark.anyio
 
@@ -138,6 +142,25 @@ def reply(status, body):
     return UpstreamResponse(status, {}, body)
 
 
+def gateway_of(backend, transport):
+    return Gateway(
+        Config(
+            gateway={"auth": "open"},
+            providers={"up": {"backend": backend}},
+            models={"m": {"dimensions": 3, "endpoints": [{"provider": "up"}]}},
+        ),
+        transport=lambda: transport,
+        retries=RetryPolicy(attempts=1),
+    )
+
+
+async def failure_of(gateway):
+    try:
+        await gateway.embed(["a", "b"], model="m")
+    except EmbedrouteError as error:
+        return error
+
+
 @pytest.mark.parametrize("size", [100, 2_000_000])
 @pytest.mark.parametrize(
     "mistake",
@@ -145,16 +168,42 @@ def reply(status, body):
     ids=["as another", "as it is"],
 )
 async def test_an_error_does_not_keep_the_response_alive(mistake, size):
-    """An error that is kept alive keeps its frames alive, but not their contents."""
-    backend, answer = ParsingBackend(mistake=mistake), reply(200, b"x" * size)
+    """A host may keep the errors that it gets, for example to report them later."""
+    backend = ParsingBackend(mistake=mistake)
+    gateway = gateway_of(backend, FixedTransport(reply(200, b"x" * size)))
     gc.disable()
     try:
-        with pytest.raises(InvalidUpstreamResponse):
-            await run(backend, answer)
-        assert None is backend.finds[-1]()
-        assert b"" == answer.content
+        failures = [await failure_of(gateway) for _ in range(3)]
+        assert [InvalidUpstreamResponse] * 3 == [type(failure) for failure in failures]
+        assert [None] * len(backend.finds) == [found() for found in backend.finds]
     finally:
         gc.enable()
+
+
+async def test_an_error_says_where_a_backend_failed():
+    """In place of a traceback, whose frames would hold the response and the backend's variables."""
+    failure = await failure_of(
+        gateway_of(PlainBackend(), FixedTransport(reply(200, b'{"lines": []}')))
+    )
+
+    assert isinstance(failure.__cause__, KeyError)
+    shown = "".join(traceback.format_exception(failure))
+    assert "KeyError was raised in:" in shown
+    assert f'{__file__}", line {PlainBackend.parse.__code__.co_firstlineno + 1}' in shown
+    assert "in PlainBackend.parse" in shown
+
+
+async def test_the_exception_that_a_host_is_handling_keeps_its_traceback():
+    """An exception of a backend has it as its context."""
+    gateway = gateway_of(BuggyBackend(), FixedTransport(None))
+    try:
+        {}["of the host"]
+    except KeyError as error:
+        failure = await failure_of(gateway)
+        traceback_of_host = error.__traceback__
+
+    assert isinstance(failure, UpstreamUnavailable)
+    assert traceback_of_host is not None
 
 
 @pytest.mark.parametrize(

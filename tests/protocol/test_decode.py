@@ -647,6 +647,23 @@ def test_refuses_types_without_a_json_equivalent(fields, param, message):
     assert message in caught.value.message
 
 
+def repeated(levels):
+    """Return a list of ten references to a list of ten references, and so on."""
+    items: list[object] = ["a"]
+    for _ in range(levels):
+        items = [items] * 10
+    return items
+
+
+@pytest.mark.parametrize("given", [range(10**7), repeated(6)], ids=["range", "repeated"])
+def test_refuses_a_small_object_with_too_many_values_before_walking_it(given):
+    with pytest.raises(InvalidRequest, match="too many values") as caught:
+        make_request({"input": given, "model": "m"}, LIMITS)
+
+    assert caught.value.param is not None
+    assert caught.value.param.startswith("input")
+
+
 ANY_JSON = st.recursive(
     st.none()
     | st.booleans()

@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ import time
 import tracemalloc
 from functools import partial
 from itertools import groupby
+from pathlib import Path
 from types import SimpleNamespace
 
 import anyio
@@ -41,6 +43,7 @@ from embedroute.server import HTTPExchange
 from embedroute.trace import RequestTrace
 from tests.fault_upstream import vectors_of
 from tests.support.asgi_client import call
+from tests.support.commands import serving
 from tests.support.tls import certified
 
 COUNT, WIDTH = 2048, 1536
@@ -534,32 +537,82 @@ async def test_concurrent_large_responses_are_all_correct(url):
 
 
 FAULTS = """
-import asyncio, resource
-from embedroute import Config, Gateway
+import resource
 
-def taken_anew():
+def count_faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(20):
         blocks = [b"x" * (1 << 20) for _ in range(8)]
         del blocks
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-gateway = Gateway(Config(gateway={"auth": "open"}, providers={"hashed": {}}))
-asyncio.run(gateway.embed("a", model="hashed/a"))
-taken_anew()
-print(taken_anew())
+def report():
+    count_faults()
+    print("faults", count_faults(), file=sys.stderr)
 """
+MOUNTED = f"""
+import asyncio, sys
+from embedroute import Config, Gateway
+{FAULTS}
+gateway = Gateway(Config(gateway={{"auth": "open"}}, providers={{"hashed": {{}}}}))
+asyncio.run(gateway.embed("a", model="hashed/a"))
+report()
+"""
+SERVED = f"""
+import atexit, sys
+from embedroute.cli import main
+{FAULTS}
+atexit.register(report)
+sys.exit(main(["serve", "--port", "0"]))
+"""
+SERVED_CONFIG = '[gateway]\nauth = "open"\n[providers.hashed]\n'
+PAGES = 2048
+"""Pages of the 8 MiB that ``count_faults`` allocates 20 times."""
 
-
-@pytest.mark.skipif(
+only_with_glibc = pytest.mark.skipif(
     platform.libc_ver()[0] != "glibc", reason="another C library keeps memory in its own way"
 )
-def test_memory_of_large_responses_is_reused():
-    """8 MiB are 2048 pages.
 
-    Glibc would return most of them and fetch them again for every request.
-    """
-    command = [sys.executable, "-c", FAULTS]
-    told = subprocess.run(command, check=True, capture_output=True, timeout=60)  # noqa: S603 - our own words
 
-    assert int(told.stdout) < 2048
+def documented_variables():
+    document = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
+    return dict(re.findall(r"^(MALLOC_\w+)=(\d+)$", document, re.MULTILINE))
+
+
+def faults_in(errors):
+    [line] = [line for line in errors.splitlines() if line.startswith("faults ")]
+    return int(line.split()[1])
+
+
+def faults_of_a_host(variables):
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    command = [sys.executable, "-c", MOUNTED]
+    ran = subprocess.run(  # noqa: S603 - our own words
+        command, check=True, capture_output=True, text=True, timeout=60, env=environ | variables
+    )
+    return faults_in(ran.stderr)
+
+
+@only_with_glibc
+def test_a_gateway_does_not_change_how_its_host_allocates_memory():
+    """By default glibc returns the memory of large blocks to the system each time."""
+    assert faults_of_a_host({}) > 10 * PAGES
+
+
+@only_with_glibc
+def test_the_documented_variables_keep_the_memory_of_large_responses():
+    variables = documented_variables()
+
+    assert sorted(variables) == ["MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"]
+    assert faults_of_a_host(variables) < PAGES
+
+
+@only_with_glibc
+def test_serve_keeps_the_memory_of_large_responses(tmp_path):
+    (tmp_path / "embedroute.toml").write_text(SERVED_CONFIG)
+    errors = tmp_path / "errors"
+
+    with serving([sys.executable, "-c", SERVED], tmp_path, errors=errors):
+        pass
+
+    assert faults_in(errors.read_text()) < PAGES

@@ -133,3 +133,20 @@ async def test_a_parameter_is_listed_if_it_is_supported(endpoints, facts, taken)
     }
 
     assert (taken, {*taken, "encoding_format"}) == (works, set(told))
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"), [("mm", '; did you mean "m"?'), ("other", "; see GET /v1/models.")]
+)
+async def test_an_unknown_model_gets_the_same_message_from_both_paths(name, advice):
+    door = door_of()
+    body = json.dumps({"model": name, "input": "text"}).encode()
+
+    described = await call(door, "GET", f"/v1/models/{name}")
+    embedded = await call(
+        door, "POST", "/v1/embeddings", [("content-type", "application/json")], [body]
+    )
+
+    assert described.status == embedded.status == 404
+    assert described.json == embedded.json
+    assert described.json["error"]["message"] == f"The model '{name}' does not exist{advice}"

@@ -163,6 +163,23 @@ def test_a_response_fits_the_schema(base64, dialect):
     told(dialect, "/v1/embeddings", 200, "post").validate(written)
 
 
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_every_field_of_a_response_is_documented(dialect):
+    trace = RequestTrace("req_1")
+    trace.open(trace=True, sent=True, received=True, full=True)
+    trace.add_event("call", "answered")
+    trace.sent.append({"body": "a"})
+    trace.received.append({"body": "b"})
+    trace.record_usage("mock", {}, 1, {"text": 1, "image": 2})
+    answer = Embeddings(rows=list(from_lists([[1.0]])), model="m", prompt_tokens=1, trace=trace)
+    job = EmbeddingRequest(model="m", inputs=["a"], kind=Kind.TEXT)
+    written = json.loads(b"".join(DIALECTS[dialect].success(answer, job)))
+    schema = components(dialect)[DIALECTS[dialect].success_body.__name__]
+
+    assert {"trace", "upstream_request", "upstream_response"} <= set(written)
+    assert set(written) == set(schema["properties"])
+
+
 ALIKE = {
     "openai": {"openai", "gomodel"},
     "gomodel": {"openai", "gomodel"},

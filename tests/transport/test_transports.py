@@ -4,8 +4,10 @@
 # ruff: noqa: ARG001
 
 import gc
+import http.cookiejar
 import os
 import random
+import re
 import socket
 import ssl
 import subprocess
@@ -14,6 +16,7 @@ import threading
 import tracemalloc
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import anyio
 import httpx2
@@ -179,6 +182,21 @@ async def test_never_sends_a_cookie_back(anyio_backend, name, upstream):
             await client.send(upstream.url)
 
     assert [None] * 4 == [ask.headers.get("cookie") for ask in upstream.requests]
+
+
+@pytest.mark.anyio
+async def test_a_client_of_the_host_stores_no_cookies_if_made_as_documented(upstream):
+    document = (Path(__file__).parents[2] / "docs" / "engines.md").read_text(encoding="utf-8")
+    [expression] = re.findall(r"`(httpx2\.AsyncClient\(cookies=.*)`", document)
+    client = eval(expression, {"httpx2": httpx2, "http": http})  # noqa: S307 - our own document
+    upstream.mode = "sets_cookie"
+    request = UpstreamRequest.json(f"{upstream.url}/embeddings", {"model": "m", "input": ["text"]})
+    async with client:
+        for _ in range(4):
+            await Httpx2Transport(client).send(request, 5.0)
+
+    assert [None] * 4 == [ask.headers.get("cookie") for ask in upstream.requests]
+    assert not client.cookies
 
 
 @engines
