@@ -25,6 +25,7 @@ __all__ = [
     "ContextTooLong",
     "DeadlineExceeded",
     "EmbedrouteError",
+    "InputFailed",
     "InternalError",
     "InvalidRequest",
     "InvalidUpstreamResponse",
@@ -37,6 +38,7 @@ __all__ = [
     "NotFound",
     "Overloaded",
     "PermissionDenied",
+    "QuotaExhausted",
     "RateLimited",
     "Rejected",
     "RejectedByPage",
@@ -120,6 +122,9 @@ class UpstreamError(EmbedrouteError):
     upstream's message by which the error was classified. It is empty if a client cannot influence
     that text. ``is_neutral`` is true if the message quotes nothing from the upstream (see
     :mod:`embedroute.upstream_errors.neutral`).
+
+    ``input_index`` is the index of the blamed input within the call, if the upstream names one.
+    ``field`` is the top-level field of the upstream request that it refuses, if it names one.
     """
 
     status = 502
@@ -141,6 +146,8 @@ class UpstreamError(EmbedrouteError):
         self.provider: str | None = None
         self.already_recorded = False
         self.is_neutral = False
+        self.input_index: int | None = None
+        self.field: str | None = None
 
 
 class UpstreamUnavailable(UpstreamError):
@@ -168,7 +175,7 @@ class InvalidUpstreamResponse(UpstreamUnavailable):
 
 
 class UpstreamAuthError(UpstreamError):
-    """The upstream rejected the gateway's API key, or the quota of its account is exhausted.
+    """The upstream rejected the gateway's API key.
 
     The client's own key is valid, so this is not a 401.
     """
@@ -177,8 +184,14 @@ class UpstreamAuthError(UpstreamError):
     retryable = False
 
 
+class QuotaExhausted(UpstreamAuthError):
+    """The quota or the balance of the gateway's account is spent; waiting briefly does not help."""
+
+    code = "upstream_quota_exhausted"
+
+
 class UpstreamModelNotFound(UpstreamError):
-    """The upstream does not know the model."""
+    """The upstream does not know the model, or the gateway's account may not use it."""
 
     code = "upstream_model_not_found"
 
@@ -204,10 +217,16 @@ class ContextTooLong(UpstreamRejectedInput):
     code = "context_length_exceeded"
 
 
-class Rejected(UpstreamError):
-    """400: the upstream returned a 4xx that names neither the input nor the key as the cause.
+class InputFailed(UpstreamRejectedInput):
+    """400: the upstream fails for this input alone, while it embeds others."""
 
-    An example is the 403 of a content filter. Another endpoint may accept the input.
+    code = "input_failed"
+
+
+class Rejected(UpstreamError):
+    """400: the upstream returned a 4xx that does not say who is to blame.
+
+    It may be an input, a field of the request or the endpoint. Another endpoint may accept it.
     """
 
     status = 400
