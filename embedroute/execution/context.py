@@ -1,6 +1,6 @@
 """Provides the context of a request: builds batches, records results, sanitises errors."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import cast
 
 import msgspec
@@ -13,7 +13,14 @@ from embedroute.config import Model
 from embedroute.errors import EmbedrouteError, UpstreamAuthError, UpstreamError
 from embedroute.execution.redaction import list_secrets, mentions, redact_message
 from embedroute.execution.singleflight import OnResult
-from embedroute.inputs import Input, Kind, Part, estimate_sizes, images_in
+from embedroute.inputs import (
+    Input,
+    Kind,
+    Part,
+    estimate_sizes,
+    estimate_sizes_in_steps,
+    images_in,
+)
 from embedroute.protocol import EmbeddingRequest
 from embedroute.routing import (
     CacheKey,
@@ -90,7 +97,10 @@ def make_context(
 def make_batch(
     candidate: ResolvedEndpoint, work: Mapping[CacheKey, Input], context: DispatchContext
 ) -> Batch:
-    """Build the batch of a chunk for one endpoint, with only the parameters that it accepts."""
+    """Build the batch of a chunk for one endpoint, with only the parameters that it accepts.
+
+    The texts of a large request get their prefix in ``prepare_in_steps``.
+    """
     parameters = context.parameters
     accepts = candidate.accepts
     inputs = list(work.values())
@@ -99,8 +109,8 @@ def make_batch(
     texts: Sequence[str] = ()
     if context.kind is Kind.TEXT:
         texts = cast("list[str]", inputs)
-        if prefix:
-            texts = _prefixed(texts, prefix)
+        if prefix and not context.large:
+            texts = [prefix + text for text in texts]
     return Batch(
         model=candidate.model,
         texts=texts,
@@ -115,8 +125,22 @@ def make_batch(
     )
 
 
-def _prefixed(texts: Sequence[str], prefix: str) -> list[str]:
-    return [prefix + text for text in texts]
+def prepare_in_steps(
+    batch: Batch, candidate: ResolvedEndpoint, context: DispatchContext
+) -> Generator[None, None, tuple[Batch, Sequence[int]]]:
+    """Add the prefix to the texts of a large batch; return it and its sizes without the prefix.
+
+    At once, copying 32 MiB of texts takes up to 125 ms, and estimating their tokens 55 ms.
+    """
+    sizes = yield from estimate_sizes_in_steps(batch.inputs)
+    prefix = text_before(candidate, context.model, context.parameters.input_type)
+    if not prefix or not batch.texts:
+        return batch, sizes
+    texts = list[str]()
+    for text in batch.texts:
+        texts.append(prefix + text)
+        yield
+    return msgspec.structs.replace(batch, texts=texts), sizes
 
 
 def record_results(
@@ -126,14 +150,18 @@ def record_results(
     context: DispatchContext,
     *,
     made: bool,
+    sizes: Sequence[int],
 ) -> Results:
     """Pair a chunk's keys with their vectors, record tokens and cost, and store the results.
 
     ``made``: this request made the call. Of the requests that share a call, only that one pays the
-    price per request.
+    price per request. ``sizes`` are the estimated tokens of the inputs if they are known.
     """
     trace = context.trace
-    tokens = count_tokens(answer, work.values())
+    tokens = answer.prompt_tokens
+    if tokens is None:
+        sizes = sizes or estimate_sizes(work.values())
+        tokens = sum(sizes)
     prices = candidate.prices
     if not made:
         prices = {kind: price for kind, price in prices.items() if kind != "request"}
@@ -144,17 +172,10 @@ def record_results(
         answer.modality_tokens,
         images=images_in(work.values()) if context.kind is Kind.PARTS else 0,
     )
-    results = pair_with_keys(work, answer, tokens)
+    results = pair_with_keys(work, answer, tokens, sizes)
     if context.store is not None:
         context.store(results)
     return results
-
-
-def count_tokens(answer: Vectors, inputs: Collection[Input]) -> int:
-    """Return the tokens of a call: the upstream's count, or an estimate if it reports none."""
-    if answer.prompt_tokens is None:
-        return sum(estimate_sizes(inputs))
-    return answer.prompt_tokens
 
 
 def for_client(error: EmbedrouteError, candidate: ResolvedEndpoint) -> EmbedrouteError:

@@ -22,6 +22,7 @@ from embedroute.protocol import (
     most_marks,
 )
 from embedroute.protocol.large_body import PIECE
+from embedroute.protocol.requests import LONGEST_NAME
 from embedroute.runtime import finished
 
 LENIENT = Limits(ignore_unknown=True)
@@ -320,6 +321,31 @@ def test_token_ids_are_counted_over_all_inputs(limits):
         for over in ([1] * (most + 1), [[1] * most, [1]]):
             refused = refusal(body_of(inputs=over), limits, read)
             assert ("inputs", "max_tokens_per_request") == (refused.param, refused.code)
+
+
+@pytest.mark.parametrize("read", [decode_request, in_steps])
+@pytest.mark.parametrize(
+    ("given", "param"),
+    [
+        (lambda text: text, "input"),
+        (lambda text: [text], "input[0]"),
+        (lambda text: ["a", text, text], "input[1]"),
+        (
+            lambda text: [{"content": [{"type": "text", "text": text}]}],
+            "input[0].content[0].text",
+        ),
+    ],
+    ids=["text", "list of one", "list", "part"],
+)
+@pytest.mark.parametrize("most", [10, LONGEST_NAME + 88, 2 * PIECE])
+def test_limits_the_characters_of_each_text(read, given, param, most):
+    limits = Limits(max_text_characters=most)
+    for letter in ("a", "é", "\U0001f600"):
+        assert read(body_of(input=given(letter * most)), limits).inputs
+        refused = refusal(body_of(input=given(letter * (most + 1))), limits, read)
+        assert (param, "context_length_exceeded") == (refused.param, refused.code)
+        assert f"longer than {most} characters" in refused.message
+        assert "max_text_characters" in refused.message
 
 
 @pytest.mark.parametrize(
