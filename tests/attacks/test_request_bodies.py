@@ -229,6 +229,7 @@ BODIES = {
     "texts/legal-ascii": Body(many(2048, "the quick brown fox, "), 200),
     "texts/legal-cyrillic": Body(many(2048, "съешь ещё этих, "), 200),
     "texts/legal-code": Body(many(2048, r"x = [{\"a\": [1, 2]}, \"\\\\\"];\n"), 200),
+    "texts/legal-line-breaks": Body(many(2048, r"\n"), 200),
     "texts/legal-unlike": Body(
         numbered(b'{"model":"m","input":["', "%d\\n", b'"]}'), 200, most=LONGEST_TEXT
     ),
@@ -580,6 +581,7 @@ WRITTEN = [
     "texts/legal-code",
     "texts/legal-cyrillic",
     "texts/legal-emoji",
+    "texts/legal-line-breaks",
     "texts/legal-long-and-one-emoji",
     "texts/legal-each-with-one-umlaut",
 ]

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from embedroute import Settings
 from embedroute.errors import InvalidRequest
 from embedroute.inputs import ImagePart, ImageURL, Kind, TextPart
 from embedroute.protocol import (
@@ -363,3 +364,8 @@ def test_limits_the_characters_of_each_text(read, given, param, most):
 def test_decodes_a_large_body_of_few_texts_at_once(body, small):
     """Other bodies of this size would take more than a few milliseconds."""
     assert small is is_small(body)
+
+
+@pytest.mark.parametrize("name", ["max_inputs", "max_token_ids", "max_text_characters"])
+def test_limits_are_settings_of_the_gateway(name):
+    assert getattr(Limits.of(Settings(**{name: 7})), name) == 7
