@@ -5,12 +5,15 @@ An input is a text (``str``), a list of token ids (``tuple[int, ...]``) or a lis
 """
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Generator, Sequence
 from enum import StrEnum
 from itertools import chain
-from typing import TypeGuard, cast
+from typing import Final, TypeGuard, cast
 
 import msgspec
+
+PIECE: Final = 1 << 16
+"""Characters of a text that are measured at a time."""
 
 
 class Kind(StrEnum):
@@ -81,6 +84,15 @@ def estimate_sizes(items: Collection[Input]) -> list[int]:
     return [estimate_size(item) for item in items]
 
 
+def estimate_sizes_in_steps(items: Collection[Input]) -> Generator[None, None, list[int]]:
+    """Estimate the same as ``estimate_sizes``, in steps: 32 MiB of texts take up to 30 ms."""
+    sizes = list[int]()
+    for item in items:
+        sizes.append(estimate_size(item))
+        yield
+    return sizes
+
+
 def letters_in(items: Collection[Input]) -> int:
     """Count the characters of texts and image URLs, and the token ids, of a request's inputs."""
     if detect_kind(next(iter(items), "")) is not Kind.PARTS:
@@ -98,8 +110,11 @@ def all_text(items: Collection[Input]) -> TypeGuard[Collection[str]]:
 
 def text_size(text: str) -> int:
     """Estimate the tokens of a text as UTF-8 bytes / 4, at least 1."""
-    length = len(text) if text.isascii() else len(text.encode())
-    return max(1, length // 4)
+    if text.isascii():
+        return max(1, len(text) // 4)
+    # In pieces, as 32 MiB at once take up to 55 ms, most of it for new memory.
+    starts = range(0, len(text), PIECE)
+    return max(1, sum([len(text[start : start + PIECE].encode()) for start in starts]) // 4)
 
 
 def list_modalities(items: Sequence[Input]) -> frozenset[str]:

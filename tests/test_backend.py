@@ -4,6 +4,8 @@ import copy
 import json
 import logging
 import pickle
+import threading
+import time
 import traceback
 from types import MappingProxyType
 from typing import Annotated
@@ -231,6 +233,54 @@ def test_a_body_written_in_pieces_is_the_same(body):
     whole = UpstreamRequest.json("https://a.example", body)
 
     assert whole == write_in_pieces(lambda: UpstreamRequest.json("https://a.example", body))
+
+
+LONG_TEXT = "\n" * (32 << 20)
+"""A text that takes about 0.1 s of CPU to encode."""
+
+
+class OtherThread:
+    """Counts how often another thread gets to run, and the most CPU seconds that it had to wait."""
+
+    def __enter__(self):
+        self.turns, self.longest, self._ended = 0, 0.0, False
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._ended = True
+        self._thread.join()
+
+    def _run(self):
+        last = time.process_time()
+        while not self._ended:
+            time.sleep(0)
+            now = time.process_time()
+            self.turns, self.longest, last = self.turns + 1, max(self.longest, now - last), now
+            time.sleep(0.0001)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        LONG_TEXT,
+        (LONG_TEXT,),
+        [LONG_TEXT],
+        {"text": LONG_TEXT},
+        [{"content": (TextPart(LONG_TEXT),)}],
+    ],
+    ids=["text", "tuple", "list", "object", "part"],
+)
+def test_other_threads_run_while_a_body_is_written_in_pieces(value):
+    for _ in range(3):  # other processes can only make it worse
+        with OtherThread() as other:
+            write_in_pieces(lambda: UpstreamRequest.json("https://a.example", {"input": value}))
+        if other.longest < 0.03 and other.turns > 60:
+            break
+
+    assert other.longest < 0.03
+    assert other.turns > 60
 
 
 def test_a_body_written_in_pieces_contains_no_half_of_a_surrogate_pair():

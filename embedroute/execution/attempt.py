@@ -13,15 +13,15 @@ from embedroute.execution.context import (
     DispatchContext,
     Results,
     describe_outcome,
-    estimate_tokens,
     for_client,
     make_batch,
+    prepare_in_steps,
     record_results,
 )
 from embedroute.execution.local_models import LocalModels
 from embedroute.execution.microbatching import MicroBatcher
 from embedroute.execution.redaction import record_exchange
-from embedroute.inputs import Input, letters_in
+from embedroute.inputs import Input, estimate_sizes, letters_in
 from embedroute.routing import (
     CacheKey,
     EndpointHealth,
@@ -30,6 +30,7 @@ from embedroute.routing import (
     UsualLatency,
     amount,
 )
+from embedroute.runtime import fairness
 from embedroute.text import log_fields
 from embedroute.trace import RequestTrace
 from embedroute.transport import Transport
@@ -85,13 +86,17 @@ class AttemptRunner:
         trace = context.trace
         trace.attempts += 1
         batch = make_batch(candidate, work, context)
+        sizes: Sequence[int] = ()
         alone = candidate.micro_batch_ms is None or trace.captures_bodies or context.request.large
         made_call = alone
         outside = sys.exception()
         try:
             if alone:
+                if context.request.large:
+                    steps = prepare_in_steps(batch, candidate, context)
+                    batch, sizes = await fairness.step_by_step(steps)
                 answer = await self._exchange(candidate, context, batch, timeout)
-                self._accept(candidate, health, context, permit, batch, answer, began)
+                self._accept(candidate, health, context, permit, batch, answer, began, sizes)
             else:
                 answer, made_call = await self._micro_batched(
                     candidate, health, context, permit, batch, timeout
@@ -113,7 +118,7 @@ class AttemptRunner:
             raise
         if not made_call:
             health.release(permit)
-        results = record_results(candidate, work, answer, context, made=made_call)
+        results = record_results(candidate, work, answer, context, made=made_call, sizes=sizes)
         self._report(candidate, None, trace, attempt, began)
         return results
 
@@ -197,8 +202,11 @@ class AttemptRunner:
         batch: Batch,
         answer: Vectors,
         began: float,
+        sizes: Sequence[int] = (),
     ) -> None:
         """Record an answered call in the health and the latency history.
+
+        ``sizes`` are the estimated tokens of the inputs if they are known.
 
         Raises:
             InvalidUpstreamResponse: the width differs from earlier vectors of the vector space.
@@ -214,7 +222,7 @@ class AttemptRunner:
                 health.record_batch_fitted(now, measure, amount(batch.inputs, measure))
         tokens = answer.prompt_tokens
         if tokens is None:
-            tokens = estimate_tokens(batch.inputs)
+            tokens = sum(sizes or estimate_sizes(batch.inputs))
         health.record_success(permit, now, now - began, tokens)
         self._usual.record(candidate.name, count, now - began)
 

@@ -1,6 +1,6 @@
 """Provides the context of a request: builds batches, records results, sanitises errors."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from traceback import walk_tb
 from typing import cast
 
@@ -12,7 +12,14 @@ from embedroute.backend import Batch, Vectors, forget_frames
 from embedroute.cache import CachePolicy
 from embedroute.errors import EmbedrouteError, UpstreamAuthError, UpstreamError
 from embedroute.execution.redaction import list_secrets, mentions, redact_message
-from embedroute.inputs import Input, Kind, Part, estimate_sizes, images_in
+from embedroute.inputs import (
+    Input,
+    Kind,
+    Part,
+    estimate_sizes,
+    estimate_sizes_in_steps,
+    images_in,
+)
 from embedroute.protocol import EmbeddingRequest
 from embedroute.routing import (
     CacheKey,
@@ -65,7 +72,10 @@ class DispatchContext(msgspec.Struct, frozen=True, eq=False):
 def make_batch(
     candidate: ResolvedEndpoint, work: Mapping[CacheKey, Input], context: DispatchContext
 ) -> Batch:
-    """Build the batch of a chunk for one endpoint, with only the parameters that it accepts."""
+    """Build the batch of a chunk for one endpoint, with only the parameters that it accepts.
+
+    The texts of a large request get their prefix in ``prepare_in_steps``.
+    """
     model = context.prepared.route.model
     parameters = context.prepared.selection.parameters
     accepts = candidate.accepts
@@ -74,8 +84,9 @@ def make_batch(
     texts = cast("list[str]", inputs) if kind is Kind.TEXT else ()
     input_type = parameters.input_type
     if input_type is not None:
-        if prefix := text_before(candidate, model, input_type):
-            texts = _prefixed(texts, prefix)
+        prefix = text_before(candidate, model, input_type)
+        if prefix and not context.request.large:
+            texts = [prefix + text for text in texts]
         if input_type not in accepts.input_types:
             input_type = None
     return Batch(
@@ -92,8 +103,23 @@ def make_batch(
     )
 
 
-def _prefixed(texts: Sequence[str], prefix: str) -> list[str]:
-    return [prefix + text for text in texts]
+def prepare_in_steps(
+    batch: Batch, candidate: ResolvedEndpoint, context: DispatchContext
+) -> Generator[None, None, tuple[Batch, Sequence[int]]]:
+    """Add the prefix to the texts of a large batch; return it and its sizes without the prefix.
+
+    At once, copying 32 MiB of texts takes up to 125 ms, and estimating their tokens 55 ms.
+    """
+    sizes = yield from estimate_sizes_in_steps(batch.inputs)
+    input_type = context.prepared.selection.parameters.input_type
+    prefix = text_before(candidate, context.prepared.route.model, input_type)
+    if not prefix or not batch.texts:
+        return batch, sizes
+    texts = list[str]()
+    for text in batch.texts:
+        texts.append(prefix + text)
+        yield
+    return msgspec.structs.replace(batch, texts=texts), sizes
 
 
 def record_results(
@@ -103,16 +129,18 @@ def record_results(
     context: DispatchContext,
     *,
     made: bool,
+    sizes: Sequence[int],
 ) -> Results:
     """Pair a chunk's keys with their vectors, record tokens and cost, and store the results.
 
     ``made``: this request made the call. Of the requests that share a call, only that one pays the
-    price per request.
+    price per request. ``sizes`` are the estimated tokens of the inputs if they are known.
     """
     trace = context.trace
     tokens = answer.prompt_tokens
     if tokens is None:
-        tokens = estimate_tokens(work.values())
+        sizes = sizes or estimate_sizes(work.values())
+        tokens = sum(sizes)
     prices = candidate.prices
     if not made:
         prices = {kind: price for kind, price in prices.items() if kind != "request"}
@@ -123,15 +151,10 @@ def record_results(
         answer.modality_tokens,
         images=images_in(work.values()) if context.request.kind is Kind.PARTS else 0,
     )
-    results = pair_with_keys(work, answer, tokens)
+    results = pair_with_keys(work, answer, tokens, sizes)
     if context.store is not None:
         context.store(results, context.prepared.owner)
     return results
-
-
-def estimate_tokens(inputs: Collection[Input]) -> int:
-    """Estimate the tokens of a call whose upstream reports none."""
-    return sum(estimate_sizes(inputs))
 
 
 def for_client(

@@ -25,6 +25,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
     max_inputs: int = 2048
     max_token_ids: int = 300_000
+    max_text_characters: int = 8_388_608
     media_domains: frozenset[str] = frozenset()
     ignore_unknown: bool = False
 
@@ -35,6 +36,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         return cls(
             max_inputs=settings.max_inputs,
             max_token_ids=settings.max_token_ids,
+            max_text_characters=settings.max_text_characters,
             media_domains=domains,
             ignore_unknown=settings.unknown_fields == "ignore",
         )
@@ -46,12 +48,11 @@ def convert_inputs(
     """Convert the value of ``input`` to n inputs of one kind; ``field`` is the name of its field.
 
     Raises:
-        InvalidRequest: there are no inputs or too many, an input is empty, the kinds are mixed, or
-            a token id is out of range.
+        InvalidRequest: there are no inputs or too many, an input is empty or too long, the kinds
+            are mixed, or a token id is out of range.
     """
     if isinstance(wire_input, str):
-        if not wire_input:
-            raise _empty(field)
+        _check_text(wire_input, limits, field)
         return [wire_input], Kind.TEXT
     kind = _kind(wire_input, limits, field)
     if kind is Kind.TEXT:
@@ -89,7 +90,7 @@ def _kind(wire_input: WireItems, limits: Limits, field: str) -> Kind:
             param=field,
         )
     if kinds == {str}:
-        _refuse_empty(cast("list[str]", wire_input), field)
+        _check_texts(cast("list[str]", wire_input), limits, field)
         return Kind.TEXT
     if kinds == {list}:
         _refuse_too_many_ids(sum(map(len, cast("list[list[float]]", wire_input))), limits, field)
@@ -97,9 +98,29 @@ def _kind(wire_input: WireItems, limits: Limits, field: str) -> Kind:
     return Kind.PARTS
 
 
-def _refuse_empty(texts: list[str], field: str) -> None:
+def _check_text(text: str, limits: Limits, param: str) -> None:
+    if not text:
+        raise _empty(param)
+    if len(text) > limits.max_text_characters:
+        raise text_too_long(limits, param)
+
+
+def _check_texts(texts: list[str], limits: Limits, field: str) -> None:
     if "" in texts:
         raise _empty(f"{field}[{texts.index('')}]" if len(texts) > 1 else field)
+    lengths = list(map(len, texts))
+    if (longest := max(lengths)) > limits.max_text_characters:
+        raise text_too_long(limits, f"{field}[{lengths.index(longest)}]")
+
+
+def text_too_long(limits: Limits, param: str) -> InvalidRequest:
+    """Return the error for a text of more than ``max_text_characters``."""
+    return InvalidRequest(
+        f"'{param}' is longer than {limits.max_text_characters} characters, the gateway's "
+        "max_text_characters. Split the text into several inputs.",
+        param=param,
+        code="context_length_exceeded",
+    )
 
 
 def _empty(param: str) -> InvalidRequest:
@@ -160,6 +181,6 @@ def _convert_parts(
             yield from media.check_media_in_steps(
                 part.image_url.url, limits.media_domains, f"{part_param}.image_url.url"
             )
-        elif not part.text:
-            raise _empty(f"{part_param}.text")
+        else:
+            _check_text(part.text, limits, f"{part_param}.text")
     return tuple(item.content)

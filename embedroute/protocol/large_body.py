@@ -10,11 +10,12 @@ millions of empty values. So decoding has these steps:
    unambiguous. The result is the *outline* of the body, which is decoded at once.
 3. Refuse an outline in which an object has a key twice, by counting colons: each member of an
    object has one.
-4. Decode the long strings piece by piece and put them into the decoded outline.
+4. Decode the long strings piece by piece and put them into the decoded outline. Joining the pieces
+   is one step, so a string that is too long or has no use is refused or only checked before it.
 """
 
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from itertools import accumulate
 from operator import gt
 from typing import Final
@@ -25,7 +26,7 @@ from embedroute.errors import InvalidRequest
 from embedroute.inputs import ImagePart, ImageURL, TextPart
 from embedroute.protocol import decode_errors
 from embedroute.protocol.decode_errors import DEEPEST, EXAMINED, parse_again, refuse_depth
-from embedroute.protocol.input_kinds import Limits
+from embedroute.protocol.input_kinds import Limits, text_too_long
 from embedroute.protocol.requests import (
     LONGEST_NAME,
     MOST_PARTS,
@@ -223,25 +224,55 @@ def _refuse_too_many(marks: Marks, maximum: Marks, limits: Limits) -> None:
     raise InvalidRequest(f"The body holds too many values or objects. {advice}")
 
 
-def decode_string(
-    body: bytes, start: int, end: int, param: str | None = None
+def decode_text(
+    body: bytes, start: int, end: int, limits: Limits, param: str
 ) -> Generator[None, None, str]:
-    """Decode the string with the content ``body[start:end]``, which is the field ``param``.
+    """Decode the text with the content ``body[start:end]``, which is the field ``param``.
+
+    Raises:
+        InvalidRequest: it is not a valid JSON string, or too long.
+    """
+    pieces = list[str]()
+    characters = 0
+    for piece in decode_pieces(body, start, end, param):
+        pieces.append(piece)
+        characters += len(piece)
+        if characters > limits.max_text_characters:
+            raise text_too_long(limits, param)
+        yield
+    return "".join(pieces)
+
+
+def decode_url(body: bytes, start: int, end: int, param: str) -> Generator[None, None, str]:
+    """Decode the URL with the content ``body[start:end]``, which is the field ``param``.
+
+    Raises:
+        InvalidRequest: it is not a valid JSON string, or not ASCII. Joining 32 MiB takes 60 ms if
+            one character is not, and 3 ms otherwise.
+    """
+    pieces = list[str]()
+    for piece in decode_pieces(body, start, end, param):
+        if not piece.isascii():
+            raise InvalidRequest(f"'{param}' must be ASCII.", param=param, code="invalid_media_url")
+        pieces.append(piece)
+        yield
+    return "".join(pieces)
+
+
+def decode_pieces(body: bytes, start: int, end: int, param: str | None = None) -> Iterator[str]:
+    """Decode the string with the content ``body[start:end]`` piece by piece.
 
     Raises:
         InvalidRequest: it is not a valid JSON string.
     """
-    pieces = list[str]()
     while start < end:
         piece = _piece(body, start, end)
         start += len(piece)
         quoted = b'"%b"' % piece
         try:
-            pieces.append(_DECODER.decode(quoted))
+            yield _DECODER.decode(quoted)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise decode_errors.broken_string(error, quoted, param) from None
-        yield
-    return pieces[0] if len(pieces) == 1 else "".join(pieces)
 
 
 def _piece(body: bytes, start: int, end: int) -> bytes:
@@ -266,9 +297,9 @@ def restore_strings(
     Long strings of ignored fields are only checked.
 
     Raises:
-        InvalidRequest: a string is malformed; ``param`` names the field.
+        InvalidRequest: a string is malformed or too long; ``param`` names the field.
     """
-    strings = _LongStrings(body, outline, limits.max_inputs)
+    strings = _LongStrings(body, outline, limits)
     restored_inputs = yield from strings.restore(request.inputs, "inputs")
     restored_input = yield from strings.restore(request.input, "input")
     yield from strings.check_remaining()
@@ -278,9 +309,9 @@ def restore_strings(
 class _LongStrings:
     """The long strings of one body, by the numbers in their placeholders."""
 
-    def __init__(self, body: bytes, outline: Outline, max_inputs: int) -> None:
+    def __init__(self, body: bytes, outline: Outline, limits: Limits) -> None:
         self._body = body
-        self._max_inputs = max_inputs
+        self._limits = limits
         self._remaining = dict(enumerate(outline.strings))
 
     def restore(
@@ -290,7 +321,7 @@ class _LongStrings:
             return (yield from self._restore_text(wire_input, field))
         if (
             not wire_input
-            or len(wire_input) > self._max_inputs
+            or len(wire_input) > self._limits.max_inputs
             or isinstance(wire_input[0], int | float | list)
         ):
             return wire_input  # token ids, or a value that is refused later
@@ -316,9 +347,8 @@ class _LongStrings:
                 text = yield from self._restore_text(part.text, f"{part_param}.text")
                 parts.append(TextPart(text))
             elif isinstance(part, ImagePart) and len(part.image_url.url) > LONGEST_NAME:
-                url = yield from self._restore_text(
-                    part.image_url.url, f"{part_param}.image_url.url"
-                )
+                start, end = self._remaining.pop(int(part.image_url.url))
+                url = yield from decode_url(self._body, start, end, f"{part_param}.image_url.url")
                 parts.append(ImagePart(ImageURL(url)))
             else:
                 parts.append(part)
@@ -328,11 +358,12 @@ class _LongStrings:
         if len(text) <= LONGEST_NAME:
             return text
         start, end = self._remaining.pop(int(text))
-        return (yield from decode_string(self._body, start, end, param))
+        return (yield from decode_text(self._body, start, end, self._limits, param))
 
     def check_remaining(self) -> Generator[None, None, None]:
         for start, end in self._remaining.values():
-            yield from decode_string(self._body, start, end)
+            for _ in decode_pieces(self._body, start, end):
+                yield
 
 
 def refuse_duplicate_members(

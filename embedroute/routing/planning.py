@@ -310,14 +310,17 @@ def halves(chunk: Mapping[CacheKey, Input]) -> tuple[dict[CacheKey, Input], dict
 
 
 def pair_with_keys(
-    chunk: Mapping[CacheKey, Input], answer: Vectors, tokens: int
+    chunk: Mapping[CacheKey, Input], answer: Vectors, tokens: int, sizes: Sequence[int] = ()
 ) -> dict[CacheKey, EmbeddedInput]:
     """Pair each key of a chunk with its row and its share of the chunk's ``tokens``.
 
     ``answer.array`` must be validated: row i belongs to input i. The shares are proportional to
     input length and add up exactly. They count as estimates if the upstream reported no tokens.
+    ``sizes`` are the estimated tokens of the inputs if they are known.
     """
-    shares = share_out(tokens, estimate_sizes(chunk.values())) if len(chunk) > 1 else [tokens]
+    shares = [tokens]
+    if len(chunk) > 1:
+        shares = share_out(tokens, sizes or estimate_sizes(chunk.values()))
     estimated = answer.prompt_tokens is None
     rows = map(EmbeddedInput, answer.array, shares, repeat(estimated), repeat(answer.source))
     return dict(zip(chunk, rows, strict=True))

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from embedroute import Config, Gateway, Provider, embeddings_app
-from embedroute.backend import Vectors
+from embedroute.backend import Accepts, Vectors
 from embedroute.errors import InvalidRequest
 from embedroute.protocol import MEDIUM, SMALL
 from embedroute.testing import ScriptedBackend
@@ -42,6 +42,8 @@ LARGEST_ERROR = 4096
 """Maximum size of an error response in bytes."""
 
 PNG = b"\x89PNG\r\n\x1a\n"
+LONGEST_TEXT = 8 * MIB
+"""Characters that a text may have by default."""
 IDS = 300_000
 """Token ids that a request may hold by default."""
 
@@ -75,6 +77,22 @@ def request(**fields: bytes) -> bytes:
 def text(unit: str, last: str = ""):
     """One text that repeats ``unit``, as JSON writes it."""
     return lambda size: request(input=b'"' + filled(unit.encode(), size) + last.encode() + b'"')
+
+
+def one_text(unit: str, last: str = ""):
+    """A legal text that repeats ``unit``, with at most as many characters as one may have."""
+    units = LONGEST_TEXT // len(json.loads(f'"{unit}"')) - len(last)
+    return Body(text(unit, last), 200, most=units * len(unit.encode()))
+
+
+def wide(count: int, character: str):
+    """``count`` ASCII texts, each with one ``character`` that makes Python store it in more memory."""
+    return lambda size: request(
+        input=listed(
+            b'"%d %b%b"' % (at, filled(b"a", size // count - 10), character.encode())
+            for at in range(count)
+        )
+    )
 
 
 def filled(unit: bytes, size: int) -> bytes:
@@ -211,19 +229,26 @@ BODIES = {
     "texts/legal-ascii": Body(many(2048, "the quick brown fox, "), 200),
     "texts/legal-cyrillic": Body(many(2048, "съешь ещё этих, "), 200),
     "texts/legal-code": Body(many(2048, r"x = [{\"a\": [1, 2]}, \"\\\\\"];\n"), 200),
-    "texts/legal-unlike": Body(numbered(b'{"model":"m","input":["', "%d\\n", b'"]}'), 200),
-    "text/ascii": Body(text("a"), 200),
-    "text/latin-1": Body(text("é"), 200),
-    "text/chinese": Body(text("中"), 200),
+    "texts/legal-line-breaks": Body(many(2048, r"\n"), 200),
+    "texts/legal-unlike": Body(
+        numbered(b'{"model":"m","input":["', "%d\\n", b'"]}'), 200, most=LONGEST_TEXT
+    ),
+    "text/ascii": one_text("a"),
+    "text/latin-1": one_text("é"),
+    "text/chinese": one_text("中"),
     "text/emoji": Body(text("\U0001f600"), 200),
-    "text/ascii-and-one-emoji": Body(text("a", "\U0001f600"), 200, most=LARGEST // 2),
-    "text/line-breaks": Body(text(r"\n"), 200),
+    "text/ascii-and-one-emoji": one_text("a", "\U0001f600"),
+    "texts/legal-long-and-one-emoji": Body(wide(4, "\U0001f600"), 200),
+    "texts/legal-long-and-one-umlaut": Body(wide(4, "ö"), 200),
+    "texts/legal-each-with-one-umlaut": Body(wide(2048, "ö"), 200),
+    "texts/legal-emoji": Body(many(2048, "\U0001f600"), 200),
+    "text/line-breaks": one_text(r"\n"),
     "text/escaped-chinese": Body(text(r"\u4e2d"), 200),
     "text/escaped-pairs": Body(text(r"\ud83d\ude00"), 200),
-    "text/backslashes": Body(text(r"\\"), 200),
-    "text/quotes": Body(text(r"\""), 200),
-    "text/quotes-and-backslashes": Body(text(r"\\\""), 200),
-    "text/brackets": Body(text("[{,:"), 200),
+    "text/backslashes": one_text(r"\\"),
+    "text/quotes": one_text(r"\""),
+    "text/quotes-and-backslashes": one_text(r"\\\""),
+    "text/brackets": one_text("[{,:"),
     "text/escaped-colons": Body(text(r"\u003a"), 200),
     "text/half-a-pair-last": Body(text("a", r"\ud83d"), 400),
     "text/half-pairs": Body(text(r"\ud83d"), 400),
@@ -291,7 +316,9 @@ BODIES = {
         "input",
     ),
     "parts/legal-text": Body(
-        lambda size: request(input=b"[" + content(text_part(filled(rb"\n", size))) + b"]"), 200
+        lambda size: request(input=b"[" + content(text_part(filled(rb"\n", size))) + b"]"),
+        200,
+        most=2 * LONGEST_TEXT,
     ),
     "parts/legal-image": Body(
         lambda size: request(input=b"[" + content(image_part(picture(min(size, 26 * MIB)))) + b"]"),
@@ -535,17 +562,28 @@ def app_before(url, engine, **accepts):
         gateway={"auth": "open", "engine": engine, "debug": True},
         cache={"bytes": 0},
         providers={"p": {"backend": "openai", "api_key": "sk-attack-0123456789", "base_url": url}},
-        models={"m": {"dimensions": 8, "endpoints": [{"provider": "p", "accepts": accepts}]}},
+        models={
+            "m": {
+                "dimensions": 8,
+                "prefixes": {"query": PREFIX},
+                "endpoints": [{"provider": "p", "accepts": accepts}],
+            }
+        },
     )
     return embeddings_app(Gateway(config, environ={}))
 
 
+PREFIX = "query: "
 WRITTEN = [
     "text/line-breaks",
     "text/emoji",
     "text/quotes",
     "texts/legal-code",
     "texts/legal-cyrillic",
+    "texts/legal-emoji",
+    "texts/legal-line-breaks",
+    "texts/legal-long-and-one-emoji",
+    "texts/legal-each-with-one-umlaut",
 ]
 """Texts that take long to write as JSON again."""
 
@@ -568,6 +606,91 @@ def test_encoding_the_upstream_request_does_not_block_the_event_loop(
     np.testing.assert_allclose(
         answered, vectors_of(given if isinstance(given, list) else [given]), atol=1e-6
     )
+    assert longest <= LONGEST_STEP
+
+
+EMOJI = "\U0001f600".encode()
+"""One of these makes Python store a string in four bytes per character: 128 MiB for 32 MiB of ASCII."""
+
+
+def wide_string(size: int, place: str) -> bytes:
+    """A JSON string of ASCII with one emoji in it."""
+    before = {"first": 0, "middle": size // 2, "last": size, "escaped": size}[place]
+    emoji = rb"\ud83d\ude00" if place == "escaped" else EMOJI
+    return b'"' + b"a" * before + emoji + b"a" * (size - before) + b'"'
+
+
+def image_of_wide_url(string: bytes) -> bytes:
+    return content(
+        b'{"type":"image_url","image_url":{"url":"data:image/png;base64,' + string[1:] + b"}}"
+    )
+
+
+TOO_LONG = {
+    "text": (lambda it: {"input": it}, 400, "input", "context_length_exceeded"),
+    "texts": (
+        lambda it: {"input": listed([b'"a"', it])},
+        400,
+        "input[1]",
+        "context_length_exceeded",
+    ),
+    "part": (
+        lambda it: {"input": listed([content(text_part(it[1:-1]))])},
+        400,
+        "input[0].content[0].text",
+        "context_length_exceeded",
+    ),
+    "image": (
+        lambda it: {"input": listed([image_of_wide_url(it)])},
+        400,
+        "input[0].content[0].image_url.url",
+        "invalid_media_url",
+    ),
+    "ignored": (lambda it: {"x": it}, 200, None, None),
+}
+"""Fields with a string that is too long to be joined in one step, and the response."""
+
+
+@pytest.mark.parametrize("place", ["first", "middle", "last", "escaped"])
+@pytest.mark.parametrize(("fields", "status", "param", "code"), TOO_LONG.values(), ids=TOO_LONG)
+def test_no_string_of_all_bytes_blocks_the_event_loop(place, fields, status, param, code):
+    app, body = app_of(lenient=True), request(**fields(wide_string(LARGEST - MIB // 16, place)))
+    longest, answer = first_that_passes(app, body)
+
+    assert status == answer.status, answer.body[:300]
+    if code is not None:
+        assert (param, code) == (answer.error["param"], answer.error["code"])
+    assert longest <= LONGEST_STEP
+
+
+class WithoutInputTypes(ScriptedBackend):
+    accepts = Accepts(max_inputs=2048)
+
+
+@pytest.mark.parametrize("name", [name for name in WRITTEN if name.startswith("texts/")])
+def test_preparing_large_texts_does_not_block_the_event_loop(name):
+    """The texts get a prefix, and their tokens are estimated as the upstream does not count them."""
+    sent = []
+
+    async def no_counts(batch):
+        sent[:] = batch.texts
+        return Vectors(np.ones((len(batch), 8), dtype="f4"))
+
+    config = Config(
+        gateway={"auth": "open"},
+        cache={"bytes": 0},
+        providers={"p": Provider(backend=WithoutInputTypes(then=no_counts, width=8))},
+        models={
+            "m": {"dimensions": 8, "prefixes": {"query": PREFIX}, "endpoints": [{"provider": "p"}]}
+        },
+    )
+    app = embeddings_app(Gateway(config, environ={}))
+    body = BODIES[name].content(LARGEST - MIB // 16)
+    longest, answer = first_that_passes(app, body.replace(b"{", b'{"input_type":"query",', 1))
+
+    texts = json.loads(body)["input"]
+    assert all(found == PREFIX + text for found, text in zip(sent, texts, strict=True))
+    assert answer.json["usage"]["prompt_tokens"] == sum(len(text.encode()) // 4 for text in texts)
     assert longest <= LONGEST_STEP
 
 
@@ -682,7 +805,7 @@ async def test_a_large_in_process_call_does_not_block_the_event_loop():
     gateway = app_of().handler.gateway
     await gateway.embed("a", model="m")
     with Steps() as steps:
-        answer = await gateway.embed("text " * 6_000_000, model="m")
+        answer = await gateway.embed("text " * 1_600_000, model="m")
 
     assert answer.vectors.shape == (1, 8)
     assert steps.longest <= LONGEST_STEP

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from embedroute import Settings
 from embedroute.errors import InvalidRequest
 from embedroute.inputs import ImagePart, ImageURL, Kind, TextPart
 from embedroute.protocol import (
@@ -22,6 +23,7 @@ from embedroute.protocol import (
     most_marks,
 )
 from embedroute.protocol.large_body import PIECE
+from embedroute.protocol.requests import LONGEST_NAME
 from embedroute.runtime import finished
 
 LENIENT = Limits(ignore_unknown=True)
@@ -322,6 +324,31 @@ def test_token_ids_are_counted_over_all_inputs(limits):
             assert ("inputs", "max_tokens_per_request") == (refused.param, refused.code)
 
 
+@pytest.mark.parametrize("read", [decode_request, in_steps])
+@pytest.mark.parametrize(
+    ("given", "param"),
+    [
+        (lambda text: text, "input"),
+        (lambda text: [text], "input[0]"),
+        (lambda text: ["a", text, text], "input[1]"),
+        (
+            lambda text: [{"content": [{"type": "text", "text": text}]}],
+            "input[0].content[0].text",
+        ),
+    ],
+    ids=["text", "list of one", "list", "part"],
+)
+@pytest.mark.parametrize("most", [10, LONGEST_NAME + 88, 2 * PIECE])
+def test_limits_the_characters_of_each_text(read, given, param, most):
+    limits = Limits(max_text_characters=most)
+    for letter in ("a", "é", "\U0001f600"):
+        assert read(body_of(input=given(letter * most)), limits).inputs
+        refused = refusal(body_of(input=given(letter * (most + 1))), limits, read)
+        assert (param, "context_length_exceeded") == (refused.param, refused.code)
+        assert f"longer than {most} characters" in refused.message
+        assert "max_text_characters" in refused.message
+
+
 @pytest.mark.parametrize(
     ("body", "small"),
     [
@@ -337,3 +364,8 @@ def test_token_ids_are_counted_over_all_inputs(limits):
 def test_decodes_a_large_body_of_few_texts_at_once(body, small):
     """Other bodies of this size would take more than a few milliseconds."""
     assert small is is_small(body)
+
+
+@pytest.mark.parametrize("name", ["max_inputs", "max_token_ids", "max_text_characters"])
+def test_limits_are_settings_of_the_gateway(name):
+    assert getattr(Limits.of(Settings(**{name: 7})), name) == 7
