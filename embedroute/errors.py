@@ -25,6 +25,7 @@ __all__ = [
     "ContextTooLong",
     "DeadlineExceeded",
     "EmbedrouteError",
+    "FieldRejected",
     "InputFailed",
     "InternalError",
     "InvalidRequest",
@@ -124,6 +125,7 @@ class UpstreamError(EmbedrouteError):
     :mod:`embedroute.upstream_errors.neutral`).
 
     ``input_index`` is the index of the blamed input within the call, if the upstream names one.
+    ``input_key`` is that input's cache key, once it is known.
     ``field`` is the top-level field of the upstream request that it refuses, if it names one.
     """
 
@@ -147,6 +149,7 @@ class UpstreamError(EmbedrouteError):
         self.already_recorded = False
         self.is_neutral = False
         self.input_index: int | None = None
+        self.input_key: bytes | None = None
         self.field: str | None = None
 
 
@@ -233,6 +236,10 @@ class Rejected(UpstreamError):
     type = "invalid_request_error"
     code = "upstream_refused"
     retryable = False
+
+
+class FieldRejected(Rejected):
+    """The upstream rejected a field that only the gateway had set; the next call leaves it out."""
 
 
 class RejectedByPage(Rejected):

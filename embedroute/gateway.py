@@ -35,8 +35,21 @@ from embedroute.cache import (
     look_up_in_steps,
 )
 from embedroute.config import Config
-from embedroute.errors import DeadlineExceeded, EmbedrouteError, RequestError, UpstreamRejectedInput
-from embedroute.execution import DispatchContext, Lead, RequestContext, Results, missing_keys
+from embedroute.errors import (
+    DeadlineExceeded,
+    EmbedrouteError,
+    RequestError,
+    UpstreamError,
+    UpstreamRejectedInput,
+)
+from embedroute.execution import (
+    DispatchContext,
+    Lead,
+    RequestContext,
+    Results,
+    missing_keys,
+    name_input,
+)
 from embedroute.inputs import Input
 from embedroute.limits import BodyBudget
 from embedroute.protocol import EmbeddingRequest, Embeddings, make_request
@@ -104,7 +117,11 @@ class Gateway:
             debug=self.settings.debug,
         )
         factory = RuntimeFactory(
-            self.settings, http_client, self.healths, retries or RetryPolicy(), transport
+            self.settings,
+            http_client,
+            self.healths,
+            retries or RetryPolicy(rate_limit_wait=self.settings.rate_limit_wait),
+            transport,
         )
         self.runtime = PerLoop("embedroute", factory.open)
 
@@ -232,9 +249,13 @@ class Gateway:
             )
             candidates = prepared.selection.candidates
             sharing_key = prepared.sharing_key if policy.read else None
-            with loop.flights.lead(missing, sharing_key) as lead:
-                if lead.work:
-                    await loop.embed(candidates, dispatch, lead.work, lead.land)
+            try:
+                with loop.flights.lead(missing, sharing_key) as lead:
+                    if lead.work:
+                        await loop.embed(candidates, dispatch, lead.work, lead.land)
+            except UpstreamError as error:
+                name_input(error, plan.keys)
+                raise
             vectors = {**vectors, **lead.found}
             if lead.awaited:
                 vectors = {**vectors, **await self._wait_for_others(loop, lead, missing, dispatch)}

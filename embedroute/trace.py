@@ -27,6 +27,9 @@ class RequestTrace(msgspec.Struct, eq=False):
     ``misses`` counts all others. ``shared_hits`` counts those misses that were in the cache because
     of other callers; it appears only in log records, since it reveals what others requested.
 
+    ``wait_ends`` is when the request stops waiting for rate limits, in seconds of the monotonic
+    clock; None before it first waits.
+
     ``events`` is None unless the request enabled the trace. ``sent`` and ``received`` hold the
     upstream's requests and responses and are None unless the request enabled them; ``sent_bytes``
     and ``got_bytes`` are their sizes so far. ``full`` allows values and input texts in all three.
@@ -49,6 +52,7 @@ class RequestTrace(msgspec.Struct, eq=False):
     received: list[Event] | None = None
     sent_bytes: int = 0
     got_bytes: int = 0
+    wait_ends: float | None = None
 
     def __repr__(self) -> str:
         """Show the request id only: the other fields may hold input texts."""

@@ -7,7 +7,14 @@ from functools import partial
 from typing import Final
 
 from embedroute.backend import Batch, Vectors
-from embedroute.errors import BatchTooLarge, EmbedrouteError, UpstreamTimeout
+from embedroute.errors import (
+    BatchTooLarge,
+    EmbedrouteError,
+    FieldRejected,
+    RateLimited,
+    UpstreamError,
+    UpstreamTimeout,
+)
 from embedroute.execution.backend_call import CallResources, WidthRegistry, call_backend
 from embedroute.execution.context import (
     DispatchContext,
@@ -15,11 +22,13 @@ from embedroute.execution.context import (
     describe_outcome,
     for_client,
     make_batch,
+    make_probe,
     prepare_in_steps,
     record_results,
 )
 from embedroute.execution.local_models import LocalModels
 from embedroute.execution.microbatching import MicroBatcher
+from embedroute.execution.own_fields import find_own_field
 from embedroute.execution.redaction import record_exchange
 from embedroute.inputs import Input, estimate_sizes, letters_in
 from embedroute.routing import (
@@ -37,6 +46,8 @@ from embedroute.transport import Transport
 
 log = logging.getLogger("embedroute.calls")
 
+HARMLESS: Final = "hello"
+"""The text that tells a failing endpoint from failing inputs."""
 LONG: Final = 1 << 19
 """Characters of a call's inputs from which its body is encoded in a worker thread.
 
@@ -76,18 +87,26 @@ class AttemptRunner:
         timeout: float,
         attempt: int,
         permit: int,
+        *,
+        alone: bool = False,
     ) -> Results | EmbedrouteError:
         """Run attempt number ``attempt`` (from 1) within ``timeout`` seconds and return its result.
 
-        ``permit`` is the permit of the endpoint's breaker for this attempt. An error is returned,
-        not raised, so that the dispatcher can decide what follows.
+        ``permit`` is the permit of the endpoint's breaker for this attempt. The call is not merged
+        with others if it must be made ``alone``. An error is returned, not raised, so that the
+        dispatcher can decide what follows.
         """
         began = self._clock()
         trace = context.trace
         trace.attempts += 1
         batch = make_batch(candidate, work, context)
         sizes: Sequence[int] = ()
-        alone = candidate.micro_batch_ms is None or trace.captures_bodies or context.request.large
+        alone = (
+            alone
+            or candidate.micro_batch_ms is None
+            or trace.captures_bodies
+            or context.request.large
+        )
         made_call = alone
         outside = sys.exception()
         try:
@@ -105,12 +124,13 @@ class AttemptRunner:
             if alone:
                 self._learn_limit(health, batch, error)
             failure = for_client(error, candidate, outside)
-            health.record_error(permit, self._clock(), failure, work)
+            failure = self._name_cause(failure, candidate, health, context, batch, work)
+            health.record_error(permit, self._clock(), failure, work, timeout)
             self._report(candidate, failure, trace, attempt, began)
             return failure
         except BaseException:
             if alone:
-                self._count_timeout(health, permit, context)
+                self._count_timeout(health, permit, context, began)
             health.release(permit)
             if self._deadline_expired(context):
                 failure = UpstreamTimeout("The upstream did not answer in time.")
@@ -159,7 +179,7 @@ class AttemptRunner:
             self._learn_limit(health, batch, error)
             raise
         except BaseException:
-            self._count_timeout(health, permit, context)
+            self._count_timeout(health, permit, context, began)
             raise
         return answer
 
@@ -178,14 +198,82 @@ class AttemptRunner:
             else None,
             candidate.rest,
             candidate.provider,
+            omitted=self._healths.get(candidate).omitted,
             large=context.request.large and letters_in(batch.inputs) >= LONG,
             width=prepared.selection.parameters.width,
             matryoshka=prepared.can_truncate,
         )
 
-    def _count_timeout(self, health: EndpointHealth, permit: int, context: DispatchContext) -> None:
+    async def probe(
+        self,
+        candidate: ResolvedEndpoint,
+        health: EndpointHealth,
+        context: DispatchContext,
+        timeout: float,
+    ) -> bool:
+        """Return whether an endpoint embeds ``HARMLESS``, with the parameters of a request.
+
+        The health of a suspected endpoint is settled by the result. A rate limit settles nothing.
+        """
+        batch = make_probe(candidate, context, HARMLESS)
+        began = self._clock()
+        failure: EmbedrouteError | None = None
+        try:
+            await self._exchange(candidate, context, batch, timeout)
+        except EmbedrouteError as error:
+            failure = for_client(error, candidate, None)
+        except BaseException:
+            health.withdraw()
+            raise
+        now = self._clock()
+        if failure is None:
+            health.clear(now)
+        elif isinstance(failure, RateLimited):
+            health.withdraw()
+        else:
+            health.confirm(now)
+        context.trace.add_event(
+            "probe",
+            "failed" if failure else "answered",
+            endpoint=candidate.name,
+            ms=round((now - began) * 1000, 1),
+        )
+        return failure is None
+
+    def _name_cause(
+        self,
+        failure: EmbedrouteError,
+        candidate: ResolvedEndpoint,
+        health: EndpointHealth,
+        context: DispatchContext,
+        batch: Batch,
+        work: Mapping[CacheKey, Input],
+    ) -> EmbedrouteError:
+        """Add the key of the input that an upstream blames, or blame a field of the gateway's own."""
+        if not isinstance(failure, UpstreamError):
+            return failure
+        index = failure.input_index
+        if index is not None and index < len(work):
+            failure.input_key = list(work)[index]
+        field = find_own_field(failure, batch, context.prepared.route.model.dimensions)
+        if field is None or field in health.omitted:
+            return failure
+        health.omitted |= {field}
+        log.warning(
+            "upstream rejects a field, which is left out from now on",
+            extra=log_fields({"endpoint": candidate.name, "field": field}),
+        )
+        rejected = FieldRejected(failure.message, upstream_status=failure.upstream_status)
+        rejected.provider = failure.provider
+        rejected.already_recorded = True
+        return rejected
+
+    def _count_timeout(
+        self, health: EndpointHealth, permit: int, context: DispatchContext, began: float
+    ) -> None:
         if self._deadline_expired(context):
-            health.record_failure(permit, self._clock())
+            now = self._clock()
+            health.record_timeout(permit, now, now - began)
 
     def _learn_limit(self, health: EndpointHealth, batch: Batch, error: EmbedrouteError) -> None:
         if isinstance(error, BatchTooLarge) and error.measure is not None and len(batch) > 1:

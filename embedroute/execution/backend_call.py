@@ -3,7 +3,7 @@
 ``WidthRegistry`` checks that an undeclared model always returns vectors of the same width.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
 from typing import Final
 
@@ -33,6 +33,7 @@ from embedroute.errors import (
     UpstreamUnavailable,
 )
 from embedroute.execution.local_models import LocalModels
+from embedroute.execution.own_fields import omit_fields
 from embedroute.execution.redaction import KEPT_AT_ONCE
 from embedroute.routing import BoundedMap
 from embedroute.runtime import LARGE, fairness, tasks
@@ -69,11 +70,13 @@ async def call_backend(
     large: bool = False,
     width: int | None = None,
     matryoshka: bool = False,
+    omitted: Collection[str] = (),
 ) -> Vectors:
     """Embed ``batch`` with ``backend`` within ``timeout`` seconds, and validate the result.
 
     ``rest`` and ``provider`` are fields of ``ExchangeLimits``; ``width`` and ``matryoshka`` are
     parameters of ``validate_vectors``. The body of a ``large`` call is encoded in a worker thread.
+    ``omitted`` are fields that the upstream rejects.
 
     Raises:
         UpstreamError: the call failed. This includes exceptions in the backend's own code.
@@ -87,6 +90,7 @@ async def call_backend(
     try:
         if isinstance(backend, HTTPBackend):
             request = await _build_in_thread(backend, batch) if large else backend.build(batch)
+            request = omit_fields(request, omitted) if omitted else request
             largest = largest_answer(count, batch.width, len(request.content))
             limits = ExchangeLimits(largest, rest, provider)
             send = resources.transport.send

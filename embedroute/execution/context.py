@@ -10,7 +10,13 @@ from anyio import CapacityLimiter
 from embedroute.auth import Caller
 from embedroute.backend import Batch, Vectors, forget_frames
 from embedroute.cache import CachePolicy
-from embedroute.errors import EmbedrouteError, UpstreamAuthError, UpstreamError
+from embedroute.errors import (
+    EmbedrouteError,
+    InputFailed,
+    UpstreamAuthError,
+    UpstreamError,
+    UpstreamRejectedInput,
+)
 from embedroute.execution.redaction import list_secrets, mentions, redact_message
 from embedroute.inputs import (
     Input,
@@ -31,7 +37,7 @@ from embedroute.routing import (
 )
 from embedroute.runtime import Watch
 from embedroute.trace import RequestTrace
-from embedroute.upstream_errors import neutral_message
+from embedroute.upstream_errors import neutral_message, translate_index
 from embedroute.upstream_errors.neutral import neutral
 
 
@@ -100,6 +106,20 @@ def make_batch(
         dtype=parameters.dtype,
         user=context.request.user if accepts.user else None,
         options={"title": parameters.title} if parameters.title is not None else {},
+    )
+
+
+def make_probe(candidate: ResolvedEndpoint, context: DispatchContext, text: str) -> Batch:
+    """Build a batch of one text with the parameters of a request."""
+    parameters = context.prepared.selection.parameters
+    accepts = candidate.accepts
+    return Batch(
+        candidate.model,
+        [text],
+        dimensions=parameters.dimensions if accepts.dimensions else None,
+        width=parameters.width if accepts.dimensions else context.prepared.route.model.dimensions,
+        input_type=parameters.input_type if parameters.input_type in accepts.input_types else None,
+        dtype=parameters.dtype,
     )
 
 
@@ -196,6 +216,36 @@ def _describe_place(cause: BaseException) -> str:
         for frame, line in walk_tb(cause.__traceback__)
     ]
     return "\n".join([f"{type(cause).__name__} was raised in:", *lines])
+
+
+def name_input(error: UpstreamError, keys: Sequence[CacheKey]) -> None:
+    """Name the input that an upstream blames as the client does: ``input[i]``, or ``input``.
+
+    ``keys`` are the cache keys of the request's inputs. An upstream counts the inputs of its own
+    call, which is only a part of them, so an index that cannot be translated is left out.
+    """
+    name = None
+    if error.input_key in keys:
+        name = f"input[{keys.index(error.input_key)}]" if len(keys) > 1 else "input"
+        error.param = name
+    elif error.param is not None and error.param.startswith("input["):
+        error.param = "input"
+    if error.input_index is not None:
+        error.message = translate_index(error.message, error.input_index, name)
+        error.input_index = None
+
+
+def input_failed(error: UpstreamError, key: CacheKey) -> UpstreamError:
+    """Return the error for the input ``key``, which fails alone with ``error``."""
+    failure = error
+    if not isinstance(error, UpstreamRejectedInput):
+        failure = InputFailed(
+            f"The provider fails for this input, while it embeds others. {error.message}",
+            upstream_status=error.upstream_status,
+        )
+        failure.provider = error.provider
+    failure.input_key = key
+    return failure
 
 
 def describe_outcome(failure: EmbedrouteError | None) -> dict[str, object]:

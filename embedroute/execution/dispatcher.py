@@ -16,13 +16,18 @@ from embedroute.errors import (
     BatchTooLarge,
     DeadlineExceeded,
     EmbedrouteError,
+    RateLimited,
+    Rejected,
+    RejectedByPage,
     UpstreamRejectedInput,
 )
 from embedroute.execution.attempt import AttemptRunner
-from embedroute.execution.context import DispatchContext, Results
+from embedroute.execution.bisection import bisect
+from embedroute.execution.context import DispatchContext, Results, input_failed
 from embedroute.execution.singleflight import OnResult
 from embedroute.inputs import Input
 from embedroute.routing import (
+    SHORTEST_COOLDOWN,
     CacheKey,
     EndpointHealth,
     HealthRegistry,
@@ -32,6 +37,7 @@ from embedroute.routing import (
     RetryPolicy,
     State,
     decide_next,
+    decide_without_retry,
     error_to_report,
     halves,
     limited,
@@ -45,9 +51,14 @@ from embedroute.runtime import fairness, tasks
 
 CHUNKS_AT_ONCE = 8
 """Calls of one request that are under way at a time, once it is split."""
-Chunks = Sequence[Mapping[CacheKey, Input]]
+PROBE_TIMEOUT = 5.0
+"""Seconds for the answer to a harmless text."""
+RECENT = 30.0
+"""Seconds after an answer in which an endpoint is not suspected because of one rejection."""
+Work = Mapping[CacheKey, Input]
+Chunks = Sequence[Work]
 Embed = Callable[
-    [Sequence[ResolvedEndpoint], DispatchContext, Mapping[CacheKey, Input], OnResult],
+    [Sequence[ResolvedEndpoint], DispatchContext, Work, OnResult],
     Awaitable[None],
 ]
 """Embeds inputs at the first endpoint that responds, and passes their vectors on as they come."""
@@ -81,21 +92,22 @@ class Dispatcher:
         self,
         candidates: Sequence[ResolvedEndpoint],
         context: DispatchContext,
-        work: Mapping[CacheKey, Input],
+        work: Work,
         on_result: OnResult,
         admit_first_try: AdmitFirstTry | None = None,
         earlier_errors: Sequence[EmbedrouteError] = (),
+        waited_for: frozenset[str] = frozenset(),
     ) -> None:
         """Embed all of ``work``. ``on_result`` gets the vectors of each chunk as soon as they come.
 
         A first try counts as a call and not as a retry, unless ``admit_first_try`` decides.
-        ``earlier_errors`` are the errors from before ``work`` was split off.
+        ``earlier_errors`` are the errors from before ``work`` was split off. ``waited_for`` are the
+        endpoints whose rate limits were waited for.
 
         Raises:
             EmbedrouteError: the error to report if some of it cannot be embedded.
         """
         errors: list[EmbedrouteError] = []
-        error: EmbedrouteError | None = None
         begin = self._begin if context.slots is None else self._begin_in_slot
         attempt = 1
         while len(errors) < len(candidates):
@@ -108,55 +120,207 @@ class Dispatcher:
                 return
             health = self._healths.get(candidate)
             endpoints_left = len(candidates) - len(errors)
-            trying = begin(
+            outcome = begin(
                 candidate, health, work, context, endpoints_left, admit_first_try, attempt
             )
-            outcome = None if trying is None else await trying
-            if outcome is None:
-                error = error or health.unavailable_error(self._clock())
-            elif not isinstance(outcome, EmbedrouteError):
+            if not isinstance(outcome, EmbedrouteError):
+                outcome = await outcome
+            if not isinstance(outcome, EmbedrouteError):
                 on_result(outcome)
+                if errors:
+                    await self._blame(candidates, errors, context)
                 return
-            else:
-                error = outcome
-                if await self._may_repeat(error, attempt, context):
-                    attempt += 1
-                    continue
-            if isinstance(error, BatchTooLarge) and len(work) > 1:
+            decision = await self._decide(outcome, attempt, candidate, health, work, context)
+            if decision in {RetryDecision.RETRY, RetryDecision.REPEAT}:
+                attempt += decision is RetryDecision.RETRY
+                continue
+            errors.append(outcome)
+            attempt = 1
+            if decision is RetryDecision.HALVE:
                 await self._embed_chunks(
-                    candidates, errors, context, halves(work), on_result, earlier_errors, error
+                    candidates,
+                    errors[:-1],
+                    context,
+                    halves(work),
+                    on_result,
+                    earlier_errors,
+                    outcome,
                 )
                 return
-            errors.append(error)
-            error = None
-            attempt = 1
-        error = error_to_report([*earlier_errors, *errors])
-        candidates = await self._wait_for_rate_limit(candidates, errors, context, error)
-        admit_first_try = self._budget.reserve_one() if was_called(errors) else admit_first_try
-        await self.embed(candidates, context, work, on_result, admit_first_try, earlier_errors)
+            if decision is RetryDecision.BISECT:
+                await self._bisect(candidates, errors, context, work, on_result, earlier_errors)
+                return
+        await self._end(
+            candidates,
+            errors,
+            context,
+            work,
+            on_result,
+            admit_first_try,
+            earlier_errors,
+            waited_for,
+        )
 
-    async def _may_repeat(
-        self, error: EmbedrouteError, attempt: int, context: DispatchContext
-    ) -> bool:
-        """Return whether a failed attempt is repeated at its endpoint, after waiting as long as needed.
+    async def _end(
+        self,
+        candidates: Sequence[ResolvedEndpoint],
+        errors: Sequence[EmbedrouteError],
+        context: DispatchContext,
+        work: Work,
+        on_result: OnResult,
+        admit_first_try: AdmitFirstTry | None,
+        earlier_errors: Sequence[EmbedrouteError],
+        waited_for: frozenset[str],
+    ) -> None:
+        """Try again after a rate limit, or find the bad inputs, when every endpoint has failed.
+
+        Raises:
+            EmbedrouteError: the error to report if nothing is left to try.
+        """
+        error = error_to_report([*earlier_errors, *errors])
+        if len(work) > 1 and isinstance(error, Rejected):
+            first = candidates[errors.index(error)] if error in errors else None
+            if first is not None and not isinstance(error, RejectedByPage):
+                await self._bisect([first], [error], context, work, on_result, earlier_errors)
+                return
+        waiting = self._find_rate_limit(candidates, errors, context, waited_for)
+        if waiting is None:
+            raise error
+        first, seconds = waiting
+        await anyio.sleep(seconds)
+        again = [first, *(candidate for candidate in candidates if candidate is not first)]
+        admit_first_try = self._budget.reserve_one() if was_called(errors) else admit_first_try
+        waited_for = waited_for | {first.name}
+        await self.embed(
+            again, context, work, on_result, admit_first_try, earlier_errors, waited_for
+        )
+
+    async def _decide(
+        self,
+        error: EmbedrouteError,
+        attempt: int,
+        candidate: ResolvedEndpoint,
+        health: EndpointHealth,
+        work: Work,
+        context: DispatchContext,
+    ) -> RetryDecision:
+        """Decide what follows a failed attempt, after the wait before a retry.
 
         Raises:
             EmbedrouteError: ``error`` itself, if no endpoint may be tried any more.
         """
-        decision = decide_next(error, attempt, self._policy)
+        if health.suspected:
+            await self._probe(candidate, health, context)
+        decision = decide_next(error, attempt, self._policy, len(work))
         if decision is RetryDecision.STOP:
             raise error
-        if decision is not RetryDecision.RETRY:
-            return False
         now = self._clock()
-        wait = wait_before(error, attempt, self._policy, self._random)
-        if now + wait >= context.deadline or not self._budget.allow(now):
-            return False
-        await anyio.sleep(wait)
-        return True
+        if decision is RetryDecision.RETRY:
+            wait = wait_before(error, attempt, self._policy, self._random)
+            if now + wait < context.deadline and self._budget.allow(now):
+                await anyio.sleep(wait)
+                return decision
+            decision = decide_without_retry(error, len(work))
+        if decision is RetryDecision.BISECT and health.state(now) is not State.CLOSED:
+            return RetryDecision.NEXT
+        return decision
+
+    async def _probe(
+        self, candidate: ResolvedEndpoint, health: EndpointHealth, context: DispatchContext
+    ) -> bool:
+        """Return whether an endpoint embeds a harmless text, which settles a suspicion."""
+        timeout = min(PROBE_TIMEOUT, context.deadline - self._clock())
+        return await self._attempts.probe(candidate, health, context, timeout)
+
+    async def _blame(
+        self,
+        candidates: Sequence[ResolvedEndpoint],
+        errors: Sequence[EmbedrouteError],
+        context: DispatchContext,
+    ) -> None:
+        """Check the endpoints that rejected without a reason what another endpoint has answered."""
+        for candidate, error in zip(candidates, errors, strict=False):
+            health = self._healths.get(candidate)
+            now = self._clock()
+            if (
+                isinstance(error, Rejected)
+                and health.state(now) is State.CLOSED
+                and now - health.last_answer > RECENT
+            ):
+                health.suspect(now, error)
+                await self._probe(candidate, health, context)
+
+    async def _bisect(
+        self,
+        candidates: Sequence[ResolvedEndpoint],
+        errors: Sequence[EmbedrouteError],
+        context: DispatchContext,
+        work: Work,
+        on_result: OnResult,
+        earlier_errors: Sequence[EmbedrouteError],
+    ) -> None:
+        """Find the inputs that fail alone at the endpoint that failed last, and embed the others.
+
+        What it cannot embed is tried at the endpoints after it.
+
+        Raises:
+            EmbedrouteError: some inputs failed at every endpoint. Every other input was tried.
+        """
+        candidate = candidates[len(errors) - 1]
+        health = self._healths.get(candidate)
+        found = await bisect(
+            work,
+            errors[-1],
+            partial(self._attempt_alone, candidate, health, context, errors[-1]),
+            partial(self._probe, candidate, health, context),
+            on_result,
+            at_once=CHUNKS_AT_ONCE,
+        )
+        others = candidates[len(errors) :]
+        parts: list[tuple[Work, EmbedrouteError]] = [
+            ({key: work[key]}, input_failed(error, key)) for key, error in found.alone.items()
+        ]
+        if found.rest:
+            parts.append((found.rest, error_to_report([*earlier_errors, *errors])))
+        failures: dict[int, EmbedrouteError] = {}
+
+        async def embed_part(position: int) -> None:
+            part, error = parts[position]
+            try:
+                if not others:
+                    raise error
+                await self.embed(others, context, part, on_result, earlier_errors=[error])
+            except EmbedrouteError as failure:
+                failures[position] = error if position < len(found.alone) else failure
+
+        calls = [partial(embed_part, position) for position in range(len(parts))]
+        if calls:
+            await tasks.gather(calls, CHUNKS_AT_ONCE)
+        if failures:
+            raise failures[min(failures)]
+
+    async def _attempt_alone(
+        self,
+        candidate: ResolvedEndpoint,
+        health: EndpointHealth,
+        context: DispatchContext,
+        error: EmbedrouteError,
+        work: Work,
+    ) -> Results | EmbedrouteError:
+        """Make one attempt of a bisection. Return ``error`` if its allowance is spent."""
+        now = self._clock()
+        if context.deadline <= now or not self._budget.allow_bisection(now):
+            return DeadlineExceeded(error.message)
+        permit = health.acquire(now)
+        if not permit:
+            return health.unavailable_error(now)
+        timeout = context.deadline - now
+        return await self._attempts.run(
+            candidate, health, work, context, timeout, 1, permit, alone=True
+        )
 
     async def _split(
-        self, candidate: ResolvedEndpoint, context: DispatchContext, work: Mapping[CacheKey, Input]
+        self, candidate: ResolvedEndpoint, context: DispatchContext, work: Work
     ) -> Chunks:
         """Split ``work`` into the chunks that an endpoint accepts. Empty if it accepts the whole."""
         chunks = await self._chunks(candidate, context, work)
@@ -167,7 +331,7 @@ class Dispatcher:
         return chunks
 
     async def _chunks(
-        self, candidate: ResolvedEndpoint, context: DispatchContext, work: Mapping[CacheKey, Input]
+        self, candidate: ResolvedEndpoint, context: DispatchContext, work: Work
     ) -> Chunks:
         prepared = context.prepared
         input_type = prepared.selection.parameters.input_type
@@ -185,12 +349,12 @@ class Dispatcher:
         chunks: Chunks,
         on_result: OnResult,
         earlier_errors: Sequence[EmbedrouteError],
-        too_large: BatchTooLarge | None = None,
+        halved: EmbedrouteError | None = None,
     ) -> None:
         """Embed chunks at the endpoints that have not failed yet, ``CHUNKS_AT_ONCE`` at a time.
 
-        ``errors`` are those of the first ``candidates``. ``too_large`` is the error of the whole if
-        it was halved: the limit learned from it is in doubt if an input is rejected alone.
+        ``errors`` are those of the first ``candidates``. ``halved`` is the error of the whole if it
+        was halved: the limit learned from it is in doubt if an input is rejected alone.
         """
         if context.slots is None:
             context = msgspec.structs.replace(context, slots=CapacityLimiter(CHUNKS_AT_ONCE))
@@ -206,50 +370,53 @@ class Dispatcher:
                 await calls.pop(0)()
             await tasks.gather(calls, CHUNKS_AT_ONCE)
         except UpstreamRejectedInput:
-            if too_large is not None and too_large.measure is not None:
-                self._healths.get(remaining[0]).doubt(self._clock(), too_large.measure)
+            if isinstance(halved, BatchTooLarge) and halved.measure is not None:
+                self._healths.get(remaining[0]).doubt(self._clock(), halved.measure)
             raise
 
-    async def _wait_for_rate_limit(
+    def _find_rate_limit(
         self,
         candidates: Sequence[ResolvedEndpoint],
         errors: Sequence[EmbedrouteError],
         context: DispatchContext,
-        error: EmbedrouteError,
-    ) -> Sequence[ResolvedEndpoint]:
-        """Wait until the first rate limit ends, and return the candidates with its endpoint in front.
+        waited_for: frozenset[str],
+    ) -> tuple[ResolvedEndpoint, float] | None:
+        """Return the endpoint whose rate limit ends first, and the seconds until then.
 
-        The next call to that endpoint is a retry if it was called before. The retry is taken from
-        the budget before the wait, so that no request waits and is refused afterwards.
-
-        Raises:
-            EmbedrouteError: ``error``, if no limit ends before the deadline or the budget is spent.
+        None if it does not end before the deadline or within the request's time for such waits, or
+        if the retry budget is spent. The next call to an endpoint is a retry if it was called
+        before. It is taken from the budget before the wait, so that no request waits in vain.
         """
         now = self._clock()
         available = {
             self._healths.get(candidate).available_at(now): candidate
             for candidate in reversed(limited(candidates, errors))
+            if candidate.name not in waited_for
         }
-        at = min(available, default=context.deadline)
-        if at >= context.deadline or (was_called(errors) and not self._budget.allow(now)):
-            raise error
-        await anyio.sleep(max(at - now, 0.01))
-        first = available[at]
-        return [first, *(candidate for candidate in candidates if candidate is not first)]
+        if not available:
+            return None
+        if context.trace.wait_ends is None:
+            context.trace.wait_ends = now + self._policy.rate_limit_wait
+        at = min(available)
+        if at >= context.deadline or at > context.trace.wait_ends:
+            return None
+        if was_called(errors) and not self._budget.allow(now):
+            return None
+        return available[at], max(at - now, 0.01)
 
     def _begin(
         self,
         candidate: ResolvedEndpoint,
         health: EndpointHealth,
-        work: Mapping[CacheKey, Input],
+        work: Work,
         context: DispatchContext,
         endpoints_left: int,
         admit_first_try: AdmitFirstTry | None,
         attempt: int,
-    ) -> Awaitable[Results | EmbedrouteError] | None:
+    ) -> Awaitable[Results | EmbedrouteError] | EmbedrouteError:
         """Begin one attempt, which may take an equal share of the time left.
 
-        None if the breaker of the endpoint is open or no first try is admitted.
+        An error if the endpoint may not be called now or no first try is admitted.
         """
         now = self._clock()
         if context.deadline <= now:
@@ -261,18 +428,18 @@ class Dispatcher:
             return self._attempts.run(candidate, health, work, context, timeout, attempt, permit)
         health.release(permit)
         context.trace.add_event("select", "skipped", endpoint=candidate.name, reason="it rests")
-        return None
+        return make_budget_error() if permit else health.unavailable_error(now)
 
     async def _begin_in_slot(
         self,
         candidate: ResolvedEndpoint,
         health: EndpointHealth,
-        work: Mapping[CacheKey, Input],
+        work: Work,
         context: DispatchContext,
         endpoints_left: int,
         admit_first_try: AdmitFirstTry | None,
         attempt: int,
-    ) -> Results | EmbedrouteError | None:
+    ) -> Results | EmbedrouteError:
         """Make one attempt for a chunk, as soon as few enough calls of its request are under way."""
         async with cast("CapacityLimiter", context.slots):
             is_late = context.deadline <= self._clock()
@@ -285,4 +452,14 @@ class Dispatcher:
             trying = self._begin(
                 candidate, health, work, context, endpoints_left, admit_first_try, attempt
             )
-            return None if trying is None else await trying
+            return trying if isinstance(trying, EmbedrouteError) else await trying
+
+
+def make_budget_error() -> RateLimited:
+    """Make the error of a request that may not be tried again after a rate limit."""
+    error = RateLimited(
+        "The gateway has retried as often as its retry budget allows. Wait before you retry.",
+        retry_after=SHORTEST_COOLDOWN,
+    )
+    error.already_recorded = True
+    return error

@@ -14,10 +14,15 @@ import anyio
 import msgspec
 
 from embedroute.backend import Accepts, Batch, Vectors
-from embedroute.errors import EmbedrouteError, UpstreamError, UpstreamTimeout
+from embedroute.errors import (
+    ConnectError,
+    EmbedrouteError,
+    RateLimited,
+    UpstreamError,
+    UpstreamTimeout,
+)
 from embedroute.inputs import estimate_size
 from embedroute.routing import ENVELOPE, count_bytes, share_out
-from embedroute.upstream_errors import BLAMES_INPUTS
 from embedroute.upstream_errors.neutral import neutral
 
 
@@ -89,6 +94,8 @@ def split_result(whole: Vectors, batches: Sequence[Batch]) -> list[Vectors]:
     return parts
 
 
+CONCERNS_ENDPOINT: Final = (ConnectError, RateLimited, UpstreamTimeout)
+"""Errors of a merged call that no input has caused."""
 LARGEST: Final = 32
 """Inputs of the largest call that is merged. A larger one would delay the small ones."""
 
@@ -249,10 +256,11 @@ class MicroBatcher:
             seconds = batch[0].ends - anyio.current_time()
             whole = await self._call(queue, call(merged(batches), seconds))
         except EmbedrouteError as error:
-            if isinstance(error, UpstreamError) and not isinstance(error, BLAMES_INPUTS):
+            if isinstance(error, CONCERNS_ENDPOINT):
                 _share(error, batch[0], batch[1:])
                 return
-            # The error may be due to one input or to the merged size, so each request goes alone.
+            # Whatever the status, one input or the merged size may be the cause. So each request
+            # goes alone, and only that call counts for the endpoint's health.
             for waiting in batch:
                 waiting.alone = True
             return

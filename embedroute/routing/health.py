@@ -14,19 +14,21 @@ from embedroute.backend import Accepts
 from embedroute.errors import (
     LONGEST_RETRY_AFTER,
     EmbedrouteError,
-    InvalidUpstreamResponse,
     Measure,
     NoHealthyEndpoint,
+    QuotaExhausted,
     RateLimited,
     Rejected,
     UpstreamAuthError,
     UpstreamError,
     UpstreamModelNotFound,
+    UpstreamTimeout,
     UpstreamUnavailable,
 )
 from embedroute.routing.batch_limits import LearnedCap, lowered, narrowed, raised
 from embedroute.routing.bounded_map import BoundedMap
 from embedroute.routing.registry import ResolvedEndpoint
+from embedroute.routing.retry import may_be_caused_by_input
 from embedroute.upstream_errors.neutral import neutral
 
 _DOUBLINGS: Final = 32
@@ -34,12 +36,18 @@ _DOUBLINGS: Final = 32
 
 
 class BreakerPolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """After how many failures in a row a breaker opens, and for how many seconds."""
+    """After how many failures in a row a breaker opens, and for how many seconds.
+
+    The cool-down of a spent account doubles each time, from ``quota_cooldown`` to
+    ``longest_quota_cooldown``.
+    """
 
     failures: int = 5
     initial_cooldown: float = 5.0
     longest_cooldown: float = 120.0
     rejection_cooldown: float = 30.0
+    quota_cooldown: float = 300.0
+    longest_quota_cooldown: float = 3600.0
 
 
 class State(StrEnum):
@@ -60,17 +68,25 @@ class CircuitBreaker:
     An outcome with a permit of an earlier epoch is stale and changes nothing: a late success does
     not close the breaker, and a late failure does not extend the outage or start another. Only the
     probe can end its own probe.
+
+    Failures that an input may have caused make the breaker *suspect* the endpoint instead of
+    opening. It opens by ``confirm``, or is cleared by ``clear``, after the gateway has sent a
+    harmless text of its own.
     """
 
     def __init__(self, policy: BreakerPolicy) -> None:
         """Create a closed breaker."""
         self.open_until = 0.0
         self.refusal: UpstreamError | None = None
+        self.suspected = False
         self._policy = policy
         self._epoch = 1
         self._probing = False
         self._cooldowns = 0
+        self._refusals = 0
         self._failures = 0
+        self._own_failures = 0
+        self._suspected_refusal: UpstreamError | None = None
 
     def state(self, now: float) -> State:
         """Return the state at the time ``now``."""
@@ -91,45 +107,97 @@ class CircuitBreaker:
 
     def record_success(self, permit: int) -> None:
         """Reset the count of failures; the probe's success closes the breaker."""
-        if permit != self._epoch:
-            return
-        self._failures = 0
-        if self._probing:
-            self._cooldowns = 0
-            self.refusal = None
-            self._next_epoch()
+        if permit == self._epoch:
+            self._reset()
 
-    def record_failure(self, permit: int, now: float, *, counts: bool = True) -> None:
+    def record_failure(
+        self, permit: int, now: float, *, counts: bool = True, by_input: bool = False
+    ) -> None:
         """Record a failure; enough of them in a row, or one of the probe, open the breaker.
 
         With ``counts=False`` it is not counted, but a failed probe still opens the breaker.
+        ``by_input``: an input may have caused it, so it opens nothing by itself.
         """
         if permit != self._epoch:
             return
         self._failures += counts
-        if self._probing or self._failures >= self._policy.failures:
-            cooldown = self._policy.initial_cooldown * 2 ** min(self._cooldowns, _DOUBLINGS)
-            self._open(now + min(self._policy.longest_cooldown, cooldown), None)
+        self._own_failures += counts and not by_input
+        most = self._policy.failures
+        if self._own_failures >= most or (self._probing and not by_input):
+            self._open_after_failures(now)
+        elif self._probing or self._failures >= most:
+            self.suspected = True
 
-    def record_rejection(self, permit: int, now: float, refusal: UpstreamError | None) -> None:
-        """Open at once: further calls would be rejected as well.
+    def record_rejection(
+        self, permit: int, now: float, refusal: UpstreamError | None, cooldown: float
+    ) -> None:
+        """Open at once for ``cooldown`` seconds: further calls would be rejected as well.
 
         Every caller gets the refusal until a probe succeeds, so a neutral copy of it is stored.
         """
         if permit == self._epoch:
-            stored = None if refusal is None else neutral(refusal)
-            self._open(now + self._policy.rejection_cooldown, stored)
+            self._refusals += 1
+            self._open(now + cooldown, None if refusal is None else neutral(refusal))
+
+    def suspect(self, permit: int, refusal: UpstreamError) -> None:
+        """Suspect the endpoint of rejecting every call as ``refusal``."""
+        if permit == self._epoch:
+            self.suspected = True
+            self._suspected_refusal = refusal
+
+    def confirm(self, now: float) -> None:
+        """Open: the endpoint has failed for the gateway's own text as well."""
+        refusal = self._suspected_refusal
+        if self.suspected and refusal is not None:
+            self._open(now + self._policy.rejection_cooldown, neutral(refusal))
+        elif self.suspected:
+            self._open_after_failures(now)
+
+    def clear(self) -> None:
+        """Reset: the endpoint has embedded the gateway's own text."""
+        if self.suspected:
+            self._reset()
+
+    def withdraw(self) -> None:
+        """Drop the suspicion: the gateway could not send its own text."""
+        if self.suspected:
+            self._forget_suspicion()
+            if self._probing:
+                self._next_epoch()
+
+    def doubled(self, first: float, longest: float) -> float:
+        """Return a cool-down that starts at ``first`` seconds and doubles with each refusal."""
+        return min(longest, first * 2 ** min(self._refusals, _DOUBLINGS))
 
     def release(self, permit: int) -> None:
         """Return the permit of a call without a usable outcome, so that another probe can start."""
         if self._probing and permit == self._epoch:
             self._next_epoch()
 
+    def _open_after_failures(self, now: float) -> None:
+        cooldown = self._policy.initial_cooldown * 2 ** min(self._cooldowns, _DOUBLINGS)
+        self._open(now + min(self._policy.longest_cooldown, cooldown), None)
+
     def _open(self, until: float, refusal: UpstreamError | None) -> None:
         self.open_until = until
         self.refusal = refusal
         self._cooldowns += 1
+        self._forget_suspicion()
         self._next_epoch()
+
+    def _reset(self) -> None:
+        self._failures = 0
+        self._own_failures = 0
+        self._refusals = 0
+        self._forget_suspicion()
+        if self._probing:
+            self._cooldowns = 0
+            self.refusal = None
+            self._next_epoch()
+
+    def _forget_suspicion(self) -> None:
+        self.suspected = False
+        self._suspected_refusal = None
 
     def _next_epoch(self, *, probing: bool = False) -> None:
         self._epoch += 1
@@ -140,6 +208,8 @@ SIGNIFICANT: Final = 30.0
 """Seconds for which a failed endpoint is tried after the others (as in OpenRouter's default)."""
 SUSPECTS: Final = 8
 """Failed calls whose inputs are remembered, until a call succeeds."""
+PATIENCE: Final = 5.0
+"""Seconds after which a call without a response counts against any endpoint."""
 SHORTEST_COOLDOWN: Final = 1.0
 """Cool-down in seconds after a 429 without Retry-After; also the least that clients must wait."""
 WINDOW: Final = 300.0
@@ -162,17 +232,28 @@ class EndpointHealth:
     A call gets a permit and returns it with its outcome, so that a call from before an outage
     cannot be mistaken for the probe that ends the outage (see ``CircuitBreaker``). A late outcome
     still updates the latency, the time of the last failure, and the cool-down of a 429.
+
+    ``omitted`` are the fields that the endpoint has refused although only the gateway had set them.
+    ``last_answer`` is when it last embedded something.
     """
 
     def __init__(self, policy: BreakerPolicy) -> None:
         """Create the health of an endpoint that was not called yet."""
         self.limited_until = 0.0
+        self.last_answer = float("-inf")
         self.learned: dict[Measure, LearnedCap] = {}
+        self.omitted: frozenset[str] = frozenset()
+        self._policy = policy
         self._breaker = CircuitBreaker(policy)
         self._last_failure = float("-inf")
         self._samples: deque[Sample] = deque(maxlen=SAMPLES)
         self._suspects: deque[frozenset[Hashable]] = deque(maxlen=SUSPECTS)
         self._rejected: frozenset[Hashable] | None = None
+
+    @property
+    def suspected(self) -> bool:
+        """Whether the endpoint must embed a text of the gateway's own, or its breaker opens."""
+        return self._breaker.suspected
 
     def state(self, now: float) -> State:
         """Return the breaker's state."""
@@ -197,6 +278,7 @@ class EndpointHealth:
     def record_success(self, permit: int, now: float, latency: float, tokens: int) -> None:
         """Record an answered call; the probe's success closes the breaker."""
         self._breaker.record_success(permit)
+        self.last_answer = now
         if self._suspects or self._rejected:
             self._suspects.clear()
             self._rejected = None
@@ -208,13 +290,14 @@ class EndpointHealth:
         now: float,
         failure: EmbedrouteError,
         work: Collection[Hashable] = (),
+        timeout: float = float("inf"),
     ) -> None:
         """Record the outcome of a failed call.
 
         Errors that are clearly an input's fault, and errors recorded already, do not change the
-        health. An error status or an invalid response may be an input's fault, so it counts once
-        per input until a call succeeds: repeating one bad input does not open the breaker. ``work``
-        holds the keys of the call's inputs.
+        health. What an input may have caused counts once per input until a call succeeds, and opens
+        nothing by itself. ``work`` holds the keys of the call's inputs. The call had ``timeout``
+        seconds: a timeout counts only if the endpoint usually answers within them.
         """
         if isinstance(failure, UpstreamError) and failure.already_recorded:
             self.release(permit)
@@ -227,36 +310,71 @@ class EndpointHealth:
         elif isinstance(failure, UpstreamAuthError | UpstreamModelNotFound):
             self.record_rejection(permit, now, failure)
         elif isinstance(failure, Rejected):
-            self.record_unexplained_rejection(permit, now, work)
+            self.record_unexplained_rejection(permit, now, work, failure)
+        elif isinstance(failure, UpstreamTimeout):
+            self.record_timeout(permit, now, timeout)
         elif isinstance(failure, UpstreamUnavailable):
-            by_input = (
-                isinstance(failure, InvalidUpstreamResponse) or failure.upstream_status is not None
-            )
-            self.record_failure(permit, now, counts=not by_input or self._is_new(work))
+            by_input = may_be_caused_by_input(failure)
+            counts = not by_input or self._is_new(work)
+            self.record_failure(permit, now, counts=counts, by_input=by_input)
         else:
             self.release(permit)
 
-    def record_failure(self, permit: int, now: float, *, counts: bool = True) -> None:
+    def record_failure(
+        self, permit: int, now: float, *, counts: bool = True, by_input: bool = False
+    ) -> None:
         """Record a failure of the upstream; enough in a row or a failed probe open the breaker."""
         if counts:
             self._last_failure = now
-        self._breaker.record_failure(permit, now, counts=counts)
+        self._breaker.record_failure(permit, now, counts=counts, by_input=by_input)
+
+    def record_timeout(self, permit: int, now: float, seconds: float) -> None:
+        """Record that a call had no response after ``seconds``.
+
+        A request with a short deadline says nothing about the endpoint, so the timeout counts only
+        from the usual 99th percentile, or from ``PATIENCE`` seconds.
+        """
+        usual = self.latency(99, now)
+        if seconds >= min(PATIENCE, PATIENCE if usual is None else usual):
+            self.record_failure(permit, now)
+        else:
+            self.release(permit)
 
     def record_unexplained_rejection(
-        self, permit: int, now: float, work: Collection[Hashable]
+        self, permit: int, now: float, work: Collection[Hashable], refusal: UpstreamError
     ) -> None:
-        """Open the breaker if two rejections in a row have no input in common.
+        """Suspect the endpoint after two rejections in a row that have no input in common.
 
         An invalid API key looks like this if the upstream does not say so. If a call succeeded in
-        the last 30 s, the inputs are the cause and the breaker stays closed.
+        the last 30 s, the inputs are the cause.
         """
         previous = self._rejected
         self._rejected = frozenset(work)
-        succeeded = bool(self._samples) and now - self._samples[-1].at < SIGNIFICANT
+        succeeded = now - self.last_answer < SIGNIFICANT
         if previous and not succeeded and previous.isdisjoint(work):
-            self.record_rejection(permit, now)
+            self._breaker.suspect(permit, refusal)
         else:
             self.release(permit)
+
+    def suspect(self, now: float, refusal: UpstreamError) -> None:
+        """Suspect the endpoint: it rejected a call that another endpoint has answered."""
+        self._breaker.suspect(self._breaker.acquire(now), refusal)
+
+    def confirm(self, now: float) -> None:
+        """Record that a suspected endpoint has failed for the gateway's own text as well."""
+        self._last_failure = now
+        self._breaker.confirm(now)
+
+    def clear(self, now: float) -> None:
+        """Record that a suspected endpoint has embedded the gateway's own text."""
+        self.last_answer = now
+        self._suspects.clear()
+        self._rejected = None
+        self._breaker.clear()
+
+    def withdraw(self) -> None:
+        """Record that the gateway could not send its own text to a suspected endpoint."""
+        self._breaker.withdraw()
 
     def _is_new(self, work: Collection[Hashable]) -> bool:
         """Return whether none of ``work`` has failed since the last success, and remember it."""
@@ -269,9 +387,16 @@ class EndpointHealth:
     def record_rejection(
         self, permit: int, now: float, refusal: UpstreamError | None = None
     ) -> None:
-        """Record that the upstream rejects the gateway's key or the model; open the breaker."""
+        """Record that the upstream rejects the gateway's key or the model; open the breaker.
+
+        The breaker stays open for longer, and longer each time, if the account is spent.
+        """
         self._last_failure = now
-        self._breaker.record_rejection(permit, now, refusal)
+        policy = self._policy
+        cooldown = policy.rejection_cooldown
+        if isinstance(refusal, QuotaExhausted):
+            cooldown = self._breaker.doubled(policy.quota_cooldown, policy.longest_quota_cooldown)
+        self._breaker.record_rejection(permit, now, refusal, cooldown)
 
     def record_rate_limit(self, permit: int, now: float, cooldown: float) -> None:
         """Record a 429: no calls for ``cooldown`` seconds. The breaker does not change."""

@@ -14,9 +14,12 @@ from embedroute.errors import (
     BatchTooLarge,
     ConnectError,
     EmbedrouteError,
+    FieldRejected,
     InvalidUpstreamResponse,
     Overloaded,
     RateLimited,
+    Rejected,
+    RejectedByPage,
     UpstreamAuthError,
     UpstreamError,
     UpstreamModelNotFound,
@@ -31,20 +34,43 @@ class RetryDecision(StrEnum):
     """What follows a failed attempt."""
 
     RETRY = "retry"
+    REPEAT = "repeat"
     NEXT = "next"
     HALVE = "halve"
+    BISECT = "bisect"
     STOP = "stop"
 
 
 class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """How often one endpoint is tried for one chunk, and the bounds of the backoff in seconds."""
+    """How often one endpoint is tried for one chunk, and the bounds of the backoff in seconds.
+
+    A request waits ``rate_limit_wait`` seconds in all for rate limits to end.
+    """
 
     attempts: int = 2
     first_wait: float = 0.05
     longest_wait: float = 2.0
+    rate_limit_wait: float = 5.0
 
 
-JUDGEMENTS: Final[tuple[tuple[type[EmbedrouteError], RetryDecision], ...]] = (
+OVERLOADED: Final = frozenset({408, 409, 424, 425, 429, 499, 502, 503, 504, 529})
+"""Statuses of an upstream that is overloaded, restarting or unreachable behind a proxy."""
+
+
+def may_be_caused_by_input(failure: EmbedrouteError) -> bool:
+    """Return whether one input of a call may have caused its failure.
+
+    Servers respond with a 500, with an invalid row or with the page of a firewall to single texts,
+    and a 4xx may concern anything. A status of overload, a timeout and a broken connection concern
+    the endpoint.
+    """
+    if isinstance(failure, InvalidUpstreamResponse | Rejected):
+        return True
+    status = failure.upstream_status if isinstance(failure, UpstreamUnavailable) else None
+    return status is not None and status not in OVERLOADED and not 520 <= status <= 530
+
+
+DECISIONS: Final[tuple[tuple[type[EmbedrouteError], RetryDecision], ...]] = (
     (UpstreamRejectedInput, RetryDecision.STOP),
     (BatchTooLarge, RetryDecision.HALVE),
     (RateLimited, RetryDecision.NEXT),
@@ -54,30 +80,43 @@ JUDGEMENTS: Final[tuple[tuple[type[EmbedrouteError], RetryDecision], ...]] = (
     (ConnectError, RetryDecision.RETRY),
     (InvalidUpstreamResponse, RetryDecision.RETRY),
     (UpstreamUnavailable, RetryDecision.RETRY),
+    (FieldRejected, RetryDecision.REPEAT),
+    (RejectedByPage, RetryDecision.BISECT),
     (UpstreamError, RetryDecision.NEXT),
 )
 """Error class → decision; the first matching class decides.
 
-A timeout is not retried at the same endpoint: it may be overloaded, and a retry adds load. When no
+Another endpoint may accept what one rejects without a reason. A timeout is not retried at the same endpoint: it may be overloaded, and a retry adds load. When no
 endpoint is left, the dispatcher may wait for a rate limit to end and try that endpoint again
 (``Dispatcher._wait_for_rate_limit``).
 """
 
 
-def decide_next(failure: EmbedrouteError, attempt: int, policy: RetryPolicy) -> RetryDecision:
+def decide_next(
+    failure: EmbedrouteError, attempt: int, policy: RetryPolicy, inputs: int = 1
+) -> RetryDecision:
     """Decide what follows the ``attempt``-th failure (counted from 1) at one endpoint.
 
-    A retry becomes ``NEXT`` when no attempt is left, or when the upstream's Retry-After exceeds
-    ``policy.longest_wait``.
+    The call had ``inputs`` inputs. A retry becomes ``BISECT`` or ``NEXT`` when no attempt is left,
+    or when the upstream's Retry-After exceeds ``policy.longest_wait``.
     """
     decision = next(
-        (decision for kind, decision in JUDGEMENTS if isinstance(failure, kind)),
+        (decision for kind, decision in DECISIONS if isinstance(failure, kind)),
         RetryDecision.STOP,
     )
     exhausted = attempt >= policy.attempts or (failure.retry_after or 0.0) > policy.longest_wait
     if decision is RetryDecision.RETRY and exhausted:
+        return decide_without_retry(failure, inputs)
+    if inputs == 1 and decision in {RetryDecision.HALVE, RetryDecision.BISECT}:
         return RetryDecision.NEXT
     return decision
+
+
+def decide_without_retry(failure: EmbedrouteError, inputs: int) -> RetryDecision:
+    """Decide what follows if the same call may not be made again at the same endpoint."""
+    if inputs > 1 and may_be_caused_by_input(failure):
+        return RetryDecision.BISECT
+    return RetryDecision.NEXT
 
 
 def wait_before(
@@ -110,6 +149,12 @@ def error_to_report(failures: Sequence[EmbedrouteError]) -> EmbedrouteError:
     return min(rate_limits or waits or failures[:1], key=lambda failure: failure.retry_after or 0.0)
 
 
+BISECTIONS: Final = 256
+"""Calls of bisections that are allowed within the window of a retry budget in any case."""
+BISECTION_SHARE: Final = 4
+"""Calls of bisections that each recent call allows besides."""
+
+
 class RetryBudget:
     """A limit on retries: a share of the recent calls plus a floor, like Finagle's ``RetryBudget``.
 
@@ -124,6 +169,7 @@ class RetryBudget:
         self._window = window
         self._calls: deque[float] = deque()
         self._retries: deque[float] = deque()
+        self._bisections: deque[float] = deque()
 
     def record_call(self, now: float) -> bool:
         """Count a first attempt and return True: first attempts are always allowed."""
@@ -141,6 +187,17 @@ class RetryBudget:
         self._retries.append(now)
         return True
 
+    def allow_bisection(self, now: float) -> bool:
+        """Take one call of a bisection out of its own allowance; return False if it is spent.
+
+        Most of these calls bring vectors, so their share is larger than that of retries.
+        """
+        self._forget(now)
+        if len(self._bisections) >= BISECTIONS + BISECTION_SHARE * len(self._calls):
+            return False
+        self._bisections.append(now)
+        return True
+
     def reserve_one(self) -> Callable[[float], bool]:
         """Return an admission check whose first call passes, because ``allow`` was called for it.
 
@@ -150,7 +207,7 @@ class RetryBudget:
         return lambda now: next(reserved, False) or self.allow(now)
 
     def _forget(self, now: float) -> None:
-        for times in (self._calls, self._retries):
+        for times in (self._calls, self._retries, self._bisections):
             while times and now - times[0] > self._window:
                 times.popleft()
 
