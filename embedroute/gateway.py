@@ -82,7 +82,7 @@ class Gateway:
 
         ``http_client`` replaces the client of the httpx2 transport; the caller closes it.
         ``transport`` is called once per event loop to make the transport, instead of the
-        config's ``engine``.
+        config's ``transport``.
 
         Raises:
             ConfigError: the config has mistakes, one line each.
@@ -102,7 +102,7 @@ class Gateway:
             debug=self.settings.debug,
         )
         factory = RuntimeFactory(
-            self.settings, http_client, self.healths, retries or RetryPolicy(), transport
+            self.settings, http_client, self.healths, retries or RetryPolicy(), transport, environ
         )
         self.runtime = PerLoop("embedroute", factory.open)
         self._store = self.cache.store

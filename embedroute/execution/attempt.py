@@ -171,6 +171,7 @@ class AttemptRunner:
             else None,
             candidate.rest,
             candidate.provider,
+            candidate.max_connections,
             large=context.large and letters_in(batch.inputs) >= LONG,
             width=context.parameters.width,
             matryoshka=can_truncate(context.model),

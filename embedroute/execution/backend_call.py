@@ -66,6 +66,7 @@ async def call_backend(
     on_capture: CaptureHook | None = None,
     rest: float = DEFAULT_LIMITS.rest,
     provider: str = "",
+    max_connections: int = DEFAULT_LIMITS.max_connections,
     *,
     large: bool = False,
     width: int | None = None,
@@ -73,8 +74,8 @@ async def call_backend(
 ) -> Vectors:
     """Embed ``batch`` with ``backend`` within ``timeout`` seconds, and validate the result.
 
-    ``rest`` and ``provider`` are fields of ``ExchangeLimits``; ``width`` and ``matryoshka`` are
-    parameters of ``validate_vectors``. The body of a ``large`` call is encoded in a worker thread.
+    ``rest``, ``provider`` and ``max_connections`` are fields of ``ExchangeLimits``; ``width`` and
+    ``matryoshka`` are parameters of ``validate_vectors``. The body of a ``large`` call is encoded in a worker thread.
 
     Raises:
         UpstreamError: the call failed. This includes exceptions in the backend's own code.
@@ -87,7 +88,8 @@ async def call_backend(
     try:
         if isinstance(backend, HTTPBackend):
             request = await _build_in_thread(backend, batch) if large else _build(backend, batch)
-            limits = ExchangeLimits(largest_answer(batch, len(request.content)), rest, provider)
+            largest = largest_answer(batch, len(request.content))
+            limits = ExchangeLimits(largest, rest, provider, max_connections)
             send = resources.transport.send
             response = await (
                 send if on_capture is None else partial(_send_and_capture, send, on_capture)
