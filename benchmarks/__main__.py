@@ -81,7 +81,7 @@ def work(
 
 
 def import_costs(at_work: Bench) -> Costs | None:
-    environments.prepare({"fast"})
+    environments.prepare({"embedroute"})
     try:
         return imports.measure("venv", str(places.RUN / "embedroute-off.toml"), "n1-base64")
     except subprocess.CalledProcessError as failure:

@@ -12,7 +12,7 @@ KEY = "sk-bench-0123456789abcdef"
 GATEWAY = f"""\
 [gateway]
 auth = "keys"
-engine = "%s"
+transport = "%s"
 
 [keys.bench]
 key = "{KEY}"
@@ -51,8 +51,8 @@ def _put(name: str, text: str) -> str:
     return str(file)
 
 
-def _embedroute(ports: Ports, engine: str, cache: int) -> str:
-    return GATEWAY % (engine, cache) + "".join(
+def _embedroute(ports: Ports, transport: str, cache: int) -> str:
+    return GATEWAY % (transport, cache) + "".join(
         MODEL.format(
             model=model,
             url=upstreams.url(ports, upstreams.asked_in_base64(model)),

@@ -36,10 +36,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
 
 
 ENVIRONMENTS = (
-    Environment(name="fast", folder="venv", packages=("-e", ".[standard]")),
-    Environment(
-        name="plain", folder="plain", packages=("-e", ".", "uvicorn", "uvloop", "httptools")
-    ),
+    Environment(name="embedroute", folder="venv", packages=("-e", ".[standard]")),
     Environment(
         name="litellm",
         folder="litellm",

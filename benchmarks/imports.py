@@ -27,7 +27,7 @@ class Imported(msgspec.Struct, frozen=True):
 class Costs(msgspec.Struct, frozen=True, kw_only=True):
     """Milliseconds, medians but for `beyond_least`.
 
-    `beyond` is with starlette, numpy and httpx2 there already; `first` holds the import of the HTTP engine.
+    `beyond` is with starlette, numpy and httpx2 there already; `first` holds the import of the HTTP transport.
     """
 
     whole: float

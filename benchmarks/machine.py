@@ -15,13 +15,13 @@ PACKAGES = {
         "uvicorn",
         "uvloop",
         "httptools",
+        "httpx2",
         "aiohttp",
         "pyreqwest",
         "msgspec",
         "numpy",
         "orjson",
     ),
-    "plain": ("httpx2",),
     "litellm": ("litellm",),
 }
 COMMANDS = {"nginx": ("nginx", "-v"), "wrk": ("wrk", "-v"), "node": ("node", "--version")}

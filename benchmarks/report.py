@@ -110,7 +110,7 @@ def _imports(costs: Costs | None) -> list[str]:
     if costs is None:
         return []
     beyond = f"{costs.beyond:.1f} ms of it beyond starlette, numpy and httpx2 (least {costs.beyond_least:.1f})"
-    times = f"build {costs.build:.1f}, first request {costs.first:.1f} (it imports the HTTP engine), next {costs.second:.1f}"
+    times = f"build {costs.build:.1f}, first request {costs.first:.1f} (it imports the HTTP transport), next {costs.second:.1f}"
     return [
         *("", "## Import and first request", ""),
         f"`python -X importtime`: `import embedroute` {costs.whole:.1f} ms, {beyond}.",

@@ -48,7 +48,7 @@ async def serve() -> None:
 
 async def measure(port: int, rest: float, rate: int, seconds: float) -> str:
     """Send ``rate`` requests a second, at their times whatever becomes of those before."""
-    engine, limits = Http1Transport(), ExchangeLimits(rest=rest)
+    transport, limits = Http1Transport(), ExchangeLimits(rest=rest)
     request = UpstreamRequest.json(
         f"http://127.0.0.1:{port}/v1/embeddings", {"model": "m", "input": ["text"]}
     )
@@ -57,7 +57,7 @@ async def measure(port: int, rest: float, rate: int, seconds: float) -> str:
 
     async def send() -> None:
         began = time.perf_counter()
-        await engine.send(request, 10.0, limits)
+        await transport.send(request, 10.0, limits)
         took.append(time.perf_counter() - began)
 
     async def run(seconds: float) -> float:
@@ -74,8 +74,8 @@ async def measure(port: int, rest: float, rate: int, seconds: float) -> str:
     before = time.process_time()
     elapsed = await run(seconds)
     cpu = time.process_time() - before
-    connections = sum(len(pool.open) for pool in engine._pools.values())  # noqa: SLF001 - nothing else counts them
-    await engine.aclose()
+    connections = sum(len(pool.open) for pool in transport._pools.values())  # noqa: SLF001 - nothing else counts them
+    await transport.aclose()
     return (
         f"rest {rest * 1000:3.0f} ms: {len(took) / elapsed:5.0f} requests/s, {cpu / len(took) * 1e6:4.0f} µs CPU each, "
         f"median {sorted(took)[len(took) // 2] * 1000:.1f} ms, {connections} connections"

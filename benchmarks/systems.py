@@ -62,9 +62,9 @@ SYSTEMS = (
     _bare("bare-pyreqwest", "pyreqwest", ""),
     _bare("bare-aiohttp-d", "aiohttp", "yes"),
     _bare("bare-pyreqwest-d", "pyreqwest", "yes"),
-    _ours("embedroute", "fast", "{off}"),
-    _ours("embedroute-httpx2", "plain", "{httpx2}"),
-    _ours("embedroute-cache", "fast", "{on}"),
+    _ours("embedroute", "embedroute", "{off}"),
+    _ours("embedroute-httpx2", "embedroute", "{httpx2}"),
+    _ours("embedroute-cache", "embedroute", "{on}"),
     System(name="static", environments=(), command=(*STATIC_APP, "benchmarks.peers.static:app")),
     System(
         name="static-mounted",
@@ -112,8 +112,7 @@ def start(system: System, told: Mapping[str, str]) -> Server:
         "port": str(port),
         "run": str(places.RUN),
         "venv": places.python("venv"),
-        "fast": places.python("venv"),
-        "plain": places.python("plain"),
+        "embedroute": places.python("venv"),
         "litellm_python": places.python("litellm"),
         "portkey": str(
             places.WORK / "portkey/node_modules/@portkey-ai/gateway/build/start-server.js"

@@ -1,6 +1,7 @@
 """Builds the parts of a gateway from its config, and its resources for each event loop."""
 
 import logging
+import os
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -127,15 +128,23 @@ def _build(
     mistakes = [
         *access_mistakes(config, unread),
         *admission_mistakes(config, unread),
-        *transport_mistakes(settings.engine, _transport_config(settings)),
+        *transport_mistakes(settings.transport, make_transport_config(settings, environ)),
         *backend_mistakes,
         *registry_mistakes,
     ]
     return directory, mistakes
 
 
-def _transport_config(settings: Settings) -> TransportConfig:
-    return TransportConfig(proxy=settings.proxy, ca_file=settings.ca_file, http2=settings.http2)
+def make_transport_config(settings: Settings, environ: Mapping[str, str]) -> TransportConfig:
+    """Return the settings of connections. Of the environment, only certificates are used."""
+    return TransportConfig(
+        proxy=settings.proxy,
+        ca_file=settings.ca_file,
+        tls_trust=settings.tls_trust,
+        environment_file=environ.get("SSL_CERT_FILE"),
+        environment_dir=environ.get("SSL_CERT_DIR"),
+        http2=settings.http2,
+    )
 
 
 def make_selection_context(
@@ -205,16 +214,19 @@ class RuntimeFactory:
         healths: HealthRegistry,
         retries: RetryPolicy,
         make_transport: Callable[[], Transport] | None = None,
+        environ: Mapping[str, str] = os.environ,
     ) -> None:
         """Create a factory. ``make_transport`` replaces the transport of the config.
 
         Raises:
-            ConfigError: the configured engine cannot use ``client``.
+            ConfigError: the configured transport cannot use ``client``.
         """
         self._make_transport = make_transport or self._open_transport
-        if mistakes := transport_mistakes(settings.engine, _transport_config(settings), client):
+        connect = make_transport_config(settings, environ)
+        if mistakes := transport_mistakes(settings.transport, connect, client):
             raise ConfigError(mistakes)
         self._settings = settings
+        self._connect = connect
         self._client = client
         self._healths = healths
         self._retries = retries
@@ -226,7 +238,7 @@ class RuntimeFactory:
         """Create this loop's transport and dispatcher; closing ``stack`` closes them.
 
         Raises:
-            InternalError: the configured engine does not support this kind of event loop.
+            InternalError: the configured transport does not support this kind of event loop.
         """
         transport = self._make_transport()
         stack.push_async_callback(transport.aclose)
@@ -248,11 +260,10 @@ class RuntimeFactory:
         return LoopRuntime(dispatcher.embed, SingleFlight(attempts.expect))
 
     def _open_transport(self) -> Transport:
-        settings = self._settings
         try:
             return create_transport(
-                settings.engine,
-                _transport_config(settings),
+                self._settings.transport,
+                self._connect,
                 self._client,
                 on_asyncio=tasks.on_asyncio(),
             )

@@ -97,7 +97,7 @@ class Gateway:
 
         ``http_client`` replaces the client of the httpx2 transport; the caller closes it.
         ``transport`` is called once per event loop to make the transport, instead of the
-        config's ``engine``.
+        config's ``transport``.
 
         Raises:
             ConfigError: the config has mistakes, one line each.
@@ -122,6 +122,7 @@ class Gateway:
             self.healths,
             retries or RetryPolicy(rate_limit_wait=self.settings.rate_limit_wait),
             transport,
+            environ,
         )
         self.runtime = PerLoop("embedroute", factory.open)
 

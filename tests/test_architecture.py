@@ -57,6 +57,7 @@ HOLDERS = {
     "numpy": {"vectors.py"},
     "orjson": {"vectors.py"},
     "httpx2": {"transport/", "bootstrap.py", "gateway.py"},
+    "aiohappyeyeballs": {"transport/http1/connect.py"},
     "httptools": {"transport/http1/connection.py"},
     "starlette": {"server/", "fastapi.py"},
     "fastapi": {"fastapi.py"},

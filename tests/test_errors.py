@@ -27,7 +27,7 @@ def tree(root):
 
 OWN_ARGUMENTS = {
     ConfigError: (["[gateway] auth is required", "two\nlines"],),
-    MissingExtra: ("fast", "httptools"),
+    MissingExtra: ("local", "wordllama"),
     MethodNotAllowed: ("DELETE", "GET, HEAD"),
 }
 """Classes whose first argument is not a message."""

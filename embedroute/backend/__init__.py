@@ -26,6 +26,7 @@ from embedroute.backend.secret import (
 )
 from embedroute.backend.upstream import (
     PIECE,
+    TRANSPORT_HEADERS,
     Headers,
     Source,
     UpstreamRequest,
@@ -35,6 +36,7 @@ from embedroute.backend.upstream import (
 
 __all__ = [
     "PIECE",
+    "TRANSPORT_HEADERS",
     "Accepts",
     "Backend",
     "BackendBase",

@@ -21,6 +21,21 @@ T = TypeVar("T")
 PIECE: Final = 1 << 16
 """Characters of a text that are encoded at a time in a large body. This takes up to 1 ms."""
 
+TRANSPORT_HEADERS: Final = frozenset(
+    {
+        "connection",
+        "content-length",
+        "keep-alive",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+"""Headers that only the transport may set: they apply to the connection, the framing or a proxy."""
+
 _ENCODER = msgspec.json.Encoder()
 _IN_PIECES: ContextVar[bool] = ContextVar("embedroute.in_pieces", default=False)
 
@@ -52,7 +67,7 @@ class UpstreamRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         """Build a POST request with ``body`` as JSON, without the fields whose value is None.
 
         ``headers`` are sent unchanged; ``content-type`` is added if they do not contain it. If a
-        backend passes the same ``MappingProxyType`` with every request, the ``fast`` transport
+        backend passes the same ``MappingProxyType`` with every request, the ``http1`` transport
         encodes its headers only once.
 
         Raises:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Final
 from urllib.parse import urlsplit
 
-from embedroute.backend import Secret
+from embedroute.backend import TRANSPORT_HEADERS, Secret
 
 _UNWRITABLE: Final = re.compile(r"[\s?#\\\x00-\x1f\x7f]")
 
@@ -38,7 +38,6 @@ def _has_host(url: str) -> bool:
 
 _NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
-_FRAMING: Final = frozenset({"connection", "content-length", "transfer-encoding", "upgrade"})
 
 
 def check_values(**options: str | Secret | None) -> None:
@@ -58,7 +57,7 @@ def check_headers(option: str, headers: Mapping[str, str | Secret]) -> None:
         ValueError: one is invalid; the message contains its name.
     """
     for name, value in headers.items():
-        if not _NAME.fullmatch(name) or name.lower() in _FRAMING:
+        if not _NAME.fullmatch(name) or name.lower() in TRANSPORT_HEADERS:
             raise ValueError(f"{option} cannot set a header {name!r}")
         _check_value(f"{option}.{name}", value)
 

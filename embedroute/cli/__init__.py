@@ -110,7 +110,7 @@ def _serve(options: argparse.Namespace) -> int:
         uvicorn = import_module("uvicorn")
     except ImportError:
         raise MissingExtra("serve", "uvicorn") from None
-    _log_engine()
+    _log_transport()
     # Loaded modules are never freed. Exclude them from garbage collection to make it faster.
     gc.collect()
     gc.freeze()
@@ -128,8 +128,8 @@ def _keep_freed_memory() -> None:
     bytes(31 * 1024 * 1024)
 
 
-def _log_engine() -> None:
-    # uvicorn configures its own loggers only. The operator needs to know which engine is used.
+def _log_transport() -> None:
+    # uvicorn configures its own loggers only. The operator needs to know which transport is used.
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(levelname)s:     %(name)s: %(message)s"))
     log = logging.getLogger("embedroute.http")

@@ -136,7 +136,8 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     ``distillable`` are None if unknown; a request that demands one of them then excludes the
     provider. ``connection_rest_ms`` is how long a connection must have been silent before it is
     reused. Use 0 for a trusted upstream only: a surplus response could then be taken for the
-    response to the next request.
+    response to the next request. ``max_connections`` is the maximum number of connections to the
+    provider's host, for each event loop.
     """
 
     backend: object = None
@@ -146,6 +147,7 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     stage: Stage = "stable"
     distillable: bool | None = None
     connection_rest_ms: Annotated[float, Meta(ge=0, le=10_000)] = 50.0
+    max_connections: Count = 512
     options: Mapping[str, object] = {}
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:

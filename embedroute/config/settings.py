@@ -17,9 +17,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     auth: Auth | None = None
     dialect: DialectName = "openai"
-    engine: Literal["auto", "httpx2", "fast"] = "auto"
+    transport: Literal["auto", "http1", "httpx2"] = "auto"
     proxy: Secret | None = None
     ca_file: str | None = None
+    tls_trust: Literal["system", "environment", "ca_file"] = "system"
     http2: bool = False
     unknown_fields: Literal["reject", "ignore"] = "reject"
     media_domains: list[str] = []

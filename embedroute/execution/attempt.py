@@ -198,6 +198,7 @@ class AttemptRunner:
             else None,
             candidate.rest,
             candidate.provider,
+            candidate.max_connections,
             omitted=self._healths.get(candidate).omitted,
             large=context.request.large and letters_in(batch.inputs) >= LONG,
             width=prepared.selection.parameters.width,

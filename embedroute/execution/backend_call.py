@@ -66,6 +66,7 @@ async def call_backend(
     on_capture: CaptureHook | None = None,
     rest: float = DEFAULT_LIMITS.rest,
     provider: str = "",
+    max_connections: int = DEFAULT_LIMITS.max_connections,
     *,
     large: bool = False,
     width: int | None = None,
@@ -74,9 +75,9 @@ async def call_backend(
 ) -> Vectors:
     """Embed ``batch`` with ``backend`` within ``timeout`` seconds, and validate the result.
 
-    ``rest`` and ``provider`` are fields of ``ExchangeLimits``; ``width`` and ``matryoshka`` are
-    parameters of ``validate_vectors``. The body of a ``large`` call is encoded in a worker thread.
-    ``omitted`` are fields that the upstream rejects.
+    ``rest``, ``provider`` and ``max_connections`` are fields of ``ExchangeLimits``; ``width`` and
+    ``matryoshka`` are parameters of ``validate_vectors``. The body of a ``large`` call is encoded in
+    a worker thread. ``omitted`` are fields that the upstream rejects.
 
     Raises:
         UpstreamError: the call failed. This includes exceptions in the backend's own code.
@@ -92,7 +93,7 @@ async def call_backend(
             request = await _build_in_thread(backend, batch) if large else backend.build(batch)
             request = omit_fields(request, omitted) if omitted else request
             largest = largest_answer(count, batch.width, len(request.content))
-            limits = ExchangeLimits(largest, rest, provider)
+            limits = ExchangeLimits(largest, rest, provider, max_connections)
             send = resources.transport.send
             response = await (
                 send if on_capture is None else partial(_send_and_capture, send, on_capture)

@@ -259,7 +259,7 @@ class MicroBatcher:
             if isinstance(error, CONCERNS_ENDPOINT):
                 _share(error, batch[0], batch[1:])
                 return
-            # Whatever the status, one input or the merged size may be the cause. So each request
+            # Any status may be due to one input or the merged size may be the cause. So each request
             # goes alone, and only that call counts for the endpoint's health.
             for waiting in batch:
                 waiting.alone = True

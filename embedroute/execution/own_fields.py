@@ -38,7 +38,7 @@ def find_own_field(error: UpstreamError, batch: Batch, width: int | None) -> str
 def omit_fields(request: UpstreamRequest, fields: Collection[str]) -> UpstreamRequest:
     """Return the request without top-level ``fields`` of its JSON body.
 
-    A list of one ``input`` becomes that input. A body that is not a JSON object stays as it is.
+    A list of one ``input`` becomes that input. A body that is not a JSON object is not changed.
     """
     try:
         body = msgspec.json.decode(request.content, type=_Fields)

@@ -28,7 +28,8 @@ class ResolvedEndpoint(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """An endpoint that may serve a request, with all facts that selection needs.
 
     ``prices`` are USD per million tokens (``prompt``, ``completion``) or per unit; empty when
-    unknown. ``rest`` is how many seconds a connection must be idle before it is reused. ``name`` is
+    unknown. ``rest`` is how many seconds a connection must be idle before it is reused.
+    ``max_connections`` is the maximum number of connections to the provider's host. ``name`` is
     ``provider:model``, for traces, logs and health.
     """
 
@@ -47,6 +48,7 @@ class ResolvedEndpoint(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     quality: float = 1.0
     micro_batch_ms: float | None = None
     rest: float = 0.05
+    max_connections: int = 512
     name: str = ""
 
     def __post_init__(self) -> None:

@@ -352,6 +352,7 @@ class _RegistryBuilder:
             quality=endpoint.quality,
             micro_batch_ms=endpoint.micro_batch_ms,
             rest=provider.connection_rest_ms / 1000,
+            max_connections=provider.max_connections,
         )
 
     def backend(self, slug: str) -> BackendBase:

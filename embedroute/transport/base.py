@@ -1,12 +1,12 @@
 """Defines the protocol of all transports, and the limits and checks that they share."""
 
 from collections.abc import Mapping
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 import msgspec
 
-from embedroute.backend import Secret, UpstreamRequest, UpstreamResponse
-from embedroute.errors import InvalidUpstreamResponse, UpstreamUnavailable
+from embedroute.backend import TRANSPORT_HEADERS, Secret, UpstreamRequest, UpstreamResponse
+from embedroute.errors import InvalidUpstreamResponse, UpstreamTimeout, UpstreamUnavailable
 
 LARGEST_REPLY = 256 * 1024 * 1024
 """Maximum bytes of a response body; 2048 vectors of 4096 floats are about 180 MB of text."""
@@ -25,21 +25,40 @@ AT_A_TIME = 512 * 1024
 """Bytes after which reading pauses: a fast upstream would keep the loop busy for milliseconds."""
 TAIL = 1024 * 1024
 """Bytes at the end of a response over TLS that are read without a pause."""
-FRAMING: Final = frozenset({"connection", "content-length", "transfer-encoding", "upgrade"})
-"""Headers that the transport sets itself."""
 CONNECT_TIMEOUT = 5.0
 """Seconds for connecting, including the TLS handshake."""
+
+
+DEFAULT_HEADERS: Final = {
+    "accept": "application/json",
+    "accept-encoding": "identity",
+    "user-agent": "embedroute",
+}
+"""Headers of a request that a backend can override."""
+MAX_CONNECTIONS = 512
+"""Connections to one host, if the config of the provider does not limit them."""
+
+TLSTrust = Literal["system", "environment", "ca_file"]
+"""Which certificate authorities are trusted; see ``TransportConfig``."""
 
 
 class TransportConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The settings of connections.
 
-    ``proxy`` is the URL of a proxy. ``ca_file`` is a PEM file with certificates that are trusted in
-    addition to the system's. ``http2`` enables HTTP/2 for upstreams that offer it over TLS.
+    ``proxy`` is the URL of a proxy for all requests. ``http2`` enables HTTP/2 for upstreams that
+    offer it over TLS.
+
+    ``tls_trust`` selects the trusted certificate authorities: those of the operating system, those
+    of the environment, or only those of ``ca_file``. ``environment_file`` and ``environment_dir``
+    are the values of SSL_CERT_FILE and SSL_CERT_DIR; if neither is set, the environment means the
+    operating system. ``ca_file`` is a PEM file with further authorities.
     """
 
     proxy: Secret | None = None
     ca_file: str | None = None
+    tls_trust: TLSTrust = "system"
+    environment_file: str | None = None
+    environment_dir: str | None = None
     http2: bool = False
 
 
@@ -51,12 +70,14 @@ class ExchangeLimits(msgspec.Struct, frozen=True, gc=False):
 
     ``largest`` is the maximum size of the body of a successful response, in bytes. ``rest`` is the
     time in seconds for which a connection must have been silent before it is reused; 0 turns that
-    off. ``provider`` is the provider's name for log records.
+    off. ``provider`` is the provider's name for log records and errors. ``max_connections`` is the
+    maximum number of connections to the host of the request.
     """
 
     largest: int = LARGEST_REPLY
     rest: float = 0.05
     provider: str = ""
+    max_connections: int = MAX_CONNECTIONS
 
 
 DEFAULT_LIMITS: Final = ExchangeLimits()
@@ -100,13 +121,22 @@ def lower_names(headers: Mapping[str, str | Secret]) -> dict[str, str | Secret]:
         UpstreamUnavailable: one is a header that the transport sets itself.
     """
     lowered = {name.lower(): value for name, value in headers.items()}
-    if not FRAMING.isdisjoint(lowered):
-        names = ", ".join(sorted(FRAMING.intersection(lowered)))
+    if not TRANSPORT_HEADERS.isdisjoint(lowered):
+        names = ", ".join(sorted(TRANSPORT_HEADERS.intersection(lowered)))
         raise UpstreamUnavailable(
             f"The provider sets the header {names}, which the HTTP client sets itself."
             " Remove it from the provider's headers."
         )
     return lowered
+
+
+def connections_in_use(limits: ExchangeLimits, timeout: float) -> UpstreamTimeout:
+    """Create the error for a request that waited ``timeout`` seconds for a connection."""
+    table = f" in [providers.{limits.provider}]" if limits.provider else ""
+    return UpstreamTimeout(
+        f"All {limits.max_connections} connections to the upstream were in use for {timeout:.1f} s."
+        f" Raise max_connections{table}, or send fewer requests at once."
+    )
 
 
 def too_large(largest: int = LARGEST_REPLY) -> InvalidUpstreamResponse:

@@ -1,41 +1,36 @@
-"""Selects and creates the transport: the faster HTTP/1.1 one if it can be used, else httpx2."""
+"""Selects and creates the transport: ``http1`` if it can be used, else ``httpx2``."""
 
 import logging
-import re
+import os
 import ssl
 from collections.abc import Iterator
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Final, Literal
-from urllib.parse import urlsplit
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from embedroute.errors import ConfigError, MissingExtra
 from embedroute.text import log_fields
 from embedroute.transport.base import Transport, TransportConfig
+from embedroute.transport.proxy import parse_proxy
 
 if TYPE_CHECKING:
     import httpx2
 
 log = logging.getLogger("embedroute.http")
 
-_PROXY: Final = re.compile(r"https?://[^\s/]\S*", re.IGNORECASE)
-
-TransportName = Literal["auto", "httpx2", "fast"]
+TransportName = Literal["auto", "http1", "httpx2"]
 
 
 def transport_mistakes(
     name: TransportName, connect: TransportConfig, client: "httpx2.AsyncClient | None" = None
 ) -> list[str]:
     """Return the errors of a config whose transport could not be created on any event loop."""
-    mistakes = list(_connection_mistakes(connect))
-    mistakes += _http2_mistakes(name, connect, client)
-    setting = '[gateway] engine = "fast"'
-    if name == "fast" and not _installed("httptools"):
-        mistakes.append(f"{setting}: {MissingExtra('fast', 'httptools').message}")
-    if name == "fast" and connect.proxy is not None:
-        mistakes.append(f'{setting} does not support a proxy. Set engine = "httpx2".')
-    if name == "fast" and client is not None:
-        mistakes.append(f"{setting} does not use an http_client. Remove one of them.")
+    mistakes = [*_connection_mistakes(connect), *_http2_mistakes(name, connect, client)]
+    if name == "http1" and client is not None:
+        mistakes.append(
+            '[gateway] transport = "http1" does not use an http_client. Remove one of them.'
+        )
     return mistakes
 
 
@@ -46,9 +41,9 @@ def _http2_mistakes(
 ) -> Iterator[str]:
     if not connect.http2:
         return
-    if name == "fast":
-        mistake = '[gateway] engine = "fast" supports only HTTP/1.1.'
-        yield f'{mistake} Set engine = "httpx2", or remove http2.'
+    if name == "http1":
+        mistake = '[gateway] transport = "http1" supports only HTTP/1.1.'
+        yield f'{mistake} Set transport = "httpx2", or remove http2.'
     elif client is not None:
         yield (
             "[gateway] http2 does not apply to an http_client. "
@@ -60,26 +55,34 @@ def _http2_mistakes(
 
 def _connection_mistakes(connect: TransportConfig) -> Iterator[str]:
     # The URL of a proxy may contain a password, so the message does not repeat it.
-    if connect.proxy is not None and not _is_proxy_url(connect.proxy.reveal()):
+    if connect.proxy is not None and parse_proxy(connect.proxy) is None:
         yield "[gateway] proxy must be http://HOST:PORT or https://HOST:PORT"
-    if connect.ca_file is None:
-        return
+    if connect.ca_file is not None:
+        yield from _file_mistakes("[gateway] ca_file:", connect.ca_file)
+    elif connect.tls_trust == "ca_file":
+        yield '[gateway] tls_trust = "ca_file" requires ca_file. Set it to a PEM file.'
+    if connect.tls_trust == "environment":
+        yield from _environment_mistakes(connect)
+
+
+def _environment_mistakes(connect: TransportConfig) -> Iterator[str]:
+    setting = '[gateway] tls_trust = "environment":'
+    if connect.environment_file:
+        yield from _file_mistakes(f"{setting} SSL_CERT_FILE", connect.environment_file)
+    directory = connect.environment_dir
+    if directory and not any(Path(part).is_dir() for part in directory.split(os.pathsep)):
+        yield f"{setting} SSL_CERT_DIR {directory} is not a directory"
+
+
+def _file_mistakes(place: str, file: str) -> Iterator[str]:
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(connect.ca_file)
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(file)
     except ssl.SSLError:
-        yield f"[gateway] ca_file: {connect.ca_file} contains no certificate in PEM format"
+        yield f"{place} {file} contains no certificate in PEM format"
     except OSError as error:
-        yield f"[gateway] ca_file: {connect.ca_file} cannot be read: {error.strerror}"
+        yield f"{place} {file} cannot be read: {error.strerror}"
     except ValueError as error:
-        yield f"[gateway] ca_file: {connect.ca_file} cannot be read: {error}"
-
-
-def _is_proxy_url(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        return bool(_PROXY.fullmatch(url) and parts.hostname) and parts.port != 0
-    except ValueError:
-        return False
+        yield f"{place} {file} cannot be read: {error}"
 
 
 def create_transport(
@@ -96,14 +99,15 @@ def create_transport(
     """
     if mistakes := transport_mistakes(name, connect, client):
         raise ConfigError(mistakes)
-    if name == "fast" and not on_asyncio:
+    if name == "http1" and not on_asyncio:
         raise ConfigError(
-            ['[gateway] engine = "fast" requires asyncio. Under trio, set engine = "httpx2".']
+            [
+                '[gateway] transport = "http1" requires asyncio. Under trio, set transport = "httpx2".'
+            ]
         )
-    needs_httpx2 = client is not None or connect.proxy is not None or connect.http2
-    use_http1 = not needs_httpx2 and on_asyncio and name != "httpx2" and _installed("httptools")
-    transport = _create_http1(connect) if use_http1 else _create_httpx2(client, connect)
-    log.info("engine %s", transport.name, extra=log_fields({"engine": transport.name}))
+    needs_httpx2 = name == "httpx2" or client is not None or connect.http2 or not on_asyncio
+    transport = _create_httpx2(client, connect) if needs_httpx2 else _create_http1(connect)
+    log.info("transport %s", transport.name, extra=log_fields({"transport": transport.name}))
     return transport
 
 

@@ -22,6 +22,7 @@ from embedroute.errors import ConnectError, UpstreamError, UpstreamTimeout, Upst
 from embedroute.transport.base import (
     CONNECT_TIMEOUT,
     DEFAULT_CONFIG,
+    DEFAULT_HEADERS,
     DEFAULT_LIMITS,
     ExchangeLimits,
     TransportConfig,
@@ -29,8 +30,14 @@ from embedroute.transport.base import (
     refuse_compressed,
     too_large,
 )
-from embedroute.transport.http1.request import DEFAULT_HEADERS, basic_credentials
 from embedroute.transport.httpx2_connections import Connections
+from embedroute.transport.proxy import (
+    PROXY_AUTHENTICATION_REQUIRED,
+    parse_proxy,
+    parse_status,
+    through,
+)
+from embedroute.transport.url import basic_credentials, bracketed
 
 
 class Httpx2Transport:
@@ -49,6 +56,7 @@ class Httpx2Transport:
     ) -> None:
         """Use ``client``, which the host must close, or create own connections from ``connect``."""
         self._connections = Connections(connect) if client is None else HostClient(client)
+        self._proxy = parse_proxy(connect.proxy) if client is None else None
 
     async def send(
         self,
@@ -60,14 +68,17 @@ class Httpx2Transport:
         failure: UpstreamError
         outside = sys.exception()
         try:
-            with anyio.fail_after(timeout):
-                return await self._exchange(request, timeout, limits.largest)
+            return await self._exchange(request, timeout, limits)
         except UpstreamError as error:
             failure = error.with_traceback(None)
         except (TimeoutError, httpx2.ReadTimeout, httpx2.WriteTimeout, httpx2.PoolTimeout):
             failure = UpstreamTimeout(f"The upstream did not respond within {timeout:.1f} s.")
+        except httpx2.ProxyError as error:
+            failure = self._proxy_error(httpx2.URL(request.url), parse_status(str(error)))
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.UnsupportedProtocol) as error:
-            failure = ConnectError(f"Cannot connect to the upstream ({type(error).__name__}).")
+            failure = ConnectError(
+                f"Cannot connect to the upstream{through(self._proxy)} ({type(error).__name__})."
+            )
         except Exception as error:  # noqa: BLE001 - h2 and host clients raise their own errors
             name = type(error).__name__
             failure = UpstreamUnavailable(f"The connection to the upstream failed ({name}).")
@@ -86,13 +97,31 @@ class Httpx2Transport:
         self,
         request: UpstreamRequest,
         timeout: float,
-        largest: int,
+        limits: ExchangeLimits,
     ) -> UpstreamResponse:
+        deadline = anyio.current_time() + timeout
         httpx2_request = _build(self._connections, request, timeout)
-        async with self._connections.exchange(httpx2_request) as response:
+        async with self._connections.slot(httpx2_request.url, limits, timeout):
+            with anyio.fail_after(deadline - anyio.current_time()):
+                return await self._receive(httpx2_request, limits.largest)
+
+    async def _receive(self, request: httpx2.Request, largest: int) -> UpstreamResponse:
+        async with self._connections.exchange(request) as response:
+            status = response.status_code
+            if status == PROXY_AUTHENTICATION_REQUIRED and self._is_proxied(request.url):
+                raise self._proxy_error(request.url, status)
             refuse_compressed(response.headers.get("content-encoding"))
             body = await _read(response, largest)
-            return UpstreamResponse(response.status_code, Headers(response.headers.raw), body)
+            return UpstreamResponse(status, Headers(response.headers.raw), body)
+
+    def _is_proxied(self, url: httpx2.URL) -> bool:
+        """Return whether a proxy reads the request: a tunnel transports it encrypted."""
+        return self._proxy is not None and url.scheme == "http"
+
+    def _proxy_error(self, url: httpx2.URL, status: int) -> UpstreamError:
+        if self._proxy is None:
+            return ConnectError("The proxy of the http_client refused to connect to the upstream.")
+        return self._proxy.refused(status, f"{bracketed(url.host)}:{url.port or 443}")
 
     async def aclose(self) -> None:
         """Close the own connections; a client of the host stays open."""
@@ -110,6 +139,14 @@ class HostClient:
         """Send requests through ``client``."""
         self._client = client
         self.make_request = client.build_request
+
+    @asynccontextmanager
+    async def slot(
+        self, url: httpx2.URL, limits: ExchangeLimits, timeout: float
+    ) -> AsyncGenerator[None]:
+        """Do nothing: the client has its own limit of connections."""
+        del url, limits, timeout
+        yield
 
     @asynccontextmanager
     async def exchange(self, request: httpx2.Request) -> AsyncGenerator[httpx2.Response]:

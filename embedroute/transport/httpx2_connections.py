@@ -12,7 +12,6 @@ request at the upstream.
 """
 
 import logging
-import ssl
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
@@ -23,11 +22,14 @@ import anyio
 import httpx2
 import msgspec
 
-from embedroute.transport.base import TransportConfig
-from embedroute.transport.http1.request import DEFAULT_HEADERS
+from embedroute.transport.base import (
+    DEFAULT_HEADERS,
+    ExchangeLimits,
+    TransportConfig,
+    connections_in_use,
+)
+from embedroute.transport.tls import create_ssl_context
 
-MAX_CONNECTIONS = 512
-"""Maximum concurrent exchanges. Others wait, within their own timeout."""
 KEPT_FOR = 30.0
 """Seconds for which an idle HTTP/2 connection is kept."""
 
@@ -61,34 +63,57 @@ class Connections:
     def __init__(self, connect: TransportConfig) -> None:
         """Load the trusted certificates. No connection is made yet."""
         self._connect = connect
-        self._context = _create_ssl_context(connect.ca_file)
+        self._context = create_ssl_context(connect)
         self._idle: dict[Origin, list[IdleConnection]] = {}
-        self._slots = anyio.Semaphore(MAX_CONNECTIONS, fast_acquire=True)
+        self._slots: dict[tuple[Origin, int], anyio.Semaphore] = {}
+        self._proxy = _make_proxy(connect)
         if connect.http2:
             for name in ("hpack.hpack", "hpack.table"):
                 logging.getLogger(name).addFilter(_is_foreign_record)
 
     @asynccontextmanager
+    async def slot(
+        self, url: httpx2.URL, limits: ExchangeLimits, timeout: float
+    ) -> AsyncGenerator[None]:
+        """Hold one of the ``limits.max_connections`` connections to the host of ``url``.
+
+        Raises:
+            UpstreamTimeout: all of them are in use for ``timeout`` seconds.
+        """
+        key = (_origin_of(url), limits.max_connections)
+        slots = self._slots.get(key)
+        if slots is None:
+            slots = anyio.Semaphore(limits.max_connections, fast_acquire=True)
+            self._slots[key] = slots
+        with anyio.move_on_after(timeout) as scope:
+            await slots.acquire()
+        if scope.cancelled_caught:
+            raise connections_in_use(limits, timeout)
+        try:
+            yield
+        finally:
+            slots.release()
+
+    @asynccontextmanager
     async def exchange(self, request: httpx2.Request) -> AsyncGenerator[httpx2.Response]:
         """Send ``request``. The response must be read completely inside the ``async with``."""
-        origin = (request.url.scheme, request.url.host, request.url.port)
+        origin = _origin_of(request.url)
         keep = False
-        async with self._slots:
-            transport = await self._take(origin) or self._create_transport()
-            token = _IN_EXCHANGE.set(True)
+        transport = await self._take(origin) or self._create_transport()
+        token = _IN_EXCHANGE.set(True)
+        try:
+            response = await transport.handle_async_request(request)
             try:
-                response = await transport.handle_async_request(request)
-                try:
-                    yield response
-                finally:
-                    await response.aclose()
-                keep = response.http_version == "HTTP/2"
+                yield response
             finally:
-                _IN_EXCHANGE.reset(token)
-                if not keep:
-                    await _close(transport)
-            if keep:
-                await self._keep(origin, transport, response.extensions["network_stream"])
+                await response.aclose()
+            keep = response.http_version == "HTTP/2"
+        finally:
+            _IN_EXCHANGE.reset(token)
+            if not keep:
+                await _close(transport)
+        if keep:
+            await self._keep(origin, transport, response.extensions["network_stream"])
 
     async def _take(self, origin: Origin) -> httpx2.AsyncHTTPTransport | None:
         idle = self._idle.get(origin)
@@ -116,10 +141,9 @@ class Connections:
             await _close(connection.transport)
 
     def _create_transport(self) -> httpx2.AsyncHTTPTransport:
-        proxy = self._connect.proxy
         return httpx2.AsyncHTTPTransport(
             verify=self._context,
-            proxy=proxy.reveal() if proxy else None,
+            proxy=self._proxy,
             trust_env=False,
             http2=self._connect.http2,
             limits=httpx2.Limits(max_connections=1, keepalive_expiry=None),
@@ -133,11 +157,18 @@ class Connections:
             await _close(connection.transport)
 
 
-def _create_ssl_context(ca_file: str | None) -> ssl.SSLContext:
-    context = httpx2.create_ssl_context(trust_env=False)
-    if ca_file:
-        context.load_verify_locations(ca_file)
-    return context
+def _origin_of(url: httpx2.URL) -> Origin:
+    return (url.scheme, url.host, url.port)
+
+
+def _make_proxy(connect: TransportConfig) -> httpx2.Proxy | None:
+    if connect.proxy is None:
+        return None
+    url = httpx2.URL(connect.proxy.reveal())
+    # A separate context: httpx2 sets the protocols that a context offers. By default it would
+    # trust other authorities for the proxy than for upstreams.
+    context = create_ssl_context(connect) if url.scheme == "https" else None
+    return httpx2.Proxy(url, ssl_context=context)
 
 
 async def _close(transport: httpx2.AsyncHTTPTransport) -> None:

@@ -101,10 +101,10 @@ def leaks_of(error):
                         yield Leak(frame.f_code.co_qualname, name, text[:200])
 
 
-def gateway_of(backend, engine="auto", **settings):
+def gateway_of(backend, transport="auto", **settings):
     return Gateway(
         Config(
-            gateway={"auth": "open", "engine": engine, "deadline": 0.6, **settings},
+            gateway={"auth": "open", "transport": transport, "deadline": 0.6, **settings},
             providers={"up": {"backend": backend}},
             models={"m": {"dimensions": 8, "endpoints": [{"provider": "up"}]}},
         ),
@@ -127,15 +127,15 @@ def upstream():
         yield upstream
 
 
-@pytest.fixture(params=["asyncio-fast", "asyncio-httpx2", "trio-httpx2"])
-def engine(request):
+@pytest.fixture(params=["asyncio-http1", "asyncio-httpx2", "trio-httpx2"])
+def transport(request):
     return request.param.partition("-")[2]
 
 
 @pytest.fixture
 def anyio_backend(request):
     params = request.node.callspec.params if hasattr(request.node, "callspec") else {}
-    return params.get("engine", "asyncio").partition("-")[0]
+    return params.get("transport", "asyncio").partition("-")[0]
 
 
 def with_credentials(url):
@@ -179,10 +179,10 @@ ANSWERS = LONG if SCALE > 1 else SHORT
 
 @pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS)
 @pytest.mark.parametrize("mode", ANSWERS)
-async def test_no_response_leaves_a_key_in_traceback_frames(engine, upstream, mode, backend):
+async def test_no_response_leaves_a_key_in_traceback_frames(transport, upstream, mode, backend):
     upstream.mode = mode
 
-    failure = await failure_of(gateway_of(backend(upstream.url), engine))
+    failure = await failure_of(gateway_of(backend(upstream.url), transport))
 
     assert [] == list(leaks_of(failure) if failure else ())
 
@@ -210,11 +210,11 @@ NO_ANSWER = {
 @pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS)
 @pytest.mark.parametrize("place", NO_ANSWER.values(), ids=NO_ANSWER)
 async def test_no_failed_connection_leaves_a_key_in_traceback_frames(
-    engine, upstream, place, backend
+    transport, upstream, place, backend
 ):
     url = place(upstream)
     try:
-        made = gateway_of(backend(url), engine)
+        made = gateway_of(backend(url), transport)
     except (ConfigError, ValueError) as error:  # some addresses are refused at the start
         failure = error
     else:
@@ -283,11 +283,11 @@ CARELESS = (LineBreak, WideLetter, Framing, BuildFails, BuildNamesIt, ParseFails
 
 
 @pytest.mark.parametrize("backend", CARELESS)
-async def test_no_backend_error_leaves_a_key_in_traceback_frames(engine, upstream, backend):
+async def test_no_backend_error_leaves_a_key_in_traceback_frames(transport, upstream, backend):
     upstream.mode = "honest"
 
     failure = await failure_of(
-        gateway_of(backend(base_url=upstream.url, api_key=Secret(KEY)), engine)
+        gateway_of(backend(base_url=upstream.url, api_key=Secret(KEY)), transport)
     )
 
     assert failure is not None
@@ -309,10 +309,12 @@ async def cancelled(gateway):
 
 @pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS)
 @pytest.mark.parametrize("mode", ["stalled", "never_ending"])
-async def test_no_cancelled_call_leaves_a_key_in_traceback_frames(engine, upstream, backend, mode):
+async def test_no_cancelled_call_leaves_a_key_in_traceback_frames(
+    transport, upstream, backend, mode
+):
     upstream.mode = mode
 
-    [failure] = await cancelled(gateway_of(backend(upstream.url), engine))
+    [failure] = await cancelled(gateway_of(backend(upstream.url), transport))
 
     assert [] == list(leaks_of(failure))
 
@@ -320,7 +322,7 @@ async def test_no_cancelled_call_leaves_a_key_in_traceback_frames(engine, upstre
 @pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS)
 async def test_no_gateway_frame_holds_a_key_during_a_call(upstream, backend):
     """A profiler or a debugger looks at running frames; those of httpx2 are its own."""
-    upstream.mode, gateway = "stalled", gateway_of(backend(upstream.url), "fast")
+    upstream.mode, gateway = "stalled", gateway_of(backend(upstream.url), "http1")
     async with gateway.lifespan():
         task = asyncio.ensure_future(gateway.embed(["a text"], model="m"))
         await asyncio.sleep(0.1)
@@ -395,7 +397,7 @@ async def test_no_bug_is_logged_with_a_key_in_traceback_frames(upstream, caplog)
     """Over HTTP a bug is logged with its traceback, which such a tool shows as well."""
     caplog.set_level(logging.DEBUG)
     upstream.mode = "honest"
-    made = gateway_of(OpenAI(base_url=with_credentials(upstream.url), api_key=Secret(KEY)), "fast")
+    made = gateway_of(OpenAI(base_url=with_credentials(upstream.url), api_key=Secret(KEY)), "http1")
     made.cache = None  # a bug of ours, for once
     body = json.dumps({"model": "m", "input": ["a text"]}).encode()
 

@@ -557,9 +557,9 @@ def upstream_url():
         process.kill()
 
 
-def app_before(url, engine, **accepts):
+def app_before(url, transport, **accepts):
     config = Config(
-        gateway={"auth": "open", "engine": engine, "debug": True},
+        gateway={"auth": "open", "transport": transport, "debug": True},
         cache={"bytes": 0},
         providers={"p": {"backend": "openai", "api_key": "sk-attack-0123456789", "base_url": url}},
         models={
@@ -589,13 +589,13 @@ WRITTEN = [
 
 
 @pytest.mark.parametrize("accepts", [{}, {"max_bytes": 8 * MIB}], ids=["no-cap", "cap-on-bytes"])
-@pytest.mark.parametrize("engine", ["fast", "httpx2"])
+@pytest.mark.parametrize("transport", ["http1", "httpx2"])
 @pytest.mark.parametrize("name", WRITTEN)
 def test_encoding_the_upstream_request_does_not_block_the_event_loop(
-    name, engine, accepts, upstream_url
+    name, transport, accepts, upstream_url
 ):
     app, content = (
-        app_before(upstream_url, engine, **accepts),
+        app_before(upstream_url, transport, **accepts),
         BODIES[name].content(LARGEST - MIB // 16),
     )
     longest, answer = first_that_passes(app, content)
@@ -700,7 +700,7 @@ def test_preparing_large_texts_does_not_block_the_event_loop(name):
 @pytest.mark.parametrize("name", WRITTEN)
 def test_explaining_a_large_request_does_not_block_the_event_loop(name, accepts):
     app, content = (
-        app_before("http://127.0.0.1:9", "fast", **accepts),
+        app_before("http://127.0.0.1:9", "http1", **accepts),
         BODIES[name].content(LARGEST - MIB // 16),
     )
     longest, answer = first_that_passes(app, content, "?explain=1")
@@ -718,7 +718,7 @@ def test_capturing_the_upstream_body_does_not_block_the_event_loop(name, level, 
         b'"debug":{"return_upstream_request":true,"return_upstream_response":true,"trace_level":"%b"},'
         % level.encode()
     )
-    app = app_before(upstream_url, "fast", max_bytes=MIB - MIB // 16)
+    app = app_before(upstream_url, "http1", max_bytes=MIB - MIB // 16)
     longest, answer = first_that_passes(app, content.replace(b"{", b"{" + shown, 1))
 
     assert answer.status == 200, answer.body[:300]

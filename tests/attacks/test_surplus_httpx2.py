@@ -50,7 +50,7 @@ class SurplusUpstream(Upstream):
         return iter(self.lie(ask, self.count))
 
 
-async def wrong_vectors(engine, url, callers):
+async def wrong_vectors(transport, url, callers):
     """Make EXCHANGES calls with different texts, and count the vectors that belong to another text."""
     texts = iter([f"text {number}" for number in range(EXCHANGES)])
     wrong = []
@@ -59,7 +59,7 @@ async def wrong_vectors(engine, url, callers):
         for text in texts:
             try:
                 request = UpstreamRequest.json(f"{url}/embeddings", {"model": "m", "input": [text]})
-                reply = await engine.send(request, 10.0)
+                reply = await transport.send(request, 10.0)
             except UpstreamError:
                 continue
             if reply.status != 200:
@@ -82,9 +82,9 @@ async def wrong_vectors(engine, url, callers):
 async def test_a_surplus_response_never_answers_another_request(lie, callers):
     for _ in range(SCALE):
         with SurplusUpstream(lie) as upstream:
-            engine = Httpx2Transport()
-            wrong = await wrong_vectors(engine, upstream.url, callers)
-            await engine.aclose()
+            transport = Httpx2Transport()
+            wrong = await wrong_vectors(transport, upstream.url, callers)
+            await transport.aclose()
 
             assert wrong == []
             assert EXCHANGES == upstream.count

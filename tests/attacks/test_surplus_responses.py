@@ -1,7 +1,7 @@
 """Attack: an upstream sends surplus responses to our own transport and the cache.
 
 HTTP/1.1 responses carry no ids, so a surplus one that comes while another request is under way passes for its response.
-The documented bound (docs/engines.md): a surplus response that comes within the rest of a connection is always seen
+The documented bound (docs/transports.md): a surplus response that comes within the rest of a connection is always seen
 before the connection is used again. One that comes later can give one request a wrong vector, if the upstream answers
 within the rest; it is seen before the connection is used once more, and what came over reused connections leaves the
 cache. EMBEDROUTE_ATTACK_SCALE multiplies the number of runs, of which there are 40.
@@ -106,7 +106,7 @@ class UpstreamConnection(asyncio.Protocol):
 def gateway_to(upstream, rest_ms):
     return Gateway(
         Config(
-            gateway=Settings(auth="open", engine="fast"),
+            gateway=Settings(auth="open", transport="http1"),
             providers={
                 "liar": Provider(
                     backend="openai",

@@ -206,16 +206,16 @@ def test_without_a_config_every_command_prints_what_to_do(tmp_path):
     assert 3 == out.count("Gateway.from_env() does not read a config file")
 
 
-@pytest.mark.parametrize(("engine", "told"), [("auto", "fast"), ("httpx2", "httpx2")])
-def test_serve_logs_the_engine_to_stderr(engine, told, tmp_path):
+@pytest.mark.parametrize(("transport", "told"), [("auto", "http1"), ("httpx2", "httpx2")])
+def test_serve_logs_the_transport_to_stderr(transport, told, tmp_path):
     """Once, at startup, before the first request."""
     (tmp_path / "embedroute.toml").write_text(
-        GOOD.replace('"open"', f'"open"\nengine = "{engine}"')
+        GOOD.replace('"open"', f'"open"\ntransport = "{transport}"')
     )
     errors = tmp_path / "errors"
 
     def lines():
-        return [line for line in errors.read_text().splitlines() if "engine" in line]
+        return [line for line in errors.read_text().splitlines() if "transport" in line]
 
     with serving(
         [sys.executable, "-c", MAIN, "serve", "--port", "0"], tmp_path, errors=errors
@@ -227,7 +227,7 @@ def test_serve_logs_the_engine_to_stderr(engine, told, tmp_path):
         ]
 
     assert (at_start, [200, 200], at_start) == (
-        [f"INFO:     embedroute.http: engine {told}"],
+        [f"INFO:     embedroute.http: transport {told}"],
         statuses,
         lines(),
     )
@@ -253,8 +253,7 @@ def test_serve_excludes_loaded_modules_from_garbage_collection(tmp_path):
 
 WITHOUT = """
 import contextlib, sys
-for name in ("wordllama", "httptools"):
-    sys.modules[name] = None
+sys.modules["wordllama"] = None
 from embedroute.cli import main
 with contextlib.redirect_stderr(sys.stdout):
     print(main(["check", "my.toml"]))
@@ -263,13 +262,10 @@ with contextlib.redirect_stderr(sys.stdout):
 
 def test_check_reports_missing_extras(config, tmp_path):
     """At startup, with all other mistakes, and not as a 500 for each request."""
-    config(
-        '[gateway]\nauth = "open"\nengine = "fast"\n[providers.wordllama]\ncolour = 1\n[cache]\nttl = 0'
-    )
+    config('[gateway]\nauth = "open"\n[providers.wordllama]\ncolour = 1\n[cache]\nttl = 0')
 
     assert [
         "[cache] ttl: Expected float > 0.0",
-        "[gateway] engine = \"fast\": httptools is not installed; run: pip install 'embedroute[fast]'",
         '[providers.wordllama] unknown option "colour"',
         (
             '[providers.wordllama] the backend "wordllama" (embedroute.backends.wordllama:WordLlama of embedroute) cannot be '

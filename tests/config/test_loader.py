@@ -393,8 +393,8 @@ ONE = f'{HASHED}[models.m]\nendpoints = [{{provider = "hashed"}}]\n'
         ),
         (f"{OPEN}[cache]\nshared = 1", ["[cache] shared: Expected bool, got int"]),
         (
-            f'{OPEN}engine = "quick"',
-            ["[gateway] engine: Invalid enum value 'quick'; use auto, httpx2, fast"],
+            f'{OPEN}transport = "quick"',
+            ["[gateway] transport: Invalid enum value 'quick'; use auto, http1, httpx2"],
         ),
         (
             f'{OPEN}unknown_fields = "drop"',
@@ -703,10 +703,10 @@ ONE = f'{HASHED}[models.m]\nendpoints = [{{provider = "hashed"}}]\n'
         ),
         (f'{OPEN}{HASHED}vendor = ""', ["[providers.hashed] vendor: Expected str of length >= 1"]),
         (
-            f'{OPEN}engine = "fast"\nproxy = "http://10.0.0.1"\ndeadline = 0',
+            f'{OPEN}transport = "http1"\nhttp2 = true\ndeadline = 0',
             [
                 "[gateway] deadline: Expected float > 0.0",
-                '[gateway] engine = "fast" does not support a proxy. Set engine = "httpx2".',
+                '[gateway] transport = "http1" supports only HTTP/1.1. Set transport = "httpx2", or remove http2.',
             ],
         ),
         (
@@ -733,11 +733,27 @@ ONE = f'{HASHED}[models.m]\nendpoints = [{{provider = "hashed"}}]\n'
                 "http://:80",
                 "http://h h",
                 "http://",
+                "http://user:1/2@h:1",
+                "http://h:1/path",
+                "http://h:1?query",
             )
         ),
         (
             f'{OPEN}ca_file = "{pytest.__file__}"',
             [f"[gateway] ca_file: {pytest.__file__} contains no certificate in PEM format"],
+        ),
+        (
+            f'{OPEN}tls_trust = "ca_file"',
+            ['[gateway] tls_trust = "ca_file" requires ca_file. Set it to a PEM file.'],
+        ),
+        (
+            f'{OPEN}tls_trust = "certifi"',
+            ["[gateway] tls_trust: Invalid enum value 'certifi'; use system, environment, ca_file"],
+        ),
+        (f'{OPEN}engine = "auto"', ['[gateway] unknown option "engine"']),
+        (
+            f"{OPEN}{HASHED}max_connections = 0",
+            ["[providers.hashed] max_connections: Expected int >= 1"],
         ),
         (
             f'{OPEN}ca_file = "\\u0000"',
@@ -748,7 +764,7 @@ ONE = f'{HASHED}[models.m]\nendpoints = [{{provider = "hashed"}}]\n'
             [f"[gateway] ca_file: {BROKEN} contains no certificate in PEM format"],
         ),
         (
-            f'{OPEN}proxy = "env:NOPE"\nengine = "fast"',
+            f'{OPEN}proxy = "env:NOPE"\ntransport = "http1"',
             ["[gateway] proxy: the environment variable NOPE is not set"],
         ),
         # models of a key that it could never use

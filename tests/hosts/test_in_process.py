@@ -144,13 +144,13 @@ def test_connections_are_kept_during_a_lifespan_and_closed_after_it(upstream, ba
         lambda gateway: Starlette(lifespan=gateway.lifespan),
     ],
 )
-def test_the_engine_is_logged_at_startup(backend, host, caplog):
+def test_the_transport_is_logged_at_startup(backend, host, caplog):
     caplog.set_level(logging.INFO, "embedroute.http")
 
     with TestClient(host(make()), backend=backend):
         told = [record.getMessage() for record in caplog.records]
 
-    assert [f"engine {'fast' if backend == 'asyncio' else 'httpx2'}"] == told
+    assert [f"transport {'http1' if backend == 'asyncio' else 'httpx2'}"] == told
 
 
 @pytest.mark.anyio
@@ -168,7 +168,7 @@ async def test_startup_fails_if_the_gateway_does_not_support_the_event_loop(
     door, anyio_backend_name
 ):
     """Not with the first request."""
-    gateway, sent = make(engine="fast"), []
+    gateway, sent = make(transport="http1"), []
     asked_for = iter(["lifespan.startup", "lifespan.shutdown"])
 
     async def receive():
@@ -199,7 +199,7 @@ async def test_a_host_is_not_started_if_its_gateway_fails_to_start():
     async def send(message):
         sent.append(message["type"])
 
-    await EmbeddingsMiddleware(host, make(engine="fast"))({"type": "lifespan"}, receive, send)
+    await EmbeddingsMiddleware(host, make(transport="http1"))({"type": "lifespan"}, receive, send)
 
     assert ["lifespan.startup.failed"] == sent
 
@@ -208,7 +208,7 @@ async def test_a_host_is_not_started_if_its_gateway_fails_to_start():
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("failing", [True, False])
 async def test_a_host_whose_lifespan_returns_early_goes_on_serving(upstream, failing, caplog):
-    """The gateway goes on too, with the engine that was opened at startup."""
+    """The gateway goes on too, with the transport that was opened at startup."""
     caplog.set_level(logging.INFO, "embedroute.http")
     gateway, sent = make(upstream.url), []
 
@@ -234,12 +234,14 @@ async def test_a_host_whose_lifespan_returns_early_goes_on_serving(upstream, fai
         gc.collect()
         await anyio.sleep(0.05)
         opened = upstream.connections
-    engines = [record.getMessage() for record in caplog.records if record.name == "embedroute.http"]
+    transports = [
+        record.getMessage() for record in caplog.records if record.name == "embedroute.http"
+    ]
     async with gateway.lifespan():
         pass
 
     assert (["lifespan.startup.complete"], 1, 1) == (sent, opened, upstream.connections)
-    assert ["engine fast"] == engines
+    assert ["transport http1"] == transports
 
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run])

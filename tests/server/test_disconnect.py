@@ -35,7 +35,7 @@ def server(request, upstream):
     with Serving(
         "tests.hosts.apps.counted", request.param, environ={"TEST_UPSTREAM": upstream.url}
     ) as serving:
-        # An engine may probe a host first; after this request it behaves as usual.
+        # A transport may probe a host first; after this request it behaves as usual.
         upstream.mode, upstream.delay = "honest", 0.0
         for at in range(4):
             body = {"model": "far", "input": f"warm {at}"}

@@ -1,4 +1,4 @@
-"""Tests of the ``fast`` transport: connection reuse, repeated requests, validation and cleanup."""
+"""Tests of the ``http1`` transport: connection reuse, repeated requests, validation and cleanup."""
 
 import asyncio
 import gc
@@ -13,7 +13,6 @@ import warnings
 from contextlib import suppress
 from types import MappingProxyType
 
-import anyio
 import pytest
 
 from embedroute import CacheSettings, Config, Endpoint, Gateway, Model, Provider, Settings
@@ -156,6 +155,10 @@ class InspectableTransport(Http1Transport):
         return sum(len(pool.idle) for pool in self._pools.values())
 
     @property
+    def in_use(self):
+        return sum(pool.in_use for pool in self._pools.values())
+
+    @property
     def caught(self):
         return any(pool.caught for pool in self._pools.values())
 
@@ -215,8 +218,8 @@ ANSWERS = {
 @pytest.mark.parametrize("name", ANSWERS)
 async def test_reads_a_body_in_every_framing(name):
     answer, status, body = ANSWERS[name]
-    async with ScriptedServer(answer) as wire, InspectableTransport() as engine:
-        for reply in [await engine.meet(wire.url), await engine.send(request(wire.url), 5.0)]:
+    async with ScriptedServer(answer) as wire, InspectableTransport() as transport:
+        for reply in [await transport.meet(wire.url), await transport.send(request(wire.url), 5.0)]:
             assert (status, body) == (reply.status, reply.content)
             assert reply.headers.get("content-type") is None
 
@@ -324,11 +327,11 @@ REFUSED = {
 async def test_rejects_an_incomplete_or_invalid_response(name):
     """Its connection is closed, too."""
     answer, kind = REFUSED[name]
-    async with ScriptedServer(answer) as wire, InspectableTransport() as engine:
+    async with ScriptedServer(answer) as wire, InspectableTransport() as transport:
         with pytest.raises(UpstreamError) as caught:
-            await engine.send(request(wire.url), 0.5 if kind is UpstreamTimeout else 30.0)
+            await transport.send(request(wire.url), 0.5 if kind is UpstreamTimeout else 30.0)
 
-        assert 0 == engine.held
+        assert 0 == transport.held
     assert kind is caught.type
     assert 1 == len(wire.heads)
 
@@ -348,9 +351,9 @@ SOUND = {
 
 @pytest.mark.parametrize("name", SOUND)
 async def test_reads_an_unusual_but_valid_response(name):
-    async with ScriptedServer(SOUND[name]) as wire, InspectableTransport() as engine:
-        assert 200 == (await engine.send(request(wire.url), 30.0)).status
-        assert not engine.caught
+    async with ScriptedServer(SOUND[name]) as wire, InspectableTransport() as transport:
+        assert 200 == (await transport.send(request(wire.url), 30.0)).status
+        assert not transport.caught
 
 
 LARGEST = ExchangeLimits(largest=100_000)
@@ -374,20 +377,20 @@ async def test_rejects_a_body_over_the_limit_of_the_exchange(framed):
         ScriptedServer(
             *(BODIES[framed](b"200 OK", bytes(size)) for size in (100_000, 100_001))
         ) as wire,
-        InspectableTransport() as engine,
+        InspectableTransport() as transport,
     ):
-        assert 100_000 == len((await engine.send(request(wire.url), 5.0, LARGEST)).content)
+        assert 100_000 == len((await transport.send(request(wire.url), 5.0, LARGEST)).content)
         with pytest.raises(InvalidUpstreamResponse, match="larger than 100000 bytes"):
-            await engine.send(request(wire.url), 5.0, LARGEST)
+            await transport.send(request(wire.url), 5.0, LARGEST)
 
 
 async def test_rejects_a_declared_length_over_the_limit_at_once():
     async with (
         ScriptedServer([b"HTTP/1.1 200 OK\r\ncontent-length: 100001\r\n\r\n", 60.0]) as wire,
-        InspectableTransport() as engine,
+        InspectableTransport() as transport,
     ):
         with pytest.raises(InvalidUpstreamResponse, match="larger than 100000 bytes"):
-            await engine.send(request(wire.url), 30.0, LARGEST)
+            await transport.send(request(wire.url), 30.0, LARGEST)
 
 
 @pytest.mark.parametrize("framed", BODIES)
@@ -395,18 +398,18 @@ async def test_an_error_body_may_exceed_the_limit_of_the_exchange(framed):
     """Some error messages repeat the whole request."""
     mib = 1024 * 1024
     answers = [BODIES[framed](b"422 Unprocessable Content", bytes(size)) for size in (mib, mib + 1)]
-    async with ScriptedServer(*answers) as wire, InspectableTransport() as engine:
-        assert mib == len((await engine.send(request(wire.url), 5.0, LARGEST)).content)
+    async with ScriptedServer(*answers) as wire, InspectableTransport() as transport:
+        assert mib == len((await transport.send(request(wire.url), 5.0, LARGEST)).content)
         with pytest.raises(InvalidUpstreamResponse, match="larger than 1048576 bytes"):
-            await engine.send(request(wire.url), 5.0, LARGEST)
+            await transport.send(request(wire.url), 5.0, LARGEST)
 
 
 async def test_reuses_a_kept_connection():
-    async with ScriptedServer(ok()) as wire, InspectableTransport() as engine:
-        await engine.meet(wire.url)
+    async with ScriptedServer(ok()) as wire, InspectableTransport() as transport:
+        await transport.meet(wire.url)
         for _ in range(20):
-            await engine.send(request(wire.url), 5.0, UNRESTED)
-        assert (1, 1) == (engine.idle, engine.held)
+            await transport.send(request(wire.url), 5.0, UNRESTED)
+        assert (1, 1) == (transport.idle, transport.held)
 
     assert 1 == wire.connections
 
@@ -418,14 +421,14 @@ async def test_reuses_a_kept_connection():
 async def test_repeats_a_request_once_on_a_new_connection_if_a_kept_one_closes(mode, kept):
     """It is not sent on another kept connection, which may be closing as well."""
     with Upstream(delay=0.02) as upstream:
-        async with InspectableTransport() as engine:
+        async with InspectableTransport() as transport:
             url = f"{upstream.url}/embeddings"
-            await asyncio.gather(*(engine.send(request(url), 5.0) for _ in range(kept)))
+            await asyncio.gather(*(transport.send(request(url), 5.0) for _ in range(kept)))
             await asyncio.sleep(0.07)
-            assert kept == engine.idle
+            assert kept == transport.idle
             upstream.mode = mode
             upstream.requests.clear()
-            reply = await engine.send(request(url), 5.0)
+            reply = await transport.send(request(url), 5.0)
 
     assert 200 == reply.status
     assert 2 == len(upstream.requests)
@@ -433,10 +436,10 @@ async def test_repeats_a_request_once_on_a_new_connection_if_a_kept_one_closes(m
 
 
 async def test_does_not_repeat_a_request_if_a_new_connection_closes():
-    async with ScriptedServer(ok(), [None]) as wire, InspectableTransport() as engine:
-        await engine.meet(wire.url)
+    async with ScriptedServer(ok(), [None]) as wire, InspectableTransport() as transport:
+        await transport.meet(wire.url)
         with pytest.raises(UpstreamUnavailable):
-            await engine.send(request(wire.url), 5.0)
+            await transport.send(request(wire.url), 5.0)
 
     assert 3 == len(wire.heads)
 
@@ -444,45 +447,47 @@ async def test_does_not_repeat_a_request_if_a_new_connection_closes():
 async def test_releases_connections_that_were_closed_while_idle():
     """This includes the connections of a burst."""
     with Upstream(delay=0.02, remember=False) as upstream:
-        async with InspectableTransport() as engine:
+        async with InspectableTransport() as transport:
             url = f"{upstream.url}/embeddings"
-            await asyncio.gather(*(engine.send(request(url), 5.0) for _ in range(30)))
-            assert 30 == engine.idle
-            [pool] = engine._pools.values()
+            await asyncio.gather(*(transport.send(request(url), 5.0) for _ in range(30)))
+            assert 30 == transport.idle
+            [pool] = transport._pools.values()
             for connection in list(pool.idle)[:-1]:
                 connection.abort()
             for _ in range(40):
-                await engine.send(request(url), 5.0, UNRESTED)
+                await transport.send(request(url), 5.0, UNRESTED)
 
-            assert (1, 1) == (engine.idle, engine.held)
+            assert (1, 1) == (transport.idle, transport.held)
 
 
 async def test_closes_connections_that_stay_idle():
     """They are closed without a further call. A connection that is reused meanwhile stays open."""
     with Upstream(delay=0.02, remember=False) as upstream:
-        async with InspectableTransport(kept_for=0.5) as engine:
+        async with InspectableTransport(kept_for=0.5) as transport:
             url = f"{upstream.url}/embeddings"
-            await asyncio.gather(*(engine.send(request(url), 5.0) for _ in range(10)))
-            assert 10 == engine.idle
+            await asyncio.gather(*(transport.send(request(url), 5.0) for _ in range(10)))
+            assert 10 == transport.idle
             await asyncio.sleep(0.3)
-            await engine.send(request(url), 5.0)
-            await until_on_loop(lambda: engine.idle < 2)
-            assert (1, 1) == (engine.idle, engine.held)
-            await until_on_loop(lambda: not engine.held)
+            await transport.send(request(url), 5.0)
+            await until_on_loop(lambda: transport.idle < 2)
+            assert (1, 1) == (transport.idle, transport.held)
+            await until_on_loop(lambda: not transport.held)
 
 
 async def test_aborting_a_connection_does_not_complete_its_response():
     """A body without a length ends with its connection, unless the transport itself closes it."""
     async with (
         ScriptedServer([b"HTTP/1.1 200 OK\r\n\r\nhalf of it", 60.0]) as wire,
-        InspectableTransport() as engine,
+        InspectableTransport() as transport,
         asyncio.TaskGroup() as group,
     ):
-        sent = group.create_task(error_of(engine.send(request(wire.url), 60.0)))
+        sent = group.create_task(error_of(transport.send(request(wire.url), 60.0)))
         await until_on_loop(
-            lambda: any(it._bytes_received for pool in engine._pools.values() for it in pool.open)
+            lambda: any(
+                it._bytes_received for pool in transport._pools.values() for it in pool.open
+            )
         )
-        await engine.aclose()
+        await transport.aclose()
 
     assert isinstance(sent.result(), UpstreamUnavailable)
 
@@ -494,9 +499,9 @@ async def test_rejects_a_head_over_the_limit(heads):
         b"a" * (LARGEST_HEAD + 1)
     )
     pieces = [long] if heads == 1 else [long[:100], 0.05, long[100:60_000], 0.05, long[60_000:]]
-    async with ScriptedServer(pieces) as wire, InspectableTransport() as engine:
+    async with ScriptedServer(pieces) as wire, InspectableTransport() as transport:
         with pytest.raises(UpstreamUnavailable, match="larger than 65536 bytes"):
-            await engine.send(request(wire.url), 5.0)
+            await transport.send(request(wire.url), 5.0)
 
 
 @pytest.mark.parametrize(
@@ -507,12 +512,12 @@ async def test_repeats_a_request_if_surplus_bytes_follow_on_a_reused_connection(
     """From then on, no connection to the host is reused."""
     async with (
         ScriptedServer(ok(), ok(b"wrong", *close) + extra, ok(b"next")) as wire,
-        InspectableTransport() as engine,
+        InspectableTransport() as transport,
     ):
-        await engine.meet(wire.url)
+        await transport.meet(wire.url)
         for _ in range(3):
-            assert b"next" == (await engine.send(request(wire.url), 5.0)).content
-        assert 0 == engine.held
+            assert b"next" == (await transport.send(request(wire.url), 5.0)).content
+        assert 0 == transport.held
 
     assert 4 == wire.connections
     assert [False, False, True, True, True] == [
@@ -522,10 +527,10 @@ async def test_repeats_a_request_if_surplus_bytes_follow_on_a_reused_connection(
 
 @pytest.mark.parametrize("body", [b"", b"right", b"a" * 600_000])
 async def test_a_first_response_excludes_the_surplus_bytes_after_it(body, caplog):
-    async with ScriptedServer(ok(body) + ok(b"wrong")) as wire, InspectableTransport() as engine:
+    async with ScriptedServer(ok(body) + ok(b"wrong")) as wire, InspectableTransport() as transport:
         for _ in range(3):
-            assert body == (await engine.send(request(wire.url), 5.0)).content
-        assert 0 == engine.held
+            assert body == (await transport.send(request(wire.url), 5.0)).content
+        assert 0 == transport.held
 
     assert 3 == wire.connections
     assert ["ERROR"] == [it.levelname for it in caplog.records if it.name == "embedroute.http"]
@@ -541,42 +546,42 @@ async def test_reuses_a_connection_only_after_it_has_been_silent():
     limits = ExchangeLimits(rest=0.2)
     async with (
         ScriptedServer(ok(), ok(), [0.1, ok()], ok()) as wire,
-        InspectableTransport() as engine,
+        InspectableTransport() as transport,
     ):
-        await engine.send(request(wire.url), 5.0, limits)
-        await engine.send(request(wire.url), 5.0, limits)
+        await transport.send(request(wire.url), 5.0, limits)
+        await transport.send(request(wire.url), 5.0, limits)
         assert 2 == wire.connections
         await asyncio.sleep(0.25)
-        await engine.send(
+        await transport.send(
             request(wire.url), 5.0, limits
         )  # the time of silence starts with the last byte
         assert 2 == wire.connections
         await asyncio.sleep(0.1)
-        await engine.send(request(wire.url), 5.0, limits)
-        await engine.send(request(wire.url), 5.0, limits)
-        assert (3, 3) == (wire.connections, engine.idle)
+        await transport.send(request(wire.url), 5.0, limits)
+        await transport.send(request(wire.url), 5.0, limits)
+        assert (3, 3) == (wire.connections, transport.idle)
 
 
 async def test_a_connection_must_be_silent_for_50_ms_by_default():
-    async with ScriptedServer(ok()) as wire, InspectableTransport() as engine:
-        await engine.send(request(wire.url), 5.0)
+    async with ScriptedServer(ok()) as wire, InspectableTransport() as transport:
+        await transport.send(request(wire.url), 5.0)
         began = time.monotonic()
         while wire.connections == 1 and time.monotonic() - began < 0.04:
-            await engine.send(request(wire.url), 5.0)
+            await transport.send(request(wire.url), 5.0)
         assert 2 == wire.connections
         await asyncio.sleep(0.06)
         for _ in range(2):
-            await engine.send(request(wire.url), 5.0)
+            await transport.send(request(wire.url), 5.0)
         assert 2 == wire.connections
 
 
 async def test_reuses_the_longest_silent_connection():
-    async with ScriptedServer(ok()) as wire, InspectableTransport() as engine:
-        await asyncio.gather(*(engine.send(request(wire.url), 5.0) for _ in range(3)))
-        [pool] = engine._pools.values()
+    async with ScriptedServer(ok()) as wire, InspectableTransport() as transport:
+        await asyncio.gather(*(transport.send(request(wire.url), 5.0) for _ in range(3)))
+        [pool] = transport._pools.values()
         order = list(pool.idle)
         for _ in range(4):
-            await engine.send(request(wire.url), 5.0, UNRESTED)
+            await transport.send(request(wire.url), 5.0, UNRESTED)
         assert [order[1], order[2], order[0]] == list(pool.idle)
         assert 3 == wire.connections
 
@@ -589,13 +594,13 @@ async def test_closes_idle_connections_and_keeps_none_after_a_surplus_byte(surpl
     """One error with host and provider is logged."""
     limits = ExchangeLimits(provider="acme")
     answers = [[0.01, ok()], [0.01, ok()], [ok(), 0.03, surplus], ok()]
-    async with ScriptedServer(*answers) as wire, InspectableTransport(kept_for=3600.0) as engine:
-        await asyncio.gather(*(engine.send(request(wire.url), 5.0, limits) for _ in range(3)))
-        assert 3 == engine.idle
-        await until_on_loop(lambda: not engine.held)
+    async with ScriptedServer(*answers) as wire, InspectableTransport(kept_for=3600.0) as transport:
+        await asyncio.gather(*(transport.send(request(wire.url), 5.0, limits) for _ in range(3)))
+        assert 3 == transport.idle
+        await until_on_loop(lambda: not transport.held)
         for _ in range(3):
-            await engine.send(request(wire.url), 5.0, limits)
-        assert 0 == engine.held
+            await transport.send(request(wire.url), 5.0, limits)
+        assert 0 == transport.held
 
     assert 6 == wire.connections
     assert [False] * 3 + [True] * 3 == [b"\r\nconnection: close\r\n" in head for head in wire.heads]
@@ -611,13 +616,13 @@ async def test_closes_idle_connections_and_keeps_none_after_a_surplus_byte(surpl
 async def test_a_closing_notice_on_an_idle_connection_closes_only_that_connection(notice):
     async with (
         ScriptedServer([ok(), 0.02, notice, 0.05], ok()) as wire,
-        InspectableTransport() as engine,
+        InspectableTransport() as transport,
     ):
-        await engine.send(request(wire.url), 5.0)
-        await until_on_loop(lambda: not engine.held)
-        await engine.meet(wire.url)
-        await engine.send(request(wire.url), 5.0)
-        assert not engine.caught
+        await transport.send(request(wire.url), 5.0)
+        await until_on_loop(lambda: not transport.held)
+        await transport.meet(wire.url)
+        await transport.send(request(wire.url), 5.0)
+        assert not transport.caught
 
     assert 2 == wire.connections
 
@@ -631,10 +636,10 @@ async def test_repeats_exchanges_on_reused_connections_when_their_host_is_caught
         [ok(b"sound"), 0.03, ok(b"surplus")],
         [0.1, ok(b"first")],
     ]
-    async with ScriptedServer(*answers, ok(b"again")) as wire, InspectableTransport() as engine:
-        await asyncio.gather(*(engine.send(request(wire.url), 5.0) for _ in range(2)))
+    async with ScriptedServer(*answers, ok(b"again")) as wire, InspectableTransport() as transport:
+        await asyncio.gather(*(transport.send(request(wire.url), 5.0) for _ in range(2)))
         await asyncio.sleep(0.07)
-        replies = await asyncio.gather(*(engine.send(request(wire.url), 30.0) for _ in range(3)))
+        replies = await asyncio.gather(*(transport.send(request(wire.url), 30.0) for _ in range(3)))
 
     assert [b"again", b"sound", b"first"] == [reply.content for reply in replies]
     assert [None, True, None] == [reply.source and reply.source.caught for reply in replies]
@@ -645,12 +650,12 @@ async def test_a_caught_host_does_not_affect_other_hosts():
     async with (
         ScriptedServer([ok(), 0.02, b"surplus"], ok()) as liar,
         ScriptedServer(ok()) as honest,
-        InspectableTransport() as engine,
+        InspectableTransport() as transport,
     ):
-        await engine.meet(liar.url)
+        await transport.meet(liar.url)
         for _ in range(3):
-            await engine.meet(honest.url)
-        assert (1, 1) == (honest.connections, engine.held)
+            await transport.meet(honest.url)
+        assert (1, 1) == (honest.connections, transport.held)
 
 
 async def test_bytes_received_while_the_loop_was_busy_are_unsolicited():
@@ -672,16 +677,16 @@ async def test_bytes_received_while_the_loop_was_busy_are_unsolicited():
         held.sendall(ok(b"second"))
         held.close()
 
-    async with InspectableTransport() as engine:
+    async with InspectableTransport() as transport:
         serving = loop.run_in_executor(None, first)
-        assert b"first" == (await engine.meet(url)).content
+        assert b"first" == (await transport.meet(url)).content
         held = await serving
-        assert 1 == engine.idle
+        assert 1 == transport.idle
         serving = loop.run_in_executor(None, second)
         held.sendall(ok(b"wrong"))
-        assert b"second" == (await engine.send(request(url), 5.0)).content
+        assert b"second" == (await transport.send(request(url), 5.0)).content
         await serving
-        assert engine.caught
+        assert transport.caught
     held.close()
     server.close()
 
@@ -698,10 +703,10 @@ async def test_does_not_keep_a_connection_that_responded_before_reading_the_requ
         held.sendall(ok(b"too large", status=b"413 Content Too Large"))
         return held
 
-    async with InspectableTransport() as engine:
+    async with InspectableTransport() as transport:
         serving = asyncio.get_running_loop().run_in_executor(None, hasty)
-        reply = await engine.send(request(url, ["a" * 30_000_000]), 5.0)
-        assert (413, 0) == (reply.status, engine.held)
+        reply = await transport.send(request(url, ["a" * 30_000_000]), 5.0)
+        assert (413, 0) == (reply.status, transport.held)
         (await serving).close()
     server.close()
 
@@ -812,11 +817,13 @@ async def test_each_call_sends_its_own_headers():
     """Two backends share a URL; each passes an immutable mapping. A third modifies its mapping."""
     accounts = [MappingProxyType({"authorization": Secret(f"Bearer {name}")}) for name in "ab"]
     changing = {"authorization": "Bearer c"}
-    async with ScriptedServer(ok(b"{}")) as wire, InspectableTransport() as engine:
+    async with ScriptedServer(ok(b"{}")) as wire, InspectableTransport() as transport:
         for headers in [*accounts, *accounts[::-1], *accounts, changing]:
-            await engine.send(UpstreamRequest(url=wire.url, content=b"{}", headers=headers), 5.0)
+            await transport.send(UpstreamRequest(url=wire.url, content=b"{}", headers=headers), 5.0)
         changing["authorization"] = "Bearer d"
-        await engine.send(UpstreamRequest(url=wire.url, content=b"longer", headers=changing), 5.0)
+        await transport.send(
+            UpstreamRequest(url=wire.url, content=b"longer", headers=changing), 5.0
+        )
 
     told = [
         line[-1:]
@@ -829,8 +836,8 @@ async def test_each_call_sends_its_own_headers():
 
 
 async def test_connects_to_an_ipv6_address():
-    async with ScriptedServer(ok(b"six"), host="::1") as wire, InspectableTransport() as engine:
-        assert b"six" == (await engine.send(request(wire.url), 5.0)).content
+    async with ScriptedServer(ok(b"six"), host="::1") as wire, InspectableTransport() as transport:
+        assert b"six" == (await transport.send(request(wire.url), 5.0)).content
 
 
 @pytest.mark.parametrize(
@@ -841,14 +848,14 @@ async def test_rejects_an_expired_certificate(tmp_path, until, reached):
     cert, context = certified(tmp_path, until)
     async with (
         ScriptedServer(ok(b"{}"), tls=context) as wire,
-        InspectableTransport(TransportConfig(ca_file=cert)) as engine,
+        InspectableTransport(TransportConfig(ca_file=cert)) as transport,
     ):
         url = wire.url.replace("127.0.0.1", "localhost")
         if reached:
-            assert 200 == (await engine.send(request(url), 5.0)).status
+            assert 200 == (await transport.send(request(url), 5.0)).status
         else:
             with pytest.raises(ConnectError):
-                await engine.send(request(url), 5.0)
+                await transport.send(request(url), 5.0)
 
     assert reached == bool(wire.heads)
 
@@ -868,8 +875,8 @@ async def test_a_large_response_is_complete_if_the_upstream_closes_after_it(tmp_
         + b"\r\n"
     )
     with ClosingServer(head + body, tls=context) as upstream:
-        async with InspectableTransport(TransportConfig(ca_file=cert)) as engine:
-            replies = [await engine.send(request(upstream.url), 20.0) for _ in range(6)]
+        async with InspectableTransport(TransportConfig(ca_file=cert)) as transport:
+            replies = [await transport.send(request(upstream.url), 20.0) for _ in range(6)]
 
     assert [True] * 6 == [reply.content == body for reply in replies]
 
@@ -890,10 +897,10 @@ async def test_makes_one_connection_per_call_to_an_upstream_that_sends_first_and
     with ClosingServer(
         ok(b"{}", b"connection: close", status=b"503 Busy"), listens=False
     ) as upstream:
-        async with InspectableTransport() as engine:
+        async with InspectableTransport() as transport:
             for _ in range(calls):
                 with suppress(UpstreamUnavailable):
-                    assert 503 == (await engine.send(request(upstream.url), 2.0)).status
+                    assert 503 == (await transport.send(request(upstream.url), 2.0)).status
         holding.cancel()
 
     assert calls == upstream.connections
@@ -912,7 +919,7 @@ async def test_trailing_bytes_are_unsolicited():
             connection.data_received(ok(b"{}"))
 
         assert b"{}" == (await answer).content
-        assert (["surplus"], False) == (told, connection.finish())
+        assert (["surplus"], False) == (told, connection.alive)
 
 
 async def test_a_call_cancelled_during_its_response_does_not_catch_the_upstream():
@@ -920,24 +927,24 @@ async def test_a_call_cancelled_during_its_response_does_not_catch_the_upstream(
     body = bytes(8_000_000)
     async with (
         ScriptedServer(ok(b"{}"), ok(b"{}"), ok(body)) as wire,
-        InspectableTransport() as engine,
+        InspectableTransport() as transport,
     ):
-        await engine.meet(wire.url)
-        await engine.meet(wire.url)
+        await transport.meet(wire.url)
+        await transport.meet(wire.url)
         for _ in range(5):
-            call = asyncio.create_task(engine.send(request(wire.url), 5.0))
+            call = asyncio.create_task(transport.send(request(wire.url), 5.0))
             await asyncio.sleep(0.002)
             call.cancel()
             await asyncio.wait([call])
             await asyncio.sleep(0.01)
 
-        assert not engine.caught
+        assert not transport.caught
 
 
 async def test_a_missing_ca_file_is_a_connect_error():
-    async with InspectableTransport(TransportConfig(ca_file="/nowhere.pem")) as engine:
+    async with InspectableTransport(TransportConfig(ca_file="/nowhere.pem")) as transport:
         with pytest.raises(ConnectError):
-            await engine.send(request("https://127.0.0.1:9/"), 5.0)
+            await transport.send(request("https://127.0.0.1:9/"), 5.0)
 
 
 async def test_a_connect_timeout_is_a_connect_error():
@@ -949,23 +956,27 @@ async def test_a_connect_timeout_is_a_connect_error():
     for filler in fillers:
         filler.setblocking(False)
         filler.connect_ex(server.getsockname())
-    async with InspectableTransport() as engine:
+    async with InspectableTransport() as transport:
         with pytest.raises(ConnectError):
-            await engine.send(request(f"http://127.0.0.1:{server.getsockname()[1]}/"), 0.2)
+            await transport.send(request(f"http://127.0.0.1:{server.getsockname()[1]}/"), 0.2)
     for held in (server, *fillers):
         held.close()
 
 
+FOUR = ExchangeLimits(max_connections=4)
+
+
 async def test_calls_over_the_connection_limit_wait():
     with Upstream(delay=0.05, remember=False) as upstream:
-        async with InspectableTransport() as engine:
-            engine._slots = anyio.Semaphore(4)
+        async with InspectableTransport() as transport:
             url = f"{upstream.url}/embeddings"
-            replies = await asyncio.gather(*(engine.send(request(url), 5.0) for _ in range(40)))
+            replies = await asyncio.gather(
+                *(transport.send(request(url), 5.0, FOUR) for _ in range(40))
+            )
             assert {200} == {reply.status for reply in replies}
             assert 4 == upstream.most_in_flight
             upstream.delay = 60.0
-            late = [asyncio.create_task(engine.send(request(url), 0.2)) for _ in range(6)]
+            late = [asyncio.create_task(transport.send(request(url), 0.2, FOUR)) for _ in range(6)]
             assert {UpstreamTimeout} == {
                 type(failure) for failure in await asyncio.gather(*late, return_exceptions=True)
             }
@@ -980,13 +991,13 @@ async def test_five_thousand_cancelled_calls_leak_nothing():
     ):
         warnings.simplefilter("always")
         before = asyncio.all_tasks()
-        async with InspectableTransport() as engine:
+        async with InspectableTransport() as transport:
             url = f"{upstream.url}/embeddings"
-            await engine.meet(url)
+            await transport.meet(url)
 
             async def leave():
                 for _ in range(50):
-                    task = asyncio.create_task(engine.send(request(url), 5.0))
+                    task = asyncio.create_task(transport.send(request(url), 5.0))
                     for _ in range(rng.randint(0, 3)):
                         await asyncio.sleep(rng.choice([0, 0, 0.001, 0.003]))
                     task.cancel()
@@ -994,10 +1005,10 @@ async def test_five_thousand_cancelled_calls_leak_nothing():
 
             await asyncio.gather(*(leave() for _ in range(100)))
             await until_on_loop(
-                lambda: upstream.in_flight == 0 and len(upstream.open) == engine.idle
+                lambda: upstream.in_flight == 0 and len(upstream.open) == transport.idle
             )
-            assert engine.held == engine.idle
-            assert 512 == engine._slots._value
+            assert transport.held == transport.idle
+            assert 0 == transport.in_use
         assert before == asyncio.all_tasks()
         await until_on_loop(lambda: not upstream.open)
         gc.collect()
@@ -1012,16 +1023,16 @@ from embedroute.transport.http1.pool import Http1Transport
 warnings.simplefilter("error")
 
 async def main():
-    engine = Http1Transport()
+    transport = Http1Transport()
     ask = UpstreamRequest.json({url!r}, {{"input": ["a"]}})
     for _ in range(3):
-        print((await engine.send(ask, 5.0)).status)
+        print((await transport.send(ask, 5.0)).status)
         await asyncio.sleep(0.06)
-    late = asyncio.create_task(engine.send(ask, 5.0))
+    late = asyncio.create_task(transport.send(ask, 5.0))
     await asyncio.sleep(0)
     late.cancel()
     await asyncio.wait([late])
-    await engine.aclose()
+    await transport.aclose()
     print(len(asyncio.all_tasks()))
 
 if sys.argv[1] == "uvloop":
@@ -1048,7 +1059,7 @@ def test_each_event_loop_has_its_own_connections():
     with Upstream() as upstream:
         gateway = Gateway(
             Config(
-                gateway=Settings(auth="open", engine="fast"),
+                gateway=Settings(auth="open", transport="http1"),
                 cache=CacheSettings(bytes=0),
                 providers={"one": Provider(backend="openai", options={"base_url": upstream.url})},
                 models={"m": Model(dimensions=8, endpoints=[Endpoint(provider="one")])},
@@ -1109,7 +1120,7 @@ async def test_drops_cached_vectors_of_reused_connections_when_their_host_is_cau
     async with LateSurplusServer() as upstream:
         gateway = Gateway(
             Config(
-                gateway=Settings(auth="open", engine="fast"),
+                gateway=Settings(auth="open", transport="http1"),
                 providers={
                     "acme": Provider(
                         backend="openai", options={"base_url": upstream.url}, connection_rest_ms=20
@@ -1147,8 +1158,8 @@ async def test_does_not_keep_a_connection_after_a_timeout_status():
     ]
     async with (
         ScriptedServer(*(ok(status=status) for status in statuses)) as wire,
-        InspectableTransport() as engine,
+        InspectableTransport() as transport,
     ):
         for kept in (1, 0, 0, 1, 1):
-            await engine.send(request(wire.url), 5.0, UNRESTED)
-            assert kept == engine.held
+            await transport.send(request(wire.url), 5.0, UNRESTED)
+            assert kept == transport.held

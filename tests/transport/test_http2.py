@@ -52,7 +52,7 @@ def lying(tls):
     return make
 
 
-def engine_for(cert):
+def transport_for(cert):
     return Httpx2Transport(None, TransportConfig(ca_file=str(cert), http2=True))
 
 
@@ -115,10 +115,10 @@ class Hypercorn:
 async def test_keeps_an_http2_connection(tls):
     """The header ``connection: close``, which HTTP/2 does not have, is not sent."""
     async with Hypercorn(tls, ["h2", "http/1.1"]) as server:
-        engine = engine_for(tls / "cert.pem")
+        transport = transport_for(tls / "cert.pem")
         for _ in range(5):
-            assert (await engine.send(ask(server.url), 10.0)).status == 200
-        await engine.aclose()
+            assert (await transport.send(ask(server.url), 10.0)).status == 200
+        await transport.aclose()
 
     assert ["2"] * 5 == [scope["http_version"] for scope in server.scopes]
     assert len({scope["client"] for scope in server.scopes}) == 1
@@ -127,10 +127,10 @@ async def test_keeps_an_http2_connection(tls):
 
 async def test_uses_an_http1_connection_once(tls):
     async with Hypercorn(tls, ["http/1.1"]) as server:
-        engine = engine_for(tls / "cert.pem")
+        transport = transport_for(tls / "cert.pem")
         for _ in range(3):
-            assert (await engine.send(ask(server.url), 10.0)).status == 200
-        await engine.aclose()
+            assert (await transport.send(ask(server.url), 10.0)).status == 200
+        await transport.aclose()
 
     assert ["1.1"] * 3 == [scope["http_version"] for scope in server.scopes]
     assert len({scope["client"] for scope in server.scopes}) == 3
@@ -139,9 +139,9 @@ async def test_uses_an_http1_connection_once(tls):
 
 async def test_does_not_offer_http2_by_default(tls):
     async with Hypercorn(tls, ["h2", "http/1.1"]) as server:
-        engine = Httpx2Transport(None, TransportConfig(ca_file=str(tls / "cert.pem")))
-        await engine.send(ask(server.url), 10.0)
-        await engine.aclose()
+        transport = Httpx2Transport(None, TransportConfig(ca_file=str(tls / "cert.pem")))
+        await transport.send(ask(server.url), 10.0)
+        await transport.aclose()
 
     assert ["1.1"] == [scope["http_version"] for scope in server.scopes]
 
@@ -149,12 +149,12 @@ async def test_does_not_offer_http2_by_default(tls):
 async def test_concurrent_exchanges_do_not_share_a_connection(lying):
     cert, upstream = lying(delay=0.05)
     with upstream:
-        engine = engine_for(cert)
+        transport = transport_for(cert)
         for _ in range(2):
             async with anyio.create_task_group() as group:
                 for number in range(8):
-                    group.start_soon(engine.send, ask(upstream.url, f"text {number}"), 10.0)
-        await engine.aclose()
+                    group.start_soon(transport.send, ask(upstream.url, f"text {number}"), 10.0)
+        await transport.aclose()
 
     assert (16, 8) == (upstream.requests, upstream.connections)
 
@@ -166,12 +166,12 @@ async def test_a_surplus_response_is_never_taken_for_another_response(lying, sur
     texts = iter([f"text {number}" for number in range(24)])
     right, wrong = [], []
     with upstream:
-        engine = engine_for(cert)
+        transport = transport_for(cert)
 
         async def call():
             for text in texts:
                 try:
-                    reply = await engine.send(ask(upstream.url, text), 10.0)
+                    reply = await transport.send(ask(upstream.url, text), 10.0)
                 except UpstreamError:
                     continue
                 (right if vector(reply) == expected(text) else wrong).append(text)
@@ -179,7 +179,7 @@ async def test_a_surplus_response_is_never_taken_for_another_response(lying, sur
         async with anyio.create_task_group() as group:
             for _ in range(callers):
                 group.start_soon(call)
-        await engine.aclose()
+        await transport.aclose()
 
     assert wrong == []
     assert (
@@ -191,10 +191,10 @@ async def test_a_surplus_response_is_never_taken_for_another_response(lying, sur
 async def test_never_sends_a_cookie_back(lying):
     cert, upstream = lying()
     with upstream:
-        engine = engine_for(cert)
+        transport = transport_for(cert)
         for _ in range(3):
-            await engine.send(ask(upstream.url), 10.0)
-        await engine.aclose()
+            await transport.send(ask(upstream.url), 10.0)
+        await transport.aclose()
 
     assert [None] * 3 == [headers.get(b"cookie") for headers in upstream.headers]
 
@@ -203,53 +203,53 @@ async def test_never_sends_a_cookie_back(lying):
 async def test_cancelling_a_request_closes_only_its_connection(lying, given_up):
     cert, upstream = lying()
     with upstream:
-        engine = engine_for(cert)
-        await engine.send(ask(upstream.url), 10.0)
+        transport = transport_for(cert)
+        await transport.send(ask(upstream.url), 10.0)
         upstream.delay = 1.0
         replies = []
 
         async def patient():
-            replies.append(await engine.send(ask(upstream.url, "patient"), 10.0))
+            replies.append(await transport.send(ask(upstream.url, "patient"), 10.0))
 
         async with anyio.create_task_group() as group:
             group.start_soon(patient)
             await until_on_loop(lambda: upstream.requests == 2)
             if given_up == "cancelled":
                 with anyio.move_on_after(0.2):
-                    await engine.send(ask(upstream.url), 10.0)
+                    await transport.send(ask(upstream.url), 10.0)
             else:
                 with pytest.raises(UpstreamTimeout):
-                    await engine.send(ask(upstream.url), 0.2)
+                    await transport.send(ask(upstream.url), 0.2)
             await until_on_loop(lambda: len(upstream.open) == 1)
             assert replies == []
 
         assert expected("patient") == vector(replies[0])
-        await engine.aclose()
+        await transport.aclose()
         await until_on_loop(lambda: not upstream.open)
 
 
 async def test_does_not_reuse_a_closed_connection(tls):
     for _ in range(2):
         async with Hypercorn(tls, ["h2"], idle=0.1) as server:
-            engine = engine_for(tls / "cert.pem")
+            transport = transport_for(tls / "cert.pem")
             for _ in range(3):
-                assert (await engine.send(ask(server.url), 10.0)).status == 200
+                assert (await transport.send(ask(server.url), 10.0)).status == 200
                 await anyio.sleep(0.4)
-            await engine.aclose()
+            await transport.aclose()
 
         assert len({scope["client"] for scope in server.scopes}) == 3
 
 
 async def test_rejects_a_large_body_while_reading_it(tls):
     async with Hypercorn(tls, ["h2"], idle=60.0) as server:
-        engine = engine_for(tls / "cert.pem")
+        transport = transport_for(tls / "cert.pem")
         with (
             anyio.fail_after(20),
             pytest.raises(InvalidUpstreamResponse, match="larger than 99999 bytes"),
         ):
-            await engine.send(ask(server.url), 60.0, ExchangeLimits(largest=99_999))
-        reply = await engine.send(ask(server.url), 10.0, ExchangeLimits(largest=100_000))
-        await engine.aclose()
+            await transport.send(ask(server.url), 60.0, ExchangeLimits(largest=99_999))
+        reply = await transport.send(ask(server.url), 10.0, ExchangeLimits(largest=100_000))
+        await transport.aclose()
 
     assert len(reply.content) == 100_000
     assert len({scope["client"] for scope in server.scopes}) == 2
@@ -260,10 +260,10 @@ async def test_rejects_a_header_with_a_line_break(lying, value):
     """A proxy that forwards it as HTTP/1.1 would end the header there."""
     cert, upstream = lying()
     with upstream:
-        engine = engine_for(cert)
+        transport = transport_for(cert)
         with pytest.raises(UpstreamUnavailable, match="line break"):
-            await engine.send(ask(upstream.url, **{"x-one": value}), 10.0)
-        await engine.aclose()
+            await transport.send(ask(upstream.url, **{"x-one": value}), 10.0)
+        await transport.aclose()
 
     assert upstream.headers == []
 
@@ -314,12 +314,12 @@ async def test_no_log_record_contains_a_key_or_the_password_of_a_url(lying, tls,
                 "https": (server.url, tls / "cert.pem"),
                 "http2": (upstream.url, cert),
             }[protocol]
-            engine = engine_for(trusted)
+            transport = transport_for(trusted)
             with everything_logged() as lines:
                 for _ in range(2):
-                    reply = await engine.send(request_with_canaries(url, **headers), 10.0)
+                    reply = await transport.send(request_with_canaries(url, **headers), 10.0)
                     assert reply.status == 200
-            await engine.aclose()
+            await transport.aclose()
 
     assert [line for line in lines if "connect_tcp.complete" in line]
     assert [] == [
@@ -343,12 +343,12 @@ async def test_hpack_still_logs_the_headers_of_other_clients(lying):
     cert, upstream = lying()
     context = httpx2.create_ssl_context(verify=ssl.create_default_context(cafile=cert))
     with upstream, everything_logged() as lines:
-        engine = engine_for(cert)
-        await engine.send(ask(upstream.url), 10.0)
+        transport = transport_for(cert)
+        await transport.send(ask(upstream.url), 10.0)
         before = len([line for line in lines if "Encoded header" in line])
         async with httpx2.AsyncClient(http2=True, trust_env=False, verify=context) as own:
             await own.post(f"{upstream.url}/embeddings", json={"input": ["a"]})
-        await engine.aclose()
+        await transport.aclose()
 
     assert before == 0
     assert [line for line in lines if "Encoded header" in line]

@@ -35,43 +35,16 @@ from embedroute.transport.base import (
 )
 
 
-def make_readable_check(descriptor: int) -> Callable[[], bool]:
-    """Return a function that checks whether a socket has unread bytes or has been closed."""
+def make_readable_check(descriptor: int) -> Callable[[int], object]:
+    """Return a function that checks whether a socket has unread bytes or has been closed.
+
+    Its argument is the time to wait for that, in milliseconds; its result is true or false.
+    """
     if sys.platform == "win32":
-        return lambda: bool(select.select([descriptor], [], [], 0)[0])
+        return lambda wait: select.select([descriptor], [], [], wait / 1000)[0]
     poller = select.poll()
     poller.register(descriptor, select.POLLIN)
-    return lambda: bool(poller.poll(0))
-
-
-class Body:
-    """Collects the pieces of a body. A body of one piece is not copied."""
-
-    __slots__ = ("_first", "_rest")
-
-    def __init__(self) -> None:
-        """Start with an empty body."""
-        self._first = b""
-        self._rest: BytesIO | None = None
-
-    def add(self, piece: bytes, length: int) -> None:
-        """Add the next piece. ``length`` is that of the whole body, 0 if it is unknown."""
-        if not self._first:
-            self._first = piece
-        elif self._rest is None:
-            # BytesIO allocates the whole body once, and `getvalue` does not copy it. Joining a list
-            # of pieces would block the event loop.
-            self._rest = BytesIO(bytes(length))
-            self._rest.write(self._first + piece)
-        else:
-            self._rest.write(piece)
-
-    def take(self) -> bytes:
-        """Return the complete body, and reset."""
-        body = self._rest.getvalue() if self._rest else self._first
-        self._first = b""
-        self._rest = None
-        return body
+    return poller.poll
 
 
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] ([1-9])[0-9]{2}(?: [\t -~\x80-\xff]*)?\r\n")
@@ -147,13 +120,18 @@ class StaleError(Exception):
 
 
 class Connection(asyncio.Protocol):
-    """A connection to an upstream. ``idle_since`` is in seconds of the monotonic clock."""
+    """A connection to an upstream, for one exchange at a time.
+
+    ``alive`` is whether it can be used for another exchange, ``complete`` whether the latest
+    response has arrived. ``waiter`` is the future of the exchange under way. ``opened_at`` and
+    ``idle_since`` are in seconds of the monotonic clock. ``has_unread(0)`` is true if the socket
+    has bytes that the event loop has not read yet.
+    """
 
     __slots__ = (
         "_body",
         "_bytes_received",
         "_chunks",
-        "_complete",
         "_early",
         "_exchanges",
         "_full",
@@ -166,7 +144,7 @@ class Connection(asyncio.Protocol):
         "_overrun",
         "_parser",
         "_paused_at",
-        "_readable",
+        "_pieces",
         "_size",
         "_source",
         "_status",
@@ -174,9 +152,12 @@ class Connection(asyncio.Protocol):
         "_tail",
         "_transport",
         "_unsent",
-        "_waiter",
         "alive",
+        "complete",
+        "has_unread",
         "idle_since",
+        "opened_at",
+        "waiter",
     )
 
     def __init__(
@@ -192,43 +173,27 @@ class Connection(asyncio.Protocol):
         self._loop = loop
         self._on_unsolicited = on_unsolicited
         self._limits = DEFAULT_LIMITS
-        self._source: Source | None = None
         self._parser = HttpResponseParser(self)
-        self._body = Body()
-        self._waiter: asyncio.Future[UpstreamResponse] | None = None
         self._exchanges = 0
         self._unsent: bytes | memoryview = b""
         self._stopped = False
         self._full = False
-        self.alive = False
-        self.idle_since = 0.0
-        self._begin()
-
-    def _begin(self) -> None:
-        self._complete = False
-        self._overrun = False
         self._bytes_received = 0
-        self._paused_at = 0
         self._status = 0
-        self._size = 0
-        self._chunks = 0
-        self._early = b""
-        self._largest = self._limits.largest
-        self._length: int | None = None
-        self._head: RawHeaders = []
+        self.alive = False
+        self.complete = False
+        self.idle_since = 0.0
+        self.waiter: asyncio.Future[UpstreamResponse] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Store the asyncio transport."""
         self._transport = cast("asyncio.Transport", transport)
-        self._readable = make_readable_check(transport.get_extra_info("socket").fileno())
+        self.has_unread = make_readable_check(transport.get_extra_info("socket").fileno())
         # If the upstream closes a TLS connection whose reading is paused, uvloop loses up to
         # 512 KiB. So reading is never paused near the end of a response.
         self._tail = TAIL if transport.get_extra_info("ssl_object") else -LARGEST_REPLY
+        self.opened_at = monotonic()
         self.alive = True
-
-    def is_idle_clean(self) -> bool:
-        """Return whether the connection is open and its socket has no unread bytes."""
-        return self.alive and not self._readable()
 
     def exchange(
         self,
@@ -239,7 +204,7 @@ class Connection(asyncio.Protocol):
     ) -> "asyncio.Future[UpstreamResponse]":
         """Send a request; return a future of its complete response, marked with ``source``.
 
-        Call ``finish`` when the future is done, also after an error.
+        Set ``waiter`` to None when the future is done, also after an error.
 
         Raises:
             StaleError: a reused connection was closed before a response began. Raised here or by
@@ -254,9 +219,20 @@ class Connection(asyncio.Protocol):
         self._exchanges += 1
         self._limits = limits
         self._source = source
-        self._begin()
-        waiter: asyncio.Future[UpstreamResponse] = self._loop.create_future()
-        self._waiter = waiter
+        self._largest = limits.largest
+        self._overrun = False
+        self._bytes_received = 0
+        self._paused_at = 0
+        self._status = 0
+        self._size = 0
+        self._chunks = 0
+        self._early = b""
+        self._length: int | None = None
+        self._head: RawHeaders = []
+        self._body = b""
+        self._pieces: BytesIO | None = None
+        self.complete = False
+        self.waiter = waiter = self._loop.create_future()
         if len(content) <= AT_ONCE:
             self._transport.writelines((head.content, content))
         else:
@@ -288,11 +264,6 @@ class Connection(asyncio.Protocol):
             self._stopped = False
             self._send_on()
 
-    def finish(self) -> bool:
-        """End the exchange; return whether the connection can be used for another one."""
-        self._waiter = None
-        return self._complete and self.alive
-
     def expire(self, seconds: float) -> None:
         """Fail the exchange with a timeout of ``seconds``."""
         self._fail(UpstreamTimeout(f"The upstream did not respond within {seconds:.1f} s."))
@@ -307,29 +278,45 @@ class Connection(asyncio.Protocol):
         self.alive = False
         self._unsent = b""
         # This object and the parser form a reference cycle, so free the body now.
-        self._body = Body()
+        self._body = b""
+        self._pieces = None
         self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Parse the bytes. If there is no exchange under way, they are unsolicited."""
-        if self._waiter is None or self._waiter.done():
-            self.abort()
-            if self._complete and data.strip() and not data.startswith(CLOSING_NOTICE):
-                self._on_unsolicited(self, self._limits)
+        """Parse the bytes, and end the exchange if its response is complete or invalid."""
+        if self.waiter is None or self.waiter.done():
+            self._receive_unsolicited(data)
             return
         self._bytes_received += len(data)
-        if is_head := self._status < 200:
+        if self._status < 200:
             self._early += data
-        error = self._feed(data)
-        overrun = self._overrun or (self._complete and error is not None)
-        if refusal := self._refusal(None if overrun else error, is_head=is_head, overrun=overrun):
-            self._fail(refusal)
-        elif self._complete:
-            self._end(overrun=overrun)
-        elif (
-            self._bytes_received - self._paused_at >= AT_A_TIME
-            and (self._length or 0) - self._bytes_received >= self._tail
-        ):
+        error = None
+        try:
+            self._parser.feed_data(data)
+        except (HttpParserError, HttpParserUpgrade) as failure:
+            # The parser wraps an exception of a callback. Its own errors have no context.
+            cause = failure.__context__
+            error = cause if isinstance(cause, UpstreamError) else not_http()
+        if self._overrun or (self.complete and error is not None):
+            self._on_unsolicited(self, self._limits)
+            self._end(self.waiter)
+        elif error is not None:
+            self._fail(error)
+        elif self._bytes_received - self._size - CHUNK_FRAMING * self._chunks > LARGEST_HEAD:
+            self._fail(head_too_large())
+        elif self.complete:
+            self._end(self.waiter)
+        elif self._bytes_received - self._paused_at >= AT_A_TIME:
+            self._pause()
+
+    def _receive_unsolicited(self, data: bytes) -> None:
+        self.abort()
+        if self.complete and data.strip() and not data.startswith(CLOSING_NOTICE):
+            self._on_unsolicited(self, self._limits)
+
+    def _pause(self) -> None:
+        """Let the event loop do other work before the next bytes are read."""
+        if (self._length or 0) - self._bytes_received >= self._tail:
             self._paused_at = self._bytes_received
             self._transport.pause_reading()
             self._loop.call_soon(self._resume)
@@ -338,42 +325,15 @@ class Connection(asyncio.Protocol):
         if self.alive:
             self._transport.resume_reading()
 
-    def _refusal(
-        self, error: UpstreamError | None, *, is_head: bool, overrun: bool
-    ) -> UpstreamError | None:
-        """Return the error of the response so far. Bytes after an overrun are not part of it."""
-        if error is not None:
-            return error
-        if is_head and self._status >= 200:
-            early = self._early
-            self._early = b""
-            if not has_sound_status_lines(early):
-                return not_http()
-        if self._size > self._largest:
-            return too_large(self._largest)
-        if (
-            not overrun
-            and self._bytes_received - self._size - CHUNK_FRAMING * self._chunks > LARGEST_HEAD
-        ):
-            return head_too_large()
-        return None
-
-    def _feed(self, data: bytes) -> UpstreamError | None:
-        try:
-            self._parser.feed_data(data)
-        except (HttpParserError, HttpParserUpgrade) as error:
-            # The parser wraps an exception of a callback. Its own errors have no context.
-            cause = error.__context__
-            return cause if isinstance(cause, UpstreamError) else not_http()
-        return None
-
     def connection_lost(self, exc: Exception | None) -> None:
         """End the exchange. A body without a declared length is complete now."""
         closed_cleanly = exc is None and self.alive
         self.alive = False
-        if closed_cleanly and self._status >= 200 and self._length is None:
-            self._complete = True
-            self._end(overrun=False)
+        if self.waiter is None or self.waiter.done():
+            self.abort()
+        elif closed_cleanly and self._status >= 200 and self._length is None:
+            self.complete = True
+            self._end(self.waiter)
         elif not self._bytes_received and self._exchanges > 1:
             self._fail(StaleError())
         else:
@@ -385,7 +345,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         """Start a response. A second one in the same bytes is unsolicited."""
-        self._overrun = self._complete
+        self._overrun = self.complete
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Store a header, but not a trailer."""
@@ -393,9 +353,14 @@ class Connection(asyncio.Protocol):
             self._head.append((name, value))
 
     def on_headers_complete(self) -> None:
-        """Check the status and the headers."""
-        if not self._complete:
+        """Check the status lines and the headers."""
+        if not self.complete:
             self._status = self._parser.get_status_code()
+            if self._status >= 200:
+                line = _STATUS_LINE.match(self._early)
+                if (line is None or line[1] == b"1") and not has_sound_status_lines(self._early):
+                    raise not_http()
+                self._early = b""
             if self._status >= 300:
                 self._largest = max(self._largest, LARGEST_ERROR)
             self._length = parse_body_length(self._head, self._bytes_received, self._largest)
@@ -408,16 +373,27 @@ class Connection(asyncio.Protocol):
         """Store a piece of the body. A 1xx response has none (RFC 9110, section 15.2)."""
         if self._status < 200:
             raise not_http()
-        if not self._complete:
-            self._size += len(body)
-            self._body.add(body, self._length or 0)
+        if self.complete:
+            return
+        self._size += len(body)
+        if self._size > self._largest:
+            raise too_large(self._largest)
+        if not self._body:
+            self._body = body
+        elif self._pieces is None:
+            # BytesIO allocates the whole body once, and `getvalue` does not copy it. Joining a list
+            # of pieces would block the event loop.
+            self._pieces = BytesIO(bytes(self._length or 0))
+            self._pieces.write(self._body + body)
+        else:
+            self._pieces.write(body)
 
     def on_message_complete(self) -> None:
         """Mark the response as complete, unless it is a 1xx response."""
         if self._status < 200:
             self._head = []
-        elif not self._complete:
-            self._complete = True
+        elif not self.complete:
+            self.complete = True
             # Not reusable if the upstream responded before it read the whole request: it may take
             # the rest for another request. Nor after a timeout of a proxy, which may still pass the
             # real response on.
@@ -426,18 +402,15 @@ class Connection(asyncio.Protocol):
             )
             self.alive = is_reusable and self._parser.should_keep_alive()
 
-    def _end(self, *, overrun: bool) -> None:
+    def _end(self, waiter: "asyncio.Future[UpstreamResponse]") -> None:
         """Set the response as the result of the exchange."""
-        if overrun:
-            self._on_unsolicited(self, self._limits)
         self.idle_since = monotonic()  # not loop.time(): uvloop updates it once per iteration
-        response = UpstreamResponse(
-            self._status, Headers(self._head), self._body.take(), self._source
-        )
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(response)
+        body = self._pieces.getvalue() if self._pieces else self._body
+        self._body = b""
+        self._pieces = None
+        waiter.set_result(UpstreamResponse(self._status, Headers(self._head), body, self._source))
 
     def _fail(self, error: Exception) -> None:
         self.abort()
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_exception(error)
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_exception(error)

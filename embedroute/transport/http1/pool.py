@@ -1,4 +1,4 @@
-"""Provides the ``fast`` transport: HTTP/1.1 with asyncio, llhttp's parser and a pool per origin.
+"""Provides the ``http1`` transport: HTTP/1.1 with asyncio, llhttp's parser and a pool per origin.
 
 HTTP/1.1 responses do not identify their requests. A surplus response would be taken for the
 response to the next request, and each later response on that connection would go to the wrong
@@ -7,12 +7,11 @@ silent for ``ExchangeLimits.rest`` seconds before it is reused. If an upstream s
 bytes, its pool is marked as *caught* and stops reusing connections.
 
 Other libraries were tried first: aiohttp takes twice the CPU time, and pyreqwest does not end the
-exchange of a cancelled request (docs/engines.md has the figures).
+exchange of a cancelled request (docs/transports.md has the figures).
 """
 
 import asyncio
 import logging
-import ssl
 from collections import deque
 from collections.abc import Mapping
 from contextvars import Context
@@ -20,26 +19,27 @@ from time import monotonic
 from types import MappingProxyType
 from typing import Final
 
-import anyio
-import httpx2
-
 from embedroute.backend import Secret, SecretBytes, Source, UpstreamRequest, UpstreamResponse
-from embedroute.errors import ConnectError, UpstreamTimeout, UpstreamUnavailable
+from embedroute.errors import UpstreamUnavailable
 from embedroute.text import log_fields
 from embedroute.transport.base import (
-    CONNECT_TIMEOUT,
     DEFAULT_CONFIG,
     DEFAULT_LIMITS,
     ExchangeLimits,
     TransportConfig,
+    connections_in_use,
 )
+from embedroute.transport.http1.connect import Connector, Resolve, resolve
 from embedroute.transport.http1.connection import Connection, StaleError
 from embedroute.transport.http1.request import Origin, Target, closing, parse_target, write_head
+from embedroute.transport.proxy import PROXY_AUTHENTICATION_REQUIRED, Proxy
 
 log = logging.getLogger("embedroute.http")
 
-MOST_IDLE: Final = 512
-"""Maximum idle connections per origin."""
+MAX_AGE: Final = 300.0
+"""Seconds after which a connection is not kept, so that a busy host follows a change in DNS."""
+LONGEST_WAIT: Final = 0.9
+"""Share of its timeout for which a request may wait for a connection, so that it can still use it."""
 SOURCE_AGE: Final = 60.0
 """Seconds for which responses share one ``Source``."""
 LOOK_BACK: Final = 60
@@ -47,19 +47,66 @@ LOOK_BACK: Final = 60
 
 
 class Pool:
-    """The connections to one origin. ``idle`` is sorted by the time of silence, longest first."""
+    """The connections to one origin. ``idle`` is sorted by the time of silence, longest first.
 
-    __slots__ = ("_source_ends", "_sources", "caught", "idle", "kept_for", "open", "origin")
+    ``in_use`` is the number of exchanges, including those that are connecting.
+    """
 
-    def __init__(self, origin: Origin, kept_for: float) -> None:
-        """Close idle connections after ``kept_for`` seconds."""
+    __slots__ = (
+        "_source_ends",
+        "_sources",
+        "caught",
+        "idle",
+        "in_use",
+        "kept_for",
+        "max_age",
+        "open",
+        "origin",
+        "waiting",
+    )
+
+    def __init__(self, origin: Origin, kept_for: float, max_age: float) -> None:
+        """Close connections that were idle for ``kept_for`` or open for ``max_age`` seconds."""
         self.origin = origin
         self.kept_for = kept_for
+        self.max_age = max_age
         self.caught = False
+        self.in_use = 0
         self.idle: deque[Connection] = deque()
         self.open: set[Connection] = set()
+        self.waiting: deque[tuple[asyncio.Future[None], int]] = deque()
         self._sources: deque[Source] = deque(maxlen=LOOK_BACK)
         self._source_ends = 0.0
+
+    async def wait_for_turn(self, limits: ExchangeLimits, timeout: float) -> None:
+        """Wait until fewer than ``limits.max_connections`` are in use, and count as one of them.
+
+        Raises:
+            UpstreamTimeout: this takes longer than ``LONGEST_WAIT`` of ``timeout`` seconds.
+        """
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.waiting.append((turn, limits.max_connections))
+        try:
+            async with asyncio.timeout(timeout * LONGEST_WAIT):
+                await turn
+        except BaseException as error:
+            if turn.done() and not turn.cancelled():
+                self.in_use -= 1
+            self.admit()
+            if isinstance(error, TimeoutError):
+                raise connections_in_use(limits, timeout * LONGEST_WAIT) from None
+            raise
+
+    def admit(self) -> None:
+        """Give free connections to the requests that have waited longest."""
+        for entry in list(self.waiting):
+            turn, limit = entry
+            if turn.done():
+                self.waiting.remove(entry)
+            elif self.in_use < limit:
+                self.waiting.remove(entry)
+                self.in_use += 1
+                turn.set_result(None)
 
     def take(self, now: float, rest: float) -> tuple[Connection, Source] | tuple[None, None]:
         """Return the longest silent connection, if it has been silent for ``rest`` seconds.
@@ -75,34 +122,44 @@ class Pool:
             idle.popleft()
             if not connection.alive or silence >= self.kept_for:
                 self.drop(connection)
-            elif connection.is_idle_clean():
-                return connection, self._source(now)
-            else:
+            elif connection.has_unread(0):
                 # The event loop has not read some bytes yet. They may be a surplus response, the
                 # end of the connection, or a TLS message without data.
                 connection.idle_since = now
                 idle.append(connection)
                 return None, None
+            else:
+                if now >= self._source_ends:
+                    self._sources.append(Source())
+                    self._source_ends = now + SOURCE_AGE
+                return connection, self._sources[-1]
         return None, None
 
-    def _source(self, now: float) -> Source:
-        if now >= self._source_ends:
-            self._sources.append(Source())
-            self._source_ends = now + SOURCE_AGE
-        return self._sources[-1]
-
-    def put_back(self, connection: Connection) -> bool:
-        """End an exchange; return whether the connection is kept for reuse."""
-        if not connection.finish() or self.caught or len(self.idle) >= MOST_IDLE:
+    def put_back(self, connection: Connection) -> None:
+        """End an exchange, and keep the connection if it can be used for another one."""
+        connection.waiter = None
+        if (
+            connection.complete
+            and connection.alive
+            and not self.caught
+            and connection.idle_since - connection.opened_at < self.max_age
+        ):
+            self.idle.append(connection)
+        else:
             self.drop(connection)
-            return False
-        self.idle.append(connection)
-        return True
 
     def drop(self, connection: Connection) -> None:
         """Close a connection."""
         self.open.discard(connection)
         connection.abort()
+
+    def make_room(self, most: int) -> None:
+        """Close idle connections so that at most ``most`` are open after one more connects.
+
+        The one that was silent for longest is kept for longest, because it can be reused first.
+        """
+        while self.idle and self.in_use + len(self.idle) > most:
+            self.drop(self.idle.pop())
 
     def drop_old(self, now: float) -> None:
         """Close the connections that have been idle for too long."""
@@ -147,8 +204,6 @@ class Pool:
 
 KEPT_FOR = 25.0
 """Seconds for which an idle connection is kept; most upstreams close theirs after 30 or more."""
-AT_ONCE = 512
-"""Maximum concurrent exchanges. Others wait, within their own timeout."""
 MOST_TARGETS = 1024
 """Number of methods and URLs whose heads are cached."""
 
@@ -168,29 +223,35 @@ class _CachedHead:
         self.headers: Mapping[str, str | Secret] | None = None
 
 
-def _make_target(request: UpstreamRequest) -> Target:
+def _make_target(request: UpstreamRequest, proxy: Proxy | None) -> Target:
     try:
-        return parse_target(request.method, request.url)
+        return parse_target(request.method, request.url, proxy)
     except UpstreamUnavailable as error:
         # The frames of parse_target contain the URL, perhaps with a password.
         raise error.with_traceback(None) from None
 
 
 class Http1Transport:
-    """Sends requests to upstreams directly, without a proxy, over a ``Pool`` per origin."""
+    """Sends requests to upstreams, directly or through a proxy, over a ``Pool`` per origin."""
 
-    name = "fast"
+    name = "http1"
 
     def __init__(
-        self, connect: TransportConfig = DEFAULT_CONFIG, kept_for: float = KEPT_FOR
+        self,
+        connect: TransportConfig = DEFAULT_CONFIG,
+        kept_for: float = KEPT_FOR,
+        max_age: float = MAX_AGE,
+        resolve: Resolve = resolve,
     ) -> None:
-        """Keep idle connections for ``kept_for`` seconds."""
+        """Keep idle connections for ``kept_for`` seconds, and no connection for ``max_age``.
+
+        ``resolve`` returns the addresses of a host.
+        """
         self._kept_for = kept_for
-        self._connect_as = connect
-        self._context: ssl.SSLContext | None = None
+        self._max_age = max_age
+        self._connector = Connector(connect, resolve)
         self._heads: dict[tuple[str, str], _CachedHead] = {}
         self._pools: dict[Origin, Pool] = {}
-        self._slots = anyio.Semaphore(AT_ONCE, fast_acquire=True)
         self._sweeper: asyncio.TimerHandle | None = None
 
     async def send(
@@ -203,15 +264,21 @@ class Http1Transport:
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
-        pool, head = self._begin(request)
-        try:
-            self._slots.acquire_nowait()
-        except anyio.WouldBlock:
-            await self._wait_for_slot(timeout)
+        cached = self._heads.get((request.method, request.url)) or self._add_head(request)
+        if cached.headers is not request.headers or type(cached.headers) is not MappingProxyType:
+            cached.head = write_head(cached.target, request.headers)
+            cached.headers = request.headers
+        pool = cached.pool
+        head = SecretBytes(b"%bcontent-length: %d\r\n\r\n" % (cached.head, len(request.content)))
+        if pool.in_use < limits.max_connections:
+            pool.in_use += 1
+        else:
+            await pool.wait_for_turn(limits, timeout)
         try:
             connection, source = pool.take(monotonic(), limits.rest)
             while True:
-                connection = connection or await self._connect(loop, pool, deadline - loop.time())
+                if connection is None:
+                    connection = await self._connect(loop, pool, limits, deadline - loop.time())
                 timer = loop.call_at(deadline, connection.expire, timeout)
                 try:
                     response = await connection.exchange(
@@ -221,25 +288,20 @@ class Http1Transport:
                     response = None
                 finally:
                     timer.cancel()
-                    connection = self._release(loop, pool, connection)
+                    pool.put_back(connection)
+                    connection = None
                 if response is not None and (source is None or not source.caught):
-                    return response
+                    break
                 source = None
         finally:
-            self._slots.release()
-
-    async def _wait_for_slot(self, timeout: float) -> None:
-        try:
-            async with asyncio.timeout(timeout):
-                await self._slots.acquire()
-        except TimeoutError:
-            raise UpstreamTimeout(
-                f"All {AT_ONCE} connections to upstreams were in use for {timeout:.1f} s."
-            ) from None
-
-    def _release(self, loop: asyncio.AbstractEventLoop, pool: Pool, connection: Connection) -> None:
-        if pool.put_back(connection) and self._sweeper is None:
-            self._sweep_in(loop, self._kept_for)
+            pool.in_use -= 1
+            if pool.waiting:
+                pool.admit()
+            if self._sweeper is None and pool.idle:
+                self._sweep_in(loop, self._kept_for)
+        if response.status == PROXY_AUTHENTICATION_REQUIRED:
+            self._refuse_proxy_response(pool.origin)
+        return response
 
     def _sweep_in(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
         # An empty context: the timer would keep the context variables of the current request alive.
@@ -256,58 +318,40 @@ class Http1Transport:
             self._sweep_in(loop, min(oldest) + self._kept_for - now)
 
     async def _connect(
-        self, loop: asyncio.AbstractEventLoop, pool: Pool, remaining: float
+        self,
+        loop: asyncio.AbstractEventLoop,
+        pool: Pool,
+        limits: ExchangeLimits,
+        seconds: float,
     ) -> Connection:
-        host, port, tls = pool.origin
-        limit = min(remaining, CONNECT_TIMEOUT)
-        try:
-            async with asyncio.timeout(limit):
-                _, connection = await loop.create_connection(
-                    lambda: Connection(loop, pool.catch),
-                    host,
-                    port,
-                    ssl=self._get_ssl_context() if tls else None,
-                )
-        except TimeoutError:
-            raise ConnectError(f"Cannot connect to the upstream within {limit:.1f} s.") from None
-        except (OSError, UnicodeError, ValueError) as error:
-            raise ConnectError(
-                f"Cannot connect to the upstream ({type(error).__name__})."
-            ) from None
+        pool.make_room(limits.max_connections)
+        connection = Connection(loop, pool.catch)
+        await self._connector.open(pool.origin, connection, seconds)
         pool.open.add(connection)
         return connection
 
-    def _get_ssl_context(self) -> ssl.SSLContext:
-        if self._context is None:
-            context = httpx2.create_ssl_context(trust_env=False)
-            context.set_alpn_protocols(["http/1.1"])
-            if self._connect_as.ca_file:
-                context.load_verify_locations(self._connect_as.ca_file)
-            self._context = context
-        return self._context
+    def _refuse_proxy_response(self, origin: Origin) -> None:
+        """Raise the error of a 407, unless it is the upstream's own response in a tunnel."""
+        proxy = self._connector.proxy
+        if proxy is not None and not origin[2]:
+            raise proxy.refused(PROXY_AUTHENTICATION_REQUIRED, origin[0])
 
-    def _begin(self, request: UpstreamRequest) -> tuple[Pool, SecretBytes]:
-        """Return the pool and the encoded head of a request.
+    def _add_head(self, request: UpstreamRequest) -> _CachedHead:
+        """Parse the URL of a request, and cache the start of its head.
 
         If a backend passes the same ``MappingProxyType`` of headers with every request, the head is
         encoded only once and the length of the body is appended to it.
         """
-        cached = self._heads.get((request.method, request.url))
-        if cached is None:
-            if len(self._heads) >= MOST_TARGETS:
-                self._heads.clear()
-            target = _make_target(request)
-            pool = self._pools.setdefault(target.origin, Pool(target.origin, self._kept_for))
-            cached = _CachedHead(target, pool)
-            self._heads[request.method, request.url] = cached
-        if cached.headers is not request.headers or not isinstance(
-            request.headers, MappingProxyType
-        ):
-            cached.head = write_head(cached.target, request.headers)
-            cached.headers = request.headers
-        return cached.pool, SecretBytes(
-            b"%bcontent-length: %d\r\n\r\n" % (cached.head, len(request.content))
-        )
+        if len(self._heads) >= MOST_TARGETS:
+            self._heads.clear()
+        target = _make_target(request, self._connector.proxy)
+        pool = self._pools.get(target.origin)
+        if pool is None:
+            pool = Pool(target.origin, self._kept_for, self._max_age)
+            self._pools[target.origin] = pool
+        cached = _CachedHead(target, pool)
+        self._heads[request.method, request.url] = cached
+        return cached
 
     async def aclose(self) -> None:
         """Close all connections, and wait until they are closed."""

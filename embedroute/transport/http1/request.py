@@ -1,25 +1,21 @@
 """Encodes the head of an HTTP/1.1 request from its method, URL and headers. Pure functions."""
 
 import re
-from base64 import b64encode
 from collections.abc import Mapping
 from typing import Any, Final
-from urllib.parse import SplitResult, quote, unquote_to_bytes, urlsplit
+from urllib.parse import quote
 
 import msgspec
 
 from embedroute.backend import Secret, SecretBytes, repr_as_in_rich, to_wire_value
 from embedroute.errors import UpstreamUnavailable
-from embedroute.transport.base import lower_names
+from embedroute.transport.base import DEFAULT_HEADERS, lower_names
+from embedroute.transport.proxy import Proxy
+from embedroute.transport.url import parse_http_url
 
 Origin = tuple[str, int, bool]
 """Host, port, and whether TLS is used: the key of a connection pool."""
 
-DEFAULT_HEADERS: Final = {
-    "accept": "application/json",
-    "accept-encoding": "identity",
-    "user-agent": "embedroute",
-}
 _OVERRIDABLE: Final = frozenset({"host", "authorization", *DEFAULT_HEADERS})
 _WIDE: Final = re.compile(r"[^\x00-\xff]")
 _PLAIN: Final = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
@@ -40,49 +36,36 @@ class Target(msgspec.Struct, frozen=True):
     __repr__ = repr_as_in_rich
 
 
-def parse_target(method: str, url: str) -> Target:
+def parse_target(method: str, url: str, proxy: Proxy | None = None) -> Target:
     """Parse the URL of a request. Credentials in it are sent as Basic authorization, as by httpx2.
+
+    A request without TLS through a ``proxy`` has the whole URL in its first line and the
+    credentials of the proxy. With TLS, the proxy sees neither the request nor its head.
 
     Raises:
         UpstreamUnavailable: the URL or the method is invalid.
     """
-    split_url = _split(url)
-    if split_url is None:
-        raise UpstreamUnavailable("The backend built an invalid URL.")
-    parts, port = split_url
-    host = parts.hostname or ""
-    tls = parts.scheme == "https"
-    if (
-        parts.scheme not in {"http", "https"}
-        or not _is_plain_host(host)
-        or not (method.isascii() and method.isalpha())
-    ):
+    parsed = parse_http_url(url)
+    if parsed is None or not (method.isascii() and method.isalpha()):
         raise UpstreamUnavailable(
             "The backend built a request with an invalid method or URL. The URL must be http or"
             " https with an ASCII host name; encode international names as xn--…."
         )
-    default_port = 443 if tls else 80
-    port = default_port if port is None else port
-    url_host = f"[{host}]" if ":" in host else host
-    headers: dict[str, str | Secret] = {
-        "host": url_host if port == default_port else f"{url_host}:{port}",
-        **DEFAULT_HEADERS,
-    }
-    if "@" in parts.netloc:
-        headers["authorization"] = basic_credentials(parts.username or "", parts.password or "")
-    path = quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), safe=_PLAIN)
-    request_line = f"{method} {path} HTTP/1.1\r\n"
-    return Target((host, port, tls), request_line, headers, _encode(request_line, headers))
-
-
-def _split(url: str) -> tuple[SplitResult, int | None] | None:
-    # The error of urllib repeats the URL, which may contain a password.
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        return None
-    return parts, port
+    headers: dict[str, str | Secret] = {"host": parsed.authority, **DEFAULT_HEADERS}
+    if parsed.authorization is not None:
+        headers["authorization"] = parsed.authorization
+    request_target = quote(parsed.target, safe=_PLAIN)
+    if proxy is not None and not parsed.tls:
+        request_target = f"http://{parsed.authority}{request_target}"
+        if proxy.authorization is not None:
+            headers["proxy-authorization"] = proxy.authorization
+    request_line = f"{method} {request_target} HTTP/1.1\r\n"
+    return Target(
+        (parsed.host, parsed.port, parsed.tls),
+        request_line,
+        headers,
+        _encode(request_line, headers),
+    )
 
 
 def write_head(target: Target, headers: Mapping[str, str | Secret]) -> bytes:
@@ -120,16 +103,16 @@ def closing(head: SecretBytes) -> SecretBytes:
     return SecretBytes(head.content[:-2] + b"connection: close\r\n\r\n")
 
 
-def _is_plain_host(host: str) -> bool:
-    return (
-        bool(host) and host.isascii() and host.isprintable() and not set(host) & set(' "<>\\^`{|}')
-    )
-
-
-def basic_credentials(name: str, password: str) -> Secret:
-    """Return the Basic ``authorization`` of a percent-encoded name and password."""
-    pair = unquote_to_bytes(name) + b":" + unquote_to_bytes(password)
-    return Secret(f"Basic {b64encode(pair).decode()}")
+def write_connect(authority: str, proxy: Proxy) -> SecretBytes:
+    """Encode a CONNECT request, which asks ``proxy`` for a tunnel to ``authority``."""
+    headers: dict[str, str | Secret] = {
+        "host": authority,
+        "user-agent": DEFAULT_HEADERS["user-agent"],
+    }
+    if proxy.authorization is not None:
+        headers["proxy-authorization"] = proxy.authorization
+    head = _encode(f"CONNECT {authority} HTTP/1.1\r\n", headers)
+    return SecretBytes(head.content + b"\r\n")
 
 
 def _encode(request_line: str, headers: Mapping[str, str | Secret]) -> SecretBytes:

@@ -1,0 +1,182 @@
+"""Opens the connections of the HTTP/1.1 transport: addresses of a name, proxies and TLS.
+
+Each new connection resolves the name of its host again, so that a change in DNS takes effect. If a
+name has several addresses, they are tried as RFC 8305 (Happy Eyeballs) describes: address families
+alternate, and the next attempt starts when one fails or after 250 ms.
+"""
+
+import asyncio
+import re
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
+from importlib import import_module
+from typing import Final
+
+from embedroute.errors import ConnectError
+from embedroute.transport.base import CONNECT_TIMEOUT, LARGEST_HEAD, TransportConfig
+from embedroute.transport.http1.connection import Connection
+from embedroute.transport.http1.request import Origin, write_connect
+from embedroute.transport.proxy import Proxy, parse_proxy, through
+from embedroute.transport.tls import create_ssl_context
+from embedroute.transport.url import bracketed
+
+ATTEMPT_DELAY: Final = 0.25
+"""Seconds after which the next address of a name is tried (RFC 8305, section 5)."""
+
+Address = tuple[int, int, int, str, tuple[str | int | bytes, ...]]
+"""Family, type, protocol, canonical name and socket address, as of ``socket.getaddrinfo``."""
+Resolve = Callable[[str, int], Awaitable[Sequence[Address]]]
+"""Returns the addresses of a host and port, the preferred one first; raises ``OSError``."""
+
+# Imported by its name, because its type annotations are incomplete.
+_start_connection: Callable[..., Awaitable[socket.socket]] = import_module(
+    "aiohappyeyeballs"
+).start_connection
+
+_STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] ([1-5][0-9]{2})[ \r]")
+
+
+async def resolve(host: str, port: int) -> Sequence[Address]:
+    """Return the addresses of a host. Only a name needs the system's resolver and a thread."""
+    tcp = (socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        return socket.getaddrinfo(host, port, 0, *tcp, socket.AI_NUMERICHOST)
+    except socket.gaierror:
+        loop = asyncio.get_running_loop()
+        return await loop.getaddrinfo(host, port, type=tcp[0], proto=tcp[1])
+
+
+class Tunnel(asyncio.Protocol):
+    """Reads the response of a proxy to CONNECT."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Create a tunnel whose response has not arrived."""
+        self.status: asyncio.Future[int] = loop.create_future()
+        """The status of the response, or 0 if it is not valid HTTP."""
+        self.has_surplus = False
+        """Whether bytes arrived that no request asked for."""
+        self._head = b""
+
+    def data_received(self, data: bytes) -> None:
+        """Parse the response, except for its body. Skip 1xx responses."""
+        if self.status.done():
+            self.has_surplus = True
+            return
+        self._head += data
+        while (end := self._head.find(b"\r\n\r\n")) >= 0:
+            line = _STATUS_LINE.match(self._head)
+            self._head = self._head[end + 4 :]
+            status = int(line[1]) if line else 0
+            if not 100 <= status < 200:
+                self.has_surplus = bool(self._head)
+                self.status.set_result(status)
+                return
+        if len(self._head) > LARGEST_HEAD:
+            self.status.set_result(0)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End the wait for a response."""
+        del exc
+        self.has_surplus = True
+        if not self.status.done():
+            self.status.set_result(0)
+
+
+class Connector:
+    """Opens connections to origins, directly or through the proxy of the config."""
+
+    def __init__(self, config: TransportConfig, resolve: Resolve = resolve) -> None:
+        """Store the settings. The first TLS connection loads the trusted certificates."""
+        self.proxy = parse_proxy(config.proxy)
+        self._config = config
+        self._resolve = resolve
+        self._context: ssl.SSLContext | None = None
+
+    async def open(self, origin: Origin, connection: Connection, seconds: float) -> None:
+        """Connect ``connection`` to ``origin`` within ``seconds``, at most ``CONNECT_TIMEOUT``.
+
+        Raises:
+            ConnectError: the host or the proxy cannot be reached, or its certificate is invalid.
+        """
+        limit = min(seconds, CONNECT_TIMEOUT)
+        route = through(self.proxy)
+        try:
+            async with asyncio.timeout(limit):
+                await self._open(origin, connection)
+        except TimeoutError:
+            raise ConnectError(
+                f"Cannot connect to the upstream{route} within {limit:.1f} s."
+            ) from None
+        except (OSError, UnicodeError, ValueError, RuntimeError) as error:
+            raise ConnectError(
+                f"Cannot connect to the upstream{route} ({type(error).__name__})."
+            ) from None
+
+    async def _open(self, origin: Origin, connection: Connection) -> None:
+        host, port, tls = origin
+        if self.proxy is None:
+            await self._dial(host, port, connection, tls=tls)
+        elif tls:
+            await self._open_tunnel(self.proxy, host, port, connection)
+        else:
+            await self._dial_proxy(self.proxy, connection)
+
+    async def _dial(
+        self, host: str, port: int, protocol: asyncio.Protocol, *, tls: bool
+    ) -> asyncio.Transport:
+        context = self._get_ssl_context() if tls else None
+        addresses = await self._resolve(host, port)
+        connected = await _start_connection(addresses, happy_eyeballs_delay=ATTEMPT_DELAY)
+        transport, _ = await asyncio.get_running_loop().create_connection(
+            lambda: protocol,
+            sock=connected,
+            ssl=context,
+            server_hostname=host if tls else None,
+        )
+        return transport
+
+    async def _dial_proxy(self, proxy: Proxy, protocol: asyncio.Protocol) -> asyncio.Transport:
+        try:
+            return await self._dial(proxy.host, proxy.port, protocol, tls=proxy.tls)
+        except (OSError, UnicodeError, ValueError, RuntimeError) as error:
+            raise proxy.unreachable(f"({type(error).__name__})") from None
+
+    async def _open_tunnel(
+        self, proxy: Proxy, host: str, port: int, connection: Connection
+    ) -> None:
+        tunnel = Tunnel(asyncio.get_running_loop())
+        transport = await self._dial_proxy(proxy, tunnel)
+        try:
+            transport.write(write_connect(f"{bracketed(host)}:{port}", proxy).content)
+            encrypted = await self._encrypt(proxy, host, port, tunnel, transport)
+        except BaseException:
+            transport.abort()
+            raise
+        encrypted.set_protocol(connection)
+        connection.connection_made(encrypted)
+        if tunnel.has_surplus:
+            connection.abort()
+
+    async def _encrypt(
+        self, proxy: Proxy, host: str, port: int, tunnel: Tunnel, transport: asyncio.Transport
+    ) -> asyncio.Transport:
+        """Start TLS to the upstream, with its own name, when the proxy has opened the tunnel."""
+        status = await tunnel.status
+        if not 200 <= status < 300:
+            raise proxy.refused(status, f"{bracketed(host)}:{port}")
+        if tunnel.has_surplus:  # a TLS server does not send first
+            raise proxy.refused(0, f"{bracketed(host)}:{port}")
+        encrypted = await asyncio.get_running_loop().start_tls(
+            transport, tunnel, self._get_ssl_context(), server_hostname=host
+        )
+        if encrypted is None:
+            raise ConnectionAbortedError
+        return encrypted
+
+    def _get_ssl_context(self) -> ssl.SSLContext:
+        if self._context is None:
+            context = create_ssl_context(self._config)
+            context.set_alpn_protocols(["http/1.1"])
+            self._context = context
+        return self._context
