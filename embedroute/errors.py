@@ -125,7 +125,6 @@ class UpstreamError(EmbedrouteError):
     :mod:`embedroute.upstream_errors.neutral`).
 
     ``input_index`` is the index of the blamed input within the call, if the upstream names one.
-    ``input_key`` is that input's cache key, once it is known.
     ``field`` is the top-level field of the upstream request that it refuses, if it names one.
     """
 
@@ -149,7 +148,6 @@ class UpstreamError(EmbedrouteError):
         self.already_recorded = False
         self.is_neutral = False
         self.input_index: int | None = None
-        self.input_key: bytes | None = None
         self.field: str | None = None
 
 

@@ -39,7 +39,6 @@ from embedroute.errors import (
     DeadlineExceeded,
     EmbedrouteError,
     RequestError,
-    UpstreamError,
     UpstreamRejectedInput,
 )
 from embedroute.execution import (
@@ -48,7 +47,6 @@ from embedroute.execution import (
     RequestContext,
     Results,
     missing_keys,
-    name_input,
 )
 from embedroute.inputs import Input
 from embedroute.limits import BodyBudget
@@ -244,19 +242,16 @@ class Gateway:
                 context.request,
                 prepared,
                 trace,
+                plan.keys,
                 context.deadline,
                 context.watch,
                 self.cache.store if policy.store and self.cache.limit else None,
             )
             candidates = prepared.selection.candidates
             sharing_key = prepared.sharing_key if policy.read else None
-            try:
-                with loop.flights.lead(missing, sharing_key) as lead:
-                    if lead.work:
-                        await loop.embed(candidates, dispatch, lead.work, lead.land)
-            except UpstreamError as error:
-                name_input(error, plan.keys)
-                raise
+            with loop.flights.lead(missing, sharing_key) as lead:
+                if lead.work:
+                    await loop.embed(candidates, dispatch, lead.work, lead.land)
             vectors = {**vectors, **lead.found}
             if lead.awaited:
                 vectors = {**vectors, **await self._wait_for_others(loop, lead, missing, dispatch)}

@@ -11,7 +11,7 @@ from embedroute.execution.backend_call import (
     largest_answer,
     validate_vectors,
 )
-from embedroute.execution.context import DispatchContext, RequestContext, Results, name_input
+from embedroute.execution.context import DispatchContext, RequestContext, Results
 from embedroute.execution.dispatcher import Dispatcher, Embed
 from embedroute.execution.local_models import LocalModels, Pace, cut_part, joined, slice_stop
 from embedroute.execution.microbatching import LARGEST, MicroBatcher, split_result
@@ -39,7 +39,6 @@ __all__ = [
     "largest_answer",
     "list_secrets",
     "missing_keys",
-    "name_input",
     "never_expected",
     "record_exchange",
     "redact_message",

@@ -23,6 +23,7 @@ from embedroute.execution.context import (
     for_client,
     make_batch,
     make_probe,
+    name_input,
     prepare_in_steps,
     record_results,
 )
@@ -101,12 +102,7 @@ class AttemptRunner:
         trace.attempts += 1
         batch = make_batch(candidate, work, context)
         sizes: Sequence[int] = ()
-        alone = (
-            alone
-            or candidate.micro_batch_ms is None
-            or trace.captures_bodies
-            or context.request.large
-        )
+        alone = alone or not may_be_merged(candidate, context)
         made_call = alone
         outside = sys.exception()
         try:
@@ -123,8 +119,9 @@ class AttemptRunner:
         except EmbedrouteError as error:
             if alone:
                 self._learn_limit(health, batch, error)
-            failure = for_client(error, candidate, outside)
-            failure = self._name_cause(failure, candidate, health, context, batch, work)
+            failure = self._name_cause(
+                for_client(error, candidate, outside), candidate, health, context, batch, work
+            )
             health.record_error(permit, self._clock(), failure, work, timeout)
             self._report(candidate, failure, trace, attempt, began)
             return failure
@@ -250,12 +247,12 @@ class AttemptRunner:
         batch: Batch,
         work: Mapping[CacheKey, Input],
     ) -> EmbedrouteError:
-        """Add the key of the input that an upstream blames, or blame a field of the gateway's own."""
+        """Name the input that an upstream blames, or blame a field of the gateway's own."""
         if not isinstance(failure, UpstreamError):
             return failure
         index = failure.input_index
-        if index is not None and index < len(work):
-            failure.input_key = list(work)[index]
+        key = None if index is None or index >= len(work) else list(work)[index]
+        name_input(failure, key, context.keys)
         field = find_own_field(failure, batch, context.prepared.route.model.dimensions)
         if field is None or field in health.omitted:
             return failure
@@ -352,3 +349,9 @@ class AttemptRunner:
             "upstream call failed" if failure else "upstream call completed",
             extra=log_fields({"request_id": trace.request_id, **outcome}),
         )
+
+
+def may_be_merged(candidate: ResolvedEndpoint, context: DispatchContext) -> bool:
+    """Return whether a call may be merged with others to the same endpoint."""
+    is_enabled = candidate.micro_batch_ms is not None
+    return is_enabled and not (context.trace.captures_bodies or context.request.large)

@@ -61,7 +61,8 @@ StoreResults = Callable[[Results, int | None], None]
 class DispatchContext(msgspec.Struct, frozen=True, eq=False):
     """What all chunks of one request share.
 
-    ``deadline`` is in seconds of the monotonic clock. ``store`` receives the results, and their
+    ``keys`` are the cache keys of the request's inputs, in their order. ``deadline`` is in seconds of
+    the monotonic clock. ``store`` receives the results, and their
     owner, for the cache; None if they are not cached. ``slots`` limits the concurrent calls of a
     request that was split.
     """
@@ -69,6 +70,7 @@ class DispatchContext(msgspec.Struct, frozen=True, eq=False):
     request: EmbeddingRequest
     prepared: PreparedSelection
     trace: RequestTrace
+    keys: Sequence[CacheKey]
     deadline: float
     watch: Watch | None = None
     store: StoreResults | None = None
@@ -218,24 +220,27 @@ def _describe_place(cause: BaseException) -> str:
     return "\n".join([f"{type(cause).__name__} was raised in:", *lines])
 
 
-def name_input(error: UpstreamError, keys: Sequence[CacheKey]) -> None:
-    """Name the input that an upstream blames as the client does: ``input[i]``, or ``input``.
+def name_input(
+    error: UpstreamError, key: CacheKey | None, keys: Sequence[CacheKey]
+) -> UpstreamError:
+    """Name the blamed input as the client does: ``input[i]``, or ``input`` if it is the only one.
 
-    ``keys`` are the cache keys of the request's inputs. An upstream counts the inputs of its own
-    call, which is only a part of them, so an index that cannot be translated is left out.
+    ``key`` is the cache key of that input, and ``keys`` those of all inputs of the request. An
+    upstream counts the inputs of its own call, which is only a part of them. So without a ``key``,
+    its index is removed.
     """
     name = None
-    if error.input_key in keys:
-        name = f"input[{keys.index(error.input_key)}]" if len(keys) > 1 else "input"
+    if key is not None:
+        name = f"input[{keys.index(key)}]" if len(keys) > 1 else "input"
         error.param = name
     elif error.param is not None and error.param.startswith("input["):
         error.param = "input"
     if error.input_index is not None:
         error.message = translate_index(error.message, error.input_index, name)
-        error.input_index = None
+    return error
 
 
-def input_failed(error: UpstreamError, key: CacheKey) -> UpstreamError:
+def input_failed(error: UpstreamError, key: CacheKey, keys: Sequence[CacheKey]) -> UpstreamError:
     """Return the error for the input ``key``, which fails alone with ``error``."""
     failure = error
     if not isinstance(error, UpstreamRejectedInput):
@@ -244,8 +249,7 @@ def input_failed(error: UpstreamError, key: CacheKey) -> UpstreamError:
             upstream_status=error.upstream_status,
         )
         failure.provider = error.provider
-    failure.input_key = key
-    return failure
+    return name_input(failure, key, keys)
 
 
 def describe_outcome(failure: EmbedrouteError | None) -> dict[str, object]:

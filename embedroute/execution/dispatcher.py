@@ -1,7 +1,8 @@
 """Tries the endpoints of a request, one after another, under its deadline. Only this module retries.
 
 What follows a failed attempt is a table in ``routing/retry.py``. This module carries it out: it
-waits, moves on to the next endpoint, splits a batch that is too large, or raises.
+waits, moves on to the next endpoint, splits a batch that is too large, looks for the inputs that
+make a batch fail, or raises.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -57,13 +58,28 @@ RECENT = 30.0
 """Seconds after an answer in which an endpoint is not suspected because of one rejection."""
 Work = Mapping[CacheKey, Input]
 Chunks = Sequence[Work]
-Embed = Callable[
-    [Sequence[ResolvedEndpoint], DispatchContext, Work, OnResult],
-    Awaitable[None],
-]
+Embed = Callable[[Sequence[ResolvedEndpoint], DispatchContext, Work, OnResult], Awaitable[None]]
 """Embeds inputs at the first endpoint that responds, and passes their vectors on as they come."""
 AdmitFirstTry = Callable[[float], bool]
 """Takes the time in seconds; returns whether a chunk may be tried at an endpoint for the first time."""
+
+
+class Dispatch(msgspec.Struct, frozen=True, eq=False):
+    """The inputs of a request, or a part of them, and where they may be embedded.
+
+    ``on_result`` gets the vectors of each chunk as soon as they come. A first try counts as a call
+    and not as a retry, unless ``admit_first_try`` decides. ``earlier_errors`` are the errors from
+    before the part was split off. ``waited_for`` are the endpoints whose rate limits were waited
+    for.
+    """
+
+    candidates: Sequence[ResolvedEndpoint]
+    context: DispatchContext
+    work: Work
+    on_result: OnResult
+    admit_first_try: AdmitFirstTry | None = None
+    earlier_errors: Sequence[EmbedrouteError] = ()
+    waited_for: frozenset[str] = frozenset()
 
 
 class Dispatcher:
@@ -88,298 +104,110 @@ class Dispatcher:
         self._clock = clock
         self._random = random
 
-    async def embed(
+    def embed(
         self,
         candidates: Sequence[ResolvedEndpoint],
         context: DispatchContext,
         work: Work,
         on_result: OnResult,
-        admit_first_try: AdmitFirstTry | None = None,
-        earlier_errors: Sequence[EmbedrouteError] = (),
-        waited_for: frozenset[str] = frozenset(),
-    ) -> None:
+    ) -> Awaitable[None]:
         """Embed all of ``work``. ``on_result`` gets the vectors of each chunk as soon as they come.
-
-        A first try counts as a call and not as a retry, unless ``admit_first_try`` decides.
-        ``earlier_errors`` are the errors from before ``work`` was split off. ``waited_for`` are the
-        endpoints whose rate limits were waited for.
 
         Raises:
             EmbedrouteError: the error to report if some of it cannot be embedded.
         """
+        return self._run(Dispatch(candidates, context, work, on_result))
+
+    async def _run(self, dispatch: Dispatch) -> None:
+        begin = self._begin if dispatch.context.slots is None else self._begin_in_slot
         errors: list[EmbedrouteError] = []
-        begin = self._begin if context.slots is None else self._begin_in_slot
         attempt = 1
-        while len(errors) < len(candidates):
-            candidate = candidates[len(errors)]
-            is_first = attempt == 1 and len(work) > 1
-            if is_first and (chunks := await self._split(candidate, context, work)):
-                await self._embed_chunks(
-                    candidates, errors, context, chunks, on_result, earlier_errors
-                )
+        while len(errors) < len(dispatch.candidates):
+            candidate = dispatch.candidates[len(errors)]
+            is_first = attempt == 1 and len(dispatch.work) > 1
+            if is_first and (chunks := await self._split(dispatch, candidate)):
+                await self._run_chunks(dispatch, errors, chunks)
                 return
-            health = self._healths.get(candidate)
-            endpoints_left = len(candidates) - len(errors)
-            outcome = begin(
-                candidate, health, work, context, endpoints_left, admit_first_try, attempt
-            )
+            outcome = begin(dispatch, candidate, len(dispatch.candidates) - len(errors), attempt)
             if not isinstance(outcome, EmbedrouteError):
                 outcome = await outcome
             if not isinstance(outcome, EmbedrouteError):
-                on_result(outcome)
+                dispatch.on_result(outcome)
                 if errors:
-                    await self._blame(candidates, errors, context)
+                    await self._check_rejecting(dispatch, errors)
                 return
-            decision = await self._decide(outcome, attempt, candidate, health, work, context)
-            if decision in {RetryDecision.RETRY, RetryDecision.REPEAT}:
-                attempt += decision is RetryDecision.RETRY
-                continue
-            errors.append(outcome)
-            attempt = 1
-            if decision is RetryDecision.HALVE:
-                await self._embed_chunks(
-                    candidates,
-                    errors[:-1],
-                    context,
-                    halves(work),
-                    on_result,
-                    earlier_errors,
-                    outcome,
-                )
+            decision = await self._decide(dispatch, candidate, outcome, attempt)
+            if decision is RetryDecision.RETRY:
+                attempt += 1
+            elif decision is not RetryDecision.REPEAT:
+                errors.append(outcome)
+                attempt = 1
+            if decision in {RetryDecision.HALVE, RetryDecision.BISECT}:
+                await self._divide(dispatch, errors, decision)
                 return
-            if decision is RetryDecision.BISECT:
-                await self._bisect(candidates, errors, context, work, on_result, earlier_errors)
-                return
-        await self._end(
-            candidates,
-            errors,
-            context,
-            work,
-            on_result,
-            admit_first_try,
-            earlier_errors,
-            waited_for,
-        )
-
-    async def _end(
-        self,
-        candidates: Sequence[ResolvedEndpoint],
-        errors: Sequence[EmbedrouteError],
-        context: DispatchContext,
-        work: Work,
-        on_result: OnResult,
-        admit_first_try: AdmitFirstTry | None,
-        earlier_errors: Sequence[EmbedrouteError],
-        waited_for: frozenset[str],
-    ) -> None:
-        """Try again after a rate limit, or find the bad inputs, when every endpoint has failed.
-
-        Raises:
-            EmbedrouteError: the error to report if nothing is left to try.
-        """
-        error = error_to_report([*earlier_errors, *errors])
-        if len(work) > 1 and isinstance(error, Rejected):
-            first = candidates[errors.index(error)] if error in errors else None
-            if first is not None and not isinstance(error, RejectedByPage):
-                await self._bisect([first], [error], context, work, on_result, earlier_errors)
-                return
-        waiting = self._find_rate_limit(candidates, errors, context, waited_for)
-        if waiting is None:
-            raise error
-        first, seconds = waiting
-        await anyio.sleep(seconds)
-        again = [first, *(candidate for candidate in candidates if candidate is not first)]
-        admit_first_try = self._budget.reserve_one() if was_called(errors) else admit_first_try
-        waited_for = waited_for | {first.name}
-        await self.embed(
-            again, context, work, on_result, admit_first_try, earlier_errors, waited_for
-        )
+        await self._give_up(dispatch, errors)
 
     async def _decide(
         self,
+        dispatch: Dispatch,
+        candidate: ResolvedEndpoint,
         error: EmbedrouteError,
         attempt: int,
-        candidate: ResolvedEndpoint,
-        health: EndpointHealth,
-        work: Work,
-        context: DispatchContext,
     ) -> RetryDecision:
         """Decide what follows a failed attempt, after the wait before a retry.
 
         Raises:
             EmbedrouteError: ``error`` itself, if no endpoint may be tried any more.
         """
+        health = self._healths.get(candidate)
+        inputs = len(dispatch.work)
         if health.suspected:
-            await self._probe(candidate, health, context)
-        decision = decide_next(error, attempt, self._policy, len(work))
+            await self._probe(candidate, health, dispatch.context)
+        decision = decide_next(error, attempt, self._policy, inputs)
         if decision is RetryDecision.STOP:
             raise error
         now = self._clock()
         if decision is RetryDecision.RETRY:
             wait = wait_before(error, attempt, self._policy, self._random)
-            if now + wait < context.deadline and self._budget.allow(now):
+            if now + wait < dispatch.context.deadline and self._budget.allow(now):
                 await anyio.sleep(wait)
                 return decision
-            decision = decide_without_retry(error, len(work))
+            decision = decide_without_retry(error, inputs)
         if decision is RetryDecision.BISECT and health.state(now) is not State.CLOSED:
             return RetryDecision.NEXT
         return decision
 
-    async def _probe(
-        self, candidate: ResolvedEndpoint, health: EndpointHealth, context: DispatchContext
-    ) -> bool:
-        """Return whether an endpoint embeds a harmless text, which settles a suspicion."""
-        timeout = min(PROBE_TIMEOUT, context.deadline - self._clock())
-        return await self._attempts.probe(candidate, health, context, timeout)
-
-    async def _blame(
-        self,
-        candidates: Sequence[ResolvedEndpoint],
-        errors: Sequence[EmbedrouteError],
-        context: DispatchContext,
-    ) -> None:
-        """Check the endpoints that rejected without a reason what another endpoint has answered."""
-        for candidate, error in zip(candidates, errors, strict=False):
-            health = self._healths.get(candidate)
-            now = self._clock()
-            if (
-                isinstance(error, Rejected)
-                and health.state(now) is State.CLOSED
-                and now - health.last_answer > RECENT
-            ):
-                health.suspect(now, error)
-                await self._probe(candidate, health, context)
-
-    async def _bisect(
-        self,
-        candidates: Sequence[ResolvedEndpoint],
-        errors: Sequence[EmbedrouteError],
-        context: DispatchContext,
-        work: Work,
-        on_result: OnResult,
-        earlier_errors: Sequence[EmbedrouteError],
-    ) -> None:
-        """Find the inputs that fail alone at the endpoint that failed last, and embed the others.
-
-        What it cannot embed is tried at the endpoints after it.
+    async def _give_up(self, dispatch: Dispatch, errors: Sequence[EmbedrouteError]) -> None:
+        """Try what is left when every endpoint has failed: wait for a rate limit, or bisect.
 
         Raises:
-            EmbedrouteError: some inputs failed at every endpoint. Every other input was tried.
+            EmbedrouteError: the error to report.
         """
-        candidate = candidates[len(errors) - 1]
-        health = self._healths.get(candidate)
-        found = await bisect(
-            work,
-            errors[-1],
-            partial(self._attempt_alone, candidate, health, context, errors[-1]),
-            partial(self._probe, candidate, health, context),
-            on_result,
-            at_once=CHUNKS_AT_ONCE,
+        error = error_to_report([*dispatch.earlier_errors, *errors])
+        is_open = isinstance(error, Rejected) and not isinstance(error, RejectedByPage)
+        if is_open and len(dispatch.work) > 1 and error in errors:
+            first = dispatch.candidates[errors.index(error)]
+            alone = msgspec.structs.replace(dispatch, candidates=[first])
+            await self._divide(alone, [error], RetryDecision.BISECT)
+            return
+        waiting = self._find_rate_limit(dispatch, errors)
+        if waiting is None:
+            raise error
+        first, seconds = waiting
+        await anyio.sleep(seconds)
+        others = [candidate for candidate in dispatch.candidates if candidate is not first]
+        admit = self._budget.reserve_one() if was_called(errors) else dispatch.admit_first_try
+        await self._run(
+            msgspec.structs.replace(
+                dispatch,
+                candidates=[first, *others],
+                admit_first_try=admit,
+                waited_for=dispatch.waited_for | {first.name},
+            )
         )
-        others = candidates[len(errors) :]
-        parts: list[tuple[Work, EmbedrouteError]] = [
-            ({key: work[key]}, input_failed(error, key)) for key, error in found.alone.items()
-        ]
-        if found.rest:
-            parts.append((found.rest, error_to_report([*earlier_errors, *errors])))
-        failures: dict[int, EmbedrouteError] = {}
-
-        async def embed_part(position: int) -> None:
-            part, error = parts[position]
-            try:
-                if not others:
-                    raise error
-                await self.embed(others, context, part, on_result, earlier_errors=[error])
-            except EmbedrouteError as failure:
-                failures[position] = error if position < len(found.alone) else failure
-
-        calls = [partial(embed_part, position) for position in range(len(parts))]
-        if calls:
-            await tasks.gather(calls, CHUNKS_AT_ONCE)
-        if failures:
-            raise failures[min(failures)]
-
-    async def _attempt_alone(
-        self,
-        candidate: ResolvedEndpoint,
-        health: EndpointHealth,
-        context: DispatchContext,
-        error: EmbedrouteError,
-        work: Work,
-    ) -> Results | EmbedrouteError:
-        """Make one attempt of a bisection. Return ``error`` if its allowance is spent."""
-        now = self._clock()
-        if context.deadline <= now or not self._budget.allow_bisection(now):
-            return DeadlineExceeded(error.message)
-        permit = health.acquire(now)
-        if not permit:
-            return health.unavailable_error(now)
-        timeout = context.deadline - now
-        return await self._attempts.run(
-            candidate, health, work, context, timeout, 1, permit, alone=True
-        )
-
-    async def _split(
-        self, candidate: ResolvedEndpoint, context: DispatchContext, work: Work
-    ) -> Chunks:
-        """Split ``work`` into the chunks that an endpoint accepts. Empty if it accepts the whole."""
-        chunks = await self._chunks(candidate, context, work)
-        if len(chunks) == 1:
-            return ()
-        sizes = [len(chunk) for chunk in chunks]
-        context.trace.add_event("split", "cut", endpoint=candidate.name, chunks=sizes)
-        return chunks
-
-    async def _chunks(
-        self, candidate: ResolvedEndpoint, context: DispatchContext, work: Work
-    ) -> Chunks:
-        prepared = context.prepared
-        input_type = prepared.selection.parameters.input_type
-        prefix = text_before(candidate, prepared.route.model, input_type)
-        accepts = self._healths.get(candidate).caps(candidate.accepts, self._clock())
-        if context.request.large:
-            return await fairness.step_by_step(split_in_steps(work, accepts, prefix))
-        return split(work, accepts, prefix)
-
-    async def _embed_chunks(
-        self,
-        candidates: Sequence[ResolvedEndpoint],
-        errors: Sequence[EmbedrouteError],
-        context: DispatchContext,
-        chunks: Chunks,
-        on_result: OnResult,
-        earlier_errors: Sequence[EmbedrouteError],
-        halved: EmbedrouteError | None = None,
-    ) -> None:
-        """Embed chunks at the endpoints that have not failed yet, ``CHUNKS_AT_ONCE`` at a time.
-
-        ``errors`` are those of the first ``candidates``. ``halved`` is the error of the whole if it
-        was halved: the limit learned from it is in doubt if an input is rejected alone.
-        """
-        if context.slots is None:
-            context = msgspec.structs.replace(context, slots=CapacityLimiter(CHUNKS_AT_ONCE))
-        remaining = [*candidates[len(errors) :], *limited(candidates, errors)]
-        all_errors = [*earlier_errors, *errors]
-        embed = partial(self.embed, remaining, context)
-        calls = [partial(embed, chunk, on_result, earlier_errors=all_errors) for chunk in chunks]
-        now = self._clock()
-        states = [self._healths.get(candidate).state(now) for candidate in remaining]
-        try:
-            if State.CLOSED not in states:
-                # A half-open breaker admits one probe. A chunk refused beside it would end the probe.
-                await calls.pop(0)()
-            await tasks.gather(calls, CHUNKS_AT_ONCE)
-        except UpstreamRejectedInput:
-            if isinstance(halved, BatchTooLarge) and halved.measure is not None:
-                self._healths.get(remaining[0]).doubt(self._clock(), halved.measure)
-            raise
 
     def _find_rate_limit(
-        self,
-        candidates: Sequence[ResolvedEndpoint],
-        errors: Sequence[EmbedrouteError],
-        context: DispatchContext,
-        waited_for: frozenset[str],
+        self, dispatch: Dispatch, errors: Sequence[EmbedrouteError]
     ) -> tuple[ResolvedEndpoint, float] | None:
         """Return the endpoint whose rate limit ends first, and the seconds until then.
 
@@ -388,10 +216,11 @@ class Dispatcher:
         before. It is taken from the budget before the wait, so that no request waits in vain.
         """
         now = self._clock()
+        context = dispatch.context
         available = {
             self._healths.get(candidate).available_at(now): candidate
-            for candidate in reversed(limited(candidates, errors))
-            if candidate.name not in waited_for
+            for candidate in reversed(limited(dispatch.candidates, errors))
+            if candidate.name not in dispatch.waited_for
         }
         if not available:
             return None
@@ -404,61 +233,211 @@ class Dispatcher:
             return None
         return available[at], max(at - now, 0.01)
 
-    def _begin(
+    async def _split(self, dispatch: Dispatch, candidate: ResolvedEndpoint) -> Chunks:
+        """Split the work into the chunks that an endpoint accepts. Empty if it accepts the whole."""
+        chunks = await self._chunks(dispatch, candidate)
+        if len(chunks) == 1:
+            return ()
+        sizes = [len(chunk) for chunk in chunks]
+        dispatch.context.trace.add_event("split", "cut", endpoint=candidate.name, chunks=sizes)
+        return chunks
+
+    async def _chunks(self, dispatch: Dispatch, candidate: ResolvedEndpoint) -> Chunks:
+        prepared = dispatch.context.prepared
+        input_type = prepared.selection.parameters.input_type
+        prefix = text_before(candidate, prepared.route.model, input_type)
+        accepts = self._healths.get(candidate).caps(candidate.accepts, self._clock())
+        if dispatch.context.request.large:
+            return await fairness.step_by_step(split_in_steps(dispatch.work, accepts, prefix))
+        return split(dispatch.work, accepts, prefix)
+
+    async def _divide(
+        self, dispatch: Dispatch, errors: Sequence[EmbedrouteError], decision: RetryDecision
+    ) -> None:
+        """Halve what is too large for an endpoint, or find the inputs that fail there alone."""
+        if decision is RetryDecision.HALVE:
+            await self._run_chunks(dispatch, errors[:-1], halves(dispatch.work), errors[-1])
+        else:
+            await self._bisect(dispatch, errors)
+
+    async def _run_chunks(
+        self,
+        dispatch: Dispatch,
+        errors: Sequence[EmbedrouteError],
+        chunks: Chunks,
+        halved: EmbedrouteError | None = None,
+    ) -> None:
+        """Embed chunks at the endpoints that have not failed yet, ``CHUNKS_AT_ONCE`` at a time.
+
+        ``errors`` are those of the first candidates. ``halved`` is the error of the whole if it was
+        halved: the limit learned from it is in doubt if an input is rejected alone.
+        """
+        context = dispatch.context
+        if context.slots is None:
+            context = msgspec.structs.replace(context, slots=CapacityLimiter(CHUNKS_AT_ONCE))
+        candidates = dispatch.candidates
+        remaining = [*candidates[len(errors) :], *limited(candidates, errors)]
+        earlier = [*dispatch.earlier_errors, *errors]
+        make_part = partial(Dispatch, remaining, context)
+        calls = [
+            partial(
+                self._run,
+                make_part(
+                    chunk,
+                    dispatch.on_result,
+                    earlier_errors=earlier,
+                    waited_for=dispatch.waited_for,
+                ),
+            )
+            for chunk in chunks
+        ]
+        now = self._clock()
+        states = [self._healths.get(candidate).state(now) for candidate in remaining]
+        try:
+            if State.CLOSED not in states:
+                # A half-open breaker admits one probe. A chunk refused beside it would end the probe.
+                await calls.pop(0)()
+            await tasks.gather(calls, CHUNKS_AT_ONCE)
+        except UpstreamRejectedInput:
+            if isinstance(halved, BatchTooLarge) and halved.measure is not None:
+                self._healths.get(remaining[0]).doubt(self._clock(), halved.measure)
+            raise
+
+    async def _bisect(self, dispatch: Dispatch, errors: Sequence[EmbedrouteError]) -> None:
+        """Find the inputs that fail alone at the endpoint that failed last, and embed the others.
+
+        What it cannot embed is tried at the endpoints after it.
+
+        Raises:
+            EmbedrouteError: some inputs failed at every endpoint. Every other input was tried.
+        """
+        context = dispatch.context
+        candidate = dispatch.candidates[len(errors) - 1]
+        health = self._healths.get(candidate)
+        found = await bisect(
+            dispatch.work,
+            errors[-1],
+            partial(self._attempt_alone, candidate, health, context),
+            partial(self._probe, candidate, health, context),
+            dispatch.on_result,
+            at_once=CHUNKS_AT_ONCE,
+        )
+        parts: list[tuple[Work, EmbedrouteError]] = [
+            ({key: dispatch.work[key]}, input_failed(error, key, context.keys))
+            for key, error in found.alone.items()
+        ]
+        if found.rest:
+            parts.append((found.rest, error_to_report([*dispatch.earlier_errors, *errors])))
+        failures: dict[int, EmbedrouteError] = {}
+        others = dispatch.candidates[len(errors) :]
+
+        async def run_part(position: int) -> None:
+            work, error = parts[position]
+            part = Dispatch(others, context, work, dispatch.on_result, earlier_errors=[error])
+            try:
+                await self._run(part)
+            except EmbedrouteError as failure:
+                failures[position] = error if position < len(found.alone) else failure
+
+        await tasks.gather([partial(run_part, at) for at in range(len(parts))], CHUNKS_AT_ONCE)
+        if failures:
+            raise failures[min(failures)]
+
+    async def _attempt_alone(
         self,
         candidate: ResolvedEndpoint,
         health: EndpointHealth,
-        work: Work,
         context: DispatchContext,
+        work: Work,
+    ) -> Results | EmbedrouteError:
+        """Make one call of a bisection. Return an error if no more may be made."""
+        now = self._clock()
+        if context.deadline <= now:
+            return deadline_error()
+        permit = health.acquire(now)
+        if not permit:
+            return health.unavailable_error(now)
+        if not self._budget.allow_bisection(now):
+            health.release(permit)
+            return budget_error()
+        timeout = context.deadline - now
+        return await self._attempts.run(
+            candidate, health, work, context, timeout, 1, permit, alone=True
+        )
+
+    async def _probe(
+        self, candidate: ResolvedEndpoint, health: EndpointHealth, context: DispatchContext
+    ) -> bool:
+        """Return whether an endpoint embeds a harmless text, which settles a suspicion."""
+        timeout = min(PROBE_TIMEOUT, context.deadline - self._clock())
+        return await self._attempts.probe(candidate, health, context, timeout)
+
+    async def _check_rejecting(self, dispatch: Dispatch, errors: Sequence[EmbedrouteError]) -> None:
+        """Check the endpoints that rejected without a reason what another endpoint has answered."""
+        for candidate, error in zip(dispatch.candidates, errors, strict=False):
+            health = self._healths.get(candidate)
+            now = self._clock()
+            is_closed = health.state(now) is State.CLOSED
+            if isinstance(error, Rejected) and is_closed and now - health.last_answer > RECENT:
+                health.suspect(now, error)
+                await self._probe(candidate, health, dispatch.context)
+
+    def _begin(
+        self,
+        dispatch: Dispatch,
+        candidate: ResolvedEndpoint,
         endpoints_left: int,
-        admit_first_try: AdmitFirstTry | None,
         attempt: int,
     ) -> Awaitable[Results | EmbedrouteError] | EmbedrouteError:
         """Begin one attempt, which may take an equal share of the time left.
 
-        An error if the endpoint may not be called now or no first try is admitted.
+        Returns an error if the endpoint may not be called now or no first try is admitted.
         """
+        context = dispatch.context
         now = self._clock()
         if context.deadline <= now:
-            raise DeadlineExceeded("The deadline passed before a provider responded.")
+            raise deadline_error()
+        health = self._healths.get(candidate)
         permit = health.acquire(now)
-        admit = admit_first_try or self._record_call
+        admit = dispatch.admit_first_try or self._record_call
         if permit and (attempt > 1 or admit(now)):
             timeout = (context.deadline - now) / endpoints_left
-            return self._attempts.run(candidate, health, work, context, timeout, attempt, permit)
+            return self._attempts.run(
+                candidate, health, dispatch.work, context, timeout, attempt, permit
+            )
         health.release(permit)
         context.trace.add_event("select", "skipped", endpoint=candidate.name, reason="it rests")
-        return make_budget_error() if permit else health.unavailable_error(now)
+        return budget_error() if permit else health.unavailable_error(now)
 
     async def _begin_in_slot(
         self,
+        dispatch: Dispatch,
         candidate: ResolvedEndpoint,
-        health: EndpointHealth,
-        work: Work,
-        context: DispatchContext,
         endpoints_left: int,
-        admit_first_try: AdmitFirstTry | None,
         attempt: int,
     ) -> Results | EmbedrouteError:
         """Make one attempt for a chunk, as soon as few enough calls of its request are under way."""
-        async with cast("CapacityLimiter", context.slots):
-            is_late = context.deadline <= self._clock()
-            if health.learned and not is_late:
+        async with cast("CapacityLimiter", dispatch.context.slots):
+            is_late = dispatch.context.deadline <= self._clock()
+            if self._healths.get(candidate).learned and not is_late:
                 # Another chunk may have taught a smaller limit while this one waited.
-                chunks = await self._chunks(candidate, context, work)
+                chunks = await self._chunks(dispatch, candidate)
                 if len(chunks) > 1:
                     message = "A chunk of this size was refused while this one waited."
                     return BatchTooLarge(message)
-            trying = self._begin(
-                candidate, health, work, context, endpoints_left, admit_first_try, attempt
-            )
+            trying = self._begin(dispatch, candidate, endpoints_left, attempt)
             return trying if isinstance(trying, EmbedrouteError) else await trying
 
 
-def make_budget_error() -> RateLimited:
-    """Make the error of a request that may not be tried again after a rate limit."""
+def deadline_error() -> DeadlineExceeded:
+    """Make the error of a request whose deadline has passed."""
+    return DeadlineExceeded("The deadline passed before a provider responded.")
+
+
+def budget_error() -> RateLimited:
+    """Make the error of a request for which the gateway may make no more calls."""
     error = RateLimited(
-        "The gateway has retried as often as its retry budget allows. Wait before you retry.",
+        "The gateway may not retry more often at the moment. Wait before you send it again.",
         retry_after=SHORTEST_COOLDOWN,
     )
     error.already_recorded = True

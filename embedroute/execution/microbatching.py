@@ -259,8 +259,8 @@ class MicroBatcher:
             if isinstance(error, CONCERNS_ENDPOINT):
                 _share(error, batch[0], batch[1:])
                 return
-            # Any status may be due to one input or the merged size may be the cause. So each request
-            # goes alone, and only that call counts for the endpoint's health.
+            # One input, or the merged size, may be the cause of any status. So each request makes
+            # its own call, and only that one counts for the endpoint's health.
             for waiting in batch:
                 waiting.alone = True
             return
