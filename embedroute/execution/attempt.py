@@ -18,9 +18,9 @@ from embedroute.execution.context import (
     make_batch,
     record_results,
 )
+from embedroute.execution.debug_capture import record_exchange
 from embedroute.execution.local_models import LocalModels
 from embedroute.execution.microbatching import MicroBatcher
-from embedroute.execution.redaction import record_exchange
 from embedroute.inputs import Input, letters_in
 from embedroute.routing import (
     CacheKey,
