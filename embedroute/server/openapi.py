@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from embedroute.config import DialectName
-from embedroute.protocol import DIALECTS, LARGEST_SIZE, Content, requests
+from embedroute.protocol import DIALECTS, LARGEST_SIZE, Content, bodies, requests
 from embedroute.server.routes import API, EMBED, GET_MODEL, Operation
 
 _Text = Annotated[str, Meta(min_length=1)]
@@ -36,6 +36,12 @@ class CreateEmbeddingRequest(
 
 
 _MODEL_ID: Final = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
+_EXPLAIN: Final = {
+    "name": "explain",
+    "in": "query",
+    "description": "Return the plan of the request without a call; the key needs debug.",
+    "schema": {"enum": ["1"]},
+}
 _INPUT_REQUIRED: Final = [
     {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
     for name in ("input", "inputs")
@@ -49,17 +55,19 @@ def describe(operation: Operation, dialect: DialectName = "openai") -> dict[str,
         "summary": operation.summary,
         "tags": ["embeddings"],
     }
-    body = operation.body or DIALECTS[dialect].success_body
+    success = _json_content(operation.body or DIALECTS[dialect].success_body)
     if operation is EMBED:
         described["requestBody"] = {
             "required": True,
             "content": _json_content(CreateEmbeddingRequest),
         }
+        described["parameters"] = [_EXPLAIN]
+        success = _json_content(DIALECTS[dialect].success_body, bodies.Plan)
     if operation is GET_MODEL:
         described["parameters"] = [_MODEL_ID]
     error = {"description": "Error", "content": _json_content(DIALECTS[dialect].error_body)}
     described["responses"] = {
-        "200": {"description": operation.description, "content": _json_content(body)},
+        "200": {"description": operation.description, "content": success},
         **{str(status): error for status in operation.statuses},
     }
     return described
@@ -72,6 +80,7 @@ def components(dialect: DialectName = "openai") -> dict[str, dict[str, object]]:
         CreateEmbeddingRequest,
         DIALECTS[dialect].success_body,
         DIALECTS[dialect].error_body,
+        bodies.Plan,
         *[operation.body for operation in API if operation.body],
     ]
     _, schemas = msgspec.json.schema_components(roots, ref_template="#/components/schemas/{name}")
@@ -122,5 +131,6 @@ def _inline_value(value: object, dialect: DialectName) -> object:
     return inlined(cast("dict[str, object]", value), dialect) if isinstance(value, dict) else value
 
 
-def _json_content(type_: type) -> dict[str, object]:
-    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{type_.__name__}"}}}
+def _json_content(*types: type) -> dict[str, object]:
+    schemas = [{"$ref": f"#/components/schemas/{type_.__name__}"} for type_ in types]
+    return {"application/json": {"schema": {"anyOf": schemas} if len(schemas) > 1 else schemas[0]}}

@@ -76,6 +76,29 @@ async def test_every_documented_operation_is_served_by_every_kind_of_host(host, 
     assert refused.header("allow").split(", ")[0] == method.upper()
 
 
+@pytest.mark.anyio
+async def test_a_plan_is_documented():
+    """``ignore`` excludes one of the two endpoints."""
+    endpoints = [{"provider": "hashed"}, {"provider": "other", "price": 1}]
+    gateway = Gateway(
+        Config(
+            gateway={"auth": "open", "debug": True, "ignore": ["other"]},
+            providers={"hashed": {}, "other": {"backend": "hashed"}},
+            models={"m": {"dimensions": 8, "endpoints": endpoints}},
+        )
+    )
+    [parameter] = DOCUMENT["paths"]["/v1/embeddings"]["post"]["parameters"]
+    query = f"{parameter['name']}={parameter['schema']['enum'][0]}"
+    body = b'{"model":"m","input":["a","b"]}'
+    headers = [("content-type", "application/json")]
+    answer = await call(embeddings_app(gateway), "POST", f"/v1/embeddings?{query}", headers, [body])
+
+    assert answer.json["object"] == "plan"
+    assert [len(answer.json[name]) for name in ("order", "filtered")] == [1, 1]
+    validator("Plan").validate(answer.json)
+    told("openai", "/v1/embeddings", 200, "post").validate(answer.json)
+
+
 def validator(name):
     return Draft202012Validator(
         {"$ref": f"#/components/schemas/{name}", "components": DOCUMENT["components"]}
