@@ -1,4 +1,10 @@
-"""Builds the parts of a gateway from its config, and its resources for each event loop."""
+"""Builds the parts of a gateway from its config, and its resources for each event loop.
+
+A config is processed in two phases. Phase 1 (``embedroute.config``) reads each table to a struct.
+Phase 2 (``_resolve``) makes backends, routes and keys of the structs, and checks what depends on
+several tables. It also runs on what phase 1 could read of an invalid config, so that one error
+reports the mistakes of both phases.
+"""
 
 import logging
 import os
@@ -16,10 +22,9 @@ import msgspec
 
 from embedroute.auth import ApiKeys, access_mistakes
 from embedroute.config import (
-    ALL_READ,
     Config,
+    PartialConfig,
     Settings,
-    UnknownFields,
     catalogue,
     environment_config,
     known_providers,
@@ -105,34 +110,40 @@ def assembled(config: Config, environ: Mapping[str, str]) -> GatewayParts:
     Raises:
         ConfigError: the config has mistakes; one line for each, with its place.
     """
-    directory, mistakes = _build(config, environ, ALL_READ)
-    if mistakes:
-        raise ConfigError(mistakes)
+    return _resolve(PartialConfig(config), environ)
+
+
+def _resolve(draft: PartialConfig, environ: Mapping[str, str]) -> GatewayParts:
+    """Phase 2: make the parts of a gateway from the structs of a config.
+
+    Raises:
+        ConfigError: phase 1 or this phase has found mistakes.
+    """
+    config = draft.config
+    unread = draft.unread
     settings = config.gateway
-    keys = ApiKeys(resolve_key_models(config, directory))
-    return GatewayParts(
-        settings=settings, limits=Limits.of(settings), keys=keys, directory=directory
-    )
-
-
-def _build(
-    config: Config, environ: Mapping[str, str], unread: UnknownFields
-) -> tuple[ModelRegistry, list[str]]:
     known = known_providers()
     bases = known_provider_of(config, known)
     backends, backend_mistakes = build_backends(config, known, bases, environ, unread)
     directory, registry_mistakes = build_registry(
         config, backends, catalogue(), known, bases, unread
     )
-    settings = config.gateway
     mistakes = [
+        *draft.mistakes,
         *access_mistakes(config, unread),
         *admission_mistakes(config, unread),
         *transport_mistakes(settings.transport, make_transport_config(settings, environ)),
         *backend_mistakes,
         *registry_mistakes,
     ]
-    return directory, mistakes
+    if mistakes:
+        raise ConfigError(mistakes)
+    return GatewayParts(
+        settings=settings,
+        limits=Limits.of(settings),
+        keys=ApiKeys(resolve_key_models(config, directory)),
+        directory=directory,
+    )
 
 
 def make_transport_config(settings: Settings, environ: Mapping[str, str]) -> TransportConfig:
@@ -179,7 +190,7 @@ def config_from_file(path: str | PathLike[str] | None, environ: Mapping[str, str
         raise ConfigError([f"The config {file} cannot be read: {error}"]) from None
     draft = read_config(text, environ)
     if draft.mistakes:
-        raise ConfigError([*draft.mistakes, *_build(draft.config, environ, draft.unread)[1]])
+        _resolve(draft, environ)  # raises, with the mistakes of both phases
     return draft.config
 
 

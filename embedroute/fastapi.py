@@ -12,7 +12,15 @@ from starlette.types import Message, Receive, Scope, Send
 from embedroute.config import DialectName
 from embedroute.errors import MissingExtra
 from embedroute.gateway import Gateway
-from embedroute.server import Authenticator, EmbeddingsApp, inlined, models_operation, operation
+from embedroute.server import (
+    API,
+    EMBED,
+    LIST_MODELS,
+    Authenticator,
+    EmbeddingsApp,
+    describe,
+    inlined,
+)
 
 try:
     from fastapi import APIRouter, Request, Response
@@ -21,18 +29,13 @@ except ImportError:
     raise MissingExtra("fastapi", "fastapi") from None
 
 
-_DOCUMENTED: Final = {
-    "/v1/embeddings": ("POST", operation),
-    "/v1/models": ("GET", models_operation),
-}
-_UNDOCUMENTED: Final = (
-    "/embeddings",
-    "/v1/embeddings/models",
-    "/embeddings/models",
-    "/models",
-    "/v1/models/{id:path}",
-    "/models/{id:path}",
-)
+_DOCUMENTED: Final = (EMBED, LIST_MODELS)
+"""The operations that the host's OpenAPI document describes."""
+_PATHS: Final = [
+    f"{prefix}{operation.path}".replace("{id}", "{id:path}")
+    for operation in API
+    for prefix in ("/v1", "")
+]
 
 
 _RECORDER: Final = "embedroute.recorder"
@@ -115,22 +118,22 @@ def embeddings_router(
     options["route_class"] = _make_recording(options.get("route_class", APIRoute))
     router = APIRouter(lifespan=gateway.lifespan, **options)
     dialect_name = app.handler.dialect_name
-    for path, (method, describe) in _DOCUMENTED.items():
+    for operation in _DOCUMENTED:
         # Let FastAPI make the operationId from the path: a host may include several such routers,
         # and the ids must be unique.
         openapi_extra = {
             name: value
-            for name, value in inlined(describe(dialect_name), dialect_name).items()
+            for name, value in inlined(describe(operation, dialect_name), dialect_name).items()
             if name != "operationId"
         }
         router.add_api_route(
-            path,
-            _make_endpoint(app, path),
-            methods=[method],
+            f"/v1{operation.path}",
+            _make_endpoint(app, f"/v1{operation.path}"),
+            methods=[operation.methods[0]],
             response_model=None,
             openapi_extra=openapi_extra,
         )
-    for path in (*_DOCUMENTED, *_UNDOCUMENTED):
+    for path in _PATHS:
         # Add both forms: FastAPI would redirect a path with a trailing slash, and the client would
         # send the body and the API key again.
         for form in (path, f"{path}/"):

@@ -1,6 +1,8 @@
 """Reads and validates configuration, and provides the catalogue of known models and providers.
 
-Configuration comes from TOML files, from environment variables or from structs made in Python.
+Configuration comes from TOML files, from environment variables or from structs made in Python. It
+is read in one pass, which reports every mistake of a single table. What depends on several tables
+is checked when ``embedroute.bootstrap`` makes the parts of a gateway.
 It may import the foundation and ``backend``.
 """
 
@@ -9,6 +11,7 @@ from embedroute.config.loader import (
     STATE_AUTH,
     STATE_ENV_AUTH,
     Config,
+    PartialConfig,
     environment_config,
     read_config,
 )
@@ -44,6 +47,7 @@ __all__ = [
     "KnownProvider",
     "Modality",
     "Model",
+    "PartialConfig",
     "PriceTable",
     "Provider",
     "Settings",

@@ -1,6 +1,7 @@
-"""Loads a configuration from TOML, from environment variables or from structs made in Python.
+"""Reads a configuration from TOML, from environment variables or from structs made in Python.
 
-All tables are read in one pass, so that one error reports every mistake with its location.
+This is phase 1: tables become structs, and mistakes are collected with their location. Phase 2 is
+in ``embedroute.bootstrap``.
 """
 
 import os
@@ -16,6 +17,7 @@ from embedroute.config.catalog import known_providers
 from embedroute.config.models import Endpoint, Model, Provider
 from embedroute.config.settings import ApiKey, CacheSettings, Settings
 from embedroute.config.validation import (
+    ALL_READ,
     TablePath,
     UnknownFields,
     as_table,
@@ -206,8 +208,8 @@ class PartialConfig(msgspec.Struct, frozen=True):
     """
 
     config: Config
-    mistakes: list[str]
-    unread: UnknownFields = UnknownFields()
+    mistakes: list[str] = []
+    unread: UnknownFields = ALL_READ
 
 
 def read_config(text: str, environ: Mapping[str, str]) -> PartialConfig:

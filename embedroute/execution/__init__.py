@@ -12,10 +12,11 @@ from embedroute.execution.backend_call import (
     validate_vectors,
 )
 from embedroute.execution.context import DispatchContext, RequestContext, Results
+from embedroute.execution.debug_capture import record_exchange
 from embedroute.execution.dispatcher import Dispatcher, Embed
 from embedroute.execution.local_models import LocalModels, Pace, cut_part, joined, slice_stop
 from embedroute.execution.microbatching import LARGEST, MicroBatcher, split_result
-from embedroute.execution.redaction import list_secrets, record_exchange, redact_message
+from embedroute.execution.redaction import list_secrets, redact_message
 from embedroute.execution.singleflight import Lead, SingleFlight, missing_keys, never_expected
 
 __all__ = [

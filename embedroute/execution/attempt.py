@@ -27,10 +27,10 @@ from embedroute.execution.context import (
     prepare_in_steps,
     record_results,
 )
+from embedroute.execution.debug_capture import record_exchange
 from embedroute.execution.local_models import LocalModels
 from embedroute.execution.microbatching import MicroBatcher
 from embedroute.execution.own_fields import find_own_field
-from embedroute.execution.redaction import record_exchange
 from embedroute.inputs import Input, estimate_sizes, letters_in
 from embedroute.routing import (
     CacheKey,
@@ -98,10 +98,9 @@ class AttemptRunner:
         dispatcher can decide what follows.
         """
         began = self._clock()
-        trace = context.trace
-        trace.attempts += 1
-        batch = make_batch(candidate, work, context)
+        context.trace.attempts += 1
         sizes: Sequence[int] = ()
+        batch = make_batch(candidate, work, context)
         alone = alone or not may_be_merged(candidate, context)
         made_call = alone
         outside = sys.exception()
@@ -123,7 +122,7 @@ class AttemptRunner:
                 for_client(error, candidate, outside), candidate, health, context, batch, work
             )
             health.record_error(permit, self._clock(), failure, work, timeout)
-            self._report(candidate, failure, trace, attempt, began)
+            self._report(candidate, failure, context.trace, attempt, began)
             return failure
         except BaseException:
             if alone:
@@ -131,12 +130,12 @@ class AttemptRunner:
             health.release(permit)
             if self._deadline_expired(context):
                 failure = UpstreamTimeout("The upstream did not answer in time.")
-                self._report(candidate, failure, trace, attempt, began)
+                self._report(candidate, failure, context.trace, attempt, began)
             raise
         if not made_call:
             health.release(permit)
         results = record_results(candidate, work, answer, context, made=made_call, sizes=sizes)
-        self._report(candidate, None, trace, attempt, began)
+        self._report(candidate, None, context.trace, attempt, began)
         return results
 
     async def _micro_batched(

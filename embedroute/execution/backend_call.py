@@ -32,9 +32,9 @@ from embedroute.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
+from embedroute.execution.debug_capture import KEPT_AT_ONCE
 from embedroute.execution.local_models import LocalModels
 from embedroute.execution.own_fields import omit_fields
-from embedroute.execution.redaction import KEPT_AT_ONCE
 from embedroute.routing import BoundedMap
 from embedroute.runtime import LARGE, fairness, tasks
 from embedroute.transport import DEFAULT_LIMITS, LARGEST_REPLY, ExchangeLimits, Transport

@@ -1,18 +1,15 @@
-"""Removes secrets from errors and debug output: an upstream may echo the key it received."""
+"""Removes secrets from error messages: an upstream may echo the key it received."""
 
 import re
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Final, cast
 from urllib.parse import quote, unquote
 
 import msgspec
 
-from embedroute.backend import BackendBase, Secret, UpstreamRequest, UpstreamResponse, behind
-from embedroute.runtime import TimeSlice
+from embedroute.backend import Secret, behind
 from embedroute.text import printable
-from embedroute.trace import RequestTrace
 
 MIN_FRAGMENT = 8
 """Any run of this many characters of a key is hidden: upstreams mask a key but repeat its ends."""
@@ -22,39 +19,17 @@ MASK = "[redacted]"
 MOST_READ = 20_000
 """Characters of an upstream's message that are processed; the rest is dropped."""
 
-LONGEST_CAPTURE = 1_000_000
-"""Bytes of all sent bodies that the debug output of a request shows; also of all received ones."""
-
-PLAIN: Final = frozenset(
-    {
-        "model",
-        "encoding_format",
-        "dimensions",
-        "object",
-        "type",
-        "code",
-        "input_type",
-        "outputDimensionality",
-    }
-)
-"""Fields whose text does not depend on the input, so that a summary may show it."""
-
-KEPT_AT_ONCE: Final = 1 << 14
-"""Bytes of a body that ``record_exchange`` processes on the event loop, in some milliseconds.
-
-A larger body is processed in a worker thread.
-"""
-
 Redactor = Callable[[str], str]
 """Returns a text without secrets."""
 
 OWN_WORDS: Final = re.compile(r"The (?:upstream|backend)(?: answered [0-9]{3})?(?!\w)")
 """The start of the gateway's own error messages; the rest of a message may be an upstream's."""
 
-_CREDENTIALS = re.compile(r"""(?<=://)[^/\s"'<>]+(?=@)""")
+_CREDENTIALS: Final = re.compile(r"""(?<=://)[^/\s"'<>]+(?=@)""")
 """The credentials of a URL inside a text."""
-_USER_INFO = re.compile("(?<=://)[^/]+(?=@)")
+_USER_INFO: Final = re.compile("(?<=://)[^/]+(?=@)")
 """The credentials of a text that is a URL."""
+_URLSAFE: Final = str.maketrans("+/", "-_")
 
 
 def list_secrets(options: msgspec.Struct) -> list[str]:
@@ -62,17 +37,13 @@ def list_secrets(options: msgspec.Struct) -> list[str]:
 
     A secret is a ``Secret``, a ``Secret`` in a table, or the credentials in a URL.
     """
-    values = [
-        value
-        for option in msgspec.structs.astuple(options)
-        for value in (
-            cast("Mapping[str, object]", option).values()
-            if isinstance(option, Mapping)
-            else (option,)
+    values: list[object] = []
+    for option in msgspec.structs.astuple(options):
+        table = (
+            cast("Mapping[str, object]", option) if isinstance(option, Mapping) else {"": option}
         )
-    ]
-    secrets = (secret for value in values for secret in _secrets_in(value))
-    return sorted(secrets, key=len, reverse=True)
+        values += table.values()
+    return sorted([text for value in values for text in _secrets_in(value)], key=len, reverse=True)
 
 
 def _secrets_in(value: object) -> Iterator[str]:
@@ -108,29 +79,27 @@ def make_redactor(secrets: Sequence[str], own: int = 0) -> Redactor:
     each shorter secret that is a whole word, and credentials in URLs. The first ``own`` characters
     of a text are not changed.
     """
-    runs = {
-        form[start : start + MIN_FRAGMENT]
-        for secret in secrets
-        for form in _forms(secret)
-        for start in range(len(form) - MIN_FRAGMENT + 1)
-    }
-    short = sorted(
-        {secret for secret in secrets if 0 < len(secret) < MIN_FRAGMENT}, key=len, reverse=True
-    )
-    return partial(
-        _redact,
-        frozenset(runs),
-        re.compile("|".join(map(_as_word, short))) if short else _CREDENTIALS,
-        own,
-    )
+    runs = {run for secret in secrets for form in _encodings(secret) for run in _runs(form)}
+    short = sorted([secret for secret in secrets if 0 < len(secret) < MIN_FRAGMENT], key=len)
+    patterns = [_CREDENTIALS]
+    if short:
+        patterns.append(re.compile("|".join(map(_as_word, reversed(short)))))
+
+    def redact(text: str) -> str:
+        spans = [match.span() for pattern in patterns for match in pattern.finditer(text)]
+        if runs:
+            found = enumerate(_runs(text))
+            spans += [(start, start + MIN_FRAGMENT) for start, run in found if run in runs]
+        return _mask(text, sorted(span for span in spans if span[1] > own))
+
+    return redact
 
 
-def _as_word(secret: str) -> str:
-    # Match the secret only as a whole word. At an end that is not a word character this is given.
-    return rf"(?:(?<!\w)|(?!\w)){re.escape(secret)}(?:(?!\w)|(?<!\w))"
+def _runs(text: str) -> Iterator[str]:
+    return (text[end - MIN_FRAGMENT : end] for end in range(MIN_FRAGMENT, len(text) + 1))
 
 
-def _forms(secret: str) -> Iterator[str]:
+def _encodings(secret: str) -> Iterator[str]:
     raw = secret.encode(errors="replace")
     yield secret
     yield quote(secret, safe="", errors="replace")
@@ -143,23 +112,12 @@ def _forms(secret: str) -> Iterator[str]:
         yield from (encoded, encoded.translate(_URLSAFE))
 
 
-_URLSAFE: Final = str.maketrans("+/", "-_")
+def _as_word(secret: str) -> str:
+    # Match the secret only as a whole word. At an end that is not a word character this is given.
+    return rf"(?:(?<!\w)|(?!\w)){re.escape(secret)}(?:(?!\w)|(?<!\w))"
 
 
-def _redact(runs: frozenset[str], short: re.Pattern[str], own: int, text: str) -> str:
-    spans: list[tuple[int, int]] = []
-    if runs:
-        spans = [
-            (start, start + MIN_FRAGMENT)
-            for start in range(len(text) - MIN_FRAGMENT + 1)
-            if text[start : start + MIN_FRAGMENT] in runs
-        ]
-    spans += [match.span() for pattern in (short, _CREDENTIALS) for match in pattern.finditer(text)]
-    spans = sorted(span for span in spans if span[1] > own)
-    return _mask_spans(text, spans) if spans else text
-
-
-def _mask_spans(text: str, spans: Sequence[tuple[int, int]]) -> str:
+def _mask(text: str, spans: Sequence[tuple[int, int]]) -> str:
     """Replace each sorted span of ``text`` by the mask; overlapping spans share one mask."""
     parts: list[str] = []
     position = -1
@@ -167,92 +125,4 @@ def _mask_spans(text: str, spans: Sequence[tuple[int, int]]) -> str:
         if start > position:
             parts += [text[max(position, 0) : start], MASK]
         position = max(position, end)
-    return "".join([*parts, text[position:]])
-
-
-def record_exchange(
-    trace: RequestTrace,
-    provider: str,
-    backend: BackendBase,
-    message: UpstreamRequest | UpstreamResponse,
-) -> None:
-    """Record a request or a response in the trace for debug output, without secrets.
-
-    Headers marked as ``Secret`` are masked, and the body is redacted. A large body can take a
-    second, so it belongs in a worker thread, which yields the GIL between two texts.
-    """
-    is_response = isinstance(message, UpstreamResponse)
-    exchanges = trace.received if is_response else trace.sent
-    if exchanges is None:
-        return
-    recorded_bytes = trace.got_bytes if is_response else trace.sent_bytes
-    content = message.content[: LONGEST_CAPTURE - recorded_bytes]
-    redact = make_redactor(list_secrets(backend))
-    if len(content) > KEPT_AT_ONCE:
-        redact = _yielding_gil(redact)
-    body = _redact_body(content, redact, full=trace.full)
-    if isinstance(message, UpstreamResponse):
-        trace.got_bytes += len(content)
-        exchanges.append({"provider": provider, "status": message.status, "body": body})
-        return
-    trace.sent_bytes += len(content)
-    headers = {
-        name: MASK if isinstance(value, Secret) else value
-        for name, value in message.headers.items()
-    }
-    exchanges.append(
-        {"provider": provider, "url": redact(message.url), "headers": headers, "body": body}
-    )
-
-
-def _yielding_gil(redact: Redactor) -> Redactor:
-    time_slice = TimeSlice()
-
-    def redact_and_yield(text: str) -> str:
-        time_slice.yield_gil()
-        return redact(text)
-
-    return redact_and_yield
-
-
-def _redact_body(content: bytes, redact: Redactor, *, full: bool) -> object:
-    text = content.decode(errors="replace")
-    try:
-        body = msgspec.json.decode(text)
-        return _redact_value(body, redact) if full else _summarize(body, "", redact)
-    except (msgspec.MsgspecError, RecursionError):
-        return redact(text) if full else f"[{len(text)} characters]"
-
-
-def _redact_value(value: object, redact: Redactor) -> object:
-    """Redact every text of a body, including field names and long numbers."""
-    if isinstance(value, dict):
-        return {
-            redact(key): _redact_value(inner, redact)
-            for key, inner in cast("dict[str, object]", value).items()
-        }
-    if isinstance(value, list):
-        return [_redact_value(inner, redact) for inner in cast("list[object]", value)]
-    if isinstance(value, str):
-        return redact(value)
-    return _redact_number(value, redact)
-
-
-def _redact_number(value: object, redact: Redactor) -> object:
-    # A key may be all digits, and an upstream may repeat it as a number.
-    if not isinstance(value, int) or abs(value) < 10 ** (MIN_FRAGMENT - 1):
-        return value
-    redacted = redact(str(value))
-    return value if redacted == str(value) else redacted
-
-
-def _summarize(value: object, name: str, redact: Redactor) -> object:
-    """Keep the structure of a body, and drop every value that may hold an input."""
-    if isinstance(value, dict):
-        fields = cast("dict[str, object]", value)
-        return {redact(key): _summarize(inner, key, redact) for key, inner in fields.items()}
-    if isinstance(value, list):
-        return f"[{len(cast('list[object]', value))} items]"
-    if isinstance(value, str):
-        return redact(value) if name in PLAIN else f"[{len(value)} characters]"
-    return _redact_number(value, redact)
+    return "".join([*parts, text[max(position, 0) :]])

@@ -179,3 +179,52 @@ class OpenRouterModelList(msgspec.Struct, frozen=True, kw_only=True):
     """The models that the caller may use."""
 
     data: Sequence[OpenRouterModel]
+
+
+class PlanEndpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """An endpoint that would be called, with the sizes of its calls and their cost in USD.
+
+    ``price`` is in USD per million tokens, ``rests_for`` the remaining cool-down in seconds.
+    """
+
+    provider: str
+    model: str
+    price: Mapping[str, str]
+    chunks: Sequence[int]
+    cost: str | None
+    rests_for: float
+
+
+class PlanExclusion(msgspec.Struct, frozen=True, kw_only=True):
+    """An endpoint that would not be called, and why."""
+
+    provider: str
+    model: str
+    price: Mapping[str, str]
+    filter: str
+    reason: str
+
+
+class PlanCache(msgspec.Struct, frozen=True, kw_only=True):
+    """How many inputs are in the cache and how many are not."""
+
+    hits: int
+    misses: int
+
+
+class PlanInputs(msgspec.Struct, frozen=True, kw_only=True):
+    """How many inputs there are; the tokens are those of the inputs that are not in the cache."""
+
+    count: int
+    unique: int
+    estimated_tokens: int
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True, tag_field="object", tag="plan"):
+    """How a request would be served: the response to ``?explain=1``."""
+
+    model: str
+    order: Sequence[PlanEndpoint]
+    filtered: Sequence[PlanExclusion]
+    cache: PlanCache
+    inputs: PlanInputs

@@ -4,8 +4,8 @@ Sources: the API references of OpenAI (gpt.ge's is identical), OpenRouter, GoMod
 Spice.ai. Debug fields are written at the top level of each format, in errors too.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar, Final
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Final
 
 import msgspec
 from msgspec import UNSET
@@ -16,6 +16,9 @@ from embedroute.protocol.decode import EmbeddingRequest
 from embedroute.protocol.responses import ENCODER, Embeddings, encode_rows, iter_body
 from embedroute.text import LONGEST_ECHO
 from embedroute.trace import RequestTrace
+
+Fields = Mapping[str, Any]
+"""Fields of a body, by name."""
 
 
 class OpenAIDialect:
@@ -31,23 +34,27 @@ class OpenAIDialect:
         self, answer: Embeddings, request: EmbeddingRequest
     ) -> tuple[bytes] | Iterator[bytes]:
         """Write the body of a 200: in one piece, or lazily in several if it is large."""
-        if answer.large:
-            envelope = ENCODER.encode(self.response(answer, ()))
-            return iter_body(envelope, answer.rows, base64=request.base64)
-        rows = encode_rows(answer.rows, base64=request.base64)
-        return (ENCODER.encode(self.response(answer, rows)),)
-
-    def response(
-        self, answer: Embeddings, rows: Sequence[bodies.Embedding]
-    ) -> bodies.CreateEmbeddingResponse:
-        """Return the body of a 200 with ``rows`` as its data."""
-        tokens = answer.prompt_tokens
-        return bodies.CreateEmbeddingResponse(
-            data=rows,
-            model=answer.model,
-            usage=bodies.Usage(prompt_tokens=tokens, total_tokens=tokens),
-            **answer.trace.debug_fields(),
+        large = answer.large
+        body = ENCODER.encode(
+            self.success_body(
+                data=() if large else encode_rows(answer.rows, base64=request.base64),
+                model=answer.model,
+                usage=self.usage(answer, answer.prompt_tokens),
+                **self.extras(answer),
+                **answer.trace.debug_fields(),
+            )
         )
+        return iter_body(body, answer.rows, base64=request.base64) if large else (body,)
+
+    def usage(self, answer: Embeddings, tokens: int) -> bodies.Usage:
+        """Return the usage of an answer with this number of prompt tokens."""
+        del answer
+        return bodies.Usage(prompt_tokens=tokens, total_tokens=tokens)
+
+    def extras(self, answer: Embeddings) -> Fields:
+        """Return the additional fields of ``success_body``."""
+        del answer
+        return {}
 
     def error(self, error: EmbedrouteError, trace: RequestTrace) -> bytes:
         """Write the body of an error."""
@@ -77,26 +84,21 @@ class OpenRouterDialect(OpenAIDialect):
     success_body = bodies.OpenRouterEmbeddingResponse
     error_body = bodies.OpenRouterErrorResponse
 
-    def response(
-        self, answer: Embeddings, rows: Sequence[bodies.Embedding]
-    ) -> bodies.CreateEmbeddingResponse:
-        """Add the request id, the cost in USD, and the tokens by modality if there are two."""
-        tokens = answer.prompt_tokens
+    def usage(self, answer: Embeddings, tokens: int) -> bodies.Usage:
+        """Add the cost in USD, and the tokens by modality if there are two modalities."""
         counts = {
             f"{name}_tokens": count for name, count in answer.trace.modality_tokens.items() if count
         }
-        return bodies.OpenRouterEmbeddingResponse(
-            data=rows,
-            model=answer.model,
-            usage=bodies.OpenRouterUsage(
-                prompt_tokens=tokens,
-                total_tokens=tokens,
-                cost=float(answer.trace.cost),
-                prompt_tokens_details=counts if len(counts) > 1 else UNSET,
-            ),
-            id=answer.trace.request_id,
-            **answer.trace.debug_fields(),
+        return bodies.OpenRouterUsage(
+            prompt_tokens=tokens,
+            total_tokens=tokens,
+            cost=float(answer.trace.cost),
+            prompt_tokens_details=counts if len(counts) > 1 else UNSET,
         )
+
+    def extras(self, answer: Embeddings) -> Fields:
+        """Add the request id."""
+        return {"id": answer.trace.request_id}
 
     def error_response(self, error: EmbedrouteError, trace: RequestTrace) -> msgspec.Struct:
         """Return the status as ``code``, and the provider if it failed."""
@@ -117,18 +119,9 @@ class GoModelDialect(OpenAIDialect):
 
     success_body = bodies.GoModelEmbeddingResponse
 
-    def response(
-        self, answer: Embeddings, rows: Sequence[bodies.Embedding]
-    ) -> bodies.CreateEmbeddingResponse:
+    def extras(self, answer: Embeddings) -> Fields:
         """Add the provider, or several separated by commas if the request was split."""
-        tokens = answer.prompt_tokens
-        return bodies.GoModelEmbeddingResponse(
-            data=rows,
-            model=answer.model,
-            usage=bodies.Usage(prompt_tokens=tokens, total_tokens=tokens),
-            provider=",".join(answer.trace.providers) or UNSET,
-            **answer.trace.debug_fields(),
-        )
+        return {"provider": ",".join(answer.trace.providers) or UNSET}
 
     def error_type(self, error: EmbedrouteError) -> str:
         """Map the status to one of five types."""
@@ -148,19 +141,10 @@ class PhaseoDialect(OpenAIDialect):
     success_body = bodies.PhaseoEmbeddingResponse
     error_body = bodies.PhaseoErrorResponse
 
-    def response(
-        self, answer: Embeddings, rows: Sequence[bodies.Embedding]
-    ) -> bodies.CreateEmbeddingResponse:
+    def usage(self, answer: Embeddings, tokens: int) -> bodies.Usage:
         """Add the completion tokens, which are always 0 for embeddings."""
-        tokens = answer.prompt_tokens
-        return bodies.PhaseoEmbeddingResponse(
-            data=rows,
-            model=answer.model,
-            usage=bodies.PhaseoUsage(
-                prompt_tokens=tokens, total_tokens=tokens, completion_tokens=0
-            ),
-            **answer.trace.debug_fields(),
-        )
+        del answer
+        return bodies.PhaseoUsage(prompt_tokens=tokens, total_tokens=tokens, completion_tokens=0)
 
     def error_response(self, error: EmbedrouteError, trace: RequestTrace) -> msgspec.Struct:
         """Return the flat object that Phaseo's gateway sends."""

@@ -6,7 +6,7 @@ It may import the contracts and the foundation.
 from embedroute.routing.batch_limits import ENVELOPE, GROWS_EVERY, LEAST
 from embedroute.routing.bounded_map import MOST, BoundedMap
 from embedroute.routing.expected_latency import FIRST, PER_INPUT, REMEMBERED, SHORTEST, UsualLatency
-from embedroute.routing.filters import Parameters, can_truncate, supports_dimensions
+from embedroute.routing.filters import Dropped, Parameters, can_truncate, supports_dimensions
 from embedroute.routing.health import (
     SAMPLES,
     SHORTEST_COOLDOWN,
@@ -81,6 +81,7 @@ __all__ = [
     "BoundedMap",
     "BreakerPolicy",
     "CacheKey",
+    "Dropped",
     "EmbeddedInput",
     "EndpointHealth",
     "HealthRegistry",

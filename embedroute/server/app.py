@@ -10,6 +10,7 @@ from embedroute.config import DialectName
 from embedroute.errors import EmbedrouteError
 from embedroute.gateway import Gateway
 from embedroute.server.handler import Authenticator, RequestHandler
+from embedroute.server.routes import is_in_api
 
 log = logging.getLogger("embedroute.access")
 
@@ -99,11 +100,7 @@ class EmbeddingsMiddleware:
     def _match(self, path: str) -> str | None:
         """Return the path below the prefix, or None if the middleware does not serve it."""
         below = path.removeprefix(self.prefix)
-        is_served = path.startswith(f"{self.prefix}/") and (
-            below in {"/embeddings", "/embeddings/models", "/models"}
-            or below.startswith("/models/")
-        )
-        return below if is_served else None
+        return below if path.startswith(f"{self.prefix}/") and is_in_api(below) else None
 
 
 async def _minimal_lifespan(_scope: Scope, receive: Receive, send: Send) -> None:

@@ -7,14 +7,17 @@ cool-down of an endpoint in seconds, after failures or a 429.
 import time
 from collections.abc import Generator, Mapping
 
+import msgspec
+
 from embedroute.auth import Caller
 from embedroute.cache import NOTHING, CachePolicy, look_up_in_steps
 from embedroute.errors import PermissionDenied
 from embedroute.gateway import Gateway
 from embedroute.inputs import Input, estimate_sizes, images_in
-from embedroute.protocol import EmbeddingRequest
+from embedroute.protocol import EmbeddingRequest, bodies
 from embedroute.routing import (
     CacheKey,
+    Dropped,
     EndpointHealth,
     ResolvedEndpoint,
     make_plan_in_steps,
@@ -49,36 +52,37 @@ def explain(
     missing = {key: item for key, item in plan.work.items() if key not in hits}
     hit_count = sum(key in hits for key in plan.keys)
     tokens = sum(estimate_sizes(missing.values()))
-    order: list[dict[str, object]] = []
+    order: list[bodies.PlanEndpoint] = []
     for endpoint in selection.candidates:
         yield
         prefix = text_before(endpoint, route.model, selection.parameters.input_type)
         health = gateway.healths.get(endpoint)
         forecast = yield from _forecast(endpoint, health, missing, prefix, time.monotonic())
         order.append(forecast)
-    return {
-        "object": "plan",
-        "model": route.public_name,
-        "order": order,
-        "filtered": [
-            {
-                **_describe(dropped.candidate),
-                "filter": dropped.filter,
-                "reason": dropped.reason,
-            }
-            for dropped in selection.dropped
-        ],
-        "cache": {"hits": hit_count, "misses": len(plan.keys) - hit_count},
-        "inputs": {"count": len(plan.keys), "unique": len(plan.work), "estimated_tokens": tokens},
-    }
+    forecasts = bodies.Plan(
+        model=route.public_name,
+        order=order,
+        filtered=[_describe_exclusion(dropped) for dropped in selection.dropped],
+        cache=bodies.PlanCache(hits=hit_count, misses=len(plan.keys) - hit_count),
+        inputs=bodies.PlanInputs(
+            count=len(plan.keys), unique=len(plan.work), estimated_tokens=tokens
+        ),
+    )
+    return msgspec.to_builtins(forecasts)
 
 
-def _describe(endpoint: ResolvedEndpoint) -> dict[str, object]:
-    return {
-        "provider": endpoint.provider,
-        "model": endpoint.model,
-        "price": {kind: format_price(price) for kind, price in endpoint.prices.items()},
-    }
+def _describe_exclusion(dropped: Dropped) -> bodies.PlanExclusion:
+    return bodies.PlanExclusion(
+        provider=dropped.candidate.provider,
+        model=dropped.candidate.model,
+        price=_format_prices(dropped.candidate),
+        filter=dropped.filter,
+        reason=dropped.reason,
+    )
+
+
+def _format_prices(endpoint: ResolvedEndpoint) -> dict[str, str]:
+    return {kind: format_price(price) for kind, price in endpoint.prices.items()}
 
 
 def _forecast(
@@ -87,7 +91,7 @@ def _forecast(
     missing: Mapping[CacheKey, Input],
     prefix: str,
     now: float,
-) -> Generator[None, None, dict[str, object]]:
+) -> Generator[None, None, bodies.PlanEndpoint]:
     chunks = yield from split_in_steps(missing, health.caps(endpoint.accepts, now), prefix)
     usage = RequestTrace("")
     for chunk in chunks:
@@ -100,9 +104,11 @@ def _forecast(
             images=images_in(items),
         )
         yield
-    return {
-        **_describe(endpoint),
-        "chunks": [len(chunk) for chunk in chunks],
-        "cost": format_price(usage.cost) if "prompt" in endpoint.prices else None,
-        "rests_for": round(health.available_at(now) - now, 3),
-    }
+    return bodies.PlanEndpoint(
+        provider=endpoint.provider,
+        model=endpoint.model,
+        price=_format_prices(endpoint),
+        chunks=[len(chunk) for chunk in chunks],
+        cost=format_price(usage.cost) if "prompt" in endpoint.prices else None,
+        rests_for=round(health.available_at(now) - now, 3),
+    )

@@ -14,6 +14,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Final, Protocol, cast
 
+import msgspec
 from starlette.types import Receive, Scope, Send
 
 from embedroute.auth import ANYONE, Caller
@@ -40,7 +41,7 @@ from embedroute.protocol import (
     is_small,
 )
 from embedroute.runtime import ClientDisconnected, fairness, tasks
-from embedroute.server import models
+from embedroute.server import models, routes
 from embedroute.server.explain import explain
 from embedroute.server.openapi import openapi
 from embedroute.server.request import HTTPExchange
@@ -52,10 +53,6 @@ log = logging.getLogger("embedroute.access")
 Authenticator = Callable[[Scope], Awaitable[Caller | None]]
 """With ``auth = "host"``: returns who sends a request, or None to reject it."""
 
-EMBEDDINGS: Final = frozenset({"/embeddings", "/v1/embeddings"})
-OPENROUTER_MODELS: Final = frozenset({"/embeddings/models", "/v1/embeddings/models"})
-OPENAPI: Final = frozenset({"/openapi.json", "/v1/openapi.json"})
-_MODELS: Final = re.compile(r"(?:/v1)?/models(?:/(?P<id>.+))?")
 _ENCODED: Final = re.compile(rb"(?:(?!/models/)[^?])*%2f|[^?]*%00", re.IGNORECASE)
 """What no raw path may contain. Only the id of a model may contain an encoded slash."""
 
@@ -104,19 +101,18 @@ class RequestHandler:
             raise NotFound(
                 "The path contains an encoded slash or NUL. Write '/' without encoding it."
             )
-        if path in EMBEDDINGS:
-            if method != "POST":
-                raise MethodNotAllowed(method, "POST")
+        operation = routes.BY_PATH.get(path) or routes.find_model(path)
+        if operation is None:
+            raise NotFound(
+                f"No resource at {echo(path or '/')}. Use POST …/v1/embeddings or GET …/v1/models."
+            )
+        if method not in operation.methods:
+            raise MethodNotAllowed(method, ", ".join(operation.methods))
+        if operation is routes.EMBED:
             return self._embed(exchange)
-        if path in OPENAPI:
-            _allow_reading(method)
+        if operation is routes.GET_OPENAPI:
             return exchange.answer(200, self._openapi(".." if path.startswith("/v1/") else "."))
-        if path in OPENROUTER_MODELS or _MODELS.fullmatch(path):
-            _allow_reading(method)
-            return self._list_models(path, exchange)
-        raise NotFound(
-            f"No resource at {echo(path or '/')}. Use POST …/v1/embeddings or GET …/v1/models."
-        )
+        return self._list_models(operation, path, exchange)
 
     async def _embed(self, exchange: HTTPExchange) -> None:
         gateway = self.gateway
@@ -202,23 +198,25 @@ class RequestHandler:
         secured = self.gateway.settings.auth == "keys"
         return openapi(server, dialect=self.dialect_name, secured=secured)
 
-    async def _list_models(self, path: str, exchange: HTTPExchange) -> None:
+    async def _list_models(
+        self, operation: routes.Operation, path: str, exchange: HTTPExchange
+    ) -> None:
         if self.gateway.settings.auth == "host":
             caller = await self._authenticate_by_host(exchange)
         else:
             caller = self._authenticate_by_key(exchange)
-        routes = [
+        allowed = [
             route
             for route in self.gateway.directory.routes.values()
             if caller.models is None or route.name in caller.models
         ]
-        match = _MODELS.fullmatch(path)
-        if match is None:
-            body = models.openrouter_list(routes)
-        elif match["id"]:
-            body = models.model_card(routes, match["id"])
+        body: msgspec.Struct
+        if operation is routes.GET_MODEL:
+            body = models.model_card(allowed, routes.get_model_id(path))
+        elif operation is routes.LIST_EMBEDDING_MODELS:
+            body = models.openrouter_list(allowed)
         else:
-            body = models.model_list(routes)
+            body = models.model_list(allowed)
         await exchange.answer(200, ENCODER.encode(body))
 
     async def _reject(self, exchange: HTTPExchange, error: EmbedrouteError) -> None:
@@ -286,11 +284,6 @@ def _start_debugging(exchange: HTTPExchange, request: EmbeddingRequest) -> None:
             received=bool(debug.return_upstream_response),
             full=debug.trace_level != "summary",
         )
-
-
-def _allow_reading(method: str) -> None:
-    if method not in {"GET", "HEAD"}:
-        raise MethodNotAllowed(method, "GET, HEAD")
 
 
 async def _call_authenticator(authenticate: Authenticator, scope: Scope) -> Caller | None:

@@ -9,6 +9,7 @@ from msgspec import Meta
 
 from embedroute.config import DialectName
 from embedroute.protocol import DIALECTS, LARGEST_SIZE, Content, bodies, requests
+from embedroute.server.routes import API, EMBED, GET_MODEL, Operation
 
 _Text = Annotated[str, Meta(min_length=1)]
 _Id = (
@@ -34,68 +35,42 @@ class CreateEmbeddingRequest(
     inputs: _Input | None = None
 
 
-STATUSES: Final = (400, 401, 403, 404, 405, 408, 413, 415, 429, 500, 502, 503, 504)
-LIST_STATUSES: Final = (401, 500)
-LIST_DESCRIPTION: Final = "The models that the caller may use"
-
+_MODEL_ID: Final = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
+_EXPLAIN: Final = {
+    "name": "explain",
+    "in": "query",
+    "description": "Return the plan of the request without a call; the key needs debug.",
+    "schema": {"enum": ["1"]},
+}
 _INPUT_REQUIRED: Final = [
     {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
     for name in ("input", "inputs")
 ]
 
 
-def operation(dialect: DialectName = "openai") -> dict[str, object]:
-    """Return the OpenAPI operation of ``POST /v1/embeddings``; its ``$ref`` need ``components``."""
-    success = DIALECTS[dialect].success_body
-    return {
-        "operationId": "createEmbedding",
-        "summary": "Embed texts, token ids or content parts",
+def describe(operation: Operation, dialect: DialectName = "openai") -> dict[str, object]:
+    """Return the OpenAPI description of an operation; its ``$ref`` need ``components``."""
+    described: dict[str, object] = {
+        "operationId": operation.id,
+        "summary": operation.summary,
         "tags": ["embeddings"],
-        "requestBody": {"required": True, "content": _json_content(CreateEmbeddingRequest)},
-        "responses": _responses("One vector per input, in input order", success, STATUSES, dialect),
     }
-
-
-def models_operation(dialect: DialectName = "openai") -> dict[str, object]:
-    """Return the OpenAPI operation of ``GET /v1/models``."""
-    return {
-        "operationId": "listModels",
-        "summary": "List models",
-        "tags": ["embeddings"],
-        "responses": _responses(LIST_DESCRIPTION, bodies.ModelList, LIST_STATUSES, dialect),
+    success = _json_content(operation.body or DIALECTS[dialect].success_body)
+    if operation is EMBED:
+        described["requestBody"] = {
+            "required": True,
+            "content": _json_content(CreateEmbeddingRequest),
+        }
+        described["parameters"] = [_EXPLAIN]
+        success = _json_content(DIALECTS[dialect].success_body, bodies.Plan)
+    if operation is GET_MODEL:
+        described["parameters"] = [_MODEL_ID]
+    error = {"description": "Error", "content": _json_content(DIALECTS[dialect].error_body)}
+    described["responses"] = {
+        "200": {"description": operation.description, "content": success},
+        **{str(status): error for status in operation.statuses},
     }
-
-
-def _paths(dialect: DialectName) -> dict[str, object]:
-    list_models = models_operation(dialect)
-    model_id = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
-    openrouter_responses = _responses(
-        f"{LIST_DESCRIPTION}, as OpenRouter lists them",
-        bodies.OpenRouterModelList,
-        LIST_STATUSES,
-        dialect,
-    )
-    model_responses = _responses("The model", bodies.Model, (401, 404, 500), dialect)
-    return {
-        "/v1/embeddings": {"post": operation(dialect)},
-        "/v1/embeddings/models": {
-            "get": {
-                **list_models,
-                "operationId": "listEmbeddingModels",
-                "responses": openrouter_responses,
-            }
-        },
-        "/v1/models": {"get": list_models},
-        "/v1/models/{id}": {
-            "get": {
-                **list_models,
-                "operationId": "getModel",
-                "summary": "Describe a model",
-                "parameters": [model_id],
-                "responses": model_responses,
-            }
-        },
-    }
+    return described
 
 
 @cache
@@ -105,9 +80,8 @@ def components(dialect: DialectName = "openai") -> dict[str, dict[str, object]]:
         CreateEmbeddingRequest,
         DIALECTS[dialect].success_body,
         DIALECTS[dialect].error_body,
-        bodies.Model,
-        bodies.ModelList,
-        bodies.OpenRouterModelList,
+        bodies.Plan,
+        *[operation.body for operation in API if operation.body],
     ]
     _, schemas = msgspec.json.schema_components(roots, ref_template="#/components/schemas/{name}")
     copies = msgspec.json.decode(msgspec.json.encode(schemas), type=dict[str, dict[str, object]])
@@ -131,7 +105,10 @@ def openapi(server: str = ".", *, dialect: DialectName = "openai", secured: bool
             "description": "OpenAI-compatible embeddings.",
         },
         "servers": [{"url": server}],
-        "paths": _paths(dialect),
+        "paths": {
+            f"/v1{operation.path}": {operation.methods[0].lower(): describe(operation, dialect)}
+            for operation in API
+        },
         "components": {"schemas": components(dialect)},
     }
     if secured:
@@ -154,15 +131,6 @@ def _inline_value(value: object, dialect: DialectName) -> object:
     return inlined(cast("dict[str, object]", value), dialect) if isinstance(value, dict) else value
 
 
-def _responses(
-    description: str, success: type, statuses: tuple[int, ...], dialect: DialectName
-) -> dict[str, object]:
-    error = {"description": "Error", "content": _json_content(DIALECTS[dialect].error_body)}
-    return {
-        "200": {"description": description, "content": _json_content(success)},
-        **{str(status): error for status in statuses},
-    }
-
-
-def _json_content(type_: type) -> dict[str, object]:
-    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{type_.__name__}"}}}
+def _json_content(*types: type) -> dict[str, object]:
+    schemas = [{"$ref": f"#/components/schemas/{type_.__name__}"} for type_ in types]
+    return {"application/json": {"schema": {"anyOf": schemas} if len(schemas) > 1 else schemas[0]}}

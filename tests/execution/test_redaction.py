@@ -69,6 +69,7 @@ KEY = "sk-proj-0123456789-abcdefghij"
         ("The upstreams are no key", ["upstreams"], "The [redacted] are no key"),
         ("400: upstream", ["sk-upstream-key"], "400: [redacted]"),
         ("abcd short abc", ["abc", "abcd", "abcdefghi"], "[redacted] short [redacted]"),
+        ("a-b, a-", ["a-", "a-b"], "[redacted], [redacted]"),
         ("https://u:short@host", ["short"], "https://[redacted]@host"),
         ("https://u:p@ss@host/a@b", [], "https://[redacted]@host/a@b"),
         ("https://u:hunter2@host", ["https://example.org"], "[redacted]@host"),

@@ -3,10 +3,15 @@
 import json
 
 import pytest
+from fastapi import FastAPI
 from jsonschema import Draft202012Validator
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
+from embedroute import Config, EmbeddingsMiddleware, Gateway, embeddings_app
 from embedroute.config import Model
 from embedroute.errors import InvalidRequest, RateLimited, UpstreamUnavailable
+from embedroute.fastapi import embeddings_router
 from embedroute.inputs import Kind
 from embedroute.protocol import (
     DIALECTS,
@@ -19,19 +24,79 @@ from embedroute.protocol import (
 )
 from embedroute.routing import Route
 from embedroute.server import (
+    EMBED,
+    LIST_MODELS,
     components,
+    describe,
     inlined,
     model_card,
     model_list,
-    models_operation,
     openrouter_list,
-    operation,
 )
 from embedroute.server.openapi import openapi
 from embedroute.trace import RequestTrace
 from embedroute.vectors import from_lists
+from tests.support.asgi_client import call
 
 DOCUMENT = json.loads(openapi())
+HASHED = {"org/m": {"dimensions": 8, "endpoints": [{"provider": "hashed"}]}}
+
+
+def mounted(gateway):
+    return Starlette(routes=[Mount("/ai", app=embeddings_app(gateway))])
+
+
+def as_middleware(gateway):
+    return EmbeddingsMiddleware(Starlette(), gateway, prefix="/ai/v1")
+
+
+def as_router(gateway):
+    app = FastAPI()
+    app.include_router(embeddings_router(gateway), prefix="/ai")
+    return app
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("host", [mounted, as_middleware, as_router])
+@pytest.mark.parametrize(
+    ("path", "method"),
+    [(path, method) for path, methods in DOCUMENT["paths"].items() for method in methods],
+)
+async def test_every_documented_operation_is_served_by_every_kind_of_host(host, path, method):
+    app = host(Gateway(Config(gateway={"auth": "open"}, providers={"hashed": {}}, models=HASHED)))
+    body = b'{"model":"org/m","input":"a"}'
+    url = f"/ai{path.replace('{id}', 'org/m')}"
+    headers = [("content-type", "application/json")]
+
+    served = await call(app, method.upper(), url, headers, [body])
+    refused = await call(app, "DELETE", url, headers, [body])
+
+    assert served.status == 200
+    assert refused.status == 405
+    assert refused.header("allow").split(", ")[0] == method.upper()
+
+
+@pytest.mark.anyio
+async def test_a_plan_is_documented():
+    """``ignore`` excludes one of the two endpoints."""
+    endpoints = [{"provider": "hashed"}, {"provider": "other", "price": 1}]
+    gateway = Gateway(
+        Config(
+            gateway={"auth": "open", "debug": True, "ignore": ["other"]},
+            providers={"hashed": {}, "other": {"backend": "hashed"}},
+            models={"m": {"dimensions": 8, "endpoints": endpoints}},
+        )
+    )
+    [parameter] = DOCUMENT["paths"]["/v1/embeddings"]["post"]["parameters"]
+    query = f"{parameter['name']}={parameter['schema']['enum'][0]}"
+    body = b'{"model":"m","input":["a","b"]}'
+    headers = [("content-type", "application/json")]
+    answer = await call(embeddings_app(gateway), "POST", f"/v1/embeddings?{query}", headers, [body])
+
+    assert answer.json["object"] == "plan"
+    assert [len(answer.json[name]) for name in ("order", "filtered")] == [1, 1]
+    validator("Plan").validate(answer.json)
+    told("openai", "/v1/embeddings", 200, "post").validate(answer.json)
 
 
 def validator(name):
@@ -71,7 +136,7 @@ def test_operation_ids_are_unique():
     assert sorted(set(told)) == sorted(told)
 
 
-@pytest.mark.parametrize("operation", [operation(), models_operation()])
+@pytest.mark.parametrize("operation", [describe(EMBED), describe(LIST_MODELS)])
 def test_an_inlined_operation_has_no_references(operation):
     assert "$ref" not in json.dumps(inlined(operation))
 
