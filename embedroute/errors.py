@@ -30,6 +30,7 @@ __all__ = [
     "InternalError",
     "InvalidRequest",
     "InvalidUpstreamResponse",
+    "InvalidVector",
     "Measure",
     "MethodNotAllowed",
     "MissingExtra",
@@ -173,6 +174,13 @@ class InvalidUpstreamResponse(UpstreamUnavailable):
     """A response with status 200 that does not hold one valid vector per input."""
 
     code = "upstream_invalid_response"
+
+
+class InvalidVector(InvalidUpstreamResponse):
+    """A vector is all zero or holds something that is no finite number.
+
+    Some servers return one for a text that their model cannot embed.
+    """
 
 
 class UpstreamAuthError(UpstreamError):

@@ -11,7 +11,7 @@ import orjson
 import pybase64
 from numpy.typing import NDArray
 
-from embedroute.errors import InvalidUpstreamResponse
+from embedroute.errors import InvalidUpstreamResponse, InvalidVector
 from embedroute.runtime import chunked
 
 Number = np.float32 | np.int8 | np.uint8
@@ -53,6 +53,8 @@ def from_lists(rows: Sequence[Sequence[float]], dtype: str = "float") -> Array:
     except (TypeError, ValueError, OverflowError):
         array = np.empty(0)
     # Let numpy infer the type: with an explicit dtype it would accept null as NaN and "1" as 1.
+    if array.dtype.kind == "O" and any(None in row for row in rows):
+        raise InvalidVector("The upstream returned a vector with null in place of a number.")
     if array.ndim != 2 or array.dtype.kind not in "fiu":
         raise InvalidUpstreamResponse(
             "The upstream's vectors are not lists of numbers of equal length."
@@ -177,7 +179,7 @@ def check(array: Array, count: int, width: int | None, dtype: str = "float") -> 
             f"The upstream returned {array.dtype} numbers; expected {dtype}."
         )
     if dtype == "float" and not _is_valid(array):
-        raise InvalidUpstreamResponse(
+        raise InvalidVector(
             "The upstream returned a vector that is all zero or has a number that is not finite."
         )
     return array
@@ -210,7 +212,7 @@ def _cut(array: Array, width: int) -> Array:
     cut = array[:, :width].astype(np.float64)
     norms = np.linalg.norm(cut, axis=1, keepdims=True)
     if not norms.all():
-        raise InvalidUpstreamResponse(
+        raise InvalidVector(
             "The upstream returned a vector that is all zero after truncation to `dimensions`."
         )
     return (cut / norms).astype(FLOAT32)

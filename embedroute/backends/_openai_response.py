@@ -3,6 +3,7 @@
 Some servers send an error in this format with status 200, so that is handled too.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from typing import Final, TypeVar
@@ -17,7 +18,7 @@ from embedroute.backends._json_scan import (
     split_vectors,
     texts_to_array,
 )
-from embedroute.errors import InvalidUpstreamResponse, UpstreamError
+from embedroute.errors import InvalidUpstreamResponse, InvalidVector, UpstreamError
 
 STATUSES: Final = {
     "context_length_exceeded": 400,
@@ -81,6 +82,8 @@ class LongAnswer(msgspec.Struct):
 T = TypeVar("T")
 _GET_INDEX: Final = attrgetter("index")
 _GET_EMBEDDING: Final = attrgetter("embedding")
+_NOT_A_NUMBER: Final = re.compile(rb"[\[,]\s*(?:null|NaN|-?Infinity)\s*[,\]]")
+"""An item of a vector that is no number, as servers in Python write it."""
 _USAGE: Final = msgspec.json.Decoder(Usage)
 
 
@@ -95,10 +98,15 @@ def read(
             to its code.
     """
     texts: Sequence[memoryview] = ()
-    if len(response.content) < LONG:
-        answer = response.json(Answer)
-    else:
-        answer, texts = split_vectors(response, LongAnswer, "embedding", _raw, len(batch))
+    try:
+        if len(response.content) < LONG:
+            answer = response.json(Answer)
+        else:
+            answer, texts = split_vectors(response, LongAnswer, "embedding", _raw, len(batch))
+    except InvalidUpstreamResponse as error:
+        if _NOT_A_NUMBER.search(response.content):
+            raise InvalidVector(error.message) from None
+        raise
     if answer.data is None or bytes(answer.error) not in EMPTY:
         raise _read_error(answer.error, response, map_error)
     count = len(batch)

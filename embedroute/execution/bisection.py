@@ -12,6 +12,8 @@ import msgspec
 from embedroute.errors import (
     BatchTooLarge,
     EmbedrouteError,
+    Rejected,
+    RejectedByPage,
     UpstreamError,
     UpstreamRejectedInput,
 )
@@ -86,7 +88,7 @@ async def bisect(
 
 def concerns_request(error: EmbedrouteError) -> bool:
     """Return whether an error may concern what all inputs of a request have in common."""
-    return not (getattr(error, "upstream_status", None) or 500) >= 500
+    return isinstance(error, Rejected) and not isinstance(error, RejectedByPage)
 
 
 def is_about_inputs(error: EmbedrouteError) -> bool:

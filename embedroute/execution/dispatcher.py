@@ -82,6 +82,12 @@ class Dispatch(msgspec.Struct, frozen=True, eq=False):
     waited_for: frozenset[str] = frozenset()
 
 
+class NotCalled(msgspec.Struct, frozen=True, eq=False):
+    """An endpoint may not be called now, for the ``reason`` that the client gets if no other can."""
+
+    reason: EmbedrouteError
+
+
 class Dispatcher:
     """Dispatches the calls of one event loop. Health and retry budget belong to the gateway."""
 
@@ -121,6 +127,7 @@ class Dispatcher:
     async def _run(self, dispatch: Dispatch) -> None:
         begin = self._begin if dispatch.context.slots is None else self._begin_in_slot
         errors: list[EmbedrouteError] = []
+        failure: EmbedrouteError | None = None
         attempt = 1
         while len(errors) < len(dispatch.candidates):
             candidate = dispatch.candidates[len(errors)]
@@ -128,19 +135,25 @@ class Dispatcher:
             if is_first and (chunks := await self._split(dispatch, candidate)):
                 await self._run_chunks(dispatch, errors, chunks)
                 return
-            outcome = begin(dispatch, candidate, len(dispatch.candidates) - len(errors), attempt)
-            if not isinstance(outcome, EmbedrouteError):
-                outcome = await outcome
+            trying = begin(dispatch, candidate, len(dispatch.candidates) - len(errors), attempt)
+            outcome = trying if isinstance(trying, NotCalled) else await trying
+            if isinstance(outcome, NotCalled):
+                errors.append(failure or outcome.reason)
+                failure = None
+                attempt = 1
+                continue
             if not isinstance(outcome, EmbedrouteError):
                 dispatch.on_result(outcome)
                 if errors:
                     await self._check_rejecting(dispatch, errors)
                 return
-            decision = await self._decide(dispatch, candidate, outcome, attempt)
+            failure = outcome
+            decision = await self._decide(dispatch, candidate, failure, attempt)
             if decision is RetryDecision.RETRY:
                 attempt += 1
             elif decision is not RetryDecision.REPEAT:
-                errors.append(outcome)
+                errors.append(failure)
+                failure = None
                 attempt = 1
             if decision in {RetryDecision.HALVE, RetryDecision.BISECT}:
                 await self._divide(dispatch, errors, decision)
@@ -388,11 +401,8 @@ class Dispatcher:
         candidate: ResolvedEndpoint,
         endpoints_left: int,
         attempt: int,
-    ) -> Awaitable[Results | EmbedrouteError] | EmbedrouteError:
-        """Begin one attempt, which may take an equal share of the time left.
-
-        Returns an error if the endpoint may not be called now or no first try is admitted.
-        """
+    ) -> Awaitable[Results | EmbedrouteError] | NotCalled:
+        """Begin one attempt, which may take an equal share of the time left."""
         context = dispatch.context
         now = self._clock()
         if context.deadline <= now:
@@ -402,12 +412,14 @@ class Dispatcher:
         admit = dispatch.admit_first_try or self._record_call
         if permit and (attempt > 1 or admit(now)):
             timeout = (context.deadline - now) / endpoints_left
+            # After a rate limit, the call must not be merged with the one that was limited.
+            alone = candidate.name in dispatch.waited_for
             return self._attempts.run(
-                candidate, health, dispatch.work, context, timeout, attempt, permit
+                candidate, health, dispatch.work, context, timeout, attempt, permit, alone=alone
             )
         health.release(permit)
         context.trace.add_event("select", "skipped", endpoint=candidate.name, reason="it rests")
-        return budget_error() if permit else health.unavailable_error(now)
+        return NotCalled(budget_error() if permit else health.unavailable_error(now))
 
     async def _begin_in_slot(
         self,
@@ -415,7 +427,7 @@ class Dispatcher:
         candidate: ResolvedEndpoint,
         endpoints_left: int,
         attempt: int,
-    ) -> Results | EmbedrouteError:
+    ) -> Results | EmbedrouteError | NotCalled:
         """Make one attempt for a chunk, as soon as few enough calls of its request are under way."""
         async with cast("CapacityLimiter", dispatch.context.slots):
             is_late = dispatch.context.deadline <= self._clock()
@@ -426,7 +438,7 @@ class Dispatcher:
                     message = "A chunk of this size was refused while this one waited."
                     return BatchTooLarge(message)
             trying = self._begin(dispatch, candidate, endpoints_left, attempt)
-            return trying if isinstance(trying, EmbedrouteError) else await trying
+            return trying if isinstance(trying, NotCalled) else await trying
 
 
 def deadline_error() -> DeadlineExceeded:

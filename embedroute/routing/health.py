@@ -14,6 +14,7 @@ from embedroute.backend import Accepts
 from embedroute.errors import (
     LONGEST_RETRY_AFTER,
     EmbedrouteError,
+    InvalidUpstreamResponse,
     Measure,
     NoHealthyEndpoint,
     QuotaExhausted,
@@ -314,7 +315,8 @@ class EndpointHealth:
         elif isinstance(failure, UpstreamTimeout):
             self.record_timeout(permit, now, timeout)
         elif isinstance(failure, UpstreamUnavailable):
-            by_input = may_be_caused_by_input(failure)
+            is_invalid = isinstance(failure, InvalidUpstreamResponse)
+            by_input = is_invalid or may_be_caused_by_input(failure)
             counts = not by_input or self._is_new(work)
             self.record_failure(permit, now, counts=counts, by_input=by_input)
         else:

@@ -16,6 +16,7 @@ from embedroute.errors import (
     EmbedrouteError,
     FieldRejected,
     InvalidUpstreamResponse,
+    InvalidVector,
     Overloaded,
     RateLimited,
     Rejected,
@@ -53,21 +54,23 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
     rate_limit_wait: float = 5.0
 
 
-OVERLOADED: Final = frozenset({408, 409, 424, 425, 429, 499, 502, 503, 504, 529})
+OVERLOADED: Final = frozenset({502, 503, 504})
 """Statuses of an upstream that is overloaded, restarting or unreachable behind a proxy."""
 
 
 def may_be_caused_by_input(failure: EmbedrouteError) -> bool:
     """Return whether one input of a call may have caused its failure.
 
-    Servers respond with a 500, with an invalid row or with the page of a firewall to single texts,
-    and a 4xx may concern anything. A status of overload, a timeout and a broken connection concern
-    the endpoint.
+    Servers respond with a 500, with an invalid vector or with the page of a firewall to single
+    texts, and a 4xx may concern anything. A status of overload, a timeout, a broken connection and
+    a response without one row per input concern the endpoint.
     """
-    if isinstance(failure, InvalidUpstreamResponse | Rejected):
+    if isinstance(failure, InvalidVector | Rejected):
         return True
+    if isinstance(failure, InvalidUpstreamResponse):
+        return False
     status = failure.upstream_status if isinstance(failure, UpstreamUnavailable) else None
-    return status is not None and status not in OVERLOADED and not 520 <= status <= 530
+    return status is not None and 500 <= status < 520 and status not in OVERLOADED
 
 
 DECISIONS: Final[tuple[tuple[type[EmbedrouteError], RetryDecision], ...]] = (

@@ -21,6 +21,7 @@ from embedroute.backends.hashed import hash_batch
 from embedroute.config import CacheSettings
 from embedroute.errors import (
     BatchTooLarge,
+    ConnectError,
     EmbedrouteError,
     InvalidRequest,
     NoHealthyEndpoint,
@@ -33,6 +34,7 @@ from embedroute.execution import LARGEST, MicroBatcher
 from embedroute.inputs import ImagePart, ImageURL, TextPart
 from embedroute.routing import ENVELOPE, RetryPolicy
 from embedroute.testing import ScriptedBackend, expected_vector
+from embedroute.upstream_errors import classify_response
 from tests.fault_upstream import Upstream, vectors_of
 
 pytestmark = pytest.mark.anyio
@@ -291,7 +293,7 @@ async def test_after_an_input_error_each_call_is_made_alone(fault):
 
 @pytest.mark.parametrize(
     "failure",
-    [RateLimited("rest", retry_after=3), UpstreamUnavailable("down"), UpstreamTimeout("slow")],
+    [RateLimited("rest", retry_after=3), ConnectError("down"), UpstreamTimeout("slow")],
 )
 async def test_a_failed_merged_call_fails_for_all_and_counts_once(failure):
     """A timeout too, if all have the same time: none of them calls again."""
@@ -311,7 +313,7 @@ async def test_a_failed_merged_call_fails_for_all_and_counts_once(failure):
     assert [["first"], ["a", "b", "c"]] == endpoint.asked
 
 
-@pytest.mark.parametrize("failure", [RateLimited, UpstreamUnavailable, UpstreamTimeout])
+@pytest.mark.parametrize("failure", [RateLimited, ConnectError, UpstreamTimeout])
 async def test_an_error_of_a_merged_call_is_neutral_for_all(failure):
     """For the leader too, because its call holds the inputs of the others."""
     endpoint, raised = BatchedEndpoint(), []
@@ -797,7 +799,7 @@ async def test_a_real_upstream_sees_fewer_calls_and_each_request_its_own_rows(po
 async def test_a_failure_of_a_merged_call_counts_once_against_the_endpoint():
     def answer(batch):
         if len(batch) > 1:
-            raise UpstreamUnavailable("down")
+            raise ConnectError("down")
         return hash_batch(batch, 8)
 
     backend = Gate(answer=answer)
@@ -888,10 +890,33 @@ async def test_no_request_of_a_merged_call_exceeds_its_timeout(leader, follower,
     ]
 
 
+STATUSES = (400, 401, 402, 403, 404, 413, 422, 429, 500, 502, 503)
+
+
+@pytest.mark.parametrize("status", STATUSES)
+async def test_a_good_request_never_fails_because_of_a_bad_companion(status):
+    """The upstream fails for every call with the bad text, with any status."""
+
+    def answer(batch):
+        if "bad" in batch.texts:
+            raise classify_response(status, {"retry-after": "0.01"}, b'{"error":"no"}')
+        return hash_batch(batch, 8)
+
+    backend = Gate(answer=answer)
+    gateway = gateway_at(backend=backend, retries=RetryPolicy(attempts=1))
+    texts = ["first", "a", "bad", "b", "c"]
+    async with gateway.lifespan():
+        outcomes = await ask_all(gateway, {text: ([text], {}) for text in texts}, backend.open)
+
+    assert isinstance(outcomes["bad"], EmbedrouteError)
+    for text in ("a", "b", "c"):
+        assert outcomes[text].vectors.tolist() == [expected_vector(text, 8).tolist()]
+
+
 async def test_a_failure_of_a_merged_call_names_the_provider_to_all():
     def answer(batch):
         if len(batch) > 1:
-            raise UpstreamUnavailable(f"cannot embed {batch.texts}")
+            raise ConnectError(f"cannot embed {batch.texts}")
         return hash_batch(batch, 8)
 
     backend = Gate(answer=answer)
@@ -899,6 +924,6 @@ async def test_a_failure_of_a_merged_call_names_the_provider_to_all():
     async with gateway.lifespan():
         outcomes = await ask_all(gateway, {text: ([text], {}) for text in "abc"}, backend.open)
 
-    assert ["The provider one failed. Send the request again later."] * 2 == [
+    assert ["The provider one cannot be reached. Send the request again later."] * 2 == [
         outcomes[text].message for text in "bc"
     ]

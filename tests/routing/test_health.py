@@ -11,6 +11,7 @@ from embedroute.errors import (
     EmbedrouteError,
     InvalidUpstreamResponse,
     NoHealthyEndpoint,
+    QuotaExhausted,
     RateLimited,
     Rejected,
     RejectedByPage,
@@ -218,7 +219,7 @@ def test_only_upstream_failures_move_an_endpoint_back(event, significant):
     ("failure", "state", "ready", "significant"),
     [
         (UpstreamUnavailable("down"), State.OPEN, 6.0, True),
-        (InvalidUpstreamResponse("nonsense"), State.OPEN, 6.0, True),
+        (InvalidUpstreamResponse("nonsense"), State.CLOSED, 1.0, True),
         (UpstreamTimeout("slow"), State.OPEN, 6.0, True),
         (counted(UpstreamUnavailable("down")), State.CLOSED, 1.0, False),
         (UpstreamAuthError("who?"), State.OPEN, 31.0, True),
@@ -259,25 +260,29 @@ SLOW, DEAD = UpstreamTimeout("slow"), ConnectError("refused")
 
 
 @pytest.mark.parametrize(
-    ("failure", "works", "state"),
+    ("failure", "works", "suspected", "state"),
     [
-        (DOWN, ["a", "a", "a", "a", "a"], State.CLOSED),
-        (ODD, ["a", "a", "a", "a", "a"], State.CLOSED),
-        (DOWN, ["a", "ab", "ac", "da", "ea"], State.CLOSED),
-        (DOWN, ["a", "b", "a", "b", "a"], State.CLOSED),
-        (DOWN, ["a", "b", "c"], State.OPEN),
-        (DOWN, ["a", "bc", "de"], State.OPEN),
-        (DOWN, ["a", "b", "", "c"], State.CLOSED),
-        (DOWN, ["a", "", "a", "b", "c"], State.OPEN),
-        (RESET, ["a", "a", "a"], State.OPEN),
-        (SLOW, ["a", "a", "a"], State.OPEN),
-        (DEAD, ["a", "a", "a"], State.OPEN),
+        (DOWN, ["a", "a", "a", "a", "a"], False, State.CLOSED),
+        (ODD, ["a", "a", "a", "a", "a"], False, State.CLOSED),
+        (DOWN, ["a", "ab", "ac", "da", "ea"], False, State.CLOSED),
+        (DOWN, ["a", "b", "a", "b", "a"], False, State.CLOSED),
+        (DOWN, ["a", "b", "c"], True, State.CLOSED),
+        (ODD, ["a", "b", "c"], True, State.CLOSED),
+        (DOWN, ["a", "bc", "de"], True, State.CLOSED),
+        (DOWN, ["a", "b", "", "c"], False, State.CLOSED),
+        (DOWN, ["a", "", "a", "b", "c"], True, State.CLOSED),
+        (RESET, ["a", "a", "a"], False, State.OPEN),
+        (SLOW, ["a", "a", "a"], False, State.OPEN),
+        (DEAD, ["a", "a", "a"], False, State.OPEN),
     ],
 )
-def test_a_failure_that_an_input_may_have_caused_counts_once_per_input(failure, works, state):
+def test_a_failure_that_an_input_may_have_caused_counts_once_per_input(
+    failure, works, suspected, state
+):
     """Letters are the inputs of failed calls.
 
-    An empty string is an answered call, which resets the count.
+    An empty string is an answered call, which resets the count. Enough failures that inputs may
+    have caused make the endpoint suspected; others open its breaker.
     """
     health = EndpointHealth(THREE_OPEN)
     for work in works:
@@ -286,7 +291,85 @@ def test_a_failure_that_an_input_may_have_caused_counts_once_per_input(failure, 
         else:
             health.record_success(health.acquire(0.0), 0.0, 0.1, 1)
 
+    assert (suspected, state) == (health.suspected, health.state(0.0))
+
+
+def suspected_health():
+    health = EndpointHealth(THREE_OPEN)
+    for text in "abc":
+        health.record_error(health.acquire(0.0), 0.0, DOWN, [text])
+    assert health.suspected
+    return health
+
+
+def test_a_suspected_endpoint_opens_only_if_it_fails_for_a_harmless_text():
+    health = suspected_health()
+    health.confirm(1.0)
+    assert (State.OPEN, False) == (health.state(1.0), health.suspected)
+
+    health = suspected_health()
+    health.clear(1.0)
+    assert (State.CLOSED, False) == (health.state(1.0), health.suspected)
+    health.record_error(health.acquire(1.0), 1.0, DOWN, ["d"])
+    assert not health.suspected
+
+    health = suspected_health()
+    health.withdraw()
+    assert (State.CLOSED, False) == (health.state(1.0), health.suspected)
+    health.record_error(health.acquire(1.0), 1.0, DOWN, ["d"])
+    assert health.suspected
+
+
+@pytest.mark.parametrize("settle", ["confirm", "clear", "withdraw"])
+def test_a_text_that_fails_as_the_probe_does_not_prolong_the_outage(settle):
+    """A half-open breaker admits one probe. Its failure may be due to its input."""
+    health = suspected_health()
+    health.confirm(0.0)
+    ready = health.available_at(0.0)
+    permit = health.acquire(ready)
+    health.record_error(permit, ready, DOWN, ["bad"])
+    assert (True, 0) == (health.suspected, health.acquire(ready))
+
+    if settle == "withdraw":
+        health.withdraw()
+    else:
+        getattr(health, settle)(ready)
+    states = {"confirm": State.OPEN, "clear": State.CLOSED, "withdraw": State.HALF_OPEN}
+    assert states[settle] is health.state(ready)
+    assert bool(health.acquire(ready)) is (settle != "confirm")
+
+
+@pytest.mark.parametrize(
+    ("timeout", "answers", "state"),
+    [
+        (0.1, [], State.CLOSED),
+        (5.0, [], State.OPEN),
+        (0.1, [0.05] * 20, State.OPEN),
+        (0.1, [0.2] * 20, State.CLOSED),
+        (5.0, [60.0] * 20, State.OPEN),
+    ],
+)
+def test_a_timeout_counts_if_the_endpoint_usually_answers_in_that_time(timeout, answers, state):
+    """``answers`` are the durations of earlier calls in seconds."""
+    health = EndpointHealth(BreakerPolicy(failures=1))
+    for seconds in answers:
+        health.record_success(health.acquire(0.0), 0.0, seconds, 1)
+    health.record_error(health.acquire(0.0), 0.0, UpstreamTimeout("slow"), ["a"], timeout)
+
     assert state is health.state(0.0)
+
+
+def test_a_spent_account_rests_for_longer_each_time():
+    health = EndpointHealth(BreakerPolicy(quota_cooldown=300.0, longest_quota_cooldown=1000.0))
+    rests = []
+    now = 0.0
+    for _ in range(4):
+        health.record_error(health.acquire(now), now, QuotaExhausted("spent"))
+        rests.append(health.available_at(now) - now)
+        now = health.available_at(now)
+
+    assert [300.0, 600.0, 1000.0, 1000.0] == rests
+    assert isinstance(health.unavailable_error(now), QuotaExhausted)
 
 
 def test_a_repeated_failing_input_does_not_move_its_endpoint_back():
@@ -308,22 +391,25 @@ def test_a_failed_probe_opens_the_breaker_whatever_its_input():
 
 @pytest.mark.parametrize("kind", [Rejected, RejectedByPage])
 @pytest.mark.parametrize(
-    ("works", "served", "ready"),
+    ("works", "served", "suspected"),
     [
-        (["a"], None, 0.0),
-        (["a", "a", "a"], None, 0.0),
-        (["a", "ab", "ca"], None, 0.0),
-        (["a", "b"], None, 30.0),
-        (["a", "bc"], None, 30.0),
-        (["a", "", "b"], None, 0.0),
-        (["a", "b", "c", "d"], -29.0, 0.0),
-        (["a", "b"], -30.0, 30.0),
+        (["a"], None, False),
+        (["a", "a", "a"], None, False),
+        (["a", "ab", "ca"], None, False),
+        (["a", "b"], None, True),
+        (["a", "bc"], None, True),
+        (["a", "", "b"], None, False),
+        (["a", "b", "c", "d"], -29.0, False),
+        (["a", "b"], -30.0, True),
     ],
 )
-def test_two_different_rejected_inputs_in_a_row_open_the_breaker(kind, works, served, ready):
+def test_two_different_rejected_inputs_in_a_row_make_an_endpoint_suspected(
+    kind, works, served, suspected
+):
     """Letters are the inputs of rejected calls, an empty string is an answered call.
 
-    ``served`` is the time of an earlier answer.
+    ``served`` is the time of an earlier answer. The breaker opens if a harmless text is rejected
+    too, and every caller then gets a neutral copy of the reason.
     """
     health = EndpointHealth(POLICY)
     if served is not None:
@@ -334,9 +420,16 @@ def test_two_different_rejected_inputs_in_a_row_open_the_breaker(kind, works, se
         else:
             health.record_success(health.acquire(0.0), 0.0, 0.1, 1)
 
-    assert (ready, ready > 0) == (health.available_at(0.0), health.failing(0.0))
-    if ready:
-        assert isinstance(health.unavailable_error(0.0), NoHealthyEndpoint)
+    assert (suspected, 0.0, False) == (
+        health.suspected,
+        health.available_at(0.0),
+        health.failing(0.0),
+    )
+    health.confirm(0.0)
+    assert (30.0 if suspected else 0.0) == health.available_at(0.0)
+    if suspected:
+        error = health.unavailable_error(0.0)
+        assert (kind, True) == (type(error), error.is_neutral)
 
 
 def test_a_success_between_two_rejections_keeps_the_breaker_closed():
@@ -346,6 +439,7 @@ def test_a_success_between_two_rejections_keeps_the_breaker_closed():
     health.record_error(health.acquire(40.0), 40.0, Rejected("no"), ["b"])
     assert 40.0 == health.available_at(40.0)
     health.record_error(health.acquire(40.0), 40.0, Rejected("no"), ["c"])
+    health.confirm(40.0)
 
     assert 70.0 == health.available_at(40.0)
 

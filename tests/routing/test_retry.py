@@ -10,10 +10,14 @@ from embedroute.errors import (
     ConnectError,
     ContextTooLong,
     EmbedrouteError,
+    FieldRejected,
     InvalidUpstreamResponse,
+    InvalidVector,
     NoHealthyEndpoint,
     Overloaded,
     RateLimited,
+    Rejected,
+    RejectedByPage,
     UpstreamAuthError,
     UpstreamError,
     UpstreamModelNotFound,
@@ -36,8 +40,10 @@ from embedroute.routing import (
     [
         (UpstreamRejectedInput("bad"), 1, RetryDecision.STOP),
         (ContextTooLong("long"), 1, RetryDecision.STOP),
-        (BatchTooLarge("many"), 1, RetryDecision.HALVE),
-        (BatchTooLarge("many"), 3, RetryDecision.HALVE),
+        (FieldRejected("encoding_format"), 1, RetryDecision.REPEAT),
+        (Rejected("flagged"), 1, RetryDecision.NEXT),
+        (RejectedByPage("blocked"), 1, RetryDecision.NEXT),
+        (BatchTooLarge("many"), 1, RetryDecision.NEXT),
         (RateLimited("slow down"), 1, RetryDecision.NEXT),
         (UpstreamAuthError("who?"), 1, RetryDecision.NEXT),
         (UpstreamModelNotFound("what?"), 1, RetryDecision.NEXT),
@@ -60,6 +66,42 @@ from embedroute.routing import (
 def test_the_error_class_decides_what_follows(failure, attempt, then):
     """Only upstream failures are retried at the same endpoint, except timeouts."""
     assert then is decide_next(failure, attempt, RetryPolicy(attempts=3))
+
+
+DOWN = UpstreamUnavailable("broken", upstream_status=500)
+
+
+@pytest.mark.parametrize(
+    ("failure", "attempt", "then"),
+    [
+        (BatchTooLarge("many"), 1, RetryDecision.HALVE),
+        (BatchTooLarge("many"), 3, RetryDecision.HALVE),
+        (DOWN, 1, RetryDecision.RETRY),
+        (DOWN, 3, RetryDecision.BISECT),
+        (UpstreamUnavailable("busy", upstream_status=503), 3, RetryDecision.NEXT),
+        (UpstreamUnavailable("proxy", upstream_status=522), 3, RetryDecision.NEXT),
+        (UpstreamUnavailable("reset"), 3, RetryDecision.NEXT),
+        (InvalidVector("zero"), 3, RetryDecision.BISECT),
+        (InvalidUpstreamResponse("2 rows for 3 inputs"), 3, RetryDecision.NEXT),
+        (RejectedByPage("blocked"), 1, RetryDecision.BISECT),
+        (Rejected("flagged"), 1, RetryDecision.NEXT),
+        (UpstreamRejectedInput("empty"), 1, RetryDecision.STOP),
+        (UpstreamTimeout("slow"), 1, RetryDecision.NEXT),
+    ],
+)
+def test_a_call_of_several_inputs_may_be_divided(failure, attempt, then):
+    assert then is decide_next(failure, attempt, RetryPolicy(attempts=3), inputs=2)
+
+
+def test_bisections_have_an_allowance_of_their_own():
+    budget = RetryBudget(share=0.0, floor=0)
+    allowed = sum(budget.allow_bisection(0.0) for _ in range(1000))
+    assert not budget.allow(0.0)
+    assert 200 < allowed < 1000
+
+    budget.record_call(0.0)
+    assert budget.allow_bisection(0.0)
+    assert budget.allow_bisection(60.0)
 
 
 def test_a_policy_of_one_attempt_never_retries():
