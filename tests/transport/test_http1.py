@@ -560,9 +560,9 @@ async def test_reuses_a_connection_only_after_it_has_been_silent():
 async def test_a_connection_must_be_silent_for_50_ms_by_default():
     async with ScriptedServer(ok()) as wire, InspectableTransport() as engine:
         await engine.send(request(wire.url), 5.0)
-        began = time.monotonic()
-        while wire.connections == 1 and time.monotonic() - began < 0.04:
-            await engine.send(request(wire.url), 5.0)
+        with anyio.fail_after(30):  # on a busy machine, 50 ms may pass between two requests
+            while wire.connections == 1:
+                await engine.send(request(wire.url), 5.0)
         assert 2 == wire.connections
         await asyncio.sleep(0.06)
         for _ in range(2):
