@@ -80,6 +80,7 @@ def test_the_licence_is_whole():
     ] == [True, True]
 
 
+@pytest.mark.slow
 def test_the_wheel_works_in_an_empty_environment(wheel, tmp_path):
     """The README's mounted application, installed and run elsewhere."""
     elsewhere = tmp_path / "venv"

@@ -6,8 +6,8 @@ from contextlib import asynccontextmanager
 
 import anyio
 
-TICK = 0.01
-"""Seconds between two ticks."""
+TICK = 0.05
+"""Seconds between two ticks: much longer than the delay of a sleep on a busy machine."""
 
 
 class Elapsed:
