@@ -450,7 +450,7 @@ import time
 import anyio
 import numpy as np
 from embedroute.backend import Batch, LocalBackend, Vectors
-from embedroute.execution.local_models import LocalModels
+from embedroute.execution import LocalModels
 
 class ForkableModel(LocalBackend, frozen=True):
     def load(self):

@@ -196,7 +196,7 @@ def test_small_responses_are_read_in_one_time_slice():
 READING = """
 import asyncio, socket, ssl, sys, uvloop
 from embedroute.transport.http1.connection import AT_A_TIME, TAIL, Connection
-from embedroute.backend.secret import SecretBytes
+from embedroute.backend import SecretBytes
 
 read, rounds = {}, 0
 

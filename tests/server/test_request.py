@@ -37,6 +37,7 @@ from embedroute.server import error_headers
 from embedroute.testing import ScriptedBackend
 from tests.support.asgi_client import call
 from tests.support.elapsed import measured
+from tests.support.reachable import count_reachable
 
 pytestmark = pytest.mark.anyio
 
@@ -776,10 +777,13 @@ def test_accounts_without_bytes_in_flight_are_dropped():
     budget = BodyBudget(1 << 30, 1)
     budget.reserve("holds", 1 << 28)
 
+    sizes = []
     for at in range(3 * MOST_ACCOUNTS):
         budget.reserve(f"caller {at}", 0)
+        if at % MOST_ACCOUNTS == MOST_ACCOUNTS - 1:
+            sizes.append(count_reachable(budget))
 
-    assert len(budget._accounts) <= MOST_ACCOUNTS
+    assert sizes[-1] < 2 * sizes[0]
     with pytest.raises(Overloaded):
         budget.reserve("holds", 1)
 

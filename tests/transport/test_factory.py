@@ -121,8 +121,7 @@ class HidingFinder(PathFinder):
 
 sys.meta_path[sys.meta_path.index(PathFinder)] = HidingFinder
 
-from embedroute.transport.base import DEFAULT_CONFIG, TransportConfig
-from embedroute.transport.factory import transport_mistakes, create_transport
+from embedroute.transport import DEFAULT_CONFIG, TransportConfig, create_transport, transport_mistakes
 
 print(create_transport("auto", DEFAULT_CONFIG, None, on_asyncio=True).name)
 print(transport_mistakes("fast", DEFAULT_CONFIG))
