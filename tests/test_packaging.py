@@ -197,9 +197,16 @@ def test_no_known_vulnerability_applies_to_what_is_installed():
     assert audit()[0] == 0, audit()[1]
 
 
-def test_ci_checks_vulnerabilities_and_runs_the_lowest_versions():
+def test_ci_checks_vulnerabilities_and_runs_all_tests_and_the_lowest_versions():
     assert "scripts/audit" in (ROOT / "scripts" / "check").read_text(encoding="utf-8")
-    assert "scripts/test-lowest" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    lines = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    runs = {
+        "scripts/test",
+        "scripts/test --slow",
+        "scripts/test-lowest",
+        "scripts/test-python 3.12 3.13",
+    }
+    assert runs <= set(lines)
 
 
 def test_every_test_that_the_security_page_names_exists():
