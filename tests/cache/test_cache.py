@@ -98,7 +98,7 @@ def test_vectors_of_merged_and_truncated_answers_keep_their_source():
     landed = [pair_with_keys({b"k": "a"}, part, 1)[b"k"] for part in parts]
     cut_down = cut({b"narrow": b"k"}, {b"k": landed[0]}, 2)[b"narrow"]
 
-    assert [source] * 5 == [it.source for it in (*parts, *landed, cut_down)]
+    assert [source] * 5 == [item.source for item in (*parts, *landed, cut_down)]
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])

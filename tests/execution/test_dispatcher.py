@@ -352,7 +352,7 @@ async def test_a_split_request_probes_with_one_chunk(endpoints):
     await embed(gateway)
 
     assert [2, 2, 2, 1] == sorted(
-        (len(batch) for it in answers for batch in it.batches[1:]), reverse=True
+        (len(batch) for item in answers for batch in item.batches[1:]), reverse=True
     )
 
 

@@ -39,12 +39,12 @@ def test_a_key_that_is_always_in_use_is_never_dropped():
 
 
 def test_invented_model_names_do_not_evict_the_health_of_an_endpoint_in_use():
-    healths, it = HealthRegistry(BreakerPolicy(failures=1)), candidate("it")
-    ill = healths.get(it)
+    healths, item = HealthRegistry(BreakerPolicy(failures=1)), candidate("it")
+    ill = healths.get(item)
     sizes = []
     for at in range(5 * MOST):
         healths.get(candidate("it", model=f"made-up-{at}"))
-        assert ill is healths.get(it)
+        assert ill is healths.get(item)
         if at % MOST == MOST - 1:
             sizes.append(count_reachable(healths))
 

@@ -374,10 +374,10 @@ def test_percentiles_use_the_nearest_rank(latencies, percentile):
     found = health.latency(percentile, 0.0)
 
     assert found in latencies
-    assert sum(it <= found for it in latencies) >= len(latencies) * percentile / 100
-    assert sum(it < found for it in latencies) < len(latencies) * percentile / 100
+    assert sum(item <= found for item in latencies) >= len(latencies) * percentile / 100
+    assert sum(item < found for item in latencies) < len(latencies) * percentile / 100
     reached = health.throughput(percentile, 0.0)
-    assert sum(100 / it >= reached for it in latencies) >= len(latencies) * percentile / 100
+    assert sum(100 / item >= reached for item in latencies) >= len(latencies) * percentile / 100
 
 
 @pytest.mark.parametrize(
@@ -389,7 +389,7 @@ def test_percentiles_of_the_first_whole_numbers(count, p50, p75, p90, p99):
     for latency in range(count, 0, -1):
         health.record_success(health.acquire(0.0), 0.0, float(latency), 1)
 
-    assert [p50, p75, p90, p99] == [health.latency(it, 0.0) for it in (50, 75, 90, 99)]
+    assert [p50, p75, p90, p99] == [health.latency(item, 0.0) for item in (50, 75, 90, 99)]
 
 
 def test_percentiles_without_data_are_none():

@@ -701,27 +701,27 @@ async def never(_batch):
 
 
 OUTCOMES = {
-    "an answer": (lambda it: it.give(GOOD), {}, 200),
-    "not JSON": (lambda it: it.give(b"{"), {}, 400),
+    "an answer": (lambda item: item.give(GOOD), {}, 200),
+    "not JSON": (lambda item: item.give(b"{"), {}, 400),
     "an upstream failure": (
-        lambda it: it.give(GOOD),
+        lambda item: item.give(GOOD),
         {"backend": failing(UpstreamUnavailable("reset"))},
         502,
     ),
     "a deadline": (
-        lambda it: it.give(GOOD),
+        lambda item: item.give(GOOD),
         {"backend": ScriptedBackend(then=never), "deadline": 0.05},
         504,
     ),
-    "too long": (lambda it: [it.give(b" " * 4000, more=True), it.give(b" " * 97)], {}, 413),
-    "too slow": (lambda it: it.give(b"{", more=True), {"body_timeout": 0.05}, 408),
-    "gone while it is read": (lambda it: [it.give(b"{", more=True), it.leave()], {}, None),
+    "too long": (lambda item: [item.give(b" " * 4000, more=True), item.give(b" " * 97)], {}, 413),
+    "too slow": (lambda item: item.give(b"{", more=True), {"body_timeout": 0.05}, 408),
+    "gone while it is read": (lambda item: [item.give(b"{", more=True), item.leave()], {}, None),
     "gone while it is worked on": (
-        lambda it: [it.give(GOOD), it.leave()],
+        lambda item: [item.give(GOOD), item.leave()],
         {"backend": ScriptedBackend(then=never)},
         None,
     ),
-    "a bug": (lambda it: it.give(None), {}, 500),
+    "a bug": (lambda item: item.give(None), {}, 500),
 }
 
 
@@ -883,9 +883,9 @@ async def test_oserror_from_the_server_counts_as_a_disconnect(body, lost_at, cap
     await app()(scope, receive, send)
 
     told = [
-        (it.getMessage(), vars(it).get("status"))
-        for it in caplog.records
-        if it.name == "embedroute.access"
+        (item.getMessage(), vars(item).get("status"))
+        for item in caplog.records
+        if item.name == "embedroute.access"
     ]
     assert told == [("client disconnected", 499)]
     assert len(sent) == (lost_at == "the end")
@@ -933,7 +933,7 @@ async def test_oserror_while_waiting_for_a_disconnect_counts_as_one(caplog):
     with anyio.fail_after(5):
         await door(scope, receive, send)
 
-    assert [it.getMessage() for it in caplog.records if it.name == "embedroute.access"] == [
+    assert [item.getMessage() for item in caplog.records if item.name == "embedroute.access"] == [
         "client disconnected"
     ]
 
@@ -1003,11 +1003,11 @@ async def test_a_successful_response_names_its_provider():
     first, second = await post(door), await post(door)
 
     told = [
-        (it.header("x-embedroute-attempts"), it.header("x-embedroute-cache"))
-        for it in (first, second)
+        (item.header("x-embedroute-attempts"), item.header("x-embedroute-cache"))
+        for item in (first, second)
     ]
     assert told == [("1", "hits=0 misses=1"), ("0", "hits=1 misses=0")]
-    assert [it.header("x-embedroute-provider") for it in (first, second)] == ["mock", None]
+    assert [item.header("x-embedroute-provider") for item in (first, second)] == ["mock", None]
     assert first.body == second.body
 
 
@@ -1192,9 +1192,9 @@ async def test_a_key_lists_only_its_models():
     limited = [("Authorization", f"Bearer {LIMITED}")]
     door = app()
 
-    assert [it["id"] for it in (await call(door, "GET", "/v1/models", limited)).json["data"]] == [
-        "m"
-    ]
+    assert [
+        item["id"] for item in (await call(door, "GET", "/v1/models", limited)).json["data"]
+    ] == ["m"]
     assert (await call(door, "GET", "/v1/models/org/big", limited)).status == 404
     assert (await call(door, "GET", "/v1/models/org/big", [BEARER])).status == 200
 
