@@ -59,7 +59,7 @@ def gateway_at(upstream, **endpoint):
 
 @pytest.mark.parametrize(
     ("known", "single", "expected"),
-    [(0, 0.0, FIRST), (10, 0.0, SHORTEST), (1, 1.5, 1.5)],
+    [(0, 0.0, FIRST), (10, 0.0, SHORTEST), pytest.param(1, 1.5, 1.5, marks=pytest.mark.slow)],
     ids=["default", "quick", "slow"],
 )
 @pytest.mark.parametrize("merges", [None, 1000.0])

@@ -588,7 +588,7 @@ async def test_reuses_the_longest_silent_connection():
 async def test_closes_idle_connections_and_keeps_none_after_a_surplus_byte(surplus, caplog):
     """One error with host and provider is logged."""
     limits = ExchangeLimits(provider="acme")
-    answers = [[0.01, ok()], [0.01, ok()], [ok(), 0.03, surplus], ok()]
+    answers = [[0.01, ok()], [0.01, ok()], [ok(), 0.3, surplus], ok()]
     async with ScriptedServer(*answers) as wire, InspectableTransport(kept_for=3600.0) as engine:
         await asyncio.gather(*(engine.send(request(wire.url), 5.0, limits) for _ in range(3)))
         assert 3 == engine.idle
