@@ -10,6 +10,7 @@ import pytest
 import embedroute
 
 PACKAGE = Path(embedroute.__file__).parent
+TESTS_FOLDER = Path(__file__).parent
 
 RANKS: tuple[Mapping[str, set[str]], ...] = (
     {
@@ -454,3 +455,118 @@ def test_tests_replace_nothing():
         for path in tests.rglob("*.py")
         if path != Path(__file__) and REPLACERS.search(path.read_text(encoding="utf-8"))
     ]
+
+
+TESTS = {
+    str(path.relative_to(TESTS_FOLDER)): path.read_text(encoding="utf-8")
+    for path in sorted(TESTS_FOLDER.rglob("*.py"))
+    if path != Path(__file__)
+}
+IMPORT = re.compile(
+    r"^\s*(?:from|import) (embedroute(?:\.\w+)+)(?: import (\([^)]*\)|[^#\n]*))?", re.MULTILINE
+)
+"""An import of a module of the package, also in a script that a test runs."""
+OF_LIBRARIES = {"_asdict", "_exit", "_fields", "_make", "_replace", "_log_destroy_pending"}
+"""Names with an underscore that Python documents."""
+
+
+def imports_packages(path: str, text: str) -> Iterable[str]:
+    """A module of ``backends`` is public: configs name it."""
+    for module, names in IMPORT.findall(text):
+        parts = module.split(".")[1:]
+        is_public = len(parts) == 1 or parts[0] == "backends"
+        if not is_public or any(part.startswith("_") for part in parts):
+            yield f"{path} imports {module}"
+        yield from (
+            f"{path} imports {module}.{name}"
+            for name in re.findall(r"\b_\w+", names.split(" as ")[0])
+        )
+
+
+def uses_public_attributes(path: str, text: str) -> Iterable[str]:
+    """Classes of tests may have private attributes of their own."""
+    for node in ast.walk(ast.parse(text)):
+        if (
+            isinstance(node, ast.Attribute)
+            and re.fullmatch(r"_[a-z]\w*", node.attr)
+            and node.attr not in OF_LIBRARIES
+            and not (isinstance(node.value, ast.Name) and node.value.id in {"self", "cls"})
+        ):
+            yield f"{path}:{node.lineno} uses {node.attr}"
+
+
+EXCEPTIONS = {
+    imports_packages: {
+        "attacks/test_surplus_httpx2.py",
+        "cli/test_verify.py",
+        "protocol/test_large_body.py",
+        "server/test_large_answers.py",
+        "server/test_openapi.py",
+        "transport/test_connect.py",
+        "transport/test_http1.py",
+        "transport/test_http2.py",
+        "transport/test_transports.py",
+        "upstream_errors/test_neutral.py",
+    },
+    uses_public_attributes: {
+        "execution/test_microbatching.py",
+        "routing/test_health.py",
+        "test_auth.py",
+        "transport/test_http1.py",
+    },
+}
+"""Rule → the test files that still break it. The list may only become shorter."""
+
+
+@pytest.mark.parametrize("rule", EXCEPTIONS)
+def test_tests_use_public_names(rule):
+    """So that a rename inside a package breaks none of them."""
+    found = {path: list(rule(path, text)) for path, text in TESTS.items()}
+    breaches = {path: names for path, names in found.items() if names}
+
+    assert {} == {path: names for path, names in breaches.items() if path not in EXCEPTIONS[rule]}
+    assert set() == EXCEPTIONS[rule] - breaches.keys(), "remove these from EXCEPTIONS"
+
+
+@pytest.mark.parametrize(
+    ("rule", "text", "breach"),
+    [
+        (
+            imports_packages,
+            "from embedroute.routing.planning import cut",
+            "imports embedroute.routing.planning",
+        ),
+        (
+            imports_packages,
+            "import embedroute.routing.planning",
+            "imports embedroute.routing.planning",
+        ),
+        (
+            imports_packages,
+            "SCRIPT = '''\nfrom embedroute.config.loader import Config\n'''",
+            "imports embedroute.config.loader",
+        ),
+        (
+            imports_packages,
+            "from embedroute.backends._json_scan import LONG",
+            "imports embedroute.backends._json_scan",
+        ),
+        (
+            imports_packages,
+            "from embedroute.routing import (\n    Plan,\n    _cut,\n)",
+            "imports embedroute.routing._cut",
+        ),
+        (uses_public_attributes, "assert len(cache._entries) == 1", "x.py:1 uses _entries"),
+    ],
+)
+def test_a_private_name_in_a_test_is_found(rule, text, breach):
+    assert breach in "\n".join(rule("x.py", text))
+
+
+def test_public_names_in_a_test_are_left_alone():
+    text = (
+        "from embedroute.routing import Plan, split\nfrom embedroute.backends.openai import OpenAI\n"
+        "class Own:\n    def f(self):\n        return self._own, Plan._fields\n"
+    )
+
+    assert [] == [breach for rule in EXCEPTIONS for breach in rule("x.py", text)]

@@ -80,6 +80,7 @@ def test_the_licence_is_whole():
     ] == [True, True]
 
 
+@pytest.mark.slow
 def test_the_wheel_works_in_an_empty_environment(wheel, tmp_path):
     """The README's mounted application, installed and run elsewhere."""
     elsewhere = tmp_path / "venv"
@@ -105,7 +106,7 @@ def requirements():
     """Every dependency of the package and of its extras, but the extras that name others of its own."""
     lists = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
     found = [Requirement(text) for texts in lists for text in texts]
-    return [it for it in found if it.name != PROJECT["name"]]
+    return [item for item in found if item.name != PROJECT["name"]]
 
 
 REQUIREMENTS = requirements()
@@ -115,34 +116,36 @@ ADVISORIES = tomllib.loads((ROOT / "scripts" / "advisories.toml").read_text(enco
 
 
 def lowest(requirement):
-    return next(it.version for it in requirement.specifier if it.operator in {">=", "=="})
+    return next(item.version for item in requirement.specifier if item.operator in {">=", "=="})
 
 
 @pytest.mark.parametrize("requirement", REQUIREMENTS, ids=str)
 def test_every_dependency_has_a_lower_and_an_upper_bound(requirement):
-    assert {it.operator for it in requirement.specifier} == {">=", "<"}
+    assert {item.operator for item in requirement.specifier} == {">=", "<"}
 
 
 @pytest.mark.parametrize("requirement", REQUIREMENTS, ids=str)
 def test_no_lower_bound_lets_in_a_version_with_a_known_vulnerability(requirement):
-    affecting = [it for it in ADVISORIES if it["package"] == requirement.name]
+    affecting = [item for item in ADVISORIES if item["package"] == requirement.name]
 
     assert [] == [
-        it["ids"] for it in affecting if SpecifierSet(it["affected"]).contains(lowest(requirement))
+        item["ids"]
+        for item in affecting
+        if SpecifierSet(item["affected"]).contains(lowest(requirement))
     ]
 
 
 def test_every_advisory_is_about_a_package_that_is_installed_and_names_its_source():
-    known = {it.name for it in REQUIREMENTS} | {
+    known = {item.name for item in REQUIREMENTS} | {
         "h11",
         "httpcore2",
     }  # what the others speak HTTP with
 
-    assert {it["package"] for it in ADVISORIES} <= known
+    assert {item["package"] for item in ADVISORIES} <= known
     assert [] == [
-        it
-        for it in ADVISORIES
-        if not (it["ids"] and it["summary"] and it["source"].startswith("https://"))
+        item
+        for item in ADVISORIES
+        if not (item["ids"] and item["summary"] and item["source"].startswith("https://"))
     ]
 
 
@@ -196,9 +199,15 @@ def test_no_known_vulnerability_applies_to_what_is_installed():
     assert audit()[0] == 0, audit()[1]
 
 
-def test_ci_checks_vulnerabilities_and_runs_the_lowest_versions():
+def test_ci_checks_vulnerabilities_and_runs_all_tests_and_the_lowest_versions():
     assert "scripts/audit" in (ROOT / "scripts" / "check").read_text(encoding="utf-8")
-    assert "scripts/test-lowest" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    lines = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    runs = {
+        "scripts/test",
+        "scripts/test --slow",
+        "scripts/test-lowest",
+    }
+    assert runs <= set(lines)
 
 
 def test_every_test_that_the_security_page_names_exists():

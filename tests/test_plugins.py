@@ -222,7 +222,7 @@ def test_installed_backends_are_found(results):
         ("twin", "twin-one"),
         ("raiser", "raiser"),
     }
-    assert sorted(results["listed"]) == sorted(results["listed"], key=lambda it: it[0])
+    assert sorted(results["listed"]) == sorted(results["listed"], key=lambda item: item[0])
     assert ["acme", "hashed", "inner"] == results["acme"]
 
 
@@ -242,7 +242,7 @@ def test_an_error_names_the_broken_backend_and_its_package(name, results):
 
 def test_a_broken_backend_does_not_affect_the_others(results):
     """With all of them in one config, each has its own mistake and the others still load."""
-    assert sorted(it for name in NAMES for it in results[name]) == sorted(results["all"])
+    assert sorted(item for name in NAMES for item in results[name]) == sorted(results["all"])
 
 
 def test_a_known_provider_takes_precedence_over_a_plugin_of_its_name(results):
@@ -285,8 +285,8 @@ def test_errors_from_a_backend_are_reported_with_mistakes_in_its_options(results
     """Only if the error names an option that could be read, and none that could not."""
     assert [mistakes for _, mistakes in PAIRED] == [
         [
-            it.removeprefix("[providers.paired] ").rpartition("cannot be built: ")[2]
-            for it in mistakes
+            item.removeprefix("[providers.paired] ").rpartition("cannot be built: ")[2]
+            for item in mistakes
         ]
         for mistakes in results["paired"]
     ]
@@ -313,7 +313,7 @@ def test_keyboard_interrupt_during_an_import_is_propagated(results):
 
 def test_a_built_in_backend_is_found_by_name():
     assert OpenAI is load("openai")
-    assert set(BUILT_IN) <= {it.name for it in listed()}
+    assert set(BUILT_IN) <= {item.name for item in listed()}
 
 
 def test_an_unknown_backend_is_an_error_with_a_suggestion():

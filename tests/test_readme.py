@@ -110,7 +110,7 @@ SCRIPTS = [
 ]
 
 
-@pytest.mark.parametrize(("document", "block"), SCRIPTS, ids=lambda it: getattr(it, "name", ""))
+@pytest.mark.parametrize(("document", "block"), SCRIPTS, ids=lambda item: getattr(item, "name", ""))
 def test_the_scripts_of_the_documents_run(example, tmp_path, document, block):
     """Their comments on what is printed are true too, and so is a test that they hold."""
     tests = [
@@ -131,7 +131,7 @@ def test_the_scripts_of_the_documents_run(example, tmp_path, document, block):
 TABLES = [(document, block) for document in DOCUMENTS for block in blocks(document, "toml")]
 
 
-@pytest.mark.parametrize(("document", "block"), TABLES, ids=lambda it: getattr(it, "name", ""))
+@pytest.mark.parametrize(("document", "block"), TABLES, ids=lambda item: getattr(item, "name", ""))
 def test_the_configs_of_the_documents_load(tmp_path, document, block):
     """But for Acme's backend, which is not installed here."""
     config = tmp_path / "embedroute.toml"
@@ -222,7 +222,7 @@ def test_the_errors_reference_holds_every_code():
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)(?:#[\w-]+)?\)")
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda it: it.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda item: item.name)
 def test_links_lead_somewhere(document):
     targets = LINK.findall(document.read_text(encoding="utf-8"))
 

@@ -89,8 +89,8 @@ def test_aborted_batches_leave_no_threads_memory_or_work_behind(server):
     time.sleep(1)
 
     # One more worker thread than the first request needed, and one for a large answer.
-    assert max(it[0] for it in sizes) <= threads + 2
-    assert max(it[1] for it in sizes) < memory + 150
+    assert max(item[0] for item in sizes) <= threads + 2
+    assert max(item[1] for item in sizes) < memory + 150
     assert cpu_seconds(server) - before < 0.5
 
 

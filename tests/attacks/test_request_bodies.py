@@ -11,7 +11,7 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Callable
-from operator import itemgetter
+from statistics import median
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +25,8 @@ from embedroute.testing import ScriptedBackend
 from embedroute.text import did_you_mean
 from tests.fault_upstream import vectors_of
 from tests.support.asgi_client import call
+from tests.support.cpu_time import Steps, seconds_of_reference, slowness
+from tests.support.slow import slow_unless
 
 SCALE = int(os.environ.get("EMBEDROUTE_ATTACK_SCALE", "1"))
 MIB = 1 << 20
@@ -187,8 +189,8 @@ def both(item: str):
 HEAD = b'{"model":"m","input":"a",'
 
 
-@pytest.fixture(autouse=True)
-def heap_of_other_tests_left_alone():
+@pytest.fixture(scope="module", autouse=True)
+def objects_of_other_tests_are_frozen():
     """Keep the collector from walking what other tests of this process have left while a body is measured."""
     gc.collect()
     gc.freeze()
@@ -435,68 +437,27 @@ def app_of(*, lenient=False):
     return embeddings_app(Gateway(config, environ={}))
 
 
-OBJECTS = json.dumps([{"type": "text", "text": str(at)} for at in range(2000)])
-REFERENCE = 0.001
-"""Seconds of CPU that ``seconds_of_reference`` takes on an idle core of the machine that the limits were set on."""
-
-
-def seconds_of_reference():
-    """Measure the CPU that a fixed piece of work of the same kind takes.
-
-    Twice as much where other processes use the caches.
-    """
-    began = time.process_time()
-    for item in json.loads(OBJECTS):
-        dict(item, size=len(item["text"]))
-    return time.process_time() - began
-
-
-def slowness():
-    """Return how many times slower than ``REFERENCE`` the machine is right now, 1 at least."""
-    return max(1.0, sorted(seconds_of_reference() for _ in range(9))[4] / REFERENCE)
-
-
-class Steps:
-    """Measures the CPU time between two rounds of the event loop: what others on it are held up for, whatever else runs.
-
-    Coverage is off meanwhile, in this thread: counting the lines of a step takes longer than the step. ``longest`` is in
-    seconds of a machine that is not slowed down by others.
-    """
-
-    def __init__(self):
-        self.longest = 0.0
-        self._last = 0.0
-        self._next = None
-        self._tracer = None
-        self._slowness = 1.0
-
-    def _tick(self):
-        now = time.process_time()
-        self.longest = max(self.longest, now - self._last)
-        self._last = now
-        self._next = asyncio.get_running_loop().call_soon(self._tick)
-
-    def __enter__(self):
-        self._tracer = sys.gettrace()
-        sys.settrace(None)
-        self._slowness = slowness()
-        self._last = time.process_time()
-        self._next = asyncio.get_running_loop().call_soon(self._tick)
-        return self
-
-    def __exit__(self, *_):
-        self._next.cancel()
-        self.longest = (
-            max(self.longest, time.process_time() - self._last) * 2 / (self._slowness + slowness())
-        )
-        sys.settrace(self._tracer)
-
-
 async def ask(app, content, query=""):
     pieces = [content[at : at + MIB] for at in range(0, len(content), MIB)]
     return await call(
         app, "POST", f"/v1/embeddings{query}", [("content-type", "application/json")], pieces
     )
+
+
+def test_a_step_is_measured_in_seconds_of_the_reference_machine():
+    """A step of known work is neither missed nor measured longer because the machine is busy."""
+
+    async def take_steps():
+        with Steps() as steps:
+            for units in (1, 100, 1):
+                await asyncio.sleep(0)
+                for _ in range(units):
+                    seconds_of_reference()
+            await asyncio.sleep(0)
+        return steps.longest
+
+    # Less than 0.1 s if this machine is faster than the reference machine.
+    assert 0.02 < asyncio.run(take_steps()) < 0.13
 
 
 async def longest_step(app, content, query=""):
@@ -511,23 +472,14 @@ async def longest_step(app, content, query=""):
     return steps.longest, answer
 
 
-def first_that_passes(app, content, query=""):
-    """Measure up to three times: whatever else the machine does only adds to a measurement."""
-    for _ in range(3):
-        longest, answer = asyncio.run(longest_step(app, content, query))
-        if longest <= LONGEST_STEP:
-            break
-    return longest, answer
-
-
-@pytest.mark.parametrize("size", [SMALL, MEDIUM], ids=["small", "medium"])
+@pytest.mark.parametrize(
+    "size", slow_unless(lambda size: size == MEDIUM, [SMALL, MEDIUM]), ids=["small", "medium"]
+)
 @CASES
 def test_no_body_parsed_in_one_step_blocks_the_event_loop(body, size):
     """The largest ones of those that are not looked through first."""
     app, content = app_of(lenient=body.lenient), body.content(size - 300)
-    longest, answer = min(
-        (asyncio.run(longest_step(app, content)) for _ in range(1 + SCALE)), key=itemgetter(0)
-    )
+    longest, answer = asyncio.run(longest_step(app, content))
 
     assert longest <= LONGEST_STEP
     assert answer.status in {body.status, 200, 400}
@@ -538,7 +490,7 @@ def test_no_body_parsed_in_one_step_blocks_the_event_loop(body, size):
 @CASES
 def test_no_body_blocks_the_event_loop(body, size):
     app, content = app_of(lenient=body.lenient), body.content(size)
-    longest, answer = first_that_passes(app, content)
+    longest, answer = asyncio.run(longest_step(app, content))
 
     assert longest <= LONGEST_STEP
     assert body.status == answer.status, answer.body[:300]
@@ -590,7 +542,7 @@ WRITTEN = [
 
 @pytest.mark.parametrize("accepts", [{}, {"max_bytes": 8 * MIB}], ids=["no-cap", "cap-on-bytes"])
 @pytest.mark.parametrize("transport", ["http1", "httpx2"])
-@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.parametrize("name", slow_unless(WRITTEN[0].__eq__, WRITTEN))
 def test_encoding_the_upstream_request_does_not_block_the_event_loop(
     name, transport, accepts, upstream_url
 ):
@@ -598,7 +550,7 @@ def test_encoding_the_upstream_request_does_not_block_the_event_loop(
         app_before(upstream_url, transport, **accepts),
         BODIES[name].content(LARGEST - MIB // 16),
     )
-    longest, answer = first_that_passes(app, content)
+    longest, answer = asyncio.run(longest_step(app, content))
 
     assert answer.status == 200, answer.body[:300]
     given = json.loads(content)["input"]
@@ -655,7 +607,7 @@ TOO_LONG = {
 @pytest.mark.parametrize(("fields", "status", "param", "code"), TOO_LONG.values(), ids=TOO_LONG)
 def test_no_string_of_all_bytes_blocks_the_event_loop(place, fields, status, param, code):
     app, body = app_of(lenient=True), request(**fields(wide_string(LARGEST - MIB // 16, place)))
-    longest, answer = first_that_passes(app, body)
+    longest, answer = asyncio.run(longest_step(app, body))
 
     assert status == answer.status, answer.body[:300]
     if code is not None:
@@ -686,7 +638,9 @@ def test_preparing_large_texts_does_not_block_the_event_loop(name):
     )
     app = embeddings_app(Gateway(config, environ={}))
     body = BODIES[name].content(LARGEST - MIB // 16)
-    longest, answer = first_that_passes(app, body.replace(b"{", b'{"input_type":"query",', 1))
+    longest, answer = asyncio.run(
+        longest_step(app, body.replace(b"{", b'{"input_type":"query",', 1))
+    )
 
     texts = json.loads(body)["input"]
     assert all(found == PREFIX + text for found, text in zip(sent, texts, strict=True))
@@ -697,13 +651,13 @@ def test_preparing_large_texts_does_not_block_the_event_loop(name):
 @pytest.mark.parametrize(
     "accepts", [{}, {"max_bytes": 8 * MIB, "max_tokens": MIB}], ids=["no-cap", "caps"]
 )
-@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.parametrize("name", slow_unless(WRITTEN[0].__eq__, WRITTEN))
 def test_explaining_a_large_request_does_not_block_the_event_loop(name, accepts):
     app, content = (
         app_before("http://127.0.0.1:9", "http1", **accepts),
         BODIES[name].content(LARGEST - MIB // 16),
     )
-    longest, answer = first_that_passes(app, content, "?explain=1")
+    longest, answer = asyncio.run(longest_step(app, content, "?explain=1"))
 
     assert answer.status == 200, answer.body[:300]
     assert answer.json["object"] == "plan"
@@ -711,7 +665,9 @@ def test_explaining_a_large_request_does_not_block_the_event_loop(name, accepts)
 
 
 @pytest.mark.parametrize("level", ["summary", "full"])
-@pytest.mark.parametrize("name", [*WRITTEN, "texts/legal-ascii", "texts/legal-unlike"])
+@pytest.mark.parametrize(
+    "name", slow_unless(WRITTEN[0].__eq__, [*WRITTEN, "texts/legal-ascii", "texts/legal-unlike"])
+)
 def test_capturing_the_upstream_body_does_not_block_the_event_loop(name, level, upstream_url):
     content = BODIES[name].content(LARGEST - MIB // 16)
     shown = (
@@ -719,7 +675,7 @@ def test_capturing_the_upstream_body_does_not_block_the_event_loop(name, level, 
         % level.encode()
     )
     app = app_before(upstream_url, "http1", max_bytes=MIB - MIB // 16)
-    longest, answer = first_that_passes(app, content.replace(b"{", b"{" + shown, 1))
+    longest, answer = asyncio.run(longest_step(app, content.replace(b"{", b"{" + shown, 1)))
 
     assert answer.status == 200, answer.body[:300]
     assert b"upstream_request" in answer.body
@@ -739,22 +695,30 @@ def test_a_suggestion_among_thousands_of_models_takes_a_few_milliseconds(name, m
     seconds = []
     tracer = sys.gettrace()
     sys.settrace(None)  # counting the lines takes longer than running them
-    for _ in range(3):
+    for _ in range(5):
         began = time.process_time()
         suggested = did_you_mean(name, known)
         seconds.append((time.process_time() - began) / slowness())
     sys.settrace(tracer)
 
     assert (f'; did you mean "{meant}' if meant else "") in suggested
-    assert min(seconds) <= LONGEST_STEP / 2
+    assert median(seconds) <= LONGEST_STEP / 2
 
 
 SLOW_TO_TRACE = {"parts/legal-null-beside", "parts/a-key-twice", "ids/legal-floats"}
 """Bodies of very many objects, each like another one that is measured."""
+
+
+def is_first_of_its_kind(name):
+    """Return whether no earlier body has the same word before the slash."""
+    kind = name.partition("/")[0]
+    return name == next(other for other in TRACED if other.partition("/")[0] == kind)
+
+
 TRACED = [name for name in BODIES if SCALE > 1 or name not in SLOW_TO_TRACE]
 
 
-@pytest.mark.parametrize("name", TRACED)
+@pytest.mark.parametrize("name", slow_unless(is_first_of_its_kind, TRACED))
 def test_no_body_uses_disproportionate_memory(name):
     body = BODIES[name]
     app, content = app_of(lenient=body.lenient), body.content(MIB // 2)
@@ -771,24 +735,25 @@ def test_no_body_uses_disproportionate_memory(name):
     assert asyncio.run(measured()) <= MOST_MEMORY * len(content) + 2 * MIB
 
 
-@pytest.mark.parametrize(
-    ("fields", "param"),
-    [
-        ({"input": [1] * 10_000_000}, "input"),
-        ({"input": [[1] * 50_000] * 100}, "input[6]"),
-        ({"input": [[]] * 10_000_000}, "input"),
-        ({"input": ["a"] * 10_000_000}, "input"),
-        ({"input": [1e308] * IDS}, "input"),
-        ({"input": "a", "provider": {"order": ["p"] * 10_000_000}}, "provider.order"),
-        ({"input": "a", "provider": dict.fromkeys(map(str, range(1_000_000)))}, "provider"),
-        ({"input": "a", "provider": "a." * 10_000_000}, "provider"),
-        ({"input": "a", "model": "m" + ":floor" * 2_000_000}, "model"),
-        ({"input": "a", "input_type": "q" * 10_000_000}, "input_type"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "-",
-)
-def test_in_process_calls_have_the_same_limits(fields, param):
-    gateway = app_of().handler.gateway
+OVERSIZED = {
+    "ids": (lambda: {"input": [1] * 10_000_000}, "input"),
+    "lists-of-ids": (lambda: {"input": [[1] * 50_000] * 100}, "input[6]"),
+    "empty-lists": (lambda: {"input": [[]] * 10_000_000}, "input"),
+    "texts": (lambda: {"input": ["a"] * 10_000_000}, "input"),
+    "floats": (lambda: {"input": [1e308] * IDS}, "input"),
+    "order": (lambda: {"input": "a", "provider": {"order": ["p"] * 10_000_000}}, "provider.order"),
+    "keys": (lambda: {"input": "a", "provider": dict.fromkeys(map(str, range(10**6)))}, "provider"),
+    "hint": (lambda: {"input": "a", "provider": "a." * 10_000_000}, "provider"),
+    "model": (lambda: {"input": "a", "model": "m" + ":floor" * 2_000_000}, "model"),
+    "input-type": (lambda: {"input": "a", "input_type": "q" * 10_000_000}, "input_type"),
+}
+"""Arguments of an in-process call, made only when they are used, and the field that the error names."""
+
+
+@pytest.mark.parametrize("name", OVERSIZED)
+def test_in_process_calls_have_the_same_limits(name):
+    make, param = OVERSIZED[name]
+    gateway, fields = app_of().handler.gateway, make()
     began = time.process_time()
 
     with pytest.raises(InvalidRequest) as refused:

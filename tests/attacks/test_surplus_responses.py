@@ -23,6 +23,7 @@ from tests.fault_upstream import vectors_of
 from tests.fault_upstream.messages import take, whole
 from tests.fault_upstream.server import bound, listening
 from tests.fault_upstream.truth import ask_of, say
+from tests.support.slow import slow_unless
 from tests.support.wait import until_on_loop
 
 SCALE = int(os.environ.get("EMBEDROUTE_ATTACK_SCALE", "1"))
@@ -157,7 +158,7 @@ both_loops = pytest.mark.parametrize(
 
 
 @both_loops
-@pytest.mark.parametrize("callers", CALLERS)
+@pytest.mark.parametrize("callers", slow_unless((4).__eq__, CALLERS))
 async def test_a_surplus_response_within_the_idle_time_never_answers_another_request(callers):
     """Up to 45 ms late with the usual rest, and up to 200 ms with one of 250 ms."""
     rng = random.Random(f"within {callers}")
@@ -173,7 +174,7 @@ async def test_a_surplus_response_within_the_idle_time_never_answers_another_req
 
 
 @both_loops
-@pytest.mark.parametrize("callers", CALLERS)
+@pytest.mark.parametrize("callers", slow_unless((4).__eq__, CALLERS))
 async def test_a_late_surplus_response_affects_one_vector_and_is_not_cached(callers):
     rng = random.Random(f"after {callers}")
     for run in range(2 * SCALE):

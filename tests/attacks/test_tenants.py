@@ -96,7 +96,7 @@ async def test_the_hit_counts_of_a_key_do_not_depend_on_other_keys(seed):
     for key in KEYS:
         alone = embeddings_app(gateway_of())
         expected = [await told(alone, key, step) for name, step in steps if name == key]
-        assert expected == [it for name, it in together if name == key]
+        assert expected == [item for name, item in together if name == key]
 
 
 @pytest.mark.anyio

@@ -133,7 +133,10 @@ def everything_of(error):
     """Everything that an error tracker could print: chain, attributes, frames and locals."""
     shown = traceback.TracebackException.from_exception(error, capture_locals=True)
     chained = [error, error.__cause__, error.__context__]
-    return [*shown.format(chain=True), *(repr((it, vars(it))) for it in chained if it is not None)]
+    return [
+        *shown.format(chain=True),
+        *(repr((item, vars(item))) for item in chained if item is not None),
+    ]
 
 
 def logged(caplog, name):

@@ -87,7 +87,7 @@ def test_each_client_can_read_the_response(wire, client):
     vectors = [unpacked(row.embedding) for row in answer.data]
 
     assert {str if client.base64 else list} == {type(row.embedding) for row in answer.data}
-    assert np.allclose([told(it, client.width) for it in client.inputs], vectors, atol=1e-6)
+    assert np.allclose([told(item, client.width) for item in client.inputs], vectors, atol=1e-6)
     assert {len(row) for row in vectors} == {client.width}
     assert [row.index for row in answer.data] == list(range(len(client.inputs)))
     assert {row.object for row in answer.data} == {"embedding"}

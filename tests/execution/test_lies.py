@@ -152,7 +152,7 @@ async def test_a_faulty_upstream_never_delivers_a_wrong_vector(
             answer = await ask(gateway, texts)
 
             assert answer.status in (*MODES[mode], *((429, 503) if at else ()))
-            assert answer.seconds < deadline + MARGIN
+            assert answer.elapsed.ticks < deadline + MARGIN
             if answer.status == 200:
                 assert vectors_in(answer).tolist() == right(texts)
             else:
@@ -177,7 +177,7 @@ async def test_a_faulty_upstream_beside_a_correct_one_does_not_affect_the_client
             assert answer.status == (400 if mode in INPUT_FAULTS else 200)
             if answer.status == 200:
                 assert vectors_in(answer).tolist() == right(texts)
-            assert answer.seconds < deadline
+            assert answer.elapsed.ticks < deadline
             assert not [
                 part
                 for key in KEYS.values()

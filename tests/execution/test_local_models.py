@@ -87,7 +87,7 @@ async def embed(local, backend, *inputs):
 
 
 def threads_of(backend):
-    return [it for it in backend.record.threads if it.is_alive()]
+    return [item for item in backend.record.threads if item.is_alive()]
 
 
 @asynchronous
@@ -170,7 +170,7 @@ async def test_many_short_texts_do_not_starve_a_batch():
         await anyio.sleep(0.05)
         backend.record.may_run.set()
 
-    names = ["big" if it[0].startswith("big") else "short" for it in backend.record.begun]
+    names = ["big" if item[0].startswith("big") else "short" for item in backend.record.begun]
     assert names[:4] == ["big", "short", "big", "short"]
 
 
@@ -184,7 +184,7 @@ async def test_batches_take_turns():
         await anyio.sleep(0.05)
         backend.record.may_run.set()
 
-    assert ["a", "b"] * 3 == [it[0][0] for it in backend.record.begun][:6]
+    assert ["a", "b"] * 3 == [item[0][0] for item in backend.record.begun][:6]
 
 
 class Token:
@@ -251,10 +251,10 @@ async def test_a_slow_model_gets_short_slices_and_a_fast_one_few_slices():
     for backend, count in ((slow, 40), (quick, 200), (whole, 200)):
         await embed(local, backend, *texts("t", count))
 
-    assert [8] == [len(it) for it in slow.record.begun][:1]
-    assert {1, 2} >= {len(it) for it in slow.record.begun[1:]}
+    assert [8] == [len(item) for item in slow.record.begun][:1]
+    assert {1, 2} >= {len(item) for item in slow.record.begun[1:]}
     assert len(quick.record.begun) <= 6
-    assert [50] * 4 == [len(it) for it in whole.record.begun]
+    assert [50] * 4 == [len(item) for item in whole.record.begun]
     assert await embed(local, slow, *texts("u", 8))
     assert len(slow.record.begun[-1]) <= 2
 
@@ -273,7 +273,7 @@ async def test_slices_are_joined_in_order_and_their_tokens_summed():
     answer = await embed(LocalModels(), backend := ScriptedModel(), *inputs)
 
     assert len(backend.record.begun) > 2
-    assert [[len(it), 1] for it in inputs] == answer.array.tolist()
+    assert [[len(item), 1] for item in inputs] == answer.array.tolist()
     assert sum(map(len, inputs)) == answer.prompt_tokens
 
 
@@ -450,7 +450,7 @@ import time
 import anyio
 import numpy as np
 from embedroute.backend import Batch, LocalBackend, Vectors
-from embedroute.execution.local_models import LocalModels
+from embedroute.execution import LocalModels
 
 class ForkableModel(LocalBackend, frozen=True):
     def load(self):
@@ -539,7 +539,7 @@ async def test_a_model_that_hangs_fails_its_own_requests_and_recovers():
         await ask(f"u{at}")
 
     assert {503, 504} == set(statuses)
-    assert set(hanging) == {it for (it,) in hangs.record.begun}
+    assert set(hanging) == {item for (item,) in hangs.record.begun}
     assert [] == hangs.record.finished
     hangs.record.may_run.set()
     await until_on_loop(lambda: len(hangs.record.finished) == 3)

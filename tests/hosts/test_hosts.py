@@ -11,6 +11,7 @@ from embedroute.testing import expected_vector
 from tests.fault_upstream import Upstream, vector_of
 from tests.hosts.gateways import KEY, WIDTH
 from tests.support.serving import Serving
+from tests.support.slow import slow_unless
 from tests.support.wait import until
 
 TEXTS = ["one", "zwei", "три"]
@@ -61,6 +62,11 @@ CASES = [
     *(Case(host, "uvicorn-uvloop", "/proxy") for host in ROOTED),
     *(Case(host, "hypercorn", "/proxy", "/proxy") for host in ROOTED),
 ]
+
+
+def is_quick(case):
+    """Return whether the default run has it: each host under one server, and one under every."""
+    return case.server == "uvicorn" or case.host.app in {"fastapi_mount", "quart_trio_middleware"}
 
 
 def name_of(case):
@@ -179,7 +185,7 @@ def visits(request):
         yield {case: pool.submit(visit, case) for case in cases}
 
 
-@pytest.mark.parametrize("case", CASES, ids=name_of)
+@pytest.mark.parametrize("case", slow_unless(is_quick, CASES), ids=name_of)
 def test_a_host_serves_the_gateway_and_its_own_routes(visits, case):
     """The gateway's responses do not depend on the host, and other paths belong to the host."""
     answers, expected = visits[case].result().answers, expected_of(case)
@@ -191,7 +197,7 @@ def test_a_host_serves_the_gateway_and_its_own_routes(visits, case):
     assert expected == answers
 
 
-@pytest.mark.parametrize("case", CASES, ids=name_of)
+@pytest.mark.parametrize("case", slow_unless(is_quick, CASES), ids=name_of)
 def test_a_host_starts_and_stops_without_errors_in_its_log(visits, case):
     """One connection was opened and closed.
 

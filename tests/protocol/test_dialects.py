@@ -311,12 +311,12 @@ async def test_a_trace_lists_filtered_endpoints_and_dropped_parameters(wishes, s
     answer = await ask(gateway_of(Plain(width=WIDTH)), "openai", asked)
 
     told = [
-        (it["action"], it.get("filter") or it.get("parameter"), it.get("endpoint"))
-        for it in answer.json["trace"]
+        (item["action"], item.get("filter") or item.get("parameter"), item.get("endpoint"))
+        for item in answer.json["trace"]
     ]
     assert (status, events) == (
         answer.status,
-        [it for it in told if it[0] in {"filtered", "dropped parameter"}],
+        [item for item in told if item[0] in {"filtered", "dropped parameter"}],
     )
 
 
@@ -337,8 +337,8 @@ async def test_explain_makes_no_upstream_call(key, status):
     assert backend.batches == []
     if status == 200:
         plan = answer.json
-        assert [(it["provider"], it["chunks"], it["price"]["prompt"]) for it in plan["order"]] == [
-            ("p", [2], "2")
-        ]
+        assert [
+            (item["provider"], item["chunks"], item["price"]["prompt"]) for item in plan["order"]
+        ] == [("p", [2], "2")]
         assert plan["cache"] == {"hits": 0, "misses": 3}
         assert plan["inputs"]["unique"] == 2

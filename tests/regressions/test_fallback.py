@@ -208,6 +208,6 @@ async def test_ends_every_request_at_its_deadline(upstreams, told, deadline, sta
         answer = await ask(gateway, provider={"order": ["a"]})
 
     assert status == answer.status
-    assert answer.seconds < 30
+    assert answer.elapsed.ticks < 30
     if status == 200:
         assert right(TEXTS) == numbers_in(answer)

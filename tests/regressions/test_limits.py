@@ -34,10 +34,10 @@ def accepts(**caps):
 
 def no_more_than(most, status, said):
     """Reject calls with more inputs, with the message of one vendor."""
-    return lambda it: (
-        say(it.answer())
-        if len(it.inputs) <= most
-        else refuse(status, said.format(most=most, n=len(it.inputs)))
+    return lambda item: (
+        say(item.answer())
+        if len(item.inputs) <= most
+        else refuse(status, said.format(most=most, n=len(item.inputs)))
     )
 
 
@@ -155,14 +155,14 @@ async def test_splits_a_request_by_the_limits_of_a_call(
     assert (200, 200) == (answer.status, again.status)
     assert right(given) == numbers_in(answer)
     assert sizes == first
-    later = {len(it.inputs) for it in upstreams[0].requests[len(sizes) :]}
+    later = {len(item.inputs) for item in upstreams[0].requests[len(sizes) :]}
     assert told == "honest" or later == {sizes[-1]}
 
 
 def gemini(asked):
     rows = [
-        {"values": [1.0, *map(float, map(ord, it["content"]["parts"][0]["text"]))]}
-        for it in asked.json["requests"]
+        {"values": [1.0, *map(float, map(ord, item["content"]["parts"][0]["text"]))]}
+        for item in asked.json["requests"]
     ]
     return say({"embeddings": rows})
 
@@ -183,7 +183,7 @@ async def test_splits_gemini_batches_at_one_hundred_inputs(upstreams, count, siz
         answer = await ask(gateway, input=given)
 
     exact = np.array([[1, *map(ord, text)] for text in given], float)
-    assert sizes == sorted(len(it.json["requests"]) for it in upstreams[0].requests)
+    assert sizes == sorted(len(item.json["requests"]) for item in upstreams[0].requests)
     assert np.allclose(
         exact / np.linalg.norm(exact, axis=1, keepdims=True), numbers_in(answer), atol=1e-6
     )

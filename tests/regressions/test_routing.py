@@ -249,7 +249,8 @@ async def test_a_model_name_may_select_provider_and_model(
     served = upstreams[0] if provider == A else upstreams[1]
     assert (200, provider, public) == (answer.status, answer.json["provider"], answer.json["model"])
     assert [(upstream, ["a"], False)] == [
-        (it.json["model"], it.json["input"], "provider" in it.json) for it in served.requests
+        (item.json["model"], item.json["input"], "provider" in item.json)
+        for item in served.requests
     ]
     assert right(["a"]) == numbers_in(answer)
 
@@ -288,6 +289,6 @@ async def test_explains_a_plan_without_a_call(wishes, order, filtered):
     gateway = gateway_of(backends, endpoints={A: {"price": 10**9}, B: {"price": 1}}, debug=True)
     answer = await ask(gateway, path="/v1/embeddings?explain=1", provider=wishes)
 
-    assert (200, order) == (answer.status, [it["provider"] for it in answer.json["order"]])
-    assert filtered == {it["provider"]: it["filter"] for it in answer.json["filtered"]}
+    assert (200, order) == (answer.status, [item["provider"] for item in answer.json["order"]])
+    assert filtered == {item["provider"]: item["filter"] for item in answer.json["filtered"]}
     assert [[], []] == [backend.batches for backend in backends.values()]

@@ -341,9 +341,9 @@ async def test_quantised_numbers_keep_their_sign(upstreams, dtype, encoding):
         answer = await ask(gateway, embedding_options=options, encoding_format=encoding)
         plain = await ask(gateway)
 
-    told = [it["embedding"] for it in answer.json["data"]]
+    told = [item["embedding"] for item in answer.json["data"]]
     if encoding == "base64":
-        told = [np.frombuffer(base64.b64decode(it), kind).tolist() for it in told]
+        told = [np.frombuffer(base64.b64decode(item), kind).tolist() for item in told]
     assert [row] * len(TEXTS) == told
     assert [[1, 2, 3, 4]] * len(TEXTS) == numbers_in(plain)
-    assert [dtype, None] == [it.json.get("output_dtype") for it in upstreams[0].requests]
+    assert [dtype, None] == [item.json.get("output_dtype") for item in upstreams[0].requests]

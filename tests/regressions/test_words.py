@@ -18,7 +18,7 @@ LONG = ["x" * 40, "y" * 80]
 
 
 def billed(tokens):
-    return lambda it: say(it.answer(usage={"prompt_tokens": tokens, "total_tokens": tokens}))
+    return lambda item: say(item.answer(usage={"prompt_tokens": tokens, "total_tokens": tokens}))
 
 
 @table(
@@ -51,14 +51,15 @@ async def test_usage_is_reported_by_the_upstream_or_marked_as_estimated(
         answers = [await ask(gateway, input=given, dialect="openrouter") for _ in range(2)]
 
     due = tokens or 30
-    assert [200, 200] == [it.status for it in answers]
-    assert [right(given)] * 2 == [numbers_in(it) for it in answers]
+    assert [200, 200] == [item.status for item in answers]
+    assert [right(given)] * 2 == [numbers_in(item) for item in answers]
     assert [(due, due)] * 2 == [
-        (it.json["usage"]["prompt_tokens"], it.json["usage"]["total_tokens"]) for it in answers
+        (item.json["usage"]["prompt_tokens"], item.json["usage"]["total_tokens"])
+        for item in answers
     ]
-    assert [2 * due / 1_000_000, 0] == [it.json["usage"]["cost"] for it in answers]
+    assert [2 * due / 1_000_000, 0] == [item.json["usage"]["cost"] for item in answers]
     assert [None if tokens else "estimated"] * 2 == [
-        it.header("x-embedroute-usage") for it in answers
+        item.header("x-embedroute-usage") for item in answers
     ]
 
 
@@ -271,7 +272,7 @@ async def test_debug_shows_the_upstream_calls_without_keys(upstreams, told, debu
 
     assert shown == {"upstream_request", "upstream_response", "trace"} & answer.json.keys()
     assert "sk-up" not in answer.body.decode()
-    assert all("debug" not in it.json for it in upstreams[0].requests)
+    assert all("debug" not in item.json for item in upstreams[0].requests)
 
 
 @table(

@@ -64,11 +64,11 @@ def around(
     healths = healths or {}
     known = {
         normalise(name)
-        for it in candidates
-        for name in (it.provider, it.provider.partition("/")[0], it.vendor)
+        for item in candidates
+        for name in (item.provider, item.provider.partition("/")[0], item.vendor)
     }
     return SelectionContext(
-        health=lambda it: healths.get(it.provider) or EndpointHealth(BreakerPolicy()),
+        health=lambda item: healths.get(item.provider) or EndpointHealth(BreakerPolicy()),
         known_names=frozenset(known | {"openai", "azure", "google-vertex", "deepinfra"}),
         now=now,
         random=random,
@@ -94,7 +94,7 @@ def chosen(
         caller,
         surroundings or around(candidates),
     )
-    return [it.provider for it in found.candidates]
+    return [item.provider for item in found.candidates]
 
 
 def failed(seconds_ago: float) -> EndpointHealth:

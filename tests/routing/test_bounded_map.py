@@ -6,6 +6,7 @@ from embedroute.errors import InvalidUpstreamResponse
 from embedroute.execution import WidthRegistry
 from embedroute.routing import MOST, BoundedMap, BreakerPolicy, HealthRegistry
 from tests.routing.factories import candidate
+from tests.support.reachable import count_reachable
 
 
 def test_memory_stays_bounded():
@@ -38,24 +39,30 @@ def test_a_key_that_is_always_in_use_is_never_dropped():
 
 
 def test_invented_model_names_do_not_evict_the_health_of_an_endpoint_in_use():
-    healths, it = HealthRegistry(BreakerPolicy(failures=1)), candidate("it")
-    ill = healths.get(it)
+    healths, item = HealthRegistry(BreakerPolicy(failures=1)), candidate("it")
+    ill = healths.get(item)
+    sizes = []
     for at in range(5 * MOST):
         healths.get(candidate("it", model=f"made-up-{at}"))
-        assert ill is healths.get(it)
+        assert ill is healths.get(item)
+        if at % MOST == MOST - 1:
+            sizes.append(count_reachable(healths))
 
-    assert len(healths._healths) <= MOST
+    assert sizes[-1] < 2 * sizes[0]
 
 
 def test_invented_model_names_do_not_evict_the_width_of_a_space_in_use():
     widths = WidthRegistry()
+    sizes = []
     for at in range(5 * MOST):
         widths.check("it", "float", 8)
         widths.check(f"made-up-{at}", "float", at)
+        if at % MOST == MOST - 1:
+            sizes.append(count_reachable(widths))
 
     with pytest.raises(
         InvalidUpstreamResponse,
         match="returned 4-dimensional vectors; earlier vectors of this model have 8",
     ):
         widths.check("it", "float", 4)
-    assert len(widths._widths) <= MOST
+    assert sizes[-1] < 2 * sizes[0]

@@ -3,6 +3,7 @@
 import pytest
 
 from embedroute.routing import FIRST, PER_INPUT, REMEMBERED, SHORTEST, UsualLatency
+from tests.support.reachable import count_reachable
 
 
 def recorded(*calls, endpoint="a:m"):
@@ -44,9 +45,12 @@ def test_each_endpoint_has_its_own_expected_latency():
 
 
 def test_memory_stays_bounded():
-    usual = recorded(*[(1, 2.0)] * 1000)
+    few, many = recorded(*[(1, 2.0)] * REMEMBERED), recorded(*[(1, 2.0)] * 1000)
+    usual, sizes = recorded(), []
     for at in range(10_000):
         usual.record(f"endpoint {at}", 1, 2.0)
+        if at % 2048 == 2047:
+            sizes.append(count_reachable(usual))
 
-    assert len(usual._seconds) + len(usual._seconds.earlier) <= 2 * 2048
-    assert max(map(len, usual._seconds.values())) <= REMEMBERED
+    assert count_reachable(few) == count_reachable(many)
+    assert sizes[-1] < 2 * sizes[0]

@@ -164,7 +164,8 @@ def test_an_input_type_that_no_endpoint_supports_is_rejected(facts, fields):
 
 def test_input_types_without_effect_share_cache_entries():
     same = {
-        parameters({"input_type": it}, PLAIN, input_types=[]) for it in (None, "query", "document")
+        parameters({"input_type": item}, PLAIN, input_types=[])
+        for item in (None, "query", "document")
     }
 
     assert {Parameters()} == same
@@ -250,7 +251,7 @@ def test_namespaced_options_select_the_endpoints_that_support_them(fields, candi
     """
     found = select_endpoints(route(*candidates), job(**fields), SOMEONE, around(candidates))
 
-    assert (names, lost) == ([it.provider for it in found.candidates], found.ignored_options)
+    assert (names, lost) == ([item.provider for item in found.candidates], found.ignored_options)
 
 
 @pytest.mark.parametrize(
@@ -402,7 +403,7 @@ def test_an_https_image_goes_to_endpoints_that_fetch_urls(scheme):
         route(*EVERY, modalities=["text", "image"]), asked, SOMEONE, around(EVERY)
     )
 
-    assert ["visual"] == [it.provider for it in found.candidates]
+    assert ["visual"] == [item.provider for item in found.candidates]
     with pytest.raises(InvalidRequest) as error:
         select_endpoints(
             route(BLIND_FETCH, modalities=["text", "image"]), asked, SOMEONE, around([BLIND_FETCH])

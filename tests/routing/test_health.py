@@ -22,6 +22,7 @@ from embedroute.errors import (
     UpstreamUnavailable,
 )
 from embedroute.routing import SAMPLES, SUSPECTS, WINDOW, BreakerPolicy, EndpointHealth, State
+from tests.support.reachable import count_reachable
 
 POLICY = BreakerPolicy(
     failures=3, initial_cooldown=5.0, longest_cooldown=60.0, rejection_cooldown=30.0
@@ -445,12 +446,13 @@ def test_a_success_between_two_rejections_keeps_the_breaker_closed():
 
 
 def test_the_number_of_remembered_failed_inputs_is_bounded():
-    health = EndpointHealth(BreakerPolicy(failures=1000))
-    for at in range(100):
+    health, sizes = EndpointHealth(BreakerPolicy(failures=1000)), []
+    for at in range(1000, 1100):  # each number is an object of its own
         health.record_error(health.acquire(0.0), 0.0, DOWN, [at])
         health.record_error(health.acquire(0.0), 0.0, Rejected("no"), [0])
+        sizes.append(count_reachable(health))
 
-    assert SUSPECTS == len(health._suspects)
+    assert sizes[0] < sizes[SUSPECTS - 1] == sizes[-1]
 
 
 @given(st.lists(st.floats(0.001, 100), min_size=1, max_size=200), st.sampled_from([50, 75, 90, 99]))
@@ -466,10 +468,10 @@ def test_percentiles_use_the_nearest_rank(latencies, percentile):
     found = health.latency(percentile, 0.0)
 
     assert found in latencies
-    assert sum(it <= found for it in latencies) >= len(latencies) * percentile / 100
-    assert sum(it < found for it in latencies) < len(latencies) * percentile / 100
+    assert sum(item <= found for item in latencies) >= len(latencies) * percentile / 100
+    assert sum(item < found for item in latencies) < len(latencies) * percentile / 100
     reached = health.throughput(percentile, 0.0)
-    assert sum(100 / it >= reached for it in latencies) >= len(latencies) * percentile / 100
+    assert sum(100 / item >= reached for item in latencies) >= len(latencies) * percentile / 100
 
 
 @pytest.mark.parametrize(
@@ -481,7 +483,7 @@ def test_percentiles_of_the_first_whole_numbers(count, p50, p75, p90, p99):
     for latency in range(count, 0, -1):
         health.record_success(health.acquire(0.0), 0.0, float(latency), 1)
 
-    assert [p50, p75, p90, p99] == [health.latency(it, 0.0) for it in (50, 75, 90, 99)]
+    assert [p50, p75, p90, p99] == [health.latency(item, 0.0) for item in (50, 75, 90, 99)]
 
 
 def test_percentiles_without_data_are_none():
@@ -502,11 +504,14 @@ def test_percentiles_forget_after_five_minutes():
 
 
 def test_memory_stays_bounded():
-    health = EndpointHealth(POLICY)
+    health, sizes = EndpointHealth(POLICY), []
     for at in range(10 * SAMPLES):
         health.record_success(health.acquire(at / 1000), at / 1000, 1.0, 1)
+        if at % SAMPLES == SAMPLES - 1:
+            sizes.append(count_reachable(health))
 
-    assert SAMPLES == len(health._samples)
+    assert SAMPLES < sizes[0]
+    assert sizes[-1] < 1.1 * sizes[0]
 
 
 def test_a_call_of_zero_seconds_does_not_divide_by_zero():

@@ -23,7 +23,7 @@ def firsts(candidates, **surroundings):
     seeded = random.Random(7)
     drawn = around(candidates, random=seeded.random, **surroundings)
     sequences = [
-        tuple(it.provider for it in order_endpoints(candidates, NO_PREFERENCES, None, drawn))
+        tuple(item.provider for item in order_endpoints(candidates, NO_PREFERENCES, None, drawn))
         for _ in range(DRAWS)
     ]
     return Counter(sequence[0] for sequence in sequences), set(sequences)
@@ -296,4 +296,4 @@ def test_ordering_neither_loses_nor_duplicates_endpoints(rows, sort, listed, cha
 
     found = order_endpoints(some, wishes(**fields), None, surroundings)
 
-    assert sorted(it.provider for it in found) == sorted(it.provider for it in some)
+    assert sorted(item.provider for item in found) == sorted(item.provider for item in some)

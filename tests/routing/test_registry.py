@@ -64,7 +64,7 @@ DIRECTORY = directory()
 def told(name, hint=None):
     """Space, public name, ``provider:upstream`` of each candidate, and the sort."""
     route = DIRECTORY.resolve(name, hint)
-    return route.name, route.public_name, [it.name for it in route.candidates], route.sort
+    return route.name, route.public_name, [item.name for item in route.candidates], route.sort
 
 
 @pytest.mark.parametrize(
@@ -302,8 +302,8 @@ def join(providers, models=None, **parts):
         gateway=parts.pop("gateway", Settings()),
         keys=parts.pop("keys", {}),
         providers={
-            slug: it if isinstance(it, Provider) else Provider(**it)
-            for slug, it in providers.items()
+            slug: item if isinstance(item, Provider) else Provider(**item)
+            for slug, item in providers.items()
         },
         models=models or {},
     )
@@ -314,8 +314,8 @@ def test_a_shipped_model_needs_no_config_entry():
     found, mistakes = join({"openai": {}})
 
     assert ([], {"small", "large"}) == (mistakes, set(found.routes))
-    assert ["openai:text-small"] == [it.name for it in found.routes["small"].candidates]
-    assert {"small", "large"} == {it.public_name for it in found.routes.values()}
+    assert ["openai:text-small"] == [item.name for item in found.routes["small"].candidates]
+    assert {"small", "large"} == {item.public_name for item in found.routes.values()}
 
 
 def test_endpoints_of_providers_that_are_not_configured_are_left_out():
@@ -344,7 +344,7 @@ def test_a_model_entry_inherits_shipped_values(said, facts):
 
     model = found.routes["small"].model
     assert (facts, []) == ({name: getattr(model, name) for name in facts}, mistakes)
-    assert ["openai:text-small"] == [it.name for it in found.routes["small"].candidates]
+    assert ["openai:text-small"] == [item.name for item in found.routes["small"].candidates]
 
 
 @pytest.mark.parametrize(
@@ -369,18 +369,18 @@ def test_an_endpoint_inherits_shipped_values(endpoint, name, price, cap):
         {"small": Model(endpoints=[Endpoint(**endpoint)])},
     )
 
-    (it,) = found.routes["small"].candidates
+    (item,) = found.routes["small"].candidates
     assert ([], name, price, cap) == (
         mistakes,
-        it.name,
-        str(it.prices.get("prompt")),
-        it.accepts.max_inputs,
+        item.name,
+        str(item.prices.get("prompt")),
+        item.accepts.max_inputs,
     )
 
 
 def test_shipped_provider_facts_do_not_apply_to_another_backend():
     own, other = (
-        join({"openai": it})[0].providers["openai"].accepts for it in ({}, {"backend": "tei"})
+        join({"openai": item})[0].providers["openai"].accepts for item in ({}, {"backend": "tei"})
     )
 
     assert ((5, 9), (100, None)) == (
@@ -392,7 +392,9 @@ def test_shipped_provider_facts_do_not_apply_to_another_backend():
 OF_ROWS = {
     "v3": Model(
         dimensions=4,
-        endpoints=[Endpoint(provider=it, model=f"{it}-v3", price=5) for it in ("jina", "openai")],
+        endpoints=[
+            Endpoint(provider=item, model=f"{item}-v3", price=5) for item in ("jina", "openai")
+        ],
     )
 }
 ROWS = {
@@ -426,8 +428,13 @@ def test_shipped_facts_come_from_the_matching_provider(slug, backend, facts):
 
     found, mistakes = built(config, shipped=OF_ROWS, known=ROWS)
 
-    (it,) = found.routes["v3"].candidates
-    assert facts[:4] == (it.vendor, it.model, str(it.prices.get("prompt")), it.accepts.max_inputs)
+    (item,) = found.routes["v3"].candidates
+    assert facts[:4] == (
+        item.vendor,
+        item.model,
+        str(item.prices.get("prompt")),
+        item.accepts.max_inputs,
+    )
     assert (facts[4] is not None) == any(
         "has 4 dimensions, expected 8" in mistake for mistake in mistakes
     )
@@ -443,8 +450,8 @@ def test_provider_settings_apply_to_its_endpoints():
     }
     found, _ = join({"openai": facts})
 
-    it = found.routes["small"].candidates[0]
-    assert facts == {name: getattr(it, name) for name in facts}
+    item = found.routes["small"].candidates[0]
+    assert facts == {name: getattr(item, name) for name in facts}
     assert "OpenAI" == join({"openai/eu": {}})[0].providers["openai/eu"].vendor
 
 
@@ -672,7 +679,7 @@ def test_contradictions_in_the_config_are_reported_at_start(models, mistakes):
 def test_a_slug_has_one_form(slug, good):
     mistakes = join({slug: {}})[1]
 
-    assert good == (not any("a slug may hold" in it for it in mistakes))
+    assert good == (not any("a slug may hold" in item for item in mistakes))
 
 
 def test_ambiguous_provider_slugs_are_rejected():
@@ -708,7 +715,9 @@ def test_the_operators_lists_may_only_name_known_providers(name, known, place, f
     mistakes = join({"mine/x": {"vendor": "ACME Corp"}}, gateway=gateway, keys=keys)[1]
 
     assert known == (not mistakes)
-    assert all(it.startswith(f'[{place}] {field}: unknown provider "{name}"') for it in mistakes)
+    assert all(
+        item.startswith(f'[{place}] {field}: unknown provider "{name}"') for item in mistakes
+    )
 
 
 def test_a_keys_model_list_may_only_name_existing_models():

@@ -19,7 +19,7 @@ EAST = candidate("google-vertex/us-east5", 3, vendor="Google")
 WEST = candidate("google-vertex/us-west1", 4, vendor="Google")
 HF = candidate("hf.co_x", 5, vendor="Hugging Face")
 ALL = [OPENAI, AZURE, EAST, WEST, HF]
-NAMES = [it.provider for it in ALL]
+NAMES = [item.provider for item in ALL]
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ NAMES = [it.provider for it in ALL]
 )
 def test_a_provider_name_matches_a_slug_its_base_or_a_vendor(name, meant):
     """In all three lists, ignoring case and punctuation; other endpoints are not affected."""
-    assert [it for it in NAMES if it not in meant] == sorted(
+    assert [item for item in NAMES if item not in meant] == sorted(
         chosen(ALL, ignore=[name]), key=NAMES.index
     )
     if meant:
@@ -166,7 +166,7 @@ def test_empty_preferences_change_nothing(preferences):
 
     found = select_endpoints(route(*ALL), job(provider=preferences), SOMEONE, around(ALL))
 
-    assert [it.name for it in unwished.candidates] == [it.name for it in found.candidates]
+    assert [item.name for item in unwished.candidates] == [item.name for item in found.candidates]
     assert [] == found.dropped
 
 
@@ -246,7 +246,7 @@ def test_the_first_failing_filter_is_the_reason_and_the_trace_lists_all():
     found.tell(trace)
 
     assert [("azure", "ignore"), ("new", "include_alpha")] == [
-        (it.candidate.provider, it.filter) for it in found.dropped
+        (item.candidate.provider, item.filter) for item in found.dropped
     ]
     assert ["filtered", "filtered", "ordered"] == [event["action"] for event in trace.events or ()]
 
@@ -358,7 +358,7 @@ def test_no_preference_ever_adds_endpoints(wishes, facts, chance):
     some = [
         candidate(name, price, vendor=vendor, **fact)
         for (name, vendor), price, fact in zip(
-            [(it.provider, it.vendor) for it in ALL], prices, facts, strict=True
+            [(item.provider, item.vendor) for item in ALL], prices, facts, strict=True
         )
     ]
 
@@ -379,5 +379,7 @@ def test_no_preference_ever_adds_endpoints(wishes, facts, chance):
             assert set(names) <= set(offered(fewer)), (name, wish)
     for field, banned in (("ignore", True), ("only", False)):
         if field in wishes:
-            told = {it.provider for it in some if any(it.named(name) for name in wishes[field])}
+            told = {
+                item.provider for item in some if any(item.named(name) for name in wishes[field])
+            }
             assert not (set(names) & told if banned else set(names) - told)

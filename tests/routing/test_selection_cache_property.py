@@ -25,8 +25,7 @@ from embedroute.errors import (
     UpstreamUnavailable,
 )
 from embedroute.routing import RetryPolicy
-from embedroute.testing import ScriptedBackend
-from embedroute.testing.scripted import expected_vector
+from embedroute.testing import ScriptedBackend, expected_vector
 
 KEYS = {name: f"key-of-{name}-with-sixteen-characters" for name in ("red", "blue")}
 TEXTS = ["a", "b", "c", "d: e"]

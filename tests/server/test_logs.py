@@ -71,12 +71,12 @@ async def test_a_completed_request_logs_one_record_and_one_per_attempt(upstream,
     await ask(gateway_of(upstream))
 
     (first, second, served) = fields(caplog)
-    assert [it[:2] for it in (first, second, served)] == [
+    assert [item[:2] for item in (first, second, served)] == [
         ("calls", "upstream call failed"),
         ("calls", "upstream call completed"),
         ("access", "request completed"),
     ]
-    assert all(it[2]["request_id"] == "r-1" for it in (first, second, served))
+    assert all(item[2]["request_id"] == "r-1" for item in (first, second, served))
     assert {
         "endpoint": "up:m",
         "attempt": 1,
@@ -106,9 +106,9 @@ async def test_a_call_that_hangs_until_the_deadline_is_logged(upstream, caplog):
     assert {"status": 504, "attempts": 1, "providers": ["up"]}.items() <= refused[2].items()
     assert "up" == answer.header("x-embedroute-provider")
     assert [("call", "failed", "UpstreamTimeout")] == [
-        (it["stage"], it["action"], it["error"])
-        for it in answer.json["trace"]
-        if it["stage"] == "call"
+        (item["stage"], item["action"], item["error"])
+        for item in answer.json["trace"]
+        if item["stage"] == "call"
     ]
 
 
@@ -175,8 +175,8 @@ def strings_in(value):
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list | tuple):
-        for it in value.items() if isinstance(value, dict) else value:
-            yield from strings_in(it)
+        for item in value.items() if isinstance(value, dict) else value:
+            yield from strings_in(item)
 
 
 def unprintable(caplog):

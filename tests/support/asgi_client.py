@@ -11,11 +11,13 @@ from urllib.parse import unquote
 
 import anyio
 
+from tests.support.elapsed import Elapsed, measured
+
 
 class Answer(NamedTuple):
     """The response of an application.
 
-    ``taken`` is the number of bytes of the request body that the application received. ``seconds``
+    ``taken`` is the number of bytes of the request body that the application received. ``elapsed``
     is the duration, and ``busy`` the CPU time of this thread, which runs the event loop.
     """
 
@@ -23,7 +25,7 @@ class Answer(NamedTuple):
     headers: list[tuple[bytes, bytes]]
     body: bytes
     taken: int
-    seconds: float
+    elapsed: Elapsed
     busy: float
 
     @property
@@ -86,9 +88,10 @@ async def call(
     async def send(message):
         messages.append(message)
 
-    began, worked = time.perf_counter(), time.thread_time()
-    await app(full_scope, receive, send)
-    seconds, busy = time.perf_counter() - began, time.thread_time() - worked
+    worked = time.thread_time()
+    async with measured() as elapsed:
+        await app(full_scope, receive, send)
+    busy = time.thread_time() - worked
     start, *rest = messages
     body = b"".join(message.get("body", b"") for message in rest)
-    return Answer(start["status"], list(start["headers"]), body, taken, seconds, busy)
+    return Answer(start["status"], list(start["headers"]), body, taken, elapsed, busy)

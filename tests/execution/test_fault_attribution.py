@@ -1,0 +1,352 @@
+"""Whose fault a failure is: an input's, the request's, an endpoint's or the gateway's.
+
+Upstreams are scripted backends whose rules depend on the texts of a call, as the cause of a real
+failure does. ``WRONGS`` are the ways in which upstreams fail for a single text.
+"""
+
+import logging
+import math
+from collections import Counter
+
+import anyio
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from embedroute import Config, EmbedrouteError, Gateway, Provider
+from embedroute.backend import Accepts, Vectors
+from embedroute.errors import UpstreamError
+from embedroute.routing import BreakerPolicy, RetryPolicy, State
+from embedroute.testing import ScriptedBackend, expected_vector
+from embedroute.upstream_errors import classify_response
+
+WIDTH = 8
+HARMLESS = "hello"
+QUICK = RetryPolicy(first_wait=0.0, longest_wait=0.0)
+
+
+def fail(status, body, content_type="application/json"):
+    def answer(_texts):
+        raise classify_response(status, {"content-type": content_type}, body)
+
+    return answer
+
+
+def spoil(value):
+    def answer(texts):
+        rows = np.stack([expected_vector(text, WIDTH) for text in texts])
+        rows[[text.startswith("bad") for text in texts]] = value
+        return Vectors(rows)
+
+    return answer
+
+
+PAGE = b"<!DOCTYPE html><html><head><title>403 Forbidden</title></head><body>Blocked</body></html>"
+WRONGS = {
+    # ollama/ollama#15582
+    "500": fail(500, b'{"error":{"message":"json: unsupported value: NaN","type":"api_error"}}'),
+    "a zero row": spoil(0.0),
+    "not a number": spoil(math.nan),
+    # BerriAI/litellm#12421
+    "403 page": fail(403, PAGE, "text/html"),
+    "400 without a reason": fail(400, b'{"error":{"message":"Bad request"}}'),
+}
+
+
+class Upstream:
+    """Embeds every call without a bad text; one with a bad text fails as ``wrong`` says."""
+
+    def __init__(self, wrong, most=None):
+        self.wrong = WRONGS[wrong]
+        self.calls = []
+
+        class Limited(ScriptedBackend):
+            accepts = Accepts(max_inputs=most)
+
+        self.backend = Limited(then=self.answer, width=WIDTH)
+
+    def answer(self, batch):
+        texts = list(batch.texts)
+        self.calls.append(texts)
+        if any(text.startswith("bad") for text in texts):
+            return self.wrong(texts)
+        return Vectors(np.stack([expected_vector(text, WIDTH) for text in texts]))
+
+
+def gateway_of(*upstreams, cache=1 << 20, breaker=None, **endpoint):
+    names = "abc"[: len(upstreams)]
+    config = Config(
+        gateway={"auth": "open", "deadline": 30.0},
+        cache={"bytes": cache},
+        providers={
+            name: Provider(backend=upstream.backend)
+            for name, upstream in zip(names, upstreams, strict=True)
+        },
+        models={
+            "m": {
+                "dimensions": WIDTH,
+                "endpoints": [{"provider": name, **endpoint} for name in names],
+            }
+        },
+    )
+    return Gateway(config, retries=QUICK, breaker=breaker, environ={})
+
+
+async def outcome_of(gateway, texts, **fields):
+    try:
+        return await gateway.embed(texts, model="m", **fields)
+    except EmbedrouteError as error:
+        return error
+
+
+def is_right(embeddings, texts):
+    expected = [expected_vector(text, WIDTH).tolist() for text in texts]
+    return embeddings.vectors.tolist() == expected
+
+
+def states(gateway):
+    candidates = gateway.directory.routes["m"].candidates
+    return [gateway.healths.get(each).state(anyio.current_time()) for each in candidates]
+
+
+# One input
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("wrong", WRONGS)
+@pytest.mark.parametrize("count", [2, 3, 8, 31, 64])
+async def test_one_bad_input_is_found_and_the_others_are_cached(wrong, count):
+    """Within 2·⌈log2 n⌉+2 calls, and then the others are not sent again."""
+    upstream = Upstream(wrong)
+    gateway = gateway_of(upstream)
+    texts = [f"text {index}" for index in range(count)]
+    texts[count // 3] = "bad"
+
+    error = await outcome_of(gateway, texts)
+
+    assert (error.status, error.code) == (400, "input_failed")
+    assert error.param == f"input[{count // 3}]"
+    assert len(upstream.calls) <= 2 * math.ceil(math.log2(count)) + 2
+    assert states(gateway) == [State.CLOSED]
+    good = [text for text in texts if text != "bad"]
+    upstream.calls.clear()
+    assert is_right(await outcome_of(gateway, good), good)
+    assert upstream.calls == []
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("wrong", WRONGS)
+async def test_another_endpoint_serves_the_input_that_one_cannot_embed(wrong):
+    first, second = Upstream(wrong), Upstream(wrong)
+    second.wrong = lambda texts: Vectors(np.stack([expected_vector(t, WIDTH) for t in texts]))
+    gateway = gateway_of(first, second)
+    texts = ["a", "b", "bad", "c"]
+
+    embeddings = await outcome_of(gateway, texts, provider={"order": ["a"]})
+
+    assert is_right(embeddings, texts)
+    assert states(gateway) == [State.CLOSED, State.CLOSED]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("wrong", WRONGS)
+async def test_bad_inputs_alone_do_not_open_the_breaker(wrong):
+    """Each request has another bad text, and none of them is answered."""
+    upstream = Upstream(wrong)
+    gateway = gateway_of(upstream, breaker=BreakerPolicy(failures=3))
+
+    for index in range(10):
+        error = await outcome_of(gateway, f"bad {index}")
+        assert isinstance(error, UpstreamError)
+
+    assert is_right(await outcome_of(gateway, "good"), ["good"])
+    assert states(gateway) == [State.CLOSED]
+
+
+@given(
+    st.sampled_from(sorted(WRONGS)),
+    st.lists(st.booleans(), min_size=1, max_size=24),
+    st.sampled_from([None, 1, 2, 5]),
+    st.integers(1, 2),
+)
+@settings(max_examples=100)
+def test_good_inputs_are_answered_for_any_mix_of_bad_ones(wrong, mix, most, endpoints):
+    """Whatever the split, and also if several endpoints fail in the same way.
+
+    A good input was answered if it is in the cache afterwards.
+    """
+
+    async def check():
+        upstreams = [Upstream(wrong, most) for _ in range(endpoints)]
+        gateway = gateway_of(*upstreams)
+        texts = [f"{'bad' if bad else 'good'} {index}" for index, bad in enumerate(mix)]
+        outcome = await outcome_of(gateway, texts)
+        if not any(mix):
+            assert is_right(outcome, texts)
+            return
+        assert outcome.status in {400, 502}
+        if outcome.param is not None and "[" in outcome.param:
+            assert texts[int(outcome.param[6:-1])].startswith("bad")
+        good = [text for text in texts if text.startswith("good")]
+        for upstream in upstreams:
+            upstream.calls.clear()
+        if good:
+            assert is_right(await outcome_of(gateway, good), good)
+            assert [] == [call for upstream in upstreams for call in upstream.calls]
+
+    anyio.run(check)
+
+
+# Soak
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("micro_batch_ms", [None, 2.0])
+async def test_no_good_request_fails_beside_poisoned_ones(micro_batch_ms):
+    """Of the inputs 10 % are poisoned, in four ways. No breaker opens."""
+    kinds = ["500", "a zero row", "403 page", "400 without a reason"]
+    upstream = Upstream("500")
+
+    def answer(batch):
+        texts = list(batch.texts)
+        upstream.calls.append(texts)
+        bad = [text for text in texts if text.startswith("bad")]
+        if bad:
+            return WRONGS[kinds[int(bad[0].split()[1]) // 10 % len(kinds)]](texts)
+        return Vectors(np.stack([expected_vector(text, WIDTH) for text in texts]))
+
+    upstream.backend = ScriptedBackend(then=answer, width=WIDTH)
+    gateway = gateway_of(upstream, micro_batch_ms=micro_batch_ms)
+    outcomes = Counter()
+
+    async def ask(index):
+        texts = [
+            f"{'bad' if number % 10 == 0 else 'good'} {number}"
+            for number in range(3 * index, 3 * index + 3)
+        ]
+        good = [text for text in texts if text.startswith("good")]
+        outcome = await outcome_of(gateway, good)
+        outcomes["good" if isinstance(outcome, EmbedrouteError) is False else "failed"] += 1
+        if len(good) < len(texts):
+            outcomes[
+                "poisoned" if isinstance(await outcome_of(gateway, texts), EmbedrouteError) else "?"
+            ] += 1
+
+    async with gateway.lifespan():
+        for start in range(0, 400, 40):
+            async with anyio.create_task_group() as group:
+                for index in range(start, start + 40):
+                    group.start_soon(ask, index)
+
+    assert outcomes == {"good": 400, "poisoned": 120}
+    assert states(gateway) == [State.CLOSED]
+
+
+# An endpoint
+
+
+class Refusing(Upstream):
+    """Refuses everything in one way."""
+
+    def __init__(self, status, body):
+        super().__init__("500")
+        self.wrong = fail(status, body)
+
+    def answer(self, batch):
+        self.calls.append(list(batch.texts))
+        return self.wrong(list(batch.texts))
+
+
+REFUSALS = {
+    # zuisong/gemini-openai-proxy#4
+    "region": (
+        400,
+        (
+            b'{"error":{"code":400,"message":"User location is not supported for the API use.",'
+            b'"status":"FAILED_PRECONDITION"}}'
+        ),
+    ),
+    # xorbitsai/inference#1005
+    "model": (400, b'{"detail":"Model not found in the model list, uid: bge-m3"}'),
+    # tinyhumansai/openhuman#5116
+    "model of a project": (
+        403,
+        (
+            b'{"error":{"message":"You are not allowed to generate embeddings from this model",'
+            b'"type":"invalid_request_error","param":null,"code":null}}'
+        ),
+    ),
+}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("refusal", REFUSALS)
+@pytest.mark.parametrize("texts", [["a"], ["a", "b", "c"]], ids=len)
+async def test_the_next_endpoint_serves_what_one_refuses_and_the_first_is_to_blame(refusal, texts):
+    """The first is not asked again until its cool-down ends."""
+    first, second = Refusing(*REFUSALS[refusal]), Upstream("500")
+    gateway = gateway_of(first, second, cache=0)
+
+    for _ in range(3):
+        embeddings = await outcome_of(gateway, texts, provider={"order": ["a"]})
+        assert is_right(embeddings, texts)
+
+    assert len(first.calls) <= 2
+    assert states(gateway) == [State.OPEN, State.CLOSED]
+
+
+@pytest.mark.anyio
+async def test_a_spent_account_is_called_once():
+    """Source: bruin-data/dataline#175."""
+    body = b'{"error":{"message":"Your account is not active, please check your billing details on our website.","type":"billing_not_active","param":null,"code":"billing_not_active"}}'
+    upstream = Refusing(429, body)
+    gateway = gateway_of(upstream)
+
+    errors = [await outcome_of(gateway, text) for text in ("a", "b")]
+
+    assert 1 == len(upstream.calls)
+    for error in errors:
+        assert (error.status, error.code) == (502, "upstream_quota_exhausted")
+        assert error.retryable is False
+
+
+# The gateway
+
+
+class Picky(ScriptedBackend):
+    """Refuses a field by name, as a server that does not know it."""
+
+
+@pytest.mark.anyio
+async def test_a_rate_limit_is_waited_for_once_and_stays_a_429():
+    upstream = Refusing(
+        429, b'{"error":{"message":"Rate limit reached","code":"rate_limit_exceeded"}}'
+    )
+    upstream.wrong = lambda _texts: (_ for _ in ()).throw(
+        classify_response(429, {"retry-after": "0.05"}, b"{}")
+    )
+    gateway = gateway_of(upstream)
+
+    for _ in range(3):
+        error = await outcome_of(gateway, "a")
+        assert (error.status, error.code) == (429, "rate_limit_exceeded")
+        assert error.retry_after is not None
+
+    assert len(upstream.calls) <= 6
+
+
+@pytest.mark.anyio
+async def test_a_long_rate_limit_is_not_waited_for(caplog):
+    upstream = Refusing(429, b"{}")
+    upstream.wrong = lambda _texts: (_ for _ in ()).throw(
+        classify_response(429, {"retry-after": "7"}, b"{}")
+    )
+    gateway = gateway_of(upstream)
+    began = anyio.current_time()
+    with caplog.at_level(logging.INFO):
+        error = await outcome_of(gateway, "a")
+
+    assert (error.status, 6 < error.retry_after <= 7) == (429, True)
+    assert anyio.current_time() - began < 5
+    assert 1 == len(upstream.calls)
