@@ -23,8 +23,10 @@ from embedroute.transport.base import (
     CONNECT_TIMEOUT,
     DEFAULT_CONFIG,
     DEFAULT_LIMITS,
+    LARGEST_ERROR,
     ExchangeLimits,
     TransportConfig,
+    decompress_error,
     lower_names,
     refuse_compressed,
     too_large,
@@ -90,8 +92,13 @@ class Httpx2Transport:
     ) -> UpstreamResponse:
         httpx2_request = _build(self._connections, request, timeout)
         async with self._connections.exchange(httpx2_request) as response:
-            refuse_compressed(response.headers.get("content-encoding"))
+            encoding = response.headers.get("content-encoding")
+            refuse_compressed(encoding, response.status_code)
+            if response.status_code >= 300:
+                largest = max(largest, LARGEST_ERROR)
             body = await _read(response, largest)
+            if response.status_code >= 300:
+                body = decompress_error(encoding, body)
             return UpstreamResponse(response.status_code, Headers(response.headers.raw), body)
 
     async def aclose(self) -> None:

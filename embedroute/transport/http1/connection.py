@@ -28,6 +28,7 @@ from embedroute.transport.base import (
     MOST_HEADERS,
     TAIL,
     ExchangeLimits,
+    decompress_error,
     head_too_large,
     not_http,
     refuse_compressed,
@@ -95,7 +96,7 @@ def has_sound_status_lines(head: bytes) -> bool:
 
 
 def parse_body_length(
-    headers: RawHeaders, bytes_received: int = 0, largest: int = LARGEST_REPLY
+    headers: RawHeaders, bytes_received: int = 0, largest: int = LARGEST_REPLY, status: int = 200
 ) -> int | None:
     """Return the declared length of the body in bytes.
 
@@ -103,7 +104,8 @@ def parse_body_length(
     ``bytes_received`` is the number of bytes received so far, including the headers.
 
     Raises:
-        InvalidUpstreamResponse: the body is compressed, or its declared length is too large.
+        InvalidUpstreamResponse: the body of a success is compressed, or the declared length is
+            too large.
         UpstreamUnavailable: the transfer encoding is not supported, or there are too many headers,
             or they are too large.
     """
@@ -128,7 +130,7 @@ def parse_body_length(
                     "The upstream response has an unsupported transfer-encoding."
                 )
         elif lowered == b"content-encoding":
-            refuse_compressed(value.decode("latin-1"))
+            refuse_compressed(value.decode("latin-1"), status)
     return length
 
 
@@ -398,7 +400,9 @@ class Connection(asyncio.Protocol):
             self._status = self._parser.get_status_code()
             if self._status >= 300:
                 self._largest = max(self._largest, LARGEST_ERROR)
-            self._length = parse_body_length(self._head, self._bytes_received, self._largest)
+            self._length = parse_body_length(
+                self._head, self._bytes_received, self._largest, self._status
+            )
 
     def on_chunk_header(self) -> None:
         """Count the chunks."""
@@ -431,9 +435,11 @@ class Connection(asyncio.Protocol):
         if overrun:
             self._on_unsolicited(self, self._limits)
         self.idle_since = monotonic()  # not loop.time(): uvloop updates it once per iteration
-        response = UpstreamResponse(
-            self._status, Headers(self._head), self._body.take(), self._source
-        )
+        headers = Headers(self._head)
+        content = self._body.take()
+        if self._status >= 300:
+            content = decompress_error(headers.get("content-encoding"), content)
+        response = UpstreamResponse(self._status, headers, content, self._source)
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(response)
 
