@@ -1,11 +1,12 @@
 """Classifies error responses of upstream APIs.
 
-It selects the error class, reads how long to wait, and writes neutral messages for requests that
-share a failed call. It may import ``errors``, ``text`` and ``inputs``.
+It selects the error class, finds the input or field that is refused, reads how long to wait, and
+writes neutral messages for requests that share a failed call. It may import ``errors``, ``text`` and ``inputs``.
 """
 
 from embedroute.upstream_errors.classify import classify_response, refine_with_inputs
 from embedroute.upstream_errors.neutral import BLAMES_INPUTS, MESSAGES, neutral_message
+from embedroute.upstream_errors.references import translate_index
 from embedroute.upstream_errors.retry_after import parse_retry_after
 
 __all__ = [
@@ -15,4 +16,5 @@ __all__ = [
     "neutral_message",
     "parse_retry_after",
     "refine_with_inputs",
+    "translate_index",
 ]
