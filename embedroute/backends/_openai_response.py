@@ -18,7 +18,13 @@ from embedroute.backends._json_scan import (
     split_vectors,
     texts_to_array,
 )
-from embedroute.errors import InvalidUpstreamResponse, InvalidVector, UpstreamError
+from embedroute.errors import (
+    InvalidUpstreamResponse,
+    InvalidVector,
+    Rejected,
+    UpstreamError,
+    UpstreamUnavailable,
+)
 
 STATUSES: Final = {
     "context_length_exceeded": 400,
@@ -175,6 +181,9 @@ def _read_error(
     status = _parse_status(error)
     if 400 <= status <= 599:
         return map_error(UpstreamResponse(status, response.headers, response.content))
+    refusal = map_error(UpstreamResponse(400, response.headers, response.content))
+    if not isinstance(refusal, Rejected | UpstreamUnavailable):
+        return refusal  # OpenRouter: a 200 whose message holds its upstream's refusal
     return InvalidUpstreamResponse(map_error(response).message, upstream_status=response.status)
 
 

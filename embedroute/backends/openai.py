@@ -9,7 +9,8 @@ Source: openai/openai-openapi ``openapi.yaml`` 2.3.0.
 from collections.abc import Mapping
 from functools import cached_property
 from types import MappingProxyType
-from typing import ClassVar, Literal
+from typing import ClassVar, Final, Literal
+from urllib.parse import urlsplit
 
 from embedroute.backend import (
     Accepts,
@@ -22,6 +23,9 @@ from embedroute.backend import (
 )
 from embedroute.backends import _openai_response
 from embedroute.backends._validation import check_base_url, check_headers, check_values
+
+DASHSCOPE_RATE_LIMITS: Final = frozenset({"insufficient_quota"})
+"""Codes of DashScope's rate limits (help.aliyun.com, Model Studio error codes)."""
 
 
 class OpenAI(HTTPBackend, frozen=True, kw_only=True, dict=True):
@@ -87,6 +91,13 @@ class OpenAI(HTTPBackend, frozen=True, kw_only=True, dict=True):
         return MappingProxyType(
             UpstreamRequest.json("", {}, bearer=self.api_key, headers=headers).headers
         )
+
+    @property
+    def rate_limit_codes(self) -> frozenset[str]:
+        """DashScope's code for a rate limit, which is OpenAI's for a spent account."""
+        host = urlsplit(self.base_url).hostname or ""
+        is_dashscope = host.startswith("dashscope") and host.endswith(".aliyuncs.com")
+        return DASHSCOPE_RATE_LIMITS if is_dashscope else frozenset()
 
     def parse(self, batch: Batch, response: UpstreamResponse) -> Vectors:
         """Read base64 or numbers, depending on what the server sent."""

@@ -20,10 +20,11 @@ from embedroute.errors import (
     RateLimited,
     Rejected,
     RejectedByPage,
+    UpstreamError,
     UpstreamRejectedInput,
 )
 from embedroute.execution.attempt import AttemptRunner
-from embedroute.execution.bisection import bisect
+from embedroute.execution.bisection import bisect, is_about_inputs
 from embedroute.execution.context import DispatchContext, Results, input_failed
 from embedroute.execution.singleflight import OnResult
 from embedroute.inputs import Input
@@ -42,6 +43,7 @@ from embedroute.routing import (
     error_to_report,
     halves,
     limited,
+    may_be_caused_by_input,
     split,
     split_in_steps,
     text_before,
@@ -283,38 +285,74 @@ class Dispatcher:
         """Embed chunks at the endpoints that have not failed yet, ``CHUNKS_AT_ONCE`` at a time.
 
         ``errors`` are those of the first candidates. ``halved`` is the error of the whole if it was
-        halved: the limit learned from it is in doubt if an input is rejected alone.
+        halved: the limit learned from it is in doubt if an input is rejected alone. An error that
+        an input may have caused does not end the other chunks.
         """
         context = dispatch.context
         if context.slots is None:
             context = msgspec.structs.replace(context, slots=CapacityLimiter(CHUNKS_AT_ONCE))
-        candidates = dispatch.candidates
-        remaining = [*candidates[len(errors) :], *limited(candidates, errors)]
-        earlier = [*dispatch.earlier_errors, *errors]
-        make_part = partial(Dispatch, remaining, context)
+        remaining = [
+            *dispatch.candidates[len(errors) :],
+            *limited(dispatch.candidates, errors),
+        ]
+        whole = msgspec.structs.replace(
+            dispatch,
+            candidates=remaining,
+            context=context,
+            admit_first_try=None,
+            earlier_errors=[*dispatch.earlier_errors, *errors],
+        )
+        failures: dict[int, UpstreamError] = {}
         calls = [
-            partial(
-                self._run,
-                make_part(
-                    chunk,
-                    dispatch.on_result,
-                    earlier_errors=earlier,
-                    waited_for=dispatch.waited_for,
-                ),
-            )
-            for chunk in chunks
+            partial(self._run_chunk, whole, chunks[position], position, failures)
+            for position in range(len(chunks))
         ]
         now = self._clock()
         states = [self._healths.get(candidate).state(now) for candidate in remaining]
+        if State.CLOSED not in states:
+            # A half-open breaker admits one probe. A chunk refused beside it would end the probe.
+            await calls.pop(0)()
+        await tasks.gather(calls, CHUNKS_AT_ONCE)
+        if failures:
+            self._doubt(remaining[0], halved, failures)
+            raise self._name_failure(chunks, failures, context)
+
+    async def _run_chunk(
+        self, whole: Dispatch, chunk: Work, position: int, failures: dict[int, UpstreamError]
+    ) -> None:
+        """Embed a chunk; add its error to ``failures`` if an input may have caused it."""
         try:
-            if State.CLOSED not in states:
-                # A half-open breaker admits one probe. A chunk refused beside it would end the probe.
-                await calls.pop(0)()
-            await tasks.gather(calls, CHUNKS_AT_ONCE)
-        except UpstreamRejectedInput:
-            if isinstance(halved, BatchTooLarge) and halved.measure is not None:
-                self._healths.get(remaining[0]).doubt(self._clock(), halved.measure)
-            raise
+            await self._run(msgspec.structs.replace(whole, work=chunk))
+        except UpstreamError as error:
+            if not is_about_inputs(error):
+                raise
+            failures[position] = error
+
+    def _doubt(
+        self,
+        candidate: ResolvedEndpoint,
+        halved: EmbedrouteError | None,
+        failures: Mapping[int, EmbedrouteError],
+    ) -> None:
+        """Doubt the limit learned from a call that was halved, after an input was rejected alone."""
+        if isinstance(halved, BatchTooLarge) and halved.measure is not None:
+            is_rejected = [isinstance(each, UpstreamRejectedInput) for each in failures.values()]
+            if any(is_rejected):
+                self._healths.get(candidate).doubt(self._clock(), halved.measure)
+
+    def _name_failure(
+        self, chunks: Chunks, failures: Mapping[int, UpstreamError], context: DispatchContext
+    ) -> UpstreamError:
+        """Return the error of the first chunk that failed.
+
+        If other chunks were answered, the only input of a chunk is to blame for its error.
+        """
+        position = min(failures)
+        error = failures[position]
+        is_alone = len(chunks[position]) == 1 and len(failures) < len(chunks)
+        if is_alone and may_be_caused_by_input(error):
+            return input_failed(error, next(iter(chunks[position])), context.keys)
+        return error
 
     async def _bisect(self, dispatch: Dispatch, errors: Sequence[EmbedrouteError]) -> None:
         """Find the inputs that fail alone at the endpoint that failed last, and embed the others.

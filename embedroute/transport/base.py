@@ -1,5 +1,6 @@
 """Defines the protocol of all transports, and the limits and checks that they share."""
 
+import zlib
 from collections.abc import Mapping
 from typing import Final, Literal, Protocol
 
@@ -12,6 +13,8 @@ LARGEST_REPLY = 256 * 1024 * 1024
 """Maximum bytes of a response body; 2048 vectors of 4096 floats are about 180 MB of text."""
 LARGEST_ERROR = 1024 * 1024
 """Bytes of a body that are accepted at a status of 300 or more, even if the limit is lower."""
+LARGEST_DECOMPRESSED: Final = 64 * 1024
+"""Maximum bytes that the compressed body of an error is expanded to."""
 LARGEST_HEAD = 64 * 1024
 """Maximum bytes of a response besides its body.
 
@@ -86,8 +89,8 @@ DEFAULT_LIMITS: Final = ExchangeLimits()
 class Transport(Protocol):
     """Sends a request and returns the complete response.
 
-    Every transport requests uncompressed responses and rejects compressed ones. It follows no
-    redirects, stores no cookies, and uses only the configured proxy. Cancelling ``send`` closes the
+    Every transport requests uncompressed responses and rejects compressed ones, except errors, whose
+    bodies it decompresses. It follows no redirects, stores no cookies, and uses only the configured proxy. Cancelling ``send`` closes the
     connection.
     """
 
@@ -102,7 +105,7 @@ class Transport(Protocol):
             ConnectError: no connection could be made.
             UpstreamTimeout: the response was not complete in time.
             UpstreamUnavailable: the connection broke, or the response is not valid HTTP.
-            InvalidUpstreamResponse: the body is compressed, or larger than ``limits.largest``.
+            InvalidUpstreamResponse: a successful body is compressed, or a body is larger than ``limits.largest``.
         """
         ...
 
@@ -157,13 +160,39 @@ def not_http() -> UpstreamUnavailable:
     return UpstreamUnavailable("The upstream response is not valid HTTP.")
 
 
-def refuse_compressed(encoding: str | None) -> None:
+def refuse_compressed(encoding: str | None, status: int = 200) -> None:
     """Reject a compressed body: 1 KiB of brotli can expand to 1 GiB.
+
+    The body of an error is accepted: ``decompress_error`` reads a part of it.
 
     Raises:
         InvalidUpstreamResponse: ``encoding`` is neither empty nor ``identity``.
     """
-    if encoding and encoding.strip().lower() != "identity":
+    if encoding and encoding.strip().lower() != "identity" and status < 300:
         raise InvalidUpstreamResponse(
             "The upstream sent a compressed response, although the request forbids it."
         )
+
+
+_WINDOW_BITS: Final[Mapping[str, tuple[int, ...]]] = {
+    "gzip": (31,),
+    "x-gzip": (31,),
+    "deflate": (15, -15),  # RFC 9110 requires the zlib format, but some servers send raw deflate
+}
+
+
+def decompress_error(encoding: str | None, content: bytes) -> bytes:
+    """Return the first ``LARGEST_DECOMPRESSED`` bytes of the body of an error response.
+
+    Some servers compress errors although the request forbids it. A body in an encoding that is not
+    supported, or that is not valid, becomes empty: the status and the headers still count.
+    """
+    name = (encoding or "identity").strip().lower()
+    if name == "identity":
+        return content
+    for bits in _WINDOW_BITS.get(name, ()):
+        try:
+            return zlib.decompressobj(bits).decompress(content, LARGEST_DECOMPRESSED)
+        except zlib.error:
+            continue
+    return b""

@@ -24,8 +24,10 @@ from embedroute.transport.base import (
     DEFAULT_CONFIG,
     DEFAULT_HEADERS,
     DEFAULT_LIMITS,
+    LARGEST_ERROR,
     ExchangeLimits,
     TransportConfig,
+    decompress_error,
     lower_names,
     refuse_compressed,
     too_large,
@@ -110,8 +112,14 @@ class Httpx2Transport:
             status = response.status_code
             if status == PROXY_AUTHENTICATION_REQUIRED and self._is_proxied(request.url):
                 raise self._proxy_error(request.url, status)
-            refuse_compressed(response.headers.get("content-encoding"))
-            body = await _read(response, largest)
+            encoding = response.headers.get("content-encoding")
+            refuse_compressed(encoding, status)
+            if status < 300:
+                body = await _read(response, largest)
+            else:
+                body = decompress_error(
+                    encoding, await _read(response, max(largest, LARGEST_ERROR))
+                )
             return UpstreamResponse(status, Headers(response.headers.raw), body)
 
     def _is_proxied(self, url: httpx2.URL) -> bool:

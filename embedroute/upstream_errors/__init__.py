@@ -1,7 +1,7 @@
 """Classifies error responses of upstream APIs.
 
-It selects the error class, reads how long to wait, and writes neutral messages for requests that
-share a failed call. It may import ``errors``, ``text`` and ``inputs``.
+It selects the error class, finds the input or field that is refused, reads how long to wait, and
+writes neutral messages for requests that share a failed call. It may import ``errors``, ``text`` and ``inputs``.
 """
 
 from embedroute.upstream_errors.classify import classify_response, refine_with_inputs

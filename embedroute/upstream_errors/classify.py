@@ -1,13 +1,19 @@
-"""Classifies an upstream's error response by status, headers and body. Pure functions.
+"""Classifies an upstream's error response by evidence, in two stages. Pure functions.
 
-Each provider has its own format of errors. The formats read here are documented or were observed
-(OpenAI, Azure, Gemini, Mistral, Cohere, Jina, TEI, vLLM, llama.cpp). The codes and messages are in
+``classify_response`` knows the response: its status, headers and body. ``refine_with_inputs`` also
+knows the inputs of the call: it recognises refusals by their numbers, and discards evidence that
+the upstream may have quoted from an input.
+
+An error blames an input only if the upstream names an input's fault. Any other refusal is
+``Rejected``: another endpoint may accept the request. The codes and messages are in
 :mod:`embedroute.upstream_errors.patterns`.
 """
 
+import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Final, cast
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from typing import Final
 
 import msgspec
 
@@ -15,6 +21,7 @@ from embedroute.errors import (
     BatchTooLarge,
     ContextTooLong,
     Measure,
+    QuotaExhausted,
     RateLimited,
     Rejected,
     RejectedByPage,
@@ -24,104 +31,295 @@ from embedroute.errors import (
     UpstreamRejectedInput,
     UpstreamUnavailable,
 )
-from embedroute.inputs import Input, TextPart
+from embedroute.inputs import Input
+from embedroute.upstream_errors import references
+from embedroute.upstream_errors.accounts import find_spent_words, names_short_period
+from embedroute.upstream_errors.body import ErrorBody, parse_body
 from embedroute.upstream_errors.patterns import (
-    ECHOES,
-    ERROR_PATTERNS,
-    KEY_CODES,
+    CODE_PATTERNS,
+    FORBIDDEN_CODES,
     MEASURES,
-    MESSAGES,
     REQUESTED_TOKENS,
+    TEXT_PATTERNS,
+    ErrorPattern,
     MatchScope,
 )
-from embedroute.upstream_errors.retry_after import parse_retry_after
-
-MOST_READ: Final = 20_000
-"""Maximum characters of a response body that are searched."""
+from embedroute.upstream_errors.quotes import QuoteCheck
+from embedroute.upstream_errors.retry_after import find_hint, find_hint_in_text
+from embedroute.upstream_errors.sizes import (
+    SizeMatch,
+    exceeds_rate_limit,
+    find_exceeded_rate,
+    find_size_refusal,
+    measure_call,
+)
 
 BY_STATUS: Final[Mapping[int, type[UpstreamError]]] = {
-    400: UpstreamRejectedInput,
     401: UpstreamAuthError,
-    402: UpstreamAuthError,
+    402: QuotaExhausted,
     404: UpstreamModelNotFound,
     408: UpstreamUnavailable,
-    409: UpstreamUnavailable,
-    413: UpstreamRejectedInput,
-    422: UpstreamRejectedInput,
+    409: UpstreamUnavailable,  # Jina: the resource is busy
     424: UpstreamUnavailable,
     425: UpstreamUnavailable,
     429: RateLimited,
     498: UpstreamAuthError,  # Cohere
     499: UpstreamUnavailable,
 }
-"""Status → error class, if no pattern matches.
+"""Status → error class, if nothing in the response says more.
 
 Any other 4xx is ``Rejected``, or ``RejectedByPage`` if it has no message. All other statuses are
 ``UpstreamUnavailable``.
 """
 
+FIELD_STATUSES: Final = frozenset({400, 422})
+"""Statuses that refuse a field of the request."""
+
+HARMS_OTHERS: Final = (
+    BatchTooLarge,
+    UpstreamAuthError,
+    UpstreamModelNotFound,
+    UpstreamUnavailable,
+)
+"""Errors that change how the endpoint is used for other requests; a quote must not cause them."""
+
+MOST_QUOTES: Final = 8
+"""Maximum number of times that a message is judged without words of the inputs."""
+
+LARGE_BODY: Final = 32 * 1024
+"""Bytes of an input from which a 413 without a message is about that input."""
+
+MOST_RATE_LIMITS: Final = 16
+LONGEST_RATE_LIMIT: Final = 128
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """An error class, and the text of the upstream by which it was chosen (empty for a code)."""
+
+    kind: type[UpstreamError]
+    matched_text: str = ""
+    measure: Measure | None = None
+
 
 def classify_response(
-    status: int, headers: Mapping[str, str], content: bytes, *, now: float | None = None
+    status: int,
+    headers: Mapping[str, str],
+    content: bytes,
+    *,
+    now: float | None = None,
+    rate_limit_codes: AbstractSet[str] = frozenset(),
 ) -> UpstreamError:
     """Make the error for a response whose status is not a success.
 
     Its message is the upstream's own; the caller must redact secrets and shorten it. ``now`` is the
-    time in seconds since 1970 (default: the system clock). Call ``refine_with_inputs`` with the
-    error when the inputs of the call are known.
+    time in seconds since 1970 (default: the system clock). ``rate_limit_codes`` are codes that this
+    provider uses for a rate limit, although others use them for a spent account. Call
+    ``refine_with_inputs`` with the error when the inputs of the call are known.
     """
-    body = _parse(content)
-    kind, matched_text, measure = _match_patterns(status, body)
-    message = _find_message(body)
-    if kind is None:
-        if status == 403 and _names_key(headers):
-            kind = UpstreamAuthError
-        else:
-            kind = _classify_status(status, message)
-    error = kind(
-        f"The upstream answered {status}" + (f": {message}" if message else "."),
-        retry_after=parse_retry_after(
-            headers,
-            content[:MOST_READ].decode(errors="replace"),
-            now=time.time() if now is None else now,
-        ),
+    body = parse_body(content)
+    amazon = headers.get("x-amzn-errortype", "").partition(":")[0]
+    if amazon:
+        body = msgspec.structs.replace(body, fields=(*body.fields, ("code", amazon)))
+    hint = find_hint(headers, body, now=time.time() if now is None else now)
+    verdict = _judge(status, body, hint and hint.seconds, rate_limit_codes)
+    if verdict is None and status == 403 and _names_key(headers):
+        verdict = Verdict(UpstreamAuthError)
+    if verdict is None:
+        verdict = Verdict(_classify_status(status, body.message))
+    error = verdict.kind(
+        f"The upstream answered {status}" + (f": {body.message}" if body.message else "."),
+        retry_after=hint and hint.limited,
         upstream_status=status,
     )
-    error.matched_text = matched_text
+    error.matched_text = verdict.matched_text
+    error.rate_limits = read_rate_limits(headers)
     if isinstance(error, BatchTooLarge):
-        error.measure = measure
+        error.measure = verdict.measure
+    _set_references(error, body)
     return error
+
+
+def _judge(
+    status: int,
+    body: ErrorBody,
+    wait: float | None,
+    rate_limit_codes: AbstractSet[str] = frozenset(),
+) -> Verdict | None:
+    """Return the verdict of the first evidence that matches, or None."""
+    if status == 429 and not rate_limit_codes.isdisjoint(body.codes):
+        free = CODE_PATTERNS[0].search(body)
+        return Verdict(QuotaExhausted, free) if free else Verdict(RateLimited)
+    verdict = _match(CODE_PATTERNS, status, body)
+    if verdict is None and (words := find_spent_words(status, body.message, wait)):
+        verdict = Verdict(QuotaExhausted, words)
+    verdict = verdict or _match(TEXT_PATTERNS, status, body)
+    is_batch = verdict is not None and verdict.kind is BatchTooLarge
+    if status == 429 and is_batch and exceeds_rate_limit(body.message) is False:
+        return Verdict(RateLimited)
+    return verdict
+
+
+def _match(patterns: Sequence[ErrorPattern], status: int, body: ErrorBody) -> Verdict | None:
+    for pattern in patterns:
+        if status in pattern.statuses and (text := pattern.search(body)):
+            is_code = pattern.where is MatchScope.CODE
+            return Verdict(pattern.means, "" if is_code else text, _measure_in(text))
+    return None
+
+
+def _set_references(error: UpstreamError, body: ErrorBody) -> None:
+    """Set the input and the field that the response refers to."""
+    indexes = {match.number for match in references.find_indexes(body.message)}
+    indexes |= references.find_structured_indexes(body)
+    if len(indexes) == 1:
+        error.input_index = indexes.pop()
+    if isinstance(error, Rejected) and error.upstream_status in FIELD_STATUSES:
+        match = references.find_field(body.message)
+        error.field = match.field if match else references.find_structured_field(body)
+
+
+def read_rate_limits(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return the first ``x-ratelimit-*`` headers, each cut at ``LONGEST_RATE_LIMIT``."""
+    names = [name for name in headers if name.startswith("x-ratelimit-")]
+    return {
+        name[:LONGEST_RATE_LIMIT]: headers[name][:LONGEST_RATE_LIMIT]
+        for name in names[:MOST_RATE_LIMITS]
+    }
 
 
 def refine_with_inputs(error: UpstreamError, inputs: Sequence[Input]) -> UpstreamError:
     """Correct the class of an error, given the ``inputs`` of the failed call.
 
     If the text by which the error was classified occurs in an input, the upstream may have quoted
-    it. Such an error counts against neither the key, the model nor the size of the call. A call of
-    several inputs that is too large is halved; one input that is too large by itself is rejected.
+    it, and it is no evidence. A refusal that states a size of this call is about size: one input is
+    rejected, a call of several inputs is halved.
     """
-    refined = error
-    kind = _corrected_class(error, inputs)
-    if kind is not None:
-        refined = kind(
-            error.message,
-            param=error.param,
-            retry_after=error.retry_after,
-            upstream_status=error.upstream_status,
-        )
-        refined.matched_text = error.matched_text
+    check = QuoteCheck(inputs)
+    _drop_quoted_references(error, len(inputs), check)
+    if isinstance(error, HARMS_OTHERS) and check.is_quote(error.matched_text):
+        error = _judge_without_quotes(error, check)
+    size = _find_size(error, inputs, check)
+    if size is not None:
+        names_input = error.input_index is not None or len(inputs) == 1
+        error = _convert(error, ContextTooLong if names_input else BatchTooLarge)
+        if isinstance(error, BatchTooLarge):
+            error.measure = size.measure
+        return error
+    return _refine_size(error, inputs, check)
+
+
+def _drop_quoted_references(error: UpstreamError, count: int, check: QuoteCheck) -> None:
+    """Remove a hint, an index or a field that may be quoted, and an index that is out of range."""
+    message = own_message(error)
+    hint = find_hint_in_text(message)
+    if hint and error.retry_after == hint.limited and check.is_quote(hint.text):
+        error.retry_after = None
+    if error.input_index is not None:
+        texts = [match.text for match in references.find_indexes(message)]
+        if error.input_index >= count or any(map(check.is_quote, texts)):
+            error.input_index = None
+    if error.field is not None:
+        match = references.find_field(message)
+        if match and check.is_quote(match.text):
+            error.field = None
+
+
+def _judge_without_quotes(error: UpstreamError, check: QuoteCheck) -> UpstreamError:
+    """Judge the message again, without the words of it that occur in an input."""
+    status = error.upstream_status
+    if status is None:
+        return _convert(error, Rejected)
+    rest = own_message(error)
+    verdict = Verdict(type(error), error.matched_text)
+    for _ in range(MOST_QUOTES):
+        rest = re.sub(re.escape(verdict.matched_text), " ", rest, flags=re.IGNORECASE)
+        body = ErrorBody(document=rest, message=rest, fields=())
+        judged = _judge(status, body, error.retry_after)
+        if judged is None:
+            break
+        verdict = judged
+        if not check.is_quote(verdict.matched_text):
+            converted = _convert(error, verdict.kind, verdict.matched_text)
+            if isinstance(converted, BatchTooLarge):
+                converted.measure = verdict.measure
+            return converted
+    return _convert(error, _classify_status(status, own_message(error)), "")
+
+
+def own_message(error: UpstreamError) -> str:
+    """Return the upstream's message, without the gateway's words before it."""
+    return error.message.removeprefix(f"The upstream answered {error.upstream_status}: ")
+
+
+def _find_size(
+    error: UpstreamError, inputs: Sequence[Input], check: QuoteCheck
+) -> SizeMatch | None:
+    """Return the numbers that make a refusal of unknown cause one of size, or None."""
+    status = error.upstream_status
+    is_open = isinstance(error, Rejected | RateLimited) or type(error) is UpstreamUnavailable
+    is_about_field = error.field is not None and error.field not in references.INPUT_FIELDS
+    if status is None or not is_open or is_about_field or not inputs:
+        return None
+    message = own_message(error)
+    if status == 429 and names_short_period(message):
+        message = find_exceeded_rate(message)
+    found = find_size_refusal(message, status, measure_call(inputs))
+    return found if found and not check.is_quote(found.text) else None
+
+
+def _refine_size(error: UpstreamError, inputs: Sequence[Input], check: QuoteCheck) -> UpstreamError:
+    """Correct a size refusal by the number of inputs, and set its measure."""
+    refined = _convert(error, _size_class(error, inputs, check))
     if isinstance(refined, BatchTooLarge):
-        refined.measure = _find_measure(error, inputs)
+        refined.measure = _find_measure(error, check)
     return refined
 
 
-def _find_measure(error: UpstreamError, inputs: Sequence[Input]) -> Measure | None:
+def _size_class(
+    error: UpstreamError, inputs: Sequence[Input], check: QuoteCheck
+) -> type[UpstreamError]:
+    several = len(inputs) > 1
+    if isinstance(error, ContextTooLong):
+        is_count = several and _states_count(error.message, len(inputs), check)
+        return BatchTooLarge if is_count else type(error)
+    if error.upstream_status == 413 and isinstance(error, Rejected | BatchTooLarge):
+        if several:
+            return BatchTooLarge
+        if isinstance(error, Rejected):
+            is_large = inputs and measure_call(inputs).bytes >= LARGE_BODY
+            return UpstreamRejectedInput if is_large else type(error)
+    if isinstance(error, BatchTooLarge) and not several:
+        return ContextTooLong if "token" in error.message.lower() else UpstreamRejectedInput
+    return type(error)
+
+
+def _convert(
+    error: UpstreamError, kind: type[UpstreamError], matched_text: str | None = None
+) -> UpstreamError:
+    """Return the error with another class; its message and evidence are kept."""
+    if kind is type(error) and matched_text is None:
+        return error
+    converted = kind(
+        error.message,
+        param=error.param,
+        retry_after=error.retry_after,
+        upstream_status=error.upstream_status,
+    )
+    converted.matched_text = error.matched_text if matched_text is None else matched_text
+    converted.provider = error.provider
+    converted.input_index = error.input_index
+    converted.field = error.field if issubclass(kind, Rejected) else None
+    converted.rate_limits = error.rate_limits
+    return converted
+
+
+def _find_measure(error: UpstreamError, check: QuoteCheck) -> Measure | None:
     """Return the unit of the limit that a call of several inputs exceeds."""
     measure = error.measure if isinstance(error, BatchTooLarge) else None
-    if measure is not None and not _occurs_in(inputs, error.matched_text):
+    if measure is not None and not check.is_quote(error.matched_text):
         return measure
     if isinstance(error, ContextTooLong):
-        # _corrected_class has found that the message states the number of inputs.
+        # _size_class has found that the message states the number of inputs.
         return Measure.INPUTS
     if error.upstream_status == 413:
         return Measure.BYTES
@@ -132,43 +330,10 @@ def _measure_in(text: str) -> Measure | None:
     return next((measure for measure, pattern in MEASURES if pattern.search(text)), None)
 
 
-def _corrected_class(error: UpstreamError, inputs: Sequence[Input]) -> type[UpstreamError] | None:
-    """Return the class that the error should have, or None if it has the right one."""
-    several = len(inputs) > 1
-    if isinstance(error, ContextTooLong):
-        return BatchTooLarge if several and _states_count(error.message, inputs) else None
-    if (
-        isinstance(error, UpstreamRejectedInput | BatchTooLarge)
-        and error.upstream_status == 413
-        and several
-    ):
-        return BatchTooLarge
-    by_text = isinstance(error, BatchTooLarge | UpstreamModelNotFound | UpstreamAuthError)
-    if by_text and _occurs_in(inputs, error.matched_text):
-        status = error.upstream_status
-        return UpstreamRejectedInput if status is None else _classify_status(status, error.message)
-    if isinstance(error, BatchTooLarge) and not several:
-        return ContextTooLong if "token" in error.message.lower() else UpstreamRejectedInput
-    return None
-
-
-def _states_count(message: str, inputs: Sequence[Input]) -> bool:
+def _states_count(message: str, count: int, check: QuoteCheck) -> bool:
     """Whether the number of tokens in the message is in fact the number of inputs (Volcengine)."""
     match = REQUESTED_TOKENS.search(message)
-    return match is not None and int(match[1]) == len(inputs) and not _occurs_in(inputs, match[0])
-
-
-def _occurs_in(inputs: Sequence[Input], matched_text: str) -> bool:
-    folded = matched_text.casefold()
-    return bool(folded) and any(
-        folded in text.casefold() for item in inputs for text in _texts(item)
-    )
-
-
-def _texts(item: Input) -> Iterable[str]:
-    if isinstance(item, str):
-        return (item,)
-    return [part.text for part in item if isinstance(part, TextPart)]
+    return match is not None and int(match[1]) == count and not check.is_quote(match[0])
 
 
 def _classify_status(status: int, message: str) -> type[UpstreamError]:
@@ -183,80 +348,4 @@ def _classify_status(status: int, message: str) -> type[UpstreamError]:
 def _names_key(headers: Mapping[str, str]) -> bool:
     """Whether the headers of a 403, which a client cannot influence, concern the API key."""
     amazon = headers.get("x-amzn-errortype", "").partition(":")[0]
-    return "www-authenticate" in headers or KEY_CODES.fullmatch(amazon) is not None
-
-
-def _match_patterns(
-    status: int, body: object
-) -> tuple[type[UpstreamError] | None, str, Measure | None]:
-    """Return the class of the first pattern that matches, the matched text and its measure.
-
-    The text is empty if it is a code, since a client cannot influence codes.
-    """
-    fields = list(_limit(MOST_READ, _iter_fields(body)))
-    for pattern in ERROR_PATTERNS:
-        if status in pattern.statuses:
-            matched_text = next(
-                (match for name, text in fields if (match := pattern.search(name, text))), ""
-            )
-            if matched_text:
-                return (
-                    pattern.means,
-                    "" if pattern.where is MatchScope.CODE else matched_text,
-                    _measure_in(matched_text),
-                )
-    return None, "", None
-
-
-def _parse(content: bytes) -> object:
-    """Parse a body as JSON, or decode it as text."""
-    try:
-        return msgspec.json.decode(content[:1_000_000])
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return content[:MOST_READ].decode(errors="replace").strip()
-
-
-def _iter_fields(body: object, field: str = "", depth: int = 8) -> Iterator[tuple[str, str]]:
-    """Yield the field name and text of each string and integer, except those of ``ECHOES``."""
-    if isinstance(body, str | int):
-        yield field, str(body)
-    elif depth and isinstance(body, dict):
-        for name, value in cast("dict[str, object]", body).items():
-            if name not in ECHOES:
-                yield from _iter_fields(value, name, depth - 1)
-    elif depth and isinstance(body, list):
-        for item in cast("list[object]", body):
-            yield from _iter_fields(item, field, depth - 1)
-
-
-def _limit(characters: int, fields: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    for name, text in fields:
-        yield name, text[:characters]
-        characters -= len(text)
-        if characters <= 0:
-            return
-
-
-def _find_message(body: object) -> str:
-    """Return the message of an error body, or an empty string.
-
-    Known shapes are OpenAI's, FastAPI's, flat and nested objects, and plain text. HTML is ignored.
-    """
-    for _ in range(8):
-        if isinstance(body, str):
-            return "" if body.startswith("<") else body[:MOST_READ]
-        if isinstance(body, dict):
-            fields = cast("dict[str, object]", body)
-            body = next(
-                (
-                    fields[name]
-                    for name in MESSAGES
-                    if fields.get(name) and fields[name] is not True
-                ),
-                None,
-            )
-        elif isinstance(body, list):
-            body = next(iter(cast("list[object]", body)), None)
-        else:
-            body = None
-    return ""
+    return "www-authenticate" in headers or FORBIDDEN_CODES.fullmatch(amazon) is not None

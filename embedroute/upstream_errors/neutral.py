@@ -13,7 +13,9 @@ from embedroute.errors import (
     BatchTooLarge,
     ConnectError,
     ContextTooLong,
+    InputFailed,
     InvalidUpstreamResponse,
+    QuotaExhausted,
     RateLimited,
     Rejected,
     RejectedByPage,
@@ -37,10 +39,12 @@ MESSAGES: Final[Mapping[type, str]] = {
     UpstreamRejectedInput: (
         "rejected an input of this request. Send it again for the provider's own message."
     ),
+    InputFailed: "fails for an input of this request, while it embeds others. Change that input.",
     Rejected: "rejected the request. Send it again for the provider's own message.",
     RejectedByPage: "rejected the request with an error page. Send it again.",
     BatchTooLarge: "rejected the batch as too large. Send fewer inputs in one request.",
     UpstreamAuthError: "rejected the gateway's own API key. Tell the operator to check it.",
+    QuotaExhausted: "has no quota left for the gateway's account. Tell the operator to check it.",
     UpstreamModelNotFound: "does not serve this model. Use another model, or tell the operator.",
     RateLimited: "limits the rate of calls. Wait before you send the request again.",
     UpstreamTimeout: "did not respond in time. Send the request again.",

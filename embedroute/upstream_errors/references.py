@@ -1,12 +1,199 @@
-"""Renames the inputs that an upstream's message refers to."""
+"""Finds which input, or which field of the request, an upstream's message refers to.
+
+All known APIs count inputs from 0. Pure functions.
+"""
 
 import re
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Final, NamedTuple, cast
 
-_INDEX = re.compile(r"\binput\[(?P<index>\d{1,6})\]")
+from embedroute.upstream_errors.body import ErrorBody
+
+_INPUTS: Final = (
+    "inputs?|texts?|documents?|sentences?|instances?|requests?|contents?|images?|strings?|items?"
+)
+_NUMBER: Final = r"(?P<index>\d{1,6})"
+
+_INDEX_FORMS: Final = (
+    # OpenAI: Invalid 'input[2]'; JSON path: $.input[1]
+    (rf"(?P<name>(?:\$\.|body\.)?\b(?:{_INPUTS}))\[{_NUMBER}\]", r"\g<name>"),
+    (rf"(?P<name>#/(?:{_INPUTS}))/{_NUMBER}\b", r"\g<name>"),  # Bedrock: #/texts/0
+    # Pydantic: ('body', 'input', 3) and body -> input -> 3 and body.input.3
+    (rf"(?P<name>'(?:{_INPUTS})'), {_NUMBER}\b(?=[,)\]])", r"\g<name>"),
+    (rf"(?P<name>\b(?:{_INPUTS})) -> {_NUMBER}\b", r"\g<name>"),
+    (rf"(?<![\w.])(?P<name>(?:body\.)?(?:{_INPUTS}))\.{_NUMBER}\b(?!\.\d)", r"\g<name>"),
+    (rf"\b(?P<name>input) id {_NUMBER}\b", r"\g<name>"),  # Mistral
+    (rf"(?P<name> (?:at|for|with)(?: the)?) index:? {_NUMBER}\b", ""),  # Cohere: at index 0
+    (rf"\b(?P<name>index):? {_NUMBER}\b", "an input"),
+)
+"""Form of a reference to an input → what is left if the index is removed."""
+
+_INDEX: Final = [(re.compile(form, re.IGNORECASE), left) for form, left in _INDEX_FORMS]
+
+FIELDS: Final = (
+    *("encoding_format", "encodingFormat", "embedding_types?", "embedding_format"),
+    *("output_dimensionality", "outputDimensionality", "output_dimensions?", "outputDimension"),
+    *("dimensions?", "input_type", "inputType", "task_type", "taskType", "task", "user"),
+    *("output_dtype", "embedding_type", "truncate", "autoTruncate", "normalized?", "title"),
+    *("inputs?", "texts?", "instances"),
+)
+"""Fields of requests for embeddings that an upstream may refuse."""
+
+INPUT_FIELDS: Final = frozenset({"input", "inputs", "text", "texts", "instances"})
+_DISTINCTIVE: Final = "|".join(
+    name for name in FIELDS if "_" in name or name != name.lower() or name == "dimensions?"
+)
+_QUOTED: Final = r"""[`'"\[(]{1,3}(?:body\.|\$\.)?(?P<field>%s)[`'"\])]{1,3}"""
+_BARE: Final = r"\b(?P<field>%s)\b(?![\[.'\"`]*\d)"
+_NOUN: Final = (
+    r"(?: (?:request|keyword|body|json|input|name|value|field|parameter|param|argument|arg|property"
+    r"|key|option)s?){0,3}(?: for| in request| supplied| provided|,? (?:is |are )?not permitted)?"
+)
+_BAD: Final = (
+    r"\b(?:unsupported|unknown|unexpected|unrecogni[sz]ed|extra|extraneous|additional|invalid"
+    rf"|illegal|forbidden){_NOUN}:? "
+)
+_IS_BAD: Final = (
+    r"(?: (?:fields?|parameters?|params?|arguments?|options?|values?|property|key))?:?"
+    r"(?:\s+(?:is|are|was|were|currently|yet)){0,3}\s+"
+    r"(?:not (?:currently |yet )?(?:supported|permitted|allowed|accepted|valid|recogni[sz]ed)"
+    r"|unsupported|unknown|unexpected|invalid|forbidden|extra (?:inputs?|fields?) (?:is|are) not "
+    r"(?:permitted|allowed))"
+)
+_REFUSES: Final = (
+    r"\b(?:does|do|did|can|could|will)(?:n't|not| not) (?:yet |currently )?"
+    r"(?:support|accept|allow|take|recogni[sz]e)(?: (?:specifying|setting|changing|custom|the|an?"
+    r"|use of|fields?|parameters?|arguments?|options?)){0,3}:? "
+)
+_BOUNDS: Final = (
+    r"(?: (?:field|parameter|value))? (?:must|should) be (?:one of|between|less|greater|at (?:most"
+    r"|least)|an? )"
+)
+
+
+def _field_forms() -> Iterator[re.Pattern[str]]:
+    for name in (_QUOTED % "|".join(FIELDS), _BARE % _DISTINCTIVE):
+        for form in (_BAD + name, name + _IS_BAD, _REFUSES + name):
+            yield re.compile(form, re.IGNORECASE)
+    other = "|".join(field for field in FIELDS if field.rstrip("s?") not in INPUT_FIELDS)
+    yield re.compile(_QUOTED % other + _BOUNDS, re.IGNORECASE)
+    yield re.compile(_BARE % _DISTINCTIVE + _BOUNDS, re.IGNORECASE)
+    # OpenAI's older form: Unrecognized request argument supplied: user
+    yield re.compile(rf"\bargument supplied: (?P<field>{'|'.join(FIELDS)})\b", re.IGNORECASE)
+    yield re.compile(r"'extra_forbidden', 'loc': \('body', '(?P<field>\w{1,64})'")  # Pydantic
+    yield re.compile(r"extraneous key \[(?P<field>\w{1,64})\] is not permitted")  # Bedrock
+    # Ollama: invalid input type; LM Studio: 'input' field must be a string
+    yield re.compile(r"\binvalid (?P<field>input) type\b", re.IGNORECASE)
+    yield re.compile(
+        r"""[`'"]?\b(?P<field>inputs?|texts?)[`'"]?(?: field)? must be (?:an? )?"""
+        r"(?:strings?|array|list)\b(?! of at most)",
+        re.IGNORECASE,
+    )
+
+
+_FIELD: Final = tuple(_field_forms())
+_MATRYOSHKA: Final = re.compile(r"does not support matryoshka representation", re.IGNORECASE)
+_KNOWN_FIELD: Final = re.compile("|".join(FIELDS))
+_INPUT_NAME: Final = re.compile(_INPUTS)
+
+
+class FieldMatch(NamedTuple):
+    """A refused field; ``text`` is the part of the message that refuses it."""
+
+    field: str
+    text: str
+
+
+def find_field(message: str) -> FieldMatch | None:
+    """Return the field of the upstream request that a message refuses, or None."""
+    if match := _MATRYOSHKA.search(message):
+        return FieldMatch("dimensions", match[0])
+    matches = (pattern.search(message) for pattern in _FIELD)
+    return next((FieldMatch(match["field"], match[0]) for match in matches if match), None)
+
+
+def find_structured_field(body: ErrorBody) -> str | None:
+    """Return the field that ``param`` or Pydantic's ``loc`` names, or None."""
+    for name, value in _iter_places(body.document):
+        path = [value] if name == "param" else value if name == "loc" else []
+        names = [part for part in cast("list[object]", path) if isinstance(part, str)]
+        known = [part for part in names if _KNOWN_FIELD.fullmatch(part)]
+        if known and known[0] not in INPUT_FIELDS:
+            return known[0]
+        if len(names) == 2 and names[0] == "body" and names[1] not in {*INPUT_FIELDS, "model"}:
+            return names[1][:64]
+    return None
+
+
+class IndexMatch(NamedTuple):
+    """The index of an input; ``text`` is the part of the message that names it."""
+
+    number: int
+    text: str
+
+
+def find_indexes(message: str) -> list[IndexMatch]:
+    """Return all references to an input by its index in a message."""
+    return [
+        IndexMatch(int(match["index"]), match[0].strip())
+        for pattern, _ in _INDEX
+        for match in pattern.finditer(message)
+    ]
+
+
+def find_structured_indexes(body: ErrorBody) -> set[int]:
+    """Return the indexes of inputs in ``param``, Pydantic's ``loc`` and Jina's ``field``."""
+    found: set[int] = set()
+    for name, value in _iter_places(body.document):
+        if name != "loc":
+            found.update(match.number for match in find_indexes(str(value)[:200]))
+            continue
+        path = cast("list[object]", value)
+        found.update(
+            part
+            for before, part in pairwise(path)
+            if isinstance(before, str)
+            and _INPUT_NAME.fullmatch(before)
+            and isinstance(part, int)
+            and not isinstance(part, bool)
+        )
+    return found
+
+
+def _iter_places(document: object, depth: int = 6) -> Iterator[tuple[str, object]]:
+    """Yield the values of ``param``, ``field`` and ``loc`` in the first entries of a body."""
+    if depth and isinstance(document, list):
+        for item in cast("list[object]", document)[:64]:
+            yield from _iter_places(item, depth - 1)
+    elif depth and isinstance(document, dict):
+        fields = cast("dict[str, object]", document)
+        is_missing = fields.get("type") in ("missing", "value_error.missing")
+        for name, value in list(fields.items())[:64]:
+            is_text = name in {"param", "field"} and isinstance(value, str)
+            if is_text or (name == "loc" and isinstance(value, list) and not is_missing):
+                yield name, value
+            elif name not in {"input", "ctx"} and isinstance(value, dict | list):
+                yield from _iter_places(cast("object", value), depth - 1)
 
 
 def translate_index(message: str, old: int, new: str | None) -> str:
-    """Replace the references to input ``old`` in an upstream's message by ``new``."""
-    return _INDEX.sub(
-        lambda match: (new or "input") if int(match["index"]) == old else match[0], message
-    )
+    """Replace the references to input ``old`` in an upstream's message by ``new``.
+
+    ``new`` is the client's own name of that input, such as ``input[7]``, or ``input`` for a single
+    string. If it is None, the index is removed.
+    """
+    for pattern, left in _INDEX:
+        message = pattern.sub(lambda match, left=left: _rename(match, left, old, new), message)
+    return message
+
+
+def _rename(match: re.Match[str], left: str, old: int, new: str | None) -> str:
+    if int(match["index"]) != old:
+        return match[0]
+    if new is None:
+        return match.expand(left)
+    if match["name"].startswith("'"):
+        return f"'{new}'"
+    preposition = match["name"] if match["name"].startswith(" ") else ""
+    return f"{preposition} {new}" if preposition else new

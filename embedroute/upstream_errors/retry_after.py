@@ -5,28 +5,53 @@ from collections.abc import Mapping
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 
+import msgspec
+
 from embedroute.errors import LONGEST_RETRY_AFTER
+from embedroute.upstream_errors.body import ErrorBody, parse_body
 
 _AMOUNT = r"[0-9]{1,18}(?:\.[0-9]{1,9})?"
 _UNIT = r"ms|milliseconds?|s|seconds?|m|minutes?|h|hours?"
 _PART = re.compile(rf"({_AMOUNT}) ?({_UNIT})(?![a-z])", re.IGNORECASE)
 _WAIT = rf"(?:{_AMOUNT} ?(?:{_UNIT})(?![a-z]) ?){{1,4}}"
 _DURATION = re.compile(_WAIT, re.IGNORECASE)
-_IN_BODY = re.compile(
-    rf'"retryDelay"\s*:\s*"{_AMOUNT}s"|(?:retry|try again) (?:after|in) {_WAIT}', re.IGNORECASE
+_IN_TEXT = re.compile(
+    rf"\b(?:(?:retry|try again) (?:after|in)|wait(?: for)?) ({_WAIT})", re.IGNORECASE
 )
+_FIELDS = {
+    "retryDelay": re.compile(rf"({_AMOUNT}s)"),  # google.rpc.RetryInfo
+    "estimated_time": re.compile(rf"({_AMOUNT})"),  # Hugging Face, seconds
+    "retry_after": re.compile(rf"({_AMOUNT})"),  # OpenRouter, seconds
+}
+"""Documented field of an error body → its value."""
 
 
-def parse_retry_after(headers: Mapping[str, str], body: str = "", *, now: float) -> float | None:
-    """Return the seconds to wait, at most ``LONGEST_RETRY_AFTER``, or None if nothing states them.
+class Hint(msgspec.Struct, frozen=True):
+    """How long to wait: ``seconds``, without a limit.
+
+    ``text`` is the part of the upstream's message that states it, or empty for a header or a
+    field.
+    """
+
+    seconds: float
+    text: str = ""
+
+    @property
+    def limited(self) -> float:
+        """The seconds, at most ``LONGEST_RETRY_AFTER``."""
+        return min(self.seconds, LONGEST_RETRY_AFTER)
+
+
+def find_hint(headers: Mapping[str, str], body: ErrorBody | None, *, now: float) -> Hint | None:
+    """Return how long an upstream asks to wait, or None if nothing states it.
 
     These sources are read in order, and the first that has a value is used:
 
     1. the header ``retry-after-ms``
     2. the header ``retry-after``, in seconds or as an HTTP date
     3. the reset time of an exhausted ``x-ratelimit-*`` window
-    4. Google's ``RetryInfo`` in the body
-    5. "retry after 7 seconds" or "try again in 6m0s" in the body
+    4. a documented field of the body, such as Google's ``retryDelay``
+    5. "retry after 7 seconds" or "try again in 6m0s" in the message of the body
 
     ``now`` is the gateway's clock in seconds since 1970. It is used for an HTTP date if the
     response has no ``date`` header.
@@ -36,11 +61,26 @@ def parse_retry_after(headers: Mapping[str, str], body: str = "", *, now: float)
         _number(headers.get("retry-after"), 1),
         _until(headers.get("retry-after"), headers.get("date"), now),
         _reset(headers),
-        _in_body(body),
+        _in_fields(body),
     ):
         if seconds is not None:
-            return min(seconds, LONGEST_RETRY_AFTER)
-    return None
+            return Hint(seconds)
+    return find_hint_in_text(body.message) if body else None
+
+
+def find_hint_in_text(message: str) -> Hint | None:
+    """Return the hint that a message states in words, or None."""
+    match = _IN_TEXT.search(message)
+    return Hint(_seconds(match[1]), match[0].strip()) if match else None
+
+
+def parse_retry_after(headers: Mapping[str, str], body: bytes = b"", *, now: float) -> float | None:
+    """Return the seconds to wait, at most ``LONGEST_RETRY_AFTER``, or None if nothing states them.
+
+    See ``find_hint`` for the sources.
+    """
+    hint = find_hint(headers, parse_body(body), now=now)
+    return hint and hint.limited
 
 
 def _number(text: str | None, unit: float) -> float | None:
@@ -78,9 +118,12 @@ def _reset(headers: Mapping[str, str]) -> float | None:
     return max((_seconds(reset) for reset in resets if _DURATION.fullmatch(reset)), default=None)
 
 
-def _in_body(body: str) -> float | None:
-    match = _IN_BODY.search(body)
-    return _seconds(match[0]) if match else None
+def _in_fields(body: ErrorBody | None) -> float | None:
+    for name, text in body.fields if body else ():
+        pattern = _FIELDS.get(name)
+        if pattern and (match := pattern.fullmatch(text)):
+            return float(match[1].removesuffix("s"))
+    return None
 
 
 def _seconds(text: str) -> float:

@@ -16,6 +16,7 @@ from embedroute.backends.openai import OpenAI
 from embedroute.errors import (
     ContextTooLong,
     InvalidUpstreamResponse,
+    QuotaExhausted,
     RateLimited,
     UpstreamAuthError,
     UpstreamModelNotFound,
@@ -238,7 +239,7 @@ def test_rejects_an_invalid_response(body):
         ({"code": 429, "message": "slow down"}, RateLimited),
         ({"code": "429"}, RateLimited),
         ({"code": "rate_limit_exceeded"}, RateLimited),
-        ({"code": "insufficient_quota"}, UpstreamAuthError),
+        ({"code": "insufficient_quota"}, QuotaExhausted),
         ({"code": 401}, UpstreamAuthError),
         ({"code": "model_not_found"}, UpstreamModelNotFound),
         ({"code": "context_length_exceeded"}, ContextTooLong),

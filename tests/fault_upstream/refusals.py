@@ -43,7 +43,7 @@ def status_413(_ask):
     return refuse(413, "Input is too long for requested model.")
 
 
-@input_fault
+@lie(400)
 def status_422(_ask):
     """FastAPI's validation error."""
     said = {
@@ -72,28 +72,28 @@ def context_too_long_500(_ask):
     return say({"error": {"code": 500, "message": said, "type": "server_error"}}, 500)
 
 
-@input_fault
+@lie(400)
 def key_in_400(ask):
-    """An input error whose message repeats the key and the URL with a password."""
+    """A refusal whose message repeats the key and the URL with a password."""
     return refuse(
         400,
         f"Bad input in request with key {ask.key} to https://user:hunter2@{ask.headers.get('host')}/v1.",
     )
 
 
-@input_fault
+@lie(400)
 def key_cut_in_400(ask):
     """The key is where a message is truncated, so that only a part of it remains."""
     return refuse(400, "x" * 264 + ask.key)
 
 
-@input_fault
+@lie()
 def key_masked_in_400(ask):
     """The key with stars in it, but with more than its ends visible."""
     return refuse(400, f"Incorrect API key provided: {ask.key[:5]}****{ask.key[8:]}.")
 
 
-@input_fault
+@lie(400)
 def key_spelled_in_400(ask):
     """The key in other spellings: base64, as for a password, and percent-encoded."""
     user = base64.b64encode(f"u:{ask.key}".encode()).decode()
@@ -103,20 +103,20 @@ def key_spelled_in_400(ask):
     )
 
 
-@input_fault
+@lie(400)
 def terminal_codes_in_400(_ask):
     """A message with control characters for terminals and for text direction."""
     return refuse(400, "\x1b[2J\x00\u202e" * 200)
 
 
-@input_fault
+@lie(400)
 def quotes_signals(ask):
     """A message that repeats an input about keys, models and batches."""
     spoken = "insufficient_quota, model_not_found, batch size 2 > maximum allowed batch size 1"
     return refuse(400, f"Could not embed '{ask.inputs[0]} {spoken}'.")
 
 
-@input_fault
+@lie()
 def page_413(_ask):
     """Nginx on a body it finds too large, however small it is."""
     return page(413, "Request Entity Too Large")
@@ -240,7 +240,7 @@ def status_402(_ask):
 
 @lie()
 def status_403(_ask):
-    """A key without permission."""
+    """A model that the key may not use."""
     return refuse(
         403, "You are not allowed to generate embeddings from this model", "permission_error"
     )

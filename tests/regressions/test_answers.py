@@ -127,12 +127,12 @@ answers = table(
         "vllm-53742-no-such-model": ("status_404", 502, "upstream_model_not_found"),
         "bifrost-6016-predict-is-404-html": (page(404), 502, "upstream_model_not_found"),
         "bifrost-key-is-dead-401": ("status_401", 502, "upstream_credentials"),
-        "bifrost-key-is-dead-402": ("status_402", 502, "upstream_credentials"),
-        "bifrost-key-is-dead-403": ("status_403", 502, "upstream_credentials"),
+        "bifrost-key-is-dead-402": ("status_402", 502, "upstream_quota_exhausted"),
+        "openhuman-5116-model-not-allowed": ("status_403", 502, "upstream_model_not_found"),
         "portkey-1622-openrouter-402": (
             openrouter(402, 402, "Insufficient credits"),
             502,
-            "upstream_credentials",
+            "upstream_quota_exhausted",
         ),
         "portkey-1622-openrouter-404": (
             openrouter(404, 404, "No endpoints found"),
@@ -185,9 +185,7 @@ async def test_falls_back_to_another_endpoint_after_an_invalid_response(
         "vllm-6744-context-length": ("context_too_long", "context_length_exceeded"),
         "llama.cpp-context-as-500": ("context_too_long_500", "context_length_exceeded"),
         "tei-413-too-long": ("status_413", "context_length_exceeded"),
-        "tei-422-validation": ("status_422", None),
         "openai-400-unreadable": ("status_400", None),
-        "portkey-1622-openrouter-400": (openrouter(400, 400, "Input is malformed"), None),
     },
 )
 async def test_reports_a_rejected_input_without_fallback(upstreams, told, code):
@@ -200,6 +198,24 @@ async def test_reports_a_rejected_input_without_fallback(upstreams, told, code):
     assert (400, (None, code)) == (answer.status, facts_of(answer.error))
     assert answer.error["type"] == "invalid_request_error"
     assert [1, 0] == [len(it.requests) for it in upstreams]
+
+
+@table(
+    "told",
+    {
+        "tei-422-validation": ("status_422",),
+        "portkey-1622-openrouter-400": (openrouter(400, 400, "Input is malformed"),),
+        "openai-gemini-4-location": (openrouter(400, 400, "User location is not supported."),),
+    },
+)
+async def test_falls_back_after_a_refusal_that_names_no_fault_of_the_input(upstreams, told):
+    upstreams[0].tell(told)
+    gateway = gateway_of({"a": at(upstreams[0]), "b": at(upstreams[1])})
+    async with gateway.lifespan():
+        answer = await ask(gateway, provider={"order": ["a"]})
+
+    assert answer.status == 200
+    assert [1, 1] == [len(it.requests) for it in upstreams]
 
 
 def sliced(it):

@@ -13,6 +13,7 @@ from embedroute.errors import (
     BatchTooLarge,
     ContextTooLong,
     Measure,
+    QuotaExhausted,
     RateLimited,
     Rejected,
     RejectedByPage,
@@ -24,6 +25,7 @@ from embedroute.errors import (
 )
 from embedroute.inputs import ImagePart, ImageURL, TextPart
 from embedroute.upstream_errors import classify_response, parse_retry_after, refine_with_inputs
+from embedroute.upstream_errors.classify import LARGE_BODY
 
 DATE = "Fri, 20 Nov 2026 10:00:00 GMT"
 NOW = datetime(2026, 11, 20, 9, 0, tzinfo=UTC).timestamp()
@@ -89,9 +91,9 @@ def judged(status, body, inputs=()):
                 "You are not allowed to generate embeddings from this model",
                 type="permission_error",
             ),
-            UpstreamAuthError,
+            UpstreamModelNotFound,
         ),
-        (403, openai("You are not allowed to sample from this model"), UpstreamAuthError),
+        (403, openai("You are not allowed to sample from this model"), UpstreamModelNotFound),
         (
             403,
             openai("Project `proj_1` does not have access to model `m`", "model_not_found"),
@@ -129,18 +131,22 @@ def judged(status, body, inputs=()):
             UpstreamAuthError,
         ),
         (403, {"message": "Missing Authentication Token"}, UpstreamAuthError),
-        (403, {"code": "Model.AccessDenied", "message": "m"}, UpstreamAuthError),
+        (403, {"code": "Model.AccessDenied", "message": "m"}, UpstreamModelNotFound),
         (
             403,
             {"detail": {"message": "m", "code": "AUTHZ_RESOURCE_LIMIT_EXCEEDED"}},
-            UpstreamAuthError,
+            QuotaExhausted,
         ),
         (403, {"detail": "Not authenticated"}, UpstreamAuthError),
         (403, {"error": "Invalid API key"}, UpstreamAuthError),
         (403, {"error": "The API key is disabled"}, UpstreamAuthError),
         (403, "API key not valid. Please pass a valid API key.", UpstreamAuthError),
-        (403, {"message": "Insufficient credits"}, UpstreamAuthError),
-        (403, openai("Your request was flagged", "content_policy_violation"), Rejected),
+        (403, {"message": "Insufficient credits"}, QuotaExhausted),
+        (
+            403,
+            openai("Your request was flagged", "content_policy_violation"),
+            UpstreamRejectedInput,
+        ),
         (
             403,
             {
@@ -169,7 +175,7 @@ def judged(status, body, inputs=()):
         (498, {"message": "blocked token"}, UpstreamAuthError),
         (404, openai(code="model_not_found"), UpstreamModelNotFound),
         (429, openai(code="rate_limit_exceeded"), RateLimited),
-        (429, openai("You exceeded your current quota", "insufficient_quota"), UpstreamAuthError),
+        (429, openai("You exceeded your current quota", "insufficient_quota"), QuotaExhausted),
         (429, openai("Rate limit reached: too many tokens per request"), RateLimited),
         (
             429,
@@ -185,7 +191,7 @@ def judged(status, body, inputs=()):
             ),
             RateLimited,
         ),
-        (429, "insufficient_quota", UpstreamAuthError),
+        (429, "insufficient_quota", QuotaExhausted),
         (500, openai("The server had an error"), UpstreamUnavailable),
         (503, openai("overloaded"), UpstreamUnavailable),
         (
@@ -194,7 +200,15 @@ def judged(status, body, inputs=()):
             UpstreamAuthError,
         ),
         (404, {"error": {"code": "DeploymentNotFound", "message": "m"}}, UpstreamModelNotFound),
-        (400, google("INVALID_ARGUMENT"), UpstreamRejectedInput),
+        (400, google("INVALID_ARGUMENT"), Rejected),
+        (400, openai("API key not valid. Please pass a valid API key."), UpstreamAuthError),
+        (422, openai("Invalid API key"), UpstreamAuthError),
+        (400, openai("No text: invalid API key"), Rejected),
+        (
+            429,
+            openai("Request too large for m on tokens per min (TPM): Limit 50000, Requested 114"),
+            RateLimited,
+        ),
         (400, google("INVALID_ARGUMENT", reason="API_KEY_INVALID"), UpstreamAuthError),
         (400, [google("INVALID_ARGUMENT", reason="API_KEY_INVALID")], UpstreamAuthError),
         (
@@ -221,7 +235,7 @@ def judged(status, body, inputs=()):
             google(
                 "RESOURCE_EXHAUSTED", violations=[{"quotaId": "EmbedContentRequestsPerDayPerUser"}]
             ),
-            UpstreamAuthError,
+            QuotaExhausted,
         ),
         (500, google("INTERNAL"), UpstreamUnavailable),
         (503, google("UNAVAILABLE"), UpstreamUnavailable),
@@ -240,7 +254,7 @@ def judged(status, body, inputs=()):
                     {"type": "extra_forbidden", "loc": ["body", "user"], "msg": "no", "input": "u"}
                 ]
             },
-            UpstreamRejectedInput,
+            Rejected,
         ),
         (429, mistral("Rate limit exceeded"), RateLimited),
         (
@@ -251,9 +265,9 @@ def judged(status, body, inputs=()):
         (400, {"detail": "[INPUT_MODEL_NOT_FOUND] no such model"}, UpstreamModelNotFound),
         (400, {"detail": "[INPUT_TOKEN_LIMIT_EXCEEDED] too many"}, ContextTooLong),
         (400, {"detail": {"message": "m", "code": "INPUT_MODEL_NOT_FOUND"}}, UpstreamModelNotFound),
-        (403, {"detail": "[AUTHZ_INSUFFICIENT_BALANCE] top up"}, UpstreamAuthError),
-        (400, {"code": "Arrearage", "message": "m"}, UpstreamAuthError),
-        (402, {"message": "Payment required"}, UpstreamAuthError),
+        (403, {"detail": "[AUTHZ_INSUFFICIENT_BALANCE] top up"}, QuotaExhausted),
+        (400, {"code": "Arrearage", "message": "m"}, QuotaExhausted),
+        (402, {"message": "Payment required"}, QuotaExhausted),
         (400, {"error": "the input length exceeds the context length"}, ContextTooLong),
         (404, {"error": 'model "x" not found, try pulling it first'}, UpstreamModelNotFound),
         (
@@ -583,7 +597,7 @@ def test_reads_the_measure_from_the_message_of_a_backend(said, measure):
 def test_a_single_too_large_input_is_rejected(who):
     """It cannot be halved, and no other endpoint would accept it."""
     status, body = FULL[who]
-    found = judged(status, body, ["a"])
+    found = judged(status, body, ["a" * LARGE_BODY])
 
     long = "token" in str(body) or who == "volcengine"
     assert (400, "context_length_exceeded" if long else None) == (found.status, found.code)
@@ -608,7 +622,7 @@ def test_a_single_too_large_input_is_rejected(who):
             )
         ),
         *(
-            (400, openai(said), ["a", "b"], UpstreamRejectedInput)
+            (400, openai(said), ["a", "b"], Rejected)
             for said in (
                 "Too many tokens: 9000 > 8192",
                 "Input must have at most 8192 tokens",
@@ -682,9 +696,9 @@ def test_a_single_too_large_input_is_rejected(who):
             ["max_tokens_per_request", "b"],
             BatchTooLarge,
         ),
-        (429, openai(code="insufficient_quota"), ["insufficient_quota"], UpstreamAuthError),
+        (429, openai(code="insufficient_quota"), ["insufficient_quota"], QuotaExhausted),
         (429, openai("Slow down: 'PerDay'"), ["PerDay"], RateLimited),
-        (429, openai("Slow down: 'PerDay'"), ["b"], UpstreamAuthError),
+        (429, openai("Slow down: 'PerDay'"), ["b"], QuotaExhausted),
         (
             429,
             openai("Request too large for m on tokens per min (TPM): Limit 1"),
@@ -779,7 +793,7 @@ def test_a_quoted_input_does_not_match_the_patterns(status, text, quoting):
         [f"Is it {text}?", "b"],
         [(TextPart(text), ImagePart(ImageURL("data:")))],
     ):
-        assert UpstreamRejectedInput is type(judged(status, quoting(text), inputs))
+        assert isinstance(judged(status, quoting(text), inputs), Rejected)
 
 
 @pytest.mark.parametrize("echo", ["input", "inputs", "texts", "ctx", "loc"])
@@ -793,7 +807,7 @@ def test_ignores_fields_that_repeat_the_request(echo):
         ]
     }
 
-    assert type(classify_response(422, {}, json.dumps(body).encode())) is UpstreamRejectedInput
+    assert type(classify_response(422, {}, json.dumps(body).encode())) is Rejected
 
 
 @pytest.mark.parametrize(
@@ -929,7 +943,7 @@ def test_reads_retry_after_from_headers(headers, seconds):
     ],
 )
 def test_reads_retry_after_from_the_body(body, seconds):
-    assert parse_retry_after({}, body, now=NOW) == (
+    assert parse_retry_after({}, body.encode(), now=NOW) == (
         seconds if seconds is None else pytest.approx(seconds)
     )
 

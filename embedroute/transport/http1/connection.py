@@ -28,6 +28,7 @@ from embedroute.transport.base import (
     MOST_HEADERS,
     TAIL,
     ExchangeLimits,
+    decompress_error,
     head_too_large,
     not_http,
     refuse_compressed,
@@ -68,7 +69,7 @@ def has_sound_status_lines(head: bytes) -> bool:
 
 
 def parse_body_length(
-    headers: RawHeaders, bytes_received: int = 0, largest: int = LARGEST_REPLY
+    headers: RawHeaders, bytes_received: int = 0, largest: int = LARGEST_REPLY, status: int = 200
 ) -> int | None:
     """Return the declared length of the body in bytes.
 
@@ -76,7 +77,8 @@ def parse_body_length(
     ``bytes_received`` is the number of bytes received so far, including the headers.
 
     Raises:
-        InvalidUpstreamResponse: the body is compressed, or its declared length is too large.
+        InvalidUpstreamResponse: the body of a success is compressed, or the declared length is
+            too large.
         UpstreamUnavailable: the transfer encoding is not supported, or there are too many headers,
             or they are too large.
     """
@@ -101,7 +103,7 @@ def parse_body_length(
                     "The upstream response has an unsupported transfer-encoding."
                 )
         elif lowered == b"content-encoding":
-            refuse_compressed(value.decode("latin-1"))
+            refuse_compressed(value.decode("latin-1"), status)
     return length
 
 
@@ -363,7 +365,9 @@ class Connection(asyncio.Protocol):
                 self._early = b""
             if self._status >= 300:
                 self._largest = max(self._largest, LARGEST_ERROR)
-            self._length = parse_body_length(self._head, self._bytes_received, self._largest)
+            self._length = parse_body_length(
+                self._head, self._bytes_received, self._largest, self._status
+            )
 
     def on_chunk_header(self) -> None:
         """Count the chunks."""
@@ -405,10 +409,13 @@ class Connection(asyncio.Protocol):
     def _end(self, waiter: "asyncio.Future[UpstreamResponse]") -> None:
         """Set the response as the result of the exchange."""
         self.idle_since = monotonic()  # not loop.time(): uvloop updates it once per iteration
+        headers = Headers(self._head)
         body = self._pieces.getvalue() if self._pieces else self._body
         self._body = b""
         self._pieces = None
-        waiter.set_result(UpstreamResponse(self._status, Headers(self._head), body, self._source))
+        if self._status >= 300:
+            body = decompress_error(headers.get("content-encoding"), body)
+        waiter.set_result(UpstreamResponse(self._status, headers, body, self._source))
 
     def _fail(self, error: Exception) -> None:
         self.abort()
