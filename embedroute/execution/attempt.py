@@ -252,7 +252,7 @@ class AttemptRunner:
         index = failure.input_index
         key = None if index is None or index >= len(work) else list(work)[index]
         name_input(failure, key, context.keys)
-        field = find_own_field(failure, batch, context.prepared.route.model.dimensions)
+        field = find_own_field(failure, batch)
         if field is None or field in health.omitted:
             return failure
         health.omitted |= {field}

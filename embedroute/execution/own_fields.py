@@ -1,36 +1,23 @@
 """Leaves out the fields of an upstream request that an upstream rejects and no client asked for.
 
-The gateway asks for base64, sends one text as a list, passes ``user`` on and states the model's own
-width. None of these changes a vector, so a server that rejects one of them can do without it.
+The gateway asks for base64, sends one text as a list, and passes ``user`` on. None of these changes a
+vector, so a server that rejects one of them can do without it.
 """
 
 from collections.abc import Collection
-from typing import Final
 
 import msgspec
 
 from embedroute.backend import Batch, UpstreamRequest
 from embedroute.errors import UpstreamError
 
-SIZES: Final = frozenset(
-    {"dimensions", "dimension", "output_dimension", "output_dimensionality", "outputDimensionality"}
-)
-"""Names of the field for the width of a vector."""
-
 _Fields = dict[str, msgspec.Raw]
 
 
-def find_own_field(error: UpstreamError, batch: Batch, width: int | None) -> str | None:
-    """Return the rejected field if the gateway can leave it out, or None.
-
-    ``width`` is the model's own: a request for it is the same as none.
-    """
+def find_own_field(error: UpstreamError, batch: Batch) -> str | None:
+    """Return the rejected field if the gateway can leave it out, or None."""
     field = error.field
-    if field in {"encoding_format", "user"}:
-        return field
-    if field in SIZES and width is not None and batch.dimensions == width:
-        return field
-    if field == "input" and len(batch.texts) == 1:
+    if field in {"encoding_format", "user"} or (field == "input" and len(batch.texts) == 1):
         return field
     return None
 

@@ -4,6 +4,7 @@ Upstreams are scripted backends whose rules depend on the texts of a call, as th
 failure does. ``WRONGS`` are the ways in which upstreams fail for a single text.
 """
 
+import json
 import logging
 import math
 import time
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedroute import Config, EmbedrouteError, Gateway, Provider
-from embedroute.backend import Accepts, Vectors
+from embedroute.backend import Accepts, UpstreamResponse, Vectors
 from embedroute.errors import UpstreamError
 from embedroute.routing import BreakerPolicy, RetryPolicy, State
 from embedroute.testing import ScriptedBackend, expected_vector
@@ -315,8 +316,129 @@ async def test_a_spent_account_is_called_once():
 # The gateway
 
 
-class Picky(ScriptedBackend):
-    """Refuses a field by name, as a server that does not know it."""
+class Server:
+    """Answers requests in OpenAI's format in place of a transport, unless ``refuse`` objects."""
+
+    name = "scripted"
+
+    def __init__(self, refuse):
+        self.refuse = refuse
+        self.bodies = []
+
+    async def send(self, request, _timeout, _limits):
+        body = json.loads(request.content)
+        self.bodies.append(body)
+        if refusal := self.refuse(body):
+            return UpstreamResponse(*refusal)
+        texts = body["input"] if isinstance(body["input"], list) else [body["input"]]
+        rows = [
+            {"index": index, "embedding": expected_vector(text, WIDTH).tolist()}
+            for index, text in enumerate(texts)
+        ]
+        return UpstreamResponse(200, {}, json.dumps({"data": rows}).encode())
+
+    async def aclose(self):
+        pass
+
+
+def refuse_field(name, message, status=400):
+    """Refuse a body with a field; of ``input``, only a list is refused."""
+
+    def refuse(body):
+        if name == "input" and not isinstance(body["input"], list):
+            return None
+        content = json.dumps({"error": {"message": message, "type": "invalid_request_error"}})
+        return (status, {}, content.encode()) if name in body else None
+
+    return refuse
+
+
+def gateway_before(server, **options):
+    config = Config(
+        gateway={"auth": "open"},
+        cache={"bytes": 0},
+        providers={"acme": Provider(backend="openai", options={"api_key": "sk-1", **options})},
+        models={
+            "m": {"dimensions": WIDTH, "matryoshka": True, "endpoints": [{"provider": "acme"}]}
+        },
+    )
+    return Gateway(config, retries=QUICK, environ={}, transport=lambda: server)
+
+
+OWN_FIELDS = {
+    # 1Panel-dev/MaxKB#2639
+    "encoding_format": ("encoding_format", "This model does not support encoding_format.", {}),
+    "user": ("user", "Unrecognized request argument supplied: user", {"user": "me"}),
+    "list of one": ("input", "'input' must be a string", {}),
+}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("case", OWN_FIELDS)
+async def test_a_refused_field_of_the_gateway_is_left_out_from_then_on(case, caplog):
+    name, message, fields = OWN_FIELDS[case]
+    server = Server(refuse_field(name, message))
+    gateway = gateway_before(server)
+
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            assert is_right(await outcome_of(gateway, "a", **fields), ["a"])
+
+    assert 4 == len(server.bodies)
+    refused = [server.refuse(body) is not None for body in server.bodies]
+    assert refused == [True, False, False, False]
+    logged = [each for each in caplog.records if "left out" in each.getMessage()]
+    assert [("acme:m", name)] == [(each.endpoint, each.field) for each in logged]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("name", "message", "fields"),
+    [
+        ("dimensions", "This model does not support specifying dimensions.", {"dimensions": 4}),
+        ("input", "'input' must be a string", {}),
+    ],
+)
+async def test_a_field_that_changes_the_vector_is_never_left_out(name, message, fields):
+    server = Server(refuse_field(name, message))
+    texts = ["a", "b"] if name == "input" else "a"
+
+    error = await outcome_of(gateway_before(server), texts, **fields)
+
+    assert (error.status, error.code) == (400, "upstream_refused")
+    assert all(server.refuse(body) for body in server.bodies if body["input"] != ["hello"])
+
+
+@pytest.mark.anyio
+async def test_the_upstreams_numbering_is_translated_to_the_clients():
+    """Through cache hits, duplicates and chunks."""
+
+    def refuse(body):
+        if "bad" not in body["input"]:
+            return None
+        index = body["input"].index("bad")
+        message = f"Invalid 'input[{index}]': string too long. Expected at most 9, got 10."
+        error = {"message": message, "type": "invalid_request_error", "param": f"input[{index}]"}
+        return 400, {}, json.dumps({"error": error}).encode()
+
+    config = Config(
+        gateway={"auth": "open"},
+        providers={"acme": Provider(backend="openai", options={"api_key": "sk-1"})},
+        models={
+            "m": {
+                "dimensions": WIDTH,
+                "endpoints": [{"provider": "acme", "accepts": {"max_inputs": 3}}],
+            }
+        },
+    )
+    gateway = Gateway(config, retries=QUICK, environ={}, transport=lambda: Server(refuse))
+    await gateway.embed(["a", "c"], model="m")
+
+    error = await outcome_of(gateway, ["a", "b", "b", "c", "d", "e", "f", "bad", "g"])
+
+    assert (error.status, error.param) == (400, "input[7]")
+    assert "input[7]" in error.message
+    assert "input[0]" not in error.message
 
 
 @pytest.mark.anyio
