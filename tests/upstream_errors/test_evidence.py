@@ -375,6 +375,18 @@ def test_a_quote_never_blames_the_endpoint(status, planted, around, frame, upper
         assert type(found) is type(without)
 
 
+def test_judges_the_rest_of_a_message_without_its_quotes():
+    planted = "Too many inputs model not found"
+
+    assert type(judged(400, f"{planted} at all", [planted])) is Rejected
+    assert type(judged(400, f"{planted} at all", ["Too many inputs"])) is UpstreamModelNotFound
+    assert type(judged(429, "Daily trial: no balance left", ["daily trial"])) is QuotaExhausted
+    assert type(judged(429, "Daily trial: no balance left", ["daily trial balance"])) is RateLimited
+    assert type(judged(400, "Too many inputs: input is empty", [planted, "b"])) is (
+        UpstreamRejectedInput
+    )
+
+
 @pytest.mark.parametrize(
     "body",
     [
