@@ -215,7 +215,7 @@ def _drop_quoted_references(error: UpstreamError, count: int, check: QuoteCheck)
     if hint and error.retry_after == hint.limited and check.is_quote(hint.text):
         error.retry_after = None
     if error.input_index is not None:
-        texts = [match.text for match in references.find_indexes(message)]
+        texts = {match.text for match in references.find_indexes(message)}
         if error.input_index >= count or any(map(check.is_quote, texts)):
             error.input_index = None
     if error.field is not None:

@@ -5,7 +5,7 @@ All known APIs count inputs from 0. Pure functions.
 
 import re
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Final, NamedTuple, cast
 
 from embedroute.upstream_errors.body import ErrorBody
@@ -30,6 +30,9 @@ _INDEX_FORMS: Final = (
 """Form of a reference to an input → what is left if the index is removed."""
 
 _INDEX: Final = [(re.compile(form, re.IGNORECASE), left) for form, left in _INDEX_FORMS]
+
+MOST_REFERENCES: Final = 8
+"""Maximum references to inputs that are read; each is compared with all inputs."""
 
 FIELDS: Final = (
     *("encoding_format", "encodingFormat", "embedding_types?", "embedding_format"),
@@ -134,12 +137,13 @@ class IndexMatch(NamedTuple):
 
 
 def find_indexes(message: str) -> list[IndexMatch]:
-    """Return all references to an input by its index in a message."""
-    return [
+    """Return the first references to an input by its index in a message."""
+    found = (
         IndexMatch(int(match["index"]), match[0].strip())
         for pattern, _ in _INDEX
         for match in pattern.finditer(message)
-    ]
+    )
+    return list(islice(found, MOST_REFERENCES))
 
 
 def find_structured_indexes(body: ErrorBody) -> set[int]:

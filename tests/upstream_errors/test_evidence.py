@@ -375,6 +375,22 @@ def test_a_quote_never_blames_the_endpoint(status, planted, around, frame, upper
         assert type(found) is type(without)
 
 
+MANY = ["a text about the weather\n" * 100] * 2048
+"""5 MB of inputs."""
+
+
+def test_judges_the_rest_of_a_message_without_its_quotes():
+    planted = "Too many inputs model not found"
+
+    assert type(judged(400, f"{planted} at all", [planted])) is Rejected
+    assert type(judged(400, f"{planted} at all", ["Too many inputs"])) is UpstreamModelNotFound
+    assert type(judged(429, "Daily trial: no balance left", ["daily trial"])) is QuotaExhausted
+    assert type(judged(429, "Daily trial: no balance left", ["daily trial balance"])) is RateLimited
+    assert type(judged(400, "Too many inputs: input is empty", [planted, "b"])) is (
+        UpstreamRejectedInput
+    )
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -395,7 +411,7 @@ def test_a_quote_never_blames_the_endpoint(status, planted, around, frame, upper
 def test_a_large_body_takes_little_time(status, body):
     began = time.process_time()
 
-    found = refine_with_inputs(classify_response(status, {}, body), ["a", "b"])
+    found = refine_with_inputs(classify_response(status, {}, body), MANY)
 
     assert isinstance(found, UpstreamError)
     assert time.process_time() - began < 1
