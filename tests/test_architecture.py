@@ -502,6 +502,7 @@ EXCEPTIONS = {
         "protocol/test_large_body.py",
         "server/test_large_answers.py",
         "server/test_openapi.py",
+        "transport/test_compressed_errors.py",
         "transport/test_connect.py",
         "transport/test_http1.py",
         "transport/test_http2.py",
