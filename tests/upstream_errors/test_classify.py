@@ -24,8 +24,12 @@ from embedroute.errors import (
     UpstreamUnavailable,
 )
 from embedroute.inputs import ImagePart, ImageURL, TextPart
-from embedroute.upstream_errors import classify_response, parse_retry_after, refine_with_inputs
-from embedroute.upstream_errors.classify import LARGE_BODY
+from embedroute.upstream_errors import (
+    LARGE_BODY,
+    classify_response,
+    parse_retry_after,
+    refine_with_inputs,
+)
 
 DATE = "Fri, 20 Nov 2026 10:00:00 GMT"
 NOW = datetime(2026, 11, 20, 9, 0, tzinfo=UTC).timestamp()
