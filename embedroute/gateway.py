@@ -151,15 +151,21 @@ class Gateway:
         input: EmbeddingRequest | str | Sequence[object],
         *,
         model: str = "",
+        dimensions: int | None = None,
+        input_type: str | None = None,
+        user: str | None = None,
+        encoding_format: str | None = None,
+        provider: str | Mapping[str, object] | None = None,
+        embedding_options: Mapping[str, object] | None = None,
+        debug: Mapping[str, object] | None = None,
         caller: Caller = ANYONE,
         trace: RequestTrace | None = None,
         cache_policy: CachePolicy = FULL_USE,
-        **fields: object,
     ) -> Embeddings:
         """Embed ``input`` in process. The result's ``vectors`` are an (n, d) array of float32.
 
-        ``fields`` are the other fields of ``POST /v1/embeddings``: ``dimensions``, ``input_type``,
-        ``provider``, ``user``, ``embedding_options`` and so on. They follow the same rules.
+        The fields of ``POST /v1/embeddings``, from ``model`` to ``debug``, follow the same rules as
+        there; ``encoding_format`` has no effect here. A decoded request is embedded as it is; they are then ignored.
 
         Raises:
             EmbedrouteError: the error that an HTTP client would get, with ``status``, ``type``,
@@ -168,7 +174,19 @@ class Gateway:
         if isinstance(input, EmbeddingRequest):
             request = input
         else:
-            request = make_request({"input": input, "model": model, **fields}, self.limits)
+            fields = {
+                "input": input,
+                "model": model,
+                "dimensions": dimensions,
+                "input_type": input_type,
+                "user": user,
+                "encoding_format": encoding_format,
+                "provider": provider,
+                "embedding_options": embedding_options,
+                "debug": debug,
+            }
+            given = {name: value for name, value in fields.items() if value is not None}
+            request = make_request(given, self.limits)
         async with tasks.watch(self.settings.deadline, self.make_deadline_error) as watch:
             context = RequestContext(
                 request=request,

@@ -129,13 +129,15 @@ async def test_fields_are_those_of_the_wire_and_so_are_refusals():
         ("a", {"dimensions": 99}, 400, "dimensions"),
         ("a", {"model": "x"}, 404, "model"),
         ("a", {"provider": {"sort": "odd"}}, 400, "provider.sort"),
-        ("a", {"wrong": 1}, 400, "wrong"),
+        ("a", {"debug": {"wrong": 1}}, 400, "debug.wrong"),
         ({"a"}, {}, 400, "input"),
         (["a", {"b"}], {}, 400, "input[1]"),
     ]:
         with pytest.raises(EmbedrouteError) as caught:
             await gateway.embed(given, **{"model": "m", **fields})
         assert (caught.value.status, caught.value.param) == (status, param)
+    with pytest.raises(TypeError, match="wrong"):
+        await gateway.embed("a", model="m", wrong=1)
 
 
 @trio_too

@@ -17,8 +17,8 @@ from embedroute import ApiKey, Config, Gateway, Model, Provider, embeddings_app
 from embedroute.backend import Secret
 
 PACKAGE = str(Path(embedroute.__file__).parent)
-MOST_FRAMES = 125
-MOST_FILES = 32
+MOST_FRAMES = 120
+MOST_FILES = 33
 DEEPEST = 8
 """Coroutines of the package that wait for each other, from the application to the transport."""
 

@@ -5,6 +5,7 @@ It may import the contracts and the foundation.
 
 from embedroute.routing.batch_limits import ENVELOPE, GROWS_EVERY, LEAST
 from embedroute.routing.bounded_map import MOST, BoundedMap
+from embedroute.routing.cache_keys import PIECE, CacheKey, make_key_prefix, prefix
 from embedroute.routing.expected_latency import FIRST, PER_INPUT, REMEMBERED, SHORTEST, UsualLatency
 from embedroute.routing.filters import Dropped, Parameters, can_truncate, supports_dimensions
 from embedroute.routing.health import (
@@ -19,25 +20,16 @@ from embedroute.routing.health import (
 )
 from embedroute.routing.ordering import SelectionContext, draw_weights, order_endpoints
 from embedroute.routing.planning import (
-    PIECE,
-    CacheKey,
     EmbeddedInput,
     Plan,
-    amount,
     assemble,
-    count_bytes,
     cut,
-    halves,
-    make_key_prefix,
     make_plan,
     make_plan_in_steps,
     pair_with_keys,
-    prefix,
     rekeyed,
     rekeyed_in_steps,
     share_out,
-    split,
-    split_in_steps,
     text_before,
 )
 from embedroute.routing.registry import (
@@ -62,6 +54,7 @@ from embedroute.routing.retry import (
 )
 from embedroute.routing.selection import select_endpoints
 from embedroute.routing.selection_cache import PROBING, PreparedSelection, SelectionCache
+from embedroute.routing.splitting import amount, count_bytes, halves, split, split_in_steps
 
 __all__ = [
     "ENVELOPE",

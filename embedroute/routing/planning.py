@@ -1,46 +1,26 @@
-"""Plans the work of a request: cache keys, de-duplication, chunks, and the order of the results.
+"""Plans the work of a request: de-duplication, and the order of the results.
 
 This is the only module that knows the order of inputs. Between ``make_plan`` and ``assemble``, work
 and results are mappings by cache key.
 """
 
-import hashlib
-from array import array
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
 from itertools import accumulate, repeat
-from math import inf
-from typing import Final, cast
 
 import msgspec
 
 from embedroute import vectors
-from embedroute.backend import Accepts, Source, Vectors
+from embedroute.backend import Source, Vectors
 from embedroute.config import Model
-from embedroute.errors import InvalidUpstreamResponse, Measure
+from embedroute.errors import InvalidUpstreamResponse
 from embedroute.inputs import (
-    ImagePart,
     Input,
-    Part,
-    TextPart,
-    all_text,
-    estimate_size,
     estimate_sizes,
 )
-from embedroute.protocol import Preferences
-from embedroute.routing.batch_limits import ENVELOPE
-from embedroute.routing.filters import Parameters
-from embedroute.routing.registry import ResolvedEndpoint, Route
-from embedroute.runtime import finished
+from embedroute.routing.cache_keys import CacheKey, make_keys, make_keys_in_steps
+from embedroute.routing.registry import ResolvedEndpoint
 from embedroute.vectors import Array
-
-PIECE: Final = 1 << 18
-"""Characters of a text that are hashed at a time."""
-
-_ENCODER: Final = msgspec.json.Encoder()
-
-CacheKey = bytes
-"""Digest of everything that determines a vector, and of the callers that may see it."""
 
 
 class EmbeddedInput(msgspec.Struct, frozen=True, gc=False):
@@ -63,74 +43,29 @@ class Plan(msgspec.Struct, frozen=True, gc=False):
     work: Mapping[CacheKey, Input]
 
 
-def prefix(*fields: str | bytes) -> bytes:
-    """Join fields, each with a length prefix, so that different lists give different results."""
-    # Names from the host application may hold lone surrogates, which UTF-8 cannot encode.
-    encoded = [
-        field.encode(errors="surrogatepass") if isinstance(field, str) else field
-        for field in fields
-    ]
-    return b"".join([len(raw).to_bytes(4, "little") + raw for raw in encoded])
-
-
-def shared_policy(preferences: Preferences, scope: tuple[str, str]) -> bytes:
-    """Encode the cache scope and the data policy: only requests equal in both share vectors."""
-    return prefix(*scope, f"{preferences.data_collection == 'deny'}{bool(preferences.zdr)}")
-
-
-def make_key_prefix(
-    route: Route,
-    parameters: Parameters,
-    preferences: Preferences,
-    scope: tuple[str, str],
-) -> bytes:
-    """Encode the common part of a request's cache keys: everything except the input."""
-    vector_fields = (
-        str(parameters.width or ""),
-        parameters.dtype,
-        parameters.input_type or "",
-        parameters.title or "",
-    )
-    return prefix(shared_policy(preferences, scope), route.vector_space, *vector_fields)
-
-
 def make_plan(inputs: Sequence[Input], key_prefix: bytes) -> Plan:
-    """Compute the cache key of every input; equal inputs share one key."""
-    base = hashlib.blake2b(key_prefix, digest_size=24)
-    keys: list[CacheKey] = []
-    for item in inputs:
-        digest = base.copy()
-        if isinstance(item, str):
-            digest.update(b"t" + item.encode())
-        else:
-            finished(_update_digest(digest, item))
-        keys.append(digest.digest())
+    """Plan the work of a request: one entry per different input."""
+    keys = make_keys(inputs, key_prefix)
     return Plan(keys, dict(zip(keys, inputs, strict=True)))
 
 
 def make_plan_in_steps(inputs: Sequence[Input], key_prefix: bytes) -> Generator[None, None, Plan]:
-    """Make the same plan as ``make_plan`` in steps: hashing 32 MiB takes 60 ms."""
-    base = hashlib.blake2b(key_prefix, digest_size=24)
-    keys: list[CacheKey] = []
-    for item in inputs:
-        digest = base.copy()
-        yield from _update_digest(digest, item)
-        keys.append(digest.digest())
-        yield
+    """Make the same plan as ``make_plan``, in steps."""
+    keys = yield from make_keys_in_steps(inputs, key_prefix)
     return Plan(keys, dict(zip(keys, inputs, strict=True)))
 
 
 def rekeyed(work: Mapping[CacheKey, Input], key_prefix: bytes) -> dict[CacheKey, CacheKey]:
     """Map each key of ``work`` to the key of the same input under another ``key_prefix``."""
-    return dict(zip(work, make_plan(list(work.values()), key_prefix).keys, strict=True))
+    return dict(zip(work, make_keys(list(work.values()), key_prefix), strict=True))
 
 
 def rekeyed_in_steps(
     work: Mapping[CacheKey, Input], key_prefix: bytes
 ) -> Generator[None, None, dict[CacheKey, CacheKey]]:
     """Return the same as ``rekeyed``, in steps."""
-    plan = yield from make_plan_in_steps(list(work.values()), key_prefix)
-    return dict(zip(work, plan.keys, strict=True))
+    keys = yield from make_keys_in_steps(list(work.values()), key_prefix)
+    return dict(zip(work, keys, strict=True))
 
 
 def cut(
@@ -150,163 +85,11 @@ def cut(
     return truncated
 
 
-def _update_digest(digest: "hashlib.blake2b", item: Input) -> Generator[None, None, None]:
-    """Hash one input in an unambiguous encoding.
-
-    Each kind of input has its own first letter, and the texts of content parts have a length.
-    """
-    if isinstance(item, str):
-        digest.update(b"t")
-        yield from _hash_text(digest, item)
-    elif isinstance(item[0], int):
-        digest.update(b"i" + array("i", cast("tuple[int, ...]", item)).tobytes())
-    else:
-        for part in cast("tuple[Part, ...]", item):
-            text = part.image_url.url if isinstance(part, ImagePart) else part.text
-            digest.update(b"%s%d:" % (b"m" if isinstance(part, ImagePart) else b"p", len(text)))
-            yield from _hash_text(digest, text)
-
-
-def _hash_text(digest: "hashlib.blake2b", text: str) -> Generator[None, None, None]:
-    for start in range(0, len(text), PIECE):
-        digest.update(text[start : start + PIECE].encode())
-        if start:
-            yield
-
-
 def text_before(candidate: ResolvedEndpoint, model: Model, input_type: str | None) -> str:
     """Return the prefix for texts of ``input_type``: the model's, if the API has no such type."""
     if input_type is None or input_type in candidate.accepts.input_types:
         return ""
     return (model.prefixes or {}).get(input_type, "")
-
-
-def split(
-    work: Mapping[CacheKey, Input], accepts: Accepts, before: str = ""
-) -> list[dict[CacheKey, Input]]:
-    """Split work into chunks within the limits of one call on inputs, tokens and bytes.
-
-    ``before`` is the prefix that each text will get. An input that exceeds a limit by itself
-    becomes a chunk of its own, and the upstream reports the error.
-    """
-    return finished(split_in_steps(work, accepts, before))
-
-
-def split_in_steps(
-    work: Mapping[CacheKey, Input], accepts: Accepts, before: str = ""
-) -> Generator[None, None, list[dict[CacheKey, Input]]]:
-    """Return the same as ``split``, in steps: measuring 32 MiB takes up to 170 ms."""
-    if len(work) < 2:
-        return [dict(work)] if work else []
-    most = accepts.max_inputs or len(work)
-    max_tokens = accepts.max_tokens or inf
-    max_bytes = (accepts.max_bytes or inf) - ENVELOPE
-    if len(work) <= most and _surely_within(work.values(), max_tokens, max_bytes, len(before)):
-        return [dict(work)]
-    return (yield from _chunks(work, most, max_tokens, max_bytes, before))
-
-
-def _surely_within(
-    items: Collection[Input], max_tokens: float, max_bytes: float, prefix_length: int
-) -> bool:
-    """Return whether a cheap upper bound is within the limits, so that nothing must be measured.
-
-    A character is at most 1 token, and at most 6 bytes of JSON (an escape). One more character per
-    text covers its two quotes and its comma.
-    """
-    if not all_text(items):
-        return max_tokens == max_bytes == inf
-    most = sum(map(len, items)) + (prefix_length + 1) * len(items)
-    return most <= max_tokens and 6 * most <= max_bytes
-
-
-def _chunks(
-    work: Mapping[CacheKey, Input],
-    max_inputs: int,
-    max_tokens: float,
-    max_bytes: float,
-    before: str,
-) -> Generator[None, None, list[dict[CacheKey, Input]]]:
-    chunks: list[dict[CacheKey, Input]] = []
-    chunk: dict[CacheKey, Input] = {}
-    chunk_tokens = 0
-    chunk_bytes = 0
-    for key, item in work.items():
-        sent = before + item if isinstance(item, str) else item
-        tokens = estimate_size(sent) if max_tokens < inf else 0
-        size = (yield from _bytes_in_steps(sent)) if max_bytes < inf else 0
-        yield
-        if chunk and (
-            len(chunk) >= max_inputs
-            or chunk_tokens + tokens > max_tokens
-            or chunk_bytes + size > max_bytes
-        ):
-            chunks.append(chunk)
-            chunk = {}
-            chunk_tokens = 0
-            chunk_bytes = 0
-        chunk[key] = item
-        chunk_tokens += tokens
-        chunk_bytes += size
-    return [*chunks, chunk] if chunk else chunks
-
-
-def amount(inputs: Collection[Input], measure: Measure) -> int:
-    """Measure one call with ``inputs``: inputs, estimated tokens, or bytes of its body."""
-    if measure is Measure.INPUTS:
-        return len(inputs)
-    if measure is Measure.TOKENS:
-        return sum(estimate_sizes(inputs))
-    return sum(map(count_bytes, inputs))
-
-
-def count_bytes(item: Input) -> int:
-    """Count the bytes of one input in a JSON body, with its delimiters.
-
-    For content parts this is an estimate, because the field names differ between APIs.
-    """
-    if isinstance(item, str) or isinstance(item[0], int):
-        return len(_ENCODER.encode(item)) + 1
-    return sum(_part_bytes(part) for part in item if not isinstance(part, int)) + 32
-
-
-def _bytes_in_steps(item: Input) -> Generator[None, None, int]:
-    """Count the same as ``count_bytes``, long texts piece by piece."""
-    if isinstance(item, str):
-        return (yield from _text_bytes_in_steps(item)) + 1
-    if isinstance(item[0], int):
-        return count_bytes(item)
-    count = 32
-    for part in cast("tuple[Part, ...]", item):
-        if isinstance(part, TextPart):
-            count += 64 + (yield from _text_bytes_in_steps(part.text))
-        else:
-            count += _part_bytes(part)
-    return count
-
-
-def _text_bytes_in_steps(text: str) -> Generator[None, None, int]:
-    if len(text) <= PIECE:
-        return len(_ENCODER.encode(text))
-    count = 2
-    for start in range(0, len(text), PIECE):
-        count += len(_ENCODER.encode(text[start : start + PIECE])) - 2
-        yield
-    return count
-
-
-def _part_bytes(part: Part) -> int:
-    # Image URLs are validated on arrival and need no JSON escapes, so the copy can be avoided.
-    if isinstance(part, ImagePart):
-        return 64 + len(part.image_url.url)
-    return 64 + len(_ENCODER.encode(part.text))
-
-
-def halves(chunk: Mapping[CacheKey, Input]) -> tuple[dict[CacheKey, Input], dict[CacheKey, Input]]:
-    """Split a chunk that was too large into two halves."""
-    items = list(chunk.items())
-    middle = len(items) // 2
-    return dict(items[:middle]), dict(items[middle:])
 
 
 def pair_with_keys(
