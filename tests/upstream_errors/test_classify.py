@@ -201,6 +201,8 @@ def judged(status, body, inputs=()):
         ),
         (404, {"error": {"code": "DeploymentNotFound", "message": "m"}}, UpstreamModelNotFound),
         (400, google("INVALID_ARGUMENT"), Rejected),
+        (403, {"code": 30001, "message": "m"}, QuotaExhausted),
+        (403, openai("no", "invalid_api_key"), UpstreamAuthError),
         (400, openai("API key not valid. Please pass a valid API key."), UpstreamAuthError),
         (422, openai("Invalid API key"), UpstreamAuthError),
         (400, openai("No text: invalid API key"), Rejected),
@@ -796,7 +798,9 @@ def test_a_quoted_input_does_not_match_the_patterns(status, text, quoting):
         assert isinstance(judged(status, quoting(text), inputs), Rejected)
 
 
-@pytest.mark.parametrize("echo", ["input", "inputs", "texts", "ctx", "loc"])
+@pytest.mark.parametrize(
+    "echo", ["input", "inputs", "texts", "ctx", "loc", "flagged_input", "patterns"]
+)
 def test_ignores_fields_that_repeat_the_request(echo):
     body = {
         "detail": [
