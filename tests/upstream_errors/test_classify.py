@@ -202,6 +202,7 @@ def judged(status, body, inputs=()):
         (404, {"error": {"code": "DeploymentNotFound", "message": "m"}}, UpstreamModelNotFound),
         (400, google("INVALID_ARGUMENT"), Rejected),
         (403, {"code": 30001, "message": "m"}, QuotaExhausted),
+        (400, openai(code="context_length_exceeded"), ContextTooLong),
         (403, openai("no", "invalid_api_key"), UpstreamAuthError),
         (400, openai("API key not valid. Please pass a valid API key."), UpstreamAuthError),
         (422, openai("Invalid API key"), UpstreamAuthError),
