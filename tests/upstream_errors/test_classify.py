@@ -205,6 +205,9 @@ def judged(status, body, inputs=()):
         ),
         (404, {"error": {"code": "DeploymentNotFound", "message": "m"}}, UpstreamModelNotFound),
         (400, google("INVALID_ARGUMENT"), Rejected),
+        (403, {"code": 30001, "message": "m"}, QuotaExhausted),
+        (400, openai(code="context_length_exceeded"), ContextTooLong),
+        (403, openai("no", "invalid_api_key"), UpstreamAuthError),
         (400, openai("API key not valid. Please pass a valid API key."), UpstreamAuthError),
         (422, openai("Invalid API key"), UpstreamAuthError),
         (400, openai("No text: invalid API key"), Rejected),
@@ -800,7 +803,9 @@ def test_a_quoted_input_does_not_match_the_patterns(status, text, quoting):
         assert isinstance(judged(status, quoting(text), inputs), Rejected)
 
 
-@pytest.mark.parametrize("echo", ["input", "inputs", "texts", "ctx", "loc"])
+@pytest.mark.parametrize(
+    "echo", ["input", "inputs", "texts", "ctx", "loc", "flagged_input", "patterns"]
+)
 def test_ignores_fields_that_repeat_the_request(echo):
     body = {
         "detail": [
