@@ -56,6 +56,11 @@ class InFlight(msgspec.Struct, eq=False):
     error: UpstreamError | None = None
     waited: anyio.Event | None = None
 
+    __repr__ = object.__repr__  # the inputs of other requests must not show in tracebacks
+
+    def __rich_repr__(self) -> list[tuple[str, object]]:
+        return []
+
     async def wait(self) -> None:
         """Wait for the end. Few entries have waiters, so the first waiter creates the event."""
         if not self.over:
@@ -233,6 +238,11 @@ class Lead(msgspec.Struct, eq=False):
     found: dict[CacheKey, EmbeddedInput]
     flights: dict[CacheKey, InFlight]
     own: dict[CacheKey, InFlight]
+
+    __repr__ = object.__repr__
+
+    def __rich_repr__(self) -> list[tuple[str, object]]:
+        return []
 
     def land(self, results: Mapping[CacheKey, EmbeddedInput]) -> None:
         """Store results as they arrive; their waiters get them at once."""

@@ -190,7 +190,8 @@ async def test_a_waiter_does_not_see_the_message_of_its_leaders_error(status, di
         assert set() == told.others_in("B")
         assert set() == quoted_in(*logged(caplog, "B"))
         if status in {401, 402, 404, 500, 503}:
-            assert len(upstream.requests) == 1
+            # After a 500, A's call is bisected, and the upstream asked for a harmless text.
+            assert len(upstream.requests) == (4 if status == 500 else 1)
             assert told.statuses["A"] == told.statuses["B"]
 
 
