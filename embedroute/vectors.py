@@ -53,8 +53,8 @@ def from_lists(rows: Sequence[Sequence[float]], dtype: str = "float") -> Array:
     except (TypeError, ValueError, OverflowError):
         array = np.empty(0)
     # Let numpy infer the type: with an explicit dtype it would accept null as NaN and "1" as 1.
-    if array.dtype.kind == "O" and any(None in row for row in rows):
-        raise InvalidVector("The upstream returned a vector with null in place of a number.")
+    if array.dtype.kind == "O" and any(isinstance(row, list) and None in row for row in rows):
+        raise InvalidVector("The upstream's vectors are not lists of numbers: one holds null.")
     if array.ndim != 2 or array.dtype.kind not in "fiu":
         raise InvalidUpstreamResponse(
             "The upstream's vectors are not lists of numbers of equal length."

@@ -176,7 +176,10 @@ async def test_falls_back_to_another_endpoint_after_an_invalid_response(
 
     assert (200, "b") == (answer.status, answer.header("x-embedroute-provider"))
     assert right(TEXTS, 6) == numbers_in(answer)
-    assert len(upstreams[0].requests) == (2 if status == 502 and code in {None, BAD} else 1)
+    # What a bad input may cause is looked for in both halves, then in a harmless text.
+    whole = [each for each in upstreams[0].requests if each.inputs == TEXTS]
+    assert len(whole) == (2 if status == 502 and code in {None, BAD} else 1)
+    assert len(upstreams[0].requests) - len(whole) in {0, 4}
 
 
 @table(
@@ -215,7 +218,8 @@ async def test_falls_back_after_a_refusal_that_names_no_fault_of_the_input(upstr
         answer = await ask(gateway, provider={"order": ["a"]})
 
     assert answer.status == 200
-    assert [1, 1] == [len(it.requests) for it in upstreams]
+    harmless = [each for each in upstreams[0].requests if each.inputs == ["hello"]]
+    assert [1, 1] == [len(upstreams[0].requests) - len(harmless), len(upstreams[1].requests)]
 
 
 def sliced(it):

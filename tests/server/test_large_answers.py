@@ -231,7 +231,7 @@ async def main():
     await asyncio.sleep(0.2)
     go_round()
     connection._transport.resume_reading()
-    print(len((await answer).content), max(read.values()) <= AT_A_TIME + (TAIL if cert else 262144), connection.finish())
+    print(len((await answer).content), max(read.values()) <= AT_A_TIME + (TAIL if cert else 262144), connection.complete)
     connection.abort()
     server.close()
     await asyncio.sleep(0)
