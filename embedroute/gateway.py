@@ -38,6 +38,7 @@ from embedroute.config import Config
 from embedroute.errors import (
     DeadlineExceeded,
     EmbedrouteError,
+    InputFailed,
     RequestError,
     UpstreamRejectedInput,
 )
@@ -225,9 +226,10 @@ class Gateway:
         first = msgspec.structs.replace(context, deadline=context.deadline - share)
         try:
             return await self._embed(prepared, first)
-        except (RequestError, UpstreamRejectedInput):
-            raise
         except EmbedrouteError as error:
+            is_final = isinstance(error, RequestError | UpstreamRejectedInput)
+            if is_final and not isinstance(error, InputFailed):
+                raise
             try:
                 other = self.selections.prepare_route(
                     fallback, context.request, context.caller, context.trace

@@ -4,7 +4,7 @@ This is the only module of the package that imports numpy, orjson and pybase64.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final
+from typing import Final, cast
 
 import numpy as np
 import orjson
@@ -53,7 +53,7 @@ def from_lists(rows: Sequence[Sequence[float]], dtype: str = "float") -> Array:
     except (TypeError, ValueError, OverflowError):
         array = np.empty(0)
     # Let numpy infer the type: with an explicit dtype it would accept null as NaN and "1" as 1.
-    if array.dtype.kind == "O" and any(isinstance(row, list) and None in row for row in rows):
+    if array.dtype.kind == "O" and _hold_null(rows):
         raise InvalidVector("The upstream's vectors are not lists of numbers: one holds null.")
     if array.ndim != 2 or array.dtype.kind not in "fiu":
         raise InvalidUpstreamResponse(
@@ -71,6 +71,12 @@ def from_lists(rows: Sequence[Sequence[float]], dtype: str = "float") -> Array:
             f"The upstream's vectors contain numbers that are not {dtype}."
         )
     return exact.astype(DTYPES[dtype])
+
+
+def _hold_null(rows: object) -> bool:
+    return isinstance(rows, list) and any(
+        isinstance(row, list) and None in row for row in cast("list[object]", rows)
+    )
 
 
 def from_base64(rows: Sequence[str | bytes | memoryview], dtype: str = "float") -> Array:

@@ -33,6 +33,7 @@ from embedroute.execution.microbatching import MicroBatcher
 from embedroute.execution.own_fields import find_own_field
 from embedroute.inputs import Input, estimate_sizes, letters_in
 from embedroute.routing import (
+    NO_FIELDS,
     CacheKey,
     EndpointHealth,
     HealthRegistry,
@@ -90,27 +91,29 @@ class AttemptRunner:
         permit: int,
         *,
         alone: bool = False,
+        omit: frozenset[str] = NO_FIELDS,
     ) -> Results | EmbedrouteError:
         """Run attempt number ``attempt`` (from 1) within ``timeout`` seconds and return its result.
 
         ``permit`` is the permit of the endpoint's breaker for this attempt. The call is not merged
-        with others if it must be made ``alone``. An error is returned, not raised, so that the
-        dispatcher can decide what follows.
+        with others if it must be made ``alone``, or without the fields ``omit``, which the endpoint
+        has just rejected. An error is returned, not raised, so that the dispatcher can decide what
+        follows.
         """
         began = self._clock()
         context.trace.attempts += 1
         sizes: Sequence[int] = ()
         batch = make_batch(candidate, work, context)
-        alone = alone or not may_be_merged(candidate, context)
-        made_call = alone
+        made_call = alone = alone or bool(omit) or not may_be_merged(candidate, context)
+        omitted = health.omitted(began) | omit
         outside = sys.exception()
         try:
             if alone:
                 if context.request.large:
                     steps = prepare_in_steps(batch, candidate, context)
                     batch, sizes = await fairness.step_by_step(steps)
-                answer = await self._exchange(candidate, context, batch, timeout)
-                self._accept(candidate, health, context, permit, batch, answer, began, sizes)
+                answer = await self._exchange(candidate, context, batch, timeout, omitted)
+                self._accept(candidate, health, context, permit, batch, answer, began, sizes, omit)
             else:
                 answer, made_call = await self._micro_batched(
                     candidate, health, context, permit, batch, timeout
@@ -119,7 +122,7 @@ class AttemptRunner:
             if alone:
                 self._learn_limit(health, batch, error)
             failure = self._name_cause(
-                for_client(error, candidate, outside), candidate, health, context, batch, work
+                for_client(error, candidate, outside), context, batch, work, omitted
             )
             health.record_error(permit, self._clock(), failure, work, timeout)
             self._report(candidate, failure, context.trace, attempt, began)
@@ -169,7 +172,7 @@ class AttemptRunner:
         """Make one call that several requests may share, and record its outcome."""
         began = self._clock()
         try:
-            answer = await self._exchange(candidate, context, batch, timeout)
+            answer = await self._exchange(candidate, context, batch, timeout, health.omitted(began))
             self._accept(candidate, health, context, permit, batch, answer, began)
         except EmbedrouteError as error:
             self._learn_limit(health, batch, error)
@@ -180,7 +183,12 @@ class AttemptRunner:
         return answer
 
     def _exchange(
-        self, candidate: ResolvedEndpoint, context: DispatchContext, batch: Batch, timeout: float
+        self,
+        candidate: ResolvedEndpoint,
+        context: DispatchContext,
+        batch: Batch,
+        timeout: float,
+        omitted: frozenset[str],
     ) -> Awaitable[Vectors]:
         trace = context.trace
         prepared = context.prepared
@@ -195,7 +203,7 @@ class AttemptRunner:
             candidate.rest,
             candidate.provider,
             candidate.max_connections,
-            omitted=self._healths.get(candidate).omitted,
+            omitted=omitted,
             large=context.request.large and letters_in(batch.inputs) >= LONG,
             width=prepared.selection.parameters.width,
             matryoshka=prepared.can_truncate,
@@ -207,27 +215,34 @@ class AttemptRunner:
         health: EndpointHealth,
         context: DispatchContext,
         timeout: float,
+        *,
+        as_request: bool,
     ) -> bool:
-        """Return whether an endpoint embeds ``HARMLESS``, with the parameters of a request.
+        """Return whether an endpoint embeds ``HARMLESS``.
 
-        The health of a suspected endpoint is settled by the result. A rate limit settles nothing.
+        With ``as_request``, the call has the parameters of the request, and its failure says
+        nothing about the endpoint. Otherwise the failure opens the breaker, except for a rate limit
+        and a timeout in less than the usual time. A success clears the endpoint.
         """
-        batch = make_probe(candidate, context, HARMLESS)
         began = self._clock()
         failure: EmbedrouteError | None = None
+        batch = make_probe(candidate, context, HARMLESS, as_request=as_request)
         try:
-            await self._exchange(candidate, context, batch, timeout)
+            await self._exchange(candidate, context, batch, timeout, health.omitted(began))
         except EmbedrouteError as error:
             failure = for_client(error, candidate, None)
         except BaseException:
             health.withdraw()
             raise
         now = self._clock()
+        is_short = isinstance(failure, UpstreamTimeout) and not health.usually_answers_within(
+            timeout, now
+        )
         if failure is None:
             health.clear(now)
-        elif isinstance(failure, RateLimited):
+        elif isinstance(failure, RateLimited) or is_short:
             health.withdraw()
-        else:
+        elif not as_request:
             health.confirm(now)
         context.trace.add_event(
             "probe",
@@ -240,11 +255,10 @@ class AttemptRunner:
     def _name_cause(
         self,
         failure: EmbedrouteError,
-        candidate: ResolvedEndpoint,
-        health: EndpointHealth,
         context: DispatchContext,
         batch: Batch,
         work: Mapping[CacheKey, Input],
+        omitted: frozenset[str],
     ) -> EmbedrouteError:
         """Name the input that an upstream blames, or blame a field of the gateway's own."""
         if not isinstance(failure, UpstreamError):
@@ -253,17 +267,29 @@ class AttemptRunner:
         key = None if index is None or index >= len(work) else list(work)[index]
         name_input(failure, key, context.keys)
         field = find_own_field(failure, batch)
-        if field is None or field in health.omitted:
+        if field is None or field in omitted:
             return failure
-        health.omitted |= {field}
-        log.warning(
-            "upstream rejects a field, which is left out from now on",
-            extra=log_fields({"endpoint": candidate.name, "field": field}),
-        )
         rejected = FieldRejected(failure.message, upstream_status=failure.upstream_status)
         rejected.provider = failure.provider
+        rejected.field = field
         rejected.already_recorded = True
         return rejected
+
+    def _learn_omitted(
+        self,
+        candidate: ResolvedEndpoint,
+        health: EndpointHealth,
+        fields: frozenset[str],
+        now: float,
+    ) -> None:
+        """Leave ``fields`` out from now on: the endpoint has answered without them."""
+        if fields <= health.omitted(now):
+            return
+        health.learn_omitted(fields, now)
+        log.warning(
+            "upstream rejects a field, which is left out from now on",
+            extra=log_fields({"endpoint": candidate.name, "field": ", ".join(sorted(fields))}),
+        )
 
     def _count_timeout(
         self, health: EndpointHealth, permit: int, context: DispatchContext, began: float
@@ -288,10 +314,12 @@ class AttemptRunner:
         answer: Vectors,
         began: float,
         sizes: Sequence[int] = (),
+        omit: frozenset[str] = NO_FIELDS,
     ) -> None:
         """Record an answered call in the health and the latency history.
 
-        ``sizes`` are the estimated tokens of the inputs if they are known.
+        ``sizes`` are the estimated tokens of the inputs if they are known. ``omit`` are the fields
+        that were left out because the endpoint had rejected them.
 
         Raises:
             InvalidUpstreamResponse: the width differs from earlier vectors of the vector space.
@@ -308,6 +336,8 @@ class AttemptRunner:
         tokens = answer.prompt_tokens
         if tokens is None:
             tokens = sum(sizes or estimate_sizes(batch.inputs))
+        if omit:
+            self._learn_omitted(candidate, health, omit, now)
         health.record_success(permit, now, now - began, tokens)
         self._usual.record(candidate.name, count, now - began)
 

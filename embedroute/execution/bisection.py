@@ -5,7 +5,7 @@ found with 2·⌈log2 n⌉ calls. No input is blamed unless the endpoint is seen
 another part of the call, or a harmless text of the gateway's own.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import msgspec
 
@@ -26,6 +26,8 @@ from embedroute.runtime import tasks
 Work = Mapping[CacheKey, Input]
 Attempt = Callable[[Work], Awaitable[Results | EmbedrouteError]]
 """Calls the endpoint with a part of the work."""
+Failed = tuple[Work, EmbedrouteError]
+"""A part of the work and its error."""
 IsAlive = Callable[[], Awaitable[bool]]
 """Returns whether the endpoint embeds a harmless text."""
 
@@ -57,7 +59,7 @@ async def bisect(
     halves in that case, and otherwise after them.
     """
     alone: dict[CacheKey, UpstreamError] = {}
-    rest: dict[CacheKey, Input] = {}
+    undecided: list[Failed] = []
     failing: list[Work] = [work]
     is_known_alive = False
     is_first = True
@@ -65,30 +67,39 @@ async def bisect(
         if not (is_known_alive or (is_first and not concerns_request(error))):
             is_known_alive = await is_alive()
             if not is_known_alive:
+                undecided += [(chunk, error) for chunk in failing]
                 break
         is_first = False
         chunks = [half for chunk in failing for half in halves(chunk)]
-        outcomes = await _attempt_all(chunks, attempt, on_result, at_once)
-        is_known_alive = is_known_alive or len(outcomes) < len(chunks)
-        failing = []
-        for chunk, outcome in outcomes:
-            if not (isinstance(outcome, UpstreamError) and is_about_inputs(outcome)):
-                rest |= chunk
-                error = outcome
-            elif len(chunk) == 1:
-                alone |= dict.fromkeys(chunk, outcome)
-            else:
-                failing.append(chunk)
+        failures = await _attempt_all(chunks, attempt, on_result, at_once)
+        is_known_alive = is_known_alive or len(failures) < len(chunks)
+        failing = [chunk for chunk, failure in failures if len(chunk) > 1 and is_open(failure)]
+        # A server may fail at random, so a single input is blamed only if it fails twice.
+        singles = [pair for pair in failures if len(pair[0]) == 1 and is_open(pair[1])]
+        refused = [pair for pair in singles if concerns_request(pair[1])]
+        again = [chunk for chunk, failure in singles if not concerns_request(failure)]
+        repeated = await _attempt_all(again, attempt, on_result, at_once)
+        undecided += [pair for pair in (*failures, *repeated) if not is_open(pair[1])]
+        for chunk, failure in (*refused, *repeated):
+            if isinstance(failure, UpstreamError) and is_about_inputs(failure):
+                alone |= dict.fromkeys(chunk, failure)
     if alone and not (is_known_alive or await is_alive()):
         return Bisection({}, work, error)
-    for chunk in failing:
+    rest: dict[CacheKey, Input] = {}
+    for chunk, failure in undecided:
         rest |= chunk
+        error = failure
     return Bisection(alone, rest, error)
 
 
 def concerns_request(error: EmbedrouteError) -> bool:
     """Return whether an error may concern what all inputs of a request have in common."""
     return isinstance(error, Rejected) and not isinstance(error, RejectedByPage)
+
+
+def is_open(error: EmbedrouteError) -> bool:
+    """Return whether an input may still turn out to be at fault."""
+    return isinstance(error, UpstreamError) and is_about_inputs(error)
 
 
 def is_about_inputs(error: EmbedrouteError) -> bool:
@@ -98,8 +109,8 @@ def is_about_inputs(error: EmbedrouteError) -> bool:
 
 
 async def _attempt_all(
-    chunks: list[dict[CacheKey, Input]], attempt: Attempt, on_result: OnResult, at_once: int
-) -> list[tuple[dict[CacheKey, Input], EmbedrouteError]]:
+    chunks: Sequence[Work], attempt: Attempt, on_result: OnResult, at_once: int
+) -> list[Failed]:
     """Attempt all chunks; return those that failed, with their errors, in their order."""
     errors: dict[int, EmbedrouteError] = {}
 

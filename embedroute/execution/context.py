@@ -78,7 +78,10 @@ class DispatchContext(msgspec.Struct, frozen=True, eq=False):
 
 
 def make_batch(
-    candidate: ResolvedEndpoint, work: Mapping[CacheKey, Input], context: DispatchContext
+    candidate: ResolvedEndpoint,
+    work: Mapping[CacheKey, Input],
+    context: DispatchContext,
+    kind: Kind | None = None,
 ) -> Batch:
     """Build the batch of a chunk for one endpoint, with only the parameters that it accepts.
 
@@ -87,7 +90,7 @@ def make_batch(
     model = context.prepared.route.model
     parameters = context.prepared.selection.parameters
     accepts = candidate.accepts
-    kind = context.request.kind
+    kind = kind or context.request.kind
     inputs = list(work.values())
     texts = cast("list[str]", inputs) if kind is Kind.TEXT else ()
     input_type = parameters.input_type
@@ -111,18 +114,14 @@ def make_batch(
     )
 
 
-def make_probe(candidate: ResolvedEndpoint, context: DispatchContext, text: str) -> Batch:
-    """Build a batch of one text with the parameters of a request."""
-    parameters = context.prepared.selection.parameters
-    accepts = candidate.accepts
-    return Batch(
-        candidate.model,
-        [text],
-        dimensions=parameters.dimensions if accepts.dimensions else None,
-        width=parameters.width if accepts.dimensions else context.prepared.route.model.dimensions,
-        input_type=parameters.input_type if parameters.input_type in accepts.input_types else None,
-        dtype=parameters.dtype,
-    )
+def make_probe(
+    candidate: ResolvedEndpoint, context: DispatchContext, text: str, *, as_request: bool
+) -> Batch:
+    """Build a batch of one text, with the parameters of a request or with none."""
+    model = context.prepared.route.model
+    if not as_request:
+        return Batch(candidate.model, [text], width=model.dimensions)
+    return make_batch(candidate, {b"": text}, context, kind=Kind.TEXT)
 
 
 def prepare_in_steps(

@@ -17,18 +17,20 @@ from embedroute.errors import (
     BatchTooLarge,
     DeadlineExceeded,
     EmbedrouteError,
+    FieldRejected,
     RateLimited,
     Rejected,
     RejectedByPage,
     UpstreamError,
     UpstreamRejectedInput,
 )
-from embedroute.execution.attempt import AttemptRunner
+from embedroute.execution.attempt import HARMLESS, AttemptRunner
 from embedroute.execution.bisection import bisect, is_about_inputs
-from embedroute.execution.context import DispatchContext, Results, input_failed
+from embedroute.execution.context import DispatchContext, Results, input_failed, make_probe
 from embedroute.execution.singleflight import OnResult
 from embedroute.inputs import Input
 from embedroute.routing import (
+    NO_FIELDS,
     SHORTEST_COOLDOWN,
     CacheKey,
     EndpointHealth,
@@ -39,7 +41,6 @@ from embedroute.routing import (
     RetryPolicy,
     State,
     decide_next,
-    decide_without_retry,
     error_to_report,
     halves,
     limited,
@@ -56,6 +57,12 @@ CHUNKS_AT_ONCE = 8
 """Calls of one request that are under way at a time, once it is split."""
 PROBE_TIMEOUT = 5.0
 """Seconds for the answer to a harmless text."""
+CHECK_TIMEOUT = 1.0
+"""Seconds for the same if the request has been answered by another endpoint."""
+PROBE_INTERVAL = 1.0
+"""Seconds for which the answer to a harmless text holds."""
+MOST_PROBES = 1024
+"""Answers to harmless texts that are remembered."""
 RECENT = 30.0
 """Seconds after an answer in which an endpoint is not suspected because of one rejection."""
 Work = Mapping[CacheKey, Input]
@@ -82,6 +89,14 @@ class Dispatch(msgspec.Struct, frozen=True, eq=False):
     admit_first_try: AdmitFirstTry | None = None
     earlier_errors: Sequence[EmbedrouteError] = ()
     waited_for: frozenset[str] = frozenset()
+
+
+class Probe(msgspec.Struct, eq=False):
+    """A call with a harmless text: when it began, and whether it was answered once it is done."""
+
+    at: float
+    done: anyio.Event
+    answered: bool = False
 
 
 class NotCalled(msgspec.Struct, frozen=True, eq=False):
@@ -111,6 +126,7 @@ class Dispatcher:
         self._policy = policy
         self._clock = clock
         self._random = random
+        self._probes: dict[tuple[str, bytes], Probe] = {}
 
     def embed(
         self,
@@ -130,6 +146,7 @@ class Dispatcher:
         begin = self._begin if dispatch.context.slots is None else self._begin_in_slot
         errors: list[EmbedrouteError] = []
         failure: EmbedrouteError | None = None
+        omit = NO_FIELDS
         attempt = 1
         while len(errors) < len(dispatch.candidates):
             candidate = dispatch.candidates[len(errors)]
@@ -137,7 +154,8 @@ class Dispatcher:
             if is_first and (chunks := await self._split(dispatch, candidate)):
                 await self._run_chunks(dispatch, errors, chunks)
                 return
-            trying = begin(dispatch, candidate, len(dispatch.candidates) - len(errors), attempt)
+            left = len(dispatch.candidates) - len(errors)
+            trying = begin(dispatch, candidate, left, attempt, omit)
             outcome = trying if isinstance(trying, NotCalled) else await trying
             if isinstance(outcome, NotCalled):
                 errors.append(failure or outcome.reason)
@@ -153,9 +171,12 @@ class Dispatcher:
             decision = await self._decide(dispatch, candidate, failure, attempt)
             if decision is RetryDecision.RETRY:
                 attempt += 1
-            elif decision is not RetryDecision.REPEAT:
+            elif decision is RetryDecision.REPEAT:
+                omit = add_field(omit, failure)
+            else:
                 errors.append(failure)
                 failure = None
+                omit = NO_FIELDS
                 attempt = 1
             if decision in {RetryDecision.HALVE, RetryDecision.BISECT}:
                 await self._divide(dispatch, errors, decision)
@@ -175,10 +196,9 @@ class Dispatcher:
             EmbedrouteError: ``error`` itself, if no endpoint may be tried any more.
         """
         health = self._healths.get(candidate)
-        inputs = len(dispatch.work)
         if health.suspected:
-            await self._probe(candidate, health, dispatch.context)
-        decision = decide_next(error, attempt, self._policy, inputs)
+            await self._probe(candidate, health, dispatch.context, as_request=False)
+        decision = decide_next(error, attempt, self._policy, len(dispatch.work))
         if decision is RetryDecision.STOP:
             raise error
         now = self._clock()
@@ -187,7 +207,7 @@ class Dispatcher:
             if now + wait < dispatch.context.deadline and self._budget.allow(now):
                 await anyio.sleep(wait)
                 return decision
-            decision = decide_without_retry(error, inputs)
+            return RetryDecision.NEXT
         if decision is RetryDecision.BISECT and health.state(now) is not State.CLOSED:
             return RetryDecision.NEXT
         return decision
@@ -200,10 +220,12 @@ class Dispatcher:
         """
         error = error_to_report([*dispatch.earlier_errors, *errors])
         is_open = isinstance(error, Rejected) and not isinstance(error, RejectedByPage)
-        if is_open and len(dispatch.work) > 1 and error in errors:
+        is_own = error in errors and not (isinstance(error, UpstreamError) and error.is_neutral)
+        if is_open and is_own and len(dispatch.work) > 1:
             first = dispatch.candidates[errors.index(error)]
-            alone = msgspec.structs.replace(dispatch, candidates=[first])
-            await self._divide(alone, [error], RetryDecision.BISECT)
+            others = [each for each in dispatch.candidates if each is not first]
+            ordered = msgspec.structs.replace(dispatch, candidates=[first, *others])
+            await self._divide(ordered, [error], RetryDecision.BISECT)
             return
         waiting = self._find_rate_limit(dispatch, errors)
         if waiting is None:
@@ -363,32 +385,49 @@ class Dispatcher:
             EmbedrouteError: some inputs failed at every endpoint. Every other input was tried.
         """
         context = dispatch.context
+        if context.slots is None:
+            context = msgspec.structs.replace(context, slots=CapacityLimiter(CHUNKS_AT_ONCE))
         candidate = dispatch.candidates[len(errors) - 1]
         health = self._healths.get(candidate)
         found = await bisect(
             dispatch.work,
             errors[-1],
             partial(self._attempt_alone, candidate, health, context),
-            partial(self._probe, candidate, health, context),
+            partial(self._is_alive, candidate, health, context),
             dispatch.on_result,
             at_once=CHUNKS_AT_ONCE,
         )
-        parts: list[tuple[Work, EmbedrouteError]] = [
-            ({key: dispatch.work[key]}, input_failed(error, key, context.keys))
-            for key, error in found.alone.items()
-        ]
+        others = [each for each in dispatch.candidates if each is not candidate]
+        make_part = partial(Dispatch, context=context, on_result=dispatch.on_result)
+        parts: list[tuple[Dispatch, EmbedrouteError]] = []
+        for key, failure in found.alone.items():
+            error = input_failed(failure, key, context.keys)
+            work = {key: dispatch.work[key]}
+            parts.append((make_part(others, work=work, earlier_errors=[error]), error))
         if found.rest:
-            parts.append((found.rest, error_to_report([*dispatch.earlier_errors, *errors])))
+            error = error_to_report([*dispatch.earlier_errors, *errors])
+            left = list(dispatch.candidates[len(errors) :])
+            if isinstance(found.error, RateLimited):
+                error = found.error
+                left.append(candidate)
+            parts.append((make_part(left, work=found.rest, earlier_errors=[error]), error))
+        await self._run_parts(parts)
+
+    async def _run_parts(self, parts: Sequence[tuple[Dispatch, EmbedrouteError]]) -> None:
+        """Embed what a bisection has left, each part with the error that it has met so far.
+
+        Raises:
+            EmbedrouteError: the error of the first part that fails. An input is not blamed if an
+                endpoint has failed for a reason of its own.
+        """
         failures: dict[int, EmbedrouteError] = {}
-        others = dispatch.candidates[len(errors) :]
 
         async def run_part(position: int) -> None:
-            work, error = parts[position]
-            part = Dispatch(others, context, work, dispatch.on_result, earlier_errors=[error])
+            part, error = parts[position]
             try:
                 await self._run(part)
             except EmbedrouteError as failure:
-                failures[position] = error if position < len(found.alone) else failure
+                failures[position] = error if is_about_inputs(failure) else failure
 
         await tasks.gather([partial(run_part, at) for at in range(len(parts))], CHUNKS_AT_ONCE)
         if failures:
@@ -402,26 +441,83 @@ class Dispatcher:
         work: Work,
     ) -> Results | EmbedrouteError:
         """Make one call of a bisection. Return an error if no more may be made."""
-        now = self._clock()
-        if context.deadline <= now:
-            return deadline_error()
-        permit = health.acquire(now)
-        if not permit:
-            return health.unavailable_error(now)
-        if not self._budget.allow_bisection(now):
-            health.release(permit)
-            return budget_error()
-        timeout = context.deadline - now
-        return await self._attempts.run(
-            candidate, health, work, context, timeout, 1, permit, alone=True
-        )
+        omit = NO_FIELDS
+        async with cast("CapacityLimiter", context.slots):
+            while True:
+                now = self._clock()
+                if context.deadline <= now:
+                    return deadline_error()
+                # The probe of a half-open breaker is not for a call that is likely to fail.
+                is_closed = health.state(now) is State.CLOSED
+                permit = health.acquire(now) if is_closed else 0
+                if not permit:
+                    return health.unavailable_error(now)
+                if not self._budget.allow_bisection(now):
+                    return budget_error()
+                outcome = await self._attempts.run(
+                    candidate,
+                    health,
+                    work,
+                    context,
+                    context.deadline - now,
+                    1,
+                    permit,
+                    alone=True,
+                    omit=omit,
+                )
+                if not isinstance(outcome, FieldRejected):
+                    return outcome
+                omit = add_field(omit, outcome)
 
-    async def _probe(
+    async def _is_alive(
         self, candidate: ResolvedEndpoint, health: EndpointHealth, context: DispatchContext
     ) -> bool:
-        """Return whether an endpoint embeds a harmless text, which settles a suspicion."""
-        timeout = min(PROBE_TIMEOUT, context.deadline - self._clock())
-        return await self._attempts.probe(candidate, health, context, timeout)
+        """Return whether an endpoint embeds a harmless text with the parameters of a request.
+
+        If it does not, the endpoint or these parameters are to blame; without the parameters, the
+        same text tells which.
+        """
+        as_request = make_probe(candidate, context, HARMLESS, as_request=True)
+        is_plain = as_request == make_probe(candidate, context, HARMLESS, as_request=False)
+        if not is_plain and await self._probe(candidate, health, context, as_request=True):
+            return True
+        return await self._probe(candidate, health, context, as_request=False) and is_plain
+
+    async def _probe(
+        self,
+        candidate: ResolvedEndpoint,
+        health: EndpointHealth,
+        context: DispatchContext,
+        *,
+        as_request: bool,
+        timeout: float = PROBE_TIMEOUT,
+    ) -> bool:
+        """Return whether an endpoint embeds a harmless text. Concurrent requests share one probe.
+
+        False if the endpoint accepts no texts: then nothing can be told.
+        """
+        now = self._clock()
+        timeout = min(timeout, context.deadline - now)
+        if not candidate.accepts.texts or timeout <= 0:
+            health.withdraw()
+            return False
+        key = candidate.name, context.prepared.key_prefix if as_request else b""
+        probe = self._probes.get(key)
+        if probe is not None and now - probe.at < PROBE_INTERVAL:
+            with anyio.move_on_after(timeout):
+                await probe.done.wait()
+            health.withdraw()
+            return probe.answered
+        probe = self._probes[key] = Probe(now, anyio.Event())
+        try:
+            probe.answered = await self._attempts.probe(
+                candidate, health, context, timeout, as_request=as_request
+            )
+        finally:
+            probe.done.set()
+            if len(self._probes) > MOST_PROBES:
+                self._probes.clear()
+        return probe.answered
 
     async def _check_rejecting(self, dispatch: Dispatch, errors: Sequence[EmbedrouteError]) -> None:
         """Check the endpoints that rejected without a reason what another endpoint has answered."""
@@ -431,7 +527,11 @@ class Dispatcher:
             is_closed = health.state(now) is State.CLOSED
             if isinstance(error, Rejected) and is_closed and now - health.last_answer > RECENT:
                 health.suspect(now, error)
-                await self._probe(candidate, health, dispatch.context)
+                # The client waits meanwhile, so this takes little time, and half of what is left.
+                timeout = min(CHECK_TIMEOUT, (dispatch.context.deadline - now) / 2)
+                await self._probe(
+                    candidate, health, dispatch.context, as_request=False, timeout=timeout
+                )
 
     def _begin(
         self,
@@ -439,6 +539,7 @@ class Dispatcher:
         candidate: ResolvedEndpoint,
         endpoints_left: int,
         attempt: int,
+        omit: frozenset[str] = NO_FIELDS,
     ) -> Awaitable[Results | EmbedrouteError] | NotCalled:
         """Begin one attempt, which may take an equal share of the time left."""
         context = dispatch.context
@@ -453,7 +554,15 @@ class Dispatcher:
             # After a rate limit, the call must not be merged with the one that was limited.
             alone = candidate.name in dispatch.waited_for
             return self._attempts.run(
-                candidate, health, dispatch.work, context, timeout, attempt, permit, alone=alone
+                candidate,
+                health,
+                dispatch.work,
+                context,
+                timeout,
+                attempt,
+                permit,
+                alone=alone,
+                omit=omit,
             )
         health.release(permit)
         context.trace.add_event("select", "skipped", endpoint=candidate.name, reason="it rests")
@@ -465,6 +574,7 @@ class Dispatcher:
         candidate: ResolvedEndpoint,
         endpoints_left: int,
         attempt: int,
+        omit: frozenset[str] = NO_FIELDS,
     ) -> Results | EmbedrouteError | NotCalled:
         """Make one attempt for a chunk, as soon as few enough calls of its request are under way."""
         async with cast("CapacityLimiter", dispatch.context.slots):
@@ -475,8 +585,14 @@ class Dispatcher:
                 if len(chunks) > 1:
                     message = "A chunk of this size was refused while this one waited."
                     return BatchTooLarge(message)
-            trying = self._begin(dispatch, candidate, endpoints_left, attempt)
+            trying = self._begin(dispatch, candidate, endpoints_left, attempt, omit)
             return trying if isinstance(trying, NotCalled) else await trying
+
+
+def add_field(fields: frozenset[str], failure: EmbedrouteError) -> frozenset[str]:
+    """Return ``fields`` with the one that an upstream has rejected."""
+    field = failure.field if isinstance(failure, FieldRejected) else None
+    return fields if field is None else fields | {field}
 
 
 def deadline_error() -> DeadlineExceeded:

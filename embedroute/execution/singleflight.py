@@ -17,7 +17,7 @@ import msgspec
 
 from embedroute.errors import RateLimited, UpstreamError, UpstreamTimeout
 from embedroute.inputs import Input
-from embedroute.routing import CacheKey, EmbeddedInput
+from embedroute.routing import CacheKey, EmbeddedInput, may_be_caused_by_input
 from embedroute.runtime import tasks
 from embedroute.upstream_errors import BLAMES_INPUTS
 from embedroute.upstream_errors.neutral import neutral
@@ -77,7 +77,8 @@ class InFlight(msgspec.Struct, eq=False):
         """
         if self.error is None or self.sharing_key != sharing_key:
             return None
-        if isinstance(self.error, BLAMES_INPUTS) and not self.group.keys() <= requested:
+        by_input = isinstance(self.error, BLAMES_INPUTS) or may_be_caused_by_input(self.error)
+        if by_input and not self.group.keys() <= requested:
             return None
         return neutral(self.error)
 

@@ -9,6 +9,7 @@ from embedroute.routing.cache_keys import PIECE, CacheKey, make_key_prefix, pref
 from embedroute.routing.expected_latency import FIRST, PER_INPUT, REMEMBERED, SHORTEST, UsualLatency
 from embedroute.routing.filters import Dropped, Parameters, can_truncate, supports_dimensions
 from embedroute.routing.health import (
+    NO_FIELDS,
     SAMPLES,
     SHORTEST_COOLDOWN,
     SUSPECTS,
@@ -45,7 +46,6 @@ from embedroute.routing.retry import (
     RetryDecision,
     RetryPolicy,
     decide_next,
-    decide_without_retry,
     error_to_report,
     limited,
     may_be_caused_by_input,
@@ -62,6 +62,7 @@ __all__ = [
     "GROWS_EVERY",
     "LEAST",
     "MOST",
+    "NO_FIELDS",
     "PER_INPUT",
     "PIECE",
     "PROBING",
@@ -98,7 +99,6 @@ __all__ = [
     "count_bytes",
     "cut",
     "decide_next",
-    "decide_without_retry",
     "draw_weights",
     "error_to_report",
     "halves",

@@ -124,10 +124,10 @@ class CircuitBreaker:
         self._failures += counts
         self._own_failures += counts and not by_input
         most = self._policy.failures
-        if self._own_failures >= most or (self._probing and not by_input):
+        if by_input:
+            self.suspected = self.suspected or self._probing or self._failures >= most
+        elif self._probing or self._own_failures >= most:
             self._open_after_failures(now)
-        elif self._probing or self._failures >= most:
-            self.suspected = True
 
     def record_rejection(
         self, permit: int, now: float, refusal: UpstreamError | None, cooldown: float
@@ -149,14 +149,14 @@ class CircuitBreaker:
     def confirm(self, now: float) -> None:
         """Open: the endpoint has failed for the gateway's own text as well."""
         refusal = self._suspected_refusal
-        if self.suspected and refusal is not None:
+        if refusal is not None:
             self._open(now + self._policy.rejection_cooldown, neutral(refusal))
-        elif self.suspected:
+        elif self.suspected or self._cooldowns == 0:
             self._open_after_failures(now)
 
     def clear(self) -> None:
         """Reset: the endpoint has embedded the gateway's own text."""
-        if self.suspected:
+        if self.suspected or self._cooldowns == 0:
             self._reset()
 
     def withdraw(self) -> None:
@@ -183,6 +183,8 @@ class CircuitBreaker:
         self.open_until = until
         self.refusal = refusal
         self._cooldowns += 1
+        self._failures = 0
+        self._own_failures = 0
         self._forget_suspicion()
         self._next_epoch()
 
@@ -209,6 +211,9 @@ SIGNIFICANT: Final = 30.0
 """Seconds for which a failed endpoint is tried after the others (as in OpenRouter's default)."""
 SUSPECTS: Final = 8
 """Failed calls whose inputs are remembered, until a call succeeds."""
+OMITTED_FOR: Final = 600.0
+"""Seconds for which a rejected field is left out."""
+NO_FIELDS: Final[frozenset[str]] = frozenset()
 PATIENCE: Final = 5.0
 """Seconds after which a call without a response counts against any endpoint."""
 SHORTEST_COOLDOWN: Final = 1.0
@@ -234,7 +239,6 @@ class EndpointHealth:
     cannot be mistaken for the probe that ends the outage (see ``CircuitBreaker``). A late outcome
     still updates the latency, the time of the last failure, and the cool-down of a 429.
 
-    ``omitted`` are the fields that the endpoint has refused although only the gateway had set them.
     ``last_answer`` is when it last embedded something.
     """
 
@@ -243,7 +247,7 @@ class EndpointHealth:
         self.limited_until = 0.0
         self.last_answer = float("-inf")
         self.learned: dict[Measure, LearnedCap] = {}
-        self.omitted: frozenset[str] = frozenset()
+        self._omitted: dict[str, float] = {}
         self._policy = policy
         self._breaker = CircuitBreaker(policy)
         self._last_failure = float("-inf")
@@ -336,11 +340,26 @@ class EndpointHealth:
         A request with a short deadline says nothing about the endpoint, so the timeout counts only
         from the usual 99th percentile, or from ``PATIENCE`` seconds.
         """
-        usual = self.latency(99, now)
-        if seconds >= min(PATIENCE, PATIENCE if usual is None else usual):
+        if self.usually_answers_within(seconds, now):
             self.record_failure(permit, now)
         else:
             self.release(permit)
+
+    def usually_answers_within(self, seconds: float, now: float) -> bool:
+        """Return whether a call that had ``seconds`` should have been answered."""
+        usual = self.latency(99, now)
+        return seconds >= min(PATIENCE, PATIENCE if usual is None else usual)
+
+    def omitted(self, now: float) -> frozenset[str]:
+        """Return the fields to leave out: the endpoint rejects them, and only the gateway set them."""
+        if not self._omitted:
+            return NO_FIELDS
+        self._omitted = {name: end for name, end in self._omitted.items() if end > now}
+        return frozenset(self._omitted)
+
+    def learn_omitted(self, fields: Collection[str], now: float) -> None:
+        """Record that a call was answered without ``fields`` after one with them was rejected."""
+        self._omitted.update(dict.fromkeys(fields, now + OMITTED_FOR))
 
     def record_unexplained_rejection(
         self, permit: int, now: float, work: Collection[Hashable], refusal: UpstreamError

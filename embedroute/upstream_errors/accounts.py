@@ -42,6 +42,16 @@ _PAYMENT: Final = re.compile(
 )
 
 
+_OWN_PAYMENT: Final = re.compile(
+    r"\b(insufficient|no|not enough) (credits?|funds)\b|\bpayment method\b"
+    r"|\b(insufficient|low|no|account) balance|\bbalance (is|was|has)\b|\barrears\b|\boverdue\b"
+    r"|\bbilling\b|\b(your|free) quota|\bquota (has been |is |was )?(exceeded|exhausted|used up)"
+    r"|\baccount is not active|\bfree tier|余额不足|欠费|充值",
+    re.IGNORECASE,
+)
+"""Words of payment that are about the account itself."""
+
+
 def find_spent_words(status: int, message: str, wait: float | None) -> str | None:
     """Return the words by which a message says that the account is spent, or None.
 
@@ -56,7 +66,8 @@ def find_spent_words(status: int, message: str, wait: float | None) -> str | Non
         return match[0]
     if (wait is not None and wait <= LONGEST_RETRY_AFTER) or _RATE.search(text):
         return None
-    match = _PAYMENT.search(text)
+    # A 403 may be about the content of an input, which may concern money too.
+    match = (_OWN_PAYMENT if status == 403 else _PAYMENT).search(text)
     return match and match[0]
 
 

@@ -540,10 +540,10 @@ async def test_a_model_that_hangs_fails_its_own_requests_and_recovers():
         await ask(f"u{at}")
 
     assert {503, 504} == set(statuses)
-    assert set(hanging) == {item for (item,) in hangs.record.begun}
-    assert [] == hangs.record.finished
+    assert set(hanging) == {item for (item,) in hangs.record.begun[1:]}
+    assert 1 == len(hangs.record.finished)
     hangs.record.may_run.set()
-    await until_on_loop(lambda: len(hangs.record.finished) == 3)
+    await until_on_loop(lambda: len(hangs.record.finished) == 4)
     statuses.clear()
     while 200 not in statuses:
         assert len(statuses) < 1000

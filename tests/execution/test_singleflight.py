@@ -156,7 +156,7 @@ async def test_a_waiter_receives_an_error_only_if_its_own_call_would_fail_too(
 
 async def test_each_waiter_gets_its_own_neutral_copy_of_the_error():
     failure = UpstreamUnavailable(
-        "The upstream answered 500: cannot embed 'a secret'", param="a secret", upstream_status=500
+        "The upstream answered 503: cannot embed 'a secret'", param="a secret", upstream_status=503
     )
     failure.provider, failure.matched_text = "up", "a secret"
     failure.__cause__ = ValueError("a secret")
@@ -167,7 +167,7 @@ async def test_each_waiter_gets_its_own_neutral_copy_of_the_error():
     assert got["one"] is not got["other"]
     for told in got.values():
         assert "The provider up failed. Send the request again later." == told.message
-        assert (500, "up", None, "") == (
+        assert (503, "up", None, "") == (
             told.upstream_status,
             told.provider,
             told.param,

@@ -381,13 +381,42 @@ def test_a_repeated_failing_input_does_not_move_its_endpoint_back():
     assert (True, False) == (health.failing(29.0), health.failing(41.0))
 
 
-def test_a_failed_probe_opens_the_breaker_whatever_its_input():
+def test_a_failed_probe_opens_the_breaker_unless_its_input_may_be_the_cause():
     health = opened()
-    health.record_error(health.acquire(6.0), 6.0, DOWN, ["a"])
+    health.record_error(health.acquire(6.0), 6.0, DEAD, ["a"])
     now = health.available_at(6.0)
+    assert now > 6.0
     health.record_error(health.acquire(now), now, DOWN, ["a"])
 
+    assert (True, 0) == (health.suspected, health.acquire(now))
+    health.confirm(now)
     assert State.OPEN is health.state(now)
+
+
+def test_bad_inputs_after_an_outage_do_not_open_the_breaker_again():
+    health = opened()
+    for now in (6.0, 7.0, 8.0):
+        health.record_error(health.acquire(now), now, DOWN, [now])
+        health.clear(now)
+
+        assert State.CLOSED is health.state(now)
+
+
+def test_a_failed_harmless_text_opens_the_breaker_also_without_a_suspicion():
+    health = EndpointHealth(THREE_OPEN)
+    health.confirm(0.0)
+
+    assert (State.OPEN, 5.0) == (health.state(0.0), health.available_at(0.0))
+
+
+def test_rejected_fields_are_left_out_for_a_while():
+    health = EndpointHealth(POLICY)
+    health.learn_omitted({"user"}, 0.0)
+    health.learn_omitted({"encoding_format"}, 300.0)
+
+    assert {"user", "encoding_format"} == health.omitted(599.0)
+    assert {"encoding_format"} == health.omitted(600.0)
+    assert not health.omitted(900.0)
 
 
 @pytest.mark.parametrize("kind", [Rejected, RejectedByPage])
@@ -426,9 +455,9 @@ def test_two_different_rejected_inputs_in_a_row_make_an_endpoint_suspected(
         health.available_at(0.0),
         health.failing(0.0),
     )
-    health.confirm(0.0)
-    assert (30.0 if suspected else 0.0) == health.available_at(0.0)
     if suspected:
+        health.confirm(0.0)
+        assert 30.0 == health.available_at(0.0)
         error = health.unavailable_error(0.0)
         assert (kind, True) == (type(error), error.is_neutral)
 
