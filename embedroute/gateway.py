@@ -95,7 +95,7 @@ class Gateway:
 
         ``http_client`` replaces the client of the httpx2 transport; the caller closes it.
         ``transport`` is called once per event loop to make the transport, instead of the
-        config's ``transport``.
+        config's ``transport``. ``environ`` holds the variables of all secrets ``env:NAME``.
 
         Raises:
             ConfigError: the config has mistakes, one line each.

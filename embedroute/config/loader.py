@@ -4,7 +4,6 @@ This is phase 1: tables become structs, and mistakes are collected with their lo
 in ``embedroute.bootstrap``.
 """
 
-import os
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from embedroute.config.models import Endpoint, Model, Provider
 from embedroute.config.settings import ApiKey, CacheSettings, Settings
 from embedroute.config.validation import (
     ALL_READ,
+    SecretReference,
     TablePath,
     UnknownFields,
     as_table,
@@ -51,8 +51,11 @@ class ConfigReader:
     its table can be checked.
     """
 
-    def __init__(self, environ: Mapping[str, str]) -> None:
-        """Read secrets from ``environ`` and from the files that the config names."""
+    def __init__(self, environ: Mapping[str, str] | None) -> None:
+        """Read secrets from ``environ`` and from the files that the config names.
+
+        Without an ``environ``, secrets of the form ``env:NAME`` are left to a later reader.
+        """
         self.environ = environ
         self.mistakes: list[str] = []
         self.unread: set[TablePath] = set()
@@ -141,6 +144,8 @@ class ConfigReader:
             path = ("keys", name)
             if path in self.unread or (*path, "key") in self.unread:
                 continue
+            if isinstance(api_key.key, SecretReference):
+                continue
             if not _API_KEY.fullmatch(text):
                 self.add(path, "key must be 1 to 256 visible ASCII characters")
             elif (owner := owners.setdefault(text, name)) != name:
@@ -178,6 +183,8 @@ KEY_REQUIRED: Final = (
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """The gateway configuration; tables may be passed as structs or as plain dicts.
 
+    A secret ``env:NAME`` is read when a gateway is made, from the ``environ`` of that gateway.
+
     Raises:
         ConfigError: a table is invalid; the error has one line per mistake.
     """
@@ -190,7 +197,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Validate all tables and convert plain dicts to structs."""
-        reader = ConfigReader(os.environ)
+        reader = ConfigReader(None)
         _assign(self, reader.tables(msgspec.structs.asdict(self)))
         if reader.mistakes:
             raise ConfigError(reader.mistakes)
@@ -210,6 +217,14 @@ class PartialConfig(msgspec.Struct, frozen=True):
     config: Config
     mistakes: list[str] = []
     unread: UnknownFields = ALL_READ
+
+
+def read_secrets(config: Config, environ: Mapping[str, str]) -> PartialConfig:
+    """Read the secrets of a config made in Python that are in ``environ``, and check them."""
+    reader = ConfigReader(environ)
+    complete = Config()
+    _assign(complete, reader.tables(msgspec.structs.asdict(config)))
+    return PartialConfig(complete, reader.mistakes, UnknownFields(frozenset(reader.unread)))
 
 
 def read_config(text: str, environ: Mapping[str, str]) -> PartialConfig:
