@@ -12,6 +12,7 @@ from embedroute.errors import (
     EmbedrouteError,
     FieldRejected,
     RateLimited,
+    RequestError,
     UpstreamError,
     UpstreamTimeout,
 )
@@ -334,7 +335,9 @@ class AttemptRunner:
         began: float,
     ) -> None:
         """Write the outcome of an attempt into the trace and the log."""
-        if failure is not None:
+        if isinstance(failure, RequestError):
+            trace.attempts -= 1  # the backend could not build a request, so nothing was sent
+        elif failure is not None:
             trace.failures = (
                 *trace.failures,
                 (candidate.provider, getattr(failure, "upstream_status", None)),
