@@ -23,7 +23,6 @@ from embedroute.protocol.large_body import (
     restore_strings,
 )
 from embedroute.protocol.requests import (
-    GOOGLE_TASKS,
     NEUTRAL,
     NO_PREFERENCES,
     SPELLINGS,
@@ -218,8 +217,6 @@ def _make_embedding_request(
     provider = request.provider
     if isinstance(provider, Preferences):
         _refuse_duplicate_names(provider)
-    if request.dimensions and options is not NO_OPTIONS:
-        _refuse_other_sizes(request.dimensions, options)
     input_type = request.input_type
     return EmbeddingRequest(
         model=request.model,
@@ -227,7 +224,7 @@ def _make_embedding_request(
         kind=kind,
         base64=request.encoding_format == "base64",
         dimensions=request.dimensions or None,
-        input_type=None if input_type is None else _parse_input_type(input_type, options),
+        input_type=None if input_type is None else _parse_input_type(input_type),
         user=request.user,
         provider=provider if isinstance(provider, str) else None,
         preferences=provider if isinstance(provider, Preferences) else NO_PREFERENCES,
@@ -251,21 +248,7 @@ def _select_input(request: CreateEmbeddingRequest) -> tuple[WireInput, str]:
     return wire_input, "inputs" if request.input is None else "input"
 
 
-def _refuse_other_sizes(dimensions: int, options: EmbeddingOptions) -> None:
-    by_option = {
-        "embedding_options.google.output_dimensionality": options.google
-        and options.google.output_dimensionality,
-        "embedding_options.mistral.output_dimension": options.mistral
-        and options.mistral.output_dimension,
-    }
-    for param, value in by_option.items():
-        if value and value != dimensions:
-            raise InvalidRequest(
-                f"'{param}' contradicts 'dimensions'. Send one of them.", param=param
-            )
-
-
-def _parse_input_type(spelling: str, options: EmbeddingOptions) -> str:
+def _parse_input_type(spelling: str) -> str:
     neutral = NEUTRAL.get(spelling.lower())
     if neutral is None:
         known = ", ".join(SPELLINGS)
@@ -274,27 +257,18 @@ def _parse_input_type(spelling: str, options: EmbeddingOptions) -> str:
             f"Use one of {known}, or a vendor's spelling of it.",
             param="input_type",
         )
-    _refuse_other_task(neutral, options)
     return neutral
-
-
-def _refuse_other_task(neutral: str, options: EmbeddingOptions) -> None:
-    task = options.google and options.google.task_type
-    if task and GOOGLE_TASKS[task] not in (None, neutral):
-        param = "embedding_options.google.task_type"
-        raise InvalidRequest(f"'{param}' contradicts 'input_type'. Send one of them.", param=param)
 
 
 def with_input_type(parsed: EmbeddingRequest, neutral: str) -> EmbeddingRequest:
     """Set the input type from the suffix of the model name.
 
     Raises:
-        InvalidRequest: ``input_type`` or a vendor's option has a different value.
+        InvalidRequest: ``input_type`` has a different value.
     """
     if parsed.input_type not in (None, neutral):
         message = f"'input_type' contradicts the suffix ':{neutral}' of 'model'. Send one of them."
         raise InvalidRequest(message, param="input_type")
-    _refuse_other_task(neutral, parsed.options)
     return msgspec.structs.replace(parsed, input_type=neutral)
 
 

@@ -127,6 +127,9 @@ GoogleTask = Literal[
 ]
 
 
+Unset = Literal[""]
+
+
 class Content(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A multimodal input; its parts become one vector."""
 
@@ -142,7 +145,7 @@ class GoogleOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Options of Gemini (documented by Phaseo)."""
 
     output_dimensionality: Size | None = None
-    task_type: GoogleTask | None = None
+    task_type: GoogleTask | Unset | None = None
     title: Name | None = None
 
 
@@ -150,11 +153,11 @@ class MistralOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Options of Mistral (documented by Phaseo)."""
 
     output_dimension: Size | None = None
-    output_dtype: Dtype | None = None
+    output_dtype: Dtype | Unset | None = None
 
 
 class EmbeddingOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Options of a single upstream API, by its name."""
+    """Options of a single upstream API, by its name; an empty string counts as absent."""
 
     google: GoogleOptions | None = None
     mistral: MistralOptions | None = None

@@ -426,27 +426,6 @@ def test_null_counts_as_absent_at_every_level(path, names):
             "'embedding_options.mistral.output_dimension' must be at least 1.",
         ),
         (
-            body(
-                '"input":"a","dimensions":8,"embedding_options":{"google":{"output_dimensionality":9}}'
-            ),
-            "embedding_options.google.output_dimensionality",
-            "'embedding_options.google.output_dimensionality' contradicts 'dimensions'. Send one of them.",
-        ),
-        (
-            body(
-                '"input":"a","dimensions":8,"embedding_options":{"mistral":{"output_dimension":9}}'
-            ),
-            "embedding_options.mistral.output_dimension",
-            "'embedding_options.mistral.output_dimension' contradicts 'dimensions'. Send one of them.",
-        ),
-        (
-            body(
-                '"input":"a","input_type":"query","embedding_options":{"google":{"task_type":"CLUSTERING"}}'
-            ),
-            "embedding_options.google.task_type",
-            "'embedding_options.google.task_type' contradicts 'input_type'. Send one of them.",
-        ),
-        (
             body('"input":"a","debug":true'),
             "debug",
             "'debug' must be an object, not true or false.",
