@@ -48,9 +48,9 @@ from embedroute.execution import (
     Results,
     missing_keys,
 )
-from embedroute.inputs import Input
+from embedroute.inputs import Input, Kind, list_modalities
 from embedroute.limits import BodyBudget
-from embedroute.protocol import EmbeddingRequest, Embeddings, make_request
+from embedroute.protocol import EmbeddingRequest, Embeddings, fold_parts, make_request
 from embedroute.routing import (
     PROBING,
     BreakerPolicy,
@@ -62,6 +62,7 @@ from embedroute.routing import (
     RetryPolicy,
     Route,
     SelectionCache,
+    accepts_parts,
     assemble,
     make_plan,
     make_plan_in_steps,
@@ -190,6 +191,9 @@ class Gateway:
         Raises:
             EmbedrouteError: the error for the client.
         """
+        if context.request.kind is Kind.PARTS:
+            request = self.fold_parts(context.request, context.caller)
+            context = msgspec.structs.replace(context, request=request)
         prepared = self.selections.prepare(context.request, context.caller, context.trace)
         if prepared.fallback is None:
             return self._embed(prepared, context)
@@ -288,6 +292,19 @@ class Gateway:
         if not context.cache_policy.read:
             return plan, NOTHING
         return plan, await fairness.step_by_step(look_up_in_steps(self.cache, plan.work, prepared))
+
+    def fold_parts(self, request: EmbeddingRequest, caller: Caller) -> EmbeddingRequest:
+        """Make texts of content parts that are only texts, if no API of the model takes parts.
+
+        Raises:
+            EmbedrouteError: the caller may not use the model, or a joined text is too long.
+        """
+        if request.kind is not Kind.PARTS or "image" in list_modalities(request.inputs):
+            return request
+        candidates = self.selections.resolve(request, caller).candidates
+        if any(accepts_parts(candidate.accepts) for candidate in candidates):
+            return request
+        return fold_parts(request, self.limits)
 
     def may_debug(self, caller: Caller) -> bool:
         """Return whether a caller may see traces and upstream bodies."""

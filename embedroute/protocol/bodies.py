@@ -221,9 +221,13 @@ class PlanInputs(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True, tag_field="object", tag="plan"):
-    """How a request would be served: the response to ``?explain=1``."""
+    """How a request would be served: the response to ``?explain=1``.
+
+    ``fallback`` is the model that serves the request if every endpoint fails.
+    """
 
     model: str
+    fallback: str | None
     order: Sequence[PlanEndpoint]
     filtered: Sequence[PlanExclusion]
     cache: PlanCache

@@ -6,16 +6,21 @@ All checks that need no knowledge of models or providers are made here.
 import json
 import re
 from collections.abc import Generator, Mapping, Sequence
-from typing import Final
+from typing import Final, cast
 
 import msgspec
 
 from embedroute.errors import InvalidRequest
-from embedroute.inputs import Input, Kind, detect_kind
+from embedroute.inputs import Input, Kind, TextPart, detect_kind
 from embedroute.protocol import decode_errors
 from embedroute.protocol.coerce import Coercer
 from embedroute.protocol.decode_errors import CHOICES, FIELDS
-from embedroute.protocol.input_kinds import Limits, convert_inputs, convert_inputs_in_steps
+from embedroute.protocol.input_kinds import (
+    Limits,
+    convert_inputs,
+    convert_inputs_in_steps,
+    text_too_long,
+)
 from embedroute.protocol.large_body import (
     make_outline,
     most_marks,
@@ -223,7 +228,7 @@ def _make_embedding_request(
         inputs=inputs,
         kind=kind,
         base64=request.encoding_format == "base64",
-        dimensions=request.dimensions or None,
+        dimensions=int(request.dimensions) if request.dimensions else None,
         input_type=None if input_type is None else _parse_input_type(input_type),
         user=request.user,
         provider=provider if isinstance(provider, str) else None,
@@ -258,6 +263,21 @@ def _parse_input_type(spelling: str) -> str:
             param="input_type",
         )
     return neutral
+
+
+def fold_parts(parsed: EmbeddingRequest, limits: Limits) -> EmbeddingRequest:
+    """Join the parts of each input, which are all texts, to one text with line breaks.
+
+    Raises:
+        InvalidRequest: a joined text is longer than ``max_text_characters``.
+    """
+    texts = list[str]()
+    for position, parts in enumerate(cast("Sequence[tuple[TextPart, ...]]", parsed.inputs)):
+        text = "\n".join([part.text for part in parts])
+        if len(text) > limits.max_text_characters:
+            raise text_too_long(limits, f"input[{position}]")
+        texts.append(text)
+    return msgspec.structs.replace(parsed, inputs=texts, kind=Kind.TEXT)
 
 
 def with_input_type(parsed: EmbeddingRequest, neutral: str) -> EmbeddingRequest:

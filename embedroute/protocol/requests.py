@@ -113,7 +113,11 @@ MOST_PARTS = 32
 Dtype = Literal["float", "int8", "uint8", "binary", "ubinary"]
 LARGEST_SIZE = 2**31 - 1
 """Maximum value of ``dimensions``: every upstream can parse it as an integer."""
-Size = Annotated[int, Meta(ge=1, le=LARGEST_SIZE)]
+Size = (
+    Annotated[int, Meta(ge=1, le=LARGEST_SIZE)]
+    | Annotated[float, Meta(ge=1, le=LARGEST_SIZE, multiple_of=1)]
+)
+"""A number of dimensions; many JSON encoders write a whole number as ``1536.0``."""
 GoogleTask = Literal[
     "TASK_TYPE_UNSPECIFIED",
     "RETRIEVAL_QUERY",
@@ -195,7 +199,11 @@ class CreateEmbeddingRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=
     input: WireInput | None = None
     inputs: WireInput | None = None
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: Annotated[int, Meta(ge=0, le=LARGEST_SIZE)] | None = None
+    dimensions: (
+        Annotated[int, Meta(ge=0, le=LARGEST_SIZE)]
+        | Annotated[float, Meta(ge=0, le=LARGEST_SIZE, multiple_of=1)]
+        | None
+    ) = None
     input_type: Name | None = None
     user: Name | None = None
     provider: Name | Preferences | None = None

@@ -6,7 +6,13 @@ It may import the contracts and the foundation.
 from embedroute.routing.batch_limits import ENVELOPE, GROWS_EVERY, LEAST
 from embedroute.routing.bounded_map import MOST, BoundedMap
 from embedroute.routing.expected_latency import FIRST, PER_INPUT, REMEMBERED, SHORTEST, UsualLatency
-from embedroute.routing.filters import Dropped, Parameters, can_truncate, supports_dimensions
+from embedroute.routing.filters import (
+    Dropped,
+    Parameters,
+    accepts_parts,
+    can_truncate,
+    supports_dimensions,
+)
 from embedroute.routing.health import (
     SAMPLES,
     SHORTEST_COOLDOWN,
@@ -98,6 +104,7 @@ __all__ = [
     "SelectionContext",
     "State",
     "UsualLatency",
+    "accepts_parts",
     "amount",
     "assemble",
     "build_registry",

@@ -264,8 +264,12 @@ def _accepts_kind(accepts: Accepts, kind: Kind, modalities: frozenset[str]) -> b
         return accepts.texts
     if kind is Kind.TOKENS:
         return accepts.tokens
-    # Only multimodal APIs accept content parts; a text API does not accept even text parts.
-    return len(accepts.modalities) > 1 and modalities <= set(accepts.modalities)
+    return accepts_parts(accepts) and modalities <= set(accepts.modalities)
+
+
+def accepts_parts(accepts: Accepts) -> bool:
+    """Return whether an API takes content parts; a text API does not take even text parts."""
+    return len(accepts.modalities) > 1
 
 
 def _is_remote(part: object) -> bool:

@@ -60,6 +60,8 @@ def list_options(request: EmbeddingRequest) -> list[Option]:
             continue
         for field, parameter in effects.items():
             value = getattr(fields, field)
+            if isinstance(value, float):
+                value = int(value)
             if value not in _ABSENT:
                 options.append(Option(namespace, field, parameter, value))
     return options

@@ -380,7 +380,7 @@ def test_require_parameters_rejects_a_title_without_the_task_for_documents():
             Parameters(width=1024, title="t", input_type="document", namespaces=("google",)),
         ),
         (
-            mistral(output_dimension=256),
+            mistral(output_dimension=256.0),
             MISTRAL,
             Parameters(width=256, dimensions=256, namespaces=("mistral",)),
         ),
