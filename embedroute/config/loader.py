@@ -24,6 +24,7 @@ from embedroute.config.validation import (
     convert_fields,
     written,
 )
+from embedroute.config.vector_fields import changes_vectors
 from embedroute.errors import ConfigError
 from embedroute.text import closest, did_you_mean
 
@@ -74,6 +75,7 @@ class ConfigReader:
             "models": self.read_tables("models", config["models"], self.model),
         }
         self.check_media_domains(tables["gateway"].media_domains)
+        self.check_unknown_fields(tables["gateway"].unknown_fields)
         self.check_keys(tables["keys"])
         return tables
 
@@ -150,6 +152,16 @@ class ConfigReader:
                 self.add(path, "key must be 1 to 256 visible ASCII characters")
             elif (owner := owners.setdefault(text, name)) != name:
                 self.add(path, f'key is the same as that of "{owner}"')
+
+    def check_unknown_fields(self, names: str | Sequence[str]) -> None:
+        """Record the names of fields that a client sends to change the vectors."""
+        for name in () if isinstance(names, str) else names:
+            if changes_vectors(name):
+                self.add(
+                    ("gateway",),
+                    f'unknown_fields: "{name}" changes the vectors at some APIs, so a request with '
+                    "it must not get other vectors. Remove it from the list.",
+                )
 
     def check_media_domains(self, names: Sequence[str]) -> None:
         """Record the names that cannot be the host of a URL."""
@@ -296,10 +308,18 @@ def environment_config(environ: Mapping[str, str], *, local: bool) -> Config:
 
 def _options_from(names: Mapping[str, list[str]], variables: Mapping[str, str]) -> dict[str, str]:
     """Return a provider's options from the environment, or ``{}`` if there is no API key."""
-    options: dict[str, str] = {}
-    for option, candidates in names.items():
-        for name in candidates:
-            if variables.get(name):
-                options[option] = variables[name]
-                break
+    options = {
+        option: value
+        for option, candidates in names.items()
+        if (value := _first_value(candidates, variables))
+    }
     return options if options.get("api_key") else {}
+
+
+def _first_value(candidates: Sequence[str], variables: Mapping[str, str]) -> str | None:
+    """Return the value of the first variable that is set; in ``NAME/path``, with the path."""
+    for candidate in candidates:
+        name, _, path = candidate.partition("/")
+        if value := variables.get(name):
+            return f"{value.rstrip('/')}/{path}" if path else value
+    return None

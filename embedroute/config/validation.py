@@ -242,7 +242,10 @@ def _describe(error: msgspec.ValidationError) -> str:
 
 def _choices(error: msgspec.ValidationError, type_: object) -> str:
     literals = _literals(type_) if str(error).startswith("Invalid enum value") else ()
-    return f"; use {', '.join(literals)}" if literals else ""
+    if not literals:
+        return ""
+    takes_list = any(get_origin(member) is list for member in _union_members(type_))
+    return f"; use {', '.join(literals)}{' or a list of names' if takes_list else ''}"
 
 
 def _literals(type_: object) -> Sequence[str]:

@@ -107,6 +107,8 @@ def decode_at_once(body: bytes, limits: Limits) -> EmbeddingRequest:
     colons = body.count(b":") - len(values) + values.count(None)
     if colons:
         decode_errors.refuse_duplicate_keys(body, colons, _texts(request))
+    if limits.ignored_fields:
+        decode_errors.refuse_unknown_fields(body, limits.ignored_fields)
     wire_input, field = _select_input(request)
     inputs, kind = convert_inputs(wire_input, limits, field)
     return _make_embedding_request(request, inputs, kind)
@@ -139,6 +141,8 @@ def decode_in_steps(body: bytes, limits: Limits) -> Generator[None, None, Embedd
         raise InvalidRequest(_POSITION.sub("", error.message), param=error.param) from None
     yield
     yield from refuse_duplicate_members(outline, request, limits)
+    if limits.ignored_fields:
+        decode_errors.refuse_unknown_fields(outline.json, limits.ignored_fields)
     request = yield from restore_strings(request, body, outline, limits)
     yield
     wire_input, field = _select_input(request)
@@ -148,7 +152,7 @@ def decode_in_steps(body: bytes, limits: Limits) -> Generator[None, None, Embedd
 
 def _decode_json(body: bytes, limits: Limits) -> CreateEmbeddingRequest:
     try:
-        return (_LENIENT if limits.ignore_unknown else _STRICT).decode(body)
+        return (_LENIENT if limits.ignored_fields else _STRICT).decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise _explain(error, body) from None
     except RecursionError:

@@ -7,7 +7,7 @@ An explanation names the field that is wrong and says what it must be.
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Final, NoReturn, cast, get_args
 
@@ -294,6 +294,19 @@ def _list_types(types: str) -> str:
 def _refuse(param: str, demand: str) -> InvalidRequest:
     param = param[:LONGEST_ECHO]
     return InvalidRequest(f"{echo(param)} {demand}", param=param)
+
+
+def refuse_unknown_fields(body: bytes, ignored: Collection[str]) -> None:
+    """Refuse a valid body that has other top-level fields than known ones and ``ignored``.
+
+    Raises:
+        InvalidRequest: the body has such a field.
+    """
+    fields = {"": (*FIELDS[""], *ignored)}
+    present = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    unknown = [name for name in present if name not in fields[""]]
+    if unknown:
+        raise _unknown_keys(present, "", unknown[0], fields)
 
 
 def _unknown_keys(

@@ -214,7 +214,7 @@ class CreateEmbeddingRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=
 class LenientRequest(
     CreateEmbeddingRequest, frozen=True, forbid_unknown_fields=False, kw_only=True
 ):
-    """The body if ``unknown_fields = "ignore"``: unknown top-level fields are skipped."""
+    """The body if ``unknown_fields`` lists names: unknown top-level fields are checked later."""
 
 
 SPELLINGS: Final[Mapping[str, tuple[str, ...]]] = {

@@ -459,10 +459,27 @@ def test_names_an_invalid_value_and_what_it_must_be(text, param, message):
     assert refusal(text) == (param, message)
 
 
-def test_skips_unknown_fields_if_configured():
-    job = decode(body('"input":"a","dimension":8,"x":{"y":[1]}'), Limits(ignore_unknown=True))
+IGNORED = Limits(ignored_fields=frozenset({"x", "trace id"}))
+
+
+def test_skips_listed_unknown_fields():
+    job = decode(body('"input":"a","trace id":8,"x":{"y":[1]}'), IGNORED)
 
     assert (list(job.inputs), job.dimensions) == (["a"], None)
+
+
+@pytest.mark.parametrize("padding", ["", ',"x":"' + "é" * 20_000 + '"'])
+def test_names_unknown_fields_that_are_not_listed(padding):
+    with pytest.raises(InvalidRequest) as caught:
+        decode(
+            body(f'"input":"a","x":1,"dimension":8,"odd":[{{}}]{padding}'.replace('"x":1,', "")),
+            IGNORED,
+        )
+
+    assert "dimension" == caught.value.param
+    assert (
+        "Unknown fields: 'dimension' (did you mean \"dimensions\"?), 'odd'" in caught.value.message
+    )
 
 
 @pytest.mark.parametrize(
@@ -693,7 +710,7 @@ def test_decodes_or_refuses_any_json_document(document, lenient, ascii_only):
     """The only exception is ``InvalidRequest``, and it can be encoded as JSON."""
     text = json.dumps({"model": "m", "input": "a", **document}, ensure_ascii=ascii_only)
     try:
-        decode(text, Limits(ignore_unknown=lenient))
+        decode(text, Limits(ignored_fields=frozenset({"x", "y"} if lenient else ())))
     except InvalidRequest as refused:
         (refused.message + (refused.param or "")).encode()
 
@@ -707,7 +724,7 @@ def test_decodes_or_refuses_any_json_document(document, lenient, ascii_only):
 def test_decodes_or_refuses_any_bytes(content):
     for lenient in (False, True):
         try:
-            decode_request(content, Limits(ignore_unknown=lenient))
+            decode_request(content, Limits(ignored_fields=frozenset({"x", "y"} if lenient else ())))
         except InvalidRequest as refused:
             (refused.message + (refused.param or "")).encode()
 
