@@ -42,9 +42,12 @@ class PhaseoUsage(Usage, frozen=True, kw_only=True, gc=False):
 
 
 class OpenRouterUsage(Usage, frozen=True, kw_only=True, gc=False):
-    """The number of tokens of all inputs, in total and by modality, and the cost in USD."""
+    """The number of tokens of all inputs, in total and by modality, and the cost in USD.
 
-    cost: float
+    ``cost`` is absent if the price is unknown.
+    """
+
+    cost: float | UnsetType = UNSET
     prompt_tokens_details: Mapping[str, int] | UnsetType = UNSET
 
 

@@ -162,6 +162,19 @@ def _filter_by_preferences(
             endpoints.apply(name, predicate, reason)
 
 
+def permitted_endpoints(
+    route: Route, caller: Caller, context: SelectionContext
+) -> Sequence[ResolvedEndpoint]:
+    """Return the endpoints of a route that the lists of the caller and the gateway permit."""
+    only = [names for names in (caller.only, context.only) if names]
+    ignored = (*caller.ignore, *context.ignore)
+    return [
+        candidate
+        for candidate in route.candidates
+        if all(_is_named(candidate, names) for names in only) and not _is_named(candidate, ignored)
+    ]
+
+
 def _is_named(candidate: ResolvedEndpoint, names: Iterable[str]) -> bool:
     return any(candidate.named(name) for name in names)
 

@@ -106,11 +106,12 @@ def _forecast(
             images=images_in(items),
         )
         yield
+    cost = usage.cost if "prompt" in endpoint.prices else None
     return bodies.PlanEndpoint(
         provider=endpoint.provider,
         model=endpoint.model,
         price=_format_prices(endpoint),
         chunks=[len(chunk) for chunk in chunks],
-        cost=format_price(usage.cost) if "prompt" in endpoint.prices else None,
+        cost=None if cost is None else format_price(cost),
         rests_for=round(health.available_at(now) - now, 3),
     )
