@@ -61,8 +61,15 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
             trace.add_event(
                 "select", "dropped parameter", {"value": user}, parameter="user", endpoint=name
             )
+        prices = [
+            {kind: f"{price:f}" for kind, price in candidate.prices.items()}
+            for candidate in self.candidates
+        ]
         trace.add_event(
-            "select", "ordered", endpoints=[candidate.name for candidate in self.candidates]
+            "select",
+            "ordered",
+            {"prices": prices},
+            endpoints=[candidate.name for candidate in self.candidates],
         )
 
 
