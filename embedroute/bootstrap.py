@@ -29,6 +29,7 @@ from embedroute.config import (
     environment_config,
     known_providers,
     read_config,
+    read_secrets,
 )
 from embedroute.errors import ConfigError, InternalError
 from embedroute.execution import (
@@ -110,7 +111,7 @@ def assembled(config: Config, environ: Mapping[str, str]) -> GatewayParts:
     Raises:
         ConfigError: the config has mistakes; one line for each, with its place.
     """
-    return _resolve(PartialConfig(config), environ)
+    return _resolve(read_secrets(config, environ), environ)
 
 
 def _resolve(draft: PartialConfig, environ: Mapping[str, str]) -> GatewayParts:

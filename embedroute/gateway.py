@@ -49,9 +49,9 @@ from embedroute.execution import (
     Results,
     missing_keys,
 )
-from embedroute.inputs import Input
+from embedroute.inputs import Input, Kind, list_modalities
 from embedroute.limits import BodyBudget
-from embedroute.protocol import EmbeddingRequest, Embeddings, make_request
+from embedroute.protocol import EmbeddingRequest, Embeddings, fold_parts, make_request
 from embedroute.routing import (
     PROBING,
     BreakerPolicy,
@@ -63,6 +63,7 @@ from embedroute.routing import (
     RetryPolicy,
     Route,
     SelectionCache,
+    accepts_parts,
     assemble,
     make_plan,
     make_plan_in_steps,
@@ -96,7 +97,7 @@ class Gateway:
 
         ``http_client`` replaces the client of the httpx2 transport; the caller closes it.
         ``transport`` is called once per event loop to make the transport, instead of the
-        config's ``transport``.
+        config's ``transport``. ``environ`` holds the variables of all secrets ``env:NAME``.
 
         Raises:
             ConfigError: the config has mistakes, one line each.
@@ -166,7 +167,7 @@ class Gateway:
         """Embed ``input`` in process. The result's ``vectors`` are an (n, d) array of float32.
 
         The fields of ``POST /v1/embeddings``, from ``model`` to ``debug``, follow the same rules as
-        there; ``encoding_format`` has no effect here. A decoded request is embedded as it is; they are then ignored.
+        there; ``encoding_format`` has no effect here. They are ignored for a decoded request.
 
         Raises:
             EmbedrouteError: the error that an HTTP client would get, with ``status``, ``type``,
@@ -209,6 +210,9 @@ class Gateway:
         Raises:
             EmbedrouteError: the error for the client.
         """
+        if context.request.kind is Kind.PARTS:
+            request = self.fold_parts(context.request, context.caller)
+            context = msgspec.structs.replace(context, request=request)
         prepared = self.selections.prepare(context.request, context.caller, context.trace)
         if prepared.fallback is None:
             return self._embed(prepared, context)
@@ -308,6 +312,19 @@ class Gateway:
         if not context.cache_policy.read:
             return plan, NOTHING
         return plan, await fairness.step_by_step(look_up_in_steps(self.cache, plan.work, prepared))
+
+    def fold_parts(self, request: EmbeddingRequest, caller: Caller) -> EmbeddingRequest:
+        """Make texts of content parts that are only texts, if no API of the model takes parts.
+
+        Raises:
+            EmbedrouteError: the caller may not use the model, or a joined text is too long.
+        """
+        if request.kind is not Kind.PARTS or "image" in list_modalities(request.inputs):
+            return request
+        candidates = self.selections.resolve(request, caller).candidates
+        if any(accepts_parts(candidate.accepts) for candidate in candidates):
+            return request
+        return fold_parts(request, self.limits)
 
     def may_debug(self, caller: Caller) -> bool:
         """Return whether a caller may see traces and upstream bodies."""

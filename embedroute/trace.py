@@ -84,8 +84,10 @@ class RequestTrace(msgspec.Struct, eq=False):
         return dict.fromkeys([*(provider for provider, _ in self.failures), *self.providers])
 
     @property
-    def cost(self) -> Decimal:
-        """USD spent upstream, by token, image and call; an unknown price counts as 0."""
+    def cost(self) -> Decimal | None:
+        """USD spent upstream, by token, image and call; None if the price of a call is unknown."""
+        if any("prompt" not in prices for prices, _, _ in self.bills):
+            return None
         return sum(
             (_billed(prices, tokens, images) for prices, tokens, images in self.bills), Decimal(0)
         )

@@ -26,7 +26,7 @@ from embedroute.backend import (
 from embedroute.backends._json_scan import split_vectors, texts_to_array
 from embedroute.backends._openai_response import first_count
 from embedroute.backends._validation import check_base_url, check_values
-from embedroute.errors import InvalidUpstreamResponse, UpstreamRejectedInput
+from embedroute.errors import InvalidRequest, InvalidUpstreamResponse
 from embedroute.inputs import Part, TextPart
 
 TASKS: Final[Mapping[str, tuple[str, str]]] = {
@@ -99,16 +99,10 @@ class Gemini(HTTPBackend, frozen=True, kw_only=True):
         """Build one request per input. The key goes in a header, because URLs are logged.
 
         Raises:
-            UpstreamRejectedInput: ``title`` is set for another input type than ``document``, an
-                input without text needs a prefix, or an image is not a base64 ``data:`` URL.
+            InvalidRequest: an input without text needs a prefix, or an image is not a base64
+                ``data:`` URL.
         """
-        title = batch.options.get("title")
-        if title is not None and batch.input_type != "document":
-            raise UpstreamRejectedInput(
-                "'title' is allowed only with the task type RETRIEVAL_DOCUMENT. "
-                "Set that task type, or omit 'title'.",
-                param="embedding_options.google.title",
-            )
+        title = batch.options.get("title") if batch.input_type == "document" else None
         name = batch.model.removeprefix("models/")
         build_content = _content_with_prefix if SECOND in name else _content_with_task_type
         settings = {"outputDimensionality": batch.dimensions} if batch.dimensions else {}
@@ -175,7 +169,7 @@ def _content_with_prefix(
         text_indexes = (index for index, part in enumerate(parts) if isinstance(part, TextPart))
         first = next(text_indexes, None)
         if first is None:
-            raise UpstreamRejectedInput(
+            raise InvalidRequest(
                 "This model takes 'input_type' as a prefix of a text. "
                 "Add a text part to each image, or omit 'input_type'.",
                 param="input_type",
@@ -189,7 +183,7 @@ def _encode_part(part: Part) -> dict[str, object]:
         return {"text": part.text}
     media_type, comma, payload = part.image_url.url.removeprefix("data:").partition(";base64,")
     if not comma:
-        raise UpstreamRejectedInput(
+        raise InvalidRequest(
             "This model accepts images only as base64 'data:' URLs.", param="input"
         )
     return {"inline_data": {"mime_type": media_type, "data": payload}}

@@ -14,6 +14,7 @@ from embedroute.config.loader import (
     PartialConfig,
     environment_config,
     read_config,
+    read_secrets,
 )
 from embedroute.config.models import (
     Endpoint,
@@ -59,4 +60,5 @@ __all__ = [
     "known_providers",
     "quoted",
     "read_config",
+    "read_secrets",
 ]

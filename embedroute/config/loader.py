@@ -4,7 +4,6 @@ This is phase 1: tables become structs, and mistakes are collected with their lo
 in ``embedroute.bootstrap``.
 """
 
-import os
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,12 +17,14 @@ from embedroute.config.models import Endpoint, Model, Provider
 from embedroute.config.settings import ApiKey, CacheSettings, Settings
 from embedroute.config.validation import (
     ALL_READ,
+    SecretReference,
     TablePath,
     UnknownFields,
     as_table,
     convert_fields,
     written,
 )
+from embedroute.config.vector_fields import changes_vectors
 from embedroute.errors import ConfigError
 from embedroute.text import closest, did_you_mean
 
@@ -51,8 +52,11 @@ class ConfigReader:
     its table can be checked.
     """
 
-    def __init__(self, environ: Mapping[str, str]) -> None:
-        """Read secrets from ``environ`` and from the files that the config names."""
+    def __init__(self, environ: Mapping[str, str] | None) -> None:
+        """Read secrets from ``environ`` and from the files that the config names.
+
+        Without an ``environ``, secrets of the form ``env:NAME`` are left to a later reader.
+        """
         self.environ = environ
         self.mistakes: list[str] = []
         self.unread: set[TablePath] = set()
@@ -71,6 +75,7 @@ class ConfigReader:
             "models": self.read_tables("models", config["models"], self.model),
         }
         self.check_media_domains(tables["gateway"].media_domains)
+        self.check_unknown_fields(tables["gateway"].unknown_fields)
         self.check_keys(tables["keys"])
         return tables
 
@@ -141,10 +146,22 @@ class ConfigReader:
             path = ("keys", name)
             if path in self.unread or (*path, "key") in self.unread:
                 continue
+            if isinstance(api_key.key, SecretReference):
+                continue
             if not _API_KEY.fullmatch(text):
                 self.add(path, "key must be 1 to 256 visible ASCII characters")
             elif (owner := owners.setdefault(text, name)) != name:
                 self.add(path, f'key is the same as that of "{owner}"')
+
+    def check_unknown_fields(self, names: str | Sequence[str]) -> None:
+        """Record the names of fields that a client sends to change the vectors."""
+        for name in () if isinstance(names, str) else names:
+            if changes_vectors(name):
+                self.add(
+                    ("gateway",),
+                    f'unknown_fields: "{name}" changes the vectors at some APIs, so a request with '
+                    "it must not get other vectors. Remove it from the list.",
+                )
 
     def check_media_domains(self, names: Sequence[str]) -> None:
         """Record the names that cannot be the host of a URL."""
@@ -178,6 +195,8 @@ KEY_REQUIRED: Final = (
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """The gateway configuration; tables may be passed as structs or as plain dicts.
 
+    A secret ``env:NAME`` is read when a gateway is made, from the ``environ`` of that gateway.
+
     Raises:
         ConfigError: a table is invalid; the error has one line per mistake.
     """
@@ -190,7 +209,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Validate all tables and convert plain dicts to structs."""
-        reader = ConfigReader(os.environ)
+        reader = ConfigReader(None)
         _assign(self, reader.tables(msgspec.structs.asdict(self)))
         if reader.mistakes:
             raise ConfigError(reader.mistakes)
@@ -210,6 +229,14 @@ class PartialConfig(msgspec.Struct, frozen=True):
     config: Config
     mistakes: list[str] = []
     unread: UnknownFields = ALL_READ
+
+
+def read_secrets(config: Config, environ: Mapping[str, str]) -> PartialConfig:
+    """Read the secrets of a config made in Python that are in ``environ``, and check them."""
+    reader = ConfigReader(environ)
+    complete = Config()
+    _assign(complete, reader.tables(msgspec.structs.asdict(config)))
+    return PartialConfig(complete, reader.mistakes, UnknownFields(frozenset(reader.unread)))
 
 
 def read_config(text: str, environ: Mapping[str, str]) -> PartialConfig:
@@ -281,10 +308,18 @@ def environment_config(environ: Mapping[str, str], *, local: bool) -> Config:
 
 def _options_from(names: Mapping[str, list[str]], variables: Mapping[str, str]) -> dict[str, str]:
     """Return a provider's options from the environment, or ``{}`` if there is no API key."""
-    options: dict[str, str] = {}
-    for option, candidates in names.items():
-        for name in candidates:
-            if variables.get(name):
-                options[option] = variables[name]
-                break
+    options = {
+        option: value
+        for option, candidates in names.items()
+        if (value := _first_value(candidates, variables))
+    }
     return options if options.get("api_key") else {}
+
+
+def _first_value(candidates: Sequence[str], variables: Mapping[str, str]) -> str | None:
+    """Return the value of the first variable that is set; in ``NAME/path``, with the path."""
+    for candidate in candidates:
+        name, _, path = candidate.partition("/")
+        if value := variables.get(name):
+            return f"{value.rstrip('/')}/{path}" if path else value
+    return None

@@ -22,7 +22,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ca_file: str | None = None
     tls_trust: Literal["system", "environment", "ca_file"] = "system"
     http2: bool = False
-    unknown_fields: Literal["reject", "ignore"] = "reject"
+    unknown_fields: Literal["reject"] | list[str] = "reject"
     media_domains: list[str] = []
     debug: bool = False
     body_timeout: Seconds = 30.0

@@ -56,10 +56,17 @@ def as_table(value: object) -> Mapping[str, object] | None:
     return cast("Mapping[str, object]", value) if is_table else None
 
 
-def secret_hook(environ: Mapping[str, str]) -> Callable[[type, object], object]:
+class SecretReference(Secret):
+    """An ``env:NAME`` of a config made in Python, until a gateway reads it from its ``environ``."""
+
+    __slots__ = ()
+
+
+def secret_hook(environ: Mapping[str, str] | None) -> Callable[[type, object], object]:
     """Make the msgspec hook that decodes a ``Secret``.
 
-    A secret is written as ``env:NAME``, as ``file:PATH``, or literally.
+    A secret is written as ``env:NAME``, as ``file:PATH``, or literally. Without an ``environ``,
+    ``env:NAME`` becomes a ``SecretReference``.
     """
 
     def decode(type_: type, value: object) -> object:
@@ -67,14 +74,20 @@ def secret_hook(environ: Mapping[str, str]) -> Callable[[type, object], object]:
             return value
         if type_ is not Secret:
             raise NotImplementedError
-        return value if isinstance(value, Secret) else Secret(_read_secret(value, environ))
+        if isinstance(value, SecretReference):
+            value = value.reveal()
+        if isinstance(value, Secret):
+            return value
+        if not isinstance(value, str):
+            raise TypeError("must be a string: env:NAME, file:PATH or the secret itself")
+        if environ is None and value.startswith("env:"):
+            return SecretReference(value)
+        return Secret(_read_secret(value, environ or {}))
 
     return decode
 
 
-def _read_secret(text: object, environ: Mapping[str, str]) -> str:
-    if not isinstance(text, str):
-        raise TypeError("must be a string: env:NAME, file:PATH or the secret itself")
+def _read_secret(text: str, environ: Mapping[str, str]) -> str:
     source, _, name = text.partition(":")
     if source == "env":
         variable = environ.get(name, "").strip()
@@ -97,7 +110,7 @@ def convert_fields(
     path: str,
     table: Mapping[str, object],
     type_: type[msgspec.Struct],
-    environ: Mapping[str, str],
+    environ: Mapping[str, str] | None,
     also: Sequence[str] = (),
 ) -> ConvertResult:
     """Convert the values of a table to the field types of a struct, and report every mistake.
@@ -134,7 +147,7 @@ def _convert_field(
     name: str,
     value: object,
     type_: object,
-    environ: Mapping[str, str],
+    environ: Mapping[str, str] | None,
 ) -> None:
     mistakes = _errors(path, name, value, type_, environ)
     result.mistakes.extend(mistakes)
@@ -144,7 +157,7 @@ def _convert_field(
         result.values[name] = _convert(value, type_, environ)
 
 
-def _convert(value: object, type_: object, environ: Mapping[str, str]) -> object:
+def _convert(value: object, type_: object, environ: Mapping[str, str] | None) -> object:
     return msgspec.convert(
         value if type_ is object else _to_builtins(value), type_, dec_hook=secret_hook(environ)
     )
@@ -161,7 +174,7 @@ def _to_builtins(value: object) -> object:
 
 
 def _errors(
-    path: str, name: str, value: object, type_: object, environ: Mapping[str, str]
+    path: str, name: str, value: object, type_: object, environ: Mapping[str, str] | None
 ) -> list[str]:
     """Return the mistakes inside an invalid value, or else the one in the value itself."""
     try:
@@ -173,7 +186,7 @@ def _errors(
 
 
 def _nested_errors(
-    path: str, name: str, value: object, type_: object, environ: Mapping[str, str]
+    path: str, name: str, value: object, type_: object, environ: Mapping[str, str] | None
 ) -> Iterator[str]:
     table = as_table(value)
     for member in _union_members(type_):
@@ -229,7 +242,10 @@ def _describe(error: msgspec.ValidationError) -> str:
 
 def _choices(error: msgspec.ValidationError, type_: object) -> str:
     literals = _literals(type_) if str(error).startswith("Invalid enum value") else ()
-    return f"; use {', '.join(literals)}" if literals else ""
+    if not literals:
+        return ""
+    takes_list = any(get_origin(member) is list for member in _union_members(type_))
+    return f"; use {', '.join(literals)}{' or a list of names' if takes_list else ''}"
 
 
 def _literals(type_: object) -> Sequence[str]:

@@ -12,6 +12,7 @@ from embedroute.errors import (
     EmbedrouteError,
     FieldRejected,
     RateLimited,
+    RequestError,
     UpstreamError,
     UpstreamTimeout,
 )
@@ -20,6 +21,7 @@ from embedroute.execution.context import (
     DispatchContext,
     Results,
     describe_outcome,
+    describe_values,
     for_client,
     make_batch,
     make_probe,
@@ -43,7 +45,6 @@ from embedroute.routing import (
 )
 from embedroute.runtime import fairness
 from embedroute.text import log_fields
-from embedroute.trace import RequestTrace
 from embedroute.transport import Transport
 
 log = logging.getLogger("embedroute.calls")
@@ -125,7 +126,7 @@ class AttemptRunner:
                 for_client(error, candidate, outside), context, batch, work, omitted
             )
             health.record_error(permit, self._clock(), failure, work, timeout)
-            self._report(candidate, failure, context.trace, attempt, began)
+            self._report(candidate, failure, context, work, attempt, began)
             return failure
         except BaseException:
             if alone:
@@ -133,12 +134,12 @@ class AttemptRunner:
             health.release(permit)
             if self._deadline_expired(context):
                 failure = UpstreamTimeout("The upstream did not answer in time.")
-                self._report(candidate, failure, context.trace, attempt, began)
+                self._report(candidate, failure, context, work, attempt, began)
             raise
         if not made_call:
             health.release(permit)
         results = record_results(candidate, work, answer, context, made=made_call, sizes=sizes)
-        self._report(candidate, None, context.trace, attempt, began)
+        self._report(candidate, None, context, work, attempt, began)
         return results
 
     async def _micro_batched(
@@ -359,12 +360,16 @@ class AttemptRunner:
         self,
         candidate: ResolvedEndpoint,
         failure: EmbedrouteError | None,
-        trace: RequestTrace,
+        context: DispatchContext,
+        work: Mapping[CacheKey, Input],
         attempt: int,
         began: float,
     ) -> None:
         """Write the outcome of an attempt into the trace and the log."""
-        if failure is not None:
+        trace = context.trace
+        if isinstance(failure, RequestError):
+            trace.attempts -= 1  # the backend could not build a request, so nothing was sent
+        elif failure is not None:
             trace.failures = (
                 *trace.failures,
                 (candidate.provider, getattr(failure, "upstream_status", None)),
@@ -373,7 +378,8 @@ class AttemptRunner:
             return
         outcome: dict[str, object] = {"endpoint": candidate.name, "attempt": attempt}
         outcome |= {"ms": round((self._clock() - began) * 1000, 1), **describe_outcome(failure)}
-        trace.add_event("call", "failed" if failure else "answered", **outcome)
+        values = describe_values(candidate, failure, context, work) if trace.full else None
+        trace.add_event("call", "failed" if failure else "answered", values, **outcome)
         log.info(
             "upstream call failed" if failure else "upstream call completed",
             extra=log_fields({"request_id": trace.request_id, **outcome}),

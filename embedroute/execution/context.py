@@ -256,3 +256,20 @@ def describe_outcome(failure: EmbedrouteError | None) -> dict[str, object]:
     if failure is None:
         return {"status": 200}
     return {"error": type(failure).__name__, "status": getattr(failure, "upstream_status", None)}
+
+
+def describe_values(
+    candidate: ResolvedEndpoint,
+    failure: EmbedrouteError | None,
+    context: DispatchContext,
+    work: Mapping[CacheKey, Input],
+) -> dict[str, object]:
+    """Return the values of an attempt for a full trace: its inputs, its price and its message.
+
+    ``inputs`` are positions in the request. ``failure`` must be without secrets (``for_client``).
+    """
+    values: dict[str, object] = {
+        "inputs": [position for position, key in enumerate(context.keys) if key in work],
+        "price": {kind: f"{price:f}" for kind, price in candidate.prices.items()},
+    }
+    return values if failure is None else {**values, "message": failure.message}

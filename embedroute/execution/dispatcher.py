@@ -41,6 +41,7 @@ from embedroute.routing import (
     RetryPolicy,
     State,
     decide_next,
+    decide_without_retry,
     error_to_report,
     halves,
     limited,
@@ -207,7 +208,7 @@ class Dispatcher:
             if now + wait < dispatch.context.deadline and self._budget.allow(now):
                 await anyio.sleep(wait)
                 return decision
-            return RetryDecision.NEXT
+            decision = decide_without_retry(error, len(dispatch.work))
         if decision is RetryDecision.BISECT and health.state(now) is not State.CLOSED:
             return RetryDecision.NEXT
         return decision

@@ -42,9 +42,12 @@ class PhaseoUsage(Usage, frozen=True, kw_only=True, gc=False):
 
 
 class OpenRouterUsage(Usage, frozen=True, kw_only=True, gc=False):
-    """The number of tokens of all inputs, in total and by modality, and the cost in USD."""
+    """The number of tokens of all inputs, in total and by modality, and the cost in USD.
 
-    cost: float
+    ``cost`` is absent if the price is unknown.
+    """
+
+    cost: float | UnsetType = UNSET
     prompt_tokens_details: Mapping[str, int] | UnsetType = UNSET
 
 
@@ -221,9 +224,13 @@ class PlanInputs(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True, tag_field="object", tag="plan"):
-    """How a request would be served: the response to ``?explain=1``."""
+    """How a request would be served: the response to ``?explain=1``.
+
+    ``fallback`` is the model that serves the request if every endpoint fails.
+    """
 
     model: str
+    fallback: str | None
     order: Sequence[PlanEndpoint]
     filtered: Sequence[PlanExclusion]
     cache: PlanCache

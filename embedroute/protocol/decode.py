@@ -6,16 +6,21 @@ All checks that need no knowledge of models or providers are made here.
 import json
 import re
 from collections.abc import Generator, Mapping, Sequence
-from typing import Final
+from typing import Final, cast
 
 import msgspec
 
 from embedroute.errors import InvalidRequest
-from embedroute.inputs import Input, Kind, detect_kind
+from embedroute.inputs import Input, Kind, TextPart, detect_kind
 from embedroute.protocol import decode_errors
 from embedroute.protocol.coerce import Coercer
 from embedroute.protocol.decode_errors import CHOICES, FIELDS
-from embedroute.protocol.input_kinds import Limits, convert_inputs, convert_inputs_in_steps
+from embedroute.protocol.input_kinds import (
+    Limits,
+    convert_inputs,
+    convert_inputs_in_steps,
+    text_too_long,
+)
 from embedroute.protocol.large_body import (
     make_outline,
     most_marks,
@@ -23,7 +28,6 @@ from embedroute.protocol.large_body import (
     restore_strings,
 )
 from embedroute.protocol.requests import (
-    GOOGLE_TASKS,
     NEUTRAL,
     NO_PREFERENCES,
     SPELLINGS,
@@ -103,6 +107,8 @@ def decode_at_once(body: bytes, limits: Limits) -> EmbeddingRequest:
     colons = body.count(b":") - len(values) + values.count(None)
     if colons:
         decode_errors.refuse_duplicate_keys(body, colons, _texts(request))
+    if limits.ignored_fields:
+        decode_errors.refuse_unknown_fields(body, limits.ignored_fields)
     wire_input, field = _select_input(request)
     inputs, kind = convert_inputs(wire_input, limits, field)
     return _make_embedding_request(request, inputs, kind)
@@ -135,6 +141,8 @@ def decode_in_steps(body: bytes, limits: Limits) -> Generator[None, None, Embedd
         raise InvalidRequest(_POSITION.sub("", error.message), param=error.param) from None
     yield
     yield from refuse_duplicate_members(outline, request, limits)
+    if limits.ignored_fields:
+        decode_errors.refuse_unknown_fields(outline.json, limits.ignored_fields)
     request = yield from restore_strings(request, body, outline, limits)
     yield
     wire_input, field = _select_input(request)
@@ -144,7 +152,7 @@ def decode_in_steps(body: bytes, limits: Limits) -> Generator[None, None, Embedd
 
 def _decode_json(body: bytes, limits: Limits) -> CreateEmbeddingRequest:
     try:
-        return (_LENIENT if limits.ignore_unknown else _STRICT).decode(body)
+        return (_LENIENT if limits.ignored_fields else _STRICT).decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise _explain(error, body) from None
     except RecursionError:
@@ -218,16 +226,14 @@ def _make_embedding_request(
     provider = request.provider
     if isinstance(provider, Preferences):
         _refuse_duplicate_names(provider)
-    if request.dimensions and options is not NO_OPTIONS:
-        _refuse_other_sizes(request.dimensions, options)
     input_type = request.input_type
     return EmbeddingRequest(
         model=request.model,
         inputs=inputs,
         kind=kind,
         base64=request.encoding_format == "base64",
-        dimensions=request.dimensions or None,
-        input_type=None if input_type is None else _parse_input_type(input_type, options),
+        dimensions=int(request.dimensions) if request.dimensions else None,
+        input_type=None if input_type is None else _parse_input_type(input_type),
         user=request.user,
         provider=provider if isinstance(provider, str) else None,
         preferences=provider if isinstance(provider, Preferences) else NO_PREFERENCES,
@@ -251,21 +257,7 @@ def _select_input(request: CreateEmbeddingRequest) -> tuple[WireInput, str]:
     return wire_input, "inputs" if request.input is None else "input"
 
 
-def _refuse_other_sizes(dimensions: int, options: EmbeddingOptions) -> None:
-    by_option = {
-        "embedding_options.google.output_dimensionality": options.google
-        and options.google.output_dimensionality,
-        "embedding_options.mistral.output_dimension": options.mistral
-        and options.mistral.output_dimension,
-    }
-    for param, value in by_option.items():
-        if value and value != dimensions:
-            raise InvalidRequest(
-                f"'{param}' contradicts 'dimensions'. Send one of them.", param=param
-            )
-
-
-def _parse_input_type(spelling: str, options: EmbeddingOptions) -> str:
+def _parse_input_type(spelling: str) -> str:
     neutral = NEUTRAL.get(spelling.lower())
     if neutral is None:
         known = ", ".join(SPELLINGS)
@@ -274,27 +266,33 @@ def _parse_input_type(spelling: str, options: EmbeddingOptions) -> str:
             f"Use one of {known}, or a vendor's spelling of it.",
             param="input_type",
         )
-    _refuse_other_task(neutral, options)
     return neutral
 
 
-def _refuse_other_task(neutral: str, options: EmbeddingOptions) -> None:
-    task = options.google and options.google.task_type
-    if task and GOOGLE_TASKS[task] not in (None, neutral):
-        param = "embedding_options.google.task_type"
-        raise InvalidRequest(f"'{param}' contradicts 'input_type'. Send one of them.", param=param)
+def fold_parts(parsed: EmbeddingRequest, limits: Limits) -> EmbeddingRequest:
+    """Join the parts of each input, which are all texts, to one text with line breaks.
+
+    Raises:
+        InvalidRequest: a joined text is longer than ``max_text_characters``.
+    """
+    texts = list[str]()
+    for position, parts in enumerate(cast("Sequence[tuple[TextPart, ...]]", parsed.inputs)):
+        text = "\n".join([part.text for part in parts])
+        if len(text) > limits.max_text_characters:
+            raise text_too_long(limits, f"input[{position}]")
+        texts.append(text)
+    return msgspec.structs.replace(parsed, inputs=texts, kind=Kind.TEXT)
 
 
 def with_input_type(parsed: EmbeddingRequest, neutral: str) -> EmbeddingRequest:
     """Set the input type from the suffix of the model name.
 
     Raises:
-        InvalidRequest: ``input_type`` or a vendor's option has a different value.
+        InvalidRequest: ``input_type`` has a different value.
     """
     if parsed.input_type not in (None, neutral):
         message = f"'input_type' contradicts the suffix ':{neutral}' of 'model'. Send one of them."
         raise InvalidRequest(message, param="input_type")
-    _refuse_other_task(neutral, parsed.options)
     return msgspec.structs.replace(parsed, input_type=neutral)
 
 

@@ -7,7 +7,7 @@ An explanation names the field that is wrong and says what it must be.
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Final, NoReturn, cast, get_args
 
@@ -255,6 +255,13 @@ def _lone_surrogate(body: bytes) -> str | None:
     return next((path for path in paths if not _SURROGATE.search(path)), None)
 
 
+_OTHERS: Final = {
+    "out of range": "is out of range.",
+    "multiple of": "must be a whole number.",
+}
+"""Part of a problem that msgspec reports → what the field must be."""
+
+
 def _describe(problem: str, choices: Sequence[str]) -> str:
     """Return what a field must be, given the problem that msgspec reports."""
     if bound := _BOUND.match(problem):
@@ -264,14 +271,14 @@ def _describe(problem: str, choices: Sequence[str]) -> str:
         units = {"str": " characters long", "array": " items long"}
         unit = units.get(kind.split(" ")[0], "") if length else ""
         comparison = "at least" if side == ">=" else "at most"
-        return f"must be {comparison} {limit}{unit}."
+        return f"must be {comparison} {limit.removesuffix('.0')}{unit}."
     if types := _TYPES.match(problem):
         return f"must be {_list_types(types[1])}, not {WORDS.get(types[2], types[2])}."
     if problem.startswith(("Invalid enum value", "Invalid value")):
         return f"must be one of {', '.join(choices)}."
     if problem.startswith("Expected `str` matching"):
         return "must be a plain decimal number."
-    return "is out of range." if "out of range" in problem else "is not valid."
+    return next((words for mark, words in _OTHERS.items() if mark in problem), "is not valid.")
 
 
 def _list_types(types: str) -> str:
@@ -287,6 +294,19 @@ def _list_types(types: str) -> str:
 def _refuse(param: str, demand: str) -> InvalidRequest:
     param = param[:LONGEST_ECHO]
     return InvalidRequest(f"{echo(param)} {demand}", param=param)
+
+
+def refuse_unknown_fields(body: bytes, ignored: Collection[str]) -> None:
+    """Refuse a valid body that has other top-level fields than known ones and ``ignored``.
+
+    Raises:
+        InvalidRequest: the body has such a field.
+    """
+    fields = {"": (*FIELDS[""], *ignored)}
+    present = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    unknown = [name for name in present if name not in fields[""]]
+    if unknown:
+        raise _unknown_keys(present, "", unknown[0], fields)
 
 
 def _unknown_keys(

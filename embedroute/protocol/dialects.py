@@ -89,10 +89,11 @@ class OpenRouterDialect(OpenAIDialect):
         counts = {
             f"{name}_tokens": count for name, count in answer.trace.modality_tokens.items() if count
         }
+        cost = answer.trace.cost
         return bodies.OpenRouterUsage(
             prompt_tokens=tokens,
             total_tokens=tokens,
-            cost=float(answer.trace.cost),
+            cost=UNSET if cost is None else float(cost),
             prompt_tokens_details=counts if len(counts) > 1 else UNSET,
         )
 

@@ -21,13 +21,16 @@ IDS: Final = 1 << 14
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """The limits of a request body; ``media_domains`` are host names in lower case."""
+    """The limits of a request body; ``media_domains`` are host names in lower case.
+
+    ``ignored_fields`` are unknown top-level fields that a body may have.
+    """
 
     max_inputs: int = 2048
     max_token_ids: int = 300_000
     max_text_characters: int = 8_388_608
     media_domains: frozenset[str] = frozenset()
-    ignore_unknown: bool = False
+    ignored_fields: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -38,7 +41,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
             max_token_ids=settings.max_token_ids,
             max_text_characters=settings.max_text_characters,
             media_domains=domains,
-            ignore_unknown=settings.unknown_fields == "ignore",
+            ignored_fields=frozenset(
+                () if settings.unknown_fields == "reject" else settings.unknown_fields
+            ),
         )
 
 

@@ -113,7 +113,11 @@ MOST_PARTS = 32
 Dtype = Literal["float", "int8", "uint8", "binary", "ubinary"]
 LARGEST_SIZE = 2**31 - 1
 """Maximum value of ``dimensions``: every upstream can parse it as an integer."""
-Size = Annotated[int, Meta(ge=1, le=LARGEST_SIZE)]
+Size = (
+    Annotated[int, Meta(ge=1, le=LARGEST_SIZE)]
+    | Annotated[float, Meta(ge=1, le=LARGEST_SIZE, multiple_of=1)]
+)
+"""A number of dimensions; many JSON encoders write a whole number as ``1536.0``."""
 GoogleTask = Literal[
     "TASK_TYPE_UNSPECIFIED",
     "RETRIEVAL_QUERY",
@@ -125,6 +129,9 @@ GoogleTask = Literal[
     "FACT_VERIFICATION",
     "CODE_RETRIEVAL_QUERY",
 ]
+
+
+Unset = Literal[""]
 
 
 class Content(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -142,7 +149,7 @@ class GoogleOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Options of Gemini (documented by Phaseo)."""
 
     output_dimensionality: Size | None = None
-    task_type: GoogleTask | None = None
+    task_type: GoogleTask | Unset | None = None
     title: Name | None = None
 
 
@@ -150,11 +157,11 @@ class MistralOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Options of Mistral (documented by Phaseo)."""
 
     output_dimension: Size | None = None
-    output_dtype: Dtype | None = None
+    output_dtype: Dtype | Unset | None = None
 
 
 class EmbeddingOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Options of a single upstream API, by its name."""
+    """Options of a single upstream API, by its name; an empty string counts as absent."""
 
     google: GoogleOptions | None = None
     mistral: MistralOptions | None = None
@@ -192,7 +199,11 @@ class CreateEmbeddingRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=
     input: WireInput | None = None
     inputs: WireInput | None = None
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: Annotated[int, Meta(ge=0, le=LARGEST_SIZE)] | None = None
+    dimensions: (
+        Annotated[int, Meta(ge=0, le=LARGEST_SIZE)]
+        | Annotated[float, Meta(ge=0, le=LARGEST_SIZE, multiple_of=1)]
+        | None
+    ) = None
     input_type: Name | None = None
     user: Name | None = None
     provider: Name | Preferences | None = None
@@ -203,7 +214,7 @@ class CreateEmbeddingRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=
 class LenientRequest(
     CreateEmbeddingRequest, frozen=True, forbid_unknown_fields=False, kw_only=True
 ):
-    """The body if ``unknown_fields = "ignore"``: unknown top-level fields are skipped."""
+    """The body if ``unknown_fields`` lists names: unknown top-level fields are checked later."""
 
 
 SPELLINGS: Final[Mapping[str, tuple[str, ...]]] = {

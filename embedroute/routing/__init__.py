@@ -7,7 +7,13 @@ from embedroute.routing.batch_limits import ENVELOPE, GROWS_EVERY, LEAST
 from embedroute.routing.bounded_map import MOST, BoundedMap
 from embedroute.routing.cache_keys import PIECE, CacheKey, make_key_prefix, prefix
 from embedroute.routing.expected_latency import FIRST, PER_INPUT, REMEMBERED, SHORTEST, UsualLatency
-from embedroute.routing.filters import Dropped, Parameters, can_truncate, supports_dimensions
+from embedroute.routing.filters import (
+    Dropped,
+    Parameters,
+    accepts_parts,
+    can_truncate,
+    supports_dimensions,
+)
 from embedroute.routing.health import (
     NO_FIELDS,
     SAMPLES,
@@ -46,6 +52,7 @@ from embedroute.routing.retry import (
     RetryDecision,
     RetryPolicy,
     decide_next,
+    decide_without_retry,
     error_to_report,
     limited,
     may_be_caused_by_input,
@@ -92,6 +99,7 @@ __all__ = [
     "SelectionContext",
     "State",
     "UsualLatency",
+    "accepts_parts",
     "amount",
     "assemble",
     "build_registry",
@@ -99,6 +107,7 @@ __all__ = [
     "count_bytes",
     "cut",
     "decide_next",
+    "decide_without_retry",
     "draw_weights",
     "error_to_report",
     "halves",

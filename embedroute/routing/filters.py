@@ -6,8 +6,7 @@ A parameter that changes the vectors is never dropped silently: an endpoint that
 excluded, and the request fails if no endpoint remains.
 """
 
-from collections.abc import Callable, Collection, Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -15,7 +14,8 @@ from embedroute.backend import Accepts
 from embedroute.config import Model
 from embedroute.errors import EmbedrouteError, InvalidRequest, NoEligibleProvider
 from embedroute.inputs import ImagePart, Input, Kind, list_modalities
-from embedroute.protocol import GOOGLE_TASKS, EmbeddingRequest, GoogleOptions, MistralOptions
+from embedroute.protocol import EmbeddingRequest
+from embedroute.routing.options import EFFECTS, Option, list_options, merge_options, name_of
 from embedroute.routing.registry import ResolvedEndpoint
 
 
@@ -66,9 +66,6 @@ class EndpointFilter:
             )
 
 
-NAMESPACES: Final = ("google", "mistral")
-
-
 class Parameters(msgspec.Struct, frozen=True, kw_only=True):
     """The parameters of a request that change its vectors.
 
@@ -96,26 +93,24 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
 
 def resolve_parameters(
     endpoints: EndpointFilter, model: Model, request: EmbeddingRequest
-) -> Parameters:
-    """Merge the supported namespaces of ``embedding_options`` into the neutral parameters.
+) -> tuple[Parameters, Sequence[Option]]:
+    """Return the parameters that change the vectors, and the options that have no effect.
 
-    Candidates that do not support the first such namespace are dropped.
+    Candidates that do not support the first namespace of ``embedding_options`` that one of them
+    supports are dropped.
 
     Raises:
         InvalidRequest: the model does not have the requested width, two parameters contradict each
-            other, or ``require_parameters`` is set and no candidate supports a namespace.
+            other, or an option that no candidate supports would change the vectors.
     """
+    given = {option.namespace for option in list_options(request)}
     supported = tuple(
         namespace
-        for namespace in NAMESPACES
-        if _has_options(request, namespace)
+        for namespace in EFFECTS
+        if namespace in given
         and any(namespace in candidate.accepts.options for candidate in endpoints.remaining)
     )
-    if request.preferences.require_parameters and (ignored := ignored_options(request, supported)):
-        param = f"embedding_options.{ignored[0]}"
-        raise InvalidRequest(
-            f"'{param}' is not supported by any provider of this model.", param=param
-        )
+    merged = merge_options(request, model, supported)
     # Only google has an option without a neutral counterpart (the title). The options of mistral
     # are checked as neutral parameters, so they do not restrict the candidates here.
     for name in supported[:1]:
@@ -124,47 +119,14 @@ def resolve_parameters(
             lambda candidate, name=name: name in candidate.accepts.options,
             f"does not support {name} options",
         )
-    google = request.options.google if "google" in supported else None
-    mistral = request.options.mistral if "mistral" in supported else None
-    task = google and google.task_type
     parameters = Parameters(
-        input_type=request.input_type or (GOOGLE_TASKS[task] if task else None),
-        dtype=(mistral and mistral.output_dtype) or "float",
+        input_type=merged.input_type,
+        dtype=merged.dtype,
         namespaces=supported,
-        title=google and google.title,
+        title=merged.title,
     )
-    size, param = _requested_size(request.dimensions, google, mistral)
-    return _with_size(model, parameters, size, param)
-
-
-def _requested_size(
-    dimensions: int | None, google: GoogleOptions | None, mistral: MistralOptions | None
-) -> tuple[int | None, str]:
-    """Return the requested width, and the parameter that requests it."""
-    sizes = {
-        "dimensions": dimensions,
-        "embedding_options.google.output_dimensionality": google and google.output_dimensionality,
-        "embedding_options.mistral.output_dimension": mistral and mistral.output_dimension,
-    }
-    requested = [(size, param) for param, size in sizes.items() if size]
-    for size, param in requested[1:]:
-        if size != requested[0][0]:
-            raise InvalidRequest(
-                f"'{param}' contradicts '{requested[0][1]}'; send one of them.", param=param
-            )
-    return requested[0] if requested else (None, "dimensions")
-
-
-def ignored_options(request: EmbeddingRequest, supported: Collection[str]) -> list[str]:
-    """List the namespaces of ``embedding_options`` that the request sets without effect."""
-    return [name for name in NAMESPACES if _has_options(request, name) and name not in supported]
-
-
-def _has_options(request: EmbeddingRequest, namespace: str) -> bool:
-    options = getattr(request.options, namespace)
-    return options is not None and any(
-        value not in (None, "TASK_TYPE_UNSPECIFIED") for value in msgspec.structs.astuple(options)
-    )
+    param = name_of("dimensions", request, supported)
+    return _with_size(model, parameters, merged.size, param), merged.dropped
 
 
 def _with_size(model: Model, parameters: Parameters, size: int | None, param: str) -> Parameters:
@@ -220,18 +182,14 @@ def filter_by_parameters(
         NoEligibleProvider: ``require_parameters`` excluded the last endpoint.
     """
     _filter_by_input(endpoints, model, request)
-    refusal = InvalidRequest(
-        "'dimensions' is not supported by any provider of this model.", param="dimensions"
-    )
+    refusal = _unsupported(name_of("dimensions", request, parameters.namespaces))
     endpoints.apply(
         "dimensions",
         lambda candidate: _supports_width(candidate, model, parameters),
         "cannot return this width",
         refusal,
     )
-    refusal = InvalidRequest(
-        "'input_type' is not supported by any provider of this model.", param="input_type"
-    )
+    refusal = _unsupported(name_of("input_type", request, parameters.namespaces))
     endpoints.apply(
         "input_type",
         lambda candidate: (
@@ -258,6 +216,10 @@ def filter_by_parameters(
             lambda candidate: candidate.accepts.user,
             "does not accept 'user'",
         )
+
+
+def _unsupported(param: str) -> InvalidRequest:
+    return InvalidRequest(f"'{param}' is not supported by any provider of this model.", param=param)
 
 
 def _filter_by_input(endpoints: EndpointFilter, model: Model, request: EmbeddingRequest) -> None:
@@ -302,8 +264,12 @@ def _accepts_kind(accepts: Accepts, kind: Kind, modalities: frozenset[str]) -> b
         return accepts.texts
     if kind is Kind.TOKENS:
         return accepts.tokens
-    # Only multimodal APIs accept content parts; a text API does not accept even text parts.
-    return len(accepts.modalities) > 1 and modalities <= set(accepts.modalities)
+    return accepts_parts(accepts) and modalities <= set(accepts.modalities)
+
+
+def accepts_parts(accepts: Accepts) -> bool:
+    """Return whether an API takes content parts; a text API does not take even text parts."""
+    return len(accepts.modalities) > 1
 
 
 def _is_remote(part: object) -> bool:

@@ -100,22 +100,26 @@ def decide_next(
 ) -> RetryDecision:
     """Decide what follows the ``attempt``-th failure (counted from 1) at one endpoint.
 
-    The call had ``inputs`` inputs. A retry becomes ``NEXT`` when no attempt is left, or when the
-    upstream's Retry-After exceeds ``policy.longest_wait``. It becomes ``BISECT`` if one of several
-    inputs may have caused the failure: the halves repeat the call.
+    The call had ``inputs`` inputs. A retry becomes ``BISECT`` or ``NEXT`` when no attempt is left,
+    or when the upstream's Retry-After exceeds ``policy.longest_wait``.
     """
     decision = next(
         (decision for kind, decision in DECISIONS if isinstance(failure, kind)),
         RetryDecision.STOP,
     )
     exhausted = attempt >= policy.attempts or (failure.retry_after or 0.0) > policy.longest_wait
-    if decision is RetryDecision.RETRY and inputs > 1 and may_be_caused_by_input(failure):
-        return RetryDecision.BISECT
     if decision is RetryDecision.RETRY and exhausted:
-        return RetryDecision.NEXT
+        return decide_without_retry(failure, inputs)
     if inputs == 1 and decision in {RetryDecision.HALVE, RetryDecision.BISECT}:
         return RetryDecision.NEXT
     return decision
+
+
+def decide_without_retry(failure: EmbedrouteError, inputs: int) -> RetryDecision:
+    """Decide what follows if the same call may not be made again at the same endpoint."""
+    if inputs > 1 and may_be_caused_by_input(failure):
+        return RetryDecision.BISECT
+    return RetryDecision.NEXT
 
 
 def wait_before(

@@ -16,9 +16,9 @@ from embedroute.routing.filters import (
     EndpointFilter,
     Parameters,
     filter_by_parameters,
-    ignored_options,
     resolve_parameters,
 )
+from embedroute.routing.options import Option
 from embedroute.routing.ordering import SelectionContext, order_endpoints
 from embedroute.routing.registry import ResolvedEndpoint, Route, is_known
 from embedroute.text import echo
@@ -34,7 +34,7 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
     candidates: Sequence[ResolvedEndpoint]
     dropped: Sequence[Dropped]
     parameters: Parameters
-    ignored_options: Sequence[str] = ()
+    ignored_options: Sequence[Option] = ()
     endpoint_names: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
@@ -48,17 +48,28 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
         if trace.events is None:
             return
         tell_dropped(self.dropped, trace)
-        for name in self.ignored_options:
-            trace.add_event("select", "dropped parameter", parameter=f"embedding_options.{name}")
+        for option in self.ignored_options:
+            trace.add_event(
+                "select", "dropped parameter", {"value": option.value}, parameter=option.name
+            )
         without_user = [
             candidate.name
             for candidate in self.candidates
             if user is not None and not candidate.accepts.user
         ]
         for name in without_user:
-            trace.add_event("select", "dropped parameter", parameter="user", endpoint=name)
+            trace.add_event(
+                "select", "dropped parameter", {"value": user}, parameter="user", endpoint=name
+            )
+        prices = [
+            {kind: f"{price:f}" for kind, price in candidate.prices.items()}
+            for candidate in self.candidates
+        ]
         trace.add_event(
-            "select", "ordered", endpoints=[candidate.name for candidate in self.candidates]
+            "select",
+            "ordered",
+            {"prices": prices},
+            endpoints=[candidate.name for candidate in self.candidates],
         )
 
 
@@ -98,7 +109,7 @@ def select_endpoints(
     endpoints = EndpointFilter(route.candidates)
     try:
         _filter_by_preferences(endpoints, preferences, caller, context)
-        parameters = resolve_parameters(endpoints, route.model, request)
+        parameters, ignored = resolve_parameters(endpoints, route.model, request)
         filter_by_parameters(endpoints, route.model, request, parameters)
     except RequestError:
         if trace is not None:
@@ -115,7 +126,7 @@ def select_endpoints(
         candidates=ordered,
         dropped=[*endpoints.dropped, *not_tried],
         parameters=parameters,
-        ignored_options=ignored_options(request, parameters.namespaces),
+        ignored_options=ignored,
     )
 
 
@@ -156,6 +167,19 @@ def _filter_by_preferences(
     for name, active, predicate, reason in _policies(preferences):
         if active:
             endpoints.apply(name, predicate, reason)
+
+
+def permitted_endpoints(
+    route: Route, caller: Caller, context: SelectionContext
+) -> Sequence[ResolvedEndpoint]:
+    """Return the endpoints of a route that the lists of the caller and the gateway permit."""
+    only = [names for names in (caller.only, context.only) if names]
+    ignored = (*caller.ignore, *context.ignore)
+    return [
+        candidate
+        for candidate in route.candidates
+        if all(_is_named(candidate, names) for names in only) and not _is_named(candidate, ignored)
+    ]
 
 
 def _is_named(candidate: ResolvedEndpoint, names: Iterable[str]) -> bool:

@@ -18,7 +18,12 @@ from embedroute.routing.cache_keys import make_key_prefix
 from embedroute.routing.filters import Dropped, can_truncate
 from embedroute.routing.ordering import SelectionContext, order_endpoints
 from embedroute.routing.registry import ModelRegistry, Route
-from embedroute.routing.selection import Selection, select_endpoints, tell_dropped
+from embedroute.routing.selection import (
+    Selection,
+    permitted_endpoints,
+    select_endpoints,
+    tell_dropped,
+)
 from embedroute.trace import RequestTrace
 
 MOST: Final = 4096
@@ -135,6 +140,20 @@ class SelectionCache:
             raise
         authorize(caller, route.name, request, debug=self._debug)
         return route
+
+    def list_permitted(self, caller: Caller) -> list[Route]:
+        """List the models that a caller may use, each with the endpoints that may serve it."""
+        context = self._make_context()
+        routes: list[Route] = []
+        for route in self._routes.values():
+            if caller.models is not None and route.name not in caller.models:
+                continue
+            permitted = permitted_endpoints(route, caller, context)
+            if len(permitted) == len(route.candidates):
+                routes.append(route)
+            elif permitted:
+                routes.append(msgspec.structs.replace(route, candidates=permitted))
+        return routes
 
     def prepare_route(
         self,

@@ -37,6 +37,7 @@ def explain(
         PermissionDenied: this caller may not use debug features.
         EmbedrouteError: the error that the request itself would get.
     """
+    request = gateway.fold_parts(request, caller)
     route = gateway.selections.resolve(request, caller)
     if not gateway.may_debug(caller):
         raise PermissionDenied(
@@ -61,6 +62,7 @@ def explain(
         order.append(forecast)
     forecasts = bodies.Plan(
         model=route.public_name,
+        fallback=prepared.fallback.public_name if prepared.fallback else None,
         order=order,
         filtered=[_describe_exclusion(dropped) for dropped in selection.dropped],
         cache=bodies.PlanCache(hits=hit_count, misses=len(plan.keys) - hit_count),
@@ -104,11 +106,12 @@ def _forecast(
             images=images_in(items),
         )
         yield
+    cost = usage.cost if "prompt" in endpoint.prices else None
     return bodies.PlanEndpoint(
         provider=endpoint.provider,
         model=endpoint.model,
         price=_format_prices(endpoint),
         chunks=[len(chunk) for chunk in chunks],
-        cost=format_price(usage.cost) if "prompt" in endpoint.prices else None,
+        cost=None if cost is None else format_price(cost),
         rests_for=round(health.available_at(now) - now, 3),
     )

@@ -205,11 +205,7 @@ class RequestHandler:
             caller = await self._authenticate_by_host(exchange)
         else:
             caller = self._authenticate_by_key(exchange)
-        allowed = [
-            route
-            for route in self.gateway.directory.routes.values()
-            if caller.models is None or route.name in caller.models
-        ]
+        allowed = self.gateway.selections.list_permitted(caller)
         body: msgspec.Struct
         if operation is routes.GET_MODEL:
             body = models.model_card(allowed, routes.get_model_id(path))

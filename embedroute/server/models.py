@@ -2,9 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
+from typing import Final
 
 from embedroute.protocol import bodies
-from embedroute.routing import Route, can_truncate, supports_dimensions, unknown_model
+from embedroute.routing import (
+    Route,
+    accepts_parts,
+    can_truncate,
+    supports_dimensions,
+    unknown_model,
+)
+
+REQUEST_MODALITIES: Final = frozenset({"text", "image"})
+"""The modalities of the content parts that a request may hold."""
 
 
 def describe_model(route: Route) -> bodies.Model:
@@ -18,10 +28,21 @@ def describe_model(route: Route) -> bodies.Model:
         dimensions_allowed=model.dimensions_allowed,
         matryoshka=bool(model.matryoshka),
         context_length=model.max_input_tokens,
-        modalities=tuple(model.modalities or ("text",)),
+        modalities=list_served_modalities(route),
         pricing={kind: format_price(price) for kind, price in prices.items()},
         providers=tuple(dict.fromkeys(endpoint.provider for endpoint in route.candidates)),
     )
+
+
+def list_served_modalities(route: Route) -> tuple[str, ...]:
+    """List the modalities of a model that a request may hold and an endpoint accepts."""
+    accepted = (
+        {"text"} if any(endpoint.accepts.texts for endpoint in route.candidates) else set[str]()
+    )
+    for endpoint in route.candidates:
+        if accepts_parts(endpoint.accepts):
+            accepted |= REQUEST_MODALITIES & {*endpoint.accepts.modalities}
+    return tuple(name for name in route.model.modalities or ("text",) if name in accepted)
 
 
 def _lowest_prices(route: Route) -> Mapping[str, Decimal]:
@@ -63,12 +84,12 @@ def openrouter_list(routes: Sequence[Route]) -> bodies.OpenRouterModelList:
 
 def _openrouter_model(route: Route, card: bodies.Model) -> bodies.OpenRouterModel:
     prices = _lowest_prices(route)
-    token_prices = {
-        kind: format_price(prices.get(kind, Decimal(0)) / 1_000_000)
-        for kind in ("prompt", "completion")
-    }
-    unit_prices = {
-        kind: format_price(prices.get(kind, Decimal(0))) for kind in ("request", "image")
+    scales = {"prompt": 1_000_000, "completion": 1_000_000, "request": 1, "image": 1}
+    # If the price of tokens is known, the other kinds are free unless they have a price.
+    pricing = {
+        kind: format_price(prices.get(kind, Decimal(0)) / scale)
+        for kind, scale in scales.items()
+        if prices
     }
     return bodies.OpenRouterModel(
         id=card.id,
@@ -80,7 +101,7 @@ def _openrouter_model(route: Route, card: bodies.Model) -> bodies.OpenRouterMode
             input_modalities=card.modalities,
             output_modalities=["embeddings"],
         ),
-        pricing=token_prices | unit_prices,
+        pricing=pricing,
         supported_parameters=supported(route),
     )
 

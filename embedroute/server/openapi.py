@@ -9,6 +9,7 @@ from msgspec import Meta
 
 from embedroute.config import DialectName
 from embedroute.protocol import DIALECTS, LARGEST_SIZE, Content, bodies, requests
+from embedroute.server.request import EXPLAIN
 from embedroute.server.routes import API, EMBED, GET_MODEL, Operation
 
 _Text = Annotated[str, Meta(min_length=1)]
@@ -40,7 +41,7 @@ _EXPLAIN: Final = {
     "name": "explain",
     "in": "query",
     "description": "Return the plan of the request without a call; the key needs debug.",
-    "schema": {"enum": ["1"]},
+    "schema": {"enum": list(EXPLAIN)},
 }
 _INPUT_REQUIRED: Final = [
     {"required": [name], "properties": {name: {"not": {"type": "null"}}}}

@@ -3,19 +3,20 @@
 import logging
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
+from urllib.parse import parse_qsl
 
 from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 
 from embedroute.cache import FULL_USE, CachePolicy
-from embedroute.errors import BodyTimeout, BodyTooLarge, UnsupportedContentType
+from embedroute.errors import BodyTimeout, BodyTooLarge, InvalidRequest, UnsupportedContentType
 from embedroute.limits import Account, BodyBudget
 from embedroute.runtime import ClientDisconnected, TimeSlice, tasks
 from embedroute.server.response import Header, make_headers
-from embedroute.text import log_fields
+from embedroute.text import echo, log_fields
 from embedroute.trace import RequestTrace, new_request_id
 
 log = logging.getLogger("embedroute.access")
@@ -25,6 +26,19 @@ _JSON: Final = [b"application/json"]
 _CONTENT_TYPE: Final = re.compile(
     rb'application/json[ \t]*(?:;[ \t]*charset=(?:utf-8|"utf-8")[ \t]*)?', re.IGNORECASE
 )
+
+EXPLAIN: Final[Mapping[str, bool]] = {
+    "1": True,
+    "true": True,
+    "yes": True,
+    "on": True,
+    "": True,
+    "0": False,
+    "false": False,
+    "no": False,
+    "off": False,
+}
+"""Value of the query parameter ``explain``, in lower case → whether a forecast is requested."""
 
 SMALL_BODY: Final = 1 << 16
 """Bytes; the unread body of a rejected request is drained if it is not longer."""
@@ -110,9 +124,27 @@ class HTTPExchange:
             )
 
     def asks_to_explain(self) -> bool:
-        """Return whether the query requests a forecast (``?explain=1``) instead of vectors."""
+        """Return whether the query requests a forecast (``?explain=1``) instead of vectors.
+
+        Raises:
+            InvalidRequest: the value is none of ``EXPLAIN``; a guess could be a billed call.
+        """
         query: bytes = self.scope.get("query_string") or b""
-        return b"explain=1" in query and b"explain=1" in query.split(b"&")
+        if not query:
+            return False
+        values = [
+            value.lower()
+            for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True)
+            if name == "explain"
+        ]
+        for value in values:
+            if value not in EXPLAIN:
+                raise InvalidRequest(
+                    f"'explain' must be one of {', '.join(filter(None, EXPLAIN))}, "
+                    f"not {echo(value)}.",
+                    param="explain",
+                )
+        return any(EXPLAIN[value] for value in values)
 
     def cache_policy(self) -> CachePolicy:
         """Return the cache policy that the ``Cache-Control`` headers request."""

@@ -423,7 +423,7 @@ async def rows(batch):
 @functools.cache
 def app_of(*, lenient=False):
     config = Config(
-        gateway={"auth": "open", "unknown_fields": "ignore" if lenient else "reject"},
+        gateway={"auth": "open", "unknown_fields": ["x", "odd"] if lenient else "reject"},
         cache={"bytes": 0},
         providers={"p": Provider(backend=ScriptedBackend(then=rows, width=8))},
         models={

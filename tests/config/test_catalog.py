@@ -100,7 +100,7 @@ def test_a_slug_is_valid_and_normalized(slug, row):
 @pytest.mark.parametrize(("slug", "row"), ROWS)
 def test_a_provider_row_has_only_known_keys(slug, row):
     assert set(row) <= {"backend", "vendor", "options", "env", "accepts"}, slug
-    assert set(row.get("env", {})) <= {"api_key"}
+    assert set(row.get("env", {})) <= {"api_key", "base_url", "organization", "project"}
 
 
 @pytest.mark.parametrize(("slug", "row"), ROWS)

@@ -398,7 +398,15 @@ ONE = f'{HASHED}[models.m]\nendpoints = [{{provider = "hashed"}}]\n'
         ),
         (
             f'{OPEN}unknown_fields = "drop"',
-            ["[gateway] unknown_fields: Invalid enum value 'drop'; use reject, ignore"],
+            ["[gateway] unknown_fields: Invalid enum value 'drop'; use reject or a list of names"],
+        ),
+        (
+            f'{OPEN}unknown_fields = ["trace_id", "task", "dimension", "taskType", "Truncate"]',
+            [
+                f'[gateway] unknown_fields: "{name}" changes the vectors at some APIs, so a request '
+                "with it must not get other vectors. Remove it from the list."
+                for name in ("task", "dimension", "taskType", "Truncate")
+            ],
         ),
         (
             f"{OPEN}ca_file = 1\nbody_timeout = 0\nonly = {{a = 1}}\nignore = [2]",

@@ -179,7 +179,7 @@ async def test_falls_back_to_another_endpoint_after_an_invalid_response(
     # What a bad input may cause is looked for in both halves, then in a harmless text.
     whole = [each for each in upstreams[0].requests if each.inputs == TEXTS]
     parts = len(upstreams[0].requests) - len(whole)
-    assert len(whole) == (2 if status == 502 and code in {None, BAD} and not parts else 1)
+    assert len(whole) == (2 if status == 502 and code in {None, BAD} else 1)
     assert parts in {0, 3, 4, 5}
 
 

@@ -58,7 +58,6 @@ def mistral(**options):
 
 MODALITY, MEDIA, LONG = "unsupported_modality", "invalid_media_url", "context_length_exceeded"
 SEEN = "input[0].content[0].image_url.url"
-TITLE = "embedding_options.google.title"
 SIZE = "embedding_options.mistral.output_dimension"
 
 REFUSED = {
@@ -105,7 +104,13 @@ REFUSED = {
     "phaseo-sizes-contradict": Refused(
         {"dimensions": 4, **mistral(output_dimension=2)}, SIZE, slug="mistral"
     ),
-    "phaseo-title-without-document": Refused(google(title="T"), TITLE, slug="gemini"),
+    "phaseo-size-of-another-api": Refused(mistral(output_dimension=4), SIZE, slug="gemini"),
+    "phaseo-dtype-of-another-api": Refused(
+        mistral(output_dtype="int8"), "embedding_options.mistral.output_dtype", slug="openai"
+    ),
+    "phaseo-task-of-another-api-alone": Refused(
+        google(task_type="CLUSTERING"), "embedding_options.google.task_type", slug="openai"
+    ),
     "bifrost-2559-int8-where-none-is-given": Refused(
         mistral(output_dtype="int8"),
         "embedding_options.mistral.output_dtype",
@@ -166,6 +171,29 @@ async def test_refuses_a_request_without_an_upstream_call(
     assert [] == upstreams[0].requests
 
 
+@table("slug", {"gemini-2-image-without-a-text-for-the-prefix": ("gemini",)})
+async def test_a_request_that_a_backend_cannot_build_is_no_upstream_failure(upstreams, slug):
+    """Phaseo's error format says whose failure it is."""
+    seeing = {"modalities": ["text", "image"]}
+    gateway = gateway_of(
+        {slug: at(upstreams[0])},
+        endpoints={slug: {"model": "gemini-embedding-2"}},
+        models={"m": seeing},
+    )
+    picture = image("data:image/gif;base64,R0lGODlhAQABAAAAACw=")
+
+    answer = await ask(gateway, dialect="phaseo", input_type="query", **picture)
+
+    assert (400, "input_type") == (answer.status, answer.json["param"])
+    assert ("gateway", "user") == (answer.json["error_origin"], answer.json["error_type"])
+    assert (0, []) == (answer.json["attempt_count"], answer.json["failed_providers"])
+    assert ("0", None) == (
+        answer.header("x-embedroute-attempts"),
+        answer.header("x-embedroute-provider"),
+    )
+    assert [] == upstreams[0].requests
+
+
 @table(
     "asked endpoints provider",
     {
@@ -210,7 +238,7 @@ async def test_skips_an_endpoint_that_lacks_a_parameter(upstreams, asked, endpoi
     },
 )
 async def test_ignored_fields_change_neither_url_nor_key(upstreams, headers, fields):
-    gateway = gateway_of({"a": at(upstreams[0])}, unknown_fields="ignore")
+    gateway = gateway_of({"a": at(upstreams[0])}, unknown_fields=["api_base", "api_key"])
     async with gateway.lifespan():
         answer = await ask(gateway, *headers, **fields)
 

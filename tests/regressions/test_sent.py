@@ -33,7 +33,7 @@ SEEN, BOTH = {"content": [IMAGE]}, {"content": [IMAGE, TEXT]}
 SEEING, SIZED = {"modalities": ["text", "image"]}, {"accepts": {"dimensions": True}}
 SEES = {"endpoint": {"accepts": SEEING}, "facts": SEEING}
 TYPED, PREFIX = {"accepts": {"input_types": ["query"]}}, {"query": "query: "}
-OTHERS = {"google": {"title": "T"}, "mistral": {"output_dtype": "int8"}}
+OTHERS = {"google": {"title": "T"}, "mistral": {"output_dtype": "float"}}
 FULL = {"dimensions": WIDTH}
 """The request of a client that always sends ``dimensions``, here those of the model."""
 
@@ -290,6 +290,37 @@ INLINE = {"inline_data": {"mime_type": "image/png", "data": PIXEL.partition(",")
             FIRST,
             {"dimensions": 4, "embedding_options": {"google": {"output_dimensionality": 4}}},
             requests(FIRST, ONE, TWO, outputDimensionality=4),
+        ),
+        "phaseo-its-own-example": (
+            FIRST,
+            {
+                "inputs": ["one", "two"],
+                "dimensions": 2,
+                "embedding_options": {
+                    "google": {
+                        "output_dimensionality": 2,
+                        "task_type": "TASK_TYPE_UNSPECIFIED",
+                        "title": "T",
+                    },
+                    "mistral": {"output_dimension": 2, "output_dtype": "float"},
+                },
+            },
+            requests(FIRST, ONE, TWO, outputDimensionality=2),
+        ),
+        "phaseo-empty-title": (
+            FIRST,
+            {"embedding_options": {"google": {"title": "", "task_type": ""}}},
+            requests(FIRST, ONE, TWO),
+        ),
+        "phaseo-title-without-document": (
+            FIRST,
+            {"embedding_options": {"google": {"title": "T"}}},
+            requests(FIRST, ONE, TWO),
+        ),
+        "phaseo-title-of-a-document": (
+            FIRST,
+            {"embedding_options": {"google": {"title": "T", "task_type": "RETRIEVAL_DOCUMENT"}}},
+            requests(FIRST, ONE, TWO, taskType="RETRIEVAL_DOCUMENT", title="T"),
         ),
         "phaseo-user-stays-here": (FIRST, {"user": "u"}, requests(FIRST, ONE, TWO)),
     },

@@ -217,22 +217,38 @@ def test_options_of_two_namespaces_that_no_endpoint_supports_together_are_named(
     assert (400, param, None) == refused(fields, GOOGLE, MISTRAL, **MATRYOSHKA)
 
 
+TITLE = "embedding_options.google.title"
+TASK = "embedding_options.google.task_type"
+WIDTH = "embedding_options.google.output_dimensionality"
+SIZE = "embedding_options.mistral.output_dimension"
+DTYPE = "embedding_options.mistral.output_dtype"
+
+
 @pytest.mark.parametrize(
     ("fields", "candidates", "names", "lost"),
     [
-        (google(title="t"), [PLAIN, GOOGLE, MISTRAL], ["google"], []),
+        (google(title="t"), [PLAIN, GOOGLE, MISTRAL], ["google"], [TITLE]),
+        (
+            google(title="t", task_type="RETRIEVAL_DOCUMENT"),
+            [PLAIN, GOOGLE, MISTRAL],
+            ["google"],
+            [],
+        ),
+        (google(title="t", task_type="RETRIEVAL_QUERY"), [GOOGLE], ["google"], [TITLE]),
+        (google(title="t", task_type="TASK_TYPE_UNSPECIFIED"), [GOOGLE], ["google"], [TITLE]),
         (mistral(output_dtype="int8"), [PLAIN, GOOGLE, MISTRAL], ["mistral"], []),
-        (google(title="t"), [PLAIN, MISTRAL], ["plain", "mistral"], ["google"]),
-        (mistral(output_dtype="int8"), [PLAIN, GOOGLE], ["plain", "google"], ["mistral"]),
+        (google(title="t"), [PLAIN, MISTRAL], ["plain", "mistral"], [TITLE]),
         (google(), [PLAIN, GOOGLE], ["plain", "google"], []),
         (google(task_type="TASK_TYPE_UNSPECIFIED"), [PLAIN, GOOGLE], ["plain", "google"], []),
+        (google(task_type="", title=""), [PLAIN, GOOGLE], ["plain", "google"], []),
+        (mistral(output_dtype=""), [PLAIN, MISTRAL], ["plain", "mistral"], []),
         (google(task_type=None, title=None), [PLAIN, GOOGLE], ["plain", "google"], []),
         ({"embedding_options": {"google": None}}, [PLAIN, GOOGLE], ["plain", "google"], []),
         (
             {"embedding_options": {"google": {"title": "t"}, "mistral": {"output_dtype": "int8"}}},
             [PLAIN, MISTRAL],
             ["mistral"],
-            ["google"],
+            [TITLE],
         ),
         (
             both({"task_type": "RETRIEVAL_QUERY"}, {"output_dimension": 256}),
@@ -240,29 +256,95 @@ def test_options_of_two_namespaces_that_no_endpoint_supports_together_are_named(
             ["google"],
             [],
         ),
-        (both({"title": "t"}, {"output_dtype": "float"}), [PLAIN, GOOGLE, MISTRAL], ["google"], []),
-        (both({"title": "t"}, {"output_dtype": "int8"}), [GOOGLE, MISTRAL, BOTH], ["both"], []),
+        (
+            both({"title": "t"}, {"output_dtype": "float"}),
+            [PLAIN, GOOGLE],
+            ["google"],
+            [DTYPE, TITLE],
+        ),
+        (
+            both({"title": "t"}, {"output_dtype": "int8"}),
+            [GOOGLE, MISTRAL, BOTH],
+            ["both"],
+            [TITLE],
+        ),
+        # No candidate supports the namespace, but something else covers the value.
+        ({"dimensions": 256, **google(output_dimensionality=2)}, [PLAIN], ["plain"], [WIDTH]),
+        ({"dimensions": 256, **mistral(output_dimension=2)}, [GOOGLE], ["google"], [SIZE]),
+        (google(output_dimensionality=1024), [PLAIN], ["plain"], [WIDTH]),
+        (
+            both({"output_dimensionality": 256}, {"output_dimension": 2}),
+            [GOOGLE],
+            ["google"],
+            [SIZE],
+        ),
+        ({"input_type": "query", **google(task_type="CLUSTERING")}, [TYPED], ["typed"], [TASK]),
+        (mistral(output_dtype="float"), [PLAIN], ["plain"], [DTYPE]),
     ],
 )
 def test_namespaced_options_select_the_endpoints_that_support_them(fields, candidates, names, lost):
     """If a candidate supports it, the others are excluded.
 
-    If none does, it is dropped and traced.
+    If none does, an option is dropped and traced if it changes nothing.
     """
-    found = select_endpoints(route(*candidates), job(**fields), SOMEONE, around(candidates))
+    found = select_endpoints(
+        route(*candidates, **MATRYOSHKA), job(**fields), SOMEONE, around(candidates)
+    )
 
-    assert (names, lost) == ([item.provider for item in found.candidates], found.ignored_options)
+    lost_names = [option.name for option in found.ignored_options]
+    assert (names, lost) == ([item.provider for item in found.candidates], lost_names)
+
+
+@pytest.mark.parametrize(
+    ("fields", "candidates", "param"),
+    [
+        (google(output_dimensionality=256), [PLAIN, MISTRAL], WIDTH),
+        (mistral(output_dimension=256), [PLAIN, GOOGLE], SIZE),
+        (mistral(output_dtype="int8"), [PLAIN, GOOGLE], DTYPE),
+        ({"dimensions": 256, **mistral(output_dtype="int8")}, [PLAIN, GOOGLE], DTYPE),
+        (google(task_type="CLUSTERING"), [PLAIN, MISTRAL], TASK),
+        (both({"title": "t"}, {"output_dtype": "int8"}), [GOOGLE], DTYPE),
+    ],
+)
+def test_an_option_that_no_endpoint_supports_is_named_if_it_changes_the_vector(
+    fields, candidates, param
+):
+    assert (400, param, None) == refused(fields, *candidates, **MATRYOSHKA)
+
+
+def test_a_task_of_an_unsupported_namespace_is_dropped_for_a_symmetric_model():
+    found = select_endpoints(
+        route(PLAIN, **MATRYOSHKA, input_types=[]),
+        job(**google(task_type="CLUSTERING")),
+        SOMEONE,
+        around([PLAIN]),
+    )
+
+    assert [TASK] == [option.name for option in found.ignored_options]
+
+
+@pytest.mark.parametrize(
+    ("fields", "candidate", "param"),
+    [
+        ({"dimensions": 8, **google(output_dimensionality=9)}, GOOGLE, WIDTH),
+        ({"dimensions": 8, **mistral(output_dimension=9)}, MISTRAL, SIZE),
+        ({"input_type": "query", **google(task_type="CLUSTERING")}, GOOGLE, TASK),
+    ],
+)
+def test_an_option_that_contradicts_a_neutral_parameter_is_named(fields, candidate, param):
+    assert (400, param, None) == refused(fields, candidate, **MATRYOSHKA)
 
 
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
         (google(title="t"), "embedding_options.google"),
-        (mistral(output_dimension=3), "embedding_options.mistral"),
+        (mistral(output_dtype="float"), "embedding_options.mistral"),
         (
             {"embedding_options": {"google": {"title": "t"}, "mistral": {"output_dtype": "int8"}}},
             "embedding_options.google",
         ),
+        ({"dimensions": 256, **mistral(output_dimension=256)}, "embedding_options.mistral"),
     ],
 )
 def test_require_parameters_rejects_a_namespace_that_no_endpoint_supports(fields, param):
@@ -271,6 +353,12 @@ def test_require_parameters_rejects_a_namespace_that_no_endpoint_supports(fields
     assert (400, param, None) == refused(
         fields, *candidates, preferences={"require_parameters": True}
     )
+
+
+def test_require_parameters_rejects_a_title_without_the_task_for_documents():
+    refusal = refused(google(title="t"), GOOGLE, preferences={"require_parameters": True})
+
+    assert (400, TITLE, None) == refusal
 
 
 @pytest.mark.parametrize(
@@ -286,14 +374,14 @@ def test_require_parameters_rejects_a_namespace_that_no_endpoint_supports(fields
             GOOGLE,
             Parameters(width=1024, input_type="query", namespaces=("google",)),
         ),
-        (google(title="t"), GOOGLE, Parameters(width=1024, title="t", namespaces=("google",))),
+        (google(title="t"), GOOGLE, Parameters(width=1024, namespaces=("google",))),
         (
             {"input_type": "document", **google(title="t")},
             GOOGLE,
             Parameters(width=1024, title="t", input_type="document", namespaces=("google",)),
         ),
         (
-            mistral(output_dimension=256),
+            mistral(output_dimension=256.0),
             MISTRAL,
             Parameters(width=256, dimensions=256, namespaces=("mistral",)),
         ),
@@ -314,7 +402,7 @@ def test_require_parameters_rejects_a_namespace_that_no_endpoint_supports(fields
         (
             {"dimensions": 256, **google(title="t")},
             GOOGLE,
-            Parameters(width=256, dimensions=256, title="t", namespaces=("google",)),
+            Parameters(width=256, dimensions=256, namespaces=("google",)),
         ),
     ],
 )
@@ -333,7 +421,7 @@ def test_namespaced_options_become_neutral_parameters(fields, candidate, due):
         (mistral(output_dimension=2048), MISTRAL, "embedding_options.mistral.output_dimension"),
         ({"dimensions": 2048, **google(title="t")}, GOOGLE, "dimensions"),
         (mistral(output_dtype="ubinary"), MISTRAL, "embedding_options.mistral.output_dtype"),
-        (google(task_type="CLUSTERING"), GOOGLE, "input_type"),
+        (google(task_type="CLUSTERING"), GOOGLE, "embedding_options.google.task_type"),
     ],
 )
 def test_an_unsupported_namespaced_option_is_named_in_the_error(fields, speaker, param):
@@ -343,7 +431,7 @@ def test_an_unsupported_namespaced_option_is_named_in_the_error(fields, speaker,
 def test_quantised_vectors_are_not_truncated():
     fields = mistral(output_dtype="int8", output_dimension=256)
 
-    assert (400, "dimensions", None) == refused(fields, MISTRAL, **MATRYOSHKA)
+    assert (400, SIZE, None) == refused(fields, MISTRAL, **MATRYOSHKA)
 
 
 def parts(*parts):

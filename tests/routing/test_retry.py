@@ -76,7 +76,7 @@ DOWN = UpstreamUnavailable("broken", upstream_status=500)
     [
         (BatchTooLarge("many"), 1, RetryDecision.HALVE),
         (BatchTooLarge("many"), 3, RetryDecision.HALVE),
-        (DOWN, 1, RetryDecision.BISECT),
+        (DOWN, 1, RetryDecision.RETRY),
         (DOWN, 3, RetryDecision.BISECT),
         (UpstreamUnavailable("busy", upstream_status=503), 3, RetryDecision.NEXT),
         (UpstreamUnavailable("proxy", upstream_status=522), 3, RetryDecision.NEXT),

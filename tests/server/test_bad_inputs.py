@@ -24,6 +24,8 @@ CASES = json.loads(
 
 SEMANTICS_WINS = {
     "provider/max_price_null_value": (200, "null means absent at every level (SEMANTICS §1)"),
+    "dimensions/exponent": (200, "a whole number written as a float is an integer"),
+    "dimensions/float_integral": (200, "a whole number written as a float is an integer"),
 }
 """Case → the status that SEMANTICS assigns to it, and why."""
 
