@@ -211,6 +211,8 @@ SIGNIFICANT: Final = 30.0
 """Seconds for which a failed endpoint is tried after the others (as in OpenRouter's default)."""
 SUSPECTS: Final = 8
 """Failed calls whose inputs are remembered, until a call succeeds."""
+JUST: Final = 2.0
+"""Seconds after an answer in which one failed harmless text opens no breaker by itself."""
 OMITTED_FOR: Final = 600.0
 """Seconds for which a rejected field is left out."""
 NO_FIELDS: Final[frozenset[str]] = frozenset()
@@ -382,9 +384,13 @@ class EndpointHealth:
         self._breaker.suspect(self._breaker.acquire(now), refusal)
 
     def confirm(self, now: float) -> None:
-        """Record that a suspected endpoint has failed for the gateway's own text as well."""
+        """Record that the endpoint has failed for the gateway's own text as well.
+
+        Without a suspicion, an endpoint that has just answered another call may fail at random.
+        """
         self._last_failure = now
-        self._breaker.confirm(now)
+        if self.suspected or now - self.last_answer > JUST:
+            self._breaker.confirm(now)
 
     def clear(self, now: float) -> None:
         """Record that a suspected endpoint has embedded the gateway's own text."""

@@ -85,6 +85,7 @@ def merge_options(
     values = {"dimensions": size, "input_type": input_type, "dtype": dtype, "title": title}
     dropped = [option for option in options if option not in honoured]
     for option in dropped:
+        _refuse_other_task(option, input_type)
         if not _is_covered(option, values, model):
             raise InvalidRequest(
                 f"'{option.name}' would change the vectors, and no provider of this model supports "
@@ -130,6 +131,18 @@ def _resolve(parameter: str, value: object, honoured: Sequence[Option]) -> Any:
                 f"'{option.name}' contradicts '{first}'. Send one of them.", param=option.name
             )
     return value
+
+
+def _refuse_other_task(option: Option, input_type: str | None) -> None:
+    """Refuse a task type that contradicts the input type, also if no API reads it."""
+    if option.parameter != "input_type" or input_type is None:
+        return
+    if GOOGLE_TASKS[cast("str", option.value)] not in (None, input_type):
+        raise InvalidRequest(
+            f"'{option.name}' contradicts the input type '{input_type}' of this request. "
+            "Send one of them.",
+            param=option.name,
+        )
 
 
 def _is_covered(option: Option, values: Mapping[str, object], model: Model) -> bool:
