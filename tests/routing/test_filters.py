@@ -278,7 +278,6 @@ DTYPE = "embedding_options.mistral.output_dtype"
             ["google"],
             [SIZE],
         ),
-        ({"input_type": "query", **google(task_type="CLUSTERING")}, [TYPED], ["typed"], [TASK]),
         (mistral(output_dtype="float"), [PLAIN], ["plain"], [DTYPE]),
     ],
 )
@@ -329,6 +328,7 @@ def test_a_task_of_an_unsupported_namespace_is_dropped_for_a_symmetric_model():
         ({"dimensions": 8, **google(output_dimensionality=9)}, GOOGLE, WIDTH),
         ({"dimensions": 8, **mistral(output_dimension=9)}, MISTRAL, SIZE),
         ({"input_type": "query", **google(task_type="CLUSTERING")}, GOOGLE, TASK),
+        ({"input_type": "query", **google(task_type="CLUSTERING")}, TYPED, TASK),
     ],
 )
 def test_an_option_that_contradicts_a_neutral_parameter_is_named(fields, candidate, param):
