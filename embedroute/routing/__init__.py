@@ -44,6 +44,7 @@ from embedroute.routing.planning import (
     share_out,
     split,
     split_in_steps,
+    sum_modalities,
     text_before,
 )
 from embedroute.routing.registry import (
@@ -132,6 +133,7 @@ __all__ = [
     "share_out",
     "split",
     "split_in_steps",
+    "sum_modalities",
     "supports_dimensions",
     "text_before",
     "unknown_model",
