@@ -88,21 +88,11 @@ async def test_a_suffix_sets_the_input_type_at_the_model_and_at_its_fallback(the
 
 
 @trio_too
-@pytest.mark.parametrize(
-    ("fields", "param"),
-    [
-        ({"input_type": "document"}, "input_type"),
-        (
-            {"embedding_options": {"google": {"task_type": "RETRIEVAL_DOCUMENT"}}},
-            "embedding_options.google.task_type",
-        ),
-    ],
-)
-async def test_a_suffix_may_not_contradict_the_field(fields, param):
+async def test_a_suffix_may_not_contradict_the_field():
     with pytest.raises(InvalidRequest, match="contradicts") as refused:
-        await gateway_of().embed("a", model="m:query", **fields)
+        await gateway_of().embed("a", model="m:query", input_type="document")
 
-    assert param == refused.value.param
+    assert "input_type" == refused.value.param
     assert (await gateway_of().embed("a", model="m:query", input_type="search_query")).model == "m"
 
 
