@@ -67,6 +67,7 @@ from embedroute.routing import (
     assemble,
     make_plan,
     make_plan_in_steps,
+    sum_modalities,
 )
 from embedroute.runtime import PerLoop, fairness, tasks
 from embedroute.trace import RequestTrace, new_request_id
@@ -280,6 +281,8 @@ class Gateway:
             if lead.awaited:
                 vectors = {**vectors, **await self._wait_for_others(loop, lead, missing, dispatch)}
         rows, tokens, trace.estimated = assemble(plan, vectors)
+        if trace.modality_tokens or context.request.kind is Kind.PARTS:
+            trace.modality_tokens = sum_modalities(plan, vectors)
         model = prepared.route.public_name
         return Embeddings(rows=rows, model=model, prompt_tokens=tokens, trace=trace)
 

@@ -77,6 +77,17 @@ def estimate_size(item: Input) -> int:
     )
 
 
+def content_size(item: Input, modality: str) -> int:
+    """Estimate how much of a modality an input holds: tokens of its text, or its images."""
+    if modality == "image":
+        return images_in([item])
+    if isinstance(item, str) or isinstance(item[0], int):
+        return estimate_size(item) if modality == "text" else 0
+    parts = cast("tuple[Part, ...]", item)
+    texts = [part.text for part in parts if isinstance(part, TextPart)]
+    return sum(map(text_size, texts)) if modality == "text" else 0
+
+
 def estimate_sizes(items: Collection[Input]) -> list[int]:
     """Estimate the tokens of each input, as ``estimate_size`` does; all have the same kind."""
     if all_text(items):

@@ -6,7 +6,7 @@ Some servers send an error in this format with status 200, so that is handled to
 import re
 from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
 import msgspec
 
@@ -39,6 +39,9 @@ STATUSES: Final = {
 TOKEN_HEADERS: Final = ("num_tokens", "x-compute-tokens")
 """Headers in which Cohere and TEI report the tokens of a call."""
 
+MODALITIES: Final = ("text", "image", "audio", "video")
+"""The modalities of OpenRouter's ``prompt_tokens_details``; ``cached_tokens`` is not one."""
+
 EMPTY: Final = frozenset({b"", b"null", b"false", b'""', b"{}", b"[]"})
 
 
@@ -57,10 +60,11 @@ class LongRow(msgspec.Struct, gc=False):
 
 
 class Usage(msgspec.Struct):
-    """The billed tokens. Voyage and Jina report only a total."""
+    """The billed tokens. Voyage and Jina report only a total, and OpenRouter also modalities."""
 
     prompt_tokens: object = None
     total_tokens: object = None
+    prompt_tokens_details: object = None
 
 
 class ErrorBody(msgspec.Struct):
@@ -124,7 +128,7 @@ def read(
     else:
         rows: list[str | list[float]] = list(map(_GET_EMBEDDING, answer.data))
         array = rows_to_array(sort_by_index(rows, indexes), batch.dtype)
-    return Vectors(array, _prompt_tokens(answer.usage, response.headers))
+    return Vectors(array, *_read_usage(answer.usage, response.headers))
 
 
 def _raw(answer: LongAnswer) -> list[msgspec.Raw]:
@@ -148,7 +152,10 @@ def sort_by_index(rows: Sequence[T], indexes: Sequence[int | None]) -> Sequence[
     return [by_index[index] for index in range(len(rows))]
 
 
-def _prompt_tokens(usage: msgspec.Raw, headers: Mapping[str, str]) -> int | None:
+def _read_usage(
+    usage: msgspec.Raw, headers: Mapping[str, str]
+) -> tuple[int | None, Mapping[str, int]]:
+    """Return the tokens of the call, and those of each modality if they are reported."""
     try:
         decoded = _USAGE.decode(usage)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -157,7 +164,19 @@ def _prompt_tokens(usage: msgspec.Raw, headers: Mapping[str, str]) -> int | None
         decoded.prompt_tokens, decoded.total_tokens
     )
     # Headers are decoded when they are read, so read them only if the body has no count.
-    return count or first_count(*(_parse_digits(headers.get(name, "")) for name in TOKEN_HEADERS))
+    if not count:
+        count = first_count(*(_parse_digits(headers.get(name, "")) for name in TOKEN_HEADERS))
+    details = decoded.prompt_tokens_details
+    return count, read_modalities(details) if details else {}
+
+
+def read_modalities(details: object) -> dict[str, int]:
+    """Return the valid counts of the modalities in ``prompt_tokens_details``."""
+    if not isinstance(details, Mapping):
+        return {}
+    fields = cast("Mapping[object, object]", details)
+    counts = {name: first_count(fields.get(f"{name}_tokens")) for name in MODALITIES}
+    return {name: count for name, count in counts.items() if count}
 
 
 def _parse_digits(text: str) -> int | None:

@@ -13,6 +13,8 @@ OVERHEAD: Final = 512
 """Bytes of an entry besides its numbers: key, entry, array header and table slots."""
 OWNER: Final = 40
 """Bytes of each owner of an entry: an integer and a reference to it."""
+MODALITIES: Final = 320
+"""Bytes of the tokens by modality of an entry, if it has them."""
 MOST_OWNERS: Final = 16
 """Owners of one entry at most; the oldest is dropped first."""
 
@@ -30,7 +32,8 @@ class Entry(EmbeddedInput, frozen=True, kw_only=True, gc=False):
     @property
     def size(self) -> int:
         """Return the bytes that the entry uses."""
-        return self.vector.nbytes + OVERHEAD + OWNER * len(self.owners)
+        extras = MODALITIES if self.modality_tokens else 0
+        return self.vector.nbytes + OVERHEAD + OWNER * len(self.owners) + extras
 
 
 class MemoryCache:
@@ -103,7 +106,13 @@ class MemoryCache:
         vector.setflags(write=False)  # several requests share the array
         expires = now + self._ttl
         entry = Entry(
-            vector, item.tokens, item.estimated, item.source, expires=expires, owners=owners
+            vector,
+            item.tokens,
+            item.estimated,
+            item.source,
+            item.modality_tokens,
+            expires=expires,
+            owners=owners,
         )
         self._entries[key] = entry
         self.size += entry.size

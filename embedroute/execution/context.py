@@ -162,6 +162,8 @@ def record_results(
     if tokens is None:
         sizes = sizes or estimate_sizes(work.values())
         tokens = sum(sizes)
+    if answer.modality_tokens and sum(answer.modality_tokens.values()) > tokens:
+        answer = msgspec.structs.replace(answer, modality_tokens={})
     prices = candidate.prices
     if not made:
         prices = {kind: price for kind, price in prices.items() if kind != "request"}

@@ -37,6 +37,7 @@ from embedroute.routing.planning import (
     rekeyed,
     rekeyed_in_steps,
     share_out,
+    sum_modalities,
     text_before,
 )
 from embedroute.routing.registry import (
@@ -127,6 +128,7 @@ __all__ = [
     "share_out",
     "split",
     "split_in_steps",
+    "sum_modalities",
     "supports_dimensions",
     "text_before",
     "unknown_model",

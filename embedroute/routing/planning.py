@@ -4,7 +4,8 @@ This is the only module that knows the order of inputs. Between ``make_plan`` an
 and results are mappings by cache key.
 """
 
-from collections.abc import Generator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import accumulate, repeat
 
@@ -16,6 +17,7 @@ from embedroute.config import Model
 from embedroute.errors import InvalidUpstreamResponse
 from embedroute.inputs import (
     Input,
+    content_size,
     estimate_sizes,
 )
 from embedroute.routing.cache_keys import CacheKey, make_keys, make_keys_in_steps
@@ -27,13 +29,15 @@ class EmbeddedInput(msgspec.Struct, frozen=True, gc=False):
     """The vector of one input, shape (d,), and its share of the tokens of the call.
 
     ``tokens`` comes from the upstream, or from our estimate if ``estimated``. The vector must not
-    be used after its ``source`` (the connection) was found to be unreliable.
+    be used after its ``source`` (the connection) was found to be unreliable. ``modality_tokens`` is
+    the input's share of the tokens of each modality; None if the upstream does not report them.
     """
 
     vector: Array
     tokens: int
     estimated: bool = False
     source: Source | None = None
+    modality_tokens: Mapping[str, int] | None = None
 
 
 class Plan(msgspec.Struct, frozen=True, gc=False):
@@ -81,7 +85,9 @@ def cut(
         if (whole := found.get(wide_key)) is not None:
             with suppress(InvalidUpstreamResponse):
                 row = vectors.truncate(whole.vector[None], width or 0)[0]
-                truncated[key] = EmbeddedInput(row, whole.tokens, whole.estimated, whole.source)
+                truncated[key] = EmbeddedInput(
+                    row, whole.tokens, whole.estimated, whole.source, whole.modality_tokens
+                )
     return truncated
 
 
@@ -104,9 +110,50 @@ def pair_with_keys(
     shares = [tokens]
     if len(chunk) > 1:
         shares = share_out(tokens, sizes or estimate_sizes(chunk.values()))
+    splits: Iterable[Mapping[str, int] | None] = repeat(None)
+    if answer.modality_tokens:
+        shares, splits = share_modalities(chunk.values(), tokens, answer.modality_tokens)
     estimated = answer.prompt_tokens is None
-    rows = map(EmbeddedInput, answer.array, shares, repeat(estimated), repeat(answer.source))
+    rows = map(
+        EmbeddedInput, answer.array, shares, repeat(estimated), repeat(answer.source), splits
+    )
     return dict(zip(chunk, rows, strict=True))
+
+
+def share_modalities(
+    items: Collection[Input], tokens: int, modality_tokens: Mapping[str, int]
+) -> tuple[list[int], list[dict[str, int]]]:
+    """Split ``tokens`` and those of each modality among inputs; both add up exactly.
+
+    An input gets its share of a modality in proportion to its own content of it. The tokens that
+    belong to no modality are split in proportion to input length.
+    """
+    sizes = estimate_sizes(items)
+    splits: list[dict[str, int]] = [{} for _ in items]
+    for modality, total in modality_tokens.items():
+        contents = [content_size(item, modality) for item in items]
+        shares = share_out(total, contents if any(contents) else sizes)
+        for split_tokens, share in zip(splits, shares, strict=True):
+            if share:
+                split_tokens[modality] = share
+    others = share_out(tokens - sum(modality_tokens.values()), sizes)
+    totals = [sum(part.values()) + other for part, other in zip(splits, others, strict=True)]
+    return totals, splits
+
+
+def sum_modalities(plan: Plan, found: Mapping[CacheKey, EmbeddedInput]) -> dict[str, int]:
+    """Sum the tokens of each modality over all inputs of a request, as ``assemble`` sums tokens.
+
+    Empty if the modalities of an input are unknown. All tokens of an input without images are text.
+    """
+    counts: Counter[str] = Counter()
+    for key in plan.keys:
+        item = found[key]
+        split_tokens = item.modality_tokens
+        if not split_tokens and content_size(plan.work[key], "image"):
+            return {}
+        counts.update(split_tokens or {"text": item.tokens})
+    return dict(counts)
 
 
 def share_out(total: int, sizes: Sequence[int]) -> list[int]:

@@ -425,6 +425,24 @@ def test_the_size_limit_is_on_real_bytes(width, owners):
     assert used <= cache.size < 2 * used
 
 
+def test_tokens_by_modality_count_towards_the_size_limit():
+    cache = MemoryCache(1 << 30, 10.0, ManualClock())
+    keys = [os.urandom(24) for _ in range(5000)]
+    row = np.ones(8, "<f4")
+    gc.collect()
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for at, key in enumerate(keys):
+            split = {"text": 1000 + at, "image": 9000 + at}
+            cache.store({key: EmbeddedInput(row, 1, modality_tokens=split)})
+        used = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+
+    assert used <= cache.size < 2 * used
+
+
 def test_cached_vectors_are_read_only():
     cache = MemoryCache(1 << 20, 10.0, ManualClock())
     cache.store(entries("a"))

@@ -104,6 +104,11 @@ REFUSED = {
     "phaseo-sizes-contradict": Refused(
         {"dimensions": 4, **mistral(output_dimension=2)}, SIZE, slug="mistral"
     ),
+    "phaseo-task-contradicts-the-suffix": Refused(
+        {"model": "m:query", **google(task_type="CLUSTERING")},
+        "embedding_options.google.task_type",
+        slug="gemini",
+    ),
     "phaseo-size-of-another-api": Refused(mistral(output_dimension=4), SIZE, slug="gemini"),
     "phaseo-dtype-of-another-api": Refused(
         mistral(output_dtype="int8"), "embedding_options.mistral.output_dtype", slug="openai"
