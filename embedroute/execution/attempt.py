@@ -379,7 +379,16 @@ class AttemptRunner:
         outcome: dict[str, object] = {"endpoint": candidate.name, "attempt": attempt}
         outcome |= {"ms": round((self._clock() - began) * 1000, 1), **describe_outcome(failure)}
         values = describe_values(candidate, failure, context, work) if trace.full else None
-        trace.add_event("call", "failed" if failure else "answered", values, **outcome)
+        limits: Mapping[str, str] = {}
+        if isinstance(failure, UpstreamError):
+            limits = failure.rate_limits
+        trace.add_event(
+            "call",
+            "failed" if failure else "answered",
+            values,
+            **outcome,
+            **({"rate_limits": dict(limits)} if limits else {}),
+        )
         log.info(
             "upstream call failed" if failure else "upstream call completed",
             extra=log_fields({"request_id": trace.request_id, **outcome}),

@@ -4,6 +4,7 @@ Upstreams are scripted backends whose rules depend on the texts of a call, as th
 failure does. ``WRONGS`` are the ways in which upstreams fail for a single text.
 """
 
+import base64
 import json
 import logging
 import math
@@ -21,6 +22,7 @@ from embedroute.backend import Accepts, UpstreamResponse, Vectors
 from embedroute.errors import UpstreamError
 from embedroute.routing import BreakerPolicy, RetryPolicy, State
 from embedroute.testing import ScriptedBackend, expected_vector
+from embedroute.trace import RequestTrace
 from embedroute.upstream_errors import classify_response
 
 WIDTH = 8
@@ -442,6 +444,18 @@ async def test_the_upstreams_numbering_is_translated_to_the_clients():
 
 
 @pytest.mark.anyio
+async def test_the_rate_limit_headers_of_an_upstream_are_kept_in_the_trace():
+    headers = {"x-ratelimit-remaining-requests": "0", "retry-after": "60", "x-other": "1"}
+    gateway = gateway_before(Server(lambda _body: (429, headers, b"{}")))
+    trace = RequestTrace("r-1")
+    trace.open(trace=True, sent=False, received=False, full=False)
+
+    assert 429 == (await outcome_of(gateway, "a", trace=trace)).status
+    [call] = [event for event in trace.events if event["stage"] == "call"]
+    assert {"x-ratelimit-remaining-requests": "0"} == call["rate_limits"]
+
+
+@pytest.mark.anyio
 async def test_a_rate_limit_is_waited_for_once_and_stays_a_429():
     upstream = Refusing(
         429, b'{"error":{"message":"Rate limit reached","code":"rate_limit_exceeded"}}'
@@ -473,3 +487,148 @@ async def test_a_long_rate_limit_is_not_waited_for(caplog):
     assert (error.status, 6 < error.retry_after <= 7) == (429, True)
     assert anyio.current_time() - began < 5
     assert 1 == len(upstream.calls)
+
+
+# What a review has found
+
+
+@pytest.mark.anyio
+async def test_concurrent_first_requests_are_all_sent_again_without_a_rejected_field():
+    server = Server(refuse_field("encoding_format", "encoding_format is not supported"))
+    gateway = gateway_before(server)
+    outcomes = []
+
+    async def ask(text):
+        outcomes.append(is_right(await outcome_of(gateway, text), [text]))
+
+    async with anyio.create_task_group() as group:
+        for text in "abcdefgh":
+            group.start_soon(ask, text)
+
+    assert outcomes == [True] * 8
+
+
+@pytest.mark.anyio
+async def test_a_field_is_left_out_only_if_the_call_is_then_answered():
+    """A blank text is refused as a list and as a string; the list was not at fault."""
+
+    def refuse(body):
+        if body["input"] in ([" "], " "):
+            return 400, {}, b'{"error":{"message":"\'input\' must be an array of strings"}}'
+        return None
+
+    server = Server(refuse)
+    gateway = gateway_before(server)
+
+    assert 400 == (await outcome_of(gateway, " ")).status
+    assert is_right(await outcome_of(gateway, "a"), ["a"])
+    assert server.bodies[-1]["input"] == ["a"]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("status", [400, 500])
+async def test_parameters_that_an_upstream_cannot_serve_harm_no_other_request(status):
+    def refuse(body):
+        return (status, {}, b'{"error":{"message":"no"}}') if "dimensions" in body else None
+
+    gateway = gateway_before(Server(refuse))
+    for number in range(8):
+        texts = [f"{number} a", f"{number} b"]
+        assert isinstance(await outcome_of(gateway, texts, dimensions=4), EmbedrouteError)
+
+    assert is_right(await outcome_of(gateway, "good"), ["good"])
+    assert states(gateway) == [State.CLOSED]
+
+
+@pytest.mark.anyio
+async def test_concurrent_requests_share_one_harmless_text():
+    upstream = Refusing(500, b'{"error":{"message":"broken"}}')
+    gateway = gateway_of(upstream)
+
+    async with anyio.create_task_group() as group:
+        for number in range(50):
+            group.start_soon(outcome_of, gateway, [f"{number} a", f"{number} b"])
+
+    assert 1 == upstream.calls.count([HARMLESS])
+    assert states(gateway) == [State.OPEN]
+
+
+@pytest.mark.anyio
+async def test_repeating_the_same_texts_in_an_outage_opens_the_breaker():
+    """They count once, but the harmless text fails too."""
+    upstream = Refusing(500, b'{"error":{"message":"broken"}}')
+    gateway = gateway_of(upstream)
+
+    for _ in range(40):
+        await outcome_of(gateway, ["a", "b", "c", "d"])
+
+    assert len(upstream.calls) <= 10
+    assert states(gateway) == [State.OPEN]
+
+
+@pytest.mark.anyio
+async def test_an_endpoint_that_fails_at_random_blames_no_input():
+    """Every other call fails, whatever its inputs."""
+    upstream = Upstream("500")
+
+    def answer(batch):
+        upstream.calls.append(list(batch.texts))
+        if len(upstream.calls) % 2:
+            raise classify_response(500, {}, b'{"error":{"message":"broken"}}')
+        return Vectors(np.stack([expected_vector(text, WIDTH) for text in batch.texts]))
+
+    upstream.backend = ScriptedBackend(then=answer, width=WIDTH)
+    gateway = gateway_of(upstream, cache=0)
+
+    for number in range(20):
+        texts = [f"{number} {index}" for index in range(4)]
+        assert is_right(await outcome_of(gateway, texts), texts)
+
+
+@pytest.mark.anyio
+async def test_an_endpoint_without_texts_is_not_sent_a_harmless_one():
+    """Nothing tells its failures from those of its inputs, so they open no breaker."""
+    calls = []
+
+    class Images(ScriptedBackend):
+        accepts = Accepts(texts=False, modalities=("text", "image"))
+
+    def answer(batch):
+        calls.append(batch)
+        raise classify_response(500, {}, b'{"error":{"message":"broken"}}')
+
+    config = Config(
+        gateway={"auth": "open"},
+        providers={"a": Provider(backend=Images(then=answer, width=WIDTH))},
+        models={
+            "m": {"dimensions": WIDTH, "modalities": ["image"], "endpoints": [{"provider": "a"}]}
+        },
+    )
+    gateway = Gateway(config, retries=QUICK, environ={})
+    png = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(24)).decode()
+    part = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{png}"}}
+    for number in range(8):
+        await outcome_of(gateway, [{"content": [part] * (number + 1)}])
+
+    assert len(calls) >= 8
+    assert not any(batch.texts for batch in calls)
+    assert states(gateway) == [State.CLOSED]
+
+
+@pytest.mark.anyio
+async def test_an_input_that_fails_alone_is_embedded_by_the_fallback_model():
+    first, second = Upstream("500"), Upstream("500")
+    second.wrong = lambda texts: Vectors(np.stack([expected_vector(t, WIDTH) for t in texts]))
+    config = Config(
+        gateway={"auth": "open"},
+        providers={"a": Provider(backend=first.backend), "b": Provider(backend=second.backend)},
+        models={
+            "m": {"dimensions": WIDTH, "fallback": "n", "endpoints": [{"provider": "a"}]},
+            "n": {"dimensions": WIDTH, "endpoints": [{"provider": "b"}]},
+        },
+    )
+    gateway = Gateway(config, retries=QUICK, environ={})
+
+    embeddings = await outcome_of(gateway, ["bad", "good"])
+
+    assert (embeddings.model, is_right(embeddings, ["bad", "good"])) == ("n", True)
