@@ -77,14 +77,16 @@ async def bisect(
         # A server may fail at random, so a single input is blamed only if it fails twice.
         singles = [pair for pair in failures if len(pair[0]) == 1 and is_open(pair[1])]
         refused = [pair for pair in singles if concerns_request(pair[1])]
+        if singles and not is_known_alive:
+            is_known_alive = await is_alive()
+            if not is_known_alive:
+                return Bisection({}, work, error)
         again = [chunk for chunk, failure in singles if not concerns_request(failure)]
         repeated = await _attempt_all(again, attempt, on_result, at_once)
         undecided += [pair for pair in (*failures, *repeated) if not is_open(pair[1])]
         for chunk, failure in (*refused, *repeated):
             if isinstance(failure, UpstreamError) and is_about_inputs(failure):
                 alone |= dict.fromkeys(chunk, failure)
-    if alone and not (is_known_alive or await is_alive()):
-        return Bisection({}, work, error)
     rest: dict[CacheKey, Input] = {}
     for chunk, failure in undecided:
         rest |= chunk
