@@ -69,7 +69,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def frameless(build: Callable[P, T]) -> Callable[P, T]:
+def without_frames(build: Callable[P, T]) -> Callable[P, T]:
     """Remove the frames of ``build`` from a ``ConfigError``.
 
     Local variables of these frames hold the environment and the text of the config.
@@ -210,7 +210,7 @@ class LoopRuntime(msgspec.Struct, frozen=True):
     """The resources of one event loop: its dispatcher's ``embed``, and its single-flight group."""
 
     embed: Embed
-    flights: SingleFlight[Sequence[ResolvedEndpoint], DispatchContext]
+    singleflight: SingleFlight[Sequence[ResolvedEndpoint], DispatchContext]
 
 
 class RuntimeFactory:

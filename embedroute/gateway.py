@@ -21,8 +21,8 @@ from embedroute.bootstrap import (
     assembled,
     config_from_environment,
     config_from_file,
-    frameless,
     make_selection_context,
+    without_frames,
 )
 from embedroute.cache import (
     FULL_USE,
@@ -83,7 +83,7 @@ class Gateway:
     Several gateways can run in one process, each on any number of event loops.
     """
 
-    @frameless
+    @without_frames
     def __init__(
         self,
         config: Config,
@@ -128,7 +128,7 @@ class Gateway:
         self.runtime = PerLoop("embedroute", factory.open)
 
     @classmethod
-    @frameless
+    @without_frames
     def from_file(
         cls, path: str | os.PathLike[str] | None = None, **options: Unpack[Options]
     ) -> Self:
@@ -140,7 +140,7 @@ class Gateway:
         return cls(config_from_file(path, options.get("environ", os.environ)), **options)
 
     @classmethod
-    @frameless
+    @without_frames
     def from_env(cls, **options: Unpack[Options]) -> Self:
         """Use every provider whose key variable is set, and the local model if it is installed.
 
@@ -249,7 +249,7 @@ class Gateway:
         trace = context.trace
         policy = context.cache_policy
         if trace.events is not None:
-            prepared.selection.tell(trace, context.request.user)
+            prepared.selection.write_to_trace(trace, context.request.user)
         if context.request.large:
             plan, cached = await self._look_up_large(context, prepared)
         else:
@@ -274,9 +274,9 @@ class Gateway:
             )
             candidates = prepared.selection.candidates
             sharing_key = prepared.sharing_key if policy.read else None
-            with loop.flights.lead(missing, sharing_key) as lead:
+            with loop.singleflight.lead(missing, sharing_key) as lead:
                 if lead.work:
-                    await loop.embed(candidates, dispatch, lead.work, lead.land)
+                    await loop.embed(candidates, dispatch, lead.work, lead.add_results)
             vectors = {**vectors, **lead.found}
             if lead.awaited:
                 vectors = {**vectors, **await self._wait_for_others(loop, lead, missing, dispatch)}
@@ -298,7 +298,7 @@ class Gateway:
         candidates = prepared.selection.candidates
         # Leaves enough time to try every endpoint after the wait.
         max_wait = (dispatch.deadline - time.monotonic()) / (len(candidates) + 1)
-        shared, led = await loop.flights.follow(
+        shared, led = await loop.singleflight.follow(
             lead, missing, loop.embed, (candidates, dispatch), max_wait
         )
         if prepared.owner is not None and dispatch.store is not None and led < len(missing):

@@ -44,13 +44,13 @@ from embedroute.routing import (
     decide_without_retry,
     error_to_report,
     halves,
-    limited,
+    has_called_upstream,
     may_be_caused_by_input,
+    rate_limited_endpoints,
     split,
     split_in_steps,
     text_before,
     wait_before,
-    was_called,
 )
 from embedroute.runtime import fairness, tasks
 
@@ -234,7 +234,9 @@ class Dispatcher:
         first, seconds = waiting
         await anyio.sleep(seconds)
         others = [candidate for candidate in dispatch.candidates if candidate is not first]
-        admit = self._budget.reserve_one() if was_called(errors) else dispatch.admit_first_try
+        admit = (
+            self._budget.reserve_one() if has_called_upstream(errors) else dispatch.admit_first_try
+        )
         await self._run(
             msgspec.structs.replace(
                 dispatch,
@@ -257,7 +259,7 @@ class Dispatcher:
         context = dispatch.context
         available = {
             self._healths.get(candidate).available_at(now): candidate
-            for candidate in reversed(limited(dispatch.candidates, errors))
+            for candidate in reversed(rate_limited_endpoints(dispatch.candidates, errors))
             if candidate.name not in dispatch.waited_for
         }
         if not available:
@@ -267,7 +269,7 @@ class Dispatcher:
         at = min(available)
         if at >= context.deadline or at > context.trace.wait_ends:
             return None
-        if was_called(errors) and not self._budget.allow(now):
+        if has_called_upstream(errors) and not self._budget.allow(now):
             return None
         return available[at], max(at - now, 0.01)
 
@@ -316,7 +318,7 @@ class Dispatcher:
             context = msgspec.structs.replace(context, slots=CapacityLimiter(CHUNKS_AT_ONCE))
         remaining = [
             *dispatch.candidates[len(errors) :],
-            *limited(dispatch.candidates, errors),
+            *rate_limited_endpoints(dispatch.candidates, errors),
         ]
         whole = msgspec.structs.replace(
             dispatch,

@@ -142,11 +142,11 @@ class SingleFlight(Generic[*Arguments]):
         sharing_key: object,
         compute: Compute[*Arguments],
         arguments: tuple[*Arguments],
-        patience: float = math.inf,
+        max_wait: float = math.inf,
     ) -> tuple[dict[CacheKey, EmbeddedInput], int]:
         """Get the result of every key in ``missing``: compute it, or wait for another request.
 
-        ``compute`` is called with ``arguments``, the work and a callback for results. ``patience``
+        ``compute`` is called with ``arguments``, the work and a callback for results. ``max_wait``
         bounds, in seconds, the wait for a leader with another ``sharing_key`` or a larger group.
         Returns the results, and the number of keys that this request computed.
 
@@ -156,8 +156,8 @@ class SingleFlight(Generic[*Arguments]):
         """
         with self.lead(missing, sharing_key) as lead:
             if lead.work:
-                await compute(*arguments, lead.work, lead.land)
-        found, led = await self.follow(lead, missing, compute, arguments, patience)
+                await compute(*arguments, lead.work, lead.add_results)
+        found, led = await self.follow(lead, missing, compute, arguments, max_wait)
         return {**lead.found, **found}, led
 
     async def follow(
@@ -166,7 +166,7 @@ class SingleFlight(Generic[*Arguments]):
         missing: Work,
         compute: Compute[*Arguments],
         arguments: tuple[*Arguments],
-        patience: float = math.inf,
+        max_wait: float = math.inf,
     ) -> tuple[dict[CacheKey, EmbeddedInput], int]:
         """Get the keys of ``missing`` that ``lead`` did not compute.
 
@@ -184,7 +184,7 @@ class SingleFlight(Generic[*Arguments]):
         while remaining:
             if awaited:
                 began = began or anyio.current_time()
-                bounds = self._bounds(awaited, sharing_key, len(missing), arguments, patience)
+                bounds = self._bounds(awaited, sharing_key, len(missing), arguments, max_wait)
                 await _wait(bounds, began)
                 found |= _results(awaited, sharing_key, missing.keys())
                 slow = {**slow, **_unfinished(awaited)}
@@ -192,7 +192,7 @@ class SingleFlight(Generic[*Arguments]):
             with self.lead(remaining, sharing_key, slow) as next_lead:
                 if next_lead.work:
                     led += len(next_lead.work)
-                    own = compute(*arguments, next_lead.work, next_lead.land)
+                    own = compute(*arguments, next_lead.work, next_lead.add_results)
                     await (_race(next_lead, next_lead.work, slow, own) if slow else own)
             found |= next_lead.found
             awaited = next_lead.awaited
@@ -205,14 +205,14 @@ class SingleFlight(Generic[*Arguments]):
         sharing_key: object,
         requested: int,
         arguments: tuple[*Arguments],
-        patience: float,
+        max_wait: float,
     ) -> dict[float, list[InFlight]]:
         """Group the awaited entries by the longest wait for them, in seconds.
 
         ``requested`` is the number of keys that the waiter requests.
         """
         larger = sum(len(flight.group) > requested for flight in awaited.values())
-        usual = min(self._expect(*arguments, larger), patience) if larger else math.inf
+        usual = min(self._expect(*arguments, larger), max_wait) if larger else math.inf
         bounds: dict[float, list[InFlight]] = {}
         for flight in awaited.values():
             if len(flight.group) > requested:
@@ -220,7 +220,7 @@ class SingleFlight(Generic[*Arguments]):
             elif flight.sharing_key == sharing_key:
                 bound = math.inf
             else:
-                bound = patience
+                bound = max_wait
             bounds.setdefault(bound, []).append(flight)
         return bounds
 
@@ -245,7 +245,7 @@ class Lead(msgspec.Struct, eq=False):
     def __rich_repr__(self) -> list[tuple[str, object]]:
         return []
 
-    def land(self, results: Mapping[CacheKey, EmbeddedInput]) -> None:
+    def add_results(self, results: Mapping[CacheKey, EmbeddedInput]) -> None:
         """Store results as they arrive; their waiters get them at once."""
         self.found.update(results)
         for key, item in results.items():
@@ -328,7 +328,7 @@ async def _race(lead: Lead, own: Work, slow: Flying, computation: Awaitable[None
         await tasks.cancel_on_disconnect(computation, finished, grace=0.0)
     except tasks.ClientDisconnected:  # raised when ``finished`` returns before the computation
         results = {key: flight.result for key, flight in flights.items()}
-        lead.land({key: item for key, item in results.items() if item is not None})
+        lead.add_results({key: item for key, item in results.items() if item is not None})
 
 
 async def _wait_for_results(flights: Iterable[InFlight]) -> None:

@@ -55,10 +55,10 @@ from embedroute.routing.retry import (
     decide_next,
     decide_without_retry,
     error_to_report,
-    limited,
+    has_called_upstream,
     may_be_caused_by_input,
+    rate_limited_endpoints,
     wait_before,
-    was_called,
 )
 from embedroute.routing.selection import select_endpoints
 from embedroute.routing.selection_cache import PROBING, PreparedSelection, SelectionCache
@@ -112,7 +112,7 @@ __all__ = [
     "draw_weights",
     "error_to_report",
     "halves",
-    "limited",
+    "has_called_upstream",
     "make_key_prefix",
     "make_plan",
     "make_plan_in_steps",
@@ -121,6 +121,7 @@ __all__ = [
     "order_endpoints",
     "pair_with_keys",
     "prefix",
+    "rate_limited_endpoints",
     "rekeyed",
     "rekeyed_in_steps",
     "resolve_key_models",
@@ -133,5 +134,4 @@ __all__ = [
     "text_before",
     "unknown_model",
     "wait_before",
-    "was_called",
 ]

@@ -215,7 +215,7 @@ class RetryBudget:
                 times.popleft()
 
 
-def was_called(failures: Sequence[EmbedrouteError]) -> bool:
+def has_called_upstream(failures: Sequence[EmbedrouteError]) -> bool:
     """Return whether at least one rate limit is the response to a call of this request.
 
     A request that only met cool-downs from earlier calls has not tried an endpoint yet.
@@ -225,7 +225,7 @@ def was_called(failures: Sequence[EmbedrouteError]) -> bool:
     )
 
 
-def limited(
+def rate_limited_endpoints(
     candidates: Sequence[ResolvedEndpoint], failures: Sequence[EmbedrouteError]
 ) -> list[ResolvedEndpoint]:
     """Return the ``candidates`` that are rate limited.

@@ -43,11 +43,11 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
             self, "endpoint_names", frozenset([candidate.name for candidate in self.candidates])
         )
 
-    def tell(self, trace: RequestTrace, user: str | None = None) -> None:
+    def write_to_trace(self, trace: RequestTrace, user: str | None = None) -> None:
         """Write the selection into a trace; ``user`` is the request's ``user`` field, if any."""
         if trace.events is None:
             return
-        tell_dropped(self.dropped, trace)
+        trace_dropped(self.dropped, trace)
         for option in self.ignored_options:
             trace.add_event(
                 "select", "dropped parameter", {"value": option.value}, parameter=option.name
@@ -73,7 +73,7 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def tell_dropped(dropped: Iterable[Dropped], trace: RequestTrace) -> None:
+def trace_dropped(dropped: Iterable[Dropped], trace: RequestTrace) -> None:
     """Write into a trace which endpoints were filtered, and why."""
     for drop in dropped:
         trace.add_event(
@@ -113,7 +113,7 @@ def select_endpoints(
         filter_by_parameters(endpoints, route.model, request, parameters)
     except RequestError:
         if trace is not None:
-            tell_dropped(endpoints.dropped, trace)
+            trace_dropped(endpoints.dropped, trace)
         raise
     ordered = order_endpoints(endpoints.remaining, preferences, route.sort, context)
     reason = "not the first choice, and allow_fallbacks is false"

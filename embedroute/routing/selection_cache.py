@@ -22,7 +22,7 @@ from embedroute.routing.selection import (
     Selection,
     permitted_endpoints,
     select_endpoints,
-    tell_dropped,
+    trace_dropped,
 )
 from embedroute.trace import RequestTrace
 
@@ -212,7 +212,7 @@ class SelectionCache:
             selection = select_endpoints(route, request, caller, self._context_for(request), trace)
         except RequestError:
             if trace is not None:
-                tell_dropped(not_named, trace)
+                trace_dropped(not_named, trace)
             raise
         if not_named:
             return msgspec.structs.replace(selection, dropped=[*not_named, *selection.dropped])

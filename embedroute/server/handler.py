@@ -121,11 +121,13 @@ class RequestHandler:
             caller = await self._authenticate_by_host(exchange)
         else:
             caller = self._authenticate_by_key(exchange)
-        exchange.refuse_other_types()
+        exchange.require_json()
         embeddings = forecast = None
         async with tasks.watch(settings.body_timeout, self._make_body_timeout) as watch:
             body = await exchange.body(settings.max_body_bytes, gateway.bodies, caller.name)
-            watch.restart(settings.deadline, gateway.make_deadline_error, exchange.gone)
+            watch.restart(
+                settings.deadline, gateway.make_deadline_error, exchange.wait_for_disconnect
+            )
             deadline = time.monotonic() + settings.deadline
             if is_small(body):
                 request = decode_at_once(body, gateway.limits)
@@ -160,7 +162,7 @@ class RequestHandler:
         pieces = self.dialect.success(embeddings, request)
         if not isinstance(pieces, tuple):
             pieces = await fairness.run_cooperatively(pieces)
-        await exchange.answer_in_pieces(200, pieces)
+        await exchange.send_pieces(200, pieces)
         exchange.record(
             "request completed",
             200,
@@ -216,7 +218,7 @@ class RequestHandler:
         await exchange.answer(200, ENCODER.encode(body))
 
     async def _reject(self, exchange: HTTPExchange, error: EmbedrouteError) -> None:
-        if exchange.begun:
+        if exchange.response_started:
             return
         body = self.dialect.error(error, exchange.trace)
         await exchange.answer(error.status, body, error_headers(error, error.status))

@@ -50,7 +50,7 @@ class HTTPExchange:
     """One HTTP request and its response; ``receive`` and ``send`` are the ASGI server's.
 
     ``reserved`` bytes of the body are counted in the caller's ``account`` until the handler
-    releases them. ``begun`` is True once the response has been started.
+    releases them. ``response_started`` is True once the response has been started.
     """
 
     __slots__ = (
@@ -59,10 +59,10 @@ class HTTPExchange:
         "_skip_drain",
         "_started_at",
         "account",
-        "begun",
         "headers",
         "receive",
         "reserved",
+        "response_started",
         "scope",
         "send",
         "trace",
@@ -82,7 +82,7 @@ class HTTPExchange:
         self._by_name = dict(headers)
         self._names_unique = len(self._by_name) == len(headers)
         self._started_at = time.perf_counter()
-        self.begun = False
+        self.response_started = False
         self._skip_drain = False
         self.account: Account | None = None
         self.reserved = 0
@@ -96,7 +96,7 @@ class HTTPExchange:
             return [self._by_name[name]] if name in self._by_name else []
         return [value for header, value in self.headers if header == name]
 
-    def refuse_other_types(self) -> None:
+    def require_json(self) -> None:
         """Check that the body is declared as uncompressed JSON in UTF-8.
 
         A body without a type or with a text type could be sent by any web page across origins
@@ -209,7 +209,7 @@ class HTTPExchange:
                 return bytes(body)
             message = await self.receive()
 
-    async def gone(self) -> None:
+    async def wait_for_disconnect(self) -> None:
         """Wait until the client disconnects. Call this only after the body was read.
 
         Raises:
@@ -223,9 +223,9 @@ class HTTPExchange:
 
     async def answer(self, status: int, body: bytes, extra: Iterable[Header] = ()) -> None:
         """Send a complete response."""
-        await self.answer_in_pieces(status, (body,), extra)
+        await self.send_pieces(status, (body,), extra)
 
-    async def answer_in_pieces(
+    async def send_pieces(
         self, status: int, pieces: Sequence[bytes], extra: Iterable[Header] = ()
     ) -> None:
         """Send a complete response whose body is in several pieces.
@@ -233,7 +233,7 @@ class HTTPExchange:
         Raises:
             ClientDisconnected: the client disconnected.
         """
-        self.begun = True
+        self.response_started = True
         took = (time.perf_counter() - self._started_at) * 1000
         headers = make_headers(self.trace, status, sum(map(len, pieces)), took)
         headers += extra

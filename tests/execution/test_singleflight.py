@@ -191,7 +191,7 @@ async def test_the_wait_for_a_leader_with_another_sharing_key_is_bounded(terms, 
     callers, met = ConcurrentRequests(), []
 
     async def wait():
-        met.append(await callers.flights.run(work("bc"), terms, second, (), patience=0.05))
+        met.append(await callers.flights.run(work("bc"), terms, second, (), max_wait=0.05))
 
     async def second(asked, land):
         callers.computer.computed.append("".join(asked.values()))
@@ -356,7 +356,7 @@ async def test_patience_bounds_the_wait_for_a_larger_group_too():
         await begin(
             group,
             (callers.ask, "leader", "abc"),
-            (with_own(callers, "waiter", "b", own, patience=SOON),),
+            (with_own(callers, "waiter", "b", own, max_wait=SOON),),
         )
         await until_on_loop(lambda: "waiter" in callers.got)
         callers.computer.go.set()

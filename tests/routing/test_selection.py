@@ -243,7 +243,7 @@ def test_the_first_failing_filter_is_the_reason_and_the_trace_lists_all():
         route(*some), job(provider={"ignore": ["azure"]}), SOMEONE, around(some)
     )
 
-    found.tell(trace)
+    found.write_to_trace(trace)
 
     assert [("azure", "ignore"), ("new", "include_alpha")] == [
         (item.candidate.provider, item.filter) for item in found.dropped
@@ -296,7 +296,7 @@ def test_a_trace_lists_the_endpoints_that_do_not_accept_user(some, user, deaf):
     trace = RequestTrace("r")
     trace.open(trace=True, sent=False, received=False, full=True)
 
-    select_endpoints(route(*some), job(user=user), SOMEONE, around(some)).tell(trace, user)
+    select_endpoints(route(*some), job(user=user), SOMEONE, around(some)).write_to_trace(trace, user)
 
     dropped = [event for event in trace.events or () if event["action"] == "dropped parameter"]
     assert deaf == sorted(
@@ -307,7 +307,7 @@ def test_a_trace_lists_the_endpoints_that_do_not_accept_user(some, user, deaf):
 def test_no_trace_is_written_unless_requested():
     trace = RequestTrace("r")
 
-    select_endpoints(route(OPENAI), job(), SOMEONE, around([OPENAI])).tell(trace)
+    select_endpoints(route(OPENAI), job(), SOMEONE, around([OPENAI])).write_to_trace(trace)
 
     assert trace.events is None
 

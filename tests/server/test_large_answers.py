@@ -150,7 +150,7 @@ async def test_sending_many_pieces_to_a_fast_client_yields_to_other_tasks():
         inbound = HTTPExchange(
             {"type": "http", "method": "POST", "headers": []}, anyio.sleep_forever, send
         )
-        await inbound.answer_in_pieces(200, [b"piece"] * 20)
+        await inbound.send_pieces(200, [b"piece"] * 20)
         group.cancel_scope.cancel()
 
     assert [0, *[5] * 20] == [size for _, size in sent_in]
