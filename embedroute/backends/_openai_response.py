@@ -49,14 +49,14 @@ class Row(msgspec.Struct, gc=False):
     """One vector, as base64 or numbers."""
 
     embedding: str | list[float]
-    index: int | None = None
+    index: int | float | str | None = None
 
 
 class LongRow(msgspec.Struct, gc=False):
     """One vector of a large response, as JSON or as the mark of an extracted vector."""
 
     embedding: msgspec.Raw
-    index: int | None = None
+    index: int | float | str | None = None
 
 
 class Usage(msgspec.Struct):
@@ -135,21 +135,35 @@ def _raw(answer: LongAnswer) -> list[msgspec.Raw]:
     return [row.embedding for row in answer.data or ()]
 
 
-def sort_by_index(rows: Sequence[T], indexes: Sequence[int | None]) -> Sequence[T]:
+def sort_by_index(rows: Sequence[T], indexes: Sequence[int | float | str | None]) -> Sequence[T]:
     """Sort rows by their indexes; rows without indexes are already in order.
 
+    Google's OpenAI-compatible API omits the index 0, and some servers write an index as text or as
+    a float. One missing index is unambiguous if the others are all but one of 0 … n-1.
+
     Raises:
-        InvalidUpstreamResponse: an index is out of range or repeated, or only some rows have one.
+        InvalidUpstreamResponse: an index is out of range or repeated, or several are missing.
     """
     if indexes == list(range(len(rows))) or not any(index is not None for index in indexes):
         return rows
-    by_index = dict(zip(indexes, rows, strict=True))
-    if by_index.keys() != set(range(len(rows))):
+    numbers = [None if index is None else _parse_index(index) for index in indexes]
+    expected = set(range(len(rows)))
+    if numbers.count(None) == 1:
+        numbers[numbers.index(None)] = min(expected.difference(numbers), default=None)
+    by_index = dict(zip(numbers, rows, strict=True))
+    if by_index.keys() != expected:
         raise InvalidUpstreamResponse(
             f"The upstream returned {len(rows)} rows"
             f" whose indexes are not 0 to {len(rows) - 1}, each once."
         )
     return [by_index[index] for index in range(len(rows))]
+
+
+def _parse_index(index: float | str) -> int:
+    """Return an index as an integer, or -1 if it is none."""
+    if isinstance(index, str):
+        return int(index) if index.isascii() and index.isdigit() and len(index) < 8 else -1
+    return int(index) if float(index).is_integer() else -1
 
 
 def _read_usage(

@@ -158,6 +158,14 @@ def test_rejects_an_invalid_option(wrong):
             rows(base64_of(1, 2), base64_of(3, 4), indexes=(None, None)), id="indexes null"
         ),
         pytest.param({"data": [{"embedding": [1, 2]}, {"embedding": [3, 4]}]}, id="no indexes"),
+        # spring-projects/spring-ai#7020: Google's OpenAI-compatible API omits the index 0
+        pytest.param(
+            {"data": [{"embedding": [1, 2]}, {"embedding": [3, 4], "index": 1}]}, id="0 omitted"
+        ),
+        pytest.param(rows([3, 4], [1, 2], indexes=(1, None)), id="0 omitted, out of order"),
+        pytest.param(rows([3, 4], [1, 2], indexes=(None, 0)), id="1 omitted, out of order"),
+        pytest.param(rows([3, 4], [1, 2], indexes=("1", "0")), id="indexes are texts"),
+        pytest.param(rows([3, 4], [1, 2], indexes=(1.0, 0.0)), id="indexes are floats"),
         pytest.param(rows([1, 2], [3, 4]) | {"error": None}, id="error null"),
         pytest.param(rows([1, 2], [3, 4]) | {"error": {}}, id="error empty"),
         pytest.param(
@@ -194,8 +202,9 @@ def test_returns_row_i_for_input_i(body):
         pytest.param(rows([1, 2], [3, 4], indexes=(0, 0)), id="index twice"),
         pytest.param(rows([1, 2], [3, 4], indexes=(1, 2)), id="index out of range"),
         pytest.param(rows([1, 2], [3, 4], indexes=(-1, 0)), id="index negative"),
-        pytest.param(rows([1, 2], [3, 4], indexes=(0, None)), id="index missing for one"),
-        pytest.param(rows([1, 2], [3, 4], indexes=("0", "1")), id="index a text"),
+        pytest.param(rows([1, 2], [3, 4], indexes=(0, "x")), id="index no number"),
+        pytest.param(rows([1, 2], [3, 4], indexes=("0", "-1")), id="index a negative text"),
+        pytest.param(rows([1, 2], [3, 4], indexes=(2, None)), id="index missing and one too high"),
         pytest.param(rows([1, 2], [3, 4], indexes=(False, True)), id="index a bool"),
         pytest.param(rows([1, 2], [3, 4], indexes=(0.5, 1)), id="index a fraction"),
         pytest.param(rows([1, 2], [3]), id="widths differ"),
@@ -345,3 +354,21 @@ def test_sorts_rows_in_any_order_by_index(wanted, random):
     found = OpenAI().parse(Batch(model="m", texts=("x",) * len(wanted)), reply(encoded))
 
     assert np.array_equal(found.array, np.asarray(wanted, dtype="<f4"))
+
+
+@given(st.permutations(range(7)), st.sets(st.integers(0, 6)), st.sampled_from([int, str, float]))
+def test_a_row_without_index_is_accepted_only_if_it_is_the_only_one(order, missing, kind):
+    """And all rows without an index are in order."""
+    values = [
+        {"embedding": [at + 1.0, 1.0], "index": None if at in missing else kind(at)} for at in order
+    ]
+    batch = Batch(model="m", texts=[str(at) for at in range(7)])
+    response = UpstreamResponse(200, {}, json.dumps({"data": values}).encode())
+
+    if len(missing) in {0, 1}:
+        assert [at + 1.0 for at in range(7)] == OpenAI().parse(batch, response).array[:, 0].tolist()
+    elif len(missing) == 7:
+        assert [at + 1.0 for at in order] == OpenAI().parse(batch, response).array[:, 0].tolist()
+    else:
+        with pytest.raises(InvalidUpstreamResponse):
+            OpenAI().parse(batch, response)

@@ -69,10 +69,10 @@ def index_negative(ask):
     return _with_indexes(ask, [at - len(ask.inputs) for at in range(len(ask.inputs))])
 
 
-@lie()
+@harmless
 def index_as_string(ask):
-    """Indexes are strings, which do not sort as numbers do."""
-    return _with_indexes(ask, [str(at) for at in range(len(ask.inputs))])
+    """Rows in reverse order, with indexes as strings."""
+    return say(ask.answer([{**row, "index": str(row["index"])} for row in ask.rows()[::-1]]))
 
 
 @lie()

@@ -296,7 +296,9 @@ def test_a_trace_lists_the_endpoints_that_do_not_accept_user(some, user, deaf):
     trace = RequestTrace("r")
     trace.open(trace=True, sent=False, received=False, full=True)
 
-    select_endpoints(route(*some), job(user=user), SOMEONE, around(some)).write_to_trace(trace, user)
+    select_endpoints(route(*some), job(user=user), SOMEONE, around(some)).write_to_trace(
+        trace, user
+    )
 
     dropped = [event for event in trace.events or () if event["action"] == "dropped parameter"]
     assert deaf == sorted(
