@@ -127,6 +127,8 @@ class Connector:
     ) -> asyncio.Transport:
         context = self._get_ssl_context() if tls else None
         addresses = await self._resolve(host, port)
+        if not addresses:
+            raise OSError("the name has no address")
         connected = await _start_connection(addresses, happy_eyeballs_delay=ATTEMPT_DELAY)
         transport, _ = await asyncio.get_running_loop().create_connection(
             lambda: protocol,
