@@ -11,7 +11,6 @@ from embedroute.errors import (
     BatchTooLarge,
     EmbedrouteError,
     FieldRejected,
-    RateLimited,
     RequestError,
     UpstreamError,
     UpstreamTimeout,
@@ -24,7 +23,6 @@ from embedroute.execution.context import (
     describe_values,
     for_client,
     make_batch,
-    make_probe,
     name_input,
     prepare_in_steps,
     record_results,
@@ -41,7 +39,8 @@ from embedroute.routing import (
     HealthRegistry,
     ResolvedEndpoint,
     UsualLatency,
-    amount,
+    measure_inputs,
+    measure_inputs_in_steps,
 )
 from embedroute.runtime import fairness
 from embedroute.text import log_fields
@@ -49,8 +48,6 @@ from embedroute.transport import Transport
 
 log = logging.getLogger("embedroute.calls")
 
-HARMLESS: Final = "hello"
-"""The text that tells a failing endpoint from failing inputs."""
 LONG: Final = 1 << 19
 """Characters of a call's inputs from which its body is encoded in a worker thread.
 
@@ -113,7 +110,7 @@ class AttemptRunner:
                 if context.request.large:
                     steps = prepare_in_steps(batch, candidate, context)
                     batch, sizes = await fairness.step_by_step(steps)
-                answer = await self._exchange(candidate, context, batch, timeout, omitted)
+                answer = await self.exchange(candidate, context, batch, timeout, omitted)
                 self._accept(candidate, health, context, permit, batch, answer, began, sizes, omit)
             else:
                 answer, made_call = await self._micro_batched(
@@ -121,7 +118,7 @@ class AttemptRunner:
                 )
         except EmbedrouteError as error:
             if alone:
-                self._learn_limit(health, batch, error)
+                await self._learn_limit(health, context, batch, error)
             failure = self._name_cause(
                 for_client(error, candidate, outside), context, batch, work, omitted
             )
@@ -173,17 +170,17 @@ class AttemptRunner:
         """Make one call that several requests may share, and record its outcome."""
         began = self._clock()
         try:
-            answer = await self._exchange(candidate, context, batch, timeout, health.omitted(began))
+            answer = await self.exchange(candidate, context, batch, timeout, health.omitted(began))
             self._accept(candidate, health, context, permit, batch, answer, began)
         except EmbedrouteError as error:
-            self._learn_limit(health, batch, error)
+            await self._learn_limit(health, context, batch, error)
             raise
         except BaseException:
             self._count_timeout(health, permit, context, began)
             raise
         return answer
 
-    def _exchange(
+    def exchange(
         self,
         candidate: ResolvedEndpoint,
         context: DispatchContext,
@@ -191,6 +188,13 @@ class AttemptRunner:
         timeout: float,
         omitted: frozenset[str],
     ) -> Awaitable[Vectors]:
+        """Call the backend of an endpoint, and validate the vectors that it returns.
+
+        ``omitted`` are the fields that the endpoint rejects.
+
+        Raises:
+            EmbedrouteError: the call failed.
+        """
         trace = context.trace
         prepared = context.prepared
         return call_backend(
@@ -209,49 +213,6 @@ class AttemptRunner:
             width=prepared.selection.parameters.width,
             matryoshka=prepared.can_truncate,
         )
-
-    async def probe(
-        self,
-        candidate: ResolvedEndpoint,
-        health: EndpointHealth,
-        context: DispatchContext,
-        timeout: float,
-        *,
-        as_request: bool,
-    ) -> bool:
-        """Return whether an endpoint embeds ``HARMLESS``.
-
-        With ``as_request``, the call has the parameters of the request, and its failure says
-        nothing about the endpoint. Otherwise the failure opens the breaker, except for a rate limit
-        and a timeout in less than the usual time. A success clears the endpoint.
-        """
-        began = self._clock()
-        failure: EmbedrouteError | None = None
-        batch = make_probe(candidate, context, HARMLESS, as_request=as_request)
-        try:
-            await self._exchange(candidate, context, batch, timeout, health.omitted(began))
-        except EmbedrouteError as error:
-            failure = for_client(error, candidate, None)
-        except BaseException:
-            health.withdraw()
-            raise
-        now = self._clock()
-        is_short = isinstance(failure, UpstreamTimeout) and not health.usually_answers_within(
-            timeout, now
-        )
-        if failure is None:
-            health.clear(now)
-        elif isinstance(failure, RateLimited) or is_short:
-            health.withdraw()
-        elif not as_request:
-            health.confirm(now)
-        context.trace.add_event(
-            "probe",
-            "failed" if failure else "answered",
-            endpoint=candidate.name,
-            ms=round((now - began) * 1000, 1),
-        )
-        return failure is None
 
     def _name_cause(
         self,
@@ -299,11 +260,18 @@ class AttemptRunner:
             now = self._clock()
             health.record_timeout(permit, now, now - began)
 
-    def _learn_limit(self, health: EndpointHealth, batch: Batch, error: EmbedrouteError) -> None:
-        if isinstance(error, BatchTooLarge) and error.measure is not None and len(batch) > 1:
-            health.record_batch_too_large(
-                self._clock(), error.measure, amount(batch.inputs, error.measure)
-            )
+    async def _learn_limit(
+        self, health: EndpointHealth, context: DispatchContext, batch: Batch, error: EmbedrouteError
+    ) -> None:
+        """Learn a smaller limit of the endpoint from a call that was too large."""
+        measure = error.measure if isinstance(error, BatchTooLarge) else None
+        if measure is None or len(batch) < 2:
+            return
+        if context.request.large:
+            size = await fairness.step_by_step(measure_inputs_in_steps(batch.inputs, measure))
+        else:
+            size = measure_inputs(batch.inputs, measure)
+        health.record_batch_too_large(self._clock(), measure, size)
 
     def _accept(
         self,
@@ -333,7 +301,7 @@ class AttemptRunner:
         now = self._clock()
         if health.learned and count == 1:
             for measure in tuple(health.learned):
-                health.record_batch_fitted(now, measure, amount(batch.inputs, measure))
+                health.record_batch_fitted(now, measure, measure_inputs(batch.inputs, measure))
         tokens = answer.prompt_tokens
         if tokens is None:
             tokens = sum(sizes or estimate_sizes(batch.inputs))

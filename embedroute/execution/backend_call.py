@@ -76,8 +76,8 @@ async def call_backend(
     """Embed ``batch`` with ``backend`` within ``timeout`` seconds, and validate the result.
 
     ``rest``, ``provider`` and ``max_connections`` are fields of ``ExchangeLimits``; ``width`` and
-    ``matryoshka`` are parameters of ``validate_vectors``. The body of a ``large`` call is encoded in
-    a worker thread. ``omitted`` are fields that the upstream rejects.
+    ``matryoshka`` are parameters of ``validate_vectors``. The body of a ``large`` call is encoded
+    in a worker thread. ``omitted`` are fields that the upstream rejects.
 
     Raises:
         UpstreamError: the call failed. This includes exceptions in the backend's own code.

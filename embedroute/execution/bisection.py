@@ -17,13 +17,11 @@ from embedroute.errors import (
     UpstreamError,
     UpstreamRejectedInput,
 )
-from embedroute.execution.context import Results
-from embedroute.execution.singleflight import OnResult
+from embedroute.execution.context import OnResult, Results, Work
 from embedroute.inputs import Input
 from embedroute.routing import CacheKey, halves, may_be_caused_by_input
 from embedroute.runtime import tasks
 
-Work = Mapping[CacheKey, Input]
 Attempt = Callable[[Work], Awaitable[Results | EmbedrouteError]]
 """Calls the endpoint with a part of the work."""
 Failed = tuple[Work, EmbedrouteError]

@@ -52,8 +52,14 @@ class RequestContext(msgspec.Struct, frozen=True, kw_only=True):
     watch: Watch | None = None
 
 
+Work = Mapping[CacheKey, Input]
+"""Inputs by cache key."""
 Results = Mapping[CacheKey, EmbeddedInput]
 """Embedded inputs by cache key."""
+OnResult = Callable[[Results], None]
+"""Receives vectors as soon as they are computed."""
+AdmitFirstTry = Callable[[float], bool]
+"""Takes the time in seconds; returns whether an endpoint may be tried for the first time."""
 StoreResults = Callable[[Results, int | None], None]
 """Stores results in the cache, with the mark of their owner if there is one."""
 
@@ -61,10 +67,9 @@ StoreResults = Callable[[Results, int | None], None]
 class DispatchContext(msgspec.Struct, frozen=True, eq=False):
     """What all chunks of one request share.
 
-    ``keys`` are the cache keys of the request's inputs, in their order. ``deadline`` is in seconds of
-    the monotonic clock. ``store`` receives the results, and their
-    owner, for the cache; None if they are not cached. ``slots`` limits the concurrent calls of a
-    request that was split.
+    ``keys`` are the cache keys of the request's inputs, in their order. ``deadline`` is in seconds
+    of the monotonic clock. ``store`` receives the results and their owner for the cache; None if
+    they are not cached. ``slots`` limits the concurrent calls of a request that was split.
     """
 
     request: EmbeddingRequest
@@ -75,6 +80,24 @@ class DispatchContext(msgspec.Struct, frozen=True, eq=False):
     watch: Watch | None = None
     store: StoreResults | None = None
     slots: CapacityLimiter | None = None
+
+
+class Dispatch(msgspec.Struct, frozen=True, eq=False):
+    """The inputs of a request, or a part of them, and where they may be embedded.
+
+    ``on_result`` gets the vectors of each chunk as soon as they come. A first try counts as a call
+    and not as a retry, unless ``admit_first_try`` decides. ``earlier_errors`` are the errors from
+    before the part was split off. ``waited_for`` are the endpoints whose rate limits were waited
+    for.
+    """
+
+    candidates: Sequence[ResolvedEndpoint]
+    context: DispatchContext
+    work: Work
+    on_result: OnResult
+    admit_first_try: AdmitFirstTry | None = None
+    earlier_errors: Sequence[EmbedrouteError] = ()
+    waited_for: frozenset[str] = frozenset()
 
 
 def make_batch(
@@ -112,16 +135,6 @@ def make_batch(
         user=context.request.user if accepts.user else None,
         options={"title": parameters.title} if parameters.title is not None else {},
     )
-
-
-def make_probe(
-    candidate: ResolvedEndpoint, context: DispatchContext, text: str, *, as_request: bool
-) -> Batch:
-    """Build a batch of one text, with the parameters of a request or with none."""
-    model = context.prepared.route.model
-    if not as_request:
-        return Batch(candidate.model, [text], width=model.dimensions)
-    return make_batch(candidate, {b"": text}, context, kind=Kind.TEXT)
 
 
 def prepare_in_steps(

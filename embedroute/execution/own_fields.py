@@ -1,7 +1,7 @@
 """Leaves out the fields of an upstream request that an upstream rejects and no client asked for.
 
-The gateway asks for base64, sends one text as a list, and passes ``user`` on. None of these changes a
-vector, so a server that rejects one of them can do without it.
+The gateway asks for base64, sends one text as a list, and passes ``user`` on. None of these changes
+a vector, so a server that rejects one of them can do without it.
 """
 
 from collections.abc import Collection

@@ -16,15 +16,11 @@ import anyio
 import msgspec
 
 from embedroute.errors import RateLimited, UpstreamError, UpstreamTimeout
-from embedroute.inputs import Input
+from embedroute.execution.context import OnResult, Work
 from embedroute.routing import CacheKey, EmbeddedInput, may_be_caused_by_input
 from embedroute.runtime import tasks
 from embedroute.upstream_errors import BLAMES_INPUTS
 from embedroute.upstream_errors.neutral import neutral
-
-Work = Mapping[CacheKey, Input]
-OnResult = Callable[[Mapping[CacheKey, EmbeddedInput]], None]
-"""Receives vectors as soon as they are computed."""
 
 T = TypeVar("T")
 Arguments = TypeVarTuple("Arguments")

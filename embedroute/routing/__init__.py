@@ -5,6 +5,7 @@ It may import the contracts and the foundation.
 
 from embedroute.routing.batch_limits import ENVELOPE, GROWS_EVERY, LEAST
 from embedroute.routing.bounded_map import MOST, BoundedMap
+from embedroute.routing.breaker import BreakerPolicy, State
 from embedroute.routing.cache_keys import PIECE, CacheKey, make_key_prefix, prefix
 from embedroute.routing.expected_latency import FIRST, PER_INPUT, REMEMBERED, SHORTEST, UsualLatency
 from embedroute.routing.filters import (
@@ -20,10 +21,8 @@ from embedroute.routing.health import (
     SHORTEST_COOLDOWN,
     SUSPECTS,
     WINDOW,
-    BreakerPolicy,
     EndpointHealth,
     HealthRegistry,
-    State,
 )
 from embedroute.routing.ordering import SelectionContext, draw_weights, order_endpoints
 from embedroute.routing.planning import (
@@ -62,7 +61,14 @@ from embedroute.routing.retry import (
 )
 from embedroute.routing.selection import select_endpoints
 from embedroute.routing.selection_cache import PROBING, PreparedSelection, SelectionCache
-from embedroute.routing.splitting import amount, count_bytes, halves, split, split_in_steps
+from embedroute.routing.splitting import (
+    count_bytes,
+    halves,
+    measure_inputs,
+    measure_inputs_in_steps,
+    split,
+    split_in_steps,
+)
 
 __all__ = [
     "ENVELOPE",
@@ -101,7 +107,6 @@ __all__ = [
     "State",
     "UsualLatency",
     "accepts_parts",
-    "amount",
     "assemble",
     "build_registry",
     "can_truncate",
@@ -117,6 +122,8 @@ __all__ = [
     "make_plan",
     "make_plan_in_steps",
     "may_be_caused_by_input",
+    "measure_inputs",
+    "measure_inputs_in_steps",
     "normalise",
     "order_endpoints",
     "pair_with_keys",

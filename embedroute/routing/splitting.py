@@ -15,7 +15,7 @@ from embedroute.inputs import (
     TextPart,
     all_text,
     estimate_size,
-    estimate_sizes,
+    estimate_sizes_in_steps,
 )
 from embedroute.routing.batch_limits import ENVELOPE
 from embedroute.routing.cache_keys import CacheKey
@@ -97,13 +97,24 @@ def _chunks(
     return [*chunks, chunk] if chunk else chunks
 
 
-def amount(inputs: Collection[Input], measure: Measure) -> int:
+def measure_inputs(inputs: Collection[Input], measure: Measure) -> int:
     """Measure one call with ``inputs``: inputs, estimated tokens, or bytes of its body."""
+    return finished(measure_inputs_in_steps(inputs, measure))
+
+
+def measure_inputs_in_steps(
+    inputs: Collection[Input], measure: Measure
+) -> Generator[None, None, int]:
+    """Return the same as ``measure_inputs``, in steps: a body of 32 MiB takes up to 80 ms."""
     if measure is Measure.INPUTS:
         return len(inputs)
     if measure is Measure.TOKENS:
-        return sum(estimate_sizes(inputs))
-    return sum(map(count_bytes, inputs))
+        return sum((yield from estimate_sizes_in_steps(inputs)))
+    total = 0
+    for item in inputs:
+        total += yield from _bytes_in_steps(item)
+        yield
+    return total
 
 
 def count_bytes(item: Input) -> int:

@@ -19,7 +19,7 @@ import pytest
 
 from embedroute import Config, Gateway, Provider, embeddings_app
 from embedroute.backend import Accepts, Vectors
-from embedroute.errors import InvalidRequest
+from embedroute.errors import BatchTooLarge, InvalidRequest, Measure
 from embedroute.protocol import MEDIUM, SMALL
 from embedroute.testing import ScriptedBackend
 from embedroute.text import did_you_mean
@@ -645,6 +645,35 @@ def test_preparing_large_texts_does_not_block_the_event_loop(name):
     texts = json.loads(body)["input"]
     assert all(found == PREFIX + text for found, text in zip(sent, texts, strict=True))
     assert answer.json["usage"]["prompt_tokens"] == sum(len(text.encode()) // 4 for text in texts)
+    assert longest <= LONGEST_STEP
+
+
+@pytest.mark.parametrize("measure", [Measure.BYTES, Measure.TOKENS])
+@pytest.mark.parametrize("name", [name for name in WRITTEN if name.startswith("texts/")])
+def test_learning_a_size_limit_does_not_block_the_event_loop(name, measure):
+    """An upstream rejects the whole as too large, and the gateway measures what it sent."""
+    rejected = []
+
+    def refuse_the_whole(batch):
+        if len(batch) > 1 and not rejected:
+            rejected.append(batch)
+            error = BatchTooLarge("too large")
+            error.measure = measure
+            raise error
+        return Vectors(np.ones((len(batch), 8), dtype="f4"), 1)
+
+    backend = WithoutInputTypes(then=refuse_the_whole, width=8)
+    config = Config(
+        gateway={"auth": "open"},
+        cache={"bytes": 0},
+        providers={"p": Provider(backend=backend)},
+        models={"m": {"dimensions": 8, "endpoints": [{"provider": "p"}]}},
+    )
+    app = embeddings_app(Gateway(config, environ={}))
+    longest, answer = asyncio.run(longest_step(app, BODIES[name].content(LARGEST - MIB // 16)))
+
+    assert answer.status == 200, answer.body[:300]
+    assert rejected
     assert longest <= LONGEST_STEP
 
 

@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from embedroute.backend import Accepts
 from embedroute.errors import Measure
-from embedroute.routing import ENVELOPE, GROWS_EVERY, LEAST, BreakerPolicy, EndpointHealth, amount
+from embedroute.routing import (
+    ENVELOPE,
+    GROWS_EVERY,
+    LEAST,
+    BreakerPolicy,
+    EndpointHealth,
+    measure_inputs,
+)
 
 INPUTS, TOKENS, BYTES = Measure.INPUTS, Measure.TOKENS, Measure.BYTES
 MINUTE = GROWS_EVERY
@@ -141,4 +148,4 @@ def test_a_cap_is_never_below_the_minimum_and_always_ends(measure, events):
 @pytest.mark.parametrize(("measure", "held"), [(INPUTS, 2), (TOKENS, 15), (BYTES, 66)])
 def test_a_call_is_measured_by_inputs_estimated_tokens_or_bytes(measure, held):
     """Each text has two quotes and a comma; "é" is two bytes."""
-    assert held == amount(["x" * 20, "é" * 20], measure)
+    assert held == measure_inputs(["x" * 20, "é" * 20], measure)

@@ -1,0 +1,269 @@
+"""Embeds a request in parts: chunks that an endpoint accepts, halves, and what a bisection leaves.
+
+The parts run side by side. What one input causes does not end the other parts.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import Final, cast
+
+import msgspec
+from anyio import CapacityLimiter
+
+from embedroute.errors import (
+    BatchTooLarge,
+    DeadlineExceeded,
+    EmbedrouteError,
+    FieldRejected,
+    RateLimited,
+    UpstreamError,
+    UpstreamRejectedInput,
+)
+from embedroute.execution.attempt import AttemptRunner
+from embedroute.execution.bisection import bisect, is_about_inputs
+from embedroute.execution.context import (
+    Dispatch,
+    DispatchContext,
+    Results,
+    Work,
+    input_failed,
+    name_input,
+)
+from embedroute.execution.health_check import HealthChecker
+from embedroute.routing import (
+    NO_FIELDS,
+    SHORTEST_COOLDOWN,
+    EndpointHealth,
+    HealthRegistry,
+    ResolvedEndpoint,
+    RetryBudget,
+    State,
+    error_to_report,
+    may_be_caused_by_input,
+    rate_limited_endpoints,
+)
+from embedroute.runtime import tasks
+
+CHUNKS_AT_ONCE: Final = 8
+"""Calls of one request that are under way at a time, once it is split."""
+Chunks = Sequence[Work]
+Run = Callable[[Dispatch], Awaitable[None]]
+"""Embeds a part at the first endpoint that responds."""
+
+
+class PartRunner:
+    """Runs the parts of requests. ``run`` is the dispatcher's; the rest is as in ``Dispatcher``."""
+
+    def __init__(
+        self,
+        run: Run,
+        attempts: AttemptRunner,
+        checks: HealthChecker,
+        healths: HealthRegistry,
+        budget: RetryBudget,
+        clock: Callable[[], float],
+    ) -> None:
+        """Take what the dispatcher uses itself."""
+        self._run = run
+        self._attempts = attempts
+        self._checks = checks
+        self._healths = healths
+        self._budget = budget
+        self._clock = clock
+
+    async def run_chunks(
+        self,
+        dispatch: Dispatch,
+        errors: Sequence[EmbedrouteError],
+        chunks: Chunks,
+        halved: EmbedrouteError | None = None,
+    ) -> None:
+        """Embed chunks at the endpoints that have not failed yet, ``CHUNKS_AT_ONCE`` at a time.
+
+        ``errors`` are those of the first candidates. ``halved`` is the error of the whole if it was
+        halved: the limit learned from it is in doubt if an input is rejected alone. An error that
+        an input may have caused does not end the other chunks.
+        """
+        context = dispatch.context
+        if context.slots is None:
+            context = msgspec.structs.replace(context, slots=CapacityLimiter(CHUNKS_AT_ONCE))
+        remaining = [
+            *dispatch.candidates[len(errors) :],
+            *rate_limited_endpoints(dispatch.candidates, errors),
+        ]
+        whole = msgspec.structs.replace(
+            dispatch,
+            candidates=remaining,
+            context=context,
+            admit_first_try=None,
+            earlier_errors=[*dispatch.earlier_errors, *errors],
+        )
+        failures: dict[int, UpstreamError] = {}
+        calls = [
+            partial(self._run_chunk, whole, chunks[position], position, failures)
+            for position in range(len(chunks))
+        ]
+        now = self._clock()
+        states = [self._healths.get(candidate).state(now) for candidate in remaining]
+        if State.CLOSED not in states:
+            # A half-open breaker admits one probe. A chunk refused beside it would end the probe.
+            await calls.pop(0)()
+        await tasks.gather(calls, CHUNKS_AT_ONCE)
+        if failures:
+            self._doubt(remaining[0], halved, failures)
+            raise self._name_failure(chunks, failures, context)
+
+    async def _run_chunk(
+        self, whole: Dispatch, chunk: Work, position: int, failures: dict[int, UpstreamError]
+    ) -> None:
+        """Embed a chunk; add its error to ``failures`` if an input may have caused it."""
+        try:
+            await self._run(msgspec.structs.replace(whole, work=chunk))
+        except UpstreamError as error:
+            if not is_about_inputs(error):
+                raise
+            failures[position] = error
+
+    def _doubt(
+        self,
+        candidate: ResolvedEndpoint,
+        halved: EmbedrouteError | None,
+        failures: Mapping[int, EmbedrouteError],
+    ) -> None:
+        """Doubt the limit learned from a halved call if an input was rejected alone."""
+        if isinstance(halved, BatchTooLarge) and halved.measure is not None:
+            is_rejected = [isinstance(each, UpstreamRejectedInput) for each in failures.values()]
+            if any(is_rejected):
+                self._healths.get(candidate).doubt(self._clock(), halved.measure)
+
+    def _name_failure(
+        self, chunks: Chunks, failures: Mapping[int, UpstreamError], context: DispatchContext
+    ) -> UpstreamError:
+        """Return the error of the first chunk that failed.
+
+        If other chunks were answered, the only input of a chunk is to blame for its error.
+        """
+        position = min(failures)
+        error = failures[position]
+        if len(chunks[position]) > 1:
+            return error
+        key = next(iter(chunks[position]))
+        if len(failures) < len(chunks) and may_be_caused_by_input(error):
+            return input_failed(error, key, context.keys)
+        if isinstance(error, UpstreamRejectedInput):
+            return name_input(error, key, context.keys)
+        return error
+
+    async def bisect(self, dispatch: Dispatch, errors: Sequence[EmbedrouteError]) -> None:
+        """Find the inputs that fail alone at the endpoint that failed last, and embed the others.
+
+        What it cannot embed is tried at the endpoints after it.
+
+        Raises:
+            EmbedrouteError: some inputs failed at every endpoint. Every other input was tried.
+        """
+        context = dispatch.context
+        if context.slots is None:
+            context = msgspec.structs.replace(context, slots=CapacityLimiter(CHUNKS_AT_ONCE))
+        candidate = dispatch.candidates[len(errors) - 1]
+        health = self._healths.get(candidate)
+        found = await bisect(
+            dispatch.work,
+            errors[-1],
+            partial(self._attempt_alone, candidate, health, context),
+            partial(self._checks.is_alive, candidate, health, context),
+            dispatch.on_result,
+            at_once=CHUNKS_AT_ONCE,
+        )
+        others = [each for each in dispatch.candidates if each is not candidate]
+        make_part = partial(Dispatch, context=context, on_result=dispatch.on_result)
+        parts: list[tuple[Dispatch, EmbedrouteError]] = []
+        for key, failure in found.alone.items():
+            error = input_failed(failure, key, context.keys)
+            work = {key: dispatch.work[key]}
+            parts.append((make_part(others, work=work, earlier_errors=[error]), error))
+        if found.rest:
+            error = error_to_report([*dispatch.earlier_errors, *errors])
+            left = list(dispatch.candidates[len(errors) :])
+            if isinstance(found.error, RateLimited):
+                error = found.error
+                left.append(candidate)
+            parts.append((make_part(left, work=found.rest, earlier_errors=[error]), error))
+        await self._run_parts(parts)
+
+    async def _run_parts(self, parts: Sequence[tuple[Dispatch, EmbedrouteError]]) -> None:
+        """Embed what a bisection has left, each part with the error that it has met so far.
+
+        Raises:
+            EmbedrouteError: the error of the first part that fails. An input is not blamed if an
+                endpoint has failed for a reason of its own.
+        """
+        failures: dict[int, EmbedrouteError] = {}
+
+        async def run_part(position: int) -> None:
+            part, error = parts[position]
+            try:
+                await self._run(part)
+            except EmbedrouteError as failure:
+                failures[position] = error if is_about_inputs(failure) else failure
+
+        await tasks.gather([partial(run_part, at) for at in range(len(parts))], CHUNKS_AT_ONCE)
+        if failures:
+            raise failures[min(failures)]
+
+    async def _attempt_alone(
+        self,
+        candidate: ResolvedEndpoint,
+        health: EndpointHealth,
+        context: DispatchContext,
+        work: Work,
+    ) -> Results | EmbedrouteError:
+        """Make one call of a bisection. Return an error if no more may be made."""
+        omit = NO_FIELDS
+        async with cast("CapacityLimiter", context.slots):
+            while True:
+                now = self._clock()
+                if context.deadline <= now:
+                    return deadline_error()
+                # The probe of a half-open breaker is not for a call that is likely to fail.
+                is_closed = health.state(now) is State.CLOSED
+                permit = health.acquire(now) if is_closed else 0
+                if not permit:
+                    return health.unavailable_error(now)
+                if not self._budget.allow_bisection(now):
+                    return budget_error()
+                outcome = await self._attempts.run(
+                    candidate,
+                    health,
+                    work,
+                    context,
+                    context.deadline - now,
+                    1,
+                    permit,
+                    alone=True,
+                    omit=omit,
+                )
+                if not isinstance(outcome, FieldRejected):
+                    return outcome
+                omit = add_field(omit, outcome)
+
+
+def add_field(fields: frozenset[str], failure: EmbedrouteError) -> frozenset[str]:
+    """Return ``fields`` with the one that an upstream has rejected."""
+    field = failure.field if isinstance(failure, FieldRejected) else None
+    return fields if field is None else fields | {field}
+
+
+def deadline_error() -> DeadlineExceeded:
+    """Make the error of a request whose deadline has passed."""
+    return DeadlineExceeded("The deadline passed before a provider responded.")
+
+
+def budget_error() -> RateLimited:
+    """Make the error of a request for which the gateway may make no more calls."""
+    error = RateLimited(
+        "The gateway may not retry more often at the moment. Wait before you send it again.",
+        retry_after=SHORTEST_COOLDOWN,
+    )
+    error.already_recorded = True
+    return error
