@@ -1,4 +1,4 @@
-"""OpenAI-compatible embeddings inside any ASGI host, over any number of upstreams, and never a wrong vector.
+"""OpenAI-compatible embeddings inside any ASGI host, and never a wrong vector.
 
 The package has four layers. Imports run downwards, and inside a layer along the arrows that
 ``tests/test_architecture.py`` lists. Begin to read in ``gateway.py``::

@@ -127,7 +127,7 @@ class UpstreamError(EmbedrouteError):
 
     ``input_index`` is the index of the blamed input within the call, if the upstream names one.
     ``field`` is the top-level field of the upstream request that it refuses, if it names one.
-    ``rate_limits`` are the upstream's ``x-ratelimit-*`` headers: at most 16, of 128 characters each.
+    ``rate_limits`` are the upstream's ``x-ratelimit-*`` headers: at most 16, of 128 characters.
     """
 
     status = 502

@@ -293,7 +293,7 @@ class Gateway:
         missing: Mapping[CacheKey, Input],
         dispatch: DispatchContext,
     ) -> Results:
-        """Return the vectors of ``missing`` that other requests compute, or compute them if needed."""
+        """Return the vectors of ``missing`` that other requests compute, or compute them."""
         prepared = dispatch.prepared
         candidates = prepared.selection.candidates
         # Leaves enough time to try every endpoint after the wait.

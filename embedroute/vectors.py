@@ -113,6 +113,20 @@ def _decode_rows(rows: Sequence[str | bytes | memoryview]) -> memoryview:
     return buffer
 
 
+def from_rows(rows: Sequence[str | Sequence[float]], dtype: str = "float") -> Array:
+    """Make an (n, d) array of rows that are each base64 text or numbers.
+
+    Raises:
+        InvalidUpstreamResponse: a row is neither base64 nor numbers, or has another width.
+    """
+    kinds = set(map(type, rows))
+    if kinds == {str}:
+        return from_base64(cast("Sequence[str]", rows), dtype)
+    if kinds <= {list}:
+        return from_lists(cast("Sequence[list[float]]", rows), dtype)
+    return gathered(len(rows), (from_rows([row], dtype) for row in rows))
+
+
 def from_bytes(rows: Sequence[bytes], dtype: str = "float") -> Array:
     """Make an (n, d) array of rows of raw little-endian numbers.
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import lru_cache
-from typing import Final, TypeVar, cast
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -153,7 +153,7 @@ def texts_to_array(
             return vectors.from_base64([text[1:-1] for text in texts], dtype)
     size = sum(map(len, texts))
     groups = chunked(len(texts), size, max(1, NUMBERS * len(texts) // max(1, size)))
-    arrays = (rows_to_array(_decode_rows(texts[group]), dtype) for group in groups)
+    arrays = (vectors.from_rows(_decode_rows(texts[group]), dtype) for group in groups)
     return vectors.gathered(len(texts), arrays)
 
 
@@ -164,17 +164,3 @@ def _decode_rows(texts: Sequence[memoryview]) -> list[str | list[float]]:
         raise InvalidUpstreamResponse(
             f"The upstream response body is not the expected JSON: {error}"
         ) from None
-
-
-def rows_to_array(rows: Sequence[str | Sequence[float]], dtype: str = "float") -> Array:
-    """Convert n vectors, each base64 or d numbers, to an (n, d) array.
-
-    Raises:
-        InvalidUpstreamResponse: a row is neither base64 nor numbers, or has another width.
-    """
-    kinds = set(map(type, rows))
-    if kinds == {str}:
-        return vectors.from_base64(cast("Sequence[str]", rows), dtype)
-    if kinds <= {list}:
-        return vectors.from_lists(cast("Sequence[list[float]]", rows), dtype)
-    return vectors.gathered(len(rows), (rows_to_array([row], dtype) for row in rows))

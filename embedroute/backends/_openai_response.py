@@ -10,11 +10,11 @@ from typing import Final, TypeVar, cast
 
 import msgspec
 
+from embedroute import vectors
 from embedroute.backend import Batch, UpstreamResponse, Vectors, parse_token_count
 from embedroute.backends._json_scan import (
     LONG,
     refuse_more_rows,
-    rows_to_array,
     split_vectors,
     texts_to_array,
 )
@@ -127,7 +127,7 @@ def read(
         array = texts_to_array(sort_by_index(texts, indexes), batch.dtype, batch.width)
     else:
         rows: list[str | list[float]] = list(map(_GET_EMBEDDING, answer.data))
-        array = rows_to_array(sort_by_index(rows, indexes), batch.dtype)
+        array = vectors.from_rows(sort_by_index(rows, indexes), batch.dtype)
     return Vectors(array, *_read_usage(answer.usage, response.headers))
 
 

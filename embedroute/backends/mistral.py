@@ -21,7 +21,7 @@ from embedroute.backends._validation import check_base_url, check_values
 
 
 class Mistral(HTTPBackend, frozen=True):
-    """The Mistral API. The ``base_url`` of its European host is ``https://api.eu.mistral.ai/v1``."""
+    """The Mistral API. Its European host has the base URL ``https://api.eu.mistral.ai/v1``."""
 
     accepts: ClassVar[Accepts] = Accepts(
         dimensions=True,

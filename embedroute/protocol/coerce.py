@@ -1,8 +1,8 @@
 """Converts the values of an in-process request to the types of JSON.
 
 Host applications may pass their own kinds of strings, numbers, lists and dicts.
-``msgspec.to_builtins`` cannot do this: it makes a list of a set, whose order would assign vectors to
-the wrong texts, it does not say where a value is, and it does not limit how many there are.
+``msgspec.to_builtins`` cannot do this: it makes a list of a set, whose order would assign vectors
+to the wrong texts, it does not say where a value is, and it does not limit how many there are.
 """
 
 from collections import UserString

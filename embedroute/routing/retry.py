@@ -89,9 +89,9 @@ DECISIONS: Final[tuple[tuple[type[EmbedrouteError], RetryDecision], ...]] = (
 )
 """Error class → decision; the first matching class decides.
 
-Another endpoint may accept what one rejects without a reason. A timeout is not retried at the same endpoint: it may be overloaded, and a retry adds load. When no
-endpoint is left, the dispatcher may wait for a rate limit to end and try that endpoint again
-(``Dispatcher._wait_for_rate_limit``).
+Another endpoint may accept what one rejects without a reason. A timeout is not retried at the same
+endpoint: it may be overloaded, and a retry adds load. When no endpoint is left, the dispatcher may
+wait for a rate limit to end and try that endpoint again (``Dispatcher._give_up``).
 """
 
 

@@ -252,7 +252,7 @@ def _check_authenticator(authenticate: Authenticator | None, auth: Auth | None) 
 
 
 def _is_async(function: object) -> bool:
-    """Return whether it is an async function, a partial of one, or an object that is called as one."""
+    """Return whether calling ``function`` makes a coroutine; partials are looked into."""
     while isinstance(function, partial):
         function = cast("partial[object]", function).func
     return any(map(inspect.iscoroutinefunction, (function, type(function).__call__)))

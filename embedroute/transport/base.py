@@ -89,9 +89,9 @@ DEFAULT_LIMITS: Final = ExchangeLimits()
 class Transport(Protocol):
     """Sends a request and returns the complete response.
 
-    Every transport requests uncompressed responses and rejects compressed ones, except errors, whose
-    bodies it decompresses. It follows no redirects, stores no cookies, and uses only the configured proxy. Cancelling ``send`` closes the
-    connection.
+    Every transport requests uncompressed responses. It rejects compressed ones, except errors,
+    whose bodies it decompresses. It follows no redirects, stores no cookies, and uses only the
+    configured proxy. Cancelling ``send`` closes the connection.
     """
 
     name: str
@@ -105,7 +105,8 @@ class Transport(Protocol):
             ConnectError: no connection could be made.
             UpstreamTimeout: the response was not complete in time.
             UpstreamUnavailable: the connection broke, or the response is not valid HTTP.
-            InvalidUpstreamResponse: a successful body is compressed, or a body is larger than ``limits.largest``.
+            InvalidUpstreamResponse: the body of a success is compressed, or a body is larger than
+                ``limits.largest``.
         """
         ...
 

@@ -101,9 +101,7 @@ def create_transport(
         raise ConfigError(mistakes)
     if name == "http1" and not on_asyncio:
         raise ConfigError(
-            [
-                '[gateway] transport = "http1" requires asyncio. Under trio, set transport = "httpx2".'
-            ]
+            ['[gateway] transport = "http1" needs asyncio. Under trio, set transport = "httpx2".']
         )
     needs_httpx2 = name == "httpx2" or client is not None or connect.http2 or not on_asyncio
     transport = _create_httpx2(client, connect) if needs_httpx2 else _create_http1(connect)

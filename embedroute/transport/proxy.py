@@ -1,4 +1,4 @@
-"""Parses the setting ``proxy``, and creates the errors of a proxy. They name it without password."""
+"""Parses the setting ``proxy``, and creates a proxy's errors, which leave its password out."""
 
 import re
 from typing import Final

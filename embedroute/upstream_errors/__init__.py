@@ -1,7 +1,8 @@
 """Classifies error responses of upstream APIs.
 
 It selects the error class, finds the input or field that is refused, reads how long to wait, and
-writes neutral messages for requests that share a failed call. It may import ``errors``, ``text`` and ``inputs``.
+writes neutral messages for requests that share a failed call. It may import ``errors``, ``text``
+and ``inputs``.
 """
 
 from embedroute.upstream_errors.classify import (

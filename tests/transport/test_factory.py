@@ -99,7 +99,7 @@ async def test_an_unsupported_event_loop_is_logged_and_not_shown_to_clients(
         assert (200, set()) == (answer.status, told)
         return
     assert {
-        '[gateway] transport = "http1" requires asyncio. Under trio, set transport = "httpx2".'
+        '[gateway] transport = "http1" needs asyncio. Under trio, set transport = "httpx2".'
     } == told
     assert (500, "server_error", None) == (
         answer.status,

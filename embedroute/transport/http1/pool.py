@@ -39,7 +39,7 @@ log = logging.getLogger("embedroute.http")
 MAX_AGE: Final = 300.0
 """Seconds after which a connection is not kept, so that a busy host follows a change in DNS."""
 LONGEST_WAIT: Final = 0.9
-"""Share of its timeout for which a request may wait for a connection, so that it can still use it."""
+"""Share of its timeout for which a request may wait for a connection."""
 SOURCE_AGE: Final = 60.0
 """Seconds for which responses share one ``Source``."""
 LOOK_BACK: Final = 60
