@@ -70,7 +70,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A ``[models.NAME]`` table: a public model name, which stands for one vector space.
+    """A ``[models.NAME]`` table: a public model name, which is one vector space.
 
     ``dimensions`` is the length of its vectors. ``matryoshka`` says whether a vector may be
     truncated and normalized again; ``dimensions_allowed`` and ``dimensions_min`` restrict to which

@@ -117,7 +117,7 @@ def decode_at_once(body: bytes, limits: Limits) -> EmbeddingRequest:
 def is_small(body: bytes) -> bool:
     """Whether decoding a body at once blocks the event loop for a few milliseconds at most.
 
-    Strings are decoded quickly, so a larger body is small too if it holds few strings and values.
+    Strings are decoded quickly, so a larger body counts as small if it has few strings and values.
     """
     return len(body) <= SMALL or (
         len(body) <= MEDIUM

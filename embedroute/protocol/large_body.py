@@ -146,47 +146,47 @@ def _find_long_strings(
     """
     maximum = most_marks(limits)
     position = 0
-    begun = -1  # offset of the string that is open at ``position``, or -1
+    string_start = -1  # offset of the string that is open at ``position``, or -1
     while position < len(body):
         piece = bytes(body[position : position + SLICE])
         if (len(piece) - len(piece.rstrip(b"\\"))) % 2:  # do not cut an escape sequence in two
             piece = bytes(body[position : position + SLICE + 1])
         # A backslash outside a string is malformed; the decoder finds it in the outline.
         parts = piece.replace(rb"\\", b"\0\0").replace(rb"\"", b"\0\0").split(b'"')
-        _count(marks, b"".join(parts[begun >= 0 :: 2]), len(parts) - 1)
+        _count(marks, b"".join(parts[string_start >= 0 :: 2]), len(parts) - 1)
         _refuse_too_many(marks, maximum, limits)
-        begun = yield from _find_in_slice(parts, position, begun)
+        string_start = yield from _find_in_slice(parts, position, string_start)
         position += len(piece)
         yield position, position
-    if begun >= 0:
+    if string_start >= 0:
         raise InvalidRequest("The body is not valid JSON: it ends inside a string.")
 
 
 def _find_in_slice(
-    parts: list[bytes], position: int, begun: int
+    parts: list[bytes], position: int, string_start: int
 ) -> Generator[tuple[int, int], None, int]:
     """Yield the long strings that end in a slice; return the offset of the open string, or -1.
 
-    ``parts`` is the slice, split at quotes. The slice begins at ``position``. ``begun`` is the
-    offset of the string that is open there, or -1.
+    ``parts`` is the slice, split at quotes. The slice begins at ``position``. ``string_start`` is
+    the offset of the string that is open there, or -1.
     """
     if max(map(len, parts)) <= LONGEST_NAME and len(parts) > 1:
         # Only the string that began before the slice can be long.
         end = position + len(parts[0])
-        if begun >= 0 and end - begun > LONGEST_NAME:
-            yield begun, end
-        is_open = (begun >= 0) ^ (len(parts) % 2 == 0)
+        if string_start >= 0 and end - string_start > LONGEST_NAME:
+            yield string_start, end
+        is_open = (string_start >= 0) ^ (len(parts) % 2 == 0)
         return position + sum(map(len, parts[:-1])) + len(parts) - 1 if is_open else -1
     for part in parts[:-1]:
         position += len(part)
-        if begun < 0:
-            begun = position + 1
+        if string_start < 0:
+            string_start = position + 1
         else:
-            if position - begun > LONGEST_NAME:
-                yield begun, position
-            begun = -1
+            if position - string_start > LONGEST_NAME:
+                yield string_start, position
+            string_start = -1
         position += 1
-    return begun
+    return string_start
 
 
 def _count(marks: Marks, outside: bytes, quotes: int) -> None:

@@ -2,7 +2,7 @@
 
 A plain request holds texts and sets no provider, preferences, options or debug. Its selection
 depends only on its model, width, input type and caller. If a cached selection has more than one
-endpoint, they are ordered anew for each request.
+endpoint, they are ordered again for each request.
 """
 
 from collections.abc import Callable, Hashable

@@ -32,7 +32,7 @@ _PAGE: Final = re.compile(
     r"\s*(<!--.{0,1000}?-->\s*)?<(!doctype|html|\?xml)\b", re.IGNORECASE | re.DOTALL
 )
 _NO_WORDS: Final = frozenset({"none", "null"})
-"""Values that stand for a missing message (LiteLLM)."""
+"""Values that LiteLLM writes in place of a missing message."""
 _DEPTH: Final = 8
 
 

@@ -55,7 +55,7 @@ class Tunnel(asyncio.Protocol):
         self.status: asyncio.Future[int] = loop.create_future()
         """The status of the response, or 0 if it is not valid HTTP."""
         self.has_surplus = False
-        """Whether bytes arrived that no request asked for."""
+        """Whether unsolicited bytes arrived."""
         self._head = b""
 
     def data_received(self, data: bytes) -> None:

@@ -169,8 +169,8 @@ class Connection(asyncio.Protocol):
     ) -> None:
         """Create a connection.
 
-        It calls ``on_unsolicited`` with itself and its latest limits when it receives bytes that no
-        request asked for.
+        It calls ``on_unsolicited`` with itself and its latest limits when it receives unsolicited
+        bytes.
         """
         self._loop = loop
         self._on_unsolicited = on_unsolicited

@@ -168,7 +168,7 @@ class Pool:
             self.drop(idle.popleft())
 
     def catch(self, connection: Connection, limits: ExchangeLimits) -> None:
-        """Stop reusing connections: ``connection`` has received bytes that no request asked for.
+        """Stop reusing connections: ``connection`` has received unsolicited bytes.
 
         The first exchange of each connection can be trusted. The others under way are aborted and
         repeated on new connections. All responses of the last hour that came over reused
@@ -178,7 +178,7 @@ class Pool:
             self.caught = True
             host = f"{self.origin[0]}:{self.origin[1]}"
             log.error(
-                "%s (provider %s) sent a response that no request asked for. Its connections are no"
+                "%s (provider %s) sent an unsolicited response. Its connections are no"
                 " longer reused, and the responses that came over reused ones are no longer cached",
                 host,
                 limits.provider or "unknown",
