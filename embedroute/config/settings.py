@@ -33,7 +33,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_inputs: Annotated[int, Meta(ge=1)] = 2048
     local_threads: Annotated[int, Meta(ge=1)] = 2
     max_token_ids: Annotated[int, Meta(ge=1)] = 300_000
-    max_text_characters: Annotated[int, Meta(ge=1)] = 8_388_608
+    max_text_characters: Annotated[int, Meta(ge=1)] = 4_194_304
     only: list[str] = []
     ignore: list[str] = []
 

@@ -28,7 +28,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
     max_inputs: int = 2048
     max_token_ids: int = 300_000
-    max_text_characters: int = 8_388_608
+    max_text_characters: int = 4_194_304
     media_domains: frozenset[str] = frozenset()
     ignored_fields: frozenset[str] = frozenset()
 
