@@ -46,7 +46,7 @@ def gateway_of(backend=None, *, second=None, deadline=5.0, environ=None, **model
     config = Config(
         gateway={"auth": "open", "deadline": deadline}, providers=providers, models=table
     )
-    return Gateway(config, retries=RetryPolicy(attempts=1), environ=environ or {})
+    return Gateway(config, retries=RetryPolicy(repeats=0, attempts=1), environ=environ or {})
 
 
 def right(texts, width=WIDTH):

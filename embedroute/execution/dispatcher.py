@@ -14,6 +14,7 @@ from anyio import CapacityLimiter
 from embedroute.errors import (
     BatchTooLarge,
     EmbedrouteError,
+    NoHealthyEndpoint,
     Rejected,
     RejectedByPage,
     UpstreamError,
@@ -35,6 +36,7 @@ from embedroute.routing import (
     error_to_report,
     halves,
     has_called_upstream,
+    may_be_repeated,
     rate_limited_endpoints,
     split,
     split_in_steps,
@@ -110,7 +112,12 @@ class Dispatcher:
                 failure = None
                 attempt = 1
                 continue
+            is_answered = not isinstance(outcome, EmbedrouteError)
+            if attempt > 1 or dispatch.repeats:
+                health = self._healths.get(candidate)
+                health.record_repeat(self._clock(), answered=is_answered)
             if not isinstance(outcome, EmbedrouteError):
+                self._budget.record_answer()
                 dispatch.on_result(outcome)
                 if errors:
                     await self._checks.check_rejecting(
@@ -148,6 +155,7 @@ class Dispatcher:
         health = self._healths.get(candidate)
         if health.suspected:
             await self._checks.check(candidate, health, dispatch.context)
+        attempt = self._policy.attempts if dispatch.repeats else attempt
         decision = decide_next(error, attempt, self._policy, len(dispatch.work))
         if decision is RetryDecision.STOP:
             raise error
@@ -163,7 +171,7 @@ class Dispatcher:
         return decision
 
     async def _give_up(self, dispatch: Dispatch, errors: Sequence[EmbedrouteError]) -> None:
-        """Try what is left when every endpoint has failed: wait for a rate limit, or bisect.
+        """Try what is left when every endpoint has failed: bisect, wait for a rate limit, or repeat.
 
         Raises:
             EmbedrouteError: the error to report.
@@ -179,6 +187,8 @@ class Dispatcher:
             return
         waiting = self._find_rate_limit(dispatch, errors)
         if waiting is None:
+            if await self._repeat(dispatch, errors, error):
+                return
             raise error
         first, seconds = waiting
         await anyio.sleep(seconds)
@@ -194,6 +204,41 @@ class Dispatcher:
                 waited_for=dispatch.waited_for | {first.name},
             )
         )
+
+    async def _repeat(
+        self, dispatch: Dispatch, errors: Sequence[EmbedrouteError], error: EmbedrouteError
+    ) -> bool:
+        """Call the endpoint that fails least once more; return False if that may not be done.
+
+        It is the last resort: the breaker of that endpoint may be open.
+        """
+        if dispatch.repeats >= self._policy.repeats or not may_be_repeated(error):
+            return False
+        now = self._clock()
+        pairs = zip(dispatch.candidates, errors, strict=True)
+        healths = {
+            each: self._healths.get(each) for each, failure in pairs if may_be_repeated(failure)
+        }
+        if not healths:
+            return False
+        candidate = min(healths, key=lambda each: healths[each].failure_share(now))
+        wait = 0.0
+        if not isinstance(error, NoHealthyEndpoint):
+            attempt = dispatch.repeats + self._policy.attempts
+            wait = wait_before(error, attempt, self._policy, self._random)
+            if wait > self._policy.longest_wait or not healths[candidate].repeats_help(now):
+                return False
+        if now + wait >= dispatch.context.deadline or not self._budget.allow(now):
+            return False
+        await anyio.sleep(wait)
+        again = msgspec.structs.replace(
+            dispatch,
+            candidates=[candidate],
+            earlier_errors=[*dispatch.earlier_errors, *errors],
+            repeats=dispatch.repeats + 1,
+        )
+        await self._run(again)
+        return True
 
     def _find_rate_limit(
         self, dispatch: Dispatch, errors: Sequence[EmbedrouteError]
@@ -267,6 +312,8 @@ class Dispatcher:
             raise deadline_error()
         health = self._healths.get(candidate)
         permit = health.acquire(now)
+        if not permit and dispatch.repeats:
+            permit = health.acquire_last_resort(now)
         admit = dispatch.admit_first_try or self._record_call
         if permit and (attempt > 1 or admit(now)):
             timeout = (context.deadline - now) / (len(dispatch.candidates) - failed)

@@ -115,7 +115,10 @@ class HealthChecker:
         """
         now = self._clock()
         timeout = min(timeout, context.deadline - now)
-        if not candidate.accepts.texts or timeout <= 0:
+        if not candidate.accepts.texts:
+            health.confirm_unchecked(now)
+            return False
+        if timeout <= 0:
             health.withdraw()
             return False
         key = candidate.name, key_prefix

@@ -48,7 +48,6 @@ from embedroute.routing.registry import (
 )
 from embedroute.routing.registry_builder import build_registry, resolve_key_models
 from embedroute.routing.retry import (
-    RetryBudget,
     RetryDecision,
     RetryPolicy,
     decide_next,
@@ -56,9 +55,11 @@ from embedroute.routing.retry import (
     error_to_report,
     has_called_upstream,
     may_be_caused_by_input,
+    may_be_repeated,
     rate_limited_endpoints,
     wait_before,
 )
+from embedroute.routing.retry_budget import RetryBudget
 from embedroute.routing.selection import select_endpoints
 from embedroute.routing.selection_cache import PROBING, PreparedSelection, SelectionCache
 from embedroute.routing.splitting import (
@@ -122,6 +123,7 @@ __all__ = [
     "make_plan",
     "make_plan_in_steps",
     "may_be_caused_by_input",
+    "may_be_repeated",
     "measure_inputs",
     "measure_inputs_in_steps",
     "normalise",

@@ -4,34 +4,50 @@ Time is an argument: every method takes ``now`` in seconds of one monotonic cloc
 """
 
 from enum import StrEnum
+from itertools import count
 from typing import Final
 
 import msgspec
 
 from embedroute.errors import UpstreamError
+from embedroute.routing.call_history import CallHistory
 from embedroute.upstream_errors.neutral import neutral
 
 _DOUBLINGS: Final = 32
 """Doublings of a cool-down at most; more would overflow a float in an outage of days."""
+IN_A_ROW: Final = 2
+"""Failures in a row that open a breaker whatever the share, as a multiple of the minimum calls."""
+REPEATED: Final = 4
+"""How many times more failures lead to a check if they repeat the inputs of earlier ones."""
 
 
 class BreakerPolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """After how many failures in a row a breaker opens, and for how many seconds.
+    """When a breaker opens, for how many seconds, and how it closes.
 
-    The cool-down of a spent account doubles each time, from ``quota_cooldown`` to
-    ``longest_quota_cooldown``.
+    It opens when at least ``failure_rate`` of the last calls have failed, of ``minimum_calls`` at
+    least, when twice ``minimum_calls`` in a row have, or when ``failures`` connections in a row
+    could not be made. After ``failures`` failures in a row that inputs may have caused, the
+    endpoint is checked with a harmless text.
+
+    The cool-down doubles from ``initial_cooldown`` to ``longest_cooldown`` while the endpoint does
+    not answer, and that of a spent account from ``quota_cooldown`` to ``longest_quota_cooldown``.
+    After it, 1, 2, 4, … calls are admitted at a time; the breaker closes when as many as
+    ``slow_start`` at a time were answered.
     """
 
+    failure_rate: float = 0.9
+    minimum_calls: int = 10
     failures: int = 5
-    initial_cooldown: float = 5.0
-    longest_cooldown: float = 120.0
+    initial_cooldown: float = 0.5
+    longest_cooldown: float = 1.5
+    slow_start: int = 8
     rejection_cooldown: float = 30.0
     quota_cooldown: float = 300.0
     longest_quota_cooldown: float = 3600.0
 
 
 class State(StrEnum):
-    """The state of a breaker: closed admits all calls, open none, half-open one probe at a time."""
+    """The state of a breaker: closed admits all calls, open none, half-open a few at a time."""
 
     CLOSED = "closed"
     OPEN = "open"
@@ -41,13 +57,12 @@ class State(StrEnum):
 class CircuitBreaker:
     """The circuit breaker of one endpoint.
 
-    A call gets a permit and returns it with its outcome. Each change of the breaker begins a new
-    epoch: it opens, closes, or starts or ends a probe. A permit is the number of the epoch in which
-    the call began.
+    A call gets a permit, a number, and returns it with its outcome. All calls that begin while the
+    breaker is closed have the same permit, and it changes when the breaker opens or closes. Each
+    *probe*, a call that is admitted while it is not closed, has a permit of its own.
 
-    An outcome with a permit of an earlier epoch is stale and changes nothing: a late success does
-    not close the breaker, and a late failure does not extend the outage or start another. Only the
-    probe can end its own probe.
+    An outcome with another permit is stale and changes nothing: a late success does not close the
+    breaker, and a late failure does not extend the outage or start another.
 
     Failures that an input may have caused make the breaker *suspect* the endpoint instead of
     opening. It opens by ``confirm``, or is cleared by ``clear``, after the gateway has sent a
@@ -56,16 +71,23 @@ class CircuitBreaker:
 
     def __init__(self, policy: BreakerPolicy) -> None:
         """Create a closed breaker."""
+        self.history = CallHistory()
         self.open_until = 0.0
         self.refusal: UpstreamError | None = None
         self.suspected = False
         self._policy = policy
-        self._epoch = 1
-        self._probing = False
+        self._permits = count(2)
+        self._closed_permit = 1
+        self._probes: set[int] = set()
+        self._last_resorts: set[int] = set()
+        self._last_probe = float("-inf")
+        self._at_a_time = 0
+        self._answered = 0
         self._cooldowns = 0
         self._refusals = 0
         self._failures = 0
-        self._own_failures = 0
+        self._distinct = 0
+        self._unconnected = 0
         self._suspected_refusal: UpstreamError | None = None
 
     def state(self, now: float) -> State:
@@ -77,36 +99,81 @@ class CircuitBreaker:
     def acquire(self, now: float) -> int:
         """Return a permit for a call, or 0 if the call may not be made.
 
-        Pass the permit to one of the ``record_*`` methods or to ``release``.
+        Pass the permit to one of the ``record_*`` methods or to ``release``. A probe that hangs
+        does not keep others back for longer than the longest cool-down.
         """
-        if self._cooldowns:
-            if self._probing or now < self.open_until:
-                return 0
-            self._next_epoch(probing=True)
-        return self._epoch
+        if self._cooldowns == 0:
+            return self._closed_permit
+        if now < self.open_until or self.suspected:
+            return 0
+        is_full = len(self._probes) >= self._at_a_time
+        if is_full and now - self._last_probe < self._policy.longest_cooldown:
+            return 0
+        self._last_probe = now
+        permit = next(self._permits)
+        self._probes.add(permit)
+        return permit
 
-    def record_success(self, permit: int) -> None:
-        """Reset the count of failures; the probe's success closes the breaker."""
-        if permit == self._epoch:
-            self._reset()
+    def acquire_last_resort(self) -> int:
+        """Return a permit for a call to an open breaker, because no endpoint is left.
+
+        0 if the upstream has rejected the key or the model: the call would be rejected as well.
+        """
+        if self._cooldowns == 0:
+            return self._closed_permit
+        if self.refusal is not None:
+            return 0
+        permit = next(self._permits)
+        self._last_resorts.add(permit)
+        return permit
+
+    def record_success(self, permit: int, now: float) -> None:
+        """Count an answered call; an answered probe admits more probes or closes the breaker."""
+        if permit == self._closed_permit:
+            self.history.record(now, failed=False)
+            if self._failures or self._refusals:
+                self._forget_failures()
+        else:
+            self.history.count(now, failed=False)
+            if self._take(permit):
+                self._record_answered_probe(now)
 
     def record_failure(
-        self, permit: int, now: float, *, counts: bool = True, by_input: bool = False
+        self,
+        permit: int,
+        now: float,
+        *,
+        counts: bool = True,
+        by_input: bool = False,
+        connecting: bool = False,
     ) -> None:
-        """Record a failure; enough of them in a row, or one of the probe, open the breaker.
+        """Count a failure; too large a share of the last calls, or a failed probe, opens.
 
-        With ``counts=False`` it is not counted, but a failed probe still opens the breaker.
-        ``by_input``: an input may have caused it, so it opens nothing by itself.
+        ``by_input``: an input may have caused it, so it opens nothing by itself. ``counts`` is
+        False if an input of the call had failed before. ``connecting``: no connection was made.
         """
-        if permit != self._epoch:
+        if permit == self._closed_permit:
+            self._failures += 1
+            self._distinct += counts
+            if by_input:
+                if counts:
+                    self.history.count(now, failed=True)
+                self._suspect_after_failures()
+                return
+            self.history.record(now, failed=True)
+            self._unconnected = self._unconnected + 1 if connecting else 0
+            if self._is_failing(now):
+                self._open_after_failures(now)
             return
-        self._failures += counts
-        self._own_failures += counts and not by_input
-        most = self._policy.failures
-        if by_input:
-            self.suspected = self.suspected or self._probing or self._failures >= most
-        elif self._probing or self._own_failures >= most:
-            self._open_after_failures(now)
+        if counts:
+            self.history.count(now, failed=True)
+        if permit in self._last_resorts:
+            self._last_resorts.discard(permit)
+        elif self._take(permit):
+            if by_input:
+                self.suspected = True
+            else:
+                self._record_failed_probe(now)
 
     def record_rejection(
         self, permit: int, now: float, refusal: UpstreamError | None, cooldown: float
@@ -115,13 +182,14 @@ class CircuitBreaker:
 
         Every caller gets the refusal until a probe succeeds, so a neutral copy of it is stored.
         """
-        if permit == self._epoch:
+        self.history.count(now, failed=True)
+        if permit == self._closed_permit or self._take(permit):
             self._refusals += 1
             self._open(now + cooldown, None if refusal is None else neutral(refusal))
 
     def suspect(self, permit: int, refusal: UpstreamError) -> None:
         """Suspect the endpoint of rejecting every call as ``refusal``."""
-        if permit == self._epoch:
+        if permit == self._closed_permit or self._take(permit):
             self.suspected = True
             self._suspected_refusal = refusal
 
@@ -133,17 +201,24 @@ class CircuitBreaker:
         elif self.suspected or self._cooldowns == 0:
             self._open_after_failures(now)
 
-    def clear(self) -> None:
-        """Reset: the endpoint has embedded the gateway's own text."""
-        if self.suspected or self._cooldowns == 0:
-            self._reset()
+    def confirm_unchecked(self, now: float) -> None:
+        """Open if enough different inputs have failed: the endpoint accepts no texts to check."""
+        if self._distinct >= self._policy.failures or self._cooldowns:
+            self.confirm(now)
+        else:
+            self.withdraw()
+
+    def clear(self, now: float) -> None:
+        """Forget the failures: the endpoint has embedded the gateway's own text."""
+        if self._cooldowns == 0:
+            self._forget_failures()
+        elif self.suspected:
+            self._forget_suspicion()
+            self._record_answered_probe(now)
 
     def withdraw(self) -> None:
         """Drop the suspicion: the gateway could not send its own text."""
-        if self.suspected:
-            self._forget_suspicion()
-            if self._probing:
-                self._next_epoch()
+        self._forget_suspicion()
 
     def doubled(self, first: float, longest: float) -> float:
         """Return a cool-down that starts at ``first`` seconds and doubles with each refusal."""
@@ -151,8 +226,50 @@ class CircuitBreaker:
 
     def release(self, permit: int) -> None:
         """Return the permit of a call without a usable outcome, so that another probe can start."""
-        if self._probing and permit == self._epoch:
-            self._next_epoch()
+        self._take(permit)
+
+    def _take(self, permit: int) -> bool:
+        """Return whether ``permit`` is that of a probe under way, which ends."""
+        is_probe = permit in self._probes or permit in self._last_resorts
+        self._probes.discard(permit)
+        self._last_resorts.discard(permit)
+        return is_probe
+
+    def _is_failing(self, now: float) -> bool:
+        policy = self._policy
+        if (
+            self._unconnected >= policy.failures
+            or self._failures >= IN_A_ROW * policy.minimum_calls
+        ):
+            return True
+        calls, failed = self.history.last(now)
+        return calls >= policy.minimum_calls and failed >= policy.failure_rate * calls
+
+    def _suspect_after_failures(self) -> None:
+        most = self._policy.failures
+        if self._distinct >= most or self._failures >= REPEATED * most:
+            self.suspected = True
+
+    def _record_answered_probe(self, now: float) -> None:
+        self.open_until = min(self.open_until, now)
+        self.refusal = None
+        self._answered += 1
+        if self._answered < self._at_a_time:
+            return
+        self._answered = 0
+        self._at_a_time *= 2
+        if self._at_a_time > self._policy.slow_start:
+            self._cooldowns = 0
+            self._closed_permit = next(self._permits)
+            self.history.forget_last()
+            self._forget_failures()
+
+    def _record_failed_probe(self, now: float) -> None:
+        if self._at_a_time == 1:
+            self._open_after_failures(now)
+        else:
+            self._at_a_time //= 2
+            self._answered = 0
 
     def _open_after_failures(self, now: float) -> None:
         cooldown = self._policy.initial_cooldown * 2 ** min(self._cooldowns, _DOUBLINGS)
@@ -162,25 +279,18 @@ class CircuitBreaker:
         self.open_until = until
         self.refusal = refusal
         self._cooldowns += 1
-        self._failures = 0
-        self._own_failures = 0
+        self._at_a_time = 1
+        self._answered = 0
+        self._closed_permit = next(self._permits)
+        self._probes.clear()
+        self._last_probe = float("-inf")
+        self._failures = self._distinct = self._unconnected = 0
         self._forget_suspicion()
-        self._next_epoch()
 
-    def _reset(self) -> None:
-        self._failures = 0
-        self._own_failures = 0
-        self._refusals = 0
+    def _forget_failures(self) -> None:
+        self._failures = self._distinct = self._unconnected = self._refusals = 0
         self._forget_suspicion()
-        if self._probing:
-            self._cooldowns = 0
-            self.refusal = None
-            self._next_epoch()
 
     def _forget_suspicion(self) -> None:
         self.suspected = False
         self._suspected_refusal = None
-
-    def _next_epoch(self, *, probing: bool = False) -> None:
-        self._epoch += 1
-        self._probing = probing

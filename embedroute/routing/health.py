@@ -12,6 +12,7 @@ import msgspec
 from embedroute.backend import Accepts
 from embedroute.errors import (
     LONGEST_RETRY_AFTER,
+    ConnectError,
     EmbedrouteError,
     InvalidUpstreamResponse,
     Measure,
@@ -32,8 +33,11 @@ from embedroute.routing.registry import ResolvedEndpoint
 from embedroute.routing.retry import may_be_caused_by_input
 from embedroute.upstream_errors.neutral import neutral
 
-SIGNIFICANT: Final = 30.0
-"""Seconds for which a failed endpoint is tried after the others (as in OpenRouter's default)."""
+RECENT: Final = 30.0
+"""Seconds after an answer in which an unexplained rejection is the fault of its inputs."""
+OUTAGE_FAILURES: Final = 2
+OUTAGE_SHARE: Final = 0.25
+"""Calls, and their share, that must have failed for an outage (as in OpenRouter's default)."""
 SUSPECTS: Final = 8
 """Failed calls whose inputs are remembered, until a call succeeds."""
 JUST: Final = 2.0
@@ -77,7 +81,6 @@ class EndpointHealth:
         self._omitted: dict[str, float] = {}
         self._policy = policy
         self._breaker = CircuitBreaker(policy)
-        self._last_failure = float("-inf")
         self._samples: deque[Sample] = deque(maxlen=SAMPLES)
         self._suspects: deque[frozenset[Hashable]] = deque(maxlen=SUSPECTS)
         self._rejected: frozenset[Hashable] | None = None
@@ -95,21 +98,40 @@ class EndpointHealth:
         """Return when a call may be made: ``now``, or the end of the current cool-down."""
         return max(now, self._breaker.open_until, self.limited_until)
 
-    def failing(self, now: float) -> bool:
-        """Return whether the endpoint failed in the last 30 s."""
-        return now - self._last_failure < SIGNIFICANT
+    def outage(self, now: float) -> float:
+        """Return the share of the calls of the last 30 s that failed, or 0 if it is small."""
+        calls, failed = self._breaker.history.counts(now)
+        is_outage = failed >= OUTAGE_FAILURES and failed >= OUTAGE_SHARE * calls
+        return failed / calls if is_outage else 0.0
+
+    def failure_share(self, now: float) -> float:
+        """Return the share of the calls of the last 30 s that failed."""
+        calls, failed = self._breaker.history.counts(now)
+        return failed / max(calls, 1)
+
+    def repeats_help(self, now: float) -> bool:
+        """Return whether repeated calls are answered often enough to repeat another one."""
+        return self._breaker.history.repeats_help(now)
+
+    def record_repeat(self, now: float, *, answered: bool) -> None:
+        """Count a call that repeated a failed one."""
+        self._breaker.history.record_repeat(now, answered=answered)
 
     def acquire(self, now: float) -> int:
         """Return a permit for a call, or 0 if the call may not be made.
 
-        A half-open breaker admits one probe at a time. Pass the permit to ``record_success``,
+        A half-open breaker admits a few probes at a time. Pass the permit to ``record_success``,
         ``record_error`` or ``release``.
         """
         return 0 if now < self.limited_until else self._breaker.acquire(now)
 
+    def acquire_last_resort(self, now: float) -> int:
+        """Return a permit for a call although the breaker is open, or 0 if it would be useless."""
+        return 0 if now < self.limited_until else self._breaker.acquire_last_resort()
+
     def record_success(self, permit: int, now: float, latency: float, tokens: int) -> None:
-        """Record an answered call; the probe's success closes the breaker."""
-        self._breaker.record_success(permit)
+        """Record an answered call; enough answered probes close the breaker."""
+        self._breaker.record_success(permit, now)
         self.last_answer = now
         if self._suspects or self._rejected:
             self._suspects.clear()
@@ -148,18 +170,19 @@ class EndpointHealth:
         elif isinstance(failure, UpstreamUnavailable):
             is_invalid = isinstance(failure, InvalidUpstreamResponse)
             by_input = is_invalid or may_be_caused_by_input(failure)
-            counts = not by_input or self._is_new(work)
-            self.record_failure(permit, now, counts=counts, by_input=by_input)
+            self._breaker.record_failure(
+                permit,
+                now,
+                counts=not by_input or self._is_new(work),
+                by_input=by_input,
+                connecting=isinstance(failure, ConnectError),
+            )
         else:
             self.release(permit)
 
-    def record_failure(
-        self, permit: int, now: float, *, counts: bool = True, by_input: bool = False
-    ) -> None:
-        """Record a failure of the upstream; enough in a row or a failed probe open the breaker."""
-        if counts:
-            self._last_failure = now
-        self._breaker.record_failure(permit, now, counts=counts, by_input=by_input)
+    def record_failure(self, permit: int, now: float) -> None:
+        """Record a failure of the upstream; too many or a failed probe open the breaker."""
+        self._breaker.record_failure(permit, now)
 
     def record_timeout(self, permit: int, now: float, seconds: float) -> None:
         """Record that a call had no response after ``seconds``.
@@ -198,7 +221,7 @@ class EndpointHealth:
         """
         previous = self._rejected
         self._rejected = frozenset(work)
-        succeeded = now - self.last_answer < SIGNIFICANT
+        succeeded = now - self.last_answer < RECENT
         if previous and not succeeded and previous.isdisjoint(work):
             self._breaker.suspect(permit, refusal)
         else:
@@ -213,16 +236,19 @@ class EndpointHealth:
 
         Without a suspicion, an endpoint that has just answered another call may fail at random.
         """
-        self._last_failure = now
         if self.suspected or now - self.last_answer > JUST:
             self._breaker.confirm(now)
+
+    def confirm_unchecked(self, now: float) -> None:
+        """Open the breaker if enough different inputs failed: no text can be sent to check that."""
+        self._breaker.confirm_unchecked(now)
 
     def clear(self, now: float) -> None:
         """Record that a suspected endpoint has embedded the gateway's own text."""
         self.last_answer = now
         self._suspects.clear()
         self._rejected = None
-        self._breaker.clear()
+        self._breaker.clear(now)
 
     def withdraw(self) -> None:
         """Record that the gateway could not send its own text to a suspected endpoint."""
@@ -243,7 +269,6 @@ class EndpointHealth:
 
         The breaker stays open for longer, and longer each time, if the account is spent.
         """
-        self._last_failure = now
         policy = self._policy
         cooldown = policy.rejection_cooldown
         if isinstance(refusal, QuotaExhausted):

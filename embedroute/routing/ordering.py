@@ -87,11 +87,12 @@ def _balanced(
 ) -> list[ResolvedEndpoint]:
     if len(candidates) == 1:
         return list(candidates)
-    failing = [
-        candidate for candidate in candidates if context.health(candidate).failing(context.now)
-    ]
-    stable = [candidate for candidate in candidates if candidate not in failing]
-    return [*_drawn(stable, context.random), *_drawn(failing, context.random)]
+    outages = {
+        candidate.name: round(context.health(candidate).outage(context.now), 1)
+        for candidate in candidates
+    }
+    # Sorting is stable: endpoints without an outage, and equally failing ones, stay as drawn.
+    return sorted(_drawn(candidates, context.random), key=lambda candidate: outages[candidate.name])
 
 
 def _drawn(

@@ -1,9 +1,8 @@
-"""Decides what follows a failed attempt: a decision table, a jittered backoff and a retry budget.
+"""Decides what follows a failed attempt: a decision table and a jittered backoff.
 
 Time and randomness are arguments.
 """
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Final
@@ -17,6 +16,7 @@ from embedroute.errors import (
     FieldRejected,
     InvalidUpstreamResponse,
     InvalidVector,
+    NoHealthyEndpoint,
     Overloaded,
     RateLimited,
     Rejected,
@@ -45,10 +45,13 @@ class RetryDecision(StrEnum):
 class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """How often one endpoint is tried for one chunk, and the bounds of the backoff in seconds.
 
-    A request waits ``rate_limit_wait`` seconds in all for rate limits to end.
+    Each endpoint gets ``attempts``. When all have failed, the one that fails least gets up to
+    ``repeats`` more, one at a time, while repeated calls are answered often enough. A request waits
+    ``rate_limit_wait`` seconds in all for rate limits to end.
     """
 
     attempts: int = 2
+    repeats: int = 4
     first_wait: float = 0.05
     longest_wait: float = 2.0
     rate_limit_wait: float = 5.0
@@ -152,69 +155,6 @@ def error_to_report(failures: Sequence[EmbedrouteError]) -> EmbedrouteError:
     return min(rate_limits or waits or failures[:1], key=lambda failure: failure.retry_after or 0.0)
 
 
-BISECTIONS: Final = 256
-"""Calls of bisections that are allowed within the window of a retry budget in any case."""
-BISECTION_SHARE: Final = 4
-"""Calls of bisections that each recent call allows besides."""
-
-
-class RetryBudget:
-    """A limit on retries: a share of the recent calls plus a floor, like Finagle's ``RetryBudget``.
-
-    The first attempt of a chunk at an endpoint is a call, also when it is a fallback. Every further
-    attempt there is a retry: at once, after a backoff or after a rate limit.
-    """
-
-    def __init__(self, share: float = 0.2, floor: int = 10, window: float = 10.0) -> None:
-        """Allow ``share`` of the calls of the last ``window`` seconds, plus ``floor`` retries."""
-        self._share = share
-        self._floor = floor
-        self._window = window
-        self._calls: deque[float] = deque()
-        self._retries: deque[float] = deque()
-        self._bisections: deque[float] = deque()
-
-    def record_call(self, now: float) -> bool:
-        """Count a first attempt and return True: first attempts are always allowed."""
-        calls = self._calls
-        calls.append(now)
-        while now - calls[0] > self._window:
-            calls.popleft()
-        return True
-
-    def allow(self, now: float) -> bool:
-        """Take one retry out of the budget; return False if the budget is exhausted."""
-        self._forget(now)
-        if len(self._retries) + 1 > self._floor + self._share * len(self._calls):
-            return False
-        self._retries.append(now)
-        return True
-
-    def allow_bisection(self, now: float) -> bool:
-        """Take one call of a bisection out of its own allowance; return False if it is spent.
-
-        Most of these calls bring vectors, so their share is larger than that of retries.
-        """
-        self._forget(now)
-        if len(self._bisections) >= BISECTIONS + BISECTION_SHARE * len(self._calls):
-            return False
-        self._bisections.append(now)
-        return True
-
-    def reserve_one(self) -> Callable[[float], bool]:
-        """Return an admission check whose first call passes, because ``allow`` was called for it.
-
-        Each further call takes a retry out of the budget.
-        """
-        reserved = iter([True])
-        return lambda now: next(reserved, False) or self.allow(now)
-
-    def _forget(self, now: float) -> None:
-        for times in (self._calls, self._retries, self._bisections):
-            while times and now - times[0] > self._window:
-                times.popleft()
-
-
 def has_called_upstream(failures: Sequence[EmbedrouteError]) -> bool:
     """Return whether at least one rate limit is the response to a call of this request.
 
@@ -223,6 +163,16 @@ def has_called_upstream(failures: Sequence[EmbedrouteError]) -> bool:
     return any(
         isinstance(failure, RateLimited) and not failure.already_recorded for failure in failures
     )
+
+
+def may_be_repeated(failure: EmbedrouteError) -> bool:
+    """Return whether a further call may help after every endpoint has failed.
+
+    A timeout is not repeated: it took its time, and another call adds load.
+    """
+    if isinstance(failure, NoHealthyEndpoint):
+        return True
+    return isinstance(failure, UpstreamUnavailable) and not isinstance(failure, UpstreamTimeout)
 
 
 def rate_limited_endpoints(

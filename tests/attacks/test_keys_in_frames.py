@@ -108,7 +108,7 @@ def gateway_of(backend, transport="auto", **settings):
             providers={"up": {"backend": backend}},
             models={"m": {"dimensions": 8, "endpoints": [{"provider": "up"}]}},
         ),
-        retries=RetryPolicy(first_wait=0.001),
+        retries=RetryPolicy(repeats=0, first_wait=0.001),
     )
 
 

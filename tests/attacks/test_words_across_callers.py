@@ -91,7 +91,7 @@ def gateway_at(upstream, *, merges=False, deadline=20.0, breaker=None):
             )
         },
     )
-    return Gateway(config, retries=RetryPolicy(attempts=1), breaker=breaker, environ={})
+    return Gateway(config, retries=RetryPolicy(repeats=0, attempts=1), breaker=breaker, environ={})
 
 
 class ReceivedMessages:
@@ -261,7 +261,10 @@ async def test_the_stored_error_of_an_endpoint_quotes_no_caller(status, dialect,
     """A's call opens the breaker or is rate limited; later requests get that error."""
     caplog.set_level(logging.DEBUG)
     with QuotingUpstream(status, retry_after="30") as upstream:
-        gateway = gateway_at(upstream, breaker=BreakerPolicy(failures=1, initial_cooldown=60.0))
+        gateway = gateway_at(
+            upstream,
+            breaker=BreakerPolicy(failures=1, minimum_calls=1, slow_start=1, initial_cooldown=60.0),
+        )
         told = ReceivedMessages(gateway)
         async with gateway.lifespan():
             await told.post("A", [canary("A")], user=canary("A"), dialect=dialect)

@@ -59,7 +59,7 @@ def make() -> Gateway:
                 **failing,
             },
         ),
-        retries=RetryPolicy(attempts=1),
+        retries=RetryPolicy(repeats=0, attempts=1),
     )
 
 

@@ -152,7 +152,7 @@ def gateway_of(backend, transport):
             models={"m": {"dimensions": 3, "endpoints": [{"provider": "up"}]}},
         ),
         transport=lambda: transport,
-        retries=RetryPolicy(attempts=1),
+        retries=RetryPolicy(repeats=0, attempts=1),
     )
 
 

@@ -74,7 +74,7 @@ def gateway_of(upstreams, *names, deadline=5.0, **settings):
         providers=providers,
         models={"m": model},
     )
-    return Gateway(config, retries=RetryPolicy(first_wait=0.001))
+    return Gateway(config, retries=RetryPolicy(repeats=0, first_wait=0.001))
 
 
 def deadline_of(mode, names):

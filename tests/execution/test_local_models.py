@@ -21,7 +21,7 @@ from embedroute.backend import Accepts, Batch, LocalBackend, Vectors
 from embedroute.errors import EmbedrouteError, InvalidUpstreamResponse
 from embedroute.execution import LocalModels, Pace, cut_part, joined, slice_stop, validate_vectors
 from embedroute.inputs import ImagePart, ImageURL, TextPart
-from embedroute.routing import BreakerPolicy
+from embedroute.routing import BreakerPolicy, RetryPolicy
 from tests.support.wait import until, until_on_loop
 
 CHECK = partial(validate_vectors, width=None)
@@ -517,6 +517,7 @@ async def test_a_model_that_hangs_fails_its_own_requests_and_recovers():
             },
         ),
         breaker=BreakerPolicy(initial_cooldown=0.2),
+        retries=RetryPolicy(repeats=0),
         environ={},
     )
     statuses = []

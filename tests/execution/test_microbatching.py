@@ -803,7 +803,7 @@ async def test_a_failure_of_a_merged_call_counts_once_against_the_endpoint():
         return hash_batch(batch, 8)
 
     backend = Gate(answer=answer)
-    gateway = gateway_at(backend=backend, retries=RetryPolicy(attempts=1))
+    gateway = gateway_at(backend=backend, retries=RetryPolicy(repeats=0, attempts=1))
     async with gateway.lifespan():
         outcomes = await ask_all(gateway, {text: ([text], {}) for text in "abcdefgh"}, backend.open)
 
@@ -903,7 +903,7 @@ async def test_a_good_request_never_fails_because_of_a_bad_companion(status):
         return hash_batch(batch, 8)
 
     backend = Gate(answer=answer)
-    gateway = gateway_at(backend=backend, retries=RetryPolicy(attempts=1))
+    gateway = gateway_at(backend=backend, retries=RetryPolicy(repeats=0, attempts=1))
     texts = ["first", "a", "bad", "b", "c"]
     async with gateway.lifespan():
         outcomes = await ask_all(gateway, {text: ([text], {}) for text in texts}, backend.open)
@@ -920,7 +920,7 @@ async def test_a_failure_of_a_merged_call_names_the_provider_to_all():
         return hash_batch(batch, 8)
 
     backend = Gate(answer=answer)
-    gateway = gateway_at(backend=backend, retries=RetryPolicy(attempts=1))
+    gateway = gateway_at(backend=backend, retries=RetryPolicy(repeats=0, attempts=1))
     async with gateway.lifespan():
         outcomes = await ask_all(gateway, {text: ([text], {}) for text in "abc"}, backend.open)
 

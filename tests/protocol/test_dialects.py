@@ -63,7 +63,7 @@ def gateway_of(backend=None, **settings):
                 }
             },
         ),
-        retries=RetryPolicy(attempts=1),
+        retries=RetryPolicy(repeats=0, attempts=1),
     )
 
 

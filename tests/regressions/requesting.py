@@ -20,8 +20,8 @@ from tests.support.asgi_client import Answer, call
 WIDTH = 8
 TEXTS = ["one", "zwei", "три"]
 JSON = ("content-type", "application/json")
-QUICK = RetryPolicy(first_wait=0.001, longest_wait=0.002)
-ONCE = RetryPolicy(attempts=1)
+QUICK = RetryPolicy(repeats=0, first_wait=0.001, longest_wait=0.002)
+ONCE = RetryPolicy(repeats=0, attempts=1)
 LOOPS = {"asyncio": 1, "trio": 12}
 """Event loop → run every nth case on it. Each case has its own gateway, which is slow on trio."""
 

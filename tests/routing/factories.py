@@ -98,9 +98,10 @@ def chosen(
 
 
 def failed(seconds_ago: float) -> EndpointHealth:
-    """The health of an endpoint that failed once, ``seconds_ago``."""
+    """The health of an endpoint whose only two calls failed, ``seconds_ago``."""
     health = EndpointHealth(BreakerPolicy())
-    health.record_failure(health.acquire(NOW - seconds_ago), NOW - seconds_ago)
+    for _ in range(2):
+        health.record_failure(health.acquire(NOW - seconds_ago), NOW - seconds_ago)
     return health
 
 

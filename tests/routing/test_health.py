@@ -25,7 +25,12 @@ from embedroute.routing import SAMPLES, SUSPECTS, WINDOW, BreakerPolicy, Endpoin
 from tests.support.reachable import count_reachable
 
 POLICY = BreakerPolicy(
-    failures=3, initial_cooldown=5.0, longest_cooldown=60.0, rejection_cooldown=30.0
+    failures=3,
+    minimum_calls=3,
+    slow_start=1,
+    initial_cooldown=5.0,
+    longest_cooldown=60.0,
+    rejection_cooldown=30.0,
 )
 
 
@@ -194,7 +199,7 @@ def test_a_rate_limit_cools_down_for_its_retry_after(rests, ready):
     assert (ready, State.CLOSED, False) == (
         health.available_at(0.0),
         health.state(0.0),
-        health.failing(0.0),
+        bool(health.failure_share(0.0)),
     )
     assert health.acquire(ready)
 
@@ -212,8 +217,9 @@ def test_a_rate_limit_cools_down_for_its_retry_after(rests, ready):
 def test_only_upstream_failures_move_an_endpoint_back(event, significant):
     health = EndpointHealth(POLICY)
     event(health, health.acquire(0.0))
+    event(health, health.acquire(0.0))
 
-    assert (significant, False) == (health.failing(29.9), health.failing(30.0))
+    assert (significant, False) == (bool(health.outage(29.9)), bool(health.outage(31.0)))
 
 
 @pytest.mark.parametrize(
@@ -240,18 +246,32 @@ def test_errors_change_the_health_by_their_class(failure, state, ready, signific
     Errors of the input or of another call do not count.
     """
     health = EndpointHealth(
-        BreakerPolicy(failures=1, initial_cooldown=5.0, rejection_cooldown=30.0)
+        BreakerPolicy(
+            failures=1,
+            minimum_calls=1,
+            slow_start=1,
+            initial_cooldown=5.0,
+            longest_cooldown=60.0,
+            rejection_cooldown=30.0,
+        )
     )
     health.record_error(health.acquire(1.0), 1.0, failure)
 
     assert (state, ready, significant) == (
         health.state(1.0),
         health.available_at(1.0),
-        health.failing(1.0),
+        bool(health.failure_share(1.0)),
     )
 
 
-THREE_OPEN = BreakerPolicy(failures=3, initial_cooldown=5.0, rejection_cooldown=30.0)
+THREE_OPEN = BreakerPolicy(
+    failures=3,
+    minimum_calls=3,
+    slow_start=1,
+    initial_cooldown=5.0,
+    longest_cooldown=60.0,
+    rejection_cooldown=30.0,
+)
 DOWN, ODD, RESET = (
     UpstreamUnavailable("down", upstream_status=500),
     InvalidUpstreamResponse("NaN"),
@@ -352,12 +372,12 @@ def test_a_text_that_fails_as_the_probe_does_not_prolong_the_outage(settle):
 )
 def test_a_timeout_counts_if_the_endpoint_usually_answers_in_that_time(timeout, answers, state):
     """``answers`` are the durations of earlier calls in seconds."""
-    health = EndpointHealth(BreakerPolicy(failures=1))
+    health = EndpointHealth(BreakerPolicy(failures=1, minimum_calls=1, slow_start=1))
     for seconds in answers:
         health.record_success(health.acquire(0.0), 0.0, seconds, 1)
     health.record_error(health.acquire(0.0), 0.0, UpstreamTimeout("slow"), ["a"], timeout)
 
-    assert state is health.state(0.0)
+    assert (state is State.OPEN) == bool(health.failure_share(0.0))
 
 
 def test_a_spent_account_rests_for_longer_each_time():
@@ -378,7 +398,7 @@ def test_a_repeated_failing_input_does_not_move_its_endpoint_back():
     for now in (0.0, 20.0, 40.0):
         health.record_error(health.acquire(now), now, DOWN, ["a"])
 
-    assert (True, False) == (health.failing(29.0), health.failing(41.0))
+    assert (True, False) == (bool(health.failure_share(29.0)), bool(health.failure_share(41.0)))
 
 
 def test_a_failed_probe_opens_the_breaker_unless_its_input_may_be_the_cause():
@@ -453,7 +473,7 @@ def test_two_different_rejected_inputs_in_a_row_make_an_endpoint_suspected(
     assert (suspected, 0.0, False) == (
         health.suspected,
         health.available_at(0.0),
-        health.failing(0.0),
+        bool(health.failure_share(0.0)),
     )
     if suspected:
         health.confirm(0.0)
@@ -475,7 +495,10 @@ def test_a_success_between_two_rejections_keeps_the_breaker_closed():
 
 
 def test_the_number_of_remembered_failed_inputs_is_bounded():
-    health, sizes = EndpointHealth(BreakerPolicy(failures=1000)), []
+    health, sizes = (
+        EndpointHealth(BreakerPolicy(failures=1000, minimum_calls=1000, slow_start=1)),
+        [],
+    )
     for at in range(1000, 1100):  # each number is an object of its own
         health.record_error(health.acquire(0.0), 0.0, DOWN, [at])
         health.record_error(health.acquire(0.0), 0.0, Rejected("no"), [0])

@@ -10,7 +10,12 @@ from embedroute.errors import LONGEST_RETRY_AFTER, UpstreamAuthError
 from embedroute.routing import BreakerPolicy, EndpointHealth, State
 
 POLICY = BreakerPolicy(
-    failures=3, initial_cooldown=5.0, longest_cooldown=60.0, rejection_cooldown=30.0
+    failures=3,
+    minimum_calls=3,
+    slow_start=1,
+    initial_cooldown=5.0,
+    longest_cooldown=60.0,
+    rejection_cooldown=30.0,
 )
 
 ENDS = {
@@ -139,9 +144,9 @@ def test_a_late_call_still_updates_latency_failures_and_rate_limits():
     health, tickets = opened(late=3)
     health.record_success(tickets[0], 6.0, 0.1, 1)
     assert 0.1 == health.latency(50, 6.0)
-    assert not health.failing(31.0)
+    assert not bool(health.failure_share(31.0))
     health.record_failure(tickets[1], 6.0)
-    assert health.failing(31.0)
+    assert bool(health.failure_share(31.0))
     health.record_rate_limit(tickets[2], 6.0, 9.0)
 
     assert 15.0 == health.available_at(6.0)

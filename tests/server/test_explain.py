@@ -37,7 +37,10 @@ def door_of(*steps, endpoint=None):
             }
         },
     )
-    once, soon = RetryPolicy(attempts=1), BreakerPolicy(failures=1)
+    once, soon = (
+        RetryPolicy(repeats=0, attempts=1),
+        BreakerPolicy(failures=1, minimum_calls=1, slow_start=1),
+    )
     return embeddings_app(Gateway(config, retries=once, breaker=soon)), backends
 
 

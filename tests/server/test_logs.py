@@ -36,7 +36,7 @@ def gateway_of(upstream, deadline=5.0):
             providers={"up": {"backend": "openai", "base_url": upstream.url, "api_key": KEY}},
             models={"m": {"dimensions": 8, "endpoints": [{"provider": "up"}]}},
         ),
-        retries=RetryPolicy(first_wait=0.001),
+        retries=RetryPolicy(repeats=0, first_wait=0.001),
     )
 
 

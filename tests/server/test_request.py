@@ -533,7 +533,7 @@ def bounded(in_flight=16_384, backend=None, **settings):
             providers={"up": Provider(backend=backend or ScriptedBackend(width=8))},
             models={"m": {"dimensions": 8, "endpoints": [{"provider": "up"}]}},
         ),
-        retries=RetryPolicy(attempts=1),
+        retries=RetryPolicy(repeats=0, attempts=1),
     )
 
 
@@ -1049,7 +1049,7 @@ async def test_error_responses_name_the_providers_that_were_called(
             },
             models={"m": {"dimensions": 8, "endpoints": [{"provider": slug} for slug in slugs]}},
         ),
-        retries=RetryPolicy(attempts=1),
+        retries=RetryPolicy(repeats=0, attempts=1),
     )
     asked = {"model": "m", "input": "text", "provider": {"order": list(slugs)}, **body}
 

@@ -1,0 +1,102 @@
+"""Counts the outcomes of the recent calls to one endpoint.
+
+Time is an argument: every method takes ``now`` in seconds of one monotonic clock.
+"""
+
+from collections import deque
+from typing import Final
+
+PERIOD: Final = 30
+"""Seconds over which calls are counted."""
+LAST: Final = 100
+"""Calls at most that decide whether a breaker opens, so that a busy endpoint is judged quickly."""
+FEW: Final = 5
+"""Repeated calls up to which it is unknown whether repeating helps."""
+HELPFUL: Final = 0.1
+"""Share of repeated calls that must have been answered for further repeats."""
+
+
+class _Second:
+    """The calls of one second: all, the failed ones, the repeated ones, and those answered then."""
+
+    __slots__ = ("at", "calls", "failed", "helped", "repeated")
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+        self.calls = 0
+        self.failed = 0
+        self.repeated = 0
+        self.helped = 0
+
+
+class CallHistory:
+    """The calls of the last ``PERIOD`` seconds, and the last of those that tell of the endpoint."""
+
+    def __init__(self) -> None:
+        """Create an empty history."""
+        self._seconds: deque[_Second] = deque()
+        self._last: deque[tuple[float, bool]] = deque(maxlen=LAST)
+        self._last_failed = 0
+
+    def record(self, now: float, *, failed: bool) -> None:
+        """Count one call, also among the last ones."""
+        self.count(now, failed=failed)
+        last = self._last
+        if len(last) == LAST:
+            self._last_failed -= last[0][1]
+        last.append((now, failed))
+        self._last_failed += failed
+
+    def count(self, now: float, *, failed: bool) -> None:
+        """Count one call that does not decide about the breaker.
+
+        An input may have caused its failure, or it began before the breaker opened or closed.
+        """
+        seconds = self._seconds
+        second = seconds[-1] if seconds and seconds[-1].at == int(now) else self._begin(now)
+        second.calls += 1
+        second.failed += failed
+
+    def record_repeat(self, now: float, *, answered: bool) -> None:
+        """Count a call that repeated a failed one."""
+        seconds = self._seconds
+        second = seconds[-1] if seconds and seconds[-1].at == int(now) else self._begin(now)
+        second.repeated += 1
+        second.helped += answered
+
+    def last(self, now: float) -> tuple[int, int]:
+        """Return how many of the last calls there were, at most ``LAST``, and how many failed."""
+        last = self._last
+        while last and now - last[0][0] > PERIOD:
+            self._last_failed -= last.popleft()[1]
+        return len(last), self._last_failed
+
+    def forget_last(self) -> None:
+        """Begin anew to count the last calls."""
+        self._last.clear()
+        self._last_failed = 0
+
+    def counts(self, now: float) -> tuple[int, int]:
+        """Return the number of calls in the last ``PERIOD`` seconds, and of the failed ones."""
+        self._forget(now)
+        return sum(each.calls for each in self._seconds), sum(each.failed for each in self._seconds)
+
+    def repeats_help(self, now: float) -> bool:
+        """Return whether repeating a failed call has recently led to an answer often enough.
+
+        It is assumed after a few repeats only.
+        """
+        self._forget(now)
+        repeated = sum(each.repeated for each in self._seconds)
+        helped = sum(each.helped for each in self._seconds)
+        return repeated < FEW or helped >= HELPFUL * repeated
+
+    def _begin(self, now: float) -> _Second:
+        self._forget(now)
+        second = _Second(int(now))
+        self._seconds.append(second)
+        return second
+
+    def _forget(self, now: float) -> None:
+        while self._seconds and now - self._seconds[0].at > PERIOD:
+            self._seconds.popleft()

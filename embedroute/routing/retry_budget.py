@@ -1,0 +1,99 @@
+"""Limits repeated calls by the calls that are answered, so that an outage gets few of them.
+
+Time is an argument, in seconds of one monotonic clock.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+FLOOR: Final = 10.0
+"""Retries that are allowed without an answered call."""
+PER_SECOND: Final = 1.0
+"""Retries that become available each second, up to ``FLOOR``."""
+PER_ANSWER: Final = 1.0
+"""Retries that each answered call allows."""
+MOST: Final = 100.0
+"""Retries that can be saved up."""
+BISECTIONS: Final = 256.0
+"""Calls of bisections that are allowed at first."""
+MOST_BISECTIONS: Final = 1024.0
+"""Calls of bisections that can be saved up."""
+BISECTIONS_PER_SECOND: Final = 26.0
+"""Calls of bisections that become available each second, up to ``BISECTIONS``."""
+BISECTIONS_PER_CALL: Final = 4.0
+"""Calls of bisections that each call allows besides."""
+
+
+class _Tokens:
+    """A bucket of tokens: time refills it up to ``floor``, and what is earned up to ``most``."""
+
+    __slots__ = ("_at", "_floor", "_most", "_per_second", "_tokens")
+
+    def __init__(self, floor: float, per_second: float, most: float) -> None:
+        self._floor = floor
+        self._per_second = per_second
+        self._most = most
+        self._tokens = floor
+        self._at = 0.0
+
+    def earn(self, tokens: float) -> None:
+        self._tokens = min(self._most, self._tokens + tokens)
+
+    def take(self, now: float) -> bool:
+        if self._tokens < self._floor:
+            refilled = self._tokens + (now - self._at) * self._per_second
+            self._tokens = min(self._floor, refilled)
+        self._at = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+
+class RetryBudget:
+    """A limit on retries: a bucket of tokens that answered calls refill, and time up to a floor.
+
+    The first attempt of a chunk at an endpoint is a call, also when it is a fallback. Every further
+    attempt there is a retry: at once, after a backoff or after a rate limit. While half of all
+    calls fail, each failed one can be repeated; while all fail, one is repeated each second.
+    """
+
+    def __init__(
+        self,
+        per_answer: float = PER_ANSWER,
+        floor: float = FLOOR,
+        per_second: float = PER_SECOND,
+    ) -> None:
+        """Allow ``per_answer`` retries per answered call, and ``per_second`` up to ``floor``."""
+        self._per_answer = per_answer
+        self._retries = _Tokens(floor, per_second, max(floor, MOST))
+        self._bisections = _Tokens(BISECTIONS, BISECTIONS_PER_SECOND, MOST_BISECTIONS)
+
+    def record_call(self, now: float) -> bool:
+        """Count a first attempt and return True: first attempts are always allowed."""
+        del now
+        self._bisections.earn(BISECTIONS_PER_CALL)
+        return True
+
+    def record_answer(self) -> None:
+        """Count an answered call."""
+        self._retries.earn(self._per_answer)
+
+    def allow(self, now: float) -> bool:
+        """Take one retry out of the budget; return False if the budget is exhausted."""
+        return self._retries.take(now)
+
+    def allow_bisection(self, now: float) -> bool:
+        """Take one call of a bisection out of its own allowance; return False if it is spent.
+
+        Most of these calls bring vectors, so more of them are allowed than retries.
+        """
+        return self._bisections.take(now)
+
+    def reserve_one(self) -> Callable[[float], bool]:
+        """Return an admission check whose first call passes, because ``allow`` was called for it.
+
+        Each further call takes a retry out of the budget.
+        """
+        reserved = iter([True])
+        return lambda now: next(reserved, False) or self.allow(now)
