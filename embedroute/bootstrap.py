@@ -94,6 +94,7 @@ class Options(TypedDict, total=False):
     retries: RetryPolicy | None
     breaker: BreakerPolicy | None
     environ: Mapping[str, str]
+    clock: Callable[[], float]
 
 
 class GatewayParts(msgspec.Struct, frozen=True, kw_only=True):
@@ -160,7 +161,7 @@ def make_transport_config(settings: Settings, environ: Mapping[str, str]) -> Tra
 
 
 def make_selection_context(
-    parts: GatewayParts, healths: HealthRegistry
+    parts: GatewayParts, healths: HealthRegistry, clock: Callable[[], float]
 ) -> Callable[[], SelectionContext]:
     """Return a function that creates the selection context of the current moment."""
 
@@ -170,7 +171,7 @@ def make_selection_context(
             ignore=parts.settings.ignore,
             known_names=parts.directory.known_names,
             health=healths.get,
-            now=time.monotonic(),
+            now=clock(),
             random=random.random,
         )
 
@@ -227,6 +228,7 @@ class RuntimeFactory:
         retries: RetryPolicy,
         make_transport: Callable[[], Transport] | None = None,
         environ: Mapping[str, str] = os.environ,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Create a factory. ``make_transport`` replaces the transport of the config.
 
@@ -245,6 +247,7 @@ class RuntimeFactory:
         self._local = LocalModels(settings.local_threads)
         self._widths = WidthRegistry()
         self._budget = RetryBudget()
+        self._clock = clock
 
     def open(self, stack: AsyncExitStack) -> LoopRuntime:
         """Create this loop's transport and dispatcher; closing ``stack`` closes them.
@@ -259,14 +262,14 @@ class RuntimeFactory:
             local=self._local,
             healths=self._healths,
             widths=self._widths,
-            clock=time.monotonic,
+            clock=self._clock,
         )
         dispatcher = Dispatcher(
             attempts=attempts,
             healths=self._healths,
             budget=self._budget,
             policy=self._retries,
-            clock=time.monotonic,
+            clock=self._clock,
             random=random.random,
         )
         return LoopRuntime(dispatcher.embed, SingleFlight(attempts.expect))

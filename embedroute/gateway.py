@@ -93,27 +93,31 @@ class Gateway:
         retries: RetryPolicy | None = None,
         breaker: BreakerPolicy | None = None,
         environ: Mapping[str, str] = os.environ,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Build all that needs no event loop. Opens nothing.
 
         ``http_client`` replaces the client of the httpx2 transport; the caller closes it.
         ``transport`` is called once per event loop to make the transport, instead of the
         config's ``transport``. ``environ`` holds the variables of all secrets ``env:NAME``.
+        ``clock`` returns the seconds of a monotonic clock; simulations replace it together with
+        that of their event loop.
 
         Raises:
             ConfigError: the config has mistakes, one line each.
         """
         parts = assembled(config, environ)
+        self.clock = clock
         self.settings = parts.settings
         self.limits = parts.limits
         self.keys = parts.keys
         self.bodies = BodyBudget.of(self.settings)
         self.directory = parts.directory
         self.healths = HealthRegistry(breaker or BreakerPolicy())
-        self.cache = MemoryCache(config.cache.bytes, config.cache.ttl, time.monotonic)
+        self.cache = MemoryCache(config.cache.bytes, config.cache.ttl, clock)
         self.selections = SelectionCache(
             self.directory,
-            make_selection_context(parts, self.healths),
+            make_selection_context(parts, self.healths, clock),
             shared_cache=config.cache.shared,
             debug=self.settings.debug,
         )
@@ -124,6 +128,7 @@ class Gateway:
             retries or RetryPolicy(rate_limit_wait=self.settings.rate_limit_wait),
             transport,
             environ,
+            clock,
         )
         self.runtime = PerLoop("embedroute", factory.open)
 
@@ -196,7 +201,7 @@ class Gateway:
                 caller=caller,
                 trace=trace or RequestTrace(new_request_id()),
                 cache_policy=cache_policy,
-                deadline=time.monotonic() + self.settings.deadline,
+                deadline=self.clock() + self.settings.deadline,
                 watch=watch,
             )
             return await self.run(context)
@@ -297,7 +302,7 @@ class Gateway:
         prepared = dispatch.prepared
         candidates = prepared.selection.candidates
         # Leaves enough time to try every endpoint after the wait.
-        max_wait = (dispatch.deadline - time.monotonic()) / (len(candidates) + 1)
+        max_wait = (dispatch.deadline - self.clock()) / (len(candidates) + 1)
         shared, led = await loop.singleflight.follow(
             lead, missing, loop.embed, (candidates, dispatch), max_wait
         )
@@ -351,7 +356,7 @@ class Gateway:
             caller=ANYONE,
             trace=RequestTrace(new_request_id()),
             cache_policy=NO_CACHE,
-            deadline=time.monotonic() + self.settings.deadline,
+            deadline=self.clock() + self.settings.deadline,
         )
         prepared = self.selections.prepare_route(route, request, ANYONE, context.trace)
         return await self._embed(prepared, context)

@@ -4,7 +4,6 @@ No upstream is called. Cache hits and misses are counted in inputs. ``rests_for`
 cool-down of an endpoint in seconds, after failures or a 429.
 """
 
-import time
 from collections.abc import Generator, Mapping
 
 import msgspec
@@ -58,7 +57,7 @@ def explain(
         yield
         prefix = text_before(endpoint, route.model, selection.parameters.input_type)
         health = gateway.healths.get(endpoint)
-        forecast = yield from _forecast(endpoint, health, missing, prefix, time.monotonic())
+        forecast = yield from _forecast(endpoint, health, missing, prefix, gateway.clock())
         order.append(forecast)
     forecasts = bodies.Plan(
         model=route.public_name,

@@ -8,7 +8,6 @@ cancel a request whose client has disconnected, so the work is watched while it 
 import inspect
 import logging
 import re
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
@@ -128,7 +127,7 @@ class RequestHandler:
             watch.restart(
                 settings.deadline, gateway.make_deadline_error, exchange.wait_for_disconnect
             )
-            deadline = time.monotonic() + settings.deadline
+            deadline = gateway.clock() + settings.deadline
             if is_small(body):
                 request = decode_at_once(body, gateway.limits)
             else:
