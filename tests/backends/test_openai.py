@@ -16,6 +16,7 @@ from embedroute.backends.openai import OpenAI
 from embedroute.errors import (
     ContextTooLong,
     InvalidUpstreamResponse,
+    InvalidVector,
     QuotaExhausted,
     RateLimited,
     UpstreamAuthError,
@@ -240,6 +241,25 @@ def test_rejects_an_invalid_response(body):
     """The host rejects what ``parse`` accepts, because it checks the vectors of every backend."""
     with pytest.raises(InvalidUpstreamResponse):
         vectors.check(OpenAI().parse(TEXTS, reply(body)).array, 2, None)
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("number", [None, float("nan"), float("inf"), float("-inf")])
+def test_a_row_with_an_item_that_is_no_number_is_an_invalid_vector(number, large):
+    """Only then is the batch bisected: some servers write NaN or null for texts that fail."""
+    body = rows([1, number], [3, 4]) | ({"more": "x" * LARGE} if large else {})
+
+    with pytest.raises(InvalidVector):
+        OpenAI().parse(TEXTS, reply(body))
+
+
+def test_a_null_outside_of_the_vectors_of_a_large_body_is_not_an_invalid_vector():
+    body = rows([1, True], [3, 4]) | {"more": [None, "x" * LARGE]}
+
+    with pytest.raises(InvalidUpstreamResponse) as caught:
+        OpenAI().parse(TEXTS, reply(body))
+
+    assert type(caught.value) is InvalidUpstreamResponse
 
 
 @pytest.mark.parametrize(
