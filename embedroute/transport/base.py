@@ -7,7 +7,7 @@ from typing import Final, Literal, Protocol
 import msgspec
 
 from embedroute.backend import TRANSPORT_HEADERS, Secret, UpstreamRequest, UpstreamResponse
-from embedroute.errors import InvalidUpstreamResponse, UpstreamTimeout, UpstreamUnavailable
+from embedroute.errors import InvalidUpstreamResponse, PoolTimeout, UpstreamUnavailable
 
 LARGEST_REPLY = 256 * 1024 * 1024
 """Maximum bytes of a response body; 2048 vectors of 4096 floats are about 180 MB of text."""
@@ -40,6 +40,8 @@ DEFAULT_HEADERS: Final = {
 """Headers of a request that a backend can override."""
 MAX_CONNECTIONS = 512
 """Connections to one host, if the config of the provider does not limit them."""
+WAIT_SHARE: Final = 0.9
+"""Share of its timeout for which a request may wait for a connection."""
 
 TLSTrust = Literal["system", "environment", "ca_file"]
 """Which certificate authorities are trusted; see ``TransportConfig``."""
@@ -103,6 +105,7 @@ class Transport(Protocol):
 
         Raises:
             ConnectError: no connection could be made.
+            PoolTimeout: all connections to the upstream were in use.
             UpstreamTimeout: the response was not complete in time.
             UpstreamUnavailable: the connection broke, or the response is not valid HTTP.
             InvalidUpstreamResponse: the body of a success is compressed, or a body is larger than
@@ -134,11 +137,11 @@ def lower_names(headers: Mapping[str, str | Secret]) -> dict[str, str | Secret]:
     return lowered
 
 
-def connections_in_use(limits: ExchangeLimits, timeout: float) -> UpstreamTimeout:
-    """Create the error for a request that waited ``timeout`` seconds for a connection."""
+def pool_timeout(limits: ExchangeLimits, seconds: float) -> PoolTimeout:
+    """Create the error for a request that waited ``seconds`` for a connection."""
     table = f" in [providers.{limits.provider}]" if limits.provider else ""
-    return UpstreamTimeout(
-        f"All {limits.max_connections} connections to the upstream were in use for {timeout:.1f} s."
+    return PoolTimeout(
+        f"All {limits.max_connections} connections to the upstream were in use for {seconds:.1f} s."
         f" Raise max_connections{table}, or send fewer requests at once."
     )
 

@@ -18,13 +18,20 @@ from embedroute.backend import (
     forget_frames,
     to_wire_value,
 )
-from embedroute.errors import ConnectError, UpstreamError, UpstreamTimeout, UpstreamUnavailable
+from embedroute.errors import (
+    ConnectError,
+    PoolTimeout,
+    UpstreamError,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
 from embedroute.transport.base import (
     CONNECT_TIMEOUT,
     DEFAULT_CONFIG,
     DEFAULT_HEADERS,
     DEFAULT_LIMITS,
     LARGEST_ERROR,
+    WAIT_SHARE,
     ExchangeLimits,
     TransportConfig,
     decompress_error,
@@ -73,7 +80,12 @@ class Httpx2Transport:
             return await self._exchange(request, timeout, limits)
         except UpstreamError as error:
             failure = error.with_traceback(None)
-        except (TimeoutError, httpx2.ReadTimeout, httpx2.WriteTimeout, httpx2.PoolTimeout):
+        except httpx2.PoolTimeout:
+            failure = PoolTimeout(
+                f"All connections of the http_client were in use for {timeout * WAIT_SHARE:.1f} s."
+                " Raise max_connections in its httpx2.Limits, or send fewer requests at once."
+            )
+        except (TimeoutError, httpx2.ReadTimeout, httpx2.WriteTimeout):
             failure = UpstreamTimeout(f"The upstream did not respond within {timeout:.1f} s.")
         except httpx2.ProxyError as error:
             failure = self._proxy_error(httpx2.URL(request.url), parse_status(str(error)))
@@ -195,7 +207,7 @@ def _build(
     # Shorter than the timeout of the exchange: httpx2 closes the connection if its own timeout ends
     # a TLS handshake. After a cancellation the connection stays open until it is collected.
     connect = min(timeout * 0.9, CONNECT_TIMEOUT)
-    timeouts = {"connect": connect, "read": timeout, "write": timeout, "pool": timeout}
+    timeouts = {"connect": connect, "read": timeout, "write": timeout, "pool": timeout * WAIT_SHARE}
     return connections.make_request(
         request.method,
         url,

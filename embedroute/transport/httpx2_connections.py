@@ -24,9 +24,10 @@ import msgspec
 
 from embedroute.transport.base import (
     DEFAULT_HEADERS,
+    WAIT_SHARE,
     ExchangeLimits,
     TransportConfig,
-    connections_in_use,
+    pool_timeout,
 )
 from embedroute.transport.tls import create_ssl_context
 
@@ -78,17 +79,17 @@ class Connections:
         """Hold one of the ``limits.max_connections`` connections to the host of ``url``.
 
         Raises:
-            UpstreamTimeout: all of them are in use for ``timeout`` seconds.
+            PoolTimeout: this takes longer than ``WAIT_SHARE`` of ``timeout`` seconds.
         """
         key = (_origin_of(url), limits.max_connections)
         slots = self._slots.get(key)
         if slots is None:
             slots = anyio.Semaphore(limits.max_connections, fast_acquire=True)
             self._slots[key] = slots
-        with anyio.move_on_after(timeout) as scope:
+        with anyio.move_on_after(timeout * WAIT_SHARE) as scope:
             await slots.acquire()
         if scope.cancelled_caught:
-            raise connections_in_use(limits, timeout)
+            raise pool_timeout(limits, timeout * WAIT_SHARE)
         try:
             yield
         finally:

@@ -18,7 +18,7 @@ import pytest
 
 from embedroute import Config, Endpoint, Gateway, Model, Provider
 from embedroute.backend import Secret, UpstreamRequest
-from embedroute.errors import ConfigError, ConnectError, UpstreamTimeout
+from embedroute.errors import ConfigError, ConnectError, PoolTimeout
 from embedroute.transport import ExchangeLimits, TransportConfig
 from embedroute.transport.http1.pool import Http1Transport
 from embedroute.transport.httpx2 import Httpx2Transport
@@ -477,7 +477,7 @@ async def test_a_request_that_waits_too_long_names_the_setting(anyio_backend, na
             group.start_soon(send, transport, url, 60.0, limits)
             await until_on_loop(lambda: upstream.in_flight == 1)
             with pytest.raises(
-                UpstreamTimeout,
+                PoolTimeout,
                 match=r"^All 1 connections to the upstream were in use for 0\.1 s\. "
                 r"Raise max_connections in \[providers\.one\], or send fewer requests at once\.$",
             ):

@@ -25,9 +25,10 @@ from embedroute.text import log_fields
 from embedroute.transport.base import (
     DEFAULT_CONFIG,
     DEFAULT_LIMITS,
+    WAIT_SHARE,
     ExchangeLimits,
     TransportConfig,
-    connections_in_use,
+    pool_timeout,
 )
 from embedroute.transport.http1.connect import Connector, Resolve, resolve
 from embedroute.transport.http1.connection import Connection, StaleError
@@ -38,8 +39,6 @@ log = logging.getLogger("embedroute.http")
 
 MAX_AGE: Final = 300.0
 """Seconds after which a connection is not kept, so that a busy host follows a change in DNS."""
-LONGEST_WAIT: Final = 0.9
-"""Share of its timeout for which a request may wait for a connection."""
 SOURCE_AGE: Final = 60.0
 """Seconds for which responses share one ``Source``."""
 LOOK_BACK: Final = 60
@@ -82,19 +81,19 @@ class Pool:
         """Wait until fewer than ``limits.max_connections`` are in use, and count as one of them.
 
         Raises:
-            UpstreamTimeout: this takes longer than ``LONGEST_WAIT`` of ``timeout`` seconds.
+            PoolTimeout: this takes longer than ``WAIT_SHARE`` of ``timeout`` seconds.
         """
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.waiting.append((turn, limits.max_connections))
         try:
-            async with asyncio.timeout(timeout * LONGEST_WAIT):
+            async with asyncio.timeout(timeout * WAIT_SHARE):
                 await turn
         except BaseException as error:
             if turn.done() and not turn.cancelled():
                 self.in_use -= 1
             self.admit()
             if isinstance(error, TimeoutError):
-                raise connections_in_use(limits, timeout * LONGEST_WAIT) from None
+                raise pool_timeout(limits, timeout * WAIT_SHARE) from None
             raise
 
     def admit(self) -> None:
