@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from embedroute import vectors
 from embedroute.backend import Batch, Secret, UpstreamResponse
 from embedroute.backends.openai import OpenAI
+from embedroute.config import known_providers
 from embedroute.errors import (
     ContextTooLong,
     InvalidUpstreamResponse,
@@ -281,6 +282,24 @@ def test_classifies_an_error_with_status_200_by_its_code(error, kind):
         OpenAI().parse(TEXTS, reply({"error": error}))
 
     assert type(caught.value) is kind
+
+
+@pytest.mark.parametrize(
+    ("codes", "kind"), [([], QuotaExhausted), (["insufficient_quota"], RateLimited)]
+)
+def test_an_option_lists_the_codes_of_the_servers_rate_limits(codes, kind):
+    backend = msgspec.convert({"rate_limit_codes": codes}, OpenAI)
+    body = json.dumps({"error": {"code": "insufficient_quota"}}).encode()
+
+    assert type(backend.map_error(UpstreamResponse(429, {}, body))) is kind
+
+
+def test_a_code_of_a_spent_account_is_a_rate_limit_for_dashscope():
+    """Source: help.aliyun.com, error codes of Model Studio."""
+    backend = msgspec.convert(known_providers()["dashscope"].options, OpenAI)
+    body = json.dumps({"error": {"code": "insufficient_quota"}}).encode()
+
+    assert type(backend.map_error(UpstreamResponse(429, {}, body))) is RateLimited
 
 
 def test_an_error_with_status_200_keeps_its_message():
