@@ -133,7 +133,9 @@ def _resolve(draft: PartialConfig, environ: Mapping[str, str]) -> GatewayParts:
         *draft.mistakes,
         *access_mistakes(config, unread),
         *admission_mistakes(config, unread),
-        *transport_mistakes(settings.transport, make_transport_config(settings, environ)),
+        *transport_mistakes(
+            settings.transport, make_transport_config(settings, environ), unread=unread
+        ),
         *backend_mistakes,
         *registry_mistakes,
     ]

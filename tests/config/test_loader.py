@@ -757,6 +757,10 @@ ONE = f'{HASHED}[models.m]\nendpoints = [{{provider = "hashed"}}]\n'
             ['[gateway] tls_trust = "ca_file" requires ca_file. Set it to a PEM file.'],
         ),
         (
+            f'{OPEN}tls_trust = "ca_file"\nca_file = 1',
+            ["[gateway] ca_file: Expected str | null, got int"],
+        ),
+        (
             f'{OPEN}tls_trust = "certifi"',
             ["[gateway] tls_trust: Invalid enum value 'certifi'; use system, environment, ca_file"],
         ),
