@@ -141,7 +141,9 @@ class Httpx2Transport:
     def _proxy_error(self, url: httpx2.URL, status: int) -> UpstreamError:
         if self._proxy is None:
             return ConnectError("The proxy of the http_client refused to connect to the upstream.")
-        return self._proxy.refused(status, f"{bracketed(url.host)}:{url.port or 443}")
+        default_port = 443 if url.scheme == "https" else 80
+        port = default_port if url.port is None else url.port
+        return self._proxy.refused(status, f"{bracketed(url.host)}:{port}")
 
     async def aclose(self) -> None:
         """Close the own connections; a client of the host stays open."""

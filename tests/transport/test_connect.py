@@ -284,26 +284,35 @@ async def test_checks_the_certificate_of_the_proxy(anyio_backend, name, cert):
 REQUIRED = b"HTTP/1.1 407 Proxy Authentication Required\r\ncontent-length: 0\r\n\r\n"
 
 
+REJECTED_CREDENTIALS = r"The proxy http://localhost:\d+ rejected the gateway's credentials"
+BAD_GATEWAY = b"HTTP/1.1 502 Bad Gateway\r\ncontent-length: 3\r\n\r\nno!"
+
+
 @transports
 @pytest.mark.parametrize(
-    ("scheme", "refusal", "message"),
+    ("origin", "refusal", "message"),
     [
-        ("https", REQUIRED, r"The proxy http://localhost:\d+ rejected the gateway's credentials"),
-        ("http", REQUIRED, r"The proxy http://localhost:\d+ rejected the gateway's credentials"),
+        ("https://upstream.invalid", REQUIRED, REJECTED_CREDENTIALS),
+        ("http://upstream.invalid", REQUIRED, REJECTED_CREDENTIALS),
         (
-            "https",
-            b"HTTP/1.1 502 Bad Gateway\r\ncontent-length: 3\r\n\r\nno!",
+            "https://upstream.invalid",
+            BAD_GATEWAY,
             r"The proxy http://localhost:\d+ refused to connect to upstream.invalid:443 with status 502",
         ),
+        (
+            "https://upstream.invalid:0",
+            BAD_GATEWAY,
+            r"The proxy http://localhost:\d+ refused to connect to upstream.invalid:0 with status 502",
+        ),
     ],
-    ids=["tunnel-407", "plain-407", "tunnel-502"],
+    ids=["tunnel-407", "plain-407", "tunnel-502", "tunnel-502-port-0"],
 )
 async def test_a_refusal_of_the_proxy_names_it_without_its_password(
-    anyio_backend, name, scheme, refusal, message
+    anyio_backend, name, origin, refusal, message
 ):
     with ForwardProxy(refusal=refusal) as proxy:
         with pytest.raises(ConnectError, match=message) as caught:
-            await send_once(TRANSPORTS[name](through(proxy)), f"{scheme}://upstream.invalid/v1")
+            await send_once(TRANSPORTS[name](through(proxy)), f"{origin}/v1")
 
     assert [] == [text for text in ("p@ss", "p%40ss") if text in str(caught.value)]
 
