@@ -40,8 +40,6 @@ DEFAULT_HEADERS: Final = {
 """Headers of a request that a backend can override."""
 MAX_CONNECTIONS = 512
 """Connections to one host, if the config of the provider does not limit them."""
-WAIT_SHARE: Final = 0.9
-"""Share of its timeout for which a request may wait for a connection."""
 
 TLSTrust = Literal["system", "environment", "ca_file"]
 """Which certificate authorities are trusted; see ``TransportConfig``."""

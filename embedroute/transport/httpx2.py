@@ -31,7 +31,6 @@ from embedroute.transport.base import (
     DEFAULT_HEADERS,
     DEFAULT_LIMITS,
     LARGEST_ERROR,
-    WAIT_SHARE,
     ExchangeLimits,
     TransportConfig,
     decompress_error,
@@ -39,6 +38,7 @@ from embedroute.transport.base import (
     refuse_compressed,
     too_large,
 )
+from embedroute.transport.connection_slots import WAIT_SHARE
 from embedroute.transport.httpx2_connections import Connections
 from embedroute.transport.proxy import (
     PROXY_AUTHENTICATION_REQUIRED,

@@ -159,7 +159,7 @@ class InspectableTransport(Http1Transport):
 
     @property
     def in_use(self):
-        return sum(pool.in_use for pool in self._pools.values())
+        return sum(pool.slots.in_use for pool in self._pools.values())
 
     @property
     def caught(self):
@@ -917,7 +917,9 @@ async def test_trailing_bytes_are_unsolicited():
         _, connection = await loop.create_connection(
             lambda: Connection(loop, lambda *_: told.append("surplus")), *address
         )
-        answer = connection.exchange(SecretBytes(b"GET / HTTP/1.1\r\n\r\n"), b"")
+        answer = connection.exchange(
+            SecretBytes(b"GET / HTTP/1.1\r\n\r\n"), b"", ExchangeLimits(), None
+        )
         for _ in range(2):
             connection.data_received(ok(b"{}"))
 
