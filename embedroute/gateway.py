@@ -122,8 +122,8 @@ class Gateway:
             http_client,
             self.healths,
             retries or RetryPolicy(rate_limit_wait=self.settings.rate_limit_wait),
-            transport,
             environ,
+            transport,
         )
         self.runtime = PerLoop("embedroute", factory.open)
 

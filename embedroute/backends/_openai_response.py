@@ -185,8 +185,11 @@ def read_modalities(details: object) -> dict[str, int]:
     if not isinstance(details, Mapping):
         return {}
     fields = cast("Mapping[object, object]", details)
-    counts = {name: first_count(fields.get(f"{name}_tokens")) for name in MODALITIES}
-    return {name: count for name, count in counts.items() if count}
+    return {
+        name: count
+        for name in MODALITIES
+        if (count := first_count(fields.get(f"{name}_tokens"))) is not None
+    }
 
 
 def _parse_digits(text: str) -> int | None:

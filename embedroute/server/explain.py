@@ -7,8 +7,6 @@ cool-down of an endpoint in seconds, after failures or a 429.
 import time
 from collections.abc import Generator, Mapping
 
-import msgspec
-
 from embedroute.auth import Caller
 from embedroute.cache import NOTHING, CachePolicy, look_up_in_steps
 from embedroute.errors import PermissionDenied
@@ -30,7 +28,7 @@ from embedroute.trace import RequestTrace
 
 def explain(
     gateway: Gateway, request: EmbeddingRequest, caller: Caller, cached: CachePolicy
-) -> Generator[None, None, dict[str, object]]:
+) -> Generator[None, None, bodies.Plan]:
     """Forecast a request with the cache policy ``cached``; yields between the steps of the work.
 
     Raises:
@@ -60,7 +58,7 @@ def explain(
         health = gateway.healths.get(endpoint)
         forecast = yield from _forecast(endpoint, health, missing, prefix, time.monotonic())
         order.append(forecast)
-    forecasts = bodies.Plan(
+    return bodies.Plan(
         model=route.public_name,
         fallback=prepared.fallback.public_name if prepared.fallback else None,
         order=order,
@@ -70,7 +68,6 @@ def explain(
             count=len(plan.keys), unique=len(plan.work), estimated_tokens=tokens
         ),
     )
-    return msgspec.to_builtins(forecasts)
 
 
 def _describe_exclusion(dropped: Dropped) -> bodies.PlanExclusion:

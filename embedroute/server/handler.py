@@ -36,6 +36,7 @@ from embedroute.protocol import (
     NO_DEBUG,
     EmbeddingRequest,
     Embeddings,
+    bodies,
     decode_at_once,
     decode_in_steps,
     is_small,
@@ -171,7 +172,7 @@ class RequestHandler:
             tokens=embeddings.prompt_tokens,
         )
 
-    async def _explain(self, context: RequestContext) -> dict[str, object]:
+    async def _explain(self, context: RequestContext) -> bodies.Plan:
         request = context.request
         steps = explain(self.gateway, request, context.caller, context.cache_policy)
         return await fairness.step_by_step(steps) if request.large else fairness.finished(steps)
