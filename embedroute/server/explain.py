@@ -35,12 +35,12 @@ def explain(
         PermissionDenied: this caller may not use debug features.
         EmbedrouteError: the error that the request itself would get.
     """
-    request = gateway.fold_parts(request, caller)
     route = gateway.selections.resolve(request, caller)
     if not gateway.may_debug(caller):
         raise PermissionDenied(
             "This API key may not use 'explain'.", param="explain", code="debug_not_allowed"
         )
+    request = yield from gateway.fold_parts(request, route)
     prepared = gateway.selections.prepare(request, caller)
     selection = prepared.selection
     plan = yield from make_plan_in_steps(request.inputs, prepared.key_prefix)
