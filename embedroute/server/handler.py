@@ -102,7 +102,7 @@ class RequestHandler:
             raise NotFound(
                 "The path contains an encoded slash or NUL. Write '/' without encoding it."
             )
-        operation = routes.BY_PATH.get(path) or routes.find_model(path)
+        operation = routes.BY_PATH.get(path) or routes.match_model_path(path)
         if operation is None:
             raise NotFound(
                 f"No resource at {echo(path or '/')}. Use POST …/v1/embeddings or GET …/v1/models."

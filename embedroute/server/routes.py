@@ -74,10 +74,10 @@ BY_PATH: Final[Mapping[str, Operation]] = {
     for operation in (*API, GET_OPENAPI)
     for prefix in ("", "/v1")
 }
-"""Path below a mount → operation; see ``find_model`` for the path of a single model."""
+"""Path below a mount → operation; see ``match_model_path`` for the path of a single model."""
 
 
-def find_model(path: str) -> Operation | None:
+def match_model_path(path: str) -> Operation | None:
     """Return ``GET_MODEL`` if ``path`` has the id of a model, which may contain slashes."""
     return GET_MODEL if get_model_id(path) else None
 

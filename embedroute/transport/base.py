@@ -165,7 +165,7 @@ def not_http() -> UpstreamUnavailable:
 def refuse_compressed(encoding: str | None, status: int = 200) -> None:
     """Reject a compressed body: 1 KiB of brotli can expand to 1 GiB.
 
-    The body of an error is accepted: ``decompress_error`` reads a part of it.
+    The body of an error is accepted: ``decompress_error_body`` reads a part of it.
 
     Raises:
         InvalidUpstreamResponse: ``encoding`` is neither empty nor ``identity``.
@@ -183,7 +183,7 @@ _WINDOW_BITS: Final[Mapping[str, tuple[int, ...]]] = {
 }
 
 
-def decompress_error(encoding: str | None, content: bytes) -> bytes:
+def decompress_error_body(encoding: str | None, content: bytes) -> bytes:
     """Return the first ``LARGEST_DECOMPRESSED`` bytes of the body of an error response.
 
     Some servers compress errors although the request forbids it. A body in an encoding that is not

@@ -33,7 +33,7 @@ from embedroute.transport.base import (
     LARGEST_ERROR,
     ExchangeLimits,
     TransportConfig,
-    decompress_error,
+    decompress_error_body,
     lower_names,
     refuse_compressed,
     too_large,
@@ -42,9 +42,9 @@ from embedroute.transport.connection_slots import WAIT_SHARE
 from embedroute.transport.httpx2_connections import Connections
 from embedroute.transport.proxy import (
     PROXY_AUTHENTICATION_REQUIRED,
+    describe_proxy,
     parse_proxy,
     parse_status,
-    through,
 )
 from embedroute.transport.url import basic_credentials, bracketed
 
@@ -90,8 +90,9 @@ class Httpx2Transport:
         except httpx2.ProxyError as error:
             failure = self._proxy_error(httpx2.URL(request.url), parse_status(str(error)))
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.UnsupportedProtocol) as error:
+            route = describe_proxy(self._proxy)
             failure = ConnectError(
-                f"Cannot connect to the upstream{through(self._proxy)} ({type(error).__name__})."
+                f"Cannot connect to the upstream{route} ({type(error).__name__})."
             )
         except Exception as error:  # noqa: BLE001 - h2 and host clients raise their own errors
             name = type(error).__name__
@@ -129,7 +130,7 @@ class Httpx2Transport:
             if status < 300:
                 body = await _read(response, largest)
             else:
-                body = decompress_error(
+                body = decompress_error_body(
                     encoding, await _read(response, max(largest, LARGEST_ERROR))
                 )
             return UpstreamResponse(status, Headers(response.headers.raw), body)

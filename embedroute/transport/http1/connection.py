@@ -28,7 +28,7 @@ from embedroute.transport.base import (
     MOST_HEADERS,
     TAIL,
     ExchangeLimits,
-    decompress_error,
+    decompress_error_body,
     head_too_large,
     not_http,
     refuse_compressed,
@@ -412,7 +412,7 @@ class Connection(asyncio.Protocol):
         self._body = b""
         self._pieces = None
         if self._status >= 300:
-            body = decompress_error(headers.get("content-encoding"), body)
+            body = decompress_error_body(headers.get("content-encoding"), body)
         waiter.set_result(UpstreamResponse(self._status, headers, body, self._source))
 
     def _fail(self, error: Exception) -> None:
