@@ -1,13 +1,12 @@
 """Builds the parts of a gateway from its config, and its resources for each event loop.
 
 A config is processed in two phases. Phase 1 (``embedroute.config``) reads each table to a struct.
-Phase 2 (``_resolve``) makes backends, routes and keys of the structs, and checks what depends on
+Phase 2 (``_resolve``) builds backends, routes and keys from the structs, and checks what depends on
 several tables. It also runs on what phase 1 could read of an invalid config, so that one error
 reports the mistakes of both phases.
 """
 
 import logging
-import os
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -116,7 +115,7 @@ def assembled(config: Config, environ: Mapping[str, str]) -> GatewayParts:
 
 
 def _resolve(draft: PartialConfig, environ: Mapping[str, str]) -> GatewayParts:
-    """Phase 2: make the parts of a gateway from the structs of a config.
+    """Phase 2: build the parts of a gateway from the structs of a config.
 
     Raises:
         ConfigError: phase 1 or this phase has found mistakes.
@@ -134,7 +133,9 @@ def _resolve(draft: PartialConfig, environ: Mapping[str, str]) -> GatewayParts:
         *draft.mistakes,
         *access_mistakes(config, unread),
         *admission_mistakes(config, unread),
-        *transport_mistakes(settings.transport, make_transport_config(settings, environ)),
+        *transport_mistakes(
+            settings.transport, make_transport_config(settings, environ), unread=unread
+        ),
         *backend_mistakes,
         *registry_mistakes,
     ]
@@ -226,8 +227,8 @@ class RuntimeFactory:
         client: "httpx2.AsyncClient | None",
         healths: HealthRegistry,
         retries: RetryPolicy,
+        environ: Mapping[str, str],
         make_transport: Callable[[], Transport] | None = None,
-        environ: Mapping[str, str] = os.environ,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Create a factory. ``make_transport`` replaces the transport of the config.

@@ -183,7 +183,7 @@ def default_of(field: msgspec.structs.FieldInfo) -> str:
     default = (
         field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
     )
-    return NONE if default is None else json.dumps(default)
+    return NONE if default is None else json.dumps(msgspec.to_builtins(default))
 
 
 @pytest.mark.parametrize(

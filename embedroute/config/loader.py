@@ -16,7 +16,6 @@ from embedroute.config.catalog import known_providers
 from embedroute.config.models import Endpoint, Model, Provider
 from embedroute.config.settings import ApiKey, CacheSettings, Settings
 from embedroute.config.validation import (
-    ALL_READ,
     SecretReference,
     TablePath,
     UnknownFields,
@@ -227,16 +226,19 @@ class PartialConfig(msgspec.Struct, frozen=True):
     """
 
     config: Config
-    mistakes: list[str] = []
-    unread: UnknownFields = ALL_READ
+    mistakes: list[str]
+    unread: UnknownFields
+
+
+def _read_tables(reader: ConfigReader, tables: Mapping[str, object]) -> PartialConfig:
+    config = Config()
+    _assign(config, reader.tables(tables))
+    return PartialConfig(config, reader.mistakes, UnknownFields(frozenset(reader.unread)))
 
 
 def read_secrets(config: Config, environ: Mapping[str, str]) -> PartialConfig:
     """Read the secrets of a config made in Python that are in ``environ``, and check them."""
-    reader = ConfigReader(environ)
-    complete = Config()
-    _assign(complete, reader.tables(msgspec.structs.asdict(config)))
-    return PartialConfig(complete, reader.mistakes, UnknownFields(frozenset(reader.unread)))
+    return _read_tables(ConfigReader(environ), msgspec.structs.asdict(config))
 
 
 def read_config(text: str, environ: Mapping[str, str]) -> PartialConfig:
@@ -249,14 +251,11 @@ def read_config(text: str, environ: Mapping[str, str]) -> PartialConfig:
     if isinstance(document, str):
         # Not raised in an except clause: the TOMLDecodeError would refer to the text and its keys.
         raise ConfigError([f"The config is not valid TOML: {document}"])
-    names = Config.__struct_fields__
     reader = ConfigReader(environ)
-    config = Config()
     for mistake, path in _unknown_tables(document):
         reader.mistakes.append(mistake)
         reader.unread.add(path)
-    _assign(config, reader.tables({name: document.get(name, {}) for name in names}))
-    return PartialConfig(config, reader.mistakes, UnknownFields(frozenset(reader.unread)))
+    return _read_tables(reader, {name: document.get(name, {}) for name in Config.__struct_fields__})
 
 
 def _parse(text: str) -> dict[str, object] | str:

@@ -18,7 +18,6 @@ from embedroute.errors import (
     UpstreamRejectedInput,
 )
 from embedroute.execution.context import OnResult, Results, Work
-from embedroute.inputs import Input
 from embedroute.routing import CacheKey, halves, may_be_caused_by_input
 from embedroute.runtime import tasks
 
@@ -60,14 +59,14 @@ async def bisect(
     undecided: list[Failed] = []
     failing: list[Work] = [work]
     is_known_alive = False
-    is_first = True
+    must_check = concerns_request(error)
     while failing:
-        if not (is_known_alive or (is_first and not concerns_request(error))):
+        if must_check and not is_known_alive:
             is_known_alive = await is_alive()
             if not is_known_alive:
                 undecided += [(chunk, error) for chunk in failing]
                 break
-        is_first = False
+        must_check = True
         chunks = [half for chunk in failing for half in halves(chunk)]
         failures = await _attempt_all(chunks, attempt, on_result, at_once)
         is_known_alive = is_known_alive or len(failures) < len(chunks)
@@ -82,14 +81,19 @@ async def bisect(
         again = [chunk for chunk, failure in singles if not concerns_request(failure)]
         repeated = await _attempt_all(again, attempt, on_result, at_once)
         undecided += [pair for pair in (*failures, *repeated) if not is_open(pair[1])]
-        for chunk, failure in (*refused, *repeated):
-            if isinstance(failure, UpstreamError) and is_about_inputs(failure):
-                alone |= dict.fromkeys(chunk, failure)
-    rest: dict[CacheKey, Input] = {}
-    for chunk, failure in undecided:
-        rest |= chunk
-        error = failure
-    return Bisection(alone, rest, error)
+        alone |= _blamed_inputs((*refused, *repeated))
+    rest = {key: item for chunk, _ in undecided for key, item in chunk.items()}
+    return Bisection(alone, rest, undecided[-1][1] if undecided else error)
+
+
+def _blamed_inputs(failures: Sequence[Failed]) -> dict[CacheKey, UpstreamError]:
+    """Map each input that failed alone to its error, if that error is about the input."""
+    return {
+        key: failure
+        for chunk, failure in failures
+        if isinstance(failure, UpstreamError) and is_about_inputs(failure)
+        for key in chunk
+    }
 
 
 def concerns_request(error: EmbedrouteError) -> bool:

@@ -44,7 +44,6 @@ from embedroute.routing.planning import (
     pair_with_keys,
     rekeyed,
     rekeyed_in_steps,
-    share_out,
     sum_modalities,
     text_before,
 )
@@ -79,6 +78,7 @@ from embedroute.routing.splitting import (
     split,
     split_in_steps,
 )
+from embedroute.routing.token_shares import share_out
 
 __all__ = [
     "ENVELOPE",

@@ -35,6 +35,7 @@ from embedroute.protocol import (
     NO_DEBUG,
     EmbeddingRequest,
     Embeddings,
+    bodies,
     decode_at_once,
     decode_in_steps,
     is_small,
@@ -100,7 +101,7 @@ class RequestHandler:
             raise NotFound(
                 "The path contains an encoded slash or NUL. Write '/' without encoding it."
             )
-        operation = routes.BY_PATH.get(path) or routes.find_model(path)
+        operation = routes.BY_PATH.get(path) or routes.match_model_path(path)
         if operation is None:
             raise NotFound(
                 f"No resource at {echo(path or '/')}. Use POST …/v1/embeddings or GET …/v1/models."
@@ -170,7 +171,7 @@ class RequestHandler:
             tokens=embeddings.prompt_tokens,
         )
 
-    async def _explain(self, context: RequestContext) -> dict[str, object]:
+    async def _explain(self, context: RequestContext) -> bodies.Plan:
         request = context.request
         steps = explain(self.gateway, request, context.caller, context.cache_policy)
         return await fairness.step_by_step(steps) if request.large else fairness.finished(steps)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from embedroute import Config, EmbedrouteError, Gateway, Provider
 from embedroute.backend import Accepts, UpstreamResponse, Vectors
-from embedroute.errors import UpstreamError
+from embedroute.errors import PoolTimeout, UpstreamError, UpstreamTimeout
 from embedroute.routing import BreakerPolicy, RetryPolicy, State
 from embedroute.testing import ScriptedBackend, expected_vector
 from embedroute.trace import RequestTrace
@@ -313,6 +313,29 @@ async def test_a_spent_account_is_called_once():
     for error in errors:
         assert (error.status, error.code) == (502, "upstream_quota_exhausted")
         assert error.retryable is False
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("failure", "state"),
+    [(UpstreamTimeout("slow"), State.OPEN), (PoolTimeout("full"), State.CLOSED)],
+)
+async def test_a_health_check_that_waits_for_a_connection_says_nothing(failure, state):
+    upstream = Refusing(500, b"{}")
+    fail_input = upstream.wrong
+
+    def answer(texts):
+        if texts == [HARMLESS]:
+            raise failure
+        return fail_input(texts)
+
+    upstream.wrong = answer
+    gateway = gateway_of(upstream, breaker=BreakerPolicy(failures=1))
+
+    await outcome_of(gateway, "a")
+
+    assert [HARMLESS] in upstream.calls
+    assert [state] == states(gateway)
 
 
 # The gateway

@@ -20,7 +20,7 @@ from embedroute.errors import (
     RejectedByPage,
 )
 from embedroute.transport import DEFAULT_CONFIG, ExchangeLimits
-from embedroute.transport.base import LARGEST_DECOMPRESSED, decompress_error
+from embedroute.transport.base import LARGEST_DECOMPRESSED, decompress_error_body
 from embedroute.transport.http1.pool import Http1Transport
 from embedroute.transport.httpx2 import Httpx2Transport
 from embedroute.upstream_errors import classify_response
@@ -137,9 +137,9 @@ async def test_expands_a_gzip_bomb_only_in_part(anyio_backend, name):
 def test_reads_the_start_of_a_truncated_body():
     content = gzip.compress(bytes(range(256)) * 100)
 
-    assert decompress_error("gzip", content[:-20]).startswith(bytes(range(256)))
+    assert decompress_error_body("gzip", content[:-20]).startswith(bytes(range(256)))
 
 
 def test_does_not_change_a_body_without_an_encoding():
-    assert decompress_error(None, ERROR) == ERROR
-    assert decompress_error("", b"") == b""
+    assert decompress_error_body(None, ERROR) == ERROR
+    assert decompress_error_body("", b"") == b""

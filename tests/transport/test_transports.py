@@ -29,6 +29,7 @@ from embedroute.backends.openai import OpenAI
 from embedroute.errors import (
     ConnectError,
     InvalidUpstreamResponse,
+    PoolTimeout,
     UpstreamError,
     UpstreamTimeout,
     UpstreamUnavailable,
@@ -618,6 +619,23 @@ async def test_a_client_of_the_host_decides_whether_connections_are_kept(anyio_b
 
     assert upstream.connections - before == 1
     assert ["keep-alive"] * 3 == [ask.headers["connection"] for ask in upstream.requests]
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+async def test_a_wait_for_a_connection_of_the_hosts_client_is_a_pool_timeout(
+    anyio_backend, upstream
+):
+    upstream.mode = "stalled"
+    request = UpstreamRequest.json(f"{upstream.url}/embeddings", {"input": ["a"]})
+    limits = httpx2.Limits(max_connections=1)
+    async with httpx2.AsyncClient(limits=limits, trust_env=False) as own:
+        transport = Httpx2Transport(own)
+        async with anyio.create_task_group() as group:
+            group.start_soon(transport.send, request, 60.0)
+            await until_on_loop(lambda: upstream.in_flight == 1)
+            with pytest.raises(PoolTimeout, match="connections of the http_client were in use"):
+                await transport.send(request, 0.5)
+            group.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])

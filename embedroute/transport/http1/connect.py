@@ -17,7 +17,7 @@ from embedroute.errors import ConnectError
 from embedroute.transport.base import CONNECT_TIMEOUT, LARGEST_HEAD, TransportConfig
 from embedroute.transport.http1.connection import Connection
 from embedroute.transport.http1.request import Origin, write_connect
-from embedroute.transport.proxy import Proxy, parse_proxy, through
+from embedroute.transport.proxy import Proxy, describe_proxy, parse_proxy
 from embedroute.transport.tls import create_ssl_context
 from embedroute.transport.url import bracketed
 
@@ -100,7 +100,7 @@ class Connector:
             ConnectError: the host or the proxy cannot be reached, or its certificate is invalid.
         """
         limit = min(seconds, CONNECT_TIMEOUT)
-        route = through(self.proxy)
+        route = describe_proxy(self.proxy)
         try:
             async with asyncio.timeout(limit):
                 await self._open(origin, connection)

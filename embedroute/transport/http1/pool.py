@@ -27,8 +27,8 @@ from embedroute.transport.base import (
     DEFAULT_LIMITS,
     ExchangeLimits,
     TransportConfig,
-    connections_in_use,
 )
+from embedroute.transport.connection_slots import ConnectionSlots
 from embedroute.transport.http1.connect import Connector, Resolve, resolve
 from embedroute.transport.http1.connection import Connection, StaleError
 from embedroute.transport.http1.request import Origin, Target, closing, parse_target, write_head
@@ -38,8 +38,6 @@ log = logging.getLogger("embedroute.http")
 
 MAX_AGE: Final = 300.0
 """Seconds after which a connection is not kept, so that a busy host follows a change in DNS."""
-LONGEST_WAIT: Final = 0.9
-"""Share of its timeout for which a request may wait for a connection."""
 SOURCE_AGE: Final = 60.0
 """Seconds for which responses share one ``Source``."""
 LOOK_BACK: Final = 60
@@ -49,7 +47,7 @@ LOOK_BACK: Final = 60
 class Pool:
     """The connections to one origin. ``idle`` is sorted by the time of silence, longest first.
 
-    ``in_use`` is the number of exchanges, including those that are connecting.
+    ``slots`` counts the exchanges, including those that are connecting.
     """
 
     __slots__ = (
@@ -57,12 +55,11 @@ class Pool:
         "_sources",
         "caught",
         "idle",
-        "in_use",
         "kept_for",
         "max_age",
         "open",
         "origin",
-        "waiting",
+        "slots",
     )
 
     def __init__(self, origin: Origin, kept_for: float, max_age: float) -> None:
@@ -71,42 +68,11 @@ class Pool:
         self.kept_for = kept_for
         self.max_age = max_age
         self.caught = False
-        self.in_use = 0
+        self.slots = ConnectionSlots()
         self.idle: deque[Connection] = deque()
         self.open: set[Connection] = set()
-        self.waiting: deque[tuple[asyncio.Future[None], int]] = deque()
         self._sources: deque[Source] = deque(maxlen=LOOK_BACK)
         self._source_ends = 0.0
-
-    async def wait_for_turn(self, limits: ExchangeLimits, timeout: float) -> None:
-        """Wait until fewer than ``limits.max_connections`` are in use, and count as one of them.
-
-        Raises:
-            UpstreamTimeout: this takes longer than ``LONGEST_WAIT`` of ``timeout`` seconds.
-        """
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.waiting.append((turn, limits.max_connections))
-        try:
-            async with asyncio.timeout(timeout * LONGEST_WAIT):
-                await turn
-        except BaseException as error:
-            if turn.done() and not turn.cancelled():
-                self.in_use -= 1
-            self.admit()
-            if isinstance(error, TimeoutError):
-                raise connections_in_use(limits, timeout * LONGEST_WAIT) from None
-            raise
-
-    def admit(self) -> None:
-        """Give free connections to the requests that have waited longest."""
-        for entry in list(self.waiting):
-            turn, limit = entry
-            if turn.done():
-                self.waiting.remove(entry)
-            elif self.in_use < limit:
-                self.waiting.remove(entry)
-                self.in_use += 1
-                turn.set_result(None)
 
     def take(self, now: float, rest: float) -> tuple[Connection, Source] | tuple[None, None]:
         """Return the longest silent connection, if it has been silent for ``rest`` seconds.
@@ -158,7 +124,7 @@ class Pool:
 
         The one that was silent for longest is kept for longest, because it can be reused first.
         """
-        while self.idle and self.in_use + len(self.idle) > most:
+        while self.idle and self.slots.in_use + len(self.idle) > most:
             self.drop(self.idle.pop())
 
     def drop_old(self, now: float) -> None:
@@ -222,6 +188,11 @@ class _CachedHead:
         self.head = b""
         self.headers: Mapping[str, str | Secret] | None = None
 
+    def encode(self, headers: Mapping[str, str | Secret]) -> None:
+        """Encode the head for other headers."""
+        self.head = write_head(self.target, headers)
+        self.headers = headers
+
 
 def _make_target(request: UpstreamRequest, proxy: Proxy | None) -> Target:
     try:
@@ -257,23 +228,18 @@ class Http1Transport:
     async def send(
         self, request: UpstreamRequest, timeout: float, limits: ExchangeLimits = DEFAULT_LIMITS
     ) -> UpstreamResponse:
-        """Send ``request`` and return its response, within ``timeout`` seconds and ``limits``.
-
-        If a reused connection brings no response that can be trusted, the request is sent once more
-        on a new connection.
-        """
+        """Send ``request``, and repeat it if a reused connection brings no trusted response."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         cached = self._heads.get((request.method, request.url)) or self._add_head(request)
         if cached.headers is not request.headers or type(cached.headers) is not MappingProxyType:
-            cached.head = write_head(cached.target, request.headers)
-            cached.headers = request.headers
+            cached.encode(request.headers)
         pool = cached.pool
         head = SecretBytes(b"%bcontent-length: %d\r\n\r\n" % (cached.head, len(request.content)))
-        if pool.in_use < limits.max_connections:
-            pool.in_use += 1
+        if pool.slots.in_use < limits.max_connections:
+            pool.slots.in_use += 1
         else:
-            await pool.wait_for_turn(limits, timeout)
+            await pool.slots.wait(limits, timeout)
         try:
             connection, source = pool.take(monotonic(), limits.rest)
             while True:
@@ -294,9 +260,9 @@ class Http1Transport:
                     break
                 source = None
         finally:
-            pool.in_use -= 1
-            if pool.waiting:
-                pool.admit()
+            pool.slots.in_use -= 1
+            if pool.slots.waiting:
+                pool.slots.admit()
             if self._sweeper is None and pool.idle:
                 self._sweep_in(loop, self._kept_for)
         if response.status == PROXY_AUTHENTICATION_REQUIRED:
