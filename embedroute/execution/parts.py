@@ -15,6 +15,7 @@ from embedroute.errors import (
     DeadlineExceeded,
     EmbedrouteError,
     FieldRejected,
+    NoHealthyEndpoint,
     RateLimited,
     RejectedByPage,
     UpstreamError,
@@ -93,7 +94,8 @@ class PartRunner:
 
         ``errors`` are those of the first candidates. ``halved`` is the error of the whole if it was
         halved: the limit learned from it is in doubt if an input is rejected alone. An error that
-        an input may have caused does not end the other chunks.
+        an input may have caused does not end the other chunks. Neither does an open breaker: the
+        error of the chunk that has opened it is reported.
         """
         context = dispatch.context
         if context.slots is None:
@@ -110,8 +112,9 @@ class PartRunner:
             earlier_errors=[*dispatch.earlier_errors, *errors],
         )
         failures: dict[int, UpstreamError] = {}
+        not_called: list[NoHealthyEndpoint] = []
         calls = [
-            partial(self._run_chunk, whole, chunks[position], position, failures)
+            partial(self._run_chunk, whole, chunks[position], position, failures, not_called)
             for position in range(len(chunks))
         ]
         now = self._clock()
@@ -122,20 +125,29 @@ class PartRunner:
         await tasks.gather(calls, CHUNKS_AT_ONCE)
         if failures:
             self._doubt(remaining[0], halved, failures)
+        others_answered = len(failures) + len(not_called) < len(chunks)
         for position in sorted(failures):
-            others_answered = len(failures) < len(chunks)
             error = await self._name_failure(
                 whole, chunks[position], failures[position], others_answered=others_answered
             )
             if error is not None:
                 raise error
+        if not_called:
+            raise not_called[0]
 
     async def _run_chunk(
-        self, whole: Dispatch, chunk: Work, position: int, failures: dict[int, UpstreamError]
+        self,
+        whole: Dispatch,
+        chunk: Work,
+        position: int,
+        failures: dict[int, UpstreamError],
+        not_called: list[NoHealthyEndpoint],
     ) -> None:
-        """Embed a chunk; add its error to ``failures`` if an input may have caused it."""
+        """Embed a chunk; collect the errors that do not end the other chunks."""
         try:
             await self._run(msgspec.structs.replace(whole, work=chunk))
+        except NoHealthyEndpoint as error:
+            not_called.append(error)
         except UpstreamError as error:
             if not is_about_inputs(error):
                 raise

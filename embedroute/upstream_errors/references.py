@@ -209,7 +209,8 @@ def translate_index(message: str, old: int, new: str | None) -> str:
 def remove_indexes(message: str, count: int, is_quote: Callable[[str], bool]) -> str:
     """Remove all indexes of inputs from an upstream's message: none of them can be translated.
 
-    A number larger than the ``count`` of inputs is something else. A quote of an input is kept.
+    A number larger than the ``count`` of inputs is something else. A quote of an input is kept, if
+    it is among the first ``MOST_REFERENCES`` forms.
     """
     return _remove(_INDEX, message, count, is_quote)
 
@@ -225,9 +226,15 @@ def _remove(
     count: int,
     is_quote: Callable[[str], bool],
 ) -> str:
+    quotes: dict[str, bool] = {}
+
     def replace(match: re.Match[str], left: str) -> str:
-        is_index = int(match["index"]) <= count and not is_quote(match[0].strip())
-        return match.expand(left) if is_index else match[0]
+        text = match[0].strip()
+        if int(match["index"]) > count:
+            return match[0]
+        if text not in quotes and len(quotes) < MOST_REFERENCES:
+            quotes[text] = is_quote(text)
+        return match[0] if quotes.get(text) else match.expand(left)
 
     for pattern, left in forms:
         message = pattern.sub(partial(replace, left=left), message)
