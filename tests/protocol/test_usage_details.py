@@ -141,10 +141,10 @@ def test_reads_the_details_of_upstreams_in_openais_format(details, split, paddin
 
 
 async def test_tokens_of_images_are_not_billed_by_token_and_by_image():
-    def answer(asked):
+    def answer(request):
         details = {"text_tokens": 4, "image_tokens": 6}
         usage = {"prompt_tokens": 10, "total_tokens": 10, "prompt_tokens_details": details}
-        return say(asked.answer(usage=usage))
+        return say(request.answer(usage=usage))
 
     with ScriptedUpstream() as upstream:
         upstream.tell(answer)
