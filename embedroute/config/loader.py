@@ -316,9 +316,20 @@ def _options_from(names: Mapping[str, list[str]], variables: Mapping[str, str]) 
 
 
 def _first_value(candidates: Sequence[str], variables: Mapping[str, str]) -> str | None:
-    """Return the value of the first variable that is set; in ``NAME/path``, with the path."""
+    """Return the value of the first variable that is set.
+
+    ``NAME/path`` adds a path to a URL. ``NAME/old=>/new`` replaces a path at the end of a URL: some
+    SDKs use another API of the same host.
+    """
     for candidate in candidates:
-        name, _, path = candidate.partition("/")
+        name, slash, path = candidate.partition("/")
         if value := variables.get(name):
-            return f"{value.rstrip('/')}/{path}" if path else value
+            return _with_path(value.rstrip("/"), slash + path) if path else value
     return None
+
+
+def _with_path(url: str, path: str) -> str:
+    old, _, new = path.rpartition("=>")
+    if old:
+        return url.removesuffix(old) + new if url.endswith(old) else url
+    return url if url.endswith(new) else url + new

@@ -158,7 +158,10 @@ async def test_another_endpoint_serves_the_input_that_one_cannot_embed(wrong):
 async def test_bad_inputs_alone_do_not_open_the_breaker(wrong):
     """Each request has another bad text, and none of them is answered."""
     upstream = Upstream(wrong)
-    gateway = gateway_of(upstream, breaker=BreakerPolicy(failures=3, minimum_calls=3, slow_start=1))
+    gateway = gateway_of(
+        upstream,
+        breaker=BreakerPolicy(failures=3, minimum_calls=3, slow_start=1),
+    )
 
     for index in range(10):
         error = await outcome_of(gateway, f"bad {index}")
@@ -330,7 +333,7 @@ async def test_a_health_check_that_waits_for_a_connection_says_nothing(failure, 
         return fail_input(texts)
 
     upstream.wrong = answer
-    gateway = gateway_of(upstream, breaker=BreakerPolicy(failures=1))
+    gateway = gateway_of(upstream, breaker=BreakerPolicy(failures=1, minimum_calls=1, slow_start=1))
 
     await outcome_of(gateway, "a")
 

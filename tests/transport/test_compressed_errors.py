@@ -15,9 +15,13 @@ import pytest
 from embedroute.backend import UpstreamRequest
 from embedroute.errors import (
     InvalidUpstreamResponse,
+    QuotaExhausted,
     RateLimited,
     Rejected,
     RejectedByPage,
+    UpstreamAuthError,
+    UpstreamModelNotFound,
+    UpstreamUnavailable,
 )
 from embedroute.transport import DEFAULT_CONFIG, ExchangeLimits
 from embedroute.transport.base import LARGEST_DECOMPRESSED, decompress_error_body
@@ -112,6 +116,31 @@ async def test_keeps_the_status_of_an_error_that_it_cannot_decompress(
 
     found = classify_response(response.status, response.headers, response.content)
     assert (403, RejectedByPage) == (response.status, type(found))
+
+
+UNREADABLE = {
+    401: UpstreamAuthError,
+    402: QuotaExhausted,
+    404: UpstreamModelNotFound,
+    413: RejectedByPage,
+    429: RateLimited,
+    500: UpstreamUnavailable,
+    503: UpstreamUnavailable,
+}
+
+
+@transports
+@pytest.mark.parametrize("status", UNREADABLE)
+@pytest.mark.parametrize("encoding", ["br", "zstd"])
+async def test_judges_an_unreadable_error_by_its_status_and_headers(
+    anyio_backend, name, status, encoding
+):
+    with serve(status, encoding, b"\x28\xb5\x2f\xfd\x04\x00") as url:
+        response = await send(name, url)
+
+    found = classify_response(response.status, response.headers, response.content)
+    assert (UNREADABLE[status], 2) == (type(found), found.retry_after)
+    assert found.message == f"The upstream answered {status}."
 
 
 @transports

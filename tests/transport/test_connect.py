@@ -11,7 +11,6 @@ import subprocess
 import threading
 import time
 from contextlib import ExitStack, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import anyio
 import pytest
@@ -25,6 +24,7 @@ from embedroute.transport.http1.pool import Http1Transport
 from embedroute.transport.httpx2 import Httpx2Transport
 from embedroute.transport.tls import create_ssl_context
 from tests.fault_upstream import Upstream
+from tests.support.empty_objects import EmptyObjectServer
 from tests.support.proxy import ForwardProxy
 from tests.support.tls import certified
 from tests.support.wait import until_on_loop
@@ -42,38 +42,9 @@ transports = pytest.mark.parametrize(("anyio_backend", "name"), RUNS)
 only_http1 = pytest.mark.parametrize(("anyio_backend", "name"), RUNS[:2])
 
 
-class HeadRecorder(BaseHTTPRequestHandler):
-    """Responds to any POST with an empty object, and records the headers."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self):
-        self.rfile.read(int(self.headers["content-length"]))
-        self.server.requests.append((self.path, dict(self.headers)))
-        self.send_response(200)
-        self.send_header("content-length", "2")
-        self.end_headers()
-        self.wfile.write(b"{}")
-
-    def log_message(self, *_):
-        pass
-
-
-class Server(ThreadingHTTPServer):
-    """Records the requests of ``HeadRecorder``, and prints no error of a client."""
-
-    def __init__(self, host="127.0.0.1"):
-        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        super().__init__((host, 0), HeadRecorder)
-        self.requests = []
-
-    def handle_error(self, *_):
-        pass
-
-
 @contextmanager
 def serving(host="127.0.0.1", tls=None):
-    server = Server(host)
+    server = EmptyObjectServer(host)
     if tls:
         server.socket = tls.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})

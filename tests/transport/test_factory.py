@@ -94,13 +94,13 @@ async def test_an_unsupported_event_loop_is_logged_and_not_shown_to_clients(
         [BODY],
     )
 
-    told = {record.reason for record in caplog.records if hasattr(record, "reason")}
+    actual = {record.reason for record in caplog.records if hasattr(record, "reason")}
     if anyio_backend_name == "asyncio":
-        assert (200, set()) == (answer.status, told)
+        assert (200, set()) == (answer.status, actual)
         return
     assert {
         '[gateway] transport = "http1" needs asyncio. Under trio, set transport = "httpx2".'
-    } == told
+    } == actual
     assert (500, "server_error", None) == (
         answer.status,
         answer.error["type"],
