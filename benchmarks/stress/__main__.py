@@ -1,6 +1,15 @@
 """The command `python -m benchmarks.stress`: all scripts, one after another."""
 
-from benchmarks.stress import brown_out, overload, rate_limits, report
+from benchmarks.stress import (
+    brown_out,
+    bulk,
+    isolation,
+    overload,
+    own_trouble,
+    rate_limits,
+    report,
+    tail,
+)
 
 if __name__ == "__main__":
     report.main(
@@ -8,5 +17,9 @@ if __name__ == "__main__":
             "brown_out": brown_out.measure,
             "overload": overload.measure,
             "rate_limits": rate_limits.measure,
+            "isolation": isolation.measure,
+            "tail": tail.measure,
+            "bulk": bulk.measure,
+            "own_trouble": own_trouble.measure,
         }
     )

@@ -1,6 +1,6 @@
-"""The process with all clients of a run: it reads a job from its input and prints what it saw.
+"""The process with all clients of a run: it reads a job from its input and writes what it saw to a file.
 
-Run as `python -m benchmarks.stress.clients`; the job is a list of `Stream` in JSON.
+Run as `python -m benchmarks.stress.clients FILE`; the job is a list of `Stream` in JSON.
 """
 
 import asyncio
@@ -9,8 +9,10 @@ import resource
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from itertools import count
+from pathlib import Path
+from typing import Any
 
 import httptools
 import msgspec
@@ -58,7 +60,7 @@ class Connection(asyncio.Protocol):
     def __init__(self) -> None:
         self.response: asyncio.Future[Response] | None = None
         self.open = True
-        self.used = 0.0
+        self.used = time.monotonic()
 
     def connection_made(self, transport) -> None:
         self.transport = transport
@@ -116,10 +118,9 @@ class Pool:
     async def request(self, request: bytes, timeout: float) -> Response:
         connection = self._reusable()
         if connection is None:
-            loop = asyncio.get_running_loop()
             try:
                 async with asyncio.timeout(timeout):
-                    _, connection = await loop.create_connection(Connection, "127.0.0.1", self.port)
+                    connection = await self.connect()
             except TimeoutError:
                 return Response(TIMED_OUT)
             except OSError:
@@ -128,6 +129,14 @@ class Pool:
         if connection.open and response.status >= 200:
             self.idle.append(connection)
         return response
+
+    async def connect(self) -> Connection:
+        loop = asyncio.get_running_loop()
+        _, connection = await loop.create_connection(Connection, "127.0.0.1", self.port)
+        return connection
+
+    async def connect_all(self, count: int) -> None:
+        self.idle += await asyncio.gather(*(self.connect() for _ in range(count)))
 
     def _reusable(self) -> Connection | None:
         while self.idle:
@@ -149,6 +158,9 @@ class Clients:
         self.random = random.Random(0)
 
     async def run(self, streams: list[Stream]) -> None:
+        for stream in streams:
+            if stream.connect_first:
+                await self.pool(stream.ports[0]).connect_all(stream.clients)
         self.started = time.monotonic()
         async with asyncio.TaskGroup() as group:
             for stream in streams:
@@ -200,12 +212,15 @@ class Clients:
         self.records.append(record)
         return record
 
-    def attempt(self, stream: Stream, request: bytes):
+    def attempt(self, stream: Stream, request: bytes) -> Coroutine[Any, Any, Response]:
         port = stream.ports[next(self.attempts[stream.name]) % len(stream.ports)]
+        return self.pool(port).request(request, stream.timeout)
+
+    def pool(self, port: int) -> Pool:
         pool = self.pools.get(port)
         if pool is None:
             pool = self.pools[port] = Pool(port)
-        return pool.request(request, stream.timeout)
+        return pool
 
     def wait_before(self, retry: int, retry_after: str) -> float:
         backoff = BACKOFF * 2 ** (retry - 1) * self.random.uniform(0.5, 1.0)
@@ -239,7 +254,7 @@ async def run(streams: list[Stream]) -> Load:
 
 def main() -> None:
     streams = msgspec.json.decode(sys.stdin.buffer.read(), type=list[Stream])
-    sys.stdout.buffer.write(msgspec.json.encode(uvloop.run(run(streams))))
+    Path(sys.argv[1]).write_bytes(msgspec.json.encode(uvloop.run(run(streams))))
 
 
 if __name__ == "__main__":

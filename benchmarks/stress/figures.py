@@ -51,9 +51,12 @@ def quantile(records: Sequence[Record], part: float) -> float:
 
 
 def failures(records: Sequence[Record]) -> str:
-    """Return the number of failures by status, such as `12 x 503`."""
-    counts = Counter(record.status for record in refused(records))
-    return ", ".join(f"{many} x {NAMES.get(status, status)}" for status, many in counts.items())
+    """Return the number of failures by status and code, such as `12 x 503 overloaded`."""
+    counts = Counter(
+        f"{NAMES.get(record.status, record.status)} {record.code}".rstrip()
+        for record in refused(records)
+    )
+    return ", ".join(f"{many} x {what}" for what, many in counts.items())
 
 
 def percent(part: float) -> str:

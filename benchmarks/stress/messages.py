@@ -73,7 +73,8 @@ class Stream(msgspec.Struct, frozen=True, kw_only=True):
     Requests start from ``begin`` until ``end`` (seconds after the start of the job). They go to the
     ``ports`` in turn. With ``retries``, a request that failed is sent again, to the next port, after
     a short random wait that doubles each time, and not before a Retry-After. A client waits for
-    about ``pause`` seconds after a request that failed, or as long as a Retry-After says. With ``once``, a client sends one request.
+    about ``pause`` seconds after a request that failed, or as long as a Retry-After says. With ``once``, a client sends one request. With
+    ``connect_first``, the connections of all clients are open before the first request.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Stream(msgspec.Struct, frozen=True, kw_only=True):
     timeout: float = 30.0
     pause: float = 0.0
     once: bool = False
+    connect_first: bool = False
 
 
 class Record(msgspec.Struct, frozen=True, array_like=True):

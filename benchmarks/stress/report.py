@@ -11,7 +11,7 @@ import msgspec
 from benchmarks.stress.session import Session
 
 HEADINGS = ("case", "goal", "direct", "direct, 3 retries", "gateway", "met")
-WIDTHS = (58, 20, 22, 22, 26, 7)
+WIDTHS = (66, 20, 22, 20, 28, 3)
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,7 +38,7 @@ def main(scripts: Mapping[str, Measure]) -> None:
     show(HEADINGS)
     show(["-" * width for width in WIDTHS])
     missed = [row for name, measure in scripts.items() for row in run(name, measure, quick=quick)]
-    print(f"\n{len(missed)} goals missed." if missed else "\nAll goals met.")
+    print(f"\nGoals missed: {len(missed)}.")
     sys.exit(bool(missed))
 
 

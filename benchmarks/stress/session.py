@@ -43,43 +43,43 @@ endpoints = [{endpoints}]
 
 
 class Gateway(msgspec.Struct, frozen=True, kw_only=True):
-    """The config of a gateway: which upstreams serve which model. `provider`, `model`: more lines."""
+    """The config of a gateway: which upstreams serve which model. `provider`, `endpoint` and `model` are more lines."""
 
     models: Mapping[str, Sequence[str]]
     transport: str = "auto"
     deadline: float = 10.0
     provider: str = ""
+    endpoint: str = ""
     model: str = ""
     open_files: int = 0
 
 
 class Job:
-    """Clients at work."""
+    """Clients at work. They write their records to a file, which may have several MiB."""
 
     def __init__(self, session: "Session", streams: Sequence[Stream]) -> None:
         self._session = session
         self._last = max(stream.end for stream in streams)
+        self._output = places.RUN / "stress-load.json"
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.stress.clients"],
+            [sys.executable, "-m", "benchmarks.stress.clients", str(self._output)],
             cwd=places.ROOT,
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
         )
         places.pin(self._process.pid, places.LOAD_CORE)
         assert self._process.stdin
         self._process.stdin.write(msgspec.json.encode(streams))
         self._process.stdin.close()
-        self._process.stdin = None
 
     def result(self) -> Load:
         """Wait for the last response."""
         try:
-            output, _ = self._process.communicate(timeout=self._last + PATIENCE)
+            status = self._process.wait(self._last + PATIENCE)
         finally:
             self._process.kill()
-        if self._process.returncode:
-            raise RuntimeError(f"the clients ended with status {self._process.returncode}")
-        load = msgspec.json.decode(output, type=Load)
+        if status:
+            raise RuntimeError(f"the clients ended with status {status}")
+        load = msgspec.json.decode(self._output.read_bytes(), type=Load)
         self._session.cpu["clients"] += load.cpu
         return load
 
@@ -154,7 +154,8 @@ class Session:
             for name in upstreams:
                 port = self.ports[name]
                 text += PROVIDER.format(provider=name, port=port, more=config.provider)
-            endpoints = ", ".join(f'{{ provider = "{name}" }}' for name in upstreams)
+            rest = f", {config.endpoint}" if config.endpoint else ""
+            endpoints = ", ".join(f'{{ provider = "{name}"{rest} }}' for name in upstreams)
             more = config.model
             text += MODEL.format(model=model, width=WIDTH, endpoints=endpoints, more=more)
         return text
