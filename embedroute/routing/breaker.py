@@ -90,6 +90,11 @@ class CircuitBreaker:
         self._unconnected = 0
         self._suspected_refusal: UpstreamError | None = None
 
+    @property
+    def is_rejecting(self) -> bool:
+        """Whether the endpoint is suspected of rejecting every call."""
+        return self._suspected_refusal is not None
+
     def state(self, now: float) -> State:
         """Return the state at the time ``now``."""
         if self._cooldowns == 0:

@@ -237,10 +237,12 @@ class EndpointHealth:
     def confirm(self, now: float) -> None:
         """Record that the endpoint has failed for the gateway's own text as well.
 
-        Without a suspicion, an endpoint that has just answered another call may fail at random.
+        One that has just answered another call may fail at random, so its breaker stays closed.
         """
-        if self.suspected or now - self.last_answer > JUST:
+        if self._breaker.is_rejecting or now - self.last_answer > JUST:
             self._breaker.confirm(now)
+        else:
+            self._breaker.withdraw()
 
     def confirm_unchecked(self, now: float) -> None:
         """Open the breaker if enough different inputs failed: no text can be sent to check that."""
