@@ -28,6 +28,7 @@ from embedroute.errors import (
     UpstreamRejectedInput,
     UpstreamTimeout,
     UpstreamUnavailable,
+    UpstreamWrongModel,
 )
 
 BLAMES_INPUTS: Final = (UpstreamRejectedInput, BatchTooLarge, Rejected, RequestError)
@@ -52,6 +53,7 @@ MESSAGES: Final[Mapping[type, str]] = {
     UpstreamModelNotFound: "does not serve this model. Use another model, or tell the operator.",
     RateLimited: "limits the rate of calls. Wait before you send the request again.",
     UpstreamTimeout: "did not respond in time. Send the request again.",
+    UpstreamWrongModel: "answered with another model. Tell the operator to check the endpoint.",
     InvalidUpstreamResponse: "returned an invalid response. Send the request again.",
     ConnectError: "cannot be reached. Send the request again later.",
     UpstreamUnavailable: "failed. Send the request again later.",
