@@ -54,6 +54,7 @@ __all__ = [
     "UpstreamRejectedInput",
     "UpstreamTimeout",
     "UpstreamUnavailable",
+    "UpstreamWrongModel",
 ]
 
 LONGEST_RETRY_AFTER = 120.0
@@ -191,6 +192,12 @@ class InvalidVector(InvalidUpstreamResponse):
 
     Some servers return one for a text that their model cannot embed.
     """
+
+
+class UpstreamWrongModel(InvalidUpstreamResponse):
+    """The answer names another model, so its vectors may be of another vector space."""
+
+    code = "upstream_wrong_model"
 
 
 class UpstreamAuthError(UpstreamError):

@@ -99,24 +99,33 @@ class Vectors(msgspec.Struct, frozen=True, gc=False):
 
     ``prompt_tokens`` is the count for all n inputs, or None if the upstream does not report one.
     The host treats an invalid count as None. ``modality_tokens`` splits the count by modality, if
-    the upstream does. The host converts floats of any size to float32 and sets ``source``.
+    the upstream does. ``model`` is the name that the answer itself gives to the model, or None; the
+    host refuses the answer if this is another model. The host converts floats of any size to
+    float32 and sets ``source``.
     """
 
     array: Array
     prompt_tokens: int | None = None
     modality_tokens: Mapping[str, int] = {}
     source: Source | None = None
+    model: str | None = None
 
     @classmethod
     def from_lists(
-        cls, rows: Sequence[Sequence[float]], *, prompt_tokens: object = None, dtype: str = "float"
+        cls,
+        rows: Sequence[Sequence[float]],
+        *,
+        prompt_tokens: object = None,
+        dtype: str = "float",
+        model: str | None = None,
     ) -> Self:
         """Build vectors from n lists of d numbers.
 
         Raises:
             InvalidUpstreamResponse: a row is not a list of numbers, or the lengths differ.
         """
-        return cls(vectors.from_lists(rows, dtype), parse_token_count(prompt_tokens))
+        array = vectors.from_lists(rows, dtype)
+        return cls(array, parse_token_count(prompt_tokens), model=model)
 
     @classmethod
     def from_base64(
@@ -125,24 +134,32 @@ class Vectors(msgspec.Struct, frozen=True, gc=False):
         *,
         prompt_tokens: object = None,
         dtype: str = "float",
+        model: str | None = None,
     ) -> Self:
         """Build vectors from n base64 texts, each of d little-endian numbers.
 
         Raises:
             InvalidUpstreamResponse: a row is not strict base64, or is not d complete numbers long.
         """
-        return cls(vectors.from_base64(rows, dtype), parse_token_count(prompt_tokens))
+        array = vectors.from_base64(rows, dtype)
+        return cls(array, parse_token_count(prompt_tokens), model=model)
 
     @classmethod
     def from_bytes(
-        cls, rows: Sequence[bytes], *, prompt_tokens: object = None, dtype: str = "float"
+        cls,
+        rows: Sequence[bytes],
+        *,
+        prompt_tokens: object = None,
+        dtype: str = "float",
+        model: str | None = None,
     ) -> Self:
         """Build vectors from n rows of raw bytes, each of d little-endian numbers.
 
         Raises:
             InvalidUpstreamResponse: a row is not d complete numbers long.
         """
-        return cls(vectors.from_bytes(rows, dtype), parse_token_count(prompt_tokens))
+        array = vectors.from_bytes(rows, dtype)
+        return cls(array, parse_token_count(prompt_tokens), model=model)
 
 
 def parse_token_count(value: object) -> int | None:

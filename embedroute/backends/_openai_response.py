@@ -78,6 +78,7 @@ class Answer(msgspec.Struct):
     data: list[Row] | None = None
     error: msgspec.Raw = msgspec.Raw()
     usage: msgspec.Raw = msgspec.Raw()
+    model: object = None
 
 
 class LongAnswer(msgspec.Struct):
@@ -86,6 +87,7 @@ class LongAnswer(msgspec.Struct):
     data: list[LongRow] | None = None
     error: msgspec.Raw = msgspec.Raw()
     usage: msgspec.Raw = msgspec.Raw()
+    model: msgspec.Raw = msgspec.Raw()
 
 
 T = TypeVar("T")
@@ -121,10 +123,22 @@ def read(
     indexes = list(map(_GET_INDEX, answer.data))
     if isinstance(answer, LongAnswer):
         array = texts_to_array(sort_by_index(texts, indexes), batch.dtype, batch.width)
+        model = _decode_model(answer.model)
     else:
         rows: list[str | list[float]] = list(map(_GET_EMBEDDING, answer.data))
         array = vectors.from_rows(sort_by_index(rows, indexes), batch.dtype)
-    return Vectors(array, *_read_usage(answer.usage, response.headers))
+        model = answer.model if isinstance(answer.model, str) else None
+    return Vectors(array, *_read_usage(answer.usage, response.headers), model=model)
+
+
+def _decode_model(model: msgspec.Raw) -> str | None:
+    """Return the name of the model in a large response; None if it is no text."""
+    if len(bytes(model)) > LONG:
+        return None
+    try:
+        return msgspec.json.decode(model, type=str | None)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
 
 
 def _raw(answer: LongAnswer) -> list[msgspec.Raw]:

@@ -41,6 +41,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ``model`` is the upstream's name for it. ``price`` is in USD per million prompt tokens, or a
     table. ``accepts`` overrides the capabilities that the backend declares. ``micro_batch_ms`` is
     how long small requests may wait to be merged into one call; None disables merging.
+    ``model_echo`` is ``ignore`` if the model that an answer names tells nothing.
     """
 
     provider: Name
@@ -53,6 +54,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     quality: Finite = 1.0
     accepts: Mapping[str, object] = {}
     micro_batch_ms: Annotated[float, Meta(ge=0, le=1000)] | None = None
+    model_echo: Literal["check", "ignore"] = "check"
 
     def prices(self) -> dict[str, Decimal]:
         """Return the prices that are set, in USD, by kind.

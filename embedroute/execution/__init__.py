@@ -16,6 +16,14 @@ from embedroute.execution.debug_capture import record_exchange
 from embedroute.execution.dispatcher import Dispatcher, Embed
 from embedroute.execution.local_models import LocalModels, Pace, cut_part, joined, slice_stop
 from embedroute.execution.microbatching import LARGEST, MicroBatcher, split_result
+from embedroute.execution.model_echo import (
+    EchoedModels,
+    Verdict,
+    catalogue_bases,
+    is_same_model,
+    judge,
+    parse_name,
+)
 from embedroute.execution.redaction import list_secrets, redact_message
 from embedroute.execution.singleflight import Lead, SingleFlight, missing_keys, never_expected
 
@@ -25,6 +33,7 @@ __all__ = [
     "CallResources",
     "DispatchContext",
     "Dispatcher",
+    "EchoedModels",
     "Embed",
     "Lead",
     "LocalModels",
@@ -33,14 +42,19 @@ __all__ = [
     "RequestContext",
     "Results",
     "SingleFlight",
+    "Verdict",
     "WidthRegistry",
     "call_backend",
+    "catalogue_bases",
     "cut_part",
+    "is_same_model",
     "joined",
+    "judge",
     "largest_answer",
     "list_secrets",
     "missing_keys",
     "never_expected",
+    "parse_name",
     "record_exchange",
     "redact_message",
     "slice_stop",

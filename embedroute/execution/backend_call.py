@@ -5,7 +5,7 @@
 
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
-from typing import Final
+from typing import Final, cast
 
 import anyio
 import msgspec
@@ -34,6 +34,7 @@ from embedroute.errors import (
 )
 from embedroute.execution.debug_capture import KEPT_AT_ONCE
 from embedroute.execution.local_models import LocalModels
+from embedroute.execution.model_echo import EchoedModels
 from embedroute.execution.own_fields import omit_fields
 from embedroute.routing import BoundedMap
 from embedroute.runtime import LARGE, fairness, tasks
@@ -52,10 +53,14 @@ _PLAIN_MISTAKES = (KeyError, TypeError, ValueError, IndexError, AttributeError)
 
 
 class CallResources(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What all calls on one event loop use: its transport, and the gateway's local models."""
+    """What all calls on one event loop use: its transport, and what belongs to the gateway.
+
+    ``models`` are the names that the gateway's upstreams gave to their models.
+    """
 
     transport: Transport
     local: LocalModels
+    models: EchoedModels = msgspec.field(default_factory=EchoedModels)
 
 
 async def call_backend(
@@ -72,13 +77,16 @@ async def call_backend(
     width: int | None = None,
     matryoshka: bool = False,
     omitted: Collection[str] = (),
+    endpoint: str = "",
+    public_model: str = "",
 ) -> Vectors:
     """Embed ``batch`` with ``backend`` within ``timeout`` seconds, and validate the result.
 
     ``rest``, ``provider`` and ``max_connections`` are fields of ``ExchangeLimits``; ``width`` and
     ``matryoshka`` are parameters of ``validate_vectors``. For a ``large`` call, a worker thread
     encodes the body and compares an error with the inputs. ``omitted`` are fields that the upstream
-    rejects.
+    rejects. The model that the answer names is checked under the name of its ``endpoint``, unless
+    that is empty; ``public_model`` is the name that clients use.
 
     Raises:
         UpstreamError: the call failed. This includes exceptions in the backend's own code.
@@ -111,12 +119,12 @@ async def call_backend(
             raise
         raise await _refine(error, batch, in_thread=large) from error.__cause__
     except BaseException as error:
-        if _must_propagate(error):
-            raise
-        if cancelled := tasks.cancellation(error):
-            raise cancelled from None
-        # SystemExit or a stray CancelledError from a backend must not end the host's task.
-        raise _backend_error(backend, error) from error
+        _raise_as_upstream_error(backend, error)
+        raise
+    named = answer.model if isinstance(cast("object", answer), Vectors) else None
+    if named != resources.models.names.get(endpoint) and endpoint:
+        expected = (batch.model, public_model or batch.model)
+        resources.models.check(endpoint, expected, named, backend)
     if count * (batch.width or 0) * 4 < LARGE:
         return validate_vectors(answer, batch, width=width, matryoshka=matryoshka, source=source)
     return await fairness.run_in_worker(
@@ -129,6 +137,16 @@ async def _refine(error: UpstreamError, batch: Batch, *, in_thread: bool) -> Ups
         # It compares the message with all texts, which takes 0.3 s for 28 MB of them.
         return await fairness.run_in_worker(partial(refine_with_inputs, error, batch.inputs))
     return refine_with_inputs(error, batch.inputs)
+
+
+def _raise_as_upstream_error(backend: BackendBase, error: BaseException) -> None:
+    """Raise what the caller gets instead of ``error``. Return if it gets ``error`` itself."""
+    if _must_propagate(error):
+        return
+    if cancelled := tasks.cancellation(error):
+        raise cancelled from None
+    # SystemExit or a stray CancelledError from a backend must not end the host's task.
+    raise _backend_error(backend, error) from error
 
 
 def _must_propagate(error: BaseException) -> bool:

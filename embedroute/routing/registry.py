@@ -29,7 +29,8 @@ class ResolvedEndpoint(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
     ``prices`` are USD per million tokens (``prompt``, ``completion``) or per unit; empty when
     unknown. ``rest`` is how many seconds a connection must be idle before it is reused.
-    ``max_connections`` is the maximum number of connections to the provider's host. ``name`` is
+    ``max_connections`` is the maximum number of connections to the provider's host.
+    ``checks_model`` is false if the model that an answer names tells nothing. ``name`` is
     ``provider:model``, for traces, logs and health.
     """
 
@@ -49,6 +50,7 @@ class ResolvedEndpoint(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     micro_batch_ms: float | None = None
     rest: float = 0.05
     max_connections: int = 512
+    checks_model: bool = True
     name: str = ""
 
     def __post_init__(self) -> None:

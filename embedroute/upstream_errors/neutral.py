@@ -29,6 +29,7 @@ from embedroute.errors import (
     UpstreamRejectedInput,
     UpstreamTimeout,
     UpstreamUnavailable,
+    UpstreamWrongModel,
 )
 
 BLAMES_INPUTS: Final = (UpstreamRejectedInput, BatchTooLarge, Rejected, RequestError)
@@ -57,6 +58,7 @@ MESSAGES: Final[Mapping[type, str]] = {
         "was not called: all connections to it were in use. "
         "Send fewer requests at once, or tell the operator to raise max_connections."
     ),
+    UpstreamWrongModel: "answered with another model. Tell the operator to check the endpoint.",
     InvalidUpstreamResponse: "returned an invalid response. Send the request again.",
     ConnectError: "cannot be reached. Send the request again later.",
     UpstreamUnavailable: "failed. Send the request again later.",

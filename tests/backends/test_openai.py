@@ -182,6 +182,24 @@ def test_returns_row_i_for_input_i(body):
     assert found.array.tolist() == [[1, 2], [3, 4]]
 
 
+@pytest.mark.parametrize("padding", [0, 100_000], ids=["short", "long"])
+@pytest.mark.parametrize(
+    ("named", "model"),
+    [
+        ("text-embedding-3-small-2024-01-25", "text-embedding-3-small-2024-01-25"),
+        ("", ""),
+        (None, None),
+        (7, None),
+        ([[[]]], None),
+        ({"id": "m"}, None),
+    ],
+)
+def test_reads_the_model_that_the_answer_names(named, model, padding):
+    body = rows([1, 2], [3, 4]) | {"model": named, "padding": "x" * padding}
+    assert OpenAI().parse(TEXTS, reply(body)).model == model
+    assert OpenAI().parse(TEXTS, reply(rows([1, 2], [3, 4]) | {"p": "x" * padding})).model is None
+
+
 @pytest.mark.parametrize(
     "body",
     [

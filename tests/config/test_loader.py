@@ -94,6 +94,7 @@ weight = 1.0
 quality = 1.0
 accepts = { max_inputs = 512 }
 micro_batch_ms = 2.0
+model_echo = "ignore"
 
 [models."BAAI/bge-m3"]
 endpoints = [{ provider = "tei/eu" }]
@@ -128,6 +129,7 @@ def test_the_reference_config_is_valid():
         route.candidates[1].quantization,
         route.candidates[1].micro_batch_ms,
     )
+    assert [True, False] == [it.checks_model for it in route.candidates]
     assert ("tei/eu", "Hugging Face", "deny", True, "beta") == (
         tei.provider,
         tei.vendor,

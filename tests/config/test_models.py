@@ -72,6 +72,7 @@ def test_invalid_prices_are_rejected(price):
         ("micro_batch_ms", -1),
         ("micro_batch_ms", 1001),
         ("quantization", "fp15"),
+        ("model_echo", "off"),
     ],
 )
 def test_invalid_endpoint_numbers_are_rejected(field, value):
