@@ -50,7 +50,7 @@ from embedroute.execution import (
     missing_keys,
 )
 from embedroute.inputs import Input, Kind, list_modalities
-from embedroute.limits import BodyBudget
+from embedroute.limits import ByteBudget
 from embedroute.protocol import EmbeddingRequest, Embeddings, fold_parts_in_steps, make_request
 from embedroute.routing import (
     PROBING,
@@ -111,7 +111,8 @@ class Gateway:
         self.settings = parts.settings
         self.limits = parts.limits
         self.keys = parts.keys
-        self.bodies = BodyBudget.of(self.settings)
+        self.bodies = ByteBudget.for_requests(self.settings)
+        self.responses = ByteBudget.for_responses(self.settings)
         self.directory = parts.directory
         self.healths = HealthRegistry(breaker or BreakerPolicy())
         self.cache = MemoryCache(config.cache.bytes, config.cache.ttl, clock)

@@ -289,6 +289,11 @@ def to_json(row: Array) -> bytes:
     )
 
 
+def base64_size(row: Array) -> int:
+    """Return the length of ``to_base64(row)`` in bytes."""
+    return 2 + (row.nbytes + 2) // 3 * 4
+
+
 def to_base64(row: Array) -> bytes:
     """Write the little-endian bytes of one (d,) row as a JSON string of base64.
 

@@ -27,9 +27,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     debug: bool = False
     body_timeout: Seconds = 30.0
     deadline: Seconds = 60.0
+    write_timeout: Seconds = 30.0
     rate_limit_wait: Annotated[float, Meta(ge=0)] = 5.0
     max_body_bytes: Annotated[int, Meta(ge=1)] = 33_554_432
     max_body_bytes_in_flight: Annotated[int, Meta(ge=1)] = 268_435_456
+    max_response_bytes_in_flight: Annotated[int, Meta(ge=1)] = 536_870_912
     max_inputs: Annotated[int, Meta(ge=1)] = 2048
     local_threads: Annotated[int, Meta(ge=1)] = 2
     max_token_ids: Annotated[int, Meta(ge=1)] = 300_000

@@ -43,7 +43,7 @@ from embedroute.protocol.requests import (
     Sort,
     cutoffs,
 )
-from embedroute.protocol.responses import ENCODER, Embeddings
+from embedroute.protocol.responses import ENCODER, Embeddings, LargeBody
 
 __all__ = [
     "DIALECTS",
@@ -70,6 +70,7 @@ __all__ = [
     "Embeddings",
     "GoogleOptions",
     "GoogleTask",
+    "LargeBody",
     "Limits",
     "MaxPrice",
     "MistralOptions",

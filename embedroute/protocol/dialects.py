@@ -4,7 +4,7 @@ Sources: the API references of OpenAI (gpt.ge's is identical), OpenRouter, GoMod
 Spice.ai. Debug fields are written at the top level of each format, in errors too.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
 import msgspec
@@ -13,7 +13,7 @@ from msgspec import UNSET
 from embedroute.errors import EmbedrouteError, UpstreamError
 from embedroute.protocol import bodies
 from embedroute.protocol.decode import EmbeddingRequest
-from embedroute.protocol.responses import ENCODER, Embeddings, encode_rows, iter_body
+from embedroute.protocol.responses import ENCODER, Embeddings, LargeBody, encode_rows
 from embedroute.text import LONGEST_ECHO
 from embedroute.trace import RequestTrace
 
@@ -30,9 +30,7 @@ class OpenAIDialect:
     success_body: ClassVar[type[bodies.CreateEmbeddingResponse]] = bodies.CreateEmbeddingResponse
     error_body: ClassVar[type[msgspec.Struct]] = bodies.ErrorResponse
 
-    def success(
-        self, answer: Embeddings, request: EmbeddingRequest
-    ) -> tuple[bytes] | Iterator[bytes]:
+    def success(self, answer: Embeddings, request: EmbeddingRequest) -> tuple[bytes] | LargeBody:
         """Write the body of a 200: in one piece, or lazily in several if it is large."""
         large = answer.large
         body = ENCODER.encode(
@@ -44,7 +42,7 @@ class OpenAIDialect:
                 **answer.trace.debug_fields(),
             )
         )
-        return iter_body(body, answer.rows, base64=request.base64) if large else (body,)
+        return LargeBody(body, answer.rows, base64=request.base64) if large else (body,)
 
     def usage(self, answer: Embeddings) -> bodies.Usage:
         """Return the tokens of an answer."""

@@ -49,24 +49,53 @@ _BEFORE_VECTOR, _, _AFTER_VECTOR = ENCODER.encode(
 _BEFORE_INDEX, _, _AFTER_INDEX = _AFTER_VECTOR.partition(b"0")
 
 
-def iter_body(envelope: bytes, rows: Sequence[Array], *, base64: bool) -> Iterator[bytes]:
-    """Yield the pieces of a body; ``envelope`` is the body with an empty list of vectors.
+class LargeBody:
+    """The body of a large answer. It holds the arrays, and encodes them when it is iterated.
 
-    Pieces save the memory and time to copy them into one body.
+    An answer that waits for a slow client is held in this form. The size of numbers as text is
+    known only from encoding them, so they are encoded twice.
     """
-    before, brackets, after = envelope.partition(b"[]")
-    write = vectors.to_base64 if base64 else vectors.to_json
-    yield before + brackets[:1]
-    for group in groups(len(rows)):
-        pieces = list[bytes]()
-        for index, row in enumerate(rows[group], group.start):
-            pieces += (
-                b"," + _BEFORE_VECTOR if index else _BEFORE_VECTOR,
-                write(row),
-                b"%b%d%b" % (_BEFORE_INDEX, index, _AFTER_INDEX),
-            )
-        yield b"".join(pieces)
-    yield brackets[1:] + after
+
+    __slots__ = ("_after", "_before", "_is_base64", "_rows")
+
+    def __init__(self, envelope: bytes, rows: Sequence[Array], *, base64: bool) -> None:
+        """Hold ``rows``; ``envelope`` is the body with an empty list of vectors."""
+        before, brackets, after = envelope.partition(b"[]")
+        self._before = before + brackets[:1]
+        self._after = brackets[1:] + after
+        self._rows = rows
+        self._is_base64 = base64
+
+    @property
+    def held(self) -> int:
+        """The bytes of the arrays."""
+        return sum(row.nbytes for row in self._rows)
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield the body in pieces of a few rows."""
+        write = vectors.to_base64 if self._is_base64 else vectors.to_json
+        yield self._before
+        for group in groups(len(self._rows)):
+            pieces = list[bytes]()
+            for index, row in enumerate(self._rows[group], group.start):
+                pieces += (
+                    b"," + _BEFORE_VECTOR if index else _BEFORE_VECTOR,
+                    write(row),
+                    b"%b%d%b" % (_BEFORE_INDEX, index, _AFTER_INDEX),
+                )
+            yield b"".join(pieces)
+        yield self._after
+
+    def sizes(self) -> Iterator[int]:
+        """Yield sizes in bytes whose sum is the size of the body; base64 is not encoded."""
+        if not self._is_base64:
+            yield from map(len, self)
+            return
+        count = len(self._rows)
+        around = len(_BEFORE_VECTOR) + len(_BEFORE_INDEX) + len(_AFTER_INDEX)
+        yield len(self._before) + len(self._after) + count * around + count - 1
+        yield sum(len(b"%d" % index) for index in range(count))
+        yield sum(map(vectors.base64_size, self._rows))
 
 
 def encode_rows(rows: Sequence[Array], *, base64: bool) -> list[Embedding]:

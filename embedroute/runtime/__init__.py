@@ -11,11 +11,13 @@ from embedroute.runtime.fairness import (
     finished,
     groups,
     run_cooperatively,
+    run_in_turn,
     run_in_worker,
 )
 from embedroute.runtime.per_loop import PerLoop
 from embedroute.runtime.tasks import (
     ClientDisconnected,
+    ClientTooSlow,
     Watch,
     cancel_on_disconnect,
     gather,
@@ -27,6 +29,7 @@ __all__ = [
     "LARGE",
     "ROWS",
     "ClientDisconnected",
+    "ClientTooSlow",
     "PerLoop",
     "TimeSlice",
     "Watch",
@@ -38,5 +41,6 @@ __all__ = [
     "innermost",
     "is_foreign_cancellation",
     "run_cooperatively",
+    "run_in_turn",
     "run_in_worker",
 ]

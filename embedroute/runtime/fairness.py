@@ -103,6 +103,13 @@ async def run_cooperatively(parts: Iterable[T]) -> list[T]:
     return results
 
 
+async def run_in_turn(work: Callable[[], T]) -> T:
+    """Run one step of a large job on the event loop: one step of all jobs per loop iteration."""
+    async with _get_or_make(_SEMAPHORE, _Semaphore).acquire():
+        await anyio.lowlevel.checkpoint()
+        return work()
+
+
 async def step_by_step(steps: Generator[None, None, T]) -> T:
     """Run a generator on the event loop, with other work of the loop between; return its result."""
     returned = list[T]()

@@ -32,6 +32,10 @@ class ClientDisconnected(Exception):
     """The client disconnected before its response was ready."""
 
 
+class ClientTooSlow(Exception):
+    """The client has read nothing of its response for too long."""
+
+
 def asyncio_loop() -> asyncio.AbstractEventLoop | None:
     """Return the running asyncio event loop, or None on trio."""
     try:
@@ -92,12 +96,13 @@ class Watch(Protocol):
         ...
 
     def restart(
-        self, seconds: float, late: Callable[[], Exception], disconnected: Disconnected
+        self, seconds: float, late: Callable[[], Exception], disconnected: Disconnected | None
     ) -> None:
         """Cancel the work after ``seconds`` from now, and raise the result of ``late()``.
 
         This replaces the earlier limit. Cancel the work also when ``disconnected`` returns, and
-        raise ``ClientDisconnected``; if it raises an error, raise that error.
+        raise ``ClientDisconnected``; if it raises an error, raise that error. It is called once:
+        later restarts have no effect on it, except that None ends the watch for a disconnect.
         """
         ...
 
@@ -171,7 +176,7 @@ class _AsyncioWatch:
             self._timer = loop.call_at(now + grace, self._after_grace)
 
     def restart(
-        self, seconds: float, late: Callable[[], Exception], disconnected: Disconnected
+        self, seconds: float, late: Callable[[], Exception], disconnected: Disconnected | None
     ) -> None:
         self._at = self._loop.time() + seconds
         self._late = late
@@ -184,13 +189,13 @@ class _AsyncioWatch:
         self._is_late = True
         if self._at < math.inf:
             self._timer = self._loop.call_at(self._at, self._expire)
-        if self._on_disconnect is not None:
+        if self._on_disconnect is not None and self._watcher is None:
             # In the request's context: a host may keep its request id in a context variable.
             self._watcher = self._context.run(self._loop.create_task, self._on_disconnect())
             self._watcher.add_done_callback(self._disconnected)
 
     def _disconnected(self, watcher: asyncio.Task[None]) -> None:
-        if not watcher.cancelled() and self._watcher is not None:
+        if not watcher.cancelled() and self._watcher is not None and self._on_disconnect:
             self._cancels += 1
             self._task.cancel()
 
@@ -240,6 +245,8 @@ class _AnyioWatch:
         self._group = anyio.create_task_group()
         self._scope = anyio.CancelScope(deadline=anyio.current_time() + seconds)
         self._late = late
+        self._on_disconnect: Disconnected | None = None
+        self._is_watched = False
         self._has_disconnected = False
 
     @property
@@ -247,17 +254,21 @@ class _AnyioWatch:
         return self._scope.cancel_called and not self._has_disconnected
 
     def restart(
-        self, seconds: float, late: Callable[[], Exception], disconnected: Disconnected
+        self, seconds: float, late: Callable[[], Exception], disconnected: Disconnected | None
     ) -> None:
         self._scope.deadline = anyio.current_time() + seconds
         self._late = late
-        self._group.start_soon(self._wait_for, disconnected)
+        self._on_disconnect = disconnected
+        if disconnected is not None and not self._is_watched:
+            self._is_watched = True
+            self._group.start_soon(self._wait_for, disconnected)
 
     async def _wait_for(self, disconnected: Disconnected) -> None:
         await anyio.sleep(self._grace)
         await disconnected()
-        self._has_disconnected = True
-        self._scope.cancel()
+        if self._on_disconnect is not None:
+            self._has_disconnected = True
+            self._scope.cancel()
 
     async def __aenter__(self) -> Self:
         await self._group.__aenter__()

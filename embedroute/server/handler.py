@@ -8,7 +8,7 @@ cancel a request whose client has disconnected, so the work is watched while it 
 import inspect
 import logging
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from typing import Final, Protocol, cast
@@ -35,16 +35,17 @@ from embedroute.protocol import (
     NO_DEBUG,
     EmbeddingRequest,
     Embeddings,
+    LargeBody,
     bodies,
     decode_at_once,
     decode_in_steps,
     is_small,
 )
-from embedroute.runtime import ClientDisconnected, fairness, tasks
+from embedroute.runtime import ClientDisconnected, ClientTooSlow, Watch, fairness, tasks
 from embedroute.server import models, routes
 from embedroute.server.explain import explain
 from embedroute.server.openapi import openapi
-from embedroute.server.request import HTTPExchange
+from embedroute.server.request import PIECE, SMALL_RESPONSE, HTTPExchange
 from embedroute.server.response import error_headers
 from embedroute.text import did_you_mean, echo, log_fields
 
@@ -78,7 +79,7 @@ class RequestHandler:
 
     async def serve(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Respond to a request for ``path``, which is relative to the mount. Never raises."""
-        exchange = HTTPExchange(scope, receive, send)
+        exchange = HTTPExchange(scope, receive, send, self.gateway.settings.write_timeout)
         try:
             try:
                 await self._dispatch(path, exchange)
@@ -86,6 +87,8 @@ class RequestHandler:
                 await self._reject(exchange, error)
         except ClientDisconnected:
             exchange.record("client disconnected", 499)
+        except ClientTooSlow:
+            exchange.record("client too slow", 499)
         except BaseException as error:
             if not isinstance(error, Exception) and not tasks.is_foreign_cancellation(error):
                 raise
@@ -122,7 +125,7 @@ class RequestHandler:
         else:
             caller = self._authenticate_by_key(exchange)
         exchange.require_json()
-        embeddings = forecast = None
+        forecast = None
         async with tasks.watch(settings.body_timeout, self._make_body_timeout) as watch:
             body = await exchange.body(settings.max_body_bytes, gateway.bodies, caller.name)
             watch.restart(
@@ -146,23 +149,24 @@ class RequestHandler:
             if exchange.asks_to_explain():
                 forecast = await self._explain(context)
             else:
-                embeddings = await gateway.run(context)
-        if embeddings is None:
+                await self._respond(exchange, await gateway.run(context), context, watch)
+        if forecast is not None:
             await exchange.answer(200, ENCODER.encode(forecast))
-        else:
-            await self._respond(exchange, embeddings, request, caller)
 
     async def _respond(
         self,
         exchange: HTTPExchange,
         embeddings: Embeddings,
-        request: EmbeddingRequest,
-        caller: Caller,
+        context: RequestContext,
+        watch: Watch,
     ) -> None:
-        pieces = self.dialect.success(embeddings, request)
-        if not isinstance(pieces, tuple):
-            pieces = await fairness.run_cooperatively(pieces)
-        await exchange.send_pieces(200, pieces)
+        caller = context.caller
+        body = self.dialect.success(embeddings, context.request)
+        if isinstance(body, tuple) and len(body[0]) <= SMALL_RESPONSE:
+            watch.restart(exchange.write_timeout, ClientTooSlow, None)
+            await exchange.send_whole(200, body[0])
+        else:
+            await self._send_large(exchange, body, caller, watch)
         exchange.record(
             "request completed",
             200,
@@ -170,6 +174,21 @@ class RequestHandler:
             caller=caller.name,
             tokens=embeddings.prompt_tokens,
         )
+
+    async def _send_large(
+        self, exchange: HTTPExchange, body: tuple[bytes] | LargeBody, caller: Caller, watch: Watch
+    ) -> None:
+        """Send a response while it is counted in the budget for responses."""
+        held = body.held if isinstance(body, LargeBody) else len(body[0])
+        account = self.gateway.responses.reserve(caller.name, held)
+        try:
+            if isinstance(body, LargeBody):
+                size = sum(await fairness.run_cooperatively(body.sizes()))
+                await exchange.send_pieces(size, iter(body), watch, in_turn=True)
+            else:
+                await exchange.send_pieces(held, _cut(body[0]), watch, in_turn=False)
+        finally:
+            self.gateway.responses.release(account, held)
 
     async def _explain(self, context: RequestContext) -> bodies.Plan:
         request = context.request
@@ -232,6 +251,10 @@ class RequestHandler:
         message = f"The gateway failed. Its log has the reason under request id {request_id}."
         with suppress(Exception):  # the connection itself may be broken
             await self._reject(exchange, InternalError(message))
+
+
+def _cut(body: bytes) -> Iterator[bytes]:
+    return (body[start : start + PIECE] for start in range(0, len(body), PIECE))
 
 
 def _check_authenticator(authenticate: Authenticator | None, auth: Auth | None) -> None:

@@ -1,10 +1,12 @@
 """Checks the headers of an HTTP request, reads its body within limits, and sends the response."""
 
 import logging
+import math
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Final
 from urllib.parse import parse_qsl
 
@@ -13,8 +15,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from embedroute.cache import FULL_USE, CachePolicy
 from embedroute.errors import BodyTimeout, BodyTooLarge, InvalidRequest, UnsupportedContentType
-from embedroute.limits import Account, BodyBudget
-from embedroute.runtime import ClientDisconnected, TimeSlice, tasks
+from embedroute.limits import Account, ByteBudget
+from embedroute.runtime import ClientDisconnected, ClientTooSlow, Watch, fairness, tasks
 from embedroute.server.response import Header, make_headers
 from embedroute.text import echo, log_fields
 from embedroute.trace import RequestTrace, new_request_id
@@ -44,6 +46,10 @@ SMALL_BODY: Final = 1 << 16
 """Bytes; the unread body of a rejected request is drained if it is not longer."""
 DRAIN_TIMEOUT: Final = 1.0
 """Seconds to wait for such a body."""
+SMALL_RESPONSE: Final = 1 << 18
+"""Bytes; a longer response is sent in pieces, so that it does not wait in the server's buffer."""
+PIECE: Final = 1 << 16
+"""Bytes of a piece of an encoded response; most servers buffer as much of a response."""
 
 
 class HTTPExchange:
@@ -51,6 +57,7 @@ class HTTPExchange:
 
     ``reserved`` bytes of the body are counted in the caller's ``account`` until the handler
     releases them. ``response_started`` is True once the response has been started.
+    ``write_timeout`` is the longest time in seconds for which the client may read nothing.
     """
 
     __slots__ = (
@@ -66,9 +73,12 @@ class HTTPExchange:
         "scope",
         "send",
         "trace",
+        "write_timeout",
     )
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, write_timeout: float = 30.0
+    ) -> None:
         """Start the clock, and use the client's ``x-request-id`` if it is valid."""
         headers: Iterable[Header] = scope["headers"]
         if not isinstance(headers, list):
@@ -79,6 +89,7 @@ class HTTPExchange:
         self.scope = scope
         self.receive = receive
         self.send = send
+        self.write_timeout = write_timeout
         self._by_name = dict(headers)
         self._names_unique = len(self._by_name) == len(headers)
         self._started_at = time.perf_counter()
@@ -154,7 +165,7 @@ class HTTPExchange:
         directives = {word.strip().lower() for value in values for word in value.split(b",")}
         return CachePolicy(read=b"no-cache" not in directives, store=b"no-store" not in directives)
 
-    async def body(self, most: int, bodies: BodyBudget, caller: str) -> bytes:
+    async def body(self, most: int, bodies: ByteBudget, caller: str) -> bytes:
         """Read the body, of at most ``most`` bytes, and count it in the account of ``caller``.
 
         Raises:
@@ -189,7 +200,7 @@ class HTTPExchange:
             raise BodyTooLarge(f"{error.detail}; send fewer inputs at a time.") from None
 
     async def _read(
-        self, message: Message, most: int, bodies: BodyBudget | None = None, caller: str = ""
+        self, message: Message, most: int, bodies: ByteBudget | None = None, caller: str = ""
     ) -> bytes:
         """Read the rest of a body whose first message is ``message``."""
         body = bytearray()
@@ -222,51 +233,69 @@ class HTTPExchange:
             raise ClientDisconnected from None
 
     async def answer(self, status: int, body: bytes, extra: Iterable[Header] = ()) -> None:
-        """Send a complete response."""
-        await self.send_pieces(status, (body,), extra)
+        """Send a complete response: an error, a list or a document.
 
-    async def send_pieces(
-        self, status: int, pieces: Sequence[bytes], extra: Iterable[Header] = ()
-    ) -> None:
-        """Send a complete response whose body is in several pieces.
+        Raises:
+            ClientDisconnected: the client disconnected.
+            ClientTooSlow: the client read nothing for ``write_timeout`` seconds.
+        """
+        async with tasks.watch(self.write_timeout, ClientTooSlow):
+            await self.send_whole(status, body, extra)
+
+    async def send_whole(self, status: int, body: bytes, extra: Iterable[Header] = ()) -> None:
+        """Send a complete response, without a timeout.
 
         Raises:
             ClientDisconnected: the client disconnected.
         """
         self.response_started = True
-        took = (time.perf_counter() - self._started_at) * 1000
-        headers = make_headers(self.trace, status, sum(map(len, pieces)), took)
+        headers = make_headers(self.trace, status, len(body), self._started_at)
         headers += extra
         if self.scope["method"] == "HEAD":
-            pieces = (b"",)
+            body = b""
         try:
             await self.send({"type": "http.response.start", "status": status, "headers": headers})
-            if len(pieces) > 1:
-                await self._send_in_slices(pieces[:-1])
-            if self._has_unread_body():
-                await self.send(
-                    {"type": "http.response.body", "body": pieces[-1], "more_body": True}
-                )
+            if not self._skip_drain and self._has_unread_body():
+                await self.send({"type": "http.response.body", "body": body, "more_body": True})
                 await self._drain()
-                pieces = (b"",)
-            await self.send({"type": "http.response.body", "body": pieces[-1]})
+                body = b""
+            await self.send({"type": "http.response.body", "body": body})
         except OSError:
             raise ClientDisconnected from None
 
-    async def _send_in_slices(self, pieces: Sequence[bytes]) -> None:
-        # With a fast client, `send` never waits, so other tasks would not run until the last piece.
-        time_slice = TimeSlice()
-        for piece in pieces:
-            await self.send({"type": "http.response.body", "body": piece, "more_body": True})
-            await time_slice.yield_to_loop()
+    async def send_pieces(
+        self, size: int, pieces: Iterator[bytes], watch: Watch, *, in_turn: bool
+    ) -> None:
+        """Send the 200 of a large response of ``size`` bytes, each piece as the client reads.
+
+        ``in_turn``: computing a piece takes long, so other large jobs must wait meanwhile. Ends
+        with an empty message: the server accepts it only after the client has read the others.
+
+        Raises:
+            ClientDisconnected: the client disconnected.
+        """
+        self.response_started = True
+        headers = make_headers(self.trace, 200, size, self._started_at)
+        take = partial(next, pieces, b"")
+        message: Message = {"type": "http.response.start", "status": 200, "headers": headers}
+        try:
+            while True:
+                watch.restart(self.write_timeout, ClientTooSlow, self.wait_for_disconnect)
+                await self.send(message)
+                # The client is not responsible for the time that the next piece takes.
+                watch.restart(math.inf, ClientTooSlow, self.wait_for_disconnect)
+                piece = await fairness.run_in_turn(take) if in_turn else take()
+                if not piece:
+                    break
+                message = {"type": "http.response.body", "body": piece, "more_body": True}
+            watch.restart(self.write_timeout, ClientTooSlow, None)
+            await self.send({"type": "http.response.body", "body": b""})
+        except OSError:
+            raise ClientDisconnected from None
 
     def _has_unread_body(self) -> bool:
-        """Return whether the client is sending a small body that was not read."""
-        if (
-            self._skip_drain
-            or not self.scope.get("http_version", "").startswith("1")
-            or self.values(b"expect")
-        ):
+        """Return whether the client is sending a small body."""
+        if not self.scope.get("http_version", "").startswith("1") or self.values(b"expect"):
             return False
         declared = self.values(b"content-length")
         return (

@@ -1,6 +1,7 @@
 """Makes response headers: facts about the request, and instructions for client libraries."""
 
 import math
+import time
 
 from embedroute.errors import LONGEST_RETRY_AFTER, EmbedrouteError, MethodNotAllowed
 from embedroute.routing import SHORTEST_COOLDOWN
@@ -9,11 +10,13 @@ from embedroute.trace import RequestTrace
 Header = tuple[bytes, bytes]
 
 
-def make_headers(trace: RequestTrace, status: int, size: int, took: float) -> list[Header]:
+def make_headers(trace: RequestTrace, status: int, size: int, started_at: float) -> list[Header]:
     """Return the headers of every response.
 
-    ``size`` is the length of the body in bytes, and ``took`` the duration in milliseconds.
+    ``size`` is the length of the body in bytes, and ``started_at`` the ``time.perf_counter()`` at
+    which the request arrived.
     """
+    took = (time.perf_counter() - started_at) * 1000
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % size),

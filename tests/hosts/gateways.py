@@ -12,7 +12,7 @@ UPSTREAM = os.environ.get("TEST_UPSTREAM", "http://127.0.0.1:9/v1")
 
 
 def make(upstream: str = UPSTREAM, **settings: object) -> Gateway:
-    """Make a gateway with the models ``hash`` and ``far``.
+    """Make a gateway with the models ``hash``, ``wide`` and ``far``.
 
     ``settings`` are those of ``[gateway]``.
     """
@@ -30,6 +30,7 @@ def make(upstream: str = UPSTREAM, **settings: object) -> Gateway:
                     "matryoshka": True,
                     "endpoints": [{"provider": "hashed"}],
                 },
+                "wide": {"dimensions": 1536, "endpoints": [{"provider": "hashed"}]},
                 "far": {"dimensions": WIDTH, "endpoints": [{"provider": "up"}]},
             },
         )

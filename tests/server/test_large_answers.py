@@ -3,6 +3,7 @@
 import base64
 import gc
 import json
+import math
 import os
 import platform
 import re
@@ -38,7 +39,7 @@ from embedroute.backends._openai_response import read as read_rows
 from embedroute.backends.openai import OpenAI
 from embedroute.errors import InvalidUpstreamResponse
 from embedroute.protocol import DIALECTS
-from embedroute.runtime import LARGE, ROWS, run_cooperatively, run_in_worker
+from embedroute.runtime import LARGE, ROWS, run_cooperatively, run_in_worker, tasks
 from embedroute.server import HTTPExchange
 from embedroute.trace import RequestTrace
 from tests.fault_upstream import vectors_of
@@ -150,10 +151,11 @@ async def test_sending_many_pieces_to_a_fast_client_yields_to_other_tasks():
         inbound = HTTPExchange(
             {"type": "http", "method": "POST", "headers": []}, anyio.sleep_forever, send
         )
-        await inbound.send_pieces(200, [b"piece"] * 20)
+        async with tasks.watch(math.inf, TimeoutError) as watching:
+            await inbound.send_pieces(100, iter([b"piece"] * 20), watching, in_turn=True)
         group.cancel_scope.cancel()
 
-    assert [0, *[5] * 20] == [size for _, size in sent_in]
+    assert [0, *[5] * 20, 0] == [size for _, size in sent_in]
     assert 10 <= len({at for at, _ in sent_in})
 
 
@@ -574,7 +576,7 @@ import atexit, sys
 from embedroute.cli import main
 {FAULTS}
 atexit.register(report)
-sys.exit(main(["serve", "--port", "0"]))
+sys.exit(main())
 """
 SERVED_CONFIG = '[gateway]\nauth = "open"\n[providers.hashed]\n'
 PAGES = 2048
@@ -623,7 +625,7 @@ def test_serve_keeps_the_memory_of_large_responses(tmp_path):
     (tmp_path / "embedroute.toml").write_text(SERVED_CONFIG)
     errors = tmp_path / "errors"
 
-    with serving([sys.executable, "-c", SERVED], tmp_path, errors=errors):
+    with serving([sys.executable, "-c", SERVED, "serve", "--port", "0"], tmp_path, errors=errors):
         pass
 
     assert faults_in(errors.read_text()) < PAGES

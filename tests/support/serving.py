@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -75,6 +75,7 @@ class Serving:
         root_path: str = "",
         environ: Mapping[str, str] | None = None,
         debug: bool = True,
+        options: Sequence[str] = (),
     ):
         self.server = server
         self.port, self.said, self.code = 0, "", None
@@ -87,6 +88,7 @@ class Serving:
             *SERVERS[server],
             f"{app}:app",
             *(["--root-path", root_path] if root_path else []),
+            *options,
         ]
 
     @property

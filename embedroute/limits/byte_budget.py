@@ -1,37 +1,48 @@
-"""Limits the bytes of request bodies in flight, in total and per caller."""
+"""Limits the bytes of request bodies, and of responses, in flight: in total and per caller."""
 
 from typing import Final, Self
 
 from embedroute.config import Config, Settings, UnknownFields
 from embedroute.errors import Overloaded
 
-CALLERS: Final = 4
-"""Number of callers that can use their full share at the same time."""
+BODY_SHARES: Final = 4
+"""Number of callers that can use their full share for request bodies at the same time."""
+RESPONSE_SHARES: Final = 2
+"""The same for responses. A caller may have half, because twenty large ones at once are usual."""
 MOST_ACCOUNTS: Final = 1024
 """Number of accounts to keep; above it, accounts without bytes in flight are dropped."""
 
 
-class BodyBudget:
-    """The bytes of request bodies in flight in one gateway, in total and per caller.
+class ByteBudget:
+    """The bytes of bodies in flight in one gateway, in total and per caller.
 
-    A body is counted from before it is read until its response is sent, because the objects decoded
-    from it live as long. Callers are identified by name.
+    A request body is counted from before it is read until its response is sent, because the objects
+    decoded from it live as long. A response is counted while it is sent, in the form in which it is
+    held. Callers are identified by name.
     """
 
-    def __init__(self, most: int, largest: int) -> None:
-        """Allow ``most`` bytes in total.
+    def __init__(self, most: int, most_each: int, bodies: str) -> None:
+        """Allow ``most`` bytes in total, and ``most_each`` for each caller.
 
-        Each caller may use a quarter of that, or one body of ``largest`` bytes if that is more.
+        More is allowed for a body that is the only one. Messages call them ``bodies``.
         """
         self._most = most
-        self._most_each = max(most // CALLERS, largest)
+        self._most_each = most_each
+        self._bodies = bodies
         self.total = 0
         self._accounts: dict[str, Account] = {}
 
     @classmethod
-    def of(cls, settings: Settings) -> Self:
-        """Make the budget that the ``[gateway]`` table configures."""
-        return cls(settings.max_body_bytes_in_flight, settings.max_body_bytes)
+    def for_requests(cls, settings: Settings) -> Self:
+        """Make the budget for request bodies that the ``[gateway]`` table configures."""
+        most = settings.max_body_bytes_in_flight
+        return cls(most, max(most // BODY_SHARES, settings.max_body_bytes), "request bodies")
+
+    @classmethod
+    def for_responses(cls, settings: Settings) -> Self:
+        """Make the budget for responses that the ``[gateway]`` table configures."""
+        most = settings.max_response_bytes_in_flight
+        return cls(most, most // RESPONSE_SHARES, "responses that clients have not read")
 
     # Event loops in several threads may share one gateway. CPython switches threads only at calls
     # and jumps, so the additions below are not interrupted. A lock would double the cost.
@@ -48,7 +59,7 @@ class BodyBudget:
         account.in_flight += size
         self.total += size
         if account.in_flight > self._most_each or self.total > self._most:
-            raise self._reject(account, size)
+            self._check(account, size)
         return account
 
     def release(self, account: "Account", size: int) -> None:
@@ -56,16 +67,19 @@ class BodyBudget:
         account.in_flight -= size
         self.total -= size
 
-    def _reject(self, account: "Account", size: int) -> Overloaded:
-        caller_is_over = account.in_flight > self._most_each
+    def _check(self, account: "Account", size: int) -> None:
+        """Refuse ``size`` bytes above a limit, unless nothing else is in flight."""
+        caller_is_over = account.in_flight > max(self._most_each, size)
+        if not caller_is_over and self.total <= max(self._most, size):
+            return
         self.release(account, size)
         if caller_is_over:
-            return Overloaded(
-                f"This caller has more than {self._most_each} bytes of request bodies in flight; "
+            raise Overloaded(
+                f"This caller has more than {self._most_each} bytes of {self._bodies} in flight; "
                 "wait for responses, or send fewer requests in parallel."
             )
-        return Overloaded(
-            "The gateway has too many bytes of request bodies in flight; try again shortly."
+        raise Overloaded(
+            f"The gateway has too many bytes of {self._bodies} in flight; try again shortly."
         )
 
     def _open_account(self, caller: str) -> "Account":
