@@ -13,6 +13,7 @@ from typing import Final, Protocol, Self, TypeVar, cast
 
 import anyio
 from anyio import CapacityLimiter
+from anyio.lowlevel import current_token
 
 T = TypeVar("T")
 
@@ -38,6 +39,26 @@ def asyncio_loop() -> asyncio.AbstractEventLoop | None:
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
+
+
+class _TrioToken(Protocol):
+    """The part of ``trio.lowlevel.TrioToken`` that is used here."""
+
+    def run_sync_soon(self, call: Callable[..., object], /, *arguments: object) -> object:
+        """Call ``call`` in the event loop, from any thread."""
+        ...
+
+
+def get_call_soon_threadsafe() -> Callable[..., object]:
+    """Return a function that schedules a call on the running event loop from any thread.
+
+    It takes the function to call and its arguments, and raises ``RuntimeError`` if the loop has
+    ended.
+    """
+    loop = asyncio_loop()
+    if loop is not None:
+        return loop.call_soon_threadsafe
+    return cast("_TrioToken", current_token().native_token).run_sync_soon
 
 
 def fail_after(seconds: float) -> AbstractContextManager[object]:

@@ -39,6 +39,7 @@ from embedroute.transport.proxy import (
     parse_status,
     through,
 )
+from embedroute.transport.resolver import Resolver
 from embedroute.transport.url import basic_credentials, bracketed
 
 
@@ -54,10 +55,16 @@ class Httpx2Transport:
     name = "httpx2"
 
     def __init__(
-        self, client: httpx2.AsyncClient | None = None, connect: TransportConfig = DEFAULT_CONFIG
+        self,
+        client: httpx2.AsyncClient | None = None,
+        connect: TransportConfig = DEFAULT_CONFIG,
+        resolver: Resolver | None = None,
     ) -> None:
-        """Use ``client``, which the host must close, or create own connections from ``connect``."""
-        self._connections = Connections(connect) if client is None else HostClient(client)
+        """Use ``client``, which the host must close, or create own connections from ``connect``.
+
+        ``resolver`` replaces the one that ``connect`` describes. A client resolves names itself.
+        """
+        self._connections = Connections(connect, resolver) if client is None else HostClient(client)
         self._proxy = parse_proxy(connect.proxy) if client is None else None
 
     async def send(
@@ -105,10 +112,11 @@ class Httpx2Transport:
         httpx2_request = _build(self._connections, request, timeout)
         async with self._connections.slot(httpx2_request.url, limits, timeout):
             with anyio.fail_after(deadline - anyio.current_time()):
-                return await self._receive(httpx2_request, limits.largest)
+                return await self._receive(httpx2_request, limits)
 
-    async def _receive(self, request: httpx2.Request, largest: int) -> UpstreamResponse:
-        async with self._connections.exchange(request) as response:
+    async def _receive(self, request: httpx2.Request, limits: ExchangeLimits) -> UpstreamResponse:
+        largest = limits.largest
+        async with self._connections.exchange(request, limits) as response:
             status = response.status_code
             if status == PROXY_AUTHENTICATION_REQUIRED and self._is_proxied(request.url):
                 raise self._proxy_error(request.url, status)
@@ -157,8 +165,11 @@ class HostClient:
         yield
 
     @asynccontextmanager
-    async def exchange(self, request: httpx2.Request) -> AsyncGenerator[httpx2.Response]:
+    async def exchange(
+        self, request: httpx2.Request, limits: ExchangeLimits
+    ) -> AsyncGenerator[httpx2.Response]:
         """Send ``request``. Read the response inside the ``async with``."""
+        del limits
         response = await self._client.send(request, stream=True, follow_redirects=False)
         try:
             yield response

@@ -9,11 +9,15 @@ HTTP/2 requests do not share a connection. httpx2 does not reset a cancelled str
 its flow control window, and fails all streams of a connection if one times out. With one exchange
 at a time none of that affects another request, and closing the connection also ends a cancelled
 request at the upstream.
+
+httpx2 would resolve names in the default threads of the event loop. So requests are sent to the
+address of the host, with its name in the header ``host`` and in ``sni_hostname``, the documented
+extension that names the host for TLS. The addresses of a name are tried one after another.
 """
 
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import Any, Final
@@ -22,25 +26,36 @@ import anyio
 import httpx2
 import msgspec
 
+from embedroute.errors import ConnectError
 from embedroute.transport.base import (
     DEFAULT_HEADERS,
     ExchangeLimits,
     TransportConfig,
     connections_in_use,
 )
+from embedroute.transport.resolver import Address, Resolver, interleave
 from embedroute.transport.tls import create_ssl_context
 
 KEPT_FOR = 30.0
 """Seconds for which an idle HTTP/2 connection is kept."""
+FIRST_ATTEMPT: Final = 1.0
+"""Seconds after which the next address of a name is tried."""
 
 Origin = tuple[str, str, int | None]
 _IN_EXCHANGE: Final = ContextVar("embedroute_httpx2_exchange", default=False)
 
 
+class OpenConnection(msgspec.Struct, frozen=True, gc=False):
+    """A connection in an exchange. ``address`` is None if the proxy resolves the name."""
+
+    transport: httpx2.AsyncHTTPTransport
+    address: Address | None
+
+
 class IdleConnection(msgspec.Struct, frozen=True, gc=False):
     """An HTTP/2 connection between two exchanges; ``since`` is the end of the last one."""
 
-    transport: httpx2.AsyncHTTPTransport
+    connection: OpenConnection
     network_stream: Any
     since: float
 
@@ -60,9 +75,11 @@ class Connections:
     headers: Mapping[str, str] = {**DEFAULT_HEADERS, "connection": "close"}
     make_request = httpx2.Request
 
-    def __init__(self, connect: TransportConfig) -> None:
+    def __init__(self, connect: TransportConfig, resolver: Resolver | None = None) -> None:
         """Load the trusted certificates. No connection is made yet."""
         self._connect = connect
+        self._resolver = resolver or Resolver(ttl=connect.dns_ttl)
+        self._preferred: dict[Origin, Address] = {}
         self._context = create_ssl_context(connect)
         self._idle: dict[Origin, list[IdleConnection]] = {}
         self._slots: dict[tuple[Origin, int], anyio.Semaphore] = {}
@@ -95,14 +112,19 @@ class Connections:
             slots.release()
 
     @asynccontextmanager
-    async def exchange(self, request: httpx2.Request) -> AsyncGenerator[httpx2.Response]:
+    async def exchange(
+        self, request: httpx2.Request, limits: ExchangeLimits
+    ) -> AsyncGenerator[httpx2.Response]:
         """Send ``request``. The response must be read completely inside the ``async with``."""
         origin = _origin_of(request.url)
         keep = False
-        transport = await self._take(origin) or self._create_transport()
+        connection = await self._take(origin)
         token = _IN_EXCHANGE.set(True)
         try:
-            response = await transport.handle_async_request(request)
+            if connection is None:
+                connection, response = await self._open(request, origin, limits.dns_timeout)
+            else:
+                response = await _send(connection, request)
             try:
                 yield response
             finally:
@@ -110,35 +132,88 @@ class Connections:
             keep = response.http_version == "HTTP/2"
         finally:
             _IN_EXCHANGE.reset(token)
-            if not keep:
-                await _close(transport)
-        if keep:
-            await self._keep(origin, transport, response.extensions["network_stream"])
+            if connection is not None and not keep:
+                await _close(connection)
+        if connection is not None and keep:
+            await self._keep(origin, connection, response.extensions["network_stream"])
 
-    async def _take(self, origin: Origin) -> httpx2.AsyncHTTPTransport | None:
+    async def _open(
+        self, request: httpx2.Request, origin: Origin, dns_timeout: float
+    ) -> tuple[OpenConnection, httpx2.Response]:
+        """Send ``request`` on a new connection, to the first address that accepts one."""
+        connect = request.extensions["timeout"]["connect"]
+        deadline = time.monotonic() + connect
+        addresses = await self._resolve(request.url, origin, dns_timeout, connect)
+        for address in addresses:
+            connection = OpenConnection(self._create_transport(), address)
+            is_last = address is addresses[-1]
+            remaining = max(deadline - time.monotonic(), 0.0)
+            try:
+                response = await _send(
+                    connection, request, remaining if is_last else min(remaining, FIRST_ATTEMPT)
+                )
+            except (httpx2.ConnectError, httpx2.ConnectTimeout):
+                await _close(connection)
+                if is_last:  # the host may have other addresses by now
+                    self._resolver.expire(request.url.host, _port_of(request.url))
+                    raise
+            except BaseException:
+                await _close(connection)
+                raise
+            else:
+                if address is not None:
+                    self._preferred[origin] = address
+                return connection, response
+        raise AssertionError("unreachable")
+
+    async def _resolve(
+        self, url: httpx2.URL, origin: Origin, dns_timeout: float, connect: float
+    ) -> Sequence[Address | None]:
+        """Return the addresses to try, the one that worked last first.
+
+        Raises:
+            ConnectError: the lookup failed, or takes too long.
+        """
+        if self._proxy is not None:
+            return [None]
+        try:
+            with anyio.fail_after(connect):
+                found = await self._resolver.resolve(url.host, _port_of(url), dns_timeout)
+        except TimeoutError:
+            raise ConnectError(
+                f"The DNS lookup of the upstream's host name timed out after {connect:.1f} s."
+            ) from None
+        except (OSError, UnicodeError) as error:
+            raise ConnectError(
+                f"Cannot connect to the upstream ({type(error).__name__})."
+            ) from None
+        preferred = self._preferred.get(origin)
+        return sorted(interleave(found), key=lambda address: address != preferred)
+
+    async def _take(self, origin: Origin) -> OpenConnection | None:
         idle = self._idle.get(origin)
         while idle:
             connection = idle.pop()
             if connection.is_usable(time.monotonic()):
-                return connection.transport
-            await _close(connection.transport)
+                return connection.connection
+            await _close(connection.connection)
         return None
 
     async def _keep(
         self,
         origin: Origin,
-        transport: httpx2.AsyncHTTPTransport,
+        connection: OpenConnection,
         network_stream: object,
     ) -> None:
         now = time.monotonic()
-        connection = IdleConnection(transport, network_stream, now)
-        self._idle.setdefault(origin, []).append(connection)
+        idle_connection = IdleConnection(connection, network_stream, now)
+        self._idle.setdefault(origin, []).append(idle_connection)
         expired: list[IdleConnection] = []
         for idle in self._idle.values():
             while idle and idle[0].has_expired(now):
                 expired.append(idle.pop(0))
-        for connection in expired:
-            await _close(connection.transport)
+        for each in expired:
+            await _close(each.connection)
 
     def _create_transport(self) -> httpx2.AsyncHTTPTransport:
         return httpx2.AsyncHTTPTransport(
@@ -153,12 +228,16 @@ class Connections:
         """Close the idle connections. Exchanges under way close their own."""
         connections = [connection for idle in self._idle.values() for connection in idle]
         self._idle.clear()
-        for connection in connections:
-            await _close(connection.transport)
+        for each in connections:
+            await _close(each.connection)
 
 
 def _origin_of(url: httpx2.URL) -> Origin:
     return (url.scheme, url.host, url.port)
+
+
+def _port_of(url: httpx2.URL) -> int:
+    return url.port or (443 if url.scheme == "https" else 80)
 
 
 def _make_proxy(connect: TransportConfig) -> httpx2.Proxy | None:
@@ -171,9 +250,27 @@ def _make_proxy(connect: TransportConfig) -> httpx2.Proxy | None:
     return httpx2.Proxy(url, ssl_context=context)
 
 
-async def _close(transport: httpx2.AsyncHTTPTransport) -> None:
+async def _send(
+    connection: OpenConnection, request: httpx2.Request, connect: float | None = None
+) -> httpx2.Response:
+    """Send ``request`` to the address of ``connection``; ``connect`` replaces its own timeout."""
+    extensions = dict(request.extensions)
+    url = request.url
+    if connect is not None:
+        extensions["timeout"] = {**extensions["timeout"], "connect": connect}
+    if connection.address is not None:
+        host, port = connection.address[4][:2]
+        extensions["sni_hostname"] = url.host
+        url = url.copy_with(host=str(host), port=int(port))
+    addressed = httpx2.Request(
+        request.method, url, headers=request.headers, stream=request.stream, extensions=extensions
+    )
+    return await connection.transport.handle_async_request(addressed)
+
+
+async def _close(connection: OpenConnection) -> None:
     with anyio.CancelScope(shield=True):
-        await transport.aclose()
+        await connection.transport.aclose()
 
 
 def _is_foreign_record(_record: logging.LogRecord) -> bool:

@@ -1,15 +1,16 @@
 """Opens the connections of the HTTP/1.1 transport: addresses of a name, proxies and TLS.
 
-Each new connection resolves the name of its host again, so that a change in DNS takes effect. If a
-name has several addresses, they are tried as RFC 8305 (Happy Eyeballs) describes: address families
-alternate, and the next attempt starts when one fails or after 250 ms.
+Each new connection resolves the name of its host (``resolver.py``), so that a change in DNS takes
+effect. If a name has several addresses, they are tried as RFC 8305 (Happy Eyeballs) describes:
+address families alternate, and the next attempt starts when one fails or after 250 ms.
 """
 
 import asyncio
+import math
 import re
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from importlib import import_module
 from typing import Final
 
@@ -18,16 +19,12 @@ from embedroute.transport.base import CONNECT_TIMEOUT, LARGEST_HEAD, TransportCo
 from embedroute.transport.http1.connection import Connection
 from embedroute.transport.http1.request import Origin, write_connect
 from embedroute.transport.proxy import Proxy, parse_proxy, through
+from embedroute.transport.resolver import Resolver
 from embedroute.transport.tls import create_ssl_context
 from embedroute.transport.url import bracketed
 
 ATTEMPT_DELAY: Final = 0.25
 """Seconds after which the next address of a name is tried (RFC 8305, section 5)."""
-
-Address = tuple[int, int, int, str, tuple[str | int | bytes, ...]]
-"""Family, type, protocol, canonical name and socket address, as of ``socket.getaddrinfo``."""
-Resolve = Callable[[str, int], Awaitable[Sequence[Address]]]
-"""Returns the addresses of a host and port, the preferred one first; raises ``OSError``."""
 
 # Imported by its name, because its type annotations are incomplete.
 _start_connection: Callable[..., Awaitable[socket.socket]] = import_module(
@@ -35,16 +32,6 @@ _start_connection: Callable[..., Awaitable[socket.socket]] = import_module(
 ).start_connection
 
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] ([1-5][0-9]{2})[ \r]")
-
-
-async def resolve(host: str, port: int) -> Sequence[Address]:
-    """Return the addresses of a host. Only a name needs the system's resolver and a thread."""
-    tcp = (socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        return socket.getaddrinfo(host, port, 0, *tcp, socket.AI_NUMERICHOST)
-    except socket.gaierror:
-        loop = asyncio.get_running_loop()
-        return await loop.getaddrinfo(host, port, type=tcp[0], proto=tcp[1])
 
 
 class Tunnel(asyncio.Protocol):
@@ -86,15 +73,23 @@ class Tunnel(asyncio.Protocol):
 class Connector:
     """Opens connections to origins, directly or through the proxy of the config."""
 
-    def __init__(self, config: TransportConfig, resolve: Resolve = resolve) -> None:
+    def __init__(self, config: TransportConfig, resolver: Resolver | None = None) -> None:
         """Store the settings. The first TLS connection loads the trusted certificates."""
         self.proxy = parse_proxy(config.proxy)
         self._config = config
-        self._resolve = resolve
+        self._resolver = resolver or Resolver(ttl=config.dns_ttl)
         self._context: ssl.SSLContext | None = None
 
-    async def open(self, origin: Origin, connection: Connection, seconds: float) -> None:
+    async def open(
+        self,
+        origin: Origin,
+        connection: Connection,
+        seconds: float,
+        dns_timeout: float = math.inf,
+    ) -> None:
         """Connect ``connection`` to ``origin`` within ``seconds``, at most ``CONNECT_TIMEOUT``.
+
+        ``dns_timeout`` is a field of ``ExchangeLimits``.
 
         Raises:
             ConnectError: the host or the proxy cannot be reached, or its certificate is invalid.
@@ -103,7 +98,7 @@ class Connector:
         route = through(self.proxy)
         try:
             async with asyncio.timeout(limit):
-                await self._open(origin, connection)
+                await self._open(origin, connection, dns_timeout)
         except TimeoutError:
             raise ConnectError(
                 f"Cannot connect to the upstream{route} within {limit:.1f} s."
@@ -113,23 +108,25 @@ class Connector:
                 f"Cannot connect to the upstream{route} ({type(error).__name__})."
             ) from None
 
-    async def _open(self, origin: Origin, connection: Connection) -> None:
+    async def _open(self, origin: Origin, connection: Connection, dns_timeout: float) -> None:
         host, port, tls = origin
         if self.proxy is None:
-            await self._dial(host, port, connection, tls=tls)
+            await self._dial(host, port, connection, dns_timeout, tls=tls)
         elif tls:
-            await self._open_tunnel(self.proxy, host, port, connection)
+            await self._open_tunnel(self.proxy, host, port, connection, dns_timeout)
         else:
-            await self._dial_proxy(self.proxy, connection)
+            await self._dial_proxy(self.proxy, connection, dns_timeout)
 
     async def _dial(
-        self, host: str, port: int, protocol: asyncio.Protocol, *, tls: bool
+        self, host: str, port: int, protocol: asyncio.Protocol, dns_timeout: float, *, tls: bool
     ) -> asyncio.Transport:
         context = self._get_ssl_context() if tls else None
-        addresses = await self._resolve(host, port)
-        if not addresses:
-            raise OSError("the name has no address")
-        connected = await _start_connection(addresses, happy_eyeballs_delay=ATTEMPT_DELAY)
+        addresses = await self._resolver.resolve(host, port, dns_timeout)
+        try:
+            connected = await _start_connection(addresses, happy_eyeballs_delay=ATTEMPT_DELAY)
+        except BaseException:
+            self._resolver.expire(host, port)  # the host may have other addresses by now
+            raise
         transport, _ = await asyncio.get_running_loop().create_connection(
             lambda: protocol,
             sock=connected,
@@ -138,17 +135,19 @@ class Connector:
         )
         return transport
 
-    async def _dial_proxy(self, proxy: Proxy, protocol: asyncio.Protocol) -> asyncio.Transport:
+    async def _dial_proxy(
+        self, proxy: Proxy, protocol: asyncio.Protocol, dns_timeout: float
+    ) -> asyncio.Transport:
         try:
-            return await self._dial(proxy.host, proxy.port, protocol, tls=proxy.tls)
+            return await self._dial(proxy.host, proxy.port, protocol, dns_timeout, tls=proxy.tls)
         except (OSError, UnicodeError, ValueError, RuntimeError) as error:
             raise proxy.unreachable(f"({type(error).__name__})") from None
 
     async def _open_tunnel(
-        self, proxy: Proxy, host: str, port: int, connection: Connection
+        self, proxy: Proxy, host: str, port: int, connection: Connection, dns_timeout: float
     ) -> None:
         tunnel = Tunnel(asyncio.get_running_loop())
-        transport = await self._dial_proxy(proxy, tunnel)
+        transport = await self._dial_proxy(proxy, tunnel, dns_timeout)
         try:
             transport.write(write_connect(f"{bracketed(host)}:{port}", proxy).content)
             encrypted = await self._encrypt(proxy, host, port, tunnel, transport)

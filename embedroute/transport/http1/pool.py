@@ -29,10 +29,11 @@ from embedroute.transport.base import (
     TransportConfig,
     connections_in_use,
 )
-from embedroute.transport.http1.connect import Connector, Resolve, resolve
+from embedroute.transport.http1.connect import Connector
 from embedroute.transport.http1.connection import Connection, StaleError
 from embedroute.transport.http1.request import Origin, Target, closing, parse_target, write_head
 from embedroute.transport.proxy import PROXY_AUTHENTICATION_REQUIRED, Proxy
+from embedroute.transport.resolver import Resolver
 
 log = logging.getLogger("embedroute.http")
 
@@ -241,15 +242,15 @@ class Http1Transport:
         connect: TransportConfig = DEFAULT_CONFIG,
         kept_for: float = KEPT_FOR,
         max_age: float = MAX_AGE,
-        resolve: Resolve = resolve,
+        resolver: Resolver | None = None,
     ) -> None:
         """Keep idle connections for ``kept_for`` seconds, and no connection for ``max_age``.
 
-        ``resolve`` returns the addresses of a host.
+        ``resolver`` replaces the one that ``connect`` describes.
         """
         self._kept_for = kept_for
         self._max_age = max_age
-        self._connector = Connector(connect, resolve)
+        self._connector = Connector(connect, resolver)
         self._heads: dict[tuple[str, str], _CachedHead] = {}
         self._pools: dict[Origin, Pool] = {}
         self._sweeper: asyncio.TimerHandle | None = None
@@ -326,7 +327,7 @@ class Http1Transport:
     ) -> Connection:
         pool.make_room(limits.max_connections)
         connection = Connection(loop, pool.catch)
-        await self._connector.open(pool.origin, connection, seconds)
+        await self._connector.open(pool.origin, connection, seconds, limits.dns_timeout)
         pool.open.add(connection)
         return connection
 
