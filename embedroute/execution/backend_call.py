@@ -28,6 +28,7 @@ from embedroute.backend import (
 from embedroute.errors import (
     EmbedrouteError,
     InvalidUpstreamResponse,
+    ResourcesExhausted,
     UpstreamError,
     UpstreamTimeout,
     UpstreamUnavailable,
@@ -35,6 +36,7 @@ from embedroute.errors import (
 from embedroute.execution.debug_capture import KEPT_AT_ONCE
 from embedroute.execution.local_models import LocalModels
 from embedroute.execution.own_fields import omit_fields
+from embedroute.exhaustion import ExhaustionLog, find_exhaustion, late_loop
 from embedroute.routing import BoundedMap
 from embedroute.runtime import LARGE, fairness, tasks
 from embedroute.transport import DEFAULT_LIMITS, LARGEST_REPLY, ExchangeLimits, Transport
@@ -56,6 +58,7 @@ class CallResources(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     transport: Transport
     local: LocalModels
+    exhaustion_log: ExhaustionLog = msgspec.field(default_factory=ExhaustionLog)
 
 
 async def call_backend(
@@ -106,21 +109,28 @@ async def call_backend(
         else:
             answer = await _run_without_http(backend, batch, resources, timeout)
     except EmbedrouteError as error:
-        if not isinstance(error, UpstreamError):
-            raise
-        raise refine_with_inputs(error, batch.inputs) from error.__cause__
+        if isinstance(error, UpstreamError):
+            raise refine_with_inputs(error, batch.inputs) from error.__cause__
+        raise _record(error, resources) from error.__cause__
     except BaseException as error:
         if _must_propagate(error):
             raise
         if cancelled := tasks.cancellation(error):
             raise cancelled from None
         # SystemExit or a stray CancelledError from a backend must not end the host's task.
-        raise _backend_error(backend, error) from error
+        raise _record(_backend_error(backend, error), resources) from error
     if count * (batch.width or 0) * 4 < LARGE:
         return validate_vectors(answer, batch, width=width, matryoshka=matryoshka, source=source)
     return await fairness.run_in_worker(
         partial(validate_vectors, answer, batch, width=width, matryoshka=matryoshka, source=source)
     )
+
+
+def _record(error: EmbedrouteError, resources: CallResources) -> EmbedrouteError:
+    """Log an error of this process, and return any error."""
+    if isinstance(error, ResourcesExhausted):
+        resources.exhaustion_log.record(error)
+    return error
 
 
 def _must_propagate(error: BaseException) -> bool:
@@ -131,10 +141,13 @@ def _must_propagate(error: BaseException) -> bool:
 async def _run_without_http(
     backend: LocalBackend | Backend, batch: Batch, resources: CallResources, timeout: float
 ) -> Vectors:
+    time_limit = tasks.fail_after(timeout)
     try:
-        with tasks.fail_after(timeout):
+        with time_limit:
             return await _run_backend(backend, batch, resources)
     except TimeoutError:
+        if time_limit.lag:
+            raise late_loop(time_limit.lag) from None
         raise UpstreamTimeout(f"The backend did not answer within {timeout:.1f} s.") from None
 
 
@@ -150,6 +163,8 @@ async def _run_backend(
 
 
 def _backend_error(backend: BackendBase, error: BaseException) -> EmbedrouteError:
+    if exhausted := find_exhaustion(error):
+        return exhausted
     kind = UpstreamTimeout if isinstance(error, TimeoutError) else UpstreamUnavailable
     return kind(f"The backend {type(backend).__name__} failed ({type(error).__name__}).")
 

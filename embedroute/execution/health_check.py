@@ -7,7 +7,13 @@ import anyio
 import msgspec
 
 from embedroute.backend import Batch, Vectors
-from embedroute.errors import EmbedrouteError, RateLimited, Rejected, UpstreamTimeout
+from embedroute.errors import (
+    EmbedrouteError,
+    Overloaded,
+    RateLimited,
+    Rejected,
+    UpstreamTimeout,
+)
 from embedroute.execution.context import DispatchContext, for_client, make_batch
 from embedroute.inputs import Kind
 from embedroute.routing import EndpointHealth, HealthRegistry, ResolvedEndpoint, State
@@ -173,14 +179,17 @@ class HealthChecker:
         *,
         counts: bool,
     ) -> None:
-        """Record the result in the health. A rate limit and a short timeout tell nothing."""
+        """Record the result in the health.
+
+        A rate limit, a short timeout and exhausted resources of this process tell nothing.
+        """
         now = self._clock()
         is_short = isinstance(failure, UpstreamTimeout) and not health.usually_answers_within(
             timeout, now
         )
         if failure is None:
             health.clear(now)
-        elif isinstance(failure, RateLimited) or is_short:
+        elif isinstance(failure, RateLimited | Overloaded) or is_short:
             health.withdraw()
         elif counts:
             health.confirm(now)

@@ -18,7 +18,15 @@ from embedroute.backend import (
     forget_frames,
     to_wire_value,
 )
-from embedroute.errors import ConnectError, UpstreamError, UpstreamTimeout, UpstreamUnavailable
+from embedroute.errors import (
+    ConnectError,
+    EmbedrouteError,
+    UpstreamError,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+from embedroute.exhaustion import find_exhaustion, late_loop
+from embedroute.runtime import tasks
 from embedroute.transport.base import (
     CONNECT_TIMEOUT,
     DEFAULT_CONFIG,
@@ -74,23 +82,25 @@ class Httpx2Transport:
         limits: ExchangeLimits = DEFAULT_LIMITS,
     ) -> UpstreamResponse:
         """Send ``request`` and return its response, within ``timeout`` seconds and ``limits``."""
-        failure: UpstreamError
+        failure: EmbedrouteError
         outside = sys.exception()
         try:
             return await self._exchange(request, timeout, limits)
-        except UpstreamError as error:
+        except EmbedrouteError as error:
             failure = error.with_traceback(None)
         except (TimeoutError, httpx2.ReadTimeout, httpx2.WriteTimeout, httpx2.PoolTimeout):
             failure = UpstreamTimeout(f"The upstream did not respond within {timeout:.1f} s.")
         except httpx2.ProxyError as error:
             failure = self._proxy_error(httpx2.URL(request.url), parse_status(str(error)))
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.UnsupportedProtocol) as error:
-            failure = ConnectError(
+            failure = find_exhaustion(error, with_context=True, outside=outside) or ConnectError(
                 f"Cannot connect to the upstream{through(self._proxy)} ({type(error).__name__})."
             )
         except Exception as error:  # noqa: BLE001 - h2 and host clients raise their own errors
             name = type(error).__name__
-            failure = UpstreamUnavailable(f"The connection to the upstream failed ({name}).")
+            failure = find_exhaustion(
+                error, with_context=True, outside=outside
+            ) or UpstreamUnavailable(f"The connection to the upstream failed ({name}).")
         except BaseException as error:
             # The exchange was cancelled. The frames of httpx2 contain the headers.
             forget_frames(error, outside)
@@ -111,8 +121,14 @@ class Httpx2Transport:
         deadline = anyio.current_time() + timeout
         httpx2_request = _build(self._connections, request, timeout)
         async with self._connections.slot(httpx2_request.url, limits, timeout):
-            with anyio.fail_after(deadline - anyio.current_time()):
-                return await self._receive(httpx2_request, limits)
+            try:
+                with anyio.fail_after(deadline - anyio.current_time()):
+                    return await self._receive(httpx2_request, limits)
+            except TimeoutError:
+                lag = tasks.significant_lag(anyio.current_time() - deadline, timeout)
+                if lag:
+                    raise late_loop(lag) from None
+                raise
 
     async def _receive(self, request: httpx2.Request, limits: ExchangeLimits) -> UpstreamResponse:
         largest = limits.largest

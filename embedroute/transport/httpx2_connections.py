@@ -27,6 +27,8 @@ import httpx2
 import msgspec
 
 from embedroute.errors import ConnectError
+from embedroute.exhaustion import find_exhaustion, late_loop
+from embedroute.runtime import tasks
 from embedroute.transport.base import (
     DEFAULT_HEADERS,
     ExchangeLimits,
@@ -147,16 +149,17 @@ class Connections:
         for address in addresses:
             connection = OpenConnection(self._create_transport(), address)
             is_last = address is addresses[-1]
-            remaining = max(deadline - time.monotonic(), 0.0)
+            began = time.monotonic()
+            seconds = max(deadline - began, 0.0)
+            if not is_last:
+                seconds = min(seconds, FIRST_ATTEMPT)
             try:
-                response = await _send(
-                    connection, request, remaining if is_last else min(remaining, FIRST_ATTEMPT)
-                )
-            except (httpx2.ConnectError, httpx2.ConnectTimeout):
+                response = await _send(connection, request, seconds)
+            except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
                 await _close(connection)
                 if is_last:  # the host may have other addresses by now
                     self._resolver.expire(request.url.host, _port_of(request.url))
-                    raise
+                    raise _blame_late_loop(error, began, seconds, request.url) from error.__cause__
             except BaseException:
                 await _close(connection)
                 raise
@@ -176,15 +179,18 @@ class Connections:
         """
         if self._proxy is not None:
             return [None]
+        time_limit = tasks.fail_after(connect)
         try:
-            with anyio.fail_after(connect):
+            with time_limit:
                 found = await self._resolver.resolve(url.host, _port_of(url), dns_timeout)
         except TimeoutError:
+            if time_limit.lag:
+                raise late_loop(time_limit.lag) from None
             raise ConnectError(
                 f"The DNS lookup of the upstream's host name timed out after {connect:.1f} s."
             ) from None
-        except (OSError, UnicodeError) as error:
-            raise ConnectError(
+        except (OSError, UnicodeError, RuntimeError) as error:
+            raise find_exhaustion(error) or ConnectError(
                 f"Cannot connect to the upstream ({type(error).__name__})."
             ) from None
         preferred = self._preferred.get(origin)
@@ -234,6 +240,23 @@ class Connections:
 
 def _origin_of(url: httpx2.URL) -> Origin:
     return (url.scheme, url.host, url.port)
+
+
+def _blame_late_loop(
+    error: httpx2.ConnectError | httpx2.ConnectTimeout,
+    began: float,
+    seconds: float,
+    url: httpx2.URL,
+) -> Exception:
+    """Return ``error``, or the error of a late event loop if that is why connecting took too long.
+
+    httpx2 allows ``seconds`` for connecting, and as many for the TLS handshake.
+    """
+    if not isinstance(error, httpx2.ConnectTimeout):
+        return error
+    longest = 2 * seconds if url.scheme == "https" else seconds
+    lag = tasks.significant_lag(time.monotonic() - began - longest, seconds)
+    return late_loop(lag) if lag else error
 
 
 def _port_of(url: httpx2.URL) -> int:

@@ -15,6 +15,8 @@ from importlib import import_module
 from typing import Final
 
 from embedroute.errors import ConnectError
+from embedroute.exhaustion import find_exhaustion, late_loop
+from embedroute.runtime import tasks
 from embedroute.transport.base import CONNECT_TIMEOUT, LARGEST_HEAD, TransportConfig
 from embedroute.transport.http1.connection import Connection
 from embedroute.transport.http1.request import Origin, write_connect
@@ -93,18 +95,22 @@ class Connector:
 
         Raises:
             ConnectError: the host or the proxy cannot be reached, or its certificate is invalid.
+            ResourcesExhausted: this process has run out of a resource, or its event loop is late.
         """
         limit = min(seconds, CONNECT_TIMEOUT)
         route = through(self.proxy)
+        time_limit = tasks.fail_after(limit)
         try:
-            async with asyncio.timeout(limit):
+            with time_limit:
                 await self._open(origin, connection, dns_timeout)
         except TimeoutError:
+            if time_limit.lag:
+                raise late_loop(time_limit.lag) from None
             raise ConnectError(
                 f"Cannot connect to the upstream{route} within {limit:.1f} s."
             ) from None
         except (OSError, UnicodeError, ValueError, RuntimeError) as error:
-            raise ConnectError(
+            raise find_exhaustion(error) or ConnectError(
                 f"Cannot connect to the upstream{route} ({type(error).__name__})."
             ) from None
 
@@ -141,7 +147,7 @@ class Connector:
         try:
             return await self._dial(proxy.host, proxy.port, protocol, dns_timeout, tls=proxy.tls)
         except (OSError, UnicodeError, ValueError, RuntimeError) as error:
-            raise proxy.unreachable(f"({type(error).__name__})") from None
+            raise find_exhaustion(error) or proxy.unreachable(f"({type(error).__name__})") from None
 
     async def _open_tunnel(
         self, proxy: Proxy, host: str, port: int, connection: Connection, dns_timeout: float

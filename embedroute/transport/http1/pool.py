@@ -20,7 +20,7 @@ from types import MappingProxyType
 from typing import Final
 
 from embedroute.backend import Secret, SecretBytes, Source, UpstreamRequest, UpstreamResponse
-from embedroute.errors import UpstreamUnavailable
+from embedroute.errors import ResourcesExhausted, UpstreamUnavailable
 from embedroute.text import log_fields
 from embedroute.transport.base import (
     DEFAULT_CONFIG,
@@ -223,6 +223,10 @@ class _CachedHead:
         self.head = b""
         self.headers: Mapping[str, str | Secret] | None = None
 
+    def encode(self, headers: Mapping[str, str | Secret]) -> None:
+        self.head = write_head(self.target, headers)
+        self.headers = headers
+
 
 def _make_target(request: UpstreamRequest, proxy: Proxy | None) -> Target:
     try:
@@ -264,11 +268,10 @@ class Http1Transport:
         on a new connection.
         """
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
+        deadline = monotonic() + timeout
         cached = self._heads.get((request.method, request.url)) or self._add_head(request)
         if cached.headers is not request.headers or type(cached.headers) is not MappingProxyType:
-            cached.head = write_head(cached.target, request.headers)
-            cached.headers = request.headers
+            cached.encode(request.headers)
         pool = cached.pool
         head = SecretBytes(b"%bcontent-length: %d\r\n\r\n" % (cached.head, len(request.content)))
         if pool.in_use < limits.max_connections:
@@ -279,8 +282,9 @@ class Http1Transport:
             connection, source = pool.take(monotonic(), limits.rest)
             while True:
                 if connection is None:
-                    connection = await self._connect(loop, pool, limits, deadline - loop.time())
-                timer = loop.call_at(deadline, connection.expire, timeout)
+                    connection = await self._connect(loop, pool, limits, deadline - monotonic())
+                remaining = deadline - monotonic()
+                timer = loop.call_later(remaining, connection.expire, timeout, deadline)
                 try:
                     response = await connection.exchange(
                         closing(head) if pool.caught else head, request.content, limits, source
@@ -327,9 +331,26 @@ class Http1Transport:
     ) -> Connection:
         pool.make_room(limits.max_connections)
         connection = Connection(loop, pool.catch)
-        await self._connector.open(pool.origin, connection, seconds, limits.dns_timeout)
+        deadline = monotonic() + seconds
+        try:
+            await self._connector.open(pool.origin, connection, seconds, limits.dns_timeout)
+        except ResourcesExhausted:
+            if not await self._close_idle():
+                raise
+            seconds = deadline - monotonic()
+            await self._connector.open(pool.origin, connection, seconds, limits.dns_timeout)
         pool.open.add(connection)
         return connection
+
+    async def _close_idle(self) -> bool:
+        """Free the resources of all idle connections. Return whether there was one."""
+        closed = 0
+        for pool in self._pools.values():
+            while pool.idle:
+                pool.drop(pool.idle.pop())
+                closed += 1
+        await let_sockets_close()
+        return closed > 0
 
     def _refuse_proxy_response(self, origin: Origin) -> None:
         """Raise the error of a 407, unless it is the upstream's own response in a tunnel."""
@@ -360,6 +381,10 @@ class Http1Transport:
             self._sweeper.cancel()
         for pool in self._pools.values():
             pool.close()
-        # An asyncio transport closes its socket one iteration of the loop after abort().
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
+        await let_sockets_close()
+
+
+async def let_sockets_close() -> None:
+    """Wait until aborted connections are closed: one iteration of the loop after ``abort()``."""
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
