@@ -71,6 +71,8 @@ async def call_backend(
     provider: str = "",
     max_connections: int = DEFAULT_LIMITS.max_connections,
     *,
+    dns_timeout: float = DEFAULT_LIMITS.dns_timeout,
+    all_addresses: bool = False,
     large: bool = False,
     width: int | None = None,
     matryoshka: bool = False,
@@ -78,9 +80,10 @@ async def call_backend(
 ) -> Vectors:
     """Embed ``batch`` with ``backend`` within ``timeout`` seconds, and validate the result.
 
-    ``rest``, ``provider`` and ``max_connections`` are fields of ``ExchangeLimits``; ``width`` and
-    ``matryoshka`` are parameters of ``validate_vectors``. The body of a ``large`` call is encoded
-    in a worker thread. ``omitted`` are fields that the upstream rejects.
+    ``rest``, ``provider``, ``max_connections``, ``dns_timeout`` and ``all_addresses`` are fields of
+    ``ExchangeLimits``; ``width`` and ``matryoshka`` are parameters of ``validate_vectors``. The
+    body of a ``large`` call is encoded in a worker thread. ``omitted`` are fields that the upstream
+    rejects.
 
     Raises:
         UpstreamError: the call failed. This includes exceptions in the backend's own code.
@@ -96,7 +99,9 @@ async def call_backend(
             request = await _build_in_thread(backend, batch) if large else backend.build(batch)
             request = omit_fields(request, omitted) if omitted else request
             largest = largest_answer(count, batch.width, len(request.content))
-            limits = ExchangeLimits(largest, rest, provider, max_connections)
+            limits = ExchangeLimits(
+                largest, rest, provider, max_connections, dns_timeout, all_addresses
+            )
             send = resources.transport.send
             response = await (
                 send if on_capture is None else partial(_send_and_capture, send, on_capture)
@@ -117,7 +122,6 @@ async def call_backend(
             raise
         if cancelled := tasks.cancellation(error):
             raise cancelled from None
-        # SystemExit or a stray CancelledError from a backend must not end the host's task.
         raise _record(_backend_error(backend, error), resources) from error
     if count * (batch.width or 0) * 4 < LARGE:
         return validate_vectors(answer, batch, width=width, matryoshka=matryoshka, source=source)
@@ -134,6 +138,7 @@ def _record(error: EmbedrouteError, resources: CallResources) -> EmbedrouteError
 
 
 def _must_propagate(error: BaseException) -> bool:
+    """Return whether an error ends the task. SystemExit from a backend must not end the host's."""
     ends = isinstance(error, KeyboardInterrupt | GeneratorExit | anyio.get_cancelled_exc_class())
     return ends and not tasks.is_foreign_cancellation(error)
 

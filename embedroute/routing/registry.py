@@ -29,8 +29,9 @@ class ResolvedEndpoint(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
     ``prices`` are USD per million tokens (``prompt``, ``completion``) or per unit; empty when
     unknown. ``rest`` is how many seconds a connection must be idle before it is reused.
-    ``max_connections`` is the maximum number of connections to the provider's host. ``name`` is
-    ``provider:model``, for traces, logs and health.
+    ``max_connections`` is the maximum number of connections to the provider's host, or to each of
+    its addresses if ``all_addresses`` are used. ``name`` is ``provider:model``, for traces, logs
+    and health.
     """
 
     provider: str
@@ -49,6 +50,7 @@ class ResolvedEndpoint(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     micro_batch_ms: float | None = None
     rest: float = 0.05
     max_connections: int = 512
+    all_addresses: bool = False
     name: str = ""
 
     def __post_init__(self) -> None:

@@ -353,6 +353,7 @@ class _RegistryBuilder:
             micro_batch_ms=endpoint.micro_batch_ms,
             rest=provider.connection_rest_ms / 1000,
             max_connections=provider.max_connections,
+            all_addresses=provider.resolve == "all",
         )
 
     def backend(self, slug: str) -> BackendBase:

@@ -35,6 +35,10 @@ DNS_TTL: Final = 30.0
 """Seconds for which the addresses of a name are used without another lookup."""
 SHORT_LOOKUP: Final = 0.5
 """Seconds for which a request waits for a DNS lookup if it can use another endpoint."""
+MEMBER_ATTEMPT: Final = 1.0
+"""Seconds for connecting to an address if others are left."""
+MEMBER_PAUSE: Final = 5.0
+"""Seconds for which an address that could not be reached is used after the others."""
 
 
 DEFAULT_HEADERS: Final = {
@@ -84,7 +88,8 @@ class ExchangeLimits(msgspec.Struct, frozen=True, gc=False):
     off. ``provider`` is the provider's name for log records and errors. ``max_connections`` is the
     maximum number of connections to the host of the request. ``dns_timeout`` is how many seconds a
     DNS lookup may have been in flight; a caller that can use another endpoint sets it. The time for
-    connecting includes the lookup in any case.
+    connecting includes the lookup in any case. ``all_addresses`` spreads the requests over all
+    addresses of the host; ``max_connections`` then applies to each of them.
     """
 
     largest: int = LARGEST_REPLY
@@ -92,6 +97,7 @@ class ExchangeLimits(msgspec.Struct, frozen=True, gc=False):
     provider: str = ""
     max_connections: int = MAX_CONNECTIONS
     dns_timeout: float = math.inf
+    all_addresses: bool = False
 
 
 DEFAULT_LIMITS: Final = ExchangeLimits()

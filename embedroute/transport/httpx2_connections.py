@@ -16,6 +16,7 @@ extension that names the host for TLS. The addresses of a name are tried one aft
 """
 
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -31,6 +32,8 @@ from embedroute.exhaustion import find_exhaustion, late_loop
 from embedroute.runtime import tasks
 from embedroute.transport.base import (
     DEFAULT_HEADERS,
+    MEMBER_ATTEMPT,
+    MEMBER_PAUSE,
     ExchangeLimits,
     TransportConfig,
     connections_in_use,
@@ -40,8 +43,8 @@ from embedroute.transport.tls import create_ssl_context
 
 KEPT_FOR = 30.0
 """Seconds for which an idle HTTP/2 connection is kept."""
-FIRST_ATTEMPT: Final = 1.0
-"""Seconds after which the next address of a name is tried."""
+MOST_ADDRESSES: Final = 1024
+"""Addresses whose load is remembered."""
 
 Origin = tuple[str, str, int | None]
 _IN_EXCHANGE: Final = ContextVar("embedroute_httpx2_exchange", default=False)
@@ -70,6 +73,17 @@ class IdleConnection(msgspec.Struct, frozen=True, gc=False):
         return now - self.since > KEPT_FOR
 
 
+class Load(msgspec.Struct, gc=False):
+    """The exchanges with an address, and when it was last used and could not be reached."""
+
+    in_flight: int = 0
+    used_at: float = 0.0
+    failed_at: float = -math.inf
+
+
+_UNUSED: Final = Load()
+
+
 class Connections:
     """The connections of one transport; each is a separate ``httpx2.AsyncHTTPTransport``."""
 
@@ -82,6 +96,7 @@ class Connections:
         self._connect = connect
         self._resolver = resolver or Resolver(ttl=connect.dns_ttl)
         self._preferred: dict[Origin, Address] = {}
+        self._loads: dict[Address | None, Load] = {}
         self._context = create_ssl_context(connect)
         self._idle: dict[Origin, list[IdleConnection]] = {}
         self._slots: dict[tuple[Origin, int], anyio.Semaphore] = {}
@@ -120,16 +135,21 @@ class Connections:
         """Send ``request``. The response must be read completely inside the ``async with``."""
         origin = _origin_of(request.url)
         keep = False
-        connection = await self._take(origin)
+        addresses: Sequence[Address | None] = ()
+        if limits.all_addresses:
+            addresses = await self._resolve(request, origin, limits)
+        connection = await self._take(origin, addresses)
         token = _IN_EXCHANGE.set(True)
         try:
             if connection is None:
-                connection, response = await self._open(request, origin, limits.dns_timeout)
+                addresses = addresses or await self._resolve(request, origin, limits)
+                connection, response = await self._open(request, origin, addresses)
             else:
-                response = await _send(connection, request)
+                response = await self._send(connection, request)
             try:
                 yield response
             finally:
+                self._loads[connection.address].in_flight -= 1
                 await response.aclose()
             keep = response.http_version == "HTTP/2"
         finally:
@@ -140,22 +160,21 @@ class Connections:
             await self._keep(origin, connection, response.extensions["network_stream"])
 
     async def _open(
-        self, request: httpx2.Request, origin: Origin, dns_timeout: float
+        self, request: httpx2.Request, origin: Origin, addresses: Sequence[Address | None]
     ) -> tuple[OpenConnection, httpx2.Response]:
         """Send ``request`` on a new connection, to the first address that accepts one."""
-        connect = request.extensions["timeout"]["connect"]
-        deadline = time.monotonic() + connect
-        addresses = await self._resolve(request.url, origin, dns_timeout, connect)
+        deadline = time.monotonic() + request.extensions["timeout"]["connect"]
         for address in addresses:
             connection = OpenConnection(self._create_transport(), address)
             is_last = address is addresses[-1]
             began = time.monotonic()
             seconds = max(deadline - began, 0.0)
             if not is_last:
-                seconds = min(seconds, FIRST_ATTEMPT)
+                seconds = min(seconds, MEMBER_ATTEMPT)
             try:
-                response = await _send(connection, request, seconds)
+                response = await self._send(connection, request, seconds)
             except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+                self._loads[address].failed_at = time.monotonic()
                 await _close(connection)
                 if is_last:  # the host may have other addresses by now
                     self._resolver.expire(request.url.host, _port_of(request.url))
@@ -170,19 +189,21 @@ class Connections:
         raise AssertionError("unreachable")
 
     async def _resolve(
-        self, url: httpx2.URL, origin: Origin, dns_timeout: float, connect: float
+        self, request: httpx2.Request, origin: Origin, limits: ExchangeLimits
     ) -> Sequence[Address | None]:
-        """Return the addresses to try, the one that worked last first.
+        """Return the addresses to try: the one that worked last first, or the least loaded one.
 
         Raises:
             ConnectError: the lookup failed, or takes too long.
         """
         if self._proxy is not None:
             return [None]
+        connect = request.extensions["timeout"]["connect"]
+        url = request.url
         time_limit = tasks.fail_after(connect)
         try:
             with time_limit:
-                found = await self._resolver.resolve(url.host, _port_of(url), dns_timeout)
+                found = await self._resolver.resolve(url.host, _port_of(url), limits.dns_timeout)
         except TimeoutError:
             if time_limit.lag:
                 raise late_loop(time_limit.lag) from None
@@ -193,12 +214,45 @@ class Connections:
             raise find_exhaustion(error) or ConnectError(
                 f"Cannot connect to the upstream ({type(error).__name__})."
             ) from None
+        if limits.all_addresses:
+            return sorted(found, key=self._load_key)
         preferred = self._preferred.get(origin)
         return sorted(interleave(found), key=lambda address: address != preferred)
 
-    async def _take(self, origin: Origin) -> OpenConnection | None:
+    def _load_key(self, address: Address) -> tuple[bool, int, float]:
+        load = self._loads.get(address, _UNUSED)
+        has_failed = time.monotonic() - load.failed_at < MEMBER_PAUSE
+        return has_failed, load.in_flight, load.used_at
+
+    async def _send(
+        self, connection: OpenConnection, request: httpx2.Request, connect: float | None = None
+    ) -> httpx2.Response:
+        """Send ``request``, and count it as in flight unless that fails."""
+        if connection.address not in self._loads:
+            self._forget_unused()
+        load = self._loads.setdefault(connection.address, Load())
+        load.used_at = time.monotonic()
+        load.in_flight += 1
+        try:
+            addressed = _address(request, connection.address, connect)
+            return await connection.transport.handle_async_request(addressed)
+        except BaseException:
+            load.in_flight -= 1
+            raise
+
+    def _forget_unused(self) -> None:
+        if len(self._loads) >= MOST_ADDRESSES:
+            self._loads = {key: load for key, load in self._loads.items() if load.in_flight}
+
+    async def _take(
+        self, origin: Origin, addresses: Sequence[Address | None]
+    ) -> OpenConnection | None:
+        """Return an idle connection, to the first of ``addresses`` if there are any."""
         idle = self._idle.get(origin)
-        while idle:
+        if idle and addresses:
+            # Sorted so that the connections to that address are taken first.
+            idle.sort(key=lambda each: each.connection.address == addresses[0])
+        while idle and (not addresses or idle[-1].connection.address == addresses[0]):
             connection = idle.pop()
             if connection.is_usable(time.monotonic()):
                 return connection.connection
@@ -216,8 +270,8 @@ class Connections:
         self._idle.setdefault(origin, []).append(idle_connection)
         expired: list[IdleConnection] = []
         for idle in self._idle.values():
-            while idle and idle[0].has_expired(now):
-                expired.append(idle.pop(0))
+            expired += [each for each in idle if each.has_expired(now)]
+            idle[:] = [each for each in idle if not each.has_expired(now)]
         for each in expired:
             await _close(each.connection)
 
@@ -273,22 +327,21 @@ def _make_proxy(connect: TransportConfig) -> httpx2.Proxy | None:
     return httpx2.Proxy(url, ssl_context=context)
 
 
-async def _send(
-    connection: OpenConnection, request: httpx2.Request, connect: float | None = None
-) -> httpx2.Response:
-    """Send ``request`` to the address of ``connection``; ``connect`` replaces its own timeout."""
+def _address(
+    request: httpx2.Request, address: Address | None, connect: float | None
+) -> httpx2.Request:
+    """Return ``request`` with ``address`` as its host. ``connect`` replaces its own timeout."""
     extensions = dict(request.extensions)
     url = request.url
     if connect is not None:
         extensions["timeout"] = {**extensions["timeout"], "connect": connect}
-    if connection.address is not None:
-        host, port = connection.address[4][:2]
+    if address is not None:
+        host, port = address[4][:2]
         extensions["sni_hostname"] = url.host
         url = url.copy_with(host=str(host), port=int(port))
-    addressed = httpx2.Request(
+    return httpx2.Request(
         request.method, url, headers=request.headers, stream=request.stream, extensions=extensions
     )
-    return await connection.transport.handle_async_request(addressed)
 
 
 async def _close(connection: OpenConnection) -> None:

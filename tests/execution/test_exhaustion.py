@@ -14,7 +14,6 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import anyio
@@ -34,6 +33,7 @@ from embedroute.routing import State
 from embedroute.testing import ScriptedBackend
 from embedroute.transport import ExchangeLimits, TransportConfig, create_transport
 from tests.fault_upstream import Upstream
+from tests.support.black_hole import black_hole
 from tests.support.wait import until_on_loop
 
 pytestmark = pytest.mark.anyio
@@ -398,23 +398,10 @@ async def test_a_small_lag_does_not_excuse_a_slow_upstream(anyio_backend, name):
         assert isinstance(await send_while_blocked(name, url, 0.4, blocked=0.4), UpstreamTimeout)
 
 
-@contextmanager
-def black_hole():
-    """The address of a listener with a full backlog: the kernel drops further handshakes."""
-    with ExitStack() as stack:
-        server = stack.enter_context(socket.socket())
-        server.bind(("127.0.0.1", 0))
-        server.listen(0)
-        for _ in range(4):
-            filler = stack.enter_context(socket.socket())
-            filler.setblocking(False)
-            filler.connect_ex(server.getsockname())
-        yield f"http://127.0.0.1:{server.getsockname()[1]}/v1"
-
-
 @transports
 async def test_a_connect_timeout_of_a_late_loop_is_not_the_upstreams(anyio_backend, name):
-    with black_hole() as url:
+    with black_hole() as (host, port):
+        url = f"http://{host}:{port}/v1"
         outcome = await send_while_blocked(name, url, 0.5)
         on_time = await send_while_blocked(name, url, 0.5, blocked=0.0)
 
@@ -426,7 +413,8 @@ async def test_a_connect_timeout_of_a_late_loop_is_not_the_upstreams(anyio_backe
 @pytest.mark.parametrize(("anyio_backend", "name"), LOOPS[2:])
 async def test_the_connect_timeout_of_httpx2_is_excused_by_a_late_loop(anyio_backend, name):
     """Connecting may take 5 s, so that it ends before the request does."""
-    with black_hole() as url:
+    with black_hole() as (host, port):
+        url = f"http://{host}:{port}/v1"
         outcome = await send_while_blocked(name, url, 30.0, blocked=7.0)
 
     assert isinstance(outcome, ResourcesExhausted)

@@ -10,7 +10,7 @@ import ssl
 import subprocess
 import threading
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import anyio
@@ -24,6 +24,7 @@ from embedroute.transport.http1.pool import Http1Transport
 from embedroute.transport.httpx2 import Httpx2Transport
 from embedroute.transport.tls import create_ssl_context
 from tests.fault_upstream import Upstream
+from tests.support.black_hole import black_hole
 from tests.support.proxy import ForwardProxy
 from tests.support.tls import certified
 from tests.support.wait import until_on_loop
@@ -83,20 +84,6 @@ def serving(host="127.0.0.1", tls=None):
         server.shutdown()
         thread.join()
         server.server_close()
-
-
-@contextmanager
-def black_hole():
-    """The address of a listener with a full backlog: the kernel drops further handshakes."""
-    with ExitStack() as stack:
-        server = stack.enter_context(socket.socket())
-        server.bind(("127.0.0.1", 0))
-        server.listen(0)
-        for _ in range(4):
-            filler = stack.enter_context(socket.socket())
-            filler.setblocking(False)
-            filler.connect_ex(server.getsockname())
-        yield server.getsockname()
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import anyio
 import pytest
@@ -18,6 +19,7 @@ from embedroute.backend import UpstreamRequest
 from embedroute.errors import ConnectError
 from embedroute.transport import ExchangeLimits, Resolver, TransportConfig, create_transport
 from tests.fault_upstream import Upstream
+from tests.support.black_hole import black_hole
 from tests.support.elapsed import measured
 from tests.support.wait import until_on_loop
 
@@ -438,3 +440,121 @@ async def test_a_failed_lookup_is_a_connect_error(anyio_backend, name, failure):
         with pytest.raises(ConnectError, match="Cannot connect to the upstream"):
             await send(transport, "http://a.example/v1/embeddings")
         await transport.aclose()
+
+
+# All addresses of a name.
+
+
+@contextmanager
+def upstreams(count, **options):
+    """Run several upstreams, and yield them with their addresses."""
+    with ExitStack() as stack:
+        running = [stack.enter_context(Upstream(**options)) for _ in range(count)]
+        yield running, [address("127.0.0.1", upstream.port) for upstream in running]
+
+
+def counts(running):
+    return [len(upstream.requests) for upstream in running]
+
+
+A = "http://a.example/v1/embeddings"
+
+
+@transports
+@pytest.mark.parametrize(
+    ("all_addresses", "expected"), [(True, [4, 4, 4]), (False, [12, 0, 0])], ids=["all", "one"]
+)
+async def test_requests_one_after_another_use_each_address_in_turn(
+    anyio_backend, name, all_addresses, expected
+):
+    """A kept connection would pin one of them."""
+    with upstreams(3) as (running, addresses), scripted(addresses) as lookup:
+        transport = make_transport(name, lookup)
+        for _ in range(12):
+            await send(transport, A, all_addresses=all_addresses)
+        await transport.aclose()
+
+    assert expected == counts(running)
+    if name == "http1":
+        assert [int(each > 0) for each in expected] == [each.connections for each in running]
+
+
+@transports
+async def test_the_address_with_the_fewest_requests_in_flight_is_used(anyio_backend, name):
+    with upstreams(2) as (running, addresses), scripted(addresses) as lookup:
+        slow, quick = running
+        slow.mode = "stalled"
+        transport = make_transport(name, lookup)
+        async with anyio.create_task_group() as group:
+            group.start_soon(partial(send, transport, A, 60.0, all_addresses=True))
+            await until_on_loop(lambda: slow.requests)
+            for _ in range(10):
+                assert 200 == (await send(transport, A, all_addresses=True)).status
+            group.cancel_scope.cancel()
+        await transport.aclose()
+
+    assert 1 == len(slow.requests)
+    assert 10 == len(quick.requests)
+
+
+@transports
+async def test_a_cancelled_request_is_not_in_flight_any_more(anyio_backend, name):
+    with upstreams(2) as (running, addresses), scripted(addresses) as lookup:
+        running[0].mode = "stalled"
+        transport = make_transport(name, lookup)
+        with anyio.move_on_after(0.3):
+            await send(transport, A, 60.0, all_addresses=True)
+        running[0].mode = "honest"
+        for _ in range(4):
+            await send(transport, A, all_addresses=True)
+        await transport.aclose()
+
+    assert [3, 2] == counts(running)
+
+
+@transports
+async def test_an_address_that_cannot_be_reached_is_replaced_and_then_avoided(anyio_backend, name):
+    """Only the first request waits for it, and its own connection is not used for others."""
+    with upstreams(2) as (running, addresses), black_hole() as hole:
+        addresses.insert(0, address(*hole))
+        with scripted(addresses) as lookup:
+            transport = make_transport(name, lookup)
+            async with measured() as elapsed:
+                for _ in range(9):
+                    assert 200 == (await send(transport, A, all_addresses=True)).status
+            if name == "http1":
+                with anyio.fail_after(10):  # before it is closed for being idle
+                    await until_on_loop(lambda: [1, 1] == [len(each.open) for each in running])
+            await transport.aclose()
+
+    assert elapsed.ticks < 1.9
+    assert max(counts(running)) <= 5
+
+
+@transports
+async def test_an_address_that_the_name_has_lost_is_not_used_any_more(anyio_backend, name):
+    with upstreams(2) as (running, addresses), scripted(addresses) as lookup:
+        transport = make_transport(name, lookup, ttl=0.0)
+        for _ in range(4):
+            await send(transport, A, all_addresses=True)
+        lookup.answers = [addresses[1:]]
+        for _ in range(4):
+            await send(transport, A, all_addresses=True)
+        with anyio.fail_after(10):
+            await until_on_loop(lambda: not running[0].open)
+        await transport.aclose()
+
+    assert [2, 6] == counts(running)
+
+
+@transports
+async def test_all_addresses_are_tried_before_a_request_fails(anyio_backend, name):
+    dead = [address("127.0.0.1", port) for port in (9, 10, 11)]
+    with upstreams(1) as (running, alive), scripted(dead + alive, dead) as lookup:
+        transport = make_transport(name, lookup, ttl=0.0)
+        assert 200 == (await send(transport, A, all_addresses=True)).status
+        with pytest.raises(ConnectError):
+            await send(transport, A, all_addresses=True)
+        await transport.aclose()
+
+    assert [1] == counts(running)

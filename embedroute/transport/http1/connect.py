@@ -10,9 +10,9 @@ import math
 import re
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from importlib import import_module
-from typing import Final
+from typing import Final, TypeVar
 
 from embedroute.errors import ConnectError
 from embedroute.exhaustion import find_exhaustion, late_loop
@@ -21,9 +21,11 @@ from embedroute.transport.base import CONNECT_TIMEOUT, LARGEST_HEAD, TransportCo
 from embedroute.transport.http1.connection import Connection
 from embedroute.transport.http1.request import Origin, write_connect
 from embedroute.transport.proxy import Proxy, parse_proxy, through
-from embedroute.transport.resolver import Resolver
+from embedroute.transport.resolver import Address, Resolver
 from embedroute.transport.tls import create_ssl_context
 from embedroute.transport.url import bracketed
+
+T = TypeVar("T")
 
 ATTEMPT_DELAY: Final = 0.25
 """Seconds after which the next address of a name is tried (RFC 8305, section 5)."""
@@ -88,21 +90,46 @@ class Connector:
         connection: Connection,
         seconds: float,
         dns_timeout: float = math.inf,
+        address: Address | None = None,
     ) -> None:
         """Connect ``connection`` to ``origin`` within ``seconds``, at most ``CONNECT_TIMEOUT``.
 
-        ``dns_timeout`` is a field of ``ExchangeLimits``.
+        ``dns_timeout`` is a field of ``ExchangeLimits``. ``address`` is the only address to try, or
+        None to try all addresses of the host.
 
         Raises:
             ConnectError: the host or the proxy cannot be reached, or its certificate is invalid.
             ResourcesExhausted: this process has run out of a resource, or its event loop is late.
         """
+        if address is None:
+            work = self._open(origin, connection, dns_timeout)
+        else:
+            work = self._dial_address(origin, connection, address)
+        await self._limit(work, seconds)
+
+    async def resolve(
+        self, origin: Origin, seconds: float, dns_timeout: float
+    ) -> Sequence[Address]:
+        """Return the addresses of a host within ``seconds``, at most ``CONNECT_TIMEOUT``.
+
+        Raises:
+            ConnectError: the lookup failed, or took too long.
+            ResourcesExhausted: this process has run out of a resource, or its event loop is late.
+        """
+        host, port, _ = origin
+        return await self._limit(self._resolver.resolve(host, port, dns_timeout), seconds)
+
+    def expire(self, origin: Origin) -> None:
+        """Look the name of a host up again at its next use."""
+        self._resolver.expire(origin[0], origin[1])
+
+    async def _limit(self, work: Awaitable[T], seconds: float) -> T:
         limit = min(seconds, CONNECT_TIMEOUT)
         route = through(self.proxy)
         time_limit = tasks.fail_after(limit)
         try:
             with time_limit:
-                await self._open(origin, connection, dns_timeout)
+                return await work
         except TimeoutError:
             if time_limit.lag:
                 raise late_loop(time_limit.lag) from None
@@ -126,13 +153,25 @@ class Connector:
     async def _dial(
         self, host: str, port: int, protocol: asyncio.Protocol, dns_timeout: float, *, tls: bool
     ) -> asyncio.Transport:
-        context = self._get_ssl_context() if tls else None
         addresses = await self._resolver.resolve(host, port, dns_timeout)
         try:
-            connected = await _start_connection(addresses, happy_eyeballs_delay=ATTEMPT_DELAY)
+            return await self._dial_first(addresses, host, protocol, tls=tls)
         except BaseException:
             self._resolver.expire(host, port)  # the host may have other addresses by now
             raise
+
+    async def _dial_address(
+        self, origin: Origin, connection: Connection, address: Address
+    ) -> asyncio.Transport:
+        host, _, tls = origin
+        return await self._dial_first([address], host, connection, tls=tls)
+
+    async def _dial_first(
+        self, addresses: Sequence[Address], host: str, protocol: asyncio.Protocol, *, tls: bool
+    ) -> asyncio.Transport:
+        """Connect to the first of ``addresses`` that accepts a connection."""
+        context = self._get_ssl_context() if tls else None
+        connected = await _start_connection(addresses, happy_eyeballs_delay=ATTEMPT_DELAY)
         transport, _ = await asyncio.get_running_loop().create_connection(
             lambda: protocol,
             sock=connected,

@@ -128,7 +128,8 @@ class Connection(asyncio.Protocol):
 
     ``alive`` is whether it can be used for another exchange, ``complete`` whether the latest
     response has arrived. ``waiter`` is the future of the exchange under way. ``opened_at`` and
-    ``idle_since`` are in seconds of the monotonic clock. ``has_unread(0)`` is true if the socket
+    ``idle_since`` are in seconds of the monotonic clock. ``is_substitute`` is whether it leads to
+    another address than the others of its pool. ``has_unread(0)`` is true if the socket
     has bytes that the event loop has not read yet.
     """
 
@@ -160,6 +161,7 @@ class Connection(asyncio.Protocol):
         "complete",
         "has_unread",
         "idle_since",
+        "is_substitute",
         "opened_at",
         "waiter",
     )
@@ -187,6 +189,7 @@ class Connection(asyncio.Protocol):
         self.alive = False
         self.complete = False
         self.idle_since = 0.0
+        self.is_substitute = False
         self.waiter: asyncio.Future[UpstreamResponse] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
