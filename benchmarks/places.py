@@ -34,3 +34,7 @@ def last_words(log: Path) -> str:
     )
     errors = [line for line in lines if "Error" in line or line.lower().startswith("error")]
     return " / ".join((errors or lines)[-2:]).replace(str(ROOT), ".")[-400:]
+
+
+def pin(process: int, core: int) -> None:
+    os.sched_setaffinity(process, {core})

@@ -1,13 +1,12 @@
 """Builds the parts of a gateway from its config, and its resources for each event loop.
 
 A config is processed in two phases. Phase 1 (``embedroute.config``) reads each table to a struct.
-Phase 2 (``_resolve``) makes backends, routes and keys of the structs, and checks what depends on
+Phase 2 (``_resolve``) builds backends, routes and keys from the structs, and checks what depends on
 several tables. It also runs on what phase 1 could read of an invalid config, so that one error
 reports the mistakes of both phases.
 """
 
 import logging
-import os
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -94,6 +93,7 @@ class Options(TypedDict, total=False):
     retries: RetryPolicy | None
     breaker: BreakerPolicy | None
     environ: Mapping[str, str]
+    clock: Callable[[], float]
 
 
 class GatewayParts(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,7 +115,7 @@ def assembled(config: Config, environ: Mapping[str, str]) -> GatewayParts:
 
 
 def _resolve(draft: PartialConfig, environ: Mapping[str, str]) -> GatewayParts:
-    """Phase 2: make the parts of a gateway from the structs of a config.
+    """Phase 2: build the parts of a gateway from the structs of a config.
 
     Raises:
         ConfigError: phase 1 or this phase has found mistakes.
@@ -133,7 +133,9 @@ def _resolve(draft: PartialConfig, environ: Mapping[str, str]) -> GatewayParts:
         *draft.mistakes,
         *access_mistakes(config, unread),
         *admission_mistakes(config, unread),
-        *transport_mistakes(settings.transport, make_transport_config(settings, environ)),
+        *transport_mistakes(
+            settings.transport, make_transport_config(settings, environ), unread=unread
+        ),
         *backend_mistakes,
         *registry_mistakes,
     ]
@@ -161,7 +163,7 @@ def make_transport_config(settings: Settings, environ: Mapping[str, str]) -> Tra
 
 
 def make_selection_context(
-    parts: GatewayParts, healths: HealthRegistry
+    parts: GatewayParts, healths: HealthRegistry, clock: Callable[[], float]
 ) -> Callable[[], SelectionContext]:
     """Return a function that creates the selection context of the current moment."""
 
@@ -171,7 +173,7 @@ def make_selection_context(
             ignore=parts.settings.ignore,
             known_names=parts.directory.known_names,
             health=healths.get,
-            now=time.monotonic(),
+            now=clock(),
             random=random.random,
         )
 
@@ -226,8 +228,9 @@ class RuntimeFactory:
         client: "httpx2.AsyncClient | None",
         healths: HealthRegistry,
         retries: RetryPolicy,
+        environ: Mapping[str, str],
         make_transport: Callable[[], Transport] | None = None,
-        environ: Mapping[str, str] = os.environ,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Create a factory. ``make_transport`` replaces the transport of the config.
 
@@ -246,6 +249,7 @@ class RuntimeFactory:
         self._local = LocalModels(settings.local_threads)
         self._widths = WidthRegistry()
         self._budget = RetryBudget()
+        self._clock = clock
 
     def open(self, stack: AsyncExitStack) -> LoopRuntime:
         """Create this loop's transport and dispatcher; closing ``stack`` closes them.
@@ -260,14 +264,14 @@ class RuntimeFactory:
             local=self._local,
             healths=self._healths,
             widths=self._widths,
-            clock=time.monotonic,
+            clock=self._clock,
         )
         dispatcher = Dispatcher(
             attempts=attempts,
             healths=self._healths,
             budget=self._budget,
             policy=self._retries,
-            clock=time.monotonic,
+            clock=self._clock,
             random=random.random,
         )
         return LoopRuntime(dispatcher.embed, SingleFlight(attempts.expect))

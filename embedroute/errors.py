@@ -40,6 +40,7 @@ __all__ = [
     "NotFound",
     "Overloaded",
     "PermissionDenied",
+    "PoolTimeout",
     "QuotaExhausted",
     "RateLimited",
     "Rejected",
@@ -171,6 +172,13 @@ class UpstreamTimeout(UpstreamUnavailable):
 
     status = 504
     type = "timeout_error"
+
+
+class PoolTimeout(UpstreamTimeout):
+    """504: all connections that the gateway may have to the upstream were in use.
+
+    Nothing was sent, so the error says nothing about the health of the endpoint.
+    """
 
 
 class InvalidUpstreamResponse(UpstreamUnavailable):

@@ -117,6 +117,13 @@ def embeddings_router(
     app = EmbeddingsApp(gateway, dialect=dialect, authenticate=authenticate)
     options["route_class"] = _make_recording(options.get("route_class", APIRoute))
     router = APIRouter(lifespan=gateway.lifespan, **options)
+    _add_documented_routes(router, app)
+    _add_other_routes(router, app)
+    return router
+
+
+def _add_documented_routes(router: APIRouter, app: EmbeddingsApp) -> None:
+    """Add the routes that the host's OpenAPI document describes."""
     dialect_name = app.handler.dialect_name
     for operation in _DOCUMENTED:
         # Let FastAPI make the operationId from the path: a host may include several such routers,
@@ -133,6 +140,10 @@ def embeddings_router(
             response_model=None,
             openapi_extra=openapi_extra,
         )
+
+
+def _add_other_routes(router: APIRouter, app: EmbeddingsApp) -> None:
+    """Add every path with and without a slash, for all methods."""
     for path in _PATHS:
         # Add both forms: FastAPI would redirect a path with a trailing slash, and the client would
         # send the body and the API key again.
@@ -145,7 +156,6 @@ def embeddings_router(
                 include_in_schema=False,
                 generate_unique_id_function=_make_id,
             )
-    return router
 
 
 def _make_id(route: APIRoute) -> str:

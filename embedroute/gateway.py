@@ -7,7 +7,7 @@ state: a ``Gateway`` holds everything.
 
 import os
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Self, Unpack
 
@@ -52,7 +52,7 @@ from embedroute.execution import (
 from embedroute.exhaustion import late_loop
 from embedroute.inputs import Input, Kind, list_modalities
 from embedroute.limits import BodyBudget
-from embedroute.protocol import EmbeddingRequest, Embeddings, fold_parts, make_request
+from embedroute.protocol import EmbeddingRequest, Embeddings, fold_parts_in_steps, make_request
 from embedroute.routing import (
     PROBING,
     BreakerPolicy,
@@ -94,27 +94,31 @@ class Gateway:
         retries: RetryPolicy | None = None,
         breaker: BreakerPolicy | None = None,
         environ: Mapping[str, str] = os.environ,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Build all that needs no event loop. Opens nothing.
 
         ``http_client`` replaces the client of the httpx2 transport; the caller closes it.
         ``transport`` is called once per event loop to make the transport, instead of the
         config's ``transport``. ``environ`` holds the variables of all secrets ``env:NAME``.
+        ``clock`` returns the seconds of a monotonic clock; simulations replace it together with
+        that of their event loop.
 
         Raises:
             ConfigError: the config has mistakes, one line each.
         """
         parts = assembled(config, environ)
+        self.clock = clock
         self.settings = parts.settings
         self.limits = parts.limits
         self.keys = parts.keys
         self.bodies = BodyBudget.of(self.settings)
         self.directory = parts.directory
         self.healths = HealthRegistry(breaker or BreakerPolicy())
-        self.cache = MemoryCache(config.cache.bytes, config.cache.ttl, time.monotonic)
+        self.cache = MemoryCache(config.cache.bytes, config.cache.ttl, clock)
         self.selections = SelectionCache(
             self.directory,
-            make_selection_context(parts, self.healths),
+            make_selection_context(parts, self.healths, clock),
             shared_cache=config.cache.shared,
             debug=self.settings.debug,
         )
@@ -123,8 +127,9 @@ class Gateway:
             http_client,
             self.healths,
             retries or RetryPolicy(rate_limit_wait=self.settings.rate_limit_wait),
-            transport,
             environ,
+            transport,
+            clock,
         )
         self.runtime = PerLoop("embedroute", factory.open)
 
@@ -178,7 +183,7 @@ class Gateway:
         if isinstance(input, EmbeddingRequest):
             request = input
         else:
-            fields = {
+            fields: dict[str, object] = {
                 "input": input,
                 "model": model,
                 "dimensions": dimensions,
@@ -189,15 +194,23 @@ class Gateway:
                 "embedding_options": embedding_options,
                 "debug": debug,
             }
-            given = {name: value for name, value in fields.items() if value is not None}
-            request = make_request(given, self.limits)
+            request = make_request(fields, self.limits)
+        return await self._run_within_deadline(request, caller, trace, cache_policy)
+
+    async def _run_within_deadline(
+        self,
+        request: EmbeddingRequest,
+        caller: Caller,
+        trace: RequestTrace | None,
+        cache_policy: CachePolicy,
+    ) -> Embeddings:
         async with tasks.watch(self.settings.deadline, self.make_deadline_error) as watch:
             context = RequestContext(
                 request=request,
                 caller=caller,
                 trace=trace or RequestTrace(new_request_id()),
                 cache_policy=cache_policy,
-                deadline=time.monotonic() + self.settings.deadline,
+                deadline=self.clock() + self.settings.deadline,
                 watch=watch,
             )
             return await self.run(context)
@@ -211,19 +224,28 @@ class Gateway:
             return late_loop(lag)
         return DeadlineExceeded(f"No response within the deadline of {self.settings.deadline:g} s.")
 
-    def run(self, context: RequestContext) -> Awaitable[Embeddings]:
+    def run(self, context: RequestContext, *, folded: bool = False) -> Awaitable[Embeddings]:
         """Embed one request. ``context.watch`` cancels it at its deadline.
+
+        ``folded`` is whether ``fold_parts`` has seen the request.
 
         Raises:
             EmbedrouteError: the error for the client.
         """
-        if context.request.kind is Kind.PARTS:
-            request = self.fold_parts(context.request, context.caller)
-            context = msgspec.structs.replace(context, request=request)
+        if context.request.kind is Kind.PARTS and not folded:
+            return self._fold_and_run(context)
         prepared = self.selections.prepare(context.request, context.caller, context.trace)
         if prepared.fallback is None:
             return self._embed(prepared, context)
         return self._embed_with_fallback(prepared, prepared.fallback, context)
+
+    async def _fold_and_run(self, context: RequestContext) -> Embeddings:
+        route = self.selections.resolve(context.request, context.caller)
+        folding = self.fold_parts(context.request, route)
+        large = context.request.large
+        request = await fairness.step_by_step(folding) if large else fairness.finished(folding)
+        context = msgspec.structs.replace(context, request=request)
+        return await self.run(context, folded=True)
 
     async def _embed_with_fallback(
         self, prepared: PreparedSelection, fallback: Route, context: RequestContext
@@ -303,7 +325,7 @@ class Gateway:
         prepared = dispatch.prepared
         candidates = prepared.selection.candidates
         # Leaves enough time to try every endpoint after the wait.
-        max_wait = (dispatch.deadline - time.monotonic()) / (len(candidates) + 1)
+        max_wait = (dispatch.deadline - self.clock()) / (len(candidates) + 1)
         shared, led = await loop.singleflight.follow(
             lead, missing, loop.embed, (candidates, dispatch), max_wait
         )
@@ -322,18 +344,19 @@ class Gateway:
             return plan, NOTHING
         return plan, await fairness.step_by_step(look_up_in_steps(self.cache, plan.work, prepared))
 
-    def fold_parts(self, request: EmbeddingRequest, caller: Caller) -> EmbeddingRequest:
-        """Make texts of content parts that are only texts, if no API of the model takes parts.
+    def fold_parts(
+        self, request: EmbeddingRequest, route: Route
+    ) -> Generator[None, None, EmbeddingRequest]:
+        """Make texts of content parts that are only texts, if no API of the route takes parts.
 
         Raises:
-            EmbedrouteError: the caller may not use the model, or a joined text is too long.
+            InvalidRequest: a joined text is too long.
         """
         if request.kind is not Kind.PARTS or "image" in list_modalities(request.inputs):
             return request
-        candidates = self.selections.resolve(request, caller).candidates
-        if any(accepts_parts(candidate.accepts) for candidate in candidates):
+        if any(accepts_parts(candidate.accepts) for candidate in route.candidates):
             return request
-        return fold_parts(request, self.limits)
+        return (yield from fold_parts_in_steps(request, self.limits))
 
     def may_debug(self, caller: Caller) -> bool:
         """Return whether a caller may see traces and upstream bodies."""
@@ -357,7 +380,7 @@ class Gateway:
             caller=ANYONE,
             trace=RequestTrace(new_request_id()),
             cache_policy=NO_CACHE,
-            deadline=time.monotonic() + self.settings.deadline,
+            deadline=self.clock() + self.settings.deadline,
         )
         prepared = self.selections.prepare_route(route, request, ANYONE, context.trace)
         return await self._embed(prepared, context)

@@ -301,9 +301,9 @@ async def test_an_authenticated_user_in_the_scope_is_the_caller(user, name, capl
 
     answer = await request_with(user=user)
 
-    told = vars(caplog.records[-1]).get("caller")
+    actual = vars(caplog.records[-1]).get("caller")
     assert answer.status == (401 if name is Unauthorized else 200)
-    assert (told is None) if name is Unauthorized else (told == name or name is None)
+    assert (actual is None) if name is Unauthorized else (actual == name or name is None)
     assert answer.status == 200 or answer.error["code"] == "invalid_api_key"
 
 
@@ -375,7 +375,7 @@ async def other_app(scope, receive, send):
 
 ENTRY_POINTS = {
     "app": embeddings_app,
-    "middleware": lambda gateway, **told: EmbeddingsMiddleware(other_app, gateway, **told),
+    "middleware": lambda gateway, **actual: EmbeddingsMiddleware(other_app, gateway, **actual),
     "router": embeddings_router,
 }
 

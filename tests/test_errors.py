@@ -94,10 +94,10 @@ except ImportError as error:
     print(type(error).__name__, error)
 """
 
-    told = run([sys.executable, "-c", probe], ROOT)
+    actual = run([sys.executable, "-c", probe], ROOT)
 
     assert (
-        told.strip()
+        actual.strip()
         == "MissingExtra fastapi is not installed; run: pip install 'embedroute[fastapi]'"
     )
     assert issubclass(MissingExtra, ConfigError)

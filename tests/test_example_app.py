@@ -95,13 +95,13 @@ class AcmeUpstream(BaseHTTPRequestHandler):
     """All of Acme: it takes texts and a key, and counts letters."""
 
     def do_POST(self):
-        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        sent_request = json.loads(self.rfile.read(int(self.headers["content-length"])))
         good = (
             self.path == "/embed"
             and self.headers["authorization"] == "Bearer acme-key"
-            and asked["model"] == "large"
+            and sent_request["model"] == "large"
         )
-        vectors = [[text.count(letter) + 1 for letter in "aeiou"] for text in asked["texts"]]
+        vectors = [[text.count(letter) + 1 for letter in "aeiou"] for text in sent_request["texts"]]
         body = json.dumps({"vectors": vectors, "tokens": 10} if good else {"error": "no"}).encode()
         self.send_response(200 if good else 401)
         self.send_header("content-length", str(len(body)))
@@ -184,8 +184,8 @@ def test_an_installed_backend_serves(tmp_path, installed, acme, key, status, tel
             timeout=120,
         )
 
-    told = answer.json()
+    actual = answer.json()
     assert answer.status_code == status
     assert tells == (
-        [row["embedding"] for row in told["data"]] if status == 200 else told["error"]["code"]
+        [row["embedding"] for row in actual["data"]] if status == 200 else actual["error"]["code"]
     )

@@ -257,10 +257,10 @@ async def test_a_dependency_can_reject_a_request_before_its_body_is_read():
     async def refuse() -> None:
         raise HTTPException(402, "Who pays?")
 
-    sent, asked = [], []
+    sent, sent_request = [], []
 
     async def receive():
-        asked.append("body")
+        sent_request.append("body")
         return {"type": "http.request", "body": b"{}", "more_body": True}
 
     async def send(message):
@@ -270,7 +270,7 @@ async def test_a_dependency_can_reject_a_request_before_its_body_is_read():
     await host(dependencies=[Depends(refuse)])(SCOPE | {"headers": declared}, receive, send)
 
     assert sent[0]["status"] == 402
-    assert asked == []
+    assert sent_request == []
 
 
 async def reads(request: Request):

@@ -62,8 +62,10 @@ def test_the_wheel_says_what_it_is(wheel):
     with ZipFile(wheel) as archive:
         metadata = Parser().parsestr(archive.read(f"{INFO}/METADATA").decode())
 
-    told = [metadata[name] for name in ("Name", "Version", "Requires-Python", "License-Expression")]
-    assert told == ["embedroute", PROJECT["version"], ">=3.11", "Apache-2.0"]
+    actual = [
+        metadata[name] for name in ("Name", "Version", "Requires-Python", "License-Expression")
+    ]
+    assert actual == ["embedroute", PROJECT["version"], ">=3.11", "Apache-2.0"]
     assert metadata.get_payload().strip() == README.read_text(encoding="utf-8").strip()
 
 

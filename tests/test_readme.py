@@ -85,11 +85,11 @@ def test_the_applications_of_the_readme_serve(tmp_path, block, path, headers):
     """Each is a module of its own, beside the README's config."""
     (tmp_path / "app.py").write_text(has(README, block), encoding="utf-8")
     (tmp_path / "embedroute.toml").write_text(TOML, encoding="utf-8")
-    asked = {"model": "wordllama", "input": SENTENCES}
+    request = {"model": "wordllama", "input": SENTENCES}
 
     with serving([sys.executable, *SERVE, "app:app"], tmp_path, ENVIRON) as url:
-        answer = httpx2.post(f"{url}{path}", json=asked, headers=headers, timeout=120)
-        elsewhere = httpx2.post(f"{url}/elsewhere", json=asked, headers=headers, timeout=120)
+        answer = httpx2.post(f"{url}{path}", json=request, headers=headers, timeout=120)
+        elsewhere = httpx2.post(f"{url}/elsewhere", json=request, headers=headers, timeout=120)
 
     near, far = nearer_and_farther(answer.json())
     assert near > far
@@ -183,7 +183,7 @@ def default_of(field: msgspec.structs.FieldInfo) -> str:
     default = (
         field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
     )
-    return NONE if default is None else json.dumps(default)
+    return NONE if default is None else json.dumps(msgspec.to_builtins(default))
 
 
 @pytest.mark.parametrize(

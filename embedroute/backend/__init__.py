@@ -33,6 +33,7 @@ from embedroute.backend.upstream import (
     UpstreamResponse,
     write_in_pieces,
 )
+from embedroute.upstream_errors import classify_response
 
 __all__ = [
     "PIECE",
@@ -51,6 +52,7 @@ __all__ = [
     "UpstreamResponse",
     "Vectors",
     "behind",
+    "classify_response",
     "forget_frames",
     "parse_token_count",
     "parse_token_counts",

@@ -197,22 +197,12 @@ class HTTPBackend(BackendBase, frozen=True, kw_only=True, forbid_unknown_fields=
         """
         raise NotImplementedError
 
-    @property
-    def rate_limit_codes(self) -> frozenset[str]:
-        """Codes of this provider's rate limits that other providers use for a spent account."""
-        return frozenset()
-
     def map_error(self, response: UpstreamResponse) -> UpstreamError:
         """Map a response that is not a 2xx to an error.
 
         The default reads the error formats that the providers document.
         """
-        return classify_response(
-            response.status,
-            response.headers,
-            response.content,
-            rate_limit_codes=self.rate_limit_codes,
-        )
+        return classify_response(response.status, response.headers, response.content)
 
 
 class LocalBackend(BackendBase, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -15,7 +15,7 @@ import msgspec
 
 from embedroute import vectors
 from embedroute.backend import UpstreamResponse
-from embedroute.errors import InvalidUpstreamResponse
+from embedroute.errors import InvalidUpstreamResponse, InvalidVector
 from embedroute.runtime import TimeSlice, chunked
 from embedroute.vectors import Array
 
@@ -30,6 +30,8 @@ SCANNED: Final = 4 * 1024 * 1024
 _CLOSERS: Final = {b'"': b'"', b"[": b"]"}
 _MARK: Final = b'"%b %%d"' % secrets.token_hex(8).encode()
 """Placeholder for an extracted vector. It is random, so an upstream cannot send it."""
+_NOT_A_NUMBER: Final = re.compile(rb"[\[,]\s*(?:null|NaN|-?Infinity)\s*[,\]]")
+"""An item of a vector that is no number, as servers in Python write it."""
 _ROWS: Final = msgspec.json.Decoder(list[str | list[float]])
 
 
@@ -139,6 +141,7 @@ def texts_to_array(
     ``width`` is the expected d, if it is known.
 
     Raises:
+        InvalidVector: a list contains null, NaN or Infinity.
         InvalidUpstreamResponse: a text is neither base64 nor numbers, has another width than the
             first, or is longer than ``width`` numbers can be.
     """
@@ -161,6 +164,16 @@ def _decode_rows(texts: Sequence[memoryview]) -> list[str | list[float]]:
     try:
         return _ROWS.decode(b"[" + b",".join(texts) + b"]")
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidUpstreamResponse(
-            f"The upstream response body is not the expected JSON: {error}"
-        ) from None
+        message = f"The upstream response body is not the expected JSON: {error}"
+        raise invalid_json(message, *texts) from None
+
+
+def invalid_json(message: str, *texts: bytes | memoryview) -> InvalidUpstreamResponse:
+    """Create the error for JSON that cannot be decoded.
+
+    It is ``InvalidVector`` if a list in one of ``texts`` contains null, NaN or Infinity. The search
+    holds the GIL for 7 ms per megabyte, so pass small texts.
+    """
+    if any(map(_NOT_A_NUMBER.search, texts)):
+        return InvalidVector(message)
+    return InvalidUpstreamResponse(message)

@@ -3,7 +3,6 @@
 Some servers send an error in this format with status 200, so that is handled too.
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from typing import Final, TypeVar, cast
@@ -14,13 +13,13 @@ from embedroute import vectors
 from embedroute.backend import Batch, UpstreamResponse, Vectors, parse_token_count
 from embedroute.backends._json_scan import (
     LONG,
+    invalid_json,
     refuse_more_rows,
     split_vectors,
     texts_to_array,
 )
 from embedroute.errors import (
     InvalidUpstreamResponse,
-    InvalidVector,
     Rejected,
     UpstreamError,
     UpstreamUnavailable,
@@ -92,8 +91,6 @@ class LongAnswer(msgspec.Struct):
 T = TypeVar("T")
 _GET_INDEX: Final = attrgetter("index")
 _GET_EMBEDDING: Final = attrgetter("embedding")
-_NOT_A_NUMBER: Final = re.compile(rb"[\[,]\s*(?:null|NaN|-?Infinity)\s*[,\]]")
-"""An item of a vector that is no number, as servers in Python write it."""
 _USAGE: Final = msgspec.json.Decoder(Usage)
 
 
@@ -103,20 +100,19 @@ def read(
     """Read the vectors of a 2xx response, sorted by ``index``.
 
     Raises:
+        InvalidVector: a vector contains null, NaN or Infinity.
         InvalidUpstreamResponse: the body has another format, or the indexes are not 0 … n-1.
         UpstreamError: the body is an error. ``map_error`` classifies it by the status that belongs
             to its code.
     """
     texts: Sequence[memoryview] = ()
-    try:
-        if len(response.content) < LONG:
+    if len(response.content) < LONG:
+        try:
             answer = response.json(Answer)
-        else:
-            answer, texts = split_vectors(response, LongAnswer, "embedding", _raw, len(batch))
-    except InvalidUpstreamResponse as error:
-        if _NOT_A_NUMBER.search(response.content):
-            raise InvalidVector(error.message) from None
-        raise
+        except InvalidUpstreamResponse as error:
+            raise invalid_json(error.message, response.content) from None
+    else:
+        answer, texts = split_vectors(response, LongAnswer, "embedding", _raw, len(batch))
     if answer.data is None or bytes(answer.error) not in EMPTY:
         raise _read_error(answer.error, response, map_error)
     count = len(batch)
@@ -189,8 +185,11 @@ def read_modalities(details: object) -> dict[str, int]:
     if not isinstance(details, Mapping):
         return {}
     fields = cast("Mapping[object, object]", details)
-    counts = {name: first_count(fields.get(f"{name}_tokens")) for name in MODALITIES}
-    return {name: count for name, count in counts.items() if count}
+    return {
+        name: count
+        for name in MODALITIES
+        if (count := first_count(fields.get(f"{name}_tokens"))) is not None
+    }
 
 
 def _parse_digits(text: str) -> int | None:

@@ -9,8 +9,7 @@ Source: openai/openai-openapi ``openapi.yaml`` 2.3.0.
 from collections.abc import Mapping
 from functools import cached_property
 from types import MappingProxyType
-from typing import ClassVar, Final, Literal
-from urllib.parse import urlsplit
+from typing import ClassVar, Literal
 
 from embedroute.backend import (
     Accepts,
@@ -20,12 +19,11 @@ from embedroute.backend import (
     UpstreamRequest,
     UpstreamResponse,
     Vectors,
+    classify_response,
 )
 from embedroute.backends import _openai_response
 from embedroute.backends._validation import check_base_url, check_headers, check_values
-
-DASHSCOPE_RATE_LIMITS: Final = frozenset({"insufficient_quota"})
-"""Codes of DashScope's rate limits (help.aliyun.com, Model Studio error codes)."""
+from embedroute.errors import UpstreamError
 
 
 class OpenAI(HTTPBackend, frozen=True, kw_only=True, dict=True):
@@ -34,7 +32,8 @@ class OpenAI(HTTPBackend, frozen=True, kw_only=True, dict=True):
     Set ``encoding_format`` to ``float`` for a server that rejects base64, or to ``omit`` for one
     that rejects the field. ``extra_body`` adds fields (``normalize = true`` for Fireworks), and
     ``extra_headers`` adds headers. ``input_types`` maps the neutral input types to the server's
-    values, for a server whose ``accepts`` lists input types.
+    values, for a server whose ``accepts`` lists input types. ``rate_limit_codes`` are error codes
+    that mean a rate limit at this server, although OpenAI uses them for a spent account.
     """
 
     accepts: ClassVar[Accepts] = Accepts(
@@ -49,6 +48,7 @@ class OpenAI(HTTPBackend, frozen=True, kw_only=True, dict=True):
     input_types: Mapping[str, str] = {}
     extra_headers: Mapping[str, Secret] = {}
     extra_body: Mapping[str, bool | int | float | str] = {}
+    rate_limit_codes: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         """Reject options from which no request could be built."""
@@ -92,13 +92,15 @@ class OpenAI(HTTPBackend, frozen=True, kw_only=True, dict=True):
             UpstreamRequest.json("", {}, bearer=self.api_key, headers=headers).headers
         )
 
-    @property
-    def rate_limit_codes(self) -> frozenset[str]:
-        """DashScope's code for a rate limit, which is OpenAI's for a spent account."""
-        host = urlsplit(self.base_url).hostname or ""
-        is_dashscope = host.startswith("dashscope") and host.endswith(".aliyuncs.com")
-        return DASHSCOPE_RATE_LIMITS if is_dashscope else frozenset()
-
     def parse(self, batch: Batch, response: UpstreamResponse) -> Vectors:
         """Read base64 or numbers, depending on what the server sent."""
         return _openai_response.read(batch, response, self.map_error)
+
+    def map_error(self, response: UpstreamResponse) -> UpstreamError:
+        """Map an error to its class, with the rate limits of this server."""
+        return classify_response(
+            response.status,
+            response.headers,
+            response.content,
+            rate_limit_codes=self.rate_limit_codes,
+        )

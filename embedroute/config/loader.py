@@ -16,7 +16,6 @@ from embedroute.config.catalog import known_providers
 from embedroute.config.models import Endpoint, Model, Provider
 from embedroute.config.settings import ApiKey, CacheSettings, Settings
 from embedroute.config.validation import (
-    ALL_READ,
     SecretReference,
     TablePath,
     UnknownFields,
@@ -227,16 +226,19 @@ class PartialConfig(msgspec.Struct, frozen=True):
     """
 
     config: Config
-    mistakes: list[str] = []
-    unread: UnknownFields = ALL_READ
+    mistakes: list[str]
+    unread: UnknownFields
+
+
+def _read_tables(reader: ConfigReader, tables: Mapping[str, object]) -> PartialConfig:
+    config = Config()
+    _assign(config, reader.tables(tables))
+    return PartialConfig(config, reader.mistakes, UnknownFields(frozenset(reader.unread)))
 
 
 def read_secrets(config: Config, environ: Mapping[str, str]) -> PartialConfig:
     """Read the secrets of a config made in Python that are in ``environ``, and check them."""
-    reader = ConfigReader(environ)
-    complete = Config()
-    _assign(complete, reader.tables(msgspec.structs.asdict(config)))
-    return PartialConfig(complete, reader.mistakes, UnknownFields(frozenset(reader.unread)))
+    return _read_tables(ConfigReader(environ), msgspec.structs.asdict(config))
 
 
 def read_config(text: str, environ: Mapping[str, str]) -> PartialConfig:
@@ -249,14 +251,11 @@ def read_config(text: str, environ: Mapping[str, str]) -> PartialConfig:
     if isinstance(document, str):
         # Not raised in an except clause: the TOMLDecodeError would refer to the text and its keys.
         raise ConfigError([f"The config is not valid TOML: {document}"])
-    names = Config.__struct_fields__
     reader = ConfigReader(environ)
-    config = Config()
     for mistake, path in _unknown_tables(document):
         reader.mistakes.append(mistake)
         reader.unread.add(path)
-    _assign(config, reader.tables({name: document.get(name, {}) for name in names}))
-    return PartialConfig(config, reader.mistakes, UnknownFields(frozenset(reader.unread)))
+    return _read_tables(reader, {name: document.get(name, {}) for name in Config.__struct_fields__})
 
 
 def _parse(text: str) -> dict[str, object] | str:
@@ -317,9 +316,20 @@ def _options_from(names: Mapping[str, list[str]], variables: Mapping[str, str]) 
 
 
 def _first_value(candidates: Sequence[str], variables: Mapping[str, str]) -> str | None:
-    """Return the value of the first variable that is set; in ``NAME/path``, with the path."""
+    """Return the value of the first variable that is set.
+
+    ``NAME/path`` adds a path to a URL. ``NAME/old=>/new`` replaces a path at the end of a URL: some
+    SDKs use another API of the same host.
+    """
     for candidate in candidates:
-        name, _, path = candidate.partition("/")
+        name, slash, path = candidate.partition("/")
         if value := variables.get(name):
-            return f"{value.rstrip('/')}/{path}" if path else value
+            return _with_path(value.rstrip("/"), slash + path) if path else value
     return None
+
+
+def _with_path(url: str, path: str) -> str:
+    old, _, new = path.rpartition("=>")
+    if old:
+        return url.removesuffix(old) + new if url.endswith(old) else url
+    return url if url.endswith(new) else url + new

@@ -165,7 +165,8 @@ class KnownProvider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     ``backend`` is the name of the backend to use, or None if no backend supports the provider.
     ``options`` are passed to the backend. ``env`` maps an option to the environment variables that
     may contain its value, such as the API key; the first that is set counts. In ``NAME/path`` the
-    path is appended to the value. ``accepts`` overrides the capabilities that the backend declares.
+    path is appended to the value, and in ``NAME/old=>/new`` the new path replaces the old one.
+    ``accepts`` overrides the capabilities that the backend declares.
     """
 
     vendor: str

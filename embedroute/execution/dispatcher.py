@@ -72,7 +72,6 @@ class Dispatcher:
         self._attempts = attempts
         self._healths = healths
         self._budget = budget
-        self._record_call = budget.record_call
         self._policy = policy
         self._clock = clock
         self._random = random
@@ -108,37 +107,38 @@ class Dispatcher:
             trying = begin(dispatch, candidate, len(errors), attempt, omit)
             outcome = trying if isinstance(trying, NotCalled) else await trying
             if isinstance(outcome, NotCalled):
-                errors.append(failure or outcome.reason)
-                failure = None
-                attempt = 1
-                continue
-            is_answered = not isinstance(outcome, EmbedrouteError)
-            if attempt > 1 or dispatch.repeats:
-                health = self._healths.get(candidate)
-                health.record_repeat(self._clock(), answered=is_answered)
-            if not isinstance(outcome, EmbedrouteError):
-                self._budget.record_answer()
-                dispatch.on_result(outcome)
-                if errors:
-                    await self._checks.check_rejecting(
-                        dispatch.candidates, errors, dispatch.context
-                    )
-                return
-            failure = outcome
-            decision = await self._decide(dispatch, candidate, failure, attempt)
+                failure, decision = failure or outcome.reason, RetryDecision.NEXT
+            else:
+                if attempt > 1 or dispatch.repeats:
+                    self._record_repeat(candidate, outcome)
+                if not isinstance(outcome, EmbedrouteError):
+                    self._budget.record_answer()
+                    dispatch.on_result(outcome)
+                    if errors:
+                        await self._checks.check_rejecting(
+                            dispatch.candidates, errors, dispatch.context
+                        )
+                    return
+                failure = outcome
+                decision = await self._decide(dispatch, candidate, failure, attempt)
             if decision is RetryDecision.RETRY:
                 attempt += 1
             elif decision is RetryDecision.REPEAT:
                 omit = add_field(omit, failure)
             else:
                 errors.append(failure)
-                failure = None
-                omit = NO_FIELDS
-                attempt = 1
-            if decision in {RetryDecision.HALVE, RetryDecision.BISECT}:
-                await self._divide(dispatch, errors, decision)
-                return
+                if decision is not RetryDecision.NEXT:
+                    await self._divide(dispatch, errors, decision)
+                    return
+                failure, omit, attempt = None, NO_FIELDS, 1
         await self._give_up(dispatch, errors)
+
+    def _record_repeat(
+        self, candidate: ResolvedEndpoint, outcome: Results | EmbedrouteError
+    ) -> None:
+        """Record whether it has helped to repeat a call."""
+        is_answered = not isinstance(outcome, EmbedrouteError)
+        self._healths.get(candidate).record_repeat(self._clock(), answered=is_answered)
 
     async def _decide(
         self,
@@ -171,7 +171,7 @@ class Dispatcher:
         return decision
 
     async def _give_up(self, dispatch: Dispatch, errors: Sequence[EmbedrouteError]) -> None:
-        """Try what is left when every endpoint has failed: bisect, wait for a rate limit, or repeat.
+        """Try what is left when every endpoint has failed: bisect, wait for a limit, or repeat.
 
         Raises:
             EmbedrouteError: the error to report.
@@ -314,8 +314,8 @@ class Dispatcher:
         permit = health.acquire(now)
         if not permit and dispatch.repeats:
             permit = health.acquire_last_resort(now)
-        admit = dispatch.admit_first_try or self._record_call
-        if permit and (attempt > 1 or admit(now)):
+        admit = dispatch.admit_first_try
+        if permit and (attempt > 1 or admit is None or admit(now)):
             timeout = (context.deadline - now) / (len(dispatch.candidates) - failed)
             # After a rate limit, the call must not be merged with the one that was limited.
             alone = candidate.name in dispatch.waited_for

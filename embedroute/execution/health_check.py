@@ -10,6 +10,7 @@ from embedroute.backend import Batch, Vectors
 from embedroute.errors import (
     EmbedrouteError,
     Overloaded,
+    PoolTimeout,
     RateLimited,
     Rejected,
     UpstreamTimeout,
@@ -179,9 +180,10 @@ class HealthChecker:
         *,
         counts: bool,
     ) -> None:
-        """Record the result in the health.
+        """Record the result in the health, unless it says nothing about the endpoint.
 
-        A rate limit, a short timeout and exhausted resources of this process tell nothing.
+        A rate limit, a short timeout, a wait for the connection pool and exhausted resources of
+        this process say nothing.
         """
         now = self._clock()
         is_short = isinstance(failure, UpstreamTimeout) and not health.usually_answers_within(
@@ -189,7 +191,7 @@ class HealthChecker:
         )
         if failure is None:
             health.clear(now)
-        elif isinstance(failure, RateLimited | Overloaded) or is_short:
+        elif isinstance(failure, RateLimited | PoolTimeout | Overloaded) or is_short:
             health.withdraw()
         elif counts:
             health.confirm(now)

@@ -4,20 +4,34 @@ The gateway asks for base64, sends one text as a list, and passes ``user`` on. N
 a vector, so a server that rejects one of them can do without it.
 """
 
+import re
 from collections.abc import Collection
+from typing import Final
 
 import msgspec
 
 from embedroute.backend import Batch, UpstreamRequest
 from embedroute.errors import UpstreamError
 
+_ABOUT_VALUE: Final = re.compile(
+    r"\b(too (long|short|large)|at (most|least)|max(imum)?|length|characters?|pattern|expected"
+    r"|invalid (value|type|format)|must (be|match|have|contain))\b",
+    re.IGNORECASE,
+)
+"""Words about a value that is not valid. The upstream knows such a field."""
+
 _Fields = dict[str, msgspec.Raw]
 
 
 def find_own_field(error: UpstreamError, batch: Batch) -> str | None:
-    """Return the rejected field if the gateway can leave it out, or None."""
+    """Return the rejected field if the gateway can leave it out, or None.
+
+    An upstream that rejects one client's value of ``user`` must still get those of the others.
+    """
     field = error.field
-    if field in {"encoding_format", "user"} or (field == "input" and len(batch.texts) == 1):
+    if field == "user":
+        return None if _ABOUT_VALUE.search(error.message) else field
+    if field == "encoding_format" or (field == "input" and len(batch.texts) == 1):
         return field
     return None
 

@@ -15,12 +15,21 @@ from embedroute.errors import (
     DeadlineExceeded,
     EmbedrouteError,
     FieldRejected,
+    NoHealthyEndpoint,
     RateLimited,
+    RejectedByPage,
     UpstreamError,
     UpstreamRejectedInput,
+    UpstreamUnavailable,
 )
 from embedroute.execution.attempt import AttemptRunner
-from embedroute.execution.bisection import bisect, is_about_inputs
+from embedroute.execution.bisection import (
+    UnreliableEndpoints,
+    bisect,
+    concerns_request,
+    fails_again,
+    is_about_inputs,
+)
 from embedroute.execution.context import (
     Dispatch,
     DispatchContext,
@@ -46,6 +55,8 @@ from embedroute.runtime import tasks
 
 CHUNKS_AT_ONCE: Final = 8
 """Calls of one request that are under way at a time, once it is split."""
+REPEATS: Final = 3
+"""Further calls with the only input of a chunk that has failed, before the input is blamed."""
 Chunks = Sequence[Work]
 Run = Callable[[Dispatch], Awaitable[None]]
 """Embeds a part at the first endpoint that responds."""
@@ -70,6 +81,7 @@ class PartRunner:
         self._healths = healths
         self._budget = budget
         self._clock = clock
+        self._unreliable = UnreliableEndpoints()
 
     async def run_chunks(
         self,
@@ -82,7 +94,8 @@ class PartRunner:
 
         ``errors`` are those of the first candidates. ``halved`` is the error of the whole if it was
         halved: the limit learned from it is in doubt if an input is rejected alone. An error that
-        an input may have caused does not end the other chunks.
+        an input may have caused does not end the other chunks. Neither does an open breaker: the
+        error of the chunk that has opened it is reported.
         """
         context = dispatch.context
         if context.slots is None:
@@ -99,8 +112,9 @@ class PartRunner:
             earlier_errors=[*dispatch.earlier_errors, *errors],
         )
         failures: dict[int, UpstreamError] = {}
+        not_called: list[NoHealthyEndpoint] = []
         calls = [
-            partial(self._run_chunk, whole, chunks[position], position, failures)
+            partial(self._run_chunk, whole, chunks[position], position, failures, not_called)
             for position in range(len(chunks))
         ]
         now = self._clock()
@@ -111,14 +125,29 @@ class PartRunner:
         await tasks.gather(calls, CHUNKS_AT_ONCE)
         if failures:
             self._doubt(remaining[0], halved, failures)
-            raise self._name_failure(chunks, failures, context)
+        others_answered = len(failures) + len(not_called) < len(chunks)
+        for position in sorted(failures):
+            error = await self._name_failure(
+                whole, chunks[position], failures[position], others_answered=others_answered
+            )
+            if error is not None:
+                raise error
+        if not_called:
+            raise not_called[0]
 
     async def _run_chunk(
-        self, whole: Dispatch, chunk: Work, position: int, failures: dict[int, UpstreamError]
+        self,
+        whole: Dispatch,
+        chunk: Work,
+        position: int,
+        failures: dict[int, UpstreamError],
+        not_called: list[NoHealthyEndpoint],
     ) -> None:
-        """Embed a chunk; add its error to ``failures`` if an input may have caused it."""
+        """Embed a chunk; collect the errors that do not end the other chunks."""
         try:
             await self._run(msgspec.structs.replace(whole, work=chunk))
+        except NoHealthyEndpoint as error:
+            not_called.append(error)
         except UpstreamError as error:
             if not is_about_inputs(error):
                 raise
@@ -136,23 +165,42 @@ class PartRunner:
             if any(is_rejected):
                 self._healths.get(candidate).doubt(self._clock(), halved.measure)
 
-    def _name_failure(
-        self, chunks: Chunks, failures: Mapping[int, UpstreamError], context: DispatchContext
-    ) -> UpstreamError:
-        """Return the error of the first chunk that failed.
+    async def _name_failure(
+        self, whole: Dispatch, chunk: Work, error: UpstreamError, *, others_answered: bool
+    ) -> UpstreamError | None:
+        """Return the error to report for a chunk that failed; None if it is embedded after all.
 
-        If other chunks were answered, the only input of a chunk is to blame for its error.
+        If other chunks were answered, the only input of a chunk may be to blame for its error.
         """
-        position = min(failures)
-        error = failures[position]
-        if len(chunks[position]) > 1:
+        if len(chunk) > 1:
             return error
-        key = next(iter(chunks[position]))
-        if len(failures) < len(chunks) and may_be_caused_by_input(error):
-            return input_failed(error, key, context.keys)
+        context = whole.context
+        key = next(iter(chunk))
+        if others_answered and may_be_caused_by_input(error):
+            fails = concerns_request(error) or await self._fails_again(whole, chunk)
+            if fails is False:
+                return None
+            return input_failed(error, key, context.keys) if fails else temporary(error)
         if isinstance(error, UpstreamRejectedInput):
             return name_input(error, key, context.keys)
         return error
+
+    async def _fails_again(self, whole: Dispatch, chunk: Work) -> bool | None:
+        """Return whether an input still fails at the first endpoint; None if that is not known."""
+        candidate = whole.candidates[0]
+        if self._unreliable.has(candidate.name, self._clock()):
+            return None
+        health = self._healths.get(candidate)
+        fails = await fails_again(
+            chunk,
+            partial(self._attempt_alone, candidate, health, whole.context),
+            partial(self._checks.is_alive, candidate, health, whole.context),
+            whole.on_result,
+            REPEATS,
+        )
+        if fails is False:
+            self._unreliable.add(candidate.name, self._clock())
+        return fails
 
     async def bisect(self, dispatch: Dispatch, errors: Sequence[EmbedrouteError]) -> None:
         """Find the inputs that fail alone at the endpoint that failed last, and embed the others.
@@ -175,11 +223,15 @@ class PartRunner:
             dispatch.on_result,
             at_once=CHUNKS_AT_ONCE,
         )
+        if found.at_random:
+            self._unreliable.add(candidate.name, self._clock())
+        is_unreliable = self._unreliable.has(candidate.name, self._clock())
         others = [each for each in dispatch.candidates if each is not candidate]
         make_part = partial(Dispatch, context=context, on_result=dispatch.on_result)
         parts: list[tuple[Dispatch, EmbedrouteError]] = []
         for key, failure in found.alone.items():
-            error = input_failed(failure, key, context.keys)
+            is_blamed = not is_unreliable or not may_be_random(failure)
+            error = input_failed(failure, key, context.keys) if is_blamed else temporary(failure)
             work = {key: dispatch.work[key]}
             parts.append((make_part(others, work=work, earlier_errors=[error]), error))
         if found.rest:
@@ -252,6 +304,20 @@ def add_field(fields: frozenset[str], failure: EmbedrouteError) -> frozenset[str
     """Return ``fields`` with the one that an upstream has rejected."""
     field = failure.field if isinstance(failure, FieldRejected) else None
     return fields if field is None else fields | {field}
+
+
+def may_be_random(error: UpstreamError) -> bool:
+    """Return whether an endpoint that fails at random may have caused an error."""
+    return may_be_caused_by_input(error) and not concerns_request(error)
+
+
+def temporary(error: UpstreamError) -> UpstreamError:
+    """Return the error of an endpoint that may fail at random; the client may send it again."""
+    if not isinstance(error, RejectedByPage):
+        return error
+    failure = UpstreamUnavailable(error.message, upstream_status=error.upstream_status)
+    failure.provider = error.provider
+    return failure
 
 
 def deadline_error() -> DeadlineExceeded:

@@ -64,7 +64,8 @@ class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A decoded and validated request.
 
     ``inputs`` are n inputs of one ``kind``. ``dimensions`` is None if it is not set. ``input_type``
-    is one of the neutral names (the keys of ``SPELLINGS``). If the field ``provider`` is a string,
+    is one of the neutral names (the keys of ``SPELLINGS``). ``field`` is the name of the field that
+    held the inputs: ``input`` or ``inputs``. If the field ``provider`` is a string,
     it is ``provider`` here; if it is an object, it is ``preferences``. ``large`` is true if
     processing all inputs at once would block the event loop.
     """
@@ -72,6 +73,7 @@ class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     model: str
     inputs: Sequence[Input]
     kind: Kind
+    field: str = "input"
     base64: bool = False
     dimensions: int | None = None
     input_type: str | None = None
@@ -111,7 +113,7 @@ def decode_at_once(body: bytes, limits: Limits) -> EmbeddingRequest:
         decode_errors.refuse_unknown_fields(body, limits.ignored_fields)
     wire_input, field = _select_input(request)
     inputs, kind = convert_inputs(wire_input, limits, field)
-    return _make_embedding_request(request, inputs, kind)
+    return _make_embedding_request(request, inputs, kind, field)
 
 
 def is_small(body: bytes) -> bool:
@@ -147,7 +149,7 @@ def decode_in_steps(body: bytes, limits: Limits) -> Generator[None, None, Embedd
     yield
     wire_input, field = _select_input(request)
     inputs, kind = yield from convert_inputs_in_steps(wire_input, limits, field)
-    return _make_embedding_request(request, inputs, kind, large=True)
+    return _make_embedding_request(request, inputs, kind, field, large=True)
 
 
 def _decode_json(body: bytes, limits: Limits) -> CreateEmbeddingRequest:
@@ -216,11 +218,16 @@ def check_request(request: CreateEmbeddingRequest, limits: Limits) -> EmbeddingR
     """
     wire_input, field = _select_input(request)
     inputs, kind = convert_inputs(wire_input, limits, field)
-    return _make_embedding_request(request, inputs, kind)
+    return _make_embedding_request(request, inputs, kind, field)
 
 
 def _make_embedding_request(
-    request: CreateEmbeddingRequest, inputs: Sequence[Input], kind: Kind, *, large: bool = False
+    request: CreateEmbeddingRequest,
+    inputs: Sequence[Input],
+    kind: Kind,
+    field: str,
+    *,
+    large: bool = False,
 ) -> EmbeddingRequest:
     options = request.embedding_options or NO_OPTIONS
     provider = request.provider
@@ -231,6 +238,7 @@ def _make_embedding_request(
         model=request.model,
         inputs=inputs,
         kind=kind,
+        field=field,
         base64=request.encoding_format == "base64",
         dimensions=int(request.dimensions) if request.dimensions else None,
         input_type=None if input_type is None else _parse_input_type(input_type),
@@ -269,7 +277,9 @@ def _parse_input_type(spelling: str) -> str:
     return neutral
 
 
-def fold_parts(parsed: EmbeddingRequest, limits: Limits) -> EmbeddingRequest:
+def fold_parts_in_steps(
+    parsed: EmbeddingRequest, limits: Limits
+) -> Generator[None, None, EmbeddingRequest]:
     """Join the parts of each input, which are all texts, to one text with line breaks.
 
     Raises:
@@ -279,8 +289,9 @@ def fold_parts(parsed: EmbeddingRequest, limits: Limits) -> EmbeddingRequest:
     for position, parts in enumerate(cast("Sequence[tuple[TextPart, ...]]", parsed.inputs)):
         text = "\n".join([part.text for part in parts])
         if len(text) > limits.max_text_characters:
-            raise text_too_long(limits, f"input[{position}]")
+            raise text_too_long(limits, f"{parsed.field}[{position}]")
         texts.append(text)
+        yield
     return msgspec.structs.replace(parsed, inputs=texts, kind=Kind.TEXT)
 
 

@@ -39,16 +39,16 @@ class OpenAIDialect:
             self.success_body(
                 data=() if large else encode_rows(answer.rows, base64=request.base64),
                 model=answer.model,
-                usage=self.usage(answer, answer.prompt_tokens),
+                usage=self.usage(answer),
                 **self.extras(answer),
                 **answer.trace.debug_fields(),
             )
         )
         return iter_body(body, answer.rows, base64=request.base64) if large else (body,)
 
-    def usage(self, answer: Embeddings, tokens: int) -> bodies.Usage:
-        """Return the usage of an answer with this number of prompt tokens."""
-        del answer
+    def usage(self, answer: Embeddings) -> bodies.Usage:
+        """Return the tokens of an answer."""
+        tokens = answer.prompt_tokens
         return bodies.Usage(prompt_tokens=tokens, total_tokens=tokens)
 
     def extras(self, answer: Embeddings) -> Fields:
@@ -84,8 +84,9 @@ class OpenRouterDialect(OpenAIDialect):
     success_body = bodies.OpenRouterEmbeddingResponse
     error_body = bodies.OpenRouterErrorResponse
 
-    def usage(self, answer: Embeddings, tokens: int) -> bodies.Usage:
+    def usage(self, answer: Embeddings) -> bodies.Usage:
         """Add the cost in USD, and the tokens by modality if there are two modalities."""
+        tokens = answer.prompt_tokens
         counts = {
             f"{name}_tokens": count for name, count in answer.trace.modality_tokens.items() if count
         }
@@ -142,9 +143,9 @@ class PhaseoDialect(OpenAIDialect):
     success_body = bodies.PhaseoEmbeddingResponse
     error_body = bodies.PhaseoErrorResponse
 
-    def usage(self, answer: Embeddings, tokens: int) -> bodies.Usage:
+    def usage(self, answer: Embeddings) -> bodies.Usage:
         """Add the completion tokens, which are always 0 for embeddings."""
-        del answer
+        tokens = answer.prompt_tokens
         return bodies.PhaseoUsage(prompt_tokens=tokens, total_tokens=tokens, completion_tokens=0)
 
     def error_response(self, error: EmbedrouteError, trace: RequestTrace) -> msgspec.Struct:

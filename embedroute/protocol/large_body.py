@@ -247,13 +247,17 @@ def decode_url(body: bytes, start: int, end: int, param: str) -> Generator[None,
     """Decode the URL with the content ``body[start:end]``, which is the field ``param``.
 
     Raises:
-        InvalidRequest: it is not a valid JSON string, or not ASCII. Joining 32 MiB takes 60 ms if
-            one character is not, and 3 ms otherwise.
+        InvalidRequest: it is not a valid JSON string, or has a character that is not ASCII.
     """
     pieces = list[str]()
     for piece in decode_pieces(body, start, end, param):
+        # Joining 32 MiB takes 3 ms if all pieces are ASCII, and 60 ms otherwise.
         if not piece.isascii():
-            raise InvalidRequest(f"'{param}' must be ASCII.", param=param, code="invalid_media_url")
+            raise InvalidRequest(
+                f"'{param}' must contain only ASCII characters. Percent-encode the others.",
+                param=param,
+                code="invalid_media_url",
+            )
         pieces.append(piece)
         yield
     return "".join(pieces)

@@ -131,7 +131,7 @@ GoogleTask = Literal[
 ]
 
 
-Unset = Literal[""]
+EmptyString = Literal[""]
 
 
 class Content(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -149,7 +149,7 @@ class GoogleOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Options of Gemini (documented by Phaseo)."""
 
     output_dimensionality: Size | None = None
-    task_type: GoogleTask | Unset | None = None
+    task_type: GoogleTask | EmptyString | None = None
     title: Name | None = None
 
 
@@ -157,7 +157,7 @@ class MistralOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Options of Mistral (documented by Phaseo)."""
 
     output_dimension: Size | None = None
-    output_dtype: Dtype | Unset | None = None
+    output_dtype: Dtype | EmptyString | None = None
 
 
 class EmbeddingOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

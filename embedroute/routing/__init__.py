@@ -5,9 +5,18 @@ It may import the contracts and the foundation.
 
 from embedroute.routing.batch_limits import ENVELOPE, GROWS_EVERY, LEAST
 from embedroute.routing.bounded_map import MOST, BoundedMap
-from embedroute.routing.breaker import BreakerPolicy, State
+from embedroute.routing.breaker import BreakerPolicy, CircuitBreaker, State
 from embedroute.routing.cache_keys import PIECE, CacheKey, make_key_prefix, prefix
-from embedroute.routing.expected_latency import FIRST, PER_INPUT, REMEMBERED, SHORTEST, UsualLatency
+from embedroute.routing.call_history import (
+    FIRST,
+    LAST,
+    PER_INPUT,
+    PERIOD,
+    REMEMBERED,
+    SHORTEST,
+    CallHistory,
+    UsualLatency,
+)
 from embedroute.routing.filters import (
     Dropped,
     Parameters,
@@ -35,7 +44,6 @@ from embedroute.routing.planning import (
     pair_with_keys,
     rekeyed,
     rekeyed_in_steps,
-    share_out,
     sum_modalities,
     text_before,
 )
@@ -70,14 +78,17 @@ from embedroute.routing.splitting import (
     split,
     split_in_steps,
 )
+from embedroute.routing.token_shares import share_out
 
 __all__ = [
     "ENVELOPE",
     "FIRST",
     "GROWS_EVERY",
+    "LAST",
     "LEAST",
     "MOST",
     "NO_FIELDS",
+    "PERIOD",
     "PER_INPUT",
     "PIECE",
     "PROBING",
@@ -90,6 +101,8 @@ __all__ = [
     "BoundedMap",
     "BreakerPolicy",
     "CacheKey",
+    "CallHistory",
+    "CircuitBreaker",
     "Dropped",
     "EmbeddedInput",
     "EndpointHealth",

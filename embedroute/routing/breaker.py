@@ -16,7 +16,7 @@ from embedroute.upstream_errors.neutral import neutral
 _DOUBLINGS: Final = 32
 """Doublings of a cool-down at most; more would overflow a float in an outage of days."""
 IN_A_ROW: Final = 2
-"""Failures in a row that open a breaker whatever the share, as a multiple of the minimum calls."""
+"""Failures in a row that open a breaker at any share, as a multiple of the minimum calls."""
 REPEATED: Final = 4
 """How many times more failures lead to a check if they repeat the inputs of earlier ones."""
 
@@ -25,8 +25,8 @@ class BreakerPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """When a breaker opens, for how many seconds, and how it closes.
 
     It opens when at least ``failure_rate`` of the last calls have failed, of ``minimum_calls`` at
-    least, when twice ``minimum_calls`` in a row have, or when ``failures`` connections in a row
-    could not be made. After ``failures`` failures in a row that inputs may have caused, the
+    least, when twice ``minimum_calls`` in a row have failed, or when ``failures`` connections in a
+    row could not be made. After ``failures`` failures in a row that inputs may have caused, the
     endpoint is checked with a harmless text.
 
     The cool-down doubles from ``initial_cooldown`` to ``longest_cooldown`` while the endpoint does

@@ -6,7 +6,7 @@ A parameter that changes the vectors is never dropped silently: an endpoint that
 excluded, and the request fails if no endpoint remains.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
@@ -15,7 +15,7 @@ from embedroute.config import Model
 from embedroute.errors import EmbedrouteError, InvalidRequest, NoEligibleProvider
 from embedroute.inputs import ImagePart, Input, Kind, list_modalities
 from embedroute.protocol import EmbeddingRequest
-from embedroute.routing.options import EFFECTS, Option, list_options, merge_options, name_of
+from embedroute.routing.options import EFFECTS, MergedOptions, list_options, merge_options
 from embedroute.routing.registry import ResolvedEndpoint
 
 
@@ -71,14 +71,12 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
 
     ``width`` is the number of dimensions to return; None for an undeclared model if the request
     does not specify it. ``dimensions`` is the requested width if it differs from the model's own.
-    ``namespaces`` are the parts of ``embedding_options`` that have an effect.
     """
 
     width: int | None = None
     dimensions: int | None = None
     input_type: str | None = None
     dtype: str = "float"
-    namespaces: tuple[str, ...] = ()
     title: str | None = None
 
     def uncut(self, model: Model) -> "Parameters | None":
@@ -93,8 +91,8 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
 
 def resolve_parameters(
     endpoints: EndpointFilter, model: Model, request: EmbeddingRequest
-) -> tuple[Parameters, Sequence[Option]]:
-    """Return the parameters that change the vectors, and the options that have no effect.
+) -> tuple[Parameters, MergedOptions]:
+    """Return the parameters that change the vectors, and the merged ``embedding_options``.
 
     Candidates that do not support the first namespace of ``embedding_options`` that one of them
     supports are dropped.
@@ -103,14 +101,15 @@ def resolve_parameters(
         InvalidRequest: the model does not have the requested width, two parameters contradict each
             other, or an option that no candidate supports would change the vectors.
     """
-    given = {option.namespace for option in list_options(request)}
+    options = list_options(request)
+    given = {option.namespace for option in options}
     supported = tuple(
         namespace
         for namespace in EFFECTS
         if namespace in given
         and any(namespace in candidate.accepts.options for candidate in endpoints.remaining)
     )
-    merged = merge_options(request, model, supported)
+    merged = merge_options(options, request, model, supported)
     # Only google has an option without a neutral counterpart (the title). The options of mistral
     # are checked as neutral parameters, so they do not restrict the candidates here.
     for name in supported[:1]:
@@ -119,26 +118,22 @@ def resolve_parameters(
             lambda candidate, name=name: name in candidate.accepts.options,
             f"does not support {name} options",
         )
-    parameters = Parameters(
-        input_type=merged.input_type,
-        dtype=merged.dtype,
-        namespaces=supported,
-        title=merged.title,
-    )
-    param = name_of("dimensions", request, supported)
-    return _with_size(model, parameters, merged.size, param), merged.dropped
+    return _make_parameters(model, merged), merged
 
 
-def _with_size(model: Model, parameters: Parameters, size: int | None, param: str) -> Parameters:
+def _make_parameters(model: Model, merged: MergedOptions) -> Parameters:
     own = model.dimensions
+    size = merged.size
     if size is not None and own is not None and (problem := _size_problem(model, own, size)):
+        param = merged.fields["dimensions"]
         raise InvalidRequest(f"'{param}' {problem}", param=param)
-    return msgspec.structs.replace(
-        parameters,
+    return Parameters(
         width=size or own,
         dimensions=None if size == own else size,
         # A model without input types returns the same vector for all of them: share cache entries.
-        input_type=None if model.input_types == [] else parameters.input_type,
+        input_type=None if model.input_types == [] else merged.input_type,
+        dtype=merged.dtype,
+        title=merged.title,
     )
 
 
@@ -173,23 +168,27 @@ def _size_problem(model: Model, own: int, size: int) -> str | None:
 
 
 def filter_by_parameters(
-    endpoints: EndpointFilter, model: Model, request: EmbeddingRequest, parameters: Parameters
+    endpoints: EndpointFilter,
+    model: Model,
+    request: EmbeddingRequest,
+    parameters: Parameters,
+    fields: Mapping[str, str],
 ) -> None:
     """Drop the endpoints that cannot honour the request's parameters.
+
+    ``fields`` maps each parameter to the field of the request that sets it.
 
     Raises:
         InvalidRequest: no endpoint remains; ``param`` names the parameter that none supports.
         NoEligibleProvider: ``require_parameters`` excluded the last endpoint.
     """
     _filter_by_input(endpoints, model, request)
-    refusal = _unsupported(name_of("dimensions", request, parameters.namespaces))
     endpoints.apply(
         "dimensions",
         lambda candidate: _supports_width(candidate, model, parameters),
         "cannot return this width",
-        refusal,
+        _unsupported(fields.get("dimensions")),
     )
-    refusal = _unsupported(name_of("input_type", request, parameters.namespaces))
     endpoints.apply(
         "input_type",
         lambda candidate: (
@@ -197,29 +196,34 @@ def filter_by_parameters(
             or honours_type(candidate, model, parameters.input_type, request.kind)
         ),
         "does not support this input type",
-        refusal,
-    )
-    param = "embedding_options.mistral.output_dtype"
-    refusal = InvalidRequest(
-        f"'{param}' is not supported by any provider that supports the other parameters.",
-        param=param,
+        _unsupported(fields.get("input_type")),
     )
     endpoints.apply(
         "output_dtype",
         lambda candidate: parameters.dtype in candidate.accepts.dtypes,
         "does not support this output_dtype",
-        refusal,
+        _unsupported(fields.get("dtype")),
     )
     if request.preferences.require_parameters and request.user is not None:
-        endpoints.apply(
-            "require_parameters",
-            lambda candidate: candidate.accepts.user,
-            "does not accept 'user'",
-        )
+        _filter_by_user(endpoints)
 
 
-def _unsupported(param: str) -> InvalidRequest:
-    return InvalidRequest(f"'{param}' is not supported by any provider of this model.", param=param)
+def _filter_by_user(endpoints: EndpointFilter) -> None:
+    endpoints.apply(
+        "require_parameters",
+        lambda candidate: candidate.accepts.user,
+        "does not accept 'user'",
+    )
+
+
+def _unsupported(param: str | None) -> InvalidRequest | None:
+    """Create the error if no endpoint supports a parameter; None if the request omits it."""
+    if param is None:
+        return None
+    return InvalidRequest(
+        f"'{param}' is not supported by any provider that supports the other parameters.",
+        param=param,
+    )
 
 
 def _filter_by_input(endpoints: EndpointFilter, model: Model, request: EmbeddingRequest) -> None:

@@ -17,6 +17,7 @@ from embedroute.errors import (
     InvalidUpstreamResponse,
     Measure,
     NoHealthyEndpoint,
+    PoolTimeout,
     QuotaExhausted,
     RateLimited,
     Rejected,
@@ -148,12 +149,14 @@ class EndpointHealth:
     ) -> None:
         """Record the outcome of a failed call.
 
-        Errors that are clearly an input's fault, and errors recorded already, do not change the
-        health. What an input may have caused counts once per input until a call succeeds, and opens
-        nothing by itself. ``work`` holds the keys of the call's inputs. The call had ``timeout``
-        seconds: a timeout counts only if the endpoint usually answers within them.
+        Errors that are clearly an input's fault, errors recorded already, and a wait for one of the
+        gateway's own connections do not change the health. What an input may have caused counts
+        once per input until a call succeeds, and opens nothing by itself. ``work`` holds the keys
+        of the call's inputs. The call had ``timeout`` seconds: a timeout counts only if the
+        endpoint usually answers within them.
         """
-        if isinstance(failure, UpstreamError) and failure.already_recorded:
+        is_recorded = isinstance(failure, UpstreamError) and failure.already_recorded
+        if is_recorded or isinstance(failure, PoolTimeout):
             self.release(permit)
         elif isinstance(failure, RateLimited):
             self.record_rate_limit(

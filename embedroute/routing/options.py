@@ -1,7 +1,8 @@
 """Merges ``embedding_options``, the options of single upstream APIs, into neutral parameters.
 
 An option of an API that a candidate supports is honoured. Any other option is dropped if it changes
-nothing, and otherwise the request is rejected.
+nothing, and otherwise the request is rejected. A contradiction between two parameters is always
+rejected.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -39,16 +40,26 @@ class Option(msgspec.Struct, frozen=True):
         """The path of the option in the request."""
         return f"embedding_options.{self.namespace}.{self.field}"
 
+    @property
+    def neutral_value(self) -> object:
+        """The value of the neutral parameter: ``query`` for the task ``RETRIEVAL_QUERY``."""
+        if self.parameter == "input_type":
+            return GOOGLE_TASKS[cast("str", self.value)]
+        return self.value
+
 
 class MergedOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """The neutral parameters of a request with options, and the options that have no effect."""
+    """The neutral parameters of a request with options, and the options that have no effect.
 
-    namespaces: tuple[str, ...]
+    ``fields`` maps each neutral parameter to the field of the request that sets it, for errors.
+    """
+
     size: int | None
     input_type: str | None
     dtype: str
     title: str | None
     dropped: Sequence[Option]
+    fields: Mapping[str, str]
 
 
 def list_options(request: EmbeddingRequest) -> list[Option]:
@@ -68,86 +79,64 @@ def list_options(request: EmbeddingRequest) -> list[Option]:
 
 
 def merge_options(
-    request: EmbeddingRequest, model: Model, namespaces: tuple[str, ...]
+    options: Sequence[Option], request: EmbeddingRequest, model: Model, supported: Collection[str]
 ) -> MergedOptions:
-    """Merge the options of the supported ``namespaces`` into the neutral parameters of a request.
+    """Merge the ``options`` of a request into its neutral parameters.
+
+    Options of other namespaces than the ``supported`` ones are dropped if they change nothing.
 
     Raises:
         InvalidRequest: two parameters contradict each other, or an option would change the vectors
             and nothing covers it.
     """
-    options = list_options(request)
-    honoured = [option for option in options if option.namespace in namespaces]
-    size = _resolve("dimensions", request.dimensions, honoured)
-    input_type = _resolve("input_type", request.input_type, honoured)
-    dtype = _resolve("dtype", None, honoured)
-    title = _resolve("title", None, honoured)
-    values = {"dimensions": size, "input_type": input_type, "dtype": dtype, "title": title}
+    honoured = [option for option in options if option.namespace in supported]
     dropped = [option for option in options if option not in honoured]
+    values: dict[str, Any] = {"dimensions": request.dimensions, "input_type": request.input_type}
+    fields = {name: name for name, value in values.items() if value is not None}
+    for option in honoured:
+        _refuse_contradiction(option, values, fields)
+        values[option.parameter] = option.neutral_value
+        fields.setdefault(option.parameter, option.name)
     for option in dropped:
-        _refuse_other_task(option, input_type)
+        _refuse_contradiction(option, values, fields)
         if not _is_covered(option, values, model):
             raise InvalidRequest(
                 f"'{option.name}' would change the vectors, and no provider of this model supports "
                 "it. Omit it.",
                 param=option.name,
             )
-    if title is not None and input_type != "document":
+    if values.get("input_type") != "document" and values.pop("title", None) is not None:
         dropped += [option for option in honoured if option.parameter == "title"]
-        title = None
     if dropped and request.preferences.require_parameters:
-        _refuse_dropped(dropped[0], namespaces)
+        _refuse_dropped(dropped[0], supported)
     return MergedOptions(
-        namespaces=namespaces,
-        size=size,
-        input_type=input_type,
-        dtype=dtype or "float",
-        title=title,
+        size=values["dimensions"],
+        input_type=values["input_type"],
+        dtype=values.get("dtype", "float"),
+        title=values.get("title"),
         dropped=dropped,
+        fields=fields,
     )
 
 
-def name_of(parameter: str, request: EmbeddingRequest, namespaces: Collection[str]) -> str:
-    """Return the name under which a request sets a neutral parameter."""
-    if getattr(request, parameter, None) is None:
-        for option in list_options(request):
-            if option.parameter == parameter and option.namespace in namespaces:
-                return option.name
-    return parameter
-
-
-def _resolve(parameter: str, value: object, honoured: Sequence[Option]) -> Any:
-    """Return the value of a neutral parameter, in its own field or in options."""
-    first = parameter
-    for option in honoured:
-        if option.parameter != parameter:
-            continue
-        own = GOOGLE_TASKS[cast("str", option.value)] if parameter == "input_type" else option.value
-        if value is None:
-            value = own
-            first = option.name
-        elif own != value:
-            raise InvalidRequest(
-                f"'{option.name}' contradicts '{first}'. Send one of them.", param=option.name
-            )
-    return value
-
-
-def _refuse_other_task(option: Option, input_type: str | None) -> None:
-    """Refuse a task type that contradicts the input type, also if no API reads it."""
-    if option.parameter != "input_type" or input_type is None:
+def _refuse_contradiction(
+    option: Option, values: Mapping[str, object], fields: Mapping[str, str]
+) -> None:
+    """Refuse an option whose parameter has another value already, also if no API reads it."""
+    value = values.get(option.parameter)
+    if value is None or value == option.neutral_value:
         return
-    if GOOGLE_TASKS[cast("str", option.value)] not in (None, input_type):
-        raise InvalidRequest(
-            f"'{option.name}' contradicts the input type '{input_type}' of this request. "
-            "Send one of them.",
-            param=option.name,
-        )
+    other = f"'{fields[option.parameter]}'"
+    if other == "'input_type'":
+        other = "'input_type', or the suffix of 'model'"
+    raise InvalidRequest(
+        f"'{option.name}' contradicts {other}. Send one of them.", param=option.name
+    )
 
 
 def _is_covered(option: Option, values: Mapping[str, object], model: Model) -> bool:
     """Return whether an option that no candidate supports changes nothing."""
-    if values[option.parameter] is not None or option.parameter == "title":
+    if values.get(option.parameter) is not None or option.parameter == "title":
         return True
     if option.parameter == "dimensions":
         return option.value == model.dimensions
@@ -156,8 +145,8 @@ def _is_covered(option: Option, values: Mapping[str, object], model: Model) -> b
     return option.value == "float"
 
 
-def _refuse_dropped(option: Option, namespaces: Collection[str]) -> NoReturn:
-    if option.namespace in namespaces:
+def _refuse_dropped(option: Option, supported: Collection[str]) -> NoReturn:
+    if option.namespace in supported:
         raise InvalidRequest(
             f"'{option.name}' is used only with the task type RETRIEVAL_DOCUMENT. "
             "Set that task type, or omit it.",

@@ -5,9 +5,9 @@ and results are mappings by cache key.
 """
 
 from collections import Counter
-from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
-from itertools import accumulate, repeat
+from itertools import repeat
 
 import msgspec
 
@@ -22,6 +22,7 @@ from embedroute.inputs import (
 )
 from embedroute.routing.cache_keys import CacheKey, make_keys, make_keys_in_steps
 from embedroute.routing.registry import ResolvedEndpoint
+from embedroute.routing.token_shares import share_modalities, share_out
 from embedroute.vectors import Array
 
 
@@ -120,27 +121,6 @@ def pair_with_keys(
     return dict(zip(chunk, rows, strict=True))
 
 
-def share_modalities(
-    items: Collection[Input], tokens: int, modality_tokens: Mapping[str, int]
-) -> tuple[list[int], list[dict[str, int]]]:
-    """Split ``tokens`` and those of each modality among inputs; both add up exactly.
-
-    An input gets its share of a modality in proportion to its own content of it. The tokens that
-    belong to no modality are split in proportion to input length.
-    """
-    sizes = estimate_sizes(items)
-    splits: list[dict[str, int]] = [{} for _ in items]
-    for modality, total in modality_tokens.items():
-        contents = [content_size(item, modality) for item in items]
-        shares = share_out(total, contents if any(contents) else sizes)
-        for split_tokens, share in zip(splits, shares, strict=True):
-            if share:
-                split_tokens[modality] = share
-    others = share_out(tokens - sum(modality_tokens.values()), sizes)
-    totals = [sum(part.values()) + other for part, other in zip(splits, others, strict=True)]
-    return totals, splits
-
-
 def sum_modalities(plan: Plan, found: Mapping[CacheKey, EmbeddedInput]) -> dict[str, int]:
     """Sum the tokens of each modality over all inputs of a request, as ``assemble`` sums tokens.
 
@@ -154,13 +134,6 @@ def sum_modalities(plan: Plan, found: Mapping[CacheKey, EmbeddedInput]) -> dict[
             return {}
         counts.update(split_tokens or {"text": item.tokens})
     return dict(counts)
-
-
-def share_out(total: int, sizes: Sequence[int]) -> list[int]:
-    """Split ``total`` in proportion to ``sizes``, into integers that add up to it exactly."""
-    whole = sum(sizes)
-    bounds = [total * running // whole for running in accumulate(sizes)]
-    return [bound - previous for bound, previous in zip(bounds, [0, *bounds], strict=False)]
 
 
 def assemble(plan: Plan, found: Mapping[CacheKey, EmbeddedInput]) -> tuple[list[Array], int, bool]:

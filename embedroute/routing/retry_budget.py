@@ -20,33 +20,30 @@ MOST_BISECTIONS: Final = 1024.0
 """Calls of bisections that can be saved up."""
 BISECTIONS_PER_SECOND: Final = 26.0
 """Calls of bisections that become available each second, up to ``BISECTIONS``."""
-BISECTIONS_PER_CALL: Final = 4.0
-"""Calls of bisections that each call allows besides."""
+BISECTIONS_PER_ANSWER: Final = 4.0
+"""Calls of bisections that each answered call allows besides."""
 
 
 class _Tokens:
     """A bucket of tokens: time refills it up to ``floor``, and what is earned up to ``most``."""
 
-    __slots__ = ("_at", "_floor", "_most", "_per_second", "_tokens")
+    __slots__ = ("_at", "_floor", "_per_second", "most", "tokens")
 
     def __init__(self, floor: float, per_second: float, most: float) -> None:
         self._floor = floor
         self._per_second = per_second
-        self._most = most
-        self._tokens = floor
+        self.most = most
+        self.tokens = floor
         self._at = 0.0
 
-    def earn(self, tokens: float) -> None:
-        self._tokens = min(self._most, self._tokens + tokens)
-
     def take(self, now: float) -> bool:
-        if self._tokens < self._floor:
-            refilled = self._tokens + (now - self._at) * self._per_second
-            self._tokens = min(self._floor, refilled)
+        if self.tokens < self._floor:
+            refilled = self.tokens + (now - self._at) * self._per_second
+            self.tokens = min(self._floor, refilled)
         self._at = now
-        if self._tokens < 1:
+        if self.tokens < 1:
             return False
-        self._tokens -= 1
+        self.tokens -= 1
         return True
 
 
@@ -69,15 +66,11 @@ class RetryBudget:
         self._retries = _Tokens(floor, per_second, max(floor, MOST))
         self._bisections = _Tokens(BISECTIONS, BISECTIONS_PER_SECOND, MOST_BISECTIONS)
 
-    def record_call(self, now: float) -> bool:
-        """Count a first attempt and return True: first attempts are always allowed."""
-        del now
-        self._bisections.earn(BISECTIONS_PER_CALL)
-        return True
-
     def record_answer(self) -> None:
         """Count an answered call."""
-        self._retries.earn(self._per_answer)
+        retries, bisections = self._retries, self._bisections
+        retries.tokens = min(retries.most, retries.tokens + self._per_answer)
+        bisections.tokens = min(bisections.most, bisections.tokens + BISECTIONS_PER_ANSWER)
 
     def allow(self, now: float) -> bool:
         """Take one retry out of the budget; return False if the budget is exhausted."""

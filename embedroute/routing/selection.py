@@ -109,8 +109,8 @@ def select_endpoints(
     endpoints = EndpointFilter(route.candidates)
     try:
         _filter_by_preferences(endpoints, preferences, caller, context)
-        parameters, ignored = resolve_parameters(endpoints, route.model, request)
-        filter_by_parameters(endpoints, route.model, request, parameters)
+        parameters, merged = resolve_parameters(endpoints, route.model, request)
+        filter_by_parameters(endpoints, route.model, request, parameters, merged.fields)
     except RequestError:
         if trace is not None:
             trace_dropped(endpoints.dropped, trace)
@@ -126,7 +126,7 @@ def select_endpoints(
         candidates=ordered,
         dropped=[*endpoints.dropped, *not_tried],
         parameters=parameters,
-        ignored_options=ignored,
+        ignored_options=merged.dropped,
     )
 
 

@@ -4,10 +4,7 @@ No upstream is called. Cache hits and misses are counted in inputs. ``rests_for`
 cool-down of an endpoint in seconds, after failures or a 429.
 """
 
-import time
 from collections.abc import Generator, Mapping
-
-import msgspec
 
 from embedroute.auth import Caller
 from embedroute.cache import NOTHING, CachePolicy, look_up_in_steps
@@ -30,19 +27,19 @@ from embedroute.trace import RequestTrace
 
 def explain(
     gateway: Gateway, request: EmbeddingRequest, caller: Caller, cached: CachePolicy
-) -> Generator[None, None, dict[str, object]]:
+) -> Generator[None, None, bodies.Plan]:
     """Forecast a request with the cache policy ``cached``; yields between the steps of the work.
 
     Raises:
         PermissionDenied: this caller may not use debug features.
         EmbedrouteError: the error that the request itself would get.
     """
-    request = gateway.fold_parts(request, caller)
     route = gateway.selections.resolve(request, caller)
     if not gateway.may_debug(caller):
         raise PermissionDenied(
             "This API key may not use 'explain'.", param="explain", code="debug_not_allowed"
         )
+    request = yield from gateway.fold_parts(request, route)
     prepared = gateway.selections.prepare(request, caller)
     selection = prepared.selection
     plan = yield from make_plan_in_steps(request.inputs, prepared.key_prefix)
@@ -58,9 +55,9 @@ def explain(
         yield
         prefix = text_before(endpoint, route.model, selection.parameters.input_type)
         health = gateway.healths.get(endpoint)
-        forecast = yield from _forecast(endpoint, health, missing, prefix, time.monotonic())
+        forecast = yield from _forecast(endpoint, health, missing, prefix, gateway.clock())
         order.append(forecast)
-    forecasts = bodies.Plan(
+    return bodies.Plan(
         model=route.public_name,
         fallback=prepared.fallback.public_name if prepared.fallback else None,
         order=order,
@@ -70,7 +67,6 @@ def explain(
             count=len(plan.keys), unique=len(plan.work), estimated_tokens=tokens
         ),
     )
-    return msgspec.to_builtins(forecasts)
 
 
 def _describe_exclusion(dropped: Dropped) -> bodies.PlanExclusion:

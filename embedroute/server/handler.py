@@ -8,7 +8,6 @@ cancel a request whose client has disconnected, so the work is watched while it 
 import inspect
 import logging
 import re
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
@@ -37,6 +36,7 @@ from embedroute.protocol import (
     NO_DEBUG,
     EmbeddingRequest,
     Embeddings,
+    bodies,
     decode_at_once,
     decode_in_steps,
     is_small,
@@ -102,7 +102,7 @@ class RequestHandler:
             raise NotFound(
                 "The path contains an encoded slash or NUL. Write '/' without encoding it."
             )
-        operation = routes.BY_PATH.get(path) or routes.find_model(path)
+        operation = routes.BY_PATH.get(path) or routes.match_model_path(path)
         if operation is None:
             raise NotFound(
                 f"No resource at {echo(path or '/')}. Use POST …/v1/embeddings or GET …/v1/models."
@@ -129,7 +129,7 @@ class RequestHandler:
             watch.restart(
                 settings.deadline, gateway.make_deadline_error, exchange.wait_for_disconnect
             )
-            deadline = time.monotonic() + settings.deadline
+            deadline = gateway.clock() + settings.deadline
             if is_small(body):
                 request = decode_at_once(body, gateway.limits)
             else:
@@ -172,7 +172,7 @@ class RequestHandler:
             tokens=embeddings.prompt_tokens,
         )
 
-    async def _explain(self, context: RequestContext) -> dict[str, object]:
+    async def _explain(self, context: RequestContext) -> bodies.Plan:
         request = context.request
         steps = explain(self.gateway, request, context.caller, context.cache_policy)
         return await fairness.step_by_step(steps) if request.large else fairness.finished(steps)

@@ -56,16 +56,18 @@ def describe(operation: Operation, dialect: DialectName = "openai") -> dict[str,
         "summary": operation.summary,
         "tags": ["embeddings"],
     }
-    success = _json_content(operation.body or DIALECTS[dialect].success_body)
     if operation is EMBED:
         described["requestBody"] = {
             "required": True,
             "content": _json_content(CreateEmbeddingRequest),
         }
         described["parameters"] = [_EXPLAIN]
-        success = _json_content(DIALECTS[dialect].success_body, bodies.Plan)
     if operation is GET_MODEL:
         described["parameters"] = [_MODEL_ID]
+    if operation.body is None:
+        success = _json_content(DIALECTS[dialect].success_body, bodies.Plan)
+    else:
+        success = _json_content(operation.body)
     error = {"description": "Error", "content": _json_content(DIALECTS[dialect].error_body)}
     described["responses"] = {
         "200": {"description": operation.description, "content": success},

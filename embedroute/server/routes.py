@@ -1,4 +1,7 @@
-"""Lists every path that the gateway serves: the one table for dispatch, middleware and OpenAPI."""
+"""Lists the paths that the gateway serves.
+
+The handler, the middleware, the FastAPI router and the OpenAPI document all read this table.
+"""
 
 from collections.abc import Mapping
 from typing import Final
@@ -13,8 +16,8 @@ GET: Final = ("GET", "HEAD")
 class Operation(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """An operation at one path; ``path`` is relative to the mount, or to the mount and ``/v1``.
 
-    ``body`` is the struct of a 200, or None if the dialect defines it. Operations without a
-    ``summary`` are not part of the OpenAPI document.
+    ``body`` is the struct of a 200. None means that of the dialect, or a plan (``?explain=1``).
+    Operations without a ``summary`` are not part of the OpenAPI document.
     """
 
     id: str
@@ -71,10 +74,10 @@ BY_PATH: Final[Mapping[str, Operation]] = {
     for operation in (*API, GET_OPENAPI)
     for prefix in ("", "/v1")
 }
-"""Path below a mount → operation; see ``find_model`` for the path of a single model."""
+"""Path below a mount → operation; see ``match_model_path`` for the path of a single model."""
 
 
-def find_model(path: str) -> Operation | None:
+def match_model_path(path: str) -> Operation | None:
     """Return ``GET_MODEL`` if ``path`` has the id of a model, which may contain slashes."""
     return GET_MODEL if get_model_id(path) else None
 

@@ -8,7 +8,7 @@ from typing import Final, Literal, Protocol
 import msgspec
 
 from embedroute.backend import TRANSPORT_HEADERS, Secret, UpstreamRequest, UpstreamResponse
-from embedroute.errors import InvalidUpstreamResponse, UpstreamTimeout, UpstreamUnavailable
+from embedroute.errors import InvalidUpstreamResponse, PoolTimeout, UpstreamUnavailable
 
 LARGEST_REPLY = 256 * 1024 * 1024
 """Maximum bytes of a response body; 2048 vectors of 4096 floats are about 180 MB of text."""
@@ -120,6 +120,7 @@ class Transport(Protocol):
 
         Raises:
             ConnectError: no connection could be made.
+            PoolTimeout: all connections to the upstream were in use.
             UpstreamTimeout: the response was not complete in time.
             UpstreamUnavailable: the connection broke, or the response is not valid HTTP.
             InvalidUpstreamResponse: the body of a success is compressed, or a body is larger than
@@ -151,11 +152,11 @@ def lower_names(headers: Mapping[str, str | Secret]) -> dict[str, str | Secret]:
     return lowered
 
 
-def connections_in_use(limits: ExchangeLimits, timeout: float) -> UpstreamTimeout:
-    """Create the error for a request that waited ``timeout`` seconds for a connection."""
+def pool_timeout(limits: ExchangeLimits, seconds: float) -> PoolTimeout:
+    """Create the error for a request that waited ``seconds`` for a connection."""
     table = f" in [providers.{limits.provider}]" if limits.provider else ""
-    return UpstreamTimeout(
-        f"All {limits.max_connections} connections to the upstream were in use for {timeout:.1f} s."
+    return PoolTimeout(
+        f"All {limits.max_connections} connections to the upstream were in use for {seconds:.1f} s."
         f" Raise max_connections{table}, or send fewer requests at once."
     )
 
@@ -181,7 +182,7 @@ def not_http() -> UpstreamUnavailable:
 def refuse_compressed(encoding: str | None, status: int = 200) -> None:
     """Reject a compressed body: 1 KiB of brotli can expand to 1 GiB.
 
-    The body of an error is accepted: ``decompress_error`` reads a part of it.
+    The body of an error is accepted: ``decompress_error_body`` reads a part of it.
 
     Raises:
         InvalidUpstreamResponse: ``encoding`` is neither empty nor ``identity``.
@@ -199,7 +200,7 @@ _WINDOW_BITS: Final[Mapping[str, tuple[int, ...]]] = {
 }
 
 
-def decompress_error(encoding: str | None, content: bytes) -> bytes:
+def decompress_error_body(encoding: str | None, content: bytes) -> bytes:
     """Return the first ``LARGEST_DECOMPRESSED`` bytes of the body of an error response.
 
     Some servers compress errors although the request forbids it. A body in an encoding that is not

@@ -21,6 +21,7 @@ from embedroute.backend import (
 from embedroute.errors import (
     ConnectError,
     EmbedrouteError,
+    PoolTimeout,
     UpstreamError,
     UpstreamTimeout,
     UpstreamUnavailable,
@@ -35,17 +36,18 @@ from embedroute.transport.base import (
     LARGEST_ERROR,
     ExchangeLimits,
     TransportConfig,
-    decompress_error,
+    decompress_error_body,
     lower_names,
     refuse_compressed,
     too_large,
 )
+from embedroute.transport.connection_slots import WAIT_SHARE
 from embedroute.transport.httpx2_connections import Connections
 from embedroute.transport.proxy import (
     PROXY_AUTHENTICATION_REQUIRED,
+    describe_proxy,
     parse_proxy,
     parse_status,
-    through,
 )
 from embedroute.transport.resolver import Resolver
 from embedroute.transport.url import basic_credentials, bracketed
@@ -88,13 +90,19 @@ class Httpx2Transport:
             return await self._exchange(request, timeout, limits)
         except EmbedrouteError as error:
             failure = error.with_traceback(None)
-        except (TimeoutError, httpx2.ReadTimeout, httpx2.WriteTimeout, httpx2.PoolTimeout):
+        except httpx2.PoolTimeout:
+            failure = PoolTimeout(
+                f"All connections of the http_client were in use for {timeout * WAIT_SHARE:.1f} s."
+                " Raise max_connections in its httpx2.Limits, or send fewer requests at once."
+            )
+        except (TimeoutError, httpx2.ReadTimeout, httpx2.WriteTimeout):
             failure = UpstreamTimeout(f"The upstream did not respond within {timeout:.1f} s.")
         except httpx2.ProxyError as error:
             failure = self._proxy_error(httpx2.URL(request.url), parse_status(str(error)))
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.UnsupportedProtocol) as error:
+            route = describe_proxy(self._proxy)
             failure = find_exhaustion(error, with_context=True, outside=outside) or ConnectError(
-                f"Cannot connect to the upstream{through(self._proxy)} ({type(error).__name__})."
+                f"Cannot connect to the upstream{route} ({type(error).__name__})."
             )
         except Exception as error:  # noqa: BLE001 - h2 and host clients raise their own errors
             name = type(error).__name__
@@ -141,7 +149,7 @@ class Httpx2Transport:
             if status < 300:
                 body = await _read(response, largest)
             else:
-                body = decompress_error(
+                body = decompress_error_body(
                     encoding, await _read(response, max(largest, LARGEST_ERROR))
                 )
             return UpstreamResponse(status, Headers(response.headers.raw), body)
@@ -153,7 +161,9 @@ class Httpx2Transport:
     def _proxy_error(self, url: httpx2.URL, status: int) -> UpstreamError:
         if self._proxy is None:
             return ConnectError("The proxy of the http_client refused to connect to the upstream.")
-        return self._proxy.refused(status, f"{bracketed(url.host)}:{url.port or 443}")
+        default_port = 443 if url.scheme == "https" else 80
+        port = default_port if url.port is None else url.port
+        return self._proxy.refused(status, f"{bracketed(url.host)}:{port}")
 
     async def aclose(self) -> None:
         """Close the own connections; a client of the host stays open."""
@@ -222,7 +232,7 @@ def _build(
     # Shorter than the timeout of the exchange: httpx2 closes the connection if its own timeout ends
     # a TLS handshake. After a cancellation the connection stays open until it is collected.
     connect = min(timeout * 0.9, CONNECT_TIMEOUT)
-    timeouts = {"connect": connect, "read": timeout, "write": timeout, "pool": timeout}
+    timeouts = {"connect": connect, "read": timeout, "write": timeout, "pool": timeout * WAIT_SHARE}
     return connections.make_request(
         request.method,
         url,

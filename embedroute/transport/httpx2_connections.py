@@ -36,8 +36,8 @@ from embedroute.transport.base import (
     MEMBER_PAUSE,
     ExchangeLimits,
     TransportConfig,
-    connections_in_use,
 )
+from embedroute.transport.connection_slots import ConnectionSlots
 from embedroute.transport.resolver import Address, Resolver, interleave
 from embedroute.transport.tls import create_ssl_context
 
@@ -99,7 +99,7 @@ class Connections:
         self._loads: dict[Address | None, Load] = {}
         self._context = create_ssl_context(connect)
         self._idle: dict[Origin, list[IdleConnection]] = {}
-        self._slots: dict[tuple[Origin, int], anyio.Semaphore] = {}
+        self._slots: dict[Origin, ConnectionSlots] = {}
         self._proxy = _make_proxy(connect)
         if connect.http2:
             for name in ("hpack.hpack", "hpack.table"):
@@ -112,21 +112,22 @@ class Connections:
         """Hold one of the ``limits.max_connections`` connections to the host of ``url``.
 
         Raises:
-            UpstreamTimeout: all of them are in use for ``timeout`` seconds.
+            PoolTimeout: this takes longer than ``WAIT_SHARE`` of ``timeout`` seconds.
         """
-        key = (_origin_of(url), limits.max_connections)
-        slots = self._slots.get(key)
+        origin = _origin_of(url)
+        slots = self._slots.get(origin)
         if slots is None:
-            slots = anyio.Semaphore(limits.max_connections, fast_acquire=True)
-            self._slots[key] = slots
-        with anyio.move_on_after(timeout) as scope:
-            await slots.acquire()
-        if scope.cancelled_caught:
-            raise connections_in_use(limits, timeout)
+            slots = self._slots[origin] = ConnectionSlots()
+        if slots.in_use < limits.max_connections:
+            slots.in_use += 1
+        else:
+            await slots.wait(limits, timeout)
         try:
             yield
         finally:
-            slots.release()
+            slots.in_use -= 1
+            if slots.waiting:
+                slots.admit()
 
     @asynccontextmanager
     async def exchange(

@@ -54,7 +54,7 @@ def parse_proxy(url: Secret | None) -> Proxy | None:
     )
 
 
-def through(proxy: Proxy | None) -> str:
+def describe_proxy(proxy: Proxy | None) -> str:
     """Return the part of an error message that names the proxy, if there is one."""
     return f" through the proxy {proxy.name}" if proxy else ""
 

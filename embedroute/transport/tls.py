@@ -1,8 +1,7 @@
 """Selects the trusted certificate authorities, for every transport alike."""
 
 import ssl
-
-import httpx2
+from importlib import import_module
 
 from embedroute.transport.base import TransportConfig
 
@@ -18,7 +17,8 @@ def create_ssl_context(connect: TransportConfig) -> ssl.SSLContext:
     if connect.tls_trust == "system" or (
         connect.tls_trust == "environment" and not (file or directory)
     ):
-        context = httpx2.create_ssl_context(trust_env=False)
+        # Imported only when used: it takes longer than importing all of embedroute.
+        context = import_module("httpx2").create_ssl_context(trust_env=False)
     else:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         if connect.tls_trust == "environment":

@@ -90,20 +90,20 @@ def _limit(characters: int, fields: Iterable[tuple[str, str]]) -> Iterator[tuple
             return
 
 
-def _find_message(body: object) -> str:
-    for _ in range(_DEPTH):
-        if isinstance(body, str):
-            inner = _inner_document(body)
-            if inner is None:
-                return "" if _PAGE.match(body) else body[:MOST_READ]
-            body = inner
-        elif isinstance(body, dict):
-            fields = cast("dict[str, object]", body)
-            body = next((fields[name] for name in MESSAGES if _is_set(fields.get(name))), None)
-        elif isinstance(body, list):
-            body = next(iter(cast("list[object]", body)), None)
-        else:
-            body = None
+def _find_message(body: object, depth: int = _DEPTH) -> str:
+    if not depth:
+        return ""
+    if isinstance(body, str):
+        inner = _inner_document(body)
+        if inner is not None and (message := _find_message(inner, depth - 1)):
+            return message
+        return "" if _PAGE.match(body) else body[:MOST_READ]
+    if isinstance(body, dict):
+        fields = cast("dict[str, object]", body)
+        inner = next((fields[name] for name in MESSAGES if _is_set(fields.get(name))), None)
+        return _find_message(inner, depth - 1)
+    if isinstance(body, list):
+        return _find_message(next(iter(cast("list[object]", body)), None), depth - 1)
     return ""
 
 
@@ -113,15 +113,12 @@ def _is_set(value: object) -> bool:
     return isinstance(value, dict | list) and bool(cast("object", value))
 
 
-def _inner_document(text: str) -> object:
-    """Return the error body that a message ends with, or None."""
+def _inner_document(text: str) -> dict[str, object] | None:
+    """Return the JSON object that a message ends with, or None."""
     start = text.find("{")
     if start < 0 or not text.rstrip().endswith("}"):
         return None
     try:
-        document = cast("object", msgspec.json.decode(text[start:].strip()))
+        return msgspec.json.decode(text[start:].strip(), type=dict[str, object])
     except (msgspec.MsgspecError, RecursionError):
         return None
-    if not isinstance(document, dict) or not _find_message(cast("object", document)):
-        return None
-    return cast("object", document)

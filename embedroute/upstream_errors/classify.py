@@ -196,6 +196,14 @@ def refine_with_inputs(error: UpstreamError, inputs: Sequence[Input]) -> Upstrea
     """
     check = QuoteCheck(inputs)
     _drop_quoted_references(error, len(inputs), check)
+    error = _refine_class(error, inputs, check)
+    _drop_unknown_indexes(error, len(inputs), check)
+    return error
+
+
+def _refine_class(
+    error: UpstreamError, inputs: Sequence[Input], check: QuoteCheck
+) -> UpstreamError:
     if isinstance(error, HARMS_OTHERS) and check.is_quote(error.matched_text):
         error = _judge_without_quotes(error, check)
     size = _find_size(error, inputs, check)
@@ -222,6 +230,16 @@ def _drop_quoted_references(error: UpstreamError, count: int, check: QuoteCheck)
         match = references.find_field(message)
         if match and check.is_quote(match.text):
             error.field = None
+
+
+def _drop_unknown_indexes(error: UpstreamError, count: int, check: QuoteCheck) -> None:
+    """Remove the numbers of inputs that the gateway cannot translate into the client's own."""
+    own = own_message(error)
+    known = references.remove_ordinals(own, count, check.is_quote)
+    if error.input_index is None:
+        known = references.remove_indexes(known, count, check.is_quote)
+    if known != own:
+        error.message = error.message.removesuffix(own) + known
 
 
 def _judge_without_quotes(error: UpstreamError, check: QuoteCheck) -> UpstreamError:

@@ -17,6 +17,7 @@ from embedroute.errors import (
     InputFailed,
     InvalidUpstreamResponse,
     InvalidVector,
+    PoolTimeout,
     QuotaExhausted,
     RateLimited,
     Rejected,
@@ -52,6 +53,10 @@ MESSAGES: Final[Mapping[type, str]] = {
     UpstreamModelNotFound: "does not serve this model. Use another model, or tell the operator.",
     RateLimited: "limits the rate of calls. Wait before you send the request again.",
     UpstreamTimeout: "did not respond in time. Send the request again.",
+    PoolTimeout: (
+        "was not called: all connections to it were in use. "
+        "Send fewer requests at once, or tell the operator to raise max_connections."
+    ),
     InvalidUpstreamResponse: "returned an invalid response. Send the request again.",
     ConnectError: "cannot be reached. Send the request again later.",
     UpstreamUnavailable: "failed. Send the request again later.",

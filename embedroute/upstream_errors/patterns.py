@@ -327,7 +327,8 @@ _TEXT: Final = r"\b(inputs?|texts?|contents?|documents?|sentences?|prompts?|stri
 
 INPUT_WORDS: Final = _any(
     # Empty
-    rf"{_TEXT}[`'\"\]\d\[]{{0,10}} (field |value |string |list |array )?"
+    rf"{_TEXT}[`'\"\]\d\[]{{0,10}}( (#|number )?\d{{1,6}}( of \d{{1,6}})?)? "
+    r"(field |value |string |list |array )?"
     r"((cannot|can ?not|can't|must not|should not|may not) be (an? )?(empty|blank)"
     r"|(must|should) (not be (an? )?(empty|blank)|be non-?empty)|(is|are|was|were) (empty|blank))",
     r"\b(an?|the) (empty|blank) (string|text|input|document)\b",

@@ -1,10 +1,12 @@
 """Finds which input, or which field of the request, an upstream's message refers to.
 
-All known APIs count inputs from 0. Pure functions.
+All known APIs that name an input by an index, such as ``input[2]``, count from 0. A number as in
+"input #2" may count from 0 or from 1, so it is no evidence and is removed. Pure functions.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice, pairwise
 from typing import Final, NamedTuple, cast
 
@@ -30,6 +32,18 @@ _INDEX_FORMS: Final = (
 """Form of a reference to an input → what is left if the index is removed."""
 
 _INDEX: Final = [(re.compile(form, re.IGNORECASE), left) for form, left in _INDEX_FORMS]
+
+_VERB: Final = " (?:is|was|has|does|contains|exceeds|cannot|must|failed)\\b"
+_ORDINAL_FORMS: Final = (
+    (rf"\b(?P<name>{_INPUTS}) ?(?:#|no\.? ?|n[ro]\. ?|number ){_NUMBER}\b(?!\.\d)", r"\g<name>"),
+    (rf"\b(?P<name>{_INPUTS}) {_NUMBER} of \d{{1,6}}\b", r"\g<name>"),
+    (rf"\b(?P<name>{_INPUTS}) {_NUMBER}(?=:|{_VERB})", r"\g<name>"),
+    (rf"(?P<name>) (?:at|in|on) (?:position|line|row) #?{_NUMBER}\b", ""),
+    (rf"\b{_NUMBER}(?:st|nd|rd|th) (?P<name>{_INPUTS})\b", r"\g<name>"),
+)
+"""Form of a number of an input that may count from 0 or from 1 → what is left without it."""
+
+_ORDINALS: Final = [(re.compile(form, re.IGNORECASE), left) for form, left in _ORDINAL_FORMS]
 
 MOST_REFERENCES: Final = 8
 """Maximum references to inputs that are read; each is compared with all inputs."""
@@ -189,6 +203,41 @@ def translate_index(message: str, old: int, new: str | None) -> str:
     """
     for pattern, left in _INDEX:
         message = pattern.sub(lambda match, left=left: _rename(match, left, old, new), message)
+    return message
+
+
+def remove_indexes(message: str, count: int, is_quote: Callable[[str], bool]) -> str:
+    """Remove all indexes of inputs from an upstream's message: none of them can be translated.
+
+    A number larger than the ``count`` of inputs is something else. A quote of an input is kept, if
+    it is among the first ``MOST_REFERENCES`` forms.
+    """
+    return _remove(_INDEX, message, count, is_quote)
+
+
+def remove_ordinals(message: str, count: int, is_quote: Callable[[str], bool]) -> str:
+    """Remove the numbers of inputs that may count from 0 or from 1, as ``remove_indexes`` does."""
+    return _remove(_ORDINALS, message, count, is_quote)
+
+
+def _remove(
+    forms: Sequence[tuple[re.Pattern[str], str]],
+    message: str,
+    count: int,
+    is_quote: Callable[[str], bool],
+) -> str:
+    quotes: dict[str, bool] = {}
+
+    def replace(match: re.Match[str], left: str) -> str:
+        text = match[0].strip()
+        if int(match["index"]) > count:
+            return match[0]
+        if text not in quotes and len(quotes) < MOST_REFERENCES:
+            quotes[text] = is_quote(text)
+        return match[0] if quotes.get(text) else match.expand(left)
+
+    for pattern, left in forms:
+        message = pattern.sub(partial(replace, left=left), message)
     return message
 
 

@@ -27,6 +27,8 @@ _NUMBER: Final = re.compile(
     r"(?![\w/%$@-]|[.,:]\d|,\d)"
 )
 _ASSIGNED: Final = re.compile(r"(?<=[a-z])[:=](?=\d)")
+_POSITION: Final = re.compile(r"\b(\d{1,6}) of (\d{1,6})\b")
+"""The number of an input, as in "text 3 of 10 is empty"."""
 _RANGE: Final = re.compile(
     r"(?:\[\s*(\d{1,6})\s*,\s*(\d{1,12})\s*\]|\bbetween (\d{1,6}) and (\d{1,12})\b)", re.IGNORECASE
 )
@@ -147,13 +149,19 @@ def _find_pair(text: str, status: int, size: CallSize) -> SizeMatch | None:
 
 def _iter_numbers(text: str, status: int) -> Iterator[tuple[int, int, int]]:
     """Yield the integers of a message with their start and end; ids and decimals are not."""
-    for count, match in enumerate(_NUMBER.finditer(_ASSIGNED.sub(" ", text))):
+    for count, match in enumerate(_NUMBER.finditer(_blank_positions(_ASSIGNED.sub(" ", text)))):
         number = int(match["number"].replace(",", ""))
         is_status = count == 0 and number == status
         if count == MOST_NUMBERS:
             return
         if not is_status:
             yield number, match.start("number"), match.end("number")
+
+
+def _blank_positions(text: str) -> str:
+    return _POSITION.sub(
+        lambda match: " " * len(match[0]) if int(match[1]) <= int(match[2]) else match[0], text
+    )
 
 
 def _find_range(text: str, size: CallSize) -> SizeMatch | None:

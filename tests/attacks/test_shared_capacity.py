@@ -26,29 +26,31 @@ TEXTS = [f"text number {at:04} of the victim" for at in range(2048)]
 POISON = "' OR 1=1 --"
 
 
-def poisoned(asked):
-    return any(POISON in str(item) for item in asked.inputs)
+def poisoned(request):
+    return any(POISON in str(item) for item in request.inputs)
 
 
-def small_bodies_only(asked):
+def small_bodies_only(request):
     """Accept bodies up to 1 MB as nginx does with ``client_max_body_size 1m``."""
     return (
-        say(asked.answer()) if len(asked.body) <= LIMIT else page(413, "Request Entity Too Large")
+        say(request.answer())
+        if len(request.body) <= LIMIT
+        else page(413, "Request Entity Too Large")
     )
 
 
-def firewall(asked):
+def firewall(request):
     """Refuse one kind of text with a web page."""
-    return page(403, "Forbidden") if poisoned(asked) else say(asked.answer())
+    return page(403, "Forbidden") if poisoned(request) else say(request.answer())
 
 
-def moderation(asked):
+def moderation(request):
     """Refuse one kind of text as OpenRouter's moderation does."""
-    if not poisoned(asked):
-        return say(asked.answer())
+    if not poisoned(request):
+        return say(request.answer())
     metadata = {
         "reasons": ["violence"],
-        "flagged_input": str(asked.inputs[0])[:100],
+        "flagged_input": str(request.inputs[0])[:100],
         "provider_name": "OpenAI",
     }
     return say(
@@ -63,29 +65,33 @@ def moderation(asked):
     )
 
 
-def quoting_moderation(asked):
+def quoting_moderation(request):
     """Refuse one kind of text, and begin the message with that text."""
-    return refuse(403, f"{asked.inputs[0]} was blocked") if poisoned(asked) else say(asked.answer())
+    return (
+        refuse(403, f"{request.inputs[0]} was blocked")
+        if poisoned(request)
+        else say(request.answer())
+    )
 
 
-def mod_security(asked):
+def mod_security(request):
     """Refuse one kind of text as ModSecurity does by default."""
-    return page(406, "Not Acceptable") if poisoned(asked) else say(asked.answer())
+    return page(406, "Not Acceptable") if poisoned(request) else say(request.answer())
 
 
-def crash(asked):
+def crash(request):
     """Answer 500 to one kind of text."""
-    return refuse(500, "The server had an error") if poisoned(asked) else say(asked.answer())
+    return refuse(500, "The server had an error") if poisoned(request) else say(request.answer())
 
 
-def tokens_per_minute(asked):
+def tokens_per_minute(request):
     """Refuse what is larger than the budget of a whole minute, as OpenAI does.
 
     No rest cures that.
     """
-    tokens = sum(len(text) for text in asked.inputs) // 4
+    tokens = sum(len(text) for text in request.inputs) // 4
     if tokens <= 100_000:
-        return say(asked.answer())
+        return say(request.answer())
     said = (
         "Request too large for text-embedding-3-small in organization org-1 on tokens per min (TPM): "
         f"Limit 100000, Requested {tokens}. The input or output tokens must be reduced in order to run successfully."

@@ -55,7 +55,7 @@ async def post(app, name, query="", cache="", **fields):
     return answer
 
 
-async def told(app, name, step):
+async def answer_to(app, name, step):
     """Return what a request reveals about the cache: in the forecast, the header and the trace."""
     cache, fields = step
     forecast = (await post(app, name, "?explain=1", cache, **fields)).json
@@ -91,11 +91,11 @@ async def test_the_hit_counts_of_a_key_do_not_depend_on_other_keys(seed):
     """Three keys send requests in turn; each gets the counts that it would get alone."""
     steps = history(seed)
     shared = embeddings_app(gateway_of())
-    together = [(name, await told(shared, name, step)) for name, step in steps]
+    together = [(name, await answer_to(shared, name, step)) for name, step in steps]
 
     for key in KEYS:
         alone = embeddings_app(gateway_of())
-        expected = [await told(alone, key, step) for name, step in steps if name == key]
+        expected = [await answer_to(alone, key, step) for name, step in steps if name == key]
         assert expected == [item for name, item in together if name == key]
 
 

@@ -49,9 +49,9 @@ def canary(name) -> str:
     return f"CANARY-{name}-owned"
 
 
-def quoted_in(*told) -> set[str]:
+def quoted_in(*received) -> set[str]:
     """Return the callers whose canaries are in ``told``."""
-    return set(re.findall(r"CANARY-(\w+)-owned", "\n".join(map(str, told))))
+    return set(re.findall(r"CANARY-(\w+)-owned", "\n".join(map(str, received))))
 
 
 class QuotingUpstream(Upstream):
@@ -174,36 +174,38 @@ async def test_a_waiter_does_not_see_the_message_of_its_leaders_error(status, di
     caplog.set_level(logging.DEBUG)
     with QuotingUpstream(status, retry_after="0") as upstream:
         gateway = gateway_at(upstream)
-        told = ReceivedMessages(gateway)
+        received = ReceivedMessages(gateway)
         async with gateway.lifespan(), crowd() as group:
             upstream.gate.clear()
             own = [SHARED, canary("A")]
             await begun(
-                group, upstream, partial(told.post, "A", own, user=canary("A"), dialect=dialect)
+                group, upstream, partial(received.post, "A", own, user=canary("A"), dialect=dialect)
             )
             await waits(
                 group,
-                partial(told.post, "B", [SHARED], user=canary("B"), dialect=dialect, debug=DEBUG),
+                partial(
+                    received.post, "B", [SHARED], user=canary("B"), dialect=dialect, debug=DEBUG
+                ),
             )
             upstream.gate.set()
-        assert {"A"} == quoted_in(*told.all["A"]) or status in {401, 402}
-        assert set() == told.others_in("B")
+        assert {"A"} == quoted_in(*received.all["A"]) or status in {401, 402}
+        assert set() == received.others_in("B")
         assert set() == quoted_in(*logged(caplog, "B"))
         if status in {401, 402, 404, 500, 503}:
             # After a 500, A's call is bisected, and a harmless text sent with and without `user`.
             # B's own text may not be at fault, so B asks itself, but the breaker is open.
             assert len(upstream.requests) == (5 if status == 500 else 1)
-            assert told.statuses["B"] == ([503] if status == 500 else told.statuses["A"])
+            assert received.statuses["B"] == ([503] if status == 500 else received.statuses["A"])
 
 
 @pytest.mark.parametrize("status", REFUSALS)
 async def test_an_identical_request_gets_the_same_status_with_a_neutral_message(status):
     with QuotingUpstream(status, retry_after="0") as upstream:
         gateway = gateway_at(upstream)
-        told, errors = ReceivedMessages(gateway), {}
+        received, errors = ReceivedMessages(gateway), {}
 
         async def embed(name):
-            errors[name] = await told.embed(name, [SHARED], user=canary(name))
+            errors[name] = await received.embed(name, [SHARED], user=canary(name))
 
         async with gateway.lifespan(), crowd() as group:
             upstream.gate.clear()
@@ -222,7 +224,7 @@ async def test_an_identical_request_gets_the_same_status_with_a_neutral_message(
             error.provider,
         )
 
-    assert set() == told.others_in("B")
+    assert set() == received.others_in("B")
     assert kept(errors["A"]) == kept(errors["B"])
     if status != 429:  # the rest may fit into the waiter's deadline, so it tries itself
         assert "The provider up" in errors["B"].message
@@ -238,20 +240,20 @@ async def test_merged_requests_do_not_see_each_others_inputs(status, caplog):
         lambda ask: status if "busy" not in ask.inputs else 200, retry_after="0"
     ) as upstream:
         gateway = gateway_at(upstream, merges=True, deadline=2.0)
-        told = ReceivedMessages(gateway)
+        received = ReceivedMessages(gateway)
         async with gateway.lifespan(), crowd() as group:
             upstream.gate.clear()
             await begun(
                 group, upstream, partial(gateway.embed, ["busy"], model="m", caller=CALLERS["A"])
             )
             for name in ("A", "B"):
-                await waits(group, partial(told.embed, name, [canary(name)]))
+                await waits(group, partial(received.embed, name, [canary(name)]))
             upstream.gate.set()
         seen += [sorted(ask.inputs) for ask in upstream.requests]
     assert [canary("A"), canary("B")] in seen
     for name in ("A", "B"):
-        assert told.statuses[name]
-        assert set() == told.others_in(name)
+        assert received.statuses[name]
+        assert set() == received.others_in(name)
         assert set() == quoted_in(*logged(caplog, name))
 
 
@@ -263,23 +265,28 @@ async def test_the_stored_error_of_an_endpoint_quotes_no_caller(status, dialect,
     with QuotingUpstream(status, retry_after="30") as upstream:
         gateway = gateway_at(
             upstream,
-            breaker=BreakerPolicy(failures=1, minimum_calls=1, slow_start=1, initial_cooldown=60.0),
+            breaker=BreakerPolicy(
+                failures=1,
+                minimum_calls=1,
+                slow_start=1,
+                initial_cooldown=60.0,
+            ),
         )
-        told = ReceivedMessages(gateway)
+        received = ReceivedMessages(gateway)
         async with gateway.lifespan():
-            await told.post("A", [canary("A")], user=canary("A"), dialect=dialect)
+            await received.post("A", [canary("A")], user=canary("A"), dialect=dialect)
             calls = len(upstream.requests)
             for name in ("B", "C"):
-                await told.post(name, ["another text"], dialect=dialect, debug=DEBUG)
-                await told.post(
+                await received.post(name, ["another text"], dialect=dialect, debug=DEBUG)
+                await received.post(
                     name, ["another text"], dialect=dialect, path="/v1/embeddings?explain=1"
                 )
-                await told.embed(name, ["another text"])
+                await received.embed(name, ["another text"])
         if status != 403:  # it counts for the key only if its words are about keys
             assert calls == len(upstream.requests)
-            assert told.statuses["A"][0] in {told.statuses["B"][0], 502}
+            assert received.statuses["A"][0] in {received.statuses["B"][0], 502}
     for name in ("B", "C"):
-        assert set() == told.others_in(name)
+        assert set() == received.others_in(name)
         assert set() == quoted_in(*logged(caplog, name))
 
 
@@ -287,38 +294,38 @@ def test_an_error_stored_on_one_event_loop_quotes_no_caller_on_another():
     """The breakers of a gateway are shared by its event loops, each in a thread of its own."""
     with QuotingUpstream(404) as upstream:
         gateway = gateway_at(upstream)
-        told = ReceivedMessages(gateway)
+        received = ReceivedMessages(gateway)
         runs = [
-            (told.embed, "A", [canary("A")]),
-            (told.embed, "C", ["another text"]),
-            (told.post, "B", ["another text"]),
+            (received.embed, "A", [canary("A")]),
+            (received.embed, "C", ["another text"]),
+            (received.post, "B", ["another text"]),
         ]
         for run, backend in zip(runs, ("asyncio", "trio", "asyncio"), strict=True):
             thread = threading.Thread(target=partial(anyio.run, *run, backend=backend))
             thread.start()
             thread.join(60)
         assert len(upstream.requests) == 1
-    assert {"A"} == quoted_in(*told.all["A"])
-    assert [502] == told.statuses["C"] == told.statuses["B"]
-    assert set() == told.others_in("B") | told.others_in("C")
+    assert {"A"} == quoted_in(*received.all["A"])
+    assert [502] == received.statuses["C"] == received.statuses["B"]
+    assert set() == received.others_in("B") | received.others_in("C")
 
 
 async def test_debug_never_shows_a_call_with_inputs_of_others():
     """A request that asks for upstream bodies makes its call alone."""
     with QuotingUpstream(200) as upstream:
         gateway = gateway_at(upstream, merges=True)
-        told = ReceivedMessages(gateway)
+        received = ReceivedMessages(gateway)
         async with gateway.lifespan(), crowd() as group:
             upstream.gate.clear()
-            await begun(group, upstream, partial(told.post, "A", ["busy"]))
-            await waits(group, partial(told.post, "A", [canary("A"), SHARED]))
-            await waits(group, partial(told.post, "B", [canary("B")], debug=DEBUG))
-            await waits(group, partial(told.post, "B", [canary("B"), SHARED], debug=DEBUG))
+            await begun(group, upstream, partial(received.post, "A", ["busy"]))
+            await waits(group, partial(received.post, "A", [canary("A"), SHARED]))
+            await waits(group, partial(received.post, "B", [canary("B")], debug=DEBUG))
+            await waits(group, partial(received.post, "B", [canary("B"), SHARED], debug=DEBUG))
             upstream.gate.set()
         seen = [quoted_in(*ask.inputs) for ask in upstream.requests]
-    assert {200} == {status for name in ("A", "B") for status in told.statuses[name]}
-    assert "upstream_request" in "".join(map(str, told.all["B"]))
-    assert set() == told.others_in("B")
+    assert {200} == {status for name in ("A", "B") for status in received.statuses[name]}
+    assert "upstream_request" in "".join(map(str, received.all["B"]))
+    assert set() == received.others_in("B")
     assert {"A", "B"} not in seen
 
 
@@ -336,7 +343,7 @@ async def test_no_caller_sees_anothers_text_under_shared_work_and_failures(seed,
             merges=True,
             breaker=BreakerPolicy(initial_cooldown=0.01, rejection_cooldown=0.01),
         )
-        told = ReceivedMessages(gateway)
+        received = ReceivedMessages(gateway)
 
         async def one():
             await anyio.sleep(rng.random() * 0.3)
@@ -347,7 +354,7 @@ async def test_no_caller_sees_anothers_text_under_shared_work_and_failures(seed,
                 else rng.choice([[SHARED], [f"{canary(name)} {rng.random()}"]])
             )
             ask = partial(
-                rng.choice([told.post, told.embed]),
+                rng.choice([received.post, received.embed]),
                 name,
                 texts,
                 user=canary("X") if rng.random() < 0.1 else None,
@@ -359,5 +366,5 @@ async def test_no_caller_sees_anothers_text_under_shared_work_and_failures(seed,
             for _ in range(40):
                 group.start_soon(one)
     for name in CALLERS:
-        assert told.others_in(name) <= {"X"}
+        assert received.others_in(name) <= {"X"}
         assert quoted_in(*logged(caplog, name)) <= {name}

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from embedroute import vectors
 from embedroute.backend import Batch, Secret, UpstreamResponse
 from embedroute.backends.openai import OpenAI
+from embedroute.config import known_providers
 from embedroute.errors import (
     ContextTooLong,
     InvalidUpstreamResponse,
+    InvalidVector,
     QuotaExhausted,
     RateLimited,
     UpstreamAuthError,
@@ -242,6 +244,25 @@ def test_rejects_an_invalid_response(body):
         vectors.check(OpenAI().parse(TEXTS, reply(body)).array, 2, None)
 
 
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("number", [None, float("nan"), float("inf"), float("-inf")])
+def test_a_row_with_an_item_that_is_no_number_is_an_invalid_vector(number, large):
+    """Only then is the batch bisected: some servers write NaN or null for texts that fail."""
+    body = rows([1, number], [3, 4]) | ({"more": "x" * LARGE} if large else {})
+
+    with pytest.raises(InvalidVector):
+        OpenAI().parse(TEXTS, reply(body))
+
+
+def test_a_null_outside_of_the_vectors_of_a_large_body_is_not_an_invalid_vector():
+    body = rows([1, True], [3, 4]) | {"more": [None, "x" * LARGE]}
+
+    with pytest.raises(InvalidUpstreamResponse) as caught:
+        OpenAI().parse(TEXTS, reply(body))
+
+    assert type(caught.value) is InvalidUpstreamResponse
+
+
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
@@ -261,6 +282,24 @@ def test_classifies_an_error_with_status_200_by_its_code(error, kind):
         OpenAI().parse(TEXTS, reply({"error": error}))
 
     assert type(caught.value) is kind
+
+
+@pytest.mark.parametrize(
+    ("codes", "kind"), [([], QuotaExhausted), (["insufficient_quota"], RateLimited)]
+)
+def test_an_option_lists_the_codes_of_the_servers_rate_limits(codes, kind):
+    backend = msgspec.convert({"rate_limit_codes": codes}, OpenAI)
+    body = json.dumps({"error": {"code": "insufficient_quota"}}).encode()
+
+    assert type(backend.map_error(UpstreamResponse(429, {}, body))) is kind
+
+
+def test_a_code_of_a_spent_account_is_a_rate_limit_for_dashscope():
+    """Source: help.aliyun.com, error codes of Model Studio."""
+    backend = msgspec.convert(known_providers()["dashscope"].options, OpenAI)
+    body = json.dumps({"error": {"code": "insufficient_quota"}}).encode()
+
+    assert type(backend.map_error(UpstreamResponse(429, {}, body))) is RateLimited
 
 
 def test_an_error_with_status_200_keeps_its_message():

@@ -50,7 +50,7 @@ def gateway_of(backend=None, *, size=1 << 20, **model):
     )
 
 
-def asked(backend):
+def texts_sent(backend):
     """Return the texts of every call, in order, and clear them."""
     texts = ["".join(batch.texts) for batch in backend.batches]
     backend.batches.clear()
@@ -116,13 +116,13 @@ async def test_only_misses_go_upstream_and_every_row_belongs_to_its_input(anyio_
         caller = Caller(name="c", namespace=texts)
         if held:
             await gateway.embed(list(held), model="m", caller=caller)
-            asked(backend)
+            texts_sent(backend)
 
         answer = await gateway.embed(list(texts), model="m", caller=caller)
 
         misses = "".join(dict.fromkeys(text for text in texts if text not in held))
         assert answer.vectors.tolist() == [RIGHT[text] for text in texts]
-        assert asked(backend) == ([misses] if misses else [])
+        assert texts_sent(backend) == ([misses] if misses else [])
         hits = sum(text in held for text in texts)
         assert (answer.trace.hits, answer.trace.misses) == (hits, len(texts) - hits)
         assert answer.prompt_tokens == len(texts)
@@ -229,7 +229,7 @@ async def test_only_a_row_that_cannot_be_truncated_is_requested_again():
 
     answer = await gateway.embed(["a", "b"], model="m", dimensions=4)
 
-    assert ["ab", "b"] == asked(backend)
+    assert ["ab", "b"] == texts_sent(backend)
     assert (answer.trace.hits, answer.trace.misses) == (1, 1)
     assert np.allclose(answer.vectors[1], expected_vector("b", 4))
 
@@ -246,7 +246,7 @@ async def test_a_cache_of_zero_bytes_stores_nothing():
     backend, gateway = gateway_of(size=0)
     for _ in range(2):
         await gateway.embed(["a", "a"], model="m")
-    assert ["a", "a"] == asked(backend)
+    assert ["a", "a"] == texts_sent(backend)
 
 
 async def test_a_failure_is_not_cached():
@@ -277,7 +277,7 @@ async def test_a_hit_on_another_callers_entry_is_reported_as_a_miss_at_first():
     assert (0, 3, 1) == await counts(
         gateway, Caller(name="c"), ["new", "new", "text"], dimensions=4
     )
-    assert ["text", "new"] == asked(backend)
+    assert ["text", "new"] == texts_sent(backend)
 
 
 async def test_the_application_itself_sees_every_hit():

@@ -147,7 +147,7 @@ def test_verify_takes_thresholds(thresholds, verdict, config, capsys):
 
 
 @pytest.mark.parametrize(
-    ("model", "text", "told"),
+    ("model", "text", "shown"),
     [
         (["nobody"], GOOD, "does not exist"),
         (["one"], GOOD, "one endpoint"),
@@ -160,10 +160,10 @@ def test_verify_takes_thresholds(thresholds, verdict, config, capsys):
         ),
     ],
 )
-def test_verify_fails_when_there_is_nothing_to_compare(model, text, told, config, capsys):
+def test_verify_fails_when_there_is_nothing_to_compare(model, text, shown, config, capsys):
     """No output would look like agreement."""
     assert 1 == main(["verify", *model, "--config", config(text)])
-    assert told in capsys.readouterr().err
+    assert shown in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [[], ["nonsense"], ["check"], ["serve", "--port", "x"]])
@@ -206,8 +206,8 @@ def test_without_a_config_every_command_prints_what_to_do(tmp_path):
     assert 3 == out.count("Gateway.from_env() does not read a config file")
 
 
-@pytest.mark.parametrize(("transport", "told"), [("auto", "http1"), ("httpx2", "httpx2")])
-def test_serve_logs_the_transport_to_stderr(transport, told, tmp_path):
+@pytest.mark.parametrize(("transport", "shown"), [("auto", "http1"), ("httpx2", "httpx2")])
+def test_serve_logs_the_transport_to_stderr(transport, shown, tmp_path):
     """Once, at startup, before the first request."""
     (tmp_path / "embedroute.toml").write_text(
         GOOD.replace('"open"', f'"open"\ntransport = "{transport}"')
@@ -227,7 +227,7 @@ def test_serve_logs_the_transport_to_stderr(transport, told, tmp_path):
         ]
 
     assert (at_start, [200, 200], at_start) == (
-        [f"INFO:     embedroute.http: transport {told}"],
+        [f"INFO:     embedroute.http: transport {shown}"],
         statuses,
         lines(),
     )

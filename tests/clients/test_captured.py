@@ -82,12 +82,12 @@ def test_each_client_can_read_the_response(wire, client):
     """Rows are in order, have an ``index``, and are in the requested encoding."""
     reply = post(wire, client.body.encode(), client.headers, client.path)
     assert reply.status_code == 200, reply.text
-    told = expected_vector if client.model == "hash" else vector_of
+    expected = expected_vector if client.model == "hash" else vector_of
     answer = msgspec.json.decode(reply.content, type=Answer)
     vectors = [unpacked(row.embedding) for row in answer.data]
 
     assert {str if client.base64 else list} == {type(row.embedding) for row in answer.data}
-    assert np.allclose([told(item, client.width) for item in client.inputs], vectors, atol=1e-6)
+    assert np.allclose([expected(item, client.width) for item in client.inputs], vectors, atol=1e-6)
     assert {len(row) for row in vectors} == {client.width}
     assert [row.index for row in answer.data] == list(range(len(client.inputs)))
     assert {row.object for row in answer.data} == {"embedding"}

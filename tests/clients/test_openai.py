@@ -85,7 +85,7 @@ def test_the_client_finds_request_ids_and_models(client):
 
 
 @pytest.mark.parametrize(
-    ("asked", "key", "kind", "status", "code", "param"),
+    ("sent_request", "key", "kind", "status", "code", "param"),
     [
         (
             {"input": "a", "model": "hash"},
@@ -152,10 +152,10 @@ def test_the_client_finds_request_ids_and_models(client):
     ],
 )
 def test_client_errors_raise_the_matching_openai_exception(
-    client, asked, key, kind, status, code, param
+    client, sent_request, key, kind, status, code, param
 ):
     with pytest.raises(kind) as raised:
-        client.with_options(api_key=key).embeddings.create(**asked)
+        client.with_options(api_key=key).embeddings.create(**sent_request)
     error = raised.value
 
     assert (error.status_code, error.code, error.param) == (status, code, param)

@@ -49,6 +49,35 @@ from embedroute.config import known_providers
             {"FIREWORKS_API_KEY": "k", "FIREWORKS_BASE_URL": "https://proxy.example"},
             {"base_url": "https://proxy.example/inference/v1"},
         ),
+        (
+            "dashscope",
+            {
+                "DASHSCOPE_API_KEY": "k",
+                "DASHSCOPE_HTTP_BASE_URL": "https://w.example.com/api/v1/",
+            },
+            {"base_url": "https://w.example.com/compatible-mode/v1"},
+        ),
+        (
+            "dashscope",
+            {
+                "DASHSCOPE_API_KEY": "k",
+                "DASHSCOPE_HTTP_BASE_URL": "https://w.example.com/compatible-mode/v1",
+            },
+            {"base_url": "https://w.example.com/compatible-mode/v1"},
+        ),
+        (
+            "digitalocean",
+            {"MODEL_ACCESS_KEY": "k", "GRADIENT_INFERENCE_ENDPOINT": "https://proxy.example"},
+            {"base_url": "https://proxy.example/v1"},
+        ),
+        (
+            "digitalocean",
+            {
+                "GRADIENT_MODEL_ACCESS_KEY": "k",
+                "GRADIENT_INFERENCE_ENDPOINT": "https://proxy.example/v1",
+            },
+            {"base_url": "https://proxy.example/v1"},
+        ),
     ],
 )
 def test_texts_go_where_the_sdk_of_the_vendor_would_send_them(slug, environ, options):

@@ -164,7 +164,9 @@ def test_a_known_provider_can_be_named_as_the_backend(slug):
 
     left_out, *named = [(it.backend, it.accepts) for it in found]
     assert [left_out, left_out] == named
-    assert row.options == {name: getattr(left_out[0], name) for name in row.options}
+    assert row.options == {
+        name: msgspec.to_builtins(getattr(left_out[0], name)) for name in row.options
+    }
     assert [row.vendor, row.vendor, "mine" if slug in BUILT_IN else row.vendor] == [
         it.vendor for it in found
     ]
@@ -753,6 +755,10 @@ ONE = f'{HASHED}[models.m]\nendpoints = [{{provider = "hashed"}}]\n'
         (
             f'{OPEN}tls_trust = "ca_file"',
             ['[gateway] tls_trust = "ca_file" requires ca_file. Set it to a PEM file.'],
+        ),
+        (
+            f'{OPEN}tls_trust = "ca_file"\nca_file = 1',
+            ["[gateway] ca_file: Expected str | null, got int"],
         ),
         (
             f'{OPEN}tls_trust = "certifi"',

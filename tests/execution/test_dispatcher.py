@@ -174,7 +174,9 @@ async def test_without_fallbacks_the_first_failure_keeps_its_status(failure, tri
 async def test_an_input_error_stops_at_once_and_changes_no_health(failure):
     first, second = scripted(*[failure] * 9), scripted()
     gateway = gateway_of(
-        first, second, breaker=BreakerPolicy(failures=1, minimum_calls=1, slow_start=1)
+        first,
+        second,
+        breaker=BreakerPolicy(failures=1, minimum_calls=1, slow_start=1),
     )
 
     for _ in range(9):
@@ -324,7 +326,12 @@ async def test_an_open_breaker_admits_one_probe_at_a_time():
     gateway = gateway_of(
         only,
         retries=RetryPolicy(repeats=0, attempts=1),
-        breaker=BreakerPolicy(failures=3, minimum_calls=3, slow_start=1, initial_cooldown=0.1),
+        breaker=BreakerPolicy(
+            failures=3,
+            minimum_calls=3,
+            slow_start=1,
+            initial_cooldown=0.1,
+        ),
     )
     for _ in range(3):
         assert (await failure_of(gateway)).status == 502
@@ -348,7 +355,12 @@ async def test_an_open_breaker_admits_one_probe_at_a_time():
 async def test_a_split_request_probes_with_one_chunk(endpoints):
     """Chunks sent beside the probe would be rejected and end it, so such a request could never close the breaker."""
     answers = [scripted(UpstreamUnavailable("down")) for _ in range(endpoints)]
-    policy = BreakerPolicy(failures=1, minimum_calls=1, slow_start=1, initial_cooldown=0.05)
+    policy = BreakerPolicy(
+        failures=1,
+        minimum_calls=1,
+        slow_start=1,
+        initial_cooldown=0.05,
+    )
     gateway = gateway_of(
         *answers,
         accepts={"max_inputs": 2},
@@ -390,7 +402,12 @@ async def test_a_call_from_before_the_outage_does_not_end_the_probe(late):
             await code_of(gateway, ["early"])
         over.set()
 
-    breaker = BreakerPolicy(failures=1, minimum_calls=1, slow_start=1, initial_cooldown=0.01)
+    breaker = BreakerPolicy(
+        failures=1,
+        minimum_calls=1,
+        slow_start=1,
+        initial_cooldown=0.01,
+    )
     gateway = gateway_of(
         scripted(then=judge),
         deadline=60,
@@ -416,7 +433,12 @@ async def test_a_cancelled_probe_releases_its_permit():
     gateway = gateway_of(
         only,
         retries=RetryPolicy(repeats=0, attempts=1),
-        breaker=BreakerPolicy(failures=1, minimum_calls=1, slow_start=1, initial_cooldown=0.01),
+        breaker=BreakerPolicy(
+            failures=1,
+            minimum_calls=1,
+            slow_start=1,
+            initial_cooldown=0.01,
+        ),
     )
     assert (await failure_of(gateway)).status == 502
     await anyio.sleep(0.02)
@@ -428,7 +450,10 @@ async def test_a_cancelled_probe_releases_its_permit():
 
 async def test_the_failure_that_opens_the_breaker_is_reported():
     only = scripted(then=UpstreamUnavailable("down"))
-    gateway = gateway_of(only, breaker=BreakerPolicy(failures=1, minimum_calls=1, slow_start=1))
+    gateway = gateway_of(
+        only,
+        breaker=BreakerPolicy(failures=1, minimum_calls=1, slow_start=1),
+    )
 
     error = await failure_of(gateway)
 
@@ -440,7 +465,8 @@ async def test_retries_stay_within_their_budget():
     """10 at first, and one each second, while no call is answered."""
     only = scripted(then=UpstreamUnavailable("down"))
     gateway = gateway_of(
-        only, breaker=BreakerPolicy(failures=10_000, minimum_calls=10_000, slow_start=1)
+        only,
+        breaker=BreakerPolicy(failures=10_000, minimum_calls=10_000, slow_start=1),
     )
 
     for _ in range(100):
@@ -453,7 +479,9 @@ async def test_an_upstream_that_always_hangs_until_the_deadline_opens_the_breake
     """The deadline of the request ends the call, not the timeout of the call."""
     only = scripted(0.0, then=60.0)
     gateway = gateway_of(
-        only, deadline=0.1, breaker=BreakerPolicy(failures=3, minimum_calls=3, slow_start=1)
+        only,
+        deadline=0.1,
+        breaker=BreakerPolicy(failures=3, minimum_calls=3, slow_start=1),
     )
     async with gateway.lifespan():
         await embed(gateway)
@@ -467,7 +495,9 @@ async def test_the_short_deadline_of_a_request_says_nothing_about_the_endpoint()
     """An endpoint that was never seen to answer within the deadline may just be slow."""
     only = scripted(then=60.0)
     gateway = gateway_of(
-        only, deadline=0.05, breaker=BreakerPolicy(failures=1, minimum_calls=1, slow_start=1)
+        only,
+        deadline=0.05,
+        breaker=BreakerPolicy(failures=1, minimum_calls=1, slow_start=1),
     )
     async with gateway.lifespan():
         assert [504] * 3 == [(await failure_of(gateway)).status for _ in range(3)]
@@ -478,7 +508,9 @@ async def test_the_short_deadline_of_a_request_says_nothing_about_the_endpoint()
 async def test_a_shared_call_that_hangs_counts_once():
     only, told = scripted(then=60.0), []
     gateway = gateway_of(
-        only, deadline=0.3, breaker=BreakerPolicy(failures=3, minimum_calls=3, slow_start=1)
+        only,
+        deadline=0.3,
+        breaker=BreakerPolicy(failures=3, minimum_calls=3, slow_start=1),
     )
     candidate = gateway.directory.routes["m"].candidates[0]
     force_setattr(candidate, "micro_batch_ms", 20.0)
@@ -519,7 +551,10 @@ async def test_a_shared_call_is_measured_without_the_wait_for_others():
 async def test_a_call_cancelled_by_its_client_does_not_change_the_health():
     """Its client, or the clients that share it, disconnected."""
     only = scripted(then=60.0)
-    gateway = gateway_of(only, breaker=BreakerPolicy(failures=1, minimum_calls=1, slow_start=1))
+    gateway = gateway_of(
+        only,
+        breaker=BreakerPolicy(failures=1, minimum_calls=1, slow_start=1),
+    )
     for _ in range(3):
         with anyio.move_on_after(0.05):
             await embed(gateway)
@@ -791,7 +826,10 @@ async def test_finished_chunks_are_cached_if_the_request_fails():
 
     only = scripted(then=judge)
     gateway = gateway_of(
-        only, cache=1 << 20, accepts={"max_inputs": 2}, retries=RetryPolicy(repeats=0, attempts=1)
+        only,
+        cache=1 << 20,
+        accepts={"max_inputs": 2},
+        retries=RetryPolicy(repeats=0, attempts=1),
     )
     assert (await failure_of(gateway)).status == 502
     only.batches.clear()
@@ -835,7 +873,9 @@ async def test_a_rate_limited_endpoint_is_waited_for_if_the_others_fail(other, m
 
     resting = scripted(RateLimited("slow down", retry_after=0.1))
     gateway = gateway_of(
-        resting, NarrowBackend(then=other, width=WIDTH), retries=RetryPolicy(repeats=0, attempts=1)
+        resting,
+        NarrowBackend(then=other, width=WIDTH),
+        retries=RetryPolicy(repeats=0, attempts=1),
     )
 
     answer = await embed(gateway)
@@ -848,7 +888,11 @@ async def test_the_first_answer_sets_the_width_of_an_undeclared_vector_space():
     honest = scripted(0.0, UpstreamUnavailable("down"), UpstreamUnavailable("down"))
     odd = ScriptedBackend(width=WIDTH + 2)
     gateway = gateway_of(
-        honest, odd, dimensions=None, cache=1 << 20, retries=RetryPolicy(repeats=0, attempts=1)
+        honest,
+        odd,
+        dimensions=None,
+        cache=1 << 20,
+        retries=RetryPolicy(repeats=0, attempts=1),
     )
 
     await embed(gateway, ["known"])

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from embedroute import Config, EmbedrouteError, Gateway, Provider
 from embedroute.backend import Accepts, UpstreamResponse, Vectors
-from embedroute.errors import UpstreamError
+from embedroute.errors import PoolTimeout, UpstreamError, UpstreamTimeout
 from embedroute.routing import BreakerPolicy, RetryPolicy, State
 from embedroute.testing import ScriptedBackend, expected_vector
 from embedroute.trace import RequestTrace
@@ -158,7 +158,10 @@ async def test_another_endpoint_serves_the_input_that_one_cannot_embed(wrong):
 async def test_bad_inputs_alone_do_not_open_the_breaker(wrong):
     """Each request has another bad text, and none of them is answered."""
     upstream = Upstream(wrong)
-    gateway = gateway_of(upstream, breaker=BreakerPolicy(failures=3, minimum_calls=3, slow_start=1))
+    gateway = gateway_of(
+        upstream,
+        breaker=BreakerPolicy(failures=3, minimum_calls=3, slow_start=1),
+    )
 
     for index in range(10):
         error = await outcome_of(gateway, f"bad {index}")
@@ -313,6 +316,29 @@ async def test_a_spent_account_is_called_once():
     for error in errors:
         assert (error.status, error.code) == (502, "upstream_quota_exhausted")
         assert error.retryable is False
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("failure", "state"),
+    [(UpstreamTimeout("slow"), State.OPEN), (PoolTimeout("full"), State.CLOSED)],
+)
+async def test_a_health_check_that_waits_for_a_connection_says_nothing(failure, state):
+    upstream = Refusing(500, b"{}")
+    fail_input = upstream.wrong
+
+    def answer(texts):
+        if texts == [HARMLESS]:
+            raise failure
+        return fail_input(texts)
+
+    upstream.wrong = answer
+    gateway = gateway_of(upstream, breaker=BreakerPolicy(failures=1, minimum_calls=1, slow_start=1))
+
+    await outcome_of(gateway, "a")
+
+    assert [HARMLESS] in upstream.calls
+    assert [state] == states(gateway)
 
 
 # The gateway

@@ -21,10 +21,10 @@ def main():
     )
     options.add_argument("--delay", type=float, default=0.0, help="seconds before each answer")
     options.add_argument("--width", type=int, default=8, help="numbers in a vector")
-    asked = options.parse_args()
-    mode = asked.mode.split(",")
+    arguments = options.parse_args()
+    mode = arguments.mode.split(",")
     with Upstream(
-        mode, port=asked.port, delay=asked.delay, width=asked.width, remember=False
+        mode, port=arguments.port, delay=arguments.delay, width=arguments.width, remember=False
     ) as upstream:
         sys.stdout.write(f"{upstream.url}\n")
         sys.stdout.flush()

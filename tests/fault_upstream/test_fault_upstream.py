@@ -87,10 +87,10 @@ def raw(upstream, *pieces, answers=1):
         for piece in pieces:
             wire.sendall(piece)
             time.sleep(0.01)
-        told = b""
-        while told.count(b"HTTP/1.1 ") < answers and (more := wire.recv(65536)):
-            told += more
-    return told
+        actual = b""
+        while actual.count(b"HTTP/1.1 ") < answers and (more := wire.recv(65536)):
+            actual += more
+    return actual
 
 
 @pytest.mark.parametrize("given", ["one", TEXTS, [1, 2, 3], [[1, 2], [3]], ["\u20ac", "\ud7ff"]])

@@ -64,10 +64,10 @@ class Ask:
     @cached_property
     def inputs(self) -> list[Any]:
         """The inputs as a list, from any of the four formats; empty if the body is invalid."""
-        told = self.json.get("input") if isinstance(self.json, dict) else None
-        if isinstance(told, list):
-            return [told] if told and isinstance(told[0], int) else told
-        return [] if told is None else [told]
+        given = self.json.get("input") if isinstance(self.json, dict) else None
+        if isinstance(given, list):
+            return [given] if given and isinstance(given[0], int) else given
+        return [] if given is None else [given]
 
     @property
     def width(self) -> int:
@@ -99,10 +99,10 @@ class Ask:
     ) -> list[dict[str, Any]]:
         """Return the rows of ``data``, by default the correct ones in the requested encoding."""
         encode = to_base64 if (self.base64 if base64 is None else base64) else _as_it_is
-        told = self.vectors() if vectors is None else vectors
+        rows = self.vectors() if vectors is None else vectors
         return [
             {"object": "embedding", "index": at, "embedding": encode(row)}
-            for at, row in enumerate(told)
+            for at, row in enumerate(rows)
         ]
 
     def answer(self, rows: Any = None, **others: Any) -> dict[str, Any]:

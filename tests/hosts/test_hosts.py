@@ -18,11 +18,11 @@ TEXTS = ["one", "zwei", "три"]
 
 
 class Host(NamedTuple):
-    """``mount`` is the gateway's path, ``door`` its entry point; ``servers`` can run the host."""
+    """``mount`` is the gateway's path, ``entry`` its entry point; ``servers`` can run the host."""
 
     app: str
     mount: str
-    door: str
+    entry: str
     servers: tuple[str, ...]
 
 
@@ -100,7 +100,7 @@ def visit(case):
 
 def requests_for(case):
     mount = case.prefix + case.host.mount
-    asked = {
+    sent_request = {
         "hashed": ("POST", f"{mount}/v1/embeddings", "hash"),
         "upstream": ("POST", f"{mount}/v1/embeddings", "far"),
         "trailing slash": ("POST", f"{mount}/v1/embeddings/", "hash"),
@@ -113,14 +113,14 @@ def requests_for(case):
         "unknown path": ("GET", f"{mount}/v1/nothing"),
         "host": ("GET", f"{case.prefix}/hello"),
     }
-    if case.host.door != "middleware":
-        asked["short"] = ("POST", f"{mount}/embeddings", "hash")
-    if case.host.door == "mount":
-        asked["openapi"] = ("GET", f"{mount}/openapi.json")
+    if case.host.entry != "middleware":
+        sent_request["short"] = ("POST", f"{mount}/embeddings", "hash")
+    if case.host.entry == "mount":
+        sent_request["openapi"] = ("GET", f"{mount}/openapi.json")
     if case.prefix and case.host.app != "starlette_nested":
         # Starlette cannot route to a nested mount if the path does not contain the root path.
-        asked["proxy that strips"] = ("POST", f"{case.host.mount}/v1/embeddings", "hash")
-    return asked
+        sent_request["proxy that strips"] = ("POST", f"{case.host.mount}/v1/embeddings", "hash")
+    return sent_request
 
 
 def ask(client, method, path, model=""):
@@ -189,7 +189,7 @@ def visits(request):
 def test_a_host_serves_the_gateway_and_its_own_routes(visits, case):
     """The gateway's responses do not depend on the host, and other paths belong to the host."""
     answers, expected = visits[case].result().answers, expected_of(case)
-    if case.host.door != "mount":
+    if case.host.entry != "mount":
         # The 404 comes from the host, because the gateway does not serve this path.
         assert answers.pop("unknown path")[0] == 404
         del expected["unknown path"]

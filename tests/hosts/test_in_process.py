@@ -53,7 +53,7 @@ def open_at(upstream):
     return len(upstream.open)
 
 
-def asked(text):
+def body_of(text):
     return {"model": "far", "input": text}
 
 
@@ -105,28 +105,29 @@ def in_process(app):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
-    "door", [embeddings_app, lambda gateway: EmbeddingsMiddleware(Starlette(), gateway)]
+    "make_app", [embeddings_app, lambda gateway: EmbeddingsMiddleware(Starlette(), gateway)]
 )
-def test_an_event_loop_per_request_opens_and_closes_its_connections(upstream, backend, door):
-    client = TestClient(door(make(upstream.url)), backend=backend, headers=SIGNED)
+def test_an_event_loop_per_request_opens_and_closes_its_connections(upstream, backend, make_app):
+    client = TestClient(make_app(make(upstream.url)), backend=backend, headers=SIGNED)
 
     for at in range(3):
         assert np.array_equal(
-            vector(client.post("/v1/embeddings", json=asked(f"t{at}"))), vector_of(f"t{at}", WIDTH)
+            vector(client.post("/v1/embeddings", json=body_of(f"t{at}"))),
+            vector_of(f"t{at}", WIDTH),
         )
         assert (upstream.connections, open_at(upstream)) == (at + 1, 0)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
-    "door", [embeddings_app, lambda gateway: EmbeddingsMiddleware(Starlette(), gateway)]
+    "make_app", [embeddings_app, lambda gateway: EmbeddingsMiddleware(Starlette(), gateway)]
 )
-def test_connections_are_kept_during_a_lifespan_and_closed_after_it(upstream, backend, door):
-    with TestClient(door(make(upstream.url)), backend=backend, headers=SIGNED) as client:
+def test_connections_are_kept_during_a_lifespan_and_closed_after_it(upstream, backend, make_app):
+    with TestClient(make_app(make(upstream.url)), backend=backend, headers=SIGNED) as client:
         for at in range(5):
             time.sleep(0.06)  # longer than a connection rests before it is used again
             assert np.array_equal(
-                vector(client.post("/v1/embeddings", json=asked(f"t{at}"))),
+                vector(client.post("/v1/embeddings", json=body_of(f"t{at}"))),
                 vector_of(f"t{at}", WIDTH),
             )
 
@@ -148,14 +149,14 @@ def test_the_transport_is_logged_at_startup(backend, host, caplog):
     caplog.set_level(logging.INFO, "embedroute.http")
 
     with TestClient(host(make()), backend=backend):
-        told = [record.getMessage() for record in caplog.records]
+        actual = [record.getMessage() for record in caplog.records]
 
-    assert [f"transport {'http1' if backend == 'asyncio' else 'httpx2'}"] == told
+    assert [f"transport {'http1' if backend == 'asyncio' else 'httpx2'}"] == actual
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(
-    "door",
+    "make_app",
     [
         embeddings_app,
         *(
@@ -165,7 +166,7 @@ def test_the_transport_is_logged_at_startup(backend, host, caplog):
     ],
 )
 async def test_startup_fails_if_the_gateway_does_not_support_the_event_loop(
-    door, anyio_backend_name
+    make_app, anyio_backend_name
 ):
     """Not with the first request."""
     gateway, sent = make(transport="http1"), []
@@ -178,7 +179,7 @@ async def test_startup_fails_if_the_gateway_does_not_support_the_event_loop(
         sent.append(message["type"])
 
     with suppress(InternalError):
-        await door(gateway)({"type": "lifespan", "state": {}}, receive, send)
+        await make_app(gateway)({"type": "lifespan", "state": {}}, receive, send)
 
     good = ["lifespan.startup.complete", "lifespan.shutdown.complete"]
     assert sent == (good if anyio_backend_name == "asyncio" else ["lifespan.startup.failed"])
@@ -229,7 +230,7 @@ async def test_a_host_whose_lifespan_returns_early_goes_on_serving(upstream, fai
         await app({"type": "lifespan"}, receive, send)
     upstream.delay = 0.2
     async with in_process(app) as client, anyio.create_task_group() as group:
-        group.start_soon(partial(client.post, "/v1/embeddings", json=asked("slow")))
+        group.start_soon(partial(client.post, "/v1/embeddings", json=body_of("slow")))
         await anyio.sleep(0.05)
         gc.collect()
         await anyio.sleep(0.05)
@@ -293,8 +294,8 @@ async def test_a_cancelled_lifespan_closes_the_gateway(upstream, app, anyio_back
         return {"type": kind}
 
     async with anyio.create_task_group() as group:
-        door = embeddings_app(gateway) if app is None else EmbeddingsMiddleware(app, gateway)
-        group.start_soon(door, {"type": "lifespan", "state": {}}, receive, say_nothing)
+        served_app = embeddings_app(gateway) if app is None else EmbeddingsMiddleware(app, gateway)
+        group.start_soon(served_app, {"type": "lifespan", "state": {}}, receive, say_nothing)
         await until_on_loop(lambda: connections)
         group.cancel_scope.cancel()
 
@@ -325,7 +326,7 @@ def test_a_lifespan_collected_after_its_loop_closes_nothing_of_another_loop(
 ):
     """As when an event loop is stopped before its tasks end."""
     gateway = make(upstream.url)
-    door = embeddings_app(gateway) if app is None else EmbeddingsMiddleware(app, gateway)
+    served_app = embeddings_app(gateway) if app is None else EmbeddingsMiddleware(app, gateway)
     asked_for = iter(["lifespan.startup"])
 
     async def receive():
@@ -336,7 +337,7 @@ def test_a_lifespan_collected_after_its_loop_closes_nothing_of_another_loop(
 
     def abandon():
         loop = asyncio.new_event_loop()
-        task = loop.create_task(door({"type": "lifespan", "state": {}}, receive, say_nothing))
+        task = loop.create_task(served_app({"type": "lifespan", "state": {}}, receive, say_nothing))
         loop.run_until_complete(asyncio.sleep(0.02))
         loop.close()
         task._log_destroy_pending = False
@@ -374,21 +375,21 @@ class Broken(Gateway):
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(
-    "door",
+    "make_app",
     [
         embeddings_app,
         partial(EmbeddingsMiddleware, Starlette()),
         partial(EmbeddingsMiddleware, unaware),
     ],
 )
-async def test_any_error_while_opening_the_gateway_fails_the_startup(door, caplog):
+async def test_any_error_while_opening_the_gateway_fails_the_startup(make_app, caplog):
     """If the lifespan raised, uvicorn would serve a host that has not been started."""
     sent = []
 
     async def send(message):
         sent.append(message)
 
-    await door(Broken(Config(gateway={"auth": "open"}, providers={"hashed": {}})))(
+    await make_app(Broken(Config(gateway={"auth": "open"}, providers={"hashed": {}})))(
         {"type": "lifespan"}, start, send
     )
 
@@ -410,7 +411,7 @@ async def test_parallel_first_requests_share_one_runtime(upstream):
     ):
 
         async def ask():
-            vectors.append(vector(await client.post("/ai/v1/embeddings", json=asked("same"))))
+            vectors.append(vector(await client.post("/ai/v1/embeddings", json=body_of("same"))))
 
         await tasks.gather([ask] * 8, at_once=8)
 
@@ -428,14 +429,14 @@ async def test_a_process_may_have_two_gateways(upstream, anyio_backend_name):
         )
         async with far.lifespan(), in_process(app) as client:
             async with near.lifespan():
-                first = vector(await client.post("/a/v1/embeddings", json=asked("t")))
-                second = vector(await client.post("/b/v1/embeddings", json=asked("t")))
+                first = vector(await client.post("/a/v1/embeddings", json=body_of("t")))
+                second = vector(await client.post("/b/v1/embeddings", json=body_of("t")))
             assert np.array_equal(first, vector_of("t", WIDTH))
             assert np.array_equal(second, vector_of("t", WIDTH, space="other"))
             assert open_at(upstream) == 0
             if anyio_backend_name == "asyncio":  # httpx2, on trio, keeps no connection
                 assert len(other.open) == 1
-            vector(await client.post("/b/v1/embeddings", json=asked("u")))
+            vector(await client.post("/b/v1/embeddings", json=body_of("u")))
             assert other.connections <= AT_MOST
 
 
@@ -485,14 +486,14 @@ def test_a_gateway_made_before_a_fork_serves_parent_and_child(upstream, backend)
         timeout=120,
         check=False,
     )
-    told = [json.loads(line) for line in ran.stdout.splitlines()]
+    actual = [json.loads(line) for line in ran.stdout.splitlines()]
 
     assert (ran.returncode, ran.stderr) == (0, "")
-    assert [(it["who"], it["opened"], it["threads"]) for it in told] == [
+    assert [(it["who"], it["opened"], it["threads"]) for it in actual] == [
         ("child", 0, 1),
         ("parent", 0, 1),
     ]
-    for it in told:
+    for it in actual:
         assert it["vectors"] == [vector_of(f"{it['who']} {at}", WIDTH).tolist() for at in range(2)]
 
 

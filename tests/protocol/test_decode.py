@@ -325,10 +325,10 @@ NESTED = {
 
 
 def nulls(path, names):
-    told = dict.fromkeys(names)
+    fields = dict.fromkeys(names)
     for name in reversed(path.split(".") if path else []):
-        told = {name: told}
-    return json.dumps({"model": "m", "input": "a", **told})
+        fields = {name: fields}
+    return json.dumps({"model": "m", "input": "a", **fields})
 
 
 @pytest.mark.parametrize(("path", "names"), [("", OPTIONAL), *NESTED.items()])
@@ -741,14 +741,14 @@ IDS = st.lists(st.integers(0, 2**31 - 1), min_size=1)
     st.booleans(),
 )
 def test_decodes_a_valid_request_unchanged(inputs, base64, dimensions, ascii_only):
-    told = {
+    fields = {
         "model": "m",
         "input": inputs,
         "encoding_format": "base64" if base64 else "float",
         "dimensions": dimensions,
     }
 
-    job = decode(json.dumps(told, ensure_ascii=ascii_only))
+    job = decode(json.dumps(fields, ensure_ascii=ascii_only))
 
     assert inputs == [item if isinstance(item, str) else list(item) for item in job.inputs]
     assert (base64, dimensions or None) == (job.base64, job.dimensions)

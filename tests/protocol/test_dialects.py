@@ -196,22 +196,24 @@ async def test_errors_have_the_format_of_each_dialect(body, how, failure, status
     def gateway():
         return failing(failure) if failure else gateway_of()
 
-    told = {
+    actual = {
         name: (await ask(gateway(), name, {"model": "m", **body}, **how)).json for name in DIALECTS
     }
 
-    message = told["openai"]["error"]["message"]
-    assert told["spice"] == {"error": message}
-    assert (told["openrouter"]["error"]["code"], told["openrouter"]["error"]["message"]) == (
+    message = actual["openai"]["error"]["message"]
+    assert actual["spice"] == {"error": message}
+    assert (actual["openrouter"]["error"]["code"], actual["openrouter"]["error"]["message"]) == (
         status,
         message,
     )
-    assert told["openrouter"]["user_id"] is None
-    assert told["gomodel"]["error"]["type"] == TYPES.get(
+    assert actual["openrouter"]["user_id"] is None
+    assert actual["gomodel"]["error"]["type"] == TYPES.get(
         status, "invalid_request_error" if status < 500 else "provider_error"
     )
-    assert (told["phaseo"]["status_code"], told["phaseo"]["description"]) == (status, message)
-    assert told["phaseo"]["error_type"] == ("user" if status < 500 and status != 429 else "system")
+    assert (actual["phaseo"]["status_code"], actual["phaseo"]["description"]) == (status, message)
+    assert actual["phaseo"]["error_type"] == (
+        "user" if status < 500 and status != 429 else "system"
+    )
 
 
 async def test_two_mounts_of_one_gateway_have_two_dialects_and_one_cache():
@@ -306,17 +308,17 @@ async def test_a_trace_lists_events_and_a_summary_has_no_values():
 )
 async def test_a_trace_lists_filtered_endpoints_and_dropped_parameters(wishes, status, events):
     """Errors contain the filters too."""
-    asked = {"model": "m", "input": "a", "debug": {"trace": True}, **wishes}
+    request = {"model": "m", "input": "a", "debug": {"trace": True}, **wishes}
 
-    answer = await ask(gateway_of(Plain(width=WIDTH)), "openai", asked)
+    answer = await ask(gateway_of(Plain(width=WIDTH)), "openai", request)
 
-    told = [
+    actual = [
         (item["action"], item.get("filter") or item.get("parameter"), item.get("endpoint"))
         for item in answer.json["trace"]
     ]
     assert (status, events) == (
         answer.status,
-        [item for item in told if item[0] in {"filtered", "dropped parameter"}],
+        [item for item in actual if item[0] in {"filtered", "dropped parameter"}],
     )
 
 

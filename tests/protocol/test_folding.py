@@ -3,6 +3,7 @@
 import pytest
 
 from embedroute.errors import InvalidRequest
+from embedroute.protocol import Limits, fold_parts_in_steps, make_request
 from embedroute.testing import ScriptedBackend
 from tests.regressions.requesting import ask, gateway_of, inputs_of
 
@@ -82,6 +83,35 @@ async def test_a_folded_text_may_be_too_long():
         answer.error["param"],
         answer.error["code"],
     )
+
+
+async def test_an_error_names_the_field_of_the_request():
+    gateway = gateway_of(
+        {"a": ScriptedBackend(width=8)}, endpoints={"a": TEXT_API}, max_text_characters=8
+    )
+
+    answer = await ask(gateway, input=None, inputs=[item("one"), item("12345678", "1")])
+
+    assert (400, "inputs[1]") == (answer.status, answer.error["param"])
+
+
+async def test_each_input_is_folded_in_its_own_step():
+    """The event loop runs between the steps of a large request."""
+    request = make_request({"model": "m", "input": [item("one", "two")] * 64}, Limits())
+
+    steps = fold_parts_in_steps(request, Limits())
+
+    assert 64 == sum(1 for _ in steps)
+
+
+async def test_the_permission_is_checked_before_folding():
+    gateway = gateway_of(
+        {"a": ScriptedBackend(width=8)}, endpoints={"a": TEXT_API}, max_text_characters=8
+    )
+
+    answer = await ask(gateway, path="/v1/embeddings?explain=1", input=[item("12345678", "1")])
+
+    assert (403, "debug_not_allowed") == (answer.status, answer.error["code"])
 
 
 async def test_a_forecast_folds_too():

@@ -92,9 +92,9 @@ def test_numbers_read_back_as_the_same_float32(numbers):
 
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=8))
 def test_base64_is_the_bytes_of_little_endian_float32(numbers):
-    told = json.loads(success(array(numbers), base64=True))["data"][0]["embedding"]
+    actual = json.loads(success(array(numbers), base64=True))["data"][0]["embedding"]
 
-    assert struct.pack(f"<{len(numbers)}f", *numbers) == base64.b64decode(told, validate=True)
+    assert struct.pack(f"<{len(numbers)}f", *numbers) == base64.b64decode(actual, validate=True)
 
 
 @pytest.mark.parametrize("slices", [np.s_[::2], np.s_[:, ::2], np.s_[:, :2], np.s_[::-1]])
@@ -102,11 +102,11 @@ def test_encodes_the_content_of_array_views(slices):
     """The memory of a sliced or strided array differs from its values."""
     view = np.arange(12, dtype="<f4").reshape(3, 4)[slices]
 
-    told = [
+    actual = [
         base64.b64decode(row["embedding"]) for row in json.loads(success(view, base64=True))["data"]
     ]
 
-    assert [row.tobytes() for row in view] == told
+    assert [row.tobytes() for row in view] == actual
     assert view.tolist() == [
         row["embedding"] for row in json.loads(success(view, base64=False))["data"]
     ]

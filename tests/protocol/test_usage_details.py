@@ -76,14 +76,19 @@ async def test_details_add_up_with_any_hits_and_duplicates(given, chunk):
             assert {"text_tokens": texts, "image_tokens": images} == usage["prompt_tokens_details"]
 
 
-async def test_cached_texts_of_an_upstream_without_details_count_as_text():
-    plain = iter([True])
+def without_details_at_first(tokens):
+    """Report only ``tokens`` for the first call, and the details for the others."""
+    is_first = iter([True])
 
-    def silent_first(batch):
+    def count(batch):
         answer = counting(batch)
-        return Vectors(answer.array, 2) if next(plain, False) else answer
+        return Vectors(answer.array, tokens) if next(is_first, False) else answer
 
-    gateway = seeing(silent_first)
+    return count
+
+
+async def test_cached_texts_of_an_upstream_without_details_count_as_text():
+    gateway = seeing(without_details_at_first(2))
     await ask(gateway, input=[text("a")])
 
     usage = (await ask(gateway, input=[text("a"), image()])).json["usage"]
@@ -92,13 +97,7 @@ async def test_cached_texts_of_an_upstream_without_details_count_as_text():
 
 
 async def test_details_are_left_out_if_an_input_has_none():
-    plain = iter([True])
-
-    def silent_first(batch):
-        answer = counting(batch)
-        return Vectors(answer.array, 102) if next(plain, False) else answer
-
-    gateway = seeing(silent_first)
+    gateway = seeing(without_details_at_first(102))
     await ask(gateway, input=[both("a")])
 
     usage = (await ask(gateway, input=[both("a"), both("b")])).json["usage"]
@@ -142,10 +141,10 @@ def test_reads_the_details_of_upstreams_in_openais_format(details, split, paddin
 
 
 async def test_tokens_of_images_are_not_billed_by_token_and_by_image():
-    def answer(asked):
+    def answer(request):
         details = {"text_tokens": 4, "image_tokens": 6}
         usage = {"prompt_tokens": 10, "total_tokens": 10, "prompt_tokens_details": details}
-        return say(asked.answer(usage=usage))
+        return say(request.answer(usage=usage))
 
     with ScriptedUpstream() as upstream:
         upstream.tell(answer)

@@ -43,10 +43,10 @@ class ScriptedUpstream(Upstream):
 
     script: Callable[[Ask], Iterable] | None = None
 
-    def tell(self, told):
+    def tell(self, mode):
         """Set a mode, several modes in turn, or a function from a request to the response."""
-        self.script = told if callable(told) else None
-        self.mode = "honest" if callable(told) else told
+        self.script = mode if callable(mode) else None
+        self.mode = "honest" if callable(mode) else mode
 
     def steps_for(self, ask):
         """Record a request and choose the response."""
@@ -105,12 +105,12 @@ def numbers_in(answer: Answer) -> list[list[float]]:
     """Return the vectors of a response, decoded from numbers or base64."""
     rows = answer.json["data"]
     assert [row["index"] for row in rows] == list(range(len(rows)))
-    told = [row["embedding"] for row in rows]
+    actual = [row["embedding"] for row in rows]
     return [
         (
             np.frombuffer(base64.b64decode(it), "<f4") if isinstance(it, str) else np.float32(it)
         ).tolist()
-        for it in told
+        for it in actual
     ]
 
 

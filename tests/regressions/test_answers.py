@@ -37,22 +37,22 @@ def openrouter(status, code, message="No instances available", **metadata):
     return lambda _: say(body, status, **asks(429 in {status, code}))
 
 
-def first_text_only(asked):
-    return say(asked.answer(asked.rows(asked.vectors()[:1])))
+def first_text_only(request):
+    return say(request.answer(request.rows(request.vectors()[:1])))
 
 
-def one_number_a_byte(asked):
+def one_number_a_byte(request):
     """Rows with a quarter of their numbers, as if base64 had been confused with a list."""
-    return say(asked.answer(asked.rows(asked.vectors()[:, : WIDTH // 4])))
+    return say(request.answer(request.rows(request.vectors()[:, : WIDTH // 4])))
 
 
-def flattened(asked):
+def flattened(request):
     """One vector per token, concatenated."""
-    return say(asked.answer(asked.rows(np.hstack([asked.vectors(), asked.vectors()]))))
+    return say(request.answer(request.rows(np.hstack([request.vectors(), request.vectors()]))))
 
 
-def zeros(asked):
-    return say(asked.answer(asked.rows(asked.vectors() * 0)))
+def zeros(request):
+    return say(request.answer(request.rows(request.vectors() * 0)))
 
 
 def tei(status, kind):
@@ -66,7 +66,7 @@ def page(status):
 
 
 answers = table(
-    "told status code",
+    "mode status code",
     {
         # The number of rows differs from the number of inputs.
         "litellm-24209-inputs-fused-into-one": ("fused", 502, BAD),
@@ -152,9 +152,9 @@ answers = table(
 
 
 @answers
-async def test_an_invalid_response_is_an_error_without_details(upstreams, told, status, code):
+async def test_an_invalid_response_is_an_error_without_details(upstreams, mode, status, code):
     """Never a 200, never a 4xx that blames the client, and no text of an error page."""
-    upstreams[0].tell(told)
+    upstreams[0].tell(mode)
     gateway = gateway_of({"a": at(upstreams[0])})
     async with gateway.lifespan():
         answer = await ask(gateway, dimensions=6)
@@ -167,9 +167,9 @@ async def test_an_invalid_response_is_an_error_without_details(upstreams, told, 
 
 @answers
 async def test_falls_back_to_another_endpoint_after_an_invalid_response(
-    upstreams, told, status, code
+    upstreams, mode, status, code
 ):
-    upstreams[0].tell(told)
+    upstreams[0].tell(mode)
     gateway = gateway_of({"a": at(upstreams[0]), "b": at(upstreams[1])})
     async with gateway.lifespan():
         answer = await ask(gateway, dimensions=6, provider={"order": ["a"]})
@@ -184,7 +184,7 @@ async def test_falls_back_to_another_endpoint_after_an_invalid_response(
 
 
 @table(
-    "told code",
+    "mode code",
     {
         "vllm-6744-context-length": ("context_too_long", "context_length_exceeded"),
         "llama.cpp-context-as-500": ("context_too_long_500", "context_length_exceeded"),
@@ -192,9 +192,9 @@ async def test_falls_back_to_another_endpoint_after_an_invalid_response(
         "openai-400-unreadable": ("status_400", None),
     },
 )
-async def test_reports_a_rejected_input_without_fallback(upstreams, told, code):
+async def test_reports_a_rejected_input_without_fallback(upstreams, mode, code):
     """Another endpoint of the same model would reject the input too."""
-    upstreams[0].tell(told)
+    upstreams[0].tell(mode)
     gateway = gateway_of({"a": at(upstreams[0]), "b": at(upstreams[1])})
     async with gateway.lifespan():
         answer = await ask(gateway, provider={"order": ["a"]})
@@ -205,15 +205,15 @@ async def test_reports_a_rejected_input_without_fallback(upstreams, told, code):
 
 
 @table(
-    "told",
+    "mode",
     {
         "tei-422-validation": ("status_422",),
         "portkey-1622-openrouter-400": (openrouter(400, 400, "Input is malformed"),),
         "openai-gemini-4-location": (openrouter(400, 400, "User location is not supported."),),
     },
 )
-async def test_falls_back_after_a_refusal_that_names_no_fault_of_the_input(upstreams, told):
-    upstreams[0].tell(told)
+async def test_falls_back_after_a_refusal_that_names_no_fault_of_the_input(upstreams, mode):
+    upstreams[0].tell(mode)
     gateway = gateway_of({"a": at(upstreams[0]), "b": at(upstreams[1])})
     async with gateway.lifespan():
         answer = await ask(gateway, provider={"order": ["a"]})
@@ -251,7 +251,7 @@ async def test_truncates_equally_in_upstream_and_gateway(upstreams, first):
 
 
 @table(
-    "told attempts",
+    "mode attempts",
     {
         "tei-557-one-empty-row-under-load": (["empty_row", "honest"], 2),
         "litellm-8744-the-request-is-made-anew": (["status_500", "honest"], 2),
@@ -263,8 +263,8 @@ async def test_truncates_equally_in_upstream_and_gateway(upstreams, first):
         "llama.cpp-10887-floats-for-base64": (["float_for_base64"], 1),
     },
 )
-async def test_retries_temporary_failures_with_the_same_request(upstreams, told, attempts):
-    upstreams[0].tell(told)
+async def test_retries_temporary_failures_with_the_same_request(upstreams, mode, attempts):
+    upstreams[0].tell(mode)
     gateway = gateway_of({"a": at(upstreams[0])})
     async with gateway.lifespan():
         answer = await ask(gateway, dimensions=6)

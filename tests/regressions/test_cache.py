@@ -56,15 +56,17 @@ async def test_sends_only_misses_and_keeps_the_order_of_rows(first, then, sent):
     backend.batches.clear()
     answer = await ask(gateway, input=then)
 
-    asked = (
+    distinct_inputs = (
         [tuple(it) if isinstance(it, list) else it for it in then]
         if isinstance(then, list)
         else [then]
     )
     assert ([sent] if sent else []) == inputs_of(backend)
-    assert scripted(asked) == numbers_in(answer)
-    misses = sum(item in (sent or []) for item in asked)
-    assert f"hits={len(asked) - misses} misses={misses}" == answer.header("x-embedroute-cache")
+    assert scripted(distinct_inputs) == numbers_in(answer)
+    misses = sum(item in (sent or []) for item in distinct_inputs)
+    assert f"hits={len(distinct_inputs) - misses} misses={misses}" == answer.header(
+        "x-embedroute-cache"
+    )
 
 
 @table("size", {f"litellm-41799-every-mask-of-{n}": (n,) for n in range(1, 7)})
@@ -84,7 +86,7 @@ async def test_combines_every_pattern_of_hits_and_misses(size):
 
 
 @table(
-    "told",
+    "mode",
     {
         "litellm-20949-shuffled-upstream": ("shuffled",),
         "litellm-20456-shuffled-upstream": (["shuffled", "honest"],),
@@ -93,9 +95,9 @@ async def test_combines_every_pattern_of_hits_and_misses(size):
         "xberg-1302-dropped-then-right": (["missing_middle_row", "honest"],),
     },
 )
-async def test_caches_each_vector_under_its_own_text(upstreams, told):
+async def test_caches_each_vector_under_its_own_text(upstreams, mode):
     """A wrong vector in the cache would be returned until it expires."""
-    upstreams[0].tell(told)
+    upstreams[0].tell(mode)
     gateway = gateway_of({"a": at(upstreams[0])})
     async with gateway.lifespan():
         await ask(gateway, input=list("abcde"))
@@ -108,7 +110,7 @@ async def test_caches_each_vector_under_its_own_text(upstreams, told):
     assert calls == len(upstreams[0].requests)
 
 
-def asked(input, *headers, **fields):
+def request_of(input, *headers, **fields):
     return headers, {"input": input, **fields}
 
 
@@ -121,31 +123,55 @@ DENY = {"data_collection": "deny"}
     "first second calls",
     {
         # Equal requests share an entry, whatever their encoding.
-        "tensorzero-3633-base64-after-float": (asked("a"), asked("a", encoding_format="base64"), 1),
-        "tensorzero-3737-float-after-base64": (asked("a", encoding_format="base64"), asked("a"), 1),
-        "litellm-6010-items-of-a-list-are-kept": (asked(["a", "b"]), asked("b"), 1),
-        "litellm-cache-encoding-is-null": (asked("a", encoding_format=None), asked("a"), 1),
-        "semantic-router-2183-whole-serves-narrow": (asked("a"), asked("a", dimensions=4), 1),
-        "gomodel-same-text-of-another-user": (asked("a"), asked("a", user="u"), 1),
+        "tensorzero-3633-base64-after-float": (
+            request_of("a"),
+            request_of("a", encoding_format="base64"),
+            1,
+        ),
+        "tensorzero-3737-float-after-base64": (
+            request_of("a", encoding_format="base64"),
+            request_of("a"),
+            1,
+        ),
+        "litellm-6010-items-of-a-list-are-kept": (request_of(["a", "b"]), request_of("b"), 1),
+        "litellm-cache-encoding-is-null": (
+            request_of("a", encoding_format=None),
+            request_of("a"),
+            1,
+        ),
+        "semantic-router-2183-whole-serves-narrow": (
+            request_of("a"),
+            request_of("a", dimensions=4),
+            1,
+        ),
+        "gomodel-same-text-of-another-user": (request_of("a"), request_of("a", user="u"), 1),
         # Different requests have separate entries.
-        "tensorzero-6715-two-texts-run-together": (asked(["ab", "c"]), asked(["a", "bc"]), 2),
-        "tensorzero-6715-ids-run-together": (asked([[1, 23]]), asked([[12, 3]]), 2),
-        "tensorzero-6715-ids-or-their-text": (asked([[1, 2]]), asked("[1,2]"), 2),
-        "tensorzero-6715-an-id-or-a-digit": (asked([[1]]), asked("1"), 2),
-        "tensorzero-6715-a-field-in-the-text": (asked("a", input_type="query"), asked("querya"), 2),
-        "tensorzero-6715-nul-in-the-text": (asked("a\0b"), asked("a"), 2),
-        "tensorzero-6715-forms-of-unicode": (asked("\u00e9"), asked("e\u0301"), 2),
-        "litellm-cache-group-of-two-spaces": (asked("a"), asked("a", model="n"), 2),
-        "litellm-cache-narrow-for-whole": (asked("a", dimensions=4), asked("a"), 2),
-        "voyage-query-for-document": (
-            asked("a", input_type="query"),
-            asked("a", input_type="document"),
+        "tensorzero-6715-two-texts-run-together": (
+            request_of(["ab", "c"]),
+            request_of(["a", "bc"]),
             2,
         ),
-        "gomodel-cache-across-data-policies": (asked("a"), asked("a", provider=DENY), 2),
+        "tensorzero-6715-ids-run-together": (request_of([[1, 23]]), request_of([[12, 3]]), 2),
+        "tensorzero-6715-ids-or-their-text": (request_of([[1, 2]]), request_of("[1,2]"), 2),
+        "tensorzero-6715-an-id-or-a-digit": (request_of([[1]]), request_of("1"), 2),
+        "tensorzero-6715-a-field-in-the-text": (
+            request_of("a", input_type="query"),
+            request_of("querya"),
+            2,
+        ),
+        "tensorzero-6715-nul-in-the-text": (request_of("a\0b"), request_of("a"), 2),
+        "tensorzero-6715-forms-of-unicode": (request_of("\u00e9"), request_of("e\u0301"), 2),
+        "litellm-cache-group-of-two-spaces": (request_of("a"), request_of("a", model="n"), 2),
+        "litellm-cache-narrow-for-whole": (request_of("a", dimensions=4), request_of("a"), 2),
+        "voyage-query-for-document": (
+            request_of("a", input_type="query"),
+            request_of("a", input_type="document"),
+            2,
+        ),
+        "gomodel-cache-across-data-policies": (request_of("a"), request_of("a", provider=DENY), 2),
         # The cache directives of the client are followed.
-        "litellm-cache-no-cache": (asked("a"), asked("a", NO_CACHE), 2),
-        "gomodel-cache-no-store": (asked("a", NO_STORE), asked("a"), 2),
+        "litellm-cache-no-cache": (request_of("a"), request_of("a", NO_CACHE), 2),
+        "gomodel-cache-no-store": (request_of("a", NO_STORE), request_of("a"), 2),
     },
 )
 async def test_requests_share_an_entry_only_for_equal_vectors(first, second, calls):

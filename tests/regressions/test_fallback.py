@@ -189,19 +189,19 @@ async def test_never_mixes_vector_spaces(script, fallback, asks, models, sent):
 
 
 @table(
-    "told deadline status",
+    "modes deadline status",
     {
         "litellm-37742-dead-upstream-alone": (["stalled"], 0.3, 504),
         "litellm-14403-endless-wait-for-a-body": (["stalled_half_body"], 0.3, 504),
         "litellm-37742-another-is-there": (["stalled", "honest"], 2.0, 200),
     },
 )
-async def test_ends_every_request_at_its_deadline(upstreams, told, deadline, status):
+async def test_ends_every_request_at_its_deadline(upstreams, modes, deadline, status):
     """Clients of another gateway waited for 685 s. Each endpoint gets a share of the deadline."""
-    for upstream, mode in zip(upstreams, told, strict=False):
+    for upstream, mode in zip(upstreams, modes, strict=False):
         upstream.tell(mode)
     gateway = gateway_of(
-        {slug: at(upstream) for slug, upstream, _ in zip("ab", upstreams, told, strict=False)},
+        {slug: at(upstream) for slug, upstream, _ in zip("ab", upstreams, modes, strict=False)},
         deadline=deadline,
     )
     async with gateway.lifespan():

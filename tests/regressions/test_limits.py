@@ -42,7 +42,7 @@ def no_more_than(most, status, said):
 
 
 @table(
-    "slug given endpoint told sizes",
+    "slug given endpoint mode sizes",
     {
         # Declared limits: no call exceeds them.
         "tei-378-client-batch-of-32": ("tei", texts(70), {}, "honest", [32, 32, 6]),
@@ -143,10 +143,10 @@ def no_more_than(most, status, said):
     },
 )
 async def test_splits_a_request_by_the_limits_of_a_call(
-    upstreams, slug, given, endpoint, told, sizes
+    upstreams, slug, given, endpoint, mode, sizes
 ):
     """The second request uses the learned limit."""
-    upstreams[0].tell(told)
+    upstreams[0].tell(mode)
     gateway = gateway_of({slug: at(upstreams[0])}, endpoints={slug: endpoint})
     async with gateway.lifespan():
         answer = await ask(gateway, input=given)
@@ -156,13 +156,13 @@ async def test_splits_a_request_by_the_limits_of_a_call(
     assert right(given) == numbers_in(answer)
     assert sizes == first
     later = {len(item.inputs) for item in upstreams[0].requests[len(sizes) :]}
-    assert told == "honest" or later == {sizes[-1]}
+    assert mode == "honest" or later == {sizes[-1]}
 
 
-def gemini(asked):
+def gemini(request):
     rows = [
         {"values": [1.0, *map(float, map(ord, item["content"]["parts"][0]["text"]))]}
-        for item in asked.json["requests"]
+        for item in request.json["requests"]
     ]
     return say({"embeddings": rows})
 

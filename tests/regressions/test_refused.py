@@ -34,7 +34,7 @@ SHORT = {"max_input_tokens": 512}
 class Refused(NamedTuple):
     """A request, the expected ``param`` and ``code``, and the config."""
 
-    asked: Mapping[str, object]
+    sent_request: Mapping[str, object]
     param: str | None
     code: str | None = None
     slug: str = "a"
@@ -164,12 +164,12 @@ REFUSED = {
 
 @table(" ".join(Refused._fields), REFUSED)
 async def test_refuses_a_request_without_an_upstream_call(
-    upstreams, asked, param, code, slug, endpoint, facts, settings, status
+    upstreams, sent_request, param, code, slug, endpoint, facts, settings, status
 ):
     gateway = gateway_of(
         {slug: at(upstreams[0])}, endpoints={slug: endpoint}, models={"m": facts}, **settings
     )
-    answer = await ask(gateway, **asked)
+    answer = await ask(gateway, **sent_request)
 
     assert (status, (param, code)) == (answer.status, facts_of(answer.error))
     assert answer.error["type"] == "invalid_request_error"
@@ -200,7 +200,7 @@ async def test_a_request_that_a_backend_cannot_build_is_no_upstream_failure(upst
 
 
 @table(
-    "asked endpoints provider",
+    "sent_request endpoints provider",
     {
         "litellm-10113-ids-go-where-they-are-taken": ({"input": [[1, 2]]}, {"a": NO_TOKENS}, "b"),
         "lmstudio-756-texts-go-anywhere": ({"input": ["a"]}, {"a": NO_TOKENS}, "a"),
@@ -212,9 +212,11 @@ async def test_a_request_that_a_backend_cannot_build_is_no_upstream_failure(upst
         "vmlx-255-within-512": ({"input": [1] * 512}, {}, "a"),
     },
 )
-async def test_skips_an_endpoint_that_lacks_a_parameter(upstreams, asked, endpoints, provider):
+async def test_skips_an_endpoint_that_lacks_a_parameter(
+    upstreams, sent_request, endpoints, provider
+):
     """Its price is lower, so without the parameter it is called first."""
-    facts = {"dimensions": None} if "dimensions" in asked else SHORT
+    facts = {"dimensions": None} if "dimensions" in sent_request else SHORT
     prices = {
         slug: {"price": price, **endpoints.get(slug, {})}
         for slug, price in {"a": 1, "b": 10**9}.items()
@@ -223,11 +225,15 @@ async def test_skips_an_endpoint_that_lacks_a_parameter(upstreams, asked, endpoi
         {"a": at(upstreams[0]), "b": at(upstreams[1])}, endpoints=prices, models={"m": facts}
     )
     async with gateway.lifespan():
-        answer = await ask(gateway, **asked)
+        answer = await ask(gateway, **sent_request)
 
-    given = asked["input"] if isinstance(asked["input"][0], str | list) else [asked["input"]]
+    given = (
+        sent_request["input"]
+        if isinstance(sent_request["input"][0], str | list)
+        else [sent_request["input"]]
+    )
     assert (200, provider) == (answer.status, answer.header("x-embedroute-provider"))
-    assert right(given, asked.get("dimensions", 8)) == numbers_in(answer)
+    assert right(given, sent_request.get("dimensions", 8)) == numbers_in(answer)
 
 
 @table(

@@ -148,7 +148,11 @@ def wrong(param):
         "openrouter-zdr-false-demands-nothing": ("m", {"zdr": False}, [DEEP, EAST, EU, TEI]),
         "openrouter-distillable": ("m", {"enforce_distillable_text": True}, [EU]),
         "openrouter-require-parameters": ("m", {"require_parameters": True}, [DEEP, EAST, EU]),
-        "phaseo-alpha-asked-for": ("m", {"include_alpha": True}, [DEEP, EAST, EU, VLLM, TEI]),
+        "phaseo-alpha-asked-for": (
+            "m",
+            {"include_alpha": True},
+            [DEEP, EAST, EU, VLLM, TEI],
+        ),
         "phaseo-alpha-sorted-by-price": (
             "m",
             {"include_alpha": True, "sort": "price"},
@@ -196,7 +200,7 @@ A, B = "openai", "openrouter"
 
 
 @table(
-    "asked provider upstream public",
+    "sent_request provider upstream public",
     {
         "gomodel-bare-name": ({"model": "m"}, A, "m", "m"),
         "gomodel-prefix-of-a-provider": ({"model": "openrouter/x"}, B, "x", "x"),
@@ -236,7 +240,7 @@ A, B = "openai", "openrouter"
     },
 )
 async def test_a_model_name_may_select_provider_and_model(
-    upstreams, asked, provider, upstream, public
+    upstreams, sent_request, provider, upstream, public
 ):
     """``provider`` is not sent upstream; the response names the provider that was used."""
     models = {"m": {}, "BAAI/bge-m3": {}}
@@ -244,7 +248,7 @@ async def test_a_model_name_may_select_provider_and_model(
         dict(zip((A, B), map(at, upstreams), strict=True)), endpoints=CHEAPER, models=models
     )
     async with gateway.lifespan():
-        answer = await ask(gateway, input=["a"], dialect="gomodel", **asked)
+        answer = await ask(gateway, input=["a"], dialect="gomodel", **sent_request)
 
     served = upstreams[0] if provider == A else upstreams[1]
     assert (200, provider, public) == (answer.status, answer.json["provider"], answer.json["model"])
@@ -259,7 +263,7 @@ CHEAPER = {A: {"price": 1}, B: {"price": 10**9}}
 
 
 @table(
-    "asked status code param",
+    "sent_request status code param",
     {
         "gomodel-empty-hint": ({"provider": ""}, 400, None, "provider"),
         "gomodel-unknown-hint": ({"provider": "nobody"}, 400, None, "provider"),
@@ -268,9 +272,11 @@ CHEAPER = {A: {"price": 1}, B: {"price": 10**9}}
         "gpt.ge-no-model": ({"model": ""}, 400, None, "model"),
     },
 )
-async def test_refuses_an_unknown_model_or_provider_name(upstreams, asked, status, code, param):
+async def test_refuses_an_unknown_model_or_provider_name(
+    upstreams, sent_request, status, code, param
+):
     gateway = gateway_of({A: at(upstreams[0])})
-    answer = await ask(gateway, **asked)
+    answer = await ask(gateway, **sent_request)
 
     assert (status, code, param) == (answer.status, answer.error["code"], answer.error["param"])
     assert [] == upstreams[0].requests

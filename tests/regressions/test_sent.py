@@ -45,7 +45,7 @@ def body_of(given=TEXTS, **fields):
 class Sent(NamedTuple):
     """A request, the expected upstream request, and the config."""
 
-    asked: Mapping[str, object]
+    sent_request: Mapping[str, object]
     body: Mapping[str, object]
     slug: str = "a"
     options: Mapping[str, object] = MappingProxyType({})
@@ -155,28 +155,28 @@ sent = table(
 
 @sent
 async def test_sends_these_fields_and_returns_the_vectors(
-    upstreams, asked, body, slug, options, endpoint, facts
+    upstreams, sent_request, body, slug, options, endpoint, facts
 ):
     upstream = upstreams[0]
     gateway = gateway_of(
         {slug: at(upstream, **options)}, endpoints={slug: endpoint}, models={"m": facts}, debug=True
     )
     async with gateway.lifespan():
-        answer = await ask(gateway, **asked)
+        answer = await ask(gateway, **sent_request)
 
     (request,) = upstream.requests
     assert (200, body) == (answer.status, request.json)
     assert b"null" not in request.body
-    width = asked.get("dimensions") or WIDTH
+    width = sent_request.get("dimensions") or WIDTH
     assert np.allclose(right(request.inputs, width), numbers_in(answer), atol=1e-6)
     assert np.allclose(1, np.linalg.norm(numbers_in(answer), axis=1), atol=1e-6)
-    assert {asked.get("encoding_format") == "base64"} == {
+    assert {sent_request.get("encoding_format") == "base64"} == {
         isinstance(row["embedding"], str) for row in answer.json["data"]
     }
 
 
 @table(
-    "told asked encoding",
+    "mode sent_request encoding",
     {
         "openai-node-1542-floats-for-base64": ("float_for_base64", BASE64, str),
         "n8n-16647-floats-for-base64": ("float_for_base64", {**BASE64, "dimensions": 4}, str),
@@ -193,23 +193,25 @@ async def test_sends_these_fields_and_returns_the_vectors(
     },
 )
 async def test_uses_the_clients_encoding_whatever_the_upstream_sends(
-    upstreams, told, asked, encoding
+    upstreams, mode, sent_request, encoding
 ):
-    upstreams[0].tell(told)
+    upstreams[0].tell(mode)
     gateway = gateway_of({"a": at(upstreams[0])})
     async with gateway.lifespan():
-        answer = await ask(gateway, **asked)
+        answer = await ask(gateway, **sent_request)
 
     assert 200 == answer.status
     assert {encoding} == {type(row["embedding"]) for row in answer.json["data"]}
-    assert right(upstreams[0].requests[0].inputs, asked.get("dimensions", WIDTH)) == numbers_in(
-        answer
-    )
+    assert right(
+        upstreams[0].requests[0].inputs, sent_request.get("dimensions", WIDTH)
+    ) == numbers_in(answer)
 
 
-def gemini(asked):
+def gemini(sent_request):
     """Gemini's response: one vector per request, with the requested dimensions."""
-    widths = [request.get("outputDimensionality", WIDTH) for request in asked.json["requests"]]
+    widths = [
+        request.get("outputDimensionality", WIDTH) for request in sent_request.json["requests"]
+    ]
     rows = [
         {"values": [float(number + at) for number in range(1, width + 1)]}
         for at, width in enumerate(widths)
@@ -244,7 +246,7 @@ INLINE = {"inline_data": {"mime_type": "image/png", "data": PIXEL.partition(",")
 
 
 @table(
-    "model asked body",
+    "model sent_request body",
     {
         "litellm-17150-gemini-encoding-format": (FIRST, BASE64, requests(FIRST, ONE, TWO)),
         "litellm-17239-gemini-encoding-format": (FIRST, FLOAT, requests(FIRST, ONE, TWO)),
@@ -325,13 +327,13 @@ INLINE = {"inline_data": {"mime_type": "image/png", "data": PIXEL.partition(",")
         "phaseo-user-stays-here": (FIRST, {"user": "u"}, requests(FIRST, ONE, TWO)),
     },
 )
-async def test_sends_gemini_its_own_request_format(upstreams, model, asked, body):
+async def test_sends_gemini_its_own_request_format(upstreams, model, sent_request, body):
     upstreams[0].tell(gemini)
     gateway = gateway_of(
         {"gemini": at(upstreams[0])}, endpoints={"gemini": {"model": model}}, models={"m": SEEING}
     )
     async with gateway.lifespan():
-        answer = await ask(gateway, **{"input": ["one", "two"], **asked})
+        answer = await ask(gateway, **{"input": ["one", "two"], **sent_request})
 
     (request,) = upstreams[0].requests
     assert (200, body) == (answer.status, request.json)
@@ -348,10 +350,14 @@ KINDS = {"int8": (np.int8, [-128, -1, 0, 127]), "uint8": (np.uint8, [0, 1, 128, 
 KINDS |= {"binary": (np.int8, [-128]), "ubinary": (np.uint8, [255])}
 
 
-def mistral(asked):
-    kind = asked.json.get("output_dtype")
+def mistral(sent_request):
+    kind = sent_request.json.get("output_dtype")
     rows = KINDS[kind][1] if kind else np.float32([1, 2, 3, 4])
-    return say(asked.answer(asked.rows([rows] * len(asked.inputs), base64=kind is None)))
+    return say(
+        sent_request.answer(
+            sent_request.rows([rows] * len(sent_request.inputs), base64=kind is None)
+        )
+    )
 
 
 @table(
@@ -372,9 +378,9 @@ async def test_quantised_numbers_keep_their_sign(upstreams, dtype, encoding):
         answer = await ask(gateway, embedding_options=options, encoding_format=encoding)
         plain = await ask(gateway)
 
-    told = [item["embedding"] for item in answer.json["data"]]
+    actual = [item["embedding"] for item in answer.json["data"]]
     if encoding == "base64":
-        told = [np.frombuffer(base64.b64decode(item), kind).tolist() for item in told]
-    assert [row] * len(TEXTS) == told
+        actual = [np.frombuffer(base64.b64decode(item), kind).tolist() for item in actual]
+    assert [row] * len(TEXTS) == actual
     assert [[1, 2, 3, 4]] * len(TEXTS) == numbers_in(plain)
     assert [dtype, None] == [item.json.get("output_dtype") for item in upstreams[0].requests]

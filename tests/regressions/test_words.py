@@ -22,7 +22,7 @@ def billed(tokens):
 
 
 @table(
-    "told given tokens",
+    "mode given tokens",
     {
         "tensorzero-4617-usage-null": ("usage_null", LONG, None),
         "tensorzero-4617-usage-missing": ("usage_missing", LONG, None),
@@ -42,10 +42,10 @@ def billed(tokens):
     },
 )
 async def test_usage_is_reported_by_the_upstream_or_marked_as_estimated(
-    upstreams, told, given, tokens
+    upstreams, mode, given, tokens
 ):
     """The repeated request is a cache hit: the same token count, and no cost."""
-    upstreams[0].tell(told)
+    upstreams[0].tell(mode)
     gateway = gateway_of({"a": at(upstreams[0])}, endpoints={"a": {"price": 2}})
     async with gateway.lifespan():
         answers = [await ask(gateway, input=given, dialect="openrouter") for _ in range(2)]
@@ -93,7 +93,7 @@ def modalities(**counts):
 
 
 @table(
-    "told details",
+    "mode details",
     {
         "openrouter-details-of-two-modalities": (
             modalities(text=5, image=258),
@@ -103,8 +103,8 @@ def modalities(**counts):
         "openrouter-no-details-of-none-of-it": (modalities(text=5, image=0), None),
     },
 )
-async def test_reports_tokens_by_modality_if_there_are_two(upstreams, told, details):
-    upstreams[0].tell(told)
+async def test_reports_tokens_by_modality_if_there_are_two(upstreams, mode, details):
+    upstreams[0].tell(mode)
     gateway = gateway_of(
         {"gemini": at(upstreams[0])}, endpoints={"gemini": {"model": "gemini-embedding-2"}}
     )
@@ -123,7 +123,7 @@ DOWN, REST, KEY = (
 
 
 @table(
-    "dialect step asked status said",
+    "dialect step sent_request status said",
     {
         "openrouter-400": (
             "openrouter",
@@ -222,9 +222,9 @@ DOWN, REST, KEY = (
         ),
     },
 )
-async def test_errors_have_the_format_of_each_dialect(dialect, step, asked, status, said):
+async def test_errors_have_the_format_of_each_dialect(dialect, step, sent_request, status, said):
     gateway = gateway_of({"p": ScriptedBackend(then=step, width=8)})
-    answer = await ask(gateway, dialect=dialect, **asked)
+    answer = await ask(gateway, dialect=dialect, **sent_request)
 
     assert (status, said) == (answer.status, {path: found_at(answer.json, path) for path in said})
     assert "sk-1" not in answer.body.decode()
@@ -241,7 +241,7 @@ def found_at(body, path):
 
 
 @table(
-    "told debug shown",
+    "mode debug shown",
     {
         "phaseo-upstream-request": (
             "honest",
@@ -264,8 +264,8 @@ def found_at(body, path):
         "phaseo-all-false-shows-nothing": ("honest", {"trace": False}, set()),
     },
 )
-async def test_debug_shows_the_upstream_calls_without_keys(upstreams, told, debug, shown):
-    upstreams[0].tell(told)
+async def test_debug_shows_the_upstream_calls_without_keys(upstreams, mode, debug, shown):
+    upstreams[0].tell(mode)
     gateway = gateway_of({"a": at(upstreams[0])}, debug=True)
     async with gateway.lifespan():
         answer = await ask(gateway, debug=debug)

@@ -269,11 +269,11 @@ DTYPE = "embedding_options.mistral.output_dtype"
             [TITLE],
         ),
         # No candidate supports the namespace, but something else covers the value.
-        ({"dimensions": 256, **google(output_dimensionality=2)}, [PLAIN], ["plain"], [WIDTH]),
-        ({"dimensions": 256, **mistral(output_dimension=2)}, [GOOGLE], ["google"], [SIZE]),
+        ({"dimensions": 256, **google(output_dimensionality=256)}, [PLAIN], ["plain"], [WIDTH]),
+        ({"dimensions": 256, **mistral(output_dimension=256)}, [GOOGLE], ["google"], [SIZE]),
         (google(output_dimensionality=1024), [PLAIN], ["plain"], [WIDTH]),
         (
-            both({"output_dimensionality": 256}, {"output_dimension": 2}),
+            both({"output_dimensionality": 256}, {"output_dimension": 256}),
             [GOOGLE],
             ["google"],
             [SIZE],
@@ -323,16 +323,27 @@ def test_a_task_of_an_unsupported_namespace_is_dropped_for_a_symmetric_model():
 
 
 @pytest.mark.parametrize(
-    ("fields", "candidate", "param"),
+    ("fields", "candidate", "param", "other"),
     [
-        ({"dimensions": 8, **google(output_dimensionality=9)}, GOOGLE, WIDTH),
-        ({"dimensions": 8, **mistral(output_dimension=9)}, MISTRAL, SIZE),
-        ({"input_type": "query", **google(task_type="CLUSTERING")}, GOOGLE, TASK),
-        ({"input_type": "query", **google(task_type="CLUSTERING")}, TYPED, TASK),
+        ({"dimensions": 8, **google(output_dimensionality=9)}, GOOGLE, WIDTH, "dimensions"),
+        ({"dimensions": 8, **mistral(output_dimension=9)}, MISTRAL, SIZE, "dimensions"),
+        ({"input_type": "query", **google(task_type="CLUSTERING")}, GOOGLE, TASK, "input_type"),
+        (both({"output_dimensionality": 8}, {"output_dimension": 9}), BOTH, SIZE, WIDTH),
+        # No candidate supports the namespace.
+        ({"input_type": "query", **google(task_type="CLUSTERING")}, TYPED, TASK, "input_type"),
+        ({"dimensions": 256, **google(output_dimensionality=2)}, PLAIN, WIDTH, "dimensions"),
+        ({"dimensions": 256, **mistral(output_dimension=2)}, GOOGLE, SIZE, "dimensions"),
+        (both({"output_dimensionality": 256}, {"output_dimension": 2}), GOOGLE, SIZE, WIDTH),
     ],
 )
-def test_an_option_that_contradicts_a_neutral_parameter_is_named(fields, candidate, param):
-    assert (400, param, None) == refused(fields, candidate, **MATRYOSHKA)
+def test_a_contradiction_is_refused_and_names_both_fields(fields, candidate, param, other):
+    """Also if an option would have no effect: the request is wrong in any case."""
+    with pytest.raises(InvalidRequest, match=f"^'{param}' contradicts '{other}'") as caught:
+        select_endpoints(
+            route(candidate, **MATRYOSHKA), job(**fields), SOMEONE, around([candidate])
+        )
+
+    assert param == caught.value.param
 
 
 @pytest.mark.parametrize(
@@ -367,42 +378,40 @@ def test_require_parameters_rejects_a_title_without_the_task_for_documents():
         (
             google(output_dimensionality=256),
             GOOGLE,
-            Parameters(width=256, dimensions=256, namespaces=("google",)),
+            Parameters(width=256, dimensions=256),
         ),
         (
             google(task_type="RETRIEVAL_QUERY"),
             GOOGLE,
-            Parameters(width=1024, input_type="query", namespaces=("google",)),
+            Parameters(width=1024, input_type="query"),
         ),
-        (google(title="t"), GOOGLE, Parameters(width=1024, namespaces=("google",))),
+        (google(title="t"), GOOGLE, Parameters(width=1024)),
         (
             {"input_type": "document", **google(title="t")},
             GOOGLE,
-            Parameters(width=1024, title="t", input_type="document", namespaces=("google",)),
+            Parameters(width=1024, title="t", input_type="document"),
         ),
         (
             mistral(output_dimension=256.0),
             MISTRAL,
-            Parameters(width=256, dimensions=256, namespaces=("mistral",)),
+            Parameters(width=256, dimensions=256),
         ),
         (
             mistral(output_dtype="int8"),
             MISTRAL,
-            Parameters(width=1024, dtype="int8", namespaces=("mistral",)),
+            Parameters(width=1024, dtype="int8"),
         ),
         (
             both(
                 {"task_type": "RETRIEVAL_QUERY"}, {"output_dimension": 256, "output_dtype": "float"}
             ),
             BOTH,
-            Parameters(
-                width=256, dimensions=256, input_type="query", namespaces=("google", "mistral")
-            ),
+            Parameters(width=256, dimensions=256, input_type="query"),
         ),
         (
             {"dimensions": 256, **google(title="t")},
             GOOGLE,
-            Parameters(width=256, dimensions=256, namespaces=("google",)),
+            Parameters(width=256, dimensions=256),
         ),
     ],
 )

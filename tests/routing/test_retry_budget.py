@@ -59,7 +59,7 @@ def test_bisections_have_an_allowance_of_their_own():
     assert not budget.allow(0.0)
     assert 200 < allowed < 1000
 
-    budget.record_call(0.0)
+    budget.record_answer()
     assert [True] * 4 + [False] == [budget.allow_bisection(0.0) for _ in range(5)]
     assert budget.allow_bisection(60.0)
 

@@ -142,7 +142,9 @@ def make_gateway(upstream):
     keys = {name: ApiKey(key=Secret(key)) for name, key in KEYS.items()}
     config = Config(gateway={"auth": "keys"}, keys=keys, providers=providers, models=models)
     return Gateway(
-        config, retries=RetryPolicy(repeats=0, first_wait=0.0, longest_wait=0.0), environ={}
+        config,
+        retries=RetryPolicy(repeats=0, first_wait=0.0, longest_wait=0.0),
+        environ={},
     )
 
 

@@ -31,7 +31,11 @@ KILLED, BACK = REQUESTS // 4, REQUESTS // 2
 """The number of completed requests at which the first upstream is killed and restarted."""
 
 BREAKER = BreakerPolicy(
-    failures=3, minimum_calls=3, slow_start=1, initial_cooldown=0.2, longest_cooldown=0.5
+    failures=3,
+    minimum_calls=3,
+    slow_start=1,
+    initial_cooldown=0.2,
+    longest_cooldown=0.5,
 )
 FLOOR, SHARE, WINDOW = 10, 0.2, 10.0
 """Retry budget: a minimum number of retries and a share of the calls, per window."""

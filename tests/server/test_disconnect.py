@@ -80,8 +80,8 @@ def send(server):
 
 def answer(wire):
     with wire:
-        told = b"".join(iter(lambda: wire.recv(65536), b""))
-    body = json.loads(told.partition(b"\r\n\r\n")[2])
+        actual = b"".join(iter(lambda: wire.recv(65536), b""))
+    body = json.loads(actual.partition(b"\r\n\r\n")[2])
     assert "data" in body, body
     return np.array(body["data"][0]["embedding"], "<f4")
 
@@ -116,9 +116,9 @@ def test_a_half_closed_connection_still_gets_its_response(server, upstream, send
     upstream.delay = 0.05
     wire = send(f"half at {server.server}")
     wire.shutdown(socket.SHUT_WR)
-    told = b"".join(iter(lambda: wire.recv(65536), b""))
+    actual = b"".join(iter(lambda: wire.recv(65536), b""))
 
-    assert told == b"" or told.startswith(b"HTTP/1.1 200")
+    assert actual == b"" or actual.startswith(b"HTTP/1.1 200")
     until(lambda: tasks_of(server) == 0)
 
 

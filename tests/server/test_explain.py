@@ -21,7 +21,7 @@ class Plain(ScriptedBackend, frozen=True, kw_only=True):
     accepts = Accepts()
 
 
-def door_of(*steps, endpoint=None):
+def app_of(*steps, endpoint=None):
     """Serve "m" at the providers "p0", "p1", …, each with a scripted backend."""
     backends = [Plain(width=WIDTH, **({} if step is None else {"then": step})) for step in steps]
     slugs = [f"p{at}" for at in range(len(steps))]
@@ -44,12 +44,12 @@ def door_of(*steps, endpoint=None):
     return embeddings_app(Gateway(config, retries=once, breaker=soon)), backends
 
 
-async def post(door, query="", headers=(), **fields):
+async def post(app, query="", headers=(), **fields):
     body = json.dumps(
         {"model": "m", "provider": {"order": ["p0", "p1"][: fields.pop("named", 2)]}, **fields}
     )
     headers = [("content-type", "application/json"), *headers]
-    return (await call(door, "POST", f"/v1/embeddings{query}", headers, [body.encode()])).json
+    return (await call(app, "POST", f"/v1/embeddings{query}", headers, [body.encode()])).json
 
 
 def no_more_than(most):
@@ -79,18 +79,18 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:image/gif;base64,R0lGOD
 )
 async def test_explain_forecasts_the_chunks_that_are_sent(given, step, accepts, chunks):
     """A batch limit learned from an upstream applies to the forecast and to the call."""
-    door, (backend,) = door_of(step, endpoint={"accepts": accepts})
+    app, (backend,) = app_of(step, endpoint={"accepts": accepts})
     typed = {"input_type": "query"} if accepts.get("max_tokens") == 18 else {}
     again = [text.replace("text", "other") for text in given]
-    await post(door, input=given, named=1, **typed)
+    await post(app, input=given, named=1, **typed)
     backend.batches.clear()
 
-    (told,) = (await post(door, "?explain=1", input=again, named=1, **typed))["order"]
+    (actual,) = (await post(app, "?explain=1", input=again, named=1, **typed))["order"]
     assert [] == backend.batches
-    await post(door, input=again, named=1, **typed)
+    await post(app, input=again, named=1, **typed)
 
-    assert told["chunks"] == sorted((len(batch) for batch in backend.batches), reverse=True)
-    assert chunks is None or chunks == told["chunks"]
+    assert actual["chunks"] == sorted((len(batch) for batch in backend.batches), reverse=True)
+    assert chunks is None or chunks == actual["chunks"]
 
 
 @pytest.mark.parametrize(
@@ -103,10 +103,10 @@ async def test_explain_forecasts_the_chunks_that_are_sent(given, step, accepts, 
     ],
 )
 async def test_explain_reports_the_cool_down_of_an_endpoint(step, least, most):
-    door, _ = door_of(step, None)
-    await post(door, input="text")
+    app, _ = app_of(step, None)
+    await post(app, input="text")
 
-    first, second = (await post(door, "?explain=1", input="text"))["order"]
+    first, second = (await post(app, "?explain=1", input="text"))["order"]
 
     assert ("p0", "p1", 0) == (first["provider"], second["provider"], second["rests_for"])
     assert least <= first["rests_for"] <= most
@@ -124,21 +124,21 @@ async def test_explain_reports_the_cool_down_of_an_endpoint(step, least, most):
     ],
 )
 async def test_explain_forecasts_the_actual_cost(price, accepts, cost):
-    door, _ = door_of(
+    app, _ = app_of(
         None, endpoint={"accepts": accepts, **({} if price is None else {"price": price})}
     )
 
-    asked = [{"content": [IMAGE, IMAGE]}] if "modalities" in accepts else EIGHT
+    sent_request = [{"content": [IMAGE, IMAGE]}] if "modalities" in accepts else EIGHT
 
-    (told,) = (await post(door, "?explain=1", input=asked, named=1))["order"]
+    (actual,) = (await post(app, "?explain=1", input=sent_request, named=1))["order"]
 
-    assert cost == told["cost"]
+    assert cost == actual["cost"]
     if cost is not None:
-        assert float(cost) == (await post(door, input=asked, named=1))["usage"]["cost"]
+        assert float(cost) == (await post(app, input=sent_request, named=1))["usage"]["cost"]
 
 
 @pytest.mark.parametrize(
-    ("held", "asked", "use", "cache"),
+    ("held", "sent_request", "use", "cache"),
     [
         ([], ["c", "c", "d"], "", (0, 3)),
         (["c"], ["c", "c", "d"], "", (2, 1)),
@@ -147,19 +147,19 @@ async def test_explain_forecasts_the_actual_cost(price, accepts, cost):
         (["c", "d"], ["c", "c", "d"], "no-cache", (0, 3)),
     ],
 )
-async def test_hits_are_counted_in_inputs(held, asked, use, cache):
+async def test_hits_are_counted_in_inputs(held, sent_request, use, cache):
     """The errors are those of the request itself."""
-    door, _ = door_of(None)
+    app, _ = app_of(None)
     if held:
-        await post(door, input=held, named=1)
+        await post(app, input=held, named=1)
 
-    told = (
+    actual = (
         await post(
-            door, "?explain=1", [("cache-control", use)] if use else [], input=asked, named=1
+            app, "?explain=1", [("cache-control", use)] if use else [], input=sent_request, named=1
         )
     )["cache"]
 
-    assert cache == (told["hits"], told["misses"])
+    assert cache == (actual["hits"], actual["misses"])
 
 
 PICK = "not the first choice, and allow_fallbacks is false"
@@ -190,25 +190,25 @@ NAMED = "not the requested provider"
 )
 async def test_explain_lists_excluded_endpoints_with_the_reason(fields, left, filtered):
     """A list, a preference or a missing fallback may exclude an endpoint."""
-    door, _ = door_of(None, None, None)
+    app, _ = app_of(None, None, None)
 
-    told = await post(door, "?explain=1", input="text", **fields)
-    traced = (await post(door, input="text", debug={"trace": True}, **fields))["trace"]
+    actual = await post(app, "?explain=1", input="text", **fields)
+    traced = (await post(app, input="text", debug={"trace": True}, **fields))["trace"]
 
-    assert left == len(told["order"])
-    assert (filtered or {}) == {it["filter"]: it["reason"] for it in told["filtered"]}
+    assert left == len(actual["order"])
+    assert (filtered or {}) == {it["filter"]: it["reason"] for it in actual["filtered"]}
     assert (1 if filtered is None else 3) == len(
-        {it["provider"] for it in (*told["order"], *told["filtered"])}
+        {it["provider"] for it in (*actual["order"], *actual["filtered"])}
     )
-    assert len(told["filtered"]) == sum(event["action"] == "filtered" for event in traced)
+    assert len(actual["filtered"]) == sum(event["action"] == "filtered" for event in traced)
 
 
 async def test_an_error_names_endpoints_that_a_preference_excluded():
     """Otherwise a trace of three endpoints would mention only one."""
-    door, _ = door_of(None, None, None)
+    app, _ = app_of(None, None, None)
 
-    told = await post(door, input=[1], provider="p1", debug={"trace": True})
+    actual = await post(app, input=[1], provider="p1", debug={"trace": True})
 
     assert {("p0:m", "provider"), ("p2:m", "provider"), ("p1:m", "input")} == {
-        (event["endpoint"], event["filter"]) for event in told["trace"]
+        (event["endpoint"], event["filter"]) for event in actual["trace"]
     }

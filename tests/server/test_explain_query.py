@@ -13,7 +13,7 @@ pytestmark = pytest.mark.anyio
 WIDTH = 8
 
 
-def door_of():
+def app_of():
     backend = ScriptedBackend(width=WIDTH)
     config = Config(
         gateway={"auth": "open", "debug": True},
@@ -26,10 +26,10 @@ def door_of():
     return embeddings_app(Gateway(config, environ={})), backend
 
 
-async def post(door, query, **fields):
+async def post(app, query, **fields):
     body = json.dumps({"model": "m", "input": "text", **fields}).encode()
     headers = [("content-type", "application/json")]
-    return await call(door, "POST", f"/v1/embeddings{query}", headers, [body])
+    return await call(app, "POST", f"/v1/embeddings{query}", headers, [body])
 
 
 @pytest.mark.parametrize(
@@ -48,9 +48,9 @@ async def post(door, query, **fields):
     ],
 )
 async def test_every_form_of_a_wish_for_a_forecast_makes_no_call(query):
-    door, backend = door_of()
+    app, backend = app_of()
 
-    answer = await post(door, query)
+    answer = await post(app, query)
 
     assert (200, "plan") == (answer.status, answer.json["object"])
     assert [] == backend.batches
@@ -60,9 +60,9 @@ async def test_every_form_of_a_wish_for_a_forecast_makes_no_call(query):
     "query", ["", "?explain=0", "?explain=false", "?explain=No", "?explain=off", "?explained=1"]
 )
 async def test_without_that_wish_the_request_is_served(query):
-    door, backend = door_of()
+    app, backend = app_of()
 
-    answer = await post(door, query)
+    answer = await post(app, query)
 
     assert (200, "list") == (answer.status, answer.json["object"])
     assert 1 == len(backend.batches)
@@ -70,9 +70,9 @@ async def test_without_that_wish_the_request_is_served(query):
 
 @pytest.mark.parametrize("query", ["?explain=2", "?explain=plan", "?explain=1%3B", "?explain=nein"])
 async def test_an_unknown_value_is_refused_without_a_call(query):
-    door, backend = door_of()
+    app, backend = app_of()
 
-    answer = await post(door, query)
+    answer = await post(app, query)
 
     assert (400, "explain") == (answer.status, answer.error["param"])
     assert "1" in answer.error["message"]
@@ -89,16 +89,16 @@ async def test_an_unknown_value_is_refused_without_a_call(query):
     ],
 )
 async def test_a_forecast_names_the_model_to_fall_back_to(fields, fallback):
-    door, _ = door_of()
+    app, _ = app_of()
 
-    assert fallback == (await post(door, "?explain=1", **fields)).json["fallback"]
+    assert fallback == (await post(app, "?explain=1", **fields)).json["fallback"]
 
 
 async def test_openapi_lists_every_value_of_explain():
-    door, _ = door_of()
-    document = (await call(door, "GET", "/openapi.json")).json
+    app, _ = app_of()
+    document = (await call(app, "GET", "/openapi.json")).json
     (parameter,) = document["paths"]["/v1/embeddings"]["post"]["parameters"]
 
     for value in parameter["schema"]["enum"]:
-        assert 200 == (await post(door, f"?explain={value}")).status
+        assert 200 == (await post(app, f"?explain={value}")).status
     assert "true" in parameter["schema"]["enum"]

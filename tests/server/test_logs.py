@@ -117,9 +117,9 @@ async def test_a_rejected_request_logs_its_status_and_code(upstream, caplog):
 
     await ask(gateway_of(upstream), key="sk-wrong")
 
-    [(name, message, told)] = fields(caplog)
+    [(name, message, actual)] = fields(caplog)
     assert (name, message) == ("access", "request rejected")
-    assert {"request_id": "r-1", "status": 401, "code": "invalid_api_key"}.items() <= told.items()
+    assert {"request_id": "r-1", "status": 401, "code": "invalid_api_key"}.items() <= actual.items()
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
@@ -136,16 +136,16 @@ async def test_no_upstream_response_puts_a_secret_or_an_input_into_the_log(
 
     answer = await ask(gateway_of(upstream))
 
-    told = "\n".join(
+    actual = "\n".join(
         f"{record.getMessage()} {vars(record)} {record.exc_text}" for record in caplog.records
     )
     assert not [
         part
         for secret in (KEY, CALLER)
         for part in (secret, secret[:8], secret[-8:])
-        if part in told
+        if part in actual
     ]
-    assert PLANTED not in told
+    assert PLANTED not in actual
     assert [message for _, message, _ in fields(caplog)][-1] == (
         "request completed" if answer.status == 200 else "request rejected"
     )

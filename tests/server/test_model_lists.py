@@ -31,7 +31,7 @@ class Multimodal(ScriptedBackend, frozen=True, kw_only=True):
     accepts = Accepts(modalities=("text", "image"))
 
 
-def door_of(backends, *, keys=None, models=None, price=None, dialect="openai", **gateway):
+def app_of(backends, *, keys=None, models=None, price=None, dialect="openai", **gateway):
     listed = [
         {"provider": slug, **({} if price is None else {"price": price})} for slug in backends
     ]
@@ -49,14 +49,14 @@ def door_of(backends, *, keys=None, models=None, price=None, dialect="openai", *
     return embeddings_app(Gateway(config, environ={}))
 
 
-async def get(door, path, key=""):
-    return await call(door, "GET", path, [("authorization", f"Bearer {key}")])
+async def get(app, path, key=""):
+    return await call(app, "GET", path, [("authorization", f"Bearer {key}")])
 
 
-async def post(door, key="", **fields):
+async def post(app, key="", **fields):
     body = json.dumps({"model": "m", "input": "text", **fields}).encode()
     headers = [("content-type", "application/json"), ("authorization", f"Bearer {key}")]
-    return await call(door, "POST", "/v1/embeddings", headers, [body])
+    return await call(app, "POST", "/v1/embeddings", headers, [body])
 
 
 @pytest.mark.parametrize(
@@ -71,11 +71,11 @@ async def post(door, key="", **fields):
     ],
 )
 async def test_lists_the_modalities_that_a_request_may_hold(backends, modalities, listed):
-    door = door_of(backends, models={"m": {"modalities": modalities}})
+    app = app_of(backends, models={"m": {"modalities": modalities}})
 
-    (card,) = (await get(door, "/v1/models")).json["data"]
-    (row,) = (await get(door, "/v1/embeddings/models")).json["data"]
-    works = [name for name, given in ASKED.items() if (await post(door, input=given)).status == 200]
+    (card,) = (await get(app, "/v1/models")).json["data"]
+    (row,) = (await get(app, "/v1/embeddings/models")).json["data"]
+    works = [name for name, given in ASKED.items() if (await post(app, input=given)).status == 200]
 
     assert listed == card["modalities"] == row["architecture"]["input_modalities"] == works
 
@@ -101,13 +101,13 @@ KEYS = {
 async def test_lists_the_models_that_the_lists_of_providers_permit(key, gateway, names, providers):
     at_b = {"endpoints": [{"provider": "b"}]}
     backends = {"a": TextOnly, "b": TextOnly}
-    door = door_of(backends, keys=KEYS, models={"m": {}, "n": at_b}, **gateway)
+    app = app_of(backends, keys=KEYS, models={"m": {}, "n": at_b}, **gateway)
 
     for path in ("/v1/models", "/v1/embeddings/models"):
-        assert names == [card["id"] for card in (await get(door, path, key)).json["data"]]
+        assert names == [card["id"] for card in (await get(app, path, key)).json["data"]]
     for name in ("m", "n"):
-        found = await get(door, f"/v1/models/{name}", key)
-        called = await post(door, key, model=name)
+        found = await get(app, f"/v1/models/{name}", key)
+        called = await post(app, key, model=name)
         assert (200 if name in names else 404) == found.status == called.status
         if name == "m" and providers:
             assert providers == found.json["providers"]
@@ -127,11 +127,11 @@ async def test_lists_the_models_that_the_lists_of_providers_permit(key, gateway,
     ],
 )
 async def test_an_unknown_price_is_left_out_and_a_free_one_is_zero(price, pricing, cost):
-    door = door_of({"a": TextOnly}, price=price, dialect="openrouter")
+    app = app_of({"a": TextOnly}, price=price, dialect="openrouter")
 
-    (row,) = (await get(door, "/v1/embeddings/models")).json["data"]
-    first = (await post(door)).json["usage"]
-    again = (await post(door)).json["usage"]
+    (row,) = (await get(app, "/v1/embeddings/models")).json["data"]
+    first = (await post(app)).json["usage"]
+    again = (await post(app)).json["usage"]
 
     assert pricing == row["pricing"]
     assert cost == first.get("cost")

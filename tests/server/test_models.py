@@ -18,7 +18,7 @@ class Plain(ScriptedBackend, frozen=True, kw_only=True):
     accepts = Accepts()
 
 
-def door_of(endpoints=({},), **facts):
+def app_of(endpoints=({},), **facts):
     """Serve the model "m" at one provider per element of ``endpoints``.
 
     ``facts`` are fields of the model.
@@ -35,14 +35,14 @@ def door_of(endpoints=({},), **facts):
     )
 
 
-async def listed(door, path):
-    return (await call(door, "GET", path)).json["data"][0]
+async def listed(app, path):
+    return (await call(app, "GET", path)).json["data"][0]
 
 
-async def status_of(door, **fields):
+async def status_of(app, **fields):
     body = json.dumps({"model": "m", "input": "text", **fields}).encode()
     return (
-        await call(door, "POST", "/v1/embeddings", [("content-type", "application/json")], [body])
+        await call(app, "POST", "/v1/embeddings", [("content-type", "application/json")], [body])
     ).status
 
 
@@ -62,12 +62,12 @@ async def status_of(door, **fields):
 )
 async def test_prices_are_formatted_without_exponents(prices, a_million, a_token):
     """OpenRouter lists "0.00000002", not "2E-8", and ``max_price`` accepts the listed form."""
-    door = door_of([{} if price is None else {"price": price} for price in prices])
-    card, row = await listed(door, "/v1/models"), await listed(door, "/v1/embeddings/models")
+    app = app_of([{} if price is None else {"price": price} for price in prices])
+    card, row = await listed(app, "/v1/models"), await listed(app, "/v1/embeddings/models")
 
     assert (a_million, a_token) == (card["pricing"].get("prompt"), row["pricing"].get("prompt"))
     for price in filter(None, (a_million, a_token)):
-        assert await status_of(door, provider={"max_price": {"prompt": price}}) in (200, 404)
+        assert await status_of(app, provider={"max_price": {"prompt": price}}) in (200, 404)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ async def test_prices_are_formatted_without_exponents(prices, a_million, a_token
 )
 async def test_prices_of_other_kinds_are_those_of_the_cheapest_endpoint(prices, pricing):
     row = await listed(
-        door_of([{"price": {"prompt": 9, "request": 7}}, {"price": prices}]),
+        app_of([{"price": {"prompt": 9, "request": 7}}, {"price": prices}]),
         "/v1/embeddings/models",
     )
 
@@ -122,29 +122,29 @@ NATIVE = {"accepts": {"dimensions": True}}
 )
 async def test_a_parameter_is_listed_if_it_is_supported(endpoints, facts, taken):
     """speakr#352: listing ``dimensions`` for a model with one size sends clients into a 400."""
-    door = door_of(endpoints, **facts)
-    told = (await listed(door, "/v1/embeddings/models"))["supported_parameters"]
-    asked = {"dimensions": 4, "input_type": "query", "user": "u"}
+    app = app_of(endpoints, **facts)
+    actual = (await listed(app, "/v1/embeddings/models"))["supported_parameters"]
+    sent_request = {"dimensions": 4, "input_type": "query", "user": "u"}
     strictly = {"provider": {"require_parameters": True}}
     works = {
         name
-        for name, value in asked.items()
-        if await status_of(door, **{name: value}, **strictly) == 200
+        for name, value in sent_request.items()
+        if await status_of(app, **{name: value}, **strictly) == 200
     }
 
-    assert (taken, {*taken, "encoding_format"}) == (works, set(told))
+    assert (taken, {*taken, "encoding_format"}) == (works, set(actual))
 
 
 @pytest.mark.parametrize(
     ("name", "advice"), [("mm", '; did you mean "m"?'), ("other", "; see GET /v1/models.")]
 )
 async def test_an_unknown_model_gets_the_same_message_from_both_paths(name, advice):
-    door = door_of()
+    app = app_of()
     body = json.dumps({"model": name, "input": "text"}).encode()
 
-    described = await call(door, "GET", f"/v1/models/{name}")
+    described = await call(app, "GET", f"/v1/models/{name}")
     embedded = await call(
-        door, "POST", "/v1/embeddings", [("content-type", "application/json")], [body]
+        app, "POST", "/v1/embeddings", [("content-type", "application/json")], [body]
     )
 
     assert described.status == embedded.status == 404

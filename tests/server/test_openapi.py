@@ -96,7 +96,7 @@ async def test_a_plan_is_documented():
     assert answer.json["object"] == "plan"
     assert [len(answer.json[name]) for name in ("order", "filtered")] == [1, 1]
     validator("Plan").validate(answer.json)
-    told("openai", "/v1/embeddings", 200, "post").validate(answer.json)
+    schema_of("openai", "/v1/embeddings", 200, "post").validate(answer.json)
 
 
 def validator(name):
@@ -111,10 +111,10 @@ def test_schemas_are_valid_json_schema():
 
 
 def test_every_reference_resolves():
-    told = [value for path, value in iter_values(DOCUMENT) if path.endswith("$ref")]
+    found = [value for path, value in iter_values(DOCUMENT) if path.endswith("$ref")]
 
-    assert told
-    assert {ref.removeprefix("#/components/schemas/") for ref in told} <= set(
+    assert found
+    assert {ref.removeprefix("#/components/schemas/") for ref in found} <= set(
         DOCUMENT["components"]["schemas"]
     )
 
@@ -127,13 +127,13 @@ def test_names_are_those_of_openais_document():
 
 
 def test_operation_ids_are_unique():
-    told = [
+    found = [
         operation["operationId"]
         for path in DOCUMENT["paths"].values()
         for operation in path.values()
     ]
 
-    assert sorted(set(told)) == sorted(told)
+    assert sorted(set(found)) == sorted(found)
 
 
 @pytest.mark.parametrize("operation", [describe(EMBED), describe(LIST_MODELS)])
@@ -204,7 +204,7 @@ def test_a_request_that_the_decoder_rejects_does_not_fit_the_schema(text):
     assert not validator("CreateEmbeddingRequest").is_valid(json.loads(text))
 
 
-def told(dialect, path, status, method="get"):
+def schema_of(dialect, path, status, method="get"):
     """Return the validator for a response, from the document of a mount with this ``dialect``."""
     document = json.loads(openapi(dialect=dialect))
     answer = document["paths"][path][method]["responses"][str(status)]["content"][
@@ -225,7 +225,7 @@ def test_a_response_fits_the_schema(base64, dialect):
     job = EmbeddingRequest(model="m", inputs=["a"], kind=Kind.TEXT, base64=base64)
     written = json.loads(b"".join(DIALECTS[dialect].success(answer, job)))
 
-    told(dialect, "/v1/embeddings", 200, "post").validate(written)
+    schema_of(dialect, "/v1/embeddings", 200, "post").validate(written)
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
@@ -268,7 +268,7 @@ def test_an_error_fits_the_schema_of_its_dialect(dialect, error):
     fits = {
         name
         for name, body in written.items()
-        if told(dialect, "/v1/embeddings", 400, "post").is_valid(body)
+        if schema_of(dialect, "/v1/embeddings", 400, "post").is_valid(body)
     }
 
     assert fits == ALIKE.get(dialect, {dialect})
@@ -321,10 +321,10 @@ MODEL = Route(
     ],
 )
 def test_a_list_of_models_fits_the_schema(path, body):
-    told("openai", path, 200).validate(json.loads(ENCODER.encode(body)))
-    assert not told("openai", path, 200).is_valid({"object": "list", "data": [{}]})
+    schema_of("openai", path, 200).validate(json.loads(ENCODER.encode(body)))
+    assert not schema_of("openai", path, 200).is_valid({"object": "list", "data": [{}]})
 
 
-@pytest.mark.parametrize(("secured", "asked"), [(True, [{"bearer": []}]), (False, None)])
-def test_the_document_requires_a_key_only_with_auth_keys(secured, asked):
-    assert asked == json.loads(openapi(secured=secured)).get("security")
+@pytest.mark.parametrize(("secured", "security"), [(True, [{"bearer": []}]), (False, None)])
+def test_the_document_requires_a_key_only_with_auth_keys(secured, security):
+    assert security == json.loads(openapi(secured=secured)).get("security")

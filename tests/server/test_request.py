@@ -65,8 +65,8 @@ def app(**settings):
     return embeddings_app(gateway(**settings))
 
 
-async def post(door, *headers, body=GOOD, path="/v1/embeddings", **scope):
-    return await call(door, "POST", path, headers or (JSON, BEARER), [body], **scope)
+async def post(served_app, *headers, body=GOOD, path="/v1/embeddings", **scope):
+    return await call(served_app, "POST", path, headers or (JSON, BEARER), [body], **scope)
 
 
 @pytest.mark.parametrize(
@@ -186,9 +186,9 @@ async def passed_on(_scope, _receive, send):
 async def test_the_middleware_serves_its_paths_and_passes_the_others_through(
     method, path, prefix, status
 ):
-    door = EmbeddingsMiddleware(passed_on, gateway(), prefix)
+    served_app = EmbeddingsMiddleware(passed_on, gateway(), prefix)
 
-    assert status == (await call(door, method, path, [JSON, BEARER], [GOOD])).status
+    assert status == (await call(served_app, method, path, [JSON, BEARER], [GOOD])).status
 
 
 # Errors
@@ -300,24 +300,24 @@ async def test_the_middleware_serves_its_paths_and_passes_the_others_through(
 )
 async def test_the_first_failed_check_determines_the_error(status, code, param, wrong):
     """Path, method, key, type, encoding, length, JSON, model, debug, preferences, parameters."""
-    told = {
+    actual = {
         "path": "/v1/embeddings",
         "method": "POST",
         "headers": [("Authorization", f"Bearer {LIMITED}"), JSON],
         "body": b"",
     }
-    told |= wrong
+    actual |= wrong
 
     # A generous timeout, so that a client that sends its body at once succeeds on a busy machine.
-    limits = {"body_timeout": 0.2} if "pause" in told else {}
+    limits = {"body_timeout": 0.2} if "pause" in actual else {}
 
     answer = await call(
         app(**limits),
-        told["method"],
-        told["path"],
-        told["headers"],
-        [told["body"]],
-        pause=told.get("pause", 0.0),
+        actual["method"],
+        actual["path"],
+        actual["headers"],
+        [actual["body"]],
+        pause=actual.get("pause", 0.0),
     )
 
     assert (status, code, param) == (answer.status, answer.error["code"], answer.error["param"])
@@ -327,15 +327,15 @@ async def test_the_first_failed_check_determines_the_error(status, code, param, 
     "status_of", [{"path": "/nope"}, {"method": "PUT"}, {"headers": [JSON]}, {"headers": [BEARER]}]
 )
 async def test_errors_in_the_headers_are_returned_before_the_body_is_read(status_of):
-    told = {"path": "/v1/embeddings", "method": "POST", "headers": [JSON, BEARER], **status_of}
+    actual = {"path": "/v1/embeddings", "method": "POST", "headers": [JSON, BEARER], **status_of}
 
-    answer = await call(app(), told["method"], told["path"], told["headers"], [GOOD])
+    answer = await call(app(), actual["method"], actual["path"], actual["headers"], [GOOD])
 
     assert (400 <= answer.status < 500, answer.taken) == (True, 0)
 
 
 @pytest.mark.parametrize(
-    ("told", "scope", "taken"),
+    ("actual", "scope", "taken"),
     [
         ([("Content-Length", "25")], {}, True),
         ([("Content-Length", "65536")], {}, True),
@@ -358,8 +358,8 @@ async def test_errors_in_the_headers_are_returned_before_the_body_is_read(status
         ),  # each request has a stream of its own
     ],
 )
-async def test_a_small_unread_body_is_drained_after_an_error(told, scope, taken):
-    answer = await call(app(), "POST", "/v1/embeddings", told, [GOOD], **scope)
+async def test_a_small_unread_body_is_drained_after_an_error(actual, scope, taken):
+    answer = await call(app(), "POST", "/v1/embeddings", actual, [GOOD], **scope)
 
     assert (401, len(GOOD) if taken else 0) == (answer.status, answer.taken)
 
@@ -412,7 +412,10 @@ async def test_draining_an_unread_body_has_a_timeout(piece):
     ],
 )
 async def test_only_json_content_types_are_accepted(types, status):
-    assert status == (await post(app(), BEARER, *(("Content-Type", told) for told in types))).status
+    assert (
+        status
+        == (await post(app(), BEARER, *(("Content-Type", actual) for actual in types))).status
+    )
 
 
 @pytest.mark.parametrize(
@@ -428,7 +431,9 @@ async def test_only_json_content_types_are_accepted(types, status):
     ],
 )
 async def test_a_body_is_never_decompressed(encodings, status):
-    answer = await post(app(), BEARER, JSON, *(("Content-Encoding", told) for told in encodings))
+    answer = await post(
+        app(), BEARER, JSON, *(("Content-Encoding", actual) for actual in encodings)
+    )
 
     assert (status, "identity" if status == 415 else None) == (
         answer.status,
@@ -455,7 +460,7 @@ async def test_a_declared_length_is_used_only_to_reject_large_bodies(length, sta
 
 @pytest.mark.parametrize("lengths", [("25", "4097"), ("4097", "25"), ("x", "4097")])
 async def test_the_largest_of_several_declared_lengths_counts(lengths):
-    answer = await post(app(), BEARER, JSON, *(("Content-Length", told) for told in lengths))
+    answer = await post(app(), BEARER, JSON, *(("Content-Length", actual) for actual in lengths))
 
     assert (413, 0) == (answer.status, answer.taken)
 
@@ -493,7 +498,7 @@ class Request:
     def leave(self):
         self._in.send_nowait({"type": "http.disconnect"})
 
-    async def run(self, door):
+    async def run(self, served_app):
         async def send(message):
             self.sent.append(message)
 
@@ -505,7 +510,7 @@ class Request:
             "headers": self._headers,
         }
         with self._in, self._out:
-            await door(scope, self._out.receive, send)
+            await served_app(scope, self._out.receive, send)
 
     @property
     def status(self):
@@ -537,16 +542,16 @@ def bounded(in_flight=16_384, backend=None, **settings):
     )
 
 
-def declared(size, name="one", **told):
-    return Request(JSON, KEYED[name], ("Content-Length", str(size)), **told)
+def declared(size, name="one", **actual):
+    return Request(JSON, KEYED[name], ("Content-Length", str(size)), **actual)
 
 
 @asynccontextmanager
-async def reading(door, *requests):
+async def reading(served_app, *requests):
     """Run requests whose bodies have not arrived yet."""
     async with anyio.create_task_group() as group:
         for request in requests:
-            group.start_soon(request.run, door)
+            group.start_soon(request.run, served_app)
         await anyio.wait_all_tasks_blocked()
         yield
         group.cancel_scope.cancel()
@@ -554,22 +559,22 @@ async def reading(door, *requests):
 
 async def test_a_caller_may_use_a_quarter_of_the_bytes_in_flight():
     served = bounded()
-    door = embeddings_app(served)
-    async with reading(door, declared(4000)):
+    served_app = embeddings_app(served)
+    async with reading(served_app, declared(4000)):
         assert served.bodies.total == 4000
         over, beside, small = declared(97), declared(4096, "two"), declared(96)
-        await over.run(door)
-        async with reading(door, beside):
+        await over.run(served_app)
+        async with reading(served_app, beside):
             small.give(GOOD)
-            await small.run(door)
+            await small.run(served_app)
 
-    told = dict(over.sent[0]["headers"])
+    actual = dict(over.sent[0]["headers"])
     assert (over.status, over.error["type"], over.error["code"]) == (
         503,
         "overloaded_error",
         "overloaded",
     )
-    assert (told[b"retry-after"], beside.sent, small.status) == (b"1", [], 200)
+    assert (actual[b"retry-after"], beside.sent, small.status) == (b"1", [], 200)
     assert served.bodies.total == 0
 
 
@@ -580,13 +585,13 @@ async def test_all_callers_together_stay_within_the_limit():
         return Caller(name=scope["path"])
 
     served = bounded(in_flight=8192, auth="host")
-    doors = [EmbeddingsMiddleware(passed_on, served, f"/{at}", authenticate=who) for at in range(5)]
+    apps = [EmbeddingsMiddleware(passed_on, served, f"/{at}", authenticate=who) for at in range(5)]
     full = [declared(2000, path=f"/{at}/embeddings") for at in range(4)]
     async with AsyncExitStack() as stack:
-        for door, request in zip(doors, full, strict=False):
-            await stack.enter_async_context(reading(door, request))
+        for served_app, request in zip(apps, full, strict=False):
+            await stack.enter_async_context(reading(served_app, request))
         over = declared(193, path="/4/embeddings")
-        await over.run(doors[4])
+        await over.run(apps[4])
         assert served.bodies.total == 8000
 
     assert (over.status, over.error["code"]) == (503, "overloaded")
@@ -598,10 +603,10 @@ async def test_all_entry_points_of_a_gateway_share_one_body_budget():
     served = bounded()
     router = FastAPI()
     router.include_router(embeddings_router(served))
-    doors = [embeddings_app(served), EmbeddingsMiddleware(passed_on, served), router]
-    for first in doors:
+    apps = [embeddings_app(served), EmbeddingsMiddleware(passed_on, served), router]
+    for first in apps:
         async with reading(first, declared(4000)):
-            for second in doors:
+            for second in apps:
                 over = declared(97)
                 await over.run(second)
                 assert over.status == 503
@@ -610,9 +615,9 @@ async def test_all_entry_points_of_a_gateway_share_one_body_budget():
 
 async def test_a_body_without_a_declared_length_is_counted_as_it_arrives():
     served = bounded()
-    door = embeddings_app(served)
+    served_app = embeddings_app(served)
     chunked, beside = Request(JSON, BEARER), Request(JSON, BEARER)
-    async with reading(door, chunked):
+    async with reading(served_app, chunked):
         for at in range(MOST_ACCOUNTS + 1):
             served.bodies.reserve(
                 f"caller {at}", 0
@@ -625,7 +630,7 @@ async def test_a_body_without_a_declared_length_is_counted_as_it_arrives():
         assert served.bodies.total == 3000
         beside.give(b" " * 1096, more=True)
         beside.give(b" ", more=True)
-        await beside.run(door)
+        await beside.run(served_app)
         assert (beside.status, served.bodies.total) == (503, 3000)
         chunked.give(GOOD)
         await anyio.wait_all_tasks_blocked()
@@ -645,12 +650,12 @@ async def test_a_body_longer_than_declared_is_counted_in_full(length):
 
 async def test_a_caller_may_always_send_one_body_of_the_maximum_size():
     served = bounded(in_flight=4096)
-    door = embeddings_app(served)
+    served_app = embeddings_app(served)
     alone, over = declared(4096), declared(1)
     alone.give(GOOD.ljust(4096))
-    await alone.run(door)
-    async with reading(door, declared(4096)):
-        await over.run(door)
+    await alone.run(served_app)
+    async with reading(served_app, declared(4096)):
+        await over.run(served_app)
 
     assert (alone.status, over.status) == (200, 503)
 
@@ -690,9 +695,9 @@ async def test_a_body_counts_until_its_response_is_sent():
 )
 async def test_a_request_rejected_by_its_headers_reserves_nothing(headers):
     served = bounded()
-    door, request = embeddings_app(served), Request(*headers, ("Content-Length", "4000"))
-    async with reading(door, declared(4096), declared(4096, "two")):
-        await request.run(door)
+    served_app, request = embeddings_app(served), Request(*headers, ("Content-Length", "4000"))
+    async with reading(served_app, declared(4096), declared(4096, "two")):
+        await request.run(served_app)
 
         assert request.status in {401, 415}
         assert served.bodies.total == 8192
@@ -738,12 +743,12 @@ OUTCOMES = {
 @pytest.mark.parametrize("length", [[("Content-Length", "600")], []], ids=["declared", "chunked"])
 async def test_reserved_bytes_are_released_once_for_every_outcome(act, made, status, length):
     served = bounded(**made)
-    door, request = embeddings_app(served), Request(JSON, BEARER, *length)
+    served_app, request = embeddings_app(served), Request(JSON, BEARER, *length)
     act(request)
     served.bodies.reserve("two", 700)
 
     with anyio.fail_after(60):
-        await request.run(door)
+        await request.run(served_app)
 
     assert served.bodies.total == 700
     assert status == (request.status if request.sent else None)
@@ -831,7 +836,7 @@ async def test_a_body_limit_of_the_host_is_a_413_in_the_dialect():
 @pytest.mark.parametrize("whole", [False, True])
 async def test_nothing_is_sent_to_a_client_that_disconnected(whole):
     """It may disconnect while its body is read or while its response is computed."""
-    door = embeddings_app(
+    served_app = embeddings_app(
         Gateway(Config(gateway={"auth": "open"}, providers={"mock": Provider(backend=Stuck())}))
     )
     body = {
@@ -856,7 +861,7 @@ async def test_nothing_is_sent_to_a_client_that_disconnected(whole):
         "query_string": b"",
     }
     with anyio.fail_after(60):
-        await door(scope, receive, send)
+        await served_app(scope, receive, send)
 
     assert sent == []
 
@@ -891,12 +896,12 @@ async def test_oserror_from_the_server_counts_as_a_disconnect(body, lost_at, cap
     }
     await app()(scope, receive, send)
 
-    told = [
+    actual = [
         (item.getMessage(), vars(item).get("status"))
         for item in caplog.records
         if item.name == "embedroute.access"
     ]
-    assert told == [("client disconnected", 499)]
+    assert actual == [("client disconnected", 499)]
     assert len(sent) == (lost_at == "the end")
 
 
@@ -918,7 +923,7 @@ async def test_a_time_limit_of_the_host_around_receive_is_a_timeout_of_the_body(
 
 async def test_oserror_while_waiting_for_a_disconnect_counts_as_one(caplog):
     caplog.set_level(logging.INFO, logger="embedroute")
-    door = embeddings_app(
+    served_app = embeddings_app(
         Gateway(Config(gateway={"auth": "open"}, providers={"mock": Provider(backend=Stuck())}))
     )
     messages = [{"type": "http.request", "body": b'{"model":"mock/m","input":"a"}'}]
@@ -940,7 +945,7 @@ async def test_oserror_while_waiting_for_a_disconnect_counts_as_one(caplog):
         "query_string": b"",
     }
     with anyio.fail_after(5):
-        await door(scope, receive, send)
+        await served_app(scope, receive, send)
 
     assert [item.getMessage() for item in caplog.records if item.name == "embedroute.access"] == [
         "client disconnected"
@@ -1000,22 +1005,24 @@ async def test_headers_may_be_any_iterable(held_as):
 )
 @pytest.mark.parametrize("body", [GOOD, b"{"])
 async def test_a_valid_request_id_is_returned(given, kept, body):
-    answer = await post(app(), JSON, BEARER, *(("X-Request-Id", told) for told in given), body=body)
+    answer = await post(
+        app(), JSON, BEARER, *(("X-Request-Id", actual) for actual in given), body=body
+    )
 
-    told = answer.header("x-request-id")
-    assert (told in given) == kept
-    assert kept or told.startswith("req_")
+    actual = answer.header("x-request-id")
+    assert (actual in given) == kept
+    assert kept or actual.startswith("req_")
 
 
 async def test_a_successful_response_names_its_provider():
-    door = app()
-    first, second = await post(door), await post(door)
+    served_app = app()
+    first, second = await post(served_app), await post(served_app)
 
-    told = [
+    actual = [
         (item.header("x-embedroute-attempts"), item.header("x-embedroute-cache"))
         for item in (first, second)
     ]
-    assert told == [("1", "hits=0 misses=1"), ("0", "hits=1 misses=0")]
+    assert actual == [("1", "hits=0 misses=1"), ("0", "hits=1 misses=0")]
     assert [item.header("x-embedroute-provider") for item in (first, second)] == ["mock", None]
     assert first.body == second.body
 
@@ -1051,12 +1058,12 @@ async def test_error_responses_name_the_providers_that_were_called(
         ),
         retries=RetryPolicy(repeats=0, attempts=1),
     )
-    asked = {"model": "m", "input": "text", "provider": {"order": list(slugs)}, **body}
+    sent_request = {"model": "m", "input": "text", "provider": {"order": list(slugs)}, **body}
 
-    answer = await post(embeddings_app(served), JSON, body=json.dumps(asked).encode())
+    answer = await post(embeddings_app(served), JSON, body=json.dumps(sent_request).encode())
 
-    told = answer.header("x-embedroute-attempts"), answer.header("x-embedroute-provider")
-    assert (status, (str(attempts), providers)) == (answer.status, told)
+    actual = answer.header("x-embedroute-attempts"), answer.header("x-embedroute-provider")
+    assert (status, (str(attempts), providers)) == (answer.status, actual)
 
 
 @pytest.mark.parametrize("body", [GOOD, b"{"])
@@ -1142,11 +1149,11 @@ async def test_model_lists_need_a_key_and_support_head(method, path):
 async def test_retry_after_is_an_integer_for_every_value_of_a_plugin(
     error, hint, seconds, milliseconds
 ):
-    told = dict(error_headers(error("slow", retry_after=hint), error.status))
+    actual = dict(error_headers(error("slow", retry_after=hint), error.status))
 
     assert (seconds, milliseconds) == (
-        told[b"retry-after"].decode(),
-        told[b"retry-after-ms"].decode(),
+        actual[b"retry-after"].decode(),
+        actual[b"retry-after-ms"].decode(),
     )
 
 
@@ -1156,19 +1163,19 @@ async def test_the_document_needs_no_key(path):
 
 
 @pytest.mark.parametrize(
-    ("auth", "asked"), [("keys", [{"bearer": []}]), ("open", None), ("host", None)]
+    ("auth", "sent_request"), [("keys", [{"bearer": []}]), ("open", None), ("host", None)]
 )
-async def test_the_document_requires_a_key_if_the_gateway_does(auth, asked):
+async def test_the_document_requires_a_key_if_the_gateway_does(auth, sent_request):
     document = (await call(app(auth=auth), "GET", "/openapi.json")).json
 
-    assert asked == document.get("security")
-    assert (asked is not None) == ("securitySchemes" in document["components"])
+    assert sent_request == document.get("security")
+    assert (sent_request is not None) == ("securitySchemes" in document["components"])
 
 
 @pytest.mark.parametrize("dialect", ["openai", "openrouter", "gomodel", "phaseo", "spice"])
 async def test_errors_fit_the_document_of_the_mount(dialect):
-    door = embeddings_app(gateway(), dialect=dialect)
-    document = (await call(door, "GET", "/openapi.json")).json
+    served_app = embeddings_app(gateway(), dialect=dialect)
+    document = (await call(served_app, "GET", "/openapi.json")).json
 
     for method, path, headers, status in [
         ("POST", "/v1/embeddings", [JSON], 401),
@@ -1176,17 +1183,17 @@ async def test_errors_fit_the_document_of_the_mount(dialect):
         ("GET", "/v1/models", [], 401),
         ("GET", "/v1/models/{id}", [BEARER], 404),
     ]:
-        answer = await call(door, method, path, headers)
-        told = document["paths"][path][method.lower()]["responses"][str(status)]["content"][
+        answer = await call(served_app, method, path, headers)
+        actual = document["paths"][path][method.lower()]["responses"][str(status)]["content"][
             "application/json"
         ]["schema"]
         assert answer.status == status
-        Draft202012Validator({**told, "components": document["components"]}).validate(answer.json)
+        Draft202012Validator({**actual, "components": document["components"]}).validate(answer.json)
 
 
 @pytest.mark.parametrize(
     "make",
-    [embeddings_app, lambda gateway, **told: EmbeddingsMiddleware(passed_on, gateway, **told)],
+    [embeddings_app, lambda gateway, **actual: EmbeddingsMiddleware(passed_on, gateway, **actual)],
 )
 @pytest.mark.parametrize(
     ("name", "advice"),
@@ -1199,22 +1206,22 @@ async def test_an_unknown_dialect_is_a_config_error(make, name, advice):
 
 async def test_a_key_lists_only_its_models():
     limited = [("Authorization", f"Bearer {LIMITED}")]
-    door = app()
+    served_app = app()
 
     assert [
-        item["id"] for item in (await call(door, "GET", "/v1/models", limited)).json["data"]
+        item["id"] for item in (await call(served_app, "GET", "/v1/models", limited)).json["data"]
     ] == ["m"]
-    assert (await call(door, "GET", "/v1/models/org/big", limited)).status == 404
-    assert (await call(door, "GET", "/v1/models/org/big", [BEARER])).status == 200
+    assert (await call(served_app, "GET", "/v1/models/org/big", limited)).status == 404
+    assert (await call(served_app, "GET", "/v1/models/org/big", [BEARER])).status == 200
 
 
 async def test_an_open_gateway_ignores_any_key():
-    door = embeddings_app(
+    served_app = embeddings_app(
         Gateway(Config(gateway={"auth": "open"}, providers={"mock": {"backend": "hashed"}}))
     )
 
     answer = await post(
-        door, JSON, ("Authorization", "Basic x"), body=b'{"model":"mock/m","input":"a"}'
+        served_app, JSON, ("Authorization", "Basic x"), body=b'{"model":"mock/m","input":"a"}'
     )
 
     assert answer.status == 200

@@ -112,11 +112,11 @@ async def test_a_number_in_the_script_is_a_wait_in_seconds():
 @pytest.mark.anyio
 async def test_records_its_batches():
     backend, other = ScriptedBackend(), ScriptedBackend()
-    asked = [batch("a"), batch("b", dimensions=4)]
-    for each in asked:
+    request = [batch("a"), batch("b", dimensions=4)]
+    for each in request:
         await backend.embed(each)
 
-    assert asked == backend.batches
+    assert request == backend.batches
     assert other.batches == []
 
 

@@ -15,12 +15,16 @@ import pytest
 from embedroute.backend import UpstreamRequest
 from embedroute.errors import (
     InvalidUpstreamResponse,
+    QuotaExhausted,
     RateLimited,
     Rejected,
     RejectedByPage,
+    UpstreamAuthError,
+    UpstreamModelNotFound,
+    UpstreamUnavailable,
 )
 from embedroute.transport import DEFAULT_CONFIG, ExchangeLimits
-from embedroute.transport.base import LARGEST_DECOMPRESSED, decompress_error
+from embedroute.transport.base import LARGEST_DECOMPRESSED, decompress_error_body
 from embedroute.transport.http1.pool import Http1Transport
 from embedroute.transport.httpx2 import Httpx2Transport
 from embedroute.upstream_errors import classify_response
@@ -114,6 +118,31 @@ async def test_keeps_the_status_of_an_error_that_it_cannot_decompress(
     assert (403, RejectedByPage) == (response.status, type(found))
 
 
+UNREADABLE = {
+    401: UpstreamAuthError,
+    402: QuotaExhausted,
+    404: UpstreamModelNotFound,
+    413: RejectedByPage,
+    429: RateLimited,
+    500: UpstreamUnavailable,
+    503: UpstreamUnavailable,
+}
+
+
+@transports
+@pytest.mark.parametrize("status", UNREADABLE)
+@pytest.mark.parametrize("encoding", ["br", "zstd"])
+async def test_judges_an_unreadable_error_by_its_status_and_headers(
+    anyio_backend, name, status, encoding
+):
+    with serve(status, encoding, b"\x28\xb5\x2f\xfd\x04\x00") as url:
+        response = await send(name, url)
+
+    found = classify_response(response.status, response.headers, response.content)
+    assert (UNREADABLE[status], 2) == (type(found), found.retry_after)
+    assert found.message == f"The upstream answered {status}."
+
+
 @transports
 async def test_rejects_a_compressed_success(anyio_backend, name):
     with (
@@ -137,9 +166,9 @@ async def test_expands_a_gzip_bomb_only_in_part(anyio_backend, name):
 def test_reads_the_start_of_a_truncated_body():
     content = gzip.compress(bytes(range(256)) * 100)
 
-    assert decompress_error("gzip", content[:-20]).startswith(bytes(range(256)))
+    assert decompress_error_body("gzip", content[:-20]).startswith(bytes(range(256)))
 
 
 def test_does_not_change_a_body_without_an_encoding():
-    assert decompress_error(None, ERROR) == ERROR
-    assert decompress_error("", b"") == b""
+    assert decompress_error_body(None, ERROR) == ERROR
+    assert decompress_error_body("", b"") == b""

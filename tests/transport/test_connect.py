@@ -11,20 +11,21 @@ import subprocess
 import threading
 import time
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import anyio
 import pytest
 
 from embedroute import Config, Endpoint, Gateway, Model, Provider
 from embedroute.backend import Secret, UpstreamRequest
-from embedroute.errors import ConfigError, ConnectError, UpstreamTimeout
+from embedroute.errors import ConfigError, ConnectError, PoolTimeout
 from embedroute.transport import ExchangeLimits, Resolver, TransportConfig, create_transport
+from embedroute.transport.connection_slots import ConnectionSlots
 from embedroute.transport.http1.pool import Http1Transport
 from embedroute.transport.httpx2 import Httpx2Transport
 from embedroute.transport.tls import create_ssl_context
 from tests.fault_upstream import Upstream
 from tests.support.black_hole import black_hole
+from tests.support.empty_objects import EmptyObjectServer
 from tests.support.proxy import ForwardProxy
 from tests.support.tls import certified
 from tests.support.wait import until_on_loop
@@ -42,38 +43,9 @@ transports = pytest.mark.parametrize(("anyio_backend", "name"), RUNS)
 only_http1 = pytest.mark.parametrize(("anyio_backend", "name"), RUNS[:2])
 
 
-class HeadRecorder(BaseHTTPRequestHandler):
-    """Responds to any POST with an empty object, and records the headers."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self):
-        self.rfile.read(int(self.headers["content-length"]))
-        self.server.requests.append((self.path, dict(self.headers)))
-        self.send_response(200)
-        self.send_header("content-length", "2")
-        self.end_headers()
-        self.wfile.write(b"{}")
-
-    def log_message(self, *_):
-        pass
-
-
-class Server(ThreadingHTTPServer):
-    """Records the requests of ``HeadRecorder``, and prints no error of a client."""
-
-    def __init__(self, host="127.0.0.1"):
-        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        super().__init__((host, 0), HeadRecorder)
-        self.requests = []
-
-    def handle_error(self, *_):
-        pass
-
-
 @contextmanager
 def serving(host="127.0.0.1", tls=None):
-    server = Server(host)
+    server = EmptyObjectServer(host)
     if tls:
         server.socket = tls.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
@@ -301,26 +273,35 @@ async def test_checks_the_certificate_of_the_proxy(anyio_backend, name, cert):
 REQUIRED = b"HTTP/1.1 407 Proxy Authentication Required\r\ncontent-length: 0\r\n\r\n"
 
 
+REJECTED_CREDENTIALS = r"The proxy http://localhost:\d+ rejected the gateway's credentials"
+BAD_GATEWAY = b"HTTP/1.1 502 Bad Gateway\r\ncontent-length: 3\r\n\r\nno!"
+
+
 @transports
 @pytest.mark.parametrize(
-    ("scheme", "refusal", "message"),
+    ("origin", "refusal", "message"),
     [
-        ("https", REQUIRED, r"The proxy http://localhost:\d+ rejected the gateway's credentials"),
-        ("http", REQUIRED, r"The proxy http://localhost:\d+ rejected the gateway's credentials"),
+        ("https://upstream.invalid", REQUIRED, REJECTED_CREDENTIALS),
+        ("http://upstream.invalid", REQUIRED, REJECTED_CREDENTIALS),
         (
-            "https",
-            b"HTTP/1.1 502 Bad Gateway\r\ncontent-length: 3\r\n\r\nno!",
+            "https://upstream.invalid",
+            BAD_GATEWAY,
             r"The proxy http://localhost:\d+ refused to connect to upstream.invalid:443 with status 502",
         ),
+        (
+            "https://upstream.invalid:0",
+            BAD_GATEWAY,
+            r"The proxy http://localhost:\d+ refused to connect to upstream.invalid:0 with status 502",
+        ),
     ],
-    ids=["tunnel-407", "plain-407", "tunnel-502"],
+    ids=["tunnel-407", "plain-407", "tunnel-502", "tunnel-502-port-0"],
 )
 async def test_a_refusal_of_the_proxy_names_it_without_its_password(
-    anyio_backend, name, scheme, refusal, message
+    anyio_backend, name, origin, refusal, message
 ):
     with ForwardProxy(refusal=refusal) as proxy:
         with pytest.raises(ConnectError, match=message) as caught:
-            await send_once(TRANSPORTS[name](through(proxy)), f"{scheme}://upstream.invalid/v1")
+            await send_once(TRANSPORTS[name](through(proxy)), f"{origin}/v1")
 
     assert [] == [text for text in ("p@ss", "p%40ss") if text in str(caught.value)]
 
@@ -482,6 +463,21 @@ async def test_requests_over_the_connection_limit_wait(anyio_backend, name):
 
 
 @transports
+async def test_the_limits_of_two_providers_count_the_same_connections(anyio_backend, name):
+    """``max_connections`` limits the connections to a host, not those of one provider."""
+    with Upstream(delay=0.03, remember=False) as upstream:
+        transport = TRANSPORTS[name](TransportConfig())
+        url = f"{upstream.url}/embeddings"
+        async with anyio.create_task_group() as group:
+            for number in range(12):
+                limits = ExchangeLimits(max_connections=2 + number % 2)
+                group.start_soon(send, transport, url, 8.0, limits)
+        await transport.aclose()
+
+    assert 3 == upstream.most_in_flight
+
+
+@transports
 async def test_a_request_that_waits_too_long_names_the_setting(anyio_backend, name):
     limits = ExchangeLimits(provider="one", max_connections=1)
     with Upstream(remember=False) as upstream:
@@ -494,7 +490,7 @@ async def test_a_request_that_waits_too_long_names_the_setting(anyio_backend, na
             group.start_soon(send, transport, url, 60.0, limits)
             await until_on_loop(lambda: upstream.in_flight == 1)
             with pytest.raises(
-                UpstreamTimeout,
+                PoolTimeout,
                 match=r"^All 1 connections to the upstream were in use for 0\.1 s\. "
                 r"Raise max_connections in \[providers\.one\], or send fewer requests at once\.$",
             ):
@@ -533,6 +529,86 @@ async def test_cancelled_requests_give_up_their_place_in_the_queue(anyio_backend
             await asyncio.wait(calls)
             assert 200 == calls[3].result().status
         await transport.aclose()
+
+
+class Queue:
+    """Requests that wait for slots in order, and note their names when they are admitted."""
+
+    def __init__(self, in_use):
+        self.slots = ConnectionSlots()
+        self.slots.in_use = in_use
+        self.admitted = []
+
+    async def wait(self, name, limit, *, task_status, scope=None):
+        with scope or anyio.CancelScope():
+            task_status.started()
+            await self.slots.wait(ExchangeLimits(max_connections=limit), 60.0)
+            self.admitted.append(name)
+
+    async def free(self, count=1):
+        for _ in range(count):
+            self.slots.in_use -= 1
+            self.slots.admit()
+            await anyio.wait_all_tasks_blocked()
+
+
+async def start(group, queue, *requests):
+    for name, limit in requests:
+        await group.start(queue.wait, name, limit)
+        await anyio.wait_all_tasks_blocked()
+
+
+async def test_requests_are_admitted_in_the_order_of_their_arrival():
+    queue = Queue(in_use=2)
+    async with anyio.create_task_group() as group:
+        await start(group, queue, ("a", 2), ("b", 2), ("c", 2))
+        await queue.free(3)
+
+    assert ["a", "b", "c"] == queue.admitted
+    assert (2, {}) == (queue.slots.in_use, queue.slots.waiting)
+
+
+async def test_a_higher_limit_admits_a_later_request():
+    queue = Queue(in_use=5)
+    async with anyio.create_task_group() as group:
+        await start(group, queue, ("low", 2), ("high", 5), ("low again", 2), ("high again", 5))
+        await queue.free(2)
+        assert ["high", "high again"] == queue.admitted
+        await queue.free(5)
+
+    assert ["high", "high again", "low", "low again"] == queue.admitted
+
+
+async def test_a_cancelled_request_leaves_the_queue_or_passes_its_connection_on():
+    queue = Queue(in_use=1)
+    waiting = anyio.CancelScope()
+    admitted = anyio.CancelScope()
+    async with anyio.create_task_group() as group:
+        await group.start(lambda **options: queue.wait("a", 1, scope=waiting, **options))
+        await group.start(lambda **options: queue.wait("b", 1, scope=admitted, **options))
+        await start(group, queue, ("c", 1))
+        waiting.cancel()
+        await anyio.wait_all_tasks_blocked()
+        queue.slots.in_use -= 1
+        queue.slots.admit()
+        admitted.cancel()
+        await anyio.wait_all_tasks_blocked()
+        if "b" in queue.admitted:  # the cancellation was too late
+            await queue.free()
+
+    assert ["c"] == queue.admitted[-1:]
+    assert "a" not in queue.admitted
+    assert (1, {}) == (queue.slots.in_use, queue.slots.waiting)
+
+
+async def test_a_request_waits_for_a_share_of_its_timeout():
+    slots = ConnectionSlots()
+    slots.in_use = 1
+
+    with pytest.raises(PoolTimeout, match=r"connections to the upstream were in use for 0\.1 s"):
+        await slots.wait(ExchangeLimits(max_connections=1), 0.1)
+
+    assert (1, {}) == (slots.in_use, slots.waiting)
 
 
 async def test_the_config_limits_the_connections_of_a_provider():

@@ -94,13 +94,13 @@ async def test_an_unsupported_event_loop_is_logged_and_not_shown_to_clients(
         [BODY],
     )
 
-    told = {record.reason for record in caplog.records if hasattr(record, "reason")}
+    actual = {record.reason for record in caplog.records if hasattr(record, "reason")}
     if anyio_backend_name == "asyncio":
-        assert (200, set()) == (answer.status, told)
+        assert (200, set()) == (answer.status, actual)
         return
     assert {
         '[gateway] transport = "http1" needs asyncio. Under trio, set transport = "httpx2".'
-    } == told
+    } == actual
     assert (500, "server_error", None) == (
         answer.status,
         answer.error["type"],
@@ -139,3 +139,13 @@ def test_names_the_missing_extra_of_http2():
 
     assert "pip install 'embedroute[http2]'" in ran.stdout
     assert ran.stderr == ""
+
+
+def test_http1_is_imported_without_httpx2():
+    """Importing httpx2 takes longer than importing all of embedroute."""
+    code = "import embedroute.transport.http1.pool, sys; print('httpx2' in sys.modules)"
+    ran = subprocess.run(  # noqa: S603 - our own words
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+
+    assert ("False\n", "") == (ran.stdout, ran.stderr)

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import warnings
+from collections import Counter
 from contextlib import suppress
 from types import MappingProxyType
 
@@ -21,6 +22,7 @@ from embedroute.backend import Secret, SecretBytes, UpstreamRequest
 from embedroute.errors import (
     ConnectError,
     InvalidUpstreamResponse,
+    PoolTimeout,
     UpstreamError,
     UpstreamTimeout,
     UpstreamUnavailable,
@@ -157,7 +159,7 @@ class InspectableTransport(Http1Transport):
 
     @property
     def in_use(self):
-        return sum(pool.in_use for pool in self._pools.values())
+        return sum(pool.slots.in_use for pool in self._pools.values())
 
     @property
     def caught(self):
@@ -915,7 +917,9 @@ async def test_trailing_bytes_are_unsolicited():
         _, connection = await loop.create_connection(
             lambda: Connection(loop, lambda *_: told.append("surplus")), *address
         )
-        answer = connection.exchange(SecretBytes(b"GET / HTTP/1.1\r\n\r\n"), b"")
+        answer = connection.exchange(
+            SecretBytes(b"GET / HTTP/1.1\r\n\r\n"), b"", ExchangeLimits(), None
+        )
         for _ in range(2):
             connection.data_received(ok(b"{}"))
 
@@ -978,9 +982,8 @@ async def test_calls_over_the_connection_limit_wait():
             assert 4 == upstream.most_in_flight
             upstream.delay = 60.0
             late = [asyncio.create_task(transport.send(request(url), 0.2, FOUR)) for _ in range(6)]
-            assert {UpstreamTimeout} == {
-                type(failure) for failure in await asyncio.gather(*late, return_exceptions=True)
-            }
+            failures = await asyncio.gather(*late, return_exceptions=True)
+            assert {UpstreamTimeout: 4, PoolTimeout: 2} == Counter(map(type, failures))
 
 
 async def test_five_thousand_cancelled_calls_leak_nothing():

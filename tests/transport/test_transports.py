@@ -15,7 +15,6 @@ import sys
 import threading
 import tracemalloc
 from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import anyio
@@ -29,6 +28,7 @@ from embedroute.backends.openai import OpenAI
 from embedroute.errors import (
     ConnectError,
     InvalidUpstreamResponse,
+    PoolTimeout,
     UpstreamError,
     UpstreamTimeout,
     UpstreamUnavailable,
@@ -37,6 +37,7 @@ from embedroute.transport import DEFAULT_CONFIG, ExchangeLimits, TransportConfig
 from embedroute.transport.http1.pool import Http1Transport
 from embedroute.transport.httpx2 import Httpx2Transport
 from tests.fault_upstream import MODES, Upstream, vectors_of
+from tests.support.empty_objects import EmptyObjectServer
 from tests.support.wait import until_on_loop
 
 TRANSPORTS = {"httpx2": lambda connect: Httpx2Transport(None, connect), "http1": Http1Transport}
@@ -142,16 +143,8 @@ async def test_a_header_of_the_backend_replaces_the_default(anyio_backend, name,
 @pytest.mark.parametrize(
     "header",
     [
-        "Content-Length",
-        "connection",
-        "content-length",
-        "keep-alive",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
+        *("Content-Length", "connection", "content-length", "keep-alive", "proxy-authorization"),
+        *("proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"),
     ],
 )
 async def test_rejects_framing_headers(anyio_backend, name, upstream, header):
@@ -500,29 +493,6 @@ def test_ignores_a_proxy_of_the_environment(upstream):
     assert (ran.stdout, ran.stderr) == ("200\n" * 4, "")
 
 
-class EmptyObjectHandler(BaseHTTPRequestHandler):
-    """Responds to any POST with an empty object."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self):
-        self.rfile.read(int(self.headers["content-length"]))
-        self.send_response(200)
-        self.send_header("content-length", "2")
-        self.end_headers()
-        self.wfile.write(b"{}")
-
-    def log_message(self, *_):
-        pass
-
-
-class QuietServer(ThreadingHTTPServer):
-    """Does not print the errors of clients that do not trust it."""
-
-    def handle_error(self, *_):
-        pass
-
-
 @pytest.fixture(scope="module")
 def private(tmp_path_factory):
     """The URL of a TLS server with a certificate of a private CA, and the file of that CA."""
@@ -564,7 +534,7 @@ def private(tmp_path_factory):
         subprocess.run(command, check=True, capture_output=True)  # noqa: S603 - our own words
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(cert, key)
-    server = QuietServer(("127.0.0.1", 0), EmptyObjectHandler)
+    server = EmptyObjectServer()
     server.socket = context.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -618,6 +588,23 @@ async def test_a_client_of_the_host_decides_whether_connections_are_kept(anyio_b
 
     assert upstream.connections - before == 1
     assert ["keep-alive"] * 3 == [ask.headers["connection"] for ask in upstream.requests]
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+async def test_a_wait_for_a_connection_of_the_hosts_client_is_a_pool_timeout(
+    anyio_backend, upstream
+):
+    upstream.mode = "stalled"
+    request = UpstreamRequest.json(f"{upstream.url}/embeddings", {"input": ["a"]})
+    limits = httpx2.Limits(max_connections=1)
+    async with httpx2.AsyncClient(limits=limits, trust_env=False) as own:
+        transport = Httpx2Transport(own)
+        async with anyio.create_task_group() as group:
+            group.start_soon(transport.send, request, 60.0)
+            await until_on_loop(lambda: upstream.in_flight == 1)
+            with pytest.raises(PoolTimeout, match="connections of the http_client were in use"):
+                await transport.send(request, 0.5)
+            group.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])

@@ -7,20 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedroute.errors import (
-    BatchTooLarge,
-    ContextTooLong,
-    Measure,
-    QuotaExhausted,
-    RateLimited,
-    Rejected,
-    RejectedByPage,
-    UpstreamAuthError,
-    UpstreamError,
-    UpstreamModelNotFound,
-    UpstreamRejectedInput,
-    UpstreamUnavailable,
-)
+from embedroute import errors
 from embedroute.inputs import ImagePart, ImageURL, TextPart
 from embedroute.upstream_errors import classify_response, refine_with_inputs
 
@@ -56,59 +43,59 @@ def test_two_numbers_are_a_size_refusal(status, message, tokens):
     alone = judged(status, {"error": message}, [text(tokens)])
     among = judged(status, {"error": message}, ["short", text(tokens), "short"])
 
-    assert (ContextTooLong, "context_length_exceeded") == (type(alone), alone.code)
-    assert (BatchTooLarge, None) == (type(among), among.measure)
+    assert (errors.ContextTooLong, "context_length_exceeded") == (type(alone), alone.code)
+    assert (errors.BatchTooLarge, None) == (type(among), among.measure)
 
 
 @pytest.mark.parametrize(
     ("message", "inputs", "measure"),
     [
-        ("got 104, allowed 96", ["a"] * 104, Measure.INPUTS),
-        ("20000 tokens given, 16384 allowed", [text(200)] * 100, Measure.TOKENS),
-        ("80000 bytes given, 65536 allowed", [text(200)] * 100, Measure.BYTES),
+        ("got 104, allowed 96", ["a"] * 104, errors.Measure.INPUTS),
+        ("20000 tokens given, 16384 allowed", [text(200)] * 100, errors.Measure.TOKENS),
+        ("80000 bytes given, 65536 allowed", [text(200)] * 100, errors.Measure.BYTES),
         ("548 exceeds 512", [text(548), "short"], None),
     ],
 )
 def test_the_numbers_of_a_batch_tell_the_measure(message, inputs, measure):
     found = judged(400, {"error": message}, inputs)
 
-    assert (BatchTooLarge, measure) == (type(found), found.measure)
+    assert (errors.BatchTooLarge, measure) == (type(found), found.measure)
 
 
 def test_numbers_for_a_named_input_do_not_blame_the_batch():
     found = judged(400, "#/texts/1: maximum 2048, actual: 4000", ["a", text(1000), "b"])
 
-    assert (ContextTooLong, 1) == (type(found), found.input_index)
+    assert (errors.ContextTooLong, 1) == (type(found), found.input_index)
 
 
 @pytest.mark.parametrize(
     ("status", "message", "inputs", "kind"),
     [
-        (400, "Current cost: 505.50, maximum: 500.0", [text(505)], Rejected),
-        (400, "Cost 3.5e-06 exceeds 1e-09", ["abc"], Rejected),
-        (400, "0.0007350000000000001 >= 1e-12", [text(735)], Rejected),
-        (429, "Limit: 60 / min. Current: 70 / min", [text(70)], RateLimited),
-        (429, "6/5 calls", ["123456"], RateLimited),
+        (400, "Current cost: 505.50, maximum: 500.0", [text(505)], errors.Rejected),
+        (400, "Cost 3.5e-06 exceeds 1e-09", ["abc"], errors.Rejected),
+        (400, "0.0007350000000000001 >= 1e-12", [text(735)], errors.Rejected),
+        (429, "Limit: 60 / min. Current: 70 / min", [text(70)], errors.RateLimited),
+        (429, "6/5 calls", ["123456"], errors.RateLimited),
         (
             429,
             "tokens per min: Limit 1000000, Used 974150, Requested 34558",
             [text(34558)],
-            RateLimited,
+            errors.RateLimited,
         ),
-        (429, "current tpm: 348, limit 64, per minute", [text(348)], RateLimited),
-        (400, "temperature: 5 is not between 0 and 1", ["12345"], Rejected),
-        (400, "expected 1, actual: 0", [""], Rejected),
-        (500, "larger than max (400000002 vs. 4194304)", ["Test"], UpstreamUnavailable),
-        (400, "model text-embedding-3-large-600 of v2-512 failed", [text(600)], Rejected),
-        (400, "at 127.0.0.1:50544 in 2025-11-07", [text(50544)], Rejected),
-        (400, "request id: 600abc and 512", [text(600)], Rejected),
-        (400, "Range of input length should be [1, 8192]", ["short"], Rejected),
-        (400, "dimensions must be at most 1024, not 3072", [text(3072)], Rejected),
-        (403, "600 exceeds 512", [text(600)], Rejected),
-        (502, "600 exceeds 512", [text(600)], UpstreamUnavailable),
-        (400, "512 exceeds 600", ["short"], Rejected),
-        (400, "400 Bad Request: 390 of it", [text(400)], Rejected),
-        (401, "600 exceeds 512", [text(600)], UpstreamAuthError),
+        (429, "current tpm: 348, limit 64, per minute", [text(348)], errors.RateLimited),
+        (400, "temperature: 5 is not between 0 and 1", ["12345"], errors.Rejected),
+        (400, "expected 1, actual: 0", [""], errors.Rejected),
+        (500, "larger than max (400000002 vs. 4194304)", ["Test"], errors.UpstreamUnavailable),
+        (400, "model text-embedding-3-large-600 of v2-512 failed", [text(600)], errors.Rejected),
+        (400, "at 127.0.0.1:50544 in 2025-11-07", [text(50544)], errors.Rejected),
+        (400, "request id: 600abc and 512", [text(600)], errors.Rejected),
+        (400, "Range of input length should be [1, 8192]", ["short"], errors.Rejected),
+        (400, "dimensions must be at most 1024, not 3072", [text(3072)], errors.Rejected),
+        (403, "600 exceeds 512", [text(600)], errors.Rejected),
+        (502, "600 exceeds 512", [text(600)], errors.UpstreamUnavailable),
+        (400, "512 exceeds 600", ["short"], errors.Rejected),
+        (400, "400 Bad Request: 390 of it", [text(400)], errors.Rejected),
+        (401, "600 exceeds 512", [text(600)], errors.UpstreamAuthError),
     ],
 )
 def test_other_numbers_are_no_size_refusal(status, message, inputs, kind):
@@ -118,18 +105,18 @@ def test_other_numbers_are_no_size_refusal(status, message, inputs, kind):
 def test_numbers_that_an_input_contains_are_no_size_refusal():
     own = text(600) + " 600 exceeds 512"
 
-    assert type(judged(400, "Cannot embed '600 exceeds 512'", [text(600)])) is ContextTooLong
-    assert type(judged(400, "Cannot embed '600 exceeds 512'", [own])) is Rejected
-    assert type(judged(400, "Cannot embed '600 exceeds 512'", [own, "b"])) is Rejected
+    assert type(judged(400, "Cannot embed '600 exceeds 512'", [text(600)])) is errors.ContextTooLong
+    assert type(judged(400, "Cannot embed '600 exceeds 512'", [own])) is errors.Rejected
+    assert type(judged(400, "Cannot embed '600 exceeds 512'", [own, "b"])) is errors.Rejected
 
 
 @pytest.mark.parametrize(
     ("requested", "inputs", "kind"),
     [
-        (45_000, [text(450)] * 100, BatchTooLarge),
-        (45_000, [text(45_000)], ContextTooLong),
-        (34_558, [text(34_558)], RateLimited),
-        (45_000, ["short"], RateLimited),
+        (45_000, [text(450)] * 100, errors.BatchTooLarge),
+        (45_000, [text(45_000)], errors.ContextTooLong),
+        (34_558, [text(34_558)], errors.RateLimited),
+        (45_000, ["short"], errors.RateLimited),
     ],
 )
 def test_a_call_above_a_limit_per_minute_is_too_large(requested, inputs, kind):
@@ -142,18 +129,18 @@ def test_a_call_above_a_limit_per_minute_is_too_large(requested, inputs, kind):
 def test_counts_token_ids_and_parts():
     message = "600 exceeds 512"
 
-    assert type(judged(400, message, [tuple(range(600))])) is ContextTooLong
-    assert type(judged(400, message, [(TextPart(text(600)),)])) is ContextTooLong
-    assert type(judged(400, message, [(ImagePart(ImageURL("data:")),)])) is Rejected
+    assert type(judged(400, message, [tuple(range(600))])) is errors.ContextTooLong
+    assert type(judged(400, message, [(TextPart(text(600)),)])) is errors.ContextTooLong
+    assert type(judged(400, message, [(ImagePart(ImageURL("data:")),)])) is errors.Rejected
 
 
 @pytest.mark.parametrize(
     ("inputs", "kind"),
     [
-        (["a", "b"], BatchTooLarge),
-        (["a"], RejectedByPage),
-        (["a" * 32 * 1024], UpstreamRejectedInput),
-        ([], RejectedByPage),
+        (["a", "b"], errors.BatchTooLarge),
+        (["a"], errors.RejectedByPage),
+        (["a" * 32 * 1024], errors.UpstreamRejectedInput),
+        ([], errors.RejectedByPage),
     ],
 )
 def test_a_413_without_a_message_is_about_the_bytes_of_the_call(inputs, kind):
@@ -163,29 +150,33 @@ def test_a_413_without_a_message_is_about_the_bytes_of_the_call(inputs, kind):
 @pytest.mark.parametrize(
     ("status", "message", "kind"),
     [
-        (429, "Your billing is overdue", QuotaExhausted),
-        (429, "Insufficient balance", QuotaExhausted),
-        (429, "No more credits", QuotaExhausted),
-        (429, "Your trial has ended", QuotaExhausted),
-        (429, "You exceeded your current quota", QuotaExhausted),
-        (429, "Limited to 1000 API calls / month", QuotaExhausted),
-        (429, "Daily limit reached", QuotaExhausted),
-        (429, "Rate limit of 8 per 86400s exceeded. Please wait 85841 seconds", QuotaExhausted),
-        (429, "Limited to 40 calls / minute on your trial plan", RateLimited),
-        (429, "Free tier: 3 RPM and 10K TPM. Add a payment method.", RateLimited),
-        (429, "Insufficient balance. Try again in 20 s", RateLimited),
-        (429, "Insufficient balance. Try again in 20 hours", QuotaExhausted),
-        (429, "Too many concurrent requests for your current plan", RateLimited),
-        (429, "call rate limit of your pricing tier and trial", RateLimited),
-        (429, "See https://example.com/billing/payment", RateLimited),
-        (429, "Resource has been exhausted (e.g. check quota).", RateLimited),
-        (429, "Slow down", RateLimited),
-        (403, "Please add a payment method", QuotaExhausted),
-        (403, "Sorry, your account balance is insufficient", QuotaExhausted),
-        (403, "Forbidden this month", Rejected),
-        (402, "Pay", QuotaExhausted),
-        (400, "Your billing is overdue", Rejected),
-        (500, "Your billing is overdue", UpstreamUnavailable),
+        (429, "Your billing is overdue", errors.QuotaExhausted),
+        (429, "Insufficient balance", errors.QuotaExhausted),
+        (429, "No more credits", errors.QuotaExhausted),
+        (429, "Your trial has ended", errors.QuotaExhausted),
+        (429, "You exceeded your current quota", errors.QuotaExhausted),
+        (429, "Limited to 1000 API calls / month", errors.QuotaExhausted),
+        (429, "Daily limit reached", errors.QuotaExhausted),
+        (
+            429,
+            "Rate limit of 8 per 86400s exceeded. Please wait 85841 seconds",
+            errors.QuotaExhausted,
+        ),
+        (429, "Limited to 40 calls / minute on your trial plan", errors.RateLimited),
+        (429, "Free tier: 3 RPM and 10K TPM. Add a payment method.", errors.RateLimited),
+        (429, "Insufficient balance. Try again in 20 s", errors.RateLimited),
+        (429, "Insufficient balance. Try again in 20 hours", errors.QuotaExhausted),
+        (429, "Too many concurrent requests for your current plan", errors.RateLimited),
+        (429, "call rate limit of your pricing tier and trial", errors.RateLimited),
+        (429, "See https://example.com/billing/payment", errors.RateLimited),
+        (429, "Resource has been exhausted (e.g. check quota).", errors.RateLimited),
+        (429, "Slow down", errors.RateLimited),
+        (403, "Please add a payment method", errors.QuotaExhausted),
+        (403, "Sorry, your account balance is insufficient", errors.QuotaExhausted),
+        (403, "Forbidden this month", errors.Rejected),
+        (402, "Pay", errors.QuotaExhausted),
+        (400, "Your billing is overdue", errors.Rejected),
+        (500, "Your billing is overdue", errors.UpstreamUnavailable),
     ],
 )
 def test_tells_a_spent_account_from_a_rate_limit(status, message, kind):
@@ -195,21 +186,21 @@ def test_tells_a_spent_account_from_a_rate_limit(status, message, kind):
 def test_a_retry_hint_in_a_header_tells_a_rate_limit():
     found = judged(429, "Insufficient balance", ["a"], {"retry-after": "7"})
 
-    assert (RateLimited, 7) == (type(found), found.retry_after)
+    assert (errors.RateLimited, 7) == (type(found), found.retry_after)
 
 
 @pytest.mark.parametrize(
     ("code", "message", "kind"),
     [
-        ("insufficient_quota", "m", QuotaExhausted),
-        ("billing_not_active", "m", QuotaExhausted),
-        ("PrepaidBillOverdue", "m", QuotaExhausted),
-        ("1113", "m", QuotaExhausted),
-        ("4006", "m", QuotaExhausted),
-        ("rate_limit_exceeded", "Your plan has no balance", RateLimited),
-        ("Throttling.AllocationQuota", "Allocated quota exceeded", RateLimited),
-        ("RATE_TOKEN_LIMIT_EXCEEDED", "Insufficient balance", RateLimited),
-        ("1302", "Insufficient balance", RateLimited),
+        ("insufficient_quota", "m", errors.QuotaExhausted),
+        ("billing_not_active", "m", errors.QuotaExhausted),
+        ("PrepaidBillOverdue", "m", errors.QuotaExhausted),
+        ("1113", "m", errors.QuotaExhausted),
+        ("4006", "m", errors.QuotaExhausted),
+        ("rate_limit_exceeded", "Your plan has no balance", errors.RateLimited),
+        ("Throttling.AllocationQuota", "Allocated quota exceeded", errors.RateLimited),
+        ("RATE_TOKEN_LIMIT_EXCEEDED", "Insufficient balance", errors.RateLimited),
+        ("1302", "Insufficient balance", errors.RateLimited),
     ],
 )
 def test_a_documented_code_decides_before_the_words(code, message, kind):
@@ -219,8 +210,8 @@ def test_a_documented_code_decides_before_the_words(code, message, kind):
 @pytest.mark.parametrize(
     ("message", "kind"),
     [
-        ("You exceeded your current quota, please check your plan", RateLimited),
-        ("Free allocated quota exceeded.", QuotaExhausted),
+        ("You exceeded your current quota, please check your plan", errors.RateLimited),
+        ("Free allocated quota exceeded.", errors.QuotaExhausted),
     ],
 )
 def test_a_provider_can_use_a_common_code_for_a_rate_limit(message, kind):
@@ -249,7 +240,7 @@ def test_a_provider_can_use_a_common_code_for_a_rate_limit(message, kind):
     ],
 )
 def test_blames_an_input_only_if_the_upstream_names_its_fault(status, message):
-    assert type(judged(status, {"error": message}, ["a"])) is UpstreamRejectedInput
+    assert type(judged(status, {"error": message}, ["a"])) is errors.UpstreamRejectedInput
 
 
 @pytest.mark.parametrize("status", [400, 403, 405, 406, 410, 415, 418, 422, 451])
@@ -257,8 +248,8 @@ def test_blames_an_input_only_if_the_upstream_names_its_fault(status, message):
     "message", ["Bad request", "Invalid request", "invalid token", "model cannot be empty", "No."]
 )
 def test_any_other_refusal_may_be_the_endpoints_fault(status, message):
-    assert type(judged(status, {"error": message}, ["a"])) is Rejected
-    assert type(judged(status, "", ["a"])) is RejectedByPage
+    assert type(judged(status, {"error": message}, ["a"])) is errors.Rejected
+    assert type(judged(status, "", ["a"])) is errors.RejectedByPage
 
 
 @pytest.mark.parametrize(
@@ -323,7 +314,7 @@ def test_keeps_the_rate_limit_headers():
 
     found = judged(400, "600 exceeds 512", [text(600)], {"server": "x", **headers})
 
-    assert type(found) is ContextTooLong
+    assert type(found) is errors.ContextTooLong
     assert {f"x-ratelimit-{number}": "9" * 128 for number in range(16)} == found.rate_limits
 
 
@@ -358,7 +349,7 @@ FRAMES = st.sampled_from(
         "{}, {}",
     ]
 )
-ENDPOINT_BLAMING = (UpstreamAuthError, UpstreamModelNotFound, BatchTooLarge)
+ENDPOINT_BLAMING = (errors.UpstreamAuthError, errors.UpstreamModelNotFound, errors.BatchTooLarge)
 
 
 @given(status=STATUSES, planted=PLANTED, around=PLANTED, frame=FRAMES, upper=st.booleans())
@@ -382,12 +373,19 @@ MANY = ["a text about the weather\n" * 100] * 2048
 def test_judges_the_rest_of_a_message_without_its_quotes():
     planted = "Too many inputs model not found"
 
-    assert type(judged(400, f"{planted} at all", [planted])) is Rejected
-    assert type(judged(400, f"{planted} at all", ["Too many inputs"])) is UpstreamModelNotFound
-    assert type(judged(429, "Daily trial: no balance left", ["daily trial"])) is QuotaExhausted
-    assert type(judged(429, "Daily trial: no balance left", ["daily trial balance"])) is RateLimited
+    assert type(judged(400, f"{planted} at all", [planted])) is errors.Rejected
+    assert (
+        type(judged(400, f"{planted} at all", ["Too many inputs"])) is errors.UpstreamModelNotFound
+    )
+    assert (
+        type(judged(429, "Daily trial: no balance left", ["daily trial"])) is errors.QuotaExhausted
+    )
+    assert (
+        type(judged(429, "Daily trial: no balance left", ["daily trial balance"]))
+        is errors.RateLimited
+    )
     assert type(judged(400, "Too many inputs: input is empty", [planted, "b"])) is (
-        UpstreamRejectedInput
+        errors.UpstreamRejectedInput
     )
 
 
@@ -413,5 +411,5 @@ def test_a_large_body_takes_little_time(status, body):
 
     found = refine_with_inputs(classify_response(status, {}, body), MANY)
 
-    assert isinstance(found, UpstreamError)
+    assert isinstance(found, errors.UpstreamError)
     assert time.process_time() - began < 1

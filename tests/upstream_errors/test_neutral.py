@@ -40,25 +40,25 @@ def test_a_neutral_error_keeps_its_class_and_quotes_nothing(kind):
     try:
         raise failure from ValueError(QUOTE)
     except kind:
-        told = neutral(failure)
+        copy = neutral(failure)
 
-    assert type(told) is kind
+    assert type(copy) is kind
     assert (kind.status, kind.type, kind.code, kind.retryable) == (
-        told.status,
-        told.type,
-        told.code,
-        told.retryable,
+        copy.status,
+        copy.type,
+        copy.code,
+        copy.retryable,
     )
     assert (7, 400, "acme", None) == (
-        told.retry_after,
-        told.upstream_status,
-        told.provider,
-        told.param,
+        copy.retry_after,
+        copy.upstream_status,
+        copy.provider,
+        copy.param,
     )
-    assert told.message.startswith("The provider acme ")
-    assert QUOTE not in repr((told, vars(told), told.args))
-    assert (None, None, None) == (told.__cause__, told.__context__, told.__traceback__)
-    assert failure not in gc.get_referents(told)
+    assert copy.message.startswith("The provider acme ")
+    assert QUOTE not in repr((copy, vars(copy), copy.args))
+    assert (None, None, None) == (copy.__cause__, copy.__context__, copy.__traceback__)
+    assert failure not in gc.get_referents(copy)
 
 
 @pytest.mark.parametrize(
@@ -95,13 +95,13 @@ def test_a_plugins_error_class_becomes_its_base_class():
     failure = AcmeError(QUOTE, limit=5)
     failure.upstream_status = f"400 {QUOTE}"
 
-    told = neutral(failure, "acme")
+    copy = neutral(failure, "acme")
 
-    assert type(told) is ContextTooLong
-    assert ("context_length_exceeded", None) == (told.code, told.upstream_status)
+    assert type(copy) is ContextTooLong
+    assert ("context_length_exceeded", None) == (copy.code, copy.upstream_status)
     assert (
         "The provider acme rejected an input that is longer than the model's context. Shorten it."
-        == told.message
+        == copy.message
     )
 
 
@@ -118,10 +118,10 @@ def test_a_plugins_error_class_becomes_its_base_class():
     ],
 )
 def test_a_neutral_message_names_the_provider_if_known(failure, given, message):
-    told = neutral(failure, given)
+    copy = neutral(failure, given)
 
-    assert told.message.startswith(message)
-    assert told.message == neutral(neutral(failure), given).message
+    assert copy.message.startswith(message)
+    assert copy.message == neutral(neutral(failure), given).message
 
 
 def test_each_error_class_has_its_own_neutral_message():

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedroute.errors import Rejected, UpstreamRejectedInput
+from embedroute.errors import BatchTooLarge, Rejected, UpstreamRejectedInput
 from embedroute.upstream_errors import classify_response, refine_with_inputs, translate_index
 
 TEXTS = [f"text {number}" for number in range(10)]
@@ -52,6 +52,48 @@ def judged(body, status=400, inputs=TEXTS):
 )
 def test_finds_the_index_of_the_blamed_input(body, index):
     assert index == judged(body).input_index
+
+
+@pytest.mark.parametrize(
+    ("message", "known"),
+    [
+        # Out of the range from 0, or of several inputs.
+        ("Invalid 'input[10]': too long.", "Invalid 'input': too long."),
+        ("input[2] and input[3] are too long", "input and input are too long"),
+        ("The document at index 10 is empty", "The document is empty"),
+        # From 0 or from 1.
+        ("Input #2 is too long", "Input is too long"),
+        ("Input number 2 exceeds 512 tokens", "Input exceeds 512 tokens"),
+        ("text no. 3: bad", "text: bad"),
+        ("Text 3 of 10 is empty", "Text is empty"),
+        ("Failed on text 3 of 10.", "Failed on text."),
+        ("input 10: bad", "input: bad"),
+        ("The 2nd input is empty", "The input is empty"),
+        ("The document at position 3 is blank", "The document is blank"),
+        # No number of an input.
+        ("Input length 548 exceeds 512", "Input length 548 exceeds 512"),
+        ("Input 548 exceeds 512", "Input 548 exceeds 512"),
+        ("list index 50261 out of range", "list index 50261 out of range"),
+        ("version 1.2 of the input 1.5 failed", "version 1.2 of the input 1.5 failed"),
+    ],
+)
+def test_removes_a_number_that_cannot_be_translated(message, known):
+    error = judged({"error": {"message": message}})
+
+    assert error.input_index is None
+    assert error.message == f"The upstream answered 400: {known}"
+
+
+def test_keeps_a_number_that_an_input_contains():
+    inputs = [*TEXTS, "Text 3 of 10 is empty"]
+
+    assert "Text 3 of 10" in judged("Cannot embed 'Text 3 of 10 is empty'", inputs=inputs).message
+
+
+def test_a_number_out_of_a_count_of_inputs_is_no_size():
+    assert type(judged("Text 3 of 10 is empty")) is UpstreamRejectedInput
+    assert type(judged("Failed on text 3 of 10")) is Rejected
+    assert type(judged("Got 10 of 3 texts")) is BatchTooLarge
 
 
 def test_ignores_an_index_that_an_input_contains():

@@ -20,7 +20,7 @@ from embedroute.runtime import tasks
 from embedroute.transport.base import CONNECT_TIMEOUT, LARGEST_HEAD, TransportConfig
 from embedroute.transport.http1.connection import Connection
 from embedroute.transport.http1.request import Origin, write_connect
-from embedroute.transport.proxy import Proxy, parse_proxy, through
+from embedroute.transport.proxy import Proxy, describe_proxy, parse_proxy
 from embedroute.transport.resolver import Address, Resolver
 from embedroute.transport.tls import create_ssl_context
 from embedroute.transport.url import bracketed
@@ -125,7 +125,7 @@ class Connector:
 
     async def _limit(self, work: Awaitable[T], seconds: float) -> T:
         limit = min(seconds, CONNECT_TIMEOUT)
-        route = through(self.proxy)
+        route = describe_proxy(self.proxy)
         time_limit = tasks.fail_after(limit)
         try:
             with time_limit:

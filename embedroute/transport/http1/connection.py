@@ -30,7 +30,7 @@ from embedroute.transport.base import (
     MOST_HEADERS,
     TAIL,
     ExchangeLimits,
-    decompress_error,
+    decompress_error_body,
     head_too_large,
     not_http,
     refuse_compressed,
@@ -203,11 +203,7 @@ class Connection(asyncio.Protocol):
         self.alive = True
 
     def exchange(
-        self,
-        head: SecretBytes,
-        content: bytes,
-        limits: ExchangeLimits = DEFAULT_LIMITS,
-        source: Source | None = None,
+        self, head: SecretBytes, content: bytes, limits: ExchangeLimits, source: Source | None
     ) -> "asyncio.Future[UpstreamResponse]":
         """Send a request; return a future of its complete response, marked with ``source``.
 
@@ -216,13 +212,10 @@ class Connection(asyncio.Protocol):
         Raises:
             StaleError: a reused connection was closed before a response began. Raised here or by
                 the future.
-            UpstreamError: raised by the future if the exchange fails or takes too long, or if the
-                response is invalid.
+            UpstreamError: the exchange failed or took too long, or the response is invalid.
         """
         if not self.alive:
-            if self._exchanges:
-                raise StaleError
-            raise UpstreamUnavailable("The upstream closed the connection before the request.")
+            raise self._closed_before_request()
         self._exchanges += 1
         self._limits = limits
         self._source = source
@@ -247,6 +240,11 @@ class Connection(asyncio.Protocol):
             self._unsent = memoryview(content)
             self._send_on()
         return waiter
+
+    def _closed_before_request(self) -> Exception:
+        if self._exchanges:
+            return StaleError()
+        return UpstreamUnavailable("The upstream closed the connection before the request.")
 
     def _send_on(self) -> None:
         """Write the next piece of a large body, unless the transport's buffer is full."""
@@ -431,7 +429,7 @@ class Connection(asyncio.Protocol):
         self._body = b""
         self._pieces = None
         if self._status >= 300:
-            body = decompress_error(headers.get("content-encoding"), body)
+            body = decompress_error_body(headers.get("content-encoding"), body)
         waiter.set_result(UpstreamResponse(self._status, headers, body, self._source))
 
     def _fail(self, error: Exception) -> None:

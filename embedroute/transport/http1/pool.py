@@ -30,8 +30,8 @@ from embedroute.transport.base import (
     MEMBER_PAUSE,
     ExchangeLimits,
     TransportConfig,
-    connections_in_use,
 )
+from embedroute.transport.connection_slots import ConnectionSlots
 from embedroute.transport.http1.connect import Connector
 from embedroute.transport.http1.connection import Connection, StaleError
 from embedroute.transport.http1.request import Origin, Target, closing, parse_target, write_head
@@ -42,8 +42,6 @@ log = logging.getLogger("embedroute.http")
 
 MAX_AGE: Final = 300.0
 """Seconds after which a connection is not kept, so that a busy host follows a change in DNS."""
-LONGEST_WAIT: Final = 0.9
-"""Share of its timeout for which a request may wait for a connection."""
 SOURCE_AGE: Final = 60.0
 """Seconds for which responses share one ``Source``."""
 LOOK_BACK: Final = 60
@@ -53,7 +51,7 @@ LOOK_BACK: Final = 60
 class Pool:
     """The connections to one origin. ``idle`` is sorted by the time of silence, longest first.
 
-    ``in_use`` is the number of exchanges, including those that are connecting. ``address`` is the
+    ``slots`` counts the exchanges, including those that are connecting. ``address`` is the
     only address of a pool for ``all_addresses``. ``chosen_at`` and ``failed_at`` are when it was
     last chosen among the addresses, and when it could not be reached.
     """
@@ -66,12 +64,11 @@ class Pool:
         "chosen_at",
         "failed_at",
         "idle",
-        "in_use",
         "kept_for",
         "max_age",
         "open",
         "origin",
-        "waiting",
+        "slots",
     )
 
     def __init__(
@@ -85,42 +82,11 @@ class Pool:
         self.kept_for = kept_for
         self.max_age = max_age
         self.caught = False
-        self.in_use = 0
+        self.slots = ConnectionSlots()
         self.idle: deque[Connection] = deque()
         self.open: set[Connection] = set()
-        self.waiting: deque[tuple[asyncio.Future[None], int]] = deque()
         self._sources: deque[Source] = deque(maxlen=LOOK_BACK)
         self._source_ends = 0.0
-
-    async def wait_for_turn(self, limits: ExchangeLimits, timeout: float) -> None:
-        """Wait until fewer than ``limits.max_connections`` are in use, and count as one of them.
-
-        Raises:
-            UpstreamTimeout: this takes longer than ``LONGEST_WAIT`` of ``timeout`` seconds.
-        """
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.waiting.append((turn, limits.max_connections))
-        try:
-            async with asyncio.timeout(timeout * LONGEST_WAIT):
-                await turn
-        except BaseException as error:
-            if turn.done() and not turn.cancelled():
-                self.in_use -= 1
-            self.admit()
-            if isinstance(error, TimeoutError):
-                raise connections_in_use(limits, timeout * LONGEST_WAIT) from None
-            raise
-
-    def admit(self) -> None:
-        """Give free connections to the requests that have waited longest."""
-        for entry in list(self.waiting):
-            turn, limit = entry
-            if turn.done():
-                self.waiting.remove(entry)
-            elif self.in_use < limit:
-                self.waiting.remove(entry)
-                self.in_use += 1
-                turn.set_result(None)
 
     def take(self, now: float, rest: float) -> tuple[Connection, Source] | tuple[None, None]:
         """Return the longest silent connection, if it has been silent for ``rest`` seconds.
@@ -172,7 +138,7 @@ class Pool:
 
         The one that was silent for longest is kept for longest, because it can be reused first.
         """
-        while self.idle and self.in_use + len(self.idle) > most:
+        while self.idle and self.slots.in_use + len(self.idle) > most:
             self.drop(self.idle.pop())
 
     def drop_old(self, now: float) -> None:
@@ -243,6 +209,7 @@ class _CachedHead:
         self.headers: Mapping[str, str | Secret] | None = None
 
     def encode(self, headers: Mapping[str, str | Secret]) -> None:
+        """Encode the head for other headers."""
         self.head = write_head(self.target, headers)
         self.headers = headers
 
@@ -282,11 +249,7 @@ class Http1Transport:
     async def send(
         self, request: UpstreamRequest, timeout: float, limits: ExchangeLimits = DEFAULT_LIMITS
     ) -> UpstreamResponse:
-        """Send ``request`` and return its response, within ``timeout`` seconds and ``limits``.
-
-        If a reused connection brings no response that can be trusted, the request is sent once more
-        on a new connection.
-        """
+        """Send ``request``, and repeat it if a reused connection brings no trusted response."""
         loop = asyncio.get_running_loop()
         deadline = monotonic() + timeout
         cached = self._heads.get((request.method, request.url)) or self._add_head(request)
@@ -294,10 +257,10 @@ class Http1Transport:
             cached.encode(request.headers)
         pool = await self._choose(cached, limits, timeout) if limits.all_addresses else cached.pool
         head = SecretBytes(b"%bcontent-length: %d\r\n\r\n" % (cached.head, len(request.content)))
-        if pool.in_use < limits.max_connections:
-            pool.in_use += 1
+        if pool.slots.in_use < limits.max_connections:
+            pool.slots.in_use += 1
         else:
-            await pool.wait_for_turn(limits, timeout)
+            await pool.slots.wait(limits, timeout)
         try:
             connection, source = pool.take(monotonic(), limits.rest)
             while True:
@@ -319,9 +282,9 @@ class Http1Transport:
                     break
                 source = None
         finally:
-            pool.in_use -= 1
-            if pool.waiting:
-                pool.admit()
+            pool.slots.in_use -= 1
+            if pool.slots.waiting:
+                pool.slots.admit()
             if self._sweeper is None and pool.idle:
                 self._sweep_in(loop, self._kept_for)
         if response.status == PROXY_AUTHENTICATION_REQUIRED:
@@ -456,7 +419,7 @@ class Http1Transport:
 def _load(pool: Pool) -> tuple[bool, int, float]:
     """Return the sort key of an address: the least loaded, the least recently chosen first."""
     has_failed = monotonic() - pool.failed_at < MEMBER_PAUSE
-    return has_failed, pool.in_use, pool.chosen_at
+    return has_failed, pool.slots.in_use, pool.chosen_at
 
 
 async def let_sockets_close() -> None:

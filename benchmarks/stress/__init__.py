@@ -1,0 +1,5 @@
+"""Measures the gateway while its upstreams, its clients or its process are in trouble.
+
+Each script starts real processes on loopback: one with all upstreams, one with the gateway, one
+with all clients. See README.md.
+"""
