@@ -158,6 +158,7 @@ def make_transport_config(settings: Settings, environ: Mapping[str, str]) -> Tra
         environment_file=environ.get("SSL_CERT_FILE"),
         environment_dir=environ.get("SSL_CERT_DIR"),
         http2=settings.http2,
+        dns_ttl=settings.dns_ttl,
     )
 
 

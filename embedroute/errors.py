@@ -46,6 +46,7 @@ __all__ = [
     "Rejected",
     "RejectedByPage",
     "RequestError",
+    "ResourcesExhausted",
     "Unauthorized",
     "UnsupportedContentType",
     "UpstreamAuthError",
@@ -405,6 +406,15 @@ class NoHealthyEndpoint(Overloaded):
     """503: the circuit breakers of all candidates are open."""
 
     code = "no_healthy_endpoint"
+
+
+class ResourcesExhausted(Overloaded):
+    """503: this process has run out of a resource, or its event loop is late.
+
+    It says nothing about an upstream. ``resource`` names what has run out.
+    """
+
+    resource = ""
 
 
 class DeadlineExceeded(EmbedrouteError):

@@ -49,6 +49,7 @@ from embedroute.execution import (
     Results,
     missing_keys,
 )
+from embedroute.exhaustion import late_loop
 from embedroute.inputs import Input, Kind, list_modalities
 from embedroute.limits import ByteBudget
 from embedroute.protocol import EmbeddingRequest, Embeddings, fold_parts_in_steps, make_request
@@ -215,8 +216,13 @@ class Gateway:
             )
             return await self.run(context)
 
-    def make_deadline_error(self) -> DeadlineExceeded:
-        """Make the error of a request that is not done within its deadline."""
+    def make_deadline_error(self, lag: float) -> EmbedrouteError:
+        """Make the error of a request that is not done within its deadline.
+
+        ``lag`` is the seconds by which the event loop was late, or 0.
+        """
+        if lag:
+            return late_loop(lag)
         return DeadlineExceeded(f"No response within the deadline of {self.settings.deadline:g} s.")
 
     def run(self, context: RequestContext, *, folded: bool = False) -> Awaitable[Embeddings]:

@@ -19,6 +19,7 @@ RANKS: tuple[Mapping[str, set[str]], ...] = (
         "inputs": set(),
         "runtime": set(),
         "errors": {"text"},
+        "exhaustion": {"errors", "text"},
         "vectors": {"errors", "runtime"},
         "upstream_errors": {"errors", "inputs"},
     },

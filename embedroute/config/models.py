@@ -139,7 +139,8 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     provider. ``connection_rest_ms`` is how long a connection must have been silent before it is
     reused. Use 0 for a trusted upstream only: a surplus response could then be taken for the
     response to the next request. ``max_connections`` is the maximum number of connections to the
-    provider's host, for each event loop.
+    provider's host, for each event loop. ``resolve`` is whether a connection goes to any address of
+    the host, or requests are spread over all of them; ``max_connections`` then applies to each.
     """
 
     backend: object = None
@@ -150,6 +151,7 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     distillable: bool | None = None
     connection_rest_ms: Annotated[float, Meta(ge=0, le=10_000)] = 50.0
     max_connections: Count = 512
+    resolve: Literal["any", "all"] = "any"
     options: Mapping[str, object] = {}
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:

@@ -22,6 +22,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ca_file: str | None = None
     tls_trust: Literal["system", "environment", "ca_file"] = "system"
     http2: bool = False
+    dns_ttl: Annotated[float, Meta(ge=0)] = 30.0
     unknown_fields: Literal["reject"] | list[str] = "reject"
     media_domains: list[str] = []
     debug: bool = False

@@ -1,6 +1,7 @@
 """Runs one attempt at one endpoint and records its outcome in health, trace and log."""
 
 import logging
+import math
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
@@ -44,7 +45,7 @@ from embedroute.routing import (
 )
 from embedroute.runtime import fairness
 from embedroute.text import log_fields
-from embedroute.transport import Transport
+from embedroute.transport import SHORT_LOOKUP, Transport
 
 log = logging.getLogger("embedroute.calls")
 
@@ -90,13 +91,14 @@ class AttemptRunner:
         *,
         alone: bool = False,
         omit: frozenset[str] = NO_FIELDS,
+        others: int = 0,
     ) -> Results | EmbedrouteError:
         """Run attempt number ``attempt`` (from 1) within ``timeout`` seconds and return its result.
 
         ``permit`` is the permit of the endpoint's breaker for this attempt. The call is not merged
         with others if it must be made ``alone``, or without the fields ``omit``, which the endpoint
-        has just rejected. An error is returned, not raised, so that the dispatcher can decide what
-        follows.
+        has just rejected. ``others`` is the number of endpoints that can still be used instead. An
+        error is returned, not raised, so that the dispatcher can decide what follows.
         """
         began = self._clock()
         context.trace.attempts += 1
@@ -110,11 +112,11 @@ class AttemptRunner:
                 if context.request.large:
                     steps = prepare_in_steps(batch, candidate, context)
                     batch, sizes = await fairness.step_by_step(steps)
-                answer = await self.exchange(candidate, context, batch, timeout, omitted)
+                answer = await self.exchange(candidate, context, batch, timeout, omitted, others)
                 self._accept(candidate, health, context, permit, batch, answer, began, sizes, omit)
             else:
                 answer, made_call = await self._micro_batched(
-                    candidate, health, context, permit, batch, timeout
+                    candidate, health, context, permit, others, batch, timeout
                 )
         except EmbedrouteError as error:
             if alone:
@@ -145,6 +147,7 @@ class AttemptRunner:
         health: EndpointHealth,
         context: DispatchContext,
         permit: int,
+        others: int,
         batch: Batch,
         timeout: float,
     ) -> tuple[Vectors, bool]:
@@ -152,7 +155,7 @@ class AttemptRunner:
         return await self._micro_batcher.embed(
             batch,
             (candidate.name, context.prepared.key_prefix, context.request.kind, batch.user),
-            partial(self._call, candidate, health, context, permit),
+            partial(self._call, candidate, health, context, permit, others),
             max_wait=min((candidate.micro_batch_ms or 0) / 1000, timeout / 2),
             timeout=timeout,
             caps=lambda: health.caps(candidate.accepts, self._clock()),
@@ -164,13 +167,15 @@ class AttemptRunner:
         health: EndpointHealth,
         context: DispatchContext,
         permit: int,
+        others: int,
         batch: Batch,
         timeout: float,
     ) -> Vectors:
         """Make one call that several requests may share, and record its outcome."""
         began = self._clock()
         try:
-            answer = await self.exchange(candidate, context, batch, timeout, health.omitted(began))
+            omitted = health.omitted(began)
+            answer = await self.exchange(candidate, context, batch, timeout, omitted, others)
             self._accept(candidate, health, context, permit, batch, answer, began)
         except EmbedrouteError as error:
             await self._learn_limit(health, context, batch, error)
@@ -187,10 +192,12 @@ class AttemptRunner:
         batch: Batch,
         timeout: float,
         omitted: frozenset[str],
+        others: int = 0,
     ) -> Awaitable[Vectors]:
         """Call the backend of an endpoint, and validate the vectors that it returns.
 
-        ``omitted`` are the fields that the endpoint rejects.
+        ``omitted`` are the fields that the endpoint rejects. With ``others``, endpoints that can be
+        used instead, a slow DNS lookup is not awaited.
 
         Raises:
             EmbedrouteError: the call failed.
@@ -208,6 +215,8 @@ class AttemptRunner:
             candidate.rest,
             candidate.provider,
             candidate.max_connections,
+            dns_timeout=SHORT_LOOKUP if others else math.inf,
+            all_addresses=candidate.all_addresses,
             omitted=omitted,
             large=context.request.large and letters_in(batch.inputs) >= LONG,
             width=prepared.selection.parameters.width,

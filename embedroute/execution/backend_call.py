@@ -28,6 +28,7 @@ from embedroute.backend import (
 from embedroute.errors import (
     EmbedrouteError,
     InvalidUpstreamResponse,
+    ResourcesExhausted,
     UpstreamError,
     UpstreamTimeout,
     UpstreamUnavailable,
@@ -36,6 +37,7 @@ from embedroute.execution.debug_capture import KEPT_AT_ONCE
 from embedroute.execution.local_models import LocalModels
 from embedroute.execution.model_echo import EchoedModels
 from embedroute.execution.own_fields import omit_fields
+from embedroute.exhaustion import ExhaustionLog, find_exhaustion, late_loop
 from embedroute.routing import BoundedMap
 from embedroute.runtime import LARGE, fairness, tasks
 from embedroute.transport import DEFAULT_LIMITS, LARGEST_REPLY, ExchangeLimits, Transport
@@ -61,6 +63,7 @@ class CallResources(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     transport: Transport
     local: LocalModels
     models: EchoedModels = msgspec.field(default_factory=EchoedModels)
+    exhaustion_log: ExhaustionLog = msgspec.field(default_factory=ExhaustionLog)
 
 
 async def call_backend(
@@ -73,6 +76,8 @@ async def call_backend(
     provider: str = "",
     max_connections: int = DEFAULT_LIMITS.max_connections,
     *,
+    dns_timeout: float = DEFAULT_LIMITS.dns_timeout,
+    all_addresses: bool = False,
     large: bool = False,
     width: int | None = None,
     matryoshka: bool = False,
@@ -82,11 +87,12 @@ async def call_backend(
 ) -> Vectors:
     """Embed ``batch`` with ``backend`` within ``timeout`` seconds, and validate the result.
 
-    ``rest``, ``provider`` and ``max_connections`` are fields of ``ExchangeLimits``; ``width`` and
-    ``matryoshka`` are parameters of ``validate_vectors``. For a ``large`` call, a worker thread
-    encodes the body and compares an error with the inputs. ``omitted`` are fields that the upstream
-    rejects. The model that the answer names is checked under the name of its ``endpoint``, unless
-    that is empty; ``public_model`` is the name that clients use.
+    ``rest``, ``provider``, ``max_connections``, ``dns_timeout`` and ``all_addresses`` are fields of
+    ``ExchangeLimits``; ``width`` and ``matryoshka`` are parameters of ``validate_vectors``. For a
+    ``large`` call, a worker thread encodes the body and compares an error with the inputs.
+    ``omitted`` are fields that the upstream rejects. The model that the answer names is checked
+    under the name of its ``endpoint``, unless that is empty; ``public_model`` is the name that
+    clients use.
 
     Raises:
         UpstreamError: the call failed. This includes exceptions in the backend's own code.
@@ -102,7 +108,9 @@ async def call_backend(
             request = await _build_in_thread(backend, batch) if large else backend.build(batch)
             request = omit_fields(request, omitted) if omitted else request
             largest = largest_answer(count, batch.width, len(request.content))
-            limits = ExchangeLimits(largest, rest, provider, max_connections)
+            limits = ExchangeLimits(
+                largest, rest, provider, max_connections, dns_timeout, all_addresses
+            )
             send = resources.transport.send
             response = await (
                 send if on_capture is None else partial(_send_and_capture, send, on_capture)
@@ -115,11 +123,11 @@ async def call_backend(
         else:
             answer = await _run_without_http(backend, batch, resources, timeout)
     except EmbedrouteError as error:
-        if not isinstance(error, UpstreamError):
-            raise
-        raise await _refine(error, batch, in_thread=large) from error.__cause__
+        if isinstance(error, UpstreamError):
+            raise await _refine(error, batch, in_thread=large) from error.__cause__
+        raise _record(error, resources) from error.__cause__
     except BaseException as error:
-        _raise_as_upstream_error(backend, error)
+        _raise_as_upstream_error(backend, error, resources)
         raise
     named = answer.model if isinstance(cast("object", answer), Vectors) else None
     if named != resources.models.names.get(endpoint) and endpoint:
@@ -132,6 +140,13 @@ async def call_backend(
     )
 
 
+def _record(error: EmbedrouteError, resources: CallResources) -> EmbedrouteError:
+    """Log an error of this process, and return any error."""
+    if isinstance(error, ResourcesExhausted):
+        resources.exhaustion_log.record(error)
+    return error
+
+
 async def _refine(error: UpstreamError, batch: Batch, *, in_thread: bool) -> UpstreamError:
     if in_thread:
         # It compares the message with all texts, which takes 0.3 s for 28 MB of them.
@@ -139,17 +154,19 @@ async def _refine(error: UpstreamError, batch: Batch, *, in_thread: bool) -> Ups
     return refine_with_inputs(error, batch.inputs)
 
 
-def _raise_as_upstream_error(backend: BackendBase, error: BaseException) -> None:
+def _raise_as_upstream_error(
+    backend: BackendBase, error: BaseException, resources: CallResources
+) -> None:
     """Raise what the caller gets instead of ``error``. Return if it gets ``error`` itself."""
     if _must_propagate(error):
         return
     if cancelled := tasks.cancellation(error):
         raise cancelled from None
-    # SystemExit or a stray CancelledError from a backend must not end the host's task.
-    raise _backend_error(backend, error) from error
+    raise _record(_backend_error(backend, error), resources) from error
 
 
 def _must_propagate(error: BaseException) -> bool:
+    """Return whether an error ends the task. SystemExit from a backend must not end the host's."""
     ends = isinstance(error, KeyboardInterrupt | GeneratorExit | anyio.get_cancelled_exc_class())
     return ends and not tasks.is_foreign_cancellation(error)
 
@@ -157,10 +174,13 @@ def _must_propagate(error: BaseException) -> bool:
 async def _run_without_http(
     backend: LocalBackend | Backend, batch: Batch, resources: CallResources, timeout: float
 ) -> Vectors:
+    time_limit = tasks.fail_after(timeout)
     try:
-        with tasks.fail_after(timeout):
+        with time_limit:
             return await _run_backend(backend, batch, resources)
     except TimeoutError:
+        if time_limit.lag:
+            raise late_loop(time_limit.lag) from None
         raise UpstreamTimeout(f"The backend did not answer within {timeout:.1f} s.") from None
 
 
@@ -176,6 +196,8 @@ async def _run_backend(
 
 
 def _backend_error(backend: BackendBase, error: BaseException) -> EmbedrouteError:
+    if exhausted := find_exhaustion(error):
+        return exhausted
     kind = UpstreamTimeout if isinstance(error, TimeoutError) else UpstreamUnavailable
     return kind(f"The backend {type(backend).__name__} failed ({type(error).__name__}).")
 

@@ -329,6 +329,7 @@ class Dispatcher:
                 permit,
                 alone=alone,
                 omit=omit,
+                others=len(dispatch.candidates) - failed - 1,
             )
         health.release(permit)
         context.trace.add_event("select", "skipped", endpoint=candidate.name, reason="it rests")

@@ -7,7 +7,14 @@ import anyio
 import msgspec
 
 from embedroute.backend import Batch, Vectors
-from embedroute.errors import EmbedrouteError, PoolTimeout, RateLimited, Rejected, UpstreamTimeout
+from embedroute.errors import (
+    EmbedrouteError,
+    Overloaded,
+    PoolTimeout,
+    RateLimited,
+    Rejected,
+    UpstreamTimeout,
+)
 from embedroute.execution.context import DispatchContext, for_client, make_batch
 from embedroute.inputs import Kind
 from embedroute.routing import EndpointHealth, HealthRegistry, ResolvedEndpoint, State
@@ -175,7 +182,8 @@ class HealthChecker:
     ) -> None:
         """Record the result in the health, unless it says nothing about the endpoint.
 
-        A rate limit, a short timeout and a wait for the connection pool say nothing.
+        A rate limit, a short timeout, a wait for the connection pool and exhausted resources of
+        this process say nothing.
         """
         now = self._clock()
         is_short = isinstance(failure, UpstreamTimeout) and not health.usually_answers_within(
@@ -183,7 +191,7 @@ class HealthChecker:
         )
         if failure is None:
             health.clear(now)
-        elif isinstance(failure, RateLimited | PoolTimeout) or is_short:
+        elif isinstance(failure, RateLimited | PoolTimeout | Overloaded) or is_short:
             health.withdraw()
         elif counts:
             health.confirm(now)

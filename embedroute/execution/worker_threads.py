@@ -5,10 +5,9 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import Context, copy_context
-from typing import Final, Protocol, cast
+from typing import Final
 
 import anyio
-from anyio.lowlevel import current_token
 
 from embedroute.runtime import tasks
 
@@ -146,25 +145,9 @@ class _Job:
         self.context = copy_context()
         self.error: BaseException | None = None
         self.ended = anyio.Event()
-        self._call_soon = _call_soon_threadsafe()
+        self._call_soon = tasks.get_call_soon_threadsafe()
 
     def end(self) -> None:
         """Wake the waiting task, unless its event loop is closed."""
         with suppress(RuntimeError):
             self._call_soon(self.ended.set)
-
-
-class _TrioToken(Protocol):
-    """The part of ``trio.lowlevel.TrioToken`` that is used here."""
-
-    def run_sync_soon(self, call: Callable[[], object], /) -> object:
-        """Call ``call`` in the event loop, from any thread."""
-        ...
-
-
-def _call_soon_threadsafe() -> Callable[[Callable[[], object]], object]:
-    """Return a function that schedules a callback on the running event loop from any thread."""
-    loop = tasks.asyncio_loop()
-    if loop is not None:
-        return loop.call_soon_threadsafe
-    return cast("_TrioToken", current_token().native_token).run_sync_soon

@@ -29,9 +29,9 @@ class ResolvedEndpoint(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
     ``prices`` are USD per million tokens (``prompt``, ``completion``) or per unit; empty when
     unknown. ``rest`` is how many seconds a connection must be idle before it is reused.
-    ``max_connections`` is the maximum number of connections to the provider's host.
-    ``checks_model`` is false if the model that an answer names tells nothing. ``name`` is
-    ``provider:model``, for traces, logs and health.
+    ``max_connections`` is the maximum number of connections to the provider's host, or to each of
+    its addresses if ``all_addresses`` are used. ``checks_model`` is false if the model that an
+    answer names tells nothing. ``name`` is ``provider:model``, for traces, logs and health.
     """
 
     provider: str
@@ -51,6 +51,7 @@ class ResolvedEndpoint(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     rest: float = 0.05
     max_connections: int = 512
     checks_model: bool = True
+    all_addresses: bool = False
     name: str = ""
 
     def __post_init__(self) -> None:

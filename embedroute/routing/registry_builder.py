@@ -354,6 +354,7 @@ class _RegistryBuilder:
             rest=provider.connection_rest_ms / 1000,
             max_connections=provider.max_connections,
             checks_model=endpoint.model_echo == "check",
+            all_addresses=provider.resolve == "all",
         )
 
     def backend(self, slug: str) -> BackendBase:

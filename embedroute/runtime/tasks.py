@@ -6,21 +6,34 @@ No other module starts tasks, so that no task outlives its request.
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from contextvars import copy_context
+from time import monotonic
 from types import TracebackType
 from typing import Final, Protocol, Self, TypeVar, cast
 
 import anyio
 from anyio import CapacityLimiter
+from anyio.lowlevel import current_token
 
 T = TypeVar("T")
 
 Disconnected = Callable[[], Coroutine[object, None, None]]
 """A coroutine function that returns when the client disconnects."""
+Late = Callable[[float], Exception]
+"""Returns the error for a time limit that has passed.
+
+It gets the seconds by which the event loop was late, or 0 if that was insignificant.
+"""
 
 GRACE: Final = 0.05
 """Seconds in which most requests finish, so that they need neither a timer nor a second task."""
+LAG: Final = 0.25
+"""Seconds by which a timer must be late before the event loop, not the work, counts as slow."""
+LAG_SHARE: Final = 0.25
+"""Share of a time limit by which its timer must be late for the same."""
+SECOND_CHANCE: Final = 0.05
+"""Seconds in which a late event loop may process what has arrived before a time limit applies."""
 
 
 def on_asyncio() -> bool:
@@ -44,28 +57,113 @@ def asyncio_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
-def fail_after(seconds: float) -> AbstractContextManager[object]:
+class _TrioToken(Protocol):
+    """The part of ``trio.lowlevel.TrioToken`` that is used here."""
+
+    def run_sync_soon(self, call: Callable[..., object], /, *arguments: object) -> object:
+        """Call ``call`` in the event loop, from any thread."""
+        ...
+
+
+def get_call_soon_threadsafe() -> Callable[..., object]:
+    """Return a function that schedules a call on the running event loop from any thread.
+
+    It takes the function to call and its arguments, and raises ``RuntimeError`` if the loop has
+    ended.
+    """
+    loop = asyncio_loop()
+    if loop is not None:
+        return loop.call_soon_threadsafe
+    return cast("_TrioToken", current_token().native_token).run_sync_soon
+
+
+def significant_lag(lag: float, seconds: float) -> float:
+    """Return the ``lag`` of the timer of a limit of ``seconds``, or 0 if it is insignificant.
+
+    A timer that fires late means that the event loop was blocked. What the limit applies to may
+    have happened in time without having been noticed.
+    """
+    return lag if lag > max(LAG, LAG_SHARE * seconds) else 0.0
+
+
+class TimeLimit(Protocol):
+    """A context manager that raises ``TimeoutError`` if its body takes too long.
+
+    ``lag`` is by how many seconds the event loop was late when the limit passed, or 0 if that was
+    insignificant.
+    """
+
+    lag: float
+
+    def __enter__(self) -> Self:
+        """Start the time limit."""
+        ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool | None:
+        """End the time limit."""
+        ...
+
+
+def fail_after(seconds: float) -> TimeLimit:
     """Cancel the body of the ``with`` statement after ``seconds``, and raise ``TimeoutError``."""
     loop = asyncio_loop()
-    return anyio.fail_after(seconds) if loop is None else _FailAfter(loop, seconds)
+    return _AnyioFailAfter(seconds) if loop is None else _FailAfter(loop, seconds)
+
+
+class _AnyioFailAfter:
+    def __init__(self, seconds: float) -> None:
+        self._scope = anyio.CancelScope()
+        self._seconds = seconds
+        self.lag = 0.0
+
+    def __enter__(self) -> Self:
+        self._scope.deadline = anyio.current_time() + self._seconds
+        self._scope.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool | None:
+        handled = self._scope.__exit__(kind, error, trace)
+        if self._scope.cancelled_caught:
+            self.lag = significant_lag(anyio.current_time() - self._scope.deadline, self._seconds)
+            raise TimeoutError
+        return handled
 
 
 class _FailAfter:
     """A synchronous ``asyncio.timeout`` that cannot be rescheduled; it costs a third as much."""
 
-    __slots__ = ("_before", "_expired", "_task", "_timer")
+    __slots__ = ("_before", "_due", "_expired", "_loop", "_seconds", "_task", "_timer", "lag")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+        self._loop = loop
+        self._seconds = seconds
         self._task = cast("asyncio.Task[object]", asyncio.current_task(loop))
         self._expired = False
         self._before = self._task.cancelling()
+        self._due = monotonic() + seconds
         self._timer = loop.call_later(seconds, self._expire)
+        self.lag = 0.0
 
     def _expire(self) -> None:
+        if not self.lag:
+            self.lag = significant_lag(monotonic() - self._due, self._seconds)
+            if self.lag:
+                self._timer = self._loop.call_later(SECOND_CHANCE, self._expire)
+                return
         self._expired = True
         self._task.cancel()
 
-    def __enter__(self) -> object:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -92,13 +190,11 @@ class Watch(Protocol):
 
     @property
     def expired(self) -> bool:
-        """Whether the time limit has cancelled the work."""
+        """Whether the time limit has cancelled the work, and the event loop was not late."""
         ...
 
-    def restart(
-        self, seconds: float, late: Callable[[], Exception], disconnected: Disconnected | None
-    ) -> None:
-        """Cancel the work after ``seconds`` from now, and raise the result of ``late()``.
+    def restart(self, seconds: float, late: Late, disconnected: Disconnected | None) -> None:
+        """Cancel the work after ``seconds`` from now, and raise the result of ``late(lag)``.
 
         This replaces the earlier limit. Cancel the work also when ``disconnected`` returns, and
         raise ``ClientDisconnected``; if it raises an error, raise that error. It is called once:
@@ -120,10 +216,10 @@ class Watch(Protocol):
         ...
 
 
-def watch(seconds: float, late: Callable[[], Exception], grace: float = GRACE) -> Watch:
+def watch(seconds: float, late: Late, grace: float = GRACE) -> Watch:
     """Create a watch for one request.
 
-    It cancels the work after ``seconds`` from now, and raises the result of ``late()``. Limits and
+    It cancels the work after ``seconds`` from now, and raises ``late(lag)``. Limits and
     tasks are set up only after ``grace`` seconds. Until then a watch costs one timer.
     """
     try:
@@ -140,21 +236,23 @@ class _AsyncioWatch:
         "_cancels",
         "_context",
         "_grace",
+        "_has_expired",
         "_is_late",
+        "_lag",
         "_late",
         "_loop",
         "_on_disconnect",
+        "_seconds",
         "_task",
         "_timer",
         "_watcher",
-        "expired",
     )
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         seconds: float,
-        late: Callable[[], Exception],
+        late: Late,
         grace: float,
     ) -> None:
         self._loop = loop
@@ -166,7 +264,9 @@ class _AsyncioWatch:
         self._on_disconnect: Disconnected | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._is_late = seconds < grace
-        self.expired = False
+        self._seconds = seconds
+        self._lag = 0.0
+        self._has_expired = False
         self._grace = grace
         now = loop.time()
         self._at = now + seconds
@@ -175,10 +275,10 @@ class _AsyncioWatch:
         else:
             self._timer = loop.call_at(now + grace, self._after_grace)
 
-    def restart(
-        self, seconds: float, late: Callable[[], Exception], disconnected: Disconnected | None
-    ) -> None:
+    def restart(self, seconds: float, late: Late, disconnected: Disconnected | None) -> None:
         self._at = self._loop.time() + seconds
+        self._seconds = seconds
+        self._lag = 0.0
         self._late = late
         self._on_disconnect = disconnected
         if self._is_late or seconds < self._grace:
@@ -200,9 +300,18 @@ class _AsyncioWatch:
             self._task.cancel()
 
     def _expire(self) -> None:
-        self.expired = True
+        if not self._lag:
+            self._lag = significant_lag(self._loop.time() - self._at, self._seconds)
+            if self._lag:
+                self._timer = self._loop.call_later(SECOND_CHANCE, self._expire)
+                return
+        self._has_expired = True
         self._cancels += 1
         self._task.cancel()
+
+    @property
+    def expired(self) -> bool:
+        return self._has_expired and not self._lag
 
     async def __aenter__(self) -> Self:
         return self
@@ -227,8 +336,8 @@ class _AsyncioWatch:
         remaining = min([self._task.uncancel() for _ in range(self._cancels)])
         if kind is not asyncio.CancelledError or remaining > self._before:
             return None
-        if self.expired:
-            return self._late()
+        if self._has_expired:
+            return self._late(self._lag)
         return (self._watcher and self._watcher.exception()) or ClientDisconnected()
 
     async def _end_watcher(self) -> None:
@@ -240,23 +349,31 @@ class _AsyncioWatch:
 
 
 class _AnyioWatch:
-    def __init__(self, seconds: float, late: Callable[[], Exception], grace: float) -> None:
+    def __init__(self, seconds: float, late: Late, grace: float) -> None:
         self._grace = grace
         self._group = anyio.create_task_group()
         self._scope = anyio.CancelScope(deadline=anyio.current_time() + seconds)
         self._late = late
         self._on_disconnect: Disconnected | None = None
         self._is_watched = False
+        self._seconds = seconds
+        self._lag: float | None = None
         self._has_disconnected = False
 
     @property
     def expired(self) -> bool:
-        return self._scope.cancel_called and not self._has_disconnected
+        return self._scope.cancel_called and not self._has_disconnected and not self._find_lag()
 
-    def restart(
-        self, seconds: float, late: Callable[[], Exception], disconnected: Disconnected | None
-    ) -> None:
+    def _find_lag(self) -> float:
+        """Return the lag of the event loop when the work was cancelled."""
+        if self._lag is None:
+            lag = anyio.current_time() - self._scope.deadline
+            self._lag = significant_lag(lag, self._seconds)
+        return self._lag
+
+    def restart(self, seconds: float, late: Late, disconnected: Disconnected | None) -> None:
         self._scope.deadline = anyio.current_time() + seconds
+        self._seconds = seconds
         self._late = late
         self._on_disconnect = disconnected
         if disconnected is not None and not self._is_watched:
@@ -301,7 +418,7 @@ class _AnyioWatch:
         if plain is not None:
             raise plain from None
         if is_ours:
-            raise ClientDisconnected if self._has_disconnected else self._late()
+            raise ClientDisconnected if self._has_disconnected else self._late(self._find_lag())
 
 
 async def cancel_on_disconnect(

@@ -28,6 +28,7 @@ from embedroute.errors import (
     Unauthorized,
 )
 from embedroute.execution import RequestContext
+from embedroute.exhaustion import late_loop
 from embedroute.gateway import Gateway
 from embedroute.protocol import (
     DIALECTS,
@@ -195,7 +196,9 @@ class RequestHandler:
         steps = explain(self.gateway, request, context.caller, context.cache_policy)
         return await fairness.step_by_step(steps) if request.large else fairness.finished(steps)
 
-    def _make_body_timeout(self) -> BodyTimeout:
+    def _make_body_timeout(self, lag: float) -> EmbedrouteError:
+        if lag:
+            return late_loop(lag)
         seconds = self.gateway.settings.body_timeout
         return BodyTimeout(f"The request body was not complete within {seconds:g} s.")
 

@@ -8,18 +8,23 @@ from embedroute.transport.base import (
     DEFAULT_LIMITS,
     LARGEST_HEAD,
     LARGEST_REPLY,
+    SHORT_LOOKUP,
     ExchangeLimits,
     Transport,
     TransportConfig,
 )
 from embedroute.transport.factory import create_transport, transport_mistakes
+from embedroute.transport.resolver import Address, Resolver
 
 __all__ = [
     "DEFAULT_CONFIG",
     "DEFAULT_LIMITS",
     "LARGEST_HEAD",
     "LARGEST_REPLY",
+    "SHORT_LOOKUP",
+    "Address",
     "ExchangeLimits",
+    "Resolver",
     "Transport",
     "TransportConfig",
     "create_transport",

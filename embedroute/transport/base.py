@@ -1,5 +1,6 @@
 """Defines the protocol of all transports, and the limits and checks that they share."""
 
+import math
 import zlib
 from collections.abc import Mapping
 from typing import Final, Literal, Protocol
@@ -29,7 +30,15 @@ AT_A_TIME = 512 * 1024
 TAIL = 1024 * 1024
 """Bytes at the end of a response over TLS that are read without a pause."""
 CONNECT_TIMEOUT = 5.0
-"""Seconds for connecting, including the TLS handshake."""
+"""Seconds for connecting, including the DNS lookup and the TLS handshake."""
+DNS_TTL: Final = 30.0
+"""Seconds for which the addresses of a name are used without another lookup."""
+SHORT_LOOKUP: Final = 0.5
+"""Seconds for which a request waits for a DNS lookup if it can use another endpoint."""
+MEMBER_ATTEMPT: Final = 1.0
+"""Seconds for connecting to an address if others are left."""
+MEMBER_PAUSE: Final = 5.0
+"""Seconds for which an address that could not be reached is used after the others."""
 
 
 DEFAULT_HEADERS: Final = {
@@ -55,6 +64,8 @@ class TransportConfig(msgspec.Struct, frozen=True, kw_only=True):
     of the environment, or only those of ``ca_file``. ``environment_file`` and ``environment_dir``
     are the values of SSL_CERT_FILE and SSL_CERT_DIR; if neither is set, the environment means the
     operating system. ``ca_file`` is a PEM file with further authorities.
+
+    ``dns_ttl`` is how many seconds the addresses of a name are cached; 0 turns the cache off.
     """
 
     proxy: Secret | None = None
@@ -63,6 +74,7 @@ class TransportConfig(msgspec.Struct, frozen=True, kw_only=True):
     environment_file: str | None = None
     environment_dir: str | None = None
     http2: bool = False
+    dns_ttl: float = DNS_TTL
 
 
 DEFAULT_CONFIG: Final = TransportConfig()
@@ -74,13 +86,18 @@ class ExchangeLimits(msgspec.Struct, frozen=True, gc=False):
     ``largest`` is the maximum size of the body of a successful response, in bytes. ``rest`` is the
     time in seconds for which a connection must have been silent before it is reused; 0 turns that
     off. ``provider`` is the provider's name for log records and errors. ``max_connections`` is the
-    maximum number of connections to the host of the request.
+    maximum number of connections to the host of the request. ``dns_timeout`` is how many seconds a
+    DNS lookup may have been in flight; a caller that can use another endpoint sets it. The time for
+    connecting includes the lookup in any case. ``all_addresses`` spreads the requests over all
+    addresses of the host; ``max_connections`` then applies to each of them.
     """
 
     largest: int = LARGEST_REPLY
     rest: float = 0.05
     provider: str = ""
     max_connections: int = MAX_CONNECTIONS
+    dns_timeout: float = math.inf
+    all_addresses: bool = False
 
 
 DEFAULT_LIMITS: Final = ExchangeLimits()

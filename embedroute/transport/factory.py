@@ -14,6 +14,7 @@ from embedroute.errors import ConfigError, MissingExtra
 from embedroute.text import log_fields
 from embedroute.transport.base import Transport, TransportConfig
 from embedroute.transport.proxy import parse_proxy
+from embedroute.transport.resolver import Resolver
 
 if TYPE_CHECKING:
     import httpx2
@@ -98,8 +99,11 @@ def create_transport(
     client: "httpx2.AsyncClient | None",
     *,
     on_asyncio: bool,
+    resolver: Resolver | None = None,
 ) -> Transport:
     """Create the transport of an event loop. With a ``client`` of the host's, it is httpx2.
+
+    ``resolver`` replaces the system's resolver and the cache that ``connect`` describes.
 
     Raises:
         ConfigError: ``name`` is ``http1`` under trio, or ``transport_mistakes`` returns errors.
@@ -111,7 +115,11 @@ def create_transport(
             ['[gateway] transport = "http1" needs asyncio. Under trio, set transport = "httpx2".']
         )
     needs_httpx2 = name == "httpx2" or client is not None or connect.http2 or not on_asyncio
-    transport = _create_httpx2(client, connect) if needs_httpx2 else _create_http1(connect)
+    resolver = resolver or Resolver(ttl=connect.dns_ttl)
+    if needs_httpx2:
+        transport = _create_httpx2(client, connect, resolver)
+    else:
+        transport = _create_http1(connect, resolver)
     log.info("transport %s", transport.name, extra=log_fields({"transport": transport.name}))
     return transport
 
@@ -121,9 +129,13 @@ def _installed(package: str) -> bool:
 
 
 # Imported only when used: importing httpx2 takes longer than importing all of embedroute.
-def _create_httpx2(client: "httpx2.AsyncClient | None", connect: TransportConfig) -> Transport:
-    return import_module("embedroute.transport.httpx2").Httpx2Transport(client, connect)
+def _create_httpx2(
+    client: "httpx2.AsyncClient | None", connect: TransportConfig, resolver: Resolver
+) -> Transport:
+    module = import_module("embedroute.transport.httpx2")
+    return module.Httpx2Transport(client, connect, resolver)
 
 
-def _create_http1(connect: TransportConfig) -> Transport:
-    return import_module("embedroute.transport.http1.pool").Http1Transport(connect)
+def _create_http1(connect: TransportConfig, resolver: Resolver) -> Transport:
+    module = import_module("embedroute.transport.http1.pool")
+    return module.Http1Transport(connect, resolver=resolver)

@@ -20,11 +20,14 @@ from embedroute.backend import (
 )
 from embedroute.errors import (
     ConnectError,
+    EmbedrouteError,
     PoolTimeout,
     UpstreamError,
     UpstreamTimeout,
     UpstreamUnavailable,
 )
+from embedroute.exhaustion import find_exhaustion, late_loop
+from embedroute.runtime import tasks
 from embedroute.transport.base import (
     CONNECT_TIMEOUT,
     DEFAULT_CONFIG,
@@ -46,6 +49,7 @@ from embedroute.transport.proxy import (
     parse_proxy,
     parse_status,
 )
+from embedroute.transport.resolver import Resolver
 from embedroute.transport.url import basic_credentials, bracketed
 
 
@@ -61,10 +65,16 @@ class Httpx2Transport:
     name = "httpx2"
 
     def __init__(
-        self, client: httpx2.AsyncClient | None = None, connect: TransportConfig = DEFAULT_CONFIG
+        self,
+        client: httpx2.AsyncClient | None = None,
+        connect: TransportConfig = DEFAULT_CONFIG,
+        resolver: Resolver | None = None,
     ) -> None:
-        """Use ``client``, which the host must close, or create own connections from ``connect``."""
-        self._connections = Connections(connect) if client is None else HostClient(client)
+        """Use ``client``, which the host must close, or create own connections from ``connect``.
+
+        ``resolver`` replaces the one that ``connect`` describes. A client resolves names itself.
+        """
+        self._connections = Connections(connect, resolver) if client is None else HostClient(client)
         self._proxy = parse_proxy(connect.proxy) if client is None else None
 
     async def send(
@@ -74,11 +84,11 @@ class Httpx2Transport:
         limits: ExchangeLimits = DEFAULT_LIMITS,
     ) -> UpstreamResponse:
         """Send ``request`` and return its response, within ``timeout`` seconds and ``limits``."""
-        failure: UpstreamError
+        failure: EmbedrouteError
         outside = sys.exception()
         try:
             return await self._exchange(request, timeout, limits)
-        except UpstreamError as error:
+        except EmbedrouteError as error:
             failure = error.with_traceback(None)
         except httpx2.PoolTimeout:
             failure = PoolTimeout(
@@ -91,12 +101,14 @@ class Httpx2Transport:
             failure = self._proxy_error(httpx2.URL(request.url), parse_status(str(error)))
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.UnsupportedProtocol) as error:
             route = describe_proxy(self._proxy)
-            failure = ConnectError(
+            failure = find_exhaustion(error, with_context=True, outside=outside) or ConnectError(
                 f"Cannot connect to the upstream{route} ({type(error).__name__})."
             )
         except Exception as error:  # noqa: BLE001 - h2 and host clients raise their own errors
             name = type(error).__name__
-            failure = UpstreamUnavailable(f"The connection to the upstream failed ({name}).")
+            failure = find_exhaustion(
+                error, with_context=True, outside=outside
+            ) or UpstreamUnavailable(f"The connection to the upstream failed ({name}).")
         except BaseException as error:
             # The exchange was cancelled. The frames of httpx2 contain the headers.
             forget_frames(error, outside)
@@ -117,11 +129,18 @@ class Httpx2Transport:
         deadline = anyio.current_time() + timeout
         httpx2_request = _build(self._connections, request, timeout)
         async with self._connections.slot(httpx2_request.url, limits, timeout):
-            with anyio.fail_after(deadline - anyio.current_time()):
-                return await self._receive(httpx2_request, limits.largest)
+            try:
+                with anyio.fail_after(deadline - anyio.current_time()):
+                    return await self._receive(httpx2_request, limits)
+            except TimeoutError:
+                lag = tasks.significant_lag(anyio.current_time() - deadline, timeout)
+                if lag:
+                    raise late_loop(lag) from None
+                raise
 
-    async def _receive(self, request: httpx2.Request, largest: int) -> UpstreamResponse:
-        async with self._connections.exchange(request) as response:
+    async def _receive(self, request: httpx2.Request, limits: ExchangeLimits) -> UpstreamResponse:
+        largest = limits.largest
+        async with self._connections.exchange(request, limits) as response:
             status = response.status_code
             if status == PROXY_AUTHENTICATION_REQUIRED and self._is_proxied(request.url):
                 raise self._proxy_error(request.url, status)
@@ -172,8 +191,11 @@ class HostClient:
         yield
 
     @asynccontextmanager
-    async def exchange(self, request: httpx2.Request) -> AsyncGenerator[httpx2.Response]:
+    async def exchange(
+        self, request: httpx2.Request, limits: ExchangeLimits
+    ) -> AsyncGenerator[httpx2.Response]:
         """Send ``request``. Read the response inside the ``async with``."""
+        del limits
         response = await self._client.send(request, stream=True, follow_redirects=False)
         try:
             yield response

@@ -9,11 +9,16 @@ HTTP/2 requests do not share a connection. httpx2 does not reset a cancelled str
 its flow control window, and fails all streams of a connection if one times out. With one exchange
 at a time none of that affects another request, and closing the connection also ends a cancelled
 request at the upstream.
+
+httpx2 would resolve names in the default threads of the event loop. So requests are sent to the
+address of the host, with its name in the header ``host`` and in ``sni_hostname``, the documented
+extension that names the host for TLS. The addresses of a name are tried one after another.
 """
 
 import logging
+import math
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import Any, Final
@@ -22,25 +27,40 @@ import anyio
 import httpx2
 import msgspec
 
+from embedroute.errors import ConnectError
+from embedroute.exhaustion import find_exhaustion, late_loop
+from embedroute.runtime import tasks
 from embedroute.transport.base import (
     DEFAULT_HEADERS,
+    MEMBER_ATTEMPT,
+    MEMBER_PAUSE,
     ExchangeLimits,
     TransportConfig,
 )
 from embedroute.transport.connection_slots import ConnectionSlots
+from embedroute.transport.resolver import Address, Resolver, interleave
 from embedroute.transport.tls import create_ssl_context
 
 KEPT_FOR = 30.0
 """Seconds for which an idle HTTP/2 connection is kept."""
+MOST_ADDRESSES: Final = 1024
+"""Addresses whose load is remembered."""
 
 Origin = tuple[str, str, int | None]
 _IN_EXCHANGE: Final = ContextVar("embedroute_httpx2_exchange", default=False)
 
 
+class OpenConnection(msgspec.Struct, frozen=True, gc=False):
+    """A connection in an exchange. ``address`` is None if the proxy resolves the name."""
+
+    transport: httpx2.AsyncHTTPTransport
+    address: Address | None
+
+
 class IdleConnection(msgspec.Struct, frozen=True, gc=False):
     """An HTTP/2 connection between two exchanges; ``since`` is the end of the last one."""
 
-    transport: httpx2.AsyncHTTPTransport
+    connection: OpenConnection
     network_stream: Any
     since: float
 
@@ -53,6 +73,17 @@ class IdleConnection(msgspec.Struct, frozen=True, gc=False):
         return now - self.since > KEPT_FOR
 
 
+class Load(msgspec.Struct, gc=False):
+    """The exchanges with an address, and when it was last used and could not be reached."""
+
+    in_flight: int = 0
+    used_at: float = 0.0
+    failed_at: float = -math.inf
+
+
+_UNUSED: Final = Load()
+
+
 class Connections:
     """The connections of one transport; each is a separate ``httpx2.AsyncHTTPTransport``."""
 
@@ -60,9 +91,12 @@ class Connections:
     headers: Mapping[str, str] = {**DEFAULT_HEADERS, "connection": "close"}
     make_request = httpx2.Request
 
-    def __init__(self, connect: TransportConfig) -> None:
+    def __init__(self, connect: TransportConfig, resolver: Resolver | None = None) -> None:
         """Load the trusted certificates. No connection is made yet."""
         self._connect = connect
+        self._resolver = resolver or Resolver(ttl=connect.dns_ttl)
+        self._preferred: dict[Origin, Address] = {}
+        self._loads: dict[Address | None, Load] = {}
         self._context = create_ssl_context(connect)
         self._idle: dict[Origin, list[IdleConnection]] = {}
         self._slots: dict[Origin, ConnectionSlots] = {}
@@ -96,50 +130,151 @@ class Connections:
                 slots.admit()
 
     @asynccontextmanager
-    async def exchange(self, request: httpx2.Request) -> AsyncGenerator[httpx2.Response]:
+    async def exchange(
+        self, request: httpx2.Request, limits: ExchangeLimits
+    ) -> AsyncGenerator[httpx2.Response]:
         """Send ``request``. The response must be read completely inside the ``async with``."""
         origin = _origin_of(request.url)
         keep = False
-        transport = await self._take(origin) or self._create_transport()
+        addresses: Sequence[Address | None] = ()
+        if limits.all_addresses:
+            addresses = await self._resolve(request, origin, limits)
+        connection = await self._take(origin, addresses)
         token = _IN_EXCHANGE.set(True)
         try:
-            response = await transport.handle_async_request(request)
+            if connection is None:
+                addresses = addresses or await self._resolve(request, origin, limits)
+                connection, response = await self._open(request, origin, addresses)
+            else:
+                response = await self._send(connection, request)
             try:
                 yield response
             finally:
+                self._loads[connection.address].in_flight -= 1
                 await response.aclose()
             keep = response.http_version == "HTTP/2"
         finally:
             _IN_EXCHANGE.reset(token)
-            if not keep:
-                await _close(transport)
-        if keep:
-            await self._keep(origin, transport, response.extensions["network_stream"])
+            if connection is not None and not keep:
+                await _close(connection)
+        if connection is not None and keep:
+            await self._keep(origin, connection, response.extensions["network_stream"])
 
-    async def _take(self, origin: Origin) -> httpx2.AsyncHTTPTransport | None:
+    async def _open(
+        self, request: httpx2.Request, origin: Origin, addresses: Sequence[Address | None]
+    ) -> tuple[OpenConnection, httpx2.Response]:
+        """Send ``request`` on a new connection, to the first address that accepts one."""
+        deadline = time.monotonic() + request.extensions["timeout"]["connect"]
+        for address in addresses:
+            connection = OpenConnection(self._create_transport(), address)
+            is_last = address is addresses[-1]
+            began = time.monotonic()
+            seconds = max(deadline - began, 0.0)
+            if not is_last:
+                seconds = min(seconds, MEMBER_ATTEMPT)
+            try:
+                response = await self._send(connection, request, seconds)
+            except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+                self._loads[address].failed_at = time.monotonic()
+                await _close(connection)
+                if is_last:  # the host may have other addresses by now
+                    self._resolver.expire(request.url.host, _port_of(request.url))
+                    raise _blame_late_loop(error, began, seconds, request.url) from error.__cause__
+            except BaseException:
+                await _close(connection)
+                raise
+            else:
+                if address is not None:
+                    self._preferred[origin] = address
+                return connection, response
+        raise AssertionError("unreachable")
+
+    async def _resolve(
+        self, request: httpx2.Request, origin: Origin, limits: ExchangeLimits
+    ) -> Sequence[Address | None]:
+        """Return the addresses to try: the one that worked last first, or the least loaded one.
+
+        Raises:
+            ConnectError: the lookup failed, or takes too long.
+        """
+        if self._proxy is not None:
+            return [None]
+        connect = request.extensions["timeout"]["connect"]
+        url = request.url
+        time_limit = tasks.fail_after(connect)
+        try:
+            with time_limit:
+                found = await self._resolver.resolve(url.host, _port_of(url), limits.dns_timeout)
+        except TimeoutError:
+            if time_limit.lag:
+                raise late_loop(time_limit.lag) from None
+            raise ConnectError(
+                f"The DNS lookup of the upstream's host name timed out after {connect:.1f} s."
+            ) from None
+        except (OSError, UnicodeError, RuntimeError) as error:
+            raise find_exhaustion(error) or ConnectError(
+                f"Cannot connect to the upstream ({type(error).__name__})."
+            ) from None
+        if limits.all_addresses:
+            return sorted(found, key=self._load_key)
+        preferred = self._preferred.get(origin)
+        return sorted(interleave(found), key=lambda address: address != preferred)
+
+    def _load_key(self, address: Address) -> tuple[bool, int, float]:
+        load = self._loads.get(address, _UNUSED)
+        has_failed = time.monotonic() - load.failed_at < MEMBER_PAUSE
+        return has_failed, load.in_flight, load.used_at
+
+    async def _send(
+        self, connection: OpenConnection, request: httpx2.Request, connect: float | None = None
+    ) -> httpx2.Response:
+        """Send ``request``, and count it as in flight unless that fails."""
+        if connection.address not in self._loads:
+            self._forget_unused()
+        load = self._loads.setdefault(connection.address, Load())
+        load.used_at = time.monotonic()
+        load.in_flight += 1
+        try:
+            addressed = _address(request, connection.address, connect)
+            return await connection.transport.handle_async_request(addressed)
+        except BaseException:
+            load.in_flight -= 1
+            raise
+
+    def _forget_unused(self) -> None:
+        if len(self._loads) >= MOST_ADDRESSES:
+            self._loads = {key: load for key, load in self._loads.items() if load.in_flight}
+
+    async def _take(
+        self, origin: Origin, addresses: Sequence[Address | None]
+    ) -> OpenConnection | None:
+        """Return an idle connection, to the first of ``addresses`` if there are any."""
         idle = self._idle.get(origin)
-        while idle:
+        if idle and addresses:
+            # Sorted so that the connections to that address are taken first.
+            idle.sort(key=lambda each: each.connection.address == addresses[0])
+        while idle and (not addresses or idle[-1].connection.address == addresses[0]):
             connection = idle.pop()
             if connection.is_usable(time.monotonic()):
-                return connection.transport
-            await _close(connection.transport)
+                return connection.connection
+            await _close(connection.connection)
         return None
 
     async def _keep(
         self,
         origin: Origin,
-        transport: httpx2.AsyncHTTPTransport,
+        connection: OpenConnection,
         network_stream: object,
     ) -> None:
         now = time.monotonic()
-        connection = IdleConnection(transport, network_stream, now)
-        self._idle.setdefault(origin, []).append(connection)
+        idle_connection = IdleConnection(connection, network_stream, now)
+        self._idle.setdefault(origin, []).append(idle_connection)
         expired: list[IdleConnection] = []
         for idle in self._idle.values():
-            while idle and idle[0].has_expired(now):
-                expired.append(idle.pop(0))
-        for connection in expired:
-            await _close(connection.transport)
+            expired += [each for each in idle if each.has_expired(now)]
+            idle[:] = [each for each in idle if not each.has_expired(now)]
+        for each in expired:
+            await _close(each.connection)
 
     def _create_transport(self) -> httpx2.AsyncHTTPTransport:
         return httpx2.AsyncHTTPTransport(
@@ -154,12 +289,33 @@ class Connections:
         """Close the idle connections. Exchanges under way close their own."""
         connections = [connection for idle in self._idle.values() for connection in idle]
         self._idle.clear()
-        for connection in connections:
-            await _close(connection.transport)
+        for each in connections:
+            await _close(each.connection)
 
 
 def _origin_of(url: httpx2.URL) -> Origin:
     return (url.scheme, url.host, url.port)
+
+
+def _blame_late_loop(
+    error: httpx2.ConnectError | httpx2.ConnectTimeout,
+    began: float,
+    seconds: float,
+    url: httpx2.URL,
+) -> Exception:
+    """Return ``error``, or the error of a late event loop if that is why connecting took too long.
+
+    httpx2 allows ``seconds`` for connecting, and as many for the TLS handshake.
+    """
+    if not isinstance(error, httpx2.ConnectTimeout):
+        return error
+    longest = 2 * seconds if url.scheme == "https" else seconds
+    lag = tasks.significant_lag(time.monotonic() - began - longest, seconds)
+    return late_loop(lag) if lag else error
+
+
+def _port_of(url: httpx2.URL) -> int:
+    return url.port or (443 if url.scheme == "https" else 80)
 
 
 def _make_proxy(connect: TransportConfig) -> httpx2.Proxy | None:
@@ -172,9 +328,26 @@ def _make_proxy(connect: TransportConfig) -> httpx2.Proxy | None:
     return httpx2.Proxy(url, ssl_context=context)
 
 
-async def _close(transport: httpx2.AsyncHTTPTransport) -> None:
+def _address(
+    request: httpx2.Request, address: Address | None, connect: float | None
+) -> httpx2.Request:
+    """Return ``request`` with ``address`` as its host. ``connect`` replaces its own timeout."""
+    extensions = dict(request.extensions)
+    url = request.url
+    if connect is not None:
+        extensions["timeout"] = {**extensions["timeout"], "connect": connect}
+    if address is not None:
+        host, port = address[4][:2]
+        extensions["sni_hostname"] = url.host
+        url = url.copy_with(host=str(host), port=int(port))
+    return httpx2.Request(
+        request.method, url, headers=request.headers, stream=request.stream, extensions=extensions
+    )
+
+
+async def _close(connection: OpenConnection) -> None:
     with anyio.CancelScope(shield=True):
-        await transport.aclose()
+        await connection.transport.aclose()
 
 
 def _is_foreign_record(_record: logging.LogRecord) -> bool:

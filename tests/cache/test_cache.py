@@ -250,7 +250,7 @@ async def test_a_cache_of_zero_bytes_stores_nothing():
 
 
 async def test_a_failure_is_not_cached():
-    backend = ScriptedBackend(script=[Vectors(np.zeros((1, WIDTH), "<f4"))] * 2, width=WIDTH)
+    backend = ScriptedBackend(script=[Vectors(np.zeros((1, WIDTH), "<f4"))] * 6, width=WIDTH)
     _, gateway = gateway_of(backend, endpoints=[{"provider": "a"}])
     with pytest.raises(Exception, match="zero"):
         await gateway.embed("a", model="m")

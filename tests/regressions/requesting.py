@@ -12,7 +12,7 @@ import pytest
 
 from embedroute import Config, Gateway, Provider, embeddings_app
 from embedroute.backend import BackendBase
-from embedroute.routing import RetryPolicy
+from embedroute.routing import BreakerPolicy, RetryPolicy
 from embedroute.testing import ScriptedBackend, expected_vector
 from tests.fault_upstream import Ask, Upstream, vectors_of
 from tests.support.asgi_client import Answer, call
@@ -21,6 +21,9 @@ WIDTH = 8
 TEXTS = ["one", "zwei", "три"]
 JSON = ("content-type", "application/json")
 QUICK = RetryPolicy(repeats=0, first_wait=0.001, longest_wait=0.002)
+SOON = BreakerPolicy(
+    failures=5, minimum_calls=5, slow_start=1, initial_cooldown=5.0, longest_cooldown=5.0
+)
 ONCE = RetryPolicy(repeats=0, attempts=1)
 LOOPS = {"asyncio": 1, "trio": 12}
 """Event loop → run every nth case on it. Each case has its own gateway, which is slow on trio."""
@@ -81,7 +84,7 @@ def gateway_of(
         providers={slug: _provider(slug, it) for slug, it in providers.items()},
         models={name: {**plain, **facts} for name, facts in (models or {"m": {}}).items()},
     )
-    return Gateway(config, retries=retries, environ={})
+    return Gateway(config, retries=retries, breaker=SOON, environ={})
 
 
 def _provider(

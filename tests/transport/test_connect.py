@@ -10,7 +10,7 @@ import ssl
 import subprocess
 import threading
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import anyio
 import pytest
@@ -18,12 +18,13 @@ import pytest
 from embedroute import Config, Endpoint, Gateway, Model, Provider
 from embedroute.backend import Secret, UpstreamRequest
 from embedroute.errors import ConfigError, ConnectError, PoolTimeout
-from embedroute.transport import ExchangeLimits, TransportConfig
+from embedroute.transport import ExchangeLimits, Resolver, TransportConfig, create_transport
 from embedroute.transport.connection_slots import ConnectionSlots
 from embedroute.transport.http1.pool import Http1Transport
 from embedroute.transport.httpx2 import Httpx2Transport
 from embedroute.transport.tls import create_ssl_context
 from tests.fault_upstream import Upstream
+from tests.support.black_hole import black_hole
 from tests.support.empty_objects import EmptyObjectServer
 from tests.support.proxy import ForwardProxy
 from tests.support.tls import certified
@@ -57,20 +58,6 @@ def serving(host="127.0.0.1", tls=None):
         server.server_close()
 
 
-@contextmanager
-def black_hole():
-    """The address of a listener with a full backlog: the kernel drops further handshakes."""
-    with ExitStack() as stack:
-        server = stack.enter_context(socket.socket())
-        server.bind(("127.0.0.1", 0))
-        server.listen(0)
-        for _ in range(4):
-            filler = stack.enter_context(socket.socket())
-            filler.setblocking(False)
-            filler.connect_ex(server.getsockname())
-        yield server.getsockname()
-
-
 @pytest.fixture(scope="module")
 def cert(tmp_path_factory):
     """The file of a self-signed certificate for localhost, and a server context with it."""
@@ -93,9 +80,9 @@ async def send_once(transport, url, timeout=8.0):
 
 
 def answering(*addresses, calls=None):
-    """Return a resolver with fixed addresses; it appends the host of each lookup to ``calls``."""
+    """Return a lookup with fixed addresses; it appends the host of each call to ``calls``."""
 
-    async def resolve(host, port):
+    def look_up(host, port):
         del port
         if calls is not None:
             calls.append(host)
@@ -110,16 +97,23 @@ def answering(*addresses, calls=None):
             for address in addresses
         ]
 
-    return resolve
+    return look_up
 
 
-@only_http1
+@transports
 async def test_tries_the_next_address_if_the_first_does_not_answer(anyio_backend, name):
     """The system's own timeout for a connection is longer than that of a request."""
     with black_hole() as hole, serving() as server:
-        resolve = answering(hole, server.server_address[:2])
+        look_up = answering(hole, server.server_address[:2])
         began = time.monotonic()
-        reply = await send_once(Http1Transport(resolve=resolve), "http://two.example/v1")
+        transport = create_transport(
+            "auto",
+            TransportConfig(),
+            None,
+            on_asyncio=name == "http1",
+            resolver=Resolver(look_up),
+        )
+        reply = await send_once(transport, "http://two.example/v1")
         took = time.monotonic() - began
 
     assert 200 == reply.status
@@ -130,8 +124,10 @@ async def test_tries_the_next_address_if_the_first_does_not_answer(anyio_backend
 async def test_tries_both_address_families_early(anyio_backend, name):
     """One address after the other would take 7 s."""
     with black_hole() as hole, serving("::1") as server:
-        resolve = answering(*[hole] * 30, server.server_address[:2])
-        reply = await send_once(Http1Transport(resolve=resolve), "http://many.example/v1")
+        look_up = answering(*[hole] * 30, server.server_address[:2])
+        reply = await send_once(
+            Http1Transport(resolver=Resolver(look_up)), "http://many.example/v1"
+        )
 
     assert 200 == reply.status
 
@@ -139,8 +135,8 @@ async def test_tries_both_address_families_early(anyio_backend, name):
 @only_http1
 async def test_tries_the_next_address_at_once_if_the_first_refuses(anyio_backend, name):
     with serving() as server:
-        resolve = answering(("127.0.0.1", 9), server.server_address[:2])
-        reply = await send_once(Http1Transport(resolve=resolve), "http://two.example/v1")
+        look_up = answering(("127.0.0.1", 9), server.server_address[:2])
+        reply = await send_once(Http1Transport(resolver=Resolver(look_up)), "http://two.example/v1")
 
     assert 200 == reply.status
 
@@ -148,7 +144,7 @@ async def test_tries_the_next_address_at_once_if_the_first_refuses(anyio_backend
 @only_http1
 async def test_fails_if_no_address_answers(anyio_backend, name):
     with black_hole() as hole:
-        transport = Http1Transport(resolve=answering(hole, hole))
+        transport = Http1Transport(resolver=Resolver(answering(hole, hole)))
         with pytest.raises(ConnectError, match=r"Cannot connect to the upstream within 0\.6 s"):
             await send_once(transport, "http://two.example/v1", 0.6)
 
@@ -156,7 +152,7 @@ async def test_fails_if_no_address_answers(anyio_backend, name):
 @only_http1
 async def test_a_name_without_addresses_is_a_connect_error(anyio_backend, name):
     with pytest.raises(ConnectError, match="Cannot connect to the upstream"):
-        await send_once(Http1Transport(resolve=answering()), "http://none.example/v1")
+        await send_once(Http1Transport(resolver=Resolver(answering())), "http://none.example/v1")
 
 
 @only_http1
@@ -164,17 +160,38 @@ async def test_each_new_connection_resolves_the_name_again(anyio_backend, name):
     """A connection of ``max_age`` is not kept, so a busy host follows a change in DNS."""
     calls = []
     with serving() as server:
-        resolve = answering(server.server_address[:2], calls=calls)
-        kept = Http1Transport(resolve=resolve)
+        look_up = answering(server.server_address[:2], calls=calls)
+        kept = Http1Transport(resolver=Resolver(look_up))
         for _ in range(2):
             await send(kept, "http://kept.example/v1", limits=ExchangeLimits(rest=0.0))
-        old = Http1Transport(resolve=resolve, max_age=0.0)
+        old = Http1Transport(resolver=Resolver(look_up, ttl=0.0), max_age=0.0)
         for _ in range(2):
             await send(old, "http://old.example/v1", limits=ExchangeLimits(rest=0.0))
         await kept.aclose()
         await old.aclose()
 
     assert ["kept.example", "old.example", "old.example"] == calls
+
+
+@transports
+async def test_the_certificate_is_checked_for_the_name_and_not_for_the_address(
+    anyio_backend, name, cert
+):
+    with serving(tls=cert[1]) as server:
+        transport = create_transport(
+            "auto",
+            TransportConfig(ca_file=cert[0]),
+            None,
+            on_asyncio=name == "http1",
+            resolver=Resolver(answering(server.server_address[:2])),
+        )
+        assert 200 == (await send(transport, "https://localhost/v1")).status
+        with pytest.raises(ConnectError):
+            await send(transport, "https://other.example/v1")
+        await transport.aclose()
+
+    [(_, headers)] = server.requests
+    assert "localhost" == (headers.get("host") or headers.get("Host"))
 
 
 # Proxies.

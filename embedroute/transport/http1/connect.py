@@ -1,33 +1,34 @@
 """Opens the connections of the HTTP/1.1 transport: addresses of a name, proxies and TLS.
 
-Each new connection resolves the name of its host again, so that a change in DNS takes effect. If a
-name has several addresses, they are tried as RFC 8305 (Happy Eyeballs) describes: address families
-alternate, and the next attempt starts when one fails or after 250 ms.
+Each new connection resolves the name of its host (``resolver.py``), so that a change in DNS takes
+effect. If a name has several addresses, they are tried as RFC 8305 (Happy Eyeballs) describes:
+address families alternate, and the next attempt starts when one fails or after 250 ms.
 """
 
 import asyncio
+import math
 import re
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from importlib import import_module
-from typing import Final
+from typing import Final, TypeVar
 
 from embedroute.errors import ConnectError
+from embedroute.exhaustion import find_exhaustion, late_loop
+from embedroute.runtime import tasks
 from embedroute.transport.base import CONNECT_TIMEOUT, LARGEST_HEAD, TransportConfig
 from embedroute.transport.http1.connection import Connection
 from embedroute.transport.http1.request import Origin, write_connect
 from embedroute.transport.proxy import Proxy, describe_proxy, parse_proxy
+from embedroute.transport.resolver import Address, Resolver
 from embedroute.transport.tls import create_ssl_context
 from embedroute.transport.url import bracketed
 
+T = TypeVar("T")
+
 ATTEMPT_DELAY: Final = 0.25
 """Seconds after which the next address of a name is tried (RFC 8305, section 5)."""
-
-Address = tuple[int, int, int, str, tuple[str | int | bytes, ...]]
-"""Family, type, protocol, canonical name and socket address, as of ``socket.getaddrinfo``."""
-Resolve = Callable[[str, int], Awaitable[Sequence[Address]]]
-"""Returns the addresses of a host and port, the preferred one first; raises ``OSError``."""
 
 # Imported by its name, because its type annotations are incomplete.
 _start_connection: Callable[..., Awaitable[socket.socket]] = import_module(
@@ -35,16 +36,6 @@ _start_connection: Callable[..., Awaitable[socket.socket]] = import_module(
 ).start_connection
 
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] ([1-5][0-9]{2})[ \r]")
-
-
-async def resolve(host: str, port: int) -> Sequence[Address]:
-    """Return the addresses of a host. Only a name needs the system's resolver and a thread."""
-    tcp = (socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        return socket.getaddrinfo(host, port, 0, *tcp, socket.AI_NUMERICHOST)
-    except socket.gaierror:
-        loop = asyncio.get_running_loop()
-        return await loop.getaddrinfo(host, port, type=tcp[0], proto=tcp[1])
 
 
 class Tunnel(asyncio.Protocol):
@@ -86,49 +77,100 @@ class Tunnel(asyncio.Protocol):
 class Connector:
     """Opens connections to origins, directly or through the proxy of the config."""
 
-    def __init__(self, config: TransportConfig, resolve: Resolve = resolve) -> None:
+    def __init__(self, config: TransportConfig, resolver: Resolver | None = None) -> None:
         """Store the settings. The first TLS connection loads the trusted certificates."""
         self.proxy = parse_proxy(config.proxy)
         self._config = config
-        self._resolve = resolve
+        self._resolver = resolver or Resolver(ttl=config.dns_ttl)
         self._context: ssl.SSLContext | None = None
 
-    async def open(self, origin: Origin, connection: Connection, seconds: float) -> None:
+    async def open(
+        self,
+        origin: Origin,
+        connection: Connection,
+        seconds: float,
+        dns_timeout: float = math.inf,
+        address: Address | None = None,
+    ) -> None:
         """Connect ``connection`` to ``origin`` within ``seconds``, at most ``CONNECT_TIMEOUT``.
+
+        ``dns_timeout`` is a field of ``ExchangeLimits``. ``address`` is the only address to try, or
+        None to try all addresses of the host.
 
         Raises:
             ConnectError: the host or the proxy cannot be reached, or its certificate is invalid.
+            ResourcesExhausted: this process has run out of a resource, or its event loop is late.
         """
+        if address is None:
+            work = self._open(origin, connection, dns_timeout)
+        else:
+            work = self._dial_address(origin, connection, address)
+        await self._limit(work, seconds)
+
+    async def resolve(
+        self, origin: Origin, seconds: float, dns_timeout: float
+    ) -> Sequence[Address]:
+        """Return the addresses of a host within ``seconds``, at most ``CONNECT_TIMEOUT``.
+
+        Raises:
+            ConnectError: the lookup failed, or took too long.
+            ResourcesExhausted: this process has run out of a resource, or its event loop is late.
+        """
+        host, port, _ = origin
+        return await self._limit(self._resolver.resolve(host, port, dns_timeout), seconds)
+
+    def expire(self, origin: Origin) -> None:
+        """Look the name of a host up again at its next use."""
+        self._resolver.expire(origin[0], origin[1])
+
+    async def _limit(self, work: Awaitable[T], seconds: float) -> T:
         limit = min(seconds, CONNECT_TIMEOUT)
         route = describe_proxy(self.proxy)
+        time_limit = tasks.fail_after(limit)
         try:
-            async with asyncio.timeout(limit):
-                await self._open(origin, connection)
+            with time_limit:
+                return await work
         except TimeoutError:
+            if time_limit.lag:
+                raise late_loop(time_limit.lag) from None
             raise ConnectError(
                 f"Cannot connect to the upstream{route} within {limit:.1f} s."
             ) from None
         except (OSError, UnicodeError, ValueError, RuntimeError) as error:
-            raise ConnectError(
+            raise find_exhaustion(error) or ConnectError(
                 f"Cannot connect to the upstream{route} ({type(error).__name__})."
             ) from None
 
-    async def _open(self, origin: Origin, connection: Connection) -> None:
+    async def _open(self, origin: Origin, connection: Connection, dns_timeout: float) -> None:
         host, port, tls = origin
         if self.proxy is None:
-            await self._dial(host, port, connection, tls=tls)
+            await self._dial(host, port, connection, dns_timeout, tls=tls)
         elif tls:
-            await self._open_tunnel(self.proxy, host, port, connection)
+            await self._open_tunnel(self.proxy, host, port, connection, dns_timeout)
         else:
-            await self._dial_proxy(self.proxy, connection)
+            await self._dial_proxy(self.proxy, connection, dns_timeout)
 
     async def _dial(
-        self, host: str, port: int, protocol: asyncio.Protocol, *, tls: bool
+        self, host: str, port: int, protocol: asyncio.Protocol, dns_timeout: float, *, tls: bool
     ) -> asyncio.Transport:
+        addresses = await self._resolver.resolve(host, port, dns_timeout)
+        try:
+            return await self._dial_first(addresses, host, protocol, tls=tls)
+        except BaseException:
+            self._resolver.expire(host, port)  # the host may have other addresses by now
+            raise
+
+    async def _dial_address(
+        self, origin: Origin, connection: Connection, address: Address
+    ) -> asyncio.Transport:
+        host, _, tls = origin
+        return await self._dial_first([address], host, connection, tls=tls)
+
+    async def _dial_first(
+        self, addresses: Sequence[Address], host: str, protocol: asyncio.Protocol, *, tls: bool
+    ) -> asyncio.Transport:
+        """Connect to the first of ``addresses`` that accepts a connection."""
         context = self._get_ssl_context() if tls else None
-        addresses = await self._resolve(host, port)
-        if not addresses:
-            raise OSError("the name has no address")
         connected = await _start_connection(addresses, happy_eyeballs_delay=ATTEMPT_DELAY)
         transport, _ = await asyncio.get_running_loop().create_connection(
             lambda: protocol,
@@ -138,17 +180,19 @@ class Connector:
         )
         return transport
 
-    async def _dial_proxy(self, proxy: Proxy, protocol: asyncio.Protocol) -> asyncio.Transport:
+    async def _dial_proxy(
+        self, proxy: Proxy, protocol: asyncio.Protocol, dns_timeout: float
+    ) -> asyncio.Transport:
         try:
-            return await self._dial(proxy.host, proxy.port, protocol, tls=proxy.tls)
+            return await self._dial(proxy.host, proxy.port, protocol, dns_timeout, tls=proxy.tls)
         except (OSError, UnicodeError, ValueError, RuntimeError) as error:
-            raise proxy.unreachable(f"({type(error).__name__})") from None
+            raise find_exhaustion(error) or proxy.unreachable(f"({type(error).__name__})") from None
 
     async def _open_tunnel(
-        self, proxy: Proxy, host: str, port: int, connection: Connection
+        self, proxy: Proxy, host: str, port: int, connection: Connection, dns_timeout: float
     ) -> None:
         tunnel = Tunnel(asyncio.get_running_loop())
-        transport = await self._dial_proxy(proxy, tunnel)
+        transport = await self._dial_proxy(proxy, tunnel, dns_timeout)
         try:
             transport.write(write_connect(f"{bracketed(host)}:{port}", proxy).content)
             encrypted = await self._encrypt(proxy, host, port, tunnel, transport)

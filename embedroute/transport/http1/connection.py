@@ -18,6 +18,8 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from embedroute.backend import Headers, SecretBytes, Source, UpstreamResponse
 from embedroute.errors import UpstreamError, UpstreamTimeout, UpstreamUnavailable
+from embedroute.exhaustion import late_loop
+from embedroute.runtime import tasks
 from embedroute.transport.base import (
     AT_A_TIME,
     CHUNK_FRAMING,
@@ -126,7 +128,8 @@ class Connection(asyncio.Protocol):
 
     ``alive`` is whether it can be used for another exchange, ``complete`` whether the latest
     response has arrived. ``waiter`` is the future of the exchange under way. ``opened_at`` and
-    ``idle_since`` are in seconds of the monotonic clock. ``has_unread(0)`` is true if the socket
+    ``idle_since`` are in seconds of the monotonic clock. ``is_substitute`` is whether it leads to
+    another address than the others of its pool. ``has_unread(0)`` is true if the socket
     has bytes that the event loop has not read yet.
     """
 
@@ -158,6 +161,7 @@ class Connection(asyncio.Protocol):
         "complete",
         "has_unread",
         "idle_since",
+        "is_substitute",
         "opened_at",
         "waiter",
     )
@@ -185,6 +189,7 @@ class Connection(asyncio.Protocol):
         self.alive = False
         self.complete = False
         self.idle_since = 0.0
+        self.is_substitute = False
         self.waiter: asyncio.Future[UpstreamResponse] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -264,9 +269,21 @@ class Connection(asyncio.Protocol):
             self._stopped = False
             self._send_on()
 
-    def expire(self, seconds: float) -> None:
-        """Fail the exchange with a timeout of ``seconds``."""
-        self._fail(UpstreamTimeout(f"The upstream did not respond within {seconds:.1f} s."))
+    def expire(self, seconds: float, due: float) -> None:
+        """Fail the exchange with a timeout of ``seconds``, which ended at ``due``.
+
+        If the event loop is late, the response may have arrived without having been read.
+        """
+        lag = tasks.significant_lag(monotonic() - due, seconds)
+        if lag:
+            self._loop.call_later(tasks.SECOND_CHANCE, self._expire_late, self.waiter, lag)
+        else:
+            self._fail(UpstreamTimeout(f"The upstream did not respond within {seconds:.1f} s."))
+
+    def _expire_late(self, waiter: "asyncio.Future[UpstreamResponse] | None", lag: float) -> None:
+        """Fail the exchange of ``waiter`` if it has not ended since."""
+        if waiter is self.waiter:
+            self._fail(late_loop(lag))
 
     def distrust(self) -> None:
         """Abort the exchange if it is not the first: its response may belong to an earlier one."""

@@ -12,6 +12,7 @@ exchange of a cancelled request (docs/transports.md has the figures).
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import Mapping
 from contextvars import Context
@@ -20,19 +21,22 @@ from types import MappingProxyType
 from typing import Final
 
 from embedroute.backend import Secret, SecretBytes, Source, UpstreamRequest, UpstreamResponse
-from embedroute.errors import UpstreamUnavailable
+from embedroute.errors import ConnectError, ResourcesExhausted, UpstreamUnavailable
 from embedroute.text import log_fields
 from embedroute.transport.base import (
     DEFAULT_CONFIG,
     DEFAULT_LIMITS,
+    MEMBER_ATTEMPT,
+    MEMBER_PAUSE,
     ExchangeLimits,
     TransportConfig,
 )
 from embedroute.transport.connection_slots import ConnectionSlots
-from embedroute.transport.http1.connect import Connector, Resolve, resolve
+from embedroute.transport.http1.connect import Connector
 from embedroute.transport.http1.connection import Connection, StaleError
 from embedroute.transport.http1.request import Origin, Target, closing, parse_target, write_head
 from embedroute.transport.proxy import PROXY_AUTHENTICATION_REQUIRED, Proxy
+from embedroute.transport.resolver import Address, Resolver
 
 log = logging.getLogger("embedroute.http")
 
@@ -47,13 +51,18 @@ LOOK_BACK: Final = 60
 class Pool:
     """The connections to one origin. ``idle`` is sorted by the time of silence, longest first.
 
-    ``slots`` counts the exchanges, including those that are connecting.
+    ``slots`` counts the exchanges, including those that are connecting. ``address`` is the
+    only address of a pool for ``all_addresses``. ``chosen_at`` and ``failed_at`` are when it was
+    last chosen among the addresses, and when it could not be reached.
     """
 
     __slots__ = (
         "_source_ends",
         "_sources",
+        "address",
         "caught",
+        "chosen_at",
+        "failed_at",
         "idle",
         "kept_for",
         "max_age",
@@ -62,9 +71,14 @@ class Pool:
         "slots",
     )
 
-    def __init__(self, origin: Origin, kept_for: float, max_age: float) -> None:
+    def __init__(
+        self, origin: Origin, kept_for: float, max_age: float, address: Address | None = None
+    ) -> None:
         """Close connections that were idle for ``kept_for`` or open for ``max_age`` seconds."""
         self.origin = origin
+        self.address = address
+        self.chosen_at = 0.0
+        self.failed_at = -math.inf
         self.kept_for = kept_for
         self.max_age = max_age
         self.caught = False
@@ -107,7 +121,7 @@ class Pool:
         if (
             connection.complete
             and connection.alive
-            and not self.caught
+            and not (self.caught or connection.is_substitute)
             and connection.idle_since - connection.opened_at < self.max_age
         ):
             self.idle.append(connection)
@@ -159,6 +173,12 @@ class Pool:
             self.drop(self.idle.popleft())
         for other in list(self.open):
             other.distrust()
+
+    def retire(self) -> None:
+        """Reuse no connection any more: the host does not have this address any more."""
+        self.max_age = -math.inf
+        while self.idle:
+            self.drop(self.idle.popleft())
 
     def close(self) -> None:
         """Close all connections."""
@@ -212,17 +232,18 @@ class Http1Transport:
         connect: TransportConfig = DEFAULT_CONFIG,
         kept_for: float = KEPT_FOR,
         max_age: float = MAX_AGE,
-        resolve: Resolve = resolve,
+        resolver: Resolver | None = None,
     ) -> None:
         """Keep idle connections for ``kept_for`` seconds, and no connection for ``max_age``.
 
-        ``resolve`` returns the addresses of a host.
+        ``resolver`` replaces the one that ``connect`` describes.
         """
         self._kept_for = kept_for
         self._max_age = max_age
-        self._connector = Connector(connect, resolve)
+        self._connector = Connector(connect, resolver)
         self._heads: dict[tuple[str, str], _CachedHead] = {}
         self._pools: dict[Origin, Pool] = {}
+        self._members: dict[Origin, dict[Address, Pool]] = {}
         self._sweeper: asyncio.TimerHandle | None = None
 
     async def send(
@@ -230,11 +251,11 @@ class Http1Transport:
     ) -> UpstreamResponse:
         """Send ``request``, and repeat it if a reused connection brings no trusted response."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
+        deadline = monotonic() + timeout
         cached = self._heads.get((request.method, request.url)) or self._add_head(request)
         if cached.headers is not request.headers or type(cached.headers) is not MappingProxyType:
             cached.encode(request.headers)
-        pool = cached.pool
+        pool = await self._choose(cached, limits, timeout) if limits.all_addresses else cached.pool
         head = SecretBytes(b"%bcontent-length: %d\r\n\r\n" % (cached.head, len(request.content)))
         if pool.slots.in_use < limits.max_connections:
             pool.slots.in_use += 1
@@ -244,8 +265,9 @@ class Http1Transport:
             connection, source = pool.take(monotonic(), limits.rest)
             while True:
                 if connection is None:
-                    connection = await self._connect(loop, pool, limits, deadline - loop.time())
-                timer = loop.call_at(deadline, connection.expire, timeout)
+                    connection = await self._connect(loop, pool, limits, deadline - monotonic())
+                remaining = deadline - monotonic()
+                timer = loop.call_later(remaining, connection.expire, timeout, deadline)
                 try:
                     response = await connection.exchange(
                         closing(head) if pool.caught else head, request.content, limits, source
@@ -278,9 +300,9 @@ class Http1Transport:
         """Close the connections that have been idle for too long, and schedule the next sweep."""
         self._sweeper = None
         now = monotonic()
-        for pool in self._pools.values():
+        for pool in self._all_pools():
             pool.drop_old(now)
-        if oldest := [pool.idle[0].idle_since for pool in self._pools.values() if pool.idle]:
+        if oldest := [pool.idle[0].idle_since for pool in self._all_pools() if pool.idle]:
             self._sweep_in(loop, min(oldest) + self._kept_for - now)
 
     async def _connect(
@@ -291,10 +313,72 @@ class Http1Transport:
         seconds: float,
     ) -> Connection:
         pool.make_room(limits.max_connections)
+        deadline = monotonic() + seconds
         connection = Connection(loop, pool.catch)
-        await self._connector.open(pool.origin, connection, seconds)
+        try:
+            await self._open(pool, connection, limits, deadline)
+        except ResourcesExhausted:
+            if not await self._close_idle():
+                raise
+            connection = Connection(loop, pool.catch)
+            await self._open(pool, connection, limits, deadline)
         pool.open.add(connection)
         return connection
+
+    async def _open(
+        self, pool: Pool, connection: Connection, limits: ExchangeLimits, deadline: float
+    ) -> None:
+        """Connect ``connection``. If the address of ``pool`` cannot be reached, try the others."""
+        others = self._members.get(pool.origin, {}) if pool.address else {}
+        members = sorted(others.values(), key=lambda member: (member is not pool, *_load(member)))
+        for member in members[:-1]:
+            seconds = min(deadline - monotonic(), MEMBER_ATTEMPT)
+            try:
+                await self._connector.open(pool.origin, connection, seconds, address=member.address)
+            except ConnectError:
+                member.failed_at = monotonic()
+                self._connector.expire(pool.origin)
+            else:
+                # A connection to another address is used once, so that the load stays balanced.
+                connection.is_substitute = member is not pool
+                return
+        last = members[-1].address if members else None
+        seconds = deadline - monotonic()
+        await self._connector.open(pool.origin, connection, seconds, limits.dns_timeout, last)
+        connection.is_substitute = last is not pool.address
+
+    async def _choose(self, cached: _CachedHead, limits: ExchangeLimits, timeout: float) -> Pool:
+        """Return the pool of the address with the fewest exchanges, of all addresses of a host.
+
+        Raises:
+            ConnectError: the lookup failed, or took too long.
+        """
+        if self._connector.proxy is not None:
+            return cached.pool
+        origin = cached.pool.origin
+        addresses = await self._connector.resolve(origin, timeout, limits.dns_timeout)
+        known = self._members.get(origin, {})
+        members = {
+            address: known.get(address) or Pool(origin, self._kept_for, self._max_age, address)
+            for address in addresses
+        }
+        if members.keys() != known.keys():
+            for address in known.keys() - members.keys():
+                known[address].retire()
+            self._members[origin] = members
+        chosen = min(members.values(), key=_load)
+        chosen.chosen_at = monotonic()
+        return chosen
+
+    async def _close_idle(self) -> bool:
+        """Free the resources of all idle connections. Return whether there was one."""
+        closed = 0
+        for pool in self._all_pools():
+            while pool.idle:
+                pool.drop(pool.idle.pop())
+                closed += 1
+        await let_sockets_close()
+        return closed > 0
 
     def _refuse_proxy_response(self, origin: Origin) -> None:
         """Raise the error of a 407, unless it is the upstream's own response in a tunnel."""
@@ -319,12 +403,26 @@ class Http1Transport:
         self._heads[request.method, request.url] = cached
         return cached
 
+    def _all_pools(self) -> list[Pool]:
+        members = [pool for pools in self._members.values() for pool in pools.values()]
+        return [*self._pools.values(), *members]
+
     async def aclose(self) -> None:
         """Close all connections, and wait until they are closed."""
         if self._sweeper is not None:
             self._sweeper.cancel()
-        for pool in self._pools.values():
+        for pool in self._all_pools():
             pool.close()
-        # An asyncio transport closes its socket one iteration of the loop after abort().
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
+        await let_sockets_close()
+
+
+def _load(pool: Pool) -> tuple[bool, int, float]:
+    """Return the sort key of an address: the least loaded, the least recently chosen first."""
+    has_failed = monotonic() - pool.failed_at < MEMBER_PAUSE
+    return has_failed, pool.slots.in_use, pool.chosen_at
+
+
+async def let_sockets_close() -> None:
+    """Wait until aborted connections are closed: one iteration of the loop after ``abort()``."""
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
