@@ -131,8 +131,7 @@ async def call_backend(
         raise
     named = answer.model if isinstance(cast("object", answer), Vectors) else None
     if named != resources.models.names.get(endpoint) and endpoint:
-        expected = (batch.model, public_model or batch.model)
-        resources.models.check(endpoint, expected, named, backend)
+        resources.models.check(endpoint, (batch.model, public_model or batch.model), named, backend)
     if count * (batch.width or 0) * 4 < LARGE:
         return validate_vectors(answer, batch, width=width, matryoshka=matryoshka, source=source)
     return await fairness.run_in_worker(

@@ -39,7 +39,9 @@ def app_of(*steps, endpoint=None):
     )
     once, soon = (
         RetryPolicy(repeats=0, attempts=1),
-        BreakerPolicy(failures=1, minimum_calls=1, slow_start=1),
+        BreakerPolicy(
+            failures=1, minimum_calls=1, slow_start=1, initial_cooldown=5.0, longest_cooldown=5.0
+        ),
     )
     return embeddings_app(Gateway(config, retries=once, breaker=soon)), backends
 
