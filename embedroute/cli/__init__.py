@@ -6,6 +6,7 @@ It uses argparse and so needs no extra.
 import argparse
 import gc
 import logging
+import math
 import os
 import platform
 import sys
@@ -18,6 +19,7 @@ import anyio
 
 from embedroute import plugins
 from embedroute.cli.verify import Thresholds, verify
+from embedroute.config import Settings
 from embedroute.errors import ConfigError, EmbedrouteError, MissingExtra
 from embedroute.gateway import Gateway
 from embedroute.server import embeddings_app, models
@@ -132,9 +134,15 @@ def _serve(options: argparse.Namespace) -> int:
         embeddings_app(gateway),
         host=options.host,
         port=options.port,
-        timeout_graceful_shutdown=30,
+        timeout_graceful_shutdown=_longest_request(gateway.settings),
     )
     return 0
+
+
+def _longest_request(settings: Settings) -> int | None:
+    """Return the seconds until the last response starts; None if there is no limit."""
+    seconds = settings.body_timeout + settings.deadline
+    return None if math.isinf(seconds) else math.ceil(seconds)
 
 
 def _return_freed_memory() -> None:

@@ -35,6 +35,9 @@ LAG_SHARE: Final = 0.25
 SECOND_CHANCE: Final = 0.05
 """Seconds in which a late event loop may process what has arrived before a time limit applies."""
 
+UVICORN_STOPS: Final = "Task cancelled, timeout graceful shutdown exceeded"
+"""The message of the cancellation of a request after uvicorn's ``timeout_graceful_shutdown``."""
+
 
 def on_asyncio() -> bool:
     """Return whether the running event loop is one of asyncio, not trio."""
@@ -216,23 +219,32 @@ class Watch(Protocol):
         ...
 
 
-def watch(seconds: float, late: Late, grace: float = GRACE) -> Watch:
+def watch(
+    seconds: float,
+    late: Late,
+    grace: float = GRACE,
+    cancelled: Callable[[], Awaitable[None]] | None = None,
+) -> Watch:
     """Create a watch for one request.
 
     It cancels the work after ``seconds`` from now, and raises ``late(lag)``. Limits and
     tasks are set up only after ``grace`` seconds. Until then a watch costs one timer.
+
+    On asyncio ``cancelled`` is awaited as soon as other code has cancelled the work, before the
+    watch ends. uvicorn may end the process a few iterations of the event loop later.
     """
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
         return _AnyioWatch(seconds, late, grace)
-    return _AsyncioWatch(loop, seconds, late, grace)
+    return _AsyncioWatch(loop, seconds, late, grace, cancelled)
 
 
 class _AsyncioWatch:
     __slots__ = (
         "_at",
         "_before",
+        "_cancelled",
         "_cancels",
         "_context",
         "_grace",
@@ -254,8 +266,10 @@ class _AsyncioWatch:
         seconds: float,
         late: Late,
         grace: float,
+        cancelled: Callable[[], Awaitable[None]] | None,
     ) -> None:
         self._loop = loop
+        self._cancelled = cancelled
         self._context = copy_context()
         self._task = cast("asyncio.Task[object]", asyncio.current_task(loop))
         self._before = self._task.cancelling()
@@ -324,8 +338,12 @@ class _AsyncioWatch:
     ) -> None:
         self._timer.cancel()
         reason = self._reason(kind) if self._cancels else None
-        if self._watcher is not None:
-            await self._end_watcher()
+        try:
+            if kind is asyncio.CancelledError and reason is None and self._cancelled is not None:
+                await self._cancelled()
+        finally:
+            if self._watcher is not None:
+                await self._end_watcher()
         if reason is not None:
             raise reason from None
         if isinstance(error, BaseExceptionGroup):
@@ -444,6 +462,39 @@ def is_foreign_cancellation(error: BaseException) -> bool:
         is_real = task is None or (isinstance(task, asyncio.Task) and task.cancelling() > 0)
         return isinstance(error, asyncio.CancelledError | GeneratorExit) and not is_real
     return False
+
+
+def is_cancellation(error: BaseException) -> bool:
+    """Return whether ``error`` is a cancellation of the current task by the code around it."""
+    if on_asyncio():
+        return isinstance(error, asyncio.CancelledError) and not is_foreign_cancellation(error)
+    if isinstance(error, GeneratorExit):  # the coroutine is closed, maybe without an event loop
+        return False
+    is_plain = isinstance(error, anyio.get_cancelled_exc_class())
+    return is_plain or cancellation(error) is not None
+
+
+async def run_although_cancelled(work: Callable[[], Awaitable[None]], seconds: float) -> None:
+    """Run ``work`` for at most ``seconds`` in a task that is being cancelled."""
+    if on_asyncio():  # where a cancellation is raised only once
+        with suppress(TimeoutError), fail_after(seconds):
+            await work()
+    else:
+        with anyio.move_on_after(seconds, shield=True):
+            await work()
+
+
+def end_cancelled(error: BaseException) -> None:
+    """Raise ``error``, by which the current task is being cancelled, unless it is uvicorn's.
+
+    uvicorn would log a traceback. So cancel the task again instead: its next ``await`` raises the
+    cancellation, or if there is none, the task ends as cancelled.
+    """
+    task = asyncio.current_task() if on_asyncio() else None
+    if task is None or UVICORN_STOPS not in error.args:
+        raise error
+    task.uncancel()
+    task.cancel(*error.args)
 
 
 async def gather(work: Sequence[Callable[[], Awaitable[None]]], at_once: int) -> None:

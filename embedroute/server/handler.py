@@ -25,6 +25,7 @@ from embedroute.errors import (
     InternalError,
     MethodNotAllowed,
     NotFound,
+    Overloaded,
     Unauthorized,
 )
 from embedroute.execution import RequestContext
@@ -57,6 +58,8 @@ Authenticator = Callable[[Scope], Awaitable[Caller | None]]
 
 _ENCODED: Final = re.compile(rb"(?:(?!/models/)[^?])*%2f|[^?]*%00", re.IGNORECASE)
 """What no raw path may contain. Only the id of a model may contain an encoded slash."""
+ABORT_TIMEOUT: Final = 1.0
+"""Seconds in which the response to a cancelled request must be sent."""
 
 
 class RequestHandler:
@@ -91,9 +94,13 @@ class RequestHandler:
         except ClientTooSlow:
             exchange.record("client too slow", 499)
         except BaseException as error:
-            if not isinstance(error, Exception) and not tasks.is_foreign_cancellation(error):
+            if isinstance(error, Exception) or tasks.is_foreign_cancellation(error):
+                await self._handle_unexpected_error(exchange, error)
+            elif tasks.is_cancellation(error):
+                await self._abort(exchange)
+                tasks.end_cancelled(error)
+            else:
                 raise
-            await self._handle_unexpected_error(exchange, error)
         finally:
             if exchange.account is not None:
                 self.gateway.bodies.release(exchange.account, exchange.reserved)
@@ -127,7 +134,9 @@ class RequestHandler:
             caller = self._authenticate_by_key(exchange)
         exchange.require_json()
         forecast = None
-        async with tasks.watch(settings.body_timeout, self._make_body_timeout) as watch:
+        async with tasks.watch(
+            settings.body_timeout, self._make_body_timeout, cancelled=partial(self._abort, exchange)
+        ) as watch:
             body = await exchange.body(settings.max_body_bytes, gateway.bodies, caller.name)
             watch.restart(
                 settings.deadline, gateway.make_deadline_error, exchange.wait_for_disconnect
@@ -245,6 +254,14 @@ class RequestHandler:
         body = self.dialect.error(error, exchange.trace)
         await exchange.answer(error.status, body, error_headers(error, error.status))
         exchange.record("request rejected", error.status, code=error.code)
+
+    async def _abort(self, exchange: HTTPExchange) -> None:
+        """Respond to a request whose task the server or the host cancels, if that is possible."""
+        exchange.skip_drain()
+        message = "The server cancelled the request, as it does when it stops. Send it again."
+        reject = partial(self._reject, exchange, Overloaded(message))
+        with suppress(Exception):  # the connection itself may be broken
+            await tasks.run_although_cancelled(reject, ABORT_TIMEOUT)
 
     async def _handle_unexpected_error(self, exchange: HTTPExchange, error: BaseException) -> None:
         request_id = exchange.trace.request_id

@@ -293,6 +293,10 @@ class HTTPExchange:
         except OSError:
             raise ClientDisconnected from None
 
+    def skip_drain(self) -> None:
+        """Do not read the rest of the request before the response ends."""
+        self._skip_drain = True
+
     def _has_unread_body(self) -> bool:
         """Return whether the client is sending a small body."""
         if not self.scope.get("http_version", "").startswith("1") or self.values(b"expect"):
