@@ -160,8 +160,8 @@ def expected_of(case):
         "unknown model": (404, "model_not_found"),
         "no key": (401, "invalid_api_key"),
         "method": (405, "method_not_allowed"),
-        "models": (200, ["hash", "far", "hashed"]),
-        "openrouter": (200, ["hash", "far", "hashed"]),
+        "models": (200, ["hash", "wide", "far", "hashed"]),
+        "openrouter": (200, ["hash", "wide", "far", "hashed"]),
         "model": (200, "far"),
         "openapi": (
             200,

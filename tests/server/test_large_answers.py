@@ -199,6 +199,7 @@ def test_small_responses_are_read_in_one_time_slice():
 
 
 READING = """
+from embedroute.transport.base import DEFAULT_LIMITS
 import asyncio, socket, ssl, sys, uvloop
 from embedroute.transport.http1.connection import AT_A_TIME, TAIL, Connection
 from embedroute.backend import SecretBytes
@@ -228,7 +229,7 @@ async def main():
     server = await asyncio.start_server(serve, "localhost", 0, family=socket.AF_INET, ssl=theirs)
     port = server.sockets[0].getsockname()[1]
     _, connection = await loop.create_connection(lambda: Counting(loop, print), "localhost", port, ssl=ours)
-    answer = connection.exchange(SecretBytes(b"GET / HTTP/1.1\\r\\n\\r\\n"), b"")
+    answer = connection.exchange(SecretBytes(b"GET / HTTP/1.1\\r\\n\\r\\n"), b"", DEFAULT_LIMITS, None)
     connection._transport.pause_reading()
     await asyncio.sleep(0.2)
     go_round()
