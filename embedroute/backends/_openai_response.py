@@ -121,12 +121,15 @@ def read(
     if len(answer.data) > count:
         refuse_more_rows(len(answer.data), count)
     indexes = list(map(_GET_INDEX, answer.data))
+    is_sorted = indexes == list(range(len(indexes)))
     if isinstance(answer, LongAnswer):
-        array = texts_to_array(sort_by_index(texts, indexes), batch.dtype, batch.width)
+        texts = texts if is_sorted else sort_by_index(texts, indexes)
+        array = texts_to_array(texts, batch.dtype, batch.width)
         model = _decode_model(answer.model)
     else:
         rows: list[str | list[float]] = list(map(_GET_EMBEDDING, answer.data))
-        array = vectors.from_rows(sort_by_index(rows, indexes), batch.dtype)
+        rows = rows if is_sorted else [*sort_by_index(rows, indexes)]
+        array = vectors.from_rows(rows, batch.dtype)
         model = answer.model if isinstance(answer.model, str) else None
     return Vectors(array, *_read_usage(answer.usage, response.headers), model=model)
 
@@ -154,7 +157,7 @@ def sort_by_index(rows: Sequence[T], indexes: Sequence[int | float | str | None]
     Raises:
         InvalidUpstreamResponse: an index is out of range or repeated, or several are missing.
     """
-    if indexes == list(range(len(rows))) or not any(index is not None for index in indexes):
+    if not any(index is not None for index in indexes):
         return rows
     numbers = [None if index is None else _parse_index(index) for index in indexes]
     expected = set(range(len(rows)))

@@ -26,6 +26,7 @@ from embedroute.execution.model_echo import (
 )
 from embedroute.execution.redaction import list_secrets, redact_message
 from embedroute.execution.singleflight import Lead, SingleFlight, missing_keys, never_expected
+from embedroute.execution.watchdog import Watchdog
 
 __all__ = [
     "LARGEST",
@@ -43,6 +44,7 @@ __all__ = [
     "Results",
     "SingleFlight",
     "Verdict",
+    "Watchdog",
     "WidthRegistry",
     "call_backend",
     "catalogue_bases",

@@ -5,6 +5,7 @@
 
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
+from time import perf_counter
 from typing import Final, cast
 
 import anyio
@@ -37,6 +38,7 @@ from embedroute.execution.debug_capture import KEPT_AT_ONCE
 from embedroute.execution.local_models import LocalModels
 from embedroute.execution.model_echo import EchoedModels
 from embedroute.execution.own_fields import omit_fields
+from embedroute.execution.watchdog import BLOCKING, Watchdog
 from embedroute.exhaustion import ExhaustionLog, find_exhaustion, late_loop
 from embedroute.routing import BoundedMap
 from embedroute.runtime import LARGE, fairness, tasks
@@ -57,12 +59,14 @@ _PLAIN_MISTAKES = (KeyError, TypeError, ValueError, IndexError, AttributeError)
 class CallResources(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What all calls on one event loop use: its transport, and what belongs to the gateway.
 
-    ``models`` are the names that the gateway's upstreams gave to their models.
+    ``models`` are the names that the gateway's upstreams gave to their models. ``watchdog`` logs
+    what backends do wrong.
     """
 
     transport: Transport
     local: LocalModels
     models: EchoedModels = msgspec.field(default_factory=EchoedModels)
+    watchdog: Watchdog = msgspec.field(default_factory=Watchdog)
     exhaustion_log: ExhaustionLog = msgspec.field(default_factory=ExhaustionLog)
 
 
@@ -98,14 +102,16 @@ async def call_backend(
         UpstreamError: the call failed. This includes exceptions in the backend's own code.
     """
     if not isinstance(backend, _BACKENDS):
-        raise TypeError(
-            f"{type(backend).__name__} must subclass HTTPBackend, LocalBackend or Backend."
-        )
+        name = type(backend).__name__
+        raise TypeError(f"{name} must subclass HTTPBackend, LocalBackend or Backend.")
     source = None
     count = len(batch)
     try:
         if isinstance(backend, HTTPBackend):
-            request = await _build_in_thread(backend, batch) if large else backend.build(batch)
+            if large:
+                request = await _build_in_thread(backend, batch)
+            else:
+                request = _build(backend, batch, resources.watchdog, provider)
             request = omit_fields(request, omitted) if omitted else request
             largest = largest_answer(count, batch.width, len(request.content))
             limits = ExchangeLimits(
@@ -117,26 +123,24 @@ async def call_backend(
             )(request, timeout, limits)
             source = response.source
             if len(response.content) < LARGE:
-                answer = _parse(backend, batch, response)
+                answer = _parse(backend, batch, response, resources.watchdog, provider)
             else:
                 answer = await fairness.run_in_worker(partial(_parse, backend, batch, response))
         else:
-            answer = await _run_without_http(backend, batch, resources, timeout)
+            answer = await _run_without_http(backend, batch, resources, timeout, provider)
     except EmbedrouteError as error:
-        if isinstance(error, UpstreamError):
-            raise await _refine(error, batch, in_thread=large) from error.__cause__
-        raise _record(error, resources) from error.__cause__
+        raise await _refine(error, batch, resources, in_thread=large) from error.__cause__
     except BaseException as error:
         _raise_as_upstream_error(backend, error, resources)
         raise
     named = answer.model if isinstance(cast("object", answer), Vectors) else None
     if named != resources.models.names.get(endpoint) and endpoint:
         resources.models.check(endpoint, (batch.model, public_model or batch.model), named, backend)
-    if count * (batch.width or 0) * 4 < LARGE:
-        return validate_vectors(answer, batch, width=width, matryoshka=matryoshka, source=source)
-    return await fairness.run_in_worker(
-        partial(validate_vectors, answer, batch, width=width, matryoshka=matryoshka, source=source)
+    validate = partial(
+        validate_vectors, answer, batch, width=width, matryoshka=matryoshka, source=source
     )
+    is_small = count * (batch.width or 0) * 4 < LARGE
+    return validate() if is_small else await fairness.run_in_worker(validate)
 
 
 def _record(error: EmbedrouteError, resources: CallResources) -> EmbedrouteError:
@@ -146,7 +150,11 @@ def _record(error: EmbedrouteError, resources: CallResources) -> EmbedrouteError
     return error
 
 
-async def _refine(error: UpstreamError, batch: Batch, *, in_thread: bool) -> UpstreamError:
+async def _refine(
+    error: EmbedrouteError, batch: Batch, resources: CallResources, *, in_thread: bool
+) -> EmbedrouteError:
+    if not isinstance(error, UpstreamError):
+        return _record(error, resources)
     if in_thread:
         # It compares the message with all texts, which takes 0.3 s for 28 MB of them.
         return await fairness.run_in_worker(partial(refine_with_inputs, error, batch.inputs))
@@ -171,12 +179,24 @@ def _must_propagate(error: BaseException) -> bool:
 
 
 async def _run_without_http(
-    backend: LocalBackend | Backend, batch: Batch, resources: CallResources, timeout: float
+    backend: LocalBackend | Backend,
+    batch: Batch,
+    resources: CallResources,
+    timeout: float,
+    provider: str,
 ) -> Vectors:
+    watchdog = resources.watchdog
+    call = partial(_run_backend, backend, batch, resources)
     time_limit = tasks.fail_after(timeout)
     try:
         with time_limit:
-            return await _run_backend(backend, batch, resources)
+            if isinstance(backend, LocalBackend):
+                return await call()
+            return await tasks.run_abandonable(
+                partial(watchdog.watch, provider, backend, call),
+                timeout,
+                partial(watchdog.report_ignored, provider, backend),
+            )
     except TimeoutError:
         if time_limit.lag:
             raise late_loop(time_limit.lag) from None
@@ -222,19 +242,47 @@ async def _capture(on_capture: CaptureHook, message: UpstreamRequest | UpstreamR
         await fairness.run_in_worker(partial(on_capture, message))
 
 
+def _build(
+    backend: HTTPBackend, batch: Batch, watchdog: Watchdog, provider: str
+) -> UpstreamRequest:
+    began = perf_counter()
+    try:
+        return backend.build(batch)
+    finally:
+        seconds = perf_counter() - began
+        if seconds >= BLOCKING:
+            watchdog.report_blocking(provider, backend, "build", seconds)
+
+
 async def _build_in_thread(backend: HTTPBackend, batch: Batch) -> UpstreamRequest:
     return await fairness.run_in_worker(partial(write_in_pieces, partial(backend.build, batch)))
 
 
-def _parse(backend: HTTPBackend, batch: Batch, response: UpstreamResponse) -> Vectors:
-    if not 200 <= response.status < 300:
-        raise backend.map_error(response)
+def _parse(
+    backend: HTTPBackend,
+    batch: Batch,
+    response: UpstreamResponse,
+    watchdog: Watchdog | None = None,
+    provider: str = "",
+) -> Vectors:
+    """Read the vectors or the error of a response. A ``watchdog`` watches the event loop."""
+    began = perf_counter()
+    method = "map_error"
     try:
+        if not 200 <= response.status < 300:
+            raise backend.map_error(response)
+        method = "parse"
         return backend.parse(batch, response)
     except _PLAIN_MISTAKES as error:
+        if method != "parse":
+            raise
         raise InvalidUpstreamResponse(
             f"The upstream's response does not match its API ({type(error).__name__} in parse)."
         ) from error
+    finally:
+        seconds = perf_counter() - began
+        if seconds >= BLOCKING and watchdog is not None:
+            watchdog.report_blocking(provider, backend, method, seconds)
 
 
 def largest_answer(count: int, width: int | None, sent: int) -> int:

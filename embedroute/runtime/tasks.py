@@ -1,6 +1,7 @@
 """Starts tasks, sets timeouts and unwraps exception groups.
 
-No other module starts tasks, so that no task outlives its request.
+No other module starts tasks. No task outlives its request, except one that ignores its cancellation
+(``run_abandonable``).
 """
 
 import asyncio
@@ -10,11 +11,11 @@ from contextlib import suppress
 from contextvars import copy_context
 from time import monotonic
 from types import TracebackType
-from typing import Final, Protocol, Self, TypeVar, cast
+from typing import Any, Final, Generic, Protocol, Self, TypeVar, cast
 
 import anyio
 from anyio import CapacityLimiter
-from anyio.lowlevel import current_token
+from anyio.lowlevel import RunVar, current_token
 
 T = TypeVar("T")
 
@@ -34,6 +35,12 @@ LAG_SHARE: Final = 0.25
 """Share of a time limit by which its timer must be late for the same."""
 SECOND_CHANCE: Final = 0.05
 """Seconds in which a late event loop may process what has arrived before a time limit applies."""
+
+CANCEL_GRACE: Final = 0.25
+"""Seconds that a cancelled call gets to clean up before it is abandoned."""
+
+_ABANDONED: Final[RunVar[set[asyncio.Task[None]] | None]] = RunVar("embedroute.abandoned")
+"""The tasks of an event loop that ignored their cancellation and have not ended yet."""
 
 UVICORN_STOPS: Final = "Task cancelled, timeout graceful shutdown exceeded"
 """The message of the cancellation of a request after uvicorn's ``timeout_graceful_shutdown``."""
@@ -450,6 +457,103 @@ async def cancel_on_disconnect(
     async with watch(math.inf, TimeoutError, grace) as watching:
         watching.restart(math.inf, TimeoutError, disconnected)
         return await work
+
+
+class _Outcome(Generic[T]):
+    """What a call returned or raised. A task would keep its error, and with it all frames."""
+
+    __slots__ = ("_error", "_values")
+
+    def __init__(self) -> None:
+        self._error: BaseException | None = None
+        self._values: list[T] = []
+
+    @property
+    def returned(self) -> bool:
+        return bool(self._values)
+
+    async def record(self, work: Callable[[], Awaitable[T]]) -> None:
+        # A task must not raise: asyncio logs an error that is not read, and SystemExit ends the
+        # event loop.
+        try:
+            self._values.append(await work())
+        except BaseException as error:  # noqa: BLE001 - raised again in the caller's task
+            self._error = error
+
+    def get(self) -> T:
+        error = self._error
+        self._error = None
+        if error is None and self._values:
+            return self._values.pop()
+        try:
+            raise error or asyncio.CancelledError  # it was cancelled before it began
+        finally:
+            del error  # its traceback holds this frame
+
+
+async def run_abandonable(
+    work: Callable[[], Awaitable[T]], seconds: float, on_ignored: Callable[[], None]
+) -> T:
+    """Await ``work()`` in a task of its own, and cancel it when the caller is cancelled.
+
+    If it has not ended ``CANCEL_GRACE`` seconds later, it is abandoned: the caller goes on, and the
+    task is kept until it ends by itself. ``on_ignored`` is called then, and also if ``work``
+    returned a value although it was cancelled.
+
+    On trio a task cannot be abandoned, so the caller waits. But trio cancels again at each
+    checkpoint, so only a shielded or endless call goes on. ``on_ignored`` is called if it ends
+    later than the caller's limit of ``seconds`` and ``CANCEL_GRACE``.
+    """
+    loop = asyncio_loop()
+    if loop is None:
+        return await _run_in_place(work, seconds, on_ignored)
+    outcome = _Outcome[T]()
+    task = loop.create_task(outcome.record(work))
+    try:
+        await asyncio.wait([task])
+    except asyncio.CancelledError:
+        await _cancel(task, outcome, on_ignored)
+        raise
+    return outcome.get()
+
+
+async def _cancel(
+    task: asyncio.Task[None], outcome: _Outcome[Any], on_ignored: Callable[[], None]
+) -> None:
+    """Cancel a task, and abandon it if it goes on."""
+    if not task.cancel():
+        return
+    try:
+        # Anyio cancels the tasks of a cancelled scope again and again; the shield stops that.
+        with anyio.CancelScope(shield=True):
+            await asyncio.wait([task], timeout=CANCEL_GRACE)
+    finally:
+        if not task.done():
+            _abandon(task)
+            on_ignored()
+        elif outcome.returned:
+            on_ignored()
+
+
+def _abandon(task: asyncio.Task[None]) -> None:
+    """Keep a task until it ends: asyncio holds only a weak reference to it."""
+    tasks = _ABANDONED.get(None)
+    if tasks is None:
+        tasks = set[asyncio.Task[None]]()
+        _ABANDONED.set(tasks)
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
+
+
+async def _run_in_place(
+    work: Callable[[], Awaitable[T]], seconds: float, on_ignored: Callable[[], None]
+) -> T:
+    end = anyio.current_time() + seconds
+    try:
+        return await work()
+    finally:
+        if anyio.current_time() > end + CANCEL_GRACE:
+            on_ignored()
 
 
 def is_foreign_cancellation(error: BaseException) -> bool:

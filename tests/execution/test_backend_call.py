@@ -77,8 +77,10 @@ class BuggyBackend(PlainBackend, frozen=True, kw_only=True):
 
 
 class JudgingBackend(PlainBackend, frozen=True, kw_only=True):
+    mistake: type[Exception] = ZeroDivisionError
+
     def map_error(self, reply):
-        raise ZeroDivisionError
+        raise self.mistake
 
 
 class SlowToBuild(PlainBackend, frozen=True, kw_only=True):
@@ -224,10 +226,12 @@ async def test_the_exception_that_a_host_is_handling_keeps_its_traceback():
         (PlainBackend(), OSError("odd"), UpstreamUnavailable),
         (BuggyBackend(), reply(200, b""), UpstreamUnavailable),
         (JudgingBackend(), reply(400, b""), UpstreamUnavailable),
+        (JudgingBackend(mistake=KeyError), reply(400, b""), UpstreamUnavailable),
         (RemoteBackend(), None, None),
         (RemoteBackend(step=RateLimited("slow")), None, RateLimited),
         (RemoteBackend(step=ValueError("a bug")), None, UpstreamUnavailable),
         (RemoteBackend(step=TimeoutError()), None, UpstreamTimeout),
+        (RemoteBackend(step=SystemExit(1)), None, UpstreamUnavailable),
         (LocalModelBackend(), None, None),
         (LocalModelBackend(step=UpstreamRejectedInput("odd")), None, UpstreamRejectedInput),
         (LocalModelBackend(step=MemoryError()), None, UpstreamUnavailable),
