@@ -35,9 +35,11 @@ from embedroute.execution import (
     AttemptRunner,
     DispatchContext,
     Dispatcher,
+    EchoedModels,
     Embed,
     LocalModels,
     SingleFlight,
+    Watchdog,
     WidthRegistry,
 )
 from embedroute.limits import admission_mistakes
@@ -219,7 +221,8 @@ class LoopRuntime(msgspec.Struct, frozen=True):
 class RuntimeFactory:
     """Opens the resources of each event loop.
 
-    All loops share the loaded models, health, widths and the retry budget.
+    All loops share the loaded models, health, widths, the names in upstreams' answers, the watchdog
+    and the retry budget.
     """
 
     def __init__(
@@ -248,6 +251,8 @@ class RuntimeFactory:
         self._retries = retries
         self._local = LocalModels(settings.local_threads)
         self._widths = WidthRegistry()
+        self._models = EchoedModels()
+        self._watchdog = Watchdog()
         self._budget = RetryBudget()
         self._clock = clock
 
@@ -264,6 +269,8 @@ class RuntimeFactory:
             local=self._local,
             healths=self._healths,
             widths=self._widths,
+            models=self._models,
+            watchdog=self._watchdog,
             clock=self._clock,
         )
         dispatcher = Dispatcher(

@@ -31,7 +31,9 @@ from embedroute.execution.context import (
 from embedroute.execution.debug_capture import record_exchange
 from embedroute.execution.local_models import LocalModels
 from embedroute.execution.microbatching import MicroBatcher
+from embedroute.execution.model_echo import EchoedModels
 from embedroute.execution.own_fields import find_own_field
+from embedroute.execution.watchdog import Watchdog
 from embedroute.inputs import Input, estimate_sizes, letters_in
 from embedroute.routing import (
     NO_FIELDS,
@@ -59,7 +61,8 @@ Encoding it on the event loop would block the loop.
 class AttemptRunner:
     """The attempts of one gateway on one event loop.
 
-    All loops of the gateway share ``healths`` and ``widths``; each has its own ``transport``.
+    All loops of the gateway share ``healths``, ``widths``, ``models`` and ``watchdog``; each has
+    its own ``transport``.
     """
 
     def __init__(
@@ -69,10 +72,14 @@ class AttemptRunner:
         local: LocalModels,
         healths: HealthRegistry,
         widths: WidthRegistry,
+        models: EchoedModels,
+        watchdog: Watchdog,
         clock: Callable[[], float],
     ) -> None:
         """Create a runner with its own micro-batcher and latency history."""
-        self._resources = CallResources(transport=transport, local=local)
+        self._resources = CallResources(
+            transport=transport, local=local, models=models, watchdog=watchdog
+        )
         self._micro_batcher = MicroBatcher()
         self._usual = UsualLatency()
         self._healths = healths
@@ -221,6 +228,8 @@ class AttemptRunner:
             large=context.request.large and letters_in(batch.inputs) >= LONG,
             width=prepared.selection.parameters.width,
             matryoshka=prepared.can_truncate,
+            endpoint=candidate.name if candidate.checks_model else "",
+            public_model=prepared.route.public_name,
         )
 
     def _name_cause(

@@ -3,11 +3,13 @@
 # A scripted reply does not depend on the request.
 # ruff: noqa: ARG002
 
+import asyncio
 import logging
 
 import numpy as np
 import pytest
 
+from embedroute import Config, Gateway
 from embedroute.backend import HTTPBackend, Secret, UpstreamRequest, UpstreamResponse, Vectors
 from embedroute.errors import InvalidUpstreamResponse, UpstreamWrongModel
 from embedroute.execution import (
@@ -283,3 +285,114 @@ def test_another_model_is_never_an_inputs_fault():
     failure = UpstreamWrongModel("other")
     assert isinstance(failure, InvalidUpstreamResponse)
     assert not may_be_caused_by_input(failure)
+
+
+class NamingTransport:
+    """Answers with one row per call, and with the model that ``named`` holds for the host."""
+
+    name = "naming"
+
+    def __init__(self, named):
+        self.named = named
+        self.hosts = []
+
+    async def send(self, request, timeout, limits):
+        host = request.url.removeprefix("http://")
+        self.hosts.append(host)
+        model = self.named[host]
+        return UpstreamResponse(200, {}, f'{{"rows": [[1, 2, 3]], "model": "{model}"}}'.encode())
+
+    async def aclose(self):
+        pass
+
+
+class NamedHost(NamingBackend, frozen=True, kw_only=True):
+    host: str
+
+    def build(self, batch):
+        return UpstreamRequest.json(f"http://{self.host}", {"texts": batch.texts})
+
+
+def gateway_of(transport, **endpoints):
+    return Gateway(
+        Config(
+            gateway={"auth": "open"},
+            providers={host: {"backend": NamedHost(host=host)} for host in endpoints},
+            models={
+                "m": {
+                    "dimensions": 3,
+                    "endpoints": [
+                        {"provider": host, **fields} for host, fields in endpoints.items()
+                    ],
+                }
+            },
+        ),
+        transport=lambda: transport,
+        environ={},
+    )
+
+
+async def ask(gateway, text):
+    return await gateway.embed([text], model="m", provider={"order": ["first"]})
+
+
+@pytest.mark.anyio
+async def test_a_request_is_answered_by_the_next_endpoint_when_the_first_has_swapped_its_model():
+    transport = NamingTransport({"first": "m", "second": "m"})
+    gateway = gateway_of(transport, first={}, second={})
+    await ask(gateway, "a")
+    transport.named["first"] = "swapped"
+    transport.hosts.clear()
+
+    await ask(gateway, "b")
+
+    assert ["first", "first", "second"] == transport.hosts
+
+
+@pytest.mark.anyio
+async def test_a_request_fails_when_the_only_endpoint_has_swapped_its_model():
+    transport = NamingTransport({"first": "m"})
+    gateway = gateway_of(transport, first={})
+    await ask(gateway, "a")
+    transport.named["first"] = "swapped"
+    with pytest.raises(UpstreamWrongModel) as caught:
+        await ask(gateway, "b")
+    assert (502, "upstream_wrong_model") == (caught.value.status, caught.value.code)
+
+    transport.named["first"] = "m"
+    transport.hosts.clear()
+    await ask(gateway, "b")
+    assert ["first"] == transport.hosts, "the refused vectors were cached"
+
+
+@pytest.mark.anyio
+async def test_an_endpoint_whose_echo_is_ignored_may_swap_its_model():
+    transport = NamingTransport({"first": "m"})
+    gateway = gateway_of(transport, first={"model_echo": "ignore"})
+    for text, model in (("a", "m"), ("b", "swapped")):
+        transport.named["first"] = model
+        await ask(gateway, text)
+
+
+@pytest.mark.anyio
+async def test_the_public_name_of_a_model_says_what_a_deployment_must_serve():
+    transport = NamingTransport({"first": "text-embedding-ada-002"})
+    config = Config(
+        gateway={"auth": "open"},
+        providers={"first": {"backend": NamedHost(host="first")}},
+        models={SMALL: {"dimensions": 3, "endpoints": [{"provider": "first", "model": "ours"}]}},
+    )
+    gateway = Gateway(config, transport=lambda: transport, environ={})
+    with pytest.raises(UpstreamWrongModel):
+        await gateway.embed(["a"], model=SMALL)
+    transport.named["first"] = SMALL
+    await gateway.embed(["a"], model=SMALL)
+
+
+def test_all_event_loops_of_a_gateway_share_the_first_name():
+    transport = NamingTransport({"first": "alias"})
+    gateway = gateway_of(transport, first={})
+    asyncio.run(ask(gateway, "a"))
+    transport.named["first"] = "swapped"
+    with pytest.raises(UpstreamWrongModel):
+        asyncio.run(ask(gateway, "b"))
