@@ -69,6 +69,17 @@ def stop_while_asked(server, options, upstream):
     return asking.answer, serving.said
 
 
+def assert_silent(said):
+    """Check that no error of the gateway was logged.
+
+    asyncio itself logs the cancelled connection of hypercorn on Python 3.11, and a signal that
+    arrives when hypercorn has just closed its loop.
+    """
+    assert "unhandled exception" not in said
+    assert "ASGI" not in said
+    assert "/embedroute/" not in said.replace("/embedroute/.venv/", "")
+
+
 @pytest.mark.parametrize("server", GRACE)
 def test_a_request_that_the_server_cancels_gets_a_503(server):
     """The gateway is mounted, so it gets no lifespan event. It is cancelled after the grace."""
@@ -78,10 +89,7 @@ def test_a_request_that_the_server_cancels_gets_a_503(server):
     assert (503, "overloaded") == (answer.status_code, answer.json()["error"]["code"])
     assert "1" == answer.headers["retry-after"]
     assert "request rejected" in said
-    assert "unhandled exception" not in said
-    # asyncio itself logs the cancelled connection of hypercorn, on Python 3.11.
-    assert "ASGI" not in said
-    assert "/embedroute/" not in said.replace("/embedroute/.venv/", "")
+    assert_silent(said)
 
 
 @pytest.mark.parametrize("server", GRACE)
@@ -90,7 +98,7 @@ def test_a_request_that_ends_within_the_grace_gets_its_vectors(server):
         answer, said = stop_while_asked(server, LONG[server], upstream)
 
     assert (200, 1) == (answer.status_code, len(answer.json()["data"]))
-    assert "Traceback" not in said
+    assert_silent(said)
 
 
 @pytest.mark.skipif(find_spec("granian") is None, reason="granian is not installed")
