@@ -31,6 +31,7 @@ from embedroute.backend import (
 )
 from embedroute.errors import InvalidUpstreamResponse, RateLimited
 from embedroute.inputs import ImagePart, ImageURL, Kind, TextPart
+from tests.support.cpu_time import slowness
 
 HIDDEN = "sk-hidden-2f9c"
 SECRET = Secret(HIDDEN)
@@ -274,12 +275,14 @@ class OtherThread:
 )
 def test_other_threads_run_while_a_body_is_written_in_pieces(value):
     for _ in range(3):  # other processes can only make it worse
+        before = slowness()
         with OtherThread() as other:
             write_in_pieces(lambda: UpstreamRequest.json("https://a.example", {"input": value}))
-        if other.longest < 0.03 and other.turns > 60:
+        limit = 0.03 * (before + slowness()) / 2
+        if other.longest < limit and other.turns > 60:
             break
 
-    assert other.longest < 0.03
+    assert other.longest < limit
     assert other.turns > 60
 
 
