@@ -224,13 +224,18 @@ def broken_string(error: Exception, quoted: bytes, param: str | None) -> Invalid
         surrogate = None
     if surrogate and param is not None:
         return _refuse(param, "contains half of a surrogate pair. Send complete characters.")
-    if isinstance(error, UnicodeDecodeError):
+    if _is_not_utf8(error):
         return InvalidRequest("The body is not valid JSON: it is not UTF-8.")
     return InvalidRequest("The body is not valid JSON: a string is malformed.", param=param)
 
 
+def _is_not_utf8(error: Exception) -> bool:
+    """Return whether a body was refused for its encoding: msgspec 0.23 has no class for that."""
+    return isinstance(error, UnicodeDecodeError) or "UTF-8" in str(error)
+
+
 def _explain_syntax_error(error: Exception, body: bytes) -> InvalidRequest:
-    if isinstance(error, UnicodeDecodeError):
+    if _is_not_utf8(error):
         return InvalidRequest("The body is not valid JSON: it is not UTF-8.")
     if not body.strip():
         return InvalidRequest("The body is empty. Send a JSON object.")
