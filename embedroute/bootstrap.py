@@ -56,7 +56,7 @@ from embedroute.routing import (
     build_registry,
     resolve_key_models,
 )
-from embedroute.runtime import tasks
+from embedroute.runtime import time_limits
 from embedroute.text import log_fields
 from embedroute.transport import Transport, TransportConfig, create_transport, transport_mistakes
 
@@ -289,7 +289,7 @@ class RuntimeFactory:
                 self._settings.transport,
                 self._connect,
                 self._client,
-                on_asyncio=tasks.on_asyncio(),
+                on_asyncio=time_limits.on_asyncio(),
             )
         except ConfigError as error:
             log.exception("invalid configuration", extra=log_fields({"reason": error.message}))

@@ -67,6 +67,8 @@ HOLDERS = {
     "wordllama": {"backends/wordllama.py"},
     "asyncio": {
         "runtime/tasks.py",
+        "runtime/cancellation.py",
+        "runtime/time_limits.py",
         "runtime/per_loop.py",
         "transport/http1/",
     },

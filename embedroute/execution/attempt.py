@@ -47,7 +47,7 @@ from embedroute.routing import (
 )
 from embedroute.runtime import fairness
 from embedroute.text import log_fields
-from embedroute.transport import SHORT_LOOKUP, Transport
+from embedroute.transport import SHORT_LOOKUP, ExchangeLimits, Transport
 
 log = logging.getLogger("embedroute.calls")
 
@@ -219,11 +219,13 @@ class AttemptRunner:
             partial(record_exchange, trace, candidate.provider, candidate.backend)
             if trace.captures_bodies
             else None,
-            candidate.rest,
-            candidate.provider,
-            candidate.max_connections,
-            dns_timeout=SHORT_LOOKUP if others else math.inf,
-            all_addresses=candidate.all_addresses,
+            ExchangeLimits(
+                rest=candidate.rest,
+                provider=candidate.provider,
+                max_connections=candidate.max_connections,
+                dns_timeout=SHORT_LOOKUP if others else math.inf,
+                all_addresses=candidate.all_addresses,
+            ),
             omitted=omitted,
             large=context.request.large and letters_in(batch.inputs) >= LONG,
             width=prepared.selection.parameters.width,

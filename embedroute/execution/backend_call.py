@@ -41,7 +41,7 @@ from embedroute.execution.own_fields import omit_fields
 from embedroute.execution.watchdog import BLOCKING, Watchdog
 from embedroute.exhaustion import ExhaustionLog, find_exhaustion, late_loop
 from embedroute.routing import BoundedMap
-from embedroute.runtime import LARGE, fairness, tasks
+from embedroute.runtime import LARGE, cancellation, fairness, tasks, time_limits
 from embedroute.transport import DEFAULT_LIMITS, LARGEST_REPLY, ExchangeLimits, Transport
 from embedroute.upstream_errors import refine_with_inputs
 from embedroute.vectors import Array
@@ -76,12 +76,8 @@ async def call_backend(
     resources: CallResources,
     timeout: float,
     on_capture: CaptureHook | None = None,
-    rest: float = DEFAULT_LIMITS.rest,
-    provider: str = "",
-    max_connections: int = DEFAULT_LIMITS.max_connections,
+    limits: ExchangeLimits = DEFAULT_LIMITS,
     *,
-    dns_timeout: float = DEFAULT_LIMITS.dns_timeout,
-    all_addresses: bool = False,
     large: bool = False,
     width: int | None = None,
     matryoshka: bool = False,
@@ -91,12 +87,11 @@ async def call_backend(
 ) -> Vectors:
     """Embed ``batch`` with ``backend`` within ``timeout`` seconds, and validate the result.
 
-    ``rest``, ``provider``, ``max_connections``, ``dns_timeout`` and ``all_addresses`` are fields of
-    ``ExchangeLimits``; ``width`` and ``matryoshka`` are parameters of ``validate_vectors``. For a
-    ``large`` call, a worker thread encodes the body and compares an error with the inputs.
-    ``omitted`` are fields that the upstream rejects. The model that the answer names is checked
-    under the name of its ``endpoint``, unless that is empty; ``public_model`` is the name that
-    clients use.
+    The largest answer of ``limits`` is set here. ``width`` and ``matryoshka`` are parameters of
+    ``validate_vectors``. For a ``large`` call, a worker thread encodes the body and compares an
+    error with the inputs. ``omitted`` are fields that the upstream rejects. The model that the
+    answer names is checked under the name of its ``endpoint``, unless that is empty;
+    ``public_model`` is the name that clients use.
 
     Raises:
         UpstreamError: the call failed. This includes exceptions in the backend's own code.
@@ -111,23 +106,21 @@ async def call_backend(
             if large:
                 request = await _build_in_thread(backend, batch)
             else:
-                request = _build(backend, batch, resources.watchdog, provider)
+                request = _build(backend, batch, resources.watchdog, limits.provider)
             request = omit_fields(request, omitted) if omitted else request
             largest = largest_answer(count, batch.width, len(request.content))
-            limits = ExchangeLimits(
-                largest, rest, provider, max_connections, dns_timeout, all_addresses
-            )
+            limits = msgspec.structs.replace(limits, largest=largest)
             send = resources.transport.send
             response = await (
                 send if on_capture is None else partial(_send_and_capture, send, on_capture)
             )(request, timeout, limits)
             source = response.source
             if len(response.content) < LARGE:
-                answer = _parse(backend, batch, response, resources.watchdog, provider)
+                answer = _parse(backend, batch, response, resources.watchdog, limits.provider)
             else:
                 answer = await fairness.run_in_worker(partial(_parse, backend, batch, response))
         else:
-            answer = await _run_without_http(backend, batch, resources, timeout, provider)
+            answer = await _run_without_http(backend, batch, resources, timeout, limits.provider)
     except EmbedrouteError as error:
         raise await _refine(error, batch, resources, in_thread=large) from error.__cause__
     except BaseException as error:
@@ -167,7 +160,7 @@ def _raise_as_upstream_error(
     """Raise what the caller gets instead of ``error``. Return if it gets ``error`` itself."""
     if _must_propagate(error):
         return
-    if cancelled := tasks.cancellation(error):
+    if cancelled := cancellation.cancellation(error):
         raise cancelled from None
     raise _record(_backend_error(backend, error), resources) from error
 
@@ -175,7 +168,7 @@ def _raise_as_upstream_error(
 def _must_propagate(error: BaseException) -> bool:
     """Return whether an error ends the task. SystemExit from a backend must not end the host's."""
     ends = isinstance(error, KeyboardInterrupt | GeneratorExit | anyio.get_cancelled_exc_class())
-    return ends and not tasks.is_foreign_cancellation(error)
+    return ends and not cancellation.is_foreign_cancellation(error)
 
 
 async def _run_without_http(
@@ -187,7 +180,7 @@ async def _run_without_http(
 ) -> Vectors:
     watchdog = resources.watchdog
     call = partial(_run_backend, backend, batch, resources)
-    time_limit = tasks.fail_after(timeout)
+    time_limit = time_limits.fail_after(timeout)
     try:
         with time_limit:
             if isinstance(backend, LocalBackend):

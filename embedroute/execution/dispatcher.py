@@ -15,6 +15,7 @@ from embedroute.errors import (
     BatchTooLarge,
     EmbedrouteError,
     NoHealthyEndpoint,
+    Overloaded,
     Rejected,
     RejectedByPage,
     UpstreamError,
@@ -136,9 +137,10 @@ class Dispatcher:
     def _record_repeat(
         self, candidate: ResolvedEndpoint, outcome: Results | EmbedrouteError
     ) -> None:
-        """Record whether it has helped to repeat a call."""
-        is_answered = not isinstance(outcome, EmbedrouteError)
-        self._healths.get(candidate).record_repeat(self._clock(), answered=is_answered)
+        """Record whether it has helped to repeat a call, unless this process could not make it."""
+        if not isinstance(outcome, Overloaded):
+            is_answered = not isinstance(outcome, EmbedrouteError)
+            self._healths.get(candidate).record_repeat(self._clock(), answered=is_answered)
 
     async def _decide(
         self,

@@ -9,7 +9,7 @@ from typing import Final
 
 import anyio
 
-from embedroute.runtime import tasks
+from embedroute.runtime import time_limits
 
 Step = Callable[[], bool]
 """Runs the next slice of a job, and returns whether the job is finished."""
@@ -145,7 +145,7 @@ class _Job:
         self.context = copy_context()
         self.error: BaseException | None = None
         self.ended = anyio.Event()
-        self._call_soon = tasks.get_call_soon_threadsafe()
+        self._call_soon = time_limits.get_call_soon_threadsafe()
 
     def end(self) -> None:
         """Wake the waiting task, unless its event loop is closed."""

@@ -89,10 +89,12 @@ DECISIONS: Final[tuple[tuple[type[EmbedrouteError], RetryDecision], ...]] = (
     (FieldRejected, RetryDecision.REPEAT),
     (RejectedByPage, RetryDecision.BISECT),
     (UpstreamError, RetryDecision.NEXT),
+    (Overloaded, RetryDecision.NEXT),
 )
 """Error class → decision; the first matching class decides.
 
-Another endpoint may accept what one rejects without a reason. A timeout is not retried at the same
+Another endpoint may accept what one rejects without a reason, and a connection to it may be open
+when this process has no file descriptors left. A timeout is not retried at the same
 endpoint: it may be overloaded, and a retry adds load. When no endpoint is left, the dispatcher may
 wait for a rate limit to end and try that endpoint again (``Dispatcher._give_up``).
 """

@@ -3,6 +3,7 @@
 It may not import other packages of embedroute.
 """
 
+from embedroute.runtime.cancellation import innermost, is_foreign_cancellation
 from embedroute.runtime.fairness import (
     LARGE,
     ROWS,
@@ -21,8 +22,6 @@ from embedroute.runtime.tasks import (
     Watch,
     cancel_on_disconnect,
     gather,
-    innermost,
-    is_foreign_cancellation,
 )
 
 __all__ = [

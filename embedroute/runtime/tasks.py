@@ -1,4 +1,4 @@
-"""Starts tasks, sets timeouts and unwraps exception groups.
+"""Starts tasks, and watches the time limit and the client of a request.
 
 No other module starts tasks. No task outlives its request, except one that ignores its cancellation
 (``run_abandonable``).
@@ -7,15 +7,16 @@ No other module starts tasks. No task outlives its request, except one that igno
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from contextlib import suppress
 from contextvars import copy_context
-from time import monotonic
 from types import TracebackType
 from typing import Any, Final, Generic, Protocol, Self, TypeVar, cast
 
 import anyio
 from anyio import CapacityLimiter
-from anyio.lowlevel import RunVar, current_token
+from anyio.lowlevel import RunVar
+
+from embedroute.runtime.cancellation import innermost
+from embedroute.runtime.time_limits import SECOND_CHANCE, asyncio_loop, significant_lag
 
 T = TypeVar("T")
 
@@ -29,26 +30,12 @@ It gets the seconds by which the event loop was late, or 0 if that was insignifi
 
 GRACE: Final = 0.05
 """Seconds in which most requests finish, so that they need neither a timer nor a second task."""
-LAG: Final = 0.25
-"""Seconds by which a timer must be late before the event loop, not the work, counts as slow."""
-LAG_SHARE: Final = 0.25
-"""Share of a time limit by which its timer must be late for the same."""
-SECOND_CHANCE: Final = 0.05
-"""Seconds in which a late event loop may process what has arrived before a time limit applies."""
 
 CANCEL_GRACE: Final = 0.25
 """Seconds that a cancelled call gets to clean up before it is abandoned."""
 
 _ABANDONED: Final[RunVar[set[asyncio.Task[None]] | None]] = RunVar("embedroute.abandoned")
 """The tasks of an event loop that ignored their cancellation and have not ended yet."""
-
-UVICORN_STOPS: Final = "Task cancelled, timeout graceful shutdown exceeded"
-"""The message of the cancellation of a request after uvicorn's ``timeout_graceful_shutdown``."""
-
-
-def on_asyncio() -> bool:
-    """Return whether the running event loop is one of asyncio, not trio."""
-    return asyncio_loop() is not None
 
 
 class ClientDisconnected(Exception):
@@ -57,139 +44,6 @@ class ClientDisconnected(Exception):
 
 class ClientTooSlow(Exception):
     """The client has read nothing of its response for too long."""
-
-
-def asyncio_loop() -> asyncio.AbstractEventLoop | None:
-    """Return the running asyncio event loop, or None on trio."""
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
-
-
-class _TrioToken(Protocol):
-    """The part of ``trio.lowlevel.TrioToken`` that is used here."""
-
-    def run_sync_soon(self, call: Callable[..., object], /, *arguments: object) -> object:
-        """Call ``call`` in the event loop, from any thread."""
-        ...
-
-
-def get_call_soon_threadsafe() -> Callable[..., object]:
-    """Return a function that schedules a call on the running event loop from any thread.
-
-    It takes the function to call and its arguments, and raises ``RuntimeError`` if the loop has
-    ended.
-    """
-    loop = asyncio_loop()
-    if loop is not None:
-        return loop.call_soon_threadsafe
-    return cast("_TrioToken", current_token().native_token).run_sync_soon
-
-
-def significant_lag(lag: float, seconds: float) -> float:
-    """Return the ``lag`` of the timer of a limit of ``seconds``, or 0 if it is insignificant.
-
-    A timer that fires late means that the event loop was blocked. What the limit applies to may
-    have happened in time without having been noticed.
-    """
-    return lag if lag > max(LAG, LAG_SHARE * seconds) else 0.0
-
-
-class TimeLimit(Protocol):
-    """A context manager that raises ``TimeoutError`` if its body takes too long.
-
-    ``lag`` is by how many seconds the event loop was late when the limit passed, or 0 if that was
-    insignificant.
-    """
-
-    lag: float
-
-    def __enter__(self) -> Self:
-        """Start the time limit."""
-        ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> bool | None:
-        """End the time limit."""
-        ...
-
-
-def fail_after(seconds: float) -> TimeLimit:
-    """Cancel the body of the ``with`` statement after ``seconds``, and raise ``TimeoutError``."""
-    loop = asyncio_loop()
-    return _AnyioFailAfter(seconds) if loop is None else _FailAfter(loop, seconds)
-
-
-class _AnyioFailAfter:
-    def __init__(self, seconds: float) -> None:
-        self._scope = anyio.CancelScope()
-        self._seconds = seconds
-        self.lag = 0.0
-
-    def __enter__(self) -> Self:
-        self._scope.deadline = anyio.current_time() + self._seconds
-        self._scope.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> bool | None:
-        handled = self._scope.__exit__(kind, error, trace)
-        if self._scope.cancelled_caught:
-            self.lag = significant_lag(anyio.current_time() - self._scope.deadline, self._seconds)
-            raise TimeoutError
-        return handled
-
-
-class _FailAfter:
-    """A synchronous ``asyncio.timeout`` that cannot be rescheduled; it costs a third as much."""
-
-    __slots__ = ("_before", "_due", "_expired", "_loop", "_seconds", "_task", "_timer", "lag")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
-        self._loop = loop
-        self._seconds = seconds
-        self._task = cast("asyncio.Task[object]", asyncio.current_task(loop))
-        self._expired = False
-        self._before = self._task.cancelling()
-        self._due = monotonic() + seconds
-        self._timer = loop.call_later(seconds, self._expire)
-        self.lag = 0.0
-
-    def _expire(self) -> None:
-        if not self.lag:
-            self.lag = significant_lag(monotonic() - self._due, self._seconds)
-            if self.lag:
-                self._timer = self._loop.call_later(SECOND_CHANCE, self._expire)
-                return
-        self._expired = True
-        self._task.cancel()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._timer.cancel()
-        # A cancellation from anyone else must propagate.
-        if (
-            self._expired
-            and self._task.uncancel() <= self._before
-            and kind is asyncio.CancelledError
-        ):
-            raise TimeoutError from error
 
 
 class Watch(Protocol):
@@ -556,51 +410,6 @@ async def _run_in_place(
             on_ignored()
 
 
-def is_foreign_cancellation(error: BaseException) -> bool:
-    """Return whether ``error`` is a cancellation that the called code raised itself.
-
-    Such an error must not end the task. On trio, code cannot raise a cancellation itself.
-    """
-    with suppress(RuntimeError):  # no loop is running: a coroutine is closed after its loop ended
-        task = asyncio.current_task() if on_asyncio() else anyio.get_current_task()
-        is_real = task is None or (isinstance(task, asyncio.Task) and task.cancelling() > 0)
-        return isinstance(error, asyncio.CancelledError | GeneratorExit) and not is_real
-    return False
-
-
-def is_cancellation(error: BaseException) -> bool:
-    """Return whether ``error`` is a cancellation of the current task by the code around it."""
-    if on_asyncio():
-        return isinstance(error, asyncio.CancelledError) and not is_foreign_cancellation(error)
-    if isinstance(error, GeneratorExit):  # the coroutine is closed, maybe without an event loop
-        return False
-    is_plain = isinstance(error, anyio.get_cancelled_exc_class())
-    return is_plain or cancellation(error) is not None
-
-
-async def run_although_cancelled(work: Callable[[], Awaitable[None]], seconds: float) -> None:
-    """Run ``work`` for at most ``seconds`` in a task that is being cancelled."""
-    if on_asyncio():  # where a cancellation is raised only once
-        with suppress(TimeoutError), fail_after(seconds):
-            await work()
-    else:
-        with anyio.move_on_after(seconds, shield=True):
-            await work()
-
-
-def end_cancelled(error: BaseException) -> None:
-    """Raise ``error``, by which the current task is being cancelled, unless it is uvicorn's.
-
-    uvicorn would log a traceback. So cancel the task again instead: its next ``await`` raises the
-    cancellation, or if there is none, the task ends as cancelled.
-    """
-    task = asyncio.current_task() if on_asyncio() else None
-    if task is None or UVICORN_STOPS not in error.args:
-        raise error
-    task.uncancel()
-    task.cancel(*error.args)
-
-
 async def gather(work: Sequence[Callable[[], Awaitable[None]]], at_once: int) -> None:
     """Run all of ``work``, at most ``at_once`` at a time. The first error cancels the others."""
     if len(work) == 1:
@@ -618,23 +427,3 @@ async def gather(work: Sequence[Callable[[], Awaitable[None]]], at_once: int) ->
                 group.start_soon(run, item)
     except BaseExceptionGroup as grouped:
         raise innermost(grouped) from None
-
-
-def cancellation(error: BaseException) -> BaseException | None:
-    """Return the cancellations in an exception group, or None.
-
-    Trio raises such a group if several tasks of a call are cancelled at once.
-    """
-    if not isinstance(error, BaseExceptionGroup):
-        return None
-    return cast("BaseExceptionGroup[BaseException]", error).subgroup(
-        anyio.get_cancelled_exc_class()
-    )
-
-
-def innermost(grouped: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the first exception of nested groups that is not a group."""
-    first = grouped.exceptions[0]
-    if isinstance(first, BaseExceptionGroup):
-        return innermost(cast("BaseExceptionGroup[BaseException]", first))
-    return first

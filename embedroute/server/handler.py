@@ -43,7 +43,14 @@ from embedroute.protocol import (
     decode_in_steps,
     is_small,
 )
-from embedroute.runtime import ClientDisconnected, ClientTooSlow, Watch, fairness, tasks
+from embedroute.runtime import (
+    ClientDisconnected,
+    ClientTooSlow,
+    Watch,
+    cancellation,
+    fairness,
+    tasks,
+)
 from embedroute.server import models, routes
 from embedroute.server.explain import explain
 from embedroute.server.openapi import openapi
@@ -94,11 +101,11 @@ class RequestHandler:
         except ClientTooSlow:
             exchange.record("client too slow", 499)
         except BaseException as error:
-            if isinstance(error, Exception) or tasks.is_foreign_cancellation(error):
+            if isinstance(error, Exception) or cancellation.is_foreign_cancellation(error):
                 await self._handle_unexpected_error(exchange, error)
-            elif tasks.is_cancellation(error):
+            elif cancellation.is_cancellation(error):
                 await self._abort(exchange)
-                tasks.end_cancelled(error)
+                cancellation.end_cancelled(error)
             else:
                 raise
         finally:
@@ -261,7 +268,7 @@ class RequestHandler:
         message = "The server cancelled the request, as it does when it stops. Send it again."
         reject = partial(self._reject, exchange, Overloaded(message))
         with suppress(Exception):  # the connection itself may be broken
-            await tasks.run_although_cancelled(reject, ABORT_TIMEOUT)
+            await cancellation.run_although_cancelled(reject, ABORT_TIMEOUT)
 
     async def _handle_unexpected_error(self, exchange: HTTPExchange, error: BaseException) -> None:
         request_id = exchange.trace.request_id

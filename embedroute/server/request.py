@@ -16,7 +16,14 @@ from starlette.types import Message, Receive, Scope, Send
 from embedroute.cache import FULL_USE, CachePolicy
 from embedroute.errors import BodyTimeout, BodyTooLarge, InvalidRequest, UnsupportedContentType
 from embedroute.limits import Account, ByteBudget
-from embedroute.runtime import ClientDisconnected, ClientTooSlow, Watch, fairness, tasks
+from embedroute.runtime import (
+    ClientDisconnected,
+    ClientTooSlow,
+    Watch,
+    fairness,
+    tasks,
+    time_limits,
+)
 from embedroute.server.response import Header, make_headers
 from embedroute.text import echo, log_fields
 from embedroute.trace import RequestTrace, new_request_id
@@ -314,7 +321,7 @@ class HTTPExchange:
         """
         with (
             suppress(TimeoutError, OSError, BodyTooLarge, ClientDisconnected),
-            tasks.fail_after(DRAIN_TIMEOUT),
+            time_limits.fail_after(DRAIN_TIMEOUT),
         ):
             await self._read(await self.receive(), SMALL_BODY)
 

@@ -27,7 +27,7 @@ from embedroute.errors import (
     UpstreamUnavailable,
 )
 from embedroute.exhaustion import find_exhaustion, late_loop
-from embedroute.runtime import tasks
+from embedroute.runtime import time_limits
 from embedroute.transport.base import (
     CONNECT_TIMEOUT,
     DEFAULT_CONFIG,
@@ -133,7 +133,7 @@ class Httpx2Transport:
                 with anyio.fail_after(deadline - anyio.current_time()):
                     return await self._receive(httpx2_request, limits)
             except TimeoutError:
-                lag = tasks.significant_lag(anyio.current_time() - deadline, timeout)
+                lag = time_limits.significant_lag(anyio.current_time() - deadline, timeout)
                 if lag:
                     raise late_loop(lag) from None
                 raise

@@ -29,7 +29,7 @@ import msgspec
 
 from embedroute.errors import ConnectError
 from embedroute.exhaustion import find_exhaustion, late_loop
-from embedroute.runtime import tasks
+from embedroute.runtime import time_limits
 from embedroute.transport.base import (
     DEFAULT_HEADERS,
     MEMBER_ATTEMPT,
@@ -201,7 +201,7 @@ class Connections:
             return [None]
         connect = request.extensions["timeout"]["connect"]
         url = request.url
-        time_limit = tasks.fail_after(connect)
+        time_limit = time_limits.fail_after(connect)
         try:
             with time_limit:
                 found = await self._resolver.resolve(url.host, _port_of(url), limits.dns_timeout)
@@ -310,7 +310,7 @@ def _blame_late_loop(
     if not isinstance(error, httpx2.ConnectTimeout):
         return error
     longest = 2 * seconds if url.scheme == "https" else seconds
-    lag = tasks.significant_lag(time.monotonic() - began - longest, seconds)
+    lag = time_limits.significant_lag(time.monotonic() - began - longest, seconds)
     return late_loop(lag) if lag else error
 
 

@@ -21,7 +21,7 @@ from typing import Final
 import anyio
 
 from embedroute.errors import ConnectError
-from embedroute.runtime import tasks
+from embedroute.runtime import time_limits
 from embedroute.transport.base import DNS_TTL
 
 MOST_LOOKUPS: Final = 2
@@ -139,7 +139,7 @@ class Resolver:
         if latest is not None and (is_full or now - latest.began < HANGING):
             return latest
         lookup = _LookupInFlight(now)
-        finish = partial(tasks.get_call_soon_threadsafe(), self._finish, name, lookup)
+        finish = partial(time_limits.get_call_soon_threadsafe(), self._finish, name, lookup)
         run = partial(_run, self._lookup, name.host, name.port, finish)
         thread = threading.Thread(target=run, name="embedroute-dns", daemon=True)
         try:
@@ -204,7 +204,7 @@ class _LookupInFlight:
         if seconds == math.inf:
             await self.ended.wait()
         elif seconds > 0 and not self.ended.is_set():
-            with suppress(TimeoutError), tasks.fail_after(seconds):
+            with suppress(TimeoutError), time_limits.fail_after(seconds):
                 await self.ended.wait()
 
 

@@ -27,9 +27,10 @@ from embedroute.errors import (
     ResourcesExhausted,
     UpstreamError,
     UpstreamTimeout,
+    UpstreamUnavailable,
 )
 from embedroute.exhaustion import ExhaustionLog, find_exhaustion
-from embedroute.routing import State
+from embedroute.routing import RetryPolicy, State
 from embedroute.testing import ScriptedBackend
 from embedroute.transport import ExchangeLimits, TransportConfig, create_transport
 from tests.fault_upstream import Upstream
@@ -445,3 +446,21 @@ async def test_a_deadline_of_a_late_loop_does_not_count_against_the_endpoint(any
     assert not blamed_when_late
     assert isinstance(on_time, DeadlineExceeded | UpstreamError)
     assert blamed_on_time
+
+
+@pytest.mark.anyio
+async def test_a_repeat_that_this_process_could_not_send_says_nothing_about_repeats():
+    down, spent = UpstreamUnavailable("reset"), ResourcesExhausted("no file descriptors left")
+    backend = ScriptedBackend(script=[down, spent] * 8, width=8)
+    config = Config(
+        gateway={"auth": "open"},
+        providers={"p": Provider(backend=backend)},
+        models={"m": {"dimensions": 8, "endpoints": [{"provider": "p"}]}},
+    )
+    gateway = Gateway(config, retries=RetryPolicy(repeats=0, first_wait=0.0), environ={})
+    for _ in range(8):
+        with pytest.raises(EmbedrouteError):
+            await gateway.embed("a", model="m")
+
+    (health,) = (gateway.healths.get(each) for each in gateway.directory.resolve("m").candidates)
+    assert health.repeats_help(gateway.clock())

@@ -22,6 +22,7 @@ from embedroute.errors import (
     UpstreamUnavailable,
 )
 from embedroute.execution import CallResources, LocalModels, Watchdog, call_backend
+from embedroute.transport import ExchangeLimits
 from tests.execution.test_backend_call import BATCH, GOOD, FixedTransport, PlainBackend
 from tests.support.elapsed import measured
 from tests.support.wait import until_on_loop
@@ -130,7 +131,11 @@ def resources_with(status=200):
 
 async def call(backend, resources=None, timeout=5.0):
     return await call_backend(
-        backend, BATCH, resources or resources_with(), timeout, provider="acme"
+        backend,
+        BATCH,
+        resources or resources_with(),
+        timeout,
+        limits=ExchangeLimits(provider="acme"),
     )
 
 

@@ -2,8 +2,16 @@
 
 import pytest
 
-from embedroute.errors import UpstreamAuthError
-from embedroute.routing import LAST, PERIOD, BreakerPolicy, CallHistory, CircuitBreaker, State
+from embedroute.errors import UpstreamAuthError, UpstreamUnavailable
+from embedroute.routing import (
+    LAST,
+    PERIOD,
+    BreakerPolicy,
+    CallHistory,
+    CircuitBreaker,
+    EndpointHealth,
+    State,
+)
 
 POLICY = BreakerPolicy(initial_cooldown=1.0, longest_cooldown=4.0)
 
@@ -57,7 +65,7 @@ def test_five_failed_connections_in_a_row_open_a_breaker(outcomes, state):
 def test_answered_probes_admit_more_at_a_time_until_the_breaker_closes():
     breaker = breaker_after("-" * 10)
     admitted = []
-    while breaker.state(1.0) is not State.CLOSED:
+    while breaker.state(1.0) is not State.CLOSED and len(admitted) < 10:
         permits = []
         while permit := breaker.acquire(1.0):
             permits.append(permit)
@@ -113,6 +121,30 @@ def test_one_text_that_fails_again_and_again_makes_its_endpoint_suspected_in_the
     ]
 
     assert [False, True] == suspected
+
+
+@pytest.mark.parametrize(("distinct", "state"), [(4, State.CLOSED), (5, State.OPEN)])
+def test_an_endpoint_that_cannot_be_checked_opens_after_enough_different_inputs(distinct, state):
+    breaker = breaker_after("-" * distinct, by_input=True)
+    breaker.confirm_unchecked(0.0)
+
+    assert (state, False) == (breaker.state(0.0), breaker.suspected)
+
+
+@pytest.mark.parametrize(
+    ("answered_at", "state"), [(None, State.OPEN), (7.9, State.OPEN), (8.1, State.CLOSED)]
+)
+def test_an_endpoint_that_has_just_answered_is_not_opened_by_one_harmless_text(answered_at, state):
+    health = EndpointHealth(POLICY)
+    if answered_at is not None:
+        health.record_success(health.acquire(answered_at), answered_at, 0.1, 1)
+    for text in "abcde":
+        down = UpstreamUnavailable("down", upstream_status=500)
+        health.record_error(health.acquire(10.0), 10.0, down, [text])
+    assert health.suspected
+    health.confirm(10.0)
+
+    assert (state, False) == (health.state(10.0), health.suspected)
 
 
 @pytest.mark.parametrize(

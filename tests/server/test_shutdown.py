@@ -16,7 +16,7 @@ import httpx2
 import pytest
 
 from embedroute import Config, Gateway, Model, Provider, embeddings_app
-from embedroute.runtime import tasks
+from embedroute.runtime import cancellation
 from embedroute.testing import ScriptedBackend
 from tests.fault_upstream import Upstream
 from tests.hosts.gateways import KEY
@@ -180,7 +180,9 @@ async def cancel(serve, message):
     return task.cancelled()
 
 
-@pytest.mark.parametrize(("message", "returned"), [("why", []), (tasks.UVICORN_STOPS, ["app"])])
+@pytest.mark.parametrize(
+    ("message", "returned"), [("why", []), (cancellation.UVICORN_STOPS, ["app"])]
+)
 def test_a_cancellation_is_not_lost(message, returned):
     """The application returns if uvicorn would log a traceback; then the next ``await`` fails."""
 

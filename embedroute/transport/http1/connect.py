@@ -16,7 +16,7 @@ from typing import Final, TypeVar
 
 from embedroute.errors import ConnectError
 from embedroute.exhaustion import find_exhaustion, late_loop
-from embedroute.runtime import tasks
+from embedroute.runtime import time_limits
 from embedroute.transport.base import CONNECT_TIMEOUT, LARGEST_HEAD, TransportConfig
 from embedroute.transport.http1.connection import Connection
 from embedroute.transport.http1.request import Origin, write_connect
@@ -126,7 +126,7 @@ class Connector:
     async def _limit(self, work: Awaitable[T], seconds: float) -> T:
         limit = min(seconds, CONNECT_TIMEOUT)
         route = describe_proxy(self.proxy)
-        time_limit = tasks.fail_after(limit)
+        time_limit = time_limits.fail_after(limit)
         try:
             with time_limit:
                 return await work

@@ -19,7 +19,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 from embedroute.backend import Headers, SecretBytes, Source, UpstreamResponse
 from embedroute.errors import UpstreamError, UpstreamTimeout, UpstreamUnavailable
 from embedroute.exhaustion import late_loop
-from embedroute.runtime import tasks
+from embedroute.runtime import time_limits
 from embedroute.transport.base import (
     AT_A_TIME,
     CHUNK_FRAMING,
@@ -274,9 +274,9 @@ class Connection(asyncio.Protocol):
 
         If the event loop is late, the response may have arrived without having been read.
         """
-        lag = tasks.significant_lag(monotonic() - due, seconds)
+        lag = time_limits.significant_lag(monotonic() - due, seconds)
         if lag:
-            self._loop.call_later(tasks.SECOND_CHANCE, self._expire_late, self.waiter, lag)
+            self._loop.call_later(time_limits.SECOND_CHANCE, self._expire_late, self.waiter, lag)
         else:
             self._fail(UpstreamTimeout(f"The upstream did not respond within {seconds:.1f} s."))
 
