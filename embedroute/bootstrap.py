@@ -267,7 +267,6 @@ class RuntimeFactory:
         attempts = AttemptRunner(
             transport=transport,
             local=self._local,
-            healths=self._healths,
             widths=self._widths,
             models=self._models,
             watchdog=self._watchdog,

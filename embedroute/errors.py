@@ -25,6 +25,7 @@ __all__ = [
     "ContextTooLong",
     "DeadlineExceeded",
     "EmbedrouteError",
+    "EndpointBusy",
     "FieldRejected",
     "InputFailed",
     "InternalError",
@@ -131,6 +132,7 @@ class UpstreamError(EmbedrouteError):
     ``input_index`` is the index of the blamed input within the call, if the upstream names one.
     ``field`` is the top-level field of the upstream request that it refuses, if it names one.
     ``rate_limits`` are the upstream's ``x-ratelimit-*`` headers: at most 16, of 128 characters.
+    ``at_capacity``: the endpoint had too many calls in flight, so it can serve this one later.
     """
 
     status = 502
@@ -155,6 +157,7 @@ class UpstreamError(EmbedrouteError):
         self.input_index: int | None = None
         self.field: str | None = None
         self.rate_limits: Mapping[str, str] = {}
+        self.at_capacity = False
 
 
 class UpstreamUnavailable(UpstreamError):
@@ -406,6 +409,10 @@ class NoHealthyEndpoint(Overloaded):
     """503: the circuit breakers of all candidates are open."""
 
     code = "no_healthy_endpoint"
+
+
+class EndpointBusy(Overloaded):
+    """503: the endpoint has as many calls in flight as it can serve in time."""
 
 
 class ResourcesExhausted(Overloaded):

@@ -296,6 +296,7 @@ class Gateway:
                 context.request,
                 prepared,
                 trace,
+                context.caller.name,
                 plan.keys,
                 context.deadline,
                 context.watch,

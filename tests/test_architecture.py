@@ -36,7 +36,7 @@ RANKS: tuple[Mapping[str, set[str]], ...] = (
         "routing": set(),
         "transport": set(),
         "cache": {"routing"},
-        "execution": {"cache", "routing", "transport"},
+        "execution": {"cache", "limits", "routing", "transport"},
     },
     {
         "testing": set(),

@@ -41,7 +41,8 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ``model`` is the upstream's name for it. ``price`` is in USD per million prompt tokens, or a
     table. ``accepts`` overrides the capabilities that the backend declares. ``micro_batch_ms`` is
     how long small requests may wait to be merged into one call; None disables merging.
-    ``model_echo`` is ``ignore`` if the model that an answer names tells nothing.
+    ``model_echo`` is ``ignore`` if the model that an answer names tells nothing. ``max_concurrent``
+    replaces that of the provider.
     """
 
     provider: Name
@@ -55,6 +56,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     accepts: Mapping[str, object] = {}
     micro_batch_ms: Annotated[float, Meta(ge=0, le=1000)] | None = None
     model_echo: Literal["check", "ignore"] = "check"
+    max_concurrent: Count | None = None
 
     def prices(self) -> dict[str, Decimal]:
         """Return the prices that are set, in USD, by kind.
@@ -139,7 +141,9 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     provider. ``connection_rest_ms`` is how long a connection must have been silent before it is
     reused. Use 0 for a trusted upstream only: a surplus response could then be taken for the
     response to the next request. ``max_connections`` is the maximum number of connections to the
-    provider's host, for each event loop. ``resolve`` is whether a connection goes to any address of
+    provider's host, for each event loop. ``max_concurrent`` is the maximum number of calls in
+    flight to each of its endpoints; the gateway also learns how many are served at a time.
+    ``resolve`` is whether a connection goes to any address of
     the host, or requests are spread over all of them; ``max_connections`` then applies to each.
     """
 
@@ -151,6 +155,7 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     distillable: bool | None = None
     connection_rest_ms: Annotated[float, Meta(ge=0, le=10_000)] = 50.0
     max_connections: Count = 512
+    max_concurrent: Count | None = None
     resolve: Literal["any", "all"] = "any"
     options: Mapping[str, object] = {}
 

@@ -3,15 +3,19 @@
 import logging
 import math
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from functools import partial
 from typing import Final
 
-from embedroute.backend import Batch, Vectors
+import msgspec
+
+from embedroute.backend import Batch, LocalBackend, Vectors
 from embedroute.errors import (
     BatchTooLarge,
     EmbedrouteError,
     FieldRejected,
+    PoolTimeout,
+    RateLimited,
     RequestError,
     UpstreamError,
     UpstreamTimeout,
@@ -20,6 +24,7 @@ from embedroute.execution.backend_call import CallResources, WidthRegistry, call
 from embedroute.execution.context import (
     DispatchContext,
     Results,
+    Work,
     describe_outcome,
     describe_values,
     for_client,
@@ -30,18 +35,17 @@ from embedroute.execution.context import (
 )
 from embedroute.execution.debug_capture import record_exchange
 from embedroute.execution.local_models import LocalModels
-from embedroute.execution.microbatching import MicroBatcher
 from embedroute.execution.model_echo import EchoedModels
 from embedroute.execution.own_fields import find_own_field
 from embedroute.execution.watchdog import Watchdog
-from embedroute.inputs import Input, estimate_sizes, letters_in
+from embedroute.inputs import estimate_sizes, letters_in
+from embedroute.limits import FIRST_DURATION, PER_INPUT, CallSlots, ConcurrencyLimit
 from embedroute.routing import (
     NO_FIELDS,
-    CacheKey,
+    OVERLOADED,
+    BoundedMap,
     EndpointHealth,
-    HealthRegistry,
     ResolvedEndpoint,
-    UsualLatency,
     measure_inputs,
     measure_inputs_in_steps,
 )
@@ -56,13 +60,55 @@ LONG: Final = 1 << 19
 
 Encoding it on the event loop would block the loop.
 """
+PERCENTILE: Final = 90
+"""Percentile of the last durations within which a call is usually answered."""
+SHORTEST: Final = 0.5
+"""Seconds that another request's call is given at least: a short wait costs less than a call."""
+
+
+class Attempt(msgspec.Struct, eq=False, kw_only=True):
+    """One attempt at one endpoint.
+
+    ``permit`` is the permit of the endpoint's breaker for it. It must be answered at the time
+    ``ends`` and ``began`` when its call began. ``number`` counts the attempts at this endpoint from
+    1. ``omit`` are fields that the endpoint has just rejected. ``others`` is the number of
+    endpoints that can still be used instead. ``generation`` is that of the calls in flight at its
+    begin, and ``place`` their number, with this one.
+    """
+
+    candidate: ResolvedEndpoint
+    health: EndpointHealth
+    context: DispatchContext
+    work: Work
+    permit: int
+    ends: float
+    number: int = 1
+    omit: frozenset[str] = NO_FIELDS
+    others: int = 0
+    began: float = 0.0
+    generation: int = 0
+    place: int = 1
+
+
+class NotCalled(msgspec.Struct, frozen=True, eq=False):
+    """An endpoint may not be called now. The client gets the ``reason`` if no other can.
+
+    ``is_full``: it has as many calls in flight as it can serve at a time.
+    """
+
+    reason: EmbedrouteError
+    is_full: bool = False
+
+
+Outcome = Results | EmbedrouteError | NotCalled
+"""What an attempt has brought. Errors are returned, so that the dispatcher decides what follows."""
 
 
 class AttemptRunner:
     """The attempts of one gateway on one event loop.
 
     All loops of the gateway share ``healths``, ``widths``, ``models`` and ``watchdog``; each has
-    its own ``transport``.
+    its own ``transport``. ``slots`` holds the calls in flight by the name of the endpoint.
     """
 
     def __init__(
@@ -70,127 +116,108 @@ class AttemptRunner:
         *,
         transport: Transport,
         local: LocalModels,
-        healths: HealthRegistry,
         widths: WidthRegistry,
         models: EchoedModels,
         watchdog: Watchdog,
         clock: Callable[[], float],
     ) -> None:
-        """Create a runner with its own micro-batcher and latency history."""
+        """Create a runner without calls in flight."""
         self._resources = CallResources(
             transport=transport, local=local, models=models, watchdog=watchdog
         )
-        self._micro_batcher = MicroBatcher()
-        self._usual = UsualLatency()
-        self._healths = healths
+        self.slots: BoundedMap[str, CallSlots] = BoundedMap()
         self._widths = widths
-        self._clock = clock
+        self.clock = clock
 
-    async def run(
-        self,
-        candidate: ResolvedEndpoint,
-        health: EndpointHealth,
-        work: Mapping[CacheKey, Input],
-        context: DispatchContext,
-        timeout: float,
-        attempt: int,
-        permit: int,
-        *,
-        alone: bool = False,
-        omit: frozenset[str] = NO_FIELDS,
-        others: int = 0,
-    ) -> Results | EmbedrouteError:
-        """Run attempt number ``attempt`` (from 1) within ``timeout`` seconds and return its result.
-
-        ``permit`` is the permit of the endpoint's breaker for this attempt. The call is not merged
-        with others if it must be made ``alone``, or without the fields ``omit``, which the endpoint
-        has just rejected. ``others`` is the number of endpoints that can still be used instead. An
-        error is returned, not raised, so that the dispatcher can decide what follows.
-        """
-        began = self._clock()
-        context.trace.attempts += 1
+    async def run(self, attempt: Attempt) -> Outcome:
+        """Make the call of an attempt, and record its outcome."""
+        candidate, context = attempt.candidate, attempt.context
         sizes: Sequence[int] = ()
-        batch = make_batch(candidate, work, context)
-        made_call = alone = alone or bool(omit) or not may_be_merged(candidate, context)
-        omitted = health.omitted(began) | omit
+        batch = make_batch(candidate, attempt.work, context)
         outside = sys.exception()
+        if context.request.large:
+            steps = prepare_in_steps(batch, candidate, context)
+            batch, sizes = await self._prepare(attempt, steps)
+        attempt.began = self.clock()
+        slots = self.slots.get(candidate.name) or self.add_slots(candidate)
+        calls = slots.calls
+        if slots.waiting or calls.in_flight >= calls.limit:
+            refused = await self.wait(slots, attempt)
+            if refused is not None:
+                return refused
+        else:
+            calls.in_flight += 1
+            attempt.generation = calls.generation
+        attempt.place = calls.in_flight
+        context.trace.attempts += 1
+        omitted = attempt.health.omitted(attempt.began) | attempt.omit
+        timeout = attempt.ends - attempt.began
         try:
-            if alone:
-                if context.request.large:
-                    steps = prepare_in_steps(batch, candidate, context)
-                    batch, sizes = await fairness.step_by_step(steps)
-                answer = await self.exchange(candidate, context, batch, timeout, omitted, others)
-                self._accept(candidate, health, context, permit, batch, answer, began, sizes, omit)
-            else:
-                answer, made_call = await self._micro_batched(
-                    candidate, health, context, permit, others, batch, timeout
-                )
-        except EmbedrouteError as error:
-            if alone:
-                await self._learn_limit(health, context, batch, error)
-            failure = self._name_cause(
-                for_client(error, candidate, outside), context, batch, work, omitted
+            answer = await self.exchange(
+                candidate, context, batch, timeout, omitted, attempt.others
             )
-            health.record_error(permit, self._clock(), failure, work, timeout)
-            self._report(candidate, failure, context, work, attempt, began)
-            return failure
+            self.accept(attempt, calls, batch, answer, sizes)
+        except EmbedrouteError as error:
+            await self.learn_limits(attempt, calls, batch, error)
+            return self.fail(attempt, for_client(error, candidate, outside), batch, omitted)
         except BaseException:
-            if alone:
-                self._count_timeout(health, permit, context, began)
-            health.release(permit)
-            if self._deadline_expired(context):
-                failure = UpstreamTimeout("The upstream did not answer in time.")
-                self._report(candidate, failure, context, work, attempt, began)
+            self.record_timeout(attempt, calls)
+            self.abandon(attempt)
             raise
-        if not made_call:
-            health.release(permit)
-        results = record_results(candidate, work, answer, context, made=made_call, sizes=sizes)
-        self._report(candidate, None, context, work, attempt, began)
+        finally:
+            if attempt.generation == calls.generation:
+                calls.in_flight -= 1
+            if slots.waiting:
+                slots.admit()
+        results = record_results(candidate, attempt.work, answer, context, made=True, sizes=sizes)
+        self.report(attempt, None)
         return results
 
-    async def _micro_batched(
-        self,
-        candidate: ResolvedEndpoint,
-        health: EndpointHealth,
-        context: DispatchContext,
-        permit: int,
-        others: int,
-        batch: Batch,
-        timeout: float,
-    ) -> tuple[Vectors, bool]:
-        """Make the call, or take part in a merged one; return also whether this request made it."""
-        return await self._micro_batcher.embed(
-            batch,
-            (candidate.name, context.prepared.key_prefix, context.request.kind, batch.user),
-            partial(self._call, candidate, health, context, permit, others),
-            max_wait=min((candidate.micro_batch_ms or 0) / 1000, timeout / 2),
-            timeout=timeout,
-            caps=lambda: health.caps(candidate.accepts, self._clock()),
-        )
-
-    async def _call(
-        self,
-        candidate: ResolvedEndpoint,
-        health: EndpointHealth,
-        context: DispatchContext,
-        permit: int,
-        others: int,
-        batch: Batch,
-        timeout: float,
-    ) -> Vectors:
-        """Make one call that several requests may share, and record its outcome."""
-        began = self._clock()
+    async def _prepare(
+        self, attempt: Attempt, steps: Generator[None, None, tuple[Batch, Sequence[int]]]
+    ) -> tuple[Batch, Sequence[int]]:
+        """Prepare the batch of a large request."""
         try:
-            omitted = health.omitted(began)
-            answer = await self.exchange(candidate, context, batch, timeout, omitted, others)
-            self._accept(candidate, health, context, permit, batch, answer, began)
-        except EmbedrouteError as error:
-            await self._learn_limit(health, context, batch, error)
-            raise
+            return await fairness.step_by_step(steps)
         except BaseException:
-            self._count_timeout(health, permit, context, began)
+            attempt.health.release(attempt.permit)
             raise
-        return answer
+
+    def add_slots(self, candidate: ResolvedEndpoint) -> CallSlots:
+        """Add the slots of an endpoint at its first call.
+
+        A local model needs no limit: its calls run in slices, in turns.
+        """
+        most = candidate.max_concurrent
+        is_local = isinstance(candidate.backend, LocalBackend)
+        slots = CallSlots(most, self.clock, learns=not is_local)
+        return self.slots.get_or_insert(candidate.name, slots)
+
+    async def wait(self, slots: CallSlots, attempt: Attempt) -> NotCalled | None:
+        """Wait for a slot; return why there is none.
+
+        The endpoint may have got into trouble in the meantime, so the permit is renewed.
+        """
+        health, context = attempt.health, attempt.context
+        try:
+            generation = await slots.wait(context.caller, len(attempt.work), attempt.ends)
+        except EmbedrouteError as error:
+            health.release(attempt.permit)
+            context.trace.add_event(
+                "select", "skipped", endpoint=attempt.candidate.name, reason="it is busy"
+            )
+            return NotCalled(error)
+        except BaseException:
+            health.release(attempt.permit)
+            raise
+        health.release(attempt.permit)
+        attempt.generation = generation
+        attempt.began = now = self.clock()
+        attempt.permit = health.acquire(now)
+        if attempt.permit:
+            return None
+        slots.leave(generation)
+        return NotCalled(health.unavailable_error(now))
 
     def exchange(
         self,
@@ -234,20 +261,85 @@ class AttemptRunner:
             public_model=prepared.route.public_name,
         )
 
+    def accept(
+        self,
+        attempt: Attempt,
+        calls: ConcurrencyLimit,
+        batch: Batch,
+        answer: Vectors,
+        sizes: Sequence[int] = (),
+    ) -> None:
+        """Record an answered call in the health of its endpoint and in its concurrency limit.
+
+        ``sizes`` are the estimated tokens of the inputs if they are known.
+
+        Raises:
+            InvalidUpstreamResponse: the width differs from earlier vectors of the vector space.
+        """
+        health = attempt.health
+        prepared = attempt.context.prepared
+        if prepared.selection.parameters.width is None:
+            vector_space = prepared.route.vector_space
+            self._widths.check(vector_space, batch.dtype, answer.array.shape[1])
+        count = len(answer.array)
+        now = self.clock()
+        if health.learned and count == 1:
+            for measure in tuple(health.learned):
+                health.record_batch_fitted(now, measure, measure_inputs(batch.inputs, measure))
+        tokens = answer.prompt_tokens
+        if tokens is None:
+            tokens = sum(sizes or estimate_sizes(batch.inputs))
+        if attempt.omit:
+            self._learn_omitted(attempt, now)
+        health.record_success(attempt.permit, now, now - attempt.began, tokens)
+        calls.record_answer(now, count, now - attempt.began, attempt.place)
+
+    def fail(
+        self,
+        attempt: Attempt,
+        failure: EmbedrouteError,
+        batch: Batch,
+        omitted: frozenset[str] = NO_FIELDS,
+    ) -> EmbedrouteError:
+        """Record a failed attempt in the health of its endpoint, and return the error to report.
+
+        ``omitted`` are the fields of ``batch`` that were not sent.
+        """
+        failure = self._name_cause(failure, attempt, batch, omitted)
+        timeout = attempt.ends - attempt.began
+        attempt.health.record_error(attempt.permit, self.clock(), failure, attempt.work, timeout)
+        self.report(attempt, failure)
+        return failure
+
+    def record_timeout(self, attempt: Attempt, calls: ConcurrencyLimit) -> None:
+        """Record that a call had no response, if the request's deadline has ended it.
+
+        The upstream was then too slow. Otherwise the client has disconnected.
+        """
+        if _is_late(attempt):
+            now = self.clock()
+            calls.record_timeout(now)
+            attempt.health.record_timeout(attempt.permit, now, now - attempt.began)
+
+    def abandon(self, attempt: Attempt) -> None:
+        """End an attempt that was cancelled."""
+        attempt.health.release(attempt.permit)
+        if _is_late(attempt):
+            self.report(attempt, UpstreamTimeout("The upstream did not answer in time."))
+
     def _name_cause(
         self,
         failure: EmbedrouteError,
-        context: DispatchContext,
+        attempt: Attempt,
         batch: Batch,
-        work: Mapping[CacheKey, Input],
         omitted: frozenset[str],
     ) -> EmbedrouteError:
         """Name the input that an upstream blames, or blame a field of the gateway's own."""
         if not isinstance(failure, UpstreamError):
             return failure
-        index = failure.input_index
+        index, work = failure.input_index, attempt.work
         key = None if index is None or index >= len(work) else list(work)[index]
-        name_input(failure, key, context.keys)
+        name_input(failure, key, attempt.context.keys)
         field = find_own_field(failure, batch)
         if field is None or field in omitted:
             return failure
@@ -257,103 +349,47 @@ class AttemptRunner:
         rejected.already_recorded = True
         return rejected
 
-    def _learn_omitted(
-        self,
-        candidate: ResolvedEndpoint,
-        health: EndpointHealth,
-        fields: frozenset[str],
-        now: float,
-    ) -> None:
-        """Leave ``fields`` out from now on: the endpoint has answered without them."""
+    def _learn_omitted(self, attempt: Attempt, now: float) -> None:
+        """Leave fields out from now on: the endpoint has answered without them."""
+        fields, health = attempt.omit, attempt.health
         if fields <= health.omitted(now):
             return
         health.learn_omitted(fields, now)
         log.warning(
             "upstream rejects a field, which is left out from now on",
-            extra=log_fields({"endpoint": candidate.name, "field": ", ".join(sorted(fields))}),
+            extra=log_fields(
+                {"endpoint": attempt.candidate.name, "field": ", ".join(sorted(fields))}
+            ),
         )
 
-    def _count_timeout(
-        self, health: EndpointHealth, permit: int, context: DispatchContext, began: float
+    async def learn_limits(
+        self, attempt: Attempt, calls: ConcurrencyLimit, batch: Batch, error: EmbedrouteError
     ) -> None:
-        if self._deadline_expired(context):
-            now = self._clock()
-            health.record_timeout(permit, now, now - began)
-
-    async def _learn_limit(
-        self, health: EndpointHealth, context: DispatchContext, batch: Batch, error: EmbedrouteError
-    ) -> None:
-        """Learn a smaller limit of the endpoint from a call that was too large."""
+        """Learn from a failed call how many calls the endpoint takes at a time, and how large."""
+        if isinstance(error, UpstreamError):
+            error.at_capacity = _lower_limit(calls, error, self.clock())
         measure = error.measure if isinstance(error, BatchTooLarge) else None
         if measure is None or len(batch) < 2:
             return
-        if context.request.large:
+        if attempt.context.request.large:
             size = await fairness.step_by_step(measure_inputs_in_steps(batch.inputs, measure))
         else:
             size = measure_inputs(batch.inputs, measure)
-        health.record_batch_too_large(self._clock(), measure, size)
-
-    def _accept(
-        self,
-        candidate: ResolvedEndpoint,
-        health: EndpointHealth,
-        context: DispatchContext,
-        permit: int,
-        batch: Batch,
-        answer: Vectors,
-        began: float,
-        sizes: Sequence[int] = (),
-        omit: frozenset[str] = NO_FIELDS,
-    ) -> None:
-        """Record an answered call in the health and the latency history.
-
-        ``sizes`` are the estimated tokens of the inputs if they are known. ``omit`` are the fields
-        that were left out because the endpoint had rejected them.
-
-        Raises:
-            InvalidUpstreamResponse: the width differs from earlier vectors of the vector space.
-        """
-        prepared = context.prepared
-        if prepared.selection.parameters.width is None:
-            vector_space = prepared.route.vector_space
-            self._widths.check(vector_space, batch.dtype, answer.array.shape[1])
-        count = len(answer.array)
-        now = self._clock()
-        if health.learned and count == 1:
-            for measure in tuple(health.learned):
-                health.record_batch_fitted(now, measure, measure_inputs(batch.inputs, measure))
-        tokens = answer.prompt_tokens
-        if tokens is None:
-            tokens = sum(sizes or estimate_sizes(batch.inputs))
-        if omit:
-            self._learn_omitted(candidate, health, omit, now)
-        health.record_success(permit, now, now - began, tokens)
-        self._usual.record(candidate.name, count, now - began)
+        attempt.health.record_batch_too_large(self.clock(), measure, size)
 
     def expect(
         self, candidates: Sequence[ResolvedEndpoint], context: DispatchContext, inputs: int
     ) -> float:
         """Return the seconds in which the first candidate usually answers ``inputs`` inputs."""
         del context
-        return self._usual.expect(candidates[0].name, inputs)
+        slots = self.slots.get(candidates[0].name)
+        if slots is None or not slots.calls.knows(inputs):
+            return FIRST_DURATION + PER_INPUT * inputs
+        return max(SHORTEST, slots.calls.usual(inputs, PERCENTILE))
 
-    def _deadline_expired(self, context: DispatchContext) -> bool:
-        """Return whether the request's deadline ended the attempt.
-
-        The upstream was then too slow. Otherwise the client has disconnected.
-        """
-        return context.watch is not None and context.watch.expired
-
-    def _report(
-        self,
-        candidate: ResolvedEndpoint,
-        failure: EmbedrouteError | None,
-        context: DispatchContext,
-        work: Mapping[CacheKey, Input],
-        attempt: int,
-        began: float,
-    ) -> None:
+    def report(self, attempt: Attempt, failure: EmbedrouteError | None) -> None:
         """Write the outcome of an attempt into the trace and the log."""
+        candidate, context = attempt.candidate, attempt.context
         trace = context.trace
         if isinstance(failure, RequestError):
             trace.attempts -= 1  # the backend could not build a request, so nothing was sent
@@ -364,18 +400,17 @@ class AttemptRunner:
             )
         if trace.events is None and not log.isEnabledFor(logging.INFO):
             return
-        outcome: dict[str, object] = {"endpoint": candidate.name, "attempt": attempt}
-        outcome |= {"ms": round((self._clock() - began) * 1000, 1), **describe_outcome(failure)}
-        values = describe_values(candidate, failure, context, work) if trace.full else None
-        limits: Mapping[str, str] = {}
-        if isinstance(failure, UpstreamError):
-            limits = failure.rate_limits
+        outcome: dict[str, object] = {"endpoint": candidate.name, "attempt": attempt.number}
+        outcome |= {"ms": round((self.clock() - attempt.began) * 1000, 1)}
+        outcome |= describe_outcome(failure)
+        values = describe_values(candidate, failure, context, attempt.work) if trace.full else None
+        limits = dict(failure.rate_limits) if isinstance(failure, UpstreamError) else {}
         trace.add_event(
             "call",
             "failed" if failure else "answered",
             values,
             **outcome,
-            **({"rate_limits": dict(limits)} if limits else {}),
+            **({"rate_limits": limits} if limits else {}),
         )
         log.info(
             "upstream call failed" if failure else "upstream call completed",
@@ -383,7 +418,19 @@ class AttemptRunner:
         )
 
 
-def may_be_merged(candidate: ResolvedEndpoint, context: DispatchContext) -> bool:
-    """Return whether a call may be merged with others to the same endpoint."""
-    is_enabled = candidate.micro_batch_ms is not None
-    return is_enabled and not (context.trace.captures_bodies or context.request.large)
+def _is_late(attempt: Attempt) -> bool:
+    watch = attempt.context.watch
+    return watch is not None and watch.expired
+
+
+def _lower_limit(calls: ConcurrencyLimit, failure: UpstreamError, now: float) -> bool:
+    """Lower the concurrency limit of an endpoint; return whether the failure shows that it is full.
+
+    Then it says nothing about the endpoint's health.
+    """
+    if isinstance(failure, RateLimited):
+        return calls.record_rate_limit(now, has_hint=bool(failure.retry_after))
+    if isinstance(failure, UpstreamTimeout) and not isinstance(failure, PoolTimeout):
+        calls.record_timeout(now)
+        return False
+    return failure.upstream_status in OVERLOADED and calls.record_overload(now)

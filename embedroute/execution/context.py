@@ -67,14 +67,16 @@ StoreResults = Callable[[Results, int | None], None]
 class DispatchContext(msgspec.Struct, frozen=True, eq=False):
     """What all chunks of one request share.
 
-    ``keys`` are the cache keys of the request's inputs, in their order. ``deadline`` is in seconds
-    of the monotonic clock. ``store`` receives the results and their owner for the cache; None if
-    they are not cached. ``slots`` limits the concurrent calls of a request that was split.
+    ``caller`` is its name. ``keys`` are the cache keys of the request's inputs, in their order.
+    ``deadline`` is in seconds of the monotonic clock. ``store`` receives the results and their
+    owner for the cache; None if they are not cached. ``slots`` limits the concurrent calls of a
+    request that was split.
     """
 
     request: EmbeddingRequest
     prepared: PreparedSelection
     trace: RequestTrace
+    caller: str
     keys: Sequence[CacheKey]
     deadline: float
     watch: Watch | None = None
@@ -88,7 +90,8 @@ class Dispatch(msgspec.Struct, frozen=True, eq=False):
     ``on_result`` gets the vectors of each chunk as soon as they come. A first try counts as a call
     and not as a retry, unless ``admit_first_try`` decides. ``earlier_errors`` are the errors from
     before the part was split off. ``waited_for`` are the endpoints whose rate limits were waited
-    for. ``repeats`` counts the calls after every endpoint had failed, with this one.
+    for. ``repeats`` counts the calls after every endpoint had failed, with this one. ``waits``
+    counts the waits for an endpoint with too many calls in flight.
     """
 
     candidates: Sequence[ResolvedEndpoint]
@@ -99,6 +102,7 @@ class Dispatch(msgspec.Struct, frozen=True, eq=False):
     earlier_errors: Sequence[EmbedrouteError] = ()
     waited_for: frozenset[str] = frozenset()
     repeats: int = 0
+    waits: int = 0
 
 
 def make_batch(

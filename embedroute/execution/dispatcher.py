@@ -5,7 +5,7 @@ waits, moves on to the next endpoint, hands the parts of a batch to ``parts.py``
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import cast
+from typing import Final, cast
 
 import anyio
 import msgspec
@@ -20,9 +20,10 @@ from embedroute.errors import (
     RejectedByPage,
     UpstreamError,
 )
-from embedroute.execution.attempt import AttemptRunner
+from embedroute.execution.attempt import Attempt, AttemptRunner, NotCalled, Outcome
 from embedroute.execution.context import Dispatch, DispatchContext, OnResult, Results, Work
 from embedroute.execution.health_check import HealthChecker
+from embedroute.execution.merging import MergingRunner, may_be_merged
 from embedroute.execution.parts import Chunks, PartRunner, add_field, budget_error, deadline_error
 from embedroute.routing import (
     NO_FIELDS,
@@ -37,6 +38,7 @@ from embedroute.routing import (
     error_to_report,
     halves,
     has_called_upstream,
+    is_at_capacity,
     may_be_repeated,
     rate_limited_endpoints,
     split,
@@ -50,10 +52,8 @@ Embed = Callable[[Sequence[ResolvedEndpoint], DispatchContext, Work, OnResult], 
 """Embeds inputs at the first endpoint that responds, and passes their vectors on as they come."""
 
 
-class NotCalled(msgspec.Struct, frozen=True, eq=False):
-    """An endpoint may not be called now. The client gets the ``reason`` if no other can."""
-
-    reason: EmbedrouteError
+MOST_WAITS: Final = 8
+"""How often a request waits for an endpoint that was full although it seemed to have room."""
 
 
 class Dispatcher:
@@ -71,6 +71,8 @@ class Dispatcher:
     ) -> None:
         """Take the ``attempts`` of this event loop and what all event loops share."""
         self._attempts = attempts
+        self._merging = MergingRunner(attempts)
+        self._slots = attempts.slots
         self._healths = healths
         self._budget = budget
         self._policy = policy
@@ -96,6 +98,7 @@ class Dispatcher:
     async def _run(self, dispatch: Dispatch) -> None:
         begin = self._begin if dispatch.context.slots is None else self._begin_in_slot
         errors: list[EmbedrouteError] = []
+        full: list[ResolvedEndpoint] = []
         failure: EmbedrouteError | None = None
         omit = NO_FIELDS
         attempt = 1
@@ -109,6 +112,7 @@ class Dispatcher:
             outcome = trying if isinstance(trying, NotCalled) else await trying
             if isinstance(outcome, NotCalled):
                 failure, decision = failure or outcome.reason, RetryDecision.NEXT
+                full += [candidate] if outcome.is_full else []
             else:
                 if attempt > 1 or dispatch.repeats:
                     self._record_repeat(candidate, outcome)
@@ -128,11 +132,12 @@ class Dispatcher:
                 omit = add_field(omit, failure)
             else:
                 errors.append(failure)
+                full += [candidate] if is_at_capacity(failure) else []
                 if decision is not RetryDecision.NEXT:
                     await self._divide(dispatch, errors, decision)
                     return
                 failure, omit, attempt = None, NO_FIELDS, 1
-        await self._give_up(dispatch, errors)
+        await self._give_up(dispatch, errors, full)
 
     def _record_repeat(
         self, candidate: ResolvedEndpoint, outcome: Results | EmbedrouteError
@@ -172,8 +177,15 @@ class Dispatcher:
             return RetryDecision.NEXT
         return decision
 
-    async def _give_up(self, dispatch: Dispatch, errors: Sequence[EmbedrouteError]) -> None:
-        """Try what is left when every endpoint has failed: bisect, wait for a limit, or repeat.
+    async def _give_up(
+        self,
+        dispatch: Dispatch,
+        errors: Sequence[EmbedrouteError],
+        full: Sequence[ResolvedEndpoint],
+    ) -> None:
+        """Try what is left when every endpoint has failed: bisect, wait, or repeat a call.
+
+        ``full`` are the endpoints that can serve the request as soon as another call ends.
 
         Raises:
             EmbedrouteError: the error to report.
@@ -186,6 +198,8 @@ class Dispatcher:
             others = [each for each in dispatch.candidates if each is not first]
             ordered = msgspec.structs.replace(dispatch, candidates=[first, *others])
             await self._divide(ordered, [error], RetryDecision.BISECT)
+            return
+        if full and await self._wait_for_slot(dispatch, errors, full):
             return
         waiting = self._find_rate_limit(dispatch, errors)
         if waiting is None:
@@ -206,6 +220,30 @@ class Dispatcher:
                 waited_for=dispatch.waited_for | {first.name},
             )
         )
+
+    async def _wait_for_slot(
+        self,
+        dispatch: Dispatch,
+        errors: Sequence[EmbedrouteError],
+        full: Sequence[ResolvedEndpoint],
+    ) -> bool:
+        """Wait for the endpoint that has a slot first; return False if that takes too long."""
+        inputs = len(dispatch.work)
+        slots = {self._slots[each.name].expected_wait(inputs): each for each in reversed(full)}
+        candidate = slots[min(slots)]
+        seconds = dispatch.context.deadline - self._clock()
+        if dispatch.waits >= MOST_WAITS or not self._slots[candidate.name].can_serve(
+            inputs, seconds
+        ):
+            return False
+        waiting = msgspec.structs.replace(
+            dispatch,
+            candidates=[candidate],
+            earlier_errors=[*dispatch.earlier_errors, *errors],
+            waits=dispatch.waits + 1,
+        )
+        await self._run(waiting)
+        return True
 
     async def _repeat(
         self, dispatch: Dispatch, errors: Sequence[EmbedrouteError], error: EmbedrouteError
@@ -303,7 +341,7 @@ class Dispatcher:
         failed: int,
         attempt: int,
         omit: frozenset[str] = NO_FIELDS,
-    ) -> Awaitable[Results | EmbedrouteError] | NotCalled:
+    ) -> Awaitable[Outcome] | NotCalled:
         """Begin one attempt, after ``failed`` endpoints have failed.
 
         It may take the same share of the time left as each of the endpoints after it.
@@ -317,25 +355,40 @@ class Dispatcher:
         if not permit and dispatch.repeats:
             permit = health.acquire_last_resort(now)
         admit = dispatch.admit_first_try
-        if permit and (attempt > 1 or admit is None or admit(now)):
-            timeout = (context.deadline - now) / (len(dispatch.candidates) - failed)
+        is_admitted = attempt > 1 or admit is None or admit(now)
+        if not permit or not is_admitted:
+            health.release(permit)
+            context.trace.add_event("select", "skipped", endpoint=candidate.name, reason="it rests")
+            return NotCalled(budget_error() if permit else health.unavailable_error(now))
+        is_merged = (
+            candidate.micro_batch_ms is not None
+            and not omit
             # After a rate limit, the call must not be merged with the one that was limited.
-            alone = candidate.name in dispatch.waited_for
-            return self._attempts.run(
-                candidate,
-                health,
-                dispatch.work,
-                context,
-                timeout,
-                attempt,
-                permit,
-                alone=alone,
-                omit=omit,
-                others=len(dispatch.candidates) - failed - 1,
+            and candidate.name not in dispatch.waited_for
+            and may_be_merged(context)
+        )
+        slots = None if is_merged or dispatch.waits else self._slots.get(candidate.name)
+        if slots is not None and (slots.waiting or slots.calls.in_flight >= slots.calls.limit):
+            health.release(permit)
+            context.trace.add_event(
+                "select", "skipped", endpoint=candidate.name, reason="it is full"
             )
-        health.release(permit)
-        context.trace.add_event("select", "skipped", endpoint=candidate.name, reason="it rests")
-        return NotCalled(budget_error() if permit else health.unavailable_error(now))
+            return NotCalled(slots.busy_error(len(dispatch.work)), is_full=True)
+        attempts = self._merging if is_merged else self._attempts
+        others = len(dispatch.candidates) - failed - 1
+        return attempts.run(
+            Attempt(
+                candidate=candidate,
+                health=health,
+                context=context,
+                work=dispatch.work,
+                permit=permit,
+                ends=now + (context.deadline - now) / (others + 1),
+                number=attempt,
+                omit=omit,
+                others=others,
+            )
+        )
 
     async def _begin_in_slot(
         self,
@@ -344,7 +397,7 @@ class Dispatcher:
         failed: int,
         attempt: int,
         omit: frozenset[str] = NO_FIELDS,
-    ) -> Results | EmbedrouteError | NotCalled:
+    ) -> Outcome | NotCalled:
         """Make one attempt for a chunk, as soon as one of its request's slots is free."""
         async with cast("CapacityLimiter", dispatch.context.slots):
             is_late = dispatch.context.deadline <= self._clock()

@@ -22,7 +22,7 @@ from embedroute.errors import (
     UpstreamRejectedInput,
     UpstreamUnavailable,
 )
-from embedroute.execution.attempt import AttemptRunner
+from embedroute.execution.attempt import Attempt, AttemptRunner, NotCalled
 from embedroute.execution.bisection import (
     UnreliableEndpoints,
     bisect,
@@ -284,17 +284,18 @@ class PartRunner:
                     return health.unavailable_error(now)
                 if not self._budget.allow_bisection(now):
                     return budget_error()
-                outcome = await self._attempts.run(
-                    candidate,
-                    health,
-                    work,
-                    context,
-                    context.deadline - now,
-                    1,
-                    permit,
-                    alone=True,
+                attempt = Attempt(
+                    candidate=candidate,
+                    health=health,
+                    context=context,
+                    work=work,
+                    permit=permit,
+                    ends=context.deadline,
                     omit=omit,
                 )
+                outcome = await self._attempts.run(attempt)
+                if isinstance(outcome, NotCalled):
+                    return outcome.reason
                 if not isinstance(outcome, FieldRejected):
                     return outcome
                 omit = add_field(omit, outcome)

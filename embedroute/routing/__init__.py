@@ -8,14 +8,9 @@ from embedroute.routing.bounded_map import MOST, BoundedMap
 from embedroute.routing.breaker import BreakerPolicy, CircuitBreaker, State
 from embedroute.routing.cache_keys import PIECE, CacheKey, make_key_prefix, prefix
 from embedroute.routing.call_history import (
-    FIRST,
     LAST,
-    PER_INPUT,
     PERIOD,
-    REMEMBERED,
-    SHORTEST,
     CallHistory,
-    UsualLatency,
 )
 from embedroute.routing.filters import (
     Dropped,
@@ -56,12 +51,14 @@ from embedroute.routing.registry import (
 )
 from embedroute.routing.registry_builder import build_registry, resolve_key_models
 from embedroute.routing.retry import (
+    OVERLOADED,
     RetryDecision,
     RetryPolicy,
     decide_next,
     decide_without_retry,
     error_to_report,
     has_called_upstream,
+    is_at_capacity,
     may_be_caused_by_input,
     may_be_repeated,
     rate_limited_endpoints,
@@ -82,19 +79,16 @@ from embedroute.routing.token_shares import share_out
 
 __all__ = [
     "ENVELOPE",
-    "FIRST",
     "GROWS_EVERY",
     "LAST",
     "LEAST",
     "MOST",
     "NO_FIELDS",
+    "OVERLOADED",
     "PERIOD",
-    "PER_INPUT",
     "PIECE",
     "PROBING",
-    "REMEMBERED",
     "SAMPLES",
-    "SHORTEST",
     "SHORTEST_COOLDOWN",
     "SUSPECTS",
     "WINDOW",
@@ -119,7 +113,6 @@ __all__ = [
     "SelectionCache",
     "SelectionContext",
     "State",
-    "UsualLatency",
     "accepts_parts",
     "assemble",
     "build_registry",
@@ -132,6 +125,7 @@ __all__ = [
     "error_to_report",
     "halves",
     "has_called_upstream",
+    "is_at_capacity",
     "make_key_prefix",
     "make_plan",
     "make_plan_in_steps",

@@ -149,14 +149,13 @@ class EndpointHealth:
     ) -> None:
         """Record the outcome of a failed call.
 
-        Errors that are clearly an input's fault, errors recorded already, and a wait for one of the
-        gateway's own connections do not change the health. What an input may have caused counts
-        once per input until a call succeeds, and opens nothing by itself. ``work`` holds the keys
-        of the call's inputs. The call had ``timeout`` seconds: a timeout counts only if the
-        endpoint usually answers within them.
+        Errors that are clearly an input's fault or recorded already do not change the health. Nor
+        does what the gateway has caused: a wait for a connection, or too many calls at once. What
+        an input may have caused counts once per input until a call succeeds, and opens nothing by
+        itself. ``work`` holds the keys of the call's inputs. The call had ``timeout`` seconds: a
+        timeout counts only if the endpoint usually answers within them.
         """
-        is_recorded = isinstance(failure, UpstreamError) and failure.already_recorded
-        if is_recorded or isinstance(failure, PoolTimeout):
+        if says_nothing(failure):
             self.release(permit)
         elif isinstance(failure, RateLimited):
             self.record_rate_limit(
@@ -346,6 +345,19 @@ class EndpointHealth:
         while self._samples and now - self._samples[0].at > WINDOW:
             self._samples.popleft()
         return list(self._samples)
+
+
+def says_nothing(failure: EmbedrouteError) -> bool:
+    """Return whether a failure is recorded already, or has its cause in the gateway's own calls.
+
+    A 429 with Retry-After is to be respected in any case.
+    """
+    if isinstance(failure, PoolTimeout):
+        return True
+    if not isinstance(failure, UpstreamError):
+        return False
+    is_hint = isinstance(failure, RateLimited) and failure.retry_after
+    return failure.already_recorded or (failure.at_capacity and not is_hint)
 
 
 def _percentile(ordered: list[float], percentile: int) -> float | None:

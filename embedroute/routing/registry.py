@@ -30,7 +30,8 @@ class ResolvedEndpoint(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     ``prices`` are USD per million tokens (``prompt``, ``completion``) or per unit; empty when
     unknown. ``rest`` is how many seconds a connection must be idle before it is reused.
     ``max_connections`` is the maximum number of connections to the provider's host, or to each of
-    its addresses if ``all_addresses`` are used. ``checks_model`` is false if the model that an
+    its addresses if ``all_addresses`` are used. ``max_concurrent`` is the maximum number of calls
+    in flight, on each event loop. ``checks_model`` is false if the model that an
     answer names tells nothing. ``name`` is ``provider:model``, for traces, logs and health.
     """
 
@@ -50,6 +51,7 @@ class ResolvedEndpoint(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     micro_batch_ms: float | None = None
     rest: float = 0.05
     max_connections: int = 512
+    max_concurrent: int | None = None
     checks_model: bool = True
     all_addresses: bool = False
     name: str = ""

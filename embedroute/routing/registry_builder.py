@@ -353,6 +353,7 @@ class _RegistryBuilder:
             micro_batch_ms=endpoint.micro_batch_ms,
             rest=provider.connection_rest_ms / 1000,
             max_connections=provider.max_connections,
+            max_concurrent=endpoint.max_concurrent or provider.max_concurrent,
             checks_model=endpoint.model_echo == "check",
             all_addresses=provider.resolve == "all",
         )

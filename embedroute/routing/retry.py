@@ -108,6 +108,8 @@ def decide_next(
     The call had ``inputs`` inputs. A retry becomes ``BISECT`` or ``NEXT`` when no attempt is left,
     or when the upstream's Retry-After exceeds ``policy.longest_wait``.
     """
+    if is_at_capacity(failure):
+        return RetryDecision.NEXT
     decision = next(
         (decision for kind, decision in DECISIONS if isinstance(failure, kind)),
         RetryDecision.STOP,
@@ -118,6 +120,11 @@ def decide_next(
     if inputs == 1 and decision in {RetryDecision.HALVE, RetryDecision.BISECT}:
         return RetryDecision.NEXT
     return decision
+
+
+def is_at_capacity(failure: EmbedrouteError) -> bool:
+    """Return whether an endpoint was only full: it may serve the call when another one ends."""
+    return isinstance(failure, UpstreamError) and failure.at_capacity and not failure.retry_after
 
 
 def decide_without_retry(failure: EmbedrouteError, inputs: int) -> RetryDecision:

@@ -89,6 +89,7 @@ def neutral(error: UpstreamError, provider: str | None = None) -> UpstreamError:
     )
     copy.provider = provider
     copy.is_neutral = True
+    copy.at_capacity = error.at_capacity
     return copy
 
 

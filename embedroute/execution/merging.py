@@ -1,0 +1,97 @@
+"""Attempts of requests whose small calls are merged with those of others (``micro_batch_ms``)."""
+
+import sys
+from functools import partial
+
+from embedroute.backend import Batch, Vectors
+from embedroute.errors import EmbedrouteError, EndpointBusy, NoHealthyEndpoint
+from embedroute.execution.attempt import Attempt, AttemptRunner, NotCalled, Outcome
+from embedroute.execution.context import (
+    DispatchContext,
+    for_client,
+    make_batch,
+    record_results,
+)
+from embedroute.execution.microbatching import MicroBatcher
+
+
+class MergingRunner:
+    """The attempts on one event loop that may take part in a merged call."""
+
+    def __init__(self, attempts: AttemptRunner) -> None:
+        """Take the runner that makes and records the calls."""
+        self._attempts = attempts
+        self._micro_batcher = MicroBatcher()
+
+    async def run(self, attempt: Attempt) -> Outcome:
+        """Run an attempt: make a call, for other requests too, or take part in another's call.
+
+        The request that makes the call records its outcome; the others return their permits.
+        """
+        candidate, context, health = attempt.candidate, attempt.context, attempt.health
+        attempts = self._attempts
+        attempt.began = attempts.clock()
+        context.trace.attempts += 1
+        batch = make_batch(candidate, attempt.work, context)
+        outside = sys.exception()
+        try:
+            answer, made_call = await self._micro_batcher.embed(
+                batch,
+                (candidate.name, context.prepared.key_prefix, context.request.kind, batch.user),
+                partial(self._call, attempt),
+                max_wait=min(
+                    (candidate.micro_batch_ms or 0) / 1000, (attempt.ends - attempt.began) / 2
+                ),
+                timeout=attempt.ends - attempt.began,
+                caps=lambda: health.caps(candidate.accepts, attempts.clock()),
+            )
+        except EmbedrouteError as error:
+            if isinstance(error, EndpointBusy | NoHealthyEndpoint):
+                context.trace.attempts -= 1
+                health.release(attempt.permit)
+                return NotCalled(error)
+            return attempts.fail(attempt, for_client(error, candidate, outside), batch)
+        except BaseException:
+            attempts.abandon(attempt)
+            raise
+        if not made_call:
+            health.release(attempt.permit)
+        results = record_results(candidate, attempt.work, answer, context, made=made_call, sizes=())
+        attempts.report(attempt, None)
+        return results
+
+    async def _call(self, attempt: Attempt, batch: Batch, timeout: float) -> Vectors:
+        """Make one call that several requests may share, and record its outcome."""
+        attempts, candidate = self._attempts, attempt.candidate
+        attempt.began = attempts.clock()
+        attempt.ends = attempt.began + timeout
+        slots = attempts.slots.get(candidate.name) or attempts.add_slots(candidate)
+        if slots.is_full:
+            refused = await attempts.wait(slots, attempt)
+            if refused is not None:
+                raise refused.reason
+        else:
+            slots.calls.in_flight += 1
+            attempt.generation = slots.calls.generation
+        attempt.place = slots.calls.in_flight
+        timeout = attempt.ends - attempt.began
+        omitted = attempt.health.omitted(attempt.began)
+        try:
+            answer = await attempts.exchange(
+                candidate, attempt.context, batch, timeout, omitted, attempt.others
+            )
+            attempts.accept(attempt, slots.calls, batch, answer)
+        except EmbedrouteError as error:
+            await attempts.learn_limits(attempt, slots.calls, batch, error)
+            raise
+        except BaseException:
+            attempts.record_timeout(attempt, slots.calls)
+            raise
+        finally:
+            slots.leave(attempt.generation)
+        return answer
+
+
+def may_be_merged(context: DispatchContext) -> bool:
+    """Return whether a request's calls may be merged with those of others."""
+    return not (context.trace.captures_bodies or context.request.large)
