@@ -91,13 +91,9 @@ class Attempt(msgspec.Struct, eq=False, kw_only=True):
 
 
 class NotCalled(msgspec.Struct, frozen=True, eq=False):
-    """An endpoint may not be called now. The client gets the ``reason`` if no other can.
-
-    ``is_full``: it has as many calls in flight as it can serve at a time.
-    """
+    """An endpoint may not be called now. The client gets the ``reason`` if no other can."""
 
     reason: EmbedrouteError
-    is_full: bool = False
 
 
 Outcome = Results | EmbedrouteError | NotCalled
@@ -151,11 +147,9 @@ class AttemptRunner:
         attempt.place = calls.in_flight
         context.trace.attempts += 1
         omitted = attempt.health.omitted(attempt.began) | attempt.omit
-        timeout = attempt.ends - attempt.began
+        left = attempt.ends - attempt.began
         try:
-            answer = await self.exchange(
-                candidate, context, batch, timeout, omitted, attempt.others
-            )
+            answer = await self.exchange(candidate, context, batch, left, omitted, attempt.others)
             self.accept(attempt, calls, batch, answer, sizes)
         except EmbedrouteError as error:
             await self.learn_limits(attempt, calls, batch, error)

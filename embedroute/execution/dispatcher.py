@@ -25,6 +25,7 @@ from embedroute.execution.context import Dispatch, DispatchContext, OnResult, Re
 from embedroute.execution.health_check import HealthChecker
 from embedroute.execution.merging import MergingRunner, may_be_merged
 from embedroute.execution.parts import Chunks, PartRunner, add_field, budget_error, deadline_error
+from embedroute.limits import SMALL
 from embedroute.routing import (
     NO_FIELDS,
     HealthRegistry,
@@ -36,9 +37,9 @@ from embedroute.routing import (
     decide_next,
     decide_without_retry,
     error_to_report,
+    full_endpoints,
     halves,
     has_called_upstream,
-    is_at_capacity,
     may_be_repeated,
     rate_limited_endpoints,
     split,
@@ -98,7 +99,6 @@ class Dispatcher:
     async def _run(self, dispatch: Dispatch) -> None:
         begin = self._begin if dispatch.context.slots is None else self._begin_in_slot
         errors: list[EmbedrouteError] = []
-        full: list[ResolvedEndpoint] = []
         failure: EmbedrouteError | None = None
         omit = NO_FIELDS
         attempt = 1
@@ -112,7 +112,6 @@ class Dispatcher:
             outcome = trying if isinstance(trying, NotCalled) else await trying
             if isinstance(outcome, NotCalled):
                 failure, decision = failure or outcome.reason, RetryDecision.NEXT
-                full += [candidate] if outcome.is_full else []
             else:
                 if attempt > 1 or dispatch.repeats:
                     self._record_repeat(candidate, outcome)
@@ -132,12 +131,11 @@ class Dispatcher:
                 omit = add_field(omit, failure)
             else:
                 errors.append(failure)
-                full += [candidate] if is_at_capacity(failure) else []
                 if decision is not RetryDecision.NEXT:
                     await self._divide(dispatch, errors, decision)
                     return
                 failure, omit, attempt = None, NO_FIELDS, 1
-        await self._give_up(dispatch, errors, full)
+        await self._give_up(dispatch, errors)
 
     def _record_repeat(
         self, candidate: ResolvedEndpoint, outcome: Results | EmbedrouteError
@@ -177,15 +175,8 @@ class Dispatcher:
             return RetryDecision.NEXT
         return decision
 
-    async def _give_up(
-        self,
-        dispatch: Dispatch,
-        errors: Sequence[EmbedrouteError],
-        full: Sequence[ResolvedEndpoint],
-    ) -> None:
+    async def _give_up(self, dispatch: Dispatch, errors: Sequence[EmbedrouteError]) -> None:
         """Try what is left when every endpoint has failed: bisect, wait, or repeat a call.
-
-        ``full`` are the endpoints that can serve the request as soon as another call ends.
 
         Raises:
             EmbedrouteError: the error to report.
@@ -199,7 +190,7 @@ class Dispatcher:
             ordered = msgspec.structs.replace(dispatch, candidates=[first, *others])
             await self._divide(ordered, [error], RetryDecision.BISECT)
             return
-        if full and await self._wait_for_slot(dispatch, errors, full):
+        if await self._wait_for_slot(dispatch, errors):
             return
         waiting = self._find_rate_limit(dispatch, errors)
         if waiting is None:
@@ -221,24 +212,20 @@ class Dispatcher:
             )
         )
 
-    async def _wait_for_slot(
-        self,
-        dispatch: Dispatch,
-        errors: Sequence[EmbedrouteError],
-        full: Sequence[ResolvedEndpoint],
-    ) -> bool:
-        """Wait for the endpoint that has a slot first; return False if that takes too long."""
+    async def _wait_for_slot(self, dispatch: Dispatch, errors: Sequence[EmbedrouteError]) -> bool:
+        """Wait for the full endpoint that has a slot first; return False if that takes too long."""
+        full = full_endpoints(dispatch.candidates, errors)
+        if not full:
+            return False
         inputs = len(dispatch.work)
-        slots = {self._slots[each.name].expected_wait(inputs): each for each in reversed(full)}
-        candidate = slots[min(slots)]
+        full.sort(key=lambda each: self._slots[each.name].expected_wait(inputs))
+        first = self._slots[full[0].name]
         seconds = dispatch.context.deadline - self._clock()
-        if dispatch.waits >= MOST_WAITS or not self._slots[candidate.name].can_serve(
-            inputs, seconds
-        ):
+        if dispatch.waits >= MOST_WAITS or not first.can_serve(inputs, seconds):
             return False
         waiting = msgspec.structs.replace(
             dispatch,
-            candidates=[candidate],
+            candidates=full,
             earlier_errors=[*dispatch.earlier_errors, *errors],
             waits=dispatch.waits + 1,
         )
@@ -321,6 +308,11 @@ class Dispatcher:
         input_type = prepared.selection.parameters.input_type
         prefix = text_before(candidate, prepared.route.model, input_type)
         accepts = self._healths.get(candidate).caps(candidate.accepts, self._clock())
+        slots = self._slots.get(candidate.name)
+        inputs = len(dispatch.work)
+        if slots is not None and slots.waiting and inputs > SMALL:
+            most = slots.most_inputs(min(inputs, accepts.max_inputs or inputs))
+            accepts = msgspec.structs.replace(accepts, max_inputs=most)
         if dispatch.context.request.large:
             return await fairness.step_by_step(split_in_steps(dispatch.work, accepts, prefix))
         return split(dispatch.work, accepts, prefix)
@@ -360,12 +352,9 @@ class Dispatcher:
             health.release(permit)
             context.trace.add_event("select", "skipped", endpoint=candidate.name, reason="it rests")
             return NotCalled(budget_error() if permit else health.unavailable_error(now))
-        is_merged = (
-            candidate.micro_batch_ms is not None
-            and not omit
-            # After a rate limit, the call must not be merged with the one that was limited.
-            and candidate.name not in dispatch.waited_for
-            and may_be_merged(context)
+        # After a rate limit, the call must not be merged with the one that was limited.
+        is_merged = candidate.micro_batch_ms is not None and may_be_merged(
+            context, alone=bool(omit) or candidate.name in dispatch.waited_for
         )
         slots = None if is_merged or dispatch.waits else self._slots.get(candidate.name)
         if slots is not None and (slots.waiting or slots.calls.in_flight >= slots.calls.limit):
@@ -373,7 +362,7 @@ class Dispatcher:
             context.trace.add_event(
                 "select", "skipped", endpoint=candidate.name, reason="it is full"
             )
-            return NotCalled(slots.busy_error(len(dispatch.work)), is_full=True)
+            return NotCalled(slots.busy_error(len(dispatch.work)))
         attempts = self._merging if is_merged else self._attempts
         others = len(dispatch.candidates) - failed - 1
         return attempts.run(

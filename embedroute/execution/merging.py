@@ -92,6 +92,6 @@ class MergingRunner:
         return answer
 
 
-def may_be_merged(context: DispatchContext) -> bool:
-    """Return whether a request's calls may be merged with those of others."""
-    return not (context.trace.captures_bodies or context.request.large)
+def may_be_merged(context: DispatchContext, *, alone: bool) -> bool:
+    """Return whether a request's call may be merged with others; not if it must be ``alone``."""
+    return not (alone or context.trace.captures_bodies or context.request.large)

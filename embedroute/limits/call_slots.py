@@ -6,8 +6,8 @@ from collections.abc import Callable
 import anyio
 
 from embedroute.errors import EndpointBusy
-from embedroute.limits.concurrency import ConcurrencyLimit
-from embedroute.limits.fair_queue import Entry, FairQueue
+from embedroute.limits.concurrency import PER_INPUT, ConcurrencyLimit
+from embedroute.limits.fair_queue import SMALL, Entry, FairQueue
 
 MOST_WAITING = 4096
 """Calls that may wait for one endpoint."""
@@ -18,8 +18,10 @@ SHORTEST_RETRY_AFTER = 1.0
 """Seconds that clients are asked to wait at least."""
 INTERACTIVE = 10.0
 """Seconds for which large calls are kept short after a small call."""
-SHORT_CALL = 0.2
-"""Seconds that a large call may take beside small ones."""
+SHORT_CALL = 0.25
+"""Seconds that a large call should take at most beside small ones."""
+LEAST_INPUTS = 256
+"""Inputs to which large calls are cut for that."""
 
 
 REFUSED = -1
@@ -46,14 +48,14 @@ class CallSlots:
     ``calls.limit``, increment ``calls.in_flight``, else ``wait``. Afterwards call ``leave``.
     """
 
-    __slots__ = ("_checked_at", "_clock", "_queue", "calls", "waiting")
+    __slots__ = ("_checked_at", "_clock", "_queue", "_small_at", "calls", "waiting")
 
     def __init__(
         self, most: int | None, clock: Callable[[], float], *, learns: bool = True
     ) -> None:
         """Allow up to ``most`` calls in flight, or less if it ``learns`` what is served at once."""
         self._clock = clock
-        self._checked_at = float("-inf")
+        self._checked_at = self._small_at = float("-inf")
         self.calls = ConcurrencyLimit(most, learns=learns)
         self.waiting = 0
         self._queue: FairQueue[Turn] = FairQueue()
@@ -71,8 +73,20 @@ class CallSlots:
 
     def can_serve(self, inputs: int, seconds: float) -> bool:
         """Return whether a new call can probably be answered within ``seconds``."""
-        duration = self.expected_wait(inputs) + self.calls.usual(inputs, PERCENTILE)
-        return self.waiting < MOST_WAITING and MARGIN * duration <= seconds
+        calls = self.calls
+        duration = calls.usual(inputs, PERCENTILE) if calls.knows(inputs) else calls.expect(inputs)
+        wait = self.expected_wait(inputs)
+        return self.waiting < MOST_WAITING and MARGIN * (wait + duration) <= seconds
+
+    def most_inputs(self, inputs: int) -> int:
+        """Return the inputs of the largest call that is short enough beside small calls.
+
+        It is ``inputs`` if no small call had to wait lately.
+        """
+        if self._clock() - self._small_at < INTERACTIVE:
+            while inputs > LEAST_INPUTS and self.calls.expect(inputs) > SHORT_CALL:
+                inputs = -(-inputs // 2)
+        return inputs
 
     def busy_error(self, inputs: int) -> EndpointBusy:
         """Make the error of a call that may not wait for as long as it must."""
@@ -91,6 +105,8 @@ class CallSlots:
             EndpointBusy: it cannot begin early enough.
         """
         now = self._clock()
+        if inputs <= SMALL:
+            self._small_at = now
         if not self.can_serve(inputs, deadline - now):
             raise self.busy_error(inputs)
         if not self.waiting:
@@ -98,7 +114,7 @@ class CallSlots:
         cost = self.calls.expect(inputs)
         latest = deadline - cost
         turn = Turn()
-        entry = self._queue.add(turn, caller, inputs, cost, deadline)
+        entry = self._queue.add(turn, caller, inputs, cost or PER_INPUT * inputs, deadline)
         self.waiting += 1
         try:
             while (now := self._clock()) < latest:

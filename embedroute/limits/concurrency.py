@@ -247,9 +247,18 @@ class ConcurrencyLimit:
         return durations.percentile(percent) if durations else FIRST_DURATION + PER_INPUT * inputs
 
     def expect(self, inputs: int) -> float:
-        """Return the seconds that calls of this size have taken most recently."""
-        durations = self._by_size.get(inputs.bit_length())
-        return durations.recent() if durations else FIRST_DURATION + PER_INPUT * inputs
+        """Return the seconds that calls of this size have taken most recently.
+
+        If there was none: a part of what a larger call took, or what a smaller one took, or 0.
+        """
+        bits = inputs.bit_length()
+        durations = self._by_size.get(bits)
+        if durations is not None:
+            return durations.recent()
+        larger = [each for each in self._by_size if each > bits]
+        if larger:
+            return self._by_size[min(larger)].recent() / 2.0 ** (min(larger) - bits)
+        return self._by_size[max(self._by_size)].recent() if self._by_size else 0.0
 
     def knows(self, inputs: int) -> bool:
         """Return whether a call of this size was answered."""

@@ -13,6 +13,7 @@ from embedroute.errors import (
     BatchTooLarge,
     ConnectError,
     EmbedrouteError,
+    EndpointBusy,
     FieldRejected,
     InvalidUpstreamResponse,
     InvalidVector,
@@ -124,6 +125,8 @@ def decide_next(
 
 def is_at_capacity(failure: EmbedrouteError) -> bool:
     """Return whether an endpoint was only full: it may serve the call when another one ends."""
+    if isinstance(failure, EndpointBusy):
+        return True
     return isinstance(failure, UpstreamError) and failure.at_capacity and not failure.retry_after
 
 
@@ -182,6 +185,20 @@ def may_be_repeated(failure: EmbedrouteError) -> bool:
     if isinstance(failure, NoHealthyEndpoint):
         return True
     return isinstance(failure, UpstreamUnavailable) and not isinstance(failure, UpstreamTimeout)
+
+
+def full_endpoints(
+    candidates: Sequence[ResolvedEndpoint], failures: Sequence[EmbedrouteError]
+) -> list[ResolvedEndpoint]:
+    """Return the ``candidates`` that can serve the call when another one ends.
+
+    ``failures`` holds the errors of the candidates tried so far, in their order.
+    """
+    return [
+        candidate
+        for candidate, failure in zip(candidates, failures, strict=False)
+        if is_at_capacity(failure)
+    ]
 
 
 def rate_limited_endpoints(
