@@ -190,7 +190,7 @@ class AttemptRunner:
     async def wait(self, slots: CallSlots, attempt: Attempt) -> NotCalled | None:
         """Wait for a slot; return why there is none.
 
-        The endpoint may have got into trouble in the meantime, so the permit is renewed.
+        Its breaker may have opened in the meantime, so the permit is renewed.
         """
         health, context = attempt.health, attempt.context
         try:

@@ -30,13 +30,13 @@ CHECKED_EVERY = 0.05
 """Seconds after which it is checked again what can still be served in time."""
 
 
-class Turn:
+class Pending:
     """The decision about a waiting call; ``generation`` is that of the calls in flight with it."""
 
     __slots__ = ("decided", "generation")
 
     def __init__(self) -> None:
-        """Create a turn that is not decided: the call is neither admitted nor refused."""
+        """Create a pending that is not decided: the call is neither admitted nor refused."""
         self.decided = anyio.Event()
         self.generation = REFUSED
 
@@ -58,7 +58,7 @@ class CallSlots:
         self._checked_at = self._small_at = float("-inf")
         self.calls = ConcurrencyLimit(most, learns=learns)
         self.waiting = 0
-        self._queue: FairQueue[Turn] = FairQueue()
+        self._queue: FairQueue[Pending] = FairQueue()
 
     @property
     def is_full(self) -> bool:
@@ -113,17 +113,17 @@ class CallSlots:
             self.calls.progress_at = max(self.calls.progress_at, now)
         cost = self.calls.expect(inputs)
         latest = deadline - cost
-        turn = Turn()
-        entry = self._queue.add(turn, caller, inputs, cost or PER_INPUT * inputs, deadline)
+        pending = Pending()
+        entry = self._queue.add(pending, caller, inputs, cost or PER_INPUT * inputs, deadline)
         self.waiting += 1
         try:
             while (now := self._clock()) < latest:
-                patience = self.calls.patience(inputs)
-                with anyio.move_on_after(min(patience, latest - now)):
-                    await turn.decided.wait()
-                if turn.generation != REFUSED:
-                    return turn.generation
-                if turn.decided.is_set():
+                longest = self.calls.stalled_after(inputs)
+                with anyio.move_on_after(min(longest, latest - now)):
+                    await pending.decided.wait()
+                if pending.generation != REFUSED:
+                    return pending.generation
+                if pending.decided.is_set():
                     break
                 self.calls.give_up_stalled(self._clock(), inputs)
                 self.admit()
@@ -163,7 +163,7 @@ class CallSlots:
             self.waiting -= 1
             entry.item.decided.set()
 
-    def _give_up(self, entry: Entry[Turn]) -> None:
+    def _give_up(self, entry: Entry[Pending]) -> None:
         """Leave the queue, or pass the slot on if the call was admitted already."""
         if entry.item.generation != REFUSED:
             self.leave(entry.item.generation)

@@ -52,15 +52,17 @@ SLOWER: Final = 2.0
 """How many times as long as at low load a call takes if there are enough of them."""
 NOTICEABLE: Final = 0.1
 """Seconds by which a call must be slower than at low load before that counts."""
-DRIFT: Final = 600.0
-"""Seconds in which the duration at low load follows a lasting change."""
 
 REMEMBERED: Final = 32
 """Answered calls that are remembered for each size class."""
 RECENT: Final = 9
 """Answered calls of a size class that tell how quick the endpoint is at the moment."""
-SAMPLED: Final = 8
-"""Answered calls of a size class after which its duration at low load is computed again."""
+LOW_LOAD: Final = 4
+"""Calls in flight up to which a call is made at low load, if that is more than the following."""
+LOW_PART: Final = 8
+"""The part of the limit up to which it is so."""
+AT_LOW_LOAD: Final = 9
+"""Answered calls at low load that are remembered for each size class."""
 FIRST_DURATION: Final = 1.0
 """Estimate in seconds while no call of a size class was answered yet."""
 PER_INPUT: Final = 0.01
@@ -68,19 +70,17 @@ PER_INPUT: Final = 0.01
 
 
 class Durations:
-    """The durations of the last answered calls of one size class, in seconds.
+    """The durations in seconds of the last answered calls of one size class.
 
-    ``low`` is the median of calls at low load.
+    ``low`` are those of calls that began while few others were in flight.
     """
 
-    __slots__ = ("_count", "_updated", "last", "low")
+    __slots__ = ("last", "low")
 
     def __init__(self) -> None:
         """Create an empty history."""
         self.last: deque[float] = deque(maxlen=REMEMBERED)
-        self.low = float("inf")
-        self._count = 0
-        self._updated = 0.0
+        self.low: deque[float] = deque(maxlen=AT_LOW_LOAD)
 
     def percentile(self, percent: int) -> float:
         """Return a percentile (nearest rank) of the last durations."""
@@ -93,24 +93,13 @@ class Durations:
         ordered = sorted(last[at] for at in range(-min(RECENT, len(last)), 0))
         return ordered[len(ordered) // 2]
 
-    def sample(self, now: float) -> None:
-        """Let ``low`` follow the median: at once if it is less, slowly otherwise."""
-        self._count += 1
-        if self._count % SAMPLED != 1:
-            return
-        median = self.percentile(50)
-        if median < self.low:
-            self.low = median
-        else:
-            self.low += (median - self.low) * min(1.0, (now - self._updated) / DRIFT)
-        self._updated = now
-
     def slowdown(self) -> float:
         """Return how many times as long as at low load calls take; 1 if unnoticeable."""
-        if not self.last or self.low == float("inf"):
+        if not self.low:
             return 1.0
+        low = sorted(self.low)[len(self.low) // 2]
         recent = self.recent()
-        return recent / self.low if recent - self.low > NOTICEABLE else 1.0
+        return recent / low if recent - low > NOTICEABLE else 1.0
 
 
 class ConcurrencyLimit:
@@ -176,10 +165,9 @@ class ConcurrencyLimit:
         durations.last.append(seconds)
         self.progress_at = now
         self._proven = max(self._proven, place)
-        if self.in_flight < self.limit:
-            durations.sample(now)
-            return
-        if not self._learns:
+        if place <= max(LOW_LOAD, self.limit // LOW_PART):
+            durations.low.append(seconds)
+        if self.in_flight < self.limit or not self._learns:
             return
         self._answers += 1
         if self._answers >= self.limit and now >= self._quiet_until:
@@ -223,7 +211,7 @@ class ConcurrencyLimit:
             self._lowered_at = now
             self._lower(now, TIMEOUT_FACTOR)
 
-    def patience(self, inputs: int) -> float:
+    def stalled_after(self, inputs: int) -> float:
         """Return the seconds without an answer after which the endpoint is stalled."""
         if not self.knows(inputs):
             return STALLED_AT_FIRST
@@ -234,7 +222,7 @@ class ConcurrencyLimit:
 
         The limit rises again as soon as calls are answered.
         """
-        if self._learns and now - self.progress_at >= self.patience(inputs):
+        if self._learns and now - self.progress_at >= self.stalled_after(inputs):
             self._ceiling = max(self._ceiling, self.limit)
             self.generation += 1
             self.in_flight = 0

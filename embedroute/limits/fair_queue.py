@@ -61,7 +61,8 @@ class _Lane(Generic[T]):
     """The flows of one lane; ``sizes`` counts the entries by the bit length of their inputs.
 
     The virtual time is the start of the flow that was served last. A flow without entries stays
-    until the virtual time has reached its start, so that its caller gains nothing by a pause.
+    until the virtual time has reached its start, so that its caller gains nothing by a pause. When
+    nothing waits, all is forgotten.
     """
 
     __slots__ = ("_flows", "_numbers", "_order", "_virtual_time", "sizes", "waiting")
@@ -87,6 +88,9 @@ class _Lane(Generic[T]):
         entry.has_left = True
         self.waiting -= 1
         self.sizes[entry.inputs.bit_length()] -= 1
+        if not self.waiting:
+            self._flows.clear()
+            self._order.clear()
 
     def cost(self, expect: Callable[[int], float]) -> float:
         """Return the seconds that all entries take, by the expected seconds of each size."""
@@ -135,7 +139,7 @@ class FairQueue(Generic[T]):
         return self._large.waiting
 
     def add(self, item: T, caller: str, inputs: int, cost: float, deadline: float) -> Entry[T]:
-        """Add an item. It stands for a call of ``inputs`` inputs that takes ``cost`` seconds."""
+        """Add an item: a call of ``inputs`` inputs that takes ``cost`` seconds."""
         entry = Entry(item, inputs, cost, deadline)
         self._lane(entry).add(caller, entry)
         return entry

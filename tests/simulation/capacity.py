@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from itertools import count
 from random import Random
 from typing import NamedTuple
 
@@ -38,9 +39,7 @@ class Upstream:
         self.retry_after = retry_after
         self.calls = 0
         self.answered: list[float] = []
-        self.at_once = 0
-        self.most = 0
-        self.starts: list[float] = []
+        self.spans: list[tuple[float, float]] = []
         self._serving = 0
         self._free = asyncio.Semaphore(workers)
 
@@ -48,15 +47,27 @@ class Upstream:
         """Answer one call."""
         loop = asyncio.get_running_loop()
         self.calls += 1
-        self.starts.append(loop.time())
-        self.at_once += 1
-        self.most = max(self.most, self.at_once)
+        began = loop.time()
         try:
             await self._serve(self.seconds + self.per_input * len(batch.texts))
         finally:
-            self.at_once -= 1
+            self.spans.append((began, loop.time()))
         self.answered.append(loop.time())
         return hash_batch(batch, WIDTH)
+
+    def at_once_at(self, begin: float, end: float) -> int:
+        """Return the most calls that were under way at a time between two times."""
+        edges = sorted(
+            edge
+            for began, ended in self.spans
+            if began < end and ended > begin
+            for edge in ((began, 1), (ended, -1))
+        )
+        most = current = 0
+        for _, change in edges:
+            current += change
+            most = max(most, current)
+        return most
 
     async def _serve(self, seconds: float) -> None:
         if self.beyond == "queue":
@@ -112,30 +123,22 @@ class Load(NamedTuple):
     caller: str = "caller"
 
 
-def simulate(
-    upstreams: Sequence[Upstream],
-    loads: Sequence[Load],
-    *,
-    deadline: float = 60.0,
-    seed: int = 0,
-    provider: dict[str, object] | None = None,
-) -> list[Outcome]:
-    """Send the loads to one model with an endpoint at each upstream."""
-    random = Random(seed)
-    outcomes: list[Outcome] = []
+class Simulation:
+    """Sends loads to one model with an endpoint at each upstream."""
 
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
+    def __init__(self, upstreams: Sequence[Upstream], deadline: float, seed: int) -> None:
+        self.outcomes: list[Outcome] = []
+        self._loop = asyncio.get_running_loop()
+        self._began = self._loop.time()
+        self._random = Random(seed)
+        self._numbers = count()
         names = [f"p{number}" for number in range(len(upstreams))]
-        gateway = Gateway(
+        self._gateway = Gateway(
             Config(
                 gateway={"auth": "open", "deadline": deadline},
                 cache={"bytes": 0},
                 providers={
-                    name: Provider(
-                        backend=ScriptedBackend(then=upstream.embed, width=WIDTH),
-                        **(provider or {}),
-                    )
+                    name: Provider(backend=ScriptedBackend(then=upstream.embed, width=WIDTH))
                     for name, upstream in zip(names, upstreams, strict=True)
                 },
                 models={
@@ -143,41 +146,55 @@ def simulate(
                 },
             ),
             environ={},
-            clock=loop.time,
+            clock=self._loop.time,
         )
-        began = loop.time()
-        numbers = iter(range(10**9))
 
-        async def request(load: Load, caller: str) -> int:
-            at = loop.time()
-            status, retry_after = 200, None
-            texts = [f"text {next(numbers)}" for _ in range(load.inputs)]
-            try:
-                await gateway.embed(texts, model="m", caller=Caller(name=caller))
-            except EmbedrouteError as error:
-                status, retry_after = error.status, error.retry_after
-            outcome = Outcome(at - began, loop.time() - at, status, retry_after, load.stream)
-            outcomes.append(outcome)
-            return status
-
-        async def client(load: Load, number: int) -> None:
-            await asyncio.sleep(load.begin)
-            while loop.time() - began < load.end:
-                if await request(load, f"{load.caller} {number}") != 200:
-                    await asyncio.sleep(load.pause)
-
-        async def arrivals(load: Load, group: asyncio.TaskGroup) -> None:
-            await asyncio.sleep(load.begin)
-            while loop.time() - began < load.end:
-                await asyncio.sleep(random.expovariate(load.rate))
-                group.create_task(request(load, load.caller))
-
+    async def run(self, loads: Sequence[Load]) -> None:
+        """Send all loads."""
         async with asyncio.TaskGroup() as group:
             for load in loads:
-                for number in range(load.clients):
-                    group.create_task(client(load, number))
+                for _ in range(load.clients):
+                    group.create_task(self._client(load))
                 if load.rate:
-                    group.create_task(arrivals(load, group))
+                    group.create_task(self._arrivals(load, group))
 
-    run_in_virtual_time(main())
-    return sorted(outcomes)
+    async def _request(self, load: Load) -> int:
+        at = self._loop.time()
+        status, retry_after = 200, None
+        texts = [f"text {next(self._numbers)}" for _ in range(load.inputs)]
+        try:
+            await self._gateway.embed(texts, model="m", caller=Caller(name=load.caller))
+        except EmbedrouteError as error:
+            status, retry_after = error.status, error.retry_after
+        seconds = self._loop.time() - at
+        self.outcomes.append(Outcome(at - self._began, seconds, status, retry_after, load.stream))
+        return status
+
+    async def _client(self, load: Load) -> None:
+        await asyncio.sleep(load.begin)
+        while self._loop.time() - self._began < load.end:
+            if await self._request(load) != 200:
+                await asyncio.sleep(load.pause)
+
+    async def _arrivals(self, load: Load, group: asyncio.TaskGroup) -> None:
+        await asyncio.sleep(load.begin)
+        while self._loop.time() - self._began < load.end:
+            await asyncio.sleep(self._random.expovariate(load.rate))
+            group.create_task(self._request(load))
+
+
+def simulate(
+    upstreams: Sequence[Upstream],
+    loads: Sequence[Load],
+    *,
+    deadline: float = 60.0,
+    seed: int = 0,
+) -> list[Outcome]:
+    """Send the loads to one model with an endpoint at each upstream."""
+
+    async def main() -> list[Outcome]:
+        simulation = Simulation(upstreams, deadline, seed)
+        await simulation.run(loads)
+        return simulation.outcomes
+
+    return sorted(run_in_virtual_time(main()))
