@@ -18,8 +18,8 @@ from embedroute.config import (
     Config,
     ConvertResult,
     KnownProvider,
+    Mistake,
     Provider,
-    UnknownFields,
     convert_fields,
     known_providers,
     quoted,
@@ -192,23 +192,23 @@ def build_backends(
     known: Mapping[str, KnownProvider],
     bases: Mapping[str, str],
     environ: Mapping[str, str],
-    unread: UnknownFields,
 ) -> tuple[dict[str, BackendBase], list[str]]:
     """Build the backend of every configured provider; returns the backends and the mistakes."""
     backends: dict[str, BackendBase] = {}
     mistakes: list[str] = []
     shipped_names = [slug for slug, row in known.items() if row.backend]
     for slug, provider in config.providers.items():
-        if unread.at("providers", slug, "options"):
-            continue
         path = f"providers.{quoted(slug)}"
         row = known.get(bases.get(slug, ""), KnownProvider(vendor=slug))
         try:
-            backend, new_mistakes = _build(path, slug, provider, row, environ, shipped_names)
+            backend, option_mistakes = _build(path, slug, provider, row, environ, shipped_names)
         except EmbedrouteError as error:
             backend = None
-            new_mistakes = [f"[{path}] {error.message}"]
-        mistakes += new_mistakes
+            mistakes.append(Mistake(f"[{path}] {error.message}", ("providers", slug, "backend")))
+        else:
+            mistakes += [
+                Mistake(mistake, ("providers", slug, "options")) for mistake in option_mistakes
+            ]
         if backend is not None:
             backends[slug] = backend
     return backends, mistakes

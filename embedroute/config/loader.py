@@ -1,12 +1,12 @@
 """Reads a configuration from TOML, from environment variables or from structs made in Python.
 
-This is phase 1: tables become structs, and mistakes are collected with their location. Phase 2 is
-in ``embedroute.bootstrap``.
+This is phase 1: tables become structs, and mistakes are collected with their location. Phase 2, in
+``embedroute.bootstrap``, builds the parts of a gateway from the structs.
 """
 
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, TypedDict, TypeVar, cast
 
 import msgspec
@@ -16,6 +16,7 @@ from embedroute.config.catalog import known_providers
 from embedroute.config.models import Endpoint, Model, Provider
 from embedroute.config.settings import ApiKey, CacheSettings, Settings
 from embedroute.config.validation import (
+    Mistake,
     SecretReference,
     TablePath,
     UnknownFields,
@@ -220,14 +221,23 @@ def _assign(config: Config, tables: Tables) -> None:
 
 
 class PartialConfig(msgspec.Struct, frozen=True):
-    """The part of a config that could be read, and the mistakes in the rest.
+    """The result of phase 1: the values that could be read, and the mistakes in the others.
 
-    If there are mistakes, use the config only to find more of them.
+    ``config`` has a default or a placeholder for each of the ``unread`` values. If there are
+    mistakes, use it only to find more of them.
     """
 
     config: Config
     mistakes: list[str]
     unread: UnknownFields
+
+    def report(self, mistakes: Iterable[str]) -> list[str]:
+        """Return the mistakes of phase 1 and those of phase 2 that do not follow from them."""
+        return self.mistakes + [mistake for mistake in mistakes if not self._follows(mistake)]
+
+    def _follows(self, mistake: str) -> bool:
+        paths = mistake.paths if isinstance(mistake, Mistake) else ()
+        return any(self.unread.at(*path) for path in paths)
 
 
 def _read_tables(reader: ConfigReader, tables: Mapping[str, object]) -> PartialConfig:
