@@ -52,10 +52,9 @@ from embedroute.runtime import (
     tasks,
 )
 from embedroute.server import models, routes
+from embedroute.server.exchange import PIECE, SMALL_RESPONSE, HTTPExchange, error_headers
 from embedroute.server.explain import explain
 from embedroute.server.openapi import openapi
-from embedroute.server.request import PIECE, SMALL_RESPONSE, HTTPExchange
-from embedroute.server.response import error_headers
 from embedroute.text import did_you_mean, echo, log_fields
 
 log = logging.getLogger("embedroute.access")

@@ -1,4 +1,4 @@
-"""Checks the headers of an HTTP request, reads its body within limits, and sends the response."""
+"""Handles one HTTP exchange: checks the request, reads its body within limits, and responds."""
 
 import logging
 import math
@@ -14,8 +14,17 @@ from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 
 from embedroute.cache import FULL_USE, CachePolicy
-from embedroute.errors import BodyTimeout, BodyTooLarge, InvalidRequest, UnsupportedContentType
+from embedroute.errors import (
+    LONGEST_RETRY_AFTER,
+    BodyTimeout,
+    BodyTooLarge,
+    EmbedrouteError,
+    InvalidRequest,
+    MethodNotAllowed,
+    UnsupportedContentType,
+)
 from embedroute.limits import Account, ByteBudget
+from embedroute.routing import SHORTEST_COOLDOWN
 from embedroute.runtime import (
     ClientDisconnected,
     ClientTooSlow,
@@ -24,11 +33,12 @@ from embedroute.runtime import (
     tasks,
     time_limits,
 )
-from embedroute.server.response import Header, make_headers
 from embedroute.text import echo, log_fields
 from embedroute.trace import RequestTrace, new_request_id
 
 log = logging.getLogger("embedroute.access")
+
+Header = tuple[bytes, bytes]
 
 _REQUEST_ID: Final = re.compile(rb"[\w.-]{1,128}", re.ASCII)
 _JSON: Final = [b"application/json"]
@@ -354,3 +364,53 @@ def _receive_error(error: OSError) -> Exception:
 
 def _too_large(most: int) -> BodyTooLarge:
     return BodyTooLarge(f"The body is over {most} bytes; send fewer inputs at a time.")
+
+
+def make_headers(trace: RequestTrace, status: int, size: int, started_at: float) -> list[Header]:
+    """Return the headers of every response.
+
+    ``size`` is the length of the body in bytes, and ``started_at`` the ``time.perf_counter()`` at
+    which the request arrived.
+    """
+    took = (time.perf_counter() - started_at) * 1000
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % size),
+        (b"x-request-id", trace.request_id.encode()),
+        (b"server-timing", b"total;dur=%.1f" % took),
+        (b"openai-processing-ms", b"%d" % took),
+        (b"x-embedroute-attempts", b"%d" % trace.attempts),
+        (b"x-embedroute-cache", b"hits=%d misses=%d" % (trace.hits, trace.misses)),
+    ]
+    if providers := trace.providers_for(status):
+        headers.append((b"x-embedroute-provider", ",".join(providers).encode()))
+    if trace.estimated:
+        headers.append((b"x-embedroute-usage", b"estimated"))
+    if trace.fallback:
+        headers.append(
+            (b"x-embedroute-model-fallback", trace.fallback.encode("ascii", "backslashreplace"))
+        )
+    return headers
+
+
+def error_headers(error: EmbedrouteError, status: int) -> list[Header]:
+    """Return the headers that tell a client library how to handle an error."""
+    headers: list[Header] = []
+    if status in {429, 503}:
+        # LangChain.js does not retry after a 429 without retry-after. If the upstream gave none,
+        # send our shortest cool-down.
+        retry_after = SHORTEST_COOLDOWN if error.retry_after is None else error.retry_after
+        seconds = min(max(retry_after, 0.0), LONGEST_RETRY_AFTER)
+        headers += [
+            (b"retry-after", b"%d" % math.ceil(seconds)),
+            (b"retry-after-ms", b"%d" % math.ceil(seconds * 1000)),
+        ]
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    if isinstance(error, MethodNotAllowed):
+        headers.append((b"allow", error.allow.encode()))
+    if error.code == "unsupported_content_encoding":
+        headers.append((b"accept-encoding", b"identity"))
+    if not error.retryable:
+        headers.append((b"x-should-retry", b"false"))
+    return headers
