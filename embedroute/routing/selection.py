@@ -116,18 +116,23 @@ def select_endpoints(
             trace_dropped(endpoints.dropped, trace)
         raise
     ordered = order_endpoints(endpoints.remaining, preferences, route.sort, context)
-    reason = "not the first choice, and allow_fallbacks is false"
-    not_tried = [
-        Dropped(candidate, "allow_fallbacks", reason)
-        for candidate in endpoints.remaining
-        if candidate not in ordered
-    ]
     return Selection(
         candidates=ordered,
-        dropped=[*endpoints.dropped, *not_tried],
+        dropped=[*endpoints.dropped, *_drop_alternatives(endpoints.remaining, ordered)],
         parameters=parameters,
         ignored_options=merged.dropped,
     )
+
+
+def _drop_alternatives(
+    eligible: Sequence[ResolvedEndpoint], ordered: Sequence[ResolvedEndpoint]
+) -> list[Dropped]:
+    reason = "not the first choice, and allow_fallbacks is false"
+    return [
+        Dropped(candidate, "allow_fallbacks", reason)
+        for candidate in eligible
+        if candidate not in ordered
+    ]
 
 
 def _refuse_unknown_names(preferences: Preferences, known: frozenset[str]) -> None:
