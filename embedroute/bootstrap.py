@@ -107,7 +107,7 @@ class GatewayParts(msgspec.Struct, frozen=True, kw_only=True):
     directory: ModelRegistry
 
 
-def assembled(config: Config, environ: Mapping[str, str]) -> GatewayParts:
+def build_parts(config: Config, environ: Mapping[str, str]) -> GatewayParts:
     """Load the backends of a config, and merge the config with the shipped catalogue.
 
     Raises:

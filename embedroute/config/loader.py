@@ -22,7 +22,7 @@ from embedroute.config.validation import (
     UnknownFields,
     as_table,
     convert_fields,
-    written,
+    format_path,
 )
 from embedroute.config.vector_fields import changes_vectors
 from embedroute.errors import ConfigError
@@ -81,7 +81,7 @@ class ConfigReader:
 
     def add(self, path: TablePath, mistake: str) -> None:
         """Record a mistake in the table at ``path``."""
-        self.mistakes.append(f"[{written(path)}] {mistake}")
+        self.mistakes.append(f"[{format_path(path)}] {mistake}")
 
     def table(self, path: TablePath, value: object) -> Mapping[str, object]:
         """Return ``value`` as a table; if it is not one, record a mistake and return ``{}``."""
@@ -105,7 +105,7 @@ class ConfigReader:
         table = self.table(path, value)
         if path in self.unread:
             return type_(**placeholders)
-        result = convert_fields(written(path), table, type_, self.environ)
+        result = convert_fields(format_path(path), table, type_, self.environ)
         self.mistakes += result.mistakes
         self.unread |= {(*path, name) for name in result.unread}
         return type_(**{**placeholders, **result.values})

@@ -41,7 +41,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ``model`` is the upstream's name for it. ``price`` is in USD per million prompt tokens, or a
     table. ``accepts`` overrides the capabilities that the backend declares. ``micro_batch_ms`` is
     how long small requests may wait to be merged into one call; None disables merging.
-    ``model_echo`` is ``ignore`` if the model that an answer names tells nothing.
+    ``model_echo`` is ``ignore`` if the name of the model in an answer means nothing.
     """
 
     provider: Name

@@ -262,7 +262,7 @@ def _literals(type_: object) -> Sequence[str]:
     return [literal for argument in arguments for literal in _literals(argument)]
 
 
-def written(path: TablePath) -> str:
+def format_path(path: TablePath) -> str:
     """Format a path as the header of a TOML table."""
     return ".".join(map(quoted, path))
 

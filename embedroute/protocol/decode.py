@@ -47,7 +47,7 @@ NO_DEBUG: Final = Debug()
 SMALL: Final = 1 << 14
 """Maximum bytes of a body that is always decoded at once: 16 KiB of ``1e308`` take 25 ms."""
 MEDIUM: Final = 1 << 20
-"""Maximum bytes of a body that is decoded at once if its inputs are no numbers.
+"""Maximum bytes of a body that is decoded at once if its inputs are not numbers.
 
 It must also have at most ``FEW_QUOTES`` quotes and ``FEW_VALUES`` values.
 """

@@ -31,7 +31,7 @@ from embedroute.text import did_you_mean, echo
 SLUG: Final = re.compile(r"[a-z0-9][a-z0-9._-]*(/[a-z0-9._-]+)?")
 
 
-def width_faults(model: Model) -> Iterable[str]:
+def check_widths(model: Model) -> Iterable[str]:
     """Report widths of a model that exceed its ``dimensions``."""
     for field, width in (
         ("dimensions_allowed", max(model.dimensions_allowed or [0])),
@@ -41,7 +41,7 @@ def width_faults(model: Model) -> Iterable[str]:
             yield f"{field} must not exceed dimensions = {model.dimensions}"
 
 
-def contradictions(
+def check_endpoints(
     route: Route, known_width: Callable[[ResolvedEndpoint], int | None]
 ) -> Iterable[str]:
     """Report endpoints whose facts contradict those of the model or of each other."""
@@ -54,8 +54,8 @@ def contradictions(
         accepts = endpoint.accepts
         if modalities and not set(modalities) & set(accepts.modalities):
             yield (
-                f"the endpoint {endpoint.name} accepts {_listed(accepts.modalities)}, "
-                f"the model {_listed(modalities)}"
+                f"the endpoint {endpoint.name} accepts {_join(accepts.modalities)}, "
+                f"the model {_join(modalities)}"
             )
         if not (accepts.texts or accepts.tokens or len(accepts.modalities) > 1):
             yield f"the endpoint {endpoint.name} accepts no kind of input"
@@ -142,8 +142,8 @@ def resolve_key_models(config: Config, directory: ModelRegistry) -> Mapping[str,
 
 def _canonical_name(directory: ModelRegistry, name: str) -> str:
     route = directory.resolve(name)
-    whole = directory.routes.get(route.name, route)
-    if len(route.candidates) < len(whole.candidates):
+    full_route = directory.routes.get(route.name, route)
+    if len(route.candidates) < len(full_route.candidates):
         raise EmbedrouteError(
             f"{echo(name)} refers to one provider's endpoint of model {echo(route.name)}; "
             "list the model itself and restrict providers with 'only'"
@@ -159,7 +159,7 @@ def _unknown(names: Sequence[str], known: frozenset[str]) -> Iterable[str]:
     )
 
 
-def _listed(words: Iterable[str]) -> str:
+def _join(words: Iterable[str]) -> str:
     return " and ".join(words)
 
 
@@ -176,7 +176,7 @@ COMPARED: Final = ("dimensions", "dimensions_allowed", "dimensions_min", "modali
 """The fields of a model that are compared with each other and with the facts of its endpoints."""
 
 PLACEHOLDER: Final = BackendBase()
-"""Stands for a backend that could not be built and whose mistake is reported already.
+"""Replaces a backend that could not be built and whose mistake is reported already.
 
 Names that refer to it resolve, but its endpoints are not checked.
 """
@@ -195,23 +195,23 @@ def build_registry(
     missing, and its mistake is reported already. ``bases`` maps a slug to the slug of the known
     provider it belongs to, if there is one.
     """
-    building = _RegistryBuilder(config, backends, known, bases, shipped)
-    routes = {name: building.declared(name, model) for name, model in config.models.items()}
+    builder = _RegistryBuilder(config, backends, known, bases, shipped)
+    routes = {name: builder.declared(name, model) for name, model in config.models.items()}
     for name, facts in shipped.items():
         if name not in routes and any(
             endpoint.provider in config.providers for endpoint in facts.endpoints
         ):
-            routes[name] = building.route(name, facts)
+            routes[name] = builder.route(name, facts)
     directory = ModelRegistry(
         routes=routes,
         providers={
-            slug: building.candidate(Endpoint(provider=slug), slug) for slug in config.providers
+            slug: builder.candidate(Endpoint(provider=slug), slug) for slug in config.providers
         },
-        known_names=building.known_names(),
+        known_names=builder.known_names(),
         shipped=frozenset(shipped),
     )
     return directory, [
-        *building.mistakes,
+        *builder.mistakes,
         *check_names(config, directory),
         *check_key_models(config, directory),
     ]
@@ -265,7 +265,7 @@ class _RegistryBuilder:
         ]
         self.mistakes += [
             Mistake(f"[{place}] {mistake}", *compared)
-            for mistake in (*width_faults(model), *contradictions(built, self.known_width))
+            for mistake in (*check_widths(model), *check_endpoints(built, self.known_width))
         ]
         return route
 

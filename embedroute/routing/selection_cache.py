@@ -220,10 +220,10 @@ class SelectionCache:
 
     def _endpoints_not_named(self, route: Route) -> list[Dropped]:
         """List the endpoints of a model that are excluded because the request names a provider."""
-        whole = self._routes.get(route.name, route)
+        full_route = self._routes.get(route.name, route)
         return [
             Dropped(candidate, "provider", "not the requested provider")
-            for candidate in whole.candidates
+            for candidate in full_route.candidates
             if candidate not in route.candidates
         ]
 

@@ -146,7 +146,7 @@ async def _run_host_lifespan(
     """Run the host's lifespan, and close the gateway before the host's final message is sent.
 
     ``pending`` contains the startup message, which has been received already. If the host's
-    lifespan ends early but the server goes on serving, the gateway stays open.
+    lifespan ends early but the server continues to serve, the gateway stays open.
     """
     serving = False
 
