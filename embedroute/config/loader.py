@@ -46,7 +46,7 @@ class Tables(TypedDict):
 
 
 class ConfigReader:
-    """Reads the tables of a config, and collects the mistakes and the paths that they make unknown.
+    """Reads the tables of a config; collects the mistakes and the paths of unreadable values.
 
     A required value that cannot be read is replaced by a placeholder, so that the other values of
     its table can be checked.

@@ -75,8 +75,8 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """A ``[models.NAME]`` table: a public model name, which is one vector space.
 
     ``dimensions`` is the length of its vectors. ``matryoshka`` says whether a vector may be
-    truncated and normalized again; ``dimensions_allowed`` and ``dimensions_min`` restrict to which
-    lengths. ``input_types`` lists the input types that the model distinguishes; if the list is
+    truncated and normalized again; ``dimensions_allowed`` and ``dimensions_min`` restrict its new
+    length. ``input_types`` lists the input types that the model distinguishes; if the list is
     empty, every input type is accepted and has no effect. ``prefixes`` maps an input type to the
     text to put before each input.
     """

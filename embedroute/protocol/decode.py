@@ -139,7 +139,7 @@ def decode_in_steps(body: bytes, limits: Limits) -> Generator[None, None, Embedd
     try:
         request = _decode_json(outline.json, limits)
     except InvalidRequest as error:
-        # The position is one in the outline, not in the body.
+        # The position is in the outline, not in the body.
         raise InvalidRequest(_POSITION.sub("", error.message), param=error.param) from None
     yield
     yield from refuse_duplicate_members(outline, request, limits)

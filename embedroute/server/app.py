@@ -116,8 +116,8 @@ async def _run_lifespan(
 ) -> None:
     """Open the gateway, then run the host's lifespan; if opening fails, the host is not started.
 
-    A failure is always reported with ``startup.failed``, because servers take a lifespan that
-    ends without a message for an application that does not support lifespans.
+    A failure is always reported with ``startup.failed``, because servers assume that an
+    application whose lifespan ends without a message does not support lifespans.
     """
     startup = await receive()
     try:

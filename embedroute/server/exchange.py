@@ -155,7 +155,7 @@ class HTTPExchange:
         """Return whether the query requests a forecast (``?explain=1``) instead of vectors.
 
         Raises:
-            InvalidRequest: the value is none of ``EXPLAIN``; a guess could be a billed call.
+            InvalidRequest: the value is not in ``EXPLAIN``; a wrong guess could be billed.
         """
         query: bytes = self.scope.get("query_string") or b""
         if not query:
@@ -285,8 +285,8 @@ class HTTPExchange:
     ) -> None:
         """Send the 200 of a large response of ``size`` bytes, each piece as the client reads.
 
-        ``in_turn``: computing a piece takes long, so other large jobs must wait meanwhile. Ends
-        with an empty message: the server accepts it only after the client has read the others.
+        With ``in_turn``, other large jobs wait while a piece is computed, because that takes long.
+        The last message is empty: the server accepts it only after the client has read the others.
 
         Raises:
             ClientDisconnected: the client disconnected.
@@ -354,7 +354,7 @@ class HTTPExchange:
 
 
 def _receive_error(error: OSError) -> Exception:
-    """Return what an error of ``receive`` means."""
+    """Return the gateway's exception for an error of ``receive``."""
     if isinstance(error, TimeoutError):
         # A time limit of the host's own around `receive`.
         return BodyTimeout("The request body was not complete in time.")

@@ -284,7 +284,7 @@ def _cut(body: bytes) -> Iterator[bytes]:
 
 
 def _check_authenticator(authenticate: Authenticator | None, auth: Auth | None) -> None:
-    """Refuse a function that would not be called, since it would protect nothing.
+    """Refuse a function that would never be called: it would protect nothing.
 
     Raises:
         ConfigError: ``auth`` is not "host", or the function is not async.
