@@ -8,7 +8,7 @@ from typing import Final, cast
 
 import msgspec
 
-from embedroute.config import STATE_AUTH, ApiKey, Config, UnknownFields
+from embedroute.config import STATE_AUTH, ApiKey, Config, Mistake
 from embedroute.errors import PermissionDenied, Unauthorized
 from embedroute.protocol import EmbeddingRequest
 from embedroute.text import echo
@@ -107,12 +107,13 @@ def authorize(caller: Caller, name: str, request: EmbeddingRequest, *, debug: bo
         )
 
 
-def access_mistakes(config: Config, unread: UnknownFields) -> list[str]:
+def access_mistakes(config: Config) -> list[str]:
     """Return the mistakes in a config's authentication settings."""
-    if config.gateway.auth is None and not unread.at("gateway", "auth"):
-        return [STATE_AUTH]
-    if config.gateway.auth == "keys" and not config.keys and not unread.at("keys"):
-        return ['[gateway] auth = "keys" needs a [keys.NAME] table with key = "env:VARIABLE".']
+    if config.gateway.auth is None:
+        return [Mistake(STATE_AUTH, ("gateway", "auth"))]
+    if config.gateway.auth == "keys" and not config.keys:
+        mistake = '[gateway] auth = "keys" needs a [keys.NAME] table with key = "env:VARIABLE".'
+        return [Mistake(mistake, ("keys",))]
     return []
 
 

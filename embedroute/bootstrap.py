@@ -3,7 +3,7 @@
 A config is processed in two phases. Phase 1 (``embedroute.config``) reads each table to a struct.
 Phase 2 (``_resolve``) builds backends, routes and keys from the structs, and checks what depends on
 several tables. It also runs on what phase 1 could read of an invalid config, so that one error
-reports the mistakes of both phases.
+reports the mistakes of both phases. Mistakes that follow from those of phase 1 are left out.
 """
 
 import logging
@@ -107,7 +107,7 @@ class GatewayParts(msgspec.Struct, frozen=True, kw_only=True):
     directory: ModelRegistry
 
 
-def assembled(config: Config, environ: Mapping[str, str]) -> GatewayParts:
+def build_parts(config: Config, environ: Mapping[str, str]) -> GatewayParts:
     """Load the backends of a config, and merge the config with the shipped catalogue.
 
     Raises:
@@ -123,24 +123,20 @@ def _resolve(draft: PartialConfig, environ: Mapping[str, str]) -> GatewayParts:
         ConfigError: phase 1 or this phase has found mistakes.
     """
     config = draft.config
-    unread = draft.unread
     settings = config.gateway
     known = known_providers()
     bases = known_provider_of(config, known)
-    backends, backend_mistakes = build_backends(config, known, bases, environ, unread)
-    directory, registry_mistakes = build_registry(
-        config, backends, catalogue(), known, bases, unread
+    backends, backend_mistakes = build_backends(config, known, bases, environ)
+    directory, registry_mistakes = build_registry(config, backends, catalogue(), known, bases)
+    mistakes = draft.report(
+        [
+            *access_mistakes(config),
+            *admission_mistakes(config, draft.unread),
+            *transport_mistakes(settings.transport, make_transport_config(settings, environ)),
+            *backend_mistakes,
+            *registry_mistakes,
+        ]
     )
-    mistakes = [
-        *draft.mistakes,
-        *access_mistakes(config, unread),
-        *admission_mistakes(config, unread),
-        *transport_mistakes(
-            settings.transport, make_transport_config(settings, environ), unread=unread
-        ),
-        *backend_mistakes,
-        *registry_mistakes,
-    ]
     if mistakes:
         raise ConfigError(mistakes)
     return GatewayParts(

@@ -192,7 +192,7 @@ class InvalidUpstreamResponse(UpstreamUnavailable):
 
 
 class InvalidVector(InvalidUpstreamResponse):
-    """A vector is all zero or holds something that is no finite number.
+    """A vector is all zero or has an item that is not a finite number.
 
     Some servers return one for a text that their model cannot embed.
     """

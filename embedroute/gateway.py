@@ -18,7 +18,7 @@ from embedroute.bootstrap import (
     LoopRuntime,
     Options,
     RuntimeFactory,
-    assembled,
+    build_parts,
     config_from_environment,
     config_from_file,
     make_selection_context,
@@ -107,7 +107,7 @@ class Gateway:
         Raises:
             ConfigError: the config has mistakes, one line each.
         """
-        parts = assembled(config, environ)
+        parts = build_parts(config, environ)
         self.clock = clock
         self.settings = parts.settings
         self.limits = parts.limits

@@ -18,8 +18,8 @@ from embedroute.config import (
     Config,
     ConvertResult,
     KnownProvider,
+    Mistake,
     Provider,
-    UnknownFields,
     convert_fields,
     known_providers,
     quoted,
@@ -63,14 +63,14 @@ def _scanned() -> "Sequence[EntryPoint]":
     return tuple(entry for entry in entries if BUILT_IN.get(entry.name) != entry.value)
 
 
-def listed() -> list[BackendEntry]:
+def list_backends() -> list[BackendEntry]:
     """List every backend that a config can name, sorted by name; imports none of them."""
     built_in = [BackendEntry(name, value, "embedroute") for name, value in BUILT_IN.items()]
     others = [entry for entry in _third_party() if not _is_shipped(entry.name)]
     return sorted(built_in + others, key=lambda entry: entry.name)
 
 
-def unused() -> list[BackendEntry]:
+def list_unused() -> list[BackendEntry]:
     """List the installed backends that have the name of a provider in the shipped table.
 
     They are never used, because the shipped table decides which backend serves such a provider.
@@ -98,7 +98,7 @@ def _is_shipped(name: str) -> bool:
 def find_origin(backend: BackendBase) -> tuple[str, str]:
     """Return the import path of a backend's class and its distribution ("" if not registered)."""
     cls = type(backend)
-    for entry in sorted(listed(), key=lambda entry: entry.name not in BUILT_IN):
+    for entry in sorted(list_backends(), key=lambda entry: entry.name not in BUILT_IN):
         module, _, attribute = entry.value.partition(":")
         # The module of an existing backend is already loaded, so nothing is imported here.
         if module in sys.modules and _get_attribute(sys.modules[module], attribute) is cls:
@@ -146,7 +146,7 @@ def load(name: str) -> type[BackendBase]:
 
 
 def _find(name: str, other_names: Sequence[str] = ()) -> BackendEntry:
-    entries = listed()
+    entries = list_backends()
     matches = [entry for entry in entries if entry.name == name]
     if not matches:
         suggestion = did_you_mean(name, [*(entry.name for entry in entries), *other_names])
@@ -167,7 +167,7 @@ def _import_backend(entry: BackendEntry) -> type[BackendBase]:
             value = getattr(value, name)
     except KeyboardInterrupt:
         raise
-    # A plugin may raise anything, even SystemExit. Report it, and go on with the other backends.
+    # A plugin may raise anything, even SystemExit. Report it, and continue with the other backends.
     except BaseException as error:
         raise EmbedrouteError(
             f"{entry.whose} cannot be imported: {_describe_exception(error)}"
@@ -192,23 +192,23 @@ def build_backends(
     known: Mapping[str, KnownProvider],
     bases: Mapping[str, str],
     environ: Mapping[str, str],
-    unread: UnknownFields,
 ) -> tuple[dict[str, BackendBase], list[str]]:
     """Build the backend of every configured provider; returns the backends and the mistakes."""
     backends: dict[str, BackendBase] = {}
     mistakes: list[str] = []
     shipped_names = [slug for slug, row in known.items() if row.backend]
     for slug, provider in config.providers.items():
-        if unread.at("providers", slug, "options"):
-            continue
         path = f"providers.{quoted(slug)}"
         row = known.get(bases.get(slug, ""), KnownProvider(vendor=slug))
         try:
-            backend, new_mistakes = _build(path, slug, provider, row, environ, shipped_names)
+            backend, option_mistakes = _build(path, slug, provider, row, environ, shipped_names)
         except EmbedrouteError as error:
             backend = None
-            new_mistakes = [f"[{path}] {error.message}"]
-        mistakes += new_mistakes
+            mistakes.append(Mistake(f"[{path}] {error.message}", ("providers", slug, "backend")))
+        else:
+            mistakes += [
+                Mistake(mistake, ("providers", slug, "options")) for mistake in option_mistakes
+            ]
         if backend is not None:
             backends[slug] = backend
     return backends, mistakes

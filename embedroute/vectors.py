@@ -245,17 +245,17 @@ def gathered(count: int, groups: Iterable[Array]) -> Array:
         InvalidUpstreamResponse: the groups differ in width.
     """
     array = np.empty((0, 0), FLOAT32)
-    filled = 0
+    row_count = 0
     for group in groups:
         if len(group) == count:
             return group
-        if not filled:
+        if not row_count:
             array = np.empty((count, group.shape[1]), group.dtype)
         # numpy would broadcast a row of one number.
         if group.shape[1] != array.shape[1]:
             raise InvalidUpstreamResponse(MIXED_WIDTHS)
-        array[filled : filled + len(group)] = group
-        filled += len(group)
+        array[row_count : row_count + len(group)] = group
+        row_count += len(group)
     return array
 
 

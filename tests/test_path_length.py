@@ -18,7 +18,7 @@ from embedroute.backend import Secret
 
 PACKAGE = str(Path(embedroute.__file__).parent)
 MOST_FRAMES = 120
-MOST_FILES = 34
+MOST_FILES = 32
 DEEPEST = 8
 """Coroutines of the package that wait for each other, from the application to the transport."""
 

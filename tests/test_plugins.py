@@ -12,7 +12,7 @@ import pytest
 
 from embedroute.backends.openai import OpenAI
 from embedroute.errors import EmbedrouteError
-from embedroute.plugins import BUILT_IN, listed, load
+from embedroute.plugins import BUILT_IN, list_backends, load
 from tests.support.commands import run
 
 GOOD = """
@@ -135,7 +135,7 @@ PROBE = """
 import contextlib, io, json, sys
 from embedroute.cli import main
 from embedroute import Config, ConfigError, Gateway
-from embedroute.plugins import listed
+from embedroute.plugins import list_backends
 
 def start(names, **options):
     providers = {name: {"options": {"api_key": "k", **options}} for name in names} | {"hashed": {}}
@@ -146,7 +146,7 @@ def start(names, **options):
     except KeyboardInterrupt:
         return "stopped by hand"
 
-results = {"listed": [[it.name, it.distribution] for it in listed()]}
+results = {"listed": [[it.name, it.distribution] for it in list_backends()]}
 results["acme"] = start(["acme", "inner"])
 results["imported"] = sorted(set(sys.modules) & {MODULES})
 results |= {name: start([name]) for name in NAMES}
@@ -313,7 +313,7 @@ def test_keyboard_interrupt_during_an_import_is_propagated(results):
 
 def test_a_built_in_backend_is_found_by_name():
     assert OpenAI is load("openai")
-    assert set(BUILT_IN) <= {item.name for item in listed()}
+    assert set(BUILT_IN) <= {item.name for item in list_backends()}
 
 
 def test_an_unknown_backend_is_an_error_with_a_suggestion():

@@ -31,7 +31,7 @@ _CLOSERS: Final = {b'"': b'"', b"[": b"]"}
 _MARK: Final = b'"%b %%d"' % secrets.token_hex(8).encode()
 """Placeholder for an extracted vector. It is random, so an upstream cannot send it."""
 _NOT_A_NUMBER: Final = re.compile(rb"[\[,]\s*(?:null|NaN|-?Infinity)\s*[,\]]")
-"""An item of a vector that is no number, as servers in Python write it."""
+"""An item of a vector that is not a number, as servers in Python write it."""
 _ROWS: Final = msgspec.json.Decoder(list[str | list[float]])
 
 
@@ -109,7 +109,7 @@ def extract_vectors(
     with a backslash, which base64 does not contain, and a list of numbers contains no brackets. All
     values are expected to be of the same kind as the first one.
     """
-    whole = memoryview(content)
+    body = memoryview(content)
     pieces = list[bytes | memoryview]()
     values = list[memoryview]()
     position = 0
@@ -125,11 +125,11 @@ def extract_vectors(
         if len(values) == most:
             return content, []
         start = match.start(1)
-        pieces += [whole[position:start], _MARK % len(values)]
-        values.append(whole[start : end + 1])
+        pieces += [body[position:start], _MARK % len(values)]
+        values.append(body[start : end + 1])
         position = end + 1
         time_slice.yield_gil()
-    pieces.append(whole[position:])
+    pieces.append(body[position:])
     return b"".join(pieces), values
 
 

@@ -135,7 +135,7 @@ def read(
 
 
 def _decode_model(model: msgspec.Raw) -> str | None:
-    """Return the name of the model in a large response; None if it is no text."""
+    """Return the name of the model in a large response; None if it is not a text."""
     if len(bytes(model)) > LONG:
         return None
     try:

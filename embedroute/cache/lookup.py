@@ -1,7 +1,7 @@
 """Finds the cached vectors of a request.
 
 A vector is found under its own key, or truncated from a vector of the model's full width. What
-makes two requests share an entry is in ``routing/cache_keys.py``.
+makes two requests share an entry is in ``routing/planning.py``.
 """
 
 from collections.abc import Generator, Mapping

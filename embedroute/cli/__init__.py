@@ -175,14 +175,14 @@ def _check(options: argparse.Namespace) -> int:
     )
     origins = [(slug, *plugins.find_origin(row.backend)) for slug, row in providers.items()]
     _print_table(("PROVIDER", "CODE", "PACKAGE"), origins)
-    for entry in plugins.unused():
+    for entry in plugins.list_unused():
         print(f'{entry.whose} is not used: embedroute ships a provider named "{entry.name}"')
     return 0
 
 
 def _backends(options: argparse.Namespace) -> int:
     del options
-    rows = [(entry.name, entry.value, entry.distribution) for entry in plugins.listed()]
+    rows = [(entry.name, entry.value, entry.distribution) for entry in plugins.list_backends()]
     _print_table(("NAME", "CODE", "PACKAGE"), rows)
     return 0
 

@@ -1,8 +1,8 @@
 """Reads and validates configuration, and provides the catalogue of known models and providers.
 
 Configuration comes from TOML files, from environment variables or from structs made in Python. It
-is read in one pass, which reports every mistake of a single table. What depends on several tables
-is checked when ``embedroute.bootstrap`` makes the parts of a gateway.
+is read in one pass, which finds every mistake of a single table. What depends on several tables is
+checked when ``embedroute.bootstrap`` builds the parts of a gateway.
 It may import the foundation and ``backend``.
 """
 
@@ -27,15 +27,15 @@ from embedroute.config.models import (
 )
 from embedroute.config.settings import ApiKey, Auth, CacheSettings, DialectName, Settings
 from embedroute.config.validation import (
-    ALL_READ,
     ConvertResult,
+    Mistake,
+    TablePath,
     UnknownFields,
     convert_fields,
     quoted,
 )
 
 __all__ = [
-    "ALL_READ",
     "STATE_AUTH",
     "STATE_ENV_AUTH",
     "ApiKey",
@@ -46,6 +46,7 @@ __all__ = [
     "DialectName",
     "Endpoint",
     "KnownProvider",
+    "Mistake",
     "Modality",
     "Model",
     "PartialConfig",
@@ -53,6 +54,7 @@ __all__ = [
     "Provider",
     "Settings",
     "Stage",
+    "TablePath",
     "UnknownFields",
     "catalogue",
     "convert_fields",

@@ -1,12 +1,12 @@
 """Reads a configuration from TOML, from environment variables or from structs made in Python.
 
-This is phase 1: tables become structs, and mistakes are collected with their location. Phase 2 is
-in ``embedroute.bootstrap``.
+This is phase 1: tables become structs, and mistakes are collected with their location. Phase 2, in
+``embedroute.bootstrap``, builds the parts of a gateway from the structs.
 """
 
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, TypedDict, TypeVar, cast
 
 import msgspec
@@ -16,12 +16,13 @@ from embedroute.config.catalog import known_providers
 from embedroute.config.models import Endpoint, Model, Provider
 from embedroute.config.settings import ApiKey, CacheSettings, Settings
 from embedroute.config.validation import (
+    Mistake,
     SecretReference,
     TablePath,
     UnknownFields,
     as_table,
     convert_fields,
-    written,
+    format_path,
 )
 from embedroute.config.vector_fields import changes_vectors
 from embedroute.errors import ConfigError
@@ -45,7 +46,7 @@ class Tables(TypedDict):
 
 
 class ConfigReader:
-    """Reads the tables of a config, and collects the mistakes and the paths that they make unknown.
+    """Reads the tables of a config; collects the mistakes and the paths of unreadable values.
 
     A required value that cannot be read is replaced by a placeholder, so that the other values of
     its table can be checked.
@@ -80,7 +81,7 @@ class ConfigReader:
 
     def add(self, path: TablePath, mistake: str) -> None:
         """Record a mistake in the table at ``path``."""
-        self.mistakes.append(f"[{written(path)}] {mistake}")
+        self.mistakes.append(f"[{format_path(path)}] {mistake}")
 
     def table(self, path: TablePath, value: object) -> Mapping[str, object]:
         """Return ``value`` as a table; if it is not one, record a mistake and return ``{}``."""
@@ -104,7 +105,7 @@ class ConfigReader:
         table = self.table(path, value)
         if path in self.unread:
             return type_(**placeholders)
-        result = convert_fields(written(path), table, type_, self.environ)
+        result = convert_fields(format_path(path), table, type_, self.environ)
         self.mistakes += result.mistakes
         self.unread |= {(*path, name) for name in result.unread}
         return type_(**{**placeholders, **result.values})
@@ -220,14 +221,23 @@ def _assign(config: Config, tables: Tables) -> None:
 
 
 class PartialConfig(msgspec.Struct, frozen=True):
-    """The part of a config that could be read, and the mistakes in the rest.
+    """The result of phase 1: the values that could be read, and the mistakes in the others.
 
-    If there are mistakes, use the config only to find more of them.
+    ``config`` has a default or a placeholder for each of the ``unread`` values. If there are
+    mistakes, use it only to find more of them.
     """
 
     config: Config
     mistakes: list[str]
     unread: UnknownFields
+
+    def report(self, mistakes: Iterable[str]) -> list[str]:
+        """Return the mistakes of phase 1 and those of phase 2 that do not follow from them."""
+        return self.mistakes + [mistake for mistake in mistakes if not self._follows(mistake)]
+
+    def _follows(self, mistake: str) -> bool:
+        paths = mistake.paths if isinstance(mistake, Mistake) else ()
+        return any(self.unread.at(*path) for path in paths)
 
 
 def _read_tables(reader: ConfigReader, tables: Mapping[str, object]) -> PartialConfig:

@@ -41,8 +41,8 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ``model`` is the upstream's name for it. ``price`` is in USD per million prompt tokens, or a
     table. ``accepts`` overrides the capabilities that the backend declares. ``micro_batch_ms`` is
     how long small requests may wait to be merged into one call; None disables merging.
-    ``model_echo`` is ``ignore`` if the model that an answer names tells nothing. ``max_concurrent``
-    replaces that of the provider.
+    ``model_echo`` is ``ignore`` if the name of the model in an answer means nothing.
+    ``max_concurrent`` replaces that of the provider.
     """
 
     provider: Name
@@ -77,8 +77,8 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """A ``[models.NAME]`` table: a public model name, which is one vector space.
 
     ``dimensions`` is the length of its vectors. ``matryoshka`` says whether a vector may be
-    truncated and normalized again; ``dimensions_allowed`` and ``dimensions_min`` restrict to which
-    lengths. ``input_types`` lists the input types that the model distinguishes; if the list is
+    truncated and normalized again; ``dimensions_allowed`` and ``dimensions_min`` restrict its new
+    length. ``input_types`` lists the input types that the model distinguishes; if the list is
     empty, every input type is accepted and has no effect. ``prefixes`` maps an input type to the
     text to put before each input.
     """

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Final, Literal, TypeGuard, Union, cast, get_args, get_origin
+from typing import Annotated, Literal, Self, TypeGuard, Union, cast, get_args, get_origin
 
 import msgspec
 
@@ -19,23 +19,30 @@ TablePath = tuple[str, ...]
 
 
 class UnknownFields(msgspec.Struct, frozen=True):
-    """The paths whose values are unknown because of a mistake.
+    """The paths whose values are unknown because of a mistake."""
 
-    Checks that depend on such a value are skipped, so that one mistake is not reported twice.
-    """
-
-    places: frozenset[TablePath] = frozenset()
+    places: frozenset[TablePath]
 
     def at(self, *path: str) -> bool:
         """Return whether the value at ``path`` or a table that contains it is unknown."""
         return any(path[:depth] in self.places for depth in range(1, len(path) + 1))
 
-    def within(self, *path: str) -> bool:
-        """Return whether the value at ``path`` is unknown, in full or in part."""
-        return self.at(*path) or any(unread[: len(path)] == path for unread in self.places)
 
+class Mistake(str):
+    """A line of the report that is true only if the values at ``paths`` are known.
 
-ALL_READ: Final = UnknownFields()
+    If one of them could not be read, that is reported already, and this line is left out.
+    """
+
+    __slots__ = ("paths",)
+
+    paths: tuple[TablePath, ...]
+
+    def __new__(cls, text: str, *paths: TablePath) -> Self:
+        """Create a line that depends on the values at ``paths``."""
+        mistake = super().__new__(cls, text)
+        mistake.paths = paths
+        return mistake
 
 
 class ConvertResult(msgspec.Struct, frozen=True):
@@ -255,7 +262,7 @@ def _literals(type_: object) -> Sequence[str]:
     return [literal for argument in arguments for literal in _literals(argument)]
 
 
-def written(path: TablePath) -> str:
+def format_path(path: TablePath) -> str:
     """Format a path as the header of a TOML table."""
     return ".".join(map(quoted, path))
 

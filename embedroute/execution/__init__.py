@@ -20,8 +20,8 @@ from embedroute.execution.model_echo import (
     EchoedModels,
     Verdict,
     catalogue_bases,
+    decide,
     is_same_model,
-    judge,
     parse_name,
 )
 from embedroute.execution.redaction import list_secrets, redact_message
@@ -49,9 +49,9 @@ __all__ = [
     "call_backend",
     "catalogue_bases",
     "cut_part",
+    "decide",
     "is_same_model",
     "joined",
-    "judge",
     "largest_answer",
     "list_secrets",
     "missing_keys",

@@ -117,7 +117,7 @@ class HealthChecker:
     ) -> bool:
         """Return the result of a recent check with an equal ``batch``, or make one.
 
-        False if the endpoint accepts no texts: then a check tells nothing. ``key_prefix`` is empty
+        False if the endpoint accepts no texts: then a check shows nothing. ``key_prefix`` is empty
         for a check without the parameters of a request.
         """
         now = self._clock()

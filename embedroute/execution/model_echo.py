@@ -2,8 +2,8 @@
 
 Many servers swap the model behind a name without an error: a deployment is changed, another file is
 loaded, a proxy maps one name to another. The answer then has valid vectors of a wrong vector space.
-The name in the answer is often the only sign. It is no proof: some servers repeat the request's
-name, and others name a path or a fixed text. ``judge`` is the decision, as a pure function.
+The name in the answer is often the only sign. It is not a proof: some servers repeat the request's
+name, and others name a path or a fixed text. ``decide`` is the decision, as a pure function.
 """
 
 import logging
@@ -36,7 +36,7 @@ CONTAINERS: Final = frozenset(
         *("@cf", "@hf", "hf.co", "huggingface.co"),
     }
 )
-"""Path segments that are no publisher."""
+"""Path segments that are not a publisher."""
 
 _CACHE_FOLDER: Final = re.compile(r"(?:^|/)models--([^/]+?)--([^/]+)(?:/.*)?$")
 """A model in the cache of ``huggingface_hub``: ``models--BAAI--bge-m3/snapshots/…``."""
@@ -105,7 +105,7 @@ def _cut(pattern: re.Pattern[str], text: str) -> tuple[str, str]:
 
 
 def is_same_model(one: str, other: str) -> bool:
-    """Return whether two names may stand for one model.
+    """Return whether two names may mean one model.
 
     They have the same base. A publisher, date, tag or quantization that only one of them has makes
     no difference. One that differs does: two dated versions are two models.
@@ -139,7 +139,7 @@ def is_known_other(requested: str, named: str, known: Collection[str]) -> bool:
     return not is_start and left in known and right in known
 
 
-def judge(
+def decide(
     named: str, expected: Sequence[str], learned: str | None, known: Collection[str]
 ) -> Verdict:
     """Decide about an answer that names the model ``named``.
@@ -182,7 +182,7 @@ class EchoedModels:
         if not isinstance(named, str) or not parse_name(named).base:
             return
         learned = self.names.get(endpoint) or self.names.earlier.get(endpoint)
-        verdict = judge(named, expected, learned, catalogue_bases())
+        verdict = decide(named, expected, learned, catalogue_bases())
         fields = {
             "endpoint": endpoint,
             "model": expected[0],

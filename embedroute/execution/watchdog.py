@@ -38,7 +38,7 @@ class Watchdog:
         )
 
     def report_ignored(self, provider: str, backend: BackendBase) -> None:
-        """Log that ``embed`` of a backend went on after it was cancelled."""
+        """Log that ``embed`` of a backend continued after it was cancelled."""
         self._report("backend ignored cancellation", provider, backend, "embed")
 
     def watch(

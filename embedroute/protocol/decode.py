@@ -47,7 +47,7 @@ NO_DEBUG: Final = Debug()
 SMALL: Final = 1 << 14
 """Maximum bytes of a body that is always decoded at once: 16 KiB of ``1e308`` take 25 ms."""
 MEDIUM: Final = 1 << 20
-"""Maximum bytes of a body that is decoded at once if its inputs are no numbers.
+"""Maximum bytes of a body that is decoded at once if its inputs are not numbers.
 
 It must also have at most ``FEW_QUOTES`` quotes and ``FEW_VALUES`` values.
 """
@@ -139,7 +139,7 @@ def decode_in_steps(body: bytes, limits: Limits) -> Generator[None, None, Embedd
     try:
         request = _decode_json(outline.json, limits)
     except InvalidRequest as error:
-        # The position is one in the outline, not in the body.
+        # The position is in the outline, not in the body.
         raise InvalidRequest(_POSITION.sub("", error.message), param=error.param) from None
     yield
     yield from refuse_duplicate_members(outline, request, limits)

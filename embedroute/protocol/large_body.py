@@ -15,7 +15,7 @@ millions of empty values. So decoding has these steps:
 """
 
 import re
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from itertools import accumulate
 from operator import gt
 from typing import Final
@@ -394,7 +394,21 @@ def refuse_duplicate_members(
             f"The objects of the body, except inputs, have more than {MOST_OTHER} members. "
             "Send fewer."
         )
-    fields = _split_fields(outline.json)
+    members = yield from _check_each_field(outline.json, inputs, limits)
+    if members != outline.marks.colons:
+        if len(outline.json) <= EXAMINED:
+            parse_again(outline.json)
+        raise InvalidRequest("Duplicate key in the body. Send it once.")
+
+
+def _check_each_field(
+    body: bytes, inputs: Mapping[str, int], limits: Limits
+) -> Generator[None, None, int]:
+    """Refuse duplicate keys inside the fields of a body; return the number of members found.
+
+    ``inputs`` maps each field for inputs to the number of members that were decoded from it.
+    """
+    fields = _split_fields(body)
     members = len(fields)
     for name, raw in fields.items():
         marks = yield from count_marks(memoryview(raw), limits)
@@ -409,10 +423,7 @@ def refuse_duplicate_members(
             raise InvalidRequest(
                 f"Duplicate key in an object of {echo(name)}. Send it once.", param=name
             )
-    if members != outline.marks.colons:
-        if len(outline.json) <= EXAMINED:
-            parse_again(outline.json)
-        raise InvalidRequest("Duplicate key in the body. Send it once.")
+    return members
 
 
 def _split_fields(body: bytes) -> dict[str, msgspec.Raw]:

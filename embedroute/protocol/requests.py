@@ -40,7 +40,7 @@ class Percentiles(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     p90: Cutoff | None = None
     p99: Cutoff | None = None
 
-    def given(self) -> dict[int, float]:
+    def limits(self) -> dict[int, float]:
         """Return percentile → limit for those that are set."""
         return {
             int(name[1:]): value
@@ -58,7 +58,7 @@ class MaxPrice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     image: Amount | None = None
     audio: Amount | None = None
 
-    def given(self) -> dict[str, Decimal]:
+    def limits(self) -> dict[str, Decimal]:
         """Return kind → maximum price for those that are set; floats in their shortest form."""
         return {
             name: Decimal(str(value))
@@ -104,7 +104,7 @@ def cutoffs(preference: float | Percentiles | None) -> dict[int, float]:
     """Return percentile → limit; a single number applies to the median."""
     if preference is None:
         return {}
-    return preference.given() if isinstance(preference, Percentiles) else {50: preference}
+    return preference.limits() if isinstance(preference, Percentiles) else {50: preference}
 
 
 MOST_PARTS = 32

@@ -67,7 +67,7 @@ class LargeBody:
         self._is_base64 = base64
 
     @property
-    def held(self) -> int:
+    def array_bytes(self) -> int:
         """The bytes of the arrays."""
         return sum(row.nbytes for row in self._rows)
 
@@ -92,8 +92,8 @@ class LargeBody:
             yield from map(len, self)
             return
         count = len(self._rows)
-        around = len(_BEFORE_VECTOR) + len(_BEFORE_INDEX) + len(_AFTER_INDEX)
-        yield len(self._before) + len(self._after) + count * around + count - 1
+        overhead = len(_BEFORE_VECTOR) + len(_BEFORE_INDEX) + len(_AFTER_INDEX)
+        yield len(self._before) + len(self._after) + count * overhead + count - 1
         yield sum(len(b"%d" % index) for index in range(count))
         yield sum(map(vectors.base64_size, self._rows))
 

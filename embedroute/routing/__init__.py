@@ -6,7 +6,6 @@ It may import the contracts and the foundation.
 from embedroute.routing.batch_limits import ENVELOPE, GROWS_EVERY, LEAST
 from embedroute.routing.bounded_map import MOST, BoundedMap
 from embedroute.routing.breaker import BreakerPolicy, CircuitBreaker, State
-from embedroute.routing.cache_keys import PIECE, CacheKey, make_key_prefix, prefix
 from embedroute.routing.call_history import (
     LAST,
     PERIOD,
@@ -30,13 +29,17 @@ from embedroute.routing.health import (
 )
 from embedroute.routing.ordering import SelectionContext, draw_weights, order_endpoints
 from embedroute.routing.planning import (
+    PIECE,
+    CacheKey,
     EmbeddedInput,
     Plan,
     assemble,
     cut,
+    make_key_prefix,
     make_plan,
     make_plan_in_steps,
     pair_with_keys,
+    prefix,
     rekeyed,
     rekeyed_in_steps,
     sum_modalities,

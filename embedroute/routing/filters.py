@@ -102,11 +102,11 @@ def resolve_parameters(
             other, or an option that no candidate supports would change the vectors.
     """
     options = list_options(request)
-    given = {option.namespace for option in options}
+    requested = {option.namespace for option in options}
     supported = tuple(
         namespace
         for namespace in EFFECTS
-        if namespace in given
+        if namespace in requested
         and any(namespace in candidate.accepts.options for candidate in endpoints.remaining)
     )
     merged = merge_options(options, request, model, supported)

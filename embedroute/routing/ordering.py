@@ -39,11 +39,11 @@ def order_endpoints(
 
     ``suffix`` is the sort key that a suffix of the model name asks for.
     """
-    listed = preferences.order or []
+    names = preferences.order or []
     sort = preferences.sort_key() or suffix
     if sort:
         ranked = sorted(candidates, key=lambda candidate: _rank(candidate, sort, context))
-    elif listed:
+    elif names:
         ranked = sorted(candidates, key=lambda candidate: _rank(candidate, "price", context))
     else:
         ranked = _balanced(candidates, context)
@@ -55,10 +55,10 @@ def order_endpoints(
     ranked = sorted(
         ranked,
         key=lambda candidate: next(
-            (index for index, name in enumerate(listed) if candidate.named(name)), len(listed)
+            (index for index, name in enumerate(names) if candidate.named(name)), len(names)
         ),
     )
-    if preferences.allow_fallbacks is False and not listed:
+    if preferences.allow_fallbacks is False and not names:
         return ranked[:1]
     return ranked
 

@@ -1,4 +1,4 @@
-"""Resolves model names: public names, ``provider/upstream-model`` names, suffixes and hints."""
+"""Resolves model names: public, ``provider/upstream-model``, with suffixes or a provider."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -31,8 +31,8 @@ class ResolvedEndpoint(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     unknown. ``rest`` is how many seconds a connection must be idle before it is reused.
     ``max_connections`` is the maximum number of connections to the provider's host, or to each of
     its addresses if ``all_addresses`` are used. ``max_concurrent`` is the maximum number of calls
-    in flight, on each event loop. ``checks_model`` is false if the model that an
-    answer names tells nothing. ``name`` is ``provider:model``, for traces, logs and health.
+    in flight, on each event loop. ``checks_model`` is false if the model that an answer names means
+    nothing. ``name`` is ``provider:model``, for traces, logs and health.
     """
 
     provider: str
@@ -117,7 +117,7 @@ def is_known(name: str, known: frozenset[str]) -> bool:
     return base in known and not any(entry.startswith(f"{base}/") for entry in known)
 
 
-class Reading(msgspec.Struct, frozen=True):
+class ParsedName(msgspec.Struct, frozen=True):
     """One way to parse a model name: ``name`` followed by ``suffixes``."""
 
     name: str
@@ -142,13 +142,15 @@ class Reading(msgspec.Struct, frozen=True):
         )
 
 
-def _readings(name: str) -> list[Reading]:
+def _parse_name(name: str) -> list[ParsedName]:
     """List the ways to parse a model name: unchanged, or without its last one to three suffixes."""
-    readings = [Reading(name)]
-    while len(readings) <= MOST_SUFFIXES and (suffix := _parse_suffix(readings[-1].name)):
-        longer = readings[-1]
-        readings.append(Reading(longer.name.removesuffix(suffix), (suffix, *longer.suffixes)))
-    return readings
+    parsed_names = [ParsedName(name)]
+    while len(parsed_names) <= MOST_SUFFIXES and (suffix := _parse_suffix(parsed_names[-1].name)):
+        longer = parsed_names[-1]
+        parsed_names.append(
+            ParsedName(longer.name.removesuffix(suffix), (suffix, *longer.suffixes))
+        )
+    return parsed_names
 
 
 def _parse_suffix(name: str) -> str | None:
@@ -175,60 +177,65 @@ class ModelRegistry(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     shipped: frozenset[str] = frozenset()
 
     def resolve(self, name: str, provider: str | None = None) -> Route:
-        """Return the route for a model name and an optional provider hint.
+        """Return the route for a model name and an optional provider name.
 
         Raises:
-            InvalidRequest: the hint is not a configured provider, there are too many suffixes, or
+            InvalidRequest: the provider is not configured, there are too many suffixes, or
                 the suffixes contradict each other.
             ModelNotFound: the model is unknown.
-            NoEligibleProvider: the hinted provider does not serve this model.
+            NoEligibleProvider: the named provider does not serve this model.
         """
         if provider is None and name in self.routes:
             return self.routes[name]
-        readings = _readings(name)
-        declared = next((reading for reading in readings if reading.name in self.routes), None)
-        if declared is None and _parse_suffix(readings[-1].name):
+        parsed_names = _parse_name(name)
+        declared = next((parsed for parsed in parsed_names if parsed.name in self.routes), None)
+        if declared is None and _parse_suffix(parsed_names[-1].name):
             raise InvalidRequest(
                 f"'model' has more than {MOST_SUFFIXES} suffixes; send fewer.", param="model"
             )
         if provider is not None:
-            reading = declared or readings[-1]
-            return reading.applied(self._with_hint(reading.name, provider))
+            parsed = declared or parsed_names[-1]
+            return parsed.applied(self._at_provider(parsed.name, provider))
         if declared is not None:
             return declared.applied(self.routes[declared.name])
         # Shortest name first: a suffix is part of an upstream model name only as a last resort.
-        for reading in reversed(readings):
-            if route := self._by_prefix(reading.name) or self._by_upstream_name(reading.name):
-                return reading.applied(route)
+        for parsed in reversed(parsed_names):
+            if route := self._by_prefix(parsed.name) or self._by_upstream_name(parsed.name):
+                return parsed.applied(route)
         raise unknown_model(name, list(self.routes))
 
-    def _with_hint(self, name: str, hint: str) -> Route:
-        """Return the route for a model name at the hinted provider.
+    def _at_provider(self, name: str, provider_name: str) -> Route:
+        """Return the route for a model name at the named provider.
 
         The name may or may not start with the provider (``openai/text-embedding-3-small``).
         """
-        slugs = [slug for slug, provider in self.providers.items() if provider.named(hint)]
+        slugs = [slug for slug, provider in self.providers.items() if provider.named(provider_name)]
         if not slugs:
             raise InvalidRequest(
-                f"'provider' {echo(hint)} is not configured; "
+                f"'provider' {echo(provider_name)} is not configured; "
                 f"use one of {', '.join(self.providers)}.",
                 param="provider",
             )
-        prefix = max((slug for slug in (hint, *slugs) if _begins(name, slug)), key=len, default="")
+        prefix = max(
+            (slug for slug in (provider_name, *slugs) if _begins(name, slug)), key=len, default=""
+        )
         bare = name[len(prefix) + 1 :] if prefix else name
         for public_name in filter(None, (name, bare)):
             route = self.routes.get(public_name)
             if route and (
-                pinned := [candidate for candidate in route.candidates if candidate.named(hint)]
+                pinned := [
+                    candidate for candidate in route.candidates if candidate.named(provider_name)
+                ]
             ):
                 return msgspec.structs.replace(route, candidates=pinned)
         slug = next(
-            (slug for slug in slugs if normalise(slug) == normalise(prefix or hint)), slugs[0]
+            (slug for slug in slugs if normalise(slug) == normalise(prefix or provider_name)),
+            slugs[0],
         )
         served = self._served_by(slug, bare or name)
-        return served or self._undeclared_with_hint(slug, bare or name, hint)
+        return served or self._undeclared_at_provider(slug, bare or name, provider_name)
 
-    def _undeclared_with_hint(self, slug: str, upstream: str, provider: str) -> Route:
+    def _undeclared_at_provider(self, slug: str, upstream: str, provider: str) -> Route:
         full_name = f"{slug}/{upstream}"
         if declared := {upstream, full_name} & self.routes.keys():
             # The provider's model of that name may have another vector space, so the request must

@@ -11,15 +11,15 @@ import msgspec
 
 from embedroute.backend import Accepts, BackendBase
 from embedroute.config import (
-    ALL_READ,
     ApiKey,
     Config,
     Endpoint,
     KnownProvider,
+    Mistake,
     Modality,
     Model,
     Provider,
-    UnknownFields,
+    TablePath,
     convert_fields,
     quoted,
 )
@@ -31,7 +31,7 @@ from embedroute.text import did_you_mean, echo
 SLUG: Final = re.compile(r"[a-z0-9][a-z0-9._-]*(/[a-z0-9._-]+)?")
 
 
-def width_faults(model: Model) -> Iterable[str]:
+def check_widths(model: Model) -> Iterable[str]:
     """Report widths of a model that exceed its ``dimensions``."""
     for field, width in (
         ("dimensions_allowed", max(model.dimensions_allowed or [0])),
@@ -41,7 +41,7 @@ def width_faults(model: Model) -> Iterable[str]:
             yield f"{field} must not exceed dimensions = {model.dimensions}"
 
 
-def contradictions(
+def check_endpoints(
     route: Route, known_width: Callable[[ResolvedEndpoint], int | None]
 ) -> Iterable[str]:
     """Report endpoints whose facts contradict those of the model or of each other."""
@@ -54,8 +54,8 @@ def contradictions(
         accepts = endpoint.accepts
         if modalities and not set(modalities) & set(accepts.modalities):
             yield (
-                f"the endpoint {endpoint.name} accepts {_listed(accepts.modalities)}, "
-                f"the model {_listed(modalities)}"
+                f"the endpoint {endpoint.name} accepts {_join(accepts.modalities)}, "
+                f"the model {_join(modalities)}"
             )
         if not (accepts.texts or accepts.tokens or len(accepts.modalities) > 1):
             yield f"the endpoint {endpoint.name} accepts no kind of input"
@@ -68,7 +68,7 @@ def contradictions(
             )
 
 
-def check_names(config: Config, directory: ModelRegistry, unread: UnknownFields) -> Iterable[str]:
+def check_names(config: Config, directory: ModelRegistry) -> Iterable[str]:
     """Report invalid or ambiguous provider slugs, and unknown names in lists and fallbacks."""
     slugs: dict[str, str] = {}
     for slug in config.providers:
@@ -84,16 +84,14 @@ def check_names(config: Config, directory: ModelRegistry, unread: UnknownFields)
                 "case, dots, spaces and underscores are ignored"
             )
     for name, model in config.models.items():
-        incomplete = unread.at("providers") or unread.at("models")
-        if model.fallback == name or not (
-            model.fallback is None or model.fallback in directory.routes or incomplete
-        ):
-            yield (
+        is_another = model.fallback != name and model.fallback in directory.routes
+        if model.fallback is not None and not is_another:
+            yield Mistake(
                 f'[models.{quoted(name)}] fallback "{model.fallback}" '
-                "is not another model of this config"
+                "is not another model of this config",
+                ("providers",),
             )
-    if any(unread.at("providers", slug, "vendor") for slug in ("", *config.providers)):
-        return
+    vendors = [("providers", slug, "vendor") for slug in config.providers]
     tables = {
         "gateway": config.gateway,
         **{f"keys.{quoted(name)}": key for name, key in config.keys.items()},
@@ -101,30 +99,32 @@ def check_names(config: Config, directory: ModelRegistry, unread: UnknownFields)
     for place, table in tables.items():
         for field, names in (("only", table.only), ("ignore", table.ignore)):
             yield from (
-                f"[{place}] {field}: {mistake}"
+                Mistake(f"[{place}] {field}: {mistake}", ("providers",), *vendors)
                 for mistake in _unknown(names, directory.known_names)
             )
 
 
-def check_key_models(
-    config: Config, directory: ModelRegistry, unread: UnknownFields
-) -> Iterable[str]:
+def check_key_models(config: Config, directory: ModelRegistry) -> Iterable[str]:
     """Report models in the lists of keys that do not exist."""
-    if _endpoints_incomplete(unread):
-        return
+    paths: list[TablePath] = [("providers",), ("models",)]
+    for name, model in config.models.items():
+        paths += _endpoint_paths(name, model)
     for name, key in config.keys.items():
         for model in key.models or ():
             try:
                 _canonical_name(directory, model)
             except EmbedrouteError as error:
-                yield f"[keys.{quoted(name)}] models: {error.message}"
+                yield Mistake(f"[keys.{quoted(name)}] models: {error.message}", *paths)
 
 
-def _endpoints_incomplete(unread: UnknownFields) -> bool:
-    """Return whether an endpoint could not be read, so that its upstream model name is unknown."""
-    return unread.at("providers") or any(
-        path[0] == "models" and path[2:3] in ((), ("endpoints",)) for path in unread.places
-    )
+def _endpoint_paths(name: str, model: Model) -> list[TablePath]:
+    """Return the paths of the values that identify a model's endpoints and what they accept."""
+    endpoints = ("models", name, "endpoints")
+    return [endpoints] + [
+        (*endpoints, str(index), field)
+        for index in range(len(model.endpoints))
+        for field in ("provider", "model", "accepts")
+    ]
 
 
 def resolve_key_models(config: Config, directory: ModelRegistry) -> Mapping[str, ApiKey]:
@@ -142,8 +142,8 @@ def resolve_key_models(config: Config, directory: ModelRegistry) -> Mapping[str,
 
 def _canonical_name(directory: ModelRegistry, name: str) -> str:
     route = directory.resolve(name)
-    whole = directory.routes.get(route.name, route)
-    if len(route.candidates) < len(whole.candidates):
+    full_route = directory.routes.get(route.name, route)
+    if len(route.candidates) < len(full_route.candidates):
         raise EmbedrouteError(
             f"{echo(name)} refers to one provider's endpoint of model {echo(route.name)}; "
             "list the model itself and restrict providers with 'only'"
@@ -159,7 +159,7 @@ def _unknown(names: Sequence[str], known: frozenset[str]) -> Iterable[str]:
     )
 
 
-def _listed(words: Iterable[str]) -> str:
+def _join(words: Iterable[str]) -> str:
     return " and ".join(words)
 
 
@@ -172,8 +172,11 @@ WORDS: Final[Mapping[str, Sequence[str]]] = {
 """The valid words of each list in ``accepts``."""
 
 
+COMPARED: Final = ("dimensions", "dimensions_allowed", "dimensions_min", "modalities")
+"""The fields of a model that are compared with each other and with the facts of its endpoints."""
+
 PLACEHOLDER: Final = BackendBase()
-"""Stands for a backend that could not be built and whose mistake is reported already.
+"""Replaces a backend that could not be built and whose mistake is reported already.
 
 Names that refer to it resolve, but its endpoints are not checked.
 """
@@ -185,33 +188,32 @@ def build_registry(
     shipped: Mapping[str, Model],
     known: Mapping[str, KnownProvider],
     bases: Mapping[str, str],
-    unread: UnknownFields = ALL_READ,
 ) -> tuple[ModelRegistry, list[str]]:
     """Return the registry of the config and the ``shipped`` models, and the list of mistakes.
 
     ``backends`` maps each configured slug to its backend. A backend that could not be built is
-    missing, and its mistake is reported already; so are the mistakes of the ``unread`` fields.
-    ``bases`` maps a slug to the slug of the known provider it belongs to, if there is one.
+    missing, and its mistake is reported already. ``bases`` maps a slug to the slug of the known
+    provider it belongs to, if there is one.
     """
-    building = _RegistryBuilder(config, backends, known, bases, shipped, unread)
-    routes = {name: building.declared(name, model) for name, model in config.models.items()}
+    builder = _RegistryBuilder(config, backends, known, bases, shipped)
+    routes = {name: builder.declared(name, model) for name, model in config.models.items()}
     for name, facts in shipped.items():
         if name not in routes and any(
             endpoint.provider in config.providers for endpoint in facts.endpoints
         ):
-            routes[name] = building.route(name, facts)
+            routes[name] = builder.route(name, facts)
     directory = ModelRegistry(
         routes=routes,
         providers={
-            slug: building.candidate(Endpoint(provider=slug), slug) for slug in config.providers
+            slug: builder.candidate(Endpoint(provider=slug), slug) for slug in config.providers
         },
-        known_names=building.known_names(),
+        known_names=builder.known_names(),
         shipped=frozenset(shipped),
     )
     return directory, [
-        *building.mistakes,
-        *check_names(config, directory, unread),
-        *check_key_models(config, directory, unread),
+        *builder.mistakes,
+        *check_names(config, directory),
+        *check_key_models(config, directory),
     ]
 
 
@@ -225,14 +227,12 @@ class _RegistryBuilder:
         known: Mapping[str, KnownProvider],
         bases: Mapping[str, str],
         shipped: Mapping[str, Model],
-        unread: UnknownFields,
     ) -> None:
         self.config = config
         self.backends = backends
         self.known = known
         self.bases = bases
         self.shipped = shipped
-        self.unread = unread
         self.widths = {
             (endpoint.provider, endpoint.model or name): facts.dimensions
             for name, facts in shipped.items()
@@ -243,42 +243,34 @@ class _RegistryBuilder:
     def declared(self, name: str, configured: Model) -> Route:
         """Build the route of a model that the config declares, and check it."""
         place = f"models.{quoted(name)}"
-        # A field that could not be read must not fall back to the shipped value.
-        unread_fields = {
-            field: getattr(Model(), field)
-            for field in Model.__struct_fields__
-            if self.unread.at("models", name, field)
-        }
-        model = msgspec.structs.replace(
-            configured.over(self.shipped.get(name, Model()), self.bases), **unread_fields
-        )
-        route = self.route(name, self.in_neutral_words(place, model), configured.endpoints)
-        if (
-            not route.candidates
-            and not self.unread.at("models", name, "endpoints")
-            and not self.unread.at("providers")
-        ):
-            self.mistakes.append(
-                f"[{place}] has no endpoint: list at least one configured provider"
-            )
+        model = configured.over(self.shipped.get(name, Model()), self.bases)
+        route = self.route(name, self.in_neutral_words(name, model), configured.endpoints)
+        if not route.candidates:
+            mistake = f"[{place}] has no endpoint: list at least one configured provider"
+            self.mistakes.append(Mistake(mistake, ("models", name, "endpoints"), ("providers",)))
         built = msgspec.structs.replace(
             route,
             candidates=[
                 candidate for candidate in route.candidates if candidate.backend is not PLACEHOLDER
             ],
         )
-        mistakes = (
-            *self.unknown_providers(configured),
-            *width_faults(model),
-            *contradictions(built, self.known_width),
-        )
-        self.mistakes += [f"[{place}] {mistake}" for mistake in mistakes]
+        self.mistakes += [
+            Mistake(f"[{place}] {mistake}", ("providers",))
+            for mistake in self.unknown_providers(configured)
+        ]
+        compared = [
+            *(("models", name, field) for field in COMPARED),
+            *(("providers", endpoint.provider, "options") for endpoint in configured.endpoints),
+            *_endpoint_paths(name, configured),
+        ]
+        self.mistakes += [
+            Mistake(f"[{place}] {mistake}", *compared)
+            for mistake in (*check_widths(model), *check_endpoints(built, self.known_width))
+        ]
         return route
 
     def unknown_providers(self, configured: Model) -> Iterable[str]:
         """Report endpoints whose provider is not configured."""
-        if self.unread.at("providers"):
-            return
         for endpoint in configured.endpoints:
             slug = endpoint.provider
             if slug and slug not in self.config.providers:
@@ -288,8 +280,9 @@ class _RegistryBuilder:
                     f"(no [providers.{quoted(slug)}] table){advice}"
                 )
 
-    def in_neutral_words(self, place: str, model: Model) -> Model:
+    def in_neutral_words(self, name: str, model: Model) -> Model:
         """Replace vendor spellings in ``input_types`` and ``prefixes`` by the neutral ones."""
+        place = f"models.{quoted(name)}"
         input_types = model.input_types
         prefixes = model.prefixes or {}
         for field, words in (("input_types", input_types or ()), ("prefixes", prefixes)):
@@ -299,7 +292,9 @@ class _RegistryBuilder:
                 for word in unknown
             ]
         if input_types == [] and any(prefixes.values()):
-            self.mistakes.append(f"[{place}] prefixes cannot be used when input_types = []")
+            mistake = f"[{place}] prefixes cannot be used when input_types = []"
+            paths = [("models", name, field) for field in ("input_types", "prefixes")]
+            self.mistakes.append(Mistake(mistake, *paths))
         if input_types is not None:
             input_types = [NEUTRAL.get(word.lower(), word) for word in input_types]
         neutral_prefixes = None
@@ -320,26 +315,17 @@ class _RegistryBuilder:
             for endpoint in model.endpoints
             if configured or endpoint.provider in self.config.providers
         ]
-        candidates = [
-            self.candidate(endpoint, name, str(index) if configured else None)
-            for index, endpoint in enumerate(endpoints)
-        ]
+        candidates = [self.candidate(endpoint, name) for endpoint in endpoints]
         return Route(name=name, public_name=name, model=model, candidates=candidates)
 
-    def candidate(
-        self, endpoint: Endpoint, name: str, index: str | None = None
-    ) -> ResolvedEndpoint:
-        """Build a candidate; ``index`` is the endpoint's position in the config, if it is there."""
+    def candidate(self, endpoint: Endpoint, name: str) -> ResolvedEndpoint:
         slug = endpoint.provider
         provider = self.config.providers.get(slug, Provider())
         known = self.known.get(slug.partition("/")[0]) or self.known_provider(slug)
-        backend = self.backend(slug)
-        if index and self.unread.within("models", name, "endpoints", index):
-            backend = PLACEHOLDER
         return ResolvedEndpoint(
             provider=slug,
             model=endpoint.model or name,
-            backend=backend,
+            backend=self.backend(slug),
             accepts=self.accepts(endpoint, name),
             vendor=provider.vendor or (known.vendor if known else slug),
             prices=endpoint.prices(),

@@ -116,18 +116,23 @@ def select_endpoints(
             trace_dropped(endpoints.dropped, trace)
         raise
     ordered = order_endpoints(endpoints.remaining, preferences, route.sort, context)
-    reason = "not the first choice, and allow_fallbacks is false"
-    not_tried = [
-        Dropped(candidate, "allow_fallbacks", reason)
-        for candidate in endpoints.remaining
-        if candidate not in ordered
-    ]
     return Selection(
         candidates=ordered,
-        dropped=[*endpoints.dropped, *not_tried],
+        dropped=[*endpoints.dropped, *_drop_alternatives(endpoints.remaining, ordered)],
         parameters=parameters,
         ignored_options=merged.dropped,
     )
+
+
+def _drop_alternatives(
+    eligible: Sequence[ResolvedEndpoint], ordered: Sequence[ResolvedEndpoint]
+) -> list[Dropped]:
+    reason = "not the first choice, and allow_fallbacks is false"
+    return [
+        Dropped(candidate, "allow_fallbacks", reason)
+        for candidate in eligible
+        if candidate not in ordered
+    ]
 
 
 def _refuse_unknown_names(preferences: Preferences, known: frozenset[str]) -> None:
@@ -153,11 +158,11 @@ def _filter_by_preferences(
             )
     ignored = (*(preferences.ignore or ()), *caller.ignore, *context.ignore)
     endpoints.apply("ignore", lambda candidate: not _is_named(candidate, ignored), "in the list")
-    listed = preferences.order
-    if preferences.allow_fallbacks is False and listed is not None:
+    order = preferences.order
+    if preferences.allow_fallbacks is False and order is not None:
         endpoints.apply(
             "order",
-            lambda candidate: _is_named(candidate, listed),
+            lambda candidate: _is_named(candidate, order),
             "not in the list, and allow_fallbacks is false",
         )
     if not preferences.include_alpha:
@@ -190,7 +195,7 @@ def _policies(
     preferences: Preferences,
 ) -> Iterable[tuple[str, bool, Callable[[ResolvedEndpoint], bool], str]]:
     """List the policy filters: name, whether it applies, predicate, and reason for a drop."""
-    caps = preferences.max_price.given() if preferences.max_price else {}
+    caps = preferences.max_price.limits() if preferences.max_price else {}
     quantizations = preferences.quantizations or ()
     return (
         (

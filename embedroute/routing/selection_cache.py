@@ -14,9 +14,9 @@ from embedroute.auth import ANYONE, COMMON, Caller, authorize, cache_scope
 from embedroute.errors import InvalidRequest, NoEligibleProvider, RequestError
 from embedroute.inputs import Kind
 from embedroute.protocol import NO_DEBUG, NO_OPTIONS, NO_PREFERENCES, EmbeddingRequest, Preferences
-from embedroute.routing.cache_keys import make_key_prefix
 from embedroute.routing.filters import Dropped, can_truncate
 from embedroute.routing.ordering import SelectionContext, order_endpoints
+from embedroute.routing.planning import make_key_prefix
 from embedroute.routing.registry import ModelRegistry, Route
 from embedroute.routing.selection import (
     Selection,
@@ -220,10 +220,10 @@ class SelectionCache:
 
     def _endpoints_not_named(self, route: Route) -> list[Dropped]:
         """List the endpoints of a model that are excluded because the request names a provider."""
-        whole = self._routes.get(route.name, route)
+        full_route = self._routes.get(route.name, route)
         return [
             Dropped(candidate, "provider", "not the requested provider")
-            for candidate in whole.candidates
+            for candidate in full_route.candidates
             if candidate not in route.candidates
         ]
 

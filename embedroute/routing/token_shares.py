@@ -8,8 +8,8 @@ from embedroute.inputs import Input, content_size, estimate_sizes
 
 def share_out(total: int, sizes: Sequence[int]) -> list[int]:
     """Split ``total`` in proportion to ``sizes``, into integers that add up to it exactly."""
-    whole = sum(sizes)
-    bounds = [total * running // whole for running in accumulate(sizes)]
+    total_size = sum(sizes)
+    bounds = [total * running // total_size for running in accumulate(sizes)]
     return [bound - previous for bound, previous in zip(bounds, [0, *bounds], strict=False)]
 
 

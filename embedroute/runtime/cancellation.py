@@ -1,4 +1,4 @@
-"""Tells cancellations of the current task from errors, and ends a cancelled task."""
+"""Distinguishes cancellations of the current task from errors, and ends a cancelled task."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

@@ -350,12 +350,12 @@ async def run_abandonable(
 ) -> T:
     """Await ``work()`` in a task of its own, and cancel it when the caller is cancelled.
 
-    If it has not ended ``CANCEL_GRACE`` seconds later, it is abandoned: the caller goes on, and the
-    task is kept until it ends by itself. ``on_ignored`` is called then, and also if ``work``
+    If it has not ended ``CANCEL_GRACE`` seconds later, it is abandoned: the caller continues, and
+    the task is kept until it ends by itself. ``on_ignored`` is called then, and also if ``work``
     returned a value although it was cancelled.
 
     On trio a task cannot be abandoned, so the caller waits. But trio cancels again at each
-    checkpoint, so only a shielded or endless call goes on. ``on_ignored`` is called if it ends
+    checkpoint, so only a shielded or endless call continues. ``on_ignored`` is called if it ends
     later than the caller's limit of ``seconds`` and ``CANCEL_GRACE``.
     """
     loop = asyncio_loop()
@@ -374,7 +374,7 @@ async def run_abandonable(
 async def _cancel(
     task: asyncio.Task[None], outcome: _Outcome[Any], on_ignored: Callable[[], None]
 ) -> None:
-    """Cancel a task, and abandon it if it goes on."""
+    """Cancel a task, and abandon it if it continues."""
     if not task.cancel():
         return
     try:

@@ -4,11 +4,10 @@ It may import everything except the other entry points ``cli``, ``fastapi`` and 
 """
 
 from embedroute.server.app import EmbeddingsApp, EmbeddingsMiddleware, embeddings_app
+from embedroute.server.exchange import HTTPExchange, error_headers
 from embedroute.server.handler import Authenticator
 from embedroute.server.models import model_card, model_list, openrouter_list
 from embedroute.server.openapi import components, describe, inlined
-from embedroute.server.request import HTTPExchange
-from embedroute.server.response import error_headers
 from embedroute.server.routes import API, EMBED, LIST_MODELS, Operation
 
 __all__ = [

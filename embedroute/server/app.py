@@ -116,8 +116,8 @@ async def _run_lifespan(
 ) -> None:
     """Open the gateway, then run the host's lifespan; if opening fails, the host is not started.
 
-    A failure is always reported with ``startup.failed``, because servers take a lifespan that
-    ends without a message for an application that does not support lifespans.
+    A failure is always reported with ``startup.failed``, because servers assume that an
+    application whose lifespan ends without a message does not support lifespans.
     """
     startup = await receive()
     try:
@@ -146,7 +146,7 @@ async def _run_host_lifespan(
     """Run the host's lifespan, and close the gateway before the host's final message is sent.
 
     ``pending`` contains the startup message, which has been received already. If the host's
-    lifespan ends early but the server goes on serving, the gateway stays open.
+    lifespan ends early but the server continues to serve, the gateway stays open.
     """
     serving = False
 

@@ -4,7 +4,7 @@ No upstream is called. Cache hits and misses are counted in inputs. ``rests_for`
 cool-down of an endpoint in seconds, after failures or a 429.
 """
 
-from collections.abc import Generator, Mapping
+from collections.abc import Collection, Generator, Mapping
 
 from embedroute.auth import Caller
 from embedroute.cache import NOTHING, CachePolicy, look_up_in_steps
@@ -16,6 +16,7 @@ from embedroute.routing import (
     CacheKey,
     Dropped,
     EndpointHealth,
+    Plan,
     ResolvedEndpoint,
     make_plan_in_steps,
     split_in_steps,
@@ -48,8 +49,6 @@ def explain(
         lookup = yield from look_up_in_steps(gateway.cache, plan.work, prepared)
     hits = lookup.own()
     missing = {key: item for key, item in plan.work.items() if key not in hits}
-    hit_count = sum(key in hits for key in plan.keys)
-    tokens = sum(estimate_sizes(missing.values()))
     order: list[bodies.PlanEndpoint] = []
     for endpoint in selection.candidates:
         yield
@@ -62,11 +61,19 @@ def explain(
         fallback=prepared.fallback.public_name if prepared.fallback else None,
         order=order,
         filtered=[_describe_exclusion(dropped) for dropped in selection.dropped],
-        cache=bodies.PlanCache(hits=hit_count, misses=len(plan.keys) - hit_count),
-        inputs=bodies.PlanInputs(
-            count=len(plan.keys), unique=len(plan.work), estimated_tokens=tokens
-        ),
+        cache=_count_hits(plan, hits),
+        inputs=_count_inputs(plan, missing),
     )
+
+
+def _count_hits(plan: Plan, hits: Collection[CacheKey]) -> bodies.PlanCache:
+    count = sum(key in hits for key in plan.keys)
+    return bodies.PlanCache(hits=count, misses=len(plan.keys) - count)
+
+
+def _count_inputs(plan: Plan, missing: Mapping[CacheKey, Input]) -> bodies.PlanInputs:
+    tokens = sum(estimate_sizes(missing.values()))
+    return bodies.PlanInputs(count=len(plan.keys), unique=len(plan.work), estimated_tokens=tokens)
 
 
 def _describe_exclusion(dropped: Dropped) -> bodies.PlanExclusion:

@@ -52,10 +52,9 @@ from embedroute.runtime import (
     tasks,
 )
 from embedroute.server import models, routes
+from embedroute.server.exchange import PIECE, SMALL_RESPONSE, HTTPExchange, error_headers
 from embedroute.server.explain import explain
 from embedroute.server.openapi import openapi
-from embedroute.server.request import PIECE, SMALL_RESPONSE, HTTPExchange
-from embedroute.server.response import error_headers
 from embedroute.text import did_you_mean, echo, log_fields
 
 log = logging.getLogger("embedroute.access")
@@ -75,7 +74,7 @@ class RequestHandler:
     def __init__(
         self, gateway: Gateway, dialect: DialectName | None, authenticate: Authenticator | None
     ) -> None:
-        """Speak ``dialect``, or the config's. With auth "host", ``authenticate`` finds the caller.
+        """Use ``dialect``, or the config's. With auth "host", ``authenticate`` finds the caller.
 
         Raises:
             ConfigError: the dialect is unknown, or ``authenticate`` is not async or not used.
@@ -196,16 +195,16 @@ class RequestHandler:
         self, exchange: HTTPExchange, body: tuple[bytes] | LargeBody, caller: Caller, watch: Watch
     ) -> None:
         """Send a response while it is counted in the budget for responses."""
-        held = body.held if isinstance(body, LargeBody) else len(body[0])
-        account = self.gateway.responses.reserve(caller.name, held)
+        size_in_memory = body.array_bytes if isinstance(body, LargeBody) else len(body[0])
+        account = self.gateway.responses.reserve(caller.name, size_in_memory)
         try:
             if isinstance(body, LargeBody):
                 size = sum(await fairness.run_cooperatively(body.sizes()))
                 await exchange.send_pieces(size, iter(body), watch, in_turn=True)
             else:
-                await exchange.send_pieces(held, _cut(body[0]), watch, in_turn=False)
+                await exchange.send_pieces(size_in_memory, _cut(body[0]), watch, in_turn=False)
         finally:
-            self.gateway.responses.release(account, held)
+            self.gateway.responses.release(account, size_in_memory)
 
     async def _explain(self, context: RequestContext) -> bodies.Plan:
         request = context.request
@@ -285,7 +284,7 @@ def _cut(body: bytes) -> Iterator[bytes]:
 
 
 def _check_authenticator(authenticate: Authenticator | None, auth: Auth | None) -> None:
-    """Refuse a function that would not be called, since it would protect nothing.
+    """Refuse a function that would never be called: it would protect nothing.
 
     Raises:
         ConfigError: ``auth`` is not "host", or the function is not async.

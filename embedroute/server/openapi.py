@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from embedroute.config import DialectName
 from embedroute.protocol import DIALECTS, LARGEST_SIZE, Content, bodies, requests
-from embedroute.server.request import EXPLAIN
+from embedroute.server.exchange import EXPLAIN
 from embedroute.server.routes import API, EMBED, GET_MODEL, Operation
 
 _Text = Annotated[str, Meta(min_length=1)]

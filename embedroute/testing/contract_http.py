@@ -109,7 +109,7 @@ def _ignored_field_mistakes(
     backend: HTTPBackend, samples: Sequence[Batch], request: UpstreamRequest
 ) -> Iterator[str]:
     first = samples[0]
-    # An API may treat two input types alike, so it is enough that one of them changes the request.
+    # An API may treat two input types equally, so it is enough that one changes the request.
     for name in ("dimensions", "input_type", "dtype"):
         others = [batch for batch in samples if getattr(batch, name) != getattr(first, name)]
         if others and all(build_or_none(backend, batch) == request for batch in others):

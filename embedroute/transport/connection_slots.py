@@ -36,38 +36,38 @@ class ConnectionSlots:
         Raises:
             PoolTimeout: this takes longer than ``WAIT_SHARE`` of ``timeout`` seconds.
         """
-        turn = anyio.Event()
+        admitted = anyio.Event()
         limit = limits.max_connections
-        self.waiting.setdefault(limit, deque()).append(turn)
+        self.waiting.setdefault(limit, deque()).append(admitted)
         try:
             with anyio.move_on_after(timeout * WAIT_SHARE):
-                await turn.wait()
+                await admitted.wait()
         except BaseException:
-            self._give_up(limit, turn)
+            self._give_up(limit, admitted)
             raise
-        if not turn.is_set():
-            self._give_up(limit, turn)
+        if not admitted.is_set():
+            self._give_up(limit, admitted)
             raise pool_timeout(limits, timeout * WAIT_SHARE)
 
     def admit(self) -> None:
         """Give a connection that has become free to the request that has waited longest."""
         limit = self.in_use + 1
         if limit in self.waiting:
-            turn = self.waiting[limit][0]
-            self._remove(limit, turn)
+            admitted = self.waiting[limit][0]
+            self._remove(limit, admitted)
             self.in_use += 1
-            turn.set()
+            admitted.set()
 
-    def _give_up(self, limit: int, turn: anyio.Event) -> None:
+    def _give_up(self, limit: int, admitted: anyio.Event) -> None:
         """Leave the queue, or pass the connection on if the request was admitted already."""
-        if turn.is_set():
+        if admitted.is_set():
             self.in_use -= 1
             self.admit()
         else:
-            self._remove(limit, turn)
+            self._remove(limit, admitted)
 
-    def _remove(self, limit: int, turn: anyio.Event) -> None:
+    def _remove(self, limit: int, admitted: anyio.Event) -> None:
         queue = self.waiting[limit]
-        queue.remove(turn)
+        queue.remove(admitted)
         if not queue:
             del self.waiting[limit]

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from embedroute.config import ALL_READ, UnknownFields
+from embedroute.config import Mistake
 from embedroute.errors import ConfigError, MissingExtra
 from embedroute.text import log_fields
 from embedroute.transport.base import Transport, TransportConfig
@@ -28,13 +28,9 @@ def transport_mistakes(
     name: TransportName,
     connect: TransportConfig,
     client: "httpx2.AsyncClient | None" = None,
-    unread: UnknownFields = ALL_READ,
 ) -> list[str]:
-    """Return the errors of a config whose transport could not be created on any event loop.
-
-    The errors of the ``unread`` fields are reported already.
-    """
-    mistakes = [*_connection_mistakes(connect, unread), *_http2_mistakes(name, connect, client)]
+    """Return the errors of a config whose transport could not be created on any event loop."""
+    mistakes = [*_connection_mistakes(connect), *_http2_mistakes(name, connect, client)]
     if name == "http1" and client is not None:
         mistakes.append(
             '[gateway] transport = "http1" does not use an http_client. Remove one of them.'
@@ -61,14 +57,15 @@ def _http2_mistakes(
         yield f"[gateway] http2 = true: {MissingExtra('http2', 'h2').message}"
 
 
-def _connection_mistakes(connect: TransportConfig, unread: UnknownFields) -> Iterator[str]:
+def _connection_mistakes(connect: TransportConfig) -> Iterator[str]:
     # The URL of a proxy may contain a password, so the message does not repeat it.
     if connect.proxy is not None and parse_proxy(connect.proxy) is None:
         yield "[gateway] proxy must be http://HOST:PORT or https://HOST:PORT"
     if connect.ca_file is not None:
         yield from _file_mistakes("[gateway] ca_file:", connect.ca_file)
-    elif connect.tls_trust == "ca_file" and not unread.at("gateway", "ca_file"):
-        yield '[gateway] tls_trust = "ca_file" requires ca_file. Set it to a PEM file.'
+    elif connect.tls_trust == "ca_file":
+        mistake = '[gateway] tls_trust = "ca_file" requires ca_file. Set it to a PEM file.'
+        yield Mistake(mistake, ("gateway", "ca_file"))
     if connect.tls_trust == "environment":
         yield from _environment_mistakes(connect)
 

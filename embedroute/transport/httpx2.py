@@ -78,10 +78,7 @@ class Httpx2Transport:
         self._proxy = parse_proxy(connect.proxy) if client is None else None
 
     async def send(
-        self,
-        request: UpstreamRequest,
-        timeout: float,
-        limits: ExchangeLimits = DEFAULT_LIMITS,
+        self, request: UpstreamRequest, timeout: float, limits: ExchangeLimits = DEFAULT_LIMITS
     ) -> UpstreamResponse:
         """Send ``request`` and return its response, within ``timeout`` seconds and ``limits``."""
         failure: EmbedrouteError

@@ -28,7 +28,7 @@ MOST_LOOKUPS: Final = 2
 """Lookups of one name that may be in flight."""
 HANGING: Final = 5.0
 """Seconds after which a lookup counts as hanging, so that a second one may start."""
-STALE_PATIENCE: Final = 0.25
+STALE_MAX_WAIT: Final = 0.25
 """Seconds after which a request uses an expired answer while the lookup continues."""
 STALE_FOR: Final = 3600.0
 """Seconds after its expiry for which an answer is used if lookups fail (RFC 8767 allows days)."""
@@ -83,11 +83,11 @@ class Resolver:
         self._clock = clock
         self._names: dict[tuple[str, int], _Name] = {}
 
-    async def resolve(self, host: str, port: int, patience: float = math.inf) -> Sequence[Address]:
+    async def resolve(self, host: str, port: int, max_wait: float = math.inf) -> Sequence[Address]:
         """Return the addresses of a host. An IP address needs no lookup.
 
         Raises:
-            ConnectError: the lookup has been in flight for ``patience`` seconds. It continues, so
+            ConnectError: the lookup has been in flight for ``max_wait`` seconds. It continues, so
                 that a later request finds its answer in the cache.
             OSError: the lookup failed, or the name has no address.
             RuntimeError: no thread can be started.
@@ -106,13 +106,13 @@ class Resolver:
             if not expired:
                 raise
             return expired
-        longest = min(patience, STALE_PATIENCE) if expired else patience
+        longest = min(max_wait, STALE_MAX_WAIT) if expired else max_wait
         await lookup.wait(lookup.began + longest - now)
         if lookup.addresses or expired:
             return lookup.addresses or expired
         if lookup.error is None:
             raise ConnectError(
-                f"The DNS lookup of the upstream's host name timed out after {patience:.1f} s."
+                f"The DNS lookup of the upstream's host name timed out after {max_wait:.1f} s."
             )
         raise copy.copy(lookup.error) from None
 

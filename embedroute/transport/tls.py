@@ -1,4 +1,4 @@
-"""Selects the trusted certificate authorities, for every transport alike."""
+"""Selects the trusted certificate authorities, for all transports."""
 
 import ssl
 from importlib import import_module

@@ -72,6 +72,6 @@ def find_spent_words(status: int, message: str, wait: float | None) -> str | Non
 
 
 def names_short_period(message: str) -> bool:
-    """Whether a message is about calls in a short time, so its numbers are no size of one call."""
+    """Return whether a message is about calls in a short time: no number is the size of a call."""
     text = _URL.sub(" ", message)
     return _SHORT_PERIOD.search(text) is not None

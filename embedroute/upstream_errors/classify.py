@@ -45,7 +45,7 @@ from embedroute.upstream_errors.patterns import (
     MatchScope,
 )
 from embedroute.upstream_errors.quotes import QuoteCheck
-from embedroute.upstream_errors.retry_after import find_hint, find_hint_in_text
+from embedroute.upstream_errors.retry_after import find_wait, find_wait_in_text
 from embedroute.upstream_errors.sizes import (
     SizeMatch,
     exceeds_rate_limit,
@@ -84,7 +84,7 @@ HARMS_OTHERS: Final = (
 """Errors that change how the endpoint is used for other requests; a quote must not cause them."""
 
 MOST_QUOTES: Final = 8
-"""Maximum number of times that a message is judged without words of the inputs."""
+"""Maximum number of times that a message is classified without words of the inputs."""
 
 LARGE_BODY: Final = 32 * 1024
 """Bytes of an input from which a 413 without a message is about that input."""
@@ -120,15 +120,15 @@ def classify_response(
     amazon = headers.get("x-amzn-errortype", "").partition(":")[0]
     if amazon:
         body = msgspec.structs.replace(body, fields=(*body.fields, ("code", amazon)))
-    hint = find_hint(headers, body, now=time.time() if now is None else now)
-    verdict = _judge(status, body, hint and hint.seconds, rate_limit_codes)
+    wait = find_wait(headers, body, now=time.time() if now is None else now)
+    verdict = _find_verdict(status, body, wait and wait.seconds, rate_limit_codes)
     if verdict is None and status == 403 and _names_key(headers):
         verdict = Verdict(UpstreamAuthError)
     if verdict is None:
         verdict = Verdict(_classify_status(status, body.message))
     error = verdict.kind(
         f"The upstream answered {status}" + (f": {body.message}" if body.message else "."),
-        retry_after=hint and hint.limited,
+        retry_after=wait and wait.capped,
         upstream_status=status,
     )
     error.matched_text = verdict.matched_text
@@ -139,7 +139,7 @@ def classify_response(
     return error
 
 
-def _judge(
+def _find_verdict(
     status: int,
     body: ErrorBody,
     wait: float | None,
@@ -191,8 +191,8 @@ def refine_with_inputs(error: UpstreamError, inputs: Sequence[Input]) -> Upstrea
     """Correct the class of an error, given the ``inputs`` of the failed call.
 
     If the text by which the error was classified occurs in an input, the upstream may have quoted
-    it, and it is no evidence. A refusal that states a size of this call is about size: one input is
-    rejected, a call of several inputs is halved.
+    it, so it is not evidence. A refusal that states a size of this call is about size: one input
+    is rejected, a call of several inputs is halved.
     """
     check = QuoteCheck(inputs)
     _drop_quoted_references(error, len(inputs), check)
@@ -205,7 +205,7 @@ def _refine_class(
     error: UpstreamError, inputs: Sequence[Input], check: QuoteCheck
 ) -> UpstreamError:
     if isinstance(error, HARMS_OTHERS) and check.is_quote(error.matched_text):
-        error = _judge_without_quotes(error, check)
+        error = _classify_without_quotes(error, check)
     size = _find_size(error, inputs, check)
     if size is not None:
         names_input = error.input_index is not None or len(inputs) == 1
@@ -217,10 +217,10 @@ def _refine_class(
 
 
 def _drop_quoted_references(error: UpstreamError, count: int, check: QuoteCheck) -> None:
-    """Remove a hint, an index or a field that may be quoted, and an index that is out of range."""
+    """Remove a wait, an index or a field that may be quoted, and an index that is out of range."""
     message = own_message(error)
-    hint = find_hint_in_text(message)
-    if hint and error.retry_after == hint.limited and check.is_quote(hint.text):
+    wait = find_wait_in_text(message)
+    if wait and error.retry_after == wait.capped and check.is_quote(wait.text):
         error.retry_after = None
     if error.input_index is not None:
         texts = {match.text for match in references.find_indexes(message)}
@@ -242,8 +242,8 @@ def _drop_unknown_indexes(error: UpstreamError, count: int, check: QuoteCheck) -
         error.message = error.message.removesuffix(own) + known
 
 
-def _judge_without_quotes(error: UpstreamError, check: QuoteCheck) -> UpstreamError:
-    """Judge the message again, without the words of it that occur in an input."""
+def _classify_without_quotes(error: UpstreamError, check: QuoteCheck) -> UpstreamError:
+    """Classify the message again, without the words of it that occur in an input."""
     status = error.upstream_status
     if status is None:
         return _convert(error, Rejected)
@@ -252,10 +252,10 @@ def _judge_without_quotes(error: UpstreamError, check: QuoteCheck) -> UpstreamEr
     for _ in range(MOST_QUOTES):
         rest = re.sub(re.escape(verdict.matched_text), " ", rest, flags=re.IGNORECASE)
         body = ErrorBody(document=rest, message=rest, fields=())
-        judged = _judge(status, body, error.retry_after)
-        if judged is None:
+        new_verdict = _find_verdict(status, body, error.retry_after)
+        if new_verdict is None:
             break
-        verdict = judged
+        verdict = new_verdict
         if not check.is_quote(verdict.matched_text):
             converted = _convert(error, verdict.kind, verdict.matched_text)
             if isinstance(converted, BatchTooLarge):

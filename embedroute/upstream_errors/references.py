@@ -1,7 +1,7 @@
 """Finds which input, or which field of the request, an upstream's message refers to.
 
 All known APIs that name an input by an index, such as ``input[2]``, count from 0. A number as in
-"input #2" may count from 0 or from 1, so it is no evidence and is removed. Pure functions.
+"input #2" may count from 0 or from 1, so it is not evidence and is removed. Pure functions.
 """
 
 import re

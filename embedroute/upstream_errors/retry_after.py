@@ -26,7 +26,7 @@ _FIELDS = {
 """Documented field of an error body → its value."""
 
 
-class Hint(msgspec.Struct, frozen=True):
+class Wait(msgspec.Struct, frozen=True):
     """How long to wait: ``seconds``, without a limit.
 
     ``text`` is the part of the upstream's message that states it, or empty for a header or a
@@ -37,12 +37,12 @@ class Hint(msgspec.Struct, frozen=True):
     text: str = ""
 
     @property
-    def limited(self) -> float:
+    def capped(self) -> float:
         """The seconds, at most ``LONGEST_RETRY_AFTER``."""
         return min(self.seconds, LONGEST_RETRY_AFTER)
 
 
-def find_hint(headers: Mapping[str, str], body: ErrorBody | None, *, now: float) -> Hint | None:
+def find_wait(headers: Mapping[str, str], body: ErrorBody | None, *, now: float) -> Wait | None:
     """Return how long an upstream asks to wait, or None if nothing states it.
 
     These sources are read in order, and the first that has a value is used:
@@ -64,23 +64,23 @@ def find_hint(headers: Mapping[str, str], body: ErrorBody | None, *, now: float)
         _in_fields(body),
     ):
         if seconds is not None:
-            return Hint(seconds)
-    return find_hint_in_text(body.message) if body else None
+            return Wait(seconds)
+    return find_wait_in_text(body.message) if body else None
 
 
-def find_hint_in_text(message: str) -> Hint | None:
-    """Return the hint that a message states in words, or None."""
+def find_wait_in_text(message: str) -> Wait | None:
+    """Return the wait that a message states in words, or None."""
     match = _IN_TEXT.search(message)
-    return Hint(_seconds(match[1]), match[0].strip()) if match else None
+    return Wait(_seconds(match[1]), match[0].strip()) if match else None
 
 
 def parse_retry_after(headers: Mapping[str, str], body: bytes = b"", *, now: float) -> float | None:
     """Return the seconds to wait, at most ``LONGEST_RETRY_AFTER``, or None if nothing states them.
 
-    See ``find_hint`` for the sources.
+    See ``find_wait`` for the sources.
     """
-    hint = find_hint(headers, parse_body(body), now=now)
-    return hint and hint.limited
+    wait = find_wait(headers, parse_body(body), now=now)
+    return wait and wait.capped
 
 
 def _number(text: str | None, unit: float) -> float | None:

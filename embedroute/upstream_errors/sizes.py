@@ -1,4 +1,4 @@
-"""Judges a refusal by its numbers: does it state that this call is larger than a limit?
+"""Decides by the numbers in a refusal whether it states that this call is larger than a limit.
 
 A refusal is about size if it names two integers, the larger of which is plausible as the size of
 this call: its tokens, characters, bytes or number of inputs. A range such as "[1, 8192]" is
@@ -15,7 +15,7 @@ from embedroute.errors import Measure
 from embedroute.inputs import Input, TextPart, estimate_size
 
 STATUSES: Final = frozenset({400, 413, 422, 429, 500})
-"""Statuses of refusals that are judged by numbers."""
+"""Statuses of refusals whose numbers are read."""
 
 MOST_SEARCHED: Final = 2_000
 """Maximum characters of a message in which numbers are read."""

@@ -6,7 +6,7 @@ import httpx2
 import pytest
 
 from embedroute.cli import main
-from embedroute.plugins import listed
+from embedroute.plugins import list_backends
 from tests.support.commands import run, serving
 
 GOOD = """
@@ -46,7 +46,7 @@ def test_backends_prints_one_backend_per_line(capsys):
     assert 0 == main(["backends"])
 
     found = rows(capsys)
-    assert [it.name for it in listed()] == [row[0] for row in found]
+    assert [it.name for it in list_backends()] == [row[0] for row in found]
     assert ["hashed", "embedroute.backends.hashed:Hashed", "embedroute"] in found
 
 

@@ -685,6 +685,89 @@ ONE = f'{HASHED}[models.m]\nendpoints = [{{provider = "hashed"}}]\n'
                 "[models.m.endpoints.2] model: Expected str | null, got array",
             ],
         ),
+        # what follows from a value that could not be read is not reported
+        (f"{OPEN}[providers]\nnope = 3", ["[providers.nope] must be a table"]),
+        (
+            f"{OPEN}[providers.mistral]\noptions = 3",
+            ["[providers.mistral.options] must be a table"],
+        ),
+        (f"providers = 1\n{OPEN}[models.m]", ["[providers] must be a table"]),
+        (
+            f'providers = 1\n{KEYS}[keys.a]\nkey = "x"\nmodels = ["nope"]',
+            ["[providers] must be a table"],
+        ),
+        (
+            f'{KEYS}[keys.a]\nkey = "x"\nmodels = ["up"]\n{HASHED}[models.m]\nendpoints = 3',
+            ["[models.m] endpoints: Expected array, got int"],
+        ),
+        (
+            (
+                f'{KEYS}[keys.a]\nkey = "x"\nmodels = ["hashed/m"]\n{HASHED}[models.m]\n'
+                'endpoints = [{provider = "hashed"}, {providr = "hashed", model = "n"}]'
+            ),
+            ['[models.m.endpoints.1] unknown option "providr"; did you mean "provider"?'],
+        ),
+        (
+            (
+                f'{OPEN}[providers.openai]\n[models.m]\nmodalities = ["image"]\n'
+                'endpoints = [{provider = "openai", accepts = 3}]'
+            ),
+            ["[models.m.endpoints.0] accepts: Expected object, got int"],
+        ),
+        (
+            (
+                f"{OPEN}[providers.openai]\noptions = 3\n[models.m]\ndimensions = 8\n"
+                'endpoints = [{provider = "openai", model = "text-embedding-3-small"}]'
+            ),
+            ["[providers.openai.options] must be a table"],
+        ),
+        # ... and the value of the shipped model does not replace it
+        *(
+            (
+                (
+                    f"{OPEN}{HASHED}[models.{model}]\n{options}\n"
+                    'endpoints = [{provider = "hashed", accepts = {modalities = ["image"]}}]'
+                ),
+                [f"[models.{model}] {report}"],
+            )
+            for model, options, report in (
+                (
+                    "embeddinggemma",
+                    'dimensions_allowed = 3\ndimensions = 8\nmodalities = ["image"]',
+                    "dimensions_allowed: Expected array | null, got int",
+                ),
+                (
+                    "gemini-embedding-001",
+                    'dimensions_min = 0\ndimensions = 8\nmodalities = ["image"]',
+                    "dimensions_min: Expected int >= 1",
+                ),
+                (
+                    "embeddinggemma",
+                    'prefixes = 3\ninput_types = []\nmodalities = ["image"]',
+                    "prefixes: Expected object | null, got int",
+                ),
+                (
+                    "wordllama",
+                    'input_types = 3\nprefixes = {query = "q"}\nmodalities = ["image"]',
+                    "input_types: Expected array | null, got int",
+                ),
+                ("embeddinggemma", "modalities = 3", "modalities: Expected array | null, got int"),
+            )
+        ),
+        # what does not follow from it is reported
+        (
+            (
+                f"{OPEN}[providers.openai]\n[models.m]\ndimensions = 8\n"
+                'endpoints = [{provider = "openai", model = "text-embedding-3-small", weight = 0}]'
+            ),
+            [
+                "[models.m.endpoints.0] weight: Expected float > 0.0",
+                (
+                    "[models.m] the endpoint openai:text-embedding-3-small has 1536 dimensions, "
+                    "expected 8 (different vector space)"
+                ),
+            ],
+        ),
         # mistakes that only the first request would reveal
         (
             f'{OPEN}media_domains = ["https://x.example/", "", "*.x.example", "x.example:443", ".x", "x.", "-x", "A.Example"]',

@@ -19,8 +19,8 @@ from embedroute.execution import (
     Verdict,
     call_backend,
     catalogue_bases,
+    decide,
     is_same_model,
-    judge,
     parse_name,
 )
 from embedroute.routing import may_be_caused_by_input
@@ -181,7 +181,7 @@ ADA = "text-embedding-ada-002"
     ],
 )
 def test_what_is_done_about_a_named_model(asked, public, learned, named, verdict):
-    assert judge(named, (asked, public), learned, catalogue_bases()) is verdict
+    assert decide(named, (asked, public), learned, catalogue_bases()) is verdict
 
 
 class NamingBackend(HTTPBackend, frozen=True, kw_only=True):

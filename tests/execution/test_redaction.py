@@ -74,6 +74,9 @@ KEY = "sk-proj-0123456789-abcdefghij"
         ("https://u:p@ss@host/a@b", [], "https://[redacted]@host/a@b"),
         ("https://u:hunter2@host", ["https://example.org"], "[redacted]@host"),
         ('["https://host","me@there"]', [], '["https://host","me@there"]'),
+        ("c2stMTIzNDU2Nw==", ["sk-1234567"], "[redacted]"),
+        ("c2hvcnQ=", ["short"], "[redacted]"),
+        ("Pz8_Pj4-fn5-", ["???>>>~~~"], "[redacted]"),
     ],
 )
 def test_secrets_are_removed_from_text(text, secrets, scrubbed):

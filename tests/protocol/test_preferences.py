@@ -179,7 +179,7 @@ def test_a_single_number_applies_to_the_median(wish, held):
 
 
 def test_maximum_prices_are_exact_decimals():
-    assert MaxPrice(prompt="0.10", image=0.1, request=2).given() == {
+    assert MaxPrice(prompt="0.10", image=0.1, request=2).limits() == {
         "prompt": Decimal("0.10"),
         "image": Decimal("0.1"),
         "request": Decimal(2),

@@ -269,12 +269,12 @@ class Connection(asyncio.Protocol):
             self._stopped = False
             self._send_on()
 
-    def expire(self, seconds: float, due: float) -> None:
-        """Fail the exchange with a timeout of ``seconds``, which ended at ``due``.
+    def expire(self, seconds: float, deadline: float) -> None:
+        """Fail the exchange with a timeout of ``seconds``, which ended at ``deadline``.
 
         If the event loop is late, the response may have arrived without having been read.
         """
-        lag = time_limits.significant_lag(monotonic() - due, seconds)
+        lag = time_limits.significant_lag(monotonic() - deadline, seconds)
         if lag:
             self._loop.call_later(time_limits.SECOND_CHANCE, self._expire_late, self.waiter, lag)
         else:

@@ -1,4 +1,4 @@
-"""Checks the headers of an HTTP request, reads its body within limits, and sends the response."""
+"""Handles one HTTP exchange: checks the request, reads its body within limits, and responds."""
 
 import logging
 import math
@@ -14,8 +14,17 @@ from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 
 from embedroute.cache import FULL_USE, CachePolicy
-from embedroute.errors import BodyTimeout, BodyTooLarge, InvalidRequest, UnsupportedContentType
+from embedroute.errors import (
+    LONGEST_RETRY_AFTER,
+    BodyTimeout,
+    BodyTooLarge,
+    EmbedrouteError,
+    InvalidRequest,
+    MethodNotAllowed,
+    UnsupportedContentType,
+)
 from embedroute.limits import Account, ByteBudget
+from embedroute.routing import SHORTEST_COOLDOWN
 from embedroute.runtime import (
     ClientDisconnected,
     ClientTooSlow,
@@ -24,11 +33,12 @@ from embedroute.runtime import (
     tasks,
     time_limits,
 )
-from embedroute.server.response import Header, make_headers
 from embedroute.text import echo, log_fields
 from embedroute.trace import RequestTrace, new_request_id
 
 log = logging.getLogger("embedroute.access")
+
+Header = tuple[bytes, bytes]
 
 _REQUEST_ID: Final = re.compile(rb"[\w.-]{1,128}", re.ASCII)
 _JSON: Final = [b"application/json"]
@@ -145,7 +155,7 @@ class HTTPExchange:
         """Return whether the query requests a forecast (``?explain=1``) instead of vectors.
 
         Raises:
-            InvalidRequest: the value is none of ``EXPLAIN``; a guess could be a billed call.
+            InvalidRequest: the value is not in ``EXPLAIN``; a wrong guess could be billed.
         """
         query: bytes = self.scope.get("query_string") or b""
         if not query:
@@ -275,8 +285,8 @@ class HTTPExchange:
     ) -> None:
         """Send the 200 of a large response of ``size`` bytes, each piece as the client reads.
 
-        ``in_turn``: computing a piece takes long, so other large jobs must wait meanwhile. Ends
-        with an empty message: the server accepts it only after the client has read the others.
+        With ``in_turn``, other large jobs wait while a piece is computed, because that takes long.
+        The last message is empty: the server accepts it only after the client has read the others.
 
         Raises:
             ClientDisconnected: the client disconnected.
@@ -344,7 +354,7 @@ class HTTPExchange:
 
 
 def _receive_error(error: OSError) -> Exception:
-    """Return what an error of ``receive`` means."""
+    """Return the gateway's exception for an error of ``receive``."""
     if isinstance(error, TimeoutError):
         # A time limit of the host's own around `receive`.
         return BodyTimeout("The request body was not complete in time.")
@@ -354,3 +364,53 @@ def _receive_error(error: OSError) -> Exception:
 
 def _too_large(most: int) -> BodyTooLarge:
     return BodyTooLarge(f"The body is over {most} bytes; send fewer inputs at a time.")
+
+
+def make_headers(trace: RequestTrace, status: int, size: int, started_at: float) -> list[Header]:
+    """Return the headers of every response.
+
+    ``size`` is the length of the body in bytes, and ``started_at`` the ``time.perf_counter()`` at
+    which the request arrived.
+    """
+    took = (time.perf_counter() - started_at) * 1000
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % size),
+        (b"x-request-id", trace.request_id.encode()),
+        (b"server-timing", b"total;dur=%.1f" % took),
+        (b"openai-processing-ms", b"%d" % took),
+        (b"x-embedroute-attempts", b"%d" % trace.attempts),
+        (b"x-embedroute-cache", b"hits=%d misses=%d" % (trace.hits, trace.misses)),
+    ]
+    if providers := trace.providers_for(status):
+        headers.append((b"x-embedroute-provider", ",".join(providers).encode()))
+    if trace.estimated:
+        headers.append((b"x-embedroute-usage", b"estimated"))
+    if trace.fallback:
+        headers.append(
+            (b"x-embedroute-model-fallback", trace.fallback.encode("ascii", "backslashreplace"))
+        )
+    return headers
+
+
+def error_headers(error: EmbedrouteError, status: int) -> list[Header]:
+    """Return the headers that tell a client library how to handle an error."""
+    headers: list[Header] = []
+    if status in {429, 503}:
+        # LangChain.js does not retry after a 429 without retry-after. If the upstream gave none,
+        # send our shortest cool-down.
+        retry_after = SHORTEST_COOLDOWN if error.retry_after is None else error.retry_after
+        seconds = min(max(retry_after, 0.0), LONGEST_RETRY_AFTER)
+        headers += [
+            (b"retry-after", b"%d" % math.ceil(seconds)),
+            (b"retry-after-ms", b"%d" % math.ceil(seconds * 1000)),
+        ]
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    if isinstance(error, MethodNotAllowed):
+        headers.append((b"allow", error.allow.encode()))
+    if error.code == "unsupported_content_encoding":
+        headers.append((b"accept-encoding", b"identity"))
+    if not error.retryable:
+        headers.append((b"x-should-retry", b"false"))
+    return headers
