@@ -17,6 +17,7 @@ import uvicorn
 from embedroute import Config, EmbeddingsMiddleware, Gateway, embeddings_app
 from tests.fault_upstream import Upstream
 from tests.support.asgi_client import call
+from tests.support.cpu_time import slowness
 
 CASES = json.loads(
     (Path(__file__).parents[1] / "data" / "bad_inputs.json").read_text(encoding="utf-8")
@@ -68,7 +69,7 @@ SLOWEST = 20.0
 The file says 250 ms, which a busy machine cannot guarantee. All timeouts are longer than this.
 """
 DEAREST = 2.0
-"""Seconds of CPU time that an error may cost; other processes do not affect it."""
+"""Seconds of CPU time of the reference machine that an error may cost."""
 MOST_BODY = 32 * 1024 * 1024
 
 
@@ -409,7 +410,7 @@ async def test_the_application_returns_the_expected_error(case, upstreams, caplo
 
     judge(case, answer, sent_text(case))
     assert answer.elapsed.ticks < SLOWEST
-    assert answer.status < 400 or answer.busy < DEAREST
+    assert answer.status < 400 or answer.busy < DEAREST or answer.busy < DEAREST * slowness()
     if answer.status >= 400 and case["name"] not in UPSTREAM_DECIDES:
         assert len(seen_by(upstreams)) == before
     new = [ask for name, upstream in upstreams.items() for ask in upstream.requests[marks[name] :]]
