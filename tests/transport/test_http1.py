@@ -154,6 +154,11 @@ class InspectableTransport(Http1Transport):
         return sum(len(pool.open) for pool in self._pools.values())
 
     @property
+    def alive(self):
+        """Open connections without those that have ended and that the pool has yet to drop."""
+        return sum(connection.alive for pool in self._pools.values() for connection in pool.open)
+
+    @property
     def idle(self):
         return sum(len(pool.idle) for pool in self._pools.values())
 
@@ -622,7 +627,7 @@ async def test_a_closing_notice_on_an_idle_connection_closes_only_that_connectio
         InspectableTransport() as transport,
     ):
         await transport.send(request(wire.url), 5.0)
-        await until_on_loop(lambda: not transport.held)
+        await until_on_loop(lambda: not transport.alive)
         await transport.meet(wire.url)
         await transport.send(request(wire.url), 5.0)
         assert not transport.caught
