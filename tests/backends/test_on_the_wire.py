@@ -69,7 +69,7 @@ class RecordingUpstream(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def __enter__(self):
-        self.thread = threading.Thread(target=self.serve_forever)
+        self.thread = threading.Thread(target=self.serve_forever, args=[0.01])
         self.thread.start()
         return self
 

@@ -25,6 +25,7 @@ from starlette.testclient import TestClient
 from embedroute import Config, EmbeddingsMiddleware, Gateway, embeddings_app
 from embedroute.backend import Accepts
 from embedroute.errors import InternalError, UpstreamUnavailable
+from embedroute.routing import RetryPolicy
 from embedroute.runtime import PerLoop, tasks
 from embedroute.testing import ScriptedBackend, expected_vector
 from tests.fault_upstream import Upstream, vector_of
@@ -92,7 +93,8 @@ def scripted(then):
                 gateway={"auth": "open"},
                 providers={"s": {"backend": Narrow(then=then)}},
                 models={"m": {"dimensions": 8, "endpoints": [{"provider": "s"}]}},
-            )
+            ),
+            retries=RetryPolicy(first_wait=0.001),
         )
     )
 

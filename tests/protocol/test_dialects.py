@@ -70,7 +70,7 @@ def gateway_of(backend=None, **settings):
 def failing(failure):
     """Make a gateway whose backend raises an error, or is slower than the deadline."""
     backend = ScriptedBackend(then=failure, width=WIDTH)
-    return gateway_of(backend, deadline=0.5) if isinstance(failure, float) else gateway_of(backend)
+    return gateway_of(backend, deadline=0.1) if isinstance(failure, float) else gateway_of(backend)
 
 
 async def ask(gateway, dialect, body, *, key=KEY, path="/v1/embeddings", method="POST"):

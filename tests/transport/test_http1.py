@@ -991,6 +991,7 @@ async def test_calls_over_the_connection_limit_wait():
             assert {UpstreamTimeout: 4, PoolTimeout: 2} == Counter(map(type, failures))
 
 
+@pytest.mark.uncounted
 async def test_five_thousand_cancelled_calls_leak_nothing():
     rng = random.Random(11)
     gc.collect()  # objects of other tests must not warn during this one
