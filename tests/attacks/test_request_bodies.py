@@ -581,26 +581,26 @@ def image_of_wide_url(string: bytes) -> bytes:
 
 
 TOO_LONG = {
-    "text": (lambda it: {"input": it}, 400, "input", "context_length_exceeded"),
+    "text": (lambda text: {"input": text}, 400, "input", "context_length_exceeded"),
     "texts": (
-        lambda it: {"input": listed([b'"a"', it])},
+        lambda text: {"input": listed([b'"a"', text])},
         400,
         "input[1]",
         "context_length_exceeded",
     ),
     "part": (
-        lambda it: {"input": listed([content(text_part(it[1:-1]))])},
+        lambda text: {"input": listed([content(text_part(text[1:-1]))])},
         400,
         "input[0].content[0].text",
         "context_length_exceeded",
     ),
     "image": (
-        lambda it: {"input": listed([image_of_wide_url(it)])},
+        lambda text: {"input": listed([image_of_wide_url(text)])},
         400,
         "input[0].content[0].image_url.url",
         "invalid_media_url",
     ),
-    "ignored": (lambda it: {"x": it}, 200, None, None),
+    "ignored": (lambda text: {"x": text}, 200, None, None),
 }
 """Fields with a string that is too long to be joined in one step, and the response."""
 

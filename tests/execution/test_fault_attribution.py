@@ -180,7 +180,7 @@ async def test_bad_inputs_alone_do_not_open_the_breaker(wrong):
 )
 @settings(max_examples=100)
 def test_good_inputs_are_answered_for_any_mix_of_bad_ones(wrong, mix, most, endpoints):
-    """Whatever the split, and also if several endpoints fail in the same way.
+    """For any split, and also if several endpoints fail in the same way.
 
     A good input was answered if it is in the cache afterwards.
     """
@@ -603,7 +603,7 @@ async def test_repeating_the_same_texts_in_an_outage_opens_the_breaker():
 
 @pytest.mark.anyio
 async def test_an_endpoint_that_fails_at_random_blames_no_input():
-    """Every other call fails, whatever its inputs."""
+    """Every other call fails, for any inputs."""
     upstream = Upstream("500")
 
     def answer(batch):

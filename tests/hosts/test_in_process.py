@@ -491,12 +491,14 @@ def test_a_gateway_made_before_a_fork_serves_parent_and_child(upstream, backend)
     actual = [json.loads(line) for line in ran.stdout.splitlines()]
 
     assert (ran.returncode, ran.stderr) == (0, "")
-    assert [(it["who"], it["opened"], it["threads"]) for it in actual] == [
+    assert [(row["who"], row["opened"], row["threads"]) for row in actual] == [
         ("child", 0, 1),
         ("parent", 0, 1),
     ]
-    for it in actual:
-        assert it["vectors"] == [vector_of(f"{it['who']} {at}", WIDTH).tolist() for at in range(2)]
+    for row in actual:
+        assert row["vectors"] == [
+            vector_of(f"{row['who']} {at}", WIDTH).tolist() for at in range(2)
+        ]
 
 
 class Exotic(BaseException):

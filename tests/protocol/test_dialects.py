@@ -1,6 +1,6 @@
 """Five dialects: each answer, good or bad, fits the schema of the document that the dialect stands for.
 
-The schemas are those of the documents themselves, under ``tests/data/schemas``; what had to be mended in them is
+The schemas are those of the documents themselves, under ``tests/data/schemas``; what had to be corrected in them is
 listed in each file under ``patched``.
 """
 
@@ -299,16 +299,16 @@ async def test_a_trace_lists_events_and_a_summary_has_no_values():
 
 
 @pytest.mark.parametrize(
-    ("wishes", "status", "events"),
+    ("preferences", "status", "events"),
     [
         ({"provider": {"zdr": True}}, 404, [("filtered", "zdr", "p:m")]),
         ({"user": "u"}, 200, [("dropped parameter", "user", "p:m")]),
         ({"provider": {"ignore": ["p"]}, "user": "u"}, 404, [("filtered", "ignore", "p:m")]),
     ],
 )
-async def test_a_trace_lists_filtered_endpoints_and_dropped_parameters(wishes, status, events):
+async def test_a_trace_lists_filtered_endpoints_and_dropped_parameters(preferences, status, events):
     """Errors contain the filters too."""
-    request = {"model": "m", "input": "a", "debug": {"trace": True}, **wishes}
+    request = {"model": "m", "input": "a", "debug": {"trace": True}, **preferences}
 
     answer = await ask(gateway_of(Plain(width=WIDTH)), "openai", request)
 

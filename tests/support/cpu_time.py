@@ -66,7 +66,7 @@ def measured_cpu() -> Iterator[Spent]:
 
 
 class Steps:
-    """Measures the CPU time between two rounds of the event loop: what others on it are held up for, whatever else runs.
+    """Measures the CPU time between two rounds of the event loop: how long it blocks other tasks.
 
     Coverage is off meanwhile, in this thread: counting the lines of a step takes longer than the step. ``longest`` is in
     seconds of the reference machine, which is ``slowness`` times faster than this one was meanwhile.

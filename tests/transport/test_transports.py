@@ -310,8 +310,8 @@ async def test_encodes_headers_as_latin_1(anyio_backend, name, upstream, value, 
 
     [ask] = upstream.requests
     sent = {
-        it: ask.headers[it].encode("latin-1")
-        for it in ("authorization", "x-city", "openai-project")
+        name: ask.headers[name].encode("latin-1")
+        for name in ("authorization", "x-city", "openai-project")
     }
     assert reply.status == 200
     assert {
