@@ -332,7 +332,7 @@ async def test_an_open_breaker_admits_one_probe_at_a_time():
             failures=3,
             minimum_calls=3,
             slow_start=1,
-            initial_cooldown=0.1,
+            initial_cooldown=0.4,
         ),
     )
     for _ in range(3):
@@ -341,7 +341,7 @@ async def test_an_open_breaker_admits_one_probe_at_a_time():
     assert (error.status, error.code) == (503, "no_healthy_endpoint")
     assert error.retry_after
     assert calls(only) == [3]
-    await anyio.sleep(0.11)
+    await anyio.sleep(0.41)
 
     async with anyio.create_task_group() as group:
         group.start_soon(embed, gateway, ["the probe"])
@@ -361,7 +361,7 @@ async def test_a_split_request_probes_with_one_chunk(endpoints):
         failures=1,
         minimum_calls=1,
         slow_start=1,
-        initial_cooldown=0.05,
+        initial_cooldown=0.3,
     )
     gateway = gateway_of(
         *answers,
@@ -371,7 +371,7 @@ async def test_a_split_request_probes_with_one_chunk(endpoints):
     )
     await failure_of(gateway, ["one"])
     assert (await failure_of(gateway)).code == "no_healthy_endpoint"
-    await anyio.sleep(0.06)
+    await anyio.sleep(0.31)
 
     await embed(gateway)
 
