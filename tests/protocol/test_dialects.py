@@ -7,6 +7,7 @@ listed in each file under ``patched``.
 import json
 from pathlib import Path
 
+import anyio
 import jsonschema
 import numpy as np
 import pytest
@@ -70,7 +71,7 @@ def gateway_of(backend=None, **settings):
 def failing(failure):
     """Make a gateway whose backend raises an error, or is slower than the deadline."""
     backend = ScriptedBackend(then=failure, width=WIDTH)
-    return gateway_of(backend, deadline=0.1) if isinstance(failure, float) else gateway_of(backend)
+    return gateway_of(backend, deadline=0.5) if isinstance(failure, float) else gateway_of(backend)
 
 
 async def ask(gateway, dialect, body, *, key=KEY, path="/v1/embeddings", method="POST"):
@@ -193,12 +194,15 @@ TYPES = {
 
 @pytest.mark.parametrize(("body", "how", "failure", "status"), BAD)
 async def test_errors_have_the_format_of_each_dialect(body, how, failure, status):
-    def gateway():
-        return failing(failure) if failure else gateway_of()
+    actual = {}
 
-    actual = {
-        name: (await ask(gateway(), name, {"model": "m", **body}, **how)).json for name in DIALECTS
-    }
+    async def ask_in(name):
+        gateway = failing(failure) if failure else gateway_of()
+        actual[name] = (await ask(gateway, name, {"model": "m", **body}, **how)).json
+
+    async with anyio.create_task_group() as group:
+        for name in DIALECTS:
+            group.start_soon(ask_in, name)
 
     message = actual["openai"]["error"]["message"]
     assert actual["spice"] == {"error": message}
