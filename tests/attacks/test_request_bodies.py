@@ -462,19 +462,32 @@ def test_a_step_is_measured_in_seconds_of_the_reference_machine():
     assert steps.longest < 0.2  # 0.1 s on the reference machine, and less where memory is slow
 
 
-async def longest_step(app, content, query="", attempts=3):
-    """Measure one request, again if it took too long: other processes can only make it worse.
+async def longest_step(app, content, query=""):
+    """Measure one request.
 
     The connection pool and what else opens with the first one is there already.
     """
     await ask(app, request(), query)
-    for _ in range(attempts):
-        gc.collect()
-        with Steps() as steps:
-            answer = await ask(app, content, query)
-        if steps.longest <= LONGEST_STEP:
-            break
+    gc.collect()
+    with Steps() as steps:
+        answer = await ask(app, content, query)
     return steps.longest, answer
+
+
+def measured_step(make_app, content, query=""):
+    """Return the longest step of a request and its response.
+
+    If the step is too long, it is the median of three: other processes can only make it longer.
+    """
+
+    async def measure():
+        longest, answer = await longest_step(make_app(), content, query)
+        if longest > LONGEST_STEP:
+            again = [(await longest_step(make_app(), content, query))[0] for _ in range(2)]
+            longest = median([longest, *again])
+        return longest, answer
+
+    return asyncio.run(measure())
 
 
 @pytest.mark.parametrize(
@@ -484,7 +497,7 @@ async def longest_step(app, content, query="", attempts=3):
 def test_no_body_parsed_in_one_step_blocks_the_event_loop(body, size):
     """The largest ones of those that are not looked through first."""
     app, content = app_of(lenient=body.lenient), body.content(size - 300)
-    longest, answer = asyncio.run(longest_step(app, content))
+    longest, answer = measured_step(lambda: app, content)
 
     assert longest <= LONGEST_STEP
     assert answer.status in {body.status, 200, 400}
@@ -495,7 +508,7 @@ def test_no_body_parsed_in_one_step_blocks_the_event_loop(body, size):
 @CASES
 def test_no_body_blocks_the_event_loop(body, size):
     app, content = app_of(lenient=body.lenient), body.content(size)
-    longest, answer = asyncio.run(longest_step(app, content))
+    longest, answer = measured_step(lambda: app, content)
 
     assert longest <= LONGEST_STEP
     assert body.status == answer.status, answer.body[:300]
@@ -555,7 +568,7 @@ def test_encoding_the_upstream_request_does_not_block_the_event_loop(
         app_before(upstream_url, transport, **accepts),
         BODIES[name].content(LARGEST - MIB // 16),
     )
-    longest, answer = asyncio.run(longest_step(app, content))
+    longest, answer = measured_step(lambda: app, content)
 
     assert answer.status == 200, answer.body[:300]
     given = json.loads(content)["input"]
@@ -612,7 +625,7 @@ TOO_LONG = {
 @pytest.mark.parametrize(("fields", "status", "param", "code"), TOO_LONG.values(), ids=TOO_LONG)
 def test_no_string_of_all_bytes_blocks_the_event_loop(place, fields, status, param, code):
     app, body = app_of(lenient=True), request(**fields(wide_string(LARGEST - MIB // 16, place)))
-    longest, answer = asyncio.run(longest_step(app, body))
+    longest, answer = measured_step(lambda: app, body)
 
     assert status == answer.status, answer.body[:300]
     if code is not None:
@@ -643,9 +656,7 @@ def test_preparing_large_texts_does_not_block_the_event_loop(name):
     )
     app = embeddings_app(Gateway(config, environ={}))
     body = BODIES[name].content(LARGEST - MIB // 16)
-    longest, answer = asyncio.run(
-        longest_step(app, body.replace(b"{", b'{"input_type":"query",', 1))
-    )
+    longest, answer = measured_step(lambda: app, body.replace(b"{", b'{"input_type":"query",', 1))
 
     texts = json.loads(body)["input"]
     assert all(found == PREFIX + text for found, text in zip(sent, texts, strict=True))
@@ -674,13 +685,12 @@ def test_learning_a_size_limit_does_not_block_the_event_loop(name, measure):
         providers={"p": Provider(backend=backend)},
         models={"m": {"dimensions": 8, "endpoints": [{"provider": "p"}]}},
     )
-    content = BODIES[name].content(LARGEST - MIB // 16)
-    for _ in range(3):
+
+    def make_app():
         rejected.clear()
-        app = embeddings_app(Gateway(config, environ={}))  # it has learned no limit yet
-        longest, answer = asyncio.run(longest_step(app, content, attempts=1))
-        if longest <= LONGEST_STEP:
-            break
+        return embeddings_app(Gateway(config, environ={}))  # it has learned no limit yet
+
+    longest, answer = measured_step(make_app, BODIES[name].content(LARGEST - MIB // 16))
 
     assert answer.status == 200, answer.body[:300]
     assert rejected
@@ -696,7 +706,7 @@ def test_explaining_a_large_request_does_not_block_the_event_loop(name, accepts)
         app_before("http://127.0.0.1:9", "http1", **accepts),
         BODIES[name].content(LARGEST - MIB // 16),
     )
-    longest, answer = asyncio.run(longest_step(app, content, "?explain=1"))
+    longest, answer = measured_step(lambda: app, content, "?explain=1")
 
     assert answer.status == 200, answer.body[:300]
     assert answer.json["object"] == "plan"
@@ -714,7 +724,7 @@ def test_capturing_the_upstream_body_does_not_block_the_event_loop(name, level, 
         % level.encode()
     )
     app = app_before(upstream_url, "http1", max_bytes=MIB - MIB // 16)
-    longest, answer = asyncio.run(longest_step(app, content.replace(b"{", b"{" + shown, 1)))
+    longest, answer = measured_step(lambda: app, content.replace(b"{", b"{" + shown, 1))
 
     assert answer.status == 200, answer.body[:300]
     assert b"upstream_request" in answer.body
@@ -807,11 +817,11 @@ def test_in_process_calls_have_the_same_limits(name):
 async def test_a_large_in_process_call_does_not_block_the_event_loop():
     gateway = app_of().handler.gateway
     await gateway.embed("a", model="m")
-    for _ in range(3):  # other processes can only make it worse
+    longest = []
+    for at in range(3):
         with Steps() as steps:
-            answer = await gateway.embed("text " * 800_000, model="m")
-        if steps.longest <= LONGEST_STEP:
-            break
+            answer = await gateway.embed(f"text {at} " * 570_000, model="m")
+        longest.append(steps.longest)
 
     assert answer.vectors.shape == (1, 8)
-    assert steps.longest <= LONGEST_STEP
+    assert median(longest) <= LONGEST_STEP
