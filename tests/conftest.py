@@ -1,5 +1,9 @@
 """What all tests share: async tests run on asyncio and on trio, and examples are made up the same way every time."""
 
+import gc
+import os
+import sys
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -13,3 +17,33 @@ settings.load_profile("steady")
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request):
     return request.param
+
+
+def pytest_configure():
+    """Count no lines in the processes that tests start: it takes longer than most of them run."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ.pop("COVERAGE_PROCESS_CONFIG", None)
+
+
+def pytest_collection_finish():
+    """Exclude what pytest keeps of all tests from garbage collections; many tests collect."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """Count no lines while a test repeats the same lines thousands of times.
+
+    Counting doubles its time. These are property tests and those marked ``uncounted``. Other tests
+    cover the same lines.
+    """
+    is_property = getattr(getattr(item, "function", None), "is_hypothesis_test", False)
+    if not is_property and item.get_closest_marker("uncounted") is None:
+        return (yield)
+    tracer = sys.gettrace()
+    sys.settrace(None)
+    try:
+        return (yield)
+    finally:
+        sys.settrace(tracer)

@@ -303,14 +303,14 @@ def test_a_body_written_in_pieces_contains_no_half_of_a_surrogate_pair():
         httpx2.Headers({"X-Tok": "9"}),
     ],
 )
-@pytest.mark.parametrize("asked", ["x-tok", "X-Tok", "X-TOK"])
-def test_header_names_of_a_response_are_case_insensitive(headers, asked):
+@pytest.mark.parametrize("name", ["x-tok", "X-Tok", "X-TOK"])
+def test_header_names_of_a_response_are_case_insensitive(headers, name):
     held = UpstreamResponse(200, headers, b"").headers
 
     assert ("9", "9", True, None) == (
-        held[asked],
-        held.get(asked),
-        asked in held,
+        held[name],
+        held.get(name),
+        name in held,
         held.get("other"),
     )
     assert ({"x-tok": "9"}, ["x-tok"], 1) == (held, list(held), len(held))

@@ -52,7 +52,7 @@ WAYS = {
     "copy": copy.copy,
     "deepcopy": copy.deepcopy,
     **{
-        f"pickle {protocol}": lambda it, p=protocol: pickle.loads(pickle.dumps(it, p))  # noqa: S301 - our own
+        f"pickle {protocol}": lambda error, p=protocol: pickle.loads(pickle.dumps(error, p))  # noqa: S301 - our own
         for protocol in range(6)
     },
 }

@@ -115,7 +115,7 @@ class AcmeUpstream(BaseHTTPRequestHandler):
 @pytest.fixture
 def acme():
     with ThreadingHTTPServer(("127.0.0.1", 0), AcmeUpstream) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
 

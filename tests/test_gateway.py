@@ -194,7 +194,7 @@ async def test_another_model_is_used_only_where_the_config_says_so_and_the_answe
     ids=repr,
 )
 async def test_another_model_stands_in_only_where_request_and_key_allow_it(fields, may):
-    """Else the first one's own failure is told, and not what the other would have had against the request."""
+    """Otherwise the error is that of the first model, and not why the second one cannot be used."""
     gateway, trace = (
         gateway_of(
             ScriptedBackend(then=UpstreamUnavailable("down")), second=ScriptedBackend(width=WIDTH)
@@ -221,7 +221,7 @@ async def test_an_endpoint_that_stalls_leaves_time_for_the_other_model():
 @trio_too
 async def test_a_failure_is_shared_only_by_those_who_asked_alike():
     """The same endpoints, but other wishes: it calls anew."""
-    failing, told = anyio.Event(), {}
+    failing, outcomes = anyio.Event(), {}
 
     async def fails(_batch):
         await failing.wait()
@@ -231,9 +231,9 @@ async def test_a_failure_is_shared_only_by_those_who_asked_alike():
 
     async def ask(name, **fields):
         try:
-            told[name] = (await gateway.embed("a", model="m", **fields)).vectors.tolist()
+            outcomes[name] = (await gateway.embed("a", model="m", **fields)).vectors.tolist()
         except EmbedrouteError as error:
-            told[name] = error.status
+            outcomes[name] = error.status
 
     async with anyio.create_task_group() as group:
         for name, fields in {
@@ -245,15 +245,15 @@ async def test_a_failure_is_shared_only_by_those_who_asked_alike():
             await anyio.wait_all_tasks_blocked()
         failing.set()
 
-    assert {"leads": 502, "alike": 502, "other": right("a")} == told
+    assert {"leads": 502, "alike": 502, "other": right("a")} == outcomes
 
 
 @trio_too
 @pytest.mark.parametrize(
-    ("rest", "later", "told", "calls"),
+    ("rest", "later", "reported", "calls"),
     [(1.5, 2.0, [429, 200], 2), (3.1, 0.0, [429, 429], 1), (60.0, 0.1, [429, 429], 1)],
 )
-async def test_a_rest_is_waited_for_by_whoever_has_the_time(rest, later, told, calls):
+async def test_a_rest_is_waited_for_by_whoever_has_the_time(rest, later, reported, calls):
     """Of the many who wait for one that has not: none takes its 429, and none adds a call to an endpoint that rests."""
     limited, statuses = anyio.Event(), {}
 
@@ -281,7 +281,7 @@ async def test_a_rest_is_waited_for_by_whoever_has_the_time(rest, later, told, c
         await anyio.sleep(0.05)
         limited.set()
 
-    assert told == [statuses.pop(0), *set(statuses.values())]
+    assert reported == [statuses.pop(0), *set(statuses.values())]
     assert calls == len(backend.batches)
 
 
@@ -298,13 +298,15 @@ async def test_cost_and_attempts_are_counted():
 
 
 @trio_too
-@pytest.mark.parametrize("told", [None, 7])
-async def test_who_waits_for_anothers_vectors_is_told_who_counted_their_tokens(told):
+@pytest.mark.parametrize("prompt_tokens", [None, 7])
+async def test_who_waits_for_anothers_vectors_is_told_who_counted_their_tokens(prompt_tokens):
     go = anyio.Event()
 
     async def answers(batch):
         await go.wait()
-        return Vectors(np.stack([expected_vector(text, WIDTH) for text in batch.texts]), told)
+        return Vectors(
+            np.stack([expected_vector(text, WIDTH) for text in batch.texts]), prompt_tokens
+        )
 
     gateway, estimated = gateway_of(ScriptedBackend(then=answers)), []
 
@@ -320,7 +322,7 @@ async def test_who_waits_for_anothers_vectors_is_told_who_counted_their_tokens(t
     await ask()
     await ask(dimensions=4)
 
-    assert [told is None] * 4 == estimated
+    assert [prompt_tokens is None] * 4 == estimated
 
 
 @trio_too
@@ -449,7 +451,7 @@ async def test_two_gateways_in_one_process_share_nothing():
         ("[gateway]\n", "auth is required"),
         ('[gateway]\nauth = "open"\n[providers.openai]\napi_kee = "k"\n', "api_kee"),
         ("[gateway\n", "not valid TOML"),
-        ('[gateway]\nauth = "open"\n[models.m]\nendpoints = [{ provider = "nobody" }]\n', "nobody"),
+        ('[gateway]\nauth = "open"\n[models.m]\nendpoints = [{ provider = "absent" }]\n', "absent"),
     ],
 )
 def test_a_config_that_cannot_start_is_refused_by_name(tmp_path, text, named):
@@ -478,25 +480,25 @@ async def test_the_environment_alone_makes_a_gateway():
 @trio_too
 async def test_an_endpoint_that_is_well_is_asked_though_an_equal_input_is_stuck_at_another():
     """The one that is stuck has the whole deadline; who does not ask its endpoint must not lose its own time to it."""
-    stuck, told = ScriptedBackend(then=60.0, width=WIDTH), {}
+    stuck, outcomes = ScriptedBackend(then=60.0, width=WIDTH), {}
     both = {"dimensions": WIDTH, "endpoints": [{"provider": "p"}, {"provider": "q"}]}
     gateway = gateway_of(stuck, deadline=2.0, both=both)
 
     async def ask(provider):
         try:
             answer = await gateway.embed("a", model="both", provider={"only": [provider]})
-            told[provider] = answer.vectors.tolist()
+            outcomes[provider] = answer.vectors.tolist()
         except EmbedrouteError as error:
-            told[provider] = error.status
+            outcomes[provider] = error.status
 
     async with anyio.create_task_group() as group:
         group.start_soon(ask, "p")
         await anyio.wait_all_tasks_blocked()
         group.start_soon(ask, "q")
-        await until_on_loop(lambda: told)
-        assert {"q": right("a")} == told
+        await until_on_loop(lambda: outcomes)
+        assert {"q": right("a")} == outcomes
 
-    assert told["p"] == 504
+    assert outcomes["p"] == 504
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])

@@ -146,7 +146,7 @@ def start(names, **options):
     except KeyboardInterrupt:
         return "stopped by hand"
 
-results = {"listed": [[it.name, it.distribution] for it in list_backends()]}
+results = {"listed": [[entry.name, entry.distribution] for entry in list_backends()]}
 results["acme"] = start(["acme", "inner"])
 results["imported"] = sorted(set(sys.modules) & {MODULES})
 results |= {name: start([name]) for name in NAMES}
@@ -155,7 +155,7 @@ results["shaped"] = [start(["shaped"], **options) for options in SHAPED]
 results["all"] = start(NAMES)
 both = {"vllm": {}, "vllm/acme": {"backend": "vllm", "options": {"api_key": "k"}}, "acme": {"options": {"api_key": "k"}}}
 found = Gateway(Config(gateway={"auth": "open"}, providers=both)).directory.providers
-results["taken"] = {slug: type(it.backend).__name__ for slug, it in found.items()}
+results["taken"] = {slug: type(provider.backend).__name__ for slug, provider in found.items()}
 toml = '[gateway]\\nauth = "open"\\n[providers."vllm/eu"]\\nbackend = "vllm"\\n[providers.acme]\\napi_key = "k"'
 open("my.toml", "w").write(toml)
 with contextlib.redirect_stdout(io.StringIO()) as shown:

@@ -19,13 +19,13 @@ _NUMBER: Final = r"(?P<index>\d{1,6})"
 
 _INDEX_FORMS: Final = (
     # OpenAI: Invalid 'input[2]'; JSON path: $.input[1]
-    (rf"(?P<name>(?:\$\.|body\.)?\b(?:{_INPUTS}))\[{_NUMBER}\]", r"\g<name>"),
-    (rf"(?P<name>#/(?:{_INPUTS}))/{_NUMBER}\b", r"\g<name>"),  # Bedrock: #/texts/0
+    (rf"(?P<name>(?:\$\.|body\.)?\b(?:{_INPUTS}))\[{_NUMBER}\]", "{name}"),
+    (rf"(?P<name>#/(?:{_INPUTS}))/{_NUMBER}\b", "{name}"),  # Bedrock: #/texts/0
     # Pydantic: ('body', 'input', 3) and body -> input -> 3 and body.input.3
-    (rf"(?P<name>'(?:{_INPUTS})'), {_NUMBER}\b(?=[,)\]])", r"\g<name>"),
-    (rf"(?P<name>\b(?:{_INPUTS})) -> {_NUMBER}\b", r"\g<name>"),
-    (rf"(?<![\w.])(?P<name>(?:body\.)?(?:{_INPUTS}))\.{_NUMBER}\b(?!\.\d)", r"\g<name>"),
-    (rf"\b(?P<name>input) id {_NUMBER}\b", r"\g<name>"),  # Mistral
+    (rf"(?P<name>'(?:{_INPUTS})'), {_NUMBER}\b(?=[,)\]])", "{name}"),
+    (rf"(?P<name>\b(?:{_INPUTS})) -> {_NUMBER}\b", "{name}"),
+    (rf"(?<![\w.])(?P<name>(?:body\.)?(?:{_INPUTS}))\.{_NUMBER}\b(?!\.\d)", "{name}"),
+    (rf"\b(?P<name>input) id {_NUMBER}\b", "{name}"),  # Mistral
     (rf"(?P<name> (?:at|for|with)(?: the)?) index:? {_NUMBER}\b", ""),  # Cohere: at index 0
     (rf"\b(?P<name>index):? {_NUMBER}\b", "an input"),
 )
@@ -35,11 +35,11 @@ _INDEX: Final = [(re.compile(form, re.IGNORECASE), left) for form, left in _INDE
 
 _VERB: Final = " (?:is|was|has|does|contains|exceeds|cannot|must|failed)\\b"
 _ORDINAL_FORMS: Final = (
-    (rf"\b(?P<name>{_INPUTS}) ?(?:#|no\.? ?|n[ro]\. ?|number ){_NUMBER}\b(?!\.\d)", r"\g<name>"),
-    (rf"\b(?P<name>{_INPUTS}) {_NUMBER} of \d{{1,6}}\b", r"\g<name>"),
-    (rf"\b(?P<name>{_INPUTS}) {_NUMBER}(?=:|{_VERB})", r"\g<name>"),
+    (rf"\b(?P<name>{_INPUTS}) ?(?:#|no\.? ?|n[ro]\. ?|number ){_NUMBER}\b(?!\.\d)", "{name}"),
+    (rf"\b(?P<name>{_INPUTS}) {_NUMBER} of \d{{1,6}}\b", "{name}"),
+    (rf"\b(?P<name>{_INPUTS}) {_NUMBER}(?=:|{_VERB})", "{name}"),
     (rf"(?P<name>) (?:at|in|on) (?:position|line|row) #?{_NUMBER}\b", ""),
-    (rf"\b{_NUMBER}(?:st|nd|rd|th) (?P<name>{_INPUTS})\b", r"\g<name>"),
+    (rf"\b{_NUMBER}(?:st|nd|rd|th) (?P<name>{_INPUTS})\b", "{name}"),
 )
 """Form of a number of an input that may count from 0 or from 1 → what is left without it."""
 
@@ -234,7 +234,7 @@ def _remove(
             return match[0]
         if text not in quotes and len(quotes) < MOST_REFERENCES:
             quotes[text] = is_quote(text)
-        return match[0] if quotes.get(text) else match.expand(left)
+        return match[0] if quotes.get(text) else left.format(name=match["name"])
 
     for pattern, left in forms:
         message = pattern.sub(partial(replace, left=left), message)
@@ -245,7 +245,7 @@ def _rename(match: re.Match[str], left: str, old: int, new: str | None) -> str:
     if int(match["index"]) != old:
         return match[0]
     if new is None:
-        return match.expand(left)
+        return left.format(name=match["name"])
     if match["name"].startswith("'"):
         return f"'{new}'"
     preposition = match["name"] if match["name"].startswith(" ") else ""

@@ -61,10 +61,14 @@ def exceptions_of(error):
     """
     found, left = [], [error]
     while left:
-        it = left.pop()
-        if it is not None and not any(it is known for known in found):
-            found.append(it)
-            left += [it.__cause__, it.__context__, *getattr(it, "exceptions", ())]
+        exception = left.pop()
+        if exception is not None and not any(exception is known for known in found):
+            found.append(exception)
+            left += [
+                exception.__cause__,
+                exception.__context__,
+                *getattr(exception, "exceptions", ()),
+            ]
     return found
 
 
@@ -90,11 +94,11 @@ def shown(value):
 
 def leaks_of(error):
     """Every place below an exception where a key shows."""
-    for it in exceptions_of(error):
-        for text in (str(it), *shown(it), *getattr(it, "__notes__", ())):
+    for exception in exceptions_of(error):
+        for text in (str(exception), *shown(exception), *getattr(exception, "__notes__", ())):
             if any(form in text for form in FORMS):
-                yield Leak(type(it).__name__, "(the exception)", text[:200])
-        for frame in frames_of(it):
+                yield Leak(type(exception).__name__, "(the exception)", text[:200])
+        for frame in frames_of(exception):
             for name, value in frame.f_locals.items():
                 for text in shown(value):
                     if any(form in text for form in FORMS):
@@ -173,7 +177,7 @@ SHORT = (
         "bad_status_line",
     ),
 )
-LONG = [it for it in MODES if not it.startswith(("huge", "limited")) and it not in STALLS]
+LONG = [mode for mode in MODES if not mode.startswith(("huge", "limited")) and mode not in STALLS]
 ANSWERS = LONG if SCALE > 1 else SHORT
 
 
@@ -332,7 +336,7 @@ async def test_no_gateway_frame_holds_a_key_during_a_call(upstream, backend):
                 found += [
                     Leak(waiting.__qualname__, name, text)
                     for text in shown(value)
-                    if any(it in text for it in FORMS)
+                    if any(form in text for form in FORMS)
                 ]
             looked_at.append(waiting.__qualname__)
             waiting = waiting.cr_await

@@ -25,7 +25,7 @@ from embedroute.testing import ScriptedBackend
 from embedroute.text import did_you_mean
 from tests.fault_upstream import vectors_of
 from tests.support.asgi_client import call
-from tests.support.cpu_time import Steps, seconds_of_reference, slowness
+from tests.support.cpu_time import Steps, measured_cpu, seconds_of_reference, slowness
 from tests.support.slow import slow_unless
 
 SCALE = int(os.environ.get("EMBEDROUTE_ATTACK_SCALE", "1"))
@@ -446,18 +446,20 @@ async def ask(app, content, query=""):
 
 def test_a_step_is_measured_in_seconds_of_the_reference_machine():
     """A step of known work is neither missed nor measured longer because the machine is busy."""
+    spent = []
 
     async def take_steps():
         with Steps() as steps:
             for units in (1, 100, 1):
                 await asyncio.sleep(0)
-                for _ in range(units):
-                    seconds_of_reference()
+                spent.append(sum([seconds_of_reference() for _ in range(units)]))
             await asyncio.sleep(0)
-        return steps.longest
+        return steps
 
-    # Less than 0.1 s if this machine is faster than the reference machine.
-    assert 0.02 < asyncio.run(take_steps()) < 0.13
+    steps = asyncio.run(take_steps())
+
+    assert 0.99 * spent[1] < steps.longest * steps.slowness < 1.3 * spent[1]
+    assert steps.longest < 0.2  # 0.1 s on the reference machine, and less where memory is slow
 
 
 async def longest_step(app, content, query=""):
@@ -472,6 +474,22 @@ async def longest_step(app, content, query=""):
     return steps.longest, answer
 
 
+def measured_step(make_app, content, query=""):
+    """Return the longest step of a request and its response.
+
+    If the step is too long, it is the median of three: other processes can only make it longer.
+    """
+
+    async def measure():
+        longest, answer = await longest_step(make_app(), content, query)
+        if longest > LONGEST_STEP:
+            again = [(await longest_step(make_app(), content, query))[0] for _ in range(2)]
+            longest = median([longest, *again])
+        return longest, answer
+
+    return asyncio.run(measure())
+
+
 @pytest.mark.parametrize(
     "size", slow_unless(lambda size: size == MEDIUM, [SMALL, MEDIUM]), ids=["small", "medium"]
 )
@@ -479,7 +497,7 @@ async def longest_step(app, content, query=""):
 def test_no_body_parsed_in_one_step_blocks_the_event_loop(body, size):
     """The largest ones of those that are not looked through first."""
     app, content = app_of(lenient=body.lenient), body.content(size - 300)
-    longest, answer = asyncio.run(longest_step(app, content))
+    longest, answer = measured_step(lambda: app, content)
 
     assert longest <= LONGEST_STEP
     assert answer.status in {body.status, 200, 400}
@@ -490,7 +508,7 @@ def test_no_body_parsed_in_one_step_blocks_the_event_loop(body, size):
 @CASES
 def test_no_body_blocks_the_event_loop(body, size):
     app, content = app_of(lenient=body.lenient), body.content(size)
-    longest, answer = asyncio.run(longest_step(app, content))
+    longest, answer = measured_step(lambda: app, content)
 
     assert longest <= LONGEST_STEP
     assert body.status == answer.status, answer.body[:300]
@@ -550,7 +568,7 @@ def test_encoding_the_upstream_request_does_not_block_the_event_loop(
         app_before(upstream_url, transport, **accepts),
         BODIES[name].content(LARGEST - MIB // 16),
     )
-    longest, answer = asyncio.run(longest_step(app, content))
+    longest, answer = measured_step(lambda: app, content)
 
     assert answer.status == 200, answer.body[:300]
     given = json.loads(content)["input"]
@@ -579,26 +597,26 @@ def image_of_wide_url(string: bytes) -> bytes:
 
 
 TOO_LONG = {
-    "text": (lambda it: {"input": it}, 400, "input", "context_length_exceeded"),
+    "text": (lambda text: {"input": text}, 400, "input", "context_length_exceeded"),
     "texts": (
-        lambda it: {"input": listed([b'"a"', it])},
+        lambda text: {"input": listed([b'"a"', text])},
         400,
         "input[1]",
         "context_length_exceeded",
     ),
     "part": (
-        lambda it: {"input": listed([content(text_part(it[1:-1]))])},
+        lambda text: {"input": listed([content(text_part(text[1:-1]))])},
         400,
         "input[0].content[0].text",
         "context_length_exceeded",
     ),
     "image": (
-        lambda it: {"input": listed([image_of_wide_url(it)])},
+        lambda text: {"input": listed([image_of_wide_url(text)])},
         400,
         "input[0].content[0].image_url.url",
         "invalid_media_url",
     ),
-    "ignored": (lambda it: {"x": it}, 200, None, None),
+    "ignored": (lambda text: {"x": text}, 200, None, None),
 }
 """Fields with a string that is too long to be joined in one step, and the response."""
 
@@ -607,7 +625,7 @@ TOO_LONG = {
 @pytest.mark.parametrize(("fields", "status", "param", "code"), TOO_LONG.values(), ids=TOO_LONG)
 def test_no_string_of_all_bytes_blocks_the_event_loop(place, fields, status, param, code):
     app, body = app_of(lenient=True), request(**fields(wide_string(LARGEST - MIB // 16, place)))
-    longest, answer = asyncio.run(longest_step(app, body))
+    longest, answer = measured_step(lambda: app, body)
 
     assert status == answer.status, answer.body[:300]
     if code is not None:
@@ -638,9 +656,7 @@ def test_preparing_large_texts_does_not_block_the_event_loop(name):
     )
     app = embeddings_app(Gateway(config, environ={}))
     body = BODIES[name].content(LARGEST - MIB // 16)
-    longest, answer = asyncio.run(
-        longest_step(app, body.replace(b"{", b'{"input_type":"query",', 1))
-    )
+    longest, answer = measured_step(lambda: app, body.replace(b"{", b'{"input_type":"query",', 1))
 
     texts = json.loads(body)["input"]
     assert all(found == PREFIX + text for found, text in zip(sent, texts, strict=True))
@@ -669,8 +685,12 @@ def test_learning_a_size_limit_does_not_block_the_event_loop(name, measure):
         providers={"p": Provider(backend=backend)},
         models={"m": {"dimensions": 8, "endpoints": [{"provider": "p"}]}},
     )
-    app = embeddings_app(Gateway(config, environ={}))
-    longest, answer = asyncio.run(longest_step(app, BODIES[name].content(LARGEST - MIB // 16)))
+
+    def make_app():
+        rejected.clear()
+        return embeddings_app(Gateway(config, environ={}))  # it has learned no limit yet
+
+    longest, answer = measured_step(make_app, BODIES[name].content(LARGEST - MIB // 16))
 
     assert answer.status == 200, answer.body[:300]
     assert rejected
@@ -686,7 +706,7 @@ def test_explaining_a_large_request_does_not_block_the_event_loop(name, accepts)
         app_before("http://127.0.0.1:9", "http1", **accepts),
         BODIES[name].content(LARGEST - MIB // 16),
     )
-    longest, answer = asyncio.run(longest_step(app, content, "?explain=1"))
+    longest, answer = measured_step(lambda: app, content, "?explain=1")
 
     assert answer.status == 200, answer.body[:300]
     assert answer.json["object"] == "plan"
@@ -704,7 +724,7 @@ def test_capturing_the_upstream_body_does_not_block_the_event_loop(name, level, 
         % level.encode()
     )
     app = app_before(upstream_url, "http1", max_bytes=MIB - MIB // 16)
-    longest, answer = asyncio.run(longest_step(app, content.replace(b"{", b"{" + shown, 1)))
+    longest, answer = measured_step(lambda: app, content.replace(b"{", b"{" + shown, 1))
 
     assert answer.status == 200, answer.body[:300]
     assert b"upstream_request" in answer.body
@@ -783,14 +803,13 @@ OVERSIZED = {
 def test_in_process_calls_have_the_same_limits(name):
     make, param = OVERSIZED[name]
     gateway, fields = app_of().handler.gateway, make()
-    began = time.process_time()
 
-    with pytest.raises(InvalidRequest) as refused:
+    with measured_cpu() as spent, pytest.raises(InvalidRequest) as refused:
         asyncio.run(gateway.embed(**{"model": "m", **fields}))
 
     assert param == refused.value.param
     assert len(refused.value.message) < LARGEST_ERROR
-    assert time.process_time() - began < 10 * LONGEST_STEP
+    assert spent.seconds < 10 * LONGEST_STEP
 
 
 @pytest.mark.anyio
@@ -798,8 +817,11 @@ def test_in_process_calls_have_the_same_limits(name):
 async def test_a_large_in_process_call_does_not_block_the_event_loop():
     gateway = app_of().handler.gateway
     await gateway.embed("a", model="m")
-    with Steps() as steps:
-        answer = await gateway.embed("text " * 800_000, model="m")
+    longest = []
+    for at in range(3):
+        with Steps() as steps:
+            answer = await gateway.embed(f"text {at} " * 570_000, model="m")
+        longest.append(steps.longest)
 
     assert answer.vectors.shape == (1, 8)
-    assert steps.longest <= LONGEST_STEP
+    assert median(longest) <= LONGEST_STEP

@@ -1,7 +1,7 @@
 """No caller is shown what an upstream said about another caller's inputs.
 
 The upstream quotes the whole call in every error: its inputs and its ``user``. Each caller's text
-and ``user`` hold a canary of its own. Whatever reaches a caller (body, headers, debug, explain,
+and ``user`` hold a canary of its own. Everything that reaches a caller (body, headers, debug, explain,
 logs, the exception in process with its chain and the locals of its frames) may hold no canary but
 the caller's own.
 """

@@ -46,15 +46,15 @@ class RecordingUpstream(ThreadingHTTPServer):
     """An upstream with the API of one provider, which records its requests."""
 
     def __init__(self, shape):
-        self.asked = []
-        asked = self.asked
+        self.requests = []
+        requests = self.requests
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-                asked.append((self.path, dict(self.headers), body))
+                requests.append((self.path, dict(self.headers), body))
                 answer = json.dumps(shape(body)).encode()
                 self.send_response(200)
                 self.send_header("content-length", str(len(answer)))
@@ -69,7 +69,7 @@ class RecordingUpstream(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def __enter__(self):
-        self.thread = threading.Thread(target=self.serve_forever)
+        self.thread = threading.Thread(target=self.serve_forever, args=[0.01])
         self.thread.start()
         return self
 
@@ -95,7 +95,7 @@ async def test_google_options_are_sent_to_gemini():
         answer = await ask(
             "gemini", upstream.url, "gemini-embedding-001", embedding_options={"google": google}
         )
-    [(path, headers, body)] = upstream.asked
+    [(path, headers, body)] = upstream.requests
 
     assert path.endswith("/models/gemini-embedding-001:batchEmbedContents")
     assert "sk-upstream-key" == headers["x-goog-api-key"]
@@ -119,7 +119,7 @@ async def test_mistral_options_are_sent_to_mistral(encoding):
             embedding_options=options,
             encoding_format=encoding,
         )
-    [(_, headers, body)] = upstream.asked
+    [(_, headers, body)] = upstream.requests
 
     assert "Bearer sk-upstream-key" == headers["authorization"]
     assert (256, "int8") == (body["output_dimension"], body["output_dtype"])
@@ -133,7 +133,7 @@ async def test_options_of_an_unsupported_api_are_dropped_and_reported():
         answer = await ask(
             "mistral", upstream.url, "codestral-embed", embedding_options={"google": {"title": "T"}}
         )
-    [(_, _, body)] = upstream.asked
+    [(_, _, body)] = upstream.requests
 
     assert 200 == answer.status
     assert not {"title", "task_type", "output_dimension"} & body.keys()

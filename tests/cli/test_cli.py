@@ -46,7 +46,7 @@ def test_backends_prints_one_backend_per_line(capsys):
     assert 0 == main(["backends"])
 
     found = rows(capsys)
-    assert [it.name for it in list_backends()] == [row[0] for row in found]
+    assert [entry.name for entry in list_backends()] == [row[0] for row in found]
     assert ["hashed", "embedroute.backends.hashed:Hashed", "embedroute"] in found
 
 
@@ -57,7 +57,7 @@ def test_check_prints_a_summary_and_the_providers(config, capsys):
     out, err = capsys.readouterr()
     first, *providers = out.splitlines()
     assert (f"{path}: OK (providers: 3, models: 3, auth: open)", "") == (first, err)
-    assert {tuple(it.split()[1:]) for it in providers} == {
+    assert {tuple(line.split()[1:]) for line in providers} == {
         ("embedroute.backends.hashed:Hashed", "embedroute")
     }
     assert len(providers) == 3
@@ -86,7 +86,7 @@ def test_check_reports_every_mistake_on_stderr(text, mistakes, config, capsys):
 
     out, err = capsys.readouterr()
     assert "" == out
-    assert [] == [it for it in mistakes if it not in err]
+    assert [] == [mistake for mistake in mistakes if mistake not in err]
     assert "Traceback" not in err
 
 
@@ -149,7 +149,7 @@ def test_verify_takes_thresholds(thresholds, verdict, config, capsys):
 @pytest.mark.parametrize(
     ("model", "text", "shown"),
     [
-        (["nobody"], GOOD, "does not exist"),
+        (["absent"], GOOD, "does not exist"),
         (["one"], GOOD, "one endpoint"),
         (
             [],
@@ -181,7 +181,11 @@ def test_help_lists_every_command(capsys):
     out = capsys.readouterr().out
     assert (0, []) == (
         ended.value.code,
-        [it for it in ("serve", "check", "backends", "models", "verify") if it not in out],
+        [
+            command
+            for command in ("serve", "check", "backends", "models", "verify")
+            if command not in out
+        ],
     )
 
 
@@ -222,8 +226,8 @@ def test_serve_logs_the_transport_to_stderr(transport, shown, tmp_path):
     ) as url:
         at_start = lines()
         statuses = [
-            httpx2.post(f"{url}/v1/embeddings", json={"model": "one", "input": it}).status_code
-            for it in "ab"
+            httpx2.post(f"{url}/v1/embeddings", json={"model": "one", "input": text}).status_code
+            for text in "ab"
         ]
 
     assert (at_start, [200, 200], at_start) == (

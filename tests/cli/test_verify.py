@@ -115,9 +115,11 @@ async def test_every_pair_is_compared_and_every_endpoint_called_once():
     found = await verify(gateway(*backends), "m")
 
     assert [("p0:m", "p1:m"), ("p0:m", "p2:m"), ("p1:m", "p2:m")] == [
-        (it.left, it.right) for it in found
+        (pair.left, pair.right) for pair in found
     ]
-    assert [[list(PROBES)]] * 3 == [[list(batch.texts) for batch in it.batches] for it in backends]
+    assert [[list(PROBES)]] * 3 == [
+        [list(batch.texts) for batch in backend.batches] for backend in backends
+    ]
 
 
 async def test_verify_bypasses_the_cache():

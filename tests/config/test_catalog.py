@@ -137,9 +137,9 @@ def test_a_provider_row_overrides_only_fields_of_accepts(slug, row):
     """
     over = row.get("accepts", {})
     accepts(over)
-    asked = row.get("options", {}).get("encoding_format")
+    encoding = row.get("options", {}).get("encoding_format")
 
-    assert (asked in {"float", "omit"}) == (over.get("base64") is False)
+    assert (encoding in {"float", "omit"}) == (over.get("base64") is False)
     assert over.get("tokens") is False or slug == "openai" or row["backend"] != "openai"
 
 

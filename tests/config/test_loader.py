@@ -122,14 +122,14 @@ def test_the_reference_config_is_valid():
 
     assert [] == mistakes
     assert ["openai:text-embedding-3-small", "azure:my-deployment"] == [
-        it.name for it in route.candidates
+        candidate.name for candidate in route.candidates
     ]
     assert (512, "fp16", 2.0) == (
         route.candidates[1].accepts.max_inputs,
         route.candidates[1].quantization,
         route.candidates[1].micro_batch_ms,
     )
-    assert [True, False] == [it.checks_model for it in route.candidates]
+    assert [True, False] == [candidate.checks_model for candidate in route.candidates]
     assert ("tei/eu", "Hugging Face", "deny", True, "beta") == (
         tei.provider,
         tei.vendor,
@@ -164,13 +164,13 @@ def test_a_known_provider_can_be_named_as_the_backend(slug):
         Config(gateway={"auth": "open"}, providers=providers), environ={}
     ).directory.providers.values()
 
-    left_out, *named = [(it.backend, it.accepts) for it in found]
+    left_out, *named = [(provider.backend, provider.accepts) for provider in found]
     assert [left_out, left_out] == named
     assert row.options == {
         name: msgspec.to_builtins(getattr(left_out[0], name)) for name in row.options
     }
     assert [row.vendor, row.vendor, "mine" if slug in BUILT_IN else row.vendor] == [
-        it.vendor for it in found
+        provider.vendor for provider in found
     ]
 
 
@@ -310,8 +310,8 @@ def test_a_known_provider_can_be_named_as_the_backend(slug):
             "[models.m.endpoints.hashed.accepts] max_inputs must be at least 1",
         ),
         (
-            "[models.m]\nendpoints = [{provider='nobody'}]",
-            '[models.m] endpoint refers to unknown provider "nobody"',
+            "[models.m]\nendpoints = [{provider='absent'}]",
+            '[models.m] endpoint refers to unknown provider "absent"',
         ),
         ("[gateway", "The config is not valid TOML: "),
     ],
@@ -320,10 +320,10 @@ def test_every_mistake_is_reported_with_its_location(text, mistake):
     """caura-ai/caura#721: a negative limit is rejected at startup; it led to zero vectors."""
     found = mistakes_of(text)
 
-    assert [it for it in found if it.startswith(mistake)], found
-    assert [it for it in found if it != STATE_AUTH and not it.startswith("[gateway] auth = ")], (
-        found
-    )
+    assert [line for line in found if line.startswith(mistake)], found
+    assert [
+        line for line in found if line != STATE_AUTH and not line.startswith("[gateway] auth = ")
+    ], found
 
 
 OPEN = '[gateway]\nauth = "open"\n'
@@ -772,8 +772,8 @@ ONE = f'{HASHED}[models.m]\nendpoints = [{{provider = "hashed"}}]\n'
         (
             f'{OPEN}media_domains = ["https://x.example/", "", "*.x.example", "x.example:443", ".x", "x.", "-x", "A.Example"]',
             [
-                f'[gateway] media_domains: "{it}" is not a host name; use the host only, as in "images.example.com"'
-                for it in (
+                f'[gateway] media_domains: "{domain}" is not a host name; use the host only, as in "images.example.com"'
+                for domain in (
                     "https://x.example/",
                     "",
                     "*.x.example",
@@ -873,8 +873,8 @@ ONE = f'{HASHED}[models.m]\nendpoints = [{{provider = "hashed"}}]\n'
                 '[providers.again]\nbackend = "hashed"\n[models.m]\nendpoints = [{provider = "hashed"}, {provider = "again"}]'
             ),
             [
-                f"[keys.a] models: '{it}' refers to one provider's endpoint of model 'm'; list the model itself and restrict providers with 'only'"
-                for it in ("hashed/m", "again/m:floor")
+                f"[keys.a] models: '{model}' refers to one provider's endpoint of model 'm'; list the model itself and restrict providers with 'only'"
+                for model in ("hashed/m", "again/m:floor")
             ],
         ),
     ],
@@ -1112,7 +1112,7 @@ def test_whitespace_around_a_secret_from_a_file_or_variable_is_removed(around, t
 
     assert [] == from_file.mistakes
     backends = Gateway(from_file.config, environ=environ).directory.providers
-    assert [Secret("sk-kept")] * 2 == [it.backend.api_key for it in backends.values()]
+    assert [Secret("sk-kept")] * 2 == [provider.backend.api_key for provider in backends.values()]
     assert Secret("sk-kept") == from_env.directory.providers["openai"].backend.api_key
     assert "default" == from_env.keys.authenticate([b"Bearer sk-kept"]).name
 
@@ -1304,7 +1304,7 @@ def test_the_environment_may_set_auth_open_or_host(auth, key):
     ],
 )
 def test_auth_has_no_default(text, mistake):
-    assert [it for it in mistakes_of(text) if it.startswith(mistake)]
+    assert [line for line in mistakes_of(text) if line.startswith(mistake)]
 
 
 STRUCTS = {
@@ -1403,8 +1403,8 @@ def test_a_backend_object_needs_no_entry_point():
         models={"m": {"endpoints": [{"provider": "mine"}]}},
     )
 
-    (it,) = Gateway(config).directory.resolve("m").candidates
-    assert (True, True) == (it.backend is backend, it.zdr)
+    (candidate,) = Gateway(config).directory.resolve("m").candidates
+    assert (True, True) == (candidate.backend is backend, candidate.zdr)
 
 
 @pytest.mark.parametrize("backend", [ScriptedBackend, 3, object(), ["openai"]])

@@ -169,7 +169,7 @@ async def failure_of(gateway):
 @pytest.mark.parametrize(
     "mistake",
     [KeyError("rows"), InvalidUpstreamResponse("no rows")],
-    ids=["as another", "as it is"],
+    ids=["as another", "unchanged"],
 )
 async def test_an_error_does_not_keep_the_response_alive(mistake, size):
     """A host may keep the errors that it gets, for example to report them later."""

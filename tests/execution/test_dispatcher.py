@@ -82,8 +82,10 @@ def gateway_of(
 
 async def embed(gateway, texts=TEXTS, **fields):
     """Embed in the order of the endpoints, and check that the vectors are right."""
-    wishes = {"order": ["a"], **fields.pop("provider", {})}
-    answer = await gateway.embed(texts, model=fields.pop("model", "m"), provider=wishes, **fields)
+    preferences = {"order": ["a"], **fields.pop("provider", {})}
+    answer = await gateway.embed(
+        texts, model=fields.pop("model", "m"), provider=preferences, **fields
+    )
     assert answer.vectors.tolist() == [expected_vector(text, WIDTH).tolist() for text in texts]
     return answer
 
@@ -111,14 +113,14 @@ def calls(*backends):
 
 
 class FallbackCase(NamedTuple):
-    """``told``: the error that the client gets for ``failure`` alone.
+    """``reported``: the error that the client gets for ``failure`` alone.
 
     ``tried``: how often the first endpoint is called.
     """
 
     failure: Exception | Vectors
     tried: int
-    told: tuple[int, str | None]
+    reported: tuple[int, str | None]
 
 
 WRONG_WIDTH = Vectors(np.ones((len(TEXTS), WIDTH + 1), "<f4"))
@@ -142,7 +144,7 @@ fallbacks = pytest.mark.parametrize(FallbackCase._fields, FALLBACKS)
 
 
 @fallbacks
-async def test_an_upstream_failure_is_retried_or_falls_back(failure, tried, told):
+async def test_an_upstream_failure_is_retried_or_falls_back(failure, tried, reported):
     first, second = (
         scripted(then=lambda _: failure)
         if isinstance(failure, Vectors)
@@ -159,12 +161,12 @@ async def test_an_upstream_failure_is_retried_or_falls_back(failure, tried, told
 
 
 @fallbacks
-async def test_without_fallbacks_the_first_failure_keeps_its_status(failure, tried, told):
+async def test_without_fallbacks_the_first_failure_keeps_its_status(failure, tried, reported):
     first, second = scripted(then=failure), scripted()
 
     error = await failure_of(gateway_of(first, second), provider={"allow_fallbacks": False})
 
-    assert told == (error.status, error.code)
+    assert reported == (error.status, error.code)
     assert [tried, 0] == calls(first, second)
 
 
@@ -267,13 +269,13 @@ async def test_calls_after_a_cooldown_use_the_retry_budget(endpoints):
     assert sum(calls(*limited)) == endpoints + min(10, endpoints**2)
 
 
-@pytest.mark.parametrize("is_told", ["by a refusal", "by another request"])
-async def test_chunks_split_after_a_cooldown_count_as_first_attempts(is_told):
+@pytest.mark.parametrize("cause", ["by a refusal", "by another request"])
+async def test_chunks_split_after_a_cooldown_count_as_first_attempts(cause):
     """As many as without a cool-down: the retry budget must not fail the request."""
 
     def judge(batch):
         if len(only.batches) == 1:
-            if is_told == "by another request":
+            if cause == "by another request":
                 gateway.healths.get(
                     gateway.directory.resolve("m").candidates[0]
                 ).record_batch_too_large(time.monotonic(), Measure.INPUTS, 32)
@@ -330,7 +332,7 @@ async def test_an_open_breaker_admits_one_probe_at_a_time():
             failures=3,
             minimum_calls=3,
             slow_start=1,
-            initial_cooldown=0.1,
+            initial_cooldown=0.4,
         ),
     )
     for _ in range(3):
@@ -339,7 +341,7 @@ async def test_an_open_breaker_admits_one_probe_at_a_time():
     assert (error.status, error.code) == (503, "no_healthy_endpoint")
     assert error.retry_after
     assert calls(only) == [3]
-    await anyio.sleep(0.11)
+    await anyio.sleep(0.41)
 
     async with anyio.create_task_group() as group:
         group.start_soon(embed, gateway, ["the probe"])
@@ -359,7 +361,7 @@ async def test_a_split_request_probes_with_one_chunk(endpoints):
         failures=1,
         minimum_calls=1,
         slow_start=1,
-        initial_cooldown=0.05,
+        initial_cooldown=0.3,
     )
     gateway = gateway_of(
         *answers,
@@ -369,7 +371,7 @@ async def test_a_split_request_probes_with_one_chunk(endpoints):
     )
     await failure_of(gateway, ["one"])
     assert (await failure_of(gateway)).code == "no_healthy_endpoint"
-    await anyio.sleep(0.06)
+    await anyio.sleep(0.31)
 
     await embed(gateway)
 
@@ -506,7 +508,7 @@ async def test_the_short_deadline_of_a_request_says_nothing_about_the_endpoint()
 
 
 async def test_a_shared_call_that_hangs_counts_once():
-    only, told = scripted(then=60.0), []
+    only, reported = scripted(then=60.0), []
     gateway = gateway_of(
         only,
         deadline=0.3,
@@ -518,13 +520,13 @@ async def test_a_shared_call_that_hangs_counts_once():
     async def one(text):
         with pytest.raises(EmbedrouteError) as failure:
             await gateway.embed(text, model="m")
-        told.append(failure.value.status)
+        reported.append(failure.value.status)
 
     async with gateway.lifespan(), anyio.create_task_group() as group:
         for at in range(6):
             group.start_soon(one, f"t{at}")
 
-    assert [504] * 6 == told
+    assert [504] * 6 == reported
     assert len(only.batches) < 3
     assert gateway.healths.get(candidate).state(time.monotonic()) is State.CLOSED
 

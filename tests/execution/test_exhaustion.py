@@ -336,6 +336,14 @@ async def send_while_blocked(name, url, timeout, inputs=1, blocked=1.5):
     return outcome
 
 
+async def one_of_three(kind, name, url, timeout, blocked):
+    """Return whether a request ends with ``kind``: a busy machine is late now and then."""
+    for _ in range(3):
+        if type(await send_while_blocked(name, url, timeout, blocked=blocked)) is kind:
+            return True
+    return False
+
+
 @only_http1
 async def test_a_response_that_arrived_while_the_loop_was_blocked_is_used(anyio_backend, name):
     """It is larger than one read, so that reading it takes several iterations of the loop."""
@@ -384,21 +392,19 @@ async def test_a_timeout_of_a_late_loop_is_not_the_upstreams(anyio_backend, name
     with Upstream("stalled") as upstream:
         url = f"{upstream.url}/embeddings"
         outcome = await send_while_blocked(name, url, 0.5)
-        on_time = [await send_while_blocked(name, url, 0.5, blocked=0.0) for _ in range(3)]
+        on_time = await one_of_three(UpstreamTimeout, name, url, 0.5, blocked=0.0)
 
     assert isinstance(outcome, ResourcesExhausted)
     assert "event loop was blocked for" in outcome.message
     assert (503, "overloaded", 1.0) == (outcome.status, outcome.code, outcome.retry_after)
-    assert UpstreamTimeout in map(type, on_time)  # a busy machine is late now and then
+    assert on_time
 
 
 @transports
 async def test_a_small_lag_does_not_excuse_a_slow_upstream(anyio_backend, name):
     with Upstream("stalled") as upstream:
         url = f"{upstream.url}/embeddings"
-        outcomes = [await send_while_blocked(name, url, 0.4, blocked=0.4) for _ in range(3)]
-
-    assert UpstreamTimeout in map(type, outcomes)
+        assert await one_of_three(UpstreamTimeout, name, url, 0.4, blocked=0.4)
 
 
 @transports
@@ -406,10 +412,10 @@ async def test_a_connect_timeout_of_a_late_loop_is_not_the_upstreams(anyio_backe
     with black_hole() as (host, port):
         url = f"http://{host}:{port}/v1"
         outcome = await send_while_blocked(name, url, 0.5)
-        on_time = [await send_while_blocked(name, url, 0.5, blocked=0.0) for _ in range(3)]
+        on_time = await one_of_three(ConnectError, name, url, 0.5, blocked=0.0)
 
     assert isinstance(outcome, ResourcesExhausted)
-    assert ConnectError in map(type, on_time)
+    assert on_time
 
 
 @pytest.mark.slow

@@ -56,9 +56,11 @@ async def test_a_summary_has_neither_messages_nor_prices_nor_inputs_nor_dropped_
         retries=ONCE,
         debug=True,
     )
-    asked = {"input": "x", "user": "somebody", "embedding_options": {"google": {"title": "T-1"}}}
+    request = {"input": "x", "user": "somebody", "embedding_options": {"google": {"title": "T-1"}}}
 
-    full, summary = [await ask(gateway, **asked, **traced(level)) for level in ("full", "summary")]
+    full, summary = [
+        await ask(gateway, **request, **traced(level)) for level in ("full", "summary")
+    ]
 
     for value in ("the disk is full", "77", "somebody", "T-1"):
         assert value in json.dumps(full.json["trace"])

@@ -26,7 +26,7 @@ from tests.support.wait import until, until_on_loop
 
 CHECK = partial(validate_vectors, width=None)
 
-TENANT = ContextVar("TENANT", default="nobody")
+TENANT = ContextVar("TENANT", default="absent")
 
 asynchronous = pytest.mark.anyio
 

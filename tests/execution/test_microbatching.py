@@ -48,7 +48,7 @@ Who is answered sooner did not wait for its max_wait, or its time, to run out.
 
 
 class BatchedEndpoint:
-    """An endpoint that answers when it is told to, and writes down what it was asked and in how many seconds."""
+    """An endpoint that answers on a signal, and records the inputs and the timeout of each call."""
 
     def __init__(self, accepts=WIDE):
         self.batcher, self.accepts = MicroBatcher(), accepts
@@ -77,7 +77,7 @@ class BatchedEndpoint:
         )
 
     @property
-    def asked(self):
+    def requested(self):
         return [list(batch.texts) for batch in self.batches]
 
 
@@ -137,7 +137,7 @@ async def test_an_idle_endpoint_is_called_at_once():
             assert made
             assert is_right([text], answer)
 
-    assert [["a"], ["b"], ["c"]] == endpoint.asked
+    assert [["a"], ["b"], ["c"]] == endpoint.requested
     assert endpoint.batcher._queues == {}
 
 
@@ -146,13 +146,13 @@ async def test_calls_to_a_busy_endpoint_are_merged_and_each_gets_its_own_rows():
     parties = [("a",), ("b", "c"), ("d",), ("e", "f", "g")]
     outcomes = await together(endpoint, *parties)
 
-    assert [["a"], ["b", "c", "d", "e", "f", "g"]] == endpoint.asked
+    assert [["a"], ["b", "c", "d", "e", "f", "g"]] == endpoint.requested
     assert [True, True, False, False] == [outcomes[texts][1] for texts in parties]
     assert all(is_right(texts, outcomes[texts][0]) for texts in parties)
 
 
 @pytest.mark.parametrize(
-    ("accepts", "asked"),
+    ("accepts", "requested"),
     [
         (Accepts(), [3]),
         (Accepts(max_inputs=6), [3]),
@@ -165,13 +165,13 @@ async def test_calls_to_a_busy_endpoint_are_merged_and_each_gets_its_own_rows():
         (Accepts(max_bytes=ENVELOPE + 257), [2, 1]),
     ],
 )
-async def test_a_merged_call_stays_within_the_limits(accepts, asked):
+async def test_a_merged_call_stays_within_the_limits(accepts, requested):
     """Three calls of two inputs, each of 40 bytes and 10 tokens, while another call runs."""
     endpoint = BatchedEndpoint(accepts)
     parties = [(f"{at:040}", f"{at + 10:040}") for at in range(3)]
     outcomes = await together(endpoint, ("first",), *parties)
 
-    assert sorted(asked) == sorted(len(texts) // 2 for texts in endpoint.asked[1:])
+    assert sorted(requested) == sorted(len(texts) // 2 for texts in endpoint.requested[1:])
     assert all(is_right(texts, outcomes[texts][0]) for texts in parties)
 
 
@@ -181,7 +181,7 @@ async def test_a_full_call_is_sent_at_once():
         for text in "abc":
             group.start_soon(endpoint.embed, text)
             await settle()
-        assert [["a"], ["b", "c"]] == endpoint.asked
+        assert [["a"], ["b", "c"]] == endpoint.requested
         endpoint.open.set()
 
 
@@ -206,7 +206,7 @@ async def test_no_call_waits_longer_than_max_wait(rivals):
         for _ in range(rivals):
             group.start_soon(rival)
         await endpoint.came[2].wait()
-        assert endpoint.asked[1][0] == "waits"
+        assert endpoint.requested[1][0] == "waits"
         endpoint.open.set()
 
 
@@ -227,10 +227,10 @@ async def test_a_call_that_starts_over_does_not_wait_again():
             group.start_soon(work)
             await settle()
         await anyio.sleep(0.1)
-        assert [["busy"]] == endpoint.asked
+        assert [["busy"]] == endpoint.requested
         leads.cancel()
         await settle()
-        assert [["busy"], ["follows"]] == endpoint.asked
+        assert [["busy"], ["follows"]] == endpoint.requested
         endpoint.open.set()
 
 
@@ -242,7 +242,7 @@ async def test_only_calls_with_equal_queue_keys_are_merged():
             await settle()
         endpoint.open.set()
 
-    assert sorted([["a"], ["b"], ["c", "e"], ["d"]]) == sorted(endpoint.asked)
+    assert sorted([["a"], ["b"], ["c", "e"], ["d"]]) == sorted(endpoint.requested)
     assert endpoint.batcher._queues == {}
 
 
@@ -288,7 +288,7 @@ async def test_after_an_input_error_each_call_is_made_alone(fault):
     assert is_right(("fine", "too"), outcomes["fine", "too"][0])
     assert sorted(
         [["first"], ["good", "bad", "fine", "too"], ["good"], ["bad"], ["fine", "too"]]
-    ) == sorted(endpoint.asked)
+    ) == sorted(endpoint.requested)
 
 
 @pytest.mark.parametrize(
@@ -310,7 +310,7 @@ async def test_a_failed_merged_call_fails_for_all_and_counts_once(failure):
     assert [type(failure)] * 3 == [type(each) for each in failures]
     assert [failure.retry_after] * 3 == [each.retry_after for each in failures]
     assert [False, True, True] == [each.already_recorded for each in failures]
-    assert [["first"], ["a", "b", "c"]] == endpoint.asked
+    assert [["first"], ["a", "b", "c"]] == endpoint.requested
 
 
 @pytest.mark.parametrize("failure", [RateLimited, ConnectError, UpstreamTimeout])
@@ -328,13 +328,13 @@ async def test_an_error_of_a_merged_call_is_neutral_for_all(failure):
     failures = [outcomes[text,] for text in "abc"]
 
     assert len({*map(id, failures), *map(id, raised)}) == 4
-    for told in failures:
-        assert "cannot embed" not in told.message
+    for outcome in failures:
+        assert "cannot embed" not in outcome.message
         assert (None, 500, None, None) == (
-            told.param,
-            told.upstream_status,
-            told.__cause__,
-            told.__context__,
+            outcome.param,
+            outcome.upstream_status,
+            outcome.__cause__,
+            outcome.__context__,
         )
 
 
@@ -364,7 +364,7 @@ async def test_a_large_batch_is_not_merged(size):
         endpoint.open.set()
 
     merged = [["busy"], [*large, "a", "b"]] if size == LARGEST else [["busy"], [*large], ["a", "b"]]
-    assert merged == endpoint.asked
+    assert merged == endpoint.requested
 
 
 async def test_a_large_batch_does_not_keep_an_idle_endpoint_busy():
@@ -373,7 +373,7 @@ async def test_a_large_batch_does_not_keep_an_idle_endpoint_busy():
         for texts in (tuple(f"text {at}" for at in range(LARGEST + 1)), ("a",)):
             group.start_soon(partial(endpoint.embed, *texts))
             await settle()
-        assert [LARGEST + 1, 1] == [len(texts) for texts in endpoint.asked]
+        assert [LARGEST + 1, 1] == [len(texts) for texts in endpoint.requested]
         endpoint.open.set()
 
 
@@ -404,7 +404,7 @@ async def test_a_bug_in_a_leaders_call_is_raised_only_there():
 
     assert len(bugs) == 1
     assert is_right(["follows"], outcomes["it"][0])
-    assert [["busy"], ["leads", "follows"], ["follows"]] == endpoint.asked
+    assert [["busy"], ["leads", "follows"], ["follows"]] == endpoint.requested
     assert endpoint.batcher._queues == {}
 
 
@@ -429,7 +429,7 @@ async def test_the_others_are_served_if_their_leader_is_cancelled(when):
         for text in () if when == "while it waits alone" else "ab":
             group.start_soon(outcomes.keep, text, partial(endpoint.embed, text))
             await settle()
-        assert [["busy"], ["leads", "a", "b"]][: 1 + ("under way" in when)] == endpoint.asked
+        assert [["busy"], ["leads", "a", "b"]][: 1 + ("under way" in when)] == endpoint.requested
         if when == "as its turn comes":
             endpoint.open.set()
             while (queue := endpoint.batcher._queues.get("queue_key")) and queue.under_way:
@@ -463,7 +463,7 @@ async def test_a_cancelled_follower_is_not_sent():
         await settle()
         endpoint.open.set()
 
-    assert [["busy"], ["leads", "stays"]] == endpoint.asked
+    assert [["busy"], ["leads", "stays"]] == endpoint.requested
     assert endpoint.batcher._queues == {}
 
 
@@ -495,7 +495,7 @@ class TimeLeft(NamedTuple):
     leader: float
     follower: float
     outcomes: tuple[str, str]
-    asked: list[list[str]]
+    requested: list[list[str]]
 
 
 BOTH = ["leads", "follows"]
@@ -511,7 +511,7 @@ BOTH = ["leads", "follows"]
         TimeLeft(LONGER, LONGER, ("right", "right"), [BOTH]),
     ],
 )
-async def test_each_call_has_its_own_timeout(leader, follower, outcomes, asked):
+async def test_each_call_has_its_own_timeout(leader, follower, outcomes, requested):
     """A call with less time than its leader does not wait for it.
 
     One with more time starts over, if enough is left.
@@ -535,7 +535,7 @@ async def test_each_call_has_its_own_timeout(leader, follower, outcomes, asked):
     assert all(
         isinstance(end, UpstreamTimeout) or is_right([text], end[0]) for text, end in ends.items()
     )
-    assert [["busy"], *asked] == endpoint.asked
+    assert [["busy"], *requested] == endpoint.requested
     assert endpoint.batcher._queues == {}
 
 
@@ -563,7 +563,7 @@ async def test_a_call_that_starts_over_has_only_its_remaining_time(still_busy):
         endpoint.open.set()
         gate.set()
 
-    assert [BOTH, ["follows"]] == endpoint.asked
+    assert [BOTH, ["follows"]] == endpoint.requested
     assert 1900 < endpoint.seconds[1] <= 1999.9 + apart
 
 
@@ -594,7 +594,7 @@ async def test_a_call_without_time_to_start_over_times_out():
         type(outcomes["follows"]),
         outcomes["follows"].already_recorded,
     )
-    assert [["busy"], BOTH] == endpoint.asked
+    assert [["busy"], BOTH] == endpoint.requested
 
 
 @pytest.mark.parametrize("counted", [False, True])
@@ -625,7 +625,7 @@ async def test_a_cap_learned_while_calls_wait_applies_to_them():
         endpoint.accepts = Accepts(max_inputs=3)
         endpoint.open.set()
 
-    assert [["busy"], ["a", "b", "c"], ["d"]] == endpoint.asked
+    assert [["busy"], ["a", "b", "c"], ["d"]] == endpoint.requested
     assert all(is_right([text], answer) for text, (answer, _) in outcomes.items())
 
 
@@ -875,9 +875,9 @@ async def test_no_request_of_a_merged_call_exceeds_its_timeout(leader, follower,
     )
     outcomes = Outcomes()
     async with gateway.lifespan(), crowd() as group:
-        for text, wishes in (("busy", WHOLE), ("leads", leader), ("follows", follower)):
+        for text, options in (("busy", WHOLE), ("leads", leader), ("follows", follower)):
             group.start_soon(
-                outcomes.keep, text, partial(gateway.embed, [text], model="m", provider=wishes)
+                outcomes.keep, text, partial(gateway.embed, [text], model="m", provider=options)
             )
             await settle()
         gate.set()

@@ -119,16 +119,16 @@ TWO_MODELS = [
 ]
 
 
-@pytest.mark.parametrize(("asked", "named"), ONE_MODEL)
-def test_a_dated_version_a_path_and_a_tag_are_the_same_model(asked, named):
-    assert is_same_model(asked, named)
-    assert is_same_model(named, asked)
+@pytest.mark.parametrize(("requested", "named"), ONE_MODEL)
+def test_a_dated_version_a_path_and_a_tag_are_the_same_model(requested, named):
+    assert is_same_model(requested, named)
+    assert is_same_model(named, requested)
 
 
-@pytest.mark.parametrize(("asked", "named"), TWO_MODELS)
-def test_other_names_are_other_models(asked, named):
-    assert not is_same_model(asked, named)
-    assert not is_same_model(named, asked)
+@pytest.mark.parametrize(("requested", "named"), TWO_MODELS)
+def test_other_names_are_other_models(requested, named):
+    assert not is_same_model(requested, named)
+    assert not is_same_model(named, requested)
 
 
 def test_a_name_of_any_length_and_form_can_be_parsed():
@@ -151,7 +151,7 @@ ADA = "text-embedding-ada-002"
 
 
 @pytest.mark.parametrize(
-    ("asked", "public", "learned", "named", "verdict"),
+    ("requested", "public", "learned", "named", "verdict"),
     [
         pytest.param(SMALL, SMALL, None, f"{SMALL}-2024-01-25", Verdict.ACCEPT, id="dated"),
         pytest.param("my-deploy", SMALL, None, SMALL, Verdict.ACCEPT, id="the public name"),
@@ -180,8 +180,8 @@ ADA = "text-embedding-ada-002"
         ),
     ],
 )
-def test_what_is_done_about_a_named_model(asked, public, learned, named, verdict):
-    assert decide(named, (asked, public), learned, catalogue_bases()) is verdict
+def test_what_is_done_about_a_named_model(requested, public, learned, named, verdict):
+    assert decide(named, (requested, public), learned, catalogue_bases()) is verdict
 
 
 class NamingBackend(HTTPBackend, frozen=True, kw_only=True):

@@ -156,9 +156,9 @@ def test_an_error_does_not_keep_its_original_message():
     error.message = redact_message(error.message, [KEY])
 
     assert [] == [
-        told
-        for told in (str(error), repr(error), repr(error.args), str(copy(error)))
-        if KEY[:8] in told
+        shown
+        for shown in (str(error), repr(error), repr(error.args), str(copy(error)))
+        if KEY[:8] in shown
     ]
 
 

@@ -46,13 +46,13 @@ class Computer:
         self.computed: list[str] = []
         self.go = anyio.Event()
 
-    async def __call__(self, asked, land):
-        self.computed.append("".join(asked.values()))
+    async def __call__(self, missing, land):
+        self.computed.append("".join(missing.values()))
         failure = self.failures.pop(0) if self.failures else None
         await self.go.wait()
         if failure is not None:
             raise failure
-        land({key: EmbeddedInput(VECTOR, len(item)) for key, item in asked.items()})
+        land({key: EmbeddedInput(VECTOR, len(item)) for key, item in missing.items()})
 
 
 class ConcurrentRequests:
@@ -62,10 +62,10 @@ class ConcurrentRequests:
         self.flights, self.computer = SingleFlight(expect), Computer(*failures)
         self.got: dict[str, object] = {}
 
-    async def ask(self, name, keys, terms=TERMS, computer=None, **times):
+    async def ask(self, name, keys, sharing_key=TERMS, computer=None, **times):
         try:
             found, led = await self.flights.run(
-                work(keys), terms, computer or self.computer, (), **times
+                work(keys), sharing_key, computer or self.computer, (), **times
             )
         except Exception as error:  # noqa: BLE001 - what it got
             self.got[name] = error
@@ -145,12 +145,12 @@ async def test_a_waiter_receives_an_error_only_if_its_own_call_would_fail_too(
     if not shared:
         assert waiter[0] == got["waiter"][0]
         return
-    told = got["waiter"]
-    assert type(failure) is type(told)
+    error = got["waiter"]
+    assert type(failure) is type(error)
     assert (failure.status, failure.code, failure.retry_after) == (
-        told.status,
-        told.code,
-        told.retry_after,
+        error.status,
+        error.code,
+        error.retry_after,
     )
 
 
@@ -165,17 +165,17 @@ async def test_each_waiter_gets_its_own_neutral_copy_of_the_error():
 
     assert failure is got.pop("leader")
     assert got["one"] is not got["other"]
-    for told in got.values():
-        assert "The provider up failed. Send the request again later." == told.message
+    for error in got.values():
+        assert "The provider up failed. Send the request again later." == error.message
         assert (503, "up", None, "") == (
-            told.upstream_status,
-            told.provider,
-            told.param,
-            told.matched_text,
+            error.upstream_status,
+            error.provider,
+            error.param,
+            error.matched_text,
         )
-        assert (None, None) == (told.__cause__, told.__context__)
+        assert (None, None) == (error.__cause__, error.__context__)
         frames = []
-        trace = told.__traceback__
+        trace = error.__traceback__
         while trace is not None:
             frames.append(trace.tb_frame.f_code.co_name)
             assert failure is not getattr(trace.tb_frame.f_locals.get("flight"), "error", None)
@@ -184,18 +184,18 @@ async def test_each_waiter_gets_its_own_neutral_copy_of_the_error():
 
 
 @pytest.mark.parametrize(
-    ("terms", "computed"), [(TERMS, ["ab", "c"]), ("others", ["ab", "c", "b"])]
+    ("sharing_key", "computed"), [(TERMS, ["ab", "c"]), ("others", ["ab", "c", "b"])]
 )
-async def test_the_wait_for_a_leader_with_another_sharing_key_is_bounded(terms, computed):
+async def test_the_wait_for_a_leader_with_another_sharing_key_is_bounded(sharing_key, computed):
     """It may be stuck at an endpoint that the waiter does not use."""
     callers, met = ConcurrentRequests(), []
 
     async def wait():
-        met.append(await callers.flights.run(work("bc"), terms, second, (), max_wait=0.05))
+        met.append(await callers.flights.run(work("bc"), sharing_key, second, (), max_wait=0.05))
 
-    async def second(asked, land):
-        callers.computer.computed.append("".join(asked.values()))
-        land({key: EmbeddedInput(VECTOR, len(item)) for key, item in asked.items()})
+    async def second(missing, land):
+        callers.computer.computed.append("".join(missing.values()))
+        land({key: EmbeddedInput(VECTOR, len(item)) for key, item in missing.items()})
 
     async with anyio.create_task_group() as group:
         group.start_soon(callers.ask, "leader", "ab")
@@ -213,7 +213,7 @@ async def test_the_wait_for_a_leader_with_another_sharing_key_is_bounded(terms, 
 async def test_finished_keys_are_no_longer_in_flight():
     flights, waiting = SingleFlight(), anyio.Event()
 
-    async def half(asked, land):
+    async def half(missing, land):
         land({b"a": EmbeddedInput(VECTOR, 1)})
         await waiting.wait()
         raise DOWN
@@ -320,18 +320,18 @@ async def test_the_wait_for_a_larger_group_is_as_long_as_an_own_call(leader, wai
 
 
 async def test_the_expected_latency_is_for_the_awaited_inputs():
-    asked = []
+    missing = []
 
     def expect(*given):
-        asked.append(given)
+        missing.append(given)
         return SOON
 
     flights, slow, own = SingleFlight(expect), Computer(), Computer()
     own.go.set()
 
     def compute(of):
-        async def computed(_candidates, _order, asked, land):
-            await of(asked, land)
+        async def computed(_candidates, _order, missing, land):
+            await of(missing, land)
 
         return computed
 
@@ -344,7 +344,7 @@ async def test_the_expected_latency_is_for_the_awaited_inputs():
         )
         slow.go.set()
 
-    assert [("candidates", "order", 2)] == asked
+    assert [("candidates", "order", 2)] == missing
     assert (4, 4) == (len(found), led)
 
 
@@ -487,8 +487,8 @@ async def test_in_any_order_each_request_gets_all_keys_or_its_own_error(seed):
     rng = random.Random(seed)
     flights, ends = SingleFlight(lambda _: 0.003), []
 
-    async def compute(asked, land):
-        for key, item in asked.items():
+    async def compute(missing, land):
+        for key, item in missing.items():
             await anyio.sleep(rng.random() * 0.003)
             land({key: EmbeddedInput(VECTOR, ord(item))})
         if rng.random() < 0.1:
@@ -498,18 +498,18 @@ async def test_in_any_order_each_request_gets_all_keys_or_its_own_error(seed):
 
     async def one():
         await anyio.sleep(rng.random() * 0.03)
-        asked = work(rng.sample("abcdefghijklmnop", rng.choice([1, 1, 2, 12])))
+        missing = work(rng.sample("abcdefghijklmnop", rng.choice([1, 1, 2, 12])))
         with anyio.move_on_after(rng.choice([0.005, 3600.0])) as time:
             try:
                 found, _ = await flights.run(
-                    asked, rng.choice([TERMS, TERMS, "others"]), compute, (), 0.01
+                    missing, rng.choice([TERMS, TERMS, "others"]), compute, (), 0.01
                 )
             except UpstreamError as error:
                 ends.append(error)
             else:
                 ends.append(
-                    {key: it.tokens for key, it in found.items()}
-                    == {key: ord(it) for key, it in asked.items()}
+                    {key: result.tokens for key, result in found.items()}
+                    == {key: ord(item) for key, item in missing.items()}
                 )
         if time.cancelled_caught:
             ends.append(None)

@@ -48,6 +48,7 @@ async def outcome_of(gateway, texts):
 
 
 @pytest.mark.anyio
+@pytest.mark.uncounted
 @pytest.mark.parametrize("most", [None, 1], ids=["bisected", "one input per call"])
 async def test_random_failures_blame_no_input(most):
     """One call in three fails. Only the first failures, before one is known to be random, may."""

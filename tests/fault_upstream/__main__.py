@@ -17,7 +17,7 @@ def main():
     options = argparse.ArgumentParser(prog="python -m tests.fault_upstream", description=__doc__)
     options.add_argument("--port", type=int, default=0, help="0 = any free one")
     options.add_argument(
-        "--mode", default="honest", help="several, split by commas, are told one per request"
+        "--mode", default="honest", help="several, separated by commas, are used one per request"
     )
     options.add_argument("--delay", type=float, default=0.0, help="seconds before each answer")
     options.add_argument("--width", type=int, default=8, help="numbers in a vector")

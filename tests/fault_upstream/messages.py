@@ -66,7 +66,7 @@ def _chunks(buffer: bytearray, at: int) -> tuple[bytes, int] | None:
 
 def head(status: int, headers: dict[str, object]) -> bytes:
     """Encode a status line and headers. ``_`` in names becomes ``-``; None omits a header."""
-    lines = [f"HTTP/1.1 {status} {REASONS.get(status, 'Whatever')}"]
+    lines = [f"HTTP/1.1 {status} {REASONS.get(status, 'Unknown')}"]
     lines += [
         f"{name.replace('_', '-')}: {value}" for name, value in headers.items() if value is not None
     ]

@@ -71,7 +71,7 @@ def stall(function: Lie) -> Lie:
     return _enter(LIES, function, 502, 504)
 
 
-def _enter(table: dict[str, tuple[int, ...]], told: Lie, *statuses: int) -> Lie:
-    table[told.__name__] = statuses
-    MODES[told.__name__] = told
-    return told
+def _enter(table: dict[str, tuple[int, ...]], lie: Lie, *statuses: int) -> Lie:
+    table[lie.__name__] = statuses
+    MODES[lie.__name__] = lie
+    return lie

@@ -112,8 +112,8 @@ def terminal_codes_in_400(_ask):
 @lie(400)
 def quotes_signals(ask):
     """A message that repeats an input about keys, models and batches."""
-    spoken = "insufficient_quota, model_not_found, batch size 2 > maximum allowed batch size 1"
-    return refuse(400, f"Could not embed '{ask.inputs[0]} {spoken}'.")
+    message = "insufficient_quota, model_not_found, batch size 2 > maximum allowed batch size 1"
+    return refuse(400, f"Could not embed '{ask.inputs[0]} {message}'.")
 
 
 @lie()

@@ -409,7 +409,7 @@ def test_leaves_no_threads_or_sockets():
 
 
 def test_the_process_can_be_killed_and_restarted_on_the_same_port(client):
-    # Held here, so that nobody else on this machine is given the port in between.
+    # Held here, so that no other process gets the port in between.
     with bound(0) as held:
         port = str(held.getsockname()[1])
         with _process("--port", port) as url, _process("--mode", "status_503,honest") as other:

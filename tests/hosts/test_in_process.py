@@ -25,6 +25,7 @@ from starlette.testclient import TestClient
 from embedroute import Config, EmbeddingsMiddleware, Gateway, embeddings_app
 from embedroute.backend import Accepts
 from embedroute.errors import InternalError, UpstreamUnavailable
+from embedroute.routing import RetryPolicy
 from embedroute.runtime import PerLoop, tasks
 from embedroute.testing import ScriptedBackend, expected_vector
 from tests.fault_upstream import Upstream, vector_of
@@ -92,7 +93,8 @@ def scripted(then):
                 gateway={"auth": "open"},
                 providers={"s": {"backend": Narrow(then=then)}},
                 models={"m": {"dimensions": 8, "endpoints": [{"provider": "s"}]}},
-            )
+            ),
+            retries=RetryPolicy(first_wait=0.001),
         )
     )
 
@@ -489,12 +491,14 @@ def test_a_gateway_made_before_a_fork_serves_parent_and_child(upstream, backend)
     actual = [json.loads(line) for line in ran.stdout.splitlines()]
 
     assert (ran.returncode, ran.stderr) == (0, "")
-    assert [(it["who"], it["opened"], it["threads"]) for it in actual] == [
+    assert [(row["who"], row["opened"], row["threads"]) for row in actual] == [
         ("child", 0, 1),
         ("parent", 0, 1),
     ]
-    for it in actual:
-        assert it["vectors"] == [vector_of(f"{it['who']} {at}", WIDTH).tolist() for at in range(2)]
+    for row in actual:
+        assert row["vectors"] == [
+            vector_of(f"{row['who']} {at}", WIDTH).tolist() for at in range(2)
+        ]
 
 
 class Exotic(BaseException):

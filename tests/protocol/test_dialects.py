@@ -1,12 +1,13 @@
 """Five dialects: each answer, good or bad, fits the schema of the document that the dialect stands for.
 
-The schemas are those of the documents themselves, under ``tests/data/schemas``; what had to be mended in them is
+The schemas are those of the documents themselves, under ``tests/data/schemas``; what had to be corrected in them is
 listed in each file under ``patched``.
 """
 
 import json
 from pathlib import Path
 
+import anyio
 import jsonschema
 import numpy as np
 import pytest
@@ -193,12 +194,15 @@ TYPES = {
 
 @pytest.mark.parametrize(("body", "how", "failure", "status"), BAD)
 async def test_errors_have_the_format_of_each_dialect(body, how, failure, status):
-    def gateway():
-        return failing(failure) if failure else gateway_of()
+    actual = {}
 
-    actual = {
-        name: (await ask(gateway(), name, {"model": "m", **body}, **how)).json for name in DIALECTS
-    }
+    async def ask_in(name):
+        gateway = failing(failure) if failure else gateway_of()
+        actual[name] = (await ask(gateway, name, {"model": "m", **body}, **how)).json
+
+    async with anyio.create_task_group() as group:
+        for name in DIALECTS:
+            group.start_soon(ask_in, name)
 
     message = actual["openai"]["error"]["message"]
     assert actual["spice"] == {"error": message}
@@ -299,16 +303,16 @@ async def test_a_trace_lists_events_and_a_summary_has_no_values():
 
 
 @pytest.mark.parametrize(
-    ("wishes", "status", "events"),
+    ("preferences", "status", "events"),
     [
         ({"provider": {"zdr": True}}, 404, [("filtered", "zdr", "p:m")]),
         ({"user": "u"}, 200, [("dropped parameter", "user", "p:m")]),
         ({"provider": {"ignore": ["p"]}, "user": "u"}, 404, [("filtered", "ignore", "p:m")]),
     ],
 )
-async def test_a_trace_lists_filtered_endpoints_and_dropped_parameters(wishes, status, events):
+async def test_a_trace_lists_filtered_endpoints_and_dropped_parameters(preferences, status, events):
     """Errors contain the filters too."""
-    request = {"model": "m", "input": "a", "debug": {"trace": True}, **wishes}
+    request = {"model": "m", "input": "a", "debug": {"trace": True}, **preferences}
 
     answer = await ask(gateway_of(Plain(width=WIDTH)), "openai", request)
 

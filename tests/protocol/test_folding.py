@@ -120,7 +120,7 @@ async def test_a_forecast_folds_too():
 
     answer = await ask(gateway, path="/v1/embeddings?explain=1", input=[item("one")])
 
-    assert (200, [[1]]) == (answer.status, [it["chunks"] for it in answer.json["order"]])
+    assert (200, [[1]]) == (answer.status, [row["chunks"] for row in answer.json["order"]])
 
 
 async def test_folds_in_process():

@@ -60,7 +60,7 @@ def seeing(then=counting, **endpoint):
 )
 @pytest.mark.parametrize("chunk", [1, 2, 9])
 async def test_details_add_up_with_any_hits_and_duplicates(given, chunk):
-    """Each input counts as often as it is sent, cached or not, as ``prompt_tokens`` does."""
+    """Each input counts once for each time it is sent, cached or not, as ``prompt_tokens`` does."""
     parts = [part for item in given for part in item["content"]]
     images = 100 * sum(part["type"] == "image_url" for part in parts)
     texts = 2 * sum(part["type"] == "text" for part in parts)

@@ -81,7 +81,7 @@ def gateway_of(
     config = Config(
         gateway={"auth": "open", "deadline": 20.0, **settings},
         cache=cache if isinstance(cache, dict) else {"bytes": cache},
-        providers={slug: _provider(slug, it) for slug, it in providers.items()},
+        providers={slug: _provider(slug, provider) for slug, provider in providers.items()},
         models={name: {**plain, **facts} for name, facts in (models or {"m": {}}).items()},
     )
     return Gateway(config, retries=retries, breaker=SOON, environ={})
@@ -111,9 +111,11 @@ def numbers_in(answer: Answer) -> list[list[float]]:
     actual = [row["embedding"] for row in rows]
     return [
         (
-            np.frombuffer(base64.b64decode(it), "<f4") if isinstance(it, str) else np.float32(it)
+            np.frombuffer(base64.b64decode(value), "<f4")
+            if isinstance(value, str)
+            else np.float32(value)
         ).tolist()
-        for it in actual
+        for value in actual
     ]
 
 

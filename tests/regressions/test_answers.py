@@ -71,7 +71,7 @@ answers = table(
         # The number of rows differs from the number of inputs.
         "litellm-24209-inputs-fused-into-one": ("fused", 502, BAD),
         "litellm-33681-fused-at-usage-0": (
-            lambda it: say({"data": it.rows()[:1], "usage": {"prompt_tokens": 0}}),
+            lambda ask: say({"data": ask.rows()[:1], "usage": {"prompt_tokens": 0}}),
             502,
             BAD,
         ),
@@ -81,7 +81,7 @@ answers = table(
         "vercel-ai-16575-a-row-too-few": ("missing_row", 502, BAD),
         "vercel-ai-16575-a-row-too-many": ("extra_row", 502, BAD),
         "vercel-ai-20359-one-value-for-all": (
-            lambda it: say({"embedding": {"values": it.vectors()[0]}}),
+            lambda ask: say({"embedding": {"values": ask.vectors()[0]}}),
             502,
             BAD,
         ),
@@ -108,7 +108,7 @@ answers = table(
         # A response with status 200 that is an error.
         "langchain-35204-error-in-a-200": ("error_in_200", 502, BAD),
         "langchain-35204-error-beside-rows": (
-            lambda it: say({**it.answer(), "error": {"message": "CUDA"}}),
+            lambda ask: say({**ask.answer(), "error": {"message": "CUDA"}}),
             502,
             BAD,
         ),
@@ -201,7 +201,7 @@ async def test_reports_a_rejected_input_without_fallback(upstreams, mode, code):
 
     assert (400, (None, code)) == (answer.status, facts_of(answer.error))
     assert answer.error["type"] == "invalid_request_error"
-    assert [1, 0] == [len(it.requests) for it in upstreams]
+    assert [1, 0] == [len(ask.requests) for ask in upstreams]
 
 
 @table(
@@ -223,9 +223,9 @@ async def test_falls_back_after_a_refusal_that_names_no_fault_of_the_input(upstr
     assert [1, 1] == [len(upstreams[0].requests) - len(harmless), len(upstreams[1].requests)]
 
 
-def sliced(it):
+def sliced(ask):
     """The first numbers of the full vectors, not normalised."""
-    return say(it.answer(it.rows(it.full_vectors()[:, : it.width])))
+    return say(ask.answer(ask.rows(ask.full_vectors()[:, : ask.width])))
 
 
 @table(
@@ -271,7 +271,7 @@ async def test_retries_temporary_failures_with_the_same_request(upstreams, mode,
 
     assert (200, str(attempts)) == (answer.status, answer.header("x-embedroute-attempts"))
     assert right(TEXTS, 6) == numbers_in(answer)
-    (body,) = {it.body for it in upstreams[0].requests}
+    (body,) = {ask.body for ask in upstreams[0].requests}
     assert (
         body
         == b'{"model":"m","input":["one","zwei","\xd1\x82\xd1\x80\xd0\xb8"],"encoding_format":"base64","dimensions":6}'

@@ -57,7 +57,7 @@ async def test_sends_only_misses_and_keeps_the_order_of_rows(first, then, sent):
     answer = await ask(gateway, input=then)
 
     distinct_inputs = (
-        [tuple(it) if isinstance(it, list) else it for it in then]
+        [tuple(item) if isinstance(item, list) else item for item in then]
         if isinstance(then, list)
         else [then]
     )
@@ -122,7 +122,7 @@ DENY = {"data_collection": "deny"}
 @table(
     "first second calls",
     {
-        # Equal requests share an entry, whatever their encoding.
+        # Equal requests share an entry with any encoding.
         "tensorzero-3633-base64-after-float": (
             request_of("a"),
             request_of("a", encoding_format="base64"),
@@ -177,11 +177,11 @@ DENY = {"data_collection": "deny"}
 async def test_requests_share_an_entry_only_for_equal_vectors(first, second, calls):
     backend = ScriptedBackend(width=WIDTH)
     alone, gateway = [
-        gateway_of({"p": {"backend": it, **DENY}}, models={"m": TYPED, "n": TYPED}, cache=size)
-        for it, size in ((ScriptedBackend(width=WIDTH), 0), (backend, 1 << 20))
+        gateway_of({"p": {"backend": backend, **DENY}}, models={"m": TYPED, "n": TYPED}, cache=size)
+        for backend, size in ((ScriptedBackend(width=WIDTH), 0), (backend, 1 << 20))
     ]
     for headers, fields in (first, second):
-        wanted, found = [await ask(it, *headers, **fields) for it in (alone, gateway)]
+        wanted, found = [await ask(each, *headers, **fields) for each in (alone, gateway)]
         assert 200 == found.status
         assert np.allclose(numbers_in(wanted), numbers_in(found), atol=1e-6)
 

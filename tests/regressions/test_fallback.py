@@ -55,7 +55,7 @@ class Course(NamedTuple):
     status: int = 200
     code: str | None = None
     asks: int = 1
-    wishes: Mapping[str, object] = {"order": ["a"]}
+    preferences: Mapping[str, object] = {"order": ["a"]}
 
 
 LIMITED, RESTING, REFUSED, BAD = (
@@ -86,7 +86,12 @@ COURSES = {
         [[UpstreamRejectedInput("too long")], [OK]], [1, 0], "a", 400
     ),
     "openrouter-no-fallbacks-keeps-the-status": Course(
-        [[REST], [OK]], [1, 0], "a", 429, LIMITED, wishes={"order": ["a"], "allow_fallbacks": False}
+        [[REST], [OK]],
+        [1, 0],
+        "a",
+        429,
+        LIMITED,
+        preferences={"order": ["a"], "allow_fallbacks": False},
     ),
     # A failing endpoint is not called for a while.
     "litellm-32574-cooldown-after-failures": Course([[DOWN], [OK]], [5, 4], "b", asks=4),
@@ -97,7 +102,7 @@ COURSES = {
     "litellm-3646-all-cooling-429": Course([[REST], [REST]], [1, 1], None, 429, LIMITED, asks=2),
     "litellm-3646-all-cooling-down": Course([[DOWN], [DOWN]], [5, 5], None, 503, RESTING, asks=4),
     "litellm-3646-one-cooling-one-dead": Course([[KEY], [KEY]], [1, 1], None, 502, REFUSED, asks=3),
-    "openrouter-30-s-after-an-outage": Course([[DOWN], [OK]], [2, 3], "b", asks=3, wishes={}),
+    "openrouter-30-s-after-an-outage": Course([[DOWN], [OK]], [2, 3], "b", asks=3, preferences={}),
     # Other dimensions mean another vector space.
     "vellum-assistant-1419-other-width": Course([[OTHER_WIDTH]], [2], "a", 502, BAD),
     "muninndb-582-other-width-beside": Course([[DOWN], [OTHER_WIDTH]], [2, 2], "a,b", 502),
@@ -115,13 +120,13 @@ def played(script):
 
 @table(" ".join(Course._fields), COURSES)
 async def test_calls_each_provider_the_expected_number_of_times(
-    scripts, calls, provider, status, code, asks, wishes
+    scripts, calls, provider, status, code, asks, preferences
 ):
     """The prices differ so much that the choice by price is not random."""
     backends = {slug: played(script) for slug, script in zip("abc", scripts, strict=False)}
     prices = {slug: {"price": 10 ** (9 * at)} for at, slug in enumerate(backends)}
     gateway = gateway_of(backends, endpoints=prices, cache=0)
-    answers = [await ask(gateway, provider=wishes) for _ in range(asks)]
+    answers = [await ask(gateway, provider=preferences) for _ in range(asks)]
 
     assert (status, provider) == (answers[-1].status, answers[-1].header("x-embedroute-provider"))
     assert list(calls) == [len(backend.batches) for backend in backends.values()]

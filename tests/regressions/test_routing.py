@@ -34,7 +34,7 @@ OFFERS = {
     "vllm": Offer(10**8, {}, {"stage": "alpha"}),
 }
 DEEP, EAST, EU, TEI, VLLM = OFFERS
-NOBODY = (404, "no_eligible_provider", "provider")
+NONE_ELIGIBLE = (404, "no_eligible_provider", "provider")
 
 
 def wrong(param):
@@ -42,7 +42,7 @@ def wrong(param):
 
 
 @table(
-    "model wishes expected",
+    "model preferences expected",
     {
         "openrouter-cheapest-first": ("m", {}, [DEEP, EAST, EU, TEI]),
         # order
@@ -67,7 +67,7 @@ def wrong(param):
         "openrouter-order-empty-and-no-others": (
             "m",
             {"order": [], "allow_fallbacks": False},
-            NOBODY,
+            NONE_ELIGIBLE,
         ),
         "openrouter-no-fallbacks": ("m", {"allow_fallbacks": False}, [DEEP]),
         "openrouter-no-fallbacks-sorted": (
@@ -79,9 +79,13 @@ def wrong(param):
         "openrouter-only-is-an-intersection": ("m", {"only": [TEI, DEEP]}, [DEEP, TEI]),
         "openrouter-only-base-slug": ("m", {"only": ["google-vertex"]}, [EAST, EU]),
         "openrouter-only-in-order": ("m", {"only": [TEI, DEEP], "order": [TEI]}, [TEI, DEEP]),
-        "openrouter-only-nobody": ("m", {"only": ["azure"]}, NOBODY),
-        "phaseo-only-and-ignore-leave-nobody": ("m", {"only": [DEEP], "ignore": [DEEP]}, NOBODY),
-        "phaseo-ignore-everybody": ("m", {"ignore": [DEEP, TEI, "google-vertex"]}, NOBODY),
+        "openrouter-only-excludes-all": ("m", {"only": ["azure"]}, NONE_ELIGIBLE),
+        "phaseo-only-and-ignore-leave-none": (
+            "m",
+            {"only": [DEEP], "ignore": [DEEP]},
+            NONE_ELIGIBLE,
+        ),
+        "phaseo-ignore-everybody": ("m", {"ignore": [DEEP, TEI, "google-vertex"]}, NONE_ELIGIBLE),
         "openrouter-ignore": ("m", {"ignore": [DEEP, TEI]}, [EAST, EU]),
         "openrouter-ignore-wins-over-order": (
             "m",
@@ -102,7 +106,7 @@ def wrong(param):
             {"sort": {"by": "exacto", "partition": "none"}},
             [EAST, EU, DEEP, TEI],
         ),
-        "openrouter-sort-by-what-nobody-measured": (
+        "openrouter-sort-by-unmeasured": (
             "m",
             {"sort": "latency"},
             [DEEP, EAST, EU, TEI],
@@ -117,7 +121,7 @@ def wrong(param):
         "openrouter-max-price-just-below": (
             "m",
             {"max_price": {"prompt": "0.999999999999999999"}},
-            NOBODY,
+            NONE_ELIGIBLE,
         ),
         "openrouter-max-price-of-what-costs-nothing": (
             "m",
@@ -130,12 +134,12 @@ def wrong(param):
             wrong("provider.max_price.prompt"),
         ),
         # speed reorders and never excludes
-        "openrouter-latency-excludes-nobody": (
+        "openrouter-latency-excludes-none": (
             "m",
             {"preferred_max_latency": 0},
             [DEEP, EAST, EU, TEI],
         ),
-        "openrouter-throughput-excludes-nobody": (
+        "openrouter-throughput-excludes-none": (
             "m",
             {"preferred_min_throughput": {"p50": 10**9, "p99": 10**9}},
             [DEEP, EAST, EU, TEI],
@@ -158,7 +162,7 @@ def wrong(param):
             {"include_alpha": True, "sort": "price"},
             [DEEP, EAST, EU, VLLM, TEI],
         ),
-        "phaseo-alpha-is-out": ("m", {"only": [VLLM]}, NOBODY),
+        "phaseo-alpha-is-out": ("m", {"only": [VLLM]}, NONE_ELIGIBLE),
         # types
         "openrouter-null-is-absent": (
             "m",
@@ -169,7 +173,7 @@ def wrong(param):
         "openrouter-a-string-for-a-list": ("m", {"order": DEEP}, wrong("provider.order")),
     },
 )
-async def test_calls_endpoints_in_the_expected_order(model, wishes, expected):
+async def test_calls_endpoints_in_the_expected_order(model, preferences, expected):
     """All endpoints fail, so all are called. The prices differ too much for a random choice."""
     backends = {
         slug: ScriptedBackend(then=UpstreamModelNotFound("not here"), width=8) for slug in OFFERS
@@ -179,7 +183,7 @@ async def test_calls_endpoints_in_the_expected_order(model, wishes, expected):
     answer = await ask(
         gateway_of(providers, endpoints=endpoints),
         model=model,
-        provider=wishes,
+        provider=preferences,
         user="u",
         dialect="phaseo",
     )
@@ -266,8 +270,8 @@ CHEAPER = {A: {"price": 1}, B: {"price": 10**9}}
     "sent_request status code param",
     {
         "gomodel-empty-hint": ({"provider": ""}, 400, None, "provider"),
-        "gomodel-unknown-hint": ({"provider": "nobody"}, 400, None, "provider"),
-        "gomodel-unknown-prefix": ({"model": "nobody/x"}, 404, "model_not_found", "model"),
+        "gomodel-unknown-hint": ({"provider": "absent"}, 400, None, "provider"),
+        "gomodel-unknown-prefix": ({"model": "absent/x"}, 404, "model_not_found", "model"),
         "gomodel-prefix-and-nothing": ({"model": "openai/"}, 404, "model_not_found", "model"),
         "gpt.ge-no-model": ({"model": ""}, 400, None, "model"),
     },
@@ -283,17 +287,17 @@ async def test_refuses_an_unknown_model_or_provider_name(
 
 
 @table(
-    "wishes order filtered",
+    "preferences order filtered",
     {
         "phaseo-diagnostics-of-all": ({}, [B, A], {}),
         "phaseo-diagnostics-of-a-filter": ({"ignore": [B]}, [A], {B: "ignore"}),
         "tensorzero-dryrun": ({"max_price": {"prompt": 2}}, [B], {A: "max_price"}),
     },
 )
-async def test_explains_a_plan_without_a_call(wishes, order, filtered):
+async def test_explains_a_plan_without_a_call(preferences, order, filtered):
     backends = {slug: ScriptedBackend(width=8) for slug in (A, B)}
     gateway = gateway_of(backends, endpoints={A: {"price": 10**9}, B: {"price": 1}}, debug=True)
-    answer = await ask(gateway, path="/v1/embeddings?explain=1", provider=wishes)
+    answer = await ask(gateway, path="/v1/embeddings?explain=1", provider=preferences)
 
     assert (200, order) == (answer.status, [item["provider"] for item in answer.json["order"]])
     assert filtered == {item["provider"]: item["filter"] for item in answer.json["filtered"]}

@@ -48,7 +48,7 @@ def job(**fields) -> EmbeddingRequest:
     return decode_request(msgspec.json.encode({"model": "m", "input": "text", **fields}), Limits())
 
 
-def wishes(**fields) -> Preferences:
+def make_preferences(**fields) -> Preferences:
     return msgspec.json.decode(msgspec.json.encode(fields), type=Preferences)
 
 
@@ -87,10 +87,10 @@ def chosen(
     **preferences,
 ) -> list[str]:
     """Return the providers selected for a request with ``preferences``, in order."""
-    asked = job(**(fields or {}), provider=preferences) if preferences else job(**(fields or {}))
+    request = job(**(fields or {}), provider=preferences) if preferences else job(**(fields or {}))
     found = select_endpoints(
         route(*candidates, sort=suffix, **(facts or {})),
-        asked,
+        request,
         caller,
         surroundings or around(candidates),
     )

@@ -87,7 +87,7 @@ def test_a_width_is_requested_from_the_api_or_truncated(facts, size, names):
 )
 @pytest.mark.parametrize("strict", [True, False])
 def test_a_width_that_the_model_does_not_have_is_rejected(facts, size, strict):
-    """Whatever ``require_parameters`` says."""
+    """With any ``require_parameters``."""
     assert (400, "dimensions", None) == refused(
         {"dimensions": size}, PLAIN, SIZED, preferences={"require_parameters": strict}, **facts
     )
@@ -131,7 +131,7 @@ PREFIXED = {"prefixes": {"query": "query: ", "document": ""}}
 
 
 @pytest.mark.parametrize(
-    ("facts", "asked", "names"),
+    ("facts", "input_type", "names"),
     [
         ({}, None, ["plain", "typed"]),
         ({}, "query", ["typed"]),
@@ -144,9 +144,9 @@ PREFIXED = {"prefixes": {"query": "query: ", "document": ""}}
         ({"input_types": ["query"]}, "query", ["typed"]),
     ],
 )
-def test_an_input_type_is_passed_on_or_prefixed_or_has_no_effect(facts, asked, names):
+def test_an_input_type_is_passed_on_or_prefixed_or_has_no_effect(facts, input_type, names):
     """By the API, by the model's prefix, or with no effect for a model without input types."""
-    assert names == chosen([PLAIN, TYPED], facts=facts, fields={"input_type": asked})
+    assert names == chosen([PLAIN, TYPED], facts=facts, fields={"input_type": input_type})
 
 
 @pytest.mark.parametrize(
@@ -494,16 +494,19 @@ def test_a_kind_of_input_that_no_endpoint_accepts_is_rejected(fields, candidates
 def test_an_https_image_goes_to_endpoints_that_fetch_urls(scheme):
     limits = Limits(media_domains=frozenset({"example.com"}))
     image = {"type": "image_url", "image_url": {"url": f"{scheme}://example.com/a.png"}}
-    asked = make_request({"model": "m", "input": [{"content": [TEXT_PART, image]}]}, limits)
+    request = make_request({"model": "m", "input": [{"content": [TEXT_PART, image]}]}, limits)
 
     found = select_endpoints(
-        route(*EVERY, modalities=["text", "image"]), asked, SOMEONE, around(EVERY)
+        route(*EVERY, modalities=["text", "image"]), request, SOMEONE, around(EVERY)
     )
 
     assert ["visual"] == [item.provider for item in found.candidates]
     with pytest.raises(InvalidRequest) as error:
         select_endpoints(
-            route(BLIND_FETCH, modalities=["text", "image"]), asked, SOMEONE, around([BLIND_FETCH])
+            route(BLIND_FETCH, modalities=["text", "image"]),
+            request,
+            SOMEONE,
+            around([BLIND_FETCH]),
         )
     assert (400, "input", "unsupported_modality") == (
         error.value.status,

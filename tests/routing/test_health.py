@@ -128,7 +128,7 @@ def test_a_rejected_key_opens_the_breaker_at_once_for_a_fixed_time():
 
 
 @pytest.mark.parametrize(
-    ("end", "told"),
+    ("end", "reported"),
     [
         (lambda health, ticket: health.release(ticket), UpstreamAuthError),
         (lambda health, ticket: health.record_failure(ticket, 30.0), NoHealthyEndpoint),
@@ -142,13 +142,13 @@ def test_a_rejected_key_opens_the_breaker_at_once_for_a_fixed_time():
         (lambda health, ticket: health.record_success(ticket, 30.0, 0.1, 1), NoHealthyEndpoint),
     ],
 )
-def test_a_rejection_is_reported_until_a_probe_succeeds(end, told):
+def test_a_rejection_is_reported_until_a_probe_succeeds(end, reported):
     health = EndpointHealth(POLICY)
     health.record_rejection(health.acquire(0.0), 0.0, UpstreamAuthError("who?"))
     assert UpstreamAuthError is type(health.unavailable_error(29.0))
     end(health, health.acquire(30.0))
 
-    assert told is type(health.unavailable_error(30.0))
+    assert reported is type(health.unavailable_error(30.0))
 
 
 @pytest.mark.parametrize("kind", [UpstreamAuthError, UpstreamModelNotFound])
@@ -161,20 +161,20 @@ def test_a_stored_rejection_does_not_quote_the_upstream(kind):
     refusal.__cause__ = ValueError("CANARY")
     health.record_error(health.acquire(0.0), 0.0, refusal)
 
-    told, again = health.unavailable_error(1.0), health.unavailable_error(1.0)
+    reported, again = health.unavailable_error(1.0), health.unavailable_error(1.0)
 
     assert (kind, kind.code, "acme", 404) == (
-        type(told),
-        told.code,
-        told.provider,
-        told.upstream_status,
+        type(reported),
+        reported.code,
+        reported.provider,
+        reported.upstream_status,
     )
-    assert told.message.startswith("The provider acme ")
+    assert reported.message.startswith("The provider acme ")
     assert "CANARY" not in repr(
-        (vars(health._breaker.refusal), health._breaker.refusal, vars(told), told)
+        (vars(health._breaker.refusal), health._breaker.refusal, vars(reported), reported)
     )
-    assert (None, None, None) == (told.__cause__, told.__context__, told.__traceback__)
-    assert told is not again
+    assert (None, None, None) == (reported.__cause__, reported.__context__, reported.__traceback__)
+    assert reported is not again
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from embedroute.protocol import NO_PREFERENCES
 from embedroute.routing import draw_weights, order_endpoints
-from tests.routing.factories import around, candidate, chosen, failed, measured, wishes
+from tests.routing.factories import around, candidate, chosen, failed, make_preferences, measured
 
 A, B, C = candidate("a", 1), candidate("b", 2), candidate("c", 3)
 DRAWS = 4000
@@ -294,6 +294,6 @@ def test_ordering_neither_loses_nor_duplicates_endpoints(rows, sort, listed, cha
     surroundings = around(some, random=chance.random, healths=healths)
     fields = {name: value for name, value in (("sort", sort), ("order", listed)) if value}
 
-    found = order_endpoints(some, wishes(**fields), None, surroundings)
+    found = order_endpoints(some, make_preferences(**fields), None, surroundings)
 
     assert sorted(item.provider for item in found) == sorted(item.provider for item in some)

@@ -34,7 +34,7 @@ from embedroute.routing import (
 )
 from embedroute.runtime import finished
 from embedroute.testing import expected_vector
-from tests.routing.factories import candidate, wishes
+from tests.routing.factories import candidate, make_preferences
 
 ROUTE = Route(name="m", public_name="m", model=Model(), candidates=[])
 FIELDS = st.lists(st.text(max_size=4) | st.binary(max_size=4), max_size=4)
@@ -51,7 +51,7 @@ def of_one_kind(**how):
 
 
 def raw(fields):
-    return [it.encode() if isinstance(it, str) else it for it in fields]
+    return [item.encode() if isinstance(item, str) else item for item in fields]
 
 
 @given(FIELDS, FIELDS)
@@ -102,9 +102,9 @@ OTHERS = {
     "another dtype": {"parameters": Parameters(width=8, input_type="query", dtype="int8")},
     "a title": {"parameters": Parameters(width=8, input_type="query", title="t")},
     "title for type": {"parameters": Parameters(width=8, title="query")},
-    "deny": {"preferences": wishes(data_collection="deny")},
-    "zdr": {"preferences": wishes(zdr=True)},
-    "deny and zdr": {"preferences": wishes(data_collection="deny", zdr=True)},
+    "deny": {"preferences": make_preferences(data_collection="deny")},
+    "zdr": {"preferences": make_preferences(zdr=True)},
+    "deny and zdr": {"preferences": make_preferences(data_collection="deny", zdr=True)},
     "a namespace": {"scope": ("namespace", "team")},
     "a namespace that is a model": {"scope": ("namespace", "m")},
     "a caller named like a namespace": {"scope": ("caller", "team")},
@@ -123,8 +123,8 @@ def test_the_key_depends_on_everything_that_changes_the_vector_or_its_visibility
 @pytest.mark.parametrize(
     "change",
     [
-        {"preferences": wishes(data_collection="allow", zdr=False)},
-        {"preferences": wishes(sort="price", order=["a"], only=["b"])},
+        {"preferences": make_preferences(data_collection="allow", zdr=False)},
+        {"preferences": make_preferences(sort="price", order=["a"], only=["b"])},
         {"parameters": Parameters(width=8, dimensions=8, input_type="query")},
         {"route": msgspec.structs.replace(ROUTE, public_name="p", sort="price")},
     ],
@@ -141,9 +141,11 @@ def test_equal_inputs_are_planned_once():
     assert plan.keys[0] == plan.keys[2] == plan.keys[3] != plan.keys[1]
 
 
-def landed(work, told=None, **changes):
+def results_for(work, prompt_tokens=None, **changes):
     rows = np.stack([expected_vector(item, 8) for item in work.values()])
-    return pair_with_keys(work, Vectors(rows, told), tokens=changes.get("tokens", 10 * len(work)))
+    return pair_with_keys(
+        work, Vectors(rows, prompt_tokens), tokens=changes.get("tokens", 10 * len(work))
+    )
 
 
 def patterns(longest):
@@ -162,8 +164,8 @@ def test_any_mix_of_hits_and_misses_gives_each_input_its_own_vector(inputs):
     for mask in itertools.product([True, False], repeat=len(plan.work)):
         hits = {key: item for (key, item), hit in zip(plan.work.items(), mask, strict=True) if hit}
         misses = {key: item for key, item in plan.work.items() if key not in hits}
-        found = (landed(hits) if hits else {}) | (
-            landed(dict(reversed(misses.items())), told=7) if misses else {}
+        found = (results_for(hits) if hits else {}) | (
+            results_for(dict(reversed(misses.items())), prompt_tokens=7) if misses else {}
         )
 
         array, tokens, estimated = assemble(plan, found)
@@ -259,7 +261,7 @@ def test_no_chunk_of_several_inputs_exceeds_the_limit_in_bytes(inputs, cap, befo
     Escapes, prefixes, brackets and the fields around the inputs.
     """
     for chunk in split(make_plan(inputs, b"").work, Accepts(max_bytes=cap), before=before):
-        sent = [before + it if isinstance(it, str) else it for it in chunk.values()]
+        sent = [before + item if isinstance(item, str) else item for item in chunk.values()]
         body = UpstreamRequest.json("http://host", {**SENT, "input": sent}).content
         assert len(chunk) == 1 or len(body) <= cap
 
@@ -318,10 +320,10 @@ def test_shares_are_integers_and_add_up_exactly(total, sizes):
 def test_results_pair_each_key_with_its_row_and_tokens(inputs, tokens):
     work = make_plan(inputs, b"").work
 
-    found = landed(work, tokens=tokens)
+    found = results_for(work, tokens=tokens)
 
     assert list(work) == list(found)
-    assert tokens == sum(it.tokens for it in found.values())
+    assert tokens == sum(result.tokens for result in found.values())
     assert all(
         np.array_equal(found[key].vector, expected_vector(item, 8)) for key, item in work.items()
     )

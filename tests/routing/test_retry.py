@@ -112,14 +112,14 @@ def test_the_backoff_is_full_jitter_with_a_doubling_bound(attempt, chance):
 
 
 @pytest.mark.parametrize(
-    ("asked", "wait"), [(1.5, 1.5), (0.01, 0.025), (0.0, 0.025), (None, 0.025)]
+    ("retry_after", "wait"), [(1.5, 1.5), (0.01, 0.025), (0.0, 0.025), (None, 0.025)]
 )
-def test_the_backoff_is_at_least_the_retry_after(asked, wait):
+def test_the_backoff_is_at_least_the_retry_after(retry_after, wait):
     """A 503 may carry Retry-After; calling earlier would be useless."""
     policy = RetryPolicy(repeats=0, first_wait=0.05)
 
     assert wait == wait_before(
-        UpstreamUnavailable("busy", retry_after=asked), 1, policy, lambda: 0.5
+        UpstreamUnavailable("busy", retry_after=retry_after), 1, policy, lambda: 0.5
     )
 
 
@@ -138,7 +138,7 @@ BUSY = Overloaded("busy", retry_after=1)
 
 
 @pytest.mark.parametrize(
-    ("failures", "told"),
+    ("failures", "reported"),
     [
         ([DOWN], DOWN),
         ([DOWN, BAD], DOWN),
@@ -155,6 +155,6 @@ BUSY = Overloaded("busy", retry_after=1)
         ([REST], REST),
     ],
 )
-def test_the_most_helpful_error_is_reported(failures, told):
+def test_the_most_helpful_error_is_reported(failures, reported):
     """The first retryable error, else the shortest cool-down; a rejected gateway key comes last."""
-    assert told is error_to_report(failures)
+    assert reported is error_to_report(failures)

@@ -171,7 +171,7 @@ def test_empty_preferences_change_nothing(preferences):
 
 
 @pytest.mark.parametrize(
-    ("wish", "facts", "kept"),
+    ("preference", "facts", "kept"),
     [
         ({"data_collection": "deny"}, {"data_collection": "deny"}, True),
         ({"data_collection": "deny"}, {"data_collection": "allow"}, False),
@@ -193,12 +193,12 @@ def test_empty_preferences_change_nothing(preferences):
         ({}, {"stage": "beta"}, True),
     ],
 )
-def test_policies_exclude_endpoints_with_unknown_facts(wish, facts, kept):
+def test_policies_exclude_endpoints_with_unknown_facts(preference, facts, kept):
     """Facts that the operator did not declare cannot satisfy a privacy preference."""
     best = {"data_collection": "deny", "zdr": True, "distillable": True}
-    other = candidate("other", quantization=wish.get("quantizations", ["unknown"])[0], **best)
+    other = candidate("other", quantization=preference.get("quantizations", ["unknown"])[0], **best)
 
-    names = chosen([candidate("it", **facts), other], **wish)
+    names = chosen([candidate("it", **facts), other], **preference)
 
     assert kept == ("it" in names)
     assert "other" in names
@@ -258,7 +258,7 @@ def test_the_first_failing_filter_is_the_reason_and_the_trace_lists_all():
         ({}, {}, {"ignore": ["azure"], "zdr": True}, [("azure", "ignore"), ("openai", "zdr")]),
         ({}, {"input": [1]}, {"ignore": ["azure"]}, [("azure", "ignore"), ("openai", "input")]),
         ({"dimensions": 8}, {"dimensions": 4}, {"only": ["azure"]}, [("openai", "only")]),
-        ({}, {}, {"only": ["nobody"]}, []),
+        ({}, {}, {"only": ["absent"]}, []),
     ],
 )
 def test_a_trace_lists_the_filters_of_a_rejected_request(facts, fields, preferences, filtered):
@@ -350,11 +350,11 @@ FACTS = st.fixed_dictionaries(
 
 
 @given(
-    wishes=WISHES,
+    preferences=WISHES,
     facts=st.lists(FACTS, min_size=5, max_size=5),
     chance=st.floats(0, 1, exclude_max=True),
 )
-def test_no_preference_ever_adds_endpoints(wishes, facts, chance):
+def test_no_preference_ever_adds_endpoints(preferences, facts, chance):
     """Every subset of a set of preferences selects at least the endpoints of the whole set, each once."""
     prices = [1, 2, None, 0, 5]
     some = [
@@ -370,18 +370,20 @@ def test_no_preference_ever_adds_endpoints(wishes, facts, chance):
         except NoEligibleProvider:
             return []
 
-    names = offered(wishes)
+    names = offered(preferences)
 
     assert len(set(names)) == len(names)
-    for name, wish in wishes.items():
-        fewer = {field: value for field, value in wishes.items() if field != name}
+    for name, preference in preferences.items():
+        fewer = {field: value for field, value in preferences.items() if field != name}
         # Left to itself, allow_fallbacks false offers one pick, which another wish may well move
         # elsewhere.
-        if wishes.get("allow_fallbacks") is not False and name != "include_alpha":
-            assert set(names) <= set(offered(fewer)), (name, wish)
+        if preferences.get("allow_fallbacks") is not False and name != "include_alpha":
+            assert set(names) <= set(offered(fewer)), (name, preference)
     for field, banned in (("ignore", True), ("only", False)):
-        if field in wishes:
-            told = {
-                item.provider for item in some if any(item.named(name) for name in wishes[field])
+        if field in preferences:
+            named = {
+                item.provider
+                for item in some
+                if any(item.named(name) for name in preferences[field])
             }
-            assert not (set(names) & told if banned else set(names) - told)
+            assert not (set(names) & named if banned else set(names) - named)

@@ -20,7 +20,7 @@ class Resources:
 
     def __init__(self):
         self.made, self.closed = [], []
-        self.perloop = PerLoop("resources", self.make)
+        self.per_loop = PerLoop("resources", self.make)
 
     def make(self, stack):
         thing = f"thing {len(self.made)}"
@@ -40,7 +40,7 @@ async def test_concurrent_first_users_share_one_value():
     resources, got = Resources(), []
 
     async def get():
-        got.append(await resources.perloop.get())
+        got.append(await resources.per_loop.get())
 
     await tasks.gather([get] * 5, at_once=5)
 
@@ -53,7 +53,7 @@ def test_without_a_lifespan_the_value_is_closed_when_its_loop_ends(backend):
     resources = Resources()
 
     for at in range(3):
-        assert anyio.run(resources.perloop.get, backend=backend) == f"thing {at}"
+        assert anyio.run(resources.per_loop.get, backend=backend) == f"thing {at}"
         assert resources.closed == resources.made
 
 
@@ -62,7 +62,7 @@ def test_the_value_is_closed_when_the_loop_ends_with_an_error(backend):
     resources = Resources()
 
     async def fail():
-        await resources.perloop.get()
+        await resources.per_loop.get()
         raise LookupError
 
     with pytest.raises(LookupError):
@@ -73,11 +73,11 @@ def test_the_value_is_closed_when_the_loop_ends_with_an_error(backend):
 @pytest.mark.anyio
 async def test_after_close_the_next_get_makes_a_new_value():
     resources = Resources()
-    first = await resources.perloop.get()
-    await resources.perloop.close(first)
-    await resources.perloop.close(first)
-    await resources.perloop.get()
-    await resources.perloop.close(first)
+    first = await resources.per_loop.get()
+    await resources.per_loop.close(first)
+    await resources.per_loop.close(first)
+    await resources.per_loop.get()
+    await resources.per_loop.close(first)
 
     assert resources.made == ["thing 0", "thing 1"]
     assert resources.closed == ["thing 0"]
@@ -86,7 +86,7 @@ async def test_after_close_the_next_get_makes_a_new_value():
 @pytest.mark.anyio
 async def test_concurrent_calls_of_close_close_the_value_once():
     resources = Resources()
-    close = partial(resources.perloop.close, await resources.perloop.get())
+    close = partial(resources.per_loop.close, await resources.per_loop.get())
 
     await tasks.gather([close, close], at_once=2)
     assert resources.closed == ["thing 0"]
@@ -105,18 +105,18 @@ async def test_a_value_made_while_another_is_closing_is_kept():
         await anyio.sleep(0.05)
         closed.append(made)
 
-    perloop = PerLoop("slow", make)
-    first, late = await perloop.get(), []
+    per_loop = PerLoop("slow", make)
+    first, late = await per_loop.get(), []
 
     async def come_late():
         await anyio.sleep(0.01)
-        late.append(await perloop.get())
+        late.append(await per_loop.get())
 
-    await tasks.gather([partial(perloop.close, first), come_late], at_once=2)
+    await tasks.gather([partial(per_loop.close, first), come_late], at_once=2)
     gc.collect()
     await anyio.sleep(0.1)
 
-    assert [late[0]] == [await perloop.get()]
+    assert [late[0]] == [await per_loop.get()]
     assert [first] == closed
 
 
@@ -129,11 +129,11 @@ async def test_get_retries_after_make_has_failed():
             raise fault
         return "made"
 
-    perloop = PerLoop("faulty", make)
+    per_loop = PerLoop("faulty", make)
     with pytest.raises(OSError, match="no"):
-        await perloop.get()
+        await per_loop.get()
 
-    assert await perloop.get() == "made"
+    assert await per_loop.get() == "made"
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -141,9 +141,9 @@ def test_loops_in_two_threads_have_separate_values(backend):
     resources, meet, got = Resources(), threading.Barrier(2, timeout=60), []
 
     async def use():
-        thing = await resources.perloop.get()
+        thing = await resources.per_loop.get()
         meet.wait()
-        got.append((thing, await resources.perloop.get()))
+        got.append((thing, await resources.per_loop.get()))
 
     threads = [
         threading.Thread(target=anyio.run, args=[use], kwargs={"backend": backend})
@@ -162,7 +162,7 @@ def test_instances_with_the_same_name_are_independent():
     all_resources = [Resources(), Resources()]
 
     async def use():
-        return [await resources.perloop.get() for resources in all_resources]
+        return [await resources.per_loop.get() for resources in all_resources]
 
     assert asyncio.run(use()) == ["thing 0", "thing 0"]
     assert [resources.closed for resources in all_resources] == [["thing 0"], ["thing 0"]]
@@ -172,7 +172,7 @@ def test_does_not_keep_a_loop_alive():
     resources = Resources()
 
     async def use():
-        await resources.perloop.get()
+        await resources.per_loop.get()
         return weakref.ref(asyncio.get_running_loop())
 
     loop = asyncio.run(use())

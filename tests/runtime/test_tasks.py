@@ -18,7 +18,7 @@ from embedroute.runtime import (
 
 pytestmark = pytest.mark.anyio
 
-WHO = ContextVar("who", default="nobody")
+WHO = ContextVar("who", default="absent")
 
 
 class Recorder:

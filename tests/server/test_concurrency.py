@@ -81,7 +81,7 @@ def processes():
     started = []
     try:
         for options in ([], ["--mode", BURSTS], []):
-            started.append(Process(*options))  # noqa: PERF401 - what has started is killed whatever happens to the next
+            started.append(Process(*options))  # noqa: PERF401 - what has started is killed even if the next one fails
         yield started
     finally:
         for process in started:

@@ -263,13 +263,13 @@ async def test_the_middleware_serves_its_paths_and_passes_the_others_through(
             404,
             "model_not_found",
             "model",
-            {"body": b'{"model":"nope","input":"a","provider":"nobody"}'},
+            {"body": b'{"model":"nope","input":"a","provider":"absent"}'},
         ),
         (
             403,
             "model_not_allowed",
             "model",
-            {"body": b'{"model":"org/big","input":"a","provider":"nobody"}'},
+            {"body": b'{"model":"org/big","input":"a","provider":"absent"}'},
         ),
         (
             403,
@@ -281,7 +281,7 @@ async def test_the_middleware_serves_its_paths_and_passes_the_others_through(
             403,
             "debug_not_allowed",
             "debug",
-            {"body": b'{"model":"m","input":"a","debug":{"trace":true},"provider":"nobody"}'},
+            {"body": b'{"model":"m","input":"a","debug":{"trace":true},"provider":"absent"}'},
         ),
         (
             403,
@@ -293,7 +293,7 @@ async def test_the_middleware_serves_its_paths_and_passes_the_others_through(
             400,
             None,
             "provider",
-            {"body": b'{"model":"m","input":"a","provider":"nobody","dimensions":9}'},
+            {"body": b'{"model":"m","input":"a","provider":"absent","dimensions":9}'},
         ),
         (400, None, "provider", {"body": b'{"model":"m","input":"a","provider":""}'}),
     ],
@@ -689,7 +689,7 @@ async def test_a_body_counts_until_its_response_is_sent():
     "headers",
     [
         (JSON,),
-        (JSON, ("Authorization", "Bearer nobody")),
+        (JSON, ("Authorization", "Bearer absent")),
         (BEARER,),
         (JSON, BEARER, ("Content-Encoding", "gzip")),
     ],

@@ -27,13 +27,15 @@ def app_of(*steps, endpoint=None):
     slugs = [f"p{at}" for at in range(len(steps))]
     config = Config(
         gateway={"auth": "open", "debug": True, "dialect": "openrouter"},
-        providers={slug: Provider(backend=it) for slug, it in zip(slugs, backends, strict=True)},
+        providers={
+            slug: Provider(backend=item) for slug, item in zip(slugs, backends, strict=True)
+        },
         models={
             "m": {
                 "dimensions": WIDTH,
                 "modalities": ["text", "image"],
                 "prefixes": {"query": "a prefix as long as that: "},
-                "endpoints": [{"provider": it, **(endpoint or {})} for it in slugs],
+                "endpoints": [{"provider": item, **(endpoint or {})} for item in slugs],
             }
         },
     )
@@ -198,9 +200,9 @@ async def test_explain_lists_excluded_endpoints_with_the_reason(fields, left, fi
     traced = (await post(app, input="text", debug={"trace": True}, **fields))["trace"]
 
     assert left == len(actual["order"])
-    assert (filtered or {}) == {it["filter"]: it["reason"] for it in actual["filtered"]}
+    assert (filtered or {}) == {item["filter"]: item["reason"] for item in actual["filtered"]}
     assert (1 if filtered is None else 3) == len(
-        {it["provider"] for it in (*actual["order"], *actual["filtered"])}
+        {item["provider"] for item in (*actual["order"], *actual["filtered"])}
     )
     assert len(actual["filtered"]) == sum(event["action"] == "filtered" for event in traced)
 

@@ -148,11 +148,11 @@ async def test_sending_many_pieces_to_a_fast_client_yields_to_other_tasks():
     async with anyio.create_task_group() as group:
         group.start_soon(go_round)
         await anyio.lowlevel.checkpoint()
-        inbound = HTTPExchange(
+        exchange = HTTPExchange(
             {"type": "http", "method": "POST", "headers": []}, anyio.sleep_forever, send
         )
         async with tasks.watch(math.inf, TimeoutError) as watching:
-            await inbound.send_pieces(100, iter([b"piece"] * 20), watching, in_turn=True)
+            await exchange.send_pieces(100, iter([b"piece"] * 20), watching, in_turn=True)
         group.cancel_scope.cancel()
 
     assert [0, *[5] * 20, 0] == [size for _, size in sent_in]
@@ -349,7 +349,9 @@ async def test_an_evicted_holder_does_not_release_the_current_holder():
         await taken.wait()
         group.start_soon(run_cooperatively, map(done.append, ["last"]))
 
-    assert ["next", "last"] == [it for it, _ in groupby(it for it in done if it != "overstayed")]
+    assert ["next", "last"] == [
+        name for name, _ in groupby(name for name in done if name != "overstayed")
+    ]
     assert "overstayed" in done[2:-1]
 
 

@@ -28,7 +28,7 @@ def app_of(endpoints=({},), **facts):
         Gateway(
             Config(
                 gateway={"auth": "open"},
-                providers={it["provider"]: Provider(backend=Plain(width=WIDTH)) for it in listed},
+                providers={row["provider"]: Provider(backend=Plain(width=WIDTH)) for row in listed},
                 models={"m": {"dimensions": WIDTH, "endpoints": listed, **facts}},
             )
         )

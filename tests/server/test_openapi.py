@@ -263,7 +263,8 @@ FAULTS = [
 def test_an_error_fits_the_schema_of_its_dialect(dialect, error):
     error.provider = "mock"
     written = {
-        name: json.loads(it.error(error, RequestTrace("req_1"))) for name, it in DIALECTS.items()
+        name: json.loads(dialect.error(error, RequestTrace("req_1")))
+        for name, dialect in DIALECTS.items()
     }
     fits = {
         name

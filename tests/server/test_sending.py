@@ -197,10 +197,10 @@ async def test_every_response_has_a_write_timeout(path, caplog):
 @pytest.mark.anyio
 async def test_a_slow_client_that_reads_is_not_given_up():
     """The timeout is for each piece, not for the response."""
-    client = Client(embeddings_app(make(write_timeout=5.0)))
+    client = Client(embeddings_app(make(write_timeout=2.0)))
     async with anyio.create_task_group() as group:
         group.start_soon(client.run)
-        for most in range(1, 60):
+        for most in range(1, 31):
             client.most = most
             client.read()
             await anyio.sleep(0.1)
@@ -313,6 +313,9 @@ def test_a_server_closes_the_connection_of_a_client_that_reads_nothing(server):
     assert "Traceback" not in serving_.said
 
 
+COUNT = 8
+"""Large responses that wait for their clients at the same time."""
+
 CONFIG = """
 [gateway]
 auth = "open"
@@ -343,7 +346,7 @@ def resident(pid):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of a process from /proc")
 @pytest.mark.parametrize("encoding_format", FORMATS)
 def test_large_responses_to_slow_clients_leave_little_memory_behind(encoding_format, tmp_path):
-    """After 20 responses of 2048 x 1536 that all wait for their clients."""
+    """After responses of 2048 x 1536 that all wait for their clients."""
     upstream = [sys.executable, "-m", "tests.fault_upstream", "--width", str(WIDTH)]
     command = [sys.executable, "-c", SERVED, "serve", "--port", "0"]
     statuses = []
@@ -352,11 +355,11 @@ def test_large_responses_to_slow_clients_leave_little_memory_behind(encoding_for
         (tmp_path / "embedroute.toml").write_text(CONFIG.format(url=url))
         with serving(command, tmp_path) as gateway:
             pid = int((tmp_path / "pid").read_text())
-            all_wait = threading.Barrier(20)
+            all_wait = threading.Barrier(COUNT)
 
             def ask(at, count=2048):
                 connection = http.client.HTTPConnection(gateway[7:], timeout=PATIENCE)
-                inputs = [f"{at} {it}" for it in range(count)]
+                inputs = [f"{at} {part}" for part in range(count)]
                 body = {"model": "m", "input": inputs, "encoding_format": encoding_format}
                 headers = {"content-type": "application/json"}
                 connection.request("POST", "/v1/embeddings", json.dumps(body), headers)
@@ -368,7 +371,7 @@ def test_large_responses_to_slow_clients_leave_little_memory_behind(encoding_for
 
             ask(0, 1)
             before = resident(pid)
-            clients = [threading.Thread(target=ask, args=[at]) for at in range(20)]
+            clients = [threading.Thread(target=ask, args=[at]) for at in range(COUNT)]
             for client in clients:
                 client.start()
             for client in clients:
@@ -377,5 +380,5 @@ def test_large_responses_to_slow_clients_leave_little_memory_behind(encoding_for
             kept = resident(pid) - before
         process.kill()
 
-    assert [(200, True)] * 22 == statuses
-    assert kept < 100
+    assert [(200, True)] * (COUNT + 2) == statuses
+    assert kept < 40  # 70 if glibc keeps the freed memory

@@ -94,7 +94,7 @@ def test_a_request_that_the_server_cancels_gets_a_503(server):
 
 @pytest.mark.parametrize("server", GRACE)
 def test_a_request_that_ends_within_the_grace_gets_its_vectors(server):
-    with Upstream(delay=1.5) as upstream:
+    with Upstream(delay=0.7) as upstream:
         answer, said = stop_while_asked(server, LONG[server], upstream)
 
     assert (200, 1) == (answer.status_code, len(answer.json()["data"]))
@@ -108,7 +108,7 @@ def test_granian_waits_for_requests_in_flight(tmp_path):
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "granian", "--interface", "asgi", "--port", str(port)]
     output = tmp_path / "output"
-    with Upstream(delay=1.5) as upstream, output.open("w") as file:
+    with Upstream(delay=0.7) as upstream, output.open("w") as file:
         server = subprocess.Popen(  # noqa: S603 - fixed arguments
             [*command, "tests.hosts.apps.sending:app"],
             cwd=ROOT,

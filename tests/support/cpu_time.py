@@ -5,6 +5,8 @@ import json
 import mmap
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from statistics import median
 
 OBJECTS = json.dumps([{"type": "text", "text": str(at)} for at in range(2000)])
@@ -46,19 +48,36 @@ def slowness() -> float:
     return max(1.0, objects, memory)
 
 
+class Spent:
+    """The CPU time of a block, in seconds of the reference machine."""
+
+    seconds = 0.0
+
+
+@contextmanager
+def measured_cpu() -> Iterator[Spent]:
+    """Measure the CPU time that this process spends in the body of ``with``."""
+    spent = Spent()
+    before = slowness()
+    began = time.process_time()
+    yield spent
+    seconds = time.process_time() - began
+    spent.seconds = seconds * 2 / (before + slowness())
+
+
 class Steps:
-    """Measures the CPU time between two rounds of the event loop: what others on it are held up for, whatever else runs.
+    """Measures the CPU time between two rounds of the event loop: how long it blocks other tasks.
 
     Coverage is off meanwhile, in this thread: counting the lines of a step takes longer than the step. ``longest`` is in
-    seconds of a machine that is not slowed down by others.
+    seconds of the reference machine, which is ``slowness`` times faster than this one was meanwhile.
     """
 
     def __init__(self):
         self.longest = 0.0
+        self.slowness = 1.0
         self._last = 0.0
         self._next = None
         self._tracer = None
-        self._slowness = 1.0
 
     def _tick(self):
         now = time.process_time()
@@ -69,14 +88,14 @@ class Steps:
     def __enter__(self):
         self._tracer = sys.gettrace()
         sys.settrace(None)
-        self._slowness = slowness()
+        self.slowness = slowness()
         self._last = time.process_time()
         self._next = asyncio.get_running_loop().call_soon(self._tick)
         return self
 
     def __exit__(self, *_):
         self._next.cancel()
-        self.longest = (
-            max(self.longest, time.process_time() - self._last) * 2 / (self._slowness + slowness())
-        )
+        longest = max(self.longest, time.process_time() - self._last)
+        self.slowness = (self.slowness + slowness()) / 2
+        self.longest = longest / self.slowness
         sys.settrace(self._tracer)

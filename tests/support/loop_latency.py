@@ -96,10 +96,10 @@ async def serve(body):
     async def answer(reader, writer):
         with suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
-                asked = await reader.readuntil(b"\r\n\r\n")
+                request_head = await reader.readuntil(b"\r\n\r\n")
                 length = next(
                     line
-                    for line in asked.lower().split(b"\r\n")
+                    for line in request_head.lower().split(b"\r\n")
                     if line.startswith(b"content-length:")
                 )
                 await reader.readexactly(int(length.split(b":")[1]))

@@ -549,48 +549,54 @@ class ImagesOnly(Backend, frozen=True):
             r"same request for the same inputs in reverse: send them in their order",
         ),
         (
-            SendsSelected(sent=lambda it: it.inputs[:1]),
+            SendsSelected(sent=lambda batch: batch.inputs[:1]),
             None,
             r"for any batch.texts\[1\]: send every input",
         ),
         (
-            SendsSelected(sent=lambda it: it.inputs[:1]),
+            SendsSelected(sent=lambda batch: batch.inputs[:1]),
             by_input,
             r"for any batch.texts\[1\]: send every input",
         ),
-        (SendsSelected(sent=lambda it: it.inputs[-1:]), None, r"for any batch.texts\[0\]"),
+        (SendsSelected(sent=lambda batch: batch.inputs[-1:]), None, r"for any batch.texts\[0\]"),
         (
-            SendsSelected(sent=lambda it: [it.inputs[0], it.inputs[-1]]),
+            SendsSelected(sent=lambda batch: [batch.inputs[0], batch.inputs[-1]]),
             None,
             r"for any batch.texts\[1\]",
         ),
         (
-            SendsSelected(sent=lambda it: it.texts or it.parts or it.tokens[:1]),
+            SendsSelected(sent=lambda batch: batch.texts or batch.parts or batch.tokens[:1]),
             None,
             r"for any batch.tokens\[1\]",
         ),
         (
-            SendsSelected(sent=lambda it: it.texts or it.tokens or it.parts[:1]),
+            SendsSelected(sent=lambda batch: batch.texts or batch.tokens or batch.parts[:1]),
             None,
             r"for any batch.parts\[1\]\[0\]",
         ),
         (
-            SendsSelected(sent=lambda it: it.texts or it.tokens or [one[:1] for one in it.parts]),
+            SendsSelected(
+                sent=lambda batch: batch.texts or batch.tokens or [one[:1] for one in batch.parts]
+            ),
             None,
             r"parts\[0\]\[1\]: send every input",
         ),
         (
-            SendsSelected(sent=lambda it: it.texts or it.tokens or [one[-1:] for one in it.parts]),
+            SendsSelected(
+                sent=lambda batch: batch.texts or batch.tokens or [one[-1:] for one in batch.parts]
+            ),
             None,
             r"parts\[0\]\[0\]: send every input",
         ),
         (
-            SendsSelected(sent=lambda it: it.inputs[:1] if it.input_type else it.inputs),
+            SendsSelected(
+                sent=lambda batch: batch.inputs[:1] if batch.input_type else batch.inputs
+            ),
             None,
             r"for any batch.texts\[1\]",
         ),
         (
-            SendsSelected(sent=lambda it: it.texts or it.parts or sorted(it.tokens)),
+            SendsSelected(sent=lambda batch: batch.texts or batch.parts or sorted(batch.tokens)),
             None,
             "same inputs in reverse",
         ),

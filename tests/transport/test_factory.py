@@ -49,7 +49,7 @@ def test_selects_the_http1_transport_if_it_can_be_used(
 
     assert opened == create_transport(name, connect, own, on_asyncio=on_asyncio).name
     assert [(f"transport {opened}", opened)] == [
-        (it.getMessage(), it.transport) for it in caplog.records
+        (record.getMessage(), record.transport) for record in caplog.records
     ]
 
 

@@ -514,7 +514,7 @@ async def test_a_cancelled_request_is_not_in_flight_any_more(anyio_backend, name
 
 @transports
 async def test_an_address_that_cannot_be_reached_is_replaced_and_then_avoided(anyio_backend, name):
-    """Only the first request waits for it, and its own connection is not used for others."""
+    """Only the first request waits for that address, and its own connection is not used for others."""
     with upstreams(2) as (running, addresses), black_hole() as hole:
         addresses.insert(0, address(*hole))
         with scripted(addresses) as lookup:

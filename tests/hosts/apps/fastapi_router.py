@@ -17,8 +17,8 @@ async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
 
 
 async def known_tenant(x_tenant: Annotated[str, Header()] = "") -> None:
-    if x_tenant == "nobody":
-        raise HTTPException(402, "Nobody pays for this tenant.")
+    if x_tenant == "absent":
+        raise HTTPException(402, "This tenant has no account.")
 
 
 app = FastAPI(lifespan=lifespan)
