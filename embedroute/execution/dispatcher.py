@@ -274,7 +274,8 @@ class Dispatcher:
 
         None if it does not end before the deadline or within the request's time for such waits, or
         if the retry budget is spent. The next call to an endpoint is a retry if it was called
-        before. It is taken from the budget before the wait, so that no request waits in vain.
+        before. It is taken from the budget before the wait, so that no request waits for a
+        retry that the budget then refuses.
         """
         now = self._clock()
         context = dispatch.context

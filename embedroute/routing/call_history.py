@@ -30,7 +30,7 @@ class _Second:
 
 
 class CallHistory:
-    """The calls of the last ``PERIOD`` seconds, and the last of those that tell of the endpoint."""
+    """The calls of the last ``PERIOD`` seconds, and the last ones that count for the breaker."""
 
     def __init__(self) -> None:
         """Create an empty history."""
@@ -72,7 +72,7 @@ class CallHistory:
         return len(last), self._last_failed
 
     def forget_last(self) -> None:
-        """Begin anew to count the last calls."""
+        """Discard the last calls."""
         self._last.clear()
         self._last_failed = 0
 
