@@ -7,7 +7,7 @@ import sys
 import pytest
 from hypothesis import HealthCheck, settings
 
-# A busy machine is no finding, and a run that fails must fail again.
+# A busy machine must not fail a test, and a run that fails must fail again.
 settings.register_profile(
     "steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )

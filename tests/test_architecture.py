@@ -213,7 +213,7 @@ BLOCKS = (
 
 
 def depth(node: ast.AST) -> int:
-    """Blocks inside blocks below a function; an ``elif`` is no deeper than its ``if``."""
+    """Blocks inside blocks below a function; an ``elif`` is as deep as its ``if``."""
     below = 0
     for field, children in ast.iter_fields(node):
         for child in children if isinstance(children, list) else [children]:

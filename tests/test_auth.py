@@ -122,9 +122,9 @@ def test_bearer_token_returns_the_token_unchanged():
 def test_api_keys_are_stored_only_as_digests():
     """No attribute contains a key, and two instances have different digests."""
     api_keys = ApiKeys({"plain": ApiKey(key=Secret(KEY))})
-    held = repr(vars(api_keys)) + repr(gc.get_referents(api_keys))
+    stored = repr(vars(api_keys)) + repr(gc.get_referents(api_keys))
 
-    assert KEY not in held
+    assert KEY not in stored
     assert KEY.encode() not in b"".join(api_keys._callers)
     assert not set(api_keys._callers) & set(API_KEYS._callers)
 
@@ -135,7 +135,7 @@ def test_without_configured_keys_every_key_is_rejected():
 
 
 @pytest.mark.parametrize(
-    ("given", "held"),
+    ("fields", "expected"),
     [
         ({}, (None, (), ())),
         (
@@ -150,11 +150,13 @@ def test_without_configured_keys_every_key_is_rejected():
         ({"models": [], "only": []}, (frozenset(), (), ())),
     ],
 )
-def test_a_caller_accepts_any_collection_of_names(given, held):
-    caller = Caller(name="c", **given)
+def test_a_caller_accepts_any_collection_of_names(fields, expected):
+    caller = Caller(name="c", **fields)
 
-    assert held == (caller.models, caller.only, caller.ignore)
-    assert hash(caller) == hash(Caller(name="c", models=held[0], only=held[1], ignore=held[2]))
+    assert expected == (caller.models, caller.only, caller.ignore)
+    assert hash(caller) == hash(
+        Caller(name="c", models=expected[0], only=expected[1], ignore=expected[2])
+    )
 
 
 @pytest.mark.parametrize("field", ["models", "only", "ignore"])
@@ -166,10 +168,10 @@ def test_a_caller_rejects_a_field_that_is_not_a_collection_of_names(field, names
 
 
 @pytest.mark.parametrize("field", ["name", "namespace"])
-@pytest.mark.parametrize("given", [None, 5, b"ab", ["ab"]])
-def test_a_caller_rejects_a_name_that_is_not_a_string(field, given):
+@pytest.mark.parametrize("value", [None, 5, b"ab", ["ab"]])
+def test_a_caller_rejects_a_name_that_is_not_a_string(field, value):
     with pytest.raises(TypeError, match=rf"^Caller\({field}=…\) must be a string"):
-        Caller(**{"name": "c", field: given})
+        Caller(**{"name": "c", field: value})
 
 
 # Cache scopes

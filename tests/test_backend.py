@@ -53,13 +53,13 @@ class Acme(HTTPBackend):
         return Vectors.from_lists(answer["vectors"], prompt_tokens=answer["tokens"])
 
 
-def fail(held):
-    raise ValueError(held)
+def fail(secret):
+    raise ValueError(secret)
 
 
-def traced(held):
+def traced(secret):
     try:
-        fail(held)
+        fail(secret)
     except ValueError as error:
         return "".join(
             traceback.TracebackException.from_exception(error, capture_locals=True).format()
@@ -305,16 +305,16 @@ def test_a_body_written_in_pieces_contains_no_half_of_a_surrogate_pair():
 )
 @pytest.mark.parametrize("name", ["x-tok", "X-Tok", "X-TOK"])
 def test_header_names_of_a_response_are_case_insensitive(headers, name):
-    held = UpstreamResponse(200, headers, b"").headers
+    found = UpstreamResponse(200, headers, b"").headers
 
     assert ("9", "9", True, None) == (
-        held[name],
-        held.get(name),
-        name in held,
-        held.get("other"),
+        found[name],
+        found.get(name),
+        name in found,
+        found.get("other"),
     )
-    assert ({"x-tok": "9"}, ["x-tok"], 1) == (held, list(held), len(held))
-    assert repr(held) == "{'x-tok': '9'}"
+    assert ({"x-tok": "9"}, ["x-tok"], 1) == (found, list(found), len(found))
+    assert repr(found) == "{'x-tok': '9'}"
 
 
 def test_a_response_can_be_built_from_another():

@@ -55,7 +55,7 @@ def right(texts, width=WIDTH):
 
 @trio_too
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("inputs", "expected"),
     [
         ("text", ["text"]),
         (["text"], ["text"]),
@@ -66,8 +66,8 @@ def right(texts, width=WIDTH):
         ([np.int64(1), 2], [(1, 2)]),
     ],
 )
-async def test_every_shape_of_input_comes_back_row_by_row(given, expected):
-    answer = await gateway_of().embed(given, model="m")
+async def test_every_shape_of_input_comes_back_row_by_row(inputs, expected):
+    answer = await gateway_of().embed(inputs, model="m")
 
     assert answer.vectors.dtype == np.float32
     assert answer.vectors.tolist() == right(expected)
@@ -123,7 +123,7 @@ async def test_fields_are_those_of_the_wire_and_so_are_refusals():
     gateway = gateway_of()
 
     assert (await gateway.embed("a", model="m", dimensions=4)).vectors.shape == (1, 4)
-    for given, fields, status, param in [
+    for inputs, fields, status, param in [
         ("", {}, 400, "input"),
         (["a", ""], {}, 400, "input[1]"),
         ("a", {"dimensions": 99}, 400, "dimensions"),
@@ -134,7 +134,7 @@ async def test_fields_are_those_of_the_wire_and_so_are_refusals():
         (["a", {"b"}], {}, 400, "input[1]"),
     ]:
         with pytest.raises(EmbedrouteError) as caught:
-            await gateway.embed(given, **{"model": "m", **fields})
+            await gateway.embed(inputs, **{"model": "m", **fields})
         assert (caught.value.status, caught.value.param) == (status, param)
     with pytest.raises(TypeError, match="wrong"):
         await gateway.embed("a", model="m", wrong=1)
@@ -219,8 +219,8 @@ async def test_an_endpoint_that_stalls_leaves_time_for_the_other_model():
 
 
 @trio_too
-async def test_a_failure_is_shared_only_by_those_who_asked_alike():
-    """The same endpoints, but other wishes: it calls anew."""
+async def test_a_failure_is_shared_only_by_equal_requests():
+    """A request with other preferences calls the same endpoint again."""
     failing, outcomes = anyio.Event(), {}
 
     async def fails(_batch):
@@ -237,15 +237,15 @@ async def test_a_failure_is_shared_only_by_those_who_asked_alike():
 
     async with anyio.create_task_group() as group:
         for name, fields in {
-            "leads": {},
-            "alike": {},
+            "leader": {},
+            "equal": {},
             "other": {"provider": {"sort": "price"}},
         }.items():
             group.start_soon(partial(ask, name, **fields))
             await anyio.wait_all_tasks_blocked()
         failing.set()
 
-    assert {"leads": 502, "alike": 502, "other": right("a")} == outcomes
+    assert {"leader": 502, "equal": 502, "other": right("a")} == outcomes
 
 
 @trio_too

@@ -141,7 +141,7 @@ def test_every_advisory_is_about_a_package_that_is_installed_and_names_its_sourc
     known = {item.name for item in REQUIREMENTS} | {
         "h11",
         "httpcore2",
-    }  # what the others speak HTTP with
+    }  # what the others use for HTTP
 
     assert {item["package"] for item in ADVISORIES} <= known
     assert [] == [
@@ -168,7 +168,7 @@ source = "https://example.com"
 
 
 @pytest.mark.parametrize(
-    ("written", "status", "said"),
+    ("changes", "status", "said"),
     [
         ({"affected": "<9999"}, 1, "CVE-2000-0001: It is planted."),
         ({"affected": "<0.0.1"}, 0, "1 packages, 0 advisories apply; data of 2026-11-28"),
@@ -182,8 +182,8 @@ source = "https://example.com"
         ({"date": "[["}, 2, "could not be made: TOMLDecodeError"),
     ],
 )
-def test_the_audit_says_what_applies_or_that_it_could_not_be_made(written, status, said, tmp_path):
-    fields = {"date": "2026-11-28", "package": "msgspec", "affected": "<0.0.1", **written}
+def test_the_audit_says_what_applies_or_that_it_could_not_be_made(changes, status, said, tmp_path):
+    fields = {"date": "2026-11-28", "package": "msgspec", "affected": "<0.0.1", **changes}
     (tmp_path / "advisories.toml").write_text(ADVISORY.format(**fields), encoding="utf-8")
 
     assert audit(tmp_path / "advisories.toml")[0] == status
@@ -213,7 +213,7 @@ def test_ci_checks_vulnerabilities_and_runs_all_tests_and_the_lowest_versions():
 
 
 def test_every_test_that_the_security_page_names_exists():
-    """A promise whose test is gone is no promise."""
+    """The page must not promise what is no longer tested."""
     named = set(
         re.findall(r"`(tests/[\w/.]+\.py)`", (ROOT / "SECURITY.md").read_text(encoding="utf-8"))
     )

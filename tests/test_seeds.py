@@ -27,7 +27,7 @@ RESPONSES = [
     for status, body in document["examples"]["responses"].items()
 ]
 
-# Phaseo's page fills its example with placeholders: these stand for them.
+# Phaseo's page fills its example with placeholders, which these replace.
 FILLED = {
     "model": "text-embedding-3-small",
     "encoding_format": "float",
@@ -51,7 +51,7 @@ def validator(document, schema):
 
 def gateway_of():
     class Anything(ScriptedBackend, frozen=True, kw_only=True):
-        """Speaks every option that the examples name."""
+        """Accepts every option that the examples name."""
 
         accepts = ScriptedBackend.accepts.__class__(
             tokens=True,
@@ -94,7 +94,7 @@ async def post(dialect, body):
 async def test_a_documented_request_is_answered_in_its_dialect(dialect, request_):
     body = filled(request_)
     if "embedding_options" in body:
-        # The example shows both namespaces at once, which no single provider speaks.
+        # The example shows both namespaces at once, which no single provider supports.
         body["embedding_options"].pop("mistral")
     document = SCHEMAS[dialect]
     validator(document, document["request"]).validate(body)

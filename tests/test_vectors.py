@@ -39,11 +39,11 @@ def test_float32_survives_every_format(array):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "held"), [("int8", "i1"), ("uint8", "u1"), ("binary", "i1"), ("ubinary", "u1")]
+    ("dtype", "storage"), [("int8", "i1"), ("uint8", "u1"), ("binary", "i1"), ("ubinary", "u1")]
 )
-def test_quantised_numbers_survive_every_format(dtype, held):
-    bounds = np.iinfo(held)
-    array = np.arange(bounds.min, bounds.max + 1, dtype=held).reshape(2, 128)
+def test_quantised_numbers_survive_every_format(dtype, storage):
+    bounds = np.iinfo(storage)
+    array = np.arange(bounds.min, bounds.max + 1, dtype=storage).reshape(2, 128)
     as_text = [json.loads(vectors.to_json(row)) for row in array]
 
     assert np.array_equal(vectors.from_lists(as_text, dtype), array)

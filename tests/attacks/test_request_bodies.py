@@ -174,14 +174,14 @@ def field(name: str, unit: str, before: str = '"', after: str = '"'):
 
 
 def twice(size: int) -> bytes:
-    given = b'"' + b"a" * (size // 2) + b'"'
-    return b'{"model":"m","input":' + given + b',"input":' + given + b"}"
+    text = b'"' + b"a" * (size // 2) + b'"'
+    return b'{"model":"m","input":' + text + b',"input":' + text + b"}"
 
 
 def both(item: str):
     def write(size: int) -> bytes:
-        given = b"[" + filled(item.encode() + b",", size // 2)[:-1] + b"]"
-        return request(input=given, inputs=given)
+        array = b"[" + filled(item.encode() + b",", size // 2)[:-1] + b"]"
+        return request(input=array, inputs=array)
 
     return write
 
@@ -416,7 +416,7 @@ CASES = pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
 
 
 async def rows(batch):
-    """Answer at once: what hashing texts costs is no part of what is measured."""
+    """Answer at once: the time of hashing texts must not be measured."""
     return Vectors(np.ones((len(batch), 8), dtype="f4"), prompt_tokens=len(batch))
 
 
@@ -571,10 +571,10 @@ def test_encoding_the_upstream_request_does_not_block_the_event_loop(
     longest, answer = measured_step(lambda: app, content)
 
     assert answer.status == 200, answer.body[:300]
-    given = json.loads(content)["input"]
+    sent = json.loads(content)["input"]
     answered = np.array([row["embedding"] for row in answer.json["data"]], dtype="f4")
     np.testing.assert_allclose(
-        answered, vectors_of(given if isinstance(given, list) else [given]), atol=1e-6
+        answered, vectors_of(sent if isinstance(sent, list) else [sent]), atol=1e-6
     )
     assert longest <= LONGEST_STEP
 

@@ -189,18 +189,18 @@ def test_one_key_cannot_fill_the_memory_with_endless_bodies(chunked):
     ):
         assert embedded(server, "sk-one") == 200
         before = memory_of(server)
-        held = []
+        waiting = []
         for _ in range(8 * SCALE):
             client = clients.enter_context(stalled(server, "sk-one", 32 * MIB, chunked=chunked))
-            held.append(client)
+            waiting.append(client)
 
-        answers = [refused(client) for client in held]
+        answers = [refused(client) for client in waiting]
         grown = memory_of(server) - before
 
         assert embedded(server, "sk-two") == 200
         assert answers.count(False) == 2
         assert grown < 200 * MIB  # 8 such bodies are 256 MiB
-        for client in held:
+        for client in waiting:
             client.close()
         until(lambda: embedded(server, "sk-one") == 200)
     assert server.said == ""

@@ -12,7 +12,10 @@ WIDTH = 8
 
 
 class Upstream:
-    """Answers in OpenAI's format in place of a transport; ``refuse`` judges ``user``."""
+    """Replaces a transport and answers in OpenAI's format.
+
+    ``refuse(user)`` returns an error message, or None to accept the request.
+    """
 
     name = "scripted"
 

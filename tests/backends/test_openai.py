@@ -252,7 +252,7 @@ def test_reads_the_model_that_the_answer_names(named, model, padding):
         pytest.param({"error": {"message": "boom"}}, id="an error without a code"),
         pytest.param({"error": "boom"}, id="an error that is a text"),
         pytest.param({"error": {"code": "odd"}} | rows([1, 2], [3, 4]), id="an error beside rows"),
-        pytest.param({"error": {"code": 200}}, id="an error whose code is no failure"),
+        pytest.param({"error": {"code": 200}}, id="an error whose code is a success"),
         pytest.param({"error": {"code": {"a": 1}}}, id="an error whose code is an object"),
     ],
 )

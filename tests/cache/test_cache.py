@@ -104,27 +104,27 @@ def test_vectors_of_merged_and_truncated_answers_keep_their_source():
 @pytest.mark.uncounted
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize(
-    "held",
+    "cached",
     [
         "".join(text for text, on in zip(LETTERS, mask, strict=True) if on)
         for mask in itertools.product([0, 1], repeat=6)
     ],
 )
-async def test_only_misses_go_upstream_and_every_row_belongs_to_its_input(anyio_backend, held):
+async def test_only_misses_go_upstream_and_every_row_belongs_to_its_input(anyio_backend, cached):
     """LiteLLM's cache has handed out wrong vectors here since 2024 (BerriAI/litellm #2990 to #41799)."""
     backend, gateway = gateway_of()
     for texts in REQUESTS:
         caller = Caller(name="c", namespace=texts)
-        if held:
-            await gateway.embed(list(held), model="m", caller=caller)
+        if cached:
+            await gateway.embed(list(cached), model="m", caller=caller)
             texts_sent(backend)
 
         answer = await gateway.embed(list(texts), model="m", caller=caller)
 
-        misses = "".join(dict.fromkeys(text for text in texts if text not in held))
+        misses = "".join(dict.fromkeys(text for text in texts if text not in cached))
         assert answer.vectors.tolist() == [RIGHT[text] for text in texts]
         assert texts_sent(backend) == ([misses] if misses else [])
-        hits = sum(text in held for text in texts)
+        hits = sum(text in cached for text in texts)
         assert (answer.trace.hits, answer.trace.misses) == (hits, len(texts) - hits)
         assert answer.prompt_tokens == len(texts)
 

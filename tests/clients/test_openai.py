@@ -30,11 +30,11 @@ def rows(answer):
     "encoding", [{}, {"encoding_format": "float"}, {"encoding_format": "base64"}]
 )
 @pytest.mark.parametrize("width", [None, 3])
-@pytest.mark.parametrize("given", [TEXTS, "good day", [5, 6, 7], [[1, 2], [3], [1, 2]]])
-def test_every_input_comes_back_in_order_in_every_encoding(client, given, width, encoding):
-    items = given if isinstance(given, list) and not isinstance(given[0], int) else [given]
+@pytest.mark.parametrize("inputs", [TEXTS, "good day", [5, 6, 7], [[1, 2], [3], [1, 2]]])
+def test_every_input_comes_back_in_order_in_every_encoding(client, inputs, width, encoding):
+    items = inputs if isinstance(inputs, list) and not isinstance(inputs[0], int) else [inputs]
     sized = {} if width is None else {"dimensions": width}
-    answer = client.embeddings.create(model=MODEL, input=given, **sized, **encoding)
+    answer = client.embeddings.create(model=MODEL, input=inputs, **sized, **encoding)
     vectors = [row.embedding for row in answer.data]
     if encoding.get("encoding_format") == "base64":
         vectors = [np.frombuffer(base64.b64decode(row, validate=True), "<f4") for row in vectors]
@@ -77,10 +77,10 @@ def test_the_client_finds_request_ids_and_models(client):
     raw = client.embeddings.with_raw_response.create(
         model="hash", input="a", extra_headers={"x-request-id": "mine-1"}
     )
-    listed = [model.id for model in client.models.list()]
+    model_ids = [model.id for model in client.models.list()]
 
     assert raw.request_id == "mine-1"
-    assert {"hash", MODEL} <= set(listed)
+    assert {"hash", MODEL} <= set(model_ids)
     assert client.models.retrieve(MODEL).id == MODEL
 
 

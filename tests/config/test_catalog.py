@@ -171,16 +171,16 @@ def test_a_model_row_has_only_known_keys(row):
 
 @pytest.mark.parametrize("row", MODELS)
 def test_allowed_dimensions_do_not_exceed_the_dimensions_of_the_model(row):
-    width, listed, least = row["dimensions"], row["dimensions_allowed"], row.get("dimensions_min")
+    width, allowed, least = row["dimensions"], row["dimensions_allowed"], row.get("dimensions_min")
 
     assert type(width) is int
     assert width > 0
-    assert listed is None or (
-        listed == sorted(set(listed)) and listed[0] > 0 and listed[-1] == width
+    assert allowed is None or (
+        allowed == sorted(set(allowed)) and allowed[0] > 0 and allowed[-1] == width
     )
     assert least is None or 1 < least < width
-    assert row["matryoshka"] or (listed, least) == (None, None)
-    assert listed is None or least is None
+    assert row["matryoshka"] or (allowed, least) == (None, None)
+    assert allowed is None or least is None
 
 
 @pytest.mark.parametrize("row", MODELS)
@@ -293,9 +293,9 @@ def test_text_embedding_3_small_has_the_documented_facts():
     ]
 
 
-@pytest.mark.parametrize(("model", "listed"), [("wordllama", [64, 128, 256]), ("hashed", None)])
-def test_models_of_built_in_backends_are_listed(model, listed):
+@pytest.mark.parametrize(("model", "allowed"), [("wordllama", [64, 128, 256]), ("hashed", None)])
+def test_models_of_built_in_backends_are_listed(model, allowed):
     (row,) = [row for row in CATALOGUE if row["model"] == model]
 
-    assert (row["dimensions"], row["matryoshka"], row["dimensions_allowed"]) == (256, True, listed)
+    assert (row["dimensions"], row["matryoshka"], row["dimensions_allowed"]) == (256, True, allowed)
     assert row["endpoints"] == [{"provider": model, "price": {"prompt": "0"}}]

@@ -989,7 +989,7 @@ def test_options_may_be_in_a_separate_table():
 
 
 @pytest.mark.parametrize(
-    ("said", "held"),
+    ("said", "canonical"),
     [
         ("m", "m"),
         ("m:floor", "m"),
@@ -1000,7 +1000,7 @@ def test_options_may_be_in_a_separate_table():
         ("q:floor:nitro", "q:floor"),
     ],
 )
-def test_models_of_a_key_are_resolved_to_canonical_names(said, held, tmp_path):
+def test_models_of_a_key_are_resolved_to_canonical_names(said, canonical, tmp_path):
     path = tmp_path / "my.toml"
     path.write_text(
         f'{KEYS}[keys.a]\nkey = "x"\nmodels = ["{said}"]\n{ONE}[models."q:floor"]\nendpoints = [{{provider = "hashed"}}]'
@@ -1008,7 +1008,7 @@ def test_models_of_a_key_are_resolved_to_canonical_names(said, held, tmp_path):
 
     gateway = Gateway.from_file(path)
 
-    assert {held} == gateway.keys.authenticate([b"Bearer x"]).models
+    assert {canonical} == gateway.keys.authenticate([b"Bearer x"]).models
 
 
 def test_all_mistakes_are_reported_together():
@@ -1050,7 +1050,7 @@ def test_all_mistakes_are_reported_together():
 
 
 @pytest.mark.parametrize(
-    ("said", "held"),
+    ("said", "secret"),
     [
         ("plain", "plain"),
         ("env:TEAM_A_KEY", "team-a-secret"),
@@ -1059,7 +1059,7 @@ def test_all_mistakes_are_reported_together():
         ("sk:1", "sk:1"),
     ],
 )
-def test_a_secret_is_read_from_its_source(said, held, tmp_path):
+def test_a_secret_is_read_from_its_source(said, secret, tmp_path):
     path = tmp_path / "secret"
     path.write_text(" from a file\n")
     text = f'[providers.openai]\napi_key = "{said.format(path=path)}"\n[gateway]\nauth = "open"'
@@ -1067,7 +1067,7 @@ def test_a_secret_is_read_from_its_source(said, held, tmp_path):
     config = read_config(text, ENVIRON).config
     gateway = Gateway(config, environ=ENVIRON)
 
-    assert Secret(held) == gateway.directory.providers["openai"].backend.api_key
+    assert Secret(secret) == gateway.directory.providers["openai"].backend.api_key
 
 
 def test_a_config_may_start_with_a_byte_order_mark(tmp_path):
@@ -1096,10 +1096,10 @@ def test_an_empty_secret_file_is_a_mistake(tmp_path):
     ).mistakes
 
 
-@pytest.mark.parametrize("around", ["{}\n", "{}\r\n", " {} ", "\t{}\n\n"])
-def test_whitespace_around_a_secret_from_a_file_or_variable_is_removed(around, tmp_path):
+@pytest.mark.parametrize("template", ["{}\n", "{}\r\n", " {} ", "\t{}\n\n"])
+def test_whitespace_around_a_secret_from_a_file_or_variable_is_removed(template, tmp_path):
     """A secret from a mounted file often ends with a line break that its author does not notice."""
-    path, kept = tmp_path / "secret", around.format("sk-kept")
+    path, kept = tmp_path / "secret", template.format("sk-kept")
     path.write_text(kept)
     environ = {
         "KEY": kept,
@@ -1107,8 +1107,8 @@ def test_whitespace_around_a_secret_from_a_file_or_variable_is_removed(around, t
         "EMBEDROUTE_KEY": kept,
         "OPENAI_API_KEY": kept,
     }
-    written = f'{OPEN}[providers.openai]\napi_key = "env:KEY"\n[providers.two]\nbackend = "openai"\napi_key = "file:{path}"'
-    from_file, from_env = read_config(written, environ), Gateway.from_env(environ=environ)
+    text = f'{OPEN}[providers.openai]\napi_key = "env:KEY"\n[providers.two]\nbackend = "openai"\napi_key = "file:{path}"'
+    from_file, from_env = read_config(text, environ), Gateway.from_env(environ=environ)
 
     assert [] == from_file.mistakes
     backends = Gateway(from_file.config, environ=environ).directory.providers

@@ -317,7 +317,7 @@ ROWS = np.array([[3.0, 4.0, 12.0], [6.0, 8.0, 0.0]], "<f4")
 
 
 @pytest.mark.parametrize(
-    ("answer", "due", "rows"),
+    ("answer", "width", "rows"),
     [
         (Vectors(ROWS), None, ROWS),
         (Vectors(ROWS), 3, ROWS),
@@ -349,12 +349,12 @@ ROWS = np.array([[3.0, 4.0, 12.0], [6.0, 8.0, 0.0]], "<f4")
         ("vectors", 3, None),
     ],
 )
-def test_an_answer_is_validated_and_truncated(answer, due, rows):
+def test_an_answer_is_validated_and_truncated(answer, width, rows):
     if rows is None:
         with pytest.raises(InvalidUpstreamResponse):
-            validate_vectors(answer, BATCH, width=due)
+            validate_vectors(answer, BATCH, width=width)
     else:
-        found = validate_vectors(answer, BATCH, width=due).array
+        found = validate_vectors(answer, BATCH, width=width).array
         assert (np.ndarray, np.dtype("<f4")) == (type(found), found.dtype)
         assert np.allclose(found, rows)
 
@@ -380,8 +380,8 @@ def test_an_answer_is_validated_and_truncated(answer, due, rows):
 )
 def test_an_invalid_token_count_of_a_plugin_is_ignored(said, believed):
     """An invalid count is replaced by an estimate, as if the upstream had not reported one."""
-    for due in (None, 2):
-        found = validate_vectors(Vectors(ROWS, said), BATCH, width=due).prompt_tokens
+    for width in (None, 2):
+        found = validate_vectors(Vectors(ROWS, said), BATCH, width=width).prompt_tokens
         assert (believed, type(believed)) == (found, type(found))
 
 
@@ -417,7 +417,7 @@ CUT = Batch(model="m", texts=["a", "b"], dimensions=2, width=2)
 
 
 @pytest.mark.parametrize(
-    ("given", "batch", "matryoshka", "rows"),
+    ("returned", "batch", "matryoshka", "rows"),
     [
         ([[3.0, 4.0], [0.4, -0.3]], CUT, True, UNIT),
         ([[3.0, 4.0], [0.8, -0.6]], CUT, True, UNIT),
@@ -429,13 +429,13 @@ CUT = Batch(model="m", texts=["a", "b"], dimensions=2, width=2)
         ([[3.0, 4.0], [0.4, -0.3]], Batch(model="m", texts=["a", "b"], width=2), True, None),
     ],
 )
-def test_a_row_truncated_by_the_api_is_scaled_to_length_1(given, batch, matryoshka, rows):
+def test_a_row_truncated_by_the_api_is_scaled_to_length_1(returned, batch, matryoshka, rows):
     """infinity#538.
 
     An API that only slices would make two vectors of one request, by whether the whole one is
     cached.
     """
-    array = np.array(given, "<f4")
+    array = np.array(returned, "<f4")
 
     found = validate_vectors(Vectors(array, 7, {"text": 7}), batch, width=2, matryoshka=matryoshka)
 
@@ -444,7 +444,7 @@ def test_a_row_truncated_by_the_api_is_scaled_to_length_1(given, batch, matryosh
         found.prompt_tokens,
         found.modality_tokens,
     )
-    assert np.allclose(given if rows is None else rows, found.array, rtol=1e-6, atol=0)
+    assert np.allclose(returned if rows is None else rows, found.array, rtol=1e-6, atol=0)
     whole = np.linalg.norm(array.astype("f8"), axis=1)
     assert (found.array is array) == (rows is None or bool((abs(whole - 1) < 1e-3).all()))
 

@@ -48,12 +48,12 @@ def scripted(*script, **fields):
 def capped(most, said="too many inputs", **fields):
     """A backend that accepts ``most`` inputs and reports the limit only when there are more."""
 
-    def judge(batch):
+    def respond(batch):
         if len(batch) > most:
             raise BatchTooLarge(said)
         return right(batch.texts)
 
-    return scripted(then=judge, **fields)
+    return scripted(then=respond, **fields)
 
 
 class NarrowBackend(ScriptedBackend):
@@ -189,10 +189,10 @@ async def test_an_input_error_stops_at_once_and_changes_no_health(failure):
     assert [10, 0] == calls(first, second)
 
 
-@pytest.mark.parametrize("given", [None, "vectors", Vectors("nothing"), 7])
-async def test_an_invalid_return_value_of_a_plugin_is_its_failure(given):
+@pytest.mark.parametrize("result", [None, "vectors", Vectors("nothing"), 7])
+async def test_an_invalid_return_value_of_a_plugin_is_its_failure(result):
     async def give(_):
-        return given
+        return result
 
     assert (await failure_of(gateway_of(scripted(then=give)))).code == "upstream_invalid_response"
     await embed(gateway_of(scripted(then=give), scripted()))
@@ -273,7 +273,7 @@ async def test_calls_after_a_cooldown_use_the_retry_budget(endpoints):
 async def test_chunks_split_after_a_cooldown_count_as_first_attempts(cause):
     """As many as without a cool-down: the retry budget must not fail the request."""
 
-    def judge(batch):
+    def respond(batch):
         if len(only.batches) == 1:
             if cause == "by another request":
                 gateway.healths.get(
@@ -284,7 +284,7 @@ async def test_chunks_split_after_a_cooldown_count_as_first_attempts(cause):
             raise BatchTooLarge("too many inputs")
         return right(batch.texts)
 
-    only = scripted(then=judge)
+    only = scripted(then=respond)
     gateway = gateway_of(only, deadline=60)
 
     await embed(gateway, [f"text {at}" for at in range(64)])
@@ -388,7 +388,7 @@ async def test_a_call_from_before_the_outage_does_not_end_the_probe(late):
     """
     come, over, probed, given_up = anyio.Event(), anyio.Event(), anyio.Event(), anyio.CancelScope()
 
-    async def judge(batch):
+    async def respond(batch):
         if "down" in batch.texts:
             raise UpstreamUnavailable("down")
         if "early" in batch.texts:
@@ -411,7 +411,7 @@ async def test_a_call_from_before_the_outage_does_not_end_the_probe(late):
         initial_cooldown=0.01,
     )
     gateway = gateway_of(
-        scripted(then=judge),
+        scripted(then=respond),
         deadline=60,
         retries=RetryPolicy(repeats=0, attempts=1),
         breaker=breaker,
@@ -640,12 +640,12 @@ async def test_chunks_stay_within_limits_and_a_limit_is_learned_once(
 async def test_a_learned_cap_on_bytes_or_tokens_does_not_limit_inputs(said):
     """Short texts go in one call, and no call of long texts is rejected again."""
 
-    def judge(batch):
+    def respond(batch):
         if sum(map(len, batch.texts)) > 250_000:
             raise BatchTooLarge(said)
         return right(batch.texts)
 
-    only = scripted(then=judge)
+    only = scripted(then=respond)
     gateway = gateway_of(only)
     sizes = []
     for count, length in ((40, 10_000), (80, 5000), (2048, 20)):
@@ -681,12 +681,12 @@ async def test_an_endpoint_that_rejects_every_input_opens_its_breaker():
 
 
 async def test_rejected_inputs_do_not_open_the_breaker_of_a_working_endpoint():
-    def judge(batch):
+    def respond(batch):
         if "bad" in batch.texts[0]:
             raise RejectedByPage("blocked")
         return right(batch.texts)
 
-    gateway = gateway_of(scripted(then=judge))
+    gateway = gateway_of(scripted(then=respond))
     await embed(gateway, ["good"])
     for at in range(5):
         assert 502 == (await failure_of(gateway, [f"bad {at}"])).status
@@ -708,13 +708,13 @@ async def test_a_late_rejection_of_a_larger_batch_does_not_raise_the_cap():
     """Chunks of one request fail in any order; the smallest cap is kept."""
     texts = [f"text {at}" for at in range(112)]
 
-    async def judge(batch):
+    async def respond(batch):
         await anyio.sleep(0.02 if "text 111" in batch.texts else 0)
         if len(batch) > 16:
             raise BatchTooLarge("too many inputs")
         return right(batch.texts)
 
-    only = scripted(then=judge)
+    only = scripted(then=respond)
     gateway = gateway_of(only)
     await embed(gateway, texts)
     only.batches.clear()
@@ -771,7 +771,7 @@ async def test_no_cap_is_kept_if_an_input_is_rejected_alone_too():
     """
     long, short = "x" * 40_000, "y" * 40_000
 
-    def judge(batch):
+    def respond(batch):
         if long in batch.texts:
             raise (
                 BatchTooLarge("payload too large")
@@ -780,7 +780,7 @@ async def test_no_cap_is_kept_if_an_input_is_rejected_alone_too():
             )
         return right(batch.texts)
 
-    only = scripted(then=judge)
+    only = scripted(then=respond)
     gateway = gateway_of(only)
     assert (await failure_of(gateway, [long, short])).status == 400
     only.batches.clear()
@@ -806,12 +806,12 @@ async def test_failures_before_a_split_are_reported(inputs):
 async def test_a_failed_chunk_falls_back_by_itself():
     """The vectors of the other chunks are kept and not computed again."""
 
-    def judge(batch):
+    def respond(batch):
         if "text 3" in batch.texts:
             raise UpstreamUnavailable("down")
         return right(batch.texts)
 
-    first, second = scripted(then=judge), scripted()
+    first, second = scripted(then=respond), scripted()
 
     answer = await embed(gateway_of(first, second, accepts={"max_inputs": 2}))
 
@@ -820,13 +820,13 @@ async def test_a_failed_chunk_falls_back_by_itself():
 
 
 async def test_finished_chunks_are_cached_if_the_request_fails():
-    async def judge(batch):
+    async def respond(batch):
         if "text 3" in batch.texts:
             await anyio.sleep(0.05)
             raise UpstreamUnavailable("down")
         return right(batch.texts)
 
-    only = scripted(then=judge)
+    only = scripted(then=respond)
     gateway = gateway_of(
         only,
         cache=1 << 20,
@@ -855,11 +855,11 @@ async def test_a_fallback_with_smaller_limits_receives_smaller_chunks():
 
 
 async def test_different_widths_in_one_answer_are_rejected():
-    def judge(batch):
+    def respond(batch):
         return Vectors(np.ones((len(batch), 4 if "text 3" in batch.texts else 8), "<f4"))
 
     error = await failure_of(
-        gateway_of(scripted(then=judge), dimensions=None, accepts={"max_inputs": 2})
+        gateway_of(scripted(then=respond), dimensions=None, accepts={"max_inputs": 2})
     )
 
     assert (error.status, error.code) == (502, "upstream_invalid_response")

@@ -48,7 +48,7 @@ class ScriptedModel(LocalBackend, frozen=True, kw_only=True):
     accepts: ClassVar[Accepts] = Accepts(dimensions=True)
     record: ModelRecord = msgspec.field(default_factory=ModelRecord)
     seconds: float = 0.0
-    held: tuple[str, ...] = ()
+    waits_on: tuple[str, ...] = ()
     fails_to_load: int = 0
     loads_slowly: bool = False
 
@@ -64,7 +64,7 @@ class ScriptedModel(LocalBackend, frozen=True, kw_only=True):
         assert model is None
         self.record.threads.add(threading.current_thread())
         self.record.begun.append(tuple(batch.texts))
-        if set(self.held) & set(batch.texts):
+        if set(self.waits_on) & set(batch.texts):
             assert self.record.may_run.wait(30)
         time.sleep(self.seconds * len(batch))
         self.record.finished.append(tuple(batch.texts))
@@ -93,7 +93,7 @@ def threads_of(backend):
 @asynchronous
 async def test_a_cancelled_call_occupies_its_thread_until_the_slice_ends():
     """However many callers are cancelled, never more threads run than there are slots."""
-    backend, local = ScriptedModel(held=("hangs",)), LocalModels(threads=2)
+    backend, local = ScriptedModel(waits_on=("hangs",)), LocalModels(threads=2)
     await embed(local, backend, "a")
     for _ in range(10):
         with anyio.move_on_after(0.01):
@@ -111,7 +111,7 @@ async def test_a_cancelled_call_occupies_its_thread_until_the_slice_ends():
 
 @asynchronous
 async def test_queued_work_of_a_cancelled_caller_never_starts():
-    backend, local = ScriptedModel(held=("hangs",)), LocalModels(threads=1)
+    backend, local = ScriptedModel(waits_on=("hangs",)), LocalModels(threads=1)
     async with anyio.create_task_group() as group:
         group.start_soon(embed, local, backend, "hangs")
         await until_on_loop(lambda: backend.record.begun)
@@ -126,7 +126,7 @@ async def test_queued_work_of_a_cancelled_caller_never_starts():
 @asynchronous
 async def test_a_cancelled_batch_stops_after_its_current_slice():
     inputs = texts("t", 100)
-    backend, local = ScriptedModel(held=("t8",)), LocalModels(threads=1)
+    backend, local = ScriptedModel(waits_on=("t8",)), LocalModels(threads=1)
     async with anyio.create_task_group() as group:
         group.start_soon(embed, local, backend, *inputs)
         await until_on_loop(lambda: len(backend.record.begun) == 2)
@@ -161,7 +161,7 @@ async def test_a_short_text_waits_for_slices_and_not_for_whole_batches():
 
 @asynchronous
 async def test_many_short_texts_do_not_starve_a_batch():
-    backend, local = ScriptedModel(held=("big0",)), LocalModels(threads=1)
+    backend, local = ScriptedModel(waits_on=("big0",)), LocalModels(threads=1)
     async with anyio.create_task_group() as group:
         group.start_soon(embed, local, backend, *texts("big", 24))
         await until_on_loop(lambda: backend.record.begun)
@@ -176,7 +176,7 @@ async def test_many_short_texts_do_not_starve_a_batch():
 
 @asynchronous
 async def test_batches_take_turns():
-    backend, local = ScriptedModel(held=("a0",)), LocalModels(threads=1)
+    backend, local = ScriptedModel(waits_on=("a0",)), LocalModels(threads=1)
     async with anyio.create_task_group() as group:
         group.start_soon(embed, local, backend, *texts("a", 200))
         await until_on_loop(lambda: backend.record.begun)
@@ -193,7 +193,7 @@ class Token:
 
 @asynchronous
 async def test_nothing_of_a_cancelled_caller_is_kept():
-    backend, local = ScriptedModel(held=("hangs",)), LocalModels(threads=1)
+    backend, local = ScriptedModel(waits_on=("hangs",)), LocalModels(threads=1)
     kept = []
 
     async def leave():
@@ -389,7 +389,7 @@ async def test_a_caller_cancelled_during_the_load_gets_no_slice_and_the_model_st
 
 
 def test_all_event_loops_share_one_loaded_model_and_its_thread_limit():
-    backend, local = ScriptedModel(held=("hangs",), loads_slowly=True), LocalModels(threads=2)
+    backend, local = ScriptedModel(waits_on=("hangs",), loads_slowly=True), LocalModels(threads=2)
     arguments = (embed, local, backend, "hangs")
     kinds = [{"backend": kind} for kind in ("asyncio", "trio")] * 4
     loops = [threading.Thread(target=anyio.run, args=arguments, kwargs=kind) for kind in kinds]
@@ -410,7 +410,7 @@ def test_all_event_loops_share_one_loaded_model_and_its_thread_limit():
 
 @pytest.mark.parametrize("kind", ["asyncio", "trio"])
 def test_a_slice_may_outlive_its_event_loop_and_idle_threads_end(kind):
-    backend, local = ScriptedModel(held=("hangs",)), LocalModels(threads=1)
+    backend, local = ScriptedModel(waits_on=("hangs",)), LocalModels(threads=1)
 
     async def leave():
         with anyio.move_on_after(0.05):
@@ -505,7 +505,7 @@ async def test_a_failed_thread_start_fails_only_its_own_call():
 async def test_a_model_that_hangs_fails_its_own_requests_and_recovers():
     """It has as many threads as the config says, and another model is served meanwhile."""
     hanging = texts("hangs", 3)
-    hangs, works = ScriptedModel(held=hanging), ScriptedModel()
+    hangs, works = ScriptedModel(waits_on=hanging), ScriptedModel()
     gateway = Gateway(
         Config(
             gateway=Settings(auth="open", local_threads=3, deadline=1.0),

@@ -247,10 +247,10 @@ async def test_only_calls_with_equal_queue_keys_are_merged():
 
 
 @pytest.mark.parametrize(
-    ("tokens", "due"),
+    ("tokens", "expected"),
     [(100, [14, 28, 58]), (7, [1, 2, 4]), (1, [0, 0, 1]), (0, [0, 0, 0]), (None, [None] * 3)],
 )
-async def test_token_shares_add_up_to_the_upstreams_count(tokens, due):
+async def test_token_shares_add_up_to_the_upstreams_count(tokens, expected):
     endpoint = BatchedEndpoint()
     parties = [("x" * 4,), ("y" * 8,), ("z" * 16,)]
 
@@ -259,7 +259,7 @@ async def test_token_shares_add_up_to_the_upstreams_count(tokens, due):
 
     outcomes = await together(endpoint, ("first",), *parties, answer=answer)
 
-    assert due == [outcomes[texts][0].prompt_tokens for texts in parties]
+    assert expected == [outcomes[texts][0].prompt_tokens for texts in parties]
 
 
 @pytest.mark.parametrize(

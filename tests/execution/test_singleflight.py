@@ -279,8 +279,8 @@ SOON = 0.05
 
 async def begin(group, *asks):
     """Start each of ``asks``, a bound function and its arguments, and run it until it waits."""
-    for ask, *given in asks:
-        group.start_soon(lambda ask=ask, given=given: ask(*given))
+    for ask, *arguments in asks:
+        group.start_soon(lambda ask=ask, arguments=arguments: ask(*arguments))
         await anyio.wait_all_tasks_blocked()
 
 
@@ -322,8 +322,8 @@ async def test_the_wait_for_a_larger_group_is_as_long_as_an_own_call(leader, wai
 async def test_the_expected_latency_is_for_the_awaited_inputs():
     missing = []
 
-    def expect(*given):
-        missing.append(given)
+    def expect(*arguments):
+        missing.append(arguments)
         return SOON
 
     flights, slow, own = SingleFlight(expect), Computer(), Computer()
@@ -461,9 +461,9 @@ async def test_cancelling_leader_or_waiter_during_an_own_call_does_not_affect_th
     callers, own = ConcurrentRequests(expect=lambda _: SOON), Computer()
     scopes = {name: anyio.CancelScope() for name in ("leader", "waiter")}
 
-    async def within(name, *given):
+    async def within(name, *arguments):
         with scopes[name]:
-            await callers.ask(name, *given)
+            await callers.ask(name, *arguments)
 
     async with anyio.create_task_group() as group:
         await begin(group, (within, "leader", "abc"), (within, "waiter", "b", TERMS, own))

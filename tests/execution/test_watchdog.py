@@ -105,7 +105,7 @@ class Tidy(Backend, frozen=True, kw_only=True):
 
 
 class Forgotten(Backend, frozen=True, kw_only=True):
-    """Goes on with a future that only its own task refers to."""
+    """Continues with a future that only its own task refers to."""
 
     async def embed(self, batch):
         try:

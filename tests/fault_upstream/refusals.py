@@ -366,7 +366,7 @@ def _limited(**headers):
     return refuse(429, said, "requests", code="rate_limit_exceeded", **headers)
 
 
-# The upstream's own trouble.
+# The upstream's own failures.
 
 
 @lie()

@@ -89,7 +89,7 @@ def missing_row(ask):
 
 @lie()
 def missing_middle_row(ask):
-    """The first row of several is gone, and the rest are numbered anew."""
+    """The first row of several is missing, and the rest are renumbered."""
     return say(ask.answer(ask.rows(ask.vectors()[1:])))
 
 

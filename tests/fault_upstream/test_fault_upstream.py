@@ -62,8 +62,8 @@ def new_client(timeout=30.0):
     )
 
 
-def post(client, upstream, given=TEXTS, **others):
-    return client.post(f"{upstream.url}/embeddings", json={"model": "m", "input": given, **others})
+def post(client, upstream, inputs=TEXTS, **others):
+    return client.post(f"{upstream.url}/embeddings", json={"model": "m", "input": inputs, **others})
 
 
 def floats(reply):
@@ -93,16 +93,16 @@ def raw(upstream, *pieces, answers=1):
     return actual
 
 
-@pytest.mark.parametrize("given", ["one", TEXTS, [1, 2, 3], [[1, 2], [3]], ["\u20ac", "\ud7ff"]])
+@pytest.mark.parametrize("inputs", ["one", TEXTS, [1, 2, 3], [[1, 2], [3]], ["\u20ac", "\ud7ff"]])
 @pytest.mark.parametrize("dimensions", [None, 1, 5, 20])
-def test_returns_a_unit_vector_for_each_input(client, upstream, given, dimensions):
-    items = given if isinstance(given, list) and not isinstance(given[0], int) else [given]
+def test_returns_a_unit_vector_for_each_input(client, upstream, inputs, dimensions):
+    items = inputs if isinstance(inputs, list) and not isinstance(inputs[0], int) else [inputs]
     expected = vectors_of(items, dimensions or 8)
 
-    assert np.array_equal(expected, floats(post(client, upstream, given, dimensions=dimensions)))
+    assert np.array_equal(expected, floats(post(client, upstream, inputs, dimensions=dimensions)))
     assert np.array_equal(
         expected,
-        unpacked(post(client, upstream, given, dimensions=dimensions, encoding_format="base64")),
+        unpacked(post(client, upstream, inputs, dimensions=dimensions, encoding_format="base64")),
     )
     assert np.allclose(np.linalg.norm(expected, axis=1), 1)
 

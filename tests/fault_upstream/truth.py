@@ -64,10 +64,10 @@ class Ask:
     @cached_property
     def inputs(self) -> list[Any]:
         """The inputs as a list, from any of the four formats; empty if the body is invalid."""
-        given = self.json.get("input") if isinstance(self.json, dict) else None
-        if isinstance(given, list):
-            return [given] if given and isinstance(given[0], int) else given
-        return [] if given is None else [given]
+        value = self.json.get("input") if isinstance(self.json, dict) else None
+        if isinstance(value, list):
+            return [value] if value and isinstance(value[0], int) else value
+        return [] if value is None else [value]
 
     @property
     def width(self) -> int:

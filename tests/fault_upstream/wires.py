@@ -273,7 +273,7 @@ def conflicting_length(ask):
 
 @lie()
 def bad_chunk_size(ask):
-    """A chunk whose size is no number."""
+    """A chunk whose size is not a number."""
     return [
         head(200, {**JSON, "transfer_encoding": "chunked"}),
         b"zz\r\n",

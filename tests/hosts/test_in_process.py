@@ -210,8 +210,8 @@ async def test_a_host_is_not_started_if_its_gateway_fails_to_start():
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("failing", [True, False])
-async def test_a_host_whose_lifespan_returns_early_goes_on_serving(upstream, failing, caplog):
-    """The gateway goes on too, with the transport that was opened at startup."""
+async def test_a_host_whose_lifespan_returns_early_keeps_serving(upstream, failing, caplog):
+    """The gateway also keeps serving, with the transport that was opened at startup."""
     caplog.set_level(logging.INFO, "embedroute.http")
     gateway, sent = make(upstream.url), []
 

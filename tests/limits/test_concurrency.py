@@ -242,7 +242,7 @@ def test_a_limit_that_does_not_learn_stays():
         ([(1, float(at)) for at in range(1, 11)], 1, 9.0),
         ([(1, float(at)) for at in range(20, 0, -1)], 1, 18.0),
         ([(1, 2.0), (2048, 60.0)], 2048, 60.0),
-        # Calls of a size, by powers of two, are alike.
+        # Calls are grouped by size, in powers of two.
         ([(4, 3.0)], 7, 3.0),
         ([(4, 3.0)], 8, FIRST_DURATION + 8 * PER_INPUT),
         # What was long ago counts no more.

@@ -49,7 +49,7 @@ def refusal(text, limits=LIMITS):
 
 
 @pytest.mark.parametrize(
-    ("given", "inputs", "kind"),
+    ("value", "inputs", "kind"),
     [
         ('"a"', ["a"], Kind.TEXT),
         ('" "', [" "], Kind.TEXT),
@@ -73,15 +73,15 @@ def refusal(text, limits=LIMITS):
     ],
 )
 @pytest.mark.parametrize("name", ["input", "inputs"])
-def test_decodes_four_forms_of_input_under_two_names(name, given, inputs, kind):
-    job = decode(body(f'"{name}":{given}'))
+def test_decodes_four_forms_of_input_under_two_names(name, value, inputs, kind):
+    job = decode(body(f'"{name}":{value}'))
 
     assert (inputs, kind) == (list(job.inputs), job.kind)
     assert all(type(one) is int for item in job.inputs for one in item if kind is Kind.TOKENS)
 
 
 @pytest.mark.parametrize(
-    ("given", "param", "message"),
+    ("value", "param", "message"),
     [
         ('""', "input", "'input' must not be empty."),
         ('[""]', "input", "'input' must not be empty."),
@@ -175,14 +175,14 @@ def test_decodes_four_forms_of_input_under_two_names(name, given, inputs, kind):
     ],
 )
 @pytest.mark.parametrize("name", ["input", "inputs"])
-def test_names_the_field_of_an_invalid_input(name, given, param, message):
+def test_names_the_field_of_an_invalid_input(name, value, param, message):
     said = (param.replace("input", name, 1), message.replace("input", name, 1))
 
-    assert refusal(body(f'"{name}":{given}')) == said
+    assert refusal(body(f'"{name}":{value}')) == said
 
 
 @pytest.mark.parametrize(
-    "given",
+    "value",
     [
         '["a",1]',
         '["a",1.0]',
@@ -194,15 +194,15 @@ def test_names_the_field_of_an_invalid_input(name, given, param, message):
         '["a",{"content":[]}]',
     ],
 )
-def test_refuses_inputs_of_two_kinds(given):
+def test_refuses_inputs_of_two_kinds(value):
     """A number among texts is neither converted to text nor dropped."""
-    param, _ = refusal(body(f'"input":{given}'))
+    param, _ = refusal(body(f'"input":{value}'))
 
     assert param.startswith("input")
 
 
 @pytest.mark.parametrize(
-    ("given", "inputs"),
+    ("fields", "inputs"),
     [
         ('"input":"a","inputs":"a"', ["a"]),
         ('"input":[1,2],"inputs":[1.0,2]', [(1, 2)]),
@@ -210,23 +210,23 @@ def test_refuses_inputs_of_two_kinds(given):
         ('"input":null,"inputs":"a"', ["a"]),
     ],
 )
-def test_accepts_both_names_with_equal_values(given, inputs):
-    assert inputs == list(decode(body(given)).inputs)
+def test_accepts_both_names_with_equal_values(fields, inputs):
+    assert inputs == list(decode(body(fields)).inputs)
 
 
 @pytest.mark.parametrize(
-    "given",
+    "fields",
     ['"input":"a","inputs":"b"', '"input":"a","inputs":["a"]', '"input":[1],"inputs":[[1]]'],
 )
-def test_refuses_both_names_with_different_values(given):
-    assert refusal(body(given)) == (
+def test_refuses_both_names_with_different_values(fields):
+    assert refusal(body(fields)) == (
         "inputs",
         "'inputs' is another name for 'input' and must not differ from it. Send one of them.",
     )
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("fields", "expected"),
     [
         ('"encoding_format":"float"', {"base64": False}),
         ('"encoding_format":"base64"', {"base64": True}),
@@ -295,10 +295,10 @@ def test_refuses_both_names_with_different_values(given):
         ),
     ],
 )
-def test_decodes_every_other_field(given, expected):
+def test_decodes_every_other_field(fields, expected):
     plain = {"model": "m", "inputs": ["a"], "kind": Kind.TEXT}
 
-    assert EmbeddingRequest(**plain, **expected) == decode(body(f'"input":"a",{given}'))
+    assert EmbeddingRequest(**plain, **expected) == decode(body(f'"input":"a",{fields}'))
 
 
 OPTIONAL = [
@@ -532,7 +532,7 @@ class Size(IntEnum):
 
 
 @pytest.mark.parametrize(
-    ("given", "inputs"),
+    ("value", "inputs"),
     [
         (("a", "b"), ["a", "b"]),
         (["a", "b"], ["a", "b"]),
@@ -558,9 +558,9 @@ class Size(IntEnum):
         ([Content(content=[TextPart("a")])], [(TextPart("a"),)]),
     ],
 )
-def test_accepts_inputs_of_a_hosts_own_types(given, inputs):
+def test_accepts_inputs_of_a_hosts_own_types(value, inputs):
     """The result is the same as that of the equal JSON body."""
-    job = make_request({"input": given, "model": "m"}, LIMITS)
+    job = make_request({"input": value, "model": "m"}, LIMITS)
 
     assert inputs == list(job.inputs)
     assert {str, tuple} >= {type(item) for item in job.inputs}
@@ -664,10 +664,10 @@ def repeated(levels):
     return items
 
 
-@pytest.mark.parametrize("given", [range(10**7), repeated(6)], ids=["range", "repeated"])
-def test_refuses_a_small_object_with_too_many_values_before_walking_it(given):
+@pytest.mark.parametrize("value", [range(10**7), repeated(6)], ids=["range", "repeated"])
+def test_refuses_a_small_object_with_too_many_values_before_walking_it(value):
     with pytest.raises(InvalidRequest, match="too many values") as caught:
-        make_request({"input": given, "model": "m"}, LIMITS)
+        make_request({"input": value, "model": "m"}, LIMITS)
 
     assert caught.value.param is not None
     assert caught.value.param.startswith("input")

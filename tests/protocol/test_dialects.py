@@ -1,4 +1,4 @@
-"""Five dialects: each answer, good or bad, fits the schema of the document that the dialect stands for.
+"""Five dialects: each answer, good or bad, fits the schema of the dialect's document.
 
 The schemas are those of the documents themselves, under ``tests/data/schemas``; what had to be corrected in them is
 listed in each file under ``patched``.

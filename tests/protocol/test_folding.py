@@ -21,18 +21,18 @@ def item(*texts):
 
 @pytest.mark.parametrize("facts", [{}, MULTIMODAL])
 @pytest.mark.parametrize(
-    ("given", "sent"),
+    ("inputs", "sent"),
     [
         ([item("one")], ["one"]),
         ([item("one"), item("two")], ["one", "two"]),
         ([item("one", "two"), item("three")], ["one\ntwo", "three"]),
     ],
 )
-async def test_text_parts_are_folded_for_an_api_without_parts(facts, given, sent):
+async def test_text_parts_are_folded_for_an_api_without_parts(facts, inputs, sent):
     backend = ScriptedBackend(width=8)
     gateway = gateway_of({"a": backend}, endpoints={"a": TEXT_API}, models={"m": facts})
 
-    answer = await ask(gateway, input=given)
+    answer = await ask(gateway, input=inputs)
 
     assert 200 == answer.status
     assert [sent] == inputs_of(backend)

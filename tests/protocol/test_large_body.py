@@ -65,11 +65,11 @@ UNITS = [
 @pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize("shift", range(13))
 def test_decodes_a_long_text_wherever_its_pieces_end(unit, shift):
-    written = "x" * shift + unit * (2 * PIECE // len(unit.encode()) + 5)
+    encoded = "x" * shift + unit * (2 * PIECE // len(unit.encode()) + 5)
 
-    job = in_steps(f'{{"model":"m","input":"{written}"}}'.encode())
+    job = in_steps(f'{{"model":"m","input":"{encoded}"}}'.encode())
 
-    assert json.loads(f'"{written}"') == job.inputs[0]
+    assert json.loads(f'"{encoded}"') == job.inputs[0]
     assert job.large
 
 
@@ -289,10 +289,10 @@ def test_refuses_too_many_values_before_decoding(unit, code):
 
 
 def test_limits_the_values_of_an_ignored_field():
-    held = [{"a": 1}] * (MOST_OTHER // 3)
+    values = [{"a": 1}] * (MOST_OTHER // 3)
 
-    assert in_steps(body_of(input="a", odd=held), LENIENT).model == "m"
-    assert "odd" == refusal(body_of(input="a", odd=held * 2), LENIENT).param
+    assert in_steps(body_of(input="a", odd=values), LENIENT).model == "m"
+    assert "odd" == refusal(body_of(input="a", odd=values * 2), LENIENT).param
 
 
 @pytest.mark.parametrize(
@@ -326,7 +326,7 @@ def test_token_ids_are_counted_over_all_inputs(limits):
 
 @pytest.mark.parametrize("read", [decode_request, in_steps])
 @pytest.mark.parametrize(
-    ("given", "param"),
+    ("wrap", "param"),
     [
         (lambda text: text, "input"),
         (lambda text: [text], "input[0]"),
@@ -339,11 +339,11 @@ def test_token_ids_are_counted_over_all_inputs(limits):
     ids=["text", "list of one", "list", "part"],
 )
 @pytest.mark.parametrize("most", [10, LONGEST_NAME + 88, 2 * PIECE])
-def test_limits_the_characters_of_each_text(read, given, param, most):
+def test_limits_the_characters_of_each_text(read, wrap, param, most):
     limits = Limits(max_text_characters=most)
     for letter in ("a", "é", "\U0001f600"):
-        assert read(body_of(input=given(letter * most)), limits).inputs
-        refused = refusal(body_of(input=given(letter * (most + 1))), limits, read)
+        assert read(body_of(input=wrap(letter * most)), limits).inputs
+        refused = refusal(body_of(input=wrap(letter * (most + 1))), limits, read)
         assert (param, "context_length_exceeded") == (refused.param, refused.code)
         assert f"longer than {most} characters" in refused.message
         assert "max_text_characters" in refused.message

@@ -40,7 +40,7 @@ KINDS = ("prompt", "completion", "request", "image", "audio")
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("value", "expected"),
     [
         *((f'"{field}":[]', {field: []}) for field in LISTS),
         *((f'"{field}":["OpenAI","azure/eu"]', {field: ["OpenAI", "azure/eu"]}) for field in LISTS),
@@ -69,15 +69,15 @@ KINDS = ("prompt", "completion", "request", "image", "audio")
         ),
     ],
 )
-def test_decodes_valid_preferences(given, expected):
-    assert Preferences(**expected) == read(given)
+def test_decodes_valid_preferences(value, expected):
+    assert Preferences(**expected) == read(value)
 
 
 NAMES = ",".join(f'"p{at}"' for at in range(65))
 
 
 @pytest.mark.parametrize(
-    ("given", "param", "message"),
+    ("value", "param", "message"),
     [
         *((f'"{field}":"a"', field, "must be an array, not a string.") for field in LISTS),
         *(
@@ -147,8 +147,8 @@ NAMES = ",".join(f'"p{at}"' for at in range(65))
         ),
     ],
 )
-def test_names_invalid_preferences(given, param, message):
-    assert refusal(given) == (f"provider.{param}", f"'provider.{param}' {message}")
+def test_names_invalid_preferences(value, param, message):
+    assert refusal(value) == (f"provider.{param}", f"'provider.{param}' {message}")
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_both_forms_of_sort_are_equivalent(preferences, key):
 
 
 @pytest.mark.parametrize(
-    ("wish", "held"),
+    ("wish", "expected"),
     [
         (None, {}),
         (0, {50: 0}),
@@ -174,8 +174,8 @@ def test_both_forms_of_sort_are_equivalent(preferences, key):
         (Percentiles(p50=1, p99=2), {50: 1, 99: 2}),
     ],
 )
-def test_a_single_number_applies_to_the_median(wish, held):
-    assert held == cutoffs(wish)
+def test_a_single_number_applies_to_the_median(wish, expected):
+    assert expected == cutoffs(wish)
 
 
 def test_maximum_prices_are_exact_decimals():

@@ -51,7 +51,7 @@ def seeing(then=counting, **endpoint):
 
 
 @pytest.mark.parametrize(
-    "given",
+    "inputs",
     [
         [text("a"), image()],
         [both("a"), both("a"), both("b")],
@@ -59,18 +59,18 @@ def seeing(then=counting, **endpoint):
     ],
 )
 @pytest.mark.parametrize("chunk", [1, 2, 9])
-async def test_details_add_up_with_any_hits_and_duplicates(given, chunk):
+async def test_details_add_up_with_any_hits_and_duplicates(inputs, chunk):
     """Each input counts once for each time it is sent, cached or not, as ``prompt_tokens`` does."""
-    parts = [part for item in given for part in item["content"]]
+    parts = [part for item in inputs for part in item["content"]]
     images = 100 * sum(part["type"] == "image_url" for part in parts)
     texts = 2 * sum(part["type"] == "text" for part in parts)
-    for length in range(len(given) + 1):
-        for held in itertools.combinations(given, length):
+    for length in range(len(inputs) + 1):
+        for cached in itertools.combinations(inputs, length):
             gateway = seeing(accepts={"modalities": ["text", "image"], "max_inputs": chunk})
-            if held:
-                await ask(gateway, input=list(held))
+            if cached:
+                await ask(gateway, input=list(cached))
 
-            usage = (await ask(gateway, input=given)).json["usage"]
+            usage = (await ask(gateway, input=inputs)).json["usage"]
 
             assert images + texts == usage["prompt_tokens"]
             assert {"text_tokens": texts, "image_tokens": images} == usage["prompt_tokens_details"]

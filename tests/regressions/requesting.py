@@ -76,8 +76,8 @@ def gateway_of(
 
     ``endpoints`` adds keys to the endpoints of "m", by slug. ``models`` overrides the default "m".
     """
-    listed = [{"provider": slug, **(endpoints or {}).get(slug, {})} for slug in providers]
-    plain = {"dimensions": WIDTH, "matryoshka": True, "endpoints": listed}
+    entries = [{"provider": slug, **(endpoints or {}).get(slug, {})} for slug in providers]
+    plain = {"dimensions": WIDTH, "matryoshka": True, "endpoints": entries}
     config = Config(
         gateway={"auth": "open", "deadline": 20.0, **settings},
         cache=cache if isinstance(cache, dict) else {"bytes": cache},
@@ -88,12 +88,12 @@ def gateway_of(
 
 
 def _provider(
-    slug: str, given: BackendBase | Mapping[str, object]
+    slug: str, provider: BackendBase | Mapping[str, object]
 ) -> Provider | Mapping[str, object]:
-    if isinstance(given, BackendBase):
-        return Provider(backend=given)
-    # A slug of one letter is no known provider, so it needs a backend.
-    return {"backend": "openai", **given} if len(slug) == 1 else given
+    if isinstance(provider, BackendBase):
+        return Provider(backend=provider)
+    # A slug of one letter is not a known provider, so it needs a backend.
+    return {"backend": "openai", **provider} if len(slug) == 1 else provider
 
 
 async def ask(gateway: Gateway, *headers, path="/v1/embeddings", dialect=None, **fields) -> Answer:

@@ -254,9 +254,9 @@ async def test_truncates_equally_in_upstream_and_gateway(upstreams, first):
     "mode attempts",
     {
         "tei-557-one-empty-row-under-load": (["empty_row", "honest"], 2),
-        "litellm-8744-the-request-is-made-anew": (["status_500", "honest"], 2),
+        "litellm-8744-the-request-is-sent-again": (["status_500", "honest"], 2),
         "litellm-27363-retries-are-counted": (["reset_before_headers", "honest"], 2),
-        "tei-424-heals": (["status_424", "honest"], 2),
+        "tei-424-recovers": (["status_424", "honest"], 2),
         "xberg-1302-once-wrong": (["duplicated_index", "honest"], 2),
         "litellm-20949-shuffled-rows": (["shuffled"], 1),
         "tensorzero-4617-usage-null": (["usage_null"], 1),

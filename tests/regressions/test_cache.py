@@ -75,12 +75,12 @@ async def test_combines_every_pattern_of_hits_and_misses(size):
     gateway = gateway_of({"p": backend})
     for mask in itertools.product([True, False], repeat=size):
         texts = [f"{mask} {at}" for at in range(size)]
-        held = [text for text, hit in zip(texts, mask, strict=True) if hit]
-        await ask(gateway, input=[*held, f"{mask}"])
+        cached = [text for text, hit in zip(texts, mask, strict=True) if hit]
+        await ask(gateway, input=[*cached, f"{mask}"])
         backend.batches.clear()
         answer = await ask(gateway, input=texts)
 
-        missing = [text for text in texts if text not in held]
+        missing = [text for text in texts if text not in cached]
         assert scripted(texts) == numbers_in(answer)
         assert ([missing] if missing else []) == inputs_of(backend)
 
@@ -199,7 +199,7 @@ async def test_requests_share_an_entry_only_for_equal_vectors(first, second, cal
 async def test_inputs_of_a_list_have_the_same_ttl_as_others(cache, sent):
     backend = ScriptedBackend(width=WIDTH)
     gateway = gateway_of({"p": backend}, cache=cache)
-    for given in (["a", "b"], "b", "a"):
-        assert scripted(list(given)) == numbers_in(await ask(gateway, input=given))
+    for inputs in (["a", "b"], "b", "a"):
+        assert scripted(list(inputs)) == numbers_in(await ask(gateway, input=inputs))
 
     assert sent == inputs_of(backend)

@@ -76,10 +76,10 @@ COURSES = {
     "reflexio-141-read-timeout-moves-on": Course([[SLOW], [OK]], [1, 1], "b"),
     "reflexio-141-connect-error-repeated": Course([[DEAD, OK]], [2], "a"),
     "bifrost-refused-key-moves-on": Course([[KEY], [OK]], [1, 1], "b"),
-    "bifrost-all-fail-tells-the-first": Course(
+    "bifrost-all-fail-reports-the-first": Course(
         [[InvalidUpstreamResponse("nonsense")], [DOWN]], [2, 2], "a,b", 502, BAD
     ),
-    "bifrost-all-fail-tells-what-heals": Course([[KEY], [DOWN]], [1, 2], "a,b", 502),
+    "bifrost-all-fail-reports-the-temporary-failure": Course([[KEY], [DOWN]], [1, 2], "a,b", 502),
     "bifrost-all-keys-dead": Course([[KEY], [KEY]], [1, 1], "a,b", 502, REFUSED),
     "vllm-53742-model-only-here-unknown": Course([[GONE], [OK]], [1, 1], "b"),
     "litellm-context-window-is-no-outage": Course(

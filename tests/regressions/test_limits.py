@@ -42,7 +42,7 @@ def no_more_than(most, status, said):
 
 
 @table(
-    "slug given endpoint mode sizes",
+    "slug inputs endpoint mode sizes",
     {
         # Declared limits: no call exceeds them.
         "tei-378-client-batch-of-32": ("tei", texts(70), {}, "honest", [32, 32, 6]),
@@ -143,17 +143,17 @@ def no_more_than(most, status, said):
     },
 )
 async def test_splits_a_request_by_the_limits_of_a_call(
-    upstreams, slug, given, endpoint, mode, sizes
+    upstreams, slug, inputs, endpoint, mode, sizes
 ):
     """The second request uses the learned limit."""
     upstreams[0].tell(mode)
     gateway = gateway_of({slug: at(upstreams[0])}, endpoints={slug: endpoint})
     async with gateway.lifespan():
-        answer = await ask(gateway, input=given)
-        first, again = upstreams[0].sizes, await ask(gateway, input=[f"x{text}" for text in given])
+        answer = await ask(gateway, input=inputs)
+        first, again = upstreams[0].sizes, await ask(gateway, input=[f"x{text}" for text in inputs])
 
     assert (200, 200) == (answer.status, again.status)
-    assert right(given) == numbers_in(answer)
+    assert right(inputs) == numbers_in(answer)
     assert sizes == first
     later = {len(item.inputs) for item in upstreams[0].requests[len(sizes) :]}
     assert mode == "honest" or later == {sizes[-1]}
@@ -177,12 +177,12 @@ def gemini(request):
 )
 async def test_splits_gemini_batches_at_one_hundred_inputs(upstreams, count, sizes):
     upstreams[0].tell(gemini)
-    given = texts(count, 3)
+    inputs = texts(count, 3)
     gateway = gateway_of({"gemini": at(upstreams[0])}, models={"m": {"dimensions": 4}})
     async with gateway.lifespan():
-        answer = await ask(gateway, input=given)
+        answer = await ask(gateway, input=inputs)
 
-    exact = np.array([[1, *map(ord, text)] for text in given], float)
+    exact = np.array([[1, *map(ord, text)] for text in inputs], float)
     assert sizes == sorted(len(item.json["requests"]) for item in upstreams[0].requests)
     assert np.allclose(
         exact / np.linalg.norm(exact, axis=1, keepdims=True), numbers_in(answer), atol=1e-6
@@ -190,7 +190,7 @@ async def test_splits_gemini_batches_at_one_hundred_inputs(upstreams, count, siz
 
 
 @table(
-    "given width encoding",
+    "inputs width encoding",
     {
         "envoy-1662-answer-over-2-mb": (texts(512), 2048, "base64"),
         "envoy-827-request-over-32-kb": (["a" * 100_000], 8, "float"),
@@ -198,13 +198,13 @@ async def test_splits_gemini_batches_at_one_hundred_inputs(upstreams, count, siz
         "agentgateway-1685-request-and-answer": (texts(256, 1000), 1024, "base64"),
     },
 )
-async def test_accepts_large_bodies(upstreams, given, width, encoding):
+async def test_accepts_large_bodies(upstreams, inputs, width, encoding):
     upstreams[0].width = width
     gateway = gateway_of({"a": at(upstreams[0])}, models={"m": {"dimensions": width}})
     async with gateway.lifespan():
-        answer = await ask(gateway, input=given, encoding_format=encoding)
+        answer = await ask(gateway, input=inputs, encoding_format=encoding)
 
-    assert right(given, width) == numbers_in(answer)
+    assert right(inputs, width) == numbers_in(answer)
     assert len(answer.body) + len(upstreams[0].requests[0].body) > 32_768
 
 
@@ -227,14 +227,14 @@ def gated(gate):
 
 
 @table(
-    "patience parties statuses sent",
+    "micro_batch_ms parties statuses sent",
     {
         "deltallm-237-merged-while-busy": (1000, ["a", "b", "c"], [200] * 3, ["abc"]),
         "deltallm-237-full-goes-at-once": (1000, ["ab", "cd", "e"], [200] * 3, ["abcd", "e"]),
         "deltallm-75-within-the-cap": (1000, ["ab", "cde"], [200] * 2, ["ab", "cde"]),
         "omlx-2739-each-gets-its-own": (1000, ["ab", "c"], [200] * 2, ["abc"]),
         "lilbee-611-one-call-each-unless-asked": (None, ["a", "b"], [200] * 2, ["a", "b"]),
-        "lilbee-611-a-bad-input-harms-itself": (
+        "lilbee-611-a-bad-input-fails-alone": (
             1000,
             ["a", "!", "c"],
             [200, 400, 200],
@@ -244,12 +244,15 @@ def gated(gate):
         "rust-self-learning-memory-964-in-flight": (None, ["z", "z"], [200] * 2, []),
     },
 )
-async def test_merges_concurrent_requests_into_shared_calls(patience, parties, statuses, sent):
+async def test_merges_concurrent_requests_into_shared_calls(
+    micro_batch_ms, parties, statuses, sent
+):
     """The request for "z" occupies the endpoint until the others wait; "!" is "poison"."""
     gate, answers = anyio.Event(), {}
     backend = gated(gate)
     gateway = gateway_of(
-        {"p": backend}, endpoints={"p": {"micro_batch_ms": patience, "accepts": {"max_inputs": 4}}}
+        {"p": backend},
+        endpoints={"p": {"micro_batch_ms": micro_batch_ms, "accepts": {"max_inputs": 4}}},
     )
 
     async def one(at, letters):

@@ -227,13 +227,13 @@ async def test_skips_an_endpoint_that_lacks_a_parameter(
     async with gateway.lifespan():
         answer = await ask(gateway, **sent_request)
 
-    given = (
+    inputs = (
         sent_request["input"]
         if isinstance(sent_request["input"][0], str | list)
         else [sent_request["input"]]
     )
     assert (200, provider) == (answer.status, answer.header("x-embedroute-provider"))
-    assert right(given, sent_request.get("dimensions", 8)) == numbers_in(answer)
+    assert right(inputs, sent_request.get("dimensions", 8)) == numbers_in(answer)
 
 
 @table(

@@ -38,8 +38,8 @@ FULL = {"dimensions": WIDTH}
 """The request of a client that always sends ``dimensions``, here those of the model."""
 
 
-def body_of(given=TEXTS, **fields):
-    return {"model": "m", "input": given, **fields}
+def body_of(inputs=TEXTS, **fields):
+    return {"model": "m", "input": inputs, **fields}
 
 
 class Sent(NamedTuple):

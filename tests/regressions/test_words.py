@@ -22,7 +22,7 @@ def billed(tokens):
 
 
 @table(
-    "mode given tokens",
+    "mode inputs tokens",
     {
         "tensorzero-4617-usage-null": ("usage_null", LONG, None),
         "tensorzero-4617-usage-missing": ("usage_missing", LONG, None),
@@ -42,22 +42,22 @@ def billed(tokens):
     },
 )
 async def test_usage_is_reported_by_the_upstream_or_marked_as_estimated(
-    upstreams, mode, given, tokens
+    upstreams, mode, inputs, tokens
 ):
     """The repeated request is a cache hit: the same token count, and no cost."""
     upstreams[0].tell(mode)
     gateway = gateway_of({"a": at(upstreams[0])}, endpoints={"a": {"price": 2}})
     async with gateway.lifespan():
-        answers = [await ask(gateway, input=given, dialect="openrouter") for _ in range(2)]
+        answers = [await ask(gateway, input=inputs, dialect="openrouter") for _ in range(2)]
 
-    due = tokens or 30
+    expected = tokens or 30
     assert [200, 200] == [item.status for item in answers]
-    assert [right(given)] * 2 == [numbers_in(item) for item in answers]
-    assert [(due, due)] * 2 == [
+    assert [right(inputs)] * 2 == [numbers_in(item) for item in answers]
+    assert [(expected, expected)] * 2 == [
         (item.json["usage"]["prompt_tokens"], item.json["usage"]["total_tokens"])
         for item in answers
     ]
-    assert [2 * due / 1_000_000, 0] == [item.json["usage"]["cost"] for item in answers]
+    assert [2 * expected / 1_000_000, 0] == [item.json["usage"]["cost"] for item in answers]
     assert [None if tokens else "estimated"] * 2 == [
         item.header("x-embedroute-usage") for item in answers
     ]
@@ -67,7 +67,7 @@ async def test_usage_is_reported_by_the_upstream_or_marked_as_estimated(
     "first then tokens cost",
     {
         "litellm-10424-partial-hit-is-counted-whole": (LONG[:1], LONG, 30, 20),
-        "litellm-30046-a-hit-is-not-counted-anew": (LONG, LONG[1:], 20, 0),
+        "litellm-30046-a-hit-is-not-counted-again": (LONG, LONG[1:], 20, 0),
         "tensorzero-hit-tells-its-tokens": (LONG, LONG, 30, 0),
         "litellm-36646-equal-inputs-are-billed-once": (["z" * 4], [*LONG, *LONG], 60, 30),
         "litellm-41750-split-calls-are-added-up": (["z" * 4], [*LONG, "w" * 40, "v" * 40], 50, 50),

@@ -52,7 +52,7 @@ def make_preferences(**fields) -> Preferences:
     return msgspec.json.decode(msgspec.json.encode(fields), type=Preferences)
 
 
-def around(
+def context_for(
     candidates: Sequence[ResolvedEndpoint] = (),
     *,
     random=lambda: 0.0,
@@ -82,7 +82,7 @@ def chosen(
     caller=SOMEONE,
     suffix=None,
     facts=None,
-    surroundings=None,
+    context=None,
     fields=None,
     **preferences,
 ) -> list[str]:
@@ -92,7 +92,7 @@ def chosen(
         route(*candidates, sort=suffix, **(facts or {})),
         request,
         caller,
-        surroundings or around(candidates),
+        context or context_for(candidates),
     )
     return [item.provider for item in found.candidates]
 

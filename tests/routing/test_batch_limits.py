@@ -24,8 +24,8 @@ MINUTE = GROWS_EVERY
 
 def taught(measure, *refused, now=0.0):
     health = EndpointHealth(BreakerPolicy())
-    for held in refused:
-        health.record_batch_too_large(now, measure, held)
+    for size in refused:
+        health.record_batch_too_large(now, measure, size)
     return health
 
 
@@ -118,9 +118,9 @@ def test_a_doubted_cap_doubles():
     [({}, 50), ({"max_inputs": 100}, 50), ({"max_inputs": 10}, 10)],
 )
 def test_declared_and_learned_limits_both_apply(declared, expected):
-    held = taught(INPUTS, 100).caps(Accepts(max_tokens=7, **declared), 0.0)
+    found = taught(INPUTS, 100).caps(Accepts(max_tokens=7, **declared), 0.0)
 
-    assert (expected, 7, None) == (held.max_inputs, held.max_tokens, held.max_bytes)
+    assert (expected, 7, None) == (found.max_inputs, found.max_tokens, found.max_bytes)
 
 
 @given(
@@ -135,9 +135,9 @@ def test_declared_and_learned_limits_both_apply(declared, expected):
 )
 def test_a_cap_is_never_below_the_minimum_and_always_ends(measure, events):
     health, now = EndpointHealth(BreakerPolicy()), 0.0
-    for wait, event, held in events:
+    for wait, event, size in events:
         now += wait
-        args = (now, measure) if event == "doubt" else (now, measure, held)
+        args = (now, measure) if event == "doubt" else (now, measure, size)
         getattr(health, event)(*args)
         found = cap(health, measure, now)
         assert found is None or found >= LEAST[measure]
@@ -145,7 +145,7 @@ def test_a_cap_is_never_below_the_minimum_and_always_ends(measure, events):
     assert None is cap(health, measure, now + 24 * MINUTE)
 
 
-@pytest.mark.parametrize(("measure", "held"), [(INPUTS, 2), (TOKENS, 15), (BYTES, 66)])
-def test_a_call_is_measured_by_inputs_estimated_tokens_or_bytes(measure, held):
+@pytest.mark.parametrize(("measure", "expected"), [(INPUTS, 2), (TOKENS, 15), (BYTES, 66)])
+def test_a_call_is_measured_by_inputs_estimated_tokens_or_bytes(measure, expected):
     """Each text has two quotes and a comma; "é" is two bytes."""
-    assert held == measure_inputs(["x" * 20, "é" * 20], measure)
+    assert expected == measure_inputs(["x" * 20, "é" * 20], measure)

@@ -9,7 +9,7 @@ from embedroute.config import Model
 from embedroute.errors import InvalidRequest, NoEligibleProvider
 from embedroute.protocol import Limits, make_request
 from embedroute.routing import Parameters, select_endpoints
-from tests.routing.factories import SOMEONE, around, candidate, chosen, job, route
+from tests.routing.factories import SOMEONE, candidate, chosen, context_for, job, route
 
 PLAIN = candidate("plain", 1)
 SIZED = candidate("sized", 2, accepts={"dimensions": True})
@@ -28,7 +28,7 @@ MUTE = candidate("mute", 9, accepts={"texts": False, "tokens": True})
 
 def parameters(fields, *candidates, **facts):
     return select_endpoints(
-        route(*candidates, **facts), job(**fields), SOMEONE, around(candidates)
+        route(*candidates, **facts), job(**fields), SOMEONE, context_for(candidates)
     ).parameters
 
 
@@ -99,7 +99,7 @@ def test_a_width_that_no_endpoint_supports_is_rejected():
 
 
 @pytest.mark.parametrize(
-    ("facts", "size", "due"),
+    ("facts", "size", "expected"),
     [
         ({"dimensions": 1024}, None, Parameters(width=1024)),
         ({"dimensions": 1024}, 1024, Parameters(width=1024)),
@@ -108,9 +108,9 @@ def test_a_width_that_no_endpoint_supports_is_rejected():
         ({}, 77, Parameters(width=77, dimensions=77)),
     ],
 )
-def test_the_models_own_width_is_always_supported(facts, size, due):
+def test_the_models_own_width_is_always_supported(facts, size, expected):
     """A client that always sends it shares vectors with one that never does, and upstreams do not receive it."""
-    assert due == parameters({"dimensions": size}, SIZED, **facts)
+    assert expected == parameters({"dimensions": size}, SIZED, **facts)
 
 
 @pytest.mark.parametrize(
@@ -287,7 +287,7 @@ def test_namespaced_options_select_the_endpoints_that_support_them(fields, candi
     If none does, an option is dropped and traced if it changes nothing.
     """
     found = select_endpoints(
-        route(*candidates, **MATRYOSHKA), job(**fields), SOMEONE, around(candidates)
+        route(*candidates, **MATRYOSHKA), job(**fields), SOMEONE, context_for(candidates)
     )
 
     lost_names = [option.name for option in found.ignored_options]
@@ -316,7 +316,7 @@ def test_a_task_of_an_unsupported_namespace_is_dropped_for_a_symmetric_model():
         route(PLAIN, **MATRYOSHKA, input_types=[]),
         job(**google(task_type="CLUSTERING")),
         SOMEONE,
-        around([PLAIN]),
+        context_for([PLAIN]),
     )
 
     assert [TASK] == [option.name for option in found.ignored_options]
@@ -340,7 +340,7 @@ def test_a_contradiction_is_refused_and_names_both_fields(fields, candidate, par
     """Also if an option would have no effect: the request is wrong in any case."""
     with pytest.raises(InvalidRequest, match=f"^'{param}' contradicts '{other}'") as caught:
         select_endpoints(
-            route(candidate, **MATRYOSHKA), job(**fields), SOMEONE, around([candidate])
+            route(candidate, **MATRYOSHKA), job(**fields), SOMEONE, context_for([candidate])
         )
 
     assert param == caught.value.param
@@ -373,7 +373,7 @@ def test_require_parameters_rejects_a_title_without_the_task_for_documents():
 
 
 @pytest.mark.parametrize(
-    ("fields", "candidate", "due"),
+    ("fields", "candidate", "expected"),
     [
         (
             google(output_dimensionality=256),
@@ -415,8 +415,8 @@ def test_require_parameters_rejects_a_title_without_the_task_for_documents():
         ),
     ],
 )
-def test_namespaced_options_become_neutral_parameters(fields, candidate, due):
-    assert due == parameters(fields, candidate, **MATRYOSHKA)
+def test_namespaced_options_become_neutral_parameters(fields, candidate, expected):
+    assert expected == parameters(fields, candidate, **MATRYOSHKA)
 
 
 @pytest.mark.parametrize(
@@ -497,7 +497,7 @@ def test_an_https_image_goes_to_endpoints_that_fetch_urls(scheme):
     request = make_request({"model": "m", "input": [{"content": [TEXT_PART, image]}]}, limits)
 
     found = select_endpoints(
-        route(*EVERY, modalities=["text", "image"]), request, SOMEONE, around(EVERY)
+        route(*EVERY, modalities=["text", "image"]), request, SOMEONE, context_for(EVERY)
     )
 
     assert ["visual"] == [item.provider for item in found.candidates]
@@ -506,7 +506,7 @@ def test_an_https_image_goes_to_endpoints_that_fetch_urls(scheme):
             route(BLIND_FETCH, modalities=["text", "image"]),
             request,
             SOMEONE,
-            around([BLIND_FETCH]),
+            context_for([BLIND_FETCH]),
         )
     assert (400, "input", "unsupported_modality") == (
         error.value.status,

@@ -190,7 +190,7 @@ def test_a_stored_rejection_does_not_quote_the_upstream(kind):
 def test_a_rate_limit_cools_down_for_its_retry_after(rests, ready):
     """The longest Retry-After applies, up to two minutes.
 
-    It is no failure, so nothing else changes.
+    It is not a failure, so nothing else changes.
     """
     health = EndpointHealth(POLICY)
     tickets = [health.acquire(0.0) for _ in rests]

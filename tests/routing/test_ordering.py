@@ -12,16 +12,23 @@ from hypothesis import strategies as st
 
 from embedroute.protocol import NO_PREFERENCES
 from embedroute.routing import draw_weights, order_endpoints
-from tests.routing.factories import around, candidate, chosen, failed, make_preferences, measured
+from tests.routing.factories import (
+    candidate,
+    chosen,
+    context_for,
+    failed,
+    make_preferences,
+    measured,
+)
 
 A, B, C = candidate("a", 1), candidate("b", 2), candidate("c", 3)
 DRAWS = 4000
 
 
-def firsts(candidates, **surroundings):
+def firsts(candidates, **context):
     """Return how often each candidate is first, and the sequences that occurred."""
     seeded = random.Random(7)
-    drawn = around(candidates, random=seeded.random, **surroundings)
+    drawn = context_for(candidates, random=seeded.random, **context)
     sequences = [
         tuple(item.provider for item in order_endpoints(candidates, NO_PREFERENCES, None, drawn))
         for _ in range(DRAWS)
@@ -82,7 +89,7 @@ def test_the_documented_example_is_correct():
 def test_the_remaining_endpoints_are_drawn_by_the_same_rule():
     """With the first fixed, the second of b and c is drawn 9 : 4."""
     seeded = random.Random(11)
-    drawn = around([A, B, C], random=seeded.random)
+    drawn = context_for([A, B, C], random=seeded.random)
     second = Counter(
         found[1].provider
         for _ in range(DRAWS)
@@ -100,7 +107,7 @@ def test_the_remaining_endpoints_are_drawn_by_the_same_rule():
     ("ago", "behind"), [(0.0, True), (10.0, True), (29.0, True), (31.0, False), (32.0, False)]
 )
 def test_a_failed_endpoint_is_tried_last_for_thirty_seconds(ago, behind):
-    names = chosen([A, C], surroundings=around([A, C], healths={"a": failed(ago)}))
+    names = chosen([A, C], context=context_for([A, C], healths={"a": failed(ago)}))
 
     assert (["c", "a"] if behind else ["a", "c"]) == names
 
@@ -109,16 +116,16 @@ def test_a_failed_endpoint_is_tried_last_for_thirty_seconds(ago, behind):
     "preferences", [{"order": ["a"]}, {"sort": "price"}, {"sort": {"by": "exacto"}}]
 )
 def test_an_order_or_a_sort_ignores_recent_failures(preferences):
-    surroundings = around([A, B], healths={"a": failed(1)}, random=lambda: 0.99)
+    context = context_for([A, B], healths={"a": failed(1)}, random=lambda: 0.99)
 
-    assert ["a", "b"] == chosen([A, B], surroundings=surroundings, **preferences)
+    assert ["a", "b"] == chosen([A, B], context=context, **preferences)
 
 
 def test_free_endpoints_always_come_first():
     some = [candidate("dear", 5), candidate("free", 0), candidate("unknown"), candidate("gift", 0)]
 
     for chance in (0.0, 0.3, 0.6, 0.999999):
-        names = chosen(some, surroundings=around(some, random=lambda chance=chance: chance))
+        names = chosen(some, context=context_for(some, random=lambda chance=chance: chance))
         assert {"free", "gift"} == set(names[:2])
 
 
@@ -161,7 +168,7 @@ def test_listed_names_come_first_in_their_order(preferences, names):
 
 def test_without_fallbacks_only_the_first_choice_remains():
     picks = [
-        chosen([A, B], allow_fallbacks=False, surroundings=around([A, B], random=lambda at=at: at))
+        chosen([A, B], allow_fallbacks=False, context=context_for([A, B], random=lambda at=at: at))
         for at in (0.0, 0.79, 0.81)
     ]
 
@@ -195,18 +202,18 @@ def test_a_sort_is_a_fixed_order(sort, names, form):
     suffix = sort if form == "suffix" else None
 
     for chance in (0.0, 0.99):
-        surroundings = around(some, healths=SPEEDS, random=lambda chance=chance: chance)
-        assert names == chosen(some, surroundings=surroundings, suffix=suffix, **preferences)
+        context = context_for(some, healths=SPEEDS, random=lambda chance=chance: chance)
+        assert names == chosen(some, context=context, suffix=suffix, **preferences)
 
 
 def test_an_explicit_sort_overrides_the_suffix():
     some = [FAST, SLOW]
 
     assert ["fast", "slow"] == chosen(
-        some, suffix="price", sort="latency", surroundings=around(some, healths=SPEEDS)
+        some, suffix="price", sort="latency", context=context_for(some, healths=SPEEDS)
     )
     assert ["slow", "fast"] == chosen(
-        some, suffix="price", sort={}, surroundings=around(some, healths=SPEEDS)
+        some, suffix="price", sort={}, context=context_for(some, healths=SPEEDS)
     )
 
 
@@ -259,9 +266,9 @@ HUNDRED = measured(*(at / 100 for at in range(1, 101)))
 def test_preferred_speeds_move_slow_endpoints_back_but_exclude_none(wish, holds):
     """A number means the median, every percentile must be met, and missing data counts as met."""
     some = [candidate("measured", 1), candidate("unknown", 2)]
-    surroundings = around(some, healths={"measured": HUNDRED})
+    context = context_for(some, healths={"measured": HUNDRED})
 
-    names = chosen(some, surroundings=surroundings, sort="price", **wish)
+    names = chosen(some, context=context, sort="price", **wish)
 
     assert (["measured", "unknown"] if holds else ["unknown", "measured"]) == names
 
@@ -271,7 +278,7 @@ def test_preferred_speeds_keep_the_order_within_both_groups():
     healths = {"s1": measured(5), "s2": measured(4), "f1": measured(0.1), "f2": measured(0.1)}
 
     names = chosen(
-        some, surroundings=around(some, healths=healths), sort="price", preferred_max_latency=1
+        some, context=context_for(some, healths=healths), sort="price", preferred_max_latency=1
     )
 
     assert ["f1", "f2", "s1", "s2"] == names
@@ -288,12 +295,12 @@ def test_preferred_speeds_keep_the_order_within_both_groups():
     st.lists(st.integers(0, 6).map(lambda at: f"p{at}"), unique=True, max_size=3),
     st.randoms(use_true_random=False),
 )
-def test_ordering_neither_loses_nor_duplicates_endpoints(rows, sort, listed, chance):
+def test_ordering_neither_loses_nor_duplicates_endpoints(rows, sort, order, chance):
     some = [candidate(f"p{at}", price, stage=stage) for at, (price, stage, _) in enumerate(rows)]
     healths = {f"p{at}": failed(ago) for at, (_, _, ago) in enumerate(rows)}
-    surroundings = around(some, random=chance.random, healths=healths)
-    fields = {name: value for name, value in (("sort", sort), ("order", listed)) if value}
+    context = context_for(some, random=chance.random, healths=healths)
+    fields = {name: value for name, value in (("sort", sort), ("order", order)) if value}
 
-    found = order_endpoints(some, make_preferences(**fields), None, surroundings)
+    found = order_endpoints(some, make_preferences(**fields), None, context)
 
     assert sorted(item.provider for item in found) == sorted(item.provider for item in some)

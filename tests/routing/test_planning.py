@@ -160,7 +160,7 @@ def patterns(longest):
 @pytest.mark.parametrize("inputs", patterns(6))
 def test_any_mix_of_hits_and_misses_gives_each_input_its_own_vector(inputs):
     """litellm#41799 and its kin: a partial hit must not shift, double or drop a row."""
-    plan, due = make_plan(inputs, b""), np.stack([expected_vector(item, 8) for item in inputs])
+    plan, expected = make_plan(inputs, b""), np.stack([expected_vector(item, 8) for item in inputs])
     for mask in itertools.product([True, False], repeat=len(plan.work)):
         hits = {key: item for (key, item), hit in zip(plan.work.items(), mask, strict=True) if hit}
         misses = {key: item for key, item in plan.work.items() if key not in hits}
@@ -171,7 +171,7 @@ def test_any_mix_of_hits_and_misses_gives_each_input_its_own_vector(inputs):
         array, tokens, estimated = assemble(plan, found)
 
         assert (10 * len(inputs), bool(hits)) == (tokens, estimated)
-        assert np.array_equal(array, due)
+        assert np.array_equal(array, expected)
 
 
 CAPS = st.fixed_dictionaries(
@@ -342,12 +342,12 @@ def test_whole_vectors_are_truncated_for_the_requested_keys():
     wider = rekeyed(plan.work, whole)
     row = np.array([3, 0, 0, 4, 5, 6, 7, 8], dtype=np.float32)
     b, c = make_plan(["b", "c"], whole).keys
-    held = {
+    stored = {
         c: EmbeddedInput(np.where(row < 5, 0, row), 7),
         b: EmbeddedInput(row, 7, estimated=True),
     }
 
-    found = cut(wider, held, 4)
+    found = cut(wider, stored, 4)
 
     assert [plan.keys[1]] == list(found)
     assert (7, True) == (found[plan.keys[1]].tokens, found[plan.keys[1]].estimated)

@@ -61,14 +61,14 @@ def directory(providers=("openai", "azure", "tei/eu", "tei"), **models):
 DIRECTORY = directory()
 
 
-def told(name, hint=None):
+def resolved(name, provider=None):
     """Space, public name, ``provider:upstream`` of each candidate, and the sort."""
-    route = DIRECTORY.resolve(name, hint)
+    route = DIRECTORY.resolve(name, provider)
     return route.name, route.public_name, [item.name for item in route.candidates], route.sort
 
 
 @pytest.mark.parametrize(
-    ("name", "hint", "found"),
+    ("name", "provider", "found"),
     [
         # a bare name is the model, with all its endpoints
         ("small", None, ("small", "small", ["openai:text-small", "azure:small"], None)),
@@ -94,7 +94,7 @@ def told(name, hint=None):
             None,
             ("openai/openai/new", "openai/new", ["openai:openai/new"], None),
         ),
-        # a hint pins, by slug, base or vendor
+        # the provider argument pins, by slug, base or vendor
         ("small", "azure", ("small", "small", ["azure:small"], None)),
         ("small", "Azure", ("small", "small", ["azure:small"], None)),
         ("BAAI/bge-m3", "tei", ("BAAI/bge-m3", "BAAI/bge-m3", ["tei/eu:BAAI/bge-m3"], None)),
@@ -110,14 +110,14 @@ def told(name, hint=None):
         ("tei/eu/x", "tei", ("tei/eu/x", "x", ["tei/eu:x"], None)),
         ("tei/eu/x", "tei/eu", ("tei/eu/x", "x", ["tei/eu:x"], None)),
         ("openai/", "openai", ("openai/openai/", "openai/", ["openai:openai/"], None)),
-        # in a conflict the hint is authoritative and the name stays whole
+        # in a conflict the provider argument is authoritative and the name stays whole
         ("azure/new", "openai", ("openai/azure/new", "azure/new", ["openai:azure/new"], None)),
         ("BAAI/other", "openai", ("openai/BAAI/other", "BAAI/other", ["openai:BAAI/other"], None)),
         # the prefix is compared as names are
         ("OpenAI/new", "openai", ("openai/new", "new", ["openai:new"], None)),
         ("OpenAI/new", "OpenAI", ("openai/new", "new", ["openai:new"], None)),
         ("TEI/EU/x", "Tei/eu", ("tei/eu/x", "x", ["tei/eu:x"], None)),
-        # a hint finds what its provider calls so, as the prefix does
+        # the provider argument finds what that provider calls so, as the prefix does
         ("text-small", "openai", ("small", "small", ["openai:text-small"], None)),
         # one provider's name for a model finds it, with all its endpoints
         ("other", None, ("text-small", "text-small", ["azure:other"], None)),
@@ -144,12 +144,12 @@ def told(name, hint=None):
         ("odd:floor:nitro", None, ("odd:floor", "odd:floor", ["tei:odd:floor"], "throughput")),
     ],
 )
-def test_model_names_are_resolved_as_in_gomodel_and_openrouter(name, hint, found):
-    assert found == told(name, hint)
+def test_model_names_are_resolved_as_in_gomodel_and_openrouter(name, provider, found):
+    assert found == resolved(name, provider)
 
 
 @pytest.mark.parametrize(
-    ("name", "hint", "found"),
+    ("name", "provider", "found"),
     [
         ("small:query", None, ("small", None, "query")),
         ("small:document", "azure", ("small", None, "document")),
@@ -165,13 +165,13 @@ def test_model_names_are_resolved_as_in_gomodel_and_openrouter(name, hint, found
         ("odd:floor:floor:floor:floor", None, ("odd:floor", "price", None)),
     ],
 )
-def test_suffixes_of_a_name_combine(name, hint, found):
-    route = DIRECTORY.resolve(name, hint)
+def test_suffixes_of_a_name_combine(name, provider, found):
+    route = DIRECTORY.resolve(name, provider)
 
     assert found == (route.name, route.sort, route.input_type)
 
 
-@pytest.mark.parametrize("hint", [None, "openai"])
+@pytest.mark.parametrize("provider", [None, "openai"])
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -189,9 +189,9 @@ def test_suffixes_of_a_name_combine(name, hint, found):
         ),
     ],
 )
-def test_too_many_or_contradicting_suffixes_are_rejected(name, hint, message):
+def test_too_many_or_contradicting_suffixes_are_rejected(name, provider, message):
     with pytest.raises(InvalidRequest) as refused:
-        DIRECTORY.resolve(name, hint)
+        DIRECTORY.resolve(name, provider)
 
     assert ("model", message) == (refused.value.param, refused.value.message)
 
@@ -224,7 +224,7 @@ def test_an_unknown_model_is_rejected_with_a_suggestion(name, advice):
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"),
+    ("name", "provider"),
     [
         ("small", "tei"),
         ("tei/small", "tei"),
@@ -234,10 +234,10 @@ def test_an_unknown_model_is_rejected_with_a_suggestion(name, advice):
         ("own", "tei"),
     ],
 )
-def test_a_provider_hint_never_changes_the_vector_space_of_a_known_model(name, hint):
+def test_a_provider_hint_never_changes_the_vector_space_of_a_known_model(name, provider):
     """The provider may serve a model of that name, but not necessarily with the same vector space."""
     with pytest.raises(NoEligibleProvider, match="does not serve the model") as refused:
-        DIRECTORY.resolve(name, hint)
+        DIRECTORY.resolve(name, provider)
 
     assert "provider" == refused.value.param
 
@@ -267,10 +267,10 @@ def test_an_undeclared_model_with_a_shipped_name_keeps_its_full_name():
     ]
 
 
-@pytest.mark.parametrize("hint", ["", "opnai", "tei/us", "/"])
-def test_an_unknown_provider_hint_is_rejected(hint):
+@pytest.mark.parametrize("provider", ["", "opnai", "tei/us", "/"])
+def test_an_unknown_provider_hint_is_rejected(provider):
     with pytest.raises(InvalidRequest, match="openai, azure, tei/eu, tei") as refused:
-        DIRECTORY.resolve("small", hint)
+        DIRECTORY.resolve("small", provider)
 
     assert "provider" == refused.value.param
 

@@ -11,7 +11,7 @@ from embedroute.auth import Caller
 from embedroute.errors import InvalidRequest, NoEligibleProvider, RequestError
 from embedroute.routing import select_endpoints
 from embedroute.trace import RequestTrace
-from tests.routing.factories import SOMEONE, around, candidate, chosen, job, route
+from tests.routing.factories import SOMEONE, candidate, chosen, context_for, job, route
 
 OPENAI = candidate("openai", 2, vendor="OpenAI")
 AZURE = candidate("azure", 1, vendor="Azure")
@@ -98,7 +98,7 @@ def test_lists_of_request_key_and_gateway_all_apply(request_, key, gateway, left
     some = [OPENAI, AZURE, HF]
 
     names = chosen(
-        some, caller=Caller(name="k", **key), surroundings=around(some, **gateway), **request_
+        some, caller=Caller(name="k", **key), context=context_for(some, **gateway), **request_
     )
 
     assert left == sorted(names, key=NAMES.index)
@@ -162,9 +162,9 @@ def test_the_filter_that_excludes_the_last_endpoint_is_named(preferences, filter
     ],
 )
 def test_empty_preferences_change_nothing(preferences):
-    unwished = select_endpoints(route(*ALL), job(), SOMEONE, around(ALL))
+    unwished = select_endpoints(route(*ALL), job(), SOMEONE, context_for(ALL))
 
-    found = select_endpoints(route(*ALL), job(provider=preferences), SOMEONE, around(ALL))
+    found = select_endpoints(route(*ALL), job(provider=preferences), SOMEONE, context_for(ALL))
 
     assert [item.name for item in unwished.candidates] == [item.name for item in found.candidates]
     assert [] == found.dropped
@@ -240,7 +240,7 @@ def test_the_first_failing_filter_is_the_reason_and_the_trace_lists_all():
     trace.open(trace=True, sent=False, received=False, full=True)
     some = [OPENAI, AZURE, candidate("new", stage="alpha")]
     found = select_endpoints(
-        route(*some), job(provider={"ignore": ["azure"]}), SOMEONE, around(some)
+        route(*some), job(provider={"ignore": ["azure"]}), SOMEONE, context_for(some)
     )
 
     found.write_to_trace(trace)
@@ -271,7 +271,7 @@ def test_a_trace_lists_the_filters_of_a_rejected_request(facts, fields, preferen
             route(*some, **facts),
             job(**fields, provider=preferences),
             SOMEONE,
-            around(some),
+            context_for(some),
             trace,
         )
 
@@ -296,7 +296,7 @@ def test_a_trace_lists_the_endpoints_that_do_not_accept_user(some, user, deaf):
     trace = RequestTrace("r")
     trace.open(trace=True, sent=False, received=False, full=True)
 
-    select_endpoints(route(*some), job(user=user), SOMEONE, around(some)).write_to_trace(
+    select_endpoints(route(*some), job(user=user), SOMEONE, context_for(some)).write_to_trace(
         trace, user
     )
 
@@ -309,7 +309,7 @@ def test_a_trace_lists_the_endpoints_that_do_not_accept_user(some, user, deaf):
 def test_no_trace_is_written_unless_requested():
     trace = RequestTrace("r")
 
-    select_endpoints(route(OPENAI), job(), SOMEONE, around([OPENAI])).write_to_trace(trace)
+    select_endpoints(route(OPENAI), job(), SOMEONE, context_for([OPENAI])).write_to_trace(trace)
 
     assert trace.events is None
 
@@ -366,7 +366,7 @@ def test_no_preference_ever_adds_endpoints(preferences, facts, chance):
 
     def offered(preferences):
         try:
-            return chosen(some, surroundings=around(some, random=lambda: chance), **preferences)
+            return chosen(some, context=context_for(some, random=lambda: chance), **preferences)
         except NoEligibleProvider:
             return []
 

@@ -199,7 +199,7 @@ def expected_statuses(case):
     )
 
 
-def judge(case, answer, sent=""):
+def check_answer(case, answer, sent=""):
     """Check the invariants of every response, and the expectations of the case."""
     assert answer.status in expected_statuses(case), answer.body[:300]
     assert answer.status not in {422, 500}
@@ -207,10 +207,10 @@ def judge(case, answer, sent=""):
     assert not any(secret in answer.body.decode() for secret in SECRETS)
     assert not any(secret in repr(answer.headers) for secret in SECRETS)
     if answer.status >= 400:
-        judge_error(case, answer, sent)
+        check_error(case, answer, sent)
 
 
-def judge_error(case, answer, sent):
+def check_error(case, answer, sent):
     error = answer.error
     assert answer.header("content-type") == "application/json"
     assert set(error) == {"message", "type", "param", "code"}
@@ -408,7 +408,7 @@ async def test_the_application_returns_the_expected_error(case, upstreams, caplo
 
     answer = await ask(embeddings_app(gateway_over(upstreams)), case)
 
-    judge(case, answer, sent_text(case))
+    check_answer(case, answer, sent_text(case))
     assert answer.elapsed.ticks < SLOWEST
     assert answer.status < 400 or answer.busy < DEAREST or answer.busy < DEAREST * slowness()
     if answer.status >= 400 and case["name"] not in UPSTREAM_DECIDES:
@@ -426,7 +426,7 @@ async def test_the_middleware_returns_the_expected_error(case, upstreams):
     """These cases run on trio too."""
     answer = await ask(EmbeddingsMiddleware(elsewhere, gateway_over(upstreams)), case)
 
-    judge(case, answer, sent_text(case))
+    check_answer(case, answer, sent_text(case))
 
 
 @pytest.mark.anyio
@@ -450,14 +450,14 @@ async def test_a_slow_body_times_out(upstreams):
 
     answer = await ask(app, DRIP, pause=0.05)
 
-    judge(DRIP, answer)
+    check_answer(DRIP, answer)
     assert 0.2 <= answer.elapsed.seconds
     assert answer.elapsed.ticks < SLOWEST
 
 
 @pytest.mark.anyio
 async def test_a_request_without_length_has_an_empty_body(upstreams):
-    judge(NO_LENGTH, await ask(embeddings_app(gateway_over(upstreams)), NO_LENGTH))
+    check_answer(NO_LENGTH, await ask(embeddings_app(gateway_over(upstreams)), NO_LENGTH))
 
 
 @pytest.mark.anyio

@@ -679,10 +679,10 @@ async def test_a_body_counts_until_its_response_is_sent():
     async with anyio.create_task_group() as group:
         group.start_soon(request.run, slow)
         await sending.wait()
-        held = served.bodies.total
+        reserved = served.bodies.total
         done.set()
 
-    assert (held, served.bodies.total, request.status) == (25, 0, 200)
+    assert (reserved, served.bodies.total, request.status) == (25, 0, 200)
 
 
 @pytest.mark.parametrize(
@@ -957,17 +957,17 @@ HELD = [(b"content-type", b"application/json"), (b"authorization", f"Bearer {KEY
 
 
 @pytest.mark.parametrize(
-    "held_as",
+    "as_iterable",
     [
         list,
         tuple,
         iter,
-        lambda held: (pair for pair in held),
-        lambda held: map(list, held),
-        lambda held: dict(held).items(),
+        lambda pairs: (pair for pair in pairs),
+        lambda pairs: map(list, pairs),
+        lambda pairs: dict(pairs).items(),
     ],
 )
-async def test_headers_may_be_any_iterable(held_as):
+async def test_headers_may_be_any_iterable(as_iterable):
     """ASGI allows any iterable, also one that can be read only once."""
     messages, sent = [{"type": "http.request", "body": GOOD}], []
 
@@ -978,7 +978,7 @@ async def test_headers_may_be_any_iterable(held_as):
         sent.append(message)
 
     await app()(
-        {"type": "http", "method": "POST", "path": "/v1/embeddings", "headers": held_as(HELD)},
+        {"type": "http", "method": "POST", "path": "/v1/embeddings", "headers": as_iterable(HELD)},
         receive,
         send,
     )
@@ -990,7 +990,7 @@ async def test_headers_may_be_any_iterable(held_as):
 
 
 @pytest.mark.parametrize(
-    ("given", "kept"),
+    ("ids", "kept"),
     [
         (["abc"], True),
         (["A_b.c-9"], True),
@@ -1005,13 +1005,13 @@ async def test_headers_may_be_any_iterable(held_as):
     ],
 )
 @pytest.mark.parametrize("body", [GOOD, b"{"])
-async def test_a_valid_request_id_is_returned(given, kept, body):
+async def test_a_valid_request_id_is_returned(ids, kept, body):
     answer = await post(
-        app(), JSON, BEARER, *(("X-Request-Id", actual) for actual in given), body=body
+        app(), JSON, BEARER, *(("X-Request-Id", actual) for actual in ids), body=body
     )
 
     actual = answer.header("x-request-id")
-    assert (actual in given) == kept
+    assert (actual in ids) == kept
     assert kept or actual.startswith("req_")
 
 
@@ -1131,7 +1131,7 @@ async def test_model_lists_need_a_key_and_support_head(method, path):
 
 
 @pytest.mark.parametrize(
-    ("hint", "seconds", "milliseconds"),
+    ("retry_after", "seconds", "milliseconds"),
     [
         (None, "1", "1000"),
         (0, "0", "0"),
@@ -1148,9 +1148,9 @@ async def test_model_lists_need_a_key_and_support_head(method, path):
 )
 @pytest.mark.parametrize("error", [RateLimited, NoHealthyEndpoint])
 async def test_retry_after_is_an_integer_for_every_value_of_a_plugin(
-    error, hint, seconds, milliseconds
+    error, retry_after, seconds, milliseconds
 ):
-    actual = dict(error_headers(error("slow", retry_after=hint), error.status))
+    actual = dict(error_headers(error("slow", retry_after=retry_after), error.status))
 
     assert (seconds, milliseconds) == (
         actual[b"retry-after"].decode(),

@@ -71,7 +71,7 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:image/gif;base64,R0lGOD
 
 
 @pytest.mark.parametrize(
-    ("given", "step", "accepts", "chunks"),
+    ("inputs", "step", "accepts", "chunks"),
     [
         (EIGHT, None, {}, [8]),
         (EIGHT, None, {"max_inputs": 3}, [3, 3, 2]),
@@ -81,12 +81,12 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:image/gif;base64,R0lGOD
         (EIGHT, None, {"max_tokens": 18}, [2, 2, 2, 2]),
     ],
 )
-async def test_explain_forecasts_the_chunks_that_are_sent(given, step, accepts, chunks):
+async def test_explain_forecasts_the_chunks_that_are_sent(inputs, step, accepts, chunks):
     """A batch limit learned from an upstream applies to the forecast and to the call."""
     app, (backend,) = app_of(step, endpoint={"accepts": accepts})
     typed = {"input_type": "query"} if accepts.get("max_tokens") == 18 else {}
-    again = [text.replace("text", "other") for text in given]
-    await post(app, input=given, named=1, **typed)
+    again = [text.replace("text", "other") for text in inputs]
+    await post(app, input=inputs, named=1, **typed)
     backend.batches.clear()
 
     (actual,) = (await post(app, "?explain=1", input=again, named=1, **typed))["order"]
@@ -142,7 +142,7 @@ async def test_explain_forecasts_the_actual_cost(price, accepts, cost):
 
 
 @pytest.mark.parametrize(
-    ("held", "sent_request", "use", "cache"),
+    ("cached", "sent_request", "use", "cache"),
     [
         ([], ["c", "c", "d"], "", (0, 3)),
         (["c"], ["c", "c", "d"], "", (2, 1)),
@@ -151,11 +151,11 @@ async def test_explain_forecasts_the_actual_cost(price, accepts, cost):
         (["c", "d"], ["c", "c", "d"], "no-cache", (0, 3)),
     ],
 )
-async def test_hits_are_counted_in_inputs(held, sent_request, use, cache):
+async def test_hits_are_counted_in_inputs(cached, sent_request, use, cache):
     """The errors are those of the request itself."""
     app, _ = app_of(None)
-    if held:
-        await post(app, input=held, named=1)
+    if cached:
+        await post(app, input=cached, named=1)
 
     actual = (
         await post(

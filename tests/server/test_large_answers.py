@@ -456,7 +456,11 @@ ODDITIES = {
     "another vector in one row": lambda row: (
         {**row, "meta": {"embedding": [1]}} if row["index"] == 3 else row
     ),
-    "a name that ends alike": lambda row: {**row, 'my "embedding"': [0.5], 'my "embedding': [0.5]},
+    "a name with the same ending": lambda row: {
+        **row,
+        'my "embedding"': [0.5],
+        'my "embedding': [0.5],
+    },
 }
 
 
@@ -498,9 +502,9 @@ def test_large_and_small_responses_are_parsed_alike(dtype, count, least, form, o
 )
 def test_a_vector_outside_its_row_is_not_used(row, other):
     """Even if the row contains text like the placeholder of a vector."""
-    written = json.dumps(other).encode()
+    encoded = json.dumps(other).encode()
     data = [
-        row % ((written, at, at) if row.startswith(b'{"embedding"') else (at, at, written))
+        row % ((encoded, at, at) if row.startswith(b'{"embedding"') else (at, at, encoded))
         for at in range(200)
     ]
     reply = UpstreamResponse(200, {}, b'{"data":[%b]}' % b",".join(data))

@@ -182,7 +182,10 @@ def strings_in(value):
 def unprintable(caplog):
     """Field values that a formatter would print as several lines or as different text."""
     return [
-        text for _, _, held in fields(caplog) for text in strings_in(held) if not text.isprintable()
+        text
+        for _, _, value in fields(caplog)
+        for text in strings_in(value)
+        if not text.isprintable()
     ]
 
 

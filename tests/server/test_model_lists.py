@@ -32,7 +32,7 @@ class Multimodal(ScriptedBackend, frozen=True, kw_only=True):
 
 
 def app_of(backends, *, keys=None, models=None, price=None, dialect="openai", **gateway):
-    listed = [
+    endpoints = [
         {"provider": slug, **({} if price is None else {"price": price})} for slug in backends
     ]
     config = Config(
@@ -42,7 +42,7 @@ def app_of(backends, *, keys=None, models=None, price=None, dialect="openai", **
             slug: Provider(backend=backend(width=WIDTH)) for slug, backend in backends.items()
         },
         models={
-            name: {"dimensions": WIDTH, "endpoints": listed, **facts}
+            name: {"dimensions": WIDTH, "endpoints": endpoints, **facts}
             for name, facts in (models or {"m": {}}).items()
         },
     )
@@ -60,7 +60,7 @@ async def post(app, key="", **fields):
 
 
 @pytest.mark.parametrize(
-    ("backends", "modalities", "listed"),
+    ("backends", "modalities", "expected"),
     [
         ({"a": TextOnly}, None, ["text"]),
         ({"a": TextOnly}, ["text", "image"], ["text"]),
@@ -70,14 +70,14 @@ async def post(app, key="", **fields):
         ({"a": ImageOnly}, ["image", "audio"], ["image"]),
     ],
 )
-async def test_lists_the_modalities_that_a_request_may_hold(backends, modalities, listed):
+async def test_lists_the_modalities_that_a_request_may_hold(backends, modalities, expected):
     app = app_of(backends, models={"m": {"modalities": modalities}})
 
     (card,) = (await get(app, "/v1/models")).json["data"]
     (row,) = (await get(app, "/v1/embeddings/models")).json["data"]
-    works = [name for name, given in ASKED.items() if (await post(app, input=given)).status == 200]
+    works = [name for name, value in ASKED.items() if (await post(app, input=value)).status == 200]
 
-    assert listed == card["modalities"] == row["architecture"]["input_modalities"] == works
+    assert expected == card["modalities"] == row["architecture"]["input_modalities"] == works
 
 
 KEYS = {

@@ -23,19 +23,21 @@ def app_of(endpoints=({},), **facts):
 
     ``facts`` are fields of the model.
     """
-    listed = [{"provider": f"p{at}", **endpoint} for at, endpoint in enumerate(endpoints)]
+    entries = [{"provider": f"p{at}", **endpoint} for at, endpoint in enumerate(endpoints)]
     return embeddings_app(
         Gateway(
             Config(
                 gateway={"auth": "open"},
-                providers={row["provider"]: Provider(backend=Plain(width=WIDTH)) for row in listed},
-                models={"m": {"dimensions": WIDTH, "endpoints": listed, **facts}},
+                providers={
+                    row["provider"]: Provider(backend=Plain(width=WIDTH)) for row in entries
+                },
+                models={"m": {"dimensions": WIDTH, "endpoints": entries, **facts}},
             )
         )
     )
 
 
-async def listed(app, path):
+async def get_model(app, path):
     return (await call(app, "GET", path)).json["data"][0]
 
 
@@ -63,7 +65,7 @@ async def status_of(app, **fields):
 async def test_prices_are_formatted_without_exponents(prices, a_million, a_token):
     """OpenRouter lists "0.00000002", not "2E-8", and ``max_price`` accepts the listed form."""
     app = app_of([{} if price is None else {"price": price} for price in prices])
-    card, row = await listed(app, "/v1/models"), await listed(app, "/v1/embeddings/models")
+    card, row = await get_model(app, "/v1/models"), await get_model(app, "/v1/embeddings/models")
 
     assert (a_million, a_token) == (card["pricing"].get("prompt"), row["pricing"].get("prompt"))
     for price in filter(None, (a_million, a_token)):
@@ -82,7 +84,7 @@ async def test_prices_are_formatted_without_exponents(prices, a_million, a_token
     ],
 )
 async def test_prices_of_other_kinds_are_those_of_the_cheapest_endpoint(prices, pricing):
-    row = await listed(
+    row = await get_model(
         app_of([{"price": {"prompt": 9, "request": 7}}, {"price": prices}]),
         "/v1/embeddings/models",
     )
@@ -123,7 +125,7 @@ NATIVE = {"accepts": {"dimensions": True}}
 async def test_a_parameter_is_listed_if_it_is_supported(endpoints, facts, taken):
     """speakr#352: listing ``dimensions`` for a model with one size sends clients into a 400."""
     app = app_of(endpoints, **facts)
-    actual = (await listed(app, "/v1/embeddings/models"))["supported_parameters"]
+    actual = (await get_model(app, "/v1/embeddings/models"))["supported_parameters"]
     sent_request = {"dimensions": 4, "input_type": "query", "user": "u"}
     strictly = {"provider": {"require_parameters": True}}
     works = {

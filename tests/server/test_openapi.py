@@ -223,9 +223,9 @@ def test_a_response_fits_the_schema(base64, dialect):
         rows=list(from_lists([[1.0, 2.0]])), model="m", prompt_tokens=1, trace=trace
     )
     job = EmbeddingRequest(model="m", inputs=["a"], kind=Kind.TEXT, base64=base64)
-    written = json.loads(b"".join(DIALECTS[dialect].success(answer, job)))
+    body = json.loads(b"".join(DIALECTS[dialect].success(answer, job)))
 
-    schema_of(dialect, "/v1/embeddings", 200, "post").validate(written)
+    schema_of(dialect, "/v1/embeddings", 200, "post").validate(body)
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
@@ -238,14 +238,14 @@ def test_every_field_of_a_response_is_documented(dialect):
     trace.record_usage("mock", {}, 1, {"text": 1, "image": 2})
     answer = Embeddings(rows=list(from_lists([[1.0]])), model="m", prompt_tokens=1, trace=trace)
     job = EmbeddingRequest(model="m", inputs=["a"], kind=Kind.TEXT)
-    written = json.loads(b"".join(DIALECTS[dialect].success(answer, job)))
+    body = json.loads(b"".join(DIALECTS[dialect].success(answer, job)))
     schema = components(dialect)[DIALECTS[dialect].success_body.__name__]
 
-    assert {"trace", "upstream_request", "upstream_response"} <= set(written)
-    assert set(written) == set(schema["properties"])
+    assert {"trace", "upstream_request", "upstream_response"} <= set(body)
+    assert set(body) == set(schema["properties"])
 
 
-ALIKE = {
+ALSO_FITTING = {
     "openai": {"openai", "gomodel"},
     "gomodel": {"openai", "gomodel"},
     "spice": {"spice", "phaseo"},
@@ -262,17 +262,17 @@ FAULTS = [
 @pytest.mark.parametrize("error", FAULTS)
 def test_an_error_fits_the_schema_of_its_dialect(dialect, error):
     error.provider = "mock"
-    written = {
+    bodies = {
         name: json.loads(dialect.error(error, RequestTrace("req_1")))
         for name, dialect in DIALECTS.items()
     }
     fits = {
         name
-        for name, body in written.items()
+        for name, body in bodies.items()
         if schema_of(dialect, "/v1/embeddings", 400, "post").is_valid(body)
     }
 
-    assert fits == ALIKE.get(dialect, {dialect})
+    assert fits == ALSO_FITTING.get(dialect, {dialect})
 
 
 def test_every_operation_lists_its_error_statuses():

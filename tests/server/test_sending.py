@@ -269,12 +269,12 @@ async def test_responses_that_clients_do_not_read_are_limited(most, clients, sta
         small = Client(app, 1, key="three")
         small.read()
         await small.run()
-        held = gateway.responses.total
+        reserved = gateway.responses.total
         for client in waiting:
             client.read()
 
     assert statuses == [client.status for client in waiting]
-    assert (held, 200) == (HELD * statuses.count(200), small.status)
+    assert (reserved, 200) == (HELD * statuses.count(200), small.status)
     [refused, *_] = [client for client in waiting if client.status == 503]
     assert "overloaded" == json.loads(refused.body)["error"]["code"]
     assert b"1" == refused.headers[b"retry-after"]

@@ -112,18 +112,18 @@ async def serve(body):
     await asyncio.sleep(3600)
 
 
-class Held:
+class LoopLatency:
     """Asks one large request after the other and keeps the median of what it sees, in seconds."""
 
     def __init__(self, kind, encoding):
         self.kind, self.encoding = kind, encoding
         self.texts = [f"text {at}" for at in range(kind.count)]
-        self.turns, self.ends = [], []
-        self.held = float("inf")
+        self.wakeups, self.ends = [], []
+        self.latency = float("inf")
 
     async def keep(self):
         while True:
-            self.turns.append(time.process_time())
+            self.wakeups.append(time.process_time())
             await asyncio.sleep(0.0002)
 
     async def ask(self, app):
@@ -132,7 +132,7 @@ class Held:
             self.ends.append(time.process_time())
 
         built.clear()
-        self.turns.clear()
+        self.wakeups.clear()
         body = json.dumps(
             {"model": "m", "input": self.texts, "encoding_format": self.encoding}
         ).encode()
@@ -143,8 +143,8 @@ class Held:
 
     def longest(self):
         since, until = built[0], self.ends[-1]
-        turns = [since, *(turn for turn in self.turns if since < turn < until), until]
-        return max(after - before for before, after in pairwise(turns))
+        times = [since, *(at for at in self.wakeups if since < at < until), until]
+        return max(after - before for before, after in pairwise(times))
 
     async def measure(self, gateway):
         app, longest = embeddings_app(gateway), []
@@ -157,8 +157,8 @@ class Held:
                 await self.ask(app)
                 longest.append(self.longest() * 2 / (before + slowness()))
             keeping.cancel()
-            self.held = median(longest)
-        sys.stdout.write(f"{self.held} {BOUND}\n")
+            self.latency = median(longest)
+        sys.stdout.write(f"{self.latency} {BOUND}\n")
 
 
 def gateway_at(url, kind, **options):
@@ -194,11 +194,11 @@ def main(name, asked_of, encoding, loop):
     kind = KINDS[name]
     vectors = vectors_of([f"text {at}" for at in range(kind.count)], kind.width)
     body = kind.body(vectors[: kind.at_once], asked_of)
-    held = Held(kind, encoding)
+    measurement = LoopLatency(kind, encoding)
     options = {"encoding_format": asked_of} if name == "openai" else {}
     with upstream(body) as url:
         (uvloop.run if loop == "uvloop" else asyncio.run)(
-            held.measure(gateway_at(url, kind, **options))
+            measurement.measure(gateway_at(url, kind, **options))
         )
 
 

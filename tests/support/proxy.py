@@ -30,10 +30,10 @@ class ForwardProxy:
         self.listener.shutdown(socket.SHUT_RDWR)
         self.listener.close()
         self.thread.join()
-        for held in self.sockets:
+        for connection in self.sockets:
             with suppress(OSError):
-                held.shutdown(socket.SHUT_RDWR)
-            held.close()
+                connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
 
     def url(self, credentials="user:p%40ss@"):
         return f"http{'s' if self.tls else ''}://{credentials}localhost:{self.port}"

@@ -466,15 +466,15 @@ class SyncEmbed(Backend, frozen=True):
 
 
 class ReturnsResult(Backend, frozen=True):
-    """Returns or raises ``given``."""
+    """Returns or raises ``result``."""
 
-    given: object = None
+    result: object = None
 
     async def embed(self, batch):
-        if isinstance(self.given, BaseException):
-            raise self.given
+        if isinstance(self.result, BaseException):
+            raise self.result
         rows = np.array([[len(text), 1] for text in batch.texts], "<f4")
-        return self.given(rows) if callable(self.given) else self.given
+        return self.result(rows) if callable(self.result) else self.result
 
 
 class Unloadable(LocalBackend, frozen=True):
@@ -631,31 +631,31 @@ class ImagesOnly(Backend, frozen=True):
         (Unrunnable(), None, "run raised SystemExit"),
         (AsyncRun(), None, "run is async: write def run"),
         (
-            ReturnsResult(given=UpstreamUnavailable("reset")),
+            ReturnsResult(result=UpstreamUnavailable("reset")),
             None,
             "embed raised UpstreamUnavailable: reset",
         ),
-        (ReturnsResult(given=SystemExit(3)), None, "embed raised SystemExit"),
-        (ReturnsResult(given=StopIteration()), None, "embed raised RuntimeError"),
-        (ReturnsResult(given=[[1.0]]), None, "result is a list, not Vectors"),
-        (ReturnsResult(given=Vectors(None)), None, "0 rows for 3 inputs"),
+        (ReturnsResult(result=SystemExit(3)), None, "embed raised SystemExit"),
+        (ReturnsResult(result=StopIteration()), None, "embed raised RuntimeError"),
+        (ReturnsResult(result=[[1.0]]), None, "result is a list, not Vectors"),
+        (ReturnsResult(result=Vectors(None)), None, "0 rows for 3 inputs"),
         (
-            ReturnsResult(given=lambda rows: Vectors(rows.astype(int))),
+            ReturnsResult(result=lambda rows: Vectors(rows.astype(int))),
             None,
             "int64 numbers; expected float",
         ),
         (
-            ReturnsResult(given=lambda rows: Vectors(rows, "7")),
+            ReturnsResult(result=lambda rows: Vectors(rows, "7")),
             None,
             "prompt_tokens is '7': return an int, or None",
         ),
         (
-            ReturnsResult(given=lambda rows: Vectors(rows, -5)),
+            ReturnsResult(result=lambda rows: Vectors(rows, -5)),
             None,
             "prompt_tokens is -5: return an int, or None",
         ),
         (
-            ReturnsResult(given=lambda rows: Vectors(rows, 5, {"text": "x"})),
+            ReturnsResult(result=lambda rows: Vectors(rows, 5, {"text": "x"})),
             None,
             "modality_tokens is {'text': 'x'}: return",
         ),
@@ -710,7 +710,7 @@ async def test_can_be_called_inside_a_running_loop(backend, reply):
 @pytest.mark.anyio
 async def test_reports_mistakes_inside_a_running_loop():
     with pytest.raises(AssertionError, match="embed raised UpstreamUnavailable"):
-        check_backend(ReturnsResult(given=UpstreamUnavailable("reset")))
+        check_backend(ReturnsResult(result=UpstreamUnavailable("reset")))
 
 
 def test_does_not_show_the_secrets_of_the_backend():

@@ -141,7 +141,7 @@ def ok(body=b"{}", *headers, status=b"200 OK"):
 
 
 class InspectableTransport(Http1Transport):
-    """A transport that ``async with`` closes; ``held`` is the number of its open connections."""
+    """A transport that ``async with`` closes; ``open_count`` is the number of its open connections."""
 
     async def __aenter__(self):
         return self
@@ -150,7 +150,7 @@ class InspectableTransport(Http1Transport):
         await self.aclose()
 
     @property
-    def held(self):
+    def open_count(self):
         return sum(len(pool.open) for pool in self._pools.values())
 
     @property
@@ -339,7 +339,7 @@ async def test_rejects_an_incomplete_or_invalid_response(name):
         with pytest.raises(UpstreamError) as caught:
             await transport.send(request(wire.url), 0.5 if kind is UpstreamTimeout else 30.0)
 
-        assert 0 == transport.held
+        assert 0 == transport.open_count
     assert kind is caught.type
     assert 1 == len(wire.heads)
 
@@ -417,7 +417,7 @@ async def test_reuses_a_kept_connection():
         await transport.meet(wire.url)
         for _ in range(20):
             await transport.send(request(wire.url), 5.0, UNRESTED)
-        assert (1, 1) == (transport.idle, transport.held)
+        assert (1, 1) == (transport.idle, transport.open_count)
 
     assert 1 == wire.connections
 
@@ -465,7 +465,7 @@ async def test_releases_connections_that_were_closed_while_idle():
             for _ in range(40):
                 await transport.send(request(url), 5.0, UNRESTED)
 
-            assert (1, 1) == (transport.idle, transport.held)
+            assert (1, 1) == (transport.idle, transport.open_count)
 
 
 async def test_closes_connections_that_stay_idle():
@@ -478,8 +478,8 @@ async def test_closes_connections_that_stay_idle():
             await asyncio.sleep(0.3)
             await transport.send(request(url), 5.0)
             await until_on_loop(lambda: transport.idle < 2)
-            assert (1, 1) == (transport.idle, transport.held)
-            await until_on_loop(lambda: not transport.held)
+            assert (1, 1) == (transport.idle, transport.open_count)
+            await until_on_loop(lambda: not transport.open_count)
 
 
 async def test_aborting_a_connection_does_not_complete_its_response():
@@ -527,7 +527,7 @@ async def test_repeats_a_request_if_surplus_bytes_follow_on_a_reused_connection(
         await transport.meet(wire.url)
         for _ in range(3):
             assert b"next" == (await transport.send(request(wire.url), 5.0)).content
-        assert 0 == transport.held
+        assert 0 == transport.open_count
 
     assert 4 == wire.connections
     assert [False, False, True, True, True] == [
@@ -540,7 +540,7 @@ async def test_a_first_response_excludes_the_surplus_bytes_after_it(body, caplog
     async with ScriptedServer(ok(body) + ok(b"wrong")) as wire, InspectableTransport() as transport:
         for _ in range(3):
             assert body == (await transport.send(request(wire.url), 5.0)).content
-        assert 0 == transport.held
+        assert 0 == transport.open_count
 
     assert 3 == wire.connections
     assert ["ERROR"] == [
@@ -609,10 +609,10 @@ async def test_closes_idle_connections_and_keeps_none_after_a_surplus_byte(surpl
     async with ScriptedServer(*answers) as wire, InspectableTransport(kept_for=3600.0) as transport:
         await asyncio.gather(*(transport.send(request(wire.url), 5.0, limits) for _ in range(3)))
         assert 3 == transport.idle
-        await until_on_loop(lambda: not transport.held)
+        await until_on_loop(lambda: not transport.open_count)
         for _ in range(3):
             await transport.send(request(wire.url), 5.0, limits)
-        assert 0 == transport.held
+        assert 0 == transport.open_count
 
     assert 6 == wire.connections
     assert [False] * 3 + [True] * 3 == [b"\r\nconnection: close\r\n" in head for head in wire.heads]
@@ -667,7 +667,7 @@ async def test_a_caught_host_does_not_affect_other_hosts():
         await transport.meet(liar.url)
         for _ in range(3):
             await transport.meet(honest.url)
-        assert (1, 1) == (honest.connections, transport.held)
+        assert (1, 1) == (honest.connections, transport.open_count)
 
 
 async def test_bytes_received_while_the_loop_was_busy_are_unsolicited():
@@ -678,28 +678,28 @@ async def test_bytes_received_while_the_loop_was_busy_are_unsolicited():
     loop = asyncio.get_running_loop()
 
     def first():
-        held, _ = server.accept()
-        held.recv(65536)
-        held.sendall(ok(b"first"))
-        return held
+        connection, _ = server.accept()
+        connection.recv(65536)
+        connection.sendall(ok(b"first"))
+        return connection
 
     def second():
-        held, _ = server.accept()
-        held.recv(65536)
-        held.sendall(ok(b"second"))
-        held.close()
+        connection, _ = server.accept()
+        connection.recv(65536)
+        connection.sendall(ok(b"second"))
+        connection.close()
 
     async with InspectableTransport() as transport:
         serving = loop.run_in_executor(None, first)
         assert b"first" == (await transport.meet(url)).content
-        held = await serving
+        connection = await serving
         assert 1 == transport.idle
         serving = loop.run_in_executor(None, second)
-        held.sendall(ok(b"wrong"))
+        connection.sendall(ok(b"wrong"))
         assert b"second" == (await transport.send(request(url), 5.0)).content
         await serving
         assert transport.caught
-    held.close()
+    connection.close()
     server.close()
 
 
@@ -710,15 +710,15 @@ async def test_does_not_keep_a_connection_that_responded_before_reading_the_requ
     url = f"http://127.0.0.1:{server.getsockname()[1]}/v1"
 
     def hasty():
-        held, _ = server.accept()
-        held.recv(1024)
-        held.sendall(ok(b"too large", status=b"413 Content Too Large"))
-        return held
+        connection, _ = server.accept()
+        connection.recv(1024)
+        connection.sendall(ok(b"too large", status=b"413 Content Too Large"))
+        return connection
 
     async with InspectableTransport() as transport:
         serving = asyncio.get_running_loop().run_in_executor(None, hasty)
         reply = await transport.send(request(url, ["a" * 30_000_000]), 5.0)
-        assert (413, 0) == (reply.status, transport.held)
+        assert (413, 0) == (reply.status, transport.open_count)
         (await serving).close()
     server.close()
 
@@ -758,13 +758,13 @@ TARGETS = [
 def test_encodes_the_request_line_and_host_of_a_url(url, origin, line, host, authorization):
     target = parse_target("POST", url)
     first, *headers = write_head(target, request(url).headers).split(b"\r\n")
-    held = dict(header.split(b": ", 1) for header in headers if header)
+    fields = dict(header.split(b": ", 1) for header in headers if header)
 
     assert (origin, line, host, authorization) == (
         target.origin,
         first,
-        held[b"host"],
-        held.get(b"authorization"),
+        fields[b"host"],
+        fields.get(b"authorization"),
     )
 
 
@@ -973,8 +973,8 @@ async def test_a_connect_timeout_is_a_connect_error():
     async with InspectableTransport() as transport:
         with pytest.raises(ConnectError):
             await transport.send(request(f"http://127.0.0.1:{server.getsockname()[1]}/"), 0.2)
-    for held in (server, *fillers):
-        held.close()
+    for opened in (server, *fillers):
+        opened.close()
 
 
 FOUR = ExchangeLimits(max_connections=4)
@@ -1021,7 +1021,7 @@ async def test_five_thousand_cancelled_calls_leak_nothing():
             await until_on_loop(
                 lambda: upstream.in_flight == 0 and len(upstream.open) == transport.idle
             )
-            assert transport.held == transport.idle
+            assert transport.open_count == transport.idle
             assert 0 == transport.in_use
         assert before == asyncio.all_tasks()
         await until_on_loop(lambda: not upstream.open)
@@ -1176,4 +1176,4 @@ async def test_does_not_keep_a_connection_after_a_timeout_status():
     ):
         for kept in (1, 0, 0, 1, 1):
             await transport.send(request(wire.url), 5.0, UNRESTED)
-            assert kept == transport.held
+            assert kept == transport.open_count

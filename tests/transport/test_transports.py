@@ -288,7 +288,7 @@ async def test_a_failed_connection_is_an_upstream_error(anyio_backend, name, ups
 
 @transports
 @pytest.mark.parametrize(
-    ("value", "written"),
+    ("value", "encoded"),
     [
         ("Zürich", b"Z\xfcrich"),
         ("¿qué?", b"\xbfqu\xe9?"),
@@ -297,7 +297,7 @@ async def test_a_failed_connection_is_an_upstream_error(anyio_backend, name, ups
         ("Z\xc3\xbcrich", b"Z\xc3\xbcrich"),
     ],
 )
-async def test_encodes_headers_as_latin_1(anyio_backend, name, upstream, value, written):
+async def test_encodes_headers_as_latin_1(anyio_backend, name, upstream, value, encoded):
     """Both configured headers and keys. The last value is UTF-8 decoded as latin-1."""
     backend = OpenAI(
         base_url=upstream.url,
@@ -315,9 +315,9 @@ async def test_encodes_headers_as_latin_1(anyio_backend, name, upstream, value, 
     }
     assert reply.status == 200
     assert {
-        "authorization": b"Bearer " + written,
-        "x-city": written,
-        "openai-project": written,
+        "authorization": b"Bearer " + encoded,
+        "x-city": encoded,
+        "openai-project": encoded,
     } == sent
 
 

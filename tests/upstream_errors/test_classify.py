@@ -971,10 +971,12 @@ def test_headers_take_precedence_over_the_body():
     assert found.retry_after == 3
 
 
-@given(status=st.integers(100, 999), content=st.binary(), hint=st.text(), date=st.text())
-def test_classifies_any_response_without_failing(status, content, hint, date):
+@given(status=st.integers(100, 999), content=st.binary(), retry_after=st.text(), date=st.text())
+def test_classifies_any_response_without_failing(status, content, retry_after, date):
     found = classify_response(
-        status, {"retry-after": hint, "date": date, "x-ratelimit-remaining-tokens": "0"}, content
+        status,
+        {"retry-after": retry_after, "date": date, "x-ratelimit-remaining-tokens": "0"},
+        content,
     )
 
     assert isinstance(found, UpstreamError)

@@ -352,14 +352,14 @@ FRAMES = st.sampled_from(
 ENDPOINT_BLAMING = (errors.UpstreamAuthError, errors.UpstreamModelNotFound, errors.BatchTooLarge)
 
 
-@given(status=STATUSES, planted=PLANTED, around=PLANTED, frame=FRAMES, upper=st.booleans())
+@given(status=STATUSES, planted=PLANTED, surrounding=PLANTED, frame=FRAMES, upper=st.booleans())
 @settings(max_examples=400)
-def test_a_quote_never_blames_the_endpoint(status, planted, around, frame, upper):
+def test_a_quote_never_blames_the_endpoint(status, planted, surrounding, frame, upper):
     quote = planted.upper() if upper else planted
     quoted = {"error": {"message": frame.replace("{}", quote)}}
     plain = {"error": {"message": frame.replace("{}", " ").strip() or "no"}}
 
-    found = judged(status, quoted, [f"{around} {planted} {around}", planted])
+    found = judged(status, quoted, [f"{surrounding} {planted} {surrounding}", planted])
     without = judged(status, plain, ["a", "b"])
 
     if isinstance(found, ENDPOINT_BLAMING):

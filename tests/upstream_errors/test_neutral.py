@@ -106,7 +106,7 @@ def test_a_plugins_error_class_becomes_its_base_class():
 
 
 @pytest.mark.parametrize(
-    ("failure", "given", "message"),
+    ("failure", "provider", "message"),
     [
         (
             UpstreamAuthError("x"),
@@ -117,11 +117,11 @@ def test_a_plugins_error_class_becomes_its_base_class():
         (BatchTooLarge("x"), "acme", "The provider acme rejected the batch as too large."),
     ],
 )
-def test_a_neutral_message_names_the_provider_if_known(failure, given, message):
-    copy = neutral(failure, given)
+def test_a_neutral_message_names_the_provider_if_known(failure, provider, message):
+    copy = neutral(failure, provider)
 
     assert copy.message.startswith(message)
-    assert copy.message == neutral(neutral(failure), given).message
+    assert copy.message == neutral(neutral(failure), provider).message
 
 
 def test_each_error_class_has_its_own_neutral_message():

@@ -58,7 +58,7 @@ def make_inputs(sent):
     return [words(number, size // count) for number in range(count)]
 
 
-def judge(row):
+def classify(row):
     backend = BACKENDS.get(row["provider"], OpenAI())
     inputs = make_inputs(row["sent"])
     body = row["body"] if isinstance(row["body"], str) else json.dumps(row["body"])
@@ -76,7 +76,7 @@ def judge(row):
     [pytest.param(row, id=f"{row['provider']}-{number}") for number, row in enumerate(ROWS)],
 )
 def test_classifies_a_real_failure(row):
-    found = judge(row)
+    found = classify(row)
 
     facts = {
         "class": type(found).__name__,
@@ -89,11 +89,11 @@ def test_classifies_a_real_failure(row):
     assert row["expected"] == {name: fact for name, fact in facts.items() if fact is not None}
 
 
-@pytest.mark.parametrize("party", BLAMES)
-def test_the_expected_classes_blame_the_party_at_fault(party):
-    rows = [row for row in ROWS if row["party"] == party]
+@pytest.mark.parametrize("at_fault", BLAMES)
+def test_the_expected_classes_blame_the_party_at_fault(at_fault):
+    rows = [row for row in ROWS if row["party"] == at_fault]
 
-    assert {row["expected"]["class"] for row in rows} <= OPEN | BLAMES[party]
+    assert {row["expected"]["class"] for row in rows} <= OPEN | BLAMES[at_fault]
     assert all(hasattr(errors, row["expected"]["class"]) for row in rows)
 
 
