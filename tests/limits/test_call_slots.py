@@ -5,8 +5,7 @@ import asyncio
 import pytest
 
 from embedroute.errors import EndpointBusy
-from embedroute.limits import FIRST, CallSlots
-from embedroute.limits.call_slots import INTERACTIVE, MOST_WAITING
+from embedroute.limits import FIRST, INTERACTIVE, MOST_WAITING, CallSlots
 from tests.support.virtual_time import run_in_virtual_time
 
 
