@@ -119,7 +119,7 @@ class EndpointHealth:
         self._breaker.history.record_repeat(now, answered=answered)
 
     def random_share(self, now: float) -> float:
-        """Return an upper estimate of the share of calls that fail whatever their inputs are."""
+        """Return an upper estimate of the share of calls that fail at random."""
         return self._breaker.history.random_share(now)
 
     def acquire(self, now: float) -> int:
