@@ -67,6 +67,10 @@ SIZE_CHANCE: Final = 1e-4
 """Probability up to which failures in a row of a call whose parts are embedded are no chance."""
 MOST_SIZE_REPEATS: Final = 3
 """Calls at most that repeat one which may be too large."""
+BUDGET_SPENT: Final = (
+    "The gateway may not retry more often at the moment. Wait before you send it again."
+)
+"""The message of the error of a request for which no more calls may be made."""
 Chunks = Sequence[Work]
 Run = Callable[[Dispatch], Awaitable[None]]
 """Embeds a part at the first endpoint that responds."""
@@ -252,7 +256,7 @@ class PartRunner:
             if isinstance(found.error, RateLimited):
                 error = found.error
                 # Without progress, a spent budget would lead to the same bisection again and again.
-                if len(found.rest) < len(dispatch.work) or not isinstance(error, BudgetSpent):
+                if len(found.rest) < len(dispatch.work) or error.message != BUDGET_SPENT:
                     left.append(candidate)
             parts.append((make_part(left, work=found.rest, earlier_errors=[error]), error))
         await self._run_parts(parts)
@@ -403,15 +407,8 @@ def deadline_error() -> DeadlineExceeded:
     return DeadlineExceeded("The deadline passed before a provider responded.")
 
 
-class BudgetSpent(RateLimited):
-    """429: the gateway may make no more calls for this request at the moment."""
-
-
 def budget_error() -> RateLimited:
     """Make the error of a request for which the gateway may make no more calls."""
-    error = BudgetSpent(
-        "The gateway may not retry more often at the moment. Wait before you send it again.",
-        retry_after=SHORTEST_COOLDOWN,
-    )
+    error = RateLimited(BUDGET_SPENT, retry_after=SHORTEST_COOLDOWN)
     error.already_recorded = True
     return error
