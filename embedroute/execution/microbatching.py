@@ -180,7 +180,7 @@ class _Probes:
         self.others = ()
         if isinstance(error, UpstreamError) and is_slow:
             _share(error, waiting, others)
-        else:
+        elif not cancelled:  # otherwise they start over
             for other in others:
                 other.alone = True
         _release(others)
