@@ -24,7 +24,7 @@ STOPPED_RATE = 50.0  # requests per second while the process is stopped
 
 def measure(session: Session, quick: bool) -> Iterator[Row]:  # noqa: FBT001 - a `Measure`
     yield from few_files(session, 1.5 if quick else 9.0)
-    yield from stopped(session, 2.2 if quick else 4.0, 1.5 if quick else 6.0)
+    yield from stopped(session, 3.5 if quick else 4.0, 1.5 if quick else 6.0)
 
 
 def few_files(session: Session, after: float) -> Iterator[Row]:

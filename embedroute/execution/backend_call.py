@@ -6,7 +6,7 @@
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
 from time import perf_counter
-from typing import Final, cast
+from typing import Final, TypeVar, cast
 
 import anyio
 import msgspec
@@ -45,6 +45,8 @@ from embedroute.runtime import LARGE, cancellation, fairness, tasks, time_limits
 from embedroute.transport import DEFAULT_LIMITS, LARGEST_REPLY, ExchangeLimits, Transport
 from embedroute.upstream_errors import refine_with_inputs
 from embedroute.vectors import Array
+
+T = TypeVar("T")
 
 CaptureHook = Callable[[UpstreamRequest | UpstreamResponse], None]
 """Records a request before it is sent, and its response if there is one, for debug output."""
@@ -118,7 +120,7 @@ async def call_backend(
             if len(response.content) < LARGE:
                 answer = _parse(backend, batch, response, resources.watchdog, limits.provider)
             else:
-                answer = await fairness.run_in_worker(partial(_parse, backend, batch, response))
+                answer = await _run_in_worker(partial(_parse, backend, batch, response))
         else:
             answer = await _run_without_http(backend, batch, resources, timeout, limits.provider)
     except EmbedrouteError as error:
@@ -133,7 +135,22 @@ async def call_backend(
         validate_vectors, answer, batch, width=width, matryoshka=matryoshka, source=source
     )
     is_small = count * (batch.width or 0) * 4 < LARGE
-    return validate() if is_small else await fairness.run_in_worker(validate)
+    return validate() if is_small else await _run_in_worker(validate)
+
+
+async def _run_in_worker(work: Callable[[], T]) -> T:
+    """Run ``work`` in a worker thread.
+
+    Raises:
+        ResourcesExhausted: the system has no thread left.
+    """
+    try:
+        return await fairness.run_in_worker(work)
+    except RuntimeError as error:
+        exhausted = find_exhaustion(error)
+        if exhausted is None:
+            raise
+        raise exhausted from None
 
 
 def _record(error: EmbedrouteError, resources: CallResources) -> EmbedrouteError:
@@ -150,7 +167,7 @@ async def _refine(
         return _record(error, resources)
     if in_thread:
         # It compares the message with all texts, which takes 0.3 s for 28 MB of them.
-        return await fairness.run_in_worker(partial(refine_with_inputs, error, batch.inputs))
+        return await _run_in_worker(partial(refine_with_inputs, error, batch.inputs))
     return refine_with_inputs(error, batch.inputs)
 
 
@@ -232,7 +249,7 @@ async def _capture(on_capture: CaptureHook, message: UpstreamRequest | UpstreamR
     if len(message.content) <= KEPT_AT_ONCE:
         on_capture(message)
     else:
-        await fairness.run_in_worker(partial(on_capture, message))
+        await _run_in_worker(partial(on_capture, message))
 
 
 def _build(
@@ -248,7 +265,7 @@ def _build(
 
 
 async def _build_in_thread(backend: HTTPBackend, batch: Batch) -> UpstreamRequest:
-    return await fairness.run_in_worker(partial(write_in_pieces, partial(backend.build, batch)))
+    return await _run_in_worker(partial(write_in_pieces, partial(backend.build, batch)))
 
 
 def _parse(

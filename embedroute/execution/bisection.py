@@ -4,10 +4,16 @@ Each level calls the endpoint with both halves of every chunk that failed. One b
 found with 2·⌈log2 n⌉ calls. No input is blamed unless the endpoint is seen to work: it has embedded
 another part of the call, or a harmless text of the gateway's own.
 
-An endpoint may also fail at random. It does if a call has failed and the endpoint has then embedded
-all its inputs. For ``UNRELIABLE_FOR`` seconds from then on, its failures blame no input.
+An endpoint may also fail at random. So an input is blamed only if so many calls with it have failed
+in a row that chance is excluded: with a share p of random failures, n calls in a row fail by chance
+with the probability p^n. The share is estimated from the calls that failed and were answered when
+they were repeated.
+
+A call may also be too large for an endpoint that does not say so. Then it fails each time, although
+the endpoint embeds both halves.
 """
 
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
@@ -23,11 +29,15 @@ from embedroute.errors import (
 )
 from embedroute.execution.context import OnResult, Results, Work
 from embedroute.inputs import Input
-from embedroute.routing import BoundedMap, CacheKey, halves, may_be_caused_by_input
+from embedroute.routing import CacheKey, halves, may_be_caused_by_input
 from embedroute.runtime import tasks
 
-UNRELIABLE_FOR: Final = 60.0
-"""Seconds for which an endpoint that has failed at random is unreliable."""
+CHANCE: Final = 1e-6
+"""Probability up to which failures in a row are not put down to chance."""
+MOST_REPEATS: Final = 30
+"""Calls at most that repeat one with a single input, to exclude chance."""
+FEW_REPEATS: Final = 3
+"""Repeated calls if ``MOST_REPEATS`` could not exclude it: the input may still be embedded."""
 
 Attempt = Callable[[Work], Awaitable[Results | EmbedrouteError]]
 """Calls the endpoint with a part of the work."""
@@ -35,36 +45,30 @@ Failed = tuple[Work, EmbedrouteError]
 """A part of the work and its error."""
 IsAlive = Callable[[], Awaitable[bool]]
 """Returns whether the endpoint embeds a harmless text."""
+RandomShare = Callable[[], float]
+"""Returns an upper estimate of the share of the endpoint's calls that fail at random."""
+OnRandom = Callable[[], None]
+"""Is called for each call that failed at random."""
 
 
 class Bisection(msgspec.Struct, frozen=True):
     """What a bisection has found.
 
-    ``alone`` maps each input that fails by itself to its error. ``rest`` was not decided, because
-    of ``error``. ``at_random``: the endpoint has embedded all inputs of a call that had failed.
+    ``alone`` maps each input that fails by itself to its error; for the ``doubtful`` ones among
+    them chance is not excluded. ``rest`` was not decided, because of ``error``. ``embedded`` are
+    the calls that failed although the endpoint has then embedded all their inputs in parts.
     """
 
     alone: Mapping[CacheKey, UpstreamError]
     rest: Work
     error: EmbedrouteError
-    at_random: bool = False
+    doubtful: frozenset[CacheKey] = frozenset()
+    embedded: Sequence[Work] = ()
 
 
-class UnreliableEndpoints:
-    """The endpoints of one event loop that have failed at random, by name."""
-
-    def __init__(self) -> None:
-        """Start without any."""
-        self._until: BoundedMap[str, float] = BoundedMap()
-
-    def add(self, name: str, now: float) -> None:
-        """Record that an endpoint has failed at random."""
-        self._until.get_or_insert(name, now)
-        self._until[name] = now + UNRELIABLE_FOR
-
-    def has(self, name: str, now: float) -> bool:
-        """Return whether an endpoint has failed at random in the last ``UNRELIABLE_FOR`` s."""
-        return now < self._until.get(name, now)
+def failures_needed(share: float, chance: float = CHANCE) -> int:
+    """Return how many calls in a row must fail if ``share`` of the calls fails at random."""
+    return math.ceil(math.log(chance) / math.log(share))
 
 
 async def bisect(
@@ -75,13 +79,17 @@ async def bisect(
     on_result: OnResult,
     *,
     at_once: int,
+    random_share: RandomShare,
+    on_random: OnRandom,
 ) -> Bisection:
     """Bisect ``work``, which failed with ``error``, with ``at_once`` calls at a time.
 
     An unexplained 4xx may concern the whole request, so the endpoint is checked before the first
     halves in that case, and otherwise after them.
     """
+    repeats = _Repeats(attempt, on_result, at_once, random_share, on_random)
     alone: dict[CacheKey, UpstreamError] = {}
+    doubtful: set[CacheKey] = set()
     undecided: list[Failed] = []
     failing: list[Work] = [work]
     failed: list[Work] = [] if concerns_request(error) else [work]
@@ -99,23 +107,86 @@ async def bisect(
         is_known_alive = is_known_alive or len(failures) < len(chunks)
         failing = [chunk for chunk, failure in failures if len(chunk) > 1 and is_open(failure)]
         failed += [chunk for chunk, failure in failures if not concerns_request(failure)]
-        # A server may fail at random, so a single input is blamed only if it fails twice.
         singles = [pair for pair in failures if len(pair[0]) == 1 and is_open(pair[1])]
         refused = [pair for pair in singles if concerns_request(pair[1])]
         if singles and not is_known_alive:
             is_known_alive = await is_alive()
             if not is_known_alive:
                 return Bisection({}, work, error)
-        again = [chunk for chunk, failure in singles if not concerns_request(failure)]
-        repeated = await _attempt_all(again, attempt, on_result, at_once)
+        again = [pair for pair in singles if not concerns_request(pair[1])]
+        repeated, unclear = await repeats.run(again, failed)
+        doubtful |= unclear
         undecided += [pair for pair in (*failures, *repeated) if not is_open(pair[1])]
         alone |= _blamed_inputs((*refused, *repeated))
     rest: dict[CacheKey, Input] = {}
     for chunk, failure in undecided:
         rest |= chunk
         error = failure
-    at_random = any(chunk.keys().isdisjoint({*alone, *rest}) for chunk in failed)
-    return Bisection(alone, rest, error, at_random)
+    embedded = [
+        chunk for chunk in failed if len(chunk) > 1 and chunk.keys().isdisjoint({*alone, *rest})
+    ]
+    return Bisection(alone, rest, error, frozenset(doubtful & alone.keys()), embedded)
+
+
+class _Repeats:
+    """Repeats the calls with single inputs that have failed, until chance is excluded."""
+
+    def __init__(
+        self,
+        attempt: Attempt,
+        on_result: OnResult,
+        at_once: int,
+        random_share: RandomShare,
+        on_random: OnRandom,
+    ) -> None:
+        self._attempt = attempt
+        self._on_result = on_result
+        self._at_once = at_once
+        self._random_share = random_share
+        self._on_random = on_random
+
+    async def run(
+        self, singles: Sequence[Failed], failed: Sequence[Work]
+    ) -> tuple[list[Failed], set[CacheKey]]:
+        """Repeat each single call at least once.
+
+        Return those that fail each time or with another error, and the inputs for which chance is
+        not excluded. ``failed`` are the calls that have failed so far, with these.
+        """
+        counts = {
+            key: sum(key in chunk for chunk in failed) for chunk, _ in singles for key in chunk
+        }
+        pending = list(singles)
+        ended: list[Failed] = []
+        doubtful: set[CacheKey] = set()
+        for repeated in range(MOST_REPEATS):
+            failures = await _attempt_all(
+                [chunk for chunk, _ in pending], self._attempt, self._on_result, self._at_once
+            )
+            for _ in range(len(pending) - len(failures)):
+                self._on_random()
+            pending = list[Failed]()
+            needed = failures_needed(self._random_share())
+            for chunk, failure in failures:
+                key = next(iter(chunk))
+                counts[key] += 1
+                left = repeats_left(needed - counts[key], repeated + 1)
+                if not is_open(failure) or counts[key] >= needed:
+                    ended.append((chunk, failure))
+                elif left:
+                    pending.append((chunk, failure))
+                else:
+                    doubtful.add(key)
+                    ended.append((chunk, failure))
+            if not pending:
+                break
+        return ended, doubtful
+
+
+def repeats_left(missing: int, repeated: int) -> int:
+    """Return how many more repeats are made after ``repeated`` ones if ``missing`` are needed."""
+    most = MOST_REPEATS if missing + repeated <= MOST_REPEATS else FEW_REPEATS
+    return max(0, min(missing, most - repeated))
 
 
 async def fails_again(

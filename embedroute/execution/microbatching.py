@@ -5,6 +5,13 @@ first waiting call is the leader: it takes the calls that fit off the queue and 
 them. No task is started. A call that gets no answer (its leader was cancelled or had less time, or
 the merged call was full) starts over. The error of a merged call may quote any of its inputs, so
 every request in it, the leader's too, gets a neutral error.
+
+One input may keep an upstream from responding at all. So a merged call gets only half of the time
+that its requests have left. If it has no response by then, two of its requests make their own call
+(``_Probes``). At most one of the two holds that input, unless there are two such inputs. As soon as
+either is answered, the other requests make their own calls. If both have no response either, the
+upstream is too slow, and the others share that error. So a slow upstream gets two more calls, not
+one for each request.
 """
 
 from collections.abc import Awaitable, Callable, Hashable, Sequence
@@ -17,6 +24,7 @@ from embedroute.backend import Accepts, Batch, Vectors
 from embedroute.errors import (
     ConnectError,
     EmbedrouteError,
+    PoolTimeout,
     RateLimited,
     UpstreamError,
     UpstreamTimeout,
@@ -94,8 +102,10 @@ def split_result(whole: Vectors, batches: Sequence[Batch]) -> list[Vectors]:
     return parts
 
 
-CONCERNS_ENDPOINT: Final = (ConnectError, RateLimited, UpstreamTimeout)
+CONCERNS_ENDPOINT: Final = (ConnectError, RateLimited, PoolTimeout)
 """Errors of a merged call that no input has caused."""
+SHARE: Final = 0.5
+"""Share of the time left that a merged call gets. The rest is for the requests' own calls."""
 LARGEST: Final = 32
 """Inputs of the largest call that is merged. A larger one would delay the small ones."""
 
@@ -110,9 +120,23 @@ class _Waiting:
 
     It waits for other calls for ``max_wait`` seconds, until the time ``until``. It must be answered
     before the time ``ends``. ``alone``: it must make its own call instead of a merged one.
+    ``probes``: the outcome of its own call decides about other requests too. ``has_left``: it was
+    cancelled, or its time is over.
     """
 
-    __slots__ = ("alone", "answer", "batch", "done", "ends", "error", "max_wait", "size", "until")
+    __slots__ = (
+        "alone",
+        "answer",
+        "batch",
+        "done",
+        "ends",
+        "error",
+        "has_left",
+        "max_wait",
+        "probes",
+        "size",
+        "until",
+    )
 
     def __init__(
         self, batch: Batch, accepts: Accepts, max_wait: float, until: float, ends: float
@@ -126,6 +150,40 @@ class _Waiting:
         self.answer: Vectors | None = None
         self.error: UpstreamError | None = None
         self.alone = False
+        self.has_left = False
+        self.probes: _Probes | None = None
+
+
+class _Probes:
+    """The own calls of the ``probing`` requests after a merged call without a response.
+
+    ``others`` are the other requests of the merged call.
+    """
+
+    __slots__ = ("others", "under_way")
+
+    def __init__(self, probing: Sequence[_Waiting], others: Sequence[_Waiting]) -> None:
+        self.under_way = len(probing)
+        self.others = others
+        for waiting in probing:
+            waiting.alone = True
+            waiting.probes = self
+
+    def end(self, waiting: _Waiting, error: EmbedrouteError | None, *, cancelled: bool) -> None:
+        """Decide about the others after the own call of ``waiting``: its last or first response."""
+        waiting.probes = None
+        self.under_way -= 1
+        is_slow = isinstance(error, (*CONCERNS_ENDPOINT, UpstreamTimeout))
+        if (is_slow or cancelled) and self.under_way:
+            return
+        others = self.others
+        self.others = ()
+        if isinstance(error, UpstreamError) and is_slow:
+            _share(error, waiting, others)
+        elif not cancelled:  # otherwise they start over
+            for other in others:
+                other.alone = True
+        _release(others)
 
 
 class _Queue:
@@ -180,11 +238,13 @@ class MicroBatcher:
         if queue_key not in self._queues:
             return await self._call(self._queue(queue_key), call(batch, timeout)), True
         now = anyio.current_time()
-        alone = False
         ends = now + timeout
+        waiting: _Waiting | None = None
         while True:
             queue = self._queue(queue_key)
-            if alone or not (queue.under_way or queue.waiting):
+            if waiting is not None and waiting.alone:
+                return await self._call_alone(queue, waiting, call), True
+            if not (queue.under_way or queue.waiting):
                 return await self._call(queue, call(batch, ends - anyio.current_time())), True
             waiting = _Waiting(batch, caps(), max_wait, now + max_wait, ends)
             queue.waiting.append(waiting)
@@ -194,7 +254,6 @@ class MicroBatcher:
                 queue.ready.set()
             if (answer := await _follow(queue, waiting)) is not None:
                 return answer, False
-            alone = waiting.alone
 
     def _queue(self, queue_key: Hashable) -> _Queue:
         queue = self._queues.get(queue_key)
@@ -212,6 +271,23 @@ class MicroBatcher:
                 queue.ready.set()
             self._delete_if_empty(queue)
 
+    async def _call_alone(self, queue: _Queue, waiting: _Waiting, call: Call) -> Vectors:
+        """Make the own call of one request in its remaining time."""
+        error: EmbedrouteError | None = None
+        cancelled = True
+        try:
+            seconds = waiting.ends - anyio.current_time()
+            answer = await self._call(queue, call(waiting.batch, seconds))
+            cancelled = False
+        except EmbedrouteError as failure:
+            error = neutral(failure) if isinstance(failure, UpstreamError) else failure
+            cancelled = False
+            raise
+        finally:
+            if waiting.probes is not None:
+                waiting.probes.end(waiting, error, cancelled=cancelled)
+        return answer
+
     def _delete_if_empty(self, queue: _Queue) -> None:
         if not (queue.under_way or queue.waiting) and self._queues.get(queue.queue_key) is queue:
             del self._queues[queue.queue_key]
@@ -227,17 +303,18 @@ class MicroBatcher:
             with anyio.move_on_after(queue.waiting[0].until - anyio.current_time()):
                 await queue.ready.wait()
             count = count_fitting(queue.sizes, caps())
-            batch = queue.waiting[:count]
+            batch, hurried = _split_by_time_left(queue.waiting[:count])
             remaining = queue.waiting[count:]
             queue.waiting = []
             _release(remaining)
+            _release(hurried)
             leader = batch[0]
             if len(batch) > 1:
-                await self._serve(queue, batch, call)
+                batch = await self._serve(queue, batch, call)
                 if (answer := _outcome(leader)) is not None:
                     return answer
                 _release(batch)
-            return await self._call(queue, call(leader.batch, leader.ends - anyio.current_time()))
+            return await self._call_alone(queue, leader, call)
         finally:
             if not batch:  # the leader was cancelled while it waited
                 batch = queue.waiting
@@ -245,31 +322,55 @@ class MicroBatcher:
             _release(batch)
             self._delete_if_empty(queue)
 
-    async def _serve(self, queue: _Queue, batch: Sequence[_Waiting], call: Call) -> None:
+    async def _serve(
+        self, queue: _Queue, batch: Sequence[_Waiting], call: Call
+    ) -> Sequence[_Waiting]:
         """Make one merged call, and give each request its part of the answer or its error.
 
-        If each request must make its own call instead, none gets either. No error is raised from
-        here, because the frame of this function holds the inputs of all requests.
+        Return the requests whose wait is over. Those without an answer or error make their own
+        call. No error is raised from here, because the frame of this function holds the inputs of
+        all requests.
         """
         batches = [waiting.batch for waiting in batch]
+        seconds = SHARE * (min(waiting.ends for waiting in batch) - anyio.current_time())
         try:
-            seconds = batch[0].ends - anyio.current_time()
             whole = await self._call(queue, call(merged(batches), seconds))
         except EmbedrouteError as error:
             if isinstance(error, CONCERNS_ENDPOINT):
                 _share(error, batch[0], batch[1:])
-                return
+                return batch
+            if isinstance(error, UpstreamTimeout):
+                present = [waiting for waiting in batch if not waiting.has_left]
+                _Probes(present[:2], present[2:])
+                return present[:2]
             # One input, or the merged size, may be the cause of any status. So each request makes
             # its own call, and only that one counts for the endpoint's health.
             for waiting in batch:
                 waiting.alone = True
-            return
+            return batch
         for waiting, part in zip(batch, split_result(whole, batches), strict=True):
             waiting.answer = part
+        return batch
+
+
+def _split_by_time_left(
+    calls: Sequence[_Waiting],
+) -> tuple[Sequence[_Waiting], Sequence[_Waiting]]:
+    """Return the calls to merge, and those that must be made alone.
+
+    A merged call gets ``SHARE`` of the shortest time left. So a call with less than that share of
+    the leader's time is not merged, because it would end the merged call early.
+    """
+    now = anyio.current_time()
+    least = SHARE * (calls[0].ends - now)
+    hurried = [waiting for waiting in calls[1:] if waiting.ends - now < least]
+    for waiting in hurried:
+        waiting.alone = True
+    return [waiting for waiting in calls if not waiting.alone], hurried
 
 
 def _share(error: UpstreamError, leader: _Waiting, followers: Sequence[_Waiting]) -> None:
-    """Give each request of a merged call a neutral copy of the call's error.
+    """Give the leader and its followers neutral copies of the error of the leader's call.
 
     A follower gets a timeout only if it has no more time than the leader; otherwise it starts over.
     A difference of up to ``max_wait`` does not count: it is only due to the follower's later start,
@@ -298,14 +399,26 @@ async def _follow(queue: _Queue, waiting: _Waiting) -> Vectors | None:
     try:
         with anyio.move_on_after(waiting.ends - anyio.current_time()):
             await waiting.done.wait()
+    except BaseException:
+        _leave(waiting)
+        raise
     finally:
         if waiting in queue.waiting:
             queue.waiting.remove(waiting)
+    if not waiting.done.is_set():
+        _leave(waiting)
     answer = _outcome(waiting)
     time_left = waiting.ends - anyio.current_time()
     if answer is None and not waiting.alone and time_left <= waiting.max_wait:
         raise _timed_out()
     return answer
+
+
+def _leave(waiting: _Waiting) -> None:
+    """Record that a request waits no longer. It makes no call of its own."""
+    waiting.has_left = True
+    if waiting.probes is not None:
+        waiting.probes.end(waiting, None, cancelled=True)
 
 
 def _timed_out() -> UpstreamTimeout:

@@ -15,6 +15,7 @@ from embedroute.errors import (
     DeadlineExceeded,
     EmbedrouteError,
     FieldRejected,
+    Measure,
     NoHealthyEndpoint,
     RateLimited,
     RejectedByPage,
@@ -24,11 +25,13 @@ from embedroute.errors import (
 )
 from embedroute.execution.attempt import Attempt, AttemptRunner, NotCalled
 from embedroute.execution.bisection import (
-    UnreliableEndpoints,
     bisect,
     concerns_request,
     fails_again,
+    failures_needed,
     is_about_inputs,
+    is_open,
+    repeats_left,
 )
 from embedroute.execution.context import (
     Dispatch,
@@ -36,10 +39,12 @@ from embedroute.execution.context import (
     Results,
     Work,
     input_failed,
+    make_batch,
     name_input,
 )
 from embedroute.execution.health_check import HealthChecker
 from embedroute.routing import (
+    LEAST,
     NO_FIELDS,
     SHORTEST_COOLDOWN,
     EndpointHealth,
@@ -49,14 +54,23 @@ from embedroute.routing import (
     State,
     error_to_report,
     may_be_caused_by_input,
+    measure_inputs_in_steps,
     rate_limited_endpoints,
 )
-from embedroute.runtime import tasks
+from embedroute.runtime import fairness, tasks
 
 CHUNKS_AT_ONCE: Final = 8
 """Calls of one request that are under way at a time, once it is split."""
 REPEATS: Final = 3
-"""Further calls with the only input of a chunk that has failed, before the input is blamed."""
+"""Least further calls with the only input of a chunk that has failed, before it is blamed."""
+SIZE_CHANCE: Final = 1e-4
+"""Probability up to which failures in a row of a call whose parts are embedded are not put down to chance."""
+MOST_SIZE_REPEATS: Final = 3
+"""Calls at most that repeat one which may be too large."""
+BUDGET_SPENT: Final = (
+    "The gateway may not retry more often at the moment. Wait before you send it again."
+)
+"""The message of the error of a request for which no more calls may be made."""
 Chunks = Sequence[Work]
 Run = Callable[[Dispatch], Awaitable[None]]
 """Embeds a part at the first endpoint that responds."""
@@ -81,7 +95,6 @@ class PartRunner:
         self._healths = healths
         self._budget = budget
         self._clock = clock
-        self._unreliable = UnreliableEndpoints()
 
     async def run_chunks(
         self,
@@ -188,18 +201,21 @@ class PartRunner:
     async def _fails_again(self, whole: Dispatch, chunk: Work) -> bool | None:
         """Return whether an input still fails at the first endpoint; None if that is not known."""
         candidate = whole.candidates[0]
-        if self._unreliable.has(candidate.name, self._clock()):
-            return None
         health = self._healths.get(candidate)
+        needed = failures_needed(health.random_share(self._clock())) - 1
+        times = max(REPEATS, repeats_left(needed, 0))
         fails = await fails_again(
             chunk,
             partial(self._attempt_alone, candidate, health, whole.context),
             partial(self._checks.is_alive, candidate, health, whole.context),
             whole.on_result,
-            REPEATS,
+            times,
         )
+        now = self._clock()
         if fails is False:
-            self._unreliable.add(candidate.name, self._clock())
+            health.record_repeat(now, answered=True)
+        if fails and failures_needed(health.random_share(now)) > times + 1:
+            return None
         return fails
 
     async def bisect(self, dispatch: Dispatch, errors: Sequence[EmbedrouteError]) -> None:
@@ -222,15 +238,15 @@ class PartRunner:
             partial(self._checks.is_alive, candidate, health, context),
             dispatch.on_result,
             at_once=CHUNKS_AT_ONCE,
+            random_share=lambda: health.random_share(self._clock()),
+            on_random=lambda: health.record_repeat(self._clock(), answered=True),
         )
-        if found.at_random:
-            self._unreliable.add(candidate.name, self._clock())
-        is_unreliable = self._unreliable.has(candidate.name, self._clock())
+        await self._explain(found.embedded, candidate, health, context)
         others = [each for each in dispatch.candidates if each is not candidate]
         make_part = partial(Dispatch, context=context, on_result=dispatch.on_result)
         parts: list[tuple[Dispatch, EmbedrouteError]] = []
         for key, failure in found.alone.items():
-            is_blamed = not is_unreliable or not may_be_random(failure)
+            is_blamed = key not in found.doubtful
             error = input_failed(failure, key, context.keys) if is_blamed else temporary(failure)
             work = {key: dispatch.work[key]}
             parts.append((make_part(others, work=work, earlier_errors=[error]), error))
@@ -239,9 +255,80 @@ class PartRunner:
             left = list(dispatch.candidates[len(errors) :])
             if isinstance(found.error, RateLimited):
                 error = found.error
-                left.append(candidate)
+                # Without progress, a spent budget would lead to the same bisection again and again.
+                if len(found.rest) < len(dispatch.work) or error.message != BUDGET_SPENT:
+                    left.append(candidate)
             parts.append((make_part(left, work=found.rest, earlier_errors=[error]), error))
         await self._run_parts(parts)
+
+    async def _explain(
+        self,
+        calls: Sequence[Work],
+        candidate: ResolvedEndpoint,
+        health: EndpointHealth,
+        context: DispatchContext,
+    ) -> None:
+        """Find out why ``calls`` failed although the endpoint has embedded all their inputs.
+
+        The smallest one is repeated. If it is answered, they failed at random. If it fails each
+        time, they are too large for the endpoint, which does not say so.
+        """
+        if not calls:
+            return
+        smallest = min(calls, key=len)
+        share = health.random_share(self._clock())
+        missing = failures_needed(share, SIZE_CHANCE) - 1
+        for _ in range(min(missing, MOST_SIZE_REPEATS)):
+            is_answered = await self._is_answered(smallest, candidate, health, context)
+            if is_answered is None:
+                return
+            if is_answered:
+                for _ in calls:
+                    health.record_repeat(self._clock(), answered=True)
+                return
+        if missing <= MOST_SIZE_REPEATS:
+            await self._learn_size(smallest, candidate, health, context)
+
+    async def _is_answered(
+        self,
+        work: Work,
+        candidate: ResolvedEndpoint,
+        health: EndpointHealth,
+        context: DispatchContext,
+    ) -> bool | None:
+        """Repeat a call whose vectors are known; None if no more calls may be made."""
+        async with cast("CapacityLimiter", context.slots):
+            now = self._clock()
+            seconds = context.deadline - now
+            if seconds <= 0 or not self._budget.allow_bisection(now):
+                return None
+            batch = make_batch(candidate, work, context)
+            try:
+                await self._attempts.exchange(
+                    candidate, context, batch, seconds, health.omitted(now)
+                )
+            except EmbedrouteError as error:
+                return False if is_open(error) else None
+            return True
+
+    async def _learn_size(
+        self,
+        work: Work,
+        candidate: ResolvedEndpoint,
+        health: EndpointHealth,
+        context: DispatchContext,
+    ) -> None:
+        """Learn a limit from a call that is too large: of bytes, or of inputs if they are short."""
+        inputs = list(work.values())
+        size = await fairness.step_by_step(measure_inputs_in_steps(inputs, Measure.BYTES))
+        measure = Measure.BYTES
+        if size <= LEAST[measure]:
+            measure = Measure.INPUTS
+            size = len(inputs)
+        health.record_batch_too_large(self._clock(), measure, size)
+        context.trace.add_event(
+            "split", "limit learned", endpoint=candidate.name, measure=measure.value, size=size
+        )
 
     async def _run_parts(self, parts: Sequence[tuple[Dispatch, EmbedrouteError]]) -> None:
         """Embed what a bisection has left, each part with the error that it has met so far.
@@ -307,11 +394,6 @@ def add_field(fields: frozenset[str], failure: EmbedrouteError) -> frozenset[str
     return fields if field is None else fields | {field}
 
 
-def may_be_random(error: UpstreamError) -> bool:
-    """Return whether an endpoint that fails at random may have caused an error."""
-    return may_be_caused_by_input(error) and not concerns_request(error)
-
-
 def temporary(error: UpstreamError) -> UpstreamError:
     """Return the error of an endpoint that may fail at random; the client may send it again."""
     if not isinstance(error, RejectedByPage):
@@ -328,9 +410,6 @@ def deadline_error() -> DeadlineExceeded:
 
 def budget_error() -> RateLimited:
     """Make the error of a request for which the gateway may make no more calls."""
-    error = RateLimited(
-        "The gateway may not retry more often at the moment. Wait before you send it again.",
-        retry_after=SHORTEST_COOLDOWN,
-    )
+    error = RateLimited(BUDGET_SPENT, retry_after=SHORTEST_COOLDOWN)
     error.already_recorded = True
     return error

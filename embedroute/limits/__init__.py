@@ -3,27 +3,58 @@
 It may import the contracts and the foundation.
 """
 
-from embedroute.limits.byte_budget import MOST_ACCOUNTS, Account, ByteBudget, admission_mistakes
-from embedroute.limits.call_slots import CallSlots
+from embedroute.limits.byte_budget import (
+    MOST_ACCOUNTS,
+    Account,
+    ByteBudget,
+    admission_mistakes,
+)
+from embedroute.limits.call_slots import (
+    INTERACTIVE,
+    MOST_WAITING,
+    CallSlots,
+)
 from embedroute.limits.concurrency import (
+    BETWEEN_TIMEOUTS,
     FIRST,
     FIRST_DURATION,
+    IGNORED,
     LEAST,
+    MOST,
+    PATIENT_ROUNDS,
     PER_INPUT,
+    QUIET,
+    QUIET_AFTER_HINT,
     REMEMBERED,
+    STALLED,
+    STALLED_AT_FIRST,
     ConcurrencyLimit,
 )
-from embedroute.limits.fair_queue import SHARE, SMALL, FairQueue
+from embedroute.limits.fair_queue import (
+    SHARE,
+    SMALL,
+    FairQueue,
+)
 
 __all__ = [
+    "BETWEEN_TIMEOUTS",
     "FIRST",
     "FIRST_DURATION",
+    "IGNORED",
+    "INTERACTIVE",
     "LEAST",
+    "MOST",
     "MOST_ACCOUNTS",
+    "MOST_WAITING",
+    "PATIENT_ROUNDS",
     "PER_INPUT",
+    "QUIET",
+    "QUIET_AFTER_HINT",
     "REMEMBERED",
     "SHARE",
     "SMALL",
+    "STALLED",
+    "STALLED_AT_FIRST",
     "Account",
     "ByteBudget",
     "CallSlots",

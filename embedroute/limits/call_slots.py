@@ -81,12 +81,14 @@ class CallSlots:
     def most_inputs(self, inputs: int) -> int:
         """Return the inputs of the largest call that is short enough beside small calls.
 
-        It is ``inputs`` if no small call had to wait lately.
+        It is ``inputs`` if no small call had to wait lately. The last call of a request is smaller
+        than the others, so that calls that began together do not all end together.
         """
+        most = inputs
         if self._clock() - self._small_at < INTERACTIVE:
-            while inputs > LEAST_INPUTS and self.calls.expect(inputs) > SHORT_CALL:
-                inputs = -(-inputs // 2)
-        return inputs
+            while most > LEAST_INPUTS and self.calls.expect(most) > SHORT_CALL:
+                most = -(-most // 2)
+        return most if most == inputs else most + most // 8
 
     def busy_error(self, inputs: int) -> EndpointBusy:
         """Make the error of a call that may not wait for as long as it must."""

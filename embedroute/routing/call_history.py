@@ -3,6 +3,7 @@
 Time is an argument: every method takes ``now`` in seconds of one monotonic clock.
 """
 
+import math
 from collections import deque
 from typing import Final
 
@@ -15,11 +16,23 @@ FEW: Final = 5
 HELPFUL: Final = 0.1
 """Share of repeated calls that must have been answered for further repeats."""
 
+UNKNOWN: Final = 0.01
+"""Share of calls that is assumed to fail at random if no such failure is known."""
+LEAST_RANDOM: Final = 0.5
+"""Random failures, halved over time, from which their share is estimated."""
+HALF_LIFE: Final = 300.0
+"""Seconds after which a random failure counts half."""
+LARGEST_SHARE: Final = 0.9
+"""Largest estimate of that share."""
+
 
 class _Second:
-    """The calls of one second: all, the failed ones, the repeated ones, and those answered then."""
+    """The calls of one second: all, the failed ones, the repeated ones, and those answered then.
 
-    __slots__ = ("at", "calls", "failed", "helped", "repeated")
+    ``counted`` is how many of the calls, and of the last ones, are in the decaying counts.
+    """
+
+    __slots__ = ("at", "calls", "counted", "failed", "helped", "repeated")
 
     def __init__(self, at: int) -> None:
         self.at = at
@@ -27,6 +40,7 @@ class _Second:
         self.failed = 0
         self.repeated = 0
         self.helped = 0
+        self.counted: tuple[int, int] = (0, 0)
 
 
 class CallHistory:
@@ -37,6 +51,10 @@ class CallHistory:
         self._seconds: deque[_Second] = deque()
         self._last: deque[tuple[float, bool]] = deque(maxlen=LAST)
         self._last_failed = 0
+        self._latest = _Second(0)
+        self._calls = 0.0
+        self._helped = 0.0
+        self._counted_until = 0.0
 
     def record(self, now: float, *, failed: bool) -> None:
         """Count one call, also among the last ones."""
@@ -91,11 +109,36 @@ class CallHistory:
         helped = sum(each.helped for each in self._seconds)
         return repeated < FEW or helped >= HELPFUL * repeated
 
+    def random_share(self, now: float) -> float:
+        """Return an upper estimate of the share of calls that fail at random.
+
+        A failure was random if the repeated call was answered. ``UNKNOWN`` is assumed before the
+        first one. A repeated call may fail at random as well, so twice the number of the answered
+        ones is taken, and a standard deviation is added for the small number of calls. The counts
+        are halved every ``HALF_LIFE`` seconds.
+        """
+        self._count_latest(now)
+        if self._helped < LEAST_RANDOM:
+            return UNKNOWN
+        random = 2 * self._helped + 1
+        return min(LARGEST_SHARE, (random + math.sqrt(random)) / (self._calls + 2))
+
     def _begin(self, now: float) -> _Second:
+        self._count_latest(now)
         self._forget(now)
-        second = _Second(int(now))
+        second = self._latest = _Second(int(now))
         self._seconds.append(second)
         return second
+
+    def _count_latest(self, now: float) -> None:
+        """Add what the latest second has got since the last time to the decaying counts."""
+        latest = self._latest
+        calls, helped = latest.counted
+        remaining = 0.5 ** ((now - self._counted_until) / HALF_LIFE)
+        self._calls = self._calls * remaining + latest.calls - calls
+        self._helped = self._helped * remaining + latest.helped - helped
+        latest.counted = latest.calls, latest.helped
+        self._counted_until = now
 
     def _forget(self, now: float) -> None:
         while self._seconds and now - self._seconds[0].at > PERIOD:

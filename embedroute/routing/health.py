@@ -118,6 +118,10 @@ class EndpointHealth:
         """Count a call that repeated a failed one."""
         self._breaker.history.record_repeat(now, answered=answered)
 
+    def random_share(self, now: float) -> float:
+        """Return an upper estimate of the share of calls that fail at random."""
+        return self._breaker.history.random_share(now)
+
     def acquire(self, now: float) -> int:
         """Return a permit for a call, or 0 if the call may not be made.
 

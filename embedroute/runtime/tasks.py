@@ -410,6 +410,26 @@ async def _run_in_place(
             on_ignored()
 
 
+async def stagger(
+    attempts: Sequence[Callable[[], Coroutine[Any, Any, None]]],
+    delay: float,
+    changed: Callable[[], Awaitable[object]],
+    is_decided: Callable[[], bool],
+) -> None:
+    """Run ``attempts`` concurrently, each ``delay`` seconds after the one before it, at the latest.
+
+    The next one starts earlier when ``changed`` returns, and none after ``is_decided`` is true. An
+    attempt handles its own errors.
+    """
+    async with anyio.create_task_group() as group:
+        for attempt in attempts:
+            group.start_soon(attempt)
+            with anyio.move_on_after(delay):
+                await changed()
+            if is_decided():
+                return
+
+
 async def gather(work: Sequence[Callable[[], Awaitable[None]]], at_once: int) -> None:
     """Run all of ``work``, at most ``at_once`` at a time. The first error cancels the others."""
     if len(work) == 1:

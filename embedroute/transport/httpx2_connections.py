@@ -12,15 +12,20 @@ request at the upstream.
 
 httpx2 would resolve names in the default threads of the event loop. So requests are sent to the
 address of the host, with its name in the header ``host`` and in ``sni_hostname``, the documented
-extension that names the host for TLS. The addresses of a name are tried one after another.
+extension that names the host for TLS.
+
+The addresses of a name are tried as RFC 8305 (Happy Eyeballs) describes: the next attempt starts
+when one fails or after 250 ms. The first connected one sends the request. The documented extension
+``trace`` reports when that is. With ``all_addresses`` they are tried one after another.
 """
 
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, Final
 
 import anyio
@@ -29,7 +34,7 @@ import msgspec
 
 from embedroute.errors import ConnectError
 from embedroute.exhaustion import find_exhaustion, late_loop
-from embedroute.runtime import time_limits
+from embedroute.runtime import tasks, time_limits
 from embedroute.transport.base import (
     DEFAULT_HEADERS,
     MEMBER_ATTEMPT,
@@ -46,7 +51,12 @@ KEPT_FOR = 30.0
 MOST_ADDRESSES: Final = 1024
 """Addresses whose load is remembered."""
 
+ATTEMPT_DELAY: Final = 0.25
+"""Seconds after which the next address of a name is tried (RFC 8305, section 5)."""
+
 Origin = tuple[str, str, int | None]
+Trace = Callable[[str, object], Awaitable[None]]
+"""Receives the events of a connection: their names and values."""
 _IN_EXCHANGE: Final = ContextVar("embedroute_httpx2_exchange", default=False)
 
 
@@ -82,6 +92,48 @@ class Load(msgspec.Struct, gc=False):
 
 
 _UNUSED: Final = Load()
+
+
+class _Race:
+    """Concurrent attempts to connect; ``winner`` is the first connected one.
+
+    ``changed`` is set when it connects, or when an attempt ends. ``failure`` is the winner's error.
+    """
+
+    def __init__(self) -> None:
+        self.winner: OpenConnection | None = None
+        self.outcome: tuple[OpenConnection, httpx2.Response] | None = None
+        self.failure: Exception | None = None
+        self.errors: list[Exception] = []
+        self.scopes: list[anyio.CancelScope] = []
+        self.changed = anyio.Event()
+
+    async def wait_for_change(self) -> None:
+        """Wait until an attempt connects or ends."""
+        self.changed = anyio.Event()
+        await self.changed.wait()
+
+    def take_error(self) -> Exception:
+        """Return the error of the winner, or that of the last attempt, and forget all errors."""
+        error = self.failure or self.errors[-1]
+        self.failure = None
+        self.errors.clear()
+        return error
+
+    async def trace(
+        self, connection: OpenConnection, scope: anyio.CancelScope, event: str, info: Any
+    ) -> None:
+        """Continue with the first connected attempt, and end the others before they send anything."""
+        if event != "connection.connect_tcp.complete":
+            return
+        if self.winner is not None:
+            await info["return_value"].aclose()
+            raise httpx2.ConnectError("Another address was faster.")
+        self.winner = connection
+        for each in self.scopes:
+            if each is not scope:
+                each.cancel()
+        self.changed.set()
 
 
 class Connections:
@@ -144,7 +196,10 @@ class Connections:
         try:
             if connection is None:
                 addresses = addresses or await self._resolve(request, origin, limits)
-                connection, response = await self._open(request, origin, addresses)
+                if len(addresses) > 1 and not limits.all_addresses:
+                    connection, response = await self._race(request, origin, addresses)
+                else:
+                    connection, response = await self._open(request, origin, addresses)
             else:
                 response = await self._send(connection, request)
             try:
@@ -189,6 +244,61 @@ class Connections:
                 return connection, response
         raise AssertionError("unreachable")
 
+    async def _race(
+        self, request: httpx2.Request, origin: Origin, addresses: Sequence[Address | None]
+    ) -> tuple[OpenConnection, httpx2.Response]:
+        """Connect to several addresses, staggered, and send ``request`` to the first that accepts.
+
+        Errors are kept until the task group has ended, because it would wrap them in a group.
+        """
+        began = time.monotonic()
+        seconds = request.extensions["timeout"]["connect"]
+        deadline = began + seconds
+        race = _Race()
+        try:
+            await tasks.stagger(
+                [partial(self._attempt, race, request, address, deadline) for address in addresses],
+                ATTEMPT_DELAY,
+                race.wait_for_change,
+                lambda: race.winner is not None,
+            )
+        except BaseException:
+            if race.outcome is not None:
+                self._loads[race.outcome[0].address].in_flight -= 1
+                await _close(race.outcome[0])
+            raise
+        if race.outcome is None:
+            error = race.take_error()
+            if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
+                self._resolver.expire(request.url.host, _port_of(request.url))
+                raise _blame_late_loop(error, began, seconds, request.url) from error.__cause__
+            raise error
+        address = race.outcome[0].address
+        if address is not None:
+            self._preferred[origin] = address
+        return race.outcome
+
+    async def _attempt(
+        self, race: _Race, request: httpx2.Request, address: Address | None, deadline: float
+    ) -> None:
+        """Try one address of a race. It must be connected at the time ``deadline``."""
+        connect = max(deadline - time.monotonic(), 0.0)
+        connection = OpenConnection(self._create_transport(), address)
+        try:
+            with anyio.CancelScope() as scope:
+                race.scopes.append(scope)
+                trace = partial(race.trace, connection, scope)
+                response = await self._send(connection, request, connect, trace)
+                race.outcome = connection, response
+        except Exception as error:  # noqa: BLE001 - raised again after the race
+            race.errors.append(error)
+            if race.winner is connection:
+                race.failure = error
+        finally:
+            if race.outcome is None or race.outcome[0] is not connection:
+                await _close(connection)
+            race.changed.set()
+
     async def _resolve(
         self, request: httpx2.Request, origin: Origin, limits: ExchangeLimits
     ) -> Sequence[Address | None]:
@@ -226,7 +336,11 @@ class Connections:
         return has_failed, load.in_flight, load.used_at
 
     async def _send(
-        self, connection: OpenConnection, request: httpx2.Request, connect: float | None = None
+        self,
+        connection: OpenConnection,
+        request: httpx2.Request,
+        connect: float | None = None,
+        trace: Trace | None = None,
     ) -> httpx2.Response:
         """Send ``request``, and count it as in flight unless that fails."""
         if connection.address not in self._loads:
@@ -236,6 +350,8 @@ class Connections:
         load.in_flight += 1
         try:
             addressed = _address(request, connection.address, connect)
+            if trace is not None:
+                addressed.extensions = {**addressed.extensions, "trace": trace}
             return await connection.transport.handle_async_request(addressed)
         except BaseException:
             load.in_flight -= 1

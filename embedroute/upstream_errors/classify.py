@@ -31,7 +31,7 @@ from embedroute.errors import (
     UpstreamRejectedInput,
     UpstreamUnavailable,
 )
-from embedroute.inputs import Input
+from embedroute.inputs import Input, estimate_size
 from embedroute.upstream_errors import references
 from embedroute.upstream_errors.accounts import find_spent_words, names_short_period
 from embedroute.upstream_errors.body import ErrorBody, parse_body
@@ -197,6 +197,7 @@ def refine_with_inputs(error: UpstreamError, inputs: Sequence[Input]) -> Upstrea
     check = QuoteCheck(inputs)
     _drop_quoted_references(error, len(inputs), check)
     error = _refine_class(error, inputs, check)
+    _drop_doubtful_index(error, inputs)
     _drop_unknown_indexes(error, len(inputs), check)
     return error
 
@@ -230,6 +231,18 @@ def _drop_quoted_references(error: UpstreamError, count: int, check: QuoteCheck)
         match = references.find_field(message)
         if match and check.is_quote(match.text):
             error.field = None
+
+
+def _drop_doubtful_index(error: UpstreamError, inputs: Sequence[Input]) -> None:
+    """Remove the index of an input that is too long if the input before it is longer.
+
+    An upstream that counts from 0 would have named that one first, so this one counts from 1.
+    """
+    index = error.input_index
+    if not index or not isinstance(error, ContextTooLong):
+        return
+    if estimate_size(inputs[index - 1]) > estimate_size(inputs[index]):
+        error.input_index = None
 
 
 def _drop_unknown_indexes(error: UpstreamError, count: int, check: QuoteCheck) -> None:

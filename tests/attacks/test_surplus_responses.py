@@ -4,7 +4,8 @@ HTTP/1.1 responses carry no ids, so a surplus one that comes while another reque
 The documented bound (docs/transports.md): a surplus response that comes within the rest of a connection is always seen
 before the connection is used again. One that comes later can give one request a wrong vector, if the upstream answers
 within the rest; it is seen before the connection is used once more, and what came over reused connections leaves the
-cache. EMBEDROUTE_ATTACK_SCALE multiplies the number of runs, of which there are 40.
+cache. EMBEDROUTE_ATTACK_SCALE multiplies the number of runs, of which there are 40. With ``--junitxml`` and
+``-o junit_family=xunit1`` the report holds the figures of each test.
 """
 
 import asyncio
@@ -12,6 +13,7 @@ import os
 import random
 import threading
 import time
+from collections import Counter
 from contextlib import suppress
 from types import SimpleNamespace
 
@@ -159,9 +161,12 @@ both_loops = pytest.mark.parametrize(
 
 @both_loops
 @pytest.mark.parametrize("callers", slow_unless((4).__eq__, CALLERS))
-async def test_a_surplus_response_within_the_idle_time_never_answers_another_request(callers):
+async def test_a_surplus_response_within_the_idle_time_never_answers_another_request(
+    callers, record_property
+):
     """Up to 45 ms late with the usual rest, and up to 200 ms with one of 250 ms."""
     rng = random.Random(f"within {callers}")
+    figures = Counter()
     for run in range(3 * SCALE):
         kind = KINDS[run % 3]
         rest_ms, latest = rng.choice([(50.0, 0.045), (250.0, LONGEST_LATENESS)])
@@ -169,21 +174,32 @@ async def test_a_surplus_response_within_the_idle_time_never_answers_another_req
         beyond = [
             late for late in upstream.lateness if late >= rest_ms / 1000
         ]  # where the machine was busy
+        figures += Counter(
+            runs=1, surplus=len(upstream.lateness), beyond=len(beyond), wrong=wrong, cached=kept
+        )
         assert wrong <= len(beyond)
         assert kept == 0
+    for name in ("runs", "surplus", "beyond", "wrong", "cached"):
+        record_property(name, figures[name])
 
 
 @both_loops
 @pytest.mark.parametrize("callers", slow_unless((4).__eq__, CALLERS))
-async def test_a_late_surplus_response_affects_one_vector_and_is_not_cached(callers):
+async def test_a_late_surplus_response_affects_one_vector_and_is_not_cached(
+    callers, record_property
+):
     rng = random.Random(f"after {callers}")
+    figures = Counter()
     for run in range(2 * SCALE):
         wrong, kept, upstream = await attack(
             KINDS[run % 2], rng.uniform(0.055, LONGEST_LATENESS), 50.0, callers
         )
+        figures += Counter(runs=1, surplus=len(upstream.lateness), wrong=wrong, cached=kept)
         assert kept == 0
         if upstream.slowest < 0.05:
             assert wrong <= len(upstream.lateness)
+    for name in ("runs", "surplus", "wrong", "cached"):
+        record_property(name, figures[name])
 
 
 async def test_detecting_an_unreliable_upstream_fails_no_request():

@@ -312,6 +312,38 @@ def test_without_threads_requests_fail_and_the_next_ones_succeed(name, loop):
     assert "cannot start another thread" in report["records"][0]
 
 
+LARGE_ANSWER = """
+from embedroute.testing import ScriptedBackend
+
+async def check(transport):
+    gateway = Gateway(Config(
+        gateway={"auth": "open"}, cache={"bytes": 0},
+        providers={"one": Provider(backend=ScriptedBackend(width=256))},
+        models={"m": {"dimensions": 256, "endpoints": [{"provider": "one"}]}},
+    ), environ={})
+    texts = [f"text {number}" for number in range(2048)]
+    await outcome_of(gateway, "warm")
+    use_all_threads()
+    failed = await outcome_of(gateway, texts)
+    threading.stack_size(0)
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    return {"failed": failed, "after": await outcome_of(gateway, texts)}
+
+run()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("loop", ["asyncio", "trio"])
+def test_without_threads_a_large_answer_is_a_503(loop):
+    """A worker thread validates it, after the call of the backend has ended."""
+    script = THREADS[: THREADS.index("async def check")] + LARGE_ANSWER
+    report = run_script(script, "httpx2", loop, "http://127.0.0.1:9")
+
+    assert [503, "overloaded", True] == report["failed"]
+    assert 200 == report["after"]
+
+
 # A late event loop.
 
 

@@ -25,6 +25,7 @@ from embedroute.errors import (
     EmbedrouteError,
     InvalidRequest,
     NoHealthyEndpoint,
+    PoolTimeout,
     RateLimited,
     UpstreamRejectedInput,
     UpstreamTimeout,
@@ -293,10 +294,9 @@ async def test_after_an_input_error_each_call_is_made_alone(fault):
 
 @pytest.mark.parametrize(
     "failure",
-    [RateLimited("rest", retry_after=3), ConnectError("down"), UpstreamTimeout("slow")],
+    [RateLimited("rest", retry_after=3), ConnectError("down"), PoolTimeout("all in use")],
 )
 async def test_a_failed_merged_call_fails_for_all_and_counts_once(failure):
-    """A timeout too, if all have the same time: none of them calls again."""
     endpoint = BatchedEndpoint()
 
     def answer(batch):
@@ -313,7 +313,7 @@ async def test_a_failed_merged_call_fails_for_all_and_counts_once(failure):
     assert [["first"], ["a", "b", "c"]] == endpoint.requested
 
 
-@pytest.mark.parametrize("failure", [RateLimited, ConnectError, UpstreamTimeout])
+@pytest.mark.parametrize("failure", [RateLimited, ConnectError, PoolTimeout])
 async def test_an_error_of_a_merged_call_is_neutral_for_all(failure):
     """For the leader too, because its call holds the inputs of the others."""
     endpoint, raised = BatchedEndpoint(), []
@@ -504,17 +504,16 @@ BOTH = ["leads", "follows"]
 @pytest.mark.parametrize(
     TimeLeft._fields,
     [
-        TimeLeft(0.05, LONGER, ("late", "right"), [BOTH, ["follows"]]),
-        TimeLeft(LONGER, 0.05, ("right", "late"), [BOTH]),
-        TimeLeft(0.05, 0.05, ("late", "late"), [BOTH]),
-        TimeLeft(0.05, 0.05 + LONG / 2, ("late", "late"), [BOTH]),
+        TimeLeft(0.05, LONGER, ("late", "right"), [BOTH, ["leads"], ["follows"]]),
+        TimeLeft(LONGER, 0.05, ("right", "late"), [["follows"], ["leads"]]),
+        TimeLeft(0.05, 0.05, ("late", "late"), [BOTH, ["leads"], ["follows"]]),
         TimeLeft(LONGER, LONGER, ("right", "right"), [BOTH]),
     ],
 )
 async def test_each_call_has_its_own_timeout(leader, follower, outcomes, requested):
-    """A call with less time than its leader does not wait for it.
+    """Each makes its own call if the merged one takes half of the time.
 
-    One with more time starts over, if enough is left.
+    One with much less time than its leader is not merged with it.
     """
     endpoint, ends = BatchedEndpoint(Accepts(max_inputs=2)), Outcomes()
     async with crowd() as group:
@@ -535,8 +534,135 @@ async def test_each_call_has_its_own_timeout(leader, follower, outcomes, request
     assert all(
         isinstance(end, UpstreamTimeout) or is_right([text], end[0]) for text, end in ends.items()
     )
-    assert [["busy"], *requested] == endpoint.requested
+    assert sorted([["busy"], *requested]) == sorted(endpoint.requested)
     assert endpoint.batcher._queues == {}
+
+
+class Hanging(BatchedEndpoint):
+    """An endpoint that never answers a call with a text that begins with "hang"."""
+
+    async def call(self, batch, seconds):
+        self.batches.append(batch)
+        self.seconds.append(seconds)
+        self.came[len(self.batches)].set()
+        with anyio.move_on_after(seconds):
+            await self.open.wait()
+            if not any(text.startswith("hang") for text in batch.texts):
+                return hash_batch(batch, 8)
+            await anyio.sleep_forever()
+        raise UpstreamTimeout("slow")
+
+
+@pytest.mark.parametrize("place", range(5))
+async def test_a_text_that_is_never_answered_takes_no_companion_with_it(place):
+    """Wherever in the merged call it is. Each of the others is called once more."""
+    endpoint = Hanging()
+    texts = ["a", "b", "c", "d"]
+    texts.insert(place, "hang")
+
+    outcomes = await together(endpoint, ("first",), *[(text,) for text in texts], timeout=0.4)
+
+    assert isinstance(outcomes.pop(("hang",)), UpstreamTimeout)
+    assert all(is_right(given, answer) for given, (answer, _) in outcomes.items())
+    assert [["first"], texts] == endpoint.requested[:2]
+    assert sorted([text] for text in texts) == sorted(endpoint.requested[2:])
+
+
+async def test_a_slow_endpoint_gets_two_more_calls_for_a_merged_one():
+    """Not one for each of its requests, which share the error of those two."""
+    endpoint = Hanging()
+    texts = [f"hang {number}" for number in range(8)]
+
+    outcomes = await together(endpoint, ("first",), *[(text,) for text in texts], timeout=0.4)
+
+    assert [["first"], texts, texts[:1], texts[1:2]] == endpoint.requested
+    failures = [outcomes[text,] for text in texts]
+    assert [UpstreamTimeout] * 8 == [type(failure) for failure in failures]
+    assert [False] * 2 + [True] * 6 == [failure.already_recorded for failure in failures]
+    assert all(seconds <= 0.2 for seconds in endpoint.seconds[1:])
+
+
+@pytest.mark.parametrize("leaves", ["leads", "follows", "both"])
+async def test_the_others_are_served_if_a_call_made_alone_is_cancelled(leaves):
+    """The leader and the first follower call alone, and the others wait for their outcome."""
+    endpoint, outcomes = Hanging(), Outcomes()
+    scopes = {name: anyio.CancelScope() for name in BOTH}
+
+    async def hang(name):
+        with scopes[name]:
+            await outcomes.keep(name, partial(endpoint.embed, f"hang {name}", timeout=0.6))
+
+    async with crowd() as group:
+        group.start_soon(endpoint.embed, "busy")
+        await settle()
+        for name in BOTH:
+            group.start_soon(hang, name)
+            await settle()
+        for text in "ab":
+            group.start_soon(
+                outcomes.keep, text, partial(endpoint.embed, text, timeout=0.6, max_wait=0.01)
+            )
+            await settle()
+        endpoint.open.set()
+        await endpoint.came[4].wait()
+        for name in BOTH if leaves == "both" else [leaves]:
+            scopes[name].cancel()
+
+    both_hung = leaves != "both"
+    for text in "ab":
+        if both_hung:
+            assert isinstance(outcomes[text], UpstreamTimeout)
+        else:
+            assert is_right([text], outcomes[text][0])
+    assert endpoint.batcher._queues == {}
+
+
+async def test_a_follower_without_time_left_is_not_called_alone():
+    """The merged call ends later than it should, as on a blocked event loop."""
+    endpoint, outcomes = Hanging(), Outcomes()
+
+    async def late(batch, seconds):
+        if len(batch) > 1:
+            await anyio.sleep(0.3)
+            raise UpstreamTimeout("slow")
+        return await endpoint.call(batch, seconds)
+
+    async with crowd() as group:
+        group.start_soon(endpoint.embed, "busy")
+        await settle()
+        for text, timeout in (("hang", 0.4), ("follows", 0.25), ("a", 3.0), ("b", 3.0)):
+            work = partial(endpoint.embed, text, call=late, timeout=timeout, max_wait=0.05)
+            group.start_soon(outcomes.keep, text, work)
+            await settle()
+        endpoint.open.set()
+
+    assert isinstance(outcomes["follows"], UpstreamTimeout)
+    assert all(is_right([text], outcomes[text][0]) for text in "ab")
+
+
+async def test_a_follower_that_has_left_is_not_called_alone():
+    endpoint, outcomes, follows = Hanging(), Outcomes(), anyio.CancelScope()
+
+    async def follower():
+        with follows:
+            await endpoint.embed("follows", timeout=0.6)
+
+    async with crowd() as group:
+        group.start_soon(endpoint.embed, "busy")
+        await settle()
+        group.start_soon(outcomes.keep, "hang", partial(endpoint.embed, "hang", timeout=0.6))
+        await settle()
+        group.start_soon(follower)
+        await settle()
+        for text in "ab":
+            group.start_soon(outcomes.keep, text, partial(endpoint.embed, text, timeout=0.6))
+            await settle()
+        endpoint.open.set()
+        await endpoint.came[2].wait()
+        follows.cancel()
+
+    assert ["follows"] not in endpoint.requested
+    assert all(is_right([text], outcomes[text][0]) for text in "ab")
 
 
 @pytest.mark.parametrize("still_busy", [False, True])
@@ -559,12 +685,15 @@ async def test_a_call_that_starts_over_has_only_its_remaining_time(still_busy):
         apart = anyio.current_time() - began
         if not still_busy:
             gate.set()
-        await endpoint.came[2].wait()
+        await endpoint.came[3].wait()
         endpoint.open.set()
         gate.set()
 
-    assert [BOTH, ["follows"]] == endpoint.requested
-    assert 1900 < endpoint.seconds[1] <= 1999.9 + apart
+    assert [BOTH, ["follows"], ["leads"]] == [
+        endpoint.requested[0],
+        *sorted(endpoint.requested[1:]),
+    ]
+    assert 1900 < max(endpoint.seconds) <= 1999.95 + apart
 
 
 async def test_a_call_without_time_to_start_over_times_out():
@@ -577,7 +706,7 @@ async def test_a_call_without_time_to_start_over_times_out():
 
     async def leader():
         with leads:
-            await endpoint.embed("leads")
+            await endpoint.embed("leads", timeout=LONG / 2)
 
     async with crowd() as group:
         follower = partial(
@@ -595,24 +724,6 @@ async def test_a_call_without_time_to_start_over_times_out():
         outcomes["follows"].already_recorded,
     )
     assert [["busy"], BOTH] == endpoint.requested
-
-
-@pytest.mark.parametrize("counted", [False, True])
-async def test_a_timeout_counts_once(counted):
-    """Only the request that made the call counts its failure, not those that share it or gave up."""
-    endpoint = BatchedEndpoint(Accepts(max_inputs=2))
-    outcomes, times = Outcomes(), {"leads": LONGER if counted else 0.05, "follows": 0.05}
-    async with crowd() as group:
-        group.start_soon(endpoint.embed, "busy")
-        await settle()
-        for text, timeout in times.items():
-            group.start_soon(outcomes.keep, text, partial(endpoint.embed, text, timeout=timeout))
-            await settle()
-        await outcomes.over["follows"].wait()
-        endpoint.open.set()
-
-    assert outcomes["follows"].already_recorded
-    assert counted or not outcomes["leads"].already_recorded
 
 
 async def test_a_cap_learned_while_calls_wait_applies_to_them():
@@ -855,23 +966,24 @@ BRIEF, WHOLE = {"order": ["one", "two"]}, {"order": ["one"], "allow_fallbacks": 
 
 
 @pytest.mark.parametrize(
-    ("leader", "follower", "served_by"),
-    [(BRIEF, WHOLE, ["two", "one"]), (WHOLE, BRIEF, ["one", "two"])],
-    ids=["leader brief", "follower brief"],
+    ("leader", "follower", "late"), [(BRIEF, WHOLE, "leads"), (WHOLE, BRIEF, "follows")]
 )
-async def test_no_request_of_a_merged_call_exceeds_its_timeout(leader, follower, served_by):
-    gate, stall = anyio.Event(), anyio.Event()
+async def test_no_request_of_a_merged_call_exceeds_its_timeout(leader, follower, late):
+    """The request with less time is served by another endpoint, because it gets no answer in it."""
+    gate = anyio.Event()
 
-    def until(event):
-        async def answer(batch):
-            await event.wait()
+    class Endpoint(ScriptedBackend, frozen=True, kw_only=True):
+        async def embed(self, batch):
+            self.batches.append(batch)
+            await gate.wait()
+            if late in batch.texts:
+                await anyio.sleep_forever()
             return hash_batch(batch, 8)
 
-        return answer
-
-    backend = ScriptedBackend(script=[until(gate), until(stall)], width=8)
     gateway = gateway_at(
-        backend=backend, deadline=30.0, spares=["two", *(f"spare-{at}" for at in range(28))]
+        backend=Endpoint(width=8),
+        deadline=30.0,
+        spares=["two", *(f"spare-{at}" for at in range(28))],
     )
     outcomes = Outcomes()
     async with gateway.lifespan(), crowd() as group:
@@ -880,14 +992,43 @@ async def test_no_request_of_a_merged_call_exceeds_its_timeout(leader, follower,
                 outcomes.keep, text, partial(gateway.embed, [text], model="m", provider=options)
             )
             await settle()
+        began = anyio.current_time()
         gate.set()
-        await outcomes.over["follows"].wait()
-        stall.set()
+        await outcomes.over[late].wait()
+        took = anyio.current_time() - began
 
-    assert served_by == [provider for text in BOTH for provider in outcomes[text].providers]
-    assert [["busy"], BOTH, ["follows"]][: 3 if leader is BRIEF else 2] == [
-        list(batch.texts) for batch in backend.batches
-    ]
+    assert {text: outcomes[text].providers for text in BOTH} == {
+        text: ("two",) if text == late else ("one",) for text in BOTH
+    }
+    assert 0.9 < took < 5.0
+
+
+@pytest.mark.parametrize("place", range(4))
+async def test_only_the_own_call_of_a_text_that_is_never_answered_counts_as_a_failure(place):
+    """The merged call does not."""
+    gate = anyio.Event()
+
+    class Endpoint(ScriptedBackend, frozen=True, kw_only=True):
+        async def embed(self, batch):
+            self.batches.append(batch)
+            await gate.wait()
+            if "hang" in batch.texts:
+                await anyio.sleep_forever()
+            return hash_batch(batch, 8)
+
+    backend = Endpoint(width=8)
+    gateway = gateway_at(backend=backend, deadline=1.0, retries=RetryPolicy(repeats=0, attempts=1))
+    texts = ["a", "b", "c"]
+    texts.insert(place, "hang")
+    async with gateway.lifespan():
+        outcomes = await ask_all(gateway, {text: ([text], {}) for text in ["first", *texts]}, gate)
+
+    assert outcomes.pop("hang").status == 504
+    for text, answer in outcomes.items():
+        assert is_right([text], answer)
+    assert len(backend.batches) == 6
+    [health] = gateway.healths._healths.values()
+    assert health._breaker._failures == 1
 
 
 STATUSES = (400, 401, 402, 403, 404, 413, 422, 429, 500, 502, 503)

@@ -5,8 +5,7 @@ import asyncio
 import pytest
 
 from embedroute.errors import EndpointBusy
-from embedroute.limits import FIRST, CallSlots
-from embedroute.limits.call_slots import INTERACTIVE, MOST_WAITING
+from embedroute.limits import FIRST, INTERACTIVE, MOST_WAITING, CallSlots
 from tests.support.virtual_time import run_in_virtual_time
 
 
@@ -80,10 +79,21 @@ async def test_the_queue_is_bounded(clock):
         asyncio.ensure_future(slots.wait("caller", 1, clock() + 9)) for _ in range(MOST_WAITING)
     ]
     await asyncio.sleep(0)
+    began = clock()
     with pytest.raises(EndpointBusy):
         await slots.wait("caller", 1, clock() + 9)
+    assert clock() == began
     for task in tasks:
         task.cancel()
+
+
+@in_virtual_time
+async def test_an_endpoint_is_expected_to_serve_twice_as_many_calls_as_it_has_served(clock):
+    slots = CallSlots(None, clock)
+    slots.calls.record_answer(clock(), 1, 0.1, 2)
+    assert slots.expected_wait(1) == pytest.approx(0.05 / 4)
+    slots.calls.record_answer(clock(), 1, 0.1, FIRST)
+    assert slots.expected_wait(1) == pytest.approx(0.05 / FIRST)
 
 
 @in_virtual_time
@@ -132,6 +142,7 @@ async def test_a_cancelled_call_leaves_the_queue_or_passes_its_slot_on(clock):
 @in_virtual_time
 async def test_calls_that_hang_keep_no_slot_for_ever(clock):
     slots = full_slots(clock, most=None)
+    await asyncio.sleep(100)  # nothing was called meanwhile, which is no stall
     began = clock()
     generation = await slots.wait("caller", 1, clock() + 60)
     assert clock() - began == pytest.approx(1.0)
@@ -150,6 +161,6 @@ async def test_large_calls_are_cut_while_small_ones_come(clock):
     assert slots.most_inputs(2048) == 2048
     with pytest.raises(EndpointBusy):
         await slots.wait("caller", 1, clock() + 0.2)
-    assert slots.most_inputs(2048) == 512
+    assert slots.most_inputs(2048) == 512 + 64
     await asyncio.sleep(INTERACTIVE)
     assert slots.most_inputs(2048) == 2048

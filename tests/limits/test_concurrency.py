@@ -3,22 +3,20 @@
 import pytest
 
 from embedroute.limits import (
+    BETWEEN_TIMEOUTS,
     FIRST,
     FIRST_DURATION,
-    LEAST,
-    PER_INPUT,
-    REMEMBERED,
-    ConcurrencyLimit,
-)
-from embedroute.limits.concurrency import (
-    BETWEEN_TIMEOUTS,
     IGNORED,
+    LEAST,
     MOST,
     PATIENT_ROUNDS,
+    PER_INPUT,
     QUIET,
     QUIET_AFTER_HINT,
+    REMEMBERED,
     STALLED,
     STALLED_AT_FIRST,
+    ConcurrencyLimit,
 )
 from tests.support.reachable import count_reachable
 

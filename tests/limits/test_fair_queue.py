@@ -72,7 +72,7 @@ def test_a_caller_gains_nothing_by_a_pause_and_loses_nothing():
     assert [queue.pop().item for _ in range(50)] == ["steady"] * 50
     for number in range(4):
         queue.add("late", "late", 1, 0.1, float(number))
-    assert Counter(queue.pop().item for _ in range(8)) == {"steady": 4, "late": 4}
+    assert Counter(queue.pop().item for _ in range(4)) == {"steady": 2, "late": 2}
 
 
 def test_what_has_left_is_neither_served_nor_counted():

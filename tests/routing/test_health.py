@@ -573,3 +573,61 @@ def test_a_call_of_zero_seconds_does_not_divide_by_zero():
     health.record_success(health.acquire(0.0), 0.0, 0.0, 5)
 
     assert 0.0 == health.latency(50, 0.0)
+
+
+def with_random_failures(calls, failures, every=0.1):
+    """Return the health after calls of which some failed and were answered when repeated, and the time."""
+    health, now = EndpointHealth(BreakerPolicy()), 0.0
+    for number in range(calls):
+        now = number * every
+        health.record_success(health.acquire(now), now, 0.01, 1)
+        if number < failures:
+            health.record_repeat(now, answered=True)
+    return health, now
+
+
+@pytest.mark.parametrize(
+    ("calls", "failures", "least", "most"),
+    [
+        (0, 0, 0.01, 0.01),
+        (1000, 0, 0.01, 0.01),
+        (1, 1, 0.9, 0.9),
+        (20, 1, 0.05, 0.25),
+        (2000, 40, 0.02, 0.06),
+        (200, 50, 0.5, 0.6),
+    ],
+)
+def test_the_share_of_random_failures_is_estimated_from_repeated_calls(
+    calls, failures, least, most
+):
+    health, now = with_random_failures(calls, failures)
+
+    assert least <= health.random_share(now) <= most
+
+
+def test_repeated_calls_that_fail_again_are_not_random():
+    health, now = with_random_failures(20, 0)
+    for _ in range(10):
+        health.record_repeat(now, answered=False)
+
+    assert health.random_share(now) == 0.01
+
+
+def test_random_failures_are_forgotten_after_some_time():
+    """The share stays about the same at first, because the calls are forgotten too."""
+    health, now = with_random_failures(400, 8)
+    first = health.random_share(now)
+
+    assert first == health.random_share(now)
+    assert first < health.random_share(now + 300) < 2 * first
+    assert health.random_share(now + 3000) == 0.01
+
+
+@pytest.mark.parametrize("pause", [0.0, 5.0])
+def test_each_random_failure_is_counted_once(pause):
+    """However often the share is asked for, within a second and later."""
+    health, now = with_random_failures(100, 10, every=0.001)
+    first = health.random_share(now)
+    for number in range(20):
+        later = now + pause + number / 1000
+        assert health.random_share(later) == pytest.approx(first, rel=0.02)

@@ -997,3 +997,29 @@ def test_classifies_any_response_without_failing(status, content, retry_after, d
 )
 def test_classifies_any_json_without_failing(body):
     assert isinstance(judged(400, body, ["a"]), UpstreamError)
+
+
+LONG_TEXT = "word " * 4000
+
+
+@pytest.mark.parametrize(
+    ("message", "inputs", "index"),
+    [
+        ("Invalid 'input[1]': maximum context length is 512 tokens.", ["a", LONG_TEXT, "b"], 1),
+        ("Invalid 'input[0]': maximum context length is 512 tokens.", [LONG_TEXT, "a", "b"], 0),
+        # Counted from 1.
+        ("Invalid 'input[1]': maximum context length is 512 tokens.", [LONG_TEXT, "a", "b"], None),
+        ("Invalid 'input[2]': maximum context length is 512 tokens.", ["a", LONG_TEXT, "b"], None),
+        ("Invalid 'input[3]': maximum context length is 512 tokens.", ["a", "b", LONG_TEXT], None),
+        # Nothing tells from where it counts.
+        ("Invalid 'input[1]': maximum context length is 512 tokens.", [LONG_TEXT] * 2, 1),
+    ],
+)
+def test_an_index_that_counts_from_one_is_left_out_if_the_sizes_show_it(message, inputs, index):
+    content = json.dumps({"error": {"message": message}}).encode()
+
+    error = refine_with_inputs(classify_response(400, {}, content, now=NOW), inputs)
+
+    assert isinstance(error, ContextTooLong)
+    assert error.input_index == index
+    assert ("[" in error.message) == (index is not None)
