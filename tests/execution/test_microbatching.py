@@ -563,7 +563,7 @@ async def test_a_text_that_is_never_answered_takes_no_companion_with_it(place):
     outcomes = await together(endpoint, ("first",), *[(text,) for text in texts], timeout=0.4)
 
     assert isinstance(outcomes.pop(("hang",)), UpstreamTimeout)
-    assert all(is_right(given, answer) for given, (answer, _) in outcomes.items())
+    assert all(is_right(batch, answer) for batch, (answer, _) in outcomes.items())
     assert [["first"], texts] == endpoint.requested[:2]
     assert sorted([text] for text in texts) == sorted(endpoint.requested[2:])
 

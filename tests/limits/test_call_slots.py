@@ -142,7 +142,7 @@ async def test_a_cancelled_call_leaves_the_queue_or_passes_its_slot_on(clock):
 @in_virtual_time
 async def test_calls_that_hang_keep_no_slot_for_ever(clock):
     slots = full_slots(clock, most=None)
-    await asyncio.sleep(100)  # nothing was called meanwhile, which is no stall
+    await asyncio.sleep(100)  # nothing was called meanwhile, so nothing has stalled
     began = clock()
     generation = await slots.wait("caller", 1, clock() + 60)
     assert clock() - began == pytest.approx(1.0)
