@@ -64,7 +64,7 @@ CHUNKS_AT_ONCE: Final = 8
 REPEATS: Final = 3
 """Least further calls with the only input of a chunk that has failed, before it is blamed."""
 SIZE_CHANCE: Final = 1e-4
-"""Probability up to which failures in a row of a call whose parts are embedded are not put down to chance."""
+"""Probability up to which failures in a row are not chance, if the parts of the call succeed."""
 MOST_SIZE_REPEATS: Final = 3
 """Calls at most that repeat one which may be too large."""
 BUDGET_SPENT: Final = (

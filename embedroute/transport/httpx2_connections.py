@@ -123,7 +123,7 @@ class _Race:
     async def trace(
         self, connection: OpenConnection, scope: anyio.CancelScope, event: str, info: Any
     ) -> None:
-        """Continue with the first connected attempt, and end the others before they send anything."""
+        """Keep the first connected attempt, and end the others before they send anything."""
         if event != "connection.connect_tcp.complete":
             return
         if self.winner is not None:
