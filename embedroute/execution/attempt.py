@@ -103,8 +103,8 @@ Outcome = Results | EmbedrouteError | NotCalled
 class AttemptRunner:
     """The attempts of one gateway on one event loop.
 
-    All loops of the gateway share ``healths``, ``widths``, ``models`` and ``watchdog``; each has
-    its own ``transport``. ``slots`` holds the calls in flight by the name of the endpoint.
+    All loops of the gateway share ``local``, ``widths``, ``models`` and ``watchdog``; each has its
+    own ``transport``. ``slots`` holds the calls in flight by the name of the endpoint.
     """
 
     def __init__(

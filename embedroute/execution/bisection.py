@@ -56,7 +56,7 @@ class Bisection(msgspec.Struct, frozen=True):
 
     ``alone`` maps each input that fails by itself to its error; for the ``doubtful`` ones among
     them chance is not excluded. ``rest`` was not decided, because of ``error``. ``embedded`` are
-    the calls that failed although the endpoint has then embedded all their inputs in parts.
+    the failed calls all of whose inputs the endpoint has embedded in smaller calls afterwards.
     """
 
     alone: Mapping[CacheKey, UpstreamError]

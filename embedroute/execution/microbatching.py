@@ -170,7 +170,11 @@ class _Probes:
             waiting.probes = self
 
     def end(self, waiting: _Waiting, error: EmbedrouteError | None, *, cancelled: bool) -> None:
-        """Decide about the others after the own call of ``waiting``: its last or first response."""
+        """Decide about the others after the own call of ``waiting`` has ended.
+
+        The first response decides, also an error that an input may have caused; without one, the
+        end of the last such call.
+        """
         waiting.probes = None
         self.under_way -= 1
         is_slow = isinstance(error, (*CONCERNS_ENDPOINT, UpstreamTimeout))
@@ -373,8 +377,8 @@ def _share(error: UpstreamError, leader: _Waiting, followers: Sequence[_Waiting]
     """Give the leader and its followers neutral copies of the error of the leader's call.
 
     A follower gets a timeout only if it has no more time than the leader; otherwise it starts over.
-    A difference of up to ``max_wait`` does not count: it is only due to the follower's later start,
-    and otherwise every follower would call an upstream again that was just too slow.
+    A difference of up to ``max_wait`` does not count, because it only comes from the follower's
+    later start. If it counted, every follower would call the slow upstream again.
     """
     leader.error = neutral(error)
     for waiting in followers:

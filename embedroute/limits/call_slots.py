@@ -36,7 +36,7 @@ class Pending:
     __slots__ = ("decided", "generation")
 
     def __init__(self) -> None:
-        """Create a pending that is not decided: the call is neither admitted nor refused."""
+        """Begin undecided: the call is neither admitted nor refused."""
         self.decided = anyio.Event()
         self.generation = REFUSED
 

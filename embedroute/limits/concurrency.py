@@ -4,9 +4,10 @@ The limit starts at ``FIRST`` and changes by these rules, while it is reached:
 
 - Each *round* of as many answers as the limit doubles it, up to the *ceiling*, which refusals set.
 - At the ceiling, ``PATIENT_ROUNDS`` rounds raise both by a step, which then doubles.
-- A refusal (429, 502, 503 or 504) while other calls are in flight sets both to their number.
-- If a 502, 503 or 504 comes alone, too many calls were not the cause: both are restored, and such
-  errors are ignored for a while.
+- A refusal (429, 502, 503 or 504) while other calls are in flight lowers limit and ceiling to the
+  number of those calls.
+- If a 502, 503 or 504 comes while no other call is in flight, too many calls were not the cause:
+  the limit is restored, and such errors are ignored for a while.
 - A timeout halves the limit, at most once a second.
 - If no call is answered for a while, those in flight are given up, and one may be made.
 - If calls take ``SLOW`` times as long as with few in flight, a fifth is taken off.
@@ -58,9 +59,9 @@ REMEMBERED: Final = 32
 RECENT: Final = 9
 """Answered calls of a size class that tell how quick the endpoint is at the moment."""
 LOW_LOAD: Final = 4
-"""Calls in flight up to which a call is made at low load, if that is more than the following."""
+"""With this many calls in flight, or fewer, a call is made at low load."""
 LOW_PART: Final = 8
-"""The part of the limit up to which it is so."""
+"""With this part of the limit in flight, or less, it is made at low load as well."""
 AT_LOW_LOAD: Final = 9
 """Answered calls at low load that are remembered for each size class."""
 FIRST_DURATION: Final = 1.0

@@ -1,6 +1,6 @@
 """Handles one HTTP request: authenticate, read, decode, embed, respond.
 
-The application, the middleware and the FastAPI router share this handler. It never raises: every
+The application, the middleware and the FastAPI router share this handler. It raises only what ends the task; every other
 failure, 404 and 500 below the mount included, becomes the dialect's error JSON. ASGI servers do not
 cancel a request whose client has disconnected, so the work is watched while it runs.
 """
@@ -88,7 +88,7 @@ class RequestHandler:
         self._authenticate = authenticate
 
     async def serve(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
-        """Respond to a request for ``path``, which is relative to the mount. Never raises."""
+        """Respond to a request for ``path``, which is relative to the mount."""
         exchange = HTTPExchange(scope, receive, send, self.gateway.settings.write_timeout)
         try:
             try:
