@@ -24,9 +24,9 @@ REPEATED: Final = 4
 class BreakerPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """When a breaker opens, for how many seconds, and how it closes.
 
-    It opens when at least ``failure_rate`` of the last calls have failed, of ``minimum_calls`` at
-    least, when twice ``minimum_calls`` in a row have failed, or when ``failures`` connections in a
-    row could not be made. After ``failures`` failures in a row that inputs may have caused, the
+    It opens when ``failure_rate`` or more of the last calls have failed (if there were at least
+    ``minimum_calls``), when twice ``minimum_calls`` in a row have failed, or when ``failures``
+    connections in a row could not be made. After ``failures`` failures in a row that inputs may have caused, the
     endpoint is checked with a harmless text.
 
     The cool-down doubles from ``initial_cooldown`` to ``longest_cooldown`` while the endpoint does
