@@ -26,8 +26,8 @@ class BreakerPolicy(msgspec.Struct, frozen=True, kw_only=True):
 
     It opens when ``failure_rate`` or more of the last calls have failed (if there were at least
     ``minimum_calls``), when twice ``minimum_calls`` in a row have failed, or when ``failures``
-    connections in a row could not be made. After ``failures`` failures in a row that inputs may have caused, the
-    endpoint is checked with a harmless text.
+    connections in a row could not be made. After ``failures`` failures in a row that inputs may
+    have caused, the endpoint is checked with a harmless text.
 
     The cool-down doubles from ``initial_cooldown`` to ``longest_cooldown`` while the endpoint does
     not answer, and that of a spent account from ``quota_cooldown`` to ``longest_quota_cooldown``.
