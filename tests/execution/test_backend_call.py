@@ -134,7 +134,8 @@ class LocalModelBackend(LocalBackend, frozen=True, kw_only=True):
         if isinstance(self.step, BaseException):
             raise self.step
         time.sleep(self.step or 0)
-        return GOOD
+        # On a slow machine, a batch is embedded in slices.
+        return GOOD if len(batch) == 2 else Vectors(GOOD.array[: len(batch)])
 
 
 async def run(backend, answer=None, *, timeout=5.0, keep=None, local=None):

@@ -590,7 +590,7 @@ async def test_the_others_are_served_if_a_call_made_alone_is_cancelled(leaves):
 
     async def hang(name):
         with scopes[name]:
-            await outcomes.keep(name, partial(endpoint.embed, f"hang {name}", timeout=0.6))
+            await outcomes.keep(name, partial(endpoint.embed, f"hang {name}", timeout=1.0))
 
     async with crowd() as group:
         group.start_soon(endpoint.embed, "busy")
@@ -600,7 +600,7 @@ async def test_the_others_are_served_if_a_call_made_alone_is_cancelled(leaves):
             await settle()
         for text in "ab":
             group.start_soon(
-                outcomes.keep, text, partial(endpoint.embed, text, timeout=0.6, max_wait=0.01)
+                outcomes.keep, text, partial(endpoint.embed, text, timeout=1.0, max_wait=0.2)
             )
             await settle()
         endpoint.open.set()
