@@ -206,7 +206,10 @@ class AttemptRunner:
             raise
         health.release(attempt.permit)
         attempt.generation = generation
-        attempt.began = now = self.clock()
+        now = self.clock()
+        waited = round((now - attempt.began) * 1000, 1)
+        context.trace.add_event("select", "waited", endpoint=attempt.candidate.name, ms=waited)
+        attempt.began = now
         attempt.permit = health.acquire(now)
         if attempt.permit:
             return None

@@ -40,6 +40,7 @@ from embedroute.routing import (
     full_endpoints,
     halves,
     has_called_upstream,
+    is_at_capacity,
     may_be_repeated,
     rate_limited_endpoints,
     split,
@@ -223,10 +224,11 @@ class Dispatcher:
         seconds = dispatch.context.deadline - self._clock()
         if dispatch.waits >= MOST_WAITS or not first.can_serve(inputs, seconds):
             return False
+        others = [error for error in errors if not is_at_capacity(error)]
         waiting = msgspec.structs.replace(
             dispatch,
             candidates=full,
-            earlier_errors=[*dispatch.earlier_errors, *errors],
+            earlier_errors=[*dispatch.earlier_errors, *others],
             waits=dispatch.waits + 1,
         )
         await self._run(waiting)

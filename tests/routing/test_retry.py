@@ -158,3 +158,11 @@ BUSY = Overloaded("busy", retry_after=1)
 def test_the_most_helpful_error_is_reported(failures, reported):
     """The first retryable error, else the shortest cool-down; a rejected gateway key comes last."""
     assert reported is error_to_report(failures)
+
+
+@pytest.mark.parametrize("kind", [RateLimited, UpstreamUnavailable])
+def test_an_endpoint_that_is_full_is_not_called_again_after_a_random_wait(kind):
+    """It is called again as soon as another call ends, or another endpoint is called."""
+    failure = kind("x", upstream_status=503)
+    failure.at_capacity = True
+    assert decide_next(failure, 1, RetryPolicy()) is RetryDecision.NEXT

@@ -37,12 +37,14 @@ def test_a_neutral_error_keeps_its_class_and_quotes_nothing(kind):
     )
     failure.matched_text = failure.note = QUOTE
     failure.provider = "acme"
+    failure.at_capacity = True
     try:
         raise failure from ValueError(QUOTE)
     except kind:
         copy = neutral(failure)
 
     assert type(copy) is kind
+    assert copy.at_capacity
     assert (kind.status, kind.type, kind.code, kind.retryable) == (
         copy.status,
         copy.type,
