@@ -35,7 +35,17 @@ The package has four layers. Imports run downwards, and inside a layer along the
 """
 
 from embedroute.auth import Caller
-from embedroute.config import ApiKey, CacheSettings, Config, Endpoint, Model, Provider, Settings
+from embedroute.config import (
+    ApiKey,
+    BreakerPolicy,
+    CacheSettings,
+    Config,
+    Endpoint,
+    Model,
+    Provider,
+    RetryPolicy,
+    Settings,
+)
 from embedroute.errors import ConfigError, EmbedrouteError
 from embedroute.gateway import Gateway
 from embedroute.protocol import Embeddings
@@ -43,6 +53,7 @@ from embedroute.server import EmbeddingsMiddleware, embeddings_app
 
 __all__ = [
     "ApiKey",
+    "BreakerPolicy",
     "CacheSettings",
     "Caller",
     "Config",
@@ -54,6 +65,7 @@ __all__ = [
     "Gateway",
     "Model",
     "Provider",
+    "RetryPolicy",
     "Settings",
     "embeddings_app",
 ]

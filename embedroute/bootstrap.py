@@ -21,8 +21,10 @@ import msgspec
 
 from embedroute.auth import ApiKeys, access_mistakes
 from embedroute.config import (
+    BreakerPolicy,
     Config,
     PartialConfig,
+    RetryPolicy,
     Settings,
     catalogue,
     environment_config,
@@ -46,12 +48,10 @@ from embedroute.limits import admission_mistakes
 from embedroute.plugins import build_backends, known_provider_of
 from embedroute.protocol import Limits
 from embedroute.routing import (
-    BreakerPolicy,
     HealthRegistry,
     ModelRegistry,
     ResolvedEndpoint,
     RetryBudget,
-    RetryPolicy,
     SelectionContext,
     build_registry,
     resolve_key_models,
@@ -107,16 +107,28 @@ class GatewayParts(msgspec.Struct, frozen=True, kw_only=True):
     directory: ModelRegistry
 
 
-def build_parts(config: Config, environ: Mapping[str, str]) -> GatewayParts:
+def build_parts(
+    config: Config,
+    environ: Mapping[str, str],
+    retries: RetryPolicy | None = None,
+    breaker: BreakerPolicy | None = None,
+) -> GatewayParts:
     """Load the backends of a config, and merge the config with the shipped catalogue.
+
+    ``retries`` and ``breaker`` replace all policies of the config.
 
     Raises:
         ConfigError: the config has mistakes; one line for each, with its place.
     """
-    return _resolve(read_secrets(config, environ), environ)
+    return _resolve(read_secrets(config, environ), environ, retries, breaker)
 
 
-def _resolve(draft: PartialConfig, environ: Mapping[str, str]) -> GatewayParts:
+def _resolve(
+    draft: PartialConfig,
+    environ: Mapping[str, str],
+    retries: RetryPolicy | None = None,
+    breaker: BreakerPolicy | None = None,
+) -> GatewayParts:
     """Phase 2: build the parts of a gateway from the structs of a config.
 
     Raises:
@@ -127,7 +139,9 @@ def _resolve(draft: PartialConfig, environ: Mapping[str, str]) -> GatewayParts:
     known = known_providers()
     bases = known_provider_of(config, known)
     backends, backend_mistakes = build_backends(config, known, bases, environ)
-    directory, registry_mistakes = build_registry(config, backends, catalogue(), known, bases)
+    directory, registry_mistakes = build_registry(
+        config, backends, catalogue(), known, bases, retries=retries, breaker=breaker
+    )
     mistakes = draft.report(
         [
             *access_mistakes(config),
@@ -226,7 +240,6 @@ class RuntimeFactory:
         settings: Settings,
         client: "httpx2.AsyncClient | None",
         healths: HealthRegistry,
-        retries: RetryPolicy,
         environ: Mapping[str, str],
         make_transport: Callable[[], Transport] | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -244,7 +257,6 @@ class RuntimeFactory:
         self._connect = connect
         self._client = client
         self._healths = healths
-        self._retries = retries
         self._local = LocalModels(settings.local_threads)
         self._widths = WidthRegistry()
         self._models = EchoedModels()
@@ -272,7 +284,7 @@ class RuntimeFactory:
             attempts=attempts,
             healths=self._healths,
             budget=self._budget,
-            policy=self._retries,
+            rate_limit_wait=self._settings.rate_limit_wait,
             clock=self._clock,
             random=random.random,
         )

@@ -34,7 +34,7 @@ from embedroute.cache import (
     look_up,
     look_up_in_steps,
 )
-from embedroute.config import Config
+from embedroute.config import BreakerPolicy, Config, RetryPolicy
 from embedroute.errors import (
     DeadlineExceeded,
     EmbedrouteError,
@@ -55,13 +55,11 @@ from embedroute.limits import ByteBudget
 from embedroute.protocol import EmbeddingRequest, Embeddings, fold_parts_in_steps, make_request
 from embedroute.routing import (
     PROBING,
-    BreakerPolicy,
     CacheKey,
     HealthRegistry,
     Plan,
     PreparedSelection,
     ResolvedEndpoint,
-    RetryPolicy,
     Route,
     SelectionCache,
     accepts_parts,
@@ -100,14 +98,15 @@ class Gateway:
 
         ``http_client`` replaces the client of the httpx2 transport; the caller closes it.
         ``transport`` is called once per event loop to make the transport, instead of the
-        config's ``transport``. ``environ`` holds the variables of all secrets ``env:NAME``.
+        config's ``transport``. ``retries`` and ``breaker`` replace the policies of the config for
+        all providers. ``environ`` holds the variables of all secrets ``env:NAME``.
         ``clock`` returns the seconds of a monotonic clock; simulations replace it together with
         that of their event loop.
 
         Raises:
             ConfigError: the config has mistakes, one line each.
         """
-        parts = build_parts(config, environ)
+        parts = build_parts(config, environ, retries, breaker)
         self.clock = clock
         self.settings = parts.settings
         self.limits = parts.limits
@@ -115,7 +114,7 @@ class Gateway:
         self.bodies = ByteBudget.for_requests(self.settings)
         self.responses = ByteBudget.for_responses(self.settings)
         self.directory = parts.directory
-        self.healths = HealthRegistry(breaker or BreakerPolicy())
+        self.healths = HealthRegistry()
         self.cache = MemoryCache(config.cache.bytes, config.cache.ttl, clock)
         self.selections = SelectionCache(
             self.directory,
@@ -127,7 +126,6 @@ class Gateway:
             self.settings,
             http_client,
             self.healths,
-            retries or RetryPolicy(rate_limit_wait=self.settings.rate_limit_wait),
             environ,
             transport,
             clock,

@@ -25,6 +25,7 @@ from embedroute.config.models import (
     Provider,
     Stage,
 )
+from embedroute.config.policies import BreakerPolicy, RetryPolicy
 from embedroute.config.settings import ApiKey, Auth, CacheSettings, DialectName, Settings
 from embedroute.config.validation import (
     ConvertResult,
@@ -40,6 +41,7 @@ __all__ = [
     "STATE_ENV_AUTH",
     "ApiKey",
     "Auth",
+    "BreakerPolicy",
     "CacheSettings",
     "Config",
     "ConvertResult",
@@ -52,6 +54,7 @@ __all__ = [
     "PartialConfig",
     "PriceTable",
     "Provider",
+    "RetryPolicy",
     "Settings",
     "Stage",
     "TablePath",

@@ -6,7 +6,7 @@ This is phase 1: tables become structs, and mistakes are collected with their lo
 
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Final, TypedDict, TypeVar, cast
 
 import msgspec
@@ -14,6 +14,7 @@ import msgspec
 from embedroute.backend import Secret
 from embedroute.config.catalog import known_providers
 from embedroute.config.models import Endpoint, Model, Provider
+from embedroute.config.policies import BOUNDS, POLICIES, BreakerPolicy, RetryPolicy
 from embedroute.config.settings import ApiKey, CacheSettings, Settings
 from embedroute.config.validation import (
     Mistake,
@@ -77,6 +78,7 @@ class ConfigReader:
         self.check_media_domains(tables["gateway"].media_domains)
         self.check_unknown_fields(tables["gateway"].unknown_fields)
         self.check_keys(tables["keys"])
+        self.check_policies(tables["gateway"], tables["providers"])
         return tables
 
     def add(self, path: TablePath, mistake: str) -> None:
@@ -102,16 +104,23 @@ class ConfigReader:
         self, path: TablePath, value: object, type_: type[Table], **placeholders: object
     ) -> Table:
         """Read a table as a struct; ``placeholders`` are values for its required fields."""
+        return type_(**{**placeholders, **self.fields(path, value, type_)})
+
+    def fields(self, path: TablePath, value: object, type_: type[Table]) -> dict[str, object]:
+        """Read the fields of a struct that a table sets."""
         table = self.table(path, value)
         if path in self.unread:
-            return type_(**placeholders)
+            return {}
         result = convert_fields(format_path(path), table, type_, self.environ)
         self.mistakes += result.mistakes
         self.unread |= {(*path, name) for name in result.unread}
-        return type_(**{**placeholders, **result.values})
+        return result.values
 
     def provider(self, path: TablePath, value: object) -> Provider:
-        """Read a provider; its backend's options are in the same table or in ``options``."""
+        """Read a provider, and each of its policies separately.
+
+        The options of its backend are in the same table or in ``options``.
+        """
         table = self.table(path, value)
         fields = {*Provider.__struct_fields__} - {"options"}
         options = self.table((*path, "options"), table.get("options", {}))
@@ -123,6 +132,8 @@ class ConfigReader:
                 path, f'option "{name}" is set in the table and in its options; remove one of them'
             )
         own = {name: item for name, item in table.items() if name in fields}
+        for name, policy in POLICIES.items():
+            own[name] = self.fields((*path, name), own.get(name, {}), policy)
         return self.struct(path, {**own, "options": {**options, **inline_options}}, Provider)
 
     def model(self, path: TablePath, value: object) -> Model:
@@ -152,6 +163,36 @@ class ConfigReader:
                 self.add(path, "key must be 1 to 256 visible ASCII characters")
             elif (owner := owners.setdefault(text, name)) != name:
                 self.add(path, f'key is the same as that of "{owner}"')
+
+    def check_policies(self, gateway: Settings, providers: Mapping[str, Provider]) -> None:
+        """Record the times whose maximum is less, also those that a provider inherits."""
+        policies = {"retries": gateway.retries, "breaker": gateway.breaker}
+        for name, policy in policies.items():
+            self.check_bounds(("gateway", name), policy, policy.__struct_fields__)
+        for slug, provider in providers.items():
+            for name, own in (("retries", provider.retries), ("breaker", provider.breaker)):
+                policy = msgspec.structs.replace(policies[name], **own)
+                self.check_bounds(("providers", slug, name), policy, own)
+
+    def check_bounds(
+        self, path: TablePath, policy: RetryPolicy | BreakerPolicy, own: Container[str]
+    ) -> None:
+        """Check a policy; the fields that are not its ``own`` are those of the gateway."""
+        values = msgspec.structs.asdict(policy)
+        unread = UnknownFields(frozenset(self.unread))
+        for pair in BOUNDS:
+            first, longest = pair
+            is_wrong = first in values and values[longest] < values[first]
+            inherited = [("gateway", path[-1], name) for name in pair if name not in own]
+            paths = [*((*path, name) for name in pair), *inherited]
+            if not is_wrong or any(unread.at(*each) for each in paths):
+                continue
+            self.unread |= {(*path, name) for name in pair}
+            self.add(
+                path,
+                f"{longest} = {values[longest]} is less than {first} = {values[first]}. "
+                "Set it to at least that value.",
+            )
 
     def check_unknown_fields(self, names: str | Sequence[str]) -> None:
         """Record the names of fields that a client sends to change the vectors."""

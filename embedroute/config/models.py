@@ -143,8 +143,9 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     response to the next request. ``max_connections`` is the maximum number of connections to the
     provider's host, for each event loop. ``max_concurrent`` is the maximum number of calls in
     flight to each of its endpoints; the gateway also learns how many are served at a time.
-    ``resolve`` is whether a connection goes to any address of
-    the host, or requests are spread over all of them; ``max_connections`` then applies to each.
+    ``resolve`` is whether a connection goes to any address of the host, or requests are spread over
+    all of them; ``max_connections`` then applies to each. ``retries`` and ``breaker`` hold the
+    fields that replace those of ``[gateway.retries]`` and ``[gateway.breaker]``.
     """
 
     backend: object = None
@@ -157,6 +158,8 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     max_connections: Count = 512
     max_concurrent: Count | None = None
     resolve: Literal["any", "all"] = "any"
+    retries: Mapping[str, object] = {}
+    breaker: Mapping[str, object] = {}
     options: Mapping[str, object] = {}
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:

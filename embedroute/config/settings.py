@@ -6,6 +6,7 @@ import msgspec
 from msgspec import Meta
 
 from embedroute.backend import Secret
+from embedroute.config.policies import BreakerPolicy, RetryPolicy
 
 Seconds = Annotated[float, Meta(gt=0)]
 Auth = Literal["keys", "open", "host"]
@@ -13,7 +14,10 @@ DialectName = Literal["openai", "openrouter", "gomodel", "phaseo", "spice"]
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The ``[gateway]`` table; durations are in seconds, sizes in bytes."""
+    """The ``[gateway]`` table; durations are in seconds, sizes in bytes.
+
+    ``max_concurrent``, ``retries`` and ``breaker`` hold for providers that do not set their own.
+    """
 
     auth: Auth | None = None
     dialect: DialectName = "openai"
@@ -34,11 +38,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_body_bytes_in_flight: Annotated[int, Meta(ge=1)] = 268_435_456
     max_response_bytes_in_flight: Annotated[int, Meta(ge=1)] = 536_870_912
     max_inputs: Annotated[int, Meta(ge=1)] = 2048
+    max_concurrent: Annotated[int, Meta(ge=1)] | None = None
     local_threads: Annotated[int, Meta(ge=1)] = 2
     max_token_ids: Annotated[int, Meta(ge=1)] = 300_000
     max_text_characters: Annotated[int, Meta(ge=1)] = 4_194_304
     only: list[str] = []
     ignore: list[str] = []
+    retries: RetryPolicy = RetryPolicy()
+    breaker: BreakerPolicy = BreakerPolicy()
 
 
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

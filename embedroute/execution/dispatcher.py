@@ -32,7 +32,6 @@ from embedroute.routing import (
     ResolvedEndpoint,
     RetryBudget,
     RetryDecision,
-    RetryPolicy,
     State,
     decide_next,
     decide_without_retry,
@@ -67,17 +66,20 @@ class Dispatcher:
         attempts: AttemptRunner,
         healths: HealthRegistry,
         budget: RetryBudget,
-        policy: RetryPolicy,
+        rate_limit_wait: float,
         clock: Callable[[], float],
         random: Callable[[], float],
     ) -> None:
-        """Take the ``attempts`` of this event loop and what all event loops share."""
+        """Take the ``attempts`` of this event loop and what all event loops share.
+
+        A request waits ``rate_limit_wait`` seconds in all for rate limits to end.
+        """
         self._attempts = attempts
         self._merging = MergingRunner(attempts)
         self._slots = attempts.slots
         self._healths = healths
         self._budget = budget
-        self._policy = policy
+        self._rate_limit_wait = rate_limit_wait
         self._clock = clock
         self._random = random
         self._checks = HealthChecker(attempts.exchange, healths, clock)
@@ -161,13 +163,13 @@ class Dispatcher:
         health = self._healths.get(candidate)
         if health.suspected:
             await self._checks.check(candidate, health, dispatch.context)
-        attempt = self._policy.attempts if dispatch.repeats else attempt
-        decision = decide_next(error, attempt, self._policy, len(dispatch.work))
+        attempt = candidate.retries.attempts if dispatch.repeats else attempt
+        decision = decide_next(error, attempt, candidate.retries, len(dispatch.work))
         if decision is RetryDecision.STOP:
             raise error
         now = self._clock()
         if decision is RetryDecision.RETRY:
-            wait = wait_before(error, attempt, self._policy, self._random)
+            wait = wait_before(error, attempt, candidate.retries, self._random)
             if now + wait < dispatch.context.deadline and self._budget.allow(now):
                 await anyio.sleep(wait)
                 return decision
@@ -241,21 +243,23 @@ class Dispatcher:
 
         It is the last resort: the breaker of that endpoint may be open.
         """
-        if dispatch.repeats >= self._policy.repeats or not may_be_repeated(error):
+        if not may_be_repeated(error):
             return False
         now = self._clock()
         pairs = zip(dispatch.candidates, errors, strict=True)
         healths = {
-            each: self._healths.get(each) for each, failure in pairs if may_be_repeated(failure)
+            each: self._healths.get(each)
+            for each, failure in pairs
+            if may_be_repeated(failure) and dispatch.repeats < each.retries.repeats
         }
         if not healths:
             return False
         candidate = min(healths, key=lambda each: healths[each].failure_share(now))
         wait = 0.0
         if not isinstance(error, NoHealthyEndpoint):
-            attempt = dispatch.repeats + self._policy.attempts
-            wait = wait_before(error, attempt, self._policy, self._random)
-            if wait > self._policy.longest_wait or not healths[candidate].repeats_help(now):
+            attempt = dispatch.repeats + candidate.retries.attempts
+            wait = wait_before(error, attempt, candidate.retries, self._random)
+            if wait > candidate.retries.longest_wait or not healths[candidate].repeats_help(now):
                 return False
         if now + wait >= dispatch.context.deadline or not self._budget.allow(now):
             return False
@@ -289,7 +293,7 @@ class Dispatcher:
         if not available:
             return None
         if context.trace.wait_ends is None:
-            context.trace.wait_ends = now + self._policy.rate_limit_wait
+            context.trace.wait_ends = now + self._rate_limit_wait
         at = min(available)
         if at >= context.deadline or at > context.trace.wait_ends:
             return None

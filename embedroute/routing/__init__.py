@@ -3,9 +3,10 @@
 It may import the contracts and the foundation.
 """
 
+from embedroute.config import BreakerPolicy, RetryPolicy
 from embedroute.routing.batch_limits import ENVELOPE, GROWS_EVERY, LEAST
 from embedroute.routing.bounded_map import MOST, BoundedMap
-from embedroute.routing.breaker import BreakerPolicy, CircuitBreaker, State
+from embedroute.routing.breaker import CircuitBreaker, State
 from embedroute.routing.call_history import (
     LAST,
     PERIOD,
@@ -56,7 +57,6 @@ from embedroute.routing.registry_builder import build_registry, resolve_key_mode
 from embedroute.routing.retry import (
     OVERLOADED,
     RetryDecision,
-    RetryPolicy,
     decide_next,
     decide_without_retry,
     error_to_report,

@@ -7,8 +7,7 @@ from enum import StrEnum
 from itertools import count
 from typing import Final
 
-import msgspec
-
+from embedroute.config import BreakerPolicy
 from embedroute.errors import UpstreamError
 from embedroute.routing.call_history import CallHistory
 from embedroute.upstream_errors.neutral import neutral
@@ -19,31 +18,6 @@ IN_A_ROW: Final = 2
 """Failures in a row that open a breaker at any share, as a multiple of the minimum calls."""
 REPEATED: Final = 4
 """How many times more failures lead to a check if they repeat the inputs of earlier ones."""
-
-
-class BreakerPolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """When a breaker opens, for how many seconds, and how it closes.
-
-    It opens when ``failure_rate`` or more of the last calls have failed (if there were at least
-    ``minimum_calls``), when twice ``minimum_calls`` in a row have failed, or when ``failures``
-    connections in a row could not be made. After ``failures`` failures in a row that inputs may
-    have caused, the endpoint is checked with a harmless text.
-
-    The cool-down doubles from ``initial_cooldown`` to ``longest_cooldown`` while the endpoint does
-    not answer, and that of a spent account from ``quota_cooldown`` to ``longest_quota_cooldown``.
-    After it, 1, 2, 4, … calls are admitted at a time; the breaker closes when as many as
-    ``slow_start`` at a time were answered.
-    """
-
-    failure_rate: float = 0.9
-    minimum_calls: int = 10
-    failures: int = 5
-    initial_cooldown: float = 0.5
-    longest_cooldown: float = 1.5
-    slow_start: int = 8
-    rejection_cooldown: float = 30.0
-    quota_cooldown: float = 300.0
-    longest_quota_cooldown: float = 3600.0
 
 
 class State(StrEnum):

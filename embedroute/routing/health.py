@@ -374,13 +374,12 @@ def _percentile(ordered: list[float], percentile: int) -> float | None:
 class HealthRegistry:
     """The health of each endpoint of a gateway, created at its first use."""
 
-    def __init__(self, policy: BreakerPolicy) -> None:
+    def __init__(self) -> None:
         """Create an empty registry."""
-        self._policy = policy
         self._healths: BoundedMap[str, EndpointHealth] = BoundedMap()
 
     def get(self, candidate: ResolvedEndpoint) -> EndpointHealth:
         """Return the health of one endpoint."""
         return self._healths.get(candidate.name) or self._healths.get_or_insert(
-            candidate.name, EndpointHealth(self._policy)
+            candidate.name, EndpointHealth(candidate.breaker)
         )

@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from embedroute.backend import Accepts, BackendBase
-from embedroute.config import Model, Stage
+from embedroute.config import BreakerPolicy, Model, RetryPolicy, Stage
 from embedroute.errors import InvalidRequest, ModelNotFound, NoEligibleProvider
 from embedroute.protocol import LONGEST_NAME
 from embedroute.text import did_you_mean, echo
@@ -54,6 +54,8 @@ class ResolvedEndpoint(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     max_concurrent: int | None = None
     checks_model: bool = True
     all_addresses: bool = False
+    retries: RetryPolicy = RetryPolicy()
+    breaker: BreakerPolicy = BreakerPolicy()
     name: str = ""
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ import msgspec
 from embedroute.backend import Accepts, BackendBase
 from embedroute.config import (
     ApiKey,
+    BreakerPolicy,
     Config,
     Endpoint,
     KnownProvider,
@@ -19,6 +20,7 @@ from embedroute.config import (
     Modality,
     Model,
     Provider,
+    RetryPolicy,
     TablePath,
     convert_fields,
     quoted,
@@ -188,14 +190,18 @@ def build_registry(
     shipped: Mapping[str, Model],
     known: Mapping[str, KnownProvider],
     bases: Mapping[str, str],
+    *,
+    retries: RetryPolicy | None = None,
+    breaker: BreakerPolicy | None = None,
 ) -> tuple[ModelRegistry, list[str]]:
     """Return the registry of the config and the ``shipped`` models, and the list of mistakes.
 
     ``backends`` maps each configured slug to its backend. A backend that could not be built is
     missing, and its mistake is reported already. ``bases`` maps a slug to the slug of the known
-    provider it belongs to, if there is one.
+    provider it belongs to, if there is one. ``retries`` and ``breaker`` replace all policies of the
+    config.
     """
-    builder = _RegistryBuilder(config, backends, known, bases, shipped)
+    builder = _RegistryBuilder(config, backends, known, bases, shipped, retries, breaker)
     routes = {name: builder.declared(name, model) for name, model in config.models.items()}
     for name, facts in shipped.items():
         if name not in routes and any(
@@ -227,12 +233,16 @@ class _RegistryBuilder:
         known: Mapping[str, KnownProvider],
         bases: Mapping[str, str],
         shipped: Mapping[str, Model],
+        retries: RetryPolicy | None,
+        breaker: BreakerPolicy | None,
     ) -> None:
         self.config = config
         self.backends = backends
         self.known = known
         self.bases = bases
         self.shipped = shipped
+        self.retries = retries
+        self.breaker = breaker
         self.widths = {
             (endpoint.provider, endpoint.model or name): facts.dimensions
             for name, facts in shipped.items()
@@ -321,6 +331,7 @@ class _RegistryBuilder:
     def candidate(self, endpoint: Endpoint, name: str) -> ResolvedEndpoint:
         slug = endpoint.provider
         provider = self.config.providers.get(slug, Provider())
+        gateway = self.config.gateway
         known = self.known.get(slug.partition("/")[0]) or self.known_provider(slug)
         return ResolvedEndpoint(
             provider=slug,
@@ -339,9 +350,13 @@ class _RegistryBuilder:
             micro_batch_ms=endpoint.micro_batch_ms,
             rest=provider.connection_rest_ms / 1000,
             max_connections=provider.max_connections,
-            max_concurrent=endpoint.max_concurrent or provider.max_concurrent,
+            max_concurrent=(
+                endpoint.max_concurrent or provider.max_concurrent or gateway.max_concurrent
+            ),
             checks_model=endpoint.model_echo == "check",
             all_addresses=provider.resolve == "all",
+            retries=self.retries or msgspec.structs.replace(gateway.retries, **provider.retries),
+            breaker=self.breaker or msgspec.structs.replace(gateway.breaker, **provider.breaker),
         )
 
     def backend(self, slug: str) -> BackendBase:

@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Final
 
-import msgspec
-
+from embedroute.config import RetryPolicy
 from embedroute.errors import (
     BatchTooLarge,
     ConnectError,
@@ -41,21 +40,6 @@ class RetryDecision(StrEnum):
     HALVE = "halve"
     BISECT = "bisect"
     STOP = "stop"
-
-
-class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """How often one endpoint is tried for one chunk, and the bounds of the backoff in seconds.
-
-    Each endpoint gets ``attempts``. When all have failed, the one that fails least gets up to
-    ``repeats`` more, one at a time, while repeated calls are answered often enough. A request waits
-    ``rate_limit_wait`` seconds in all for rate limits to end.
-    """
-
-    attempts: int = 2
-    repeats: int = 4
-    first_wait: float = 0.05
-    longest_wait: float = 2.0
-    rate_limit_wait: float = 5.0
 
 
 OVERLOADED: Final = frozenset({502, 503, 504})

@@ -421,6 +421,108 @@ ONE = f'{HASHED}[models.m]\nendpoints = [{{provider = "hashed"}}]\n'
                 "[gateway] ignore[0]: Expected str, got int",
             ],
         ),
+        # policies: every field of a table is checked, also in the tables of providers
+        (
+            (
+                f"{OPEN}max_concurrent = 0\n[gateway.retries]\nattempts = 0\nrepeats = -1\nfirst_wait = 0\n"
+                "longest_wait = '2'\nrate_limit_wait = 3"
+            ),
+            [
+                "[gateway] max_concurrent: Expected int >= 1",
+                '[gateway.retries] unknown option "rate_limit_wait"',
+                "[gateway.retries] attempts: Expected int >= 1",
+                "[gateway.retries] repeats: Expected int >= 0",
+                "[gateway.retries] first_wait: Expected float > 0.0",
+                "[gateway.retries] longest_wait: Expected float, got str",
+            ],
+        ),
+        (
+            (
+                f"{OPEN}[gateway.breaker]\nfailure_rate = 1.1\nminimum_calls = 0\nfailures = 0.5\ninitial_cooldown = nan\n"
+                "longest_cooldown = inf\nslow_start = 0\nquota_cooldown = -1\nrejection_cooldowns = 1"
+            ),
+            [
+                '[gateway.breaker] unknown option "rejection_cooldowns"; did you mean "rejection_cooldown"?',
+                "[gateway.breaker] failure_rate: Expected float <= 1.0",
+                "[gateway.breaker] minimum_calls: Expected int >= 1",
+                "[gateway.breaker] failures: Expected int, got float",
+                "[gateway.breaker] initial_cooldown: Expected float > 0.0",
+                "[gateway.breaker] longest_cooldown: Expected float <= 86400.0",
+                "[gateway.breaker] slow_start: Expected int >= 1",
+                "[gateway.breaker] quota_cooldown: Expected float > 0.0",
+            ],
+        ),
+        (
+            f"{OPEN}retries = 3\nbreaker = []",
+            [
+                "[gateway] retries: Expected object, got int",
+                "[gateway] breaker: Expected object, got array",
+            ],
+        ),
+        (
+            (
+                f"{OPEN}[providers.a]\nbackend = 'hashed'\nretries = 3\nstage = 'x'\n"
+                "[providers.\"b/c\"]\nbackend = 'hashed'\nbreaker = {failures = 0, slowstart = 1}\n"
+                "retries = {attempts = 101}"
+            ),
+            [
+                "[providers.a.retries] must be a table",
+                "[providers.a] stage: Invalid enum value 'x'; use stable, beta, alpha",
+                '[providers."b/c".retries] attempts: Expected int <= 100',
+                '[providers."b/c".breaker] unknown option "slowstart"; did you mean "slow_start"?',
+                '[providers."b/c".breaker] failures: Expected int >= 1',
+            ],
+        ),
+        # ... and a maximum with the time that it bounds
+        (
+            (
+                f"{OPEN}[gateway.retries]\nfirst_wait = 3\n"
+                "[gateway.breaker]\nlongest_cooldown = 0.1\nquota_cooldown = 30\nlongest_quota_cooldown = 29.5"
+            ),
+            [
+                f"[gateway.{table}] {longest} is less than {first}. Set it to at least that value."
+                for table, longest, first in (
+                    ("retries", "longest_wait = 2.0", "first_wait = 3.0"),
+                    ("breaker", "longest_cooldown = 0.1", "initial_cooldown = 0.5"),
+                    ("breaker", "longest_quota_cooldown = 29.5", "quota_cooldown = 30.0"),
+                )
+            ],
+        ),
+        (
+            (
+                f"{OPEN}[gateway.retries]\nfirst_wait = 0.5\n[gateway.breaker]\ninitial_cooldown = 0.1\n"
+                "[providers.a]\nbackend = 'hashed'\nretries = {longest_wait = 0.4}\n"
+                "[providers.b]\nbackend = 'hashed'\nretries = {first_wait = 2.5}\nbreaker = {longest_cooldown = 0.2}"
+            ),
+            [
+                f"[providers.{slug}.retries] {longest} is less than {first}. Set it to at least that value."
+                for slug, longest, first in (
+                    ("a", "longest_wait = 0.4", "first_wait = 0.5"),
+                    ("b", "longest_wait = 2.0", "first_wait = 2.5"),
+                )
+            ],
+        ),
+        (
+            (
+                f"{OPEN}[gateway.retries]\nfirst_wait = 3\n[gateway.breaker]\ninitial_cooldown = ''\n"
+                "[providers.a]\nbackend = 'hashed'\nretries = {longest_wait = 2.5}\n"
+                "breaker = {longest_cooldown = 0.1, quota_cooldown = '', longest_quota_cooldown = 1}\n"
+                "[providers.b]\nbackend = 'hashed'\nretries = {attempts = 1}\n"
+                "[providers.c]\nbackend = 'hashed'\nretries = {first_wait = 2, longest_wait = 1}"
+            ),
+            [
+                "[gateway.breaker] initial_cooldown: Expected float, got str",
+                "[providers.a.breaker] quota_cooldown: Expected float, got str",
+                (
+                    "[gateway.retries] longest_wait = 2.0 is less than first_wait = 3.0. "
+                    "Set it to at least that value."
+                ),
+                (
+                    "[providers.c.retries] longest_wait = 1.0 is less than first_wait = 2.0. "
+                    "Set it to at least that value."
+                ),
+            ],
+        ),
         # [keys]: a key that cannot be read still exists, and its lists are checked
         (
             f'{KEYS}[keys.a]\nkey = "env:NOPE"',
@@ -891,6 +993,11 @@ def test_a_report_has_exactly_one_line_per_mistake(text, report):
         f'{KEYS}[keys.a]\nkey = "!~"',
         f'{OPEN}media_domains = ["a", "x-1.example", "10.0.0.1"]\nmax_inputs = 1\nmax_body_bytes = 1\n[cache]\nbytes = 0',
         f"{OPEN}max_body_bytes = 268_435_456",
+        (
+            f"{OPEN}max_concurrent = 1\n[gateway.retries]\nattempts = 100\nrepeats = 0\nfirst_wait = 2\n"
+            "[gateway.breaker]\nfailure_rate = 1\nslow_start = 1\nminimum_calls = 1\nlongest_cooldown = 0.5\n"
+            "longest_quota_cooldown = 86_400\n[providers.hashed]\nretries = {}\nbreaker = {initial_cooldown = 0.5}"
+        ),
         f'{KEYS}[keys.a]\nkey = "x"\nnamespace = "{"n" * 256}"',
         f"{OPEN}{ONE}dimensions = 1\nmax_input_tokens = 1\nprefixes = {{}}",
         (

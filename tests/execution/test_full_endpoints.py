@@ -234,12 +234,14 @@ def test_merged_calls_take_turns_at_a_full_endpoint():
     async def main():
         upstream = Counting()
         gateway = gateway_of(upstream, endpoint={"micro_batch_ms": 5.0}, max_concurrent=1)
+        began = asyncio.get_running_loop().time()
         for _ in range(2):
             answers = await asyncio.gather(
                 *[gateway.embed(f"text {at}", model="m", dimensions=at) for at in (4, 6, 8)]
             )
             assert [answer.vectors.shape for answer in answers] == [(1, 4), (1, 6), (1, 8)]
         assert (upstream.calls, upstream.most) == (6, 1)
+        assert asyncio.get_running_loop().time() - began == pytest.approx(0.6, abs=0.05)
 
     run_in_virtual_time(main())
 

@@ -4,7 +4,7 @@ import pytest
 
 from embedroute.errors import InvalidUpstreamResponse
 from embedroute.execution import WidthRegistry
-from embedroute.routing import MOST, BoundedMap, BreakerPolicy, HealthRegistry
+from embedroute.routing import MOST, BoundedMap, HealthRegistry
 from tests.routing.factories import candidate
 from tests.support.reachable import count_reachable
 
@@ -39,10 +39,7 @@ def test_a_key_that_is_always_in_use_is_never_dropped():
 
 
 def test_invented_model_names_do_not_evict_the_health_of_an_endpoint_in_use():
-    healths, item = (
-        HealthRegistry(BreakerPolicy(failures=1, minimum_calls=1, slow_start=1)),
-        candidate("it"),
-    )
+    healths, item = HealthRegistry(), candidate("it")
     ill = healths.get(item)
     sizes = []
     for at in range(5 * MOST):
