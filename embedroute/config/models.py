@@ -20,6 +20,7 @@ Money = (
     | Annotated[float, Meta(ge=0, le=1e18)]
     | Annotated[str, Meta(pattern=r"\A[0-9]{1,18}(\.[0-9]{1,18})?\Z")]
 )
+Timeout = Annotated[float, Meta(gt=0, le=3600)]
 Finite = Annotated[float, Meta(ge=-1e18, le=1e18)]
 Modality = Literal["text", "image", "audio", "video", "document"]
 Stage = Literal["stable", "beta", "alpha"]
@@ -42,7 +43,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     table. ``accepts`` overrides the capabilities that the backend declares. ``micro_batch_ms`` is
     how long small requests may wait to be merged into one call; None disables merging.
     ``model_echo`` is ``ignore`` if the name of the model in an answer means nothing.
-    ``max_concurrent`` replaces that of the provider.
+    ``max_concurrent`` and ``attempt_timeout`` replace those of the provider.
     """
 
     provider: Name
@@ -57,6 +58,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     micro_batch_ms: Annotated[float, Meta(ge=0, le=1000)] | None = None
     model_echo: Literal["check", "ignore"] = "check"
     max_concurrent: Count | None = None
+    attempt_timeout: Timeout | None = None
 
     def prices(self) -> dict[str, Decimal]:
         """Return the prices that are set, in USD, by kind.
@@ -80,7 +82,8 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     truncated and normalized again; ``dimensions_allowed`` and ``dimensions_min`` restrict its new
     length. ``input_types`` lists the input types that the model distinguishes; if the list is
     empty, every input type is accepted and has no effect. ``prefixes`` maps an input type to the
-    text to put before each input.
+    text to put before each input. ``hedge`` is whether a second call is made to another endpoint
+    when the first takes longer than usual.
     """
 
     dimensions: Count | None = None
@@ -92,6 +95,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     prefixes: dict[str, str] | None = None
     max_input_tokens: Count | None = None
     fallback: str | None = None
+    hedge: bool | None = None
     endpoints: list[Endpoint] = []
 
     def over(self, defaults: "Model", bases: Mapping[str, str] = {}) -> "Model":
@@ -143,6 +147,7 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     response to the next request. ``max_connections`` is the maximum number of connections to the
     provider's host, for each event loop. ``max_concurrent`` is the maximum number of calls in
     flight to each of its endpoints; the gateway also learns how many are served at a time.
+    ``attempt_timeout`` is how many seconds a call may take; if None, it is learned.
     ``resolve`` is whether a connection goes to any address of the host, or requests are spread over
     all of them; ``max_connections`` then applies to each. ``retries`` and ``breaker`` hold the
     fields that replace those of ``[gateway.retries]`` and ``[gateway.breaker]``.
@@ -157,6 +162,7 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     connection_rest_ms: Annotated[float, Meta(ge=0, le=10_000)] = 50.0
     max_connections: Count = 512
     max_concurrent: Count | None = None
+    attempt_timeout: Timeout | None = None
     resolve: Literal["any", "all"] = "any"
     retries: Mapping[str, object] = {}
     breaker: Mapping[str, object] = {}

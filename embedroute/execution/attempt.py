@@ -3,7 +3,7 @@
 import logging
 import math
 import sys
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final
 
@@ -39,13 +39,20 @@ from embedroute.execution.model_echo import EchoedModels
 from embedroute.execution.own_fields import find_own_field
 from embedroute.execution.watchdog import Watchdog
 from embedroute.inputs import estimate_sizes, letters_in
-from embedroute.limits import FIRST_DURATION, PER_INPUT, CallSlots, ConcurrencyLimit
+from embedroute.limits import (
+    FIRST_DURATION,
+    PER_INPUT,
+    CallSlots,
+    ConcurrencyLimit,
+    attempt_timeout,
+)
 from embedroute.routing import (
     NO_FIELDS,
     OVERLOADED,
     BoundedMap,
     EndpointHealth,
     ResolvedEndpoint,
+    State,
     measure_inputs,
     measure_inputs_in_steps,
 )
@@ -73,7 +80,8 @@ class Attempt(msgspec.Struct, eq=False, kw_only=True):
     ``ends`` and ``began`` when its call began. ``number`` counts the attempts at this endpoint from
     1. ``omit`` are fields that the endpoint has just rejected. ``others`` is the number of
     endpoints that can still be used instead. ``generation`` is that of the calls in flight at its
-    begin, and ``place`` their number, with this one.
+    begin, and ``place`` their number, with this one. ``timeout`` is how many seconds its call may
+    take, apart from what is left until ``ends``. ``later`` are the candidates after this one.
     """
 
     candidate: ResolvedEndpoint
@@ -88,6 +96,8 @@ class Attempt(msgspec.Struct, eq=False, kw_only=True):
     began: float = 0.0
     generation: int = 0
     place: int = 1
+    timeout: float = math.inf
+    later: Sequence[ResolvedEndpoint] = ()
 
 
 class NotCalled(msgspec.Struct, frozen=True, eq=False):
@@ -132,8 +142,7 @@ class AttemptRunner:
         batch = make_batch(candidate, attempt.work, context)
         outside = sys.exception()
         if context.request.large:
-            steps = prepare_in_steps(batch, candidate, context)
-            batch, sizes = await self._prepare(attempt, steps)
+            batch, sizes = await self._prepare(attempt, batch)
         attempt.began = self.clock()
         slots = self.slots.get(candidate.name) or self.add_slots(candidate)
         calls = slots.calls
@@ -148,6 +157,8 @@ class AttemptRunner:
         context.trace.attempts += 1
         omitted = attempt.health.omitted(attempt.began) | attempt.omit
         left = attempt.ends - attempt.began
+        if attempt.others or candidate.attempt_timeout is not None:
+            left = self.limit_time(attempt, calls, batch)
         try:
             answer = await self.exchange(candidate, context, batch, left, omitted, attempt.others)
             self.accept(attempt, calls, batch, answer, sizes)
@@ -167,10 +178,9 @@ class AttemptRunner:
         self.report(attempt, None)
         return results
 
-    async def _prepare(
-        self, attempt: Attempt, steps: Generator[None, None, tuple[Batch, Sequence[int]]]
-    ) -> tuple[Batch, Sequence[int]]:
+    async def _prepare(self, attempt: Attempt, batch: Batch) -> tuple[Batch, Sequence[int]]:
         """Prepare the batch of a large request."""
+        steps = prepare_in_steps(batch, attempt.candidate, attempt.context)
         try:
             return await fairness.step_by_step(steps)
         except BaseException:
@@ -215,6 +225,20 @@ class AttemptRunner:
             return None
         slots.leave(generation)
         return NotCalled(health.unavailable_error(now))
+
+    def limit_time(self, attempt: Attempt, calls: ConcurrencyLimit, batch: Batch) -> float:
+        """Set the timeout of a call that begins now, and return the seconds that it may take.
+
+        A local model does not stall: it is slow while this process is busy.
+        """
+        candidate, began = attempt.candidate, attempt.began
+        if candidate.attempt_timeout is not None:
+            attempt.timeout = candidate.attempt_timeout
+        elif attempt.others and not isinstance(candidate.backend, LocalBackend):
+            is_probe = attempt.health.state(began) is not State.CLOSED
+            letters = letters_in(batch.inputs)
+            attempt.timeout = attempt_timeout(calls, len(batch), letters, is_probe=is_probe)
+        return min(attempt.timeout, attempt.ends - began)
 
     def exchange(
         self,
@@ -300,10 +324,12 @@ class AttemptRunner:
     ) -> EmbedrouteError:
         """Record a failed attempt in the health of its endpoint, and return the error to report.
 
-        ``omitted`` are the fields of ``batch`` that were not sent.
+        ``omitted`` are the fields of ``batch`` that were not sent. A timeout of the call itself
+        counts, as the endpoint should have answered by then.
         """
         failure = self._name_cause(failure, attempt, batch, omitted)
-        timeout = attempt.ends - attempt.began
+        left = attempt.ends - attempt.began
+        timeout = math.inf if attempt.timeout <= left else left
         attempt.health.record_error(attempt.permit, self.clock(), failure, attempt.work, timeout)
         self.report(attempt, failure)
         return failure
@@ -363,7 +389,9 @@ class AttemptRunner:
         self, attempt: Attempt, calls: ConcurrencyLimit, batch: Batch, error: EmbedrouteError
     ) -> None:
         """Learn from a failed call how many calls the endpoint takes at a time, and how large."""
-        if isinstance(error, UpstreamError):
+        if isinstance(error, UpstreamError) and not _is_slow_call(
+            attempt, calls, error, self.clock()
+        ):
             error.at_capacity = _lower_limit(calls, error, self.clock())
         measure = error.measure if isinstance(error, BatchTooLarge) else None
         if measure is None or len(batch) < 2:
@@ -418,6 +446,20 @@ class AttemptRunner:
 def _is_late(attempt: Attempt) -> bool:
     watch = attempt.context.watch
     return watch is not None and watch.expired
+
+
+def _is_slow_call(
+    attempt: Attempt, calls: ConcurrencyLimit, failure: UpstreamError, now: float
+) -> bool:
+    """Return whether a call was given up early while others were answered.
+
+    Its endpoint needs more time for some calls, and not fewer calls at a time.
+    """
+    is_early = attempt.timeout <= attempt.ends - attempt.began
+    is_timeout = isinstance(failure, UpstreamTimeout) and not isinstance(failure, PoolTimeout)
+    if not is_early or not is_timeout:
+        return False
+    return calls.record_slow_call(now, len(attempt.work), attempt.timeout)
 
 
 def _lower_limit(calls: ConcurrencyLimit, failure: UpstreamError, now: float) -> bool:

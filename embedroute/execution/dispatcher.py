@@ -23,6 +23,7 @@ from embedroute.errors import (
 from embedroute.execution.attempt import Attempt, AttemptRunner, NotCalled, Outcome
 from embedroute.execution.context import Dispatch, DispatchContext, OnResult, Results, Work
 from embedroute.execution.health_check import HealthChecker
+from embedroute.execution.hedging import HedgingRunner
 from embedroute.execution.merging import MergingRunner, may_be_merged
 from embedroute.execution.parts import Chunks, PartRunner, add_field, budget_error, deadline_error
 from embedroute.limits import SMALL
@@ -76,6 +77,7 @@ class Dispatcher:
         """
         self._attempts = attempts
         self._merging = MergingRunner(attempts)
+        self._hedging = HedgingRunner(attempts, healths)
         self._slots = attempts.slots
         self._healths = healths
         self._budget = budget
@@ -343,22 +345,20 @@ class Dispatcher:
     ) -> Awaitable[Outcome] | NotCalled:
         """Begin one attempt, after ``failed`` endpoints have failed.
 
-        It may take the same share of the time left as each of the endpoints after it.
+        It may take the same share of the time left as each of the usable endpoints after it.
         """
         context = dispatch.context
         now = self._clock()
         if context.deadline <= now:
             raise deadline_error()
         health = self._healths.get(candidate)
-        permit = health.acquire(now)
-        if not permit and dispatch.repeats:
-            permit = health.acquire_last_resort(now)
+        permit = health.acquire(now) or (dispatch.repeats and health.acquire_last_resort(now))
         admit = dispatch.admit_first_try
         is_admitted = attempt > 1 or admit is None or admit(now)
         if not permit or not is_admitted:
             health.release(permit)
-            context.trace.add_event("select", "skipped", endpoint=candidate.name, reason="it rests")
-            return NotCalled(budget_error() if permit else health.unavailable_error(now))
+            error = budget_error() if permit else health.unavailable_error(now)
+            return self._skip(dispatch, candidate, "it rests", error)
         # After a rate limit, the call must not be merged with the one that was limited.
         is_merged = candidate.micro_batch_ms is not None and may_be_merged(
             context, alone=bool(omit) or candidate.name in dispatch.waited_for
@@ -366,12 +366,13 @@ class Dispatcher:
         slots = None if is_merged or dispatch.waits else self._slots.get(candidate.name)
         if slots is not None and (slots.waiting or slots.calls.in_flight >= slots.calls.limit):
             health.release(permit)
-            context.trace.add_event(
-                "select", "skipped", endpoint=candidate.name, reason="it is full"
-            )
-            return NotCalled(slots.busy_error(len(dispatch.work)))
+            error = slots.busy_error(len(dispatch.work))
+            return self._skip(dispatch, candidate, "it is full", error)
         attempts = self._merging if is_merged else self._attempts
-        others = len(dispatch.candidates) - failed - 1
+        if context.prepared.route.model.hedge and not is_merged:
+            attempts = self._hedging
+        later = dispatch.candidates[failed + 1 :]
+        others = self._count_usable(later, now) if later else 0
         return attempts.run(
             Attempt(
                 candidate=candidate,
@@ -383,8 +384,25 @@ class Dispatcher:
                 number=attempt,
                 omit=omit,
                 others=others,
+                later=later,
             )
         )
+
+    def _skip(
+        self,
+        dispatch: Dispatch,
+        candidate: ResolvedEndpoint,
+        reason: str,
+        error: EmbedrouteError,
+    ) -> NotCalled:
+        """Record in the trace why an endpoint is not called; ``error`` is for the client."""
+        trace = dispatch.context.trace
+        trace.add_event("select", "skipped", endpoint=candidate.name, reason=reason)
+        return NotCalled(error)
+
+    def _count_usable(self, candidates: Sequence[ResolvedEndpoint], now: float) -> int:
+        """Count the endpoints that can be used if a call fails."""
+        return sum([self._healths.get(each).is_usable(now) for each in candidates])
 
     async def _begin_in_slot(
         self,

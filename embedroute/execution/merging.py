@@ -74,7 +74,7 @@ class MergingRunner:
             slots.calls.in_flight += 1
             attempt.generation = slots.calls.generation
         attempt.place = slots.calls.in_flight
-        timeout = attempt.ends - attempt.began
+        timeout = attempts.limit_time(attempt, slots.calls, batch)
         omitted = attempt.health.omitted(attempt.began)
         try:
             answer = await attempts.exchange(

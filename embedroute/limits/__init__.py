@@ -1,8 +1,9 @@
-"""Limits the bytes in flight of each caller, and the calls in flight to each endpoint.
+"""Limits the bytes in flight of each caller, and the calls to each endpoint: their number and time.
 
 It may import the contracts and the foundation.
 """
 
+from embedroute.limits.attempt_timeout import attempt_timeout
 from embedroute.limits.byte_budget import (
     MOST_ACCOUNTS,
     Account,
@@ -61,4 +62,5 @@ __all__ = [
     "ConcurrencyLimit",
     "FairQueue",
     "admission_mistakes",
+    "attempt_timeout",
 ]

@@ -64,6 +64,8 @@ LOW_PART: Final = 8
 """With this part of the limit in flight, or less, it is made at low load as well."""
 AT_LOW_LOAD: Final = 9
 """Answered calls at low load that are remembered for each size class."""
+KEPT: Final = 0.995
+"""Share of the longest duration that is left after another call."""
 FIRST_DURATION: Final = 1.0
 """Estimate in seconds while no call of a size class was answered yet."""
 PER_INPUT: Final = 0.01
@@ -73,15 +75,17 @@ PER_INPUT: Final = 0.01
 class Durations:
     """The durations in seconds of the last answered calls of one size class.
 
-    ``low`` are those of calls that began while few others were in flight.
+    ``low`` are those of calls that began while few others were in flight. ``longest`` is the
+    longest duration; it decays with each further call, so that it covers some hundred calls.
     """
 
-    __slots__ = ("last", "low")
+    __slots__ = ("last", "longest", "low")
 
     def __init__(self) -> None:
         """Create an empty history."""
         self.last: deque[float] = deque(maxlen=REMEMBERED)
         self.low: deque[float] = deque(maxlen=AT_LOW_LOAD)
+        self.longest = 0.0
 
     def percentile(self, percent: int) -> float:
         """Return a percentile (nearest rank) of the last durations."""
@@ -164,6 +168,7 @@ class ConcurrencyLimit:
         if durations is None:
             durations = self._by_size[size_class] = Durations()
         durations.last.append(seconds)
+        durations.longest = max(seconds, durations.longest * KEPT)
         self.progress_at = now
         self._proven = max(self._proven, place)
         if place <= max(LOW_LOAD, self.limit // LOW_PART):
@@ -204,6 +209,18 @@ class ConcurrencyLimit:
         self._set(min(self.limit, others), now, quiet)
         self._ceiling = self._proven = self.limit
         self._step = 1
+        return True
+
+    def record_slow_call(self, now: float, inputs: int, seconds: float) -> bool:
+        """Record that a call was given up after ``seconds``; return False if the endpoint stalls.
+
+        If it has just answered another call, it did not stall: single calls take longer.
+        """
+        if now - self.progress_at >= seconds / 2:
+            return False
+        durations = self._by_size.get(inputs.bit_length())
+        if durations is not None:
+            durations.longest = max(durations.longest, seconds)
         return True
 
     def record_timeout(self, now: float) -> None:
@@ -248,6 +265,23 @@ class ConcurrencyLimit:
         if larger:
             return self._by_size[min(larger)].recent() / 2.0 ** (min(larger) - bits)
         return self._by_size[max(self._by_size)].recent() if self._by_size else 0.0
+
+    def longest(self, inputs: int) -> float | None:
+        """Return the seconds of the longest of the last calls of this size; None without any.
+
+        If none of this size was answered: what a larger call took, or a smaller one in proportion.
+        """
+        bits = inputs.bit_length()
+        durations = self._by_size.get(bits)
+        if durations is not None:
+            return durations.longest
+        larger = [each for each in self._by_size if each > bits]
+        if larger:
+            return self._by_size[min(larger)].longest
+        if not self._by_size:
+            return None
+        nearest = max(self._by_size)
+        return self._by_size[nearest].longest * 2.0 ** (bits - nearest)
 
     def knows(self, inputs: int) -> bool:
         """Return whether a call of this size was answered."""

@@ -28,6 +28,7 @@ from embedroute.routing.health import (
     EndpointHealth,
     HealthRegistry,
 )
+from embedroute.routing.hedging import CallTimes, HedgeBudget, hedge_delay
 from embedroute.routing.ordering import SelectionContext, draw_weights, order_endpoints
 from embedroute.routing.planning import (
     PIECE,
@@ -100,11 +101,13 @@ __all__ = [
     "BreakerPolicy",
     "CacheKey",
     "CallHistory",
+    "CallTimes",
     "CircuitBreaker",
     "Dropped",
     "EmbeddedInput",
     "EndpointHealth",
     "HealthRegistry",
+    "HedgeBudget",
     "ModelRegistry",
     "Parameters",
     "Plan",
@@ -130,6 +133,7 @@ __all__ = [
     "full_endpoints",
     "halves",
     "has_called_upstream",
+    "hedge_delay",
     "is_at_capacity",
     "make_key_prefix",
     "make_plan",

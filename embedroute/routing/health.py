@@ -39,6 +39,8 @@ RECENT: Final = 30.0
 OUTAGE_FAILURES: Final = 2
 OUTAGE_SHARE: Final = 0.25
 """Calls, and their share, that must have failed for an outage (as in OpenRouter's default)."""
+MOSTLY: Final = 0.5
+"""Share of failed calls in an outage from which an endpoint cannot replace another."""
 SUSPECTS: Final = 8
 """Failed calls whose inputs are remembered, until a call succeeds."""
 JUST: Final = 2.0
@@ -98,6 +100,11 @@ class EndpointHealth:
     def available_at(self, now: float) -> float:
         """Return when a call may be made: ``now``, or the end of the current cool-down."""
         return max(now, self._breaker.open_until, self.limited_until)
+
+    def is_usable(self, now: float) -> bool:
+        """Return whether a call would be made now and probably answered."""
+        is_closed = now >= self.limited_until and self._breaker.state(now) is State.CLOSED
+        return is_closed and self.outage(now) < MOSTLY
 
     def outage(self, now: float) -> float:
         """Return the share of the calls of the last 30 s that failed, or 0 if it is small."""

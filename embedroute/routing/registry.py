@@ -31,7 +31,8 @@ class ResolvedEndpoint(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     unknown. ``rest`` is how many seconds a connection must be idle before it is reused.
     ``max_connections`` is the maximum number of connections to the provider's host, or to each of
     its addresses if ``all_addresses`` are used. ``max_concurrent`` is the maximum number of calls
-    in flight, on each event loop. ``checks_model`` is false if the model that an answer names means
+    in flight, on each event loop. ``attempt_timeout`` is how many seconds a call may take, or None
+    if that is learned. ``checks_model`` is false if the name of the model in an answer means
     nothing. ``name`` is ``provider:model``, for traces, logs and health.
     """
 
@@ -52,6 +53,7 @@ class ResolvedEndpoint(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     rest: float = 0.05
     max_connections: int = 512
     max_concurrent: int | None = None
+    attempt_timeout: float | None = None
     checks_model: bool = True
     all_addresses: bool = False
     retries: RetryPolicy = RetryPolicy()

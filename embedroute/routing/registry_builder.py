@@ -353,6 +353,7 @@ class _RegistryBuilder:
             max_concurrent=(
                 endpoint.max_concurrent or provider.max_concurrent or gateway.max_concurrent
             ),
+            attempt_timeout=endpoint.attempt_timeout or provider.attempt_timeout,
             checks_model=endpoint.model_echo == "check",
             all_addresses=provider.resolve == "all",
             retries=self.retries or msgspec.structs.replace(gateway.retries, **provider.retries),

@@ -430,6 +430,47 @@ async def stagger(
                 return
 
 
+async def race(
+    first: Callable[[], Awaitable[T]],
+    delay: float,
+    begin_next: Callable[[], Callable[[], Awaitable[T]] | None],
+    wins: Callable[[T], bool],
+) -> T:
+    """Await ``first()`` and, beside it, further work; return the first result that ``wins``.
+
+    ``begin_next`` returns more work, or None if there is none. It is called every ``delay`` seconds
+    until ``first()`` ends or a result wins, which cancels all other work. If none wins, the result
+    of ``first()`` is returned when all work has ended.
+    """
+    results: list[T] = []
+    winners: list[T] = []
+    beginning = anyio.CancelScope()
+
+    async def run(work: Callable[[], Awaitable[T]]) -> None:
+        result = await work()
+        if wins(result):
+            winners.append(result)
+            group.cancel_scope.cancel()
+
+    async def begin_more() -> None:
+        with beginning:
+            await anyio.sleep(delay)
+            while work := begin_next():
+                group.start_soon(run, work)
+                await anyio.sleep(delay)
+
+    try:
+        async with anyio.create_task_group() as group:
+            group.start_soon(begin_more)
+            results.append(await first())
+            beginning.cancel()
+            if wins(results[0]):
+                group.cancel_scope.cancel()
+    except BaseExceptionGroup as grouped:
+        raise innermost(grouped) from None
+    return results[0] if results and wins(results[0]) else (winners or results)[0]
+
+
 async def gather(work: Sequence[Callable[[], Awaitable[None]]], at_once: int) -> None:
     """Run all of ``work``, at most ``at_once`` at a time. The first error cancels the others."""
     if len(work) == 1:

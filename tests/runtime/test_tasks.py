@@ -143,6 +143,51 @@ async def test_shielded_work_is_awaited_before_it_is_cancelled():
     assert seen.ends == ["shielded", "cancelled"]
 
 
+def racing(seen, *work):
+    """Race work, given as seconds and outcome; the first is an answer unless it begins with no."""
+    first, *others = [partial(seen.work, *each) for each in work]
+    rest = iter(others)
+    return tasks.race(first, 0.05, lambda: next(rest, None), lambda result: result[:2] != "no")
+
+
+@pytest.mark.parametrize(
+    ("work", "result", "ends"),
+    [
+        pytest.param([(0, "a"), (0, "b")], "a", ["a"], id="the first at once"),
+        pytest.param([(0.1, "a"), (60, "b")], "a", ["a", "cancelled"], id="the first"),
+        pytest.param([(60, "a"), (0, "b")], "b", ["b", "cancelled"], id="the second"),
+        pytest.param(
+            [(60, "a"), (60, "b"), (0, "c")], "c", ["c", "cancelled", "cancelled"], id="the third"
+        ),
+        pytest.param([(0, "no a"), (0, "b")], "no a", ["no a"], id="the first fails at once"),
+        pytest.param([(0.1, "no a"), (0.15, "b")], "b", ["no a", "b"], id="the first fails"),
+        pytest.param([(0.15, "a"), (0, "no b")], "a", ["no b", "a"], id="the second fails"),
+        pytest.param([(0.2, "no a"), (0, "no b")], "no a", ["no b", "no a"], id="all fail"),
+    ],
+)
+async def test_a_race_returns_the_first_result_that_wins(work, result, ends):
+    seen = Recorder()
+
+    assert await racing(seen, *work) == result
+    assert seen.ends == ends
+
+
+async def test_a_race_raises_the_plain_error_of_any_work():
+    seen = Recorder()
+
+    with pytest.raises(KeyError, match="b"):
+        await racing(seen, (60, "a"), (0, KeyError("b")))
+    assert seen.ends[-1] == "cancelled"
+
+
+async def test_an_outer_timeout_cancels_all_work_of_a_race():
+    seen = Recorder()
+
+    with pytest.raises(TimeoutError), anyio.fail_after(0.2):
+        await racing(seen, (60, "a"), (60, "b"))
+    assert seen.ends == ["cancelled"] * 2
+
+
 @pytest.mark.parametrize(("count", "at_once", "most"), [(0, 4, 0), (1, 4, 1), (3, 4, 3), (9, 4, 4)])
 async def test_gather_limits_concurrency(count, at_once, most):
     running, peaks = [], [0]

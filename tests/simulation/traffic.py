@@ -4,7 +4,7 @@ Only time and the upstreams are simulated: the gateway is the real one.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import NamedTuple
 
@@ -20,11 +20,15 @@ FOREVER = 3600.0
 
 
 class Mode(NamedTuple):
-    """How an upstream behaves: the share of its calls that fail, how, and its seconds per call."""
+    """How an upstream behaves: the share of its calls that fail, how, and its seconds per call.
+
+    A share of the calls, ``slow``, takes two seconds more.
+    """
 
     failing: float = 0.0
     error: Callable[[], UpstreamError] = lambda: UpstreamUnavailable("503", upstream_status=503)
     seconds: float = 0.02
+    slow: float = 0.0
 
 
 HEALTHY = Mode()
@@ -48,6 +52,7 @@ class Upstream:
     def __init__(self, schedule: Sequence[tuple[float, Mode]], random: Random) -> None:
         self.schedule = schedule
         self.calls: list[float] = []
+        self.ended = 0
         self._random = random
         self._began = 0.0
 
@@ -65,7 +70,9 @@ class Upstream:
         now = loop.time() - self._began
         self.calls.append(now)
         mode = self.mode(now)
-        await asyncio.sleep(mode.seconds)
+        is_slow = mode.slow and self._random.random() < mode.slow
+        await asyncio.sleep(mode.seconds + 2.0 * is_slow)
+        self.ended += 1
         if self._random.random() < mode.failing:
             raise mode.error()
         return hash_batch(batch, WIDTH)
@@ -102,15 +109,20 @@ def simulate(
     per_second: float,
     seed: int = 0,
     deadline: float = 30.0,
+    provider: Mapping[str, object] = {},
+    model: Mapping[str, object] = {},
 ) -> Result:
-    """Send ``per_second`` requests on average to one model with an endpoint per schedule."""
+    """Send ``per_second`` requests on average to one model with an endpoint per schedule.
+
+    ``provider`` and ``model`` are keys of these tables of the config.
+    """
     random = Random(seed)
     upstreams = [Upstream(schedule, random) for schedule in schedules]
     outcomes: list[Outcome] = []
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        gateway = gateway_of(upstreams, deadline, loop.time)
+        gateway = gateway_of(upstreams, deadline, loop.time, provider, model)
         began = loop.time()
         for upstream in upstreams:
             upstream.start()
@@ -136,7 +148,11 @@ def simulate(
 
 
 def gateway_of(
-    upstreams: Sequence[Upstream], deadline: float, clock: Callable[[], float]
+    upstreams: Sequence[Upstream],
+    deadline: float,
+    clock: Callable[[], float],
+    provider: Mapping[str, object],
+    model: Mapping[str, object],
 ) -> Gateway:
     names = [f"p{number}" for number in range(len(upstreams))]
     return Gateway(
@@ -144,11 +160,17 @@ def gateway_of(
             gateway={"auth": "open", "deadline": deadline},
             cache={"bytes": 0},
             providers={
-                name: Provider(backend=ScriptedBackend(then=upstream.embed, width=WIDTH))
+                name: Provider(
+                    backend=ScriptedBackend(then=upstream.embed, width=WIDTH), **provider
+                )
                 for name, upstream in zip(names, upstreams, strict=True)
             },
             models={
-                "m": {"dimensions": WIDTH, "endpoints": [{"provider": name} for name in names]}
+                "m": {
+                    "dimensions": WIDTH,
+                    "endpoints": [{"provider": name} for name in names],
+                    **model,
+                }
             },
         ),
         environ={},
