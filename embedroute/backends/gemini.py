@@ -25,7 +25,7 @@ from embedroute.backend import (
 )
 from embedroute.backends._json_scan import split_vectors, texts_to_array
 from embedroute.backends._openai_response import first_count
-from embedroute.backends._validation import check_base_url, check_values
+from embedroute.backends._option_checks import check_base_url, check_values
 from embedroute.errors import InvalidRequest, InvalidUpstreamResponse
 from embedroute.inputs import Part, TextPart
 

@@ -17,7 +17,7 @@ from embedroute.backend import (
     Vectors,
 )
 from embedroute.backends import _openai_response
-from embedroute.backends._validation import check_base_url, check_values
+from embedroute.backends._option_checks import check_base_url, check_values
 
 
 class Mistral(HTTPBackend, frozen=True):

@@ -22,7 +22,7 @@ from embedroute.backend import (
     classify_response,
 )
 from embedroute.backends import _openai_response
-from embedroute.backends._validation import check_base_url, check_headers, check_values
+from embedroute.backends._option_checks import check_base_url, check_headers, check_values
 from embedroute.errors import UpstreamError
 
 

@@ -24,7 +24,7 @@ from embedroute.execution.attempt import Attempt, AttemptRunner, NotCalled, Outc
 from embedroute.execution.context import Dispatch, DispatchContext, OnResult, Results, Work
 from embedroute.execution.health_check import HealthChecker
 from embedroute.execution.hedging import HedgingRunner
-from embedroute.execution.merging import MergingRunner, may_be_merged
+from embedroute.execution.merged_attempts import MergedAttemptRunner, may_be_merged
 from embedroute.execution.parts import Chunks, PartRunner, add_field, budget_error, deadline_error
 from embedroute.limits import SMALL
 from embedroute.routing import (
@@ -76,7 +76,7 @@ class Dispatcher:
         A request waits ``rate_limit_wait`` seconds in all for rate limits to end.
         """
         self._attempts = attempts
-        self._merging = MergingRunner(attempts)
+        self._merging = MergedAttemptRunner(attempts)
         self._hedging = HedgingRunner(attempts, healths)
         self._slots = attempts.slots
         self._healths = healths

@@ -1,4 +1,8 @@
-"""Attempts of requests whose small calls are merged with those of others (``micro_batch_ms``)."""
+"""Makes the attempts of requests whose small calls may be merged with those of others.
+
+``microbatching`` merges the calls (``micro_batch_ms``). This module connects it with attempts,
+which know nothing of it.
+"""
 
 import sys
 from functools import partial
@@ -15,7 +19,7 @@ from embedroute.execution.context import (
 from embedroute.execution.microbatching import MicroBatcher
 
 
-class MergingRunner:
+class MergedAttemptRunner:
     """The attempts on one event loop that may take part in a merged call."""
 
     def __init__(self, attempts: AttemptRunner) -> None:
