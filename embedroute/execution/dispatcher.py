@@ -16,6 +16,7 @@ from embedroute.errors import (
     EmbedrouteError,
     NoHealthyEndpoint,
     Overloaded,
+    RateLimited,
     Rejected,
     RejectedByPage,
     UpstreamError,
@@ -218,7 +219,13 @@ class Dispatcher:
         )
 
     async def _wait_for_slot(self, dispatch: Dispatch, errors: Sequence[EmbedrouteError]) -> bool:
-        """Wait for the full endpoint that has a slot first; return False if that takes too long."""
+        """Wait for the full endpoint that has a slot first.
+
+        Return False if none is full, or if a rate limit is to be reported or waited for instead.
+
+        Raises:
+            EndpointBusy: that takes too long.
+        """
         full = full_endpoints(dispatch.candidates, errors)
         if not full:
             return False
@@ -227,6 +234,8 @@ class Dispatcher:
         first = self._slots[full[0].name]
         seconds = dispatch.context.deadline - self._clock()
         if dispatch.waits >= MOST_WAITS or not first.can_serve(inputs, seconds):
+            if any(not isinstance(error, RateLimited) for error in errors if is_at_capacity(error)):
+                raise first.busy_error(inputs)
             return False
         others = [error for error in errors if not is_at_capacity(error)]
         waiting = msgspec.structs.replace(

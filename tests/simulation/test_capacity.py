@@ -36,9 +36,10 @@ def test_an_overloaded_upstream_serves_its_capacity_and_the_rest_is_refused_earl
     ]
     assert len(answered) >= 0.95 * 80 * (end - begin)
     refused = [each for each in outcomes if each.stream == "overload" and each.status != 200]
-    assert sum(each.status == 503 and each.retry_after is not None for each in refused) >= 0.99 * (
-        len(refused)
-    )
+    announced = [each for each in refused if each.status == 503 and each.retry_after]
+    # A call that an upstream begins although it is too late is a 504.
+    late = 0 if isinstance(beyond, int) else 0.005 * len(refused)
+    assert len(refused) - len(announced) <= late
     # What was begun before the gateway knew how slow the upstream is may be refused late.
     assert sum(each.seconds > 0.01 for each in refused) <= 0.1 * len(refused)
     after = [each for each in outcomes if each.stream == "after" and each.at >= end + 2]
