@@ -467,9 +467,11 @@ def _lower_limit(calls: ConcurrencyLimit, failure: UpstreamError, now: float) ->
 
     Then it says nothing about the endpoint's health.
     """
+    if isinstance(failure, UpstreamTimeout):
+        if not isinstance(failure, PoolTimeout):
+            calls.record_timeout(now)
+        return False
+    calls.progress_at = now
     if isinstance(failure, RateLimited):
         return calls.record_rate_limit(now, has_hint=bool(failure.retry_after))
-    if isinstance(failure, UpstreamTimeout) and not isinstance(failure, PoolTimeout):
-        calls.record_timeout(now)
-        return False
     return failure.upstream_status in OVERLOADED and calls.record_overload(now)

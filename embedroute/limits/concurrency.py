@@ -9,7 +9,7 @@ The limit starts at ``FIRST`` and changes by these rules, while it is reached:
 - If a 502, 503 or 504 comes while no other call is in flight, too many calls were not the cause:
   the limit is restored, and such errors are ignored for a while.
 - A timeout halves the limit, at most once a second.
-- If no call is answered for a while, those in flight are given up, and one may be made.
+- If no call has a response for a while, those in flight are given up, and one may be made.
 - If calls take ``SLOW`` times as long as with few in flight, a fifth is taken off.
 
 The endpoint answers the same number of calls a second with any limit above its capacity, but then
@@ -32,7 +32,7 @@ LEAST: Final = 4
 PATIENT_ROUNDS: Final = 10
 """Rounds at the ceiling before it is raised."""
 STALLED: Final = 1.0
-"""Seconds without an answer after which calls in flight are given up, at least."""
+"""Seconds without a response after which calls in flight are given up, at least."""
 STALLED_FACTOR: Final = 3
 """How many times the usual duration that is."""
 STALLED_AT_FIRST: Final = 5.0
@@ -112,7 +112,8 @@ class ConcurrencyLimit:
 
     Callers increment ``in_flight`` before a call, pass its outcome to one of the ``record_*``
     methods, and decrement it afterwards if the ``generation`` is still that of the call's begin.
-    Calls of earlier generations were given up. ``progress_at`` is when a call was last answered.
+    Calls of earlier generations were given up. ``progress_at`` is when a call last
+    had a response.
     """
 
     __slots__ = (
@@ -214,7 +215,7 @@ class ConcurrencyLimit:
     def record_slow_call(self, now: float, inputs: int, seconds: float) -> bool:
         """Record that a call was given up after ``seconds``; return False if the endpoint stalls.
 
-        If it has just answered another call, it did not stall: single calls take longer.
+        If it has just responded to another call, it did not stall: single calls take longer.
         """
         if now - self.progress_at >= seconds / 2:
             return False
@@ -230,13 +231,13 @@ class ConcurrencyLimit:
             self._lower(now, TIMEOUT_FACTOR)
 
     def stalled_after(self, inputs: int) -> float:
-        """Return the seconds without an answer after which the endpoint is stalled."""
+        """Return the seconds without a response after which the endpoint is stalled."""
         if not self.knows(inputs):
             return STALLED_AT_FIRST
         return max(STALLED, STALLED_FACTOR * self.usual(inputs, 90))
 
     def give_up_stalled(self, now: float, inputs: int) -> None:
-        """Give up the calls in flight if none was answered for too long; one more is allowed then.
+        """Give up the calls in flight without a response for too long; one more is allowed then.
 
         The limit rises again as soon as calls are answered.
         """

@@ -8,7 +8,12 @@ import pytest
 
 from embedroute import Config, EmbedrouteError, Gateway, Model, Provider, embeddings_app
 from embedroute.backends.hashed import hash_batch
-from embedroute.errors import EndpointBusy, RateLimited, UpstreamUnavailable
+from embedroute.errors import (
+    EndpointBusy,
+    RateLimited,
+    UpstreamRejectedInput,
+    UpstreamUnavailable,
+)
 from embedroute.limits import FIRST
 from embedroute.routing import State
 from embedroute.testing import ScriptedBackend
@@ -24,8 +29,11 @@ class Counting:
     def __init__(self, seconds=0.1, refuse=None):
         self.seconds, self.refuse = seconds, refuse
         self.calls = self.now = self.most = 0
+        self.answer = None
 
     async def respond(self, batch):
+        if self.answer is not None:
+            return await self.answer(batch)
         self.calls += 1
         if self.refuse is not None and self.now >= self.refuse[0]:
             await asyncio.sleep(0.005)
@@ -256,5 +264,24 @@ def test_a_retry_after_is_respected_although_only_too_many_calls_were_made():
         assert state_of(gateway) == (State.CLOSED, pytest.approx(1.95, abs=0.01))
         await requests
         assert upstream.calls <= 8 + 4
+
+    run_in_virtual_time(main())
+
+
+def test_error_responses_are_no_stall():
+    """Each of them frees a slot, so the calls in flight are not given up."""
+
+    async def main():
+        async def reject(_batch):
+            await asyncio.sleep(0.1)
+            raise UpstreamRejectedInput("too strange", upstream_status=400)
+
+        gateway = gateway_of(upstream := Counting())
+        await gateway.embed("known", model="m")
+        upstream.answer = reject
+        began = asyncio.get_running_loop().time()
+        errors = await embed_all(gateway, 20 * FIRST)
+        assert {type(error) for error in errors} == {UpstreamRejectedInput}
+        assert asyncio.get_running_loop().time() - began == pytest.approx(2.0, abs=0.2)
 
     run_in_virtual_time(main())
