@@ -3,7 +3,7 @@
 It may import ``routing``, ``cache``, ``transport``, the contracts and the foundation.
 """
 
-from embedroute.execution.attempt import AttemptRunner
+from embedroute.execution.attempt import SHORTEST, AttemptRunner
 from embedroute.execution.backend_call import (
     CallResources,
     WidthRegistry,
@@ -30,6 +30,7 @@ from embedroute.execution.watchdog import Watchdog
 
 __all__ = [
     "LARGEST",
+    "SHORTEST",
     "AttemptRunner",
     "CallResources",
     "DispatchContext",

@@ -10,7 +10,8 @@ import anyio
 import pytest
 
 from embedroute import Config, Endpoint, Gateway, Model, Provider, Settings
-from embedroute.routing import FIRST, SHORTEST
+from embedroute.execution import SHORTEST
+from embedroute.limits import FIRST_DURATION
 from tests.fault_upstream import Upstream, vectors_of
 from tests.support.elapsed import measured
 from tests.support.wait import until_on_loop
@@ -59,7 +60,11 @@ def gateway_at(upstream, **endpoint):
 
 @pytest.mark.parametrize(
     ("known", "single", "expected"),
-    [(0, 0.0, FIRST), (10, 0.0, SHORTEST), pytest.param(1, 1.5, 1.5, marks=pytest.mark.slow)],
+    [
+        (0, 0.0, FIRST_DURATION),
+        (10, 0.0, SHORTEST),
+        pytest.param(1, 1.5, 1.5, marks=pytest.mark.slow),
+    ],
     ids=["default", "quick", "slow"],
 )
 @pytest.mark.parametrize("merges", [None, 1000.0])
@@ -100,14 +105,14 @@ async def test_a_batch_result_is_used_if_it_arrives_before_the_own_call():
             group.start_soon(let_land)
             async with measured() as elapsed:
                 answer = await gateway.embed(BATCH[7], model="m")
-            assert elapsed.ticks < FIRST + 1  # an own call takes 60
+            assert elapsed.ticks < FIRST_DURATION + 1  # an own call takes 60
         assert [1, 2048] == upstream.sizes
     assert answer.vectors.tolist() == vectors_of([BATCH[7]]).tolist()
 
 
 async def test_equal_requests_share_one_call_even_if_it_is_slow():
     """Twice the longest wait for a larger batch."""
-    with SlowUpstream(single=2 * FIRST) as upstream:
+    with SlowUpstream(single=2 * FIRST_DURATION) as upstream:
         gateway = gateway_at(upstream)
         answers = []
 
