@@ -49,7 +49,7 @@ TIMEOUT_FACTOR: Final = 0.5
 SLOW_FACTOR: Final = 0.8
 SLOW: Final = 3.0
 """How many times as long as at low load a call takes if the endpoint has too many of them."""
-SLOWER: Final = 2.0
+SLOWER: Final = 1.5
 """How many times as long as at low load a call takes if there are enough of them."""
 NOTICEABLE: Final = 0.1
 """Seconds by which a call must be slower than at low load before that counts."""

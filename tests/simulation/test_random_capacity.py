@@ -4,6 +4,7 @@ from random import Random
 
 import pytest
 
+from embedroute.limits import SHARE
 from tests.simulation.capacity import Load, Outcome, Upstream, simulate
 
 KINDS = ("queue", "share", 429, 503)
@@ -42,8 +43,9 @@ def test_capacity_is_used_and_never_exceeded_for_long(seed):
     # Each request has ended in time.
     assert all(outcome.seconds <= deadline + 0.1 for outcome in outcomes)
     # What can be served is served.
-    expected = min(offered, capacity) * (CHANGE - 2.0)
-    assert answered(outcomes, 2.0, CHANGE) >= 0.7 * expected
+    sent = sum(2.0 <= outcome.at < CHANGE for outcome in outcomes)
+    expected = min(sent, capacity * (CHANGE - 2.0))
+    assert answered(outcomes, 2.0, CHANGE) >= 0.8 * expected - 5
     # Nothing is refused or fails soon after an overload.
     late = [outcome for outcome in outcomes if outcome.at >= CHANGE + 2.5]
     assert sum(outcome.status == 200 for outcome in late) >= 0.99 * len(late)
@@ -77,5 +79,5 @@ def test_no_caller_waits_for_ever(seed):
     longest = {load.stream: 0.0 for load in loads}
     for outcome in outcomes:
         longest[outcome.stream] = max(longest[outcome.stream], outcome.seconds)
-    # 160 calls of at most 0.12 s at two at a time, as if they were served one after another.
-    assert max(longest.values()) <= 160 * 0.12 / upstream.workers * 2
+    # At most 40 large calls of 0.12 s wait at a time, and get at least one part in eight.
+    assert max(longest.values()) <= 1.5 * SHARE * 40 * 0.12 / upstream.workers
