@@ -257,15 +257,24 @@ class Dispatcher:
         if not may_be_repeated(error):
             return False
         now = self._clock()
-        pairs = zip(dispatch.candidates, errors, strict=True)
-        healths = {
-            each: self._healths.get(each)
-            for each, failure in pairs
+        failures = {
+            each: failure
+            for each, failure in zip(dispatch.candidates, errors, strict=True)
             if may_be_repeated(failure) and dispatch.repeats < each.retries.repeats
         }
+        healths = {each: self._healths.get(each) for each in failures}
         if not healths:
             return False
         candidate = min(healths, key=lambda each: healths[each].failure_share(now))
+        recovering = [
+            each
+            for each in healths
+            if isinstance(failures[each], NoHealthyEndpoint) and healths[each].is_recovering(now)
+        ]
+        if recovering:
+            # It answers again, and was spared only because other calls test it at the moment.
+            await self._call_again(dispatch, errors, recovering[0])
+            return True
         wait = 0.0
         if not isinstance(error, NoHealthyEndpoint):
             attempt = dispatch.repeats + candidate.retries.attempts
@@ -275,6 +284,15 @@ class Dispatcher:
         if now + wait >= dispatch.context.deadline or not self._budget.allow(now):
             return False
         await anyio.sleep(wait)
+        await self._call_again(dispatch, errors, candidate)
+        return True
+
+    async def _call_again(
+        self,
+        dispatch: Dispatch,
+        errors: Sequence[EmbedrouteError],
+        candidate: ResolvedEndpoint,
+    ) -> None:
         again = msgspec.structs.replace(
             dispatch,
             candidates=[candidate],
@@ -282,7 +300,6 @@ class Dispatcher:
             repeats=dispatch.repeats + 1,
         )
         await self._run(again)
-        return True
 
     def _find_rate_limit(
         self, dispatch: Dispatch, errors: Sequence[EmbedrouteError]

@@ -75,6 +75,11 @@ class CircuitBreaker:
             return State.CLOSED
         return State.OPEN if now < self.open_until else State.HALF_OPEN
 
+    def is_recovering(self, now: float) -> bool:
+        """Return whether the breaker is half-open, and a probe was answered since it was open."""
+        is_answering = self._at_a_time > 1 or self._answered > 0
+        return self.state(now) is State.HALF_OPEN and is_answering and not self.suspected
+
     def acquire(self, now: float) -> int:
         """Return a permit for a call, or 0 if the call may not be made.
 

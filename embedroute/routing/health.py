@@ -129,6 +129,10 @@ class EndpointHealth:
         """Return an upper estimate of the share of calls that fail at random."""
         return self._breaker.history.random_share(now)
 
+    def is_recovering(self, now: float) -> bool:
+        """Return whether the endpoint answers again after an outage, but few calls at a time."""
+        return now >= self.limited_until and self._breaker.is_recovering(now)
+
     def acquire(self, now: float) -> int:
         """Return a permit for a call, or 0 if the call may not be made.
 

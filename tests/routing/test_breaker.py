@@ -170,3 +170,20 @@ def test_a_history_of_hours_keeps_half_a_minute():
     assert 10 * PERIOD <= calls <= 10 * PERIOD + 10
     assert abs(failed - calls / 4) <= 3
     assert (LAST, LAST // 4) == history.last(now)
+
+
+def test_a_breaker_recovers_from_the_first_answered_probe_on_until_it_closes_or_opens():
+    breaker = breaker_after("-" * 10)
+    assert not breaker.is_recovering(0.5)
+    assert not breaker.is_recovering(1.0)
+    probe = breaker.acquire(1.0)
+    assert not breaker.is_recovering(1.0)
+    breaker.record_success(probe, 1.0)
+    assert breaker.is_recovering(1.0)
+    for failed in (breaker.acquire(1.0), breaker.acquire(1.0)):
+        breaker.record_failure(failed, 1.0)
+    assert not breaker.is_recovering(1.0)
+    for _ in range(20):
+        breaker.record_success(breaker.acquire(9.0), 9.0)
+    assert breaker.state(9.0) is State.CLOSED
+    assert not breaker.is_recovering(9.0)

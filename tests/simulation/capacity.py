@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from itertools import count
 from random import Random
+from random import seed as set_seed
 from typing import NamedTuple
 
 from embedroute import Caller, Config, EmbedrouteError, Gateway, Provider
@@ -131,6 +132,7 @@ class Simulation:
         self._loop = asyncio.get_running_loop()
         self._began = self._loop.time()
         self._random = Random(seed)
+        set_seed(seed)  # the gateway draws from the module's generator
         self._numbers = count()
         names = [f"p{number}" for number in range(len(upstreams))]
         self._gateway = Gateway(

@@ -110,3 +110,12 @@ def test_requests_are_answered_whenever_an_endpoint_is_healthy(seed):
             and outcome.status != 200
         ]
         assert not failed, (begin, end, failed[:3])
+
+
+def test_a_slow_endpoint_that_answers_again_serves_all_requests():
+    """Its breaker admits few calls at a time at first; the others are made as a last resort."""
+    slow = HEALTHY._replace(seconds=0.5)
+    schedule = [(0.0, HEALTHY), (2.0, DOWN), (12.0, slow)]
+    result = simulate(schedule, seconds=20.0, per_second=20)
+
+    assert result.answered(14.5, 19.0) == 1.0

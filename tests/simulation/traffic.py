@@ -6,6 +6,7 @@ Only time and the upstreams are simulated: the gateway is the real one.
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from random import Random
+from random import seed as set_seed
 from typing import NamedTuple
 
 from embedroute import Config, EmbedrouteError, Gateway, Provider
@@ -117,6 +118,7 @@ def simulate(
     ``provider`` and ``model`` are keys of these tables of the config.
     """
     random = Random(seed)
+    set_seed(seed)  # the gateway draws from the module's generator
     upstreams = [Upstream(schedule, random) for schedule in schedules]
     outcomes: list[Outcome] = []
 
