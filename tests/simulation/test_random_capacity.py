@@ -1,4 +1,4 @@
-"""Upstreams of random capacity under random load: what holds whatever they are."""
+"""Upstreams of random capacity under random load: invariants that do not depend on them."""
 
 from random import Random
 
