@@ -250,7 +250,7 @@ class Dispatcher:
     async def _repeat(
         self, dispatch: Dispatch, errors: Sequence[EmbedrouteError], error: EmbedrouteError
     ) -> bool:
-        """Call the endpoint that fails least once more; return False if that may not be done.
+        """Call the least bad endpoint once more; return False if that may not be done.
 
         It is the last resort: the breaker of that endpoint may be open.
         """
@@ -265,7 +265,7 @@ class Dispatcher:
         healths = {each: self._healths.get(each) for each in failures}
         if not healths:
             return False
-        candidate = min(healths, key=lambda each: healths[each].failure_share(now))
+        candidate = min(healths, key=lambda each: healths[each].rank(now))
         recovering = [
             each
             for each in healths

@@ -117,6 +117,10 @@ class EndpointHealth:
         calls, failed = self._breaker.history.counts(now)
         return failed / max(calls, 1)
 
+    def rank(self, now: float) -> tuple[bool, float]:
+        """Return a rank among endpoints that all fail: first those not in a cool-down."""
+        return self.state(now) is State.OPEN, self.failure_share(now)
+
     def repeats_help(self, now: float) -> bool:
         """Return whether repeated calls are answered often enough to repeat another one."""
         return self._breaker.history.repeats_help(now)

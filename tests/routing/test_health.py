@@ -631,3 +631,13 @@ def test_each_random_failure_is_counted_once(pause):
     for number in range(20):
         later = now + pause + number / 1000
         assert health.random_share(later) == pytest.approx(first, rel=0.02)
+
+
+def test_an_endpoint_after_its_cool_down_is_less_bad_than_one_in_it_and_then_the_share_decides():
+    in_cool_down, after_it = opened(at=3.0), opened(at=0.0)
+    fails_half = EndpointHealth(POLICY)
+    fails_half.record_success(fails_half.acquire(0.0), 0.0, 0.1, 1)
+    fails_half.record_failure(fails_half.acquire(0.0), 0.0)
+    ranked = sorted([in_cool_down, after_it, fails_half], key=lambda health: health.rank(5.0))
+
+    assert ranked == [fails_half, after_it, in_cool_down]
