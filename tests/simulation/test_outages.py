@@ -43,7 +43,7 @@ def test_an_outage_gets_few_calls_and_fast_errors(mode, upstreams, per_second):
     calls = sum(at >= 10.0 for upstream in result.upstreams for at in upstream.calls)
     during = sorted(outcome.seconds for outcome in result.outcomes if outcome.at >= 12.0)
     requests = sum(outcome.at >= 10.0 for outcome in result.outcomes)
-    assert calls <= 0.4 * requests
+    assert calls <= 0.3 * requests
     assert during[int(len(during) * 0.99)] <= 0.1
 
 
@@ -88,10 +88,7 @@ MODES = [HEALTHY, DOWN, REFUSING, BROKEN, brown_out(0.3), brown_out(0.7, 500)]
 
 @pytest.mark.parametrize("seed", slow_unless(lambda seed: seed < 12, range(2000)))
 def test_requests_are_answered_whenever_an_endpoint_is_healthy(seed):
-    """Soon after an endpoint has become healthy, and while it stays so.
-
-    It is called again within two seconds. Until that call is answered, other requests may fail.
-    """
+    """Two seconds after an endpoint has become healthy, and while it stays so."""
     random = Random(seed)
     changes = [0.0, *sorted(random.uniform(0.0, 30.0) for _ in range(4))]
     schedules = [
@@ -108,7 +105,7 @@ def test_requests_are_answered_whenever_an_endpoint_is_healthy(seed):
         failed = [
             outcome
             for outcome in result.outcomes
-            if begin + 2.5 <= outcome.at
+            if begin + 2.0 <= outcome.at
             and outcome.at + outcome.seconds < end
             and outcome.status != 200
         ]
