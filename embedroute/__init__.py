@@ -4,7 +4,8 @@ The package has four layers. Imports run downwards, and inside a layer along the
 ``tests/test_architecture.py`` lists. Begin to read in ``gateway.py``::
 
     4 entry points
-      cli/              the command: serve, check, backends, models, verify
+      __main__.py       python -m embedroute
+      cli/              the command, one module per subcommand: serve, check, backends, …
       fastapi.py        embeddings_router
       server/           the ASGI side: requests in, responses out
       testing/          ScriptedBackend and check_backend, for tests of backends and hosts
@@ -31,6 +32,7 @@ The package has four layers. Imports run downwards, and inside a layer along the
       vectors.py        arrays of numbers; alone knows numpy and orjson
       trace.py          what happened to one request
       text.py           how errors and logs repeat text that is not ours
+      version.py        the version of this package
       runtime/          tasks, fairness and per-loop resources
 """
 
@@ -50,6 +52,7 @@ from embedroute.errors import ConfigError, EmbedrouteError
 from embedroute.gateway import Gateway
 from embedroute.protocol import Embeddings
 from embedroute.server import EmbeddingsMiddleware, embeddings_app
+from embedroute.version import __version__
 
 __all__ = [
     "ApiKey",
@@ -67,5 +70,6 @@ __all__ = [
     "Provider",
     "RetryPolicy",
     "Settings",
+    "__version__",
     "embeddings_app",
 ]

@@ -15,6 +15,7 @@ TESTS_FOLDER = Path(__file__).parent
 RANKS: tuple[Mapping[str, set[str]], ...] = (
     {
         "text": set(),
+        "version": set(),
         "trace": set(),
         "inputs": set(),
         "runtime": set(),
@@ -45,6 +46,7 @@ RANKS: tuple[Mapping[str, set[str]], ...] = (
         "server": {"gateway"},
         "fastapi": {"gateway", "server"},
         "cli": {"gateway", "server"},
+        "__main__": {"cli"},
     },
 )
 """From the foundation up: package → the packages of its own rank that it may import. It may import any lower rank."""

@@ -13,12 +13,13 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+import embedroute
 from embedroute.plugins import BUILT_IN, GROUP
 from tests.support.commands import SERVE, pip, run, serving
 from tests.support.documents import README, ROOT, SENTENCES, has, nearer_and_farther
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-INFO = f"embedroute-{PROJECT['version']}.dist-info"
+INFO = f"embedroute-{embedroute.__version__}.dist-info"
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def test_the_wheel_says_what_it_is(wheel):
     actual = [
         metadata[name] for name in ("Name", "Version", "Requires-Python", "License-Expression")
     ]
-    assert actual == ["embedroute", PROJECT["version"], ">=3.11", "Apache-2.0"]
+    assert actual == ["embedroute", embedroute.__version__, ">=3.11", "Apache-2.0"]
     assert metadata.get_payload().strip() == README.read_text(encoding="utf-8").strip()
 
 

@@ -1,16 +1,20 @@
-"""Verifies that the endpoints of a model return the same vectors.
+"""``embedroute verify``: verifies that the endpoints of a model return the same vectors.
 
 A fixed set of probe texts is embedded on each endpoint, and the endpoints are compared in pairs.
 """
 
-from collections.abc import Mapping
+import argparse
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Final, Literal
 
+import anyio
 import msgspec
 from msgspec.structs import replace
 
-from embedroute.errors import EmbedrouteError
+from embedroute.cli.parser import Command, make_gateway
+from embedroute.cli.table import print_table
+from embedroute.errors import ConfigError, EmbedrouteError
 from embedroute.gateway import Gateway
 from embedroute.routing import ResolvedEndpoint
 from embedroute.text import echo
@@ -158,3 +162,70 @@ def norm_ratio(left: Array, right: Array) -> float:
     b = right.astype("f8")
     ratios = ((a * a).sum(axis=1) / (b * b).sum(axis=1)) ** 0.5
     return float(min(ratios.min(), 1 / ratios.max()))
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``verify``."""
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL", help="default: every model with several endpoints"
+    )
+    parser.add_argument(
+        "--verified",
+        default=THRESHOLDS.verified,
+        type=float,
+        help="minimum cosine similarity for 'verified' (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--near",
+        default=THRESHOLDS.near,
+        type=float,
+        help="minimum cosine similarity for 'near' (default: %(default)s)",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print a verdict for each pair of endpoints; returns 1 if any pair is "different"."""
+    gateway = make_gateway(options)
+    thresholds = Thresholds(verified=options.verified, near=options.near)
+    if options.model:
+        names = [options.model]
+    else:
+        routes = gateway.directory.routes.items()
+        names = [name for name, route in routes if len(route.candidates) > 1]
+    if not names:
+        raise ConfigError(
+            ["No model of this config has several endpoints, so there is nothing to compare."]
+        )
+    verdicts = [
+        verdict for name in names for verdict in anyio.run(verify, gateway, name, thresholds)
+    ]
+    if not verdicts:
+        raise ConfigError([f"{options.model} has one endpoint, so there is nothing to compare."])
+    _print_verdicts(verdicts)
+    return int(any(verdict.verdict == "different" for verdict in verdicts))
+
+
+def _print_verdicts(verdicts: Sequence[Verdict]) -> None:
+    rows = [
+        (
+            verdict.model,
+            verdict.left,
+            verdict.right,
+            verdict.shown_cosine,
+            verdict.shown_difference,
+            verdict.verdict,
+            verdict.reason,
+        )
+        for verdict in verdicts
+    ]
+    print_table(
+        ("MODEL", "ENDPOINT", "ENDPOINT", "MIN COSINE", "MAX DIFFERENCE", "VERDICT", "REASON"), rows
+    )
+
+
+COMMAND: Final = Command(
+    name="verify",
+    help="compare the vectors of all endpoints of a model",
+    run=run,
+    add_options=add_options,
+)

@@ -5,7 +5,8 @@ import sys
 import httpx2
 import pytest
 
-from embedroute.cli import main
+import embedroute
+from embedroute.cli import COMMANDS, main
 from embedroute.plugins import list_backends
 from tests.support.commands import run, serving
 
@@ -166,7 +167,7 @@ def test_verify_fails_when_there_is_nothing_to_compare(model, text, shown, confi
     assert shown in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [[], ["nonsense"], ["check"], ["serve", "--port", "x"]])
+@pytest.mark.parametrize("words", [[], ["nonsense"], ["check", "a", "b"], ["serve", "--port", "x"]])
 def test_wrong_usage_exits_with_status_2(words, capsys):
     with pytest.raises(SystemExit) as ended:
         main(words)
@@ -179,13 +180,52 @@ def test_help_lists_every_command(capsys):
         main(["--help"])
 
     out = capsys.readouterr().out
-    assert (0, []) == (
+    assert ended.value.code == 0
+    assert [] == [command.name for command in COMMANDS if f"{command.name} " not in out]
+    assert {"serve", "check", "backends", "models", "verify"} <= {one.name for one in COMMANDS}
+
+
+@pytest.mark.parametrize("name", [command.name for command in COMMANDS])
+def test_every_command_has_the_option_config(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+
+    assert (0, True) == (ended.value.code, "--config FILE" in capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["models", "--config"], ["check", "--config"], ["check"]],
+    ids=" ".join,
+)
+def test_a_config_is_named_by_an_option_or_the_argument_of_check(words, config, capsys):
+    assert 0 == main([*words, config()])
+    assert "hashed" in capsys.readouterr().out
+
+
+def test_the_option_config_may_stand_before_the_command(config, capsys):
+    assert 0 == main(["--config", config(), "models"])
+    assert "one" == rows(capsys)[0][0]
+
+
+def test_check_takes_one_config_only(config, capsys):
+    assert 1 == main(["check", config(), "--config", config()])
+    assert "Name the config once: either FILE or --config FILE." in capsys.readouterr().err
+
+
+def test_the_version_is_printed(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+
+    assert (0, f"embedroute {embedroute.__version__}\n") == (
         ended.value.code,
-        [
-            command
-            for command in ("serve", "check", "backends", "models", "verify")
-            if command not in out
-        ],
+        capsys.readouterr().out,
+    )
+
+
+def test_the_package_runs_as_a_command(tmp_path):
+    assert f"embedroute {embedroute.__version__}\n" == run(
+        [sys.executable, "-m", "embedroute", "--version"], tmp_path
     )
 
 
@@ -194,7 +234,7 @@ EACH = """
 import contextlib, sys
 from embedroute.cli import main
 with contextlib.redirect_stderr(sys.stdout):
-    for command in ("serve", "models", "verify"):
+    for command in ("serve", "models", "verify", "check"):
         print(main([command]))
 """
 
@@ -205,9 +245,9 @@ def test_without_a_config_every_command_prints_what_to_do(tmp_path):
         [sys.executable, "-c", EACH], tmp_path, {"EMBEDROUTE_CONFIG": "", "EMBEDROUTE_AUTH": ""}
     )
 
-    assert ["1", "1", "1"] == out.splitlines()[1::2]
-    assert 3 == out.count("EMBEDROUTE_AUTH must be keys")
-    assert 3 == out.count("Gateway.from_env() does not read a config file")
+    assert ["1", "1", "1", "1"] == out.splitlines()[1::2]
+    assert 4 == out.count("EMBEDROUTE_AUTH must be keys")
+    assert 4 == out.count("Gateway.from_env() does not read a config file")
 
 
 @pytest.mark.parametrize(("transport", "shown"), [("auto", "http1"), ("httpx2", "httpx2")])
@@ -279,13 +319,19 @@ def test_check_reports_missing_extras(config, tmp_path):
     ] == run([sys.executable, "-c", WITHOUT], tmp_path).splitlines()
 
 
-@pytest.mark.parametrize(("named", "first"), [("", "one"), ("other.toml", "three")])
+@pytest.mark.parametrize("command", ["models", "check"])
+@pytest.mark.parametrize(
+    ("named", "shown"),
+    [("", "one"), ("other.toml", "three")],
+    ids=["the working directory", "the environment variable"],
+)
 def test_the_config_comes_from_the_environment_variable_or_the_working_directory(
-    named, first, tmp_path
+    command, named, shown, tmp_path
 ):
     (tmp_path / "embedroute.toml").write_text(GOOD)
     (tmp_path / "other.toml").write_text(GOOD.replace("models.one", "models.three"))
 
-    out = run([sys.executable, "-c", MAIN, "models"], tmp_path, {"EMBEDROUTE_CONFIG": named})
+    out = run([sys.executable, "-c", MAIN, command], tmp_path, {"EMBEDROUTE_CONFIG": named})
 
-    assert first == out.split()[0]
+    first = out.split()[0]
+    assert first == {"models": shown, "check": f"{named or 'embedroute.toml'}:"}[command]

@@ -1,0 +1,3 @@
+"""The version of this package. Reading it imports nothing, unlike ``importlib.metadata``."""
+
+__version__ = "0.1.0"
