@@ -1,6 +1,7 @@
 """Provides the public API for authors of backends.
 
-It holds the base classes, batches, vectors, upstream requests and responses, and secrets.
+It holds the base classes, batches, vectors, upstream requests and responses, credentials and
+secrets.
 It may import the foundation: ``errors``, ``inputs``, ``runtime``, ``upstream_errors`` and
 ``vectors``.
 """
@@ -16,6 +17,7 @@ from embedroute.backend.base import (
     parse_token_count,
     parse_token_counts,
 )
+from embedroute.backend.credentials import Credentials, Send
 from embedroute.backend.secret import (
     Secret,
     SecretBytes,
@@ -42,11 +44,13 @@ __all__ = [
     "Backend",
     "BackendBase",
     "Batch",
+    "Credentials",
     "HTTPBackend",
     "Headers",
     "LocalBackend",
     "Secret",
     "SecretBytes",
+    "Send",
     "Source",
     "UpstreamRequest",
     "UpstreamResponse",

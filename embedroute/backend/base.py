@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self, cast
 import msgspec
 
 from embedroute import vectors
+from embedroute.backend.credentials import Credentials, Send
 from embedroute.backend.secret import repr_as_in_rich, without_credentials
 from embedroute.backend.upstream import Source, UpstreamRequest, UpstreamResponse
 from embedroute.errors import UpstreamError
@@ -198,7 +199,11 @@ class BackendBase(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class HTTPBackend(BackendBase, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An upstream that takes one HTTP request per batch. Its methods are pure functions."""
+    """An upstream that takes one HTTP request per batch.
+
+    ``build``, ``parse`` and ``map_error`` are pure functions. An API whose credentials expire, or
+    that requires signed requests, also needs ``fetch_credentials``, and ``authorize`` to sign.
+    """
 
     def build(self, batch: Batch) -> UpstreamRequest:
         """Build the request for ``batch``."""
@@ -220,6 +225,28 @@ class HTTPBackend(BackendBase, frozen=True, kw_only=True, forbid_unknown_fields=
         The default reads the error formats that the providers document.
         """
         return classify_response(response.status, response.headers, response.content)
+
+    def fetch_credentials(self, send: Send) -> Credentials | None:
+        """Obtain credentials for ``authorize``, or None if ``build`` adds all that the API needs.
+
+        The host calls this in a worker thread, so it may block. It keeps the result for its
+        lifetime, and calls this again shortly before it ends, and when the API answers 401 or 403.
+        ``send`` sends a request, such as one for an access token, with the gateway's transport.
+
+        Raises:
+            UpstreamAuthError: there are no credentials, or they are refused.
+            UpstreamUnavailable: they cannot be obtained now.
+        """
+        del send
+        return None
+
+    def authorize(self, request: UpstreamRequest, credentials: Credentials) -> UpstreamRequest:
+        """Return ``request`` with ``credentials``; only the headers may change.
+
+        The host calls this last: the result has the exact URL and bytes that are sent. The default
+        adds ``credentials.values`` to the headers.
+        """
+        return msgspec.structs.replace(request, headers={**request.headers, **credentials.values})
 
 
 class LocalBackend(BackendBase, frozen=True, kw_only=True, forbid_unknown_fields=True):

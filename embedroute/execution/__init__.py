@@ -12,6 +12,7 @@ from embedroute.execution.backend_call import (
     validate_vectors,
 )
 from embedroute.execution.context import DispatchContext, RequestContext, Results
+from embedroute.execution.credentials import CredentialStore
 from embedroute.execution.debug_capture import record_exchange
 from embedroute.execution.dispatcher import Dispatcher, Embed
 from embedroute.execution.local_models import LocalModels, Pace, cut_part, joined, slice_stop
@@ -33,6 +34,7 @@ __all__ = [
     "SHORTEST",
     "AttemptRunner",
     "CallResources",
+    "CredentialStore",
     "DispatchContext",
     "Dispatcher",
     "EchoedModels",

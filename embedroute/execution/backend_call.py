@@ -34,6 +34,7 @@ from embedroute.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
+from embedroute.execution.credentials import CredentialStore
 from embedroute.execution.debug_capture import KEPT_AT_ONCE
 from embedroute.execution.local_models import LocalModels
 from embedroute.execution.model_echo import EchoedModels
@@ -62,7 +63,7 @@ class CallResources(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What all calls on one event loop use: its transport, and what belongs to the gateway.
 
     ``models`` are the names that the gateway's upstreams gave to their models. ``watchdog`` logs
-    what backends do wrong.
+    what backends do wrong. ``credentials`` are those that backends obtain at run time.
     """
 
     transport: Transport
@@ -70,6 +71,7 @@ class CallResources(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     models: EchoedModels = msgspec.field(default_factory=EchoedModels)
     watchdog: Watchdog = msgspec.field(default_factory=Watchdog)
     exhaustion_log: ExhaustionLog = msgspec.field(default_factory=ExhaustionLog)
+    credentials: CredentialStore = msgspec.field(default_factory=CredentialStore)
 
 
 async def call_backend(
@@ -113,6 +115,8 @@ async def call_backend(
             largest = largest_answer(count, batch.width, len(request.content))
             limits = msgspec.structs.replace(limits, largest=largest)
             send = resources.transport.send
+            if type(backend).fetch_credentials is not HTTPBackend.fetch_credentials:
+                send = partial(resources.credentials.send, backend, send)
             response = await (
                 send if on_capture is None else partial(_send_and_capture, send, on_capture)
             )(request, timeout, limits)

@@ -20,6 +20,11 @@ METHODS: Final[Mapping[type[BackendBase], tuple[str, ...]]] = {
 }
 """Base class → the methods that a backend must define."""
 
+NOT_ASYNC: Final[Mapping[type[BackendBase], tuple[str, ...]]] = {
+    HTTPBackend: ("map_error", "fetch_credentials", "authorize"),
+}
+"""Base class → other methods that must not be async."""
+
 
 def class_mistakes(backend: object) -> Iterator[str]:
     """Yield the mistakes that can be found without running the backend's code."""
@@ -48,6 +53,9 @@ def _method_mistakes(kind: type, base: type[BackendBase]) -> Iterator[str]:
             yield f"{name} is missing: write {signature}."
         elif inspect.iscoroutinefunction(method) and not signature.startswith("async"):
             yield f"{name} is async: write {signature}; it must not do I/O."
+    for name in NOT_ASYNC.get(base, ()):
+        if inspect.iscoroutinefunction(getattr(kind, name)):
+            yield f"{name} is async: write def {name}; the host calls it without await."
 
 
 def _field_mistakes(backend: BackendBase) -> Iterator[str]:

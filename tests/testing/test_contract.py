@@ -419,6 +419,11 @@ class AsyncBuild(Acme, frozen=True):
         return super().build(batch)
 
 
+class AsyncCredentials(Acme, frozen=True):
+    async def fetch_credentials(self, send):
+        return None
+
+
 class NoBuild(HTTPBackend, frozen=True):
     def parse(self, batch, reply):
         raise InvalidUpstreamResponse("no")
@@ -615,6 +620,7 @@ class ImagesOnly(Backend, frozen=True):
         (TextBody(), None, "content as str: encode it"),
         (NumberHeader(), None, "a header as int: use a str or a Secret"),
         (AsyncBuild(), None, "build is async: write def build"),
+        (AsyncCredentials(), None, "fetch_credentials is async: write def fetch_credentials"),
         (NoBuild(), None, "build is missing: write def build"),
         (
             InvalidMapError(),
