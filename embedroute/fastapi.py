@@ -5,32 +5,36 @@ FastAPI does not parse the request body: the gateway reads it from the ASGI mess
 
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from starlette.types import Message, Receive, Scope, Send
 
+from embedroute.auth import Caller
 from embedroute.config import DialectName
-from embedroute.errors import MissingExtra
+from embedroute.errors import ConfigError, MissingExtra
 from embedroute.gateway import Gateway
 from embedroute.server import (
     API,
     EMBED,
+    KEY_DESCRIPTION,
     LIST_MODELS,
     Authenticator,
     EmbeddingsApp,
+    Operation,
     describe,
     inlined,
 )
 
 try:
-    from fastapi import APIRouter, Request, Response
+    from fastapi import APIRouter, Request, Response, Security, params
     from fastapi.routing import APIRoute
+    from fastapi.security import HTTPBearer
 except ImportError:
     raise MissingExtra("fastapi", "fastapi") from None
 
 
-_DOCUMENTED: Final = (EMBED, LIST_MODELS)
-"""The operations that the host's OpenAPI document describes."""
+_DOCUMENTED: Final = {"create_embedding": EMBED, "list_models": LIST_MODELS}
+"""Route name → operation that the host's OpenAPI document describes."""
 _PATHS: Final = [
     f"{prefix}{operation.path}".replace("{id}", "{id:path}")
     for operation in API
@@ -40,6 +44,11 @@ _PATHS: Final = [
 
 _RECORDER: Final = "embedroute.recorder"
 """The key of the request's ``_Recorder`` in its scope."""
+_CALLER: Final = "embedroute.caller"
+"""The key, in the scope, of what the dependency ``caller`` has returned."""
+_HOST_ERROR: Final[dict[str, Any]] = {
+    "description": "An error of a dependency of the host, in the host's format"
+}
 
 
 class _Recorder:
@@ -102,47 +111,109 @@ def embeddings_router(
     gateway: Gateway,
     *,
     dialect: DialectName | None = None,
+    caller: params.Depends | None = None,
     authenticate: Authenticator | None = None,
     **options: Any,
 ) -> APIRouter:
     """Make a router, for ``app.include_router(embeddings_router(gateway), prefix="/ai")``.
 
-    ``dialect`` overrides the config's. ``authenticate`` identifies the caller if the config has
-    ``auth = "host"``. ``options`` are passed to ``APIRouter``.
+    ``dialect`` overrides the config's. If the config has ``auth = "host"``, the caller is what the
+    dependency ``caller=Depends(current_caller)`` returns: an ``embedroute.Caller``, or None to
+    reject the request with a 401. The dependency may have dependencies of its own, and its security
+    schemes are part of the host's OpenAPI document. Without ``caller``, ``authenticate`` identifies
+    the caller as in ``embeddings_app``. ``options`` are passed to ``APIRouter``.
 
     The host's OpenAPI document describes ``POST …/v1/embeddings`` and ``GET …/v1/models``. The
     gateway is closed with the host. Errors of the gateway are JSON in the dialect's format.
     Dependencies may read the body.
+
+    Raises:
+        ConfigError: the dialect is unknown, ``caller`` is not a dependency, or ``caller`` or
+            ``authenticate`` would not be used.
     """
+    if caller is not None:
+        _check_dependency(caller, gateway, authenticate)
+        authenticate = _read_caller
     app = EmbeddingsApp(gateway, dialect=dialect, authenticate=authenticate)
     options["route_class"] = _make_recording(options.get("route_class", APIRoute))
     router = APIRouter(lifespan=gateway.lifespan, **options)
-    _add_documented_routes(router, app)
-    _add_other_routes(router, app)
+    _add_documented_routes(router, app, caller)
+    _add_other_routes(router, app, caller)
     return router
 
 
-def _add_documented_routes(router: APIRouter, app: EmbeddingsApp) -> None:
+def _check_dependency(caller: object, gateway: Gateway, authenticate: Authenticator | None) -> None:
+    """Refuse what would not identify the caller.
+
+    Raises:
+        ConfigError: says what to write instead.
+    """
+    mistakes = list[str]()
+    if not isinstance(caller, params.Depends):
+        name = getattr(caller, "__name__", "current_caller")
+        mistakes.append(f"caller= is not a dependency. Write caller=Depends({name}).")
+    if authenticate is not None:
+        mistakes.append("caller= and authenticate= exclude each other. Leave one of them out.")
+    if gateway.settings.auth != "host":
+        issue = 'caller= works only with [gateway] auth = "host", and here auth = '
+        mistakes.append(f'{issue}"{gateway.settings.auth}". Set that, or leave caller= out.')
+    if mistakes:
+        raise ConfigError(mistakes)
+
+
+async def _read_caller(scope: Scope) -> Caller | None:
+    """Return what the dependency ``caller`` has returned.
+
+    Raises:
+        TypeError: it is neither a caller nor None.
+    """
+    found = cast("object", scope[_CALLER])
+    if found is None or isinstance(found, Caller):
+        return found
+    raise TypeError(
+        "The dependency caller= must return an embedroute.Caller, or None to reject the request, "
+        f"not {type(found)}."
+    )
+
+
+def _add_documented_routes(
+    router: APIRouter, app: EmbeddingsApp, caller: params.Depends | None
+) -> None:
     """Add the routes that the host's OpenAPI document describes."""
-    dialect_name = app.handler.dialect_name
-    for operation in _DOCUMENTED:
-        # Let FastAPI make the operationId from the path: a host may include several such routers,
-        # and the ids must be unique.
-        openapi_extra = {
-            name: value
-            for name, value in inlined(describe(operation, dialect_name), dialect_name).items()
-            if name != "operationId"
-        }
+    dependencies = list[params.Depends]()
+    if app.handler.gateway.settings.auth == "keys":
+        # It only documents the key, which the gateway checks.
+        scheme = HTTPBearer(
+            scheme_name="EmbeddingsKey", description=KEY_DESCRIPTION, auto_error=False
+        )
+        dependencies.append(Security(scheme))
+    for name, operation in _DOCUMENTED.items():
+        path = f"/v1{operation.path}"
         router.add_api_route(
-            f"/v1{operation.path}",
-            _make_endpoint(app, f"/v1{operation.path}"),
+            path,
+            _make_endpoint(app, path, caller),
             methods=[operation.methods[0]],
+            name=name,
+            tags=["embeddings"],
+            dependencies=dependencies,
             response_model=None,
-            openapi_extra=openapi_extra,
+            # With "default", FastAPI does not add a 422 that the gateway never sends.
+            responses={"default": _HOST_ERROR},
+            openapi_extra=_describe_inline(operation, app),
         )
 
 
-def _add_other_routes(router: APIRouter, app: EmbeddingsApp) -> None:
+def _describe_inline(operation: Operation, app: EmbeddingsApp) -> dict[str, object]:
+    """Return what the host's document has about an operation, besides what FastAPI adds."""
+    dialect = app.handler.dialect_name
+    described = describe(operation, dialect, app.handler.example_model())
+    # FastAPI makes the operationId from the name and the path: a host may include several such
+    # routers, and the ids must be unique.
+    del described["operationId"], described["tags"]
+    return cast("dict[str, object]", inlined(described, dialect))
+
+
+def _add_other_routes(router: APIRouter, app: EmbeddingsApp, caller: params.Depends | None) -> None:
     """Add every path with and without a slash, for all methods."""
     for path in _PATHS:
         # Add both forms: FastAPI would redirect a path with a trailing slash, and the client would
@@ -151,7 +222,7 @@ def _add_other_routes(router: APIRouter, app: EmbeddingsApp) -> None:
             # An empty list means all methods, so that the gateway responds to wrong methods too.
             router.add_api_route(
                 form,
-                _make_endpoint(app, path),
+                _make_endpoint(app, path, caller),
                 methods=[],
                 include_in_schema=False,
                 generate_unique_id_function=_make_id,
@@ -162,9 +233,17 @@ def _make_id(route: APIRoute) -> str:
     return route.path_format
 
 
-def _make_endpoint(app: EmbeddingsApp, template: str) -> Callable[[Request], Awaitable[Response]]:
+def _make_endpoint(
+    app: EmbeddingsApp, template: str, caller: params.Depends | None
+) -> Callable[..., Awaitable[Response]]:
+    """Make the function of a route. FastAPI reads its parameters, and solves ``caller``."""
+
     async def embeddings(request: Request) -> Response:
         model_id = str(request.path_params.get("id", ""))
         return _GatewayResponse(app, template.replace("{id:path}", model_id).rstrip("/"))
 
-    return embeddings
+    async def embeddings_for_caller(request: Request, found: object = caller) -> Response:
+        request.scope[_CALLER] = found
+        return await embeddings(request)
+
+    return embeddings if caller is None else embeddings_for_caller

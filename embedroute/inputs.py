@@ -8,9 +8,10 @@ from collections import Counter
 from collections.abc import Collection, Generator, Sequence
 from enum import StrEnum
 from itertools import chain
-from typing import Final, TypeGuard, cast
+from typing import Annotated, Final, TypeGuard, cast
 
 import msgspec
+from msgspec import Meta
 
 PIECE: Final = 1 << 16
 """Characters of a text that are measured at a time."""
@@ -29,7 +30,7 @@ class TextPart(
 ):
     """A text in a multimodal input."""
 
-    text: str
+    text: Annotated[str, Meta(extra_json_schema={"minLength": 1})]
 
 
 class ImageURL(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):

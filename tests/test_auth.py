@@ -309,6 +309,23 @@ async def test_an_authenticated_user_in_the_scope_is_the_caller(user, name, capl
     assert answer.status == 200 or answer.error["code"] == "invalid_api_key"
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("scope", "count"),
+    [({}, 1), ({"user": None}, 1), ({"user": UnauthenticatedUser()}, 0)],
+    ids=["no user", "none", "anonymous user"],
+)
+async def test_the_log_tells_the_operator_of_a_host_without_authentication(scope, count, caplog):
+    """The client cannot help: its message is that of a wrong key."""
+    app = embeddings_app(Gateway(Config(gateway={"auth": "host"}, providers={"hashed": {}})))
+    answers = [await call(app, "GET", "/v1/models", **scope) for _ in range(3)]
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+    assert {"The request is not authenticated."} == {answer.error["message"] for answer in answers}
+    assert len(warnings) == count
+    assert all("Pass authenticate=" in warning for warning in warnings)
+
+
 async def ada(scope):
     return Caller(name="ada")
 

@@ -16,6 +16,7 @@ from embedroute.execution.credentials import CredentialStore
 from embedroute.execution.debug_capture import record_exchange
 from embedroute.execution.dispatcher import Dispatcher, Embed
 from embedroute.execution.local_models import LocalModels, Pace, cut_part, joined, slice_stop
+from embedroute.execution.log_limit import LogLimit
 from embedroute.execution.microbatching import LARGEST, MicroBatcher, split_result
 from embedroute.execution.model_echo import (
     EchoedModels,
@@ -41,6 +42,7 @@ __all__ = [
     "Embed",
     "Lead",
     "LocalModels",
+    "LogLimit",
     "MicroBatcher",
     "Pace",
     "RequestContext",

@@ -135,7 +135,7 @@ class SpiceErrorResponse(msgspec.Struct, frozen=True, kw_only=True):
     error: str
 
 
-class Model(msgspec.Struct, frozen=True, kw_only=True):
+class Model(msgspec.Struct, frozen=True, kw_only=True, tag_field="object", tag="model"):
     """A model and its properties; prices are in USD per million tokens."""
 
     id: str
@@ -147,9 +147,8 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     modalities: Sequence[str]
     pricing: Mapping[str, str]
     providers: Sequence[str]
-    supported_endpoints: Sequence[str] = ("/v1/embeddings",)
-    created: int = 0
-    object: Literal["model"] = "model"
+    supported_endpoints: Sequence[str]
+    created: int
 
 
 class ModelList(msgspec.Struct, frozen=True, kw_only=True, tag_field="object", tag="list"):

@@ -1,5 +1,8 @@
 """Defines the JSON body of ``POST /v1/embeddings`` as structs.
 
+The OpenAPI document is generated from them. ``extra_json_schema`` is what ``input_kinds`` checks
+after the decoder, so that its errors name the field.
+
 It accepts the fields of all five documented systems (see ``dialects``). The ``provider`` object
 holds the routing preferences, as OpenRouter and Phaseo document them. The tables at the end map
 each vendor's values of ``input_type`` to neutral names. Their sources are the API references of
@@ -77,20 +80,47 @@ class Sort(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Preferences(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Which providers may serve a request, and in what order; every field is optional."""
 
-    order: Names | None = None
-    only: Names | None = None
-    ignore: Names | None = None
-    allow_fallbacks: bool | None = None
-    require_parameters: bool | None = None
-    data_collection: Literal["allow", "deny"] | None = None
-    zdr: bool | None = None
-    enforce_distillable_text: bool | None = None
-    quantizations: Annotated[list[Quantization], Meta(max_length=MOST_NAMES)] | None = None
-    sort: SortKey | Sort | None = None
-    max_price: MaxPrice | None = None
-    preferred_max_latency: Cutoff | Percentiles | None = None
-    preferred_min_throughput: Cutoff | Percentiles | None = None
-    include_alpha: bool | None = None
+    order: Annotated[Names | None, Meta(description="Providers to try first, in order.")] = None
+    only: Annotated[Names | None, Meta(description="The only providers that may serve.")] = None
+    ignore: Annotated[Names | None, Meta(description="Providers that may not serve.")] = None
+    allow_fallbacks: Annotated[
+        bool | None,
+        Meta(description="`false`: only the first provider, or only those of `order`."),
+    ] = None
+    require_parameters: Annotated[
+        bool | None,
+        Meta(description="Only providers that support every parameter of the request."),
+    ] = None
+    data_collection: Annotated[
+        Literal["allow", "deny"] | None,
+        Meta(description="`deny`: only providers that do not store data."),
+    ] = None
+    zdr: Annotated[bool | None, Meta(description="Only providers with zero data retention.")] = None
+    enforce_distillable_text: Annotated[
+        bool | None, Meta(description="Only models whose output may be used for training.")
+    ] = None
+    quantizations: Annotated[
+        Annotated[list[Quantization], Meta(max_length=MOST_NAMES)] | None,
+        Meta(description="Only endpoints with one of these quantizations."),
+    ] = None
+    sort: Annotated[
+        SortKey | Sort | None,
+        Meta(description="Sort the providers by this instead of balancing by price."),
+    ] = None
+    max_price: Annotated[
+        MaxPrice | None, Meta(description="Only providers that cost at most this.")
+    ] = None
+    preferred_max_latency: Annotated[
+        Cutoff | Percentiles | None,
+        Meta(description="Prefer providers with at most this latency in seconds."),
+    ] = None
+    preferred_min_throughput: Annotated[
+        Cutoff | Percentiles | None,
+        Meta(description="Prefer providers with at least these tokens per second."),
+    ] = None
+    include_alpha: Annotated[
+        bool | None, Meta(description="Also use endpoints in the stage `alpha`.")
+    ] = None
 
     def sort_key(self) -> SortKey | None:
         """The sort key, from either form of ``sort``."""
@@ -140,8 +170,17 @@ class Content(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     content: Annotated[list[TextPart | ImagePart], Meta(min_length=1, max_length=MOST_PARTS)]
 
 
-WireItems = list[str | int | float | list[int | float] | Content]
-WireInput = str | WireItems
+WireText = Annotated[str, Meta(extra_json_schema={"minLength": 1})]
+_ID_RANGE = {"minimum": 0, "maximum": LARGEST_SIZE}
+WireId = (
+    Annotated[int, Meta(extra_json_schema=_ID_RANGE)]
+    | Annotated[float, Meta(extra_json_schema={**_ID_RANGE, "multipleOf": 1})]
+)
+WireIds = Annotated[list[WireId], Meta(extra_json_schema={"minItems": 1})]
+WireItems = Annotated[
+    list[WireText | WireId | WireIds | Content], Meta(extra_json_schema={"minItems": 1})
+]
+WireInput = WireText | WireItems
 """msgspec supports no union of two array types, so ``input_kinds`` separates the kinds of items."""
 
 
@@ -170,11 +209,19 @@ class EmbeddingOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Debug(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The debug output that a request enables; it is never sent upstream."""
 
-    enabled: bool | None = None
-    return_upstream_request: bool | None = None
-    return_upstream_response: bool | None = None
-    trace: bool | None = None
-    trace_level: Literal["summary", "full"] | None = None
+    enabled: Annotated[
+        bool | None, Meta(description="Absent: enabled if another field is true.")
+    ] = None
+    return_upstream_request: Annotated[
+        bool | None, Meta(description="Return the bodies sent to providers.")
+    ] = None
+    return_upstream_response: Annotated[
+        bool | None, Meta(description="Return the bodies received from providers.")
+    ] = None
+    trace: Annotated[bool | None, Meta(description="Return what happened, step by step.")] = None
+    trace_level: Annotated[
+        Literal["summary", "full"] | None, Meta(description="`summary` holds no values.")
+    ] = None
 
     def is_enabled(self) -> bool:
         """Whether debug is enabled: by ``enabled`` or, if it is not set, by another true flag."""
@@ -195,20 +242,39 @@ class Debug(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class CreateEmbeddingRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The body of ``POST /v1/embeddings``; an optional field that is ``null`` counts as absent."""
 
-    model: Annotated[str, Meta(min_length=1, max_length=LONGEST_NAME)]
-    input: WireInput | None = None
-    inputs: WireInput | None = None
-    encoding_format: Literal["float", "base64"] | None = None
-    dimensions: (
+    model: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=LONGEST_NAME,
+            description="A model of `GET /v1/models`, optionally with a suffix such as `:query`.",
+        ),
+    ]
+    input: Annotated[
+        WireInput | None,
+        Meta(description="One input or many: texts, token ids or content parts."),
+    ] = None
+    inputs: Annotated[WireInput | None, Meta(description="Another name of `input`.")] = None
+    encoding_format: Annotated[
+        Literal["float", "base64"] | None,
+        Meta(description="`base64` returns little-endian float32 values; the default is `float`."),
+    ] = None
+    dimensions: Annotated[
         Annotated[int, Meta(ge=0, le=LARGEST_SIZE)]
         | Annotated[float, Meta(ge=0, le=LARGEST_SIZE, multiple_of=1)]
-        | None
-    ) = None
-    input_type: Name | None = None
-    user: Name | None = None
-    provider: Name | Preferences | None = None
+        | None,
+        Meta(description="The length of the vectors; 0 counts as absent."),
+    ] = None
+    input_type: Annotated[
+        Name | None, Meta(description="What the inputs are: `query`, `document`, …")
+    ] = None
+    user: Annotated[Name | None, Meta(description="An id of your end user.")] = None
+    provider: Annotated[
+        Name | Preferences | None,
+        Meta(description="The provider to use, or preferences among providers."),
+    ] = None
     embedding_options: EmbeddingOptions | None = None
-    debug: Debug | None = None
+    debug: Annotated[Debug | None, Meta(description="Needs a key that may debug.")] = None
 
 
 class LenientRequest(

@@ -7,12 +7,14 @@ from embedroute.server.app import EmbeddingsApp, EmbeddingsMiddleware, embedding
 from embedroute.server.exchange import HTTPExchange, error_headers
 from embedroute.server.handler import Authenticator
 from embedroute.server.models import model_card, model_list, openrouter_list
-from embedroute.server.openapi import components, describe, inlined
+from embedroute.server.openapi import KEY_DESCRIPTION, describe
 from embedroute.server.routes import API, EMBED, LIST_MODELS, Operation
+from embedroute.server.schemas import components, inlined
 
 __all__ = [
     "API",
     "EMBED",
+    "KEY_DESCRIPTION",
     "LIST_MODELS",
     "Authenticator",
     "EmbeddingsApp",

@@ -18,7 +18,7 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 
 from embedroute.auth import ANYONE, Caller
-from embedroute.config import Auth, DialectName
+from embedroute.config import Auth, DialectName, catalogue
 from embedroute.errors import (
     BodyTimeout,
     ConfigError,
@@ -29,7 +29,7 @@ from embedroute.errors import (
     Overloaded,
     Unauthorized,
 )
-from embedroute.execution import RequestContext
+from embedroute.execution import LogLimit, RequestContext
 from embedroute.exhaustion import late_loop
 from embedroute.gateway import Gateway
 from embedroute.protocol import (
@@ -65,6 +65,11 @@ Authenticator = Callable[[Scope], Awaitable[Caller | None]]
 
 _ENCODED: Final = re.compile(rb"(?:(?!/models/)[^?])*%2f|[^?]*%00", re.IGNORECASE)
 """What no raw path may contain. Only the id of a model may contain an encoded slash."""
+NO_USER: Final = (
+    'auth = "host", but the host has not identified the caller: scope["user"] is missing. '
+    "Pass authenticate=, or caller= for the FastAPI router, or add an authentication middleware."
+)
+"""The log message for the operator of a host that has no authentication."""
 ABORT_TIMEOUT: Final = 1.0
 """Seconds in which the response to a cancelled request must be sent."""
 
@@ -87,6 +92,7 @@ class RequestHandler:
         )
         self.dialect = DIALECTS[self.dialect_name]
         self._authenticate = authenticate
+        self._log_limit = LogLimit(gateway.clock)
 
     async def serve(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Respond to a request for ``path``, which is relative to the mount."""
@@ -226,17 +232,26 @@ class RequestHandler:
     async def _authenticate_by_host(self, exchange: HTTPExchange) -> Caller:
         if self._authenticate is None:
             caller = get_user(exchange.scope)
+            if exchange.scope.get("user") is None and self._log_limit.allows("user", ""):
+                log.warning(NO_USER)
         else:
             caller = await _call_authenticator(self._authenticate, exchange.scope)
         if caller is None:
-            raise Unauthorized(
-                "The host application does not know the caller. Sign in there first."
-            )
+            raise Unauthorized("The request is not authenticated.")
         return caller
 
     def _openapi(self, server: str) -> bytes:
         secured = self.gateway.settings.auth == "keys"
-        return openapi(server, dialect=self.dialect_name, secured=secured)
+        model = self.example_model()
+        return openapi(server, dialect=self.dialect_name, secured=secured, model=model)
+
+    def example_model(self) -> str:
+        """Return the model that the example of the OpenAPI document names.
+
+        The document needs no key, so it discloses no model that is not in the shipped catalogue.
+        """
+        shipped = catalogue()
+        return next((name for name in self.gateway.directory.routes if name in shipped), "MODEL")
 
     async def _list_models(
         self, operation: routes.Operation, path: str, exchange: HTTPExchange

@@ -31,6 +31,8 @@ def describe_model(route: Route) -> bodies.Model:
         modalities=list_served_modalities(route),
         pricing={kind: format_price(price) for kind, price in prices.items()},
         providers=tuple(dict.fromkeys(endpoint.provider for endpoint in route.candidates)),
+        supported_endpoints=("/v1/embeddings",),
+        created=0,
     )
 
 

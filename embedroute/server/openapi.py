@@ -1,139 +1,126 @@
-"""Generates the OpenAPI 3.1 document from the structs that decode requests and encode responses."""
+"""Generates the OpenAPI 3.1 document of a mount, and the descriptions of its operations."""
 
-from collections.abc import Mapping
 from functools import cache
-from typing import Annotated, Final, cast
+from importlib.metadata import PackageNotFoundError, version
+from typing import Final
 
 import msgspec
-from msgspec import Meta
 
 from embedroute.config import DialectName
-from embedroute.protocol import DIALECTS, LARGEST_SIZE, Content, bodies, requests
-from embedroute.server.exchange import EXPLAIN
+from embedroute.protocol import DIALECTS, bodies
 from embedroute.server.routes import API, EMBED, GET_MODEL, Operation
+from embedroute.server.schemas import REQUEST, components, reference
 
-_Text = Annotated[str, Meta(min_length=1)]
-_Id = (
-    Annotated[int, Meta(ge=0, le=LARGEST_SIZE)]
-    | Annotated[float, Meta(ge=0, le=LARGEST_SIZE, multiple_of=1)]
-)
-_Input = (
-    _Text
-    | Annotated[
-        list[_Text | _Id | Annotated[list[_Id], Meta(min_length=1)] | Content], Meta(min_length=1)
-    ]
-)
+KEY_DESCRIPTION: Final = "An API key of the gateway"
+"""Describes the security scheme."""
 
-
-class CreateEmbeddingRequest(
-    requests.CreateEmbeddingRequest, frozen=True, forbid_unknown_fields=True, kw_only=True
-):
-    """The body of ``POST /v1/embeddings``; an optional field may be ``null``."""
-
-    # What the decoder checks after msgspec: no empty input, and token ids in range.
-
-    input: _Input | None = None
-    inputs: _Input | None = None
-
+STATUSES: Final = {
+    400: "The request is invalid; the error names the field",
+    401: "The API key is missing or unknown",
+    403: "The caller may not use the model or the field",
+    404: "The model is unknown, or no provider may serve the request",
+    405: "The path has no such method",
+    408: "The body was not complete in time",
+    413: "The body is too large",
+    415: "The body is not declared as uncompressed JSON",
+    429: "Too many requests; `retry-after` says how long to wait",
+    500: "The gateway failed",
+    502: "The provider failed",
+    503: "The gateway or its providers are overloaded; `retry-after` says how long to wait",
+    504: "There was no response within the deadline",
+}
+"""Status → its description."""
 
 _MODEL_ID: Final = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
 _EXPLAIN: Final = {
     "name": "explain",
     "in": "query",
     "description": "Return the plan of the request without a call; the key needs debug.",
-    "schema": {"enum": list(EXPLAIN)},
+    "schema": {"type": "boolean"},
 }
-_INPUT_REQUIRED: Final = [
-    {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
-    for name in ("input", "inputs")
-]
 
 
-def describe(operation: Operation, dialect: DialectName = "openai") -> dict[str, object]:
-    """Return the OpenAPI description of an operation; its ``$ref`` need ``components``."""
+def describe(
+    operation: Operation, dialect: DialectName = "openai", model: str = "MODEL"
+) -> dict[str, object]:
+    """Return the OpenAPI description of an operation; its ``$ref`` need ``components``.
+
+    ``model`` is the model of the example.
+    """
     described: dict[str, object] = {
         "operationId": operation.id,
         "summary": operation.summary,
         "tags": ["embeddings"],
     }
     if operation is EMBED:
-        described["requestBody"] = {
-            "required": True,
-            "content": _json_content(CreateEmbeddingRequest),
-        }
+        described["requestBody"] = {"required": True, "content": _request_content(model)}
         described["parameters"] = [_EXPLAIN]
     if operation is GET_MODEL:
         described["parameters"] = [_MODEL_ID]
     if operation.body is None:
-        success = _json_content(DIALECTS[dialect].success_body, bodies.Plan)
+        success: dict[str, object] = {
+            "oneOf": [reference(DIALECTS[dialect].success_body), reference(bodies.Plan)]
+        }
     else:
-        success = _json_content(operation.body)
-    error = {"description": "Error", "content": _json_content(DIALECTS[dialect].error_body)}
+        success = reference(operation.body)
+    error = _json_content(reference(DIALECTS[dialect].error_body))
     described["responses"] = {
-        "200": {"description": operation.description, "content": success},
-        **{str(status): error for status in operation.statuses},
+        "200": {"description": operation.description, "content": _json_content(success)},
+        **{
+            str(status): {"description": STATUSES[status], "content": error}
+            for status in operation.statuses
+        },
     }
     return described
 
 
 @cache
-def components(dialect: DialectName = "openai") -> dict[str, dict[str, object]]:
-    """Return the JSON Schemas to which the operations refer, by name."""
-    roots = [
-        CreateEmbeddingRequest,
-        DIALECTS[dialect].success_body,
-        DIALECTS[dialect].error_body,
-        bodies.Plan,
-        *[operation.body for operation in API if operation.body],
-    ]
-    _, schemas = msgspec.json.schema_components(roots, ref_template="#/components/schemas/{name}")
-    copies = msgspec.json.decode(msgspec.json.encode(schemas), type=dict[str, dict[str, object]])
-    copies["CreateEmbeddingRequest"]["anyOf"] = _INPUT_REQUIRED
-    cast("dict[str, dict[str, object]]", copies["TextPart"]["properties"])["text"]["minLength"] = 1
-    return copies
-
-
-@cache
-def openapi(server: str = ".", *, dialect: DialectName = "openai", secured: bool = True) -> bytes:
+def openapi(
+    server: str = ".",
+    *,
+    dialect: DialectName = "openai",
+    secured: bool = True,
+    model: str = "MODEL",
+) -> bytes:
     """Return the OpenAPI document as JSON.
 
     ``server`` is the URL of the mount, relative to the URL of the document. ``secured`` says
-    whether requests need an API key.
+    whether requests need an API key. ``model`` is the model of the example.
     """
     document: dict[str, object] = {
         "openapi": "3.1.0",
         "info": {
             "title": "embedroute",
-            "version": "1",
+            "version": _installed_version(),
             "description": "OpenAI-compatible embeddings.",
         },
         "servers": [{"url": server}],
         "paths": {
-            f"/v1{operation.path}": {operation.methods[0].lower(): describe(operation, dialect)}
+            f"/v1{operation.path}": {
+                operation.methods[0].lower(): describe(operation, dialect, model)
+            }
             for operation in API
         },
         "components": {"schemas": components(dialect)},
     }
     if secured:
-        schemes = {"bearer": {"type": "http", "scheme": "bearer"}}
+        schemes = {"bearer": {"type": "http", "scheme": "bearer", "description": KEY_DESCRIPTION}}
         document["components"] = {"schemas": components(dialect), "securitySchemes": schemes}
         document["security"] = [{"bearer": []}]
     return msgspec.json.encode(document)
 
 
-def inlined(described: Mapping[str, object], dialect: DialectName = "openai") -> dict[str, object]:
-    """Replace each ``$ref`` by its schema, for a host that has its own document and components."""
-    if "$ref" in described:
-        return inlined(components(dialect)[str(described["$ref"]).rpartition("/")[2]], dialect)
-    return {name: _inline_value(value, dialect) for name, value in described.items()}
+def _installed_version() -> str:
+    try:
+        return version("embedroute")
+    except PackageNotFoundError:  # imported from a folder that is not installed
+        return "0"
 
 
-def _inline_value(value: object, dialect: DialectName) -> object:
-    if isinstance(value, list):
-        return [_inline_value(item, dialect) for item in cast("list[object]", value)]
-    return inlined(cast("dict[str, object]", value), dialect) if isinstance(value, dict) else value
+def _request_content(model: str) -> dict[str, object]:
+    example = {"model": model, "input": ["the cat sat on the mat"]}
+    return {"application/json": {"schema": reference(REQUEST), "example": example}}
 
 
-def _json_content(*types: type) -> dict[str, object]:
-    schemas = [{"$ref": f"#/components/schemas/{type_.__name__}"} for type_ in types]
-    return {"application/json": {"schema": {"anyOf": schemas} if len(schemas) > 1 else schemas[0]}}
+def _json_content(schema: dict[str, object]) -> dict[str, object]:
+    return {"application/json": {"schema": schema}}

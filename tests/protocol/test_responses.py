@@ -191,6 +191,8 @@ def test_prices_are_strings():
         modalities=("text",),
         pricing={"prompt": Decimal("0.020")},
         providers=("o",),
+        supported_endpoints=["/v1/embeddings"],
+        created=0,
     )
 
     assert json.loads(ENCODER.encode(model))["pricing"] == {"prompt": "0.020"}

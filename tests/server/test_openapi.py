@@ -1,9 +1,11 @@
 """Tests that the OpenAPI document agrees with the decoder and the encoders."""
 
 import json
+from importlib.metadata import version
 
 import pytest
 from fastapi import FastAPI
+from fastapi.testclient import TestClient
 from jsonschema import Draft202012Validator
 from starlette.applications import Starlette
 from starlette.routing import Mount
@@ -39,6 +41,7 @@ from embedroute.vectors import from_lists
 from tests.support.asgi_client import call
 
 DOCUMENT = json.loads(openapi())
+OWN = {"secret": {"dimensions": 8, "endpoints": [{"provider": "own"}]}}
 HASHED = {"org/m": {"dimensions": 8, "endpoints": [{"provider": "hashed"}]}}
 
 
@@ -88,11 +91,12 @@ async def test_a_plan_is_documented():
         )
     )
     [parameter] = DOCUMENT["paths"]["/v1/embeddings"]["post"]["parameters"]
-    query = f"{parameter['name']}={parameter['schema']['enum'][0]}"
+    query = f"{parameter['name']}=true"
     body = b'{"model":"m","input":["a","b"]}'
     headers = [("content-type", "application/json")]
     answer = await call(embeddings_app(gateway), "POST", f"/v1/embeddings?{query}", headers, [body])
 
+    assert parameter["schema"] == {"type": "boolean"}
     assert answer.json["object"] == "plan"
     assert [len(answer.json[name]) for name in ("order", "filtered")] == [1, 1]
     validator("Plan").validate(answer.json)
@@ -124,6 +128,28 @@ def test_names_are_those_of_openais_document():
 
     assert wanted <= set(components())
     assert not [name for name in components() if name.startswith("_")]
+
+
+def test_the_document_has_the_version_of_the_package():
+    assert version("embedroute") == DOCUMENT["info"]["version"]
+
+
+@pytest.mark.parametrize(
+    ("config", "model"),
+    [
+        ({"providers": {"wordllama": {}}}, "wordllama"),
+        ({"providers": {"own": {"backend": "hashed"}}, "models": OWN}, "MODEL"),
+    ],
+)
+def test_the_example_names_only_a_model_of_the_catalogue(config, model):
+    """The document needs no key, and must not disclose the names of an operator's own models."""
+    app = embeddings_app(Gateway(Config(gateway={"auth": "open"}, **config)))
+    document = TestClient(app).get("/openapi.json").json()
+    content = document["paths"]["/v1/embeddings"]["post"]["requestBody"]["content"]
+    example = content["application/json"]["example"]
+
+    assert example["model"] == model
+    assert validator("CreateEmbeddingRequest").is_valid(example)
 
 
 def test_operation_ids_are_unique():
@@ -194,6 +220,9 @@ def test_a_valid_request_fits_the_schema(text):
         '{"model":"m","input":[-1]}',
         '{"model":"m","input":[[2147483648]]}',
         '{"model":"m","input":[1.5]}',
+        '{"model":"m","input":["a",1]}',
+        '{"model":"m","input":[[1],"a"]}',
+        '{"model":"m","input":[1,{"content":[{"type":"text","text":"a"}]}]}',
         '{"model":"m","input":[{"content":[{"type":"text","text":""}]}]}',
     ],
 )
