@@ -1,7 +1,6 @@
 """Generates the OpenAPI 3.1 document of a mount, and the descriptions of its operations."""
 
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
 import msgspec
@@ -10,6 +9,7 @@ from embedroute.config import DialectName
 from embedroute.protocol import DIALECTS, bodies
 from embedroute.server.routes import API, EMBED, GET_MODEL, Operation
 from embedroute.server.schemas import REQUEST, components, reference
+from embedroute.version import __version__
 
 KEY_DESCRIPTION: Final = "An API key of the gateway"
 """Describes the security scheme."""
@@ -91,7 +91,7 @@ def openapi(
         "openapi": "3.1.0",
         "info": {
             "title": "embedroute",
-            "version": _installed_version(),
+            "version": __version__,
             "description": "OpenAI-compatible embeddings.",
         },
         "servers": [{"url": server}],
@@ -108,13 +108,6 @@ def openapi(
         document["components"] = {"schemas": components(dialect), "securitySchemes": schemes}
         document["security"] = [{"bearer": []}]
     return msgspec.json.encode(document)
-
-
-def _installed_version() -> str:
-    try:
-        return version("embedroute")
-    except PackageNotFoundError:  # imported from a folder that is not installed
-        return "0"
 
 
 def _request_content(model: str) -> dict[str, object]:
