@@ -59,6 +59,11 @@ EXHAUSTED: Final[Mapping[int, tuple[str, str]]] = {
     ),
 }
 """``errno`` → the resource, and what to do."""
+UNCLEAR: Final = (None, errno.EBUSY)
+"""``errno`` of errors that any failure may have caused.
+
+glibc's ``getaddrinfo`` reports ``EBUSY`` if it cannot open the files of its name services.
+"""
 NO_MORE_THREADS: Final = (
     "The gateway's process cannot start another thread. Raise its limit (`ulimit -u`, TasksMax in"
     " systemd, pids.max of the container), or run fewer workers."
@@ -81,7 +86,7 @@ def find_exhaustion(
             code = None if isinstance(each, socket.gaierror) else each.errno
             if code in EXHAUSTED:
                 return _exhausted(*EXHAUSTED[code])
-            is_unclear = is_unclear or code is None
+            is_unclear = is_unclear or code in UNCLEAR
     return _try_socket() if is_unclear else None
 
 
@@ -105,8 +110,8 @@ def _chain(
 def _try_socket() -> ResourcesExhausted | None:
     """Return the error if no socket can be opened.
 
-    The system's resolver reports an unknown name if it cannot open a socket, and an error that
-    combines several ones has no ``errno``.
+    The system's resolver reports an unknown name if it cannot open a socket, or that its files are
+    busy. An error that combines several ones has no ``errno``.
     """
     try:
         socket.socket().close()

@@ -97,6 +97,7 @@ TOO_MANY_FILES = OSError(errno.EMFILE, "Too many open files")
         (caused_by(ExceptionGroup("two", [OSError(1, "x"), TOO_MANY_FILES])), "file descriptors"),
         (OSError(errno.ECONNREFUSED, "x"), None),
         (OSError("Multiple exceptions"), None),
+        (OSError(errno.EBUSY, "Device or resource busy"), None),
         (socket.gaierror(errno.EMFILE, "a code of the resolver, not of the system"), None),
         (RuntimeError("Event loop is closed"), None),
         (ValueError("x"), None),
@@ -218,11 +219,18 @@ async def check(transport):
     await transport.aclose()
     used = use_all_files()
     failed = [await outcomes_of(gateway, 10) for _ in range(2)]
-    unclear = find_exhaustion(socket.gaierror(-2, "Name or service not known"))
+    unclear = [
+        found and found.resource
+        for found in map(find_exhaustion, (
+            socket.gaierror(-2, "Name or service not known"),
+            OSError(16, "Device or resource busy"),
+            OSError(111, "Connection refused"),
+        ))
+    ]
     for file in used:
         os.close(file)
     after = await outcomes_of(gateway, 10)
-    return {"before": before, "failed": failed, "unclear": unclear.resource, "after": after}
+    return {"before": before, "failed": failed, "unclear": unclear, "after": after}
 
 run()
 """
@@ -253,7 +261,7 @@ def test_without_file_descriptors_requests_fail_and_the_next_ones_succeed(name, 
 
     assert 200 == report["before"]
     assert [[[503, "overloaded", True]] * 10] * 2 == report["failed"]
-    assert "file descriptors" == report["unclear"]
+    assert ["file descriptors", "file descriptors", None] == report["unclear"]
     assert [200] * 10 == report["after"]
     assert 1 == len(report["records"])
     assert "ulimit -n" in report["records"][0]
@@ -467,12 +475,13 @@ async def test_a_deadline_of_a_late_loop_does_not_count_against_the_endpoint(any
         gateway = make_gateway(
             Provider(backend="openai", options={"base_url": upstream.url}),
             transport="auto" if name == "http1" else name,
-            deadline=0.5,
+            deadline=1.5,
         )
+        # The first call connects, which takes long on a busy machine.
         assert not isinstance(await outcome_of(gateway), EmbedrouteError)
         upstream.mode = "stalled"
         outcomes = []
-        for seconds in (1.5, 0.0):
+        for seconds in (2.5, 0.0):
             async with anyio.create_task_group() as group:
                 group.start_soon(block, 0.1, seconds)
                 outcomes.append(await outcome_of(gateway))
