@@ -5,6 +5,8 @@ import selectors
 from collections.abc import Coroutine
 from typing import TypeVar
 
+import trio.testing
+
 T = TypeVar("T")
 
 
@@ -37,3 +39,13 @@ def run_in_virtual_time(main: Coroutine[object, None, T]) -> T:
     """Run ``main`` on a loop of its own."""
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
         return runner.run(main)
+
+
+def virtual_loop(name: str) -> tuple[str, dict[str, object]]:
+    """Return the value of the fixture ``anyio_backend`` for a loop of ``name`` in virtual time.
+
+    Pass ``clock=anyio.current_time`` to the gateway.
+    """
+    if name == "trio":
+        return "trio", {"clock": trio.testing.MockClock(autojump_threshold=0)}
+    return "asyncio", {"loop_factory": VirtualTimeLoop}
