@@ -1,6 +1,7 @@
 """Provides the ASGI application and the ASGI middleware, both with the lifespan of the gateway."""
 
 import logging
+import re
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -16,7 +17,9 @@ log = logging.getLogger("embedroute.access")
 
 
 def path_in_mount(scope: Scope) -> str:
-    """Return the path below the mount, without a trailing slash.
+    """Return the path below the mount, without trailing and repeated slashes.
+
+    A base URL that ends in a slash makes ``//v1/embeddings`` or ``/v1//embeddings``.
 
     Some servers and hosts include ``root_path`` in ``path`` and others do not, so it is removed
     only if it is there. If the server leaves it out, ``path`` still contains the path of a
@@ -27,8 +30,16 @@ def path_in_mount(scope: Scope) -> str:
     mount = root.removeprefix(scope.get("app_root_path", "").rstrip("/"))
     for prefix in (root, mount):
         if prefix and f"{path}/".startswith(f"{prefix}/"):
-            return path[len(prefix) :].rstrip("/")
-    return path.rstrip("/")
+            path = path[len(prefix) :]
+            break
+    path = path.rstrip("/")
+    return _merge_slashes(path) if "//" in path else path
+
+
+def _merge_slashes(path: str) -> str:
+    """Replace runs of slashes, except in the id of a model."""
+    before, models, model_id = path.partition("/models/")
+    return re.sub("/{2,}", "/", before + models) + model_id
 
 
 class EmbeddingsApp:
@@ -49,7 +60,7 @@ class EmbeddingsApp:
         if scope["type"] == "http":
             await self.handler.serve(path_in_mount(scope), scope, receive, send)
         elif scope["type"] == "lifespan":
-            await _run_lifespan(self.handler.gateway, _minimal_lifespan, scope, receive, send)
+            await _run_lifespan(self.handler, _minimal_lifespan, scope, receive, send)
         else:
             await send({"type": "websocket.close", "code": 1000})
 
@@ -91,7 +102,7 @@ class EmbeddingsMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request, or pass the connection through."""
         if scope["type"] == "lifespan":
-            await _run_lifespan(self.handler.gateway, self.app, scope, receive, send)
+            await _run_lifespan(self.handler, self.app, scope, receive, send)
         elif scope["type"] == "http" and (path := self._match(path_in_mount(scope))) is not None:
             await self.handler.serve(path, scope, receive, send)
         else:
@@ -112,7 +123,7 @@ async def _minimal_lifespan(_scope: Scope, receive: Receive, send: Send) -> None
 
 
 async def _run_lifespan(
-    gateway: Gateway, host: ASGIApp, scope: Scope, receive: Receive, send: Send
+    handler: RequestHandler, host: ASGIApp, scope: Scope, receive: Receive, send: Send
 ) -> None:
     """Open the gateway, then run the host's lifespan; if opening fails, the host is not started.
 
@@ -120,8 +131,16 @@ async def _run_lifespan(
     application whose lifespan ends without a message does not support lifespans.
     """
     startup = await receive()
+    runtime = handler.gateway.runtime
+    handler.stopping = False
+
+    async def receive_event() -> Message:
+        event = await receive()
+        handler.stopping = event["type"] == "lifespan.shutdown"
+        return event
+
     try:
-        loop = await gateway.runtime.get()
+        loop = await runtime.get()
     except EmbedrouteError as error:
         message = error.message
     except Exception as error:
@@ -129,7 +148,7 @@ async def _run_lifespan(
         message = f"The gateway failed to start ({type(error).__name__}); see the server log."
     else:
         await _run_host_lifespan(
-            host, partial(gateway.runtime.close, loop), [startup], scope, receive, send
+            host, partial(runtime.close, loop), [startup], scope, receive_event, send
         )
         return
     await send({"type": "lifespan.startup.failed", "message": message})

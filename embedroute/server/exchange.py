@@ -119,10 +119,14 @@ class HTTPExchange:
         self.trace = RequestTrace(request_ids[0].decode() if is_valid else new_request_id())
 
     def values(self, name: bytes) -> list[bytes]:
-        """Return every value of the header ``name``, which is in lower case."""
+        """Return every value of the header ``name``, which is in lower case.
+
+        Spaces and tabs around a value are not part of it (RFC 9110 §5.5). Some servers' parsers
+        leave them in.
+        """
         if self._names_unique:
-            return [self._by_name[name]] if name in self._by_name else []
-        return [value for header, value in self.headers if header == name]
+            return [self._by_name[name].strip(b" \t")] if name in self._by_name else []
+        return [value.strip(b" \t") for header, value in self.headers if header == name]
 
     def require_json(self) -> None:
         """Check that the body is declared as uncompressed JSON in UTF-8.
@@ -146,7 +150,7 @@ class HTTPExchange:
                 "Send the body with one header 'Content-Type: application/json'."
             )
         encodings = self.values(b"content-encoding")
-        if encodings and any(encoding.strip().lower() != b"identity" for encoding in encodings):
+        if encodings and any(encoding.lower() != b"identity" for encoding in encodings):
             raise UnsupportedContentType(
                 "Send the body without Content-Encoding.", code="unsupported_content_encoding"
             )

@@ -52,7 +52,7 @@ from embedroute.runtime import (
     fairness,
     tasks,
 )
-from embedroute.server import models, routes
+from embedroute.server import health, models, routes
 from embedroute.server.exchange import PIECE, SMALL_RESPONSE, HTTPExchange, error_headers
 from embedroute.server.explain import explain
 from embedroute.server.openapi import openapi
@@ -75,7 +75,10 @@ ABORT_TIMEOUT: Final = 1.0
 
 
 class RequestHandler:
-    """Serves the paths of one gateway in one dialect."""
+    """Serves the paths of one gateway in one dialect.
+
+    ``stopping`` is True once the host has begun to shut down.
+    """
 
     def __init__(
         self, gateway: Gateway, dialect: DialectName | None, authenticate: Authenticator | None
@@ -93,6 +96,7 @@ class RequestHandler:
         self.dialect = DIALECTS[self.dialect_name]
         self._authenticate = authenticate
         self._log_limit = LogLimit(gateway.clock)
+        self.stopping = False
 
     async def serve(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Respond to a request for ``path``, which is relative to the mount."""
@@ -127,15 +131,17 @@ class RequestHandler:
             )
         operation = routes.BY_PATH.get(path) or routes.match_model_path(path)
         if operation is None:
-            raise NotFound(
-                f"No resource at {echo(path or '/')}. Use POST …/v1/embeddings or GET …/v1/models."
-            )
+            raise _not_found(path)
         if method not in operation.methods:
             raise MethodNotAllowed(method, ", ".join(operation.methods))
         if operation is routes.EMBED:
             return self._embed(exchange)
         if operation is routes.GET_OPENAPI:
             return exchange.answer(200, self._openapi(".." if path.startswith("/v1/") else "."))
+        if operation is routes.GET_LIVE:
+            return exchange.answer(200, health.LIVE)
+        if operation is routes.GET_READY:
+            return self._answer_readiness(exchange)
         return self._list_models(operation, path, exchange)
 
     async def _embed(self, exchange: HTTPExchange) -> None:
@@ -240,6 +246,13 @@ class RequestHandler:
             raise Unauthorized("The request is not authenticated.")
         return caller
 
+    async def _answer_readiness(self, exchange: HTTPExchange) -> None:
+        if self.stopping:
+            await exchange.answer(503, health.STOPPING)
+            return
+        await self.gateway.runtime.get()
+        await exchange.answer(200, health.READY)
+
     def _openapi(self, server: str) -> bytes:
         secured = self.gateway.settings.auth == "keys"
         model = self.example_model()
@@ -293,6 +306,13 @@ class RequestHandler:
         message = f"The gateway failed. Its log has the reason under request id {request_id}."
         with suppress(Exception):  # the connection itself may be broken
             await self._reject(exchange, InternalError(message))
+
+
+def _not_found(path: str) -> NotFound:
+    message = f"No resource at {echo(path or '/')}."
+    if suggestion := routes.suggest_path(path):
+        return NotFound(f"{message} Did you mean …{suggestion}? Check the client's base URL.")
+    return NotFound(f"{message} Use POST …/v1/embeddings or GET …/v1/models.")
 
 
 def _cut(body: bytes) -> Iterator[bytes]:

@@ -65,6 +65,8 @@ GET_MODEL: Final = Operation(
     statuses=(401, 404, 500),
 )
 GET_OPENAPI: Final = Operation(id="getOpenAPI", path="/openapi.json", methods=GET)
+GET_LIVE: Final = Operation(id="getLive", path="/health/live", methods=GET)
+GET_READY: Final = Operation(id="getReady", path="/health/ready", methods=GET)
 
 API: Final = (EMBED, LIST_EMBEDDING_MODELS, LIST_MODELS, GET_MODEL)
 """The operations of the API, which a host has too: as middleware or as a FastAPI router."""
@@ -73,7 +75,7 @@ BY_PATH: Final[Mapping[str, Operation]] = {
     f"{prefix}{operation.path}": operation
     for operation in (*API, GET_OPENAPI)
     for prefix in ("", "/v1")
-}
+} | {operation.path: operation for operation in (GET_LIVE, GET_READY)}
 """Path below a mount → operation; see ``match_model_path`` for the path of a single model."""
 
 
@@ -86,6 +88,15 @@ def get_model_id(path: str) -> str:
     """Return the id of a model in a path below a mount or a prefix, or an empty string."""
     before, _, model_id = path.partition("/models/")
     return model_id if before in {"", "/v1"} else ""
+
+
+def suggest_path(path: str) -> str:
+    """Return the path of the API that ``path`` ends in, or an empty string.
+
+    A base URL that should end in ``/v1`` makes ``/v1/v1/embeddings`` if the client adds it too.
+    """
+    found = [f"/v1{operation.path}" for operation in API if path.endswith(operation.path)]
+    return max(found, key=len, default="")
 
 
 def is_in_api(path: str) -> bool:

@@ -78,6 +78,34 @@ async def test_only_the_authorization_header_is_a_credential(name):
     assert (response.status, response.error["code"]) == (401, "invalid_api_key")
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "status"),
+    [
+        ("authorization", f"Bearer {KEY}", 200),
+        ("authorization", f" \tBearer {KEY}\t ", 200),
+        ("authorization", f"Bearer {KEY}\xa0", 401),
+        ("content-type", " application/json ", 200),
+        ("content-type", "\tapplication/json; charset=utf-8\t", 200),
+        ("content-encoding", " identity ", 200),
+        ("content-length", " 9999999 ", 413),
+    ],
+)
+async def test_spaces_around_the_value_of_a_header_are_ignored(name, value, status):
+    """Some servers' parsers leave them in, so a key copied with a space would be refused."""
+    headers = dict([("authorization", f"Bearer {KEY}"), JSON, (name, value)])
+    headers = {header.lower(): text for header, text in headers.items()} | {name: value}
+
+    repeated = [("x-own", "1"), ("x-own", "2")]
+    for others in ([], repeated):
+        assert status == (await post(app(), *headers.items(), *others)).status
+
+
+async def test_a_request_id_is_kept_without_the_spaces_around_it():
+    answer = await post(app(), JSON, BEARER, ("x-request-id", " r-1 "))
+
+    assert "r-1" == answer.header("x-request-id")
+
+
 # Paths
 
 
@@ -98,8 +126,10 @@ async def test_only_the_authorization_header_is_a_credential(name):
         ("/airplane/v1/embeddings", "/ai", 404),
         ("/ai/v1/embeddings", "", 404),  # no tail match
         ("/ai/ai/v1/embeddings", "/ai", 404),
-        ("//v1/embeddings", "", 404),
-        ("/v1//embeddings", "", 404),
+        ("//v1/embeddings", "", 200),  # a base URL with a slash at its end
+        ("/v1//embeddings", "", 200),
+        ("/ai//v1///embeddings//", "/ai", 200),
+        ("///ai/v1/embeddings", "/ai", 404),
         ("/v1/Embeddings", "", 404),
         ("/v1/embeddings.json", "", 404),
         ("/v1/embeddings/x", "", 404),
@@ -117,6 +147,22 @@ async def test_only_the_authorization_header_is_a_credential(name):
 )
 async def test_the_path_below_the_mount_must_be_exact(path, root_path, status):
     assert status == (await post(app(), path=path, root_path=root_path)).status
+
+
+@pytest.mark.parametrize(
+    ("path", "suggested"),
+    [
+        ("/v1/v1/embeddings", "/v1/embeddings"),
+        ("/openai/v1/embeddings", "/v1/embeddings"),
+        ("/api/embeddings/models", "/v1/embeddings/models"),
+        ("/v2/models", "/v1/models"),
+    ],
+)
+async def test_a_wrong_base_url_gets_the_path_that_was_meant(path, suggested):
+    answer = await post(app(), path=path)
+
+    message = f"No resource at '{path}'. Did you mean …{suggested}? Check the client's base URL."
+    assert (404, message) == (answer.status, answer.error["message"])
 
 
 @pytest.mark.parametrize(
@@ -139,6 +185,8 @@ async def test_the_raw_path_is_checked_if_the_server_provides_it(raw_path, statu
         ("/v1/models/m", 200, None),
         ("/v1/models/%6D", 200, None),
         ("/v1/models/org/big", 200, None),
+        ("//v1//models/org/big", 200, None),
+        ("/v1/models/org//big", 404, "model_not_found"),
         ("/v1/models?x=%2F%00", 200, None),
         ("/v1%2Fmodels", 404, "not_found"),
         ("/v1/models%2fm", 404, "not_found"),
@@ -166,6 +214,7 @@ async def passed_on(_scope, _receive, send):
     [
         ("POST", "/v1/embeddings", "/v1", 200),
         ("POST", "/v1/embeddings/", "/v1", 200),
+        ("POST", "//v1//embeddings", "/v1", 200),
         ("GET", "/v1/embeddings", "/v1", 405),
         ("GET", "/v1/models", "/v1", 200),
         ("GET", "/v1/models/m", "/v1", 200),
