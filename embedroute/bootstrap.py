@@ -15,7 +15,7 @@ from functools import wraps
 from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, ParamSpec, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Final, ParamSpec, TypedDict, TypeVar
 
 import msgspec
 
@@ -64,6 +64,9 @@ if TYPE_CHECKING:
     import httpx2
 
 log = logging.getLogger("embedroute")
+
+DEFAULT_FILE: Final = "embedroute.toml"
+"""The config in the working directory, which is read if no other is named."""
 
 
 P = ParamSpec("P")
@@ -145,7 +148,7 @@ def _resolve(
     mistakes = draft.report(
         [
             *access_mistakes(config),
-            *admission_mistakes(config, draft.unread),
+            *admission_mistakes(config),
             *transport_mistakes(settings.transport, make_transport_config(settings, environ)),
             *backend_mistakes,
             *registry_mistakes,
@@ -199,15 +202,27 @@ def config_from_file(path: str | PathLike[str] | None, environ: Mapping[str, str
         ConfigError: the file cannot be read, or it has mistakes. The valid rest of the config is
             built too, so that all mistakes are reported at once.
     """
-    file = path or environ.get("EMBEDROUTE_CONFIG") or "embedroute.toml"
+    file = Path(path or environ.get("EMBEDROUTE_CONFIG") or DEFAULT_FILE)
     try:
-        text = Path(file).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError([f"The config {file} cannot be read: {error}"]) from None
-    draft = read_config(text, environ)
+        text = file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ConfigError([_cannot_read(file, environ, error)]) from None
+    except UnicodeDecodeError:
+        raise ConfigError([f"The config {file} is not valid UTF-8."]) from None
+    draft = read_config(text, environ, str(file))
     if draft.mistakes:
         _resolve(draft, environ)  # raises, with the mistakes of both phases
     return draft.config
+
+
+def _cannot_read(file: Path, environ: Mapping[str, str], error: OSError) -> str:
+    """Say why a config cannot be read, and where its path comes from."""
+    message = f"The config {file} cannot be read: {error.strerror}"
+    if str(file) == environ.get("EMBEDROUTE_CONFIG"):
+        return f"{message}. EMBEDROUTE_CONFIG names it."
+    if isinstance(error, FileNotFoundError) and not file.is_absolute():
+        return f"{message} in {Path.cwd()}."
+    return f"{message}."
 
 
 def config_from_environment(environ: Mapping[str, str]) -> Config:

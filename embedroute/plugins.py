@@ -145,12 +145,18 @@ def load(name: str) -> type[BackendBase]:
     return _import_backend(_find(name))
 
 
+_OTHER_BACKENDS: Final = (
+    '. Set backend = "openai" and base_url for an OpenAI-compatible API, '
+    "or install a package that provides this backend."
+)
+
+
 def _find(name: str, other_names: Sequence[str] = ()) -> BackendEntry:
     entries = list_backends()
     matches = [entry for entry in entries if entry.name == name]
     if not matches:
         suggestion = did_you_mean(name, [*(entry.name for entry in entries), *other_names])
-        raise EmbedrouteError(f'no backend "{name}" is installed{suggestion}')
+        raise EmbedrouteError(f'no backend "{name}" is installed{suggestion or _OTHER_BACKENDS}')
     if len(matches) > 1:
         packages = ", ".join(entry.distribution for entry in matches)
         raise EmbedrouteError(
@@ -198,13 +204,13 @@ def build_backends(
     mistakes: list[str] = []
     shipped_names = [slug for slug, row in known.items() if row.backend]
     for slug, provider in config.providers.items():
-        path = f"providers.{quoted(slug)}"
+        place = f"providers.{quoted(slug)}"
         row = known.get(bases.get(slug, ""), KnownProvider(vendor=slug))
         try:
-            backend, option_mistakes = _build(path, slug, provider, row, environ, shipped_names)
+            backend, option_mistakes = _build(slug, provider, row, environ, shipped_names)
         except EmbedrouteError as error:
             backend = None
-            mistakes.append(Mistake(f"[{path}] {error.message}", ("providers", slug, "backend")))
+            mistakes.append(Mistake(f"[{place}] {error.message}", ("providers", slug, "backend")))
         else:
             mistakes += [
                 Mistake(mistake, ("providers", slug, "options")) for mistake in option_mistakes
@@ -215,7 +221,6 @@ def build_backends(
 
 
 def _build(
-    path: str,
     slug: str,
     provider: Provider,
     row: KnownProvider,
@@ -225,7 +230,8 @@ def _build(
     backend = provider.backend
     if isinstance(backend, BackendBase):
         _check_object(backend)
-        mistake = f"[{path}] backend is an object, so set the options on it and not here"
+        place = f"[providers.{quoted(slug)}]"
+        mistake = f"{place} backend is an object, so set the options on it and not here"
         return backend, [mistake] if provider.options else []
     if backend is not None and not (isinstance(backend, str) and backend):
         raise EmbedrouteError(
@@ -233,16 +239,24 @@ def _build(
             "or Backend"
         )
     entry = _find(row.backend or backend or slug.partition("/")[0], shipped_names)
-    return _instantiate(path, entry, {**row.options, **provider.options}, environ)
+    variables = {option: names[0] for option, names in row.env.items()}
+    options = {**row.options, **provider.options}
+    return _instantiate(slug, entry, options, variables, environ)
 
 
 def _instantiate(
-    path: str, entry: BackendEntry, options: Mapping[str, object], environ: Mapping[str, str]
+    slug: str,
+    entry: BackendEntry,
+    options: Mapping[str, object],
+    variables: Mapping[str, str],
+    environ: Mapping[str, str],
 ) -> tuple[BackendBase | None, list[str]]:
     cls = _import_backend(entry)
     converted = ConvertResult({}, [], set())
     try:
-        converted = convert_fields(path, options, cls, environ, Provider.__struct_fields__)
+        converted = convert_fields(
+            ("providers", slug), options, cls, environ, Provider.__struct_fields__, variables
+        )
         unread = {name: None for name in cls.__struct_fields__ if name in converted.unread}
         backend = cls(**{**unread, **converted.values})
     except KeyboardInterrupt:
@@ -250,8 +264,8 @@ def _instantiate(
     except BaseException as error:  # noqa: BLE001 - as in _import_backend
         mistakes = converted.mistakes
         if _is_independent_error(error, cls, converted):
-            message = f"[{path}] {entry.whose} cannot be built: {_describe_error(error)}"
-            mistakes = [*mistakes, message]
+            message = f"{entry.whose} cannot be built: {_describe_error(error)}"
+            mistakes = [*mistakes, f"[providers.{quoted(slug)}] {message}"]
         return None, mistakes
     return (None if converted.mistakes else backend), converted.mistakes
 

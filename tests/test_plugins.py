@@ -267,15 +267,15 @@ def test_check_names_a_backend_that_is_not_used(results):
 UNKNOWN = 'unknown option "colour"'
 PAIRED = [
     ({}, ["give first or second"]),
-    ({"size": 2, "first": "x"}, ["first: Expected int, got str"]),
-    ({"size": "3", "first": 1}, ["size: Expected int, got str"]),
+    ({"size": 2, "first": "x"}, ['first must be a whole number; got "x"']),
+    ({"size": "3", "first": 1}, ['size must be a whole number; got "3"']),
     ({"size": 3, "first": 1, "colour": 1}, [UNKNOWN, "size must be even"]),
     (
         {"size": 3, "first": 1, "second": "x"},
-        ["second: Expected int, got str", "size must be even"],
+        ['second must be a whole number; got "x"', "size must be even"],
     ),
     ({"size": 2, "first": 9, "colour": 1}, [UNKNOWN]),
-    ({"size": 4, "first": 1, "second": "x"}, ["second: Expected int, got str"]),
+    ({"size": 4, "first": 1, "second": "x"}, ['second must be a whole number; got "x"']),
     ({"size": 4, "first": 1}, ["AttributeError: 'int' object has no attribute 'first'"]),
     ({"size": 2, "first": 9}, ["that is too much"]),
 ]
@@ -293,8 +293,8 @@ def test_errors_from_a_backend_are_reported_with_mistakes_in_its_options(results
 
 
 SHAPED = [
-    ({"span": [1, "x"]}, "span: Expected int, got str at [1]"),
-    ({"loose": {"width": "x"}}, "loose: Expected int, got str at .width"),
+    ({"span": [1, "x"]}, 'span[1] must be a whole number; got "x"'),
+    ({"loose": {"width": "x"}}, 'loose.width must be a whole number; got "x"'),
     (
         {"share": "x"},
         'the backend "shaped" (acme_backend:Shaped of acme-odd) cannot be built: NotImplementedError:',

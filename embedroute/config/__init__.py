@@ -33,6 +33,7 @@ from embedroute.config.validation import (
     TablePath,
     UnknownFields,
     convert_fields,
+    format_path,
     quoted,
 )
 
@@ -62,6 +63,7 @@ __all__ = [
     "catalogue",
     "convert_fields",
     "environment_config",
+    "format_path",
     "known_providers",
     "quoted",
     "read_config",

@@ -5,7 +5,6 @@ This is phase 1: tables become structs, and mistakes are collected with their lo
 """
 
 import re
-import tomllib
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Final, TypedDict, TypeVar, cast
 
@@ -16,6 +15,7 @@ from embedroute.config.catalog import known_providers
 from embedroute.config.models import Endpoint, Model, Provider
 from embedroute.config.policies import BOUNDS, POLICIES, BreakerPolicy, RetryPolicy
 from embedroute.config.settings import ApiKey, CacheSettings, Settings
+from embedroute.config.toml_syntax import parse_toml
 from embedroute.config.validation import (
     Mistake,
     SecretReference,
@@ -111,7 +111,7 @@ class ConfigReader:
         table = self.table(path, value)
         if path in self.unread:
             return {}
-        result = convert_fields(format_path(path), table, type_, self.environ)
+        result = convert_fields(path, table, type_, self.environ)
         self.mistakes += result.mistakes
         self.unread |= {(*path, name) for name in result.unread}
         return result.values
@@ -292,29 +292,20 @@ def read_secrets(config: Config, environ: Mapping[str, str]) -> PartialConfig:
     return _read_tables(ConfigReader(environ), msgspec.structs.asdict(config))
 
 
-def read_config(text: str, environ: Mapping[str, str]) -> PartialConfig:
+def read_config(text: str, environ: Mapping[str, str], file: str = "") -> PartialConfig:
     """Read a config in TOML; secrets come from ``environ`` and from the files that it names.
+
+    ``file`` is the path of the config for a message about its syntax.
 
     Raises:
         ConfigError: the text is not valid TOML.
     """
-    document = _parse(text)
-    if isinstance(document, str):
-        # Not raised in an except clause: the TOMLDecodeError would refer to the text and its keys.
-        raise ConfigError([f"The config is not valid TOML: {document}"])
+    document = parse_toml(text, file)
     reader = ConfigReader(environ)
     for mistake, path in _unknown_tables(document):
         reader.mistakes.append(mistake)
         reader.unread.add(path)
     return _read_tables(reader, {name: document.get(name, {}) for name in Config.__struct_fields__})
-
-
-def _parse(text: str) -> dict[str, object] | str:
-    """Parse TOML; return the message of a syntax error as a string."""
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        return str(error)
 
 
 def _unknown_tables(document: Mapping[str, object]) -> Iterator[tuple[str, TablePath]]:

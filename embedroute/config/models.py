@@ -6,7 +6,7 @@ declares that they return the same vectors. The catalogue fills in what the conf
 
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -18,9 +18,10 @@ Name = Annotated[str, Meta(min_length=1)]
 Money = (
     Annotated[int, Meta(ge=0)]
     | Annotated[float, Meta(ge=0, le=1e18)]
-    | Annotated[str, Meta(pattern=r"\A[0-9]{1,18}(\.[0-9]{1,18})?\Z")]
+    | Annotated[str, Meta(pattern=r"\A[0-9]{1,18}(\.[0-9]{1,18})?\Z", examples=["0.02"])]
 )
-Timeout = Annotated[float, Meta(gt=0, le=3600)]
+Timeout = Annotated[float, Meta(gt=0, le=3600, extra={"unit": "seconds"})]
+MILLISECONDS = {"unit": "milliseconds"}
 Finite = Annotated[float, Meta(ge=-1e18, le=1e18)]
 Modality = Literal["text", "image", "audio", "video", "document"]
 Stage = Literal["stable", "beta", "alpha"]
@@ -55,7 +56,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     weight: Annotated[float, Meta(gt=0, le=1e18)] = 1.0
     quality: Finite = 1.0
     accepts: Mapping[str, object] = {}
-    micro_batch_ms: Annotated[float, Meta(ge=0, le=1000)] | None = None
+    micro_batch_ms: Annotated[float, Meta(ge=0, le=1000, extra=MILLISECONDS)] | None = None
     model_echo: Literal["check", "ignore"] = "check"
     max_concurrent: Count | None = None
     attempt_timeout: Timeout | None = None
@@ -136,7 +137,28 @@ def _merge(endpoint: Endpoint, defaults: Endpoint | None) -> Endpoint:
     )
 
 
-class Provider(msgspec.Struct, frozen=True, kw_only=True):
+class _ProviderType(msgspec.StructMeta):
+    """Explains where the options of a backend go if they are passed as fields of a provider."""
+
+    if not TYPE_CHECKING:  # the fields of the struct are its signature
+
+        def __call__(self, *values: object, **fields: object) -> "Provider":
+            """Make a provider.
+
+            Raises:
+                TypeError: a value is not a field, or a field is passed by position.
+            """
+            options = [name for name in fields if name not in self.__struct_fields__]
+            if options:
+                pairs = ", ".join(f'"{name}": …' for name in options)
+                raise TypeError(
+                    f"Provider() has no field {', '.join(options)}. "
+                    f"Pass the options of its backend as Provider(options={{{pairs}}})."
+                )
+            return super().__call__(*values, **fields)
+
+
+class Provider(msgspec.Struct, frozen=True, kw_only=True, metaclass=_ProviderType):
     """A ``[providers.SLUG]`` table: an account at an upstream.
 
     ``backend`` is the name of a backend or of a known provider, or a backend object; if None, the
@@ -159,7 +181,7 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     zdr: bool | None = None
     stage: Stage = "stable"
     distillable: bool | None = None
-    connection_rest_ms: Annotated[float, Meta(ge=0, le=10_000)] = 50.0
+    connection_rest_ms: Annotated[float, Meta(ge=0, le=10_000, extra=MILLISECONDS)] = 50.0
     max_connections: Count = 512
     max_concurrent: Count | None = None
     attempt_timeout: Timeout | None = None

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta
 
 Calls = Annotated[int, Meta(ge=1)]
-Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+Seconds = Annotated[float, Meta(gt=0, le=86_400, extra={"unit": "seconds"})]
 """At most a day, so that a cool-down is a valid ``retry-after``."""
 
 

@@ -8,7 +8,10 @@ from msgspec import Meta
 from embedroute.backend import Secret
 from embedroute.config.policies import BreakerPolicy, RetryPolicy
 
-Seconds = Annotated[float, Meta(gt=0)]
+Seconds = Annotated[float, Meta(gt=0, extra={"unit": "seconds"})]
+SecondsOrZero = Annotated[float, Meta(ge=0, extra={"unit": "seconds"})]
+Bytes = Annotated[int, Meta(ge=1, extra={"unit": "bytes"})]
+Count = Annotated[int, Meta(ge=1)]
 Auth = Literal["keys", "open", "host"]
 DialectName = Literal["openai", "openrouter", "gomodel", "phaseo", "spice"]
 
@@ -26,22 +29,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ca_file: str | None = None
     tls_trust: Literal["system", "environment", "ca_file"] = "system"
     http2: bool = False
-    dns_ttl: Annotated[float, Meta(ge=0)] = 30.0
+    dns_ttl: SecondsOrZero = 30.0
     unknown_fields: Literal["reject"] | list[str] = "reject"
     media_domains: list[str] = []
     debug: bool = False
     body_timeout: Seconds = 30.0
     deadline: Seconds = 60.0
     write_timeout: Seconds = 30.0
-    rate_limit_wait: Annotated[float, Meta(ge=0)] = 5.0
-    max_body_bytes: Annotated[int, Meta(ge=1)] = 33_554_432
-    max_body_bytes_in_flight: Annotated[int, Meta(ge=1)] = 268_435_456
-    max_response_bytes_in_flight: Annotated[int, Meta(ge=1)] = 536_870_912
-    max_inputs: Annotated[int, Meta(ge=1)] = 2048
-    max_concurrent: Annotated[int, Meta(ge=1)] | None = None
-    local_threads: Annotated[int, Meta(ge=1)] = 2
-    max_token_ids: Annotated[int, Meta(ge=1)] = 300_000
-    max_text_characters: Annotated[int, Meta(ge=1)] = 4_194_304
+    rate_limit_wait: SecondsOrZero = 5.0
+    max_body_bytes: Bytes = 33_554_432
+    max_body_bytes_in_flight: Bytes = 268_435_456
+    max_response_bytes_in_flight: Bytes = 536_870_912
+    max_inputs: Count = 2048
+    max_concurrent: Count | None = None
+    local_threads: Count = 2
+    max_token_ids: Count = 300_000
+    max_text_characters: Count = 4_194_304
     only: list[str] = []
     ignore: list[str] = []
     retries: RetryPolicy = RetryPolicy()
@@ -70,6 +73,6 @@ class CacheSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     ``shared`` False, each caller without a ``namespace`` has its own entries.
     """
 
-    bytes: Annotated[int, Meta(ge=0)] = 268_435_456
+    bytes: Annotated[int, Meta(ge=0, extra={"unit": "bytes"})] = 268_435_456
     ttl: Seconds = 86_400.0
     shared: bool = True

@@ -3,15 +3,16 @@
 A mistake in one value does not prevent the conversion of the others.
 """
 
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Literal, Self, TypeGuard, Union, cast, get_args, get_origin
+from typing import Final, Self, TypeGuard, cast, get_args, get_origin
 
 import msgspec
 
 from embedroute.backend import Secret
+from embedroute.config.type_words import at_step, expected, has_secret, members, shown
 from embedroute.text import closest, did_you_mean
 
 TablePath = tuple[str, ...]
@@ -114,17 +115,19 @@ def _read_secret(text: str, environ: Mapping[str, str]) -> str:
 
 
 def convert_fields(
-    path: str,
+    path: TablePath,
     table: Mapping[str, object],
     type_: type[msgspec.Struct],
     environ: Mapping[str, str] | None,
     also: Sequence[str] = (),
+    variables: Mapping[str, str] = {},
 ) -> ConvertResult:
     """Convert the values of a table to the field types of a struct, and report every mistake.
 
     ``path`` is the TOML path of the table. ``also`` are names that are allowed beside the fields;
-    they are used for suggestions only. If an unknown name resembles a field, the field counts as
-    misspelt and is not reported as missing too.
+    they are used for suggestions only. ``variables`` are the usual environment variables of
+    secrets, by field. If an unknown name resembles a field, the field counts as misspelt and is not
+    reported as missing too.
     """
     fields = {field.name: field for field in msgspec.structs.fields(type_)}
     names = [*fields, *sorted({*also} - {*table})]
@@ -134,23 +137,39 @@ def convert_fields(
         for name in unknown
         if (suggestion := closest(name, names)) is not None and suggestion not in table
     }
-    result = ConvertResult(
-        {},
-        [f'[{path}] unknown option "{name}"{did_you_mean(name, names)}' for name in unknown],
-        misspelt,
-    )
+    place = format_path(path)
+    result = ConvertResult({}, [], misspelt)
+    for name in unknown:
+        advice = did_you_mean(name, names)
+        if not advice and (advice := _name_with_dots(path, name, table[name])):
+            result.unread.update(fields.keys() - table.keys())
+        result.mistakes.append(f'[{place}] unknown option "{name}"{advice}')
     for name, field in fields.items():
         if name in table:
             _convert_field(result, path, name, table[name], field.type, environ)
         elif field.required and name not in misspelt:
-            result.mistakes.append(f'[{path}] option "{name}" is missing')
+            advice = ""
+            if has_secret(field.type):
+                advice = f'. Set {name} = "env:{variables.get(name, "VARIABLE")}".'
+            result.mistakes.append(f'[{place}] option "{name}" is missing{advice}')
             result.unread.add(name)
     return result
 
 
+def _name_with_dots(path: TablePath, name: str, value: object) -> str:
+    """Explain a dot in the header of a table such as ``[models.text-embedding-3.5]``."""
+    if len(path) != 2 or not isinstance(value, Mapping):
+        return ""
+    kind, start = path
+    return (
+        f"; a dot separates tables in TOML. Write a name that contains one in quotes: "
+        f'[{kind}."{start}.{name}"]'
+    )
+
+
 def _convert_field(
     result: ConvertResult,
-    path: str,
+    path: TablePath,
     name: str,
     value: object,
     type_: object,
@@ -181,29 +200,29 @@ def _to_builtins(value: object) -> object:
 
 
 def _errors(
-    path: str, name: str, value: object, type_: object, environ: Mapping[str, str] | None
+    path: TablePath, name: str, value: object, type_: object, environ: Mapping[str, str] | None
 ) -> list[str]:
     """Return the mistakes inside an invalid value, or else the one in the value itself."""
     try:
         _convert(value, type_, environ)
     except msgspec.ValidationError as error:
         nested = list(_nested_errors(path, name, value, type_, environ))
-        return nested or [f"[{path}] {name}: {_describe(error)}{_choices(error, type_)}"]
+        return nested or [f"[{format_path(path)}] {_explain(error, name, value, type_)}"]
     return []
 
 
 def _nested_errors(
-    path: str, name: str, value: object, type_: object, environ: Mapping[str, str] | None
+    path: TablePath, name: str, value: object, type_: object, environ: Mapping[str, str] | None
 ) -> Iterator[str]:
     table = as_table(value)
-    for member in _union_members(type_):
+    for member in members(type_):
         # A struct that allows unknown fields may decode itself differently.
         if (
             table is not None
             and _is_struct(member)
             and member.__struct_config__.forbid_unknown_fields
         ):
-            yield from convert_fields(f"{path}.{name}", table, member, environ).mistakes
+            yield from convert_fields((*path, name), table, member, environ).mistakes
         for step, item, item_type in _items(value, member):
             yield from _errors(path, f"{name}{step}", item, item_type, environ)
 
@@ -226,40 +245,38 @@ def _items(value: object, type_: object) -> Iterator[tuple[str, object, object]]
             yield f"[{index}]", item, arguments[0]
 
 
-def _union_members(type_: object) -> Iterator[object]:
-    """Yield the types of a union, or the type itself; ``Annotated`` is removed."""
-    if get_origin(type_) is Annotated:
-        yield from _union_members(get_args(type_)[0])
-    elif get_origin(type_) in (Union, UnionType):
-        for member in get_args(type_):
-            yield from _union_members(member)
-    else:
-        yield type_
+_STEP: Final = re.compile(r"\.([^.\[`]+)|\[([0-9]+)\]")
 
 
-def _describe(error: msgspec.ValidationError) -> str:
-    return (
-        str(error)
-        .replace("`", "")
-        .removesuffix(" - at $")
-        .replace(" - at key in $", " as a key")
-        .replace(" - at $", " at ")
-    )
+def _explain(error: msgspec.ValidationError, name: str, value: object, type_: object | None) -> str:
+    """Describe the mistake in a value whose items are valid, or have no description of their own.
+
+    An error of a secret, or of the author of a backend, has its own text.
+    """
+    text = str(error)
+    is_wrong_secret = isinstance(error.__cause__, TypeError) and Secret in members(type_)
+    if error.__cause__ is not None and not is_wrong_secret:
+        message = str(error.__cause__)
+        return f"{name} {message}" if message.startswith("must ") else f"{name}: {message}"
+    if "- at `key` in" in text:
+        return f"{name} must be a table whose names are strings"
+    text, _, location = text.partition(" - at `$")
+    for field, index in _STEP.findall(location):
+        type_ = at_step(type_, field or index)
+        name += f".{field}" if field else f"[{index}]"
+        value = _at(value, field or index)
+    if type_ is None:
+        return f"{name}: {text.replace('`', '')}"
+    words = expected(type_, with_limits="`, got `" not in text)
+    return f"{name} must be {words}; got {shown(value, type_)}"
 
 
-def _choices(error: msgspec.ValidationError, type_: object) -> str:
-    literals = _literals(type_) if str(error).startswith("Invalid enum value") else ()
-    if not literals:
-        return ""
-    takes_list = any(get_origin(member) is list for member in _union_members(type_))
-    return f"; use {', '.join(literals)}{' or a list of names' if takes_list else ''}"
-
-
-def _literals(type_: object) -> Sequence[str]:
-    arguments = get_args(type_)
-    if get_origin(type_) is Literal:
-        return arguments
-    return [literal for argument in arguments for literal in _literals(argument)]
+def _at(value: object, step: str) -> object:
+    table = as_table(value)
+    if table is not None:
+        return table.get(step)
+    is_list = isinstance(value, list | tuple) and step.isdigit()
+    return cast("Sequence[object]", value)[int(step)] if is_list else None
 
 
 def format_path(path: TablePath) -> str:

@@ -2,7 +2,7 @@
 
 from typing import Final, Self
 
-from embedroute.config import Config, Settings, UnknownFields
+from embedroute.config import Config, Mistake, Settings
 from embedroute.errors import Overloaded
 
 BODY_SHARES: Final = 4
@@ -99,12 +99,13 @@ class Account:
         self.in_flight = 0
 
 
-def admission_mistakes(config: Config, unread: UnknownFields) -> list[str]:
+def admission_mistakes(config: Config) -> list[str]:
     """Return the mistakes in a config's limits on request bodies."""
     most = config.gateway.max_body_bytes_in_flight
     largest = config.gateway.max_body_bytes
-    names = ("max_body_bytes", "max_body_bytes_in_flight")
-    if most >= largest or any(unread.at("gateway", name) for name in names):
+    if most >= largest:
         return []
     mistake = f"[gateway] max_body_bytes_in_flight = {most} is less than max_body_bytes = {largest}"
-    return [f"{mistake}. Set it to at least that value; four times as much is usual."]
+    advice = "Set it to at least that value; four times as much is usual."
+    paths = [("gateway", name) for name in ("max_body_bytes", "max_body_bytes_in_flight")]
+    return [Mistake(f"{mistake}. {advice}", *paths)]

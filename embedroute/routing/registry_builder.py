@@ -23,6 +23,7 @@ from embedroute.config import (
     RetryPolicy,
     TablePath,
     convert_fields,
+    format_path,
     quoted,
 )
 from embedroute.errors import EmbedrouteError
@@ -70,8 +71,13 @@ def check_endpoints(
             )
 
 
-def check_names(config: Config, directory: ModelRegistry) -> Iterable[str]:
-    """Report invalid or ambiguous provider slugs, and unknown names in lists and fallbacks."""
+def check_names(
+    config: Config, directory: ModelRegistry, suggestions: Sequence[str]
+) -> Iterable[str]:
+    """Report invalid or ambiguous provider slugs, and unknown names in lists and fallbacks.
+
+    ``suggestions`` are the names of providers that a config can use.
+    """
     slugs: dict[str, str] = {}
     for slug in config.providers:
         place = f"[providers.{quoted(slug)}]"
@@ -102,7 +108,7 @@ def check_names(config: Config, directory: ModelRegistry) -> Iterable[str]:
         for field, names in (("only", table.only), ("ignore", table.ignore)):
             yield from (
                 Mistake(f"[{place}] {field}: {mistake}", ("providers",), *vendors)
-                for mistake in _unknown(names, directory.known_names)
+                for mistake in _unknown(names, directory.known_names, suggestions)
             )
 
 
@@ -153,9 +159,11 @@ def _canonical_name(directory: ModelRegistry, name: str) -> str:
     return route.name
 
 
-def _unknown(names: Sequence[str], known: frozenset[str]) -> Iterable[str]:
+def _unknown(
+    names: Sequence[str], known: frozenset[str], suggestions: Sequence[str]
+) -> Iterable[str]:
     return (
-        f'unknown provider "{name}"{did_you_mean(name, sorted(known))}'
+        f'unknown provider "{name}"{did_you_mean(name, suggestions)}'
         for name in names
         if not is_known(name, known)
     )
@@ -218,7 +226,7 @@ def build_registry(
     )
     return directory, [
         *builder.mistakes,
-        *check_names(config, directory),
+        *check_names(config, directory, builder.suggestions()),
         *check_key_models(config, directory),
     ]
 
@@ -371,8 +379,9 @@ class _RegistryBuilder:
         backend = self.backend(endpoint.provider)
         known = self.known_provider(endpoint.provider)
         shipped: Mapping[str, object] = known.accepts if known else {}
-        place = f"models.{quoted(name)}.endpoints.{quoted(endpoint.provider)}.accepts"
-        result = convert_fields(place, {**shipped, **endpoint.accepts}, Accepts, {})
+        path = ("models", name, "endpoints", endpoint.provider, "accepts")
+        place = format_path(path)
+        result = convert_fields(path, {**shipped, **endpoint.accepts}, Accepts, {})
         values = result.values
         mistakes = result.mistakes
         for field, words in WORDS.items():
@@ -400,17 +409,30 @@ class _RegistryBuilder:
             return None
         return self.widths.get((self.bases.get(endpoint.provider, ""), endpoint.model))
 
+    def suggestions(self) -> list[str]:
+        """Return the normalised names of all providers that are configured or could be."""
+        usable = {
+            name
+            for slug, provider in self.known.items()
+            if provider.backend is not None
+            for name in (slug, provider.vendor)
+        }
+        return sorted({*map(normalise, usable), *self.configured_names()})
+
+    def configured_names(self) -> frozenset[str]:
+        """Return the normalised names of the configured providers and of their vendors."""
+        return frozenset(
+            normalise(name)
+            for slug, provider in self.config.providers.items()
+            for name in (slug, slug.partition("/")[0], provider.vendor or slug)
+        )
+
     def known_names(self) -> frozenset[str]:
         """Return the normalised names of all shipped and configured providers and vendors."""
         shipped = {
             name for slug, provider in self.known.items() for name in (slug, provider.vendor)
         }
-        configured = {
-            name
-            for slug, provider in self.config.providers.items()
-            for name in (slug, slug.partition("/")[0], provider.vendor or slug)
-        }
-        return frozenset(map(normalise, shipped | configured))
+        return self.configured_names().union(map(normalise, shipped))
 
 
 def _choose(word: str, words: Sequence[str]) -> str:

@@ -309,7 +309,7 @@ def test_check_reports_missing_extras(config, tmp_path):
     config('[gateway]\nauth = "open"\n[providers.wordllama]\ncolour = 1\n[cache]\nttl = 0')
 
     assert [
-        "[cache] ttl: Expected float > 0.0",
+        "[cache] ttl must be a number of seconds greater than 0; got 0",
         '[providers.wordllama] unknown option "colour"',
         (
             '[providers.wordllama] the backend "wordllama" (embedroute.backends.wordllama:WordLlama of embedroute) cannot be '

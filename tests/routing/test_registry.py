@@ -488,8 +488,8 @@ def endpoint(provider="openai", **fields):
             {"m": endpoint(accepts={"max_inputs": "4", "dtype": 1, "tokens": 1})},
             [
                 '[models.m.endpoints.openai.accepts] unknown option "dtype"; did you mean "dtypes"?',
-                "[models.m.endpoints.openai.accepts] tokens: Expected bool, got int",
-                "[models.m.endpoints.openai.accepts] max_inputs: Expected int | null, got str",
+                "[models.m.endpoints.openai.accepts] tokens must be true or false; got 1",
+                '[models.m.endpoints.openai.accepts] max_inputs must be a whole number; got "4"',
             ],
         ),
         (
