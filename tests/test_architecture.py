@@ -42,10 +42,11 @@ RANKS: tuple[Mapping[str, set[str]], ...] = (
     {
         "testing": set(),
         "bootstrap": set(),
+        "config_warnings": set(),
         "gateway": {"bootstrap"},
         "server": {"gateway"},
         "fastapi": {"gateway", "server"},
-        "cli": {"gateway", "server"},
+        "cli": {"bootstrap", "config_warnings", "gateway", "server"},
         "__main__": {"cli"},
     },
 )

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from embedroute.cli import backends, check, models, serve, verify
+from embedroute.cli.live import CallResult, call_endpoints
 from embedroute.cli.parser import Command, make_parser
 from embedroute.errors import EmbedrouteError
 
@@ -38,4 +39,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-__all__ = ["COMMANDS", "Command", "main"]
+__all__ = ["COMMANDS", "CallResult", "Command", "call_endpoints", "main"]

@@ -1,19 +1,36 @@
-"""``embedroute check``: validates a config."""
+"""``embedroute check``: validates a config, and calls its endpoints on request."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Final
 
+import anyio
+
 from embedroute import plugins
-from embedroute.cli.parser import Command, find_config, make_gateway
+from embedroute.cli.live import call_endpoints
+from embedroute.cli.parser import Command, find_config, load_config
 from embedroute.cli.table import print_table
+from embedroute.config_warnings import find_warnings
 from embedroute.errors import ConfigError
+from embedroute.gateway import Gateway
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``check``."""
     parser.add_argument(
         "file", nargs="?", type=Path, metavar="FILE", help="the config, as with --config"
+    )
+    parser.add_argument("--strict", action="store_true", help="fail if there are warnings")
+    parser.add_argument(
+        "--live",
+        action="store_true",
+        help="call every endpoint once with a short text, and fail if one does not answer",
+    )
+    parser.epilog = (
+        "Prints mistakes and warnings on stderr. Exit status: 0 if the config is valid, "
+        "1 if it has mistakes, with --strict also if it has warnings, "
+        "and with --live also if an endpoint fails."
     )
 
 
@@ -23,17 +40,38 @@ def run(options: argparse.Namespace) -> int:
         if options.config is not None:
             raise ConfigError(["Name the config once: either FILE or --config FILE."])
         options.config = options.file
-    gateway = make_gateway(options)
+    config = load_config(options)
+    gateway = Gateway(config)
+    warnings = find_warnings(config, gateway.directory)
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if warnings and options.strict:
+        return 1
+    _print_summary(str(find_config(options) or "environment variables"), gateway)
+    return anyio.run(_check_live, gateway) if options.live else 0
+
+
+def _print_summary(name: str, gateway: Gateway) -> None:
     providers = gateway.directory.providers
     print(
-        f"{find_config(options) or 'environment variables'}: OK (providers: {len(providers)}, "
+        f"{name}: OK (providers: {len(providers)}, "
         f"models: {len(gateway.directory.routes)}, auth: {gateway.settings.auth})"
     )
     origins = [(slug, *plugins.find_origin(row.backend)) for slug, row in providers.items()]
     print_table(("PROVIDER", "CODE", "PACKAGE"), origins)
     for entry in plugins.list_unused():
         print(f'{entry.whose} is not used: embedroute ships a provider named "{entry.name}"')
-    return 0
+
+
+async def _check_live(gateway: Gateway) -> int:
+    async with gateway.lifespan():
+        results = await call_endpoints(gateway)
+    if not results:
+        raise ConfigError(["No endpoint to call: the config declares no model."])
+    print_table(
+        ("PROVIDER", "MODEL", "MS", "WIDTH", "NORM", "ERROR"), [result.row() for result in results]
+    )
+    return int(any(result.error for result in results))
 
 
 COMMAND: Final = Command(

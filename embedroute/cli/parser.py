@@ -8,10 +8,13 @@ from typing import Final
 
 import msgspec
 
+from embedroute.bootstrap import DEFAULT_FILE, config_from_environment, config_from_file
+from embedroute.config import Config
+from embedroute.errors import ConfigError
 from embedroute.gateway import Gateway
 from embedroute.version import __version__
 
-DEFAULT_CONFIG: Final = Path("embedroute.toml")
+DEFAULT_CONFIG: Final = Path(DEFAULT_FILE)
 
 
 def _add_nothing(parser: argparse.ArgumentParser) -> None:
@@ -73,11 +76,33 @@ def find_config(options: argparse.Namespace) -> Path | None:
     return DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None
 
 
+def load_config(options: argparse.Namespace) -> Config:
+    """Read the config file, or the environment variables if there is none.
+
+    Raises:
+        ConfigError: the config has mistakes, one line each, or there is none.
+    """
+    file = find_config(options)
+    if file is not None:
+        return config_from_file(file, os.environ)
+    if not os.environ.get("EMBEDROUTE_AUTH"):
+        raise ConfigError(
+            [
+                (
+                    f"No config found: {DEFAULT_CONFIG.absolute()} does not exist, and neither "
+                    "--config FILE nor EMBEDROUTE_CONFIG names another file. "
+                    "Write one with: embedroute init. To configure the gateway by environment "
+                    "variables, set EMBEDROUTE_AUTH to keys (with EMBEDROUTE_KEY) or open."
+                )
+            ]
+        )
+    return config_from_environment(os.environ)
+
+
 def make_gateway(options: argparse.Namespace) -> Gateway:
     """Make the gateway of the config file, or that of the environment variables without one.
 
     Raises:
-        ConfigError: the config has mistakes, one line each.
+        ConfigError: the config has mistakes, one line each, or there is none.
     """
-    config = find_config(options)
-    return Gateway.from_env() if config is None else Gateway.from_file(config)
+    return Gateway(load_config(options))

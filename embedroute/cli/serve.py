@@ -11,9 +11,11 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Final
 
-from embedroute.cli.parser import Command, make_gateway
+from embedroute.cli.parser import Command, load_config
 from embedroute.config import Settings
-from embedroute.errors import MissingExtra
+from embedroute.config_warnings import find_warnings
+from embedroute.errors import ConfigError, MissingExtra
+from embedroute.gateway import Gateway
 from embedroute.server import embeddings_app
 
 MALLOC: Final[Mapping[str, str]] = {
@@ -21,6 +23,12 @@ MALLOC: Final[Mapping[str, str]] = {
     "MALLOC_TRIM_THRESHOLD_": "65011712",
 }
 """The variables of glibc's malloc for ``serve``, in bytes; docs/operations.md explains them."""
+
+
+HOST_AUTH: Final = (
+    '[gateway] auth = "host" needs an application that authenticates callers, and embedroute serve '
+    'has none. Set auth = "keys" or auth = "open", or mount the gateway in the application.'
+)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +43,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Serve until the process gets SIGINT or SIGTERM."""
-    gateway = make_gateway(options)
+    config = load_config(options)
+    if config.gateway.auth == "host":
+        raise ConfigError([HOST_AUTH])
+    gateway = Gateway(config)
+    for warning in find_warnings(config, gateway.directory):
+        print(f"warning: {warning}", file=sys.stderr)
     try:
         uvicorn = import_module("uvicorn")
     except ImportError:

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from embedroute.cli.parser import Command, make_gateway
 from embedroute.cli.table import print_table
-from embedroute.errors import ConfigError, EmbedrouteError
+from embedroute.errors import ConfigError, EmbedrouteError, InvalidUpstreamResponse
 from embedroute.gateway import Gateway
 from embedroute.routing import ResolvedEndpoint
 from embedroute.text import echo
@@ -37,7 +37,10 @@ PROBES: Final = (
 They are short and long, in several scripts, and contain code, numbers and punctuation.
 """
 
-Outcome = Literal["verified", "near", "different"]
+Outcome = Literal["verified", "near", "different", "unreachable"]
+
+UNREACHABLE_STATUS: Final = 3
+"""The exit status if an endpoint could not be compared; argparse uses 2 for usage errors."""
 
 
 class Thresholds(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,7 +61,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
     ``cosine`` is the lowest cosine and ``difference`` the largest absolute difference of two
     components, over all probes. They are None if an endpoint failed. ``reason`` explains a verdict
-    that they do not explain: an endpoint failed, or the norms differ.
+    that they do not explain: an endpoint failed, or the norms differ. A verdict is "unreachable" if
+    an endpoint gave no vectors, so that nothing is known of them.
     """
 
     model: str
@@ -89,7 +93,8 @@ async def verify(
 ) -> list[Verdict]:
     """Embed the probes on every endpoint of ``model`` and compare the endpoints in pairs.
 
-    An endpoint that fails cannot be verified, so it is reported as "different" from all others.
+    An endpoint without vectors is "unreachable"; one with invalid vectors is "different" from all
+    others.
 
     Raises:
         ModelNotFound: the model is neither in the config nor in the catalogue.
@@ -121,12 +126,12 @@ def _compare(
     right_result = results[right]
     different = Verdict(model=model, left=left, right=right, verdict="different")
     if isinstance(left_result, EmbedrouteError) or isinstance(right_result, EmbedrouteError):
-        failures = [
-            f"{name} failed: {echo(result.message)}"
+        failures = {
+            name: result
             for name, result in ((left, left_result), (right, right_result))
             if isinstance(result, EmbedrouteError)
-        ]
-        return replace(different, reason="; ".join(failures))
+        }
+        return replace(different, verdict=_classify_failures(failures), reason=_reason(failures))
     cosine, difference = compare_cosine(left_result, right_result)
     # The cosine ignores norms, but vectors of different norms give different dot products.
     ratio = norm_ratio(left_result, right_result)
@@ -135,6 +140,16 @@ def _compare(
     if verdict != "verified" and ratio < cosine:
         reason = f"ratio of the norms is 1 : {1 / ratio:.4g}"
     return replace(different, cosine=cosine, difference=difference, verdict=verdict, reason=reason)
+
+
+def _classify_failures(failures: Mapping[str, EmbedrouteError]) -> Outcome:
+    """Return "different" if every failed endpoint did answer, but with invalid vectors."""
+    answered = [isinstance(error, InvalidUpstreamResponse) for error in failures.values()]
+    return "different" if all(answered) else "unreachable"
+
+
+def _reason(failures: Mapping[str, EmbedrouteError]) -> str:
+    return "; ".join(f"{name} failed: {echo(error.message)}" for name, error in failures.items())
 
 
 def classify(similarity: float, thresholds: Thresholds) -> Outcome:
@@ -181,10 +196,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         help="minimum cosine similarity for 'near' (default: %(default)s)",
     )
+    parser.epilog = (
+        "Exit status: 0 if all endpoints of each model give the same vectors, 1 if some are "
+        f"'different' or the config has mistakes, {UNREACHABLE_STATUS} if none is 'different' "
+        "but some are 'unreachable'."
+    )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print a verdict for each pair of endpoints; returns 1 if any pair is "different"."""
+    """Print a verdict for each pair of endpoints.
+
+    Returns 1 if any pair is "different", else ``UNREACHABLE_STATUS`` if any is "unreachable".
+    """
     gateway = make_gateway(options)
     thresholds = Thresholds(verified=options.verified, near=options.near)
     if options.model:
@@ -202,7 +225,10 @@ def run(options: argparse.Namespace) -> int:
     if not verdicts:
         raise ConfigError([f"{options.model} has one endpoint, so there is nothing to compare."])
     _print_verdicts(verdicts)
-    return int(any(verdict.verdict == "different" for verdict in verdicts))
+    outcomes = {verdict.verdict for verdict in verdicts}
+    if "different" in outcomes:
+        return 1
+    return UNREACHABLE_STATUS if "unreachable" in outcomes else 0
 
 
 def _print_verdicts(verdicts: Sequence[Verdict]) -> None:

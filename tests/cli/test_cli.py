@@ -68,7 +68,7 @@ def test_check_prints_a_summary_and_the_providers(config, capsys):
     ("text", "mistakes"),
     [
         ("", ["[gateway] auth is required"]),
-        ("[gateway\n", ["The config is not valid TOML"]),
+        ("[gateway\n", ["is not valid TOML: line 1, column 9: "]),
         (
             GOOD.replace("dimensions", "dimension"),
             ['[models.one] unknown option "dimension"; did you mean "dimensions"?'],
@@ -129,10 +129,10 @@ endpoints = [{ provider = "hashed" }, { provider = "dead" }]
 """
 
 
-def test_verify_fails_when_an_endpoint_fails(config, capsys):
-    assert 1 == main(["verify", "m", "--config", config(DIFFERENT)])
+def test_verify_has_an_exit_status_of_its_own_for_an_unreachable_endpoint(config, capsys):
+    assert 3 == main(["verify", "m", "--config", config(DIFFERENT)])
     (found,) = rows(capsys)
-    assert (["m", "hashed:m", "dead:m", "-", "-", "different"], ["dead:m", "failed:"]) == (
+    assert (["m", "hashed:m", "dead:m", "-", "-", "unreachable"], ["dead:m", "failed:"]) == (
         found[:6],
         found[6:8],
     )
@@ -246,8 +246,11 @@ def test_without_a_config_every_command_prints_what_to_do(tmp_path):
     )
 
     assert ["1", "1", "1", "1"] == out.splitlines()[1::2]
-    assert 4 == out.count("EMBEDROUTE_AUTH must be keys")
-    assert 4 == out.count("Gateway.from_env() does not read a config file")
+    missing = f"No config found: {tmp_path / 'embedroute.toml'} does not exist"
+    assert 4 == out.count(missing)
+    assert 4 == out.count("--config FILE")
+    assert 4 == out.count("set EMBEDROUTE_AUTH to keys")
+    assert "Gateway" not in out
 
 
 @pytest.mark.parametrize(("transport", "shown"), [("auto", "http1"), ("httpx2", "httpx2")])

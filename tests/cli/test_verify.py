@@ -6,7 +6,13 @@ import pytest
 from embedroute import Config, Gateway, Provider
 from embedroute.backend import Vectors
 from embedroute.cli.verify import PROBES, Thresholds, classify, verify
-from embedroute.errors import ModelNotFound, NoEligibleProvider, UpstreamUnavailable
+from embedroute.errors import (
+    InvalidVector,
+    ModelNotFound,
+    NoEligibleProvider,
+    UpstreamAuthError,
+    UpstreamUnavailable,
+)
 from embedroute.testing import ScriptedBackend, expected_vector
 
 pytestmark = pytest.mark.anyio
@@ -58,13 +64,15 @@ def gateway(*backends, stage="stable", **lists):
         (scaled(2.0), "different"),
         (scaled(0.01), "different"),
         (ScriptedBackend(width=128), "different"),
-        (ScriptedBackend(then=UpstreamUnavailable("down")), "different"),
+        (ScriptedBackend(then=UpstreamUnavailable("down")), "unreachable"),
+        (ScriptedBackend(then=UpstreamAuthError("no such key")), "unreachable"),
+        (ScriptedBackend(then=InvalidVector("NaN")), "different"),
     ],
 )
 async def test_two_endpoints_are_compared(other, verdict):
     """By the lowest cosine and norm ratio of all probes.
 
-    A failed endpoint or another size is "different".
+    Another size is "different"; of an endpoint without vectors nothing is known.
     """
     (found,) = await verify(gateway(ScriptedBackend(), other), "m")
 
