@@ -1,7 +1,8 @@
-"""A small service that searches notes by meaning.
+"""A small service that searches notes by meaning, with a page for it.
 
-It uses one gateway in two ways: it mounts the gateway, so that clients can call
-``/ai/v1/embeddings``, and it calls ``gateway.embed`` itself. Run it with ``scripts/serve``.
+It uses one gateway in two ways: it includes the gateway's router, so that clients can call
+``/ai/v1/embeddings``, and it calls ``gateway.embed`` itself. Run it with ``scripts/serve``, and
+open http://127.0.0.1:8000 and http://127.0.0.1:8000/docs.
 """
 
 from collections.abc import AsyncGenerator
@@ -12,11 +13,12 @@ from typing import Annotated
 
 import numpy as np
 from fastapi import FastAPI, Query, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import FileResponse, JSONResponse
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
-from embedroute import EmbedrouteError, Gateway, embeddings_app
+from embedroute import EmbedrouteError, Gateway
+from embedroute.fastapi import embeddings_router
 
 MODEL = "wordllama"
 
@@ -88,7 +90,13 @@ async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
 
 
 app = FastAPI(title="Notes", lifespan=lifespan)
-app.mount("/ai", embeddings_app(gateway))
+app.include_router(embeddings_router(gateway), prefix="/ai")
+
+
+@app.get("/", include_in_schema=False)
+async def page() -> FileResponse:
+    """Serve the page."""
+    return FileResponse(Path(__file__).with_name("index.html"))
 
 
 @app.post("/notes", status_code=201)

@@ -55,6 +55,7 @@ def test_clients_are_served_by_the_same_model(service):
         ("POST", "/notes", 422),
         ("GET", "/search", 422),
         ("POST", "/ai/v1/embeddings", 401),
+        ("GET", "/ai/v1/models/nothing", 401),
         ("GET", "/ai/nothing", 404),
     ],
 )
@@ -62,7 +63,7 @@ def test_each_side_refuses_in_its_own_words(service, method, path, status):
     answer = service.request(method, path)
 
     assert answer.status_code == status
-    assert list(answer.json()) == ["error" if path.startswith("/ai") else "detail"]
+    assert list(answer.json()) == ["error" if path.startswith("/ai/v1") else "detail"]
 
 
 def test_the_backend_keeps_the_contract():
