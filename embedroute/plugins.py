@@ -34,10 +34,21 @@ GROUP: Final = "embedroute.backends"
 _WORDS: Final = re.compile(r"\w+")
 
 BUILT_IN: Final[Mapping[str, str]] = {
+    "azure": "embedroute.backends.azure:Azure",
+    "cohere": "embedroute.backends.cohere:Cohere",
+    "dashscope": "embedroute.backends.dashscope:DashScope",
     "gemini": "embedroute.backends.gemini:Gemini",
     "hashed": "embedroute.backends.hashed:Hashed",
+    "huggingface": "embedroute.backends.huggingface:HuggingFace",
+    "jina": "embedroute.backends.jina:Jina",
+    "minimax": "embedroute.backends.minimax:MiniMax",
     "mistral": "embedroute.backends.mistral:Mistral",
+    "nomic": "embedroute.backends.nomic:Nomic",
+    "nvidia": "embedroute.backends.nvidia:Nvidia",
     "openai": "embedroute.backends.openai:OpenAI",
+    "perplexity": "embedroute.backends.perplexity:Perplexity",
+    "snowflake": "embedroute.backends.snowflake:Snowflake",
+    "voyage": "embedroute.backends.voyage:Voyage",
     "wordllama": "embedroute.backends.wordllama:WordLlama",
 }
 """The built-in backends. They are entry points too, but bundlers may omit a package's metadata."""

@@ -30,6 +30,7 @@ SCANNED: Final = 4 * 1024 * 1024
 _CLOSERS: Final = {b'"': b'"', b"[": b"]"}
 _MARK: Final = b'"%b %%d"' % secrets.token_hex(8).encode()
 """Placeholder for an extracted vector. It is random, so an upstream cannot send it."""
+_NEXT_ROW: Final = re.compile(rb"[ \t\r\n]*,[ \t\r\n]*(?=\[)")
 _NOT_A_NUMBER: Final = re.compile(rb"[\[,]\s*(?:null|NaN|-?Infinity)\s*[,\]]")
 """An item of a vector that is not a number, as servers in Python write it."""
 _ROWS: Final = msgspec.json.Decoder(list[str | list[float]])
@@ -41,16 +42,22 @@ def split_vectors(
     name: str,
     get_vectors: Callable[[T], Iterable[msgspec.Raw]],
     count: int,
+    *,
+    in_one_list: bool = False,
 ) -> tuple[T, Sequence[memoryview]]:
     """Decode a response without its vectors; return it and the JSON texts of the vectors.
 
     ``kind`` has each vector as ``msgspec.Raw`` in a field called ``name``. ``get_vectors`` returns
     them in the order of the body. At most ``count`` are expected. The texts are not copied.
 
+    If the vectors are ``in_one_list``, the field ``name`` is the list of all of them. It is the
+    complete body if ``name`` is empty.
+
     Raises:
         InvalidUpstreamResponse: the body is not JSON, does not match ``kind``, or has more vectors.
     """
-    rest, texts = extract_vectors(response.content, name, 2 * count)
+    extract = extract_rows if in_one_list else extract_vectors
+    rest, texts = extract(response.content, name, 2 * count)
     if texts:
         # If another field has the same name, its values were extracted too. The marks then differ,
         # and the complete body is decoded below.
@@ -129,6 +136,39 @@ def extract_vectors(
         values.append(body[start : end + 1])
         position = end + 1
         time_slice.yield_gil()
+    pieces.append(body[position:])
+    return b"".join(pieces), values
+
+
+@lru_cache
+def _list_pattern(name: str) -> re.Pattern[bytes]:
+    before = rb'"%b"[ \t\r\n]*:' % name.encode() if name else rb"\A"
+    return re.compile(before + rb"[ \t\r\n]*\[[ \t\r\n]*(?=\[)")
+
+
+def extract_rows(
+    content: bytes, name: str, most: int = sys.maxsize
+) -> tuple[bytes, list[memoryview]]:
+    """Extract the items of all fields called ``name`` that are lists of lists of numbers.
+
+    It returns the same as ``extract_vectors``. An empty ``name`` means the complete body.
+    """
+    body = memoryview(content)
+    pieces = list[bytes | memoryview]()
+    values = list[memoryview]()
+    position = 0
+    time_slice = TimeSlice(len(content))
+    pattern = _list_pattern(name)
+    match = pattern.search(content)
+    while match and (end := content.find(b"]", match.end())) >= 0:
+        if len(values) == most:
+            return content, []
+        start = match.end()
+        pieces += [body[position:start], _MARK % len(values)]
+        values.append(body[start : end + 1])
+        position = end + 1
+        time_slice.yield_gil()
+        match = _NEXT_ROW.match(content, position) or pattern.search(content, position)
     pieces.append(body[position:])
     return b"".join(pieces), values
 

@@ -59,11 +59,15 @@ class LongRow(msgspec.Struct, gc=False):
 
 
 class Usage(msgspec.Struct):
-    """The billed tokens. Voyage and Jina report only a total, and OpenRouter also modalities."""
+    """The billed tokens. Voyage and Jina report only a total, and OpenRouter also modalities.
+
+    Voyage's ``text_tokens`` are those of the total that are not of images.
+    """
 
     prompt_tokens: object = None
     total_tokens: object = None
     prompt_tokens_details: object = None
+    text_tokens: object = None
 
 
 class ErrorBody(msgspec.Struct):
@@ -131,7 +135,7 @@ def read(
         rows = rows if is_sorted else [*sort_by_index(rows, indexes)]
         array = vectors.from_rows(rows, batch.dtype)
         model = answer.model if isinstance(answer.model, str) else None
-    return Vectors(array, *_read_usage(answer.usage, response.headers), model=model)
+    return Vectors(array, *read_usage(answer.usage, response.headers), model=model)
 
 
 def _decode_model(model: msgspec.Raw) -> str | None:
@@ -179,7 +183,7 @@ def _parse_index(index: float | str) -> int:
     return int(index) if float(index).is_integer() else -1
 
 
-def _read_usage(
+def read_usage(
     usage: msgspec.Raw, headers: Mapping[str, str]
 ) -> tuple[int | None, Mapping[str, int]]:
     """Return the tokens of the call, and those of each modality if they are reported."""
@@ -192,9 +196,22 @@ def _read_usage(
     )
     # Headers are decoded when they are read, so read them only if the body has no count.
     if not count:
-        count = first_count(*(_parse_digits(headers.get(name, "")) for name in TOKEN_HEADERS))
+        count = count_in_headers(headers)
     details = decoded.prompt_tokens_details
+    if not details and decoded.text_tokens is not None:
+        details = _split_total(count, first_count(decoded.text_tokens))
     return count, read_modalities(details) if details else {}
+
+
+def _split_total(total: int | None, text: int | None) -> dict[str, int | None]:
+    """Return the tokens of texts, and the others as those of images, if there are any."""
+    rest = (total or 0) - (text or 0)
+    return {"text_tokens": text, "image_tokens": rest} if rest > 0 else {}
+
+
+def count_in_headers(headers: Mapping[str, str]) -> int | None:
+    """Return the tokens of the call that a header states, or None."""
+    return first_count(*(_parse_digits(headers.get(name, "")) for name in TOKEN_HEADERS))
 
 
 def read_modalities(details: object) -> dict[str, int]:

@@ -12,7 +12,7 @@ import msgspec
 
 from embedroute.backend import Secret
 from embedroute.config.catalog import known_providers
-from embedroute.config.models import Endpoint, Model, Provider
+from embedroute.config.models import Endpoint, KnownProvider, Model, Provider
 from embedroute.config.policies import BOUNDS, POLICIES, BreakerPolicy, RetryPolicy
 from embedroute.config.settings import ApiKey, CacheSettings, Settings
 from embedroute.config.toml_syntax import parse_toml
@@ -333,7 +333,7 @@ def environment_config(environ: Mapping[str, str], *, local: bool) -> Config:
     providers = {
         slug: Provider(options=options)
         for slug, row in known_providers().items()
-        if (options := _options_from(row.env, variables))
+        if (options := _options_from(row, variables))
     }
     if local:
         providers["wordllama"] = Provider()
@@ -347,14 +347,14 @@ def environment_config(environ: Mapping[str, str], *, local: bool) -> Config:
     return Config(gateway=Settings(auth=auth), keys=keys, providers=providers)
 
 
-def _options_from(names: Mapping[str, list[str]], variables: Mapping[str, str]) -> dict[str, str]:
-    """Return a provider's options from the environment, or ``{}`` if there is no API key."""
+def _options_from(row: KnownProvider, variables: Mapping[str, str]) -> dict[str, str]:
+    """Return a provider's options from the environment, or ``{}`` if a required one is not set."""
     options = {
         option: value
-        for option, candidates in names.items()
+        for option, candidates in row.env.items()
         if (value := _first_value(candidates, variables))
     }
-    return options if options.get("api_key") else {}
+    return options if options.keys() >= set(row.required) else {}
 
 
 def _first_value(candidates: Sequence[str], variables: Mapping[str, str]) -> str | None:

@@ -204,6 +204,7 @@ class KnownProvider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     ``options`` are passed to the backend. ``env`` maps an option to the environment variables that
     may contain its value, such as the API key; the first that is set counts. In ``NAME/path`` the
     path is appended to the value, and in ``NAME/old=>/new`` the new path replaces the old one.
+    ``required`` are the options that must be set for the environment to enable the provider.
     ``accepts`` overrides the capabilities that the backend declares.
     """
 
@@ -211,4 +212,5 @@ class KnownProvider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     backend: str | None = None
     options: Mapping[str, object] = {}
     env: dict[str, list[str]] = {}
+    required: tuple[str, ...] = ("api_key",)
     accepts: Mapping[str, object] = {}

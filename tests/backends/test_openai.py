@@ -314,7 +314,7 @@ def test_an_option_lists_the_codes_of_the_servers_rate_limits(codes, kind):
 
 def test_a_code_of_a_spent_account_is_a_rate_limit_for_dashscope():
     """Source: help.aliyun.com, error codes of Model Studio."""
-    backend = msgspec.convert(known_providers()["dashscope"].options, OpenAI)
+    backend = msgspec.convert(known_providers()["dashscope-compatible"].options, OpenAI)
     body = json.dumps({"error": {"code": "insufficient_quota"}}).encode()
 
     assert type(backend.map_error(UpstreamResponse(429, {}, body))) is RateLimited

@@ -55,15 +55,39 @@ from embedroute.config import known_providers
                 "DASHSCOPE_API_KEY": "k",
                 "DASHSCOPE_HTTP_BASE_URL": "https://w.example.com/api/v1/",
             },
-            {"base_url": "https://w.example.com/compatible-mode/v1"},
+            {"base_url": "https://w.example.com/api/v1/"},
         ),
         (
             "dashscope",
             {
                 "DASHSCOPE_API_KEY": "k",
-                "DASHSCOPE_HTTP_BASE_URL": "https://w.example.com/compatible-mode/v1",
+                "DASHSCOPE_BASE_URL": "https://w.example.com/compatible-mode/v1",
             },
-            {"base_url": "https://w.example.com/compatible-mode/v1"},
+            {"base_url": "https://w.example.com/api/v1"},
+        ),
+        (
+            "azure",
+            {
+                "AZURE_OPENAI_API_KEY": "k",
+                "AZURE_OPENAI_ENDPOINT": "https://acme.openai.azure.com/",
+                "OPENAI_API_VERSION": "2024-10-21",
+            },
+            {"base_url": "https://acme.openai.azure.com/", "api_version": "2024-10-21"},
+        ),
+        (
+            "databricks",
+            {"DATABRICKS_TOKEN": "k", "DATABRICKS_HOST": "https://acme.cloud.databricks.com"},
+            {"base_url": "https://acme.cloud.databricks.com/serving-endpoints"},
+        ),
+        (
+            "snowflake",
+            {"SNOWFLAKE_JWT": "k", "SNOWFLAKE_ACCOUNT_ID": "ab12345"},
+            {"account": "ab12345", "base_url": None},
+        ),
+        (
+            "cohere",
+            {"COHERE_API_KEY": "k", "CO_API_URL": "https://proxy.example"},
+            {"base_url": "https://proxy.example"},
         ),
         (
             "digitalocean",

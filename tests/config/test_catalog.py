@@ -9,6 +9,7 @@ from importlib.resources import files
 import msgspec
 import pytest
 
+from embedroute import plugins
 from embedroute.backend import Accepts
 from embedroute.backends.openai import OpenAI
 
@@ -99,8 +100,17 @@ def test_a_slug_is_valid_and_normalized(slug, row):
 
 @pytest.mark.parametrize(("slug", "row"), ROWS)
 def test_a_provider_row_has_only_known_keys(slug, row):
-    assert set(row) <= {"backend", "vendor", "options", "env", "accepts"}, slug
-    assert set(row.get("env", {})) <= {"api_key", "base_url", "organization", "project"}
+    assert set(row) <= {"backend", "vendor", "options", "env", "required", "accepts"}, slug
+
+
+@pytest.mark.parametrize(("slug", "row"), [row for row in ROWS if "env" in row.values[1]])
+def test_the_environment_sets_options_of_the_backend(slug, row):
+    """A key alone must not enable a provider whose address is not known."""
+    fields = {field.name: field for field in msgspec.structs.fields(plugins.load(row["backend"]))}
+    required = {name for name, field in fields.items() if field.required}
+
+    assert set(row["env"]) <= set(fields), slug
+    assert required | {"api_key"} <= set(row.get("required", ["api_key"])) <= set(row["env"]), slug
 
 
 @pytest.mark.parametrize(("slug", "row"), ROWS)
@@ -109,7 +119,7 @@ def test_a_provider_uses_a_built_in_backend_or_none(slug, row):
     if row["backend"] is None:
         assert set(row) == {"backend", "vendor"}
     else:
-        assert row["backend"] in {"openai", "gemini", "mistral"} | BUILT_IN, slug
+        assert row["backend"] in plugins.BUILT_IN, slug
 
 
 @pytest.mark.parametrize(("slug", "row"), ROWS)
@@ -220,10 +230,7 @@ def test_an_endpoint_belongs_to_a_known_provider_and_names_its_source(row, endpo
 
 @pytest.mark.parametrize(("row", "endpoint"), ENDPOINTS)
 def test_an_endpoint_has_a_provider_with_a_built_in_backend(row, endpoint):
-    """Azure has no built-in backend; its rows are for operators who install one."""
-    assert PROVIDERS[endpoint["provider"]]["backend"] or endpoint["provider"] == "azure", row[
-        "model"
-    ]
+    assert PROVIDERS[endpoint["provider"]]["backend"], row["model"]
 
 
 @pytest.mark.parametrize(("row", "endpoint"), ENDPOINTS)

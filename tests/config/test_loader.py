@@ -153,7 +153,8 @@ def test_a_known_provider_can_be_named_as_the_backend(slug):
     An installed backend means itself.
     """
     row = known_providers()[slug]
-    options = {"api_key": "k"} if row.env else {}
+    required = set(row.required if row.env else ()) - set(row.options)
+    options = {name: "https://k.example" if name == "base_url" else "k" for name in required}
     providers = {
         slug: options,
         f"{slug}/eu": {"backend": slug, **options},
@@ -289,7 +290,7 @@ def test_a_known_provider_can_be_named_as_the_backend(slug):
             '[providers.mine]\nbackend = "vlm"',
             '[providers.mine] no backend "vlm" is installed; did you mean "vllm"?',
         ),
-        ('[providers.mine]\nbackend = "azure"', '[providers.mine] no backend "azure" is installed'),
+        ('[providers.mine]\nbackend = "groq"', '[providers.mine] no backend "groq" is installed'),
         ('[providers.hashed]\nbackend = ""', "[providers.hashed] backend must be a name"),
         ("[providers.mine]", '[providers.mine] no backend "mine" is installed'),
         ("[providers.mine]\nbackend = 3", "[providers.mine] backend must be a name"),

@@ -96,10 +96,10 @@ def test_an_unquoted_dot_in_a_name_is_explained(text, report, tmp_path):
     ("text", "report"),
     [
         ("[providers.acme]", [f'[providers.acme] no backend "acme" is installed. {INSTALL}']),
-        ("[providers.azure]", [f'[providers.azure] no backend "azure" is installed. {INSTALL}']),
+        ("[providers.groq]", [f'[providers.groq] no backend "groq" is installed. {INSTALL}']),
         (
-            '[providers.x]\nbackend = "voyag"',
-            [f'[providers.x] no backend "voyag" is installed. {INSTALL}'],
+            '[providers.x]\nbackend = "anthropi"',
+            [f'[providers.x] no backend "anthropi" is installed. {INSTALL}'],
         ),
         (
             '[providers.x]\nbackend = "opnai"',
@@ -117,10 +117,10 @@ def test_an_unquoted_dot_in_a_name_is_explained(text, report, tmp_path):
         ),
         # A provider without a backend may be in a list, because clients send such lists, but it is
         # not suggested.
-        ("[gateway]\nonly = ['voyage']", []),
+        ("[gateway]\nonly = ['anthropic']", []),
         (
-            "[gateway]\nonly = ['voyag']",
-            ['[gateway] only: unknown provider "voyag"'],
+            "[gateway]\nonly = ['anthropi']",
+            ['[gateway] only: unknown provider "anthropi"'],
         ),
         (
             "[gateway]\nignore = ['mistrl']",

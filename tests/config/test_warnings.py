@@ -46,10 +46,10 @@ CASES = {
         ],
     ),
     "no key of a known provider under another name": (
-        f'{OPEN}[providers.mine]\nbackend = "jina"\n{HASHED}{MODEL}',
+        f'{OPEN}[providers.mine]\nbackend = "together"\n{HASHED}{MODEL}',
         [
-            ("[providers.mine] api_key is missing, and Jina requires one. "
-            'Set api_key = "env:JINA_API_KEY".')
+            ("[providers.mine] api_key is missing, and Together requires one. "
+            'Set api_key = "env:TOGETHER_API_KEY".')
         ],
     ),
     "a key": (f'{OPEN}[providers.openai]\napi_key = "sk-x"', []),

@@ -46,7 +46,7 @@ def no_more_than(most, status, said):
     {
         # Declared limits: no call exceeds them.
         "tei-378-client-batch-of-32": ("tei", texts(70), {}, "honest", [32, 32, 6]),
-        "gbrain-3130-dashscope-10": ("dashscope", texts(25), {}, "honest", [10, 10, 5]),
+        "gbrain-3130-dashscope-10": ("dashscope-compatible", texts(25), {}, "honest", [10, 10, 5]),
         "litellm-4241-jina-512": ("jina", texts(600), {}, "honest", [512, 88]),
         "memsearch-83-openai-2048": ("openai", texts(2048), {}, "honest", [2048]),
         "new-api-cloudflare-100": ("cloudflare", texts(101), {}, "honest", [100, 1]),

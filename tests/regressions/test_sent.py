@@ -29,6 +29,8 @@ NULLS = dict.fromkeys(
 )
 TEXT, IMAGE = {"type": "text", "text": "a cat"}, {"type": "image_url", "image_url": {"url": PIXEL}}
 BASE64, FLOAT = {"encoding_format": "base64"}, {"encoding_format": "float"}
+JINA = {"embedding_type": "base64"}
+"""Jina's own field for the encoding, which clients do not send."""
 SEEN, BOTH = {"content": [IMAGE]}, {"content": [IMAGE, TEXT]}
 SEEING, SIZED = {"modalities": ["text", "image"]}, {"accepts": {"dimensions": True}}
 SEES = {"endpoint": {"accepts": SEEING}, "facts": SEEING}
@@ -63,13 +65,13 @@ sent = table(
         "litellm-38774-null-at-omitting-server": Sent(NULLS, body_of(), "together"),
         "litellm-38774-null-at-float-only-server": Sent(NULLS, body_of(**FLOAT), "lmstudio"),
         "litellm-12110-null-encoding": Sent({"encoding_format": None}, body_of(**BASE64), "openai"),
-        "portkey-1213-null-encoding": Sent({"encoding_format": None}, body_of(), "jina"),
-        "litellm-14680-encoding-refused": Sent(BASE64, body_of(), "jina"),
+        "portkey-1213-null-encoding": Sent({"encoding_format": None}, body_of(**JINA), "jina"),
+        "litellm-14680-encoding-refused": Sent(BASE64, body_of(**JINA), "jina"),
         "litellm-14685-encoding-refused": Sent(
             BASE64, body_of(), options={"encoding_format": "omit"}
         ),
         "litellm-14687-encoding-refused": Sent(FLOAT, body_of(), "cloudflare"),
-        "new-api-1402-ali-base64": Sent(BASE64, body_of(**FLOAT), "dashscope"),
+        "new-api-1402-ali-base64": Sent(BASE64, body_of(**FLOAT), "dashscope-compatible"),
         "tei-288-base64-of-a-float-server": Sent(
             BASE64, body_of(**FLOAT), options={"encoding_format": "float"}
         ),
@@ -83,9 +85,11 @@ sent = table(
         "portkey-175-openai-dimensions": Sent(
             {"dimensions": 1}, body_of(**BASE64, dimensions=1), "openai"
         ),
-        "portkey-1220-jina-dimensions": Sent({"dimensions": 4}, body_of(dimensions=4), "jina"),
+        "portkey-1220-jina-dimensions": Sent(
+            {"dimensions": 4}, body_of(dimensions=4, **JINA), "jina"
+        ),
         "litellm-6591-jina-dimensions": Sent(
-            {"dimensions": 6, **BASE64}, body_of(dimensions=6), "jina"
+            {"dimensions": 6, **BASE64}, body_of(dimensions=6, **JINA), "jina"
         ),
         "litellm-6591-table-overridden": Sent(
             {"dimensions": 4}, body_of(**FLOAT, dimensions=4), "lmstudio", endpoint=SIZED
@@ -97,7 +101,7 @@ sent = table(
             {"dimensions": 2}, body_of(**FLOAT, dimensions=2), "openrouter"
         ),
         "new-api-371-dimensions-lost": Sent(
-            {"dimensions": 5}, body_of(**FLOAT, dimensions=5), "dashscope"
+            {"dimensions": 5}, body_of(**FLOAT, dimensions=5), "dashscope-compatible"
         ),
         "infinity-538-slice-unscaled": Sent({"dimensions": 3}, body_of(**BASE64), "infinity"),
         "tei-676-cut-then-scale": Sent(
