@@ -22,6 +22,7 @@ from embedroute.server import (
     EmbeddingsApp,
     Operation,
     describe,
+    describe_error,
     inlined,
 )
 
@@ -46,9 +47,6 @@ _RECORDER: Final = "embedroute.recorder"
 """The key of the request's ``_Recorder`` in its scope."""
 _CALLER: Final = "embedroute.caller"
 """The key, in the scope, of what the dependency ``caller`` has returned."""
-_HOST_ERROR: Final[dict[str, Any]] = {
-    "description": "An error of a dependency of the host, in the host's format"
-}
 
 
 class _Recorder:
@@ -197,8 +195,8 @@ def _add_documented_routes(
             tags=["embeddings"],
             dependencies=dependencies,
             response_model=None,
-            # With "default", FastAPI does not add a 422 that the gateway never sends.
-            responses={"default": _HOST_ERROR},
+            # With "4XX", FastAPI does not add a 422 that the gateway never sends.
+            responses={"4XX": {"description": "The request is invalid or not allowed"}},
             openapi_extra=_describe_inline(operation, app),
         )
 
@@ -210,6 +208,8 @@ def _describe_inline(operation: Operation, app: EmbeddingsApp) -> dict[str, obje
     # FastAPI makes the operationId from the name and the path: a host may include several such
     # routers, and the ids must be unique.
     del described["operationId"], described["tags"]
+    responses = cast("dict[str, object]", described["responses"])
+    described["responses"] = {**responses, "4XX": describe_error(400, dialect)}
     return cast("dict[str, object]", inlined(described, dialect))
 
 

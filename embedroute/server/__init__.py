@@ -7,7 +7,7 @@ from embedroute.server.app import EmbeddingsApp, EmbeddingsMiddleware, embedding
 from embedroute.server.exchange import HTTPExchange, error_headers
 from embedroute.server.handler import Authenticator
 from embedroute.server.models import model_card, model_list, openrouter_list
-from embedroute.server.openapi import KEY_DESCRIPTION, describe
+from embedroute.server.openapi import KEY_DESCRIPTION, describe, describe_error
 from embedroute.server.routes import API, EMBED, LIST_MODELS, Operation
 from embedroute.server.schemas import components, inlined
 
@@ -23,6 +23,7 @@ __all__ = [
     "Operation",
     "components",
     "describe",
+    "describe_error",
     "embeddings_app",
     "error_headers",
     "inlined",

@@ -63,15 +63,17 @@ def describe(
         }
     else:
         success = reference(operation.body)
-    error = _json_content(reference(DIALECTS[dialect].error_body))
     described["responses"] = {
         "200": {"description": operation.description, "content": _json_content(success)},
-        **{
-            str(status): {"description": STATUSES[status], "content": error}
-            for status in operation.statuses
-        },
+        **{str(status): describe_error(status, dialect) for status in operation.statuses},
     }
     return described
+
+
+def describe_error(status: int, dialect: DialectName = "openai") -> dict[str, object]:
+    """Return the OpenAPI description of an error of a status."""
+    content = _json_content(reference(DIALECTS[dialect].error_body))
+    return {"description": STATUSES[status], "content": content}
 
 
 @cache
