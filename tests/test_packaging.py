@@ -51,7 +51,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
         f"{INFO}/{name}"
         for name in ("METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE")
     }
-    assert names == shipped | info
+    assert names == shipped | info | {"pytest_embedroute.py"}
     assert names >= {
         "embedroute/py.typed",
         "embedroute/config/data/models.json",
