@@ -46,6 +46,7 @@ from embedroute.config import (
     Endpoint,
     Model,
     Provider,
+    RateLimits,
     RetryPolicy,
     Settings,
 )
@@ -69,6 +70,7 @@ __all__ = [
     "Gateway",
     "Model",
     "Provider",
+    "RateLimits",
     "RetryPolicy",
     "Settings",
     "__version__",

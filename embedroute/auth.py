@@ -8,7 +8,7 @@ from typing import Final, cast
 
 import msgspec
 
-from embedroute.config import STATE_AUTH, ApiKey, Config, Mistake
+from embedroute.config import STATE_AUTH, ApiKey, Config, Mistake, RateLimits
 from embedroute.errors import PermissionDenied, Unauthorized
 from embedroute.protocol import EmbeddingRequest
 from embedroute.text import echo
@@ -25,7 +25,8 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     ``models`` are the models that the caller may use; None allows all. ``debug`` says whether the
     caller may see traces and upstream bodies; None means the gateway's setting. ``only`` and
     ``ignore`` restrict the providers. Callers share cache entries within a ``namespace``; for "",
-    the setting ``[cache] shared`` decides. ``models``, ``only`` and ``ignore`` may be any iterable
+    the setting ``[cache] shared`` decides. ``limits`` hold for all requests of callers with this
+    name. ``models``, ``only`` and ``ignore`` may be any iterable
     of strings.
 
     Raises:
@@ -39,6 +40,7 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     only: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
     namespace: str = ""
+    limits: RateLimits | None = None
 
     def __post_init__(self) -> None:
         """Check the types and convert the collections, because hosts may pass any collection."""
@@ -156,6 +158,7 @@ def _make_caller(name: str, key: ApiKey) -> Caller:
         only=tuple(key.only),
         ignore=tuple(key.ignore),
         namespace=key.namespace or "",
+        limits=key.limits,
     )
 
 

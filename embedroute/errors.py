@@ -43,11 +43,13 @@ __all__ = [
     "PermissionDenied",
     "PoolTimeout",
     "QuotaExhausted",
+    "RateLimitExceeded",
     "RateLimited",
     "Rejected",
     "RejectedByPage",
     "RequestError",
     "ResourcesExhausted",
+    "TooManyTokens",
     "Unauthorized",
     "UnsupportedContentType",
     "UpstreamAuthError",
@@ -378,6 +380,24 @@ class BodyTimeout(RequestError):
 
     status = 408
     type = "timeout_error"
+
+
+class RateLimitExceeded(EmbedrouteError):
+    """429: the caller, the model or the gateway has used up a limit of the config.
+
+    ``headers`` describe that limit.
+    """
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+    headers: Sequence[tuple[bytes, bytes]] = ()
+
+
+class TooManyTokens(RateLimitExceeded):
+    """429: the request alone needs more tokens than the limit allows in a minute."""
+
+    retryable = False
 
 
 class BodyTooLarge(RequestError):

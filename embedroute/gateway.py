@@ -50,8 +50,8 @@ from embedroute.execution import (
     missing_keys,
 )
 from embedroute.exhaustion import late_loop
-from embedroute.inputs import Input, Kind, list_modalities
-from embedroute.limits import ByteBudget
+from embedroute.inputs import Input, Kind, estimate_sizes, list_modalities
+from embedroute.limits import ByteBudget, RateLimiter
 from embedroute.protocol import EmbeddingRequest, Embeddings, fold_parts_in_steps, make_request
 from embedroute.routing import (
     PROBING,
@@ -113,6 +113,7 @@ class Gateway:
         self.keys = parts.keys
         self.bodies = ByteBudget.for_requests(self.settings)
         self.responses = ByteBudget.for_responses(self.settings)
+        self.rate_limits = RateLimiter.for_config(config)
         self.directory = parts.directory
         self.healths = HealthRegistry()
         self.cache = MemoryCache(config.cache.bytes, config.cache.ttl, clock)
@@ -223,16 +224,22 @@ class Gateway:
             return late_loop(lag)
         return DeadlineExceeded(f"No response within the deadline of {self.settings.deadline:g} s.")
 
-    def run(self, context: RequestContext, *, folded: bool = False) -> Awaitable[Embeddings]:
+    def run(
+        self, context: RequestContext, *, folded: bool = False, admitted: bool = False
+    ) -> Awaitable[Embeddings]:
         """Embed one request. ``context.watch`` cancels it at its deadline.
 
-        ``folded`` is whether ``fold_parts`` has seen the request.
+        ``folded`` is whether ``fold_parts`` has seen the request, and ``admitted`` whether it is
+        counted in the rate limits.
 
         Raises:
             EmbedrouteError: the error for the client.
         """
         if context.request.kind is Kind.PARTS and not folded:
             return self._fold_and_run(context)
+        limits = context.caller.limits
+        if (limits is not None or self.rate_limits.is_used) and not admitted:
+            return self._run_within_limits(context)
         prepared = self.selections.prepare(context.request, context.caller, context.trace)
         if prepared.fallback is None:
             return self._embed(prepared, context)
@@ -245,6 +252,18 @@ class Gateway:
         request = await fairness.step_by_step(folding) if large else fairness.finished(folding)
         context = msgspec.structs.replace(context, request=request)
         return await self.run(context, folded=True)
+
+    async def _run_within_limits(self, context: RequestContext) -> Embeddings:
+        """Embed a request that is counted in the limits of its caller, model and gateway."""
+        caller, request, trace = context.caller, context.request, context.trace
+        model = self.selections.resolve(request, caller).public_name
+        tokens = sum(estimate_sizes(request.inputs))
+        limits = self.rate_limits
+        admission = limits.begin(caller.name, caller.limits, model, tokens, self.clock())
+        try:
+            return await self.run(context, folded=True, admitted=True)
+        finally:
+            trace.limit_headers = limits.end(admission, trace.billed_tokens, self.clock())
 
     async def _embed_with_fallback(
         self, prepared: PreparedSelection, fallback: Route, context: RequestContext

@@ -27,6 +27,8 @@ class RequestTrace(msgspec.Struct, eq=False):
     ``misses`` counts all others. ``shared_hits`` counts those misses that were in the cache because
     of other callers; it appears only in log records, since it reveals what others requested.
 
+    ``limit_headers`` are the response headers that describe the rate limits of the request.
+
     ``wait_ends`` is when the request stops waiting for rate limits, in seconds of the monotonic
     clock; None before it first waits.
 
@@ -53,6 +55,7 @@ class RequestTrace(msgspec.Struct, eq=False):
     sent_bytes: int = 0
     got_bytes: int = 0
     wait_ends: float | None = None
+    limit_headers: Sequence[tuple[bytes, bytes]] = ()
 
     def __repr__(self) -> str:
         """Show the request id only: the other fields may hold input texts."""
@@ -82,6 +85,11 @@ class RequestTrace(msgspec.Struct, eq=False):
         if status < 400:
             return self.providers
         return dict.fromkeys([*(provider for provider, _ in self.failures), *self.providers])
+
+    @property
+    def billed_tokens(self) -> int:
+        """The tokens that upstreams have billed for the request."""
+        return sum(tokens for _, tokens, _ in self.bills)
 
     @property
     def cost(self) -> Decimal | None:

@@ -25,7 +25,7 @@ from embedroute.config.models import (
     Provider,
     Stage,
 )
-from embedroute.config.policies import BreakerPolicy, RetryPolicy
+from embedroute.config.policies import BreakerPolicy, RateLimits, RetryPolicy
 from embedroute.config.settings import ApiKey, Auth, CacheSettings, DialectName, Settings
 from embedroute.config.validation import (
     ConvertResult,
@@ -55,6 +55,7 @@ __all__ = [
     "PartialConfig",
     "PriceTable",
     "Provider",
+    "RateLimits",
     "RetryPolicy",
     "Settings",
     "Stage",

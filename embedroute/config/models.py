@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from embedroute.backend import repr_as_in_rich
+from embedroute.config.policies import RateLimits
 
 Count = Annotated[int, Meta(ge=1)]
 Name = Annotated[str, Meta(min_length=1)]
@@ -84,7 +85,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     length. ``input_types`` lists the input types that the model distinguishes; if the list is
     empty, every input type is accepted and has no effect. ``prefixes`` maps an input type to the
     text to put before each input. ``hedge`` is whether a second call is made to another endpoint
-    when the first takes longer than usual.
+    when the first takes longer than usual. ``limits`` hold for all callers of the model together.
     """
 
     dimensions: Count | None = None
@@ -97,6 +98,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     max_input_tokens: Count | None = None
     fallback: str | None = None
     hedge: bool | None = None
+    limits: RateLimits | None = None
     endpoints: list[Endpoint] = []
 
     def over(self, defaults: "Model", bases: Mapping[str, str] = {}) -> "Model":

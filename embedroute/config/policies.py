@@ -1,7 +1,8 @@
-"""Defines the tables ``[gateway.retries]`` and ``[gateway.breaker]``.
+"""Defines the tables ``[gateway.retries]`` and ``[gateway.breaker]``, and ``limits``.
 
-Those of a provider, ``[providers.SLUG.retries]`` and ``[providers.SLUG.breaker]``, hold only the
-fields that replace the gateway's. ``embedroute.routing`` carries the policies out.
+``limits`` are those of ``[gateway]``, of a key or of a model; ``embedroute.limits`` applies them.
+Retries and breaker of a provider, ``[providers.SLUG.retries]`` and ``[providers.SLUG.breaker]``,
+hold only the fields that replace the gateway's; ``embedroute.routing`` applies them.
 """
 
 from typing import Annotated, Final
@@ -50,6 +51,17 @@ class BreakerPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     rejection_cooldown: Seconds = 30.0
     quota_cooldown: Seconds = 300.0
     longest_quota_cooldown: Seconds = 3600.0
+
+
+class RateLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a key, a model or the gateway may use at most; None does not limit it.
+
+    Tokens are estimated before a request, and counted as billed by the upstream afterwards.
+    """
+
+    requests_per_minute: Calls | None = None
+    tokens_per_minute: Calls | None = None
+    concurrent_requests: Calls | None = None
 
 
 POLICIES: Final[dict[str, type[RetryPolicy] | type[BreakerPolicy]]] = {

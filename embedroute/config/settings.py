@@ -6,7 +6,7 @@ import msgspec
 from msgspec import Meta
 
 from embedroute.backend import Secret
-from embedroute.config.policies import BreakerPolicy, RetryPolicy
+from embedroute.config.policies import BreakerPolicy, RateLimits, RetryPolicy
 
 Seconds = Annotated[float, Meta(gt=0, extra={"unit": "seconds"})]
 SecondsOrZero = Annotated[float, Meta(ge=0, extra={"unit": "seconds"})]
@@ -20,6 +20,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """The ``[gateway]`` table; durations are in seconds, sizes in bytes.
 
     ``max_concurrent``, ``retries`` and ``breaker`` hold for providers that do not set their own.
+    ``limits`` hold for all callers together.
     """
 
     auth: Auth | None = None
@@ -49,13 +50,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ignore: list[str] = []
     retries: RetryPolicy = RetryPolicy()
     breaker: BreakerPolicy = BreakerPolicy()
+    limits: RateLimits | None = None
 
 
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A ``[keys.NAME]`` table: the API key of one caller, and what it permits.
 
     ``models`` None allows all models; ``debug`` None means the setting of ``[gateway]``. Keys share
-    cache entries only within a ``namespace``; for None, ``[cache] shared`` decides.
+    cache entries only within a ``namespace``; for None, ``[cache] shared`` decides. ``limits`` hold
+    for the requests with this key.
     """
 
     key: Secret
@@ -64,6 +67,7 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     only: list[str] = []
     ignore: list[str] = []
     namespace: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
+    limits: RateLimits | None = None
 
 
 class CacheSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,4 +1,4 @@
-"""Limits the bytes in flight of each caller, and the calls to each endpoint: their number and time.
+"""Limits what callers may use, and the calls to each endpoint: their number and time.
 
 It may import the contracts and the foundation.
 """
@@ -36,6 +36,12 @@ from embedroute.limits.fair_queue import (
     SMALL,
     FairQueue,
 )
+from embedroute.limits.rate_limits import (
+    MOST_CALLERS,
+    Admission,
+    Rate,
+    RateLimiter,
+)
 
 __all__ = [
     "BETWEEN_TIMEOUTS",
@@ -46,6 +52,7 @@ __all__ = [
     "LEAST",
     "MOST",
     "MOST_ACCOUNTS",
+    "MOST_CALLERS",
     "MOST_WAITING",
     "PATIENT_ROUNDS",
     "PER_INPUT",
@@ -57,10 +64,13 @@ __all__ = [
     "STALLED",
     "STALLED_AT_FIRST",
     "Account",
+    "Admission",
     "ByteBudget",
     "CallSlots",
     "ConcurrencyLimit",
     "FairQueue",
+    "Rate",
+    "RateLimiter",
     "admission_mistakes",
     "attempt_timeout",
 ]

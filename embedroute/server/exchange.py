@@ -21,6 +21,7 @@ from embedroute.errors import (
     EmbedrouteError,
     InvalidRequest,
     MethodNotAllowed,
+    RateLimitExceeded,
     UnsupportedContentType,
 )
 from embedroute.limits import Account, ByteBudget
@@ -388,6 +389,7 @@ def make_headers(trace: RequestTrace, status: int, size: int, started_at: float)
     ]
     if providers := trace.providers_for(status):
         headers.append((b"x-embedroute-provider", ",".join(providers).encode()))
+    headers += trace.limit_headers
     if trace.estimated:
         headers.append((b"x-embedroute-usage", b"estimated"))
     if trace.fallback:
@@ -411,6 +413,8 @@ def error_headers(error: EmbedrouteError, status: int) -> list[Header]:
         ]
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
+    if isinstance(error, RateLimitExceeded):
+        headers += error.headers
     if isinstance(error, MethodNotAllowed):
         headers.append((b"allow", error.allow.encode()))
     if error.code == "unsupported_content_encoding":

@@ -149,7 +149,7 @@ async def test_a_cancelled_call_frees_its_slot_and_counts_as_no_failure():
 
 
 async def test_a_half_open_endpoint_is_not_hedged():
-    """Its calls are probes: a further one would be a probe that nobody admitted."""
+    """Its calls are probes: the breaker has not admitted a further one."""
     a = scripted(*WARM, ConnectError("refused"), 0.9)
     gateway = await warmed(a)
     with pytest.raises(UpstreamUnavailable):
