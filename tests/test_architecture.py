@@ -67,6 +67,7 @@ HOLDERS = {
     "starlette": {"server/", "fastapi.py"},
     "fastapi": {"fastapi.py"},
     "uvicorn": {"cli/"},
+    "azure": {"backends/_entra.py"},
     "wordllama": {"backends/wordllama.py"},
     "asyncio": {
         "runtime/tasks.py",

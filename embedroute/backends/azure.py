@@ -15,21 +15,25 @@ from urllib.parse import quote
 from embedroute.backend import (
     Accepts,
     Batch,
+    Credentials,
     HTTPBackend,
     Secret,
+    Send,
     UpstreamRequest,
     UpstreamResponse,
     Vectors,
 )
-from embedroute.backends import _openai_response
+from embedroute.backends import _entra, _openai_response
 from embedroute.backends._option_checks import check_base_url, check_values
 
 
 class Azure(HTTPBackend, frozen=True, kw_only=True):
     """Azure OpenAI.
 
-    ``base_url`` is the address of the resource: ``https://RESOURCE.openai.azure.com``. Set either
-    ``api_key`` or ``ad_token``, a token of Microsoft Entra.
+    ``base_url`` is the address of the resource: ``https://RESOURCE.openai.azure.com``. Set
+    ``api_key``, or ``ad_token`` for a token of Microsoft Entra. If both are missing, azure-identity
+    (extra ``azure``) obtains tokens for ``scope``, which is ``https://ai.azure.com/.default`` for
+    newer Foundry resources.
     """
 
     accepts: ClassVar[Accepts] = Accepts(
@@ -40,11 +44,23 @@ class Azure(HTTPBackend, frozen=True, kw_only=True):
     api_key: Secret | None = None
     ad_token: Secret | None = None
     api_version: str | None = None
+    scope: str = "https://cognitiveservices.azure.com/.default"
 
     def __post_init__(self) -> None:
         """Reject options from which no request could be built."""
         check_base_url(self.base_url)
         check_values(api_key=self.api_key, ad_token=self.ad_token)
+        if self._needs_token:
+            _entra.check_installed()
+
+    @property
+    def _needs_token(self) -> bool:
+        return self.api_key is None and self.ad_token is None
+
+    def fetch_credentials(self, send: Send) -> Credentials | None:
+        """Obtain a token of Microsoft Entra if there is no key."""
+        del send
+        return _entra.fetch_token(self.scope) if self._needs_token else None
 
     def build(self, batch: Batch) -> UpstreamRequest:
         """Build the request, for base64."""
