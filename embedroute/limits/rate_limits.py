@@ -192,7 +192,7 @@ class RateLimiter:
             if len(self._callers) >= MOST_CALLERS:
                 callers = self._callers.items()
                 self._callers = {name: each for name, each in callers if not each.is_idle(now)}
-            meter = self._callers[caller] = Meter("This API key", limits)
+            meter = self._callers[caller] = Meter("This caller", limits)
         return meter
 
 

@@ -111,7 +111,7 @@ async def test_a_key_over_its_requests_per_minute_gets_a_429_and_others_do_not()
     refused = answers[2]
     assert (refused.headers["retry-after"], refused.headers["retry-after-ms"]) == ("30", "30000")
     assert refused.json()["error"] == {
-        "message": "This API key may make 2 requests per minute. Try again in 30s.",
+        "message": "This caller may make 2 requests per minute. Try again in 30s.",
         "type": "rate_limit_error",
         "param": None,
         "code": "rate_limit_exceeded",
