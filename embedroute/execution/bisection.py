@@ -15,6 +15,7 @@ the endpoint embeds both halves.
 
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -55,15 +56,15 @@ class Bisection(msgspec.Struct, frozen=True):
     """What a bisection has found.
 
     ``alone`` maps each input that fails by itself to its error; for the ``doubtful`` ones among
-    them chance is not excluded. ``rest`` was not decided, because of ``error``. ``embedded`` are
-    the failed calls all of whose inputs the endpoint has embedded in smaller calls afterwards.
+    them chance is not excluded. ``rest`` was not decided, because of ``error``. ``embedded_since``
+    are the failed calls all of whose inputs the endpoint has embedded in smaller calls afterwards.
     """
 
     alone: Mapping[CacheKey, UpstreamError]
     rest: Work
     error: EmbedrouteError
     doubtful: frozenset[CacheKey] = frozenset()
-    embedded: Sequence[Work] = ()
+    embedded_since: Sequence[Work] = ()
 
 
 def failures_needed(share: float, chance: float = CHANCE) -> int:
@@ -88,44 +89,75 @@ async def bisect(
     halves in that case, and otherwise after them.
     """
     repeats = _Repeats(attempt, on_result, at_once, random_share, on_random)
-    alone: dict[CacheKey, UpstreamError] = {}
-    doubtful: set[CacheKey] = set()
-    undecided: list[Failed] = []
-    failing: list[Work] = [work]
-    failed: list[Work] = [] if concerns_request(error) else [work]
-    is_known_alive = False
-    must_check = concerns_request(error)
-    while failing:
-        if must_check and not is_known_alive:
-            is_known_alive = await is_alive()
-            if not is_known_alive:
-                undecided += [(chunk, error) for chunk in failing]
+    return await _Search(work, error, is_alive, repeats).run()
+
+
+class _Search:
+    """The state of one bisection; ``failed`` are the calls whose errors say nothing certain."""
+
+    def __init__(
+        self, work: Work, error: EmbedrouteError, is_alive: IsAlive, repeats: "_Repeats"
+    ) -> None:
+        self._work = work
+        self._error = error
+        self._is_alive = is_alive
+        self._is_known_alive = False
+        self._repeats = repeats
+        self._alone: dict[CacheKey, UpstreamError] = {}
+        self._doubtful: set[CacheKey] = set()
+        self._undecided: list[Failed] = []
+        self._failed: list[Work] = [] if concerns_request(error) else [work]
+
+    async def run(self) -> Bisection:
+        failing = [self._work]
+        must_check = concerns_request(self._error)
+        while failing:
+            if must_check and not await self._check():
+                self._undecided += [(chunk, self._error) for chunk in failing]
                 break
-        must_check = True
+            must_check = True
+            failures = await self._attempt_halves(failing)
+            open_failures = [pair for pair in failures if may_blame_input(pair[1])]
+            singles = [pair for pair in open_failures if len(pair[0]) == 1]
+            if singles and not await self._check():
+                return Bisection({}, self._work, self._error)
+            self._undecided += [pair for pair in failures if not may_blame_input(pair[1])]
+            await self._judge(singles)
+            failing = [chunk for chunk, _ in open_failures if len(chunk) > 1]
+        return self._result()
+
+    async def _check(self) -> bool:
+        """Return whether the endpoint embeds anything at all."""
+        self._is_known_alive = self._is_known_alive or await self._is_alive()
+        return self._is_known_alive
+
+    async def _attempt_halves(self, failing: Sequence[Work]) -> list[Failed]:
         chunks = [half for chunk in failing for half in halves(chunk)]
-        failures = await _attempt_all(chunks, attempt, on_result, at_once)
-        is_known_alive = is_known_alive or len(failures) < len(chunks)
-        failing = [chunk for chunk, failure in failures if len(chunk) > 1 and is_open(failure)]
-        failed += [chunk for chunk, failure in failures if not concerns_request(failure)]
-        singles = [pair for pair in failures if len(pair[0]) == 1 and is_open(pair[1])]
+        failures = await self._repeats.attempt_all(chunks)
+        self._is_known_alive = self._is_known_alive or len(failures) < len(chunks)
+        self._failed += [chunk for chunk, failure in failures if not concerns_request(failure)]
+        return failures
+
+    async def _judge(self, singles: Sequence[Failed]) -> None:
+        """Blame the single inputs that are refused, or that fail too often for chance."""
         refused = [pair for pair in singles if concerns_request(pair[1])]
-        if singles and not is_known_alive:
-            is_known_alive = await is_alive()
-            if not is_known_alive:
-                return Bisection({}, work, error)
         again = [pair for pair in singles if not concerns_request(pair[1])]
-        repeated, unclear = await repeats.run(again, failed)
-        doubtful |= unclear
-        undecided += [pair for pair in (*failures, *repeated) if not is_open(pair[1])]
-        alone |= _blamed_inputs((*refused, *repeated))
-    rest: dict[CacheKey, Input] = {}
-    for chunk, failure in undecided:
-        rest |= chunk
-        error = failure
-    embedded = [
-        chunk for chunk in failed if len(chunk) > 1 and chunk.keys().isdisjoint({*alone, *rest})
-    ]
-    return Bisection(alone, rest, error, frozenset(doubtful & alone.keys()), embedded)
+        repeated, doubtful = await self._repeats.run(again, self._failed)
+        self._doubtful |= doubtful
+        self._undecided += [pair for pair in repeated if not may_blame_input(pair[1])]
+        self._alone |= _blamed_inputs((*refused, *repeated))
+
+    def _result(self) -> Bisection:
+        rest: dict[CacheKey, Input] = {}
+        error = self._error
+        for chunk, failure in self._undecided:
+            rest |= chunk
+            error = failure
+        left = {*self._alone, *rest}
+        chunks = [chunk for chunk in self._failed if len(chunk) > 1]
+        embedded_since = [chunk for chunk in chunks if chunk.keys().isdisjoint(left)]
+        doubtful = frozenset(self._doubtful & self._alone.keys())
+        return Bisection(self._alone, rest, error, doubtful, embedded_since)
 
 
 class _Repeats:
@@ -160,9 +192,7 @@ class _Repeats:
         ended: list[Failed] = []
         doubtful: set[CacheKey] = set()
         for repeated in range(MOST_REPEATS):
-            failures = await _attempt_all(
-                [chunk for chunk, _ in pending], self._attempt, self._on_result, self._at_once
-            )
+            failures = await self.attempt_all([chunk for chunk, _ in pending])
             for _ in range(len(pending) - len(failures)):
                 self._on_random()
             pending = list[Failed]()
@@ -171,7 +201,7 @@ class _Repeats:
                 key = next(iter(chunk))
                 counts[key] += 1
                 left = repeats_left(needed - counts[key], repeated + 1)
-                if not is_open(failure) or counts[key] >= needed:
+                if not may_blame_input(failure) or counts[key] >= needed:
                     ended.append((chunk, failure))
                 elif left:
                     pending.append((chunk, failure))
@@ -181,6 +211,21 @@ class _Repeats:
             if not pending:
                 break
         return ended, doubtful
+
+    async def attempt_all(self, chunks: Sequence[Work]) -> list[Failed]:
+        """Attempt all chunks; return those that failed, with their errors, in their order."""
+        errors: dict[int, EmbedrouteError] = {}
+
+        async def run(position: int) -> None:
+            outcome = await self._attempt(chunks[position])
+            if isinstance(outcome, EmbedrouteError):
+                errors[position] = outcome
+            else:
+                self._on_result(outcome)
+
+        calls = [partial(run, position) for position in range(len(chunks))]
+        await tasks.gather(calls, self._at_once)
+        return [(chunks[position], errors[position]) for position in sorted(errors)]
 
 
 def repeats_left(missing: int, repeated: int) -> int:
@@ -204,7 +249,7 @@ async def fails_again(
         if not isinstance(outcome, EmbedrouteError):
             on_result(outcome)
             return False
-        if not is_open(outcome):
+        if not may_blame_input(outcome):
             return None
     return True
 
@@ -224,7 +269,7 @@ def concerns_request(error: EmbedrouteError) -> bool:
     return isinstance(error, Rejected) and not isinstance(error, RejectedByPage)
 
 
-def is_open(error: EmbedrouteError) -> bool:
+def may_blame_input(error: EmbedrouteError) -> bool:
     """Return whether an input may still turn out to be at fault."""
     return isinstance(error, UpstreamError) and is_about_inputs(error)
 
@@ -233,24 +278,3 @@ def is_about_inputs(error: EmbedrouteError) -> bool:
     """Return whether halving a call may tell more about its error."""
     by_input = isinstance(error, UpstreamRejectedInput | BatchTooLarge)
     return by_input or may_be_caused_by_input(error)
-
-
-async def _attempt_all(
-    chunks: Sequence[Work], attempt: Attempt, on_result: OnResult, at_once: int
-) -> list[Failed]:
-    """Attempt all chunks; return those that failed, with their errors, in their order."""
-    errors: dict[int, EmbedrouteError] = {}
-
-    async def run(position: int) -> None:
-        outcome = await attempt(chunks[position])
-        if isinstance(outcome, EmbedrouteError):
-            errors[position] = outcome
-        else:
-            on_result(outcome)
-
-    await tasks.gather([_call(run, position) for position in range(len(chunks))], at_once)
-    return [(chunks[position], errors[position]) for position in sorted(errors)]
-
-
-def _call(run: Callable[[int], Awaitable[None]], position: int) -> Callable[[], Awaitable[None]]:
-    return lambda: run(position)

@@ -17,11 +17,10 @@ from embedroute.errors import (
     NoHealthyEndpoint,
     Overloaded,
     RateLimited,
-    Rejected,
-    RejectedByPage,
     UpstreamError,
 )
 from embedroute.execution.attempt import Attempt, AttemptRunner, NotCalled, Outcome
+from embedroute.execution.bisection import concerns_request
 from embedroute.execution.context import Dispatch, DispatchContext, OnResult, Results, Work
 from embedroute.execution.health_check import HealthChecker
 from embedroute.execution.hedging import HedgingRunner
@@ -188,9 +187,8 @@ class Dispatcher:
             EmbedrouteError: the error to report.
         """
         error = error_to_report([*dispatch.earlier_errors, *errors])
-        is_open = isinstance(error, Rejected) and not isinstance(error, RejectedByPage)
         is_own = error in errors and not (isinstance(error, UpstreamError) and error.is_neutral)
-        if is_open and is_own and len(dispatch.work) > 1:
+        if concerns_request(error) and is_own and len(dispatch.work) > 1:
             first = dispatch.candidates[errors.index(error)]
             others = [each for each in dispatch.candidates if each is not first]
             ordered = msgspec.structs.replace(dispatch, candidates=[first, *others])

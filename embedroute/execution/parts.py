@@ -25,12 +25,13 @@ from embedroute.errors import (
 )
 from embedroute.execution.attempt import Attempt, AttemptRunner, NotCalled
 from embedroute.execution.bisection import (
+    Bisection,
     bisect,
     concerns_request,
     fails_again,
     failures_needed,
     is_about_inputs,
-    is_open,
+    may_blame_input,
     repeats_left,
 )
 from embedroute.execution.context import (
@@ -74,6 +75,38 @@ BUDGET_SPENT: Final = (
 Chunks = Sequence[Work]
 Run = Callable[[Dispatch], Awaitable[None]]
 """Embeds a part at the first endpoint that responds."""
+
+
+def _undone_parts(
+    found: Bisection,
+    dispatch: Dispatch,
+    errors: Sequence[EmbedrouteError],
+    context: DispatchContext,
+) -> list[tuple[Dispatch, EmbedrouteError]]:
+    """Return the parts of a bisected request that other endpoints may embed, with their errors.
+
+    These are each input that failed alone, and the rest that the bisection has not decided.
+    ``errors`` are those of the first candidates; the last of these was the endpoint.
+    """
+    candidate = dispatch.candidates[len(errors) - 1]
+    others = [each for each in dispatch.candidates if each is not candidate]
+    make_part = partial(Dispatch, context=context, on_result=dispatch.on_result)
+    parts: list[tuple[Dispatch, EmbedrouteError]] = []
+    for key, failure in found.alone.items():
+        is_blamed = key not in found.doubtful
+        error = input_failed(failure, key, context.keys) if is_blamed else temporary(failure)
+        work = {key: dispatch.work[key]}
+        parts.append((make_part(others, work=work, earlier_errors=[error]), error))
+    if found.rest:
+        error = error_to_report([*dispatch.earlier_errors, *errors])
+        left = list(dispatch.candidates[len(errors) :])
+        if isinstance(found.error, RateLimited):
+            error = found.error
+            # Without progress, a spent budget would lead to the same bisection again and again.
+            if len(found.rest) < len(dispatch.work) or error.message != BUDGET_SPENT:
+                left.append(candidate)
+        parts.append((make_part(left, work=found.rest, earlier_errors=[error]), error))
+    return parts
 
 
 class PartRunner:
@@ -124,6 +157,12 @@ class PartRunner:
             admit_first_try=None,
             earlier_errors=[*dispatch.earlier_errors, *errors],
         )
+        await self._run_all(whole, chunks, halved)
+
+    async def _run_all(
+        self, whole: Dispatch, chunks: Chunks, halved: EmbedrouteError | None
+    ) -> None:
+        """Embed the chunks of ``whole``, and raise the error to report if some have failed."""
         failures: dict[int, UpstreamError] = {}
         not_called: list[NoHealthyEndpoint] = []
         calls = [
@@ -131,13 +170,13 @@ class PartRunner:
             for position in range(len(chunks))
         ]
         now = self._clock()
-        states = [self._healths.get(candidate).state(now) for candidate in remaining]
+        states = [self._healths.get(candidate).state(now) for candidate in whole.candidates]
         if State.CLOSED not in states:
             # A half-open breaker admits one probe. A chunk refused beside it would end the probe.
             await calls.pop(0)()
         await tasks.gather(calls, CHUNKS_AT_ONCE)
         if failures:
-            self._doubt(remaining[0], halved, failures)
+            self._doubt(whole.candidates[0], halved, failures)
         others_answered = len(failures) + len(not_called) < len(chunks)
         for position in sorted(failures):
             error = await self._name_failure(
@@ -241,25 +280,8 @@ class PartRunner:
             random_share=lambda: health.random_share(self._clock()),
             on_random=lambda: health.record_repeat(self._clock(), answered=True),
         )
-        await self._explain(found.embedded, candidate, health, context)
-        others = [each for each in dispatch.candidates if each is not candidate]
-        make_part = partial(Dispatch, context=context, on_result=dispatch.on_result)
-        parts: list[tuple[Dispatch, EmbedrouteError]] = []
-        for key, failure in found.alone.items():
-            is_blamed = key not in found.doubtful
-            error = input_failed(failure, key, context.keys) if is_blamed else temporary(failure)
-            work = {key: dispatch.work[key]}
-            parts.append((make_part(others, work=work, earlier_errors=[error]), error))
-        if found.rest:
-            error = error_to_report([*dispatch.earlier_errors, *errors])
-            left = list(dispatch.candidates[len(errors) :])
-            if isinstance(found.error, RateLimited):
-                error = found.error
-                # Without progress, a spent budget would lead to the same bisection again and again.
-                if len(found.rest) < len(dispatch.work) or error.message != BUDGET_SPENT:
-                    left.append(candidate)
-            parts.append((make_part(left, work=found.rest, earlier_errors=[error]), error))
-        await self._run_parts(parts)
+        await self._explain(found.embedded_since, candidate, health, context)
+        await self._run_parts(_undone_parts(found, dispatch, errors, context))
 
     async def _explain(
         self,
@@ -308,7 +330,7 @@ class PartRunner:
                     candidate, context, batch, seconds, health.omitted(now)
                 )
             except EmbedrouteError as error:
-                return False if is_open(error) else None
+                return False if may_blame_input(error) else None
             return True
 
     async def _learn_size(
