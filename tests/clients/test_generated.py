@@ -15,6 +15,7 @@ import pytest
 
 from tests.hosts.gateways import KEY
 from tests.support.commands import pip, run
+from tests.support.documents import ROOT, blocks
 from tests.support.serving import Serving
 
 SOURCES = Path(__file__).with_name("generated")
@@ -72,7 +73,11 @@ def served(request, tmp_path_factory):
 
 def compile_typescript(node, file, prefix):
     """Compile a file of ``SOURCES`` for the paths of a document; return what tsc prints."""
-    source = (SOURCES / file).read_text(encoding="utf-8").replace("PREFIX", prefix)
+    source = (SOURCES / file).read_text(encoding="utf-8")
+    return compile_text(node, file, source.replace("PREFIX", prefix))
+
+
+def compile_text(node, file, source):
     (node / file).write_text(source, encoding="utf-8")
     options = ["--strict", "--target", "es2022", "--module", "nodenext", "--skipLibCheck"]
     compiled = subprocess.run(  # noqa: S603 - fixed arguments
@@ -93,6 +98,15 @@ def test_a_typescript_client_compiles_and_embeds(node, served):
     answer = json.loads(run(["node", "client.js", f"{url}{case.base}", KEY], node))
     assert [len(vector) for vector in answer["vectors"]] == [4, 4]
     assert (answer["tokens"] > 0, answer["first"]) == (True, "hash")
+
+
+def test_the_typescript_of_the_guide_compiles(node, served):
+    case, _, document = served
+    run(["node_modules/.bin/openapi-typescript", document, "-o", "schema.ts"], node)
+    (source,) = blocks(ROOT / "docs/clients.md", "ts")
+    source = source.replace("/ai/v1/", f"{case.prefix}/v1/")
+
+    assert compile_text(node, "guide.ts", source) == ""
 
 
 def test_a_mistake_in_typescript_does_not_compile(node, served):

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import httpx2
 import pytest
+from starlette.testclient import TestClient
 
-from embedroute import Gateway
+from embedroute import Config, Gateway, embeddings_app
 from tests.support.commands import run, serving
 from tests.support.documents import CAT, FELINE, ROOT, STOCKS, blocks
 from tests.support.serving import Serving
@@ -150,6 +151,10 @@ def test_the_dockerfile_copies_files_that_exist_and_runs_a_command_that_exists()
     words = re.findall(r'"([^"]+)"', command)
     described = run([Path(sys.executable).with_name("embedroute"), words[0], "--help"], ROOT)
 
+    (health,) = re.findall(r"http://127\.0\.0\.1:8000(/[\w/]+)", text)
+    app = embeddings_app(Gateway(Config(gateway={"auth": "keys"}, keys={"team": {"key": "sk"}})))
+
+    assert TestClient(app).get(health).status_code == 200
     assert "pyproject.toml" in sources
     assert [] == [name for name in sources if not (ROOT / name).exists()]
     assert [] == [word for word in words if word.startswith("--") and word not in described]
