@@ -134,11 +134,15 @@ fallback = "hashed"
 endpoints = [{ provider = "unreachable" }]
 [models.dead]
 endpoints = [{ provider = "unreachable" }]
+[models.limited]
+endpoints = [{ provider = "hashed" }]
+limits = { requests_per_minute = 60, tokens_per_minute = 6000 }
 """
 GOOD = {"model": "hashed", "input": "a"}
 CASES = {
     "success": ("POST", "/v1/embeddings", {}, GOOD),
     "another model": ("POST", "/v1/embeddings", {}, {**GOOD, "model": "down"}),
+    "limited": ("POST", "/v1/embeddings", {}, {**GOOD, "model": "limited"}),
     "unreachable": ("POST", "/v1/embeddings", {}, {**GOOD, "model": "dead"}),
     "wrong key": ("POST", "/v1/embeddings", {"authorization": "Bearer x"}, GOOD),
     "wrong method": ("PUT", "/v1/embeddings", {}, GOOD),
