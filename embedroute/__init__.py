@@ -7,6 +7,7 @@ The package has four layers. Imports run downwards, and inside a layer along the
       __main__.py       python -m embedroute
       cli/              the command, one module per subcommand: serve, check, backends, …
       fastapi.py        embeddings_router
+      uvicorn.py        HTTPProtocol, for clients that offer HTTP/2
       server/           the ASGI side: requests in, responses out
       testing/          ScriptedBackend and check_backend, for tests of backends and hosts
       gateway.py        Gateway.embed: one request, top to bottom

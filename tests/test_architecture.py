@@ -46,7 +46,8 @@ RANKS: tuple[Mapping[str, set[str]], ...] = (
         "gateway": {"bootstrap"},
         "server": {"gateway"},
         "fastapi": {"gateway", "server"},
-        "cli": {"bootstrap", "config_warnings", "gateway", "server"},
+        "uvicorn": set(),
+        "cli": {"bootstrap", "config_warnings", "gateway", "server", "uvicorn"},
         "__main__": {"cli"},
     },
 )
@@ -63,10 +64,10 @@ HOLDERS = {
     "orjson": {"vectors.py"},
     "httpx2": {"transport/", "bootstrap.py", "gateway.py"},
     "aiohappyeyeballs": {"transport/http1/connect.py"},
-    "httptools": {"transport/http1/connection.py"},
+    "httptools": {"transport/http1/connection.py", "uvicorn.py"},
     "starlette": {"server/", "fastapi.py"},
     "fastapi": {"fastapi.py"},
-    "uvicorn": {"cli/"},
+    "uvicorn": {"cli/", "uvicorn.py"},
     "azure": {"backends/_entra.py"},
     "wordllama": {"backends/wordllama.py"},
     "asyncio": {
@@ -75,6 +76,7 @@ HOLDERS = {
         "runtime/time_limits.py",
         "runtime/per_loop.py",
         "transport/http1/",
+        "uvicorn.py",
     },
     **dict.fromkeys(
         ("aiohttp", "pyreqwest", "requests", "httpx", "urllib3", "trio", "sniffio"),

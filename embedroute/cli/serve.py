@@ -3,26 +3,45 @@
 import argparse
 import gc
 import logging
+import logging.config
 import math
 import os
 import platform
+import socket
+import ssl
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib import import_module
-from typing import Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
-from embedroute.cli.parser import Command, load_config
+from embedroute.backend import LocalBackend
+from embedroute.cli.log_format import FORMATS, LEVELS, make_log_config
+from embedroute.cli.parser import Command, find_config, load_config
 from embedroute.config import Settings
 from embedroute.config_warnings import find_warnings
-from embedroute.errors import ConfigError, MissingExtra
+from embedroute.errors import ConfigError, MissingExtra, RequestError
 from embedroute.gateway import Gateway
-from embedroute.server import embeddings_app
+from embedroute.server import ASGIApp, PreparedApp, allow_origins, embeddings_app
+from embedroute.version import __version__
+
+if TYPE_CHECKING:
+    import uvicorn
+
+log = logging.getLogger("embedroute.serve")
 
 MALLOC: Final[Mapping[str, str]] = {
     "MALLOC_MMAP_THRESHOLD_": "4194304",
     "MALLOC_TRIM_THRESHOLD_": "65011712",
 }
 """The variables of glibc's malloc for ``serve``, in bytes; docs/operations.md explains them."""
+
+
+KEEP_ALIVE: Final = 75
+"""Seconds for which an idle connection stays open; proxies close theirs after 60 s."""
+MOST_SHOWN: Final = 5
+"""Maximum names of models in the summary at the start."""
 
 
 HOST_AUTH: Final = (
@@ -33,12 +52,35 @@ HOST_AUTH: Final = (
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``serve``."""
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on (default: %(default)s)"
+    add = parser.add_argument
+    shown = " (default: %(default)s)"
+    add("--host", default="127.0.0.1", help=f"address to listen on{shown}")
+    add("--port", default=8000, type=int, help=f"port to listen on{shown}")
+    add("--uds", metavar="PATH", help="listen on a Unix domain socket instead")
+    add(
+        "--workers",
+        type=int,
+        default=os.environ.get("WEB_CONCURRENCY", "1"),
+        metavar="N",
+        help="processes, each with its own cache and limits (default: $WEB_CONCURRENCY or 1)",
     )
-    parser.add_argument(
-        "--port", default=8000, type=int, help="port to listen on (default: %(default)s)"
+    add("--root-path", default="", metavar="PATH", help="path that a proxy removes")
+    add(
+        "--cors-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="origin whose web pages may call the API, or '*'; may be repeated",
     )
+    add("--log-level", choices=LEVELS, default="info", help=f"lowest level to log{shown}")
+    add("--log-format", choices=FORMATS, default="text", help=f"format of logs{shown}")
+    tls = parser.add_argument_group("TLS")
+    tls.add_argument("--ssl-certfile", metavar="FILE", help="certificate chain in PEM format")
+    tls.add_argument("--ssl-keyfile", metavar="FILE", help="private key in PEM format")
+    tls.add_argument(
+        "--ssl-keyfile-password", metavar="PASSWORD", help="or set SSL_KEYFILE_PASSWORD"
+    )
+    tls.add_argument("--ssl-ca-certs", metavar="FILE", help="require certificates of clients")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -53,17 +95,138 @@ def run(options: argparse.Namespace) -> int:
         uvicorn = import_module("uvicorn")
     except ImportError:
         raise MissingExtra("serve", "uvicorn") from None
-    _log_transport()
+    tls = _tls_options(options)
+    log_config = make_log_config(options.log_level, options.log_format)
+    logging.config.dictConfig(log_config)
+    _log_summary(options, gateway)
+    settings = {
+        "host": options.host,
+        "port": options.port,
+        "uds": options.uds,
+        "workers": options.workers,
+        "root_path": options.root_path,
+        "http": "embedroute.uvicorn:HTTPProtocol",
+        "ws": "none",
+        "lifespan": "on",
+        "log_config": log_config,
+        "access_log": False,
+        "timeout_keep_alive": KEEP_ALIVE,
+        "timeout_graceful_shutdown": _longest_request(gateway.settings),
+        **tls,
+    }
+    if options.workers > 1:
+        make_app = partial(make_worker_app, find_config(options), options.cors_origin)
+        _run_workers(uvicorn.Config(make_app, factory=True, **settings))
+    else:
+        uvicorn.run(_make_app(gateway, options.cors_origin), **settings)
+    return 0
+
+
+def make_worker_app(config: Path | None, origins: Sequence[str]) -> ASGIApp:
+    """Make the application of one of several workers, each of which has a gateway of its own."""
+    return _make_app(Gateway(load_config(argparse.Namespace(config=config))), origins)
+
+
+def _make_app(gateway: Gateway, origins: Sequence[str]) -> ASGIApp:
+    app = PreparedApp(embeddings_app(gateway), partial(_prepare, gateway))
+    return allow_origins(app, origins) if origins else app
+
+
+async def _prepare(gateway: Gateway) -> None:
+    """Load the local models, so that the first request does not wait for them.
+
+    Raises:
+        EmbedrouteError: a local model cannot be loaded.
+    """
+    local = {
+        id(candidate.backend): (candidate, name)
+        for name, route in gateway.directory.routes.items()
+        for candidate in route.candidates
+        if isinstance(candidate.backend, LocalBackend)
+    }
+    for candidate, name in local.values():
+        try:
+            await gateway.embed_at(candidate, ["ready"], model=name)
+        except RequestError:
+            log.info("the model %s takes no plain text; its first request loads it", name)
     # Loaded modules are never freed. Exclude them from garbage collection to make it faster.
     gc.collect()
     gc.freeze()
-    uvicorn.run(
-        embeddings_app(gateway),
-        host=options.host,
-        port=options.port,
-        timeout_graceful_shutdown=_longest_request(gateway.settings),
-    )
-    return 0
+
+
+def _run_workers(config: "uvicorn.Config") -> None:
+    """Run the workers of ``config`` on one socket until the process gets a signal."""
+    supervisors = import_module("uvicorn.supervisors")
+    path = Path(config.uds) if config.uds else None
+    if path is not None and path.is_socket():
+        path.unlink()  # a server that was killed has left it
+    listener = config.bind_socket()
+    if path is None:
+        # uvicorn does not set it, so that each response on a reused connection would take 40 ms.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    try:
+        supervisors.Multiprocess(config, sockets=[listener]).run()
+    finally:
+        if path is not None:
+            path.unlink(missing_ok=True)
+
+
+def _tls_options(options: argparse.Namespace) -> dict[str, object]:
+    """Return uvicorn's options for TLS.
+
+    Raises:
+        ConfigError: a file cannot be used.
+    """
+    if not options.ssl_certfile:
+        if options.ssl_keyfile or options.ssl_ca_certs:
+            raise ConfigError(["TLS needs a certificate: add --ssl-certfile FILE."])
+        return {}
+    password = options.ssl_keyfile_password or os.environ.get("SSL_KEYFILE_PASSWORD", "")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(options.ssl_certfile, options.ssl_keyfile, lambda: password)
+        if options.ssl_ca_certs:
+            context.load_verify_locations(options.ssl_ca_certs)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "the key needs a password"
+        files = [options.ssl_certfile, options.ssl_keyfile, options.ssl_ca_certs]
+        names = ", ".join(filter(None, files))
+        raise ConfigError([f"The TLS files ({names}) cannot be used: {reason}"]) from None
+    return {
+        "ssl_certfile": options.ssl_certfile,
+        "ssl_keyfile": options.ssl_keyfile,
+        "ssl_keyfile_password": password or None,
+        "ssl_ca_certs": options.ssl_ca_certs,
+        "ssl_cert_reqs": ssl.CERT_REQUIRED if options.ssl_ca_certs else ssl.CERT_NONE,
+    }
+
+
+def _log_summary(options: argparse.Namespace, gateway: Gateway) -> None:
+    """Log what is served, and where."""
+    settings = gateway.settings
+    config = find_config(options)
+    names = list(gateway.directory.routes)
+    more = f", … (embedroute models lists all {len(names)})" if len(names) > MOST_SHOWN else ""
+    url = _describe_address(options)
+    is_open = settings.auth == "open"
+    summary = {
+        "config": str(config.absolute()) if config else "environment variables",
+        "url": f"{url}/v1",
+        "auth": "open (requests need no API key)" if is_open else "keys",
+        "models": (", ".join(names[:MOST_SHOWN]) or "none") + more,
+        "transport": "httpx2" if settings.transport == "httpx2" or settings.http2 else "http1",
+        "docs": f"{url}/openapi.json",
+    }
+    lines = [f"  {name:<10} {value}" for name, value in summary.items()]
+    log.info("embedroute %s\n%s", __version__, "\n".join(lines), extra=summary)
+
+
+def _describe_address(options: argparse.Namespace) -> str:
+    if options.uds:
+        return f"unix:{options.uds}:{options.root_path}"
+    scheme = "https" if options.ssl_certfile else "http"
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    return f"{scheme}://{host}:{options.port}{options.root_path}"
 
 
 def _longest_request(settings: Settings) -> int | None:
@@ -82,15 +245,6 @@ def return_freed_memory() -> None:
     if platform.libc_ver()[0] == "glibc" and MALLOC.keys().isdisjoint(os.environ):
         environ = {**os.environ, **MALLOC}
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environ)  # noqa: S606 - itself
-
-
-def _log_transport() -> None:
-    # uvicorn configures its own loggers only. The operator needs to know which transport is used.
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(levelname)s:     %(name)s: %(message)s"))
-    log = logging.getLogger("embedroute.http")
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
 
 
 COMMAND: Final = Command(

@@ -10,17 +10,21 @@ from embedroute.server.models import model_card, model_list, openrouter_list
 from embedroute.server.openapi import KEY_DESCRIPTION, describe, describe_error
 from embedroute.server.routes import API, EMBED, LIST_MODELS, Operation
 from embedroute.server.schemas import components, inlined
+from embedroute.server.standalone import ASGIApp, PreparedApp, allow_origins
 
 __all__ = [
     "API",
     "EMBED",
     "KEY_DESCRIPTION",
     "LIST_MODELS",
+    "ASGIApp",
     "Authenticator",
     "EmbeddingsApp",
     "EmbeddingsMiddleware",
     "HTTPExchange",
     "Operation",
+    "PreparedApp",
+    "allow_origins",
     "components",
     "describe",
     "describe_error",

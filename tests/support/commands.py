@@ -17,7 +17,7 @@ PATIENCE = 60.0
 SERVE = ("-m", "uvicorn", "--host", "127.0.0.1", "--port", "0", "--no-access-log")
 """Arguments of ``python`` to serve an app; append the name of the app."""
 
-_RUNNING = re.compile(r"running on (http://127\.0\.0\.1:\d+)")
+_RUNNING = re.compile(r"running on (https?://127\.0\.0\.1:\d+)")
 
 
 def run(words: Sequence[str | Path], cwd: Path, environ: Mapping[str, str] | None = None) -> str:

@@ -1,0 +1,58 @@
+"""Extends the application of a gateway for ``embedroute serve``: what a host does otherwise."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from embedroute.errors import EmbedrouteError
+
+EXPOSED: Final = (
+    "openai-processing-ms",
+    "retry-after",
+    "retry-after-ms",
+    "server-timing",
+    "x-embedroute-attempts",
+    "x-embedroute-cache",
+    "x-embedroute-model-fallback",
+    "x-embedroute-provider",
+    "x-embedroute-usage",
+    "x-request-id",
+    "x-should-retry",
+)
+"""Response headers that a script of another origin may read."""
+
+
+def allow_origins(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
+    """Let scripts of web pages of these origins call ``app``; ``*`` allows every origin."""
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=("GET", "HEAD", "POST"),
+        allow_headers=("*",),
+        expose_headers=EXPOSED,
+    )
+
+
+class PreparedApp:
+    """An application that starts only after ``prepare`` has ended without an error."""
+
+    def __init__(self, app: ASGIApp, prepare: Callable[[], Awaitable[None]]) -> None:
+        """Wrap ``app``; ``prepare`` is awaited once per lifespan, after the gateway has opened."""
+        self._app = app
+        self._prepare = prepare
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass everything on to the application."""
+
+        async def prepare_and_send(message: Message) -> None:
+            if message["type"] == "lifespan.startup.complete":
+                try:
+                    await self._prepare()
+                except EmbedrouteError as error:
+                    message = {"type": "lifespan.startup.failed", "message": error.message}
+            await send(message)
+
+        in_lifespan = scope["type"] == "lifespan"
+        await self._app(scope, receive, prepare_and_send if in_lifespan else send)
