@@ -28,6 +28,8 @@ The package has four layers. Imports run downwards, and inside a layer along the
       backend/          what the author of a backend writes
     1 foundation
       errors.py         every error, with its status, type and code
+      reasons.py        from an exception to the words that say why a call failed
+      log_records.py    every log record, with its logger, message and fields
       exhaustion.py     which errors are this process's own: no file descriptors, a late loop
       upstream_errors/  what an upstream's error response means
       inputs.py         texts, token ids and content parts

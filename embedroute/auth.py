@@ -4,10 +4,11 @@ import hmac
 import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import msgspec
 
+from embedroute.backend import repr_as_in_rich
 from embedroute.config import STATE_AUTH, ApiKey, Config, Mistake, RateLimits
 from embedroute.errors import PermissionDenied, Unauthorized
 from embedroute.protocol import EmbeddingRequest
@@ -51,6 +52,14 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
             msgspec.structs.force_setattr(self, "models", frozenset(_names("models", self.models)))
         msgspec.structs.force_setattr(self, "only", tuple(_names("only", self.only)))
         msgspec.structs.force_setattr(self, "ignore", tuple(_names("ignore", self.ignore)))
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """Show the name, and the fields that differ from their defaults."""
+        fields = [(name, getattr(self, name)) for name in self.__struct_fields__]
+        defaults = dict(zip(self.__struct_fields__[1:], self.__struct_defaults__, strict=True))
+        return [(name, value) for name, value in fields if value != defaults.get(name, ...)]
+
+    __repr__ = repr_as_in_rich
 
     def may_debug(self, *, otherwise: bool) -> bool:
         """Return whether this caller may see traces and upstream bodies.

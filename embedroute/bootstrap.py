@@ -6,7 +6,6 @@ several tables. It also runs on what phase 1 could read of an invalid config, so
 reports the mistakes of both phases. Mistakes that follow from those of phase 1 are left out.
 """
 
-import logging
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -45,6 +44,7 @@ from embedroute.execution import (
     WidthRegistry,
 )
 from embedroute.limits import admission_mistakes
+from embedroute.log_records import InvalidConfiguration, LogLimit, write
 from embedroute.plugins import build_backends, known_provider_of
 from embedroute.protocol import Limits
 from embedroute.routing import (
@@ -57,17 +57,13 @@ from embedroute.routing import (
     resolve_key_models,
 )
 from embedroute.runtime import time_limits
-from embedroute.text import log_fields
 from embedroute.transport import Transport, TransportConfig, create_transport, transport_mistakes
 
 if TYPE_CHECKING:
     import httpx2
 
-log = logging.getLogger("embedroute")
-
 DEFAULT_FILE: Final = "embedroute.toml"
 """The config in the working directory, which is read if no other is named."""
-
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -246,8 +242,8 @@ class LoopRuntime(msgspec.Struct, frozen=True):
 class RuntimeFactory:
     """Opens the resources of each event loop.
 
-    All loops share the loaded models, health, widths, the names in upstreams' answers, the watchdog
-    and the retry budget.
+    All loops share the loaded models, health, widths, the names in upstreams' answers, the
+    watchdog, the limit of log lines and the retry budget.
     """
 
     def __init__(
@@ -276,6 +272,7 @@ class RuntimeFactory:
         self._widths = WidthRegistry()
         self._models = EchoedModels()
         self._watchdog = Watchdog()
+        self._failures = LogLimit()
         self._budget = RetryBudget()
         self._clock = clock
 
@@ -293,6 +290,7 @@ class RuntimeFactory:
             widths=self._widths,
             models=self._models,
             watchdog=self._watchdog,
+            failures=self._failures,
             clock=self._clock,
         )
         dispatcher = Dispatcher(
@@ -314,7 +312,7 @@ class RuntimeFactory:
                 on_asyncio=time_limits.on_asyncio(),
             )
         except ConfigError as error:
-            log.exception("invalid configuration", extra=log_fields({"reason": error.message}))
+            write(InvalidConfiguration(reason=error.message), exception=error)
             raise InternalError(
                 "The gateway cannot run on this event loop; see the server log."
             ) from error

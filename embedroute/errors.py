@@ -126,10 +126,13 @@ class UpstreamError(EmbedrouteError):
     """502: a call to an upstream API failed.
 
     ``upstream_status`` is the HTTP status of the upstream's response, or None if there was none.
-    ``provider`` is the name of the provider that was called. ``matched_text`` is the part of the
-    upstream's message by which the error was classified. It is empty if a client cannot influence
-    that text. ``is_neutral`` is true if the message quotes nothing from the upstream (see
-    :mod:`embedroute.upstream_errors.neutral`).
+    ``provider`` is the name of the provider that was called. ``reason`` says in a few words of the
+    gateway's own why the call failed ("connection refused"); empty means that the class says it
+    (:mod:`embedroute.reasons`). It is shown to other clients too, so it must not hold text of an
+    upstream or of an input. ``place`` is where a backend raised an exception. ``matched_text`` is
+    the part of the upstream's message by which the error was classified. It is empty if a client
+    cannot influence that text. ``is_neutral`` is true if the message quotes nothing from the
+    upstream (see :mod:`embedroute.upstream_errors.neutral`).
 
     ``input_index`` is the index of the blamed input within the call, if the upstream names one.
     ``field`` is the top-level field of the upstream request that it refuses, if it names one.
@@ -148,10 +151,13 @@ class UpstreamError(EmbedrouteError):
         code: str | None = None,
         retry_after: float | None = None,
         upstream_status: int | None = None,
+        reason: str = "",
     ) -> None:
-        """Set the status that the upstream returned, besides the fields of every error."""
+        """Set the upstream's status and the reason, besides the fields of every error."""
         super().__init__(message, param=param, code=code, retry_after=retry_after)
         self.upstream_status = upstream_status
+        self.reason = reason
+        self.place = ""
         self.matched_text = ""
         self.provider: str | None = None
         self.already_recorded = False

@@ -5,28 +5,22 @@ not count against the health of an endpoint.
 """
 
 import errno
-import logging
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from time import monotonic
-from typing import Final, cast
+from typing import Final
 
 from embedroute.errors import ResourcesExhausted
-from embedroute.text import log_fields
-
-log = logging.getLogger("embedroute.limits")
+from embedroute.log_records import LogLimit, ProcessExhausted, write
+from embedroute.reasons import chain
 
 RETRY_AFTER: Final = 1.0
 """Seconds after which a client may try again: the requests in flight free what they use."""
-LOG_INTERVAL: Final = 60.0
-"""Seconds between two log records about the same resource."""
 FILES: Final = "file descriptors"
 THREADS: Final = "threads"
 LOOP: Final = "event loop"
 NO_THREAD: Final = "can't start new thread"
 """The message of the ``RuntimeError`` that ``threading.Thread.start`` raises."""
-LONGEST_CHAIN: Final = 16
-"""Exceptions of a chain that are examined."""
 
 EXHAUSTED: Final[Mapping[int, tuple[str, str]]] = {
     errno.EMFILE: (
@@ -79,7 +73,7 @@ def find_exhaustion(
     ``outside`` is the exception that the host was handling when the gateway was called.
     """
     is_unclear = False
-    for each in _chain(error, outside, with_context=with_context):
+    for each in chain(error, outside, with_context=with_context):
         if isinstance(each, RuntimeError) and NO_THREAD in str(each):
             return _exhausted(THREADS, NO_MORE_THREADS)
         if isinstance(each, OSError):
@@ -88,23 +82,6 @@ def find_exhaustion(
                 return _exhausted(*EXHAUSTED[code])
             is_unclear = is_unclear or code in UNCLEAR
     return _try_socket() if is_unclear else None
-
-
-def _chain(
-    error: BaseException, outside: BaseException | None, *, with_context: bool
-) -> Iterator[BaseException]:
-    """Yield an exception, its causes, and the members of exception groups among them."""
-    pending = [error]
-    for _ in range(LONGEST_CHAIN):
-        if not pending:
-            return
-        each = pending.pop()
-        yield each
-        before = each.__cause__ or (each.__context__ if with_context else None)
-        if before is not None and before is not outside:
-            pending.append(before)
-        if isinstance(each, BaseExceptionGroup):
-            pending += cast("BaseExceptionGroup[BaseException]", each).exceptions
 
 
 def _try_socket() -> ResourcesExhausted | None:
@@ -140,21 +117,14 @@ def late_loop(lag: float) -> ResourcesExhausted:
 
 
 class ExhaustionLog:
-    """Logs each kind of exhaustion once per ``LOG_INTERVAL``, as many requests fail of it."""
+    """Logs each kind of exhaustion at most once a minute, as many requests fail of it."""
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         """Create a log without records."""
         self._clock = clock
-        self._logged_at: dict[str, float] = {}
+        self._limit = LogLimit()
 
     def record(self, error: ResourcesExhausted) -> None:
-        """Log ``error``, unless its resource was logged in the last ``LOG_INTERVAL`` seconds."""
-        now = self._clock()
-        if now - self._logged_at.get(error.resource, -LOG_INTERVAL) < LOG_INTERVAL:
-            return
-        self._logged_at[error.resource] = now
-        log.error(
-            "requests fail because of this process, not of an upstream: %s",
-            error.message,
-            extra=log_fields({"resource": error.resource}),
-        )
+        """Log ``error``, unless its resource was logged in the last minute."""
+        if self._limit.count(self._clock(), error.resource):
+            write(ProcessExhausted(resource=error.resource, advice=error.message))

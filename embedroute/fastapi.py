@@ -11,7 +11,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from embedroute.auth import Caller
 from embedroute.config import DialectName
-from embedroute.errors import ConfigError, MissingExtra
+from embedroute.errors import ConfigError, EmbedrouteError, InternalError, MissingExtra
 from embedroute.gateway import Gateway
 from embedroute.server import (
     API,
@@ -24,10 +24,11 @@ from embedroute.server import (
     describe,
     describe_error,
     inlined,
+    respond_to_error,
 )
 
 try:
-    from fastapi import APIRouter, Request, Response, Security, params
+    from fastapi import APIRouter, FastAPI, Request, Response, Security, params
     from fastapi.routing import APIRoute
     from fastapi.security import HTTPBearer
 except ImportError:
@@ -247,3 +248,30 @@ def _make_endpoint(
         return await embeddings(request)
 
     return embeddings if caller is None else embeddings_for_caller
+
+
+def add_error_handlers(app: FastAPI, *, dialect: DialectName = "openai") -> None:
+    """Answer an error of ``gateway.embed`` in the host's own routes as the API answers it.
+
+    Without it, FastAPI answers every error of ``gateway.embed`` with a 500. With it, a client's
+    mistake is the 4xx that it is, and a failure of the upstreams is a 502, 503 or 504, with
+    ``retry-after`` where the API sends it. The body has the format of ``dialect``::
+
+        app = FastAPI()
+        add_error_handlers(app)
+
+        @app.post("/notes")
+        async def add_note(text: str) -> None:
+            vectors = (await gateway.embed(text, model="m")).vectors  # a 400 if the text is empty
+
+    A ``ConfigError`` and an ``InternalError`` are mistakes of the host or of the gateway, so they
+    stay a 500 of FastAPI, with a traceback in its log. Of the classes in ``docs/errors.md``, those
+    for which the app has a handler of its own use that one.
+    """
+
+    async def respond(_request: Request, error: Exception) -> Response:
+        if not isinstance(error, EmbedrouteError) or isinstance(error, ConfigError | InternalError):
+            raise error
+        return respond_to_error(error, dialect)
+
+    app.add_exception_handler(EmbedrouteError, respond)

@@ -9,8 +9,10 @@ import os
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Self, Unpack
+from functools import partial
+from typing import TYPE_CHECKING, Literal, Self, Unpack
 
+import anyio
 import msgspec
 
 from embedroute.auth import ANYONE, Caller
@@ -52,7 +54,14 @@ from embedroute.execution import (
 from embedroute.exhaustion import late_loop
 from embedroute.inputs import Input, Kind, estimate_sizes, list_modalities
 from embedroute.limits import ByteBudget, RateLimiter
-from embedroute.protocol import EmbeddingRequest, Embeddings, fold_parts_in_steps, make_request
+from embedroute.log_records import LogLimit
+from embedroute.protocol import (
+    EmbeddingRequest,
+    Embeddings,
+    InputValue,
+    fold_parts_in_steps,
+    make_request,
+)
 from embedroute.routing import (
     PROBING,
     CacheKey,
@@ -68,7 +77,7 @@ from embedroute.routing import (
     make_plan_in_steps,
     sum_modalities,
 )
-from embedroute.runtime import PerLoop, fairness, tasks
+from embedroute.runtime import PerLoop, fairness, is_loop_running, tasks
 from embedroute.trace import RequestTrace, new_request_id
 from embedroute.transport import Transport
 
@@ -116,6 +125,7 @@ class Gateway:
         self.rate_limits = RateLimiter.for_config(config)
         self.directory = parts.directory
         self.healths = HealthRegistry()
+        self.failures = LogLimit()
         self.cache = MemoryCache(config.cache.bytes, config.cache.ttl, clock)
         self.selections = SelectionCache(
             self.directory,
@@ -157,13 +167,13 @@ class Gateway:
 
     async def embed(
         self,
-        input: EmbeddingRequest | str | Sequence[object],
+        input: InputValue,
         *,
         model: str = "",
         dimensions: int | None = None,
         input_type: str | None = None,
         user: str | None = None,
-        encoding_format: str | None = None,
+        encoding_format: Literal["float", "base64"] | None = None,
         provider: str | Mapping[str, object] | None = None,
         embedding_options: Mapping[str, object] | None = None,
         debug: Mapping[str, object] | None = None,
@@ -173,8 +183,14 @@ class Gateway:
     ) -> Embeddings:
         """Embed ``input`` in process. The result's ``vectors`` are an (n, d) array of float32.
 
-        The fields of ``POST /v1/embeddings``, from ``model`` to ``debug``, follow the same rules as
-        there; ``encoding_format`` has no effect here. They are ignored for a decoded request.
+        ``input`` is one text or a list of them, or a numpy array or a pandas column of texts; token
+        ids and content parts are possible too. The fields of ``POST /v1/embeddings``, from
+        ``model`` to ``debug``, follow the same rules as there; ``encoding_format`` has no effect
+        here. They are ignored for a decoded request. ``caller`` is whose cache and permissions are
+        used (default: the host itself)::
+
+            embeddings = await gateway.embed(["one text", "another"], model="m", dimensions=64)
+            embeddings.vectors.shape  # (2, 64)
 
         Raises:
             EmbedrouteError: the error that an HTTP client would get, with ``status``, ``type``,
@@ -197,6 +213,63 @@ class Gateway:
             request = make_request(fields, self.limits)
         return await self._run_within_deadline(request, caller, trace, cache_policy)
 
+    def embed_sync(
+        self,
+        input: InputValue,
+        *,
+        model: str = "",
+        dimensions: int | None = None,
+        input_type: str | None = None,
+        user: str | None = None,
+        encoding_format: Literal["float", "base64"] | None = None,
+        provider: str | Mapping[str, object] | None = None,
+        embedding_options: Mapping[str, object] | None = None,
+        debug: Mapping[str, object] | None = None,
+        caller: Caller = ANYONE,
+        cache_policy: CachePolicy = FULL_USE,
+    ) -> Embeddings:
+        """Embed ``input`` as ``embed`` does, from code without an event loop, such as a script.
+
+        It runs an event loop for this call, and closes the connections at its end. The cache is
+        kept. For many calls, write an ``async`` function that awaits ``embed``::
+
+            gateway = Gateway.from_file("embedroute.toml")
+            vectors = gateway.embed_sync("some text", model="m").vectors
+
+        Raises:
+            EmbedrouteError: as ``embed``.
+            RuntimeError: an event loop runs in this thread, so ``embed`` must be awaited instead.
+        """
+        if is_loop_running():
+            raise RuntimeError(
+                "gateway.embed_sync(…) cannot be called while an event loop runs in this thread."
+                " Write: await gateway.embed(…)"
+            )
+
+        async def run() -> Embeddings:
+            async with self.lifespan():
+                return await self.embed(
+                    input,
+                    model=model,
+                    dimensions=dimensions,
+                    input_type=input_type,
+                    user=user,
+                    encoding_format=encoding_format,
+                    provider=provider,
+                    embedding_options=embedding_options,
+                    debug=debug,
+                    caller=caller,
+                    cache_policy=cache_policy,
+                )
+
+        return anyio.run(run)
+
+    def __repr__(self) -> str:
+        """Show the names of the providers and how many models there are."""
+        providers = ", ".join(self.directory.providers) or "none"
+        count = len(self.directory.routes)
+        return f"<Gateway auth={self.settings.auth} providers={providers} models={count}>"
+
     async def _run_within_deadline(
         self,
         request: EmbeddingRequest,
@@ -204,25 +277,32 @@ class Gateway:
         trace: RequestTrace | None,
         cache_policy: CachePolicy,
     ) -> Embeddings:
-        async with tasks.watch(self.settings.deadline, self.make_deadline_error) as watch:
+        trace = trace or RequestTrace(new_request_id())
+        make_error = partial(self.make_deadline_error, trace)
+        async with tasks.watch(self.settings.deadline, make_error) as watch:
             context = RequestContext(
                 request=request,
                 caller=caller,
-                trace=trace or RequestTrace(new_request_id()),
+                trace=trace,
                 cache_policy=cache_policy,
                 deadline=self.clock() + self.settings.deadline,
                 watch=watch,
             )
             return await self.run(context)
 
-    def make_deadline_error(self, lag: float) -> EmbedrouteError:
+    def make_deadline_error(self, trace: RequestTrace, lag: float) -> EmbedrouteError:
         """Make the error of a request that is not done within its deadline.
 
-        ``lag`` is the seconds by which the event loop was late, or 0.
+        ``trace`` names the providers that have failed. ``lag`` is the seconds by which the event
+        loop was late, or 0.
         """
         if lag:
             return late_loop(lag)
-        return DeadlineExceeded(f"No response within the deadline of {self.settings.deadline:g} s.")
+        message = f"No response within the deadline of {self.settings.deadline:g} s"
+        if trace.failures:
+            provider, _ = trace.failures[-1]
+            message += f": the provider {provider} timed out"
+        return DeadlineExceeded(f"{message}.")
 
     def run(
         self, context: RequestContext, *, folded: bool = False, admitted: bool = False

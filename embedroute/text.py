@@ -1,10 +1,9 @@
 """Quotes text of clients and upstreams safely in messages, and suggests corrections."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
 from heapq import nsmallest
 from itertools import accumulate
-from typing import cast
 
 LONGEST_ECHO = 128
 """Maximum characters of a client's text that an error message quotes."""
@@ -44,23 +43,6 @@ def escaped(text: str) -> str:
             for letter in text
         ]
     )
-
-
-def log_fields(fields: Mapping[str, object]) -> dict[str, object]:
-    """Escape the values of a log record's ``extra`` fields, in lists too.
-
-    Names of models and callers come from clients; a line break in one could forge a log line.
-    Escaped are control and format characters, separators of lines and paragraphs, and surrogates.
-    """
-    return {name: _escape_value(value) for name, value in fields.items()}
-
-
-def _escape_value(value: object) -> object:
-    if isinstance(value, str):
-        return value if value.isprintable() else escaped(value)
-    if isinstance(value, list):
-        return [_escape_value(item) for item in cast("list[object]", value)]
-    return value
 
 
 def closest(name: str, known: Sequence[str]) -> str | None:

@@ -23,9 +23,10 @@ Event = Mapping[str, Any]
 class RequestTrace(msgspec.Struct, eq=False):
     """The record of one request; the dialect writes it into the response.
 
-    ``hits`` counts the inputs that were in the cache because this caller had requested them before.
-    ``misses`` counts all others. ``shared_hits`` counts those misses that were in the cache because
-    of other callers; it appears only in log records, since it reveals what others requested.
+    ``model`` is the name that the client has sent. ``hits`` counts the inputs that were in the
+    cache because this caller had requested them before. ``misses`` counts all others.
+    ``shared_hits`` counts those misses that were in the cache because of other callers; it appears
+    only in log records, since it reveals what others requested.
 
     ``limit_headers`` are the response headers that describe the rate limits of the request.
 
@@ -38,6 +39,7 @@ class RequestTrace(msgspec.Struct, eq=False):
     """
 
     request_id: str
+    model: str = ""
     attempts: int = 0
     hits: int = 0
     misses: int = 0

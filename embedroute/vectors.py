@@ -4,7 +4,7 @@ This is the only module of the package that imports numpy, orjson and pybase64.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, cast
+from typing import Any, Final, Protocol, cast, runtime_checkable
 
 import numpy as np
 import orjson
@@ -17,6 +17,8 @@ from embedroute.runtime import chunked
 Number = np.float32 | np.int8 | np.uint8
 Array = NDArray[Number]
 """Shape (n, d); float32 for float vectors, int8 or uint8 for quantised ones."""
+FloatArray = NDArray[np.float32]
+"""Shape (n, d)."""
 
 FLOAT32 = np.dtype("<f4")
 INT8 = np.dtype("i1")
@@ -40,6 +42,26 @@ They are 24 digits and signs, a comma, and the spaces and line breaks of indente
 
 
 MIXED_WIDTHS: Final = "The upstream's vectors differ in width."
+
+
+@runtime_checkable
+class SupportsArray(Protocol):
+    """An array of another library: numpy's protocol, which pandas, polars and pyarrow have too."""
+
+    def __array__(self) -> NDArray[Any]:
+        """Return the items as an array of numpy."""
+        ...
+
+
+def list_items(value: SupportsArray, most: int) -> list[object] | None:
+    """Return the items of an array or a column as a list, in nested lists if it has more axes.
+
+    None if it has no axis, as a single number, or more than ``most`` items.
+    """
+    array = np.asarray(value)
+    if array.ndim == 0 or array.size > most:
+        return None
+    return cast("list[object]", array.tolist())
 
 
 def from_lists(rows: Sequence[Sequence[float]], dtype: str = "float") -> Array:
@@ -186,23 +208,34 @@ def check(array: Array, count: int, width: int | None, dtype: str = "float") -> 
     )
     if array.ndim != 2 or len(array) != count:
         rows = len(array) if array.ndim else 0
-        raise InvalidUpstreamResponse(f"The upstream returned {rows} rows for {count} inputs.")
+        raise wrong_count(rows, count)
     if array.shape[1] == 0 or (width is not None and array.shape[1] != width):
         raise InvalidUpstreamResponse(
-            f"The upstream returned {array.shape[1]}-dimensional vectors; expected {width}."
+            f"The upstream returned {array.shape[1]}-dimensional vectors; expected {width}.",
+            reason=f"{array.shape[1]} dimensions instead of {width}",
         )
     if dtype == "float" and array.dtype != FLOAT32 and array.dtype.kind == "f":
         with np.errstate(over="ignore"):
             array = array.astype(FLOAT32)
     if array.dtype != DTYPES[dtype]:
         raise InvalidUpstreamResponse(
-            f"The upstream returned {array.dtype} numbers; expected {dtype}."
+            f"The upstream returned {array.dtype} numbers; expected {dtype}.",
+            reason=f"{array.dtype} numbers instead of {dtype}",
         )
     if dtype == "float" and not _is_valid(array):
         raise InvalidVector(
-            "The upstream returned a vector that is all zero or has a number that is not finite."
+            "The upstream returned a vector that is all zero or has a number that is not finite.",
+            reason="vector is zero or not finite",
         )
     return array
+
+
+def wrong_count(rows: int, count: int) -> InvalidUpstreamResponse:
+    """Create the error for a response with ``rows`` vectors for ``count`` inputs."""
+    return InvalidUpstreamResponse(
+        f"The upstream returned {rows} rows for {count} inputs.",
+        reason=f"{rows} rows for {count} inputs",
+    )
 
 
 def _is_valid(array: Array) -> bool:

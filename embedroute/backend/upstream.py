@@ -14,6 +14,7 @@ import msgspec
 
 from embedroute.backend.secret import Secret, repr_as_in_rich, without_credentials
 from embedroute.errors import InvalidUpstreamResponse
+from embedroute.reasons import NOT_JSON
 from embedroute.runtime import TimeSlice
 
 T = TypeVar("T")
@@ -259,7 +260,7 @@ class UpstreamResponse(msgspec.Struct, frozen=True, gc=False):
             return _get_decoder(type).decode(self.content)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidUpstreamResponse(
-                f"The upstream response body is not the expected JSON: {error}"
+                f"The upstream's response body is not the expected JSON: {error}", reason=NOT_JSON
             ) from None
 
 

@@ -79,7 +79,7 @@ def refuse_more_rows(rows: int, count: int) -> None:
         InvalidUpstreamResponse: there are more.
     """
     if rows > count:
-        raise InvalidUpstreamResponse(f"The upstream returned {rows} rows for {count} inputs.")
+        raise vectors.wrong_count(rows, count)
 
 
 def _decode(response: UpstreamResponse, kind: type[T], count: int) -> T:
@@ -204,7 +204,7 @@ def _decode_rows(texts: Sequence[memoryview]) -> list[str | list[float]]:
     try:
         return _ROWS.decode(b"[" + b",".join(texts) + b"]")
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        message = f"The upstream response body is not the expected JSON: {error}"
+        message = f"The upstream's response body is not the expected JSON: {error}"
         raise invalid_json(message, *texts) from None
 
 
@@ -216,4 +216,4 @@ def invalid_json(message: str, *texts: bytes | memoryview) -> InvalidUpstreamRes
     """
     if any(map(_NOT_A_NUMBER.search, texts)):
         return InvalidVector(message)
-    return InvalidUpstreamResponse(message)
+    return InvalidUpstreamResponse(message, reason="response is not the expected JSON")

@@ -6,11 +6,11 @@ This is phase 1: tables become structs, and mistakes are collected with their lo
 
 import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from typing import Final, TypedDict, TypeVar, cast
+from typing import Any, Final, TypedDict, TypeVar, cast
 
 import msgspec
 
-from embedroute.backend import Secret
+from embedroute.backend import Secret, repr_as_in_rich
 from embedroute.config.catalog import known_providers
 from embedroute.config.models import Endpoint, KnownProvider, Model, Provider
 from embedroute.config.policies import BOUNDS, POLICIES, BreakerPolicy, RetryPolicy
@@ -254,6 +254,17 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         _assign(self, reader.tables(msgspec.structs.asdict(self)))
         if reader.mistakes:
             raise ConfigError(reader.mistakes)
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """Show the names of what is configured, and no values."""
+        return [
+            ("auth", self.gateway.auth),
+            ("keys", list(self.keys)),
+            ("providers", list(self.providers)),
+            ("models", list(self.models)),
+        ]
+
+    __repr__ = repr_as_in_rich
 
 
 def _assign(config: Config, tables: Tables) -> None:

@@ -16,7 +16,6 @@ from embedroute.execution.credentials import CredentialStore
 from embedroute.execution.debug_capture import record_exchange
 from embedroute.execution.dispatcher import Dispatcher, Embed
 from embedroute.execution.local_models import LocalModels, Pace, cut_part, joined, slice_stop
-from embedroute.execution.log_limit import LogLimit
 from embedroute.execution.microbatching import LARGEST, MicroBatcher, split_result
 from embedroute.execution.model_echo import (
     EchoedModels,
@@ -26,7 +25,7 @@ from embedroute.execution.model_echo import (
     is_same_model,
     parse_name,
 )
-from embedroute.execution.redaction import list_secrets, redact_message
+from embedroute.execution.redaction import list_secrets, public_url, redact_message
 from embedroute.execution.singleflight import Lead, SingleFlight, missing_keys, never_expected
 from embedroute.execution.watchdog import Watchdog
 
@@ -42,7 +41,6 @@ __all__ = [
     "Embed",
     "Lead",
     "LocalModels",
-    "LogLimit",
     "MicroBatcher",
     "Pace",
     "RequestContext",
@@ -62,6 +60,7 @@ __all__ = [
     "missing_keys",
     "never_expected",
     "parse_name",
+    "public_url",
     "record_exchange",
     "redact_message",
     "slice_stop",

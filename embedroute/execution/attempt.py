@@ -1,10 +1,10 @@
 """Runs one attempt at one endpoint and records its outcome in health, trace and log."""
 
-import logging
 import math
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from logging import DEBUG
 from typing import Final
 
 import msgspec
@@ -20,7 +20,12 @@ from embedroute.errors import (
     UpstreamError,
     UpstreamTimeout,
 )
-from embedroute.execution.backend_call import CallResources, WidthRegistry, call_backend
+from embedroute.execution.backend_call import (
+    CallResources,
+    Destination,
+    WidthRegistry,
+    call_backend,
+)
 from embedroute.execution.context import (
     DispatchContext,
     Results,
@@ -37,6 +42,7 @@ from embedroute.execution.debug_capture import record_exchange
 from embedroute.execution.local_models import LocalModels
 from embedroute.execution.model_echo import EchoedModels
 from embedroute.execution.own_fields import find_own_field
+from embedroute.execution.redaction import list_secrets, public_url
 from embedroute.execution.watchdog import Watchdog
 from embedroute.inputs import estimate_sizes, letters_in
 from embedroute.limits import (
@@ -46,6 +52,16 @@ from embedroute.limits import (
     ConcurrencyLimit,
     attempt_timeout,
 )
+from embedroute.log_records import (
+    CALLS,
+    CallCompleted,
+    CallFailed,
+    FieldOmitted,
+    LogLimit,
+    without_numbers,
+    write,
+)
+from embedroute.reasons import describe, describe_timeout
 from embedroute.routing import (
     NO_FIELDS,
     OVERLOADED,
@@ -57,10 +73,7 @@ from embedroute.routing import (
     measure_inputs_in_steps,
 )
 from embedroute.runtime import fairness
-from embedroute.text import log_fields
 from embedroute.transport import SHORT_LOOKUP, ExchangeLimits, Transport
-
-log = logging.getLogger("embedroute.calls")
 
 LONG: Final = 1 << 19
 """Characters of a call's inputs from which its body is encoded in a worker thread.
@@ -73,8 +86,8 @@ SHORTEST: Final = 0.5
 """Seconds that another request's call is given at least: a short wait costs less than a call."""
 
 
-class Attempt(msgspec.Struct, eq=False, kw_only=True):
-    """One attempt at one endpoint.
+class Attempt(Destination, eq=False, kw_only=True):
+    """One attempt at one endpoint, and the URL that it called.
 
     ``permit`` is the permit of the endpoint's breaker for it. It must be answered at the time
     ``ends`` and ``began`` when its call began. ``number`` counts the attempts at this endpoint from
@@ -113,8 +126,9 @@ Outcome = Results | EmbedrouteError | NotCalled
 class AttemptRunner:
     """The attempts of one gateway on one event loop.
 
-    All loops of the gateway share ``local``, ``widths``, ``models`` and ``watchdog``; each has its
-    own ``transport``. ``slots`` holds the calls in flight by the name of the endpoint.
+    All loops of the gateway share ``local``, ``widths``, ``models``, ``watchdog`` and ``failures``,
+    which limits log lines about failed calls; each has its own ``transport``. ``slots`` holds the
+    calls in flight by the name of the endpoint.
     """
 
     def __init__(
@@ -125,9 +139,11 @@ class AttemptRunner:
         widths: WidthRegistry,
         models: EchoedModels,
         watchdog: Watchdog,
+        failures: LogLimit,
         clock: Callable[[], float],
     ) -> None:
         """Create a runner without calls in flight."""
+        self._failures = failures
         self._resources = CallResources(
             transport=transport, local=local, models=models, watchdog=watchdog
         )
@@ -160,7 +176,7 @@ class AttemptRunner:
         if attempt.others or candidate.attempt_timeout is not None:
             left = self.limit_time(attempt, calls, batch)
         try:
-            answer = await self.exchange(candidate, context, batch, left, omitted, attempt.others)
+            answer = await self.exchange(candidate, context, batch, left, omitted, attempt)
             self.accept(attempt, calls, batch, answer, sizes)
         except EmbedrouteError as error:
             await self.learn_limits(attempt, calls, batch, error)
@@ -247,12 +263,12 @@ class AttemptRunner:
         batch: Batch,
         timeout: float,
         omitted: frozenset[str],
-        others: int = 0,
+        attempt: Attempt | None = None,
     ) -> Awaitable[Vectors]:
         """Call the backend of an endpoint, and validate the vectors that it returns.
 
-        ``omitted`` are the fields that the endpoint rejects. With ``others``, endpoints that can be
-        used instead, a slow DNS lookup is not awaited.
+        ``omitted`` are the fields that the endpoint rejects. ``attempt`` gets the URL. If other
+        endpoints can be used instead, a slow DNS lookup is not awaited.
 
         Raises:
             EmbedrouteError: the call failed.
@@ -271,7 +287,7 @@ class AttemptRunner:
                 rest=candidate.rest,
                 provider=candidate.provider,
                 max_connections=candidate.max_connections,
-                dns_timeout=SHORT_LOOKUP if others else math.inf,
+                dns_timeout=SHORT_LOOKUP if attempt and attempt.others else math.inf,
                 all_addresses=candidate.all_addresses,
             ),
             omitted=omitted,
@@ -280,6 +296,7 @@ class AttemptRunner:
             matryoshka=prepared.can_truncate,
             endpoint=candidate.name if candidate.checks_model else "",
             public_model=prepared.route.public_name,
+            destination=attempt,
         )
 
     def accept(
@@ -348,7 +365,8 @@ class AttemptRunner:
         """End an attempt that was cancelled."""
         attempt.health.release(attempt.permit)
         if _is_late(attempt):
-            self.report(attempt, UpstreamTimeout("The upstream did not answer in time."))
+            reason = describe_timeout(self.clock() - attempt.began)
+            self.report(attempt, UpstreamTimeout(f"The upstream {reason}.", reason=reason))
 
     def _name_cause(
         self,
@@ -366,7 +384,11 @@ class AttemptRunner:
         field = find_own_field(failure, batch)
         if field is None or field in omitted:
             return failure
-        rejected = FieldRejected(failure.message, upstream_status=failure.upstream_status)
+        rejected = FieldRejected(
+            failure.message,
+            upstream_status=failure.upstream_status,
+            reason=f"field {field} rejected",
+        )
         rejected.provider = failure.provider
         rejected.field = field
         rejected.already_recorded = True
@@ -378,12 +400,7 @@ class AttemptRunner:
         if fields <= health.omitted(now):
             return
         health.learn_omitted(fields, now)
-        log.warning(
-            "upstream rejects a field, which is left out from now on",
-            extra=log_fields(
-                {"endpoint": attempt.candidate.name, "field": ", ".join(sorted(fields))}
-            ),
-        )
+        write(FieldOmitted(endpoint=attempt.candidate.name, field=", ".join(sorted(fields))))
 
     async def learn_limits(
         self, attempt: Attempt, calls: ConcurrencyLimit, batch: Batch, error: EmbedrouteError
@@ -423,7 +440,12 @@ class AttemptRunner:
                 *trace.failures,
                 (candidate.provider, getattr(failure, "upstream_status", None)),
             )
-        if trace.events is None and not log.isEnabledFor(logging.INFO):
+        if failure is not None:
+            if not isinstance(failure, RequestError):
+                self._log_failure(attempt, failure)
+        elif CALLS.isEnabledFor(CallCompleted.level):
+            self._log_answer(attempt)
+        if trace.events is None:
             return
         outcome: dict[str, object] = {"endpoint": candidate.name, "attempt": attempt.number}
         outcome |= {"ms": round((self.clock() - attempt.began) * 1000, 1)}
@@ -437,10 +459,54 @@ class AttemptRunner:
             **outcome,
             **({"rate_limits": limits} if limits else {}),
         )
-        log.info(
-            "upstream call failed" if failure else "upstream call completed",
-            extra=log_fields({"request_id": trace.request_id, **outcome}),
+
+    def _log_failure(self, attempt: Attempt, failure: EmbedrouteError) -> None:
+        """Write a line about a failed call, unless an equal one was written in the last minute."""
+        if not CALLS.isEnabledFor(CallFailed.level):
+            return
+        candidate, context = attempt.candidate, attempt.context
+        model = context.prepared.route.public_name
+        now = self.clock()
+        error = describe(failure)
+        is_upstream = isinstance(failure, UpstreamError)
+        status = failure.upstream_status if is_upstream else None
+        key = (candidate.provider, model, without_numbers(error), str(status))
+        count = self._failures.count(now, *key)
+        write(
+            CallFailed(
+                provider=candidate.provider,
+                model=model,
+                url=_shown_url(attempt) or None,
+                attempt=attempt.number,
+                error=error,
+                status=status,
+                place=(failure.place or None) if is_upstream else None,
+                count=count if count > 1 else None,
+                endpoint=candidate.name,
+                ms=round((now - attempt.began) * 1000, 1),
+                request_id=context.trace.request_id,
+            ),
+            level=None if count else DEBUG,
         )
+
+    def _log_answer(self, attempt: Attempt) -> None:
+        candidate, context = attempt.candidate, attempt.context
+        write(
+            CallCompleted(
+                provider=candidate.provider,
+                model=context.prepared.route.public_name,
+                url=_shown_url(attempt) or None,
+                attempt=attempt.number,
+                status=200,
+                endpoint=candidate.name,
+                ms=round((self.clock() - attempt.began) * 1000, 1),
+                request_id=context.trace.request_id,
+            )
+        )
+
+
+def _shown_url(attempt: Attempt) -> str:
+    return public_url(attempt.url, list_secrets(attempt.candidate.backend))
 
 
 def _is_late(attempt: Attempt) -> bool:

@@ -41,6 +41,7 @@ from embedroute.execution.model_echo import EchoedModels
 from embedroute.execution.own_fields import omit_fields
 from embedroute.execution.watchdog import BLOCKING, Watchdog
 from embedroute.exhaustion import ExhaustionLog, find_exhaustion, late_loop
+from embedroute.reasons import BACKEND_RAISED, describe, describe_timeout
 from embedroute.routing import BoundedMap
 from embedroute.runtime import LARGE, cancellation, fairness, tasks, time_limits
 from embedroute.transport import DEFAULT_LIMITS, LARGEST_REPLY, ExchangeLimits, Transport
@@ -57,6 +58,12 @@ ROUNDING: Final = 1e-3
 
 _BACKENDS = (HTTPBackend, LocalBackend, Backend)
 _PLAIN_MISTAKES = (KeyError, TypeError, ValueError, IndexError, AttributeError)
+
+
+class Destination(msgspec.Struct, eq=False, kw_only=True):
+    """Where a call went: ``url`` is that of its request, or empty if there was none."""
+
+    url: str = ""
 
 
 class CallResources(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -88,6 +95,7 @@ async def call_backend(
     omitted: Collection[str] = (),
     endpoint: str = "",
     public_model: str = "",
+    destination: Destination | None = None,
 ) -> Vectors:
     """Embed ``batch`` with ``backend`` within ``timeout`` seconds, and validate the result.
 
@@ -95,14 +103,13 @@ async def call_backend(
     ``validate_vectors``. For a ``large`` call, a worker thread encodes the body and compares an
     error with the inputs. ``omitted`` are fields that the upstream rejects. The model that the
     answer names is checked under the name of its ``endpoint``, unless that is empty;
-    ``public_model`` is the name that clients use.
+    ``public_model`` is the name that clients use. ``destination`` gets the URL.
 
     Raises:
         UpstreamError: the call failed. This includes exceptions in the backend's own code.
     """
     if not isinstance(backend, _BACKENDS):
-        name = type(backend).__name__
-        raise TypeError(f"{name} must subclass HTTPBackend, LocalBackend or Backend.")
+        raise TypeError(f"{type(backend)} must subclass HTTPBackend, LocalBackend or Backend.")
     source = None
     count = len(batch)
     try:
@@ -112,6 +119,7 @@ async def call_backend(
             else:
                 request = _build(backend, batch, resources.watchdog, limits.provider)
             request = omit_fields(request, omitted) if omitted else request
+            (destination or Destination()).url = request.url
             largest = largest_answer(count, batch.width, len(request.content))
             limits = msgspec.structs.replace(limits, largest=largest)
             send = resources.transport.send
@@ -130,7 +138,7 @@ async def call_backend(
     except EmbedrouteError as error:
         raise await _refine(error, batch, resources, in_thread=large) from error.__cause__
     except BaseException as error:
-        _raise_as_upstream_error(backend, error, resources)
+        _raise_as_upstream_error(error, resources)
         raise
     named = answer.model if isinstance(cast("object", answer), Vectors) else None
     if named != resources.models.names.get(endpoint) and endpoint:
@@ -175,15 +183,13 @@ async def _refine(
     return refine_with_inputs(error, batch.inputs)
 
 
-def _raise_as_upstream_error(
-    backend: BackendBase, error: BaseException, resources: CallResources
-) -> None:
+def _raise_as_upstream_error(error: BaseException, resources: CallResources) -> None:
     """Raise what the caller gets instead of ``error``. Return if it gets ``error`` itself."""
     if _must_propagate(error):
         return
     if cancelled := cancellation.cancellation(error):
         raise cancelled from None
-    raise _record(_backend_error(backend, error), resources) from error
+    raise _record(_backend_error(error), resources) from error
 
 
 def _must_propagate(error: BaseException) -> bool:
@@ -214,7 +220,8 @@ async def _run_without_http(
     except TimeoutError:
         if time_limit.lag:
             raise late_loop(time_limit.lag) from None
-        raise UpstreamTimeout(f"The backend did not answer within {timeout:.1f} s.") from None
+        reason = describe_timeout(timeout)
+        raise UpstreamTimeout(f"The upstream {reason}.", reason=reason) from None
 
 
 async def _run_backend(
@@ -225,14 +232,17 @@ async def _run_backend(
             return await backend.embed(batch)
         return await resources.local.run(backend, batch, partial(validate_vectors, width=None))
     except TimeoutError as error:  # raised by the backend, so it must not look like our timeout
-        raise _backend_error(backend, error) from error
+        raise _backend_error(error) from error
 
 
-def _backend_error(backend: BackendBase, error: BaseException) -> EmbedrouteError:
+def _backend_error(error: BaseException) -> EmbedrouteError:
     if exhausted := find_exhaustion(error):
         return exhausted
     kind = UpstreamTimeout if isinstance(error, TimeoutError) else UpstreamUnavailable
-    return kind(f"The backend {type(backend).__name__} failed ({type(error).__name__}).")
+    reason = describe(error)
+    if reason:
+        return kind(f"The upstream failed: {reason}.", reason=reason)
+    return kind("The backend raised an exception.", reason=BACKEND_RAISED)
 
 
 async def _send_and_capture(
@@ -291,7 +301,8 @@ def _parse(
         if method != "parse":
             raise
         raise InvalidUpstreamResponse(
-            f"The upstream's response does not match its API ({type(error).__name__} in parse)."
+            "The upstream's response does not match its API.",
+            reason="response does not match the API",
         ) from error
     finally:
         seconds = perf_counter() - began
@@ -342,7 +353,7 @@ def validate_vectors(
             modality_tokens = parse_token_counts(answer.modality_tokens)
     except _PLAIN_MISTAKES as error:
         raise InvalidUpstreamResponse(
-            f"The backend did not return vectors ({type(error).__name__})."
+            "The backend did not return vectors.", reason="backend did not return vectors"
         ) from error
     if width is None or batch.dtype != "float":
         return Vectors(array, tokens, modality_tokens, source)
@@ -381,5 +392,6 @@ class WidthRegistry:
         if width != first:
             raise InvalidUpstreamResponse(
                 f"The upstream returned {width}-dimensional vectors; "
-                f"earlier vectors of this model have {first} dimensions."
+                f"earlier vectors of this model have {first} dimensions.",
+                reason=f"{width} dimensions instead of {first}",
             )

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from traceback import walk_tb
-from typing import cast
+from typing import Final, cast
 
 import msgspec
 from anyio import CapacityLimiter
@@ -27,6 +27,7 @@ from embedroute.inputs import (
     images_in,
 )
 from embedroute.protocol import EmbeddingRequest
+from embedroute.reasons import describe
 from embedroute.routing import (
     CacheKey,
     EmbeddedInput,
@@ -36,6 +37,7 @@ from embedroute.routing import (
     text_before,
 )
 from embedroute.runtime import Watch
+from embedroute.text import printable
 from embedroute.trace import RequestTrace
 from embedroute.upstream_errors import neutral_message, translate_index
 from embedroute.upstream_errors.neutral import neutral
@@ -211,7 +213,9 @@ def for_client(
     secrets = list_secrets(candidate.backend)
     error.__context__ = None
     cause = error.__cause__
+    place = ""
     if cause is not None:
+        place = _find_place(cause, type(candidate.backend).__module__)
         error.add_note(_describe_place(cause))
         if mentions(cause, secrets):
             error.__cause__ = None
@@ -226,9 +230,44 @@ def for_client(
     elif isinstance(error, UpstreamAuthError):
         error.message = neutral_message(UpstreamAuthError, candidate.provider)
     else:
-        error.message = redact_message(error.message, secrets)
+        named = name_provider(redact_message(error.message, secrets), candidate.provider)
+        error.message = printable(named)
     error.provider = candidate.provider
+    error.place = place
     return error
+
+
+def name_provider(message: str, provider: str) -> str:
+    """Return a message that says which provider failed.
+
+    The messages of transports and backends begin with "The upstream", as they do not know its name.
+    """
+    prefix = f"Provider {provider}: "
+    if message.startswith((f"The provider {provider}", prefix)):
+        return message
+    for start, named in _STARTS.items():
+        if message.startswith(start):
+            return named.format(provider) + message.removeprefix(start)
+    return prefix + message
+
+
+_STARTS: Final[Mapping[str, str]] = {
+    "The upstream": "The provider {}",
+    "Cannot connect to the upstream": "Cannot connect to the provider {}",
+    "The backend": "The backend of the provider {}",
+    "The provider": "The provider {}",
+}
+"""How messages of the gateway begin → how they begin with the name of the provider."""
+
+
+def _find_place(cause: BaseException, module: str) -> str:
+    """Return the last line of ``module`` in a traceback, or its last line if there is none."""
+    frames = list(walk_tb(cause.__traceback__))
+    own = [each for each in frames if each[0].f_globals.get("__name__") == module]
+    if not frames:
+        return ""
+    frame, line = (own or frames)[-1]
+    return f"{frame.f_code.co_filename}:{line} in {frame.f_code.co_name}"
 
 
 def _describe_place(cause: BaseException) -> str:
@@ -275,7 +314,8 @@ def describe_outcome(failure: EmbedrouteError | None) -> dict[str, object]:
     """Return the outcome of an attempt as fields for the trace and the log."""
     if failure is None:
         return {"status": 200}
-    return {"error": type(failure).__name__, "status": getattr(failure, "upstream_status", None)}
+    status = failure.upstream_status if isinstance(failure, UpstreamError) else None
+    return {"error": describe(failure), "status": status}
 
 
 def describe_values(

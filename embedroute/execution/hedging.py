@@ -1,6 +1,5 @@
 """Attempts of models with ``hedge``: a further call beside one that takes longer than usual."""
 
-import logging
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -11,6 +10,7 @@ import msgspec
 from embedroute.backend import LocalBackend
 from embedroute.errors import EmbedrouteError
 from embedroute.execution.attempt import Attempt, AttemptRunner, NotCalled, Outcome
+from embedroute.log_records import CallCancelled, write
 from embedroute.routing import (
     BoundedMap,
     CallTimes,
@@ -20,9 +20,6 @@ from embedroute.routing import (
     hedge_delay,
 )
 from embedroute.runtime import tasks
-from embedroute.text import log_fields
-
-log = logging.getLogger("embedroute.calls")
 
 FURTHER_CALLS: Final = 2
 """Further calls beside one call at most.
@@ -134,18 +131,19 @@ class HedgingRunner:
 
         It says nothing about the health of its endpoint.
         """
-        trace = attempt.context.trace
-        milliseconds = round((self._attempts.clock() - attempt.began) * 1000, 1)
-        outcome: dict[str, object] = {
-            "endpoint": attempt.candidate.name,
-            "attempt": attempt.number,
-            "ms": milliseconds,
-        }
-        trace.add_event("call", "cancelled", **outcome)
-        log.info(
-            "upstream call cancelled because another one was answered first",
-            extra=log_fields({"request_id": trace.request_id, **outcome}),
+        context = attempt.context
+        record = CallCancelled(
+            provider=attempt.candidate.provider,
+            model=context.prepared.route.public_name,
+            endpoint=attempt.candidate.name,
+            attempt=attempt.number,
+            ms=round((self._attempts.clock() - attempt.began) * 1000, 1),
+            request_id=context.trace.request_id,
         )
+        context.trace.add_event(
+            "call", "cancelled", endpoint=record.endpoint, attempt=record.attempt, ms=record.ms
+        )
+        write(record)
 
 
 def _is_answer(outcome: Outcome) -> bool:

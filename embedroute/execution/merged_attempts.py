@@ -82,7 +82,7 @@ class MergedAttemptRunner:
         omitted = attempt.health.omitted(attempt.began)
         try:
             answer = await attempts.exchange(
-                candidate, attempt.context, batch, timeout, omitted, attempt.others
+                candidate, attempt.context, batch, timeout, omitted, attempt
             )
             attempts.accept(attempt, slots.calls, batch, answer)
         except EmbedrouteError as error:

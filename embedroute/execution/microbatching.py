@@ -426,7 +426,7 @@ def _leave(waiting: _Waiting) -> None:
 
 
 def _timed_out() -> UpstreamTimeout:
-    error = UpstreamTimeout("The upstream did not answer in time.")
+    error = UpstreamTimeout("The upstream did not answer in time.", reason="timed out")
     error.already_recorded = True  # the request that made the call records it
     return error
 

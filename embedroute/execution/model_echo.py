@@ -6,7 +6,6 @@ The name in the answer is often the only sign. It is not a proof: some servers r
 name, and others name a path or a fixed text. ``decide`` is the decision, as a pure function.
 """
 
-import logging
 import re
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -17,12 +16,10 @@ from typing import Final, NamedTuple
 from embedroute.backend import BackendBase
 from embedroute.config import catalogue
 from embedroute.errors import UpstreamWrongModel
-from embedroute.execution.log_limit import LogLimit
 from embedroute.execution.redaction import list_secrets, redact_message
+from embedroute.log_records import AliasLearned, LogLimit, WrongModel, write
 from embedroute.routing import BoundedMap
-from embedroute.text import echo, log_fields
-
-log = logging.getLogger("embedroute.calls")
+from embedroute.text import echo
 
 LONGEST: Final = 512
 """Characters of a name that are compared; a name comes from an upstream and may have megabytes."""
@@ -166,7 +163,7 @@ class EchoedModels:
     def __init__(self) -> None:
         """Create an empty registry."""
         self.names: BoundedMap[str, str] = BoundedMap()
-        self._log_limit = LogLimit(time.monotonic)
+        self._log_limit = LogLimit()
 
     def check(
         self, endpoint: str, expected: Sequence[str], named: object, backend: BackendBase
@@ -183,21 +180,14 @@ class EchoedModels:
             return
         learned = self.names.get(endpoint) or self.names.earlier.get(endpoint)
         verdict = decide(named, expected, learned, catalogue_bases())
-        fields = {
-            "endpoint": endpoint,
-            "model": expected[0],
-            "named": redact_message(named[:LONGEST], list_secrets(backend)),
-        }
+        shown = redact_message(named[:LONGEST], list_secrets(backend))
         if verdict is Verdict.REFUSE:
-            if self._log_limit.allows("wrong model", endpoint):
-                log.warning("upstream answered with another model", extra=log_fields(fields))
+            if self._log_limit.count(time.monotonic(), endpoint):
+                write(WrongModel(endpoint=endpoint, model=expected[0], named=shown))
             raise UpstreamWrongModel(
                 f"The upstream answered with the model {echo(named)}, not {echo(expected[0])}. "
                 'If it is the right one, set the endpoint\'s model_echo = "ignore".'
             )
         first = self.names.get_or_insert(endpoint, named[:LONGEST])
         if verdict is Verdict.LEARN and first == named[:LONGEST]:
-            log.warning(
-                "upstream uses another name for the model, which is its alias from now on",
-                extra=log_fields(fields),
-            )
+            write(AliasLearned(endpoint=endpoint, model=expected[0], named=shown))

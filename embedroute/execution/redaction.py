@@ -22,6 +22,7 @@ MOST_READ: Final = 20_000
 OWN_WORDS: Final = re.compile(r"The (?:upstream|backend)(?: answered [0-9]{3})?(?!\w)")
 _CREDENTIALS: Final = re.compile(r"""(?<=://)[^/\s"'<>]+(?=@)""")
 _CREDENTIALS_OF_URL: Final = re.compile("(?<=://)[^/]+(?=@)")
+_USER_INFO: Final = re.compile("(?<=://)[^/]*@")
 
 Redactor = Callable[[str], str]
 """Returns a text without secrets."""
@@ -46,6 +47,12 @@ def _secrets_in(value: object) -> Iterable[str]:
     elif isinstance(value, str) and (found := _CREDENTIALS_OF_URL.search(value)):
         for credentials in (found[0], unquote(found[0])):
             yield from (credentials, credentials.partition(":")[2])
+
+
+def public_url(url: str, secrets: Sequence[str]) -> str:
+    """Return a URL for log lines: without user info, query, fragment and ``secrets``."""
+    without_query = url.partition("#")[0].partition("?")[0]
+    return make_redactor(secrets)(_USER_INFO.sub("", without_query))
 
 
 def redact_message(text: str, secrets: Sequence[str]) -> str:

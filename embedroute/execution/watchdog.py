@@ -4,19 +4,15 @@ Both are bugs of a backend that delay other requests. A blocked loop cannot be i
 is measured, and a warning names the backend. A call that ignores its cancellation is abandoned.
 """
 
-import logging
 import time
 from collections.abc import Callable, Coroutine, Generator
 from functools import partial
 from typing import Any, Final, Generic, TypeVar
 
 from embedroute.backend import BackendBase
-from embedroute.execution.log_limit import LogLimit
-from embedroute.text import log_fields
+from embedroute.log_records import BackendBlocked, CancellationIgnored, LogLimit, write
 
 T = TypeVar("T")
-
-log = logging.getLogger("embedroute.calls")
 
 BLOCKING: Final = 1.0
 """Seconds from which one step of a backend counts as blocking the event loop."""
@@ -27,19 +23,23 @@ class Watchdog:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         """Create a watchdog that has logged nothing."""
-        self._limit = LogLimit(clock)
+        self._clock = clock
+        self._limit = LogLimit()
 
     def report_blocking(
         self, provider: str, backend: BackendBase, method: str, seconds: float
     ) -> None:
         """Log that ``method`` of a backend did not yield to the event loop for ``seconds``."""
-        self._report(
-            "backend blocks the event loop", provider, backend, method, seconds=round(seconds, 1)
-        )
+        name = type(backend).__name__
+        if self._may_log(BackendBlocked.event, provider or name):
+            seconds = round(seconds, 1)
+            write(BackendBlocked(provider=provider, backend=name, method=method, seconds=seconds))
 
     def report_ignored(self, provider: str, backend: BackendBase) -> None:
         """Log that ``embed`` of a backend continued after it was cancelled."""
-        self._report("backend ignored cancellation", provider, backend, "embed")
+        name = type(backend).__name__
+        if self._may_log(CancellationIgnored.event, provider or name):
+            write(CancellationIgnored(provider=provider, backend=name, method="embed"))
 
     def watch(
         self, provider: str, backend: BackendBase, call: Callable[[], Coroutine[Any, Any, T]]
@@ -47,13 +47,8 @@ class Watchdog:
         """Return an awaitable for ``call()``, of which each step is measured."""
         return Steps(call(), partial(self.report_blocking, provider, backend, "embed"))
 
-    def _report(
-        self, message: str, provider: str, backend: BackendBase, method: str, **fields: object
-    ) -> None:
-        name = type(backend).__name__
-        if self._limit.allows(message, provider or name):
-            values = {"provider": provider, "backend": name, "method": method, **fields}
-            log.warning(message, extra=log_fields(values))
+    def _may_log(self, event: str, name: str) -> bool:
+        return self._limit.count(self._clock(), event, name) > 0
 
 
 class Steps(Generic[T]):

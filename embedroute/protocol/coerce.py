@@ -19,6 +19,7 @@ import msgspec
 from embedroute.errors import InvalidRequest
 from embedroute.protocol.decode_errors import join
 from embedroute.text import echo
+from embedroute.vectors import SupportsArray, list_items
 
 _PLAIN: Final = frozenset({str, int, float, bool, NoneType})
 
@@ -34,8 +35,8 @@ class Coercer:
         """Convert the value of the field ``param``; structs and decimals are left to msgspec.
 
         Raises:
-            InvalidRequest: the type has no equivalent in JSON, such as a set, an iterator or an
-                array, or there are too many values.
+            InvalidRequest: the type has no equivalent in JSON, such as a set or an iterator, or
+                there are too many values.
             RecursionError: the value contains itself.
         """
         if type(value) in _PLAIN:
@@ -59,7 +60,7 @@ class Coercer:
             case Real() if not isinstance(value, Rational):
                 converted = float(value)
             case _:
-                raise _unsupported_type(value, param)
+                converted = self._coerce_array(value, param)
         return converted
 
     def _coerce_mapping(self, mapping: Mapping[object, object], param: str) -> dict[str, object]:
@@ -79,6 +80,13 @@ class Coercer:
         if set(map(type, items)) <= _PLAIN:
             return list(items)
         return [self.coerce(item, f"{param}[{index}]") for index, item in enumerate(items)]
+
+    def _coerce_array(self, value: object, param: str) -> list[object]:
+        """Convert an array of numpy or a column of a data frame, such as a pandas Series."""
+        items = list_items(value, self._remaining) if isinstance(value, SupportsArray) else None
+        if items is None:
+            raise _unsupported_type(value, param)
+        return self._coerce_sequence(items, param)
 
     def _count(self, values: int, param: str) -> None:
         self._remaining -= values

@@ -31,6 +31,7 @@ from embedroute.protocol.requests import (
     NEUTRAL,
     NO_PREFERENCES,
     SPELLINGS,
+    Content,
     CreateEmbeddingRequest,
     Debug,
     EmbeddingOptions,
@@ -40,6 +41,7 @@ from embedroute.protocol.requests import (
 )
 from embedroute.runtime import LARGE, finished
 from embedroute.text import echo
+from embedroute.vectors import SupportsArray
 
 NO_OPTIONS: Final = EmbeddingOptions()
 NO_DEBUG: Final = Debug()
@@ -83,6 +85,22 @@ class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     options: EmbeddingOptions = NO_OPTIONS
     debug: Debug = NO_DEBUG
     large: bool = False
+
+
+InputValue = (
+    EmbeddingRequest
+    | str
+    | Sequence[str]
+    | Sequence[int]
+    | Sequence[Sequence[int]]
+    | Sequence[Content]
+    | Sequence[Mapping[str, object]]
+    | SupportsArray
+)
+"""What ``Gateway.embed`` embeds: texts, token ids or content parts, one or several.
+
+Arrays of numpy and columns of data frames count as sequences.
+"""
 
 
 def decode_request(body: bytes, limits: Limits) -> EmbeddingRequest:

@@ -1,20 +1,24 @@
 """Defines the result of a request, and encodes its vectors."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import msgspec
 
 from embedroute import vectors
+from embedroute.backend import repr_as_in_rich
 from embedroute.protocol.bodies import Embedding
 from embedroute.runtime import LARGE, groups
 from embedroute.trace import RequestTrace
-from embedroute.vectors import Array
+from embedroute.vectors import Array, FloatArray
 
 
 class Embeddings(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """The result of one request.
+    """The result of one request: ``vectors``, and what it cost.
 
     ``rows`` are n arrays of shape (d,), row i for input i. ``model`` names the vector space.
+    ``prompt_tokens`` are the billed tokens of all inputs. ``trace`` holds the counts of the
+    request, and its events if the field ``debug`` enabled them.
     """
 
     rows: Sequence[Array]
@@ -23,9 +27,32 @@ class Embeddings(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     trace: RequestTrace
 
     @property
-    def vectors(self) -> Array:
-        """The rows as one array of shape (n, d)."""
+    def vectors(self) -> FloatArray:
+        """The vectors as one array of shape (n, d) and type float32, row i for input i.
+
+        For a quantised ``output_dtype`` the numbers are int8 or uint8; ``array`` has their type.
+        """
+        return cast("FloatArray", self.array)
+
+    @property
+    def array(self) -> Array:
+        """The vectors as one array of shape (n, d), of float32, int8 or uint8."""
         return vectors.stack(self.rows)
+
+    def __len__(self) -> int:
+        """Return the number of inputs."""
+        return len(self.rows)
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """Show the shape and not the numbers."""
+        return [
+            ("model", self.model),
+            ("shape", (len(self.rows), *self.rows[0].shape)),
+            ("prompt_tokens", self.prompt_tokens),
+            ("providers", list(self.providers)),
+        ]
+
+    __repr__ = repr_as_in_rich
 
     @property
     def large(self) -> bool:

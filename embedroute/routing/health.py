@@ -27,6 +27,7 @@ from embedroute.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
+from embedroute.reasons import describe
 from embedroute.routing.batch_limits import LearnedCap, lowered, narrowed, raised
 from embedroute.routing.bounded_map import BoundedMap
 from embedroute.routing.breaker import BreakerPolicy, CircuitBreaker, State
@@ -87,6 +88,7 @@ class EndpointHealth:
         self._samples: deque[Sample] = deque(maxlen=SAMPLES)
         self._suspects: deque[frozenset[Hashable]] = deque(maxlen=SUSPECTS)
         self._rejected: frozenset[Hashable] | None = None
+        self._last_failure = ""
 
     @property
     def suspected(self) -> bool:
@@ -174,6 +176,9 @@ class EndpointHealth:
         itself. ``work`` holds the keys of the call's inputs. The call had ``timeout`` seconds: a
         timeout counts only if the endpoint usually answers within them.
         """
+        if isinstance(failure, UpstreamUnavailable):
+            name = failure.provider or "of this endpoint"
+            self._last_failure = f": the provider {name} failed ({describe(failure)})"
         if says_nothing(failure):
             self.release(permit)
         elif isinstance(failure, RateLimited):
@@ -348,7 +353,8 @@ class EndpointHealth:
             return error
         if self._breaker.refusal is not None:
             return neutral(self._breaker.refusal)  # a new copy: raising an error adds frames to it
-        return NoHealthyEndpoint("No provider of this model is healthy.", retry_after=wait)
+        message = f"No provider of this model is healthy{self._last_failure}."
+        return NoHealthyEndpoint(message, retry_after=wait)
 
     def latency(self, percentile: int, now: float) -> float | None:
         """Return the latency percentile of recent calls in seconds, or None without data."""

@@ -15,7 +15,7 @@ from embedroute.runtime.fairness import (
     run_in_turn,
     run_in_worker,
 )
-from embedroute.runtime.per_loop import PerLoop
+from embedroute.runtime.per_loop import PerLoop, is_loop_running
 from embedroute.runtime.tasks import (
     ClientDisconnected,
     ClientTooSlow,
@@ -39,6 +39,7 @@ __all__ = [
     "groups",
     "innermost",
     "is_foreign_cancellation",
+    "is_loop_running",
     "run_cooperatively",
     "run_in_turn",
     "run_in_worker",

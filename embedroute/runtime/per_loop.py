@@ -11,9 +11,18 @@ from typing import Generic, TypeVar
 from weakref import ReferenceType, ref
 
 import anyio
-from anyio.lowlevel import RunVar
+from anyio.lowlevel import RunVar, current_token
 
 T = TypeVar("T")
+
+
+def is_loop_running() -> bool:
+    """Return whether this thread runs an event loop, of asyncio or trio."""
+    try:
+        current_token()
+    except RuntimeError:
+        return False
+    return True
 
 
 class PerLoop(Generic[T]):

@@ -4,6 +4,7 @@ It may import everything except the other entry points ``cli``, ``fastapi`` and 
 """
 
 from embedroute.server.app import EmbeddingsApp, EmbeddingsMiddleware, embeddings_app
+from embedroute.server.error_response import respond_to_error
 from embedroute.server.exchange import HTTPExchange, error_headers
 from embedroute.server.handler import Authenticator
 from embedroute.server.models import model_card, model_list, openrouter_list
@@ -34,4 +35,5 @@ __all__ = [
     "model_card",
     "model_list",
     "openrouter_list",
+    "respond_to_error",
 ]

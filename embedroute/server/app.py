@@ -1,6 +1,5 @@
 """Provides the ASGI application and the ASGI middleware, both with the lifespan of the gateway."""
 
-import logging
 import re
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -10,10 +9,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from embedroute.config import DialectName
 from embedroute.errors import EmbedrouteError
 from embedroute.gateway import Gateway
+from embedroute.log_records import StartFailed, write
+from embedroute.reasons import describe
 from embedroute.server.handler import Authenticator, RequestHandler
 from embedroute.server.routes import is_in_api
-
-log = logging.getLogger("embedroute.access")
 
 
 def path_in_mount(scope: Scope) -> str:
@@ -143,9 +142,10 @@ async def _run_lifespan(
         loop = await runtime.get()
     except EmbedrouteError as error:
         message = error.message
-    except Exception as error:
-        log.exception("unhandled exception")
-        message = f"The gateway failed to start ({type(error).__name__}); see the server log."
+    except Exception as error:  # noqa: BLE001 - the server gets a message instead
+        reason = describe(error) or "unexpected exception"
+        write(StartFailed(error=reason), exception=error)
+        message = f"The gateway failed to start: {reason}. The log has the traceback."
     else:
         await _run_host_lifespan(
             host, partial(runtime.close, loop), [startup], scope, receive_event, send

@@ -1,6 +1,5 @@
 """Handles one HTTP exchange: checks the request, reads its body within limits, and responds."""
 
-import logging
 import math
 import re
 import time
@@ -25,6 +24,7 @@ from embedroute.errors import (
     UnsupportedContentType,
 )
 from embedroute.limits import Account, ByteBudget
+from embedroute.log_records import ResponseFacts
 from embedroute.routing import SHORTEST_COOLDOWN
 from embedroute.runtime import (
     ClientDisconnected,
@@ -34,10 +34,8 @@ from embedroute.runtime import (
     tasks,
     time_limits,
 )
-from embedroute.text import echo, log_fields
+from embedroute.text import echo
 from embedroute.trace import RequestTrace, new_request_id
-
-log = logging.getLogger("embedroute.access")
 
 Header = tuple[bytes, bytes]
 
@@ -340,22 +338,20 @@ class HTTPExchange:
         ):
             await self._read(await self.receive(), SMALL_BODY)
 
-    def record(self, message: str, status: int, **fields: object) -> None:
-        """Log the outcome of the request as one record; it contains no secret and no input text."""
-        if not log.isEnabledFor(logging.INFO):
-            return
+    def facts(self, status: int) -> ResponseFacts:
+        """Return the fields that the log records of all responses have."""
         trace = self.trace
-        common_fields = {
-            "request_id": trace.request_id,
+        return {
             "status": status,
+            "model": trace.model or None,
             "ms": round((time.perf_counter() - self._started_at) * 1000, 1),
             "attempts": trace.attempts,
             "hits": trace.hits,
             "misses": trace.misses,
             "shared_hits": trace.shared_hits,
             "providers": list(trace.providers_for(status)),
+            "request_id": trace.request_id,
         }
-        log.info(message, extra=log_fields({**common_fields, **fields}))
 
 
 def _receive_error(error: OSError) -> Exception:

@@ -7,11 +7,11 @@ while it runs.
 """
 
 import inspect
-import logging
 import re
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from functools import partial
+from logging import INFO
 from typing import Final, Protocol, cast
 
 import msgspec
@@ -29,9 +29,21 @@ from embedroute.errors import (
     Overloaded,
     Unauthorized,
 )
-from embedroute.execution import LogLimit, RequestContext
+from embedroute.execution import RequestContext
 from embedroute.exhaustion import late_loop
 from embedroute.gateway import Gateway
+from embedroute.log_records import (
+    ACCESS,
+    CallerUnknown,
+    DisconnectLogged,
+    RequestCompleted,
+    RequestFailed,
+    RequestRejected,
+    SlowClientLogged,
+    UnhandledException,
+    without_numbers,
+    write,
+)
 from embedroute.protocol import (
     DIALECTS,
     ENCODER,
@@ -44,6 +56,7 @@ from embedroute.protocol import (
     decode_in_steps,
     is_small,
 )
+from embedroute.reasons import describe
 from embedroute.runtime import (
     ClientDisconnected,
     ClientTooSlow,
@@ -56,20 +69,17 @@ from embedroute.server import health, models, routes
 from embedroute.server.exchange import PIECE, SMALL_RESPONSE, HTTPExchange, error_headers
 from embedroute.server.explain import explain
 from embedroute.server.openapi import openapi
-from embedroute.text import did_you_mean, echo, log_fields
-
-log = logging.getLogger("embedroute.access")
+from embedroute.text import did_you_mean, echo
 
 Authenticator = Callable[[Scope], Awaitable[Caller | None]]
 """With ``auth = "host"``: returns who sends a request, or None to reject it."""
 
 _ENCODED: Final = re.compile(rb"(?:(?!/models/)[^?])*%2f|[^?]*%00", re.IGNORECASE)
 """What no raw path may contain. Only the id of a model may contain an encoded slash."""
-NO_USER: Final = (
-    'auth = "host", but the host has not identified the caller: scope["user"] is missing. '
-    "Pass authenticate=, or caller= for the FastAPI router, or add an authentication middleware."
+ADVICE: Final = (
+    "Pass authenticate=, or caller= for the FastAPI router, or add an authentication middleware"
 )
-"""The log message for the operator of a host that has no authentication."""
+"""What the operator of a host without authentication should do."""
 ABORT_TIMEOUT: Final = 1.0
 """Seconds in which the response to a cancelled request must be sent."""
 
@@ -95,7 +105,6 @@ class RequestHandler:
         )
         self.dialect = DIALECTS[self.dialect_name]
         self._authenticate = authenticate
-        self._log_limit = LogLimit(gateway.clock)
         self.stopping = False
 
     async def serve(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
@@ -107,9 +116,11 @@ class RequestHandler:
             except EmbedrouteError as error:
                 await self._reject(exchange, error)
         except ClientDisconnected:
-            exchange.record("client disconnected", 499)
+            if ACCESS.isEnabledFor(DisconnectLogged.level):
+                write(DisconnectLogged(**exchange.facts(499)))
         except ClientTooSlow:
-            exchange.record("client too slow", 499)
+            if ACCESS.isEnabledFor(SlowClientLogged.level):
+                write(SlowClientLogged(**exchange.facts(499)))
         except BaseException as error:
             if isinstance(error, Exception) or cancellation.is_foreign_cancellation(error):
                 await self._handle_unexpected_error(exchange, error)
@@ -158,13 +169,16 @@ class RequestHandler:
         ) as watch:
             body = await exchange.body(settings.max_body_bytes, gateway.bodies, caller.name)
             watch.restart(
-                settings.deadline, gateway.make_deadline_error, exchange.wait_for_disconnect
+                settings.deadline,
+                partial(gateway.make_deadline_error, exchange.trace),
+                exchange.wait_for_disconnect,
             )
             deadline = gateway.clock() + settings.deadline
             if is_small(body):
                 request = decode_at_once(body, gateway.limits)
             else:
                 request = await fairness.step_by_step(decode_in_steps(body, gateway.limits))
+            exchange.trace.model = request.model
             if request.debug is not NO_DEBUG:
                 _start_debugging(exchange, request)
             context = RequestContext(
@@ -196,13 +210,11 @@ class RequestHandler:
             await exchange.send_whole(200, body[0])
         else:
             await self._send_large(exchange, body, caller, watch)
-        exchange.record(
-            "request completed",
-            200,
-            model=embeddings.model,
-            caller=caller.name,
-            tokens=embeddings.prompt_tokens,
-        )
+        if ACCESS.isEnabledFor(RequestCompleted.level):
+            facts = exchange.facts(200)
+            facts["model"] = embeddings.model
+            tokens = embeddings.prompt_tokens
+            write(RequestCompleted(caller=caller.name, tokens=tokens, **facts))
 
     async def _send_large(
         self, exchange: HTTPExchange, body: tuple[bytes] | LargeBody, caller: Caller, watch: Watch
@@ -238,8 +250,8 @@ class RequestHandler:
     async def _authenticate_by_host(self, exchange: HTTPExchange) -> Caller:
         if self._authenticate is None:
             caller = get_user(exchange.scope)
-            if exchange.scope.get("user") is None and self._log_limit.allows("user", ""):
-                log.warning(NO_USER)
+            if exchange.scope.get("user") is None:
+                self._log_missing_user()
         else:
             caller = await _call_authenticator(self._authenticate, exchange.scope)
         if caller is None:
@@ -252,6 +264,10 @@ class RequestHandler:
             return
         await self.gateway.runtime.get()
         await exchange.answer(200, health.READY)
+
+    def _log_missing_user(self) -> None:
+        if self.gateway.failures.count(self.gateway.clock(), CallerUnknown.event):
+            write(CallerUnknown(advice=ADVICE))
 
     def _openapi(self, server: str) -> bytes:
         secured = self.gateway.settings.auth == "keys"
@@ -288,7 +304,27 @@ class RequestHandler:
             return
         body = self.dialect.error(error, exchange.trace)
         await exchange.answer(error.status, body, error_headers(error, error.status))
-        exchange.record("request rejected", error.status, code=error.code)
+        self._log_error(exchange, error)
+
+    def _log_error(self, exchange: HTTPExchange, error: EmbedrouteError) -> None:
+        """Log an error response: a 5xx as a warning, unless an equal one was in the last minute."""
+        kind = RequestRejected if error.status < 500 else RequestFailed
+        if not ACCESS.isEnabledFor(kind.level):
+            return
+        facts = exchange.facts(error.status)
+        if error.status < 500:
+            write(RequestRejected(code=error.code, **facts))
+            return
+        reason = describe(error)
+        providers = ",".join(facts["providers"])
+        key = (str(error.status), exchange.trace.model, providers, without_numbers(reason))
+        count = self.gateway.failures.count(self.gateway.clock(), *key)
+        write(
+            RequestFailed(
+                code=error.code, error=reason, count=count if count > 1 else None, **facts
+            ),
+            level=None if count else INFO,
+        )
 
     async def _abort(self, exchange: HTTPExchange) -> None:
         """Respond to a request whose task the server or the host cancels, if that is possible."""
@@ -300,9 +336,7 @@ class RequestHandler:
 
     async def _handle_unexpected_error(self, exchange: HTTPExchange, error: BaseException) -> None:
         request_id = exchange.trace.request_id
-        log.error(
-            "unhandled exception", exc_info=error, extra=log_fields({"request_id": request_id})
-        )
+        write(UnhandledException(request_id=request_id), exception=error)
         message = f"The gateway failed. Its log has the reason under request id {request_id}."
         with suppress(Exception):  # the connection itself may be broken
             await self._reject(exchange, InternalError(message))

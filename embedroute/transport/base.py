@@ -8,7 +8,14 @@ from typing import Final, Literal, Protocol
 import msgspec
 
 from embedroute.backend import TRANSPORT_HEADERS, Secret, UpstreamRequest, UpstreamResponse
-from embedroute.errors import InvalidUpstreamResponse, PoolTimeout, UpstreamUnavailable
+from embedroute.errors import (
+    ConnectError,
+    InvalidUpstreamResponse,
+    PoolTimeout,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+from embedroute.reasons import NOT_HTTP, describe_timeout
 
 LARGEST_REPLY = 256 * 1024 * 1024
 """Maximum bytes of a response body; 2048 vectors of 4096 floats are about 180 MB of text."""
@@ -147,36 +154,75 @@ def lower_names(headers: Mapping[str, str | Secret]) -> dict[str, str | Secret]:
         names = ", ".join(sorted(TRANSPORT_HEADERS.intersection(lowered)))
         raise UpstreamUnavailable(
             f"The provider sets the header {names}, which the HTTP client sets itself."
-            " Remove it from the provider's headers."
+            " Remove it from the provider's headers.",
+            reason="header that the HTTP client sets itself",
         )
     return lowered
+
+
+def cannot_connect(reason: str, route: str = "") -> ConnectError:
+    """Create the error for a failed connection; ``route`` names the proxy, if there is one."""
+    reason = reason or "connection failed"
+    return ConnectError(f"Cannot connect to the upstream{route}: {reason}.", reason=reason)
+
+
+def connect_timeout(seconds: float, route: str = "") -> ConnectError:
+    """Create the error for a connection that was not made within ``seconds``."""
+    return cannot_connect(describe_timeout(seconds, "connecting"), route)
+
+
+def dns_timeout(seconds: float) -> ConnectError:
+    """Create the error for a DNS lookup that took ``seconds``."""
+    return cannot_connect(describe_timeout(seconds, "DNS lookup"))
+
+
+def timed_out(seconds: float) -> UpstreamTimeout:
+    """Create the error for a response that was not complete within ``seconds``."""
+    reason = describe_timeout(seconds)
+    return UpstreamTimeout(f"The upstream {reason}.", reason=reason)
+
+
+def broken(reason: str) -> UpstreamUnavailable:
+    """Create the error for a connection that broke during the exchange."""
+    return UpstreamUnavailable(f"The upstream failed: {reason}.", reason=reason)
+
+
+def header_with_line_break() -> UpstreamUnavailable:
+    """Create the error for a header of the provider that would end too early."""
+    return UpstreamUnavailable(
+        "The provider has a header that contains a line break. Remove it.",
+        reason="header with a line break",
+    )
 
 
 def pool_timeout(limits: ExchangeLimits, seconds: float) -> PoolTimeout:
     """Create the error for a request that waited ``seconds`` for a connection."""
     table = f" in [providers.{limits.provider}]" if limits.provider else ""
     return PoolTimeout(
-        f"All {limits.max_connections} connections to the upstream were in use for {seconds:.1f} s."
-        f" Raise max_connections{table}, or send fewer requests at once."
+        f"The upstream was not called: all {limits.max_connections} connections to it were in use"
+        f" for {seconds:.1f} s. Raise max_connections{table}, or send fewer requests at once.",
+        reason=describe_timeout(seconds, "waiting for one of the connections"),
     )
 
 
 def too_large(largest: int = LARGEST_REPLY) -> InvalidUpstreamResponse:
     """Create the error for a response body of more than ``largest`` bytes."""
-    return InvalidUpstreamResponse(f"The upstream response is larger than {largest} bytes.")
+    return InvalidUpstreamResponse(
+        f"The upstream's response is larger than {largest} bytes.", reason="response too large"
+    )
 
 
 def head_too_large() -> UpstreamUnavailable:
     """Create the error for a response whose headers and framing exceed ``LARGEST_HEAD``."""
     return UpstreamUnavailable(
-        f"The headers and chunk framing of the upstream response"
-        f" are larger than {LARGEST_HEAD} bytes."
+        f"The upstream's response headers and chunk framing are larger than {LARGEST_HEAD} bytes.",
+        reason="response headers too large",
     )
 
 
 def not_http() -> UpstreamUnavailable:
     """Create the error for bytes that are not an HTTP/1.1 response."""
-    return UpstreamUnavailable("The upstream response is not valid HTTP.")
+    return UpstreamUnavailable("The upstream's response is not valid HTTP.", reason=NOT_HTTP)
 
 
 def refuse_compressed(encoding: str | None, status: int = 200) -> None:
@@ -189,7 +235,8 @@ def refuse_compressed(encoding: str | None, status: int = 200) -> None:
     """
     if encoding and encoding.strip().lower() != "identity" and status < 300:
         raise InvalidUpstreamResponse(
-            "The upstream sent a compressed response, although the request forbids it."
+            "The upstream sent a compressed response, although the request forbids it.",
+            reason="compressed response",
         )
 
 

@@ -1,6 +1,5 @@
 """Selects and creates the transport: ``http1`` if it can be used, else ``httpx2``."""
 
-import logging
 import os
 import ssl
 from collections.abc import Iterator
@@ -11,15 +10,13 @@ from typing import TYPE_CHECKING, Literal
 
 from embedroute.config import Mistake
 from embedroute.errors import ConfigError, MissingExtra
-from embedroute.text import log_fields
+from embedroute.log_records import TransportSelected, write
 from embedroute.transport.base import Transport, TransportConfig
 from embedroute.transport.proxy import parse_proxy
 from embedroute.transport.resolver import Resolver
 
 if TYPE_CHECKING:
     import httpx2
-
-log = logging.getLogger("embedroute.http")
 
 TransportName = Literal["auto", "http1", "httpx2"]
 
@@ -117,7 +114,7 @@ def create_transport(
         transport = _create_httpx2(client, connect, resolver)
     else:
         transport = _create_http1(connect, resolver)
-    log.info("transport %s", transport.name, extra=log_fields({"transport": transport.name}))
+    write(TransportSelected(transport=transport.name))
     return transport
 
 

@@ -3,9 +3,11 @@
 It uses its own connections, or a client of the host.
 """
 
+import re
 import sys
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
+from typing import Final
 
 import anyio
 import httpx2
@@ -23,10 +25,10 @@ from embedroute.errors import (
     EmbedrouteError,
     PoolTimeout,
     UpstreamError,
-    UpstreamTimeout,
     UpstreamUnavailable,
 )
 from embedroute.exhaustion import find_exhaustion, late_loop
+from embedroute.reasons import INCOMPLETE, describe, describe_timeout
 from embedroute.runtime import time_limits
 from embedroute.transport.base import (
     CONNECT_TIMEOUT,
@@ -36,9 +38,15 @@ from embedroute.transport.base import (
     LARGEST_ERROR,
     ExchangeLimits,
     TransportConfig,
+    broken,
+    cannot_connect,
+    connect_timeout,
     decompress_error_body,
+    header_with_line_break,
     lower_names,
+    not_http,
     refuse_compressed,
+    timed_out,
     too_large,
 )
 from embedroute.transport.connection_slots import WAIT_SHARE
@@ -88,24 +96,26 @@ class Httpx2Transport:
         except EmbedrouteError as error:
             failure = error.with_traceback(None)
         except httpx2.PoolTimeout:
+            waited = timeout * WAIT_SHARE
             failure = PoolTimeout(
-                f"All connections of the http_client were in use for {timeout * WAIT_SHARE:.1f} s."
-                " Raise max_connections in its httpx2.Limits, or send fewer requests at once."
+                "The upstream was not called: all connections of the http_client were in use for"
+                f" {waited:.1f} s. Raise max_connections in its httpx2.Limits, or send fewer"
+                " requests at once.",
+                reason=describe_timeout(waited, "waiting for one of the connections"),
             )
         except (TimeoutError, httpx2.ReadTimeout, httpx2.WriteTimeout):
-            failure = UpstreamTimeout(f"The upstream did not respond within {timeout:.1f} s.")
+            failure = timed_out(timeout)
         except httpx2.ProxyError as error:
             failure = self._proxy_error(httpx2.URL(request.url), parse_status(str(error)))
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.UnsupportedProtocol) as error:
             route = describe_proxy(self._proxy)
-            failure = find_exhaustion(error, with_context=True, outside=outside) or ConnectError(
-                f"Cannot connect to the upstream{route} ({type(error).__name__})."
+            failure = find_exhaustion(error, with_context=True, outside=outside) or _connect_error(
+                error, outside, timeout, route
             )
         except Exception as error:  # noqa: BLE001 - h2 and host clients raise their own errors
-            name = type(error).__name__
-            failure = find_exhaustion(
-                error, with_context=True, outside=outside
-            ) or UpstreamUnavailable(f"The connection to the upstream failed ({name}).")
+            failure = find_exhaustion(error, with_context=True, outside=outside) or _exchange_error(
+                error, outside
+            )
         except BaseException as error:
             # The exchange was cancelled. The frames of httpx2 contain the headers.
             forget_frames(error, outside)
@@ -157,7 +167,10 @@ class Httpx2Transport:
 
     def _proxy_error(self, url: httpx2.URL, status: int) -> UpstreamError:
         if self._proxy is None:
-            return ConnectError("The proxy of the http_client refused to connect to the upstream.")
+            return ConnectError(
+                "The proxy of the http_client refused to connect to the upstream.",
+                reason="proxy refused to connect",
+            )
         default_port = 443 if url.scheme == "https" else 80
         port = default_port if url.port is None else url.port
         return self._proxy.refused(status, f"{bracketed(url.host)}:{port}")
@@ -203,6 +216,39 @@ class HostClient:
         """Do nothing: the host closes its client."""
 
 
+_ENDED_EARLY: Final = re.compile(
+    r"disconnected|closed connection|connection (?:was )?(?:closed|lost)"
+)
+"""Texts of h11, h2 and httpcore for a connection that ended before the response was complete."""
+
+
+def _connect_timeout(timeout: float) -> float:
+    """Return the seconds for connecting, of ``timeout`` seconds for the exchange.
+
+    They are fewer: httpx2 closes the connection if its own timeout ends a TLS handshake. After a
+    cancellation the connection stays open until it is collected.
+    """
+    return min(timeout * 0.9, CONNECT_TIMEOUT)
+
+
+def _connect_error(
+    error: Exception, outside: BaseException | None, timeout: float, route: str
+) -> ConnectError:
+    if isinstance(error, httpx2.ConnectTimeout):
+        return connect_timeout(_connect_timeout(timeout), route)
+    if isinstance(error, httpx2.UnsupportedProtocol):
+        return cannot_connect("its URL does not begin with http:// or https://", route)
+    return cannot_connect(describe(error, outside), route)
+
+
+def _exchange_error(error: Exception, outside: BaseException | None) -> UpstreamUnavailable:
+    """Return the error for an exchange that failed; httpx2's own ones differ only by their text."""
+    if words := describe(error, outside):
+        return broken(words)
+    ended = isinstance(error, httpx2.NetworkError) or _ENDED_EARLY.search(str(error).lower())
+    return broken(INCOMPLETE) if ended else not_http()
+
+
 def _build(
     connections: Connections | HostClient,
     request: UpstreamRequest,
@@ -220,15 +266,13 @@ def _build(
         url = url.copy_with(userinfo=b"")
     for name, value in own_headers.items():
         if any(end in text for text in (name, to_wire_value(value)) for end in "\r\n\0"):
-            raise UpstreamUnavailable("A header of this provider contains a line break.")
+            raise header_with_line_break()
     all_headers: dict[str, str | Secret] = {**connections.headers, **own_headers}
     headers = [
         (name.encode(), to_wire_value(value).encode("latin-1"))
         for name, value in all_headers.items()
     ]
-    # Shorter than the timeout of the exchange: httpx2 closes the connection if its own timeout ends
-    # a TLS handshake. After a cancellation the connection stays open until it is collected.
-    connect = min(timeout * 0.9, CONNECT_TIMEOUT)
+    connect = _connect_timeout(timeout)
     timeouts = {"connect": connect, "read": timeout, "write": timeout, "pool": timeout * WAIT_SHARE}
     return connections.make_request(
         request.method,

@@ -32,8 +32,8 @@ import anyio
 import httpx2
 import msgspec
 
-from embedroute.errors import ConnectError
 from embedroute.exhaustion import find_exhaustion, late_loop
+from embedroute.reasons import describe
 from embedroute.runtime import tasks, time_limits
 from embedroute.transport.base import (
     DEFAULT_HEADERS,
@@ -41,6 +41,8 @@ from embedroute.transport.base import (
     MEMBER_PAUSE,
     ExchangeLimits,
     TransportConfig,
+    cannot_connect,
+    dns_timeout,
 )
 from embedroute.transport.connection_slots import ConnectionSlots
 from embedroute.transport.resolver import Address, Resolver, interleave
@@ -318,13 +320,9 @@ class Connections:
         except TimeoutError:
             if time_limit.lag:
                 raise late_loop(time_limit.lag) from None
-            raise ConnectError(
-                f"The DNS lookup of the upstream's host name timed out after {connect:.1f} s."
-            ) from None
+            raise dns_timeout(connect) from None
         except (OSError, UnicodeError, RuntimeError) as error:
-            raise find_exhaustion(error) or ConnectError(
-                f"Cannot connect to the upstream ({type(error).__name__})."
-            ) from None
+            raise find_exhaustion(error) or cannot_connect(describe(error)) from None
         if limits.all_addresses:
             return sorted(found, key=self._load_key)
         preferred = self._preferred.get(origin)

@@ -34,14 +34,21 @@ class Proxy(msgspec.Struct, frozen=True, kw_only=True):
         if status == PROXY_AUTHENTICATION_REQUIRED:
             return ConnectError(
                 f"The proxy {self.name} rejected the gateway's credentials (407)."
-                " Check the user name and password in [gateway] proxy."
+                " Check the user name and password in [gateway] proxy.",
+                reason="proxy rejected the gateway's credentials",
             )
         reason = f"with status {status}" if status else "without a valid HTTP response"
-        return ConnectError(f"The proxy {self.name} refused to connect to {upstream} {reason}.")
+        return ConnectError(
+            f"The proxy {self.name} refused to connect to {upstream} {reason}.",
+            reason="proxy refused to connect",
+        )
 
     def unreachable(self, reason: str) -> ConnectError:
         """Create the error for a failed connection to the proxy itself."""
-        return ConnectError(f"Cannot connect to the proxy {self.name} {reason}.")
+        reason = reason or "connection failed"
+        return ConnectError(
+            f"Cannot connect to the proxy {self.name}: {reason}.", reason=f"proxy: {reason}"
+        )
 
 
 def parse_proxy(url: Secret | None) -> Proxy | None:

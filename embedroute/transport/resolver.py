@@ -20,9 +20,8 @@ from typing import Final
 
 import anyio
 
-from embedroute.errors import ConnectError
 from embedroute.runtime import time_limits
-from embedroute.transport.base import DNS_TTL
+from embedroute.transport.base import DNS_TTL, dns_timeout
 
 MOST_LOOKUPS: Final = 2
 """Lookups of one name that may be in flight."""
@@ -111,9 +110,7 @@ class Resolver:
         if lookup.addresses or expired:
             return lookup.addresses or expired
         if lookup.error is None:
-            raise ConnectError(
-                f"The DNS lookup of the upstream's host name timed out after {max_wait:.1f} s."
-            )
+            raise dns_timeout(max_wait)
         raise copy.copy(lookup.error) from None
 
     def expire(self, host: str, port: int) -> None:
@@ -159,7 +156,7 @@ class Resolver:
         name.lookups.remove(lookup)
         now = self._clock()
         if not result:
-            result = OSError("the name has no address")
+            result = socket.gaierror("the name has no address")
         if isinstance(result, Exception):
             lookup.error = result
             name.expires_at = max(name.expires_at, min(now + PAUSE, name.stale_until))

@@ -335,6 +335,7 @@ def _convert(
         param=error.param,
         retry_after=error.retry_after,
         upstream_status=error.upstream_status,
+        reason=error.reason,
     )
     converted.matched_text = error.matched_text if matched_text is None else matched_text
     converted.provider = error.provider

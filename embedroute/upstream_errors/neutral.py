@@ -31,6 +31,7 @@ from embedroute.errors import (
     UpstreamUnavailable,
     UpstreamWrongModel,
 )
+from embedroute.reasons import describe
 
 BLAMES_INPUTS: Final = (UpstreamRejectedInput, BatchTooLarge, Rejected, RequestError)
 """Errors that a single input, or the number of inputs, can cause.
@@ -82,10 +83,11 @@ def neutral(error: UpstreamError, provider: str | None = None) -> UpstreamError:
     provider = error.provider or provider
     status = error.upstream_status
     copy = gateway_class(
-        neutral_message(gateway_class, provider),
+        neutral_message(gateway_class, provider, _public_reason(error)),
         param=error.param if error.param in FIELDS else None,
         retry_after=error.retry_after,
         upstream_status=status if isinstance(status, int) else None,
+        reason=error.reason,
     )
     copy.provider = provider
     copy.is_neutral = True
@@ -93,7 +95,21 @@ def neutral(error: UpstreamError, provider: str | None = None) -> UpstreamError:
     return copy
 
 
-def neutral_message(kind: type[UpstreamError], provider: str | None) -> str:
-    """Return the neutral message of a class, or of its nearest base class that has one."""
+def _public_reason(error: UpstreamError) -> str:
+    """Return why a connection or a server failed; other reasons may depend on an input."""
+    is_outage = isinstance(error, UpstreamUnavailable)
+    if not is_outage or isinstance(error, InvalidUpstreamResponse | PoolTimeout):
+        return ""
+    has_status = type(error) is UpstreamUnavailable and error.upstream_status is not None
+    return describe(error) if error.reason or has_status else ""
+
+
+def neutral_message(kind: type[UpstreamError], provider: str | None, reason: str = "") -> str:
+    """Return the neutral message of a class, or of its nearest base class that has one.
+
+    ``reason`` is added to what the provider did.
+    """
     message = next(MESSAGES[known] for known in kind.__mro__ if known in MESSAGES)
+    if reason:
+        message = message.replace(".", f" ({reason}).", 1)
     return f"The provider {provider} {message}" if provider else f"The provider {message}"

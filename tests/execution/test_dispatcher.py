@@ -459,7 +459,7 @@ async def test_the_failure_that_opens_the_breaker_is_reported():
 
     error = await failure_of(gateway)
 
-    assert (error.status, str(error)) == (502, "down")
+    assert (error.status, str(error)) == (502, "Provider a: down")
     assert calls(only) == [1]
 
 

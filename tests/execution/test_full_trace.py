@@ -44,7 +44,9 @@ async def test_a_full_trace_holds_the_message_of_a_failure():
 
     answer = await ask(gateway, input="x", provider={"order": ["a", "b"]}, **traced("full"))
 
-    assert ["the disk is full", None] == [call.get("message") for call in calls_in(answer)]
+    assert ["Provider a: the disk is full", None] == [
+        call.get("message") for call in calls_in(answer)
+    ]
     assert [[0], [0]] == [call["inputs"] for call in calls_in(answer)]
 
 

@@ -83,7 +83,7 @@ def ends(caplog):
     found = []
     for record in caplog.records:
         if record.name == "embedroute.calls":
-            word = record.getMessage().removeprefix("upstream call ").partition(" ")[0]
+            word = record.event.removeprefix("upstream call ").partition(" ")[0]
             found.append((record.endpoint[0], word))
     return found
 
@@ -100,7 +100,7 @@ def ends(caplog):
 async def test_the_first_answer_of_two_calls_wins(caplog, first, second, expected):
     a, b = scripted(*WARM, first, LONG), scripted(second)
     gateway = await warmed(a, b, endpoint={"attempt_timeout": 30.0})
-    caplog.set_level(logging.INFO, logger="embedroute.calls")
+    caplog.set_level(logging.DEBUG, logger="embedroute.calls")
 
     began = anyio.current_time()
     await embed(gateway, "x")
@@ -112,7 +112,7 @@ async def test_the_first_answer_of_two_calls_wins(caplog, first, second, expecte
 async def test_a_model_with_one_endpoint_is_hedged_there(caplog):
     a = scripted(*WARM, LONG)
     gateway = await warmed(a)
-    caplog.set_level(logging.INFO, logger="embedroute.calls")
+    caplog.set_level(logging.DEBUG, logger="embedroute.calls")
 
     await embed(gateway, "x")
 

@@ -230,7 +230,7 @@ async def test_a_swap_behind_an_alias_is_refused(caplog):
         ("upstream uses another name for the model, which is its alias from now on", "served"),
         ("upstream answered with another model", "swapped"),
         ("upstream uses another name for the model, which is its alias from now on", "other"),
-    ] == [(record.message, record.named) for record in caplog.records]
+    ] == [(record.event, record.named) for record in caplog.records]
 
 
 @pytest.mark.anyio

@@ -16,7 +16,7 @@ from embedroute import Config, Gateway, embeddings_app
 from embedroute.backend import Secret, UpstreamRequest, UpstreamResponse
 from embedroute.backends.openai import OpenAI
 from embedroute.errors import UpstreamUnavailable
-from embedroute.execution import list_secrets, record_exchange, redact_message
+from embedroute.execution import list_secrets, public_url, record_exchange, redact_message
 from embedroute.trace import RequestTrace
 from tests.fault_upstream import Upstream
 from tests.support.asgi_client import call
@@ -369,3 +369,19 @@ def test_a_summary_does_not_repeat_an_upstreams_message():
     assert "PLANTED" not in summary
     assert all(code in summary for code in ("odd", "bad_text"))
     assert "PLANTED" in whole
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("http://tei:8080/v1/embeddings", "http://tei:8080/v1/embeddings"),
+        ("https://me:pa@ss@host/v1", "https://host/v1"),
+        ("https://host/v1/embed?key=0123456789abcdef", "https://host/v1/embed"),
+        ("https://host/v1#part", "https://host/v1"),
+        ("https://host/v1/mail@address", "https://host/v1/mail@address"),
+        ("https://host/sk-0123456789/v1", "https://host/[redacted]/v1"),
+        ("", ""),
+    ],
+)
+def test_a_url_in_the_log_has_no_secret(url, shown):
+    assert shown == public_url(url, ["sk-0123456789"])

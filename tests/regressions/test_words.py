@@ -145,7 +145,7 @@ DOWN, REST, KEY = (
             DOWN,
             {},
             502,
-            {"error.code": 502, "error.metadata.raw": "reset"},
+            {"error.code": 502, "error.metadata.raw": "Provider p: reset"},
         ),
         "gomodel-400": (
             "gomodel",
@@ -198,7 +198,7 @@ DOWN, REST, KEY = (
             {"status_code": 429, "error_type": "system", "attempt_count": 1},
         ),
         "spice-400": ("spice", 0.0, {"input": ""}, 400, {"error": "'input' must not be empty."}),
-        "spice-plain-text-500": ("spice", DOWN, {}, 502, {"error": "reset"}),
+        "spice-plain-text-500": ("spice", DOWN, {}, 502, {"error": "Provider p: reset"}),
         "portkey-odd-error-shape": (
             "openai",
             DOWN,

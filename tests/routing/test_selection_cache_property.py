@@ -89,7 +89,7 @@ class Records(logging.Handler):
             if name in {"status", "attempts", "hits", "misses", "shared_hits", "providers", "code"}
             or name in {"endpoint", "attempt", "error", "model", "caller", "tokens"}
         }
-        self.seen.append((record.name, record.getMessage(), str(fields)))
+        self.seen.append((record.name, record.event, str(fields)))
 
 
 @contextmanager

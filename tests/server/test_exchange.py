@@ -947,7 +947,7 @@ async def test_oserror_from_the_server_counts_as_a_disconnect(body, lost_at, cap
     await app()(scope, receive, send)
 
     actual = [
-        (item.getMessage(), vars(item).get("status"))
+        (item.event, vars(item).get("status"))
         for item in caplog.records
         if item.name == "embedroute.access"
     ]
@@ -997,7 +997,7 @@ async def test_oserror_while_waiting_for_a_disconnect_counts_as_one(caplog):
     with anyio.fail_after(5):
         await served_app(scope, receive, send)
 
-    assert [item.getMessage() for item in caplog.records if item.name == "embedroute.access"] == [
+    assert [item.event for item in caplog.records if item.name == "embedroute.access"] == [
         "client disconnected"
     ]
 

@@ -6,10 +6,16 @@
 import ast
 import json
 import logging
+import re
+import socket
+import subprocess
+import sys
 
+import msgspec
 import pytest
 
-from embedroute import Caller, Config, Gateway, embeddings_app
+from embedroute import Caller, Config, Gateway, embeddings_app, log_records
+from embedroute.log_records import LogLimit, Record, format_fields
 from embedroute.routing import RetryPolicy
 from tests.fault_upstream import INPUT_FAULTS, STALLS, Upstream
 from tests.fault_upstream.modes import MODES
@@ -52,12 +58,12 @@ async def ask(gateway, key=CALLER, **fields):
 
 
 def fields(caplog):
-    """The message and the extra fields of each of our records."""
+    """The event and the other extra fields of each of our records."""
     return [
         (
             record.name.removeprefix("embedroute."),
-            record.getMessage(),
-            {k: v for k, v in vars(record).items() if k not in STANDARD},
+            record.event,
+            {k: v for k, v in vars(record).items() if k not in {*STANDARD, "event"}},
         )
         for record in caplog.records
         if record.name.startswith("embedroute") and record.name != "embedroute.http"
@@ -80,7 +86,10 @@ async def test_a_completed_request_logs_one_record_and_one_per_attempt(upstream,
     assert {
         "endpoint": "up:m",
         "attempt": 1,
-        "error": "UpstreamUnavailable",
+        "provider": "up",
+        "model": "m",
+        "url": f"{upstream.url}/embeddings",
+        "error": "answered 503",
         "status": 503,
     }.items() <= first[2].items()
     assert {"endpoint": "up:m", "attempt": 2, "status": 200}.items() <= second[2].items()
@@ -100,12 +109,17 @@ async def test_a_call_that_hangs_until_the_deadline_is_logged(upstream, caplog):
     assert {
         "endpoint": "up:m",
         "attempt": 1,
-        "error": "UpstreamTimeout",
+        "url": f"{upstream.url}/embeddings",
         "status": None,
     }.items() <= attempt[2].items()
+    assert re.fullmatch(r"timed out after 0\.[234] s", attempt[2]["error"])
+    assert (
+        "No response within the deadline of 0.3 s: the provider up timed out."
+        == (answer.json["error"]["message"])
+    )
     assert {"status": 504, "attempts": 1, "providers": ["up"]}.items() <= refused[2].items()
     assert "up" == answer.header("x-embedroute-provider")
-    assert [("call", "failed", "UpstreamTimeout")] == [
+    assert [("call", "failed", attempt[2]["error"])] == [
         (item["stage"], item["action"], item["error"])
         for item in answer.json["trace"]
         if item["stage"] == "call"
@@ -146,8 +160,12 @@ async def test_no_upstream_response_puts_a_secret_or_an_input_into_the_log(
         if part in actual
     ]
     assert PLANTED not in actual
-    assert [message for _, message, _ in fields(caplog)][-1] == (
-        "request completed" if answer.status == 200 else "request rejected"
+    assert [event for _, event, _ in fields(caplog)][-1] == (
+        "request completed"
+        if answer.status == 200
+        else "request rejected"
+        if answer.status < 500
+        else "request failed"
     )
     assert answer.status == 400 or mode not in INPUT_FAULTS
 
@@ -226,16 +244,177 @@ async def test_a_caller_name_cannot_forge_a_log_line(upstream, mover, caplog):
     assert [] == unprintable(caplog)
 
 
-def test_every_log_call_escapes_its_fields():
-    """So that records added later cannot be forged either."""
-    extras = [
-        (path.name, ast.unparse(keyword.value))
+def closed_port():
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        return unused.getsockname()[1]
+
+
+PROGRAM = """
+import asyncio, logging, sys
+from embedroute import Config, EmbedrouteError, Gateway
+
+logging.basicConfig()
+gateway = Gateway(
+    Config(
+        gateway={"auth": "open"},
+        providers={"tei": {"backend": "openai", "base_url": sys.argv[1], "api_key": "sk-Canary0123"}},
+        models={"m": {"dimensions": 8, "endpoints": [{"provider": "tei"}]}},
+    )
+)
+
+async def main():
+    try:
+        await gateway.embed("PLANTED", model="m")
+    except EmbedrouteError as error:
+        print(error)
+
+asyncio.run(main())
+"""
+
+
+def test_a_refused_connection_shows_under_basic_config():
+    """One line for all equal attempts, with what an operator looks for."""
+    port = closed_port()
+    url = f"http://me:Pass-word@127.0.0.1:{port}/v1"
+    ended = subprocess.run(  # noqa: S603 - fixed arguments
+        [sys.executable, "-c", PROGRAM, url], capture_output=True, text=True, check=True
+    )
+
+    assert re.fullmatch(
+        rf"WARNING:embedroute\.calls:upstream call failed: provider=tei model=m"
+        rf" url=http://127\.0\.0\.1:{port}/v1/embeddings attempt=1"
+        rf' error="connection refused" endpoint=tei:m ms=[0-9.]+ request_id=req_[0-9a-f]+\n',
+        ended.stderr,
+    )
+    assert ended.stdout == "Cannot connect to the provider tei: connection refused.\n"
+
+
+async def test_a_5xx_is_a_warning_that_says_why(upstream, caplog):
+    caplog.set_level(logging.WARNING)
+    upstream.mode = "status_503"
+
+    await ask(gateway_of(upstream))
+
+    [record] = [record for record in caplog.records if record.name == "embedroute.access"]
+    assert record.levelname == "WARNING"
+    assert re.fullmatch(
+        r'request failed: status=502 error="answered 503" model=m providers=up ms=[0-9.]+'
+        r" attempts=[0-9] hits=0 misses=1 shared_hits=0 request_id=r-1",
+        record.getMessage(),
+    )
+    assert record.msg == "request failed: %s"
+
+
+@pytest.mark.parametrize(
+    ("level", "failed_calls", "failed_requests"),
+    [("WARNING", 1, 1), ("INFO", 1, 4), ("DEBUG", 4, 4)],
+)
+async def test_equal_failures_are_summarised(
+    upstream, caplog, level, failed_calls, failed_requests
+):
+    """INFO shows each response, and DEBUG each call."""
+    caplog.set_level(level)
+    upstream.mode = "status_503"
+    now = 1000.0
+    gateway = Gateway(
+        Config(
+            gateway={"auth": "keys"},
+            keys={"team": {"key": CALLER}},
+            providers={"up": {"backend": "openai", "base_url": upstream.url, "api_key": KEY}},
+            models={"m": {"dimensions": 8, "endpoints": [{"provider": "up"}]}},
+        ),
+        retries=RetryPolicy(repeats=0, attempts=1),
+        clock=lambda: now,
+    )
+
+    for _ in range(4):
+        await ask(gateway)
+    events = [event for _, event, _ in fields(caplog)]
+    caplog.clear()
+    now += 61.0
+    await ask(gateway)
+
+    assert events.count("upstream call failed") == failed_calls
+    assert events.count("request failed") == failed_requests
+    assert [4, 4] == [item["count"] for _, _, item in fields(caplog)]
+    warnings = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert all(" count=4 " in record.getMessage() for record in warnings)
+
+
+def test_a_log_limit_counts_what_it_keeps_back():
+    limit = LogLimit()
+    times = [0.0, 1.0, 59.9, 60.0, 61.0, 200.0]
+
+    assert [1, 0, 0, 3, 0, 2] == [limit.count(now, "tei", "m", "refused") for now in times]
+    assert 1 == limit.count(200.0, "tei", "n", "refused")
+
+
+@pytest.mark.parametrize("step", [0.0, 1.0], ids=["at once", "over time"])
+def test_a_log_limit_has_bounded_memory(step):
+    limit = LogLimit()
+    for number in range(5 * log_records.MOST_KEYS):
+        limit.count(number * step, "tei", f"model {number}")
+
+    assert len(limit) <= log_records.MOST_KEYS
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"a": 1, "b": None, "c": "x"}, "a=1 c=x"),
+        ({"a": "two words"}, 'a="two words"'),
+        ({"a": 'a "quote" \\'}, 'a="a \\"quote\\" \\\\"'),
+        ({"a": "x=y"}, 'a="x=y"'),
+        ({"a": ""}, 'a=""'),
+        ({"a": ["x", "y"], "b": []}, "a=x,y"),
+        ({"a": 0.5, "b": 0}, "a=0.5 b=0"),
+    ],
+)
+def test_fields_are_written_as_in_logfmt(fields, text):
+    assert text == format_fields(fields)
+
+
+def records():
+    """All records that the package can write, by their class."""
+    kinds = [Record]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    return [kind for kind in kinds[1:] if not kind.__name__.startswith("_")]
+
+
+ROW = re.compile(r"^\| `(embedroute[.a-z]*)` \| ([A-Z]+) \| `([^`]+)` \| ([^|]*) \|", re.MULTILINE)
+
+
+def test_the_documentation_lists_every_record_with_its_fields():
+    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    section = text.partition("\n## Logs\n")[2].partition("\n## ")[0]
+    documented = {
+        event: (logger, level, re.findall(r"`([a-z_]+)`", names))
+        for logger, level, event, names in ROW.findall(section)
+    }
+
+    assert documented == {
+        kind.event: (
+            kind.logger.name,
+            logging.getLevelName(kind.level),
+            [field.name for field in msgspec.structs.fields(kind)],
+        )
+        for kind in records()
+    }
+
+
+LOGGING = {"log", "debug", "info", "warning", "error", "exception", "critical"}
+
+
+def test_only_one_module_writes_records():
+    """So that the table of records is complete, and each field is escaped."""
+    calls = [
+        (path.name, ast.unparse(node))
         for path in (ROOT / "embedroute").rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call)
-        for keyword in node.keywords
-        if keyword.arg == "extra"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+        if node.func.attr in LOGGING and "log" in ast.unparse(node.func.value).lower()
     ]
 
-    assert [] == [(name, text) for name, text in extras if not text.startswith("log_fields(")]
-    assert len(extras) >= 5
+    assert ["log_records.py"] == [name for name, _ in calls]

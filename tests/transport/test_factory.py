@@ -48,7 +48,7 @@ def test_selects_the_http1_transport_if_it_can_be_used(
     own = client_of() if client_of else None
 
     assert opened == create_transport(name, connect, own, on_asyncio=on_asyncio).name
-    assert [(f"transport {opened}", opened)] == [
+    assert [(f"transport selected: transport={opened}", opened)] == [
         (record.getMessage(), record.transport) for record in caplog.records
     ]
 

@@ -619,7 +619,7 @@ async def test_closes_idle_connections_and_keeps_none_after_a_surplus_byte(surpl
     [record] = [record for record in caplog.records if record.levelname == "ERROR"]
     assert ("embedroute.http", "acme") == (record.name, record.provider)
     assert record.host in wire.url
-    assert f"{record.host} (provider acme)" in record.getMessage()
+    assert f"provider=acme host={record.host}" in record.getMessage()
 
 
 @pytest.mark.parametrize(

@@ -325,7 +325,7 @@ async def test_a_lookup_goes_on_after_its_time_limit_and_fills_the_cache():
     with scripted(HANG) as lookup:
         resolver = Resolver(lookup)
         async with measured() as elapsed:
-            with pytest.raises(ConnectError, match=r"DNS lookup .* timed out after 0\.3 s"):
+            with pytest.raises(ConnectError, match=r"DNS lookup timed out after 0\.3 s"):
                 await resolver.resolve("a.example", 80, 0.3)
         assert elapsed.seconds >= 0.29
         async with measured() as elapsed:
@@ -421,7 +421,7 @@ async def test_a_limited_lookup_is_a_connect_error(anyio_backend, name):
     with scripted(HANG) as lookup:
         transport = make_transport(name, lookup)
         async with measured() as elapsed:
-            with pytest.raises(ConnectError, match=r"DNS lookup .* timed out after 0\.1 s"):
+            with pytest.raises(ConnectError, match=r"DNS lookup timed out after 0\.1 s"):
                 await send(transport, "http://a.example/v1/embeddings", dns_timeout=0.1)
         await transport.aclose()
 

@@ -14,10 +14,16 @@ from collections.abc import Awaitable, Callable, Sequence
 from importlib import import_module
 from typing import Final, TypeVar
 
-from embedroute.errors import ConnectError
 from embedroute.exhaustion import find_exhaustion, late_loop
+from embedroute.reasons import describe
 from embedroute.runtime import time_limits
-from embedroute.transport.base import CONNECT_TIMEOUT, LARGEST_HEAD, TransportConfig
+from embedroute.transport.base import (
+    CONNECT_TIMEOUT,
+    LARGEST_HEAD,
+    TransportConfig,
+    cannot_connect,
+    connect_timeout,
+)
 from embedroute.transport.http1.connection import Connection
 from embedroute.transport.http1.request import Origin, write_connect
 from embedroute.transport.proxy import Proxy, describe_proxy, parse_proxy
@@ -133,13 +139,9 @@ class Connector:
         except TimeoutError:
             if time_limit.lag:
                 raise late_loop(time_limit.lag) from None
-            raise ConnectError(
-                f"Cannot connect to the upstream{route} within {limit:.1f} s."
-            ) from None
+            raise connect_timeout(limit, route) from None
         except (OSError, UnicodeError, ValueError, RuntimeError) as error:
-            raise find_exhaustion(error) or ConnectError(
-                f"Cannot connect to the upstream{route} ({type(error).__name__})."
-            ) from None
+            raise find_exhaustion(error) or cannot_connect(describe(error), route) from None
 
     async def _open(self, origin: Origin, connection: Connection, dns_timeout: float) -> None:
         host, port, tls = origin
@@ -186,7 +188,7 @@ class Connector:
         try:
             return await self._dial(proxy.host, proxy.port, protocol, dns_timeout, tls=proxy.tls)
         except (OSError, UnicodeError, ValueError, RuntimeError) as error:
-            raise find_exhaustion(error) or proxy.unreachable(f"({type(error).__name__})") from None
+            raise find_exhaustion(error) or proxy.unreachable(describe(error)) from None
 
     async def _open_tunnel(
         self, proxy: Proxy, host: str, port: int, connection: Connection, dns_timeout: float

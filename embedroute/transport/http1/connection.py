@@ -17,8 +17,9 @@ from typing import Final, Self, cast
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from embedroute.backend import Headers, SecretBytes, Source, UpstreamResponse
-from embedroute.errors import UpstreamError, UpstreamTimeout, UpstreamUnavailable
+from embedroute.errors import UpstreamError, UpstreamUnavailable
 from embedroute.exhaustion import late_loop
+from embedroute.reasons import CLOSED, INCOMPLETE, NOT_HTTP, describe
 from embedroute.runtime import time_limits
 from embedroute.transport.base import (
     AT_A_TIME,
@@ -30,10 +31,12 @@ from embedroute.transport.base import (
     MOST_HEADERS,
     TAIL,
     ExchangeLimits,
+    broken,
     decompress_error_body,
     head_too_large,
     not_http,
     refuse_compressed,
+    timed_out,
     too_large,
 )
 
@@ -90,7 +93,10 @@ def parse_body_length(
     ):
         raise head_too_large()
     if len(headers) > MOST_HEADERS:
-        raise UpstreamUnavailable(f"The upstream response has more than {MOST_HEADERS} headers.")
+        raise UpstreamUnavailable(
+            f"The upstream's response has more than {MOST_HEADERS} headers.",
+            reason="too many response headers",
+        )
     length = None
     for name, value in headers:
         lowered = name.lower()
@@ -102,7 +108,8 @@ def parse_body_length(
             length = 0
             if value.strip().lower() != b"chunked":
                 raise UpstreamUnavailable(
-                    "The upstream response has an unsupported transfer-encoding."
+                    "The upstream's response has an unsupported transfer-encoding.",
+                    reason=NOT_HTTP,
                 )
         elif lowered == b"content-encoding":
             refuse_compressed(value.decode("latin-1"), status)
@@ -244,7 +251,7 @@ class Connection(asyncio.Protocol):
     def _closed_before_request(self) -> Exception:
         if self._exchanges:
             return StaleError()
-        return UpstreamUnavailable("The upstream closed the connection before the request.")
+        return broken(CLOSED)
 
     def _send_on(self) -> None:
         """Write the next piece of a large body, unless the transport's buffer is full."""
@@ -278,7 +285,7 @@ class Connection(asyncio.Protocol):
         if lag:
             self._loop.call_later(time_limits.SECOND_CHANCE, self._expire_late, self.waiter, lag)
         else:
-            self._fail(UpstreamTimeout(f"The upstream did not respond within {seconds:.1f} s."))
+            self._fail(timed_out(seconds))
 
     def _expire_late(self, waiter: "asyncio.Future[UpstreamResponse] | None", lag: float) -> None:
         """Fail the exchange of ``waiter`` if it has not ended since."""
@@ -354,11 +361,7 @@ class Connection(asyncio.Protocol):
         elif not self._bytes_received and self._exchanges > 1:
             self._fail(StaleError())
         else:
-            self._fail(
-                UpstreamUnavailable(
-                    "The upstream closed the connection before its response was complete."
-                )
-            )
+            self._fail(broken(INCOMPLETE if exc is None else describe(exc) or INCOMPLETE))
 
     def on_message_begin(self) -> None:
         """Start a response. A second one in the same bytes is unsolicited."""

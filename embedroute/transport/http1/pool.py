@@ -11,7 +11,6 @@ exchange of a cancelled request (docs/transports.md has the figures).
 """
 
 import asyncio
-import logging
 import math
 from collections import deque
 from collections.abc import Mapping
@@ -22,7 +21,7 @@ from typing import Final
 
 from embedroute.backend import Secret, SecretBytes, Source, UpstreamRequest, UpstreamResponse
 from embedroute.errors import ConnectError, ResourcesExhausted, UpstreamUnavailable
-from embedroute.text import log_fields
+from embedroute.log_records import UnsolicitedResponse, write
 from embedroute.transport.base import (
     DEFAULT_CONFIG,
     DEFAULT_LIMITS,
@@ -37,8 +36,6 @@ from embedroute.transport.http1.connection import Connection, StaleError
 from embedroute.transport.http1.request import Origin, Target, closing, parse_target, write_head
 from embedroute.transport.proxy import PROXY_AUTHENTICATION_REQUIRED, Proxy
 from embedroute.transport.resolver import Address, Resolver
-
-log = logging.getLogger("embedroute.http")
 
 MAX_AGE: Final = 300.0
 """Seconds after which a connection is not kept, so that a busy host follows a change in DNS."""
@@ -157,13 +154,7 @@ class Pool:
         if not self.caught:
             self.caught = True
             host = f"{self.origin[0]}:{self.origin[1]}"
-            log.error(
-                "%s (provider %s) sent an unsolicited response. Its connections are no"
-                " longer reused, and the responses that came over reused ones are no longer cached",
-                host,
-                limits.provider or "unknown",
-                extra=log_fields({"host": host, "provider": limits.provider}),
-            )
+            write(UnsolicitedResponse(provider=limits.provider or "unknown", host=host))
         for source in self._sources:
             source.caught = True
         self._sources.clear()

@@ -9,7 +9,7 @@ import msgspec
 
 from embedroute.backend import Secret, SecretBytes, repr_as_in_rich, to_wire_value
 from embedroute.errors import UpstreamUnavailable
-from embedroute.transport.base import DEFAULT_HEADERS, lower_names
+from embedroute.transport.base import DEFAULT_HEADERS, header_with_line_break, lower_names
 from embedroute.transport.proxy import Proxy
 from embedroute.transport.url import parse_http_url
 
@@ -87,10 +87,11 @@ def write_head(target: Target, headers: Mapping[str, str | Secret]) -> bytes:
     # Checked before encoding: an encoding error would contain the text, which may include a key.
     if _WIDE.search(lines.reveal()):
         raise UpstreamUnavailable(
-            "A header of this provider contains a character that is not allowed in HTTP headers."
+            "The provider has a header with a character that is not allowed in HTTP headers.",
+            reason="header with a character that is not allowed",
         )
     if _has_line_break(lines.reveal(), len(own_headers)):
-        raise UpstreamUnavailable("A header of this provider contains a line break.")
+        raise header_with_line_break()
     return prefix.content + lines.reveal().encode("latin-1")
 
 
