@@ -12,6 +12,7 @@ The package has four layers. Imports run downwards, and inside a layer along the
       testing/          ScriptedBackend and check_backend, for tests of backends and hosts
       gateway.py        Gateway.embed: one request, top to bottom
       bootstrap.py      from a config to the parts of a gateway
+      config_schema.py  the JSON Schema of a config, for editors
       config_warnings.py  what is valid in a config but cannot work
     3 engine
       execution/        from missing inputs to vectors: single-flight, failover, attempts

@@ -44,12 +44,20 @@ RANKS: tuple[Mapping[str, set[str]], ...] = (
     {
         "testing": set(),
         "bootstrap": set(),
+        "config_schema": set(),
         "config_warnings": set(),
         "gateway": {"bootstrap"},
         "server": {"gateway"},
         "fastapi": {"gateway", "server"},
         "uvicorn": set(),
-        "cli": {"bootstrap", "config_warnings", "gateway", "server", "uvicorn"},
+        "cli": {
+            "bootstrap",
+            "config_schema",
+            "config_warnings",
+            "gateway",
+            "server",
+            "uvicorn",
+        },
         "__main__": {"cli"},
     },
 )

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-from embedroute.cli import backends, check, models, new_backend, serve, verify
+from embedroute.cli import backends, check, init, models, new_backend, schema, serve, verify
 from embedroute.cli.live import CallResult, call_endpoints
 from embedroute.cli.parser import Command, make_parser
 from embedroute.errors import EmbedrouteError
@@ -20,6 +20,8 @@ COMMANDS: Final[Sequence[Command]] = (
     models.COMMAND,
     verify.COMMAND,
     new_backend.COMMAND,
+    init.COMMAND,
+    schema.COMMAND,
 )
 """Every subcommand, in the order of ``embedroute --help``."""
 

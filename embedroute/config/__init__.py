@@ -6,7 +6,7 @@ checked when ``embedroute.bootstrap`` builds the parts of a gateway.
 It may import the foundation and ``backend``.
 """
 
-from embedroute.config.catalog import catalogue, known_providers
+from embedroute.config.catalog import catalogue, known_providers, starter_config
 from embedroute.config.loader import (
     STATE_AUTH,
     STATE_ENV_AUTH,
@@ -69,4 +69,5 @@ __all__ = [
     "quoted",
     "read_config",
     "read_secrets",
+    "starter_config",
 ]

@@ -1,4 +1,4 @@
-"""Loads the shipped data about models and providers from ``data/``."""
+"""Loads the shipped data about models and providers, and the starter config, from ``data/``."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -54,3 +54,9 @@ def known_providers() -> Mapping[str, KnownProvider]:
     """Return the rows of the shipped provider table by slug."""
     raw = (Path(__file__).parent / "data" / "providers.json").read_bytes()
     return msgspec.json.decode(raw, type=dict[str, KnownProvider])
+
+
+def starter_config(key: str) -> str:
+    """Return a commented config in TOML that a gateway can be made of; ``key`` is its API key."""
+    path = Path(__file__).parent / "data" / "starter.toml"
+    return path.read_text(encoding="utf-8").replace("@KEY@", key)
