@@ -80,6 +80,7 @@ HOLDERS = {
     "uvicorn": {"cli/", "uvicorn.py"},
     "azure": {"backends/_entra.py"},
     "wordllama": {"backends/wordllama.py"},
+    "yaml": {"cli/import_litellm.py"},
     "asyncio": {
         "runtime/tasks.py",
         "runtime/cancellation.py",
@@ -93,7 +94,7 @@ HOLDERS = {
         frozenset[str](),
     ),
     **dict.fromkeys(
-        ("pickle", "marshal", "shelve", "yaml", "torch", "subprocess", "ctypes"), frozenset[str]()
+        ("pickle", "marshal", "shelve", "torch", "subprocess", "ctypes"), frozenset[str]()
     ),
 }
 """Library → the only files or folders that may import it."""

@@ -8,7 +8,17 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-from embedroute.cli import backends, check, init, models, new_backend, schema, serve, verify
+from embedroute.cli import (
+    backends,
+    check,
+    import_litellm,
+    init,
+    models,
+    new_backend,
+    schema,
+    serve,
+    verify,
+)
 from embedroute.cli.live import CallResult, call_endpoints
 from embedroute.cli.parser import Command, make_parser
 from embedroute.errors import EmbedrouteError
@@ -22,6 +32,7 @@ COMMANDS: Final[Sequence[Command]] = (
     new_backend.COMMAND,
     init.COMMAND,
     schema.COMMAND,
+    import_litellm.COMMAND,
 )
 """Every subcommand, in the order of ``embedroute --help``."""
 
