@@ -12,6 +12,7 @@ from typing import Final, cast
 import msgspec
 
 from embedroute.config import catalogue, known_providers, quoted
+from embedroute.plugins import load
 
 Table = Mapping[str, object]
 
@@ -19,7 +20,6 @@ SLUGS: Final = {
     "fireworks_ai": "fireworks",
     "github": "github-models",
     "hosted_vllm": "vllm",
-    "huggingface": "tei",
     "jina_ai": "jina",
     "litellm_proxy": "litellm",
     "llamafile": "llama-cpp",
@@ -30,7 +30,7 @@ SLUGS: Final = {
 }
 """LiteLLM's prefix of a model → our slug of the provider, where they differ."""
 
-COMPATIBLE: Final = frozenset({"openai", "openai_like", "custom_openai", "xinference", "azure"})
+COMPATIBLE: Final = frozenset({"openai", "openai_like", "custom_openai", "xinference"})
 """Prefixes of servers with OpenAI's API, which are known by their ``api_base`` only."""
 
 WITHOUT_VERSION: Final = frozenset({"ollama", "litellm", "tei"})
@@ -39,10 +39,18 @@ WITHOUT_VERSION: Final = frozenset({"ollama", "litellm", "tei"})
 EMBEDDING: Final = re.compile(r"embed|bge|(\b|[-_/])(e5|gte)\b|minilm|nomic|colbert", re.IGNORECASE)
 """How the names of embedding models look; for entries without a ``mode``."""
 
+OPTIONS: Final = {
+    "organization": "organization",
+    "extra_headers": "extra_headers",
+    "api_version": "api_version",
+    "azure_ad_token": "ad_token",
+}
+"""Parameters of LiteLLM → options of backends, for those that have them."""
+
 READ_PARAMETERS: Final = frozenset(
     {
-        *("model", "api_key", "api_base", "base_url", "organization", "extra_headers", "timeout"),
-        *("weight", "max_parallel_requests", "input_cost_per_token", "api_version"),
+        *("model", "api_key", "api_base", "base_url", "timeout"),
+        *("weight", "max_parallel_requests", "input_cost_per_token", *OPTIONS),
         *("litellm_credential_name", "custom_llm_provider"),
     }
 )
@@ -161,40 +169,44 @@ class _Converter:
         """Return the slug, the backend if the slug does not name it, and the options."""
         base_url = parameters.get("api_base") or parameters.get("base_url")
         slug = SLUGS.get(prefix, prefix.replace("_", "-"))
-        row = known_providers().get(slug)
-        backend = None
-        if prefix in COMPATIBLE and base_url:
-            slug, backend = ("azure" if prefix == "azure" else "openai-compatible"), "openai"
-        elif row is None or row.backend is None or (slug == "tei" and not base_url):
-            self.notes.append(f'{name}: left out, because no backend supports "{prefix}/"')
-            return None
-        variables = row.env.get("api_key", []) if row and backend is None else []
-        options = self.options(name, slug, parameters, variables)
-        if base_url:
-            options["base_url"] = self.base_url(name, slug, str(base_url))
-        return slug, backend, options
-
-    def options(
-        self, name: str, slug: str, parameters: Table, variables: Sequence[str]
-    ) -> dict[str, object]:
-        key = parameters.get("api_key")
-        options: dict[str, object] = {}
-        if key is not None or variables:
-            options["api_key"] = self.secret(f"{name}: api_key", key, variables)
-        if parameters.get("organization") is not None:
-            options["organization"] = str(parameters["organization"])
-        headers = _table(parameters.get("extra_headers"))
-        if headers:
-            options["extra_headers"] = {header: _secret(value) for header, value in headers.items()}
-        if slug == "azure":
-            self.notes.append(
-                f"{name}: Azure's API without versions (/openai/v1) is used; check that your "
-                "resource has it"
-            )
-        if slug == "tei":
+        if prefix == "huggingface" and base_url:
+            slug = "tei"
             self.notes.append(
                 f"{name}: api_base is taken for a server of Text Embeddings Inference; check this"
             )
+        row = known_providers().get(slug)
+        backend = row.backend if row else None
+        if prefix in COMPATIBLE and base_url:
+            slug, backend, row = "openai-compatible", "openai", None
+        if backend is None:
+            self.notes.append(f'{name}: left out, because no backend supports "{prefix}/"')
+            return None
+        variables = row.env.get("api_key", []) if row else []
+        options = self.options(name, backend, parameters, variables)
+        if base_url:
+            options["base_url"] = self.base_url(name, slug, str(base_url))
+        for option in row.env if row else ():
+            has_token = option == "api_key" and "ad_token" in options
+            if row and option in row.required and option not in options and not has_token:
+                self.notes.append(f"{name}: set {option} in [providers.{slug}]")
+        return slug, None if row else backend, options
+
+    def options(
+        self, name: str, backend: str, parameters: Table, variables: Sequence[str]
+    ) -> dict[str, object]:
+        key = parameters.get("api_key")
+        options: dict[str, object] = {}
+        if key is not None or (variables and "azure_ad_token" not in parameters):
+            options["api_key"] = self.secret(f"{name}: api_key", key, variables)
+        fields = load(backend).__struct_fields__
+        for parameter, option in OPTIONS.items():
+            value = parameters.get(parameter)
+            if value is None:
+                continue
+            if option in fields:
+                options[option] = _secrets(value)
+            else:
+                self.notes.append(f"{name}: litellm_params.{parameter} is left out")
         return options
 
     def secret(self, place: str, value: object, variables: Sequence[str]) -> str:
@@ -214,8 +226,6 @@ class _Converter:
             )
             text = f"https://{variable.lower().replace('_', '-')}.invalid"
         url = text.rstrip("/")
-        if slug == "azure" and not url.endswith("/v1"):
-            return f"{url.removesuffix('/openai')}/openai/v1"
         return f"{url}/v1" if slug in WITHOUT_VERSION and not url.endswith("/v1") else url
 
     def add(self, deployment: Deployment) -> None:
@@ -370,6 +380,12 @@ def _bare(model: str) -> str:
 def _secret(value: object) -> str:
     text = str(value)
     return f"env:{text.removeprefix('os.environ/')}" if text.startswith("os.environ/") else text
+
+
+def _secrets(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {name: _secret(item) for name, item in cast("Table", value).items()}
+    return _secret(value)
 
 
 def _table(value: object) -> Table:

@@ -56,7 +56,7 @@ model_list:
     litellm_params: { model: xinference/e5-large, api_base: "http://0.0.0.0:9997/v1" }
     model_info: { mode: embedding, output_vector_size: 1024, input_cost_per_token: 0.00000002, max_input_tokens: 512 }
   - model_name: codebert
-    litellm_params: { model: huggingface/microsoft/codebert-base-embed }
+    litellm_params: { model: triton/codebert-embed }
 router_settings:
   routing_strategy: least-busy
   fallbacks: [{ "bge": ["gpt-4o", "e5"] }, { "gpt-4o": ["gpt-3.5"] }]
@@ -78,10 +78,12 @@ model_list:
       litellm_credential_name: us
     model_info: { mode: embedding }
   - model_name: ada
-    litellm_params: { model: azure/third, api_base: os.environ/AZURE_API_BASE, api_key: k }
+    litellm_params: { model: azure/third, api_base: os.environ/AZURE_API_BASE, azure_ad_token: os.environ/TOKEN }
     model_info: { mode: embedding }
   - model_name: jina
     litellm_params: { model: jina_ai/jina-embeddings-v3, litellm_credential_name: lost, extra_headers: { x-team: os.environ/TEAM } }
+  - model_name: one
+    litellm_params: { model: openai/nomic-embed, api_base: "http://one/v1", organization: o, extra_headers: { x-team: os.environ/TEAM } }
   - model_name: watson
     litellm_params: { model: watsonx/ibm/slate-embed }
   - model_name: "openai/*"
@@ -172,7 +174,7 @@ CASES = {
             "bge: litellm_params.rpm is left out",
             ("bge: the deployment BAAI/bge-base-en-v1.5 is left out, because its vectors are not "
             "those of BAAI/bge-m3; give it a name of its own"),
-            'codebert: left out, because no backend supports "huggingface/"',
+            'codebert: left out, because no backend supports "triton/"',
             "bge: the fallback gpt-4o is left out",
             "gpt-4o: the fallback gpt-3.5 is left out",
             "old: left out, because its model none is",
@@ -187,23 +189,21 @@ CASES = {
             "keys": {"master": {"key": "sk-1234"}},
             "providers": {
                 "azure": {
-                    "backend": "openai",
                     "api_key": "env:AZURE_EU",
-                    "base_url": "https://eu.openai.azure.com/openai/v1",
+                    "api_version": "2024-02-01",
+                    "base_url": "https://eu.openai.azure.com",
                 },
                 "azure/2": {
-                    "backend": "openai",
                     "api_key": "env:AZURE_US",
-                    "base_url": "https://us.openai.azure.com/openai/v1",
+                    "base_url": "https://us.openai.azure.com/openai",
                 },
-                "azure/3": {
+                "azure/3": {"ad_token": "env:TOKEN", "base_url": "https://azure-api-base.invalid"},
+                "jina": {"api_key": "env:JINA_API_KEY"},
+                "openai-compatible": {
                     "backend": "openai",
-                    "api_key": "k",
-                    "base_url": "https://azure-api-base.invalid/openai/v1",
-                },
-                "jina": {
-                    "api_key": "env:JINA_API_KEY",
+                    "organization": "o",
                     "extra_headers": {"x-team": "env:TEAM"},
+                    "base_url": "http://one/v1",
                 },
             },
             "models": {
@@ -216,6 +216,7 @@ CASES = {
                         {"provider": "azure/3", "model": "third"},
                     ],
                 },
+                "one": {"endpoints": [{"provider": "openai-compatible", "model": "nomic-embed"}]},
                 "jina": {
                     "dimensions": 1024,
                     "matryoshka": True,
@@ -225,10 +226,9 @@ CASES = {
             },
         },
         [
-            *["ada: Azure's API without versions (/openai/v1) is used; check that your resource has it"] * 3,
-            'ada: api_key is in the config as text; "env:NAME" is safer',
             "ada: base_url cannot be read from a variable; write the value of AZURE_API_BASE",
             "jina: the credential lost is not in credential_list",
+            "jina: litellm_params.extra_headers is left out",
             'watson: left out, because no backend supports "watsonx/"',
             "openai/*: patterns are not converted; clients can send PROVIDER/MODEL for any model of a configured provider",
             'general_settings.master_key is in the config as text; "env:NAME" is safer',
@@ -256,7 +256,15 @@ def test_a_config_is_converted_and_what_is_left_out_is_noted(
     jsonschema.Draft7Validator(build_schema()).validate(document)
     result = tmp_path / "embedroute.toml"
     result.write_text(out, encoding="utf-8")
-    names = ("LITELLM_MASTER_KEY", "OPENAI_API_KEY", "AZURE_EU", "AZURE_US", "JINA_API_KEY", "TEAM")
+    names = (
+        "LITELLM_MASTER_KEY",
+        "OPENAI_API_KEY",
+        "AZURE_EU",
+        "AZURE_US",
+        "JINA_API_KEY",
+        "TEAM",
+        "TOKEN",
+    )
     gateway = Gateway.from_file(result, environ=dict.fromkeys(names, "0123456789abcdef"))
     assert {*expected["models"]} <= {*gateway.directory.routes}
 
