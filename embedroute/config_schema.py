@@ -77,19 +77,19 @@ def _option_schemas() -> dict[str, Schema]:
     schemas: dict[str, Schema] = {}
     for entry in list_backends():
         try:
-            schema = _option_schema(load(entry.name))
+            schema = _option_schema(entry.name, load(entry.name))
         except (EmbedrouteError, TypeError, NotImplementedError):
             continue
         schemas[entry.name] = schema
     return schemas
 
 
-def _option_schema(backend: type[BackendBase]) -> Schema:
+def _option_schema(name: str, backend: type[BackendBase]) -> Schema:
     _, components = msgspec.json.schema_components(
         [backend], schema_hook=_schema_of, ref_template=_REF
     )
     schema = cast("Schema", _without_null(components[backend.__name__]))
-    _describe(schema, _descriptions().get(backend.__name__, {}))
+    _describe(schema, _descriptions().get(f"{name}-options", {}))
     return {"type": "object", "properties": schema["properties"]}
 
 
