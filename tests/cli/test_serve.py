@@ -292,3 +292,12 @@ def test_wrong_tls_options_are_reported(words, message, tmp_path, capsys):
 
     assert 1 == main(["serve", "--config", str(path), *words])
     assert message in capsys.readouterr().err
+
+
+def test_local_models_are_loaded_before_the_server_listens(tmp_path):
+    write_config(tmp_path, '[gateway]\nauth = "open"\n[providers.wordllama]\n')
+    errors = tmp_path / "errors"
+    with serving([*SERVE, "--log-level", "debug"], tmp_path, errors=errors):
+        before, _, _ = errors.read_text().partition("Application startup complete.")
+
+    assert "embedroute.calls" in before
