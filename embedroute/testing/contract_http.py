@@ -26,7 +26,7 @@ from embedroute.backend import (
 )
 from embedroute.errors import UpstreamError
 from embedroute.testing.contract_class import MARK, with_marked_secrets
-from embedroute.testing.samples import attempt, changed, reversed_batch
+from embedroute.testing.samples import attempt, changed, cut, reversed_batch
 
 ADVICE: Final = (
     "It must build a request for all inputs that its accepts allows."
@@ -196,9 +196,15 @@ def _reply_mistakes(backend: HTTPBackend, reply: Reply, samples: Sequence[Batch]
     response = _reply_to(samples[0], reply)
     reversed_response = _reply_to(backwards, reply)
     if response.content != reversed_response.content and not mistakes:
-        yield from order_mistakes(
-            _parse(backend, samples[0], response), _parse(backend, backwards, reversed_response)
-        )
+        result = _parse(backend, samples[0], response)
+        yield from order_mistakes(result, _parse(backend, backwards, reversed_response))
+        # A parse that reverses all rows gives reversed vectors for reversed inputs too.
+        alone = cut(samples[0], len(samples[0]) - 1, None)
+        if not close(result.array[-1:], _parse(backend, alone, _reply_to(alone, reply)).array):
+            yield (
+                "An input gets another vector alone than in a batch of several:"
+                " return row i for input i, and let reply= compute a vector from its input."
+            )
 
 
 def _parse(backend: HTTPBackend, batch: Batch, response: UpstreamResponse) -> Vectors:

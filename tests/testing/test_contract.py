@@ -343,6 +343,11 @@ class ReversedRows(Acme, frozen=True):
         return Vectors.from_lists(sorted(reply.json()["vectors"]), dtype=batch.dtype)
 
 
+class BackwardRows(Acme, frozen=True):
+    def parse(self, batch, reply):
+        return Vectors.from_lists(reply.json()["vectors"][::-1], dtype=batch.dtype)
+
+
 class MergedRows(Acme, frozen=True):
     def parse(self, batch, reply):
         return Vectors.from_lists(reply.json()["vectors"][:1], dtype=batch.dtype)
@@ -680,6 +685,7 @@ class ImagesOnly(Backend, frozen=True):
         (IgnoresDimensions(), by_input, "accepts lists user"),
         (IgnoresInputs(), by_input, r"for any batch.texts\[0\]"),
         (ReversedRows(), by_input, "return row i for input i"),
+        (BackwardRows(), by_input, "another vector alone than in a batch"),
         (MergedRows(), by_input, "1 rows for 3 inputs"),
         (NoVectors(), by_input, "return Vectors"),
         (AcceptsAnyBody(), by_input, "parse returned vectors for"),
