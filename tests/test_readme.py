@@ -97,6 +97,7 @@ def rows_under(heading: str) -> dict[str, str]:
     """First cell → third, of the table below a heading of the configuration reference."""
     text = CONFIGURATION.read_text(encoding="utf-8")
     section = text.split(f"\n{heading}\n", 1)[1].split("\n## ")[0].split("\nAll other keys")[0]
+    section = section.split("\nOther backends have")[0]
     return {
         row[0].strip(" `"): row[2].strip(" `")
         for row in map(cells, section.splitlines())
