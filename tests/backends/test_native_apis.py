@@ -104,6 +104,8 @@ APIS = {
         item=lambda text: {"content": [{"type": "text", "text": text}]},
     ),
 }
+# The event loop matters to the transport, not to what a backend makes of an answer.
+ASYNCIO = pytest.mark.parametrize("anyio_backend", ["asyncio"])
 ALL = pytest.mark.parametrize("api", APIS.values(), ids=APIS)
 
 
@@ -156,6 +158,7 @@ async def test_returns_the_vectors_of_the_inputs_in_order(api):
     assert not api.has_usage or answer.prompt_tokens == billed
 
 
+@ASYNCIO
 @ALL
 @pytest.mark.parametrize("extra", [-1, 1], ids=["too few", "too many"])
 async def test_rejects_another_number_of_vectors(api, extra):
@@ -169,6 +172,7 @@ async def test_rejects_another_number_of_vectors(api, extra):
     assert (502, "upstream_invalid_response") == (caught.value.status, caught.value.code)
 
 
+@ASYNCIO
 @ALL
 async def test_rejects_an_answer_that_ends_early(api):
     with FakeAPI(api.reply, cut=40) as fake, pytest.raises(EmbedrouteError) as caught:
