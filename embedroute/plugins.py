@@ -35,6 +35,8 @@ _WORDS: Final = re.compile(r"\w+")
 
 BUILT_IN: Final[Mapping[str, str]] = {
     "azure": "embedroute.backends.azure:Azure",
+    "bedrock": "embedroute.backends.bedrock:Bedrock",
+    "cloudflare": "embedroute.backends.cloudflare:Cloudflare",
     "cohere": "embedroute.backends.cohere:Cohere",
     "dashscope": "embedroute.backends.dashscope:DashScope",
     "gemini": "embedroute.backends.gemini:Gemini",
@@ -45,10 +47,17 @@ BUILT_IN: Final[Mapping[str, str]] = {
     "mistral": "embedroute.backends.mistral:Mistral",
     "nomic": "embedroute.backends.nomic:Nomic",
     "nvidia": "embedroute.backends.nvidia:Nvidia",
+    "ollama": "embedroute.backends.ollama:Ollama",
     "openai": "embedroute.backends.openai:OpenAI",
+    "openrouter": "embedroute.backends.openrouter:OpenRouter",
     "perplexity": "embedroute.backends.perplexity:Perplexity",
+    "sagemaker": "embedroute.backends.sagemaker:SageMaker",
     "snowflake": "embedroute.backends.snowflake:Snowflake",
+    "tei": "embedroute.backends.tei:TEI",
+    "vertex": "embedroute.backends.vertex:Vertex",
+    "vllm": "embedroute.backends.vllm:VLLM",
     "voyage": "embedroute.backends.voyage:Voyage",
+    "watsonx": "embedroute.backends.watsonx:WatsonX",
     "wordllama": "embedroute.backends.wordllama:WordLlama",
 }
 """The built-in backends. They are entry points too, but bundlers may omit a package's metadata."""

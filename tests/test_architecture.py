@@ -79,6 +79,8 @@ HOLDERS = {
     "fastapi": {"fastapi.py"},
     "uvicorn": {"cli/", "uvicorn.py"},
     "azure": {"backends/_entra.py"},
+    "botocore": {"backends/_aws.py"},
+    "google": {"backends/_google_auth.py"},
     "wordllama": {"backends/wordllama.py"},
     "yaml": {"cli/import_litellm.py"},
     "asyncio": {

@@ -109,7 +109,7 @@ PACKAGES = {
             "function": "acme_backend:function",
             "absent": "acme_backend:Absent",
             "module": "acme_odd",
-            "vllm": "acme_backend:Acme",
+            "localai": "acme_backend:Acme",
         },
     ),
     "raiser": ("raiser", "raise RuntimeError('out of order')", {"raiser": "raiser:R"}),
@@ -153,10 +153,10 @@ results |= {name: start([name]) for name in NAMES}
 results["paired"] = [start(["paired"], **options) for options in PAIRED]
 results["shaped"] = [start(["shaped"], **options) for options in SHAPED]
 results["all"] = start(NAMES)
-both = {"vllm": {}, "vllm/acme": {"backend": "vllm", "options": {"api_key": "k"}}, "acme": {"options": {"api_key": "k"}}}
+both = {"localai": {}, "localai/acme": {"backend": "localai", "options": {"api_key": "k"}}, "acme": {"options": {"api_key": "k"}}}
 found = Gateway(Config(gateway={"auth": "open"}, providers=both)).directory.providers
 results["taken"] = {slug: type(provider.backend).__name__ for slug, provider in found.items()}
-toml = '[gateway]\\nauth = "open"\\n[providers."vllm/eu"]\\nbackend = "vllm"\\n[providers.acme]\\napi_key = "k"'
+toml = '[gateway]\\nauth = "open"\\n[providers."localai/eu"]\\nbackend = "localai"\\n[providers.acme]\\napi_key = "k"'
 open("my.toml", "w").write(toml)
 with contextlib.redirect_stdout(io.StringIO()) as shown:
     main(["check", "my.toml"])
@@ -247,20 +247,20 @@ def test_a_broken_backend_does_not_affect_the_others(results):
 
 def test_a_known_provider_takes_precedence_over_a_plugin_of_its_name(results):
     """An installed package must not receive the API key of a shipped provider."""
-    assert {"vllm": "OpenAI", "vllm/acme": "OpenAI", "acme": "Acme"} == results["taken"]
-    assert ["vllm", "acme-odd"] not in results["listed"]
+    assert {"localai": "OpenAI", "localai/acme": "OpenAI", "acme": "Acme"} == results["taken"]
+    assert ["localai", "acme-odd"] not in results["listed"]
 
 
 def test_check_prints_the_code_and_package_of_each_provider(results):
     assert [line.split() for line in results["checked"][1:3]] == [
-        ["vllm/eu", "embedroute.backends.openai:OpenAI", "embedroute"],
+        ["localai/eu", "embedroute.backends.openai:OpenAI", "embedroute"],
         ["acme", "acme_backend:Acme", "acme"],
     ]
 
 
 def test_check_names_a_backend_that_is_not_used(results):
     assert results["checked"][3:] == [
-        'the backend "vllm" (acme_backend:Acme of acme-odd) is not used: embedroute ships a provider named "vllm"'
+        'the backend "localai" (acme_backend:Acme of acme-odd) is not used: embedroute ships a provider named "localai"'
     ]
 
 

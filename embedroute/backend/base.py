@@ -203,7 +203,10 @@ class HTTPBackend(BackendBase, frozen=True, kw_only=True, forbid_unknown_fields=
 
     ``build``, ``parse`` and ``map_error`` are pure functions. An API whose credentials expire, or
     that requires signed requests, also needs ``fetch_credentials``, and ``authorize`` to sign.
+    ``serves_one_model`` says that the requests do not name the model, because the server has one.
     """
+
+    serves_one_model: ClassVar[bool] = False
 
     def build(self, batch: Batch) -> UpstreamRequest:
         """Build the request for ``batch``."""

@@ -23,6 +23,7 @@ from embedroute.backend import (
     UpstreamResponse,
     Vectors,
 )
+from embedroute.backends._data_urls import read_image
 from embedroute.backends._json_scan import split_vectors, texts_to_array
 from embedroute.backends._openai_response import first_count
 from embedroute.backends._option_checks import check_base_url, check_values
@@ -104,11 +105,14 @@ class Gemini(HTTPBackend, frozen=True, kw_only=True):
         """
         title = batch.options.get("title") if batch.input_type == "document" else None
         name = batch.model.removeprefix("models/")
-        build_content = _content_with_prefix if SECOND in name else _content_with_task_type
         settings = {"outputDimensionality": batch.dimensions} if batch.dimensions else {}
         contents = batch.parts or [(TextPart(text),) for text in batch.texts]
         requests = [
-            {"model": f"models/{name}", **build_content(parts, batch.input_type, title), **settings}
+            {
+                "model": f"models/{name}",
+                **encode_content(name, parts, batch.input_type, title),
+                **settings,
+            }
             for parts in contents
         ]
         url = f"{self.base_url.rstrip('/')}/models/{quote(name, safe='')}:batchEmbedContents"
@@ -148,6 +152,19 @@ def _decode_usage(raw: msgspec.Raw) -> Usage:
         return Usage()
 
 
+def encode_content(
+    model: str, parts: Sequence[Part], input_type: str | None, title: str | None
+) -> dict[str, object]:
+    """Return the fields of a request for one input: ``content``, ``taskType`` and ``title``.
+
+    Raises:
+        InvalidRequest: an input without text needs a prefix, or an image is not a base64
+            ``data:`` URL.
+    """
+    encode = _content_with_prefix if SECOND in model else _content_with_task_type
+    return encode(parts, input_type, title)
+
+
 def _content_with_task_type(
     parts: Sequence[Part], input_type: str | None, title: str | None
 ) -> dict[str, object]:
@@ -181,9 +198,5 @@ def _content_with_prefix(
 def _encode_part(part: Part) -> dict[str, object]:
     if isinstance(part, TextPart):
         return {"text": part.text}
-    media_type, comma, payload = part.image_url.url.removeprefix("data:").partition(";base64,")
-    if not comma:
-        raise InvalidRequest(
-            "This model accepts images only as base64 'data:' URLs.", param="input"
-        )
-    return {"inline_data": {"mime_type": media_type, "data": payload}}
+    image = read_image(part)
+    return {"inline_data": {"mime_type": image.media_type, "data": image.payload}}

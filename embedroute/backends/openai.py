@@ -65,7 +65,11 @@ class OpenAI(HTTPBackend, frozen=True, kw_only=True, dict=True):
 
     def build(self, batch: Batch) -> UpstreamRequest:
         """Build the request; by default for base64, which is a third of the size of numbers."""
-        body = {
+        return UpstreamRequest.json(self._url, self._body(batch), headers=self._headers)
+
+    def _body(self, batch: Batch) -> dict[str, object]:
+        """Return the fields of the body; those that are None are not sent."""
+        return {
             **self.extra_body,
             "model": batch.model,
             "input": batch.texts or batch.tokens or [{"content": parts} for parts in batch.parts],
@@ -75,7 +79,6 @@ class OpenAI(HTTPBackend, frozen=True, kw_only=True, dict=True):
             and self.input_types.get(batch.input_type, batch.input_type),
             "user": batch.user,
         }
-        return UpstreamRequest.json(self._url, body, headers=self._headers)
 
     @cached_property
     def _url(self) -> str:

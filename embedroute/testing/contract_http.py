@@ -121,6 +121,8 @@ def _ignored_field_mistakes(
         yield f"accepts lists user, but {SAME_REQUEST} for any batch.user: send it."
     for batch in samples:
         yield from _ignored_input_mistakes(backend, batch)
+    if type(backend).serves_one_model:
+        return
     # A backend may reject model names that its API does not have.
     with suppress(Exception):
         if backend.build(replace(first, model=f"{first.model}-2")) == request:

@@ -17,7 +17,7 @@ BACKENDS = sorted({backend for backend, _, _ in ROWS if backend in plugins.BUILT
 def test_the_options_of_a_backend_are_documented_with_their_defaults(backend):
     documented = {option: default for name, option, default in ROWS if name == backend}
     options = {
-        field.name: field.default
+        field.name: None if field.required else field.default
         for field in msgspec.structs.fields(plugins.load(backend))
         if field.name not in {"api_key", "base_url"}
     }

@@ -123,7 +123,8 @@ def test_every_provider_with_a_key_variable_can_be_redirected(slug):
     row = known_providers()[slug]
     (key, *_), (variable, *_) = row.env["api_key"], row.env["base_url"]
     name = variable.partition("/")[0]
-    environ = {"EMBEDROUTE_AUTH": "open", key: "k", name: "https://private.example/v1"}
+    others = {row.env[option][0]: "k" for option in row.required if option != "api_key"}
+    environ = {"EMBEDROUTE_AUTH": "open", **others, key: "k", name: "https://private.example/v1"}
 
     backend = Gateway.from_env(environ=environ).directory.providers[slug].backend
 

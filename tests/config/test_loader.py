@@ -21,7 +21,7 @@ from embedroute import (
 )
 from embedroute.auth import ANYONE
 from embedroute.backend import Accepts, Backend, Secret
-from embedroute.backends.openai import OpenAI
+from embedroute.backends.tei import TEI
 from embedroute.config import (
     STATE_AUTH,
     STATE_ENV_AUTH,
@@ -31,7 +31,7 @@ from embedroute.config import (
     read_config,
 )
 from embedroute.errors import Unauthorized
-from embedroute.plugins import BUILT_IN
+from embedroute.plugins import BUILT_IN, load
 from embedroute.testing import ScriptedBackend
 from tests.support.commands import run
 
@@ -138,7 +138,7 @@ def test_the_reference_config_is_valid():
         tei.stage,
     )
     assert (0.05, 0.02) == (route.candidates[0].rest, tei.rest)
-    assert (OpenAI(base_url="http://tei.internal:8080"), False, 32) == (
+    assert (TEI(base_url="http://tei.internal:8080"), False, 32) == (
         tei.backend,
         tei.accepts.tokens,
         tei.accepts.max_inputs,
@@ -153,7 +153,9 @@ def test_a_known_provider_can_be_named_as_the_backend(slug):
     An installed backend means itself.
     """
     row = known_providers()[slug]
-    required = set(row.required if row.env else ()) - set(row.options)
+    fields = msgspec.structs.fields(load(row.backend))
+    needed = {field.name for field in fields if field.required}
+    required = needed.union(row.required if row.env else ()) - set(row.options)
     options = {name: "https://k.example" if name == "base_url" else "k" for name in required}
     providers = {
         slug: options,

@@ -60,10 +60,10 @@ CASES = {
     ),
     "no key for a local server": (f"{OPEN}[providers.ollama]", []),
     "a shipped address to complete": (
-        f'{OPEN}[providers.cloudflare]\napi_key = "k"',
+        f'{OPEN}[providers.databricks]\napi_key = "k"',
         [
-            ("[providers.cloudflare] base_url is an example. Set base_url, "
-            "with your own value for ACCOUNT_ID.")
+            ("[providers.databricks] base_url is an example. Set base_url, "
+            "with your own value for your-workspace.invalid.")
         ],
     ),
     **{
