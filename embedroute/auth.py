@@ -32,7 +32,7 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
 
     Raises:
         TypeError: ``name`` or ``namespace`` is not a string, or one of ``models``, ``only`` and
-            ``ignore`` is not an iterable of strings.
+            ``ignore`` is not an iterable of strings, or ``limits`` are not ``RateLimits``.
     """
 
     name: str
@@ -48,6 +48,8 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
         for field, value in (("name", self.name), ("namespace", self.namespace)):
             if not isinstance(cast("object", value), str):
                 raise TypeError(f"Caller({field}=…) must be a string, not {value!r:.80}.")
+        if not isinstance(cast("object", self.limits), RateLimits | None):
+            raise TypeError(f"Caller(limits=…) must be a RateLimits, not {self.limits!r:.80}.")
         if self.models is not None:
             msgspec.structs.force_setattr(self, "models", frozenset(_names("models", self.models)))
         msgspec.structs.force_setattr(self, "only", tuple(_names("only", self.only)))
@@ -108,13 +110,15 @@ def authorize(caller: Caller, name: str, request: EmbeddingRequest, *, debug: bo
     """
     if caller.models is not None and name not in caller.models:
         raise PermissionDenied(
-            f"This API key may not use the model {echo(request.model)}.",
+            f"This caller may not use the model {echo(request.model)}.",
             param="model",
             code="model_not_allowed",
         )
     if request.debug.any_flag_set() and not caller.may_debug(otherwise=debug):
         raise PermissionDenied(
-            "This API key may not use 'debug'; omit it.", param="debug", code="debug_not_allowed"
+            "This caller may not use 'debug'; leave it out, or ask the operator to allow it.",
+            param="debug",
+            code="debug_not_allowed",
         )
 
 

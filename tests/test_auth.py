@@ -4,6 +4,7 @@
 # ruff: noqa: ARG001, ARG002
 
 import gc
+import json
 import logging
 from functools import partial
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from starlette.authentication import BaseUser, SimpleUser, UnauthenticatedUser
 from embedroute import Config, ConfigError, EmbeddingsMiddleware, Gateway, Provider, embeddings_app
 from embedroute.auth import ANYONE, LONGEST_KEY, ApiKeys, Caller, bearer_token, cache_scope
 from embedroute.backend import Secret
-from embedroute.config import ApiKey
+from embedroute.config import ApiKey, RateLimits
 from embedroute.errors import PermissionDenied, Unauthorized
 from embedroute.fastapi import embeddings_router
 from embedroute.testing import ScriptedBackend
@@ -174,6 +175,16 @@ def test_a_caller_rejects_a_name_that_is_not_a_string(field, value):
         Caller(**{"name": "c", field: value})
 
 
+@pytest.mark.parametrize("value", [{"requests_per_minute": 60}, 60, "60", ()])
+def test_a_caller_rejects_limits_that_are_not_rate_limits(value):
+    """Otherwise each request of the caller would be a 500."""
+    with pytest.raises(TypeError) as caught:
+        Caller(name="c", limits=value)
+
+    assert str(caught.value) == f"Caller(limits=…) must be a RateLimits, not {value!r}."
+    assert Caller(name="c", limits=RateLimits()).limits == RateLimits()
+
+
 # Cache scopes
 
 CALLERS = {
@@ -326,8 +337,45 @@ async def test_the_log_tells_the_operator_of_a_host_without_authentication(scope
     assert all("Pass authenticate=" in warning for warning in warnings)
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("body", "query", "message"),
+    [
+        ({"model": "other"}, b"", "This caller may not use the model 'other'."),
+        (
+            {"model": "m", "debug": {"trace": True}},
+            b"",
+            "This caller may not use 'debug'; leave it out, or ask the operator to allow it.",
+        ),
+        (
+            {"model": "m"},
+            b"explain=1",
+            "This caller may not use 'explain'; ask the operator to allow it.",
+        ),
+    ],
+    ids=["model", "debug", "explain"],
+)
+async def test_a_403_does_not_name_an_api_key_where_the_host_identifies_callers(
+    body, query, message
+):
+    endpoints = [{"provider": "hashed"}]
+    models = {name: {"dimensions": 8, "endpoints": endpoints} for name in ("m", "other")}
+    config = Config(gateway={"auth": "host"}, providers={"hashed": {}}, models=models)
+    app = embeddings_app(Gateway(config), authenticate=limited_to_m)
+    headers = [("content-type", "application/json")]
+    content = json.dumps({"input": "a", **body}).encode()
+
+    answer = await call(app, "POST", "/v1/embeddings", headers, [content], query_string=query)
+
+    assert (403, message) == (answer.status, answer.error["message"])
+
+
 async def ada(scope):
     return Caller(name="ada")
+
+
+async def limited_to_m(scope):
+    return Caller(name="ada", models=["m"])
 
 
 async def returns_none(scope):

@@ -38,7 +38,9 @@ def explain(
     route = gateway.selections.resolve(request, caller)
     if not gateway.may_debug(caller):
         raise PermissionDenied(
-            "This API key may not use 'explain'.", param="explain", code="debug_not_allowed"
+            "This caller may not use 'explain'; ask the operator to allow it.",
+            param="explain",
+            code="debug_not_allowed",
         )
     request = yield from gateway.fold_parts(request, route)
     prepared = gateway.selections.prepare(request, caller)
