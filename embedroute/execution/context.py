@@ -1,5 +1,6 @@
 """Provides the context of a request: builds batches, records results, sanitises errors."""
 
+import copy
 from collections.abc import Callable, Generator, Mapping, Sequence
 from traceback import walk_tb
 from typing import Final, cast
@@ -208,15 +209,17 @@ def for_client(
     Chained exceptions hold the original message, so they are removed. Only the cause is kept, if no
     secret is in it: it is what a backend raised. Tracebacks are removed, because their frames hold
     the response and the backend's local variables. A note says where the cause was raised.
-    ``outside`` is the exception that the host was handling; it is not changed.
+    ``outside`` is the exception that the host was handling; it is not changed, nor is ``error``,
+    which a backend may raise again.
     """
     secrets = list_secrets(candidate.backend)
-    error.__context__ = None
     cause = error.__cause__
+    error = copy.copy(error)
+    error.__cause__ = cause
     place = ""
     if cause is not None:
         place = _find_place(cause, type(candidate.backend).__module__)
-        error.add_note(_describe_place(cause))
+        error.__notes__ = [*getattr(error, "__notes__", ()), _describe_place(cause)]
         if mentions(cause, secrets):
             error.__cause__ = None
         forget_frames(cause, outside)

@@ -112,7 +112,7 @@ async def test_each_endpoint_is_called_with_one_text():
     ]
     assert [3, 0, 3, 3] == [result.width for result in found]
     assert ["1.000", "-", "5.000", "1.000"] == [result.row()[4] for result in found]
-    assert ["", "no\\nroute", "", ""] == [result.error for result in found]
+    assert ["", "Provider down: no\\nroute", "", ""] == [result.error for result in found]
     assert [1, 1] == [len(batch) for batch in one.batches]
     assert all(result.seconds > 0 for result in found)
 

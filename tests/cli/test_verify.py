@@ -105,8 +105,13 @@ DOWN = ScriptedBackend(then=UpstreamUnavailable("no route"))
         (SAME, turned(0.5), ("0.500000", None), ""),
         (SAME, scaled(2.0), ("1.000000", None), "ratio of the norms is 1 : 2"),
         (scaled(3.0), scaled(2.0), ("1.000000", None), "ratio of the norms is 1 : 1.5"),
-        (SAME, DOWN, ("-", "-"), "p1:m failed: 'no route'"),
-        (DOWN, DOWN, ("-", "-"), "p0:m failed: 'no route'; p1:m failed: 'no route'"),
+        (SAME, DOWN, ("-", "-"), "p1:m failed: 'Provider p1: no route'"),
+        (
+            DOWN,
+            DOWN,
+            ("-", "-"),
+            "p0:m failed: 'Provider p0: no route'; p1:m failed: 'Provider p1: no route'",
+        ),
     ],
 )
 async def test_failures_and_different_norms_are_reported_as_the_reason(one, other, figures, why):

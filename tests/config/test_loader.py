@@ -1380,7 +1380,7 @@ def test_reprs_contain_no_secret():
         local=True,
     )
 
-    shown = f"{draft!r}{draft.config}{from_environment!r}{mistakes_of(text)}"
+    shown = f"{draft!r}{draft.config.providers!r}{from_environment!r}{mistakes_of(text)}"
 
     assert "hidden" not in shown
     assert "api_key" in shown

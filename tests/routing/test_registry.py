@@ -393,12 +393,12 @@ OF_ROWS = {
     "v3": Model(
         dimensions=4,
         endpoints=[
-            Endpoint(provider=item, model=f"{item}-v3", price=5) for item in ("jina", "openai")
+            Endpoint(provider=item, model=f"{item}-v3", price=5) for item in ("together", "openai")
         ],
     )
 }
 ROWS = {
-    "jina": KnownProvider(vendor="Jina", backend="openai", accepts={"max_inputs": 5}),
+    "together": KnownProvider(vendor="Together", backend="openai", accepts={"max_inputs": 5}),
     "openai": KnownProvider(vendor="OpenAI", backend="openai", accepts={"max_inputs": 6}),
     "azure": KnownProvider(vendor="Azure"),
 }
@@ -408,12 +408,12 @@ ROWS = {
     ("slug", "backend", "facts"),
     [
         # the provider's own backend, omitted or explicit
-        ("jina/eu", None, ("Jina", "jina-v3", "5", 5, 4)),
-        ("jina/eu", "jina", ("Jina", "jina-v3", "5", 5, 4)),
+        ("together/eu", None, ("Together", "together-v3", "5", 5, 4)),
+        ("together/eu", "together", ("Together", "together-v3", "5", 5, 4)),
         ("openai/eu", "openai", ("OpenAI", "openai-v3", "5", 6, 4)),
         # a known provider as the backend supplies the facts; a known slug supplies the vendor
-        ("mine", "jina", ("Jina", "jina-v3", "5", 5, 4)),
-        ("azure", "jina", ("Azure", "jina-v3", "5", 5, 4)),
+        ("mine", "together", ("Together", "together-v3", "5", 5, 4)),
+        ("azure", "together", ("Azure", "together-v3", "5", 5, 4)),
         # an installed backend supplies no facts
         ("mine", "openai", ("mine", "v3", "None", 100, None)),
         ("azure", "openai", ("Azure", "v3", "None", 100, None)),
