@@ -181,8 +181,8 @@ def test_help_lists_every_command(capsys):
 
     out = capsys.readouterr().out
     assert ended.value.code == 0
-    listed = {line.split()[0] for line in out.splitlines() if line.strip()}
-    assert {command.name for command in COMMANDS} <= listed
+    first_words = {line.split()[0] for line in out.splitlines() if line.strip()}
+    assert {command.name for command in COMMANDS} <= first_words
     assert {"serve", "check", "backends", "models", "verify"} <= {one.name for one in COMMANDS}
 
 
