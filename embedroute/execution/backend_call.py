@@ -53,6 +53,9 @@ T = TypeVar("T")
 CaptureHook = Callable[[UpstreamRequest | UpstreamResponse], None]
 """Records a request before it is sent, and its response if there is one, for debug output."""
 
+Send = Callable[[UpstreamRequest, float, ExchangeLimits], Awaitable[UpstreamResponse]]
+"""Sends a request within some seconds, as ``Transport.send`` does."""
+
 ROUNDING: Final = 1e-3
 """Tolerance for the length of a truncated row: within it, the API has scaled the row itself."""
 
@@ -107,47 +110,59 @@ async def call_backend(
 
     Raises:
         UpstreamError: the call failed. This includes exceptions in the backend's own code.
+        ResourcesExhausted: this process lacks a resource. Each kind is logged once a minute.
     """
     if not isinstance(backend, _BACKENDS):
         raise TypeError(f"{type(backend)} must subclass HTTPBackend, LocalBackend or Backend.")
     source = None
     count = len(batch)
     try:
-        if isinstance(backend, HTTPBackend):
-            if large:
-                request = await _build_in_thread(backend, batch)
+        try:
+            if isinstance(backend, HTTPBackend):
+                build = partial(_build, backend, batch, resources.watchdog, limits.provider)
+                request = await _build_in_thread(backend, batch) if large else build()
+                request = omit_fields(request, omitted) if omitted else request
+                (destination or Destination()).url = request.url
+                largest = largest_answer(count, batch.width, len(request.content))
+                limits = msgspec.structs.replace(limits, largest=largest)
+                send = _select_sender(backend, resources, on_capture)
+                response = await send(request, timeout, limits)
+                source = response.source
+                parse = partial(_parse, backend, batch, response)
+                answer = (
+                    parse(resources.watchdog, limits.provider)
+                    if len(response.content) < LARGE
+                    else await _run_in_worker(parse)
+                )
             else:
-                request = _build(backend, batch, resources.watchdog, limits.provider)
-            request = omit_fields(request, omitted) if omitted else request
-            (destination or Destination()).url = request.url
-            largest = largest_answer(count, batch.width, len(request.content))
-            limits = msgspec.structs.replace(limits, largest=largest)
-            send = resources.transport.send
-            if type(backend).fetch_credentials is not HTTPBackend.fetch_credentials:
-                send = partial(resources.credentials.send, backend, send)
-            response = await (
-                send if on_capture is None else partial(_send_and_capture, send, on_capture)
-            )(request, timeout, limits)
-            source = response.source
-            if len(response.content) < LARGE:
-                answer = _parse(backend, batch, response, resources.watchdog, limits.provider)
-            else:
-                answer = await _run_in_worker(partial(_parse, backend, batch, response))
-        else:
-            answer = await _run_without_http(backend, batch, resources, timeout, limits.provider)
-    except EmbedrouteError as error:
-        raise await _refine(error, batch, resources, in_thread=large) from error.__cause__
-    except BaseException as error:
-        _raise_as_upstream_error(error, resources)
+                answer = await _run_without_http(backend, batch, resources, timeout, limits)
+        except EmbedrouteError as error:
+            raise await _refine(error, batch, in_thread=large) from error.__cause__
+        except BaseException as error:
+            _raise_as_upstream_error(error)
+            raise
+        named = answer.model if isinstance(cast("object", answer), Vectors) else None
+        if named != resources.models.names.get(endpoint) and endpoint:
+            names = (batch.model, public_model or batch.model)
+            resources.models.check(endpoint, names, named, backend)
+        validate = partial(
+            validate_vectors, answer, batch, width=width, matryoshka=matryoshka, source=source
+        )
+        is_small = count * (batch.width or 0) * 4 < LARGE
+        return validate() if is_small else await _run_in_worker(validate)
+    except ResourcesExhausted as error:
+        resources.exhaustion_log.record(error)
         raise
-    named = answer.model if isinstance(cast("object", answer), Vectors) else None
-    if named != resources.models.names.get(endpoint) and endpoint:
-        resources.models.check(endpoint, (batch.model, public_model or batch.model), named, backend)
-    validate = partial(
-        validate_vectors, answer, batch, width=width, matryoshka=matryoshka, source=source
-    )
-    is_small = count * (batch.width or 0) * 4 < LARGE
-    return validate() if is_small else await _run_in_worker(validate)
+
+
+def _select_sender(
+    backend: HTTPBackend, resources: CallResources, on_capture: CaptureHook | None
+) -> Send:
+    """Return the function that sends a request, with the backend's credentials if it has some."""
+    send = resources.transport.send
+    if type(backend).fetch_credentials is not HTTPBackend.fetch_credentials:
+        send = partial(resources.credentials.send, backend, send)
+    return send if on_capture is None else partial(_send_and_capture, send, on_capture)
 
 
 async def _run_in_worker(work: Callable[[], T]) -> T:
@@ -165,31 +180,22 @@ async def _run_in_worker(work: Callable[[], T]) -> T:
         raise exhausted from None
 
 
-def _record(error: EmbedrouteError, resources: CallResources) -> EmbedrouteError:
-    """Log an error of this process, and return any error."""
-    if isinstance(error, ResourcesExhausted):
-        resources.exhaustion_log.record(error)
-    return error
-
-
-async def _refine(
-    error: EmbedrouteError, batch: Batch, resources: CallResources, *, in_thread: bool
-) -> EmbedrouteError:
+async def _refine(error: EmbedrouteError, batch: Batch, *, in_thread: bool) -> EmbedrouteError:
     if not isinstance(error, UpstreamError):
-        return _record(error, resources)
+        return error
     if in_thread:
         # It compares the message with all texts, which takes 0.3 s for 28 MB of them.
         return await _run_in_worker(partial(refine_with_inputs, error, batch.inputs))
     return refine_with_inputs(error, batch.inputs)
 
 
-def _raise_as_upstream_error(error: BaseException, resources: CallResources) -> None:
+def _raise_as_upstream_error(error: BaseException) -> None:
     """Raise what the caller gets instead of ``error``. Return if it gets ``error`` itself."""
     if _must_propagate(error):
         return
     if cancelled := cancellation.cancellation(error):
         raise cancelled from None
-    raise _record(_backend_error(error), resources) from error
+    raise _backend_error(error) from error
 
 
 def _must_propagate(error: BaseException) -> bool:
@@ -203,9 +209,10 @@ async def _run_without_http(
     batch: Batch,
     resources: CallResources,
     timeout: float,
-    provider: str,
+    limits: ExchangeLimits,
 ) -> Vectors:
     watchdog = resources.watchdog
+    provider = limits.provider
     call = partial(_run_backend, backend, batch, resources)
     time_limit = time_limits.fail_after(timeout)
     try:
@@ -246,7 +253,7 @@ def _backend_error(error: BaseException) -> EmbedrouteError:
 
 
 async def _send_and_capture(
-    send: Callable[[UpstreamRequest, float, ExchangeLimits], Awaitable[UpstreamResponse]],
+    send: Send,
     on_capture: CaptureHook,
     request: UpstreamRequest,
     timeout: float,

@@ -350,6 +350,39 @@ def test_without_threads_a_large_answer_is_a_503(loop):
 
     assert [503, "overloaded", True] == report["failed"]
     assert 200 == report["after"]
+    assert 1 == len(report["records"])
+    assert "cannot start another thread" in report["records"][0]
+
+
+LARGE_ERROR = """
+from embedroute.errors import UpstreamRejectedInput
+from embedroute.testing import ScriptedBackend
+
+async def check(transport):
+    error = UpstreamRejectedInput("The input is invalid.")
+    backend = ScriptedBackend(script=[error] * 20)
+    gateway = Gateway(Config(
+        gateway={"auth": "open"}, cache={"bytes": 0},
+        providers={"one": Provider(backend=backend)},
+        models={"m": {"endpoints": [{"provider": "one"}]}},
+    ), environ={})
+    texts = [f"{number} " + "x" * 20_000 for number in range(200)]
+    use_all_threads()
+    return {"failed": await outcome_of(gateway, texts)}
+
+run()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_without_threads_the_error_of_a_large_request_is_a_503():
+    """A worker thread compares it with the inputs."""
+    script = THREADS[: THREADS.index("async def check")] + LARGE_ERROR
+    report = run_script(script, "httpx2", "asyncio", "http://127.0.0.1:9")
+
+    assert [503, "overloaded", True] == report["failed"]
+    assert 1 == len(report["records"])
+    assert "cannot start another thread" in report["records"][0]
 
 
 # A late event loop.
