@@ -10,6 +10,7 @@ from typing import Final, TypeVar, cast
 
 import anyio
 import msgspec
+from msgspec.structs import replace
 
 from embedroute import vectors
 from embedroute.backend import (
@@ -124,9 +125,8 @@ async def call_backend(
                 request = omit_fields(request, omitted) if omitted else request
                 (destination or Destination()).url = request.url
                 largest = largest_answer(count, batch.width, len(request.content))
-                limits = msgspec.structs.replace(limits, largest=largest)
                 send = _select_sender(backend, resources, on_capture)
-                response = await send(request, timeout, limits)
+                response = await send(request, timeout, replace(limits, largest=largest))
                 source = response.source
                 parse = partial(_parse, backend, batch, response)
                 answer = (
