@@ -1,6 +1,6 @@
 """A fake of OpenAI's embeddings API, with a second base URL at which every call fails.
 
-Serve it with ``uvicorn examples.fallback.fake_openai:app --port 9001``.
+Serve it with ``.venv/bin/uvicorn examples.fallback.fake_openai:app --port 9001``.
 """
 
 from collections.abc import Sequence
