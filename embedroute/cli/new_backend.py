@@ -88,6 +88,7 @@ def reply(batch: Batch) -> dict[str, object]:
 
 
 def test_the_backend_keeps_the_contract(check_backend):
+    # Pass the fields of your class: without api_key there, drop it here, and the import of Secret.
     check_backend($title(api_key=Secret("k")), reply=reply)
 '''
 

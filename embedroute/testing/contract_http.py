@@ -33,6 +33,10 @@ ADVICE: Final = (
     " Raise UpstreamRejectedInput for inputs that the API does not support."
 )
 SAME_REQUEST: Final = "build returns the same request"
+ONE_MODEL: Final = (
+    "or if the API has one model, raise UpstreamModelNotFound for other names and pass its name as"
+    " model= of check_backend, see docs/backends.md#model-names."
+)
 
 
 def request_mistakes(backend: HTTPBackend, samples: Sequence[Batch]) -> Iterator[str]:
@@ -126,7 +130,7 @@ def _ignored_field_mistakes(
     # A backend may reject model names that its API does not have.
     with suppress(Exception):
         if backend.build(replace(first, model=f"{first.model}-2")) == request:
-            yield f"{SAME_REQUEST} for another model: send batch.model."
+            yield f"{SAME_REQUEST} for another model: send batch.model, {ONE_MODEL}"
 
 
 def _ignored_input_mistakes(backend: HTTPBackend, batch: Batch) -> Iterator[str]:

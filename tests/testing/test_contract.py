@@ -32,6 +32,7 @@ from embedroute.backends.wordllama import WordLlama
 from embedroute.errors import (
     InvalidUpstreamResponse,
     RateLimited,
+    UpstreamModelNotFound,
     UpstreamRejectedInput,
     UpstreamUnavailable,
 )
@@ -529,6 +530,19 @@ class CentredOnBatch(SumOfCharacters, frozen=True):
         return Vectors(np.array([[len(text), len(batch)] for text in batch.texts], "<f4"))
 
 
+class OneModel(IgnoresModel, frozen=True):
+    """Its API has one model."""
+
+    def build(self, batch):
+        if batch.model != "nimbus-1":
+            raise UpstreamModelNotFound("This API has only the model nimbus-1.")
+        return super().build(batch)
+
+
+def test_a_backend_of_an_api_with_one_model_rejects_other_names():
+    check_backend(OneModel(), model="nimbus-1")
+
+
 class ImagesOnly(Backend, frozen=True):
     """Accepts only images."""
 
@@ -552,7 +566,11 @@ class ImagesOnly(Backend, frozen=True):
             "reply= returned object: return values that JSON supports, or bytes",
         ),
         (Acme(), lambda batch: batch.texts[9], "reply= raised IndexError"),
-        (IgnoresModel(), None, "same request for another model: send batch.model"),
+        (
+            IgnoresModel(),
+            None,
+            r"same request for another model: send batch.model, or if .* backends.md#model-names",
+        ),
         (
             IgnoresOrder(),
             None,
