@@ -569,7 +569,7 @@ class ImagesOnly(Backend, frozen=True):
         (
             IgnoresModel(),
             None,
-            r"same request for another model: send batch.model, or if .* backends.md#model-names",
+            r"same request for another model: send batch.model, or if .*/backends.md#model-names",
         ),
         (
             IgnoresOrder(),
