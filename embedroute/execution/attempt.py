@@ -87,7 +87,7 @@ SHORTEST: Final = 0.5
 
 
 class Attempt(Destination, eq=False, kw_only=True):
-    """One attempt at one endpoint, and the URL that it called.
+    """One attempt at one endpoint, and the request that it sent.
 
     ``permit`` is the permit of the endpoint's breaker for it. It must be answered at the time
     ``ends`` and ``began`` when its call began. ``number`` counts the attempts at this endpoint from
@@ -506,7 +506,9 @@ class AttemptRunner:
 
 
 def _shown_url(attempt: Attempt) -> str:
-    return public_url(attempt.url, list_secrets(attempt.candidate.backend))
+    request = attempt.request
+    secrets = list_secrets(attempt.candidate.backend)
+    return "" if request is None else public_url(request.url, secrets)
 
 
 def _is_late(attempt: Attempt) -> bool:

@@ -65,9 +65,9 @@ _PLAIN_MISTAKES = (KeyError, TypeError, ValueError, IndexError, AttributeError)
 
 
 class Destination(msgspec.Struct, eq=False, kw_only=True):
-    """Where a call went: ``url`` is that of its request, or empty if there was none."""
+    """Where a call went: its request, or None if there was none."""
 
-    url: str = ""
+    request: UpstreamRequest | None = None
 
 
 class CallResources(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -107,7 +107,7 @@ async def call_backend(
     ``validate_vectors``. For a ``large`` call, a worker thread encodes the body and compares an
     error with the inputs. ``omitted`` are fields that the upstream rejects. The model that the
     answer names is checked under the name of its ``endpoint``, unless that is empty;
-    ``public_model`` is the name that clients use. ``destination`` gets the URL.
+    ``public_model`` is the name that clients use. ``destination`` gets the request.
 
     Raises:
         UpstreamError: the call failed. This includes exceptions in the backend's own code.
@@ -123,7 +123,7 @@ async def call_backend(
                 build = partial(_build, backend, batch, resources.watchdog, limits.provider)
                 request = await _build_in_thread(backend, batch) if large else build()
                 request = omit_fields(request, omitted) if omitted else request
-                (destination or Destination()).url = request.url
+                (destination or Destination()).request = request
                 largest = largest_answer(count, batch.width, len(request.content))
                 send = _select_sender(backend, resources, on_capture)
                 response = await send(request, timeout, replace(limits, largest=largest))

@@ -214,6 +214,7 @@ def for_client(
     """
     secrets = list_secrets(candidate.backend)
     cause = error.__cause__
+    error.__context__ = error.__traceback__ = None
     error = copy.copy(error)
     error.__cause__ = cause
     place = ""
