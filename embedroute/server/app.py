@@ -1,6 +1,5 @@
 """Provides the ASGI application and the ASGI middleware, both with the lifespan of the gateway."""
 
-import re
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -16,9 +15,9 @@ from embedroute.server.routes import is_in_api
 
 
 def path_in_mount(scope: Scope) -> str:
-    """Return the path below the mount, without trailing and repeated slashes.
+    """Return the path below the mount, with one slash at its start and none at its end.
 
-    A base URL that ends in a slash makes ``//v1/embeddings`` or ``/v1//embeddings``.
+    A base URL that ends in a slash makes ``//v1/embeddings``.
 
     Some servers and hosts include ``root_path`` in ``path`` and others do not, so it is removed
     only if it is there. If the server leaves it out, ``path`` still contains the path of a
@@ -32,13 +31,7 @@ def path_in_mount(scope: Scope) -> str:
             path = path[len(prefix) :]
             break
     path = path.rstrip("/")
-    return _merge_slashes(path) if "//" in path else path
-
-
-def _merge_slashes(path: str) -> str:
-    """Replace runs of slashes, except in the id of a model."""
-    before, models, model_id = path.partition("/models/")
-    return re.sub("/{2,}", "/", before + models) + model_id
+    return f"/{path.lstrip('/')}" if path.startswith("//") else path
 
 
 class EmbeddingsApp:

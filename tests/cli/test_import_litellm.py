@@ -85,7 +85,7 @@ model_list:
   - model_name: one
     litellm_params: { model: openai/nomic-embed, api_base: "http://one/v1", organization: o, extra_headers: { x-team: os.environ/TEAM } }
   - model_name: watson
-    litellm_params: { model: watsonx/ibm/slate-embed }
+    litellm_params: { model: oci/slate-embed }
   - model_name: "openai/*"
     litellm_params: { model: "openai/*" }
 credential_list:
@@ -229,7 +229,7 @@ CASES = {
             "ada: base_url cannot be read from a variable; write the value of AZURE_API_BASE",
             "jina: the credential lost is not in credential_list",
             "jina: litellm_params.extra_headers is left out",
-            'watson: left out, because no backend supports "watsonx/"',
+            'watson: left out, because no backend supports "oci/"',
             "openai/*: patterns are not converted; clients can send PROVIDER/MODEL for any model of a configured provider",
             'general_settings.master_key is in the config as text; "env:NAME" is safer',
             "virtual keys are not converted; write a [keys.NAME] table for each",

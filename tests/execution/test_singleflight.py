@@ -166,7 +166,9 @@ async def test_each_waiter_gets_its_own_neutral_copy_of_the_error():
     assert failure is got.pop("leader")
     assert got["one"] is not got["other"]
     for error in got.values():
-        assert "The provider up failed. Send the request again later." == error.message
+        assert (
+            "The provider up failed (answered 503). Send the request again later." == error.message
+        )
         assert (503, "up", None, "") == (
             error.upstream_status,
             error.provider,

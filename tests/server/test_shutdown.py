@@ -88,7 +88,7 @@ def test_a_request_that_the_server_cancels_gets_a_503(server):
 
     assert (503, "overloaded") == (answer.status_code, answer.json()["error"]["code"])
     assert "1" == answer.headers["retry-after"]
-    assert "request rejected" in said
+    assert "request failed" in said
     assert_silent(said)
 
 
