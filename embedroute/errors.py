@@ -358,9 +358,10 @@ class NotFound(RequestError):
 
 
 class ModelNotFound(NotFound):
-    """404: the model is in neither the config nor the catalogue."""
+    """404: the gateway serves no model of this name, which is ``requested``."""
 
     code = "model_not_found"
+    requested = ""
 
 
 class NoEligibleProvider(NotFound):

@@ -148,6 +148,17 @@ class CallerUnknown(Record, frozen=True, kw_only=True):
     advice: str
 
 
+class ModelNotConfigured(Record, frozen=True, kw_only=True):
+    """A client requested a model of the catalogue, and none of its providers is configured."""
+
+    logger = ACCESS
+    level = logging.WARNING
+    event = "model not configured"
+
+    model: str
+    advice: str
+
+
 class UnhandledException(Record, frozen=True, kw_only=True):
     """A bug of the gateway, or of ``authenticate=``; with the traceback."""
 

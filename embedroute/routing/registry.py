@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from embedroute.backend import Accepts, BackendBase
-from embedroute.config import BreakerPolicy, Model, RetryPolicy, Stage
+from embedroute.config import BreakerPolicy, Model, RetryPolicy, Stage, quoted
 from embedroute.errors import InvalidRequest, ModelNotFound, NoEligibleProvider
 from embedroute.protocol import LONGEST_NAME
 from embedroute.text import did_you_mean, echo
@@ -166,19 +166,30 @@ def _parse_suffix(name: str) -> str | None:
 def unknown_model(name: str, known: Sequence[str]) -> ModelNotFound:
     """Make the error for a model that does not exist; it suggests the most similar of ``known``."""
     advice = did_you_mean(name, known) or "; see GET /v1/models."
-    return ModelNotFound(f"The model {echo(name)} does not exist{advice}", param="model")
+    error = ModelNotFound(f"The model {echo(name)} does not exist{advice}", param="model")
+    error.requested = name
+    return error
 
 
 class ModelRegistry(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """The models of a gateway by public name, and its providers for ``provider/model`` names.
 
-    ``shipped`` are the names of all models in the catalogue, with a configured provider or without.
+    ``shipped`` maps all models in the catalogue, with a configured provider or without, to the
+    slugs of their providers.
     """
 
     routes: Mapping[str, Route]
     providers: Mapping[str, ResolvedEndpoint]
     known_names: frozenset[str]
-    shipped: frozenset[str] = frozenset()
+    shipped: Mapping[str, Sequence[str]] = {}
+
+    def missing_tables(self, model: str) -> str:
+        """Return the tables of which a config needs one to serve a model of the catalogue.
+
+        Empty if the config serves the model, or if the catalogue does not know it.
+        """
+        slugs = () if model in self.routes else self.shipped.get(model, ())
+        return " or ".join(f"[providers.{quoted(slug)}]" for slug in slugs)
 
     def resolve(self, name: str, provider: str | None = None) -> Route:
         """Return the route for a model name and an optional provider name.

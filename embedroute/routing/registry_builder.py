@@ -96,7 +96,7 @@ def check_names(
         if model.fallback is not None and not is_another:
             yield Mistake(
                 f'[models.{quoted(name)}] fallback "{model.fallback}" '
-                "is not another model of this config",
+                f"is not another model of this config{_what_to_add(directory, model.fallback)}",
                 ("providers",),
             )
     vendors = [("providers", slug, "vendor") for slug in config.providers]
@@ -122,7 +122,17 @@ def check_key_models(config: Config, directory: ModelRegistry) -> Iterable[str]:
             try:
                 _canonical_name(directory, model)
             except EmbedrouteError as error:
-                yield Mistake(f"[keys.{quoted(name)}] models: {error.message}", *paths)
+                advice = _what_to_add(directory, model)
+                message = (
+                    f'"{model}" is not a model of this config{advice}' if advice else error.message
+                )
+                yield Mistake(f"[keys.{quoted(name)}] models: {message}", *paths)
+
+
+def _what_to_add(directory: ModelRegistry, model: str) -> str:
+    """Return the end of a message about a model that does not exist."""
+    tables = directory.missing_tables(model)
+    return f"; it is in the catalogue, so add {tables}" if tables else ""
 
 
 def _endpoint_paths(name: str, model: Model) -> list[TablePath]:
@@ -222,7 +232,10 @@ def build_registry(
             slug: builder.candidate(Endpoint(provider=slug), slug) for slug in config.providers
         },
         known_names=builder.known_names(),
-        shipped=frozenset(shipped),
+        shipped={
+            name: [endpoint.provider for endpoint in facts.endpoints]
+            for name, facts in shipped.items()
+        },
     )
     return directory, [
         *builder.mistakes,

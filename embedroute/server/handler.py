@@ -25,6 +25,7 @@ from embedroute.errors import (
     EmbedrouteError,
     InternalError,
     MethodNotAllowed,
+    ModelNotFound,
     NotFound,
     Overloaded,
     Unauthorized,
@@ -36,6 +37,7 @@ from embedroute.log_records import (
     ACCESS,
     CallerUnknown,
     DisconnectLogged,
+    ModelNotConfigured,
     RequestCompleted,
     RequestFailed,
     RequestRejected,
@@ -306,8 +308,18 @@ class RequestHandler:
         await exchange.answer(error.status, body, error_headers(error, error.status))
         self._log_error(exchange, error)
 
+    def _log_missing_provider(self, model: str) -> None:
+        """Tell the operator, once a minute, how to serve a model of the catalogue."""
+        tables = self.gateway.directory.missing_tables(model)
+        if tables and self.gateway.failures.count(
+            self.gateway.clock(), ModelNotConfigured.event, model
+        ):
+            write(ModelNotConfigured(model=model, advice=f"add {tables}"))
+
     def _log_error(self, exchange: HTTPExchange, error: EmbedrouteError) -> None:
         """Log an error response: a 5xx as a warning, unless an equal one was in the last minute."""
+        if isinstance(error, ModelNotFound):
+            self._log_missing_provider(error.requested)
         kind = RequestRejected if error.status < 500 else RequestFailed
         if not ACCESS.isEnabledFor(kind.level):
             return

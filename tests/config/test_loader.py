@@ -722,6 +722,23 @@ ONE = f'{HASHED}[models.m]\nendpoints = [{{provider = "hashed"}}]\n'
                 '[providers.openai] extra_body."a b" must be true or false, a number or a string; got an empty list',
             ],
         ),
+        # a model of the catalogue without a configured provider
+        (
+            (
+                f'{KEYS}{HASHED}[keys.a]\nkey = "x"\nmodels = ["mistral-embed"]\n'
+                '[models.m]\nfallback = "mistral-embed"\nendpoints = [{provider = "hashed"}]'
+            ),
+            [
+                (
+                    '[models.m] fallback "mistral-embed" is not another model of this config; '
+                    "it is in the catalogue, so add [providers.mistral]"
+                ),
+                (
+                    '[keys.a] models: "mistral-embed" is not a model of this config; '
+                    "it is in the catalogue, so add [providers.mistral]"
+                ),
+            ],
+        ),
         # [models]: each endpoint and each option is checked separately
         (
             (

@@ -422,3 +422,19 @@ def test_only_one_module_writes_records():
     ]
 
     assert ["log_records.py"] == [name for name, _ in calls]
+
+
+async def test_the_operator_learns_which_provider_a_requested_model_needs(caplog, upstream):
+    caplog.set_level(logging.INFO, "embedroute.access")
+    gateway = gateway_of(upstream)
+
+    answers = [
+        await ask(gateway, model=name) for name in ("mistral-embed", "mistral-embed", "nope")
+    ]
+
+    found = [record for record in caplog.records if record.event == "model not configured"]
+    assert [("mistral-embed", "add [providers.mistral]")] == [
+        (record.model, record.advice) for record in found
+    ]
+    assert {404} == {answer.status for answer in answers}
+    assert "providers" not in answers[0].json["error"]["message"]
