@@ -20,9 +20,14 @@ def anyio_backend(request):
 
 
 def pytest_configure():
-    """Count no lines in the processes that tests start: it takes longer than most of them run."""
+    """Count no lines in most processes that tests start: it takes longer than most of them run.
+
+    Those of ``embedroute serve`` count them, as only they run its code.
+    """
     if "PYTEST_XDIST_WORKER" in os.environ:
-        os.environ.pop("COVERAGE_PROCESS_CONFIG", None)
+        coverage = os.environ.pop("COVERAGE_PROCESS_CONFIG", None)
+        if coverage is not None:
+            os.environ["TESTS_COVERAGE_PROCESS_CONFIG"] = coverage
 
 
 def pytest_collection_finish():
