@@ -76,7 +76,7 @@ async def soak(share, most, requests, seed=1):
 
 BUSY = (429, "rate_limit_exceeded", True)
 """The budget for repeated calls is spent."""
-NAMED = {0.02: 0.4, 0.05: 0.4, 0.1: 0.4, 0.2: 0.4, 0.35: 0.05, 0.5: 0.0}
+NAMED = {0.02: 0.5, 0.05: 0.5, 0.1: 0.5, 0.2: 0.5, 0.35: 0.05, 0.5: 0.0}
 """Share of random failures → the least share of bad inputs that are named."""
 
 
