@@ -135,6 +135,12 @@ class ClosingServer:
                     wrapped.sendall(self.words)
 
 
+def read_request(connection):
+    received = b""
+    while not received.endswith(b"}"):
+        received += connection.recv(65536)
+
+
 def ok(body=b"{}", *headers, status=b"200 OK"):
     lines = [b"HTTP/1.1 " + status, b"content-length: %d" % len(body), *headers]
     return b"\r\n".join([*lines, b"", body])
@@ -679,13 +685,13 @@ async def test_bytes_received_while_the_loop_was_busy_are_unsolicited():
 
     def first():
         connection, _ = server.accept()
-        connection.recv(65536)
+        read_request(connection)
         connection.sendall(ok(b"first"))
         return connection
 
     def second():
         connection, _ = server.accept()
-        connection.recv(65536)
+        read_request(connection)
         connection.sendall(ok(b"second"))
         connection.close()
 
