@@ -19,6 +19,7 @@ The package has four layers. Imports run downwards, and inside a layer along the
       routing/          which endpoints serve a request, and their health
       cache/            vectors of earlier requests
       limits/           what callers may use at once
+      telemetry/        what observers receive of requests and upstream calls
       transport/        HTTP towards upstreams
       plugins.py        entry points to backend classes
       backends/         the shipped backends, one file per upstream API

@@ -57,6 +57,7 @@ from embedroute.routing import (
     resolve_key_models,
 )
 from embedroute.runtime import time_limits
+from embedroute.telemetry import Observer
 from embedroute.transport import Transport, TransportConfig, create_transport, transport_mistakes
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ class Options(TypedDict, total=False):
     breaker: BreakerPolicy | None
     environ: Mapping[str, str]
     clock: Callable[[], float]
+    observers: Sequence[Observer]
 
 
 class GatewayParts(msgspec.Struct, frozen=True, kw_only=True):
@@ -254,6 +256,7 @@ class RuntimeFactory:
         environ: Mapping[str, str],
         make_transport: Callable[[], Transport] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        observers: Sequence[Observer] = (),
     ) -> None:
         """Create a factory. ``make_transport`` replaces the transport of the config.
 
@@ -275,6 +278,7 @@ class RuntimeFactory:
         self._failures = LogLimit()
         self._budget = RetryBudget()
         self._clock = clock
+        self._observers = observers
 
     def open(self, stack: AsyncExitStack) -> LoopRuntime:
         """Create this loop's transport and dispatcher; closing ``stack`` closes them.
@@ -292,6 +296,7 @@ class RuntimeFactory:
             watchdog=self._watchdog,
             failures=self._failures,
             clock=self._clock,
+            observers=self._observers,
         )
         dispatcher = Dispatcher(
             attempts=attempts,

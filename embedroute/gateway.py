@@ -78,6 +78,7 @@ from embedroute.routing import (
     sum_modalities,
 )
 from embedroute.runtime import PerLoop, fairness, is_loop_running, tasks
+from embedroute.telemetry import Observer, notify_request, summarize_request
 from embedroute.trace import RequestTrace, new_request_id
 from embedroute.transport import Transport
 
@@ -102,6 +103,7 @@ class Gateway:
         breaker: BreakerPolicy | None = None,
         environ: Mapping[str, str] = os.environ,
         clock: Callable[[], float] = time.monotonic,
+        observers: Sequence[Observer] = (),
     ) -> None:
         """Build all that needs no event loop. Opens nothing.
 
@@ -110,13 +112,15 @@ class Gateway:
         config's ``transport``. ``retries`` and ``breaker`` replace the policies of the config for
         all providers. ``environ`` holds the variables of all secrets ``env:NAME``.
         ``clock`` returns the seconds of a monotonic clock; simulations replace it together with
-        that of their event loop.
+        that of their event loop. ``observers`` receive every finished request and upstream call
+        (``embedroute.telemetry``).
 
         Raises:
             ConfigError: the config has mistakes, one line each.
         """
         parts = build_parts(config, environ, retries, breaker)
         self.clock = clock
+        self.observers = list(observers)
         self.settings = parts.settings
         self.limits = parts.limits
         self.keys = parts.keys
@@ -140,6 +144,7 @@ class Gateway:
             environ,
             transport,
             clock,
+            self.observers,
         )
         self.runtime = PerLoop("embedroute", factory.open)
 
@@ -211,7 +216,7 @@ class Gateway:
                 "debug": debug,
             }
             request = make_request(fields, self.limits)
-        return await self._run_within_deadline(request, caller, trace, cache_policy)
+        return await self._run(request, caller, trace, cache_policy)
 
     def embed_sync(
         self,
@@ -270,7 +275,7 @@ class Gateway:
         count = len(self.directory.routes)
         return f"<Gateway auth={self.settings.auth} providers={providers} models={count}>"
 
-    async def _run_within_deadline(
+    async def _run(
         self,
         request: EmbeddingRequest,
         caller: Caller,
@@ -278,6 +283,56 @@ class Gateway:
         cache_policy: CachePolicy,
     ) -> Embeddings:
         trace = trace or RequestTrace(new_request_id())
+        trace.caller = caller.name
+        trace.model = request.model
+        if self.observers:
+            return await self._embed_observed(request, caller, trace, cache_policy)
+        return await self._embed_within_deadline(request, caller, trace, cache_policy)
+
+    async def _embed_observed(
+        self,
+        request: EmbeddingRequest,
+        caller: Caller,
+        trace: RequestTrace,
+        cache_policy: CachePolicy,
+    ) -> Embeddings:
+        """Embed a request of the host, and report it to the observers."""
+        began = time.perf_counter()
+        status = 499
+        code = None
+        try:
+            embeddings = await self._embed_within_deadline(request, caller, trace, cache_policy)
+            status = 200
+            trace.served_tokens = embeddings.prompt_tokens
+        except EmbedrouteError as error:
+            status = error.status
+            code = error.code
+            raise
+        finally:
+            self.report(trace, "python", status, code, time.perf_counter() - began)
+        return embeddings
+
+    def report(
+        self, trace: RequestTrace, dialect: str, status: int, code: str | None, seconds: float
+    ) -> None:
+        """Report a request that ends now, after ``seconds``, to the observers."""
+        finished = summarize_request(
+            trace,
+            dialect=dialect,
+            status=status,
+            code=code,
+            seconds=seconds,
+            now=self.clock(),
+        )
+        notify_request(self.observers, finished)
+
+    async def _embed_within_deadline(
+        self,
+        request: EmbeddingRequest,
+        caller: Caller,
+        trace: RequestTrace,
+        cache_policy: CachePolicy,
+    ) -> Embeddings:
         make_error = partial(self.make_deadline_error, trace)
         async with tasks.watch(self.settings.deadline, make_error) as watch:
             context = RequestContext(
@@ -320,7 +375,9 @@ class Gateway:
         limits = context.caller.limits
         if (limits is not None or self.rate_limits.is_used) and not admitted:
             return self._run_within_limits(context)
+        context.trace.inputs = len(context.request.inputs)
         prepared = self.selections.prepare(context.request, context.caller, context.trace)
+        context.trace.public_model = prepared.route.public_name
         if prepared.fallback is None:
             return self._embed(prepared, context)
         return self._embed_with_fallback(prepared, prepared.fallback, context)
@@ -365,6 +422,7 @@ class Gateway:
                 other = self.selections.prepare_route(
                     fallback, context.request, context.caller, context.trace
                 )
+                context.trace.public_model = fallback.public_name
                 embeddings = await self._embed(other, context)
             except EmbedrouteError:
                 raise error from None
@@ -383,7 +441,7 @@ class Gateway:
             may_hit = policy.read and self.cache.size
             cached = look_up(self.cache, plan.work, prepared) if may_hit else NOTHING
         vectors = cached.vectors
-        trace.record_cache(plan.keys, vectors, cached.claims)
+        trace.record_cache(plan.keys, vectors, cached.claims, self.clock())
         if cached.claims and policy.store:
             self.cache.claim(dict(cached.claims.values()))
         missing = missing_keys(plan.work, vectors) if vectors else plan.work
@@ -407,11 +465,11 @@ class Gateway:
             vectors = {**vectors, **lead.found}
             if lead.awaited:
                 vectors = {**vectors, **await self._wait_for_others(loop, lead, missing, dispatch)}
+        trace.embedded_at = self.clock()
         rows, tokens, trace.estimated = assemble(plan, vectors)
         if trace.modality_tokens or context.request.kind is Kind.PARTS:
             trace.modality_tokens = sum_modalities(plan, vectors)
-        model = prepared.route.public_name
-        return Embeddings(rows=rows, model=model, prompt_tokens=tokens, trace=trace)
+        return Embeddings(rows=rows, model=trace.public_model, prompt_tokens=tokens, trace=trace)
 
     async def _wait_for_others(
         self,
@@ -482,6 +540,7 @@ class Gateway:
             deadline=self.clock() + self.settings.deadline,
         )
         prepared = self.selections.prepare_route(route, request, ANYONE, context.trace)
+        context.trace.public_model = route.public_name
         return await self._embed(prepared, context)
 
     @asynccontextmanager

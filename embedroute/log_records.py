@@ -169,6 +169,16 @@ class UnhandledException(Record, frozen=True, kw_only=True):
     request_id: str
 
 
+class ObserverFailed(Record, frozen=True, kw_only=True):
+    """An observer of the gateway raised an exception; with the traceback."""
+
+    logger = GENERAL
+    level = logging.ERROR
+    event = "observer failed"
+
+    observer: str
+
+
 class StartFailed(Record, frozen=True, kw_only=True):
     """The lifespan could not open the gateway; with the traceback."""
 

@@ -28,6 +28,11 @@ class RequestTrace(msgspec.Struct, eq=False):
     ``shared_hits`` counts those misses that were in the cache because of other callers; it appears
     only in log records, since it reveals what others requested.
 
+    ``public_model`` is the name of the model that serves the request, ``caller`` the name of its
+    caller, ``inputs`` the number of its inputs, and ``served_tokens`` the tokens in its response.
+    ``dispatched_at`` is when it began to wait for upstreams, and ``embedded_at`` when it had all
+    vectors, in seconds of the gateway's clock; None before that.
+
     ``limit_headers`` are the response headers that describe the rate limits of the request.
 
     ``wait_ends`` is when the request stops waiting for rate limits, in seconds of the monotonic
@@ -40,6 +45,12 @@ class RequestTrace(msgspec.Struct, eq=False):
 
     request_id: str
     model: str = ""
+    public_model: str = ""
+    caller: str = ""
+    inputs: int = 0
+    served_tokens: int = 0
+    dispatched_at: float | None = None
+    embedded_at: float | None = None
     attempts: int = 0
     hits: int = 0
     misses: int = 0
@@ -88,6 +99,15 @@ class RequestTrace(msgspec.Struct, eq=False):
             return self.providers
         return dict.fromkeys([*(provider for provider, _ in self.failures), *self.providers])
 
+    def upstream_seconds(self, now: float) -> float:
+        """Return how long the request has waited for upstreams: queues, calls and retries.
+
+        ``now`` is the end of a request that has failed meanwhile.
+        """
+        if self.dispatched_at is None or not self.misses:
+            return 0.0
+        return (now if self.embedded_at is None else self.embedded_at) - self.dispatched_at
+
     @property
     def billed_tokens(self) -> int:
         """The tokens that upstreams have billed for the request."""
@@ -107,8 +127,11 @@ class RequestTrace(msgspec.Struct, eq=False):
         keys: Sequence[bytes],
         cached: Container[bytes],
         others: Container[bytes] = (),
+        now: float = 0.0,
     ) -> None:
         """Count cache hits and misses; ``keys`` has one cache key per input.
+
+        Upstreams are called for the misses from ``now`` on.
 
         ``cached`` holds the keys that are in the cache. Those in ``others`` are there only because
         of other callers, and count as misses.
@@ -116,6 +139,8 @@ class RequestTrace(msgspec.Struct, eq=False):
         self.shared_hits = sum([key in others for key in keys]) if others else 0
         self.hits = sum([key in cached for key in keys]) - self.shared_hits if cached else 0
         self.misses = len(keys) - self.hits
+        if self.dispatched_at is None:
+            self.dispatched_at = now
         if self.events is not None:
             self.add_event("cache", "looked up", hits=self.hits, misses=self.misses)
 

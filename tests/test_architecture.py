@@ -37,9 +37,10 @@ RANKS: tuple[Mapping[str, set[str]], ...] = (
         "limits": set(),
         "plugins": set(),
         "routing": set(),
+        "telemetry": set(),
         "transport": set(),
         "cache": {"routing"},
-        "execution": {"cache", "limits", "routing", "transport"},
+        "execution": {"cache", "limits", "routing", "telemetry", "transport"},
     },
     {
         "testing": set(),

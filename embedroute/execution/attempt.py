@@ -41,6 +41,7 @@ from embedroute.execution.context import (
 from embedroute.execution.debug_capture import record_exchange
 from embedroute.execution.local_models import LocalModels
 from embedroute.execution.model_echo import EchoedModels
+from embedroute.execution.observed_call import ObservedCalls
 from embedroute.execution.own_fields import find_own_field
 from embedroute.execution.redaction import list_secrets, public_url
 from embedroute.execution.watchdog import Watchdog
@@ -73,6 +74,7 @@ from embedroute.routing import (
     measure_inputs_in_steps,
 )
 from embedroute.runtime import fairness
+from embedroute.telemetry import Observer
 from embedroute.transport import SHORT_LOOKUP, ExchangeLimits, Transport
 
 LONG: Final = 1 << 19
@@ -141,8 +143,11 @@ class AttemptRunner:
         watchdog: Watchdog,
         failures: LogLimit,
         clock: Callable[[], float],
+        observers: Sequence[Observer] = (),
     ) -> None:
-        """Create a runner without calls in flight."""
+        """Create a runner without calls in flight. ``observers`` may be added later."""
+        self._observers = observers
+        self._observed_calls = ObservedCalls(observers, clock)
         self._failures = failures
         self._resources = CallResources(
             transport=transport, local=local, models=models, watchdog=watchdog
@@ -275,7 +280,7 @@ class AttemptRunner:
         """
         trace = context.trace
         prepared = context.prepared
-        return call_backend(
+        call = call_backend(
             candidate.backend,
             batch,
             self._resources,
@@ -298,6 +303,9 @@ class AttemptRunner:
             public_model=prepared.route.public_name,
             destination=attempt,
         )
+        if self._observers:
+            return self._observed_calls.run(call, candidate, batch, context)
+        return call
 
     def accept(
         self,

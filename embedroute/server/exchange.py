@@ -73,7 +73,9 @@ class HTTPExchange:
 
     ``reserved`` bytes of the body are counted in the caller's ``account`` until the handler
     releases them. ``response_started`` is True once the response has been started.
-    ``write_timeout`` is the longest time in seconds for which the client may read nothing.
+    ``embeds`` is True for a request to embed, ``status`` is that of the response (499 before it),
+    and ``code`` that of the error. ``write_timeout`` is the longest time in seconds for which the
+    client may read nothing.
     """
 
     __slots__ = (
@@ -82,12 +84,15 @@ class HTTPExchange:
         "_skip_drain",
         "_started_at",
         "account",
+        "code",
+        "embeds",
         "headers",
         "receive",
         "reserved",
         "response_started",
         "scope",
         "send",
+        "status",
         "trace",
         "write_timeout",
     )
@@ -111,6 +116,9 @@ class HTTPExchange:
         self._started_at = time.perf_counter()
         self.response_started = False
         self._skip_drain = False
+        self.embeds = False
+        self.status = 499
+        self.code: str | None = None
         self.account: Account | None = None
         self.reserved = 0
         request_ids = self.values(b"x-request-id") if b"x-request-id" in self._by_name else []
@@ -269,6 +277,7 @@ class HTTPExchange:
             ClientDisconnected: the client disconnected.
         """
         self.response_started = True
+        self.status = status
         headers = make_headers(self.trace, status, len(body), self._started_at)
         headers += extra
         if self.scope["method"] == "HEAD":
@@ -295,6 +304,7 @@ class HTTPExchange:
             ClientDisconnected: the client disconnected.
         """
         self.response_started = True
+        self.status = 200
         headers = make_headers(self.trace, 200, size, self._started_at)
         take = partial(next, pieces, b"")
         message: Message = {"type": "http.response.start", "status": 200, "headers": headers}
@@ -337,6 +347,10 @@ class HTTPExchange:
             time_limits.fail_after(DRAIN_TIMEOUT),
         ):
             await self._read(await self.receive(), SMALL_BODY)
+
+    def elapsed(self) -> float:
+        """Return the seconds since the request arrived."""
+        return time.perf_counter() - self._started_at
 
     def facts(self, status: int) -> ResponseFacts:
         """Return the fields that the log records of all responses have."""

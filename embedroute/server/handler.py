@@ -117,12 +117,9 @@ class RequestHandler:
                 await self._dispatch(path, exchange)
             except EmbedrouteError as error:
                 await self._reject(exchange, error)
-        except ClientDisconnected:
-            if ACCESS.isEnabledFor(DisconnectLogged.level):
-                write(DisconnectLogged(**exchange.facts(499)))
-        except ClientTooSlow:
-            if ACCESS.isEnabledFor(SlowClientLogged.level):
-                write(SlowClientLogged(**exchange.facts(499)))
+        except (ClientDisconnected, ClientTooSlow) as error:
+            exchange.status = 499
+            _log_lost_client(exchange, error)
         except BaseException as error:
             if isinstance(error, Exception) or cancellation.is_foreign_cancellation(error):
                 await self._handle_unexpected_error(exchange, error)
@@ -132,6 +129,14 @@ class RequestHandler:
             else:
                 raise
         finally:
+            if self.gateway.observers and exchange.embeds:
+                self.gateway.report(
+                    exchange.trace,
+                    self.dialect_name,
+                    exchange.status,
+                    exchange.code,
+                    exchange.elapsed(),
+                )
             if exchange.account is not None:
                 self.gateway.bodies.release(exchange.account, exchange.reserved)
 
@@ -148,6 +153,7 @@ class RequestHandler:
         if method not in operation.methods:
             raise MethodNotAllowed(method, ", ".join(operation.methods))
         if operation is routes.EMBED:
+            exchange.embeds = True
             return self._embed(exchange)
         if operation is routes.GET_OPENAPI:
             return exchange.answer(200, self._openapi(".." if path.startswith("/v1/") else "."))
@@ -192,6 +198,7 @@ class RequestHandler:
                 watch=watch,
             )
             if exchange.asks_to_explain():
+                exchange.embeds = False
                 forecast = await self._explain(context)
             else:
                 await self._respond(exchange, await gateway.run(context), context, watch)
@@ -206,6 +213,7 @@ class RequestHandler:
         watch: Watch,
     ) -> None:
         caller = context.caller
+        exchange.trace.served_tokens = embeddings.prompt_tokens
         body = self.dialect.success(embeddings, context.request)
         if isinstance(body, tuple) and len(body[0]) <= SMALL_RESPONSE:
             watch.restart(exchange.write_timeout, ClientTooSlow, None)
@@ -245,9 +253,11 @@ class RequestHandler:
         return BodyTimeout(f"The request body was not complete within {seconds:g} s.")
 
     def _authenticate_by_key(self, exchange: HTTPExchange) -> Caller:
+        caller = ANYONE
         if self.gateway.settings.auth == "keys":
-            return self.gateway.keys.authenticate(exchange.values(b"authorization"))
-        return ANYONE
+            caller = self.gateway.keys.authenticate(exchange.values(b"authorization"))
+        exchange.trace.caller = caller.name
+        return caller
 
     async def _authenticate_by_host(self, exchange: HTTPExchange) -> Caller:
         if self._authenticate is None:
@@ -258,6 +268,7 @@ class RequestHandler:
             caller = await _call_authenticator(self._authenticate, exchange.scope)
         if caller is None:
             raise Unauthorized("The request is not authenticated.")
+        exchange.trace.caller = caller.name
         return caller
 
     async def _answer_readiness(self, exchange: HTTPExchange) -> None:
@@ -304,6 +315,7 @@ class RequestHandler:
     async def _reject(self, exchange: HTTPExchange, error: EmbedrouteError) -> None:
         if exchange.response_started:
             return
+        exchange.code = error.code
         body = self.dialect.error(error, exchange.trace)
         await exchange.answer(error.status, body, error_headers(error, error.status))
         self._log_error(exchange, error)
@@ -352,6 +364,12 @@ class RequestHandler:
         message = f"The gateway failed. Its log has the reason under request id {request_id}."
         with suppress(Exception):  # the connection itself may be broken
             await self._reject(exchange, InternalError(message))
+
+
+def _log_lost_client(exchange: HTTPExchange, error: ClientDisconnected | ClientTooSlow) -> None:
+    kind = DisconnectLogged if isinstance(error, ClientDisconnected) else SlowClientLogged
+    if ACCESS.isEnabledFor(kind.level):
+        write(kind(**exchange.facts(499)))
 
 
 def _not_found(path: str) -> NotFound:
