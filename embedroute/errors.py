@@ -85,7 +85,7 @@ class EmbedrouteError(Exception):
         super().__init__(message)
         self.param = param
         self.code = code or self.code
-        self.retry_after = _seconds(retry_after)
+        self.retry_after: float | None = _seconds(retry_after)
 
     def __reduce__(self) -> tuple[object, ...]:
         """Copy and pickle by attributes, so that subclasses may have any ``__init__`` signature."""
@@ -98,7 +98,7 @@ class EmbedrouteError(Exception):
 
     @message.setter
     def message(self, message: str) -> None:
-        self.args = (message,)
+        super().__init__(message)
 
 
 E = TypeVar("E", bound=EmbedrouteError)
@@ -196,7 +196,7 @@ class PoolTimeout(UpstreamTimeout):
 class InvalidUpstreamResponse(UpstreamUnavailable):
     """A response with status 200 that does not hold one valid vector per input."""
 
-    code = "upstream_invalid_response"
+    code: str | None = "upstream_invalid_response"
 
 
 class InvalidVector(InvalidUpstreamResponse):
@@ -209,7 +209,7 @@ class InvalidVector(InvalidUpstreamResponse):
 class UpstreamWrongModel(InvalidUpstreamResponse):
     """The answer names another model, so its vectors may be of another vector space."""
 
-    code = "upstream_wrong_model"
+    code: str | None = "upstream_wrong_model"
 
 
 class UpstreamAuthError(UpstreamError):
@@ -218,20 +218,20 @@ class UpstreamAuthError(UpstreamError):
     The client's own key is valid, so this is not a 401.
     """
 
-    code = "upstream_credentials"
+    code: str | None = "upstream_credentials"
     retryable = False
 
 
 class QuotaExhausted(UpstreamAuthError):
     """The quota or the balance of the gateway's account is spent; waiting briefly does not help."""
 
-    code = "upstream_quota_exhausted"
+    code: str | None = "upstream_quota_exhausted"
 
 
 class UpstreamModelNotFound(UpstreamError):
     """The upstream does not know the model, or the gateway's account may not use it."""
 
-    code = "upstream_model_not_found"
+    code: str | None = "upstream_model_not_found"
 
 
 class RateLimited(UpstreamError):
@@ -239,7 +239,7 @@ class RateLimited(UpstreamError):
 
     status = 429
     type = "rate_limit_error"
-    code = "rate_limit_exceeded"
+    code: str | None = "rate_limit_exceeded"
 
 
 class UpstreamRejectedInput(UpstreamError):
@@ -252,13 +252,13 @@ class UpstreamRejectedInput(UpstreamError):
 class ContextTooLong(UpstreamRejectedInput):
     """400: an input is longer than the model's context."""
 
-    code = "context_length_exceeded"
+    code: str | None = "context_length_exceeded"
 
 
 class InputFailed(UpstreamRejectedInput):
     """400: the upstream fails for this input alone, while it embeds others."""
 
-    code = "input_failed"
+    code: str | None = "input_failed"
 
 
 class Rejected(UpstreamError):
@@ -269,7 +269,7 @@ class Rejected(UpstreamError):
 
     status = 400
     type = "invalid_request_error"
-    code = "upstream_refused"
+    code: str | None = "upstream_refused"
     retryable = False
 
 
@@ -282,7 +282,7 @@ class RejectedByPage(Rejected):
 
     status = 502
     type = "upstream_error"
-    code = None
+    code: str | None = None
 
 
 class Measure(StrEnum):
@@ -310,7 +310,7 @@ class ConfigError(EmbedrouteError):
 
         Line breaks in them are escaped, as a name from the config may contain one.
         """
-        self.mistakes = tuple(map(escaped, mistakes))
+        self.mistakes: tuple[str, ...] = tuple(map(escaped, mistakes))
         super().__init__("\n".join(self.mistakes))
 
 
@@ -340,7 +340,7 @@ class Unauthorized(RequestError):
     """401: a missing, malformed or unknown API key (RFC 6750)."""
 
     status = 401
-    code = "invalid_api_key"
+    code: str | None = "invalid_api_key"
 
 
 class PermissionDenied(RequestError):
@@ -354,27 +354,27 @@ class NotFound(RequestError):
     """404: the path or model does not exist, or no provider is eligible."""
 
     status = 404
-    code = "not_found"
+    code: str | None = "not_found"
 
 
 class ModelNotFound(NotFound):
     """404: the gateway serves no model of this name, which is ``requested``."""
 
-    code = "model_not_found"
+    code: str | None = "model_not_found"
     requested = ""
 
 
 class NoEligibleProvider(NotFound):
     """404: the routing preferences exclude every provider of the model."""
 
-    code = "no_eligible_provider"
+    code: str | None = "no_eligible_provider"
 
 
 class MethodNotAllowed(RequestError):
     """405: the path exists but does not support the method."""
 
     status = 405
-    code = "method_not_allowed"
+    code: str | None = "method_not_allowed"
 
     def __init__(self, method: str, allow: str) -> None:
         """Write the message; ``allow`` lists the methods of the path."""
@@ -397,7 +397,7 @@ class RateLimitExceeded(EmbedrouteError):
 
     status = 429
     type = "rate_limit_error"
-    code = "rate_limit_exceeded"
+    code: str | None = "rate_limit_exceeded"
     headers: Sequence[tuple[bytes, bytes]] = ()
 
 
@@ -417,7 +417,7 @@ class UnsupportedContentType(RequestError):
     """415: the body is not uncompressed UTF-8 JSON."""
 
     status = 415
-    code = "unsupported_content_type"
+    code: str | None = "unsupported_content_type"
 
 
 class InternalError(EmbedrouteError):
@@ -429,13 +429,13 @@ class Overloaded(EmbedrouteError):
 
     status = 503
     type = "overloaded_error"
-    code = "overloaded"
+    code: str | None = "overloaded"
 
 
 class NoHealthyEndpoint(Overloaded):
     """503: the circuit breakers of all candidates are open."""
 
-    code = "no_healthy_endpoint"
+    code: str | None = "no_healthy_endpoint"
 
 
 class EndpointBusy(Overloaded):

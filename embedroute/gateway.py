@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, Self, Unpack
 import anyio
 import msgspec
 
-from embedroute.auth import ANYONE, Caller
+from embedroute.auth import ANYONE, ApiKeys, Caller
 from embedroute.bootstrap import (
     LoopRuntime,
     Options,
@@ -36,7 +36,7 @@ from embedroute.cache import (
     look_up,
     look_up_in_steps,
 )
-from embedroute.config import BreakerPolicy, Config, RetryPolicy
+from embedroute.config import BreakerPolicy, Config, RetryPolicy, Settings
 from embedroute.errors import (
     DeadlineExceeded,
     EmbedrouteError,
@@ -59,6 +59,7 @@ from embedroute.protocol import (
     EmbeddingRequest,
     Embeddings,
     InputValue,
+    Limits,
     fold_parts_in_steps,
     make_request,
 )
@@ -66,6 +67,7 @@ from embedroute.routing import (
     PROBING,
     CacheKey,
     HealthRegistry,
+    ModelRegistry,
     Plan,
     PreparedSelection,
     ResolvedEndpoint,
@@ -120,18 +122,18 @@ class Gateway:
         """
         parts = build_parts(config, environ, retries, breaker)
         self.clock = clock
-        self.observers = list(observers)
-        self.settings = parts.settings
-        self.limits = parts.limits
-        self.keys = parts.keys
-        self.bodies = ByteBudget.for_requests(self.settings)
-        self.responses = ByteBudget.for_responses(self.settings)
-        self.rate_limits = RateLimiter.for_config(config)
-        self.directory = parts.directory
-        self.healths = HealthRegistry()
-        self.failures = LogLimit()
-        self.cache = MemoryCache(config.cache.bytes, config.cache.ttl, clock)
-        self.selections = SelectionCache(
+        self.observers: list[Observer] = list(observers)
+        self.settings: Settings = parts.settings
+        self.limits: Limits = parts.limits
+        self.keys: ApiKeys = parts.keys
+        self.bodies: ByteBudget = ByteBudget.for_requests(self.settings)
+        self.responses: ByteBudget = ByteBudget.for_responses(self.settings)
+        self.rate_limits: RateLimiter = RateLimiter.for_config(config)
+        self.directory: ModelRegistry = parts.directory
+        self.healths: HealthRegistry = HealthRegistry()
+        self.failures: LogLimit = LogLimit()
+        self.cache: MemoryCache = MemoryCache(config.cache.bytes, config.cache.ttl, clock)
+        self.selections: SelectionCache = SelectionCache(
             self.directory,
             make_selection_context(parts, self.healths, clock),
             shared_cache=config.cache.shared,
@@ -146,7 +148,7 @@ class Gateway:
             clock,
             self.observers,
         )
-        self.runtime = PerLoop("embedroute", factory.open)
+        self.runtime: PerLoop[LoopRuntime] = PerLoop("embedroute", factory.open)
 
     @classmethod
     @without_frames

@@ -38,13 +38,13 @@ class HTTPProtocol(HttpToolsProtocol):
     ) -> None:
         """Create the protocol of one connection; the arguments are uvicorn's."""
         super().__init__(config, server_state, app_state, _loop)
-        self.parser = _RequestParser(self)
-        self.without_offer = b""
+        self.parser: _RequestParser = _RequestParser(self)
+        self.without_offer: bytes = b""
 
     def on_headers_complete(self) -> None:
         """Start the request, unless it is to be parsed again without its offer."""
         if self.parser.should_upgrade() and self._offers_only_others():
-            self.without_offer = self._write_head()
+            self.without_offer: bytes = self._write_head()
         else:
             super().on_headers_complete()
 

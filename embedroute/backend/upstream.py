@@ -225,7 +225,7 @@ class Source:
 
     def __init__(self) -> None:
         """Start as not caught."""
-        self.caught = False
+        self.caught: bool = False
 
 
 class UpstreamResponse(msgspec.Struct, frozen=True, gc=False):

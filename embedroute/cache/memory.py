@@ -46,7 +46,7 @@ class MemoryCache:
         ``clock``.
         """
         self.limit = limit
-        self.size = 0
+        self.size: int = 0
         self._ttl = ttl
         self._clock = clock
         self._lock = Lock()  # loops in several threads may share one gateway

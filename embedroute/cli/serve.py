@@ -29,7 +29,7 @@ from embedroute.version import __version__
 if TYPE_CHECKING:
     import uvicorn
 
-log = logging.getLogger("embedroute.serve")
+log: Final = logging.getLogger("embedroute.serve")
 
 MALLOC: Final[Mapping[str, str]] = {
     "MALLOC_MMAP_THRESHOLD_": "4194304",

@@ -52,7 +52,9 @@ class InFlight(msgspec.Struct, eq=False):
     error: UpstreamError | None = None
     waited: anyio.Event | None = None
 
-    __repr__ = object.__repr__  # the inputs of other requests must not show in tracebacks
+    def __repr__(self) -> str:
+        # The inputs of other requests must not show in tracebacks.
+        return object.__repr__(self)
 
     def __rich_repr__(self) -> list[tuple[str, object]]:
         return []
@@ -236,7 +238,8 @@ class Lead(msgspec.Struct, eq=False):
     flights: dict[CacheKey, InFlight]
     own: dict[CacheKey, InFlight]
 
-    __repr__ = object.__repr__
+    def __repr__(self) -> str:
+        return object.__repr__(self)
 
     def __rich_repr__(self) -> list[tuple[str, object]]:
         return []

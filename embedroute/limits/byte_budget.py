@@ -29,7 +29,7 @@ class ByteBudget:
         self._most = most
         self._most_each = most_each
         self._bodies = bodies
-        self.total = 0
+        self.total: int = 0
         self._accounts: dict[str, Account] = {}
 
     @classmethod
@@ -96,7 +96,7 @@ class Account:
 
     def __init__(self) -> None:
         """Start with no bytes in flight."""
-        self.in_flight = 0
+        self.in_flight: int = 0
 
 
 def admission_mistakes(config: Config) -> list[str]:

@@ -37,8 +37,8 @@ class Pending:
 
     def __init__(self) -> None:
         """Begin undecided: the call is neither admitted nor refused."""
-        self.decided = anyio.Event()
-        self.generation = REFUSED
+        self.decided: anyio.Event = anyio.Event()
+        self.generation: int = REFUSED
 
 
 class CallSlots:
@@ -56,8 +56,8 @@ class CallSlots:
         """Allow up to ``most`` calls in flight, or less if it ``learns`` what is served at once."""
         self._clock = clock
         self._checked_at = self._small_at = float("-inf")
-        self.calls = ConcurrencyLimit(most, learns=learns)
-        self.waiting = 0
+        self.calls: ConcurrencyLimit = ConcurrencyLimit(most, learns=learns)
+        self.waiting: int = 0
         self._queue: FairQueue[Pending] = FairQueue()
 
     @property

@@ -85,7 +85,7 @@ class Durations:
         """Create an empty history."""
         self.last: deque[float] = deque(maxlen=REMEMBERED)
         self.low: deque[float] = deque(maxlen=AT_LOW_LOAD)
-        self.longest = 0.0
+        self.longest: float = 0.0
 
     def percentile(self, percent: int) -> float:
         """Return a percentile (nearest rank) of the last durations."""
@@ -142,10 +142,10 @@ class ConcurrencyLimit:
         self._proven = 1
         self._most = MOST if most is None else most
         self._learns = learns
-        self.limit = min(FIRST, self._most) if learns else self._most
-        self.in_flight = 0
-        self.generation = 0
-        self.progress_at = float("-inf")
+        self.limit: int = min(FIRST, self._most) if learns else self._most
+        self.in_flight: int = 0
+        self.generation: int = 0
+        self.progress_at: float = float("-inf")
         self._ceiling = self._most
         self._step = 1
         self._rounds = 0
@@ -170,7 +170,7 @@ class ConcurrencyLimit:
             durations = self._by_size[size_class] = Durations()
         durations.last.append(seconds)
         durations.longest = max(seconds, durations.longest * KEPT)
-        self.progress_at = now
+        self.progress_at: float = now
         self._proven = max(self._proven, place)
         if place <= max(LOW_LOAD, self.limit // LOW_PART):
             durations.low.append(seconds)
@@ -196,7 +196,7 @@ class ConcurrencyLimit:
             self._before_overload = max(before, self._before_overload)
             return True
         if self._before_overload:
-            self.limit = self._before_overload
+            self.limit: int = self._before_overload
             self._ceiling = self._most
             self._quiet_until = now
             self._before_overload = 0
@@ -244,7 +244,7 @@ class ConcurrencyLimit:
         if self._learns and now - self.progress_at >= self.stalled_after(inputs):
             self._ceiling = max(self._ceiling, self.limit)
             self.generation += 1
-            self.in_flight = 0
+            self.in_flight: int = 0
             self.limit = 1
             self.progress_at = now
 

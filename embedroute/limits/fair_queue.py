@@ -26,11 +26,11 @@ class Entry(Generic[T]):
 
     def __init__(self, item: T, inputs: int, cost: float, deadline: float) -> None:
         """Create an entry that waits."""
-        self.item = item
-        self.inputs = inputs
-        self.cost = cost
-        self.deadline = deadline
-        self.has_left = False
+        self.item: T = item
+        self.inputs: int = inputs
+        self.cost: float = cost
+        self.deadline: float = deadline
+        self.has_left: bool = False
 
 
 class _Flow(Generic[T]):

@@ -35,8 +35,8 @@ class Rate:
 
     def __init__(self, per_minute: int) -> None:
         """Start with a full bucket."""
-        self.per_minute = per_minute
-        self.full_at = -math.inf
+        self.per_minute: int = per_minute
+        self.full_at: float = -math.inf
 
     def wait(self, now: float, units: int) -> float:
         """Return the seconds until ``units`` are available; at most ``per_minute`` ever are."""
@@ -46,7 +46,7 @@ class Rate:
 
     def take(self, now: float, units: int) -> None:
         """Take units out. A negative number puts units back."""
-        self.full_at = max(self.full_at, now) + units * MINUTE / self.per_minute
+        self.full_at: float = max(self.full_at, now) + units * MINUTE / self.per_minute
 
     def reset(self, now: float) -> float:
         """Return the seconds until the bucket is full."""
@@ -65,11 +65,11 @@ class Meter:
 
     def __init__(self, whose: str, limits: RateLimits) -> None:
         """Start with nothing used; ``whose`` begins the message of a refusal."""
-        self.whose = whose
-        self.requests = _rate(limits.requests_per_minute)
-        self.tokens = _rate(limits.tokens_per_minute)
+        self.whose: str = whose
+        self.requests: Rate | None = _rate(limits.requests_per_minute)
+        self.tokens: Rate | None = _rate(limits.tokens_per_minute)
         self._most_concurrent = limits.concurrent_requests
-        self.in_flight = 0
+        self.in_flight: int = 0
 
     def is_idle(self, now: float) -> bool:
         """Return whether nothing is in flight and every bucket is full."""
@@ -125,8 +125,8 @@ class Admission:
 
     def __init__(self, meters: list[Meter], tokens: int) -> None:
         """Take the meters that count the request, and the ``tokens`` that it has reserved."""
-        self.meters = meters
-        self.tokens = tokens
+        self.meters: list[Meter] = meters
+        self.tokens: int = tokens
 
 
 class RateLimiter:
@@ -145,7 +145,7 @@ class RateLimiter:
         }
         self._callers: dict[str, Meter] = {}
         self._lock = threading.Lock()  # several event loops may share a gateway
-        self.is_used = bool(self._gateway or self._models)
+        self.is_used: bool = bool(self._gateway or self._models)
 
     @classmethod
     def for_config(cls, config: Config) -> Self:

@@ -20,7 +20,7 @@ from embedroute.protocol.decode import (
     with_input_type,
 )
 from embedroute.protocol.decode_errors import iter_values
-from embedroute.protocol.dialects import DIALECTS
+from embedroute.protocol.dialects import DIALECTS, OpenAIDialect
 from embedroute.protocol.input_kinds import Limits
 from embedroute.protocol.large_body import MOST_OTHER, SLICE, most_marks
 from embedroute.protocol.media import LARGEST_IMAGE, PIECE, check_media
@@ -76,6 +76,7 @@ __all__ = [
     "Limits",
     "MaxPrice",
     "MistralOptions",
+    "OpenAIDialect",
     "Percentiles",
     "Preferences",
     "Sort",

@@ -33,7 +33,7 @@ from embedroute.protocol.requests import (
 )
 from embedroute.text import LONGEST_ECHO, closest, echo
 
-FIELDS: Final = {
+FIELDS: Final[Mapping[str, Sequence[str]]] = {
     "": CreateEmbeddingRequest.__struct_fields__,
     "provider": Preferences.__struct_fields__,
     "provider.sort": Sort.__struct_fields__,
@@ -50,7 +50,7 @@ FIELDS: Final = {
 }
 """Path of each object in a body → its keys. Array indexes are written as ``[]``."""
 
-CHOICES: Final = {
+CHOICES: Final[Mapping[str, Sequence[str]]] = {
     "encoding_format": ("float", "base64"),
     "provider.sort": get_args(SortKey),
     "provider.sort.by": get_args(SortKey),

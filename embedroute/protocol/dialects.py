@@ -79,8 +79,10 @@ class OpenAIDialect:
 class OpenRouterDialect(OpenAIDialect):
     """OpenRouter's format: an id, the cost, tokens by modality, and numeric error codes."""
 
-    success_body = bodies.OpenRouterEmbeddingResponse
-    error_body = bodies.OpenRouterErrorResponse
+    success_body: ClassVar[type[bodies.CreateEmbeddingResponse]] = (
+        bodies.OpenRouterEmbeddingResponse
+    )
+    error_body: ClassVar[type[msgspec.Struct]] = bodies.OpenRouterErrorResponse
 
     def usage(self, answer: Embeddings) -> bodies.Usage:
         """Add the cost in USD, and the tokens by modality if there are two modalities."""
@@ -117,7 +119,7 @@ class OpenRouterDialect(OpenAIDialect):
 class GoModelDialect(OpenAIDialect):
     """GoModel's format: the provider of the vectors, and five error types."""
 
-    success_body = bodies.GoModelEmbeddingResponse
+    success_body: ClassVar[type[bodies.CreateEmbeddingResponse]] = bodies.GoModelEmbeddingResponse
 
     def extras(self, answer: Embeddings) -> Fields:
         """Add the provider, or several separated by commas if the request was split."""
@@ -138,8 +140,8 @@ class GoModelDialect(OpenAIDialect):
 class PhaseoDialect(OpenAIDialect):
     """Phaseo's format: completion tokens, and errors with their origin and the failed providers."""
 
-    success_body = bodies.PhaseoEmbeddingResponse
-    error_body = bodies.PhaseoErrorResponse
+    success_body: ClassVar[type[bodies.CreateEmbeddingResponse]] = bodies.PhaseoEmbeddingResponse
+    error_body: ClassVar[type[msgspec.Struct]] = bodies.PhaseoErrorResponse
 
     def usage(self, answer: Embeddings) -> bodies.Usage:
         """Add the completion tokens, which are always 0 for embeddings."""
@@ -167,7 +169,7 @@ class PhaseoDialect(OpenAIDialect):
 class SpiceDialect(OpenAIDialect):
     """Spice.ai's format: errors have only a message."""
 
-    error_body = bodies.SpiceErrorResponse
+    error_body: ClassVar[type[msgspec.Struct]] = bodies.SpiceErrorResponse
 
     def error_response(self, error: EmbedrouteError, trace: RequestTrace) -> msgspec.Struct:
         """Return the message only."""

@@ -70,10 +70,10 @@ ENCODER = msgspec.json.Encoder(decimal_format="string")
 
 
 # The JSON around a vector and its index, as the encoder writes it in small responses.
-_BEFORE_VECTOR, _, _AFTER_VECTOR = ENCODER.encode(
+_BEFORE_VECTOR, _VECTOR, _AFTER_VECTOR = ENCODER.encode(
     Embedding(embedding=msgspec.Raw(b"7"), index=0, object="embedding")
 ).partition(b"7")
-_BEFORE_INDEX, _, _AFTER_INDEX = _AFTER_VECTOR.partition(b"0")
+_BEFORE_INDEX, _INDEX, _AFTER_INDEX = _AFTER_VECTOR.partition(b"0")
 
 
 class LargeBody:

@@ -45,10 +45,10 @@ class CircuitBreaker:
 
     def __init__(self, policy: BreakerPolicy) -> None:
         """Create a closed breaker."""
-        self.history = CallHistory()
-        self.open_until = 0.0
+        self.history: CallHistory = CallHistory()
+        self.open_until: float = 0.0
         self.refusal: UpstreamError | None = None
-        self.suspected = False
+        self.suspected: bool = False
         self._policy = policy
         self._permits = count(2)
         self._closed_permit = 1

@@ -35,7 +35,7 @@ class EndpointFilter:
 
     def __init__(self, candidates: Sequence[ResolvedEndpoint]) -> None:
         """Start with all ``candidates``."""
-        self.remaining = list(candidates)
+        self.remaining: list[ResolvedEndpoint] = list(candidates)
         self.dropped: list[Dropped] = []
 
     def apply(
@@ -58,7 +58,7 @@ class EndpointFilter:
             for candidate in self.remaining
             if candidate not in kept
         ]
-        self.remaining = kept
+        self.remaining: list[ResolvedEndpoint] = kept
         if not kept:
             raise refusal or NoEligibleProvider(
                 f"No provider can serve this model: '{name}' excluded the last one ({reason}).",

@@ -79,8 +79,8 @@ class EndpointHealth:
 
     def __init__(self, policy: BreakerPolicy) -> None:
         """Create the health of an endpoint that was not called yet."""
-        self.limited_until = 0.0
-        self.last_answer = float("-inf")
+        self.limited_until: float = 0.0
+        self.last_answer: float = float("-inf")
         self.learned: dict[Measure, LearnedCap] = {}
         self._omitted: dict[str, float] = {}
         self._policy = policy
@@ -154,7 +154,7 @@ class EndpointHealth:
     def record_success(self, permit: int, now: float, latency: float, tokens: int) -> None:
         """Record an answered call; enough answered probes close the breaker."""
         self._breaker.record_success(permit, now)
-        self.last_answer = now
+        self.last_answer: float = now
         if self._suspects or self._rejected:
             self._suspects.clear()
             self._rejected = None
@@ -305,7 +305,9 @@ class EndpointHealth:
 
     def record_rate_limit(self, permit: int, now: float, cooldown: float) -> None:
         """Record a 429: no calls for ``cooldown`` seconds. The breaker does not change."""
-        self.limited_until = max(self.limited_until, now + min(cooldown, LONGEST_RETRY_AFTER))
+        self.limited_until: float = max(
+            self.limited_until, now + min(cooldown, LONGEST_RETRY_AFTER)
+        )
         self._breaker.release(permit)
 
     def release(self, permit: int) -> None:

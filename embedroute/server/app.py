@@ -45,7 +45,7 @@ class EmbeddingsApp:
         authenticate: Authenticator | None = None,
     ) -> None:
         """Serve ``gateway``; see ``embeddings_app`` for the arguments."""
-        self.handler = RequestHandler(gateway, dialect, authenticate)
+        self.handler: RequestHandler = RequestHandler(gateway, dialect, authenticate)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request, or run the lifespan; reject WebSocket connections."""
@@ -88,8 +88,8 @@ class EmbeddingsMiddleware:
     ) -> None:
         """Wrap ``app``; see ``embeddings_app`` for the other arguments."""
         self.app = app
-        self.prefix = prefix.rstrip("/")
-        self.handler = RequestHandler(gateway, dialect, authenticate)
+        self.prefix: str = prefix.rstrip("/")
+        self.handler: RequestHandler = RequestHandler(gateway, dialect, authenticate)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request, or pass the connection through."""

@@ -107,23 +107,25 @@ class HTTPExchange:
             headers = list(headers)
             scope = {**scope, "headers": headers}
         self.headers: Sequence[Header] = headers
-        self.scope = scope
-        self.receive = receive
-        self.send = send
-        self.write_timeout = write_timeout
+        self.scope: Scope = scope
+        self.receive: Receive = receive
+        self.send: Send = send
+        self.write_timeout: float = write_timeout
         self._by_name = dict(headers)
         self._names_unique = len(self._by_name) == len(headers)
         self._started_at = time.perf_counter()
-        self.response_started = False
+        self.response_started: bool = False
         self._skip_drain = False
-        self.embeds = False
-        self.status = 499
+        self.embeds: bool = False
+        self.status: int = 499
         self.code: str | None = None
         self.account: Account | None = None
-        self.reserved = 0
+        self.reserved: int = 0
         request_ids = self.values(b"x-request-id") if b"x-request-id" in self._by_name else []
         is_valid = len(request_ids) == 1 and _REQUEST_ID.fullmatch(request_ids[0])
-        self.trace = RequestTrace(request_ids[0].decode() if is_valid else new_request_id())
+        self.trace: RequestTrace = RequestTrace(
+            request_ids[0].decode() if is_valid else new_request_id()
+        )
 
     def values(self, name: bytes) -> list[bytes]:
         """Return every value of the header ``name``, which is in lower case.

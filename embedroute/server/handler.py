@@ -53,6 +53,7 @@ from embedroute.protocol import (
     EmbeddingRequest,
     Embeddings,
     LargeBody,
+    OpenAIDialect,
     bodies,
     decode_at_once,
     decode_in_steps,
@@ -105,7 +106,7 @@ class RequestHandler:
         self.dialect_name: DialectName = validate_dialect(
             gateway.settings.dialect if dialect is None else dialect
         )
-        self.dialect = DIALECTS[self.dialect_name]
+        self.dialect: OpenAIDialect = DIALECTS[self.dialect_name]
         self._authenticate = authenticate
         self.stopping = False
 

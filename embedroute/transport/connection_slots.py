@@ -26,7 +26,7 @@ class ConnectionSlots:
 
     def __init__(self) -> None:
         """Start with no connection in use."""
-        self.in_use = 0
+        self.in_use: int = 0
         self.waiting: dict[int, deque[anyio.Event]] = {}
         """Limit → the events of the requests that wait with it. No queue is empty."""
 

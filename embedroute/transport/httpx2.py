@@ -5,7 +5,7 @@ It uses its own connections, or a client of the host.
 
 import re
 import sys
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -190,7 +190,7 @@ class HostClient:
     def __init__(self, client: httpx2.AsyncClient) -> None:
         """Send requests through ``client``."""
         self._client = client
-        self.make_request = client.build_request
+        self.make_request: Callable[..., httpx2.Request] = client.build_request
 
     @asynccontextmanager
     async def slot(

@@ -51,14 +51,14 @@ class Tunnel(asyncio.Protocol):
         """Create a tunnel whose response has not arrived."""
         self.status: asyncio.Future[int] = loop.create_future()
         """The status of the response, or 0 if it is not valid HTTP."""
-        self.has_surplus = False
+        self.has_surplus: bool = False
         """Whether unsolicited bytes arrived."""
         self._head = b""
 
     def data_received(self, data: bytes) -> None:
         """Parse the response, except for its body. Skip 1xx responses."""
         if self.status.done():
-            self.has_surplus = True
+            self.has_surplus: bool = True
             return
         self._head += data
         while (end := self._head.find(b"\r\n\r\n")) >= 0:
@@ -85,7 +85,7 @@ class Connector:
 
     def __init__(self, config: TransportConfig, resolver: Resolver | None = None) -> None:
         """Store the settings. The first TLS connection loads the trusted certificates."""
-        self.proxy = parse_proxy(config.proxy)
+        self.proxy: Proxy | None = parse_proxy(config.proxy)
         self._config = config
         self._resolver = resolver or Resolver(ttl=config.dns_ttl)
         self._context: ssl.SSLContext | None = None

@@ -193,21 +193,23 @@ class Connection(asyncio.Protocol):
         self._full = False
         self._bytes_received = 0
         self._status = 0
-        self.alive = False
-        self.complete = False
-        self.idle_since = 0.0
-        self.is_substitute = False
+        self.alive: bool = False
+        self.complete: bool = False
+        self.idle_since: float = 0.0
+        self.is_substitute: bool = False
         self.waiter: asyncio.Future[UpstreamResponse] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Store the asyncio transport."""
         self._transport = cast("asyncio.Transport", transport)
-        self.has_unread = make_readable_check(transport.get_extra_info("socket").fileno())
+        self.has_unread: Callable[[int], object] = make_readable_check(
+            transport.get_extra_info("socket").fileno()
+        )
         # If the upstream closes a TLS connection whose reading is paused, uvloop loses up to
         # 512 KiB. So reading is never paused near the end of a response.
         self._tail = TAIL if transport.get_extra_info("ssl_object") else -LARGEST_REPLY
-        self.opened_at = monotonic()
-        self.alive = True
+        self.opened_at: float = monotonic()
+        self.alive: bool = True
 
     def exchange(
         self, head: SecretBytes, content: bytes, limits: ExchangeLimits, source: Source | None
@@ -238,7 +240,7 @@ class Connection(asyncio.Protocol):
         self._head: RawHeaders = []
         self._body = b""
         self._pieces: BytesIO | None = None
-        self.complete = False
+        self.complete: bool = False
         self.waiter = waiter = self._loop.create_future()
         if len(content) <= AT_ONCE:
             self._transport.writelines((head.content, content))
@@ -426,7 +428,9 @@ class Connection(asyncio.Protocol):
 
     def _end(self, waiter: "asyncio.Future[UpstreamResponse]") -> None:
         """Set the response as the result of the exchange."""
-        self.idle_since = monotonic()  # not loop.time(): uvloop updates it once per iteration
+        self.idle_since: float = (
+            monotonic()
+        )  # not loop.time(): uvloop updates it once per iteration
         headers = Headers(self._head)
         body = self._pieces.getvalue() if self._pieces else self._body
         self._body = b""

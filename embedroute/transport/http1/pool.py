@@ -72,14 +72,14 @@ class Pool:
         self, origin: Origin, kept_for: float, max_age: float, address: Address | None = None
     ) -> None:
         """Close connections that were idle for ``kept_for`` or open for ``max_age`` seconds."""
-        self.origin = origin
-        self.address = address
-        self.chosen_at = 0.0
-        self.failed_at = -math.inf
-        self.kept_for = kept_for
-        self.max_age = max_age
-        self.caught = False
-        self.slots = ConnectionSlots()
+        self.origin: Origin = origin
+        self.address: Address | None = address
+        self.chosen_at: float = 0.0
+        self.failed_at: float = -math.inf
+        self.kept_for: float = kept_for
+        self.max_age: float = max_age
+        self.caught: bool = False
+        self.slots: ConnectionSlots = ConnectionSlots()
         self.idle: deque[Connection] = deque()
         self.open: set[Connection] = set()
         self._sources: deque[Source] = deque(maxlen=LOOK_BACK)
@@ -152,7 +152,7 @@ class Pool:
         connections are marked as caught.
         """
         if not self.caught:
-            self.caught = True
+            self.caught: bool = True
             host = f"{self.origin[0]}:{self.origin[1]}"
             write(UnsolicitedResponse(provider=limits.provider or "unknown", host=host))
         for source in self._sources:
@@ -167,7 +167,7 @@ class Pool:
 
     def retire(self) -> None:
         """Reuse no connection any more: the host does not have this address any more."""
-        self.max_age = -math.inf
+        self.max_age: float = -math.inf
         while self.idle:
             self.drop(self.idle.popleft())
 
