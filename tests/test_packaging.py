@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import tarfile
 import tomllib
 import venv
 from email.parser import Parser
@@ -19,24 +20,58 @@ from tests.support.commands import SERVE, pip, run, serving
 from tests.support.documents import README, ROOT, SENTENCES, has, nearer_and_farther
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+REPOSITORY = "https://github.com/embedroute/embedroute"
 INFO = f"embedroute-{embedroute.__version__}.dist-info"
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    place = tmp_path_factory.mktemp("wheel")
-    pip(
-        "wheel",
-        "--no-index",
-        "--no-deps",
-        "--no-build-isolation",
-        "--wheel-dir",
-        place,
+    return build_wheel(ROOT, tmp_path_factory.mktemp("wheel"))
+
+
+def build_wheel(source, place):
+    options = ["--no-index", "--no-deps", "--no-build-isolation", "--wheel-dir", place]
+    pip("wheel", *options, source, cwd=place)
+    (built,) = place.iterdir()
+    return built
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory):
+    place = tmp_path_factory.mktemp("sdist")
+    run(
+        [sys.executable, "-m", "hatchling", "build", "--target", "sdist", "--directory", place],
         ROOT,
-        cwd=place,
     )
     (built,) = place.iterdir()
     return built
+
+
+@pytest.mark.slow
+def test_the_sdist_holds_all_files_of_the_repository(sdist):
+    if not (ROOT / ".git").exists():
+        pytest.skip("these tests do not run in a clone")
+    with tarfile.open(sdist) as archive:
+        names = {name.split("/", 1)[1] for name in archive.getnames()}
+
+    tracked = run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], ROOT)
+    assert names == {*tracked.split(), "PKG-INFO"}
+    assert names >= {"LICENSE", "README.md", "docs/index.md", "tests/conftest.py", "scripts/test"}
+
+
+@pytest.mark.slow
+def test_the_wheel_of_the_sdist_is_the_wheel_of_the_repository(sdist, wheel, tmp_path):
+    with ZipFile(build_wheel(sdist, tmp_path)) as of_sdist, ZipFile(wheel) as of_repository:
+        actual = {name: of_sdist.read(name) for name in of_sdist.namelist()}
+        expected = {name: of_repository.read(name) for name in of_repository.namelist()}
+
+    assert actual == expected
+
+
+@pytest.fixture(scope="module")
+def metadata(wheel):
+    with ZipFile(wheel) as archive:
+        return Parser().parsestr(archive.read(f"{INFO}/METADATA").decode())
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(wheel):
@@ -59,15 +94,40 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     }
 
 
-def test_the_wheel_says_what_it_is(wheel):
-    with ZipFile(wheel) as archive:
-        metadata = Parser().parsestr(archive.read(f"{INFO}/METADATA").decode())
-
+def test_the_wheel_says_what_it_is(metadata):
     actual = [
         metadata[name] for name in ("Name", "Version", "Requires-Python", "License-Expression")
     ]
     assert actual == ["embedroute", embedroute.__version__, ">=3.11", "Apache-2.0"]
-    assert metadata.get_payload().strip() == README.read_text(encoding="utf-8").strip()
+
+
+def test_the_metadata_links_to_the_repository_and_to_files_that_exist(metadata):
+    urls = dict(line.split(", ", 1) for line in metadata.get_all("Project-URL"))
+
+    assert list(urls) == ["Homepage", "Documentation", "Repository", "Issues", "Changelog"]
+    assert all(url.startswith(REPOSITORY) for url in urls.values())
+    assert [] == missing_files(urls.values())
+
+
+def test_the_readme_of_the_metadata_has_only_absolute_links(metadata):
+    """PyPI shows it away from the repository."""
+    text = metadata.get_payload()
+    links = re.findall(r"\]\(([^)]*)\)", text)
+
+    assert [] == [link for link in links if not link.startswith("https://")]
+    assert [] == missing_files(links)
+    assert (
+        text.replace(f"{REPOSITORY}/blob/main/", "").strip()
+        == README.read_text(encoding="utf-8").strip()
+    )
+
+
+def missing_files(urls):
+    """The URLs that lead to a file of the repository that is not there."""
+    prefix = f"{REPOSITORY}/blob/main/"
+    files = {url: url.removeprefix(prefix) for url in urls if url.startswith(prefix)}
+    assert files
+    return [url for url, path in files.items() if not (ROOT / path).is_file()]
 
 
 def test_built_in_backends_are_entry_points_too():
