@@ -8,10 +8,10 @@ every request in it, the leader's too, gets a neutral error.
 
 One input may keep an upstream from responding at all. So a merged call gets only half of the time
 that its requests have left. If it has no response by then, two of its requests make their own call
-(``_Probes``). At most one of the two holds that input, unless there are two such inputs. As soon as
-either is answered, the other requests make their own calls. If both have no response either, the
-upstream is too slow, and the others share that error. So a slow upstream gets two more calls, not
-one for each request.
+(``_Probes``), after half of the rest two more, and once more after half of that. As soon as one is
+answered, the other requests make their own calls. If none has a response, the upstream is too slow,
+and the others share that error. So a slow upstream gets six more calls, not one for each
+request, and up to five inputs of that kind in one merged call harm no other request.
 """
 
 from collections.abc import Awaitable, Callable, Hashable, Sequence
@@ -106,6 +106,8 @@ CONCERNS_ENDPOINT: Final = (ConnectError, RateLimited, PoolTimeout)
 """Errors of a merged call that no input has caused."""
 SHARE: Final = 0.5
 """Share of the time left that a merged call gets. The rest is for the requests' own calls."""
+ROUNDS: Final = 3
+"""How often two requests make their own call to find out whether an upstream is too slow."""
 LARGEST: Final = 32
 """Inputs of the largest call that is merged. A larger one would delay the small ones."""
 
@@ -120,8 +122,9 @@ class _Waiting:
 
     It waits for other calls for ``max_wait`` seconds, until the time ``until``. It must be answered
     before the time ``ends``. ``alone``: it must make its own call instead of a merged one.
-    ``probes``: the outcome of its own call decides about other requests too. ``has_left``: it was
-    cancelled, or its time is over.
+    ``probes``: the outcome of its own call decides about other requests too. ``next_probes``: it
+    makes such a call if the others are not decided when ``scope`` ends its wait. ``has_left``: it
+    was cancelled, or its time is over.
     """
 
     __slots__ = (
@@ -133,7 +136,9 @@ class _Waiting:
         "error",
         "has_left",
         "max_wait",
+        "next_probes",
         "probes",
+        "scope",
         "size",
         "until",
     )
@@ -152,22 +157,36 @@ class _Waiting:
         self.alone = False
         self.has_left = False
         self.probes: _Probes | None = None
+        self.next_probes: _Probes | None = None
+        self.scope = anyio.CancelScope()
 
 
 class _Probes:
-    """The own calls of the ``probing`` requests after a merged call without a response.
+    """The own calls of some ``requests`` of a merged call without a response, two at a time.
 
-    ``others`` are the other requests of the merged call.
+    The first two begin now, and two more whenever half of the time left has passed. ``others`` are
+    the requests that have no own call yet.
     """
 
     __slots__ = ("others", "under_way")
 
-    def __init__(self, probing: Sequence[_Waiting], others: Sequence[_Waiting]) -> None:
-        self.under_way = len(probing)
-        self.others = others
-        for waiting in probing:
-            waiting.alone = True
-            waiting.probes = self
+    def __init__(self, requests: Sequence[_Waiting], now: float) -> None:
+        self.under_way = 0
+        self.others = list(requests)
+        left = min(waiting.ends for waiting in requests) - now
+        for number, waiting in enumerate(requests[: 2 * ROUNDS]):
+            if number < 2:
+                self.begin(waiting)
+            else:
+                waiting.next_probes = self
+                waiting.scope.deadline = now + left * (1 - SHARE ** (number // 2))
+
+    def begin(self, waiting: _Waiting) -> None:
+        """Let ``waiting`` make its own call."""
+        self.others.remove(waiting)
+        self.under_way += 1
+        waiting.alone = True
+        waiting.probes = self
 
     def end(self, waiting: _Waiting, error: EmbedrouteError | None, *, cancelled: bool) -> None:
         """Decide about the others after the own call of ``waiting`` has ended.
@@ -181,7 +200,7 @@ class _Probes:
         if (is_slow or cancelled) and self.under_way:
             return
         others = self.others
-        self.others = ()
+        self.others = []
         if isinstance(error, UpstreamError) and is_slow:
             _share(error, waiting, others)
         elif not cancelled:  # otherwise they start over
@@ -345,7 +364,7 @@ class MicroBatcher:
                 return batch
             if isinstance(error, UpstreamTimeout):
                 present = [waiting for waiting in batch if not waiting.has_left]
-                _Probes(present[:2], present[2:])
+                _Probes(present, anyio.current_time())
                 return present[:2]
             # One input, or the merged size, may be the cause of any status. So each request makes
             # its own call, and only that one counts for the endpoint's health.
@@ -401,7 +420,8 @@ async def _follow(queue: _Queue, waiting: _Waiting) -> Vectors | None:
         UpstreamTimeout: there is no answer and too little time is left.
     """
     try:
-        with anyio.move_on_after(waiting.ends - anyio.current_time()):
+        waiting.scope.deadline = waiting.ends
+        with waiting.scope:
             await waiting.done.wait()
     except BaseException:
         _leave(waiting)
@@ -410,6 +430,9 @@ async def _follow(queue: _Queue, waiting: _Waiting) -> Vectors | None:
         if waiting in queue.waiting:
             queue.waiting.remove(waiting)
     if not waiting.done.is_set():
+        if waiting.next_probes is not None:
+            waiting.next_probes.begin(waiting)
+            return None
         _leave(waiting)
     answer = _outcome(waiting)
     time_left = waiting.ends - anyio.current_time()

@@ -504,9 +504,9 @@ BOTH = ["leads", "follows"]
 @pytest.mark.parametrize(
     TimeLeft._fields,
     [
-        TimeLeft(0.05, LONGER, ("late", "right"), [BOTH, ["leads"], ["follows"]]),
-        TimeLeft(LONGER, 0.05, ("right", "late"), [["follows"], ["leads"]]),
-        TimeLeft(0.05, 0.05, ("late", "late"), [BOTH, ["leads"], ["follows"]]),
+        TimeLeft(0.4, LONGER, ("late", "right"), [BOTH, ["leads"], ["follows"]]),
+        TimeLeft(LONGER, 0.4, ("right", "late"), [["follows"], ["leads"]]),
+        TimeLeft(0.4, 0.4, ("late", "late"), [BOTH, ["leads"], ["follows"]]),
         TimeLeft(LONGER, LONGER, ("right", "right"), [BOTH]),
     ],
 )
@@ -568,18 +568,37 @@ async def test_a_text_that_is_never_answered_takes_no_companion_with_it(place):
     assert sorted([text] for text in texts) == sorted(endpoint.requested[2:])
 
 
-async def test_a_slow_endpoint_gets_two_more_calls_for_a_merged_one():
-    """Not one for each of its requests, which share the error of those two."""
+@pytest.mark.parametrize("hanging", [2, 3, 4, 5])
+async def test_several_texts_that_are_never_answered_take_no_companion_with_them(hanging):
+    """Although they are in the requests that make the first calls of their own."""
     endpoint = Hanging()
-    texts = [f"hang {number}" for number in range(8)]
+    texts = [f"hang {number}" for number in range(hanging)]
+    good = ["a", "b", "c", "d"]
 
-    outcomes = await together(endpoint, ("first",), *[(text,) for text in texts], timeout=0.4)
+    outcomes = await together(
+        endpoint, ("first",), *[(text,) for text in [*texts, *good]], timeout=2.0
+    )
 
-    assert [["first"], texts, texts[:1], texts[1:2]] == endpoint.requested
+    assert all(isinstance(outcomes[text,], UpstreamTimeout) for text in texts)
+    assert all(is_right([text], outcomes[text,][0]) for text in good)
+    assert sorted([text] for text in [*texts, *good]) == sorted(endpoint.requested[2:])
+
+
+async def test_a_slow_endpoint_gets_six_more_calls_for_a_merged_one():
+    """Not one for each of its requests, which share the error of those six."""
+    endpoint = Hanging()
+    texts = [f"hang {number}" for number in range(12)]
+
+    outcomes = await together(endpoint, ("first",), *[(text,) for text in texts], timeout=1.6)
+
+    assert [["first"], texts] == endpoint.requested[:2]
+    assert [[text] for text in texts[:6]] == sorted(endpoint.requested[2:])
     failures = [outcomes[text,] for text in texts]
-    assert [UpstreamTimeout] * 8 == [type(failure) for failure in failures]
-    assert [False] * 2 + [True] * 6 == [failure.already_recorded for failure in failures]
-    assert all(seconds <= 0.2 for seconds in endpoint.seconds[1:])
+    assert [UpstreamTimeout] * 12 == [type(failure) for failure in failures]
+    assert [False] * 6 + [True] * 6 == [failure.already_recorded for failure in failures]
+    _, merged, first, _, second, _, third, _ = endpoint.seconds
+    assert max(merged, first) <= 0.8
+    assert first > 1.3 * second > 1.3**2 * third
 
 
 @pytest.mark.parametrize("leaves", ["leads", "follows", "both"])
@@ -608,12 +627,7 @@ async def test_the_others_are_served_if_a_call_made_alone_is_cancelled(leaves):
         for name in BOTH if leaves == "both" else [leaves]:
             scopes[name].cancel()
 
-    both_hung = leaves != "both"
-    for text in "ab":
-        if both_hung:
-            assert isinstance(outcomes[text], UpstreamTimeout)
-        else:
-            assert is_right([text], outcomes[text][0])
+    assert all(is_right([text], outcomes[text][0]) for text in "ab")
     assert endpoint.batcher._queues == {}
 
 
