@@ -11,7 +11,7 @@ that its requests have left. If it has no response by then, two of its requests 
 (``_Probes``), after half of the rest two more, and once more after half of that. As soon as one is
 answered, the other requests make their own calls. If none has a response, the upstream is too slow,
 and the others share that error. So a slow upstream gets six more calls, not one for each
-request, and up to five inputs of that kind in one merged call harm no other request.
+request, and up to five inputs of that kind in one merged call fail no other request.
 """
 
 from collections.abc import Awaitable, Callable, Hashable, Sequence
