@@ -161,6 +161,21 @@ class ApiKeys:
             raise Unauthorized("Incorrect API key provided; check the Authorization header.")
         return caller
 
+    def identify(self, values: Sequence[bytes], header: str) -> Caller:
+        """Return the caller whose key is the one of the ``values`` of a header of that name.
+
+        Raises:
+            Unauthorized: the header is missing or duplicated, or the key is too long or unknown.
+        """
+        if not values:
+            raise Unauthorized(f"An API key is required; send one header '{header}: KEY'.")
+        caller = None
+        if len(values) == 1 and len(values[0]) <= LONGEST_KEY:
+            caller = self._callers.get(self._digest(values[0]))
+        if caller is None:
+            raise Unauthorized(f"Incorrect API key provided; check the header '{header}'.")
+        return caller
+
 
 def _make_caller(name: str, key: ApiKey) -> Caller:
     models = None if key.models is None else frozenset(key.models)

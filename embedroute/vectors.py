@@ -41,6 +41,8 @@ They are 24 digits and signs, a comma, and the spaces and line breaks of indente
 """
 
 
+UNIT_TOLERANCE: Final = 1e-5
+"""How much the square of a unit vector's length may differ from 1, due to rounding."""
 MIXED_WIDTHS: Final = "The upstream's vectors differ in width."
 
 
@@ -320,6 +322,17 @@ def to_json(row: Array) -> bytes:
         row if row.flags.c_contiguous else np.ascontiguousarray(row),
         option=orjson.OPT_SERIALIZE_NUMPY,
     )
+
+
+def to_unit(row: Array) -> Array:
+    """Scale one (d,) row of float32 to length 1, unless its length is 1 but for rounding."""
+    is_unit = abs(float(np.vdot(row, row)) - 1) <= UNIT_TOLERANCE
+    return row if is_unit else unit(row[np.newaxis])[0]
+
+
+def to_unit_json(row: Array) -> bytes:
+    """Write one (d,) row of float32, scaled to length 1, as a JSON array."""
+    return to_json(to_unit(row))
 
 
 def base64_size(row: Array) -> int:

@@ -26,7 +26,14 @@ from embedroute.config.models import (
     Stage,
 )
 from embedroute.config.policies import BreakerPolicy, RateLimits, RetryPolicy
-from embedroute.config.settings import ApiKey, Auth, CacheSettings, DialectName, Settings
+from embedroute.config.settings import (
+    ApiKey,
+    Auth,
+    CacheSettings,
+    DialectName,
+    ProtocolName,
+    Settings,
+)
 from embedroute.config.validation import (
     ConvertResult,
     Mistake,
@@ -54,6 +61,7 @@ __all__ = [
     "Model",
     "PartialConfig",
     "PriceTable",
+    "ProtocolName",
     "Provider",
     "RateLimits",
     "RetryPolicy",

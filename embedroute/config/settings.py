@@ -15,6 +15,8 @@ Count = Annotated[int, Meta(ge=1)]
 Auth = Literal["keys", "open", "host"]
 DialectName = Literal["openai", "openrouter", "gomodel", "phaseo", "spice"]
 
+ProtocolName = Literal["openai", "azure", "cohere", "engines", "jina", "ollama", "tei", "voyage"]
+
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The ``[gateway]`` table; durations are in seconds, sizes in bytes.
@@ -25,6 +27,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     auth: Auth | None = None
     dialect: DialectName = "openai"
+    protocols: tuple[ProtocolName, ...] = ("openai",)
     transport: Literal["auto", "http1", "httpx2"] = "auto"
     proxy: Secret | None = None
     ca_file: str | None = None

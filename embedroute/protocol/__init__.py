@@ -14,6 +14,7 @@ from embedroute.protocol.decode import (
     decode_at_once,
     decode_in_steps,
     decode_request,
+    decode_struct,
     fold_parts_in_steps,
     is_small,
     make_request,
@@ -22,7 +23,7 @@ from embedroute.protocol.decode import (
 from embedroute.protocol.decode_errors import iter_values
 from embedroute.protocol.dialects import DIALECTS, OpenAIDialect
 from embedroute.protocol.input_kinds import Limits
-from embedroute.protocol.large_body import MOST_OTHER, SLICE, most_marks
+from embedroute.protocol.large_body import MOST_OTHER, SLICE, most_marks, split_members
 from embedroute.protocol.media import LARGEST_IMAGE, PIECE, check_media
 from embedroute.protocol.requests import (
     GOOGLE_TASKS,
@@ -32,6 +33,7 @@ from embedroute.protocol.requests import (
     NO_PREFERENCES,
     SPELLINGS,
     Content,
+    CreateEmbeddingRequest,
     Debug,
     Dtype,
     EmbeddingOptions,
@@ -39,12 +41,14 @@ from embedroute.protocol.requests import (
     GoogleTask,
     MaxPrice,
     MistralOptions,
+    Name,
     Percentiles,
     Preferences,
+    Size,
     Sort,
     cutoffs,
 )
-from embedroute.protocol.responses import ENCODER, Embeddings, LargeBody
+from embedroute.protocol.responses import ENCODER, Embeddings, LargeBody, write_rows
 
 __all__ = [
     "DIALECTS",
@@ -64,6 +68,7 @@ __all__ = [
     "SMALL",
     "SPELLINGS",
     "Content",
+    "CreateEmbeddingRequest",
     "Debug",
     "Dtype",
     "EmbeddingOptions",
@@ -76,9 +81,11 @@ __all__ = [
     "Limits",
     "MaxPrice",
     "MistralOptions",
+    "Name",
     "OpenAIDialect",
     "Percentiles",
     "Preferences",
+    "Size",
     "Sort",
     "bodies",
     "check_media",
@@ -86,10 +93,13 @@ __all__ = [
     "decode_at_once",
     "decode_in_steps",
     "decode_request",
+    "decode_struct",
     "fold_parts_in_steps",
     "is_small",
     "iter_values",
     "make_request",
     "most_marks",
+    "split_members",
     "with_input_type",
+    "write_rows",
 ]

@@ -6,7 +6,7 @@ All checks that need no knowledge of models or providers are made here.
 import json
 import re
 from collections.abc import Generator, Mapping, Sequence
-from typing import Final, cast
+from typing import Final, Literal, TypeVar, cast, get_args, get_origin
 
 import msgspec
 
@@ -34,6 +34,7 @@ from embedroute.protocol.requests import (
     Content,
     CreateEmbeddingRequest,
     Debug,
+    Dtype,
     EmbeddingOptions,
     LenientRequest,
     Preferences,
@@ -68,7 +69,8 @@ class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     ``inputs`` are n inputs of one ``kind``. ``dimensions`` is None if it is not set. ``input_type``
     is one of the neutral names (the keys of ``SPELLINGS``). ``field`` is the name of the field that
     held the inputs: ``input`` or ``inputs``. If the field ``provider`` is a string,
-    it is ``provider`` here; if it is an object, it is ``preferences``. ``large`` is true if
+    it is ``provider`` here; if it is an object, it is ``preferences``. ``dtype`` is that of the
+    vectors; only requests of other APIs (``server.protocols``) set it. ``large`` is true if
     processing all inputs at once would block the event loop.
     """
 
@@ -84,6 +86,7 @@ class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     preferences: Preferences = NO_PREFERENCES
     options: EmbeddingOptions = NO_OPTIONS
     debug: Debug = NO_DEBUG
+    dtype: Dtype = "float"
     large: bool = False
 
 
@@ -191,6 +194,36 @@ def _explain(error: Exception, body: bytes) -> InvalidRequest:
         return InvalidRequest(f"The body is not valid JSON: {syntax_error}.")
     except RecursionError:
         decode_errors.refuse_depth()
+
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+
+def decode_struct(body: bytes, struct: type[S]) -> S:
+    """Decode a body as ``struct``.
+
+    Raises:
+        InvalidRequest: it does not fit; ``param`` names the field.
+    """
+    try:
+        return msgspec.json.decode(body, type=struct)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        fields = {"": struct.__struct_fields__}
+        choices = {
+            path: _list_literals(field.type)
+            for field in msgspec.structs.fields(struct)
+            for path in (field.name, f"{field.name}[]")
+        }
+        raise decode_errors.explain_error(error, body, fields, choices) from None
+    except RecursionError:
+        decode_errors.refuse_depth()
+
+
+def _list_literals(type_: object) -> tuple[str, ...]:
+    """List the values of all ``Literal`` types in a type."""
+    if get_origin(type_) is Literal:
+        return get_args(type_)
+    return tuple(value for inner in get_args(type_) for value in _list_literals(inner))
 
 
 def make_request(fields: Mapping[str, object], limits: Limits) -> EmbeddingRequest:

@@ -1,6 +1,6 @@
 """Defines the result of a request, and encodes its vectors."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import msgspec
@@ -65,6 +65,9 @@ class Embeddings(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return tuple(self.trace.providers)
 
 
+WriteRow = Callable[[Array], bytes]
+"""Writes one row as JSON."""
+
 ENCODER = msgspec.json.Encoder(decimal_format="string")
 """Encodes all response bodies; prices become strings, so that no JSON parser rounds them."""
 
@@ -83,15 +86,26 @@ class LargeBody:
     known only from encoding them, so they are encoded twice.
     """
 
-    __slots__ = ("_after", "_before", "_is_base64", "_rows")
+    __slots__ = ("_after", "_before", "_is_base64", "_rows", "_write")
 
-    def __init__(self, envelope: bytes, rows: Sequence[Array], *, base64: bool) -> None:
-        """Hold ``rows``; ``envelope`` is the body with an empty list of vectors."""
+    def __init__(
+        self,
+        envelope: bytes,
+        rows: Sequence[Array],
+        *,
+        base64: bool = False,
+        write: WriteRow | None = None,
+    ) -> None:
+        """Hold ``rows``; ``envelope`` is the body, in which the first ``[]`` is their list.
+
+        With ``write``, an item of the list is a row that it has written, not an object.
+        """
         before, brackets, after = envelope.partition(b"[]")
         self._before = before + brackets[:1]
         self._after = brackets[1:] + after
         self._rows = rows
         self._is_base64 = base64
+        self._write = write
 
     @property
     def array_bytes(self) -> int:
@@ -100,13 +114,17 @@ class LargeBody:
 
     def __iter__(self) -> Iterator[bytes]:
         """Yield the body in pieces of a few rows."""
-        write = vectors.to_base64 if self._is_base64 else vectors.to_json
+        write = self._write or (vectors.to_base64 if self._is_base64 else vectors.to_json)
         yield self._before
         for group in groups(len(self._rows)):
             pieces = list[bytes]()
             for index, row in enumerate(self._rows[group], group.start):
+                separator = b"," if index else b""
+                if self._write is not None:
+                    pieces += (separator, write(row))
+                    continue
                 pieces += (
-                    b"," + _BEFORE_VECTOR if index else _BEFORE_VECTOR,
+                    separator + _BEFORE_VECTOR,
                     write(row),
                     b"%b%d%b" % (_BEFORE_INDEX, index, _AFTER_INDEX),
                 )
@@ -123,6 +141,15 @@ class LargeBody:
         yield len(self._before) + len(self._after) + count * overhead + count - 1
         yield sum(len(b"%d" % index) for index in range(count))
         yield sum(map(vectors.base64_size, self._rows))
+
+
+def write_rows(envelope: bytes, rows: Sequence[Array], write: WriteRow) -> tuple[bytes] | LargeBody:
+    """Write ``rows`` into ``envelope`` as a list of vectors, in several pieces if it is large.
+
+    ``envelope`` is the body of a response; its first ``[]`` is replaced.
+    """
+    body = LargeBody(envelope, rows, write=write)
+    return body if len(rows) * rows[0].nbytes >= LARGE else (b"".join(body),)
 
 
 def encode_rows(rows: Sequence[Array], *, base64: bool) -> list[Embedding]:

@@ -91,7 +91,11 @@ def merge_options(
     """
     honoured = [option for option in options if option.namespace in supported]
     dropped = [option for option in options if option not in honoured]
-    values: dict[str, Any] = {"dimensions": request.dimensions, "input_type": request.input_type}
+    values: dict[str, Any] = {
+        "dimensions": request.dimensions,
+        "input_type": request.input_type,
+        "dtype": None if request.dtype == "float" else request.dtype,
+    }
     fields = {name: name for name, value in values.items() if value is not None}
     for option in honoured:
         _refuse_contradiction(option, values, fields)
@@ -112,7 +116,7 @@ def merge_options(
     return MergedOptions(
         size=values["dimensions"],
         input_type=values["input_type"],
-        dtype=values.get("dtype", "float"),
+        dtype=values["dtype"] or "float",
         title=values.get("title"),
         dropped=dropped,
         fields=fields,

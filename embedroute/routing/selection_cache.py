@@ -99,6 +99,7 @@ class SelectionCache:
             or request.debug is not NO_DEBUG
             or request.provider is not None
             or request.kind is not Kind.TEXT
+            or request.dtype != "float"
         ):
             return self.prepare_route(self.resolve(request, caller), request, caller, trace)
         # A caller may equal ANYONE, who owns no cache entries and has no scope of its own.

@@ -1,11 +1,11 @@
 """Provides the ASGI application and the ASGI middleware, both with the lifespan of the gateway."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from embedroute.config import DialectName
+from embedroute.config import DialectName, ProtocolName
 from embedroute.errors import EmbedrouteError
 from embedroute.gateway import Gateway
 from embedroute.log_records import StartFailed, write
@@ -43,9 +43,10 @@ class EmbeddingsApp:
         *,
         dialect: DialectName | None = None,
         authenticate: Authenticator | None = None,
+        protocols: Sequence[ProtocolName] | None = None,
     ) -> None:
         """Serve ``gateway``; see ``embeddings_app`` for the arguments."""
-        self.handler: RequestHandler = RequestHandler(gateway, dialect, authenticate)
+        self.handler: RequestHandler = RequestHandler(gateway, dialect, authenticate, protocols)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request, or run the lifespan; reject WebSocket connections."""
@@ -62,13 +63,14 @@ def embeddings_app(
     *,
     dialect: DialectName | None = None,
     authenticate: Authenticator | None = None,
+    protocols: Sequence[ProtocolName] | None = None,
 ) -> EmbeddingsApp:
     """Make an ASGI application; mounted at ``/ai``, it serves ``/ai/v1/embeddings``.
 
-    ``dialect`` overrides the config's. ``authenticate`` identifies the caller if the config has
-    ``auth = "host"``; it is awaited with the ASGI scope of each request.
+    ``dialect`` and ``protocols`` override the config's. ``authenticate`` identifies the caller if
+    the config has ``auth = "host"``; it is awaited with the ASGI scope of each request.
     """
-    return EmbeddingsApp(gateway, dialect=dialect, authenticate=authenticate)
+    return EmbeddingsApp(gateway, dialect=dialect, authenticate=authenticate, protocols=protocols)
 
 
 class EmbeddingsMiddleware:

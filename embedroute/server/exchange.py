@@ -34,6 +34,7 @@ from embedroute.runtime import (
     tasks,
     time_limits,
 )
+from embedroute.server.protocols import Format
 from embedroute.text import echo
 from embedroute.trace import RequestTrace, new_request_id
 
@@ -76,6 +77,9 @@ class HTTPExchange:
     ``embeds`` is True for a request to embed, ``status`` is that of the response (499 before it),
     and ``code`` that of the error. ``write_timeout`` is the longest time in seconds for which the
     client may read nothing.
+
+    ``format`` writes the response if the request is one of another API; ``names`` are then the
+    client's names of fields. ``key_header`` may hold the API key instead of ``Authorization``.
     """
 
     __slots__ = (
@@ -86,7 +90,10 @@ class HTTPExchange:
         "account",
         "code",
         "embeds",
+        "format",
         "headers",
+        "key_header",
+        "names",
         "receive",
         "reserved",
         "response_started",
@@ -121,6 +128,9 @@ class HTTPExchange:
         self.code: str | None = None
         self.account: Account | None = None
         self.reserved: int = 0
+        self.format: Format | None = None
+        self.names: Mapping[str, str] = {}
+        self.key_header: bytes = b""
         request_ids = self.values(b"x-request-id") if b"x-request-id" in self._by_name else []
         is_valid = len(request_ids) == 1 and _REQUEST_ID.fullmatch(request_ids[0])
         self.trace: RequestTrace = RequestTrace(

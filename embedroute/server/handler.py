@@ -8,17 +8,17 @@ while it runs.
 
 import inspect
 import re
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from logging import INFO
-from typing import Final, Protocol, cast
+from typing import Final, Protocol, cast, get_args
 
 import msgspec
 from starlette.types import Receive, Scope, Send
 
 from embedroute.auth import ANYONE, Caller
-from embedroute.config import Auth, DialectName, catalogue
+from embedroute.config import Auth, DialectName, ProtocolName, catalogue
 from embedroute.errors import (
     BodyTimeout,
     ConfigError,
@@ -50,6 +50,7 @@ from embedroute.protocol import (
     DIALECTS,
     ENCODER,
     NO_DEBUG,
+    SMALL,
     EmbeddingRequest,
     Embeddings,
     LargeBody,
@@ -72,12 +73,15 @@ from embedroute.server import health, models, routes
 from embedroute.server.exchange import PIECE, SMALL_RESPONSE, HTTPExchange, error_headers
 from embedroute.server.explain import explain
 from embedroute.server.openapi import openapi
+from embedroute.server.protocols import ModelQuestion, Translate, make_translate, renamed, tei
 from embedroute.text import did_you_mean, echo
 
 Authenticator = Callable[[Scope], Awaitable[Caller | None]]
 """With ``auth = "host"``: returns who sends a request, or None to reject it."""
 
-_ENCODED: Final = re.compile(rb"(?:(?!/models/)[^?])*%2f|[^?]*%00", re.IGNORECASE)
+_ENCODED: Final = re.compile(
+    rb"(?:(?!/(?:models|deployments|engines|tei)/)[^?])*%2f|[^?]*%00", re.IGNORECASE
+)
 """What no raw path may contain. Only the id of a model may contain an encoded slash."""
 ADVICE: Final = (
     "Pass authenticate=, or caller= for the FastAPI router, or add an authentication middleware"
@@ -94,12 +98,19 @@ class RequestHandler:
     """
 
     def __init__(
-        self, gateway: Gateway, dialect: DialectName | None, authenticate: Authenticator | None
+        self,
+        gateway: Gateway,
+        dialect: DialectName | None,
+        authenticate: Authenticator | None,
+        protocols: Sequence[ProtocolName] | None = None,
     ) -> None:
-        """Use ``dialect``, or the config's. With auth "host", ``authenticate`` finds the caller.
+        """Use ``dialect`` and ``protocols``, or the config's.
+
+        With auth "host", ``authenticate`` finds the caller.
 
         Raises:
-            ConfigError: the dialect is unknown, or ``authenticate`` is not async or not used.
+            ConfigError: the dialect or a protocol is unknown, or ``authenticate`` is not async or
+                not used.
         """
         _check_authenticator(authenticate, gateway.settings.auth)
         self.gateway = gateway
@@ -107,6 +118,11 @@ class RequestHandler:
             gateway.settings.dialect if dialect is None else dialect
         )
         self.dialect: OpenAIDialect = DIALECTS[self.dialect_name]
+        self.protocols: frozenset[ProtocolName] = validate_protocols(
+            gateway.settings.protocols if protocols is None else protocols
+        )
+        self._routes = routes.select_routes(self.protocols)
+        self._translate_extensions = make_translate(self.protocols)
         self._authenticate = authenticate
         self.stopping = False
 
@@ -148,23 +164,42 @@ class RequestHandler:
             raise NotFound(
                 "The path contains an encoded slash or NUL. Write '/' without encoding it."
             )
-        operation = routes.BY_PATH.get(path) or routes.match_model_path(path)
+        operation = self._routes.by_path.get(path)
+        model = ""
         if operation is None:
-            raise _not_found(path)
+            operation, model = self._find_by_template(path)
+        exchange.format = operation.format
+        exchange.key_header = operation.key_header
         if method not in operation.methods:
             raise MethodNotAllowed(method, ", ".join(operation.methods))
         if operation is routes.EMBED:
             exchange.embeds = True
-            return self._embed(exchange)
+            return self._embed(exchange, self._translate_extensions)
+        if operation.translate is not None:
+            exchange.embeds = True
+            return self._embed(exchange, operation.translate, model)
+        if operation.body is not None:
+            return self._answer_about_models(operation, model, exchange)
+        return self._answer_about_mount(operation, path, exchange)
+
+    def _find_by_template(self, path: str) -> tuple[routes.Operation, str]:
+        found = self._routes.match(path)
+        if found is None:
+            raise _not_found(path)
+        return found
+
+    def _answer_about_mount(
+        self, operation: routes.Operation, path: str, exchange: HTTPExchange
+    ) -> Awaitable[None]:
         if operation is routes.GET_OPENAPI:
             return exchange.answer(200, self._openapi(".." if path.startswith("/v1/") else "."))
         if operation is routes.GET_LIVE:
             return exchange.answer(200, health.LIVE)
-        if operation is routes.GET_READY:
-            return self._answer_readiness(exchange)
-        return self._list_models(operation, path, exchange)
+        return self._answer_readiness(exchange)
 
-    async def _embed(self, exchange: HTTPExchange) -> None:
+    async def _embed(
+        self, exchange: HTTPExchange, translate: Translate | None = None, model: str = ""
+    ) -> None:
         gateway = self.gateway
         settings = gateway.settings
         if settings.auth == "host":
@@ -183,10 +218,10 @@ class RequestHandler:
                 exchange.wait_for_disconnect,
             )
             deadline = gateway.clock() + settings.deadline
-            if is_small(body):
+            if translate is None and is_small(body):
                 request = decode_at_once(body, gateway.limits)
             else:
-                request = await fairness.step_by_step(decode_in_steps(body, gateway.limits))
+                request = await self._decode(body, exchange, caller, translate, model)
             exchange.trace.model = request.model
             if request.debug is not NO_DEBUG:
                 _start_debugging(exchange, request)
@@ -206,6 +241,37 @@ class RequestHandler:
         if forecast is not None:
             await exchange.answer(200, ENCODER.encode(forecast))
 
+    async def _decode(
+        self,
+        body: bytes,
+        exchange: HTTPExchange,
+        caller: Caller,
+        translate: Translate | None,
+        model: str,
+    ) -> EmbeddingRequest:
+        """Decode a large body, or one of another API; ``model`` is the one that the path names."""
+        limits = self.gateway.limits
+        if translate is None:
+            return await fairness.step_by_step(decode_in_steps(body, limits))
+        if translate is tei.translate and not model:
+            model = tei.choose_model(self._make_question(caller))
+        steps = translate(body, model, limits)
+        if is_small(body):
+            translation = fairness.finished(steps)
+        else:
+            translation = await fairness.step_by_step(steps)
+        exchange.format = translation.format or exchange.format
+        exchange.names = translation.names
+        if translation.refusal is not None:
+            raise translation.refusal
+        if is_small(translation.body):
+            request = decode_at_once(translation.body, limits)
+        else:
+            request = await fairness.step_by_step(decode_in_steps(translation.body, limits))
+        if translation.dtype == "float":
+            return request
+        return msgspec.structs.replace(request, dtype=translation.dtype)
+
     async def _respond(
         self,
         exchange: HTTPExchange,
@@ -215,7 +281,7 @@ class RequestHandler:
     ) -> None:
         caller = context.caller
         exchange.trace.served_tokens = embeddings.prompt_tokens
-        body = self.dialect.success(embeddings, context.request)
+        body = (exchange.format or self.dialect).success(embeddings, context.request)
         if isinstance(body, tuple) and len(body[0]) <= SMALL_RESPONSE:
             watch.restart(exchange.write_timeout, ClientTooSlow, None)
             await exchange.send_whole(200, body[0])
@@ -256,7 +322,11 @@ class RequestHandler:
     def _authenticate_by_key(self, exchange: HTTPExchange) -> Caller:
         caller = ANYONE
         if self.gateway.settings.auth == "keys":
-            caller = self.gateway.keys.authenticate(exchange.values(b"authorization"))
+            if exchange.key_header and not exchange.values(b"authorization"):
+                name = exchange.key_header
+                caller = self.gateway.keys.identify(exchange.values(name), name.decode())
+            else:
+                caller = self.gateway.keys.authenticate(exchange.values(b"authorization"))
         exchange.trace.caller = caller.name
         return caller
 
@@ -286,7 +356,13 @@ class RequestHandler:
     def _openapi(self, server: str) -> bytes:
         secured = self.gateway.settings.auth == "keys"
         model = self.example_model()
-        return openapi(server, dialect=self.dialect_name, secured=secured, model=model)
+        return openapi(
+            server,
+            dialect=self.dialect_name,
+            secured=secured,
+            model=model,
+            protocols=tuple(sorted(self.protocols)),
+        )
 
     def example_model(self) -> str:
         """Return the model that the example of the OpenAPI document names.
@@ -296,28 +372,45 @@ class RequestHandler:
         shipped = catalogue()
         return next((name for name in self.gateway.directory.routes if name in shipped), "MODEL")
 
-    async def _list_models(
-        self, operation: routes.Operation, path: str, exchange: HTTPExchange
+    async def _answer_about_models(
+        self, operation: routes.Operation, model: str, exchange: HTTPExchange
     ) -> None:
         if self.gateway.settings.auth == "host":
             caller = await self._authenticate_by_host(exchange)
         else:
             caller = self._authenticate_by_key(exchange)
-        allowed = self.gateway.selections.list_permitted(caller)
         body: msgspec.Struct
-        if operation is routes.GET_MODEL:
-            body = models.model_card(allowed, routes.get_model_id(path))
-        elif operation is routes.LIST_EMBEDDING_MODELS:
-            body = models.openrouter_list(allowed)
+        if operation.answer is not None:
+            sent = await self._read_small(exchange, caller) if "POST" in operation.methods else b""
+            body = operation.answer(self._make_question(caller, model, sent))
         else:
-            body = models.model_list(allowed)
+            allowed = self.gateway.selections.list_permitted(caller)
+            if operation is routes.GET_MODEL:
+                body = models.model_card(allowed, model)
+            elif operation is routes.LIST_EMBEDDING_MODELS:
+                body = models.openrouter_list(allowed)
+            else:
+                body = models.model_list(allowed)
         await exchange.answer(200, ENCODER.encode(body))
+
+    def _make_question(self, caller: Caller, model: str = "", body: bytes = b"") -> ModelQuestion:
+        allowed = self.gateway.selections.list_permitted(caller)
+        described = [models.describe_model(route) for route in allowed]
+        return ModelQuestion(models=described, name=model, body=body, limits=self.gateway.limits)
+
+    async def _read_small(self, exchange: HTTPExchange, caller: Caller) -> bytes:
+        exchange.require_json()
+        seconds = self.gateway.settings.body_timeout
+        async with tasks.watch(seconds, self._make_body_timeout):
+            return await exchange.body(SMALL, self.gateway.bodies, caller.name)
 
     async def _reject(self, exchange: HTTPExchange, error: EmbedrouteError) -> None:
         if exchange.response_started:
             return
         exchange.code = error.code
-        body = self.dialect.error(error, exchange.trace)
+        if exchange.names:
+            error = renamed(error, exchange.names)
+        body = (exchange.format or self.dialect).error(error, exchange.trace)
         await exchange.answer(error.status, body, error_headers(error, error.status))
         self._log_error(exchange, error)
 
@@ -421,6 +514,20 @@ def validate_dialect(name: str) -> DialectName:
         issue = f"dialect={text!r} is not known{suggestion}; use one of {', '.join(names)}"
         raise ConfigError([issue])
     return cast("DialectName", text)
+
+
+def validate_protocols(names: Sequence[str]) -> frozenset[ProtocolName]:
+    """Return the set of ``names`` if each is the name of a protocol.
+
+    Raises:
+        ConfigError: there are none, or one is unknown.
+    """
+    known = get_args(ProtocolName)
+    unknown = [name for name in names if name not in known]
+    if unknown or not names or isinstance(names, str):
+        issue = f"protocols={names!r} must be a list of some of {', '.join(known)}"
+        raise ConfigError([issue])
+    return frozenset(cast("Sequence[ProtocolName]", names))
 
 
 def _start_debugging(exchange: HTTPExchange, request: EmbeddingRequest) -> None:

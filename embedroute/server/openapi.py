@@ -1,13 +1,14 @@
 """Generates the OpenAPI 3.1 document of a mount, and the descriptions of its operations."""
 
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Final
 
 import msgspec
 
-from embedroute.config import DialectName
+from embedroute.config import DialectName, ProtocolName
 from embedroute.protocol import DIALECTS, bodies
-from embedroute.server.routes import API, EMBED, GET_MODEL, Operation
+from embedroute.server.routes import API, EMBED, GET_MODEL, Operation, list_enabled
 from embedroute.server.schemas import REQUEST, components, reference
 from embedroute.version import __version__
 
@@ -32,6 +33,7 @@ STATUSES: Final = {
 """Status → its description."""
 
 _MODEL_ID: Final = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
+_MODEL: Final = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
 _EXPLAIN: Final = {
     "name": "explain",
     "in": "query",
@@ -52,6 +54,8 @@ def describe(
         "summary": operation.summary,
         "tags": ["embeddings"],
     }
+    if operation.protocol != "openai":
+        return described | _describe_foreign(operation, dialect)
     if operation is EMBED:
         described["requestBody"] = {"required": True, "content": _request_content(model)}
         described["parameters"] = [_EXPLAIN]
@@ -70,6 +74,27 @@ def describe(
     return described
 
 
+def _describe_foreign(operation: Operation, dialect: DialectName) -> dict[str, object]:
+    """Return the description of an operation of another API, besides its names."""
+    error = reference(operation.error_body or DIALECTS[dialect].error_body)
+    success = operation.schema or reference(operation.body or DIALECTS[dialect].success_body)
+    described: dict[str, object] = {
+        "responses": {
+            "200": {"description": operation.description, "content": _json_content(success)},
+            **{
+                str(status): {"description": STATUSES[status], "content": _json_content(error)}
+                for status in operation.statuses
+            },
+        }
+    }
+    if operation.request is not None:
+        content = _json_content(reference(operation.request))
+        described["requestBody"] = {"required": True, "content": content}
+    if "{model}" in operation.path:
+        described["parameters"] = [_MODEL]
+    return described
+
+
 def describe_error(status: int, dialect: DialectName = "openai") -> dict[str, object]:
     """Return the OpenAPI description of an error of a status."""
     content = _json_content(reference(DIALECTS[dialect].error_body))
@@ -83,12 +108,15 @@ def openapi(
     dialect: DialectName = "openai",
     secured: bool = True,
     model: str = "MODEL",
+    protocols: Sequence[ProtocolName] = ("openai",),
 ) -> bytes:
     """Return the OpenAPI document as JSON.
 
     ``server`` is the URL of the mount, relative to the URL of the document. ``secured`` says
     whether requests need an API key. ``model`` is the model of the example.
     """
+    schemas = components(dialect, protocols)
+    operations = list_enabled(protocols)
     document: dict[str, object] = {
         "openapi": "3.1.0",
         "info": {
@@ -98,17 +126,26 @@ def openapi(
         },
         "servers": [{"url": server}],
         "paths": {
-            f"/v1{operation.path}": {
+            f"/v1{operation.path}" if operation in API else operation.path: {
                 operation.methods[0].lower(): describe(operation, dialect, model)
             }
-            for operation in API
+            for operation in operations
         },
-        "components": {"schemas": components(dialect)},
+        "components": {"schemas": schemas},
     }
     if secured:
-        schemes = {"bearer": {"type": "http", "scheme": "bearer", "description": KEY_DESCRIPTION}}
-        document["components"] = {"schemas": components(dialect), "securitySchemes": schemes}
-        document["security"] = [{"bearer": []}]
+        schemes: dict[str, object] = {
+            "bearer": {"type": "http", "scheme": "bearer", "description": KEY_DESCRIPTION}
+        }
+        for header in {item.key_header.decode() for item in operations if item.key_header}:
+            schemes[header] = {
+                "type": "apiKey",
+                "in": "header",
+                "name": header,
+                "description": KEY_DESCRIPTION,
+            }
+        document["components"] = {"schemas": schemas, "securitySchemes": schemes}
+        document["security"] = [{name: []} for name in schemes]
     return msgspec.json.encode(document)
 
 
@@ -117,5 +154,5 @@ def _request_content(model: str) -> dict[str, object]:
     return {"application/json": {"schema": reference(REQUEST), "example": example}}
 
 
-def _json_content(schema: dict[str, object]) -> dict[str, object]:
+def _json_content(schema: Mapping[str, object]) -> dict[str, object]:
     return {"application/json": {"schema": schema}}

@@ -11,9 +11,10 @@ from typing import Final, cast
 
 import msgspec
 
-from embedroute.config import DialectName
+from embedroute.config import DialectName, ProtocolName
 from embedroute.protocol import DIALECTS, bodies, requests
-from embedroute.server.routes import API
+from embedroute.server.protocols import EXTENSIONS
+from embedroute.server.routes import list_enabled
 
 Schema = Mapping[str, object]
 Document = dict[str, object]
@@ -31,23 +32,47 @@ _ONE_INPUT_REQUIRED: Final[Schema] = {
 
 
 @cache
-def components(dialect: DialectName = "openai") -> dict[str, Document]:
+def components(
+    dialect: DialectName = "openai", protocols: Sequence[ProtocolName] = ("openai",)
+) -> dict[str, Document]:
     """Return the JSON Schemas to which the operations refer, by name."""
+    operations = list_enabled(protocols)
+    structs = [
+        struct
+        for operation in operations
+        for struct in (operation.body, operation.request, operation.error_body)
+    ]
     roots = [
         REQUEST,
         DIALECTS[dialect].success_body,
         DIALECTS[dialect].error_body,
         bodies.Plan,
-        *[operation.body for operation in API if operation.body],
+        *dict.fromkeys(filter(None, structs)),
     ]
     _, schemas = msgspec.json.schema_components(roots, ref_template=f"{REF}{{name}}")
     simplified = {name: _simplify(schema) for name, schema in schemas.items()}
-    request = simplified[REQUEST.__name__]
-    properties = cast("dict[str, Document]", request["properties"])
+    for struct in roots:
+        if issubclass(struct, REQUEST):
+            simplified[struct.__name__] = _complete_request(simplified[struct.__name__])
+    properties = cast("Document", simplified[REQUEST.__name__]["properties"])
+    for name, extension in EXTENSIONS.items():
+        if name in protocols:
+            properties |= _describe_fields(extension.fields)
+    return simplified
+
+
+def _complete_request(schema: Document) -> Document:
+    """Describe what the decoder checks later: one kind of inputs, and one of their two names."""
+    properties = dict(cast("dict[str, Document]", schema["properties"]))
     for name in ("input", "inputs"):
         properties[name] = _with_one_kind_of_items(properties[name])
-    simplified[REQUEST.__name__] = {**request, **_ONE_INPUT_REQUIRED}
-    return simplified
+    return {**schema, "properties": properties, **_ONE_INPUT_REQUIRED}
+
+
+def _describe_fields(struct: type[msgspec.Struct]) -> Document:
+    """Return the schemas of the fields of a struct that has no structs in it."""
+    _, schemas = msgspec.json.schema_components([struct], ref_template=f"{REF}{{name}}")
+    return cast("Document", _simplify(schemas[struct.__name__])["properties"])
 
 
 def reference(struct: type[msgspec.Struct]) -> Document:

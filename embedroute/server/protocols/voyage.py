@@ -1,0 +1,43 @@
+"""Translates the fields of Voyage's ``POST /v1/embeddings``.
+
+Source: the reference of Voyage's text embeddings, November 2026. A text that is longer than the
+model's context is refused; ``truncation`` has no effect.
+"""
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from embedroute.errors import EmbedrouteError
+from embedroute.protocol import ENCODER, Dtype, OpenAIDialect
+from embedroute.server.protocols.translation import Neutral, Width
+from embedroute.trace import RequestTrace
+
+
+class VoyageFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The fields that OpenAI's API does not have; ``truncation`` has no effect."""
+
+    output_dimension: Width = None
+    output_dtype: Annotated[Dtype | None, Meta(description="The type of the numbers.")] = None
+    truncation: bool | None = None
+
+
+class VoyageFormat(OpenAIDialect):
+    """OpenAI's format, with Voyage's errors."""
+
+    def error(self, error: EmbedrouteError, trace: RequestTrace) -> bytes:
+        """Write the message."""
+        del trace
+        return ENCODER.encode({"detail": error.message})
+
+
+def translate(fields: VoyageFields) -> Neutral:
+    """Return the neutral fields that have the same effect."""
+    names: dict[str, str] = {}
+    values: dict[str, Any] = {}
+    if fields.output_dimension is not None:
+        values["dimensions"] = fields.output_dimension
+        names["dimensions"] = "output_dimension"
+    names["dtype"] = "output_dtype"
+    return Neutral(values=values, names=names, dtype=fields.output_dtype or "float")
