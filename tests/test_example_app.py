@@ -141,6 +141,7 @@ def installed(tmp_path_factory):
 EMBEDROUTE = Path(sys.executable).with_name("embedroute")
 
 
+@pytest.mark.thorough
 def test_an_installed_backend_is_found(tmp_path, installed):
     names = [
         line.split()[0] for line in run([EMBEDROUTE, "backends"], tmp_path, installed).splitlines()
@@ -171,6 +172,7 @@ endpoints = [{{ provider = "acme", model = "large" }}]
         ("wrong", 502, "upstream_credentials"),
     ],
 )
+@pytest.mark.thorough
 def test_an_installed_backend_serves(tmp_path, installed, acme, key, status, tells):
     """As its package, through a config and over HTTP at both ends."""
     config = tmp_path / "embedroute.toml"

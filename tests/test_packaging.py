@@ -266,7 +266,7 @@ def test_ci_checks_vulnerabilities_and_runs_all_tests_and_the_lowest_versions():
     assert "scripts/audit" in (ROOT / "scripts" / "check").read_text(encoding="utf-8")
     lines = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
     runs = {
-        "scripts/test",
+        "scripts/test --coverage",
         "scripts/test --slow",
         "scripts/test-lowest",
     }

@@ -44,6 +44,7 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize("name", ANSWERS)
+@pytest.mark.thorough
 def test_a_response_with_too_many_rows_or_numbers_costs_little(name):
     backend, make = ANSWERS[name]
     reply = UpstreamResponse(200, {}, make())

@@ -78,6 +78,7 @@ def cpu_seconds(server):
     return (int(fields[11]) + int(fields[12])) / TICKS
 
 
+@pytest.mark.thorough
 def test_aborted_batches_leave_no_threads_memory_or_work_behind(server):
     threads, memory = size(server)
     sizes = []
@@ -94,6 +95,7 @@ def test_aborted_batches_leave_no_threads_memory_or_work_behind(server):
     assert cpu_seconds(server) - before < 0.5
 
 
+@pytest.mark.thorough
 def test_a_short_text_is_answered_while_four_batches_run(server):
     """Many short texts are answered, one after the other, before the first batch.
 

@@ -181,6 +181,7 @@ def embedded(server, key):
     not Path("/proc/self/status").exists(), reason="resident memory is read from /proc"
 )
 @pytest.mark.parametrize("chunked", [False, True], ids=["declared", "chunked"])
+@pytest.mark.thorough
 def test_one_key_cannot_fill_the_memory_with_endless_bodies(chunked):
     """Bodies of 32 MiB, which every one may have: two of a key fit into its quarter of 256 MiB."""
     with (

@@ -19,7 +19,7 @@ from embedroute.execution import split_result
 from embedroute.routing import EmbeddedInput, cut, pair_with_keys
 from embedroute.runtime import tasks
 from embedroute.testing import ScriptedBackend, expected_vector
-from tests.support.slow import slow_unless
+from tests.support.slow import slow_unless, thorough_unless
 
 pytestmark = pytest.mark.anyio
 
@@ -105,10 +105,13 @@ def test_vectors_of_merged_and_truncated_answers_keep_their_source():
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize(
     "cached",
-    [
-        "".join(text for text, on in zip(LETTERS, mask, strict=True) if on)
-        for mask in itertools.product([0, 1], repeat=6)
-    ],
+    thorough_unless(
+        lambda cached: len(cached) % 5 < 2,
+        (
+            "".join(text for text, on in zip(LETTERS, mask, strict=True) if on)
+            for mask in itertools.product([0, 1], repeat=6)
+        ),
+    ),
 )
 async def test_only_misses_go_upstream_and_every_row_belongs_to_its_input(anyio_backend, cached):
     """LiteLLM's cache has handed out wrong vectors here since 2024 (BerriAI/litellm #2990 to #41799)."""

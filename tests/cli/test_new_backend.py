@@ -15,6 +15,7 @@ from tests.support.pages import read_blocks
 
 
 @pytest.mark.parametrize("options", [[], ["--local"]], ids=["HTTP API", "local model"])
+@pytest.mark.thorough
 def test_the_test_of_a_new_backend_passes(options, tmp_path, capsys):
     assert main(["new-backend", "acme-2", *options, "--directory", str(tmp_path)]) == 0
 

@@ -19,6 +19,7 @@ NOT_RUN = {
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if read_blocks(page)], ids=name_of)
+@pytest.mark.thorough
 def test_the_code_of_the_documentation_runs(page, tmp_path):
     blocks = read_blocks(page)
 

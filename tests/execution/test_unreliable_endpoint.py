@@ -84,6 +84,7 @@ NAMED = {0.02: 0.5, 0.05: 0.5, 0.1: 0.5, 0.2: 0.5, 0.35: 0.05, 0.5: 0.0}
 @pytest.mark.uncounted
 @pytest.mark.parametrize("most", [None, 1], ids=["bisected", "one input per call"])
 @pytest.mark.parametrize("share", slow_unless({0.02, 0.35}.__contains__, NAMED))
+@pytest.mark.thorough
 async def test_random_failures_blame_no_input_and_bad_inputs_are_named(
     share, most, record_property
 ):

@@ -38,6 +38,7 @@ def ask(client, key, pause):
 
 
 @pytest.mark.parametrize(("pause", "times"), [(0.05, 3), (0.0, 100)])
+@pytest.mark.thorough
 def test_a_rejected_client_gets_the_response_and_can_send_another_request(server, pause, times):
     """Its connection is neither reset nor closed without a response, whenever its body arrives."""
     with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=180)) as client:

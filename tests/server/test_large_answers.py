@@ -46,7 +46,7 @@ from tests.fault_upstream import vectors_of
 from tests.support.asgi_client import call
 from tests.support.commands import serving
 from tests.support.elapsed import measured
-from tests.support.slow import slow_unless
+from tests.support.slow import slow_unless, thorough_unless
 from tests.support.tls import certified
 
 COUNT, WIDTH = 2048, 1536
@@ -119,6 +119,7 @@ async def test_a_large_response_contains_the_right_vectors(url, asked_of, encodi
         ],
     ),
 )
+@pytest.mark.thorough
 def test_a_large_response_does_not_block_the_event_loop(forms, loop):
     """Measured in CPU time, without a tracer."""
     command = [sys.executable, "-m", "tests.support.loop_latency", *forms.split(), loop]
@@ -467,7 +468,9 @@ ODDITIES = {
 @pytest.mark.parametrize("escaped", [False, True])
 @pytest.mark.parametrize("odd", ODDITIES.values(), ids=ODDITIES)
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-@pytest.mark.parametrize(("count", "least"), [(40, LONG), (200, LARGE)])
+@pytest.mark.parametrize(
+    ("count", "least"), [(40, LONG), pytest.param(200, LARGE, marks=pytest.mark.thorough)]
+)
 @pytest.mark.parametrize("dtype", slow_unless("float".__eq__, ["float", "int8", "ubinary"]))
 def test_large_and_small_responses_are_parsed_alike(dtype, count, least, form, odd, escaped):
     """Any order of rows, type and form of numbers, look-alikes of vectors, escaped slashes."""
@@ -516,7 +519,10 @@ def test_a_vector_outside_its_row_is_not_used(row, other):
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("base64", [False, True])
-@pytest.mark.parametrize("count", [ROWS - 1, ROWS, ROWS + 1, 2 * ROWS, 3 * ROWS + 5])
+@pytest.mark.parametrize(
+    "count",
+    thorough_unless((ROWS + 1).__eq__, [ROWS - 1, ROWS, ROWS + 1, 2 * ROWS, 3 * ROWS + 5]),
+)
 def test_large_and_small_bodies_are_encoded_alike(dialect, base64, count):
     """Row by row: equal to the concatenated responses for the single rows."""
     vectors, job = vectors_of(TEXTS[:count], 8 * 4096), SimpleNamespace(base64=base64)

@@ -285,6 +285,7 @@ async def test_responses_that_clients_do_not_read_are_limited(most, clients, sta
 
 
 @pytest.mark.parametrize("server", ["uvicorn", "uvicorn-uvloop", "hypercorn"])
+@pytest.mark.thorough
 def test_a_server_closes_the_connection_of_a_client_that_reads_nothing(server):
     """With hypercorn on trio it stays open, as ``send`` cannot be cancelled there."""
     body = json.dumps({"model": "wide", "input": [f"{at}" for at in range(2048)]}).encode()
@@ -345,6 +346,7 @@ def resident(pid):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of a process from /proc")
 @pytest.mark.parametrize("encoding_format", FORMATS)
+@pytest.mark.thorough
 def test_large_responses_to_slow_clients_leave_little_memory_behind(encoding_format, tmp_path):
     """After responses of 2048 x 1536 that all wait for their clients."""
     upstream = [sys.executable, "-m", "tests.fault_upstream", "--width", str(WIDTH)]

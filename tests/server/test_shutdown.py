@@ -81,6 +81,7 @@ def assert_silent(said):
 
 
 @pytest.mark.parametrize("server", GRACE)
+@pytest.mark.thorough
 def test_a_request_that_the_server_cancels_gets_a_503(server):
     """The gateway is mounted, so it gets no lifespan event. It is cancelled after the grace."""
     with Upstream("stalled") as upstream:

@@ -24,6 +24,7 @@ def overload(upstream: Upstream, seed: int) -> list[Outcome]:
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("beyond", ["queue", "share", 429, 503])
+@pytest.mark.thorough
 def test_an_overloaded_upstream_serves_its_capacity_and_the_rest_is_refused_early(beyond, seed):
     upstream = Upstream(WORKERS, 0.1, beyond)
     outcomes = overload(upstream, seed)
@@ -70,6 +71,7 @@ def test_an_upstream_that_serves_some_calls_at_a_time_is_used_fully(upstreams, r
     ("share", "rate", "seconds", "least"),
     [(0.4, 500, 0.05, 0.99), (0.5, 500, 0.05, 0.93), (0.4, 100, 0.3, 0.95), (0.4, 50, 0.02, 0.98)],
 )
+@pytest.mark.thorough
 def test_random_errors_of_overload_do_not_lower_the_limit_for_long(share, rate, seconds, least):
     mode = brown_out(share)._replace(seconds=seconds)
     result = simulate_failures([(0.0, mode)], seconds=20, per_second=rate)

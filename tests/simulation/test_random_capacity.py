@@ -27,6 +27,7 @@ def seeds(default: int, slow: int) -> list[object]:
 
 
 @pytest.mark.parametrize("seed", seeds(6, 60))
+@pytest.mark.thorough
 def test_capacity_is_used_and_never_exceeded_for_long(seed):
     random = Random(seed)
     upstreams = [

@@ -90,6 +90,7 @@ def quantile(result, share):
 
 
 @pytest.mark.parametrize("upstreams", [1, 2, 3])
+@pytest.mark.thorough
 def test_hedging_cuts_the_tail_of_slow_calls_with_few_further_calls(upstreams):
     """Three calls in a hundred take two seconds more."""
     schedules = [[(0.0, TAIL)]] * upstreams
@@ -111,6 +112,7 @@ def test_hedges_are_a_twentieth_of_the_calls_however_slow_the_endpoints_are():
     assert 1.03 * len(result.outcomes) <= result.calls <= 1.05 * len(result.outcomes) + 30
 
 
+@pytest.mark.thorough
 def test_hedging_makes_no_calls_to_an_endpoint_in_an_outage():
     """The endpoint that fails is tried last, so all its calls are fallbacks or hedges."""
     schedules = [[(0.0, TAIL)], [(0.0, brown_out(0.5))]]
@@ -129,6 +131,7 @@ def test_a_hedged_model_survives_an_outage_with_few_calls():
     assert calls <= 0.3 * sum(outcome.at >= 10.0 for outcome in result.outcomes)
 
 
+@pytest.mark.thorough
 def test_a_cancelled_call_does_not_count_against_its_endpoint():
     """The endpoint with slow calls keeps its share of the requests."""
     schedules = [[(0.0, Mode(slow=0.04))], [(0.0, HEALTHY)]]
