@@ -129,6 +129,9 @@ def access_mistakes(config: Config) -> list[str]:
     if config.gateway.auth == "keys" and not config.keys:
         mistake = '[gateway] auth = "keys" needs a [keys.NAME] table with key = "env:VARIABLE".'
         return [Mistake(mistake, ("keys",))]
+    if config.gateway.auth == "open" and config.gateway.metrics == "key":
+        mistake = '[gateway] metrics = "key" needs keys, but auth = "open". Set metrics = "open".'
+        return [Mistake(mistake, ("gateway", "metrics"))]
     return []
 
 

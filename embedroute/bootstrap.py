@@ -39,6 +39,7 @@ from embedroute.execution import (
     EchoedModels,
     Embed,
     LocalModels,
+    LoopSlots,
     SingleFlight,
     Watchdog,
     WidthRegistry,
@@ -62,6 +63,7 @@ from embedroute.transport import Transport, TransportConfig, create_transport, t
 
 if TYPE_CHECKING:
     import httpx2
+    from prometheus_client import CollectorRegistry
 
 DEFAULT_FILE: Final = "embedroute.toml"
 """The config in the working directory, which is read if no other is named."""
@@ -97,6 +99,7 @@ class Options(TypedDict, total=False):
     environ: Mapping[str, str]
     clock: Callable[[], float]
     observers: Sequence[Observer]
+    metrics_registry: "CollectorRegistry | None"
 
 
 class GatewayParts(msgspec.Struct, frozen=True, kw_only=True):
@@ -245,7 +248,7 @@ class RuntimeFactory:
     """Opens the resources of each event loop.
 
     All loops share the loaded models, health, widths, the names in upstreams' answers, the
-    watchdog, the limit of log lines and the retry budget.
+    watchdog, the limit of log lines and the retry budget. ``slots`` are those of the open loops.
     """
 
     def __init__(
@@ -279,6 +282,7 @@ class RuntimeFactory:
         self._budget = RetryBudget()
         self._clock = clock
         self._observers = observers
+        self.slots: list[LoopSlots] = []
 
     def open(self, stack: AsyncExitStack) -> LoopRuntime:
         """Create this loop's transport and dispatcher; closing ``stack`` closes them.
@@ -298,6 +302,8 @@ class RuntimeFactory:
             clock=self._clock,
             observers=self._observers,
         )
+        self.slots.append(attempts.slots)
+        stack.callback(self.slots.remove, attempts.slots)
         dispatcher = Dispatcher(
             attempts=attempts,
             healths=self._healths,

@@ -50,6 +50,7 @@ from embedroute.execution import (
     RequestContext,
     Results,
     missing_keys,
+    read_endpoint_states,
 )
 from embedroute.exhaustion import late_loop
 from embedroute.inputs import Input, Kind, estimate_sizes, list_modalities
@@ -80,12 +81,18 @@ from embedroute.routing import (
     sum_modalities,
 )
 from embedroute.runtime import PerLoop, fairness, is_loop_running, tasks
-from embedroute.telemetry import Observer, notify_request, summarize_request
+from embedroute.telemetry import (
+    GatewayState,
+    Metrics,
+    Observer,
+    report_request,
+)
 from embedroute.trace import RequestTrace, new_request_id
 from embedroute.transport import Transport
 
 if TYPE_CHECKING:
     import httpx2
+    from prometheus_client import CollectorRegistry
 
 
 class Gateway:
@@ -106,6 +113,7 @@ class Gateway:
         environ: Mapping[str, str] = os.environ,
         clock: Callable[[], float] = time.monotonic,
         observers: Sequence[Observer] = (),
+        metrics_registry: "CollectorRegistry | None" = None,
     ) -> None:
         """Build all that needs no event loop. Opens nothing.
 
@@ -115,7 +123,8 @@ class Gateway:
         all providers. ``environ`` holds the variables of all secrets ``env:NAME``.
         ``clock`` returns the seconds of a monotonic clock; simulations replace it together with
         that of their event loop. ``observers`` receive every finished request and upstream call
-        (``embedroute.telemetry``).
+        (``embedroute.telemetry``). ``metrics_registry`` is a registry of the host's, in which the
+        metrics are registered whether or not ``metrics`` serves them.
 
         Raises:
             ConfigError: the config has mistakes, one line each.
@@ -139,7 +148,8 @@ class Gateway:
             shared_cache=config.cache.shared,
             debug=self.settings.debug,
         )
-        factory = RuntimeFactory(
+        self.in_flight = 0
+        self._factory = RuntimeFactory(
             self.settings,
             http_client,
             self.healths,
@@ -148,7 +158,11 @@ class Gateway:
             clock,
             self.observers,
         )
-        self.runtime: PerLoop[LoopRuntime] = PerLoop("embedroute", factory.open)
+        self.runtime: PerLoop[LoopRuntime] = PerLoop("embedroute", self._factory.open)
+        self.metrics: Metrics | None = None
+        if metrics_registry is not None or self.settings.metrics != "off":
+            self.metrics = Metrics(self.directory.routes, self, metrics_registry)
+            self.observers.append(self.metrics)
 
     @classmethod
     @without_frames
@@ -311,22 +325,16 @@ class Gateway:
             code = error.code
             raise
         finally:
-            self.report(trace, "python", status, code, time.perf_counter() - began)
+            report_request(
+                self.observers,
+                trace,
+                dialect="python",
+                status=status,
+                code=code,
+                seconds=time.perf_counter() - began,
+                now=self.clock(),
+            )
         return embeddings
-
-    def report(
-        self, trace: RequestTrace, dialect: str, status: int, code: str | None, seconds: float
-    ) -> None:
-        """Report a request that ends now, after ``seconds``, to the observers."""
-        finished = summarize_request(
-            trace,
-            dialect=dialect,
-            status=status,
-            code=code,
-            seconds=seconds,
-            now=self.clock(),
-        )
-        notify_request(self.observers, finished)
 
     async def _embed_within_deadline(
         self,
@@ -346,6 +354,12 @@ class Gateway:
                 watch=watch,
             )
             return await self.run(context)
+
+    def read_state(self) -> GatewayState:
+        """Return the present state of the gateway and its endpoints."""
+        routes = self.directory.routes.values()
+        states = read_endpoint_states(routes, self.healths, self._factory.slots, self.clock())
+        return GatewayState(in_flight=self.in_flight, endpoints=states)
 
     def make_deadline_error(self, trace: RequestTrace, lag: float) -> EmbedrouteError:
         """Make the error of a request that is not done within its deadline.

@@ -111,16 +111,19 @@ class RequestTrace(msgspec.Struct, eq=False):
     @property
     def billed_tokens(self) -> int:
         """The tokens that upstreams have billed for the request."""
-        return sum(tokens for _, tokens, _ in self.bills)
+        return sum([tokens for _, tokens, _ in self.bills])
 
     @property
     def cost(self) -> Decimal | None:
         """USD spent upstream, by token, image and call; None if the price of a call is unknown."""
-        if any("prompt" not in prices for prices, _, _ in self.bills):
-            return None
-        return sum(
-            (_billed(prices, tokens, images) for prices, tokens, images in self.bills), Decimal(0)
-        )
+        cost = Decimal(0)
+        for prices, tokens, images in self.bills:
+            if "prompt" not in prices:
+                return None
+            cost += prices["prompt"] * tokens / 1_000_000
+            if len(prices) > 1:
+                cost += prices.get("request", 0) + prices.get("image", 0) * images
+        return cost
 
     def record_cache(
         self,
@@ -186,11 +189,6 @@ class RequestTrace(msgspec.Struct, eq=False):
             "trace": self.events,
         }
         return {name: value for name, value in recorded.items() if value}
-
-
-def _billed(prices: Mapping[str, Decimal], tokens: int, images: int) -> Decimal:
-    per_unit = prices.get("request", Decimal(0)) + prices.get("image", Decimal(0)) * images
-    return prices.get("prompt", Decimal(0)) * tokens / 1_000_000 + per_unit
 
 
 def _one_or_all(bodies: Sequence[Event] | None) -> Event | Sequence[Event] | None:

@@ -1,15 +1,18 @@
 """``embedroute serve``: serves a config over HTTP with uvicorn."""
 
 import argparse
+import atexit
 import gc
 import logging
 import logging.config
 import math
 import os
 import platform
+import shutil
 import socket
 import ssl
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib import import_module
@@ -24,6 +27,7 @@ from embedroute.config_warnings import find_warnings
 from embedroute.errors import ConfigError, MissingExtra, RequestError
 from embedroute.gateway import Gateway
 from embedroute.server import ASGIApp, PreparedApp, allow_origins, embeddings_app
+from embedroute.telemetry import MULTIPROCESS
 from embedroute.version import __version__
 
 if TYPE_CHECKING:
@@ -115,11 +119,23 @@ def run(options: argparse.Namespace) -> int:
         **tls,
     }
     if options.workers > 1:
+        _share_metrics(gateway)
         make_app = partial(make_worker_app, find_config(options), options.cors_origin)
         _run_workers(uvicorn.Config(make_app, factory=True, **settings))
     else:
         uvicorn.run(_make_app(gateway, options.cors_origin), **settings)
     return 0
+
+
+def _share_metrics(gateway: Gateway) -> None:
+    """Let the workers share their metrics in a temporary folder, unless the operator names one.
+
+    The workers are new processes, so they import prometheus-client with this variable.
+    """
+    if gateway.metrics is not None and MULTIPROCESS not in os.environ:
+        folder = tempfile.mkdtemp(prefix="embedroute-metrics-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        os.environ[MULTIPROCESS] = folder
 
 
 def make_worker_app(config: Path | None, origins: Sequence[str]) -> ASGIApp:

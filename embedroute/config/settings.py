@@ -13,6 +13,7 @@ SecondsOrZero = Annotated[float, Meta(ge=0, extra={"unit": "seconds"})]
 Bytes = Annotated[int, Meta(ge=1, extra={"unit": "bytes"})]
 Count = Annotated[int, Meta(ge=1)]
 Auth = Literal["keys", "open", "host"]
+Exposure = Literal["key", "open", "off"]
 DialectName = Literal["openai", "openrouter", "gomodel", "phaseo", "spice"]
 
 ProtocolName = Literal["openai", "azure", "cohere", "engines", "jina", "ollama", "tei", "voyage"]
@@ -37,6 +38,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     unknown_fields: Literal["reject"] | list[str] = "reject"
     media_domains: list[str] = []
     debug: bool = False
+    metrics: Exposure = "off"
     body_timeout: Seconds = 30.0
     deadline: Seconds = 60.0
     write_timeout: Seconds = 30.0

@@ -15,6 +15,7 @@ from embedroute.execution.context import DispatchContext, RequestContext, Result
 from embedroute.execution.credentials import CredentialStore
 from embedroute.execution.debug_capture import record_exchange
 from embedroute.execution.dispatcher import Dispatcher, Embed
+from embedroute.execution.endpoint_state import LoopSlots, read_endpoint_states
 from embedroute.execution.local_models import LocalModels, Pace, cut_part, joined, slice_stop
 from embedroute.execution.microbatching import LARGEST, MicroBatcher, split_result
 from embedroute.execution.model_echo import (
@@ -41,6 +42,7 @@ __all__ = [
     "Embed",
     "Lead",
     "LocalModels",
+    "LoopSlots",
     "MicroBatcher",
     "Pace",
     "RequestContext",
@@ -61,6 +63,7 @@ __all__ = [
     "never_expected",
     "parse_name",
     "public_url",
+    "read_endpoint_states",
     "record_exchange",
     "redact_message",
     "slice_stop",

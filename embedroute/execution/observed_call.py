@@ -13,7 +13,7 @@ from embedroute.telemetry import (
     FinishedCall,
     Observer,
     classify_outcome,
-    notify_call,
+    report_call,
 )
 
 
@@ -40,46 +40,49 @@ class ObservedCalls:
             EmbedrouteError: what ``call`` raises.
         """
         began = self._clock()
-
-        def report(
-            outcome: CallOutcome,
-            status: int | None = None,
-            reason: str | None = None,
-            tokens: int = 0,
-        ) -> None:
-            finished = FinishedCall(
-                request_id=context.trace.request_id,
-                provider=candidate.provider,
-                model=context.prepared.route.public_name,
-                upstream_model=candidate.model,
-                endpoint=candidate.name,
-                outcome=outcome,
-                status=status,
-                reason=reason,
-                inputs=len(batch),
-                tokens=tokens,
-                began=began,
-                seconds=self._clock() - began,
-            )
-            notify_call(self._observers, finished)
-
         try:
             answer = await call
         except RequestError:
             raise
         except EmbedrouteError as error:
             status = error.upstream_status if isinstance(error, UpstreamError) else None
-            report(classify_outcome(error), status, describe(error))
+            outcome = classify_outcome(error)
+            self._report(candidate, batch, context, began, outcome, status, describe(error))
             raise
         except BaseException:
             watch = context.watch
-            report("timed_out" if watch is not None and watch.expired else "cancelled")
+            is_late = watch is not None and watch.expired
+            self._report(candidate, batch, context, began, "timed_out" if is_late else "cancelled")
             raise
-        report("answered", 200, tokens=_count_tokens(answer, batch))
+        tokens = answer.prompt_tokens
+        if tokens is None:
+            tokens = sum(estimate_sizes(batch.inputs))
+        self._report(candidate, batch, context, began, "answered", 200, tokens=tokens)
         return answer
 
-
-def _count_tokens(answer: Vectors, batch: Batch) -> int:
-    if answer.prompt_tokens is not None:
-        return answer.prompt_tokens
-    return sum(estimate_sizes(batch.inputs))
+    def _report(
+        self,
+        candidate: ResolvedEndpoint,
+        batch: Batch,
+        context: DispatchContext,
+        began: float,
+        outcome: CallOutcome,
+        status: int | None = None,
+        reason: str | None = None,
+        tokens: int = 0,
+    ) -> None:
+        call = FinishedCall(
+            request_id=context.trace.request_id,
+            provider=candidate.provider,
+            model=context.prepared.route.public_name,
+            upstream_model=candidate.model,
+            endpoint=candidate.name,
+            outcome=outcome,
+            status=status,
+            reason=reason,
+            inputs=len(batch),
+            tokens=tokens,
+            began=began,
+            seconds=self._clock() - began,
+        )
+        report_call(self._observers, call)

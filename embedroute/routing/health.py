@@ -74,13 +74,16 @@ class EndpointHealth:
     cannot be mistaken for the probe that ends the outage (see ``CircuitBreaker``). A late outcome
     still updates the latency, the time of the last failure, and the cool-down of a 429.
 
-    ``last_answer`` is when it last embedded something.
+    ``last_answer`` is when it last embedded something. ``last_error`` says in a few words why its
+    last failed call failed, and ``last_error_at`` is when.
     """
 
     def __init__(self, policy: BreakerPolicy) -> None:
         """Create the health of an endpoint that was not called yet."""
         self.limited_until: float = 0.0
         self.last_answer: float = float("-inf")
+        self.last_error: str = ""
+        self.last_error_at: float | None = None
         self.learned: dict[Measure, LearnedCap] = {}
         self._omitted: dict[str, float] = {}
         self._policy = policy
@@ -139,6 +142,13 @@ class EndpointHealth:
         """Return whether the endpoint answers again after an outage, but few calls at a time."""
         return now >= self.limited_until and self._breaker.is_recovering(now)
 
+    def reason_to_rest(self, now: float) -> str:
+        """Return in a few words why no call is made now."""
+        if self.limited_until > now:
+            return "rate limited"
+        refusal = self._breaker.refusal
+        return self.last_error if refusal is None else describe(refusal)
+
     def acquire(self, now: float) -> int:
         """Return a permit for a call, or 0 if the call may not be made.
 
@@ -176,6 +186,8 @@ class EndpointHealth:
         itself. ``work`` holds the keys of the call's inputs. The call had ``timeout`` seconds: a
         timeout counts only if the endpoint usually answers within them.
         """
+        self.last_error = describe(failure)
+        self.last_error_at = now
         if isinstance(failure, UpstreamUnavailable):
             name = failure.provider or "of this endpoint"
             self._last_failure = f": the provider {name} failed ({describe(failure)})"

@@ -74,9 +74,9 @@ class HTTPExchange:
 
     ``reserved`` bytes of the body are counted in the caller's ``account`` until the handler
     releases them. ``response_started`` is True once the response has been started.
-    ``embeds`` is True for a request to embed, ``status`` is that of the response (499 before it),
-    and ``code`` that of the error. ``write_timeout`` is the longest time in seconds for which the
-    client may read nothing.
+    ``embeds`` is True for a request to embed, and ``explains`` if it requests a forecast.
+    ``status`` is that of the response (499 before it), and ``code`` that of the error.
+    ``write_timeout`` is the longest time in seconds for which the client may read nothing.
 
     ``format`` writes the response if the request is one of another API; ``names`` are then the
     client's names of fields. ``key_header`` may hold the API key instead of ``Authorization``.
@@ -90,6 +90,7 @@ class HTTPExchange:
         "account",
         "code",
         "embeds",
+        "explains",
         "format",
         "headers",
         "key_header",
@@ -124,6 +125,7 @@ class HTTPExchange:
         self.response_started: bool = False
         self._skip_drain = False
         self.embeds: bool = False
+        self.explains: bool = False
         self.status: int = 499
         self.code: str | None = None
         self.account: Account | None = None
@@ -272,7 +274,13 @@ class HTTPExchange:
         except OSError:
             raise ClientDisconnected from None
 
-    async def answer(self, status: int, body: bytes, extra: Iterable[Header] = ()) -> None:
+    async def answer(
+        self,
+        status: int,
+        body: bytes,
+        extra: Iterable[Header] = (),
+        content_type: bytes = b"application/json",
+    ) -> None:
         """Send a complete response: an error, a list or a document.
 
         Raises:
@@ -280,9 +288,15 @@ class HTTPExchange:
             ClientTooSlow: the client read nothing for ``write_timeout`` seconds.
         """
         async with tasks.watch(self.write_timeout, ClientTooSlow):
-            await self.send_whole(status, body, extra)
+            await self.send_whole(status, body, extra, content_type)
 
-    async def send_whole(self, status: int, body: bytes, extra: Iterable[Header] = ()) -> None:
+    async def send_whole(
+        self,
+        status: int,
+        body: bytes,
+        extra: Iterable[Header] = (),
+        content_type: bytes = b"application/json",
+    ) -> None:
         """Send a complete response, without a timeout.
 
         Raises:
@@ -290,7 +304,7 @@ class HTTPExchange:
         """
         self.response_started = True
         self.status = status
-        headers = make_headers(self.trace, status, len(body), self._started_at)
+        headers = make_headers(self.trace, status, len(body), self._started_at, content_type)
         headers += extra
         if self.scope["method"] == "HEAD":
             body = b""
@@ -393,7 +407,13 @@ def _too_large(most: int) -> BodyTooLarge:
     return BodyTooLarge(f"The body is over {most} bytes; send fewer inputs at a time.")
 
 
-def make_headers(trace: RequestTrace, status: int, size: int, started_at: float) -> list[Header]:
+def make_headers(
+    trace: RequestTrace,
+    status: int,
+    size: int,
+    started_at: float,
+    content_type: bytes = b"application/json",
+) -> list[Header]:
     """Return the headers of every response.
 
     ``size`` is the length of the body in bytes, and ``started_at`` the ``time.perf_counter()`` at
@@ -401,7 +421,7 @@ def make_headers(trace: RequestTrace, status: int, size: int, started_at: float)
     """
     took = (time.perf_counter() - started_at) * 1000
     headers = [
-        (b"content-type", b"application/json"),
+        (b"content-type", content_type),
         (b"content-length", b"%d" % size),
         (b"x-request-id", trace.request_id.encode()),
         (b"server-timing", b"total;dur=%.1f" % took),

@@ -28,6 +28,7 @@ from embedroute.errors import (
     ModelNotFound,
     NotFound,
     Overloaded,
+    PermissionDenied,
     Unauthorized,
 )
 from embedroute.execution import RequestContext
@@ -74,6 +75,7 @@ from embedroute.server.exchange import PIECE, SMALL_RESPONSE, HTTPExchange, erro
 from embedroute.server.explain import explain
 from embedroute.server.openapi import openapi
 from embedroute.server.protocols import ModelQuestion, Translate, make_translate, renamed, tei
+from embedroute.telemetry import report_request
 from embedroute.text import did_you_mean, echo
 
 Authenticator = Callable[[Scope], Awaitable[Caller | None]]
@@ -146,16 +148,24 @@ class RequestHandler:
             else:
                 raise
         finally:
-            if self.gateway.observers and exchange.embeds:
-                self.gateway.report(
-                    exchange.trace,
-                    self.dialect_name,
-                    exchange.status,
-                    exchange.code,
-                    exchange.elapsed(),
-                )
+            if exchange.embeds:
+                self.gateway.in_flight -= 1
+                if self.gateway.observers and not exchange.explains:
+                    self._report(exchange)
             if exchange.account is not None:
                 self.gateway.bodies.release(exchange.account, exchange.reserved)
+
+    def _report(self, exchange: HTTPExchange) -> None:
+        """Report a finished request to the observers."""
+        report_request(
+            self.gateway.observers,
+            exchange.trace,
+            dialect=self.dialect_name,
+            status=exchange.status,
+            code=exchange.code,
+            seconds=exchange.elapsed(),
+            now=self.gateway.clock(),
+        )
 
     def _dispatch(self, path: str, exchange: HTTPExchange) -> Awaitable[None]:
         method: str = exchange.scope["method"]
@@ -174,9 +184,11 @@ class RequestHandler:
             raise MethodNotAllowed(method, ", ".join(operation.methods))
         if operation is routes.EMBED:
             exchange.embeds = True
+            self.gateway.in_flight += 1
             return self._embed(exchange, self._translate_extensions)
         if operation.translate is not None:
             exchange.embeds = True
+            self.gateway.in_flight += 1
             return self._embed(exchange, operation.translate, model)
         if operation.body is not None:
             return self._answer_about_models(operation, model, exchange)
@@ -195,6 +207,8 @@ class RequestHandler:
             return exchange.answer(200, self._openapi(".." if path.startswith("/v1/") else "."))
         if operation is routes.GET_LIVE:
             return exchange.answer(200, health.LIVE)
+        if operation is routes.GET_METRICS:
+            return self._expose_metrics(path, exchange)
         return self._answer_readiness(exchange)
 
     async def _embed(
@@ -234,7 +248,7 @@ class RequestHandler:
                 watch=watch,
             )
             if exchange.asks_to_explain():
-                exchange.embeds = False
+                exchange.explains = True
                 forecast = await self._explain(context)
             else:
                 await self._respond(exchange, await gateway.run(context), context, watch)
@@ -348,6 +362,33 @@ class RequestHandler:
             return
         await self.gateway.runtime.get()
         await exchange.answer(200, health.READY)
+
+    async def _expose_metrics(self, path: str, exchange: HTTPExchange) -> None:
+        metrics = self.gateway.metrics
+        exposure = self.gateway.settings.metrics
+        if metrics is None or exposure == "off":
+            raise _not_found(path)
+        if exposure == "key":
+            await self._identify_operator(exchange, "metrics")
+        accept = b",".join(exchange.values(b"accept")).decode("latin-1")
+        body, content_type = await fairness.run_in_worker(partial(metrics.expose, accept))
+        await exchange.answer(200, body, content_type=content_type.encode())
+
+    async def _identify_operator(self, exchange: HTTPExchange, field: str) -> Caller:
+        """Return the caller if it may debug.
+
+        Raises:
+            Unauthorized: the caller is not known.
+            PermissionDenied: the caller may not debug.
+        """
+        if self.gateway.settings.auth == "host":
+            caller = await self._authenticate_by_host(exchange)
+        else:
+            caller = self._authenticate_by_key(exchange)
+        if not self.gateway.may_debug(caller):
+            message = f"This caller may not see {field}; set debug = true for its key."
+            raise PermissionDenied(message, param=None, code="debug_not_allowed")
+        return caller
 
     def _log_missing_user(self) -> None:
         if self.gateway.failures.count(self.gateway.clock(), CallerUnknown.event):

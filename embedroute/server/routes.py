@@ -92,6 +92,7 @@ GET_MODEL: Final = Operation(
 GET_OPENAPI: Final = Operation(id="getOpenAPI", path="/openapi.json", methods=GET)
 GET_LIVE: Final = Operation(id="getLive", path="/health/live", methods=GET)
 GET_READY: Final = Operation(id="getReady", path="/health/ready", methods=GET)
+GET_METRICS: Final = Operation(id="getMetrics", path="/metrics", methods=GET)
 
 API: Final = (EMBED, LIST_EMBEDDING_MODELS, LIST_MODELS, GET_MODEL)
 """The operations of OpenAI's API, which a host has too: as middleware or as a FastAPI router."""
@@ -270,7 +271,7 @@ BY_PATH: Final[Mapping[str, Operation]] = {
     f"{prefix}{operation.path}": operation
     for operation in (*API, GET_OPENAPI)
     for prefix in ("", "/v1")
-} | {operation.path: operation for operation in (GET_LIVE, GET_READY)}
+} | {operation.path: operation for operation in (GET_LIVE, GET_READY, GET_METRICS)}
 """Path below a mount → operation; see ``Routes.match`` for the path of a single model."""
 
 

@@ -3,24 +3,28 @@
 It may import the contracts and the foundation.
 """
 
+from embedroute.telemetry.metrics import MULTIPROCESS, Metrics
 from embedroute.telemetry.observer import (
     CallOutcome,
     FinishedCall,
     FinishedRequest,
     Observer,
     classify_outcome,
-    notify_call,
-    notify_request,
-    summarize_request,
+    report_call,
+    report_request,
 )
+from embedroute.telemetry.state import EndpointState, GatewayState
 
 __all__ = [
+    "MULTIPROCESS",
     "CallOutcome",
+    "EndpointState",
     "FinishedCall",
     "FinishedRequest",
+    "GatewayState",
+    "Metrics",
     "Observer",
     "classify_outcome",
-    "notify_call",
-    "notify_request",
-    "summarize_request",
+    "report_call",
+    "report_request",
 ]

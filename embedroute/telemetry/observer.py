@@ -53,7 +53,7 @@ OUTCOMES: Final[Sequence[tuple[type[EmbedrouteError], CallOutcome]]] = (
 """Error → outcome; the first that matches. Every other error is ``failed``."""
 
 
-class FinishedRequest(msgspec.Struct, frozen=True, kw_only=True):
+class FinishedRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One request for embeddings, after its response was sent or its client has disconnected.
 
     ``caller`` is the name of the caller, or "" if it is not known. ``model`` is the public name of
@@ -91,7 +91,7 @@ class FinishedRequest(msgspec.Struct, frozen=True, kw_only=True):
     upstream_seconds: float
 
 
-class FinishedCall(msgspec.Struct, frozen=True, kw_only=True):
+class FinishedCall(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One upstream call: an attempt of a request, a merged call, or a check of an endpoint.
 
     ``model`` is the public name and ``upstream_model`` the provider's own. A merged call has the
@@ -137,7 +137,8 @@ def classify_outcome(failure: EmbedrouteError) -> CallOutcome:
     return "failed"
 
 
-def summarize_request(
+def report_request(
+    observers: Sequence[Observer],
     trace: RequestTrace,
     *,
     dialect: str,
@@ -145,12 +146,13 @@ def summarize_request(
     code: str | None,
     seconds: float,
     now: float,
-) -> FinishedRequest:
-    """Build the struct of a request from its trace.
+) -> None:
+    """Report a request that ends now, after ``seconds``, to every observer.
 
-    The request has taken ``seconds`` and ends now; ``now`` is the time of the gateway's clock.
+    ``now`` is the time of the gateway's clock. If an observer raises, that is logged and the others
+    are called.
     """
-    return FinishedRequest(
+    request = FinishedRequest(
         request_id=trace.request_id,
         caller=trace.caller,
         model=trace.public_model,
@@ -158,22 +160,18 @@ def summarize_request(
         dialect=dialect,
         status=status,
         code=code,
-        providers=tuple(trace.providers_for(status)),
+        providers=tuple(trace.providers if status < 400 else trace.providers_for(status)),
         attempts=trace.attempts,
         inputs=trace.inputs,
-        billed_tokens=trace.billed_tokens,
+        billed_tokens=trace.billed_tokens if trace.bills else 0,
         served_tokens=trace.served_tokens,
-        cost=trace.cost,
+        cost=trace.cost if trace.bills else Decimal(0),
         hits=trace.hits,
         misses=trace.misses,
         started_at=time.time() - seconds,
         seconds=seconds,
-        upstream_seconds=trace.upstream_seconds(now),
+        upstream_seconds=trace.upstream_seconds(now) if trace.misses else 0.0,
     )
-
-
-def notify_request(observers: Sequence[Observer], request: FinishedRequest) -> None:
-    """Report a request to every observer; if one raises, that is logged and others are called."""
     for observer in observers:
         try:
             observer.request_finished(request)
@@ -181,8 +179,8 @@ def notify_request(observers: Sequence[Observer], request: FinishedRequest) -> N
             _log_failure(observer, error)
 
 
-def notify_call(observers: Sequence[Observer], call: FinishedCall) -> None:
-    """Report an upstream call to every observer; see ``notify_request``."""
+def report_call(observers: Sequence[Observer], call: FinishedCall) -> None:
+    """Report an upstream call to every observer; see ``report_request``."""
     for observer in observers:
         try:
             observer.call_finished(call)
