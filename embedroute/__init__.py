@@ -1,4 +1,4 @@
-"""OpenAI-compatible embeddings inside any ASGI host, and never a wrong vector.
+"""An OpenAI-compatible embeddings endpoint in any ASGI app, which validates every vector.
 
 The package has four layers. Imports run downwards, and inside a layer along the arrows that
 ``tests/test_architecture.py`` lists. Begin to read in ``gateway.py``::

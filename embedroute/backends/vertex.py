@@ -246,7 +246,7 @@ def _multimodal_body(batch: Batch) -> dict[str, object]:
 def _encode_instance(parts: Sequence[Part]) -> dict[str, object]:
     if len(parts) != 1:
         raise UpstreamRejectedInput(
-            "This model makes a vector of a text or of an image, not of both.", param="input"
+            "This model embeds a text or an image, not both in one input.", param="input"
         )
     part = parts[0]
     if isinstance(part, ImagePart):

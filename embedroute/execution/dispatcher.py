@@ -443,7 +443,7 @@ class Dispatcher:
                 # Another chunk may have taught a smaller limit while this one waited.
                 chunks = await self._chunks(dispatch, candidate)
                 if len(chunks) > 1:
-                    message = "A chunk of this size was refused while this one waited."
+                    message = "The upstream rejected a chunk of this size while this one waited."
                     return BatchTooLarge(message)
             trying = self._begin(dispatch, candidate, failed, attempt, omit)
             return trying if isinstance(trying, NotCalled) else await trying

@@ -124,7 +124,7 @@ class _Waiting:
     before the time ``ends``. ``alone``: it must make its own call instead of a merged one.
     ``probes``: the outcome of its own call decides about other requests too. ``next_probes``: it
     makes such a call if the others are not decided when ``scope`` ends its wait. ``has_left``: it
-    was cancelled, or its time is over.
+    was cancelled, or ``ends`` has passed.
     """
 
     __slots__ = (

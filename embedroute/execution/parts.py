@@ -69,7 +69,7 @@ SIZE_CHANCE: Final = 1e-4
 MOST_SIZE_REPEATS: Final = 3
 """Calls at most that repeat one which may be too large."""
 BUDGET_SPENT: Final = (
-    "The gateway may not retry more often at the moment. Wait before you send it again."
+    "The gateway has spent its budget of retries. Wait before you send the request again."
 )
 """The message of the error of a request for which no more calls may be made."""
 Chunks = Sequence[Work]

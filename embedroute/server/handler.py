@@ -177,7 +177,7 @@ class RequestHandler:
         operation = self._routes.by_path.get(path)
         model = ""
         if operation is None:
-            operation, model = self._find_by_template(path)
+            operation, model = self._find_by_template(path, exchange.scope)
         exchange.format = operation.format
         exchange.key_header = operation.key_header
         if method not in operation.methods:
@@ -194,10 +194,10 @@ class RequestHandler:
             return self._answer_about_models(operation, model, exchange)
         return self._answer_about_mount(operation, path, exchange)
 
-    def _find_by_template(self, path: str) -> tuple[routes.Operation, str]:
+    def _find_by_template(self, path: str, scope: Scope) -> tuple[routes.Operation, str]:
         found = self._routes.match(path)
         if found is None:
-            raise _not_found(path)
+            raise _not_found(path, scope.get("root_path", ""))
         return found
 
     def _answer_about_mount(
@@ -488,7 +488,7 @@ class RequestHandler:
     async def _abort(self, exchange: HTTPExchange) -> None:
         """Respond to a request whose task the server or the host cancels, if that is possible."""
         exchange.skip_drain()
-        message = "The server cancelled the request, as it does when it stops. Send it again."
+        message = "The server stopped before it could respond. Send the request again."
         reject = partial(self._reject, exchange, Overloaded(message))
         with suppress(Exception):  # the connection itself may be broken
             await cancellation.run_although_cancelled(reject, ABORT_TIMEOUT)
@@ -496,7 +496,7 @@ class RequestHandler:
     async def _handle_unexpected_error(self, exchange: HTTPExchange, error: BaseException) -> None:
         request_id = exchange.trace.request_id
         write(UnhandledException(request_id=request_id), exception=error)
-        message = f"The gateway failed. Its log has the reason under request id {request_id}."
+        message = f"Internal error. The gateway's log has the reason under request id {request_id}."
         with suppress(Exception):  # the connection itself may be broken
             await self._reject(exchange, InternalError(message))
 
@@ -507,11 +507,14 @@ def _log_lost_client(exchange: HTTPExchange, error: ClientDisconnected | ClientT
         write(kind(**exchange.facts(499)))
 
 
-def _not_found(path: str) -> NotFound:
-    message = f"No resource at {echo(path or '/')}."
+def _not_found(path: str, root_path: str) -> NotFound:
+    mount = root_path.rstrip("/")
+    message = f"No resource at {echo(mount + path or '/')}."
     if suggestion := routes.suggest_path(path):
-        return NotFound(f"{message} Did you mean …{suggestion}? Check the client's base URL.")
-    return NotFound(f"{message} Use POST …/v1/embeddings or GET …/v1/models.")
+        meant = echo(mount + suggestion)
+        return NotFound(f"{message} Did you mean {meant}? Check the client's base URL.")
+    embeddings, models = (echo(mount + operation) for operation in ("/v1/embeddings", "/v1/models"))
+    return NotFound(f"{message} Use POST {embeddings} or GET {models}.")
 
 
 def _cut(body: bytes) -> Iterator[bytes]:

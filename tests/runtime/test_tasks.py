@@ -72,7 +72,7 @@ async def test_returns_a_falsy_result(result):
 
 
 FACTORIES = {"none": None, "before_python_3_11": lambda loop, coro: asyncio.Task(coro, loop=loop)}
-"""How hosts make their tasks; a factory of old knows no ``context``."""
+"""How hosts make their tasks; one written before Python 3.11 has no argument ``context``."""
 
 
 @pytest.mark.parametrize("factory", FACTORIES)

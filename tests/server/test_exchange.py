@@ -162,7 +162,26 @@ async def test_the_path_below_the_mount_must_be_exact(path, root_path, status):
 async def test_a_wrong_base_url_gets_the_path_that_was_meant(path, suggested):
     answer = await post(app(), path=path)
 
-    message = f"No resource at '{path}'. Did you mean …{suggested}? Check the client's base URL."
+    message = f"No resource at '{path}'. Did you mean '{suggested}'? Check the client's base URL."
+    assert (404, message) == (answer.status, answer.error["message"])
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (
+            "/ai/embed",
+            "No resource at '/ai/embed'. Use POST '/ai/v1/embeddings' or GET '/ai/v1/models'.",
+        ),
+        (
+            "/ai/v1/v1/embeddings",
+            "No resource at '/ai/v1/v1/embeddings'. Did you mean '/ai/v1/embeddings'? Check the client's base URL.",
+        ),
+    ],
+)
+async def test_the_paths_of_a_404_begin_with_the_path_of_the_mount(path, message):
+    answer = await post(app(), path=path, root_path="/ai")
+
     assert (404, message) == (answer.status, answer.error["message"])
 
 

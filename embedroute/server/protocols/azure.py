@@ -5,7 +5,7 @@ Source: Microsoft's REST reference of Azure OpenAI, "Create an embedding". The q
 """
 
 from collections.abc import Generator
-from typing import Annotated, Final
+from typing import Annotated, ClassVar, Final
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -48,7 +48,7 @@ class AzureErrorResponse(msgspec.Struct, frozen=True, kw_only=True):
 class AzureFormat(OpenAIDialect):
     """OpenAI's format, with Azure's errors."""
 
-    error_body = AzureErrorResponse
+    error_body: ClassVar[type[msgspec.Struct]] = AzureErrorResponse
 
     def error_response(self, error: EmbedrouteError, trace: RequestTrace) -> msgspec.Struct:
         """Return the status as ``code``, or the code of an unknown deployment."""

@@ -9,7 +9,7 @@ import java.util.regex.Pattern;
 import javax.net.ssl.SSLContext;
 import javax.net.ssl.TrustManagerFactory;
 
-/** Sends requests with the JDK's client as it is by default: it offers HTTP/2. Arguments: URL, key, certificate. */
+/** Sends requests with the JDK's client in its default configuration, which offers HTTP/2. Arguments: URL, key, certificate. */
 public class Embed {
     public static void main(String[] arguments) throws Exception {
         HttpClient.Builder builder = HttpClient.newBuilder();
