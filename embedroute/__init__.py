@@ -17,7 +17,8 @@ The package has four layers. Imports run downwards, and inside a layer along the
     3 engine
       execution/        from missing inputs to vectors: single-flight, failover, attempts
       routing/          which endpoints serve a request, and their health
-      cache/            vectors of earlier requests
+      cache/            vectors of earlier requests, in memory and in a store
+      stores/           what processes share, in SQLite or Redis
       limits/           what callers may use at once
       telemetry/        what observers receive of requests and upstream calls
       transport/        HTTP towards upstreams
@@ -54,6 +55,7 @@ from embedroute.config import (
     RateLimits,
     RetryPolicy,
     Settings,
+    StoreSettings,
 )
 from embedroute.errors import ConfigError, EmbedrouteError
 from embedroute.gateway import Gateway
@@ -78,6 +80,7 @@ __all__ = [
     "RateLimits",
     "RetryPolicy",
     "Settings",
+    "StoreSettings",
     "__version__",
     "embeddings_app",
 ]

@@ -19,12 +19,15 @@ from typing import TYPE_CHECKING, Final, ParamSpec, TypedDict, TypeVar
 import msgspec
 
 from embedroute.auth import ApiKeys, access_mistakes
+from embedroute.cache import MemoryCache, TieredCache
 from embedroute.config import (
     BreakerPolicy,
     Config,
+    Mistake,
     PartialConfig,
     RetryPolicy,
     Settings,
+    StoreSettings,
     catalogue,
     environment_config,
     known_providers,
@@ -41,6 +44,7 @@ from embedroute.execution import (
     LocalModels,
     LoopSlots,
     SingleFlight,
+    StoreResults,
     Watchdog,
     WidthRegistry,
 )
@@ -49,6 +53,7 @@ from embedroute.log_records import InvalidConfiguration, LogLimit, write
 from embedroute.plugins import build_backends, known_provider_of
 from embedroute.protocol import Limits
 from embedroute.routing import (
+    CacheKey,
     HealthRegistry,
     ModelRegistry,
     ResolvedEndpoint,
@@ -58,6 +63,7 @@ from embedroute.routing import (
     resolve_key_models,
 )
 from embedroute.runtime import time_limits
+from embedroute.stores import Store, StoreWorker, make_store, place_of
 from embedroute.telemetry import Observer
 from embedroute.transport import Transport, TransportConfig, create_transport, transport_mistakes
 
@@ -109,6 +115,7 @@ class GatewayParts(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits
     keys: ApiKeys
     directory: ModelRegistry
+    store: Store | None
 
 
 def build_parts(
@@ -146,8 +153,10 @@ def _resolve(
     directory, registry_mistakes = build_registry(
         config, backends, catalogue(), known, bases, retries=retries, breaker=breaker
     )
+    store, store_mistakes = _make_store(config)
     mistakes = draft.report(
         [
+            *store_mistakes,
             *access_mistakes(config),
             *admission_mistakes(config),
             *transport_mistakes(settings.transport, make_transport_config(settings, environ)),
@@ -162,7 +171,46 @@ def _resolve(
         limits=Limits.of(settings),
         keys=ApiKeys(resolve_key_models(config, directory)),
         directory=directory,
+        store=store,
     )
+
+
+def _make_store(config: Config) -> tuple[Store | None, Sequence[str]]:
+    try:
+        return make_store(config.store), ()
+    except ConfigError as error:
+        return None, [Mistake(each, ("store", "url")) for each in error.mistakes]
+
+
+def open_store(store: Store | None, settings: StoreSettings) -> StoreWorker | None:
+    """Return the worker of a store; it connects when it is first used."""
+    if store is None or settings.url is None:
+        return None
+    return StoreWorker(store, place_of(settings.url.reveal()), settings.timeout)
+
+
+def share_cache(
+    memory: MemoryCache,
+    store: StoreWorker | None,
+    config: Config,
+    clock: Callable[[], float],
+) -> TieredCache | None:
+    """Return the cache with the store behind it, if there is a store and it is used for vectors."""
+    if store is None or not config.store.cache:
+        return None
+    return TieredCache(memory, store, config.cache.ttl, clock)
+
+
+Claim = Callable[[Mapping[CacheKey, int], str], None]
+
+
+def choose_cache(
+    memory: MemoryCache, shared: TieredCache | None
+) -> tuple[StoreResults | None, Claim]:
+    """Return the functions that store results, None if they are not cached, and add owners."""
+    if shared is not None:
+        return shared.store, shared.claim
+    return memory.store if memory.limit else None, memory.claim
 
 
 def make_transport_config(settings: Settings, environ: Mapping[str, str]) -> TransportConfig:
@@ -260,6 +308,7 @@ class RuntimeFactory:
         make_transport: Callable[[], Transport] | None = None,
         clock: Callable[[], float] = time.monotonic,
         observers: Sequence[Observer] = (),
+        store: StoreWorker | None = None,
     ) -> None:
         """Create a factory. ``make_transport`` replaces the transport of the config.
 
@@ -283,6 +332,7 @@ class RuntimeFactory:
         self._clock = clock
         self._observers = observers
         self.slots: list[LoopSlots] = []
+        self._store = store
 
     def open(self, stack: AsyncExitStack) -> LoopRuntime:
         """Create this loop's transport and dispatcher; closing ``stack`` closes them.
@@ -290,6 +340,9 @@ class RuntimeFactory:
         Raises:
             InternalError: the configured transport does not support this kind of event loop.
         """
+        if self._store is not None:
+            self._store.add_user()
+            stack.push_async_callback(self._store.remove_user)
         transport = self._make_transport()
         stack.push_async_callback(transport.aclose)
         attempts = AttemptRunner(

@@ -21,9 +21,12 @@ from embedroute.bootstrap import (
     Options,
     RuntimeFactory,
     build_parts,
+    choose_cache,
     config_from_environment,
     config_from_file,
     make_selection_context,
+    open_store,
+    share_cache,
     without_frames,
 )
 from embedroute.cache import (
@@ -33,11 +36,13 @@ from embedroute.cache import (
     CachePolicy,
     Found,
     MemoryCache,
+    TieredCache,
     look_up,
     look_up_in_steps,
 )
 from embedroute.config import BreakerPolicy, Config, RetryPolicy, Settings
 from embedroute.errors import (
+    ConfigError,
     DeadlineExceeded,
     EmbedrouteError,
     InputFailed,
@@ -81,6 +86,7 @@ from embedroute.routing import (
     sum_modalities,
 )
 from embedroute.runtime import PerLoop, fairness, is_loop_running, tasks
+from embedroute.stores import StoreError, StoreWorker
 from embedroute.telemetry import (
     GatewayState,
     Metrics,
@@ -142,6 +148,9 @@ class Gateway:
         self.healths: HealthRegistry = HealthRegistry()
         self.failures: LogLimit = LogLimit()
         self.cache: MemoryCache = MemoryCache(config.cache.bytes, config.cache.ttl, clock)
+        self.store: StoreWorker | None = open_store(parts.store, config.store)
+        self.shared_cache: TieredCache | None = share_cache(self.cache, self.store, config, clock)
+        self._store_results, self._claim = choose_cache(self.cache, self.shared_cache)
         self.selections: SelectionCache = SelectionCache(
             self.directory,
             make_selection_context(parts, self.healths, clock),
@@ -157,6 +166,7 @@ class Gateway:
             transport,
             clock,
             self.observers,
+            self.store,
         )
         self.runtime: PerLoop[LoopRuntime] = PerLoop("embedroute", self._factory.open)
         self.metrics: Metrics | None = None
@@ -450,8 +460,8 @@ class Gateway:
         policy = context.cache_policy
         if trace.events is not None:
             prepared.selection.write_to_trace(trace, context.request.user)
-        if context.request.large:
-            plan, cached = await self._look_up_large(context, prepared)
+        if context.request.large or self.shared_cache is not None:
+            plan, cached = await self._look_up_large_or_shared(context, prepared)
         else:
             plan = make_plan(context.request.inputs, prepared.key_prefix)
             may_hit = policy.read and self.cache.size
@@ -459,7 +469,7 @@ class Gateway:
         vectors = cached.vectors
         trace.record_cache(plan.keys, vectors, cached.claims, self.clock())
         if cached.claims and policy.store:
-            self.cache.claim(dict(cached.claims.values()))
+            self._claim(dict(cached.claims.values()), prepared.route.public_name)
         missing = missing_keys(plan.work, vectors) if vectors else plan.work
         if missing:
             loop = await self.runtime.get()
@@ -471,7 +481,7 @@ class Gateway:
                 plan.keys,
                 context.deadline,
                 context.watch,
-                self.cache.store if policy.store and self.cache.limit else None,
+                self._store_results if policy.store else None,
             )
             candidates = prepared.selection.candidates
             sharing_key = prepared.sharing_key if policy.read else None
@@ -504,18 +514,33 @@ class Gateway:
         )
         if prepared.owner is not None and dispatch.store is not None and led < len(missing):
             # Another request stored these vectors. This caller's next request is a hit too.
-            self.cache.claim(dict.fromkeys(missing, prepared.owner))
+            claims = dict.fromkeys(missing, prepared.owner)
+            self._claim(claims, prepared.route.public_name)
         return shared
 
-    async def _look_up_large(
+    async def _look_up_large_or_shared(
         self, context: RequestContext, prepared: PreparedSelection
     ) -> tuple[Plan, Found]:
-        """Plan a large request and look it up, in steps between which the event loop runs."""
-        planning = make_plan_in_steps(context.request.inputs, prepared.key_prefix)
-        plan = await fairness.step_by_step(planning)
-        if not context.cache_policy.read:
-            return plan, NOTHING
-        return plan, await fairness.step_by_step(look_up_in_steps(self.cache, plan.work, prepared))
+        """Plan a request and look it up, also in the store.
+
+        For a large request it does so in steps between which the event loop runs.
+        """
+        inputs = context.request.inputs
+        large = context.request.large
+        reads = context.cache_policy.read
+        if large:
+            plan = await fairness.step_by_step(make_plan_in_steps(inputs, prepared.key_prefix))
+        else:
+            plan = make_plan(inputs, prepared.key_prefix)
+        found = NOTHING
+        if reads and large:
+            looking = look_up_in_steps(self.cache, plan.work, prepared)
+            found = await fairness.step_by_step(looking)
+        elif reads and self.cache.size:
+            found = look_up(self.cache, plan.work, prepared)
+        if reads and self.shared_cache is not None and len(found.vectors) < len(plan.work):
+            found = await self.shared_cache.look_up(found, plan.work, prepared, large=large)
+        return plan, found
 
     def fold_parts(
         self, request: EmbeddingRequest, route: Route
@@ -559,13 +584,31 @@ class Gateway:
         context.trace.public_model = route.public_name
         return await self._embed(prepared, context)
 
-    @asynccontextmanager
-    async def lifespan(self, _app: object = None) -> AsyncGenerator[None, None]:
-        """Open this event loop's transport, and close it on exit.
+    async def open(self) -> LoopRuntime:
+        """Open this event loop's transport, and check that the store can be used.
 
-        Optional. For a host: ``FastAPI(lifespan=gateway.lifespan)``.
+        Raises:
+            ConfigError: the store cannot be used.
         """
         loop = await self.runtime.get()
+        if self.store is not None:
+            try:
+                await self.store.connect()
+            except StoreError as error:
+                await self.runtime.close(loop)
+                raise ConfigError([f"[store] url: {error}"]) from None
+        return loop
+
+    @asynccontextmanager
+    async def lifespan(self, _app: object = None) -> AsyncGenerator[None, None]:
+        """Open this event loop's transport and the store, and close them on exit.
+
+        Optional. For a host: ``FastAPI(lifespan=gateway.lifespan)``.
+
+        Raises:
+            ConfigError: the store cannot be used.
+        """
+        loop = await self.open()
         try:
             yield
         finally:

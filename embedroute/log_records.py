@@ -21,6 +21,7 @@ ACCESS: Final = logging.getLogger("embedroute.access")
 CALLS: Final = logging.getLogger("embedroute.calls")
 TRANSPORT: Final = logging.getLogger("embedroute.http")
 LIMITS: Final = logging.getLogger("embedroute.limits")
+STORE: Final = logging.getLogger("embedroute.store")
 
 INTERVAL: Final = 60.0
 """Seconds between two lines about the same thing."""
@@ -335,6 +336,39 @@ class UnsolicitedResponse(Record, frozen=True, kw_only=True):
 
     provider: str
     host: str
+
+
+class StoreUnavailable(Record, frozen=True, kw_only=True):
+    """The store failed. ``count`` is how many equal failures there were since the last line."""
+
+    logger = STORE
+    level = logging.WARNING
+    event = "store unavailable; requests are served without it"
+
+    store: str
+    error: str
+    count: int | None = None
+
+
+class StoreRecovered(Record, frozen=True, kw_only=True):
+    """The store answers again."""
+
+    logger = STORE
+    level = logging.INFO
+    event = "store available again"
+
+    store: str
+
+
+class StoreEntriesDropped(Record, frozen=True, kw_only=True):
+    """Vectors were not written, because the store is slower than the upstreams or fails."""
+
+    logger = STORE
+    level = logging.WARNING
+    event = "vectors not written to the store"
+
+    store: str
+    entries: int
 
 
 class ProcessExhausted(Record, frozen=True, kw_only=True):

@@ -32,6 +32,8 @@ DTYPES: Final[Mapping[str, np.dtype[Number]]] = {
 }
 """``output_dtype`` → type of the array; binary packs eight dimensions into one number."""
 
+_STORED: Final[Mapping[bytes, np.dtype[Number]]] = {b"f": FLOAT32, b"b": INT8, b"B": UINT8}
+
 WIDEST: Final = 65_536
 """Maximum dimensions of a vector whose width is not declared."""
 TEXT_OF_NUMBER: Final = 48
@@ -171,6 +173,22 @@ def _reshape(raw: bytes | memoryview, count: int, dtype: str) -> Array:
             f"The byte length of the upstream's vectors is not a multiple of the size of {dtype}."
         )
     return np.frombuffer(raw, DTYPES[dtype]).reshape(count, -1 if raw else 0)
+
+
+def to_stored(row: Array) -> tuple[bytes, bytes]:
+    """Return a letter for the type of one (d,) row, and its little-endian bytes."""
+    return row.dtype.char.encode(), row.tobytes()
+
+
+def from_stored(letter: bytes, raw: bytes) -> Array:
+    """Make a read-only (d,) row of what ``to_stored`` returned.
+
+    Raises:
+        ValueError: the letter is unknown, or the length is not a multiple of the size of a number.
+    """
+    if letter not in _STORED:
+        raise ValueError("unknown type of numbers")
+    return np.frombuffer(raw, _STORED[letter])
 
 
 def from_digests(rows: Sequence[bytes]) -> Array:

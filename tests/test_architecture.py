@@ -37,9 +37,10 @@ RANKS: tuple[Mapping[str, set[str]], ...] = (
         "limits": set(),
         "plugins": set(),
         "routing": set(),
+        "stores": set(),
         "telemetry": set(),
         "transport": set(),
-        "cache": {"routing"},
+        "cache": {"routing", "stores"},
         "execution": {"cache", "limits", "routing", "telemetry", "transport"},
     },
     {
@@ -83,6 +84,8 @@ HOLDERS = {
     "prometheus_client": {"telemetry/metrics.py", "bootstrap.py", "gateway.py"},
     "botocore": {"backends/_aws.py"},
     "google": {"backends/_google_auth.py"},
+    "redis": {"stores/redis.py"},
+    "sqlite3": {"stores/sqlite.py"},
     "wordllama": {"backends/wordllama.py"},
     "yaml": {"cli/import_litellm.py"},
     "asyncio": {

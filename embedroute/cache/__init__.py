@@ -1,11 +1,14 @@
-"""Caches the vectors of earlier requests, with limits on bytes and age.
+"""Caches the vectors of earlier requests, in memory and in a store that processes share.
 
-It may import ``routing``, the contracts and the foundation.
+It may import ``routing``, ``stores``, the contracts and the foundation.
 """
 
+from embedroute.cache.entries import decode, encode
+from embedroute.cache.frequency import FrequencySketch
 from embedroute.cache.lookup import NOTHING, Found, look_up, look_up_in_steps
 from embedroute.cache.memory import MOST_OWNERS, OVERHEAD, OWNER, MemoryCache
 from embedroute.cache.policy import FULL_USE, NO_CACHE, CachePolicy
+from embedroute.cache.tiers import TieredCache
 
 __all__ = [
     "FULL_USE",
@@ -16,7 +19,11 @@ __all__ = [
     "OWNER",
     "CachePolicy",
     "Found",
+    "FrequencySketch",
     "MemoryCache",
+    "TieredCache",
+    "decode",
+    "encode",
     "look_up",
     "look_up_in_steps",
 ]

@@ -4,17 +4,30 @@ A vector is found under its own key, or truncated from a vector of the model's f
 makes two requests share an entry is in ``routing/planning.py``.
 """
 
-from collections.abc import Generator, Mapping
+from collections.abc import Collection, Generator, Mapping
+from typing import Protocol
 
 import msgspec
 
-from embedroute.cache.memory import Entry, MemoryCache
+from embedroute.cache.memory import Entry
 from embedroute.inputs import Input
 from embedroute.routing import CacheKey, EmbeddedInput, PreparedSelection, cut, rekeyed_in_steps
 from embedroute.runtime import finished
 
 Claims = dict[CacheKey, tuple[CacheKey, int]]
 """Key of a hit → the key of its entry, and the caller's mark to add to the entry."""
+
+
+class Entries(Protocol):
+    """Where entries are looked up: the memory, or what a store has returned."""
+
+    def __len__(self) -> int:
+        """Return the number of entries."""
+        ...
+
+    def look_up(self, keys: Collection[CacheKey]) -> dict[CacheKey, Entry]:
+        """Return the valid entries of ``keys``."""
+        ...
 
 
 class Found(msgspec.Struct, frozen=True, gc=False):
@@ -38,7 +51,7 @@ NOTHING = Found({})
 
 
 def look_up(
-    cache: MemoryCache,
+    cache: Entries,
     work: Mapping[CacheKey, Input],
     prepared: PreparedSelection,
 ) -> Found:
@@ -55,7 +68,7 @@ def look_up(
 
 
 def look_up_in_steps(
-    cache: MemoryCache,
+    cache: Entries,
     work: Mapping[CacheKey, Input],
     prepared: PreparedSelection,
 ) -> Generator[None, None, Found]:
@@ -67,7 +80,7 @@ def look_up_in_steps(
     return (yield from _add_truncated(found, cache, work, prepared, owner))
 
 
-def _exact(cache: MemoryCache, work: Mapping[CacheKey, Input], owner: int | None) -> Found:
+def _exact(cache: Entries, work: Mapping[CacheKey, Input], owner: int | None) -> Found:
     entries = cache.look_up(work)
     if owner is None or not entries:
         return Found(entries)
@@ -76,7 +89,7 @@ def _exact(cache: MemoryCache, work: Mapping[CacheKey, Input], owner: int | None
 
 
 def _is_complete(
-    found: Found, cache: MemoryCache, work: Mapping[CacheKey, Input], prepared: PreparedSelection
+    found: Found, cache: Entries, work: Mapping[CacheKey, Input], prepared: PreparedSelection
 ) -> bool:
     if prepared.whole_key_prefix is None or not len(cache):
         return True
@@ -85,7 +98,7 @@ def _is_complete(
 
 def _add_truncated(
     found: Found,
-    cache: MemoryCache,
+    cache: Entries,
     work: Mapping[CacheKey, Input],
     prepared: PreparedSelection,
     owner: int | None,

@@ -10,6 +10,7 @@ from typing import Final
 
 from embedroute.cli import (
     backends,
+    cache,
     check,
     import_litellm,
     init,
@@ -28,6 +29,7 @@ COMMANDS: Final[Sequence[Command]] = (
     check.COMMAND,
     backends.COMMAND,
     models.COMMAND,
+    cache.COMMAND,
     verify.COMMAND,
     new_backend.COMMAND,
     init.COMMAND,

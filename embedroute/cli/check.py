@@ -47,6 +47,8 @@ def run(options: argparse.Namespace) -> int:
         print(f"warning: {warning}", file=sys.stderr)
     if warnings and options.strict:
         return 1
+    if gateway.store is not None:
+        gateway.store.check()
     _print_summary(str(find_config(options) or "environment variables"), gateway)
     return anyio.run(_check_live, gateway) if options.live else 0
 
@@ -59,6 +61,8 @@ def _print_summary(name: str, gateway: Gateway) -> None:
     )
     origins = [(slug, *plugins.find_origin(row.backend)) for slug, row in providers.items()]
     print_table(("PROVIDER", "CODE", "PACKAGE"), origins)
+    if gateway.store is not None:
+        print(f"store: {gateway.store.place} can be used")
     for entry in plugins.list_unused():
         print(f'{entry.whose} is not used: embedroute ships a provider named "{entry.name}"')
 

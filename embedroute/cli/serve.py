@@ -66,7 +66,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=os.environ.get("WEB_CONCURRENCY", "1"),
         metavar="N",
-        help="processes, each with its own cache and limits (default: $WEB_CONCURRENCY or 1)",
+        help="processes; they share vectors by [store] url only (default: $WEB_CONCURRENCY or 1)",
     )
     add("--root-path", default="", metavar="PATH", help="path that a proxy removes")
     add(
@@ -93,6 +93,8 @@ def run(options: argparse.Namespace) -> int:
     if config.gateway.auth == "host":
         raise ConfigError([HOST_AUTH])
     gateway = Gateway(config)
+    if gateway.store is not None:
+        gateway.store.check()
     for warning in find_warnings(config, gateway.directory):
         print(f"warning: {warning}", file=sys.stderr)
     try:

@@ -33,6 +33,7 @@ from embedroute.config.settings import (
     DialectName,
     ProtocolName,
     Settings,
+    StoreSettings,
 )
 from embedroute.config.validation import (
     ConvertResult,
@@ -67,6 +68,7 @@ __all__ = [
     "RetryPolicy",
     "Settings",
     "Stage",
+    "StoreSettings",
     "TablePath",
     "UnknownFields",
     "catalogue",

@@ -14,7 +14,7 @@ from embedroute.backend import Secret, repr_as_in_rich
 from embedroute.config.catalog import known_providers
 from embedroute.config.models import Endpoint, KnownProvider, Model, Provider
 from embedroute.config.policies import BOUNDS, POLICIES, BreakerPolicy, RetryPolicy
-from embedroute.config.settings import ApiKey, CacheSettings, Settings
+from embedroute.config.settings import ApiKey, CacheSettings, Settings, StoreSettings
 from embedroute.config.toml_syntax import parse_toml
 from embedroute.config.validation import (
     Mistake,
@@ -42,6 +42,7 @@ class Tables(TypedDict):
     gateway: Settings
     keys: dict[str, ApiKey]
     cache: CacheSettings
+    store: StoreSettings
     providers: dict[str, Provider]
     models: dict[str, Model]
 
@@ -72,6 +73,7 @@ class ConfigReader:
                 lambda path, value: self.struct(path, value, ApiKey, key=Secret("")),
             ),
             "cache": self.struct(("cache",), config["cache"], CacheSettings),
+            "store": self.struct(("store",), config["store"], StoreSettings),
             "providers": self.read_tables("providers", config["providers"], self.provider),
             "models": self.read_tables("models", config["models"], self.model),
         }
@@ -245,6 +247,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     gateway: Settings = Settings()
     keys: dict[str, ApiKey] = {}
     cache: CacheSettings = CacheSettings()
+    store: StoreSettings = StoreSettings()
     providers: dict[str, Provider] = {}
     models: dict[str, Model] = {}
 

@@ -1,4 +1,4 @@
-"""Defines the tables ``[gateway]``, ``[keys.NAME]`` and ``[cache]`` of a config."""
+"""Defines the tables ``[gateway]``, ``[keys.NAME]``, ``[cache]`` and ``[store]`` of a config."""
 
 from typing import Annotated, Literal
 
@@ -85,3 +85,17 @@ class CacheSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     bytes: Annotated[int, Meta(ge=0, extra={"unit": "bytes"})] = 268_435_456
     ttl: Seconds = 86_400.0
     shared: bool = True
+
+
+class StoreSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The ``[store]`` table: what several processes share.
+
+    Without a ``url``, everything is in the memory of one process. ``bytes`` is the maximum size of
+    the vectors in SQLite. ``cache`` False keeps vectors out of the store. ``timeout`` is how many
+    seconds a request waits for vectors from the store at most.
+    """
+
+    url: Secret | None = None
+    bytes: Bytes = 4_294_967_296
+    cache: bool = True
+    timeout: Seconds = 0.02

@@ -11,7 +11,7 @@ from embedroute.execution.backend_call import (
     largest_answer,
     validate_vectors,
 )
-from embedroute.execution.context import DispatchContext, RequestContext, Results
+from embedroute.execution.context import DispatchContext, RequestContext, Results, StoreResults
 from embedroute.execution.credentials import CredentialStore
 from embedroute.execution.debug_capture import record_exchange
 from embedroute.execution.dispatcher import Dispatcher, Embed
@@ -48,6 +48,7 @@ __all__ = [
     "RequestContext",
     "Results",
     "SingleFlight",
+    "StoreResults",
     "Verdict",
     "Watchdog",
     "WidthRegistry",

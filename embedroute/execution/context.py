@@ -63,8 +63,8 @@ OnResult = Callable[[Results], None]
 """Receives vectors as soon as they are computed."""
 AdmitFirstTry = Callable[[float], bool]
 """Takes the time in seconds; returns whether an endpoint may be tried for the first time."""
-StoreResults = Callable[[Results, int | None], None]
-"""Stores results in the cache, with the mark of their owner if there is one."""
+StoreResults = Callable[[Results, int | None, str], None]
+"""Stores results in the cache, with the mark of their owner, if there is one, and their model."""
 
 
 class DispatchContext(msgspec.Struct, frozen=True, eq=False):
@@ -197,7 +197,7 @@ def record_results(
     )
     results = pair_with_keys(work, answer, tokens, sizes)
     if context.store is not None:
-        context.store(results, context.prepared.owner)
+        context.store(results, context.prepared.owner, context.prepared.route.public_name)
     return results
 
 

@@ -6,6 +6,7 @@ endpoint, they are ordered again for each request.
 """
 
 from collections.abc import Callable, Hashable
+from hashlib import blake2b
 from typing import Final
 
 import msgspec
@@ -56,6 +57,12 @@ class PreparedSelection(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     can_truncate: bool
     sharing_key: Hashable
     owner: int | None
+
+
+def owner_mark(name: str) -> int:
+    """Return the mark of a caller, which is the same in all processes: 63 bits of a digest."""
+    digest = blake2b(name.encode(errors="surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
 
 
 class SelectionCache:
@@ -184,7 +191,7 @@ class SelectionCache:
             whole_key_prefix=make_key_prefix(route, uncut, preferences, scope) if uncut else None,
             can_truncate=can_truncate(route.model),
             sharing_key=(selection.endpoint_names, preferences, route.sort),
-            owner=None if caller is ANYONE else hash(caller.name),
+            owner=None if caller is ANYONE else owner_mark(caller.name),
         )
 
     def _fallback_of(self, route: Route, request: EmbeddingRequest, caller: Caller) -> Route | None:

@@ -134,7 +134,7 @@ async def _run_lifespan(
         return event
 
     try:
-        loop = await runtime.get()
+        loop = await handler.gateway.open()
     except EmbedrouteError as error:
         message = error.message
     except Exception as error:  # noqa: BLE001 - the server gets a message instead

@@ -452,3 +452,54 @@ def test_cached_vectors_are_read_only():
     cache.store(entries("a"))
 
     assert not cache.look_up([b"a"])[b"a"].vector.flags.writeable
+
+
+class PlainLRU:
+    """What the cache would be without TinyLFU."""
+
+    def __init__(self, count):
+        self._count = count
+        self._keys = {}
+
+    def look_up(self, keys):
+        (key,) = keys
+        if key not in self._keys:
+            return {}
+        self._keys[key] = self._keys.pop(key)
+        return {key: None}
+
+    def store(self, results):
+        self._keys.update(dict.fromkeys(results))
+        if len(self._keys) > self._count:
+            del self._keys[next(iter(self._keys))]
+
+
+def interactive_and_bulk_requests():
+    """Half of the requests follow Zipf's law; the other half are bulk runs over new texts."""
+    random = np.random.default_rng(16)
+    texts = [text for text in random.zipf(1.1, 60_000) if text <= 20_000]
+    for start in range(0, 20_000, 5_000):
+        yield from ((True, b"z%d" % text) for text in texts[start : start + 5_000])
+        yield from ((False, b"s%d" % text) for text in range(start, start + 5_000))
+
+
+def hit_rate_of_interactive_requests(cache):
+    item = EmbeddedInput(np.ones(WIDTH, "<f4"), 1)
+    hits = []
+    for is_interactive, key in interactive_and_bulk_requests():
+        found = cache.look_up([key])
+        if is_interactive:
+            hits.append(bool(found))
+        if not found:
+            cache.store({key: item})
+    return sum(hits) / len(hits)
+
+
+@pytest.mark.uncounted
+@pytest.mark.parametrize(("count", "gain"), [(300, 0.01), (2500, 0.02)])
+def test_a_bulk_run_does_not_replace_what_is_requested_again_and_again(count, gain):
+    size = count * (WIDTH * 4 + OVERHEAD)
+
+    rate = hit_rate_of_interactive_requests(MemoryCache(size, 60.0, lambda: 0.0))
+
+    assert rate >= hit_rate_of_interactive_requests(PlainLRU(count)) + gain

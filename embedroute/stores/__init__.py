@@ -1,0 +1,28 @@
+"""Keeps what several processes share, in SQLite or in Redis; other packages can add stores.
+
+A store is synchronous and knows nothing of event loops. One thread of a process calls it
+(``StoreWorker``), so a cancelled request never leaves a connection in an unknown state.
+It may import the contracts and the foundation.
+"""
+
+from embedroute.stores.base import ModelEntries, Store, StoreError, StoreKey
+from embedroute.stores.registry import BUILT_IN, GROUP, make_store, place_of
+from embedroute.stores.worker import (
+    LONGEST_PAUSE,
+    Job,
+    StoreWorker,
+)
+
+__all__ = [
+    "BUILT_IN",
+    "GROUP",
+    "LONGEST_PAUSE",
+    "Job",
+    "ModelEntries",
+    "Store",
+    "StoreError",
+    "StoreKey",
+    "StoreWorker",
+    "make_store",
+    "place_of",
+]

@@ -1,0 +1,171 @@
+"""Stores in Redis or Valkey, for processes of several hosts.
+
+The client is redis-py with the parser of hiredis. ``StoreWorker`` calls it from one thread and
+reads for all waiting requests at once, so a request costs less than with a client on the event loop
+(docs/benchmarks.md). The server bounds the memory by its own ``maxmemory``.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import import_module
+from typing import Final, Protocol, cast
+from urllib.parse import urlsplit
+
+from embedroute.config import StoreSettings
+from embedroute.errors import MissingExtra
+from embedroute.stores.base import ModelEntries, StoreKey
+
+PREFIX: Final = "embedroute:1:"
+"""The start of all keys, with the version of their format."""
+MODELS: Final = f"{PREFIX}models"
+"""A hash: digest of the name of a model → its name."""
+CONNECT_TIMEOUT: Final = 1.0
+READ_TIMEOUT: Final = 1.0
+"""Seconds without a byte of an answer. Requests wait less (``[store] timeout``)."""
+SCANNED: Final = 1000
+"""Keys that one SCAN looks at."""
+
+
+class _Pipeline(Protocol):
+    """The part of redis-py's pipeline that is used here."""
+
+    def set(self, name: bytes, value: bytes, *, px: int) -> object: ...
+    def hset(self, name: str, key: str, value: str) -> object: ...
+    def strlen(self, name: bytes) -> object: ...
+    def execute(self) -> list[int]: ...
+
+
+class _Client(Protocol):
+    """The part of redis-py's client that is used here."""
+
+    def ping(self) -> object: ...
+    def close(self) -> None: ...
+    def mget(self, keys: Sequence[bytes]) -> Sequence[bytes | None]: ...
+    def unlink(self, *names: bytes) -> int: ...
+    def hgetall(self, name: str) -> Mapping[bytes, bytes]: ...
+    def scan_iter(self, match: str, count: int) -> Iterator[bytes]: ...
+    def pipeline(self, *, transaction: bool) -> _Pipeline: ...
+
+
+class RedisStore:
+    """The store of ``redis://``, ``rediss://``, ``valkey://``, ``valkeys://`` and ``unix://``."""
+
+    def __init__(self, url: str, settings: StoreSettings) -> None:
+        """Check the URL, without a connection.
+
+        Raises:
+            MissingExtra: redis-py is not installed.
+            ValueError: the URL is invalid.
+        """
+        del settings  # the server has its own limit
+        try:
+            redis = import_module("redis")
+        except ImportError:
+            raise MissingExtra("redis", "redis") from None
+        scheme, _, rest = url.partition("://")
+        self._url = f"{scheme.lower().replace('valkey', 'redis')}://{rest}"
+        if not (urlsplit(self._url).hostname or scheme == "unix"):
+            raise ValueError("the URL names no host")
+        retry = import_module("redis.retry").Retry(import_module("redis.backoff").NoBackoff(), 0)
+        # No command is repeated: `StoreWorker` handles failures. Every server has RESP2.
+        options = {
+            "retry": retry,
+            "protocol": 2,
+            "socket_timeout": READ_TIMEOUT,
+            "single_connection_client": True,
+        }
+        if scheme != "unix":
+            options["socket_connect_timeout"] = CONNECT_TIMEOUT
+            options["socket_keepalive"] = True
+        make = redis.Redis.from_url
+        self._make = cast("Callable[[], _Client]", lambda: make(self._url, **options))
+        import_module("redis.connection").parse_url(self._url)  # raises ValueError
+        self._client: _Client | None = None
+        self._prefixes: dict[str, bytes] = {}
+        self._named: set[str] = set()
+
+    def open(self) -> None:
+        """Connect. Redis's errors say what is wrong."""
+        client = self._make()
+        try:
+            client.ping()
+        except BaseException:
+            client.close()
+            raise
+        self._client = client
+        self._named.clear()  # the server may have been emptied
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    @property
+    def _server(self) -> _Client:
+        if self._client is None:
+            self.open()
+        return cast("_Client", self._client)
+
+    def get_vectors(self, keys: Sequence[StoreKey]) -> Sequence[bytes | None]:
+        """Return the value of each key, or None if there is none."""
+        return self._server.mget([self._name(key) for key in keys])
+
+    def put_vectors(self, entries: Sequence[tuple[StoreKey, bytes]], seconds: float) -> None:
+        """Store values in one round trip."""
+        milliseconds = max(int(seconds * 1000), 1)
+        pipeline = self._server.pipeline(transaction=False)
+        for model in {key.model for key, _ in entries} - self._named:
+            pipeline.hset(MODELS, _digest(model), model)
+            self._named.add(model)
+        for key, value in entries:
+            pipeline.set(self._name(key), value, px=milliseconds)
+        pipeline.execute()
+
+    def drop_vectors(self, keys: Sequence[StoreKey]) -> None:
+        """Remove the values of ``keys``."""
+        self._server.unlink(*[self._name(key) for key in keys])
+
+    def count_vectors(self) -> Sequence[ModelEntries]:
+        """Count the entries of each model, sorted by its name. It reads all keys."""
+        return sorted(map(self._count, self._models()), key=lambda each: each.model)
+
+    def _count(self, model: str) -> ModelEntries:
+        count = size = 0
+        for names in self._scan(model):
+            pipeline = self._server.pipeline(transaction=False)
+            for name in names:
+                pipeline.strlen(name)
+            sizes = [each for each in pipeline.execute() if each]
+            count += len(sizes)
+            size += sum(sizes)
+        return ModelEntries(model=model, entries=count, bytes=size)
+
+    def purge_vectors(self, model: str | None) -> int:
+        """Remove the entries of ``model``, or all; return how many there were."""
+        models = self._models() if model is None else [model]
+        return sum(self._server.unlink(*names) for each in models for names in self._scan(each))
+
+    def _models(self) -> Sequence[str]:
+        return [name.decode() for name in self._server.hgetall(MODELS).values()]
+
+    def _scan(self, model: str) -> Iterator[list[bytes]]:
+        names: list[bytes] = []
+        for name in self._server.scan_iter(f"{PREFIX}v:{_digest(model)}:*", SCANNED):
+            names.append(name)
+            if len(names) == SCANNED:
+                yield names
+                names = []
+        if names:
+            yield names
+
+    def _name(self, key: StoreKey) -> bytes:
+        prefix = self._prefixes.get(key.model)
+        if prefix is None:
+            prefix = self._prefixes[key.model] = f"{PREFIX}v:{_digest(key.model)}:".encode()
+        return prefix + key.digest
+
+
+def _digest(model: str) -> str:
+    """Return a name that contains no character with a meaning in patterns."""
+    return hashlib.blake2b(model.encode(errors="surrogatepass"), digest_size=8).hexdigest()

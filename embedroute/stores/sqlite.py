@@ -1,0 +1,273 @@
+"""Stores in a SQLite file, for any number of processes of one host.
+
+The file is in WAL mode: readers do not wait for a writer. Vectors are evicted when their bytes
+exceed a limit, the least recently used ones first. A transaction that was committed survives the
+end of its process at any moment, but not necessarily a power failure (``synchronous = NORMAL``).
+"""
+
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Final
+from urllib.parse import unquote
+
+from embedroute.config import StoreSettings
+from embedroute.stores.base import ModelEntries, StoreError, StoreKey
+
+VERSION: Final = 1
+"""``user_version`` of the file; a file of another version is refused."""
+APPLICATION: Final = 0x656D_6272
+"""``application_id`` of the file, so that no other program's file is changed."""
+BUSY_TIMEOUT: Final = 1.0
+"""Seconds that a transaction waits for the writer of another process."""
+USED_AGAIN: Final = 60.0
+"""Seconds after which a use of an entry is recorded again, so that most reads write nothing."""
+EVICTED_AT_ONCE: Final = 256
+"""Entries that one statement evicts at most, so that other processes need not wait long."""
+ROW_OVERHEAD: Final = 128
+"""Bytes of an entry in the file besides its value: key, columns and indices."""
+
+# A rowid table: with WITHOUT ROWID, values of 6 kB would lie in the nodes of the B-tree, and take
+# three times as long to read. `used` is in seconds since 1970.
+SCHEMA: Final = """
+CREATE TABLE vectors (
+    id INTEGER PRIMARY KEY,
+    digest BLOB NOT NULL UNIQUE,
+    model TEXT NOT NULL,
+    size INTEGER NOT NULL,
+    expires REAL NOT NULL,
+    used REAL NOT NULL,
+    value BLOB NOT NULL
+);
+CREATE INDEX vectors_used ON vectors (used);
+CREATE TABLE totals (vectors INTEGER NOT NULL);
+INSERT INTO totals VALUES (0);
+CREATE TRIGGER vectors_added AFTER INSERT ON vectors
+BEGIN UPDATE totals SET vectors = vectors + NEW.size; END;
+CREATE TRIGGER vectors_removed AFTER DELETE ON vectors
+BEGIN UPDATE totals SET vectors = vectors - OLD.size; END;
+"""
+
+
+class SQLiteStore:
+    """The store of ``sqlite:///relative/path`` and ``sqlite:////absolute/path``."""
+
+    def __init__(
+        self, url: str, settings: StoreSettings, clock: Callable[[], float] = time.time
+    ) -> None:
+        """Take the path out of the URL. ``clock`` returns the seconds since 1970.
+
+        Raises:
+            ValueError: the URL has no path, or its directory does not exist.
+        """
+        _, _, rest = url.partition("://")
+        if not rest.startswith("/") or len(rest) == 1 or "?" in rest:
+            raise ValueError(
+                "write sqlite:///PATH for a path that is relative to the working directory, "
+                "or sqlite:////PATH for an absolute one"
+            )
+        self.path = Path(unquote(rest[1:])).absolute()
+        if not self.path.parent.is_dir():
+            raise ValueError(f"the directory {self.path.parent} does not exist")
+        self._limit = settings.bytes
+        self._clock = clock
+        self._connection: sqlite3.Connection | None = None
+        self._used: dict[int, float] = {}
+
+    def open(self) -> None:
+        """Open the file, and create its tables if it is new.
+
+        Raises:
+            StoreError: the file cannot be opened, or it is not a store of this version.
+        """
+        try:
+            # Vectors reveal texts, so only the user of the gateway may read the file.
+            os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
+        except OSError as error:
+            raise StoreError(f"cannot open the file: {error.strerror}") from None
+        connection = sqlite3.connect(
+            self.path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
+        )
+        try:
+            _prepare(connection)
+        except BaseException:
+            connection.close()
+            raise
+        self._connection = connection
+
+    def close(self) -> None:
+        """Record which entries were used, and close the file."""
+        connection = self._connection
+        self._connection = None
+        if connection is not None:
+            try:
+                with _transaction(connection):
+                    self._record_use(connection)
+            finally:
+                connection.close()
+
+    @property
+    def _file(self) -> sqlite3.Connection:
+        if self._connection is None:
+            raise StoreError("the file is closed")
+        return self._connection
+
+    def get_vectors(self, keys: Sequence[StoreKey]) -> Sequence[bytes | None]:
+        """Return the value of each key, or None if there is none."""
+        now = self._clock()
+        digests = [key.digest for key in keys]
+        query = (
+            "SELECT digest, value, id, used FROM vectors "  # noqa: S608 - only question marks
+            f"WHERE digest IN ({_marks(digests)}) AND expires > ?"
+        )
+        found: dict[bytes, bytes] = {}
+        for digest, value, number, used in self._file.execute(query, (*digests, now)):
+            found[digest] = value
+            if now - used >= USED_AGAIN:
+                self._used[number] = now
+        return [found.get(digest) for digest in digests]
+
+    def put_vectors(self, entries: Sequence[tuple[StoreKey, bytes]], seconds: float) -> None:
+        """Store values in one transaction, and evict others if they are too many."""
+        now = self._clock()
+        rows = [
+            (key.digest, key.model, len(value) + ROW_OVERHEAD, now + seconds, now, value)
+            for key, value in entries
+        ]
+        connection = self._file
+        with _transaction(connection):
+            digests = [key.digest for key, _ in entries]
+            # Not INSERT OR REPLACE, which runs no trigger for the row that it replaces.
+            connection.execute(
+                f"DELETE FROM vectors WHERE digest IN ({_marks(digests)})",  # noqa: S608 - marks
+                digests,
+            )
+            connection.executemany(
+                "INSERT INTO vectors (digest, model, size, expires, used, value)"
+                " VALUES (?, ?, ?, ?, ?, ?)",
+                {row[0]: row for row in rows}.values(),
+            )
+            self._record_use(connection)
+            self._evict(connection, now - seconds)
+        connection.execute(f"PRAGMA incremental_vacuum({EVICTED_AT_ONCE})").fetchall()
+
+    def drop_vectors(self, keys: Sequence[StoreKey]) -> None:
+        """Remove the values of ``keys``."""
+        digests = [key.digest for key in keys]
+        query = f"DELETE FROM vectors WHERE digest IN ({_marks(digests)})"  # noqa: S608 - marks
+        self._file.execute(query, digests)
+
+    def count_vectors(self) -> Sequence[ModelEntries]:
+        """Count the entries of each model, sorted by its name."""
+        query = (
+            "SELECT model, count(*), sum(size) FROM vectors WHERE expires > ?"
+            " GROUP BY model ORDER BY model"
+        )
+        rows = self._file.execute(query, (self._clock(),)).fetchall()
+        return [ModelEntries(model=row[0], entries=row[1], bytes=row[2]) for row in rows]
+
+    def purge_vectors(self, model: str | None) -> int:
+        """Remove the entries of ``model``, or all; return how many there were."""
+        query = "DELETE FROM vectors WHERE ?1 IS NULL OR model = ?1"
+        count = self._file.execute(query, (model,)).rowcount
+        self._file.execute("PRAGMA incremental_vacuum").fetchall()
+        return count
+
+    def _record_use(self, connection: sqlite3.Connection) -> None:
+        used = [(when, number) for number, when in self._used.items()]
+        self._used.clear()
+        if used:
+            connection.executemany("UPDATE vectors SET used = ? WHERE id = ?", used)
+
+    def _evict(self, connection: sqlite3.Connection, oldest: float) -> None:
+        """Remove expired entries, and the least recently used ones that exceed the limit.
+
+        Every entry was used when it was stored, so those last used before ``oldest`` have expired.
+        """
+        connection.execute(
+            "DELETE FROM vectors WHERE id IN"
+            " (SELECT id FROM vectors WHERE used < ? ORDER BY used LIMIT ?)",
+            (oldest, EVICTED_AT_ONCE),
+        )
+        while connection.execute("SELECT vectors FROM totals").fetchone()[0] > self._limit:
+            removed = connection.execute(
+                "DELETE FROM vectors WHERE id IN"
+                " (SELECT id FROM vectors ORDER BY used, id LIMIT ?)",
+                (self._count_excess(connection),),
+            )
+            if not removed.rowcount:
+                break
+
+    def _count_excess(self, connection: sqlite3.Connection) -> int:
+        """Return how many of the least recently used entries exceed the limit, within bounds."""
+        excess = connection.execute("SELECT vectors FROM totals").fetchone()[0] - self._limit
+        sizes = connection.execute(
+            "SELECT size FROM vectors ORDER BY used, id LIMIT ?", (EVICTED_AT_ONCE,)
+        )
+        count = 0
+        for (size,) in sizes:
+            count += 1
+            excess -= size
+            if excess <= 0:
+                break
+        return count
+
+
+class _transaction:  # noqa: N801 - it reads as a verb in `with`
+    """Begin a transaction that writes, and commit it; roll back after an error."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def __enter__(self) -> None:
+        self._connection.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._connection.execute("COMMIT" if kind is None else "ROLLBACK")
+
+
+def _prepare(connection: sqlite3.Connection) -> None:
+    # Before the first table: it decides whether the file can become smaller.
+    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+    connection.execute("PRAGMA journal_mode = WAL").fetchall()
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute("PRAGMA temp_store = MEMORY")
+    version = _read_pragma(connection, "user_version")
+    if version == VERSION and _read_pragma(connection, "application_id") == APPLICATION:
+        return
+    with _transaction(connection):
+        version = _read_pragma(connection, "user_version")  # another process may have been faster
+        if version == VERSION:
+            return
+        if version or connection.execute("SELECT 1 FROM sqlite_schema").fetchone():
+            raise StoreError(
+                "the file is not a store of this version of embedroute; use another path"
+            )
+        for statement in _statements(SCHEMA):
+            connection.execute(statement)
+        connection.execute(f"PRAGMA application_id = {APPLICATION}")
+        connection.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def _statements(script: str) -> Sequence[str]:
+    """Split a script; ``executescript`` would commit the transaction first."""
+    statements: list[str] = []
+    text = ""
+    for line in script.splitlines():
+        text += f"{line}\n"
+        if sqlite3.complete_statement(text):
+            statements.append(text)
+            text = ""
+    return statements
+
+
+def _read_pragma(connection: sqlite3.Connection, name: str) -> int:
+    with closing(connection.execute(f"PRAGMA {name}")) as rows:
+        return rows.fetchone()[0]
+
+
+def _marks(values: Sequence[object]) -> str:
+    return ",".join("?" * len(values))
