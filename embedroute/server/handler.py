@@ -367,7 +367,7 @@ class RequestHandler:
         metrics = self.gateway.metrics
         exposure = self.gateway.settings.metrics
         if metrics is None or exposure == "off":
-            raise _not_found(path)
+            raise _not_found(path, exchange.scope.get("root_path", ""))
         if exposure == "key":
             await self._identify_operator(exchange, "metrics")
         accept = b",".join(exchange.values(b"accept")).decode("latin-1")
