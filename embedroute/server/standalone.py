@@ -18,6 +18,12 @@ EXPOSED: Final = (
     "x-embedroute-model-fallback",
     "x-embedroute-provider",
     "x-embedroute-usage",
+    "x-ratelimit-limit-requests",
+    "x-ratelimit-limit-tokens",
+    "x-ratelimit-remaining-requests",
+    "x-ratelimit-remaining-tokens",
+    "x-ratelimit-reset-requests",
+    "x-ratelimit-reset-tokens",
     "x-request-id",
     "x-should-retry",
 )
