@@ -169,6 +169,7 @@ class Gateway:
             self.store,
         )
         self.runtime: PerLoop[LoopRuntime] = PerLoop("embedroute", self._factory.open)
+        self.store_checks: dict[str, Callable[[], Awaitable[None]]] = {}
         self.metrics: Metrics | None = None
         if metrics_registry is not None or self.settings.metrics != "off":
             self.metrics = Metrics(self.directory.routes, self, metrics_registry)

@@ -28,7 +28,6 @@ from embedroute.errors import (
     ModelNotFound,
     NotFound,
     Overloaded,
-    PermissionDenied,
     Unauthorized,
 )
 from embedroute.execution import RequestContext
@@ -73,6 +72,7 @@ from embedroute.runtime import (
 from embedroute.server import health, models, routes
 from embedroute.server.exchange import PIECE, SMALL_RESPONSE, HTTPExchange, error_headers
 from embedroute.server.explain import explain
+from embedroute.server.monitoring import Monitoring
 from embedroute.server.openapi import openapi
 from embedroute.server.protocols import ModelQuestion, Translate, make_translate, renamed, tei
 from embedroute.telemetry import report_request
@@ -127,6 +127,7 @@ class RequestHandler:
         self._translate_extensions = make_translate(self.protocols)
         self._authenticate = authenticate
         self.stopping = False
+        self._monitoring = Monitoring(gateway, self._identify)
 
     async def serve(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Respond to a request for ``path``, which is relative to the mount."""
@@ -208,8 +209,13 @@ class RequestHandler:
         if operation is routes.GET_LIVE:
             return exchange.answer(200, health.LIVE)
         if operation is routes.GET_METRICS:
-            return self._expose_metrics(path, exchange)
-        return self._answer_readiness(exchange)
+            metrics = self.gateway.metrics
+            if metrics is None or self.gateway.settings.metrics == "off":
+                raise _not_found(path, exchange.scope.get("root_path", ""))
+            return self._monitoring.answer_metrics(exchange, metrics)
+        if self.stopping:
+            return exchange.answer(503, health.STOPPING)
+        return self._monitoring.answer_readiness(exchange)
 
     async def _embed(
         self, exchange: HTTPExchange, translate: Translate | None = None, model: str = ""
@@ -356,39 +362,10 @@ class RequestHandler:
         exchange.trace.caller = caller.name
         return caller
 
-    async def _answer_readiness(self, exchange: HTTPExchange) -> None:
-        if self.stopping:
-            await exchange.answer(503, health.STOPPING)
-            return
-        await self.gateway.runtime.get()
-        await exchange.answer(200, health.READY)
-
-    async def _expose_metrics(self, path: str, exchange: HTTPExchange) -> None:
-        metrics = self.gateway.metrics
-        exposure = self.gateway.settings.metrics
-        if metrics is None or exposure == "off":
-            raise _not_found(path, exchange.scope.get("root_path", ""))
-        if exposure == "key":
-            await self._identify_operator(exchange, "metrics")
-        accept = b",".join(exchange.values(b"accept")).decode("latin-1")
-        body, content_type = await fairness.run_in_worker(partial(metrics.expose, accept))
-        await exchange.answer(200, body, content_type=content_type.encode())
-
-    async def _identify_operator(self, exchange: HTTPExchange, field: str) -> Caller:
-        """Return the caller if it may debug.
-
-        Raises:
-            Unauthorized: the caller is not known.
-            PermissionDenied: the caller may not debug.
-        """
+    async def _identify(self, exchange: HTTPExchange) -> Caller:
         if self.gateway.settings.auth == "host":
-            caller = await self._authenticate_by_host(exchange)
-        else:
-            caller = self._authenticate_by_key(exchange)
-        if not self.gateway.may_debug(caller):
-            message = f"This caller may not see {field}; set debug = true for its key."
-            raise PermissionDenied(message, param=None, code="debug_not_allowed")
-        return caller
+            return await self._authenticate_by_host(exchange)
+        return self._authenticate_by_key(exchange)
 
     def _log_missing_user(self) -> None:
         if self.gateway.failures.count(self.gateway.clock(), CallerUnknown.event):

@@ -1,0 +1,71 @@
+"""Answers requests for metrics and readiness."""
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+from embedroute.auth import Caller
+from embedroute.errors import PermissionDenied, Unauthorized
+from embedroute.gateway import Gateway
+from embedroute.runtime import fairness
+from embedroute.server import health
+from embedroute.server.exchange import HTTPExchange
+from embedroute.telemetry import Metrics
+
+Identify = Callable[[HTTPExchange], Awaitable[Caller]]
+"""Returns the caller of a request, or raises ``Unauthorized``."""
+
+
+class Monitoring:
+    """What operators read about one gateway."""
+
+    def __init__(self, gateway: Gateway, identify: Identify) -> None:
+        """Find the caller of a request by ``identify``."""
+        self._gateway = gateway
+        self._identify = identify
+
+    async def answer_metrics(self, exchange: HTTPExchange, metrics: Metrics) -> None:
+        """Send the metrics in the format that the client accepts.
+
+        Raises:
+            Unauthorized: the caller is not known.
+            PermissionDenied: the caller may not debug.
+        """
+        if self._gateway.settings.metrics == "key":
+            await self.identify_operator(exchange, "the metrics")
+        accept = b",".join(exchange.values(b"accept")).decode("latin-1")
+        body, content_type = await fairness.run_in_worker(partial(metrics.expose, accept))
+        await exchange.answer(200, body, content_type=content_type.encode())
+
+    async def answer_readiness(self, exchange: HTTPExchange) -> None:
+        """Send 200 if the gateway can serve requests, or 503; with reasons for operators."""
+        gateway = self._gateway
+        await gateway.runtime.get()
+        readiness = await health.check_readiness(
+            gateway.read_state(),
+            gateway.store_checks,
+            needs_models=gateway.settings.readiness == "models",
+        )
+        with_reasons = await self._may_see_reasons(exchange)
+        await exchange.answer(*readiness.encode(with_reasons=with_reasons))
+
+    async def identify_operator(self, exchange: HTTPExchange, what: str) -> Caller:
+        """Return the caller if it may debug; ``what`` names what it wants to see.
+
+        Raises:
+            Unauthorized: the caller is not known.
+            PermissionDenied: the caller may not debug.
+        """
+        caller = await self._identify(exchange)
+        if not self._gateway.may_debug(caller):
+            message = f"This caller may not see {what}; set debug = true for its key."
+            raise PermissionDenied(message, code="debug_not_allowed")
+        return caller
+
+    async def _may_see_reasons(self, exchange: HTTPExchange) -> bool:
+        if self._gateway.settings.auth == "keys" and not exchange.values(b"authorization"):
+            return False
+        try:
+            await self.identify_operator(exchange, "reasons")
+        except (Unauthorized, PermissionDenied):
+            return False
+        return True
