@@ -310,6 +310,13 @@ REFUSED = {
     "a control character in the reason": (ok(status=b"200 O\x1b[2JK"), UpstreamUnavailable),
     "line breaks before the answer": (b"\r\n\r\n" + ok(), UpstreamUnavailable),
     "257 headers": (ok(b"{}", *(b"x-%d: %d" % (at, at) for at in range(256))), UpstreamUnavailable),
+    "a head over the limit before many chunks": (
+        CHUNKED[:-2]
+        + b"x-long: %b\r\n\r\n" % (b"a" * LARGEST_HEAD)
+        + b"1\r\n7\r\n" * 100
+        + b"0\r\n\r\n",
+        UpstreamUnavailable,
+    ),
     "2 MB of trailers": (
         CHUNKED + b"2\r\n{}\r\n0\r\n" + b"x: 012345678901\r\n" * 125_000 + b"\r\n",
         UpstreamUnavailable,
