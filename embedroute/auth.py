@@ -3,12 +3,12 @@
 import hmac
 import re
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, cast
 
 import msgspec
 
-from embedroute.backend import repr_as_in_rich
+from embedroute.backend import Secret, repr_as_in_rich
 from embedroute.config import STATE_AUTH, ApiKey, Config, Mistake, RateLimits
 from embedroute.errors import PermissionDenied, Unauthorized
 from embedroute.protocol import EmbeddingRequest
@@ -17,7 +17,41 @@ from embedroute.text import echo
 LONGEST_KEY = 256
 """Bytes; a longer API key is rejected before it is hashed."""
 
+LONGEST_UPSTREAM_KEY = 8192
+"""Bytes; some providers have tokens of several thousand."""
+
+_UPSTREAM_KEY = re.compile(rb"[\x21-\x7e]{1,%d}" % LONGEST_UPSTREAM_KEY)
 _BEARER = re.compile(rb"bearer +([\x21-\x7e]+)", re.IGNORECASE)
+
+
+class UpstreamKeys(Mapping[str, Secret]):
+    """Keys by the name of their header in lower case; immutable and hashable, as callers are."""
+
+    __slots__ = ("_keys",)
+
+    def __init__(self, keys: Mapping[str, Secret]) -> None:
+        """Copy ``keys``."""
+        self._keys = dict(keys)
+
+    def __getitem__(self, name: str) -> Secret:
+        """Return the key of a header."""
+        return self._keys[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names of the headers."""
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        """Return the number of keys."""
+        return len(self._keys)
+
+    def __hash__(self) -> int:
+        """Hash the names and the keys."""
+        return hash(frozenset(self._keys.items()))
+
+    def __repr__(self) -> str:
+        """Show the names of the headers, and no keys."""
+        return repr(self._keys)
 
 
 class Caller(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,12 +61,13 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     caller may see traces and upstream bodies; None means the gateway's setting. ``only`` and
     ``ignore`` restrict the providers. Callers share cache entries within a ``namespace``; for "",
     the setting ``[cache] shared`` decides. ``limits`` hold for all requests of callers with this
-    name. ``models``, ``only`` and ``ignore`` may be any iterable
-    of strings.
+    name. ``models``, ``only`` and ``ignore`` may be any iterable of strings. ``upstream_keys`` maps
+    header names to the caller's own keys of providers with ``api_key = "header:NAME"``.
 
     Raises:
         TypeError: ``name`` or ``namespace`` is not a string, or one of ``models``, ``only`` and
-            ``ignore`` is not an iterable of strings, or ``limits`` are not ``RateLimits``.
+            ``ignore`` is not an iterable of strings, or ``limits`` are not ``RateLimits``, or
+            ``upstream_keys`` are not a mapping of strings to strings or ``Secret``.
     """
 
     name: str
@@ -42,6 +77,7 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     ignore: tuple[str, ...] = ()
     namespace: str = ""
     limits: RateLimits | None = None
+    upstream_keys: Mapping[str, Secret] = UpstreamKeys({})
 
     def __post_init__(self) -> None:
         """Check the types and convert the collections, because hosts may pass any collection."""
@@ -54,6 +90,8 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
             msgspec.structs.force_setattr(self, "models", frozenset(_names("models", self.models)))
         msgspec.structs.force_setattr(self, "only", tuple(_names("only", self.only)))
         msgspec.structs.force_setattr(self, "ignore", tuple(_names("ignore", self.ignore)))
+        if not isinstance(self.upstream_keys, UpstreamKeys):
+            msgspec.structs.force_setattr(self, "upstream_keys", _secrets(self.upstream_keys))
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
         """Show the name, and the fields that differ from their defaults."""
@@ -69,6 +107,18 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
         ``otherwise`` is the gateway's setting. It applies if the caller has none of its own.
         """
         return otherwise if self.debug is None else self.debug
+
+
+def _secrets(keys: object) -> UpstreamKeys:
+    secrets: dict[str, Secret] = {}
+    if isinstance(keys, Mapping):
+        for name, key in cast("Mapping[object, object]", keys).items():
+            if isinstance(name, str) and key and isinstance(key, str | Secret):
+                secrets[name.lower()] = Secret(key) if isinstance(key, str) else key
+        if len(secrets) == len(cast("Mapping[object, object]", keys)):
+            return UpstreamKeys(secrets)
+    # The value may hold keys, so it is not shown.
+    raise TypeError("Caller(upstream_keys=…) must map names of headers to keys.")
 
 
 def _names(field: str, value: object) -> list[str]:
@@ -190,6 +240,21 @@ def _make_caller(name: str, key: ApiKey) -> Caller:
         ignore=tuple(key.ignore),
         namespace=key.namespace or "",
         limits=key.limits,
+    )
+
+
+def read_upstream_key(header: str, values: Sequence[bytes]) -> Secret:
+    """Return the caller's own key of a provider, which is the one of the ``values`` of a header.
+
+    Raises:
+        Unauthorized: there are several values, or it is not a key.
+    """
+    if len(values) == 1 and _UPSTREAM_KEY.fullmatch(values[0]):
+        return Secret(values[0].decode())
+    raise Unauthorized(
+        f"The header '{header}' must hold one key of 1 to {LONGEST_UPSTREAM_KEY} visible ASCII "
+        "characters.",
+        code="upstream_key_required",
     )
 
 

@@ -54,6 +54,7 @@ from embedroute.plugins import build_backends, known_provider_of
 from embedroute.protocol import Limits
 from embedroute.routing import (
     CacheKey,
+    CallerKeys,
     HealthRegistry,
     ModelRegistry,
     ResolvedEndpoint,
@@ -230,9 +231,11 @@ def make_selection_context(
     parts: GatewayParts, healths: HealthRegistry, clock: Callable[[], float]
 ) -> Callable[[], SelectionContext]:
     """Return a function that creates the selection context of the current moment."""
+    caller_keys = CallerKeys()
 
     def make_context() -> SelectionContext:
         return SelectionContext(
+            caller_keys=caller_keys,
             only=parts.settings.only,
             ignore=parts.settings.ignore,
             known_names=parts.directory.known_names,

@@ -54,6 +54,7 @@ __all__ = [
     "UnsupportedContentType",
     "UpstreamAuthError",
     "UpstreamError",
+    "UpstreamKeyRejected",
     "UpstreamModelNotFound",
     "UpstreamRejectedInput",
     "UpstreamTimeout",
@@ -220,6 +221,14 @@ class UpstreamAuthError(UpstreamError):
 
     code: str | None = "upstream_credentials"
     retryable = False
+
+
+class UpstreamKeyRejected(UpstreamAuthError):
+    """401: the upstream rejected the caller's own key, which the request carries for it."""
+
+    status = 401
+    type = "invalid_request_error"
+    code = "upstream_key_rejected"
 
 
 class QuotaExhausted(UpstreamAuthError):

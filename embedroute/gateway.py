@@ -81,6 +81,7 @@ from embedroute.routing import (
     SelectionCache,
     accepts_parts,
     assemble,
+    list_headers,
     make_plan,
     make_plan_in_steps,
     sum_modalities,
@@ -145,6 +146,7 @@ class Gateway:
         self.responses: ByteBudget = ByteBudget.for_responses(self.settings)
         self.rate_limits: RateLimiter = RateLimiter.for_config(config)
         self.directory: ModelRegistry = parts.directory
+        self.caller_key_headers: Sequence[str] = list_headers(parts.directory)
         self.healths: HealthRegistry = HealthRegistry()
         self.failures: LogLimit = LogLimit()
         self.cache: MemoryCache = MemoryCache(config.cache.bytes, config.cache.ttl, clock)

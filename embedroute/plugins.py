@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 import msgspec
 
@@ -17,6 +17,7 @@ from embedroute.backend import Accepts, BackendBase
 from embedroute.config import (
     Config,
     ConvertResult,
+    HeaderSecret,
     KnownProvider,
     Mistake,
     Provider,
@@ -279,6 +280,7 @@ def _instantiate(
         )
         unread = {name: None for name in cls.__struct_fields__ if name in converted.unread}
         backend = cls(**{**unread, **converted.values})
+        _refuse_nested_headers(backend)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001 - as in _import_backend
@@ -288,6 +290,23 @@ def _instantiate(
             mistakes = [*mistakes, f"[providers.{quoted(slug)}] {message}"]
         return None, mistakes
     return (None if converted.mistakes else backend), converted.mistakes
+
+
+def _refuse_nested_headers(backend: BackendBase) -> None:
+    """Refuse a caller's key inside a table of options, where it would never be replaced.
+
+    Raises:
+        ValueError: an option is such a table.
+    """
+    nested = [
+        f"{name}.{key}"
+        for name, value in msgspec.structs.asdict(backend).items()
+        if isinstance(value, Mapping)
+        for key, item in cast("Mapping[str, object]", value).items()
+        if isinstance(item, HeaderSecret)
+    ]
+    if nested:
+        raise ValueError(f"{nested[0]} cannot be header:NAME; only an option itself can")
 
 
 def _is_independent_error(

@@ -70,6 +70,10 @@ def _print_summary(name: str, gateway: Gateway) -> None:
 async def _check_live(gateway: Gateway) -> int:
     async with gateway.lifespan():
         results = await call_endpoints(gateway)
+    for slug, candidate in gateway.directory.providers.items():
+        if candidate.caller_keys:
+            headers = ", ".join(candidate.caller_keys.values())
+            print(f"{slug} was not called: callers send their own keys in {headers}")
     if not results:
         raise ConfigError(["No endpoint to call: the config declares no model."])
     print_table(

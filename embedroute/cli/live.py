@@ -44,12 +44,13 @@ class CallResult(msgspec.Struct, frozen=True, kw_only=True):
 async def call_endpoints(gateway: Gateway) -> list[CallResult]:
     """Embed ``TEXT`` once at every endpoint of every declared model.
 
-    The results are in the order of the config.
+    The results are in the order of the config. Endpoints that need a caller's own key are left out.
     """
     endpoints = [
         (model, candidate)
         for model, route in gateway.directory.routes.items()
         for candidate in route.candidates
+        if not candidate.caller_keys
     ]
     results: dict[int, CallResult] = {}
 

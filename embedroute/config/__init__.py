@@ -37,6 +37,7 @@ from embedroute.config.settings import (
 )
 from embedroute.config.validation import (
     ConvertResult,
+    HeaderSecret,
     Mistake,
     TablePath,
     UnknownFields,
@@ -56,6 +57,7 @@ __all__ = [
     "ConvertResult",
     "DialectName",
     "Endpoint",
+    "HeaderSecret",
     "KnownProvider",
     "Mistake",
     "Modality",

@@ -17,6 +17,7 @@ from embedroute.config.policies import BOUNDS, POLICIES, BreakerPolicy, RetryPol
 from embedroute.config.settings import ApiKey, CacheSettings, Settings, StoreSettings
 from embedroute.config.toml_syntax import parse_toml
 from embedroute.config.validation import (
+    HeaderSecret,
     Mistake,
     SecretReference,
     TablePath,
@@ -34,6 +35,8 @@ Table = TypeVar("Table", bound=msgspec.Struct)
 
 _API_KEY = re.compile(r"[\x21-\x7e]{1,256}")
 _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", re.IGNORECASE)
+
+_ONLY_PROVIDERS: Final = "cannot be header:NAME; only the api_key of a provider can"
 
 
 class Tables(TypedDict):
@@ -80,6 +83,8 @@ class ConfigReader:
         self.check_media_domains(tables["gateway"].media_domains)
         self.check_unknown_fields(tables["gateway"].unknown_fields)
         self.check_keys(tables["keys"])
+        if isinstance(tables["gateway"].proxy, HeaderSecret):
+            self.add(("gateway",), f"proxy {_ONLY_PROVIDERS}")
         self.check_policies(tables["gateway"], tables["providers"])
         return tables
 
@@ -160,6 +165,9 @@ class ConfigReader:
             if path in self.unread or (*path, "key") in self.unread:
                 continue
             if isinstance(api_key.key, SecretReference):
+                continue
+            if isinstance(api_key.key, HeaderSecret):
+                self.add(path, f"key {_ONLY_PROVIDERS}")
                 continue
             if not _API_KEY.fullmatch(text):
                 self.add(path, "key must be 1 to 256 visible ASCII characters")

@@ -70,6 +70,30 @@ class SecretReference(Secret):
     __slots__ = ()
 
 
+_HEADER: Final = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]{1,128}")
+_OWN_HEADERS: Final = frozenset({"authorization", "cookie", "host", "proxy-authorization"})
+
+
+class HeaderSecret(Secret):
+    """A ``header:NAME``: each caller's own secret, from this header of its requests.
+
+    ``header`` is its name in lower case. The text is only the reference.
+    """
+
+    __slots__ = ("header",)
+
+    def __init__(self, header: str) -> None:
+        """Refer to ``header``.
+
+        Raises:
+            ValueError: it is not the name of a header, or one with another meaning.
+        """
+        self.header: str = header.lower()
+        if not _HEADER.fullmatch(self.header) or self.header in _OWN_HEADERS:
+            raise ValueError(f"header:{header} is not the name of a header for a key of its own")
+        super().__init__(f"header:{self.header}")
+
+
 def secret_hook(environ: Mapping[str, str] | None) -> Callable[[type, object], object]:
     """Make the msgspec hook that decodes a ``Secret``.
 
@@ -90,6 +114,8 @@ def secret_hook(environ: Mapping[str, str] | None) -> Callable[[type, object], o
             raise TypeError("must be a string: env:NAME, file:PATH or the secret itself")
         if environ is None and value.startswith("env:"):
             return SecretReference(value)
+        if value.startswith("header:"):
+            return HeaderSecret(value.removeprefix("header:"))
         return Secret(_read_secret(value, environ or {}))
 
     return decode

@@ -14,8 +14,10 @@ from embedroute.cache import CachePolicy
 from embedroute.errors import (
     EmbedrouteError,
     InputFailed,
+    QuotaExhausted,
     UpstreamAuthError,
     UpstreamError,
+    UpstreamKeyRejected,
     UpstreamRejectedInput,
 )
 from embedroute.execution.redaction import list_secrets, mentions, redact_message
@@ -232,13 +234,30 @@ def for_client(
         error = neutral(error, candidate.provider)
         error.already_recorded = already_recorded
     elif isinstance(error, UpstreamAuthError):
-        error.message = neutral_message(UpstreamAuthError, candidate.provider)
+        if candidate.key_digest:
+            error = _blame_callers_key(error, candidate)
+        else:
+            error.message = neutral_message(UpstreamAuthError, candidate.provider)
     else:
         named = name_provider(redact_message(error.message, secrets), candidate.provider)
         error.message = printable(named)
     error.provider = candidate.provider
     error.place = place
     return error
+
+
+def _blame_callers_key(error: UpstreamAuthError, candidate: ResolvedEndpoint) -> UpstreamError:
+    """Return the error of a caller whose own key is rejected, or whose account is spent."""
+    header = next(iter(candidate.caller_keys.values()))
+    place = f"of the provider {candidate.provider} in the header '{header}'"
+    if isinstance(error, QuotaExhausted):
+        error.message = f"The account of your key {place} has no quota left."
+        return error
+    rejected = UpstreamKeyRejected(
+        f"Your key {place} was rejected. Check that key.", upstream_status=error.upstream_status
+    )
+    rejected.already_recorded = error.already_recorded
+    return rejected
 
 
 def name_provider(message: str, provider: str) -> str:

@@ -16,6 +16,7 @@ import anyio.to_thread
 
 from embedroute.backend import Credentials, HTTPBackend, UpstreamRequest, UpstreamResponse
 from embedroute.errors import UpstreamError, UpstreamTimeout, UpstreamUnavailable
+from embedroute.routing import BoundedMap
 from embedroute.runtime import LARGE, fairness
 from embedroute.transport import ExchangeLimits
 
@@ -60,7 +61,9 @@ class CredentialStore:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         """Create an empty store; the first call of a backend fetches its credentials."""
         self._clock = clock
-        self._entries: dict[int, _Entry] = {}
+        # Bounded: each caller's own key makes a backend. An entry keeps its backend alive, so that
+        # no other backend has its id.
+        self._entries: BoundedMap[int, _Entry] = BoundedMap()
 
     async def send(
         self,
@@ -79,7 +82,7 @@ class CredentialStore:
         ends = self._clock() + timeout
         entry = self._entries.get(id(backend))
         if entry is None:
-            entry = self._entries[id(backend)] = _Entry(backend)
+            entry = self._entries.get_or_insert(id(backend), _Entry(backend))
         obtain = partial(self._obtain, entry, send, ends, limits)
         current = entry.current
         if current is None or self._clock() >= current.renew:

@@ -12,6 +12,7 @@ from embedroute.routing.call_history import (
     PERIOD,
     CallHistory,
 )
+from embedroute.routing.caller_keys import CallerKeys, list_headers
 from embedroute.routing.filters import (
     Dropped,
     Parameters,
@@ -102,6 +103,7 @@ __all__ = [
     "CacheKey",
     "CallHistory",
     "CallTimes",
+    "CallerKeys",
     "CircuitBreaker",
     "Dropped",
     "EmbeddedInput",
@@ -135,6 +137,7 @@ __all__ = [
     "has_called_upstream",
     "hedge_delay",
     "is_at_capacity",
+    "list_headers",
     "make_key_prefix",
     "make_plan",
     "make_plan_in_steps",

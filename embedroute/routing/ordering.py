@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 
 from embedroute.protocol import Preferences, cutoffs
+from embedroute.routing.caller_keys import CallerKeys
 from embedroute.routing.health import EndpointHealth
 from embedroute.routing.registry import ResolvedEndpoint
 
@@ -18,13 +19,15 @@ from embedroute.routing.registry import ResolvedEndpoint
 class SelectionContext(msgspec.Struct, frozen=True, kw_only=True):
     """What selection depends on besides the request: the gateway's lists, health, time and chance.
 
-    ``now`` is in seconds of a monotonic clock; ``random`` returns a number in [0, 1).
+    ``caller_keys`` are those of the gateway. ``now`` is in seconds of a monotonic clock; ``random``
+    returns a number in [0, 1).
     """
 
     only: Sequence[str] = ()
     ignore: Sequence[str] = ()
     known_names: frozenset[str] = frozenset()
     health: Callable[[ResolvedEndpoint], EndpointHealth]
+    caller_keys: CallerKeys = msgspec.field(default_factory=CallerKeys)
     now: float
     random: Callable[[], float]
 

@@ -67,7 +67,7 @@ def prefix(*fields: str | bytes) -> bytes:
     return b"".join([len(raw).to_bytes(4, "little") + raw for raw in encoded])
 
 
-def shared_policy(preferences: Preferences, scope: tuple[str, str]) -> bytes:
+def shared_policy(preferences: Preferences, scope: Sequence[str]) -> bytes:
     """Encode the cache scope and the data policy: only requests equal in both share vectors."""
     return prefix(*scope, f"{preferences.data_collection == 'deny'}{bool(preferences.zdr)}")
 
@@ -76,7 +76,7 @@ def make_key_prefix(
     route: Route,
     parameters: Parameters,
     preferences: Preferences,
-    scope: tuple[str, str],
+    scope: Sequence[str],
 ) -> bytes:
     """Encode the common part of a request's cache keys: everything except the input."""
     vector_fields = (

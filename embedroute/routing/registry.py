@@ -34,6 +34,10 @@ class ResolvedEndpoint(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     in flight, on each event loop. ``attempt_timeout`` is how many seconds a call may take, or None
     if that is learned. ``checks_model`` is false if the name of the model in an answer means
     nothing. ``name`` is ``provider:model``, for traces, logs and health.
+
+    ``caller_keys`` maps the options of the backend that each caller sets to the header with the
+    value. An endpoint whose backend has a caller's values has their ``key_digest``, which is part
+    of its name, and ``origin``, the endpoint without them.
     """
 
     provider: str
@@ -58,11 +62,17 @@ class ResolvedEndpoint(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     all_addresses: bool = False
     retries: RetryPolicy = RetryPolicy()
     breaker: BreakerPolicy = BreakerPolicy()
+    caller_keys: Mapping[str, str] = {}
+    key_digest: str = ""
+    origin: "ResolvedEndpoint | None" = None
     name: str = ""
 
     def __post_init__(self) -> None:
         """Set ``name``."""
-        msgspec.structs.force_setattr(self, "name", f"{self.provider}:{self.model}")
+        name = f"{self.provider}:{self.model}"
+        if self.key_digest:
+            name += f"#{self.key_digest}"
+        msgspec.structs.force_setattr(self, "name", name)
 
     def named(self, name: str) -> bool:
         """Return whether ``name`` is this endpoint's slug, the base of its slug, or its vendor."""

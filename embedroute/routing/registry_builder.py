@@ -28,6 +28,7 @@ from embedroute.config import (
 )
 from embedroute.errors import EmbedrouteError
 from embedroute.protocol import NEUTRAL, SPELLINGS, Dtype, EmbeddingOptions
+from embedroute.routing.caller_keys import find_headers
 from embedroute.routing.registry import ModelRegistry, ResolvedEndpoint, Route, is_known, normalise
 from embedroute.text import did_you_mean, echo
 
@@ -358,6 +359,7 @@ class _RegistryBuilder:
             provider=slug,
             model=endpoint.model or name,
             backend=self.backend(slug),
+            caller_keys=find_headers(self.backend(slug)),
             accepts=self.accepts(endpoint, name),
             vendor=provider.vendor or (known.vendor if known else slug),
             prices=endpoint.prices(),

@@ -111,6 +111,7 @@ def select_endpoints(
         _filter_by_preferences(endpoints, preferences, caller, context)
         parameters, merged = resolve_parameters(endpoints, route.model, request)
         filter_by_parameters(endpoints, route.model, request, parameters, merged.fields)
+        context.caller_keys.apply(endpoints, caller)
     except RequestError:
         if trace is not None:
             trace_dropped(endpoints.dropped, trace)

@@ -5,7 +5,7 @@ depends only on its model, width, input type and caller. If a cached selection h
 endpoint, they are ordered again for each request.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from hashlib import blake2b
 from typing import Final
 
@@ -107,6 +107,7 @@ class SelectionCache:
             or request.provider is not None
             or request.kind is not Kind.TEXT
             or request.dtype != "float"
+            or caller.upstream_keys
         ):
             return self.prepare_route(self.resolve(request, caller), request, caller, trace)
         # A caller may equal ANYONE, who owns no cache entries and has no scope of its own.
@@ -178,9 +179,11 @@ class SelectionCache:
         selection = self._select(route, request, caller, trace)
         parameters = selection.parameters
         preferences = request.preferences
-        scope = COMMON
+        scope: Sequence[str] = COMMON
         if caller.namespace or not self._shared_cache:
             scope = cache_scope(caller, shared=self._shared_cache)
+        if digests := {each.key_digest for each in selection.candidates if each.key_digest}:
+            scope = (*scope, "upstream keys", *sorted(digests))
         uncut = parameters.uncut(route.model)
         return PreparedSelection(
             caller=caller,

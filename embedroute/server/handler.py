@@ -17,7 +17,8 @@ from typing import Final, Protocol, cast, get_args
 import msgspec
 from starlette.types import Receive, Scope, Send
 
-from embedroute.auth import ANYONE, Caller
+from embedroute.auth import ANYONE, Caller, read_upstream_key
+from embedroute.backend import Secret
 from embedroute.config import Auth, DialectName, ProtocolName, catalogue
 from embedroute.errors import (
     BodyTimeout,
@@ -227,16 +228,15 @@ class RequestHandler:
         else:
             caller = self._authenticate_by_key(exchange)
         exchange.require_json()
+        if gateway.caller_key_headers:
+            caller = self._add_upstream_keys(caller, exchange)
         forecast = None
         async with tasks.watch(
             settings.body_timeout, self._make_body_timeout, cancelled=partial(self._abort, exchange)
         ) as watch:
             body = await exchange.body(settings.max_body_bytes, gateway.bodies, caller.name)
-            watch.restart(
-                settings.deadline,
-                partial(gateway.make_deadline_error, exchange.trace),
-                exchange.wait_for_disconnect,
-            )
+            make_error = partial(gateway.make_deadline_error, exchange.trace)
+            watch.restart(settings.deadline, make_error, exchange.wait_for_disconnect)
             deadline = gateway.clock() + settings.deadline
             if translate is None and is_small(body):
                 request = decode_at_once(body, gateway.limits)
@@ -361,6 +361,16 @@ class RequestHandler:
             raise Unauthorized("The request is not authenticated.")
         exchange.trace.caller = caller.name
         return caller
+
+    def _add_upstream_keys(self, caller: Caller, exchange: HTTPExchange) -> Caller:
+        """Return the caller with the keys of providers that the headers of the request hold."""
+        keys = dict[str, Secret]()
+        for name in self.gateway.caller_key_headers:
+            if values := exchange.values(name.encode()):
+                keys[name] = read_upstream_key(name, values)
+        if not keys:
+            return caller
+        return msgspec.structs.replace(caller, upstream_keys={**keys, **caller.upstream_keys})
 
     async def _identify(self, exchange: HTTPExchange) -> Caller:
         if self.gateway.settings.auth == "host":
