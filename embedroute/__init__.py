@@ -47,6 +47,7 @@ from embedroute.auth import Caller
 from embedroute.config import (
     ApiKey,
     BreakerPolicy,
+    Budget,
     CacheSettings,
     Config,
     Endpoint,
@@ -66,6 +67,7 @@ from embedroute.version import __version__
 __all__ = [
     "ApiKey",
     "BreakerPolicy",
+    "Budget",
     "CacheSettings",
     "Caller",
     "Config",

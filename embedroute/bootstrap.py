@@ -37,6 +37,7 @@ from embedroute.config import (
 from embedroute.errors import ConfigError, InternalError
 from embedroute.execution import (
     AttemptRunner,
+    BudgetedEmbed,
     DispatchContext,
     Dispatcher,
     EchoedModels,
@@ -312,6 +313,7 @@ class RuntimeFactory:
         clock: Callable[[], float] = time.monotonic,
         observers: Sequence[Observer] = (),
         store: StoreWorker | None = None,
+        budgets: BudgetedEmbed | None = None,
     ) -> None:
         """Create a factory. ``make_transport`` replaces the transport of the config.
 
@@ -336,6 +338,7 @@ class RuntimeFactory:
         self._observers = observers
         self.slots: list[LoopSlots] = []
         self._store = store
+        self._budgets = budgets
 
     def open(self, stack: AsyncExitStack) -> LoopRuntime:
         """Create this loop's transport and dispatcher; closing ``stack`` closes them.
@@ -368,7 +371,8 @@ class RuntimeFactory:
             clock=self._clock,
             random=random.random,
         )
-        return LoopRuntime(dispatcher.embed, SingleFlight(attempts.expect))
+        embed = self._budgets.wrap(dispatcher.embed) if self._budgets else dispatcher.embed
+        return LoopRuntime(embed, SingleFlight(attempts.expect))
 
     def _open_transport(self) -> Transport:
         try:

@@ -20,6 +20,7 @@ __all__ = [
     "BatchTooLarge",
     "BodyTimeout",
     "BodyTooLarge",
+    "BudgetExceeded",
     "ConfigError",
     "ConnectError",
     "ContextTooLong",
@@ -28,6 +29,7 @@ __all__ = [
     "EndpointBusy",
     "FieldRejected",
     "InputFailed",
+    "InsufficientQuota",
     "InternalError",
     "InvalidRequest",
     "InvalidUpstreamResponse",
@@ -414,6 +416,22 @@ class TooManyTokens(RateLimitExceeded):
     """429: the request alone needs more tokens than the limit allows in a minute."""
 
     retryable = False
+
+
+class BudgetExceeded(EmbedrouteError):
+    """402: the request may cost more than is left of a budget."""
+
+    status = 402
+    type = "insufficient_quota"
+    code: str | None = "budget_exceeded"
+    retryable = False
+
+
+class InsufficientQuota(BudgetExceeded):
+    """429: the same in OpenAI's format, whose clients know no 402."""
+
+    status = 429
+    code: str | None = "insufficient_quota"
 
 
 class BodyTooLarge(RequestError):

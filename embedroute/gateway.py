@@ -50,6 +50,7 @@ from embedroute.errors import (
     UpstreamRejectedInput,
 )
 from embedroute.execution import (
+    BudgetedEmbed,
     DispatchContext,
     Lead,
     RequestContext,
@@ -169,6 +170,7 @@ class Gateway:
             clock,
             self.observers,
             self.store,
+            BudgetedEmbed.for_config(config, self.store),
         )
         self.runtime: PerLoop[LoopRuntime] = PerLoop("embedroute", self._factory.open)
         self.store_checks: dict[str, Callable[[], Awaitable[None]]] = {}

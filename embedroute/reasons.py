@@ -12,6 +12,7 @@ from typing import Final, cast
 
 from embedroute.errors import (
     BatchTooLarge,
+    BudgetExceeded,
     ConnectError,
     ContextTooLong,
     DeadlineExceeded,
@@ -67,6 +68,7 @@ OWN_ERRORS: Final[Mapping[type[EmbedrouteError], str]] = {
     NoHealthyEndpoint: "no healthy endpoint",
     ResourcesExhausted: "resource exhausted",
     Overloaded: "overloaded",
+    BudgetExceeded: "budget exceeded",
     DeadlineExceeded: "deadline passed",
     EmbedrouteError: "internal error",
 }

@@ -116,8 +116,12 @@ class RequestTrace(msgspec.Struct, eq=False):
     @property
     def cost(self) -> Decimal | None:
         """USD spent upstream, by token, image and call; None if the price of a call is unknown."""
+        return self.cost_since(0)
+
+    def cost_since(self, bills: int) -> Decimal | None:
+        """USD spent upstream, without the first ``bills`` bills; None if a price is unknown."""
         cost = Decimal(0)
-        for prices, tokens, images in self.bills:
+        for prices, tokens, images in self.bills[bills:]:
             if "prompt" not in prices:
                 return None
             cost += prices["prompt"] * tokens / 1_000_000

@@ -41,7 +41,7 @@ RANKS: tuple[Mapping[str, set[str]], ...] = (
         "telemetry": set(),
         "transport": set(),
         "cache": {"routing", "stores"},
-        "execution": {"cache", "limits", "routing", "telemetry", "transport"},
+        "execution": {"cache", "limits", "routing", "stores", "telemetry", "transport"},
     },
     {
         "testing": set(),

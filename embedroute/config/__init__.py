@@ -25,7 +25,7 @@ from embedroute.config.models import (
     Provider,
     Stage,
 )
-from embedroute.config.policies import BreakerPolicy, RateLimits, RetryPolicy
+from embedroute.config.policies import BreakerPolicy, Budget, RateLimits, RetryPolicy
 from embedroute.config.settings import (
     ApiKey,
     Auth,
@@ -52,6 +52,7 @@ __all__ = [
     "ApiKey",
     "Auth",
     "BreakerPolicy",
+    "Budget",
     "CacheSettings",
     "Config",
     "ConvertResult",

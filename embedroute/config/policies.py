@@ -5,10 +5,14 @@ Retries and breaker of a provider, ``[providers.SLUG.retries]`` and ``[providers
 hold only the fields that replace the gateway's; ``embedroute.routing`` applies them.
 """
 
-from typing import Annotated, Final
+from decimal import Decimal
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
+
+MOST_USD: Final = 1_000_000
+"""Maximum of a budget, so that billionths of it are exact in every store."""
 
 Calls = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0, le=86_400, extra={"unit": "seconds"})]
@@ -62,6 +66,22 @@ class RateLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     requests_per_minute: Calls | None = None
     tokens_per_minute: Calls | None = None
     concurrent_requests: Calls | None = None
+
+
+class Budget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How many US dollars a key or the gateway may spend: per month or day in UTC, or in total.
+
+    Raises:
+        ValueError: ``usd`` is not a number from 0 to ``MOST_USD``.
+    """
+
+    usd: Decimal
+    per: Literal["month", "day", "total"]
+
+    def __post_init__(self) -> None:
+        """Check the amount: msgspec has no bounds for decimals."""
+        if not (self.usd.is_finite() and 0 <= self.usd <= MOST_USD):
+            raise ValueError(f"usd must be a number from 0 to {MOST_USD}")
 
 
 POLICIES: Final[dict[str, type[RetryPolicy] | type[BreakerPolicy]]] = {

@@ -6,7 +6,7 @@ import msgspec
 from msgspec import Meta
 
 from embedroute.backend import Secret
-from embedroute.config.policies import BreakerPolicy, RateLimits, RetryPolicy
+from embedroute.config.policies import BreakerPolicy, Budget, RateLimits, RetryPolicy
 
 Seconds = Annotated[float, Meta(gt=0, extra={"unit": "seconds"})]
 SecondsOrZero = Annotated[float, Meta(ge=0, extra={"unit": "seconds"})]
@@ -23,7 +23,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """The ``[gateway]`` table; durations are in seconds, sizes in bytes.
 
     ``max_concurrent``, ``retries`` and ``breaker`` hold for providers that do not set their own.
-    ``limits`` hold for all callers together.
+    ``limits`` and ``budget`` hold for all callers together.
     """
 
     auth: Auth | None = None
@@ -57,6 +57,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     retries: RetryPolicy = RetryPolicy()
     breaker: BreakerPolicy = BreakerPolicy()
     limits: RateLimits | None = None
+    budget: Budget | None = None
 
 
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -64,7 +65,7 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     ``models`` None allows all models; ``debug`` None means the setting of ``[gateway]``. Keys share
     cache entries only within a ``namespace``; for None, ``[cache] shared`` decides. ``limits`` hold
-    for the requests with this key.
+    for the requests with this key, and ``budget`` is what they may cost.
     """
 
     key: Secret
@@ -74,6 +75,7 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ignore: list[str] = []
     namespace: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
     limits: RateLimits | None = None
+    budget: Budget | None = None
 
 
 class CacheSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -93,10 +95,12 @@ class StoreSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     Without a ``url``, everything is in the memory of one process. ``bytes`` is the maximum size of
     the vectors in SQLite. ``cache`` False keeps vectors out of the store. ``timeout`` is how many
-    seconds a request waits for vectors from the store at most.
+    seconds a request waits for vectors from the store at most. ``on_failure`` says whether requests
+    with a budget are served while the store fails.
     """
 
     url: Secret | None = None
     bytes: Bytes = 4_294_967_296
     cache: bool = True
     timeout: Seconds = 0.02
+    on_failure: Literal["closed", "open"] = "closed"

@@ -11,6 +11,7 @@ from embedroute.execution.backend_call import (
     largest_answer,
     validate_vectors,
 )
+from embedroute.execution.budgets import BudgetedEmbed, Window, find_window, to_units
 from embedroute.execution.context import DispatchContext, RequestContext, Results, StoreResults
 from embedroute.execution.credentials import CredentialStore
 from embedroute.execution.debug_capture import record_exchange
@@ -34,6 +35,7 @@ __all__ = [
     "LARGEST",
     "SHORTEST",
     "AttemptRunner",
+    "BudgetedEmbed",
     "CallResources",
     "CredentialStore",
     "DispatchContext",
@@ -52,10 +54,12 @@ __all__ = [
     "Verdict",
     "Watchdog",
     "WidthRegistry",
+    "Window",
     "call_backend",
     "catalogue_bases",
     "cut_part",
     "decide",
+    "find_window",
     "is_same_model",
     "joined",
     "largest_answer",
@@ -69,5 +73,6 @@ __all__ = [
     "redact_message",
     "slice_stop",
     "split_result",
+    "to_units",
     "validate_vectors",
 ]

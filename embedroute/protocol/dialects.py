@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Final
 import msgspec
 from msgspec import UNSET
 
-from embedroute.errors import EmbedrouteError, UpstreamError
+from embedroute.errors import BudgetExceeded, EmbedrouteError, InsufficientQuota, UpstreamError
 from embedroute.protocol import bodies
 from embedroute.protocol.decode import EmbeddingRequest
 from embedroute.protocol.responses import ENCODER, Embeddings, LargeBody, encode_rows
@@ -24,9 +24,11 @@ Fields = Mapping[str, Any]
 class OpenAIDialect:
     """OpenAI's format; the other dialects override parts of it.
 
-    ``success_body`` and ``error_body`` are the structs of the two bodies.
+    ``success_body`` and ``error_body`` are the structs of the two bodies. ``has_402`` is whether a
+    budget that is spent is a 402; for OpenAI's clients it is a 429.
     """
 
+    has_402: ClassVar[bool] = False
     success_body: ClassVar[type[bodies.CreateEmbeddingResponse]] = bodies.CreateEmbeddingResponse
     error_body: ClassVar[type[msgspec.Struct]] = bodies.ErrorResponse
 
@@ -59,6 +61,12 @@ class OpenAIDialect:
         fields = msgspec.structs.asdict(self.error_response(error, trace))
         return ENCODER.encode({**fields, **trace.debug_fields()})
 
+    def adapt(self, error: EmbedrouteError) -> EmbedrouteError:
+        """Return the error with the status and code that the system has for it."""
+        if isinstance(error, BudgetExceeded) and not self.has_402:
+            return InsufficientQuota(error.message)
+        return error
+
     def error_response(self, error: EmbedrouteError, trace: RequestTrace) -> msgspec.Struct:
         """Return the body of an error, without debug fields."""
         del trace
@@ -79,6 +87,7 @@ class OpenAIDialect:
 class OpenRouterDialect(OpenAIDialect):
     """OpenRouter's format: an id, the cost, tokens by modality, and numeric error codes."""
 
+    has_402 = True
     success_body: ClassVar[type[bodies.CreateEmbeddingResponse]] = (
         bodies.OpenRouterEmbeddingResponse
     )
@@ -119,6 +128,7 @@ class OpenRouterDialect(OpenAIDialect):
 class GoModelDialect(OpenAIDialect):
     """GoModel's format: the provider of the vectors, and five error types."""
 
+    has_402 = True
     success_body: ClassVar[type[bodies.CreateEmbeddingResponse]] = bodies.GoModelEmbeddingResponse
 
     def extras(self, answer: Embeddings) -> Fields:
@@ -140,6 +150,7 @@ class GoModelDialect(OpenAIDialect):
 class PhaseoDialect(OpenAIDialect):
     """Phaseo's format: completion tokens, and errors with their origin and the failed providers."""
 
+    has_402 = True
     success_body: ClassVar[type[bodies.CreateEmbeddingResponse]] = bodies.PhaseoEmbeddingResponse
     error_body: ClassVar[type[msgspec.Struct]] = bodies.PhaseoErrorResponse
 
@@ -169,6 +180,7 @@ class PhaseoDialect(OpenAIDialect):
 class SpiceDialect(OpenAIDialect):
     """Spice.ai's format: errors have only a message."""
 
+    has_402 = True
     error_body: ClassVar[type[msgspec.Struct]] = bodies.SpiceErrorResponse
 
     def error_response(self, error: EmbedrouteError, trace: RequestTrace) -> msgspec.Struct:

@@ -17,6 +17,7 @@ from embedroute.errors import (
     LONGEST_RETRY_AFTER,
     BodyTimeout,
     BodyTooLarge,
+    BudgetExceeded,
     EmbedrouteError,
     InvalidRequest,
     MethodNotAllowed,
@@ -444,7 +445,7 @@ def make_headers(
 def error_headers(error: EmbedrouteError, status: int) -> list[Header]:
     """Return the headers that tell a client library how to handle an error."""
     headers: list[Header] = []
-    if status in {429, 503}:
+    if status in {429, 503} and not isinstance(error, BudgetExceeded):
         # LangChain.js does not retry after a 429 without retry-after. If the upstream gave none,
         # send our shortest cool-down.
         retry_after = SHORTEST_COOLDOWN if error.retry_after is None else error.retry_after

@@ -435,6 +435,8 @@ class RequestHandler:
     async def _reject(self, exchange: HTTPExchange, error: EmbedrouteError) -> None:
         if exchange.response_started:
             return
+        if exchange.format is None:
+            error = self.dialect.adapt(error)
         exchange.code = error.code
         if exchange.names:
             error = renamed(error, exchange.names)

@@ -5,7 +5,16 @@ A store is synchronous and knows nothing of event loops. One thread of a process
 It may import the contracts and the foundation.
 """
 
-from embedroute.stores.base import ModelEntries, Store, StoreError, StoreKey
+from embedroute.stores.base import (
+    BudgetStore,
+    Charge,
+    ModelEntries,
+    Refusal,
+    Store,
+    StoreError,
+    StoreKey,
+)
+from embedroute.stores.memory import MemoryBudgets
 from embedroute.stores.registry import BUILT_IN, GROUP, make_store, place_of
 from embedroute.stores.worker import (
     LONGEST_PAUSE,
@@ -17,8 +26,12 @@ __all__ = [
     "BUILT_IN",
     "GROUP",
     "LONGEST_PAUSE",
+    "BudgetStore",
+    "Charge",
     "Job",
+    "MemoryBudgets",
     "ModelEntries",
+    "Refusal",
     "Store",
     "StoreError",
     "StoreKey",

@@ -25,6 +25,41 @@ class ModelEntries(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int
 
 
+class Charge(NamedTuple):
+    """A part of a reservation: at most ``limit`` may be spent and reserved in ``counter``.
+
+    Amounts are integers, in billionths of a US dollar.
+    """
+
+    counter: str
+    limit: int
+    amount: int
+
+
+class Refusal(NamedTuple):
+    """The first charge of a reservation that does not fit, and what is left in its counter."""
+
+    position: int
+    left: int
+
+
+class BudgetStore(Protocol):
+    """Counts what was spent and what is reserved, exactly and for all processes."""
+
+    def reserve(
+        self, reservation: str, charges: Sequence[Charge], seconds: float
+    ) -> Refusal | None:
+        """Reserve all charges, or none of them; they are released after ``seconds``."""
+        ...
+
+    def settle(self, reservation: str, spent: Sequence[tuple[str, int]]) -> None:
+        """Release a reservation, and add to each counter what was spent.
+
+        The reservation may have expired, or may not exist.
+        """
+        ...
+
+
 class VectorStore(Protocol):
     """Stores vectors as opaque bytes."""
 
@@ -49,7 +84,7 @@ class VectorStore(Protocol):
         ...
 
 
-class Store(VectorStore, Protocol):
+class Store(VectorStore, BudgetStore, Protocol):
     """A store. One thread at a time calls its methods.
 
     Its class is called with the URL and the ``StoreSettings``, and raises ``ValueError`` with a

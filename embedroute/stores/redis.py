@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from embedroute.config import StoreSettings
 from embedroute.errors import MissingExtra
-from embedroute.stores.base import ModelEntries, StoreKey
+from embedroute.stores.base import Charge, ModelEntries, Refusal, StoreKey
 
 PREFIX: Final = "embedroute:1:"
 """The start of all keys, with the version of their format."""
@@ -24,6 +24,47 @@ READ_TIMEOUT: Final = 1.0
 """Seconds without a byte of an answer. Requests wait less (``[store] timeout``)."""
 SCANNED: Final = 1000
 """Keys that one SCAN looks at."""
+
+
+# KEYS are, for each charge, the amount that was spent and a hash of reservations. ARGV are the
+# reservation, the seconds until it expires, and limit and amount of each charge. A script sees the
+# time of the server, which all hosts have in common. Numbers are exact up to 2^53.
+_RESERVE: Final = """
+local time = redis.call('TIME')
+local now = time[1] + time[2] / 1000000
+for index = 1, #KEYS / 2 do
+  local left = tonumber(ARGV[2 * index + 1]) - tonumber(redis.call('GET', KEYS[2 * index - 1]) or 0)
+  local reserved = redis.call('HGETALL', KEYS[2 * index])
+  for at = 1, #reserved, 2 do
+    local amount, expires = string.match(reserved[at + 1], '(%d+) ([%d.]+)')
+    if tonumber(expires) <= now then
+      redis.call('HDEL', KEYS[2 * index], reserved[at])
+    else
+      left = left - tonumber(amount)
+    end
+  end
+  if tonumber(ARGV[2 * index + 2]) > left then
+    return {index - 1, string.format('%.0f', left)}
+  end
+end
+for index = 1, #KEYS / 2 do
+  local value = ARGV[2 * index + 2] .. string.format(' %.6f', now + ARGV[2])
+  redis.call('HSET', KEYS[2 * index], ARGV[1], value)
+end
+return {-1, '0'}
+"""
+_SETTLE: Final = """
+for index = 1, #KEYS / 2 do
+  redis.call('HDEL', KEYS[2 * index], ARGV[1])
+  redis.call('INCRBY', KEYS[2 * index - 1], ARGV[index + 1])
+end
+"""
+
+
+class _Script(Protocol):
+    """A script that redis-py loads when the server does not have it."""
+
+    def __call__(self, keys: Sequence[str], args: Sequence[object]) -> Sequence[bytes]: ...
 
 
 class _Pipeline(Protocol):
@@ -44,6 +85,7 @@ class _Client(Protocol):
     def unlink(self, *names: bytes) -> int: ...
     def hgetall(self, name: str) -> Mapping[bytes, bytes]: ...
     def scan_iter(self, match: str, count: int) -> Iterator[bytes]: ...
+    def register_script(self, script: str) -> _Script: ...
     def pipeline(self, *, transaction: bool) -> _Pipeline: ...
 
 
@@ -146,6 +188,22 @@ class RedisStore:
         models = self._models() if model is None else [model]
         return sum(self._server.unlink(*names) for each in models for names in self._scan(each))
 
+    def reserve(
+        self, reservation: str, charges: Sequence[Charge], seconds: float
+    ) -> Refusal | None:
+        """Reserve all charges, or none of them."""
+        keys = [key for each in charges for key in _counter_keys(each.counter)]
+        amounts = [number for each in charges for number in (each.limit, each.amount)]
+        run = self._server.register_script(_RESERVE)
+        index, left = run(keys, [reservation, seconds, *amounts])
+        return None if int(index) < 0 else Refusal(int(index), int(left))
+
+    def settle(self, reservation: str, spent: Sequence[tuple[str, int]]) -> None:
+        """Release a reservation, and add what was spent."""
+        keys = [key for counter, _ in spent for key in _counter_keys(counter)]
+        run = self._server.register_script(_SETTLE)
+        run(keys, [reservation, *(amount for _, amount in spent)])
+
     def _models(self) -> Sequence[str]:
         return [name.decode() for name in self._server.hgetall(MODELS).values()]
 
@@ -164,6 +222,10 @@ class RedisStore:
         if prefix is None:
             prefix = self._prefixes[key.model] = f"{PREFIX}v:{_digest(key.model)}:".encode()
         return prefix + key.digest
+
+
+def _counter_keys(counter: str) -> tuple[str, str]:
+    return f"{PREFIX}spent:{counter}", f"{PREFIX}reserved:{counter}"
 
 
 def _digest(model: str) -> str:

@@ -15,7 +15,7 @@ from typing import Final
 from urllib.parse import unquote
 
 from embedroute.config import StoreSettings
-from embedroute.stores.base import ModelEntries, StoreError, StoreKey
+from embedroute.stores.base import Charge, ModelEntries, Refusal, StoreError, StoreKey
 
 VERSION: Final = 1
 """``user_version`` of the file; a file of another version is refused."""
@@ -49,7 +49,23 @@ CREATE TRIGGER vectors_added AFTER INSERT ON vectors
 BEGIN UPDATE totals SET vectors = vectors + NEW.size; END;
 CREATE TRIGGER vectors_removed AFTER DELETE ON vectors
 BEGIN UPDATE totals SET vectors = vectors - OLD.size; END;
+CREATE TABLE spent (counter TEXT PRIMARY KEY, amount INTEGER NOT NULL);
+CREATE TABLE reserved (
+    counter TEXT NOT NULL,
+    reservation TEXT NOT NULL,
+    amount INTEGER NOT NULL,
+    expires REAL NOT NULL,
+    PRIMARY KEY (counter, reservation)
+);
+CREATE INDEX reserved_reservation ON reserved (reservation);
 """
+
+
+_USED: Final = """
+SELECT coalesce((SELECT amount FROM spent WHERE counter = :counter), 0)
+    + coalesce((SELECT sum(amount) FROM reserved WHERE counter = :counter), 0)
+"""
+"""What is spent and reserved in a counter."""
 
 
 class SQLiteStore:
@@ -175,6 +191,35 @@ class SQLiteStore:
         count = self._file.execute(query, (model,)).rowcount
         self._file.execute("PRAGMA incremental_vacuum").fetchall()
         return count
+
+    def reserve(
+        self, reservation: str, charges: Sequence[Charge], seconds: float
+    ) -> Refusal | None:
+        """Reserve all charges, or none of them."""
+        now = self._clock()
+        connection = self._file
+        with _transaction(connection):
+            connection.execute("DELETE FROM reserved WHERE expires <= ?", (now,))
+            for index, (counter, limit, amount) in enumerate(charges):
+                left = limit - connection.execute(_USED, {"counter": counter}).fetchone()[0]
+                if amount > left:
+                    return Refusal(index, left)
+            connection.executemany(
+                "INSERT INTO reserved (counter, reservation, amount, expires) VALUES (?, ?, ?, ?)",
+                [(each.counter, reservation, each.amount, now + seconds) for each in charges],
+            )
+        return None
+
+    def settle(self, reservation: str, spent: Sequence[tuple[str, int]]) -> None:
+        """Release a reservation, and add what was spent."""
+        connection = self._file
+        with _transaction(connection):
+            connection.execute("DELETE FROM reserved WHERE reservation = ?", (reservation,))
+            connection.executemany(
+                "INSERT INTO spent (counter, amount) VALUES (?, ?)"
+                " ON CONFLICT (counter) DO UPDATE SET amount = amount + excluded.amount",
+                spent,
+            )
 
     def _record_use(self, connection: sqlite3.Connection) -> None:
         used = [(when, number) for number, when in self._used.items()]

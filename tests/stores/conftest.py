@@ -25,9 +25,19 @@ def servers(tmp_path_factory):
 @pytest.fixture(params=["sqlite", *SERVERS])
 def store_url(request, tmp_path, servers):
     """Return the URL of an empty store."""
-    if request.param == "sqlite":
+    return make_url(request.param, tmp_path, servers)
+
+
+@pytest.fixture(params=["memory", "sqlite", *SERVERS])
+def store_or_memory(request, tmp_path, servers):
+    """Return the URL of an empty store, or None for the memory."""
+    return None if request.param == "memory" else make_url(request.param, tmp_path, servers)
+
+
+def make_url(name, tmp_path, servers):
+    if name == "sqlite":
         return f"sqlite:///{tmp_path / 'store.db'}"
-    server = servers(request.param)
+    server = servers(name)
     empty(server.url)
     return server.url
 
