@@ -34,7 +34,8 @@ T = TypeVar("T")
 Table = TypeVar("Table", bound=msgspec.Struct)
 
 _API_KEY = re.compile(r"[\x21-\x7e]{1,256}")
-_HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", re.IGNORECASE)
+_LABEL = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+_HOST = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(\.{_LABEL})*", re.IGNORECASE)
 
 _ONLY_PROVIDERS: Final = "cannot be header:NAME; only the api_key of a provider can"
 

@@ -351,6 +351,7 @@ def test_every_mistake_is_reported_with_its_location(text, mistake):
     ], found
 
 
+LONG = "x" * 64
 OPEN = '[gateway]\nauth = "open"\n'
 BROKEN = Path(__file__).parents[1] / "data" / "broken.pem"
 OTHER_BACKENDS = (
@@ -930,7 +931,7 @@ ONE = f'{HASHED}[models.m]\nendpoints = [{{provider = "hashed"}}]\n'
         ),
         # mistakes that only the first request would reveal
         (
-            f'{OPEN}media_domains = ["https://x.example/", "", "*.x.example", "x.example:443", ".x", "x.", "-x", "A.Example"]',
+            f'{OPEN}media_domains = ["https://x.example/", "", "*.x.example", "x.example:443", ".x", "x.", "-x", "a..example", "x-.example", "{LONG}.example", "A.Example"]',
             [
                 f'[gateway] media_domains: "{domain}" is not a host name; use the host only, as in "images.example.com"'
                 for domain in (
@@ -941,6 +942,9 @@ ONE = f'{HASHED}[models.m]\nendpoints = [{{provider = "hashed"}}]\n'
                     ".x",
                     "x.",
                     "-x",
+                    "a..example",
+                    "x-.example",
+                    f"{LONG}.example",
                 )
             ],
         ),
