@@ -117,7 +117,9 @@ class Metrics:
             MissingExtra: prometheus-client is not installed.
         """
         prometheus = _import_prometheus()
-        self.registry = prometheus.CollectorRegistry() if registry is None else registry
+        self.registry: CollectorRegistry = (
+            prometheus.CollectorRegistry() if registry is None else registry
+        )
         self._models = frozenset(models)
         self._source = source
         self._lock = Lock()
