@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 
 from embedroute.config import DialectName, ProtocolName
-from embedroute.protocol import DIALECTS, bodies
+from embedroute.protocol import DIALECTS
 from embedroute.server.routes import API, EMBED, GET_MODEL, Operation, list_enabled
 from embedroute.server.schemas import REQUEST, components, reference
 from embedroute.version import __version__
@@ -34,12 +34,11 @@ STATUSES: Final = {
 
 _MODEL_ID: Final = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
 _MODEL: Final = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
-_EXPLAIN: Final = {
-    "name": "explain",
-    "in": "query",
-    "description": "Return the plan of the request without a call; the key needs debug.",
-    "schema": {"type": "boolean"},
-}
+_EXPLAIN: Final = (
+    "With `?explain=1`, which needs a key that may debug, the response is a `Plan` instead: how "
+    "the request would be served. The parameter is not listed, because the result of each call of "
+    "a generated client would then be a union of both types."
+)
 
 
 def describe(
@@ -58,15 +57,10 @@ def describe(
         return described | _describe_foreign(operation, dialect)
     if operation is EMBED:
         described["requestBody"] = {"required": True, "content": _request_content(model)}
-        described["parameters"] = [_EXPLAIN]
+        described["description"] = _EXPLAIN
     if operation is GET_MODEL:
         described["parameters"] = [_MODEL_ID]
-    if operation.body is None:
-        success: dict[str, object] = {
-            "oneOf": [reference(DIALECTS[dialect].success_body), reference(bodies.Plan)]
-        }
-    else:
-        success = reference(operation.body)
+    success = reference(operation.body or DIALECTS[dialect].success_body)
     described["responses"] = {
         "200": {"description": operation.description, "content": _json_content(success)},
         **{str(status): describe_error(status, dialect) for status in operation.statuses},

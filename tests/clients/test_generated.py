@@ -129,7 +129,7 @@ configuration = Configuration(host=sys.argv[1], access_token=sys.argv[2])
 api = EmbeddingsApi(ApiClient(configuration))
 create = next(getattr(api, name) for name in dir(api) if name.startswith("create_embedding"))
 request = CreateEmbeddingRequest(model="hash", input=CreateEmbeddingRequestInput(["one", "two"]), dimensions=4)
-answer = create(request).actual_instance
+answer = create(request)
 print([len(row.embedding.actual_instance) for row in answer.data], answer.model, answer.usage.total_tokens > 0)
 """
 

@@ -12,7 +12,6 @@ const { data, error } = await client.POST("PREFIX/v1/embeddings", {
   body: { model: "hash", input: ["one", "two"], dimensions: 4, provider: { allow_fallbacks: false } },
 });
 if (error) throw new Error(JSON.stringify(error));
-if (data.object !== "list") throw new Error("not a list");
 const vectors: (number[] | string)[] = data.data.map((row) => row.embedding);
 const tokens: number = data.usage.total_tokens;
 const models = await client.GET("PREFIX/v1/models");
