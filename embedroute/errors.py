@@ -230,7 +230,7 @@ class UpstreamKeyRejected(UpstreamAuthError):
 
     status = 401
     type = "invalid_request_error"
-    code = "upstream_key_rejected"
+    code: str | None = "upstream_key_rejected"
 
 
 class QuotaExhausted(UpstreamAuthError):

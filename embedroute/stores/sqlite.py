@@ -85,7 +85,7 @@ class SQLiteStore:
                 "write sqlite:///PATH for a path that is relative to the working directory, "
                 "or sqlite:////PATH for an absolute one"
             )
-        self.path = Path(unquote(rest[1:])).absolute()
+        self.path: Path = Path(unquote(rest[1:])).absolute()
         if not self.path.parent.is_dir():
             raise ValueError(f"the directory {self.path.parent} does not exist")
         self._limit = settings.bytes
