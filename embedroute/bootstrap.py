@@ -27,7 +27,6 @@ from embedroute.config import (
     PartialConfig,
     RetryPolicy,
     Settings,
-    StoreSettings,
     catalogue,
     environment_config,
     known_providers,
@@ -184,35 +183,43 @@ def _make_store(config: Config) -> tuple[Store | None, Sequence[str]]:
         return None, [Mistake(each, ("store", "url")) for each in error.mistakes]
 
 
-def open_store(store: Store | None, settings: StoreSettings) -> StoreWorker | None:
-    """Return the worker of a store; it connects when it is first used."""
-    if store is None or settings.url is None:
-        return None
-    return StoreWorker(store, place_of(settings.url.reveal()), settings.timeout)
-
-
-def share_cache(
-    memory: MemoryCache,
-    store: StoreWorker | None,
-    config: Config,
-    clock: Callable[[], float],
-) -> TieredCache | None:
-    """Return the cache with the store behind it, if there is a store and it is used for vectors."""
-    if store is None or not config.store.cache:
-        return None
-    return TieredCache(memory, store, config.cache.ttl, clock)
-
-
 Claim = Callable[[Mapping[CacheKey, int], str], None]
+"""Adds owners to cached vectors of a model."""
 
 
-def choose_cache(
-    memory: MemoryCache, shared: TieredCache | None
-) -> tuple[StoreResults | None, Claim]:
-    """Return the functions that store results, None if they are not cached, and add owners."""
-    if shared is not None:
-        return shared.store, shared.claim
-    return memory.store if memory.limit else None, memory.claim
+class Sharing(msgspec.Struct, frozen=True, kw_only=True):
+    """What the event loops of a gateway share, and with a store other processes too.
+
+    ``cache`` is the cache with the store behind it, if the store is used for vectors.
+    ``store_results`` stores vectors wherever they are cached; None if they are not.
+    """
+
+    store: StoreWorker | None
+    cache: TieredCache | None
+    budgets: BudgetedEmbed | None
+    store_results: StoreResults | None
+    claim: Claim
+
+
+def share(
+    store: Store | None, memory: MemoryCache, config: Config, clock: Callable[[], float]
+) -> Sharing:
+    """Choose what keeps vectors and budgets. Nothing connects before it is used."""
+    worker = None
+    if store is not None and config.store.url is not None:
+        place = place_of(config.store.url.reveal())
+        worker = StoreWorker(store, place, config.store.timeout)
+    tiered = None
+    if worker is not None and config.store.cache:
+        tiered = TieredCache(memory, worker, config.cache.ttl, clock)
+    cache = tiered or memory
+    return Sharing(
+        store=worker,
+        cache=tiered,
+        budgets=BudgetedEmbed.for_config(config, worker),
+        store_results=cache.store if tiered or memory.limit else None,
+        claim=cache.claim,
+    )
 
 
 def make_transport_config(settings: Settings, environ: Mapping[str, str]) -> TransportConfig:
@@ -312,8 +319,7 @@ class RuntimeFactory:
         make_transport: Callable[[], Transport] | None = None,
         clock: Callable[[], float] = time.monotonic,
         observers: Sequence[Observer] = (),
-        store: StoreWorker | None = None,
-        budgets: BudgetedEmbed | None = None,
+        sharing: Sharing | None = None,
     ) -> None:
         """Create a factory. ``make_transport`` replaces the transport of the config.
 
@@ -337,8 +343,8 @@ class RuntimeFactory:
         self._clock = clock
         self._observers = observers
         self.slots: list[LoopSlots] = []
-        self._store = store
-        self._budgets = budgets
+        self._store = sharing.store if sharing else None
+        self._budgets = sharing.budgets if sharing else None
 
     def open(self, stack: AsyncExitStack) -> LoopRuntime:
         """Create this loop's transport and dispatcher; closing ``stack`` closes them.

@@ -21,12 +21,10 @@ from embedroute.bootstrap import (
     Options,
     RuntimeFactory,
     build_parts,
-    choose_cache,
     config_from_environment,
     config_from_file,
     make_selection_context,
-    open_store,
-    share_cache,
+    share,
     without_frames,
 )
 from embedroute.cache import (
@@ -50,7 +48,6 @@ from embedroute.errors import (
     UpstreamRejectedInput,
 )
 from embedroute.execution import (
-    BudgetedEmbed,
     DispatchContext,
     Lead,
     RequestContext,
@@ -151,9 +148,9 @@ class Gateway:
         self.healths: HealthRegistry = HealthRegistry()
         self.failures: LogLimit = LogLimit()
         self.cache: MemoryCache = MemoryCache(config.cache.bytes, config.cache.ttl, clock)
-        self.store: StoreWorker | None = open_store(parts.store, config.store)
-        self.shared_cache: TieredCache | None = share_cache(self.cache, self.store, config, clock)
-        self._store_results, self._claim = choose_cache(self.cache, self.shared_cache)
+        self._sharing = share(parts.store, self.cache, config, clock)
+        self.store: StoreWorker | None = self._sharing.store
+        self.shared_cache: TieredCache | None = self._sharing.cache
         self.selections: SelectionCache = SelectionCache(
             self.directory,
             make_selection_context(parts, self.healths, clock),
@@ -169,8 +166,7 @@ class Gateway:
             transport,
             clock,
             self.observers,
-            self.store,
-            BudgetedEmbed.for_config(config, self.store),
+            self._sharing,
         )
         self.runtime: PerLoop[LoopRuntime] = PerLoop("embedroute", self._factory.open)
         self.store_checks: dict[str, Callable[[], Awaitable[None]]] = {}
@@ -474,7 +470,7 @@ class Gateway:
         vectors = cached.vectors
         trace.record_cache(plan.keys, vectors, cached.claims, self.clock())
         if cached.claims and policy.store:
-            self._claim(dict(cached.claims.values()), prepared.route.public_name)
+            self._sharing.claim(dict(cached.claims.values()), prepared.route.public_name)
         missing = missing_keys(plan.work, vectors) if vectors else plan.work
         if missing:
             loop = await self.runtime.get()
@@ -486,7 +482,7 @@ class Gateway:
                 plan.keys,
                 context.deadline,
                 context.watch,
-                self._store_results if policy.store else None,
+                self._sharing.store_results if policy.store else None,
             )
             candidates = prepared.selection.candidates
             sharing_key = prepared.sharing_key if policy.read else None
@@ -520,7 +516,7 @@ class Gateway:
         if prepared.owner is not None and dispatch.store is not None and led < len(missing):
             # Another request stored these vectors. This caller's next request is a hit too.
             claims = dict.fromkeys(missing, prepared.owner)
-            self._claim(claims, prepared.route.public_name)
+            self._sharing.claim(claims, prepared.route.public_name)
         return shared
 
     async def _look_up_large_or_shared(
