@@ -174,23 +174,25 @@ async def test_tries_both_address_families_early(anyio_backend, name):
 
 @transports
 async def test_tries_the_next_address_at_once_if_the_first_refuses(anyio_backend, name):
+    """One address every 250 ms would take 5 s."""
     with serving() as server:
-        look_up = answering(("127.0.0.1", 9), server.server_address[:2])
+        look_up = answering(*[("127.0.0.1", 9)] * 20, server.server_address[:2])
         began = time.monotonic()
         reply = await send_once(create(name, look_up), "http://two.example/v1")
 
     assert 200 == reply.status
-    assert time.monotonic() - began < 0.25
+    assert time.monotonic() - began < 2.5
 
 
 @transports
 async def test_fails_if_no_address_answers(anyio_backend, name):
+    """The timeout is for all addresses together."""
     with black_hole() as hole:
         began = time.monotonic()
         with pytest.raises(ConnectError, match=r"Cannot connect to the upstream"):
-            await send_once(create(name, answering(hole, hole)), "http://two.example/v1", 0.6)
+            await send_once(create(name, answering(*[hole] * 4)), "http://four.example/v1", 1.0)
 
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < 2.5
 
 
 @only_http1

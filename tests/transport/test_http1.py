@@ -1003,7 +1003,10 @@ async def test_calls_over_the_connection_limit_wait():
             assert {200} == {reply.status for reply in replies}
             assert 4 == upstream.most_in_flight
             upstream.delay = 60.0
-            late = [asyncio.create_task(transport.send(request(url), 0.2, FOUR)) for _ in range(6)]
+            late = [
+                asyncio.create_task(transport.send(request(url), seconds, FOUR))
+                for seconds in [2.0] * 4 + [0.2] * 2
+            ]
             failures = await asyncio.gather(*late, return_exceptions=True)
             assert {UpstreamTimeout: 4, PoolTimeout: 2} == Counter(map(type, failures))
 
