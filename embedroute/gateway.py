@@ -170,10 +170,15 @@ class Gateway:
         )
         self.runtime: PerLoop[LoopRuntime] = PerLoop("embedroute", self._factory.open)
         self.store_checks: dict[str, Callable[[], Awaitable[None]]] = {}
-        self.metrics: Metrics | None = None
-        if metrics_registry is not None or self.settings.metrics != "off":
-            self.metrics = Metrics(self.directory.routes, self, metrics_registry)
-            self.observers.append(self.metrics)
+        self.metrics: Metrics | None = self._make_metrics(metrics_registry)
+
+    def _make_metrics(self, registry: "CollectorRegistry | None") -> Metrics | None:
+        """Return the metrics, which observe this gateway, if they are served or registered."""
+        if registry is None and self.settings.metrics == "off":
+            return None
+        metrics = Metrics(self.directory.routes, self, registry)
+        self.observers.append(metrics)
+        return metrics
 
     @classmethod
     @without_frames
