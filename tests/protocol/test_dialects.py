@@ -5,6 +5,7 @@ listed in each file under ``patched``.
 """
 
 import json
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import anyio
@@ -195,15 +196,17 @@ TYPES = {
 @pytest.mark.parametrize(("body", "how", "failure", "status"), BAD)
 async def test_errors_have_the_format_of_each_dialect(body, how, failure, status):
     actual = {}
-    # Made before the requests begin: it takes a busy machine longer than their deadline.
     gateways = {name: failing(failure) if failure else gateway_of() for name in DIALECTS}
 
     async def ask_in(name, gateway):
         actual[name] = (await ask(gateway, name, {"model": "m", **body}, **how)).json
 
-    async with anyio.create_task_group() as group:
-        for name, gateway in gateways.items():
-            group.start_soon(ask_in, name, gateway)
+    async with AsyncExitStack() as stack:
+        for gateway in gateways.values():  # it takes a busy machine longer than their deadline
+            await stack.enter_async_context(gateway.lifespan())
+        async with anyio.create_task_group() as group:
+            for name, gateway in gateways.items():
+                group.start_soon(ask_in, name, gateway)
 
     message = actual["openai"]["error"]["message"]
     assert actual["spice"] == {"error": message}
