@@ -5,15 +5,33 @@ from typing import Final
 
 from embedroute import plugins
 from embedroute.cli.parser import Command
+from embedroute.cli.provider_table import HEADER, TESTED, describe_accepts
 from embedroute.cli.table import print_table
+from embedroute.errors import EmbedrouteError
+
+_FIRST: Final = HEADER.index("WIDTH")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print each installed backend. The list does not depend on the config."""
+    """Print each installed backend and what it accepts. The list does not depend on the config."""
     del options
-    rows = [(entry.name, entry.value, entry.distribution) for entry in plugins.list_backends()]
-    print_table(("NAME", "CODE", "PACKAGE"), rows)
+    rows = [
+        (entry.name, entry.value, entry.distribution, *_describe(entry.name))
+        for entry in plugins.list_backends()
+    ]
+    print_table(("NAME", "CODE", "PACKAGE", *HEADER[_FIRST:]), rows)
     return 0
 
 
-COMMAND: Final = Command(name="backends", help="list the installed backends", run=run)
+def _describe(name: str) -> tuple[str, ...]:
+    try:
+        accepts = plugins.load(name).accepts
+    except EmbedrouteError:  # a broken plugin; `check` says what is wrong with it
+        return ("?",) * (len(HEADER) - _FIRST)
+    tested = [kind for kind, names in TESTED.items() if name in names]
+    return (*describe_accepts(accepts), ",".join(tested) or "-")
+
+
+COMMAND: Final = Command(
+    name="backends", help="list the installed backends and what they accept", run=run
+)

@@ -6,7 +6,14 @@ checked when ``embedroute.bootstrap`` builds the parts of a gateway.
 It may import the foundation and ``backend``.
 """
 
-from embedroute.config.catalog import catalogue, known_providers, starter_config
+from embedroute.config.catalog import (
+    PRICED_ON,
+    Listing,
+    catalogue,
+    known_providers,
+    list_catalogue,
+    starter_config,
+)
 from embedroute.config.loader import (
     STATE_AUTH,
     STATE_ENV_AUTH,
@@ -47,6 +54,7 @@ from embedroute.config.validation import (
 )
 
 __all__ = [
+    "PRICED_ON",
     "STATE_AUTH",
     "STATE_ENV_AUTH",
     "ApiKey",
@@ -60,6 +68,7 @@ __all__ = [
     "Endpoint",
     "HeaderSecret",
     "KnownProvider",
+    "Listing",
     "Mistake",
     "Modality",
     "Model",
@@ -79,6 +88,7 @@ __all__ = [
     "environment_config",
     "format_path",
     "known_providers",
+    "list_catalogue",
     "quoted",
     "read_config",
     "read_secrets",

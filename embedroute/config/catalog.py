@@ -1,13 +1,34 @@
 """Loads the shipped data about models and providers, and the starter config, from ``data/``."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import date
+from decimal import Decimal
 from functools import cache
 from pathlib import Path
-from typing import cast
+from typing import Final, cast
 
 import msgspec
 
 from embedroute.config.models import Count, Endpoint, KnownProvider, Modality, Model
+
+PRICED_ON: Final = date(2026, 11, 20)
+"""When the prices and the deprecations of the shipped models were read from their sources."""
+
+
+class Listing(msgspec.Struct, frozen=True, kw_only=True):
+    """A model of the catalogue as one provider serves it.
+
+    ``price`` is in USD per million prompt tokens, or None if unknown. ``deprecated`` is the day on
+    which the provider stops serving it, if it has announced that.
+    """
+
+    model: str
+    provider: str
+    upstream_model: str
+    dimensions: int
+    modalities: Sequence[str]
+    price: Decimal | None
+    deprecated: date | None
 
 
 class _Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,6 +59,18 @@ class _Row(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+class _DatedEndpoint(msgspec.Struct, frozen=True):
+    """The facts of an endpoint that only lists show."""
+
+    provider: str
+    deprecated: date | None = None
+
+
+class _DatedRow(msgspec.Struct, frozen=True):
+    model: str
+    endpoints: list[_DatedEndpoint]
+
+
 @cache
 def catalogue() -> Mapping[str, Model]:
     """Return the shipped models by public name; the sources of the data are in the file."""
@@ -46,7 +79,31 @@ def catalogue() -> Mapping[str, Model]:
     for row in rows:
         for endpoint in cast("list[dict[str, object]]", row["endpoints"]):
             endpoint.pop("source", None)
+            endpoint.pop("deprecated", None)
     return {row.model: row.to_model() for row in msgspec.convert(rows, list[_Row])}
+
+
+def list_catalogue() -> list[Listing]:
+    """List every model of the catalogue with each of its providers, sorted by model."""
+    raw = (Path(__file__).parent / "data" / "models.json").read_bytes()
+    days = {
+        (row.model, endpoint.provider): endpoint.deprecated
+        for row in msgspec.json.decode(raw, type=list[_DatedRow])
+        for endpoint in row.endpoints
+    }
+    return [
+        Listing(
+            model=name,
+            provider=endpoint.provider,
+            upstream_model=endpoint.model or name,
+            dimensions=model.dimensions or 0,
+            modalities=model.modalities or ("text",),
+            price=endpoint.prices().get("prompt"),
+            deprecated=days[name, endpoint.provider],
+        )
+        for name, model in catalogue().items()
+        for endpoint in model.endpoints
+    ]
 
 
 @cache

@@ -222,7 +222,7 @@ def test_a_model_has_one_endpoint_per_provider_in_order(row):
 
 @pytest.mark.parametrize(("row", "endpoint"), ENDPOINTS)
 def test_an_endpoint_belongs_to_a_known_provider_and_names_its_source(row, endpoint):
-    assert set(endpoint) <= {"provider", "model", "price", "accepts", "source"}
+    assert set(endpoint) <= {"provider", "model", "price", "accepts", "deprecated", "source"}
     assert endpoint["provider"] in PROVIDERS
     assert endpoint.get("model") != row["model"]
     assert endpoint.get("source") or endpoint["provider"] in BUILT_IN
