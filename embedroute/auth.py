@@ -182,7 +182,19 @@ def access_mistakes(config: Config) -> list[str]:
     if config.gateway.auth == "open" and config.gateway.metrics == "key":
         mistake = '[gateway] metrics = "key" needs keys, but auth = "open". Set metrics = "open".'
         return [Mistake(mistake, ("gateway", "metrics"))]
+    if config.gateway.dashboard not in DASHBOARDS[config.gateway.auth]:
+        allowed = " or ".join(f'"{name}"' for name in DASHBOARDS[config.gateway.auth])
+        mistake = f'[gateway] with auth = "{config.gateway.auth}", dashboard is {allowed}.'
+        return [Mistake(mistake, ("gateway", "dashboard"))]
     return []
+
+
+DASHBOARDS: Final[Mapping[str, Sequence[str]]] = {
+    "keys": ("off", "key", "open"),
+    "open": ("off", "open"),
+    "host": ("off", "host", "open"),
+}
+"""``auth`` → what ``dashboard`` may be: whom it can identify."""
 
 
 class ApiKeys:

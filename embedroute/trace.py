@@ -38,9 +38,11 @@ class RequestTrace(msgspec.Struct, eq=False):
     ``wait_ends`` is when the request stops waiting for rate limits, in seconds of the monotonic
     clock; None before it first waits.
 
-    ``events`` is None unless the request enabled the trace. ``sent`` and ``received`` hold the
-    upstream's requests and responses and are None unless the request enabled them; ``sent_bytes``
-    and ``got_bytes`` are their sizes so far. ``full`` allows values and input texts in all three.
+    ``events`` is None unless the request enabled the trace, or ``is_internal``: then the gateway
+    records them for its dashboard, and the response does not hold them. ``sent`` and ``received``
+    hold the upstream's requests and responses and are None unless the request enabled them;
+    ``sent_bytes`` and ``got_bytes`` are their sizes so far. ``full`` allows values and input texts
+    in all three.
     """
 
     request_id: str
@@ -62,6 +64,7 @@ class RequestTrace(msgspec.Struct, eq=False):
     modality_tokens: dict[str, int] = {}
     failures: Sequence[tuple[str, int | None]] = ()
     full: bool = False
+    is_internal: bool = False
     events: list[Event] | None = None
     sent: list[Event] | None = None
     received: list[Event] | None = None
@@ -190,7 +193,7 @@ class RequestTrace(msgspec.Struct, eq=False):
         recorded = {
             "upstream_request": _one_or_all(self.sent),
             "upstream_response": _one_or_all(self.received),
-            "trace": self.events,
+            "trace": None if self.is_internal else self.events,
         }
         return {name: value for name, value in recorded.items() if value}
 

@@ -19,10 +19,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from msgspec.structs import replace
+
 from embedroute.backend import LocalBackend
 from embedroute.cli.log_format import FORMATS, LEVELS, make_log_config
 from embedroute.cli.parser import Command, find_config, load_config
-from embedroute.config import Settings
+from embedroute.config import Config, Settings
 from embedroute.config_warnings import find_warnings
 from embedroute.errors import ConfigError, MissingExtra, RequestError
 from embedroute.gateway import Gateway
@@ -76,6 +78,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="ORIGIN",
         help="origin whose web pages may call the API, or '*'; may be repeated",
     )
+    add("--dashboard", action="store_true", help="serve the dashboard, unless the config sets it")
     add("--log-level", choices=LEVELS, default="info", help=f"lowest level to log{shown}")
     add("--log-format", choices=FORMATS, default="text", help=f"format of logs{shown}")
     tls = parser.add_argument_group("TLS")
@@ -89,7 +92,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Serve until the process gets SIGINT or SIGTERM."""
-    config = load_config(options)
+    config = _with_dashboard(load_config(options), dashboard=options.dashboard)
     if config.gateway.auth == "host":
         raise ConfigError([HOST_AUTH])
     gateway = Gateway(config)
@@ -122,7 +125,8 @@ def run(options: argparse.Namespace) -> int:
     }
     if options.workers > 1:
         _share_metrics(gateway)
-        make_app = partial(make_worker_app, find_config(options), options.cors_origin)
+        file, origins = find_config(options), options.cors_origin
+        make_app = partial(make_worker_app, file, origins, dashboard=options.dashboard)
         _run_workers(uvicorn.Config(make_app, factory=True, **settings))
     else:
         uvicorn.run(_make_app(gateway, options.cors_origin), **settings)
@@ -140,9 +144,19 @@ def _share_metrics(gateway: Gateway) -> None:
         os.environ[MULTIPROCESS] = folder
 
 
-def make_worker_app(config: Path | None, origins: Sequence[str]) -> ASGIApp:
+def _with_dashboard(config: Config, *, dashboard: bool) -> Config:
+    """Return the config with the dashboard for all who may debug, if it is requested and off."""
+    settings = config.gateway
+    if not dashboard or settings.dashboard != "off":
+        return config
+    exposure = "open" if settings.auth == "open" else "key"
+    return replace(config, gateway=replace(settings, dashboard=exposure))
+
+
+def make_worker_app(config: Path | None, origins: Sequence[str], *, dashboard: bool) -> ASGIApp:
     """Make the application of one of several workers, each of which has a gateway of its own."""
-    return _make_app(Gateway(load_config(argparse.Namespace(config=config))), origins)
+    loaded = load_config(argparse.Namespace(config=config))
+    return _make_app(Gateway(_with_dashboard(loaded, dashboard=dashboard)), origins)
 
 
 def _make_app(gateway: Gateway, origins: Sequence[str]) -> ASGIApp:

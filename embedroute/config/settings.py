@@ -39,6 +39,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     media_domains: list[str] = []
     debug: bool = False
     metrics: Exposure = "off"
+    dashboard: Literal["key", "host", "open", "off"] = "off"
     readiness: Literal["models", "process"] = "models"
     body_timeout: Seconds = 30.0
     deadline: Seconds = 60.0

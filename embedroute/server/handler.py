@@ -209,6 +209,8 @@ class RequestHandler:
             return exchange.answer(200, self._openapi(".." if path.startswith("/v1/") else "."))
         if operation is routes.GET_LIVE:
             return exchange.answer(200, health.LIVE)
+        if operation is routes.GET_DASHBOARD or operation is routes.GET_DASHBOARD_FILE:
+            return self._monitoring.answer_dashboard(path, exchange)
         if operation is routes.GET_METRICS:
             metrics = self.gateway.metrics
             if metrics is None or self.gateway.settings.metrics == "off":
@@ -243,8 +245,8 @@ class RequestHandler:
             else:
                 request = await self._decode(body, exchange, caller, translate, model)
             exchange.trace.model = request.model
-            if request.debug is not NO_DEBUG:
-                _start_debugging(exchange, request)
+            if request.debug is not NO_DEBUG or self._monitoring.recorder is not None:
+                self._start_debugging(exchange, request)
             context = RequestContext(
                 request=request,
                 caller=caller,
@@ -291,6 +293,22 @@ class RequestHandler:
         if translation.dtype == "float":
             return request
         return msgspec.structs.replace(request, dtype=translation.dtype)
+
+    def _start_debugging(self, exchange: HTTPExchange, request: EmbeddingRequest) -> None:
+        """Record what the field ``debug`` enables, and the events that the dashboard shows."""
+        debug = request.debug
+        trace = exchange.trace
+        if debug.is_enabled():
+            trace.open(
+                trace=bool(debug.trace),
+                sent=bool(debug.return_upstream_request),
+                received=bool(debug.return_upstream_response),
+                full=debug.trace_level != "summary",
+            )
+        if trace.events is None and self._monitoring.recorder is not None:
+            trace.is_internal = True
+            trace.full = False
+            trace.events = []
 
     async def _respond(
         self,
@@ -561,17 +579,6 @@ def validate_protocols(names: Sequence[str]) -> frozenset[ProtocolName]:
         issue = f"protocols={names!r} must be a list of some of {', '.join(known)}"
         raise ConfigError([issue])
     return frozenset(cast("Sequence[ProtocolName]", names))
-
-
-def _start_debugging(exchange: HTTPExchange, request: EmbeddingRequest) -> None:
-    debug = request.debug
-    if debug.is_enabled():
-        exchange.trace.open(
-            trace=bool(debug.trace),
-            sent=bool(debug.return_upstream_request),
-            received=bool(debug.return_upstream_response),
-            full=debug.trace_level != "summary",
-        )
 
 
 async def _call_authenticator(authenticate: Authenticator, scope: Scope) -> Caller | None:

@@ -92,6 +92,8 @@ GET_MODEL: Final = Operation(
 GET_OPENAPI: Final = Operation(id="getOpenAPI", path="/openapi.json", methods=GET)
 GET_LIVE: Final = Operation(id="getLive", path="/health/live", methods=GET)
 GET_READY: Final = Operation(id="getReady", path="/health/ready", methods=GET)
+GET_DASHBOARD: Final = Operation(id="getDashboard", path="/dashboard", methods=GET)
+GET_DASHBOARD_FILE: Final = Operation(id="getDashboardFile", path="/dashboard/{file}", methods=GET)
 GET_METRICS: Final = Operation(id="getMetrics", path="/metrics", methods=GET)
 
 API: Final = (EMBED, LIST_EMBEDDING_MODELS, LIST_MODELS, GET_MODEL)
@@ -271,7 +273,7 @@ BY_PATH: Final[Mapping[str, Operation]] = {
     f"{prefix}{operation.path}": operation
     for operation in (*API, GET_OPENAPI)
     for prefix in ("", "/v1")
-} | {operation.path: operation for operation in (GET_LIVE, GET_READY, GET_METRICS)}
+} | {operation.path: operation for operation in (GET_LIVE, GET_READY, GET_METRICS, GET_DASHBOARD)}
 """Path below a mount → operation; see ``Routes.match`` for the path of a single model."""
 
 
@@ -289,6 +291,8 @@ class Routes(msgspec.Struct, frozen=True, kw_only=True):
         """Return the operation whose template matches ``path``, and the model in the path."""
         if self.models and (model := get_model_id(path)):
             return GET_MODEL, model
+        if path.startswith("/dashboard/"):
+            return GET_DASHBOARD_FILE, ""
         for operation in self.templates:
             before, _, after = operation.path.partition("{model}")
             if path.startswith(before) and path.endswith(after):

@@ -23,7 +23,7 @@ from embedroute.errors import (
     UpstreamTimeout,
 )
 from embedroute.log_records import ObserverFailed, write
-from embedroute.trace import RequestTrace
+from embedroute.trace import Event, RequestTrace
 
 CallOutcome = Literal[
     "answered",
@@ -67,6 +67,8 @@ class FinishedRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     ``billed_tokens`` are billed by upstreams for this request, and ``served_tokens`` are reported
     to the client. ``cost`` is in USD, or None if a price is unknown.
 
+    ``events`` are those of its trace, without values, if the dashboard or the client requested it.
+
     ``started_at`` is in seconds since 1970, ``seconds`` is the duration, and ``upstream_seconds``
     that part of it in which the request waited for upstreams: in queues, calls and retries.
     """
@@ -86,6 +88,7 @@ class FinishedRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     cost: Decimal | None
     hits: int
     misses: int
+    events: Sequence[Event]
     started_at: float
     seconds: float
     upstream_seconds: float
@@ -168,6 +171,7 @@ def report_request(
         cost=trace.cost if trace.bills else Decimal(0),
         hits=trace.hits,
         misses=trace.misses,
+        events=() if trace.full or trace.events is None else tuple(trace.events),
         started_at=time.time() - seconds,
         seconds=seconds,
         upstream_seconds=trace.upstream_seconds(now) if trace.misses else 0.0,
