@@ -4,6 +4,9 @@ A config is processed in two phases. Phase 1 (``embedroute.config``) reads each 
 Phase 2 (``_resolve``) builds backends, routes and keys from the structs, and checks what depends on
 several tables. It also runs on what phase 1 could read of an invalid config, so that one error
 reports the mistakes of both phases. Mistakes that follow from those of phase 1 are left out.
+
+``RuntimeFactory.open`` registers what must be closed, such as the connections. ``PerLoop``
+(``runtime/per_loop.py``) closes it at the end of the lifespan, or else of the event loop.
 """
 
 import random

@@ -4,7 +4,8 @@ A message is readable with the default formatter: the event, a colon, and the fi
 ``name=value``. The fields are attributes of the ``logging.LogRecord`` too (``extra``). No other
 module calls a logger. The section Logs of ``docs/operations.md`` lists the records.
 
-Nothing here configures logging: that is up to the host.
+Which record a failed upstream call writes is decided in ``execution/attempt.py``, and that of a
+response in ``server/handler.py``. Nothing here configures logging: that is up to the host.
 """
 
 import logging
@@ -99,10 +100,10 @@ class RequestRejected(_Response, frozen=True, kw_only=True):
 
 
 class RequestFailed(Record, frozen=True, kw_only=True):
-    """A request got a 5xx; the fields of any response, and two more.
+    """A request got a 5xx. It has the fields of any response, and three more.
 
-    ``error`` says why. ``count`` is how many equal ones there were since the last line, with this
-    one.
+    ``error`` says why it failed, and ``code`` is that of the error. ``count`` is how many equal
+    records there were since the last written one, with this one.
     """
 
     logger = ACCESS

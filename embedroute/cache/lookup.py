@@ -1,7 +1,7 @@
 """Finds the cached vectors of a request.
 
 A vector is found under its own key, or truncated from a vector of the model's full width. What
-makes two requests share an entry is in ``routing/planning.py``.
+makes two requests share an entry is decided in ``routing/planning.py``, by the cache key.
 """
 
 from collections.abc import Collection, Generator, Mapping
@@ -15,7 +15,7 @@ from embedroute.routing import CacheKey, EmbeddedInput, PreparedSelection, cut, 
 from embedroute.runtime import finished
 
 Claims = dict[CacheKey, tuple[CacheKey, int]]
-"""Key of a hit → the key of its entry, and the caller's mark to add to the entry."""
+"""Key of a hit → the key of its entry, and the mark by which the caller owns it from now on."""
 
 
 class Entries(Protocol):
@@ -33,8 +33,8 @@ class Entries(Protocol):
 class Found(msgspec.Struct, frozen=True, gc=False):
     """The ``vectors`` that were found in the cache for a request.
 
-    ``claims`` holds the hits that only other callers have requested so far. They are not reported
-    to the caller as hits. Storing a claim adds the caller's mark to the entry.
+    ``claims`` holds the hits that only other callers have requested so far. To this caller they
+    are reported as misses. ``MemoryCache.claim`` adds the caller's marks to their entries.
     """
 
     vectors: Mapping[CacheKey, EmbeddedInput]

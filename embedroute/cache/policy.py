@@ -1,4 +1,7 @@
-"""Defines how a request uses the cache."""
+"""Defines how a request uses the cache: whether it reads it, and whether it stores results in it.
+
+What makes two requests share an entry is decided in ``routing/planning.py``, by the cache key.
+"""
 
 from typing import Final
 

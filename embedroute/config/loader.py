@@ -21,7 +21,7 @@ from embedroute.config.validation import (
     Mistake,
     SecretReference,
     TablePath,
-    UnknownFields,
+    UnreadPaths,
     as_table,
     convert_fields,
     format_path,
@@ -190,7 +190,7 @@ class ConfigReader:
     ) -> None:
         """Check a policy; the fields that are not its ``own`` are those of the gateway."""
         values = msgspec.structs.asdict(policy)
-        unread = UnknownFields(frozenset(self.unread))
+        unread = UnreadPaths(frozenset(self.unread))
         for pair in BOUNDS:
             first, longest = pair
             is_wrong = first in values and values[longest] < values[first]
@@ -293,7 +293,7 @@ class PartialConfig(msgspec.Struct, frozen=True):
 
     config: Config
     mistakes: list[str]
-    unread: UnknownFields
+    unread: UnreadPaths
 
     def report(self, mistakes: Iterable[str]) -> list[str]:
         """Return the mistakes of phase 1 and those of phase 2 that do not follow from them."""
@@ -307,7 +307,7 @@ class PartialConfig(msgspec.Struct, frozen=True):
 def _read_tables(reader: ConfigReader, tables: Mapping[str, object]) -> PartialConfig:
     config = Config()
     _assign(config, reader.tables(tables))
-    return PartialConfig(config, reader.mistakes, UnknownFields(frozenset(reader.unread)))
+    return PartialConfig(config, reader.mistakes, UnreadPaths(frozenset(reader.unread)))
 
 
 def read_secrets(config: Config, environ: Mapping[str, str]) -> PartialConfig:

@@ -1,4 +1,9 @@
-"""Defines the tables ``[gateway]``, ``[keys.NAME]``, ``[cache]`` and ``[store]`` of a config."""
+"""Defines the tables ``[gateway]``, ``[keys.NAME]``, ``[cache]`` and ``[store]`` of a config.
+
+The types check single values. What they cannot express is checked in ``config/loader.py``, and the
+rules between keys where the keys are used: ``auth.access_mistakes``, ``limits.admission_mistakes``
+and ``transport.transport_mistakes``. ``docs/configuration.md`` describes every key.
+"""
 
 from typing import Annotated, Literal
 
@@ -22,8 +27,34 @@ ProtocolName = Literal["openai", "azure", "cohere", "engines", "jina", "ollama",
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The ``[gateway]`` table; durations are in seconds, sizes in bytes.
 
-    ``max_concurrent``, ``retries`` and ``breaker`` hold for providers that do not set their own.
-    ``limits`` and ``budget`` hold for all callers together.
+    - ``auth``: who may call: holders of a key, anyone, or callers that the host authenticates
+    - ``dialect``: the API whose responses and errors are imitated
+    - ``protocols``: the APIs whose requests are served
+    - ``transport``: the HTTP client for upstream calls
+    - ``proxy``: URL of the proxy for upstream calls
+    - ``ca_file``, ``tls_trust``: the certificates that are trusted
+    - ``http2``: whether HTTP/2 is offered to upstreams
+    - ``dns_ttl``: how long the addresses of a host are kept
+    - ``unknown_fields``: the fields of a request that are ignored, or none
+    - ``media_domains``: hosts whose images may be named by URL
+    - ``debug``: whether callers without their own setting may use ``debug``
+    - ``metrics``: who may read the metrics
+    - ``readiness``: what the readiness check depends on
+    - ``body_timeout``: the longest time to receive a request body
+    - ``deadline``: the longest time to serve a request
+    - ``write_timeout``: the longest time in which a client may read nothing
+    - ``rate_limit_wait``: the time that a request may wait for rate limits to end
+    - ``max_body_bytes``: the largest request body
+    - ``max_body_bytes_in_flight``: all request bodies together
+    - ``max_response_bytes_in_flight``: all responses together
+    - ``max_inputs``: inputs of a request
+    - ``max_concurrent``: calls in flight to an endpoint, unless its provider sets another number
+    - ``local_threads``: threads for local models
+    - ``max_token_ids``: token ids of a request
+    - ``max_text_characters``: characters of a text
+    - ``only``, ``ignore``: names of the providers that requests may use, and may not use
+    - ``retries``, ``breaker``: the policies of providers that do not set their own
+    - ``limits``, ``budget``: rate limits and budget of all callers together
     """
 
     auth: Auth | None = None

@@ -19,14 +19,14 @@ TablePath = tuple[str, ...]
 """The path to a table or to a value in it: ``("models", "m", "endpoints", "0")``."""
 
 
-class UnknownFields(msgspec.Struct, frozen=True):
-    """The paths whose values are unknown because of a mistake."""
+class UnreadPaths(msgspec.Struct, frozen=True):
+    """The paths whose values could not be read because of a mistake."""
 
-    places: frozenset[TablePath]
+    paths: frozenset[TablePath]
 
     def at(self, *path: str) -> bool:
-        """Return whether the value at ``path`` or a table that contains it is unknown."""
-        return any(path[:depth] in self.places for depth in range(1, len(path) + 1))
+        """Return whether the value at ``path``, or a table that contains it, could not be read."""
+        return any(path[:depth] in self.paths for depth in range(1, len(path) + 1))
 
 
 class Mistake(str):
@@ -145,18 +145,18 @@ def convert_fields(
     table: Mapping[str, object],
     type_: type[msgspec.Struct],
     environ: Mapping[str, str] | None,
-    also: Sequence[str] = (),
+    read_elsewhere: Sequence[str] = (),
     variables: Mapping[str, str] = {},
 ) -> ConvertResult:
     """Convert the values of a table to the field types of a struct, and report every mistake.
 
-    ``path`` is the TOML path of the table. ``also`` are names that are allowed beside the fields;
-    they are used for suggestions only. ``variables`` are the usual environment variables of
-    secrets, by field. If an unknown name resembles a field, the field counts as misspelt and is not
-    reported as missing too.
+    ``path`` is the TOML path of the table. ``read_elsewhere`` are the fields of the table that are
+    not of this struct: an unknown name may be one of them misspelt. ``variables`` are the usual
+    environment variables of secrets, by field. If an unknown name resembles a field, the field
+    counts as misspelt and is not reported as missing too.
     """
     fields = {field.name: field for field in msgspec.structs.fields(type_)}
-    names = [*fields, *sorted({*also} - {*table})]
+    names = [*fields, *sorted({*read_elsewhere} - {*table})]
     unknown = [name for name in table if name not in fields]
     misspelt = {
         suggestion

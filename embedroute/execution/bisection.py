@@ -1,5 +1,7 @@
 """Finds the inputs of a failed call that fail alone, while the endpoint embeds the others.
 
+Whether a failed call is bisected is decided in ``routing/retry.py`` and in the dispatcher.
+
 Each level calls the endpoint with both halves of every chunk that failed. One bad input in n is
 found with 2·⌈log2 n⌉ calls. No input is blamed unless the endpoint is seen to work: it has embedded
 another part of the call, or a harmless text of the gateway's own.

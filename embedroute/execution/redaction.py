@@ -58,8 +58,8 @@ def public_url(url: str, secrets: Sequence[str]) -> str:
 def redact_message(text: str, secrets: Sequence[str]) -> str:
     """Return an error message for the client: without ``secrets``, printable and shortened.
 
-    The gateway's own words at the start are never hidden: they appear with every key, so they
-    reveal nothing about a key that contains them.
+    The gateway's own words at the start are not hidden: they appear with every key, so they reveal
+    nothing about a key that contains them. A run that begins in them and ends after them is hidden.
     """
     own_words = OWN_WORDS.match(text)
     redact = make_redactor(secrets, own_words.end() if own_words else 0)
@@ -76,7 +76,8 @@ def make_redactor(secrets: Sequence[str], own: int = 0) -> Redactor:
     """Return a function that removes ``secrets`` and the credentials of URLs from texts.
 
     It hides each run of ``MIN_FRAGMENT`` characters of a secret (plain, base64 or percent-encoded),
-    and each shorter secret that is a whole word. The first ``own`` characters are not changed.
+    and each shorter secret that is a whole word. The first ``own`` characters are the gateway's own
+    words: what lies wholly within them is not hidden.
     """
     runs = {run for secret in secrets for form in _encodings(secret) for run in _runs(form)}
     short = [secret for secret in secrets if 0 < len(secret) < MIN_FRAGMENT]

@@ -72,7 +72,8 @@ ENCODER = msgspec.json.Encoder(decimal_format="string")
 """Encodes all response bodies; prices become strings, so that no JSON parser rounds them."""
 
 
-# The JSON around a vector and its index, as the encoder writes it in small responses.
+# The JSON before, between and after a vector and its index, as the encoder writes it in small
+# responses: an object is encoded with the placeholders 7 and 0, and divided at them.
 _BEFORE_VECTOR, _VECTOR, _AFTER_VECTOR = ENCODER.encode(
     Embedding(embedding=msgspec.Raw(b"7"), index=0, object="embedding")
 ).partition(b"7")

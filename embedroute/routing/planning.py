@@ -1,9 +1,11 @@
 """Plans the work of a request: cache keys, de-duplication, and the order of the results.
 
 A cache key is a digest of everything that determines a vector (vector space, width, dtype, input
-type, title and input) and of who may see it (cache scope and data policy). This is the only module
-that knows the order of inputs. Between ``make_plan`` and ``assemble``, work and results are
-mappings by cache key.
+type, title and input) and of who may see it (cache scope and data policy).
+
+Between ``make_plan`` and ``assemble``, work and results are mappings by cache key. Only these two
+know the positions of inputs in the request; ``execution/context.py`` uses ``Plan.keys`` to name the
+inputs in errors.
 """
 
 import hashlib

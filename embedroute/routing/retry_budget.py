@@ -1,6 +1,7 @@
-"""Limits repeated calls by the calls that are answered, so that an outage gets few of them.
+"""Limits retries by the calls that are answered, so that an outage gets few of them.
 
-Time is an argument, in seconds of one monotonic clock.
+``execution/dispatcher.py`` spends the budget of retries, and ``execution/parts.py`` that of
+bisections. Time is an argument, in seconds of one monotonic clock.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,7 @@
-"""Limits the time of calls, and finds out whether the event loop itself was late."""
+"""Limits the time of single calls, and finds out whether the event loop itself was late.
+
+The deadline of a whole request is enforced by ``tasks.watch``.
+"""
 
 import asyncio
 from collections.abc import Callable

@@ -1,4 +1,7 @@
-"""Handles one HTTP exchange: checks the request, reads its body within limits, and responds."""
+"""Handles one HTTP exchange: checks the request, reads its body within limits, and responds.
+
+A disconnect of the client is only detected here. ``tasks.watch`` cancels the work then.
+"""
 
 import math
 import re

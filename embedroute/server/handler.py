@@ -1,9 +1,9 @@
 """Handles one HTTP request: authenticate, read, decode, embed, respond.
 
-The application, the middleware and the FastAPI router share this handler. It raises only what ends
-the task; every other failure, 404 and 500 below the mount included, becomes the dialect's error
-JSON. ASGI servers do not cancel a request whose client has disconnected, so the work is watched
-while it runs.
+The application, the middleware and the FastAPI router share this handler. Every failure becomes an
+error in the JSON of the dialect, also a 404 or 500 below the mount. Only a cancellation of the task
+is raised. ASGI servers do not cancel a request whose client has disconnected, so ``tasks.watch``
+does.
 """
 
 import inspect

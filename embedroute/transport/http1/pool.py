@@ -42,7 +42,10 @@ MAX_AGE: Final = 300.0
 SOURCE_AGE: Final = 60.0
 """Seconds for which responses share one ``Source``."""
 LOOK_BACK: Final = 60
-"""Number of sources that are remembered: responses older than an hour are never marked."""
+"""Sources that are remembered: with ``SOURCE_AGE``, those of the last hour of use.
+
+Older responses are never marked as unreliable.
+"""
 
 
 class Pool:
