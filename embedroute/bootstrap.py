@@ -118,7 +118,7 @@ class GatewayParts(msgspec.Struct, frozen=True, kw_only=True):
     settings: Settings
     limits: Limits
     keys: ApiKeys
-    directory: ModelRegistry
+    models: ModelRegistry
     store: Store | None
 
 
@@ -154,7 +154,7 @@ def _resolve(
     known = known_providers()
     bases = known_provider_of(config, known)
     backends, backend_mistakes = build_backends(config, known, bases, environ)
-    directory, registry_mistakes = build_registry(
+    models, registry_mistakes = build_registry(
         config, backends, catalogue(), known, bases, retries=retries, breaker=breaker
     )
     store, store_mistakes = _make_store(config)
@@ -173,8 +173,8 @@ def _resolve(
     return GatewayParts(
         settings=settings,
         limits=Limits.of(settings),
-        keys=ApiKeys(resolve_key_models(config, directory)),
-        directory=directory,
+        keys=ApiKeys(resolve_key_models(config, models)),
+        models=models,
         store=store,
     )
 
@@ -249,7 +249,7 @@ def make_selection_context(
             caller_keys=caller_keys,
             only=parts.settings.only,
             ignore=parts.settings.ignore,
-            known_names=parts.directory.known_names,
+            known_names=parts.models.known_names,
             health=healths.get,
             now=clock(),
             random=random.random,
@@ -341,7 +341,7 @@ class RuntimeFactory:
         self._widths = WidthRegistry()
         self._models = EchoedModels()
         self._watchdog = Watchdog()
-        self._failures = LogLimit()
+        self._log_limit = LogLimit()
         self._budget = RetryBudget()
         self._clock = clock
         self._observers = observers
@@ -366,7 +366,7 @@ class RuntimeFactory:
             widths=self._widths,
             models=self._models,
             watchdog=self._watchdog,
-            failures=self._failures,
+            log_limit=self._log_limit,
             clock=self._clock,
             observers=self._observers,
         )

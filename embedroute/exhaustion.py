@@ -104,7 +104,7 @@ def _exhausted(resource: str, message: str) -> ResourcesExhausted:
     return error
 
 
-def late_loop(lag: float) -> ResourcesExhausted:
+def late_loop_error(lag: float) -> ResourcesExhausted:
     """Create the error for a time limit that has passed while the event loop was late by ``lag``.
 
     ``lag`` is in seconds. What the request waited for may have arrived in time.
@@ -126,5 +126,5 @@ class ExhaustionLog:
 
     def record(self, error: ResourcesExhausted) -> None:
         """Log ``error``, unless its resource was logged in the last minute."""
-        if self._limit.count(self._clock(), error.resource):
+        if self._limit.due(self._clock(), error.resource):
             write(ProcessExhausted(resource=error.resource, advice=error.message))

@@ -55,7 +55,7 @@ from embedroute.execution import (
     missing_keys,
     read_endpoint_states,
 )
-from embedroute.exhaustion import late_loop
+from embedroute.exhaustion import late_loop_error
 from embedroute.inputs import Input, Kind, estimate_sizes, list_modalities
 from embedroute.limits import ByteBudget, RateLimiter
 from embedroute.log_records import LogLimit
@@ -143,16 +143,16 @@ class Gateway:
         self.bodies: ByteBudget = ByteBudget.for_requests(self.settings)
         self.responses: ByteBudget = ByteBudget.for_responses(self.settings)
         self.rate_limits: RateLimiter = RateLimiter.for_config(config)
-        self.directory: ModelRegistry = parts.directory
-        self.caller_key_headers: Sequence[str] = list_headers(parts.directory)
+        self.models: ModelRegistry = parts.models
+        self.caller_key_headers: Sequence[str] = list_headers(parts.models)
         self.healths: HealthRegistry = HealthRegistry()
-        self.failures: LogLimit = LogLimit()
+        self.log_limit: LogLimit = LogLimit()
         self.cache: MemoryCache = MemoryCache(config.cache.bytes, config.cache.ttl, clock)
         self._sharing = share(parts.store, self.cache, config, clock)
         self.store: StoreWorker | None = self._sharing.store
         self.shared_cache: TieredCache | None = self._sharing.cache
         self.selections: SelectionCache = SelectionCache(
-            self.directory,
+            self.models,
             make_selection_context(parts, self.healths, clock),
             shared_cache=config.cache.shared,
             debug=self.settings.debug,
@@ -176,7 +176,7 @@ class Gateway:
         """Return the metrics, which observe this gateway, if they are served or registered."""
         if registry is None and self.settings.metrics == "off":
             return None
-        metrics = Metrics(self.directory.routes, self, registry)
+        metrics = Metrics(self.models.routes, self, registry)
         self.observers.append(metrics)
         return metrics
 
@@ -303,8 +303,8 @@ class Gateway:
 
     def __repr__(self) -> str:
         """Show the names of the providers and how many models there are."""
-        providers = ", ".join(self.directory.providers) or "none"
-        count = len(self.directory.routes)
+        providers = ", ".join(self.models.providers) or "none"
+        count = len(self.models.routes)
         return f"<Gateway auth={self.settings.auth} providers={providers} models={count}>"
 
     async def _run(
@@ -373,7 +373,7 @@ class Gateway:
 
     def read_state(self) -> GatewayState:
         """Return the present state of the gateway and its endpoints."""
-        routes = self.directory.routes.values()
+        routes = self.models.routes.values()
         states = read_endpoint_states(routes, self.healths, self._factory.slots, self.clock())
         return GatewayState(in_flight=self.in_flight, endpoints=states)
 
@@ -384,7 +384,7 @@ class Gateway:
         loop was late, or 0.
         """
         if lag:
-            return late_loop(lag)
+            return late_loop_error(lag)
         message = f"No response within the deadline of {self.settings.deadline:g} s"
         if trace.failures:
             provider, _ = trace.failures[-1]
@@ -578,7 +578,7 @@ class Gateway:
         """
         request = make_request({"input": input, "model": model}, self.limits)
         request = msgspec.structs.replace(request, preferences=PROBING)
-        route = msgspec.structs.replace(self.directory.resolve(model), candidates=[candidate])
+        route = msgspec.structs.replace(self.models.resolve(model), candidates=[candidate])
         context = RequestContext(
             request=request,
             caller=ANYONE,

@@ -454,11 +454,11 @@ class LogLimit:
         """Create a limit that knows no records."""
         self._written: dict[tuple[str, ...], tuple[float, int]] = {}
 
-    def count(self, now: float, *key: str) -> int:
-        """Return 0 if a record may not be written at the time ``now``, in seconds.
+    def due(self, now: float, *key: str) -> int:
+        """Return how many records with this ``key`` the record that is due now stands for.
 
-        Otherwise return how many records with an equal ``key`` there were since the last written
-        one, with this one.
+        These are the records since the last written one, with this one. 0 means that no record is
+        due: the last one was written less than ``INTERVAL`` before ``now``, in seconds.
         """
         entry = self._written.get(key)
         if entry is None:

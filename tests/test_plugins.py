@@ -140,7 +140,7 @@ from embedroute.plugins import list_backends
 def start(names, **options):
     providers = {name: {"options": {"api_key": "k", **options}} for name in names} | {"hashed": {}}
     try:
-        return sorted(Gateway(Config(gateway={"auth": "open"}, providers=providers)).directory.providers)
+        return sorted(Gateway(Config(gateway={"auth": "open"}, providers=providers)).models.providers)
     except ConfigError as error:
         return list(error.mistakes)
     except KeyboardInterrupt:
@@ -154,7 +154,7 @@ results["paired"] = [start(["paired"], **options) for options in PAIRED]
 results["shaped"] = [start(["shaped"], **options) for options in SHAPED]
 results["all"] = start(NAMES)
 both = {"localai": {}, "localai/acme": {"backend": "localai", "options": {"api_key": "k"}}, "acme": {"options": {"api_key": "k"}}}
-found = Gateway(Config(gateway={"auth": "open"}, providers=both)).directory.providers
+found = Gateway(Config(gateway={"auth": "open"}, providers=both)).models.providers
 results["taken"] = {slug: type(provider.backend).__name__ for slug, provider in found.items()}
 toml = '[gateway]\\nauth = "open"\\n[providers."localai/eu"]\\nbackend = "localai"\\n[providers.acme]\\napi_key = "k"'
 open("my.toml", "w").write(toml)

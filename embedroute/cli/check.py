@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
         options.config = options.file
     config = load_config(options)
     gateway = Gateway(config)
-    warnings = find_warnings(config, gateway.directory)
+    warnings = find_warnings(config, gateway.models)
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     if warnings and options.strict:
@@ -54,10 +54,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _print_summary(name: str, gateway: Gateway) -> None:
-    providers = gateway.directory.providers
+    providers = gateway.models.providers
     print(
         f"{name}: OK (providers: {len(providers)}, "
-        f"models: {len(gateway.directory.routes)}, auth: {gateway.settings.auth})"
+        f"models: {len(gateway.models.routes)}, auth: {gateway.settings.auth})"
     )
     origins = [(slug, *plugins.find_origin(row.backend)) for slug, row in providers.items()]
     print_table(("PROVIDER", "CODE", "PACKAGE"), origins)
@@ -70,7 +70,7 @@ def _print_summary(name: str, gateway: Gateway) -> None:
 async def _check_live(gateway: Gateway) -> int:
     async with gateway.lifespan():
         results = await call_endpoints(gateway)
-    for slug, candidate in gateway.directory.providers.items():
+    for slug, candidate in gateway.models.providers.items():
         if candidate.caller_keys:
             headers = ", ".join(candidate.caller_keys.values())
             print(f"{slug} was not called: callers send their own keys in {headers}")

@@ -48,7 +48,7 @@ async def call_endpoints(gateway: Gateway) -> list[CallResult]:
     """
     endpoints = [
         (model, candidate)
-        for model, route in gateway.directory.routes.items()
+        for model, route in gateway.models.routes.items()
         for candidate in route.candidates
         if not candidate.caller_keys
     ]

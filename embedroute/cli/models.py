@@ -25,7 +25,7 @@ def run(options: argparse.Namespace) -> int:
         header = ("MODEL", "PROVIDER", "DIMENSIONS", "MODALITIES", "USD/M", "PRICED", "DEPRECATED")
         print_table(header, [_describe(listing) for listing in list_catalogue()])
         return 0
-    routes = make_gateway(options).directory.routes.values()
+    routes = make_gateway(options).models.routes.values()
     cards = [models.describe_model(route) for route in routes]
     rows = [
         (

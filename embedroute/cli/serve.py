@@ -98,7 +98,7 @@ def run(options: argparse.Namespace) -> int:
     gateway = Gateway(config)
     if gateway.store is not None:
         gateway.store.check()
-    for warning in find_warnings(config, gateway.directory):
+    for warning in find_warnings(config, gateway.models):
         print(f"warning: {warning}", file=sys.stderr)
     try:
         uvicorn = import_module("uvicorn")
@@ -172,7 +172,7 @@ async def _prepare(gateway: Gateway) -> None:
     """
     local = {
         id(candidate.backend): (candidate, name)
-        for name, route in gateway.directory.routes.items()
+        for name, route in gateway.models.routes.items()
         for candidate in route.candidates
         if isinstance(candidate.backend, LocalBackend)
     }
@@ -237,7 +237,7 @@ def _log_summary(options: argparse.Namespace, gateway: Gateway) -> None:
     """Log what is served, and where."""
     settings = gateway.settings
     config = find_config(options)
-    names = list(gateway.directory.routes)
+    names = list(gateway.models.routes)
     more = f", … (embedroute models lists all {len(names)})" if len(names) > MOST_SHOWN else ""
     url = _describe_address(options)
     is_open = settings.auth == "open"

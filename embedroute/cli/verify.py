@@ -99,7 +99,7 @@ async def verify(
     Raises:
         ModelNotFound: the model is neither in the config nor in the catalogue.
     """
-    route = gateway.directory.resolve(model)
+    route = gateway.models.resolve(model)
     results = {
         endpoint.name: await _embed_probes(gateway, model, endpoint)
         for endpoint in route.candidates
@@ -213,7 +213,7 @@ def run(options: argparse.Namespace) -> int:
     if options.model:
         names = [options.model]
     else:
-        routes = gateway.directory.routes.items()
+        routes = gateway.models.routes.items()
         names = [name for name, route in routes if len(route.candidates) > 1]
     if not names:
         raise ConfigError(

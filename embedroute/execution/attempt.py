@@ -128,9 +128,9 @@ Outcome = Results | EmbedrouteError | NotCalled
 class AttemptRunner:
     """The attempts of one gateway on one event loop.
 
-    All loops of the gateway share ``local``, ``widths``, ``models``, ``watchdog`` and ``failures``,
-    which limits log lines about failed calls; each has its own ``transport``. ``slots`` holds the
-    calls in flight by the name of the endpoint.
+    All loops of the gateway share ``local``, ``widths``, ``models``, ``watchdog`` and
+    ``log_limit``, which limits the records of failed calls; each has its own ``transport``.
+    ``slots`` holds the calls in flight by the name of the endpoint.
     """
 
     def __init__(
@@ -141,14 +141,14 @@ class AttemptRunner:
         widths: WidthRegistry,
         models: EchoedModels,
         watchdog: Watchdog,
-        failures: LogLimit,
+        log_limit: LogLimit,
         clock: Callable[[], float],
         observers: Sequence[Observer] = (),
     ) -> None:
         """Create a runner without calls in flight. ``observers`` may be added later."""
         self._observers = observers
         self._observed_calls = ObservedCalls(observers, clock)
-        self._failures = failures
+        self._log_limit = log_limit
         self._resources = CallResources(
             transport=transport, local=local, models=models, watchdog=watchdog
         )
@@ -364,7 +364,7 @@ class AttemptRunner:
 
         The upstream was then too slow. Otherwise the client has disconnected.
         """
-        if _is_late(attempt):
+        if _has_expired(attempt):
             now = self.clock()
             calls.record_timeout(now)
             attempt.health.record_timeout(attempt.permit, now, now - attempt.began)
@@ -372,7 +372,7 @@ class AttemptRunner:
     def abandon(self, attempt: Attempt) -> None:
         """End an attempt that was cancelled."""
         attempt.health.release(attempt.permit)
-        if _is_late(attempt):
+        if _has_expired(attempt):
             reason = describe_timeout(self.clock() - attempt.began)
             self.report(attempt, UpstreamTimeout(f"The upstream {reason}.", reason=reason))
 
@@ -469,7 +469,10 @@ class AttemptRunner:
         )
 
     def _log_failure(self, attempt: Attempt, failure: EmbedrouteError) -> None:
-        """Write a line about a failed call, unless an equal one was written in the last minute."""
+        """Write the record of a failed call.
+
+        Its level is DEBUG if a record of an equal failure was written in the last minute.
+        """
         if not CALLS.isEnabledFor(CallFailed.level):
             return
         candidate, context = attempt.candidate, attempt.context
@@ -479,7 +482,7 @@ class AttemptRunner:
         is_upstream = isinstance(failure, UpstreamError)
         status = failure.upstream_status if is_upstream else None
         key = (candidate.provider, model, without_numbers(error), str(status))
-        count = self._failures.count(now, *key)
+        count = self._log_limit.due(now, *key)
         write(
             CallFailed(
                 provider=candidate.provider,
@@ -519,7 +522,7 @@ def _shown_url(attempt: Attempt) -> str:
     return "" if request is None else public_url(request.url, secrets)
 
 
-def _is_late(attempt: Attempt) -> bool:
+def _has_expired(attempt: Attempt) -> bool:
     watch = attempt.context.watch
     return watch is not None and watch.expired
 

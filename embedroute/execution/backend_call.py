@@ -41,7 +41,7 @@ from embedroute.execution.local_models import LocalModels
 from embedroute.execution.model_echo import EchoedModels
 from embedroute.execution.own_fields import omit_fields
 from embedroute.execution.watchdog import BLOCKING, Watchdog
-from embedroute.exhaustion import ExhaustionLog, find_exhaustion, late_loop
+from embedroute.exhaustion import ExhaustionLog, find_exhaustion, late_loop_error
 from embedroute.reasons import BACKEND_RAISED, describe, describe_timeout
 from embedroute.routing import BoundedMap
 from embedroute.runtime import LARGE, cancellation, fairness, tasks, time_limits
@@ -226,7 +226,7 @@ async def _run_without_http(
             )
     except TimeoutError:
         if time_limit.lag:
-            raise late_loop(time_limit.lag) from None
+            raise late_loop_error(time_limit.lag) from None
         reason = describe_timeout(timeout)
         raise UpstreamTimeout(f"The upstream {reason}.", reason=reason) from None
 

@@ -182,7 +182,7 @@ class EchoedModels:
         verdict = decide(named, expected, learned, catalogue_bases())
         shown = redact_message(named[:LONGEST], list_secrets(backend))
         if verdict is Verdict.REFUSE:
-            if self._log_limit.count(time.monotonic(), endpoint):
+            if self._log_limit.due(time.monotonic(), endpoint):
                 write(WrongModel(endpoint=endpoint, model=expected[0], named=shown))
             raise UpstreamWrongModel(
                 f"The upstream answered with the model {echo(named)}, not {echo(expected[0])}. "

@@ -324,8 +324,8 @@ async def _race(lead: Lead, own: Work, slow: Flying, computation: Awaitable[None
         return
     finished = partial(_wait_for_results, list(flights.values()))
     try:
-        await tasks.cancel_on_disconnect(computation, finished, grace=0.0)
-    except tasks.ClientDisconnected:  # raised when ``finished`` returns before the computation
+        await tasks.cancel_when(computation, finished)
+    except tasks.ConditionMet:
         results = {key: flight.result for key, flight in flights.items()}
         lead.add_results({key: item for key, item in results.items() if item is not None})
 

@@ -48,7 +48,7 @@ class Watchdog:
         return Steps(call(), partial(self.report_blocking, provider, backend, "embed"))
 
     def _may_log(self, event: str, name: str) -> bool:
-        return self._limit.count(self._clock(), event, name) > 0
+        return self._limit.due(self._clock(), event, name) > 0
 
 
 class Steps(Generic[T]):

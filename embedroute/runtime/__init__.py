@@ -19,8 +19,9 @@ from embedroute.runtime.per_loop import PerLoop, is_loop_running
 from embedroute.runtime.tasks import (
     ClientDisconnected,
     ClientTooSlow,
+    ConditionMet,
     Watch,
-    cancel_on_disconnect,
+    cancel_when,
     gather,
 )
 
@@ -29,10 +30,11 @@ __all__ = [
     "ROWS",
     "ClientDisconnected",
     "ClientTooSlow",
+    "ConditionMet",
     "PerLoop",
     "TimeSlice",
     "Watch",
-    "cancel_on_disconnect",
+    "cancel_when",
     "chunked",
     "finished",
     "gather",

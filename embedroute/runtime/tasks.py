@@ -22,14 +22,14 @@ T = TypeVar("T")
 
 Disconnected = Callable[[], Coroutine[object, None, None]]
 """A coroutine function that returns when the client disconnects."""
-Late = Callable[[float], Exception]
-"""Returns the error for a time limit that has passed.
+MakeError = Callable[[float], Exception]
+"""Returns the error of a time limit that has passed.
 
 It gets the seconds by which the event loop was late, or 0 if that was insignificant.
 """
 
 GRACE: Final = 0.05
-"""Seconds in which most requests finish, so that they need neither a timer nor a second task."""
+"""Seconds in which most requests finish: until then, no task waits for a disconnect."""
 
 CANCEL_GRACE: Final = 0.25
 """Seconds that a cancelled call gets to clean up before it is abandoned."""
@@ -57,8 +57,10 @@ class Watch(Protocol):
         """Whether the time limit has cancelled the work, and the event loop was not late."""
         ...
 
-    def restart(self, seconds: float, late: Late, disconnected: Disconnected | None) -> None:
-        """Cancel the work after ``seconds`` from now, and raise the result of ``late(lag)``.
+    def restart(
+        self, seconds: float, make_error: MakeError, disconnected: Disconnected | None
+    ) -> None:
+        """Cancel the work after ``seconds`` from now, and raise the result of ``make_error(lag)``.
 
         This replaces the earlier limit. Cancel the work also when ``disconnected`` returns, and
         raise ``ClientDisconnected``; if it raises an error, raise that error. It is called once:
@@ -82,39 +84,40 @@ class Watch(Protocol):
 
 def watch(
     seconds: float,
-    late: Late,
+    make_error: MakeError,
     grace: float = GRACE,
-    cancelled: Callable[[], Awaitable[None]] | None = None,
+    on_cancelled: Callable[[], Awaitable[None]] | None = None,
 ) -> Watch:
     """Create a watch for one request.
 
-    It cancels the work after ``seconds`` from now, and raises ``late(lag)``. Limits and
-    tasks are set up only after ``grace`` seconds. Until then a watch costs one timer.
+    It cancels the work after ``seconds`` from now, and raises ``make_error(lag)``. It has one
+    timer, first for ``grace``, then for the limit. The task that waits for a disconnect is started
+    only after ``grace`` seconds.
 
-    On asyncio ``cancelled`` is awaited as soon as other code has cancelled the work, before the
+    On asyncio ``on_cancelled`` is awaited as soon as other code has cancelled the work, before the
     watch ends. uvicorn may end the process a few iterations of the event loop later.
     """
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
-        return _AnyioWatch(seconds, late, grace)
-    return _AsyncioWatch(loop, seconds, late, grace, cancelled)
+        return _AnyioWatch(seconds, make_error, grace)
+    return _AsyncioWatch(loop, seconds, make_error, grace, on_cancelled)
 
 
 class _AsyncioWatch:
     __slots__ = (
         "_at",
         "_before",
-        "_cancelled",
-        "_cancels",
         "_context",
         "_grace",
         "_has_expired",
-        "_is_late",
+        "_has_set_up",
         "_lag",
-        "_late",
         "_loop",
+        "_make_error",
+        "_on_cancelled",
         "_on_disconnect",
+        "_own_cancels",
         "_seconds",
         "_task",
         "_timer",
@@ -125,43 +128,45 @@ class _AsyncioWatch:
         self,
         loop: asyncio.AbstractEventLoop,
         seconds: float,
-        late: Late,
+        make_error: MakeError,
         grace: float,
-        cancelled: Callable[[], Awaitable[None]] | None,
+        on_cancelled: Callable[[], Awaitable[None]] | None,
     ) -> None:
         self._loop = loop
-        self._cancelled = cancelled
+        self._on_cancelled = on_cancelled
         self._context = copy_context()
         self._task = cast("asyncio.Task[object]", asyncio.current_task(loop))
         self._before = self._task.cancelling()
-        self._cancels = 0
-        self._late = late
+        self._own_cancels = 0
+        self._make_error = make_error
         self._on_disconnect: Disconnected | None = None
         self._watcher: asyncio.Task[None] | None = None
-        self._is_late = seconds < grace
+        self._has_set_up = seconds < grace
         self._seconds = seconds
         self._lag = 0.0
         self._has_expired = False
         self._grace = grace
         now = loop.time()
         self._at = now + seconds
-        if self._is_late:
+        if self._has_set_up:
             self._timer = loop.call_at(self._at, self._expire)
         else:
             self._timer = loop.call_at(now + grace, self._after_grace)
 
-    def restart(self, seconds: float, late: Late, disconnected: Disconnected | None) -> None:
+    def restart(
+        self, seconds: float, make_error: MakeError, disconnected: Disconnected | None
+    ) -> None:
         self._at = self._loop.time() + seconds
         self._seconds = seconds
         self._lag = 0.0
-        self._late = late
+        self._make_error = make_error
         self._on_disconnect = disconnected
-        if self._is_late or seconds < self._grace:
+        if self._has_set_up or seconds < self._grace:
             self._timer.cancel()
             self._after_grace()
 
     def _after_grace(self) -> None:
-        self._is_late = True
+        self._has_set_up = True
         if self._at < math.inf:
             self._timer = self._loop.call_at(self._at, self._expire)
         if self._on_disconnect is not None and self._watcher is None:
@@ -171,7 +176,7 @@ class _AsyncioWatch:
 
     def _disconnected(self, watcher: asyncio.Task[None]) -> None:
         if not watcher.cancelled() and self._watcher is not None and self._on_disconnect:
-            self._cancels += 1
+            self._own_cancels += 1
             self._task.cancel()
 
     def _expire(self) -> None:
@@ -181,7 +186,7 @@ class _AsyncioWatch:
                 self._timer = self._loop.call_later(SECOND_CHANCE, self._expire)
                 return
         self._has_expired = True
-        self._cancels += 1
+        self._own_cancels += 1
         self._task.cancel()
 
     @property
@@ -198,10 +203,10 @@ class _AsyncioWatch:
         trace: TracebackType | None,
     ) -> None:
         self._timer.cancel()
-        reason = self._reason(kind) if self._cancels else None
+        reason = self._reason(kind) if self._own_cancels else None
         try:
-            if kind is asyncio.CancelledError and reason is None and self._cancelled is not None:
-                await self._cancelled()
+            if kind is asyncio.CancelledError and reason is None and self._on_cancelled is not None:
+                await self._on_cancelled()
         finally:
             if self._watcher is not None:
                 await self._end_watcher()
@@ -212,11 +217,11 @@ class _AsyncioWatch:
 
     def _reason(self, kind: type[BaseException] | None) -> BaseException | None:
         """Undo our cancellations. Return the error to raise, or None if others cancelled too."""
-        remaining = min([self._task.uncancel() for _ in range(self._cancels)])
+        remaining = min([self._task.uncancel() for _ in range(self._own_cancels)])
         if kind is not asyncio.CancelledError or remaining > self._before:
             return None
         if self._has_expired:
-            return self._late(self._lag)
+            return self._make_error(self._lag)
         return (self._watcher and self._watcher.exception()) or ClientDisconnected()
 
     async def _end_watcher(self) -> None:
@@ -228,11 +233,11 @@ class _AsyncioWatch:
 
 
 class _AnyioWatch:
-    def __init__(self, seconds: float, late: Late, grace: float) -> None:
+    def __init__(self, seconds: float, make_error: MakeError, grace: float) -> None:
         self._grace = grace
         self._group = anyio.create_task_group()
         self._scope = anyio.CancelScope(deadline=anyio.current_time() + seconds)
-        self._late = late
+        self._make_error = make_error
         self._on_disconnect: Disconnected | None = None
         self._is_watched = False
         self._seconds = seconds
@@ -250,10 +255,12 @@ class _AnyioWatch:
             self._lag = significant_lag(lag, self._seconds)
         return self._lag
 
-    def restart(self, seconds: float, late: Late, disconnected: Disconnected | None) -> None:
+    def restart(
+        self, seconds: float, make_error: MakeError, disconnected: Disconnected | None
+    ) -> None:
         self._scope.deadline = anyio.current_time() + seconds
         self._seconds = seconds
-        self._late = late
+        self._make_error = make_error
         self._on_disconnect = disconnected
         if disconnected is not None and not self._is_watched:
             self._is_watched = True
@@ -297,20 +304,29 @@ class _AnyioWatch:
         if plain is not None:
             raise plain from None
         if is_ours:
-            raise ClientDisconnected if self._has_disconnected else self._late(self._find_lag())
+            raise (
+                ClientDisconnected if self._has_disconnected else self._make_error(self._find_lag())
+            )
 
 
-async def cancel_on_disconnect(
-    work: Awaitable[T], disconnected: Disconnected, *, grace: float = GRACE
+class ConditionMet(Exception):
+    """The condition of ``cancel_when`` was met before the work was done."""
+
+
+async def cancel_when(
+    work: Awaitable[T], condition: Callable[[], Coroutine[object, None, None]]
 ) -> T:
-    """Await ``work``, and cancel it if ``disconnected`` returns first.
+    """Await ``work``, and cancel it if ``condition`` returns first. The errors of both are raised.
 
     Raises:
-        ClientDisconnected: ``disconnected`` returned before ``work``.
+        ConditionMet: ``condition`` returned before ``work``.
     """
-    async with watch(math.inf, TimeoutError, grace) as watching:
-        watching.restart(math.inf, TimeoutError, disconnected)
-        return await work
+    try:
+        async with watch(math.inf, TimeoutError, grace=0.0) as watching:
+            watching.restart(math.inf, TimeoutError, condition)
+            return await work
+    except ClientDisconnected:  # so a watch reports that what it waits for has happened
+        raise ConditionMet from None
 
 
 class _Outcome(Generic[T]):

@@ -32,7 +32,7 @@ from embedroute.errors import (
     Unauthorized,
 )
 from embedroute.execution import RequestContext
-from embedroute.exhaustion import late_loop
+from embedroute.exhaustion import late_loop_error
 from embedroute.gateway import Gateway
 from embedroute.log_records import (
     ACCESS,
@@ -234,7 +234,9 @@ class RequestHandler:
             caller = self._add_upstream_keys(caller, exchange)
         forecast = None
         async with tasks.watch(
-            settings.body_timeout, self._make_body_timeout, cancelled=partial(self._abort, exchange)
+            settings.body_timeout,
+            self._make_body_timeout,
+            on_cancelled=partial(self._abort, exchange),
         ) as watch:
             body = await exchange.body(settings.max_body_bytes, gateway.bodies, caller.name)
             make_error = partial(gateway.make_deadline_error, exchange.trace)
@@ -353,7 +355,7 @@ class RequestHandler:
 
     def _make_body_timeout(self, lag: float) -> EmbedrouteError:
         if lag:
-            return late_loop(lag)
+            return late_loop_error(lag)
         seconds = self.gateway.settings.body_timeout
         return BodyTimeout(f"The request body was not complete within {seconds:g} s.")
 
@@ -396,7 +398,7 @@ class RequestHandler:
         return self._authenticate_by_key(exchange)
 
     def _log_missing_user(self) -> None:
-        if self.gateway.failures.count(self.gateway.clock(), CallerUnknown.event):
+        if self.gateway.log_limit.due(self.gateway.clock(), CallerUnknown.event):
             write(CallerUnknown(advice=ADVICE))
 
     def _openapi(self, server: str) -> bytes:
@@ -416,7 +418,7 @@ class RequestHandler:
         The document needs no key, so it discloses no model that is not in the shipped catalogue.
         """
         shipped = catalogue()
-        return next((name for name in self.gateway.directory.routes if name in shipped), "MODEL")
+        return next((name for name in self.gateway.models.routes if name in shipped), "MODEL")
 
     async def _answer_about_models(
         self, operation: routes.Operation, model: str, exchange: HTTPExchange
@@ -464,8 +466,8 @@ class RequestHandler:
 
     def _log_missing_provider(self, model: str) -> None:
         """Tell the operator, once a minute, how to serve a model of the catalogue."""
-        tables = self.gateway.directory.missing_tables(model)
-        if tables and self.gateway.failures.count(
+        tables = self.gateway.models.missing_tables(model)
+        if tables and self.gateway.log_limit.due(
             self.gateway.clock(), ModelNotConfigured.event, model
         ):
             write(ModelNotConfigured(model=model, advice=f"add {tables}"))
@@ -484,7 +486,7 @@ class RequestHandler:
         reason = describe(error)
         providers = ",".join(facts["providers"])
         key = (str(error.status), exchange.trace.model, providers, without_numbers(reason))
-        count = self.gateway.failures.count(self.gateway.clock(), *key)
+        count = self.gateway.log_limit.due(self.gateway.clock(), *key)
         write(
             RequestFailed(
                 code=error.code, error=reason, count=count if count > 1 else None, **facts

@@ -27,7 +27,7 @@ from embedroute.errors import (
     UpstreamError,
     UpstreamUnavailable,
 )
-from embedroute.exhaustion import find_exhaustion, late_loop
+from embedroute.exhaustion import find_exhaustion, late_loop_error
 from embedroute.reasons import INCOMPLETE, describe, describe_timeout
 from embedroute.runtime import time_limits
 from embedroute.transport.base import (
@@ -142,7 +142,7 @@ class Httpx2Transport:
             except TimeoutError:
                 lag = time_limits.significant_lag(anyio.current_time() - deadline, timeout)
                 if lag:
-                    raise late_loop(lag) from None
+                    raise late_loop_error(lag) from None
                 raise
 
     async def _receive(self, request: httpx2.Request, limits: ExchangeLimits) -> UpstreamResponse:

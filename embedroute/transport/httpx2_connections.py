@@ -32,7 +32,7 @@ import anyio
 import httpx2
 import msgspec
 
-from embedroute.exhaustion import find_exhaustion, late_loop
+from embedroute.exhaustion import find_exhaustion, late_loop_error
 from embedroute.reasons import describe
 from embedroute.runtime import tasks, time_limits
 from embedroute.transport.base import (
@@ -319,7 +319,7 @@ class Connections:
                 found = await self._resolver.resolve(url.host, _port_of(url), limits.dns_timeout)
         except TimeoutError:
             if time_limit.lag:
-                raise late_loop(time_limit.lag) from None
+                raise late_loop_error(time_limit.lag) from None
             raise dns_timeout(connect) from None
         except (OSError, UnicodeError, RuntimeError) as error:
             raise find_exhaustion(error) or cannot_connect(describe(error)) from None
@@ -425,7 +425,7 @@ def _blame_late_loop(
         return error
     longest = 2 * seconds if url.scheme == "https" else seconds
     lag = time_limits.significant_lag(time.monotonic() - began - longest, seconds)
-    return late_loop(lag) if lag else error
+    return late_loop_error(lag) if lag else error
 
 
 def _port_of(url: httpx2.URL) -> int:

@@ -266,7 +266,7 @@ def test_a_config_is_converted_and_what_is_left_out_is_noted(
         "TOKEN",
     )
     gateway = Gateway.from_file(result, environ=dict.fromkeys(names, "0123456789abcdef"))
-    assert {*expected["models"]} <= {*gateway.directory.routes}
+    assert {*expected["models"]} <= {*gateway.models.routes}
 
 
 def test_models_of_any_name_are_converted_on_request(tmp_path, capsys):

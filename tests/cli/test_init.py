@@ -49,7 +49,7 @@ def test_the_commented_lines_of_the_starter_config_are_valid(path):
 
     gateway = Gateway.from_file(path, environ={"OPENAI_API_KEY": "sk"})
 
-    assert {"hashed", "openai", "tei"} == {*gateway.directory.providers}
+    assert {"hashed", "openai", "tei"} == {*gateway.models.providers}
 
 
 def test_init_overwrites_nothing(path, tmp_path, capsys):

@@ -106,7 +106,7 @@ from embedroute.config import known_providers
 )
 def test_texts_go_where_the_sdk_of_the_vendor_would_send_them(slug, environ, options):
     gateway = Gateway.from_env(environ={"EMBEDROUTE_AUTH": "open", **environ})
-    backend = gateway.directory.providers[slug].backend
+    backend = gateway.models.providers[slug].backend
 
     assert options == {name: getattr(backend, name) for name in options}
 
@@ -126,7 +126,7 @@ def test_every_provider_with_a_key_variable_can_be_redirected(slug):
     others = {row.env[option][0]: "k" for option in row.required if option != "api_key"}
     environ = {"EMBEDROUTE_AUTH": "open", **others, key: "k", name: "https://private.example/v1"}
 
-    backend = Gateway.from_env(environ=environ).directory.providers[slug].backend
+    backend = Gateway.from_env(environ=environ).models.providers[slug].backend
 
     assert backend.base_url.startswith("https://private.example/v1")
 

@@ -26,7 +26,7 @@ def test_every_secret_comes_from_the_environ_of_the_gateway():
 
     assert "team" == gateway.keys.authenticate([b"Bearer team-secret"]).name
     assert Secret(ENVIRON["PROXY"]) == make_transport_config(gateway.settings, ENVIRON).proxy
-    assert Secret("sk-upstream") == gateway.directory.providers["openai"].backend.api_key
+    assert Secret("sk-upstream") == gateway.models.providers["openai"].backend.api_key
 
 
 def test_two_gateways_of_one_config_have_their_own_secrets():

@@ -118,8 +118,8 @@ def test_the_reference_config_is_valid():
     draft = read_config(PINNED, ENVIRON)
     config, mistakes = draft.config, draft.mistakes
     gateway = Gateway(config, environ=ENVIRON)
-    route = gateway.directory.resolve("text-embedding-3-small")
-    tei = gateway.directory.resolve("BAAI/bge-m3").candidates[0]
+    route = gateway.models.resolve("text-embedding-3-small")
+    tei = gateway.models.resolve("BAAI/bge-m3").candidates[0]
 
     assert [] == mistakes
     assert ["openai:text-embedding-3-small", "azure:my-deployment"] == [
@@ -166,7 +166,7 @@ def test_a_known_provider_can_be_named_as_the_backend(slug):
 
     found = Gateway(
         Config(gateway={"auth": "open"}, providers=providers), environ={}
-    ).directory.providers.values()
+    ).models.providers.values()
 
     left_out, *named = [(provider.backend, provider.accepts) for provider in found]
     assert [left_out, left_out] == named
@@ -1246,7 +1246,7 @@ def test_a_secret_is_read_from_its_source(said, secret, tmp_path):
     config = read_config(text, ENVIRON).config
     gateway = Gateway(config, environ=ENVIRON)
 
-    assert Secret(secret) == gateway.directory.providers["openai"].backend.api_key
+    assert Secret(secret) == gateway.models.providers["openai"].backend.api_key
 
 
 def test_a_config_may_start_with_a_byte_order_mark(tmp_path):
@@ -1290,9 +1290,9 @@ def test_whitespace_around_a_secret_from_a_file_or_variable_is_removed(template,
     from_file, from_env = read_config(text, environ), Gateway.from_env(environ=environ)
 
     assert [] == from_file.mistakes
-    backends = Gateway(from_file.config, environ=environ).directory.providers
+    backends = Gateway(from_file.config, environ=environ).models.providers
     assert [Secret("sk-kept")] * 2 == [provider.backend.api_key for provider in backends.values()]
-    assert Secret("sk-kept") == from_env.directory.providers["openai"].backend.api_key
+    assert Secret("sk-kept") == from_env.models.providers["openai"].backend.api_key
     assert "default" == from_env.keys.authenticate([b"Bearer sk-kept"]).name
 
 
@@ -1429,7 +1429,7 @@ def test_the_environment_enables_providers_whose_key_is_set(environ, local, prov
     config = environment_config({"EMBEDROUTE_AUTH": "open", **environ}, local=local)
 
     assert providers == set(config.providers)
-    assert providers == set(Gateway(config, environ={}).directory.providers)
+    assert providers == set(Gateway(config, environ={}).models.providers)
     if "GEMINI_API_KEY" in environ:
         assert {"api_key": "first"} == config.providers["gemini"].options
 
@@ -1512,7 +1512,7 @@ DICTS = {
 )
 def test_a_config_accepts_structs_and_dicts(mixed):
     assert Config(**STRUCTS) == Config(**{**DICTS, **mixed})
-    assert {"m"} <= set(Gateway(Config(**STRUCTS)).directory.routes)
+    assert {"m"} <= set(Gateway(Config(**STRUCTS)).models.routes)
 
 
 @pytest.mark.parametrize(
@@ -1594,7 +1594,7 @@ def test_a_backend_object_needs_no_entry_point():
         models={"m": {"endpoints": [{"provider": "mine"}]}},
     )
 
-    (candidate,) = Gateway(config).directory.resolve("m").candidates
+    (candidate,) = Gateway(config).models.resolve("m").candidates
     assert (True, True) == (candidate.backend is backend, candidate.zdr)
 
 
@@ -1640,7 +1640,7 @@ def test_a_config_file_is_found_by_path_or_environment_variable(tmp_path):
         Gateway.from_file(path),
         Gateway.from_file(environ={"EMBEDROUTE_CONFIG": str(path)}),
     ):
-        assert "m" == gateway.directory.resolve("m").name
+        assert "m" == gateway.models.resolve("m").name
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe", b"[gateway"])

@@ -93,8 +93,8 @@ def changed(policy):
 
 def endpoints_of(gateway):
     """The endpoints of the model, and those of the providers for models that are not declared."""
-    declared = gateway.directory.resolve("m").candidates
-    undeclared = [gateway.directory.resolve(f"{name}/x").candidates[0] for name in "abc"]
+    declared = gateway.models.resolve("m").candidates
+    undeclared = [gateway.models.resolve(f"{name}/x").candidates[0] for name in "abc"]
     return [*declared, *undeclared]
 
 
@@ -133,7 +133,7 @@ def test_arguments_replace_the_tables_of_the_gateway_and_of_providers(tmp_path):
 def test_without_tables_the_policies_are_the_defaults():
     gateway = gateway_of(ScriptedBackend())
 
-    (endpoint,) = gateway.directory.resolve("m").candidates
+    (endpoint,) = gateway.models.resolve("m").candidates
     assert (RetryPolicy(), BreakerPolicy(), None) == (
         endpoint.retries,
         endpoint.breaker,
@@ -283,4 +283,4 @@ def test_a_whole_policy_can_be_that_of_a_provider():
         providers=[{"retries": RetryPolicy(repeats=1)}],
     )
 
-    assert RetryPolicy(repeats=1) == gateway.directory.resolve("m").candidates[0].retries
+    assert RetryPolicy(repeats=1) == gateway.models.resolve("m").candidates[0].retries

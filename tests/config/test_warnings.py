@@ -159,7 +159,7 @@ def test_a_config_that_cannot_work_has_warnings(text, warnings, tmp_path):
     path.write_text(text, encoding="utf-8")
     config = config_from_file(path, {})
 
-    found = find_warnings(config, Gateway(config, environ={}).directory)
+    found = find_warnings(config, Gateway(config, environ={}).models)
 
     assert warnings == [
         line for line in found if not line.startswith("No model is declared") or line in warnings

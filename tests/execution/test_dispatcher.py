@@ -277,7 +277,7 @@ async def test_chunks_split_after_a_cooldown_count_as_first_attempts(cause):
         if len(only.batches) == 1:
             if cause == "by another request":
                 gateway.healths.get(
-                    gateway.directory.resolve("m").candidates[0]
+                    gateway.models.resolve("m").candidates[0]
                 ).record_batch_too_large(time.monotonic(), Measure.INPUTS, 32)
             raise RateLimited("slow", retry_after=0.001)
         if len(batch) > 16:
@@ -515,7 +515,7 @@ async def test_a_shared_call_that_hangs_is_followed_by_two_calls():
         deadline=0.3,
         breaker=BreakerPolicy(failures=3, minimum_calls=3, slow_start=1),
     )
-    candidate = gateway.directory.routes["m"].candidates[0]
+    candidate = gateway.models.routes["m"].candidates[0]
     force_setattr(candidate, "micro_batch_ms", 20.0)
 
     async def one(text):
@@ -536,7 +536,7 @@ async def test_a_shared_call_is_measured_without_the_wait_for_others():
     """By its own duration, without the wait for other calls, and by all of its tokens."""
     only = scripted(then=0.6)
     gateway = gateway_of(only)
-    candidate = gateway.directory.routes["m"].candidates[0]
+    candidate = gateway.models.routes["m"].candidates[0]
     force_setattr(candidate, "micro_batch_ms", 200.0)
 
     async with gateway.lifespan(), anyio.create_task_group() as group:

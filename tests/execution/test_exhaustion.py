@@ -63,7 +63,7 @@ def make_gateway(provider, **settings):
 
 
 def health_of(gateway):
-    return gateway.healths.get(gateway.directory.routes["m"].candidates[0])
+    return gateway.healths.get(gateway.models.routes["m"].candidates[0])
 
 
 async def outcome_of(gateway, text="text"):
@@ -542,5 +542,5 @@ async def test_a_repeat_that_this_process_could_not_send_says_nothing_about_repe
         with pytest.raises(EmbedrouteError):
             await gateway.embed("a", model="m")
 
-    (health,) = (gateway.healths.get(each) for each in gateway.directory.resolve("m").candidates)
+    (health,) = (gateway.healths.get(each) for each in gateway.models.resolve("m").candidates)
     assert health.repeats_help(gateway.clock())

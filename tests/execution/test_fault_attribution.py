@@ -111,7 +111,7 @@ def is_right(embeddings, texts):
 
 
 def states(gateway):
-    candidates = gateway.directory.routes["m"].candidates
+    candidates = gateway.models.routes["m"].candidates
     return [gateway.healths.get(each).state(time.monotonic()) for each in candidates]
 
 

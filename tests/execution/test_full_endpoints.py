@@ -77,7 +77,7 @@ async def embed_all(gateway, number, **fields):
 
 
 def health_of(gateway):
-    [candidate] = gateway.directory.routes["m"].candidates
+    [candidate] = gateway.models.routes["m"].candidates
     return gateway.healths.get(candidate)
 
 

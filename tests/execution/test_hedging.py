@@ -154,7 +154,7 @@ async def test_a_half_open_endpoint_is_not_hedged():
     gateway = await warmed(a)
     with pytest.raises(UpstreamUnavailable):
         await embed(gateway, "x")
-    health = gateway.healths.get(gateway.directory.routes["m"].candidates[0])
+    health = gateway.healths.get(gateway.models.routes["m"].candidates[0])
     assert health.state(anyio.current_time()) is State.OPEN
     await anyio.sleep(60)
 

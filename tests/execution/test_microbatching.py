@@ -841,7 +841,7 @@ def gateway_at(*, retries=None, options=None, deadline=LONGER, spares=(), **prov
     )
     gateway = Gateway(config, retries=retries, environ={})
     msgspec.structs.force_setattr(
-        gateway.directory.routes["m"].candidates[0], "micro_batch_ms", 1000 * LONG
+        gateway.models.routes["m"].candidates[0], "micro_batch_ms", 1000 * LONG
     )
     return gateway
 

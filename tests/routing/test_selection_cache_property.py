@@ -210,7 +210,7 @@ async def hold(conversation, *, drop):
     now = anyio.current_time()
     healths = [
         (candidate.name, gateway.healths.get(candidate).state(now))
-        for route in gateway.directory.routes.values()
+        for route in gateway.models.routes.values()
         for candidate in route.candidates
     ]
     await gateway.runtime.close(await gateway.runtime.get())

@@ -8,8 +8,8 @@ import anyio
 import pytest
 
 from embedroute.runtime import (
-    ClientDisconnected,
-    cancel_on_disconnect,
+    ConditionMet,
+    cancel_when,
     gather,
     innermost,
     is_foreign_cancellation,
@@ -53,22 +53,22 @@ def after(seconds, seen=None):
 async def test_finished_work_ends_the_watch():
     seen = Recorder()
 
-    assert await cancel_on_disconnect(seen.work(0.1, "done"), after(60, seen), grace=0) == "done"
+    assert await cancel_when(seen.work(0.1, "done"), after(60, seen)) == "done"
     assert seen.ends == ["done", "watched"]
 
 
 @pytest.mark.parametrize("seconds", [0, 0.01])
-async def test_a_disconnect_cancels_the_work(seconds):
+async def test_a_met_condition_cancels_the_work(seconds):
     seen = Recorder()
 
-    with pytest.raises(ClientDisconnected):
-        await cancel_on_disconnect(seen.work(60, "done"), after(seconds), grace=0)
+    with pytest.raises(ConditionMet):
+        await cancel_when(seen.work(60, "done"), after(seconds))
     assert seen.ends == ["cancelled"]
 
 
 @pytest.mark.parametrize("result", [None, False, "", []])
 async def test_returns_a_falsy_result(result):
-    assert await cancel_on_disconnect(Recorder().work(0, result), after(60), grace=0) is result
+    assert await cancel_when(Recorder().work(0, result), after(60)) is result
 
 
 FACTORIES = {"none": None, "before_python_3_11": lambda loop, coro: asyncio.Task(coro, loop=loop)}
@@ -87,7 +87,7 @@ def test_the_watch_runs_in_the_context_of_its_request(factory):
             seen[name] = WHO.get()
             await anyio.sleep(60)
 
-        await cancel_on_disconnect(anyio.sleep(0.05), gone, grace=0.01)
+        await cancel_when(anyio.sleep(0.05), gone)
 
     async def main():
         asyncio.get_running_loop().set_task_factory(FACTORIES[factory])
@@ -105,7 +105,7 @@ async def test_raises_an_error_of_the_work_without_a_group(error):
     plain = innermost(error) if isinstance(error, ExceptionGroup) else error
 
     with pytest.raises(type(plain)) as raised:
-        await cancel_on_disconnect(Recorder().work(0, error), after(60), grace=0)
+        await cancel_when(Recorder().work(0, error), after(60))
     assert raised.value is plain
 
 
@@ -116,7 +116,7 @@ async def test_an_error_of_the_watch_cancels_the_work_and_is_raised_without_a_gr
         raise LookupError
 
     with pytest.raises(LookupError):
-        await cancel_on_disconnect(seen.work(60, "done"), broken, grace=0)
+        await cancel_when(seen.work(60, "done"), broken)
     assert seen.ends == ["cancelled"]
 
 
@@ -124,7 +124,7 @@ async def test_an_outer_timeout_cancels_work_and_watch():
     seen = Recorder()
 
     with pytest.raises(TimeoutError), anyio.fail_after(0.1):
-        await cancel_on_disconnect(seen.work(60, "done"), after(60, seen), grace=0)
+        await cancel_when(seen.work(60, "done"), after(60, seen))
     assert sorted(seen.ends) == ["cancelled", "watched"]
 
 
@@ -138,8 +138,8 @@ async def test_shielded_work_is_awaited_before_it_is_cancelled():
             await seen.work(0.02, "shielded")
         await seen.work(60, "never")
 
-    with pytest.raises(ClientDisconnected):
-        await cancel_on_disconnect(stubborn(), after(0), grace=0)
+    with pytest.raises(ConditionMet):
+        await cancel_when(stubborn(), after(0))
     assert seen.ends == ["shielded", "cancelled"]
 
 

@@ -165,7 +165,7 @@ async def test_no_request_fails_when_an_upstream_dies_and_restarts(anyio_backend
     gateway = gateway_of(processes)
     load = Load(gateway)
     health = gateway.healths.get(
-        next(item for item in gateway.directory.routes["m"].candidates if item.provider == "a")
+        next(item for item in gateway.models.routes["m"].candidates if item.provider == "a")
     )
     states, times = [], []
 

@@ -346,15 +346,15 @@ def test_a_log_limit_counts_what_it_keeps_back():
     limit = LogLimit()
     times = [0.0, 1.0, 59.9, 60.0, 61.0, 200.0]
 
-    assert [1, 0, 0, 3, 0, 2] == [limit.count(now, "tei", "m", "refused") for now in times]
-    assert 1 == limit.count(200.0, "tei", "n", "refused")
+    assert [1, 0, 0, 3, 0, 2] == [limit.due(now, "tei", "m", "refused") for now in times]
+    assert 1 == limit.due(200.0, "tei", "n", "refused")
 
 
 @pytest.mark.parametrize("step", [0.0, 1.0], ids=["at once", "over time"])
 def test_a_log_limit_has_bounded_memory(step):
     limit = LogLimit()
     for number in range(5 * log_records.MOST_KEYS):
-        limit.count(number * step, "tei", f"model {number}")
+        limit.due(number * step, "tei", f"model {number}")
 
     assert len(limit) <= log_records.MOST_KEYS
 

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from importlib import import_module
 from typing import Final, TypeVar
 
-from embedroute.exhaustion import find_exhaustion, late_loop
+from embedroute.exhaustion import find_exhaustion, late_loop_error
 from embedroute.reasons import describe
 from embedroute.runtime import time_limits
 from embedroute.transport.base import (
@@ -138,7 +138,7 @@ class Connector:
                 return await work
         except TimeoutError:
             if time_limit.lag:
-                raise late_loop(time_limit.lag) from None
+                raise late_loop_error(time_limit.lag) from None
             raise connect_timeout(limit, route) from None
         except (OSError, UnicodeError, ValueError, RuntimeError) as error:
             raise find_exhaustion(error) or cannot_connect(describe(error), route) from None

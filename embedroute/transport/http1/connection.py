@@ -18,7 +18,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from embedroute.backend import Headers, SecretBytes, Source, UpstreamResponse
 from embedroute.errors import UpstreamError, UpstreamUnavailable
-from embedroute.exhaustion import late_loop
+from embedroute.exhaustion import late_loop_error
 from embedroute.reasons import CLOSED, INCOMPLETE, NOT_HTTP, describe
 from embedroute.runtime import time_limits
 from embedroute.transport.base import (
@@ -292,7 +292,7 @@ class Connection(asyncio.Protocol):
     def _expire_late(self, waiter: "asyncio.Future[UpstreamResponse] | None", lag: float) -> None:
         """Fail the exchange of ``waiter`` if it has not ended since."""
         if waiter is self.waiter:
-            self._fail(late_loop(lag))
+            self._fail(late_loop_error(lag))
 
     def distrust(self) -> None:
         """Abort the exchange if it is not the first: its response may belong to an earlier one."""
