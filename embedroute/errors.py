@@ -69,7 +69,11 @@ LONGEST_RETRY_AFTER = 120.0
 
 
 class EmbedrouteError(Exception):
-    """Base class of all errors; ``message`` is written for the client and says what to do."""
+    """Base class of all errors; ``message`` is written for the client and says what to do.
+
+    ``status``, ``type`` and ``code`` are those of the response. ``retryable`` is whether the same
+    request may succeed if it is sent again later.
+    """
 
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
@@ -258,6 +262,7 @@ class UpstreamRejectedInput(UpstreamError):
 
     status = 400
     type = "invalid_request_error"
+    retryable = False
 
 
 class ContextTooLong(UpstreamRejectedInput):
@@ -341,6 +346,7 @@ class RequestError(EmbedrouteError):
 
     status = 400
     type = "invalid_request_error"
+    retryable = False
 
 
 class InvalidRequest(RequestError):
@@ -398,6 +404,7 @@ class BodyTimeout(RequestError):
 
     status = 408
     type = "timeout_error"
+    retryable = True
 
 
 class RateLimitExceeded(EmbedrouteError):

@@ -455,7 +455,7 @@ class LogLimit:
         self._written: dict[tuple[str, ...], tuple[float, int]] = {}
 
     def due(self, now: float, *key: str) -> int:
-        """Return how many records with this ``key`` the record that is due now stands for.
+        """Return how many records with this ``key`` the record that is due now sums up.
 
         These are the records since the last written one, with this one. 0 means that no record is
         due: the last one was written less than ``INTERVAL`` before ``now``, in seconds.

@@ -15,6 +15,7 @@ from embedroute.errors import (
     RateLimited,
     UpstreamError,
 )
+from embedroute.server import error_headers
 from tests.support.commands import run
 from tests.support.documents import ROOT
 
@@ -101,3 +102,38 @@ except ImportError as error:
         == "MissingExtra fastapi is not installed; run: pip install 'embedroute[fastapi]'"
     )
     assert issubclass(MissingExtra, ConfigError)
+
+
+NOT_RETRYABLE = (
+    errors.BudgetExceeded,
+    errors.RequestError,
+    errors.Rejected,
+    errors.TooManyTokens,
+    errors.UpstreamAuthError,
+    errors.UpstreamRejectedInput,
+)
+"""Classes whose errors the same request meets again, except for a body that was slow."""
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_an_error_is_retryable_unless_it_lasts(kind):
+    is_lasting = issubclass(kind, NOT_RETRYABLE) and kind is not errors.BodyTimeout
+
+    assert kind.retryable is not is_lasting
+
+
+@pytest.mark.parametrize(
+    ("error", "header"),
+    [
+        (errors.UpstreamAuthError("The key is rejected."), True),
+        (errors.Rejected("It is rejected."), True),
+        (errors.TooManyTokens("It is too large."), True),
+        (errors.InvalidRequest("It is wrong."), False),
+        (errors.InputFailed("It fails."), False),
+        (errors.BodyTimeout("It is slow."), False),
+        (errors.UpstreamUnavailable("It is down."), False),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else str(value),
+)
+def test_only_a_lasting_error_whose_cause_is_not_the_request_denies_a_retry(error, header):
+    assert header is ((b"x-should-retry", b"false") in error_headers(error, error.status))

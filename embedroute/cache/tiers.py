@@ -293,7 +293,7 @@ class _Writer:
             self._is_scheduled = bool(self._pending)
             if self._is_scheduled:
                 self._worker.submit(self)
-        if dropped and self._log.count(time.monotonic(), "dropped"):
+        if dropped and self._log.due(time.monotonic(), "dropped"):
             write(StoreEntriesDropped(store=self._worker.place, entries=dropped))
 
     def _drop_caught(self, store: Store) -> None:

@@ -23,16 +23,12 @@ from typing import Final
 import msgspec
 
 from embedroute.errors import (
-    BatchTooLarge,
     EmbedrouteError,
-    Rejected,
-    RejectedByPage,
     UpstreamError,
-    UpstreamRejectedInput,
 )
 from embedroute.execution.context import OnResult, Results, Work
 from embedroute.inputs import Input
-from embedroute.routing import CacheKey, halves, may_be_caused_by_input
+from embedroute.routing import CacheKey, depends_on_inputs, halves, may_concern_request
 from embedroute.runtime import tasks
 
 CHANCE: Final = 1e-6
@@ -90,40 +86,40 @@ async def bisect(
     An unexplained 4xx may concern the whole request, so the endpoint is checked before the first
     halves in that case, and otherwise after them.
     """
-    repeats = _Repeats(attempt, on_result, at_once, random_share, on_random)
-    return await _Search(work, error, is_alive, repeats).run()
+    calls = _BisectionCalls(attempt, on_result, at_once, random_share, on_random)
+    return await _Search(work, error, is_alive, calls).run()
 
 
 class _Search:
     """The state of one bisection; ``failed`` are the calls whose errors say nothing certain."""
 
     def __init__(
-        self, work: Work, error: EmbedrouteError, is_alive: IsAlive, repeats: "_Repeats"
+        self, work: Work, error: EmbedrouteError, is_alive: IsAlive, calls: "_BisectionCalls"
     ) -> None:
         self._work = work
         self._error = error
         self._is_alive = is_alive
         self._is_known_alive = False
-        self._repeats = repeats
+        self._calls = calls
         self._alone: dict[CacheKey, UpstreamError] = {}
         self._doubtful: set[CacheKey] = set()
         self._undecided: list[Failed] = []
-        self._failed: list[Work] = [] if concerns_request(error) else [work]
+        self._failed: list[Work] = [] if may_concern_request(error) else [work]
 
     async def run(self) -> Bisection:
         failing = [self._work]
-        must_check = concerns_request(self._error)
+        must_check = may_concern_request(self._error)
         while failing:
             if must_check and not await self._check():
                 self._undecided += [(chunk, self._error) for chunk in failing]
                 break
             must_check = True
             failures = await self._attempt_halves(failing)
-            open_failures = [pair for pair in failures if may_blame_input(pair[1])]
+            open_failures = [pair for pair in failures if depends_on_inputs(pair[1])]
             singles = [pair for pair in open_failures if len(pair[0]) == 1]
             if singles and not await self._check():
                 return Bisection({}, self._work, self._error)
-            self._undecided += [pair for pair in failures if not may_blame_input(pair[1])]
+            self._undecided += [pair for pair in failures if not depends_on_inputs(pair[1])]
             await self._judge(singles)
             failing = [chunk for chunk, _ in open_failures if len(chunk) > 1]
         return self._result()
@@ -135,18 +131,18 @@ class _Search:
 
     async def _attempt_halves(self, failing: Sequence[Work]) -> list[Failed]:
         chunks = [half for chunk in failing for half in halves(chunk)]
-        failures = await self._repeats.attempt_all(chunks)
+        failures = await self._calls.attempt_all(chunks)
         self._is_known_alive = self._is_known_alive or len(failures) < len(chunks)
-        self._failed += [chunk for chunk, failure in failures if not concerns_request(failure)]
+        self._failed += [chunk for chunk, failure in failures if not may_concern_request(failure)]
         return failures
 
     async def _judge(self, singles: Sequence[Failed]) -> None:
         """Blame the single inputs that are refused, or that fail too often for chance."""
-        refused = [pair for pair in singles if concerns_request(pair[1])]
-        again = [pair for pair in singles if not concerns_request(pair[1])]
-        repeated, doubtful = await self._repeats.run(again, self._failed)
+        refused = [pair for pair in singles if may_concern_request(pair[1])]
+        again = [pair for pair in singles if not may_concern_request(pair[1])]
+        repeated, doubtful = await self._calls.repeat(again, self._failed)
         self._doubtful |= doubtful
-        self._undecided += [pair for pair in repeated if not may_blame_input(pair[1])]
+        self._undecided += [pair for pair in repeated if not depends_on_inputs(pair[1])]
         self._alone |= _blamed_inputs((*refused, *repeated))
 
     def _result(self) -> Bisection:
@@ -162,8 +158,11 @@ class _Search:
         return Bisection(self._alone, rest, error, doubtful, embedded_since)
 
 
-class _Repeats:
-    """Repeats the calls with single inputs that have failed, until chance is excluded."""
+class _BisectionCalls:
+    """Makes the calls of a bisection.
+
+    Those with a single input that have failed are repeated until chance is excluded.
+    """
 
     def __init__(
         self,
@@ -179,7 +178,7 @@ class _Repeats:
         self._random_share = random_share
         self._on_random = on_random
 
-    async def run(
+    async def repeat(
         self, singles: Sequence[Failed], failed: Sequence[Work]
     ) -> tuple[list[Failed], set[CacheKey]]:
         """Repeat each single call at least once.
@@ -203,7 +202,7 @@ class _Repeats:
                 key = next(iter(chunk))
                 counts[key] += 1
                 left = repeats_left(needed - counts[key], repeated + 1)
-                if not may_blame_input(failure) or counts[key] >= needed:
+                if not depends_on_inputs(failure) or counts[key] >= needed:
                     ended.append((chunk, failure))
                 elif left:
                     pending.append((chunk, failure))
@@ -251,7 +250,7 @@ async def fails_again(
         if not isinstance(outcome, EmbedrouteError):
             on_result(outcome)
             return False
-        if not may_blame_input(outcome):
+        if not depends_on_inputs(outcome):
             return None
     return True
 
@@ -259,24 +258,5 @@ async def fails_again(
 def _blamed_inputs(failures: Sequence[Failed]) -> dict[CacheKey, UpstreamError]:
     """Map each input that failed alone to its error, if that error is about the input."""
     return {
-        key: failure
-        for chunk, failure in failures
-        if isinstance(failure, UpstreamError) and is_about_inputs(failure)
-        for key in chunk
+        key: failure for chunk, failure in failures if depends_on_inputs(failure) for key in chunk
     }
-
-
-def concerns_request(error: EmbedrouteError) -> bool:
-    """Return whether an error may concern what all inputs of a request have in common."""
-    return isinstance(error, Rejected) and not isinstance(error, RejectedByPage)
-
-
-def may_blame_input(error: EmbedrouteError) -> bool:
-    """Return whether an input may still turn out to be at fault."""
-    return isinstance(error, UpstreamError) and is_about_inputs(error)
-
-
-def is_about_inputs(error: EmbedrouteError) -> bool:
-    """Return whether halving a call may tell more about its error."""
-    by_input = isinstance(error, UpstreamRejectedInput | BatchTooLarge)
-    return by_input or may_be_caused_by_input(error)

@@ -95,8 +95,8 @@ class Dispatch(msgspec.Struct, frozen=True, eq=False):
     ``on_result`` gets the vectors of each chunk as soon as they come. A first try counts as a call
     and not as a retry, unless ``admit_first_try`` decides. ``earlier_errors`` are the errors from
     before the part was split off. ``waited_for`` are the endpoints whose rate limits were waited
-    for. ``repeats`` counts the calls after every endpoint had failed, with this one. ``waits``
-    counts the waits for an endpoint with too many calls in flight.
+    for. ``last_resorts`` counts the calls after every endpoint had failed, with this one.
+    ``waits`` counts the waits for an endpoint with too many calls in flight.
     """
 
     candidates: Sequence[ResolvedEndpoint]
@@ -106,7 +106,7 @@ class Dispatch(msgspec.Struct, frozen=True, eq=False):
     admit_first_try: AdmitFirstTry | None = None
     earlier_errors: Sequence[EmbedrouteError] = ()
     waited_for: frozenset[str] = frozenset()
-    repeats: int = 0
+    last_resorts: int = 0
     waits: int = 0
 
 

@@ -1,7 +1,10 @@
-"""Tries the endpoints of a request, one after another, under its deadline. Only it retries.
+"""Tries the endpoints of a request, one after another, under its deadline.
 
 What follows a failed attempt is a table in ``routing/retry.py``. This module carries it out: it
 waits, moves on to the next endpoint, hands the parts of a batch to ``parts.py``, or raises.
+
+Three others make calls again: ``bisection.py``, to find the inputs that fail alone, ``hedging.py``,
+beside a slow call, and ``transport/http1/pool.py``, after a response that cannot be trusted.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -20,7 +23,6 @@ from embedroute.errors import (
     UpstreamError,
 )
 from embedroute.execution.attempt import Attempt, AttemptRunner, NotCalled, Outcome
-from embedroute.execution.bisection import concerns_request
 from embedroute.execution.context import Dispatch, DispatchContext, OnResult, Results, Work
 from embedroute.execution.health_check import HealthChecker
 from embedroute.execution.hedging import HedgingRunner
@@ -29,24 +31,26 @@ from embedroute.execution.parts import Chunks, PartRunner, add_field, budget_err
 from embedroute.limits import SMALL
 from embedroute.routing import (
     NO_FIELDS,
+    EndpointHealth,
     HealthRegistry,
     ResolvedEndpoint,
     RetryBudget,
     RetryDecision,
     State,
+    allows_last_resort,
     decide_next,
     decide_without_retry,
     error_to_report,
     full_endpoints,
     halves,
-    has_called_upstream,
     is_at_capacity,
-    may_be_repeated,
+    may_concern_request,
     rate_limited_endpoints,
     split,
     split_in_steps,
     text_before,
     wait_before,
+    was_rate_limited,
 )
 from embedroute.runtime import fairness
 
@@ -56,6 +60,21 @@ Embed = Callable[[Sequence[ResolvedEndpoint], DispatchContext, Work, OnResult], 
 
 MOST_WAITS: Final = 8
 """How often a request waits for an endpoint that was full although it seemed to have room."""
+
+
+class EndpointTries(msgspec.Struct, eq=False):
+    """The attempts of one request at one endpoint.
+
+    ``later`` are the candidates after this one. ``number`` is that of the next attempt, from 1.
+    ``omit`` are the fields that the endpoint has rejected, and ``failure`` is its last error.
+    """
+
+    candidate: ResolvedEndpoint
+    health: EndpointHealth
+    later: Sequence[ResolvedEndpoint]
+    number: int = 1
+    omit: frozenset[str] = NO_FIELDS
+    failure: EmbedrouteError | None = None
 
 
 class Dispatcher:
@@ -104,117 +123,127 @@ class Dispatcher:
     async def _run(self, dispatch: Dispatch) -> None:
         begin = self._begin if dispatch.context.slots is None else self._begin_in_slot
         errors: list[EmbedrouteError] = []
-        failure: EmbedrouteError | None = None
-        omit = NO_FIELDS
-        attempt = 1
-        while len(errors) < len(dispatch.candidates):
-            candidate = dispatch.candidates[len(errors)]
-            is_first = attempt == 1 and len(dispatch.work) > 1
-            if is_first and (chunks := await self._split(dispatch, candidate)):
+        later = dispatch.candidates
+        tries: EndpointTries | None = None
+        while tries or later:
+            if tries is None:
+                candidate = later[0]
+                later = later[1:]
+                tries = EndpointTries(candidate, self._healths.get(candidate), later)
+            is_first = tries.number == 1 and len(dispatch.work) > 1
+            if is_first and (chunks := await self._split(dispatch, tries.candidate)):
                 await self._parts.run_chunks(dispatch, errors, chunks)
                 return
-            trying = begin(dispatch, candidate, len(errors), attempt, omit)
-            outcome = trying if isinstance(trying, NotCalled) else await trying
+            outcome = await begin(dispatch, tries)
             if isinstance(outcome, NotCalled):
-                failure, decision = failure or outcome.reason, RetryDecision.NEXT
-            else:
-                if attempt > 1 or dispatch.repeats:
-                    self._record_repeat(candidate, outcome)
-                if not isinstance(outcome, EmbedrouteError):
-                    self._budget.record_answer()
-                    dispatch.on_result(outcome)
-                    if errors:
-                        await self._checks.check_rejecting(
-                            dispatch.candidates, errors, dispatch.context
-                        )
-                    return
-                failure = outcome
-                decision = await self._decide(dispatch, candidate, failure, attempt)
-            if decision is RetryDecision.RETRY:
-                attempt += 1
-            elif decision is RetryDecision.REPEAT:
-                omit = add_field(omit, failure)
-            else:
-                errors.append(failure)
-                if decision is not RetryDecision.NEXT:
-                    await self._divide(dispatch, errors, decision)
-                    return
-                failure, omit, attempt = None, NO_FIELDS, 1
-        await self._give_up(dispatch, errors)
+                errors.append(tries.failure or outcome.reason)
+                tries = None
+                continue
+            if tries.number > 1 or dispatch.last_resorts:
+                self._record_retry(tries.health, outcome)
+            if not isinstance(outcome, EmbedrouteError):
+                self._budget.record_answer()
+                dispatch.on_result(outcome)
+                if errors:
+                    candidates = dispatch.candidates
+                    await self._checks.check_rejecting(candidates, errors, dispatch.context)
+                return
+            decision = await self._prepare_next(dispatch, tries, outcome)
+            if decision is RetryDecision.RETRY or decision is RetryDecision.OMIT_FIELD:
+                continue
+            errors.append(outcome)
+            if decision is not RetryDecision.NEXT:
+                await self._divide(dispatch, errors, decision)
+                return
+            tries = None
+        await self._try_last_ways(dispatch, errors)
 
-    def _record_repeat(
-        self, candidate: ResolvedEndpoint, outcome: Results | EmbedrouteError
-    ) -> None:
-        """Record whether it has helped to repeat a call, unless this process could not make it."""
+    def _record_retry(self, health: EndpointHealth, outcome: Results | EmbedrouteError) -> None:
+        """Record whether a retry was answered, unless this process could not make it."""
         if not isinstance(outcome, Overloaded):
             is_answered = not isinstance(outcome, EmbedrouteError)
-            self._healths.get(candidate).record_repeat(self._clock(), answered=is_answered)
+            health.record_retry(self._clock(), answered=is_answered)
 
-    async def _decide(
-        self,
-        dispatch: Dispatch,
-        candidate: ResolvedEndpoint,
-        error: EmbedrouteError,
-        attempt: int,
+    async def _prepare_next(
+        self, dispatch: Dispatch, tries: EndpointTries, error: EmbedrouteError
     ) -> RetryDecision:
-        """Decide what follows a failed attempt, after the wait before a retry.
+        """Decide what follows a failed attempt, and prepare a further one.
+
+        A suspected endpoint is checked first.
 
         Raises:
             EmbedrouteError: ``error`` itself, if no endpoint may be tried any more.
         """
-        health = self._healths.get(candidate)
+        candidate = tries.candidate
+        health = tries.health
+        tries.failure = error
         if health.suspected:
             await self._checks.check(candidate, health, dispatch.context)
-        attempt = candidate.retries.attempts if dispatch.repeats else attempt
-        decision = decide_next(error, attempt, candidate.retries, len(dispatch.work))
+        inputs = len(dispatch.work)
+        number = candidate.retries.attempts if dispatch.last_resorts else tries.number
+        decision = decide_next(error, number, candidate.retries, inputs)
         if decision is RetryDecision.STOP:
             raise error
-        now = self._clock()
+        if decision is RetryDecision.OMIT_FIELD:
+            tries.omit = add_field(tries.omit, error)
         if decision is RetryDecision.RETRY:
-            wait = wait_before(error, attempt, candidate.retries, self._random)
-            if now + wait < dispatch.context.deadline and self._budget.allow(now):
-                await anyio.sleep(wait)
+            wait = wait_before(error, number, candidate.retries, self._random)
+            if await self._wait_for_retry(dispatch, wait):
+                tries.number += 1
                 return decision
-            decision = decide_without_retry(error, len(dispatch.work))
-        if decision is RetryDecision.BISECT and health.state(now) is not State.CLOSED:
+            decision = decide_without_retry(error, inputs)
+        if decision is RetryDecision.BISECT and health.state(self._clock()) is not State.CLOSED:
             return RetryDecision.NEXT
         return decision
 
-    async def _give_up(self, dispatch: Dispatch, errors: Sequence[EmbedrouteError]) -> None:
-        """Try what is left when every endpoint has failed: bisect, wait, or repeat a call.
+    async def _wait_for_retry(self, dispatch: Dispatch, seconds: float) -> bool:
+        """Take a retry out of the budget, and wait before it.
+
+        Return False if the budget is spent, or if the wait would end after the deadline.
+        """
+        now = self._clock()
+        if now + seconds >= dispatch.context.deadline or not self._budget.allow(now):
+            return False
+        await anyio.sleep(seconds)
+        return True
+
+    async def _try_last_ways(self, dispatch: Dispatch, errors: Sequence[EmbedrouteError]) -> None:
+        """Try what is left when every endpoint has failed. The first way that is open is taken.
+
+        1. Bisect at the endpoint that has rejected the call, and whose error would be reported.
+        2. Wait for a slot of an endpoint that is full.
+        3. Wait for the end of a rate limit.
+        4. Call the least bad endpoint as a last resort, although its breaker may be open.
 
         Raises:
             EmbedrouteError: the error to report.
         """
         error = error_to_report([*dispatch.earlier_errors, *errors])
-        is_own = error in errors and not (isinstance(error, UpstreamError) and error.is_neutral)
-        if concerns_request(error) and is_own and len(dispatch.work) > 1:
-            first = dispatch.candidates[errors.index(error)]
-            others = [each for each in dispatch.candidates if each is not first]
-            ordered = msgspec.structs.replace(dispatch, candidates=[first, *others])
-            await self._divide(ordered, [error], RetryDecision.BISECT)
-            return
-        if await self._wait_for_slot(dispatch, errors):
-            return
-        waiting = self._find_rate_limit(dispatch, errors)
-        if waiting is None:
-            if await self._repeat(dispatch, errors, error):
-                return
+        is_tried = (
+            await self._bisect_rejected(dispatch, errors, error)
+            or await self._wait_for_slot(dispatch, errors)
+            or await self._wait_for_rate_limit(dispatch, errors)
+            or await self._call_last_resort(dispatch, errors, error)
+        )
+        if not is_tried:
             raise error
-        first, seconds = waiting
-        await anyio.sleep(seconds)
-        others = [candidate for candidate in dispatch.candidates if candidate is not first]
-        admit = (
-            self._budget.reserve_one() if has_called_upstream(errors) else dispatch.admit_first_try
+
+    async def _bisect_rejected(
+        self, dispatch: Dispatch, errors: Sequence[EmbedrouteError], error: EmbedrouteError
+    ) -> bool:
+        """Bisect at the endpoint whose ``error`` may concern the request or only some inputs.
+
+        Return False for another error, or if the endpoint's own text is not known any more.
+        """
+        is_own = error in errors and not (isinstance(error, UpstreamError) and error.is_neutral)
+        if not may_concern_request(error) or not is_own or len(dispatch.work) == 1:
+            return False
+        first = dispatch.candidates[errors.index(error)]
+        ordered = msgspec.structs.replace(
+            dispatch, candidates=_put_first(dispatch.candidates, first)
         )
-        await self._run(
-            msgspec.structs.replace(
-                dispatch,
-                candidates=[first, *others],
-                admit_first_try=admit,
-                waited_for=dispatch.waited_for | {first.name},
-            )
-        )
+        await self._parts.bisect(ordered, [error])
+        return True
 
     async def _wait_for_slot(self, dispatch: Dispatch, errors: Sequence[EmbedrouteError]) -> bool:
         """Wait for the full endpoint that has a slot first.
@@ -245,24 +274,59 @@ class Dispatcher:
         await self._run(waiting)
         return True
 
-    async def _repeat(
+    async def _wait_for_rate_limit(
+        self, dispatch: Dispatch, errors: Sequence[EmbedrouteError]
+    ) -> bool:
+        """Wait for the rate limit that ends first, and call its endpoint first then.
+
+        Return False if it does not end before the deadline or within the request's time for such
+        waits, or if the retry budget is spent. The next call to an endpoint is a retry if it was
+        called before. It is taken from the budget before the wait, so that no request waits for a
+        retry that the budget then refuses.
+        """
+        now = self._clock()
+        context = dispatch.context
+        limited = {
+            self._healths.get(candidate).available_at(now): candidate
+            for candidate in reversed(rate_limited_endpoints(dispatch.candidates, errors))
+            if candidate.name not in dispatch.waited_for
+        }
+        if not limited:
+            return False
+        if context.trace.wait_ends is None:
+            context.trace.wait_ends = now + self._rate_limit_wait
+        end = min(limited)
+        is_retry = was_rate_limited(errors)
+        if end >= context.deadline or end > context.trace.wait_ends:
+            return False
+        if is_retry and not self._budget.allow(now):
+            return False
+        await anyio.sleep(max(end - now, 0.01))
+        first = limited[end]
+        waited = msgspec.structs.replace(
+            dispatch,
+            candidates=_put_first(dispatch.candidates, first),
+            admit_first_try=self._budget.reserve_one() if is_retry else dispatch.admit_first_try,
+            waited_for=dispatch.waited_for | {first.name},
+        )
+        await self._run(waited)
+        return True
+
+    async def _call_last_resort(
         self, dispatch: Dispatch, errors: Sequence[EmbedrouteError], error: EmbedrouteError
     ) -> bool:
-        """Call the least bad endpoint once more; return False if that may not be done.
-
-        It is the last resort: the breaker of that endpoint may be open.
-        """
-        if not may_be_repeated(error):
+        """Call the least bad endpoint once more; return False if that may not be done."""
+        if not allows_last_resort(error):
+            return False
+        failures = {
+            candidate: failure
+            for candidate, failure in zip(dispatch.candidates, errors, strict=True)
+            if allows_last_resort(failure) and dispatch.last_resorts < candidate.retries.repeats
+        }
+        if not failures:
             return False
         now = self._clock()
-        failures = {
-            each: failure
-            for each, failure in zip(dispatch.candidates, errors, strict=True)
-            if may_be_repeated(failure) and dispatch.repeats < each.retries.repeats
-        }
-        healths = {each: self._healths.get(each) for each in failures}
-        if not healths:
-            return False
+        healths = {candidate: self._healths.get(candidate) for candidate in failures}
         candidate = min(healths, key=lambda each: healths[each].rank(now))
         recovering = [
             each
@@ -271,61 +335,33 @@ class Dispatcher:
         ]
         if recovering:
             # It answers again, and was spared only because other calls test it at the moment.
-            await self._call_again(dispatch, errors, recovering[0])
-            return True
-        wait = 0.0
-        if not isinstance(error, NoHealthyEndpoint):
-            attempt = dispatch.repeats + candidate.retries.attempts
-            wait = wait_before(error, attempt, candidate.retries, self._random)
-            if wait > candidate.retries.longest_wait or not healths[candidate].repeats_help(now):
-                return False
-        if now + wait >= dispatch.context.deadline or not self._budget.allow(now):
+            candidate = recovering[0]
+        elif not await self._wait_for_last_resort(dispatch, candidate, error):
             return False
-        await anyio.sleep(wait)
-        await self._call_again(dispatch, errors, candidate)
-        return True
-
-    async def _call_again(
-        self,
-        dispatch: Dispatch,
-        errors: Sequence[EmbedrouteError],
-        candidate: ResolvedEndpoint,
-    ) -> None:
-        again = msgspec.structs.replace(
+        last_resort = msgspec.structs.replace(
             dispatch,
             candidates=[candidate],
             earlier_errors=[*dispatch.earlier_errors, *errors],
-            repeats=dispatch.repeats + 1,
+            last_resorts=dispatch.last_resorts + 1,
         )
-        await self._run(again)
+        await self._run(last_resort)
+        return True
 
-    def _find_rate_limit(
-        self, dispatch: Dispatch, errors: Sequence[EmbedrouteError]
-    ) -> tuple[ResolvedEndpoint, float] | None:
-        """Return the endpoint whose rate limit ends first, and the seconds until then.
+    async def _wait_for_last_resort(
+        self, dispatch: Dispatch, candidate: ResolvedEndpoint, error: EmbedrouteError
+    ) -> bool:
+        """Wait before a call as a last resort; return False if it may not be made.
 
-        None if it does not end before the deadline or within the request's time for such waits, or
-        if the retry budget is spent. The next call to an endpoint is a retry if it was called
-        before. It is taken from the budget before the wait, so that no request waits for a
-        retry that the budget then refuses.
+        If all breakers were open, there is no failure of this request to wait after.
         """
-        now = self._clock()
-        context = dispatch.context
-        available = {
-            self._healths.get(candidate).available_at(now): candidate
-            for candidate in reversed(rate_limited_endpoints(dispatch.candidates, errors))
-            if candidate.name not in dispatch.waited_for
-        }
-        if not available:
-            return None
-        if context.trace.wait_ends is None:
-            context.trace.wait_ends = now + self._rate_limit_wait
-        at = min(available)
-        if at >= context.deadline or at > context.trace.wait_ends:
-            return None
-        if has_called_upstream(errors) and not self._budget.allow(now):
-            return None
-        return available[at], max(at - now, 0.01)
+        wait = 0.0
+        if not isinstance(error, NoHealthyEndpoint):
+            number = dispatch.last_resorts + candidate.retries.attempts
+            wait = wait_before(error, number, candidate.retries, self._random)
+            helps = self._healths.get(candidate).retries_help(self._clock())
+            if wait > candidate.retries.longest_wait or not helps:
+                return False
+        return await self._wait_for_retry(dispatch, wait)
 
     async def _split(self, dispatch: Dispatch, candidate: ResolvedEndpoint) -> Chunks:
         """Split the work into chunks that an endpoint accepts. Empty if it accepts the whole."""
@@ -359,91 +395,81 @@ class Dispatcher:
         else:
             await self._parts.bisect(dispatch, errors)
 
-    def _begin(
-        self,
-        dispatch: Dispatch,
-        candidate: ResolvedEndpoint,
-        failed: int,
-        attempt: int,
-        omit: frozenset[str] = NO_FIELDS,
-    ) -> Awaitable[Outcome] | NotCalled:
-        """Begin one attempt, after ``failed`` endpoints have failed.
-
-        It may take the same share of the time left as each of the usable endpoints after it.
-        """
+    def _begin(self, dispatch: Dispatch, tries: EndpointTries) -> Awaitable[Outcome]:
+        """Begin an attempt, which gets its share of the time left, if a call may be made now."""
+        candidate = tries.candidate
         context = dispatch.context
         now = self._clock()
         if context.deadline <= now:
             raise deadline_error()
-        health = self._healths.get(candidate)
-        permit = health.acquire(now) or (dispatch.repeats and health.acquire_last_resort(now))
+        health = tries.health
+        permit = health.acquire(now) or (dispatch.last_resorts and health.acquire_last_resort(now))
         admit = dispatch.admit_first_try
-        is_admitted = attempt > 1 or admit is None or admit(now)
+        is_admitted = tries.number > 1 or admit is None or admit(now)
         if not permit or not is_admitted:
-            health.release(permit)
             error = budget_error() if permit else health.unavailable_error(now)
-            return self._skip(dispatch, candidate, "it rests", error)
+            return self._skip(dispatch, tries, permit, "it rests", error)
         # After a rate limit, the call must not be merged with the one that was limited.
         is_merged = candidate.micro_batch_ms is not None and may_be_merged(
-            context, alone=bool(omit) or candidate.name in dispatch.waited_for
+            context, alone=bool(tries.omit) or candidate.name in dispatch.waited_for
         )
         slots = None if is_merged or dispatch.waits else self._slots.get(candidate.name)
         if slots is not None and (slots.waiting or slots.calls.in_flight >= slots.calls.limit):
-            health.release(permit)
             error = slots.busy_error(len(dispatch.work))
-            return self._skip(dispatch, candidate, "it is full", error)
-        attempts = self._merging if is_merged else self._attempts
+            return self._skip(dispatch, tries, permit, "it is full", error)
+        runner = self._merging if is_merged else self._attempts
         if context.prepared.route.model.hedge and not is_merged:
-            attempts = self._hedging
-        later = dispatch.candidates[failed + 1 :]
-        others = self._count_usable(later, now) if later else 0
-        return attempts.run(
-            Attempt(
-                candidate=candidate,
-                health=health,
-                context=context,
-                work=dispatch.work,
-                permit=permit,
-                ends=now + (context.deadline - now) / (others + 1),
-                number=attempt,
-                omit=omit,
-                others=others,
-                later=later,
-            )
+            runner = self._hedging
+        others = self._count_usable(tries.later, now) if tries.later else 0
+        attempt = Attempt(
+            candidate=candidate,
+            health=health,
+            context=context,
+            work=dispatch.work,
+            permit=permit,
+            ends=now + (context.deadline - now) / (others + 1),
+            number=tries.number,
+            omit=tries.omit,
+            others=others,
+            later=tries.later,
         )
+        return runner.run(attempt)
 
-    def _skip(
+    async def _skip(
         self,
         dispatch: Dispatch,
-        candidate: ResolvedEndpoint,
+        tries: EndpointTries,
+        permit: int,
         reason: str,
         error: EmbedrouteError,
     ) -> NotCalled:
-        """Record in the trace why an endpoint is not called; ``error`` is for the client."""
+        """Return the permit, and record in the trace why an endpoint is not called.
+
+        ``error`` is for the client.
+        """
+        tries.health.release(permit)
         trace = dispatch.context.trace
-        trace.add_event("select", "skipped", endpoint=candidate.name, reason=reason)
+        trace.add_event("select", "skipped", endpoint=tries.candidate.name, reason=reason)
         return NotCalled(error)
 
     def _count_usable(self, candidates: Sequence[ResolvedEndpoint], now: float) -> int:
         """Count the endpoints that can be used if a call fails."""
         return sum([self._healths.get(each).is_usable(now) for each in candidates])
 
-    async def _begin_in_slot(
-        self,
-        dispatch: Dispatch,
-        candidate: ResolvedEndpoint,
-        failed: int,
-        attempt: int,
-        omit: frozenset[str] = NO_FIELDS,
-    ) -> Outcome | NotCalled:
+    async def _begin_in_slot(self, dispatch: Dispatch, tries: EndpointTries) -> Outcome:
         """Make one attempt for a chunk, as soon as one of its request's slots is free."""
         async with cast("CapacityLimiter", dispatch.context.slots):
-            is_late = dispatch.context.deadline <= self._clock()
-            if self._healths.get(candidate).learned and not is_late:
+            has_time = self._clock() < dispatch.context.deadline
+            if tries.health.learned and has_time:
                 # Another chunk may have taught a smaller limit while this one waited.
-                chunks = await self._chunks(dispatch, candidate)
+                chunks = await self._chunks(dispatch, tries.candidate)
                 if len(chunks) > 1:
                     message = "The upstream rejected a chunk of this size while this one waited."
                     return BatchTooLarge(message)
-            trying = self._begin(dispatch, candidate, failed, attempt, omit)
-            return trying if isinstance(trying, NotCalled) else await trying
+            return await self._begin(dispatch, tries)
+
+
+def _put_first(
+    candidates: Sequence[ResolvedEndpoint], first: ResolvedEndpoint
+) -> list[ResolvedEndpoint]:
+    return [first, *(candidate for candidate in candidates if candidate is not first)]

@@ -27,11 +27,8 @@ from embedroute.execution.attempt import Attempt, AttemptRunner, NotCalled
 from embedroute.execution.bisection import (
     Bisection,
     bisect,
-    concerns_request,
     fails_again,
     failures_needed,
-    is_about_inputs,
-    may_blame_input,
     repeats_left,
 )
 from embedroute.execution.context import (
@@ -53,8 +50,10 @@ from embedroute.routing import (
     ResolvedEndpoint,
     RetryBudget,
     State,
+    depends_on_inputs,
     error_to_report,
     may_be_caused_by_input,
+    may_concern_request,
     measure_inputs_in_steps,
     rate_limited_endpoints,
 )
@@ -201,7 +200,7 @@ class PartRunner:
         except NoHealthyEndpoint as error:
             not_called.append(error)
         except UpstreamError as error:
-            if not is_about_inputs(error):
+            if not depends_on_inputs(error):
                 raise
             failures[position] = error
 
@@ -229,7 +228,7 @@ class PartRunner:
         context = whole.context
         key = next(iter(chunk))
         if others_answered and may_be_caused_by_input(error):
-            fails = concerns_request(error) or await self._fails_again(whole, chunk)
+            fails = may_concern_request(error) or await self._fails_again(whole, chunk)
             if fails is False:
                 return None
             return input_failed(error, key, context.keys) if fails else temporary(error)
@@ -252,7 +251,7 @@ class PartRunner:
         )
         now = self._clock()
         if fails is False:
-            health.record_repeat(now, answered=True)
+            health.record_retry(now, answered=True)
         if fails and failures_needed(health.random_share(now)) > times + 1:
             return None
         return fails
@@ -278,7 +277,7 @@ class PartRunner:
             dispatch.on_result,
             at_once=CHUNKS_AT_ONCE,
             random_share=lambda: health.random_share(self._clock()),
-            on_random=lambda: health.record_repeat(self._clock(), answered=True),
+            on_random=lambda: health.record_retry(self._clock(), answered=True),
         )
         await self._explain(found.embedded_since, candidate, health, context)
         await self._run_parts(_undone_parts(found, dispatch, errors, context))
@@ -306,7 +305,7 @@ class PartRunner:
                 return
             if is_answered:
                 for _ in calls:
-                    health.record_repeat(self._clock(), answered=True)
+                    health.record_retry(self._clock(), answered=True)
                 return
         if missing <= MOST_SIZE_REPEATS:
             await self._learn_size(smallest, candidate, health, context)
@@ -330,7 +329,7 @@ class PartRunner:
                     candidate, context, batch, seconds, health.omitted(now)
                 )
             except EmbedrouteError as error:
-                return False if may_blame_input(error) else None
+                return False if depends_on_inputs(error) else None
             return True
 
     async def _learn_size(
@@ -366,7 +365,7 @@ class PartRunner:
             try:
                 await self._run(part)
             except EmbedrouteError as failure:
-                failures[position] = error if is_about_inputs(failure) else failure
+                failures[position] = error if depends_on_inputs(failure) else failure
 
         await tasks.gather([partial(run_part, at) for at in range(len(parts))], CHUNKS_AT_ONCE)
         if failures:

@@ -77,7 +77,7 @@ def make_redactor(secrets: Sequence[str], own: int = 0) -> Redactor:
 
     It hides each run of ``MIN_FRAGMENT`` characters of a secret (plain, base64 or percent-encoded),
     and each shorter secret that is a whole word. The first ``own`` characters are the gateway's own
-    words: what lies wholly within them is not hidden.
+    words: what lies within them is not hidden.
     """
     runs = {run for secret in secrets for form in _encodings(secret) for run in _runs(form)}
     short = [secret for secret in secrets if 0 < len(secret) < MIN_FRAGMENT]

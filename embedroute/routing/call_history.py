@@ -12,9 +12,9 @@ PERIOD: Final = 30
 LAST: Final = 100
 """Calls at most that decide whether a breaker opens, so that a busy endpoint is judged quickly."""
 FEW: Final = 5
-"""Repeated calls up to which it is unknown whether repeating helps."""
+"""Retries up to which it is unknown whether they help."""
 HELPFUL: Final = 0.1
-"""Share of repeated calls that must have been answered for further repeats."""
+"""Share of retries that must have been answered for further ones."""
 
 UNKNOWN: Final = 0.01
 """Share of calls that is assumed to fail at random if no such failure is known."""
@@ -27,18 +27,18 @@ LARGEST_SHARE: Final = 0.9
 
 
 class _Second:
-    """The calls of one second: all, the failed ones, the repeated ones, and those answered then.
+    """The calls of one second: all, the failed ones, the retries, and the answered retries.
 
     ``counted`` is how many of the calls, and of the last ones, are in the decaying counts.
     """
 
-    __slots__ = ("at", "calls", "counted", "failed", "helped", "repeated")
+    __slots__ = ("at", "calls", "counted", "failed", "helped", "retries")
 
     def __init__(self, at: int) -> None:
         self.at = at
         self.calls = 0
         self.failed = 0
-        self.repeated = 0
+        self.retries = 0
         self.helped = 0
         self.counted: tuple[int, int] = (0, 0)
 
@@ -75,11 +75,11 @@ class CallHistory:
         second.calls += 1
         second.failed += failed
 
-    def record_repeat(self, now: float, *, answered: bool) -> None:
-        """Count a call that repeated a failed one."""
+    def record_retry(self, now: float, *, answered: bool) -> None:
+        """Count a retry: a call that is equal to one that has failed."""
         seconds = self._seconds
         second = seconds[-1] if seconds and seconds[-1].at == int(now) else self._begin(now)
-        second.repeated += 1
+        second.retries += 1
         second.helped += answered
 
     def last(self, now: float) -> tuple[int, int]:
@@ -99,23 +99,23 @@ class CallHistory:
         self._forget(now)
         return sum(each.calls for each in self._seconds), sum(each.failed for each in self._seconds)
 
-    def repeats_help(self, now: float) -> bool:
-        """Return whether repeating a failed call has recently led to an answer often enough.
+    def retries_help(self, now: float) -> bool:
+        """Return whether enough of the recent retries were answered to make another one.
 
-        It is assumed after a few repeats only.
+        It is assumed after only a few retries.
         """
         self._forget(now)
-        repeated = sum(each.repeated for each in self._seconds)
+        retries = sum(each.retries for each in self._seconds)
         helped = sum(each.helped for each in self._seconds)
-        return repeated < FEW or helped >= HELPFUL * repeated
+        return retries < FEW or helped >= HELPFUL * retries
 
     def random_share(self, now: float) -> float:
         """Return an upper estimate of the share of calls that fail at random.
 
-        A failure was random if the repeated call was answered. ``UNKNOWN`` is assumed before the
-        first one. A repeated call may fail at random as well, so twice the number of the answered
-        ones is taken, and a standard deviation is added for the small number of calls. The counts
-        are halved every ``HALF_LIFE`` seconds.
+        A failure was random if its retry was answered. ``UNKNOWN`` is assumed before the first one.
+        A retry may fail at random as well, so twice the number of the answered ones is taken, and a
+        standard deviation is added for the small number of calls. The counts are halved every
+        ``HALF_LIFE`` seconds.
         """
         self._count_latest(now)
         if self._helped < LEAST_RANDOM:

@@ -126,13 +126,13 @@ class EndpointHealth:
         """Return a rank among endpoints that all fail: first those not in a cool-down."""
         return self.state(now) is State.OPEN, self.failure_share(now)
 
-    def repeats_help(self, now: float) -> bool:
-        """Return whether repeated calls are answered often enough to repeat another one."""
-        return self._breaker.history.repeats_help(now)
+    def retries_help(self, now: float) -> bool:
+        """Return whether retries are answered often enough to make another one."""
+        return self._breaker.history.retries_help(now)
 
-    def record_repeat(self, now: float, *, answered: bool) -> None:
-        """Count a call that repeated a failed one."""
-        self._breaker.history.record_repeat(now, answered=answered)
+    def record_retry(self, now: float, *, answered: bool) -> None:
+        """Count a retry: a call that is equal to one that has failed."""
+        self._breaker.history.record_retry(now, answered=answered)
 
     def random_share(self, now: float) -> float:
         """Return an upper estimate of the share of calls that fail at random."""

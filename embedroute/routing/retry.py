@@ -1,11 +1,12 @@
 """Decides what follows a failed attempt: a decision table and a jittered backoff.
 
+``execution/dispatcher.py`` carries the decisions out, within the limits of ``retry_budget.py``.
 Time and randomness are arguments.
 """
 
 from collections.abc import Callable, Sequence
 from enum import StrEnum
-from typing import Final
+from typing import Final, TypeGuard
 
 from embedroute.config import RetryPolicy
 from embedroute.errors import (
@@ -32,14 +33,20 @@ from embedroute.routing.registry import ResolvedEndpoint
 
 
 class RetryDecision(StrEnum):
-    """What follows a failed attempt."""
+    """What follows a failed attempt at an endpoint."""
 
     RETRY = "retry"
-    REPEAT = "repeat"
+    """Make the same call again at the same endpoint, after a backoff."""
+    OMIT_FIELD = "omit_field"
+    """Call the same endpoint again at once, without the field that it has rejected."""
     NEXT = "next"
+    """Call the next endpoint."""
     HALVE = "halve"
+    """Make two calls with half of the inputs each. With one input, ``NEXT`` is decided instead."""
     BISECT = "bisect"
+    """Find the inputs that fail alone. With one input, ``NEXT`` is decided instead."""
     STOP = "stop"
+    """Report the error to the client: no endpoint can serve the request."""
 
 
 OVERLOADED: Final = frozenset({502, 503, 504})
@@ -47,7 +54,7 @@ OVERLOADED: Final = frozenset({502, 503, 504})
 
 
 def may_be_caused_by_input(failure: EmbedrouteError) -> bool:
-    """Return whether one input of a call may have caused its failure.
+    """Return whether one input of a call may have caused its failure, which does not say so.
 
     Servers respond with a 500, with an invalid vector or with the page of a firewall to single
     texts, and a 4xx may concern anything. A status of overload, a timeout, a broken connection and
@@ -61,28 +68,44 @@ def may_be_caused_by_input(failure: EmbedrouteError) -> bool:
     return status is not None and 500 <= status < 520 and status not in OVERLOADED
 
 
+def depends_on_inputs(failure: EmbedrouteError) -> TypeGuard[UpstreamError]:
+    """Return whether a call with fewer inputs may succeed, or show which input has failed.
+
+    The upstream blames an input or the size of the call, or an input may have caused the failure.
+    """
+    is_explained = isinstance(failure, UpstreamRejectedInput | BatchTooLarge)
+    return is_explained or may_be_caused_by_input(failure)
+
+
+def may_concern_request(failure: EmbedrouteError) -> bool:
+    """Return whether what all inputs of a call have in common may have caused its failure.
+
+    This is an unexplained 4xx. The page of a firewall concerns single inputs.
+    """
+    return isinstance(failure, Rejected) and not isinstance(failure, RejectedByPage)
+
+
 DECISIONS: Final[tuple[tuple[type[EmbedrouteError], RetryDecision], ...]] = (
     (UpstreamRejectedInput, RetryDecision.STOP),
     (BatchTooLarge, RetryDecision.HALVE),
+    # When no endpoint is left, the dispatcher may wait for a rate limit to end.
     (RateLimited, RetryDecision.NEXT),
     (UpstreamAuthError, RetryDecision.NEXT),
     (UpstreamModelNotFound, RetryDecision.NEXT),
+    # The endpoint may be overloaded, and a retry adds load.
     (UpstreamTimeout, RetryDecision.NEXT),
     (ConnectError, RetryDecision.RETRY),
     (InvalidUpstreamResponse, RetryDecision.RETRY),
     (UpstreamUnavailable, RetryDecision.RETRY),
-    (FieldRejected, RetryDecision.REPEAT),
+    (FieldRejected, RetryDecision.OMIT_FIELD),
+    # The page of a firewall may be the response to one input.
     (RejectedByPage, RetryDecision.BISECT),
+    # Another endpoint may accept what this one rejects without a reason.
     (UpstreamError, RetryDecision.NEXT),
+    # A connection to another endpoint may be open although this process can open none.
     (Overloaded, RetryDecision.NEXT),
 )
-"""Error class → decision; the first matching class decides.
-
-Another endpoint may accept what one rejects without a reason, and a connection to it may be open
-when this process has no file descriptors left. A timeout is not retried at the same
-endpoint: it may be overloaded, and a retry adds load. When no endpoint is left, the dispatcher may
-wait for a rate limit to end and try that endpoint again (``Dispatcher._give_up``).
-"""
+"""Error class → decision; the first matching class decides, and ``STOP`` if there is none."""
 
 
 def decide_next(
@@ -140,31 +163,40 @@ def wait_before(
 def error_to_report(failures: Sequence[EmbedrouteError]) -> EmbedrouteError:
     """Choose the error that the client gets when every endpoint failed.
 
-    Retryable errors of the upstreams come first, then the rate limit or overload that ends first,
-    then permanent errors.
+    The first of these that exists:
+
+    1. the first failure that blames an input, or that is retryable and neither a rate limit nor an
+       overload
+    2. the rate limit that ends first
+    3. the overload that ends first
+    4. the first failure
     """
-    real = [failure for failure in failures if not isinstance(failure, RateLimited | Overloaded)]
     rate_limits = [failure for failure in failures if isinstance(failure, RateLimited)]
-    if retryable := [failure for failure in real if failure.retryable]:
-        return retryable[0]
-    waits = [failure for failure in failures if failure.retryable]
-    return min(rate_limits or waits or failures[:1], key=lambda failure: failure.retry_after or 0.0)
+    overloads = [failure for failure in failures if isinstance(failure, Overloaded)]
+    for failure in failures:
+        is_wait = isinstance(failure, RateLimited | Overloaded)
+        blames_input = isinstance(failure, UpstreamRejectedInput)
+        if blames_input or (failure.retryable and not is_wait):
+            return failure
+    waits = rate_limits or overloads or failures[:1]
+    return min(waits, key=lambda failure: failure.retry_after or 0.0)
 
 
-def has_called_upstream(failures: Sequence[EmbedrouteError]) -> bool:
-    """Return whether at least one rate limit is the response to a call of this request.
+def was_rate_limited(failures: Sequence[EmbedrouteError]) -> bool:
+    """Return whether an upstream has answered a call of this request with a rate limit.
 
-    A request that only met cool-downs from earlier calls has not tried an endpoint yet.
+    The other rate limits among ``failures`` are cool-downs after earlier calls: of these endpoints,
+    none was called.
     """
     return any(
         isinstance(failure, RateLimited) and not failure.already_recorded for failure in failures
     )
 
 
-def may_be_repeated(failure: EmbedrouteError) -> bool:
+def allows_last_resort(failure: EmbedrouteError) -> bool:
     """Return whether a further call may help after every endpoint has failed.
 
-    A timeout is not repeated: it took its time, and another call adds load.
+    Not after a timeout: it took its time, and another call adds load.
     """
     if isinstance(failure, NoHealthyEndpoint):
         return True

@@ -25,7 +25,9 @@ from embedroute.errors import (
     InvalidRequest,
     MethodNotAllowed,
     RateLimitExceeded,
+    RequestError,
     UnsupportedContentType,
+    UpstreamRejectedInput,
 )
 from embedroute.limits import Account, ByteBudget
 from embedroute.log_records import ResponseFacts
@@ -465,6 +467,7 @@ def error_headers(error: EmbedrouteError, status: int) -> list[Header]:
         headers.append((b"allow", error.allow.encode()))
     if error.code == "unsupported_content_encoding":
         headers.append((b"accept-encoding", b"identity"))
-    if not error.retryable:
+    # Clients do not retry the status of a mistake in the request, so it needs no header.
+    if not error.retryable and not isinstance(error, RequestError | UpstreamRejectedInput):
         headers.append((b"x-should-retry", b"false"))
     return headers

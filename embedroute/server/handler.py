@@ -233,10 +233,9 @@ class RequestHandler:
         if gateway.caller_key_headers:
             caller = self._add_upstream_keys(caller, exchange)
         forecast = None
+        abort = partial(self._abort, exchange)
         async with tasks.watch(
-            settings.body_timeout,
-            self._make_body_timeout,
-            on_cancelled=partial(self._abort, exchange),
+            settings.body_timeout, self._make_body_timeout, on_cancelled=abort
         ) as watch:
             body = await exchange.body(settings.max_body_bytes, gateway.bodies, caller.name)
             make_error = partial(gateway.make_deadline_error, exchange.trace)

@@ -221,7 +221,7 @@ class StoreWorker:
         now = self._clock()
         self._paused_until = now + pause
         reason = explain(error)
-        if count := self._log.count(now, reason):
+        if count := self._log.due(now, reason):
             write(
                 StoreUnavailable(store=self.place, error=reason, count=count if count > 1 else None)
             )

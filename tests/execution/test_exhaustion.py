@@ -543,4 +543,4 @@ async def test_a_repeat_that_this_process_could_not_send_says_nothing_about_repe
             await gateway.embed("a", model="m")
 
     (health,) = (gateway.healths.get(each) for each in gateway.models.resolve("m").candidates)
-    assert health.repeats_help(gateway.clock())
+    assert health.retries_help(gateway.clock())

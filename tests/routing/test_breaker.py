@@ -151,13 +151,13 @@ def test_an_endpoint_that_has_just_answered_is_not_opened_by_one_harmless_text(a
     ("answered", "help"),
     [([], True), ([0] * 4, True), ([0] * 5, False), ([1] + [0] * 9, True), ([1] + [0] * 10, False)],
 )
-def test_repeats_help_while_a_tenth_of_them_is_answered(answered, help):
+def test_retries_help_while_a_tenth_of_them_is_answered(answered, help):
     history = CallHistory()
     for each in answered:
-        history.record_repeat(0.0, answered=bool(each))
+        history.record_retry(0.0, answered=bool(each))
 
-    assert help is history.repeats_help(0.0)
-    assert history.repeats_help(PERIOD + 2.0)
+    assert help is history.retries_help(0.0)
+    assert history.retries_help(PERIOD + 2.0)
 
 
 def test_a_history_of_hours_keeps_half_a_minute():

@@ -582,7 +582,7 @@ def with_random_failures(calls, failures, every=0.1):
         now = number * every
         health.record_success(health.acquire(now), now, 0.01, 1)
         if number < failures:
-            health.record_repeat(now, answered=True)
+            health.record_retry(now, answered=True)
     return health, now
 
 
@@ -608,7 +608,7 @@ def test_the_share_of_random_failures_is_estimated_from_repeated_calls(
 def test_repeated_calls_that_fail_again_are_not_random():
     health, now = with_random_failures(20, 0)
     for _ in range(10):
-        health.record_repeat(now, answered=False)
+        health.record_retry(now, answered=False)
 
     assert health.random_share(now) == 0.01
 

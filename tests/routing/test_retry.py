@@ -40,7 +40,7 @@ from embedroute.routing import (
     [
         (UpstreamRejectedInput("bad"), 1, RetryDecision.STOP),
         (ContextTooLong("long"), 1, RetryDecision.STOP),
-        (FieldRejected("encoding_format"), 1, RetryDecision.REPEAT),
+        (FieldRejected("encoding_format"), 1, RetryDecision.OMIT_FIELD),
         (Rejected("flagged"), 1, RetryDecision.NEXT),
         (RejectedByPage("blocked"), 1, RetryDecision.NEXT),
         (BatchTooLarge("many"), 1, RetryDecision.NEXT),
@@ -156,7 +156,7 @@ BUSY = Overloaded("busy", retry_after=1)
     ],
 )
 def test_the_most_helpful_error_is_reported(failures, reported):
-    """The first retryable error, else the shortest cool-down; a rejected gateway key comes last."""
+    """A retryable failure, or one that blames an input; else the shortest wait; a rejected key last."""
     assert reported is error_to_report(failures)
 
 
