@@ -409,6 +409,7 @@ def split_members(body: bytes, limits: Limits) -> Generator[None, None, Mapping[
             nested too deeply, or has a key twice outside its inputs.
     """
     marks = yield from count_marks(memoryview(body), limits)
+    yield
     try:
         members = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:

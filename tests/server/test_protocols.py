@@ -160,6 +160,7 @@ REFUSED = {
     "cohere, duplicate in an input": ("/v2/embed", '{"model":"org/m","inputs":[{"content":[{"type":"text","text":"a","text":"b"}]}],"input_type":"query"}', 400, failure("Duplicate key 'inputs[0].content[0].text' in an object. Send it once.")),
     "cohere, bad JSON": ("/v2/embed", '{"model":', 400, failure("The body is not valid JSON: Input data was truncated.")),
     "voyage, width": ("/v1/embeddings", {**EMBED, "output_dimension": 1}, 400, {"detail": "'output_dimension' must be 2 for this model; its vectors cannot be shortened."}),
+    "voyage, no input": ("/v1/embeddings", {"truncation": True}, 400, {"detail": "'model' is required."}),
     "voyage, two widths": ("/v1/embeddings", {**EMBED, "output_dimension": 2, "dimensions": 1}, 400, {"detail": "'output_dimension' contradicts 'dimensions'. Send one of them."}),
     "voyage, dtype": ("/v1/embeddings", {**EMBED, "output_dtype": "ubinary"}, 400, {"detail": "'output_dtype' is not supported by any provider that supports the other parameters."}),
     "jina, late chunking": ("/v1/embeddings", {**EMBED, "late_chunking": True}, 400, {"detail": {"message": "'late_chunking' would change the vectors, and the gateway cannot set it. Leave it out.", "code": "invalid_request_error"}}),

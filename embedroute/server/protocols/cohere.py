@@ -120,7 +120,7 @@ def translate(body: bytes, model: str, limits: Limits) -> Generator[None, None, 
         InvalidRequest: the body is invalid, or has a field that would change the vectors.
     """
     del model
-    request, _ = yield from read_body(body, CohereEmbedRequest, limits)
+    request = yield from read_body(body, CohereEmbedRequest, limits)
     source = choose_source(request, ("texts", "images", "inputs"))
     if request.max_tokens is not None:
         refuse("max_tokens", "would cut the inputs, which the gateway does not do")

@@ -213,7 +213,7 @@ def translate_embed(body: bytes, model: str, limits: Limits) -> Generator[None, 
         InvalidRequest: the body is invalid, or has an option that would change the vectors.
     """
     del model
-    request, _ = yield from read_body(body, OllamaEmbedRequest, limits)
+    request = yield from read_body(body, OllamaEmbedRequest, limits)
     _check_options(request.options)
     translated = write_body(
         model=_without_tag(request.model), input=request.input, dimensions=request.dimensions
@@ -230,7 +230,7 @@ def translate_embeddings(
         InvalidRequest: the body is invalid, or has an option that would change the vector.
     """
     del model
-    request, _ = yield from read_body(body, OllamaEmbeddingsRequest, limits)
+    request = yield from read_body(body, OllamaEmbeddingsRequest, limits)
     _check_options(request.options)
     if not is_text(request.prompt):
         raise InvalidRequest("'prompt' must be a string.", param="prompt")

@@ -117,7 +117,7 @@ def translate(body: bytes, model: str, limits: Limits) -> Generator[None, None, 
     Raises:
         InvalidRequest: the body is invalid, or asks for vectors that are not normalized.
     """
-    request, _ = yield from read_body(body, TEIEmbedRequest, limits)
+    request = yield from read_body(body, TEIEmbedRequest, limits)
     if request.normalize is False:
         refuse("normalize", "must not be false: the gateway returns vectors of length 1 here")
     names = {"input": "inputs"}

@@ -7,7 +7,7 @@ package only renames fields, and refuses those whose effect the gateway cannot g
 import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from copy import copy
-from typing import Annotated, Any, Final, NoReturn, Protocol, TypeVar
+from typing import Annotated, Any, Final, NoReturn, Protocol, TypeVar, get_args
 
 import msgspec
 from msgspec import Meta
@@ -81,16 +81,22 @@ Translate = Callable[[bytes, str, Limits], Generator[None, None, Translation]]
 """Translates a body, the model that the path names ("" if none), within limits."""
 
 
-def read_body(
-    body: bytes, struct: type[B], limits: Limits
-) -> Generator[None, None, tuple[B, set[str]]]:
-    """Decode a body as ``struct``; return it, and the names of the fields that it has.
+def read_body(body: bytes, struct: type[B], limits: Limits) -> Generator[None, None, B]:
+    """Decode a body as ``struct``; fields of the type ``Raw`` are not decoded.
 
     Raises:
         InvalidRequest: the body does not fit ``struct``, or has a key twice.
     """
     members = yield from split_members(body, limits)
-    return decode_struct(body, struct), set(members)
+    inputs = {
+        field.name: members[field.name]
+        for field in msgspec.structs.fields(struct)
+        if field.name in members and msgspec.Raw in (field.type, *get_args(field.type))
+    }
+    # Inputs may be megabytes long, and are decoded later.
+    short = msgspec.json.encode({**members, **dict.fromkeys(inputs, 0)})
+    yield
+    return msgspec.structs.replace(decode_struct(short, struct), **inputs)
 
 
 def is_text(raw: msgspec.Raw) -> bool:
@@ -100,7 +106,16 @@ def is_text(raw: msgspec.Raw) -> bool:
 
 def write_body(**fields: object) -> bytes:
     """Write the body of a translated request; None is left out, and ``Raw`` is copied."""
-    return msgspec.json.encode({name: v for name, v in fields.items() if v is not None})
+    pieces: list[bytes | memoryview] = [b"{"]
+    for name, value in fields.items():
+        if value is None:
+            continue
+        # msgspec's encoder takes three times as long to copy 30 MB.
+        is_raw = isinstance(value, msgspec.Raw)
+        encoded = memoryview(value) if is_raw else msgspec.json.encode(value)
+        comma = b"," if len(pieces) > 1 else b""
+        pieces += (comma, msgspec.json.encode(name), b":", encoded)
+    return b"".join([*pieces, b"}"])
 
 
 def refuse(field: str, reason: str, advice: str = "Leave it out.") -> NoReturn:
