@@ -1,5 +1,6 @@
 """What is shipped: a wheel with all of the package and nothing else, which works in an empty environment."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -7,14 +8,17 @@ import tarfile
 import tomllib
 import venv
 from email.parser import Parser
+from importlib.metadata import requires
 from zipfile import ZipFile
 
 import httpx2
 import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
 import embedroute
+from embedroute.errors import MissingExtra
 from embedroute.plugins import BUILT_IN, GROUP
 from tests.support.commands import SERVE, pip, run, serving
 from tests.support.documents import README, ROOT, SENTENCES, has, nearer_and_farther
@@ -291,3 +295,44 @@ def test_every_test_that_a_script_names_exists():
     assert named
     for path, name in named:
         assert f"def {name}(" in (ROOT / path).read_text(encoding="utf-8")
+
+
+def missing_extras():
+    """The extra and the package of every ``MissingExtra`` that the package raises or quotes."""
+    nodes = (
+        node
+        for path in (ROOT / "embedroute").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+    )
+    return {
+        tuple(argument.value for argument in node.args)
+        for node in nodes
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "MissingExtra"
+    }
+
+
+def installs(requirement):
+    """The packages that a requirement names, with those of its extras."""
+    needs = [Requirement(text) for text in requires(requirement.name) or []]
+    return {requirement.name} | {
+        need.name
+        for need in needs
+        for extra in requirement.extras
+        if need.marker and need.marker.evaluate({"extra": extra})
+    }
+
+
+@pytest.mark.parametrize(("extra", "package"), sorted(missing_extras()))
+def test_the_extra_that_an_error_names_installs_the_missing_package(extra, package):
+    requirements = map(Requirement, PROJECT["optional-dependencies"][extra])
+    packages = set[str]().union(*map(installs, requirements))
+
+    assert canonicalize_name(package) in set(map(canonicalize_name, packages))
+    assert MissingExtra(extra, package).message.endswith(f"pip install 'embedroute[{extra}]'")
+
+
+def test_every_extra_is_named_by_an_error():
+    """``standard`` only joins others."""
+    assert {extra for extra, _ in missing_extras()} == {*PROJECT["optional-dependencies"]} - {
+        "standard"
+    }
