@@ -284,6 +284,23 @@ def test_serves_https_with_a_certificate(tmp_path):
     assert url.startswith("https:")
 
 
+def test_requires_certificates_of_clients_and_reads_an_encrypted_key(tmp_path):
+    certificate, _ = certified(write_config(tmp_path))
+    key, encrypted = tmp_path / "key.pem", tmp_path / "encrypted.pem"
+    words = ["pkey", "-in", key, "-aes256", "-passout", "pass:secret", "-out", encrypted]
+    subprocess.run(["openssl", *words], check=True, capture_output=True)  # noqa: S603, S607 - fixed arguments
+    files = ["--ssl-certfile", certificate, "--ssl-keyfile", encrypted]
+    without, with_certificate = (ssl.create_default_context(cafile=certificate) for _ in range(2))
+    with_certificate.load_cert_chain(certificate, key)
+
+    environ = {"SSL_KEYFILE_PASSWORD": "secret"}
+    with serving([*SERVE, *files, "--ssl-ca-certs", certificate], tmp_path, environ) as url:
+        address = f"{url.replace('127.0.0.1', 'localhost')}/health/live"
+        assert 200 == httpx2.get(address, verify=with_certificate).status_code
+        with pytest.raises(httpx2.TransportError):
+            httpx2.get(address, verify=without)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
