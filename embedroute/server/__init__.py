@@ -6,6 +6,7 @@ It may import everything except the other entry points ``cli``, ``fastapi`` and 
 from embedroute.server.app import EmbeddingsApp, EmbeddingsMiddleware, embeddings_app
 from embedroute.server.error_response import respond_to_error
 from embedroute.server.exchange import HTTPExchange, error_headers
+from embedroute.server.explain import explain
 from embedroute.server.handler import Authenticator
 from embedroute.server.models import model_card, model_list, openrouter_list
 from embedroute.server.openapi import KEY_DESCRIPTION, describe, describe_error
@@ -31,6 +32,7 @@ __all__ = [
     "describe_error",
     "embeddings_app",
     "error_headers",
+    "explain",
     "inlined",
     "model_card",
     "model_list",
