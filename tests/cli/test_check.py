@@ -80,6 +80,14 @@ def test_check_live_fails_if_there_is_nothing_to_call(config, capsys):
     assert "No endpoint to call" in capsys.readouterr().err
 
 
+def test_check_understands_keys_that_callers_send_and_calls_no_provider_with_them(config, capsys):
+    own = DEAD + 'api_key = "header:X-Own-Key"\n'
+    assert 0 == main(["check", "--strict", "--live", config(own)])
+
+    out = capsys.readouterr().out
+    assert "dead was not called: callers send their own keys in x-own-key" in out
+
+
 @pytest.mark.anyio
 async def test_each_endpoint_is_called_with_one_text():
     """Also those that the lists of the gateway exclude."""
