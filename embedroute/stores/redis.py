@@ -2,7 +2,7 @@
 
 The client is redis-py with the parser of hiredis. ``StoreWorker`` calls it from one thread and
 reads for all waiting requests at once, so a request costs less than with a client on the event loop
-(docs/benchmarks.md). The server bounds the memory by its own ``maxmemory``.
+(docs/guides/scale-out.md). The server bounds the memory by its own ``maxmemory``.
 """
 
 import hashlib
