@@ -683,6 +683,16 @@ async def test_a_caught_host_does_not_affect_other_hosts():
         assert (1, 1) == (honest.connections, transport.open_count)
 
 
+async def test_a_connection_that_was_idle_for_too_long_is_not_used_by_a_late_event_loop():
+    """The timer that closes it has not run yet, and the upstream may close it at any moment."""
+    async with ScriptedServer(ok()) as wire, InspectableTransport(kept_for=0.2) as transport:
+        await transport.meet(wire.url)
+        time.sleep(0.3)  # noqa: ASYNC251 - a late event loop
+        await transport.send(request(wire.url), 5.0)
+
+        assert 2 == wire.connections
+
+
 async def test_bytes_received_while_the_loop_was_busy_are_unsolicited():
     """They are in the socket's buffer when the connection is taken from the pool."""
     server = socket.create_server(("127.0.0.1", 0))
