@@ -2,6 +2,7 @@
 
 import sqlite3
 import stat
+import sys
 import threading
 
 import pytest
@@ -10,6 +11,8 @@ from embedroute import StoreSettings
 from embedroute.backend import Secret
 from embedroute.errors import ConfigError
 from embedroute.stores import StoreError, StoreKey, make_store
+from tests.support.commands import run
+from tests.support.documents import ROOT
 
 A, B, C = (StoreKey("m", digest) for digest in (b"a" * 24, b"b" * 24, b"\0\n*?[" * 4))
 OTHER = StoreKey("other:*", b"a" * 23 + b"b")
@@ -214,3 +217,41 @@ def test_several_writers_lose_nothing(tmp_path):
 
     assert [] == failures
     assert {f"m{worker}": 40 for worker in range(4)} == counted
+
+
+# Stores of other packages.
+
+PLUGIN = """
+class AcmeStore:
+    def __init__(self, url, settings):
+        if "bad" in url:
+            raise ValueError("acme has no such place")
+        self.url = url
+"""
+PROBE = """
+from embedroute import ConfigError, StoreSettings
+from embedroute.backend import Secret
+from embedroute.stores import make_store
+
+for url in ("acme://place", "acme://bad", "absent://x"):
+    try:
+        print(type(make_store(StoreSettings(url=Secret(url)))).__name__)
+    except ConfigError as error:
+        print(error)
+"""
+
+
+def test_an_entry_point_provides_the_store_of_its_scheme(tmp_path):
+    (tmp_path / "acme_store.py").write_text(PLUGIN)
+    metadata = tmp_path / "acme_store-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-store\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(
+        "[embedroute.stores]\nacme = acme_store:AcmeStore\nabsent = acme_store:Absent\n"
+    )
+
+    lines = run([sys.executable, "-c", PROBE], ROOT, {"PYTHONPATH": str(tmp_path)}).splitlines()
+
+    assert "AcmeStore" == lines[0]
+    assert "[store] url: acme has no such place" == lines[1]
+    assert lines[2].startswith("[store] url: acme_store:Absent cannot be imported: ")
