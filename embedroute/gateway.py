@@ -380,15 +380,14 @@ class Gateway:
     def make_deadline_error(self, trace: RequestTrace, lag: float) -> EmbedrouteError:
         """Make the error of a request that is not done within its deadline.
 
-        ``trace`` names the providers that have failed. ``lag`` is the seconds by which the event
-        loop was late, or 0.
+        ``trace`` names the provider that has timed out, if any. ``lag`` is the seconds by which the
+        event loop was late, or 0.
         """
         if lag:
             return late_loop_error(lag)
         message = f"No response within the deadline of {self.settings.deadline:g} s"
-        if trace.failures:
-            provider, _ = trace.failures[-1]
-            message += f": the provider {provider} timed out"
+        if trace.timed_out:
+            message += f": the provider {trace.timed_out} timed out"
         return DeadlineExceeded(f"{message}.")
 
     def run(

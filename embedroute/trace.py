@@ -33,6 +33,9 @@ class RequestTrace(msgspec.Struct, eq=False):
     ``dispatched_at`` is when it began to wait for upstreams, and ``embedded_at`` when it had all
     vectors, in seconds of the gateway's clock; None before that.
 
+    ``failures`` are the provider and the status of each failed call, in their order, and
+    ``timed_out`` is the last provider that did not respond in time.
+
     ``limit_headers`` are the response headers that describe the rate limits of the request.
 
     ``wait_ends`` is when the request stops waiting for rate limits, in seconds of the monotonic
@@ -63,6 +66,7 @@ class RequestTrace(msgspec.Struct, eq=False):
     providers: dict[str, None] = {}
     modality_tokens: dict[str, int] = {}
     failures: Sequence[tuple[str, int | None]] = ()
+    timed_out: str = ""
     full: bool = False
     is_internal: bool = False
     events: list[Event] | None = None

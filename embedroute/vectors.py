@@ -230,10 +230,7 @@ def check(array: Array, count: int, width: int | None, dtype: str = "float") -> 
         rows = len(array) if array.ndim else 0
         raise wrong_count(rows, count)
     if array.shape[1] == 0 or (width is not None and array.shape[1] != width):
-        raise InvalidUpstreamResponse(
-            f"The upstream returned {array.shape[1]}-dimensional vectors; expected {width}.",
-            reason=f"{array.shape[1]} dimensions instead of {width}",
-        )
+        raise _wrong_width(array.shape[1], width, dtype)
     if dtype == "float" and array.dtype != FLOAT32 and array.dtype.kind == "f":
         with np.errstate(over="ignore"):
             array = array.astype(FLOAT32)
@@ -248,6 +245,23 @@ def check(array: Array, count: int, width: int | None, dtype: str = "float") -> 
             reason="vector is zero or not finite",
         )
     return array
+
+
+def _wrong_width(found: int, width: int | None, dtype: str) -> InvalidUpstreamResponse:
+    """Create the error for vectors with ``found`` numbers instead of ``width``, or with none."""
+    if width is None:
+        return InvalidUpstreamResponse(
+            "The upstream returned empty vectors.", reason="empty vectors"
+        )
+    if "binary" in dtype:
+        return InvalidUpstreamResponse(
+            f"The upstream returned {found} bytes of packed bits per vector; expected {width}.",
+            reason=f"{found} bytes per vector instead of {width}",
+        )
+    return InvalidUpstreamResponse(
+        f"The upstream returned {found}-dimensional vectors; expected {width}.",
+        reason=f"{found} dimensions instead of {width}",
+    )
 
 
 def wrong_count(rows: int, count: int) -> InvalidUpstreamResponse:

@@ -533,3 +533,25 @@ def test_a_caller_named_anyone_is_not_the_caller_of_an_open_gateway():
     assert ours.owner is None
     assert theirs.owner is not None
     assert gateway.selections.prepare(request, ANYONE) is ours
+
+
+@pytest.mark.parametrize(
+    ("failures", "timed_out", "ending"),
+    [
+        ((), "", "0.5 s."),
+        ((("a", 500),), "", "0.5 s."),
+        ((("a", 429), ("b", None)), "", "0.5 s."),
+        ((("a", None),), "a", "0.5 s: the provider a timed out."),
+        ((("a", None), ("b", 500)), "a", "0.5 s: the provider a timed out."),
+    ],
+    ids=["no call", "a 500", "a 429 and a reset", "a timeout", "a timeout and a 500"],
+)
+def test_the_error_of_the_deadline_blames_only_a_provider_that_timed_out(
+    failures, timed_out, ending
+):
+    gateway = Gateway(Config(gateway={"auth": "open", "deadline": 0.5}), environ={})
+    trace = RequestTrace("req_1", failures=failures, timed_out=timed_out)
+
+    error = gateway.make_deadline_error(trace, 0.0)
+
+    assert error.message == f"No response within the deadline of {ending}"

@@ -156,6 +156,24 @@ def test_refuses_invalid_vectors(array, said):
         vectors.check(array, 2, 2)
 
 
+@pytest.mark.parametrize(
+    ("array", "width", "dtype", "message", "reason"),
+    [
+        (floats([1]), 2, "float", "1-dimensional vectors; expected 2", "1 dimensions instead of 2"),
+        (np.ones((1, 3), dtype="i1"), 2, "int8", "3-dimensional vectors; expected 2", "3 dimen"),
+        (floats([]), None, "float", "returned empty vectors", "empty vectors"),
+        (np.ones((1, 0), dtype="i1"), None, "binary", "returned empty vectors", "empty vectors"),
+        (np.ones((1, 3), dtype="i1"), 2, "binary", "3 bytes of packed bits", "3 bytes per vector"),
+        (np.ones((1, 3), dtype="u1"), 2, "ubinary", "3 bytes of packed bits", "3 bytes per vector"),
+    ],
+)
+def test_a_wrong_width_is_named_in_its_unit(array, width, dtype, message, reason):
+    with pytest.raises(InvalidUpstreamResponse, match=message) as raised:
+        vectors.check(array, 1, width, dtype)
+
+    assert raised.value.reason.startswith(reason)
+
+
 @given(FLOATS, st.integers(1, 9))
 def test_a_truncated_vector_has_length_one_or_is_refused(array, width):
     if array[:, :width].any(axis=1).all():

@@ -89,14 +89,24 @@ SHORTEST: Final = 0.5
 
 
 class Attempt(Destination, eq=False, kw_only=True):
-    """One attempt at one endpoint, and the request that it sent.
+    """One attempt at one endpoint. As a ``Destination``, it gets the request that was sent.
 
-    ``permit`` is the permit of the endpoint's breaker for it. It must be answered at the time
-    ``ends`` and ``began`` when its call began. ``number`` counts the attempts at this endpoint from
-    1. ``omit`` are fields that the endpoint has just rejected. ``others`` is the number of
-    endpoints that can still be used instead. ``generation`` is that of the calls in flight at its
-    begin, and ``place`` their number, with this one. ``timeout`` is how many seconds its call may
-    take, apart from what is left until ``ends``. ``later`` are the candidates after this one.
+    - ``candidate``: the endpoint
+    - ``health``: the health of the endpoint, in which the outcome is recorded
+    - ``context``: what the attempts of the request have in common
+    - ``work``: the inputs
+    - ``permit``: the permit of the endpoint's breaker
+    - ``ends``: when the attempt must have ended
+    - ``number``: the number of the attempt at this endpoint, from 1
+    - ``omit``: fields that the endpoint has just rejected
+    - ``others``: how many endpoints can still be used instead
+    - ``began``: when the call began
+    - ``generation``: the generation of the calls in flight when it began
+    - ``place``: how many calls were in flight then, with this one
+    - ``timeout``: seconds that the call may take, apart from what is left until ``ends``
+    - ``later``: the candidates after this one
+
+    Times are in seconds of the gateway's clock.
     """
 
     candidate: ResolvedEndpoint
@@ -157,7 +167,12 @@ class AttemptRunner:
         self.clock = clock
 
     async def run(self, attempt: Attempt) -> Outcome:
-        """Make the call of an attempt, and record its outcome."""
+        """Make the call of an attempt, and record its outcome.
+
+        The permit is returned in each case: by ``accept`` after an answer, by ``fail`` after an
+        error, by ``abandon`` after a cancellation, and by ``wait`` or ``_prepare`` if no call was
+        made. Once the call is in flight, its slot is freed here.
+        """
         candidate, context = attempt.candidate, attempt.context
         sizes: Sequence[int] = ()
         batch = make_batch(candidate, attempt.work, context)
@@ -448,6 +463,8 @@ class AttemptRunner:
                 *trace.failures,
                 (candidate.provider, getattr(failure, "upstream_status", None)),
             )
+            if isinstance(failure, UpstreamTimeout):
+                trace.timed_out = candidate.provider
         if failure is not None:
             if not isinstance(failure, RequestError):
                 self._log_failure(attempt, failure)

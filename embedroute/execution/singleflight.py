@@ -81,8 +81,8 @@ class InFlight(msgspec.Struct, eq=False):
         return neutral(self.error)
 
 
-Flying = Mapping[CacheKey, InFlight]
-_NONE: Final[Flying] = {}
+InFlightByKey = Mapping[CacheKey, InFlight]
+_NONE: Final[InFlightByKey] = {}
 
 
 def never_expected(*_: object) -> float:
@@ -112,7 +112,7 @@ class SingleFlight(Generic[*Arguments]):
         """Return the number of keys that are being computed."""
         return len(self._flights)
 
-    def lead(self, missing: Work, sharing_key: object, slow: Flying = _NONE) -> "Lead":
+    def lead(self, missing: Work, sharing_key: object, slow: InFlightByKey = _NONE) -> "Lead":
         """Become the leader of the keys in ``missing`` that no other request computes.
 
         The keys are released when the returned context manager exits. With a ``sharing_key`` of
@@ -199,7 +199,7 @@ class SingleFlight(Generic[*Arguments]):
 
     def _bounds(
         self,
-        awaited: Flying,
+        awaited: InFlightByKey,
         sharing_key: object,
         requested: int,
         arguments: tuple[*Arguments],
@@ -233,7 +233,7 @@ class Lead(msgspec.Struct, eq=False):
 
     work: Work
     sharing_key: object
-    awaited: Flying
+    awaited: InFlightByKey
     found: dict[CacheKey, EmbeddedInput]
     flights: dict[CacheKey, InFlight]
     own: dict[CacheKey, InFlight]
@@ -288,7 +288,7 @@ def _is_deadline_specific(error: UpstreamError) -> bool:
     return isinstance(error, UpstreamTimeout)
 
 
-def _unfinished(flights: Flying) -> Flying:
+def _unfinished(flights: InFlightByKey) -> InFlightByKey:
     return {key: flight for key, flight in flights.items() if not flight.over}
 
 
@@ -301,7 +301,7 @@ async def _wait(bounds: Mapping[float, list[InFlight]], began: float) -> None:
 
 
 def _results(
-    awaited: Flying, sharing_key: object, requested: AbstractSet[CacheKey]
+    awaited: InFlightByKey, sharing_key: object, requested: AbstractSet[CacheKey]
 ) -> dict[CacheKey, EmbeddedInput]:
     """Return the results of ``awaited`` so far, or raise the error of a leader.
 
@@ -316,7 +316,7 @@ def _results(
     return found
 
 
-async def _race(lead: Lead, own: Work, slow: Flying, computation: Awaitable[None]) -> None:
+async def _race(lead: Lead, own: Work, slow: InFlightByKey, computation: Awaitable[None]) -> None:
     """Compute ``own``, or take the results of the ``slow`` entries if all of them finish first."""
     flights = {key: slow[key] for key in own if key in slow}
     if len(flights) < len(own):

@@ -14,10 +14,10 @@ from embedroute.upstream_errors.neutral import neutral
 
 _DOUBLINGS: Final = 32
 """Doublings of a cool-down at most; more would overflow a float in an outage of days."""
-IN_A_ROW: Final = 2
+FAILURES_IN_A_ROW: Final = 2
 """Failures in a row that open a breaker at any share, as a multiple of the minimum calls."""
-REPEATED: Final = 4
-"""How many times more failures lead to a check if they repeat the inputs of earlier ones."""
+FAILURES_OF_SAME_INPUTS: Final = 4
+"""How many times more failures lead to a check if the same inputs have failed before."""
 
 
 class State(StrEnum):
@@ -119,7 +119,7 @@ class CircuitBreaker:
                 self._forget_failures()
         else:
             self.history.count(now, failed=False)
-            if self._take(permit):
+            if self._end_probe(permit):
                 self._record_answered_probe(now)
 
     def record_failure(
@@ -137,27 +137,34 @@ class CircuitBreaker:
         False if an input of the call had failed before. ``connecting``: no connection was made.
         """
         if permit == self._closed_permit:
-            self._failures += 1
-            self._distinct += counts
-            if by_input:
-                if counts:
-                    self.history.count(now, failed=True)
-                self._suspect_after_failures()
-                return
-            self.history.record(now, failed=True)
-            self._unconnected = self._unconnected + 1 if connecting else 0
-            if self._is_failing(now):
-                self._open_after_failures(now)
+            self._record_failure_while_closed(
+                now, counts=counts, by_input=by_input, connecting=connecting
+            )
             return
         if counts:
             self.history.count(now, failed=True)
         if permit in self._last_resorts:
             self._last_resorts.discard(permit)
-        elif self._take(permit):
+        elif self._end_probe(permit):
             if by_input:
                 self.suspected = True
             else:
                 self._record_failed_probe(now)
+
+    def _record_failure_while_closed(
+        self, now: float, *, counts: bool, by_input: bool, connecting: bool
+    ) -> None:
+        self._failures += 1
+        self._distinct += counts
+        if by_input:
+            if counts:
+                self.history.count(now, failed=True)
+            self._suspect_after_failures()
+            return
+        self.history.record(now, failed=True)
+        self._unconnected = self._unconnected + 1 if connecting else 0
+        if self._is_failing(now):
+            self._open_after_failures(now)
 
     def record_rejection(
         self, permit: int, now: float, refusal: UpstreamError | None, cooldown: float
@@ -167,13 +174,13 @@ class CircuitBreaker:
         Every caller gets the refusal until a probe succeeds, so a neutral copy of it is stored.
         """
         self.history.count(now, failed=True)
-        if permit == self._closed_permit or self._take(permit):
+        if permit == self._closed_permit or self._end_probe(permit):
             self._refusals += 1
             self._open(now + cooldown, None if refusal is None else neutral(refusal))
 
     def suspect(self, permit: int, refusal: UpstreamError) -> None:
         """Suspect the endpoint of rejecting every call as ``refusal``."""
-        if permit == self._closed_permit or self._take(permit):
+        if permit == self._closed_permit or self._end_probe(permit):
             self.suspected = True
             self._suspected_refusal = refusal
 
@@ -210,10 +217,10 @@ class CircuitBreaker:
 
     def release(self, permit: int) -> None:
         """Return the permit of a call without a usable outcome, so that another probe can start."""
-        self._take(permit)
+        self._end_probe(permit)
 
-    def _take(self, permit: int) -> bool:
-        """Return whether ``permit`` is that of a probe under way, which ends."""
+    def _end_probe(self, permit: int) -> bool:
+        """End the probe with this permit; return whether there was one."""
         is_probe = permit in self._probes or permit in self._last_resorts
         self._probes.discard(permit)
         self._last_resorts.discard(permit)
@@ -223,7 +230,7 @@ class CircuitBreaker:
         policy = self._policy
         if (
             self._unconnected >= policy.failures
-            or self._failures >= IN_A_ROW * policy.minimum_calls
+            or self._failures >= FAILURES_IN_A_ROW * policy.minimum_calls
         ):
             return True
         calls, failed = self.history.last(now)
@@ -231,7 +238,7 @@ class CircuitBreaker:
 
     def _suspect_after_failures(self) -> None:
         most = self._policy.failures
-        if self._distinct >= most or self._failures >= REPEATED * most:
+        if self._distinct >= most or self._failures >= FAILURES_OF_SAME_INPUTS * most:
             self.suspected = True
 
     def _record_answered_probe(self, now: float) -> None:

@@ -35,21 +35,21 @@ from embedroute.routing.registry import ResolvedEndpoint
 from embedroute.routing.retry import may_be_caused_by_input
 from embedroute.upstream_errors.neutral import neutral
 
-RECENT: Final = 30.0
+RECENT_ANSWER: Final = 30.0
 """Seconds after an answer in which an unexplained rejection is the fault of its inputs."""
 OUTAGE_FAILURES: Final = 2
 OUTAGE_SHARE: Final = 0.25
 """Calls, and their share, that must have failed for an outage (as in OpenRouter's default)."""
-MOSTLY: Final = 0.5
+MOSTLY_FAILING: Final = 0.5
 """Share of failed calls in an outage from which an endpoint cannot replace another."""
 SUSPECTS: Final = 8
 """Failed calls whose inputs are remembered, until a call succeeds."""
-JUST: Final = 2.0
+JUST_ANSWERED: Final = 2.0
 """Seconds after an answer in which one failed harmless text opens no breaker by itself."""
 OMITTED_FOR: Final = 600.0
 """Seconds for which a rejected field is left out."""
 NO_FIELDS: Final[frozenset[str]] = frozenset()
-PATIENCE: Final = 5.0
+ALWAYS_TOO_SLOW: Final = 5.0
 """Seconds after which a call without a response counts against any endpoint."""
 SHORTEST_COOLDOWN: Final = 1.0
 """Cool-down in seconds after a 429 without Retry-After; also the least that clients must wait."""
@@ -109,7 +109,7 @@ class EndpointHealth:
     def is_usable(self, now: float) -> bool:
         """Return whether a call would be made now and probably answered."""
         is_closed = now >= self.limited_until and self._breaker.state(now) is State.CLOSED
-        return is_closed and self.outage(now) < MOSTLY
+        return is_closed and self.outage(now) < MOSTLY_FAILING
 
     def outage(self, now: float) -> float:
         """Return the share of the calls of the last 30 s that failed, or 0 if it is small."""
@@ -226,7 +226,7 @@ class EndpointHealth:
         """Record that a call had no response after ``seconds``.
 
         A request with a short deadline says nothing about the endpoint, so the timeout counts only
-        from the usual 99th percentile, or from ``PATIENCE`` seconds.
+        from the usual 99th percentile, or from ``ALWAYS_TOO_SLOW`` seconds.
         """
         if self.usually_answers_within(seconds, now):
             self.record_failure(permit, now)
@@ -236,7 +236,7 @@ class EndpointHealth:
     def usually_answers_within(self, seconds: float, now: float) -> bool:
         """Return whether a call that had ``seconds`` should have been answered."""
         usual = self.latency(99, now)
-        return seconds >= min(PATIENCE, PATIENCE if usual is None else usual)
+        return seconds >= min(ALWAYS_TOO_SLOW, ALWAYS_TOO_SLOW if usual is None else usual)
 
     def omitted(self, now: float) -> frozenset[str]:
         """Return the fields that the endpoint rejects and that only the gateway sets."""
@@ -259,7 +259,7 @@ class EndpointHealth:
         """
         previous = self._rejected
         self._rejected = frozenset(work)
-        succeeded = now - self.last_answer < RECENT
+        succeeded = now - self.last_answer < RECENT_ANSWER
         if previous and not succeeded and previous.isdisjoint(work):
             self._breaker.suspect(permit, refusal)
         else:
@@ -274,7 +274,7 @@ class EndpointHealth:
 
         One that has just answered another call may fail at random, so its breaker stays closed.
         """
-        if self._breaker.is_rejecting or now - self.last_answer > JUST:
+        if self._breaker.is_rejecting or now - self.last_answer > JUST_ANSWERED:
             self._breaker.confirm(now)
         else:
             self._breaker.withdraw()

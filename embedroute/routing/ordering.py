@@ -40,7 +40,12 @@ def order_endpoints(
 ) -> list[ResolvedEndpoint]:
     """Return the candidates in the order in which they are tried.
 
-    ``suffix`` is the sort key that a suffix of the model name asks for.
+    ``suffix`` is the sort key that a suffix of the model name names. These decide, in this order:
+
+    1. the position in ``order``
+    2. whether the endpoint is as fast as the client prefers
+    3. whether it is stable
+    4. the sort key, or the price if there is an ``order``, or the weighted draw
     """
     names = preferences.order or []
     sort = preferences.sort_key() or suffix
@@ -50,7 +55,7 @@ def order_endpoints(
         ranked = sorted(candidates, key=lambda candidate: _rank(candidate, "price", context))
     else:
         ranked = _balanced(candidates, context)
-    # Sorting is stable, so the last sort decides first.
+    # Sorting is stable, so the last of these sorts decides first.
     ranked = sorted(ranked, key=lambda candidate: candidate.stage != "stable")
     ranked = sorted(
         ranked, key=lambda candidate: not _as_fast_as_preferred(candidate, preferences, context)

@@ -59,7 +59,7 @@ class Plan(msgspec.Struct, frozen=True, gc=False):
     work: Mapping[CacheKey, Input]
 
 
-def prefix(*fields: str | bytes) -> bytes:
+def encode_fields(*fields: str | bytes) -> bytes:
     """Join fields, each with a length prefix, so that different lists give different results."""
     # Names from the host application may hold lone surrogates, which UTF-8 cannot encode.
     encoded = [
@@ -71,7 +71,7 @@ def prefix(*fields: str | bytes) -> bytes:
 
 def shared_policy(preferences: Preferences, scope: Sequence[str]) -> bytes:
     """Encode the cache scope and the data policy: only requests equal in both share vectors."""
-    return prefix(*scope, f"{preferences.data_collection == 'deny'}{bool(preferences.zdr)}")
+    return encode_fields(*scope, f"{preferences.data_collection == 'deny'}{bool(preferences.zdr)}")
 
 
 def make_key_prefix(
@@ -87,7 +87,7 @@ def make_key_prefix(
         parameters.input_type or "",
         parameters.title or "",
     )
-    return prefix(shared_policy(preferences, scope), route.vector_space, *vector_fields)
+    return encode_fields(shared_policy(preferences, scope), route.vector_space, *vector_fields)
 
 
 def make_keys(inputs: Sequence[Input], key_prefix: bytes) -> list[CacheKey]:

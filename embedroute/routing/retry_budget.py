@@ -7,40 +7,40 @@ bisections. Time is an argument, in seconds of one monotonic clock.
 from collections.abc import Callable
 from typing import Final
 
-FLOOR: Final = 10.0
-"""Retries that are allowed without an answered call."""
+REFILLED: Final = 10.0
+"""Retries up to which time refills the budget; so many are allowed at first."""
 PER_SECOND: Final = 1.0
-"""Retries that become available each second, up to ``FLOOR``."""
+"""Retries by which time refills it each second."""
 PER_ANSWER: Final = 1.0
 """Retries that each answered call allows."""
 MOST: Final = 100.0
 """Retries that can be saved up."""
-BISECTIONS: Final = 256.0
+BISECTION_CALLS: Final = 256.0
 """Calls of bisections that are allowed at first."""
-MOST_BISECTIONS: Final = 1024.0
+MOST_BISECTION_CALLS: Final = 1024.0
 """Calls of bisections that can be saved up."""
-BISECTIONS_PER_SECOND: Final = 26.0
-"""Calls of bisections that become available each second, up to ``BISECTIONS``."""
-BISECTIONS_PER_ANSWER: Final = 4.0
+BISECTION_CALLS_A_SECOND: Final = 26.0
+"""Calls of bisections that become available each second, up to ``BISECTION_CALLS``."""
+BISECTION_CALLS_AN_ANSWER: Final = 4.0
 """Calls of bisections that each answered call allows besides."""
 
 
 class _Tokens:
-    """A bucket of tokens: time refills it up to ``floor``, and what is earned up to ``most``."""
+    """A bucket of tokens: time refills it up to ``refilled``, and answers up to ``most``."""
 
-    __slots__ = ("_at", "_floor", "_per_second", "most", "tokens")
+    __slots__ = ("_at", "_per_second", "_refilled", "most", "tokens")
 
-    def __init__(self, floor: float, per_second: float, most: float) -> None:
-        self._floor = floor
+    def __init__(self, refilled: float, per_second: float, most: float) -> None:
+        self._refilled = refilled
         self._per_second = per_second
         self.most = most
-        self.tokens = floor
+        self.tokens = refilled
         self._at = 0.0
 
     def take(self, now: float) -> bool:
-        if self.tokens < self._floor:
-            refilled = self.tokens + (now - self._at) * self._per_second
-            self.tokens = min(self._floor, refilled)
+        if self.tokens < self._refilled:
+            tokens = self.tokens + (now - self._at) * self._per_second
+            self.tokens = min(self._refilled, tokens)
         self._at = now
         if self.tokens < 1:
             return False
@@ -49,7 +49,7 @@ class _Tokens:
 
 
 class RetryBudget:
-    """A limit on retries: a bucket of tokens that answered calls refill, and time up to a floor.
+    """A limit on retries: a bucket of tokens that answered calls refill, and time to a lower bound.
 
     The first attempt of a chunk at an endpoint is a call, also when it is a fallback. Every further
     attempt there is a retry: at once, after a backoff or after a rate limit. While half of all
@@ -59,19 +59,19 @@ class RetryBudget:
     def __init__(
         self,
         per_answer: float = PER_ANSWER,
-        floor: float = FLOOR,
+        refilled: float = REFILLED,
         per_second: float = PER_SECOND,
     ) -> None:
-        """Allow ``per_answer`` retries per answered call, and ``per_second`` up to ``floor``."""
+        """Allow ``per_answer`` retries per answered call, and ``per_second`` up to ``refilled``."""
         self._per_answer = per_answer
-        self._retries = _Tokens(floor, per_second, max(floor, MOST))
-        self._bisections = _Tokens(BISECTIONS, BISECTIONS_PER_SECOND, MOST_BISECTIONS)
+        self._retries = _Tokens(refilled, per_second, max(refilled, MOST))
+        self._bisections = _Tokens(BISECTION_CALLS, BISECTION_CALLS_A_SECOND, MOST_BISECTION_CALLS)
 
     def record_answer(self) -> None:
         """Count an answered call."""
         retries, bisections = self._retries, self._bisections
         retries.tokens = min(retries.most, retries.tokens + self._per_answer)
-        bisections.tokens = min(bisections.most, bisections.tokens + BISECTIONS_PER_ANSWER)
+        bisections.tokens = min(bisections.most, bisections.tokens + BISECTION_CALLS_AN_ANSWER)
 
     def allow(self, now: float) -> bool:
         """Take one retry out of the budget; return False if the budget is exhausted."""

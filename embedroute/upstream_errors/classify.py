@@ -36,11 +36,12 @@ from embedroute.upstream_errors import references
 from embedroute.upstream_errors.accounts import find_spent_words, names_short_period
 from embedroute.upstream_errors.body import ErrorBody, parse_body
 from embedroute.upstream_errors.patterns import (
-    CODE_PATTERNS,
+    FIRST_PATTERNS,
     FORBIDDEN_CODES,
+    LATER_PATTERNS,
     MEASURES,
     REQUESTED_TOKENS,
-    TEXT_PATTERNS,
+    SPENT_PATTERN,
     ErrorPattern,
     MatchScope,
 )
@@ -147,12 +148,12 @@ def _find_verdict(
 ) -> Verdict | None:
     """Return the verdict of the first evidence that matches, or None."""
     if status == 429 and not rate_limit_codes.isdisjoint(body.codes):
-        free = CODE_PATTERNS[0].search(body)
-        return Verdict(QuotaExhausted, free) if free else Verdict(RateLimited)
-    verdict = _match(CODE_PATTERNS, status, body)
+        spent = SPENT_PATTERN.search(body)
+        return Verdict(QuotaExhausted, spent) if spent else Verdict(RateLimited)
+    verdict = _match(FIRST_PATTERNS, status, body)
     if verdict is None and (words := find_spent_words(status, body.message, wait)):
         verdict = Verdict(QuotaExhausted, words)
-    verdict = verdict or _match(TEXT_PATTERNS, status, body)
+    verdict = verdict or _match(LATER_PATTERNS, status, body)
     is_batch = verdict is not None and verdict.kind is BatchTooLarge
     if status == 429 and is_batch and exceeds_rate_limit(body.message) is False:
         return Verdict(RateLimited)
@@ -300,28 +301,42 @@ def _find_size(
 
 def _refine_size(error: UpstreamError, inputs: Sequence[Input], check: QuoteCheck) -> UpstreamError:
     """Correct a size refusal by the number of inputs, and set its measure."""
-    refined = _convert(error, _size_class(error, inputs, check))
+    kind, measure = _find_size_class(error, inputs, check)
+    refined = _convert(error, kind)
     if isinstance(refined, BatchTooLarge):
-        refined.measure = _find_measure(error, check)
+        refined.measure = measure
     return refined
 
 
-def _size_class(
+def _find_size_class(
     error: UpstreamError, inputs: Sequence[Input], check: QuoteCheck
-) -> type[UpstreamError]:
+) -> tuple[type[UpstreamError], Measure | None]:
+    """Return the class of an error, and for ``BatchTooLarge`` the unit of the exceeded limit."""
     several = len(inputs) > 1
     if isinstance(error, ContextTooLong):
         is_count = several and _states_count(error.message, len(inputs), check)
-        return BatchTooLarge if is_count else type(error)
-    if error.upstream_status == 413 and isinstance(error, Rejected | BatchTooLarge):
-        if several:
-            return BatchTooLarge
-        if isinstance(error, Rejected):
-            is_large = inputs and measure_call(inputs).bytes >= LARGE_BODY
-            return UpstreamRejectedInput if is_large else type(error)
-    if isinstance(error, BatchTooLarge) and not several:
-        return ContextTooLong if "token" in error.message.lower() else UpstreamRejectedInput
-    return type(error)
+        return (BatchTooLarge, Measure.INPUTS) if is_count else (type(error), None)
+    is_too_large = error.upstream_status == 413 and isinstance(error, Rejected | BatchTooLarge)
+    if is_too_large and several:
+        return BatchTooLarge, _stated_measure(error, check) or Measure.BYTES
+    if is_too_large and isinstance(error, Rejected):
+        is_large = inputs and measure_call(inputs).bytes >= LARGE_BODY
+        return UpstreamRejectedInput if is_large else type(error), None
+    if not isinstance(error, BatchTooLarge):
+        return type(error), None
+    if not several:
+        is_context = "token" in error.message.lower()
+        return ContextTooLong if is_context else UpstreamRejectedInput, None
+    measure = _stated_measure(error, check)
+    if measure is None and error.upstream_status is None:
+        measure = _measure_in(error.message)
+    return type(error), measure
+
+
+def _stated_measure(error: UpstreamError, check: QuoteCheck) -> Measure | None:
+    """Return the unit that the upstream has stated, unless it may be quoted from an input."""
+    measure = error.measure if isinstance(error, BatchTooLarge) else None
+    return None if measure is None or check.is_quote(error.matched_text) else measure
 
 
 def _convert(
@@ -343,19 +358,6 @@ def _convert(
     converted.field = error.field if issubclass(kind, Rejected) else None
     converted.rate_limits = error.rate_limits
     return converted
-
-
-def _find_measure(error: UpstreamError, check: QuoteCheck) -> Measure | None:
-    """Return the unit of the limit that a call of several inputs exceeds."""
-    measure = error.measure if isinstance(error, BatchTooLarge) else None
-    if measure is not None and not check.is_quote(error.matched_text):
-        return measure
-    if isinstance(error, ContextTooLong):
-        # _size_class has found that the message states the number of inputs.
-        return Measure.INPUTS
-    if error.upstream_status == 413:
-        return Measure.BYTES
-    return _measure_in(error.message) if error.upstream_status is None else None
 
 
 def _measure_in(text: str) -> Measure | None:

@@ -354,8 +354,13 @@ NOT_A_NUMBER: Final = _any(
 )
 """Messages of an upstream whose model computed NaN; the status is 500 or 400."""
 
-CODE_PATTERNS: Final = (
-    ErrorPattern(QuotaExhausted, INVALID | LIMITED | FORBIDDEN, MatchScope.BEGINNING, SPENT_WORDS),
+SPENT_PATTERN: Final = ErrorPattern(
+    QuotaExhausted, INVALID | LIMITED | FORBIDDEN, MatchScope.BEGINNING, SPENT_WORDS
+)
+"""The messages of known APIs for a spent account. They decide even before a rate limit's code."""
+
+FIRST_PATTERNS: Final = (
+    SPENT_PATTERN,
     ErrorPattern(QuotaExhausted, REFUSED, MatchScope.CODE, SPENT_CODES),
     ErrorPattern(QuotaExhausted, FORBIDDEN, MatchScope.CODE, _any("30001")),  # SiliconFlow
     # Zhipu, Cloudflare
@@ -369,9 +374,12 @@ CODE_PATTERNS: Final = (
     ErrorPattern(RateLimited, LIMITED, MatchScope.CODE, RATE_CODES),
     ErrorPattern(UpstreamModelNotFound, INVALID | FORBIDDEN, MatchScope.BEGINNING, MODEL_WORDS),
 )
-"""Documented codes and messages that concern an account, a model or a batch, in order."""
+"""The patterns that are tried before the words of payment, in order.
 
-TEXT_PATTERNS: Final = (
+They are the codes and messages of known APIs that concern an account, a model or a batch.
+"""
+
+LATER_PATTERNS: Final = (
     ErrorPattern(UpstreamAuthError, FORBIDDEN, MatchScope.CODE, KEY_CODES),
     ErrorPattern(UpstreamAuthError, FORBIDDEN, MatchScope.CODE, FORBIDDEN_CODES),
     ErrorPattern(UpstreamAuthError, FORBIDDEN, MatchScope.BEGINNING, KEY_WORDS),

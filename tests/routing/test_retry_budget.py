@@ -12,13 +12,13 @@ def count_allowed(budget, now, most=1000):
 
 
 def test_a_few_retries_are_allowed_without_an_answer():
-    budget = RetryBudget(floor=3)
+    budget = RetryBudget(refilled=3)
 
     assert 3 == count_allowed(budget, 0.0)
 
 
 def test_time_refills_the_budget_up_to_its_floor():
-    budget = RetryBudget(floor=3, per_second=0.5)
+    budget = RetryBudget(refilled=3, per_second=0.5)
     assert 3 == count_allowed(budget, 100.0)
 
     assert [0, 1, 2] == [count_allowed(budget, now) for now in (101.0, 102.0, 106.0)]
@@ -26,7 +26,7 @@ def test_time_refills_the_budget_up_to_its_floor():
 
 
 def test_each_answer_allows_one_retry_up_to_a_hundred():
-    budget = RetryBudget(floor=0)
+    budget = RetryBudget(refilled=0)
     for _ in range(5):
         budget.record_answer()
     assert 5 == count_allowed(budget, 0.0)
@@ -37,7 +37,7 @@ def test_each_answer_allows_one_retry_up_to_a_hundred():
 
 
 def test_a_saved_budget_does_not_shrink():
-    budget = RetryBudget(floor=2)
+    budget = RetryBudget(refilled=2)
     for _ in range(5):
         budget.record_answer()
 
@@ -45,7 +45,7 @@ def test_a_saved_budget_does_not_shrink():
 
 
 def test_a_reserved_retry_is_granted_once():
-    budget = RetryBudget(floor=2, per_second=0.0)
+    budget = RetryBudget(refilled=2, per_second=0.0)
 
     assert budget.allow(0.0)
     enter = budget.reserve_one()
@@ -54,7 +54,7 @@ def test_a_reserved_retry_is_granted_once():
 
 
 def test_bisections_have_an_allowance_of_their_own():
-    budget = RetryBudget(floor=0)
+    budget = RetryBudget(refilled=0)
     allowed = sum(budget.allow_bisection(0.0) for _ in range(1000))
     assert not budget.allow(0.0)
     assert 200 < allowed < 1000
@@ -66,7 +66,7 @@ def test_bisections_have_an_allowance_of_their_own():
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), max_size=300))
 def test_retries_never_exceed_the_floor_the_time_and_the_answers(steps):
-    budget, now, answers, retries = RetryBudget(floor=5), 0.0, 0, 0
+    budget, now, answers, retries = RetryBudget(refilled=5), 0.0, 0, 0
     for wait, answered in steps:
         now += wait
         if answered:
