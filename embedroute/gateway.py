@@ -90,6 +90,7 @@ from embedroute.telemetry import (
     GatewayState,
     Metrics,
     Observer,
+    Spans,
     report_request,
 )
 from embedroute.trace import RequestTrace, new_request_id
@@ -170,10 +171,12 @@ class Gateway:
         )
         self.runtime: PerLoop[LoopRuntime] = PerLoop("embedroute", self._factory.open)
         self.store_checks: dict[str, Callable[[], Awaitable[None]]] = {}
-        self.metrics: Metrics | None = self._make_metrics(metrics_registry)
+        self.metrics: Metrics | None = self._add_observers(metrics_registry)
 
-    def _make_metrics(self, registry: "CollectorRegistry | None") -> Metrics | None:
-        """Return the metrics, which observe this gateway, if they are served or registered."""
+    def _add_observers(self, registry: "CollectorRegistry | None") -> Metrics | None:
+        """Add the observers of the config; return the metrics if they are served or registered."""
+        if self.settings.opentelemetry:
+            self.observers.append(Spans())
         if registry is None and self.settings.metrics == "off":
             return None
         metrics = Metrics(self.models.routes, self, registry)

@@ -70,6 +70,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     media_domains: list[str] = []
     debug: bool = False
     metrics: Exposure = "off"
+    opentelemetry: bool = False
     dashboard: Literal["key", "host", "open", "off"] = "off"
     readiness: Literal["models", "process"] = "models"
     body_timeout: Seconds = 30.0

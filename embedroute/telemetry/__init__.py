@@ -13,6 +13,7 @@ from embedroute.telemetry.observer import (
     report_call,
     report_request,
 )
+from embedroute.telemetry.spans import Spans
 from embedroute.telemetry.state import EndpointState, GatewayState
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "GatewayState",
     "Metrics",
     "Observer",
+    "Spans",
     "classify_outcome",
     "report_call",
     "report_request",
