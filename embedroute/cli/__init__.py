@@ -4,6 +4,7 @@ To add a subcommand, write a module with a ``COMMAND`` and append it to ``COMMAN
 argparse and so needs no extra.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Final
@@ -53,10 +54,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is None and options.command is serve.COMMAND:
         serve.return_freed_memory()
     try:
-        return options.command.run(options)
+        status = options.command.run(options)
+        sys.stdout.flush()
     except EmbedrouteError as error:
         print(error.message, file=sys.stderr)
         return 1
+    except BrokenPipeError:
+        # The reader has closed the pipe, as `head` does. What is still buffered must not be
+        # written at the end of the process, where Python would report the error again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return status
 
 
 __all__ = ["COMMANDS", "CallResult", "Command", "call_endpoints", "main"]

@@ -1,5 +1,6 @@
 """Tests the output and the exit status of the commands."""
 
+import subprocess
 import sys
 
 import httpx2
@@ -52,6 +53,17 @@ def test_backends_prints_one_backend_per_line(capsys):
         row[:3] for row in found
     ]
     assert len({len(row) for row in found}) == 1
+
+
+def test_a_reader_that_closes_the_pipe_ends_a_command_silently():
+    """As in ``embedroute backends | head -1``."""
+    command = [sys.executable, "-m", "embedroute", "backends"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:  # noqa: S603 - fixed arguments
+        process.stdout.close()
+        errors = process.stderr.read()
+
+    assert (1, "") == (process.returncode, errors)
 
 
 def test_check_prints_a_summary_and_the_providers(config, capsys):
