@@ -171,6 +171,8 @@ class Gateway:
         )
         self.runtime: PerLoop[LoopRuntime] = PerLoop("embedroute", self._factory.open)
         self.store_checks: dict[str, Callable[[], Awaitable[None]]] = {}
+        if self.store is not None:
+            self.store_checks["store"] = self.store.connect
         self.metrics: Metrics | None = self._add_observers(metrics_registry)
 
     def _add_observers(self, registry: "CollectorRegistry | None") -> Metrics | None:

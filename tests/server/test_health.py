@@ -114,6 +114,29 @@ async def test_a_store_that_is_not_reachable_makes_the_gateway_not_ready():
     assert (full.status, full.json["stores"]) == (503, stores)
 
 
+async def test_the_store_of_the_config_is_checked(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    made = Gateway(
+        Config(
+            gateway={"auth": "open", "debug": True},
+            store={"url": f"sqlite:///{tmp_path}/folder/vectors.db"},
+            providers={"hashed": {}},
+        )
+    )
+
+    folder.rmdir()
+
+    missing = await ready(made)
+    folder.mkdir()
+    there = await ready(made)
+
+    assert (missing.status, there.status) == (503, 200)
+    assert [store["ready"] for store in missing.json["stores"]] == [False]
+    assert [store["ready"] for store in there.json["stores"]] == [True]
+    await made.runtime.close(await made.runtime.get())
+
+
 async def test_a_reachable_store_does_not_matter():
     made = gateway_with(ScriptedBackend(width=8))
     made.store_checks["redis"] = anyio.lowlevel.checkpoint
