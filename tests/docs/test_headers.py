@@ -21,7 +21,10 @@ SOURCES = [
 NODES = [node for path in SOURCES for node in ast.walk(ast.parse(path.read_text("utf-8")))]
 UNITS = ("requests", "tokens")
 """How the names of the headers of rate limits end."""
-READABLE = {"content-type", "content-length", "www-authenticate", "allow", "accept-encoding"}
+READABLE = {
+    *("content-type", "content-length", "www-authenticate", "allow", "accept-encoding"),
+    *("content-security-policy", "x-content-type-options", "referrer-policy", "cache-control"),
+}
 """Response headers that a script of another origin may read anyway, or has no use for."""
 
 
