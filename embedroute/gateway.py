@@ -1,8 +1,9 @@
 """Embeds one request, from a model name and inputs to vectors, top to bottom.
 
-``Gateway._embed`` is the life of a request: plan, look up, share, dispatch, assemble. ``routing``
-chooses endpoints, ``execution`` calls them, and ``server`` handles HTTP. There is no module-level
-state: a ``Gateway`` holds everything.
+``Gateway.run`` is the order of a request: fold its parts, admit it, prepare its selection, embed.
+``Gateway._embed_prepared`` is the last of these: plan, look up, share, dispatch, assemble.
+``routing`` chooses endpoints, ``execution`` calls them, and ``server`` handles HTTP. There is no
+module-level state: a ``Gateway`` holds everything.
 """
 
 import os
@@ -253,7 +254,7 @@ class Gateway:
                 "debug": debug,
             }
             request = make_request(fields, self.limits)
-        return await self._run(request, caller, trace, cache_policy)
+        return await self._embed_in_process(request, caller, trace, cache_policy)
 
     def embed_sync(
         self,
@@ -312,7 +313,7 @@ class Gateway:
         count = len(self.models.routes)
         return f"<Gateway auth={self.settings.auth} providers={providers} models={count}>"
 
-    async def _run(
+    async def _embed_in_process(
         self,
         request: EmbeddingRequest,
         caller: Caller,
@@ -398,10 +399,11 @@ class Gateway:
     def run(
         self, context: RequestContext, *, folded: bool = False, admitted: bool = False
     ) -> Awaitable[Embeddings]:
-        """Embed one request. ``context.watch`` cancels it at its deadline.
+        """Embed one request: fold its parts, admit it, prepare its selection, and embed its inputs.
 
-        ``folded`` is whether ``fold_parts`` has seen the request, and ``admitted`` whether it is
-        counted in the rate limits.
+        ``context.watch`` cancels it at its deadline. A request that has parts, or counts in limits,
+        comes here again after that step. ``folded`` is whether ``fold_parts`` has seen the request,
+        and ``admitted`` whether it is counted in the rate limits.
 
         Raises:
             EmbedrouteError: the error for the client.
@@ -415,7 +417,7 @@ class Gateway:
         prepared = self.selections.prepare(context.request, context.caller, context.trace)
         context.trace.public_model = prepared.route.public_name
         if prepared.fallback is None:
-            return self._embed(prepared, context)
+            return self._embed_prepared(prepared, context)
         return self._embed_with_fallback(prepared, prepared.fallback, context)
 
     async def _fold_and_run(self, context: RequestContext) -> Embeddings:
@@ -449,7 +451,7 @@ class Gateway:
         share = self.settings.deadline / (len(prepared.route.candidates) + 1)
         first = msgspec.structs.replace(context, deadline=context.deadline - share)
         try:
-            return await self._embed(prepared, first)
+            return await self._embed_prepared(prepared, first)
         except EmbedrouteError as error:
             is_final = isinstance(error, RequestError | UpstreamRejectedInput)
             if is_final and not isinstance(error, InputFailed):
@@ -459,13 +461,15 @@ class Gateway:
                     fallback, context.request, context.caller, context.trace
                 )
                 context.trace.public_model = fallback.public_name
-                embeddings = await self._embed(other, context)
+                embeddings = await self._embed_prepared(other, context)
             except EmbedrouteError:
                 raise error from None
         context.trace.fallback = fallback.public_name
         return embeddings
 
-    async def _embed(self, prepared: PreparedSelection, context: RequestContext) -> Embeddings:
+    async def _embed_prepared(
+        self, prepared: PreparedSelection, context: RequestContext
+    ) -> Embeddings:
         trace = context.trace
         policy = context.cache_policy
         if trace.events is not None:
@@ -592,7 +596,7 @@ class Gateway:
         )
         prepared = self.selections.prepare_route(route, request, ANYONE, context.trace)
         context.trace.public_model = route.public_name
-        return await self._embed(prepared, context)
+        return await self._embed_prepared(prepared, context)
 
     async def open(self) -> LoopRuntime:
         """Open this event loop's transport, and check that the store can be used.
