@@ -34,11 +34,16 @@ STATUSES: Final = {
 
 _MODEL_ID: Final = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
 _MODEL: Final = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
-_EXPLAIN: Final = (
-    "With `?explain=1`, which needs a key that may debug, the response is a `Plan` instead: how "
-    "the request would be served. The parameter is not listed, because the result of each call of "
-    "a generated client would then be a union of both types."
-)
+_EXPLAIN: Final = {
+    "name": "explain",
+    "in": "query",
+    "description": (
+        "Return a `Plan` instead: how the request would be served, without a call. The key needs "
+        "debug. The schema of the response does not list the plan, because the result of every "
+        "call of a generated client would then be a union of both types."
+    ),
+    "schema": {"type": "boolean"},
+}
 
 
 def describe(
@@ -57,7 +62,7 @@ def describe(
         return described | _describe_foreign(operation, dialect)
     if operation is EMBED:
         described["requestBody"] = {"required": True, "content": _request_content(model)}
-        described["description"] = _EXPLAIN
+        described["parameters"] = [_EXPLAIN]
     if operation is GET_MODEL:
         described["parameters"] = [_MODEL_ID]
     success = reference(operation.body or DIALECTS[dialect].success_body)

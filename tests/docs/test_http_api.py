@@ -151,8 +151,14 @@ CASES = {
     "models": ("GET", "/v1/models", {}, None),
 }
 """Requests whose responses have, together, most headers that the gateway sends."""
-RARE = {"retry-after", "retry-after-ms", "x-embedroute-usage", "x-should-retry"}
-"""Headers of responses that need an upstream with a certain fault; their own tests provoke them."""
+RARE = {
+    *("retry-after", "retry-after-ms", "x-embedroute-usage", "x-should-retry"),
+    *("content-security-policy", "x-content-type-options", "referrer-policy", "cache-control"),
+}
+"""Headers of responses that need an upstream with a certain fault, and those of the dashboard.
+
+Their own tests provoke them.
+"""
 OF_THE_SERVER = {"date", "server", "connection"}
 
 
