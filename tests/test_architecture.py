@@ -117,6 +117,7 @@ CALLERS = {
         "execution/dispatcher.py",
         "runtime/tasks.py",
         "runtime/fairness.py",
+        "stores/sqlite.py",  # in the thread of a store
         "testing/scripted.py",
     },
     "decide_next": {"execution/dispatcher.py"},

@@ -23,6 +23,8 @@ APPLICATION: Final = 0x656D_6272
 """``application_id`` of the file, so that no other program's file is changed."""
 BUSY_TIMEOUT: Final = 1.0
 """Seconds that a transaction waits for the writer of another process."""
+BUSY_PAUSE: Final = 0.01
+"""Seconds between two attempts to switch a new file to WAL mode."""
 USED_AGAIN: Final = 60.0
 """Seconds after which a use of an entry is recorded again, so that most reads write nothing."""
 EVICTED_AT_ONCE: Final = 256
@@ -277,7 +279,7 @@ class _transaction:  # noqa: N801 - it reads as a verb in `with`
 def _prepare(connection: sqlite3.Connection) -> None:
     # Before the first table: it decides whether the file can become smaller.
     connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-    connection.execute("PRAGMA journal_mode = WAL").fetchall()
+    _switch_to_wal(connection)
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("PRAGMA temp_store = MEMORY")
     version = _read_pragma(connection, "user_version")
@@ -295,6 +297,24 @@ def _prepare(connection: sqlite3.Connection) -> None:
             connection.execute(statement)
         connection.execute(f"PRAGMA application_id = {APPLICATION}")
         connection.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def _switch_to_wal(connection: sqlite3.Connection) -> None:
+    """Switch a new file to WAL mode.
+
+    SQLite's own timeout does not apply here: while another process switches the same file, this
+    fails at once.
+    """
+    ends = time.monotonic() + BUSY_TIMEOUT
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL").fetchall()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() >= ends:
+                raise
+            time.sleep(BUSY_PAUSE)
+        else:
+            return
 
 
 def _statements(script: str) -> Sequence[str]:

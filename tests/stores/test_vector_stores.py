@@ -189,6 +189,31 @@ def test_expired_values_leave_the_file(tmp_path):
     store.close()
 
 
+def test_several_processes_may_create_the_file_at_once(tmp_path):
+    """SQLite waits for no other process while it switches a new file to its log."""
+    failures = []
+
+    def open_and_close(url, ready):
+        store = make(url)
+        ready.wait()
+        try:
+            store.open()
+            store.close()
+        except sqlite3.Error as error:
+            failures.append(error)
+
+    for number in range(20):
+        url = f"sqlite:///{tmp_path / f'{number}.db'}"
+        ready = threading.Barrier(4)
+        threads = [threading.Thread(target=open_and_close, args=(url, ready)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    assert [] == failures
+
+
 def test_several_writers_lose_nothing(tmp_path):
     url = f"sqlite:///{tmp_path / 'store.db'}"
     failures = []
