@@ -51,7 +51,7 @@ def serving(
         process = subprocess.Popen(  # noqa: S603 - fixed arguments
             words,
             cwd=cwd,
-            env={**os.environ, **_counted(), **(environ or {})},
+            env={**os.environ, **counting_lines(), **(environ or {})},
             stdin=subprocess.DEVNULL,
             stdout=output if errors is None else subprocess.DEVNULL,
             stderr=output,
@@ -63,7 +63,7 @@ def serving(
             process.wait(PATIENCE)
 
 
-def _counted() -> dict[str, str]:
+def counting_lines() -> dict[str, str]:
     """Return the variables with which coverage counts the lines of a process, if it counts any."""
     coverage = os.environ.get("TESTS_COVERAGE_PROCESS_CONFIG")
     return {} if coverage is None else {"COVERAGE_PROCESS_CONFIG": coverage}

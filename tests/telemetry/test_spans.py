@@ -1,6 +1,7 @@
 """Tests spans and metrics: they arrive at an OTLP receiver, in a process with a real SDK."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -11,6 +12,8 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
 )
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from tests.support.commands import counting_lines
 
 HOST = """
 import sys
@@ -76,7 +79,11 @@ def received():
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
         host = subprocess.run(  # noqa: S603 - fixed arguments
-            [sys.executable, "-c", HOST, url], capture_output=True, text=True, check=False
+            [sys.executable, "-c", HOST, url],
+            env={**os.environ, **counting_lines()},
+            capture_output=True,
+            text=True,
+            check=False,
         )
         server.shutdown()
     assert host.returncode == 0, host.stderr
