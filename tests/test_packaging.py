@@ -129,7 +129,9 @@ def test_the_readme_of_the_metadata_has_only_absolute_links(metadata):
 def missing_files(urls):
     """The URLs that lead to a file of the repository that is not there."""
     prefix = f"{REPOSITORY}/blob/main/"
-    files = {url: url.removeprefix(prefix) for url in urls if url.startswith(prefix)}
+    files = {
+        url: url.removeprefix(prefix).partition("#")[0] for url in urls if url.startswith(prefix)
+    }
     assert files
     return [url for url, path in files.items() if not (ROOT / path).is_file()]
 

@@ -13,6 +13,7 @@ from embedroute.telemetry.observer import (
     report_call,
     report_request,
 )
+from embedroute.telemetry.series import SeriesStore, add_up, is_running, read_workers
 from embedroute.telemetry.spans import Spans
 from embedroute.telemetry.state import EndpointState, GatewayState
 
@@ -25,8 +26,12 @@ __all__ = [
     "GatewayState",
     "Metrics",
     "Observer",
+    "SeriesStore",
     "Spans",
+    "add_up",
     "classify_outcome",
+    "is_running",
+    "read_workers",
     "report_call",
     "report_request",
 ]

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-from embedroute.telemetry.series import SeriesStore, add_up, is_running, read_workers
+from embedroute.telemetry import SeriesStore, add_up, is_running, read_workers
 
 REQUESTS, CALLS = ("requests", "m", "200"), ("call", "p", "m")
 
