@@ -408,12 +408,12 @@ class Gateway:
         Raises:
             EmbedrouteError: the error for the client.
         """
+        context.trace.inputs = len(context.request.inputs)
         if context.request.kind is Kind.PARTS and not folded:
             return self._fold_and_run(context)
         limits = context.caller.limits
         if (limits is not None or self.rate_limits.is_used) and not admitted:
             return self._run_within_limits(context)
-        context.trace.inputs = len(context.request.inputs)
         prepared = self.selections.prepare(context.request, context.caller, context.trace)
         context.trace.public_model = prepared.route.public_name
         if prepared.fallback is None:

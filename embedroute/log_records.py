@@ -51,30 +51,47 @@ class ResponseFacts(TypedDict):
     """The fields that the records of all responses have."""
 
     status: int
+    code: str | None
     model: str | None
-    ms: float
+    caller: str | None
+    providers: Sequence[str]
     attempts: int
+    inputs: int
+    tokens: int
+    cost: float | None
     hits: int
     misses: int
     shared_hits: int
-    providers: Sequence[str]
+    ms: float
+    gateway_ms: float
+    upstream_ms: float
     request_id: str
 
 
 class _Response(Record, frozen=True, kw_only=True):
-    """What the records of all responses have in common. ``ms`` is the time in milliseconds.
+    """What the records of all responses have in common.
 
-    ``hits`` and ``misses`` count inputs, ``attempts`` upstream calls.
+    ``ms`` is the time in milliseconds: in the gateway and waiting for upstreams. ``code`` is that
+    of the error, ``inputs`` counts those of the request, and ``hits`` and ``misses`` those that
+    were in the cache and those that were not. ``attempts`` counts upstream calls. ``tokens`` are
+    those in the response, and ``cost`` is in USD, or None if a price is unknown.
     """
 
     status: int
+    code: str | None = None
     model: str | None = None
-    ms: float
+    caller: str | None = None
+    providers: Sequence[str]
     attempts: int
+    inputs: int
+    tokens: int
+    cost: float | None = None
     hits: int
     misses: int
     shared_hits: int
-    providers: Sequence[str]
+    ms: float
+    gateway_ms: float
+    upstream_ms: float
     request_id: str
 
 
@@ -85,9 +102,6 @@ class RequestCompleted(_Response, frozen=True, kw_only=True):
     level = logging.INFO
     event = "request completed"
 
-    caller: str
-    tokens: int
-
 
 class RequestRejected(_Response, frozen=True, kw_only=True):
     """A request got a 4xx."""
@@ -96,14 +110,12 @@ class RequestRejected(_Response, frozen=True, kw_only=True):
     level = logging.INFO
     event = "request rejected"
 
-    code: str | None = None
-
 
 class RequestFailed(Record, frozen=True, kw_only=True):
-    """A request got a 5xx. It has the fields of any response, and three more.
+    """A request got a 5xx. It has the fields of any response, and two more.
 
-    ``error`` says why it failed, and ``code`` is that of the error. ``count`` is how many equal
-    records there were since the last written one, with this one.
+    ``error`` says why it failed. ``count`` is how many equal records there were since the last
+    written one, with this one.
     """
 
     logger = ACCESS
@@ -112,15 +124,21 @@ class RequestFailed(Record, frozen=True, kw_only=True):
 
     status: int
     error: str
-    model: str | None = None
     code: str | None = None
+    model: str | None = None
+    caller: str | None = None
     providers: Sequence[str]
     count: int | None = None
-    ms: float
     attempts: int
+    inputs: int
+    tokens: int
+    cost: float | None = None
     hits: int
     misses: int
     shared_hits: int
+    ms: float
+    gateway_ms: float
+    upstream_ms: float
     request_id: str
 
 

@@ -29,7 +29,7 @@ class RequestTrace(msgspec.Struct, eq=False):
     only in log records, since it reveals what others requested.
 
     ``public_model`` is the name of the model that serves the request, ``caller`` the name of its
-    caller, ``inputs`` the number of its inputs, and ``served_tokens`` the tokens in its response.
+    caller (None before it is known), ``inputs`` the number of its inputs, and ``served_tokens`` the tokens in its response.
     ``dispatched_at`` is when it began to wait for upstreams, and ``embedded_at`` when it had all
     vectors, in seconds of the gateway's clock; None before that.
 
@@ -51,7 +51,7 @@ class RequestTrace(msgspec.Struct, eq=False):
     request_id: str
     model: str = ""
     public_model: str = ""
-    caller: str = ""
+    caller: str | None = None
     inputs: int = 0
     served_tokens: int = 0
     dispatched_at: float | None = None

@@ -384,18 +384,31 @@ class HTTPExchange:
         """Return the seconds since the request arrived."""
         return time.perf_counter() - self._started_at
 
-    def facts(self, status: int) -> ResponseFacts:
-        """Return the fields that the log records of all responses have."""
+    def facts(self, status: int, now: float) -> ResponseFacts:
+        """Return the fields that the log records of all responses have.
+
+        ``now`` is the time of the gateway's clock.
+        """
         trace = self.trace
+        seconds = self.elapsed()
+        upstream = min(trace.upstream_seconds(now), seconds)
+        cost = trace.cost
         return {
             "status": status,
+            "code": self.code,
             "model": trace.model or None,
-            "ms": round((time.perf_counter() - self._started_at) * 1000, 1),
+            "caller": trace.caller,
+            "providers": list(trace.providers_for(status)),
             "attempts": trace.attempts,
+            "inputs": trace.inputs,
+            "tokens": trace.served_tokens,
+            "cost": None if cost is None else float(cost),
             "hits": trace.hits,
             "misses": trace.misses,
             "shared_hits": trace.shared_hits,
-            "providers": list(trace.providers_for(status)),
+            "ms": round(seconds * 1000, 1),
+            "gateway_ms": round((seconds - upstream) * 1000, 1),
+            "upstream_ms": round(upstream * 1000, 1),
             "request_id": trace.request_id,
         }
 

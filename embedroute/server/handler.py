@@ -140,7 +140,7 @@ class RequestHandler:
                 await self._reject(exchange, error)
         except (ClientDisconnected, ClientTooSlow) as error:
             exchange.status = 499
-            _log_lost_client(exchange, error)
+            self._log_lost_client(exchange, error)
         except BaseException as error:
             if isinstance(error, Exception) or cancellation.is_foreign_cancellation(error):
                 await self._handle_unexpected_error(exchange, error)
@@ -327,10 +327,9 @@ class RequestHandler:
         else:
             await self._send_large(exchange, body, caller, watch)
         if ACCESS.isEnabledFor(RequestCompleted.level):
-            facts = exchange.facts(200)
+            facts = exchange.facts(200, self.gateway.clock())
             facts["model"] = embeddings.model
-            tokens = embeddings.prompt_tokens
-            write(RequestCompleted(caller=caller.name, tokens=tokens, **facts))
+            write(RequestCompleted(**facts))
 
     async def _send_large(
         self, exchange: HTTPExchange, body: tuple[bytes] | LargeBody, caller: Caller, watch: Watch
@@ -478,20 +477,25 @@ class RequestHandler:
         kind = RequestRejected if error.status < 500 else RequestFailed
         if not ACCESS.isEnabledFor(kind.level):
             return
-        facts = exchange.facts(error.status)
+        facts = exchange.facts(error.status, self.gateway.clock())
         if error.status < 500:
-            write(RequestRejected(code=error.code, **facts))
+            write(RequestRejected(**facts))
             return
         reason = describe(error)
         providers = ",".join(facts["providers"])
         key = (str(error.status), exchange.trace.model, providers, without_numbers(reason))
         count = self.gateway.log_limit.due(self.gateway.clock(), *key)
         write(
-            RequestFailed(
-                code=error.code, error=reason, count=count if count > 1 else None, **facts
-            ),
+            RequestFailed(error=reason, count=count if count > 1 else None, **facts),
             level=None if count else INFO,
         )
+
+    def _log_lost_client(
+        self, exchange: HTTPExchange, error: ClientDisconnected | ClientTooSlow
+    ) -> None:
+        kind = DisconnectLogged if isinstance(error, ClientDisconnected) else SlowClientLogged
+        if ACCESS.isEnabledFor(kind.level):
+            write(kind(**exchange.facts(499, self.gateway.clock())))
 
     async def _abort(self, exchange: HTTPExchange) -> None:
         """Respond to a request whose task the server or the host cancels, if that is possible."""
@@ -507,12 +511,6 @@ class RequestHandler:
         message = f"Internal error. The gateway's log has the reason under request id {request_id}."
         with suppress(Exception):  # the connection itself may be broken
             await self._reject(exchange, InternalError(message))
-
-
-def _log_lost_client(exchange: HTTPExchange, error: ClientDisconnected | ClientTooSlow) -> None:
-    kind = DisconnectLogged if isinstance(error, ClientDisconnected) else SlowClientLogged
-    if ACCESS.isEnabledFor(kind.level):
-        write(kind(**exchange.facts(499)))
 
 
 def _not_found(path: str, root_path: str) -> NotFound:

@@ -157,7 +157,7 @@ def report_request(
     """
     request = FinishedRequest(
         request_id=trace.request_id,
-        caller=trace.caller,
+        caller=trace.caller or "",
         model=trace.public_model,
         requested_model=trace.model,
         dialect=dialect,

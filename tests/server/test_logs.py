@@ -11,12 +11,15 @@ import socket
 import subprocess
 import sys
 
+import anyio
 import msgspec
 import pytest
 
-from embedroute import Caller, Config, Gateway, embeddings_app, log_records
+from embedroute import Caller, Config, Gateway, Provider, embeddings_app, log_records
+from embedroute.backend import Vectors
 from embedroute.log_records import LogLimit, Record, format_fields
 from embedroute.routing import RetryPolicy
+from embedroute.testing import ScriptedBackend
 from tests.fault_upstream import INPUT_FAULTS, STALLS, Upstream
 from tests.fault_upstream.modes import MODES
 from tests.support.asgi_client import call
@@ -134,6 +137,80 @@ async def test_a_rejected_request_logs_its_status_and_code(upstream, caplog):
     [(name, message, actual)] = fields(caplog)
     assert (name, message) == ("access", "request rejected")
     assert {"request_id": "r-1", "status": 401, "code": "invalid_api_key"}.items() <= actual.items()
+
+
+EMBED_FIELDS = {
+    "status": 200,
+    "code": None,
+    "model": "m",
+    "caller": "team",
+    "providers": ["up"],
+    "attempts": 1,
+    "inputs": 3,
+    "tokens": 3,
+    "cost": 3.0,
+    "hits": 0,
+    "misses": 3,
+    "shared_hits": 0,
+    "request_id": "r-1",
+}
+"""What is logged of a request of three inputs of one token; a token costs 1 USD."""
+
+
+def gateway_that_takes(seconds, **settings):
+    """Return a gateway whose upstream responds after ``seconds``."""
+
+    async def answer(batch):
+        await anyio.sleep(seconds)
+        return Vectors.from_lists([[1.0] * 8] * len(batch), prompt_tokens=len(batch))
+
+    backend = ScriptedBackend(then=answer, width=8)
+    return Gateway(
+        Config(
+            gateway={"auth": "keys", **settings},
+            keys={"team": {"key": CALLER}},
+            providers={"up": Provider(backend=backend)},
+            models={"m": {"dimensions": 8, "endpoints": [{"provider": "up", "price": 1_000_000}]}},
+        )
+    )
+
+
+async def test_a_record_says_what_a_request_used_and_where_its_time_went(caplog):
+    caplog.set_level(logging.INFO)
+
+    await ask(gateway_that_takes(0.05), input=["a", "b", "c"])
+
+    [(_, event, actual)] = fields(caplog)
+    assert "request completed" == event
+    assert {name: actual[name] for name in EMBED_FIELDS} == EMBED_FIELDS
+    assert actual.keys() - EMBED_FIELDS.keys() == {"ms", "gateway_ms", "upstream_ms"}
+    assert 50 <= actual["upstream_ms"] <= actual["ms"]
+    assert abs(actual["ms"] - actual["upstream_ms"] - actual["gateway_ms"]) < 0.2
+    assert json.loads(json.dumps(actual)) == actual
+
+
+async def test_the_record_of_an_error_has_the_same_fields_as_that_of_a_success(caplog):
+    caplog.set_level(logging.INFO)
+    gateway = gateway_that_takes(0.05, limits={"requests_per_minute": 1})
+
+    await ask(gateway, input=["a", "b", "c"])
+    await ask(gateway, input=["a", "b", "c"])
+
+    [completed, rejected] = [actual for _, _, actual in fields(caplog)]
+    assert completed.keys() == rejected.keys()
+    used = {"code": "rate_limit_exceeded", "inputs": 3, "attempts": 0, "tokens": 0, "cost": 0.0}
+    assert {name: rejected[name] for name in used} == used
+    assert 0.0 == rejected["upstream_ms"]
+    assert rejected["ms"] == rejected["gateway_ms"]
+
+
+async def test_an_unknown_price_is_an_unknown_cost(upstream, caplog):
+    caplog.set_level(logging.INFO)
+    upstream.mode = "honest"
+
+    await ask(gateway_of(upstream))
+
+    assert fields(caplog)[-1][2]["cost"] is None
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
@@ -299,8 +376,9 @@ async def test_a_5xx_is_a_warning_that_says_why(upstream, caplog):
     [record] = [record for record in caplog.records if record.name == "embedroute.access"]
     assert record.levelname == "WARNING"
     assert re.fullmatch(
-        r'request failed: status=502 error="answered 503" model=m providers=up ms=[0-9.]+'
-        r" attempts=[0-9] hits=0 misses=1 shared_hits=0 request_id=r-1",
+        r'request failed: status=502 error="answered 503" model=m caller=team'
+        r" providers=up attempts=[0-9] inputs=1 tokens=0 cost=0\.0 hits=0 misses=1 shared_hits=0"
+        r" ms=[0-9.]+ gateway_ms=[0-9.]+ upstream_ms=[0-9.]+ request_id=r-1",
         record.getMessage(),
     )
     assert record.msg == "request failed: %s"
