@@ -29,7 +29,8 @@ class RequestTrace(msgspec.Struct, eq=False):
     only in log records, since it reveals what others requested.
 
     ``public_model`` is the name of the model that serves the request, ``caller`` the name of its
-    caller (None before it is known), ``inputs`` the number of its inputs, and ``served_tokens`` the tokens in its response.
+    caller (None before it is known), ``inputs`` the number of its inputs, and ``served_tokens`` the
+    tokens in its response.
     ``dispatched_at`` is when it began to wait for upstreams, and ``embedded_at`` when it had all
     vectors, in seconds of the gateway's clock; None before that.
 
