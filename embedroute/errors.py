@@ -40,6 +40,7 @@ __all__ = [
     "ModelNotFound",
     "NoEligibleProvider",
     "NoHealthyEndpoint",
+    "NotCached",
     "NotFound",
     "Overloaded",
     "PermissionDenied",
@@ -483,6 +484,15 @@ class ResourcesExhausted(Overloaded):
     """
 
     resource = ""
+
+
+class NotCached(EmbedrouteError):
+    """504: the request may only be served from the cache, which has not all of its inputs."""
+
+    status = 504
+    type = "invalid_request_error"
+    code: str | None = "not_cached"
+    retryable = False
 
 
 class DeadlineExceeded(EmbedrouteError):

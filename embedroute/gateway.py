@@ -45,6 +45,7 @@ from embedroute.errors import (
     DeadlineExceeded,
     EmbedrouteError,
     InputFailed,
+    NotCached,
     RequestError,
     UpstreamRejectedInput,
 )
@@ -453,7 +454,7 @@ class Gateway:
         try:
             return await self._embed_prepared(prepared, first)
         except EmbedrouteError as error:
-            is_final = isinstance(error, RequestError | UpstreamRejectedInput)
+            is_final = isinstance(error, RequestError | UpstreamRejectedInput | NotCached)
             if is_final and not isinstance(error, InputFailed):
                 raise
             try:
@@ -482,6 +483,8 @@ class Gateway:
             cached = look_up(self.cache, plan.work, prepared) if may_hit else NOTHING
         vectors = cached.vectors
         trace.record_cache(plan.keys, vectors, cached.claims, self.clock())
+        if not policy.compute:
+            _require_all(plan, cached)
         if cached.claims and policy.store:
             self._sharing.claim(dict(cached.claims.values()), prepared.route.public_name)
         missing = missing_keys(plan.work, vectors) if vectors else plan.work
@@ -627,3 +630,19 @@ class Gateway:
             yield
         finally:
             await self.runtime.close(loop)
+
+
+def _require_all(plan: Plan, cached: Found) -> None:
+    """Refuse a request that has inputs which are not in the cache.
+
+    What is there only because of other callers counts as absent, as in the header of the response.
+
+    Raises:
+        NotCached: an input is not in the cache.
+    """
+    missing = len(plan.work) - len(cached.own())
+    if missing:
+        raise NotCached(
+            f"{missing} of {len(plan.work)} different inputs are not in the cache, and "
+            "'cache-control: only-if-cached' forbids to compute them."
+        )

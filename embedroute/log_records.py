@@ -104,7 +104,7 @@ class RequestCompleted(_Response, frozen=True, kw_only=True):
 
 
 class RequestRejected(_Response, frozen=True, kw_only=True):
-    """A request got a 4xx."""
+    """A request got a 4xx, or was not in the cache (``only-if-cached``)."""
 
     logger = ACCESS
     level = logging.INFO

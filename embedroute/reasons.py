@@ -23,6 +23,7 @@ from embedroute.errors import (
     InvalidUpstreamResponse,
     InvalidVector,
     NoHealthyEndpoint,
+    NotCached,
     Overloaded,
     PoolTimeout,
     QuotaExhausted,
@@ -69,6 +70,7 @@ OWN_ERRORS: Final[Mapping[type[EmbedrouteError], str]] = {
     ResourcesExhausted: "resource exhausted",
     Overloaded: "overloaded",
     BudgetExceeded: "budget exceeded",
+    NotCached: "not in the cache",
     DeadlineExceeded: "deadline passed",
     EmbedrouteError: "internal error",
 }

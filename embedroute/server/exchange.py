@@ -211,7 +211,11 @@ class HTTPExchange:
             return FULL_USE
         values = self.values(b"cache-control")
         directives = {word.strip().lower() for value in values for word in value.split(b",")}
-        return CachePolicy(read=b"no-cache" not in directives, store=b"no-store" not in directives)
+        return CachePolicy(
+            read=b"no-cache" not in directives,
+            store=b"no-store" not in directives,
+            compute=b"only-if-cached" not in directives,
+        )
 
     async def body(self, most: int, bodies: ByteBudget, caller: str) -> bytes:
         """Read the body, of at most ``most`` bytes, and count it in the account of ``caller``.

@@ -27,6 +27,7 @@ from embedroute.errors import (
     InternalError,
     MethodNotAllowed,
     ModelNotFound,
+    NotCached,
     NotFound,
     Overloaded,
     Unauthorized,
@@ -474,11 +475,12 @@ class RequestHandler:
         """Log an error response: a 5xx as a warning, unless an equal one was in the last minute."""
         if isinstance(error, ModelNotFound):
             self._log_missing_provider(error.requested)
-        kind = RequestRejected if error.status < 500 else RequestFailed
+        is_refusal = error.status < 500 or isinstance(error, NotCached)
+        kind = RequestRejected if is_refusal else RequestFailed
         if not ACCESS.isEnabledFor(kind.level):
             return
         facts = exchange.facts(error.status, self.gateway.clock())
-        if error.status < 500:
+        if is_refusal:
             write(RequestRejected(**facts))
             return
         reason = describe(error)

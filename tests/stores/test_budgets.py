@@ -42,14 +42,17 @@ def total(usd):
     return {"usd": usd, "per": "total"}
 
 
-async def post(gateway, text, *, key=KEY, dialect=None, model="m"):
+async def post(gateway, text, *, key=KEY, dialect=None, model="m", cache=None):
     app = embeddings_app(gateway, dialect=dialect)
     transport = httpx2.ASGITransport(app)
     async with httpx2.AsyncClient(transport=transport, base_url="http://host") as client:
         return await client.post(
             "/v1/embeddings",
             json={"model": model, "input": text},
-            headers={"authorization": f"Bearer {key}"},
+            headers={
+                "authorization": f"Bearer {key}",
+                **({"cache-control": cache} if cache else {}),
+            },
         )
 
 
@@ -72,6 +75,32 @@ async def test_a_request_over_the_budget_is_refused_as_openai_refuses_it():
     } == refused.json()["error"]
     assert 200 == (await post(gateway, "word")).status_code, "a hit costs nothing"
     assert 200 == (await post(gateway, "other", key=f"{KEY}-b")).status_code
+
+
+async def test_only_if_cached_needs_no_budget_and_calls_no_provider():
+    backend = ScriptedBackend(width=WIDTH)
+    gateway = gateway_of(key=total("21"), backend=backend)
+    await post(gateway, "word")
+
+    hit = await post(gateway, ["word", "word"], cache="only-if-cached")
+    miss = await post(gateway, ["word", "other"], cache="max-age=60, Only-If-Cached")
+
+    assert (200, "hits=2 misses=0") == (hit.status_code, hit.headers["x-embedroute-cache"])
+    assert (504, "not_cached") == (miss.status_code, miss.json()["error"]["code"])
+    assert "false" == miss.headers["x-should-retry"]
+    assert miss.json()["error"]["message"].startswith("1 of 2 different inputs are not in the")
+    assert 1 == len(backend.batches)
+
+
+async def test_only_if_cached_does_not_reveal_what_others_have_requested():
+    gateway = gateway_of()
+    for key in (KEY, f"{KEY}-b"):
+        assert 504 == (await post(gateway, "word", key=key, cache="only-if-cached")).status_code
+        assert 504 == (await post(gateway, "word", key=key, cache="only-if-cached")).status_code
+        await post(gateway, "word", key=key)
+        assert 200 == (await post(gateway, "word", key=key, cache="only-if-cached")).status_code
+        no_read = await post(gateway, "word", key=key, cache="no-cache, only-if-cached")
+        assert 504 == no_read.status_code
 
 
 @pytest.mark.parametrize("dialect", ["openrouter", "gomodel", "phaseo", "spice"])
