@@ -483,10 +483,8 @@ class Gateway:
             cached = look_up(self.cache, plan.work, prepared) if may_hit else NOTHING
         vectors = cached.vectors
         trace.record_cache(plan.keys, vectors, cached.claims, self.clock())
-        if not policy.compute:
-            _require_all(plan, cached)
-        if cached.claims and policy.store:
-            self._sharing.claim(dict(cached.claims.values()), prepared.route.public_name)
+        if cached.claims or not policy.compute:
+            self._accept_hits(plan, cached, policy, prepared)
         missing = missing_keys(plan.work, vectors) if vectors else plan.work
         if missing:
             loop = await self.runtime.get()
@@ -500,10 +498,10 @@ class Gateway:
                 context.watch,
                 self._sharing.store_results if policy.store else None,
             )
-            candidates = prepared.selection.candidates
             sharing_key = prepared.sharing_key if policy.read else None
             with loop.singleflight.lead(missing, sharing_key) as lead:
                 if lead.work:
+                    candidates = prepared.selection.candidates
                     await loop.embed(candidates, dispatch, lead.work, lead.add_results)
             vectors = {**vectors, **lead.found}
             if lead.awaited:
@@ -513,6 +511,25 @@ class Gateway:
         if trace.modality_tokens or context.request.kind is Kind.PARTS:
             trace.modality_tokens = sum_modalities(plan, vectors)
         return Embeddings(rows=rows, model=trace.public_model, prompt_tokens=tokens, trace=trace)
+
+    def _accept_hits(
+        self, plan: Plan, cached: Found, policy: CachePolicy, prepared: PreparedSelection
+    ) -> None:
+        """Make the hits the caller's own; refuse misses if they may not be computed.
+
+        What is in the cache only because of other callers counts as a miss, as in the header.
+
+        Raises:
+            NotCached: an input is not in the cache.
+        """
+        missing = 0 if policy.compute else len(plan.work) - len(cached.own())
+        if missing:
+            raise NotCached(
+                f"{missing} of {len(plan.work)} different inputs are not in the cache, and "
+                "'cache-control: only-if-cached' forbids to compute them."
+            )
+        if cached.claims and policy.store:
+            self._sharing.claim(dict(cached.claims.values()), prepared.route.public_name)
 
     async def _wait_for_others(
         self,
@@ -630,19 +647,3 @@ class Gateway:
             yield
         finally:
             await self.runtime.close(loop)
-
-
-def _require_all(plan: Plan, cached: Found) -> None:
-    """Refuse a request that has inputs which are not in the cache.
-
-    What is there only because of other callers counts as absent, as in the header of the response.
-
-    Raises:
-        NotCached: an input is not in the cache.
-    """
-    missing = len(plan.work) - len(cached.own())
-    if missing:
-        raise NotCached(
-            f"{missing} of {len(plan.work)} different inputs are not in the cache, and "
-            "'cache-control: only-if-cached' forbids to compute them."
-        )

@@ -106,6 +106,7 @@ except ImportError as error:
 
 NOT_RETRYABLE = (
     errors.BudgetExceeded,
+    errors.NotCached,
     errors.RequestError,
     errors.Rejected,
     errors.TooManyTokens,
