@@ -237,7 +237,7 @@ def for_client(
         if candidate.key_digest:
             error = _blame_callers_key(error, candidate)
         else:
-            error.message = neutral_message(UpstreamAuthError, candidate.provider)
+            error.message = neutral_message(type(error), candidate.provider)
     else:
         named = name_provider(redact_message(error.message, secrets), candidate.provider)
         error.message = printable(named)

@@ -317,6 +317,8 @@ async def test_a_spent_account_is_called_once():
     for error in errors:
         assert (error.status, error.code) == (502, "upstream_quota_exhausted")
         assert error.retryable is False
+        assert "no quota left" in error.message
+        assert "API key" not in error.message
 
 
 @pytest.mark.anyio
