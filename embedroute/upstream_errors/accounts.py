@@ -16,14 +16,17 @@ _URL: Final = re.compile(r"https?://\S+")
 
 _SHORT_PERIOD: Final = re.compile(
     r"(\b(per|a|each|every|the|this)[ _-]|/ ?)(second|minute|min|sec)s?\b"
-    r"|(per|by)_?(minute|second)|\b[RTQ]P[MS]\b|\bqps\b|concurren|in flight|too many requests",
+    r"|(per|by)_?(minute|second)|[RTQ]P[MS](?![a-z])|\bqps\b|concurren|in flight"
+    r"|too many requests"
+    "|每分钟|每秒|频率|速率|并发|过于频繁",
     re.IGNORECASE,
 )
 """Limits that clear within minutes."""
 
 _LONG_PERIOD: Final = re.compile(
     r"\b(daily|monthly|weekly)\b|(\b(per|a|each|this|next)|/) ?(day|month|week)s?\b|ByDay\b"
-    r"|\bper 86400 ?s\b",
+    r"|\bper 86400 ?s\b"
+    "|每天|每日|每月|当天|当月",
     re.IGNORECASE,
 )
 """Limits that clear within days."""

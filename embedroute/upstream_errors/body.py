@@ -5,12 +5,15 @@ gateways put the whole JSON body of their own upstream into a message; the inner
 used then.
 """
 
+import codecs
 import re
 from collections.abc import Iterable, Iterator
 from typing import Final, cast
 
 import msgspec
 
+MOST_DECODED: Final = 1_000_000
+"""Maximum bytes of a response body that are decoded."""
 MOST_READ: Final = 20_000
 """Maximum characters of a response body that are searched."""
 
@@ -34,6 +37,19 @@ _PAGE: Final = re.compile(
 _NO_WORDS: Final = frozenset({"none", "null"})
 """Values that LiteLLM writes in place of a missing message."""
 _DEPTH: Final = 8
+
+_CHARSET: Final = re.compile(
+    r"charset\s*=\s*[\"']?((?:utf|iso|windows|cp|gb|big5|euc|shift|koi8|latin|us-ascii)[\w-]*)",
+    re.IGNORECASE,
+)
+"""A charset in a content type. Python has other codecs, which are not for texts."""
+_BYTE_ORDER_MARKS: Final = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 
 
 class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,14 +75,39 @@ class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
         return [text for text in (self.message, *others) if not _PAGE.match(text)]
 
 
-def parse_body(content: bytes) -> ErrorBody:
-    """Parse a body as JSON, or decode it as text."""
-    try:
-        document = cast("object", msgspec.json.decode(content[:1_000_000]))
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        document = content[:MOST_READ].decode(errors="replace").strip()
+def parse_body(content: bytes, content_type: str = "") -> ErrorBody:
+    """Parse a body as JSON, or decode it as text.
+
+    JSON is UTF-8. Some servers send it, or a text, in the charset of their ``content_type``.
+    """
+    content = content[:MOST_DECODED]
+    document = _decode_json(content)
+    if document is msgspec.UNSET:
+        text = _decode_text(content, content_type)
+        document = _decode_json(text)
+        if document is msgspec.UNSET:
+            document = text[:MOST_READ].strip()
     fields = () if isinstance(document, str) else tuple(_limit(MOST_READ, _iter_fields(document)))
     return ErrorBody(document=document, message=_find_message(document), fields=fields)
+
+
+def _decode_json(content: bytes | str) -> object:
+    """Return the document, or UNSET if the content is not JSON."""
+    try:
+        return cast("object", msgspec.json.decode(content))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return msgspec.UNSET
+
+
+def _decode_text(content: bytes, content_type: str) -> str:
+    """Decode a text by its byte order mark, else by its charset, else as UTF-8."""
+    declared = _CHARSET.search(content_type)
+    charset = declared[1] if declared else "utf-8"
+    charset = next((name for mark, name in _BYTE_ORDER_MARKS if content.startswith(mark)), charset)
+    try:
+        return content.decode(charset, errors="replace")
+    except LookupError:
+        return content.decode(errors="replace")
 
 
 def _iter_fields(body: object, field: str = "", depth: int = _DEPTH) -> Iterator[tuple[str, str]]:

@@ -11,7 +11,7 @@ An error blames an input only if the upstream names an input's fault. Any other 
 
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Final
 
@@ -31,7 +31,7 @@ from embedroute.errors import (
     UpstreamRejectedInput,
     UpstreamUnavailable,
 )
-from embedroute.inputs import Input, estimate_size
+from embedroute.inputs import ImagePart, Input, estimate_size
 from embedroute.upstream_errors import references
 from embedroute.upstream_errors.accounts import find_spent_words, names_short_period
 from embedroute.upstream_errors.body import ErrorBody, parse_body
@@ -117,7 +117,7 @@ def classify_response(
     provider uses for a rate limit, although others use them for a spent account. Call
     ``refine_with_inputs`` with the error when the inputs of the call are known.
     """
-    body = parse_body(content)
+    body = parse_body(content, headers.get("content-type", ""))
     amazon = headers.get("x-amzn-errortype", "").partition(":")[0]
     if amazon:
         body = msgspec.structs.replace(body, fields=(*body.fields, ("code", amazon)))
@@ -235,15 +235,37 @@ def _drop_quoted_references(error: UpstreamError, count: int, check: QuoteCheck)
 
 
 def _drop_doubtful_index(error: UpstreamError, inputs: Sequence[Input]) -> None:
-    """Remove the index of an input that is too long if the input before it is longer.
+    """Remove the index of an input that does not have the fault: the upstream counts from 1.
 
-    An upstream that counts from 0 would have named that one first, so this one counts from 1.
+    The fault can be seen in an input that is too long, that is empty, or that has an image.
     """
     index = error.input_index
-    if not index or not isinstance(error, ContextTooLong):
+    if index is None or not isinstance(error, UpstreamRejectedInput):
         return
-    if estimate_size(inputs[index - 1]) > estimate_size(inputs[index]):
+    if isinstance(error, ContextTooLong):
+        # An upstream that counts from 0 would have named a longer input before this one first.
+        is_wrong = index > 0 and estimate_size(inputs[index - 1]) > estimate_size(inputs[index])
+    else:
+        message = own_message(error)
+        faults = (fault for words, fault in _VISIBLE_FAULTS if words.search(message))
+        is_wrong = any(not fault(inputs[index]) and any(map(fault, inputs)) for fault in faults)
+    if is_wrong:
         error.input_index = None
+
+
+def _is_blank(item: Input) -> bool:
+    return not item.strip() if isinstance(item, str) else not item
+
+
+def _has_image(item: Input) -> bool:
+    return not isinstance(item, str) and any(isinstance(part, ImagePart) for part in item)
+
+
+_VISIBLE_FAULTS: Final[Sequence[tuple[re.Pattern[str], Callable[[Input], bool]]]] = (
+    (re.compile(r"\b(?:empty|blank|minLength: 1)\b", re.IGNORECASE), _is_blank),
+    (re.compile(r"\bimage\b", re.IGNORECASE), _has_image),
+)
+"""Words for a fault → whether an input has it."""
 
 
 def _drop_unknown_indexes(error: UpstreamError, count: int, check: QuoteCheck) -> None:

@@ -14,32 +14,56 @@ from embedroute.upstream_errors.body import ErrorBody
 
 _INPUTS: Final = (
     "inputs?|texts?|documents?|sentences?|instances?|requests?|contents?|images?|strings?|items?"
+    "|elements?|entry|entries|chunks?|passages?|prompts?|queries|query|records?|rows?|embeddings?"
+)
+_INPUT: Final = (
+    "input|text|document|sentence|instance|request|content|image|string|item|element|entry|chunk"
+    "|passage|prompt|query|record|row|embedding"
 )
 _NUMBER: Final = r"(?P<index>\d{1,6})"
+_INDEX_WORD: Final = r"(?:index|idx)(?: ?[:=]| ?\[)? ?"
 
 _INDEX_FORMS: Final = (
     # OpenAI: Invalid 'input[2]'; JSON path: $.input[1]
-    (rf"(?P<name>(?:\$\.|body\.)?\b(?:{_INPUTS}))\[{_NUMBER}\]", "{name}"),
-    (rf"(?P<name>#/(?:{_INPUTS}))/{_NUMBER}\b", "{name}"),  # Bedrock: #/texts/0
+    (rf"(?P<name>(?:\$\.|body\.)?\b(?:{_INPUTS}|data))\.?\[ ?{_NUMBER} ?\]", "{name}"),
+    (rf"(?P<name>\$\[['\"](?:{_INPUTS})['\"]\])\[{_NUMBER}\]", "{name}"),
+    # Bedrock: #/texts/0; JSON pointer: /input/0
+    (rf"(?P<name>(?<![\w/])(?:#?/(?:{_INPUTS})|\binput))/{_NUMBER}\b(?!\.\d)", "{name}"),
     # Pydantic: ('body', 'input', 3) and body -> input -> 3 and body.input.3
-    (rf"(?P<name>'(?:{_INPUTS})'), {_NUMBER}\b(?=[,)\]])", "{name}"),
+    (rf"(?P<name>'(?:{_INPUTS})')(?:, '[^']{{1,40}}')?, {_NUMBER}\b(?=[,)\]])", "{name}"),
     (rf"(?P<name>\b(?:{_INPUTS})) -> {_NUMBER}\b", "{name}"),
     (rf"(?<![\w.])(?P<name>(?:body\.)?(?:{_INPUTS}))\.{_NUMBER}\b(?!\.\d)", "{name}"),
     (rf"\b(?P<name>input) id {_NUMBER}\b", "{name}"),  # Mistral
-    (rf"(?P<name> (?:at|for|with)(?: the)?) index:? {_NUMBER}\b", ""),  # Cohere: at index 0
-    (rf"\b(?P<name>index):? {_NUMBER}\b", "an input"),
+    # Cohere: at index 0
+    (rf"(?P<name> (?:at|for|with)(?: the)?) {_INDEX_WORD}{_NUMBER}\b[\])]?", ""),
+    (rf"\b(?P<name>){_INDEX_WORD}{_NUMBER}\b\]?", "an input"),
 )
 """Form of a reference to an input → what is left if the index is removed."""
 
 _INDEX: Final = [(re.compile(form, re.IGNORECASE), left) for form, left in _INDEX_FORMS]
 
-_VERB: Final = " (?:is|was|has|does|contains|exceeds|cannot|must|failed)\\b"
+_VERB: Final = (
+    " (?:is|are|was|were|has|have|had|does|did|contains?|exceeds?|can|cannot|could|may|must|should"
+    "|failed|fails|too|not|bad|invalid|empty)\\b"
+)
+_RANKS: Final = "first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|last"
 _ORDINAL_FORMS: Final = (
-    (rf"\b(?P<name>{_INPUTS}) ?(?:#|no\.? ?|n[ro]\. ?|number ){_NUMBER}\b(?!\.\d)", "{name}"),
+    (
+        rf"\b(?P<name>{_INPUTS}) ?(?:#|no\.? ?|n[ro°]\.? ?|number |position ){_NUMBER}\b(?!\.\d)",
+        "{name}",
+    ),
     (rf"\b(?P<name>{_INPUTS}) {_NUMBER} of \d{{1,6}}\b", "{name}"),
     (rf"\b(?P<name>{_INPUTS}) {_NUMBER}(?=:|{_VERB})", "{name}"),
+    (rf"\b(?P<name>{_INPUT}):? ?{_NUMBER}(?=:|{_VERB})", "{name}"),
+    (rf"(?<![\w.-])(?P<name>{_INPUT})_{_NUMBER}(?![\w.-])", "{name}"),
+    (rf"\b(?P<name>{_INPUT}) ?[(<]{_NUMBER}[)>]", "{name}"),
+    (rf"\b(?:{_RANKS})(?P<index>) (?P<name>{_INPUT})(?=:|{_VERB})", "{name}"),
     (rf"(?P<name>) (?:at|in|on) (?:position|line|row) #?{_NUMBER}\b", ""),
+    (rf"(?P<name>) (?:at|in|on|for) (?:{_INPUT}) #?{_NUMBER}\b(?!\.\d)", ""),
+    (rf"\b(?P<name>(?:index|idx)) #{_NUMBER}\b", "an input"),
     (rf"\b{_NUMBER}(?:st|nd|rd|th) (?P<name>{_INPUTS})\b", "{name}"),
+    (rf"(?P<name>)第 ?{_NUMBER} ?[条個个段项行件篇]", ""),
+    (rf"(?P<name>){_NUMBER} ?(?:番目の?|번째)", ""),
 )
 """Form of a number of an input that may count from 0 or from 1 → what is left without it."""
 
@@ -167,7 +191,7 @@ def find_structured_indexes(body: ErrorBody) -> set[int]:
         if name != "loc":
             found.update(match.number for match in find_indexes(str(value)[:200]))
             continue
-        path = cast("list[object]", value)
+        path = [part for part in cast("list[object]", value) if not _is_type(part)]
         found.update(
             part
             for before, part in pairwise(path)
@@ -177,6 +201,11 @@ def find_structured_indexes(body: ErrorBody) -> set[int]:
             and not isinstance(part, bool)
         )
     return found
+
+
+def _is_type(part: object) -> bool:
+    """Return whether a part of a ``loc`` is a type, as in ``["body", "input", "list[str]", 3]``."""
+    return isinstance(part, str) and part.startswith(("list[", "constrained-", "function-"))
 
 
 def _iter_places(document: object, depth: int = 6) -> Iterator[tuple[str, object]]:
@@ -230,7 +259,7 @@ def _remove(
 
     def replace(match: re.Match[str], left: str) -> str:
         text = match[0].strip()
-        if int(match["index"]) > count:
+        if int(match["index"] or 0) > count:
             return match[0]
         if text not in quotes and len(quotes) < MOST_REFERENCES:
             quotes[text] = is_quote(text)

@@ -23,18 +23,31 @@ MOST_NUMBERS: Final = 16
 """Maximum number of integers that are compared."""
 
 _NUMBER: Final = re.compile(
-    r"(?<![\w.,/:@#$%&=+-])[*(\[]{0,3}(?P<number>\d{1,3}(?:,\d{3}){1,3}|\d{1,12})"
-    r"(?![\w/%$@-]|[.,:]\d|,\d)"
+    r"(?<![\w.,/:@#$%&=+-])[*(\[]{0,3}"
+    r"(?P<number>[1-9]\d{0,2}(?:[,.'_\u2019\u00a0\u202f]\d{3}){1,3}|\d{1,12})"
+    r"(?:(?=(?:tokens?|chars?|characters?|bytes?|inputs?|texts?|items?)\b)"
+    r"|(?![\w/%$@-]|[.,:]\d))",
+    re.ASCII | re.IGNORECASE,  # letters of other scripts may follow or precede a number
 )
+_SEPARATORS: Final = re.compile(r"\D")
 _ASSIGNED: Final = re.compile(r"(?<=[a-z])[:=](?=\d)")
 _POSITION: Final = re.compile(r"\b(\d{1,6}) of (\d{1,6})\b")
 """The number of an input, as in "text 3 of 10 is empty"."""
+_FRACTION: Final = re.compile(r"(?<![\w./-])(\d{2,9}) ?/ ?(\d{2,9})(?![\w/-]|\.\d)", re.ASCII)
+"""A size and its limit, as in "548/512 tokens"."""
 _RANGE: Final = re.compile(
-    r"(?:\[\s*(\d{1,6})\s*,\s*(\d{1,12})\s*\]|\bbetween (\d{1,6}) and (\d{1,12})\b)", re.IGNORECASE
+    r"[\[(]\s*(\d{1,6})\s*,\s*(\d{1,12})\s*[\])]"
+    r"|\b(?:between|from) (\d{1,6}) (?:and|to) (\d{1,12})\b"
+    r"|(?:\brange:? |范围\D{0,3})(\d{1,6}) ?[-\u2013~\uff5e] ?(\d{1,12})(?!\d)"
+    r"|(\d{1,6}) ?(?:<=?|\u2264) ?[a-z_ ]{1,30}(?:<=?|\u2264) ?(\d{1,12})(?!\d)",
+    re.IGNORECASE,
 )
 _LENGTH: Final = re.compile(
-    r"\b(length|size|tokens?|characters?|inputs?|texts?)\b[^.]{0,60}$", re.IGNORECASE
+    r"\b(length|size|tokens?|characters?|inputs?|texts?)\b"
+    "|长度|字符|字数|长さ|文字数|トークン|길이|토큰",
+    re.IGNORECASE,
 )
+"""Words for the length of an input; one of them is up to 60 characters before a range, or in it."""
 _REQUESTED: Final = re.compile(
     r"Limit:? (\d{1,15})\b.{0,80}?Requested:? (\d{1,15})\b", re.IGNORECASE
 )
@@ -149,8 +162,9 @@ def _find_pair(text: str, status: int, size: CallSize) -> SizeMatch | None:
 
 def _iter_numbers(text: str, status: int) -> Iterator[tuple[int, int, int]]:
     """Yield the integers of a message with their start and end; ids and decimals are not."""
-    for count, match in enumerate(_NUMBER.finditer(_blank_positions(_ASSIGNED.sub(" ", text)))):
-        number = int(match["number"].replace(",", ""))
+    spaced = _FRACTION.sub(_separate, _blank_positions(_ASSIGNED.sub(" ", text)))
+    for count, match in enumerate(_NUMBER.finditer(spaced)):
+        number = int(_SEPARATORS.sub("", match["number"]))
         is_status = count == 0 and number == status
         if count == MOST_NUMBERS:
             return
@@ -164,11 +178,19 @@ def _blank_positions(text: str) -> str:
     )
 
 
+def _separate(match: re.Match[str]) -> str:
+    """Replace the slash of a fraction above 1: "3/10" is the number of an input."""
+    return match[0].replace("/", " ") if int(match[1]) > int(match[2]) else match[0]
+
+
 def _find_range(text: str, size: CallSize) -> SizeMatch | None:
     match = _RANGE.search(text)
-    if match is None or not _LENGTH.search(text[: match.start()]):
+    if match is None:
         return None
-    limit = int(match[2] or match[4])
+    before = text[max(0, match.start() - 60) : match.start()].rpartition(".")[2]
+    if not _LENGTH.search(before + match[0]):
+        return None
+    limit = int(next(number for number in match.groups()[1::2] if number is not None))
     if limit < _SMALLEST_LIMIT or size.longest_tokens * _FACTOR <= limit:
         return None
     return SizeMatch(match[0], None)

@@ -845,6 +845,42 @@ def test_finds_the_message_in_every_known_format(body, message):
     assert (f": {message}" if message else ".") == said_in(json.dumps(body).encode())
 
 
+CODED = json.dumps(
+    {"error": {"message": "L'entrée est trop longue", "code": "context_length_exceeded"}},
+    ensure_ascii=False,
+)
+
+
+@pytest.mark.parametrize(
+    ("charset", "content_type", "message"),
+    [
+        ("latin-1", "application/json; charset=iso-8859-1", "L'entrée est trop longue"),
+        ("cp1252", 'application/json;charset="windows-1252"', "L'entrée est trop longue"),
+        ("utf-16", "application/json", "L'entrée est trop longue"),
+        ("utf-16-le", "application/json; charset=UTF-16LE", "L'entrée est trop longue"),
+        ("utf-32", "application/json", "L'entrée est trop longue"),
+        ("utf-8-sig", "application/json; charset=latin-1", "L'entrée est trop longue"),
+        # Nothing states these charsets.
+        ("latin-1", "", "L'entr\N{REPLACEMENT CHARACTER}e est trop longue"),
+        ("latin-1", "a/b; charset=cp0", "L'entr\N{REPLACEMENT CHARACTER}e est trop longue"),
+        ("latin-1", "a/b; charset=zip", "L'entr\N{REPLACEMENT CHARACTER}e est trop longue"),
+    ],
+)
+def test_reads_a_body_in_its_charset(charset, content_type, message):
+    error = classify_response(400, {"content-type": content_type}, CODED.encode(charset), now=NOW)
+
+    assert isinstance(error, ContextTooLong)
+    assert error.message == f"The upstream answered 400: {message}"
+
+
+def test_reads_a_text_in_its_charset():
+    headers = {"content-type": "text/plain; charset=gbk"}
+
+    error = classify_response(403, headers, "账户余额不足".encode("gbk"), now=NOW)
+
+    assert isinstance(error, QuotaExhausted)
+
+
 def said_in(content):
     return classify_response(500, {}, content).message.removeprefix("The upstream answered 500")
 
@@ -1021,5 +1057,32 @@ def test_an_index_that_counts_from_one_is_left_out_if_the_sizes_show_it(message,
     error = refine_with_inputs(classify_response(400, {}, content, now=NOW), inputs)
 
     assert isinstance(error, ContextTooLong)
+    assert error.input_index == index
+    assert ("[" in error.message) == (index is not None)
+
+
+IMAGE = (ImagePart(image_url=ImageURL(url="https://example.com/a.png")),)
+
+
+@pytest.mark.parametrize(
+    ("message", "inputs", "index"),
+    [
+        ("input[1] must not be empty", ["a", " ", "b"], 1),
+        ("input[2] must not be empty", ["a", "", "b"], None),
+        ("input[1] must not be blank", [" ", "a", "b"], None),
+        ("input[1] must not be empty", ["a", "b", "c"], 1),
+        ("input[0] must not be empty", [(), (1, 2)], 0),
+        ("input[1] must not be empty", [(), (1, 2)], None),
+        ("input[0]: invalid image", [IMAGE, (TextPart(text="a"),)], 0),
+        ("input[1]: invalid image", [IMAGE, (TextPart(text="a"),)], None),
+        ("input[1] was flagged by our content policy", ["", "a", IMAGE], 1),
+    ],
+)
+def test_an_index_that_counts_from_one_is_left_out_if_another_input_has_the_fault(
+    message, inputs, index
+):
+    error = judged(400, openai(message), inputs)
+
+    assert isinstance(error, UpstreamRejectedInput)
     assert error.input_index == index
     assert ("[" in error.message) == (index is not None)

@@ -1,5 +1,8 @@
 """Tests how numbers, accounts, hints and quotes decide the class of an upstream's error."""
 
+# Chinese messages have full-width commas.
+# ruff: noqa: RUF001
+
 import json
 
 import pytest
@@ -35,6 +38,21 @@ def judged(status, body, inputs=(), headers=None):
         ("limit=512, tokens=548", 548),
         ("*9875* tokens > *8192*", 6000),
         ("8192 < 9875", 16000),
+        # Other languages, orders and spellings of numbers.
+        ("输入长度548超过最大限制512", 548),
+        ("最大长度为512，当前为548", 548),
+        ("输入长度应在[1, 512]之间", 548),
+        ("输入文本长度范围为1~512", 548),
+        ("入力トークン数548は上限512を超えています", 548),
+        ("Die Eingabe hat 9.500 Token, erlaubt sind 8.192.", 9500),
+        ("L'entrée contient 9\u202f500 jetons ; maximum 8\u00a0192", 9500),
+        ("at most 8'192 tokens, got 9'500", 9500),
+        ("at most 8_192 tokens, got 9_500", 9500),
+        ("512tokens at most, 548tokens given", 548),
+        ("548/512 tokens", 548),
+        ("length must be in range 1-512", 548),
+        ("1 <= length <= 512", 548),
+        ("Number of tokens must be from 1 to 512", 548),
     ],
 )
 def test_two_numbers_are_a_size_refusal(status, message, tokens):
@@ -96,10 +114,22 @@ def test_numbers_for_a_named_input_do_not_blame_the_batch():
         (400, "512 exceeds 600", ["short"], errors.Rejected),
         (400, "400 Bad Request: 390 of it", [text(400)], errors.Rejected),
         (401, "600 exceeds 512", [text(600)], errors.UpstreamAuthError),
+        (400, "见 600/512/1 号文件", [text(600)], errors.Rejected),
+        (400, "see /600/512", [text(600)], errors.Rejected),
+        (400, "texts 1-512 failed", [text(600)], errors.Rejected),
+        (400, "1 <= temperature <= 32", [text(600)], errors.Rejected),
+        (429, "每分钟请求数600超过限制512", [text(600)], errors.RateLimited),
+        (429, "您的账户已达到速率限制，RPM限制为512，当前600", [text(600)], errors.RateLimited),
     ],
 )
 def test_other_numbers_are_no_size_refusal(status, message, inputs, kind):
     assert kind is type(judged(status, {"message": message}, inputs))
+
+
+def test_the_count_of_inputs_is_read_in_other_languages():
+    found = judged(400, "一批最多16条，收到20条", ["a"] * 20)
+
+    assert (type(found), found.measure) == (errors.BatchTooLarge, errors.Measure.INPUTS)
 
 
 def test_numbers_that_an_input_contains_are_no_size_refusal():
@@ -157,6 +187,8 @@ def test_a_413_without_a_message_is_about_the_bytes_of_the_call(inputs, kind):
         (429, "You exceeded your current quota", errors.QuotaExhausted),
         (429, "Limited to 1000 API calls / month", errors.QuotaExhausted),
         (429, "Daily limit reached", errors.QuotaExhausted),
+        (429, "您的账户每日调用次数已达上限", errors.QuotaExhausted),
+        (429, "请求过于频繁，余额不足时更慢", errors.RateLimited),
         (
             429,
             "Rate limit of 8 per 86400s exceeded. Please wait 85841 seconds",

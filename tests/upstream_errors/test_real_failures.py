@@ -7,6 +7,7 @@ expected: ``Rejected``, ``RejectedByPage`` or ``UpstreamUnavailable``.
 """
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -102,3 +103,12 @@ def test_the_table_covers_all_parties():
 
     assert len(ROWS) >= 200
     assert min(counts.values()) >= 5
+
+
+def test_the_rows_name_their_sources():
+    """A repository with a thread or a file, or a page of the documentation."""
+    sources = [row["source"] for row in ROWS]
+    named = [source for source in sources if re.search(r"[\w-]+/[\w.-]+|\w+\.\w+\.\w+", source)]
+
+    assert all(sources)
+    assert len(named) >= 170
