@@ -233,16 +233,21 @@ class Dispatcher:
     ) -> bool:
         """Bisect at the endpoint whose ``error`` may concern the request or only some inputs.
 
-        Return False for another error, or if the endpoint's own text is not known any more.
+        If that error is from before the request was split, bisect at the first endpoint that has
+        rejected this part. Return False for another error, or if no such endpoint's own text is
+        known any more.
         """
-        is_own = error in errors and not (isinstance(error, UpstreamError) and error.is_neutral)
-        if not may_concern_request(error) or not is_own or len(dispatch.work) == 1:
+        if not may_concern_request(error) or len(dispatch.work) == 1:
             return False
-        first = dispatch.candidates[errors.index(error)]
+        own = [failure for failure in errors if _may_be_bisected(failure)]
+        if not own or (error in errors and error not in own):
+            return False
+        refusal = error if error in own else own[0]
+        first = dispatch.candidates[errors.index(refusal)]
         ordered = msgspec.structs.replace(
             dispatch, candidates=_put_first(dispatch.candidates, first)
         )
-        await self._parts.bisect(ordered, [error])
+        await self._parts.bisect(ordered, [refusal])
         return True
 
     async def _wait_for_slot(self, dispatch: Dispatch, errors: Sequence[EmbedrouteError]) -> bool:
@@ -467,6 +472,12 @@ class Dispatcher:
                     message = "The upstream rejected a chunk of this size while this one waited."
                     return BatchTooLarge(message)
             return await self._begin(dispatch, tries)
+
+
+def _may_be_bisected(failure: EmbedrouteError) -> bool:
+    """Return whether an endpoint has rejected this very call, in its own words."""
+    is_neutral = isinstance(failure, UpstreamError) and failure.is_neutral
+    return may_concern_request(failure) and not is_neutral
 
 
 def _put_first(

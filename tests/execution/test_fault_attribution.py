@@ -206,6 +206,102 @@ def test_good_inputs_are_answered_for_any_mix_of_bad_ones(wrong, mix, most, endp
     anyio.run(check)
 
 
+@given(st.sampled_from(sorted(WRONGS)), st.integers(2, 130), st.floats(0, 1, exclude_max=True))
+@settings(max_examples=30)
+def test_one_bad_input_is_found_in_few_calls_for_any_batch(wrong, count, place):
+    async def check():
+        upstream = Upstream(wrong)
+        gateway = gateway_of(upstream)
+        texts = [f"text {index}" for index in range(count)]
+        texts[int(place * count)] = "bad"
+
+        error = await outcome_of(gateway, texts)
+
+        assert (error.code, error.param) == ("input_failed", f"input[{int(place * count)}]")
+        assert len(upstream.calls) - 1 <= 2 * math.ceil(math.log2(count)) + 2
+
+    anyio.run(check)
+
+
+@pytest.mark.anyio
+async def test_a_part_that_the_second_endpoint_rejects_too_is_bisected_there():
+    """The first endpoint rejects the whole, and the second one the chunk with the bad input."""
+    upstreams = [Upstream("400 without a reason"), Upstream("400 without a reason", most=3)]
+    gateway = gateway_of(*upstreams)
+    texts = ["good 0", "good 1", "bad", "good 2"]
+
+    error = await outcome_of(gateway, texts, provider={"order": ["a", "b"]})
+
+    assert (error.code, error.param) == ("input_failed", "input[2]")
+    for upstream in upstreams:
+        upstream.calls.clear()
+    good = ["good 0", "good 1", "good 2"]
+    assert is_right(await outcome_of(gateway, good), good)
+    assert [upstream.calls for upstream in upstreams] == [[], []]
+
+
+MIXES = st.lists(
+    st.lists(st.tuples(st.booleans(), st.integers(0, 9)), min_size=1, max_size=10),
+    min_size=1,
+    max_size=6,
+)
+"""Concurrent requests with repeated inputs; each input is bad or not, and has a number."""
+
+
+@given(
+    MIXES,
+    st.lists(
+        st.tuples(st.sampled_from(sorted(WRONGS)), st.sampled_from([None, 1, 3])),
+        min_size=1,
+        max_size=3,
+    ),
+    st.sets(st.integers(0, 9), max_size=4),
+    st.sampled_from([None, 2.0]),
+)
+@settings(max_examples=60)
+@pytest.mark.thorough
+def test_good_inputs_are_answered_beside_bad_ones_of_other_requests(
+    mixes, endpoints, cached, micro_batch_ms
+):
+    """Merged, split, cached, repeated, and with endpoints that fail and are limited differently."""
+
+    async def check():
+        upstreams = [Upstream(wrong, most) for wrong, most in endpoints]
+        gateway = gateway_of(*upstreams, micro_batch_ms=micro_batch_ms)
+        requests = [
+            [f"{'bad' if bad else 'good'} {number}" for bad, number in mix] for mix in mixes
+        ]
+        outcomes = {}
+
+        async def ask(position):
+            outcomes[position] = await outcome_of(gateway, requests[position])
+
+        async with gateway.lifespan():
+            if cached:
+                await gateway.embed([f"good {number}" for number in cached], model="m")
+            async with anyio.create_task_group() as group:
+                for position in range(len(requests)):
+                    group.start_soon(ask, position)
+            good = sorted({t for texts in requests for t in texts if t.startswith("good")})
+            for upstream in upstreams:
+                upstream.calls.clear()
+            if good:
+                assert is_right(await outcome_of(gateway, good), good)
+
+        assert [] == [call for upstream in upstreams for call in upstream.calls]
+        for position, texts in enumerate(requests):
+            outcome = outcomes[position]
+            if all(text.startswith("good") for text in texts):
+                assert is_right(outcome, texts)
+            elif outcome.param is not None and "[" in outcome.param:
+                assert texts[int(outcome.param[6:-1])].startswith("bad")
+            else:
+                assert outcome.status in {400, 502}
+        assert states(gateway) == [State.CLOSED] * len(upstreams)
+
+    anyio.run(check)
+
+
 # Soak
 
 
