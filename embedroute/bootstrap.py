@@ -53,7 +53,7 @@ from embedroute.execution import (
 )
 from embedroute.limits import admission_mistakes
 from embedroute.log_records import InvalidConfiguration, LogLimit, write
-from embedroute.plugins import build_backends, known_provider_of
+from embedroute.plugins import build_backends, map_known_providers
 from embedroute.protocol import Limits
 from embedroute.routing import (
     CacheKey,
@@ -152,7 +152,7 @@ def _resolve(
     config = draft.config
     settings = config.gateway
     known = known_providers()
-    bases = known_provider_of(config, known)
+    bases = map_known_providers(config, known)
     backends, backend_mistakes = build_backends(config, known, bases, environ)
     models, registry_mistakes = build_registry(
         config, backends, catalogue(), known, bases, retries=retries, breaker=breaker

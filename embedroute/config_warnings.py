@@ -12,7 +12,7 @@ import msgspec
 
 from embedroute.backend import Secret
 from embedroute.config import Config, KnownProvider, Provider, known_providers, quoted
-from embedroute.plugins import known_provider_of
+from embedroute.plugins import map_known_providers
 from embedroute.routing import ModelRegistry, ResolvedEndpoint
 
 SHORTEST_KEY: Final = 16
@@ -100,7 +100,7 @@ def _providers(config: Config, directory: ModelRegistry) -> Iterator[str]:
             'Add one, for example [providers.openai] with api_key = "env:OPENAI_API_KEY".'
         )
     known = known_providers()
-    bases = known_provider_of(config, known)
+    bases = map_known_providers(config, known)
     for slug, provider in config.providers.items():
         options = msgspec.structs.asdict(directory.providers[slug].backend)
         place = f"[providers.{quoted(slug)}]"

@@ -72,8 +72,8 @@ class BackendEntry(msgspec.Struct, frozen=True):
     distribution: str
 
     @property
-    def whose(self) -> str:
-        """The backend as error messages name it."""
+    def label(self) -> str:
+        """The backend as error messages name it: its name, import path and distribution."""
         return f'the backend "{self.name}" ({self.value} of {self.distribution})'
 
 
@@ -87,7 +87,7 @@ def _scanned() -> "Sequence[EntryPoint]":
 def list_backends() -> list[BackendEntry]:
     """List every backend that a config can name, sorted by name; imports none of them."""
     built_in = [BackendEntry(name, value, "embedroute") for name, value in BUILT_IN.items()]
-    others = [entry for entry in _third_party() if not _is_shipped(entry.name)]
+    others = [entry for entry in _third_party() if not _has_shipped_backend(entry.name)]
     return sorted(built_in + others, key=lambda entry: entry.name)
 
 
@@ -96,7 +96,7 @@ def list_unused() -> list[BackendEntry]:
 
     They are never used, because the shipped table decides which backend serves such a provider.
     """
-    entries = (entry for entry in _third_party() if _is_shipped(entry.name))
+    entries = (entry for entry in _third_party() if _has_shipped_backend(entry.name))
     return sorted(entries, key=lambda entry: entry.name)
 
 
@@ -107,7 +107,7 @@ def _third_party() -> list[BackendEntry]:
     ]
 
 
-def _is_shipped(name: str) -> bool:
+def _has_shipped_backend(name: str) -> bool:
     """Return whether the shipped table has a backend for the provider ``name``.
 
     A plugin with that name would receive the provider's API key.
@@ -133,7 +133,7 @@ def _get_attribute(value: object, path: str) -> object:
     return value
 
 
-def known_provider_of(config: Config, known: Mapping[str, KnownProvider]) -> dict[str, str]:
+def map_known_providers(config: Config, known: Mapping[str, KnownProvider]) -> dict[str, str]:
     """Map configured slugs to the slugs of their rows in the shipped table.
 
     A provider's row is the one that its ``backend`` names, or else the one of its slug up to the
@@ -197,12 +197,12 @@ def _import_backend(entry: BackendEntry) -> type[BackendBase]:
     # A plugin may raise anything, even SystemExit. Report it, and continue with the other backends.
     except BaseException as error:
         raise EmbedrouteError(
-            f"{entry.whose} cannot be imported: {_describe_exception(error)}"
+            f"{entry.label} cannot be imported: {_describe_exception(error)}"
         ) from error
     if not (isinstance(value, type) and issubclass(value, BackendBase)):
-        raise EmbedrouteError(f"{entry.whose} is not an HTTPBackend, LocalBackend or Backend")
+        raise EmbedrouteError(f"{entry.label} is not an HTTPBackend, LocalBackend or Backend")
     if not _declares_accepts(value):
-        raise EmbedrouteError(f"{entry.whose} {_DECLARE_ACCEPTS}")
+        raise EmbedrouteError(f"{entry.label} {_DECLARE_ACCEPTS}")
     return value
 
 
@@ -286,7 +286,7 @@ def _instantiate(
     except BaseException as error:  # noqa: BLE001 - as in _import_backend
         mistakes = converted.mistakes
         if _is_independent_error(error, cls, converted):
-            message = f"{entry.whose} cannot be built: {_describe_error(error)}"
+            message = f"{entry.label} cannot be built: {_describe_error(error)}"
             mistakes = [*mistakes, f"[providers.{quoted(slug)}] {message}"]
         return None, mistakes
     return (None if converted.mistakes else backend), converted.mistakes

@@ -217,15 +217,15 @@ def _text(part: str | bytes) -> str:
 class Source:
     """A mark shared by the responses of one upstream over reused connections.
 
-    ``caught`` becomes true if the upstream turns out to have mixed up responses. The cache then
-    drops the vectors of these responses.
+    ``unreliable`` becomes true if the upstream turns out to have mixed up responses. The cache
+    then drops the vectors of these responses.
     """
 
-    __slots__ = ("caught",)
+    __slots__ = ("unreliable",)
 
     def __init__(self) -> None:
-        """Start as not caught."""
-        self.caught: bool = False
+        """Start as reliable."""
+        self.unreliable: bool = False
 
 
 class UpstreamResponse(msgspec.Struct, frozen=True, gc=False):

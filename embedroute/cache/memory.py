@@ -87,7 +87,7 @@ class MemoryCache:
                 entry = self._entries.get(key)
                 if entry is None:
                     continue
-                if entry.expires <= now or (entry.source is not None and entry.source.caught):
+                if entry.expires <= now or (entry.source is not None and entry.source.unreliable):
                     self._drop(key)
                     continue
                 self._entries.move_to_end(key)

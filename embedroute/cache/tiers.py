@@ -256,7 +256,7 @@ class _Writer:
         entries: list[tuple[StoreKey, bytes]] = []
         for key, item, owners, expires in batch:
             if item.source is not None:
-                if item.source.caught:
+                if item.source.unreliable:
                     continue
                 self._traced.append((item.source, key))
             entries.append((key, encode(key.digest, item, owners, expires)))
@@ -298,8 +298,8 @@ class _Writer:
 
     def _drop_caught(self, store: Store) -> None:
         """Remove the written vectors whose source has turned out to be unreliable."""
-        caught = [key for source, key in self._traced if source.caught]
-        if caught:
-            store.drop_vectors(caught)
-            kept = [each for each in self._traced if not each[0].caught]
+        dropped = [key for source, key in self._traced if source.unreliable]
+        if dropped:
+            store.drop_vectors(dropped)
+            kept = [each for each in self._traced if not each[0].unreliable]
             self._traced = deque(kept, maxlen=MOST_TRACED)

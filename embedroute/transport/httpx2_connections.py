@@ -36,9 +36,9 @@ from embedroute.exhaustion import find_exhaustion, late_loop_error
 from embedroute.reasons import describe
 from embedroute.runtime import tasks, time_limits
 from embedroute.transport.base import (
+    ADDRESS_PAUSE,
+    ADDRESS_TIMEOUT,
     DEFAULT_HEADERS,
-    MEMBER_ATTEMPT,
-    MEMBER_PAUSE,
     ExchangeLimits,
     TransportConfig,
     cannot_connect,
@@ -228,7 +228,7 @@ class Connections:
             began = time.monotonic()
             seconds = max(deadline - began, 0.0)
             if not is_last:
-                seconds = min(seconds, MEMBER_ATTEMPT)
+                seconds = min(seconds, ADDRESS_TIMEOUT)
             try:
                 response = await self._send(connection, request, seconds)
             except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
@@ -330,7 +330,7 @@ class Connections:
 
     def _load_key(self, address: Address) -> tuple[bool, int, float]:
         load = self._loads.get(address, _UNUSED)
-        has_failed = time.monotonic() - load.failed_at < MEMBER_PAUSE
+        has_failed = time.monotonic() - load.failed_at < ADDRESS_PAUSE
         return has_failed, load.in_flight, load.used_at
 
     async def _send(

@@ -83,7 +83,7 @@ def test_entries_of_an_unreliable_source_are_not_returned():
     }
     cache.store(stored)
     assert stored.keys() == cache.look_up(stored).keys()
-    sources[0].caught = True
+    sources[0].unreliable = True
 
     assert {b"\1", b"\2"} == cache.look_up(stored).keys()
     assert 2 == len(cache)

@@ -15,7 +15,7 @@ from embedroute.config import (
     known_providers,
 )
 from embedroute.errors import InvalidRequest, ModelNotFound, NoEligibleProvider
-from embedroute.plugins import known_provider_of
+from embedroute.plugins import map_known_providers
 from embedroute.protocol import SPELLINGS
 from embedroute.routing import build_registry
 from embedroute.testing import ScriptedBackend
@@ -32,7 +32,7 @@ class NoInputBackend(ScriptedBackend):
 def built(config, *, shipped=None, known=None, backends=None):
     made = backends or {slug: WideBackend() for slug in config.providers}
     return build_registry(
-        config, made, shipped or {}, known or {}, known_provider_of(config, known or {})
+        config, made, shipped or {}, known or {}, map_known_providers(config, known or {})
     )
 
 

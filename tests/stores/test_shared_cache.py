@@ -392,7 +392,7 @@ async def test_vectors_of_a_source_that_proves_unreliable_leave_the_store(tmp_pa
         cache = gateway.shared_cache
         cache.store({keys[0].digest: EmbeddedInput(row, 1, source=source)}, None, "m")
         await until_written(url, "a")
-        source.caught = True
+        source.unreliable = True
         cache.store({keys[1].digest: EmbeddedInput(row, 1)}, None, "m")
     store = make_store(StoreSettings(url=Secret(url)))
     store.open()

@@ -173,8 +173,8 @@ class InspectableTransport(Http1Transport):
         return sum(pool.slots.in_use for pool in self._pools.values())
 
     @property
-    def caught(self):
-        return any(pool.caught for pool in self._pools.values())
+    def unreliable(self):
+        return any(pool.unreliable for pool in self._pools.values())
 
     async def meet(self, url):
         """Send a request, and wait until its connection can be reused."""
@@ -374,7 +374,7 @@ SOUND = {
 async def test_reads_an_unusual_but_valid_response(name):
     async with ScriptedServer(SOUND[name]) as wire, InspectableTransport() as transport:
         assert 200 == (await transport.send(request(wire.url), 30.0)).status
-        assert not transport.caught
+        assert not transport.unreliable
 
 
 LARGEST = ExchangeLimits(largest=100_000)
@@ -647,7 +647,7 @@ async def test_a_closing_notice_on_an_idle_connection_closes_only_that_connectio
         await until_on_loop(lambda: not transport.alive)
         await transport.meet(wire.url)
         await transport.send(request(wire.url), 5.0)
-        assert not transport.caught
+        assert not transport.unreliable
 
     assert 2 == wire.connections
 
@@ -667,7 +667,7 @@ async def test_repeats_exchanges_on_reused_connections_when_their_host_is_caught
         replies = await asyncio.gather(*(transport.send(request(wire.url), 30.0) for _ in range(3)))
 
     assert [b"again", b"sound", b"first"] == [reply.content for reply in replies]
-    assert [None, True, None] == [reply.source and reply.source.caught for reply in replies]
+    assert [None, True, None] == [reply.source and reply.source.unreliable for reply in replies]
     assert 4 == wire.connections
 
 
@@ -721,7 +721,7 @@ async def test_bytes_received_while_the_loop_was_busy_are_unsolicited():
         connection.sendall(ok(b"wrong"))
         assert b"second" == (await transport.send(request(url), 5.0)).content
         await serving
-        assert transport.caught
+        assert transport.unreliable
     connection.close()
     server.close()
 
@@ -975,7 +975,7 @@ async def test_a_call_cancelled_during_its_response_does_not_catch_the_upstream(
             await asyncio.wait([call])
             await asyncio.sleep(0.01)
 
-        assert not transport.caught
+        assert not transport.unreliable
 
 
 async def test_a_missing_ca_file_is_a_connect_error():

@@ -4,7 +4,7 @@ HTTP/1.1 responses do not identify their requests. A surplus response would be t
 response to the next request, and each later response on that connection would go to the wrong
 request. Only silence shows that no surplus response is coming, so a connection must have been
 silent for ``ExchangeLimits.rest`` seconds before it is reused. If an upstream sends unsolicited
-bytes, its pool is marked as *caught* and stops reusing connections.
+bytes, its pool is marked as unreliable and stops reusing connections.
 
 Other libraries were tried first: aiohttp takes twice the CPU time, and pyreqwest does not end the
 exchange of a cancelled request (docs/transports.md has the figures).
@@ -23,10 +23,10 @@ from embedroute.backend import Secret, SecretBytes, Source, UpstreamRequest, Ups
 from embedroute.errors import ConnectError, ResourcesExhausted, UpstreamUnavailable
 from embedroute.log_records import UnsolicitedResponse, write
 from embedroute.transport.base import (
+    ADDRESS_PAUSE,
+    ADDRESS_TIMEOUT,
     DEFAULT_CONFIG,
     DEFAULT_LIMITS,
-    MEMBER_ATTEMPT,
-    MEMBER_PAUSE,
     ExchangeLimits,
     TransportConfig,
 )
@@ -60,7 +60,6 @@ class Pool:
         "_source_ends",
         "_sources",
         "address",
-        "caught",
         "chosen_at",
         "failed_at",
         "idle",
@@ -69,6 +68,7 @@ class Pool:
         "open",
         "origin",
         "slots",
+        "unreliable",
     )
 
     def __init__(
@@ -81,7 +81,7 @@ class Pool:
         self.failed_at: float = -math.inf
         self.kept_for: float = kept_for
         self.max_age: float = max_age
-        self.caught: bool = False
+        self.unreliable: bool = False
         self.slots: ConnectionSlots = ConnectionSlots()
         self.idle: deque[Connection] = deque()
         self.open: set[Connection] = set()
@@ -121,7 +121,7 @@ class Pool:
         if (
             connection.complete
             and connection.alive
-            and not (self.caught or connection.is_substitute)
+            and not (self.unreliable or connection.is_substitute)
             and connection.idle_since - connection.opened_at < self.max_age
         ):
             self.idle.append(connection)
@@ -147,19 +147,19 @@ class Pool:
         while idle and not (idle[0].alive and now - idle[0].idle_since < self.kept_for):
             self.drop(idle.popleft())
 
-    def catch(self, connection: Connection, limits: ExchangeLimits) -> None:
+    def mark_unreliable(self, connection: Connection, limits: ExchangeLimits) -> None:
         """Stop reusing connections: ``connection`` has received unsolicited bytes.
 
         The first exchange of each connection can be trusted. The others under way are aborted and
         repeated on new connections. All responses of the last hour that came over reused
-        connections are marked as caught.
+        connections are marked as unreliable.
         """
-        if not self.caught:
-            self.caught: bool = True
+        if not self.unreliable:
+            self.unreliable: bool = True
             host = f"{self.origin[0]}:{self.origin[1]}"
             write(UnsolicitedResponse(provider=limits.provider or "unknown", host=host))
         for source in self._sources:
-            source.caught = True
+            source.unreliable = True
         self._sources.clear()
         self._source_ends = 0.0
         self.open.discard(connection)
@@ -237,7 +237,7 @@ class Http1Transport:
         self._connector = Connector(connect, resolver)
         self._heads: dict[tuple[str, str], _CachedHead] = {}
         self._pools: dict[Origin, Pool] = {}
-        self._members: dict[Origin, dict[Address, Pool]] = {}
+        self._address_pools: dict[Origin, dict[Address, Pool]] = {}
         self._sweeper: asyncio.TimerHandle | None = None
 
     async def send(
@@ -264,7 +264,7 @@ class Http1Transport:
                 timer = loop.call_later(remaining, connection.expire, timeout, deadline)
                 try:
                     response = await connection.exchange(
-                        closing(head) if pool.caught else head, request.content, limits, source
+                        closing(head) if pool.unreliable else head, request.content, limits, source
                     )
                 except StaleError:
                     response = None
@@ -272,7 +272,7 @@ class Http1Transport:
                     timer.cancel()
                     pool.put_back(connection)
                     connection = None
-                if response is not None and (source is None or not source.caught):
+                if response is not None and (source is None or not source.unreliable):
                     break
                 source = None
         finally:
@@ -308,13 +308,13 @@ class Http1Transport:
     ) -> Connection:
         pool.make_room(limits.max_connections)
         deadline = monotonic() + seconds
-        connection = Connection(loop, pool.catch)
+        connection = Connection(loop, pool.mark_unreliable)
         try:
             await self._open(pool, connection, limits, deadline)
         except ResourcesExhausted:
             if not await self._close_idle():
                 raise
-            connection = Connection(loop, pool.catch)
+            connection = Connection(loop, pool.mark_unreliable)
             await self._open(pool, connection, limits, deadline)
         pool.open.add(connection)
         return connection
@@ -323,20 +323,20 @@ class Http1Transport:
         self, pool: Pool, connection: Connection, limits: ExchangeLimits, deadline: float
     ) -> None:
         """Connect ``connection``. If the address of ``pool`` cannot be reached, try the others."""
-        others = self._members.get(pool.origin, {}) if pool.address else {}
-        members = sorted(others.values(), key=lambda member: (member is not pool, *_load(member)))
-        for member in members[:-1]:
-            seconds = min(deadline - monotonic(), MEMBER_ATTEMPT)
+        same_origin = self._address_pools.get(pool.origin, {}) if pool.address else {}
+        pools = sorted(same_origin.values(), key=lambda each: (each is not pool, *_load(each)))
+        for other in pools[:-1]:
+            seconds = min(deadline - monotonic(), ADDRESS_TIMEOUT)
             try:
-                await self._connector.open(pool.origin, connection, seconds, address=member.address)
+                await self._connector.open(pool.origin, connection, seconds, address=other.address)
             except ConnectError:
-                member.failed_at = monotonic()
+                other.failed_at = monotonic()
                 self._connector.expire(pool.origin)
             else:
                 # A connection to another address is used once, so that the load stays balanced.
-                connection.is_substitute = member is not pool
+                connection.is_substitute = other is not pool
                 return
-        last = members[-1].address if members else None
+        last = pools[-1].address if pools else None
         seconds = deadline - monotonic()
         await self._connector.open(pool.origin, connection, seconds, limits.dns_timeout, last)
         connection.is_substitute = last is not pool.address
@@ -351,16 +351,16 @@ class Http1Transport:
             return cached.pool
         origin = cached.pool.origin
         addresses = await self._connector.resolve(origin, timeout, limits.dns_timeout)
-        known = self._members.get(origin, {})
-        members = {
+        known = self._address_pools.get(origin, {})
+        pools = {
             address: known.get(address) or Pool(origin, self._kept_for, self._max_age, address)
             for address in addresses
         }
-        if members.keys() != known.keys():
-            for address in known.keys() - members.keys():
+        if pools.keys() != known.keys():
+            for address in known.keys() - pools.keys():
                 known[address].retire()
-            self._members[origin] = members
-        chosen = min(members.values(), key=_load)
+            self._address_pools[origin] = pools
+        chosen = min(pools.values(), key=_load)
         chosen.chosen_at = monotonic()
         return chosen
 
@@ -398,8 +398,8 @@ class Http1Transport:
         return cached
 
     def _all_pools(self) -> list[Pool]:
-        members = [pool for pools in self._members.values() for pool in pools.values()]
-        return [*self._pools.values(), *members]
+        pools = [pool for pools in self._address_pools.values() for pool in pools.values()]
+        return [*self._pools.values(), *pools]
 
     async def aclose(self) -> None:
         """Close all connections, and wait until they are closed."""
@@ -412,7 +412,7 @@ class Http1Transport:
 
 def _load(pool: Pool) -> tuple[bool, int, float]:
     """Return the sort key of an address: the least loaded, the least recently chosen first."""
-    has_failed = monotonic() - pool.failed_at < MEMBER_PAUSE
+    has_failed = monotonic() - pool.failed_at < ADDRESS_PAUSE
     return has_failed, pool.slots.in_use, pool.chosen_at
 
 
