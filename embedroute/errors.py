@@ -52,6 +52,7 @@ __all__ = [
     "RejectedByPage",
     "RequestError",
     "ResourcesExhausted",
+    "TLSError",
     "TooManyTokens",
     "Unauthorized",
     "UnsupportedContentType",
@@ -160,8 +161,9 @@ class UpstreamError(EmbedrouteError):
         retry_after: float | None = None,
         upstream_status: int | None = None,
         reason: str = "",
+        input_index: int | None = None,
     ) -> None:
-        """Set the upstream's status and the reason, besides the fields of every error."""
+        """Set what is known of the failed call, besides the fields of every error."""
         super().__init__(message, param=param, code=code, retry_after=retry_after)
         self.upstream_status = upstream_status
         self.reason = reason
@@ -170,7 +172,7 @@ class UpstreamError(EmbedrouteError):
         self.provider: str | None = None
         self.already_recorded = False
         self.is_neutral = False
-        self.input_index: int | None = None
+        self.input_index = input_index
         self.field: str | None = None
         self.rate_limits: Mapping[str, str] = {}
         self.at_capacity = False
@@ -182,6 +184,10 @@ class UpstreamUnavailable(UpstreamError):
 
 class ConnectError(UpstreamUnavailable):
     """The connection could not be opened. Nothing was sent, so an immediate retry is safe."""
+
+
+class TLSError(ConnectError):
+    """The server has no valid certificate, or does not use TLS. A retry does not help."""
 
 
 class UpstreamTimeout(UpstreamUnavailable):

@@ -100,6 +100,11 @@ NOT_TLS: Final = frozenset(
 )
 """OpenSSL's reasons for bytes that are not TLS."""
 
+NOT_VALID: Final = "certificate not valid"
+NO_TLS: Final = "server does not use TLS"
+TLS_REASONS: Final = frozenset({*CERTIFICATES.values(), NOT_VALID, NO_TLS})
+"""Failures of TLS that a retry does not change."""
+
 CLOSED: Final = "connection closed"
 RESET: Final = "connection reset"
 INCOMPLETE: Final = "connection closed before the response was complete"
@@ -199,9 +204,9 @@ _KINDS: Final[tuple[tuple[type[BaseException], str], ...]] = (
 def _describe_tls(error: ssl.SSLError) -> str:
     facts = vars(error)  # an error that Python code has made lacks the attributes of OpenSSL's
     if isinstance(error, ssl.SSLCertVerificationError):
-        return CERTIFICATES.get(facts.get("verify_code", 0), "certificate not valid")
+        return CERTIFICATES.get(facts.get("verify_code", 0), NOT_VALID)
     if facts.get("reason") in NOT_TLS:
-        return "server does not use TLS"
+        return NO_TLS
     if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
         return CLOSED
     return "TLS handshake failed"

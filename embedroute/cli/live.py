@@ -7,6 +7,7 @@ from typing import Final
 import msgspec
 
 from embedroute.errors import EmbedrouteError
+from embedroute.execution import list_secrets, public_url
 from embedroute.gateway import Gateway
 from embedroute.routing import ResolvedEndpoint
 from embedroute.runtime import tasks
@@ -64,6 +65,14 @@ async def call_endpoints(gateway: Gateway) -> list[CallResult]:
     return [results[index] for index in sorted(results)]
 
 
+def _find_address(candidate: ResolvedEndpoint) -> str:
+    """Return the base URL of an endpoint in parentheses, or nothing if its backend has none."""
+    url = msgspec.structs.asdict(candidate.backend).get("base_url")
+    if not isinstance(url, str):
+        return ""
+    return f" ({printable(public_url(url, list_secrets(candidate.backend)))})"
+
+
 async def _call(gateway: Gateway, model: str, candidate: ResolvedEndpoint) -> CallResult:
     start = time.perf_counter()
     try:
@@ -74,7 +83,7 @@ async def _call(gateway: Gateway, model: str, candidate: ResolvedEndpoint) -> Ca
             provider=candidate.provider,
             model=candidate.model,
             seconds=seconds,
-            error=printable(error.message),
+            error=printable(error.message) + _find_address(candidate),
         )
     (vector,) = result.vectors.astype("f8")
     return CallResult(

@@ -46,6 +46,8 @@ MALLOC: Final[Mapping[str, str]] = {
 
 KEEP_ALIVE: Final = 75
 """Seconds for which an idle connection stays open; proxies close theirs after 60 s."""
+WORKER_TIMEOUT: Final = 60
+"""Seconds within which a worker must answer uvicorn; a slow start takes more than 5."""
 MOST_SHOWN: Final = 5
 """Maximum names of models in the summary at the start."""
 
@@ -121,6 +123,7 @@ def run(options: argparse.Namespace) -> int:
         "access_log": False,
         "timeout_keep_alive": KEEP_ALIVE,
         "timeout_graceful_shutdown": _longest_request(gateway.settings),
+        "timeout_worker_healthcheck": WORKER_TIMEOUT,
         **tls,
     }
     if options.workers > 1:

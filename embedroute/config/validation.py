@@ -12,6 +12,7 @@ from typing import Final, Self, TypeGuard, cast, get_args, get_origin
 import msgspec
 
 from embedroute.backend import Secret
+from embedroute.config.misplaced import find_place
 from embedroute.config.type_words import at_step, expected, has_secret, members, shown
 from embedroute.text import closest, did_you_mean
 
@@ -169,6 +170,7 @@ def convert_fields(
         advice = did_you_mean(name, names)
         if not advice and (advice := _name_with_dots(path, name, table[name])):
             result.unread.update(fields.keys() - table.keys())
+        advice = advice or find_place(path, name)
         result.mistakes.append(f'[{place}] unknown option "{name}"{advice}')
     for name, field in fields.items():
         if name in table:

@@ -284,13 +284,17 @@ _STARTS: Final[Mapping[str, str]] = {
 
 
 def _find_place(cause: BaseException, module: str) -> str:
-    """Return the last line of ``module`` in a traceback, or its last line if there is none."""
+    """Return the class of a cause, and the last line of ``module`` in its traceback.
+
+    Without a line of ``module``, it is the last line of all.
+    """
     frames = list(walk_tb(cause.__traceback__))
     own = [each for each in frames if each[0].f_globals.get("__name__") == module]
     if not frames:
         return ""
     frame, line = (own or frames)[-1]
-    return f"{frame.f_code.co_filename}:{line} in {frame.f_code.co_name}"
+    where = f"{frame.f_code.co_filename}:{line} in {frame.f_code.co_name}"
+    return f"{type(cause).__name__} at {where}"
 
 
 def _describe_place(cause: BaseException) -> str:

@@ -58,6 +58,7 @@ Embed = Callable[[Sequence[ResolvedEndpoint], DispatchContext, Work, OnResult], 
 """Embeds inputs at the first endpoint that responds, and passes their vectors on as they come."""
 
 
+NO_BUDGET: Final = "the retry budget is spent"
 MOST_WAITS: Final = 8
 """How often a request waits for an endpoint that was full although it seemed to have room."""
 
@@ -412,8 +413,9 @@ class Dispatcher:
         admit = dispatch.admit_first_try
         is_admitted = tries.number > 1 or admit is None or admit(now)
         if not permit or not is_admitted:
+            reason = NO_BUDGET if permit else f"it rests: {health.reason_to_rest(now)}"
             error = budget_error() if permit else health.unavailable_error(now)
-            return self._skip(dispatch, tries, permit, "it rests", error)
+            return self._skip(dispatch, tries, permit, reason, error)
         # After a rate limit, the call must not be merged with the one that was limited.
         is_merged = candidate.micro_batch_ms is not None and may_be_merged(
             context, alone=bool(tries.omit) or candidate.name in dispatch.waited_for

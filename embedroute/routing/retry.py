@@ -22,6 +22,7 @@ from embedroute.errors import (
     RateLimited,
     Rejected,
     RejectedByPage,
+    TLSError,
     UpstreamAuthError,
     UpstreamError,
     UpstreamModelNotFound,
@@ -94,6 +95,7 @@ DECISIONS: Final[tuple[tuple[type[EmbedrouteError], RetryDecision], ...]] = (
     (UpstreamModelNotFound, RetryDecision.NEXT),
     # The endpoint may be overloaded, and a retry adds load.
     (UpstreamTimeout, RetryDecision.NEXT),
+    (TLSError, RetryDecision.NEXT),
     (ConnectError, RetryDecision.RETRY),
     (InvalidUpstreamResponse, RetryDecision.RETRY),
     (UpstreamUnavailable, RetryDecision.RETRY),
@@ -196,11 +198,13 @@ def was_rate_limited(failures: Sequence[EmbedrouteError]) -> bool:
 def allows_last_resort(failure: EmbedrouteError) -> bool:
     """Return whether a further call may help after every endpoint has failed.
 
-    Not after a timeout: it took its time, and another call adds load.
+    Not after a timeout: it took its time, and another call adds load. Nor after a failure of TLS,
+    which does not change.
     """
     if isinstance(failure, NoHealthyEndpoint):
         return True
-    return isinstance(failure, UpstreamUnavailable) and not isinstance(failure, UpstreamTimeout)
+    is_final = isinstance(failure, UpstreamTimeout | TLSError)
+    return isinstance(failure, UpstreamUnavailable) and not is_final
 
 
 def full_endpoints(

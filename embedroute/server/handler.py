@@ -521,6 +521,9 @@ def _not_found(path: str, root_path: str) -> NotFound:
     if suggestion := routes.suggest_path(path):
         meant = echo(mount + suggestion)
         return NotFound(f"{message} Did you mean {meant}? Check the client's base URL.")
+    if protocol := routes.find_protocol(path):
+        advice = f'to be served with [gateway] protocols = ["openai", "{protocol}"]'
+        return NotFound(f"{message} It is a path of the protocol {protocol}, {advice}.")
     embeddings, models = (echo(mount + operation) for operation in ("/v1/embeddings", "/v1/models"))
     return NotFound(f"{message} Use POST {embeddings} or GET {models}.")
 

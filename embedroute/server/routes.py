@@ -335,6 +335,16 @@ def suggest_path(path: str) -> str:
     return max(found, key=len, default="")
 
 
+def find_protocol(path: str) -> ProtocolName | None:
+    """Return the protocol of another API whose operation has this path, or None."""
+    documented = [operation for operation in FOREIGN if operation.summary]
+    templates = [operation for operation in documented if "{" in operation.path]
+    found = Routes(by_path={}, templates=templates, models=False).match(path)
+    operations = [operation for operation in documented if operation.path == path]
+    operations += [found[0]] if found else []
+    return operations[0].protocol if operations else None
+
+
 def is_in_api(path: str) -> bool:
     """Return whether an operation of the API has this path, which is relative to a prefix."""
     return path.startswith("/models/") or any(path == operation.path for operation in API)

@@ -15,9 +15,11 @@ import anyio.to_thread
 from embedroute.backend import Backend, Batch, HTTPBackend, LocalBackend, Vectors
 from embedroute.testing.contract_class import class_mistakes, secret_mistakes
 from embedroute.testing.contract_http import (
+    ExpectedError,
     Reply,
     answer_mistakes,
     close,
+    error_mistakes,
     order_mistakes,
     parse_mistakes,
     request_mistakes,
@@ -31,13 +33,16 @@ def check_backend(
     reply: Reply | None = None,
     model: str = "model",
     dimensions: int = 64,
+    errors: Sequence[ExpectedError] = (),
 ) -> None:
     """Check that ``backend`` keeps the contract. Call it from any test, sync or async.
 
     The requests of an ``HTTPBackend`` are checked but not sent, and its ``parse`` must reject
     invalid responses. Pass ``reply`` to check more: a function that returns the API's response to a
-    batch, as JSON or bytes, with one vector for each of ``batch.inputs``. Any other backend is run,
-    with ``model``, and with ``dimensions`` if it accepts them.
+    batch, as JSON or bytes, with one vector for each of ``batch.inputs``. ``errors`` are error
+    responses of the API, each a status, a body (JSON or bytes) and the class of
+    :mod:`embedroute.errors` that ``map_error`` must return for it. Any other backend is run, with
+    ``model``, and with ``dimensions`` if it accepts them.
 
     Raises:
         AssertionError: lists all mistakes, and how to correct each.
@@ -47,6 +52,8 @@ def check_backend(
     try:
         # If the backend raises, the mistakes before that are still reported.
         mistakes.extend(_mistakes(backend, reply, model, dimensions))
+        if isinstance(backend, HTTPBackend):
+            mistakes.extend(error_mistakes(backend, errors))
     except AssertionError as raised:
         mistakes.append(str(raised))
         cause = raised.__cause__

@@ -252,6 +252,27 @@ def _garbage_mistakes(backend: HTTPBackend, batch: Batch, content: bytes) -> Ite
         )
 
 
+ExpectedError = tuple[int, object, type[UpstreamError]]
+"""The status and the body of an error response, and the class of the error that it means."""
+
+
+def error_mistakes(backend: HTTPBackend, errors: Sequence[ExpectedError]) -> Iterator[str]:
+    """Check that ``map_error`` returns the expected class for each of ``errors``."""
+    for status, body, expected in errors:
+        content = body if isinstance(body, bytes) else msgspec.json.encode(body)
+        response = UpstreamResponse(status, {}, content)
+        mistakes = list(_map_error_mistakes(backend, response))
+        yield from mistakes
+        if mistakes:
+            continue
+        error = backend.map_error(response)
+        if type(error) is not expected:
+            yield (
+                f"map_error returned {type(error).__name__} ({error.message}) for a {status} with"
+                f" the body {content[:200]!r}: return {expected.__name__}, or correct errors=."
+            )
+
+
 def _map_error_mistakes(backend: HTTPBackend, response: UpstreamResponse) -> Iterator[str]:
     status = response.status
     advice = f"The response was a {status} with the body {response.content!r}. Accept any body."

@@ -12,10 +12,11 @@ from embedroute.errors import (
     ConnectError,
     InvalidUpstreamResponse,
     PoolTimeout,
+    TLSError,
     UpstreamTimeout,
     UpstreamUnavailable,
 )
-from embedroute.reasons import NOT_HTTP, describe_timeout
+from embedroute.reasons import NOT_HTTP, TLS_REASONS, describe_timeout
 
 LARGEST_REPLY = 256 * 1024 * 1024
 """Maximum bytes of a response body; 2048 vectors of 4096 floats are about 180 MB of text."""
@@ -42,9 +43,9 @@ DNS_TTL: Final = 30.0
 """Seconds for which the addresses of a name are used without another lookup."""
 SHORT_LOOKUP: Final = 0.5
 """Seconds for which a request waits for a DNS lookup if it can use another endpoint."""
-MEMBER_ATTEMPT: Final = 1.0
+ADDRESS_TIMEOUT: Final = 1.0
 """Seconds for connecting to an address if others are left."""
-MEMBER_PAUSE: Final = 5.0
+ADDRESS_PAUSE: Final = 5.0
 """Seconds for which an address that could not be reached is used after the others."""
 
 
@@ -163,7 +164,8 @@ def lower_names(headers: Mapping[str, str | Secret]) -> dict[str, str | Secret]:
 def cannot_connect(reason: str, route: str = "") -> ConnectError:
     """Create the error for a failed connection; ``route`` names the proxy, if there is one."""
     reason = reason or "connection failed"
-    return ConnectError(f"Cannot connect to the upstream{route}: {reason}.", reason=reason)
+    kind = TLSError if reason in TLS_REASONS else ConnectError
+    return kind(f"Cannot connect to the upstream{route}: {reason}.", reason=reason)
 
 
 def connect_timeout(seconds: float, route: str = "") -> ConnectError:

@@ -82,7 +82,7 @@ def _file_mistakes(place: str, file: str) -> Iterator[str]:
     except ssl.SSLError:
         yield f"{place} {file} contains no certificate in PEM format"
     except OSError as error:
-        yield f"{place} {file} cannot be read: {error.strerror}"
+        yield f"{place} {Path(file).absolute()} cannot be read: {error.strerror}"
     except ValueError as error:
         yield f"{place} {file} cannot be read: {error}"
 

@@ -7,7 +7,8 @@ used then.
 
 import codecs
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from operator import itemgetter
 from typing import Final, cast
 
 import msgspec
@@ -34,6 +35,7 @@ ECHOES: Final = frozenset(
 _PAGE: Final = re.compile(
     r"\s*(<!--.{0,1000}?-->\s*)?<(!doctype|html|\?xml)\b", re.IGNORECASE | re.DOTALL
 )
+_SENTENCE: Final = re.compile(r"\A(?!\s*<).*?[^\W\d_]{2}\s+\S", re.DOTALL)
 _NO_WORDS: Final = frozenset({"none", "null"})
 """Values that LiteLLM writes in place of a missing message."""
 _DEPTH: Final = 8
@@ -56,7 +58,7 @@ class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
     """An error body. ``fields`` are the names and texts of its strings and numbers.
 
     ``document`` is the decoded JSON, or the text of a body that is not JSON. ``message`` is empty
-    for a web page.
+    for a web page, and for JSON without a sentence.
     """
 
     document: object
@@ -88,7 +90,14 @@ def parse_body(content: bytes, content_type: str = "") -> ErrorBody:
         if document is msgspec.UNSET:
             document = text[:MOST_READ].strip()
     fields = () if isinstance(document, str) else tuple(_limit(MOST_READ, _iter_fields(document)))
-    return ErrorBody(document=document, message=_find_message(document), fields=fields)
+    message = _find_message(document) or _find_sentence(fields)
+    return ErrorBody(document=document, message=message, fields=fields)
+
+
+def _find_sentence(fields: Sequence[tuple[str, str]]) -> str:
+    """Return the first text of several words, for an API that names its message otherwise."""
+    sentences = [(name in CODES, text) for name, text in fields if _SENTENCE.search(text)]
+    return min(sentences, key=itemgetter(0))[1] if sentences else ""
 
 
 def _decode_json(content: bytes | str) -> object:

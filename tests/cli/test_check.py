@@ -1,5 +1,7 @@
 """Tests the warnings of ``embedroute check`` and ``embedroute serve``, and the calls of ``--live``."""
 
+import socket
+
 import pytest
 
 from embedroute import Config, Gateway, Provider
@@ -73,6 +75,43 @@ def test_check_live_fails_if_an_endpoint_fails(config, capsys):
 
     good, dead = rows(capsys, "m", "x")
     assert (5, ["-", "-"]) == (len(good), dead[3:5])
+
+
+def test_check_live_shows_where_an_endpoint_was_called(config, capsys):
+    main(["check", "--live", config(DEAD)])
+
+    (dead,) = rows(capsys, "x")
+    assert dead[5].endswith("connection refused. (http://127.0.0.1:9)")
+
+
+def test_check_live_shows_no_password_of_an_address(config, capsys):
+    main(["check", "--live", config(DEAD.replace("//127", "//user:pass-word@127"))])
+
+    captured = capsys.readouterr()
+    assert "(http://127.0.0.1:9)" in captured.out
+    assert "pass-word" not in captured.out + captured.err
+
+
+def test_check_live_names_providers_that_no_model_uses(config, capsys):
+    main(["check", "--live", config(f"{GOOD}[providers.tei]\n")])
+
+    assert "tei was not called: no model has it as an endpoint" in capsys.readouterr().out
+
+
+def test_check_live_gives_each_call_the_seconds_of_its_timeout(config, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hanging = DEAD.replace("127.0.0.1:9", f"127.0.0.1:{silent.getsockname()[1]}")
+        assert 1 == main(["check", "--live", "--timeout", "0.5", config(hanging)])
+
+    (row,) = rows(capsys, "x")
+    assert "0.5 s" in row[5]
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "inf", "nan", "x"])
+def test_check_refuses_a_timeout_that_is_no_number_of_seconds(config, capsys, seconds):
+    with pytest.raises(SystemExit):
+        main(["check", "--live", f"--timeout={seconds}", config(GOOD)])
+    assert "--timeout" in capsys.readouterr().err
 
 
 def test_check_live_fails_if_there_is_nothing_to_call(config, capsys):

@@ -567,6 +567,27 @@ ONE = f'{HASHED}[models.m]\nendpoints = [{{provider = "hashed"}}]\n'
             ["[keys.a] key: the environment variable NOPE is not set"],
         ),
         (f'{KEYS}[keys]\na = "secret"', ["[keys.a] must be a table"]),
+        (
+            f"{OPEN}[cache]\ndeadline = 60",
+            ['[cache] unknown option "deadline". It belongs in [gateway]'],
+        ),
+        (
+            f"{OPEN}log_format = 'json'",
+            [
+                (
+                    '[gateway] unknown option "log_format". '
+                    "It is an option of the command: embedroute serve --log-format"
+                )
+            ],
+        ),
+        (
+            f"{OPEN}{HASHED}[models.m]\nprice = 1\nendpoints = [{{ provider = 'hashed' }}]",
+            ['[models.m] unknown option "price". It belongs in [[models.NAME.endpoints]]'],
+        ),
+        (
+            f"{KEYS}[keys.a]\nkey = 'x'\ndata_collection = 'deny'",
+            ['[keys.a] unknown option "data_collection". It belongs in [providers.NAME]'],
+        ),
         (f'{KEYS.replace("keys", "open")}keys = "x"', ['[gateway] unknown option "keys"']),
         ('keys = "x"\n' + KEYS, ["[keys] must be a table"]),
         (

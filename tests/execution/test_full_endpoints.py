@@ -11,6 +11,7 @@ from embedroute.backends.hashed import hash_batch
 from embedroute.errors import (
     EndpointBusy,
     RateLimited,
+    UpstreamAuthError,
     UpstreamRejectedInput,
     UpstreamUnavailable,
 )
@@ -102,6 +103,21 @@ def test_an_endpoint_gets_no_more_calls_at_a_time_than_configured(provider, endp
         answers = await embed_all(gateway_of(upstream, endpoint=endpoint, **provider), 40)
         assert not [answer for answer in answers if isinstance(answer, Exception)]
         assert upstream.most == most
+
+    run_in_virtual_time(main())
+
+
+def test_a_trace_says_why_an_endpoint_rests():
+    async def main():
+        refusing = Counting(refuse=(0, UpstreamAuthError("no such key")))
+        gateway = gateway_of(refusing, Counting())
+        await gateway.embed("first", model="m", provider={"order": ["p0"]})
+        trace = RequestTrace("r")
+        trace.open(trace=True, sent=False, received=False, full=False)
+        await gateway.embed("second", model="m", provider={"order": ["p0"]}, trace=trace)
+
+        (skipped,) = [event for event in trace.events if event.get("action") == "skipped"]
+        assert "it rests: API key rejected" == skipped["reason"]
 
     run_in_virtual_time(main())
 

@@ -170,8 +170,22 @@ async def test_a_wrong_base_url_gets_the_path_that_was_meant(path, suggested):
     ("path", "message"),
     [
         (
-            "/ai/embed",
-            "No resource at '/ai/embed'. Use POST '/ai/v1/embeddings' or GET '/ai/v1/models'.",
+            "/ai/embedding",
+            "No resource at '/ai/embedding'. Use POST '/ai/v1/embeddings' or GET '/ai/v1/models'.",
+        ),
+        (
+            "/ai/v2/embed",
+            (
+                "No resource at '/ai/v2/embed'. It is a path of the protocol cohere, "
+                'to be served with [gateway] protocols = ["openai", "cohere"].'
+            ),
+        ),
+        (
+            "/ai/tei/m/embed",
+            (
+                "No resource at '/ai/tei/m/embed'. It is a path of the protocol tei, "
+                'to be served with [gateway] protocols = ["openai", "tei"].'
+            ),
         ),
         (
             "/ai/v1/v1/embeddings",

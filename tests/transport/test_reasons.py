@@ -16,7 +16,7 @@ import pytest
 
 from embedroute import errors
 from embedroute.backend import Secret, UpstreamRequest
-from embedroute.errors import EmbedrouteError, UpstreamError
+from embedroute.errors import EmbedrouteError, TLSError, UpstreamError
 from embedroute.reasons import describe, describe_timeout
 from embedroute.transport import ExchangeLimits, Resolver, TransportConfig, create_transport
 from tests.support.black_hole import black_hole
@@ -249,6 +249,7 @@ async def test_an_invalid_certificate_is_described(
         error = await fail(name, f"https://{host}:{port}/v1", config, Resolver(look_up))
 
     check(error, reason)
+    assert TLSError is type(error)
 
 
 @pytest.mark.anyio
@@ -258,6 +259,7 @@ async def test_a_server_without_tls_is_described(anyio_backend, name):
         error = await fail(name, f"https://127.0.0.1:{port}/v1")
 
     check(error, "server does not use TLS")
+    assert TLSError is type(error)
 
 
 @pytest.mark.anyio

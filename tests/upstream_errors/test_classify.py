@@ -899,6 +899,29 @@ def test_a_text_body_is_the_message_but_html_is_not(content, message):
     assert (f": {message}" if message else ".") == said_in(content)
 
 
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"problem": "texts[0] has no words"}, "texts[0] has no words"),
+        ({"error_description": "no such size"}, "no such size"),
+        ({"status": "bad input", "info": "no such shade here"}, "no such shade here"),
+        ({"id": "f-12", "reason": "no such shade here"}, "no such shade here"),
+        (
+            {"inputs": ["a text of the client"], "problem": {"words": "no such size"}},
+            "no such size",
+        ),
+        ({"title": "Bad Request", "status": 400}, "Bad Request"),
+        ({"id": "f-12", "code": 7}, ""),
+        ({"page": "<html> a page of a firewall </html>"}, ""),
+    ],
+)
+def test_the_message_of_an_unknown_format_is_its_first_sentence(body, message):
+    error = classify_response(422, {}, json.dumps(body).encode())
+
+    assert message == error.message.removeprefix("The upstream answered 422").strip(": .")
+    assert (Rejected if message else RejectedByPage) is type(error)
+
+
 def test_the_message_has_the_status_and_the_upstreams_message():
     assert classify_response(500, {}, b"").message == "The upstream answered 500."
     assert classify_response(400, {}, b'{"detail":"no"}').message == "The upstream answered 400: no"
