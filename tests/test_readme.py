@@ -89,7 +89,7 @@ def test_the_config_of_the_example_holds_the_key_of_the_readme():
     assert [
         f"Bearer {keys['demo']['key']}" in block
         for block in blocks(README, "sh")
-        if "curl" in block
+        if block.startswith("curl ")
     ] == [True]
 
 
