@@ -5,11 +5,20 @@ from typing import Final
 
 from embedroute import plugins
 from embedroute.cli.parser import Command
-from embedroute.cli.provider_table import HEADER, TESTED, describe_accepts
+from embedroute.cli.provider_table import CAPABILITIES, HEADER, TESTED, describe_accepts
 from embedroute.cli.table import print_table
 from embedroute.errors import EmbedrouteError
 
 _FIRST: Final = HEADER.index("WIDTH")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Explain the columns."""
+    parser.epilog = (
+        "NAME: what 'backend' of [providers.SLUG] names. CODE: the class. PACKAGE: the package "
+        f"that installs it. {CAPABILITIES} '?' is a backend that cannot be imported; "
+        "embedroute check says why."
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -33,5 +42,8 @@ def _describe(name: str) -> tuple[str, ...]:
 
 
 COMMAND: Final = Command(
-    name="backends", help="list the installed backends and what they accept", run=run
+    name="backends",
+    help="list the installed backends and what they accept",
+    run=run,
+    add_options=add_options,
 )

@@ -17,6 +17,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="list the shipped catalogue instead: every model at every provider, with its price, "
         "the date of the price, and the day on which the provider stops serving it",
     )
+    parser.epilog = (
+        "MODEL: the name for clients. DIMENSIONS: of its vectors. PROVIDERS: those that may serve "
+        "it. USD/M: the lowest price of a million tokens, in US dollars. With --all: MODALITIES "
+        "are the kinds of content, PRICED is the date of the price, and DEPRECATED the day on "
+        "which the provider stops serving it. '?' is unknown, '-' is none."
+    )
 
 
 def run(options: argparse.Namespace) -> int:

@@ -100,6 +100,16 @@ HEADER: Final = (
 )
 """The names of the columns."""
 
+CAPABILITIES: Final = (
+    "WIDTH: it takes 'dimensions'. DTYPES: the types of vectors that it returns. MODALITIES: the "
+    "kinds of content that it embeds. IDS: it takes token ids. BASE64: it returns vectors as "
+    "base64. CAPS: the limits of one call; the gateway splits larger requests. INPUT TYPES: the "
+    "values of 'input_type' that it knows. TESTED: golden compares the bytes of requests and "
+    "responses, server uses a local server with the same API, client compares both with the "
+    "vendor's own Python package, weights uses the real model. '-' is none."
+)
+"""Explains the columns from ``WIDTH`` on, for the help of a command."""
+
 
 class ProviderRow(msgspec.Struct, frozen=True, kw_only=True):
     """A provider that a config can name, and what its backend accepts.

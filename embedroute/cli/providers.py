@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from embedroute.cli.parser import Command
-from embedroute.cli.provider_table import HEADER, ProviderRow, list_providers
+from embedroute.cli.provider_table import CAPABILITIES, HEADER, ProviderRow, list_providers
 from embedroute.cli.table import print_table
 from embedroute.config import known_providers
 
@@ -17,6 +17,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--missing",
         action="store_true",
         help="list the environment variables that are not set, and what each would enable",
+    )
+    parser.epilog = (
+        "PROVIDER: the slug of [providers.SLUG]. BACKEND: the backend that it uses. KEY: the "
+        "environment variables that enable it without a config. MODELS: how many models of the "
+        f"catalogue it serves. {CAPABILITIES}"
     )
 
 

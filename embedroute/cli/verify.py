@@ -197,6 +197,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="minimum cosine similarity for 'near' (default: %(default)s)",
     )
     parser.epilog = (
+        "Prints a row for each two endpoints of a model, PROVIDER:MODEL each: the lowest cosine "
+        "and the largest difference of two numbers over a set of texts, the verdict, and a reason "
+        "if the numbers do not show it. "
         "Exit status: 0 if all endpoints of each model give the same vectors, 1 if some are "
         f"'different' or the config has mistakes, {UNREACHABLE_STATUS} if none is 'different' "
         "but some are 'unreachable'."
