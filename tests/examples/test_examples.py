@@ -47,9 +47,10 @@ def test_an_example_serves_clients_and_embeds_in_its_own_routes(name):
 def test_the_rows_of_a_table_decide_which_models_a_key_may_use():
     with Serving("examples.own_login", debug=False) as server:
         statuses = [post(server, LOCAL, key).status_code for key in ("search-key", "ads-key", "no")]
+        own_model = post(server, {"model": "hashed", "input": CAT}, "ads-key").status_code
         document = httpx2.get(f"{server.url}/openapi.json").json()
 
-    assert statuses == [200, 403, 401]
+    assert (statuses, own_model) == ([200, 403, 401], 200)
     assert set(document["components"]["securitySchemes"]) == {"HTTPBearer"}
     assert server.said == ""
 
