@@ -2,6 +2,7 @@
 
 - A block with a title is written to that file. A Python file is served, tested or executed.
 - ``python`` without a title is a script. What it prints must be the comments of its ``print`` lines.
+- ``py`` is a signature or an excerpt, which is only parsed.
 - ``toml`` without a title, or with the title ``embedroute.toml``, is a config without mistakes.
 - ``sh``: a command that serves starts a real server, ``curl`` sends a request to the last one, and
   ``embedroute`` runs. Other commands are only parsed.
@@ -45,6 +46,7 @@ NOT_RUN = frozenset(
     }
 )
 """Commands that are only parsed: they install something, or their server is tested elsewhere."""
+TOP_LEVEL_AWAIT = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 SERVE = ("--host", "127.0.0.1", "--port", "0", "--no-access-log")
 """Arguments of uvicorn."""
 _SECRET = re.compile(r'"env:(\w+)"')
@@ -67,6 +69,7 @@ class PageSession:
         self._server = ExitStack()
         self._runners: Mapping[str, Callable[[Block], None]] = {
             "python": self._run_script,
+            "py": self._parse,
             "toml": self._load_config,
             "sh": self._run_commands,
             "json": self._compare_body,
@@ -132,6 +135,9 @@ class PageSession:
         expected = "\n".join(re.findall(r"print\(.*\)  # (.*)", block.code))
         if expected:  # else the output is at most a warning in the log
             assert matches(printed, expected), (block.line, printed)
+
+    def _parse(self, block: Block) -> None:
+        compile(block.code, f"line {block.line}", "exec", ast.PyCF_ONLY_AST | TOP_LEVEL_AWAIT)
 
     def _load_config(self, block: Block) -> None:
         """Load a config; it may use the example backend, which is not installed here."""
