@@ -115,6 +115,9 @@ def _simplify(schema: Schema) -> Document:
         # \A and \Z are Python's. Python's $ also matches before a final newline, unlike others'.
         pattern = str(simplified["pattern"])
         simplified["pattern"] = pattern.replace(r"\A", "^").replace(r"\Z", "$")
+    if "description" in simplified:
+        # OpenAPI's descriptions are Markdown, docstrings are reStructuredText.
+        simplified["description"] = str(simplified["description"]).replace("``", "`")
     if "anyOf" in simplified:
         alternatives = _merge(cast("Sequence[Document]", simplified.pop("anyOf")))
         rest = {"anyOf": alternatives} if len(alternatives) > 1 else alternatives[0]

@@ -2,6 +2,7 @@
 
 import json
 from importlib.metadata import version
+from typing import get_args
 
 import pytest
 from fastapi import FastAPI
@@ -11,7 +12,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from embedroute import Config, EmbeddingsMiddleware, Gateway, embeddings_app
-from embedroute.config import Model
+from embedroute.config import Model, ProtocolName
 from embedroute.errors import InvalidRequest, RateLimited, UpstreamUnavailable
 from embedroute.fastapi import embeddings_router
 from embedroute.inputs import Kind
@@ -130,6 +131,14 @@ def test_every_reference_resolves():
     assert {ref.removeprefix("#/components/schemas/") for ref in found} <= set(
         DOCUMENT["components"]["schemas"]
     )
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_descriptions_are_markdown(dialect):
+    document = openapi(dialect=dialect, protocols=get_args(ProtocolName)).decode()
+
+    assert "``" not in document
+    assert "`" in document
 
 
 def test_names_are_those_of_openais_document():
