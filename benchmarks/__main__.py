@@ -23,16 +23,16 @@ LAST = places.WORK / "RESULTS.md"
 
 def names(text: str) -> tuple[str, ...]:
     """Comma-separated systems and workloads, each of which must exist."""
-    given = tuple(text.split(","))
+    chosen_names = tuple(text.split(","))
     known = [*systems.BY_NAME, *workloads.BY_NAME, IMPORTS]
-    if unknown := [name for name in given if name not in known]:
+    if unknown := [name for name in chosen_names if name not in known]:
         raise argparse.ArgumentTypeError(
             f"{', '.join(unknown)} unknown; there are {', '.join(known)}"
         )
-    return given
+    return chosen_names
 
 
-def options(arguments: Sequence[str]) -> argparse.Namespace:
+def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/bench", description="Measure embedroute beside its peers on loopback."
     )
@@ -57,13 +57,13 @@ def options(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def chosen(table: dict, asked: argparse.Namespace) -> list:
+def chosen(table: dict, options: argparse.Namespace) -> list:
     """Rows of a table that `--only` names, all if it names none of this table, less those of `--without`."""
-    only = [name for name in asked.only if name in table]
+    only = [name for name in options.only if name in table]
     return [
         row
         for name, row in table.items()
-        if (name in only or not only) and name not in asked.without
+        if (name in only or not only) and name not in options.without
     ]
 
 
@@ -111,8 +111,8 @@ def keep(at_work: Bench, text: str, *, whole: bool) -> None:
 
 
 def main() -> None:
-    asked = options(sys.argv[1:])
-    if asked.show:
+    options = parse_options(sys.argv[1:])
+    if options.show:
         sys.exit(print(LAST.read_text()))
     signal.signal(
         signal.SIGTERM, lambda *_: sys.exit("ended")
@@ -121,12 +121,12 @@ def main() -> None:
         environments.prepare_tools()
     except environments.NotInstalledError as failure:
         sys.exit(f"wrk and nginx are needed: {failure}")
-    plan = [] if asked.only == (IMPORTS,) else chosen(workloads.BY_NAME, asked)
-    effort = QUICK if asked.quick else Effort()
-    with_imports = IMPORTS not in asked.without and (not asked.only or IMPORTS in asked.only)
-    at_work, costs = work(chosen(systems.BY_NAME, asked), plan, effort, with_imports=with_imports)
-    text = report.written(Run(bench=at_work, effort=effort, costs=costs, left_out=asked.without))
-    keep(at_work, text, whole=not (asked.quick or asked.only))
+    plan = [] if options.only == (IMPORTS,) else chosen(workloads.BY_NAME, options)
+    effort = QUICK if options.quick else Effort()
+    with_imports = IMPORTS not in options.without and (not options.only or IMPORTS in options.only)
+    at_work, costs = work(chosen(systems.BY_NAME, options), plan, effort, with_imports=with_imports)
+    text = report.written(Run(bench=at_work, effort=effort, costs=costs, left_out=options.without))
+    keep(at_work, text, whole=not (options.quick or options.only))
     print(text.partition("## Goals")[2].partition("\n## ")[0])
 
 

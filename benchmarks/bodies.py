@@ -31,12 +31,12 @@ def _body(workload: Workload, variant: int) -> str:
         TEXT % (n, f"known {variant}" if n < workload.fixed else MARK)
         for n in range(workload.inputs)
     ]
-    asked = {
+    request = {
         "model": workload.model,
         "input": texts[0] if workload.inputs == 1 else texts,
         "encoding_format": workload.encoding,
     }
-    return json.dumps(asked)
+    return json.dumps(request)
 
 
 @cache
@@ -55,7 +55,7 @@ def row(index: int, encoding: str) -> bytes:
 
 
 def around(count: int) -> tuple[bytes, bytes]:
-    """What stands before and after the rows of an answer."""
+    """Return the bytes before and after the rows of an answer."""
     usage = orjson.dumps({"prompt_tokens": 20 * count, "total_tokens": 20 * count})
     return b'{"object":"list","data":[', b'],"model":"upstream-model","usage":' + usage + b"}"
 

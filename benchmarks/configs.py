@@ -1,4 +1,4 @@
-"""What each system is told: embedroute's TOML, LiteLLM's config, the bare proxies' routes."""
+"""Writes the configuration of each system: TOML of embedroute, LiteLLM, routes of the bare proxies."""
 
 import json
 from pathlib import Path

@@ -55,8 +55,8 @@ class Connection(asyncio.Protocol):
             self.received = self.received[whole:]
 
     def answer(self, head: bytes, body: bytes) -> None:
-        asked = self.decoder.decode(body).input
-        count = 1 if isinstance(asked, str) else len(asked)
+        inputs = self.decoder.decode(body).input
+        count = 1 if isinstance(inputs, str) else len(inputs)
         reply = self.answers.of(count)
         if not head.startswith(b"POST /gpu"):
             self.transport.write(reply)

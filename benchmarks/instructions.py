@@ -2,8 +2,8 @@
 
 Usage: python -m benchmarks.instructions
 
-The request has an API key and one text, and asks for base64. The cache is off, and a stub stands in
-for the transport. Two runs of different length are compared, so that neither the start nor the
+The request has an API key and one text, and asks for base64. The cache is off, and a stub
+replaces the transport. Two runs of different length are compared, so that neither the start nor the
 imports count. Runs on one machine differ by about 1 %.
 """
 

@@ -1,4 +1,4 @@
-"""The order of a run: for each workload A B C A B C …, so that a noisy minute harms all systems alike."""
+"""The order of a run: for each workload A B C A B C …, so that a noisy minute slows down all systems."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -23,7 +23,7 @@ class Effort(msgspec.Struct, frozen=True):
 
 
 class Bench:
-    """What is up, and what went wrong: a peer that fails is told of, never a reason to stop."""
+    """Runs the servers and rounds of a benchmark, and reports a peer that fails without stopping."""
 
     def __init__(self, ports: Ports, effort: Effort) -> None:
         self.ports, self.effort = ports, effort
@@ -32,14 +32,16 @@ class Bench:
         self.results: type_of_results = {}
         self.warm: set[str] = set()
 
-    def start(self, wanted: Iterable[System], told: Mapping[str, str], stack: ExitStack) -> None:
+    def start(
+        self, wanted: Iterable[System], variables: Mapping[str, str], stack: ExitStack
+    ) -> None:
         missing = environments.prepare({name for system in wanted for name in system.environments})
         for system in wanted:
             lacking = [missing[name] for name in system.environments if name in missing]
             try:
                 if lacking:
                     raise DidNotStartError(f"not installed: {lacking[0]}")  # noqa: TRY301
-                server = systems.start(system, told)
+                server = systems.start(system, variables)
                 stack.callback(server.stop)
                 server.wait()
             except (DidNotStartError, OSError) as failure:

@@ -40,10 +40,12 @@ def fire(
     with _wrk(target, workload, seconds) as wrk:
         end = threading.Timer(seconds + PATIENCE, wrk.send_signal, [signal.SIGINT])
         end.start()
-        told = next((line.split() for line in wrk.stdout if line.startswith("drained")), None)
+        drained_line = next(
+            (line.split() for line in wrk.stdout if line.startswith("drained")), None
+        )
         drained()
         end.cancel()
-        return told and _read(told, _stop(wrk))
+        return drained_line and _read(drained_line, _stop(wrk))
 
 
 @contextmanager
@@ -87,12 +89,12 @@ def _stop(wrk: subprocess.Popen) -> str:
     return wrk.communicate(timeout=10)[0]
 
 
-def _read(told: list[str], rest: str) -> Seen:
+def _read(drained_line: list[str], rest: str) -> Seen:
     latency = next(line.split() for line in rest.splitlines() if line.startswith("latency"))
     return Seen(
-        answered=int(told[1]),
-        bad=int(told[2]) + int(latency[3]),
-        seconds=float(told[3]),
+        answered=int(drained_line[1]),
+        bad=int(drained_line[2]) + int(latency[3]),
+        seconds=float(drained_line[3]),
         p50_ms=int(latency[1]) / 1000,
         p99_ms=int(latency[2]) / 1000,
     )

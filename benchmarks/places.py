@@ -26,7 +26,7 @@ def python(environment: str) -> str:
 
 
 def last_words(log: Path) -> str:
-    """Why a log's process ended, on one line and without this machine's folders: its last lines that speak of an error."""
+    """Return why the process of a log ended, on one line and without this machine's folders: its last lines about an error."""
     lines = (
         [line.strip() for line in log.read_text(errors="replace").splitlines()]
         if log.exists()

@@ -47,7 +47,7 @@ async def serve() -> None:
 
 
 async def measure(port: int, rest: float, rate: int, seconds: float) -> str:
-    """Send ``rate`` requests a second, at their times whatever becomes of those before."""
+    """Send ``rate`` requests a second, each at its time, also if earlier ones are not answered."""
     transport, limits = Http1Transport(), ExchangeLimits(rest=rest)
     request = UpstreamRequest.json(
         f"http://127.0.0.1:{port}/v1/embeddings", {"model": "m", "input": ["text"]}

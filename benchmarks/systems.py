@@ -104,11 +104,11 @@ SYSTEMS = (
 BY_NAME = {system.name: system for system in SYSTEMS}
 
 
-def start(system: System, told: Mapping[str, str]) -> Server:
-    """Start a system; `told` is what `configs.write` gave."""
+def start(system: System, variables: Mapping[str, str]) -> Server:
+    """Start a system; `variables` is the result of `configs.write`."""
     port = places.free_port()
     known = {
-        **told,
+        **variables,
         "port": str(port),
         "run": str(places.RUN),
         "venv": places.python("venv"),

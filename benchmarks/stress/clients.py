@@ -228,8 +228,8 @@ class Clients:
 
 
 def encoded(model: str, texts: list[str]) -> bytes:
-    given = texts[0] if len(texts) == 1 else texts
-    body = msgspec.json.encode({"model": model, "input": given, "encoding_format": "base64"})
+    wire_input = texts[0] if len(texts) == 1 else texts
+    body = msgspec.json.encode({"model": model, "input": wire_input, "encoding_format": "base64"})
     return HEAD % len(body) + body
 
 

@@ -1,4 +1,4 @@
-"""Trouble of the gateway's own process: no file descriptors left, and a process that is stopped."""
+"""Failures of the gateway's own process: no file descriptors left, and a process that is stopped."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from benchmarks.stress.session import Gateway, Session, sleep_until
 OPEN_FILES = 256
 BURST_CLIENTS = 150  # with one connection to the upstream each, more than the open files
 BURST = 2.0  # seconds
-SETTLED = 0.5  # seconds after the trouble, until all requests must be answered
+SETTLED = 0.5  # seconds after its cause ends, until all requests must be answered
 RATE = 20.0  # requests per second after the burst
 SERVICE = 0.2  # seconds
 DEADLINE = 2.0  # seconds; the stopped process misses it

@@ -1,6 +1,6 @@
 """The process with all upstreams of a run, controlled by `POST /__control` on its first port.
 
-Run as `python -m benchmarks.stress.upstream PORT`. Each upstream has a port of its own and speaks
+Run as `python -m benchmarks.stress.upstream PORT`. Each upstream has a port of its own and serves
 `POST /v1/embeddings` of OpenAI.
 """
 
@@ -55,8 +55,8 @@ def success(request: Request) -> bytes:
     body = (
         b'{"object":"list","data":[%b],"model":"%b","usage":{"prompt_tokens":%d,"total_tokens":%d}}'
     )
-    filled = body % (rows, request.model.encode(), len(texts), len(texts))
-    return HEAD % (200, b"OK", len(filled), b"") + filled
+    answer = body % (rows, request.model.encode(), len(texts), len(texts))
+    return HEAD % (200, b"OK", len(answer), b"") + answer
 
 
 def failure(status: int, retry_after: str = "") -> bytes:
