@@ -18,7 +18,7 @@ the endpoint embeds both halves.
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import Final
+from typing import Final, TypeGuard
 
 import msgspec
 
@@ -28,7 +28,13 @@ from embedroute.errors import (
 )
 from embedroute.execution.context import OnResult, Results, Work
 from embedroute.inputs import Input
-from embedroute.routing import CacheKey, depends_on_inputs, halves, may_concern_request
+from embedroute.routing import (
+    CacheKey,
+    depends_on_inputs,
+    halves,
+    may_be_broken_by_input,
+    may_concern_request,
+)
 from embedroute.runtime import tasks
 
 CHANCE: Final = 1e-6
@@ -46,6 +52,8 @@ IsAlive = Callable[[], Awaitable[bool]]
 """Returns whether the endpoint embeds a harmless text."""
 RandomShare = Callable[[], float]
 """Returns an upper estimate of the share of the endpoint's calls that fail at random."""
+Depends = Callable[[EmbedrouteError], TypeGuard[UpstreamError]]
+"""Returns whether an input may have caused an error."""
 OnRandom = Callable[[], None]
 """Is called for each call that failed at random."""
 
@@ -83,11 +91,16 @@ async def bisect(
 ) -> Bisection:
     """Bisect ``work``, which failed with ``error``, with ``at_once`` calls at a time.
 
-    An unexplained 4xx may concern the whole request, so the endpoint is checked before the first
-    halves in that case, and otherwise after them.
+    An unexplained 4xx may concern the whole request, and a broken connection the endpoint. So the
+    endpoint is checked before the first halves in these cases, and otherwise after them.
     """
-    calls = _BisectionCalls(attempt, on_result, at_once, random_share, on_random)
+    depends = depends_on_inputs if depends_on_inputs(error) else _may_depend_on_inputs
+    calls = _BisectionCalls(attempt, on_result, at_once, random_share, on_random, depends)
     return await _Search(work, error, is_alive, calls).run()
+
+
+def _may_depend_on_inputs(failure: EmbedrouteError) -> TypeGuard[UpstreamError]:
+    return depends_on_inputs(failure) or may_be_broken_by_input(failure)
 
 
 class _Search:
@@ -108,18 +121,18 @@ class _Search:
 
     async def run(self) -> Bisection:
         failing = [self._work]
-        must_check = may_concern_request(self._error)
+        must_check = may_concern_request(self._error) or not depends_on_inputs(self._error)
         while failing:
             if must_check and not await self._check():
                 self._undecided += [(chunk, self._error) for chunk in failing]
                 break
             must_check = True
             failures = await self._attempt_halves(failing)
-            open_failures = [pair for pair in failures if depends_on_inputs(pair[1])]
+            open_failures = [pair for pair in failures if self._calls.depends(pair[1])]
             singles = [pair for pair in open_failures if len(pair[0]) == 1]
             if singles and not await self._check():
                 return Bisection({}, self._work, self._error)
-            self._undecided += [pair for pair in failures if not depends_on_inputs(pair[1])]
+            self._undecided += [pair for pair in failures if not self._calls.depends(pair[1])]
             await self._judge(singles)
             failing = [chunk for chunk, _ in open_failures if len(chunk) > 1]
         return self._result()
@@ -142,8 +155,8 @@ class _Search:
         again = [pair for pair in singles if not may_concern_request(pair[1])]
         repeated, doubtful = await self._calls.repeat(again, self._failed)
         self._doubtful |= doubtful
-        self._undecided += [pair for pair in repeated if not depends_on_inputs(pair[1])]
-        self._alone |= _blamed_inputs((*refused, *repeated))
+        self._undecided += [pair for pair in repeated if not self._calls.depends(pair[1])]
+        self._alone |= _blamed_inputs((*refused, *repeated), self._calls.depends)
 
     def _result(self) -> Bisection:
         rest: dict[CacheKey, Input] = {}
@@ -171,7 +184,9 @@ class _BisectionCalls:
         at_once: int,
         random_share: RandomShare,
         on_random: OnRandom,
+        depends: Depends,
     ) -> None:
+        self.depends = depends
         self._attempt = attempt
         self._on_result = on_result
         self._at_once = at_once
@@ -202,7 +217,7 @@ class _BisectionCalls:
                 key = next(iter(chunk))
                 counts[key] += 1
                 left = repeats_left(needed - counts[key], repeated + 1)
-                if not depends_on_inputs(failure) or counts[key] >= needed:
+                if not self.depends(failure) or counts[key] >= needed:
                     ended.append((chunk, failure))
                 elif left:
                     pending.append((chunk, failure))
@@ -255,8 +270,6 @@ async def fails_again(
     return True
 
 
-def _blamed_inputs(failures: Sequence[Failed]) -> dict[CacheKey, UpstreamError]:
-    """Map each input that failed alone to its error, if that error is about the input."""
-    return {
-        key: failure for chunk, failure in failures if depends_on_inputs(failure) for key in chunk
-    }
+def _blamed_inputs(failures: Sequence[Failed], depends: Depends) -> dict[CacheKey, UpstreamError]:
+    """Map each input that failed alone to its error, if that error may be about the input."""
+    return {key: failure for chunk, failure in failures if depends(failure) for key in chunk}

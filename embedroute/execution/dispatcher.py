@@ -44,6 +44,7 @@ from embedroute.routing import (
     full_endpoints,
     halves,
     is_at_capacity,
+    may_be_broken_by_input,
     may_concern_request,
     rate_limited_endpoints,
     split,
@@ -215,6 +216,7 @@ class Dispatcher:
         2. Wait for a slot of an endpoint that is full.
         3. Wait for the end of a rate limit.
         4. Call the least bad endpoint as a last resort, although its breaker may be open.
+        5. Bisect at an endpoint that has failed, if it embeds a harmless text.
 
         Raises:
             EmbedrouteError: the error to report.
@@ -225,6 +227,7 @@ class Dispatcher:
             or await self._wait_for_slot(dispatch, errors)
             or await self._wait_for_rate_limit(dispatch, errors)
             or await self._call_last_resort(dispatch, errors, error)
+            or await self._bisect_broken(dispatch, errors)
         )
         if not is_tried:
             raise error
@@ -244,12 +247,32 @@ class Dispatcher:
         if not own or (error in errors and error not in own):
             return False
         refusal = error if error in own else own[0]
-        first = dispatch.candidates[errors.index(refusal)]
-        ordered = msgspec.structs.replace(
-            dispatch, candidates=_put_first(dispatch.candidates, first)
-        )
-        await self._parts.bisect(ordered, [refusal])
+        candidate = dispatch.candidates[errors.index(refusal)]
+        await self._bisect_at(dispatch, candidate, refusal)
         return True
+
+    async def _bisect_broken(self, dispatch: Dispatch, errors: Sequence[EmbedrouteError]) -> bool:
+        """Bisect at the first endpoint that an input may have broken; return False without one.
+
+        With ``repeats = 0``, no call is made after every endpoint has failed.
+        """
+        if len(dispatch.work) == 1:
+            return False
+        now = self._clock()
+        for candidate, failure in zip(dispatch.candidates, errors, strict=False):
+            is_closed = self._healths.get(candidate).state(now) is State.CLOSED
+            may_bisect = is_closed and candidate.retries.repeats > 0
+            if may_bisect and may_be_broken_by_input(failure) and not failure.is_neutral:
+                await self._bisect_at(dispatch, candidate, failure)
+                return True
+        return False
+
+    async def _bisect_at(
+        self, dispatch: Dispatch, candidate: ResolvedEndpoint, failure: EmbedrouteError
+    ) -> None:
+        candidates = _put_first(dispatch.candidates, candidate)
+        ordered = msgspec.structs.replace(dispatch, candidates=candidates)
+        await self._parts.bisect(ordered, [failure])
 
     async def _wait_for_slot(self, dispatch: Dispatch, errors: Sequence[EmbedrouteError]) -> bool:
         """Wait for the full endpoint that has a slot first.

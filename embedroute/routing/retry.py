@@ -19,6 +19,7 @@ from embedroute.errors import (
     InvalidVector,
     NoHealthyEndpoint,
     Overloaded,
+    PoolTimeout,
     RateLimited,
     Rejected,
     RejectedByPage,
@@ -29,6 +30,7 @@ from embedroute.errors import (
     UpstreamRejectedInput,
     UpstreamTimeout,
     UpstreamUnavailable,
+    UpstreamWrongModel,
 )
 from embedroute.routing.registry import ResolvedEndpoint
 
@@ -76,6 +78,18 @@ def depends_on_inputs(failure: EmbedrouteError) -> TypeGuard[UpstreamError]:
     """
     is_explained = isinstance(failure, UpstreamRejectedInput | BatchTooLarge)
     return is_explained or may_be_caused_by_input(failure)
+
+
+def may_be_broken_by_input(failure: EmbedrouteError) -> TypeGuard[UpstreamError]:
+    """Return whether an input may have broken the server that was called, or confused its answer.
+
+    A server that crashes resets the connection, or a proxy in front of it answers 502. Far more
+    often the endpoint itself fails, so this is examined only when nothing else is left to try.
+    """
+    if not isinstance(failure, UpstreamUnavailable) or is_at_capacity(failure):
+        return False
+    others = ConnectError | UpstreamTimeout | PoolTimeout | UpstreamWrongModel
+    return not isinstance(failure, others) and not failure.already_recorded
 
 
 def may_concern_request(failure: EmbedrouteError) -> bool:
