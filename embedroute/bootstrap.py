@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final, ParamSpec, TypedDict, TypeVar
 import msgspec
 
 from embedroute.auth import ApiKeys, access_mistakes
+from embedroute.backend import BackendBase
 from embedroute.cache import MemoryCache, TieredCache
 from embedroute.config import (
     BreakerPolicy,
@@ -36,7 +37,7 @@ from embedroute.config import (
     read_config,
     read_secrets,
 )
-from embedroute.errors import ConfigError, InternalError
+from embedroute.errors import ConfigError, EmbedrouteError, InternalError
 from embedroute.execution import (
     AttemptRunner,
     BudgetedEmbed,
@@ -53,7 +54,7 @@ from embedroute.execution import (
 )
 from embedroute.limits import admission_mistakes
 from embedroute.log_records import InvalidConfiguration, LogLimit, write
-from embedroute.plugins import build_backends, map_known_providers
+from embedroute.plugins import Namespaces, build_backends, map_known_providers
 from embedroute.protocol import Limits
 from embedroute.routing import (
     CacheKey,
@@ -154,8 +155,16 @@ def _resolve(
     known = known_providers()
     bases = map_known_providers(config, known)
     backends, backend_mistakes = build_backends(config, known, bases, environ)
+    namespaces, namespace_mistakes = _find_namespaces(backends)
     models, registry_mistakes = build_registry(
-        config, backends, catalogue(), known, bases, retries=retries, breaker=breaker
+        config,
+        backends,
+        catalogue(),
+        known,
+        bases,
+        namespaces=namespaces,
+        retries=retries,
+        breaker=breaker,
     )
     store, store_mistakes = _make_store(config)
     mistakes = draft.report(
@@ -165,6 +174,7 @@ def _resolve(
             *admission_mistakes(config),
             *transport_mistakes(settings.transport, make_transport_config(settings, environ)),
             *backend_mistakes,
+            *namespace_mistakes,
             *registry_mistakes,
         ]
     )
@@ -172,11 +182,23 @@ def _resolve(
         raise ConfigError(mistakes)
     return GatewayParts(
         settings=settings,
-        limits=Limits.of(settings),
+        limits=_make_limits(config, namespaces),
         keys=ApiKeys(resolve_key_models(config, models)),
         models=models,
         store=store,
     )
+
+
+def _make_limits(config: Config, namespaces: Namespaces) -> Limits:
+    allowed = [name for each in config.providers.values() for name in each.allow_fields]
+    return Limits.of(config.gateway, namespaces, frozenset(allowed))
+
+
+def _find_namespaces(backends: Mapping[str, BackendBase]) -> tuple[Namespaces, Sequence[str]]:
+    try:
+        return Namespaces(backends.values()), ()
+    except EmbedrouteError as error:
+        return Namespaces(), [error.message]
 
 
 def _make_store(config: Config) -> tuple[Store | None, Sequence[str]]:

@@ -17,6 +17,7 @@ import anyio
 import msgspec
 
 from embedroute.auth import ANYONE, ApiKeys, Caller
+from embedroute.backend import Dtype, Truncate
 from embedroute.bootstrap import (
     LoopRuntime,
     Options,
@@ -54,6 +55,7 @@ from embedroute.execution import (
     Lead,
     RequestContext,
     Results,
+    embed_parts,
     missing_keys,
     read_endpoint_states,
 )
@@ -97,6 +99,7 @@ from embedroute.telemetry import (
 )
 from embedroute.trace import RequestTrace, new_request_id
 from embedroute.transport import Transport
+from embedroute.vectors import quantize_rows
 
 if TYPE_CHECKING:
     import httpx2
@@ -218,6 +221,8 @@ class Gateway:
         input_type: str | None = None,
         user: str | None = None,
         encoding_format: Literal["float", "base64"] | None = None,
+        output_dtype: Dtype | None = None,
+        truncate: Truncate | None = None,
         provider: str | Mapping[str, object] | None = None,
         embedding_options: Mapping[str, object] | None = None,
         debug: Mapping[str, object] | None = None,
@@ -250,6 +255,8 @@ class Gateway:
                 "input_type": input_type,
                 "user": user,
                 "encoding_format": encoding_format,
+                "output_dtype": output_dtype,
+                "truncate": truncate,
                 "provider": provider,
                 "embedding_options": embedding_options,
                 "debug": debug,
@@ -266,6 +273,8 @@ class Gateway:
         input_type: str | None = None,
         user: str | None = None,
         encoding_format: Literal["float", "base64"] | None = None,
+        output_dtype: Dtype | None = None,
+        truncate: Truncate | None = None,
         provider: str | Mapping[str, object] | None = None,
         embedding_options: Mapping[str, object] | None = None,
         debug: Mapping[str, object] | None = None,
@@ -299,6 +308,8 @@ class Gateway:
                     input_type=input_type,
                     user=user,
                     encoding_format=encoding_format,
+                    output_dtype=output_dtype,
+                    truncate=truncate,
                     provider=provider,
                     embedding_options=embedding_options,
                     debug=debug,
@@ -417,9 +428,11 @@ class Gateway:
             return self._run_within_limits(context)
         prepared = self.selections.prepare(context.request, context.caller, context.trace)
         context.trace.public_model = prepared.route.public_name
-        if prepared.fallback is None:
-            return self._embed_prepared(prepared, context)
-        return self._embed_with_fallback(prepared, prepared.fallback, context)
+        if prepared.fallback is not None:
+            return self._embed_with_fallback(prepared, prepared.fallback, context)
+        if prepared.selection.is_adapted:
+            return self._embed_adapted(prepared, context)
+        return self._embed_prepared(prepared, context)
 
     async def _fold_and_run(self, context: RequestContext) -> Embeddings:
         route = self.selections.resolve(context.request, context.caller)
@@ -452,7 +465,7 @@ class Gateway:
         share = self.settings.deadline / (len(prepared.route.candidates) + 1)
         first = msgspec.structs.replace(context, deadline=context.deadline - share)
         try:
-            return await self._embed_prepared(prepared, first)
+            return await self._embed_adapted(prepared, first)
         except EmbedrouteError as error:
             is_final = isinstance(error, RequestError | UpstreamRejectedInput | NotCached)
             if is_final and not isinstance(error, InputFailed):
@@ -462,7 +475,7 @@ class Gateway:
                     fallback, context.request, context.caller, context.trace
                 )
                 context.trace.public_model = fallback.public_name
-                embeddings = await self._embed_prepared(other, context)
+                embeddings = await self._embed_adapted(other, context)
             except EmbedrouteError:
                 raise error from None
         context.trace.fallback = fallback.public_name
@@ -530,6 +543,29 @@ class Gateway:
             )
         if cached.claims and policy.store:
             self._sharing.claim(dict(cached.claims.values()), prepared.route.public_name)
+
+    async def _embed_adapted(
+        self, prepared: PreparedSelection, context: RequestContext
+    ) -> Embeddings:
+        """Embed the inputs of a request, cut those that are too long, and quantise the vectors."""
+        rule = prepared.selection.over_length
+        if rule is not None and rule.may_apply(context.request.inputs):
+            embed = partial(self._embed_parts, prepared, context)
+            embeddings = await embed_parts(context.request, rule, embed)
+        else:
+            embeddings = await self._embed_prepared(prepared, context)
+        dtype = prepared.selection.quantized
+        if dtype is None:
+            return embeddings
+        bounds = prepared.route.model.quantize_range
+        work = partial(quantize_rows, embeddings.rows, dtype, bounds=bounds)
+        rows = await fairness.run_in_worker(work) if embeddings.large else work()
+        return msgspec.structs.replace(embeddings, rows=rows)
+
+    def _embed_parts(
+        self, prepared: PreparedSelection, context: RequestContext, request: EmbeddingRequest
+    ) -> Awaitable[Embeddings]:
+        return self._embed_prepared(prepared, msgspec.structs.replace(context, request=request))
 
     async def _wait_for_others(
         self,

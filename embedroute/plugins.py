@@ -7,13 +7,13 @@ backends that a config names are imported.
 import importlib
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Final, cast
 
 import msgspec
 
-from embedroute.backend import Accepts, BackendBase
+from embedroute.backend import Accepts, BackendBase, Options
 from embedroute.config import (
     Config,
     ConvertResult,
@@ -62,6 +62,69 @@ BUILT_IN: Final[Mapping[str, str]] = {
     "wordllama": "embedroute.backends.wordllama:WordLlama",
 }
 """The built-in backends. They are entry points too, but bundlers may omit a package's metadata."""
+
+OPTIONS: Final[Mapping[str, str]] = {
+    "bedrock": "embedroute.backends.bedrock:BedrockOptions",
+    "cloudflare": "embedroute.backends.cloudflare:CloudflareOptions",
+    "cohere": "embedroute.backends.cohere:CohereOptions",
+    "dashscope": "embedroute.backends.dashscope:DashScopeOptions",
+    "google": "embedroute.backends.gemini:GoogleOptions",
+    "huggingface": "embedroute.backends.huggingface:HuggingFaceOptions",
+    "jina": "embedroute.backends.jina:JinaOptions",
+    "minimax": "embedroute.backends.minimax:MiniMaxOptions",
+    "mistral": "embedroute.backends.mistral:MistralOptions",
+    "nomic": "embedroute.backends.nomic:NomicOptions",
+    "nvidia": "embedroute.backends.nvidia:NvidiaOptions",
+    "ollama": "embedroute.backends.ollama:OllamaOptions",
+    "openrouter": "embedroute.backends.openrouter:OpenRouterOptions",
+    "perplexity": "embedroute.backends.perplexity:PerplexityOptions",
+    "tei": "embedroute.backends.tei:TEIOptions",
+    "vertex": "embedroute.backends.vertex:VertexOptions",
+    "vllm": "embedroute.backends.vllm:VLLMOptions",
+    "voyage": "embedroute.backends.voyage:VoyageOptions",
+    "watsonx": "embedroute.backends.watsonx:WatsonXOptions",
+}
+"""Namespace of ``embedding_options`` → the struct of the parameters of that API."""
+
+
+class Namespaces(Mapping[str, type[Options]]):
+    """The namespaces of ``embedding_options``: the built-in ones, and those of plugins.
+
+    A built-in struct is imported when a request names it.
+    """
+
+    def __init__(self, backends: Iterable[BackendBase] = ()) -> None:
+        """Add the namespaces of ``backends``.
+
+        Raises:
+            EmbedrouteError: two structs have the same namespace.
+        """
+        self._structs: dict[str, type[Options]] = {}
+        for backend in backends:
+            for struct in type(backend).request_options:
+                known = self.get(struct.namespace, struct)
+                if known is not struct or not struct.namespace:
+                    raise EmbedrouteError(
+                        f"{type(backend).__name__}.request_options: the namespace "
+                        f'"{struct.namespace}" is empty or belongs to {known.__name__}; '
+                        "choose another"
+                    )
+                self._structs[struct.namespace] = struct
+
+    def __getitem__(self, name: str) -> type[Options]:
+        if name not in self._structs:
+            module, _, attribute = OPTIONS[name].partition(":")
+            self._structs[name] = getattr(importlib.import_module(module), attribute)
+        return self._structs[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._structs or name in OPTIONS
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted({*OPTIONS, *self._structs}))
+
+    def __len__(self) -> int:
+        return len({*OPTIONS, *self._structs})
 
 
 class BackendEntry(msgspec.Struct, frozen=True):

@@ -39,6 +39,9 @@ class RequestTrace(msgspec.Struct, eq=False):
 
     ``limit_headers`` are the response headers that describe the rate limits of the request.
 
+    ``cut_inputs`` are the positions of the inputs that were longer than the model's context, and of
+    which only the first part was embedded, or the mean of the vectors of all parts.
+
     ``wait_ends`` is when the request stops waiting for rate limits, in seconds of the monotonic
     clock; None before it first waits.
 
@@ -77,6 +80,7 @@ class RequestTrace(msgspec.Struct, eq=False):
     got_bytes: int = 0
     wait_ends: float | None = None
     limit_headers: Sequence[tuple[bytes, bytes]] = ()
+    cut_inputs: Sequence[int] = ()
 
     def __repr__(self) -> str:
         """Show the request id only: the other fields may hold input texts."""

@@ -305,6 +305,43 @@ def _cut(array: Array, width: int) -> Array:
     return (cut / norms).astype(FLOAT32)
 
 
+def quantize_rows(
+    rows: Sequence[Array], dtype: str, bounds: tuple[float, float] | None
+) -> list[Array]:
+    """Return (d,) rows of float32 as numbers of ``dtype``.
+
+    ``binary`` and ``ubinary`` have one bit per dimension, which is set if the number is positive.
+    The first dimension is the highest bit of the first byte, and a ``binary`` number is 128 less.
+    ``int8`` and ``uint8`` divide the range ``bounds`` into 255 equal steps; numbers outside of it
+    become the nearest.
+    """
+    return [_quantize(row, dtype, bounds) for row in rows]
+
+
+def _quantize(row: Array, dtype: str, bounds: tuple[float, float] | None) -> Array:
+    if dtype in ("binary", "ubinary"):
+        packed = np.packbits(row > 0)
+        return packed if dtype == "ubinary" else (packed ^ 0x80).view(INT8)
+    low, high = bounds or (-1.0, 1.0)
+    steps = np.rint((row.astype(np.float64) - low) * (255 / (high - low))).clip(0, 255)
+    unsigned = steps.astype(UINT8)
+    return unsigned if dtype == "uint8" else (unsigned ^ 0x80).view(INT8)
+
+
+def pool(rows: Sequence[Array], weights: Sequence[int]) -> Array:
+    """Return the mean of (d,) rows of float32, weighted and scaled to length 1.
+
+    Raises:
+        InvalidUpstreamResponse: the mean is zero, or the rows differ in width.
+    """
+    stacked = stack(rows).astype(np.float64)
+    total = np.asarray(weights, np.float64) @ stacked
+    length = np.linalg.norm(total)
+    if not length:
+        raise InvalidVector("The mean of the vectors of an input's parts is zero.")
+    return (total / length).astype(FLOAT32)
+
+
 def gathered(count: int, groups: Iterable[Array]) -> Array:
     """Concatenate groups of rows to one (``count``, d) array, copying each row once.
 

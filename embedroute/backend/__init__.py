@@ -1,7 +1,7 @@
 """Provides the public API for authors of backends.
 
-It holds the base classes, batches, vectors, upstream requests and responses, credentials and
-secrets.
+It holds the base classes, batches, vectors, options of requests, upstream requests and responses,
+credentials and secrets.
 It may import the foundation: ``errors``, ``inputs``, ``runtime``, ``upstream_errors`` and
 ``vectors``.
 """
@@ -18,6 +18,21 @@ from embedroute.backend.base import (
     parse_token_counts,
 )
 from embedroute.backend.credentials import Credentials, Send
+from embedroute.backend.options import (
+    KEEPS_VECTORS,
+    LARGEST_SIZE,
+    LONGEST_NAME,
+    TRUNCATES,
+    Dtype,
+    Name,
+    OptionField,
+    Options,
+    Parameter,
+    Size,
+    Truncate,
+    list_fields,
+    sets,
+)
 from embedroute.backend.secret import (
     Secret,
     SecretBytes,
@@ -38,29 +53,42 @@ from embedroute.backend.upstream import (
 from embedroute.upstream_errors import classify_response
 
 __all__ = [
+    "KEEPS_VECTORS",
+    "LARGEST_SIZE",
+    "LONGEST_NAME",
     "PIECE",
     "TRANSPORT_HEADERS",
+    "TRUNCATES",
     "Accepts",
     "Backend",
     "BackendBase",
     "Batch",
     "Credentials",
+    "Dtype",
     "HTTPBackend",
     "Headers",
     "LocalBackend",
+    "Name",
+    "OptionField",
+    "Options",
+    "Parameter",
     "Secret",
     "SecretBytes",
     "Send",
+    "Size",
     "Source",
+    "Truncate",
     "UpstreamRequest",
     "UpstreamResponse",
     "Vectors",
     "behind",
     "classify_response",
     "forget_frames",
+    "list_fields",
     "parse_token_count",
     "parse_token_counts",
     "repr_as_in_rich",
+    "sets",
     "to_wire_value",
     "write_in_pieces",
 ]

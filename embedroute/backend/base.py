@@ -13,6 +13,7 @@ import msgspec
 
 from embedroute import vectors
 from embedroute.backend.credentials import Credentials, Send
+from embedroute.backend.options import Options, Truncate
 from embedroute.backend.secret import repr_as_in_rich, without_credentials
 from embedroute.backend.upstream import Source, UpstreamRequest, UpstreamResponse
 from embedroute.errors import UpstreamError
@@ -27,9 +28,10 @@ class Accepts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """The capabilities and limits of an upstream API. The config may override them per endpoint.
 
     ``max_inputs`` and ``max_tokens`` limit one call. ``max_bytes`` limits its JSON body.
-    ``input_types`` and ``dtypes`` list the neutral names that the API supports. ``options`` names
-    the namespaces of ``embedding_options`` that the backend supports. ``fetches`` is true if the
-    API downloads ``https:`` images itself.
+    ``input_types``, ``dtypes`` and ``truncate`` list the neutral names that the API supports. An
+    API that always refuses a text that is too long supports ``none`` of ``truncate``. ``options``
+    names the namespaces of ``embedding_options`` that the backend supports. ``fetches`` is true if
+    the API downloads ``https:`` images itself.
     """
 
     texts: bool = True
@@ -41,6 +43,7 @@ class Accepts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     user: bool = False
     input_types: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ("float",)
+    truncate: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     max_inputs: int | None = None
     max_tokens: int | None = None
@@ -60,9 +63,10 @@ class Batch(msgspec.Struct, frozen=True, gc=False):
     Exactly one of ``texts``, ``tokens`` and ``parts`` is not empty. ``dimensions`` and
     ``input_type`` are set only if the backend accepts them. ``input_type`` is a neutral name
     (``query``, ``document``, …). ``dtype`` is one of float, int8, uint8, binary and ubinary.
-    ``options`` holds the request's ``embedding_options`` for this backend's namespaces. ``width``
-    is the dimension that the vectors must have; it is known for every declared model, even if the
-    request does not set ``dimensions``.
+    ``truncate`` is what to do with a text that is too long, if the request says so. ``options``
+    holds the request's ``embedding_options`` for this backend's namespaces by their names, without
+    those that have set another field. ``width`` is the dimension that the vectors must have; it is
+    known for every declared model, even if the request does not set ``dimensions``.
     """
 
     model: str
@@ -73,8 +77,9 @@ class Batch(msgspec.Struct, frozen=True, gc=False):
     input_type: str | None = None
     dtype: str = "float"
     user: str | None = None
-    options: Mapping[str, str] = {}
+    options: Mapping[str, Any] = {}
     width: int | None = None
+    truncate: Truncate | None = None
 
     @property
     def inputs(self) -> Sequence[Input]:
@@ -183,9 +188,16 @@ def parse_token_counts(value: object) -> dict[str, int]:
 
 
 class BackendBase(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The base of all backends: options as fields, and the capabilities of the API."""
+    """The base of all backends: options as fields, and the capabilities of the API.
+
+    ``request_options`` are the structs of the parameters that a request can set in
+    ``embedding_options``; ``accepts`` lists their namespaces. ``forwards_fields`` says that
+    ``build`` sends every field of ``Batch.options``, also those of no struct.
+    """
 
     accepts: ClassVar[Accepts] = Accepts()
+    request_options: ClassVar[tuple[type[Options], ...]] = ()
+    forwards_fields: ClassVar[bool] = False
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
         """Show the options, with the credentials of URLs masked."""

@@ -1,4 +1,4 @@
-"""Validates the base URLs and headers in the options of backends.
+"""Validates the base URLs and headers in the options of backends, and the options of requests.
 
 Error messages do not repeat the values, because they may contain secrets.
 """
@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import Final
 from urllib.parse import urlsplit
 
-from embedroute.backend import TRANSPORT_HEADERS, Secret
+from embedroute.backend import TRANSPORT_HEADERS, Batch, Secret
+from embedroute.errors import UpstreamRejectedInput
 
 _UNWRITABLE: Final = re.compile(r"[\s?#\\\x00-\x1f\x7f]")
 
@@ -74,3 +75,16 @@ def _find_problem(text: str | None) -> str:
     if text and text != text.strip(" \t"):
         return "has leading or trailing white space, which is not allowed in a header"
     return ""
+
+
+def refuse_options(batch: Batch) -> None:
+    """Refuse the options of a request that an OpenAI-compatible API does not have.
+
+    Raises:
+        UpstreamRejectedInput: the batch has one; ``param`` names it.
+    """
+    name = next(iter(batch.options), "truncate" if batch.truncate else None)
+    if name is not None:
+        raise UpstreamRejectedInput(
+            f"The OpenAI-compatible API of this server has no '{name}'. Omit it.", param=name
+        )

@@ -37,7 +37,13 @@ class Azure(HTTPBackend, frozen=True, kw_only=True):
     """
 
     accepts: ClassVar[Accepts] = Accepts(
-        tokens=True, dimensions=True, base64=True, user=True, max_inputs=2048, max_tokens=300_000
+        tokens=True,
+        dimensions=True,
+        base64=True,
+        user=True,
+        truncate=("none",),
+        max_inputs=2048,
+        max_tokens=300_000,
     )
 
     base_url: str

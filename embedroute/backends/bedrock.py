@@ -12,7 +12,7 @@ Source: AWS Bedrock user guide (2026-11); recorded calls of pydantic/pydantic-ai
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import ClassVar, Final, Literal
+from typing import Annotated, ClassVar, Final, Literal
 from urllib.parse import quote
 
 import msgspec
@@ -22,12 +22,16 @@ from embedroute.backend import (
     Accepts,
     Batch,
     Credentials,
+    Dtype,
     HTTPBackend,
+    Options,
     Secret,
     Send,
+    Size,
     UpstreamRequest,
     UpstreamResponse,
     Vectors,
+    sets,
 )
 from embedroute.backends import _aws
 from embedroute.backends._data_urls import read_image
@@ -105,6 +109,49 @@ class CohereTypes(msgspec.Struct):
     embeddings: dict[str, list[msgspec.Raw]]
 
 
+class BedrockOptions(Options, frozen=True, kw_only=True):
+    """The parameters of the models on Bedrock, with the names of each family's reference.
+
+    Titan has ``dimensions`` and ``normalize``. Cohere has ``input_type``, ``output_dimension``,
+    ``embedding_types``, ``truncate`` and ``max_tokens``. Nova has those in camel case.
+    """
+
+    namespace: ClassVar[str] = "bedrock"
+
+    dimensions: Annotated[Size | None, sets("dimensions")] = None
+    normalize: bool | None = None
+    input_type: Annotated[
+        Literal["search_query", "search_document", "classification", "clustering", "image"] | None,
+        sets("input_type"),
+    ] = None
+    output_dimension: Annotated[Size | None, sets("dimensions")] = None
+    truncate: Annotated[Literal["NONE", "START", "END"] | None, sets("truncate")] = None
+    max_tokens: Annotated[int, msgspec.Meta(ge=1, le=128_000)] | None = None
+    embedding_types: Annotated[
+        Annotated[list[Dtype], msgspec.Meta(min_length=1, max_length=1)] | None, sets("dtype")
+    ] = None
+    embedding_dimension: Annotated[Size | None, sets("dimensions")] = msgspec.field(
+        default=None, name="embeddingDimension"
+    )
+    embedding_purpose: Annotated[
+        Literal[
+            "GENERIC_INDEX", "GENERIC_RETRIEVAL", "IMAGE_RETRIEVAL", "CLASSIFICATION", "CLUSTERING"
+        ]
+        | None,
+        sets("input_type"),
+    ] = msgspec.field(default=None, name="embeddingPurpose")
+    truncation_mode: Annotated[Literal["NONE", "START", "END"] | None, sets("truncate")] = (
+        msgspec.field(default=None, name="truncationMode")
+    )
+
+
+FAMILY_OPTIONS: Final[Mapping[Family, Sequence[str]]] = {
+    "titan-v2": ("normalize",),
+    "cohere-v4": ("max_tokens",),
+}
+"""Family → the options that its requests have besides the neutral ones."""
+
+
 class Bedrock(HTTPBackend, frozen=True, kw_only=True, dict=True):
     """Amazon Bedrock in one ``region``.
 
@@ -121,9 +168,13 @@ class Bedrock(HTTPBackend, frozen=True, kw_only=True, dict=True):
         modalities=("text", "image"),
         dimensions=True,
         input_types=tuple(COHERE_TYPES),
+        dtypes=("float", "int8", "uint8", "binary", "ubinary"),
+        truncate=("none", "start", "end"),
+        options=("bedrock",),
         max_inputs=1,
         max_bytes=20_000_000,
     )
+    request_options: ClassVar[tuple[type[Options], ...]] = (BedrockOptions,)
 
     region: str
     api_key: Secret | None = None
@@ -179,10 +230,11 @@ class Bedrock(HTTPBackend, frozen=True, kw_only=True, dict=True):
 
         Raises:
             BatchTooLarge: the call has several inputs, and the model takes one.
-            UpstreamRejectedInput: the model does not take this kind of input.
+            UpstreamRejectedInput: the model does not take this kind of input, or an option.
             UpstreamUnavailable: the family of the model is not known.
         """
         family = self._get_family(batch.model)
+        _refuse_foreign_options(batch, family)
         if family in ("cohere-v3", "cohere-v4"):
             body = self._cohere_body(batch, family)
         elif len(batch) > 1:
@@ -216,15 +268,19 @@ class Bedrock(HTTPBackend, frozen=True, kw_only=True, dict=True):
             "input_type": "image" if is_images else input_type,
             "embedding_types": [batch.dtype] if wants_types else None,
             "output_dimension": batch.dimensions,
-            "truncate": None if is_images else self.truncate.upper(),
+            "truncate": None if is_images else self._get_truncate(batch),
+            "max_tokens": batch.options.get("max_tokens"),
         }
+
+    def _get_truncate(self, batch: Batch) -> str:
+        return (batch.truncate or self.truncate).upper()
 
     def _nova_body(self, batch: Batch) -> dict[str, object]:
         purpose = NOVA_PURPOSES[batch.input_type or self.default_input_type]
         size = {"embeddingDimension": batch.dimensions} if batch.dimensions else {}
         part = TextPart(batch.texts[0]) if batch.texts else _get_only_part(batch.parts[0])
         if isinstance(part, TextPart):
-            content = {"text": {"truncationMode": self.truncate.upper(), "value": part.text}}
+            content = {"text": {"truncationMode": self._get_truncate(batch), "value": part.text}}
         else:
             image = read_image(part)
             content = {
@@ -269,7 +325,25 @@ def _titan_body(batch: Batch, family: Family) -> dict[str, object]:
         raise UpstreamRejectedInput("This model takes only texts.", param="input")
     if family == "titan-v1":
         return {"inputText": batch.texts[0], "dimensions": batch.dimensions}
-    return {"inputText": batch.texts[0], "dimensions": batch.dimensions, "normalize": True}
+    normalize = batch.options.get("normalize", True)
+    return {"inputText": batch.texts[0], "dimensions": batch.dimensions, "normalize": normalize}
+
+
+def _refuse_foreign_options(batch: Batch, family: Family) -> None:
+    """Refuse options of another family.
+
+    Titan's models always refuse a text that is too long. Only Cohere's have quantised vectors.
+    """
+    allowed = FAMILY_OPTIONS.get(family, ())
+    foreign = [name for name in batch.options if name not in allowed]
+    if batch.truncate in ("start", "end") and family.startswith("titan"):
+        foreign.append("truncate")
+    if batch.dtype != "float" and not family.startswith("cohere"):
+        foreign.append("output_dtype")
+    if foreign:
+        raise UpstreamRejectedInput(
+            f"This model has no option '{foreign[0]}'. Omit it.", param=foreign[0]
+        )
 
 
 def _titan_parts(batch: Batch) -> dict[str, object]:

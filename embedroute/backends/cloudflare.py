@@ -11,22 +11,26 @@ Source: developers.cloudflare.com/workers-ai (2026-11).
 """
 
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 from urllib.parse import quote
 
 import msgspec
 
 from embedroute.backend import (
+    TRUNCATES,
     Accepts,
     Batch,
     HTTPBackend,
+    Name,
+    Options,
     Secret,
     UpstreamRequest,
     UpstreamResponse,
     Vectors,
+    sets,
 )
 from embedroute.backends._json_scan import split_vectors, texts_to_array
-from embedroute.backends._option_checks import check_base_url, check_values
+from embedroute.backends._option_checks import check_base_url, check_values, refuse_options
 from embedroute.backends.openai import OpenAI
 
 
@@ -43,6 +47,16 @@ class Answer(msgspec.Struct):
     success: bool = True
 
 
+class CloudflareOptions(Options, frozen=True, kw_only=True):
+    """The parameters of Workers AI: ``pooling`` of BGE, and ``instruction`` of Qwen."""
+
+    namespace: ClassVar[str] = "cloudflare"
+
+    truncate_inputs: Annotated[bool | None, sets("truncate", TRUNCATES)] = None
+    pooling: Literal["mean", "cls"] | None = None
+    instruction: Name | None = None
+
+
 class Cloudflare(HTTPBackend, frozen=True, kw_only=True, dict=True):
     """Workers AI of one account.
 
@@ -52,7 +66,10 @@ class Cloudflare(HTTPBackend, frozen=True, kw_only=True, dict=True):
     (``query`` and ``document``); the catalogue says so.
     """
 
-    accepts: ClassVar[Accepts] = Accepts(max_inputs=100)
+    accepts: ClassVar[Accepts] = Accepts(
+        truncate=("none", "end"), options=("cloudflare",), max_inputs=100
+    )
+    request_options: ClassVar[tuple[type[Options], ...]] = (CloudflareOptions,)
 
     api_key: Secret
     account_id: str | None = None
@@ -71,8 +88,10 @@ class Cloudflare(HTTPBackend, frozen=True, kw_only=True, dict=True):
     def build(self, batch: Batch) -> UpstreamRequest:
         """Build the request; the names of fields depend on the family of the model."""
         if self._compatible is not None:
+            refuse_options(batch)
             return self._compatible.build(batch)
-        body = {**self._get_texts(batch), "truncate_inputs": self.truncate_inputs}
+        cut = batch.truncate == "end" if batch.truncate else self.truncate_inputs
+        body = {**self._get_texts(batch), "truncate_inputs": cut, **batch.options}
         account, model = quote(self.account_id or "", safe=""), quote(batch.model, safe="@/")
         url = f"{self.base_url.rstrip('/')}/accounts/{account}/ai/run/{model}"
         return UpstreamRequest.json(url, body, bearer=self.api_key)

@@ -9,18 +9,22 @@ Source: cohere-ai/cohere-developer-experience ``cohere-openapi.yaml`` (2026-08-2
 """
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Final, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 import msgspec
 
 from embedroute.backend import (
+    KEEPS_VECTORS,
     Accepts,
     Batch,
     HTTPBackend,
+    Options,
     Secret,
+    Size,
     UpstreamRequest,
     UpstreamResponse,
     Vectors,
+    sets,
 )
 from embedroute.backends._json_scan import split_vectors, texts_to_array
 from embedroute.backends._openai_response import count_in_headers, first_count
@@ -61,6 +65,29 @@ class Answer(msgspec.Struct):
     meta: msgspec.Raw = msgspec.Raw()
 
 
+class CohereOptions(Options, frozen=True, kw_only=True):
+    """The parameters of Embed v2. ``max_tokens`` is the number of tokens to which a text is cut."""
+
+    namespace: ClassVar[str] = "cohere"
+
+    input_type: Annotated[
+        Literal["search_query", "search_document", "classification", "clustering", "image"] | None,
+        sets("input_type"),
+    ] = None
+    output_dimension: Annotated[Size | None, sets("dimensions")] = None
+    embedding_types: Annotated[
+        Annotated[
+            list[Literal["float", "int8", "uint8", "binary", "ubinary", "base64"]],
+            msgspec.Meta(min_length=1, max_length=1),
+        ]
+        | None,
+        sets("dtype", {"base64": "float"}),
+    ] = None
+    truncate: Annotated[Literal["NONE", "START", "END"] | None, sets("truncate")] = None
+    max_tokens: Annotated[int, msgspec.Meta(ge=1, le=128_000)] | None = None
+    priority: Annotated[Annotated[int, msgspec.Meta(ge=0, le=999)] | None, KEEPS_VECTORS] = None
+
+
 class Cohere(HTTPBackend, frozen=True, kw_only=True):
     """The Cohere API.
 
@@ -74,9 +101,12 @@ class Cohere(HTTPBackend, frozen=True, kw_only=True):
         dimensions=True,
         input_types=tuple(INPUT_TYPES),
         dtypes=("float", "int8", "uint8", "binary", "ubinary"),
+        truncate=("none", "start", "end"),
+        options=("cohere",),
         max_inputs=96,
         max_bytes=20 * 1024 * 1024,
     )
+    request_options: ClassVar[tuple[type[Options], ...]] = (CohereOptions,)
 
     api_key: Secret
     base_url: str = "https://api.cohere.com"
@@ -105,7 +135,9 @@ class Cohere(HTTPBackend, frozen=True, kw_only=True):
             **_encode_inputs(batch),
             "embedding_types": [self._get_type(batch)],
             "output_dimension": batch.dimensions,
-            "truncate": self.truncate,
+            "truncate": batch.truncate.upper() if batch.truncate else self.truncate,
+            "max_tokens": batch.options.get("max_tokens"),
+            "priority": batch.options.get("priority"),
         }
         return UpstreamRequest.json(
             f"{self.base_url.rstrip('/')}/v2/embed", body, bearer=self.api_key

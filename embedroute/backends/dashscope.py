@@ -11,7 +11,7 @@ Source: help.aliyun.com, Model Studio text and multimodal embedding API (2026-10
 
 import re
 from collections.abc import Sequence
-from typing import ClassVar, Final
+from typing import Annotated, ClassVar, Final, Literal
 
 import msgspec
 
@@ -19,10 +19,14 @@ from embedroute.backend import (
     Accepts,
     Batch,
     HTTPBackend,
+    Name,
+    Options,
     Secret,
+    Size,
     UpstreamRequest,
     UpstreamResponse,
     Vectors,
+    sets,
 )
 from embedroute.backends._json_scan import split_vectors, texts_to_array
 from embedroute.backends._openai_response import first_count, read_modalities, sort_by_index
@@ -67,6 +71,16 @@ class Answer(msgspec.Struct):
     code: str | None = None
 
 
+class DashScopeOptions(Options, frozen=True, kw_only=True):
+    """The parameters of Model Studio's APIs."""
+
+    namespace: ClassVar[str] = "dashscope"
+
+    text_type: Annotated[Literal["query", "document"] | None, sets("input_type")] = None
+    dimension: Annotated[Size | None, sets("dimensions")] = None
+    instruct: Name | None = None
+
+
 class DashScope(HTTPBackend, frozen=True, kw_only=True):
     """The native DashScope API.
 
@@ -80,8 +94,10 @@ class DashScope(HTTPBackend, frozen=True, kw_only=True):
         fetches=True,
         dimensions=True,
         input_types=tuple(TEXT_TYPES),
+        options=("dashscope",),
         max_inputs=10,
     )
+    request_options: ClassVar[tuple[type[Options], ...]] = (DashScopeOptions,)
 
     api_key: Secret
     base_url: str = "https://dashscope-intl.aliyuncs.com/api/v1"
@@ -110,7 +126,8 @@ class DashScope(HTTPBackend, frozen=True, kw_only=True):
         inputs, parameters = encode(batch)
         parameters |= {
             "dimension": batch.dimensions,
-            "instruct": None if batch.input_type == "document" else self.instruct,
+            "instruct": batch.options.get("instruct")
+            or (None if batch.input_type == "document" else self.instruct),
         }
         chosen = {name: value for name, value in parameters.items() if value is not None}
         return UpstreamRequest.json(

@@ -8,7 +8,7 @@ Source: ai.google.dev embeddings guide and googleapis/python-genai (2026-08-21).
 """
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Final
+from typing import Annotated, ClassVar, Final, Literal
 from urllib.parse import quote
 
 import msgspec
@@ -18,10 +18,14 @@ from embedroute.backend import (
     Accepts,
     Batch,
     HTTPBackend,
+    Name,
+    Options,
     Secret,
+    Size,
     UpstreamRequest,
     UpstreamResponse,
     Vectors,
+    sets,
 )
 from embedroute.backends._data_urls import read_image
 from embedroute.backends._json_scan import split_vectors, texts_to_array
@@ -76,6 +80,31 @@ class Answer(msgspec.Struct, rename="camel"):
     usage_metadata: msgspec.Raw = msgspec.Raw()
 
 
+GoogleTask = Literal[
+    "",
+    "TASK_TYPE_UNSPECIFIED",
+    "RETRIEVAL_QUERY",
+    "RETRIEVAL_DOCUMENT",
+    "SEMANTIC_SIMILARITY",
+    "CLASSIFICATION",
+    "CLUSTERING",
+    "QUESTION_ANSWERING",
+    "FACT_VERIFICATION",
+    "CODE_RETRIEVAL_QUERY",
+]
+"""The values of ``task_type``; the first two count as absent."""
+
+
+class GoogleOptions(Options, frozen=True, kw_only=True):
+    """The parameters of Google's APIs, as Phaseo documents them."""
+
+    namespace: ClassVar[str] = "google"
+
+    output_dimensionality: Annotated[Size | None, sets("dimensions")] = None
+    task_type: Annotated[GoogleTask | None, sets("input_type")] = None
+    title: Annotated[Name | None, sets("title")] = None
+
+
 class Gemini(HTTPBackend, frozen=True, kw_only=True):
     """The Gemini API (``generativelanguage.googleapis.com``)."""
 
@@ -87,6 +116,7 @@ class Gemini(HTTPBackend, frozen=True, kw_only=True):
         max_inputs=100,
         max_bytes=3 * 1024 * 1024,  # the API rejects 4 MiB, and JSON escapes lengthen a text
     )
+    request_options: ClassVar[tuple[type[Options], ...]] = (GoogleOptions,)
 
     api_key: Secret
     base_url: str = "https://generativelanguage.googleapis.com/v1beta"

@@ -40,6 +40,7 @@ class Hashed(Backend, frozen=True):
         dimensions=True,
         user=True,
         input_types=INPUT_TYPES,
+        truncate=("none", "start", "end"),
     )
 
     async def embed(self, batch: Batch) -> Vectors:

@@ -8,24 +8,39 @@ Not verified: the limit of inputs per call.
 Source: huggingface_hub 2.4.0 ``inference/_client.py`` and the feature extraction task reference.
 """
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 from urllib.parse import quote
 
 import msgspec
 
 from embedroute.backend import (
+    TRUNCATES,
     Accepts,
     Batch,
     HTTPBackend,
+    Name,
+    Options,
     Secret,
     UpstreamRequest,
     UpstreamResponse,
     Vectors,
+    sets,
 )
 from embedroute.backends._json_scan import split_vectors, texts_to_array
 from embedroute.backends._openai_response import count_in_headers
 from embedroute.backends._option_checks import check_base_url, check_values
 from embedroute.errors import InvalidUpstreamResponse
+
+
+class HuggingFaceOptions(Options, frozen=True, kw_only=True):
+    """The parameters of feature extraction."""
+
+    namespace: ClassVar[str] = "huggingface"
+
+    normalize: bool | None = None
+    truncate: Annotated[bool | None, sets("truncate", TRUNCATES)] = None
+    truncation_direction: Literal["left", "right"] | None = None
+    prompt_name: Name | None = None
 
 
 class HuggingFace(HTTPBackend, frozen=True, kw_only=True):
@@ -37,7 +52,10 @@ class HuggingFace(HTTPBackend, frozen=True, kw_only=True):
     put before each text.
     """
 
-    accepts: ClassVar[Accepts] = Accepts(max_inputs=32)
+    accepts: ClassVar[Accepts] = Accepts(
+        truncate=("none", "start", "end"), options=("huggingface",), max_inputs=32
+    )
+    request_options: ClassVar[tuple[type[Options], ...]] = (HuggingFaceOptions,)
 
     api_key: Secret
     base_url: str = "https://router.huggingface.co/hf-inference"
@@ -54,12 +72,17 @@ class HuggingFace(HTTPBackend, frozen=True, kw_only=True):
     def build(self, batch: Batch) -> UpstreamRequest:
         """Build the request; the name of the model is part of the path."""
         model = quote(batch.model, safe="/")
+        truncate, direction = self.truncate, self.truncation_direction
+        if batch.truncate is not None:
+            truncate = batch.truncate != "none"
+            direction = "left" if batch.truncate == "start" else "right" if truncate else None
         body = {
             "inputs": batch.texts,
             "normalize": self.normalize,
-            "truncate": self.truncate,
-            "truncation_direction": self.truncation_direction,
+            "truncate": truncate,
+            "truncation_direction": direction,
             "prompt_name": self.prompt_name,
+            **batch.options,
         }
         url = f"{self.base_url.rstrip('/')}/models/{model}/pipeline/feature-extraction"
         return UpstreamRequest.json(url, body, bearer=self.api_key)

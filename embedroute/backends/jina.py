@@ -11,16 +11,21 @@ api.jina.ai.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Final
+from typing import Annotated, ClassVar, Final, Literal
 
 from embedroute.backend import (
+    TRUNCATES,
     Accepts,
     Batch,
     HTTPBackend,
+    Name,
+    Options,
     Secret,
+    Size,
     UpstreamRequest,
     UpstreamResponse,
     Vectors,
+    sets,
 )
 from embedroute.backends import _openai_response
 from embedroute.backends._option_checks import check_base_url, check_values
@@ -58,6 +63,20 @@ TASKS: Final[Mapping[str, Mapping[str, str]]] = {
 """Beginning of the names of models → neutral input type → task."""
 
 
+class JinaOptions(Options, frozen=True, kw_only=True):
+    """The parameters of Jina's API. A ``task`` without a neutral name is sent unchanged."""
+
+    namespace: ClassVar[str] = "jina"
+
+    task: Annotated[Name | None, sets("input_type")] = None
+    dimensions: Annotated[Size | None, sets("dimensions")] = None
+    embedding_type: Annotated[
+        Literal["float", "base64", "binary", "ubinary"] | None, sets("dtype", {"base64": "float"})
+    ] = None
+    normalized: bool | None = None
+    truncate: Annotated[bool | None, sets("truncate", TRUNCATES)] = None
+
+
 class Jina(HTTPBackend, frozen=True, kw_only=True):
     """The Jina API.
 
@@ -75,8 +94,11 @@ class Jina(HTTPBackend, frozen=True, kw_only=True):
             *("query", "document", "classification", "clustering", "similarity", "code_query"),
         ),
         dtypes=("float", "binary", "ubinary"),
+        truncate=("none", "end"),
+        options=("jina",),
         max_inputs=512,
     )
+    request_options: ClassVar[tuple[type[Options], ...]] = (JinaOptions,)
 
     api_key: Secret
     base_url: str = "https://api.jina.ai/v1"
@@ -95,14 +117,16 @@ class Jina(HTTPBackend, frozen=True, kw_only=True):
         Raises:
             UpstreamRejectedInput: an input has several parts, or the model has no such task.
         """
+        task = batch.input_type and self._get_task(batch.model, batch.input_type)
+        truncate = batch.truncate == "end" if batch.truncate else self.truncate
         body = {
             "model": batch.model,
             "input": batch.texts or [_encode_parts(parts) for parts in batch.parts],
-            "task": batch.input_type and self._get_task(batch.model, batch.input_type),
+            "task": batch.options.get("task") or task,
             "dimensions": batch.dimensions,
             "embedding_type": "base64" if batch.dtype == "float" else batch.dtype,
-            "normalized": None if self.normalized else False,
-            "truncate": self.truncate or None,
+            "normalized": None if batch.options.get("normalized", self.normalized) else False,
+            "truncate": truncate or None,
         }
         return UpstreamRequest.json(
             f"{self.base_url.rstrip('/')}/embeddings", body, bearer=self.api_key

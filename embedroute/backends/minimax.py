@@ -8,7 +8,7 @@ than 1004 and 1008, and the limit of inputs per call.
 Source: langchain-community ``embeddings/minimax.py`` and MiniMax's error code reference.
 """
 
-from typing import ClassVar, Final, Literal
+from typing import Annotated, ClassVar, Final, Literal
 from urllib.parse import quote
 
 import msgspec
@@ -17,10 +17,12 @@ from embedroute.backend import (
     Accepts,
     Batch,
     HTTPBackend,
+    Options,
     Secret,
     UpstreamRequest,
     UpstreamResponse,
     Vectors,
+    sets,
 )
 from embedroute.backends._json_scan import split_vectors, texts_to_array
 from embedroute.backends._openai_response import first_count
@@ -58,13 +60,22 @@ class Answer(msgspec.Struct):
     base_resp: BaseResponse = msgspec.field(default_factory=BaseResponse)
 
 
+class MiniMaxOptions(Options, frozen=True, kw_only=True):
+    """The parameters of MiniMax's API."""
+
+    namespace: ClassVar[str] = "minimax"
+
+    type: Annotated[Literal["query", "db"] | None, sets("input_type", {"db": "document"})] = None
+
+
 class MiniMax(HTTPBackend, frozen=True, kw_only=True):
     """The MiniMax API. ``group_id`` is the id of the account's group, which the older host needs.
 
     A request without an input type is sent with ``default_type``.
     """
 
-    accepts: ClassVar[Accepts] = Accepts(input_types=tuple(TYPES))
+    accepts: ClassVar[Accepts] = Accepts(input_types=tuple(TYPES), options=("minimax",))
+    request_options: ClassVar[tuple[type[Options], ...]] = (MiniMaxOptions,)
 
     api_key: Secret
     base_url: str = "https://api.minimax.chat/v1"

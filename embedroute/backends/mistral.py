@@ -5,19 +5,32 @@ The API rejects unknown fields, including ``user``.
 Source: mistralai/platform-docs-public ``openapi.yaml`` (2026-08-21).
 """
 
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from embedroute.backend import (
     Accepts,
     Batch,
+    Dtype,
     HTTPBackend,
+    Options,
     Secret,
+    Size,
     UpstreamRequest,
     UpstreamResponse,
     Vectors,
+    sets,
 )
 from embedroute.backends import _openai_response
 from embedroute.backends._option_checks import check_base_url, check_values
+
+
+class MistralOptions(Options, frozen=True, kw_only=True):
+    """The parameters of Mistral's API; an empty string counts as absent."""
+
+    namespace: ClassVar[str] = "mistral"
+
+    output_dimension: Annotated[Size | None, sets("dimensions")] = None
+    output_dtype: Annotated[Dtype | Literal[""] | None, sets("dtype")] = None
 
 
 class Mistral(HTTPBackend, frozen=True):
@@ -27,10 +40,12 @@ class Mistral(HTTPBackend, frozen=True):
         dimensions=True,
         base64=True,
         dtypes=("float", "int8", "uint8", "binary", "ubinary"),
+        truncate=("none",),
         options=("mistral",),
         max_inputs=256,
         max_tokens=16_384,
     )
+    request_options: ClassVar[tuple[type[Options], ...]] = (MistralOptions,)
 
     api_key: Secret
     base_url: str = "https://api.mistral.ai/v1"

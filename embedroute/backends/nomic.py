@@ -6,7 +6,7 @@ gateway scales them.
 Source: nomic-ai/nomic ``nomic/embed.py`` (2026-08).
 """
 
-from typing import ClassVar, Final, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 import msgspec
 
@@ -14,10 +14,13 @@ from embedroute.backend import (
     Accepts,
     Batch,
     HTTPBackend,
+    Options,
     Secret,
+    Size,
     UpstreamRequest,
     UpstreamResponse,
     Vectors,
+    sets,
 )
 from embedroute.backends._json_scan import split_vectors, texts_to_array
 from embedroute.backends._openai_response import read_usage
@@ -40,6 +43,22 @@ class Answer(msgspec.Struct):
     model: str | None = None
 
 
+class NomicOptions(Options, frozen=True, kw_only=True):
+    """The parameters of Nomic's API."""
+
+    namespace: ClassVar[str] = "nomic"
+
+    task_type: Annotated[
+        Literal["search_query", "search_document", "classification", "clustering"] | None,
+        sets("input_type"),
+    ] = None
+    dimensionality: Annotated[Size | None, sets("dimensions")] = None
+    long_text_mode: Annotated[
+        Literal["truncate", "mean"] | None, sets("truncate", {"truncate": "end"})
+    ] = None
+    max_tokens_per_text: Annotated[int, msgspec.Meta(ge=1, le=8192)] | None = None
+
+
 class Nomic(HTTPBackend, frozen=True, kw_only=True):
     """The Nomic Atlas API.
 
@@ -48,7 +67,14 @@ class Nomic(HTTPBackend, frozen=True, kw_only=True):
     vectors of its parts. It has no mode that refuses such a text.
     """
 
-    accepts: ClassVar[Accepts] = Accepts(dimensions=True, input_types=tuple(TASKS), max_inputs=400)
+    accepts: ClassVar[Accepts] = Accepts(
+        dimensions=True,
+        input_types=tuple(TASKS),
+        truncate=("end",),
+        options=("nomic",),
+        max_inputs=400,
+    )
+    request_options: ClassVar[tuple[type[Options], ...]] = (NomicOptions,)
 
     api_key: Secret
     base_url: str = "https://api-atlas.nomic.ai/v1"
@@ -70,8 +96,9 @@ class Nomic(HTTPBackend, frozen=True, kw_only=True):
             "model": batch.model,
             "task_type": TASKS[batch.input_type] if batch.input_type else self.default_task_type,
             "dimensionality": batch.dimensions,
-            "long_text_mode": self.long_text_mode,
+            "long_text_mode": "truncate" if batch.truncate else self.long_text_mode,
             "max_tokens_per_text": self.max_tokens_per_text,
+            **batch.options,
         }
         return UpstreamRequest.json(
             f"{self.base_url.rstrip('/')}/embedding/text", body, bearer=self.api_key

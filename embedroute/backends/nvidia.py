@@ -7,16 +7,20 @@ langchain-ai/langchain-nvidia (2026-08).
 """
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Final, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 from embedroute.backend import (
     Accepts,
     Batch,
+    Dtype,
     HTTPBackend,
+    Options,
     Secret,
+    Size,
     UpstreamRequest,
     UpstreamResponse,
     Vectors,
+    sets,
 )
 from embedroute.backends import _openai_response
 from embedroute.backends._option_checks import check_base_url, check_values
@@ -34,6 +38,17 @@ SUFFIXES: Final = ("-query", "-passage")
 """Ends of names of models that state the input type themselves."""
 
 
+class NvidiaOptions(Options, frozen=True, kw_only=True):
+    """The parameters of NVIDIA's API."""
+
+    namespace: ClassVar[str] = "nvidia"
+
+    input_type: Annotated[Literal["query", "passage"] | None, sets("input_type")] = None
+    embedding_type: Annotated[Dtype | None, sets("dtype")] = None
+    dimensions: Annotated[Size | None, sets("dimensions")] = None
+    truncate: Annotated[Literal["NONE", "START", "END"] | None, sets("truncate")] = None
+
+
 class Nvidia(HTTPBackend, frozen=True, kw_only=True):
     """The NVIDIA API, or a NIM at ``base_url`` (then a key is optional).
 
@@ -48,8 +63,11 @@ class Nvidia(HTTPBackend, frozen=True, kw_only=True):
         base64=True,
         input_types=tuple(INPUT_TYPES),
         dtypes=("float", "int8", "uint8", "binary", "ubinary"),
+        truncate=("none", "start", "end"),
+        options=("nvidia",),
         max_inputs=50,
     )
+    request_options: ClassVar[tuple[type[Options], ...]] = (NvidiaOptions,)
 
     api_key: Secret | None = None
     base_url: str = "https://integrate.api.nvidia.com/v1"
@@ -76,7 +94,7 @@ class Nvidia(HTTPBackend, frozen=True, kw_only=True):
             "encoding_format": "base64" if is_float else "float",
             "embedding_type": None if is_float else batch.dtype,
             "dimensions": batch.dimensions,
-            "truncate": self.truncate,
+            "truncate": batch.truncate.upper() if batch.truncate else self.truncate,
         }
         return UpstreamRequest.json(
             f"{self.base_url.rstrip('/')}/embeddings", body, bearer=self.api_key

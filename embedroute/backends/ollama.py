@@ -9,22 +9,28 @@ Source: ollama/ollama ``server/routes.go`` and ``docs/api.md`` (2026-08-21).
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import msgspec
 
 from embedroute.backend import (
+    KEEPS_VECTORS,
+    TRUNCATES,
     Accepts,
     Batch,
     HTTPBackend,
+    Name,
+    Options,
     Secret,
+    Size,
     UpstreamRequest,
     UpstreamResponse,
     Vectors,
+    sets,
 )
 from embedroute.backends._json_scan import split_vectors, texts_to_array
 from embedroute.backends._openai_response import first_count
-from embedroute.backends._option_checks import check_base_url, check_values
+from embedroute.backends._option_checks import check_base_url, check_values, refuse_options
 from embedroute.backends.openai import OpenAI
 
 
@@ -36,6 +42,17 @@ class Answer(msgspec.Struct):
     model: object = None
 
 
+class OllamaOptions(Options, frozen=True, kw_only=True):
+    """The parameters of ``/api/embed``. ``options`` are added to the ``model_options``."""
+
+    namespace: ClassVar[str] = "ollama"
+
+    truncate: Annotated[bool | None, sets("truncate", TRUNCATES)] = None
+    dimensions: Annotated[Size | None, sets("dimensions")] = None
+    keep_alive: Annotated[Name | int | None, KEEPS_VECTORS] = None
+    options: dict[Name, bool | int | float | Name] | None = None
+
+
 class Ollama(HTTPBackend, frozen=True, kw_only=True, dict=True):
     """An Ollama server, or ``https://ollama.com`` with an API key.
 
@@ -44,7 +61,10 @@ class Ollama(HTTPBackend, frozen=True, kw_only=True, dict=True):
     memory of the GPU. ``keep_alive`` is how long the model stays loaded: ``5m``, or seconds.
     """
 
-    accepts: ClassVar[Accepts] = Accepts(dimensions=True)
+    accepts: ClassVar[Accepts] = Accepts(
+        dimensions=True, truncate=("none", "end"), options=("ollama",)
+    )
+    request_options: ClassVar[tuple[type[Options], ...]] = (OllamaOptions,)
 
     api_key: Secret | None = None
     base_url: str = "http://localhost:11434"
@@ -60,14 +80,15 @@ class Ollama(HTTPBackend, frozen=True, kw_only=True, dict=True):
     def build(self, batch: Batch) -> UpstreamRequest:
         """Build the request for Ollama's own API, or for the compatible one."""
         if self._compatible is not None:
+            refuse_options(batch)
             return self._compatible.build(batch)
         body = {
             "model": batch.model,
             "input": batch.texts,
-            "truncate": self.truncate,
+            "truncate": batch.truncate == "end" if batch.truncate else self.truncate,
             "dimensions": batch.dimensions,
-            "keep_alive": self.keep_alive,
-            "options": self.model_options or None,
+            "keep_alive": batch.options.get("keep_alive", self.keep_alive),
+            "options": {**self.model_options, **batch.options.get("options", {})} or None,
         }
         return UpstreamRequest.json(
             f"{self.base_url.rstrip('/')}/api/embed", body, bearer=self.api_key

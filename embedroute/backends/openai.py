@@ -39,6 +39,7 @@ class OpenAI(HTTPBackend, frozen=True, kw_only=True, dict=True):
     accepts: ClassVar[Accepts] = Accepts(
         tokens=True, dimensions=True, base64=True, user=True, max_inputs=2048, max_tokens=300_000
     )
+    forwards_fields: ClassVar[bool] = True
 
     api_key: Secret | None = None
     base_url: str = "https://api.openai.com/v1"
@@ -71,6 +72,7 @@ class OpenAI(HTTPBackend, frozen=True, kw_only=True, dict=True):
         """Return the fields of the body; those that are None are not sent."""
         return {
             **self.extra_body,
+            **batch.options,
             "model": batch.model,
             "input": batch.texts or batch.tokens or [{"content": parts} for parts in batch.parts],
             "encoding_format": None if self.encoding_format == "omit" else self.encoding_format,

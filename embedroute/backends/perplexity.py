@@ -12,7 +12,7 @@ Not verified: that a set bit means a positive number.
 Source: docs.perplexity.ai, embeddings (2026-11), and perplexityai 0.46.1.
 """
 
-from typing import ClassVar, Final
+from typing import Annotated, ClassVar, Final, Literal
 
 from msgspec.structs import replace
 
@@ -21,10 +21,13 @@ from embedroute.backend import (
     Accepts,
     Batch,
     HTTPBackend,
+    Options,
     Secret,
+    Size,
     UpstreamRequest,
     UpstreamResponse,
     Vectors,
+    sets,
 )
 from embedroute.backends import _openai_response
 from embedroute.backends._contextualized import read_only_chunks
@@ -37,12 +40,28 @@ _BYTES: Final = {"ubinary": _REVERSED, "binary": bytes(byte ^ 0x80 for byte in _
 """dtype → byte of the API → byte of the gateway; a ``binary`` number is 128 less."""
 
 
+class PerplexityOptions(Options, frozen=True, kw_only=True):
+    """The parameters of Perplexity's API."""
+
+    namespace: ClassVar[str] = "perplexity"
+
+    dimensions: Annotated[Size | None, sets("dimensions")] = None
+    encoding_format: Annotated[
+        Literal["base64_int8", "base64_binary"] | None,
+        sets("dtype", {"base64_int8": "int8", "base64_binary": "binary"}),
+    ] = None
+
+
 class Perplexity(HTTPBackend, frozen=True, kw_only=True):
     """The Perplexity API."""
 
     accepts: ClassVar[Accepts] = Accepts(
-        dimensions=True, dtypes=("float", "int8", "binary", "ubinary"), max_inputs=512
+        dimensions=True,
+        dtypes=("float", "int8", "binary", "ubinary"),
+        options=("perplexity",),
+        max_inputs=512,
     )
+    request_options: ClassVar[tuple[type[Options], ...]] = (PerplexityOptions,)
 
     api_key: Secret
     base_url: str = "https://api.perplexity.ai/v1"

@@ -11,24 +11,41 @@ Source: huggingface/text-embeddings-inference 1.9.3 ``docs/openapi.json`` and ``
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 
 from embedroute.backend import (
+    TRUNCATES,
     Accepts,
     Batch,
     HTTPBackend,
+    Name,
+    Options,
     Secret,
+    Size,
     UpstreamRequest,
     UpstreamResponse,
     Vectors,
+    sets,
 )
 from embedroute.backends._json_scan import split_vectors, texts_to_array
 from embedroute.backends._openai_response import count_in_headers
-from embedroute.backends._option_checks import check_base_url, check_values
+from embedroute.backends._option_checks import check_base_url, check_values, refuse_options
 from embedroute.backends.openai import OpenAI
 from embedroute.errors import InvalidUpstreamResponse
+
+
+class TEIOptions(Options, frozen=True, kw_only=True):
+    """The parameters of ``/embed``."""
+
+    namespace: ClassVar[str] = "tei"
+
+    normalize: bool | None = None
+    truncate: Annotated[bool | None, sets("truncate", TRUNCATES)] = None
+    truncation_direction: Literal["Left", "Right"] | None = None
+    prompt_name: Name | None = None
+    dimensions: Annotated[Size | None, sets("dimensions")] = None
 
 
 class TEI(HTTPBackend, frozen=True, kw_only=True, dict=True):
@@ -41,7 +58,14 @@ class TEI(HTTPBackend, frozen=True, kw_only=True, dict=True):
     """
 
     serves_one_model: ClassVar[bool] = True
-    accepts: ClassVar[Accepts] = Accepts(dimensions=True, max_inputs=32, max_bytes=1_500_000)
+    accepts: ClassVar[Accepts] = Accepts(
+        dimensions=True,
+        truncate=("none", "start", "end"),
+        options=("tei",),
+        max_inputs=32,
+        max_bytes=1_500_000,
+    )
+    request_options: ClassVar[tuple[type[Options], ...]] = (TEIOptions,)
 
     api_key: Secret | None = None
     base_url: str = "http://localhost:3000"
@@ -59,15 +83,20 @@ class TEI(HTTPBackend, frozen=True, kw_only=True, dict=True):
     def build(self, batch: Batch) -> UpstreamRequest:
         """Build the request for TEI's own API, or for the compatible one."""
         if self._compatible is not None:
+            refuse_options(batch)
             return self._compatible.build(batch)
-        direction = self.truncation_direction
+        truncate, direction = self.truncate, self.truncation_direction
+        if batch.truncate is not None:
+            truncate = batch.truncate != "none"
+            direction = "left" if batch.truncate == "start" else "right" if truncate else None
         body = {
             "inputs": batch.texts or batch.tokens,
             "normalize": self.normalize,
-            "truncate": self.truncate,
+            "truncate": truncate,
             "truncation_direction": direction and direction.title(),
             "prompt_name": self._get_prompt(batch.input_type),
             "dimensions": batch.dimensions,
+            **batch.options,
         }
         url = f"{self.base_url.rstrip('/')}/embed"
         return UpstreamRequest.json(url, body, bearer=self.api_key)

@@ -10,29 +10,41 @@ Source: the discovery document of aiplatform v1 (20261106), and googleapis/pytho
 """
 
 from collections.abc import Sequence
-from typing import ClassVar, Final, Literal
+from typing import Annotated, ClassVar, Final, Literal
 from urllib.parse import quote
 
 import msgspec
 
 from embedroute import vectors
 from embedroute.backend import (
+    TRUNCATES,
     Accepts,
     Batch,
     Credentials,
     HTTPBackend,
+    Name,
+    Options,
     Secret,
     Send,
+    Size,
     UpstreamRequest,
     UpstreamResponse,
     Vectors,
+    sets,
 )
 from embedroute.backends import _google_auth
 from embedroute.backends._data_urls import read_image
 from embedroute.backends._json_scan import split_vectors, texts_to_array
 from embedroute.backends._openai_response import first_count
 from embedroute.backends._option_checks import check_base_url, check_values
-from embedroute.backends.gemini import FULL_WIDTH, SECOND, TASKS, encode_content
+from embedroute.backends.gemini import (
+    FULL_WIDTH,
+    SECOND,
+    TASKS,
+    GoogleOptions,
+    GoogleTask,
+    encode_content,
+)
 from embedroute.errors import BatchTooLarge, InvalidUpstreamResponse, UpstreamRejectedInput
 from embedroute.inputs import ImagePart, Part, TextPart
 
@@ -108,6 +120,21 @@ class ContentAnswer(msgspec.Struct, rename="camel"):
     usage_metadata: msgspec.Raw = msgspec.Raw()
 
 
+class VertexOptions(Options, frozen=True, kw_only=True):
+    """The parameters of Vertex AI, with the names of its reference."""
+
+    namespace: ClassVar[str] = "vertex"
+
+    output_dimensionality: Annotated[Size | None, sets("dimensions")] = msgspec.field(
+        default=None, name="outputDimensionality"
+    )
+    task_type: Annotated[GoogleTask | None, sets("input_type")] = None
+    title: Annotated[Name | None, sets("title")] = None
+    auto_truncate: Annotated[bool | None, sets("truncate", TRUNCATES)] = msgspec.field(
+        default=None, name="autoTruncate"
+    )
+
+
 class Vertex(HTTPBackend, frozen=True, kw_only=True):
     """Vertex AI in one ``location`` of a ``project``.
 
@@ -122,10 +149,12 @@ class Vertex(HTTPBackend, frozen=True, kw_only=True):
         modalities=("text", "image"),
         dimensions=True,
         input_types=tuple(TASKS),
-        options=("google",),
+        truncate=("none", "end"),
+        options=("google", "vertex"),
         max_inputs=250,
         max_tokens=20_000,
     )
+    request_options: ClassVar[tuple[type[Options], ...]] = (GoogleOptions, VertexOptions)
 
     project: str
     location: str = "global"
@@ -199,7 +228,7 @@ class Vertex(HTTPBackend, frozen=True, kw_only=True):
             "taskType": content.get("taskType"),
             "title": content.get("title"),
             "outputDimensionality": batch.dimensions,
-            "autoTruncate": self.auto_truncate,
+            "autoTruncate": self._cuts(batch),
         }
         config = {name: value for name, value in settings.items() if value is not None}
         return {"content": content["content"], "embedContentConfig": config}
@@ -213,8 +242,12 @@ class Vertex(HTTPBackend, frozen=True, kw_only=True):
         size = {"outputDimensionality": batch.dimensions} if batch.dimensions else {}
         return {
             "instances": [{"content": text, **fields} for text in batch.texts],
-            "parameters": {"autoTruncate": self.auto_truncate, **size},
+            "parameters": {"autoTruncate": self._cuts(batch), **size},
         }
+
+    def _cuts(self, batch: Batch) -> bool:
+        """Return whether the API cuts texts that are too long."""
+        return batch.truncate == "end" if batch.truncate else self.auto_truncate
 
     def parse(self, batch: Batch, response: UpstreamResponse) -> Vectors:
         """Read the vectors and the tokens in the format of the method."""

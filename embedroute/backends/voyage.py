@@ -10,16 +10,21 @@ reference calls the field ``output_encoding``. Numbers in place of base64 are re
 Source: voyage-ai/voyageai-python (2026-07-01) and voyageai 0.5.0.
 """
 
-from typing import ClassVar, Final
+from typing import Annotated, ClassVar, Final, Literal
 
 from embedroute.backend import (
+    TRUNCATES,
     Accepts,
     Batch,
+    Dtype,
     HTTPBackend,
+    Options,
     Secret,
+    Size,
     UpstreamRequest,
     UpstreamResponse,
     Vectors,
+    sets,
 )
 from embedroute.backends import _openai_response
 from embedroute.backends._contextualized import read_only_chunks
@@ -37,6 +42,17 @@ ATLAS_KEY: Final = "al-"
 """Beginning of the keys of MongoDB Atlas, which has a host of its own."""
 
 
+class VoyageOptions(Options, frozen=True, kw_only=True):
+    """The parameters of Voyage's APIs."""
+
+    namespace: ClassVar[str] = "voyage"
+
+    input_type: Annotated[Literal["query", "document"] | None, sets("input_type")] = None
+    truncation: Annotated[bool | None, sets("truncate", TRUNCATES)] = None
+    output_dimension: Annotated[Size | None, sets("dimensions")] = None
+    output_dtype: Annotated[Dtype | None, sets("dtype")] = None
+
+
 class Voyage(HTTPBackend, frozen=True, kw_only=True):
     """The Voyage API. A key of MongoDB Atlas (``al-…``) is sent to ``ai.mongodb.com``.
 
@@ -51,9 +67,12 @@ class Voyage(HTTPBackend, frozen=True, kw_only=True):
         base64=True,
         input_types=tuple(INPUT_TYPES),
         dtypes=("float", "int8", "uint8", "binary", "ubinary"),
+        truncate=("none", "end"),
+        options=("voyage",),
         max_inputs=1000,
         max_tokens=120_000,
     )
+    request_options: ClassVar[tuple[type[Options], ...]] = (VoyageOptions,)
 
     api_key: Secret
     base_url: str | None = None
@@ -76,7 +95,7 @@ class Voyage(HTTPBackend, frozen=True, kw_only=True):
         """Build the request of the model's API, for base64, which follows the dtype.
 
         Raises:
-            UpstreamRejectedInput: a model for chunks gets content parts.
+            UpstreamRejectedInput: a model for chunks gets content parts, or is asked to cut texts.
         """
         path, fields = self._encode_inputs(batch)
         body = {
@@ -96,9 +115,13 @@ class Voyage(HTTPBackend, frozen=True, kw_only=True):
                 raise UpstreamRejectedInput(
                     "This model takes texts only. Use a multimodal model.", param="input"
                 )
+            if batch.truncate == "end":
+                raise UpstreamRejectedInput(
+                    "The API of this model cuts no text. Use 'none', or omit it.", param="truncate"
+                )
             inputs = [[text] for text in batch.texts]
             return "contextualizedembeddings", {"inputs": inputs}
-        cut = {"truncation": self.truncation}
+        cut = {"truncation": batch.truncate == "end" if batch.truncate else self.truncation}
         if batch.model.startswith(MULTIMODAL) or batch.parts:
             contents = batch.parts or [(TextPart(text),) for text in batch.texts]
             encoded = [{"content": [_encode_part(part) for part in parts]} for parts in contents]

@@ -7,7 +7,7 @@ Not verified: that 1000 inputs are the limit of a call.
 Source: IBM watsonx.ai API reference, version 2024-03-13; IBM Cloud IAM token service.
 """
 
-from typing import ClassVar, Final
+from typing import Annotated, ClassVar, Final
 from urllib.parse import quote
 
 import msgspec
@@ -17,6 +17,7 @@ from embedroute.backend import (
     Batch,
     Credentials,
     HTTPBackend,
+    Options,
     Secret,
     Send,
     UpstreamRequest,
@@ -53,6 +54,14 @@ class Answer(msgspec.Struct):
     model_id: object = None
 
 
+class WatsonXOptions(Options, frozen=True, kw_only=True):
+    """The ``parameters`` of watsonx.ai."""
+
+    namespace: ClassVar[str] = "watsonx"
+
+    truncate_input_tokens: Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)] | None = None
+
+
 class WatsonX(HTTPBackend, frozen=True, kw_only=True):
     """IBM watsonx.ai in one region, which is that of ``base_url``.
 
@@ -61,7 +70,8 @@ class WatsonX(HTTPBackend, frozen=True, kw_only=True):
     without it, a text that is longer than the context of the model is refused.
     """
 
-    accepts: ClassVar[Accepts] = Accepts(max_inputs=1000)
+    accepts: ClassVar[Accepts] = Accepts(truncate=("none",), options=("watsonx",), max_inputs=1000)
+    request_options: ClassVar[tuple[type[Options], ...]] = (WatsonXOptions,)
 
     api_key: Secret | None = None
     token: Secret | None = None
@@ -107,7 +117,8 @@ class WatsonX(HTTPBackend, frozen=True, kw_only=True):
 
     def build(self, batch: Batch) -> UpstreamRequest:
         """Build the request."""
-        most = self.truncate_input_tokens
+        own = None if batch.truncate == "none" else self.truncate_input_tokens
+        most = batch.options.get("truncate_input_tokens", own)
         body = {
             "inputs": batch.texts,
             "model_id": batch.model,

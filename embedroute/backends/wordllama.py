@@ -41,7 +41,7 @@ class Model(Protocol):
 class WordLlama(LocalBackend, frozen=True):
     """The ``l2_supercat_256`` model of wordllama 0.4, with 64, 128 or 256 dimensions."""
 
-    accepts: ClassVar[Accepts] = Accepts(dimensions=True)
+    accepts: ClassVar[Accepts] = Accepts(dimensions=True, truncate=("none", "start", "end"))
 
     def __post_init__(self) -> None:
         """Report a missing package at startup instead of at the first request."""

@@ -84,8 +84,13 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     truncated and normalized again; ``dimensions_allowed`` and ``dimensions_min`` restrict its new
     length. ``input_types`` lists the input types that the model distinguishes; if the list is
     empty, every input type is accepted and has no effect. ``prefixes`` maps an input type to the
-    text to put before each input. ``hedge`` is whether a second call is made to another endpoint
-    when the first takes longer than usual. ``limits`` hold for all callers of the model together.
+    text to put before each input. ``over_length`` is what happens to an input of more than
+    ``max_input_tokens``: it is refused, only its first part is embedded, or the vectors of its
+    parts are averaged; None leaves it to the endpoint. ``quantize`` lists the values of
+    ``output_dtype`` that the gateway computes from floats, and ``quantize_range`` is the range of
+    numbers that int8 and uint8 divide into 255 steps. ``hedge`` is whether a second call is made
+    to another endpoint when the first takes longer than usual. ``limits`` hold for all callers of
+    the model together.
     """
 
     dimensions: Count | None = None
@@ -96,6 +101,9 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     input_types: list[str] | None = None
     prefixes: dict[str, str] | None = None
     max_input_tokens: Count | None = None
+    over_length: Literal["refuse", "truncate", "pool"] | None = None
+    quantize: list[Literal["int8", "uint8", "binary", "ubinary"]] | None = None
+    quantize_range: tuple[Finite, Finite] | None = None
     fallback: str | None = None
     hedge: bool | None = None
     limits: RateLimits | None = None
@@ -173,7 +181,8 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True, metaclass=_ProviderTyp
     flight to each of its endpoints; the gateway also learns how many are served at a time.
     ``attempt_timeout`` is how many seconds a call may take; if None, it is learned.
     ``resolve`` is whether a connection goes to any address of the host, or requests are spread over
-    all of them; ``max_connections`` then applies to each. ``retries`` and ``breaker`` hold the
+    all of them; ``max_connections`` then applies to each. ``allow_fields`` are top-level fields of
+    requests that are passed on to this provider. ``retries`` and ``breaker`` hold the
     fields that replace those of ``[gateway.retries]`` and ``[gateway.breaker]``.
     """
 
@@ -188,6 +197,7 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True, metaclass=_ProviderTyp
     max_concurrent: Count | None = None
     attempt_timeout: Timeout | None = None
     resolve: Literal["any", "all"] = "any"
+    allow_fields: tuple[str, ...] = ()
     retries: Mapping[str, object] = {}
     breaker: Mapping[str, object] = {}
     options: Mapping[str, object] = {}

@@ -27,6 +27,7 @@ from embedroute.execution.model_echo import (
     is_same_model,
     parse_name,
 )
+from embedroute.execution.over_length import embed_parts
 from embedroute.execution.redaction import list_secrets, public_url, redact_message
 from embedroute.execution.singleflight import Lead, SingleFlight, missing_keys, never_expected
 from embedroute.execution.watchdog import Watchdog
@@ -59,6 +60,7 @@ __all__ = [
     "catalogue_bases",
     "cut_part",
     "decide",
+    "embed_parts",
     "find_window",
     "is_same_model",
     "joined",

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Generator, Mapping, Sequence
 from traceback import walk_tb
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import msgspec
 from anyio import CapacityLimiter
@@ -34,6 +34,7 @@ from embedroute.reasons import describe
 from embedroute.routing import (
     CacheKey,
     EmbeddedInput,
+    Parameters,
     PreparedSelection,
     ResolvedEndpoint,
     pair_with_keys,
@@ -133,6 +134,7 @@ def make_batch(
             texts = [prefix + text for text in texts]
         if input_type not in accepts.input_types:
             input_type = None
+    has_options = parameters.options or parameters.title is not None
     return Batch(
         candidate.model,
         texts,
@@ -143,8 +145,20 @@ def make_batch(
         input_type=input_type,
         dtype=parameters.dtype,
         user=context.request.user if accepts.user else None,
-        options={"title": parameters.title} if parameters.title is not None else {},
+        options=_select_options(candidate, parameters) if has_options else {},
+        truncate=parameters.truncate,
     )
+
+
+def _select_options(candidate: ResolvedEndpoint, parameters: Parameters) -> Mapping[str, Any]:
+    """Return the options of a request for the APIs that an endpoint supports."""
+    options = dict[str, Any]()
+    for namespace, values in parameters.options.items():
+        if not namespace or namespace in candidate.accepts.options:
+            options |= values
+    if parameters.title is not None and not candidate.backend.forwards_fields:
+        options["title"] = parameters.title
+    return options
 
 
 def prepare_in_steps(

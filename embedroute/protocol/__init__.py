@@ -3,11 +3,11 @@
 It may import the foundation, ``backend`` and ``config``.
 """
 
+from embedroute.backend import LARGEST_SIZE, LONGEST_NAME, Dtype, Name, Size
 from embedroute.protocol import bodies
 from embedroute.protocol.decode import (
     MEDIUM,
     NO_DEBUG,
-    NO_OPTIONS,
     SMALL,
     EmbeddingRequest,
     InputValue,
@@ -25,26 +25,23 @@ from embedroute.protocol.dialects import DIALECTS, OpenAIDialect
 from embedroute.protocol.input_kinds import Limits
 from embedroute.protocol.large_body import MOST_OTHER, SLICE, most_marks, split_members
 from embedroute.protocol.media import LARGEST_IMAGE, PIECE, check_media
+from embedroute.protocol.options import (
+    NO_OPTIONS,
+    Namespaces,
+    RequestOptions,
+    convert_options,
+    make_options_struct,
+)
 from embedroute.protocol.requests import (
-    GOOGLE_TASKS,
-    LARGEST_SIZE,
-    LONGEST_NAME,
     NEUTRAL,
     NO_PREFERENCES,
     SPELLINGS,
     Content,
     CreateEmbeddingRequest,
     Debug,
-    Dtype,
-    EmbeddingOptions,
-    GoogleOptions,
-    GoogleTask,
     MaxPrice,
-    MistralOptions,
-    Name,
     Percentiles,
     Preferences,
-    Size,
     Sort,
     cutoffs,
 )
@@ -53,7 +50,6 @@ from embedroute.protocol.responses import ENCODER, Embeddings, LargeBody, write_
 __all__ = [
     "DIALECTS",
     "ENCODER",
-    "GOOGLE_TASKS",
     "LARGEST_IMAGE",
     "LARGEST_SIZE",
     "LONGEST_NAME",
@@ -71,24 +67,23 @@ __all__ = [
     "CreateEmbeddingRequest",
     "Debug",
     "Dtype",
-    "EmbeddingOptions",
     "EmbeddingRequest",
     "Embeddings",
-    "GoogleOptions",
-    "GoogleTask",
     "InputValue",
     "LargeBody",
     "Limits",
     "MaxPrice",
-    "MistralOptions",
     "Name",
+    "Namespaces",
     "OpenAIDialect",
     "Percentiles",
     "Preferences",
+    "RequestOptions",
     "Size",
     "Sort",
     "bodies",
     "check_media",
+    "convert_options",
     "cutoffs",
     "decode_at_once",
     "decode_in_steps",
@@ -97,6 +92,7 @@ __all__ = [
     "fold_parts_in_steps",
     "is_small",
     "iter_values",
+    "make_options_struct",
     "make_request",
     "most_marks",
     "split_members",

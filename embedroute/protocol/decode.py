@@ -6,10 +6,11 @@ All checks that need no knowledge of models or providers are made here.
 import json
 import re
 from collections.abc import Generator, Mapping, Sequence
-from typing import Final, Literal, TypeVar, cast, get_args, get_origin
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
+from embedroute.backend import Dtype, Truncate
 from embedroute.errors import InvalidRequest
 from embedroute.inputs import Input, Kind, TextPart, detect_kind
 from embedroute.protocol import decode_errors
@@ -27,6 +28,13 @@ from embedroute.protocol.large_body import (
     refuse_duplicate_members,
     restore_strings,
 )
+from embedroute.protocol.options import (
+    NO_OPTIONS,
+    RequestOptions,
+    list_literals,
+    parse_options,
+    read_allowed_fields,
+)
 from embedroute.protocol.requests import (
     NEUTRAL,
     NO_PREFERENCES,
@@ -34,8 +42,6 @@ from embedroute.protocol.requests import (
     Content,
     CreateEmbeddingRequest,
     Debug,
-    Dtype,
-    EmbeddingOptions,
     LenientRequest,
     Preferences,
     WireInput,
@@ -44,7 +50,6 @@ from embedroute.runtime import LARGE, finished
 from embedroute.text import echo
 from embedroute.vectors import SupportsArray
 
-NO_OPTIONS: Final = EmbeddingOptions()
 NO_DEBUG: Final = Debug()
 
 SMALL: Final = 1 << 14
@@ -70,8 +75,7 @@ class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     is one of the neutral names (the keys of ``SPELLINGS``). ``field`` is the name of the field that
     held the inputs: ``input`` or ``inputs``. If the field ``provider`` is a string,
     it is ``provider`` here; if it is an object, it is ``preferences``. ``dtype`` is that of the
-    vectors; only requests of other APIs (``server.protocols``) set it. ``large`` is true if
-    processing all inputs at once would block the event loop.
+    vectors. ``large`` is true if processing all inputs at once would block the event loop.
     """
 
     model: str
@@ -84,7 +88,7 @@ class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     user: str | None = None
     provider: str | None = None
     preferences: Preferences = NO_PREFERENCES
-    options: EmbeddingOptions = NO_OPTIONS
+    options: RequestOptions = NO_OPTIONS
     debug: Debug = NO_DEBUG
     dtype: Dtype = "float"
     large: bool = False
@@ -130,11 +134,17 @@ def decode_at_once(body: bytes, limits: Limits) -> EmbeddingRequest:
     colons = body.count(b":") - len(values) + values.count(None)
     if colons:
         decode_errors.refuse_duplicate_keys(body, colons, _texts(request))
-    if limits.ignored_fields:
-        decode_errors.refuse_unknown_fields(body, limits.ignored_fields)
+    fields = _read_other_fields(body, limits) if limits.other_fields else NO_OPTIONS.fields
     wire_input, field = _select_input(request)
     inputs, kind = convert_inputs(wire_input, limits, field)
-    return _make_embedding_request(request, inputs, kind, field)
+    return _make_embedding_request(request, inputs, kind, field, limits, fields)
+
+
+def _read_other_fields(body: bytes, limits: Limits) -> Mapping[str, Any]:
+    """Return the fields that the config allows at the top level, and refuse unknown ones."""
+    return read_allowed_fields(
+        decode_errors.read_members(body, limits.other_fields), limits.allowed_fields
+    )
 
 
 def is_small(body: bytes) -> bool:
@@ -164,18 +174,19 @@ def decode_in_steps(body: bytes, limits: Limits) -> Generator[None, None, Embedd
         raise InvalidRequest(_POSITION.sub("", error.message), param=error.param) from None
     yield
     yield from refuse_duplicate_members(outline, request, limits)
-    if limits.ignored_fields:
-        decode_errors.refuse_unknown_fields(outline.json, limits.ignored_fields)
+    fields = NO_OPTIONS.fields
+    if limits.other_fields:
+        fields = _read_other_fields(outline.json, limits)
     request = yield from restore_strings(request, body, outline, limits)
     yield
     wire_input, field = _select_input(request)
     inputs, kind = yield from convert_inputs_in_steps(wire_input, limits, field)
-    return _make_embedding_request(request, inputs, kind, field, large=True)
+    return _make_embedding_request(request, inputs, kind, field, limits, fields, large=True)
 
 
 def _decode_json(body: bytes, limits: Limits) -> CreateEmbeddingRequest:
     try:
-        return (_LENIENT if limits.ignored_fields else _STRICT).decode(body)
+        return (_LENIENT if limits.other_fields else _STRICT).decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise _explain(error, body) from None
     except RecursionError:
@@ -210,20 +221,13 @@ def decode_struct(body: bytes, struct: type[S]) -> S:
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         fields = {"": struct.__struct_fields__}
         choices = {
-            path: _list_literals(field.type)
+            path: list_literals(field.type)
             for field in msgspec.structs.fields(struct)
             for path in (field.name, f"{field.name}[]")
         }
         raise decode_errors.explain_error(error, body, fields, choices) from None
     except RecursionError:
         decode_errors.refuse_depth()
-
-
-def _list_literals(type_: object) -> tuple[str, ...]:
-    """List the values of all ``Literal`` types in a type."""
-    if get_origin(type_) is Literal:
-        return get_args(type_)
-    return tuple(value for inner in get_args(type_) for value in _list_literals(inner))
 
 
 def make_request(fields: Mapping[str, object], limits: Limits) -> EmbeddingRequest:
@@ -269,7 +273,7 @@ def check_request(request: CreateEmbeddingRequest, limits: Limits) -> EmbeddingR
     """
     wire_input, field = _select_input(request)
     inputs, kind = convert_inputs(wire_input, limits, field)
-    return _make_embedding_request(request, inputs, kind, field)
+    return _make_embedding_request(request, inputs, kind, field, limits, {})
 
 
 def _make_embedding_request(
@@ -277,10 +281,18 @@ def _make_embedding_request(
     inputs: Sequence[Input],
     kind: Kind,
     field: str,
+    limits: Limits,
+    fields: Mapping[str, Any],
     *,
     large: bool = False,
 ) -> EmbeddingRequest:
-    options = request.embedding_options or NO_OPTIONS
+    options = NO_OPTIONS
+    if request.embedding_options is not None or request.truncate is not None or fields:
+        options = RequestOptions(
+            by_api=parse_options(request.embedding_options or {}, limits.namespaces),
+            fields=fields,
+            truncate=request.truncate and cast("Truncate", request.truncate.lower()),
+        )
     provider = request.provider
     if isinstance(provider, Preferences):
         _refuse_duplicate_names(provider)
@@ -298,6 +310,7 @@ def _make_embedding_request(
         preferences=provider if isinstance(provider, Preferences) else NO_PREFERENCES,
         options=options,
         debug=request.debug or NO_DEBUG,
+        dtype=request.output_dtype or "float",
         large=large,
     )
 

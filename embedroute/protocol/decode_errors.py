@@ -13,23 +13,20 @@ from typing import Final, NoReturn, cast, get_args
 
 import msgspec
 
+from embedroute.backend import Dtype
 from embedroute.errors import InvalidRequest
 from embedroute.inputs import ImageURL
 from embedroute.protocol.requests import (
     Content,
     CreateEmbeddingRequest,
     Debug,
-    Dtype,
-    EmbeddingOptions,
-    GoogleOptions,
-    GoogleTask,
     MaxPrice,
-    MistralOptions,
     Percentiles,
     Preferences,
     Quantization,
     Sort,
     SortKey,
+    Truncate,
 )
 from embedroute.text import LONGEST_ECHO, closest, echo
 
@@ -40,9 +37,6 @@ FIELDS: Final[Mapping[str, Sequence[str]]] = {
     "provider.max_price": MaxPrice.__struct_fields__,
     "provider.preferred_max_latency": Percentiles.__struct_fields__,
     "provider.preferred_min_throughput": Percentiles.__struct_fields__,
-    "embedding_options": EmbeddingOptions.__struct_fields__,
-    "embedding_options.google": GoogleOptions.__struct_fields__,
-    "embedding_options.mistral": MistralOptions.__struct_fields__,
     "debug": Debug.__struct_fields__,
     **{f"{name}[]": Content.__struct_fields__ for name in ("input", "inputs")},
     **{f"{name}[].content[]": ("type", "text", "image_url") for name in ("input", "inputs")},
@@ -57,8 +51,8 @@ CHOICES: Final[Mapping[str, Sequence[str]]] = {
     "provider.sort.partition": ("model", "none"),
     "provider.data_collection": ("allow", "deny"),
     "provider.quantizations[]": get_args(Quantization),
-    "embedding_options.google.task_type": get_args(GoogleTask),
-    "embedding_options.mistral.output_dtype": get_args(Dtype),
+    "output_dtype": get_args(Dtype),
+    "truncate": get_args(Truncate)[:3],
     "debug.trace_level": ("summary", "full"),
     "input[].content[].type": ("text", "image_url"),
     "inputs[].content[].type": ("text", "image_url"),
@@ -301,17 +295,22 @@ def _refuse(param: str, demand: str) -> InvalidRequest:
     return InvalidRequest(f"{echo(param)} {demand}", param=param)
 
 
-def refuse_unknown_fields(body: bytes, ignored: Collection[str]) -> None:
-    """Refuse a valid body that has other top-level fields than known ones and ``ignored``.
+def read_members(body: bytes, other_fields: Collection[str]) -> Mapping[str, msgspec.Raw]:
+    """Return the members of a valid body.
 
     Raises:
-        InvalidRequest: the body has such a field.
+        InvalidRequest: there are other fields than known ones and ``other_fields``.
     """
-    fields = {"": (*FIELDS[""], *ignored)}
+    fields = {"": (*FIELDS[""], *other_fields)}
     present = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-    unknown = [name for name in present if name not in fields[""]]
-    if unknown:
-        raise _unknown_keys(present, "", unknown[0], fields)
+    if any(name not in fields[""] for name in present):
+        raise unknown_keys(present, "", fields)
+    return present
+
+
+def unknown_keys(root: object, path: str, fields: Mapping[str, Sequence[str]]) -> InvalidRequest:
+    """Make the error for unknown keys of the object at ``path`` in ``root``."""
+    return _unknown_keys(root, path, _unknown_at(root, path, fields)[0], fields)
 
 
 def _unknown_keys(

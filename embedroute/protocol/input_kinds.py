@@ -3,11 +3,12 @@
 ``input`` has four forms: one text, many texts, token ids (flat or nested), and content objects.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Final, Self, cast
 
 import msgspec
 
+from embedroute.backend import Options
 from embedroute.config import Settings
 from embedroute.errors import InvalidRequest
 from embedroute.inputs import ImagePart, Input, Kind, Part
@@ -23,7 +24,9 @@ IDS: Final = 1 << 14
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """The limits of a request body; ``media_domains`` are host names in lower case.
 
-    ``ignored_fields`` are unknown top-level fields that a body may have.
+    ``ignored_fields`` are unknown top-level fields that a body may have, and ``allowed_fields``
+    those that are passed on. ``other_fields`` are both. ``namespaces`` maps the names of APIs in
+    ``embedding_options`` to the structs of their parameters.
     """
 
     max_inputs: int = 2048
@@ -31,9 +34,23 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     max_text_characters: int = 4_194_304
     media_domains: frozenset[str] = frozenset()
     ignored_fields: frozenset[str] = frozenset()
+    allowed_fields: frozenset[str] = frozenset()
+    namespaces: Mapping[str, type[Options]] = {}
+    other_fields: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        """Set ``other_fields``."""
+        msgspec.structs.force_setattr(
+            self, "other_fields", self.ignored_fields | self.allowed_fields
+        )
 
     @classmethod
-    def of(cls, settings: Settings) -> Self:
+    def of(
+        cls,
+        settings: Settings,
+        namespaces: Mapping[str, type[Options]] = {},
+        allowed_fields: frozenset[str] = frozenset(),
+    ) -> Self:
         """Read the limits from the ``[gateway]`` table."""
         domains = frozenset(domain.lower() for domain in settings.media_domains)
         return cls(
@@ -41,6 +58,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
             max_token_ids=settings.max_token_ids,
             max_text_characters=settings.max_text_characters,
             media_domains=domains,
+            namespaces=namespaces,
+            allowed_fields=allowed_fields,
             ignored_fields=frozenset(
                 () if settings.unknown_fields == "reject" else settings.unknown_fields
             ),

@@ -11,19 +11,17 @@ Cohere, Voyage, Gemini, Jina, NVIDIA, DashScope, Nomic, Amazon Nova and Azure.
 
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
 
+from embedroute.backend import LARGEST_SIZE, LONGEST_NAME, Dtype, Name
 from embedroute.inputs import ImagePart, TextPart
 
-LONGEST_NAME: Final = 512
-"""Maximum characters of the name of a model, provider, user, title or input type."""
 MOST_NAMES: Final = 64
 """Maximum names in a list."""
 
-Name = Annotated[str, Meta(max_length=LONGEST_NAME)]
 Names = Annotated[list[Name], Meta(max_length=MOST_NAMES)]
 Amount = (
     Annotated[int, Meta(ge=0)]
@@ -140,29 +138,6 @@ def cutoffs(preference: float | Percentiles | None) -> dict[int, float]:
 MOST_PARTS = 32
 """Maximum content parts of one input."""
 
-Dtype = Literal["float", "int8", "uint8", "binary", "ubinary"]
-LARGEST_SIZE = 2**31 - 1
-"""Maximum value of ``dimensions``: every upstream can parse it as an integer."""
-Size = (
-    Annotated[int, Meta(ge=1, le=LARGEST_SIZE)]
-    | Annotated[float, Meta(ge=1, le=LARGEST_SIZE, multiple_of=1)]
-)
-"""A number of dimensions; many JSON encoders write a whole number as ``1536.0``."""
-GoogleTask = Literal[
-    "TASK_TYPE_UNSPECIFIED",
-    "RETRIEVAL_QUERY",
-    "RETRIEVAL_DOCUMENT",
-    "SEMANTIC_SIMILARITY",
-    "CLASSIFICATION",
-    "CLUSTERING",
-    "QUESTION_ANSWERING",
-    "FACT_VERIFICATION",
-    "CODE_RETRIEVAL_QUERY",
-]
-
-
-EmptyString = Literal[""]
-
 
 class Content(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A multimodal input; its parts become one vector."""
@@ -184,26 +159,8 @@ WireInput = WireText | WireItems
 """msgspec supports no union of two array types, so ``input_kinds`` separates the kinds of items."""
 
 
-class GoogleOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Options of Gemini (documented by Phaseo)."""
-
-    output_dimensionality: Size | None = None
-    task_type: GoogleTask | EmptyString | None = None
-    title: Name | None = None
-
-
-class MistralOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Options of Mistral (documented by Phaseo)."""
-
-    output_dimension: Size | None = None
-    output_dtype: Dtype | EmptyString | None = None
-
-
-class EmbeddingOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Options of a single upstream API, by its name; an empty string counts as absent."""
-
-    google: GoogleOptions | None = None
-    mistral: MistralOptions | None = None
+Truncate = Literal["none", "start", "end", "NONE", "START", "END"]
+"""``truncate`` of a request: the neutral names, also as Cohere and NVIDIA write them."""
 
 
 class Debug(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -273,7 +230,16 @@ class CreateEmbeddingRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=
         Name | Preferences | None,
         Meta(description="The provider to use, or preferences among providers."),
     ] = None
-    embedding_options: EmbeddingOptions | None = None
+    output_dtype: Annotated[
+        Dtype | None, Meta(description="The type of the numbers; the default is `float`.")
+    ] = None
+    truncate: Annotated[
+        Truncate | None,
+        Meta(description="Where to cut a text that is too long; `none` refuses it."),
+    ] = None
+    embedding_options: Annotated[
+        dict[str, Any] | None, Meta(description="Parameters of single upstream APIs, by API.")
+    ] = None
     debug: Annotated[Debug | None, Meta(description="Needs a key that may debug.")] = None
 
 
@@ -318,16 +284,3 @@ NEUTRAL: Final[Mapping[str, str]] = {
     spelling: neutral for neutral, spellings in SPELLINGS.items() for spelling in spellings
 }
 """Spelling in lower case → neutral input type."""
-
-GOOGLE_TASKS: Final[Mapping[str, str | None]] = {
-    "TASK_TYPE_UNSPECIFIED": None,
-    "RETRIEVAL_QUERY": "query",
-    "RETRIEVAL_DOCUMENT": "document",
-    "SEMANTIC_SIMILARITY": "similarity",
-    "CLASSIFICATION": "classification",
-    "CLUSTERING": "clustering",
-    "QUESTION_ANSWERING": "qa",
-    "FACT_VERIFICATION": "fact_check",
-    "CODE_RETRIEVAL_QUERY": "code_query",
-}
-"""Gemini's ``taskType`` → neutral input type."""

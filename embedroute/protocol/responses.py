@@ -64,6 +64,15 @@ class Embeddings(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         """The providers of the vectors; empty if all came from the cache."""
         return tuple(self.trace.providers)
 
+    @property
+    def truncated(self) -> Sequence[int]:
+        """The positions of the inputs that were longer than the model's context.
+
+        Their vectors are those of their first part, or the mean of the vectors of all parts: see
+        ``over_length`` of the model.
+        """
+        return self.trace.cut_inputs
+
 
 WriteRow = Callable[[Array], bytes]
 """Writes one row as JSON."""

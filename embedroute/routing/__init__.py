@@ -31,6 +31,16 @@ from embedroute.routing.health import (
 )
 from embedroute.routing.hedging import CallTimes, HedgeBudget, hedge_delay
 from embedroute.routing.ordering import SelectionContext, draw_weights, order_endpoints
+from embedroute.routing.over_length import (
+    CAUTIOUS,
+    LIKELY,
+    MOST_PIECES,
+    OverLength,
+    Pieces,
+    estimate_tokens,
+    find_overlong,
+    split_overlong,
+)
 from embedroute.routing.planning import (
     PIECE,
     CacheKey,
@@ -87,11 +97,14 @@ from embedroute.routing.splitting import (
 from embedroute.routing.token_shares import share_out
 
 __all__ = [
+    "CAUTIOUS",
     "ENVELOPE",
     "GROWS_EVERY",
     "LAST",
     "LEAST",
+    "LIKELY",
     "MOST",
+    "MOST_PIECES",
     "NO_FIELDS",
     "OVERLOADED",
     "PERIOD",
@@ -114,7 +127,9 @@ __all__ = [
     "HealthRegistry",
     "HedgeBudget",
     "ModelRegistry",
+    "OverLength",
     "Parameters",
+    "Pieces",
     "Plan",
     "PreparedSelection",
     "ResolvedEndpoint",
@@ -138,6 +153,8 @@ __all__ = [
     "draw_weights",
     "encode_fields",
     "error_to_report",
+    "estimate_tokens",
+    "find_overlong",
     "full_endpoints",
     "halves",
     "hedge_delay",
@@ -162,6 +179,7 @@ __all__ = [
     "share_out",
     "split",
     "split_in_steps",
+    "split_overlong",
     "sum_modalities",
     "supports_dimensions",
     "text_before",

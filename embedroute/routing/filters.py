@@ -6,16 +6,17 @@ A parameter that changes the vectors is never dropped silently: an endpoint that
 excluded, and the request fails if no endpoint remains.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, get_args
 
 import msgspec
 
-from embedroute.backend import Accepts
+from embedroute.backend import Accepts, Truncate
 from embedroute.config import Model
 from embedroute.errors import EmbedrouteError, InvalidRequest, NoEligibleProvider
 from embedroute.inputs import ImagePart, Input, Kind, list_modalities
-from embedroute.protocol import EmbeddingRequest
-from embedroute.routing.options import EFFECTS, MergedOptions, list_options, merge_options
+from embedroute.protocol import NO_OPTIONS, EmbeddingRequest
+from embedroute.routing.options import MergedOptions, Option, list_options, merge_options
 from embedroute.routing.registry import ResolvedEndpoint
 
 
@@ -71,6 +72,10 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
 
     ``width`` is the number of dimensions to return; None for an undeclared model if the request
     does not specify it. ``dimensions`` is the requested width if it differs from the model's own.
+    ``dtype`` is what the endpoints are asked for: float, if the gateway quantises the vectors.
+    ``options`` maps each namespace of ``embedding_options`` to what its backends get unchanged; the
+    namespace "" holds top-level fields that are passed on. ``options_key`` encodes those that
+    change the vectors.
     """
 
     width: int | None = None
@@ -78,6 +83,9 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
     input_type: str | None = None
     dtype: str = "float"
     title: str | None = None
+    truncate: Truncate | None = None
+    options: Mapping[str, Mapping[str, Any]] = {}
+    options_key: str = ""
 
     def uncut(self, model: Model) -> "Parameters | None":
         """Return these parameters at the model's own width.
@@ -94,31 +102,63 @@ def resolve_parameters(
 ) -> tuple[Parameters, MergedOptions]:
     """Return the parameters that change the vectors, and the merged ``embedding_options``.
 
-    Candidates that do not support the first namespace of ``embedding_options`` that one of them
-    supports are dropped.
+    If a candidate supports a namespace of ``embedding_options``, those that do not are dropped.
 
     Raises:
         InvalidRequest: the model does not have the requested width, two parameters contradict each
             other, or an option that no candidate supports would change the vectors.
     """
-    options = list_options(request)
-    requested = {option.namespace for option in options}
-    supported = tuple(
-        namespace
-        for namespace in EFFECTS
-        if namespace in requested
-        and any(namespace in candidate.accepts.options for candidate in endpoints.remaining)
-    )
+    if request.options is NO_OPTIONS:
+        merged = merge_options((), request, model, ())
+        return _make_parameters(model, merged), merged
+    options = list_options(request, endpoints.remaining)
+    known = {name for candidate in endpoints.remaining for name in candidate.accepts.options}
+    supported = sorted({option.namespace for option in options} & known)
     merged = merge_options(options, request, model, supported)
-    # Only google has an option without a neutral counterpart (the title). The options of mistral
-    # are checked as neutral parameters, so they do not restrict the candidates here.
-    for name in supported[:1]:
+    for namespace in _restricting(supported, merged):
+        _filter_by_namespace(endpoints, namespace, merged.native.get(namespace, {}))
+    for name in request.options.fields:
         endpoints.apply(
-            "embedding_options",
-            lambda candidate, name=name: name in candidate.accepts.options,
-            f"does not support {name} options",
+            name,
+            lambda candidate, name=name: name in candidate.allow_fields,
+            f"its provider does not allow {name}",
         )
     return _make_parameters(model, merged), merged
+
+
+def _restricting(supported: Sequence[str], merged: MergedOptions) -> Collection[str]:
+    """Return the namespaces that a candidate must support.
+
+    They are those with an option that no other API has. Neutral parameters are checked as such, so
+    of namespaces that hold nothing else only the first restricts the candidates.
+    """
+    return [name for name in supported if name in merged.native] or supported[:1]
+
+
+def _filter_by_namespace(
+    endpoints: EndpointFilter, namespace: str, native: Mapping[str, Any]
+) -> None:
+    refusal = None
+    if native:
+        param = f"embedding_options.{namespace}"
+        refusal = InvalidRequest(
+            f"'{param}' is not supported by any provider that supports the other parameters.",
+            param=param,
+        )
+    endpoints.apply(
+        "embedding_options",
+        lambda candidate: namespace in candidate.accepts.options,
+        f"does not support {namespace} options",
+        refusal,
+    )
+
+
+def _encode_options(options: Sequence[Option]) -> str:
+    """Encode options unambiguously, for cache keys."""
+    if not options:
+        return ""
+    values = [(option.namespace, option.field, option.value) for option in options]
+    return msgspec.json.encode(sorted(values), order="deterministic").decode()
 
 
 def _make_parameters(model: Model, merged: MergedOptions) -> Parameters:
@@ -132,8 +172,11 @@ def _make_parameters(model: Model, merged: MergedOptions) -> Parameters:
         dimensions=None if size == own else size,
         # A model without input types returns the same vector for all of them: share cache entries.
         input_type=None if model.input_types == [] else merged.input_type,
-        dtype=merged.dtype,
+        dtype="float" if merged.dtype in (model.quantize or ()) else merged.dtype,
         title=merged.title,
+        truncate=merged.truncate,
+        options=merged.native,
+        options_key=_encode_options(merged.native_vectors),
     )
 
 
@@ -204,8 +247,52 @@ def filter_by_parameters(
         "does not support this output_dtype",
         _unsupported(fields.get("dtype")),
     )
+    if parameters.truncate is not None:
+        _filter_by_truncate(endpoints, parameters.truncate, fields["truncate"])
     if request.preferences.require_parameters and request.user is not None:
         _filter_by_user(endpoints)
+
+
+def _filter_by_truncate(endpoints: EndpointFilter, truncate: Truncate, param: str) -> None:
+    known = {word for candidate in endpoints.remaining for word in candidate.accepts.truncate}
+    advice = "Omit it."
+    if words := [word for word in get_args(Truncate) if word in known]:
+        advice = f"Use {' or '.join(words)}, or omit it."
+    endpoints.apply(
+        "truncate",
+        lambda candidate: truncate in candidate.accepts.truncate,
+        f"does not support {truncate}",
+        InvalidRequest(
+            f"'{param}' asks for '{truncate}', which no provider of this model supports. {advice}",
+            param=param,
+        ),
+    )
+
+
+def apply_over_length(
+    endpoints: EndpointFilter, model: Model, parameters: Parameters
+) -> Parameters:
+    """Make the endpoints refuse texts that are too long, so that none cuts them by itself.
+
+    If the gateway cuts texts, endpoints that cannot be told so may remain.
+
+    Raises:
+        InvalidRequest: the model refuses such texts, and no endpoint does.
+    """
+    refusing = [each for each in endpoints.remaining if "none" in each.accepts.truncate]
+    if model.over_length == "refuse":
+        endpoints.apply(
+            "over_length",
+            refusing.__contains__,
+            "may cut a text that is too long",
+            InvalidRequest(
+                "This model refuses a text that is too long, and no provider can be told so.",
+                param="model",
+            ),
+        )
+    elif len(refusing) < len(endpoints.remaining):
+        return parameters
+    return msgspec.structs.replace(parameters, truncate="none")
 
 
 def _filter_by_user(endpoints: EndpointFilter) -> None:
@@ -259,7 +346,8 @@ def _filter_by_input(endpoints: EndpointFilter, model: Model, request: Embedding
             "does not fetch https images",
             refusal,
         )
-    if request.kind is Kind.TOKENS and model.max_input_tokens is not None:
+    is_cut = model.over_length in ("truncate", "pool")
+    if request.kind is Kind.TOKENS and model.max_input_tokens is not None and not is_cut:
         _refuse_overlong(request.inputs, model.max_input_tokens)
 
 

@@ -1,81 +1,128 @@
-"""Merges ``embedding_options``, the options of single upstream APIs, into neutral parameters.
+"""Merges the options of single upstream APIs into the neutral parameters of a request.
 
-An option of an API that a candidate supports is honoured. Any other option is dropped if it changes
-nothing, and otherwise the request is rejected. A contradiction between two parameters is always
-rejected.
+Options are ``embedding_options`` and top-level fields that the config allows. An option of an API
+that a candidate supports is honoured. Any other option is dropped if it changes nothing, and
+otherwise the request is rejected. A contradiction between two parameters is always rejected.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Final, NoReturn, cast
+from typing import Any, Final, NoReturn, cast, get_args
 
 import msgspec
 
+from embedroute.backend import Dtype, OptionField, Options, Truncate, list_fields
 from embedroute.config import Model
 from embedroute.errors import InvalidRequest
-from embedroute.protocol import GOOGLE_TASKS, EmbeddingRequest
-
-EFFECTS: Final = {
-    "google": {
-        "output_dimensionality": "dimensions",
-        "task_type": "input_type",
-        "title": "title",
-    },
-    "mistral": {"output_dimension": "dimensions", "output_dtype": "dtype"},
-}
-"""Namespace → its options → the neutral parameter that each of them sets."""
+from embedroute.protocol import NEUTRAL, EmbeddingRequest, convert_options
+from embedroute.routing.registry import ResolvedEndpoint
 
 _ABSENT: Final = (None, "", "TASK_TYPE_UNSPECIFIED")
+_FIELDS: Final = {"dtype": "output_dtype"}
+"""Neutral parameter → the field of a request that sets it, if that has another name."""
+_WORDS: Final[Mapping[str, Sequence[str]]] = {
+    "dtype": get_args(Dtype),
+    "truncate": get_args(Truncate),
+}
 
 
 class Option(msgspec.Struct, frozen=True):
-    """One option of a request: its name, the neutral parameter that it sets, and its value."""
+    """One option of a request.
 
+    ``name`` is its path in the request, ``field`` its name at the API, and ``namespace`` that of
+    the API. ``parameter`` is the neutral parameter that it sets, and ``neutral`` the value of that.
+    Without a neutral value, the backend gets the option unchanged.
+    """
+
+    name: str
     namespace: str
     field: str
-    parameter: str
-    value: object
-
-    @property
-    def name(self) -> str:
-        """The path of the option in the request."""
-        return f"embedding_options.{self.namespace}.{self.field}"
-
-    @property
-    def neutral_value(self) -> object:
-        """The value of the neutral parameter: ``query`` for the task ``RETRIEVAL_QUERY``."""
-        if self.parameter == "input_type":
-            return GOOGLE_TASKS[cast("str", self.value)]
-        return self.value
+    value: Any
+    parameter: str | None = None
+    neutral: Any = None
+    changes_vectors: bool = True
 
 
 class MergedOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The neutral parameters of a request with options, and the options that have no effect.
 
-    ``fields`` maps each neutral parameter to the field of the request that sets it, for errors.
+    ``native`` maps each namespace to the options that its backends get as they are.
+    ``native_vectors`` are those of them that change the vectors. ``fields`` maps each neutral
+    parameter to the field of the request that sets it, for errors.
     """
 
     size: int | None
     input_type: str | None
     dtype: str
     title: str | None
+    truncate: Truncate | None
+    native: Mapping[str, Mapping[str, Any]]
+    native_vectors: Sequence[Option]
     dropped: Sequence[Option]
     fields: Mapping[str, str]
 
 
-def list_options(request: EmbeddingRequest) -> list[Option]:
-    """List the options that a request sets."""
+def list_options(request: EmbeddingRequest, candidates: Sequence[ResolvedEndpoint]) -> list[Option]:
+    """List the options that a request sets, sorted by namespace.
+
+    A top-level field belongs to the API of the first candidate whose provider allows it.
+
+    Raises:
+        InvalidRequest: no candidate allows a top-level field, or its value is invalid.
+    """
     options: list[Option] = []
-    for namespace, effects in EFFECTS.items():
-        fields = getattr(request.options, namespace)
-        if fields is None:
-            continue
-        for field, parameter in effects.items():
-            value = getattr(fields, field)
-            if isinstance(value, float):
-                value = int(value)
-            if value not in _ABSENT:
-                options.append(Option(namespace, field, parameter, value))
+    for namespace, values in sorted(request.options.by_api.items()):
+        options += _read_options(namespace, values, f"embedding_options.{namespace}.")
+    for name, value in request.options.fields.items():
+        options += _read_field(name, value, candidates)
     return options
+
+
+def _read_field(
+    name: str, value: object, candidates: Sequence[ResolvedEndpoint]
+) -> Sequence[Option]:
+    allowing = [candidate for candidate in candidates if name in candidate.allow_fields]
+    if not allowing:
+        raise InvalidRequest(
+            f"'{name}' is not accepted by any provider of this model. Omit it.", param=name
+        )
+    for candidate in allowing:
+        for struct in type(candidate.backend).request_options:
+            if any(field.name == name for field in list_fields(struct)):
+                return _read_options(struct.namespace, convert_options({name: value}, struct), "")
+    return [Option(name, "", name, value)]
+
+
+def _read_options(namespace: str, values: Options, prefix: str) -> list[Option]:
+    options: list[Option] = []
+    for field in list_fields(type(values)):
+        value = getattr(values, field.attribute)
+        if value not in _ABSENT:
+            name = f"{prefix}{field.name}"
+            neutral = _to_neutral(field, value)
+            parameter = field.parameter
+            options.append(
+                Option(
+                    name, namespace, field.name, value, parameter, neutral, field.changes_vectors
+                )
+            )
+    return options
+
+
+def _to_neutral(field: OptionField, value: Any) -> object:
+    """Return the neutral value of an option: ``query`` for the task ``RETRIEVAL_QUERY``."""
+    if field.parameter is None:
+        return None
+    if isinstance(value, list):
+        [value] = cast("list[object]", value)
+    if value in field.words:
+        return field.words[value]
+    if field.parameter == "dimensions":
+        return int(value)
+    if field.parameter == "input_type":
+        return NEUTRAL.get(value.lower())
+    if field.parameter in _WORDS:
+        return value.lower() if value.lower() in _WORDS[field.parameter] else None
+    return value
 
 
 def merge_options(
@@ -89,26 +136,27 @@ def merge_options(
         InvalidRequest: two parameters contradict each other, or an option would change the vectors
             and nothing covers it.
     """
-    honoured = [option for option in options if option.namespace in supported]
+    honoured = [option for option in options if option.namespace in ("", *supported)]
     dropped = [option for option in options if option not in honoured]
     values: dict[str, Any] = {
         "dimensions": request.dimensions,
         "input_type": request.input_type,
         "dtype": None if request.dtype == "float" else request.dtype,
+        "truncate": request.options.truncate,
     }
-    fields = {name: name for name, value in values.items() if value is not None}
+    fields = {name: _FIELDS.get(name, name) for name, value in values.items() if value is not None}
+    native: dict[str, dict[str, Any]] = {}
     for option in honoured:
         _refuse_contradiction(option, values, fields)
-        values[option.parameter] = option.neutral_value
-        fields.setdefault(option.parameter, option.name)
+        if option.neutral is None:
+            native.setdefault(option.namespace, {})[option.field] = option.value
+        else:
+            values[cast("str", option.parameter)] = option.neutral
+        if option.parameter is not None:
+            fields.setdefault(option.parameter, option.name)
     for option in dropped:
         _refuse_contradiction(option, values, fields)
-        if not _is_covered(option, values, model):
-            raise InvalidRequest(
-                f"'{option.name}' would change the vectors, and no provider of this model supports "
-                "it. Omit it.",
-                param=option.name,
-            )
+        _refuse_uncovered(option, values, model)
     if values.get("input_type") != "document" and values.pop("title", None) is not None:
         dropped += [option for option in honoured if option.parameter == "title"]
     if dropped and request.preferences.require_parameters:
@@ -118,6 +166,11 @@ def merge_options(
         input_type=values["input_type"],
         dtype=values["dtype"] or "float",
         title=values.get("title"),
+        truncate=values["truncate"],
+        native=native,
+        native_vectors=[
+            option for option in honoured if option.neutral is None and option.changes_vectors
+        ],
         dropped=dropped,
         fields=fields,
     )
@@ -127,10 +180,12 @@ def _refuse_contradiction(
     option: Option, values: Mapping[str, object], fields: Mapping[str, str]
 ) -> None:
     """Refuse an option whose parameter has another value already, also if no API reads it."""
-    value = values.get(option.parameter)
-    if value is None or value == option.neutral_value:
+    parameter = option.parameter
+    if parameter is None or parameter not in fields:
         return
-    other = f"'{fields[option.parameter]}'"
+    if values.get(parameter) is not None and values[parameter] == option.neutral:
+        return
+    other = f"'{fields[parameter]}'"
     if other == "'input_type'":
         other = "'input_type', or the suffix of 'model'"
     raise InvalidRequest(
@@ -138,15 +193,29 @@ def _refuse_contradiction(
     )
 
 
+def _refuse_uncovered(option: Option, values: Mapping[str, object], model: Model) -> None:
+    """Refuse an option that no candidate supports, unless it changes nothing."""
+    if not _is_covered(option, values, model):
+        raise InvalidRequest(
+            f"'{option.name}' would change the vectors, and no provider of this model supports "
+            "it. Omit it.",
+            param=option.name,
+        )
+
+
 def _is_covered(option: Option, values: Mapping[str, object], model: Model) -> bool:
     """Return whether an option that no candidate supports changes nothing."""
-    if values.get(option.parameter) is not None or option.parameter == "title":
+    if not option.changes_vectors or option.parameter == "title":
+        return True
+    if option.parameter is None or option.neutral is None:
+        return False
+    if values.get(option.parameter) is not None:
         return True
     if option.parameter == "dimensions":
-        return option.value == model.dimensions
+        return option.neutral == model.dimensions
     if option.parameter == "input_type":
         return model.input_types == []
-    return option.value == "float"
+    return option.neutral == "float"
 
 
 def _refuse_dropped(option: Option, supported: Collection[str]) -> NoReturn:

@@ -1,7 +1,7 @@
 """Plans the work of a request: cache keys, de-duplication, and the order of the results.
 
 A cache key is a digest of everything that determines a vector (vector space, width, dtype, input
-type, title and input) and of who may see it (cache scope and data policy).
+type, title, options and input) and of who may see it (cache scope and data policy).
 
 Between ``make_plan`` and ``assemble``, work and results are mappings by cache key. Only these two
 know the positions of inputs in the request; ``execution/context.py`` uses ``Plan.keys`` to name the
@@ -81,9 +81,13 @@ def make_key_prefix(
     scope: Sequence[str],
 ) -> bytes:
     """Encode the common part of a request's cache keys: everything except the input."""
+    dtype = parameters.dtype
+    if parameters.truncate or parameters.options_key:
+        # Not a field of its own, so that the keys of requests without options stay as they are.
+        dtype = f"{dtype}\0{parameters.truncate}\0{parameters.options_key}"
     vector_fields = (
         str(parameters.width or ""),
-        parameters.dtype,
+        dtype,
         parameters.input_type or "",
         parameters.title or "",
     )

@@ -35,6 +35,8 @@ class ResolvedEndpoint(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     if that is learned. ``checks_model`` is false if the name of the model in an answer means
     nothing. ``name`` is ``provider:model``, for traces, logs and health.
 
+    ``allow_fields`` are the top-level fields of a request that are passed on.
+
     ``caller_keys`` maps the options of the backend that each caller sets to the header with the
     value. An endpoint whose backend has a caller's values has their ``key_digest``, which is part
     of its name, and ``origin``, the endpoint without them.
@@ -60,6 +62,7 @@ class ResolvedEndpoint(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     attempt_timeout: float | None = None
     checks_model: bool = True
     all_addresses: bool = False
+    allow_fields: Sequence[str] = ()
     retries: RetryPolicy = RetryPolicy()
     breaker: BreakerPolicy = BreakerPolicy()
     caller_keys: Mapping[str, str] = {}

@@ -4,12 +4,12 @@ Each mistake is one line that starts with its place in the config.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final, cast, get_args
 
 import msgspec
 
-from embedroute.backend import Accepts, BackendBase
+from embedroute.backend import Accepts, BackendBase, Truncate, list_fields
 from embedroute.config import (
     ApiKey,
     BreakerPolicy,
@@ -27,7 +27,7 @@ from embedroute.config import (
     quoted,
 )
 from embedroute.errors import EmbedrouteError
-from embedroute.protocol import NEUTRAL, SPELLINGS, Dtype, EmbeddingOptions
+from embedroute.protocol import NEUTRAL, SPELLINGS, CreateEmbeddingRequest, Dtype
 from embedroute.routing.caller_keys import find_headers
 from embedroute.routing.registry import ModelRegistry, ResolvedEndpoint, Route, is_known, normalise
 from embedroute.text import did_you_mean, echo
@@ -188,7 +188,7 @@ WORDS: Final[Mapping[str, Sequence[str]]] = {
     "modalities": get_args(Modality),
     "input_types": tuple(SPELLINGS),
     "dtypes": get_args(Dtype),
-    "options": EmbeddingOptions.__struct_fields__,
+    "truncate": get_args(Truncate),
 }
 """The valid words of each list in ``accepts``."""
 
@@ -210,6 +210,7 @@ def build_registry(
     known: Mapping[str, KnownProvider],
     bases: Mapping[str, str],
     *,
+    namespaces: Collection[str] = (),
     retries: RetryPolicy | None = None,
     breaker: BreakerPolicy | None = None,
 ) -> tuple[ModelRegistry, list[str]]:
@@ -217,10 +218,11 @@ def build_registry(
 
     ``backends`` maps each configured slug to its backend. A backend that could not be built is
     missing, and its mistake is reported already. ``bases`` maps a slug to the slug of the known
-    provider it belongs to, if there is one. ``retries`` and ``breaker`` replace all policies of the
-    config.
+    provider it belongs to, if there is one. ``namespaces`` are those of ``embedding_options``.
+    ``retries`` and ``breaker`` replace all policies of the config.
     """
-    builder = _RegistryBuilder(config, backends, known, bases, shipped, retries, breaker)
+    words = {**WORDS, "options": tuple(namespaces)}
+    builder = _RegistryBuilder(config, backends, known, bases, shipped, words, retries, breaker)
     routes = {name: builder.declared(name, model) for name, model in config.models.items()}
     for name, facts in shipped.items():
         if name not in routes and any(
@@ -240,9 +242,40 @@ def build_registry(
     )
     return directory, [
         *builder.mistakes,
+        *check_allowed_fields(config, backends),
         *check_names(config, directory, builder.suggestions()),
         *check_key_models(config, directory),
     ]
+
+
+def _range_problem(model: Model) -> str | None:
+    """Return why the range of quantised numbers cannot be used, or None."""
+    bounds = model.quantize_range
+    if bounds is not None and not bounds[0] < bounds[1]:
+        return "quantize_range must be [LEAST, GREATEST], the first less than the second"
+    if bounds is None and {"int8", "uint8"} & set(model.quantize or ()):
+        return "quantize needs quantize_range for int8 and uint8, such as [-0.2, 0.2]"
+    return None
+
+
+def check_allowed_fields(config: Config, backends: Mapping[str, BackendBase]) -> Iterable[str]:
+    """Report fields in ``allow_fields`` that the gateway reads itself, or that are not sent."""
+    for slug, provider in config.providers.items():
+        place = f"[providers.{quoted(slug)}] allow_fields"
+        cls = type(backends.get(slug, PLACEHOLDER))
+        known = [field.name for struct in cls.request_options for field in list_fields(struct)]
+        for name in provider.allow_fields:
+            if name in CreateEmbeddingRequest.__struct_fields__:
+                yield f'{place}: "{name}" is a field of every request; leave it out'
+            elif not cls.forwards_fields and cls is not BackendBase and name not in known:
+                yield (
+                    f'{place}: this backend does not send "{name}"'
+                    f"{did_you_mean(name, known) or f'; it sends {_join_or_nothing(known)}'}"
+                )
+
+
+def _join_or_nothing(words: Sequence[str]) -> str:
+    return ", ".join(words) or "no such field"
 
 
 class _RegistryBuilder:
@@ -255,6 +288,7 @@ class _RegistryBuilder:
         known: Mapping[str, KnownProvider],
         bases: Mapping[str, str],
         shipped: Mapping[str, Model],
+        words: Mapping[str, Sequence[str]],
         retries: RetryPolicy | None,
         breaker: BreakerPolicy | None,
     ) -> None:
@@ -263,6 +297,7 @@ class _RegistryBuilder:
         self.known = known
         self.bases = bases
         self.shipped = shipped
+        self.words = words
         self.retries = retries
         self.breaker = breaker
         self.widths = {
@@ -280,6 +315,16 @@ class _RegistryBuilder:
         if not route.candidates:
             mistake = f"[{place}] has no endpoint: list at least one configured provider"
             self.mistakes.append(Mistake(mistake, ("models", name, "endpoints"), ("providers",)))
+        if problem := _range_problem(model):
+            path = ("models", name, "quantize_range")
+            self.mistakes.append(Mistake(f"[{place}] {problem}", path))
+        if model.over_length in ("truncate", "pool") and model.max_input_tokens is None:
+            mistake = (
+                f'[{place}] over_length = "{model.over_length}" needs max_input_tokens, the length '
+                "from which inputs are cut"
+            )
+            path = ("models", name, "max_input_tokens")
+            self.mistakes.append(Mistake(mistake, path))
         built = msgspec.structs.replace(
             route,
             candidates=[
@@ -379,6 +424,7 @@ class _RegistryBuilder:
             attempt_timeout=endpoint.attempt_timeout or provider.attempt_timeout,
             checks_model=endpoint.model_echo == "check",
             all_addresses=provider.resolve == "all",
+            allow_fields=provider.allow_fields,
             retries=self.retries or msgspec.structs.replace(gateway.retries, **provider.retries),
             breaker=self.breaker or msgspec.structs.replace(gateway.breaker, **provider.breaker),
         )
@@ -399,7 +445,7 @@ class _RegistryBuilder:
         result = convert_fields(path, {**shipped, **endpoint.accepts}, Accepts, {})
         values = result.values
         mistakes = result.mistakes
-        for field, words in WORDS.items():
+        for field, words in self.words.items():
             unknown = [
                 word for word in cast("Sequence[str]", values.get(field, ())) if word not in words
             ]

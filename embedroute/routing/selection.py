@@ -9,17 +9,22 @@ from decimal import Decimal
 import msgspec
 
 from embedroute.auth import Caller
+from embedroute.config import Model
 from embedroute.errors import InvalidRequest, RequestError
+from embedroute.inputs import Kind
 from embedroute.protocol import EmbeddingRequest, Preferences, with_input_type
 from embedroute.routing.filters import (
     Dropped,
     EndpointFilter,
     Parameters,
+    apply_over_length,
     filter_by_parameters,
     resolve_parameters,
 )
 from embedroute.routing.options import Option
 from embedroute.routing.ordering import SelectionContext, order_endpoints
+from embedroute.routing.over_length import OverLength, estimate_tokens
+from embedroute.routing.planning import text_before
 from embedroute.routing.registry import ResolvedEndpoint, Route, is_known
 from embedroute.text import echo
 from embedroute.trace import RequestTrace
@@ -28,6 +33,10 @@ from embedroute.trace import RequestTrace
 class Selection(msgspec.Struct, frozen=True, kw_only=True):
     """The endpoints to try, in order, and those that were dropped.
 
+    ``quantized`` is the dtype that the gateway computes from the floats of the endpoints.
+    ``is_adapted`` is whether the gateway may change inputs or vectors: by that, or by cutting long
+    inputs.
+
     Two requests share each other's failures only if their ``endpoint_names`` are equal.
     """
 
@@ -35,10 +44,15 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
     dropped: Sequence[Dropped]
     parameters: Parameters
     ignored_options: Sequence[Option] = ()
+    over_length: OverLength | None = None
+    quantized: str | None = None
     endpoint_names: frozenset[str] = frozenset()
+    is_adapted: bool = False
 
     def __post_init__(self) -> None:
-        """Set ``endpoint_names`` once: every request compares it."""
+        """Set once what every request reads: ``endpoint_names`` and ``is_adapted``."""
+        is_adapted = self.over_length is not None or self.quantized is not None
+        msgspec.structs.force_setattr(self, "is_adapted", is_adapted)
         msgspec.structs.force_setattr(
             self, "endpoint_names", frozenset([candidate.name for candidate in self.candidates])
         )
@@ -111,6 +125,10 @@ def select_endpoints(
         _filter_by_preferences(endpoints, preferences, caller, context)
         parameters, merged = resolve_parameters(endpoints, route.model, request)
         filter_by_parameters(endpoints, route.model, request, parameters, merged.fields)
+        over_length = None
+        if route.model.over_length is not None and parameters.truncate is None:
+            parameters = apply_over_length(endpoints, route.model, parameters)
+            over_length = _make_over_length(endpoints.remaining, route.model, request, parameters)
         context.caller_keys.apply(endpoints, caller)
     except RequestError:
         if trace is not None:
@@ -122,6 +140,27 @@ def select_endpoints(
         dropped=[*endpoints.dropped, *_drop_alternatives(endpoints.remaining, ordered)],
         parameters=parameters,
         ignored_options=merged.dropped,
+        over_length=over_length,
+        quantized=merged.dtype if merged.dtype != parameters.dtype else None,
+    )
+
+
+def _make_over_length(
+    candidates: Sequence[ResolvedEndpoint],
+    model: Model,
+    request: EmbeddingRequest,
+    parameters: Parameters,
+) -> OverLength | None:
+    """Return how the gateway cuts long inputs; None if it does not."""
+    if model.over_length in (None, "refuse") or request.kind is Kind.PARTS:
+        return None
+    prefixes = [text_before(each, model, parameters.input_type) for each in candidates]
+    longest = max(map(estimate_tokens, prefixes), default=0)
+    return OverLength(
+        limit=max(1, (model.max_input_tokens or 1) - longest),
+        pool=model.over_length == "pool",
+        refuses=parameters.truncate == "none",
+        is_float=parameters.dtype == "float",
     )
 
 

@@ -457,6 +457,9 @@ def make_headers(
     headers += trace.limit_headers
     if trace.estimated:
         headers.append((b"x-embedroute-usage", b"estimated"))
+    if trace.cut_inputs:
+        positions = ",".join(map(str, trace.cut_inputs))
+        headers.append((b"x-embedroute-truncated", positions.encode()))
     if trace.fallback:
         headers.append(
             (b"x-embedroute-model-fallback", trace.fallback.encode("ascii", "backslashreplace"))

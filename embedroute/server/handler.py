@@ -289,12 +289,8 @@ class RequestHandler:
         if translation.refusal is not None:
             raise translation.refusal
         if is_small(translation.body):
-            request = decode_at_once(translation.body, limits)
-        else:
-            request = await fairness.step_by_step(decode_in_steps(translation.body, limits))
-        if translation.dtype == "float":
-            return request
-        return msgspec.structs.replace(request, dtype=translation.dtype)
+            return decode_at_once(translation.body, limits)
+        return await fairness.step_by_step(decode_in_steps(translation.body, limits))
 
     def _start_debugging(self, exchange: HTTPExchange, request: EmbeddingRequest) -> None:
         """Record what the field ``debug`` enables, and the events that the dashboard shows."""

@@ -12,7 +12,8 @@ from typing import Final, cast
 import msgspec
 
 from embedroute.config import DialectName, ProtocolName
-from embedroute.protocol import DIALECTS, bodies, requests
+from embedroute.plugins import Namespaces
+from embedroute.protocol import DIALECTS, bodies, make_options_struct, requests
 from embedroute.server.protocols import EXTENSIONS
 from embedroute.server.routes import list_enabled
 
@@ -42,8 +43,10 @@ def components(
         for operation in operations
         for struct in (operation.body, operation.request, operation.error_body)
     ]
+    options = make_options_struct(Namespaces())
     roots = [
         REQUEST,
+        options,
         DIALECTS[dialect].success_body,
         DIALECTS[dialect].error_body,
         bodies.Plan,
@@ -55,6 +58,7 @@ def components(
         if issubclass(struct, REQUEST):
             simplified[struct.__name__] = _complete_request(simplified[struct.__name__])
     properties = cast("Document", simplified[REQUEST.__name__]["properties"])
+    properties["embedding_options"] = {"anyOf": [reference(options), {"type": "null"}]}
     for name, extension in EXTENSIONS.items():
         if name in protocols:
             properties |= _describe_fields(extension.fields)

@@ -17,6 +17,7 @@ EXPOSED: Final = (
     "x-embedroute-cache",
     "x-embedroute-model-fallback",
     "x-embedroute-provider",
+    "x-embedroute-truncated",
     "x-embedroute-usage",
     "x-ratelimit-limit-requests",
     "x-ratelimit-limit-tokens",

@@ -291,6 +291,7 @@ def test_text_embedding_3_small_has_the_documented_facts():
     assert {name: fact for name, fact in openai.items() if name != "source"} == {
         "provider": "openai",
         "price": {"prompt": "0.02"},
+        "accepts": {"truncate": ["none"]},
     }
     assert [(endpoint["provider"], endpoint.get("model")) for endpoint in row["endpoints"]] == [
         ("azure", None),

@@ -6,6 +6,7 @@ import httpx2
 import msgspec
 import pytest
 
+from embedroute.plugins import Namespaces
 from embedroute.protocol import DIALECTS, bodies, requests
 from tests.support.documents import ROOT
 from tests.support.forked import Place, run_embedroute, serving_in
@@ -36,7 +37,7 @@ def own_table(heading: str) -> str:
         ("#### Percentiles", {"": requests.Percentiles}),
         (
             "### `embedding_options`",
-            {"google.": requests.GoogleOptions, "mistral.": requests.MistralOptions},
+            {f"{name}.": struct for name, struct in Namespaces().items()},
         ),
         ("### `debug`", {"": requests.Debug}),
         ("### Errors", {"error.": bodies.Error}),
@@ -152,6 +153,7 @@ CASES = {
 }
 """Requests whose responses have, together, most headers that the gateway sends."""
 RARE = {
+    "x-embedroute-truncated",  # tests/execution/test_over_length.py
     *("retry-after", "retry-after-ms", "x-embedroute-usage", "x-should-retry"),
     *("content-security-policy", "x-content-type-options", "referrer-policy", "cache-control"),
 }

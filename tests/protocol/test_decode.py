@@ -12,30 +12,37 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from embedroute.backend import list_fields
+from embedroute.backends.cohere import CohereOptions
+from embedroute.backends.gemini import GoogleOptions
+from embedroute.backends.mistral import MistralOptions
 from embedroute.errors import InvalidRequest
 from embedroute.inputs import ImagePart, ImageURL, Kind, TextPart
+from embedroute.plugins import Namespaces
 from embedroute.protocol import (
     Content,
     Debug,
-    EmbeddingOptions,
     EmbeddingRequest,
-    GoogleOptions,
     Limits,
     MaxPrice,
-    MistralOptions,
     Percentiles,
     Preferences,
+    RequestOptions,
     Sort,
     decode_request,
     make_request,
 )
 
-LIMITS = Limits(max_inputs=4, media_domains=frozenset({"img.example"}))
+LIMITS = Limits(max_inputs=4, media_domains=frozenset({"img.example"}), namespaces=Namespaces())
 PNG = "data:image/png;base64,iVBORw0KGgo="
 
 
 def decode(text, limits=LIMITS):
     return decode_request(text.encode(errors="surrogatepass"), limits)
+
+
+def options(**by_api):
+    return RequestOptions(by_api=by_api)
 
 
 def body(rest):
@@ -244,26 +251,41 @@ def test_refuses_both_names_with_different_values(fields):
         ('"provider":"mock"', {"provider": "mock"}),
         ('"provider":""', {"provider": ""}),
         ('"provider":{}', {"preferences": Preferences()}),
-        ('"embedding_options":{}', {"options": EmbeddingOptions()}),
+        ('"embedding_options":{}', {"options": RequestOptions()}),
         (
             '"embedding_options":{"google":{"output_dimensionality":8,"task_type":"CLUSTERING","title":"t"}}',
-            {"options": EmbeddingOptions(google=GoogleOptions(8, "CLUSTERING", "t"))},
+            {
+                "options": options(
+                    google=GoogleOptions(output_dimensionality=8, task_type="CLUSTERING", title="t")
+                )
+            },
         ),
         (
             '"embedding_options":{"mistral":{"output_dimension":8,"output_dtype":"ubinary"}}',
-            {"options": EmbeddingOptions(mistral=MistralOptions(8, "ubinary"))},
+            {
+                "options": options(
+                    mistral=MistralOptions(output_dimension=8, output_dtype="ubinary")
+                )
+            },
         ),
         (
             '"dimensions":8,"embedding_options":{"google":{"output_dimensionality":8}}',
-            {"dimensions": 8, "options": EmbeddingOptions(google=GoogleOptions(8))},
+            {"dimensions": 8, "options": options(google=GoogleOptions(output_dimensionality=8))},
         ),
         (
             '"input_type":"query","embedding_options":{"google":{"task_type":"TASK_TYPE_UNSPECIFIED"}}',
             {
                 "input_type": "query",
-                "options": EmbeddingOptions(google=GoogleOptions(None, "TASK_TYPE_UNSPECIFIED")),
+                "options": options(google=GoogleOptions(task_type="TASK_TYPE_UNSPECIFIED")),
             },
         ),
+        (
+            '"embedding_options":{"cohere":{"max_tokens":9,"truncate":"END"},"jina":null}',
+            {"options": options(cohere=CohereOptions(max_tokens=9, truncate="END"))},
+        ),
+        ('"output_dtype":"int8"', {"dtype": "int8"}),
+        ('"truncate":"start"', {"options": RequestOptions(truncate="start")}),
+        ('"truncate":"END"', {"options": RequestOptions(truncate="end")}),
         ('"debug":{}', {"debug": Debug()}),
         ('"debug":{"enabled":false,"trace":true}', {"debug": Debug(enabled=False, trace=True)}),
         ('"debug":{"trace_level":"full"}', {"debug": Debug(trace_level="full")}),
@@ -308,6 +330,8 @@ OPTIONAL = [
     "input_type",
     "user",
     "provider",
+    "output_dtype",
+    "truncate",
     "embedding_options",
     "debug",
 ]
@@ -317,9 +341,11 @@ NESTED = {
     "provider.max_price": list(MaxPrice.__struct_fields__),
     "provider.preferred_max_latency": list(Percentiles.__struct_fields__),
     "provider.preferred_min_throughput": list(Percentiles.__struct_fields__),
-    "embedding_options": ["google", "mistral"],
-    "embedding_options.google": list(GoogleOptions.__struct_fields__),
-    "embedding_options.mistral": list(MistralOptions.__struct_fields__),
+    "embedding_options": list(Namespaces()),
+    **{
+        f"embedding_options.{name}": [field.name for field in list_fields(struct)]
+        for name, struct in Namespaces().items()
+    },
     "debug": list(Debug.__struct_fields__),
 }
 

@@ -3,12 +3,15 @@
 import pytest
 
 from embedroute.errors import InvalidRequest
+from embedroute.plugins import Namespaces
 from embedroute.protocol import Limits, decode_request
+
+LIMITS = Limits(namespaces=Namespaces())
 
 
 def refusal(content):
     with pytest.raises(InvalidRequest) as caught:
-        decode_request(content if isinstance(content, bytes) else content.encode(), Limits())
+        decode_request(content if isinstance(content, bytes) else content.encode(), LIMITS)
     return caught.value.param, caught.value.message
 
 

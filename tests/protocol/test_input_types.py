@@ -4,8 +4,9 @@ from typing import get_args
 
 import pytest
 
+from embedroute.backends.gemini import TASKS, GoogleTask
 from embedroute.errors import InvalidRequest
-from embedroute.protocol import GOOGLE_TASKS, NEUTRAL, SPELLINGS, GoogleTask, Limits, decode_request
+from embedroute.protocol import NEUTRAL, SPELLINGS, Limits, decode_request
 
 
 def read(spelling):
@@ -49,5 +50,6 @@ def test_refuses_an_unknown_input_type_with_a_list_of_known_ones(spelling):
 
 
 def test_geminis_tasks_map_to_neutral_input_types():
-    assert set(GOOGLE_TASKS) == set(get_args(GoogleTask))
-    assert set(GOOGLE_TASKS.values()) - {None} <= set(SPELLINGS)
+    tasks = {task: word for word, (task, _) in TASKS.items()}
+    assert {*tasks, "", "TASK_TYPE_UNSPECIFIED"} == set(get_args(GoogleTask))
+    assert tasks == {task: NEUTRAL[task.lower()] for task in tasks}

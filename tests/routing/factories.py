@@ -8,6 +8,7 @@ import msgspec
 from embedroute.auth import Caller
 from embedroute.backend import Accepts
 from embedroute.config import Model
+from embedroute.plugins import Namespaces
 from embedroute.protocol import EmbeddingRequest, Limits, Preferences, decode_request
 from embedroute.routing import (
     BreakerPolicy,
@@ -45,7 +46,8 @@ def route(*candidates, sort=None, **facts) -> Route:
 
 def job(**fields) -> EmbeddingRequest:
     """Decode a request as it would arrive over HTTP."""
-    return decode_request(msgspec.json.encode({"model": "m", "input": "text", **fields}), Limits())
+    body = msgspec.json.encode({"model": "m", "input": "text", **fields})
+    return decode_request(body, Limits(namespaces=Namespaces()))
 
 
 def make_preferences(**fields) -> Preferences:

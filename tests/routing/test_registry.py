@@ -32,7 +32,12 @@ class NoInputBackend(ScriptedBackend):
 def built(config, *, shipped=None, known=None, backends=None):
     made = backends or {slug: WideBackend() for slug in config.providers}
     return build_registry(
-        config, made, shipped or {}, known or {}, map_known_providers(config, known or {})
+        config,
+        made,
+        shipped or {},
+        known or {},
+        map_known_providers(config, known or {}),
+        namespaces=("google", "mistral"),
     )
 
 

@@ -16,6 +16,7 @@ from embedroute.config import Model, ProtocolName
 from embedroute.errors import InvalidRequest, RateLimited, UpstreamUnavailable
 from embedroute.fastapi import embeddings_router
 from embedroute.inputs import Kind
+from embedroute.plugins import Namespaces
 from embedroute.protocol import (
     DIALECTS,
     ENCODER,
@@ -197,6 +198,8 @@ def test_an_inlined_operation_has_no_references(operation):
         '{"model":"m","input":[[1,2],[3]],"provider":"mock"}',
         '{"model":"m","input":[{"content":[{"type":"text","text":"a"}]}],"debug":{"trace":false,"trace_level":"full"}}',
         '{"model":"m","input":"a","embedding_options":{"mistral":{"output_dtype":"int8"},"google":{"title":"t"}}}',
+        '{"model":"m","input":"a","truncate":"NONE","output_dtype":"ubinary"}',
+        '{"model":"m","input":"a","embedding_options":{"cohere":{"max_tokens":9,"priority":0},"vertex":{"autoTruncate":true}}}',
         (
             '{"model":"m","input":"a","provider":{"only":["a"],"sort":{"by":"price"},"max_price":{"prompt":"0.1"},'
             '"preferred_max_latency":{"p50":1},"preferred_min_throughput":5,"quantizations":["fp8"],"zdr":true}}'
@@ -204,7 +207,7 @@ def test_an_inlined_operation_has_no_references(operation):
     ],
 )
 def test_a_valid_request_fits_the_schema(text):
-    decode_request(text.encode(), Limits())
+    decode_request(text.encode(), Limits(namespaces=Namespaces()))
 
     validator("CreateEmbeddingRequest").validate(json.loads(text))
 
@@ -242,11 +245,17 @@ def test_a_valid_request_fits_the_schema(text):
         '{"model":"m","input":[[1],"a"]}',
         '{"model":"m","input":[1,{"content":[{"type":"text","text":"a"}]}]}',
         '{"model":"m","input":[{"content":[{"type":"text","text":""}]}]}',
+        '{"model":"m","input":"a","truncate":"middle"}',
+        '{"model":"m","input":"a","output_dtype":"int4"}',
+        '{"model":"m","input":"a","embedding_options":{"cohere":{"truncate":"end"}}}',
+        '{"model":"m","input":"a","embedding_options":{"cohere":{"embedding_types":["float","int8"]}}}',
+        '{"model":"m","input":"a","embedding_options":{"vertex":{"auto_truncate":true}}}',
+        '{"model":"m","input":"a","embedding_options":{"acme":{}}}',
     ],
 )
 def test_a_request_that_the_decoder_rejects_does_not_fit_the_schema(text):
     with pytest.raises(InvalidRequest):
-        decode_request(text.encode(), Limits())
+        decode_request(text.encode(), Limits(namespaces=Namespaces()))
 
     assert not validator("CreateEmbeddingRequest").is_valid(json.loads(text))
 

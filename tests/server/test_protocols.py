@@ -32,7 +32,10 @@ class Typed(ScriptedBackend, frozen=True, kw_only=True):
     """A backend with quantised vectors, input types and images."""
 
     accepts = Accepts(
-        modalities=("text", "image"), input_types=("query", "document"), dtypes=("float", "int8")
+        modalities=("text", "image"),
+        input_types=("query", "document"),
+        dtypes=("float", "int8"),
+        truncate=("none", "end"),
     )
 
 
@@ -162,6 +165,8 @@ REFUSED = {
     "voyage, width": ("/v1/embeddings", {**EMBED, "output_dimension": 1}, 400, {"detail": "'output_dimension' must be 2 for this model; its vectors cannot be shortened."}),
     "voyage, no input": ("/v1/embeddings", {"truncation": True}, 400, {"detail": "'model' is required."}),
     "voyage, two widths": ("/v1/embeddings", {**EMBED, "output_dimension": 2, "dimensions": 1}, 400, {"detail": "'output_dimension' contradicts 'dimensions'. Send one of them."}),
+    "cohere, truncate": ("/v2/embed", {**COHERE, "truncate": "START"}, 400, failure("'truncate' asks for 'start', which no provider of this model supports. Use none or end, or omit it.")),
+    "tei, truncate": ("/tei/org/m/embed", {"inputs": "a", "truncate": True, "truncation_direction": "left"}, 400, {"error": "'truncate' asks for 'start', which no provider of this model supports. Use none or end, or omit it.", "error_type": "Validation"}),
     "voyage, dtype": ("/v1/embeddings", {**EMBED, "output_dtype": "ubinary"}, 400, {"detail": "'output_dtype' is not supported by any provider that supports the other parameters."}),
     "jina, late chunking": ("/v1/embeddings", {**EMBED, "late_chunking": True}, 400, {"detail": {"message": "'late_chunking' would change the vectors, and the gateway cannot set it. Leave it out.", "code": "invalid_request_error"}}),
     "jina, several vectors": ("/v1/embeddings", {**EMBED, "return_multivector": True}, 400, {"detail": {"message": "'return_multivector' would change the vectors, and the gateway cannot set it. Leave it out.", "code": "invalid_request_error"}}),
@@ -320,7 +325,9 @@ async def test_the_openapi_document_describes_only_what_is_enabled():
     request = full["components"]["schemas"]["CreateEmbeddingRequest"]
 
     assert "late_chunking" not in json.dumps(plain)
-    assert "ollama" not in json.dumps(plain).lower()
+    own = {name for name in plain["components"]["schemas"] if name.startswith("Ollama")}
+    assert own == {"OllamaOptions"}
+    assert all("/api/" not in path for path in plain["paths"])
     assert {"task", "output_dtype", "truncation", "late_chunking"} <= request["properties"].keys()
     assert full["components"]["securitySchemes"]["api-key"]["in"] == "header"
 

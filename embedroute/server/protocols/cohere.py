@@ -1,8 +1,8 @@
 """Serves clients of Cohere: ``/v2/embed``.
 
 Source: Cohere's API reference of Embed v2, November 2026. ``priority`` changes no vector, so it has
-no effect. A text that is longer than the model's context is refused; ``truncate`` has no
-effect.
+no effect. Without ``truncate``, the endpoint decides what happens to a text that is longer than the
+model's context.
 """
 
 from collections.abc import Generator, Mapping, Sequence
@@ -16,7 +16,6 @@ from embedroute.inputs import ImagePart, ImageURL, Kind
 from embedroute.protocol import (
     ENCODER,
     Content,
-    Dtype,
     EmbeddingRequest,
     Embeddings,
     LargeBody,
@@ -46,7 +45,7 @@ RawContents = Annotated[
 class CohereEmbedRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The request; exactly one of ``texts``, ``images`` and ``inputs`` is required.
 
-    ``truncate`` and ``priority`` have no effect.
+    ``priority`` has no effect.
     """
 
     model: Name
@@ -137,10 +136,11 @@ def translate(body: bytes, model: str, limits: Limits) -> Generator[None, None, 
         input_type=request.input_type,
         dimensions=request.output_dimension,
         encoding_format="base64" if is_base64 else None,
+        output_dtype=None if is_base64 else types[0],
+        truncate=request.truncate,
     )
-    names = {"input": source, "dimensions": "output_dimension", "dtype": "embedding_types"}
-    dtype = "float" if is_base64 else cast("Dtype", types[0])
-    return Translation(body=translated, format=FORMAT, names=names, dtype=dtype)
+    names = {"input": source, "dimensions": "output_dimension", "output_dtype": "embedding_types"}
+    return Translation(body=translated, format=FORMAT, names=names)
 
 
 def _as_content(url: str) -> Content:

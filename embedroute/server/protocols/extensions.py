@@ -73,7 +73,6 @@ def _translate(used: Collection[Extension], members: Members) -> Translation:
     """Replace the fields of each extension by neutral ones."""
     fields: dict[str, object] = dict(members)
     names: dict[str, str] = {}
-    dtype = "float"
     for extension in used:
         own = {name: members[name] for name in extension.fields.__struct_fields__ if name in fields}
         for name in own:
@@ -81,11 +80,10 @@ def _translate(used: Collection[Extension], members: Members) -> Translation:
         neutral = extension.translate(decode_struct(msgspec.json.encode(own), extension.fields))
         _merge(fields, neutral)
         names |= neutral.names
-        dtype = neutral.dtype if neutral.dtype != "float" else dtype
         if extension.translate_input is not None and "input" in members:
             fields["input"] = extension.translate_input(members["input"])
     [first, *_] = used
-    return Translation(body=write_body(**fields), format=first.format, names=names, dtype=dtype)
+    return Translation(body=write_body(**fields), format=first.format, names=names)
 
 
 def _merge(fields: dict[str, object], neutral: Neutral) -> None:

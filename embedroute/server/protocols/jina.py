@@ -1,7 +1,7 @@
 """Translates the fields and the inputs of Jina's ``POST /v1/embeddings``.
 
-Source: the OpenAPI document of api.jina.ai, November 2026. A text that is longer than the model's
-context is refused; ``truncate`` has no effect.
+Source: the OpenAPI document of api.jina.ai, November 2026. Without ``truncate``, the endpoint
+decides what happens to a text that is longer than the model's context.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,6 @@ from embedroute.protocol import (
     ENCODER,
     NEUTRAL,
     Content,
-    Dtype,
     EmbeddingRequest,
     Embeddings,
     LargeBody,
@@ -38,7 +37,7 @@ _IMAGES: Final[Mapping[str, str]] = {
 
 
 class JinaFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The fields that OpenAI's API does not have; ``truncate`` has no effect."""
+    """The fields that OpenAI's API does not have."""
 
     task: Annotated[Name | None, Meta(description="What the inputs are: `retrieval.query`, …")] = (
         None
@@ -47,8 +46,10 @@ class JinaFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         bool | None, Meta(description="Vectors have length 1; `false` is refused.")
     ] = None
     embedding_type: Literal["float", "base64", "binary", "ubinary"] | None = None
+    truncate: Annotated[
+        bool | None, Meta(description="Whether a text that is too long is cut at its end.")
+    ] = None
     late_chunking: Annotated[bool | None, Meta(description="`true` is refused.")] = None
-    truncate: bool | None = None
     return_multivector: Annotated[bool | None, Meta(description="`true` is refused.")] = None
 
 
@@ -87,19 +88,20 @@ def translate(fields: JinaFields) -> Neutral:
         if getattr(fields, name):
             refuse(name, "would change the vectors, and the gateway cannot set it")
     values: dict[str, Any] = {}
-    names = {"dtype": "embedding_type"}
+    names = {"output_dtype": "embedding_type"}
     if fields.task is not None:
         if fields.task.lower() not in NEUTRAL:
             advice = "Use 'retrieval.query', 'retrieval.passage' or another task."
             refuse("task", f"{echo(fields.task)} is unknown", advice)
         values["input_type"] = fields.task
         names["input_type"] = "task"
-    dtype: Dtype = "float"
     if fields.embedding_type in {"float", "base64"}:
         values["encoding_format"] = fields.embedding_type
     elif fields.embedding_type is not None:
-        dtype = "binary" if fields.embedding_type == "binary" else "ubinary"
-    return Neutral(values=values, names=names, dtype=dtype)
+        values["output_dtype"] = fields.embedding_type
+    if fields.truncate is not None:
+        values["truncate"] = "end" if fields.truncate else "none"
+    return Neutral(values=values, names=names)
 
 
 def translate_input(raw: msgspec.Raw) -> object:

@@ -1,8 +1,8 @@
 """Serves clients of Ollama: ``/api/embed``, ``/api/embeddings``, ``/api/tags``, ``/api/show``.
 
 Source: Ollama's API reference (docs/api.md), version 0.12. ``keep_alive`` and options of text
-generation and of the hardware change no vector, so they have no effect. A text that is longer than
-the model's context is refused; ``truncate`` has no effect.
+generation and of the hardware change no vector, so they have no effect. Without ``truncate``, the
+endpoint decides what happens to a text that is longer than the model's context.
 """
 
 from collections.abc import Generator, Mapping, Sequence
@@ -81,7 +81,7 @@ KeepAlive = str | int | float | None
 
 
 class OllamaEmbedRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The request; ``truncate`` and ``keep_alive`` have no effect."""
+    """The request; ``keep_alive`` has no effect."""
 
     model: Name
     input: RawTexts
@@ -215,8 +215,14 @@ def translate_embed(body: bytes, model: str, limits: Limits) -> Generator[None, 
     del model
     request = yield from read_body(body, OllamaEmbedRequest, limits)
     _check_options(request.options)
+    truncate = None
+    if request.truncate is not None:
+        truncate = "end" if request.truncate else "none"
     translated = write_body(
-        model=_without_tag(request.model), input=request.input, dimensions=request.dimensions
+        model=_without_tag(request.model),
+        input=request.input,
+        dimensions=request.dimensions,
+        truncate=truncate,
     )
     return Translation(body=translated, format=FORMAT)
 

@@ -2,8 +2,8 @@
 
 Source: the OpenAPI document of TEI 1.9. A server of TEI has one model, so its requests name none:
 ``/tei/{model}`` is the base URL of one model, and the paths without it serve the only model that
-the caller may use. A text that is longer than the model's context is refused; ``truncate`` has no
-effect.
+the caller may use. Without ``truncate``, the endpoint decides what happens to a text that is longer
+than the model's context.
 """
 
 from collections.abc import Generator, Mapping
@@ -45,7 +45,7 @@ VECTORS: Final[Mapping[str, object]] = {
 
 
 class TEIEmbedRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The request; ``truncate`` and ``truncation_direction`` have no effect."""
+    """The request; ``truncation_direction`` is the side that is cut if ``truncate`` is true."""
 
     inputs: RawTexts
     normalize: Annotated[
@@ -132,8 +132,17 @@ def translate(body: bytes, model: str, limits: Limits) -> Generator[None, None, 
         input=request.inputs,
         dimensions=request.dimensions,
         input_type=input_type,
+        truncate=_get_truncate(request),
     )
     return Translation(body=translated, format=FORMAT, names=names)
+
+
+def _get_truncate(request: TEIEmbedRequest) -> str | None:
+    if request.truncate is None:
+        return None
+    if not request.truncate:
+        return "none"
+    return "start" if (request.truncation_direction or "right").lower() == "left" else "end"
 
 
 def choose_model(question: ModelQuestion) -> str:

@@ -14,7 +14,6 @@ from msgspec import Meta
 
 from embedroute.errors import EmbedrouteError, InvalidRequest
 from embedroute.protocol import (
-    Dtype,
     EmbeddingRequest,
     Embeddings,
     LargeBody,
@@ -58,14 +57,13 @@ class Translation(msgspec.Struct, frozen=True, kw_only=True):
     """A request of another API in the form of ``POST /v1/embeddings``.
 
     ``format`` writes the response; None means the dialect. ``names`` maps each field of ``body``
-    that has another name in the original request to that name, for errors. ``dtype`` is that of the
-    vectors. ``refusal`` is why the request cannot be served; then ``body`` is empty.
+    that has another name in the original request to that name, for errors. ``refusal`` is why the
+    request cannot be served; then ``body`` is empty.
     """
 
     body: bytes
     format: Format | None = None
     names: Mapping[str, str] = {}
-    dtype: Dtype = "float"
     refusal: EmbedrouteError | None = None
 
 
@@ -74,7 +72,6 @@ class Neutral(msgspec.Struct, frozen=True, kw_only=True):
 
     values: Mapping[str, Any]
     names: Mapping[str, str]
-    dtype: Dtype = "float"
 
 
 Translate = Callable[[bytes, str, Limits], Generator[None, None, Translation]]

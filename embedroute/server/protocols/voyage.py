@@ -1,7 +1,8 @@
 """Translates the fields of Voyage's ``POST /v1/embeddings``.
 
-Source: the reference of Voyage's text embeddings, November 2026. A text that is longer than the
-model's context is refused; ``truncation`` has no effect.
+Source: the reference of Voyage's text embeddings, November 2026. Voyage's client sends
+``truncation: true`` with every request. So this allows an endpoint to cut a text, but does not
+demand it.
 """
 
 from typing import Annotated, Any
@@ -16,11 +17,13 @@ from embedroute.trace import RequestTrace
 
 
 class VoyageFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The fields that OpenAI's API does not have; ``truncation`` has no effect."""
+    """The fields that OpenAI's API does not have."""
 
     output_dimension: Width = None
     output_dtype: Annotated[Dtype | None, Meta(description="The type of the numbers.")] = None
-    truncation: bool | None = None
+    truncation: Annotated[
+        bool | None, Meta(description="`false`: a text that is too long is refused.")
+    ] = None
 
 
 class VoyageFormat(OpenAIDialect):
@@ -39,5 +42,9 @@ def translate(fields: VoyageFields) -> Neutral:
     if fields.output_dimension is not None:
         values["dimensions"] = fields.output_dimension
         names["dimensions"] = "output_dimension"
-    names["dtype"] = "output_dtype"
-    return Neutral(values=values, names=names, dtype=fields.output_dtype or "float")
+    if fields.output_dtype is not None:
+        values["output_dtype"] = fields.output_dtype
+    if fields.truncation is False:
+        values["truncate"] = "none"
+        names["truncate"] = "truncation"
+    return Neutral(values=values, names=names)
