@@ -52,7 +52,7 @@ from embedroute.execution import (
     Watchdog,
     WidthRegistry,
 )
-from embedroute.limits import admission_mistakes
+from embedroute.limits import Limiter, RateLimiter, SharedRateLimiter, admission_mistakes
 from embedroute.log_records import InvalidConfiguration, LogLimit, write
 from embedroute.plugins import Namespaces, build_backends, map_known_providers
 from embedroute.protocol import Limits
@@ -215,12 +215,14 @@ Claim = Callable[[Mapping[CacheKey, int], str], None]
 class Sharing(msgspec.Struct, frozen=True, kw_only=True):
     """What the event loops of a gateway share, and with a store other processes too.
 
-    ``cache`` is the cache with the store behind it, if the store is used for vectors.
-    ``store_results`` stores vectors wherever they are cached; None if they are not.
+    ``cache`` is the cache with the store behind it, if the store is used for vectors. ``limiter``
+    keeps the rate limits. ``store_results`` stores vectors wherever they are cached; None if they
+    are not.
     """
 
     store: StoreWorker | None
     cache: TieredCache | None
+    limiter: Limiter
     budgets: BudgetedEmbed | None
     store_results: StoreResults | None
     claim: Claim
@@ -241,9 +243,24 @@ def share(
     return Sharing(
         store=worker,
         cache=tiered,
+        limiter=_make_limiter(config, worker, clock),
         budgets=BudgetedEmbed.for_config(config, worker),
         store_results=cache.store if tiered or memory.limit else None,
         claim=cache.claim,
+    )
+
+
+def _make_limiter(
+    config: Config, worker: StoreWorker | None, clock: Callable[[], float]
+) -> Limiter:
+    """Make what keeps the limits of a config; those of keys come with their callers."""
+    limits = {name: model.limits for name, model in config.models.items()}
+    models = {name: each for name, each in limits.items() if each is not None}
+    if worker is None:
+        return RateLimiter(config.gateway.limits, models, clock)
+    fail_open = config.limits.on_store_failure != "closed"
+    return SharedRateLimiter(
+        config.gateway.limits, models, worker, fail_open=fail_open, clock=clock
     )
 
 

@@ -61,7 +61,7 @@ from embedroute.execution import (
 )
 from embedroute.exhaustion import late_loop_error
 from embedroute.inputs import Input, Kind, estimate_sizes, list_modalities
-from embedroute.limits import ByteBudget, RateLimiter
+from embedroute.limits import ByteBudget, Limiter
 from embedroute.log_records import LogLimit
 from embedroute.protocol import (
     EmbeddingRequest,
@@ -148,7 +148,6 @@ class Gateway:
         self.keys: ApiKeys = parts.keys
         self.bodies: ByteBudget = ByteBudget.for_requests(self.settings)
         self.responses: ByteBudget = ByteBudget.for_responses(self.settings)
-        self.rate_limits: RateLimiter = RateLimiter.for_config(config)
         self.models: ModelRegistry = parts.models
         self.caller_key_headers: Sequence[str] = list_headers(parts.models)
         self.healths: HealthRegistry = HealthRegistry()
@@ -157,6 +156,7 @@ class Gateway:
         self._sharing = share(parts.store, self.cache, config, clock)
         self.store: StoreWorker | None = self._sharing.store
         self.shared_cache: TieredCache | None = self._sharing.cache
+        self.rate_limits: Limiter = self._sharing.limiter
         self.selections: SelectionCache = SelectionCache(
             self.models,
             make_selection_context(parts, self.healths, clock),
@@ -448,11 +448,11 @@ class Gateway:
         model = self.selections.resolve(request, caller).public_name
         tokens = sum(estimate_sizes(request.inputs))
         limits = self.rate_limits
-        admission = limits.begin(caller.name, caller.limits, model, tokens, self.clock())
+        admission = await limits.admit(caller.name, caller.limits, model, tokens)
         try:
             return await self.run(context, folded=True, admitted=True)
         finally:
-            trace.limit_headers = limits.end(admission, trace.billed_tokens, self.clock())
+            trace.limit_headers = await limits.leave(admission, trace.billed_tokens)
 
     async def _embed_with_fallback(
         self, prepared: PreparedSelection, fallback: Route, context: RequestContext

@@ -65,6 +65,7 @@ SECTIONS: Final[Mapping[str, tuple[str, Sequence[object]]]] = {
             embedroute.ApiKey,
             embedroute.CacheSettings,
             embedroute.StoreSettings,
+            embedroute.LimitSettings,
             embedroute.RateLimits,
             embedroute.Provider,
             embedroute.Model,

@@ -34,7 +34,7 @@ RANKS: tuple[Mapping[str, set[str]], ...] = (
     },
     {
         "backends": set(),
-        "limits": set(),
+        "limits": {"stores"},
         "plugins": set(),
         "routing": set(),
         "stores": set(),

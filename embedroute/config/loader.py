@@ -14,7 +14,13 @@ from embedroute.backend import Secret, repr_as_in_rich
 from embedroute.config.catalog import known_providers
 from embedroute.config.models import Endpoint, KnownProvider, Model, Provider
 from embedroute.config.policies import BOUNDS, POLICIES, BreakerPolicy, RetryPolicy
-from embedroute.config.settings import ApiKey, CacheSettings, Settings, StoreSettings
+from embedroute.config.settings import (
+    ApiKey,
+    CacheSettings,
+    LimitSettings,
+    Settings,
+    StoreSettings,
+)
 from embedroute.config.toml_syntax import parse_toml
 from embedroute.config.validation import (
     HeaderSecret,
@@ -47,6 +53,7 @@ class Tables(TypedDict):
     keys: dict[str, ApiKey]
     cache: CacheSettings
     store: StoreSettings
+    limits: LimitSettings
     providers: dict[str, Provider]
     models: dict[str, Model]
 
@@ -78,6 +85,7 @@ class ConfigReader:
             ),
             "cache": self.struct(("cache",), config["cache"], CacheSettings),
             "store": self.struct(("store",), config["store"], StoreSettings),
+            "limits": self.struct(("limits",), config["limits"], LimitSettings),
             "providers": self.read_tables("providers", config["providers"], self.provider),
             "models": self.read_tables("models", config["models"], self.model),
         }
@@ -257,6 +265,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     keys: dict[str, ApiKey] = {}
     cache: CacheSettings = CacheSettings()
     store: StoreSettings = StoreSettings()
+    limits: LimitSettings = LimitSettings()
     providers: dict[str, Provider] = {}
     models: dict[str, Model] = {}
 

@@ -1,4 +1,4 @@
-"""Defines the tables ``[gateway]``, ``[keys.NAME]``, ``[cache]`` and ``[store]`` of a config.
+"""Defines ``[gateway]``, ``[keys.NAME]``, ``[cache]``, ``[store]`` and ``[limits]`` of a config.
 
 The types check single values. What they cannot express is checked in ``config/loader.py``, and the
 rules between keys where the keys are used: ``auth.access_mistakes``, ``limits.admission_mistakes``
@@ -128,12 +128,20 @@ class StoreSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     Without a ``url``, everything is in the memory of one process. ``bytes`` is the maximum size of
     the vectors in SQLite. ``cache`` False keeps vectors out of the store. ``timeout`` is how many
-    seconds a request waits for vectors from the store at most. ``on_failure`` says whether requests
-    with a budget are served while the store fails.
+    seconds a request waits for vectors from the store at most.
     """
 
     url: Secret | None = None
     bytes: Bytes = 4_294_967_296
     cache: bool = True
     timeout: Seconds = 0.02
-    on_failure: Literal["closed", "open"] = "closed"
+
+
+class LimitSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The ``[limits]`` table.
+
+    ``on_store_failure`` says whether requests are served while the store fails that counts limits
+    and budgets. None means "open" for limits and "closed" for budgets.
+    """
+
+    on_store_failure: Literal["open", "closed"] | None = None

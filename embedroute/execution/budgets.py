@@ -273,7 +273,8 @@ class BudgetedEmbed:
         if worker is None:
             budgets = LocalBudgets(MemoryBudgets())
         else:
-            budgets = SharedBudgets(worker, fail_open=config.store.on_failure == "open")
+            fail_open = config.limits.on_store_failure == "open"
+            budgets = SharedBudgets(worker, fail_open=fail_open)
         deadline = config.gateway.deadline
         return cls(limits, budgets, deadline=deadline, timeout=config.store.timeout)
 

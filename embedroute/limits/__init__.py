@@ -1,6 +1,6 @@
 """Limits what callers may use, and the calls to each endpoint: their number and time.
 
-It may import the contracts and the foundation.
+It may import the stores, the contracts and the foundation.
 """
 
 from embedroute.limits.attempt_timeout import attempt_timeout
@@ -36,12 +36,15 @@ from embedroute.limits.fair_queue import (
     SMALL,
     FairQueue,
 )
+from embedroute.limits.leased_units import LEASE, LeasedRate, LeasedUnits
 from embedroute.limits.rate_limits import (
     MOST_CALLERS,
     Admission,
-    Rate,
+    Limiter,
     RateLimiter,
 )
+from embedroute.limits.rates import Rate
+from embedroute.limits.shared_limits import SharedRateLimiter
 
 __all__ = [
     "BETWEEN_TIMEOUTS",
@@ -49,6 +52,7 @@ __all__ = [
     "FIRST_DURATION",
     "IGNORED",
     "INTERACTIVE",
+    "LEASE",
     "LEAST",
     "MOST",
     "MOST_ACCOUNTS",
@@ -69,8 +73,12 @@ __all__ = [
     "CallSlots",
     "ConcurrencyLimit",
     "FairQueue",
+    "LeasedRate",
+    "LeasedUnits",
+    "Limiter",
     "Rate",
     "RateLimiter",
+    "SharedRateLimiter",
     "admission_mistakes",
     "attempt_timeout",
 ]

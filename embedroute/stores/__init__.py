@@ -8,12 +8,14 @@ It may import the contracts and the foundation.
 from embedroute.stores.base import (
     BudgetStore,
     Charge,
+    LeaseStore,
     ModelEntries,
     Refusal,
     Store,
     StoreError,
     StoreKey,
 )
+from embedroute.stores.leases import Demand, Grant, Lease, Pool, lease
 from embedroute.stores.memory import MemoryBudgets
 from embedroute.stores.registry import BUILT_IN, GROUP, make_store, place_of
 from embedroute.stores.worker import (
@@ -28,14 +30,20 @@ __all__ = [
     "LONGEST_PAUSE",
     "BudgetStore",
     "Charge",
+    "Demand",
+    "Grant",
     "Job",
+    "Lease",
+    "LeaseStore",
     "MemoryBudgets",
     "ModelEntries",
+    "Pool",
     "Refusal",
     "Store",
     "StoreError",
     "StoreKey",
     "StoreWorker",
+    "lease",
     "make_store",
     "place_of",
 ]

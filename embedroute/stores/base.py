@@ -5,6 +5,8 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
+from embedroute.stores.leases import Demand, Grant
+
 
 class StoreError(Exception):
     """A store cannot be used; the message says why, without secrets."""
@@ -60,6 +62,14 @@ class BudgetStore(Protocol):
         ...
 
 
+class LeaseStore(Protocol):
+    """Divides limits among processes (``embedroute.stores.leases``), by one clock for all."""
+
+    def lease(self, holder: str, demands: Sequence[Demand], seconds: float) -> Sequence[Grant]:
+        """Replace what ``holder`` holds of each limit; it is lost after ``seconds``."""
+        ...
+
+
 class VectorStore(Protocol):
     """Stores vectors as opaque bytes."""
 
@@ -84,7 +94,7 @@ class VectorStore(Protocol):
         ...
 
 
-class Store(VectorStore, BudgetStore, Protocol):
+class Store(VectorStore, BudgetStore, LeaseStore, Protocol):
     """A store. One thread at a time calls its methods.
 
     Its class is called with the URL and the ``StoreSettings``, and raises ``ValueError`` with a

@@ -8,12 +8,13 @@ reads for all waiting requests at once, so a request costs less than with a clie
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
-from typing import Final, Protocol, cast
+from typing import Any, Final, Protocol, cast
 from urllib.parse import urlsplit
 
 from embedroute.config import StoreSettings
 from embedroute.errors import MissingExtra
 from embedroute.stores.base import Charge, ModelEntries, Refusal, StoreKey
+from embedroute.stores.leases import ROUNDING, SURPLUS, Demand, Grant
 
 PREFIX: Final = "embedroute:1:"
 """The start of all keys, with the version of their format."""
@@ -60,11 +61,68 @@ for index = 1, #KEYS / 2 do
 end
 """
 
+# The arithmetic of `leases.lease`. KEYS are the pools: hashes of `used`, `at`, and of the lease of
+# each holder under "l:" and its name. ARGV are the holder, the seconds of the lease, and the fields
+# of each demand from its capacity on.
+_LEASE: Final = """
+local time = redis.call('TIME')
+local now = time[1] + time[2] / 1000000
+local mine = 'l:' .. ARGV[1]
+local answer = {}
+for index, key in ipairs(KEYS) do
+  local capacity, refill, spent, least, most =
+    unpack(ARGV, 5 * index - 2, 5 * index + 2)
+  capacity, refill, spent = tonumber(capacity), tonumber(refill), tonumber(spent)
+  least, most = tonumber(least), tonumber(most)
+  local used, at, held, leased, others, gone = 0, now, 0, 0, 0, {}
+  local fields = redis.call('HGETALL', key)
+  for position = 1, #fields, 2 do
+    local name, value = fields[position], fields[position + 1]
+    if name == 'used' then used = tonumber(value)
+    elseif name == 'at' then at = tonumber(value)
+    else
+      local units, expires = string.match(value, '(%d+) ([%d.]+)')
+      units = tonumber(units)
+      leased = leased + units
+      if tonumber(expires) <= now then gone[#gone + 1] = name
+      elseif name == mine then held = units
+      else others = others + units end
+    end
+  end
+  if refill > 0 then
+    used = math.max(used - math.max(now - at, 0) * refill, leased)
+    used = math.max(used + spent - held, others)
+  else
+    used = others
+  end
+  local left = capacity - used
+  local units = math.min(math.max(held - spent, 0), most)
+  if least <= left + ROUNDING then
+    local surplus = math.max(math.floor((left - least) / SURPLUS + ROUNDING), 0)
+    units = math.max(units, least + math.min(most - least, surplus))
+  end
+  used = used + units
+  if #gone > 0 then redis.call('HDEL', key, unpack(gone)) end
+  if units > 0 then
+    local value = string.format('%d %.6f', units, now + ARGV[2])
+    redis.call('HSET', key, mine, value)
+  else
+    redis.call('HDEL', key, mine)
+  end
+  redis.call('HSET', key, 'used', string.format('%.17g', used), 'at', string.format('%.6f', now))
+  local expires = tonumber(ARGV[2])
+  if refill > 0 then expires = math.max(math.max(used, 0) / refill, expires) end
+  redis.call('PEXPIRE', key, string.format('%.0f', math.min(expires * 1000 + 1, 9e12)))
+  answer[index] = {string.format('%.0f', units), string.format('%.17g', capacity - used)}
+end
+return answer
+""".replace("ROUNDING", f"{ROUNDING:.17g}").replace("SURPLUS", str(SURPLUS))
+
 
 class _Script(Protocol):
     """A script that redis-py loads when the server does not have it."""
 
-    def __call__(self, keys: Sequence[str], args: Sequence[object]) -> Sequence[bytes]: ...
+    def __call__(self, keys: Sequence[str], args: Sequence[object]) -> Sequence[Any]: ...
 
 
 class _Pipeline(Protocol):
@@ -203,6 +261,17 @@ class RedisStore:
         keys = [key for counter, _ in spent for key in _counter_keys(counter)]
         run = self._server.register_script(_SETTLE)
         run(keys, [reservation, *(amount for _, amount in spent)])
+
+    def lease(self, holder: str, demands: Sequence[Demand], seconds: float) -> Sequence[Grant]:
+        """Replace what ``holder`` holds of each limit, in one script."""
+        fields = [
+            value
+            for each in demands
+            for value in (each.capacity, each.refill, each.spent, each.least, each.most)
+        ]
+        run = self._server.register_script(_LEASE)
+        rows = run([f"{PREFIX}pool:{each.counter}" for each in demands], [holder, seconds, *fields])
+        return [Grant(int(units), float(available)) for units, available in rows]
 
     def _models(self) -> Sequence[str]:
         return [name.decode() for name in self._server.hgetall(MODELS).values()]

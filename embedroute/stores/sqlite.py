@@ -16,9 +16,8 @@ from urllib.parse import unquote
 
 from embedroute.config import StoreSettings
 from embedroute.stores.base import Charge, ModelEntries, Refusal, StoreError, StoreKey
+from embedroute.stores.leases import Demand, Grant, Lease, Pool, expires_at, lease
 
-VERSION: Final = 1
-"""``user_version`` of the file; a file of another version is refused."""
 APPLICATION: Final = 0x656D_6272
 """``application_id`` of the file, so that no other program's file is changed."""
 BUSY_TIMEOUT: Final = 1.0
@@ -34,7 +33,7 @@ ROW_OVERHEAD: Final = 128
 
 # A rowid table: with WITHOUT ROWID, values of 6 kB would lie in the nodes of the B-tree, and take
 # three times as long to read. `used` is in seconds since 1970.
-SCHEMA: Final = """
+_VECTORS_AND_BUDGETS: Final = """
 CREATE TABLE vectors (
     id INTEGER PRIMARY KEY,
     digest BLOB NOT NULL UNIQUE,
@@ -61,6 +60,26 @@ CREATE TABLE reserved (
 );
 CREATE INDEX reserved_reservation ON reserved (reservation);
 """
+_LEASES: Final = """
+CREATE TABLE pools (
+    counter TEXT PRIMARY KEY,
+    used REAL NOT NULL,
+    at REAL NOT NULL,
+    expires REAL NOT NULL
+);
+CREATE INDEX pools_expires ON pools (expires);
+CREATE TABLE leases (
+    counter TEXT NOT NULL,
+    holder TEXT NOT NULL,
+    units INTEGER NOT NULL,
+    expires REAL NOT NULL,
+    PRIMARY KEY (counter, holder)
+);
+CREATE TRIGGER pools_removed AFTER DELETE ON pools
+BEGIN DELETE FROM leases WHERE counter = OLD.counter; END;
+"""
+SCHEMAS: Final = (_VECTORS_AND_BUDGETS, _LEASES)
+"""What each version of the file adds. ``user_version`` is how many of them a file has."""
 
 
 _USED: Final = """
@@ -223,6 +242,40 @@ class SQLiteStore:
                 spent,
             )
 
+    def lease(self, holder: str, demands: Sequence[Demand], seconds: float) -> Sequence[Grant]:
+        """Replace what ``holder`` holds of each limit, in one transaction."""
+        connection = self._file
+        with _transaction(connection):
+            now = self._clock()
+            connection.execute("DELETE FROM pools WHERE expires <= ?", (now,))
+            return [self._lease(connection, holder, each, now, seconds) for each in demands]
+
+    def _lease(
+        self,
+        connection: sqlite3.Connection,
+        holder: str,
+        demand: Demand,
+        now: float,
+        seconds: float,
+    ) -> Grant:
+        counter = demand.counter
+        query = "SELECT used, at FROM pools WHERE counter = ?"
+        used, at = connection.execute(query, (counter,)).fetchone() or (0.0, now)
+        query = "SELECT holder, units, expires FROM leases WHERE counter = ?"
+        rows = connection.execute(query, (counter,)).fetchall()
+        leases = {name: Lease(units, expires) for name, units, expires in rows}
+        pool, grant = lease(Pool(used, at, leases), demand, holder, now, seconds)
+        connection.execute(
+            "INSERT OR REPLACE INTO pools (counter, used, at, expires) VALUES (?, ?, ?, ?)",
+            (counter, pool.used, now, expires_at(pool, demand, seconds)),
+        )
+        connection.execute("DELETE FROM leases WHERE counter = ?", (counter,))
+        connection.executemany(
+            "INSERT INTO leases (counter, holder, units, expires) VALUES (?, ?, ?, ?)",
+            [(counter, name, *each) for name, each in pool.leases.items()],
+        )
+        return grant
+
     def _record_use(self, connection: sqlite3.Connection) -> None:
         used = [(when, number) for number, when in self._used.items()]
         self._used.clear()
@@ -282,21 +335,28 @@ def _prepare(connection: sqlite3.Connection) -> None:
     _switch_to_wal(connection)
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("PRAGMA temp_store = MEMORY")
-    version = _read_pragma(connection, "user_version")
-    if version == VERSION and _read_pragma(connection, "application_id") == APPLICATION:
+    if _read_version(connection) == len(SCHEMAS):
         return
     with _transaction(connection):
-        version = _read_pragma(connection, "user_version")  # another process may have been faster
-        if version == VERSION:
-            return
-        if version or connection.execute("SELECT 1 FROM sqlite_schema").fetchone():
-            raise StoreError(
-                "the file is not a store of this version of embedroute; use another path"
-            )
-        for statement in _statements(SCHEMA):
+        version = _read_version(connection)  # another process may have been faster
+        for statement in _statements("".join(SCHEMAS[version:])):
             connection.execute(statement)
         connection.execute(f"PRAGMA application_id = {APPLICATION}")
-        connection.execute(f"PRAGMA user_version = {VERSION}")
+        connection.execute(f"PRAGMA user_version = {len(SCHEMAS)}")
+
+
+def _read_version(connection: sqlite3.Connection) -> int:
+    """Return the version of the file, 0 for an empty one.
+
+    Raises:
+        StoreError: it is another program's file, or one of a later version of embedroute.
+    """
+    version = _read_pragma(connection, "user_version")
+    is_ours = _read_pragma(connection, "application_id") == APPLICATION
+    is_empty = not connection.execute("SELECT 1 FROM sqlite_schema").fetchone()
+    if (is_ours and version <= len(SCHEMAS)) or (is_empty and not version):
+        return version
+    raise StoreError("the file is not a store of this version of embedroute; use another path")
 
 
 def _switch_to_wal(connection: sqlite3.Connection) -> None:

@@ -4,6 +4,7 @@ The thread owns the connection. A request that is cancelled or times out gives u
 nothing else, so no later request can receive it.
 """
 
+import itertools
 import os
 import threading
 import time
@@ -11,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import Context
+from heapq import heappop, heappush
 from typing import Final, Protocol
 
 import anyio
@@ -62,7 +64,8 @@ class StoreWorker:
         self._clock = clock
         self._changed = threading.Condition(threading.Lock())
         self._jobs: deque[Job] = deque()
-        self._later: deque[tuple[float, Job]] = deque()
+        self._later: list[tuple[float, int, Job]] = []
+        self._numbers = itertools.count()
         self._thread: threading.Thread | None = None
         self._process = 0
         self._users = 0
@@ -81,6 +84,11 @@ class StoreWorker:
         busy_since = self._busy_since
         return now >= self._paused_until and (busy_since is None or now - busy_since < self.timeout)
 
+    @property
+    def is_closing(self) -> bool:
+        """Whether the last jobs before the end of the thread are being run."""
+        return self._closing is not None
+
     def submit(self, job: Job) -> None:
         """Run a job as soon as possible."""
         with self._changed:
@@ -88,9 +96,9 @@ class StoreWorker:
             self._wake()
 
     def submit_later(self, job: Job, seconds: float) -> None:
-        """Run a job after ``seconds``, which are the same in all calls, or when closing."""
+        """Run a job after ``seconds``, or when closing."""
         with self._changed:
-            self._later.append((self._clock() + seconds, job))
+            heappush(self._later, (self._clock() + seconds, next(self._numbers), job))
             self._wake()
 
     async def call(self, action: Callable[[Store], None], seconds: float) -> None:
@@ -101,11 +109,25 @@ class StoreWorker:
         """
         job = _Call(action)
         self.submit(job)
-        try:
-            with time_limits.fail_after(seconds):
-                await job.ended.wait()
-        except TimeoutError:
-            raise StoreError(f"{self.place} did not answer within {seconds:g} s.") from None
+        if not await _ends_within(seconds, job):
+            raise StoreError(f"{self.place} did not answer within {seconds:g} s.")
+        if job.error is not None:
+            raise StoreError(f"{self.place}: {explain(job.error)}") from None
+
+    async def call_while_available(self, action: Callable[[Store], None], seconds: float) -> None:
+        """Wait for an action for ``timeout`` seconds, and up to ``seconds`` if others are answered.
+
+        Raises:
+            StoreError: the store failed or hangs, or it did not answer in time.
+        """
+        if not self.is_available:
+            raise StoreError(f"{self.place} cannot be used at the moment.")
+        job = _Call(action)
+        self.submit(job)
+        ends = self._clock() + seconds
+        while not await _ends_within(self.timeout, job):
+            if not self.is_available or self._clock() >= ends:
+                raise StoreError(f"{self.place} did not answer in time.")
         if job.error is not None:
             raise StoreError(f"{self.place}: {explain(job.error)}") from None
 
@@ -150,7 +172,7 @@ class StoreWorker:
             if self._thread is None or self._process != os.getpid():
                 return
             self._closing = closed = _Call(lambda _store: None)
-            self._jobs.extend(job for _, job in self._later)
+            self._jobs.extend(job for *_, job in sorted(self._later))
             self._later.clear()
             self._changed.notify()
         with suppress(TimeoutError), time_limits.fail_after(CLOSE_TIMEOUT):
@@ -180,7 +202,7 @@ class StoreWorker:
                 now = self._clock()
                 ready_at = max(self._later[0][0], self._paused_until) if self._later else None
                 if ready_at is not None and ready_at <= now:
-                    return self._later.popleft()[1]
+                    return heappop(self._later)[-1]
                 if self._closing is not None:
                     self._end(self._closing)
                     return None
@@ -261,6 +283,12 @@ class _Call:
         """Wake the waiting task, unless its event loop is closed."""
         with suppress(RuntimeError):
             self._call_soon(self.ended.set)
+
+
+async def _ends_within(seconds: float, job: _Call) -> bool:
+    with suppress(TimeoutError), time_limits.fail_after(seconds):
+        await job.ended.wait()
+    return job.ended.is_set()
 
 
 def explain(error: BaseException) -> str:

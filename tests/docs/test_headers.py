@@ -14,7 +14,7 @@ from tests.support.tables import names, section
 HEADERS = ROOT / "docs" / "headers.md"
 SOURCES = [
     *sorted((ROOT / "embedroute" / "server").rglob("*.py")),
-    ROOT / "embedroute" / "limits" / "rate_limits.py",
+    ROOT / "embedroute" / "limits" / "rates.py",
     ROOT / "embedroute" / "uvicorn.py",
 ]
 """The modules that read requests or write responses."""

@@ -184,7 +184,7 @@ async def test_a_provider_without_a_price_is_not_used_for_a_caller_with_a_budget
     assert 200 == (await post(gateway, "word", model="unpriced", key=f"{KEY}-b")).status_code
 
 
-@pytest.mark.parametrize(("on_failure", "status"), [("closed", 503), ("open", 200)])
+@pytest.mark.parametrize(("on_failure", "status"), [(None, 503), ("closed", 503), ("open", 200)])
 async def test_without_its_store_a_budget_is_closed_or_open(tmp_path, on_failure, status):
     with StoreServer("valkey", tmp_path) as server:
         pass
@@ -192,7 +192,8 @@ async def test_without_its_store_a_budget_is_closed_or_open(tmp_path, on_failure
         Config(
             gateway={"auth": "keys"},
             keys={"a": {"key": KEY, "budget": total("1000")}, "b": {"key": f"{KEY}-b"}},
-            store={"url": server.url, "on_failure": on_failure},
+            store={"url": server.url},
+            limits={"on_store_failure": on_failure},
             providers={"p": Provider(backend=ScriptedBackend(width=WIDTH))},
             models={"m": {"dimensions": WIDTH, "endpoints": [{"provider": "p", "price": 1}]}},
         ),
