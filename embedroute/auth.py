@@ -176,7 +176,7 @@ def access_mistakes(config: Config) -> list[str]:
     """Return the mistakes in a config's authentication settings."""
     if config.gateway.auth is None:
         return [Mistake(STATE_AUTH, ("gateway", "auth"))]
-    if config.gateway.auth == "keys" and not config.keys:
+    if config.gateway.auth == "keys" and not config.keys and config.store.url is None:
         mistake = '[gateway] auth = "keys" needs a [keys.NAME] table with key = "env:VARIABLE".'
         return [Mistake(mistake, ("keys",))]
     if config.gateway.auth == "open" and config.gateway.metrics == "key":
@@ -213,32 +213,21 @@ class ApiKeys:
         digest.update(token)
         return digest.digest()
 
+    def find(self, token: bytes) -> Caller | None:
+        """Return the caller with a key, or None if it is unknown."""
+        # A client that does not know the pepper cannot choose a digest, so the time of the lookup
+        # reveals nothing about a key.
+        return self._callers.get(self._digest(token))
+
     def authenticate(self, authorization: Sequence[bytes]) -> Caller:
         """Return the caller whose key is in the values of the ``Authorization`` header.
 
         Raises:
             Unauthorized: the header is missing, malformed or duplicated, or the key is unknown.
         """
-        # A client that does not know the pepper cannot choose a digest, so the time of the lookup
-        # reveals nothing about a key.
-        caller = self._callers.get(self._digest(bearer_token(authorization)))
+        caller = self.find(bearer_token(authorization))
         if caller is None:
-            raise Unauthorized("Incorrect API key provided; check the Authorization header.")
-        return caller
-
-    def identify(self, values: Sequence[bytes], header: str) -> Caller:
-        """Return the caller whose key is the one of the ``values`` of a header of that name.
-
-        Raises:
-            Unauthorized: the header is missing or duplicated, or the key is too long or unknown.
-        """
-        if not values:
-            raise Unauthorized(f"An API key is required; send one header '{header}: KEY'.")
-        caller = None
-        if len(values) == 1 and len(values[0]) <= LONGEST_KEY:
-            caller = self._callers.get(self._digest(values[0]))
-        if caller is None:
-            raise Unauthorized(f"Incorrect API key provided; check the header '{header}'.")
+            raise unknown_key()
         return caller
 
 
@@ -268,6 +257,25 @@ def read_upstream_key(header: str, values: Sequence[bytes]) -> Secret:
         "characters.",
         code="upstream_key_required",
     )
+
+
+def unknown_key(header: str = "") -> Unauthorized:
+    """Return the error of an unknown key in a ``header``, or in ``Authorization``."""
+    where = f"header '{header}'" if header else "Authorization header"
+    return Unauthorized(f"Incorrect API key provided; check the {where}.")
+
+
+def header_token(values: Sequence[bytes], header: str) -> bytes:
+    """Return the key that is the one of the ``values`` of a header of that name.
+
+    Raises:
+        Unauthorized: the header is missing or duplicated, or the key is too long.
+    """
+    if not values:
+        raise Unauthorized(f"An API key is required; send one header '{header}: KEY'.")
+    if len(values) != 1 or len(values[0]) > LONGEST_KEY:
+        raise unknown_key(header)
+    return values[0]
 
 
 def bearer_token(authorization: Sequence[bytes]) -> bytes:

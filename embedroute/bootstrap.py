@@ -68,7 +68,7 @@ from embedroute.routing import (
     resolve_key_models,
 )
 from embedroute.runtime import time_limits
-from embedroute.stores import Store, StoreWorker, make_store, place_of
+from embedroute.stores import Store, StoredKeys, StoreWorker, make_store, place_of
 from embedroute.telemetry import Observer
 from embedroute.transport import Transport, TransportConfig, create_transport, transport_mistakes
 
@@ -216,13 +216,14 @@ class Sharing(msgspec.Struct, frozen=True, kw_only=True):
     """What the event loops of a gateway share, and with a store other processes too.
 
     ``cache`` is the cache with the store behind it, if the store is used for vectors. ``limiter``
-    keeps the rate limits. ``store_results`` stores vectors wherever they are cached; None if they
-    are not.
+    keeps the rate limits. ``stored_keys`` are those that were made at run time. ``store_results``
+    stores vectors wherever they are cached; None if they are not.
     """
 
     store: StoreWorker | None
     cache: TieredCache | None
     limiter: Limiter
+    stored_keys: StoredKeys | None
     budgets: BudgetedEmbed | None
     store_results: StoreResults | None
     claim: Claim
@@ -236,6 +237,9 @@ def share(
     if store is not None and config.store.url is not None:
         place = place_of(config.store.url.reveal())
         worker = StoreWorker(store, place, config.store.timeout)
+    stored_keys = None
+    if worker is not None and config.gateway.auth == "keys":
+        stored_keys = StoredKeys(worker, clock)
     tiered = None
     if worker is not None and config.store.cache:
         tiered = TieredCache(memory, worker, config.cache.ttl, clock)
@@ -244,7 +248,8 @@ def share(
         store=worker,
         cache=tiered,
         limiter=_make_limiter(config, worker, clock),
-        budgets=BudgetedEmbed.for_config(config, worker),
+        stored_keys=stored_keys,
+        budgets=BudgetedEmbed.for_config(config, worker, stored_keys),
         store_results=cache.store if tiered or memory.limit else None,
         claim=cache.claim,
     )

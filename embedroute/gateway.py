@@ -89,7 +89,7 @@ from embedroute.routing import (
     sum_modalities,
 )
 from embedroute.runtime import PerLoop, fairness, is_loop_running, tasks
-from embedroute.stores import StoreError, StoreWorker
+from embedroute.stores import StoredKeys, StoreError, StoreWorker
 from embedroute.telemetry import (
     GatewayState,
     Metrics,
@@ -157,6 +157,7 @@ class Gateway:
         self.store: StoreWorker | None = self._sharing.store
         self.shared_cache: TieredCache | None = self._sharing.cache
         self.rate_limits: Limiter = self._sharing.limiter
+        self.stored_keys: StoredKeys | None = self._sharing.stored_keys
         self.selections: SelectionCache = SelectionCache(
             self.models,
             make_selection_context(parts, self.healths, clock),

@@ -31,6 +31,7 @@ from embedroute.stores import (
     MemoryBudgets,
     Refusal,
     Store,
+    StoredKeys,
     StoreError,
     StoreWorker,
 )
@@ -244,9 +245,12 @@ class BudgetedEmbed:
         *,
         deadline: float,
         timeout: float,
+        stored_keys: StoredKeys | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Take the budgets by the name of the caller, and that of the gateway under None.
+
+        ``stored_keys`` have those of other callers.
 
         A response waits for at most ``timeout`` seconds until its cost is stored. ``clock`` returns
         seconds since 1970.
@@ -255,10 +259,16 @@ class BudgetedEmbed:
         self._budgets = budgets
         self._seconds = 2 * deadline
         self._timeout = timeout
+        self._stored_keys = stored_keys
         self._clock = clock
 
     @classmethod
-    def for_config(cls, config: Config, worker: StoreWorker | None) -> Self | None:
+    def for_config(
+        cls,
+        config: Config,
+        worker: StoreWorker | None,
+        stored_keys: StoredKeys | None = None,
+    ) -> Self | None:
         """Return the budgets of a config, or None if it has none."""
         limits: dict[str | None, _Limit] = {
             name: _Limit(key.budget, f"key:{name}", "this caller")
@@ -267,7 +277,7 @@ class BudgetedEmbed:
         }
         if config.gateway.budget is not None:
             limits[None] = _Limit(config.gateway.budget, "gateway", "the gateway")
-        if not limits:
+        if not limits and stored_keys is None:
             return None
         budgets: Budgets
         if worker is None:
@@ -276,7 +286,14 @@ class BudgetedEmbed:
             fail_open = config.limits.on_store_failure == "open"
             budgets = SharedBudgets(worker, fail_open=fail_open)
         deadline = config.gateway.deadline
-        return cls(limits, budgets, deadline=deadline, timeout=config.store.timeout)
+        timeout = config.store.timeout
+        return cls(limits, budgets, deadline=deadline, timeout=timeout, stored_keys=stored_keys)
+
+    def _list_limits(self, caller: str) -> Sequence[_Limit]:
+        limits = [each for name in (caller, None) if (each := self._limits.get(name))]
+        if self._stored_keys is not None and (budget := self._stored_keys.budget_of(caller)):
+            limits.append(_Limit(budget, f"key:{caller}", "this caller"))
+        return limits
 
     def wrap(self, embed: Embed) -> Embed:
         """Return ``embed`` within the budgets."""
@@ -287,7 +304,7 @@ class BudgetedEmbed:
             work: Work,
             on_result: OnResult,
         ) -> None:
-            limits = [each for name in (context.caller, None) if (each := self._limits.get(name))]
+            limits = self._list_limits(context.caller)
             if not limits:
                 await embed(candidates, context, work, on_result)
                 return

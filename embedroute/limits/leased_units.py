@@ -21,7 +21,7 @@ CONCURRENT_SURPLUS: Final = 8
 SURPLUS_OF_LEFT: Final = 4
 """Unused places for concurrent requests are kept up to 1/4 of those that are left."""
 REFUSED: Final = 0.05
-"""Seconds for which a refusal of the store is remembered, so that it is asked rarely then."""
+"""Seconds for which a refusal of the store is remembered, so that it is wanted rarely then."""
 
 
 class LeasedUnits:
@@ -63,6 +63,12 @@ class LeasedUnits:
         self._refused_until = -math.inf
         self._kept = 0
         self._reported = 0
+
+    def change(self, capacity: int) -> None:
+        """Apply another limit. What was used remains used."""
+        if self.refill:
+            self.refill: float = self.refill * capacity / self.capacity
+        self.capacity: int = capacity
 
     def can_take(self, now: float, units: int) -> bool:
         """Return whether the lease has ``units``."""
@@ -127,13 +133,13 @@ class LeasedUnits:
         self.balance = min(self.balance, 0)
         return self.renew()
 
-    def record(self, grant: Grant, asked_at: float) -> None:
-        """Take the answer to the last demand, which was made at ``asked_at``."""
+    def record(self, grant: Grant, sent_at: float) -> None:
+        """Take the answer to the last demand, which was made at ``sent_at``."""
         self.balance += grant.units - self._kept
         self.spent -= self._reported
         self._available = grant.available
-        self._synced_at = asked_at
-        self._expires = asked_at + LEASE
+        self._synced_at = sent_at
+        self._expires = sent_at + LEASE
 
     @property
     def _in_use(self) -> int:
@@ -171,6 +177,11 @@ class LeasedRate(LeasedUnits):
         """Hold nothing."""
         super().__init__(counter, per_minute, per_minute / MINUTE)
         self.per_minute: int = per_minute
+
+    def change(self, capacity: int) -> None:
+        """Apply another limit. What was used remains used."""
+        super().change(capacity)
+        self.per_minute: int = capacity
 
     def reset(self, now: float) -> float:
         """Return the seconds until the bucket is full, as far as this process knows."""

@@ -52,15 +52,21 @@ class Limiter(Protocol):
 class Meter:
     """The limits of a caller, of a model or of the gateway, and how much of them is used."""
 
-    __slots__ = ("_most_concurrent", "in_flight", "requests", "tokens", "whose")
+    __slots__ = ("in_flight", "limits", "requests", "tokens", "whose")
 
     def __init__(self, whose: str, limits: RateLimits) -> None:
         """Start with nothing used; ``whose`` begins the message of a refusal."""
         self.whose: str = whose
+        self.limits: RateLimits = limits
         self.requests: Rate | None = _rate(limits.requests_per_minute)
         self.tokens: Rate | None = _rate(limits.tokens_per_minute)
-        self._most_concurrent = limits.concurrent_requests
         self.in_flight: int = 0
+
+    def change(self, limits: RateLimits, now: float) -> None:
+        """Apply other limits. What was used remains used."""
+        self.limits = limits
+        self.requests = _changed(self.requests, limits.requests_per_minute, now)
+        self.tokens = _changed(self.tokens, limits.tokens_per_minute, now)
 
     def is_idle(self, now: float) -> bool:
         """Return whether nothing is in flight and every bucket is full."""
@@ -69,7 +75,7 @@ class Meter:
 
     def refusal(self, now: float, tokens: int) -> RateLimitExceeded | None:
         """Return the error of a request of ``tokens`` tokens; None if it is within the limits."""
-        most = self._most_concurrent
+        most = self.limits.concurrent_requests
         if most is not None and self.in_flight >= most:
             return refuse_concurrent(self.whose, most)
         if self.requests and (wait := self.requests.wait(now, 1)):
@@ -173,6 +179,8 @@ class RateLimiter:
                 callers = self._callers.items()
                 self._callers = {name: each for name, each in callers if not each.is_idle(now)}
             meter = self._callers[caller] = Meter(OF_CALLER, limits)
+        elif meter.limits != limits:
+            meter.change(limits, now)
         return meter
 
 
@@ -189,6 +197,13 @@ def _describe(meters: Sequence[Meter], now: float) -> list[Header]:
     requests = [meter.requests for meter in meters if meter.requests]
     tokens = [meter.tokens for meter in meters if meter.tokens]
     return make_headers(requests, tokens, now)
+
+
+def _changed(rate: Rate | None, per_minute: int | None, now: float) -> Rate | None:
+    changed = _rate(per_minute)
+    if changed and rate:
+        changed.full_at = now + rate.reset(now) * rate.per_minute / changed.per_minute
+    return changed
 
 
 def _rate(per_minute: int | None) -> Rate | None:

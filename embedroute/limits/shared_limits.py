@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from hashlib import blake2b
-from typing import Final
+from typing import Final, TypeVar
 
 from embedroute.config import RateLimits
 from embedroute.errors import Overloaded, RateLimitExceeded
@@ -35,6 +35,8 @@ from embedroute.limits.rates import (
 )
 from embedroute.stores import Demand, Store, StoreError, StoreWorker
 
+T = TypeVar("T", bound=LeasedUnits)
+
 LONGEST_WAIT: Final = 1.0
 """Seconds that a request waits at most while the store answers others."""
 IDLE: Final = 0.4
@@ -46,20 +48,36 @@ AT_ONCE: Final = 200
 class SharedMeter:
     """The limits of a caller, of a model or of the gateway, as far as this process holds them."""
 
-    __slots__ = ("concurrent", "requests", "tokens", "whose")
+    __slots__ = ("_counter", "concurrent", "limits", "requests", "tokens", "whose")
 
     def __init__(self, whose: str, counter: str, limits: RateLimits) -> None:
         """Hold nothing; ``whose`` begins the message of a refusal."""
         self.whose: str = whose
+        self._counter = counter
         self.requests: LeasedRate | None = None
         self.tokens: LeasedRate | None = None
         self.concurrent: LeasedUnits | None = None
-        if limits.requests_per_minute is not None:
-            self.requests = LeasedRate(f"{counter}:requests", limits.requests_per_minute)
-        if limits.tokens_per_minute is not None:
-            self.tokens = LeasedRate(f"{counter}:tokens", limits.tokens_per_minute)
-        if limits.concurrent_requests is not None:
-            self.concurrent = LeasedUnits(f"{counter}:concurrent", limits.concurrent_requests)
+        self.change(limits)
+
+    def change(self, limits: RateLimits) -> None:
+        """Apply other limits. What was used remains used."""
+        self.limits: RateLimits = limits
+        make = LeasedRate
+        self.requests = self._changed(self.requests, "requests", limits.requests_per_minute, make)
+        self.tokens = self._changed(self.tokens, "tokens", limits.tokens_per_minute, make)
+        most = limits.concurrent_requests
+        self.concurrent = self._changed(self.concurrent, "concurrent", most, LeasedUnits)
+
+    def _changed(
+        self, units: T | None, name: str, capacity: int | None, make: Callable[[str, int], T]
+    ) -> T | None:
+        if capacity is None:
+            return None
+        if units is None:
+            return make(f"{self._counter}:{name}", capacity)
+        if units.capacity != capacity:
+            units.change(capacity)
+        return units
 
     @property
     def is_idle(self) -> bool:
@@ -91,12 +109,14 @@ class SharedMeter:
 class SharedAdmission(Admission):
     """One request, until it ends: undecided, then admitted or refused, or given up by its task."""
 
-    __slots__ = ("error", "is_admitted", "is_given_up", "shared")
+    __slots__ = ("billed", "error", "is_admitted", "is_given_up", "places", "shared")
 
     def __init__(self, shared: Sequence[SharedMeter], tokens: int) -> None:
         """Take the meters that count the request; nothing is decided yet."""
         super().__init__([], tokens)
         self.shared: Sequence[SharedMeter] = shared
+        self.places: Sequence[LeasedUnits] = ()
+        self.billed: Sequence[LeasedRate] = ()
         self.error: RateLimitExceeded | None = None
         self.is_admitted: bool = False
         self.is_given_up: bool = False
@@ -123,6 +143,9 @@ class SharedAdmission(Admission):
         if not missing:
             for _, units, number in self.needs():
                 units.take(number)
+            # The limits of a meter may have changed when the request ends.
+            self.places = [meter.concurrent for meter in self.shared if meter.concurrent]
+            self.billed = [meter.tokens for meter in self.shared if meter.tokens]
             self.is_admitted = True
         return missing
 
@@ -164,7 +187,7 @@ class SharedRateLimiter:
         with self._lock:
             admission = SharedAdmission(self._find_meters(caller, limits, model), tokens)
             missing = admission.decide(self._clock())
-        if missing and not await self._ask_store(admission):
+        if missing and not await self._decide_by_store(admission):
             if self._without_store is None:
                 raise Overloaded(
                     "The rate limits cannot be checked at the moment. Try again.", retry_after=1.0
@@ -180,7 +203,7 @@ class SharedRateLimiter:
             return await self._without_store.leave(admission, tokens) if self._without_store else ()
         with self._lock:
             self._end(admission, tokens)
-            excess = [units for _, units, _ in admission.needs() if units.has_excess]
+            excess = [units for units in admission.places if units.has_excess]
             headers = _describe(admission.shared, self._clock())
         if excess and self._worker.is_available:
             # The caller may send its next request to another process.
@@ -190,15 +213,14 @@ class SharedRateLimiter:
         return headers
 
     def _end(self, admission: SharedAdmission, tokens: int) -> None:
-        for meter in admission.shared:
-            if meter.concurrent:
-                meter.concurrent.take(-1)
-            if meter.tokens:
-                meter.tokens.take(tokens - admission.tokens)
-                self._held[meter.tokens.counter] = meter.tokens
+        for units in admission.places:
+            units.take(-1)
+        for units in admission.billed:
+            units.take(tokens - admission.tokens)
+            self._held[units.counter] = units
         self._look_later()
 
-    async def _ask_store(self, admission: SharedAdmission) -> bool:
+    async def _decide_by_store(self, admission: SharedAdmission) -> bool:
         """Decide a request with new leases; return False if the store fails."""
         try:
             await self._worker.call_while_available(partial(self._lease, admission), LONGEST_WAIT)
@@ -314,6 +336,8 @@ class SharedRateLimiter:
                 self._callers = {name: each for name, each in callers if not each.is_idle}
             meter = SharedMeter(OF_CALLER, _counter("key", caller), limits)
             self._callers[caller] = meter
+        elif meter.limits != limits:
+            meter.change(limits)
         return meter
 
 

@@ -17,7 +17,14 @@ from typing import Final, Protocol, cast, get_args
 import msgspec
 from starlette.types import Receive, Scope, Send
 
-from embedroute.auth import ANYONE, Caller, read_upstream_key
+from embedroute.auth import (
+    ANYONE,
+    Caller,
+    bearer_token,
+    header_token,
+    read_upstream_key,
+    unknown_key,
+)
 from embedroute.backend import Secret
 from embedroute.config import Auth, DialectName, ProtocolName, catalogue
 from embedroute.errors import (
@@ -77,6 +84,7 @@ from embedroute.server.explain import explain
 from embedroute.server.monitoring import Monitoring
 from embedroute.server.openapi import openapi
 from embedroute.server.protocols import ModelQuestion, Translate, make_translate, renamed, tei
+from embedroute.stores import StoredKeys
 from embedroute.telemetry import report_request
 from embedroute.text import did_you_mean, echo
 
@@ -229,7 +237,8 @@ class RequestHandler:
         if settings.auth == "host":
             caller = await self._authenticate_by_host(exchange)
         else:
-            caller = self._authenticate_by_key(exchange)
+            found = self._authenticate_by_key(exchange)
+            caller = found if isinstance(found, Caller) else await found
         exchange.require_json()
         if gateway.caller_key_headers:
             caller = self._add_upstream_keys(caller, exchange)
@@ -354,14 +363,32 @@ class RequestHandler:
         seconds = self.gateway.settings.body_timeout
         return BodyTimeout(f"The request body was not complete within {seconds:g} s.")
 
-    def _authenticate_by_key(self, exchange: HTTPExchange) -> Caller:
+    def _authenticate_by_key(self, exchange: HTTPExchange) -> Caller | Awaitable[Caller]:
+        """Return the caller with a key of the config, or look for it among the stored keys."""
         caller = ANYONE
         if self.gateway.settings.auth == "keys":
-            if exchange.key_header and not exchange.values(b"authorization"):
-                name = exchange.key_header
-                caller = self.gateway.keys.identify(exchange.values(name), name.decode())
+            header = ""
+            authorization = exchange.values(b"authorization")
+            if exchange.key_header and not authorization:
+                header = exchange.key_header.decode()
+                token = header_token(exchange.values(exchange.key_header), header)
             else:
-                caller = self.gateway.keys.authenticate(exchange.values(b"authorization"))
+                token = bearer_token(authorization)
+            found = self.gateway.keys.find(token)
+            if found is None:
+                if self.gateway.stored_keys is None:
+                    raise unknown_key(header)
+                return self._find_stored_key(self.gateway.stored_keys, exchange, token, header)
+            caller = found
+        exchange.trace.caller = caller.name
+        return caller
+
+    async def _find_stored_key(
+        self, keys: StoredKeys, exchange: HTTPExchange, token: bytes, header: str
+    ) -> Caller:
+        caller = await keys.find(token)
+        if caller is None:
+            raise unknown_key(header)
         exchange.trace.caller = caller.name
         return caller
 
@@ -390,7 +417,8 @@ class RequestHandler:
     async def _identify(self, exchange: HTTPExchange) -> Caller:
         if self.gateway.settings.auth == "host":
             return await self._authenticate_by_host(exchange)
-        return self._authenticate_by_key(exchange)
+        found = self._authenticate_by_key(exchange)
+        return found if isinstance(found, Caller) else await found
 
     def _log_missing_user(self) -> None:
         if self.gateway.log_limit.due(self.gateway.clock(), CallerUnknown.event):
@@ -418,10 +446,7 @@ class RequestHandler:
     async def _answer_about_models(
         self, operation: routes.Operation, model: str, exchange: HTTPExchange
     ) -> None:
-        if self.gateway.settings.auth == "host":
-            caller = await self._authenticate_by_host(exchange)
-        else:
-            caller = self._authenticate_by_key(exchange)
+        caller = await self._identify(exchange)
         body: msgspec.Struct
         if operation.answer is not None:
             sent = await self._read_small(exchange, caller) if "POST" in operation.methods else b""

@@ -5,9 +5,17 @@ A store is synchronous and knows nothing of event loops. One thread of a process
 It may import the contracts and the foundation.
 """
 
+from embedroute.stores.api_keys import (
+    StoredKey,
+    StoredKeys,
+    decode_keys,
+    digest_key,
+    make_key,
+)
 from embedroute.stores.base import (
     BudgetStore,
     Charge,
+    KeyStore,
     LeaseStore,
     ModelEntries,
     Refusal,
@@ -33,6 +41,7 @@ __all__ = [
     "Demand",
     "Grant",
     "Job",
+    "KeyStore",
     "Lease",
     "LeaseStore",
     "MemoryBudgets",
@@ -43,7 +52,12 @@ __all__ = [
     "StoreError",
     "StoreKey",
     "StoreWorker",
+    "StoredKey",
+    "StoredKeys",
+    "decode_keys",
+    "digest_key",
     "lease",
+    "make_key",
     "make_store",
     "place_of",
 ]

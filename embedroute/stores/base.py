@@ -70,6 +70,22 @@ class LeaseStore(Protocol):
         ...
 
 
+class KeyStore(Protocol):
+    """Stores API keys as opaque bytes (``embedroute.stores.StoredKey``), by their names."""
+
+    def read_keys(self, version: str) -> tuple[str, Sequence[bytes] | None]:
+        """Return a text that changes with the keys, and all keys unless it is ``version``."""
+        ...
+
+    def put_key(self, name: str, value: bytes) -> bool:
+        """Store a key; return False if there is one with this name."""
+        ...
+
+    def drop_key(self, name: str) -> bool:
+        """Remove a key; return whether there was one."""
+        ...
+
+
 class VectorStore(Protocol):
     """Stores vectors as opaque bytes."""
 
@@ -94,7 +110,7 @@ class VectorStore(Protocol):
         ...
 
 
-class Store(VectorStore, BudgetStore, LeaseStore, Protocol):
+class Store(VectorStore, BudgetStore, LeaseStore, KeyStore, Protocol):
     """A store. One thread at a time calls its methods.
 
     Its class is called with the URL and the ``StoreSettings``, and raises ``ValueError`` with a

@@ -3,8 +3,8 @@
 A rate is a bucket of ``capacity`` units that is full at first and refills evenly (the generic cell
 rate algorithm of ITU-T I.371). It is kept as the units ``used`` at a time ``at``. A process leases
 units and uses them later without asking. Until it reports their use, they count as in the bucket's
-place: the bucket never refills beyond ``capacity`` less what is leased. So whatever the processes
-do with their leases, no more than ``capacity`` and what refills is used in any period.
+place: the bucket never refills beyond ``capacity`` less what is leased. So no more than
+``capacity`` and what refills is used in any period.
 
 A number of concurrent requests is such a bucket too. It does not refill: units are given back.
 """
@@ -73,20 +73,20 @@ def lease(
         name: each for name, each in pool.leases.items() if name != holder and each.expires > now
     }
     own = pool.leases.get(holder)
-    held = own.units if own is not None and own.expires > now else 0
+    owned = own.units if own is not None and own.expires > now else 0
     leased_to_others = sum(each.units for each in others.values())
     used: float = leased_to_others
     if demand.refill:
         used = max(pool.used - max(now - pool.at, 0.0) * demand.refill, leased)
-        used = max(used + demand.spent - held, leased_to_others)
-    units = _choose_units(demand, demand.capacity - used, max(held - demand.spent, 0))
+        used = max(used + demand.spent - owned, leased_to_others)
+    units = _choose_units(demand, demand.capacity - used, max(owned - demand.spent, 0))
     if units:
         others[holder] = Lease(units, now + seconds)
     return Pool(used + units, now, others), Grant(units, demand.capacity - used - units)
 
 
-def _choose_units(demand: Demand, left: float, held: int) -> int:
-    kept = min(held, demand.most)
+def _choose_units(demand: Demand, left: float, owned: int) -> int:
+    kept = min(owned, demand.most)
     if demand.least > left + ROUNDING:
         return kept
     surplus = math.floor((left - demand.least) / SURPLUS + ROUNDING)

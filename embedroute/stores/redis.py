@@ -6,6 +6,7 @@ reads for all waiting requests at once, so a request costs less than with a clie
 """
 
 import hashlib
+import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any, Final, Protocol, cast
@@ -74,7 +75,7 @@ for index, key in ipairs(KEYS) do
     unpack(ARGV, 5 * index - 2, 5 * index + 2)
   capacity, refill, spent = tonumber(capacity), tonumber(refill), tonumber(spent)
   least, most = tonumber(least), tonumber(most)
-  local used, at, held, leased, others, gone = 0, now, 0, 0, 0, {}
+  local used, at, owned, leased, others, gone = 0, now, 0, 0, 0, {}
   local fields = redis.call('HGETALL', key)
   for position = 1, #fields, 2 do
     local name, value = fields[position], fields[position + 1]
@@ -85,18 +86,18 @@ for index, key in ipairs(KEYS) do
       units = tonumber(units)
       leased = leased + units
       if tonumber(expires) <= now then gone[#gone + 1] = name
-      elseif name == mine then held = units
+      elseif name == mine then owned = units
       else others = others + units end
     end
   end
   if refill > 0 then
     used = math.max(used - math.max(now - at, 0) * refill, leased)
-    used = math.max(used + spent - held, others)
+    used = math.max(used + spent - owned, others)
   else
     used = others
   end
   local left = capacity - used
-  local units = math.min(math.max(held - spent, 0), most)
+  local units = math.min(math.max(owned - spent, 0), most)
   if least <= left + ROUNDING then
     local surplus = math.max(math.floor((left - least) / SURPLUS + ROUNDING), 0)
     units = math.max(units, least + math.min(most - least, surplus))
@@ -117,6 +118,23 @@ for index, key in ipairs(KEYS) do
 end
 return answer
 """.replace("ROUNDING", f"{ROUNDING:.17g}").replace("SURPLUS", str(SURPLUS))
+
+_READ_KEYS: Final = """
+local version = redis.call('GET', KEYS[2]) or ''
+if version ~= '' and version == ARGV[1] then return {version} end
+return {version, redis.call('HVALS', KEYS[1])}
+"""
+_PUT_KEY: Final = """
+if redis.call('HSETNX', KEYS[1], ARGV[1], ARGV[2]) == 0 then return {0} end
+redis.call('SET', KEYS[2], ARGV[3])
+return {1}
+"""
+_DROP_KEY: Final = """
+if redis.call('HDEL', KEYS[1], ARGV[1]) == 0 then return {0} end
+redis.call('SET', KEYS[2], ARGV[2])
+return {1}
+"""
+_KEYS: Final = (f"{PREFIX}keys", f"{PREFIX}keys:version")
 
 
 class _Script(Protocol):
@@ -272,6 +290,21 @@ class RedisStore:
         run = self._server.register_script(_LEASE)
         rows = run([f"{PREFIX}pool:{each.counter}" for each in demands], [holder, seconds, *fields])
         return [Grant(int(units), float(available)) for units, available in rows]
+
+    def read_keys(self, version: str) -> tuple[str, Sequence[bytes] | None]:
+        """Return a text that changes with the keys, and all keys unless it is ``version``."""
+        answer = self._server.register_script(_READ_KEYS)(_KEYS, [version])
+        return answer[0].decode(), answer[1] if len(answer) > 1 else None
+
+    def put_key(self, name: str, value: bytes) -> bool:
+        """Store a key; return False if there is one with this name."""
+        run = self._server.register_script(_PUT_KEY)
+        return bool(run(_KEYS, [name, value, secrets.token_hex(8)])[0])
+
+    def drop_key(self, name: str) -> bool:
+        """Remove a key; return whether there was one."""
+        run = self._server.register_script(_DROP_KEY)
+        return bool(run(_KEYS, [name, secrets.token_hex(8)])[0])
 
     def _models(self) -> Sequence[str]:
         return [name.decode() for name in self._server.hgetall(MODELS).values()]

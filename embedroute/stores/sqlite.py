@@ -78,7 +78,12 @@ CREATE TABLE leases (
 CREATE TRIGGER pools_removed AFTER DELETE ON pools
 BEGIN DELETE FROM leases WHERE counter = OLD.counter; END;
 """
-SCHEMAS: Final = (_VECTORS_AND_BUDGETS, _LEASES)
+_KEYS: Final = """
+CREATE TABLE api_keys (name TEXT PRIMARY KEY, value BLOB NOT NULL);
+CREATE TABLE keys_version (version TEXT NOT NULL);
+INSERT INTO keys_version VALUES (hex(randomblob(8)));
+"""
+SCHEMAS: Final = (_VECTORS_AND_BUDGETS, _LEASES, _KEYS)
 """What each version of the file adds. ``user_version`` is how many of them a file has."""
 
 
@@ -275,6 +280,30 @@ class SQLiteStore:
             [(counter, name, *each) for name, each in pool.leases.items()],
         )
         return grant
+
+    def read_keys(self, version: str) -> tuple[str, Sequence[bytes] | None]:
+        """Return a text that changes with the keys, and all keys unless it is ``version``."""
+        query = "SELECT version FROM keys_version"
+        present = self._file.execute(query).fetchone()[0]
+        if present == version:
+            return version, None
+        return present, [value for (value,) in self._file.execute("SELECT value FROM api_keys")]
+
+    def put_key(self, name: str, value: bytes) -> bool:
+        """Store a key; return False if there is one with this name."""
+        query = "INSERT OR IGNORE INTO api_keys (name, value) VALUES (?, ?)"
+        return self._change_keys(query, (name, value))
+
+    def drop_key(self, name: str) -> bool:
+        """Remove a key; return whether there was one."""
+        return self._change_keys("DELETE FROM api_keys WHERE name = ?", (name,))
+
+    def _change_keys(self, query: str, values: Sequence[object]) -> bool:
+        connection = self._file
+        with _transaction(connection):
+            changed = connection.execute(query, values).rowcount > 0
+            connection.execute("UPDATE keys_version SET version = hex(randomblob(8))")
+        return changed
 
     def _record_use(self, connection: sqlite3.Connection) -> None:
         used = [(when, number) for number, when in self._used.items()]

