@@ -234,11 +234,8 @@ class RequestHandler:
     ) -> None:
         gateway = self.gateway
         settings = gateway.settings
-        if settings.auth == "host":
-            caller = await self._authenticate_by_host(exchange)
-        else:
-            found = self._authenticate_by_key(exchange)
-            caller = found if isinstance(found, Caller) else await found
+        found = self._find_caller(exchange)
+        caller = found if isinstance(found, Caller) else await found
         exchange.require_json()
         if gateway.caller_key_headers:
             caller = self._add_upstream_keys(caller, exchange)
@@ -363,9 +360,11 @@ class RequestHandler:
         seconds = self.gateway.settings.body_timeout
         return BodyTimeout(f"The request body was not complete within {seconds:g} s.")
 
-    def _authenticate_by_key(self, exchange: HTTPExchange) -> Caller | Awaitable[Caller]:
-        """Return the caller with a key of the config, or look for it among the stored keys."""
+    def _find_caller(self, exchange: HTTPExchange) -> Caller | Awaitable[Caller]:
+        """Return the caller with a key of the config, or await it from the host or the store."""
         caller = ANYONE
+        if self.gateway.settings.auth == "host":
+            return self._authenticate_by_host(exchange)
         if self.gateway.settings.auth == "keys":
             header = ""
             authorization = exchange.values(b"authorization")
@@ -415,9 +414,7 @@ class RequestHandler:
         return msgspec.structs.replace(caller, upstream_keys={**keys, **caller.upstream_keys})
 
     async def _identify(self, exchange: HTTPExchange) -> Caller:
-        if self.gateway.settings.auth == "host":
-            return await self._authenticate_by_host(exchange)
-        found = self._authenticate_by_key(exchange)
+        found = self._find_caller(exchange)
         return found if isinstance(found, Caller) else await found
 
     def _log_missing_user(self) -> None:

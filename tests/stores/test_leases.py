@@ -4,7 +4,7 @@ import math
 import threading
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from embedroute import StoreSettings
@@ -105,7 +105,15 @@ STEPS = st.lists(
 )
 
 
+USED_AFTER_A_REFILL = [
+    (0, "take", 1, 0.0),
+    (0, "take", 2, 4.0),
+    *[(0, "take", percent, 0.0) for percent in (1, 98, 1, 1)],
+]
+
+
 @given(steps=STEPS, capacity=st.sampled_from([1, 7, 100, 3200]))
+@example(steps=USED_AFTER_A_REFILL, capacity=3200)
 def test_no_steps_of_processes_use_more_than_a_rate_allows(steps, capacity):
     """In any period, at most the capacity and what refills in the period."""
     pool, now, used = Pool(), 0.0, []

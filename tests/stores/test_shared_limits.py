@@ -177,18 +177,15 @@ async def test_without_its_store_a_limit_is_open_or_closed(tmp_path, on_failure,
 
 
 async def test_a_store_that_hangs_costs_a_limited_request_little(tmp_path):
-    seconds = []
     with StoreServer("valkey", tmp_path) as server:
-        gateways = [gateway_of(server.url, timeout=0.1) for _ in range(3)]
-        for gateway in gateways:
-            await gateway.embed("text", model="m", caller=CALLER)
+        gateway = gateway_of(server.url, timeout=0.1)
+        await gateway.embed("text", model="m", caller=CALLER)
         server.stop()
-        for gateway in gateways:
-            began = time.monotonic()
-            await gateway.embed("text", model="m", caller=CALLER)
-            seconds.append(time.monotonic() - began)
+        began = time.monotonic()
+        await gateway.embed("text", model="m", caller=CALLER)
+        taken = time.monotonic() - began
         server.go_on()
-    assert min(seconds) < 0.9, "and not a second"
+    assert taken < 0.9, "and not a second"
 
 
 async def test_a_cancelled_request_leaves_its_place(store_url):
