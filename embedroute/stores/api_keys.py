@@ -110,8 +110,9 @@ class StoredKeys:
         return self._budgets.get(name)
 
     async def _refresh(self, *, must_succeed: bool) -> None:
+        call = self._worker.call if must_succeed else self._worker.call_while_available
         try:
-            await self._worker.call_while_available(self.run, LONGEST_WAIT)
+            await call(self.run, LONGEST_WAIT)
         except StoreError:
             if must_succeed:
                 raise Overloaded(
