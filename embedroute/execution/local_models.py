@@ -13,6 +13,7 @@ import msgspec
 
 from embedroute import vectors
 from embedroute.backend import Batch, LocalBackend, Vectors
+from embedroute.errors import UpstreamError
 from embedroute.execution.worker_threads import Workers
 from embedroute.inputs import estimate_sizes
 
@@ -77,7 +78,9 @@ class LocalModel:
         self.backend = backend
         self.pace: Pace | None = None
         self._threads = threads
-        self._workers = Workers(f"embedroute {type(backend).__name__}", threads)
+        most = backend.max_threads
+        limit = threads if most is None else min(threads, most)
+        self._workers = Workers(f"embedroute {type(backend).__name__}", limit)
         self._loading = threading.Lock()
         self._loaded = loaded
 
@@ -151,7 +154,12 @@ class _BatchInSlices:
 
     def _embed(self, part: Batch, stop: int) -> Vectors:
         began = time.perf_counter()
-        answer = self._model.embed(part)
+        try:
+            answer = self._model.embed(part)
+        except UpstreamError as error:
+            if error.input_index is not None:
+                error.input_index += self._start
+            raise
         seconds = time.perf_counter() - began
         tokens = self._tokens[stop - 1] - (self._tokens[self._start - 1] if self._start else 0)
         self._pace = Pace(seconds / len(part), seconds / max(tokens, 1), len(part))

