@@ -404,7 +404,7 @@ Pooling = Literal["mean", "cls", "last"]
 """How the vectors of tokens become one: their average, the first, or the last."""
 
 
-def pool(states: Array, mask: NDArray[np.int64], pooling: Pooling) -> Array:
+def pool_tokens(states: Array, mask: NDArray[np.int64], pooling: Pooling) -> Array:
     """Return one vector per row, shape (n, d), from those of tokens, shape (n, m, d).
 
     ``mask`` is that of ``pad``.

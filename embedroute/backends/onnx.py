@@ -113,7 +113,7 @@ class ONNX(LocalBackend, frozen=True, kw_only=True):
         used = {name: feeds[name] for name in model.inputs if name in feeds}
         rows = model.session.run(None, used)[0]
         if rows.ndim == 3:
-            rows = vectors.pool(rows, mask, _known(model.pooling))
+            rows = vectors.pool_tokens(rows, mask, _known(model.pooling))
         array = vectors.scaled(rows) if self.normalize else vectors.as_float32(rows)
         return Vectors(array, prompt_tokens=sum(counts))
 
