@@ -6,6 +6,7 @@ A mistake in one value does not prevent the conversion of the others.
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from decimal import Decimal
+from functools import lru_cache
 from pathlib import Path
 from typing import Final, Self, TypeGuard, cast, get_args, get_origin
 
@@ -156,7 +157,7 @@ def convert_fields(
     environment variables of secrets, by field. If an unknown name resembles a field, the field
     counts as misspelt and is not reported as missing too.
     """
-    fields = {field.name: field for field in msgspec.structs.fields(type_)}
+    fields = _fields_of(type_)
     names = [*fields, *sorted({*read_elsewhere} - {*table})]
     unknown = [name for name in table if name not in fields]
     misspelt = {
@@ -184,6 +185,12 @@ def convert_fields(
     return result
 
 
+@lru_cache(maxsize=256)
+def _fields_of(type_: type[msgspec.Struct]) -> Mapping[str, msgspec.structs.FieldInfo]:
+    # Cached: resolving the annotations takes a third of the time that a gateway takes to build.
+    return {field.name: field for field in msgspec.structs.fields(type_)}
+
+
 def _name_with_dots(path: TablePath, name: str, value: object) -> str:
     """Explain a dot in the header of a table such as ``[models.text-embedding-3.5]``."""
     if len(path) != 2 or not isinstance(value, Mapping):
@@ -203,12 +210,11 @@ def _convert_field(
     type_: object,
     environ: Mapping[str, str] | None,
 ) -> None:
-    mistakes = _errors(path, name, value, type_, environ)
-    result.mistakes.extend(mistakes)
-    if mistakes:
-        result.unread.add(name)
-    else:
+    try:
         result.values[name] = _convert(value, type_, environ)
+    except msgspec.ValidationError as error:
+        result.mistakes.extend(_mistakes(error, path, name, value, type_, environ))
+        result.unread.add(name)
 
 
 def _convert(value: object, type_: object, environ: Mapping[str, str] | None) -> object:
@@ -230,13 +236,24 @@ def _to_builtins(value: object) -> object:
 def _errors(
     path: TablePath, name: str, value: object, type_: object, environ: Mapping[str, str] | None
 ) -> list[str]:
-    """Return the mistakes inside an invalid value, or else the one in the value itself."""
     try:
         _convert(value, type_, environ)
     except msgspec.ValidationError as error:
-        nested = list(_nested_errors(path, name, value, type_, environ))
-        return nested or [f"[{format_path(path)}] {_explain(error, name, value, type_)}"]
+        return _mistakes(error, path, name, value, type_, environ)
     return []
+
+
+def _mistakes(
+    error: msgspec.ValidationError,
+    path: TablePath,
+    name: str,
+    value: object,
+    type_: object,
+    environ: Mapping[str, str] | None,
+) -> list[str]:
+    """Return the mistakes inside an invalid value, or else the one in the value itself."""
+    nested = list(_nested_errors(path, name, value, type_, environ))
+    return nested or [f"[{format_path(path)}] {_explain(error, name, value, type_)}"]
 
 
 def _nested_errors(

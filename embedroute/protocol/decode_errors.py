@@ -303,7 +303,8 @@ def read_members(body: bytes, other_fields: Collection[str]) -> Mapping[str, msg
     """
     fields = {"": (*FIELDS[""], *other_fields)}
     present = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-    if any(name not in fields[""] for name in present):
+    known = {*fields[""]}
+    if any(name not in known for name in present):
         raise unknown_keys(present, "", fields)
     return present
 

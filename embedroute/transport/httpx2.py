@@ -133,8 +133,10 @@ class Httpx2Transport:
         timeout: float,
         limits: ExchangeLimits,
     ) -> UpstreamResponse:
-        deadline = anyio.current_time() + timeout
         httpx2_request = _build(self._connections, request, timeout)
+        # Loading certificates takes no time of the upstream.
+        self._connections.prepare(httpx2_request.url)
+        deadline = anyio.current_time() + timeout
         async with self._connections.slot(httpx2_request.url, limits, timeout):
             try:
                 with anyio.fail_after(deadline - anyio.current_time()):
@@ -191,6 +193,9 @@ class HostClient:
         """Send requests through ``client``."""
         self._client = client
         self.make_request: Callable[..., httpx2.Request] = client.build_request
+
+    def prepare(self, url: httpx2.URL) -> None:
+        """Do nothing: the client has loaded its certificates."""
 
     @asynccontextmanager
     async def slot(

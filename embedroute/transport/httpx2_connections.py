@@ -21,6 +21,7 @@ when one fails or after 250 ms. The first connected one sends the request. The d
 
 import logging
 import math
+import ssl
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -94,6 +95,8 @@ class Load(msgspec.Struct, gc=False):
 
 
 _UNUSED: Final = Load()
+_NO_AUTHORITIES: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""Given to httpx2 for ``http:`` URLs. Without it, httpx2 loads the system's certificates."""
 
 
 class _Race:
@@ -146,18 +149,30 @@ class Connections:
     make_request = httpx2.Request
 
     def __init__(self, connect: TransportConfig, resolver: Resolver | None = None) -> None:
-        """Load the trusted certificates. No connection is made yet."""
+        """Prepare connections as ``connect`` says. None is made yet."""
         self._connect = connect
         self._resolver = resolver or Resolver(ttl=connect.dns_ttl)
         self._preferred: dict[Origin, Address] = {}
         self._loads: dict[Address | None, Load] = {}
-        self._context = create_ssl_context(connect)
+        self._context: ssl.SSLContext | None = None
         self._idle: dict[Origin, list[IdleConnection]] = {}
         self._slots: dict[Origin, ConnectionSlots] = {}
         self._proxy = _make_proxy(connect)
         if connect.http2:
             for name in ("hpack.hpack", "hpack.table"):
                 logging.getLogger(name).addFilter(_is_foreign_record)
+
+    def prepare(self, url: httpx2.URL) -> None:
+        """Load the trusted certificates for the first ``https:`` URL: 20 ms to 60 ms of CPU.
+
+        Raises:
+            ConnectError: a file can no longer be read.
+        """
+        if self._context is None and url.scheme == "https":
+            try:
+                self._context = create_ssl_context(self._connect)
+            except OSError as error:
+                raise find_exhaustion(error) or cannot_connect(describe(error)) from None
 
     @asynccontextmanager
     async def slot(
@@ -223,7 +238,7 @@ class Connections:
         """Send ``request`` on a new connection, to the first address that accepts one."""
         deadline = time.monotonic() + request.extensions["timeout"]["connect"]
         for address in addresses:
-            connection = OpenConnection(self._create_transport(), address)
+            connection = OpenConnection(self._create_transport(request.url), address)
             is_last = address is addresses[-1]
             began = time.monotonic()
             seconds = max(deadline - began, 0.0)
@@ -285,7 +300,7 @@ class Connections:
     ) -> None:
         """Try one address of a race. It must be connected at the time ``deadline``."""
         connect = max(deadline - time.monotonic(), 0.0)
-        connection = OpenConnection(self._create_transport(), address)
+        connection = OpenConnection(self._create_transport(request.url), address)
         try:
             with anyio.CancelScope() as scope:
                 race.scopes.append(scope)
@@ -390,9 +405,9 @@ class Connections:
         for each in expired:
             await _close(each.connection)
 
-    def _create_transport(self) -> httpx2.AsyncHTTPTransport:
+    def _create_transport(self, url: httpx2.URL) -> httpx2.AsyncHTTPTransport:
         return httpx2.AsyncHTTPTransport(
-            verify=self._context,
+            verify=(self._context if url.scheme == "https" else None) or _NO_AUTHORITIES,
             proxy=self._proxy,
             trust_env=False,
             http2=self._connect.http2,

@@ -466,6 +466,18 @@ def test_a_ca_file_alone_excludes_the_authorities_of_the_system(cert):
     assert only.check_hostname
 
 
+@transports
+async def test_certificates_are_loaded_only_for_an_upstream_with_tls(anyio_backend, name):
+    """Loading those of the system takes longer than building the whole gateway."""
+    missing = TransportConfig(tls_trust="ca_file", ca_file="/nope.pem")
+    with Upstream() as upstream:
+        plain = await send_once(TRANSPORTS[name](missing), f"{upstream.url}/embeddings")
+        with pytest.raises(ConnectError):
+            await send_once(TRANSPORTS[name](missing), "https://localhost:9/v1/embeddings")
+
+    assert 200 == plain.status
+
+
 @pytest.mark.parametrize(
     ("environ", "message"),
     [
