@@ -7,6 +7,8 @@ import sys
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support.slow import QUICK
+
 # A busy machine must not fail a test, and a run that fails must fail again.
 settings.register_profile(
     "steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
@@ -19,11 +21,14 @@ def anyio_backend(request):
     return request.param
 
 
-def pytest_configure():
-    """Count no lines in most processes that tests start: it takes longer than most of them run.
+def pytest_configure(config):
+    """Make up fewer examples in the default run, and count no lines in most started processes.
 
+    Counting takes longer than most of them run.
     Those of ``embedroute serve`` count them, as only they run its code.
     """
+    if "not thorough" in config.option.markexpr:
+        os.environ[QUICK] = "1"
     if "PYTEST_XDIST_WORKER" in os.environ:
         coverage = os.environ.pop("COVERAGE_PROCESS_CONFIG", None)
         if coverage is not None:

@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -273,6 +274,9 @@ def is_named_for_one_thing(path: str, tree: ast.AST, text: str) -> Iterable[str]
         yield f"{path} has no docstring"
 
 
+parsed = cache(ast.parse)
+"""Parse a source once for all rules."""
+
 RULES = (
     imports_down,
     keeps_to_its_libraries,
@@ -292,7 +296,7 @@ def breaches(rule, sources) -> list[str]:
         breach
         for path, text in sources.items()
         if path != "__init__.py" or rule is not imports_down
-        for breach in rule(path, ast.parse(text), text)
+        for breach in rule(path, parsed(text), text)
     ]
 
 
@@ -455,7 +459,7 @@ def test_packages_import_each_other_without_cycles():
 def modules_imported_by(path: str) -> set[str]:
     """The modules of the package that a file imports; for a name in one, the module itself."""
     known = {module_of(other) for other in SOURCES}
-    names = (name for name in imported(ast.parse(SOURCES[path])) if name.startswith("embedroute."))
+    names = (name for name in imported(parsed(SOURCES[path])) if name.startswith("embedroute."))
     return {name if name in known else name.rpartition(".")[0] for name in names}
 
 
@@ -520,7 +524,7 @@ def imports_packages(path: str, text: str) -> Iterable[str]:
 
 def uses_public_attributes(path: str, text: str) -> Iterable[str]:
     """Classes of tests may have private attributes of their own."""
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(parsed(text)):
         if (
             isinstance(node, ast.Attribute)
             and re.fullmatch(r"_[a-z]\w*", node.attr)

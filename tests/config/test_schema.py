@@ -13,7 +13,7 @@ import pytest
 from embedroute.cli import main
 from embedroute.config_schema import build_schema
 from embedroute.plugins import BUILT_IN
-from tests.config.test_type_words import FIELDS, TABLES, WRONG, mistakes_of
+from tests.config.test_type_words import FIELDS_BY_TIER, TABLES, WRONG, mistakes_of
 from tests.support.commands import run
 from tests.support.documents import DOCUMENTS, ROOT, blocks
 
@@ -87,7 +87,7 @@ def test_the_config_of_the_example_fits_the_schema_that_it_names():
     assert [] == errors_of(text)
 
 
-@pytest.mark.parametrize(("place", "field"), FIELDS)
+@pytest.mark.parametrize(("place", "field"), FIELDS_BY_TIER)
 def test_the_schema_rejects_the_same_types_as_the_gateway(place, field, tmp_path):
     """Dates are left out: no JSON has one."""
     _, template = TABLES[place]

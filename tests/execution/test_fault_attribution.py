@@ -25,6 +25,7 @@ from embedroute.testing import ScriptedBackend, expected_vector
 from embedroute.trace import RequestTrace
 from embedroute.upstream_errors import classify_response
 from tests.support.elapsed import measured
+from tests.support.slow import examples
 
 WIDTH = 8
 HARMLESS = "hello"
@@ -178,7 +179,7 @@ async def test_bad_inputs_alone_do_not_open_the_breaker(wrong):
     st.sampled_from([None, 1, 2, 5]),
     st.integers(1, 2),
 )
-@settings(max_examples=100)
+@settings(max_examples=examples(100, quick=30))
 def test_good_inputs_are_answered_for_any_mix_of_bad_ones(wrong, mix, most, endpoints):
     """For any split, and also if several endpoints fail in the same way.
 

@@ -11,7 +11,7 @@ from embedroute.testing import expected_vector
 from tests.fault_upstream import Upstream, vector_of
 from tests.hosts.gateways import KEY, WIDTH
 from tests.support.serving import Serving
-from tests.support.slow import slow_unless
+from tests.support.slow import slow_unless, thorough_unless
 from tests.support.wait import until
 
 TEXTS = ["one", "zwei", "три"]
@@ -65,8 +65,21 @@ CASES = [
 
 
 def is_quick(case):
-    """Return whether the default run has it: each host under one server, and one under every."""
+    """Return whether it is not slow: each host under one server, and one under every."""
     return case.server == "uvicorn" or case.host.app in {"fastapi_mount", "quart_trio_middleware"}
+
+
+TIERS = [
+    *slow_unless(is_quick, [case for case in CASES if case.host.app not in SAME_PATHS]),
+    *slow_unless(
+        lambda _case: False,
+        [case for case in CASES if case.host.app in SAME_PATHS and not is_quick(case)],
+    ),
+    *thorough_unless(
+        lambda _case: False,
+        [case for case in CASES if case.host.app in SAME_PATHS and is_quick(case)],
+    ),
+]
 
 
 def name_of(case):
@@ -185,7 +198,7 @@ def visits(request):
         yield {case: pool.submit(visit, case) for case in cases}
 
 
-@pytest.mark.parametrize("case", slow_unless(is_quick, CASES), ids=name_of)
+@pytest.mark.parametrize("case", TIERS, ids=name_of)
 def test_a_host_serves_the_gateway_and_its_own_routes(visits, case):
     """The gateway's responses do not depend on the host, and other paths belong to the host."""
     answers, expected = visits[case].result().answers, expected_of(case)
@@ -197,7 +210,7 @@ def test_a_host_serves_the_gateway_and_its_own_routes(visits, case):
     assert expected == answers
 
 
-@pytest.mark.parametrize("case", slow_unless(is_quick, CASES), ids=name_of)
+@pytest.mark.parametrize("case", TIERS, ids=name_of)
 def test_a_host_starts_and_stops_without_errors_in_its_log(visits, case):
     """One connection was opened and closed.
 

@@ -32,6 +32,7 @@ from embedroute.protocol import (
     decode_request,
     make_request,
 )
+from tests.support.slow import examples
 
 LIMITS = Limits(max_inputs=4, media_domains=frozenset({"img.example"}), namespaces=Namespaces())
 PNG = "data:image/png;base64,iVBORw0KGgo="
@@ -730,7 +731,7 @@ NEAR_JSON = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300, quick=60), deadline=None)
 @given(st.dictionaries(st.sampled_from(FIELDS), NEAR_JSON), st.booleans(), st.booleans())
 def test_decodes_or_refuses_any_json_document(document, lenient, ascii_only):
     """The only exception is ``InvalidRequest``, and it can be encoded as JSON."""
@@ -741,7 +742,7 @@ def test_decodes_or_refuses_any_json_document(document, lenient, ascii_only):
         (refused.message + (refused.param or "")).encode()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300, quick=60), deadline=None)
 @given(
     st.binary()
     | st.text().map(str.encode)
@@ -759,7 +760,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 IDS = st.lists(st.integers(0, 2**31 - 1), min_size=1)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200, quick=50), deadline=None)
 @given(
     st.lists(TEXT, min_size=1, max_size=4) | st.lists(IDS, min_size=1, max_size=4),
     st.booleans(),

@@ -46,7 +46,7 @@ from tests.fault_upstream import vectors_of
 from tests.support.asgi_client import call
 from tests.support.commands import serving
 from tests.support.elapsed import measured
-from tests.support.slow import slow_unless, thorough_unless
+from tests.support.slow import slow_unless, thorough_rows_unless, thorough_unless
 from tests.support.tls import certified
 
 COUNT, WIDTH = 2048, 1536
@@ -244,8 +244,13 @@ async def main():
 """
 
 
-@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize(
+    ("tls", "loop"),
+    thorough_rows_unless(
+        {(False, "uvloop"), (True, "asyncio")}.__contains__,
+        [(tls, loop) for tls in (False, True) for loop in ("asyncio", "uvloop")],
+    ),
+)
 def test_a_fast_upstream_response_is_read_in_time_slices(tmp_path, loop, tls):
     """Without this, uvloop would read 32 times 256 KiB before other tasks run."""
     cert = [certified(tmp_path)[0], str(tmp_path / "key.pem")] if tls else []

@@ -5,10 +5,11 @@ import pytest
 from tests.simulation.capacity import Load, Outcome, Upstream, simulate
 from tests.simulation.traffic import brown_out
 from tests.simulation.traffic import simulate as simulate_failures
+from tests.support.slow import slow_unless, thorough_unless
 
 WORKERS = 8
 OVERLOADED = range(1, 7)
-SEEDS = [0, 1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)]
+SEEDS = [*thorough_unless((0).__eq__, [0, 1]), *slow_unless(lambda _seed: False, [2, 3])]
 
 
 def overload(upstream: Upstream, seed: int) -> list[Outcome]:
