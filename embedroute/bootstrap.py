@@ -45,6 +45,7 @@ from embedroute.execution import (
     Dispatcher,
     EchoedModels,
     Embed,
+    Ledger,
     LocalModels,
     LoopSlots,
     SingleFlight,
@@ -217,7 +218,8 @@ class Sharing(msgspec.Struct, frozen=True, kw_only=True):
 
     ``cache`` is the cache with the store behind it, if the store is used for vectors. ``limiter``
     keeps the rate limits. ``stored_keys`` are those that were made at run time. ``store_results``
-    stores vectors wherever they are cached; None if they are not.
+    stores vectors wherever they are cached; None if they are not. ``ledger`` records
+    what requests use, if the config says so.
     """
 
     store: StoreWorker | None
@@ -226,13 +228,14 @@ class Sharing(msgspec.Struct, frozen=True, kw_only=True):
     stored_keys: StoredKeys | None
     budgets: BudgetedEmbed | None
     store_results: StoreResults | None
+    ledger: Ledger | None
     claim: Claim
 
 
 def share(
     store: Store | None, memory: MemoryCache, config: Config, clock: Callable[[], float]
 ) -> Sharing:
-    """Choose what keeps vectors and budgets. Nothing connects before it is used."""
+    """Choose what keeps vectors, budgets and usage. Nothing connects before it is used."""
     worker = None
     if store is not None and config.store.url is not None:
         place = place_of(config.store.url.reveal())
@@ -251,6 +254,7 @@ def share(
         stored_keys=stored_keys,
         budgets=BudgetedEmbed.for_config(config, worker, stored_keys),
         store_results=cache.store if tiered or memory.limit else None,
+        ledger=Ledger(worker, config.store.usage_days) if config.gateway.usage else None,
         claim=cache.claim,
     )
 

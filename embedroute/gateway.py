@@ -53,6 +53,7 @@ from embedroute.errors import (
 from embedroute.execution import (
     DispatchContext,
     Lead,
+    Ledger,
     RequestContext,
     Results,
     embed_parts,
@@ -105,6 +106,9 @@ if TYPE_CHECKING:
     import httpx2
     from prometheus_client import CollectorRegistry
 
+Check = Callable[[], Awaitable[None]]
+"""Raises an exception if a store cannot be reached."""
+
 
 class Gateway:
     """Routes embedding requests to providers. Mount it with ``embeddings_app``.
@@ -155,6 +159,7 @@ class Gateway:
         self.cache: MemoryCache = MemoryCache(config.cache.bytes, config.cache.ttl, clock)
         self._sharing = share(parts.store, self.cache, config, clock)
         self.store: StoreWorker | None = self._sharing.store
+        self.ledger: Ledger | None = self._sharing.ledger
         self.shared_cache: TieredCache | None = self._sharing.cache
         self.rate_limits: Limiter = self._sharing.limiter
         self.stored_keys: StoredKeys | None = self._sharing.stored_keys
@@ -176,9 +181,8 @@ class Gateway:
             self._sharing,
         )
         self.runtime: PerLoop[LoopRuntime] = PerLoop("embedroute", self._factory.open)
-        self.store_checks: dict[str, Callable[[], Awaitable[None]]] = {}
-        if self.store is not None:
-            self.store_checks["store"] = self.store.connect
+        checks: dict[str, Check] = {} if self.store is None else {"store": self.store.connect}
+        self.store_checks: dict[str, Check] = checks
         self.metrics: Metrics | None = self._add_observers(metrics_registry)
 
     def _add_observers(self, registry: "CollectorRegistry | None") -> Metrics | None:
@@ -336,7 +340,7 @@ class Gateway:
         trace = trace or RequestTrace(new_request_id())
         trace.caller = caller.name
         trace.model = request.model
-        if self.observers:
+        if self.observers or self.ledger is not None:
             return await self._embed_observed(request, caller, trace, cache_policy)
         return await self._embed_within_deadline(request, caller, trace, cache_policy)
 
@@ -347,7 +351,7 @@ class Gateway:
         trace: RequestTrace,
         cache_policy: CachePolicy,
     ) -> Embeddings:
-        """Embed a request of the host, and report it to the observers."""
+        """Embed a request of the host, and report it to the observers and to the ledger."""
         began = time.perf_counter()
         status = 499
         code = None
@@ -360,16 +364,26 @@ class Gateway:
             code = error.code
             raise
         finally:
+            seconds = time.perf_counter() - began
+            self.report(trace, dialect="python", status=status, code=code, seconds=seconds)
+        return embeddings
+
+    def report(
+        self, trace: RequestTrace, *, dialect: str, status: int, code: str | None, seconds: float
+    ) -> None:
+        """Report a request that ends now, after ``seconds``, to the observers and the ledger."""
+        if self.ledger is not None:
+            self.ledger.add(trace, status, seconds)
+        if self.observers:
             report_request(
                 self.observers,
                 trace,
-                dialect="python",
+                dialect=dialect,
                 status=status,
                 code=code,
-                seconds=time.perf_counter() - began,
+                seconds=seconds,
                 now=self.clock(),
             )
-        return embeddings
 
     async def _embed_within_deadline(
         self,

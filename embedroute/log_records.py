@@ -390,6 +390,17 @@ class StoreEntriesDropped(Record, frozen=True, kw_only=True):
     entries: int
 
 
+class UsageDropped(Record, frozen=True, kw_only=True):
+    """Rows of the usage ledger were lost, because the store has failed for too long."""
+
+    logger = STORE
+    level = logging.ERROR
+    event = "usage not written to the store"
+
+    store: str
+    rows: int
+
+
 class ProcessExhausted(Record, frozen=True, kw_only=True):
     """This process has run out of a resource. ``advice`` says what to do."""
 

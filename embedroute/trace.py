@@ -7,7 +7,7 @@ the request's ``debug`` field enables them.
 import random
 from collections.abc import Collection, Container, Mapping, Sequence
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -18,6 +18,29 @@ def new_request_id() -> str:
 
 
 Event = Mapping[str, Any]
+
+
+class Bill(NamedTuple):
+    """What an upstream call costs the request, by the prices of its endpoint.
+
+    ``inputs`` are those of the request that it embedded, and ``images`` those in them.
+    """
+
+    provider: str
+    prices: Mapping[str, Decimal]
+    tokens: int
+    images: int
+    inputs: int
+
+    def cost(self) -> Decimal | None:
+        """Return the cost in USD, by token, image and call; None if the price is unknown."""
+        prices = self.prices
+        if "prompt" not in prices:
+            return None
+        cost = prices["prompt"] * self.tokens / 1_000_000
+        if len(prices) > 1:
+            cost += prices.get("request", 0) + prices.get("image", 0) * self.images
+        return cost
 
 
 class RequestTrace(msgspec.Struct, eq=False):
@@ -64,7 +87,7 @@ class RequestTrace(msgspec.Struct, eq=False):
     hits: int = 0
     misses: int = 0
     shared_hits: int = 0
-    bills: Sequence[tuple[Mapping[str, Decimal], int, int]] = ()
+    bills: Sequence[Bill] = ()
     estimated: bool = False
     fallback: str | None = None
     providers: dict[str, None] = {}
@@ -123,7 +146,7 @@ class RequestTrace(msgspec.Struct, eq=False):
     @property
     def billed_tokens(self) -> int:
         """The tokens that upstreams have billed for the request."""
-        return sum([tokens for _, tokens, _ in self.bills])
+        return sum([bill.tokens for bill in self.bills])
 
     @property
     def cost(self) -> Decimal | None:
@@ -132,14 +155,13 @@ class RequestTrace(msgspec.Struct, eq=False):
 
     def cost_since(self, bills: int) -> Decimal | None:
         """USD spent upstream, without the first ``bills`` bills; None if a price is unknown."""
-        cost = Decimal(0)
-        for prices, tokens, images in self.bills[bills:]:
-            if "prompt" not in prices:
+        total = Decimal(0)
+        for bill in self.bills[bills:]:
+            cost = bill.cost()
+            if cost is None:
                 return None
-            cost += prices["prompt"] * tokens / 1_000_000
-            if len(prices) > 1:
-                cost += prices.get("request", 0) + prices.get("image", 0) * images
-        return cost
+            total += cost
+        return total
 
     def record_cache(
         self,
@@ -171,15 +193,17 @@ class RequestTrace(msgspec.Struct, eq=False):
         modality_tokens: Mapping[str, int],
         *,
         images: int = 0,
+        inputs: int = 0,
     ) -> None:
         """Record the provider and the cost of one successful call.
 
         ``prices`` are those of the endpoint. If it has a price per image, tokens that the upstream
-        reported for images are not billed again.
+        reported for images are not billed again. ``inputs`` are those that the call embedded.
         """
         self.providers[provider] = None
         image_tokens = modality_tokens.get("image", 0) if "image" in prices else 0
-        self.bills = (*self.bills, (prices, max(tokens - image_tokens, 0), images))
+        bill = Bill(provider, prices, max(tokens - image_tokens, 0), images, inputs)
+        self.bills = (*self.bills, bill)
         for modality, count in modality_tokens.items():
             self.modality_tokens[modality] = self.modality_tokens.get(modality, 0) + count
 

@@ -22,6 +22,7 @@ from embedroute.cli import (
     providers,
     schema,
     serve,
+    usage,
     verify,
 )
 from embedroute.cli.live import CallResult, call_endpoints
@@ -36,6 +37,7 @@ COMMANDS: Final[Sequence[Command]] = (
     models.COMMAND,
     cache.COMMAND,
     keys.COMMAND,
+    usage.COMMAND,
     explain.COMMAND,
     verify.COMMAND,
     new_backend.COMMAND,

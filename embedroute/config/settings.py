@@ -55,6 +55,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     - ``only``, ``ignore``: names of the providers that requests may use, and may not use
     - ``retries``, ``breaker``: the policies of providers that do not set their own
     - ``limits``, ``budget``: rate limits and budget of all callers together
+    - ``usage``: whether the usage of requests is recorded
     """
 
     auth: Auth | None = None
@@ -91,6 +92,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     breaker: BreakerPolicy = BreakerPolicy()
     limits: RateLimits | None = None
     budget: Budget | None = None
+    usage: bool = False
 
 
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -128,13 +130,15 @@ class StoreSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     Without a ``url``, everything is in the memory of one process. ``bytes`` is the maximum size of
     the vectors in SQLite. ``cache`` False keeps vectors out of the store. ``timeout`` is how many
-    seconds a request waits for vectors from the store at most.
+    seconds a request waits for vectors from the store at most. ``usage_days`` is for how many days
+    the usage of requests is kept.
     """
 
     url: Secret | None = None
     bytes: Bytes = 4_294_967_296
     cache: bool = True
     timeout: Seconds = 0.02
+    usage_days: Annotated[int, Meta(ge=1, le=3660)] = 90
 
 
 class LimitSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

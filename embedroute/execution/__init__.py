@@ -17,6 +17,7 @@ from embedroute.execution.credentials import CredentialStore
 from embedroute.execution.debug_capture import record_exchange
 from embedroute.execution.dispatcher import Dispatcher, Embed
 from embedroute.execution.endpoint_state import LoopSlots, read_endpoint_states
+from embedroute.execution.ledger import Ledger, make_rows
 from embedroute.execution.local_models import LocalModels, Pace, cut_part, joined, slice_stop
 from embedroute.execution.microbatching import LARGEST, MicroBatcher, split_result
 from embedroute.execution.model_echo import (
@@ -44,6 +45,7 @@ __all__ = [
     "EchoedModels",
     "Embed",
     "Lead",
+    "Ledger",
     "LocalModels",
     "LoopSlots",
     "MicroBatcher",
@@ -66,6 +68,7 @@ __all__ = [
     "joined",
     "largest_answer",
     "list_secrets",
+    "make_rows",
     "missing_keys",
     "never_expected",
     "parse_name",

@@ -210,6 +210,7 @@ def record_results(
         tokens,
         answer.modality_tokens,
         images=images_in(work.values()) if context.request.kind is Kind.PARTS else 0,
+        inputs=len(work),
     )
     results = pair_with_keys(work, answer, tokens, sizes)
     if context.store is not None:

@@ -13,6 +13,7 @@ from embedroute.server.openapi import KEY_DESCRIPTION, describe, describe_error
 from embedroute.server.routes import API, EMBED, LIST_MODELS, Operation
 from embedroute.server.schemas import components, inlined
 from embedroute.server.standalone import ASGIApp, PreparedApp, allow_origins
+from embedroute.server.usage import UsageReport, Used
 
 __all__ = [
     "API",
@@ -26,6 +27,8 @@ __all__ = [
     "HTTPExchange",
     "Operation",
     "PreparedApp",
+    "UsageReport",
+    "Used",
     "allow_origins",
     "components",
     "describe",

@@ -78,14 +78,13 @@ from embedroute.runtime import (
     fairness,
     tasks,
 )
-from embedroute.server import health, models, routes
+from embedroute.server import health, models, routes, usage
 from embedroute.server.exchange import PIECE, SMALL_RESPONSE, HTTPExchange, error_headers
 from embedroute.server.explain import explain
 from embedroute.server.monitoring import Monitoring
 from embedroute.server.openapi import openapi
 from embedroute.server.protocols import ModelQuestion, Translate, make_translate, renamed, tei
 from embedroute.stores import StoredKeys
-from embedroute.telemetry import report_request
 from embedroute.text import did_you_mean, echo
 
 Authenticator = Callable[[Scope], Awaitable[Caller | None]]
@@ -160,22 +159,22 @@ class RequestHandler:
                 raise
         finally:
             if exchange.embeds:
-                self.gateway.in_flight -= 1
-                if self.gateway.observers and not exchange.explains:
+                gateway = self.gateway
+                gateway.in_flight -= 1
+                is_watched = gateway.observers or gateway.ledger is not None
+                if is_watched and not exchange.explains:
                     self._report(exchange)
             if exchange.account is not None:
                 self.gateway.bodies.release(exchange.account, exchange.reserved)
 
     def _report(self, exchange: HTTPExchange) -> None:
-        """Report a finished request to the observers."""
-        report_request(
-            self.gateway.observers,
+        """Report a finished request to the observers and to the ledger."""
+        self.gateway.report(
             exchange.trace,
             dialect=self.dialect_name,
             status=exchange.status,
             code=exchange.code,
             seconds=exchange.elapsed(),
-            now=self.gateway.clock(),
         )
 
     def _dispatch(self, path: str, exchange: HTTPExchange) -> Awaitable[None]:
@@ -203,6 +202,8 @@ class RequestHandler:
             return self._embed(exchange, operation.translate, model)
         if operation.body is not None:
             return self._answer_about_models(operation, model, exchange)
+        if operation is routes.GET_USAGE:
+            return self._answer_usage(exchange)
         return self._answer_about_mount(operation, path, exchange)
 
     def _find_by_template(self, path: str, scope: Scope) -> tuple[routes.Operation, str]:
@@ -457,6 +458,12 @@ class RequestHandler:
             else:
                 body = models.model_list(allowed)
         await exchange.answer(200, ENCODER.encode(body))
+
+    async def _answer_usage(self, exchange: HTTPExchange) -> None:
+        """Send what the caller has used."""
+        caller = await self._identify(exchange)
+        report = await usage.report_usage(self.gateway, caller, exchange.scope["query_string"])
+        await exchange.answer(200, ENCODER.encode(report))
 
     def _make_question(self, caller: Caller, model: str = "", body: bytes = b"") -> ModelQuestion:
         allowed = self.gateway.selections.list_permitted(caller)

@@ -94,6 +94,7 @@ GET_LIVE: Final = Operation(id="getLive", path="/health/live", methods=GET)
 GET_READY: Final = Operation(id="getReady", path="/health/ready", methods=GET)
 GET_DASHBOARD: Final = Operation(id="getDashboard", path="/dashboard", methods=GET)
 GET_DASHBOARD_FILE: Final = Operation(id="getDashboardFile", path="/dashboard/{file}", methods=GET)
+GET_USAGE: Final = Operation(id="getUsage", path="/usage", methods=GET)
 GET_METRICS: Final = Operation(id="getMetrics", path="/metrics", methods=GET)
 
 API: Final = (EMBED, LIST_EMBEDDING_MODELS, LIST_MODELS, GET_MODEL)
@@ -271,7 +272,7 @@ FOREIGN: Final = (
 
 BY_PATH: Final[Mapping[str, Operation]] = {
     f"{prefix}{operation.path}": operation
-    for operation in (*API, GET_OPENAPI)
+    for operation in (*API, GET_OPENAPI, GET_USAGE)
     for prefix in ("", "/v1")
 } | {operation.path: operation for operation in (GET_LIVE, GET_READY, GET_METRICS, GET_DASHBOARD)}
 """Path below a mount → operation; see ``Routes.match`` for the path of a single model."""

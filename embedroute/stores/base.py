@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from embedroute.stores.leases import Demand, Grant
+from embedroute.stores.usage import UsageStore
 
 
 class StoreError(Exception):
@@ -110,7 +111,7 @@ class VectorStore(Protocol):
         ...
 
 
-class Store(VectorStore, BudgetStore, LeaseStore, KeyStore, Protocol):
+class Store(VectorStore, BudgetStore, LeaseStore, KeyStore, UsageStore, Protocol):
     """A store. One thread at a time calls its methods.
 
     Its class is called with the URL and the ``StoreSettings``, and raises ``ValueError`` with a

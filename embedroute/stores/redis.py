@@ -7,15 +7,19 @@ reads for all waiting requests at once, so a request costs less than with a clie
 
 import hashlib
 import secrets
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any, Final, Protocol, cast
 from urllib.parse import urlsplit
 
+import msgspec
+
 from embedroute.config import StoreSettings
 from embedroute.errors import MissingExtra
 from embedroute.stores.base import Charge, ModelEntries, Refusal, StoreKey
 from embedroute.stores.leases import ROUNDING, SURPLUS, Demand, Grant
+from embedroute.stores.usage import UsageGroup, UsageRow, UsageSums, start_of, sum_rows
 
 PREFIX: Final = "embedroute:1:"
 """The start of all keys, with the version of their format."""
@@ -135,6 +139,23 @@ redis.call('SET', KEYS[2], ARGV[2])
 return {1}
 """
 _KEYS: Final = (f"{PREFIX}keys", f"{PREFIX}keys:version")
+# KEYS are a mark that the batch was added, the stream of rows, and the hash of each day. ARGV are
+# the seconds after which a day is removed, the oldest time of a row in milliseconds, the number of
+# rows, the rows, and for each sum the position of its hash, its field and its amount.
+_ADD_USAGE: Final = """
+if not redis.call('SET', KEYS[1], 1, 'NX', 'EX', 86400) then return end
+local rows = tonumber(ARGV[3])
+for index = 4, 3 + rows do redis.call('XADD', KEYS[2], '*', 'row', ARGV[index]) end
+redis.call('XTRIM', KEYS[2], 'MINID', '~', ARGV[2])
+for index = 4 + rows, #ARGV, 3 do
+  redis.call('HINCRBY', KEYS[tonumber(ARGV[index])], ARGV[index + 1], ARGV[index + 2])
+end
+for index = 3, #KEYS do redis.call('EXPIRE', KEYS[index], ARGV[1]) end
+"""
+_USAGE: Final = f"{PREFIX}usage"
+"""The stream of rows; a hash of sums has the day at the end of its name."""
+_LISTED: Final = 1000
+"""Rows that are read at once."""
 
 
 class _Script(Protocol):
@@ -163,6 +184,9 @@ class _Client(Protocol):
     def scan_iter(self, match: str, count: int) -> Iterator[bytes]: ...
     def register_script(self, script: str) -> _Script: ...
     def pipeline(self, *, transaction: bool) -> _Pipeline: ...
+    def xrange(
+        self, name: str, min: str, max: str, count: int
+    ) -> Sequence[tuple[bytes, Mapping[bytes, bytes]]]: ...
 
 
 class RedisStore:
@@ -305,6 +329,55 @@ class RedisStore:
         """Remove a key; return whether there was one."""
         run = self._server.register_script(_DROP_KEY)
         return bool(run(_KEYS, [name, secrets.token_hex(8)])[0])
+
+    def add_usage(self, batch: str, rows: Sequence[UsageRow], days: int) -> None:
+        """Add rows and their sums in one script, once for each ``batch``.
+
+        Rows older than ``days`` are removed in blocks, so some remain for longer.
+        """
+        seconds = days * 86_400
+        oldest = int((time.time() - seconds) * 1000)
+        sums = sum_rows(rows)
+        hashes = list(dict.fromkeys(f"{_USAGE}:{group.day}" for group in sums))
+        amounts: list[object] = []
+        for group, values in sums.items():
+            position = 3 + hashes.index(f"{_USAGE}:{group.day}")
+            for name, amount in zip(UsageSums._fields, values, strict=True):
+                if amount:
+                    field = msgspec.json.encode([*group[1:], name])
+                    amounts += [position, field, int(amount)]
+        run = self._server.register_script(_ADD_USAGE)
+        encoded = [msgspec.json.encode(row) for row in rows]
+        run(
+            [f"{_USAGE}:batch:{batch}", _USAGE, *hashes],
+            [seconds + 86_400, oldest, len(rows), *encoded, *amounts],
+        )
+
+    def sum_usage(self, since: str, caller: str | None) -> Sequence[tuple[UsageGroup, UsageSums]]:
+        """Return the sums of each group from the day ``since`` on, of one caller or of all."""
+        start = f"{_USAGE}:"
+        names = self._server.scan_iter(f"{start}????-??-??", SCANNED)
+        days = sorted({name.decode().removeprefix(start) for name in names})
+        found: dict[UsageGroup, dict[str, int]] = {}
+        for day in days:
+            if day < since:
+                continue
+            for field, amount in self._server.hgetall(f"{start}{day}").items():
+                *labels, name = msgspec.json.decode(field, type=list[str])
+                if caller in {None, labels[0]}:
+                    found.setdefault(UsageGroup(day, *labels), {})[name] = int(amount)
+        return [(group, UsageSums(**values)) for group, values in found.items()]
+
+    def list_usage(self, since: str) -> Iterator[UsageRow]:
+        """Yield the rows from the day ``since`` on, in the order in which they were written."""
+        start = start_of(since)
+        last = str(int(start * 1000))
+        while rows := self._server.xrange(_USAGE, last, "+", _LISTED):
+            for number, fields in rows:
+                row = msgspec.json.decode(fields[b"row"], type=UsageRow)
+                if row.at >= start:
+                    yield row
+                last = f"({number.decode()}"
 
     def _models(self) -> Sequence[str]:
         return [name.decode() for name in self._server.hgetall(MODELS).values()]

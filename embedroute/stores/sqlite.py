@@ -8,15 +8,25 @@ end of its process at any moment, but not necessarily a power failure (``synchro
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Final
 from urllib.parse import unquote
 
+import msgspec
+
 from embedroute.config import StoreSettings
 from embedroute.stores.base import Charge, ModelEntries, Refusal, StoreError, StoreKey
 from embedroute.stores.leases import Demand, Grant, Lease, Pool, expires_at, lease
+from embedroute.stores.usage import (
+    UsageGroup,
+    UsageRow,
+    UsageSums,
+    day_of,
+    start_of,
+    sum_rows,
+)
 
 APPLICATION: Final = 0x656D_6272
 """``application_id`` of the file, so that no other program's file is changed."""
@@ -83,7 +93,42 @@ CREATE TABLE api_keys (name TEXT PRIMARY KEY, value BLOB NOT NULL);
 CREATE TABLE keys_version (version TEXT NOT NULL);
 INSERT INTO keys_version VALUES (hex(randomblob(8)));
 """
-SCHEMAS: Final = (_VECTORS_AND_BUDGETS, _LEASES, _KEYS)
+_USAGE: Final = """
+CREATE TABLE usage (
+    id INTEGER PRIMARY KEY,
+    at REAL NOT NULL,
+    request TEXT NOT NULL,
+    caller TEXT NOT NULL,
+    model TEXT NOT NULL,
+    provider TEXT NOT NULL,
+    response INTEGER,
+    status INTEGER NOT NULL,
+    inputs INTEGER NOT NULL,
+    cached INTEGER NOT NULL,
+    billed INTEGER NOT NULL,
+    served INTEGER NOT NULL,
+    cost INTEGER,
+    seconds REAL NOT NULL
+);
+CREATE INDEX usage_at ON usage (at);
+CREATE TABLE usage_days (
+    day TEXT NOT NULL,
+    caller TEXT NOT NULL,
+    model TEXT NOT NULL,
+    provider TEXT NOT NULL,
+    requests INTEGER NOT NULL,
+    errors INTEGER NOT NULL,
+    parts INTEGER NOT NULL,
+    failures INTEGER NOT NULL,
+    inputs INTEGER NOT NULL,
+    cached INTEGER NOT NULL,
+    billed INTEGER NOT NULL,
+    served INTEGER NOT NULL,
+    cost INTEGER NOT NULL,
+    PRIMARY KEY (day, caller, model, provider)
+);
+"""
+SCHEMAS: Final = (_VECTORS_AND_BUDGETS, _LEASES, _KEYS, _USAGE)
 """What each version of the file adds. ``user_version`` is how many of them a file has."""
 
 
@@ -92,6 +137,22 @@ SELECT coalesce((SELECT amount FROM spent WHERE counter = :counter), 0)
     + coalesce((SELECT sum(amount) FROM reserved WHERE counter = :counter), 0)
 """
 """What is spent and reserved in a counter."""
+
+
+_ADD_USAGE: Final = (
+    f"INSERT INTO usage ({', '.join(UsageRow.__struct_fields__)})"  # noqa: S608 - names of columns
+    f" VALUES ({', '.join('?' * len(UsageRow.__struct_fields__))})"
+)
+_ADD_SUMS: Final = (
+    f"INSERT INTO usage_days VALUES ({', '.join('?' * 13)})"  # noqa: S608 - question marks
+    " ON CONFLICT (day, caller, model, provider) DO UPDATE SET "
+    + ", ".join(f"{name} = {name} + excluded.{name}" for name in UsageSums._fields)
+)
+_REMOVE_USAGE: Final = (
+    "DELETE FROM usage WHERE id IN (SELECT id FROM usage WHERE at < ? ORDER BY at LIMIT ?)"
+)
+REMOVED_AT_ONCE: Final = 1024
+"""Old rows that one write of rows removes at most, four times as many as it adds."""
 
 
 class SQLiteStore:
@@ -304,6 +365,35 @@ class SQLiteStore:
             changed = connection.execute(query, values).rowcount > 0
             connection.execute("UPDATE keys_version SET version = hex(randomblob(8))")
         return changed
+
+    def add_usage(self, batch: str, rows: Sequence[UsageRow], days: int) -> None:
+        """Add rows and their sums in one transaction, and remove what is older than ``days``.
+
+        A transaction is committed or has failed, so it can be repeated with any ``batch``.
+        """
+        del batch
+        connection = self._file
+        with _transaction(connection):
+            connection.executemany(_ADD_USAGE, [msgspec.structs.astuple(row) for row in rows])
+            connection.executemany(
+                _ADD_SUMS, [(*group, *sums) for group, sums in sum_rows(rows).items()]
+            )
+            oldest = self._clock() - days * 86_400
+            connection.execute("DELETE FROM usage_days WHERE day < ?", (day_of(oldest),))
+            connection.execute(_REMOVE_USAGE, (start_of(day_of(oldest)), REMOVED_AT_ONCE))
+
+    def sum_usage(self, since: str, caller: str | None) -> Sequence[tuple[UsageGroup, UsageSums]]:
+        """Return the sums of each group from the day ``since`` on, of one caller or of all."""
+        query = "SELECT * FROM usage_days WHERE day >= ?1 AND (?2 IS NULL OR caller = ?2)"
+        rows = self._file.execute(query, (since, caller))
+        return [(UsageGroup(*row[:4]), UsageSums(*row[4:])) for row in rows]
+
+    def list_usage(self, since: str) -> Iterator[UsageRow]:
+        """Yield the rows from the day ``since`` on, the oldest first."""
+        names = UsageRow.__struct_fields__
+        query = f"SELECT {', '.join(names)} FROM usage WHERE at >= ? ORDER BY at, id"  # noqa: S608 - names of columns
+        for row in self._file.execute(query, (start_of(since),)):
+            yield UsageRow(**dict(zip(names, row, strict=True)))
 
     def _record_use(self, connection: sqlite3.Connection) -> None:
         used = [(when, number) for number, when in self._used.items()]

@@ -1686,5 +1686,5 @@ def test_a_default_config_is_empty():
     )
     assert 268_435_456 == Settings().max_body_bytes_in_flight
     assert (268_435_456, 86_400.0, True) == msgspec.structs.astuple(CacheSettings())
-    assert (None, 4_294_967_296, True, 0.02) == msgspec.structs.astuple(StoreSettings())
+    assert (None, 4_294_967_296, True, 0.02, 90) == msgspec.structs.astuple(StoreSettings())
     assert ANYONE.models is None

@@ -8,6 +8,7 @@ import pytest
 
 from embedroute.plugins import Namespaces
 from embedroute.protocol import DIALECTS, bodies, requests
+from embedroute.server import UsageReport, Used
 from tests.support.documents import ROOT
 from tests.support.forked import Place, run_embedroute, serving_in
 from tests.support.tables import names, rows, section
@@ -41,6 +42,7 @@ def own_table(heading: str) -> str:
         ),
         ("### `debug`", {"": requests.Debug}),
         ("### Errors", {"error.": bodies.Error}),
+        ("## Usage", {"": UsageReport, "total.": Used}),
         (
             "## Explain a request",
             {
