@@ -125,7 +125,7 @@ class Gateway:
         transport: Callable[[], Transport] | None = None,
         retries: RetryPolicy | None = None,
         breaker: BreakerPolicy | None = None,
-        environ: Mapping[str, str] = os.environ,
+        environ: Mapping[str, str] | None = None,
         clock: Callable[[], float] = time.monotonic,
         observers: Sequence[Observer] = (),
         metrics_registry: "CollectorRegistry | None" = None,
@@ -135,7 +135,8 @@ class Gateway:
         ``http_client`` replaces the client of the httpx2 transport; the caller closes it.
         ``transport`` is called once per event loop to make the transport, instead of the
         config's ``transport``. ``retries`` and ``breaker`` replace the policies of the config for
-        all providers. ``environ`` holds the variables of all secrets ``env:NAME``.
+        all providers. ``environ`` holds the variables of all secrets ``env:NAME`` (default: those
+        of the process).
         ``clock`` returns the seconds of a monotonic clock; simulations replace it together with
         that of their event loop. ``observers`` receive every finished request and upstream call
         (``embedroute.telemetry``). ``metrics_registry`` is a registry of the host's, in which the
@@ -144,7 +145,8 @@ class Gateway:
         Raises:
             ConfigError: the config has mistakes, one line each.
         """
-        parts = build_parts(config, environ, retries, breaker)
+        variables = os.environ if environ is None else environ
+        parts = build_parts(config, variables, retries, breaker)
         self.clock = clock
         self.observers: list[Observer] = list(observers)
         self.settings: Settings = parts.settings
@@ -174,15 +176,14 @@ class Gateway:
             self.settings,
             http_client,
             self.healths,
-            environ,
+            variables,
             transport,
             clock,
             self.observers,
             self._sharing,
         )
         self.runtime: PerLoop[LoopRuntime] = PerLoop("embedroute", self._factory.open)
-        checks: dict[str, Check] = {} if self.store is None else {"store": self.store.connect}
-        self.store_checks: dict[str, Check] = checks
+        self.store_checks: dict[str, Check] = {"store": self.store.connect} if self.store else {}
         self.metrics: Metrics | None = self._add_observers(metrics_registry)
 
     def _add_observers(self, registry: "CollectorRegistry | None") -> Metrics | None:

@@ -3,6 +3,8 @@
 import asyncio
 import collections
 import gc
+import inspect
+import os
 import threading
 
 import numpy as np
@@ -46,6 +48,12 @@ def remote(url):
             models={"m": {"dimensions": WIDTH, "endpoints": [{"provider": "p"}]}},
         )
     )
+
+
+def test_the_signature_of_a_gateway_shows_no_variables_of_the_process():
+    """``help(Gateway)`` prints it, and the variables hold keys."""
+    assert "PATH" in os.environ
+    assert "PATH" not in str(inspect.signature(Gateway))
 
 
 @pytest.mark.parametrize(
