@@ -230,8 +230,7 @@ _ENDED_EARLY: Final = re.compile(
 def _connect_timeout(timeout: float) -> float:
     """Return the seconds for connecting, of ``timeout`` seconds for the exchange.
 
-    They are fewer: httpx2 closes the connection if its own timeout ends a TLS handshake. After a
-    cancellation the connection stays open until it is collected.
+    They are fewer, so that the error of a slow connection says that it could not connect.
     """
     return min(timeout * 0.9, CONNECT_TIMEOUT)
 

@@ -60,14 +60,33 @@ ATTEMPT_DELAY: Final = 0.25
 Origin = tuple[str, str, int | None]
 Trace = Callable[[str, object], Awaitable[None]]
 """Receives the events of a connection: their names and values."""
+CONNECTED: Final = "connection.connect_tcp.complete"
+"""The event of httpx2 whose ``return_value`` is the connected stream."""
 _IN_EXCHANGE: Final = ContextVar("embedroute_httpx2_exchange", default=False)
 
 
-class OpenConnection(msgspec.Struct, frozen=True, gc=False):
-    """A connection in an exchange. ``address`` is None if the proxy resolves the name."""
+class OpenConnection(msgspec.Struct, gc=False, eq=False):
+    """A connection in an exchange. ``address`` is None if the proxy resolves the name.
+
+    ``tcp_stream`` is its connection without TLS. httpx2 does not close it if a TLS handshake is
+    cancelled.
+    """
 
     transport: httpx2.AsyncHTTPTransport
     address: Address | None
+    tcp_stream: Any = None
+
+    async def trace(self, event: str, info: Any) -> None:
+        """Keep the stream as soon as it is connected."""
+        if event == CONNECTED:
+            self.tcp_stream = info["return_value"]
+
+    async def close(self) -> None:
+        """Close the connection, also if the task is cancelled."""
+        with anyio.CancelScope(shield=True):
+            await self.transport.aclose()
+            if self.tcp_stream is not None:
+                await self.tcp_stream.aclose()
 
 
 class IdleConnection(msgspec.Struct, frozen=True, gc=False):
@@ -129,8 +148,9 @@ class _Race:
         self, connection: OpenConnection, scope: anyio.CancelScope, event: str, info: Any
     ) -> None:
         """Keep the first connected attempt, and end the others before they send anything."""
-        if event != "connection.connect_tcp.complete":
+        if event != CONNECTED:
             return
+        await connection.trace(event, info)
         if self.winner is not None:
             await info["return_value"].aclose()
             raise httpx2.ConnectError("Another address was faster.")
@@ -228,7 +248,7 @@ class Connections:
         finally:
             _IN_EXCHANGE.reset(token)
             if connection is not None and not keep:
-                await _close(connection)
+                await connection.close()
         if connection is not None and keep:
             await self._keep(origin, connection, response.extensions["network_stream"])
 
@@ -248,12 +268,12 @@ class Connections:
                 response = await self._send(connection, request, seconds)
             except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
                 self._loads[address].failed_at = time.monotonic()
-                await _close(connection)
+                await connection.close()
                 if is_last:  # the host may have other addresses by now
                     self._resolver.expire(request.url.host, _port_of(request.url))
                     raise _blame_late_loop(error, began, seconds, request.url) from error.__cause__
             except BaseException:
-                await _close(connection)
+                await connection.close()
                 raise
             else:
                 if address is not None:
@@ -282,7 +302,7 @@ class Connections:
         except BaseException:
             if race.outcome is not None:
                 self._loads[race.outcome[0].address].in_flight -= 1
-                await _close(race.outcome[0])
+                await race.outcome[0].close()
             raise
         if race.outcome is None:
             error = race.take_error()
@@ -313,7 +333,7 @@ class Connections:
                 race.failure = error
         finally:
             if race.outcome is None or race.outcome[0] is not connection:
-                await _close(connection)
+                await connection.close()
             race.changed.set()
 
     async def _resolve(
@@ -363,8 +383,7 @@ class Connections:
         load.in_flight += 1
         try:
             addressed = _address(request, connection.address, connect)
-            if trace is not None:
-                addressed.extensions = {**addressed.extensions, "trace": trace}
+            addressed.extensions["trace"] = trace or connection.trace
             return await connection.transport.handle_async_request(addressed)
         except BaseException:
             load.in_flight -= 1
@@ -386,7 +405,7 @@ class Connections:
             connection = idle.pop()
             if connection.is_usable(time.monotonic()):
                 return connection.connection
-            await _close(connection.connection)
+            await connection.connection.close()
         return None
 
     async def _keep(
@@ -403,7 +422,7 @@ class Connections:
             expired += [each for each in idle if each.has_expired(now)]
             idle[:] = [each for each in idle if not each.has_expired(now)]
         for each in expired:
-            await _close(each.connection)
+            await each.connection.close()
 
     def _create_transport(self, url: httpx2.URL) -> httpx2.AsyncHTTPTransport:
         return httpx2.AsyncHTTPTransport(
@@ -419,7 +438,7 @@ class Connections:
         connections = [connection for idle in self._idle.values() for connection in idle]
         self._idle.clear()
         for each in connections:
-            await _close(each.connection)
+            await each.connection.close()
 
 
 def _origin_of(url: httpx2.URL) -> Origin:
@@ -472,11 +491,6 @@ def _address(
     return httpx2.Request(
         request.method, url, headers=request.headers, stream=request.stream, extensions=extensions
     )
-
-
-async def _close(connection: OpenConnection) -> None:
-    with anyio.CancelScope(shield=True):
-        await connection.transport.aclose()
 
 
 def _is_foreign_record(_record: logging.LogRecord) -> bool:

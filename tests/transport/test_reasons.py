@@ -274,6 +274,34 @@ async def test_a_connection_that_ends_in_the_tls_handshake_is_described(anyio_ba
 
 @pytest.mark.anyio
 @transports
+async def test_a_call_that_is_cancelled_in_the_tls_handshake_closes_its_connection(
+    anyio_backend, name
+):
+    received = []
+
+    def read_to_the_end(connection):
+        connection.settimeout(20)
+        while piece := connection.recv(65536):
+            received.append(piece)
+        received.append(b"")
+
+    with answering(read_to_the_end) as port:
+        transport = create_transport(name, TransportConfig(), None, on_asyncio=name == "http1")
+        request = UpstreamRequest(url=f"https://127.0.0.1:{port}/v1", content=b"{}", headers={})
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(transport.send, request, 30.0, ExchangeLimits(provider="tei"))
+            with anyio.fail_after(20):
+                while not received:
+                    await anyio.sleep(0.01)
+            tasks.cancel_scope.cancel()
+        with anyio.fail_after(20):
+            while received[-1]:
+                await anyio.sleep(0.01)
+        await transport.aclose()
+
+
+@pytest.mark.anyio
+@transports
 async def test_a_timeout_of_the_response_states_the_seconds(anyio_backend, name):
     with answering(answer_nothing) as port:
         error = await fail(name, f"http://127.0.0.1:{port}/v1", timeout=0.3)
