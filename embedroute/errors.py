@@ -37,6 +37,7 @@ __all__ = [
     "Measure",
     "MethodNotAllowed",
     "MissingExtra",
+    "MissingRows",
     "ModelNotFound",
     "NoEligibleProvider",
     "NoHealthyEndpoint",
@@ -211,6 +212,10 @@ class InvalidUpstreamResponse(UpstreamUnavailable):
     """A response with status 200 that does not hold one valid vector per input."""
 
     code: str | None = "upstream_invalid_response"
+
+
+class MissingRows(InvalidUpstreamResponse):
+    """Inputs of a call have no vector: some servers leave out a text that they cannot embed."""
 
 
 class InvalidVector(InvalidUpstreamResponse):

@@ -11,7 +11,7 @@ import orjson
 import pybase64
 from numpy.typing import ArrayLike, NDArray
 
-from embedroute.errors import InvalidUpstreamResponse, InvalidVector
+from embedroute.errors import InvalidUpstreamResponse, InvalidVector, MissingRows
 from embedroute.runtime import chunked
 
 Number = np.float32 | np.int8 | np.uint8
@@ -46,6 +46,7 @@ They are 24 digits and signs, a comma, and the spaces and line breaks of indente
 UNIT_TOLERANCE: Final = 1e-5
 """How much the square of a unit vector's length may differ from 1, due to rounding."""
 MIXED_WIDTHS: Final = "The upstream's vectors differ in width."
+NO_VECTORS: Final = "The upstream returned no vectors."
 
 
 @runtime_checkable
@@ -81,6 +82,8 @@ def from_lists(rows: Sequence[Sequence[float]], dtype: str = "float") -> Array:
     # Let numpy infer the type: with an explicit dtype it would accept null as NaN and "1" as 1.
     if array.dtype.kind == "O" and _hold_null(rows):
         raise InvalidVector("The upstream's vectors are not lists of numbers: one holds null.")
+    if array.shape == (0,) and isinstance(cast("object", rows), list) and not rows:
+        raise MissingRows(NO_VECTORS)
     if array.ndim != 2 or array.dtype.kind not in "fiu":
         raise InvalidUpstreamResponse(
             "The upstream's vectors are not lists of numbers of equal length."
@@ -167,7 +170,7 @@ def from_bytes(rows: Sequence[bytes], dtype: str = "float") -> Array:
 
 def _reshape(raw: bytes | memoryview, count: int, dtype: str) -> Array:
     if not count:
-        raise InvalidUpstreamResponse("The upstream returned no vectors.")
+        raise MissingRows(NO_VECTORS)
     if len(raw) % (count * DTYPES[dtype].itemsize):
         raise InvalidUpstreamResponse(
             f"The byte length of the upstream's vectors is not a multiple of the size of {dtype}."
@@ -266,7 +269,8 @@ def _wrong_width(found: int, width: int | None, dtype: str) -> InvalidUpstreamRe
 
 def wrong_count(rows: int, count: int) -> InvalidUpstreamResponse:
     """Create the error for a response with ``rows`` vectors for ``count`` inputs."""
-    return InvalidUpstreamResponse(
+    kind = MissingRows if rows < count else InvalidUpstreamResponse
+    return kind(
         f"The upstream returned {rows} rows for {count} inputs.",
         reason=f"{rows} rows for {count} inputs",
     )

@@ -17,6 +17,7 @@ from embedroute.errors import (
     FieldRejected,
     InvalidUpstreamResponse,
     InvalidVector,
+    MissingRows,
     NoHealthyEndpoint,
     Overloaded,
     PoolTimeout,
@@ -30,7 +31,6 @@ from embedroute.errors import (
     UpstreamRejectedInput,
     UpstreamTimeout,
     UpstreamUnavailable,
-    UpstreamWrongModel,
 )
 from embedroute.routing.registry import ResolvedEndpoint
 
@@ -81,14 +81,17 @@ def depends_on_inputs(failure: EmbedrouteError) -> TypeGuard[UpstreamError]:
 
 
 def may_be_broken_by_input(failure: EmbedrouteError) -> TypeGuard[UpstreamError]:
-    """Return whether an input may have broken the server that was called, or confused its answer.
+    """Return whether an input may have broken the server that was called, or be left out by it.
 
     A server that crashes resets the connection, or a proxy in front of it answers 502. Far more
     often the endpoint itself fails, so this is examined only when nothing else is left to try.
+    Any other invalid response, such as vectors of a wrong width, is the endpoint's fault.
     """
     if not isinstance(failure, UpstreamUnavailable) or is_at_capacity(failure):
         return False
-    others = ConnectError | UpstreamTimeout | PoolTimeout | UpstreamWrongModel
+    if isinstance(failure, InvalidUpstreamResponse):
+        return isinstance(failure, MissingRows) and not failure.already_recorded
+    others = ConnectError | UpstreamTimeout | PoolTimeout
     return not isinstance(failure, others) and not failure.already_recorded
 
 

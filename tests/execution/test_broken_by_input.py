@@ -68,7 +68,8 @@ async def test_an_input_that_breaks_its_server_fails_no_other_input(failure):
     if not is_unexplained:
         assert (error.status, error.code, error.param) == (400, "input_failed", "input[2]")
     assert np.array_equal(embeddings.vectors, vectors_of(good))
-    assert len(upstream.requests) == calls
+    # An unexplained failure may also leave one input without its vector in the cache.
+    assert calls <= len(upstream.requests) <= calls + is_unexplained
     assert calls <= 6 + 2 * 3 + 2
     assert state(gateway) is State.CLOSED
 
