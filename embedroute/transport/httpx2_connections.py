@@ -77,7 +77,7 @@ class OpenConnection(msgspec.Struct, gc=False, eq=False):
     tcp_stream: Any = None
 
     async def trace(self, event: str, info: Any) -> None:
-        """Keep the stream as soon as it is connected."""
+        """Keep the stream once it is connected."""
         if event == CONNECTED:
             self.tcp_stream = info["return_value"]
 

@@ -19,6 +19,7 @@ class Words(ScriptedBackend, frozen=True, kw_only=True):
         modalities=("text", "image"),
         input_types=("query", "document"),
         dtypes=("float", "int8"),
+        truncate=("none", "start", "end"),
     )
 
     async def embed(self, batch):

@@ -21,6 +21,7 @@ from embedroute.reasons import describe, describe_timeout
 from embedroute.transport import ExchangeLimits, Resolver, TransportConfig, create_transport
 from tests.support.black_hole import black_hole
 from tests.support.tls import certified
+from tests.support.wait import until_on_loop
 
 RUNS = [
     pytest.param(("asyncio", {"use_uvloop": False}), "http1", id="asyncio-http1"),
@@ -290,13 +291,9 @@ async def test_a_call_that_is_cancelled_in_the_tls_handshake_closes_its_connecti
         request = UpstreamRequest(url=f"https://127.0.0.1:{port}/v1", content=b"{}", headers={})
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(transport.send, request, 30.0, ExchangeLimits(provider="tei"))
-            with anyio.fail_after(20):
-                while not received:
-                    await anyio.sleep(0.01)
+            await until_on_loop(lambda: received)
             tasks.cancel_scope.cancel()
-        with anyio.fail_after(20):
-            while received[-1]:
-                await anyio.sleep(0.01)
+        await until_on_loop(lambda: not received[-1])
         await transport.aclose()
 
 
