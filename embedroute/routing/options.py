@@ -17,6 +17,8 @@ from embedroute.protocol import NEUTRAL, EmbeddingRequest, convert_options
 from embedroute.routing.registry import ResolvedEndpoint
 
 _ABSENT: Final = (None, "", "TASK_TYPE_UNSPECIFIED")
+_SCALING: Final = frozenset({"normalize", "normalized"})
+"""Options that say whether an API scales vectors to length 1."""
 _FIELDS: Final = {"dtype": "output_dtype"}
 """Neutral parameter → the field of a request that sets it, if that has another name."""
 _WORDS: Final[Mapping[str, Sequence[str]]] = {
@@ -154,6 +156,7 @@ def merge_options(
             values[cast("str", option.parameter)] = option.neutral
         if option.parameter is not None:
             fields.setdefault(option.parameter, option.name)
+    _refuse_unscaled(honoured, values["dimensions"])
     for option in dropped:
         _refuse_contradiction(option, values, fields)
         _refuse_uncovered(option, values, model)
@@ -191,6 +194,20 @@ def _refuse_contradiction(
     raise InvalidRequest(
         f"'{option.name}' contradicts {other}. Send one of them.", param=option.name
     )
+
+
+def _refuse_unscaled(options: Sequence[Option], size: int | None) -> None:
+    """Refuse an option for vectors of another length than 1 beside a size.
+
+    The gateway scales the vectors that it or an API has shortened.
+    """
+    for option in options:
+        if size is not None and option.field in _SCALING and option.value is False:
+            raise InvalidRequest(
+                f"'{option.name}' cannot be false together with a number of dimensions, because "
+                "shortened vectors are scaled to length 1. Leave one of them out.",
+                param=option.name,
+            )
 
 
 def _refuse_uncovered(option: Option, values: Mapping[str, object], model: Model) -> None:

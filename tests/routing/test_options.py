@@ -95,6 +95,18 @@ def test_an_option_that_no_endpoint_has_is_named(fields, param, words):
     assert param == caught.value.param
 
 
+def test_vectors_that_are_to_keep_their_length_cannot_be_shortened():
+    """The gateway scales shortened vectors, so that one of the two would have no effect."""
+    raw = options(tei={"normalize": False})
+    tei = at("tei", options=("tei",), dimensions=True)
+
+    assert chosen(raw, tei)[0] == {"tei"}
+    assert chosen({"dimensions": 4, **options(tei={"normalize": True})}, tei)[0] == {"tei"}
+    with pytest.raises(InvalidRequest, match="Leave one of them out") as caught:
+        chosen({"dimensions": 4, **raw}, tei)
+    assert "embedding_options.tei.normalize" == caught.value.param
+
+
 def test_options_without_effect_are_dropped_where_no_endpoint_has_them():
     selection = select(job(**options(cohere={"priority": 5})), PLAIN)
 
