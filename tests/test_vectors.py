@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from embedroute import vectors
-from embedroute.errors import InvalidUpstreamResponse
+from embedroute.errors import InvalidUpstreamResponse, MissingRows
 from embedroute.testing import close
 
 SHAPES = array_shapes(min_dims=2, max_dims=2, max_side=9)
@@ -60,7 +60,6 @@ def test_lists_become_the_nearest_float32(rows):
 @pytest.mark.parametrize(
     "rows",
     [
-        [],
         [1.0, 2.0],
         [[1.0], [1.0, 2.0]],
         [[[1.0]]],
@@ -82,6 +81,11 @@ def test_lists_become_the_nearest_float32(rows):
 def test_refuses_lists_that_are_not_rows_of_numbers(rows):
     with pytest.raises(InvalidUpstreamResponse, match="lists of numbers"):
         vectors.from_lists(rows)
+
+
+def test_an_empty_list_of_vectors_is_refused_as_missing_rows():
+    with pytest.raises(MissingRows, match="no vectors"):
+        vectors.from_lists([])
 
 
 @pytest.mark.parametrize(
