@@ -5,7 +5,7 @@ A message is readable with the default formatter: the event, a colon, and the fi
 module calls a logger. The section Logs of ``docs/operations.md`` lists the records.
 
 Which record a failed upstream call writes is decided in ``execution/attempt.py``, and that of a
-response in ``server/handler.py``. Nothing here configures logging: that is up to the host.
+failed request in ``server/request_log.py``. Nothing here configures logging: that is the host's.
 """
 
 import logging

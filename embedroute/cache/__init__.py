@@ -1,6 +1,6 @@
 """Caches the vectors of earlier requests, in memory and in a store that processes share.
 
-What makes two requests share an entry is decided in ``routing/planning.py``, by the cache key.
+What makes two requests share an entry is decided in ``routing/cache_keys.py``.
 It may import ``routing``, ``stores``, the contracts and the foundation.
 """
 

@@ -1,7 +1,7 @@
 """Finds the cached vectors of a request.
 
 A vector is found under its own key, or truncated from a vector of the model's full width. What
-makes two requests share an entry is decided in ``routing/planning.py``, by the cache key.
+makes two requests share an entry is decided in ``routing/cache_keys.py``.
 """
 
 from collections.abc import Collection, Generator, Mapping

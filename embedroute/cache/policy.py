@@ -1,6 +1,6 @@
 """Defines how a request uses the cache: whether it reads it, and whether it stores results in it.
 
-What makes two requests share an entry is decided in ``routing/planning.py``, by the cache key.
+What makes two requests share an entry is decided in ``routing/cache_keys.py``.
 """
 
 from typing import Final

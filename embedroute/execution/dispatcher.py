@@ -144,7 +144,7 @@ class Dispatcher:
             if tries.number > 1 or dispatch.last_resorts:
                 self._record_retry(tries.health, outcome)
             if not isinstance(outcome, EmbedrouteError):
-                self._budget.record_answer()
+                self._budget.answered += 1
                 dispatch.on_result(outcome)
                 if errors:
                     candidates = dispatch.candidates

@@ -7,6 +7,14 @@ from embedroute.config import BreakerPolicy, RetryPolicy
 from embedroute.routing.batch_limits import ENVELOPE, GROWS_EVERY, LEAST
 from embedroute.routing.bounded_map import MOST, BoundedMap
 from embedroute.routing.breaker import CircuitBreaker, State
+from embedroute.routing.cache_keys import (
+    PIECE,
+    CacheKey,
+    encode_fields,
+    make_key_prefix,
+    rekeyed,
+    rekeyed_in_steps,
+)
 from embedroute.routing.call_history import (
     LAST,
     PERIOD,
@@ -42,19 +50,13 @@ from embedroute.routing.over_length import (
     split_overlong,
 )
 from embedroute.routing.planning import (
-    PIECE,
-    CacheKey,
     EmbeddedInput,
     Plan,
     assemble,
     cut,
-    encode_fields,
-    make_key_prefix,
     make_plan,
     make_plan_in_steps,
     pair_with_keys,
-    rekeyed,
-    rekeyed_in_steps,
     sum_modalities,
     text_before,
 )

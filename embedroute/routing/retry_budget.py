@@ -28,23 +28,26 @@ BISECTION_CALLS_AN_ANSWER: Final = 4.0
 class _Tokens:
     """A bucket of tokens: time refills it up to ``refilled``, and answers up to ``most``."""
 
-    __slots__ = ("_at", "_per_second", "_refilled", "most", "tokens")
+    __slots__ = ("_at", "_most", "_per_second", "_refilled", "_tokens")
 
     def __init__(self, refilled: float, per_second: float, most: float) -> None:
         self._refilled = refilled
         self._per_second = per_second
-        self.most = most
-        self.tokens = refilled
+        self._most = most
+        self._tokens = refilled
         self._at = 0.0
 
+    def add(self, tokens: float) -> None:
+        self._tokens = min(self._most, self._tokens + tokens)
+
     def take(self, now: float) -> bool:
-        if self.tokens < self._refilled:
-            tokens = self.tokens + (now - self._at) * self._per_second
-            self.tokens = min(self._refilled, tokens)
+        if self._tokens < self._refilled:
+            tokens = self._tokens + (now - self._at) * self._per_second
+            self._tokens = min(self._refilled, tokens)
         self._at = now
-        if self.tokens < 1:
+        if self._tokens < 1:
             return False
-        self.tokens -= 1
+        self._tokens -= 1
         return True
 
 
@@ -54,6 +57,8 @@ class RetryBudget:
     The first attempt of a chunk at an endpoint is a call, also when it is a fallback. Every further
     attempt there is a retry: at once, after a backoff or after a rate limit. While half of all
     calls fail, each failed one can be repeated; while all fail, one is repeated each second.
+
+    Add 1 to ``answered`` for each answered call.
     """
 
     def __init__(
@@ -63,18 +68,14 @@ class RetryBudget:
         per_second: float = PER_SECOND,
     ) -> None:
         """Allow ``per_answer`` retries per answered call, and ``per_second`` up to ``refilled``."""
+        self.answered: int = 0
         self._per_answer = per_answer
         self._retries = _Tokens(refilled, per_second, max(refilled, MOST))
         self._bisections = _Tokens(BISECTION_CALLS, BISECTION_CALLS_A_SECOND, MOST_BISECTION_CALLS)
 
-    def record_answer(self) -> None:
-        """Count an answered call."""
-        retries, bisections = self._retries, self._bisections
-        retries.tokens = min(retries.most, retries.tokens + self._per_answer)
-        bisections.tokens = min(bisections.most, bisections.tokens + BISECTION_CALLS_AN_ANSWER)
-
     def allow(self, now: float) -> bool:
         """Take one retry out of the budget; return False if the budget is exhausted."""
+        self._add_answers()
         return self._retries.take(now)
 
     def allow_bisection(self, now: float) -> bool:
@@ -82,6 +83,7 @@ class RetryBudget:
 
         Most of these calls bring vectors, so more of them are allowed than retries.
         """
+        self._add_answers()
         return self._bisections.take(now)
 
     def reserve_one(self) -> Callable[[float], bool]:
@@ -91,3 +93,9 @@ class RetryBudget:
         """
         reserved = iter([True])
         return lambda now: next(reserved, False) or self.allow(now)
+
+    def _add_answers(self) -> None:
+        """Refill the budget by the calls that were answered since the last retry."""
+        self._retries.add(self.answered * self._per_answer)
+        self._bisections.add(self.answered * BISECTION_CALLS_AN_ANSWER)
+        self.answered = 0

@@ -15,9 +15,9 @@ from embedroute.auth import ANYONE, COMMON, Caller, authorize, cache_scope
 from embedroute.errors import InvalidRequest, NoEligibleProvider, RequestError
 from embedroute.inputs import Kind
 from embedroute.protocol import NO_DEBUG, NO_OPTIONS, NO_PREFERENCES, EmbeddingRequest, Preferences
+from embedroute.routing.cache_keys import make_key_prefix
 from embedroute.routing.filters import Dropped, can_truncate
 from embedroute.routing.ordering import SelectionContext, order_endpoints
-from embedroute.routing.planning import make_key_prefix
 from embedroute.routing.registry import ModelRegistry, Route
 from embedroute.routing.selection import (
     Selection,

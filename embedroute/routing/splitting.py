@@ -18,7 +18,7 @@ from embedroute.inputs import (
     estimate_sizes_in_steps,
 )
 from embedroute.routing.batch_limits import ENVELOPE
-from embedroute.routing.planning import CacheKey
+from embedroute.routing.cache_keys import CacheKey
 from embedroute.runtime import finished
 
 PIECE: Final = 1 << 18

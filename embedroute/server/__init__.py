@@ -4,10 +4,10 @@ It may import everything except the other entry points ``cli``, ``fastapi`` and 
 """
 
 from embedroute.server.app import EmbeddingsApp, EmbeddingsMiddleware, embeddings_app
-from embedroute.server.error_response import respond_to_error
-from embedroute.server.exchange import HTTPExchange, error_headers
+from embedroute.server.authentication import Authenticator
+from embedroute.server.error_response import error_headers, respond_to_error
+from embedroute.server.exchange import HTTPExchange
 from embedroute.server.explain import explain
-from embedroute.server.handler import Authenticator
 from embedroute.server.models import model_card, model_list, openrouter_list
 from embedroute.server.openapi import KEY_DESCRIPTION, describe, describe_error
 from embedroute.server.routes import API, EMBED, LIST_MODELS, Operation

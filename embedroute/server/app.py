@@ -10,7 +10,8 @@ from embedroute.errors import EmbedrouteError
 from embedroute.gateway import Gateway
 from embedroute.log_records import StartFailed, write
 from embedroute.reasons import describe
-from embedroute.server.handler import Authenticator, RequestHandler
+from embedroute.server.authentication import Authenticator
+from embedroute.server.handler import RequestHandler
 from embedroute.server.routes import is_in_api
 
 

@@ -17,21 +17,13 @@ from starlette.types import Message, Receive, Scope, Send
 
 from embedroute.cache import FULL_USE, CachePolicy
 from embedroute.errors import (
-    LONGEST_RETRY_AFTER,
     BodyTimeout,
     BodyTooLarge,
-    BudgetExceeded,
-    EmbedrouteError,
     InvalidRequest,
-    MethodNotAllowed,
-    RateLimitExceeded,
-    RequestError,
     UnsupportedContentType,
-    UpstreamRejectedInput,
 )
 from embedroute.limits import Account, ByteBudget
 from embedroute.log_records import ResponseFacts
-from embedroute.routing import SHORTEST_COOLDOWN
 from embedroute.runtime import (
     ClientDisconnected,
     ClientTooSlow,
@@ -464,30 +456,4 @@ def make_headers(
         headers.append(
             (b"x-embedroute-model-fallback", trace.fallback.encode("ascii", "backslashreplace"))
         )
-    return headers
-
-
-def error_headers(error: EmbedrouteError, status: int) -> list[Header]:
-    """Return the headers that tell a client library how to handle an error."""
-    headers: list[Header] = []
-    if status in {429, 503} and not isinstance(error, BudgetExceeded):
-        # LangChain.js does not retry after a 429 without retry-after. If the upstream gave none,
-        # send our shortest cool-down.
-        retry_after = SHORTEST_COOLDOWN if error.retry_after is None else error.retry_after
-        seconds = min(max(retry_after, 0.0), LONGEST_RETRY_AFTER)
-        headers += [
-            (b"retry-after", b"%d" % math.ceil(seconds)),
-            (b"retry-after-ms", b"%d" % math.ceil(seconds * 1000)),
-        ]
-    if status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
-    if isinstance(error, RateLimitExceeded):
-        headers += error.headers
-    if isinstance(error, MethodNotAllowed):
-        headers.append((b"allow", error.allow.encode()))
-    if error.code == "unsupported_content_encoding":
-        headers.append((b"accept-encoding", b"identity"))
-    # Clients do not retry the status of a mistake in the request, so it needs no header.
-    if not error.retryable and not isinstance(error, RequestError | UpstreamRejectedInput):
-        headers.append((b"x-should-retry", b"false"))
     return headers

@@ -6,13 +6,11 @@ is raised. ASGI servers do not cancel a request whose client has disconnected, s
 does.
 """
 
-import inspect
 import re
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
-from logging import INFO
-from typing import Final, Protocol, cast, get_args
+from typing import Final, cast, get_args
 
 import msgspec
 from starlette.types import Receive, Scope, Send
@@ -26,15 +24,13 @@ from embedroute.auth import (
     unknown_key,
 )
 from embedroute.backend import Secret
-from embedroute.config import Auth, DialectName, ProtocolName, catalogue
+from embedroute.config import DialectName, ProtocolName, catalogue
 from embedroute.errors import (
     BodyTimeout,
     ConfigError,
     EmbedrouteError,
     InternalError,
     MethodNotAllowed,
-    ModelNotFound,
-    NotCached,
     NotFound,
     Overloaded,
     Unauthorized,
@@ -44,15 +40,8 @@ from embedroute.exhaustion import late_loop_error
 from embedroute.gateway import Gateway
 from embedroute.log_records import (
     ACCESS,
-    CallerUnknown,
-    DisconnectLogged,
-    ModelNotConfigured,
     RequestCompleted,
-    RequestFailed,
-    RequestRejected,
-    SlowClientLogged,
     UnhandledException,
-    without_numbers,
     write,
 )
 from embedroute.protocol import (
@@ -69,7 +58,6 @@ from embedroute.protocol import (
     decode_in_steps,
     is_small,
 )
-from embedroute.reasons import describe
 from embedroute.runtime import (
     ClientDisconnected,
     ClientTooSlow,
@@ -79,25 +67,26 @@ from embedroute.runtime import (
     tasks,
 )
 from embedroute.server import health, models, routes, usage
-from embedroute.server.exchange import PIECE, SMALL_RESPONSE, HTTPExchange, error_headers
+from embedroute.server.authentication import (
+    Authenticator,
+    call_authenticator,
+    check_authenticator,
+    get_user,
+)
+from embedroute.server.error_response import error_headers
+from embedroute.server.exchange import PIECE, SMALL_RESPONSE, HTTPExchange
 from embedroute.server.explain import explain
 from embedroute.server.monitoring import Monitoring
 from embedroute.server.openapi import openapi
 from embedroute.server.protocols import ModelQuestion, Translate, make_translate, renamed, tei
+from embedroute.server.request_log import RequestLog
 from embedroute.stores import StoredKeys
-from embedroute.text import did_you_mean, echo
-
-Authenticator = Callable[[Scope], Awaitable[Caller | None]]
-"""With ``auth = "host"``: returns who sends a request, or None to reject it."""
+from embedroute.text import did_you_mean
 
 _ENCODED: Final = re.compile(
     rb"(?:(?!/(?:models|deployments|engines|tei)/)[^?])*%2f|[^?]*%00", re.IGNORECASE
 )
 """What no raw path may contain. Only the id of a model may contain an encoded slash."""
-ADVICE: Final = (
-    "Pass authenticate=, or caller= for the FastAPI router, or add an authentication middleware"
-)
-"""What the operator of a host without authentication should do."""
 ABORT_TIMEOUT: Final = 1.0
 """Seconds in which the response to a cancelled request must be sent."""
 
@@ -123,7 +112,7 @@ class RequestHandler:
             ConfigError: the dialect or a protocol is unknown, or ``authenticate`` is not async or
                 not used.
         """
-        _check_authenticator(authenticate, gateway.settings.auth)
+        check_authenticator(authenticate, gateway.settings.auth)
         self.gateway = gateway
         self.dialect_name: DialectName = validate_dialect(
             gateway.settings.dialect if dialect is None else dialect
@@ -136,6 +125,7 @@ class RequestHandler:
         self._translate_extensions = make_translate(self.protocols)
         self._authenticate = authenticate
         self.stopping = False
+        self._log = RequestLog(gateway)
         self._monitoring = Monitoring(gateway, self._identify)
 
     async def serve(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
@@ -148,7 +138,7 @@ class RequestHandler:
                 await self._reject(exchange, error)
         except (ClientDisconnected, ClientTooSlow) as error:
             exchange.status = 499
-            self._log_lost_client(exchange, error)
+            self._log.write_lost_client(exchange, error)
         except BaseException as error:
             if isinstance(error, Exception) or cancellation.is_foreign_cancellation(error):
                 await self._handle_unexpected_error(exchange, error)
@@ -209,7 +199,7 @@ class RequestHandler:
     def _find_by_template(self, path: str, scope: Scope) -> tuple[routes.Operation, str]:
         found = self._routes.match(path)
         if found is None:
-            raise _not_found(path, scope.get("root_path", ""))
+            raise routes.not_found(path, scope.get("root_path", ""))
         return found
 
     def _answer_about_mount(
@@ -224,7 +214,7 @@ class RequestHandler:
         if operation is routes.GET_METRICS:
             metrics = self.gateway.metrics
             if metrics is None or self.gateway.settings.metrics == "off":
-                raise _not_found(path, exchange.scope.get("root_path", ""))
+                raise routes.not_found(path, exchange.scope.get("root_path", ""))
             return self._monitoring.answer_metrics(exchange, metrics)
         if self.stopping:
             return exchange.answer(503, health.STOPPING)
@@ -396,9 +386,9 @@ class RequestHandler:
         if self._authenticate is None:
             caller = get_user(exchange.scope)
             if exchange.scope.get("user") is None:
-                self._log_missing_user()
+                self._log.write_missing_user()
         else:
-            caller = await _call_authenticator(self._authenticate, exchange.scope)
+            caller = await call_authenticator(self._authenticate, exchange.scope)
         if caller is None:
             raise Unauthorized("The request is not authenticated.")
         exchange.trace.caller = caller.name
@@ -417,10 +407,6 @@ class RequestHandler:
     async def _identify(self, exchange: HTTPExchange) -> Caller:
         found = self._find_caller(exchange)
         return found if isinstance(found, Caller) else await found
-
-    def _log_missing_user(self) -> None:
-        if self.gateway.log_limit.due(self.gateway.clock(), CallerUnknown.event):
-            write(CallerUnknown(advice=ADVICE))
 
     def _openapi(self, server: str) -> bytes:
         secured = self.gateway.settings.auth == "keys"
@@ -486,43 +472,7 @@ class RequestHandler:
             error = renamed(error, exchange.names)
         body = (exchange.format or self.dialect).error(error, exchange.trace)
         await exchange.answer(error.status, body, error_headers(error, error.status))
-        self._log_error(exchange, error)
-
-    def _log_missing_provider(self, model: str) -> None:
-        """Tell the operator, once a minute, how to serve a model of the catalogue."""
-        tables = self.gateway.models.missing_tables(model)
-        if tables and self.gateway.log_limit.due(
-            self.gateway.clock(), ModelNotConfigured.event, model
-        ):
-            write(ModelNotConfigured(model=model, advice=f"add {tables}"))
-
-    def _log_error(self, exchange: HTTPExchange, error: EmbedrouteError) -> None:
-        """Log an error response: a 5xx as a warning, unless an equal one was in the last minute."""
-        if isinstance(error, ModelNotFound):
-            self._log_missing_provider(error.requested)
-        is_refusal = error.status < 500 or isinstance(error, NotCached)
-        kind = RequestRejected if is_refusal else RequestFailed
-        if not ACCESS.isEnabledFor(kind.level):
-            return
-        facts = exchange.facts(error.status, self.gateway.clock())
-        if is_refusal:
-            write(RequestRejected(**facts))
-            return
-        reason = describe(error)
-        providers = ",".join(facts["providers"])
-        key = (str(error.status), exchange.trace.model, providers, without_numbers(reason))
-        count = self.gateway.log_limit.due(self.gateway.clock(), *key)
-        write(
-            RequestFailed(error=reason, count=count if count > 1 else None, **facts),
-            level=None if count else INFO,
-        )
-
-    def _log_lost_client(
-        self, exchange: HTTPExchange, error: ClientDisconnected | ClientTooSlow
-    ) -> None:
-        kind = DisconnectLogged if isinstance(error, ClientDisconnected) else SlowClientLogged
-        if ACCESS.isEnabledFor(kind.level):
-            write(kind(**exchange.facts(499, self.gateway.clock())))
+        self._log.write_error(exchange, error)
 
     async def _abort(self, exchange: HTTPExchange) -> None:
         """Respond to a request whose task the server or the host cancels, if that is possible."""
@@ -540,45 +490,8 @@ class RequestHandler:
             await self._reject(exchange, InternalError(message))
 
 
-def _not_found(path: str, root_path: str) -> NotFound:
-    mount = root_path.rstrip("/")
-    message = f"No resource at {echo(mount + path or '/')}."
-    if suggestion := routes.suggest_path(path):
-        meant = echo(mount + suggestion)
-        return NotFound(f"{message} Did you mean {meant}? Check the client's base URL.")
-    if protocol := routes.find_protocol(path):
-        advice = f'to be served with [gateway] protocols = ["openai", "{protocol}"]'
-        return NotFound(f"{message} It is a path of the protocol {protocol}, {advice}.")
-    embeddings, models = (echo(mount + operation) for operation in ("/v1/embeddings", "/v1/models"))
-    return NotFound(f"{message} Use POST {embeddings} or GET {models}.")
-
-
 def _cut(body: bytes) -> Iterator[bytes]:
     return (body[start : start + PIECE] for start in range(0, len(body), PIECE))
-
-
-def _check_authenticator(authenticate: Authenticator | None, auth: Auth | None) -> None:
-    """Refuse a function that would never be called: it would protect nothing.
-
-    Raises:
-        ConfigError: ``auth`` is not "host", or the function is not async.
-    """
-    if authenticate is None:
-        return
-    if auth != "host":
-        issue = f'authenticate= works only with [gateway] auth = "host", and here auth = "{auth}"'
-        raise ConfigError([f"{issue}. Set that, or leave authenticate= out."])
-    if not _is_async(authenticate):
-        name = getattr(authenticate, "__qualname__", type(authenticate).__qualname__)
-        issue = f"authenticate={name} is not an async function; write it with async def."
-        raise ConfigError([issue])
-
-
-def _is_async(function: object) -> bool:
-    """Return whether calling ``function`` makes a coroutine; partials are looked into."""
-    while isinstance(function, partial):
-        function = cast("partial[object]", function).func
-    return any(map(inspect.iscoroutinefunction, (function, type(function).__call__)))
 
 
 def validate_dialect(name: str) -> DialectName:
@@ -608,41 +521,3 @@ def validate_protocols(names: Sequence[str]) -> frozenset[ProtocolName]:
         issue = f"protocols={names!r} must be a list of some of {', '.join(known)}"
         raise ConfigError([issue])
     return frozenset(cast("Sequence[ProtocolName]", names))
-
-
-async def _call_authenticator(authenticate: Authenticator, scope: Scope) -> Caller | None:
-    result = cast("object", authenticate(scope))
-    if isinstance(result, Awaitable):
-        result = cast("object", await result)
-        if result is None or isinstance(result, Caller):
-            return result
-    raise TypeError(
-        "authenticate= must be async and return an embedroute.Caller, or None to refuse, "
-        f"not {type(result)}."
-    )
-
-
-class _User(Protocol):
-    is_authenticated: object
-    display_name: object
-
-
-def get_user(scope: Scope) -> Caller | None:
-    """Return the user whom Starlette's or Django's authentication middleware left in the scope.
-
-    None if there is no user, or if the user is not authenticated.
-    """
-    user = cast("_User", scope.get("user"))
-    try:
-        is_authenticated = user.is_authenticated
-    except (AttributeError, NotImplementedError):
-        return None
-    if callable(is_authenticated):
-        is_authenticated = is_authenticated()
-    if is_authenticated is not True:
-        return None
-    try:
-        name = user.display_name
-    except (AttributeError, NotImplementedError):
-        name = user  # Django's users have no display name, and Starlette's need not have one
-    return Caller(name=str(name))

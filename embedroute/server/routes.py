@@ -9,6 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from embedroute.config import ProtocolName
+from embedroute.errors import NotFound
 from embedroute.protocol import CreateEmbeddingRequest, bodies
 from embedroute.server.protocols import (
     Answer,
@@ -20,6 +21,7 @@ from embedroute.server.protocols import (
     ollama,
     tei,
 )
+from embedroute.text import echo
 
 GET: Final = ("GET", "HEAD")
 
@@ -349,3 +351,17 @@ def find_protocol(path: str) -> ProtocolName | None:
 def is_in_api(path: str) -> bool:
     """Return whether an operation of the API has this path, which is relative to a prefix."""
     return path.startswith("/models/") or any(path == operation.path for operation in API)
+
+
+def not_found(path: str, root_path: str) -> NotFound:
+    """Return the 404 for ``path`` below ``root_path``; it names the path that was meant."""
+    mount = root_path.rstrip("/")
+    message = f"No resource at {echo(mount + path or '/')}."
+    if suggestion := suggest_path(path):
+        meant = echo(mount + suggestion)
+        return NotFound(f"{message} Did you mean {meant}? Check the client's base URL.")
+    if protocol := find_protocol(path):
+        advice = f'to be served with [gateway] protocols = ["openai", "{protocol}"]'
+        return NotFound(f"{message} It is a path of the protocol {protocol}, {advice}.")
+    embeddings, models = (echo(mount + operation) for operation in ("/v1/embeddings", "/v1/models"))
+    return NotFound(f"{message} Use POST {embeddings} or GET {models}.")
