@@ -92,8 +92,8 @@ _BEFORE_INDEX, _INDEX, _AFTER_INDEX = _AFTER_VECTOR.partition(b"0")
 class LargeBody:
     """The body of a large answer. It holds the arrays, and encodes them when it is iterated.
 
-    An answer that waits for a slow client is held in this form. The size of numbers as text is
-    known only from encoding them, so they are encoded twice.
+    An answer that waits for a slow client is held in this form. ``size_is_known`` is False for
+    numbers as text: only encoding them shows their size.
     """
 
     __slots__ = ("_after", "_before", "_is_base64", "_rows", "_write")
@@ -116,6 +116,11 @@ class LargeBody:
         self._rows = rows
         self._is_base64 = base64
         self._write = write
+
+    @property
+    def size_is_known(self) -> bool:
+        """Whether ``sizes`` need not encode the vectors."""
+        return self._is_base64
 
     @property
     def array_bytes(self) -> int:
@@ -142,7 +147,7 @@ class LargeBody:
         yield self._after
 
     def sizes(self) -> Iterator[int]:
-        """Yield sizes in bytes whose sum is the size of the body; base64 is not encoded."""
+        """Yield sizes in bytes whose sum is the size of the body; only numbers are encoded."""
         if not self._is_base64:
             yield from map(len, self)
             return

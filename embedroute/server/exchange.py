@@ -321,9 +321,11 @@ class HTTPExchange:
             raise ClientDisconnected from None
 
     async def send_pieces(
-        self, size: int, pieces: Iterator[bytes], watch: Watch, *, in_turn: bool
+        self, size: int | None, pieces: Iterator[bytes], watch: Watch, *, in_turn: bool
     ) -> None:
         """Send the 200 of a large response of ``size`` bytes, each piece as the client reads.
+
+        Without a ``size`` the server sends it in chunks (RFC 9112 §7.1).
 
         With ``in_turn``, other large jobs wait while a piece is computed, because that takes long.
         The last message is empty: the server accepts it only after the client has read the others.
@@ -350,6 +352,14 @@ class HTTPExchange:
             await self.send({"type": "http.response.body", "body": b""})
         except OSError:
             raise ClientDisconnected from None
+
+    def needs_length(self) -> bool:
+        """Return whether the client could not see the end of a response without its length.
+
+        HTTP/1.0 has no chunks, so the server would close the connection at the end, and a response
+        that was cut off would look complete.
+        """
+        return self.scope.get("http_version") == "1.0"
 
     def skip_drain(self) -> None:
         """Do not read the rest of the request before the response ends."""
@@ -425,25 +435,26 @@ def _too_large(most: int) -> BodyTooLarge:
 def make_headers(
     trace: RequestTrace,
     status: int,
-    size: int,
+    size: int | None,
     started_at: float,
     content_type: bytes = b"application/json",
 ) -> list[Header]:
     """Return the headers of every response.
 
-    ``size`` is the length of the body in bytes, and ``started_at`` the ``time.perf_counter()`` at
-    which the request arrived.
+    ``size`` is the length of the body in bytes if it is known, and ``started_at`` the
+    ``time.perf_counter()`` at which the request arrived.
     """
     took = (time.perf_counter() - started_at) * 1000
     headers = [
         (b"content-type", content_type),
-        (b"content-length", b"%d" % size),
         (b"x-request-id", trace.request_id.encode()),
         (b"server-timing", b"total;dur=%.1f" % took),
         (b"openai-processing-ms", b"%d" % took),
         (b"x-embedroute-attempts", b"%d" % trace.attempts),
         (b"x-embedroute-cache", b"hits=%d misses=%d" % (trace.hits, trace.misses)),
     ]
+    if size is not None:
+        headers.append((b"content-length", b"%d" % size))
     if providers := trace.providers_for(status):
         headers.append((b"x-embedroute-provider", ",".join(providers).encode()))
     headers += trace.limit_headers

@@ -333,7 +333,9 @@ class RequestHandler:
         account = self.gateway.responses.reserve(caller.name, size_in_memory)
         try:
             if isinstance(body, LargeBody):
-                size = sum(await fairness.run_cooperatively(body.sizes()))
+                size = None
+                if body.size_is_known or exchange.needs_length():
+                    size = sum(await fairness.run_cooperatively(body.sizes()))
                 await exchange.send_pieces(size, iter(body), watch, in_turn=True)
             else:
                 await exchange.send_pieces(size_in_memory, _cut(body[0]), watch, in_turn=False)
