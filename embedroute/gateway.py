@@ -100,6 +100,7 @@ from embedroute.telemetry import (
 )
 from embedroute.trace import RequestTrace, new_request_id
 from embedroute.transport import Transport
+from embedroute.upstream_errors import compile_patterns
 from embedroute.vectors import quantize_rows
 
 if TYPE_CHECKING:
@@ -676,6 +677,7 @@ class Gateway:
         Raises:
             ConfigError: the store cannot be used.
         """
+        await fairness.step_by_step(compile_patterns())
         loop = await self.runtime.get()
         if self.store is not None:
             try:

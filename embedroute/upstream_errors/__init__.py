@@ -10,6 +10,7 @@ from embedroute.upstream_errors.classify import (
     classify_response,
     refine_with_inputs,
 )
+from embedroute.upstream_errors.lazy_pattern import compile_patterns
 from embedroute.upstream_errors.neutral import BLAMES_INPUTS, MESSAGES, neutral_message
 from embedroute.upstream_errors.references import translate_index
 from embedroute.upstream_errors.retry_after import parse_retry_after
@@ -19,6 +20,7 @@ __all__ = [
     "LARGE_BODY",
     "MESSAGES",
     "classify_response",
+    "compile_patterns",
     "neutral_message",
     "parse_retry_after",
     "refine_with_inputs",

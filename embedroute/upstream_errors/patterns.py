@@ -7,7 +7,6 @@ callers (key, model, batch size) by sending such a text, most patterns match onl
 codes, or the beginning of a message.
 """
 
-import re
 from enum import StrEnum
 from typing import Final
 
@@ -26,6 +25,7 @@ from embedroute.errors import (
     UpstreamUnavailable,
 )
 from embedroute.upstream_errors.body import ErrorBody
+from embedroute.upstream_errors.lazy_pattern import LazyPattern
 
 INVALID: Final = frozenset({400, 413, 422})
 FORBIDDEN: Final = frozenset({403})
@@ -48,7 +48,7 @@ class ErrorPattern(msgspec.Struct, frozen=True):
     means: type[UpstreamError]
     statuses: frozenset[int]
     where: MatchScope
-    words: re.Pattern[str]
+    words: LazyPattern
 
     def search(self, body: ErrorBody) -> str | None:
         """Return the part of a code or message that matches, or None."""
@@ -61,20 +61,21 @@ class ErrorPattern(msgspec.Struct, frozen=True):
         return next((match[0] for match in matches if match), None)
 
 
-def _any(*patterns: str) -> re.Pattern[str]:
-    return re.compile("|".join(patterns), re.IGNORECASE)
+def _any(*patterns: str) -> LazyPattern:
+    return LazyPattern("|".join(patterns))
 
 
 _KEY: Final = (
     r"(api|access|auth|authentication|subscription|security)[ _-]?(key|token)|credentials?"
 )
 
-_PREFIX: Final = re.compile(
+_PREFIX: Final = LazyPattern(
     r"\A\s*(?:(?:\[(?:RID|request id)\b[^\]]{0,80}\]"  # Jina, Triton
     r"|<\d{3}>|InternalError\.Algo\.\w{1,40}:|InvalidParameter:|Value error,"  # DashScope
     r"|HTTP \d{3}:|\d{3} Bad Request:|(?:Input v|V)alidation error:(?: '[^']{1,80}')?"
     r"|(?:litellm\.)?\w{1,40}(?:Error|Exception):?(?: \w{1,40}Exception -)?"
-    r"|Error:|\*|Malformed input request:|invalid request:|Sorry,)\s*){0,6}"
+    r"|Error:|\*|Malformed input request:|invalid request:|Sorry,)\s*){0,6}",
+    0,
 )
 """What may precede a message of the upstream's own: request ids, statuses, names of exceptions."""
 

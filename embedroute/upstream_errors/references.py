@@ -11,6 +11,7 @@ from itertools import islice, pairwise
 from typing import Final, NamedTuple, cast
 
 from embedroute.upstream_errors.body import ErrorBody
+from embedroute.upstream_errors.lazy_pattern import LazyPattern
 
 _INPUTS: Final = (
     "inputs?|texts?|documents?|sentences?|instances?|requests?|contents?|images?|strings?|items?"
@@ -40,7 +41,7 @@ _INDEX_FORMS: Final = (
 )
 """Form of a reference to an input → what is left if the index is removed."""
 
-_INDEX: Final = [(re.compile(form, re.IGNORECASE), left) for form, left in _INDEX_FORMS]
+_INDEX: Final = [(LazyPattern(form), left) for form, left in _INDEX_FORMS]
 
 _VERB: Final = (
     " (?:is|are|was|were|has|have|had|does|did|contains?|exceeds?|can|cannot|could|may|must|should"
@@ -67,7 +68,7 @@ _ORDINAL_FORMS: Final = (
 )
 """Form of a number of an input that may count from 0 or from 1 → what is left without it."""
 
-_ORDINALS: Final = [(re.compile(form, re.IGNORECASE), left) for form, left in _ORDINAL_FORMS]
+_ORDINALS: Final = [(LazyPattern(form), left) for form, left in _ORDINAL_FORMS]
 
 MOST_REFERENCES: Final = 8
 """Maximum references to inputs that are read; each is compared with all inputs."""
@@ -113,30 +114,28 @@ _BOUNDS: Final = (
 )
 
 
-def _field_forms() -> Iterator[re.Pattern[str]]:
+def _field_forms() -> Iterator[str]:
     for name in (_QUOTED % "|".join(FIELDS), _BARE % _DISTINCTIVE):
-        for form in (_BAD + name, name + _IS_BAD, _REFUSES + name):
-            yield re.compile(form, re.IGNORECASE)
+        yield from (_BAD + name, name + _IS_BAD, _REFUSES + name)
     other = "|".join(field for field in FIELDS if field.rstrip("s?") not in INPUT_FIELDS)
-    yield re.compile(_QUOTED % other + _BOUNDS, re.IGNORECASE)
-    yield re.compile(_BARE % _DISTINCTIVE + _BOUNDS, re.IGNORECASE)
+    yield _QUOTED % other + _BOUNDS
+    yield _BARE % _DISTINCTIVE + _BOUNDS
     # OpenAI's older form: Unrecognized request argument supplied: user
-    yield re.compile(rf"\bargument supplied: (?P<field>{'|'.join(FIELDS)})\b", re.IGNORECASE)
-    yield re.compile(r"'extra_forbidden', 'loc': \('body', '(?P<field>\w{1,64})'")  # Pydantic
-    yield re.compile(r"extraneous key \[(?P<field>\w{1,64})\] is not permitted")  # Bedrock
+    yield rf"\bargument supplied: (?P<field>{'|'.join(FIELDS)})\b"
+    yield r"'extra_forbidden', 'loc': \('body', '(?P<field>\w{1,64})'"  # Pydantic
+    yield r"extraneous key \[(?P<field>\w{1,64})\] is not permitted"  # Bedrock
     # Ollama: invalid input type; LM Studio: 'input' field must be a string
-    yield re.compile(r"\binvalid (?P<field>input) type\b", re.IGNORECASE)
-    yield re.compile(
+    yield r"\binvalid (?P<field>input) type\b"
+    yield (
         r"""[`'"]?\b(?P<field>inputs?|texts?)[`'"]?(?: field)? must be (?:an? )?"""
-        r"(?:strings?|array|list)\b(?! of at most)",
-        re.IGNORECASE,
+        r"(?:strings?|array|list)\b(?! of at most)"
     )
 
 
-_FIELD: Final = tuple(_field_forms())
-_MATRYOSHKA: Final = re.compile(r"does not support matryoshka representation", re.IGNORECASE)
-_KNOWN_FIELD: Final = re.compile("|".join(FIELDS))
-_INPUT_NAME: Final = re.compile(_INPUTS)
+_FIELD: Final = tuple(map(LazyPattern, _field_forms()))
+_MATRYOSHKA: Final = LazyPattern(r"does not support matryoshka representation")
+_KNOWN_FIELD: Final = LazyPattern("|".join(FIELDS), 0)
+_INPUT_NAME: Final = LazyPattern(_INPUTS, 0)
 
 
 class FieldMatch(NamedTuple):
@@ -250,7 +249,7 @@ def remove_ordinals(message: str, count: int, is_quote: Callable[[str], bool]) -
 
 
 def _remove(
-    forms: Sequence[tuple[re.Pattern[str], str]],
+    forms: Sequence[tuple[LazyPattern, str]],
     message: str,
     count: int,
     is_quote: Callable[[str], bool],

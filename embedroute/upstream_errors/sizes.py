@@ -13,6 +13,7 @@ import msgspec
 
 from embedroute.errors import Measure
 from embedroute.inputs import Input, TextPart, estimate_size
+from embedroute.upstream_errors.lazy_pattern import LazyPattern
 
 STATUSES: Final = frozenset({400, 413, 422, 429, 500})
 """Statuses of refusals whose numbers are read."""
@@ -22,7 +23,7 @@ MOST_SEARCHED: Final = 2_000
 MOST_NUMBERS: Final = 16
 """Maximum number of integers that are compared."""
 
-_NUMBER: Final = re.compile(
+_NUMBER: Final = LazyPattern(
     r"(?<![\w.,/:@#$%&=+-])[*(\[]{0,3}"
     r"(?P<number>[1-9]\d{0,2}(?:[,.'_\u2019\u00a0\u202f]\d{3}){1,3}|\d{1,12})"
     r"(?:(?=(?:tokens?|chars?|characters?|bytes?|inputs?|texts?|items?)\b)"
@@ -35,22 +36,18 @@ _POSITION: Final = re.compile(r"\b(\d{1,6}) of (\d{1,6})\b")
 """The number of an input, as in "text 3 of 10 is empty"."""
 _FRACTION: Final = re.compile(r"(?<![\w./-])(\d{2,9}) ?/ ?(\d{2,9})(?![\w/-]|\.\d)", re.ASCII)
 """A size and its limit, as in "548/512 tokens"."""
-_RANGE: Final = re.compile(
+_RANGE: Final = LazyPattern(
     r"[\[(]\s*(\d{1,6})\s*,\s*(\d{1,12})\s*[\])]"
     r"|\b(?:between|from) (\d{1,6}) (?:and|to) (\d{1,12})\b"
     r"|(?:\brange:? |范围\D{0,3})(\d{1,6}) ?[-\u2013~\uff5e] ?(\d{1,12})(?!\d)"
-    r"|(\d{1,6}) ?(?:<=?|\u2264) ?[a-z_ ]{1,30}(?:<=?|\u2264) ?(\d{1,12})(?!\d)",
-    re.IGNORECASE,
+    r"|(\d{1,6}) ?(?:<=?|\u2264) ?[a-z_ ]{1,30}(?:<=?|\u2264) ?(\d{1,12})(?!\d)"
 )
-_LENGTH: Final = re.compile(
+_LENGTH: Final = LazyPattern(
     r"\b(length|size|tokens?|characters?|inputs?|texts?)\b"
-    "|长度|字符|字数|长さ|文字数|トークン|길이|토큰",
-    re.IGNORECASE,
+    "|长度|字符|字数|长さ|文字数|トークン|길이|토큰"
 )
 """Words for the length of an input; one of them is up to 60 characters before a range, or in it."""
-_REQUESTED: Final = re.compile(
-    r"Limit:? (\d{1,15})\b.{0,80}?Requested:? (\d{1,15})\b", re.IGNORECASE
-)
+_REQUESTED: Final = LazyPattern(r"Limit:? (\d{1,15})\b.{0,80}?Requested:? (\d{1,15})\b")
 _FACTOR: Final = 2
 """How far a number may be from our estimate, as tokenizers differ and APIs add prefixes."""
 _SMALLEST_LIMIT: Final = 32
