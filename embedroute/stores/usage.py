@@ -170,6 +170,7 @@ class MemoryUsage:
         """Start without usage."""
         self._lock = threading.Lock()  # several event loops may share a gateway
         self._sums: dict[UsageGroup, UsageSums] = {}
+        self._latest_day = ""
 
     def add(self, rows: Sequence[UsageRow], days: int) -> None:
         """Add rows, and remove the sums of days that are older than ``days``."""
@@ -182,7 +183,9 @@ class MemoryUsage:
         """Return ``group``, or that of all others if there are too many."""
         if group in self._sums:
             return group
-        self._remove_before(day_of(start_of(group.day) - days * 86_400))
+        if group.day > self._latest_day:
+            self._latest_day = group.day
+            self._remove_before(day_of(start_of(group.day) - days * 86_400))
         return group if len(self._sums) < MOST_GROUPS else group._replace(caller=OTHERS)
 
     def sum(self, since: str, caller: str | None) -> Sequence[tuple[UsageGroup, UsageSums]]:
