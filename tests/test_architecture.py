@@ -539,7 +539,7 @@ EXCEPTIONS = {
         "attacks/test_surplus_httpx2.py",
         "backends/test_json_scan.py",
         "cli/test_verify.py",
-        "protocol/test_large_body.py",
+        "protocol/test_large_request.py",
         "server/test_large_answers.py",
         "server/test_openapi.py",
         "transport/test_compressed_errors.py",

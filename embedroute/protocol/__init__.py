@@ -23,7 +23,7 @@ from embedroute.protocol.decode import (
 from embedroute.protocol.decode_errors import iter_values
 from embedroute.protocol.dialects import DIALECTS, OpenAIDialect
 from embedroute.protocol.input_kinds import Limits
-from embedroute.protocol.large_body import MOST_OTHER, SLICE, most_marks, split_members
+from embedroute.protocol.large_request import MOST_OTHER, SLICE, most_marks, split_members
 from embedroute.protocol.media import LARGEST_IMAGE, PIECE, check_media
 from embedroute.protocol.options import (
     NO_OPTIONS,

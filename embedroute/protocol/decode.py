@@ -22,7 +22,7 @@ from embedroute.protocol.input_kinds import (
     convert_inputs_in_steps,
     text_too_long,
 )
-from embedroute.protocol.large_body import (
+from embedroute.protocol.large_request import (
     make_outline,
     most_marks,
     refuse_duplicate_members,

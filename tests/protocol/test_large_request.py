@@ -22,7 +22,7 @@ from embedroute.protocol import (
     is_small,
     most_marks,
 )
-from embedroute.protocol.large_body import PIECE
+from embedroute.protocol.large_request import PIECE
 from embedroute.protocol.requests import LONGEST_NAME
 from embedroute.runtime import finished
 

@@ -1,4 +1,4 @@
-"""Decodes a large body in steps of a few milliseconds, so that the event loop stays responsive.
+"""Decodes the body of a large request in steps of a few milliseconds, without blocking the loop.
 
 A single call of the JSON decoder may block for 100 ms for 32 MiB of text, and for seconds for
 millions of empty values. So decoding has these steps:
