@@ -11,7 +11,9 @@ The package has four layers. Imports run downwards, and inside a layer along the
       server/           the ASGI side: requests in, responses out
       testing/          ScriptedBackend and check_backend, for tests of backends and hosts
       gateway.py        Gateway.embed: one request, top to bottom
+      runtime_factory.py  the resources of each event loop, and what the loops share
       bootstrap.py      from a config to the parts of a gateway
+      reload.py         what a reload of the config keeps, and what needs a restart
       config_schema.py  the JSON Schema of a config, for editors
       config_warnings.py  what is valid in a config but cannot work
     3 engine

@@ -1,18 +1,13 @@
-"""Builds the parts of a gateway from its config, and its resources for each event loop.
+"""Builds the parts of a gateway from its config, at its start and when the config is reloaded.
 
 A config is processed in two phases. Phase 1 (``embedroute.config``) reads each table to a struct.
 Phase 2 (``_resolve``) builds backends, routes and keys from the structs, and checks what depends on
 several tables. It also runs on what phase 1 could read of an invalid config, so that one error
 reports the mistakes of both phases. Mistakes that follow from those of phase 1 are left out.
-
-``RuntimeFactory.open`` registers what must be closed, such as the connections. ``PerLoop``
-(``runtime/per_loop.py``) closes it at the end of the lifespan, or else of the event loop.
 """
 
 import random
-import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
 from functools import wraps
 from importlib.util import find_spec
 from os import PathLike
@@ -23,7 +18,6 @@ import msgspec
 
 from embedroute.auth import ApiKeys, access_mistakes
 from embedroute.backend import BackendBase
-from embedroute.cache import MemoryCache, TieredCache
 from embedroute.config import (
     BreakerPolicy,
     Config,
@@ -37,41 +31,26 @@ from embedroute.config import (
     read_config,
     read_secrets,
 )
-from embedroute.errors import ConfigError, EmbedrouteError, InternalError
-from embedroute.execution import (
-    AttemptRunner,
-    BudgetedEmbed,
-    DispatchContext,
-    Dispatcher,
-    EchoedModels,
-    Embed,
-    Ledger,
-    LocalModels,
-    LoopSlots,
-    SingleFlight,
-    StoreResults,
-    Watchdog,
-    WidthRegistry,
-)
-from embedroute.limits import Limiter, RateLimiter, SharedRateLimiter, admission_mistakes
-from embedroute.log_records import InvalidConfiguration, LogLimit, write
+from embedroute.errors import ConfigError, EmbedrouteError
+from embedroute.execution import ActiveConfig, Ledger
+from embedroute.limits import admission_mistakes
 from embedroute.plugins import Namespaces, build_backends, map_known_providers
 from embedroute.protocol import Limits
+from embedroute.reload import find_fixed, keep_backends
 from embedroute.routing import (
-    CacheKey,
     CallerKeys,
     HealthRegistry,
     ModelRegistry,
-    ResolvedEndpoint,
-    RetryBudget,
+    SelectionCache,
     SelectionContext,
     build_registry,
+    keep_generations,
+    list_headers,
     resolve_key_models,
 )
-from embedroute.runtime import time_limits
-from embedroute.stores import Store, StoredKeys, StoreWorker, make_store, place_of
+from embedroute.stores import Store, make_store
 from embedroute.telemetry import Observer
-from embedroute.transport import Transport, TransportConfig, create_transport, transport_mistakes
+from embedroute.transport import Transport, TransportConfig, transport_mistakes
 
 if TYPE_CHECKING:
     import httpx2
@@ -115,8 +94,14 @@ class Options(TypedDict, total=False):
 
 
 class GatewayParts(msgspec.Struct, frozen=True, kw_only=True):
-    """The parts of a gateway that are built from its config; none of them opens anything."""
+    """The parts of a gateway that are built from its config; none of them opens anything.
 
+    ``generation`` is the number of the reload that has built them, or 0.
+    """
+
+    config: Config
+    generation: int
+    backends: Mapping[str, BackendBase]
     settings: Settings
     limits: Limits
     keys: ApiKeys
@@ -129,15 +114,18 @@ def build_parts(
     environ: Mapping[str, str],
     retries: RetryPolicy | None = None,
     breaker: BreakerPolicy | None = None,
+    previous: GatewayParts | None = None,
 ) -> GatewayParts:
     """Load the backends of a config, and merge the config with the shipped catalogue.
 
-    ``retries`` and ``breaker`` replace all policies of the config.
+    ``retries`` and ``breaker`` replace all policies of the config. ``previous`` are the parts that
+    are replaced; of them, equal backends and the generations of equal endpoints are kept.
 
     Raises:
-        ConfigError: the config has mistakes; one line for each, with its place.
+        ConfigError: the config has mistakes, or changes that need a restart; one line for each,
+            with its place.
     """
-    return _resolve(read_secrets(config, environ), environ, retries, breaker)
+    return _resolve(read_secrets(config, environ), environ, retries, breaker, previous)
 
 
 def _resolve(
@@ -145,6 +133,7 @@ def _resolve(
     environ: Mapping[str, str],
     retries: RetryPolicy | None = None,
     breaker: BreakerPolicy | None = None,
+    previous: GatewayParts | None = None,
 ) -> GatewayParts:
     """Phase 2: build the parts of a gateway from the structs of a config.
 
@@ -153,9 +142,52 @@ def _resolve(
     """
     config = draft.config
     settings = config.gateway
+    built = _build_models(config, environ, retries, breaker, previous)
+    store, store_mistakes = _make_store(config)
+    mistakes = draft.report(
+        [
+            *store_mistakes,
+            *(find_fixed(previous.config, config) if previous else ()),
+            *access_mistakes(config),
+            *admission_mistakes(config),
+            *transport_mistakes(settings.transport, make_transport_config(settings, environ)),
+            *built.mistakes,
+        ]
+    )
+    if mistakes:
+        raise ConfigError(mistakes)
+    return GatewayParts(
+        config=config,
+        generation=built.generation,
+        backends=built.backends,
+        settings=settings,
+        limits=_make_limits(config, built.namespaces),
+        keys=ApiKeys(resolve_key_models(config, built.models)),
+        models=built.models,
+        store=store,
+    )
+
+
+class _BuiltModels(msgspec.Struct, frozen=True, kw_only=True):
+    generation: int
+    backends: Mapping[str, BackendBase]
+    namespaces: Namespaces
+    models: ModelRegistry
+    mistakes: Sequence[str]
+
+
+def _build_models(
+    config: Config,
+    environ: Mapping[str, str],
+    retries: RetryPolicy | None,
+    breaker: BreakerPolicy | None,
+    previous: GatewayParts | None,
+) -> _BuiltModels:
     known = known_providers()
     bases = map_known_providers(config, known)
     backends, backend_mistakes = build_backends(config, known, bases, environ)
+    if previous is not None:
+        backends = keep_backends(config, previous.backends, backends)
     namespaces, namespace_mistakes = _find_namespaces(backends)
     models, registry_mistakes = build_registry(
         config,
@@ -167,26 +199,16 @@ def _resolve(
         retries=retries,
         breaker=breaker,
     )
-    store, store_mistakes = _make_store(config)
-    mistakes = draft.report(
-        [
-            *store_mistakes,
-            *access_mistakes(config),
-            *admission_mistakes(config),
-            *transport_mistakes(settings.transport, make_transport_config(settings, environ)),
-            *backend_mistakes,
-            *namespace_mistakes,
-            *registry_mistakes,
-        ]
-    )
-    if mistakes:
-        raise ConfigError(mistakes)
-    return GatewayParts(
-        settings=settings,
-        limits=_make_limits(config, namespaces),
-        keys=ApiKeys(resolve_key_models(config, models)),
+    generation = 0
+    if previous is not None:
+        generation = previous.generation + 1
+        models = keep_generations(previous.models, models, generation)
+    return _BuiltModels(
+        generation=generation,
+        backends=backends,
+        namespaces=namespaces,
         models=models,
-        store=store,
+        mistakes=[*backend_mistakes, *namespace_mistakes, *registry_mistakes],
     )
 
 
@@ -209,67 +231,40 @@ def _make_store(config: Config) -> tuple[Store | None, Sequence[str]]:
         return None, [Mistake(each, ("store", "url")) for each in error.mistakes]
 
 
-Claim = Callable[[Mapping[CacheKey, int], str], None]
-"""Adds owners to cached vectors of a model."""
+def make_active_config(
+    parts: GatewayParts,
+    healths: HealthRegistry,
+    caller_keys: CallerKeys,
+    ledger: Ledger,
+    clock: Callable[[], float],
+) -> ActiveConfig:
+    """Return what requests read of ``parts``, with what all configs of a gateway share."""
 
+    def make_context() -> SelectionContext:
+        return SelectionContext(
+            caller_keys=caller_keys,
+            only=parts.settings.only,
+            ignore=parts.settings.ignore,
+            known_names=parts.models.known_names,
+            health=healths.get,
+            now=clock(),
+            random=random.random,
+        )
 
-class Sharing(msgspec.Struct, frozen=True, kw_only=True):
-    """What the event loops of a gateway share, and with a store other processes too.
-
-    ``cache`` is the cache with the store behind it, if the store is used for vectors. ``limiter``
-    keeps the rate limits. ``stored_keys`` are those that were made at run time. ``store_results``
-    stores vectors wherever they are cached; None if they are not. ``ledger`` records
-    what requests use, if the config says so.
-    """
-
-    store: StoreWorker | None
-    cache: TieredCache | None
-    limiter: Limiter
-    stored_keys: StoredKeys | None
-    budgets: BudgetedEmbed | None
-    store_results: StoreResults | None
-    ledger: Ledger | None
-    claim: Claim
-
-
-def share(
-    store: Store | None, memory: MemoryCache, config: Config, clock: Callable[[], float]
-) -> Sharing:
-    """Choose what keeps vectors, budgets and usage. Nothing connects before it is used."""
-    worker = None
-    if store is not None and config.store.url is not None:
-        place = place_of(config.store.url.reveal())
-        worker = StoreWorker(store, place, config.store.timeout)
-    stored_keys = None
-    if worker is not None and config.gateway.auth == "keys":
-        stored_keys = StoredKeys(worker, clock)
-    tiered = None
-    if worker is not None and config.store.cache:
-        tiered = TieredCache(memory, worker, config.cache.ttl, clock)
-    cache = tiered or memory
-    return Sharing(
-        store=worker,
-        cache=tiered,
-        limiter=_make_limiter(config, worker, clock),
-        stored_keys=stored_keys,
-        budgets=BudgetedEmbed.for_config(config, worker, stored_keys),
-        store_results=cache.store if tiered or memory.limit else None,
-        ledger=Ledger(worker, config.store.usage_days) if config.gateway.usage else None,
-        claim=cache.claim,
+    selections = SelectionCache(
+        parts.models,
+        make_context,
+        shared_cache=parts.config.cache.shared,
+        debug=parts.settings.debug,
     )
-
-
-def _make_limiter(
-    config: Config, worker: StoreWorker | None, clock: Callable[[], float]
-) -> Limiter:
-    """Make what keeps the limits of a config; those of keys come with their callers."""
-    limits = {name: model.limits for name, model in config.models.items()}
-    models = {name: each for name, each in limits.items() if each is not None}
-    if worker is None:
-        return RateLimiter(config.gateway.limits, models, clock)
-    fail_open = config.limits.on_store_failure != "closed"
-    return SharedRateLimiter(
-        config.gateway.limits, models, worker, fail_open=fail_open, clock=clock
+    return ActiveConfig(
+        settings=parts.settings,
+        limits=parts.limits,
+        keys=parts.keys,
+        models=parts.models,
+        selections=selections,
+        caller_key_headers=list_headers(parts.models),
+        ledger=ledger if parts.settings.usage else None,
     )
 
 
@@ -284,26 +279,6 @@ def make_transport_config(settings: Settings, environ: Mapping[str, str]) -> Tra
         http2=settings.http2,
         dns_ttl=settings.dns_ttl,
     )
-
-
-def make_selection_context(
-    parts: GatewayParts, healths: HealthRegistry, clock: Callable[[], float]
-) -> Callable[[], SelectionContext]:
-    """Return a function that creates the selection context of the current moment."""
-    caller_keys = CallerKeys()
-
-    def make_context() -> SelectionContext:
-        return SelectionContext(
-            caller_keys=caller_keys,
-            only=parts.settings.only,
-            ignore=parts.settings.ignore,
-            known_names=parts.models.known_names,
-            health=healths.get,
-            now=clock(),
-            random=random.random,
-        )
-
-    return make_context
 
 
 def config_from_file(path: str | PathLike[str] | None, environ: Mapping[str, str]) -> Config:
@@ -345,102 +320,3 @@ def config_from_environment(environ: Mapping[str, str]) -> Config:
         ConfigError: ``EMBEDROUTE_AUTH`` is missing or invalid.
     """
     return environment_config(environ, local=find_spec("wordllama") is not None)
-
-
-class LoopRuntime(msgspec.Struct, frozen=True):
-    """The resources of one event loop: its dispatcher's ``embed``, and its single-flight group."""
-
-    embed: Embed
-    singleflight: SingleFlight[Sequence[ResolvedEndpoint], DispatchContext]
-
-
-class RuntimeFactory:
-    """Opens the resources of each event loop.
-
-    All loops share the loaded models, health, widths, the names in upstreams' answers, the
-    watchdog, the limit of log lines and the retry budget. ``slots`` are those of the open loops.
-    """
-
-    def __init__(
-        self,
-        settings: Settings,
-        client: "httpx2.AsyncClient | None",
-        healths: HealthRegistry,
-        environ: Mapping[str, str],
-        make_transport: Callable[[], Transport] | None = None,
-        clock: Callable[[], float] = time.monotonic,
-        observers: Sequence[Observer] = (),
-        sharing: Sharing | None = None,
-    ) -> None:
-        """Create a factory. ``make_transport`` replaces the transport of the config.
-
-        Raises:
-            ConfigError: the configured transport cannot use ``client``.
-        """
-        self._make_transport = make_transport or self._open_transport
-        connect = make_transport_config(settings, environ)
-        if mistakes := transport_mistakes(settings.transport, connect, client):
-            raise ConfigError(mistakes)
-        self._settings = settings
-        self._connect = connect
-        self._client = client
-        self._healths = healths
-        self._local = LocalModels(settings.local_threads)
-        self._widths = WidthRegistry()
-        self._models = EchoedModels()
-        self._watchdog = Watchdog()
-        self._log_limit = LogLimit()
-        self._budget = RetryBudget()
-        self._clock = clock
-        self._observers = observers
-        self.slots: list[LoopSlots] = []
-        self._store = sharing.store if sharing else None
-        self._budgets = sharing.budgets if sharing else None
-
-    def open(self, stack: AsyncExitStack) -> LoopRuntime:
-        """Create this loop's transport and dispatcher; closing ``stack`` closes them.
-
-        Raises:
-            InternalError: the configured transport does not support this kind of event loop.
-        """
-        if self._store is not None:
-            self._store.add_user()
-            stack.push_async_callback(self._store.remove_user)
-        transport = self._make_transport()
-        stack.push_async_callback(transport.aclose)
-        attempts = AttemptRunner(
-            transport=transport,
-            local=self._local,
-            widths=self._widths,
-            models=self._models,
-            watchdog=self._watchdog,
-            log_limit=self._log_limit,
-            clock=self._clock,
-            observers=self._observers,
-        )
-        self.slots.append(attempts.slots)
-        stack.callback(self.slots.remove, attempts.slots)
-        dispatcher = Dispatcher(
-            attempts=attempts,
-            healths=self._healths,
-            budget=self._budget,
-            rate_limit_wait=self._settings.rate_limit_wait,
-            clock=self._clock,
-            random=random.random,
-        )
-        embed = self._budgets.wrap(dispatcher.embed) if self._budgets else dispatcher.embed
-        return LoopRuntime(embed, SingleFlight(attempts.expect))
-
-    def _open_transport(self) -> Transport:
-        try:
-            return create_transport(
-                self._settings.transport,
-                self._connect,
-                self._client,
-                on_asyncio=time_limits.on_asyncio(),
-            )
-        except ConfigError as error:
-            write(InvalidConfiguration(reason=error.message), exception=error)
-            raise InternalError(
-                "The gateway cannot run on this event loop; see the server log."
-            ) from error

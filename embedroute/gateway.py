@@ -7,8 +7,9 @@ module-level state: a ``Gateway`` holds everything.
 """
 
 import os
+import threading
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Literal, Self, Unpack
@@ -16,17 +17,15 @@ from typing import TYPE_CHECKING, Literal, Self, Unpack
 import anyio
 import msgspec
 
-from embedroute.auth import ANYONE, ApiKeys, Caller
+from embedroute.auth import ANYONE, Caller
 from embedroute.backend import Dtype, Truncate
 from embedroute.bootstrap import (
-    LoopRuntime,
+    GatewayParts,
     Options,
-    RuntimeFactory,
     build_parts,
     config_from_environment,
     config_from_file,
-    make_selection_context,
-    share,
+    make_active_config,
     without_frames,
 )
 from embedroute.cache import (
@@ -38,12 +37,10 @@ from embedroute.cache import (
     MemoryCache,
     TieredCache,
     look_up,
-    look_up_in_steps,
 )
 from embedroute.config import BreakerPolicy, Config, RetryPolicy, Settings
 from embedroute.errors import (
     ConfigError,
-    DeadlineExceeded,
     EmbedrouteError,
     InputFailed,
     NotCached,
@@ -51,45 +48,44 @@ from embedroute.errors import (
     UpstreamRejectedInput,
 )
 from embedroute.execution import (
+    ActiveConfig,
     DispatchContext,
     Lead,
-    Ledger,
     RequestContext,
     Results,
     embed_parts,
+    look_up_in_tiers,
+    make_deadline_error,
     missing_keys,
+    quantize,
     read_endpoint_states,
 )
-from embedroute.exhaustion import late_loop_error
-from embedroute.inputs import Input, Kind, estimate_sizes, list_modalities
-from embedroute.limits import ByteBudget, Limiter
+from embedroute.inputs import Input, Kind, estimate_sizes
+from embedroute.limits import ByteBudget, Limiter, request_limits, response_limits
 from embedroute.log_records import LogLimit
 from embedroute.protocol import (
     EmbeddingRequest,
     Embeddings,
     InputValue,
-    Limits,
-    fold_parts_in_steps,
     make_request,
 )
 from embedroute.routing import (
     PROBING,
     CacheKey,
+    CallerKeys,
     HealthRegistry,
     ModelRegistry,
     Plan,
     PreparedSelection,
     ResolvedEndpoint,
     Route,
-    SelectionCache,
-    accepts_parts,
     assemble,
-    list_headers,
+    fold_text_parts,
     make_plan,
-    make_plan_in_steps,
     sum_modalities,
 )
 from embedroute.runtime import PerLoop, fairness, is_loop_running, tasks
+from embedroute.runtime_factory import LoopRuntime, RuntimeFactory, share
 from embedroute.stores import StoredKeys, StoreError, StoreWorker
 from embedroute.telemetry import (
     GatewayState,
@@ -101,7 +97,6 @@ from embedroute.telemetry import (
 from embedroute.trace import RequestTrace, new_request_id
 from embedroute.transport import Transport
 from embedroute.upstream_errors import compile_patterns
-from embedroute.vectors import quantize_rows
 
 if TYPE_CHECKING:
     import httpx2
@@ -147,31 +142,23 @@ class Gateway:
             ConfigError: the config has mistakes, one line each.
         """
         variables = os.environ if environ is None else environ
-        parts = build_parts(config, variables, retries, breaker)
+        self._overrides = variables, retries, breaker
+        parts = build_parts(config, *self._overrides)
         self.clock = clock
         self.observers: list[Observer] = list(observers)
-        self.settings: Settings = parts.settings
-        self.limits: Limits = parts.limits
-        self.keys: ApiKeys = parts.keys
-        self.bodies: ByteBudget = ByteBudget.for_requests(self.settings)
-        self.responses: ByteBudget = ByteBudget.for_responses(self.settings)
-        self.models: ModelRegistry = parts.models
-        self.caller_key_headers: Sequence[str] = list_headers(parts.models)
+        self.bodies: ByteBudget = ByteBudget.for_requests(parts.settings)
+        self.responses: ByteBudget = ByteBudget.for_responses(parts.settings)
+        self._caller_keys = CallerKeys()
         self.healths: HealthRegistry = HealthRegistry()
         self.log_limit: LogLimit = LogLimit()
         self.cache: MemoryCache = MemoryCache(config.cache.bytes, config.cache.ttl, clock)
         self._sharing = share(parts.store, self.cache, config, clock)
         self.store: StoreWorker | None = self._sharing.store
-        self.ledger: Ledger | None = self._sharing.ledger
         self.shared_cache: TieredCache | None = self._sharing.cache
         self.rate_limits: Limiter = self._sharing.limiter
         self.stored_keys: StoredKeys | None = self._sharing.stored_keys
-        self.selections: SelectionCache = SelectionCache(
-            self.models,
-            make_selection_context(parts, self.healths, clock),
-            shared_cache=config.cache.shared,
-            debug=self.settings.debug,
-        )
+        self._reloading = threading.Lock()
+        self._use(parts)
         self.in_flight = 0
         self._factory = RuntimeFactory(
             self.settings,
@@ -186,6 +173,54 @@ class Gateway:
         self.runtime: PerLoop[LoopRuntime] = PerLoop("embedroute", self._factory.open)
         self.store_checks: dict[str, Check] = {"store": self.store.connect} if self.store else {}
         self.metrics: Metrics | None = self._add_observers(metrics_registry)
+
+    def _use(self, parts: GatewayParts) -> None:
+        """Let new requests use ``parts``: one assignment changes all that they read of a config."""
+        self._parts = parts
+        self.active: ActiveConfig = make_active_config(
+            parts, self.healths, self._caller_keys, self._sharing.ledger, self.clock
+        )
+
+    @property
+    def settings(self) -> Settings:
+        """The table ``[gateway]`` of the present config."""
+        return self.active.settings
+
+    @property
+    def models(self) -> ModelRegistry:
+        """The models of the present config."""
+        return self.active.models
+
+    async def reload(self, config: Config) -> None:
+        """Use another config for new requests. Requests in progress end with the one before.
+
+        Connections, the cache, and what was learned of endpoints that are the same are kept, and
+        what callers have used of limits and budgets. Secrets ``file:PATH`` are read again::
+
+            await gateway.reload(Config(...))
+
+        Raises:
+            ConfigError: the config has mistakes, or changes that need a restart. Nothing has
+                changed then.
+        """
+        await fairness.run_in_worker(partial(self.reload_in_thread, config))
+
+    @without_frames
+    def reload_in_thread(self, config: Config) -> None:
+        """Do what ``reload`` does, in a thread: building a large config takes some time.
+
+        Raises:
+            ConfigError: as ``reload``.
+        """
+        with self._reloading:
+            parts = build_parts(config, *self._overrides, previous=self._parts)
+            self._use(parts)
+            self._sharing.change(config)
+            self._factory.change(parts.settings, parts.backends.values())
+            self.bodies.change(*request_limits(parts.settings))
+            self.responses.change(*response_limits(parts.settings))
+            if self.metrics is not None:
+                self.metrics.change_models(parts.models.routes)
 
     def _add_observers(self, registry: "CollectorRegistry | None") -> Metrics | None:
         """Add the observers of the config; return the metrics if they are served or registered."""
@@ -268,7 +303,7 @@ class Gateway:
                 "embedding_options": embedding_options,
                 "debug": debug,
             }
-            request = make_request(fields, self.limits)
+            request = make_request(fields, self.active.limits)
         return await self._embed_in_process(request, caller, trace, cache_policy)
 
     def embed_sync(
@@ -342,7 +377,7 @@ class Gateway:
         trace = trace or RequestTrace(new_request_id())
         trace.caller = caller.name
         trace.model = request.model
-        if self.observers or self.ledger is not None:
+        if self.observers or self.active.ledger is not None:
             return await self._embed_observed(request, caller, trace, cache_policy)
         return await self._embed_within_deadline(request, caller, trace, cache_policy)
 
@@ -374,8 +409,9 @@ class Gateway:
         self, trace: RequestTrace, *, dialect: str, status: int, code: str | None, seconds: float
     ) -> None:
         """Report a request that ends now, after ``seconds``, to the observers and the ledger."""
-        if self.ledger is not None:
-            self.ledger.add(trace, status, seconds)
+        ledger = self.active.ledger
+        if ledger is not None:
+            ledger.add(trace, status, seconds)
         if self.observers:
             report_request(
                 self.observers,
@@ -394,14 +430,17 @@ class Gateway:
         trace: RequestTrace,
         cache_policy: CachePolicy,
     ) -> Embeddings:
-        make_error = partial(self.make_deadline_error, trace)
-        async with tasks.watch(self.settings.deadline, make_error) as watch:
+        active = self.active
+        seconds = active.settings.deadline
+        make_error = partial(make_deadline_error, seconds, trace)
+        async with tasks.watch(seconds, make_error) as watch:
             context = RequestContext(
+                active=active,
                 request=request,
                 caller=caller,
                 trace=trace,
                 cache_policy=cache_policy,
-                deadline=self.clock() + self.settings.deadline,
+                deadline=self.clock() + seconds,
                 watch=watch,
             )
             return await self.run(context)
@@ -411,19 +450,6 @@ class Gateway:
         routes = self.models.routes.values()
         states = read_endpoint_states(routes, self.healths, self._factory.slots, self.clock())
         return GatewayState(in_flight=self.in_flight, endpoints=states)
-
-    def make_deadline_error(self, trace: RequestTrace, lag: float) -> EmbedrouteError:
-        """Make the error of a request that is not done within its deadline.
-
-        ``trace`` names the provider that has timed out, if any. ``lag`` is the seconds by which the
-        event loop was late, or 0.
-        """
-        if lag:
-            return late_loop_error(lag)
-        message = f"No response within the deadline of {self.settings.deadline:g} s"
-        if trace.timed_out:
-            message += f": the provider {trace.timed_out} timed out"
-        return DeadlineExceeded(f"{message}.")
 
     def run(
         self, context: RequestContext, *, folded: bool = False, admitted: bool = False
@@ -443,7 +469,8 @@ class Gateway:
         limits = context.caller.limits
         if (limits is not None or self.rate_limits.is_used) and not admitted:
             return self._run_within_limits(context)
-        prepared = self.selections.prepare(context.request, context.caller, context.trace)
+        selections = context.active.selections
+        prepared = selections.prepare(context.request, context.caller, context.trace)
         context.trace.public_model = prepared.route.public_name
         if prepared.fallback is not None:
             return self._embed_with_fallback(prepared, prepared.fallback, context)
@@ -452,8 +479,9 @@ class Gateway:
         return self._embed_prepared(prepared, context)
 
     async def _fold_and_run(self, context: RequestContext) -> Embeddings:
-        route = self.selections.resolve(context.request, context.caller)
-        folding = self.fold_parts(context.request, route)
+        active = context.active
+        route = active.selections.resolve(context.request, context.caller)
+        folding = fold_text_parts(context.request, route, active.limits)
         large = context.request.large
         request = await fairness.step_by_step(folding) if large else fairness.finished(folding)
         context = msgspec.structs.replace(context, request=request)
@@ -462,7 +490,7 @@ class Gateway:
     async def _run_within_limits(self, context: RequestContext) -> Embeddings:
         """Embed a request that is counted in the limits of its caller, model and gateway."""
         caller, request, trace = context.caller, context.request, context.trace
-        model = self.selections.resolve(request, caller).public_name
+        model = context.active.selections.resolve(request, caller).public_name
         tokens = sum(estimate_sizes(request.inputs))
         limits = self.rate_limits
         admission = await limits.admit(caller.name, caller.limits, model, tokens)
@@ -479,7 +507,8 @@ class Gateway:
         An error of the request or of its input is raised at once. Of the deadline, 1/(n + 1) is
         reserved for the fallback model, where n is the number of endpoints of the first.
         """
-        share = self.settings.deadline / (len(prepared.route.candidates) + 1)
+        active = context.active
+        share = active.settings.deadline / (len(prepared.route.candidates) + 1)
         first = msgspec.structs.replace(context, deadline=context.deadline - share)
         try:
             return await self._embed_adapted(prepared, first)
@@ -488,7 +517,7 @@ class Gateway:
             if is_final and not isinstance(error, InputFailed):
                 raise
             try:
-                other = self.selections.prepare_route(
+                other = active.selections.prepare_route(
                     fallback, context.request, context.caller, context.trace
                 )
                 context.trace.public_model = fallback.public_name
@@ -506,7 +535,7 @@ class Gateway:
         if trace.events is not None:
             prepared.selection.write_to_trace(trace, context.request.user)
         if context.request.large or self.shared_cache is not None:
-            plan, cached = await self._look_up_large_or_shared(context, prepared)
+            plan, cached = await look_up_in_tiers(context, prepared, self.cache, self.shared_cache)
         else:
             plan = make_plan(context.request.inputs, prepared.key_prefix)
             may_hit = policy.read and self.cache.size
@@ -574,10 +603,7 @@ class Gateway:
         dtype = prepared.selection.quantized
         if dtype is None:
             return embeddings
-        bounds = prepared.route.model.quantize_range
-        work = partial(quantize_rows, embeddings.rows, dtype, bounds=bounds)
-        rows = await fairness.run_in_worker(work) if embeddings.large else work()
-        return msgspec.structs.replace(embeddings, rows=rows)
+        return await quantize(embeddings, dtype, prepared.route.model.quantize_range)
 
     def _embed_parts(
         self, prepared: PreparedSelection, context: RequestContext, request: EmbeddingRequest
@@ -605,48 +631,6 @@ class Gateway:
             self._sharing.claim(claims, prepared.route.public_name)
         return shared
 
-    async def _look_up_large_or_shared(
-        self, context: RequestContext, prepared: PreparedSelection
-    ) -> tuple[Plan, Found]:
-        """Plan a request and look it up, also in the store.
-
-        For a large request it does so in steps between which the event loop runs.
-        """
-        inputs = context.request.inputs
-        large = context.request.large
-        reads = context.cache_policy.read
-        if large:
-            plan = await fairness.step_by_step(make_plan_in_steps(inputs, prepared.key_prefix))
-        else:
-            plan = make_plan(inputs, prepared.key_prefix)
-        found = NOTHING
-        if reads and large:
-            looking = look_up_in_steps(self.cache, plan.work, prepared)
-            found = await fairness.step_by_step(looking)
-        elif reads and self.cache.size:
-            found = look_up(self.cache, plan.work, prepared)
-        if reads and self.shared_cache is not None and len(found.vectors) < len(plan.work):
-            found = await self.shared_cache.look_up(found, plan.work, prepared, large=large)
-        return plan, found
-
-    def fold_parts(
-        self, request: EmbeddingRequest, route: Route
-    ) -> Generator[None, None, EmbeddingRequest]:
-        """Make texts of content parts that are only texts, if no API of the route takes parts.
-
-        Raises:
-            InvalidRequest: a joined text is too long.
-        """
-        if request.kind is not Kind.PARTS or "image" in list_modalities(request.inputs):
-            return request
-        if any(accepts_parts(candidate.accepts) for candidate in route.candidates):
-            return request
-        return (yield from fold_parts_in_steps(request, self.limits))
-
-    def may_debug(self, caller: Caller) -> bool:
-        """Return whether a caller may see traces and upstream bodies."""
-        return caller.may_debug(otherwise=self.settings.debug)
-
     async def embed_at(
         self, candidate: ResolvedEndpoint, input: Sequence[str], *, model: str
     ) -> Embeddings:
@@ -657,17 +641,19 @@ class Gateway:
         Raises:
             EmbedrouteError: the endpoint does not respond with valid vectors.
         """
-        request = make_request({"input": input, "model": model}, self.limits)
+        active = self.active
+        request = make_request({"input": input, "model": model}, active.limits)
         request = msgspec.structs.replace(request, preferences=PROBING)
-        route = msgspec.structs.replace(self.models.resolve(model), candidates=[candidate])
+        route = msgspec.structs.replace(active.models.resolve(model), candidates=[candidate])
         context = RequestContext(
+            active=active,
             request=request,
             caller=ANYONE,
             trace=RequestTrace(new_request_id()),
             cache_policy=NO_CACHE,
-            deadline=self.clock() + self.settings.deadline,
+            deadline=self.clock() + active.settings.deadline,
         )
-        prepared = self.selections.prepare_route(route, request, ANYONE, context.trace)
+        prepared = active.selections.prepare_route(route, request, ANYONE, context.trace)
         context.trace.public_model = route.public_name
         return await self._embed_prepared(prepared, context)
 

@@ -219,6 +219,24 @@ class InvalidConfiguration(Record, frozen=True, kw_only=True):
     reason: str
 
 
+class ConfigReloaded(Record, frozen=True, kw_only=True):
+    """New requests use the config that was read again."""
+
+    logger = GENERAL
+    level = logging.INFO
+    event = "config reloaded"
+
+
+class ReloadRejected(Record, frozen=True, kw_only=True):
+    """The config that was read again is not used. ``reason`` is its mistakes."""
+
+    logger = GENERAL
+    level = logging.ERROR
+    event = "config not reloaded; the one before remains in use"
+
+    reason: str
+
+
 class _Call(Record, frozen=True, kw_only=True):
     """What the records of all upstream calls have in common."""
 

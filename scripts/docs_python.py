@@ -115,7 +115,7 @@ ALIASES: Final = {
 """Type → how it is written."""
 
 METHODS: Final[Mapping[object, Sequence[str]]] = {
-    embedroute.Gateway: ("from_file", "from_env", "embed", "embed_sync", "lifespan"),
+    embedroute.Gateway: ("from_file", "from_env", "embed", "embed_sync", "reload", "lifespan"),
     embedroute.Embeddings: ("vectors", "array", "providers"),
     embedroute.Caller: (),
     embedroute.EmbeddingsMiddleware: (),

@@ -46,10 +46,12 @@ RANKS: tuple[Mapping[str, set[str]], ...] = (
     },
     {
         "testing": set(),
-        "bootstrap": set(),
+        "reload": set(),
+        "bootstrap": {"reload"},
+        "runtime_factory": {"bootstrap"},
         "config_schema": set(),
         "config_warnings": set(),
-        "gateway": {"bootstrap"},
+        "gateway": {"bootstrap", "runtime_factory"},
         "server": {"gateway"},
         "fastapi": {"gateway", "server"},
         "uvicorn": set(),
@@ -75,7 +77,7 @@ ONLY = {
 HOLDERS = {
     "numpy": {"vectors.py"},
     "orjson": {"vectors.py"},
-    "httpx2": {"transport/", "bootstrap.py", "gateway.py"},
+    "httpx2": {"transport/", "bootstrap.py", "gateway.py", "runtime_factory.py"},
     "aiohappyeyeballs": {"transport/http1/connect.py"},
     "httptools": {"transport/http1/connection.py", "uvicorn.py"},
     "starlette": {"server/", "fastapi.py"},

@@ -22,6 +22,7 @@ from embedroute.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
+from embedroute.execution import make_deadline_error
 from embedroute.protocol import make_request
 from embedroute.routing import RetryPolicy
 from embedroute.testing import ScriptedBackend, expected_vector
@@ -526,13 +527,13 @@ async def test_a_failed_task_is_freed_with_its_frames(anyio_backend, fields):
 def test_a_caller_named_anyone_is_not_the_caller_of_an_open_gateway():
     """ANYONE sees every cache hit. A key of the same name sees its own."""
     gateway = gateway_of(ScriptedBackend(width=8))
-    request = make_request({"input": "a", "model": "m"}, gateway.limits)
-    ours = gateway.selections.prepare(request, ANYONE)
-    theirs = gateway.selections.prepare(request, Caller(name="anyone"))
+    request = make_request({"input": "a", "model": "m"}, gateway.active.limits)
+    ours = gateway.active.selections.prepare(request, ANYONE)
+    theirs = gateway.active.selections.prepare(request, Caller(name="anyone"))
 
     assert ours.owner is None
     assert theirs.owner is not None
-    assert gateway.selections.prepare(request, ANYONE) is ours
+    assert gateway.active.selections.prepare(request, ANYONE) is ours
 
 
 @pytest.mark.parametrize(
@@ -549,9 +550,8 @@ def test_a_caller_named_anyone_is_not_the_caller_of_an_open_gateway():
 def test_the_error_of_the_deadline_blames_only_a_provider_that_timed_out(
     failures, timed_out, ending
 ):
-    gateway = Gateway(Config(gateway={"auth": "open", "deadline": 0.5}), environ={})
     trace = RequestTrace("req_1", failures=failures, timed_out=timed_out)
 
-    error = gateway.make_deadline_error(trace, 0.0)
+    error = make_deadline_error(0.5, trace, 0.0)
 
     assert error.message == f"No response within the deadline of {ending}"

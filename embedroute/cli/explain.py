@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
         "dimensions": options.dimensions,
         "provider": _read_provider(options.provider),
     }
-    request = make_request(fields, gateway.limits)
+    request = make_request(fields, gateway.active.limits)
     print_plan(fairness.finished(explain(gateway, request, OPERATOR, FULL_USE)))
     return 0
 

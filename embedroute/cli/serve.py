@@ -13,17 +13,18 @@ import socket
 import ssl
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
 
 from embedroute.backend import LocalBackend
 from embedroute.cli.log_format import FORMATS, LEVELS, make_log_config
 from embedroute.cli.parser import Command, find_config, load_config
+from embedroute.cli.reloading import Reloader
 from embedroute.config import Config, Settings
 from embedroute.config_warnings import find_warnings
 from embedroute.errors import ConfigError, MissingExtra, RequestError
@@ -93,8 +94,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Serve until the process gets SIGINT or SIGTERM."""
-    config = _with_dashboard(load_config(options), dashboard=options.dashboard)
+    """Serve until the process gets SIGINT or SIGTERM; reload the config at SIGHUP."""
+    load = partial(_load, find_config(options), dashboard=options.dashboard)
+    config = load()
     if config.gateway.auth == "host":
         raise ConfigError([HOST_AUTH])
     gateway = Gateway(config)
@@ -106,11 +108,27 @@ def run(options: argparse.Namespace) -> int:
         uvicorn = import_module("uvicorn")
     except ImportError:
         raise MissingExtra("serve", "uvicorn") from None
-    tls = _tls_options(options)
-    log_config = make_log_config(options.log_level, options.log_format)
-    logging.config.dictConfig(log_config)
+    settings = _uvicorn_options(options, gateway.settings)
+    logging.config.dictConfig(settings["log_config"])
     _log_summary(options, gateway)
-    settings = {
+    reloader = Reloader(gateway, load)
+    if options.workers > 1:
+        _share_metrics(gateway)
+        make_app = partial(make_worker_app, load, options.cors_origin)
+        _run_workers(uvicorn.Config(make_app, factory=True, **settings), reloader)
+    else:
+        reloader.listen()
+        uvicorn.run(_make_app(gateway, options.cors_origin), **settings)
+    return 0
+
+
+def _uvicorn_options(options: argparse.Namespace, settings: Settings) -> dict[str, Any]:
+    """Return the options of uvicorn.
+
+    Raises:
+        ConfigError: a file for TLS cannot be used.
+    """
+    return {
         "host": options.host,
         "port": options.port,
         "uds": options.uds,
@@ -119,21 +137,13 @@ def run(options: argparse.Namespace) -> int:
         "http": "embedroute.uvicorn:HTTPProtocol",
         "ws": "none",
         "lifespan": "on",
-        "log_config": log_config,
+        "log_config": make_log_config(options.log_level, options.log_format),
         "access_log": False,
         "timeout_keep_alive": KEEP_ALIVE,
-        "timeout_graceful_shutdown": _longest_request(gateway.settings),
+        "timeout_graceful_shutdown": _longest_request(settings),
         "timeout_worker_healthcheck": WORKER_TIMEOUT,
-        **tls,
+        **_tls_options(options),
     }
-    if options.workers > 1:
-        _share_metrics(gateway)
-        file, origins = find_config(options), options.cors_origin
-        make_app = partial(make_worker_app, file, origins, dashboard=options.dashboard)
-        _run_workers(uvicorn.Config(make_app, factory=True, **settings))
-    else:
-        uvicorn.run(_make_app(gateway, options.cors_origin), **settings)
-    return 0
 
 
 def _share_metrics(gateway: Gateway) -> None:
@@ -156,10 +166,15 @@ def _with_dashboard(config: Config, *, dashboard: bool) -> Config:
     return replace(config, gateway=replace(settings, dashboard=exposure))
 
 
-def make_worker_app(config: Path | None, origins: Sequence[str], *, dashboard: bool) -> ASGIApp:
+def _load(file: Path | None, *, dashboard: bool) -> Config:
+    return _with_dashboard(load_config(argparse.Namespace(config=file)), dashboard=dashboard)
+
+
+def make_worker_app(load: Callable[[], Config], origins: Sequence[str]) -> ASGIApp:
     """Make the application of one of several workers, each of which has a gateway of its own."""
-    loaded = load_config(argparse.Namespace(config=config))
-    return _make_app(Gateway(_with_dashboard(loaded, dashboard=dashboard)), origins)
+    gateway = Gateway(load())
+    Reloader(gateway, load).listen()
+    return _make_app(gateway, origins)
 
 
 def _make_app(gateway: Gateway, origins: Sequence[str]) -> ASGIApp:
@@ -189,9 +204,9 @@ async def _prepare(gateway: Gateway) -> None:
     gc.freeze()
 
 
-def _run_workers(config: "uvicorn.Config") -> None:
+def _run_workers(config: "uvicorn.Config", reloader: Reloader) -> None:
     """Run the workers of ``config`` on one socket until the process gets a signal."""
-    supervisors = import_module("uvicorn.supervisors")
+    supervisor = import_module("embedroute.cli.supervisor")
     path = Path(config.uds) if config.uds else None
     if path is not None and path.is_socket():
         path.unlink()  # a server that was killed has left it
@@ -200,7 +215,7 @@ def _run_workers(config: "uvicorn.Config") -> None:
         # uvicorn does not set it, so that each response on a reused connection would take 40 ms.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
-        supervisors.Multiprocess(config, sockets=[listener]).run()
+        supervisor.Supervisor(config, [listener], reloader.reload).run()
     finally:
         if path is not None:
             path.unlink(missing_ok=True)

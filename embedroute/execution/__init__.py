@@ -3,6 +3,7 @@
 It may import ``routing``, ``cache``, ``transport``, the contracts and the foundation.
 """
 
+from embedroute.execution.active_config import ActiveConfig
 from embedroute.execution.attempt import SHORTEST, AttemptRunner
 from embedroute.execution.backend_call import (
     CallResources,
@@ -11,14 +12,16 @@ from embedroute.execution.backend_call import (
     largest_answer,
     validate_vectors,
 )
-from embedroute.execution.budgets import BudgetedEmbed, Window, find_window, to_units
+from embedroute.execution.budgets import BudgetedEmbed, Window, find_window
 from embedroute.execution.context import DispatchContext, RequestContext, Results, StoreResults
 from embedroute.execution.credentials import CredentialStore
+from embedroute.execution.deadline import make_deadline_error
 from embedroute.execution.debug_capture import record_exchange
 from embedroute.execution.dispatcher import Dispatcher, Embed
 from embedroute.execution.endpoint_state import LoopSlots, read_endpoint_states
 from embedroute.execution.ledger import Ledger, make_rows
 from embedroute.execution.local_models import LocalModels, Pace, cut_part, joined, slice_stop
+from embedroute.execution.lookup import look_up_in_tiers
 from embedroute.execution.microbatching import LARGEST, MicroBatcher, split_result
 from embedroute.execution.model_echo import (
     EchoedModels,
@@ -28,7 +31,9 @@ from embedroute.execution.model_echo import (
     is_same_model,
     parse_name,
 )
+from embedroute.execution.money import to_units
 from embedroute.execution.over_length import embed_parts
+from embedroute.execution.quantization import quantize
 from embedroute.execution.redaction import list_secrets, public_url, redact_message
 from embedroute.execution.singleflight import Lead, SingleFlight, missing_keys, never_expected
 from embedroute.execution.watchdog import Watchdog
@@ -36,6 +41,7 @@ from embedroute.execution.watchdog import Watchdog
 __all__ = [
     "LARGEST",
     "SHORTEST",
+    "ActiveConfig",
     "AttemptRunner",
     "BudgetedEmbed",
     "CallResources",
@@ -68,11 +74,14 @@ __all__ = [
     "joined",
     "largest_answer",
     "list_secrets",
+    "look_up_in_tiers",
+    "make_deadline_error",
     "make_rows",
     "missing_keys",
     "never_expected",
     "parse_name",
     "public_url",
+    "quantize",
     "read_endpoint_states",
     "record_exchange",
     "redact_message",

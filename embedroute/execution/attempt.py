@@ -180,7 +180,7 @@ class AttemptRunner:
         if context.request.large:
             batch, sizes = await self._prepare(attempt, batch)
         attempt.began = self.clock()
-        slots = self.slots.get(candidate.name) or self.add_slots(candidate)
+        slots = self.slots.get(candidate.key) or self.add_slots(candidate)
         calls = slots.calls
         if slots.waiting or calls.in_flight >= calls.limit:
             refused = await self.wait(slots, attempt)
@@ -231,7 +231,7 @@ class AttemptRunner:
         most = candidate.max_concurrent
         is_local = isinstance(candidate.backend, LocalBackend)
         slots = CallSlots(most, self.clock, learns=not is_local)
-        return self.slots.get_or_insert(candidate.name, slots)
+        return self.slots.get_or_insert(candidate.key, slots)
 
     async def wait(self, slots: CallSlots, attempt: Attempt) -> NotCalled | None:
         """Wait for a slot; return why there is none.
@@ -314,7 +314,7 @@ class AttemptRunner:
             large=context.request.large and letters_in(batch.inputs) >= LONG,
             width=prepared.selection.parameters.width,
             matryoshka=prepared.can_truncate,
-            endpoint=candidate.name if candidate.checks_model else "",
+            endpoint=candidate.key if candidate.checks_model else "",
             public_model=prepared.route.public_name,
             destination=attempt,
         )
@@ -340,8 +340,9 @@ class AttemptRunner:
         health = attempt.health
         prepared = attempt.context.prepared
         if prepared.selection.parameters.width is None:
-            vector_space = prepared.route.vector_space
-            self._widths.check(vector_space, batch.dtype, answer.array.shape[1])
+            route = prepared.route
+            space = route.vector_space, route.generation
+            self._widths.check(space, batch.dtype, answer.array.shape[1])
         count = len(answer.array)
         now = self.clock()
         if health.learned and count == 1:

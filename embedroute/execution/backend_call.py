@@ -3,7 +3,7 @@
 ``WidthRegistry`` checks that an undeclared model always returns vectors of the same width.
 """
 
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Hashable, Mapping
 from functools import partial
 from time import perf_counter
 from typing import Final, TypeVar, cast
@@ -387,10 +387,13 @@ class WidthRegistry:
 
     def __init__(self) -> None:
         """Create an empty registry."""
-        self._widths: BoundedMap[tuple[str, str], int] = BoundedMap()
+        self._widths: BoundedMap[tuple[Hashable, str], int] = BoundedMap()
 
-    def check(self, space: str, dtype: str, width: int) -> None:
+    def check(self, space: Hashable, dtype: str, width: int) -> None:
         """Compare a width with that of the first answer.
+
+        ``space`` is the vector space, with the generation of its route: a reload of the config may
+        change the width.
 
         Raises:
             InvalidUpstreamResponse: the widths differ, so the endpoint uses another vector space.

@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from decimal import ROUND_CEILING, Decimal
-from typing import Final, Protocol, Self, cast
+from decimal import Decimal
+from typing import Final, Protocol, cast
 
 import anyio
 import msgspec
@@ -22,6 +22,7 @@ from embedroute.config import Budget, Config, Model
 from embedroute.errors import BudgetExceeded, NoEligibleProvider, Overloaded
 from embedroute.execution.context import DispatchContext, OnResult, Work
 from embedroute.execution.dispatcher import Embed
+from embedroute.execution.money import UNITS_PER_USD, to_units
 from embedroute.inputs import ImagePart, Input, Part
 from embedroute.routing import ResolvedEndpoint
 from embedroute.runtime import time_limits
@@ -36,8 +37,6 @@ from embedroute.stores import (
     StoreWorker,
 )
 
-UNITS_PER_USD: Final = 1_000_000_000
-"""Amounts are integers in billionths of a dollar: a token costs less than a millionth."""
 SPECIAL_TOKENS: Final = 16
 """Tokens of an input besides those of its text, at most."""
 IMAGE_TOKENS: Final = 16_384
@@ -46,11 +45,6 @@ RESERVE_TIMEOUT: Final = 1.0
 """Seconds that a request waits for the store to check its budgets."""
 SETTLE_AGAIN: Final = 0.1
 """Seconds after which a settlement that failed is repeated."""
-
-
-def to_units(usd: Decimal) -> int:
-    """Convert US dollars to billionths, rounded up."""
-    return int((usd * UNITS_PER_USD).to_integral_value(ROUND_CEILING))
 
 
 class Window(msgspec.Struct, frozen=True):
@@ -138,6 +132,18 @@ class _Limit(msgspec.Struct, frozen=True):
             f"{rest.normalize():f} of {self.budget.usd} USD {per}. "
             + (f"It resets at {ends}." if ends else "Ask the operator to raise it.")
         )
+
+
+def _read_limits(config: Config) -> Mapping[str | None, _Limit]:
+    """Return the budgets of a config by the name of the caller, and that of all under None."""
+    limits: dict[str | None, _Limit] = {
+        name: _Limit(key.budget, f"key:{name}", "this caller")
+        for name, key in config.keys.items()
+        if key.budget is not None and config.gateway.auth == "keys"
+    }
+    if config.gateway.budget is not None:
+        limits[None] = _Limit(config.gateway.budget, "gateway", "the gateway")
+    return limits
 
 
 class Budgets(Protocol):
@@ -240,54 +246,32 @@ class BudgetedEmbed:
 
     def __init__(
         self,
-        limits: Mapping[str | None, _Limit],
-        budgets: Budgets,
-        *,
-        deadline: float,
-        timeout: float,
-        stored_keys: StoredKeys | None = None,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        """Take the budgets by the name of the caller, and that of the gateway under None.
-
-        ``stored_keys`` have those of other callers.
-
-        A response waits for at most ``timeout`` seconds until its cost is stored. ``clock`` returns
-        seconds since 1970.
-        """
-        self._limits = limits
-        self._budgets = budgets
-        self._seconds = 2 * deadline
-        self._timeout = timeout
-        self._stored_keys = stored_keys
-        self._clock = clock
-
-    @classmethod
-    def for_config(
-        cls,
         config: Config,
         worker: StoreWorker | None,
         stored_keys: StoredKeys | None = None,
-    ) -> Self | None:
-        """Return the budgets of a config, or None if it has none."""
-        limits: dict[str | None, _Limit] = {
-            name: _Limit(key.budget, f"key:{name}", "this caller")
-            for name, key in config.keys.items()
-            if key.budget is not None and config.gateway.auth == "keys"
-        }
-        if config.gateway.budget is not None:
-            limits[None] = _Limit(config.gateway.budget, "gateway", "the gateway")
-        if not limits and stored_keys is None:
-            return None
-        budgets: Budgets
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Take the budgets of a config; ``stored_keys`` have those of other callers.
+
+        They are counted in the store of ``worker``, or in memory. A response waits until its cost
+        is stored, but no longer than the ``timeout`` of the store. ``clock`` returns seconds since
+        1970.
+        """
+        self._budgets: Budgets
         if worker is None:
-            budgets = LocalBudgets(MemoryBudgets())
+            self._budgets = LocalBudgets(MemoryBudgets())
         else:
             fail_open = config.limits.on_store_failure == "open"
-            budgets = SharedBudgets(worker, fail_open=fail_open)
-        deadline = config.gateway.deadline
-        timeout = config.store.timeout
-        return cls(limits, budgets, deadline=deadline, timeout=timeout, stored_keys=stored_keys)
+            self._budgets = SharedBudgets(worker, fail_open=fail_open)
+        self._timeout = config.store.timeout
+        self._stored_keys = stored_keys
+        self._clock = clock
+        self.change(config)
+
+    def change(self, config: Config) -> None:
+        """Apply the budgets of a config. What was spent remains spent."""
+        self._limits: Mapping[str | None, _Limit] = _read_limits(config)
+        self._seconds: float = 2 * config.gateway.deadline
 
     def _list_limits(self, caller: str) -> Sequence[_Limit]:
         limits = [each for name in (caller, None) if (each := self._limits.get(name))]
@@ -296,7 +280,9 @@ class BudgetedEmbed:
         return limits
 
     def wrap(self, embed: Embed) -> Embed:
-        """Return ``embed`` within the budgets."""
+        """Return ``embed`` within the budgets, or itself if there are none."""
+        if not self._limits and self._stored_keys is None:
+            return embed
 
         async def embed_within_budget(
             candidates: Sequence[ResolvedEndpoint],

@@ -20,6 +20,7 @@ from embedroute.errors import (
     UpstreamKeyRejected,
     UpstreamRejectedInput,
 )
+from embedroute.execution.active_config import ActiveConfig
 from embedroute.execution.redaction import list_secrets, mentions, redact_message
 from embedroute.inputs import (
     Input,
@@ -48,8 +49,12 @@ from embedroute.upstream_errors.neutral import neutral
 
 
 class RequestContext(msgspec.Struct, frozen=True, kw_only=True):
-    """One request with its caller, trace and deadline (in seconds of the monotonic clock)."""
+    """One request with its caller, trace and deadline (in seconds of the monotonic clock).
 
+    ``active`` is the config with which it began.
+    """
+
+    active: ActiveConfig
     request: EmbeddingRequest
     caller: Caller
     trace: RequestTrace

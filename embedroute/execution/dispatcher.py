@@ -102,7 +102,7 @@ class Dispatcher:
         self._slots = attempts.slots
         self._healths = healths
         self._budget = budget
-        self._rate_limit_wait = rate_limit_wait
+        self.rate_limit_wait: float = rate_limit_wait
         self._clock = clock
         self._random = random
         self._checks = HealthChecker(attempts.exchange, healths, clock)
@@ -286,8 +286,8 @@ class Dispatcher:
         if not full:
             return False
         inputs = len(dispatch.work)
-        full.sort(key=lambda each: self._slots[each.name].expected_wait(inputs))
-        first = self._slots[full[0].name]
+        full.sort(key=lambda each: self._slots[each.key].expected_wait(inputs))
+        first = self._slots[full[0].key]
         seconds = dispatch.context.deadline - self._clock()
         if dispatch.waits >= MOST_WAITS or not first.can_serve(inputs, seconds):
             if any(not isinstance(error, RateLimited) for error in errors if is_at_capacity(error)):
@@ -323,7 +323,7 @@ class Dispatcher:
         if not limited:
             return False
         if context.trace.wait_ends is None:
-            context.trace.wait_ends = now + self._rate_limit_wait
+            context.trace.wait_ends = now + self.rate_limit_wait
         end = min(limited)
         is_retry = was_rate_limited(errors)
         if end >= context.deadline or end > context.trace.wait_ends:
@@ -406,7 +406,7 @@ class Dispatcher:
         input_type = prepared.selection.parameters.input_type
         prefix = text_before(candidate, prepared.route.model, input_type)
         accepts = self._healths.get(candidate).caps(candidate.accepts, self._clock())
-        slots = self._slots.get(candidate.name)
+        slots = self._slots.get(candidate.key)
         inputs = len(dispatch.work)
         if slots is not None and slots.waiting and inputs > SMALL:
             most = slots.most_inputs(min(inputs, accepts.max_inputs or inputs))
@@ -443,7 +443,7 @@ class Dispatcher:
         is_merged = candidate.micro_batch_ms is not None and may_be_merged(
             context, alone=bool(tries.omit) or candidate.name in dispatch.waited_for
         )
-        slots = None if is_merged or dispatch.waits else self._slots.get(candidate.name)
+        slots = None if is_merged or dispatch.waits else self._slots.get(candidate.key)
         if slots is not None and (slots.waiting or slots.calls.in_flight >= slots.calls.limit):
             error = slots.busy_error(len(dispatch.work))
             return self._skip(dispatch, tries, permit, "it is full", error)

@@ -29,7 +29,7 @@ def _read_state(
     now: float,
 ) -> EndpointState:
     health = healths.get(candidate)
-    slots = [found for loop in loops if (found := loop.get(candidate.name)) is not None]
+    slots = [found for loop in loops if (found := loop.get(candidate.key)) is not None]
     rests_for = health.available_at(now) - now
     price = candidate.prices.get("prompt")
     error_at = health.last_error_at

@@ -128,7 +128,7 @@ class HealthChecker:
         if timeout <= 0:
             health.withdraw()
             return False
-        key = candidate.name, key_prefix
+        key = candidate.key, key_prefix
         check = self._checks.get(key)
         if check is not None and now - check.at < VALID_FOR:
             with anyio.move_on_after(timeout):

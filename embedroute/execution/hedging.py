@@ -49,7 +49,7 @@ class HedgingRunner:
         inputs = len(attempt.work)
         model = attempt.context.prepared.route.name
         budget = self._budgets.get_or_insert(model, HedgeBudget())
-        times = self._times.get_or_insert(attempt.candidate.name, CallTimes())
+        times = self._times.get_or_insert(attempt.candidate.key, CallTimes())
         budget.record_call()
         delay = hedge_delay(times, budget, inputs)
         if delay is None or not self._may_be_hedged(attempt):
@@ -94,7 +94,7 @@ class HedgingRunner:
     def _can_serve(self, candidate: ResolvedEndpoint, now: float) -> bool:
         """Return whether an endpoint is healthy and has room. A local model would not be faster."""
         health = self._healths.get(candidate)
-        slots = self._attempts.slots.get(candidate.name)
+        slots = self._attempts.slots.get(candidate.key)
         has_room = slots is None or not slots.is_full
         is_local = isinstance(candidate.backend, LocalBackend)
         return has_room and not is_local and health.is_usable(now) and not health.outage(now)

@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 
 from embedroute.errors import Overloaded
-from embedroute.execution.budgets import to_units
+from embedroute.execution.money import to_units
 from embedroute.log_records import LogLimit, UsageDropped, write
 from embedroute.stores import (
     MemoryUsage,
@@ -105,7 +105,7 @@ class Ledger:
     ) -> None:
         """Write to the store of ``worker``, or to memory, and keep everything for ``days``."""
         self._worker = worker
-        self._days = days
+        self._days: int = days
         self._wall_clock = wall_clock
         self._memory = MemoryUsage()
         self._lock = threading.Lock()
@@ -114,6 +114,10 @@ class Ledger:
         self._is_scheduled = False
         self._dropped = 0
         self._log = LogLimit()
+
+    def change(self, days: int) -> None:
+        """Keep everything for this number of days from now on."""
+        self._days = days
 
     def add(self, trace: RequestTrace, status: int, seconds: float) -> None:
         """Add a request that ends now, after ``seconds``, unless its caller is not known."""

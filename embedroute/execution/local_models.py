@@ -5,14 +5,14 @@ import threading
 import time
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import accumulate
 from typing import Final, NamedTuple
 
 import msgspec
 
 from embedroute import vectors
-from embedroute.backend import Batch, LocalBackend, Vectors
+from embedroute.backend import BackendBase, Batch, LocalBackend, Vectors
 from embedroute.errors import UpstreamError
 from embedroute.execution.worker_threads import Workers
 from embedroute.inputs import estimate_sizes
@@ -54,6 +54,11 @@ class LocalModels:
             # setdefault is atomic, so two event loops in two threads get the same model.
             model = self._models.setdefault(id(backend), LocalModel(backend, self._threads))
         return await model.run(batch, check)
+
+    def keep(self, backends: Collection[BackendBase]) -> None:
+        """Forget the models of other backends. Calls that use one keep it until they end."""
+        kept = set(map(id, backends))
+        self._models = {key: model for key, model in self._models.items() if key in kept}
 
     def _forget_threads(self) -> None:
         """Keep the models that the parent process loaded, without its threads."""

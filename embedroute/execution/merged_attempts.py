@@ -41,7 +41,7 @@ class MergedAttemptRunner:
         try:
             answer, made_call = await self._micro_batcher.embed(
                 batch,
-                (candidate.name, context.prepared.key_prefix, context.request.kind, batch.user),
+                (candidate.key, context.prepared.key_prefix, context.request.kind, batch.user),
                 partial(self._call, attempt),
                 max_wait=min(
                     (candidate.micro_batch_ms or 0) / 1000, (attempt.ends - attempt.began) / 2
@@ -69,7 +69,7 @@ class MergedAttemptRunner:
         attempts, candidate = self._attempts, attempt.candidate
         attempt.began = attempts.clock()
         attempt.ends = attempt.began + timeout
-        slots = attempts.slots.get(candidate.name) or attempts.add_slots(candidate)
+        slots = attempts.slots.get(candidate.key) or attempts.add_slots(candidate)
         if slots.is_full:
             refused = await attempts.wait(slots, attempt)
             if refused is not None:

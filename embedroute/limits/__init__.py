@@ -9,6 +9,8 @@ from embedroute.limits.byte_budget import (
     Account,
     ByteBudget,
     admission_mistakes,
+    request_limits,
+    response_limits,
 )
 from embedroute.limits.call_slots import (
     INTERACTIVE,
@@ -81,4 +83,6 @@ __all__ = [
     "SharedRateLimiter",
     "admission_mistakes",
     "attempt_timeout",
+    "request_limits",
+    "response_limits",
 ]

@@ -26,8 +26,8 @@ class ByteBudget:
 
         More is allowed for a body that is the only one. Messages call them ``bodies``.
         """
-        self._most = most
-        self._most_each = most_each
+        self._most: int = most
+        self._most_each: int = most_each
         self._bodies = bodies
         self.total: int = 0
         self._accounts: dict[str, Account] = {}
@@ -35,14 +35,17 @@ class ByteBudget:
     @classmethod
     def for_requests(cls, settings: Settings) -> Self:
         """Make the budget for request bodies that the ``[gateway]`` table configures."""
-        most = settings.max_body_bytes_in_flight
-        return cls(most, max(most // BODY_SHARES, settings.max_body_bytes), "request bodies")
+        return cls(*request_limits(settings), "request bodies")
 
     @classmethod
     def for_responses(cls, settings: Settings) -> Self:
         """Make the budget for responses that the ``[gateway]`` table configures."""
-        most = settings.max_response_bytes_in_flight
-        return cls(most, most // RESPONSE_SHARES, "responses that clients have not read")
+        return cls(*response_limits(settings), "responses that clients have not read")
+
+    def change(self, most: int, most_each: int) -> None:
+        """Apply other limits. What is in flight remains counted."""
+        self._most = most
+        self._most_each = most_each
 
     # Event loops in several threads may share one gateway. CPython switches threads only at calls
     # and jumps, so the additions below are not interrupted. A lock would double the cost.
@@ -87,6 +90,18 @@ class ByteBudget:
             accounts = [*self._accounts.items()]
             self._accounts = {name: account for name, account in accounts if account.in_flight}
         return self._accounts.setdefault(caller, Account())
+
+
+def request_limits(settings: Settings) -> tuple[int, int]:
+    """Return the most bytes of request bodies in flight, and of each caller."""
+    most = settings.max_body_bytes_in_flight
+    return most, max(most // BODY_SHARES, settings.max_body_bytes)
+
+
+def response_limits(settings: Settings) -> tuple[int, int]:
+    """Return the most bytes of responses in flight, and of each caller."""
+    most = settings.max_response_bytes_in_flight
+    return most, most // RESPONSE_SHARES
 
 
 class Account:

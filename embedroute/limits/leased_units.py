@@ -69,6 +69,7 @@ class LeasedUnits:
         if self.refill:
             self.refill: float = self.refill * capacity / self.capacity
         self.capacity: int = capacity
+        self._refused_until = -math.inf
 
     def can_take(self, now: float, units: int) -> bool:
         """Return whether the lease has ``units``."""

@@ -33,6 +33,10 @@ class Limiter(Protocol):
 
     is_used: bool
 
+    def change(self, gateway: RateLimits | None, models: Mapping[str, RateLimits]) -> None:
+        """Apply other limits of the gateway and of models. What was used remains used."""
+        ...
+
     async def admit(
         self, caller: str, limits: RateLimits | None, model: str, tokens: int
     ) -> "Admission":
@@ -123,12 +127,24 @@ class RateLimiter:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Take the limits of the gateway, if it has any, and those of models by public name."""
-        self._gateway = None if gateway is None else Meter(OF_GATEWAY, gateway)
-        self._models = {name: Meter(of_model(name), limits) for name, limits in models.items()}
+        self._gateway: Meter | None = None
+        self._models: dict[str, Meter] = {}
         self._callers: dict[str, Meter] = {}
         self._lock = threading.Lock()  # several event loops may share a gateway
         self._clock = clock
-        self.is_used: bool = bool(self._gateway or self._models)
+        self.change(gateway, models)
+
+    def change(self, gateway: RateLimits | None, models: Mapping[str, RateLimits]) -> None:
+        """Apply other limits of the gateway and of models. What was used remains used."""
+        with self._lock:
+            now = self._clock()
+            own = gateway and _change_meter(self._gateway, OF_GATEWAY, gateway, now)
+            self._gateway = own
+            self._models = {
+                name: _change_meter(self._models.get(name), of_model(name), limits, now)
+                for name, limits in models.items()
+            }
+            self.is_used: bool = bool(own or models)
 
     @property
     def callers(self) -> int:
@@ -191,6 +207,14 @@ OF_GATEWAY: Final = "All callers together"
 def of_model(name: str) -> str:
     """Return how refusals name the callers of a model."""
     return f"All callers of model {name!r} together"
+
+
+def _change_meter(meter: Meter | None, whose: str, limits: RateLimits, now: float) -> Meter:
+    if meter is None:
+        return Meter(whose, limits)
+    if meter.limits != limits:
+        meter.change(limits, now)
+    return meter
 
 
 def _describe(meters: Sequence[Meter], now: float) -> list[Header]:

@@ -168,12 +168,22 @@ class SharedRateLimiter:
     ) -> None:
         """Take the limits of the gateway, if it has any, and those of models by public name."""
         self.is_used: bool = gateway is not None or bool(models)
-        self._limits = gateway, models
+        self._limits: tuple[RateLimits | None, Mapping[str, RateLimits]] = gateway, models
         self._worker = worker
         self._without_store = RateLimiter(gateway, models, clock) if fail_open else None
         self._clock = clock
         self._lock = threading.Lock()  # several event loops and the thread of the store
         self._process = 0
+
+    def change(self, gateway: RateLimits | None, models: Mapping[str, RateLimits]) -> None:
+        """Apply other limits of the gateway and of models. What was used remains used."""
+        if self._without_store is not None:
+            self._without_store.change(gateway, models)
+        with self._lock:
+            self._limits = gateway, models
+            self.is_used = gateway is not None or bool(models)
+            if self._process == os.getpid():
+                self._make_meters(self._gateway, self._models)
 
     async def admit(
         self, caller: str, limits: RateLimits | None, model: str, tokens: int
@@ -320,13 +330,23 @@ class SharedRateLimiter:
         self._holder = secrets.token_hex(8)
         self._held: dict[str, LeasedUnits] = {}
         self._is_looking = False
+        self._make_meters(None, {})
+        self._callers: dict[str, SharedMeter] = {}
+
+    def _make_meters(
+        self, old_gateway: SharedMeter | None, old_models: Mapping[str, SharedMeter]
+    ) -> None:
+        """Make the meters of the gateway and of models from the present limits, and old meters."""
         gateway, models = self._limits
-        self._gateway = gateway and SharedMeter(OF_GATEWAY, "gateway", gateway)
-        self._models = {
-            name: SharedMeter(of_model(name), _counter("model", name), limits)
+        self._gateway: SharedMeter | None = gateway and _change_meter(
+            old_gateway, OF_GATEWAY, "gateway", gateway
+        )
+        self._models: dict[str, SharedMeter] = {
+            name: _change_meter(
+                old_models.get(name), of_model(name), _counter("model", name), limits
+            )
             for name, limits in models.items()
         }
-        self._callers: dict[str, SharedMeter] = {}
 
     def _meter_of(self, caller: str, limits: RateLimits) -> SharedMeter:
         meter = self._callers.get(caller)
@@ -339,6 +359,16 @@ class SharedRateLimiter:
         elif meter.limits != limits:
             meter.change(limits)
         return meter
+
+
+def _change_meter(
+    meter: SharedMeter | None, whose: str, counter: str, limits: RateLimits
+) -> SharedMeter:
+    if meter is None:
+        return SharedMeter(whose, counter, limits)
+    if meter.limits != limits:
+        meter.change(limits)
+    return meter
 
 
 def _counter(kind: str, name: str) -> str:

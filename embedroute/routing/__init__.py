@@ -28,6 +28,8 @@ from embedroute.routing.filters import (
     can_truncate,
     supports_dimensions,
 )
+from embedroute.routing.folding import fold_text_parts
+from embedroute.routing.generations import keep_generations
 from embedroute.routing.health import (
     NO_FIELDS,
     SAMPLES,
@@ -157,10 +159,12 @@ __all__ = [
     "error_to_report",
     "estimate_tokens",
     "find_overlong",
+    "fold_text_parts",
     "full_endpoints",
     "halves",
     "hedge_delay",
     "is_at_capacity",
+    "keep_generations",
     "list_headers",
     "make_key_prefix",
     "make_plan",

@@ -415,6 +415,6 @@ class HealthRegistry:
 
     def get(self, candidate: ResolvedEndpoint) -> EndpointHealth:
         """Return the health of one endpoint."""
-        return self._healths.get(candidate.name) or self._healths.get_or_insert(
-            candidate.name, EndpointHealth(candidate.breaker)
+        return self._healths.get(candidate.key) or self._healths.get_or_insert(
+            candidate.key, EndpointHealth(candidate.breaker)
         )

@@ -33,7 +33,11 @@ class ResolvedEndpoint(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     its addresses if ``all_addresses`` are used. ``max_concurrent`` is the maximum number of calls
     in flight, on each event loop. ``attempt_timeout`` is how many seconds a call may take, or None
     if that is learned. ``checks_model`` is false if the name of the model in an answer means
-    nothing. ``name`` is ``provider:model``, for traces, logs and health.
+    nothing. ``name`` is ``provider:model``, for traces, logs and metrics.
+
+    ``generation`` is the number of the reload since which the endpoint is what it is, or 0. ``key``
+    is the name with it: what is learned of an endpoint, such as its health, is kept under this key,
+    so that a changed endpoint starts without it.
 
     ``allow_fields`` are the top-level fields of a request that are passed on.
 
@@ -68,14 +72,18 @@ class ResolvedEndpoint(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     caller_keys: Mapping[str, str] = {}
     key_digest: str = ""
     origin: "ResolvedEndpoint | None" = None
+    generation: int = 0
     name: str = ""
+    key: str = ""
 
     def __post_init__(self) -> None:
-        """Set ``name``."""
+        """Set ``name`` and ``key``."""
         name = f"{self.provider}:{self.model}"
         if self.key_digest:
             name += f"#{self.key_digest}"
+        key = f"{name} (reload {self.generation})" if self.generation else name
         msgspec.structs.force_setattr(self, "name", name)
+        msgspec.structs.force_setattr(self, "key", key)
 
     def named(self, name: str) -> bool:
         """Return whether ``name`` is this endpoint's slug, the base of its slug, or its vendor."""
@@ -93,7 +101,8 @@ class Route(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     ``name`` is the name in model lists and keys, ``public_name`` the name in responses. They differ
     only for an undeclared model. ``sort`` and ``input_type`` come from suffixes of the requested
     name. ``vector_space`` identifies the vector space. It is ``name``, except for an undeclared
-    model: its space belongs to one provider.
+    model: its space belongs to one provider. ``generation`` is the number of the last reload that
+    changed an endpoint or the dimensions of the model, or 0.
     """
 
     name: str
@@ -103,6 +112,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     sort: str | None = None
     input_type: str | None = None
     vector_space: str = ""
+    generation: int = 0
 
     def __post_init__(self) -> None:
         """Default the vector space to the model's name."""
@@ -336,4 +346,5 @@ class ModelRegistry(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             vector_space=f"\0{slug}\0{upstream}",
             model=Model(),
             candidates=[msgspec.structs.replace(self.providers[slug], model=upstream)],
+            generation=self.providers[slug].generation,
         )

@@ -37,7 +37,7 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
     ``is_adapted`` is whether the gateway may change inputs or vectors: by that, or by cutting long
     inputs.
 
-    Two requests share each other's failures only if their ``endpoint_names`` are equal.
+    Two requests share each other's failures only if their ``endpoint_keys`` are equal.
     """
 
     candidates: Sequence[ResolvedEndpoint]
@@ -46,15 +46,15 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
     ignored_options: Sequence[Option] = ()
     over_length: OverLength | None = None
     quantized: str | None = None
-    endpoint_names: frozenset[str] = frozenset()
+    endpoint_keys: frozenset[str] = frozenset()
     is_adapted: bool = False
 
     def __post_init__(self) -> None:
-        """Set once what every request reads: ``endpoint_names`` and ``is_adapted``."""
+        """Set once what every request reads: ``endpoint_keys`` and ``is_adapted``."""
         is_adapted = self.over_length is not None or self.quantized is not None
         msgspec.structs.force_setattr(self, "is_adapted", is_adapted)
         msgspec.structs.force_setattr(
-            self, "endpoint_names", frozenset([candidate.name for candidate in self.candidates])
+            self, "endpoint_keys", frozenset([candidate.key for candidate in self.candidates])
         )
 
     def write_to_trace(self, trace: RequestTrace, user: str | None = None) -> None:

@@ -193,7 +193,7 @@ class SelectionCache:
             key_prefix=make_key_prefix(route, parameters, preferences, scope),
             whole_key_prefix=make_key_prefix(route, uncut, preferences, scope) if uncut else None,
             can_truncate=can_truncate(route.model),
-            sharing_key=(selection.endpoint_names, preferences, route.sort),
+            sharing_key=(selection.endpoint_keys, preferences, route.sort),
             owner=None if caller is ANYONE else owner_mark(caller.name),
         )
 

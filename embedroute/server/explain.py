@@ -18,6 +18,7 @@ from embedroute.routing import (
     EndpointHealth,
     Plan,
     ResolvedEndpoint,
+    fold_text_parts,
     make_plan_in_steps,
     split_in_steps,
     text_before,
@@ -35,15 +36,16 @@ def explain(
         PermissionDenied: this caller may not use debug features.
         EmbedrouteError: the error that the request itself would get.
     """
-    route = gateway.selections.resolve(request, caller)
-    if not gateway.may_debug(caller):
+    active = gateway.active
+    route = active.selections.resolve(request, caller)
+    if not active.may_debug(caller):
         raise PermissionDenied(
             "This caller may not use 'explain'; ask the operator to allow it.",
             param="explain",
             code="debug_not_allowed",
         )
-    request = yield from gateway.fold_parts(request, route)
-    prepared = gateway.selections.prepare(request, caller)
+    request = yield from fold_text_parts(request, route, active.limits)
+    prepared = active.selections.prepare(request, caller)
     selection = prepared.selection
     plan = yield from make_plan_in_steps(request.inputs, prepared.key_prefix)
     lookup = NOTHING

@@ -35,7 +35,7 @@ from embedroute.errors import (
     Overloaded,
     Unauthorized,
 )
-from embedroute.execution import RequestContext
+from embedroute.execution import ActiveConfig, RequestContext, make_deadline_error
 from embedroute.exhaustion import late_loop_error
 from embedroute.gateway import Gateway
 from embedroute.log_records import (
@@ -130,7 +130,7 @@ class RequestHandler:
 
     async def serve(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Respond to a request for ``path``, which is relative to the mount."""
-        exchange = HTTPExchange(scope, receive, send, self.gateway.settings.write_timeout)
+        exchange = HTTPExchange(scope, receive, send, self.gateway.active.settings.write_timeout)
         try:
             try:
                 await self._dispatch(path, exchange)
@@ -151,7 +151,7 @@ class RequestHandler:
             if exchange.embeds:
                 gateway = self.gateway
                 gateway.in_flight -= 1
-                is_watched = gateway.observers or gateway.ledger is not None
+                is_watched = gateway.observers or gateway.active.ledger is not None
                 if is_watched and not exchange.explains:
                     self._report(exchange)
             if exchange.account is not None:
@@ -224,29 +224,31 @@ class RequestHandler:
         self, exchange: HTTPExchange, translate: Translate | None = None, model: str = ""
     ) -> None:
         gateway = self.gateway
-        settings = gateway.settings
-        found = self._find_caller(exchange)
+        active = gateway.active
+        settings = active.settings
+        found = self._find_caller(exchange, active)
         caller = found if isinstance(found, Caller) else await found
         exchange.require_json()
-        if gateway.caller_key_headers:
-            caller = self._add_upstream_keys(caller, exchange)
+        if active.caller_key_headers:
+            caller = _add_upstream_keys(caller, exchange, active.caller_key_headers)
         forecast = None
         abort = partial(self._abort, exchange)
         async with tasks.watch(
             settings.body_timeout, self._make_body_timeout, on_cancelled=abort
         ) as watch:
             body = await exchange.body(settings.max_body_bytes, gateway.bodies, caller.name)
-            make_error = partial(gateway.make_deadline_error, exchange.trace)
+            make_error = partial(make_deadline_error, settings.deadline, exchange.trace)
             watch.restart(settings.deadline, make_error, exchange.wait_for_disconnect)
             deadline = gateway.clock() + settings.deadline
             if translate is None and is_small(body):
-                request = decode_at_once(body, gateway.limits)
+                request = decode_at_once(body, active.limits)
             else:
-                request = await self._decode(body, exchange, caller, translate, model)
+                request = await self._decode(body, exchange, caller, translate, model, active)
             exchange.trace.model = request.model
             if request.debug is not NO_DEBUG or self._monitoring.recorder is not None:
                 self._start_debugging(exchange, request)
             context = RequestContext(
+                active=active,
                 request=request,
                 caller=caller,
                 trace=exchange.trace,
@@ -269,13 +271,14 @@ class RequestHandler:
         caller: Caller,
         translate: Translate | None,
         model: str,
+        active: ActiveConfig,
     ) -> EmbeddingRequest:
         """Decode a large body, or one of another API; ``model`` is the one that the path names."""
-        limits = self.gateway.limits
+        limits = active.limits
         if translate is None:
             return await fairness.step_by_step(decode_in_steps(body, limits))
         if translate is tei.translate and not model:
-            model = tei.choose_model(self._make_question(caller))
+            model = tei.choose_model(_make_question(active, caller))
         steps = translate(body, model, limits)
         if is_small(body):
             translation = fairness.finished(steps)
@@ -353,12 +356,14 @@ class RequestHandler:
         seconds = self.gateway.settings.body_timeout
         return BodyTimeout(f"The request body was not complete within {seconds:g} s.")
 
-    def _find_caller(self, exchange: HTTPExchange) -> Caller | Awaitable[Caller]:
+    def _find_caller(
+        self, exchange: HTTPExchange, active: ActiveConfig
+    ) -> Caller | Awaitable[Caller]:
         """Return the caller with a key of the config, or await it from the host or the store."""
         caller = ANYONE
-        if self.gateway.settings.auth == "host":
+        if active.settings.auth == "host":
             return self._authenticate_by_host(exchange)
-        if self.gateway.settings.auth == "keys":
+        if active.settings.auth == "keys":
             header = ""
             authorization = exchange.values(b"authorization")
             if exchange.key_header and not authorization:
@@ -366,7 +371,7 @@ class RequestHandler:
                 token = header_token(exchange.values(exchange.key_header), header)
             else:
                 token = bearer_token(authorization)
-            found = self.gateway.keys.find(token)
+            found = active.keys.find(token)
             if found is None:
                 if self.gateway.stored_keys is None:
                     raise unknown_key(header)
@@ -396,18 +401,8 @@ class RequestHandler:
         exchange.trace.caller = caller.name
         return caller
 
-    def _add_upstream_keys(self, caller: Caller, exchange: HTTPExchange) -> Caller:
-        """Return the caller with the keys of providers that the headers of the request hold."""
-        keys = dict[str, Secret]()
-        for name in self.gateway.caller_key_headers:
-            if values := exchange.values(name.encode()):
-                keys[name] = read_upstream_key(name, values)
-        if not keys:
-            return caller
-        return msgspec.structs.replace(caller, upstream_keys={**keys, **caller.upstream_keys})
-
     async def _identify(self, exchange: HTTPExchange) -> Caller:
-        found = self._find_caller(exchange)
+        found = self._find_caller(exchange, self.gateway.active)
         return found if isinstance(found, Caller) else await found
 
     def _openapi(self, server: str) -> bytes:
@@ -432,13 +427,14 @@ class RequestHandler:
     async def _answer_about_models(
         self, operation: routes.Operation, model: str, exchange: HTTPExchange
     ) -> None:
+        active = self.gateway.active
         caller = await self._identify(exchange)
         body: msgspec.Struct
         if operation.answer is not None:
             sent = await self._read_small(exchange, caller) if "POST" in operation.methods else b""
-            body = operation.answer(self._make_question(caller, model, sent))
+            body = operation.answer(_make_question(active, caller, model, sent))
         else:
-            allowed = self.gateway.selections.list_permitted(caller)
+            allowed = active.selections.list_permitted(caller)
             if operation is routes.GET_MODEL:
                 body = models.model_card(allowed, model)
             elif operation is routes.LIST_EMBEDDING_MODELS:
@@ -452,11 +448,6 @@ class RequestHandler:
         caller = await self._identify(exchange)
         report = await usage.report_usage(self.gateway, caller, exchange.scope["query_string"])
         await exchange.answer(200, ENCODER.encode(report))
-
-    def _make_question(self, caller: Caller, model: str = "", body: bytes = b"") -> ModelQuestion:
-        allowed = self.gateway.selections.list_permitted(caller)
-        described = [models.describe_model(route) for route in allowed]
-        return ModelQuestion(models=described, name=model, body=body, limits=self.gateway.limits)
 
     async def _read_small(self, exchange: HTTPExchange, caller: Caller) -> bytes:
         exchange.require_json()
@@ -490,6 +481,25 @@ class RequestHandler:
         message = f"Internal error. The gateway's log has the reason under request id {request_id}."
         with suppress(Exception):  # the connection itself may be broken
             await self._reject(exchange, InternalError(message))
+
+
+def _add_upstream_keys(caller: Caller, exchange: HTTPExchange, headers: Sequence[str]) -> Caller:
+    """Return the caller with the keys of providers that the headers of the request hold."""
+    keys = dict[str, Secret]()
+    for name in headers:
+        if values := exchange.values(name.encode()):
+            keys[name] = read_upstream_key(name, values)
+    if not keys:
+        return caller
+    return msgspec.structs.replace(caller, upstream_keys={**keys, **caller.upstream_keys})
+
+
+def _make_question(
+    active: ActiveConfig, caller: Caller, model: str = "", body: bytes = b""
+) -> ModelQuestion:
+    allowed = active.selections.list_permitted(caller)
+    described = [models.describe_model(route) for route in allowed]
+    return ModelQuestion(models=described, name=model, body=body, limits=active.limits)
 
 
 def _cut(body: bytes) -> Iterator[bytes]:

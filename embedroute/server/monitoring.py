@@ -91,7 +91,7 @@ class Monitoring:
             PermissionDenied: the caller may not debug.
         """
         caller = await self._identify(exchange)
-        if not self._gateway.may_debug(caller):
+        if not self._gateway.active.may_debug(caller):
             message = f"This caller may not see {what}; set debug = true for its key."
             raise PermissionDenied(message, code="debug_not_allowed")
         return caller

@@ -53,10 +53,11 @@ async def report_usage(gateway: Gateway, caller: Caller, query: bytes) -> UsageR
         InvalidRequest: ``since`` is not a day.
         Overloaded: the store failed.
     """
-    if gateway.ledger is None:
+    ledger = gateway.active.ledger
+    if ledger is None:
         raise NotFound("The usage is not recorded. Set usage = true in [gateway].")
     since = _read_since(query)
-    sums = await gateway.ledger.sum(since, caller.name)
+    sums = await ledger.sum(since, caller.name)
     return UsageReport(
         caller=caller.name,
         since=since or None,

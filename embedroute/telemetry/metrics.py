@@ -120,7 +120,7 @@ class Metrics:
         self.registry: CollectorRegistry = (
             prometheus.CollectorRegistry() if registry is None else registry
         )
-        self._models = frozenset(models)
+        self.change_models(models)
         self._source = source
         self._lock = Lock()
         self._store: SeriesStore | None = None
@@ -130,6 +130,10 @@ class Metrics:
         self._by_call: dict[tuple[str, str, str], tuple[int, int]] = {}
         self._widths: dict[Key, int] = {}
         self.registry.register(self)
+
+    def change_models(self, models: Collection[str]) -> None:
+        """Take other public names that may be labels. Series that exist remain."""
+        self._models: frozenset[str] = frozenset(models)
 
     def request_finished(self, request: FinishedRequest) -> None:
         """Count a request."""

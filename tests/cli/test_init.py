@@ -35,7 +35,10 @@ def test_the_starter_config_has_a_key_of_its_own_and_names_its_schema(path, tmp_
     assert text.startswith("#:schema ./embedroute.schema.json\n")
     jsonschema.Draft7Validator(schema).validate(document)
     assert len(key) >= 32
-    assert "default" == Gateway.from_file(path).keys.authenticate([f"Bearer {key}".encode()]).name
+    assert (
+        "default"
+        == Gateway.from_file(path).active.keys.authenticate([f"Bearer {key}".encode()]).name
+    )
     (tmp_path / "other").mkdir()
     main(["init", "--path", str(tmp_path / "other" / "x.toml")])
     assert key not in (tmp_path / "other" / "x.toml").read_text(encoding="utf-8")

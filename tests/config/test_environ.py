@@ -24,7 +24,7 @@ def config_of(**gateway) -> Config:
 def test_every_secret_comes_from_the_environ_of_the_gateway():
     gateway = Gateway(config_of(proxy="env:PROXY"), environ=ENVIRON)
 
-    assert "team" == gateway.keys.authenticate([b"Bearer team-secret"]).name
+    assert "team" == gateway.active.keys.authenticate([b"Bearer team-secret"]).name
     assert Secret(ENVIRON["PROXY"]) == make_transport_config(gateway.settings, ENVIRON).proxy
     assert Secret("sk-upstream") == gateway.models.providers["openai"].backend.api_key
 
@@ -35,8 +35,8 @@ def test_two_gateways_of_one_config_have_their_own_secrets():
     one = Gateway(config, environ={**ENVIRON, "TEAM_KEY": "one"})
     two = Gateway(config, environ={**ENVIRON, "TEAM_KEY": "two"})
 
-    assert "team" == one.keys.authenticate([b"Bearer one"]).name
-    assert "team" == two.keys.authenticate([b"Bearer two"]).name
+    assert "team" == one.active.keys.authenticate([b"Bearer one"]).name
+    assert "team" == two.active.keys.authenticate([b"Bearer two"]).name
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_a_secret_object_is_the_secret_itself():
         environ={"A": "other"},
     )
 
-    assert "a" == gateway.keys.authenticate([b"Bearer env:A"]).name
+    assert "a" == gateway.active.keys.authenticate([b"Bearer env:A"]).name
 
 
 def test_the_config_does_not_show_the_secret_of_a_gateway():

@@ -1215,7 +1215,7 @@ def test_models_of_a_key_are_resolved_to_canonical_names(said, canonical, tmp_pa
 
     gateway = Gateway.from_file(path)
 
-    assert {canonical} == gateway.keys.authenticate([b"Bearer x"]).models
+    assert {canonical} == gateway.active.keys.authenticate([b"Bearer x"]).models
 
 
 def test_all_mistakes_are_reported_together():
@@ -1486,7 +1486,7 @@ def test_the_environment_must_set_auth(environ, mistake):
 def test_a_gateway_from_the_environment_authenticates_its_key():
     gateway = Gateway.from_env(environ={"EMBEDROUTE_AUTH": "keys", "EMBEDROUTE_KEY": "k"})
 
-    assert "default" == gateway.keys.authenticate([b"Bearer k"]).name
+    assert "default" == gateway.active.keys.authenticate([b"Bearer k"]).name
 
 
 @pytest.mark.parametrize("auth", ["open", "host"])
@@ -1497,7 +1497,7 @@ def test_the_environment_may_set_auth_open_or_host(auth, key):
 
     assert auth == gateway.settings.auth
     with pytest.raises(Unauthorized):
-        gateway.keys.authenticate([b"Bearer k"])
+        gateway.active.keys.authenticate([b"Bearer k"])
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,7 @@ async def hold(conversation, *, drop):
     with recorded() as records:
         for request in conversation:
             if drop:
-                gateway.selections.clear()
+                gateway.active.selections.clear()
             upstream.follow(request["calls"])
             answers = {}
 

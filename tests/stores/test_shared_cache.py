@@ -208,8 +208,8 @@ async def test_an_entry_that_cannot_be_verified_is_a_miss_and_is_removed(store_u
 def keys_of(texts):
     """Return the keys of texts in the store."""
     _, gateway = gateway_of(None)
-    request = make_request({"input": list(texts), "model": "m"}, gateway.limits)
-    prepared = gateway.selections.prepare(request, ANYONE, RequestTrace("id"))
+    request = make_request({"input": list(texts), "model": "m"}, gateway.active.limits)
+    prepared = gateway.active.selections.prepare(request, ANYONE, RequestTrace("id"))
     plan = make_plan(request.inputs, prepared.key_prefix)
     return [StoreKey("m", key) for key in plan.keys]
 

@@ -357,7 +357,7 @@ async def test_a_key_sees_what_it_has_used_and_nothing_of_others(store_or_memory
 async def test_in_process_calls_are_recorded_too():
     gateway = gateway_of()
     await gateway.embed(["word"], model="m")
-    sums = await gateway.ledger.sum("", None)
+    sums = await gateway.active.ledger.sum("", None)
 
     assert [1] == [each.requests for _, each in sums]
 

@@ -24,11 +24,11 @@ def until(condition: Callable[[], object]) -> float:
     return slept
 
 
-async def until_on_loop(condition: Callable[[], object]) -> float:
+async def until_on_loop(condition: Callable[[], object], longest: float = PATIENCE) -> float:
     """Wait without blocking the event loop until ``condition()`` is true; return the seconds."""
     began, slept = time.monotonic(), 0.0
     while not condition():
-        assert time.monotonic() - began < PATIENCE
+        assert time.monotonic() - began < longest
         await anyio.sleep(POLL)
         slept += POLL
     return slept
