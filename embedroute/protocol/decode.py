@@ -13,7 +13,7 @@ import msgspec
 from embedroute.backend import Dtype, Truncate
 from embedroute.errors import InvalidRequest
 from embedroute.inputs import Input, Kind, TextPart, detect_kind
-from embedroute.protocol import decode_errors
+from embedroute.protocol import decode_errors, listed_parts
 from embedroute.protocol.coerce import Coercer
 from embedroute.protocol.decode_errors import CHOICES, FIELDS
 from embedroute.protocol.input_kinds import (
@@ -23,6 +23,7 @@ from embedroute.protocol.input_kinds import (
     text_too_long,
 )
 from embedroute.protocol.large_request import (
+    Outline,
     make_outline,
     most_marks,
     refuse_duplicate_members,
@@ -127,7 +128,10 @@ def decode_at_once(body: bytes, limits: Limits) -> EmbeddingRequest:
     Raises:
         InvalidRequest: the body is invalid; ``param`` names the field.
     """
-    request = _decode_json(body, limits)
+    try:
+        request = _decode_json(body, limits)
+    except InvalidRequest as error:
+        return _decode_listed_parts(body, limits, error)
     # Each member of an object has one colon. So a body with as many colons as fields that are set
     # has no duplicate key; only with more of them a duplicate is possible.
     values = msgspec.structs.astuple(request)
@@ -138,6 +142,18 @@ def decode_at_once(body: bytes, limits: Limits) -> EmbeddingRequest:
     wire_input, field = _select_input(request)
     inputs, kind = convert_inputs(wire_input, limits, field)
     return _make_embedding_request(request, inputs, kind, field, limits, fields)
+
+
+def _decode_listed_parts(body: bytes, limits: Limits, error: InvalidRequest) -> EmbeddingRequest:
+    """Decode a body whose ``input`` lists parts; for any other one, raise its ``error``."""
+    wrapped = listed_parts.wrap_json(body)
+    if wrapped is None:
+        raise error
+    decode_errors.parse_again(body)
+    try:
+        return decode_at_once(wrapped.json, limits)
+    except InvalidRequest as part_error:
+        raise listed_parts.rename(part_error) from None
 
 
 def _read_other_fields(body: bytes, limits: Limits) -> Mapping[str, Any]:
@@ -167,6 +183,25 @@ def decode_in_steps(body: bytes, limits: Limits) -> Generator[None, None, Embedd
         InvalidRequest: the body is invalid; ``param`` names the field.
     """
     outline = yield from make_outline(body, limits)
+    try:
+        return (yield from _decode_outline(body, outline, limits))
+    except InvalidRequest:
+        wrapped = listed_parts.wrap_json(outline.json)
+        if wrapped is None:
+            raise
+    yield
+    colons = outline.marks.colons + wrapped.added
+    marks = msgspec.structs.replace(outline.marks, colons=colons)
+    outline = Outline(wrapped.json, outline.strings, marks)
+    try:
+        return (yield from _decode_outline(body, outline, limits))
+    except InvalidRequest as error:
+        raise listed_parts.rename(error) from None
+
+
+def _decode_outline(
+    body: bytes, outline: Outline, limits: Limits
+) -> Generator[None, None, EmbeddingRequest]:
     try:
         request = _decode_json(outline.json, limits)
     except InvalidRequest as error:
@@ -237,9 +272,21 @@ def make_request(fields: Mapping[str, object], limits: Limits) -> EmbeddingReque
         InvalidRequest: a field is invalid; ``param`` names it.
     """
     try:
-        values = Coercer(most_marks(limits).commas).coerce(fields)
+        coerced = Coercer(most_marks(limits).commas).coerce(fields)
     except RecursionError:
         decode_errors.refuse_depth()
+    values = cast("Mapping[str, object]", coerced)
+    wrapped = listed_parts.wrap_values(values)
+    if wrapped is None:
+        return _check_values(values, limits)
+    try:
+        return _check_values(wrapped, limits)
+    except InvalidRequest as error:
+        raise listed_parts.rename(error) from None
+
+
+def _check_values(values: Mapping[str, object], limits: Limits) -> EmbeddingRequest:
+    """Validate values of the types of JSON."""
     try:
         request = msgspec.convert(values, CreateEmbeddingRequest)
         msgspec.json.encode(request)

@@ -273,10 +273,10 @@ def _describe(problem: str, choices: Sequence[str]) -> str:
         return f"must be {comparison} {limit.removesuffix('.0')}{unit}."
     if types := _TYPES.match(problem):
         return f"must be {_list_types(types[1])}, not {WORDS.get(types[2], types[2])}."
-    if problem.startswith(("Invalid enum value", "Invalid value")):
-        return f"must be one of {', '.join(choices)}."
     if problem.startswith("Expected `str` matching"):
         return "must be a plain decimal number."
+    if choices:
+        return f"must be one of {', '.join(choices)}."
     return next((words for mark, words in _OTHERS.items() if mark in problem), "is not valid.")
 
 

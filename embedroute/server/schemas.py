@@ -56,7 +56,10 @@ def components(
     simplified = {name: _simplify(schema) for name, schema in schemas.items()}
     for struct in roots:
         if issubclass(struct, REQUEST):
-            simplified[struct.__name__] = _complete_request(simplified[struct.__name__])
+            parts = cast("Document", simplified["Content"]["properties"])["content"]
+            simplified[struct.__name__] = _complete_request(
+                simplified[struct.__name__], cast("Document", parts)
+            )
     properties = cast("Document", simplified[REQUEST.__name__]["properties"])
     properties["embedding_options"] = {"anyOf": [reference(options), {"type": "null"}]}
     for name, extension in EXTENSIONS.items():
@@ -65,11 +68,16 @@ def components(
     return simplified
 
 
-def _complete_request(schema: Document) -> Document:
-    """Describe what the decoder checks later: one kind of inputs, and one of their two names."""
+def _complete_request(schema: Document, parts: Document) -> Document:
+    """Describe what the decoder checks later: one kind of inputs, and one of their two names.
+
+    ``parts`` is the schema of the content parts of one input, which ``input`` may also list.
+    """
     properties = dict(cast("dict[str, Document]", schema["properties"]))
     for name in ("input", "inputs"):
-        properties[name] = _with_one_kind_of_items(properties[name])
+        inputs = _with_one_kind_of_items(properties[name])
+        alternatives = cast("list[Document]", inputs["anyOf"])
+        properties[name] = {**inputs, "anyOf": [*alternatives, parts]}
     return {**schema, "properties": properties, **_ONE_INPUT_REQUIRED}
 
 
