@@ -14,7 +14,9 @@ from embedroute.cli.table import print_table
 from embedroute.config import Budget, Config, RateLimits
 from embedroute.errors import ConfigError
 from embedroute.gateway import Gateway
+from embedroute.routing import ModelRegistry, is_known
 from embedroute.stores import Store, StoredKey, decode_keys, digest_key, make_key, make_store
+from embedroute.text import did_you_mean, echo
 
 NO_STORE: Final = (
     "[store] url is not set. Keys that are made at run time need a store; others are [keys.NAME] "
@@ -33,6 +35,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     new = parser.add_argument_group("for create")
     new.add_argument(
         "--models", nargs="+", metavar="MODEL", help="models it may use (default: all)"
+    )
+    for name, what in (
+        ("--only", "the only providers it may use"),
+        ("--ignore", "those it may not"),
+    ):
+        new.add_argument(name, nargs="+", default=[], metavar="PROVIDER", help=what)
+    new.add_argument(
+        "--debug",
+        action=argparse.BooleanOptionalAction,
+        help="whether it may see traces and upstream bodies (default: [gateway] debug)",
     )
     new.add_argument(
         "--budget",
@@ -85,13 +97,18 @@ def _create(options: argparse.Namespace, config: Config, store: Store) -> None:
         raise ConfigError([f"[keys.{options.name}] is in the config. Choose another name."])
     if config.gateway.auth != "keys":
         raise ConfigError([f'[gateway] auth = "{config.gateway.auth}" uses no keys.'])
+    registry = Gateway(config).models
+    _check_providers([*options.only, *options.ignore], registry)
     text = make_key()
     key = StoredKey(
         name=options.name,
         digest=digest_key(text.encode()),
         created=time.time(),
         expires=options.expires,
-        models=_resolve_models(options.models, config),
+        models=_resolve_models(options.models, registry),
+        debug=options.debug,
+        only=options.only,
+        ignore=options.ignore,
         limits=_make_limits(options),
         budget=options.budget,
     )
@@ -103,12 +120,23 @@ def _create(options: argparse.Namespace, config: Config, store: Store) -> None:
     print("The key is not shown again; the store has its SHA-256 only.", file=sys.stderr)
 
 
-def _resolve_models(names: list[str] | None, config: Config) -> list[str] | None:
+def _check_providers(names: list[str], registry: ModelRegistry) -> None:
+    """Refuse names of providers that do not exist: a typo in --ignore would ignore nothing.
+
+    Raises:
+        ConfigError: a name is unknown.
+    """
+    unknown = [name for name in names if not is_known(name, registry.known_names)]
+    if unknown:
+        advice = did_you_mean(unknown[0], list(registry.providers))
+        raise ConfigError([f"unknown provider {echo(unknown[0])}{advice}"])
+
+
+def _resolve_models(names: list[str] | None, registry: ModelRegistry) -> list[str] | None:
     """Return the public names of models, so that aliases of a name are allowed or not with it."""
     if names is None:
         return None
-    models = Gateway(config).models
-    return sorted({models.resolve(name).name for name in names})
+    return sorted({registry.resolve(name).name for name in names})
 
 
 def _make_limits(options: argparse.Namespace) -> RateLimits | None:
@@ -130,7 +158,7 @@ def _revoke(name: str, config: Config, store: Store) -> None:
 def _print_keys(store: Store) -> None:
     _, values = store.read_keys("")
     print_table(
-        ("NAME", "CREATED", "EXPIRES", "MODELS", "BUDGET", "LIMITS"),
+        ("NAME", "CREATED", "EXPIRES", "MODELS", "PROVIDERS", "DEBUG", "BUDGET", "LIMITS"),
         [_describe(each, time.time()) for each in decode_keys(values or ())],
     )
 
@@ -143,9 +171,17 @@ def _describe(key: StoredKey, now: float) -> tuple[str, ...]:
         _format_time(key.created),
         f"{expires} (expired)" if key.is_expired(now) else expires,
         ",".join(key.models) if key.models is not None else "all",
+        _describe_providers(key),
+        "as [gateway]" if key.debug is None else str(key.debug).lower(),
         f"{key.budget.usd}/{key.budget.per}" if key.budget else "none",
         " ".join(f"{name}={value}" for name, value in limits.items() if value) or "none",
     )
+
+
+def _describe_providers(key: StoredKey) -> str:
+    only = f"only {','.join(key.only)}" if key.only else ""
+    ignore = f"not {','.join(key.ignore)}" if key.ignore else ""
+    return " ".join(filter(None, (only, ignore))) or "all"
 
 
 def _format_time(seconds: float) -> str:

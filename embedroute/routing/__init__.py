@@ -66,6 +66,7 @@ from embedroute.routing.registry import (
     ModelRegistry,
     ResolvedEndpoint,
     Route,
+    is_known,
     normalise,
     unknown_model,
 )
@@ -164,6 +165,7 @@ __all__ = [
     "halves",
     "hedge_delay",
     "is_at_capacity",
+    "is_known",
     "keep_generations",
     "list_headers",
     "make_key_prefix",

@@ -31,7 +31,8 @@ class StoredKey(msgspec.Struct, frozen=True, kw_only=True):
     """A key without its text, in the form that is stored.
 
     ``created`` and ``expires`` are seconds since 1970. ``digest`` is SHA-256 in hexadecimal. The
-    key has 256 random bits, so it needs no salt.
+    key has 256 random bits, so it needs no salt. ``models``, ``debug``, ``only`` and ``ignore`` are
+    those of ``Caller``.
     """
 
     name: str
@@ -39,6 +40,9 @@ class StoredKey(msgspec.Struct, frozen=True, kw_only=True):
     created: float
     expires: float | None = None
     models: list[str] | None = None
+    debug: bool | None = None
+    only: list[str] = []
+    ignore: list[str] = []
     limits: RateLimits | None = None
     budget: Budget | None = None
 
@@ -141,4 +145,11 @@ class StoredKeys:
 
 def _make_caller(key: StoredKey) -> Caller:
     models = None if key.models is None else frozenset(key.models)
-    return Caller(name=key.name, models=models, limits=key.limits)
+    return Caller(
+        name=key.name,
+        models=models,
+        debug=key.debug,
+        only=tuple(key.only),
+        ignore=tuple(key.ignore),
+        limits=key.limits,
+    )

@@ -155,6 +155,31 @@ async def test_a_key_has_models_limits_and_a_budget(store_url, store):
     assert [200, 403, 200, 429, 200, 200, 429] == statuses
 
 
+async def test_a_key_has_providers_and_debug(store_url, store):
+    put(store, key_of("a", only=["p"]))
+    put(store, key_of("b", "elsewhere", only=["openai"]))
+    put(store, key_of("c", "never", ignore=["p"]))
+    put(store, key_of("d", "debugs", debug=True))
+    async with (gateway := gateway_of(store_url)).lifespan():
+        statuses = [
+            (await post(gateway, key, f"{key} text")).status_code
+            for key in ("text", "elsewhere", "never")
+        ]
+        explained = [(await explain(gateway, key)).status_code for key in ("text", "debugs")]
+    assert [200, 404, 404] == statuses
+    assert [403, 200] == explained
+
+
+async def explain(gateway, key):
+    transport = httpx2.ASGITransport(embeddings_app(gateway))
+    async with httpx2.AsyncClient(transport=transport, base_url="http://host") as client:
+        return await client.post(
+            "/v1/embeddings?explain=1",
+            json={"model": "m", "input": "text"},
+            headers={"authorization": f"Bearer {key}"},
+        )
+
+
 async def test_limits_of_a_key_that_is_made_again_are_the_new_ones(store_url, store):
     async with (gateway := gateway_of(store_url)).lifespan():
         put(store, key_of("a", limits=RateLimits(requests_per_minute=1)))
@@ -267,13 +292,23 @@ def command(tmp_path, capsys):
 
 async def test_a_key_is_made_shown_once_listed_and_revoked(command, tmp_path):
     limits = ["--rpm", "10", "--tpm", "2000", "--concurrent", "3"]
-    options = ["--models", "hashed", "--budget", "25.00/month", "--expires", "30d", *limits]
+    providers = ["--only", "hashed", "--ignore", "openai", "--debug"]
+    models = ["--models", "hashed", *providers]
+    options = [*models, "--budget", "25.00/month", "--expires", "30d", *limits]
     status, text, note = command("create", "team", *options)
     assert (0, 1) == (status, text.count("\n"))
     assert "not shown again" in note
     _, table, _ = command("list")
     assert text.strip() not in table
-    for words in ("team", "hashed", "25.00/month", "requests_per_minute=10", "concurrent"):
+    for words in (
+        "team",
+        "hashed",
+        "only hashed not openai",
+        "true",
+        "25.00/month",
+        "requests_per_minute=10",
+        "concurrent",
+    ):
         assert words in table
     assert text.strip().encode() not in b"".join(
         each.read_bytes() for each in tmp_path.glob("store.db*")
@@ -295,6 +330,8 @@ async def test_a_key_is_made_shown_once_listed_and_revoked(command, tmp_path):
         (["create"], "Write a NAME"),
         (["create", "two words"], "Write a NAME"),
         (["create", "x", "--models", "hashde"], "hashde"),
+        (["create", "x", "--ignore", "hashde"], "unknown provider 'hashde'"),
+        (["create", "x", "--only", "nowhere"], "unknown provider 'nowhere'"),
         (["revoke", "absent"], "The store has no key absent."),
         (["revoke", "fixed"], "It is a table of the config"),
     ],
