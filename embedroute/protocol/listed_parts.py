@@ -29,14 +29,14 @@ def wrap_json(body: bytes) -> WrappedBody | None:
     """Put the listed parts of a JSON body into a content object; None if it lists no parts."""
     try:
         members = _MEMBERS.decode(body)
-        listed = [name for name in FIELDS if name in members and _lists_parts(members[name])]
+        names = [name for name in FIELDS if name in members and _lists_parts(members[name])]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-    if not listed:
+    if not names:
         return None
-    for name in listed:
+    for name in names:
         members[name] = msgspec.Raw(b'[{"content":%b}]' % bytes(members[name]))
-    return WrappedBody(msgspec.json.encode(members), len(listed))
+    return WrappedBody(msgspec.json.encode(members), len(names))
 
 
 def wrap_values(values: Mapping[str, object]) -> Mapping[str, object] | None:

@@ -29,10 +29,10 @@ def decode(body):
 def test_listed_parts_are_one_input(field, text):
     parts = [{"type": "text", "text": text}, IMAGE]
     expected = [(TextPart(text), ImagePart(ImageURL(URL)))]
-    listed = decode(encode(**{field: parts}))
+    request = decode(encode(**{field: parts}))
 
-    assert (expected, Kind.PARTS, field) == (listed.inputs, listed.kind, listed.field)
-    assert listed == decode(encode(**{field: [{"content": parts}]}))
+    assert (expected, Kind.PARTS, field) == (request.inputs, request.kind, request.field)
+    assert request == decode(encode(**{field: [{"content": parts}]}))
     assert expected == make_request({"model": "m", field: parts}, Limits()).inputs
 
 
@@ -114,8 +114,8 @@ async def test_listed_parts_get_the_vector_of_their_content_object():
             },
         )
     )
-    listed = await gateway.embed([TEXT, IMAGE], model="m")
-    wrapped = await gateway.embed([{"content": [TEXT, IMAGE]}], model="m")
+    embeddings = await gateway.embed([TEXT, IMAGE], model="m")
+    expected = await gateway.embed([{"content": [TEXT, IMAGE]}], model="m")
 
-    assert (1, 8) == listed.vectors.shape
-    assert listed.vectors.tolist() == wrapped.vectors.tolist()
+    assert (1, 8) == embeddings.vectors.shape
+    assert embeddings.vectors.tolist() == expected.vectors.tolist()

@@ -385,7 +385,7 @@ async def test_large_requests_and_responses_pass_in_pieces(target, body, read):
     kind = "query" if target == "/v2/embed" else None
 
     assert answer.status == 200, answer.body[:200]
-    assert int(answer.header("content-length")) == len(answer.body)
+    assert answer.header("content-length") is None  # sent in chunks
     assert len(read(answer.json)) == count
     last = expected_vector(texts[-1], width, input_type=kind)
     assert np.allclose(read(answer.json)[-1], last, atol=1e-6)
