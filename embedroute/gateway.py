@@ -88,6 +88,7 @@ from embedroute.runtime import PerLoop, fairness, is_loop_running, tasks
 from embedroute.runtime_factory import LoopRuntime, RuntimeFactory, share
 from embedroute.stores import StoredKeys, StoreError, StoreWorker
 from embedroute.telemetry import (
+    Counts,
     GatewayState,
     Metrics,
     Observer,
@@ -111,6 +112,8 @@ class Gateway:
 
     Several gateways can run in one process, each on any number of event loops.
     """
+
+    in_flight: int = 0
 
     @without_frames
     def __init__(
@@ -152,14 +155,14 @@ class Gateway:
         self.healths: HealthRegistry = HealthRegistry()
         self.log_limit: LogLimit = LogLimit()
         self.cache: MemoryCache = MemoryCache(config.cache.bytes, config.cache.ttl, clock)
-        self._sharing = share(parts.store, self.cache, config, clock)
+        self.counts: Counts | None = _make_counts(parts, self.read_state, metrics_registry)
+        self._sharing = share(parts.store, self.cache, config, clock, self.counts)
         self.store: StoreWorker | None = self._sharing.store
         self.shared_cache: TieredCache | None = self._sharing.cache
         self.rate_limits: Limiter = self._sharing.limiter
         self.stored_keys: StoredKeys | None = self._sharing.stored_keys
         self._reloading = threading.Lock()
         self._use(parts)
-        self.in_flight = 0
         self._factory = RuntimeFactory(
             self.settings,
             http_client,
@@ -219,18 +222,14 @@ class Gateway:
             self._factory.change(parts.settings, parts.backends.values())
             self.bodies.change(*request_limits(parts.settings))
             self.responses.change(*response_limits(parts.settings))
-            if self.metrics is not None:
-                self.metrics.change_models(parts.models.routes)
+            if self.counts is not None:
+                self.counts.change_models(parts.models.routes)
 
     def _add_observers(self, registry: "CollectorRegistry | None") -> Metrics | None:
         """Add the observers of the config; return the metrics if they are served or registered."""
         if self.settings.opentelemetry:
             self.observers.append(Spans())
-        if registry is None and self.settings.metrics == "off":
-            return None
-        metrics = Metrics(self.models.routes, self, registry)
-        self.observers.append(metrics)
-        return metrics
+        return None if self.counts is None else Metrics(self.counts, registry)
 
     @classmethod
     @without_frames
@@ -377,7 +376,7 @@ class Gateway:
         trace = trace or RequestTrace(new_request_id())
         trace.caller = caller.name
         trace.model = request.model
-        if self.observers or self.active.ledger is not None:
+        if self.observers or self.counts is not None or self.active.ledger is not None:
             return await self._embed_observed(request, caller, trace, cache_policy)
         return await self._embed_within_deadline(request, caller, trace, cache_policy)
 
@@ -408,10 +407,12 @@ class Gateway:
     def report(
         self, trace: RequestTrace, *, dialect: str, status: int, code: str | None, seconds: float
     ) -> None:
-        """Report a request that ends now, after ``seconds``, to the observers and the ledger."""
+        """Report a request that ends now, after ``seconds``, to the metrics and other observers."""
         ledger = self.active.ledger
         if ledger is not None:
             ledger.add(trace, status, seconds)
+        if self.counts is not None:
+            self.counts.count_request(trace, dialect, status, seconds)
         if self.observers:
             report_request(
                 self.observers,
@@ -687,3 +688,14 @@ class Gateway:
             yield
         finally:
             await self.runtime.close(loop)
+
+
+def _make_counts(
+    parts: GatewayParts,
+    read_state: Callable[[], GatewayState],
+    registry: "CollectorRegistry | None",
+) -> Counts | None:
+    """Return the numbers of the metrics, if they are served or registered."""
+    if registry is None and parts.settings.metrics == "off":
+        return None
+    return Counts(parts.models.routes, read_state)

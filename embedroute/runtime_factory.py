@@ -7,6 +7,7 @@
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -41,7 +42,7 @@ from embedroute.routing import (
 )
 from embedroute.runtime import time_limits
 from embedroute.stores import Store, StoredKeys, StoreWorker, place_of
-from embedroute.telemetry import Observer
+from embedroute.telemetry import Counts, Observer
 from embedroute.transport import Transport, create_transport, transport_mistakes
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class Sharing(msgspec.Struct, frozen=True, kw_only=True):
     store_results: StoreResults | None
     ledger: Ledger
     claim: Claim
+    counts: Counts | None
 
     def change(self, config: Config) -> None:
         """Apply the limits, budgets and times of another config. What was used remains used."""
@@ -77,13 +79,22 @@ class Sharing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def share(
-    store: Store | None, memory: MemoryCache, config: Config, clock: Callable[[], float]
+    store: Store | None,
+    memory: MemoryCache,
+    config: Config,
+    clock: Callable[[], float],
+    counts: Counts | None,
 ) -> Sharing:
-    """Choose what keeps vectors, budgets and usage. Nothing connects before it is used."""
+    """Choose what keeps vectors, budgets and usage. Nothing connects before it is used.
+
+    Failed calls of the store are counted in ``counts``.
+    """
     worker = None
     if store is not None and config.store.url is not None:
         place = place_of(config.store.url.reveal())
         worker = StoreWorker(store, place, config.store.timeout)
+        if counts is not None:
+            worker.on_failure = partial(counts.count_store_error, place.partition(":")[0])
     stored_keys = None
     if worker is not None and config.gateway.auth == "keys":
         stored_keys = StoredKeys(worker, clock)
@@ -100,6 +111,7 @@ def share(
         store_results=cache.store if tiered or memory.limit else None,
         ledger=Ledger(worker, config.store.usage_days),
         claim=cache.claim,
+        counts=counts,
     )
 
 
@@ -175,6 +187,7 @@ class RuntimeFactory:
         self._runtimes: list[LoopRuntime] = []
         self._store = sharing.store
         self._budgets = sharing.budgets
+        self._counts = sharing.counts
 
     def open(self, stack: AsyncExitStack) -> LoopRuntime:
         """Create this loop's transport and dispatcher; closing ``stack`` closes them.
@@ -196,6 +209,7 @@ class RuntimeFactory:
             log_limit=self._log_limit,
             clock=self._clock,
             observers=self._observers,
+            counts=self._counts,
         )
         self.slots.append(attempts.slots)
         stack.callback(self.slots.remove, attempts.slots)

@@ -87,6 +87,8 @@ class RequestTrace(msgspec.Struct, eq=False):
     hits: int = 0
     misses: int = 0
     shared_hits: int = 0
+    store_lookups: int = 0
+    store_hits: int = 0
     bills: Sequence[Bill] = ()
     estimated: bool = False
     fallback: str | None = None
@@ -184,6 +186,14 @@ class RequestTrace(msgspec.Struct, eq=False):
             self.dispatched_at = now
         if self.events is not None:
             self.add_event("cache", "looked up", hits=self.hits, misses=self.misses)
+
+    def record_store_lookup(
+        self, keys: Sequence[bytes], in_memory: Container[bytes], own: Container[bytes]
+    ) -> None:
+        """Count the inputs that were not ``in_memory``; ``own`` are the caller's hits in total."""
+        missing = [key for key in keys if key not in in_memory]
+        self.store_lookups = len(missing)
+        self.store_hits = sum([key in own for key in missing])
 
     def record_usage(
         self,

@@ -60,6 +60,11 @@ class TieredCache:
         self._reader = _Reader(worker, clock, wall_clock)
         self._writer = _Writer(worker, ttl)
 
+    @property
+    def is_available(self) -> bool:
+        """Whether a lookup would ask the store: it has not just failed, and is not stuck."""
+        return self._worker.is_available
+
     async def look_up(
         self,
         found: Found,
@@ -73,7 +78,7 @@ class TieredCache:
         ``large`` requests are processed in steps between which the event loop runs.
         """
         missing = {key: item for key, item in work.items() if key not in found.vectors}
-        if not missing or not self._worker.is_available:
+        if not missing or not self.is_available:
             return found
         model = prepared.route.public_name
         keys = [StoreKey(model, key) for key in missing]

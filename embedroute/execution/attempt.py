@@ -74,7 +74,7 @@ from embedroute.routing import (
     measure_inputs_in_steps,
 )
 from embedroute.runtime import fairness
-from embedroute.telemetry import Observer
+from embedroute.telemetry import Counts, Observer
 from embedroute.transport import SHORT_LOOKUP, ExchangeLimits, Transport
 
 LONG: Final = 1 << 19
@@ -154,10 +154,12 @@ class AttemptRunner:
         log_limit: LogLimit,
         clock: Callable[[], float],
         observers: Sequence[Observer] = (),
+        counts: Counts | None = None,
     ) -> None:
         """Create a runner without calls in flight. ``observers`` may be added later."""
         self._observers = observers
-        self._observed_calls = ObservedCalls(observers, clock)
+        self._counts = counts
+        self._observed_calls = ObservedCalls(observers, counts, clock)
         self._log_limit = log_limit
         self._resources = CallResources(
             transport=transport, local=local, models=models, watchdog=watchdog
@@ -318,7 +320,7 @@ class AttemptRunner:
             public_model=prepared.route.public_name,
             destination=attempt,
         )
-        if self._observers:
+        if self._observers or self._counts is not None:
             return self._observed_calls.run(call, candidate, batch, context)
         return call
 

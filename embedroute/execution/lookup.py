@@ -36,5 +36,9 @@ async def look_up_in_tiers(
     elif reads and cache.size:
         found = look_up(cache, plan.work, prepared)
     if reads and shared is not None and len(found.vectors) < len(plan.work):
-        found = await shared.look_up(found, plan.work, prepared, large=large)
+        in_memory = found
+        is_asked = shared.is_available
+        found = await shared.look_up(in_memory, plan.work, prepared, large=large)
+        if is_asked:
+            context.trace.record_store_lookup(plan.keys, in_memory.vectors, found.own())
     return plan, found

@@ -1,4 +1,4 @@
-"""Reports upstream calls to the observers of a gateway."""
+"""Reports upstream calls to the metrics and the observers of a gateway."""
 
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -10,6 +10,7 @@ from embedroute.reasons import describe
 from embedroute.routing import ResolvedEndpoint
 from embedroute.telemetry import (
     CallOutcome,
+    Counts,
     FinishedCall,
     Observer,
     classify_outcome,
@@ -20,9 +21,12 @@ from embedroute.telemetry import (
 class ObservedCalls:
     """Reports the calls of one event loop; ``observers`` may be added while it is used."""
 
-    def __init__(self, observers: Sequence[Observer], clock: Callable[[], float]) -> None:
-        """Report to ``observers``, with the times of ``clock`` in seconds."""
+    def __init__(
+        self, observers: Sequence[Observer], counts: Counts | None, clock: Callable[[], float]
+    ) -> None:
+        """Report to ``observers`` and ``counts``, with the times of ``clock`` in seconds."""
         self._observers = observers
+        self._counts = counts
         self._clock = clock
 
     async def run(
@@ -54,10 +58,7 @@ class ObservedCalls:
             is_late = watch is not None and watch.expired
             self._report(candidate, batch, context, began, "timed_out" if is_late else "cancelled")
             raise
-        tokens = answer.prompt_tokens
-        if tokens is None:
-            tokens = sum(estimate_sizes(batch.inputs))
-        self._report(candidate, batch, context, began, "answered", 200, tokens=tokens)
+        self._report(candidate, batch, context, began, "answered", 200, answer=answer)
         return answer
 
     def _report(
@@ -69,12 +70,21 @@ class ObservedCalls:
         outcome: CallOutcome,
         status: int | None = None,
         reason: str | None = None,
-        tokens: int = 0,
+        answer: Vectors | None = None,
     ) -> None:
+        seconds = self._clock() - began
+        model = context.prepared.route.public_name
+        if self._counts is not None:
+            self._counts.count_call(candidate.provider, model, outcome, seconds, len(batch))
+        if not self._observers:
+            return
+        tokens = 0 if answer is None else answer.prompt_tokens
+        if tokens is None:
+            tokens = sum(estimate_sizes(batch.inputs))
         call = FinishedCall(
             request_id=context.trace.request_id,
             provider=candidate.provider,
-            model=context.prepared.route.public_name,
+            model=model,
             upstream_model=candidate.model,
             endpoint=candidate.name,
             outcome=outcome,
@@ -83,6 +93,6 @@ class ObservedCalls:
             inputs=len(batch),
             tokens=tokens,
             began=began,
-            seconds=self._clock() - began,
+            seconds=seconds,
         )
         report_call(self._observers, call)

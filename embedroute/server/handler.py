@@ -151,8 +151,8 @@ class RequestHandler:
             if exchange.embeds:
                 gateway = self.gateway
                 gateway.in_flight -= 1
-                is_watched = gateway.observers or gateway.active.ledger is not None
-                if is_watched and not exchange.explains:
+                is_watched = gateway.counts is not None or gateway.active.ledger is not None
+                if (is_watched or gateway.observers) and not exchange.explains:
                     self._report(exchange)
             if exchange.account is not None:
                 self.gateway.bodies.release(exchange.account, exchange.reserved)

@@ -47,7 +47,8 @@ class StoreWorker:
     """The thread that calls a store. It starts with the first job, and again after ``close``.
 
     After a failure the store is not called for a pause. ``place`` names the store in messages.
-    ``timeout`` is how many seconds a request waits for the store at most.
+    ``timeout`` is how many seconds a request waits for the store at most. ``on_failure`` is called
+    after each failure, from the thread.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class StoreWorker:
         """Create a worker without a thread."""
         self.place = place
         self.timeout = timeout
+        self.on_failure: Callable[[], None] | None = None
         self._store = store
         self._clock = clock
         self._changed = threading.Condition(threading.Lock())
@@ -239,6 +241,8 @@ class StoreWorker:
     def _record_failure(self, error: BaseException) -> None:
         self._disconnect()
         self._failures += 1
+        if self.on_failure is not None:
+            self.on_failure()
         pause = min(FIRST_PAUSE * 2 ** min(self._failures - 1, 8), LONGEST_PAUSE)
         now = self._clock()
         self._paused_until = now + pause

@@ -3,7 +3,8 @@
 It may import the contracts and the foundation.
 """
 
-from embedroute.telemetry.metrics import MULTIPROCESS, Metrics
+from embedroute.telemetry.counts import MULTIPROCESS, Counts
+from embedroute.telemetry.metrics import Metrics
 from embedroute.telemetry.observer import (
     CallOutcome,
     FinishedCall,
@@ -20,6 +21,7 @@ from embedroute.telemetry.state import EndpointState, GatewayState
 __all__ = [
     "MULTIPROCESS",
     "CallOutcome",
+    "Counts",
     "EndpointState",
     "FinishedCall",
     "FinishedRequest",

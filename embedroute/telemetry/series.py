@@ -1,30 +1,28 @@
 """Stores the numbers of metrics, in this process or in files that worker processes share.
 
 prometheus-client's own counters cost 1 to 3 µs per increment, which is 10 % of a request. Here a
-series is some numbers of one array, so an increment costs 0.1 µs, in a shared file too.
+series is one list, or a part of a shared file, so an increment costs 0.1 µs.
 """
 
 import json
 import mmap
 import os
 import secrets
-from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 MOST: Final = 1 << 17
 """Numbers of one process, 1 MiB; far more than the names of a config can make."""
 
 Key = tuple[str, ...]
 """The kind of a series, and its labels."""
+Row: TypeAlias = "list[float] | memoryview[float]"
+"""The numbers of a series: a list, which is the fastest, or a part of the shared file."""
 
 
 class SeriesStore:
-    """The numbers of all series of one process.
-
-    ``values`` is changed in place: the numbers of a series are those from its ``add`` on.
-    """
+    """The numbers of all series of one process."""
 
     def __init__(self, folder: Path | None) -> None:
         """Keep the numbers in memory, or in new files in ``folder``.
@@ -35,23 +33,23 @@ class SeriesStore:
         self._used = 0
         self._names = None
         if folder is None:
-            self.values: array[float] | memoryview[float] = array("d", bytes(8 * MOST))
             return
         stem = folder / f"embedroute_{os.getpid()}_{secrets.token_hex(4)}"
         self._names = stem.with_suffix(".names").open("a", encoding="utf-8")
         with stem.with_suffix(".values").open("w+b") as file:
             file.truncate(8 * MOST)
             # Closing the file does not close the map, which keeps its own descriptor.
-            self.values = memoryview(mmap.mmap(file.fileno(), 8 * MOST)).cast("d")
+            self._values = memoryview(mmap.mmap(file.fileno(), 8 * MOST)).cast("d")
 
-    def add(self, key: Key, width: int) -> int:
-        """Add a series of ``width`` numbers, and return the position of the first."""
+    def add(self, key: Key, width: int) -> Row:
+        """Add a series, and return its ``width`` numbers, which are changed in place."""
+        if self._names is None:
+            return [0.0] * width
         start = self._used
         self._used += width
-        if self._names is not None:
-            self._names.write(f"{json.dumps([start, width, *key])}\n")
-            self._names.flush()
-        return start
+        self._names.write(f"{json.dumps([start, width, *key])}\n")
+        self._names.flush()
+        return self._values[start : start + width]
 
     def close(self) -> None:
         """Close the file of names."""
@@ -81,7 +79,7 @@ def is_running(pid: int) -> bool:
     return True
 
 
-def add_up(series: Iterable[Mapping[Key, list[float]]]) -> Mapping[Key, list[float]]:
+def add_up(series: Iterable[Mapping[Key, Sequence[float]]]) -> Mapping[Key, list[float]]:
     """Return the sums of the series of several workers."""
     sums: dict[Key, list[float]] = {}
     for worker in series:
