@@ -2,15 +2,12 @@
 
 import re
 import sys
-import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
 import httpx2
 import pytest
-from starlette.testclient import TestClient
 
-from embedroute import Config, Gateway, embeddings_app
 from tests.support.commands import run, serving
 from tests.support.documents import CAT, FELINE, ROOT, STOCKS, blocks
 from tests.support.serving import Serving
@@ -128,37 +125,6 @@ def test_every_example_is_listed_and_every_command_of_the_list_names_one():
     assert [] == [
         name for name in modules if not (EXAMPLES / f"{name.replace('.', '/')}.py").exists()
     ]
-
-
-def test_the_config_of_the_deployment_loads():
-    config = ROOT / "deploy/embedroute.toml"
-    keys = tomllib.loads(config.read_text(encoding="utf-8"))["keys"]
-    compose = (ROOT / "deploy/compose.yaml").read_text(encoding="utf-8")
-
-    Gateway.from_file(config, environ={"EMBEDROUTE_KEY": "a-key-of-enough-characters"})
-    assert {f"env:{name}" for name in re.findall(r"^ +(\w+): \$\{", compose, re.MULTILINE)} == {
-        key["key"] for key in keys.values()
-    }
-
-
-def test_the_dockerfile_copies_files_that_exist_and_runs_a_command_that_exists():
-    text = (ROOT / "deploy/Dockerfile").read_text(encoding="utf-8")
-    sources = [
-        name
-        for line in re.findall(r"^COPY (.+)$", text, re.MULTILINE)
-        for name in line.split()[:-1]
-    ]
-    (command,) = re.findall(r'^CMD \["embedroute", (.+)\]$', text, re.MULTILINE)
-    words = re.findall(r'"([^"]+)"', command)
-    described = run([Path(sys.executable).with_name("embedroute"), words[0], "--help"], ROOT)
-
-    (health,) = re.findall(r"http://127\.0\.0\.1:8000(/[\w/]+)", text)
-    app = embeddings_app(Gateway(Config(gateway={"auth": "keys"}, keys={"team": {"key": "sk"}})))
-
-    assert TestClient(app).get(health).status_code == 200
-    assert "pyproject.toml" in sources
-    assert [] == [name for name in sources if not (ROOT / name).exists()]
-    assert [] == [word for word in words if word.startswith("--") and word not in described]
 
 
 @pytest.mark.parametrize(
