@@ -1,5 +1,6 @@
 """Checks endpoints with a harmless text, to tell their own failures from those of inputs."""
 
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
@@ -159,11 +160,12 @@ class HealthChecker:
     ) -> EmbedrouteError | None:
         """Send the batch, and return the error if it fails."""
         began = self._clock()
+        outside = sys.exception()
         failure = None
         try:
             await self._exchange(candidate, context, batch, timeout, health.omitted(began))
         except EmbedrouteError as error:
-            failure = for_client(error, candidate, None)
+            failure = for_client(error, candidate, outside)
         context.trace.add_event(
             "health check",
             "failed" if failure else "answered",

@@ -147,7 +147,7 @@ def reply(status, body):
     return UpstreamResponse(status, {}, body)
 
 
-def gateway_of(backend, transport):
+def gateway_of(backend, transport, repeats=0):
     return Gateway(
         Config(
             gateway={"auth": "open"},
@@ -155,7 +155,7 @@ def gateway_of(backend, transport):
             models={"m": {"dimensions": 3, "endpoints": [{"provider": "up"}]}},
         ),
         transport=lambda: transport,
-        retries=RetryPolicy(repeats=0, attempts=1),
+        retries=RetryPolicy(repeats=repeats, attempts=1),
     )
 
 
@@ -198,9 +198,10 @@ async def test_an_error_says_where_a_backend_failed():
     assert "in PlainBackend.parse" in shown
 
 
-async def test_the_exception_that_a_host_is_handling_keeps_its_traceback():
-    """An exception of a backend has it as its context."""
-    gateway = gateway_of(BuggyBackend(), FixedTransport(None))
+@pytest.mark.parametrize("repeats", [0, 1])
+async def test_the_exception_that_a_host_is_handling_keeps_its_traceback(repeats):
+    """An exception of a backend has it as its context, also in a check after all repeats."""
+    gateway = gateway_of(BuggyBackend(), FixedTransport(None), repeats)
     try:
         {}["of the host"]
     except KeyError as error:
