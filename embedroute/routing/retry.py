@@ -85,9 +85,12 @@ def may_be_broken_by_input(failure: EmbedrouteError) -> TypeGuard[UpstreamError]
 
     A server that crashes resets the connection, or a proxy in front of it answers 502. Far more
     often the endpoint itself fails, so this is examined only when nothing else is left to try.
-    Any other invalid response, such as vectors of a wrong width, is the endpoint's fault.
+    Any other invalid response, such as vectors of a wrong width, is the endpoint's fault. So is a
+    response with Retry-After, and until then no call may be made.
     """
     if not isinstance(failure, UpstreamUnavailable) or is_at_capacity(failure):
+        return False
+    if failure.retry_after:
         return False
     if isinstance(failure, InvalidUpstreamResponse):
         return isinstance(failure, MissingRows) and not failure.already_recorded

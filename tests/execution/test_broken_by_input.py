@@ -25,16 +25,16 @@ OVERLOAD = {"status_502"}
 """Beside other calls in flight, such an answer may mean overload. Then it blames no input."""
 
 
-def gateway_before(upstream, **model):
+def gateway_before(upstream, **retries):
     return Gateway(
         Config(
-            gateway={"auth": "open", "deadline": 30.0},
+            gateway={"auth": "open", "deadline": 30.0, "retries": retries},
             providers={
                 "a": Provider(
                     backend="openai", options={"base_url": upstream.url, "api_key": "sk-1"}
                 )
             },
-            models={"m": {"endpoints": [{"provider": "a"}], **model}},
+            models={"m": {"endpoints": [{"provider": "a"}]}},
         ),
         environ={},
     )
@@ -72,6 +72,18 @@ async def test_an_input_that_breaks_its_server_fails_no_other_input(failure):
     assert calls <= len(upstream.requests) <= calls + is_unexplained
     assert calls <= 6 + 2 * 3 + 2
     assert state(gateway) is State.CLOSED
+
+
+@pytest.mark.anyio
+async def test_no_call_is_made_during_the_retry_after_of_a_failure():
+    """No half, and no harmless text either."""
+    with Upstream(lambda ask: "busy_503" if "bad" in ask.inputs else "honest") as upstream:
+        gateway = gateway_before(upstream, longest_wait=0.1)
+        async with gateway.lifespan():
+            error = await outcome_of(gateway, ["a", "b", "bad", "c"])
+
+    assert error.status == 502
+    assert [["a", "b", "bad", "c"]] == [list(ask.inputs) for ask in upstream.requests]
 
 
 @pytest.mark.anyio
