@@ -148,6 +148,7 @@ class UpstreamError(EmbedrouteError):
     ``field`` is the top-level field of the upstream request that it refuses, if it names one.
     ``rate_limits`` are the upstream's ``x-ratelimit-*`` headers: at most 16, of 128 characters.
     ``at_capacity``: the endpoint had too many calls in flight, so it can serve this one later.
+    ``was_merged``: the call had inputs of other requests too, and one of those may have caused it.
     """
 
     status = 502
@@ -177,6 +178,7 @@ class UpstreamError(EmbedrouteError):
         self.field: str | None = None
         self.rate_limits: Mapping[str, str] = {}
         self.at_capacity = False
+        self.was_merged = False
 
 
 class UpstreamUnavailable(UpstreamError):

@@ -100,6 +100,7 @@ class Attempt(Destination, eq=False, kw_only=True):
     - ``number``: the number of the attempt at this endpoint, from 1
     - ``omit``: fields that the endpoint has just rejected
     - ``others``: how many endpoints can still be used instead
+    - ``is_companion``: a call merged with those of other requests has failed before
     - ``began``: when the call began
     - ``generation``: the generation of the calls in flight when it began
     - ``place``: how many calls were in flight then, with this one
@@ -118,6 +119,7 @@ class Attempt(Destination, eq=False, kw_only=True):
     number: int = 1
     omit: frozenset[str] = NO_FIELDS
     others: int = 0
+    is_companion: bool = False
     began: float = 0.0
     generation: int = 0
     place: int = 1
@@ -258,7 +260,8 @@ class AttemptRunner:
         waited = round((now - attempt.began) * 1000, 1)
         context.trace.add_event("select", "waited", endpoint=attempt.candidate.name, ms=waited)
         attempt.began = now
-        attempt.permit = health.acquire(now)
+        acquire = health.acquire_companion if attempt.is_companion else health.acquire
+        attempt.permit = acquire(now)
         if attempt.permit:
             return None
         slots.leave(generation)

@@ -102,7 +102,8 @@ class Dispatch(msgspec.Struct, frozen=True, eq=False):
     and not as a retry, unless ``admit_first_try`` decides. ``earlier_errors`` are the errors from
     before the part was split off. ``waited_for`` are the endpoints whose rate limits were waited
     for. ``last_resorts`` counts the calls after every endpoint had failed, with this one.
-    ``waits`` counts the waits for an endpoint with too many calls in flight.
+    ``waits`` counts the waits for an endpoint with too many calls in flight. ``companion_at`` is
+    the endpoint at which a call failed that was merged with those of other requests.
     """
 
     candidates: Sequence[ResolvedEndpoint]
@@ -114,6 +115,7 @@ class Dispatch(msgspec.Struct, frozen=True, eq=False):
     waited_for: frozenset[str] = frozenset()
     last_resorts: int = 0
     waits: int = 0
+    companion_at: str = ""
 
 
 def make_batch(
@@ -250,9 +252,10 @@ def for_client(
     if not isinstance(error, UpstreamError):
         return error
     if error.is_neutral:
-        already_recorded = error.already_recorded
-        error = neutral(error, candidate.provider)
-        error.already_recorded = already_recorded
+        copied = neutral(error, candidate.provider)
+        copied.already_recorded = error.already_recorded
+        copied.was_merged = error.was_merged
+        error = copied
     elif isinstance(error, UpstreamAuthError):
         if candidate.key_digest:
             error = _blame_callers_key(error, candidate)

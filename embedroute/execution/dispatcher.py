@@ -311,7 +311,8 @@ class Dispatcher:
         Return False if it does not end before the deadline or within the request's time for such
         waits, or if the retry budget is spent. The next call to an endpoint is a retry if it was
         called before. It is taken from the budget before the wait, so that no request waits for a
-        retry that the budget then refuses.
+        retry that the budget then refuses. If the limited call was merged with those of other
+        requests, a cool-down that one of these begins in the meantime does not count.
         """
         now = self._clock()
         context = dispatch.context
@@ -332,11 +333,14 @@ class Dispatcher:
             return False
         await anyio.sleep(max(end - now, 0.01))
         first = limited[end]
+        failure = errors[dispatch.candidates.index(first)]
+        was_merged = isinstance(failure, UpstreamError) and failure.was_merged
         waited = msgspec.structs.replace(
             dispatch,
             candidates=_put_first(dispatch.candidates, first),
             admit_first_try=self._budget.reserve_one() if is_retry else dispatch.admit_first_try,
             waited_for=dispatch.waited_for | {first.name},
+            companion_at=first.name if was_merged else "",
         )
         await self._run(waited)
         return True
@@ -432,7 +436,7 @@ class Dispatcher:
         if context.deadline <= now:
             raise deadline_error()
         health = tries.health
-        permit = health.acquire(now) or (dispatch.last_resorts and health.acquire_last_resort(now))
+        permit = health.acquire(now) or _acquire_anyway(dispatch, candidate, health, now)
         admit = dispatch.admit_first_try
         is_admitted = tries.number > 1 or admit is None or admit(now)
         if not permit or not is_admitted:
@@ -461,6 +465,7 @@ class Dispatcher:
             number=tries.number,
             omit=tries.omit,
             others=others,
+            is_companion=candidate.name == dispatch.companion_at,
             later=tries.later,
         )
         return runner.run(attempt)
@@ -497,6 +502,15 @@ class Dispatcher:
                     message = "The upstream rejected a chunk of this size while this one waited."
                     return BatchTooLarge(message)
             return await self._begin(dispatch, tries)
+
+
+def _acquire_anyway(
+    dispatch: Dispatch, candidate: ResolvedEndpoint, health: EndpointHealth, now: float
+) -> int:
+    """Return a permit for an endpoint in a cool-down if this request may call it, or 0."""
+    if candidate.name == dispatch.companion_at:
+        return health.acquire_companion(now)
+    return health.acquire_last_resort(now) if dispatch.last_resorts else 0
 
 
 def _may_be_bisected(failure: EmbedrouteError) -> bool:

@@ -5,6 +5,7 @@ which know nothing of it.
 """
 
 import sys
+from collections.abc import Awaitable
 from functools import partial
 
 from embedroute.backend import Batch, Vectors
@@ -48,6 +49,7 @@ class MergedAttemptRunner:
                 ),
                 timeout=attempt.ends - attempt.began,
                 caps=lambda: health.caps(candidate.accepts, attempts.clock()),
+                own_call=partial(self._call_as_companion, attempt),
             )
         except EmbedrouteError as error:
             if isinstance(error, EndpointBusy | NoHealthyEndpoint):
@@ -63,6 +65,13 @@ class MergedAttemptRunner:
         results = record_results(candidate, attempt.work, answer, context, made=made_call, sizes=())
         attempts.report(attempt, None)
         return results
+
+    def _call_as_companion(
+        self, attempt: Attempt, batch: Batch, timeout: float
+    ) -> Awaitable[Vectors]:
+        """Make the own call of a request after its merged call has failed."""
+        attempt.is_companion = True
+        return self._call(attempt, batch, timeout)
 
     async def _call(self, attempt: Attempt, batch: Batch, timeout: float) -> Vectors:
         """Make one call that several requests may share, and record its outcome."""

@@ -122,6 +122,7 @@ class _Waiting:
 
     It waits for other calls for ``max_wait`` seconds, until the time ``until``. It must be answered
     before the time ``ends``. ``alone``: it must make its own call instead of a merged one.
+    ``is_companion``: it must do so because a merged call with its inputs has failed.
     ``probes``: the outcome of its own call decides about other requests too. ``next_probes``: it
     makes such a call if the others are not decided when ``scope`` ends its wait. ``has_left``: it
     was cancelled, or ``ends`` has passed.
@@ -135,6 +136,7 @@ class _Waiting:
         "ends",
         "error",
         "has_left",
+        "is_companion",
         "max_wait",
         "next_probes",
         "probes",
@@ -156,6 +158,7 @@ class _Waiting:
         self.error: UpstreamError | None = None
         self.alone = False
         self.has_left = False
+        self.is_companion = False
         self.probes: _Probes | None = None
         self.next_probes: _Probes | None = None
         self.scope = anyio.CancelScope()
@@ -185,7 +188,7 @@ class _Probes:
         """Let ``waiting`` make its own call."""
         self.others.remove(waiting)
         self.under_way += 1
-        waiting.alone = True
+        _part([waiting])
         waiting.probes = self
 
     def end(self, waiting: _Waiting, error: EmbedrouteError | None, *, cancelled: bool) -> None:
@@ -204,8 +207,7 @@ class _Probes:
         if isinstance(error, UpstreamError) and is_slow:
             _share(error, waiting, others)
         elif not cancelled:  # otherwise they start over
-            for other in others:
-                other.alone = True
+            _part(others)
         _release(others)
 
 
@@ -244,12 +246,14 @@ class MicroBatcher:
         max_wait: float,
         timeout: float,
         caps: Caps,
+        own_call: Call | None = None,
     ) -> tuple[Vectors, bool]:
         """Embed ``batch``; while the endpoint is busy, merge it with calls of equal ``queue_key``.
 
         It waits at most ``max_wait`` seconds for other calls, and ``timeout`` seconds in all. A
-        merged call stays within ``caps``. Returns the answer to ``batch``, and whether this request
-        made the call.
+        merged call stays within ``caps``. ``own_call`` replaces ``call`` after a merged call with
+        ``batch`` has failed. Returns the answer to ``batch``, and whether this request made the
+        call.
 
         Raises:
             EmbedrouteError: the error of the call. It is neutral if the call was merged, and
@@ -266,13 +270,13 @@ class MicroBatcher:
         while True:
             queue = self._queue(queue_key)
             if waiting is not None and waiting.alone:
-                return await self._call_alone(queue, waiting, call), True
+                return await self._call_alone(queue, waiting, call, own_call), True
             if not (queue.under_way or queue.waiting):
                 return await self._call(queue, call(batch, ends - anyio.current_time())), True
             waiting = _Waiting(batch, caps(), max_wait, now + max_wait, ends)
             queue.waiting.append(waiting)
             if queue.waiting[0] is waiting:
-                return await self._lead(queue, call, caps), True
+                return await self._lead(queue, call, caps, own_call), True
             if is_full(queue.sizes, caps()):
                 queue.ready.set()
             if (answer := await _follow(queue, waiting)) is not None:
@@ -294,8 +298,12 @@ class MicroBatcher:
                 queue.ready.set()
             self._delete_if_empty(queue)
 
-    async def _call_alone(self, queue: _Queue, waiting: _Waiting, call: Call) -> Vectors:
+    async def _call_alone(
+        self, queue: _Queue, waiting: _Waiting, call: Call, own_call: Call | None
+    ) -> Vectors:
         """Make the own call of one request in its remaining time."""
+        if waiting.is_companion:
+            call = own_call or call
         error: EmbedrouteError | None = None
         cancelled = True
         try:
@@ -315,7 +323,7 @@ class MicroBatcher:
         if not (queue.under_way or queue.waiting) and self._queues.get(queue.queue_key) is queue:
             del self._queues[queue.queue_key]
 
-    async def _lead(self, queue: _Queue, call: Call, caps: Caps) -> Vectors:
+    async def _lead(self, queue: _Queue, call: Call, caps: Caps, own_call: Call | None) -> Vectors:
         """Wait until the call is due, and make it for the leader and the calls that fit.
 
         The other calls are released: they queue again, with a new leader.
@@ -337,7 +345,7 @@ class MicroBatcher:
                 if (answer := _outcome(leader)) is not None:
                     return answer
                 _release(batch)
-            return await self._call_alone(queue, leader, call)
+            return await self._call_alone(queue, leader, call, own_call)
         finally:
             if not batch:  # the leader was cancelled while it waited
                 batch = queue.waiting
@@ -368,8 +376,7 @@ class MicroBatcher:
                 return present[:2]
             # One input, or the merged size, may be the cause of any status. So each request makes
             # its own call, and only that one counts for the endpoint's health.
-            for waiting in batch:
-                waiting.alone = True
+            _part(batch)
             return batch
         for waiting, part in zip(batch, split_result(whole, batches), strict=True):
             waiting.answer = part
@@ -392,6 +399,13 @@ def _split_by_time_left(
     return [waiting for waiting in calls if not waiting.alone], hurried
 
 
+def _part(calls: Sequence[_Waiting]) -> None:
+    """Let each of ``calls``, whose merged call has failed, make its own call."""
+    for waiting in calls:
+        waiting.alone = True
+        waiting.is_companion = True
+
+
 def _share(error: UpstreamError, leader: _Waiting, followers: Sequence[_Waiting]) -> None:
     """Give the leader and its followers neutral copies of the error of the leader's call.
 
@@ -400,10 +414,12 @@ def _share(error: UpstreamError, leader: _Waiting, followers: Sequence[_Waiting]
     later start. If it counted, every follower would call the slow upstream again.
     """
     leader.error = neutral(error)
+    leader.error.was_merged = True
     for waiting in followers:
         if not isinstance(error, UpstreamTimeout) or waiting.ends - leader.ends <= waiting.max_wait:
             waiting.error = neutral(error)
             waiting.error.already_recorded = True
+            waiting.error.was_merged = True
 
 
 def _outcome(waiting: _Waiting) -> Vectors | None:

@@ -98,14 +98,15 @@ class CircuitBreaker:
         self._probes.add(permit)
         return permit
 
-    def acquire_last_resort(self) -> int:
+    def acquire_last_resort(self, *, after_refusal: bool = False) -> int:
         """Return a permit for a call to an open breaker, because no endpoint is left.
 
-        0 if the upstream has rejected the key or the model: the call would be rejected as well.
+        0 if the upstream has rejected the key or the model: the call would be rejected as well,
+        unless it is made ``after_refusal`` because an input may have caused the rejection.
         """
         if self._cooldowns == 0:
             return self._closed_permit
-        if self.refusal is not None:
+        if self.refusal is not None and not after_refusal:
             return 0
         permit = next(self._permits)
         self._last_resorts.add(permit)

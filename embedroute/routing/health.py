@@ -42,6 +42,11 @@ OUTAGE_SHARE: Final = 0.25
 """Calls, and their share, that must have failed for an outage (as in OpenRouter's default)."""
 MOSTLY_FAILING: Final = 0.5
 """Share of failed calls in an outage from which an endpoint cannot replace another."""
+MOST_REFUSALS: Final = 6
+"""Refusals in a row up to which the own calls of requests whose merged call failed are made.
+
+One may be that of the merged call, so up to five of its inputs may cause the others.
+"""
 SUSPECTS: Final = 8
 """Failed calls whose inputs are remembered, until a call succeeds."""
 JUST_ANSWERED: Final = 2.0
@@ -91,6 +96,7 @@ class EndpointHealth:
         self._samples: deque[Sample] = deque(maxlen=SAMPLES)
         self._suspects: deque[frozenset[Hashable]] = deque(maxlen=SUSPECTS)
         self._rejected: frozenset[Hashable] | None = None
+        self._refusals = 0
         self._last_failure = ""
 
     @property
@@ -161,10 +167,22 @@ class EndpointHealth:
         """Return a permit for a call although the breaker is open, or 0 if it would be useless."""
         return 0 if now < self.limited_until else self._breaker.acquire_last_resort()
 
+    def acquire_companion(self, now: float) -> int:
+        """Return a permit for the own call of a request whose merged call failed, or 0.
+
+        The own call of another request may have begun a cool-down or opened the breaker since,
+        because of its input. After ``MOST_REFUSALS`` in a row, the endpoint is the cause.
+        """
+        permit = self.acquire(now)
+        if permit or self._refusals > MOST_REFUSALS:
+            return permit
+        return self._breaker.acquire_last_resort(after_refusal=True)
+
     def record_success(self, permit: int, now: float, latency: float, tokens: int) -> None:
         """Record an answered call; enough answered probes close the breaker."""
         self._breaker.record_success(permit, now)
         self.last_answer: float = now
+        self._refusals: int = 0
         if self._suspects or self._rejected:
             self._suspects.clear()
             self._rejected = None
@@ -194,12 +212,14 @@ class EndpointHealth:
         if says_nothing(failure):
             self.release(permit)
         elif isinstance(failure, RateLimited):
+            self._refusals += 1
             self.record_rate_limit(
                 permit,
                 now,
                 SHORTEST_COOLDOWN if failure.retry_after is None else failure.retry_after,
             )
         elif isinstance(failure, UpstreamAuthError | UpstreamModelNotFound):
+            self._refusals += 1
             self.record_rejection(permit, now, failure)
         elif isinstance(failure, Rejected):
             self.record_unexplained_rejection(permit, now, work, failure)
