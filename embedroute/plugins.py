@@ -385,8 +385,10 @@ def _is_independent_error(
 
     Returns False if that cannot be known, so that one mistake is not reported twice.
     """
-    if not converted.mistakes or isinstance(error, MissingExtra):
+    if not converted.mistakes:
         return True
+    if isinstance(error, MissingExtra):
+        return not converted.unread  # with the unread option, the extra may not be needed
     fields = set(_WORDS.findall(str(error))) & set(backend.__struct_fields__)
     return (
         isinstance(error, (EmbedrouteError, ValueError))

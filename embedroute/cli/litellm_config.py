@@ -90,6 +90,7 @@ class _Converter:
         self.document = document
         self.every_model = every_model
         self.notes: list[str] = []
+        self.has_patterns = False
         self.providers: dict[str, tuple[str, dict[str, object]]] = {}
         self.models: dict[str, list[tuple[str, Deployment]]] = {}
 
@@ -113,6 +114,7 @@ class _Converter:
         parameters = self.with_credential(name, _table(entry.get("litellm_params")))
         prefix, model = _split(parameters)
         if "*" in name or "*" in model:
+            self.has_patterns = True
             self.notes.append(
                 f"{name}: patterns are not converted; clients can send PROVIDER/MODEL for any "
                 "model of a configured provider"
@@ -294,8 +296,13 @@ class _Converter:
             self.notes.append('general_settings has no master_key, so that auth is "open"')
             return
         key = self.secret("general_settings.master_key", master_key, ())
-        yield _block("[keys.master]", {"key": key})
-        self.notes.append("virtual keys are not converted; write a [keys.NAME] table for each")
+        # Without the list, the key could also use the catalogue's other models of these providers.
+        models = {} if self.has_patterns else {"models": list(self.models)}
+        yield _block("[keys.master]", {"key": key, **models})
+        self.notes.append(
+            "virtual keys, which LiteLLM keeps in its database, are not converted; "
+            "write a [keys.NAME] table for each"
+        )
 
     def note_rest(self) -> None:
         """Note the settings that have no counterpart."""

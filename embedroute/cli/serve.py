@@ -29,7 +29,13 @@ from embedroute.config import Config, Settings
 from embedroute.config_warnings import find_warnings
 from embedroute.errors import ConfigError, MissingExtra, RequestError
 from embedroute.gateway import Gateway
-from embedroute.server import ASGIApp, PreparedApp, allow_origins, embeddings_app
+from embedroute.server import (
+    ASGIApp,
+    PreparedApp,
+    RootPathApp,
+    allow_origins,
+    embeddings_app,
+)
 from embedroute.telemetry import MULTIPROCESS
 from embedroute.version import __version__
 
@@ -73,7 +79,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="processes; they share vectors by [store] url only (default: $WEB_CONCURRENCY or 1)",
     )
-    add("--root-path", default="", metavar="PATH", help="path that a proxy removes")
+    add("--root-path", default="", metavar="PATH", help="path before /v1 that clients see")
     add(
         "--cors-origin",
         action="append",
@@ -114,11 +120,11 @@ def run(options: argparse.Namespace) -> int:
     reloader = Reloader(gateway, load)
     if options.workers > 1:
         _share_metrics(gateway)
-        make_app = partial(make_worker_app, load, options.cors_origin)
+        make_app = partial(make_worker_app, load, options.cors_origin, options.root_path)
         _run_workers(uvicorn.Config(make_app, factory=True, **settings), reloader)
     else:
         reloader.listen()
-        uvicorn.run(_make_app(gateway, options.cors_origin), **settings)
+        uvicorn.run(_make_app(gateway, options.cors_origin, options.root_path), **settings)
     return 0
 
 
@@ -133,7 +139,6 @@ def _uvicorn_options(options: argparse.Namespace, settings: Settings) -> dict[st
         "port": options.port,
         "uds": options.uds,
         "workers": options.workers,
-        "root_path": options.root_path,
         "http": "embedroute.uvicorn:HTTPProtocol",
         "ws": "none",
         "lifespan": "on",
@@ -170,15 +175,17 @@ def _load(file: Path | None, *, dashboard: bool) -> Config:
     return _with_dashboard(load_config(argparse.Namespace(config=file)), dashboard=dashboard)
 
 
-def make_worker_app(load: Callable[[], Config], origins: Sequence[str]) -> ASGIApp:
+def make_worker_app(load: Callable[[], Config], origins: Sequence[str], root_path: str) -> ASGIApp:
     """Make the application of one of several workers, each of which has a gateway of its own."""
     gateway = Gateway(load())
     Reloader(gateway, load).listen()
-    return _make_app(gateway, origins)
+    return _make_app(gateway, origins, root_path)
 
 
-def _make_app(gateway: Gateway, origins: Sequence[str]) -> ASGIApp:
-    app = PreparedApp(embeddings_app(gateway), partial(_prepare, gateway))
+def _make_app(gateway: Gateway, origins: Sequence[str], root_path: str) -> ASGIApp:
+    app: ASGIApp = PreparedApp(embeddings_app(gateway), partial(_prepare, gateway))
+    if root_path.strip("/"):
+        app = RootPathApp(app, root_path)
     return allow_origins(app, origins) if origins else app
 
 

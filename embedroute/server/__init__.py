@@ -12,7 +12,7 @@ from embedroute.server.models import model_card, model_list, openrouter_list
 from embedroute.server.openapi import KEY_DESCRIPTION, describe, describe_error
 from embedroute.server.routes import API, EMBED, LIST_MODELS, Operation
 from embedroute.server.schemas import components, inlined
-from embedroute.server.standalone import ASGIApp, PreparedApp, allow_origins
+from embedroute.server.standalone import ASGIApp, PreparedApp, RootPathApp, allow_origins
 from embedroute.server.usage import UsageReport, Used
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "HTTPExchange",
     "Operation",
     "PreparedApp",
+    "RootPathApp",
     "UsageReport",
     "Used",
     "allow_origins",

@@ -18,7 +18,8 @@ Authenticator = Callable[[Scope], Awaitable[Caller | None]]
 """With ``auth = "host"``: returns who sends a request, or None to reject it."""
 
 ADVICE: Final = (
-    "Pass authenticate=, or caller= for the FastAPI router, or add an authentication middleware"
+    "Pass authenticate=, or caller= for the FastAPI router, or add an authentication middleware; "
+    "dependencies of a FastAPI app do not run for what is mounted in it"
 )
 """What the operator of a host without authentication should do."""
 

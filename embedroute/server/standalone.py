@@ -42,6 +42,24 @@ def allow_origins(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
     )
 
 
+class RootPathApp:
+    """An application behind a proxy, which may remove the path that clients see before it, or not.
+
+    uvicorn's own option expects that the proxy removes the path.
+    """
+
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
+        """Wrap ``app``; ``root_path`` is the path, such as ``/pre``."""
+        self._app = app
+        self._root_path = f"/{root_path.strip('/')}"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Name the path in the scope; the application removes it from paths that begin with it."""
+        if scope["type"] == "http":
+            scope = {**scope, "root_path": self._root_path}
+        await self._app(scope, receive, send)
+
+
 class PreparedApp:
     """An application that starts only after ``prepare`` has ended without an error."""
 

@@ -317,7 +317,7 @@ def test_serve_excludes_loaded_modules_from_garbage_collection(tmp_path):
 
 WITHOUT = """
 import contextlib, sys
-sys.modules["wordllama"] = None
+sys.modules |= dict.fromkeys(("wordllama", "azure.identity", "azure"))
 from embedroute.cli import main
 with contextlib.redirect_stderr(sys.stdout):
     print(main(["check", "my.toml"]))
@@ -337,6 +337,22 @@ def test_check_reports_missing_extras(config, tmp_path):
         ),
         "1",
     ] == run([sys.executable, "-c", WITHOUT], tmp_path).splitlines()
+
+
+def test_check_reports_no_missing_extra_that_an_unread_option_makes_unnecessary(config, tmp_path):
+    """With a key, the backend needs no package for tokens."""
+    base_url = "https://one.openai.azure.com"
+    config(
+        f'[gateway]\nauth = "open"\n'
+        f'[providers.azure]\napi_key = "env:NO_SUCH_KEY"\nbase_url = "{base_url}"\n'
+        f'[providers."azure/token"]\nbase_url = "{base_url}"'
+    )
+    unset, missing, code = run([sys.executable, "-c", WITHOUT], tmp_path).splitlines()
+
+    assert "[providers.azure] api_key: the environment variable NO_SUCH_KEY is not set" == unset
+    assert missing.startswith('[providers."azure/token"]')
+    assert missing.endswith("azure-identity is not installed; run: pip install 'embedroute[azure]'")
+    assert "1" == code
 
 
 @pytest.mark.parametrize("command", ["models", "check"])

@@ -100,7 +100,12 @@ CASES = {
         OPENAI,
         {
             "gateway": {"auth": "keys", "deadline": 30.0, "retries": {"attempts": 4}},
-            "keys": {"master": {"key": "env:LITELLM_MASTER_KEY"}},
+            "keys": {
+                "master": {
+                    "key": "env:LITELLM_MASTER_KEY",
+                    "models": ["text-embedding-3-small", "text-embedding-3-large"],
+                }
+            },
             "providers": {"openai": {"api_key": "env:OPENAI_API_KEY"}},
             "models": {
                 name: {"endpoints": [{"provider": "openai"}]}
@@ -111,7 +116,8 @@ CASES = {
             ("gpt-4o: left out, because its name is not that of an embedding model. "
             "If it is one, set model_info.mode: embedding, or use --all"),
             "whisper: left out, because its mode is audio_transcription",
-            "virtual keys are not converted; write a [keys.NAME] table for each",
+            ("virtual keys, which LiteLLM keeps in its database, are not converted; "
+            "write a [keys.NAME] table for each"),
             "litellm_settings.drop_params is left out",
             "general_settings.database_url is left out",
         ],
@@ -232,7 +238,8 @@ CASES = {
             'watson: left out, because no backend supports "oci/"',
             "openai/*: patterns are not converted; clients can send PROVIDER/MODEL for any model of a configured provider",
             'general_settings.master_key is in the config as text; "env:NAME" is safer',
-            "virtual keys are not converted; write a [keys.NAME] table for each",
+            ("virtual keys, which LiteLLM keeps in its database, are not converted; "
+            "write a [keys.NAME] table for each"),
             "environment_variables is left out",
         ],
     ),

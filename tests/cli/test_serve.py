@@ -272,6 +272,24 @@ def test_workers_share_a_socket_and_have_gateways_of_their_own(tmp_path):
     assert f"url        unix:{path}:/api/v1" in errors.read_text()
 
 
+@pytest.mark.parametrize("root_path", ["/pre", "pre/"])
+def test_paths_below_the_root_path_need_not_be_removed_by_a_proxy(tmp_path, root_path):
+    write_config(tmp_path)
+    headers = {"authorization": f"Bearer {KEY}"}
+    with serving([*SERVE, "--root-path", root_path], tmp_path) as url:
+        statuses = {
+            path: httpx2.get(f"{url}{path}", headers=headers, trust_env=False).status_code
+            for path in ("/v1/models", "/pre/v1/models", "/pre/pre/v1/models", "/prev1/models")
+        }
+
+    assert {
+        "/v1/models": 200,
+        "/pre/v1/models": 200,
+        "/pre/pre/v1/models": 404,
+        "/prev1/models": 404,
+    } == statuses
+
+
 def test_serves_https_with_a_certificate(tmp_path):
     certificate, _ = certified(write_config(tmp_path))
     files = ["--ssl-certfile", certificate, "--ssl-keyfile", tmp_path / "key.pem"]
