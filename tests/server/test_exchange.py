@@ -1056,6 +1056,8 @@ async def test_headers_may_be_any_iterable(as_iterable):
     messages, sent = [{"type": "http.request", "body": GOOD}], []
 
     async def receive():
+        if not messages:
+            await anyio.sleep_forever()
         return messages.pop()
 
     async def send(message):

@@ -84,6 +84,8 @@ def assert_silent(said):
 @pytest.mark.thorough
 def test_a_request_that_the_server_cancels_gets_a_503(server):
     """The gateway is mounted, so it gets no lifespan event. It is cancelled after the grace."""
+    if server == "hypercorn" and sys.version_info >= (3, 12):
+        pytest.skip("hypercorn on asyncio waits for running requests without limit")
     with Upstream("stalled") as upstream:
         answer, said = stop_while_asked(server, GRACE[server], upstream)
 
