@@ -1321,7 +1321,7 @@ def test_whitespace_around_a_secret_from_a_file_or_variable_is_removed(template,
     backends = Gateway(from_file.config, environ=environ).models.providers
     assert [Secret("sk-kept")] * 2 == [provider.backend.api_key for provider in backends.values()]
     assert Secret("sk-kept") == from_env.models.providers["openai"].backend.api_key
-    assert "default" == from_env.keys.authenticate([b"Bearer sk-kept"]).name
+    assert "default" == from_env.active.keys.authenticate([b"Bearer sk-kept"]).name
 
 
 UNSENDABLE = "contains a line break or another character that is not allowed in a header"
