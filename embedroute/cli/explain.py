@@ -10,7 +10,7 @@ from embedroute.auth import Caller
 from embedroute.cache import FULL_USE
 from embedroute.cli.parser import Command, make_gateway
 from embedroute.errors import InvalidRequest
-from embedroute.protocol import bodies, make_request
+from embedroute.protocol import make_request, response_bodies
 from embedroute.runtime import fairness
 from embedroute.server import explain
 
@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def print_plan(plan: bodies.Plan) -> None:
+def print_plan(plan: response_bodies.Plan) -> None:
     """Print a plan as lines of text."""
     inputs = plan.inputs
     print(f"{plan.model}: {inputs.count} inputs, about {inputs.estimated_tokens} tokens")
@@ -53,7 +53,7 @@ def print_plan(plan: bodies.Plan) -> None:
         print(f"  if all fail: the model {plan.fallback}")
 
 
-def _describe(endpoint: bodies.PlanEndpoint) -> str:
+def _describe(endpoint: response_bodies.PlanEndpoint) -> str:
     calls = len(endpoint.chunks)
     price = endpoint.price.get("prompt")
     facts: Sequence[str] = (

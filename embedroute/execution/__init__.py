@@ -15,7 +15,7 @@ from embedroute.execution.backend_call import (
 from embedroute.execution.budgets import BudgetedEmbed, Window, find_window
 from embedroute.execution.context import DispatchContext, RequestContext, Results, StoreResults
 from embedroute.execution.credentials import CredentialStore
-from embedroute.execution.deadline import make_deadline_error
+from embedroute.execution.deadline_error import make_deadline_error
 from embedroute.execution.debug_capture import record_exchange
 from embedroute.execution.dispatcher import Dispatcher, Embed
 from embedroute.execution.endpoint_state import LoopSlots, read_endpoint_states

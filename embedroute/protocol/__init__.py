@@ -4,7 +4,7 @@ It may import the foundation, ``backend`` and ``config``.
 """
 
 from embedroute.backend import LARGEST_SIZE, LONGEST_NAME, Dtype, Name, Size
-from embedroute.protocol import bodies
+from embedroute.protocol import response_bodies
 from embedroute.protocol.decode import (
     MEDIUM,
     NO_DEBUG,
@@ -81,7 +81,6 @@ __all__ = [
     "RequestOptions",
     "Size",
     "Sort",
-    "bodies",
     "check_media",
     "convert_options",
     "cutoffs",
@@ -95,6 +94,7 @@ __all__ = [
     "make_options_struct",
     "make_request",
     "most_marks",
+    "response_bodies",
     "split_members",
     "with_input_type",
     "write_rows",

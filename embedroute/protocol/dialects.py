@@ -11,7 +11,7 @@ import msgspec
 from msgspec import UNSET
 
 from embedroute.errors import BudgetExceeded, EmbedrouteError, InsufficientQuota, UpstreamError
-from embedroute.protocol import bodies
+from embedroute.protocol import response_bodies
 from embedroute.protocol.decode import EmbeddingRequest
 from embedroute.protocol.responses import ENCODER, Embeddings, LargeBody, encode_rows
 from embedroute.text import LONGEST_ECHO
@@ -29,8 +29,10 @@ class OpenAIDialect:
     """
 
     has_402: ClassVar[bool] = False
-    success_body: ClassVar[type[bodies.CreateEmbeddingResponse]] = bodies.CreateEmbeddingResponse
-    error_body: ClassVar[type[msgspec.Struct]] = bodies.ErrorResponse
+    success_body: ClassVar[type[response_bodies.CreateEmbeddingResponse]] = (
+        response_bodies.CreateEmbeddingResponse
+    )
+    error_body: ClassVar[type[msgspec.Struct]] = response_bodies.ErrorResponse
 
     def success(self, answer: Embeddings, request: EmbeddingRequest) -> tuple[bytes] | LargeBody:
         """Write the body of a 200: in one piece, or lazily in several if it is large."""
@@ -46,10 +48,10 @@ class OpenAIDialect:
         )
         return LargeBody(body, answer.rows, base64=request.base64) if large else (body,)
 
-    def usage(self, answer: Embeddings) -> bodies.Usage:
+    def usage(self, answer: Embeddings) -> response_bodies.Usage:
         """Return the tokens of an answer."""
         tokens = answer.prompt_tokens
-        return bodies.Usage(prompt_tokens=tokens, total_tokens=tokens)
+        return response_bodies.Usage(prompt_tokens=tokens, total_tokens=tokens)
 
     def extras(self, answer: Embeddings) -> Fields:
         """Return the additional fields of ``success_body``."""
@@ -70,8 +72,8 @@ class OpenAIDialect:
     def error_response(self, error: EmbedrouteError, trace: RequestTrace) -> msgspec.Struct:
         """Return the body of an error, without debug fields."""
         del trace
-        return bodies.ErrorResponse(
-            error=bodies.Error(
+        return response_bodies.ErrorResponse(
+            error=response_bodies.Error(
                 message=error.message,
                 type=self.error_type(error),
                 param=_shortened(error.param),
@@ -88,19 +90,19 @@ class OpenRouterDialect(OpenAIDialect):
     """OpenRouter's format: an id, the cost, tokens by modality, and numeric error codes."""
 
     has_402 = True
-    success_body: ClassVar[type[bodies.CreateEmbeddingResponse]] = (
-        bodies.OpenRouterEmbeddingResponse
+    success_body: ClassVar[type[response_bodies.CreateEmbeddingResponse]] = (
+        response_bodies.OpenRouterEmbeddingResponse
     )
-    error_body: ClassVar[type[msgspec.Struct]] = bodies.OpenRouterErrorResponse
+    error_body: ClassVar[type[msgspec.Struct]] = response_bodies.OpenRouterErrorResponse
 
-    def usage(self, answer: Embeddings) -> bodies.Usage:
+    def usage(self, answer: Embeddings) -> response_bodies.Usage:
         """Add the cost in USD, and the tokens by modality if there are two modalities."""
         tokens = answer.prompt_tokens
         counts = {
             f"{name}_tokens": count for name, count in answer.trace.modality_tokens.items() if count
         }
         cost = answer.trace.cost
-        return bodies.OpenRouterUsage(
+        return response_bodies.OpenRouterUsage(
             prompt_tokens=tokens,
             total_tokens=tokens,
             cost=UNSET if cost is None else float(cost),
@@ -117,8 +119,8 @@ class OpenRouterDialect(OpenAIDialect):
         metadata = None
         if isinstance(error, UpstreamError) and error.provider:
             metadata = {"provider_name": error.provider, "raw": error.message}
-        return bodies.OpenRouterErrorResponse(
-            error=bodies.OpenRouterError(
+        return response_bodies.OpenRouterErrorResponse(
+            error=response_bodies.OpenRouterError(
                 code=error.status, message=error.message, metadata=metadata
             ),
             user_id=None,
@@ -129,7 +131,9 @@ class GoModelDialect(OpenAIDialect):
     """GoModel's format: the provider of the vectors, and five error types."""
 
     has_402 = True
-    success_body: ClassVar[type[bodies.CreateEmbeddingResponse]] = bodies.GoModelEmbeddingResponse
+    success_body: ClassVar[type[response_bodies.CreateEmbeddingResponse]] = (
+        response_bodies.GoModelEmbeddingResponse
+    )
 
     def extras(self, answer: Embeddings) -> Fields:
         """Add the provider, or several separated by commas if the request was split."""
@@ -151,18 +155,22 @@ class PhaseoDialect(OpenAIDialect):
     """Phaseo's format: completion tokens, and errors with their origin and the failed providers."""
 
     has_402 = True
-    success_body: ClassVar[type[bodies.CreateEmbeddingResponse]] = bodies.PhaseoEmbeddingResponse
-    error_body: ClassVar[type[msgspec.Struct]] = bodies.PhaseoErrorResponse
+    success_body: ClassVar[type[response_bodies.CreateEmbeddingResponse]] = (
+        response_bodies.PhaseoEmbeddingResponse
+    )
+    error_body: ClassVar[type[msgspec.Struct]] = response_bodies.PhaseoErrorResponse
 
-    def usage(self, answer: Embeddings) -> bodies.Usage:
+    def usage(self, answer: Embeddings) -> response_bodies.Usage:
         """Add the completion tokens, which are always 0 for embeddings."""
         tokens = answer.prompt_tokens
-        return bodies.PhaseoUsage(prompt_tokens=tokens, total_tokens=tokens, completion_tokens=0)
+        return response_bodies.PhaseoUsage(
+            prompt_tokens=tokens, total_tokens=tokens, completion_tokens=0
+        )
 
     def error_response(self, error: EmbedrouteError, trace: RequestTrace) -> msgspec.Struct:
         """Return the flat object that Phaseo's gateway sends."""
         upstream = isinstance(error, UpstreamError)
-        return bodies.PhaseoErrorResponse(
+        return response_bodies.PhaseoErrorResponse(
             generation_id=trace.request_id,
             status_code=error.status,
             error=error.code or error.type,
@@ -181,12 +189,12 @@ class SpiceDialect(OpenAIDialect):
     """Spice.ai's format: errors have only a message."""
 
     has_402 = True
-    error_body: ClassVar[type[msgspec.Struct]] = bodies.SpiceErrorResponse
+    error_body: ClassVar[type[msgspec.Struct]] = response_bodies.SpiceErrorResponse
 
     def error_response(self, error: EmbedrouteError, trace: RequestTrace) -> msgspec.Struct:
         """Return the message only."""
         del trace
-        return bodies.SpiceErrorResponse(error=error.message)
+        return response_bodies.SpiceErrorResponse(error=error.message)
 
 
 def _shortened(param: str | None) -> str | None:

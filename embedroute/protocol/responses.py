@@ -7,7 +7,7 @@ import msgspec
 
 from embedroute import vectors
 from embedroute.backend import repr_as_in_rich
-from embedroute.protocol.bodies import Embedding
+from embedroute.protocol.response_bodies import Embedding
 from embedroute.runtime import LARGE, groups
 from embedroute.trace import RequestTrace
 from embedroute.vectors import Array, FloatArray

@@ -41,16 +41,6 @@ from embedroute.routing.health import (
 )
 from embedroute.routing.hedging import CallTimes, HedgeBudget, hedge_delay
 from embedroute.routing.ordering import SelectionContext, draw_weights, order_endpoints
-from embedroute.routing.over_length import (
-    CAUTIOUS,
-    LIKELY,
-    MOST_PIECES,
-    OverLength,
-    Pieces,
-    estimate_tokens,
-    find_overlong,
-    split_overlong,
-)
 from embedroute.routing.planning import (
     EmbeddedInput,
     Plan,
@@ -98,6 +88,16 @@ from embedroute.routing.splitting import (
     measure_inputs_in_steps,
     split,
     split_in_steps,
+)
+from embedroute.routing.text_cutting import (
+    CAUTIOUS,
+    LIKELY,
+    MOST_PIECES,
+    OverLength,
+    Pieces,
+    estimate_tokens,
+    find_overlong,
+    split_overlong,
 )
 from embedroute.routing.token_shares import share_out
 

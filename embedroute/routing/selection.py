@@ -23,9 +23,9 @@ from embedroute.routing.filters import (
 )
 from embedroute.routing.options import Option
 from embedroute.routing.ordering import SelectionContext, order_endpoints
-from embedroute.routing.over_length import OverLength, estimate_tokens
 from embedroute.routing.planning import text_before
 from embedroute.routing.registry import ResolvedEndpoint, Route, is_known
+from embedroute.routing.text_cutting import OverLength, estimate_tokens
 from embedroute.text import echo
 from embedroute.trace import RequestTrace
 

@@ -11,7 +11,7 @@ from embedroute.cache import NOTHING, CachePolicy, look_up_in_steps
 from embedroute.errors import PermissionDenied
 from embedroute.gateway import Gateway
 from embedroute.inputs import Input, estimate_sizes, images_in
-from embedroute.protocol import EmbeddingRequest, bodies
+from embedroute.protocol import EmbeddingRequest, response_bodies
 from embedroute.routing import (
     CacheKey,
     Dropped,
@@ -29,7 +29,7 @@ from embedroute.trace import RequestTrace
 
 def explain(
     gateway: Gateway, request: EmbeddingRequest, caller: Caller, cached: CachePolicy
-) -> Generator[None, None, bodies.Plan]:
+) -> Generator[None, None, response_bodies.Plan]:
     """Forecast a request with the cache policy ``cached``; yields between the steps of the work.
 
     Raises:
@@ -53,14 +53,14 @@ def explain(
         lookup = yield from look_up_in_steps(gateway.cache, plan.work, prepared)
     hits = lookup.own()
     missing = {key: item for key, item in plan.work.items() if key not in hits}
-    order: list[bodies.PlanEndpoint] = []
+    order: list[response_bodies.PlanEndpoint] = []
     for endpoint in selection.candidates:
         yield
         prefix = text_before(endpoint, route.model, selection.parameters.input_type)
         health = gateway.healths.get(endpoint)
         forecast = yield from _forecast(endpoint, health, missing, prefix, gateway.clock())
         order.append(forecast)
-    return bodies.Plan(
+    return response_bodies.Plan(
         model=route.public_name,
         fallback=prepared.fallback.public_name if prepared.fallback else None,
         order=order,
@@ -70,18 +70,20 @@ def explain(
     )
 
 
-def _count_hits(plan: Plan, hits: Collection[CacheKey]) -> bodies.PlanCache:
+def _count_hits(plan: Plan, hits: Collection[CacheKey]) -> response_bodies.PlanCache:
     count = sum(key in hits for key in plan.keys)
-    return bodies.PlanCache(hits=count, misses=len(plan.keys) - count)
+    return response_bodies.PlanCache(hits=count, misses=len(plan.keys) - count)
 
 
-def _count_inputs(plan: Plan, missing: Mapping[CacheKey, Input]) -> bodies.PlanInputs:
+def _count_inputs(plan: Plan, missing: Mapping[CacheKey, Input]) -> response_bodies.PlanInputs:
     tokens = sum(estimate_sizes(missing.values()))
-    return bodies.PlanInputs(count=len(plan.keys), unique=len(plan.work), estimated_tokens=tokens)
+    return response_bodies.PlanInputs(
+        count=len(plan.keys), unique=len(plan.work), estimated_tokens=tokens
+    )
 
 
-def _describe_exclusion(dropped: Dropped) -> bodies.PlanExclusion:
-    return bodies.PlanExclusion(
+def _describe_exclusion(dropped: Dropped) -> response_bodies.PlanExclusion:
+    return response_bodies.PlanExclusion(
         provider=dropped.candidate.provider,
         model=dropped.candidate.model,
         price=_format_prices(dropped.candidate),
@@ -100,7 +102,7 @@ def _forecast(
     missing: Mapping[CacheKey, Input],
     prefix: str,
     now: float,
-) -> Generator[None, None, bodies.PlanEndpoint]:
+) -> Generator[None, None, response_bodies.PlanEndpoint]:
     chunks = yield from split_in_steps(missing, health.caps(endpoint.accepts, now), prefix)
     usage = RequestTrace("")
     for chunk in chunks:
@@ -114,7 +116,7 @@ def _forecast(
         )
         yield
     cost = usage.cost if "prompt" in endpoint.prices else None
-    return bodies.PlanEndpoint(
+    return response_bodies.PlanEndpoint(
         provider=endpoint.provider,
         model=endpoint.model,
         price=_format_prices(endpoint),

@@ -53,10 +53,10 @@ from embedroute.protocol import (
     Embeddings,
     LargeBody,
     OpenAIDialect,
-    bodies,
     decode_at_once,
     decode_in_steps,
     is_small,
+    response_bodies,
 )
 from embedroute.runtime import (
     ClientDisconnected,
@@ -345,7 +345,7 @@ class RequestHandler:
         finally:
             self.gateway.responses.release(account, size_in_memory)
 
-    async def _explain(self, context: RequestContext) -> bodies.Plan:
+    async def _explain(self, context: RequestContext) -> response_bodies.Plan:
         request = context.request
         steps = explain(self.gateway, request, context.caller, context.cache_policy)
         return await fairness.step_by_step(steps) if request.large else fairness.finished(steps)

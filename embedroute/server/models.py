@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Final
 
-from embedroute.protocol import bodies
+from embedroute.protocol import response_bodies
 from embedroute.routing import (
     Route,
     accepts_parts,
@@ -17,11 +17,11 @@ REQUEST_MODALITIES: Final = frozenset({"text", "image"})
 """The modalities of the content parts that a request may hold."""
 
 
-def describe_model(route: Route) -> bodies.Model:
+def describe_model(route: Route) -> response_bodies.Model:
     """Describe one model; its prices are those of the endpoint with the lowest prompt price."""
     model = route.model
     prices = _lowest_prices(route)
-    return bodies.Model(
+    return response_bodies.Model(
         id=route.public_name,
         owned_by=route.candidates[0].provider if route.candidates else "",
         dimensions=model.dimensions,
@@ -57,12 +57,12 @@ def format_price(price: Decimal) -> str:
     return f"{price.normalize():f}"
 
 
-def model_list(routes: Sequence[Route]) -> bodies.ModelList:
+def model_list(routes: Sequence[Route]) -> response_bodies.ModelList:
     """Return the body of ``GET /v1/models``."""
-    return bodies.ModelList(data=[describe_model(route) for route in routes])
+    return response_bodies.ModelList(data=[describe_model(route) for route in routes])
 
 
-def model_card(routes: Sequence[Route], name: str) -> bodies.Model:
+def model_card(routes: Sequence[Route], name: str) -> response_bodies.Model:
     """Return the body of ``GET /v1/models/{id}``.
 
     Raises:
@@ -74,17 +74,17 @@ def model_card(routes: Sequence[Route], name: str) -> bodies.Model:
     raise unknown_model(name, [route.public_name for route in routes])
 
 
-def openrouter_list(routes: Sequence[Route]) -> bodies.OpenRouterModelList:
+def openrouter_list(routes: Sequence[Route]) -> response_bodies.OpenRouterModelList:
     """Return the body of ``GET /v1/embeddings/models``.
 
     The format is OpenRouter's list of embedding models; prices are in USD per token.
     """
-    return bodies.OpenRouterModelList(
+    return response_bodies.OpenRouterModelList(
         data=[_openrouter_model(route, describe_model(route)) for route in routes]
     )
 
 
-def _openrouter_model(route: Route, card: bodies.Model) -> bodies.OpenRouterModel:
+def _openrouter_model(route: Route, card: response_bodies.Model) -> response_bodies.OpenRouterModel:
     prices = _lowest_prices(route)
     scales = {"prompt": 1_000_000, "completion": 1_000_000, "request": 1, "image": 1}
     # If the price of tokens is known, the other kinds are free unless they have a price.
@@ -93,12 +93,12 @@ def _openrouter_model(route: Route, card: bodies.Model) -> bodies.OpenRouterMode
         for kind, scale in scales.items()
         if prices
     }
-    return bodies.OpenRouterModel(
+    return response_bodies.OpenRouterModel(
         id=card.id,
         name=card.id,
         created=card.created,
         context_length=card.context_length,
-        architecture=bodies.OpenRouterArchitecture(
+        architecture=response_bodies.OpenRouterArchitecture(
             modality=f"{'+'.join(card.modalities)}->embeddings",
             input_modalities=card.modalities,
             output_modalities=["embeddings"],

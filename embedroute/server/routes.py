@@ -10,7 +10,7 @@ import msgspec
 
 from embedroute.config import ProtocolName
 from embedroute.errors import NotFound
-from embedroute.protocol import CreateEmbeddingRequest, bodies
+from embedroute.protocol import CreateEmbeddingRequest, response_bodies
 from embedroute.server.protocols import (
     Answer,
     Format,
@@ -70,7 +70,7 @@ LIST_EMBEDDING_MODELS: Final = Operation(
     methods=GET,
     summary="List models",
     description="The models that the caller may use, as OpenRouter lists them",
-    body=bodies.OpenRouterModelList,
+    body=response_bodies.OpenRouterModelList,
     statuses=(401, 500),
 )
 LIST_MODELS: Final = Operation(
@@ -79,7 +79,7 @@ LIST_MODELS: Final = Operation(
     methods=GET,
     summary="List models",
     description="The models that the caller may use",
-    body=bodies.ModelList,
+    body=response_bodies.ModelList,
     statuses=(401, 500),
 )
 GET_MODEL: Final = Operation(
@@ -88,7 +88,7 @@ GET_MODEL: Final = Operation(
     methods=GET,
     summary="Describe a model",
     description="The model",
-    body=bodies.Model,
+    body=response_bodies.Model,
     statuses=(401, 404, 500),
 )
 GET_OPENAPI: Final = Operation(id="getOpenAPI", path="/openapi.json", methods=GET)
@@ -119,7 +119,7 @@ _EMBED_AZURE: Final = Operation(
     methods=("POST",),
     summary="Embed texts with a deployment (Azure OpenAI)",
     description="One vector per input, in input order",
-    body=bodies.CreateEmbeddingResponse,
+    body=response_bodies.CreateEmbeddingResponse,
     statuses=EMBED.statuses,
     protocol="azure",
     translate=azure.translate,

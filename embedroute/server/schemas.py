@@ -13,7 +13,7 @@ import msgspec
 
 from embedroute.config import DialectName, ProtocolName
 from embedroute.plugins import Namespaces
-from embedroute.protocol import DIALECTS, bodies, make_options_struct, requests
+from embedroute.protocol import DIALECTS, make_options_struct, requests, response_bodies
 from embedroute.server.protocols import EXTENSIONS
 from embedroute.server.routes import list_enabled
 
@@ -49,7 +49,7 @@ def components(
         options,
         DIALECTS[dialect].success_body,
         DIALECTS[dialect].error_body,
-        bodies.Plan,
+        response_bodies.Plan,
         *dict.fromkeys(filter(None, structs)),
     ]
     _, schemas = msgspec.json.schema_components(roots, ref_template=f"{REF}{{name}}")

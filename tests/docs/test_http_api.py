@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from embedroute.plugins import Namespaces
-from embedroute.protocol import DIALECTS, bodies, requests
+from embedroute.protocol import DIALECTS, requests, response_bodies
 from embedroute.server import UsageReport, Used
 from tests.support.documents import ROOT
 from tests.support.forked import Place, run_embedroute, serving_in
@@ -41,16 +41,16 @@ def own_table(heading: str) -> str:
             {f"{name}.": struct for name, struct in Namespaces().items()},
         ),
         ("### `debug`", {"": requests.Debug}),
-        ("### Errors", {"error.": bodies.Error}),
+        ("### Errors", {"error.": response_bodies.Error}),
         ("## Usage", {"": UsageReport, "total.": Used}),
         (
             "## Explain a request",
             {
-                "": bodies.Plan,
-                "order.": bodies.PlanEndpoint,
-                "filtered.": bodies.PlanExclusion,
-                "cache.": bodies.PlanCache,
-                "inputs.": bodies.PlanInputs,
+                "": response_bodies.Plan,
+                "order.": response_bodies.PlanEndpoint,
+                "filtered.": response_bodies.PlanExclusion,
+                "cache.": response_bodies.PlanCache,
+                "inputs.": response_bodies.PlanInputs,
             },
         ),
     ],
@@ -71,9 +71,9 @@ def names_in(row: list[str]) -> list[str]:
 def test_the_reference_lists_the_fields_of_a_response():
     response, dialects = split_tables("### The response")
     common = {
-        *fields_of(bodies.CreateEmbeddingResponse),
-        *fields_of(bodies.Embedding, "data."),
-        *fields_of(bodies.Usage, "usage."),
+        *fields_of(response_bodies.CreateEmbeddingResponse),
+        *fields_of(response_bodies.Embedding, "data."),
+        *fields_of(response_bodies.Usage, "usage."),
     }
 
     assert {name for row in response for name in names_in(row)} == common
@@ -97,10 +97,10 @@ def split_tables(heading: str) -> list[list[list[str]]]:
 def test_the_reference_lists_the_fields_of_models():
     openai, openrouter = split_tables("## List models")
 
-    assert {name for row in openai for name in names_in(row)} == fields_of(bodies.Model)
+    assert {name for row in openai for name in names_in(row)} == fields_of(response_bodies.Model)
     assert {name for row in openrouter for name in names_in(row)} == {
-        *fields_of(bodies.OpenRouterModel),
-        *fields_of(bodies.OpenRouterArchitecture, "architecture."),
+        *fields_of(response_bodies.OpenRouterModel),
+        *fields_of(response_bodies.OpenRouterArchitecture, "architecture."),
     }
 
 

@@ -22,7 +22,7 @@ from embedroute.errors import (
     UpstreamAuthError,
 )
 from embedroute.inputs import Kind
-from embedroute.protocol import DIALECTS, ENCODER, EmbeddingRequest, Embeddings, bodies
+from embedroute.protocol import DIALECTS, ENCODER, EmbeddingRequest, Embeddings, response_bodies
 from embedroute.trace import RequestTrace
 
 OPENAI = DIALECTS["openai"]
@@ -181,7 +181,7 @@ def test_an_error_has_all_four_keys(error, status, body):
 
 def test_prices_are_strings():
     """A JSON parser would round floats."""
-    model = bodies.Model(
+    model = response_bodies.Model(
         id="m",
         owned_by="o",
         dimensions=8,

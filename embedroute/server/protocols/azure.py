@@ -15,7 +15,7 @@ from embedroute.protocol import (
     CreateEmbeddingRequest,
     Limits,
     OpenAIDialect,
-    bodies,
+    response_bodies,
     split_members,
 )
 from embedroute.server.protocols.translation import Translation, write_body
@@ -79,4 +79,4 @@ def translate(body: bytes, model: str, limits: Limits) -> Generator[None, None, 
     return Translation(body=write_body(**{**members, "model": model}), format=FORMAT)
 
 
-RESPONSE: Final = bodies.CreateEmbeddingResponse
+RESPONSE: Final = response_bodies.CreateEmbeddingResponse

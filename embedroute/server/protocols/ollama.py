@@ -20,8 +20,8 @@ from embedroute.protocol import (
     LargeBody,
     Limits,
     Name,
-    bodies,
     decode_struct,
+    response_bodies,
     write_rows,
 )
 from embedroute.server.protocols.translation import (
@@ -259,7 +259,7 @@ def list_models(question: ModelQuestion) -> OllamaModelList:
     return OllamaModelList(models=[_describe(model) for model in question.models])
 
 
-def _describe(model: bodies.Model) -> OllamaModel:
+def _describe(model: response_bodies.Model) -> OllamaModel:
     return OllamaModel(
         name=model.id,
         model=model.id,

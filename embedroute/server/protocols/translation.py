@@ -19,8 +19,8 @@ from embedroute.protocol import (
     LargeBody,
     Limits,
     Size,
-    bodies,
     decode_struct,
+    response_bodies,
     split_members,
 )
 from embedroute.routing import unknown_model
@@ -155,12 +155,12 @@ class ModelQuestion(msgspec.Struct, frozen=True, kw_only=True):
     is that of a POST. ``limits`` are those of requests.
     """
 
-    models: Sequence[bodies.Model]
+    models: Sequence[response_bodies.Model]
     name: str = ""
     body: bytes = b""
     limits: Limits
 
-    def find(self, name: str) -> bodies.Model:
+    def find(self, name: str) -> response_bodies.Model:
         """Return the model of that name.
 
         Raises:
