@@ -140,7 +140,10 @@ def decode_at_once(body: bytes, limits: Limits) -> EmbeddingRequest:
         decode_errors.refuse_duplicate_keys(body, colons, _texts(request))
     fields = _read_other_fields(body, limits) if limits.other_fields else NO_OPTIONS.fields
     wire_input, field = _select_input(request)
-    inputs, kind = convert_inputs(wire_input, limits, field)
+    if isinstance(wire_input, str) and 0 < len(wire_input) <= limits.max_text_characters:
+        inputs, kind = [wire_input], Kind.TEXT  # the usual request: one text
+    else:
+        inputs, kind = convert_inputs(wire_input, limits, field)
     return _make_embedding_request(request, inputs, kind, field, limits, fields)
 
 

@@ -1,4 +1,6 @@
-"""Handles one HTTP exchange: checks the request, reads its body within limits, and responds.
+"""Handles one HTTP exchange: checks the headers of the request, and sends the response.
+
+``request_body.py`` reads the body, and ``error_response.py`` adds the headers of an error.
 
 A disconnect of the client is only detected here. ``tasks.watch`` cancels the work then.
 """
@@ -6,23 +8,19 @@ A disconnect of the client is only detected here. ``tasks.watch`` cancels the wo
 import math
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Final
 from urllib.parse import parse_qsl
 
-from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 
 from embedroute.cache import FULL_USE, CachePolicy
 from embedroute.errors import (
-    BodyTimeout,
-    BodyTooLarge,
     InvalidRequest,
     UnsupportedContentType,
 )
-from embedroute.limits import Account, ByteBudget
+from embedroute.limits import ByteBudget
 from embedroute.log_records import ResponseFacts
 from embedroute.runtime import (
     ClientDisconnected,
@@ -30,9 +28,9 @@ from embedroute.runtime import (
     Watch,
     fairness,
     tasks,
-    time_limits,
 )
 from embedroute.server.protocols import Format
+from embedroute.server.request_body import SMALL_BODY, RequestBody
 from embedroute.text import echo
 from embedroute.trace import RequestTrace, new_request_id
 
@@ -57,10 +55,6 @@ EXPLAIN: Final[Mapping[str, bool]] = {
 }
 """Value of the query parameter ``explain``, in lower case → whether a forecast is requested."""
 
-SMALL_BODY: Final = 1 << 16
-"""Bytes; the unread body of a rejected request is drained if it is not longer."""
-DRAIN_TIMEOUT: Final = 1.0
-"""Seconds to wait for such a body."""
 SMALL_RESPONSE: Final = 1 << 18
 """Bytes; a longer response is sent in pieces, so that it does not wait in the server's buffer."""
 PIECE: Final = 1 << 16
@@ -70,8 +64,7 @@ PIECE: Final = 1 << 16
 class HTTPExchange:
     """One HTTP request and its response; ``receive`` and ``send`` are the ASGI server's.
 
-    ``reserved`` bytes of the body are counted in the caller's ``account`` until the handler
-    releases them. ``response_started`` is True once the response has been started.
+    ``response_started`` is True once the response has been started.
     ``embeds`` is True for a request to embed, and ``explains`` if it requests a forecast.
     ``status`` is that of the response (499 before it), and ``code`` that of the error.
     ``write_timeout`` is the longest time in seconds for which the client may read nothing.
@@ -83,9 +76,8 @@ class HTTPExchange:
     __slots__ = (
         "_by_name",
         "_names_unique",
-        "_skip_drain",
         "_started_at",
-        "account",
+        "body",
         "code",
         "embeds",
         "explains",
@@ -94,7 +86,6 @@ class HTTPExchange:
         "key_header",
         "names",
         "receive",
-        "reserved",
         "response_started",
         "scope",
         "send",
@@ -121,13 +112,11 @@ class HTTPExchange:
         self._names_unique = len(self._by_name) == len(headers)
         self._started_at = time.perf_counter()
         self.response_started: bool = False
-        self._skip_drain = False
         self.embeds: bool = False
         self.explains: bool = False
         self.status: int = 499
         self.code: str | None = None
-        self.account: Account | None = None
-        self.reserved: int = 0
+        self.body: RequestBody = RequestBody(receive)
         self.format: Format | None = None
         self.names: Mapping[str, str] = {}
         self.key_header: bytes = b""
@@ -209,60 +198,9 @@ class HTTPExchange:
             compute=b"only-if-cached" not in directives,
         )
 
-    async def body(self, most: int, bodies: ByteBudget, caller: str) -> bytes:
-        """Read the body, of at most ``most`` bytes, and count it in the account of ``caller``.
-
-        Raises:
-            BodyTooLarge: the declared or the actual length is over ``most``.
-            Overloaded: too many bytes of request bodies are in flight.
-            ClientDisconnected: the client disconnected.
-        """
-        declared = 0
-        for length in self.values(b"content-length"):
-            if length.isdigit() and (size := int(length[:19])) > declared:
-                declared = size
-        if declared > most:
-            self._skip_drain = True
-            raise _too_large(most)
-        if declared:
-            self.account = bodies.reserve(caller, declared)
-            self.reserved = declared
-        try:
-            message = await self.receive()
-            if message["type"] == "http.request" and not message.get("more_body", False):
-                # The usual case: the body is one piece of the declared length.
-                piece: bytes = message.get("body", b"")
-                if len(piece) <= self.reserved:
-                    self._skip_drain = True
-                    return piece
-            return await self._read(message, most, bodies, caller)
-        except OSError as error:
-            raise _receive_error(error) from None
-        except HTTPException as error:  # how FastAPI reports a body over the host's limit
-            if error.status_code != 413:
-                raise
-            raise BodyTooLarge(f"{error.detail}; send fewer inputs at a time.") from None
-
-    async def _read(
-        self, message: Message, most: int, bodies: ByteBudget | None = None, caller: str = ""
-    ) -> bytes:
-        """Read the rest of a body whose first message is ``message``."""
-        body = bytearray()
-        while True:
-            if message["type"] == "http.disconnect":
-                raise ClientDisconnected
-            piece: bytes = message.get("body", b"")
-            size = len(body) + len(piece)
-            if size > most:
-                raise _too_large(most)
-            if size > self.reserved and bodies is not None:
-                self.account = bodies.reserve(caller, size - self.reserved)
-                self.reserved = size
-            body += piece
-            if not message.get("more_body", False):
-                self._skip_drain = True
-                return bytes(body)
-            message = await self.receive()
+    def read_body(self, most: int, bodies: ByteBudget, caller: str) -> Awaitable[bytes]:
+        """Read the body; see ``RequestBody.read``."""
+        return self.body.read(self.values(b"content-length"), most, bodies, caller)
 
     async def wait_for_disconnect(self) -> None:
         """Wait until the client disconnects. Call this only after the body was read.
@@ -312,9 +250,9 @@ class HTTPExchange:
             body = b""
         try:
             await self.send({"type": "http.response.start", "status": status, "headers": headers})
-            if not self._skip_drain and self._has_unread_body():
+            if not self.body.is_done and self._has_unread_body():
                 await self.send({"type": "http.response.body", "body": body, "more_body": True})
-                await self._drain()
+                await self.body.drain()
                 body = b""
             await self.send({"type": "http.response.body", "body": body})
         except OSError:
@@ -361,10 +299,6 @@ class HTTPExchange:
         """
         return self.scope.get("http_version") == "1.0"
 
-    def skip_drain(self) -> None:
-        """Do not read the rest of the request before the response ends."""
-        self._skip_drain = True
-
     def _has_unread_body(self) -> bool:
         """Return whether the client is sending a small body."""
         if not self.scope.get("http_version", "").startswith("1") or self.values(b"expect"):
@@ -373,18 +307,6 @@ class HTTPExchange:
         return (
             len(declared) == 1 and declared[0].isdigit() and 0 < int(declared[0][:19]) <= SMALL_BODY
         )
-
-    async def _drain(self) -> None:
-        """Read and discard the rest of a small body.
-
-        Some servers close a connection whose request was not read. If the client is still sending,
-        the connection is then reset, and the client may not receive the response.
-        """
-        with (
-            suppress(TimeoutError, OSError, BodyTooLarge, ClientDisconnected),
-            time_limits.fail_after(DRAIN_TIMEOUT),
-        ):
-            await self._read(await self.receive(), SMALL_BODY)
 
     def elapsed(self) -> float:
         """Return the seconds since the request arrived."""
@@ -417,19 +339,6 @@ class HTTPExchange:
             "upstream_ms": round(upstream * 1000, 1),
             "request_id": trace.request_id,
         }
-
-
-def _receive_error(error: OSError) -> Exception:
-    """Return the gateway's exception for an error of ``receive``."""
-    if isinstance(error, TimeoutError):
-        # A time limit of the host's own around `receive`.
-        return BodyTimeout("The request body was not complete in time.")
-    # How servers report a disconnect since ASGI 2.4.
-    return ClientDisconnected()
-
-
-def _too_large(most: int) -> BodyTooLarge:
-    return BodyTooLarge(f"The body is over {most} bytes; send fewer inputs at a time.")
 
 
 def make_headers(

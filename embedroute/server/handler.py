@@ -154,8 +154,8 @@ class RequestHandler:
                 is_watched = gateway.counts is not None or gateway.active.ledger is not None
                 if (is_watched or gateway.observers) and not exchange.explains:
                     self._report(exchange)
-            if exchange.account is not None:
-                self.gateway.bodies.release(exchange.account, exchange.reserved)
+            if exchange.body.account is not None:
+                self.gateway.bodies.release(exchange.body.account, exchange.body.reserved)
 
     def _report(self, exchange: HTTPExchange) -> None:
         """Report a finished request to the observers and to the ledger."""
@@ -236,7 +236,7 @@ class RequestHandler:
         async with tasks.watch(
             settings.body_timeout, self._make_body_timeout, on_cancelled=abort
         ) as watch:
-            body = await exchange.body(settings.max_body_bytes, gateway.bodies, caller.name)
+            body = await exchange.read_body(settings.max_body_bytes, gateway.bodies, caller.name)
             make_error = partial(make_deadline_error, settings.deadline, exchange.trace)
             watch.restart(settings.deadline, make_error, exchange.wait_for_disconnect)
             deadline = gateway.clock() + settings.deadline
@@ -453,7 +453,7 @@ class RequestHandler:
         exchange.require_json()
         seconds = self.gateway.settings.body_timeout
         async with tasks.watch(seconds, self._make_body_timeout):
-            return await exchange.body(SMALL, self.gateway.bodies, caller.name)
+            return await exchange.read_body(SMALL, self.gateway.bodies, caller.name)
 
     async def _reject(self, exchange: HTTPExchange, error: EmbedrouteError) -> None:
         if exchange.response_started:
@@ -469,7 +469,7 @@ class RequestHandler:
 
     async def _abort(self, exchange: HTTPExchange) -> None:
         """Respond to a request whose task the server or the host cancels, if that is possible."""
-        exchange.skip_drain()
+        exchange.body.is_done = True
         message = "The server stopped before it could respond. Send the request again."
         reject = partial(self._reject, exchange, Overloaded(message))
         with suppress(Exception):  # the connection itself may be broken
