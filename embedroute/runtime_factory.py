@@ -43,7 +43,12 @@ from embedroute.routing import (
 from embedroute.runtime import time_limits
 from embedroute.stores import Store, StoredKeys, StoreWorker, place_of
 from embedroute.telemetry import Counts, Observer
-from embedroute.transport import Transport, create_transport, transport_mistakes
+from embedroute.transport import (
+    TraceContextTransport,
+    Transport,
+    create_transport,
+    transport_mistakes,
+)
 
 if TYPE_CHECKING:
     import httpx2
@@ -200,6 +205,8 @@ class RuntimeFactory:
             stack.push_async_callback(self._store.remove_user)
         transport = self._make_transport()
         stack.push_async_callback(transport.aclose)
+        if self._settings.opentelemetry:
+            transport = TraceContextTransport(transport)
         attempts = AttemptRunner(
             transport=transport,
             local=self._local,

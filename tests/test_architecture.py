@@ -84,7 +84,7 @@ HOLDERS = {
     "fastapi": {"fastapi.py"},
     "uvicorn": {"cli/", "uvicorn.py"},
     "azure": {"backends/_entra.py"},
-    "opentelemetry": {"telemetry/spans.py"},
+    "opentelemetry": {"telemetry/spans.py", "transport/trace_context.py"},
     "prometheus_client": {"telemetry/metrics.py", "bootstrap.py", "gateway.py"},
     "botocore": {"backends/_aws.py"},
     "google": {"backends/_google_auth.py"},

@@ -15,6 +15,7 @@ from embedroute.transport.base import (
 )
 from embedroute.transport.factory import create_transport, transport_mistakes
 from embedroute.transport.resolver import Address, Resolver
+from embedroute.transport.trace_context import TraceContextTransport
 
 __all__ = [
     "DEFAULT_CONFIG",
@@ -25,6 +26,7 @@ __all__ = [
     "Address",
     "ExchangeLimits",
     "Resolver",
+    "TraceContextTransport",
     "Transport",
     "TransportConfig",
     "create_transport",
