@@ -296,11 +296,14 @@ CONTEXT_TOO_LONG: Final = _any(
     r"maximum input length",
     r"INPUT_TOKEN_LIMIT_EXCEEDED",
     r"exceeded max .{0,20}tokens",
-    r"(input|prompt|text|content|sequence)\b"
-    r"(?!['`\"]? (array|list|batch)( size| length)?( is)? too long).{0,40} too long",
+    r"(input|prompt|text|content|sequence|document|doc|passage|paragraph|sentence|chunk|query)\b"
+    r"(?!['`\"]? (array|list|batch|id|name|title|url)( size| length)?( is)? too long)"
+    r".{0,40} too long",
     r"too large to process",
     r"must have less than \d+ tokens",
     r"input exceeds",
+    r"(text|content|document|doc|passage|paragraph|sentence|chunk|query) exceeds (the limit of )?"
+    r"\d+ (tokens|characters|chars|words)",
 )
 """Messages for one input that is longer than the model's context.
 
