@@ -4,6 +4,7 @@
 the same as ``[{"content": […]}]``: one input with these parts.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Final, cast
 
@@ -15,7 +16,8 @@ from embedroute.inputs import ImagePart, TextPart
 FIELDS: Final = ("input", "inputs")
 
 _MEMBERS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_ITEMS: Final = msgspec.json.Decoder(list[msgspec.Raw])
+_PARTS: Final = re.compile(rb'\[[ \t\r\n]*\{[ \t\r\n]*"(?:type|text|image_url)"')
+"""The beginning of a list of parts: the first key of a content object is ``content``."""
 
 
 class WrappedBody(msgspec.Struct, frozen=True):
@@ -29,7 +31,7 @@ def wrap_json(body: bytes) -> WrappedBody | None:
     """Put the listed parts of a JSON body into a content object; None if it lists no parts."""
     try:
         members = _MEMBERS.decode(body)
-        names = [name for name in FIELDS if name in members and _lists_parts(members[name])]
+        names = [name for name in FIELDS if name in members and _PARTS.match(members[name])]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
     if not names:
@@ -56,14 +58,6 @@ def rename(error: InvalidRequest) -> InvalidRequest:
         if error.param is not None:
             error.param = error.param.replace(f"{name}[0].content", name)
     return error
-
-
-def _lists_parts(raw: msgspec.Raw) -> bool:
-    if bytes(memoryview(raw)[:1]) != b"[":
-        return False
-    items = _ITEMS.decode(raw)
-    is_object = bool(items) and bytes(memoryview(items[0])[:1]) == b"{"
-    return is_object and _is_part(_MEMBERS.decode(items[0]))
 
 
 def _is_part(item: object) -> bool:

@@ -65,7 +65,7 @@ WRONG = [
         "image_url.url",
     ),
     ([{"content": [TEXT]}, TEXT], "input[1].type", "Unknown field"),
-    ([{"text": "a"}], "input[0].text", "Unknown field"),
+    ([{"text": "a"}], "input[0].type", "is required"),
 ]
 
 

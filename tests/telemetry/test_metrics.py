@@ -273,6 +273,8 @@ scrape_configs:
             )
         except httpx2.TransportError:
             return []
+        if answer.status_code == 503:  # it is starting
+            return []
         return [float(row["value"][1]) for row in answer.json()["data"]["result"]]
 
     try:
